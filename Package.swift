@@ -1,0 +1,60 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+// Every target is Swift 6, strictly memory safe, and clean of warnings.
+let strict: [SwiftSetting] = [
+  .swiftLanguageMode(.v6),
+  .strictMemorySafety(),
+  .treatAllWarnings(as: .error),
+  .enableUpcomingFeature("ExistentialAny"),
+  // Release: the walkers and rings are generic or small; let them be inlined across modules.
+  .unsafeFlags(["-cross-module-optimization"], .when(configuration: .release)),
+]
+
+func library(_ name: String, uses dependencies: [Target.Dependency] = []) -> Target {
+  .target(name: name, dependencies: dependencies, swiftSettings: strict)
+}
+
+func tests(of name: String, uses dependencies: [Target.Dependency] = []) -> Target {
+  .testTarget(
+    name: name + "Tests", dependencies: [.byName(name: name)] + dependencies,
+    swiftSettings: [.swiftLanguageMode(.v6), .treatAllWarnings(as: .error), .enableUpcomingFeature("ExistentialAny")])
+}
+
+let package = Package(
+  name: "nestling",
+  products: [.executable(name: "nestling", targets: ["nestling"])],
+  targets: [
+    // The host's side: system calls, and `unsafe`, live here and nowhere else.
+    .target(name: "CLinux", cSettings: [.unsafeFlags(["-Wall", "-Wextra", "-Werror"])]),
+    library("Linux", uses: ["CLinux"]),
+    library("KVM", uses: ["Linux", "CLinux"]),
+
+    // The guest's side: pure Swift, no system call.
+    library("Hardware"),
+    library("PCI", uses: ["Hardware"]),
+    library("VTd", uses: ["PCI", "Hardware"]),
+    library("Devices", uses: ["PCI", "Hardware"]),
+
+    // Where the two meet, and what a person types.
+    library("Machine", uses: ["KVM", "Linux", "VTd", "Devices", "PCI", "Hardware"]),
+    library("Control", uses: ["Machine"]),
+    .executableTarget(
+      name: "nestling", dependencies: ["Control"],
+      swiftSettings: strict + [.unsafeFlags(["-static-executable"], .when(configuration: .release))],
+      linkerSettings: [.unsafeFlags(["-static-executable"], .when(configuration: .release))]),
+
+    // Doubles for what the guest's side asks of its host: memory, workers, interrupt routes.
+    .target(
+      name: "TestSupport", dependencies: ["Hardware"], path: "Tests/TestSupport",
+      swiftSettings: [.swiftLanguageMode(.v6), .treatAllWarnings(as: .error)]),
+    tests(of: "Linux"),
+    tests(of: "KVM", uses: ["Linux"]),
+    tests(of: "Hardware", uses: ["TestSupport"]),
+    tests(of: "PCI", uses: ["Hardware", "TestSupport"]),
+    tests(of: "VTd", uses: ["Hardware", "PCI", "TestSupport"]),
+    tests(of: "Devices", uses: ["Hardware", "PCI", "TestSupport"]),
+    tests(of: "Machine", uses: ["Hardware", "PCI", "Devices", "VTd", "TestSupport"]),
+    tests(of: "Control", uses: ["Machine"]),
+  ]
+)

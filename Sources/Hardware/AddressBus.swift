@@ -1,0 +1,146 @@
+import Synchronization
+
+/// What answers accesses within a region of a bus.
+///
+/// A call may come from any vCPU's thread, and two may come at once.
+public protocol BusDevice: AnyObject, Sendable {
+  /// - Parameter offset: from the region's start; `offset + width` lies within the region.
+  func read(offset: UInt64, width: AccessWidth) -> UInt64
+  /// - Parameter value: bits beyond `width` are zero.
+  func write(offset: UInt64, width: AccessWidth, value: UInt64)
+}
+
+/// An address space with devices in it: the memory bus, or the I/O ports.
+///
+/// The guest moves regions about (BARs), so they may overlap: the board's fixed regions win over
+/// movable ones, and among equals the one that was attached first.
+///
+/// Lock order: the bus lock is a leaf. It is never held across a call of a device; the reference
+/// that a lookup returns keeps the device alive while the access is in flight.
+public final class AddressBus: Sendable {
+  public enum Priority: Int, Sendable, Comparable {
+    /// Placed by the guest: a BAR.
+    case movable
+    /// Placed by the board.
+    case fixed
+
+    public static func < (a: Priority, b: Priority) -> Bool { a.rawValue < b.rawValue }
+  }
+
+  /// Names an attached region until it is detached.
+  public struct Attachment: Hashable, Sendable {
+    fileprivate let number: UInt64
+  }
+
+  private struct Region {
+    let attachment: Attachment
+    let base: UInt64
+    /// Address of the last byte, so that a region may end at the top of the space.
+    let last: UInt64
+    let priority: Priority
+    let device: any BusDevice
+  }
+
+  /// A stretch of addresses that one region answers.
+  private struct Segment {
+    let first: UInt64
+    let last: UInt64
+    let base: UInt64
+    let device: any BusDevice
+  }
+
+  private struct Map {
+    var regions: [Region] = []
+    var segments: [Segment] = []
+    var nextNumber: UInt64 = 0
+  }
+
+  private let map = Mutex(Map())
+
+  public init() {}
+
+  /// Adds a region.
+  /// - Parameter size: in bytes, not zero. A region that would run past the top of the space ends there.
+  public func attach(
+    _ device: any BusDevice, at base: UInt64, size: UInt64, priority: Priority = .fixed
+  ) -> Attachment {
+    precondition(size > 0, "a region has a size")
+    let (end, overflow) = base.addingReportingOverflow(size - 1)
+    return map.withLock { map in
+      let attachment = Attachment(number: map.nextNumber)
+      map.nextNumber += 1
+      map.regions.append(
+        Region(
+          attachment: attachment, base: base, last: overflow ? .max : end, priority: priority, device: device))
+      map.segments = Self.flatten(map.regions)
+      return attachment
+    }
+  }
+
+  /// Takes a region away. An access that found it before may still be in flight.
+  public func detach(_ attachment: Attachment) {
+    map.withLock { map in
+      map.regions.removeAll { $0.attachment == attachment }
+      map.segments = Self.flatten(map.regions)
+    }
+  }
+
+  /// - Returns: nil where no device answers the whole access.
+  public func read(address: UInt64, width: AccessWidth) -> UInt64? {
+    guard let (device, offset) = find(address, width) else { return nil }
+    return device.read(offset: offset, width: width) & width.allOnes
+  }
+
+  /// - Returns: false where no device answers the whole access.
+  @discardableResult
+  public func write(address: UInt64, width: AccessWidth, value: UInt64) -> Bool {
+    guard let (device, offset) = find(address, width) else { return false }
+    device.write(offset: offset, width: width, value: value & width.allOnes)
+    return true
+  }
+
+  private func find(_ address: UInt64, _ width: AccessWidth) -> (any BusDevice, UInt64)? {
+    let (last, overflow) = address.addingReportingOverflow(UInt64(width.rawValue - 1))
+    if overflow { return nil }
+    return map.withLock { map in
+      var low = 0
+      var high = map.segments.count
+      while low < high {
+        let middle = (low + high) / 2
+        if map.segments[middle].last < address { low = middle + 1 } else { high = middle }
+      }
+      guard low < map.segments.count else { return nil }
+      let segment = map.segments[low]
+      guard segment.first <= address, last <= segment.last else { return nil }
+      return (segment.device, address - segment.base)
+    }
+  }
+
+  /// Cuts overlapping regions into disjoint segments in order of address.
+  private static func flatten(_ regions: [Region]) -> [Segment] {
+    // Winners first; `sorted` is not stable, so the number of the attachment decides among equals.
+    let ranked = regions.sorted {
+      ($0.priority, $1.attachment.number) > ($1.priority, $0.attachment.number)
+    }
+    var starts = Set<UInt64>()
+    for region in regions {
+      starts.insert(region.base)
+      if region.last < .max { starts.insert(region.last + 1) }
+    }
+    let cuts = starts.sorted()
+    var segments: [Segment] = []
+    for (index, first) in cuts.enumerated() {
+      guard let winner = ranked.first(where: { $0.base <= first && first <= $0.last }) else { continue }
+      let last = index + 1 < cuts.count ? cuts[index + 1] - 1 : winner.last
+      if let previous = segments.last, previous.device === winner.device, previous.base == winner.base,
+        previous.last &+ 1 == first
+      {
+        segments[segments.count - 1] = Segment(
+          first: previous.first, last: last, base: previous.base, device: previous.device)
+      } else {
+        segments.append(Segment(first: first, last: last, base: winner.base, device: winner.device))
+      }
+    }
+    return segments
+  }
+}

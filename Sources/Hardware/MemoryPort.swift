@@ -1,0 +1,131 @@
+/// What a request wants of memory.
+public struct DMAAccess: OptionSet, Hashable, Sendable {
+  public let rawValue: UInt8
+  public init(rawValue: UInt8) { self.rawValue = rawValue }
+
+  public static let read = DMAAccess(rawValue: 1)
+  public static let write = DMAAccess(rawValue: 2)
+}
+
+/// Why a request did not reach memory.
+public enum DMAError: Error, Hashable, Sendable {
+  /// Bus Master Enable is clear, or the function is gone.
+  case disabled
+  /// The IOMMU refused it, and has recorded the fault.
+  case translation
+  /// It passed, but what is there is not RAM.
+  case notMemory
+}
+
+/// A run of guest physical addresses.
+public struct PhysicalSegment: Hashable, Sendable {
+  public var address: UInt64
+  /// In bytes, not zero.
+  public var count: Int
+
+  public init(address: UInt64, count: Int) {
+    self.address = address
+    self.count = count
+  }
+}
+
+/// The one way by which a device reaches memory: Bus Master Enable, the IOMMU and unplug sit in it.
+public protocol MemoryPort: AnyObject, Sendable {
+  /// Where translated requests end up.
+  var memory: any PhysicalMemory { get }
+
+  /// Translates the start of a request.
+  /// - Parameter count: bytes wanted, not zero.
+  /// - Returns: the physical run that `address` starts, at most `count` bytes long, all of it within
+  ///   one translation. Whether it is RAM is for the access to find out.
+  func translate(_ address: UInt64, count: Int, for access: DMAAccess) throws(DMAError) -> PhysicalSegment
+}
+
+extension MemoryPort {
+  /// Appends the physical runs of a whole request, adjacent ones joined, each known to be RAM.
+  public func resolve(
+    _ address: UInt64, count: Int, for access: DMAAccess, into segments: inout [PhysicalSegment]
+  ) throws(DMAError) {
+    var address = address
+    var remaining = count
+    var joins = false
+    while remaining > 0 {
+      let segment = try translate(address, count: remaining, for: access)
+      guard memory.contains(segment.address, count: UInt64(segment.count)) else { throw .notMemory }
+      if joins, let last = segments.last, last.address &+ UInt64(last.count) == segment.address {
+        segments[segments.count - 1].count += segment.count
+      } else {
+        segments.append(segment)
+      }
+      joins = true
+      address &+= UInt64(segment.count)
+      remaining -= segment.count
+    }
+  }
+
+  public func read(from address: UInt64, into bytes: inout MutableRawSpan) throws(DMAError) {
+    var offset = 0
+    while offset < bytes.byteCount {
+      let segment = try translate(address &+ UInt64(offset), count: bytes.byteCount - offset, for: .read)
+      var part = bytes._mutatingExtracting(offset..<offset + segment.count)
+      guard memory.read(from: segment.address, into: &part) else { throw .notMemory }
+      offset += segment.count
+    }
+  }
+
+  public func write(_ bytes: RawSpan, to address: UInt64) throws(DMAError) {
+    var offset = 0
+    while offset < bytes.byteCount {
+      let segment = try translate(address &+ UInt64(offset), count: bytes.byteCount - offset, for: .write)
+      guard memory.write(bytes.extracting(offset..<offset + segment.count), to: segment.address) else {
+        throw .notMemory
+      }
+      offset += segment.count
+    }
+  }
+
+  /// A single aligned access; an aligned one never crosses a translation.
+  public func loadUInt16(at address: UInt64) throws(DMAError) -> UInt16 {
+    guard let value = memory.loadUInt16(at: try translate(address, count: 2, for: .read).address) else {
+      throw .notMemory
+    }
+    return value
+  }
+
+  public func loadUInt32(at address: UInt64) throws(DMAError) -> UInt32 {
+    guard let value = memory.loadUInt32(at: try translate(address, count: 4, for: .read).address) else {
+      throw .notMemory
+    }
+    return value
+  }
+
+  public func loadUInt64(at address: UInt64) throws(DMAError) -> UInt64 {
+    guard let value = memory.loadUInt64(at: try translate(address, count: 8, for: .read).address) else {
+      throw .notMemory
+    }
+    return value
+  }
+
+  public func storeUInt16(_ value: UInt16, at address: UInt64) throws(DMAError) {
+    guard memory.storeUInt16(value, at: try translate(address, count: 2, for: .write).address) else {
+      throw .notMemory
+    }
+  }
+
+  public func storeUInt32(_ value: UInt32, at address: UInt64) throws(DMAError) {
+    guard memory.storeUInt32(value, at: try translate(address, count: 4, for: .write).address) else {
+      throw .notMemory
+    }
+  }
+
+  public func storeUInt64(_ value: UInt64, at address: UInt64) throws(DMAError) {
+    guard memory.storeUInt64(value, at: try translate(address, count: 8, for: .write).address) else {
+      throw .notMemory
+    }
+  }
+}
+
+/// What gives a function its memory port: the IOMMU, or the board where there is none.
+public protocol DMARemapper: AnyObject, Sendable {
+  func makePort(for requester: Requester) -> any MemoryPort
+}
