@@ -1,0 +1,259 @@
+import Hardware
+import Synchronization
+
+/// A PCI Express function: configuration space, BARs on the buses, MSI, MSI-X, INTx, Function Level Reset.
+/// What it is beyond that is its model.
+///
+/// Lock order: the function's lock, then those of MSI-X, MSI, the interrupt line and the buses. The model is
+/// called with none of them held; `placing` alone is held then, so that two vCPUs that move a BAR are told apart.
+public final class Function: Sendable {
+  private struct State {
+    var space: ConfigurationSpace
+    var model: (any FunctionModel)?
+    var interruptLine: (any InterruptLine)?
+    /// The device's wish; what is on the wire depends on Interrupt Disable too.
+    var interruptAsserted = false
+  }
+
+  private struct Placement {
+    var base: UInt64?
+    var attachment: AddressBus.Attachment?
+  }
+
+  public let description: FunctionDescription
+  public let requester: Requester
+  public let environment: PCIEnvironment
+  public let msix: MSIX?
+  public let msi: MSI?
+  /// Offsets of the description's capabilities, in its order.
+  public let capabilityOffsets: [Int]
+
+  private let resetSpace: ConfigurationSpace
+  private let expressOffset: Int?
+  private let msixOffset: Int?
+  private let msiOffset: Int?
+  private let state: Mutex<State>
+  private let placing: Mutex<[Placement]>
+
+  /// - Parameter address: device and function; the bus number is that of the bus it is put on.
+  public init(_ description: FunctionDescription, at address: RequesterID, environment: PCIEnvironment) {
+    self.description = description
+    self.environment = environment
+    requester = Requester(id: address)
+
+    var space = ConfigurationSpace()
+    space.define(StandardOffset.vendorID, description.vendorID)
+    space.define(StandardOffset.deviceID, description.deviceID)
+    space.define(StandardOffset.command, UInt16(0), writable: Command.writable.rawValue)
+    // Status: parity, abort and system error bits are RW1C.
+    space.define(StandardOffset.status, UInt16(0), writeOneToClear: 0xf900)
+    space.define(StandardOffset.revisionID, description.revisionID)
+    space.define(StandardOffset.classCode, UInt8(truncatingIfNeeded: description.classCode))
+    space.define(StandardOffset.classCode + 1, UInt16(truncatingIfNeeded: description.classCode >> 8))
+    space.define(0x0c, UInt8(0), writable: 0xff)  // Cache Line Size
+    space.define(StandardOffset.headerType, UInt8(description.multifunction ? 0x80 : 0))
+    space.define(StandardOffset.subsystemVendorID, description.subsystemVendorID)
+    space.define(StandardOffset.subsystemID, description.subsystemID)
+    space.define(StandardOffset.interruptLine, UInt8(0), writable: 0xff)
+    space.define(StandardOffset.interruptPin, description.interruptPin)
+    for bar in description.baseAddressRegisters { bar.define(in: &space) }
+
+    if let layout = description.msix {
+      msix = MSIX(layout: layout, requester: requester, router: environment.interrupts)
+      var body: [UInt8] = []
+      body.append(littleEndian: UInt16(layout.vectorCount - 1))
+      body.append(littleEndian: UInt32(layout.tableOffset) | UInt32(layout.bar))
+      body.append(littleEndian: UInt32(layout.pendingOffset) | UInt32(layout.bar))
+      msixOffset = space.addCapability(id: 0x11, body: body, writable: [0x00, 0xc0])
+    } else {
+      msix = nil
+      msixOffset = nil
+    }
+    if description.msiVectorCount > 0 {
+      let msi = MSI(
+        vectorCount: description.msiVectorCount, requester: requester, router: environment.interrupts)
+      msiOffset = space.addCapability(id: 0x05, body: msi.capability.body, writable: msi.capability.writable)
+      self.msi = msi
+    } else {
+      msi = nil
+      msiOffset = nil
+    }
+    if let type = description.expressType {
+      let body = ExpressCapability(type: type).body
+      expressOffset = space.addCapability(id: ExpressCapability.id, body: body.bytes, writable: body.writable)
+    } else {
+      expressOffset = nil
+    }
+    var offsets: [Int] = []
+    for capability in description.capabilities {
+      offsets.append(space.addCapability(id: capability.id, body: capability.body, writable: capability.writable))
+    }
+    capabilityOffsets = offsets
+    resetSpace = space
+    state = Mutex(State(space: space))
+    placing = Mutex(Array(repeating: Placement(), count: description.baseAddressRegisters.count))
+  }
+
+  /// Gives the function its behaviour. The two hold each other until `remove`.
+  public func install(_ model: any FunctionModel) {
+    state.withLock { $0.model = model }
+  }
+
+  /// The wire that INTx drives; set by the bus that takes the function up.
+  public func connect(interruptLine: (any InterruptLine)?) {
+    state.withLock { $0.interruptLine = interruptLine }
+  }
+
+  /// Takes the function off the buses and lets go of its model. Accesses in flight end as they will.
+  public func remove() {
+    requester.busMasterEnable = false
+    state.withLock { state in
+      state.interruptLine?.set(false)
+      state.space = resetSpace
+    }
+    msix?.reset()
+    msi?.reset()
+    updatePlacement()
+    state.withLock { $0.model = nil }
+  }
+
+  private var model: (any FunctionModel)? { state.withLock { $0.model } }
+
+  // MARK: Configuration accesses
+
+  /// - Parameters:
+  ///   - offset: 0 to 4095, with the width within the space.
+  public func readConfiguration(offset: Int, width: AccessWidth) -> UInt64 {
+    if let answer = model?.readConfiguration(offset: offset, width: width) { return answer & width.allOnes }
+    let pending = msi?.pending ?? 0
+    return state.withLock { state in
+      var space = state.space
+      if state.interruptAsserted {
+        // Interrupt Status, Status bit 3.
+        space.set(StandardOffset.status, space.get(UInt16.self, StandardOffset.status) | 1 << 3)
+      }
+      if let msiOffset { space.set(msiOffset + 0x14, pending) }
+      return space.read(offset, width)
+    }
+  }
+
+  public func writeConfiguration(offset: Int, width: AccessWidth, value: UInt64) {
+    let touched = offset..<offset + width.rawValue
+    var resets = false
+    state.withLock { state in
+      if let expressOffset, touched.contains(expressOffset + ExpressCapability.deviceControl + 1) {
+        let shift = 8 * (expressOffset + ExpressCapability.deviceControl + 1 - offset)
+        resets = (value >> shift)[bit: 7]
+      }
+      state.space.write(offset, width, value)
+      if touched.overlaps(StandardOffset.command..<StandardOffset.command + 2) {
+        let command = Command(rawValue: state.space.get(UInt16.self, StandardOffset.command))
+        requester.busMasterEnable = command.contains(.busMasterEnable)
+        driveInterrupt(state)
+      }
+      if let msixOffset, touched.overlaps(msixOffset + 2..<msixOffset + 4) {
+        let control = state.space.get(UInt16.self, msixOffset + 2)
+        msix?.control(enabled: control[bit: 15], functionMasked: control[bit: 14])
+        driveInterrupt(state)
+      }
+      if let msiOffset, touched.overlaps(msiOffset + 2..<msiOffset + 24) {
+        msi?.update(from: state.space, at: msiOffset)
+        driveInterrupt(state)
+      }
+    }
+    if resets {
+      reset()
+      return
+    }
+    if touched.overlaps(StandardOffset.command..<StandardOffset.command + 2)
+      || touched.overlaps(StandardOffset.baseAddressRegisters..<0x28)
+    {
+      updatePlacement()
+    }
+    model?.configurationWritten(offset: offset, width: width, value: value & width.allOnes)
+  }
+
+  /// Function Level Reset, and the function's part of a board's reset.
+  public func reset() {
+    requester.busMasterEnable = false
+    state.withLock { state in
+      state.space = resetSpace
+      state.interruptAsserted = false
+      driveInterrupt(state)
+    }
+    msix?.reset()
+    msi?.reset()
+    updatePlacement()
+    model?.reset()
+  }
+
+  /// What firmware does: gives a BAR its address. Decoding is enabled separately, by the command register.
+  public func place(_ bar: BaseAddressRegister, at base: UInt64) {
+    state.withLock { bar.place(at: base, in: &$0.space) }
+    updatePlacement()
+  }
+
+  // MARK: Interrupts
+
+  /// Asserts or withdraws INTx. On the wire only while MSI, MSI-X and Interrupt Disable are off.
+  public func setINTx(_ asserted: Bool) {
+    state.withLock { state in
+      state.interruptAsserted = asserted
+      driveInterrupt(state)
+    }
+  }
+
+  private func driveInterrupt(_ state: State) {
+    guard let line = state.interruptLine else { return }
+    let command = Command(rawValue: state.space.get(UInt16.self, StandardOffset.command))
+    let usesMessages = msix?.isEnabled == true || msi?.isEnabled == true
+    line.set(state.interruptAsserted && !usesMessages && !command.contains(.interruptDisable))
+  }
+
+  // MARK: Regions
+
+  private func updatePlacement() {
+    placing.withLock { placements in
+      let (space, model) = state.withLock { ($0.space, $0.model) }
+      for (index, bar) in description.baseAddressRegisters.enumerated() {
+        let base = bar.base(in: space)
+        guard base != placements[index].base else { continue }
+        let bus = bar.space == .io ? environment.ioBus : environment.memoryBus
+        if let attachment = placements[index].attachment { bus.detach(attachment) }
+        placements[index] = Placement(base: base, attachment: nil)
+        if let base {
+          placements[index].attachment = bus.attach(
+            Region(function: self, bar: bar.index), at: base, size: bar.size, priority: .movable)
+        }
+        model?.placed(bar: bar.index, at: base)
+      }
+    }
+  }
+
+  /// A BAR as the bus sees it.
+  private final class Region: BusDevice {
+    private let function: Function
+    private let bar: Int
+
+    init(function: Function, bar: Int) {
+      self.function = function
+      self.bar = bar
+    }
+
+    func read(offset: UInt64, width: AccessWidth) -> UInt64 {
+      if let msix = function.msix, msix.layout.bar == bar, let value = msix.read(offset: offset, width: width) {
+        return value
+      }
+      return function.model?.readRegion(bar: bar, offset: offset, width: width) ?? width.allOnes
+    }
+
+    func write(offset: UInt64, width: AccessWidth, value: UInt64) {
+      if let msix = function.msix, msix.layout.bar == bar,
+        msix.write(offset: offset, width: width, value: value)
+      {
+        return
+      }
+      function.model?.writeRegion(bar: bar, offset: offset, width: width, value: value)
+    }
+  }
+}

@@ -1,0 +1,30 @@
+import Hardware
+
+/// What a device does behind its configuration space. Calls come from any vCPU's thread, two at once if the
+/// guest wants; none is made with a lock of this module held.
+public protocol FunctionModel: AnyObject, Sendable {
+  /// - Parameter offset: from the BAR's start; `offset + width` lies within it. MSI-X's part is not passed on.
+  func readRegion(bar: Int, offset: UInt64, width: AccessWidth) -> UInt64
+  func writeRegion(bar: Int, offset: UInt64, width: AccessWidth, value: UInt64)
+
+  /// Function Level Reset, or the reset of the whole board: back to the state after construction.
+  func reset()
+
+  /// Where a BAR decodes now; nil while it does not.
+  func placed(bar: Int, at base: UInt64?)
+
+  /// A chance to answer a configuration read in the hardware's stead: a window such as virtio's. nil: not mine.
+  func readConfiguration(offset: Int, width: AccessWidth) -> UInt64?
+
+  /// Told of a configuration write after it went through the masks.
+  func configurationWritten(offset: Int, width: AccessWidth, value: UInt64)
+}
+
+extension FunctionModel {
+  public func readRegion(bar: Int, offset: UInt64, width: AccessWidth) -> UInt64 { width.allOnes }
+  public func writeRegion(bar: Int, offset: UInt64, width: AccessWidth, value: UInt64) {}
+  public func reset() {}
+  public func placed(bar: Int, at base: UInt64?) {}
+  public func readConfiguration(offset: Int, width: AccessWidth) -> UInt64? { nil }
+  public func configurationWritten(offset: Int, width: AccessWidth, value: UInt64) {}
+}
