@@ -1,1 +1,59 @@
+#define _GNU_SOURCE
+#include "CLinux.h"
 
+#include <pthread.h>
+#include <signal.h>
+#include <sys/eventfd.h>
+#include <sys/random.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+
+#define ANSWER(call)                      \
+    ({                                    \
+        __typeof__(call) result;          \
+        do                                \
+            result = (call);              \
+        while (result < 0 && errno == EINTR); \
+        result < 0 ? -errno : result;     \
+    })
+
+int nestling_eventfd(void) { return ANSWER(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)); }
+
+int nestling_memfd_create(const char *name, unsigned int page_shift) {
+    unsigned int flags = MFD_CLOEXEC;
+    if (page_shift > 0) flags |= MFD_HUGETLB;
+    // MFD_HUGE_SHIFT: bits 31:26.
+    if (page_shift > 1) flags |= page_shift << 26;
+    return ANSWER(memfd_create(name, flags));
+}
+
+int nestling_accept(int listener) { return ANSWER(accept4(listener, NULL, NULL, SOCK_CLOEXEC)); }
+
+long nestling_getrandom(void *into, size_t count) { return ANSWER(getrandom(into, count, 0)); }
+
+int nestling_termination_signals(void) {
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGHUP);
+    pthread_sigmask(SIG_BLOCK, &set, NULL);
+    return ANSWER(signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
+}
+
+int nestling_take_signal(int descriptor) {
+    struct signalfd_siginfo info;
+    return read(descriptor, &info, sizeof info) == sizeof info ? (int)info.ssi_signo : 0;
+}
+
+int nestling_punch_hole(int descriptor, int64_t offset, int64_t count) {
+    return ANSWER(fallocate(descriptor, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, count));
+}
+
+int nestling_zero_range(int descriptor, int64_t offset, int64_t count) {
+    return ANSWER(fallocate(descriptor, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, offset, count));
+}
+
+void nestling_name_thread(const char *name) { pthread_setname_np(pthread_self(), name); }
+
+long nestling_thread_id(void) { return syscall(SYS_gettid); }

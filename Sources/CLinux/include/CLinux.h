@@ -1,1 +1,85 @@
+// The kernel's user-space interface, as far as Nestling uses it: structures and request numbers under the kernel's
+// own names, and the calls that Swift cannot make itself.
+//
+// Debian 12's headers are Linux 6.1's and lack iommufd and the VFIO device files, so nothing of <linux/…> is
+// included. A test compares every size, offset and number here with the headers of the kernel that the lab boots.
 #pragma once
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "CLinuxKVM.h"
+
+// MARK: Calls. Each answers what the call answers, or -errno.
+
+/// ioctl(2), again when a signal interrupts it.
+static inline int nestling_ioctl(int descriptor, unsigned int request, void *argument) {
+    int result;
+    do
+        result = ioctl(descriptor, request, argument);
+    while (result < 0 && errno == EINTR);
+    return result < 0 ? -errno : result;
+}
+
+/// ioctl(2) with a number for argument.
+static inline int nestling_ioctl_value(int descriptor, unsigned int request, unsigned long argument) {
+    int result;
+    do
+        result = ioctl(descriptor, request, argument);
+    while (result < 0 && errno == EINTR);
+    return result < 0 ? -errno : result;
+}
+
+/// KVM_RUN: a signal is how a vCPU is called back, so -EINTR is an answer and no reason to try again.
+static inline int nestling_kvm_run(int vcpu) {
+    int result = ioctl(vcpu, KVM_RUN, 0ul);
+    return result < 0 ? -errno : result;
+}
+
+/// open(2), which Swift does not import as it takes a variable number of arguments.
+static inline int nestling_open(const char *path, int flags, unsigned int mode) {
+    int result;
+    do
+        result = open(path, flags | O_CLOEXEC, mode);
+    while (result < 0 && errno == EINTR);
+    return result < 0 ? -errno : result;
+}
+
+// What the Glibc module does not show, being GNU's own; see CLinux.c.
+
+int nestling_eventfd(void);
+/// page_shift: 0 for standard pages, 1 for huge pages of the default size, else the logarithm of the page's size.
+int nestling_memfd_create(const char *name, unsigned int page_shift);
+int nestling_accept(int listener);
+/// Answers how many bytes it wrote.
+long nestling_getrandom(void *into, size_t count);
+/// SIGINT, SIGTERM and SIGHUP are blocked for this thread and those to come, and arrive at the descriptor.
+int nestling_termination_signals(void);
+/// The number of a signal that came; 0 for none.
+int nestling_take_signal(int descriptor);
+int nestling_punch_hole(int descriptor, int64_t offset, int64_t count);
+int nestling_zero_range(int descriptor, int64_t offset, int64_t count);
+void nestling_name_thread(const char *name);
+long nestling_thread_id(void);
+
+// MARK: Single accesses to memory that a guest writes at the same time.
+
+static inline uint16_t nestling_load16(const void *at) { return __atomic_load_n((const uint16_t *)at, __ATOMIC_ACQUIRE); }
+static inline uint32_t nestling_load32(const void *at) { return __atomic_load_n((const uint32_t *)at, __ATOMIC_ACQUIRE); }
+static inline uint64_t nestling_load64(const void *at) { return __atomic_load_n((const uint64_t *)at, __ATOMIC_ACQUIRE); }
+static inline void nestling_store16(void *at, uint16_t value) { __atomic_store_n((uint16_t *)at, value, __ATOMIC_RELEASE); }
+static inline void nestling_store32(void *at, uint32_t value) { __atomic_store_n((uint32_t *)at, value, __ATOMIC_RELEASE); }
+static inline void nestling_store64(void *at, uint64_t value) { __atomic_store_n((uint64_t *)at, value, __ATOMIC_RELEASE); }
+
+/// Answers what was there before.
+static inline uint64_t nestling_compare_exchange64(void *at, uint64_t expected, uint64_t desired) {
+    __atomic_compare_exchange_n((uint64_t *)at, &expected, desired, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+    return expected;
+}

@@ -1,0 +1,49 @@
+import CLinux
+import Glibc
+
+/// An open file that is closed when its owner goes.
+public struct FileDescriptor: ~Copyable, Sendable {
+  public let rawValue: Int32
+
+  /// Takes over an open descriptor.
+  public init(owning rawValue: Int32) { self.rawValue = rawValue }
+
+  /// open(2) with O_CLOEXEC.
+  public init(opening path: String, _ flags: Int32, mode: UInt32 = 0) throws(SystemError) {
+    // SAFETY: the path lives for the duration of the call.
+    let answer = unsafe path.withCString { unsafe nestling_open($0, flags, mode) }
+    rawValue = try checked(answer, "open", path)
+  }
+
+  deinit { close(rawValue) }
+
+  /// Writes all of it, waiting as the file does.
+  public func write(_ bytes: [UInt8]) throws(SystemError) {
+    var offset = 0
+    while offset < bytes.count {
+      // SAFETY: the count is what remains of the array.
+      let written = unsafe bytes.withUnsafeBytes { buffer in
+        unsafe Glibc.write(rawValue, buffer.baseAddress! + offset, buffer.count - offset)
+      }
+      if written >= 0 {
+        offset += written
+      } else if errno != EINTR {
+        throw SystemError("write", code: errno)
+      }
+    }
+  }
+
+  /// At most `count` bytes; none at the end of the file. nil where a non-blocking file has nothing now.
+  public func read(count: Int) throws(SystemError) -> [UInt8]? {
+    var bytes = [UInt8](repeating: 0, count: count)
+    while true {
+      // SAFETY: the buffer is the array's and `count` bytes long.
+      let answer = unsafe bytes.withUnsafeMutableBytes { buffer in
+        unsafe Glibc.read(rawValue, buffer.baseAddress, buffer.count)
+      }
+      if answer >= 0 { return Array(bytes[..<answer]) }
+      if errno == EAGAIN { return nil }
+      if errno != EINTR { throw SystemError("read", code: errno) }
+    }
+  }
+}

@@ -1,0 +1,142 @@
+import CLinux
+import Glibc
+
+/// The RAM of a guest: a memfd, mapped once, of which one part lies below 4 GiB and the rest above.
+///
+/// Every access is checked against the two parts. The guest's CPUs and DMA go on at the same time, so what is
+/// read once may be different when read again; each caller reads a location that matters once.
+@safe
+public final class GuestMemory: @unchecked Sendable {
+  /// A run of guest physical addresses that is RAM.
+  public struct Region: Sendable {
+    public let address: UInt64
+    /// In bytes.
+    public let size: UInt64
+    /// Where it begins in the memfd.
+    public let fileOffset: UInt64
+  }
+
+  public enum PageSize: Hashable, Sendable {
+    case standard
+    /// From hugetlbfs's pool; nil for the default size.
+    case huge(UInt64?)
+  }
+
+  public static let highBase: UInt64 = 1 << 32
+
+  /// One or two, in order of address.
+  public let regions: [Region]
+  public let file: FileDescriptor
+  private let mapping: Mapping
+  private let lowSize: UInt64
+  private let highSize: UInt64
+  private let low: UnsafeMutableRawPointer
+  private let high: UnsafeMutableRawPointer
+
+  /// - Parameters:
+  ///   - size: of all RAM, in bytes, not zero.
+  ///   - lowLimit: how much of it at most lies below 4 GiB.
+  public init(size: UInt64, lowLimit: UInt64, pages: PageSize = .standard) throws(SystemError) {
+    guard let total = Int(exactly: size) else { throw SystemError("mmap", "\(size) bytes", code: ENOMEM) }
+    let pageShift: UInt32 =
+      switch pages {
+      case .standard: 0
+      case .huge(nil): 1
+      case .huge(let pageSize?): UInt32(pageSize.trailingZeroBitCount)
+      }
+    // SAFETY: a literal lives long enough.
+    let descriptor = try checked(unsafe nestling_memfd_create("nestling-ram", pageShift), "memfd_create")
+    file = FileDescriptor(owning: descriptor)
+    if ftruncate(descriptor, total) < 0 { throw SystemError("ftruncate", "\(size) bytes of RAM", code: errno) }
+    mapping = try Mapping(of: file, size: total)
+    lowSize = min(size, lowLimit)
+    highSize = size - lowSize
+    unsafe low = mapping.base
+    unsafe high = mapping.base + Int(lowSize)
+    var regions = [Region(address: 0, size: lowSize, fileOffset: 0)]
+    if highSize > 0 { regions.append(Region(address: Self.highBase, size: highSize, fileOffset: lowSize)) }
+    self.regions = regions
+  }
+
+  /// The host's address of a region, as a number: KVM wants it so.
+  public func hostAddress(of region: Region) -> UInt64 {
+    unsafe UInt64(UInt(bitPattern: mapping.base)) + region.fileOffset
+  }
+
+  /// Where the range is mapped, or nil if any of it is not RAM.
+  @inline(__always)
+  func pointer(_ address: UInt64, _ count: UInt64) -> UnsafeMutableRawPointer? {
+    if address < lowSize {
+      // SAFETY: checked to lie within the low part of the mapping.
+      return count <= lowSize - address ? unsafe low + Int(address) : nil
+    }
+    guard address >= Self.highBase, address - Self.highBase < highSize,
+      count <= highSize - (address - Self.highBase)
+    else { return nil }
+    // SAFETY: checked to lie within the high part of the mapping.
+    return unsafe high + Int(address - Self.highBase)
+  }
+
+  public func contains(_ address: UInt64, count: UInt64) -> Bool { unsafe pointer(address, count) != nil }
+
+  // SAFETY, for all of the following: `pointer` has checked the range, and the alignment is checked here.
+
+  public func loadUInt16(at address: UInt64) -> UInt16? {
+    guard address & 1 == 0, let at = unsafe pointer(address, 2) else { return nil }
+    return unsafe nestling_load16(at)
+  }
+
+  public func loadUInt32(at address: UInt64) -> UInt32? {
+    guard address & 3 == 0, let at = unsafe pointer(address, 4) else { return nil }
+    return unsafe nestling_load32(at)
+  }
+
+  public func loadUInt64(at address: UInt64) -> UInt64? {
+    guard address & 7 == 0, let at = unsafe pointer(address, 8) else { return nil }
+    return unsafe nestling_load64(at)
+  }
+
+  public func storeUInt16(_ value: UInt16, at address: UInt64) -> Bool {
+    guard address & 1 == 0, let at = unsafe pointer(address, 2) else { return false }
+    unsafe nestling_store16(at, value)
+    return true
+  }
+
+  public func storeUInt32(_ value: UInt32, at address: UInt64) -> Bool {
+    guard address & 3 == 0, let at = unsafe pointer(address, 4) else { return false }
+    unsafe nestling_store32(at, value)
+    return true
+  }
+
+  public func storeUInt64(_ value: UInt64, at address: UInt64) -> Bool {
+    guard address & 7 == 0, let at = unsafe pointer(address, 8) else { return false }
+    unsafe nestling_store64(at, value)
+    return true
+  }
+
+  public func compareExchangeUInt64(at address: UInt64, expected: UInt64, desired: UInt64) -> UInt64? {
+    guard address & 7 == 0, let at = unsafe pointer(address, 8) else { return nil }
+    return unsafe nestling_compare_exchange64(at, expected, desired)
+  }
+
+  public func read(from address: UInt64, into bytes: inout MutableRawSpan) -> Bool {
+    guard let at = unsafe pointer(address, UInt64(bytes.byteCount)) else { return false }
+    unsafe bytes.withUnsafeMutableBytes { target in
+      if let base = target.baseAddress { unsafe memcpy(base, at, target.count) }
+    }
+    return true
+  }
+
+  public func write(_ bytes: RawSpan, to address: UInt64) -> Bool {
+    guard let at = unsafe pointer(address, UInt64(bytes.byteCount)) else { return false }
+    unsafe bytes.withUnsafeBytes { source in
+      if let base = source.baseAddress { unsafe memcpy(at, base, source.count) }
+    }
+    return true
+  }
+
+  /// Zeroes all of it, giving the pages back to the host.
+  public func clear() throws(SystemError) {
+    _ = try checked(nestling_punch_hole(file.rawValue, 0, Int64(mapping.size)), "fallocate", "RAM")
+  }
+}

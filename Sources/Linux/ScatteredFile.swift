@@ -1,0 +1,118 @@
+import CLinux
+import Glibc
+
+/// A raw file whose bytes go straight to and from a guest's memory, without a copy in between.
+public final class ScatteredFile: Sendable {
+  /// A run of guest physical addresses.
+  public struct Segment: Hashable, Sendable {
+    public let address: UInt64
+    /// In bytes.
+    public let count: Int
+
+    public init(address: UInt64, count: Int) {
+      self.address = address
+      self.count = count
+    }
+  }
+
+  public let path: String
+  public let isReadOnly: Bool
+  /// In bytes, as it was when the file was opened.
+  public let size: UInt64
+  private let file: FileDescriptor
+  private let memory: GuestMemory
+
+  /// Opens an image: a regular file or a block device.
+  public init(opening path: String, readOnly: Bool, memory: GuestMemory) throws(SystemError) {
+    file = try FileDescriptor(opening: path, readOnly ? O_RDONLY : O_RDWR)
+    self.path = path
+    self.memory = memory
+    isReadOnly = readOnly
+    var status = stat()
+    // SAFETY: the structure outlives the call.
+    if unsafe fstat(file.rawValue, &status) < 0 { throw SystemError("fstat", path, code: errno) }
+    guard status.st_mode & S_IFMT == S_IFREG || status.st_mode & S_IFMT == S_IFBLK else {
+      throw SystemError("open", path, code: status.st_mode & S_IFMT == S_IFDIR ? EISDIR : EINVAL)
+    }
+    let end = lseek(file.rawValue, 0, SEEK_END)
+    if end < 0 { throw SystemError("lseek", path, code: errno) }
+    size = UInt64(end)
+  }
+
+  public func read(at offset: UInt64, into segments: [Segment]) throws(SystemError) {
+    try unsafe transfer(offset, segments, "read") { unsafe preadv($0, $1, $2, $3) }
+  }
+
+  public func write(at offset: UInt64, from segments: [Segment]) throws(SystemError) {
+    try unsafe transfer(offset, segments, "write") { unsafe pwritev($0, $1, $2, $3) }
+  }
+
+  /// Has everything written reach the disk.
+  public func synchronize() throws(SystemError) {
+    while fdatasync(file.rawValue) < 0 {
+      if errno != EINTR { throw SystemError("fdatasync", path, code: errno) }
+    }
+  }
+
+  /// Gives the range back to the file system; it reads as zero from then on.
+  public func punchHole(at offset: UInt64, count: UInt64) throws(SystemError) {
+    try range(offset, count) { nestling_punch_hole(file.rawValue, $0, $1) }
+  }
+
+  /// Has the range read as zero, its blocks kept.
+  public func zero(at offset: UInt64, count: UInt64) throws(SystemError) {
+    try range(offset, count) { nestling_zero_range(file.rawValue, $0, $1) }
+  }
+
+  private func range(_ offset: UInt64, _ count: UInt64, _ call: (Int64, Int64) -> Int32) throws(SystemError) {
+    guard let offset = Int64(exactly: offset), let count = Int64(exactly: count) else {
+      throw SystemError("fallocate", path, code: EINVAL)
+    }
+    _ = try checked(call(offset, count), "fallocate", path)
+  }
+
+  /// Moves all bytes of the segments, in as many calls as the kernel wants.
+  private func transfer(
+    _ offset: UInt64, _ segments: [Segment], _ name: String,
+    _ call: (Int32, UnsafePointer<iovec>, Int32, Int) -> Int
+  ) throws(SystemError) {
+    guard var offset = Int(exactly: offset) else { throw SystemError(name, path, code: EINVAL) }
+    // IOV_MAX of Linux.
+    let most = 1024
+    var next = 0
+    /// Bytes of segment `next` that are done.
+    var done = 0
+    while next < segments.count {
+      let parts = min(segments.count - next, most)
+      let moved: Int
+      do throws(SystemError) {
+        // SAFETY: each pointer is checked to cover its segment; the list lives for the duration of the call.
+        moved = try unsafe withUnsafeTemporaryAllocation(of: iovec.self, capacity: parts) {
+          list throws(SystemError) -> Int in
+          for index in 0..<parts {
+            let segment = segments[next + index]
+            guard let base = unsafe memory.pointer(segment.address, UInt64(segment.count)) else {
+              throw SystemError(name, "guest memory", code: EFAULT)
+            }
+            let skipped = index == 0 ? done : 0
+            unsafe list[index] = unsafe iovec(iov_base: base + skipped, iov_len: segment.count - skipped)
+          }
+          let moved = unsafe call(file.rawValue, list.baseAddress!, Int32(parts), offset)
+          if moved < 0 { throw SystemError(name, path, code: errno) }
+          return moved
+        }
+      } catch {
+        if error.code == EINTR { continue }
+        throw error
+      }
+      // The file has shrunk since it was opened.
+      if moved == 0 { throw SystemError(name, path, code: EIO) }
+      offset += moved
+      done += moved
+      while next < segments.count, done >= segments[next].count {
+        done -= segments[next].count
+        next += 1
+      }
+    }
+  }
+}

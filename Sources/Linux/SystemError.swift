@@ -1,0 +1,31 @@
+import Glibc
+
+/// A system call that failed: which, on what, with which errno.
+public struct SystemError: Error, Hashable, Sendable, CustomStringConvertible {
+  public let call: String
+  /// A path, or another operand worth telling; empty if none is.
+  public let operand: String
+  public let code: Int32
+
+  public init(_ call: String, _ operand: String = "", code: Int32) {
+    self.call = call
+    self.operand = operand
+    self.code = code
+  }
+
+  /// The errno's own text: "No such file or directory".
+  public var reason: String {
+    // SAFETY: the text is libc's own and stays; a code that libc does not know gets one too.
+    unsafe String(cString: strerror(code))
+  }
+
+  public var description: String {
+    operand.isEmpty ? "\(call): \(reason)" : "\(operand): \(reason)"
+  }
+}
+
+/// Turns the C module's answer, a value or -errno, into a result.
+public func checked(_ answer: Int32, _ call: String, _ operand: String = "") throws(SystemError) -> Int32 {
+  if answer < 0 { throw SystemError(call, operand, code: -answer) }
+  return answer
+}

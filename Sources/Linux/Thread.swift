@@ -1,0 +1,61 @@
+import CLinux
+import Glibc
+
+/// A POSIX thread that runs one function.
+@safe
+public final class Thread: @unchecked Sendable {
+  private let handle: pthread_t
+
+  private final class Body {
+    let name: String
+    let run: @Sendable () -> Void
+    init(name: String, run: @escaping @Sendable () -> Void) {
+      self.name = name
+      self.run = run
+    }
+  }
+
+  /// The signal that calls a thread back out of a blocking system call.
+  private static let kickSignal = SIGUSR1
+
+  /// - Parameter name: for ps(1) and gdb(1); the kernel keeps 15 bytes of it.
+  public init(name: String, _ run: @escaping @Sendable () -> Void) throws(SystemError) {
+    var handle = pthread_t()
+    // SAFETY: the body is retained here and taken over by the thread, which alone releases it.
+    let body = unsafe Unmanaged.passRetained(Body(name: name, run: run))
+    let code = unsafe pthread_create(
+      &handle, nil,
+      { argument in
+        let body = unsafe Unmanaged<Body>.fromOpaque(argument!).takeRetainedValue()
+        unsafe String(decoding: body.name.utf8.prefix(15), as: UTF8.self).withCString {
+          unsafe nestling_name_thread($0)
+        }
+        body.run()
+        return nil
+      }, body.toOpaque())
+    if code != 0 {
+      unsafe body.release()
+      throw SystemError("pthread_create", name, code: code)
+    }
+    self.handle = handle
+  }
+
+  /// Waits for its end. To be called once.
+  public func join() {
+    pthread_join(handle, nil)
+  }
+
+  /// Has a blocking call of the thread return with EINTR. `installKick` comes first.
+  public func kick() { pthread_kill(handle, Self.kickSignal) }
+
+  /// Makes the kick signal do nothing but interrupt.
+  public static func installKick() {
+    var action = sigaction()
+    unsafe action.__sigaction_handler.sa_handler = { _ in }
+    // SAFETY: the handler touches nothing.
+    unsafe sigaction(kickSignal, &action, nil)
+  }
+
+  /// The kernel's number of the calling thread.
+  public static var currentID: Int { nestling_thread_id() }
+}

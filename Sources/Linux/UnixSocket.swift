@@ -1,0 +1,85 @@
+import CLinux
+import Glibc
+
+/// A listening socket in the file system, taken away again by its owner.
+public struct UnixListener: ~Copyable, Sendable {
+  private let file: FileDescriptor
+  public let path: String
+  private let device: UInt64
+  private let inode: UInt64
+
+  /// Listens at a path. A socket that a dead process left there is replaced; a live one is refused.
+  public init(at path: String) throws(SystemError) {
+    let answer = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0)
+    if answer < 0 { throw SystemError("socket", path, code: errno) }
+    let file = FileDescriptor(owning: answer)
+    var address = try Self.address(path)
+    var code = unsafe Self.withSocketAddress(&address) { unsafe Glibc.bind(file.rawValue, $0, $1) }
+    if code < 0, errno == EADDRINUSE, Self.isStale(path, &address) {
+      unsafe unlink(path)
+      code = unsafe Self.withSocketAddress(&address) { unsafe Glibc.bind(file.rawValue, $0, $1) }
+    }
+    if code < 0 { throw SystemError("bind", path, code: errno) }
+    if listen(file.rawValue, 1) < 0 { throw SystemError("listen", path, code: errno) }
+    var status = stat()
+    // SAFETY: the structure outlives the call.
+    if unsafe stat(path, &status) < 0 { throw SystemError("stat", path, code: errno) }
+    device = UInt64(status.st_dev)
+    inode = UInt64(status.st_ino)
+    self.file = file
+    self.path = path
+  }
+
+  deinit {
+    // Somebody may have put another socket there since; that one is not ours to remove.
+    var status = stat()
+    // SAFETY: the structure outlives the call.
+    if unsafe stat(path, &status) == 0, UInt64(status.st_dev) == device, UInt64(status.st_ino) == inode {
+      unsafe unlink(path)
+    }
+  }
+
+  public var rawValue: Int32 { file.rawValue }
+
+  /// Takes the next connection, waiting for it.
+  public func accept() throws(SystemError) -> FileDescriptor {
+    FileDescriptor(owning: try checked(nestling_accept(file.rawValue), "accept", path))
+  }
+
+  private static func address(_ path: String) throws(SystemError) -> sockaddr_un {
+    var address = sockaddr_un()
+    address.sun_family = sa_family_t(AF_UNIX)
+    let bytes = Array(path.utf8)
+    let room = MemoryLayout.size(ofValue: address.sun_path)
+    guard bytes.count < room, !bytes.contains(0) else { throw SystemError("bind", path, code: ENAMETOOLONG) }
+    // SAFETY: the count is checked against the array, whose last byte stays zero.
+    unsafe withUnsafeMutableBytes(of: &address.sun_path) { target in
+      for (index, byte) in bytes.enumerated() { unsafe target[index] = byte }
+    }
+    return address
+  }
+
+  private static func withSocketAddress(
+    _ address: inout sockaddr_un, _ call: (UnsafePointer<sockaddr>, socklen_t) -> Int32
+  ) -> Int32 {
+    // SAFETY: sockaddr_un is a sockaddr by its first field, and the length says how much of it there is.
+    unsafe withUnsafePointer(to: &address) { pointer in
+      unsafe pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { bound in
+        unsafe call(bound, socklen_t(MemoryLayout<sockaddr_un>.size))
+      }
+    }
+  }
+
+  private static func isStale(_ path: String, _ address: inout sockaddr_un) -> Bool {
+    var status = stat()
+    // SAFETY: the structure outlives the call.
+    guard unsafe lstat(path, &status) == 0, status.st_mode & S_IFMT == S_IFSOCK else { return false }
+    let probe = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0)
+    guard probe >= 0 else { return false }
+    defer { close(probe) }
+    let code = unsafe withSocketAddress(&address) { unsafe connect(probe, $0, $1) }
+    let refused = code < 0 && errno == ECONNREFUSED
+    errno = EADDRINUSE
+    return refused
+  }
+}
