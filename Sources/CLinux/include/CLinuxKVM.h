@@ -1,6 +1,7 @@
 // <linux/kvm.h> and <asm/kvm.h> of Linux 6.12, x86-64, as far as Nestling uses them.
 #pragma once
 
+#include <stddef.h>
 #include <stdint.h>
 
 #define NESTLING_REQUEST(name, number) static const unsigned int name = number
@@ -296,3 +297,6 @@ struct kvm_run {
         } eoi;
     };
 };
+
+/// Swift has no offset for a member of a union.
+enum { NESTLING_KVM_RUN_MMIO_DATA = offsetof(struct kvm_run, mmio.data) };

@@ -1,0 +1,100 @@
+import CLinux
+import Linux
+import Synchronization
+
+/// The kernel's table of interrupt routes: which message a GSI sends. It can only be replaced whole, and that is
+/// slow, so an entry that stays as it is costs nothing.
+///
+/// Lock order: its lock is a leaf.
+public final class InterruptRouting: Sendable {
+  private struct State {
+    /// By GSI; nil where the number is taken but has no message.
+    var entries: [UInt32: kvm_irq_routing_entry] = [:]
+    var taken: Set<UInt32> = []
+  }
+
+  private let machine: Int32
+  private let firstFree: UInt32
+  private let state = Mutex(State())
+
+  /// - Parameter machine: the virtual machine's descriptor, open as long as this object is used.
+  init(machine: Int32, firstFree: Int) {
+    self.machine = machine
+    self.firstFree = UInt32(firstFree)
+  }
+
+  /// A number of one's own, beyond the IOAPIC's pins.
+  public func allocate() -> UInt32 {
+    state.withLock { state in
+      var gsi = firstFree
+      while state.taken.contains(gsi) { gsi += 1 }
+      state.taken.insert(gsi)
+      return gsi
+    }
+  }
+
+  public func free(_ gsi: UInt32) {
+    state.withLock { state in
+      state.taken.remove(gsi)
+      if state.entries.removeValue(forKey: gsi) != nil { _ = replace(state) }
+    }
+  }
+
+  /// Has a GSI send this message.
+  public func set(_ gsi: UInt32, address: UInt64, data: UInt32) throws(KVMError) {
+    let answer = state.withLock { state -> Int32 in
+      var entry = kvm_irq_routing_entry()
+      entry.gsi = gsi
+      entry.type = UInt32(KVM_IRQ_ROUTING_MSI)
+      entry.msi.address_lo = UInt32(truncatingIfNeeded: address)
+      entry.msi.address_hi = UInt32(truncatingIfNeeded: address >> 32)
+      entry.msi.data = data
+      if let old = state.entries[gsi]?.msi, old.address_lo == entry.msi.address_lo,
+        old.address_hi == entry.msi.address_hi, old.data == data
+      {
+        return 0
+      }
+      state.entries[gsi] = entry
+      return replace(state)
+    }
+    try VirtualMachine.check(answer, "KVM_SET_GSI_ROUTING")
+  }
+
+  /// Takes a GSI's message away; its number stays taken.
+  public func clear(_ gsi: UInt32) {
+    state.withLock { state in
+      if state.entries.removeValue(forKey: gsi) != nil { _ = replace(state) }
+    }
+  }
+
+  /// KVM_IRQFD: signalling the eventfd sends the GSI's message.
+  public func attach(_ event: Int32, to gsi: UInt32) throws(KVMError) { try irqfd(event, gsi, flags: 0) }
+
+  /// Takes `attach` back.
+  public func detach(_ event: Int32, from gsi: UInt32) throws(KVMError) {
+    try irqfd(event, gsi, flags: UInt32(KVM_IRQFD_FLAG_DEASSIGN))
+  }
+
+  private func irqfd(_ event: Int32, _ gsi: UInt32, flags: UInt32) throws(KVMError) {
+    var request = kvm_irqfd()
+    request.fd = UInt32(bitPattern: event)
+    request.gsi = gsi
+    request.flags = flags
+    // SAFETY: the kernel reads the structure.
+    try VirtualMachine.check(unsafe nestling_ioctl(machine, KVM_IRQFD, &request), "KVM_IRQFD")
+  }
+
+  private func replace(_ state: State) -> Int32 {
+    let header = MemoryLayout<kvm_irq_routing>.stride
+    let stride = MemoryLayout<kvm_irq_routing_entry>.stride
+    var buffer = [UInt64](repeating: 0, count: (header + state.entries.count * stride) / 8)
+    // SAFETY: the buffer holds the header and as many entries as it announces.
+    return unsafe buffer.withUnsafeMutableBytes { bytes in
+      unsafe bytes.storeBytes(of: UInt32(state.entries.count), as: UInt32.self)
+      for (index, entry) in state.entries.values.enumerated() {
+        unsafe bytes.storeBytes(of: entry, toByteOffset: header + index * stride, as: kvm_irq_routing_entry.self)
+      }
+      return unsafe nestling_ioctl(machine, KVM_SET_GSI_ROUTING, bytes.baseAddress)
+    }
+  }
+}

@@ -1,0 +1,99 @@
+import CLinux
+
+/// What CPUID tells a vCPU: the host's supported set, with the parts that KVM leaves to us. Intel SDM volume 2,
+/// "CPUID"; AMD APM volume 3, appendix E.
+public struct ProcessorIdentification: Sendable {
+  private let supported: [kvm_cpuid_entry2]
+  private let processorCount: Int
+  private let offersDeadlineTimer: Bool
+
+  /// - Parameter processorCount: one package, one thread a core.
+  public init(system: KVMSystem, processorCount: Int) throws(KVMError) {
+    self.init(
+      supported: try system.supportedProcessorIdentification(), processorCount: processorCount,
+      offersDeadlineTimer: system.offersDeadlineTimer)
+  }
+
+  init(supported: [kvm_cpuid_entry2], processorCount: Int, offersDeadlineTimer: Bool) {
+    self.supported = supported
+    self.processorCount = processorCount
+    self.offersDeadlineTimer = offersDeadlineTimer
+  }
+
+  /// Width of guest physical addresses: leaf 0x8000_0008, EAX bits 7:0; 36 where the host does not say.
+  public var physicalAddressWidth: Int {
+    let leaf = supported.first { $0.function == 0x8000_0008 }
+    return leaf.map { Int($0.eax & 0xff) } ?? 36
+  }
+
+  /// Bits of an APIC ID that tell a package's processors apart.
+  private var processorBits: UInt32 {
+    UInt32(Int.bitWidth - (processorCount - 1).leadingZeroBitCount)
+  }
+
+  /// The entries for the vCPU with this APIC ID.
+  public func entries(for id: UInt32) -> [kvm_cpuid_entry2] {
+    var entries: [kvm_cpuid_entry2] = []
+    for var entry in supported {
+      switch entry.function {
+      case 0x1: patchFeatures(&entry, id)
+      case 0x4: patchCacheSharing(&entry, coresShift: 26)
+      // Replaced below by levels of our own.
+      case 0xb, 0x1f: continue
+      case 0x8000_0008:
+        // ECX: NC, the number of processors less one, and ApicIdCoreIdSize.
+        entry.ecx = UInt32(processorCount - 1) & 0xff | processorBits << 12
+      case 0x8000_001d: patchCacheSharing(&entry, coresShift: nil)
+      case 0x8000_001e:
+        entry.eax = id
+        entry.ebx = id & 0xff
+        entry.ecx = 0
+      default: break
+      }
+      entries.append(entry)
+    }
+    if supported.contains(where: { $0.function == 0 && $0.eax >= 0xb }) {
+      entries += topology(leaf: 0xb, id)
+      if supported.contains(where: { $0.function == 0x1f }) { entries += topology(leaf: 0x1f, id) }
+    }
+    return entries
+  }
+
+  private func patchFeatures(_ entry: inout kvm_cpuid_entry2, _ id: UInt32) {
+    entry.ebx = entry.ebx & 0xffff | UInt32(min(processorCount, 255)) << 16 | (id & 0xff) << 24
+    entry.ecx |= 1 << 31  // a hypervisor is there
+    entry.ecx |= 1 << 21  // x2APIC, which KVM's local APIC always can
+    if offersDeadlineTimer { entry.ecx |= 1 << 24 }
+    let hyperThreading: UInt32 = 1 << 28
+    entry.edx = processorCount > 1 ? entry.edx | hyperThreading : entry.edx & ~hyperThreading
+  }
+
+  /// How many processors share a cache: of levels 1 and 2 one, of level 3 all.
+  private func patchCacheSharing(_ entry: inout kvm_cpuid_entry2, coresShift: UInt32?) {
+    guard entry.eax & 0x1f != 0 else { return }
+    let level = entry.eax >> 5 & 7
+    let sharing: UInt32 = level >= 3 ? (1 << processorBits) - 1 : 0
+    entry.eax = entry.eax & ~(0xfff << 14) | (sharing & 0xfff) << 14
+    if let coresShift {
+      entry.eax = entry.eax & ~(0x3f << coresShift) | min((1 << processorBits) - 1, 0x3f) << coresShift
+    }
+  }
+
+  /// Leaf 0xB or 0x1F: a thread level with one thread, a core level with all, and the end of the list.
+  private func topology(leaf: UInt32, _ id: UInt32) -> [kvm_cpuid_entry2] {
+    let levels: [(shift: UInt32, count: UInt32, type: UInt32)] = [
+      (0, 1, 1), (processorBits, UInt32(processorCount), 2), (0, 0, 0),
+    ]
+    return levels.enumerated().map { index, level in
+      var entry = kvm_cpuid_entry2()
+      entry.function = leaf
+      entry.index = UInt32(index)
+      entry.flags = UInt32(KVM_CPUID_FLAG_SIGNIFCANT_INDEX)
+      entry.eax = level.shift
+      entry.ebx = level.count
+      entry.ecx = UInt32(index) | level.type << 8
+      entry.edx = id
+      return entry
+    }
+  }
+}

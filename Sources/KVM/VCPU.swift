@@ -1,0 +1,144 @@
+import CLinux
+import Glibc
+import Linux
+
+/// A virtual CPU. All but `requestExit` is for the one thread that runs it.
+@safe
+public final class VCPU: @unchecked Sendable {
+  /// What is left of an exit that is handed out in pieces.
+  private enum Unfinished {
+    case none
+    /// Elements of a string instruction; the byte offset of the next within the shared page.
+    case port(offset: Int, remaining: Int)
+    /// Bytes of a memory access: the next, and how many there are.
+    case memory(next: Int, count: Int)
+  }
+
+  public let id: Int
+  let file: FileDescriptor
+  private let machine: VirtualMachine
+  private let shared: Mapping
+  private let run: UnsafeMutablePointer<kvm_run>
+  private var unfinished = Unfinished.none
+  /// Width of the read that waits for `supply`.
+  private var pendingWidth = 0
+
+  public init(id: Int, of machine: VirtualMachine) throws(KVMError) {
+    self.id = id
+    self.machine = machine
+    let answer = nestling_ioctl_value(machine.file.rawValue, KVM_CREATE_VCPU, UInt(id))
+    if answer < 0 { throw .call(SystemError("KVM_CREATE_VCPU", "CPU \(id)", code: -answer)) }
+    file = FileDescriptor(owning: answer)
+    do {
+      shared = try Mapping(of: file, size: machine.system.runSize)
+    } catch {
+      throw .call(error)
+    }
+    // SAFETY: the kernel's page begins with this structure, and the mapping is at least as long.
+    unsafe run = shared.base.assumingMemoryBound(to: kvm_run.self)
+  }
+
+  /// Whether the processor has XCR0, and so KVM_GET_XCRS.
+  var hasExtendedControl: Bool { machine.system.extent(of: Int(KVM_CAP_XCRS)) != 0 }
+
+  func stateRegisterIndices() throws(KVMError) -> [UInt32] { try machine.system.stateRegisterIndices() }
+
+  /// Has the next or the current `run` come back at once, as `interrupted`. From any thread; a CPU that is in
+  /// the guest needs a signal besides.
+  public func requestExit() { unsafe run.pointee.immediate_exit = 1 }
+
+  /// Takes `requestExit` back.
+  public func clearExitRequest() { unsafe run.pointee.immediate_exit = 0 }
+
+  /// Runs the guest until something is to be done for it.
+  ///
+  /// - Throws: what KVM_RUN answered, other than a signal's.
+  public func next() throws(KVMError) -> VMExit {
+    if let piece = nextPiece() { return piece }
+    let answer = nestling_kvm_run(file.rawValue)
+    if answer < 0 {
+      if answer == -EINTR || answer == -EAGAIN { return .interrupted }
+      throw .call(SystemError("KVM_RUN", "CPU \(id)", code: -answer))
+    }
+    // SAFETY, for the rest of this file: the kernel has filled the member of the union that the reason names.
+    switch Int(unsafe run.pointee.exit_reason) {
+    case KVM_EXIT_IO:
+      unfinished = unsafe .port(offset: Int(run.pointee.io.data_offset), remaining: Int(run.pointee.io.count))
+      return nextPiece() ?? .interrupted
+    case KVM_EXIT_MMIO:
+      unfinished = unsafe .memory(next: 0, count: min(8, Int(run.pointee.mmio.len)))
+      return nextPiece() ?? .interrupted
+    case KVM_EXIT_IOAPIC_EOI: return unsafe .endOfInterrupt(vector: run.pointee.eoi.vector)
+    case KVM_EXIT_SHUTDOWN: return .shutdown
+    case KVM_EXIT_HLT: return .halt
+    case KVM_EXIT_INTR: return .interrupted
+    case KVM_EXIT_SYSTEM_EVENT: return unsafe .systemEvent(type: run.pointee.system_event.type)
+    case KVM_EXIT_INTERNAL_ERROR: return unsafe .internalError(suberror: run.pointee.internal.suberror)
+    case KVM_EXIT_FAIL_ENTRY:
+      return unsafe .entryFailed(reason: run.pointee.fail_entry.hardware_entry_failure_reason)
+    default: return unsafe .unknown(reason: run.pointee.exit_reason)
+    }
+  }
+
+  /// Answers the read that `next` returned last.
+  public func supply(_ value: UInt64) {
+    switch unfinished {
+    case .port(let offset, _):
+      // The element just handed out lies before the next one.
+      store(value, pendingWidth, at: offset - pendingWidth)
+    case .memory(let next, _):
+      store(value, pendingWidth, at: NESTLING_KVM_RUN_MMIO_DATA + next - pendingWidth)
+    case .none: break
+    }
+  }
+
+  private func nextPiece() -> VMExit? {
+    switch unfinished {
+    case .none: return nil
+    case .port(let offset, let remaining):
+      let width = Int(unsafe run.pointee.io.size)
+      guard remaining > 0, width > 0, offset >= 0, offset + width <= shared.size else {
+        unfinished = .none
+        return nil
+      }
+      unfinished = .port(offset: offset + width, remaining: remaining - 1)
+      let port = unsafe run.pointee.io.port
+      if Int(unsafe run.pointee.io.direction) == KVM_EXIT_IO_OUT {
+        return .portWrite(port: port, width: width, value: load(width, at: offset))
+      }
+      pendingWidth = width
+      return .portRead(port: port, width: width)
+    case .memory(let next, let count):
+      guard next < count else {
+        unfinished = .none
+        return nil
+      }
+      // The largest power of two that is left: 8 as a rule, 2 and 1 of a 3-byte remainder.
+      var width = 8
+      while width > count - next { width /= 2 }
+      unfinished = .memory(next: next + width, count: count)
+      let address = unsafe run.pointee.mmio.phys_addr &+ UInt64(next)
+      if unsafe run.pointee.mmio.is_write != 0 {
+        return .memoryWrite(address: address, width: width, value: load(width, at: NESTLING_KVM_RUN_MMIO_DATA + next))
+      }
+      pendingWidth = width
+      return .memoryRead(address: address, width: width)
+    }
+  }
+
+  /// - Parameter offset: within the shared pages, as is `offset + width`.
+  private func load(_ width: Int, at offset: Int) -> UInt64 {
+    var value: UInt64 = 0
+    for index in 0..<width {
+      value |= UInt64(unsafe shared.base.load(fromByteOffset: offset + index, as: UInt8.self)) << (8 * index)
+    }
+    return value
+  }
+
+  private func store(_ value: UInt64, _ width: Int, at offset: Int) {
+    for index in 0..<width {
+      unsafe shared.base.storeBytes(
+        of: UInt8(truncatingIfNeeded: value >> (8 * index)), toByteOffset: offset + index, as: UInt8.self)
+    }
+  }
+}
