@@ -1,0 +1,21 @@
+/// A file that a disk may be over, as `-drive` and `-blockdev` name it. Every one is raw.
+public struct BlockNode: Hashable, Sendable {
+  /// What a device's `drive=` names.
+  public var id: String
+  public var path: String
+  public var readOnly: Bool
+  /// Whether a guest's discard frees space in the file; else it does nothing.
+  public var discardUnmaps: Bool
+  /// The node that this one is laid over (a raw node over a file node). `path` is the same.
+  public var underlying: String?
+
+  public init(
+    id: String, path: String, readOnly: Bool = false, discardUnmaps: Bool = false, underlying: String? = nil
+  ) {
+    self.id = id
+    self.path = path
+    self.readOnly = readOnly
+    self.discardUnmaps = discardUnmaps
+    self.underlying = underlying
+  }
+}

@@ -1,0 +1,13 @@
+/// Every kind of device that can be asked for. A new kind is a file in `Kinds` and a line here.
+public enum DeviceKinds {
+  public static let all: [any DeviceOptions.Type] = [
+    IntelIOMMUOptions.self,
+    VirtioBlockOptions.self,
+    VirtioRNGOptions.self,
+    DebugExitOptions.self,
+  ]
+
+  public static func named(_ name: String) -> (any DeviceOptions.Type)? {
+    all.first { $0.kindName == name }
+  }
+}

@@ -1,0 +1,77 @@
+import Hardware
+
+/// Where a kind of device plugs in.
+public enum DeviceBus: String, Sendable {
+  case system = "System"
+  case pci = "PCI"
+  case isa = "ISA"
+}
+
+/// Where `-device help` lists a kind.
+public enum DeviceCategory: String, CaseIterable, Sendable {
+  case storage = "Storage"
+  case misc = "Misc"
+}
+
+/// The options of a device: all that is needed to build one, from the command line, QMP or a test.
+public protocol DeviceOptions: KindOptions {
+  static var bus: DeviceBus { get }
+  static var category: DeviceCategory { get }
+
+  /// The block nodes that the device uses, by property and id.
+  var nodes: [NodeUse] { get }
+  /// The other objects that it uses, by property and id.
+  var objects: [ObjectUse] { get }
+}
+
+extension DeviceOptions {
+  public var nodes: [NodeUse] { [] }
+  public var objects: [ObjectUse] { [] }
+}
+
+/// A device's use of a block node.
+public struct NodeUse: Hashable, Sendable {
+  public var property: String
+  public var id: String
+}
+
+/// A device's use of an `-object`.
+public struct ObjectUse: Hashable, Sendable {
+  public var property: String
+  public var id: Identifier
+}
+
+/// The options of a device that is a function on PCI Express.
+public protocol PCIDeviceOptions: DeviceOptions {
+  var function: PCIFunctionOptions { get }
+}
+
+extension PCIDeviceOptions {
+  public static var bus: DeviceBus { .pci }
+}
+
+/// What every PCI device's options have.
+public struct PCIFunctionOptions: Hashable, Sendable {
+  /// Nil for the first device number that is free.
+  public var address: RequesterID?
+
+  public init(address: RequesterID? = nil) { self.address = address }
+
+  static let properties: [Property<Self>] = [
+    Property(
+      "addr", \.address, .functionZero, help: "Device and optional function number, example: 06.0 or 06"),
+    Property(
+      "bus", settled: "pcie.0", because: "pcie.0 is the only bus", help: "Bus that the device is on"),
+  ]
+}
+
+extension PropertyConstraint where Value == RequesterID {
+  /// A function above 0 would need a multi-function device at 0, or the guest does not look for it.
+  static var functionZero: Self {
+    Self { (value) throws(ValueError) in
+      guard value.function == 0 else {
+        throw .refused(reason: "functions above 0 need multifunction, which is not offered")
+      }
+    }
+  }
+}

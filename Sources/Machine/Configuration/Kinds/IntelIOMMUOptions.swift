@@ -1,0 +1,92 @@
+/// `intel-iommu`: what the VT-d unit offers. Names and defaults are QEMU's (hw/i386/intel_iommu.c,
+/// hw/i386/x86-iommu.c), `x-nested` is ours. The capabilities meant are those of CAP_REG and ECAP_REG,
+/// VT-d 11.4.2 and 11.4.3.
+public struct IntelIOMMUOptions: DeviceOptions, Hashable {
+  public var id: Identifier?
+  /// Scalable mode (ECAP.SMTS).
+  public var scalableMode = false
+  /// First-stage translation (ECAP.FSTS). Without `nested`, second stage is hidden then.
+  public var firstStage = false
+  /// First stage, second stage and nesting together (ECAP.FSTS, SSTS, NEST).
+  public var nested = false
+  /// Bits of a DMA address (CAP.MGAW, CAP.SAGAW): 39 or 48.
+  public var addressWidth: UInt8 = 48
+  public var interruptRemapping = OnOffAuto.auto
+  public var extendedInterrupts = OnOffAuto.auto
+  /// The guest invalidates on not-present to present, too (CAP.CM).
+  public var cachingMode = false
+  /// Devices may cache translations (ECAP.DT).
+  public var deviceIOTLB = false
+  /// Second-stage entries may force snooping (ECAP.SC).
+  public var snoopControl = false
+  /// Width of a PASID (ECAP.PASID, ECAP.PSS); 0 for no PASIDs on requests.
+  public var pasidBits: UInt8 = 0
+  /// Shared virtual memory: page requests (ECAP.PRS) and what goes with them.
+  public var sharedVirtualMemory = false
+  /// 1 GiB pages in first stage (CAP.FS1GP).
+  public var firstStage1GPages = true
+  /// DMA remapping at all; off leaves interrupt remapping alone (CAP.SAGAW = 0).
+  public var dmaTranslation = true
+  /// Accepts the transient-mapping bit that old guests set in second-stage entries.
+  public var staleTransientMapping = false
+
+  public init() {}
+
+  /// What `intremap` comes to. The local APICs are in the kernel and the IOAPIC is not, so it can be had.
+  public var offersInterruptRemapping: Bool { interruptRemapping.resolved(auto: true) }
+  /// What `eim` comes to (ECAP.EIM): x2APIC destinations of 32 bits.
+  public var offersExtendedInterrupts: Bool { extendedInterrupts.resolved(auto: offersInterruptRemapping) }
+  /// First stage is offered (ECAP.FSTS).
+  public var offersFirstStage: Bool { firstStage || nested }
+  /// Second stage is offered (ECAP.SSTS, in scalable mode).
+  public var offersSecondStage: Bool { nested || !firstStage }
+
+  public static let kindName = "intel-iommu"
+  public static let summary = "Intel IOMMU (VT-d) DMA Remapping device"
+  public static let bus = DeviceBus.system
+  public static let category = DeviceCategory.misc
+
+  public static let properties: [Property<Self>] = [
+    Property(
+      "x-scalable-mode", aliases: ["scalable-mode"], \.scalableMode,
+      help: "Scalable mode: PASID tables (also scalable-mode)"),
+    Property(
+      "x-flts", aliases: ["fsts"], \.firstStage,
+      help: "First-stage translation instead of second stage, in scalable mode (also fsts)"),
+    Property(
+      "x-nested", \.nested, help: "First stage, second stage and nested translation together, in scalable mode"),
+    Property("aw-bits", \.addressWidth, .oneOf([39, 48]), help: "Bits of a DMA address: 39 or 48"),
+    Property("intremap", \.interruptRemapping, help: "Interrupt remapping, on/off/auto (auto is on)"),
+    Property(
+      "eim", \.extendedInterrupts, help: "Extended interrupt mode (x2APIC), on/off/auto (auto follows intremap)"),
+    Property(
+      "caching-mode", \.cachingMode, help: "The guest flushes when it maps, too, which shadowing wants"),
+    Property("device-iotlb", \.deviceIOTLB, help: "Device IOTLBs: address translation services (ATS)"),
+    Property("snoop-control", \.snoopControl, help: "Second-stage entries may force snooping"),
+    Property("pasid-bits", \.pasidBits, .within(0...20), help: "Width of a PASID on requests, 0 for none"),
+    Property("svm", \.sharedVirtualMemory, help: "Shared virtual memory: page requests"),
+    Property("fs1gp", \.firstStage1GPages, help: "1 GiB pages in first stage"),
+    Property("dma-translation", \.dmaTranslation, help: "DMA remapping; off leaves interrupt remapping only"),
+    Property(
+      "stale-tm", \.staleTransientMapping, help: "Accept the stale TM bit in second-stage entries of old guests"),
+  ]
+
+  public static let rules: [PropertyRule<Self>] = [
+    PropertyRule(otherwise: "x-flts is only available in scalable mode (x-scalable-mode=on)") {
+      !$0.firstStage || $0.scalableMode
+    },
+    PropertyRule(otherwise: "x-nested is only available in scalable mode (x-scalable-mode=on)") {
+      !$0.nested || $0.scalableMode
+    },
+    PropertyRule(otherwise: "pasid-bits is only available in scalable mode (x-scalable-mode=on)") {
+      $0.pasidBits == 0 || $0.scalableMode
+    },
+    PropertyRule(otherwise: "eim=on cannot be selected without intremap=on") {
+      $0.extendedInterrupts != .on || $0.offersInterruptRemapping
+    },
+    PropertyRule(otherwise: "svm needs device-iotlb=on") { !$0.sharedVirtualMemory || $0.deviceIOTLB },
+    PropertyRule(otherwise: "svm needs x-flts=on or x-nested=on") { !$0.sharedVirtualMemory || $0.offersFirstStage },
+    PropertyRule(otherwise: "svm needs dma-translation=on") { !$0.sharedVirtualMemory || $0.dmaTranslation },
+    PropertyRule(otherwise: "svm needs pasid-bits") { !$0.sharedVirtualMemory || $0.pasidBits > 0 },
+  ]
+}

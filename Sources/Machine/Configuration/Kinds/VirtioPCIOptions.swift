@@ -1,0 +1,23 @@
+/// What every virtio device on PCI has among its options (virtio 1.2, 2.2 and 6): part of a kind, not one itself.
+public struct VirtioPCIOptions: Hashable, Sendable {
+  public var function = PCIFunctionOptions()
+  /// VIRTIO_F_ACCESS_PLATFORM: the device's DMA passes the IOMMU.
+  public var accessPlatform = false
+  /// VIRTIO_F_EVENT_IDX.
+  public var eventIndex = true
+
+  public init() {}
+
+  private static let modernOnly = "devices are virtio 1.x only"
+
+  static let properties: [Property<Self>] =
+    PCIFunctionOptions.properties.map { $0.within(\.function) } + [
+      Property(
+        "iommu_platform", \.accessPlatform, help: "DMA passes the IOMMU (VIRTIO_F_ACCESS_PLATFORM)"),
+      Property("event_idx", \.eventIndex, help: "Event index (VIRTIO_F_EVENT_IDX)"),
+      Property(
+        "disable-legacy", settled: OnOffAuto.on, orAlso: [.auto], because: modernOnly,
+        help: "No legacy interface: always so"),
+      Property("disable-modern", settled: false, because: modernOnly, help: "No virtio 1.x interface: never so"),
+    ]
+}

@@ -1,0 +1,28 @@
+/// `virtio-rng-pci`: entropy for the guest (virtio 1.2, 5.4). Names and defaults are QEMU's.
+public struct VirtioRNGOptions: PCIDeviceOptions, Hashable {
+  public var id: Identifier?
+  public var virtio = VirtioPCIOptions()
+  /// The id of an rng object; nil for the host's getrandom.
+  public var source: Identifier?
+  /// At most so many bytes in each period.
+  public var bytesPerPeriod: UInt64 = UInt64(Int64.max)
+  /// In milliseconds.
+  public var period: UInt32 = 65536
+
+  public init() {}
+
+  public var function: PCIFunctionOptions { virtio.function }
+  public var objects: [ObjectUse] { source.map { [ObjectUse(property: "rng", id: $0)] } ?? [] }
+
+  public static let kindName = "virtio-rng-pci"
+  public static let summary = "Entropy for the guest"
+  public static let category = DeviceCategory.misc
+
+  public static let properties: [Property<Self>] =
+    VirtioPCIOptions.properties.map { $0.within(\.virtio) } + [
+      Property("rng", \.source, help: "ID of an rng object; the host's getrandom where not given"),
+      Property(
+        "max-bytes", \.bytesPerPeriod, .within(1...UInt64(Int64.max)), help: "Bytes at most in each period"),
+      Property("period", \.period, .within(1...UInt32.max), help: "Length of a period in milliseconds"),
+    ]
+}

@@ -1,0 +1,15 @@
+/// The options of an `-object`: something that devices or the machine use, not a device itself.
+public protocol ObjectOptions: KindOptions {}
+
+/// Every kind of object that can be asked for. A new kind is a file in `Objects` and a line here.
+public enum ObjectKinds {
+  public static let all: [any ObjectOptions.Type] = [
+    MemoryBackendMemfdOptions.self,
+    RNGBuiltinOptions.self,
+    RNGRandomOptions.self,
+  ]
+
+  public static func named(_ name: String) -> (any ObjectOptions.Type)? {
+    all.first { $0.kindName == name }
+  }
+}

@@ -1,0 +1,30 @@
+/// `memory-backend-memfd`: guest RAM from memfd_create(2), with huge pages where asked for.
+public struct MemoryBackendMemfdOptions: ObjectOptions, Hashable {
+  public var id: Identifier?
+  /// In bytes; nil until given.
+  public var size: ByteCount?
+  public var hugePages = false
+  /// In bytes; nil for the host's default. Without `hugePages` it has no meaning, and is refused.
+  public var hugePageSize: ByteCount?
+  /// Mapped shared, so that other processes may have it.
+  public var shared = true
+
+  public init() {}
+
+  public static let kindName = "memory-backend-memfd"
+  public static let summary = "Guest RAM, with huge pages where asked for (-machine memory-backend=ID)"
+
+  public static let properties: [Property<Self>] = [
+    Property("size", \.size, help: "Bytes of RAM"),
+    Property("hugetlb", \.hugePages, help: "Use huge pages"),
+    Property(
+      "hugetlbsize", \.hugePageSize, .powerOfTwo(within: 4096...0x1000_0000_0000),
+      help: "Size of a huge page, the host's default where not given"),
+    Property("share", \.shared, help: "Map it shared"),
+  ]
+
+  public static let rules: [PropertyRule<Self>] = [
+    PropertyRule(otherwise: "size is missing") { $0.size != nil },
+    PropertyRule(otherwise: "hugetlbsize needs hugetlb=on") { $0.hugePageSize == nil || $0.hugePages },
+  ]
+}

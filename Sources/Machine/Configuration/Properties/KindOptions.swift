@@ -1,0 +1,113 @@
+/// The options of one kind of device or object: a struct with a typed field for each property, and the
+/// table that fills it from names and values.
+///
+/// After `init(_:)` nothing is looked up by name: the fields are the truth.
+public protocol KindOptions: Sendable {
+  /// Every property at its default.
+  init()
+
+  /// As typed after `-device` or `-object`.
+  static var kindName: String { get }
+  static var summary: String { get }
+  /// Without `id`, which every kind has.
+  static var properties: [Property<Self>] { get }
+  /// What must hold between properties, checked in order once all of them are set.
+  static var rules: [PropertyRule<Self>] { get }
+
+  var id: Identifier? { get set }
+}
+
+/// Something that must hold between the properties of a kind.
+public struct PropertyRule<Options: Sendable>: Sendable {
+  let holds: @Sendable (Options) -> Bool
+  /// What is wrong when it does not: part of the table, as help is.
+  let otherwise: String
+
+  public init(otherwise: String, _ holds: @escaping @Sendable (Options) -> Bool) {
+    self.otherwise = otherwise
+    self.holds = holds
+  }
+}
+
+/// A name and a value as somebody gave them.
+public struct PropertyAssignment: Hashable, Sendable {
+  public var name: String
+  /// Nil where only the name was given: then it is `on`, or `off` for a name with `no` before it.
+  public var value: String?
+
+  public init(name: String, value: String?) {
+    self.name = name
+    self.value = value
+  }
+}
+
+/// Why names and values make no options.
+public enum PropertyError: Error, Hashable, Sendable {
+  case unknown(name: String, known: [String])
+  case value(name: String, text: String, ValueError)
+  /// Two spellings of one property say different things.
+  case contradiction(name: String, otherName: String)
+  /// A rule of the kind does not hold.
+  case rule(String)
+}
+
+/// A property as help and introspection show it.
+public struct PropertyDescription: Hashable, Sendable {
+  public let name: String
+  public let aliases: [String]
+  public let typeName: String
+  public let help: String
+  /// Nil where the property is unset by default.
+  public let defaultText: String?
+}
+
+extension KindOptions {
+  public static var rules: [PropertyRule<Self>] { [] }
+
+  private static var allProperties: [Property<Self>] {
+    [Property("id", \.id, help: "Name by which other options refer to it")] + properties
+  }
+
+  /// In the order of their names.
+  public static var propertyDescriptions: [PropertyDescription] {
+    let defaults = Self()
+    return allProperties.map {
+      PropertyDescription(
+        name: $0.name, aliases: $0.aliases, typeName: $0.typeName, help: $0.help, defaultText: $0.show(defaults))
+    }.sorted { $0.name < $1.name }
+  }
+
+  /// Sets the named properties and checks the rules. A name given twice takes the later value, as in
+  /// QEMU; two spellings of one property must agree.
+  public init(_ assignments: [PropertyAssignment]) throws(PropertyError) {
+    self.init()
+    let properties = Self.allProperties
+    var given: [String: (spelling: String, text: String)] = [:]
+    for assignment in assignments {
+      var name = assignment.name
+      var text = assignment.value ?? "on"
+      var property = properties.first { $0.answers(to: name) }
+      if property == nil, assignment.value == nil, name.hasPrefix("no") {
+        // QEMU's old way to say off: `nowait`.
+        name = String(name.dropFirst(2))
+        text = "off"
+        property = properties.first { $0.answers(to: name) }
+      }
+      guard let property else {
+        throw .unknown(name: assignment.name, known: properties.flatMap { [$0.name] + $0.aliases })
+      }
+      do {
+        try property.assign(&self, text)
+      } catch {
+        throw .value(name: name, text: text, error)
+      }
+      // Compared as they are kept: `on` and `yes` are the same thing.
+      let value = property.show(self) ?? text
+      if let earlier = given[property.name], earlier.spelling != name, earlier.text != value {
+        throw .contradiction(name: earlier.spelling, otherName: name)
+      }
+      given[property.name] = (name, value)
+    }
+    for rule in Self.rules where !rule.holds(self) { throw .rule(rule.otherwise) }
+  }
+}

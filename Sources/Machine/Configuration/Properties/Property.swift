@@ -1,0 +1,143 @@
+/// One property of a kind of device or object, as data: its names, its type, where its value is kept.
+///
+/// A kind's table of these is all that the command line, help and QMP know of it. The default is the
+/// value that the options have when nothing is given, so it stands in one place.
+public struct Property<Options: Sendable>: Sendable {
+  public let name: String
+  /// Other spellings of the same property.
+  public let aliases: [String]
+  public let typeName: String
+  public let help: String
+  let assign: @Sendable (inout Options, String) throws(ValueError) -> Void
+  let show: @Sendable (Options) -> String?
+
+  public init<Value: PropertyValue>(
+    _ name: String, aliases: [String] = [], _ path: any WritableKeyPath<Options, Value> & Sendable,
+    _ constraint: PropertyConstraint<Value> = .any, help: String
+  ) {
+    self.name = name
+    self.aliases = aliases
+    self.help = help
+    typeName = Value.typeName
+    assign = { (options, text) throws(ValueError) in
+      let value = try Value(text: text)
+      try constraint.check(value)
+      options[keyPath: path] = value
+    }
+    show = { $0[keyPath: path].text }
+  }
+
+  /// A property that may stay unset.
+  public init<Value: PropertyValue>(
+    _ name: String, aliases: [String] = [], _ path: any WritableKeyPath<Options, Value?> & Sendable,
+    _ constraint: PropertyConstraint<Value> = .any, help: String
+  ) {
+    self.name = name
+    self.aliases = aliases
+    self.help = help
+    typeName = Value.typeName
+    assign = { (options, text) throws(ValueError) in
+      let value = try Value(text: text)
+      try constraint.check(value)
+      options[keyPath: path] = value
+    }
+    show = { $0[keyPath: path]?.text }
+  }
+
+  /// A property that QEMU has and whose value here is settled: other values are refused, with the reason.
+  public init<Value: PropertyValue>(
+    _ name: String, aliases: [String] = [], settled: Value, orAlso others: [Value] = [], because reason: String,
+    help: String
+  ) {
+    self.name = name
+    self.aliases = aliases
+    self.help = help
+    typeName = Value.typeName
+    assign = { (_, text) throws(ValueError) in
+      let value = try Value(text: text)
+      guard value == settled || others.contains(value) else { throw .refused(reason: reason) }
+    }
+    show = { _ in settled.text }
+  }
+
+  private init(
+    name: String, aliases: [String], typeName: String, help: String,
+    assign: @escaping @Sendable (inout Options, String) throws(ValueError) -> Void,
+    show: @escaping @Sendable (Options) -> String?
+  ) {
+    self.name = name
+    self.aliases = aliases
+    self.typeName = typeName
+    self.help = help
+    self.assign = assign
+    self.show = show
+  }
+
+  /// The same property of options that contain these.
+  func within<Outer: Sendable>(_ path: any WritableKeyPath<Outer, Options> & Sendable) -> Property<Outer> {
+    let assign = assign
+    let show = show
+    return Property<Outer>(
+      name: name, aliases: aliases, typeName: typeName, help: help,
+      assign: { (options, text) throws(ValueError) in try assign(&options[keyPath: path], text) },
+      show: { show($0[keyPath: path]) })
+  }
+
+  func answers(to spelling: String) -> Bool { name == spelling || aliases.contains(spelling) }
+}
+
+/// What a value must be beyond its type.
+public struct PropertyConstraint<Value: PropertyValue>: Sendable {
+  let check: @Sendable (Value) throws(ValueError) -> Void
+
+  public static var any: Self { Self { (_) throws(ValueError) in } }
+
+  public static func oneOf(_ values: [Value]) -> Self {
+    Self { (value) throws(ValueError) in
+      guard values.contains(value) else { throw .notOneOf(values.map(\.text)) }
+    }
+  }
+}
+
+extension PropertyConstraint where Value: FixedWidthInteger & UnsignedInteger {
+  public static func within(_ range: ClosedRange<Value>) -> Self {
+    Self { (value) throws(ValueError) in
+      guard range.contains(value) else {
+        throw .outOfRange(lowest: UInt64(range.lowerBound), highest: UInt64(range.upperBound))
+      }
+    }
+  }
+
+  public static func powerOfTwo(within range: ClosedRange<Value>) -> Self {
+    Self { (value) throws(ValueError) in
+      guard range.contains(value), value.nonzeroBitCount == 1 else {
+        throw .notPowerOfTwo(lowest: UInt64(range.lowerBound), highest: UInt64(range.upperBound))
+      }
+    }
+  }
+}
+
+extension PropertyConstraint where Value == ByteCount {
+  public static func powerOfTwo(within range: ClosedRange<ByteCount>) -> Self {
+    Self { (value) throws(ValueError) in
+      guard range.contains(value), value.bytes.nonzeroBitCount == 1 else {
+        throw .notPowerOfTwo(lowest: range.lowerBound.bytes, highest: range.upperBound.bytes)
+      }
+    }
+  }
+}
+
+extension PropertyConstraint where Value == String {
+  /// - Parameter bytes: the longest text, in UTF-8.
+  public static func atMost(_ bytes: Int) -> Self {
+    Self { (value) throws(ValueError) in
+      guard value.utf8.count <= bytes else { throw .tooLong(bytes: bytes) }
+    }
+  }
+
+  public static var notEmpty: Self {
+    Self { (value) throws(ValueError) in
+      guard !value.isEmpty else { throw .empty }
+    }
+  }
+}

@@ -1,0 +1,130 @@
+/// What a property may hold, and the text that stands for it: QEMU's spelling of booleans, numbers,
+/// sizes and names (qapi/string input visitor, util/cutils.c).
+public protocol PropertyValue: Sendable, Hashable {
+  /// As help prints it between `<` and `>`.
+  static var typeName: String { get }
+  init(text: String) throws(ValueError)
+  /// As a person would type it.
+  var text: String { get }
+}
+
+/// Why a text is no value of a property. The text itself stands in the error around this one.
+public enum ValueError: Error, Hashable, Sendable {
+  case notBoolean
+  /// A whole number: decimal, or hexadecimal with 0x.
+  case notNumber
+  /// A number with an optional suffix B, K, M, G, T, P or E.
+  case notSize
+  case outOfRange(lowest: UInt64, highest: UInt64)
+  case notPowerOfTwo(lowest: UInt64, highest: UInt64)
+  case notOneOf([String])
+  /// Device and optional function, hexadecimal: 06 or 06.0.
+  case notPCIAddress
+  /// A letter, then letters, digits, `-`, `.`, `_`.
+  case notIdentifier
+  case tooLong(bytes: Int)
+  case empty
+  /// Known, and not offered. The reason comes from the table of properties, as help does.
+  case refused(reason: String)
+}
+
+extension Bool: PropertyValue {
+  public static var typeName: String { "bool" }
+
+  public init(text: String) throws(ValueError) {
+    switch text {
+    case "on", "yes", "true", "y": self = true
+    case "off", "no", "false", "n": self = false
+    default: throw .notBoolean
+    }
+  }
+
+  public var text: String { self ? "on" : "off" }
+}
+
+public enum OnOffAuto: String, CaseIterable, PropertyValue {
+  case on, off, auto
+
+  public static var typeName: String { "OnOffAuto" }
+
+  public init(text: String) throws(ValueError) {
+    if text == "auto" {
+      self = .auto
+    } else if let value = try? Bool(text: text) {
+      self = value ? .on : .off
+    } else {
+      throw .notOneOf(Self.allCases.map(\.rawValue))
+    }
+  }
+
+  public var text: String { rawValue }
+
+  /// What it comes to where `auto` means the given value.
+  public func resolved(auto: Bool) -> Bool {
+    switch self {
+    case .on: true
+    case .off: false
+    case .auto: auto
+    }
+  }
+}
+
+extension PropertyValue where Self: FixedWidthInteger & UnsignedInteger {
+  public static var typeName: String { "uint\(Self.bitWidth)" }
+
+  public init(text: String) throws(ValueError) {
+    guard let number = NumberText.unsigned(text.utf8) else { throw .notNumber }
+    guard let value = Self(exactly: number) else { throw .outOfRange(lowest: 0, highest: UInt64(Self.max)) }
+    self = value
+  }
+
+  public var text: String { String(self) }
+}
+
+extension UInt8: PropertyValue {}
+extension UInt16: PropertyValue {}
+extension UInt32: PropertyValue {}
+extension UInt64: PropertyValue {}
+
+extension String: PropertyValue {
+  public static var typeName: String { "str" }
+  public init(text: String) throws(ValueError) { self = text }
+  public var text: String { self }
+}
+
+/// A name that other options refer to.
+public struct Identifier: PropertyValue, CustomStringConvertible {
+  public let text: String
+
+  public static var typeName: String { "str" }
+
+  public init(text: String) throws(ValueError) {
+    func isLetter(_ byte: UInt8) -> Bool { (0x41...0x5a).contains(byte & 0xdf) }
+    guard let first = text.utf8.first, isLetter(first),
+      text.utf8.allSatisfy({ isLetter($0) || (0x30...0x39).contains($0) || [0x2d, 0x2e, 0x5f].contains($0) })
+    else { throw .notIdentifier }
+    self.text = text
+  }
+
+  public var description: String { text }
+}
+
+/// A number of bytes.
+public struct ByteCount: PropertyValue, Comparable, ExpressibleByIntegerLiteral {
+  public var bytes: UInt64
+
+  public init(_ bytes: UInt64) { self.bytes = bytes }
+  public init(integerLiteral value: UInt64) { bytes = value }
+
+  public static var typeName: String { "size" }
+
+  public init(text: String) throws(ValueError) {
+    guard let bytes = NumberText.size(text.utf8, unit: 1) else { throw .notSize }
+    self.bytes = bytes
+  }
+
+  /// In the largest unit that divides it.
+  public var text: String { NumberText.sizeText(bytes) }
+
+  public static func < (a: ByteCount, b: ByteCount) -> Bool { a.bytes < b.bytes }
+}
