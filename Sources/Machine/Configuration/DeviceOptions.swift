@@ -39,6 +39,8 @@ public struct NodeUse: Hashable, Sendable {
 public struct ObjectUse: Hashable, Sendable {
   public var property: String
   public var id: Identifier
+  /// The kinds that will do.
+  public var kindNames: [String]
 }
 
 /// The options of a device that is a function on PCI Express.

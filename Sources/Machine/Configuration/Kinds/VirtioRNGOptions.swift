@@ -12,7 +12,12 @@ public struct VirtioRNGOptions: PCIDeviceOptions, Hashable {
   public init() {}
 
   public var function: PCIFunctionOptions { virtio.function }
-  public var objects: [ObjectUse] { source.map { [ObjectUse(property: "rng", id: $0)] } ?? [] }
+  public var objects: [ObjectUse] {
+    guard let source else { return [] }
+    return [
+      ObjectUse(property: "rng", id: source, kindNames: [RNGBuiltinOptions.kindName, RNGRandomOptions.kindName])
+    ]
+  }
 
   public static let kindName = "virtio-rng-pci"
   public static let summary = "Entropy for the guest"

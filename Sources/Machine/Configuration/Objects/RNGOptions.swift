@@ -1,19 +1,44 @@
 /// `rng-builtin` and `rng-random`: where virtio-rng's entropy comes from.
-public struct RNGBuiltinOptions: ObjectOptions, Hashable {
+public protocol EntropyObjectOptions: ObjectOptions {
+  var entropySource: EntropySource { get }
+}
+
+/// Where random bytes are read from.
+public enum EntropySource: Hashable, Sendable {
+  /// getrandom(2).
+  case host
+  case file(path: String)
+}
+
+extension MachineConfiguration {
+  /// Where this device's bytes come from, given that `check` passed.
+  public func entropySource(of device: VirtioRNGOptions) -> EntropySource {
+    for case let object as any EntropyObjectOptions in objects where object.id == device.source {
+      return object.entropySource
+    }
+    return .host
+  }
+}
+
+public struct RNGBuiltinOptions: EntropyObjectOptions, Hashable {
   public var id: Identifier?
 
   public init() {}
+
+  public var entropySource: EntropySource { .host }
 
   public static let kindName = "rng-builtin"
   public static let summary = "Entropy from the host's getrandom"
   public static let properties: [Property<Self>] = []
 }
 
-public struct RNGRandomOptions: ObjectOptions, Hashable {
+public struct RNGRandomOptions: EntropyObjectOptions, Hashable {
   public var id: Identifier?
   public var path = "/dev/urandom"
 
   public init() {}
+
+  public var entropySource: EntropySource { .file(path: path) }
 
   public static let kindName = "rng-random"
   public static let summary = "Entropy from a file or device"

@@ -1,0 +1,92 @@
+/// What must hold between the parts of a configuration. Opens nothing: whether files are there, and how
+/// many CPUs the host's KVM takes, is found at start.
+extension MachineConfiguration {
+  /// Checks everything but that there is something to boot, which comes last: then a mistake elsewhere is
+  /// the one that is told.
+  public func check() throws(ConfigurationError) {
+    try checkMemory()
+    guard (1...ProcessorTopology.maximumCount).contains(processors.count) else {
+      throw .processorsOutOfRange(count: processors.count, highest: ProcessorTopology.maximumCount)
+    }
+    // COM1 is the only port of the board.
+    if serials.count > 1 { throw .tooManySerialPorts(count: serials.count, highest: 1) }
+    try checkObjects()
+    var nodeUsers = try checkBlockNodes()
+    try checkDevices(nodeUsers: &nodeUsers)
+    _ = try devicePlacement()
+    if boot == nil { throw .nothingToBoot }
+  }
+
+  private func checkMemory() throws(ConfigurationError) {
+    guard memory.size >= MemoryConfiguration.minimumSize, memory.size <= MemoryConfiguration.maximumSize else {
+      throw .memoryOutOfRange(
+        size: memory.size, lowest: MemoryConfiguration.minimumSize, highest: MemoryConfiguration.maximumSize)
+    }
+    var pageSize: UInt64 = 4096
+    if case .bytes(let size) = memory.hugePages { pageSize = max(pageSize, size) }
+    guard memory.size.isMultiple(of: pageSize) else {
+      throw .memoryNotMultiple(size: memory.size, pageSize: pageSize)
+    }
+  }
+
+  private func checkObjects() throws(ConfigurationError) {
+    var seen = Set<Identifier>()
+    for (index, object) in objects.enumerated() {
+      guard let id = object.id else { throw .object(index: index, .missingID) }
+      guard seen.insert(id).inserted else { throw .object(index: index, .duplicateID(id)) }
+    }
+  }
+
+  /// - Returns: who uses which node, so far nodes only.
+  private func checkBlockNodes() throws(ConfigurationError) -> [String: BlockNodeUser] {
+    var earlier: [String: BlockNode] = [:]
+    var users: [String: BlockNodeUser] = [:]
+    for (index, node) in blockNodes.enumerated() {
+      guard earlier[node.id] == nil else { throw .blockNode(index: index, .duplicateID(node.id)) }
+      if let name = node.underlying {
+        guard let underlying = earlier[name] else {
+          throw .blockNode(index: index, .unknownUnderlying(name, known: blockNodes[..<index].map(\.id)))
+        }
+        if underlying.readOnly, !node.readOnly { throw .blockNode(index: index, .underlyingReadOnly(name)) }
+        if !underlying.readOnly, let user = users[name] {
+          throw .blockNode(index: index, .underlyingInUse(name, by: user))
+        }
+        users[name] = .node(node.id)
+      }
+      earlier[node.id] = node
+    }
+    return users
+  }
+
+  private func checkDevices(nodeUsers: inout [String: BlockNodeUser]) throws(ConfigurationError) {
+    var identifiers = Set<Identifier>()
+    var hasIOMMU = false
+    for (index, device) in devices.enumerated() {
+      if let id = device.id, !identifiers.insert(id).inserted { throw .device(index: index, .duplicateID(id)) }
+      if device is IntelIOMMUOptions {
+        // The DMAR table tells of one unit that has every device.
+        if hasIOMMU { throw .device(index: index, .onlyOne(kindName: IntelIOMMUOptions.kindName)) }
+        hasIOMMU = true
+      }
+      for use in device.nodes {
+        guard let node = blockNodes.first(where: { $0.id == use.id }) else {
+          throw .device(index: index, .unknownNode(use, known: blockNodes.map(\.id)))
+        }
+        // Two that write one file would each corrupt what the other's guest file system believes.
+        if !node.readOnly, let user = nodeUsers[use.id] {
+          throw .device(index: index, .nodeInUse(use, by: user))
+        }
+        nodeUsers[use.id] = .device(kindName: type(of: device).kindName, index: index)
+      }
+      for use in device.objects {
+        guard let object = objects.first(where: { $0.id == use.id }) else {
+          throw .device(index: index, .unknownObject(use, known: objects.compactMap { $0.id?.text }))
+        }
+        let kindName = type(of: object).kindName
+        guard use.kindNames.contains(kindName) else {
+          throw .device(index: index, .wrongObject(use, kindName: kindName))
+        }
+      }
+    }
+  }
+}

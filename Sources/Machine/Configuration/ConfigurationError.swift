@@ -1,0 +1,56 @@
+import Hardware
+
+/// Why a configuration makes no machine, found before anything is opened.
+public enum ConfigurationError: Error, Hashable, Sendable {
+  case nothingToBoot
+  /// In bytes.
+  case memoryOutOfRange(size: UInt64, lowest: UInt64, highest: UInt64)
+  /// In bytes.
+  case memoryNotMultiple(size: UInt64, pageSize: UInt64)
+  case processorsOutOfRange(count: Int, highest: Int)
+  case tooManySerialPorts(count: Int, highest: Int)
+  /// - Parameter index: into `blockNodes`.
+  case blockNode(index: Int, BlockNodeProblem)
+  /// - Parameter index: into `objects`.
+  case object(index: Int, ObjectProblem)
+  /// - Parameter index: into `devices`.
+  case device(index: Int, DeviceProblem)
+}
+
+public enum BlockNodeProblem: Hashable, Sendable {
+  case duplicateID(String)
+  case unknownUnderlying(String, known: [String])
+  case underlyingInUse(String, by: BlockNodeUser)
+  case underlyingReadOnly(String)
+}
+
+public enum ObjectProblem: Hashable, Sendable {
+  case missingID
+  case duplicateID(Identifier)
+}
+
+public enum DeviceProblem: Hashable, Sendable {
+  case duplicateID(Identifier)
+  case unknownNode(NodeUse, known: [String])
+  case nodeInUse(NodeUse, by: BlockNodeUser)
+  case unknownObject(ObjectUse, known: [String])
+  case wrongObject(ObjectUse, kindName: String)
+  case onlyOne(kindName: String)
+  case addressTaken(RequesterID, by: AddressOwner)
+  case noFreeAddress
+}
+
+/// Who has a block node already.
+public enum BlockNodeUser: Hashable, Sendable {
+  /// - Parameter index: into `devices`.
+  case device(kindName: String, index: Int)
+  case node(String)
+}
+
+/// Who sits at an address on bus 0.
+public enum AddressOwner: Hashable, Sendable {
+  case hostBridge
+  case isaBridge
+  /// - Parameter index: into `devices`.
+  case device(kindName: String, index: Int)
+}
