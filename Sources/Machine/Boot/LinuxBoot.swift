@@ -1,0 +1,105 @@
+import Hardware
+
+/// Starting Linux at its 64-bit entry point (Documentation/arch/x86/boot.rst, "64-bit Boot Protocol"):
+/// `boot_params` (arch/x86/include/uapi/asm/bootparam.h), page tables and a descriptor table.
+extension BootLoading {
+  mutating func load(_ linux: LinuxImage) throws(BootError) -> BootEntry {
+    let commandLine = Array(request.commandLine.utf8)
+    guard UInt64(commandLine.count) <= linux.commandLineLimit else {
+      throw .commandLineTooLong(length: commandLine.count, limit: linux.commandLineLimit)
+    }
+    if let file = request.initialRAMDisk { try InitialRAMDisk.check(file.image) }
+
+    let kernel = try claimKernel(linux)
+    let disk = try claimInitialRAMDisk(below: min(linux.initialRAMDiskLast + 1, request.layout.lowRAMEnd))
+    let tables = try claim(.pageTables, size: IdentityPageTables.size, alignment: 4096)
+    let descriptors = try claim(.descriptorTable, size: Self.descriptorTable.count)
+    let parameters = try claim(.bootParameters, size: BootParameters.size, alignment: 4096)
+    let commandLineAddress = try claim(.commandLine, size: commandLine.count + 1)
+
+    var bootParameters = BootParameters(setupHeader: linux.setupHeader)
+    bootParameters.setCommandLine(at: commandLineAddress)
+    if let disk { bootParameters.setInitialRAMDisk(disk) }
+    if let rootPointer = request.rootPointer { bootParameters.setRootPointer(rootPointer) }
+    bootParameters.setMemoryMap(request.layout.regions)
+
+    try load(kernelReader, at: linux.kernelOffset, count: linux.kernelSize, to: kernel)
+    try loadInitialRAMDisk(to: disk)
+    try write(IdentityPageTables.make(at: tables), to: tables)
+    try write(Self.descriptorTable, to: descriptors)
+    try write(bootParameters.bytes, to: parameters)
+    try write(commandLine + [0], to: commandLineAddress)
+
+    return .longMode(
+      LongModeEntry(
+        instructionPointer: kernel + LinuxImage.entryOffset, bootParameters: parameters, pageTableRoot: tables,
+        descriptorTableBase: descriptors, descriptorTableLimit: UInt16(Self.descriptorTable.count - 1)))
+  }
+
+  private mutating func claimKernel(_ linux: LinuxImage) throws(BootError) -> UInt64 {
+    var refusal: BootError?
+    for address in linux.addresses {
+      do throws(BootError) {
+        try claimKernel(address, size: linux.initialSize)
+        return address
+      } catch { refusal = refusal ?? error }
+    }
+    throw refusal
+      ?? .kernelDoesNotFit(
+        address: linux.preferredAddress, size: linux.initialSize, memoryEnd: request.layout.lowRAMEnd)
+  }
+
+  /// Null, unused, `__BOOT_CS` (selector 0x10), `__BOOT_DS` (0x18).
+  private static let descriptorTable: [UInt8] = {
+    var bytes: [UInt8] = []
+    // Base 0, limit 0xfffff in pages; present, and accessed already, so the CPU need not write to it.
+    for descriptor: UInt64 in [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff] {
+      bytes.append(littleEndian: descriptor)
+    }
+    return bytes
+  }()
+}
+
+/// `struct boot_params`, the "zero page".
+struct BootParameters {
+  static let size = 4096
+  private(set) var bytes = [UInt8](repeating: 0, count: size)
+
+  init(setupHeader: [UInt8]) {
+    bytes.replaceSubrange(LinuxImage.headerOffset..<LinuxImage.headerOffset + setupHeader.count, with: setupHeader)
+    // type_of_loader: none of the registered ones.
+    bytes[0x210] = 0xff
+  }
+
+  mutating func setCommandLine(at address: UInt64) {
+    // cmd_line_ptr and ext_cmd_line_ptr.
+    bytes.store(UInt32(truncatingIfNeeded: address), at: 0x228)
+    bytes.store(UInt32(truncatingIfNeeded: address >> 32), at: 0x0c8)
+  }
+
+  mutating func setInitialRAMDisk(_ range: Range<UInt64>) {
+    // ramdisk_image, ramdisk_size, and the upper halves of both.
+    bytes.store(UInt32(truncatingIfNeeded: range.lowerBound), at: 0x218)
+    bytes.store(UInt32(truncatingIfNeeded: range.count), at: 0x21c)
+    bytes.store(UInt32(truncatingIfNeeded: range.lowerBound >> 32), at: 0x0c0)
+    bytes.store(UInt32(truncatingIfNeeded: range.count >> 32), at: 0x0c4)
+  }
+
+  mutating func setRootPointer(_ address: UInt64) {
+    // acpi_rsdp_addr.
+    bytes.store(address, at: 0x070)
+  }
+
+  /// - Parameter regions: at most 128, which is what the table holds.
+  mutating func setMemoryMap(_ regions: [GuestMemoryLayout.Region]) {
+    let regions = regions.prefix(128)
+    // e820_entries, e820_table.
+    bytes[0x1e8] = UInt8(regions.count)
+    for (index, region) in regions.enumerated() {
+      let offset = 0x2d0 + 20 * index
+      bytes.store(region.range.lowerBound, at: offset)
+      bytes.store(region.range.upperBound - region.range.lowerBound, at: offset + 8)
+      bytes.store(region.kind.rawValue, at: offset + 16)
+    }
+  }
+}
