@@ -1,0 +1,81 @@
+import Hardware
+
+/// Access to the buffers of the chain that was taken last.
+extension VirtQueue {
+  /// Segments that one transfer is made of at most: as many as preadv takes (UIO_MAXIOV).
+  public static let segmentLimit = 1024
+
+  /// Takes the next device-readable bytes into the front of an array.
+  /// - Parameter count: at most the array's size.
+  /// - Returns: how many there were, at most `count`.
+  public mutating func takeBytes(into bytes: inout [UInt8], count: Int) throws(VirtQueueError) -> Int {
+    let wanted = min(count, bytes.count)
+    var offset = 0
+    while offset < wanted, let buffer = chain.readable.peek(upTo: UInt64(wanted - offset)) {
+      let taken = Int(buffer.count)
+      do { try port.read(from: buffer.address, into: &bytes, offset..<offset + taken) } catch { throw .memory(error) }
+      chain.readable.advance(by: buffer.count)
+      offset += taken
+    }
+    return offset
+  }
+
+  /// Writes bytes into the next device-writable buffers.
+  /// - Returns: how many found room.
+  public mutating func put(_ bytes: [UInt8]) throws(VirtQueueError) -> Int {
+    var offset = 0
+    while offset < bytes.count, let buffer = chain.writable.peek(upTo: UInt64(bytes.count - offset)) {
+      let taken = Int(buffer.count)
+      do { try port.write(bytes, offset..<offset + taken, to: buffer.address) } catch { throw .memory(error) }
+      chain.writable.advance(by: buffer.count)
+      offset += taken
+    }
+    return offset
+  }
+
+  /// Takes the next buffers as guest physical runs into `segments`, adjacent ones joined, each known to be RAM.
+  /// - Parameters:
+  ///   - access: `.read` for device-readable buffers, `.write` for device-writable ones.
+  ///   - limit: bytes at most.
+  /// - Returns: bytes taken. Less than asked for at the chain's end, or when `segmentLimit` runs are reached: call
+  ///   again then.
+  public mutating func takeSegments(for access: DMAAccess, limit: UInt64) throws(DMAError) -> UInt64 {
+    if access.contains(.write) {
+      try Self.take(from: &chain.writable, into: &segments, for: access, limit: limit, port: port)
+    } else {
+      try Self.take(from: &chain.readable, into: &segments, for: access, limit: limit, port: port)
+    }
+  }
+
+  private static func take(
+    from buffers: inout DescriptorChain.Buffers, into segments: inout [PhysicalSegment], for access: DMAAccess,
+    limit: UInt64, port: any MemoryPort
+  ) throws(DMAError) -> UInt64 {
+    segments.removeAll(keepingCapacity: true)
+    var total: UInt64 = 0
+    while let buffer = buffers.peek(upTo: limit &- total) {
+      let segment = try port.translate(buffer.address, count: Int(buffer.count), for: access)
+      let count = UInt64(segment.count)
+      guard count > 0, port.memory.contains(segment.address, count: count) else { throw .notMemory }
+      if let last = segments.last, last.address &+ UInt64(last.count) == segment.address {
+        segments[segments.count - 1].count += segment.count
+      } else {
+        guard segments.count < segmentLimit else { return total }
+        segments.append(segment)
+      }
+      buffers.advance(by: count)
+      total &+= count
+    }
+    return total
+  }
+
+  /// Sets the last device-writable byte aside, where a request has its status.
+  /// - Returns: its address, nil where the chain has no room left.
+  public mutating func takeLastByte() -> UInt64? { chain.writable.takeLastByte() }
+
+  /// Writes a byte that was set aside.
+  public func store(_ byte: UInt8, at address: UInt64) throws(VirtQueueError) {
+    let bytes: InlineArray<1, UInt8> = [byte]
+    do { try port.write(RawSpan(_elements: bytes.span), to: address) } catch { throw .memory(error) }
+  }
+}
