@@ -37,6 +37,8 @@ public struct VirtQueue: Sendable {
   public internal(set) var chain = DescriptorChain()
   /// What `takeSegments` found last.
   public internal(set) var segments: [PhysicalSegment] = []
+  /// What `takeBytes` read last, at the front; what lies behind is of no meaning.
+  public internal(set) var bytes: [UInt8] = []
   /// The bytes of an indirect table.
   var indirectTable: [UInt8] = []
 
@@ -55,6 +57,9 @@ public struct VirtQueue: Sendable {
     self.port = port
     self.owner = owner
   }
+
+  /// False from the moment the queue is being stopped: what is in progress must end soon, uncompleted.
+  public var isRunning: Bool { owner.isRunning }
 
   private var mask: UInt16 { layout.size &- 1 }
 

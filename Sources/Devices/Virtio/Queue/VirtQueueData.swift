@@ -5,15 +5,15 @@ extension VirtQueue {
   /// Segments that one transfer is made of at most: as many as preadv takes (UIO_MAXIOV).
   public static let segmentLimit = 1024
 
-  /// Takes the next device-readable bytes into the front of an array.
-  /// - Parameter count: at most the array's size.
+  /// Takes the next device-readable bytes into the front of `bytes`.
   /// - Returns: how many there were, at most `count`.
-  public mutating func takeBytes(into bytes: inout [UInt8], count: Int) throws(VirtQueueError) -> Int {
-    let wanted = min(count, bytes.count)
+  public mutating func takeBytes(_ count: Int) throws(DMAError) -> Int {
+    if bytes.count < count { bytes.append(contentsOf: repeatElement(0, count: count - bytes.count)) }
+    let port = port
     var offset = 0
-    while offset < wanted, let buffer = chain.readable.peek(upTo: UInt64(wanted - offset)) {
+    while offset < count, let buffer = chain.readable.peek(upTo: UInt64(count - offset)) {
       let taken = Int(buffer.count)
-      do { try port.read(from: buffer.address, into: &bytes, offset..<offset + taken) } catch { throw .memory(error) }
+      try port.read(from: buffer.address, into: &bytes, offset..<offset + taken)
       chain.readable.advance(by: buffer.count)
       offset += taken
     }
@@ -22,11 +22,11 @@ extension VirtQueue {
 
   /// Writes bytes into the next device-writable buffers.
   /// - Returns: how many found room.
-  public mutating func put(_ bytes: [UInt8]) throws(VirtQueueError) -> Int {
+  public mutating func put(_ bytes: [UInt8]) throws(DMAError) -> Int {
     var offset = 0
     while offset < bytes.count, let buffer = chain.writable.peek(upTo: UInt64(bytes.count - offset)) {
       let taken = Int(buffer.count)
-      do { try port.write(bytes, offset..<offset + taken, to: buffer.address) } catch { throw .memory(error) }
+      try port.write(bytes, offset..<offset + taken, to: buffer.address)
       chain.writable.advance(by: buffer.count)
       offset += taken
     }

@@ -1,0 +1,177 @@
+import Hardware
+
+/// The requests of a disk: virtio 1.2, 5.2.6. A header of 16 bytes (type, reserved, sector), data one way or the
+/// other, and a status byte at the very end.
+extension VirtioBlock {
+  private static let headerSize = 16
+  /// struct virtio_blk_discard_write_zeroes: sector (8), number of sectors (4), flags (4).
+  private static let rangeSize = 16
+  /// One call of the backend moves this much at most, so that a reset need not wait for a whole request of 4 GiB.
+  private static let pieceSize: UInt64 = 4 << 20
+
+  /// VIRTIO_BLK_T_*
+  private enum Kind {
+    static let read: UInt32 = 0
+    static let write: UInt32 = 1
+    static let flush: UInt32 = 4
+    static let getID: UInt32 = 8
+    static let discard: UInt32 = 11
+    static let writeZeroes: UInt32 = 13
+  }
+
+  /// VIRTIO_BLK_S_*
+  private enum Status: UInt8 {
+    case ok = 0
+    case ioError = 1
+    case unsupported = 2
+  }
+
+  /// Why a request failed; the guest's status follows from it.
+  private enum Failure: Error {
+    case backend(BlockError)
+    case memory(DMAError)
+    /// Out of the disk, or not in whole blocks.
+    case range
+    case unsupported
+    /// The queue is being stopped: the request is dropped.
+    case stopped
+
+    var status: Status? {
+      switch self {
+      case .backend(.unsupported), .unsupported: .unsupported
+      case .backend, .memory, .range: .ioError
+      case .stopped: nil
+      }
+    }
+  }
+
+  /// Serves the chain that was just taken.
+  func serve(_ queue: inout VirtQueue) throws(VirtQueueError) {
+    let head = queue.chain.head
+    guard let statusAddress = queue.takeLastByte() else { throw .request }
+    let header: Int
+    do { header = try queue.takeBytes(Self.headerSize) } catch { throw .memory(error) }
+    guard header == Self.headerSize else { throw .request }
+    let kind = queue.bytes.load(UInt32.self, at: 0)
+    let sector = queue.bytes.load(UInt64.self, at: 8)
+
+    let room = queue.chain.writable.remaining
+    var status = Status.ok
+    do throws(Failure) {
+      try perform(kind, sector, &queue)
+    } catch {
+      guard let failed = error.status else { return }
+      status = failed
+    }
+    let written = room &- queue.chain.writable.remaining &+ 1
+    try queue.store(status.rawValue, at: statusAddress)
+    try queue.complete(head: head, written: UInt32(truncatingIfNeeded: written))
+  }
+
+  private func perform(_ kind: UInt32, _ sector: UInt64, _ queue: inout VirtQueue) throws(Failure) {
+    switch kind {
+    case Kind.read:
+      var offset = try range(sector, bytes: queue.chain.writable.remaining).lowerBound
+      while queue.chain.writable.remaining > 0 {
+        offset &+= try transfer(.write, &queue) { segments throws(BlockError) in
+          try backend.read(at: offset, into: segments)
+        }
+      }
+    case Kind.write:
+      guard !backend.isReadOnly else { throw .backend(.readOnly) }
+      var offset = try range(sector, bytes: queue.chain.readable.remaining).lowerBound
+      while queue.chain.readable.remaining > 0 {
+        offset &+= try transfer(.read, &queue) { segments throws(BlockError) in
+          try backend.write(at: offset, from: segments)
+        }
+      }
+      try settle(queue)
+    case Kind.flush:
+      try call { () throws(BlockError) in try backend.flush() }
+    case Kind.getID:
+      do { _ = try queue.put(serial) } catch { throw .memory(error) }
+    case Kind.discard where queue.features.contains(.blockDiscard):
+      try forEachRange(&queue, limit: Self.discardLimit, flags: 0) { range, _ throws(BlockError) in
+        try backend.discard(range)
+      }
+      try settle(queue)
+    case Kind.writeZeroes where queue.features.contains(.blockWriteZeroes):
+      // Flag bit 0: unmap.
+      try forEachRange(&queue, limit: Self.writeZeroesLimit, flags: 1) { range, flags throws(BlockError) in
+        try backend.writeZeroes(range, mayUnmap: flags[bit: 0])
+      }
+      try settle(queue)
+    default:
+      throw .unsupported
+    }
+  }
+
+  /// Moves the next piece of the data.
+  /// - Returns: its size in bytes.
+  private func transfer(
+    _ access: DMAAccess, _ queue: inout VirtQueue, _ body: ([PhysicalSegment]) throws(BlockError) -> Void
+  ) throws(Failure) -> UInt64 {
+    guard queue.isRunning else { throw .stopped }
+    let taken: UInt64
+    do { taken = try queue.takeSegments(for: access, limit: Self.pieceSize) } catch { throw .memory(error) }
+    guard taken > 0 else { throw .memory(.notMemory) }
+    let segments = queue.segments
+    try call { () throws(BlockError) in try body(segments) }
+    return taken
+  }
+
+  private func call(_ body: () throws(BlockError) -> Void) throws(Failure) {
+    do { try body() } catch { throw .backend(error) }
+  }
+
+  /// A driver that cannot flush gets a write-through disk: 5.2.6.2.
+  private func settle(_ queue: VirtQueue) throws(Failure) {
+    if !queue.features.contains(.blockFlush) { try call { () throws(BlockError) in try backend.flush() } }
+  }
+
+  /// Sectors as bytes of the backend, if they are the disk's and whole logical blocks.
+  private func range(_ sector: UInt64, bytes: UInt64) throws(Failure) -> Range<UInt64> {
+    let blockMask = UInt64(options.logicalBlockSize) - 1
+    let capacity = capacity
+    guard bytes & blockMask == 0, sector <= capacity, bytes / Self.sectorSize <= capacity - sector else {
+      throw .range
+    }
+    // No overflow: the capacity in bytes fits.
+    let start = sector * Self.sectorSize
+    guard start & blockMask == 0 else { throw .range }
+    return start..<start + bytes
+  }
+
+  /// Checks all ranges of a discard or write-zeroes request, then carries them out.
+  /// - Parameters:
+  ///   - limit: sectors in one range.
+  ///   - flags: those that the request type knows.
+  private func forEachRange(
+    _ queue: inout VirtQueue, limit: UInt32, flags: UInt32,
+    _ body: (Range<UInt64>, UInt32) throws(BlockError) -> Void
+  ) throws(Failure) {
+    guard !backend.isReadOnly else { throw .backend(.readOnly) }
+    let size = queue.chain.readable.remaining
+    guard size > 0, size % UInt64(Self.rangeSize) == 0, size / UInt64(Self.rangeSize) <= UInt64(Self.rangeLimit)
+    else { throw .range }
+    let count: Int
+    do { count = try queue.takeBytes(Int(size)) } catch { throw .memory(error) }
+    for at in stride(from: 0, to: count, by: Self.rangeSize) {
+      let sectors = queue.bytes.load(UInt32.self, at: at + 8)
+      guard queue.bytes.load(UInt32.self, at: at + 12) & ~flags == 0 else { throw .unsupported }
+      guard sectors <= limit else { throw .range }
+      _ = try range(queue.bytes, at: at)
+    }
+    for at in stride(from: 0, to: count, by: Self.rangeSize) {
+      guard queue.isRunning else { throw .stopped }
+      let range = try range(queue.bytes, at: at)
+      let flags = queue.bytes.load(UInt32.self, at: at + 12)
+      if !range.isEmpty { try call { () throws(BlockError) in try body(range, flags) } }
+    }
+  }
+
+  private func range(_ bytes: [UInt8], at offset: Int) throws(Failure) -> Range<UInt64> {
+    let sectors = bytes.load(UInt32.self, at: offset + 8)
+    return try range(bytes.load(UInt64.self, at: offset), bytes: UInt64(sectors) * Self.sectorSize)
+  }
+}

@@ -1,0 +1,273 @@
+import Hardware
+
+/// The common configuration structure of the PCI transport as a chip: virtio 1.2, 4.1.4.3, with the status machine of
+/// 3.1.1 and the feature negotiation of 2.2. It computes; the transport carries out the effects it returns.
+struct CommonConfiguration: Sendable {
+  /// struct virtio_pci_common_cfg, to the end of queue_reset.
+  static let size = 0x3c
+  /// VIRTIO_MSI_NO_VECTOR
+  static let noVector: UInt16 = 0xffff
+
+  /// What the transport must do about a write.
+  enum Effect: Equatable, Sendable {
+    case none
+    case reset
+    /// DRIVER_OK was set: enabled queues live.
+    case start
+    case enableQueue(Int)
+    case resetQueue(Int)
+    case configurationVector(UInt16)
+    case queueVector(queue: Int, UInt16)
+  }
+
+  struct Queue: Sendable {
+    let maximumSize: UInt16
+    var layout: VirtQueue.Layout
+    var vector = CommonConfiguration.noVector
+    var enabled = false
+
+    init(maximumSize: UInt16) {
+      self.maximumSize = maximumSize
+      layout = .init(size: maximumSize, descriptorArea: 0, driverArea: 0, deviceArea: 0)
+    }
+  }
+
+  let offered: VirtioFeatures
+  let vectorCount: Int
+  private(set) var accepted: VirtioFeatures = []
+  private(set) var status: VirtioStatus = []
+  private(set) var queues: [Queue]
+  /// Read by the driver around its reads of the device configuration (2.5.2).
+  private(set) var generation: UInt8 = 0
+  private var deviceFeatureSelect: UInt32 = 0
+  private var driverFeatureSelect: UInt32 = 0
+  private var driverFeatures: UInt64 = 0
+  private var configurationVector = noVector
+  private var queueSelect: UInt16 = 0
+
+  init(offered: VirtioFeatures, queueSizes: [UInt16], vectorCount: Int) {
+    self.offered = offered
+    self.vectorCount = vectorCount
+    queues = queueSizes.map(Queue.init(maximumSize:))
+  }
+
+  /// Queues may be served.
+  var isLive: Bool { status.contains(.driverOK) && !status.contains(.deviceNeedsReset) }
+
+  private var selected: Int? { Int(queueSelect) < queues.count ? Int(queueSelect) : nil }
+
+  mutating func configurationChanged() { generation &+= 1 }
+
+  /// DEVICE_NEEDS_RESET: 2.1.2.
+  /// - Returns: whether the driver is to be told: it is only after DRIVER_OK.
+  mutating func fail() -> Bool {
+    guard !status.contains(.deviceNeedsReset) else { return false }
+    status.insert(.deviceNeedsReset)
+    return status.contains(.driverOK)
+  }
+
+  mutating func reset() {
+    // The generation goes on counting: a driver that compares across a reset still sees a change.
+    let generation = generation
+    self = CommonConfiguration(offered: offered, queueSizes: queues.map(\.maximumSize), vectorCount: vectorCount)
+    self.generation = generation
+  }
+}
+
+// MARK: Registers
+
+extension CommonConfiguration {
+  /// Offsets of the fields.
+  private enum Field {
+    static let deviceFeatureSelect = 0x00
+    static let deviceFeature = 0x04
+    static let driverFeatureSelect = 0x08
+    static let driverFeature = 0x0c
+    static let configurationVector = 0x10
+    static let queueCount = 0x12
+    static let deviceStatus = 0x14
+    static let configurationGeneration = 0x15
+    static let queueSelect = 0x16
+    static let queueSize = 0x18
+    static let queueVector = 0x1a
+    static let queueEnable = 0x1c
+    static let queueNotifyOffset = 0x1e
+    static let queueDescriptor = 0x20
+    static let queueDriver = 0x28
+    static let queueDevice = 0x30
+    static let queueReset = 0x3a
+  }
+
+  /// A read of any width and alignment; what is past the structure is zero.
+  func read(offset: Int, width: AccessWidth) -> UInt64 {
+    var value: UInt64 = 0
+    var done = 0
+    while done < width.rawValue {
+      let (field, size) = Self.field(containing: offset + done)
+      let skipped = offset + done - field
+      let taken = min(size - skipped, width.rawValue - done)
+      let part = (self.value(of: field) >> (8 * UInt64(skipped))) & .lowBits(8 * taken)
+      value |= part << (8 * UInt64(done))
+      done += taken
+    }
+    return value
+  }
+
+  /// Start and size of the field that an offset lies in. Addresses are two fields each, as a driver may access them.
+  private static func field(containing offset: Int) -> (start: Int, size: Int) {
+    switch offset {
+    case 0x00..<0x10, 0x20..<0x38: (offset & ~3, 4)
+    case 0x14, 0x15: (offset, 1)
+    case 0x10..<0x20, 0x38..<0x3c: (offset & ~1, 2)
+    default: (offset, 1)
+    }
+  }
+
+  private func value(of field: Int) -> UInt64 {
+    switch field {
+    case Field.deviceFeatureSelect: return UInt64(deviceFeatureSelect)
+    case Field.deviceFeature: return Self.half(of: offered.rawValue, deviceFeatureSelect)
+    case Field.driverFeatureSelect: return UInt64(driverFeatureSelect)
+    case Field.driverFeature: return Self.half(of: driverFeatures, driverFeatureSelect)
+    case Field.configurationVector: return UInt64(configurationVector)
+    case Field.queueCount: return UInt64(queues.count)
+    case Field.deviceStatus: return UInt64(status.rawValue)
+    case Field.configurationGeneration: return UInt64(generation)
+    case Field.queueSelect: return UInt64(queueSelect)
+    default: break
+    }
+    // A queue that is not there has the size zero.
+    guard let selected else { return field == Field.queueVector ? UInt64(Self.noVector) : 0 }
+    let queue = queues[selected]
+    switch field {
+    case Field.queueSize: return UInt64(queue.layout.size)
+    case Field.queueVector: return UInt64(queue.vector)
+    case Field.queueEnable: return queue.enabled ? 1 : 0
+    case Field.queueNotifyOffset: return UInt64(selected)
+    case Field.queueDescriptor: return queue.layout.descriptorArea & 0xffff_ffff
+    case Field.queueDescriptor + 4: return queue.layout.descriptorArea >> 32
+    case Field.queueDriver: return queue.layout.driverArea & 0xffff_ffff
+    case Field.queueDriver + 4: return queue.layout.driverArea >> 32
+    case Field.queueDevice: return queue.layout.deviceArea & 0xffff_ffff
+    case Field.queueDevice + 4: return queue.layout.deviceArea >> 32
+    // queue_reset reads zero: a reset is complete when its write is.
+    default: return 0
+    }
+  }
+
+  private static func half(of features: UInt64, _ select: UInt32) -> UInt64 {
+    switch select {
+    case 0: features & 0xffff_ffff
+    case 1: features >> 32
+    default: 0
+    }
+  }
+
+  /// A write of one field in its own width, as 4.1.3.1 demands of drivers; a 64-bit address may be written whole.
+  /// Others are ignored.
+  mutating func write(offset: Int, width: AccessWidth, value: UInt64) -> Effect {
+    if width == .quadword {
+      switch offset {
+      case Field.queueDescriptor, Field.queueDriver, Field.queueDevice:
+        _ = write(field: offset, value & 0xffff_ffff)
+        return write(field: offset + 4, value >> 32)
+      default: return .none
+      }
+    }
+    guard offset >= 0, offset < Self.size, Self.field(containing: offset) == (offset, width.rawValue) else {
+      return .none
+    }
+    return write(field: offset, value)
+  }
+
+  private mutating func write(field: Int, _ value: UInt64) -> Effect {
+    let low = UInt32(truncatingIfNeeded: value)
+    let short = UInt16(truncatingIfNeeded: value)
+    switch field {
+    case Field.deviceFeatureSelect: deviceFeatureSelect = low
+    case Field.driverFeatureSelect: driverFeatureSelect = low
+    case Field.driverFeature: acceptFeatures(low)
+    case Field.configurationVector:
+      configurationVector = valid(vector: short)
+      return .configurationVector(configurationVector)
+    case Field.deviceStatus: return writeStatus(VirtioStatus(rawValue: UInt8(truncatingIfNeeded: value)))
+    case Field.queueSelect: queueSelect = short
+    default:
+      guard let selected else { return .none }
+      return write(queue: selected, field: field, low)
+    }
+    return .none
+  }
+
+  private mutating func write(queue index: Int, field: Int, _ value: UInt32) -> Effect {
+    let short = UInt16(truncatingIfNeeded: value)
+    switch field {
+    case Field.queueVector:
+      queues[index].vector = valid(vector: short)
+      return .queueVector(queue: index, queues[index].vector)
+    case Field.queueEnable:
+      // Zero is not a driver's to write (4.1.4.3.2).
+      guard short == 1, !queues[index].enabled else { return .none }
+      queues[index].enabled = true
+      return .enableQueue(index)
+    case Field.queueReset:
+      guard short == 1, accepted.contains(.ringReset), queues[index].enabled else { return .none }
+      let vector = queues[index].vector
+      queues[index] = Queue(maximumSize: queues[index].maximumSize)
+      queues[index].vector = vector
+      return .resetQueue(index)
+    default:
+      // What lies below is fixed while the queue is enabled.
+      guard !queues[index].enabled else { return .none }
+    }
+    switch field {
+    case Field.queueSize:
+      if short.nonzeroBitCount == 1, short <= queues[index].maximumSize { queues[index].layout.size = short }
+    case Field.queueDescriptor: queues[index].layout.descriptorArea[bits: 0...31] = UInt64(value)
+    case Field.queueDescriptor + 4: queues[index].layout.descriptorArea[bits: 32...63] = UInt64(value)
+    case Field.queueDriver: queues[index].layout.driverArea[bits: 0...31] = UInt64(value)
+    case Field.queueDriver + 4: queues[index].layout.driverArea[bits: 32...63] = UInt64(value)
+    case Field.queueDevice: queues[index].layout.deviceArea[bits: 0...31] = UInt64(value)
+    case Field.queueDevice + 4: queues[index].layout.deviceArea[bits: 32...63] = UInt64(value)
+    default: break
+    }
+    return .none
+  }
+
+  /// A vector that the function does not have reads back as none: 4.1.5.1.2.
+  private func valid(vector: UInt16) -> UInt16 { Int(vector) < vectorCount ? vector : Self.noVector }
+
+  // MARK: Negotiation
+
+  private mutating func acceptFeatures(_ value: UInt32) {
+    guard !status.contains(.featuresOK) else { return }
+    switch driverFeatureSelect {
+    case 0: driverFeatures[bits: 0...31] = UInt64(value)
+    case 1: driverFeatures[bits: 32...63] = UInt64(value)
+    default: break
+    }
+  }
+
+  /// A driver sets bits one by one; only zero, a reset, clears them.
+  private mutating func writeStatus(_ value: VirtioStatus) -> Effect {
+    if value.isEmpty { return .reset }
+    let wasLive = isLive
+    var new = status.union(value.intersection(.writable))
+    if new.contains(.featuresOK), !status.contains(.featuresOK) {
+      if isAcceptable(VirtioFeatures(rawValue: driverFeatures)) {
+        accepted = VirtioFeatures(rawValue: driverFeatures)
+      } else {
+        new.remove(.featuresOK)
+      }
+    }
+    if !new.contains(.featuresOK) { new.remove(.driverOK) }
+    status = new
+    return isLive && !wasLive ? .start : .none
+  }
+
+  private func isAcceptable(_ features: VirtioFeatures) -> Bool {
+    // 6.1 wants a driver to accept VERSION_1. A device behind an IOMMU cannot do without ACCESS_PLATFORM (6.2).
+    features.isSubset(of: offered) && features.contains(.version1)
+      && (!offered.contains(.accessPlatform) || features.contains(.accessPlatform))
+  }
+}

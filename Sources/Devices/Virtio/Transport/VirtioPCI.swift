@@ -1,0 +1,249 @@
+import Hardware
+import PCI
+import Synchronization
+
+/// A virtio device as a PCI Express function: virtio 1.2, section 4.1, without the legacy interface. An integrated
+/// endpoint with Function Level Reset; the structures in BAR 4, MSI-X in BAR 1.
+///
+/// Lock order: the common configuration's lock, the queues', the interrupts'. No worker is woken and no failure is
+/// reported with any of them held, as a worker may run at once.
+public final class VirtioPCI: FunctionModel, VirtioTransport {
+  private struct Registers {
+    var common: CommonConfiguration
+    /// Counts resets, so that a failure of the time before one does not hit the time after it.
+    var session: UInt64 = 0
+  }
+
+  public let function: Function
+  public let device: any VirtioDevice
+  private let port: any MemoryPort
+  private let interrupts: VirtioInterrupts
+  private let slots: [VirtioQueueSlot]
+  private let registers: Mutex<Registers>
+
+  /// - Parameters:
+  ///   - options: `vectors` is 0 to 2048.
+  ///   - address: device and function on the bus that the caller puts `function` on.
+  public init(
+    device: any VirtioDevice, options: VirtioOptions, environment: PCIEnvironment, address: RequesterID
+  ) {
+    let queueSizes = device.queueSizes
+    let vectorCount = options.vectors ?? queueSizes.count + 1
+    self.device = device
+    function = Function(
+      Self.describe(device, queueCount: queueSizes.count, vectorCount: vectorCount), at: address,
+      environment: environment)
+    port =
+      options.iommuPlatform
+      ? environment.remapper.makePort(for: function.requester)
+      : DirectMemoryPort(memory: environment.memory, requester: function.requester)
+    let interrupts = VirtioInterrupts(function: function)
+    self.interrupts = interrupts
+    slots = queueSizes.indices.map { VirtioQueueSlot(index: $0, device: device, interrupts: interrupts) }
+    registers = Mutex(
+      Registers(
+        common: CommonConfiguration(
+          offered: device.features.union(options.features), queueSizes: queueSizes, vectorCount: vectorCount)))
+    for slot in slots {
+      slot.setWorker(
+        environment.workers.makeWorker(name: "\(device.name) \(slot.index)") { [weak self, weak slot] in
+          guard let failure = slot?.serve() else { return }
+          self?.fail(failure)
+        })
+    }
+    function.install(self)
+    device.connect(to: self)
+  }
+
+  private static func describe(
+    _ device: any VirtioDevice, queueCount: Int, vectorCount: Int
+  ) -> FunctionDescription {
+    precondition(queueCount * Int(VirtioCapabilities.notificationStride) <= 0x1000, "doorbells fit their page")
+    var description = FunctionDescription(
+      vendorID: 0x1af4, deviceID: 0x1040 + device.type, classCode: device.classCode)
+    description.revisionID = 1
+    description.subsystemVendorID = 0x1af4
+    description.subsystemID = 0x1100
+    description.interruptPin = 1
+    description.expressType = .rootComplexIntegratedEndpoint
+    if vectorCount > 0 {
+      let table = max(0x800, UInt64(vectorCount) * 16)
+      let pending = (table + 0x7ff) & ~0x7ff
+      let size = pending + UInt64((vectorCount + 63) / 64) * 8
+      let rounded = max(0x1000, UInt64(1) << (UInt64.bitWidth - (size - 1).leadingZeroBitCount))
+      description.msix = MSIX.Layout(vectorCount: vectorCount, bar: 1, pendingOffset: pending)
+      description.baseAddressRegisters.append(.init(index: 1, space: .memory32, size: rounded))
+    }
+    description.baseAddressRegisters.append(
+      .init(
+        index: VirtioCapabilities.bar, space: .memory64, size: VirtioCapabilities.barSize, prefetchable: true))
+    description.capabilities = VirtioCapabilities.list(
+      queueCount: queueCount, configurationSize: device.configuration.count)
+    return description
+  }
+
+  /// Takes the function off its buses and ends its workers; waits for the requests in flight.
+  public func remove() {
+    function.remove()
+    reset()
+    for slot in slots { slot.retire() }
+  }
+
+  /// The device status field as the driver would read it.
+  public var status: VirtioStatus { registers.withLock { $0.common.status } }
+
+  // MARK: VirtioTransport
+
+  public func wake(queue index: Int) {
+    if slots.indices.contains(index) { slots[index].wake() }
+  }
+
+  public func configurationChanged() {
+    let live = registers.withLock { registers in
+      registers.common.configurationChanged()
+      return registers.common.isLive
+    }
+    if live { interrupts.signalConfiguration() }
+  }
+
+  private func fail(_ failure: VirtioQueueSlot.Failure) {
+    let tell = registers.withLock { registers in
+      guard registers.session == failure.session else { return false }
+      for slot in slots { slot.halt() }
+      return registers.common.fail()
+    }
+    if tell { interrupts.signalConfiguration() }
+  }
+
+  // MARK: FunctionModel
+
+  public func readRegion(bar: Int, offset: UInt64, width: AccessWidth) -> UInt64 {
+    guard bar == VirtioCapabilities.bar else { return width.allOnes }
+    let within = Int(truncatingIfNeeded: offset & 0xfff)
+    switch offset & ~0xfff {
+    case VirtioCapabilities.common: return registers.withLock { $0.common.read(offset: within, width: width) }
+    case VirtioCapabilities.interruptStatus: return within == 0 ? UInt64(interrupts.takeStatus()) : 0
+    case VirtioCapabilities.device: return readDevice(offset: within, width: width)
+    default: return 0
+    }
+  }
+
+  public func writeRegion(bar: Int, offset: UInt64, width: AccessWidth, value: UInt64) {
+    guard bar == VirtioCapabilities.bar else { return }
+    let within = Int(truncatingIfNeeded: offset & 0xfff)
+    switch offset & ~0xfff {
+    case VirtioCapabilities.common: writeCommon(offset: within, width: width, value: value)
+    case VirtioCapabilities.device:
+      if within + width.rawValue <= device.configuration.count {
+        device.writeConfiguration(offset: within, width: width, value: value)
+      }
+    case VirtioCapabilities.notification:
+      // The address names the queue, not the value: 4.1.4.4.
+      let stride = Int(VirtioCapabilities.notificationStride)
+      if within % stride == 0, slots.indices.contains(within / stride) { slots[within / stride].wake() }
+    default: break
+    }
+  }
+
+  public func reset() {
+    registers.withLock { reset(&$0) }
+  }
+
+  public func placed(bar: Int, at base: UInt64?) {
+    guard bar == VirtioCapabilities.bar else { return }
+    for slot in slots {
+      slot.setDoorbell(
+        at: base.map {
+          $0 &+ VirtioCapabilities.notification &+ VirtioCapabilities.notificationStride &* UInt64(slot.index)
+        })
+    }
+  }
+
+  public func readConfiguration(offset: Int, width: AccessWidth) -> UInt64? {
+    guard let window = function.capabilityOffsets.last else { return nil }
+    let data = window + VirtioCapabilities.Window.data
+    guard offset >= data, offset + width.rawValue <= data + 4, let (at, length) = windowTarget(window) else {
+      return nil
+    }
+    let value = readRegion(bar: VirtioCapabilities.bar, offset: at, width: length) & length.allOnes
+    return value >> UInt64(8 * (offset - data))
+  }
+
+  public func configurationWritten(offset: Int, width: AccessWidth, value: UInt64) {
+    let command = StandardOffset.command..<StandardOffset.command + 2
+    if command.overlaps(offset..<offset + width.rawValue) {
+      // What was notified while Bus Master Enable was clear could not be served.
+      if function.requester.busMasterEnable { for slot in slots where slot.isRunning { slot.wake() } }
+      return
+    }
+    guard let window = function.capabilityOffsets.last, offset == window + VirtioCapabilities.Window.data,
+      let (at, length) = windowTarget(window), length.rawValue <= width.rawValue
+    else { return }
+    writeRegion(bar: VirtioCapabilities.bar, offset: at, width: length, value: value & length.allOnes)
+  }
+
+  /// What the window of 4.1.4.9 shows now; nil where the driver set it to nothing that can be accessed.
+  private func windowTarget(_ window: Int) -> (offset: UInt64, width: AccessWidth)? {
+    func field(_ at: Int, _ width: AccessWidth) -> UInt64 {
+      function.readConfiguration(offset: window + at, width: width)
+    }
+    guard field(VirtioCapabilities.Window.bar, .byte) == UInt64(VirtioCapabilities.bar) else { return nil }
+    let offset = field(VirtioCapabilities.Window.offset, .doubleword)
+    let length = field(VirtioCapabilities.Window.length, .doubleword)
+    guard length <= 4, let width = AccessWidth(rawValue: Int(length)), offset % length == 0,
+      offset <= VirtioCapabilities.barSize - length
+    else { return nil }
+    return (offset, width)
+  }
+
+  // MARK: The structures
+
+  private func readDevice(offset: Int, width: AccessWidth) -> UInt64 {
+    let bytes = device.configuration
+    var value: UInt64 = 0
+    for index in 0..<width.rawValue where offset + index < bytes.count {
+      value |= UInt64(bytes[offset + index]) << UInt64(8 * index)
+    }
+    return value
+  }
+
+  private func writeCommon(offset: Int, width: AccessWidth, value: UInt64) {
+    let started = registers.withLock { registers in
+      switch registers.common.write(offset: offset, width: width, value: value) {
+      case .none: break
+      case .reset: reset(&registers)
+      case .configurationVector(let vector): interrupts.setConfigurationVector(vector)
+      case .queueVector(let queue, let vector): slots[queue].setVector(vector)
+      case .enableQueue(let queue):
+        if registers.common.isLive { start(queue, registers) }
+      case .resetQueue(let queue): slots[queue].stop()
+      case .start:
+        for queue in slots.indices where registers.common.queues[queue].enabled { start(queue, registers) }
+        return true
+      }
+      return false
+    }
+    // A driver may have filled its queues before it set DRIVER_OK.
+    if started { for slot in slots where slot.isRunning { slot.wake() } }
+  }
+
+  private func start(_ index: Int, _ registers: Registers) {
+    let queue = VirtQueue(
+      layout: registers.common.queues[index].layout, features: registers.common.accepted, port: port,
+      owner: slots[index])
+    slots[index].start(queue, session: registers.session)
+  }
+
+  private func reset(_ registers: inout Registers) {
+    // All are told to end before the first is waited for, so the wait is for one request at most.
+    for slot in slots { slot.halt() }
+    for slot in slots {
+      slot.stop()
+      slot.setVector(CommonConfiguration.noVector)
+    }
+    registers.common.reset()
+    registers.session &+= 1
+    interrupts.reset()
+    device.reset()
+  }
+}
