@@ -1,0 +1,59 @@
+/// Vectors: exceptions end the kernel with a line that names them; others are counted for each vector.
+
+enum Interrupts {
+  static let base: UInt32 = 0x30
+  static let timer: UInt32 = 0x40
+  static let ping: UInt32 = 0x41
+  static let pong: UInt32 = 0x42
+  static let device: UInt32 = 0x50
+  static let spurious: UInt32 = 0xff
+
+  /// Counts stand beside the descriptor table's use of memory: static storage, one for each vector.
+  nonisolated(unsafe) private static var counts = InlineArray<256, UInt32>(repeating: 0)
+
+  static func count(_ vector: UInt32) -> UInt32 {
+    // A volatile load: the handler changes it behind the compiler's back.
+    unsafe withUnsafePointer(to: &counts) { load32(UInt64(UInt(bitPattern: $0)) + UInt64(vector) * 4) }
+  }
+
+  static func record(_ vector: UInt32) {
+    counts[Int(vector & 0xff)] &+= 1
+  }
+
+  /// Writes 256 interrupt gates (SDM volume 3, 7.14.1) and loads the table.
+  static func start() {
+    let table = addressOfInterruptDescriptors()
+    for vector in 0..<UInt64(256) {
+      let handler = addressOfInterruptStubs() + vector * 16
+      let codeSelector: UInt64 = 0x08
+      let presentInterruptGate: UInt64 = 0x8e00
+      store64(
+        table + vector * 16,
+        handler & 0xffff | codeSelector << 16 | presentInterruptGate << 32 | (handler >> 16 & 0xffff) << 48)
+      store64(table + vector * 16 + 8, handler >> 32)
+    }
+    load()
+    // Where there are 8259s, firmware left them on vectors that are exceptions'.
+    portWrite8(0x21, 0xff)
+    portWrite8(0xa1, 0xff)
+  }
+
+  static func load() { loadInterruptTable(addressOfInterruptDescriptors()) }
+}
+
+@_cdecl("interruptArrived")
+func interruptArrived(vector: UInt32, errorCode: UInt32, instruction: UInt64) {
+  if vector < 32 {
+    put("FAIL exception ")
+    put(vector)
+    put(", error code 0x")
+    put(Hexadecimal(errorCode))
+    put(", at 0x")
+    put(Hexadecimal(instruction))
+    endLine()
+    Report.countFailure()
+    Report.end()
+  }
+  Interrupts.record(vector)
+  if vector != Interrupts.spurious { LocalAPIC.endOfInterrupt() }
+}

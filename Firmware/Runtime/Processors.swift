@@ -1,0 +1,50 @@
+/// Application processors: started by INIT and start-up IPIs, then asleep until interrupts come.
+/// Intel SDM volume 3, 11.4 "Multiple-Processor (MP) Initialization".
+
+enum Processors {
+  /// Where the trampoline is copied to: the page that the start-up IPI names.
+  private static let trampoline: UInt64 = 0x8000
+  nonisolated(unsafe) private static var ready: UInt32 = 0
+
+  static var readyCount: UInt32 {
+    unsafe withUnsafePointer(to: &ready) { load32(UInt64(UInt(bitPattern: $0))) }
+  }
+
+  static func countReady() { ready &+= 1 }
+
+  /// Starts one processor, and waits until it takes interrupts.
+  static func start(_ identifier: UInt32, patience: UInt64) -> Bool {
+    for offset in 0..<sizeOfTrampoline() {
+      store8(trampoline + offset, load8(addressOfTrampoline() + offset))
+    }
+    let before = readyCount
+    LocalAPIC.sendInit(to: identifier)
+    _ = wait(ticks: patience / 1000) { false }
+    LocalAPIC.sendStartUp(page: UInt32(trampoline >> 12), to: identifier)
+    if wait(ticks: patience / 10, until: { readyCount != before }) { return true }
+    // Once more, as the manual advises; a processor that has started ignores it.
+    LocalAPIC.sendStartUp(page: UInt32(trampoline >> 12), to: identifier)
+    return wait(ticks: patience, until: { readyCount != before })
+  }
+}
+
+/// What an application processor does for ever: it answers each ping with a pong to all others' common
+/// counter, so the one that asked sees it.
+@_cdecl("applicationMain")
+func applicationMain(index: UInt32) {
+  Interrupts.load()
+  LocalAPIC.start()
+  Processors.countReady()
+  var answered = Interrupts.count(Interrupts.ping)
+  while true {
+    waitForInterrupt()
+    let pings = Interrupts.count(Interrupts.ping)
+    if pings != answered {
+      answered = pings
+      LocalAPIC.sendFixed(vector: Interrupts.pong, to: bootProcessor)
+    }
+  }
+}
+
+/// The identifier that pongs go to.
+nonisolated(unsafe) var bootProcessor: UInt32 = 0

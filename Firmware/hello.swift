@@ -1,0 +1,16 @@
+/// The least a machine must do: load an ELF, run it, print on COM1, take the exit code.
+
+func kernelMain() {
+  put("hello from a guest")
+  if let line = Multiboot.commandLine {
+    put(", started with '")
+    var at = line
+    while load8(at) != 0 {
+      Console.put(load8(at))
+      at += 1
+    }
+    put("'")
+  }
+  endLine()
+  Report.pass("hello")
+}

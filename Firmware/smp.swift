@@ -1,0 +1,69 @@
+/// Two or more processors and their local APICs: the timer in both its forms, the start of the others,
+/// and an interrupt to each of them and back. `cpus=N` on the command line is how many there should be.
+
+/// Ticks of the TSC in about a second: generous, for a loaded host.
+private let patience: UInt64 = 3_000_000_000
+
+private func checkTimers() {
+  LocalAPIC.write(.divideConfiguration, 0x3)  // by 16
+  LocalAPIC.write(.timer, Interrupts.timer)  // one shot
+  LocalAPIC.write(.initialCount, 10_000)
+  enableInterrupts()
+  Report.check(
+    "the one-shot timer fires", wait(ticks: patience) { Interrupts.count(Interrupts.timer) == 1 })
+  Report.check(
+    "and only once", !wait(ticks: patience / 100) { Interrupts.count(Interrupts.timer) != 1 })
+
+  guard LocalAPIC.hasDeadlineTimer else {
+    put("SKIP the processor has no TSC deadline timer\n")
+    disableInterrupts()
+    return
+  }
+  let deadlineMode: UInt32 = 2 << 17
+  LocalAPIC.write(.timer, deadlineMode | Interrupts.timer)
+  let deadline = readTimestamp() + 10_000_000
+  let before = Interrupts.count(Interrupts.timer)
+  writeMSR(LocalAPIC.deadlineMSR, deadline)
+  let fired = wait(ticks: patience) { Interrupts.count(Interrupts.timer) != before }
+  let now = readTimestamp()
+  disableInterrupts()
+  Report.check("the deadline timer fires", fired)
+  Report.check("and not before its time", now >= deadline)
+  LocalAPIC.write(.timer, 1 << 16)  // masked
+}
+
+func kernelMain() {
+  LocalAPIC.start()
+  bootProcessor = LocalAPIC.identifier
+  put(LocalAPIC.isX2APIC ? "x2APIC" : "xAPIC")
+  put(", this processor is ")
+  put(bootProcessor)
+  endLine()
+  checkTimers()
+
+  var listed: UInt64 = 0
+  var started: UInt64 = 0
+  var answered: UInt64 = 0
+  let hasTable = ACPI.forEachProcessor { identifier in
+    listed += 1
+    if identifier == bootProcessor { return }
+    guard Processors.start(identifier, patience: patience) else {
+      put("FAIL processor ")
+      put(identifier)
+      put(" did not start")
+      endLine()
+      Report.countFailure()
+      return
+    }
+    started += 1
+    let pongs = Interrupts.count(Interrupts.pong)
+    LocalAPIC.sendFixed(vector: Interrupts.ping, to: identifier)
+    enableInterrupts()
+    if wait(ticks: patience, until: { Interrupts.count(Interrupts.pong) != pongs }) { answered += 1 }
+    disableInterrupts()
+  }
+  Report.check("the MADT lists processors", hasTable && listed > 0)
+  Report.check("all others started", started + 1 == listed)
+  Report.check("each answered an interrupt with one", answered == started)
+  if let expected = Multiboot.number("cpus") { Report.check("as many as were asked for", listed == expected) }
+}
