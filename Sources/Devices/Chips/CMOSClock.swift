@@ -1,0 +1,51 @@
+import Hardware
+import Synchronization
+
+/// The wiring of an `MC146818`: an index port and a data port, and the host's clock.
+///
+/// Lock order: the lock is a leaf; the clock is read before it is taken.
+public final class CMOSClock: ByteWideDevice {
+  /// Size of the I/O region, in bytes: index, data.
+  public static let regionSize: UInt64 = 2
+
+  private struct State {
+    var chip: MC146818
+    /// Bit 7 of the index port masks NMI on a PC; there is no source of NMI here.
+    var index: UInt8 = 0
+  }
+
+  private let state: Mutex<State>
+  private let clock: @Sendable () -> ClockReading
+
+  /// - Parameter clock: the time that the guest's clock shows until the guest sets it.
+  public init(clock: @escaping @Sendable () -> ClockReading) {
+    self.clock = clock
+    state = Mutex(State(chip: MC146818(now: clock())))
+  }
+
+  /// The time and the RAM outlive it.
+  public func reset() {
+    state.withLock { state in
+      state.chip.reset()
+      state.index = 0
+    }
+  }
+
+  public func readByte(at offset: UInt64) -> UInt8 {
+    guard offset == 1 else { return 0xff }  // The index port is for writing.
+    let now = clock()
+    return state.withLock { $0.chip.read($0.index, now: now) }
+  }
+
+  public func writeByte(_ value: UInt8, at offset: UInt64) {
+    switch offset {
+    case 0:
+      state.withLock { $0.index = value & 0x7f }
+    case 1:
+      let now = clock()
+      state.withLock { $0.chip.write(value, to: $0.index, now: now) }
+    default:
+      break
+    }
+  }
+}

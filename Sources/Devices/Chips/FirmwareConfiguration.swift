@@ -1,0 +1,47 @@
+import Hardware
+import Synchronization
+
+/// The fw_cfg device's two I/O ports (QEMU docs/specs/fw_cfg.rst): a 16-bit selector, and over its
+/// upper byte the data port, one byte wide.
+///
+/// As in QEMU a byte read of either port takes the next byte of the item, and what is written to the
+/// data port is dropped. Past an item's end come zeros. Lock order: the lock is a leaf.
+public final class FirmwareConfiguration: BusDevice {
+  /// Size of the I/O region, in bytes.
+  public static let regionSize: UInt64 = 2
+
+  private struct State {
+    var selected: [UInt8]
+    var position = 0
+  }
+
+  private let items: FirmwareConfigurationItems
+  private let state: Mutex<State>
+
+  public init(items: FirmwareConfigurationItems) {
+    self.items = items
+    state = Mutex(State(selected: items.contents(selector: 0)))
+  }
+
+  /// The selector as at power-on: the signature.
+  public func reset() { select(0) }
+
+  public func read(offset: UInt64, width: AccessWidth) -> UInt64 {
+    guard width == .byte else { return width.allOnes }
+    return state.withLock { state in
+      guard state.position < state.selected.count else { return 0 }
+      defer { state.position += 1 }
+      return UInt64(state.selected[state.position])
+    }
+  }
+
+  public func write(offset: UInt64, width: AccessWidth, value: UInt64) {
+    guard offset == 0, width == .word else { return }
+    select(UInt16(truncatingIfNeeded: value))
+  }
+
+  private func select(_ selector: UInt16) {
+    let contents = items.contents(selector: selector)
+    state.withLock { $0 = State(selected: contents) }
+  }
+}

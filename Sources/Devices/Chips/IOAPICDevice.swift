@@ -1,0 +1,126 @@
+import Hardware
+import Synchronization
+
+/// The wiring of an `IOAPIC`: its page of registers, the lines into its pins and a route out of each.
+///
+/// Lock order: the chip's lock, then a route's. A device may hold its own lock while it drives a
+/// line. The end-of-interrupt handler is called without the lock, so it may drive lines.
+public final class IOAPICDevice: BusDevice {
+  /// Size of the register page, in bytes.
+  public static let regionSize: UInt64 = 0x1000
+
+  private struct State {
+    var chip: IOAPIC
+    /// How many lines assert each pin.
+    var drivers = [Int](repeating: 0, count: IOAPIC.pinCount)
+    /// What each route was last set to, since setting one is not cheap.
+    var messages = [InterruptMessage?](repeating: nil, count: IOAPIC.pinCount)
+  }
+
+  private let state: Mutex<State>
+  private let routes: [any InterruptRoute]
+  private let identification: UInt8
+  private let onEndOfInterrupt: (@Sendable (PinSet) -> Void)?
+
+  /// - Parameters:
+  ///   - routes: one for each pin, from pin 0, without a message.
+  ///   - identification: the APIC ID, as the MADT has it.
+  ///   - onEndOfInterrupt: told which level-triggered pins the guest has ended an interrupt of, by
+  ///     either way, so that a source that goes past this chip can look at its line again.
+  public init(
+    routes: [any InterruptRoute], identification: UInt8 = 0,
+    onEndOfInterrupt: (@Sendable (PinSet) -> Void)? = nil
+  ) {
+    precondition(routes.count == IOAPIC.pinCount, "an I/O APIC has a route for each of its 24 pins")
+    self.routes = routes
+    self.identification = identification
+    self.onEndOfInterrupt = onEndOfInterrupt
+    state = Mutex(State(chip: IOAPIC(identification: identification)))
+  }
+
+  /// A new wire to a pin. The pin is asserted while any of its wires is; a wire that is let go of
+  /// is not asserted.
+  /// - Parameter pin: 0 to 23.
+  public func line(_ pin: Int) -> any InterruptLine {
+    precondition((0..<IOAPIC.pinCount).contains(pin), "an I/O APIC has pins 0 to 23")
+    return Line(controller: self, pin: pin)
+  }
+
+  /// - Parameter pin: 0 to 23.
+  public func entry(_ pin: Int) -> RedirectionEntry { state.withLock { $0.chip.entry(pin) } }
+
+  /// The level-triggered pins with this vector in their entries, masked or not.
+  public func levelTriggeredPins(vector: UInt8) -> PinSet {
+    state.withLock { $0.chip.levelTriggeredPins(vector: vector) }
+  }
+
+  /// A local APIC ended an interrupt with this vector (KVM_EXIT_IOAPIC_EOI). Where an interrupt is
+  /// remapped, the vector may not be the entry's; then the guest ends it by the EOI register.
+  public func endOfInterrupt(vector: UInt8) {
+    update { chip, effects in chip.endOfInterrupt(vector: vector, effects: &effects) }
+  }
+
+  /// - Parameter pin: 0 to 23.
+  public func endOfInterrupt(pin: Int) {
+    update { chip, effects in chip.endOfInterrupt(pin: pin, effects: &effects) }
+  }
+
+  /// Registers as after a reset; the lines stay as their devices drive them.
+  public func reset() {
+    update { chip, effects in chip.reset(identification: identification, effects: &effects) }
+  }
+
+  public func read(offset: UInt64, width: AccessWidth) -> UInt64 {
+    state.withLock { $0.chip.read(offset: offset, width: width) }
+  }
+
+  public func write(offset: UInt64, width: AccessWidth, value: UInt64) {
+    update { chip, effects in chip.write(offset: offset, width: width, value: value, effects: &effects) }
+  }
+
+  private func update(_ body: (inout IOAPIC, inout IOAPIC.Effects) -> Void) {
+    let ended = state.withLock { state in
+      var effects = IOAPIC.Effects()
+      body(&state.chip, &effects)
+      carryOut(effects, &state)
+      return effects.ended
+    }
+    if !ended.isEmpty { onEndOfInterrupt?(ended) }
+  }
+
+  private func drive(_ pin: Int, asserted: Bool) {
+    state.withLock { state in
+      state.drivers[pin] += asserted ? 1 : -1
+      var effects = IOAPIC.Effects()
+      state.chip.setPin(pin, asserted: state.drivers[pin] > 0, effects: &effects)
+      carryOut(effects, &state)
+    }
+  }
+
+  private func carryOut(_ effects: IOAPIC.Effects, _ state: inout State) {
+    for pin in effects.rerouted {
+      let message = state.chip.message(pin)
+      guard message != state.messages[pin] else { continue }
+      state.messages[pin] = message
+      routes[pin].set(message)
+    }
+    for pin in effects.signalled { routes[pin].signal() }
+  }
+
+  private final class Line: InterruptLine {
+    private let controller: IOAPICDevice
+    private let pin: Int
+    private let asserted = Atomic<Bool>(false)
+
+    init(controller: IOAPICDevice, pin: Int) {
+      self.controller = controller
+      self.pin = pin
+    }
+
+    deinit { set(false) }
+
+    func set(_ new: Bool) {
+      if asserted.exchange(new, ordering: .acquiringAndReleasing) != new { controller.drive(pin, asserted: new) }
+    }
+  }
+}

@@ -1,0 +1,147 @@
+import Hardware
+
+/// The ACPI fixed hardware of the board as a value (ACPI 6.5, section 4.8): PM1 event and control
+/// blocks, the power management timer, and general-purpose event block 0. Its wiring is
+/// `PowerManagement`.
+///
+///     0x00 PM1_STS  0x02 PM1_EN  0x04 PM1_CNT  0x08 PM_TMR  0x20 GPE0_STS (8)  0x28 GPE0_EN (8)
+///
+/// The registers are bytes within, so any width may cross them. The timer's carry (TMR_STS) is noted
+/// whenever the registers are accessed; nothing wakes up to raise SCI for it in between.
+public struct PowerManagementRegisters: Sendable {
+  /// PM1_STS, and in the same places PM1_EN.
+  public struct Events: OptionSet, Hashable, Sendable {
+    public let rawValue: UInt16
+    public init(rawValue: UInt16) { self.rawValue = rawValue }
+
+    /// TMR: bit 23 of the timer changed.
+    public static let timer = Events(rawValue: 1 << 0)
+    /// GBL
+    public static let globalLock = Events(rawValue: 1 << 5)
+    /// PWRBTN
+    public static let powerButton = Events(rawValue: 1 << 8)
+    /// SLPBTN
+    public static let sleepButton = Events(rawValue: 1 << 9)
+    /// RTC
+    public static let realTimeClock = Events(rawValue: 1 << 10)
+
+    static let enables: Events = [.timer, .globalLock, .powerButton, .sleepButton, .realTimeClock]
+  }
+
+  private enum Control {
+    /// SCI_EN: always set, as there is no SMI to route the events to (FADT: SMI_CMD zero).
+    static let sciEnable: UInt16 = 1 << 0
+    /// BM_RLD (bit 1) and SLP_TYP (bits 12:10) read back. GBL_RLS (bit 2) and SLP_EN (bit 13) act
+    /// and read zero; there is no firmware for GBL_RLS to call.
+    static let stored: UInt16 = 1 << 1 | 7 << 10
+    static let sleepEnable: UInt16 = 1 << 13
+  }
+
+  /// PM_TMR counts at this rate, in Hz (ACPI 4.8.3.3).
+  public static let timerFrequency: UInt64 = 3_579_545
+
+  private var status: Events = []
+  private var enabled: Events = []
+  private var control: UInt16 = 0
+  private var generalStatus: UInt64 = 0
+  private var generalEnabled: UInt64 = 0
+  /// How often bit 23 of the timer had changed when it was last looked at.
+  private var carries: UInt64 = 0
+
+  public init(nanoseconds: UInt64) {
+    carries = Self.ticks(nanoseconds) >> 23
+  }
+
+  /// The level of SCI.
+  public var systemControlInterrupt: Bool {
+    !status.isDisjoint(with: enabled) || generalStatus & generalEnabled != 0
+  }
+
+  public mutating func raise(_ events: Events) { status.formUnion(events) }
+
+  /// - Parameter event: 0 to 63.
+  public mutating func raiseGeneral(_ event: Int) { generalStatus[bit: event] = true }
+
+  /// - Parameter nanoseconds: of a clock that never goes back.
+  public mutating func read(offset: UInt64, width: AccessWidth, nanoseconds: UInt64) -> UInt64 {
+    let ticks = noteCarry(nanoseconds)
+    var value: UInt64 = 0
+    for index in 0..<width.rawValue {
+      value |= UInt64(byte(at: offset &+ UInt64(index), ticks: ticks)) << (8 * index)
+    }
+    return value
+  }
+
+  /// - Parameter nanoseconds: of a clock that never goes back.
+  /// - Returns: the sleep type that the guest has entered (SLP_TYP at the write of SLP_EN).
+  public mutating func write(offset: UInt64, width: AccessWidth, value: UInt64, nanoseconds: UInt64) -> UInt8? {
+    _ = noteCarry(nanoseconds)
+    var sleep: UInt8?
+    for index in 0..<width.rawValue {
+      let byte = UInt8(truncatingIfNeeded: value >> (8 * index))
+      if let type = writeByte(byte, at: offset &+ UInt64(index)) { sleep = type }
+    }
+    return sleep
+  }
+
+  private func byte(at offset: UInt64, ticks: UInt64) -> UInt8 {
+    func part(_ value: UInt64, from base: UInt64) -> UInt8 {
+      UInt8(truncatingIfNeeded: value >> (8 * (offset - base)))
+    }
+    switch offset {
+    case 0x00...0x01: return part(UInt64(status.rawValue), from: 0x00)
+    case 0x02...0x03: return part(UInt64(enabled.rawValue), from: 0x02)
+    case 0x04...0x05: return part(UInt64(control | Control.sciEnable), from: 0x04)
+    case 0x08...0x0b: return part(ticks & 0xff_ffff, from: 0x08)
+    case 0x20...0x27: return part(generalStatus, from: 0x20)
+    case 0x28...0x2f: return part(generalEnabled, from: 0x28)
+    default: return 0
+    }
+  }
+
+  private mutating func writeByte(_ byte: UInt8, at offset: UInt64) -> UInt8? {
+    switch offset {
+    case 0x00...0x01:
+      status.subtract(Events(rawValue: UInt16(byte) << (8 * offset)))
+    case 0x02...0x03:
+      var value = enabled.rawValue
+      Self.replaceByte(of: &value, at: offset - 0x02, with: byte)
+      enabled = Events(rawValue: value).intersection(.enables)
+    case 0x04...0x05:
+      var value = control
+      Self.replaceByte(of: &value, at: offset - 0x04, with: byte)
+      control = value & Control.stored
+      if value & Control.sleepEnable != 0 { return UInt8(truncatingIfNeeded: value[bits: 10...12]) }
+    case 0x20...0x27:
+      generalStatus &= ~(UInt64(byte) << (8 * (offset - 0x20)))
+    case 0x28...0x2f:
+      Self.replaceByte(of: &generalEnabled, at: offset - 0x28, with: byte)
+    default:
+      break
+    }
+    return nil
+  }
+
+  private static func replaceByte<Value: FixedWidthInteger & UnsignedInteger>(
+    of value: inout Value, at index: UInt64, with byte: UInt8
+  ) {
+    value = value & ~(0xff << (8 * index)) | Value(byte) << (8 * index)
+  }
+
+  /// The timer, not yet cut to its 24 bits.
+  private static func ticks(_ nanoseconds: UInt64) -> UInt64 {
+    let product = nanoseconds.multipliedFullWidth(by: timerFrequency)
+    // The high half is below the frequency, which is below the divisor: the quotient fits.
+    return (1_000_000_000 as UInt64).dividingFullWidth(product).quotient
+  }
+
+  private mutating func noteCarry(_ nanoseconds: UInt64) -> UInt64 {
+    let ticks = Self.ticks(nanoseconds)
+    // Two vCPUs may bring their readings out of order.
+    if ticks >> 23 > carries {
+      carries = ticks >> 23
+      status.insert(.timer)
+    }
+    return ticks
+  }
+}

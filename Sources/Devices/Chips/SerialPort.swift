@@ -1,0 +1,80 @@
+import Hardware
+import Synchronization
+
+/// Where a serial port's bytes go.
+public protocol CharacterOutput: AnyObject, Sendable {
+  /// Takes one byte. It runs on a vCPU's thread, so it may buffer but not wait for a reader.
+  func write(_ byte: UInt8)
+}
+
+/// The wiring of a `UART16550`: eight I/O ports, an interrupt line, and the host's two ends.
+///
+/// Lock order: the port's lock, then the interrupt line's. The output and the room handler are
+/// called without it, so they may call the port; bytes of one vCPU come out in its order.
+public final class SerialPort: ByteWideDevice {
+  /// Size of the I/O region, in bytes.
+  public static let regionSize: UInt64 = 8
+
+  private struct State {
+    var chip = UART16550()
+    var roomHandler: (@Sendable () -> Void)?
+  }
+
+  private let state = Mutex(State())
+  private let output: any CharacterOutput
+  private let interrupt: any InterruptLine
+
+  public init(output: any CharacterOutput, interrupt: any InterruptLine) {
+    self.output = output
+    self.interrupt = interrupt
+  }
+
+  /// How many bytes `receive` takes now without loss. Only the guest makes more room, and only
+  /// `receive` (or the guest: loopback, FIFOs off) less.
+  public var receiveRoom: Int { state.withLock { $0.chip.receiveRoom } }
+
+  /// Bytes come in on the line. What is beyond `receiveRoom` is lost, and the guest sees an overrun.
+  public func receive(_ bytes: some Sequence<UInt8>) {
+    state.withLock { state in
+      for byte in bytes { state.chip.receive(byte) }
+      interrupt.set(state.chip.interrupt)
+    }
+  }
+
+  /// Sets what to call when the guest has made room: when the receiver has run empty, so that input
+  /// moves in batches. It runs on a vCPU's thread.
+  public func onReceiveRoom(_ handler: (@Sendable () -> Void)?) {
+    state.withLock { $0.roomHandler = handler }
+  }
+
+  /// As at power-on: registers at their defaults, FIFOs empty.
+  public func reset() {
+    access { chip, _ in chip = UART16550() }
+  }
+
+  public func readByte(at offset: UInt64) -> UInt8 {
+    let register = UInt8(truncatingIfNeeded: offset)
+    var value: UInt8 = 0
+    access { chip, effects in value = chip.read(register, effects: &effects) }
+    return value
+  }
+
+  public func writeByte(_ value: UInt8, at offset: UInt64) {
+    let register = UInt8(truncatingIfNeeded: offset)
+    access { chip, effects in chip.write(value, to: register, effects: &effects) }
+  }
+
+  private func access(_ body: (inout UART16550, inout UART16550.Effects) -> Void) {
+    let (transmitted, roomHandler) = state.withLock { state -> (UInt8?, (@Sendable () -> Void)?) in
+      let room = state.chip.receiveRoom
+      var effects = UART16550.Effects()
+      body(&state.chip, &effects)
+      if effects.interruptFell { interrupt.set(false) }
+      interrupt.set(state.chip.interrupt)
+      let emptied = state.chip.receiverIsEmpty && state.chip.receiveRoom > room
+      return (effects.transmitted, emptied ? state.roomHandler : nil)
+    }
+    if let transmitted { output.write(transmitted) }
+    roomHandler?()
+  }
+}

@@ -1,0 +1,199 @@
+/// A 16550A serial controller as a value: registers in, bytes and the level of INTR out (National
+/// Semiconductor PC16550D data sheet, section 8). Its wiring is `SerialPort`.
+///
+/// The line is infinitely fast. A byte written is sent before the write ends, so the transmitter is
+/// always empty; four character times pass at once, so what is in the receiver below its trigger
+/// level is a character timeout. INTR is as the chip drives it: a PC gates it by OUT2, we do not,
+/// like QEMU, since small kernels forget that bit.
+public struct UART16550: Sendable {
+  /// What an access did beyond the registers.
+  public struct Effects: Hashable, Sendable {
+    /// The byte that left on the line.
+    public var transmitted: UInt8?
+    /// INTR was low at some moment of the access, though it may be high again: an edge-triggered
+    /// controller has to see that.
+    public var interruptFell = false
+
+    public init() {}
+  }
+
+  static let fifoDepth = 16
+
+  /// What is at the other end: a modem that is on line and ready.
+  private static let peer: ModemStatus = [.dataCarrierDetect, .dataSetReady, .clearToSend]
+
+  private var interruptEnable: InterruptEnable = []
+  private var fifoControl = FIFOControl(rawValue: 0)
+  private var lineControl: UInt8 = 0
+  private var modemControl: ModemControl = []
+  private var modemStatus = peer
+  private var overrun = false
+  private var scratch: UInt8 = 0
+  private var divisorLatch: UInt16 = 0
+  /// The transmitter became empty, or its interrupt was enabled, and the guest has not been told.
+  private var transmitterInterrupt = false
+
+  private var received = InlineArray<16, UInt8>(repeating: 0)
+  private var receivedFirst = 0
+  private var receivedCount = 0
+
+  public init() {}
+
+  /// The level of INTR.
+  public var interrupt: Bool { interruptIdentification != .none }
+
+  /// How many bytes the receiver takes before it overruns. In loopback the line is cut off: zero.
+  public var receiveRoom: Int { modemControl.contains(.loop) ? 0 : receiverCapacity - receivedCount }
+
+  public var receiverIsEmpty: Bool { receivedCount == 0 }
+
+  /// A byte comes in on the line.
+  public mutating func receive(_ byte: UInt8) {
+    guard !modemControl.contains(.loop) else { return }
+    accept(byte)
+  }
+
+  /// - Parameter register: the offset from the port's base; only bits 2:0 are decoded.
+  public mutating func read(_ register: UInt8, effects: inout Effects) -> UInt8 {
+    switch register & 7 {
+    case 0 where divisorLatchAccess: return UInt8(truncatingIfNeeded: divisorLatch)
+    case 1 where divisorLatchAccess: return UInt8(truncatingIfNeeded: divisorLatch >> 8)
+    case 0: return takeReceived(&effects)
+    case 1: return interruptEnable.rawValue
+    case 2: return takeInterruptIdentification()
+    case 3: return lineControl
+    case 4: return modemControl.rawValue
+    case 5: return takeLineStatus()
+    case 6: return takeModemStatus()
+    default: return scratch
+    }
+  }
+
+  /// - Parameter register: the offset from the port's base; only bits 2:0 are decoded.
+  public mutating func write(_ value: UInt8, to register: UInt8, effects: inout Effects) {
+    switch register & 7 {
+    case 0 where divisorLatchAccess: divisorLatch = divisorLatch & 0xff00 | UInt16(value)
+    case 1 where divisorLatchAccess: divisorLatch = divisorLatch & 0x00ff | UInt16(value) << 8
+    case 0: transmit(value, &effects)
+    case 1: enableInterrupts(InterruptEnable(rawValue: value).intersection(.implemented))
+    case 2: controlFIFOs(FIFOControl(rawValue: value))
+    case 3: lineControl = value
+    case 4:
+      modemControl = ModemControl(rawValue: value).intersection(.implemented)
+      updateModemInputs()
+    case 7: scratch = value
+    default: break  // LSR and MSR are for reading.
+    }
+  }
+
+  // MARK: Interrupts
+
+  private var interruptIdentification: InterruptIdentification { identification(timeoutElapsed: true) }
+
+  private func identification(timeoutElapsed: Bool) -> InterruptIdentification {
+    if interruptEnable.contains(.receiverLineStatus), overrun { return .receiverLineStatus }
+    if interruptEnable.contains(.receivedDataAvailable), receivedCount > 0 {
+      if receivedCount >= receiverTrigger { return .receivedDataAvailable }
+      if timeoutElapsed { return .characterTimeout }
+    }
+    if interruptEnable.contains(.transmitterHoldingRegisterEmpty), transmitterInterrupt {
+      return .transmitterHoldingRegisterEmpty
+    }
+    if interruptEnable.contains(.modemStatus), !modemStatus.isDisjoint(with: .deltas) { return .modemStatus }
+    return .none
+  }
+
+  private mutating func takeInterruptIdentification() -> UInt8 {
+    let identification = interruptIdentification
+    if identification == .transmitterHoldingRegisterEmpty { transmitterInterrupt = false }
+    return identification.rawValue | (fifosEnabled ? 0xc0 : 0)
+  }
+
+  private mutating func enableInterrupts(_ new: InterruptEnable) {
+    // The transmitter is empty, so enabling its interrupt is a cause: this is how drivers start.
+    if new.subtracting(interruptEnable).contains(.transmitterHoldingRegisterEmpty) { transmitterInterrupt = true }
+    interruptEnable = new
+  }
+
+  // MARK: Data
+
+  /// LCR bit 7 (DLAB): offsets 0 and 1 are the divisor.
+  private var divisorLatchAccess: Bool { lineControl & 0x80 != 0 }
+
+  private var fifosEnabled: Bool { fifoControl.contains(.enable) }
+  private var receiverCapacity: Int { fifosEnabled ? Self.fifoDepth : 1 }
+  private var receiverTrigger: Int { fifosEnabled ? fifoControl.receiverTrigger : 1 }
+
+  private mutating func transmit(_ byte: UInt8, _ effects: inout Effects) {
+    transmitterInterrupt = false
+    if !interrupt { effects.interruptFell = true }
+    if modemControl.contains(.loop) { accept(byte) } else { effects.transmitted = byte }
+    transmitterInterrupt = true
+  }
+
+  private mutating func accept(_ byte: UInt8) {
+    if receivedCount < receiverCapacity {
+      received[(receivedFirst + receivedCount) % Self.fifoDepth] = byte
+      receivedCount += 1
+    } else {
+      overrun = true
+      // Full FIFOs keep what they have; the single holding register is written over.
+      if !fifosEnabled { received[receivedFirst] = byte }
+    }
+  }
+
+  private mutating func takeReceived(_ effects: inout Effects) -> UInt8 {
+    guard receivedCount > 0 else { return 0 }
+    let byte = received[receivedFirst]
+    receivedFirst = (receivedFirst + 1) % Self.fifoDepth
+    receivedCount -= 1
+    // Reading ends a character timeout; what is left times out anew.
+    if identification(timeoutElapsed: false) == .none { effects.interruptFell = true }
+    return byte
+  }
+
+  private mutating func controlFIFOs(_ new: FIFOControl) {
+    let toggled = new.contains(.enable) != fifosEnabled
+    if toggled || new.isSuperset(of: [.enable, .receiverReset]) { receivedCount = 0 }
+    // Without the enable bit, the others are not programmed.
+    fifoControl = new.contains(.enable) ? new : FIFOControl(rawValue: 0)
+  }
+
+  private mutating func takeLineStatus() -> UInt8 {
+    var status: LineStatus = [.transmitterHoldingRegisterEmpty, .transmitterEmpty]
+    if receivedCount > 0 { status.insert(.dataReady) }
+    if overrun { status.insert(.overrunError) }
+    overrun = false
+    return status.rawValue
+  }
+
+  // MARK: Modem
+
+  private mutating func updateModemInputs() {
+    let inputs = modemControl.contains(.loop) ? loopedInputs : Self.peer
+    let changed = inputs.symmetricDifference(modemStatus.subtracting(.deltas))
+    var deltas: ModemStatus = modemStatus.intersection(.deltas)
+    if changed.contains(.clearToSend) { deltas.insert(.deltaClearToSend) }
+    if changed.contains(.dataSetReady) { deltas.insert(.deltaDataSetReady) }
+    if changed.contains(.ringIndicator), !inputs.contains(.ringIndicator) {
+      deltas.insert(.trailingEdgeRingIndicator)
+    }
+    if changed.contains(.dataCarrierDetect) { deltas.insert(.deltaDataCarrierDetect) }
+    modemStatus = inputs.union(deltas)
+  }
+
+  /// In loopback the four modem outputs come back as the inputs.
+  private var loopedInputs: ModemStatus {
+    var inputs: ModemStatus = []
+    if modemControl.contains(.requestToSend) { inputs.insert(.clearToSend) }
+    if modemControl.contains(.dataTerminalReady) { inputs.insert(.dataSetReady) }
+    if modemControl.contains(.out1) { inputs.insert(.ringIndicator) }
+    if modemControl.contains(.out2) { inputs.insert(.dataCarrierDetect) }
+    return inputs
+  }
+
+  private mutating func takeModemStatus() -> UInt8 {
+    defer { modemStatus.subtract(.deltas) }
+    return modemStatus.rawValue
+  }
+}

@@ -1,0 +1,96 @@
+/// The register bits of the 16550A (National Semiconductor PC16550D data sheet, section 8).
+extension UART16550 {
+  /// IER: which causes raise INTR.
+  public struct InterruptEnable: OptionSet, Hashable, Sendable {
+    public let rawValue: UInt8
+    public init(rawValue: UInt8) { self.rawValue = rawValue }
+
+    /// ERBFI
+    public static let receivedDataAvailable = InterruptEnable(rawValue: 0x01)
+    /// ETBEI
+    public static let transmitterHoldingRegisterEmpty = InterruptEnable(rawValue: 0x02)
+    /// ELSI
+    public static let receiverLineStatus = InterruptEnable(rawValue: 0x04)
+    /// EDSSI
+    public static let modemStatus = InterruptEnable(rawValue: 0x08)
+
+    static let implemented = InterruptEnable(rawValue: 0x0f)
+  }
+
+  /// IIR bits 3:0: the pending cause of highest priority.
+  public enum InterruptIdentification: UInt8, Sendable {
+    case modemStatus = 0x0
+    case none = 0x1
+    case transmitterHoldingRegisterEmpty = 0x2
+    case receivedDataAvailable = 0x4
+    case receiverLineStatus = 0x6
+    case characterTimeout = 0xc
+  }
+
+  /// FCR.
+  struct FIFOControl: OptionSet {
+    let rawValue: UInt8
+
+    static let enable = FIFOControl(rawValue: 0x01)
+    static let receiverReset = FIFOControl(rawValue: 0x02)
+
+    /// Bits 7:6: how many bytes make received data available.
+    var receiverTrigger: Int { [1, 4, 8, 14][Int(rawValue >> 6)] }
+  }
+
+  /// LSR.
+  public struct LineStatus: OptionSet, Hashable, Sendable {
+    public let rawValue: UInt8
+    public init(rawValue: UInt8) { self.rawValue = rawValue }
+
+    /// DR
+    public static let dataReady = LineStatus(rawValue: 0x01)
+    /// OE
+    public static let overrunError = LineStatus(rawValue: 0x02)
+    /// THRE
+    public static let transmitterHoldingRegisterEmpty = LineStatus(rawValue: 0x20)
+    /// TEMT
+    public static let transmitterEmpty = LineStatus(rawValue: 0x40)
+  }
+
+  /// MCR.
+  public struct ModemControl: OptionSet, Hashable, Sendable {
+    public let rawValue: UInt8
+    public init(rawValue: UInt8) { self.rawValue = rawValue }
+
+    /// DTR
+    public static let dataTerminalReady = ModemControl(rawValue: 0x01)
+    /// RTS
+    public static let requestToSend = ModemControl(rawValue: 0x02)
+    public static let out1 = ModemControl(rawValue: 0x04)
+    public static let out2 = ModemControl(rawValue: 0x08)
+    public static let loop = ModemControl(rawValue: 0x10)
+
+    static let implemented = ModemControl(rawValue: 0x1f)
+  }
+
+  /// MSR: inputs in bits 7:4, in bits 3:0 which of them changed since the last read.
+  public struct ModemStatus: OptionSet, Hashable, Sendable {
+    public let rawValue: UInt8
+    public init(rawValue: UInt8) { self.rawValue = rawValue }
+
+    /// DCTS
+    public static let deltaClearToSend = ModemStatus(rawValue: 0x01)
+    /// DDSR
+    public static let deltaDataSetReady = ModemStatus(rawValue: 0x02)
+    /// TERI
+    public static let trailingEdgeRingIndicator = ModemStatus(rawValue: 0x04)
+    /// DDCD
+    public static let deltaDataCarrierDetect = ModemStatus(rawValue: 0x08)
+    /// CTS
+    public static let clearToSend = ModemStatus(rawValue: 0x10)
+    /// DSR
+    public static let dataSetReady = ModemStatus(rawValue: 0x20)
+    /// RI
+    public static let ringIndicator = ModemStatus(rawValue: 0x40)
+    /// DCD
+    public static let dataCarrierDetect = ModemStatus(rawValue: 0x80)
+
+    static let deltas = ModemStatus(rawValue: 0x0f)
+  }
+}

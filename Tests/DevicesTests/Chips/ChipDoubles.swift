@@ -1,0 +1,64 @@
+import Devices
+import Hardware
+import Synchronization
+
+/// A byte sink that keeps what it got.
+final class RecordingOutput: CharacterOutput {
+  private let log = Mutex<[UInt8]>([])
+
+  var bytes: [UInt8] { log.withLock { $0 } }
+  func write(_ byte: UInt8) { log.withLock { $0.append(byte) } }
+}
+
+/// Every level a wire was set to, repeats left out, from low.
+final class LevelLog: InterruptLine {
+  private let log = Mutex<[Bool]>([])
+
+  var levels: [Bool] { log.withLock { $0 } }
+  var rises: Int { levels.count { $0 } }
+  func set(_ asserted: Bool) {
+    log.withLock { log in
+      if log.last ?? false != asserted { log.append(asserted) }
+    }
+  }
+}
+
+/// Counts or collects what a closure was called with.
+final class Calls<Value: Sendable>: Sendable {
+  private let log = Mutex<[Value]>([])
+
+  var values: [Value] { log.withLock { $0 } }
+  func append(_ value: Value) { log.withLock { $0.append(value) } }
+}
+
+/// A clock that a test moves.
+final class TestClock<Time: Sendable>: Sendable {
+  private let time: Mutex<Time>
+
+  init(_ time: Time) { self.time = Mutex(time) }
+
+  var now: Time {
+    get { time.withLock { $0 } }
+    set { time.withLock { $0 = newValue } }
+  }
+}
+
+/// SplitMix64: the same accesses at every run.
+struct SeededGenerator: RandomNumberGenerator {
+  private var state: UInt64
+
+  init(seed: UInt64) { state = seed }
+
+  mutating func next() -> UInt64 {
+    state &+= 0x9e37_79b9_7f4a_7c15
+    var value = state
+    value = (value ^ (value >> 30)) &* 0xbf58_476d_1ce4_e5b9
+    value = (value ^ (value >> 27)) &* 0x94d0_49bb_1331_11eb
+    return value ^ (value >> 31)
+  }
+}
+
+extension BusDevice {
+  func readByte(_ offset: UInt64) -> UInt8 { UInt8(truncatingIfNeeded: read(offset: offset, width: .byte)) }
+  func writeByte(_ offset: UInt64, _ value: UInt8) { write(offset: offset, width: .byte, value: UInt64(value)) }
+}

@@ -1,0 +1,344 @@
+import Devices
+import Hardware
+import Synchronization
+import TestSupport
+import Testing
+
+/// A route that keeps what it was set to and how often, over a recording router.
+private final class CountingRoute: InterruptRoute {
+  private let state = Mutex((message: InterruptMessage?.none, sets: 0, sent: [InterruptMessage]()))
+
+  var message: InterruptMessage? { state.withLock { $0.message } }
+  var sets: Int { state.withLock { $0.sets } }
+  var sent: [InterruptMessage] { state.withLock { $0.sent } }
+
+  func set(_ message: InterruptMessage?) {
+    state.withLock { state in
+      state.message = message
+      state.sets += 1
+    }
+  }
+
+  func signal() {
+    state.withLock { state in
+      if let message = state.message { state.sent.append(message) }
+    }
+  }
+}
+
+@Suite struct IOAPICTests {
+  private let routes = (0..<24).map { _ in CountingRoute() }
+  private let controller: IOAPICDevice
+
+  init() { controller = IOAPICDevice(routes: routes, identification: 2) }
+
+  private func read(_ index: UInt8) -> UInt32 {
+    controller.write(offset: 0, width: .doubleword, value: UInt64(index))
+    return UInt32(controller.read(offset: 0x10, width: .doubleword))
+  }
+
+  private func write(_ index: UInt8, _ value: UInt32) {
+    controller.write(offset: 0, width: .doubleword, value: UInt64(index))
+    controller.write(offset: 0x10, width: .doubleword, value: UInt64(value))
+  }
+
+  /// As Linux writes an entry: the upper half first, the mask bit last.
+  private func program(_ pin: UInt8, _ entry: UInt64) {
+    write(0x11 + 2 * pin, UInt32(truncatingIfNeeded: entry >> 32))
+    write(0x10 + 2 * pin, UInt32(truncatingIfNeeded: entry))
+  }
+
+  private func endOfInterrupt(_ vector: UInt8) {
+    controller.write(offset: 0x40, width: .doubleword, value: UInt64(vector))
+  }
+
+  private let edge: UInt64 = 0x0000_0000_0000_0031
+  private let level: UInt64 = 0x0000_0000_0000_a031
+  private let masked: UInt64 = 0x1_0000
+
+  // MARK: Registers
+
+  @Test func identifiesItself() {
+    #expect(read(0x00) == 0x0200_0000)
+    #expect(read(0x01) == 0x0017_0020)
+    #expect(read(0x02) == 0x0200_0000)
+    write(0x00, 0xffff_ffff)
+    #expect(read(0x00) == 0x0f00_0000)
+    write(0x01, 0)
+    #expect(read(0x01) == 0x0017_0020)
+  }
+
+  @Test func entriesAreMaskedAfterReset() {
+    for pin in UInt8(0)..<24 {
+      #expect(read(0x10 + 2 * pin) == 0x0001_0000)
+      #expect(read(0x11 + 2 * pin) == 0)
+    }
+    #expect(read(0x40) == 0)
+    #expect(read(0xff) == 0)
+  }
+
+  @Test func entriesKeepTheirWritableBits() {
+    write(0x3f, 0xffff_ffff)
+    write(0x3e, 0xffff_ffff)
+    #expect(read(0x3e) == 0x0001_afff)  // Not delivery status, remote IRR, reserved.
+    #expect(read(0x3f) == 0xffff_0000)
+    #expect(controller.entry(23).rawValue == 0xffff_0000_0001_afff)
+    #expect(controller.entry(22) == .reset)
+  }
+
+  @Test func selectReadsBackAndTheWindowTakesDoublewordsOnly() {
+    controller.write(offset: 0, width: .byte, value: 0x12)
+    #expect(controller.read(offset: 0, width: .byte) == 0x12)
+    controller.write(offset: 0x10, width: .byte, value: 0x55)
+    #expect(controller.read(offset: 0x10, width: .byte) == 0)
+    #expect(controller.entry(1) == .reset)
+  }
+
+  // MARK: Messages
+
+  /// Entry, address, data: destination and mode, delivery mode, trigger mode; then remappable
+  /// format: index 14:0 from bits 63:49, index 15 from bit 11.
+  @Test(arguments: [
+    (UInt64(0x0000_0000_0000_0031), UInt64(0xfee0_0000), UInt32(0x0000_0031)),
+    (0x0300_0000_0000_0930, 0xfee0_3004, 0x0000_0130),
+    (0xff00_0000_0000_a8ef, 0xfeef_f004, 0x0000_c0ef),
+    (0x0402_0000_0000_0431, 0xfee0_4020, 0x0000_0431),
+    (0x0001_0000_0000_0004, 0xfee0_0010, 0x0000_0004),
+    (0x0003_0000_0000_8009, 0xfee0_0030, 0x0000_c009),
+    (0xffff_0000_0000_0810, 0xfeef_fff4, 0x0000_0010),
+    (0x2469_0000_0000_a80a, 0xfee2_4694, 0x0000_c00a),
+  ])
+  func messagesOfEntries(entry: UInt64, address: UInt64, data: UInt32) {
+    program(7, entry)
+    #expect(routes[7].message == InterruptMessage(address: address, data: data))
+  }
+
+  @Test func maskingTakesTheMessageAway() {
+    program(4, edge)
+    #expect(routes[4].message != nil)
+    program(4, edge | masked)
+    #expect(routes[4].message == nil)
+  }
+
+  @Test func routesAreSetOnlyWhenTheMessageChanges() {
+    program(4, edge)
+    #expect(routes[4].sets == 1)
+    program(4, edge)
+    program(4, edge | 1 << 13)  // Polarity is not in the message.
+    #expect(routes[4].sets == 1)
+    #expect(controller.entry(4).rawValue == edge | 1 << 13)
+    #expect(routes.map(\.sets).reduce(0, +) == 1)
+  }
+
+  // MARK: Edge
+
+  @Test func anEdgeSendsOnce() {
+    program(4, edge)
+    let line = controller.line(4)
+    line.set(true)
+    line.set(true)
+    #expect(routes[4].sent.count == 1)
+    line.set(false)
+    #expect(routes[4].sent.count == 1)
+    line.set(true)
+    #expect(routes[4].sent == [InterruptMessage](repeating: .init(address: 0xfee0_0000, data: 0x31), count: 2))
+    #expect(controller.entry(4).remoteIRR == false)
+  }
+
+  @Test func anEdgeOnAMaskedPinIsLost() {
+    let line = controller.line(4)
+    program(4, edge | masked)
+    line.set(true)
+    program(4, edge)
+    #expect(routes[4].sent.isEmpty)
+    line.set(false)
+    line.set(true)
+    #expect(routes[4].sent.count == 1)
+  }
+
+  // MARK: Level
+
+  @Test func aLevelIsSentAgainAtTheEndOfInterruptWhileAsserted() {
+    program(16, level)
+    let line = controller.line(16)
+    line.set(true)
+    #expect(routes[16].sent.count == 1)
+    #expect(controller.entry(16).rawValue == level | 1 << 14)
+    line.set(false)
+    line.set(true)
+    #expect(routes[16].sent.count == 1)
+    controller.endOfInterrupt(vector: 0x31)
+    #expect(routes[16].sent.count == 2)
+    #expect(controller.entry(16).remoteIRR)
+    line.set(false)
+    #expect(controller.entry(16).remoteIRR)
+    controller.endOfInterrupt(vector: 0x31)
+    #expect(routes[16].sent.count == 2)
+    #expect(!controller.entry(16).remoteIRR)
+  }
+
+  @Test func endsByRegisterVectorAndPin() {
+    program(16, level)
+    program(17, level & ~0xff | 0x32)
+    let lines = [controller.line(16), controller.line(17)]
+    for line in lines { line.set(true) }
+    endOfInterrupt(0x32)
+    #expect(routes[16].sent.count == 1)
+    #expect(routes[17].sent.count == 2)
+    controller.endOfInterrupt(pin: 16)
+    #expect(routes[16].sent.count == 2)
+    #expect(routes[17].sent.count == 2)
+    controller.write(offset: 0x40, width: .byte, value: 0x32)  // Doublewords only.
+    #expect(routes[17].sent.count == 2)
+    endOfInterrupt(0x99)
+    #expect(routes.map(\.sent.count).reduce(0, +) == 4)
+  }
+
+  @Test func endDoesNotTouchEdgeTriggeredPins() {
+    let ended = Calls<[Int]>()
+    let controller = IOAPICDevice(routes: routes) { ended.append(Array($0)) }
+    controller.write(offset: 0, width: .doubleword, value: 0x10)
+    controller.write(offset: 0x10, width: .doubleword, value: edge)
+    controller.line(0).set(true)
+    controller.endOfInterrupt(vector: 0x31)
+    controller.endOfInterrupt(pin: 0)
+    #expect(routes[0].sent.count == 1)
+    #expect(ended.values.isEmpty)
+  }
+
+  @Test func aLevelWaitsBehindTheMask() {
+    program(16, level | masked)
+    let line = controller.line(16)
+    line.set(true)
+    #expect(routes[16].sent.isEmpty)
+    program(16, level)
+    #expect(routes[16].sent.count == 1)
+    #expect(controller.entry(16).remoteIRR)
+  }
+
+  @Test func aLevelThatCameBeforeTheEntryIsSeen() {
+    let line = controller.line(9)
+    line.set(true)
+    program(9, level)
+    #expect(routes[9].sent.count == 1)
+  }
+
+  /// A threaded handler: mask, end of interrupt, handle, unmask.
+  @Test func endWhileMaskedIsNotLost() {
+    program(16, level)
+    let line = controller.line(16)
+    line.set(true)
+    program(16, level | masked)
+    // KVM reports the end only of vectors that it finds in the routes.
+    #expect(routes[16].message == InterruptMessage(address: 0xfee0_0000, data: 0xc031))
+    #expect(controller.entry(16).remoteIRR)
+    controller.endOfInterrupt(vector: 0x31)
+    #expect(!controller.entry(16).remoteIRR)
+    #expect(routes[16].message == nil)
+    #expect(routes[16].sent.count == 1)
+    program(16, level)
+    #expect(routes[16].sent.count == 2)
+  }
+
+  @Test func remoteIRRIsReadOnlyAndClearsWithEdgeTrigger() {
+    program(16, level)
+    let line = controller.line(16)
+    line.set(true)
+    program(16, level)
+    #expect(controller.entry(16).remoteIRR)
+    #expect(routes[16].sent.count == 1)
+    // How software without an EOI register ends it.
+    program(16, edge | masked)
+    #expect(!controller.entry(16).remoteIRR)
+    program(16, level | masked)
+    program(16, level)
+    #expect(routes[16].sent.count == 2)
+    program(17, level | 1 << 14 | 1 << 12)
+    #expect(controller.entry(17).rawValue == level)
+  }
+
+  @Test func endHandlerHearsOfInterruptsThatWentPast() {
+    let ended = Calls<[Int]>()
+    let controller = IOAPICDevice(routes: routes) { ended.append(Array($0)) }
+    for pin in [UInt64(3), 20] {
+      controller.write(offset: 0, width: .doubleword, value: 0x10 + 2 * pin)
+      controller.write(offset: 0x10, width: .doubleword, value: level)
+    }
+    controller.endOfInterrupt(vector: 0x31)
+    controller.write(offset: 0x40, width: .doubleword, value: 0x31)
+    controller.endOfInterrupt(pin: 20)
+    #expect(ended.values == [[3, 20], [3, 20], [20]])
+    #expect(Array(controller.levelTriggeredPins(vector: 0x31)) == [3, 20])
+    #expect(controller.levelTriggeredPins(vector: 0x30).isEmpty)
+  }
+
+  @Test func endHandlerMayDriveALine() {
+    let lines = Calls<any InterruptLine>()
+    let controller = IOAPICDevice(routes: routes) { _ in lines.values.first?.set(false) }
+    controller.write(offset: 0, width: .doubleword, value: 0x10)
+    controller.write(offset: 0x10, width: .doubleword, value: level)
+    lines.append(controller.line(0))
+    lines.values[0].set(true)
+    controller.endOfInterrupt(vector: 0x31)
+    #expect(routes[0].sent.count == 2)  // Still asserted when it ended.
+    controller.endOfInterrupt(vector: 0x31)
+    #expect(routes[0].sent.count == 2)
+  }
+
+  // MARK: Lines
+
+  @Test func aPinIsAssertedWhileAnyOfItsLinesIs() {
+    program(18, level)
+    let first = controller.line(18)
+    let second = controller.line(18)
+    first.set(true)
+    second.set(true)
+    #expect(routes[18].sent.count == 1)
+    first.set(false)
+    controller.endOfInterrupt(pin: 18)
+    #expect(routes[18].sent.count == 2)
+    second.set(false)
+    second.set(false)
+    controller.endOfInterrupt(pin: 18)
+    #expect(routes[18].sent.count == 2)
+    first.set(true)
+    #expect(routes[18].sent.count == 3)
+  }
+
+  @Test func aLineThatIsLetGoOfIsNotAsserted() {
+    program(18, level)
+    do {
+      let unplugged = controller.line(18)
+      unplugged.set(true)
+    }
+    #expect(routes[18].sent.count == 1)
+    controller.endOfInterrupt(pin: 18)
+    #expect(routes[18].sent.count == 1)
+  }
+
+  @Test func resetMasksEveryPinButKeepsTheLines() {
+    program(16, level)
+    write(0x00, 0x0f00_0000)
+    let line = controller.line(16)
+    line.set(true)
+    controller.reset()
+    #expect(routes[16].message == nil)
+    #expect(controller.entry(16) == .reset)
+    #expect(read(0x00) == 0x0200_0000)
+    program(16, level)
+    #expect(routes[16].sent.count == 2)
+  }
+
+  @Test func everyPinSendsAsTheRequesterOfItsRoute() {
+    let router = RecordingRouter()
+    let requester = Requester(id: RequesterID(rawValue: 0xff00), busMasterEnable: true)
+    let controller = IOAPICDevice(routes: (0..<24).map { _ in router.makeRoute(for: requester) })
+    for pin in UInt64(0)..<24 {
+      controller.write(offset: 0, width: .doubleword, value: 0x10 + 2 * pin)
+      controller.write(offset: 0x10, width: .doubleword, value: 0x20 + pin)
+      controller.line(Int(pin)).set(true)
+    }
+    #expect(router.messages == (0..<24).map { InterruptMessage(address: 0xfee0_0000, data: 0x20 + $0) })
+    #expect(router.deliveries.allSatisfy { $0.requester.rawValue == 0xff00 })
+  }
+}
