@@ -1,7 +1,7 @@
 import Hardware
 
 /// An I/O APIC as a value: 24 pins and their redirection table (82093AA data sheet, chapter 3), with
-/// the EOI register of version 0x20 (I/O Controller Hub 9 data sheet, 13.5.5). Its wiring is
+/// the EOI register of version 0x20 (I/O Controller Hub 9 data sheet, 13.5). Its wiring is
 /// `IOAPICDevice`.
 ///
 /// A pin is driven with its logical level: the polarity bit is kept for the guest and changes

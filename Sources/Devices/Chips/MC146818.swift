@@ -173,7 +173,7 @@ public struct MC146818: Sendable {
 
   private func encode(_ value: Int64) -> UInt8 {
     let value = UInt8(truncatingIfNeeded: value)
-    return memory[Register.b] & B.binary != 0 ? value : value / 10 << 4 | value % 10
+    return memory[Register.b] & B.binary != 0 ? value : (value / 10) << 4 | value % 10
   }
 
   private func decode(_ value: UInt8) -> Int64 {

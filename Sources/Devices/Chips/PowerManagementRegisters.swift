@@ -37,7 +37,7 @@ public struct PowerManagementRegisters: Sendable {
     static let sleepEnable: UInt16 = 1 << 13
   }
 
-  /// PM_TMR counts at this rate, in Hz (ACPI 4.8.3.3).
+  /// PM_TMR counts at this rate, in Hz (ACPI 4.8.2.1).
   public static let timerFrequency: UInt64 = 3_579_545
 
   private var status: Events = []

@@ -4,10 +4,11 @@ import Synchronization
 import Testing
 
 @Suite struct DebugExitTests {
-  @Test(arguments: [
-    (AccessWidth.byte, UInt64(0), Int32(1)), (.byte, 0x10, 0x21), (.word, 0x1234, 0x2469),
-    (.doubleword, 0x8000_0001, 3), (.doubleword, 0xffff_ffff, -1),
-  ])
+  @Test(
+    arguments: [
+      (.byte, 0, 1), (.byte, 0x10, 0x21), (.word, 0x1234, 0x2469),
+      (.doubleword, 0x8000_0001, 3), (.doubleword, 0xffff_ffff, -1),
+    ] as [(AccessWidth, UInt64, Int32)])
   func statusIsTwiceTheValueAndOne(width: AccessWidth, value: UInt64, status: Int32) {
     let exits = Calls<Int32>()
     let device = DebugExit { exits.append($0) }
@@ -23,9 +24,10 @@ import Testing
 
   init() { control = ResetControl { [resets] in resets.append($0) } }
 
-  @Test(arguments: [
-    (UInt8(0x04), ResetControlRegister.Reset.processors), (0x06, .platform), (0x0e, .powerCycle), (0x0c, .processors),
-  ])
+  @Test(
+    arguments: [
+      (0x04, .processors), (0x06, .platform), (0x0e, .powerCycle), (0x0c, .processors),
+    ] as [(UInt8, ResetControlRegister.Reset)])
   func theRisingBitResets(value: UInt8, reset: ResetControlRegister.Reset) {
     control.writeByte(0, value & ~0x04)
     #expect(resets.values.isEmpty)

@@ -12,19 +12,20 @@ import Testing
     return (0..<count).map { _ in device.readByte(1) }
   }
 
-  @Test(arguments: [
-    (UInt16(0x0000), [UInt8(0x51), 0x45, 0x4d, 0x55, 0]),  // "QEMU", then nothing
-    (0x0001, [1, 0, 0, 0, 0]),
-    (0x0003, [0, 0, 0, 0x80, 1, 0, 0, 0, 0]),
-    (0x0005, [3, 0, 0]),
-    (0x000f, [4, 1, 0]),
-    (0x0019, [0, 0, 0, 0, 0]),
-    (0x4005, [3, 0, 0]),
-    (0x8005, [0, 0]),
-    (0x0020, [0, 0]),
-    (0x3fff, [0]),
-    (0xffff, [0]),
-  ])
+  @Test(
+    arguments: [
+      (0x0000, [0x51, 0x45, 0x4d, 0x55, 0]),  // "QEMU", then nothing
+      (0x0001, [1, 0, 0, 0, 0]),
+      (0x0003, [0, 0, 0, 0x80, 1, 0, 0, 0, 0]),
+      (0x0005, [3, 0, 0]),
+      (0x000f, [4, 1, 0]),
+      (0x0019, [0, 0, 0, 0, 0]),
+      (0x4005, [3, 0, 0]),
+      (0x8005, [0, 0]),
+      (0x0020, [0, 0]),
+      (0x3fff, [0]),
+      (0xffff, [0]),
+    ] as [(UInt16, [UInt8])])
   func items(key: UInt16, expected: [UInt8]) {
     #expect(read(FirmwareConfiguration(items: items()), key, count: expected.count) == expected)
   }

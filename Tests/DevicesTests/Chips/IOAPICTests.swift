@@ -98,16 +98,17 @@ private final class CountingRoute: InterruptRoute {
 
   /// Entry, address, data: destination and mode, delivery mode, trigger mode; then remappable
   /// format: index 14:0 from bits 63:49, index 15 from bit 11.
-  @Test(arguments: [
-    (UInt64(0x0000_0000_0000_0031), UInt64(0xfee0_0000), UInt32(0x0000_0031)),
-    (0x0300_0000_0000_0930, 0xfee0_3004, 0x0000_0130),
-    (0xff00_0000_0000_a8ef, 0xfeef_f004, 0x0000_c0ef),
-    (0x0402_0000_0000_0431, 0xfee0_4020, 0x0000_0431),
-    (0x0001_0000_0000_0004, 0xfee0_0010, 0x0000_0004),
-    (0x0003_0000_0000_8009, 0xfee0_0030, 0x0000_c009),
-    (0xffff_0000_0000_0810, 0xfeef_fff4, 0x0000_0010),
-    (0x2469_0000_0000_a80a, 0xfee2_4694, 0x0000_c00a),
-  ])
+  @Test(
+    arguments: [
+      (0x0000_0000_0000_0031, 0xfee0_0000, 0x0000_0031),
+      (0x0300_0000_0000_0930, 0xfee0_3004, 0x0000_0130),
+      (0xff00_0000_0000_a8ef, 0xfeef_f004, 0x0000_c0ef),
+      (0x0402_0000_0000_0431, 0xfee0_4020, 0x0000_0431),
+      (0x0001_0000_0000_0004, 0xfee0_0010, 0x0000_0004),
+      (0x0003_0000_0000_8009, 0xfee0_0030, 0x0000_c009),
+      (0xffff_0000_0000_0810, 0xfeef_fff4, 0x0000_0010),
+      (0x2469_0000_0000_a80a, 0xfee2_4694, 0x0000_c00a),
+    ] as [(UInt64, UInt64, UInt32)])
   func messagesOfEntries(entry: UInt64, address: UInt64, data: UInt32) {
     program(7, entry)
     #expect(routes[7].message == InterruptMessage(address: address, data: data))
@@ -314,6 +315,41 @@ private final class CountingRoute: InterruptRoute {
     #expect(routes[18].sent.count == 1)
     controller.endOfInterrupt(pin: 18)
     #expect(routes[18].sent.count == 1)
+  }
+
+  @Test func linesOfManyThreadsAddUp() async {
+    program(18, level)
+    let lines = (0..<4).map { _ in controller.line(18) }
+    await withTaskGroup { group in
+      for line in lines {
+        group.addTask {
+          for turn in 0..<2_000 {
+            line.set(turn % 2 == 0)
+            controller.endOfInterrupt(pin: 18)
+          }
+        }
+      }
+    }
+    controller.endOfInterrupt(pin: 18)
+    let quiet = routes[18].sent.count
+    controller.endOfInterrupt(pin: 18)
+    #expect(routes[18].sent.count == quiet)
+    lines[2].set(true)
+    #expect(routes[18].sent.count == quiet + 1)
+  }
+
+  @Test func aSerialPortOnAnEdgePinSendsForEveryByte() {
+    program(4, edge)
+    let output = RecordingOutput()
+    let port = SerialPort(output: output, interrupt: controller.line(4))
+    port.writeByte(1, 0x02)
+    #expect(routes[4].sent.count == 1)
+    for count in 1...20 {
+      port.writeByte(0, 0x41)
+      #expect(routes[4].sent.count == 1 + count)
+    }
+    #expect(port.readByte(2) == 0x02)
+    #expect(output.bytes.count == 20)
   }
 
   @Test func resetMasksEveryPinButKeepsTheLines() {

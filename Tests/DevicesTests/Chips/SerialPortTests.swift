@@ -133,7 +133,7 @@ private enum Register {
     #expect(port.readByte(Register.data) == 0x62)
   }
 
-  @Test(arguments: [(UInt8(0x01), 1), (0x41, 4), (0x81, 8), (0xc1, 14)])
+  @Test(arguments: [(0x01, 1), (0x41, 4), (0x81, 8), (0xc1, 14)] as [(UInt8, Int)])
   func triggerLevels(control: UInt8, level: Int) {
     port.writeByte(Register.fifoControl, control)
     port.writeByte(Register.interruptEnable, 0x01)
@@ -243,7 +243,7 @@ private enum Register {
   }
 
   /// MCR outputs DTR, RTS, OUT1, OUT2 come back as DSR, CTS, RI, DCD.
-  @Test(arguments: [(UInt8(0x11), UInt8(0x20)), (0x12, 0x10), (0x14, 0x40), (0x18, 0x80), (0x1a, 0x90)])
+  @Test(arguments: [(0x11, 0x20), (0x12, 0x10), (0x14, 0x40), (0x18, 0x80), (0x1a, 0x90)] as [(UInt8, UInt8)])
   func loopbackReturnsModemOutputs(control: UInt8, status: UInt8) {
     port.writeByte(Register.modemControl, control)
     #expect(port.readByte(Register.modemStatus) & 0xf0 == status)
