@@ -14,8 +14,8 @@ public struct GuestMemoryLayout: Hashable, Sendable {
 
   public init(
     lowRAMEnd: UInt64, highRAMEnd: UInt64? = nil,
-    configurationRange: Range<UInt64> = 0xb000_0000..<0xc000_0000,
-    tablesRange: Range<UInt64> = 0xe_0000..<0x10_0000
+    configurationRange: Range<UInt64> = ACPIPlatform.configurationRange,
+    tablesRange: Range<UInt64> = ACPIPlatform.tablesRange
   ) {
     self.lowRAMEnd = lowRAMEnd
     self.highRAMEnd = highRAMEnd

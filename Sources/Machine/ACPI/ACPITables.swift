@@ -1,0 +1,95 @@
+import Hardware
+
+/// The ACPI tables of a machine (ACPI 6.5, chapter 5): built once, as bytes to be put into guest memory.
+///
+/// Made by way of the root pointer (RSDP) and the 64-bit table of tables (XSDT); ACPI 1.0's 32-bit
+/// RSDT is not offered.
+public struct ACPITables: Hashable, Sendable {
+  /// Where the bytes belong in guest memory.
+  public let address: UInt64
+  public let bytes: [UInt8]
+  /// Guest physical address of the root pointer, for loaders that hand it on.
+  public var rootPointer: UInt64 { address }
+  /// In order of address: each table's signature and its range within `bytes`.
+  public let tables: [Table]
+
+  public struct Table: Hashable, Sendable {
+    public let signature: String
+    public let range: Range<Int>
+  }
+
+  /// One table's bytes, by its signature.
+  public func table(_ signature: String) -> [UInt8]? {
+    tables.first { $0.signature == signature }.map { Array(bytes[$0.range]) }
+  }
+
+  /// - Throws: when there are more CPUs or devices than the tables' place can hold.
+  public static func build(_ configuration: ACPIConfiguration) throws(ACPIError) -> ACPITables {
+    var layout = Layout(base: ACPIPlatform.tablesRange.lowerBound)
+    // The root pointer comes first, where the search for it starts; it is filled in at the end.
+    let root = layout.place("RSD PTR ", [UInt8](repeating: 0, count: RootPointer.size), alignment: 16)
+
+    let control = layout.place("FACS", FirmwareControl.table(), alignment: 64)
+    let differentiated = layout.place("DSDT", DSDT.bytes)
+    var descriptions = [
+      layout.place("FACP", FixedDescription.table(firmwareControl: control, differentiated: differentiated)),
+      layout.place("APIC", InterruptDescription.table(configuration)),
+      layout.place("MCFG", ConfigurationSpaceDescription.table()),
+      layout.place("SSDT", DynamicValues.table(highWindow: configuration.highWindow)),
+    ]
+    if let remapping = configuration.remapping {
+      descriptions.append(layout.place("DMAR", try RemappingDescription.table(remapping)))
+    }
+    let extended = layout.place("XSDT", ExtendedRoot.table(descriptions))
+    layout.replace(at: root, with: RootPointer.structure(extendedRoot: extended))
+
+    let size = UInt64(layout.bytes.count)
+    let room = ACPIPlatform.tablesRange.upperBound - ACPIPlatform.tablesRange.lowerBound
+    guard size <= room else { throw .tooLarge(size: size, room: room) }
+    return ACPITables(address: layout.base, bytes: layout.bytes, tables: layout.tables)
+  }
+
+  /// Tables one after the other.
+  private struct Layout {
+    let base: UInt64
+    private(set) var bytes: [UInt8] = []
+    private(set) var tables: [Table] = []
+
+    init(base: UInt64) { self.base = base }
+
+    /// - Returns: the table's address in guest memory.
+    mutating func place(_ signature: String, _ table: [UInt8], alignment: Int = 16) -> UInt64 {
+      let padding = -bytes.count & (alignment - 1)
+      bytes.append(contentsOf: repeatElement(0, count: padding))
+      let start = bytes.count
+      bytes += table
+      tables.append(Table(signature: signature, range: start..<bytes.count))
+      return base + UInt64(start)
+    }
+
+    mutating func replace(at address: UInt64, with table: [UInt8]) {
+      let start = Int(address - base)
+      bytes.replaceSubrange(start..<start + table.count, with: table)
+    }
+  }
+}
+
+/// Why tables cannot be built.
+public enum ACPIError: Error, Hashable, Sendable, CustomStringConvertible {
+  /// Sizes in bytes.
+  case tooLarge(size: UInt64, room: UInt64)
+  /// A structure's 8-bit or 16-bit length field cannot hold its size in bytes.
+  case structureTooLong(length: Int)
+  case hostAddressWidthInvalid(Int)
+
+  public var description: String {
+    switch self {
+    case .tooLarge(let size, let room):
+      "the ACPI tables need \(size) bytes and have room for \(room): too many CPUs or devices"
+    case .structureTooLong(let length):
+      "an ACPI structure of \(length) bytes is longer than its length field can say"
+    case .hostAddressWidthInvalid(let width):
+      "a host address width of \(width) bits cannot be told in the DMAR table"
+    }
+  }
+}

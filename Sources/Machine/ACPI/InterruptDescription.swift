@@ -1,0 +1,60 @@
+import Hardware
+
+/// The multiple APIC description table (MADT, signature APIC; ACPI 6.5, 5.2.12): CPUs by their local
+/// APICs, and how interrupts come to them.
+///
+/// PCAT_COMPAT stays clear: there are no 8259 controllers.
+enum InterruptDescription {
+  private static let revision: UInt8 = 6
+  private static let localAPICAddress: UInt32 = 0xfee0_0000
+  /// The first id that an 8-bit field cannot tell; 255 is all CPUs.
+  private static let firstWideID: UInt32 = 255
+
+  static func table(_ configuration: ACPIConfiguration) -> [UInt8] {
+    var body: [UInt8] = []
+    body.append(littleEndian: localAPICAddress)
+    body.append(littleEndian: UInt32(0))  // flags
+
+    for (index, id) in configuration.localAPICs.enumerated() {
+      body += processor(UInt32(truncatingIfNeeded: index), id: id)
+    }
+
+    let ioAPIC = configuration.ioAPIC
+    body += [1, 12, ioAPIC.id, 0]
+    body.append(littleEndian: ioAPIC.address)
+    body.append(littleEndian: ioAPIC.interruptBase)
+
+    // Interrupt source override: the SCI, an ISA interrupt by number, is level triggered and active low.
+    body += [2, 10, 0, ACPIPlatform.systemControlInterrupt]
+    body.append(littleEndian: UInt32(ACPIPlatform.systemControlInterrupt))
+    body.append(littleEndian: UInt16(0b1111))
+
+    // Non-maskable interrupts come by LINT1 on every CPU, edge triggered and active high.
+    body += [4, 6, 0xff]
+    body.append(littleEndian: UInt16(0))
+    body.append(1)
+    if configuration.localAPICs.contains(where: { $0 >= firstWideID }) {
+      body += [0xa, 12]
+      body.append(littleEndian: UInt16(0))
+      body.append(littleEndian: UInt32.max)
+      body += [1, 0, 0, 0]
+    }
+    return TableHeader.table("APIC", revision: revision, body: body)
+  }
+
+  /// A local APIC structure, or, where the CPU's numbers are too large for it, a local x2APIC structure.
+  private static func processor(_ uid: UInt32, id: UInt32) -> [UInt8] {
+    let enabled: UInt32 = 1
+    var bytes: [UInt8]
+    if id < firstWideID, let uid = UInt8(exactly: uid), uid < 0xff {
+      bytes = [0, 8, uid, UInt8(id)]
+      bytes.append(littleEndian: enabled)
+    } else {
+      bytes = [9, 16, 0, 0]
+      bytes.append(littleEndian: id)
+      bytes.append(littleEndian: enabled)
+      bytes.append(littleEndian: uid)
+    }
+    return bytes
+  }
+}

@@ -1,0 +1,67 @@
+import Hardware
+
+/// The DMA remapping reporting table (DMAR; VT-d 4.1, chapter 8).
+enum RemappingDescription {
+  /// Revision 1 has what is used here.
+  private static let revision: UInt8 = 1
+
+  private enum StructureType {
+    static let unit: UInt16 = 0
+    static let translationServices: UInt16 = 2
+  }
+
+  static func table(_ remapping: DMARemapping) throws(ACPIError) -> [UInt8] {
+    guard (1...256).contains(remapping.hostAddressWidth) else {
+      throw .hostAddressWidthInvalid(remapping.hostAddressWidth)
+    }
+    var flags: UInt8 = 0
+    flags[bit: 0] = remapping.interruptRemapping
+    flags[bit: 1] = remapping.x2APICOptOut
+
+    var body: [UInt8] = [UInt8(remapping.hostAddressWidth - 1), flags]
+    body += [UInt8](repeating: 0, count: 10)
+    // A segment's unit that includes all comes after its others (8.3).
+    for unit in remapping.units.filter({ !$0.includesAll }) + remapping.units.filter(\.includesAll) {
+      body += try structure(unit)
+    }
+    for services in remapping.translationServices { body += try structure(services) }
+    return TableHeader.table("DMAR", revision: revision, body: body)
+  }
+
+  /// DMA remapping hardware unit definition (8.3).
+  private static func structure(_ unit: DMARemapping.Unit) throws(ACPIError) -> [UInt8] {
+    // Flags: INCLUDE_PCI_ALL. Size: one page of registers.
+    var body: [UInt8] = [unit.includesAll ? 1 : 0, 0]
+    body.append(littleEndian: unit.segment)
+    body.append(littleEndian: unit.registerBase)
+    for scope in unit.scopes { body += try self.scope(scope) }
+    return try structure(StructureType.unit, body)
+  }
+
+  /// Root port ATS capability reporting (8.5).
+  private static func structure(_ services: DMARemapping.TranslationServices) throws(ACPIError) -> [UInt8] {
+    var body: [UInt8] = [services.allPorts ? 1 : 0, 0]
+    body.append(littleEndian: services.segment)
+    if !services.allPorts {
+      for scope in services.scopes { body += try self.scope(scope) }
+    }
+    return try structure(StructureType.translationServices, body)
+  }
+
+  private static func structure(_ type: UInt16, _ body: [UInt8]) throws(ACPIError) -> [UInt8] {
+    guard let length = UInt16(exactly: body.count + 4) else { throw .structureTooLong(length: body.count + 4) }
+    var bytes: [UInt8] = []
+    bytes.append(littleEndian: type)
+    bytes.append(littleEndian: length)
+    return bytes + body
+  }
+
+  /// Device scope (8.3.1).
+  private static func scope(_ scope: DMARemapping.DeviceScope) throws(ACPIError) -> [UInt8] {
+    let size = 6 + 2 * scope.path.count
+    guard let length = UInt8(exactly: size) else { throw .structureTooLong(length: size) }
+    var bytes: [UInt8] = [scope.kind.rawValue, length, 0, 0, scope.enumerationID, scope.startBus]
+    for step in scope.path { bytes += [step.device, step.function] }
+    return bytes
+  }
+}
