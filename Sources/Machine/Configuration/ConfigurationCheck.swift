@@ -76,7 +76,7 @@ extension MachineConfiguration {
         if !node.readOnly, let user = nodeUsers[use.id] {
           throw .device(index: index, .nodeInUse(use, by: user))
         }
-        nodeUsers[use.id] = .device(kindName: type(of: device).kindName, index: index)
+        nodeUsers[use.id] = .device(kindName: type(of: device).kindName, id: device.id)
       }
       for use in device.objects {
         guard let object = objects.first(where: { $0.id == use.id }) else {

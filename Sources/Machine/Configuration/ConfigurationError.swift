@@ -42,8 +42,7 @@ public enum DeviceProblem: Hashable, Sendable {
 
 /// Who has a block node already.
 public enum BlockNodeUser: Hashable, Sendable {
-  /// - Parameter index: into `devices`.
-  case device(kindName: String, index: Int)
+  case device(kindName: String, id: Identifier?)
   case node(String)
 }
 
@@ -51,6 +50,5 @@ public enum BlockNodeUser: Hashable, Sendable {
 public enum AddressOwner: Hashable, Sendable {
   case hostBridge
   case isaBridge
-  /// - Parameter index: into `devices`.
-  case device(kindName: String, index: Int)
+  case device(kindName: String, id: Identifier?)
 }

@@ -8,6 +8,6 @@ public enum DeviceKinds {
   ]
 
   public static func named(_ name: String) -> (any DeviceOptions.Type)? {
-    all.first { $0.kindName == name }
+    all.first { $0.kindName == name || $0.kindAliases.contains(name) }
   }
 }

@@ -15,7 +15,7 @@ extension MachineConfiguration {
     for (index, device) in devices.enumerated() {
       guard let device = device as? any PCIDeviceOptions, let address = device.function.address else { continue }
       if let owner = owners[address] { throw .device(index: index, .addressTaken(address, by: owner)) }
-      owners[address] = .device(kindName: type(of: device).kindName, index: index)
+      owners[address] = .device(kindName: type(of: device).kindName, id: device.id)
       placement[index] = address
     }
     for (index, device) in devices.enumerated() where placement[index] == nil {
@@ -24,7 +24,7 @@ extension MachineConfiguration {
       guard let address = free.first(where: { owners[$0] == nil }) else {
         throw .device(index: index, .noFreeAddress)
       }
-      owners[address] = .device(kindName: type(of: device).kindName, index: index)
+      owners[address] = .device(kindName: type(of: device).kindName, id: device.id)
       placement[index] = address
     }
     return placement

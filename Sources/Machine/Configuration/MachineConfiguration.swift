@@ -26,12 +26,12 @@ public struct MachineConfiguration: Sendable {
     case kvm(device: String)
   }
 
-  public enum MachineType: String, CaseIterable, Sendable {
+  public enum MachineType: String, ChoiceValue {
     case q35
   }
 
   /// What the guest's reset does.
-  public enum RebootAction: String, CaseIterable, Sendable {
+  public enum RebootAction: String, ChoiceValue {
     case reset
     case shutdown
   }
@@ -51,7 +51,7 @@ public struct MachineConfiguration: Sendable {
   }
 
   /// What `-d` asks for.
-  public enum LogItem: String, CaseIterable, Sendable {
+  public enum LogItem: String, ChoiceValue {
     /// The IOMMU's counters, when Nestling ends.
     case iommu
   }

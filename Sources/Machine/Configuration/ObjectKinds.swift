@@ -10,6 +10,6 @@ public enum ObjectKinds {
   ]
 
   public static func named(_ name: String) -> (any ObjectOptions.Type)? {
-    all.first { $0.kindName == name }
+    all.first { $0.kindName == name || $0.kindAliases.contains(name) }
   }
 }

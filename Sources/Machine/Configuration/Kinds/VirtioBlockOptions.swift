@@ -23,6 +23,7 @@ public struct VirtioBlockOptions: PCIDeviceOptions, Hashable {
   public var nodes: [NodeUse] { [NodeUse(property: "drive", id: drive)] }
 
   public static let kindName = "virtio-blk-pci"
+  public static let kindAliases = ["virtio-blk"]
   public static let summary = "Disk over a block node (-drive, -blockdev)"
   public static let category = DeviceCategory.storage
 

@@ -20,6 +20,7 @@ public struct VirtioRNGOptions: PCIDeviceOptions, Hashable {
   }
 
   public static let kindName = "virtio-rng-pci"
+  public static let kindAliases = ["virtio-rng"]
   public static let summary = "Entropy for the guest"
   public static let category = DeviceCategory.misc
 

@@ -128,3 +128,17 @@ public struct ByteCount: PropertyValue, Comparable, ExpressibleByIntegerLiteral 
 
   public static func < (a: ByteCount, b: ByteCount) -> Bool { a.bytes < b.bytes }
 }
+
+/// A value that is one of a few words.
+public protocol ChoiceValue: PropertyValue, CaseIterable, RawRepresentable where RawValue == String {}
+
+extension ChoiceValue {
+  public static var typeName: String { "str" }
+
+  public init(text: String) throws(ValueError) {
+    guard let value = Self(rawValue: text) else { throw .notOneOf(Self.allCases.map(\.rawValue)) }
+    self = value
+  }
+
+  public var text: String { rawValue }
+}

@@ -1,23 +1,37 @@
-/// The options of one kind of device or object: a struct with a typed field for each property, and the
-/// table that fills it from names and values.
+/// Options as a struct: a typed field for each property, and the table that fills it from names and values.
 ///
 /// After `init(_:)` nothing is looked up by name: the fields are the truth.
-public protocol KindOptions: Sendable {
+public protocol TypedOptions: Sendable {
   /// Every property at its default.
   init()
 
-  /// As typed after `-device` or `-object`.
-  static var kindName: String { get }
-  static var summary: String { get }
-  /// Without `id`, which every kind has.
   static var properties: [Property<Self>] { get }
+  /// `properties`, and those that a refining protocol adds for all of its kinds.
+  static var allProperties: [Property<Self>] { get }
   /// What must hold between properties, checked in order once all of them are set.
   static var rules: [PropertyRule<Self>] { get }
+}
+
+/// The options of one kind of device or object.
+public protocol KindOptions: TypedOptions {
+  /// As typed after `-device` or `-object`.
+  static var kindName: String { get }
+  /// Other names for the kind.
+  static var kindAliases: [String] { get }
+  static var summary: String { get }
 
   var id: Identifier? { get set }
 }
 
-/// Something that must hold between the properties of a kind.
+extension KindOptions {
+  public static var kindAliases: [String] { [] }
+
+  public static var allProperties: [Property<Self>] {
+    [Property("id", \.id, help: "Name by which other options refer to it")] + properties
+  }
+}
+
+/// Something that must hold between properties.
 public struct PropertyRule<Options: Sendable>: Sendable {
   let holds: @Sendable (Options) -> Bool
   /// What is wrong when it does not: part of the table, as help is.
@@ -47,7 +61,7 @@ public enum PropertyError: Error, Hashable, Sendable {
   case value(name: String, text: String, ValueError)
   /// Two spellings of one property say different things.
   case contradiction(name: String, otherName: String)
-  /// A rule of the kind does not hold.
+  /// A rule does not hold; the text is the table's.
   case rule(String)
 }
 
@@ -61,12 +75,9 @@ public struct PropertyDescription: Hashable, Sendable {
   public let defaultText: String?
 }
 
-extension KindOptions {
+extension TypedOptions {
+  public static var allProperties: [Property<Self>] { properties }
   public static var rules: [PropertyRule<Self>] { [] }
-
-  private static var allProperties: [Property<Self>] {
-    [Property("id", \.id, help: "Name by which other options refer to it")] + properties
-  }
 
   /// In the order of their names.
   public static var propertyDescriptions: [PropertyDescription] {
@@ -77,10 +88,14 @@ extension KindOptions {
     }.sorted { $0.name < $1.name }
   }
 
-  /// Sets the named properties and checks the rules. A name given twice takes the later value, as in
-  /// QEMU; two spellings of one property must agree.
   public init(_ assignments: [PropertyAssignment]) throws(PropertyError) {
     self.init()
+    try apply(assignments)
+  }
+
+  /// Sets the named properties and checks the rules. A name given twice takes the later value, as in
+  /// QEMU; two spellings of one property must agree.
+  public mutating func apply(_ assignments: [PropertyAssignment]) throws(PropertyError) {
     let properties = Self.allProperties
     var given: [String: (spelling: String, text: String)] = [:]
     for assignment in assignments {

@@ -1,0 +1,122 @@
+import Machine
+
+/// What `-drive` says.
+struct DriveArguments: TypedOptions {
+  var file = ""
+  var interface = Interface.ide
+  var id: Identifier?
+  var readOnly = false
+  var discard = DiscardWord.ignore
+
+  /// Whom a drive is plugged into without a `-device`. QEMU's own default is IDE, so it must be said.
+  enum Interface: String, PropertyValue {
+    case ide, none, virtio
+
+    static var typeName: String { "str" }
+    var text: String { rawValue }
+
+    init(text: String) throws(ValueError) {
+      switch text {
+      case "none": self = .none
+      case "virtio": self = .virtio
+      default: throw .notOneOf(["none", "virtio"])
+      }
+    }
+  }
+
+  static let properties: [Property<Self>] = [
+    Property("file", \.file, .notEmpty, help: "Path of the image"),
+    Property("if", \.interface, help: "none for a -device to take it, virtio for a virtio-blk-pci at once"),
+    Property("id", \.id, help: "Name for -device ...,drive="),
+    Property("format", settled: "raw", because: "only raw images are read", help: "Format of the image"),
+    Property("readonly", aliases: ["read-only"], \.readOnly, help: "The guest cannot write"),
+    Property("discard", \.discard, help: "Whether the guest's discard frees space: ignore (off) or unmap (on)"),
+    Property("media", settled: "disk", because: "there are only disks", help: "Kind of medium"),
+    Property(
+      "cache", settled: "writeback", because: "the host's page cache is always used", help: "Host's cache"),
+  ]
+
+  static let rules: [PropertyRule<Self>] = [
+    PropertyRule(otherwise: "file is missing") { !$0.file.isEmpty },
+    PropertyRule(otherwise: "there is no IDE, which QEMU takes where if= is not given: use if=none or if=virtio") {
+      $0.interface != .ide
+    },
+  ]
+}
+
+enum DiscardWord: String, ChoiceValue {
+  case ignore, off, unmap, on
+
+  var unmaps: Bool { self == .unmap || self == .on }
+}
+
+/// What `-blockdev` says: a file node, or a raw node over one that is named or described within.
+struct BlockdevArguments: TypedOptions {
+  var driver: Driver?
+  var nodeName: Identifier?
+  var filename: String?
+  /// Of a raw node: the node below.
+  var file: Identifier?
+  var fileDriver: FileDriver?
+  var fileFilename: String?
+  var readOnly = false
+  var discard = DiscardWord.ignore
+
+  enum Driver: String, ChoiceValue {
+    case file, raw
+  }
+
+  enum FileDriver: String, ChoiceValue {
+    case file
+  }
+
+  private static let pageCache = "the host's page cache is always used"
+
+  static let properties: [Property<Self>] = [
+    Property("driver", \.driver, help: "file, or raw over a file"),
+    Property("node-name", \.nodeName, help: "Name for -device ...,drive="),
+    Property("filename", \.filename, .notEmpty, help: "Of driver=file: path of the image"),
+    Property("file", \.file, help: "Of driver=raw: name of the node below"),
+    Property("file.driver", \.fileDriver, help: "Of driver=raw: the node below, described here"),
+    Property("file.filename", \.fileFilename, .notEmpty, help: "Of driver=raw: path of the node below"),
+    Property("read-only", \.readOnly, help: "The guest cannot write"),
+    Property("discard", \.discard, help: "Whether the guest's discard frees space: ignore (off) or unmap (on)"),
+    Property("cache.direct", settled: false, because: pageCache, help: "Pass by the host's page cache"),
+    Property("cache.no-flush", settled: false, because: "a flush is always carried out", help: "Ignore flushes"),
+  ]
+
+  static let rules: [PropertyRule<Self>] = [
+    PropertyRule(otherwise: "driver is missing: file or raw") { $0.driver != nil },
+    PropertyRule(otherwise: "node-name is missing") { $0.nodeName != nil },
+    PropertyRule(otherwise: "driver=file needs filename") { $0.driver != .file || $0.filename != nil },
+    PropertyRule(otherwise: "driver=file has no node below: file, file.driver and file.filename go with raw") {
+      $0.driver != .file || ($0.file == nil && $0.fileDriver == nil && $0.fileFilename == nil)
+    },
+    PropertyRule(otherwise: "filename goes with driver=file; raw has file=NODE or file.filename") {
+      $0.driver != .raw || $0.filename == nil
+    },
+    PropertyRule(otherwise: "driver=raw needs file=NODE, or file.driver=file with file.filename") {
+      $0.driver != .raw || $0.file != nil || ($0.fileDriver != nil && $0.fileFilename != nil)
+    },
+    PropertyRule(otherwise: "file=NODE and file.driver describe two nodes below; there is one") {
+      $0.file == nil || ($0.fileDriver == nil && $0.fileFilename == nil)
+    },
+  ]
+
+  /// - Parameter earlier: the nodes that `file` may name.
+  func node(over earlier: [BlockNode]) -> BlockNode {
+    var node = BlockNode(
+      id: nodeName?.text ?? "", path: filename ?? fileFilename ?? "", readOnly: readOnly,
+      discardUnmaps: discard.unmaps)
+    if let file {
+      node.underlying = file.text
+      // Whether there is such a node is for the check of the whole configuration.
+      if let below = earlier.first(where: { $0.id == file.text }) {
+        node.path = below.path
+        // A discard reaches the file only if every node on the way passes it on.
+        node.discardUnmaps = node.discardUnmaps && below.discardUnmaps
+      }
+    }
+    return node
+  }
+}

@@ -1,0 +1,22 @@
+import Machine
+
+/// What `-name` says.
+struct NameArguments: TypedOptions {
+  var guest: String?
+
+  static let properties: [Property<Self>] = [
+    Property("guest", \.guest, help: "The guest's name")
+  ]
+}
+
+/// What `-action` says.
+struct ActionArguments: TypedOptions {
+  var reboot = MachineConfiguration.RebootAction.reset
+
+  static let properties: [Property<Self>] = [
+    Property("reboot", \.reboot, help: "What the guest's reset does: reset or shutdown"),
+    Property(
+      "shutdown", settled: "poweroff", because: "a guest that powers off ends Nestling",
+      help: "What the guest's power-off does"),
+  ]
+}

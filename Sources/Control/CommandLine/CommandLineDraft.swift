@@ -1,0 +1,131 @@
+import Machine
+
+/// A command line half read: what the options have said so far, and where they said it.
+struct CommandLineDraft {
+  /// An option as typed, for the error line that blames it.
+  struct Source: Hashable {
+    var option: String
+    var argument: String
+  }
+
+  /// The option that is being read.
+  var source = Source(option: "", argument: "")
+
+  var configuration = MachineConfiguration()
+  var machine = MachineArguments()
+  var accelerator = AcceleratorArguments()
+  var processors = ProcessorArguments()
+  var memory = MemoryArguments()
+  var name = NameArguments()
+  var action = ActionArguments()
+  var kernel: String?
+  var initrd: String?
+  var commandLine: String?
+  /// Nil until `-serial` has been given: then there are no default ones.
+  var serials: [SerialBackend]?
+  var hasDefaultDevices = true
+
+  /// Where each part came from.
+  var machineSource = Source(option: "-machine", argument: "")
+  var processorSource = Source(option: "-smp", argument: "")
+  var memorySource = Source(option: "-m", argument: "")
+  var initrdSource = Source(option: "-initrd", argument: "")
+  var commandLineSource = Source(option: "-append", argument: "")
+  var serialSource = Source(option: "-serial", argument: "")
+  var blockNodeSources: [Source] = []
+  var objectSources: [Source] = []
+  var deviceSources: [Source] = []
+
+  /// The whole configuration, checked.
+  func finish() throws(CommandLineError) -> MachineConfiguration {
+    var result = configuration
+    result.machineType = machine.type
+    result.accelerator = .kvm(device: accelerator.device)
+    result.name = name.guest
+    result.rebootAction = action.reboot
+    do {
+      result.processors = try processors.topology()
+    } catch {
+      throw blame(processorSource, .topology(error))
+    }
+    try finishMemory(of: &result)
+    result.serials = serials ?? (hasDefaultDevices ? [.stdio] : [])
+    if let kernel {
+      result.boot = MachineConfiguration.BootSource(kernel: kernel, initrd: initrd, commandLine: commandLine ?? "")
+    } else if initrd != nil {
+      throw blame(initrdSource, .needsKernel)
+    } else if commandLine != nil {
+      throw blame(commandLineSource, .needsKernel)
+    }
+    do {
+      try result.check()
+    } catch {
+      guard let source = source(of: error) else { throw .configuration(error) }
+      throw blame(source, .configuration(error))
+    }
+    return result
+  }
+
+  private func finishMemory(of result: inout MachineConfiguration) throws(CommandLineError) {
+    if let size = memory.size { result.memory.size = size.bytes }
+    if let id = machine.memoryBackend {
+      guard let object = result.objects.first(where: { $0.id == id }) else {
+        let known = result.objects.compactMap { $0.id?.text }
+        throw blame(machineSource, .memoryBackend(.unknown(id, known: known)))
+      }
+      guard let backend = object as? MemoryBackendMemfdOptions, let size = backend.size?.bytes else {
+        throw blame(machineSource, .memoryBackend(.wrongKind(id, kindName: type(of: object).kindName)))
+      }
+      if let machineSize = memory.size?.bytes, machineSize != size {
+        throw blame(machineSource, .memoryBackend(.sizeMismatch(machine: machineSize, backend: size)))
+      }
+      result.memory.size = size
+      result.memory.shared = backend.shared
+      if backend.hugePages {
+        result.memory.hugePages = backend.hugePageSize.map { .bytes($0.bytes) } ?? .hostDefault
+      }
+    }
+    for (index, object) in result.objects.enumerated() {
+      if let backend = object as? MemoryBackendMemfdOptions, let id = backend.id, id != machine.memoryBackend {
+        throw blame(objectSources[index], .memoryBackend(.unused(id)))
+      }
+    }
+  }
+
+  private func blame(_ source: Source, _ problem: OptionProblem) -> CommandLineError {
+    .option(option: source.option, argument: source.argument, problem)
+  }
+
+  /// The option that a fault in the finished configuration comes from; nil where it is one that is missing.
+  private func source(of error: ConfigurationError) -> Source? {
+    switch error {
+    case .nothingToBoot: nil
+    case .memoryOutOfRange, .memoryNotMultiple:
+      machine.memoryBackend != nil && memory.size == nil ? machineSource : memorySource
+    case .processorsOutOfRange: processorSource
+    case .tooManySerialPorts: serialSource
+    case .blockNode(let index, _): blockNodeSources[index]
+    case .object(let index, _): objectSources[index]
+    case .device(let index, _): deviceSources[index]
+    }
+  }
+}
+
+extension TypedOptions {
+  /// Adds what an option string says.
+  /// - Parameter owner: the kind whose options these are; nil for those of the option itself.
+  mutating func apply(_ text: String, impliedName: String? = nil, owner: String? = nil) throws(OptionProblem) {
+    let assignments = try OptionString.assignments(text, impliedName: impliedName)
+    do {
+      try apply(assignments)
+    } catch {
+      throw .property(error, owner: owner)
+    }
+  }
+
+  static func parsing(_ text: String, impliedName: String? = nil) throws(OptionProblem) -> Self {
+    var options = Self()
+    try options.apply(text, impliedName: impliedName)
+    return options
+  }
+}

@@ -1,0 +1,201 @@
+import Machine
+
+/// Every option, in the order and groups in which help shows them. QEMU's names (qemu-options.hx).
+enum CommandOptions {
+  struct Group: Sendable {
+    let title: String
+    let options: [CommandOption]
+  }
+
+  static let groups = [
+    Group(title: "Machine", options: machine),
+    Group(title: "Boot", options: boot),
+    Group(title: "Devices", options: devices),
+    Group(title: "Block devices", options: block),
+    Group(title: "Console and display", options: console),
+    Group(title: "Running", options: running),
+  ]
+
+  static let all = groups.flatMap(\.options)
+
+  static func named(_ name: String) -> CommandOption? { all.first { $0.names.contains(name) } }
+
+  private static let machine = [
+    CommandOption(
+      "machine", "M", argument: "[type=]q35[,PROP=VALUE...]",
+      help: "machine type and its properties (-machine q35,help lists them):",
+      "kernel-irqchip=split is what there is; memory-backend=ID takes RAM from an -object"
+    ) { (draft, text) throws(OptionProblem) in
+      draft.machineSource = draft.source
+      if asksHelp(text) { return HelpText.machineTypes }
+      if asksForProperties(text) { return HelpText.properties(of: MachineArguments.self, title: "q35") }
+      try draft.machine.apply(text, impliedName: "type")
+      return nil
+    },
+    CommandOption(
+      "accel", argument: "[accel=]kvm[,device=PATH]", help: "accelerator; device is /dev/kvm unless given"
+    ) { (draft, text) throws(OptionProblem) in
+      if asksHelp(text) { return HelpText.accelerators }
+      try draft.accelerator.apply(text, impliedName: "accel")
+      return nil
+    },
+    CommandOption("enable-kvm", help: "the same as -accel kvm") { (_) throws(OptionProblem) in nil },
+    CommandOption(
+      "cpu", argument: "host", help: "CPU model: the host's, as KVM offers it"
+    ) { (_, text) throws(OptionProblem) in
+      if asksHelp(text) { return HelpText.processorModels }
+      let parts = text.split(separator: ",", maxSplits: 1, omittingEmptySubsequences: false)
+      guard parts.first == "host" else {
+        throw .unknown(.processorModel, name: parts.first.map(String.init) ?? "", known: ["host"])
+      }
+      if parts.count == 2 { throw .features(String(parts[1])) }
+      return nil
+    },
+    CommandOption(
+      "smp", argument: "[cpus=]N[,sockets=N][,cores=N][,threads=N]",
+      help: "number of CPUs (1 unless given) and how they are grouped"
+    ) { (draft, text) throws(OptionProblem) in
+      draft.processorSource = draft.source
+      try draft.processors.apply(text, impliedName: "cpus")
+      return nil
+    },
+    CommandOption(
+      "m", argument: "[size=]SIZE", help: "RAM, in MiB unless it ends in K, M, G or T (128M unless given, 16M at least)"
+    ) { (draft, text) throws(OptionProblem) in
+      draft.memorySource = draft.source
+      try draft.memory.apply(text, impliedName: "size")
+      return nil
+    },
+    CommandOption(
+      "name", argument: "[guest=]NAME", help: "name of the guest"
+    ) { (draft, text) throws(OptionProblem) in
+      try draft.name.apply(text, impliedName: "guest")
+      return nil
+    },
+  ]
+
+  private static let boot = [
+    CommandOption(
+      "kernel", argument: "FILE", help: "bzImage, ELF vmlinux (PVH) or Multiboot ELF to boot"
+    ) { (draft, text) throws(OptionProblem) in
+      draft.kernel = try notEmpty(text)
+      return nil
+    },
+    CommandOption(
+      "initrd", argument: "FILE", help: "initial RAM disk for the kernel"
+    ) { (draft, text) throws(OptionProblem) in
+      draft.initrdSource = draft.source
+      draft.initrd = try notEmpty(text)
+      return nil
+    },
+    CommandOption(
+      "append", argument: "TEXT", help: "the kernel's command line"
+    ) { (draft, text) throws(OptionProblem) in
+      draft.commandLineSource = draft.source
+      draft.commandLine = text
+      return nil
+    },
+  ]
+
+  private static let devices = [
+    CommandOption(
+      "device", argument: "KIND[,PROP=VALUE...]", help: "add a device (-device help lists the kinds,",
+      "-device KIND,help its properties)", action: DeviceOption.read),
+    CommandOption(
+      "object", argument: "KIND,id=ID[,PROP=VALUE...]", help: "add an object (-object help lists the kinds,",
+      "-object KIND,help its properties)", action: ObjectOption.read),
+    CommandOption("nodefaults", help: "no default devices: no serial port but by -serial") {
+      (draft) throws(OptionProblem) in
+      draft.hasDefaultDevices = false
+      return nil
+    },
+    CommandOption("no-user-config", help: "read no configuration file: none is ever read") {
+      (_) throws(OptionProblem) in nil
+    },
+    CommandOption("net", only: "none", of: .network, help: "no network card, as is so unless a -device adds one"),
+    CommandOption("nic", only: "none", of: .network, help: "the same"),
+  ]
+
+  private static let block = [
+    CommandOption(
+      "drive", argument: "file=FILE,if=none,id=ID[,format=raw][,readonly=on][,discard=unmap]",
+      help: "a raw image for -device ...,drive=ID; if=virtio adds a virtio-blk-pci at once"
+    ) { (draft, text) throws(OptionProblem) in
+      try DriveOption.read(&draft, text)
+      return nil
+    },
+    CommandOption(
+      "blockdev", argument: "driver=file|raw,node-name=ID,filename=FILE[,read-only=on][,discard=unmap]",
+      help: "the same as a node; raw may be over a file: file=NODE, or file.driver=file,file.filename=FILE"
+    ) { (draft, text) throws(OptionProblem) in
+      try DriveOption.readNode(&draft, text)
+      return nil
+    },
+  ]
+
+  private static let console = [
+    CommandOption(
+      "serial", argument: "BACKEND",
+      help: "serial port: none, null, stdio (or mon:stdio; Ctrl-A h for its commands), file:PATH,",
+      "unix:PATH[,server=on][,wait=off]; stdio unless given"
+    ) { (draft, text) throws(OptionProblem) in
+      draft.serialSource = draft.source
+      draft.serials = (draft.serials ?? []) + [try SerialArguments.parse(text)]
+      return nil
+    },
+    CommandOption("nographic", help: "no display, serial port on stdio: as is so anyway") {
+      (_) throws(OptionProblem) in nil
+    },
+    CommandOption("display", only: "none", of: .display, help: "no display, as is so anyway"),
+    CommandOption("vga", only: "none", of: .adapter, help: "no display adapter, as is so anyway"),
+    CommandOption("monitor", only: "none", of: .monitor, help: "no monitor, as is so anyway"),
+    CommandOption("parallel", only: "none", of: .parallelBackend, help: "no parallel port, as is so anyway"),
+  ]
+
+  private static let running = [
+    CommandOption("no-reboot", help: "end when the guest resets, instead of starting it again") {
+      (draft) throws(OptionProblem) in
+      draft.action.reboot = .shutdown
+      return nil
+    },
+    CommandOption(
+      "action", argument: "reboot=reset|shutdown", help: "what the guest's reset does; shutdown is -no-reboot"
+    ) { (draft, text) throws(OptionProblem) in
+      try draft.action.apply(text)
+      return nil
+    },
+    CommandOption(
+      "d", argument: "ITEM[,...]", help: "log these items (-d help lists them)"
+    ) { (draft, text) throws(OptionProblem) in
+      if asksHelp(text) { return HelpText.logItems }
+      for word in text.split(separator: ",", omittingEmptySubsequences: false) {
+        guard let item = MachineConfiguration.LogItem(rawValue: String(word)) else {
+          let known = MachineConfiguration.LogItem.allCases.map(\.rawValue)
+          throw .unknown(.logItem, name: String(word), known: known)
+        }
+        draft.configuration.logItems.insert(item)
+      }
+      return nil
+    },
+    CommandOption(
+      "D", argument: "FILE", help: "write the log there instead of to standard error"
+    ) { (draft, text) throws(OptionProblem) in
+      draft.configuration.logPath = try notEmpty(text)
+      return nil
+    },
+    CommandOption("version", help: "print the version and end") { (_) throws(OptionProblem) in HelpText.version },
+    CommandOption("help", "h", help: "print this and end") { (_) throws(OptionProblem) in HelpText.options },
+  ]
+
+  static func asksHelp(_ text: String) -> Bool { text == "help" || text == "?" }
+
+  /// `KIND,help`
+  static func asksForProperties(_ text: String) -> Bool {
+    text.split(separator: ",").dropFirst().contains { asksHelp(String($0)) }
+  }
+
+  private static func notEmpty(_ text: String) throws(OptionProblem) -> String {
+    if text.isEmpty { throw .empty }
+    return text
+  }
+}

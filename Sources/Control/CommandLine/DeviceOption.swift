@@ -1,0 +1,54 @@
+import Machine
+
+/// `-device KIND[,PROP=VALUE...]`.
+enum DeviceOption {
+  @Sendable
+  static func read(_ draft: inout CommandLineDraft, _ text: String) throws(OptionProblem) -> String? {
+    if CommandOptions.asksHelp(text) { return HelpText.deviceKinds }
+    let (name, assignments) = try KindArguments.split(text, impliedName: "driver", of: .device)
+    guard let kind = DeviceKinds.named(name) else {
+      throw .unknown(.device, name: name, known: DeviceKinds.all.flatMap { [$0.kindName] + $0.kindAliases })
+    }
+    if CommandOptions.asksForProperties(text) { return HelpText.properties(of: kind, title: kind.kindName) }
+    do {
+      draft.configuration.devices.append(try kind.init(assignments))
+    } catch {
+      throw .property(error, owner: kind.kindName)
+    }
+    draft.deviceSources.append(draft.source)
+    return nil
+  }
+}
+
+/// `-object KIND,id=ID[,PROP=VALUE...]`.
+enum ObjectOption {
+  @Sendable
+  static func read(_ draft: inout CommandLineDraft, _ text: String) throws(OptionProblem) -> String? {
+    if CommandOptions.asksHelp(text) { return HelpText.objectKinds }
+    let (name, assignments) = try KindArguments.split(text, impliedName: "qom-type", of: .object)
+    guard let kind = ObjectKinds.named(name) else {
+      throw .unknown(.object, name: name, known: ObjectKinds.all.map { $0.kindName })
+    }
+    if CommandOptions.asksForProperties(text) { return HelpText.properties(of: kind, title: kind.kindName) }
+    do {
+      draft.configuration.objects.append(try kind.init(assignments))
+    } catch {
+      throw .property(error, owner: kind.kindName)
+    }
+    draft.objectSources.append(draft.source)
+    return nil
+  }
+}
+
+private enum KindArguments {
+  /// Takes the kind's name out of an option string.
+  static func split(
+    _ text: String, impliedName: String, of wordKind: OptionProblem.WordKind
+  ) throws(OptionProblem) -> (name: String, assignments: [PropertyAssignment]) {
+    let assignments = try OptionString.assignments(text, impliedName: impliedName)
+    guard let name = assignments.last(where: { $0.name == impliedName })?.value, !name.isEmpty else {
+      throw .missing(wordKind)
+    }
+    return (name, assignments.filter { $0.name != impliedName })
+  }
+}

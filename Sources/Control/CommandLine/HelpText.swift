@@ -1,0 +1,88 @@
+import Machine
+
+/// What the help options print, from the tables.
+enum HelpText {
+  static let version = "Nestling emulator version 0.1.0\n"
+
+  static var options: String {
+    var text = version + "usage: nestling [options]\n"
+    for group in CommandOptions.groups {
+      text += "\n\(group.title):\n"
+      for option in group.options {
+        let names = option.names.map { "-" + $0 }.joined(separator: " or ")
+        let heading = option.argument.map { names + " " + $0 } ?? names
+        text += lines(heading, option.help, indent: 20)
+      }
+    }
+    return text + "\nDuring a run, with the serial port on stdio:\n" + TerminalMultiplexer.help
+  }
+
+  /// A heading with its lines of help beside it, or below where it is too long.
+  private static func lines(_ heading: String, _ help: [String], indent: Int) -> String {
+    let margin = String(repeating: " ", count: indent)
+    var text = heading
+    for (index, line) in help.enumerated() {
+      if index == 0, heading.count < indent {
+        text += String(repeating: " ", count: indent - heading.count)
+      } else {
+        text += "\n" + margin
+      }
+      text += line
+    }
+    return text + "\n"
+  }
+
+  /// QEMU's layout of `-device help`.
+  static var deviceKinds: String {
+    var text = ""
+    for category in DeviceCategory.allCases {
+      let kinds = DeviceKinds.all.filter { $0.category == category }.sorted { $0.kindName < $1.kindName }
+      if kinds.isEmpty { continue }
+      text += (text.isEmpty ? "" : "\n") + "\(category.rawValue) devices:\n"
+      for kind in kinds {
+        text += "name \"\(kind.kindName)\", bus \(kind.bus.rawValue)"
+        for alias in kind.kindAliases { text += ", alias \"\(alias)\"" }
+        text += ", desc \"\(kind.summary)\"\n"
+      }
+    }
+    return text
+  }
+
+  static var objectKinds: String {
+    let kinds = ObjectKinds.all.sorted { $0.kindName < $1.kindName }
+    let width = (kinds.map { $0.kindName.count }.max() ?? 0) + 2
+    return "List of user creatable objects:\n"
+      + kinds.map { lines("  " + $0.kindName, [$0.summary], indent: width + 2) }.joined()
+  }
+
+  /// QEMU's layout of `-device KIND,help`.
+  static func properties(of kind: any TypedOptions.Type, title: String) -> String {
+    var text = "\(title) options:\n"
+    for property in kind.propertyDescriptions {
+      var line = "  \(property.name)=<\(property.typeName)>"
+      line += String(repeating: " ", count: max(0, 24 - line.count))
+      line += " - \(property.help)"
+      if let value = property.defaultText, !value.isEmpty { line += " (default: \(value))" }
+      text += line + "\n"
+    }
+    return text
+  }
+
+  static let machineTypes =
+    "Supported machines are:\nq35                  PCI Express machine of the shape of QEMU's q35 (default)\n"
+  static let accelerators = "Accelerators supported in this binary:\nkvm\n"
+  static let processorModels = "Available CPUs:\n  host                  the host's CPU, as KVM offers it\n"
+
+  static var logItems: String {
+    "Log items (comma separated):\n"
+      + MachineConfiguration.LogItem.allCases.map { lines($0.rawValue, [$0.help], indent: 16) }.joined()
+  }
+}
+
+extension MachineConfiguration.LogItem {
+  fileprivate var help: String {
+    switch self {
+    case .iommu: "the IOMMU's counters, when Nestling ends"
+    }
+  }
+}

@@ -1,0 +1,35 @@
+/// The names that somebody may have meant.
+enum NearestNames {
+  /// - Returns: at most three of the candidates, the nearest first.
+  static func to(_ name: String, among candidates: [String]) -> [String] {
+    // A name this long is no slip of the fingers, and the distance costs the product of the lengths.
+    let wanted = Array(name.utf8.prefix(64))
+    var seen = Set<String>()
+    let ranked = candidates.filter { seen.insert($0).inserted }.map { candidate in
+      let other = Array(candidate.utf8.prefix(64))
+      // Somebody who stopped typing is nearer than the letters that are missing.
+      let startsAlike = wanted.count > 1 && (other.starts(with: wanted) || wanted.starts(with: other))
+      return (name: candidate, rank: startsAlike ? 1 : distance(wanted, other), length: max(wanted.count, other.count))
+    }.sorted { ($0.rank, $0.name) < ($1.rank, $1.name) }
+    let near = ranked.filter { $0.rank <= max(2, $0.length / 3) }
+    // Nothing near: what there is still tells more than nothing.
+    return (near.isEmpty ? ranked : near).prefix(3).map(\.name)
+  }
+
+  /// Insertions, deletions, replacements and swaps of neighbours (optimal string alignment).
+  static func distance(_ a: [UInt8], _ b: [UInt8]) -> Int {
+    var beforePrevious = [Int](repeating: 0, count: b.count + 1)
+    var previous = Array(0...b.count)
+    for i in 0..<a.count {
+      var current = [i + 1]
+      for j in 0..<b.count {
+        var best = min(previous[j + 1] + 1, current[j] + 1, previous[j] + (a[i] == b[j] ? 0 : 1))
+        if i > 0, j > 0, a[i] == b[j - 1], a[i - 1] == b[j] { best = min(best, beforePrevious[j - 1] + 1) }
+        current.append(best)
+      }
+      beforePrevious = previous
+      previous = current
+    }
+    return previous[b.count]
+  }
+}

@@ -1,0 +1,75 @@
+import Hardware
+import Machine
+
+/// What does not fit between the parts of a configuration.
+extension ErrorText {
+  static func text(for error: ConfigurationError) -> String {
+    switch error {
+    case .nothingToBoot: "there is nothing to boot: add -kernel FILE (-help lists the options)"
+    case .memoryOutOfRange(let size, let lowest, let highest):
+      size < lowest
+        ? "\(self.size(size)) is too little memory: at least \(self.size(lowest))"
+        : "\(self.size(size)) is too much memory: at most \(self.size(highest))"
+    case .memoryNotMultiple(let size, let pageSize):
+      "\(self.size(size)) of memory is not a multiple of the page size, \(self.size(pageSize))"
+    case .processorsOutOfRange(let count, let highest): "\(count) CPUs: there can be 1 to \(highest)"
+    case .tooManySerialPorts(let count, let highest):
+      "\(count) serial ports are asked for, and there is \(highest) (COM1)"
+    case .blockNode(_, let problem): text(for: problem)
+    case .object(_, .missingID): "id is missing: an object has a name"
+    case .object(_, .duplicateID(let id)): duplicate(id.text)
+    case .device(_, let problem): text(for: problem)
+    }
+  }
+
+  private static func duplicate(_ id: String) -> String { "id \(quoted(id)) is taken already" }
+
+  private static func text(for problem: BlockNodeProblem) -> String {
+    switch problem {
+    case .duplicateID(let id): duplicate(id)
+    case .unknownUnderlying(let name, let known):
+      "file: no node \(quoted(name)) before this" + list("nearest", NearestNames.to(name, among: known))
+    case .underlyingInUse(let name, let user): "file: \(quoted(name)) is in use by \(text(for: user))"
+    case .underlyingReadOnly(let name): "file: \(quoted(name)) is read-only: add read-only=on"
+    }
+  }
+
+  private static func text(for problem: DeviceProblem) -> String {
+    switch problem {
+    case .duplicateID(let id): duplicate(id.text)
+    case .unknownNode(let use, let known):
+      known.isEmpty
+        ? "\(use.property): no drive \(quoted(use.id)): there is no -drive or -blockdev"
+        : "\(use.property): no drive \(quoted(use.id))"
+          + list("nearest", NearestNames.to(use.id, among: known))
+    case .nodeInUse(let use, let user):
+      "\(use.property): \(quoted(use.id)) is in use by \(text(for: user)); only a read-only drive can be shared"
+    case .unknownObject(let use, let known):
+      known.isEmpty
+        ? "\(use.property): no object \(quoted(use.id.text)): there is no -object"
+        : "\(use.property): no object \(quoted(use.id.text))"
+          + list("nearest", NearestNames.to(use.id.text, among: known))
+    case .wrongObject(let use, let kind):
+      "\(use.property): \(quoted(use.id.text)) is a \(kind); it takes: " + use.kindNames.joined(separator: ", ")
+    case .onlyOne(let kind): "only one \(kind) yet"
+    case .addressTaken(let address, let owner):
+      "addr: \(address.text) is taken by \(text(for: owner))"
+    case .noFreeAddress: "no device number on bus 0 is left"
+    }
+  }
+
+  private static func text(for user: BlockNodeUser) -> String {
+    switch user {
+    case .device(let kind, let id): id.map { "\(kind) \(quoted($0.text))" } ?? "another \(kind)"
+    case .node(let name): "node \(quoted(name))"
+    }
+  }
+
+  private static func text(for owner: AddressOwner) -> String {
+    switch owner {
+    case .hostBridge: "the host bridge"
+    case .isaBridge: "the ISA bridge"
+    case .device(let kind, let id): id.map { "\(kind) \(quoted($0.text))" } ?? "another \(kind)"
+    }
+  }
+}

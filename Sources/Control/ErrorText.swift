@@ -1,0 +1,113 @@
+import Hardware
+import Machine
+
+/// The one line that a person gets for an error of the command line: what was typed, what is wrong with it,
+/// and the nearest that would be right.
+enum ErrorText {
+  static func line(for error: CommandLineError) -> String {
+    switch error {
+    case .unknownOption(let word):
+      let names = CommandOptions.all.flatMap(\.names)
+      let name = String(word.drop { $0 == "-" })
+      let nearest = NearestNames.to(name, among: names).map { "-" + $0 }
+      return line([word], "unknown option" + list("nearest", nearest))
+    case .missingArgument(let option): return line([option], "its argument is missing")
+    case .bareWord(let word):
+      return line([word], "no option takes this; a disk image is given by -drive file=FILE,if=virtio")
+    case .option(let option, let argument, let problem):
+      return line(argument.isEmpty ? [option] : [option, argument], text(for: problem))
+    case .configuration(let error): return line([], text(for: error))
+    }
+  }
+
+  /// Joins what was typed and what is wrong, as one printable line.
+  private static func line(_ typed: [String], _ problem: String) -> String {
+    let parts = ["nestling"] + (typed.isEmpty ? [] : [typed.map(shortened).joined(separator: " ")]) + [problem]
+    return printable(parts.joined(separator: ": ")) + "\n"
+  }
+
+  /// The start of a text that is too long to repeat.
+  private static func shortened(_ text: String) -> String {
+    text.unicodeScalars.count <= 160 ? text : String(String.UnicodeScalarView(text.unicodeScalars.prefix(157))) + "..."
+  }
+
+  /// Characters that would move the cursor, or end the line, are written out.
+  private static func printable(_ text: String) -> String {
+    var result = ""
+    for scalar in text.unicodeScalars {
+      switch scalar.properties.generalCategory {
+      case .control, .format, .lineSeparator, .paragraphSeparator:
+        result += "\\u{" + String(scalar.value, radix: 16) + "}"
+      default: result.unicodeScalars.append(scalar)
+      }
+    }
+    return result
+  }
+
+  static func quoted(_ text: String) -> String { "'" + shortened(text) + "'" }
+
+  /// `; nearest: a, b`, or nothing for nothing.
+  static func list(_ word: String, _ names: [String]) -> String {
+    names.isEmpty ? "" : "; \(word): " + names.map(shortened).joined(separator: ", ")
+  }
+
+  static func text(for problem: OptionProblem) -> String {
+    switch problem {
+    case .emptyName: "a name is missing before '='"
+    case .missing(let kind): "no \(noun(kind)) is named"
+    case .unknown(let kind, let name, let known):
+      "unknown \(noun(kind))"
+        + (known.count == 1 ? list("there is only", known) : list("nearest", NearestNames.to(name, among: known)))
+    case .property(let error, let owner): text(for: error, owner: owner)
+    case .empty: "it needs a file's name"
+    case .needsKernel: "only allowed with -kernel"
+    case .features(let features): "single features cannot be switched yet: leave out \(quoted(features))"
+    case .topology(let problem): text(for: problem)
+    case .memoryBackend(let problem): text(for: problem)
+    case .configuration(let error): text(for: error)
+    }
+  }
+
+  private static func noun(_ kind: OptionProblem.WordKind) -> String {
+    switch kind {
+    case .device: "device"
+    case .object: "object"
+    case .processorModel: "CPU model"
+    case .display: "display"
+    case .monitor: "monitor"
+    case .network: "network"
+    case .serialBackend: "serial backend"
+    case .logItem: "log item"
+    case .adapter: "display adapter"
+    case .parallelBackend: "parallel backend"
+    }
+  }
+
+  private static func text(for problem: OptionProblem.TopologyProblem) -> String {
+    switch problem {
+    case .productIsNot(let count, let product):
+      "sockets, cores and threads make \(product) CPUs, not \(count)"
+    case .notDivisible(let count, let divisor): "\(count) CPUs cannot be grouped by \(divisor)"
+    case .tooMany(let highest): "that is more than \(highest) CPUs"
+    case .hotplug: "maxcpus must be the same as cpus: no CPU can be plugged in later"
+    }
+  }
+
+  private static func text(for problem: OptionProblem.MemoryBackendProblem) -> String {
+    switch problem {
+    case .unknown(let id, let known):
+      "memory-backend: no object \(quoted(id.text))" + list("nearest", NearestNames.to(id.text, among: known))
+    case .wrongKind(let id, let kind): "memory-backend: \(quoted(id.text)) is an \(kind), not a memory-backend-memfd"
+    case .sizeMismatch(let machine, let backend):
+      "memory-backend has \(size(backend)), but -m asks for \(size(machine))"
+    case .unused(let id): "nothing uses it: add -machine memory-backend=\(id)"
+    }
+  }
+
+  static func size(_ bytes: UInt64) -> String {
+    for (shift, unit) in [(30, "GiB"), (20, "MiB"), (10, "KiB")] where bytes > 0 && bytes & ((1 << shift) - 1) == 0 {
+      return "\(bytes >> UInt64(shift)) \(unit)"
+    }
+    return "\(bytes) bytes"
+  }
+}
