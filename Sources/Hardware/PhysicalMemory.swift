@@ -26,3 +26,10 @@ public protocol PhysicalMemory: AnyObject, Sendable {
   /// Whether all of `address..<address + count` is RAM.
   func contains(_ address: UInt64, count: UInt64) -> Bool
 }
+
+extension PhysicalMemory {
+  /// - Returns: false where any byte is not RAM; then memory is as it was.
+  public func write(_ bytes: [UInt8], to address: UInt64) -> Bool {
+    write(RawSpan(_elements: bytes.span), to: address)
+  }
+}

@@ -3,8 +3,8 @@ import Linux
 
 /// The architectural state of a vCPU, as far as a reset must put it back. Taken once, right after construction.
 public struct VCPUState: Sendable {
-  public var registers = kvm_regs()
-  public var system = kvm_sregs()
+  var registers = kvm_regs()
+  var system = kvm_sregs()
   var floatingPoint = kvm_fpu()
   var localAPIC = kvm_lapic_state()
   var processing = kvm_mp_state()
@@ -34,6 +34,13 @@ extension VCPU {
       return unsafe nestling_ioctl(file.rawValue, KVM_SET_CPUID2, bytes.baseAddress)
     }
     try VirtualMachine.check(answer, "KVM_SET_CPUID2")
+  }
+
+  /// RIP, for a report.
+  public func instructionPointer() throws(KVMError) -> UInt64 {
+    var registers = kvm_regs()
+    try unsafe call(KVM_GET_REGS, &registers, "KVM_GET_REGS")
+    return registers.rip
   }
 
   public func readState() throws(KVMError) -> VCPUState {
@@ -66,7 +73,7 @@ extension VCPU {
     try unsafe call(KVM_SET_DEBUGREGS, &state.debug, "KVM_SET_DEBUGREGS")
   }
 
-  public func set(registers: kvm_regs, system: kvm_sregs) throws(KVMError) {
+  func set(registers: kvm_regs, system: kvm_sregs) throws(KVMError) {
     var registers = registers
     var system = system
     try unsafe call(KVM_SET_SREGS, &system, "KVM_SET_SREGS")

@@ -15,7 +15,27 @@ public struct FileDescriptor: ~Copyable, Sendable {
     rawValue = try checked(answer, "open", path)
   }
 
+  /// Another descriptor for what is open already: standard input, for example, which is not ours to close.
+  public init(duplicating descriptor: Int32) throws(SystemError) {
+    let answer = fcntl(descriptor, F_DUPFD_CLOEXEC, 3)
+    if answer < 0 { throw SystemError("dup", code: errno) }
+    rawValue = answer
+  }
+
   deinit { close(rawValue) }
+
+  /// Writes what can be written now of the bytes from `offset` on, and at most 4 KiB: after `Poll.writable` this does
+  /// not wait, not even on a pipe (POSIX's PIPE_BUF).
+  /// - Returns: how many bytes went.
+  public func writeSome(_ bytes: [UInt8], from offset: Int) throws(SystemError) -> Int {
+    let count = min(bytes.count - offset, 4096)
+    guard offset >= 0, count > 0 else { return 0 }
+    // SAFETY: the range lies within the array.
+    let written = unsafe bytes.withUnsafeBytes { unsafe Glibc.write(rawValue, $0.baseAddress! + offset, count) }
+    if written >= 0 { return written }
+    if errno == EINTR || errno == EAGAIN { return 0 }
+    throw SystemError("write", code: errno)
+  }
 
   /// Writes all of it, waiting as the file does.
   public func write(_ bytes: [UInt8]) throws(SystemError) {

@@ -13,4 +13,12 @@ public enum Poll {
     }
     return list.map { $0.revents != 0 }
   }
+
+  /// Waits until a write would not wait, or fail.
+  /// - Parameter milliseconds: at most so long.
+  public static func writable(_ descriptor: Int32, milliseconds: Int32) -> Bool {
+    var entry = pollfd(fd: descriptor, events: Int16(POLLOUT), revents: 0)
+    // SAFETY: one element, as the count says.
+    return unsafe poll(&entry, 1, milliseconds) > 0
+  }
 }

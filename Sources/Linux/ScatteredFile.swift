@@ -20,7 +20,7 @@ public final class ScatteredFile: Sendable {
   /// In bytes, as it was when the file was opened.
   public let size: UInt64
   private let file: FileDescriptor
-  private let memory: GuestMemory
+  public let memory: GuestMemory
 
   /// Opens an image: a regular file or a block device.
   public init(opening path: String, readOnly: Bool, memory: GuestMemory) throws(SystemError) {
@@ -37,6 +37,24 @@ public final class ScatteredFile: Sendable {
     let end = lseek(file.rawValue, 0, SEEK_END)
     if end < 0 { throw SystemError("lseek", path, code: errno) }
     size = UInt64(end)
+  }
+
+  /// A copy of `count` bytes; fewer at the end of the file.
+  public func bytes(at offset: UInt64, count: Int) throws(SystemError) -> [UInt8] {
+    guard let start = Int(exactly: offset) else { throw SystemError("read", path, code: EINVAL) }
+    var bytes = [UInt8](repeating: 0, count: count)
+    var done = 0
+    while done < count {
+      // SAFETY: the count is what remains of the array.
+      let answer = unsafe bytes.withUnsafeMutableBytes {
+        unsafe pread(file.rawValue, $0.baseAddress! + done, count - done, start + done)
+      }
+      if answer < 0, errno == EINTR { continue }
+      if answer < 0 { throw SystemError("read", path, code: errno) }
+      if answer == 0 { break }
+      done += answer
+    }
+    return Array(bytes[..<done])
   }
 
   public func read(at offset: UInt64, into segments: [Segment]) throws(SystemError) {

@@ -46,7 +46,7 @@ public struct UnixListener: ~Copyable, Sendable {
     FileDescriptor(owning: try checked(nestling_accept(file.rawValue), "accept", path))
   }
 
-  private static func address(_ path: String) throws(SystemError) -> sockaddr_un {
+  static func address(_ path: String) throws(SystemError) -> sockaddr_un {
     var address = sockaddr_un()
     address.sun_family = sa_family_t(AF_UNIX)
     let bytes = Array(path.utf8)
@@ -59,7 +59,7 @@ public struct UnixListener: ~Copyable, Sendable {
     return address
   }
 
-  private static func withSocketAddress(
+  static func withSocketAddress(
     _ address: inout sockaddr_un, _ call: (UnsafePointer<sockaddr>, socklen_t) -> Int32
   ) -> Int32 {
     // SAFETY: sockaddr_un is a sockaddr by its first field, and the length says how much of it there is.
@@ -81,5 +81,18 @@ public struct UnixListener: ~Copyable, Sendable {
     let refused = code < 0 && errno == ECONNREFUSED
     errno = EADDRINUSE
     return refused
+  }
+}
+
+extension FileDescriptor {
+  /// Connects to a socket in the file system.
+  public init(connectingTo path: String) throws(SystemError) {
+    let answer = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0)
+    if answer < 0 { throw SystemError("socket", path, code: errno) }
+    let file = FileDescriptor(owning: answer)
+    var address = try UnixListener.address(path)
+    let code = unsafe UnixListener.withSocketAddress(&address) { unsafe connect(file.rawValue, $0, $1) }
+    if code < 0 { throw SystemError("connect", path, code: errno) }
+    self = file
   }
 }

@@ -1,6 +1,4 @@
 import Control
+import Glibc
 
-switch Control.parse(Array(CommandLine.arguments.dropFirst())) {
-case .run(let configuration): print(configuration)
-case .print(let text), .fail(let text): print(text, terminator: "")
-}
+exit(Control.run(Array(CommandLine.arguments.dropFirst())))

@@ -1,0 +1,47 @@
+import Machine
+
+extension Control {
+  /// Does what a command line asks for.
+  /// - Returns: the process's exit status.
+  public static func run(_ arguments: [String]) -> Int32 {
+    switch parse(arguments) {
+    case .print(let text):
+      StandardStreams.writeOutput(text)
+      return 0
+    case .fail(let line):
+      StandardStreams.writeError(line)
+      return 1
+    case .run(let configuration): return run(configuration)
+    }
+  }
+
+  private static func run(_ configuration: MachineConfiguration) -> Int32 {
+    do {
+      let machine = try RunningMachine(configuration, interpreter: TerminalMultiplexer())
+      let ending = try machine.run()
+      writeLog(of: machine, configuration)
+      switch ending {
+      case .shutdown, .quit: return 0
+      case .debugExit(let status): return status
+      case .crashed(let what):
+        StandardStreams.writeError("nestling: \(what)\n")
+        return 1
+      }
+    } catch {
+      StandardStreams.writeError(ErrorText.line(for: error))
+      return 1
+    }
+  }
+
+  /// What `-d` asks for when Nestling ends.
+  private static func writeLog(of machine: RunningMachine, _ configuration: MachineConfiguration) {
+    guard configuration.logItems.contains(.iommu) else { return }
+    let text = machine.unitCounters.map { "iommu: \($0.name): \($0.value)\n" }.joined()
+    guard let path = configuration.logPath else { return StandardStreams.writeError(text) }
+    do {
+      try StandardStreams.append(text, to: path)
+    } catch {
+      StandardStreams.writeError("nestling: -D: \(error)\n")
+    }
+  }
+}

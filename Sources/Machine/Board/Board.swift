@@ -1,0 +1,190 @@
+import Devices
+import Hardware
+import KVM
+import Linux
+import PCI
+import Synchronization
+import VTd
+
+/// The board: buses, chips, root complex and interrupt paths, around one virtual machine's memory. It knows no kind
+/// of device that plugs in; those are built onto it (`BoardDevice`).
+final class Board: Sendable {
+  let memory: GuestMemory
+  let machine: VirtualMachine
+  let layout: BoardLayout
+  let events: EventQueue
+  let memoryBus = AddressBus()
+  let ioBus = AddressBus()
+  let interrupts: InterruptDelivery
+  let unit: TranslationUnit?
+  let rootBus = Bus(number: 0)
+  let environment: PCIEnvironment
+  let serial: SerialPort?
+
+  private let removals = Mutex<[@Sendable () -> Void]>([])
+  private let ioapic: IOAPICDevice
+  private let pinRoutes: [PinRoute]
+  private let clock: CMOSClock
+  private let firmwareConfiguration: FirmwareConfiguration
+  private let resetControl: ResetControl
+  private let powerManagement: PowerManagement
+
+  /// - Parameters:
+  ///   - unitOptions: nil for a board without an IOMMU.
+  ///   - serialOutput: nil for a board without a serial port.
+  init(
+    memory: GuestMemory, machine: VirtualMachine, layout: BoardLayout, processorCount: Int,
+    unitOptions: UnitOptions?, serialOutput: (any CharacterOutput)?, events: EventQueue
+  ) throws(UnitOptionError) {
+    self.memory = memory
+    self.machine = machine
+    self.layout = layout
+    self.events = events
+    let interrupts = InterruptDelivery(machine: machine)
+    self.interrupts = interrupts
+
+    if let unitOptions {
+      let unit = try TranslationUnit(
+        options: unitOptions, memory: memory, faultEvent: interrupts.makeUnremappedRoute(),
+        invalidationEvent: interrupts.makeUnremappedRoute(), messages: interrupts)
+      interrupts.remap(by: unit)
+      _ = memoryBus.attach(unit, at: BoardLayout.remappingUnit, size: 0x1000)
+      self.unit = unit
+    } else {
+      unit = nil
+    }
+    environment = PCIEnvironment(
+      memoryBus: memoryBus, ioBus: ioBus, memory: memory,
+      remapper: unit ?? DirectRemapper(memory: memory) as any DMARemapper, interrupts: interrupts,
+      workers: EventWorkerSource(machine: machine))
+
+    let ioapicRequester = Requester(id: BoardLayout.ioapicRequester, busMasterEnable: true)
+    let pinRoutes = (0..<IOAPIC.pinCount).map { interrupts.makePinRoute(pin: $0, requester: ioapicRequester) }
+    self.pinRoutes = pinRoutes
+    ioapic = IOAPICDevice(routes: pinRoutes)
+    _ = memoryBus.attach(ioapic, at: BoardLayout.ioapic, size: IOAPICDevice.regionSize)
+
+    let target = ConfigurationTarget(root: rootBus)
+    _ = memoryBus.attach(
+      EnhancedConfigurationAccess(target: target), at: BoardLayout.configurationAccess,
+      size: EnhancedConfigurationAccess.size)
+    // The reset control register is one byte among the configuration ports; attached first, it wins.
+    resetControl = ResetControl { _ in events.post(.reset) }
+    _ = ioBus.attach(resetControl, at: BoardLayout.resetControl, size: ResetControl.regionSize)
+    _ = ioBus.attach(PortConfigurationAccess(target: target), at: BoardLayout.configurationPorts, size: 8)
+
+    clock = CMOSClock {
+      let now = Clock.realtime()
+      return ClockReading(seconds: Int64(now / 1_000_000_000), nanoseconds: Int64(now % 1_000_000_000))
+    }
+    _ = ioBus.attach(clock, at: BoardLayout.clock, size: CMOSClock.regionSize)
+
+    let count = UInt16(clamping: processorCount)
+    firmwareConfiguration = FirmwareConfiguration(
+      items: FirmwareConfigurationItems(
+        memorySize: layout.lowMemorySize + layout.highMemorySize, processorCount: count,
+        maximumProcessorCount: count))
+    _ = ioBus.attach(
+      firmwareConfiguration, at: BoardLayout.firmwareConfiguration, size: FirmwareConfiguration.regionSize)
+
+    powerManagement = PowerManagement(
+      clock: { Clock.monotonic() }, interrupt: ioapic.line(BoardLayout.systemControlPin),
+      onPowerOff: { events.post(.shutdown) })
+    _ = ioBus.attach(powerManagement, at: BoardLayout.powerManagement, size: PowerManagement.regionSize)
+
+    if let serialOutput {
+      let port = SerialPort(output: serialOutput, interrupt: ioapic.line(BoardLayout.serialPin))
+      _ = ioBus.attach(port, at: BoardLayout.serialPort, size: SerialPort.regionSize)
+      serial = port
+    } else {
+      serial = nil
+    }
+    addBridges()
+  }
+
+  /// The two functions that every q35 has: they do nothing, but an operating system looks for them.
+  private func addBridges() {
+    var host = FunctionDescription(vendorID: 0x8086, deviceID: 0x29c0, classCode: 0x060000)
+    host.subsystemVendorID = 0x1af4
+    host.subsystemID = 0x1100
+    var isa = FunctionDescription(vendorID: 0x8086, deviceID: 0x2918, classCode: 0x060100)
+    isa.revisionID = 2
+    isa.subsystemVendorID = 0x1af4
+    isa.subsystemID = 0x1100
+    for (description, address) in [
+      (host, MachineConfiguration.hostBridgeAddress), (isa, MachineConfiguration.isaBridgeAddress),
+    ] {
+      let function = Function(description, at: address, environment: environment)
+      plug(function) { function.remove() }
+    }
+  }
+
+  /// Puts a function on bus 0 and wires its INTx. Its address was found free when the configuration was checked.
+  /// - Parameter removal: takes the device off the board and ends its workers.
+  func plug(_ function: Function, removal: @escaping @Sendable () -> Void) {
+    removals.withLock { $0.append(removal) }
+    let pin = function.description.interruptPin
+    if pin > 0 {
+      function.connect(
+        interruptLine: ioapic.line(BoardLayout.pin(of: function.requester.id, interruptPin: pin)))
+    }
+    try? rootBus.add(function)
+  }
+
+  /// Does what firmware does for the root complex: gives BARs their addresses.
+  func placeResources() throws(ResourcePlacement.NoRoom) {
+    var placement = ResourcePlacement(windows: layout.windows)
+    try placement.place(rootBus.all)
+  }
+
+  /// Takes every device off the board. No CPU is running.
+  func removeDevices() {
+    let all = removals.withLock { removals in
+      defer { removals = [] }
+      return removals
+    }
+    for remove in all { remove() }
+  }
+
+  /// Puts every chip and function into its reset state. No CPU is running.
+  func reset() {
+    for function in rootBus.all { function.reset() }
+    unit?.reset()
+    ioapic.reset()
+    clock.reset()
+    firmwareConfiguration.reset()
+    resetControl.reset()
+    powerManagement.reset()
+    serial?.reset()
+  }
+
+  // MARK: What a CPU's accesses meet
+
+  func readPort(_ port: UInt16, _ width: Int) -> UInt64 {
+    guard let width = AccessWidth(rawValue: width) else { return .max }
+    return ioBus.read(address: UInt64(port), width: width) ?? width.allOnes
+  }
+
+  func writePort(_ port: UInt16, _ width: Int, _ value: UInt64) {
+    guard let width = AccessWidth(rawValue: width) else { return }
+    ioBus.write(address: UInt64(port), width: width, value: value)
+  }
+
+  func readMemory(_ address: UInt64, _ width: Int) -> UInt64 {
+    guard let width = AccessWidth(rawValue: width) else { return .max }
+    return memoryBus.read(address: address, width: width) ?? width.allOnes
+  }
+
+  func writeMemory(_ address: UInt64, _ width: Int, _ value: UInt64) {
+    guard let width = AccessWidth(rawValue: width) else { return }
+    memoryBus.write(address: address, width: width, value: value)
+  }
+
+  /// A local APIC ended a level-triggered interrupt. The vector is the one delivered, which a remapped entry of the
+  /// IOAPIC need not have; so the routes are asked, not the entries.
+  func endOfInterrupt(vector: UInt8) {
+    for (pin, route) in pinRoutes.enumerated() where route.ends(vector: vector) {
+      ioapic.endOfInterrupt(pin: pin)
+    }
+  }
+}

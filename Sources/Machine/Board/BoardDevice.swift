@@ -1,0 +1,101 @@
+import Devices
+import Hardware
+import Linux
+import VTd
+
+/// How each kind of device is built onto a board, from the options that `DeviceKinds` lists. A kind that the board
+/// itself is made with (the IOMMU) builds nothing here.
+protocol BoardDevice {
+  /// - Parameter address: on bus 0; nil for a device that is not on PCI.
+  func build(on board: Board, at address: RequesterID?, with configuration: MachineConfiguration) throws(StartError)
+}
+
+extension VirtioBlockOptions: BoardDevice {
+  func build(on board: Board, at address: RequesterID?, with configuration: MachineConfiguration) throws(StartError) {
+    guard let address, let node = configuration.blockNodes.first(where: { $0.id == drive }) else { return }
+    var options = Devices.VirtioBlockOptions()
+    options.queueCount = Int(queueCount ?? UInt16(clamping: min(configuration.processors.count, 256)))
+    options.queueSize = Int(queueSize)
+    options.serial = serial
+    options.logicalBlockSize = Int(clamping: logicalBlockSize.bytes)
+    options.discard = discard
+    options.writeZeroes = writeZeroes
+    options.transport = virtio.transport
+    let file: ScatteredFile
+    do {
+      file = try ScatteredFile(opening: node.path, readOnly: node.readOnly, memory: board.memory)
+    } catch {
+      throw .file(option: "-drive", error)
+    }
+    let backend = FileBackend(file, discardUnmaps: node.discardUnmaps)
+    do {
+      let disk = try VirtioBlock(options: options, backend: backend)
+      board.plug(VirtioPCI(device: disk, options: options.transport, environment: board.environment, address: address))
+    } catch {
+      throw .device(kind: Self.kindName, problem: "\(error)")
+    }
+  }
+}
+
+extension VirtioRNGOptions: BoardDevice {
+  func build(on board: Board, at address: RequesterID?, with configuration: MachineConfiguration) throws(StartError) {
+    guard let address else { return }
+    let source: any Devices.EntropySource
+    switch configuration.entropySource(of: self) {
+    case .host: source = HostEntropy(memory: board.memory)
+    case .file(let path):
+      do {
+        source = try FileEntropy(opening: path, memory: board.memory)
+      } catch {
+        throw .file(option: "-object rng-random", error)
+      }
+    }
+    board.plug(
+      VirtioPCI(
+        device: VirtioEntropy(source: source), options: virtio.transport, environment: board.environment,
+        address: address))
+  }
+}
+
+extension DebugExitOptions: BoardDevice {
+  func build(on board: Board, at address: RequesterID?, with configuration: MachineConfiguration) {
+    let events = board.events
+    _ = board.ioBus.attach(
+      DebugExit { events.post(.debugExit(status: $0)) }, at: UInt64(base), size: UInt64(size))
+  }
+}
+
+extension Board {
+  fileprivate func plug(_ device: VirtioPCI) { plug(device.function) { device.remove() } }
+}
+
+extension VirtioPCIOptions {
+  var transport: VirtioOptions {
+    var options = VirtioOptions()
+    options.iommuPlatform = accessPlatform
+    options.eventIndex = eventIndex
+    return options
+  }
+}
+
+extension IntelIOMMUOptions {
+  /// The unit's own options, from those of the command line.
+  var unitOptions: UnitOptions {
+    var options = UnitOptions()
+    options.scalableMode = scalableMode
+    options.firstStage = firstStage
+    options.nested = nested
+    options.addressWidth = Int(addressWidth)
+    options.interruptRemapping = offersInterruptRemapping
+    options.extendedInterruptMode = offersExtendedInterrupts ? .on : .off
+    options.cachingMode = cachingMode
+    options.snoopControl = snoopControl
+    options.deviceIOTLB = deviceIOTLB
+    options.pasidBits = Int(pasidBits)
+    options.svm = sharedVirtualMemory
+    options.fs1gp = firstStage1GPages
+    options.dmaTranslation = dmaTranslation
+    options.staleTranslationMethod = staleTransientMapping
+    return options
+  }
+}

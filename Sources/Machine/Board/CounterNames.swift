@@ -1,0 +1,30 @@
+import VTd
+
+extension TranslationCounters {
+  /// Every counter with the name under which people see it.
+  var named: [(name: String, value: UInt64)] {
+    [
+      ("IOTLB hits", iotlbHits),
+      ("IOTLB misses", iotlbMisses),
+      ("first-stage walks", firstStageWalks),
+      ("second-stage walks", secondStageWalks),
+      ("nested walks", nestedWalks),
+      ("pass-through requests", passThroughRequests),
+      ("untranslated requests", untranslatedRequests),
+      ("context walks", contextWalks),
+      ("PASID walks", pasidWalks),
+      ("context invalidations", contextInvalidations),
+      ("PASID-cache invalidations", pasidCacheInvalidations),
+      ("IOTLB invalidations", iotlbInvalidations),
+      ("PASID-based IOTLB invalidations", pasidIOTLBInvalidations),
+      ("device-TLB invalidations", deviceTLBInvalidations),
+      ("interrupt entry invalidations", interruptEntryInvalidations),
+      ("invalidation waits", waits),
+      ("interrupts remapped", interruptsRemapped),
+      ("interrupts passed", interruptsPassed),
+      ("interrupts blocked", interruptsBlocked),
+      ("interrupt entry reads", interruptEntryReads),
+      ("DMA faults", faults),
+    ]
+  }
+}

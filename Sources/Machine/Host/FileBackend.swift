@@ -1,0 +1,67 @@
+import Devices
+import Glibc
+import Hardware
+import Linux
+
+/// A disk's storage in a raw file or a block device of the host.
+final class FileBackend: BlockBackend {
+  private let file: ScatteredFile
+  private let discardUnmaps: Bool
+
+  /// - Parameter discardUnmaps: whether the guest's discard gives space back to the host.
+  init(_ file: ScatteredFile, discardUnmaps: Bool) {
+    self.file = file
+    self.discardUnmaps = discardUnmaps
+  }
+
+  var size: UInt64 { file.size }
+  var isReadOnly: Bool { file.isReadOnly }
+
+  func read(at offset: UInt64, into segments: [PhysicalSegment]) throws(BlockError) {
+    do { try file.read(at: offset, into: Self.convert(segments)) } catch { throw Self.convert(error) }
+  }
+
+  func write(at offset: UInt64, from segments: [PhysicalSegment]) throws(BlockError) {
+    do { try file.write(at: offset, from: Self.convert(segments)) } catch { throw Self.convert(error) }
+  }
+
+  func flush() throws(BlockError) {
+    do { try file.synchronize() } catch { throw Self.convert(error) }
+  }
+
+  func discard(_ range: Range<UInt64>) throws(BlockError) {
+    guard discardUnmaps else { return }
+    do {
+      try file.punchHole(at: range.lowerBound, count: range.upperBound - range.lowerBound)
+    } catch {
+      // A hint: storage that cannot do it keeps the data.
+      if error.code != EOPNOTSUPP { throw Self.convert(error) }
+    }
+  }
+
+  func writeZeroes(_ range: Range<UInt64>, mayUnmap: Bool) throws(BlockError) {
+    let count = range.upperBound - range.lowerBound
+    do {
+      if mayUnmap, discardUnmaps {
+        try file.punchHole(at: range.lowerBound, count: count)
+      } else {
+        try file.zero(at: range.lowerBound, count: count)
+      }
+    } catch {
+      throw Self.convert(error)
+    }
+  }
+
+  private static func convert(_ segments: [PhysicalSegment]) -> [ScatteredFile.Segment] {
+    segments.map { ScatteredFile.Segment(address: $0.address, count: $0.count) }
+  }
+
+  private static func convert(_ error: SystemError) -> BlockError {
+    switch error.code {
+    case ENOSPC: .noSpace
+    case EROFS, EBADF: .readOnly
+    case EOPNOTSUPP: .unsupported
+    default: .inputOutput
+    }
+  }
+}

@@ -1,0 +1,41 @@
+import Linux
+
+/// A kernel or an initrd on the host.
+struct ImageFile: ImageSource {
+  private let file: ScatteredFile
+
+  init(opening path: String, memory: GuestMemory) throws(SystemError) {
+    file = try ScatteredFile(opening: path, readOnly: true, memory: memory)
+  }
+
+  var size: UInt64 { file.size }
+
+  func read(at fileOffset: UInt64, count: Int) throws(ImageSourceError) -> [UInt8] {
+    do {
+      let bytes = try file.bytes(at: fileOffset, count: count)
+      guard bytes.count == count else { throw ImageSourceError.pastEnd(fileOffset: fileOffset, count: UInt64(count)) }
+      return bytes
+    } catch let error as ImageSourceError {
+      throw error
+    } catch let error as SystemError {
+      throw .host(errno: error.code)
+    } catch {
+      throw .pastEnd(fileOffset: fileOffset, count: UInt64(count))
+    }
+  }
+
+  func load(at fileOffset: UInt64, count: UInt64, to physicalAddress: UInt64) throws(ImageSourceError) {
+    guard fileOffset <= size, count <= size - fileOffset else {
+      throw .pastEnd(fileOffset: fileOffset, count: count)
+    }
+    guard let length = Int(exactly: count), file.memory.contains(physicalAddress, count: count) else {
+      throw .notMemory(physicalAddress: physicalAddress, count: count)
+    }
+    guard length > 0 else { return }
+    do {
+      try file.read(at: fileOffset, into: [ScatteredFile.Segment(address: physicalAddress, count: length)])
+    } catch {
+      throw .host(errno: error.code)
+    }
+  }
+}

@@ -1,0 +1,104 @@
+import Hardware
+import KVM
+import Linux
+import Synchronization
+
+/// The guest's CPUs, each on a thread of its own, between a start and a stop.
+final class Processors: Sendable {
+  private let vcpus: [VCPU]
+  private let resetStates: [VCPUState]
+  private let threads = Mutex<[Thread]>([])
+  private let stopping = Atomic<Bool>(false)
+  private let board: Board
+
+  init(count: Int, identification: ProcessorIdentification, board: Board) throws(KVMError) {
+    self.board = board
+    var vcpus: [VCPU] = []
+    var states: [VCPUState] = []
+    for id in 0..<count {
+      let vcpu = try VCPU(id: id, of: board.machine)
+      try vcpu.setProcessorIdentification(identification.entries(for: UInt32(id)))
+      vcpus.append(vcpu)
+      states.append(try vcpu.readState())
+    }
+    self.vcpus = vcpus
+    resetStates = states
+  }
+
+  /// Puts every CPU into its reset state, the first one at the kernel's entry. None may be running.
+  func reset(entry: BootEntry) throws(KVMError) {
+    for (vcpu, state) in zip(vcpus, resetStates) { try vcpu.restore(state) }
+    try vcpus[0].enter(ProcessorEntry(entry), from: resetStates[0])
+  }
+
+  func start() throws(SystemError) {
+    stopping.store(false, ordering: .releasing)
+    for vcpu in vcpus { vcpu.clearExitRequest() }
+    for vcpu in vcpus {
+      let thread = try Thread(name: "vCPU \(vcpu.id)") { [self] in run(vcpu) }
+      threads.withLock { $0.append(thread) }
+    }
+  }
+
+  /// Has every CPU leave the guest, soon. May be called from any thread, a CPU's own included.
+  func requestStop() {
+    stopping.store(true, ordering: .releasing)
+    for vcpu in vcpus { vcpu.requestExit() }
+    threads.withLock { for thread in $0 { thread.kick() } }
+  }
+
+  /// Returns when no CPU runs. Not for a CPU's own thread.
+  func stop() {
+    requestStop()
+    let joined = threads.withLock { threads in
+      defer { threads = [] }
+      return threads
+    }
+    for thread in joined { thread.join() }
+  }
+
+  private func run(_ vcpu: VCPU) {
+    while !stopping.load(ordering: .acquiring) {
+      do {
+        switch try vcpu.next() {
+        case .portRead(let port, let width):
+          vcpu.supply(board.readPort(port, width))
+        case .portWrite(let port, let width, let value):
+          board.writePort(port, width, value)
+        case .memoryRead(let address, let width):
+          vcpu.supply(board.readMemory(address, width))
+        case .memoryWrite(let address, let width, let value):
+          board.writeMemory(address, width, value)
+        case .endOfInterrupt(let vector): board.endOfInterrupt(vector: vector)
+        case .halt, .interrupted: break
+        case .shutdown: board.events.post(.reset)
+        case .systemEvent(let type): board.events.post(type == 2 ? .reset : .shutdown)
+        case .internalError(let suberror):
+          let at = (try? vcpu.instructionPointer()).map { String($0, radix: 16) } ?? "?"
+          board.events.post(.crashed("CPU \(vcpu.id): KVM internal error \(suberror) at 0x\(at)"))
+        case .entryFailed(let reason):
+          board.events.post(.crashed("CPU \(vcpu.id): KVM could not enter the guest, reason \(reason)"))
+        case .unknown(let reason):
+          board.events.post(.crashed("CPU \(vcpu.id): unknown KVM exit \(reason)"))
+        }
+      } catch {
+        board.events.post(.crashed("\(error)"))
+      }
+    }
+  }
+}
+
+extension ProcessorEntry {
+  fileprivate init(_ entry: BootEntry) {
+    switch entry {
+    case .longMode(let entry):
+      self = .longMode(
+        instructionPointer: entry.instructionPointer, rsi: entry.bootParameters, pageTableRoot: entry.pageTableRoot,
+        descriptorTableBase: entry.descriptorTableBase, descriptorTableLimit: entry.descriptorTableLimit,
+        codeSelector: LongModeEntry.codeSelector, dataSelector: LongModeEntry.dataSelector)
+    case .protectedMode(let entry):
+      self = .protectedMode(
+        instructionPointer: entry.instructionPointer, eax: entry.accumulator, ebx: entry.startInformation)
+    }
+  }
+}

@@ -1,0 +1,187 @@
+import Devices
+import Glibc
+import Linux
+import Synchronization
+
+/// The host's end of the serial port: standard input and output, a file, a socket, or nothing.
+final class SerialConnection: Sendable {
+  private enum Input: Sendable {
+    case none
+    case stdio
+    case socket
+  }
+
+  private struct State {
+    var port: SerialPort?
+    var reader: Thread?
+    var interpreter: (any InputInterpreter)?
+  }
+
+  let output: any CharacterOutput
+  private let buffered: BufferedOutput?
+  private let input: Input
+  private let listener: Listener?
+  /// The connection that was made before the guest starts.
+  private let connected: BufferedOutput.Target?
+  private let events: EventQueue
+  private let stopEvent: EventDescriptor
+  private let roomEvent: EventDescriptor
+  private let stopping = Atomic<Bool>(false)
+  private let state: Mutex<State>
+
+  private final class Listener: Sendable {
+    let socket: UnixListener
+    init(_ socket: consuming UnixListener) { self.socket = socket }
+  }
+
+  private final class NoOutput: CharacterOutput {
+    func write(_ byte: UInt8) {}
+  }
+
+  /// Opens the backend.
+  /// - Parameter interpreter: looks through what is typed on standard input.
+  /// - Returns: nil for `.none`: there is no port then.
+  init?(
+    _ backend: SerialBackend, interpreter: any InputInterpreter, events: EventQueue
+  ) throws(SystemError) {
+    self.events = events
+    stopEvent = try EventDescriptor()
+    roomEvent = try EventDescriptor()
+    state = Mutex(State(interpreter: interpreter))
+    switch backend {
+    case .none: return nil
+    case .null:
+      output = NoOutput()
+      buffered = nil
+      input = .none
+      listener = nil
+      connected = nil
+    case .stdio:
+      let buffered = try BufferedOutput(to: BufferedOutput.Target(try FileDescriptor(duplicating: STDOUT_FILENO)))
+      output = buffered
+      self.buffered = buffered
+      input = .stdio
+      listener = nil
+      connected = nil
+    case .file(let path):
+      let file = try FileDescriptor(opening: path, O_WRONLY | O_CREAT | O_TRUNC, mode: 0o666)
+      let buffered = try BufferedOutput(to: BufferedOutput.Target(file))
+      output = buffered
+      self.buffered = buffered
+      input = .none
+      listener = nil
+      connected = nil
+    case .unixSocket(let path, let server, let wait):
+      let listener = server ? Listener(try UnixListener(at: path)) : nil
+      var target: BufferedOutput.Target?
+      if let listener {
+        if wait { target = BufferedOutput.Target(try listener.socket.accept()) }
+      } else {
+        target = BufferedOutput.Target(try FileDescriptor(connectingTo: path))
+      }
+      let buffered = try BufferedOutput(to: target)
+      output = buffered
+      self.buffered = buffered
+      input = .socket
+      self.listener = listener
+      connected = target
+    }
+  }
+
+  /// Begins to pass input to the port.
+  func start(port: SerialPort) throws(SystemError) {
+    port.onReceiveRoom { [self] in roomEvent.signal() }
+    state.withLock { $0.port = port }
+    let reader: Thread
+    switch input {
+    case .none: return
+    case .stdio:
+      let file = try FileDescriptor(duplicating: STDIN_FILENO)
+      Terminal.makeRaw()
+      let source = BufferedOutput.Target(file)
+      reader = try Thread(name: "serial input") { [self] in _ = pass(from: source, to: port, interpreted: true) }
+    case .socket:
+      reader = try Thread(name: "serial input") { [self] in serve(port) }
+    }
+    state.withLock { $0.reader = reader }
+  }
+
+  /// Ends input, and output once it is written. The terminal is as it was before.
+  func stop() {
+    stopping.store(true, ordering: .releasing)
+    stopEvent.signal()
+    let reader = state.withLock { state in
+      defer { state.reader = nil }
+      return state.reader
+    }
+    reader?.join()
+    state.withLock { state in
+      state.port?.onReceiveRoom(nil)
+      state.port = nil
+    }
+    buffered?.stop()
+    Terminal.restore()
+  }
+
+  /// One connection after the other; a client's socket has but one.
+  private func serve(_ port: SerialPort) {
+    var current = connected
+    while true {
+      if let target = current {
+        guard pass(from: target, to: port, interpreted: false) else { return }
+        buffered?.setTarget(nil)
+      }
+      guard let listener else { return }
+      let ready = Poll.readable([stopEvent.rawValue, listener.socket.rawValue])
+      if ready[0] { return }
+      do {
+        current = BufferedOutput.Target(try listener.socket.accept())
+      } catch {
+        // Who came has gone already.
+        current = nil
+      }
+      buffered?.setTarget(current)
+    }
+  }
+
+  /// Passes bytes on until the source ends.
+  /// - Returns: false when it is Nestling that ends.
+  private func pass(from source: BufferedOutput.Target, to port: SerialPort, interpreted: Bool) -> Bool {
+    /// Read, and not yet taken by the guest.
+    var pending: [UInt8] = []
+    var ended = false
+    while true {
+      let room = port.receiveRoom
+      if room > 0, !pending.isEmpty {
+        port.receive(pending.prefix(room))
+        pending.removeFirst(min(room, pending.count))
+        continue
+      }
+      if ended, pending.isEmpty { return true }
+      // What is typed is read even when the guest takes nothing: it may be Ctrl-A X.
+      let wantsMore = !ended && pending.count < 4096
+      let ready = Poll.readable(
+        [stopEvent.rawValue, roomEvent.rawValue] + (wantsMore ? [source.file.rawValue] : []))
+      if ready[0] || stopping.load(ordering: .acquiring) { return false }
+      if ready[1] { roomEvent.take() }
+      guard wantsMore, ready[2] else { continue }
+      guard let bytes = try? source.file.read(count: 256), !bytes.isEmpty else {
+        ended = true
+        continue
+      }
+      if interpreted { interpret(bytes, into: &pending) } else { pending += bytes }
+    }
+  }
+
+  private func interpret(_ bytes: [UInt8], into pending: inout [UInt8]) {
+    var forGuest: [UInt8] = []
+    let actions = state.withLock { $0.interpreter?.receive(bytes, guestBytes: &forGuest) ?? [] }
+    pending += forGuest
+    for action in actions {
+      switch action {
+      case .exit: events.post(.quit)
+      case .show(let text): buffered?.write(text)
+      }
+    }
+  }
+}

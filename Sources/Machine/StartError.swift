@@ -1,0 +1,38 @@
+import KVM
+import Linux
+import PCI
+import VTd
+
+/// Why a machine that was asked for does not start. Its description is one line.
+public enum StartError: Error, Sendable, CustomStringConvertible {
+  case configuration(ConfigurationError)
+  case kvm(device: String, KVMError)
+  case memory(size: UInt64, SystemError)
+  /// RAM does not fit below the host's guest physical address limit.
+  case addressSpace(memorySize: UInt64, physicalAddressWidth: Int)
+  /// A file that an option names.
+  case file(option: String, SystemError)
+  case boot(BootError)
+  case unit(UnitOptionError)
+  case device(kind: String, problem: String)
+  case placement(ResourcePlacement.NoRoom)
+  case system(SystemError)
+
+  public var description: String {
+    switch self {
+    case .configuration(let error): "\(error)"
+    case .kvm(let device, .call(let error)) where error.operand == device: "-accel kvm: \(error)"
+    case .kvm(_, let error): "-accel kvm: \(error)"
+    case .memory(let size, let error): "-m: \(size >> 20) MiB of RAM: \(error.reason)"
+    case .addressSpace(let size, let width):
+      "-m: \(size >> 20) MiB of RAM do not fit the \(width) address bits of this host's guests"
+    case .file(let option, let error): "\(option): \(error)"
+    case .boot(let error): "\(error)"
+    case .unit(let error): "-device intel-iommu: \(error)"
+    case .device(let kind, let problem): "-device \(kind): \(problem)"
+    case .placement(let error):
+      "the BARs do not fit: \(error.address) BAR \(error.bar) of \(error.size) bytes"
+    case .system(let error): "\(error)"
+    }
+  }
+}
