@@ -43,8 +43,8 @@ final class TestClock<Time: Sendable>: Sendable {
   }
 }
 
-/// SplitMix64: the same accesses at every run.
-struct SeededGenerator: RandomNumberGenerator {
+/// The same accesses at every run.
+struct SplitMix64: RandomNumberGenerator {
   private var state: UInt64
 
   init(seed: UInt64) { state = seed }
