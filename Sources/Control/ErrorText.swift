@@ -21,7 +21,7 @@ enum ErrorText {
   }
 
   /// Joins what was typed and what is wrong, as one printable line.
-  private static func line(_ typed: [String], _ problem: String) -> String {
+  static func line(_ typed: [String], _ problem: String) -> String {
     let parts = ["nestling"] + (typed.isEmpty ? [] : [typed.map(shortened).joined(separator: " ")]) + [problem]
     return printable(parts.joined(separator: ": ")) + "\n"
   }

@@ -45,3 +45,22 @@ extension Control {
     }
   }
 }
+
+extension ErrorText {
+  static func line(for error: StartError) -> String {
+    if case .configuration(let error) = error { return line(for: CommandLineError.configuration(error)) }
+    return line([], error.description)
+  }
+}
+
+extension TerminalMultiplexer: InputInterpreter {
+  public mutating func receive(_ bytes: [UInt8], guestBytes: inout [UInt8]) -> [InputAction] {
+    let actions: [Action] = receive(bytes[...], guestBytes: &guestBytes)
+    return actions.map { action in
+      switch action {
+      case .exit: .exit
+      case .show(let text): .show(text)
+      }
+    }
+  }
+}

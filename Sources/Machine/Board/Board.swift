@@ -68,10 +68,11 @@ final class Board: Sendable {
     _ = memoryBus.attach(
       EnhancedConfigurationAccess(target: target), at: BoardLayout.configurationAccess,
       size: EnhancedConfigurationAccess.size)
-    // The reset control register is one byte among the configuration ports; attached first, it wins.
     resetControl = ResetControl { _ in events.post(.reset) }
-    _ = ioBus.attach(resetControl, at: BoardLayout.resetControl, size: ResetControl.regionSize)
-    _ = ioBus.attach(PortConfigurationAccess(target: target), at: BoardLayout.configurationPorts, size: 8)
+    _ = ioBus.attach(
+      ConfigurationAndResetPorts(
+        configuration: PortConfigurationAccess(target: target), resetControl: resetControl),
+      at: BoardLayout.configurationPorts, size: ConfigurationAndResetPorts.regionSize)
 
     clock = CMOSClock {
       let now = Clock.realtime()

@@ -18,7 +18,6 @@ public struct BoardLayout: Hashable, Sendable {
   static let firmwareConfiguration: UInt64 = 0x510
   static let powerManagement: UInt64 = 0x600
   static let configurationPorts: UInt64 = 0xcf8
-  static let resetControl: UInt64 = 0xcf9
   static let ioWindow: Range<UInt64> = 0x1000..<0x1_0000
 
   // MARK: Interrupts
