@@ -2,7 +2,7 @@
 // (interrupt remapping), with the codes that the fault recording registers carry in FR.
 
 /// A fault reason code. The specification's name of the condition stands beside each.
-public enum FaultReason: UInt8, Hashable, Sendable, CaseIterable {
+public enum FaultReason: UInt8, Error, Hashable, Sendable, CaseIterable {
   // Legacy mode.
   case rootEntryNotPresent = 0x01  // LRT.2
   case contextEntryNotPresent = 0x02  // LCT.2

@@ -1,10 +1,44 @@
 import Hardware
+import Synchronization
 
-/// One remapping hardware unit. (First public shape: registers and walks follow.)
+/// One remapping hardware unit: the register page on the memory bus, the ports of the functions behind
+/// it, the interrupt remapper, and the invalidation queue.
+///
+/// Lock order: `queue`, then observers' own locks; `registers.state`, then `ports`, then a port's lock;
+/// `registers.state`, then the interrupt remapper's lock. `queue` is held while a doorbell is served,
+/// for at most one lap of the queue, and never together with `registers.state` across a call out. No
+/// lock that `remap` or a translation takes is held across an observer, an interrupt route or a sink.
 public final class TranslationUnit: BusDevice, DMARemapper {
   public let options: UnitOptions
-  private let memory: any PhysicalMemory
+  public let capabilities: Capabilities
 
+  private struct Ports {
+    var all: [TranslatedMemoryPort] = []
+    var mode = TranslationMode()
+    /// Counts of ports that are gone.
+    var retired = TranslationCounters()
+  }
+
+  private struct Observation {
+    var observers: [any InvalidationObserver] = []
+    var counters = TranslationCounters()
+  }
+
+  private let memory: any PhysicalMemory
+  private let messages: (any MessageSink)?
+  private let rules: WalkRules
+  private let registers: RegisterBlock
+  private let interrupts: InterruptRemapper
+  private let ports = Mutex(Ports())
+  private let observation = Mutex(Observation())
+  /// What observers have not been told yet, in the guest's order.
+  private let queue = Mutex<[Invalidation]>([])
+
+  /// - Parameters:
+  ///   - faultEvent: carries the fault event interrupt, which is not remapped.
+  ///   - invalidationEvent: carries the invalidation completion interrupt, not remapped either.
+  ///   - messages: takes what functions write to the interrupt address range; nil: such writes fail.
+  /// - Throws: what `UnitOptions.validate` finds.
   public init(
     options: UnitOptions, memory: any PhysicalMemory, faultEvent: any InterruptRoute,
     invalidationEvent: any InterruptRoute, messages: (any MessageSink)? = nil
@@ -12,25 +46,222 @@ public final class TranslationUnit: BusDevice, DMARemapper {
     try options.validate()
     self.options = options
     self.memory = memory
+    self.messages = messages
+    capabilities = Capabilities(options)
+    rules = WalkRules(capabilities, staleTranslationMethod: options.staleTranslationMethod)
+    registers = RegisterBlock(capabilities, faultEvent: faultEvent, invalidationEvent: invalidationEvent)
+    interrupts = InterruptRemapper(memory: memory)
   }
 
-  public func reset() {}
-  public func read(offset: UInt64, width: AccessWidth) -> UInt64 { 0 }
-  public func write(offset: UInt64, width: AccessWidth, value: UInt64) {}
-  public func makePort(for requester: Requester) -> any MemoryPort {
-    DirectMemoryPort(memory: memory, requester: requester)
+  // MARK: Requests
+
+  /// The port of a function's requests without PASID.
+  public func makePort(for requester: Requester) -> any MemoryPort { makePort(for: requester, pasid: nil) }
+
+  /// The port of a function's requests with one PASID, or without.
+  public func makePort(for requester: Requester, pasid: UInt32?) -> any MemoryPort {
+    let reachable: any PhysicalMemory =
+      messages.map { RequesterMemory(ram: memory, requester: requester, messages: $0) } ?? memory
+    let translation = PortTranslation(requestPASID: pasid, capabilities: capabilities, rules: rules)
+    let port = TranslatedMemoryPort(
+      requester: requester, memory: reachable, ram: memory, registers: registers, translation: translation)
+    ports.withLock { ports in
+      // Ports that only this list still knows belong to functions that are gone.
+      for index in ports.all.indices.reversed() where isKnownUniquelyReferenced(&ports.all[index]) {
+        ports.retired += ports.all[index].counters
+        ports.all.remove(at: index)
+      }
+      port.set(ports.mode, forgetting: true)
+      ports.all.append(port)
+    }
+    return port
   }
+
+  /// What becomes of an interrupt request from `source`.
+  /// - Parameter recordFault: a refused request is recorded as a fault: it is really being sent.
   public func remap(_ message: InterruptMessage, from source: RequesterID, recordFault: Bool) -> RemappedInterrupt {
-    .deliver(message)
+    switch interrupts.remap(message, from: source) {
+    case .success(let remapped):
+      return .deliver(remapped)
+    case .failure(let blocked):
+      if recordFault, !blocked.isSuppressed {
+        registers.record(
+          FaultRecord(reason: blocked.reason, source: source, information: UInt64(blocked.index & 0xffff) << 48))
+      }
+      return .blocked(blocked.reason)
+    }
   }
-  public func addObserver(_ observer: any InvalidationObserver) {}
-  public func removeObserver(_ observer: any InvalidationObserver) {}
-  public var counters: TranslationCounters { TranslationCounters() }
+
+  // MARK: Observers and counters
+
+  public func addObserver(_ observer: any InvalidationObserver) {
+    observation.withLock { $0.observers.append(observer) }
+  }
+
+  public func removeObserver(_ observer: any InvalidationObserver) {
+    observation.withLock { $0.observers.removeAll { $0 === observer } }
+  }
+
+  public var counters: TranslationCounters {
+    var sum = interrupts.counters
+    sum += observation.withLock { $0.counters }
+    let (ports, retired) = ports.withLock { ($0.all, $0.retired) }
+    sum += retired
+    for port in ports { sum += port.counters }
+    return sum
+  }
+
+  // MARK: Registers
+
+  /// Back to how it was made: translation and remapping off, caches empty. Ports stay.
+  public func reset() {
+    registers.state.withLock { registers in
+      registers.reset()
+      publish(registers.translationMode, forgetting: true)
+      interrupts.set(registers.interruptMode)
+    }
+    queue.withLock { pending in
+      pending.append(.translationChanged)
+      pending.append(.interruptRemappingChanged)
+      tellObservers(&pending)
+    }
+  }
+
+  public func read(offset: UInt64, width: AccessWidth) -> UInt64 {
+    guard offset < UInt64(RegisterFile.size) else { return 0 }
+    return registers.state.withLock { $0.file.read(offset: Int(offset), width: width.rawValue) }
+  }
+
+  public func write(offset: UInt64, width: AccessWidth, value: UInt64) {
+    guard offset < UInt64(RegisterFile.size) else { return }
+    let effects = registers.state.withLock { registers in
+      let effects = registers.write(offset: Int(offset), width: width.rawValue, value: value)
+      // Before software can see the new status, it holds.
+      if effects.rootTableSet || effects.translationEnableChanged {
+        publish(registers.translationMode, forgetting: effects.rootTableSet)
+      }
+      if effects.interruptRemappingChanged { interrupts.set(registers.interruptMode) }
+      return effects
+    }
+    registers.send(effects)
+    if effects.rootTableSet || effects.translationEnableChanged || effects.interruptRemappingChanged
+      || effects.command != nil
+    {
+      queue.withLock { pending in
+        if effects.rootTableSet || effects.translationEnableChanged { pending.append(.translationChanged) }
+        if effects.interruptRemappingChanged { pending.append(.interruptRemappingChanged) }
+        if let invalidation = effects.command?.invalidation { carryOut(invalidation, &pending) }
+        tellObservers(&pending)
+      }
+    }
+    if let command = effects.command { registers.state.withLock { $0.complete(command) } }
+    if effects.serviceQueue { serviceQueue() }
+  }
+
+  private func publish(_ mode: TranslationMode, forgetting: Bool) {
+    ports.withLock { ports in
+      ports.mode = mode
+      for port in ports.all { port.set(mode, forgetting: forgetting) }
+    }
+  }
+
+  // MARK: Invalidation
+
+  /// Carries out descriptors until there are none, one is wrong, or one lap of the queue is done: software
+  /// that adds more meanwhile rings again, and has them done on its own time.
+  private func serviceQueue() {
+    queue.withLock { pending in
+      var remaining = registers.state.withLock { $0.queue.capacity }
+      while remaining > 0, serviceDescriptor(&pending) { remaining -= 1 }
+      tellObservers(&pending)
+    }
+  }
+
+  /// - Returns: whether there may be another.
+  private func serviceDescriptor(_ pending: inout [Invalidation]) -> Bool {
+    var effects = UnitRegisters.Effects()
+    let fetch = registers.state.withLock { $0.nextFetch(&effects) }
+    guard let fetch else {
+      registers.send(effects)
+      return false
+    }
+    let descriptor: Descriptor
+    do throws(QueueError) {
+      descriptor = try Descriptor.decode(
+        try load(fetch), tableMode: fetch.tableMode, capabilities: capabilities)
+    } catch {
+      registers.state.withLock { $0.stopQueue(error, generation: fetch.generation, &effects) }
+      registers.send(effects)
+      return false
+    }
+    switch descriptor {
+    case .invalidate(let invalidation):
+      carryOut(invalidation, &pending)
+      registers.state.withLock { $0.advanceQueue(generation: fetch.generation) }
+      if pending.count >= 64 { tellObservers(&pending) }
+    case .wait(let wait):
+      // Whoever copied from the tables is done with it before software hears that it is.
+      tellObservers(&pending)
+      observation.withLock { $0.counters.waits &+= 1 }
+      // A status address outside of RAM is software's mistake, and its loss.
+      if wait.writesStatus { _ = memory.storeUInt32(wait.statusData, at: wait.statusAddress) }
+      registers.state.withLock { registers in
+        registers.advanceQueue(generation: fetch.generation)
+        if wait.interrupts { registers.completeWait(&effects) }
+      }
+      registers.send(effects)
+    }
+    return true
+  }
+
+  private func load(_ fetch: UnitRegisters.Fetch) throws(QueueError) -> DescriptorBits {
+    guard let low = memory.loadUInt64(at: fetch.address), let high = memory.loadUInt64(at: fetch.address &+ 8) else {
+      throw .descriptorFetch
+    }
+    guard fetch.isWide else { return DescriptorBits(low: low, high: high) }
+    guard let third = memory.loadUInt64(at: fetch.address &+ 16),
+      let fourth = memory.loadUInt64(at: fetch.address &+ 24)
+    else { throw .descriptorFetch }
+    return DescriptorBits(low: low, high: high, upper: third | fourth)
+  }
+
+  /// Takes it out of the unit's own caches, and keeps it for the observers.
+  private func carryOut(_ invalidation: Invalidation, _ pending: inout [Invalidation]) {
+    switch invalidation {
+    case .interruptEntries(let indices):
+      interrupts.invalidate(indices)
+    case .deviceTLB, .deviceTLBOfPASID, .translationChanged, .interruptRemappingChanged:
+      break
+    default:
+      ports.withLock { ports in
+        for port in ports.all { port.invalidate(invalidation) }
+      }
+    }
+    let isObserved = observation.withLock { observation in
+      observation.counters.count(invalidation)
+      return !observation.observers.isEmpty
+    }
+    if isObserved { pending.append(invalidation) }
+  }
+
+  private func tellObservers(_ pending: inout [Invalidation]) {
+    guard !pending.isEmpty else { return }
+    let observers = observation.withLock { $0.observers }
+    for observer in observers { observer.invalidated(pending) }
+    pending.removeAll(keepingCapacity: true)
+  }
 }
 
-/// What becomes of an interrupt request.
-public enum RemappedInterrupt: Hashable, Sendable {
-  /// Compatibility format, as `InterruptMessage` says for KVM.
-  case deliver(InterruptMessage)
-  case blocked(FaultReason)
+extension TranslationCounters {
+  fileprivate mutating func count(_ invalidation: Invalidation) {
+    switch invalidation {
+    case .allContexts, .contextsOfDomain, .contextsOfDevice: contextInvalidations &+= 1
+    case .allPASIDs, .pasidsOfDomain, .pasid: pasidCacheInvalidations &+= 1
+    case .allTranslations, .translationsOfDomain, .pagesOfDomain: iotlbInvalidations &+= 1
+    case .translationsOfPASID, .pagesOfPASID: pasidIOTLBInvalidations &+= 1
+    case .deviceTLB, .deviceTLBOfPASID: deviceTLBInvalidations &+= 1
+    case .interruptEntries: interruptEntryInvalidations &+= 1
+    case .translationChanged, .interruptRemappingChanged: break
+    }
+  }
 }

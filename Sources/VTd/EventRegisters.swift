@@ -1,0 +1,38 @@
+import Hardware
+
+// The fault event and the invalidation event (VT-d 7.4, 6.5.2.8): each has a control register with a
+// mask and a pending bit, and a message in three registers after it.
+
+/// Where one event's registers are.
+struct EventRegisters: Sendable {
+  let control: Int
+
+  static let fault = EventRegisters(control: RegisterOffset.faultEventControl)
+  static let invalidation = EventRegisters(control: RegisterOffset.invalidationEventControl)
+
+  var data: Int { control + 4 }
+  var address: Int { control + 8 }
+  var upperAddress: Int { control + 12 }
+}
+
+extension UnitRegisters {
+  private func message(of event: EventRegisters) -> InterruptMessage {
+    InterruptMessage(
+      address: UInt64(file[doubleword: event.upperAddress]) << 32 | UInt64(file[doubleword: event.address]),
+      data: file[doubleword: event.data])
+  }
+
+  /// An event took place: its message, or while it is masked (IM) nil and the pending bit (IP).
+  mutating func signal(_ event: EventRegisters) -> InterruptMessage? {
+    file[doubleword: event.control][bit: 30] = true
+    return unmasked(event)
+  }
+
+  /// The message of an event that is pending and not masked; it is not pending any more.
+  mutating func unmasked(_ event: EventRegisters) -> InterruptMessage? {
+    let control = file[doubleword: event.control]
+    guard control[bit: 30], !control[bit: 31] else { return nil }
+    file[doubleword: event.control][bit: 30] = false
+    return message(of: event)
+  }
+}

@@ -1,0 +1,79 @@
+import Hardware
+
+// Primary fault logging (VT-d 7.3): a refused request fills the next fault recording register, and the
+// first condition among those of FSTS raises the fault event.
+
+/// A refused request, as it is recorded.
+struct FaultRecord: Hashable, Sendable {
+  var reason: FaultReason
+  var source: RequesterID
+  /// The address of the request; of an interrupt request its index, in bits 63:48.
+  var information: UInt64
+  /// Type (T): a read. Nothing for interrupt requests.
+  var isRead = false
+  /// PV, and PP with it.
+  var pasid: UInt32?
+}
+
+extension UnitRegisters {
+  private func recordOffset(_ index: Int) -> Int { RegisterOffset.faultRecord + 16 * index }
+
+  private func isPending(_ index: Int) -> Bool { file[quadword: recordOffset(index) + 8][bit: 63] }
+
+  func isFaultRecordUpperWord(_ offset: Int) -> Bool {
+    let distance = offset - RegisterOffset.faultRecord
+    return distance >= 0 && distance < 16 * Capabilities.faultRecordCount && distance % 16 == 12
+  }
+
+  /// Records a fault, or loses it where the specification says so: after an overflow, and (allowed, 7.3.1)
+  /// when one of the same source is pending.
+  mutating func record(_ fault: FaultRecord, _ effects: inout Effects) {
+    guard !faultStatus.contains(.primaryFaultOverflow) else { return }
+    for index in 0..<Capabilities.faultRecordCount
+    where isPending(index)
+      && UInt16(truncatingIfNeeded: file[quadword: recordOffset(index) + 8]) == fault.source.rawValue
+    {
+      return
+    }
+    let index = nextFaultRecord
+    guard !isPending(index) else {
+      raise(.primaryFaultOverflow, &effects)
+      return
+    }
+    var upper = UInt64(fault.source.rawValue)
+    if let pasid = fault.pasid {
+      upper[bit: 31] = true  // PP
+      upper[bits: 40...59] = UInt64(pasid)  // PV
+    }
+    upper[bits: 32...39] = UInt64(fault.reason.rawValue)  // FR
+    upper[bit: 62] = fault.isRead  // T1
+    upper[bit: 63] = true  // F
+    file[quadword: recordOffset(index)] = fault.information & ~0xfff
+    file[quadword: recordOffset(index) + 8] = upper
+    if !faultStatus.contains(.primaryPendingFault) {
+      file[doubleword: RegisterOffset.faultStatus][bits: 8...15] = UInt32(truncatingIfNeeded: index)  // FRI
+    }
+    nextFaultRecord = (index + 1) % Capabilities.faultRecordCount
+    raise(.primaryPendingFault, &effects)
+  }
+
+  /// Sets a condition. The event is raised only by the first: software finds the others when it serves that.
+  mutating func raise(_ condition: FaultStatus, _ effects: inout Effects) {
+    let before = faultStatus
+    faultStatus = before.union(condition)
+    if before.isEmpty, let message = signal(.fault) { effects.faultEvent = message }
+  }
+
+  /// Software cleared F of a record.
+  mutating func faultRecordCleared() {
+    if !(0..<Capabilities.faultRecordCount).contains(where: isPending) {
+      faultStatus.remove(.primaryPendingFault)
+      clearServicedFaultEvent()
+    }
+  }
+
+  /// A pending event whose conditions are all gone will not be sent.
+  mutating func clearServicedFaultEvent() {
+    if faultStatus.isEmpty { file[doubleword: EventRegisters.fault.control][bit: 30] = false }
+  }
+}

@@ -1,0 +1,154 @@
+import Hardware
+
+/// A port's translation cache: set-associative, of fixed size, without allocation on hit or miss.
+///
+/// An entry is a page as a walk found it, of 4 KiB, 2 MiB or 1 GiB, tagged with what invalidations go
+/// by. It stays until it is invalidated or its place is needed (VT-d 6.2.4).
+struct IOTLB: Sendable {
+  /// What entries are tagged with beside their page: domain, PASID, and through which stages it came.
+  struct Tag: Hashable, Sendable {
+    enum Stages: UInt64, Sendable {
+      case first = 1
+      case second = 2
+      case both = 3
+    }
+
+    /// domain[15:0] pasid[35:16] stages[41:40]
+    let rawValue: UInt64
+
+    init(domain: UInt16, pasid: UInt32, stages: Stages) {
+      rawValue = UInt64(domain) | UInt64(pasid & 0xf_ffff) << 16 | stages.rawValue << 40
+    }
+
+    fileprivate init(rawValue: UInt64) { self.rawValue = rawValue }
+
+    var domain: UInt16 { UInt16(truncatingIfNeeded: rawValue) }
+    var pasid: UInt32 { UInt32(truncatingIfNeeded: rawValue >> 16 & 0xf_ffff) }
+    var stages: Stages? { Stages(rawValue: rawValue >> 40) }
+  }
+
+  private struct Entry: Sendable {
+    /// First address of the page, and its size class plus one in the low bits; 0: nothing cached.
+    var page: UInt64 = 0
+    var tag: UInt64 = 0
+    /// First physical address, and `DMAAccess` bits granted in the low bits.
+    var output: UInt64 = 0
+  }
+
+  /// Size classes: log2 of the page size.
+  private static let shifts: [UInt64] = [12, 21, 30]
+  private static let setBits: UInt64 = 8
+  private static let ways = 2
+
+  private var entries = [Entry](repeating: Entry(), count: (1 << Int(setBits)) * ways)
+  /// Bit n: an entry of size class n has been stored since the last clearing.
+  private var classesInUse: UInt8 = 0
+  /// Which way gives place next.
+  private var victim = 0
+
+  @inline(__always)
+  private static func set(_ address: UInt64, shift: UInt64) -> Int {
+    let page = address &>> shift
+    return Int(truncatingIfNeeded: (page ^ page &>> setBits) & (1 &<< setBits &- 1)) &* ways
+  }
+
+  @inline(__always)
+  private static func shift(ofClass sizeClass: Int) -> UInt64 { 12 &+ 9 &* UInt64(truncatingIfNeeded: sizeClass) }
+
+  /// - Returns: the page that `address` is in, when it is cached and grants `access`.
+  @inline(__always)
+  func lookup(_ address: UInt64, tag: Tag, access: DMAAccess) -> (output: UInt64, shift: UInt64)? {
+    var classes = classesInUse
+    var sizeClass = 0
+    while classes != 0 {
+      if classes & 1 != 0 {
+        let shift = Self.shift(ofClass: sizeClass)
+        let page = (address &>> shift) &<< shift | UInt64(truncatingIfNeeded: sizeClass &+ 1)
+        let first = Self.set(address, shift: shift)
+        for way in first..<first &+ Self.ways {
+          let entry = entries[way]
+          if entry.page == page, entry.tag == tag.rawValue, UInt64(access.rawValue) & ~entry.output & 0xfff == 0 {
+            return (entry.output & ~0xfff, shift)
+          }
+        }
+      }
+      classes &>>= 1
+      sizeClass &+= 1
+    }
+    return nil
+  }
+
+  /// Keeps what a walk found. A page that touches the interrupt address range, before or behind
+  /// translation, is kept only as the 4 KiB asked for: the rest of it is translated differently.
+  mutating func insert(_ mapping: Mapping, for address: UInt64, tag: Tag) {
+    var sizeClass = mapping.shift >= 30 ? 2 : mapping.shift >= 21 ? 1 : 0
+    let output = mapping.address(of: address)
+    if sizeClass > 0 {
+      let mask = UInt64.lowBits(Int(Self.shift(ofClass: sizeClass)))
+      let range = UInt64(0xfee0_0000)...0xfeef_ffff
+      if range.overlaps(address & ~mask...address | mask) || range.overlaps(output & ~mask...output | mask) {
+        sizeClass = 0
+      }
+    }
+    let shift = Self.shift(ofClass: sizeClass)
+    var granted: UInt64 = 0
+    if mapping.readable { granted |= UInt64(DMAAccess.read.rawValue) }
+    if mapping.writable { granted |= UInt64(DMAAccess.write.rawValue) }
+    let entry = Entry(
+      page: (address &>> shift) &<< shift | UInt64(sizeClass + 1), tag: tag.rawValue,
+      output: (output &>> shift) &<< shift | granted)
+    let first = Self.set(address, shift: shift)
+    classesInUse |= 1 << UInt8(sizeClass)
+    var place = first + victim
+    for way in first..<first + Self.ways {
+      if entries[way].page == entry.page, entries[way].tag == entry.tag {
+        place = way
+        break
+      }
+      if entries[way].page == 0 { place = way }
+    }
+    entries[place] = entry
+    victim = (victim + 1) % Self.ways
+  }
+
+  mutating func removeAll() {
+    guard classesInUse != 0 else { return }
+    for index in entries.indices { entries[index].page = 0 }
+    classesInUse = 0
+  }
+
+  mutating func removeAll(where matches: (Tag) -> Bool) {
+    guard classesInUse != 0 else { return }
+    for index in entries.indices where entries[index].page != 0 && matches(Tag(rawValue: entries[index].tag)) {
+      entries[index].page = 0
+    }
+  }
+
+  /// Removes the entries whose page meets the range.
+  mutating func removeAll(in range: PageRange, where matches: (Tag) -> Bool) {
+    for sizeClass in Self.shifts.indices where classesInUse & (1 << UInt8(sizeClass)) != 0 {
+      let shift = Self.shifts[sizeClass]
+      let pages = (range.last >> shift) - (range.first >> shift)
+      if pages < 1 << (Self.setBits - 2) {
+        // Few enough to look at each page's set.
+        for page in 0...pages {
+          let address = ((range.first >> shift) + page) << shift
+          let first = Self.set(address, shift: shift)
+          for way in first..<first + Self.ways
+          where entries[way].page == address | UInt64(sizeClass + 1) && matches(Tag(rawValue: entries[way].tag)) {
+            entries[way].page = 0
+          }
+        }
+      } else {
+        for index in entries.indices where entries[index].page & 0xfff == UInt64(sizeClass + 1) {
+          let first = entries[index].page & ~0xfff
+          if range.overlaps(first: first, last: first | UInt64.lowBits(Int(shift))),
+            matches(Tag(rawValue: entries[index].tag))
+          {
+            entries[index].page = 0
+          }
+        }
+      }
+    }
+  }
+}

@@ -1,0 +1,199 @@
+import Hardware
+import Synchronization
+
+// Interrupt remapping (VT-d 5.1): an interrupt request in remappable format names an entry of the
+// interrupt remapping table, which says where it goes and who may send it.
+
+/// What becomes of an interrupt request.
+public enum RemappedInterrupt: Hashable, Sendable {
+  /// Compatibility format, as `InterruptMessage` says for KVM.
+  case deliver(InterruptMessage)
+  case blocked(FaultReason)
+}
+
+/// How interrupt requests are remapped: GSTS and the latched IRTA.
+struct InterruptRemappingMode: Hashable, Sendable {
+  /// IRES.
+  var enabled = false
+  /// CFIS.
+  var allowsCompatibilityFormat = false
+  /// EIME: 32-bit destinations.
+  var extended = false
+  var table: UInt64 = 0
+  var entries = 2
+}
+
+/// An interrupt remapping table entry in remapped format (VT-d 9.9).
+struct InterruptEntry: Hashable, Sendable {
+  var low: UInt64
+  var high: UInt64
+
+  var isPresent: Bool { low[bit: 0] }  // P
+  var faultProcessingDisabled: Bool { low[bit: 1] }  // FPD
+  var isPosted: Bool { low[bit: 15] }  // IM
+
+  func hasReservedBits(extended: Bool) -> Bool {
+    // Posted format is reserved: CAP.PI is clear. An 8-bit destination is in bits 47:40.
+    let destination: UInt64 = extended ? 0 : 0xffff_00ff_0000_0000
+    return low & (0xff00_f000 | destination) != 0 || high & 0xffff_ffff_fff0_0000 != 0
+  }
+
+  /// SVT, SQ and SID against the source of a request.
+  func accepts(_ source: RequesterID) -> Bool {
+    let identifier = UInt16(truncatingIfNeeded: high)
+    switch high[bits: 18...19] {
+    case 0: return true
+    case 1:
+      let mask = FunctionMask(rawValue: UInt8(truncatingIfNeeded: high[bits: 16...17])).significantBits
+      return (identifier ^ source.rawValue) & mask == 0
+    case 2:
+      return identifier >> 8 <= source.bus && source.bus <= identifier & 0xff
+    default: return false
+    }
+  }
+
+  /// The interrupt it describes.
+  func message(extended: Bool) -> InterruptMessage {
+    let destination = extended ? low >> 32 : low[bits: 40...47]
+    var address: UInt64 = 0xfee0_0000
+    address[bits: 12...19] = destination
+    address[bit: 3] = low[bit: 3]  // RH
+    address[bit: 2] = low[bit: 2]  // DM
+    address[bits: 40...63] = destination >> 8
+    var data: UInt32 = 0
+    data[bits: 0...7] = UInt32(truncatingIfNeeded: low[bits: 16...23])  // V
+    data[bits: 8...10] = UInt32(truncatingIfNeeded: low[bits: 5...7])  // DLM
+    data[bit: 14] = true  // asserted
+    data[bit: 15] = low[bit: 4]  // TM
+    return InterruptMessage(address: address, data: data)
+  }
+}
+
+/// An interrupt request as its message encodes it (VT-d 5.1.2).
+enum InterruptRequest: Hashable, Sendable {
+  case compatibility
+  case remappable(index: Int)
+  /// In remappable format, with reserved bits set. The index is what could be made of it.
+  case malformed(index: Int)
+
+  init(_ message: InterruptMessage) {
+    let address = message.address
+    guard address[bit: 4] else {
+      self = .compatibility
+      return
+    }
+    let handle = Int(address[bits: 5...19]) | (address[bit: 2] ? 0x8000 : 0)
+    let hasSubhandle = address[bit: 3]
+    let index = hasSubhandle ? handle + Int(message.data & 0xffff) : handle
+    let isWellFormed = address >> 20 == 0xfee && (!hasSubhandle || message.data >> 16 == 0)
+    self = isWellFormed ? .remappable(index: index) : .malformed(index: index)
+  }
+}
+
+/// The remapper: mode, and the interrupt entry cache.
+///
+/// Lock order: `state` is a leaf; guest memory is read while it is held.
+final class InterruptRemapper: Sendable {
+  /// A blocked request, and whether it is to be recorded.
+  struct Blocked: Error {
+    let reason: FaultReason
+    let index: Int
+    let isSuppressed: Bool
+  }
+
+  private struct CachedEntry {
+    /// Index plus one; 0: nothing cached.
+    var number = 0
+    var entry = InterruptEntry(low: 0, high: 0)
+  }
+
+  private struct State {
+    var mode = InterruptRemappingMode()
+    var cache = [CachedEntry](repeating: CachedEntry(), count: 256)
+    var counters = TranslationCounters()
+  }
+
+  private let state = Mutex(State())
+  private let memory: any PhysicalMemory
+
+  init(memory: any PhysicalMemory) { self.memory = memory }
+
+  /// Another mode. The cache goes, as other tables mean other entries.
+  func set(_ mode: InterruptRemappingMode) {
+    state.withLock { state in
+      state.mode = mode
+      for place in state.cache.indices { state.cache[place].number = 0 }
+    }
+  }
+
+  func invalidate(_ indices: ClosedRange<Int>) {
+    state.withLock { state in
+      for place in state.cache.indices where indices.contains(state.cache[place].number - 1) {
+        state.cache[place].number = 0
+      }
+    }
+  }
+
+  var counters: TranslationCounters { state.withLock { $0.counters } }
+
+  func remap(_ message: InterruptMessage, from source: RequesterID) -> Result<InterruptMessage, Blocked> {
+    state.withLock { state in
+      do throws(Blocked) {
+        guard let index = try index(of: message, state.mode) else {
+          state.counters.interruptsPassed &+= 1
+          return .success(message)
+        }
+        let entry = try entry(index, &state)
+        guard entry.accepts(source) else {
+          throw Blocked(
+            reason: .interruptSourceValidation, index: index, isSuppressed: entry.faultProcessingDisabled)
+        }
+        state.counters.interruptsRemapped &+= 1
+        return .success(entry.message(extended: state.mode.extended))
+      } catch {
+        state.counters.interruptsBlocked &+= 1
+        return .failure(error)
+      }
+    }
+  }
+
+  /// - Returns: nil where the message is to pass as it is.
+  private func index(of message: InterruptMessage, _ mode: InterruptRemappingMode) throws(Blocked) -> Int? {
+    guard mode.enabled else { return nil }
+    switch InterruptRequest(message) {
+    case .compatibility:
+      if mode.extended || !mode.allowsCompatibilityFormat {
+        throw Blocked(reason: .compatibilityFormatBlocked, index: 0, isSuppressed: false)
+      }
+      return nil
+    case .malformed(let index):
+      throw Blocked(reason: .interruptRequestReserved, index: index, isSuppressed: false)
+    case .remappable(let index):
+      guard index < mode.entries else {
+        throw Blocked(reason: .interruptIndexBeyondTable, index: index, isSuppressed: false)
+      }
+      return index
+    }
+  }
+
+  /// The entry, from the cache or memory. Only good ones are cached.
+  private func entry(_ index: Int, _ state: inout State) throws(Blocked) -> InterruptEntry {
+    let place = index % state.cache.count
+    if state.cache[place].number == index + 1 { return state.cache[place].entry }
+    state.counters.interruptEntryReads &+= 1
+    let address = state.mode.table &+ UInt64(index) * 16
+    guard let high = memory.loadUInt64(at: address &+ 8), let low = memory.loadUInt64(at: address) else {
+      throw Blocked(reason: .interruptEntryAccess, index: index, isSuppressed: false)
+    }
+    let entry = InterruptEntry(low: low, high: high)
+    let isSuppressed = entry.faultProcessingDisabled
+    guard entry.isPresent else {
+      throw Blocked(reason: .interruptEntryNotPresent, index: index, isSuppressed: isSuppressed)
+    }
+    guard !entry.hasReservedBits(extended: state.mode.extended) else {
+      throw Blocked(reason: .interruptEntryReserved, index: index, isSuppressed: isSuppressed)
+    }
+    state.cache[place] = CachedEntry(number: index + 1, entry: entry)
+    return entry
+  }
+}

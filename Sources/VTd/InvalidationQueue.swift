@@ -1,0 +1,96 @@
+import Hardware
+
+// The invalidation queue's own state (VT-d 6.5.2): where it is, how far the unit has read, and the
+// errors that stop it.
+
+/// Why no further descriptor is fetched: IQEI of IQERCD (VT-d 11.4.9.9).
+enum QueueError: UInt64, Error, Sendable {
+  case invalidTail = 1
+  case descriptorFetch = 2
+  case invalidDescriptorType = 3
+  case reservedField = 4
+  case invalidDescriptorWidth = 5
+  case misalignedTail = 6
+  case invalidTableMode = 7
+}
+
+struct InvalidationQueue: Sendable {
+  /// Guest physical address of the first descriptor.
+  private(set) var base: UInt64 = 0
+  /// 256-bit descriptors (IQA.DW).
+  private(set) var isWide = false
+  /// In bytes.
+  private(set) var size = 0x1000
+  /// Offset of the next descriptor to fetch, in bytes.
+  var head = 0
+  /// Changes whenever the queue is another: a descriptor fetched from the old one does not count any more.
+  let generation: UInt64
+
+  init(generation: UInt64 = 0) { self.generation = generation }
+
+  /// - Parameter address: IQA.
+  init(address: UInt64, generation: UInt64) {
+    base = address & ~0xfff
+    isWide = address[bit: 11]
+    size = 0x1000 << Int(address[bits: 0...2])
+    self.generation = generation
+  }
+
+  var descriptorSize: Int { isWide ? 32 : 16 }
+  var capacity: Int { size / descriptorSize }
+}
+
+extension UnitRegisters {
+  struct Fetch: Sendable {
+    let address: UInt64
+    let isWide: Bool
+    let tableMode: TranslationMode.TableMode
+    let generation: UInt64
+  }
+
+  /// Where the next descriptor is, or nil when there is none to fetch now.
+  mutating func nextFetch(_ effects: inout Effects) -> Fetch? {
+    guard globalStatus.contains(.queuedInvalidationEnable), faultStatus.isDisjoint(with: .queueStops) else {
+      return nil
+    }
+    let tail = Int(file[doubleword: RegisterOffset.invalidationQueueTail])
+    if tail >= queue.size {
+      stopQueue(.invalidTail, generation: queue.generation, &effects)
+      return nil
+    }
+    if tail % queue.descriptorSize != 0 {
+      stopQueue(.misalignedTail, generation: queue.generation, &effects)
+      return nil
+    }
+    guard queue.head != tail else { return nil }
+    let mode = translationMode.tableMode
+    if mode == .scalable, !queue.isWide {
+      stopQueue(.invalidDescriptorWidth, generation: queue.generation, &effects)
+      return nil
+    }
+    return Fetch(
+      address: queue.base &+ UInt64(queue.head), isWide: queue.isWide, tableMode: mode, generation: queue.generation)
+  }
+
+  /// A descriptor was carried out.
+  mutating func advanceQueue(generation: UInt64) {
+    guard queue.generation == generation else { return }
+    queue.head = (queue.head + queue.descriptorSize) % queue.size
+    file[quadword: RegisterOffset.invalidationQueueHead] = UInt64(queue.head)
+  }
+
+  /// The head stays at the descriptor that is wrong, and nothing is fetched until software clears IQE.
+  mutating func stopQueue(_ error: QueueError, generation: UInt64, _ effects: inout Effects) {
+    guard queue.generation == generation else { return }
+    file[quadword: RegisterOffset.invalidationQueueErrorRecord][bits: 0...3] = error.rawValue
+    raise(.invalidationQueueError, &effects)
+  }
+
+  /// A wait descriptor with the interrupt flag completed (VT-d 6.5.2.8).
+  mutating func completeWait(_ effects: inout Effects) {
+    // A completion that software has not served yet keeps further ones from interrupting.
+    guard file[doubleword: RegisterOffset.invalidationCompletionStatus] & 1 == 0 else { return }
+    file[doubleword: RegisterOffset.invalidationCompletionStatus] |= 1  // IWC
+    effects.invalidationEvent = signal(.invalidation)
+  }
+}

@@ -1,0 +1,45 @@
+import Hardware
+
+/// A scalable-mode PASID-table entry (VT-d 9.6): the first three of its eight 64-bit words say all that
+/// this unit offers; the others are reserved.
+struct PASIDEntry: Sendable {
+  let words: (UInt64, UInt64, UInt64)
+
+  /// PGTT: what requests with this PASID go through.
+  enum TranslationType: UInt64, Sendable {
+    case firstStage = 1
+    case secondStage = 2
+    case nested = 3
+    case passThrough = 4
+  }
+
+  var isPresent: Bool { words.0[bit: 0] }  // P
+  var faultProcessingDisabled: Bool { words.0[bit: 1] }  // FPD
+  var addressWidthField: UInt64 { words.0[bits: 2...4] }  // AW
+  var translationType: TranslationType? { TranslationType(rawValue: words.0[bits: 6...8]) }  // PGTT
+  var secondStageAccessedDirty: Bool { words.0[bit: 9] }  // SSADE
+  var secondStagePointer: UInt64 { words.0 & ~0xfff }  // SSPTPTR
+  var domain: UInt16 { UInt16(truncatingIfNeeded: words.1) }  // DID
+  var pageWalkSnoop: Bool { words.1[bit: 23] }  // PWSNP
+  var supervisorRequestEnable: Bool { words.2[bit: 0] }  // SRE
+  var firstStagePagingMode: UInt64 { words.2[bits: 2...3] }  // FSPM
+  var writeProtectEnable: Bool { words.2[bit: 4] }  // WPE
+  var extendedAccessedFlagEnable: Bool { words.2[bit: 7] }  // EAFE
+  var firstStagePointer: UInt64 { words.2 & ~0xfff }  // FSPTPTR
+
+  func hasReservedBits(_ capabilities: Capabilities) -> Bool {
+    var first: UInt64 = 0xc20 | capabilities.pointerBitsBeyondHost
+    first[bit: 9] = !capabilities.secondStageAccessedDirty
+    // Memory types (CD, EMTE, EMT, PWT, PCD, PAT) are ignored: DMA here is coherent.
+    var second: UInt64 = 0x007f_0000
+    second[bit: 23] = !capabilities.scalablePageWalkCoherency
+    second[bit: 24] = !capabilities.snoopControl  // PGSNP
+    // ERE, NXE and SMEP belong to execute requests, which ECAP.ERS does not offer.
+    var third: UInt64 = 0xf62
+    third[bit: 0] = !capabilities.supervisorRequests
+    third[bit: 7] = !capabilities.extendedAccessedFlag
+    // Nested, FSPTPTR is a guest physical address, and the second stage judges it.
+    if translationType != .nested { third |= capabilities.pointerBitsBeyondHost }
+    return words.0 & first != 0 || words.1 & second != 0 || words.2 & third != 0
+  }
+}

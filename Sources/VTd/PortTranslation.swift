@@ -1,0 +1,298 @@
+import Hardware
+
+/// One port's translation: what the unit's tables say of its source, as far as it is cached, and its
+/// IOTLB. A plain value; `TranslatedMemoryPort` puts a lock around it.
+///
+/// Each cache keeps its entries until they are invalidated (VT-d 6.2): the context entry, the
+/// PASID-table entry and the pages. Entries that are not present or wrong are not cached.
+struct PortTranslation: Sendable {
+  /// What became of a request.
+  enum Outcome: Sendable {
+    case segment(PhysicalSegment)
+    /// - isSuppressed: FPD keeps it from being recorded.
+    case fault(FaultReason, isSuppressed: Bool)
+  }
+
+  /// The last step before tables: what a context or PASID-table entry sends requests through.
+  private enum Path: Sendable {
+    case unknown
+    case passThrough(domain: UInt16)
+    case first(FirstStageTable, IOTLB.Tag)
+    case second(SecondStageTable, IOTLB.Tag)
+
+    var domain: UInt16? {
+      switch self {
+      case .unknown: nil
+      case .passThrough(let domain): domain
+      case .first(_, let tag), .second(_, let tag): tag.domain
+      }
+    }
+  }
+
+  /// The PASID that this port's requests carry, or nil for none.
+  let requestPASID: UInt32?
+  private let capabilities: Capabilities
+  private let rules: WalkRules
+
+  private var mode = TranslationMode()
+  private var source = RequesterID(rawValue: 0)
+  /// Scalable mode's cached context entry.
+  private var context: ScalableContextEntry?
+  /// From the cached legacy context entry, or the cached PASID-table entry.
+  private var path = Path.unknown
+  /// FPD of the entries that `path` comes from.
+  private var pathFaultProcessingDisabled = false
+  /// The PASID that `path` was found under.
+  private var pathPASID: UInt32 = 0
+  private var iotlb = IOTLB()
+  private(set) var counters = TranslationCounters()
+
+  init(requestPASID: UInt32?, capabilities: Capabilities, rules: WalkRules) {
+    self.requestPASID = requestPASID
+    self.capabilities = capabilities
+    self.rules = rules
+  }
+
+  // MARK: Requests
+
+  @inline(__always)
+  mutating func translate(
+    _ address: UInt64, count: Int, for access: DMAAccess, from requester: RequesterID, memory: any PhysicalMemory
+  ) -> Outcome {
+    guard mode.enabled else {
+      counters.untranslatedRequests &+= 1
+      return .segment(PhysicalSegment(address: address, count: count))
+    }
+    if requester == source, isReady, !WalkRules.isInterruptAddress(address) {
+      let tag: IOTLB.Tag
+      switch path {
+      case .first(_, let own), .second(_, let own): tag = own
+      case .passThrough, .unknown: return slowly(address, count: count, for: access, from: requester, memory: memory)
+      }
+      if let (output, shift) = iotlb.lookup(address, tag: tag, access: access) {
+        counters.iotlbHits &+= 1
+        let offset = address & (1 &<< shift &- 1)
+        let rest = Int(truncatingIfNeeded: 1 &<< shift &- offset)
+        return .segment(PhysicalSegment(address: output | offset, count: min(count, rest)))
+      }
+    }
+    return slowly(address, count: count, for: access, from: requester, memory: memory)
+  }
+
+  /// Whether requests can go by `path` without reading an entry.
+  private var isReady: Bool {
+    if case .unknown = path { return false }
+    return mode.tableMode == .legacy || context != nil
+  }
+
+  @inline(never)
+  private mutating func slowly(
+    _ address: UInt64, count: Int, for access: DMAAccess, from requester: RequesterID, memory: any PhysicalMemory
+  ) -> Outcome {
+    if requester != source {
+      source = requester
+      forgetAll()
+    }
+    if WalkRules.isInterruptAddress(address), requestPASID == nil {
+      // An interrupt request, not subject to DMA remapping (VT-d 3.15): it goes where it says.
+      return .segment(PhysicalSegment(address: address, count: min(count, 0x1000 - Int(address & 0xfff))))
+    }
+    var isSuppressed = false
+    do {
+      return .segment(
+        try resolve(address, count: count, for: access, memory: memory, faultProcessingDisabled: &isSuppressed))
+    } catch {
+      counters.faults &+= 1
+      return .fault(error, isSuppressed: isSuppressed && error.isQualified)
+    }
+  }
+
+  private mutating func resolve(
+    _ address: UInt64, count: Int, for access: DMAAccess, memory: any PhysicalMemory,
+    faultProcessingDisabled: inout Bool
+  ) throws(FaultReason) -> PhysicalSegment {
+    switch mode.tableMode {
+    case .invalid: throw .translationTableModeInvalid
+    case .legacy where requestPASID != nil: throw .pasidInLegacyMode
+    case .legacy:
+      if case .unknown = path { try loadLegacy(memory, &faultProcessingDisabled) }
+    case .scalable:
+      try loadScalable(memory, &faultProcessingDisabled)
+    }
+    faultProcessingDisabled = pathFaultProcessingDisabled
+    if WalkRules.isInterruptAddress(address) { throw .scalableInterruptAddress }  // only with PASID
+
+    let mapping: Mapping
+    let tag: IOTLB.Tag
+    switch path {
+    case .unknown, .passThrough:
+      counters.passThroughRequests &+= 1
+      guard !rules.exceedsHost(address) else {
+        throw mode.tableMode == .legacy ? .addressBeyondWidth : .scalableAddressBeyondWidth
+      }
+      // A run does not go on into the interrupt range.
+      let limit = address < 0xfee0_0000 ? 0xfee0_0000 - address : UInt64(Int.max)
+      return PhysicalSegment(address: address, count: min(count, Int(clamping: limit)))
+    case .first(let table, let own):
+      tag = own
+      if table.nested == nil { counters.firstStageWalks &+= 1 } else { counters.nestedWalks &+= 1 }
+      counters.iotlbMisses &+= 1
+      mapping = try table.walk(address, for: access, rules: rules, memory: memory)
+    case .second(let table, let own):
+      tag = own
+      counters.secondStageWalks &+= 1
+      counters.iotlbMisses &+= 1
+      mapping = try table.walk(address, for: access, rules: rules, memory: memory)
+    }
+    let output = mapping.address(of: address)
+    if WalkRules.isInterruptAddress(output) {
+      throw mode.tableMode == .legacy ? .interruptAddress : .scalableInterruptAddress
+    }
+    iotlb.insert(mapping, for: address, tag: tag)
+    if let (output, shift) = iotlb.lookup(address, tag: tag, access: access) {
+      let rest = (1 << shift) - (address & (1 << shift &- 1))
+      return PhysicalSegment(address: output | address & (1 << shift &- 1), count: min(count, Int(clamping: rest)))
+    }
+    return PhysicalSegment(address: output, count: min(count, 0x1000 - Int(address & 0xfff)))
+  }
+
+  // MARK: Entries
+
+  private mutating func loadLegacy(
+    _ memory: any PhysicalMemory, _ faultProcessingDisabled: inout Bool
+  ) throws(FaultReason) {
+    counters.contextWalks &+= 1
+    var lookup = SourceLookup(rootTable: mode.rootTable, source: source, capabilities: capabilities, memory: memory)
+    defer { faultProcessingDisabled = lookup.faultProcessingDisabled }
+    let entry = try lookup.legacyContext()
+    switch entry.translationType {
+    case .passThrough where capabilities.passThrough:
+      guard capabilities.secondStageLevels(addressWidthField: entry.addressWidthField) != nil else {
+        throw .contextEntryInvalid
+      }
+      path = .passThrough(domain: entry.domain)
+    case .untranslatedOnly,
+      .deviceTLB where capabilities.deviceTLB:
+      guard let levels = capabilities.secondStageLevels(addressWidthField: entry.addressWidthField) else {
+        throw .contextEntryInvalid
+      }
+      path = .second(
+        SecondStageTable(root: entry.secondStagePointer, levels: levels, isScalable: false),
+        IOTLB.Tag(domain: entry.domain, pasid: 0, stages: .second))
+    default:
+      throw .contextEntryInvalid
+    }
+    pathFaultProcessingDisabled = entry.faultProcessingDisabled
+  }
+
+  private mutating func loadScalable(
+    _ memory: any PhysicalMemory, _ faultProcessingDisabled: inout Bool
+  ) throws(FaultReason) {
+    var lookup = SourceLookup(rootTable: mode.rootTable, source: source, capabilities: capabilities, memory: memory)
+    defer { faultProcessingDisabled = lookup.faultProcessingDisabled }
+    let context: ScalableContextEntry
+    if let cached = self.context {
+      context = cached
+      lookup.faultProcessingDisabled = cached.faultProcessingDisabled
+    } else {
+      counters.contextWalks &+= 1
+      context = try lookup.scalableContext()
+      self.context = context
+    }
+    if requestPASID != nil, !context.pasidEnable { throw .pasidNotEnabled }
+    let pasid = requestPASID ?? context.ridPASID
+    if case .unknown = path {
+    } else if pasid == pathPASID {
+      lookup.faultProcessingDisabled = pathFaultProcessingDisabled
+      return
+    }
+    counters.pasidWalks &+= 1
+    let entry = try lookup.pasidEntry(pasid, isFromRequest: requestPASID != nil, context: context)
+    path = try makePath(entry, pasid: pasid, isSupervisor: requestPASID == nil && context.ridPrivilege)
+    pathPASID = pasid
+    pathFaultProcessingDisabled = lookup.faultProcessingDisabled
+  }
+
+  /// Checks the programming of a PASID-table entry (condition SPT.4 and following).
+  private func makePath(_ entry: PASIDEntry, pasid: UInt32, isSupervisor: Bool) throws(FaultReason) -> Path {
+    guard let type = entry.translationType else { throw .pasidEntryInvalid }
+    var second: SecondStageTable?
+    switch type {
+    case .passThrough:
+      guard capabilities.passThrough else { throw .pasidEntryInvalid }
+      return .passThrough(domain: entry.domain)
+    case .firstStage:
+      guard capabilities.firstStage else { throw .pasidEntryInvalid }
+    case .secondStage, .nested:
+      guard type == .nested ? capabilities.nested : capabilities.scalableSecondStage,
+        let levels = capabilities.secondStageLevels(addressWidthField: entry.addressWidthField)
+      else { throw .pasidEntryInvalid }
+      second = SecondStageTable(
+        root: entry.secondStagePointer, levels: levels, isScalable: true,
+        accessedDirty: entry.secondStageAccessedDirty, pageWalkSnoop: entry.pageWalkSnoop)
+    }
+    if type == .secondStage, let second {
+      return .second(second, IOTLB.Tag(domain: entry.domain, pasid: pasid, stages: .second))
+    }
+    guard entry.firstStagePagingMode == 0 || entry.firstStagePagingMode == 1 && capabilities.firstStageFiveLevels else {
+      throw .pasidEntryInvalid
+    }
+    if isSupervisor, !entry.supervisorRequestEnable { throw .supervisorRequestNotEnabled }
+    let table = FirstStageTable(
+      root: entry.firstStagePointer, levels: entry.firstStagePagingMode == 0 ? 4 : 5,
+      writeProtect: entry.writeProtectEnable, extendedAccessed: entry.extendedAccessedFlagEnable,
+      pageWalkSnoop: entry.pageWalkSnoop, isSupervisor: isSupervisor, nested: second)
+    return .first(table, IOTLB.Tag(domain: entry.domain, pasid: pasid, stages: second == nil ? .first : .both))
+  }
+
+  // MARK: The unit's side
+
+  /// Follows the unit's registers.
+  /// - Parameter forgetting: everything cached goes: the root table was set.
+  mutating func set(_ mode: TranslationMode, forgetting: Bool) {
+    self.mode = mode
+    if forgetting { forgetAll() }
+  }
+
+  private mutating func forgetAll() {
+    context = nil
+    path = .unknown
+    iotlb.removeAll()
+  }
+
+  private mutating func forgetContext() {
+    context = nil
+    if mode.tableMode != .scalable { path = .unknown }
+  }
+
+  mutating func invalidate(_ invalidation: Invalidation) {
+    switch invalidation {
+    case .allContexts:
+      forgetContext()
+    case .contextsOfDomain(let domain):
+      if mode.tableMode == .scalable || path.domain == domain { forgetContext() }
+    case .contextsOfDevice(let device, let mask):
+      if (device.rawValue ^ source.rawValue) & mask.significantBits == 0 { forgetContext() }
+    case .allPASIDs:
+      if mode.tableMode == .scalable { path = .unknown }
+    case .pasidsOfDomain(let domain):
+      if mode.tableMode == .scalable, path.domain == domain { path = .unknown }
+    case .pasid(let pasid, let domain):
+      if mode.tableMode == .scalable, path.domain == domain, pathPASID == pasid { path = .unknown }
+    case .allTranslations:
+      iotlb.removeAll()
+    case .translationsOfDomain(let domain):
+      iotlb.removeAll { $0.domain == domain }
+    case .pagesOfDomain(let domain, let pages, _):
+      iotlb.removeAll(in: pages) { $0.domain == domain && $0.stages == .second }
+      // The pages are second-stage input; which nested mappings came through them is not kept.
+      iotlb.removeAll { $0.domain == domain && $0.stages == .both }
+    case .translationsOfPASID(let pasid, let domain):
+      iotlb.removeAll { $0.domain == domain && $0.pasid == pasid && $0.stages != .second }
+    case .pagesOfPASID(let pasid, let domain, let pages, _):
+      iotlb.removeAll(in: pages) { $0.domain == domain && $0.pasid == pasid && $0.stages != .second }
+    case .deviceTLB, .deviceTLBOfPASID, .interruptEntries, .translationChanged, .interruptRemappingChanged:
+      break
+    }
+  }
+}

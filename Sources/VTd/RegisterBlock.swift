@@ -1,0 +1,33 @@
+import Hardware
+import Synchronization
+
+/// The registers under their lock, and the unit's two interrupts. Apart from the unit, so that a port
+/// can record a fault without holding on to it.
+///
+/// Lock order: `state` comes before the ports' locks and the interrupt remapper's (a command reaches
+/// them while it is held); the interrupts are sent after it is released.
+final class RegisterBlock: Sendable {
+  let state: Mutex<UnitRegisters>
+  private let faultEvent: EventInterrupt
+  private let invalidationEvent: EventInterrupt
+
+  init(_ capabilities: Capabilities, faultEvent: any InterruptRoute, invalidationEvent: any InterruptRoute) {
+    state = Mutex(UnitRegisters(capabilities))
+    self.faultEvent = EventInterrupt(route: faultEvent)
+    self.invalidationEvent = EventInterrupt(route: invalidationEvent)
+  }
+
+  func record(_ fault: FaultRecord) {
+    let effects = state.withLock { registers in
+      var effects = UnitRegisters.Effects()
+      registers.record(fault, &effects)
+      return effects
+    }
+    send(effects)
+  }
+
+  func send(_ effects: UnitRegisters.Effects) {
+    if let message = effects.faultEvent { faultEvent.send(message) }
+    if let message = effects.invalidationEvent { invalidationEvent.send(message) }
+  }
+}

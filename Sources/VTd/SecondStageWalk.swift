@@ -1,0 +1,86 @@
+import Hardware
+
+// Second-stage translation (VT-d 3.7): 3-, 4- and 5-level tables in extended-page-table form, as legacy
+// context entries and PASID-table entries point to them, alone or under a first stage.
+
+/// A second-stage table, as an entry names it.
+struct SecondStageTable: Hashable, Sendable {
+  /// SSPTPTR.
+  var root: UInt64
+  /// From AW: 3, 4 or 5.
+  var levels: Int
+  /// Fault codes are those of scalable mode.
+  var isScalable: Bool
+  /// SSADE: accessed and dirty bits are kept.
+  var accessedDirty = false
+  /// PWSNP.
+  var pageWalkSnoop = false
+
+  var addressWidth: Int { 12 + 9 * levels }
+
+  private func fault(_ legacy: FaultReason, _ scalable: FaultReason) -> FaultReason { isScalable ? scalable : legacy }
+
+  /// Translates one address.
+  /// - Throws: the fault that the request meets. For a nested walk the caller renames some.
+  func walk(
+    _ input: UInt64, for access: DMAAccess, rules: WalkRules, memory: any PhysicalMemory
+  ) throws(FaultReason) -> Mapping {
+    let width = min(addressWidth, rules.maximumGuestAddressWidth)
+    guard input >> UInt64(width) == 0 else { throw fault(.addressBeyondWidth, .scalableAddressBeyondWidth) }
+    for _ in 0..<WalkRules.attempts {
+      if let mapping = try attempt(input, for: access, rules: rules, memory: memory) { return mapping }
+    }
+    throw .scalableSecondStageUpdateFailed
+  }
+
+  /// - Returns: nil where an entry changed while its accessed or dirty bit was being set.
+  private func attempt(
+    _ input: UInt64, for access: DMAAccess, rules: WalkRules, memory: any PhysicalMemory
+  ) throws(FaultReason) -> Mapping? {
+    var table = root
+    var granted = SecondStageEntry.readable | SecondStageEntry.writable
+    var level = levels
+    while true {
+      let shift = 12 + 9 * (level - 1)
+      let address = table | (input >> UInt64(shift) & 0x1ff) << 3
+      guard let entry = memory.loadUInt64(at: address) else {
+        throw fault(
+          .secondStageEntryAccess, level == levels ? .scalableSecondStageRootAccess : .scalableSecondStageEntryAccess)
+      }
+      guard entry & (SecondStageEntry.readable | SecondStageEntry.writable) != 0 else {
+        throw fault(access.contains(.write) ? .writePermission : .readPermission, .scalableSecondStageNotPresent)
+      }
+      let isLeaf = level == 1 || level <= 3 && entry & SecondStageEntry.pageSize != 0
+      guard entry & rules.secondStageReserved(level: level, isLeaf: isLeaf) == 0 else {
+        throw fault(.secondStageEntryReserved, .scalableSecondStageEntryReserved)
+      }
+      granted &= entry
+      if access.contains(.write), granted & SecondStageEntry.writable == 0 {
+        throw fault(.writePermission, .scalableWritePermission)
+      }
+      if access.contains(.read), granted & SecondStageEntry.readable == 0 {
+        throw fault(.readPermission, .scalableReadPermission)
+      }
+      var isDirty = true
+      if accessedDirty {
+        var updated = entry | SecondStageEntry.accessed
+        if isLeaf, access.contains(.write) { updated |= SecondStageEntry.dirty }
+        if updated != entry {
+          if rules.pageWalkSnoopMatters, !pageWalkSnoop { throw .scalableSecondStageUpdateWithoutSnoop }
+          guard memory.compareExchangeUInt64(at: address, expected: entry, desired: updated) == entry else {
+            return nil
+          }
+        }
+        isDirty = updated & SecondStageEntry.dirty != 0
+      }
+      table = entry & WalkRules.addressBits
+      if isLeaf {
+        return Mapping(
+          output: table & ~UInt64.lowBits(shift), shift: shift,
+          readable: granted & SecondStageEntry.readable != 0,
+          writable: granted & SecondStageEntry.writable != 0 && isDirty)
+      }
+      level -= 1
+    }
+  }
+}

@@ -1,0 +1,245 @@
+import Hardware
+
+/// The registers and what follows directly from a write to one: latched pointers, the queue's head, the
+/// pending state of the two events. A plain value that computes; what must happen outside of the
+/// registers comes back as `Effects`.
+struct UnitRegisters: Sendable {
+  /// What a write, a fault or a completion asks of the rest of the unit.
+  struct Effects: Sendable {
+    var faultEvent: InterruptMessage?
+    var invalidationEvent: InterruptMessage?
+    /// A register-based invalidation; its register says busy until `complete(_:)`.
+    var command: RegisterCommand?
+    /// The queue may have something to fetch.
+    var serviceQueue = false
+    /// TE changed.
+    var translationEnableChanged = false
+    /// SRTP: another root table, or the same again.
+    var rootTableSet = false
+    /// IRE, CFI or SIRTP.
+    var interruptRemappingChanged = false
+  }
+
+  /// An invalidation through CCMD or IOTLB.
+  struct RegisterCommand: Sendable {
+    enum Register: Sendable { case contextCommand, iotlbInvalidate }
+    let register: Register
+    /// nil for a granularity that does not exist.
+    let invalidation: Invalidation?
+  }
+
+  let capabilities: Capabilities
+  var file: RegisterFile
+  /// RTADDR as SRTP found it: table address and TTM.
+  private(set) var rootTable: UInt64 = 0
+  /// IRTA as SIRTP found it.
+  private(set) var interruptTable: UInt64 = 0
+  var queue = InvalidationQueue()
+  /// The fault recording register that takes the next fault.
+  var nextFaultRecord = 0
+
+  init(_ capabilities: Capabilities) {
+    self.capabilities = capabilities
+    file = RegisterFile(RegisterDescription.all(capabilities))
+  }
+
+  mutating func reset() {
+    file.reset()
+    rootTable = 0
+    interruptTable = 0
+    // A descriptor that is being carried out is not to move the new queue's head.
+    queue = InvalidationQueue(generation: queue.generation &+ 1)
+    nextFaultRecord = 0
+  }
+
+  var globalStatus: GlobalCommand {
+    get { GlobalCommand(rawValue: file[doubleword: RegisterOffset.globalStatus]) }
+    set { file[doubleword: RegisterOffset.globalStatus] = newValue.rawValue }
+  }
+
+  var faultStatus: FaultStatus {
+    get { FaultStatus(rawValue: file[doubleword: RegisterOffset.faultStatus] & FaultStatus.conditions.rawValue) }
+    set {
+      let others = file[doubleword: RegisterOffset.faultStatus] & ~FaultStatus.conditions.rawValue
+      file[doubleword: RegisterOffset.faultStatus] = others | newValue.rawValue
+    }
+  }
+
+  /// How requests are translated now.
+  var translationMode: TranslationMode {
+    TranslationMode(
+      enabled: globalStatus.contains(.translationEnable), rootTable: rootTable & ~0xfff,
+      tableMode: TranslationMode.TableMode(field: rootTable[bits: 10...11]))
+  }
+
+  /// How interrupt requests are remapped now.
+  var interruptMode: InterruptRemappingMode {
+    InterruptRemappingMode(
+      enabled: globalStatus.contains(.interruptRemappingEnable),
+      allowsCompatibilityFormat: globalStatus.contains(.compatibilityFormatInterrupt),
+      extended: interruptTable[bit: 11], table: interruptTable & ~0xfff,
+      entries: 2 << Int(interruptTable[bits: 0...3]))
+  }
+
+  // MARK: Software's writes
+
+  /// - Precondition: none: a write beyond the page changes nothing.
+  mutating func write(offset: Int, width: Int, value: UInt64) -> Effects {
+    var effects = Effects()
+    guard offset >= 0, width > 0, offset <= RegisterFile.size - width else { return effects }
+    // The command register reads as zero, but a write of some of its bytes leaves the other commands be.
+    file[doubleword: RegisterOffset.globalCommand] = globalStatus.intersection(.persistent).rawValue
+    let words = offset / 4...(offset + width - 1) / 4
+    for word in words {
+      let distance = word * 4 - offset
+      let lanes: UInt64 = .lowBits(8 * width)
+      if distance >= 0 {
+        file.write(
+          word: word, value: UInt32(truncatingIfNeeded: value >> (8 * distance)),
+          lanes: UInt32(truncatingIfNeeded: lanes >> (8 * distance)))
+      } else {
+        file.write(
+          word: word, value: UInt32(truncatingIfNeeded: value << (8 * -distance)),
+          lanes: UInt32(truncatingIfNeeded: lanes << (8 * -distance)))
+      }
+    }
+    for word in words { act(on: word * 4, &effects) }
+    file[doubleword: RegisterOffset.globalCommand] = 0
+    return effects
+  }
+
+  /// Does what the 32 bits at `offset`, just written, stand for.
+  private mutating func act(on offset: Int, _ effects: inout Effects) {
+    switch offset {
+    case RegisterOffset.globalCommand:
+      globalCommandWritten(&effects)
+    case RegisterOffset.contextCommand + 4:
+      contextCommandWritten(&effects)
+    case RegisterOffset.iotlbInvalidate + 4:
+      iotlbInvalidateWritten(&effects)
+    case RegisterOffset.faultStatus:
+      clearServicedFaultEvent()
+      // A cleared IQE or ITE lets the queue go on.
+      effects.serviceQueue = true
+    case RegisterOffset.faultEventControl:
+      effects.faultEvent = unmasked(.fault)
+    case RegisterOffset.invalidationEventControl:
+      effects.invalidationEvent = unmasked(.invalidation)
+    case RegisterOffset.invalidationCompletionStatus:
+      if file[doubleword: offset] & 1 == 0 { file[doubleword: EventRegisters.invalidation.control][bit: 30] = false }
+    case RegisterOffset.invalidationQueueTail:
+      effects.serviceQueue = true
+    default:
+      if isFaultRecordUpperWord(offset) { faultRecordCleared() }
+    }
+  }
+
+  private mutating func globalCommandWritten(_ effects: inout Effects) {
+    let command = GlobalCommand(rawValue: file[doubleword: RegisterOffset.globalCommand])
+    var status = globalStatus
+    if command.contains(.setRootTablePointer) {
+      rootTable = file[quadword: RegisterOffset.rootTableAddress]
+      status.insert(.setRootTablePointer)
+      effects.rootTableSet = true
+    }
+    if capabilities.interruptRemapping {
+      if command.contains(.setInterruptRemapTablePointer) {
+        interruptTable = file[quadword: RegisterOffset.interruptRemappingTableAddress]
+        status.insert(.setInterruptRemapTablePointer)
+        effects.interruptRemappingChanged = true
+      }
+      let followed: GlobalCommand = [.interruptRemappingEnable, .compatibilityFormatInterrupt]
+      if command.intersection(followed) != status.intersection(followed) {
+        status = status.subtracting(followed).union(command.intersection(followed))
+        effects.interruptRemappingChanged = true
+      }
+    }
+    if command.contains(.translationEnable) != status.contains(.translationEnable) {
+      status.formSymmetricDifference(.translationEnable)
+      effects.translationEnableChanged = true
+    }
+    if command.contains(.queuedInvalidationEnable) != status.contains(.queuedInvalidationEnable) {
+      status.formSymmetricDifference(.queuedInvalidationEnable)
+      queue = InvalidationQueue(
+        address: file[quadword: RegisterOffset.invalidationQueueAddress], generation: queue.generation &+ 1)
+      file[quadword: RegisterOffset.invalidationQueueHead] = 0
+      effects.serviceQueue = true
+    }
+    // WBF: CAP.RWBF is clear, so there is nothing to flush and WBFS never shows.
+    globalStatus = status
+  }
+
+  // MARK: Register-based invalidation (VT-d 6.5.1)
+
+  private mutating func contextCommandWritten(_ effects: inout Effects) {
+    let command = file[quadword: RegisterOffset.contextCommand]
+    guard command[bit: 63] else { return }  // ICC
+    let domain = UInt16(truncatingIfNeeded: command)
+    let invalidation: Invalidation? =
+      switch command[bits: 61...62] {
+      case 1: .allContexts
+      case 2: .contextsOfDomain(domain)
+      case 3:
+        .contextsOfDevice(
+          RequesterID(rawValue: UInt16(truncatingIfNeeded: command >> 16)),
+          FunctionMask(rawValue: UInt8(truncatingIfNeeded: command[bits: 32...33])))
+      default: nil
+      }
+    effects.command = RegisterCommand(register: .contextCommand, invalidation: invalidation)
+  }
+
+  private mutating func iotlbInvalidateWritten(_ effects: inout Effects) {
+    let command = file[quadword: RegisterOffset.iotlbInvalidate]
+    guard command[bit: 63] else { return }  // IVT
+    let domain = UInt16(truncatingIfNeeded: command >> 32)
+    let address = file[quadword: RegisterOffset.invalidateAddress]
+    let addressMask = Int(address[bits: 0...5])
+    let invalidation: Invalidation? =
+      switch command[bits: 60...61] {
+      case 1: .allTranslations
+      case 2: .translationsOfDomain(domain)
+      case 3 where addressMask <= Capabilities.maximumAddressMask:
+        .pagesOfDomain(
+          domain, PageRange(address: address, addressMask: addressMask), leafOnly: address[bit: 6])
+      default: nil
+      }
+    effects.command = RegisterCommand(register: .iotlbInvalidate, invalidation: invalidation)
+  }
+
+  /// Shows in the register what was done: the granularity, or 0 where the request made no sense.
+  mutating func complete(_ command: RegisterCommand) {
+    switch command.register {
+    case .contextCommand:
+      var value = file[quadword: RegisterOffset.contextCommand]
+      value[bits: 59...60] = command.invalidation == nil ? 0 : value[bits: 61...62]  // CAIG
+      value[bit: 63] = false
+      file[quadword: RegisterOffset.contextCommand] = value
+    case .iotlbInvalidate:
+      var value = file[quadword: RegisterOffset.iotlbInvalidate]
+      value[bits: 57...58] = command.invalidation == nil ? 0 : value[bits: 60...61]  // IAIG
+      value[bit: 63] = false
+      file[quadword: RegisterOffset.iotlbInvalidate] = value
+    }
+  }
+}
+
+/// What requests are translated by.
+struct TranslationMode: Hashable, Sendable {
+  /// RTADDR.TTM.
+  enum TableMode: Hashable, Sendable {
+    case legacy, scalable, invalid
+
+    init(field: UInt64) {
+      self =
+        switch field {
+        case 0: .legacy
+        case 1: .scalable
+        default: .invalid  // Reserved, and abort-DMA, which ECAP does not offer.
+        }
+    }
+  }
+
+  var enabled = false
+  var rootTable: UInt64 = 0
+  var tableMode = TableMode.legacy
+}
