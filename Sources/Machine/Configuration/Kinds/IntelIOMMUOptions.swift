@@ -5,11 +5,11 @@ public struct IntelIOMMUOptions: DeviceOptions, Hashable {
   public var id: Identifier?
   /// Scalable mode (ECAP.SMTS).
   public var scalableMode = false
-  /// First-stage translation (ECAP.FSTS). Without `nested`, second stage is hidden then.
+  /// First-stage translation (ECAP.FSTS). Without `nested`, scalable mode has no second stage then.
   public var firstStage = false
-  /// First stage, second stage and nesting together (ECAP.FSTS, SSTS, NEST).
+  /// Second stage, too, and nesting of the two (ECAP.SSTS, ECAP.NEST).
   public var nested = false
-  /// Bits of a DMA address (CAP.MGAW, CAP.SAGAW): 39 or 48.
+  /// Bits of a DMA address (CAP.MGAW, CAP.SAGAW): 39, 48 or 57.
   public var addressWidth: UInt8 = 48
   public var interruptRemapping = OnOffAuto.auto
   public var extendedInterrupts = OnOffAuto.auto
@@ -21,8 +21,6 @@ public struct IntelIOMMUOptions: DeviceOptions, Hashable {
   public var snoopControl = false
   /// Width of a PASID (ECAP.PASID, ECAP.PSS); 0 for no PASIDs on requests.
   public var pasidBits: UInt8 = 0
-  /// Shared virtual memory: page requests (ECAP.PRS) and what goes with them.
-  public var sharedVirtualMemory = false
   /// 1 GiB pages in first stage (CAP.FS1GP).
   public var firstStage1GPages = true
   /// DMA remapping at all; off leaves interrupt remapping alone (CAP.SAGAW = 0).
@@ -36,10 +34,6 @@ public struct IntelIOMMUOptions: DeviceOptions, Hashable {
   public var offersInterruptRemapping: Bool { interruptRemapping.resolved(auto: true) }
   /// What `eim` comes to (ECAP.EIM): x2APIC destinations of 32 bits.
   public var offersExtendedInterrupts: Bool { extendedInterrupts.resolved(auto: offersInterruptRemapping) }
-  /// First stage is offered (ECAP.FSTS).
-  public var offersFirstStage: Bool { firstStage || nested }
-  /// Second stage is offered (ECAP.SSTS, in scalable mode).
-  public var offersSecondStage: Bool { nested || !firstStage }
 
   public static let kindName = "intel-iommu"
   public static let summary = "Intel IOMMU (VT-d) DMA Remapping device"
@@ -54,8 +48,8 @@ public struct IntelIOMMUOptions: DeviceOptions, Hashable {
       "x-flts", aliases: ["fsts"], \.firstStage,
       help: "First-stage translation instead of second stage, in scalable mode (also fsts)"),
     Property(
-      "x-nested", \.nested, help: "First stage, second stage and nested translation together, in scalable mode"),
-    Property("aw-bits", \.addressWidth, .oneOf([39, 48]), help: "Bits of a DMA address: 39 or 48"),
+      "x-nested", \.nested, help: "With x-flts: second stage, too, and nested translation"),
+    Property("aw-bits", \.addressWidth, .oneOf([39, 48, 57]), help: "Bits of a DMA address: 39, 48 or 57"),
     Property("intremap", \.interruptRemapping, help: "Interrupt remapping, on/off/auto (auto is on)"),
     Property(
       "eim", \.extendedInterrupts, help: "Extended interrupt mode (x2APIC), on/off/auto (auto follows intremap)"),
@@ -64,7 +58,9 @@ public struct IntelIOMMUOptions: DeviceOptions, Hashable {
     Property("device-iotlb", \.deviceIOTLB, help: "Device IOTLBs: address translation services (ATS)"),
     Property("snoop-control", \.snoopControl, help: "Second-stage entries may force snooping"),
     Property("pasid-bits", \.pasidBits, .within(0...20), help: "Width of a PASID on requests, 0 for none"),
-    Property("svm", \.sharedVirtualMemory, help: "Shared virtual memory: page requests"),
+    Property(
+      "svm", settled: false, because: "there is no page request queue yet", help: "Shared virtual memory: page requests"
+    ),
     Property("fs1gp", \.firstStage1GPages, help: "1 GiB pages in first stage"),
     Property("dma-translation", \.dmaTranslation, help: "DMA remapping; off leaves interrupt remapping only"),
     Property(
@@ -78,15 +74,20 @@ public struct IntelIOMMUOptions: DeviceOptions, Hashable {
     PropertyRule(otherwise: "x-nested is only available in scalable mode (x-scalable-mode=on)") {
       !$0.nested || $0.scalableMode
     },
+    PropertyRule(otherwise: "x-nested needs x-flts=on") { !$0.nested || $0.firstStage },
+    // A first-stage table has at least four levels (VT-d 3.6).
+    PropertyRule(otherwise: "aw-bits=39 is not available with x-flts=on: 48 or 57") {
+      !$0.firstStage || $0.addressWidth != 39
+    },
     PropertyRule(otherwise: "pasid-bits is only available in scalable mode (x-scalable-mode=on)") {
       $0.pasidBits == 0 || $0.scalableMode
     },
     PropertyRule(otherwise: "eim=on cannot be selected without intremap=on") {
       $0.extendedInterrupts != .on || $0.offersInterruptRemapping
     },
-    PropertyRule(otherwise: "svm needs device-iotlb=on") { !$0.sharedVirtualMemory || $0.deviceIOTLB },
-    PropertyRule(otherwise: "svm needs x-flts=on or x-nested=on") { !$0.sharedVirtualMemory || $0.offersFirstStage },
-    PropertyRule(otherwise: "svm needs dma-translation=on") { !$0.sharedVirtualMemory || $0.dmaTranslation },
-    PropertyRule(otherwise: "svm needs pasid-bits") { !$0.sharedVirtualMemory || $0.pasidBits > 0 },
+    PropertyRule(otherwise: "dma-translation=off cannot be selected with x-flts=on") {
+      !$0.firstStage || $0.dmaTranslation
+    },
+    PropertyRule(otherwise: "stale-tm needs device-iotlb=on") { !$0.staleTransientMapping || $0.deviceIOTLB },
   ]
 }
