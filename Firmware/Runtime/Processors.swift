@@ -19,7 +19,7 @@ enum Processors {
     }
     let before = readyCount
     LocalAPIC.sendInit(to: identifier)
-    _ = wait(ticks: patience / 1000) { false }
+    _ = wait(ticks: patience / 2000) { false }
     LocalAPIC.sendStartUp(page: UInt32(trampoline >> 12), to: identifier)
     if wait(ticks: patience / 10, until: { readyCount != before }) { return true }
     // Once more, as the manual advises; a processor that has started ignores it.
