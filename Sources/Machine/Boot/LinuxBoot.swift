@@ -69,6 +69,9 @@ struct BootParameters {
     bytes.replaceSubrange(LinuxImage.headerOffset..<LinuxImage.headerOffset + setupHeader.count, with: setupHeader)
     // type_of_loader: none of the registered ones.
     bytes[0x210] = 0xff
+    // setup_data: none. The initrd: none yet.
+    bytes.store(UInt64(0), at: 0x250)
+    setInitialRAMDisk(0..<0)
   }
 
   mutating func setCommandLine(at address: UInt64) {

@@ -1,0 +1,242 @@
+import Glibc
+import Hardware
+import Machine
+import Testing
+
+/// The tables as bytes, as the specifications draw them.
+@Suite struct ACPITablesTests {
+  private static let remapping = DMARemapping(
+    hostAddressWidth: 48, interruptRemapping: true, x2APICOptOut: false,
+    units: [DMARemapping.Unit(scopes: [.ioAPIC(id: 0, sourceID: RequesterID(rawValue: 0xff00))])])
+
+  private static let configuration = ACPIConfiguration(
+    localAPICs: [0, 1, 254, 255, 256], highWindow: 0x40_0000_0000..<0x80_0000_0000, remapping: remapping)
+
+  private func build(_ configuration: ACPIConfiguration = Self.configuration) throws -> ACPITables {
+    try ACPITables.build(configuration)
+  }
+
+  /// A table's bytes behind its header.
+  private func body(_ signature: String, _ configuration: ACPIConfiguration = Self.configuration) throws -> [UInt8] {
+    Array(try #require(build(configuration).table(signature))[36...])
+  }
+
+  private func sum(_ bytes: some Sequence<UInt8>) -> UInt8 { bytes.reduce(0, &+) }
+
+  @Test func `Each table says its length, and sums up to zero`() throws {
+    let tables = try build()
+    #expect(
+      tables.tables.map(\.signature) == ["RSD PTR ", "FACS", "DSDT", "FACP", "APIC", "MCFG", "SSDT", "DMAR", "XSDT"])
+    for table in tables.tables where !["RSD PTR ", "FACS"].contains(table.signature) {
+      let bytes = Array(tables.bytes[table.range])
+      #expect(Array(bytes[..<4]) == Array(table.signature.utf8))
+      #expect(bytes.load(UInt32.self, at: 4) == UInt32(bytes.count))
+      #expect(sum(bytes) == 0, "\(table.signature)")
+      #expect(Array(bytes[10..<24]) == Array("NESTLINESTLING".utf8))
+      #expect((tables.address + UInt64(table.range.lowerBound)) % 16 == 0)
+    }
+    for (one, next) in zip(tables.tables, tables.tables.dropFirst()) {
+      #expect(one.range.upperBound <= next.range.lowerBound)
+    }
+    #expect(tables.tables.last?.range.upperBound == tables.bytes.count)
+  }
+
+  @Test func `The root pointer is at 0xe0000 and leads to every table`() throws {
+    let tables = try build()
+    #expect(tables.address == 0xe_0000)
+    #expect(tables.rootPointer == 0xe_0000)
+    let root = Array(tables.bytes[..<36])
+    #expect(Array(root[..<8]) == Array("RSD PTR ".utf8))
+    #expect(Array(root[9..<16]) == Array("NESTLI".utf8) + [2])
+    #expect(root.load(UInt32.self, at: 16) == 0)
+    #expect(root.load(UInt32.self, at: 20) == 36)
+    #expect(sum(root[..<20]) == 0)
+    #expect(sum(root) == 0)
+
+    func signature(_ address: UInt64) -> String {
+      let start = Int(address - tables.address)
+      return String(decoding: tables.bytes[start..<start + 4], as: UTF8.self)
+    }
+    #expect(signature(root.load(UInt64.self, at: 24)) == "XSDT")
+    let pointers = try body("XSDT")
+    let found = stride(from: 0, to: pointers.count, by: 8).map { signature(pointers.load(UInt64.self, at: $0)) }
+    #expect(found == ["FACP", "APIC", "MCFG", "SSDT", "DMAR"])
+    let fixed = try #require(tables.table("FACP"))
+    #expect(signature(UInt64(fixed.load(UInt32.self, at: 36))) == "FACS")
+    #expect(signature(UInt64(fixed.load(UInt32.self, at: 40))) == "DSDT")
+    #expect(fixed.load(UInt64.self, at: 140) == UInt64(fixed.load(UInt32.self, at: 40)))
+  }
+
+  @Test func `Without a remapping unit there is no DMAR table`() throws {
+    var configuration = Self.configuration
+    configuration.remapping = nil
+    #expect(try build(configuration).table("DMAR") == nil)
+    #expect(try body("XSDT", configuration).count == 4 * 8)
+  }
+
+  @Test func `FADT`() throws {
+    var table = try #require(build().table("FACP"))
+    #expect(table.count == 276)
+    #expect(table[8] == 6)
+    // The pointers are the subject of another test.
+    for offset in [36, 40, 140] { table.store(UInt32(0), at: offset) }
+    var expected = [UInt8](repeating: 0, count: 276)
+    func put(_ offset: Int, _ bytes: UInt8...) { expected.replaceSubrange(offset..<offset + bytes.count, with: bytes) }
+    put(46, 9)  // SCI_INT
+    put(56, 0x00, 0x06)  // PM1a_EVT_BLK
+    put(64, 0x04, 0x06)  // PM1a_CNT_BLK
+    put(76, 0x08, 0x06)  // PM_TMR_BLK
+    put(80, 0x20, 0x06)  // GPE0_BLK
+    put(88, 4, 2, 0, 4, 16)  // lengths of PM1_EVT, PM1_CNT, PM2_CNT, PM_TMR, GPE0
+    put(96, 0xff, 0x0f, 0xff, 0x0f)  // no C2, no C3
+    put(108, 0x32)  // CENTURY
+    put(109, 0x14, 0x00)  // IAPC_BOOT_ARCH: no VGA, no ASPM
+    put(112, 0x65, 0x04, 0x00, 0x00)  // WBINVD, PROC_C1, SLP_BUTTON, FIX_RTC, RESET_REG_SUP
+    put(116, 1, 8, 0, 1, 0xf9, 0x0c)  // RESET_REG
+    put(128, 6)  // RESET_VALUE
+    put(131, 5)  // minor version
+    put(148, 1, 32, 0, 2, 0x00, 0x06)  // X_PM1a_EVT_BLK
+    put(172, 1, 16, 0, 2, 0x04, 0x06)  // X_PM1a_CNT_BLK
+    put(208, 1, 32, 0, 3, 0x08, 0x06)  // X_PM_TMR_BLK
+    put(220, 1, 128, 0, 1, 0x20, 0x06)  // X_GPE0_BLK
+    expected.replaceSubrange(268..<276, with: Array("NESTLING".utf8))
+    #expect(Array(table[36...]) == Array(expected[36...]))
+  }
+
+  @Test func `FACS is on a multiple of 64`() throws {
+    let tables = try build()
+    let table = try #require(tables.table("FACS"))
+    var expected = Array("FACS".utf8) + [64] + [UInt8](repeating: 0, count: 59)
+    expected[32] = 2
+    #expect(table == expected)
+    #expect(try #require(tables.tables.first { $0.signature == "FACS" }).range.lowerBound % 64 == 0)
+  }
+
+  @Test func `MADT`() throws {
+    #expect(
+      try body("APIC") == [
+        0, 0, 0xe0, 0xfe, 0, 0, 0, 0,  // local APICs; no 8259
+        0, 8, 0, 0, 1, 0, 0, 0,  // CPU 0
+        0, 8, 1, 1, 1, 0, 0, 0,
+        0, 8, 2, 254, 1, 0, 0, 0,
+        9, 16, 0, 0, 255, 0, 0, 0, 1, 0, 0, 0, 3, 0, 0, 0,  // x2APIC ids
+        9, 16, 0, 0, 0, 1, 0, 0, 1, 0, 0, 0, 4, 0, 0, 0,
+        1, 12, 0, 0, 0, 0, 0xc0, 0xfe, 0, 0, 0, 0,  // I/O APIC
+        2, 10, 0, 9, 9, 0, 0, 0, 0x0f, 0,  // SCI: level, low
+        4, 6, 0xff, 0, 0, 1,  // NMI on LINT1
+        0xa, 12, 0, 0, 0xff, 0xff, 0xff, 0xff, 1, 0, 0, 0,
+      ])
+    #expect(
+      try body("APIC", ACPIConfiguration(localAPICs: [0])) == [
+        0, 0, 0xe0, 0xfe, 0, 0, 0, 0, 0, 8, 0, 0, 1, 0, 0, 0, 1, 12, 0, 0, 0, 0, 0xc0, 0xfe, 0, 0, 0, 0,
+        2, 10, 0, 9, 9, 0, 0, 0, 0x0f, 0, 4, 6, 0xff, 0, 0, 1,
+      ])
+  }
+
+  @Test func `MCFG`() throws {
+    #expect(
+      try body("MCFG") == [
+        0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xb0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0, 0, 0, 0,
+      ])
+  }
+
+  @Test func `SSDT has the high window, or none`() throws {
+    func names(_ base: [UInt8], _ length: [UInt8]) -> [UInt8] {
+      [0x08, 0x5c] + Array("M64B".utf8) + [0x0e] + base + [0x08, 0x5c] + Array("M64L".utf8) + [0x0e] + length
+    }
+    let zero: [UInt8] = [0, 0, 0, 0, 0, 0, 0, 0]
+    #expect(try body("SSDT") == names([0, 0, 0, 0, 0x40, 0, 0, 0], [0, 0, 0, 0, 0x40, 0, 0, 0]))
+    #expect(try body("SSDT", ACPIConfiguration(localAPICs: [0])) == names(zero, zero))
+  }
+
+  @Test func `DMAR with one unit`() throws {
+    #expect(
+      try body("DMAR") == [
+        47, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,  // host address width, INTR_REMAP
+        0, 0, 24, 0, 1, 0, 0, 0, 0, 0, 0xd9, 0xfe, 0, 0, 0, 0,  // DRHD, INCLUDE_PCI_ALL
+        3, 8, 0, 0, 0, 0xff, 0, 0,  // I/O APIC 0, ff:00.0
+      ])
+  }
+
+  @Test func `DMAR's flags say what the unit was told`() throws {
+    for (remapping, optOut, flags) in [
+      (false, false, 0), (true, false, 1), (true, true, 3), (false, true, 2),
+    ] as [(Bool, Bool, UInt8)] {
+      var configuration = Self.configuration
+      configuration.remapping?.interruptRemapping = remapping
+      configuration.remapping?.x2APICOptOut = optOut
+      configuration.remapping?.hostAddressWidth = 39
+      #expect(try Array(body("DMAR", configuration)[..<2]) == [38, flags])
+    }
+  }
+
+  @Test func `DMAR with several units has the one that includes all last, and ports behind them`() throws {
+    var configuration = Self.configuration
+    configuration.remapping?.units.append(
+      DMARemapping.Unit(
+        registerBase: 0xfed9_1000, includesAll: false,
+        scopes: [
+          DMARemapping.DeviceScope(kind: .endpoint, startBus: 0, path: [.init(device: 3, function: 1)]),
+          DMARemapping.DeviceScope(
+            kind: .subHierarchy, startBus: 2,
+            path: [.init(device: 0x1c, function: 0), .init(device: 4, function: 7)]),
+        ]))
+    configuration.remapping?.translationServices = [
+      DMARemapping.TranslationServices(),
+      DMARemapping.TranslationServices(
+        allPorts: false,
+        scopes: [DMARemapping.DeviceScope(kind: .subHierarchy, startBus: 0, path: [.init(device: 5, function: 0)])]),
+    ]
+    #expect(
+      try Array(body("DMAR", configuration)[12...]) == [
+        0, 0, 34, 0, 0, 0, 0, 0, 0, 0x10, 0xd9, 0xfe, 0, 0, 0, 0,
+        1, 8, 0, 0, 0, 0, 3, 1, 2, 10, 0, 0, 0, 2, 0x1c, 0, 4, 7,
+        0, 0, 24, 0, 1, 0, 0, 0, 0, 0, 0xd9, 0xfe, 0, 0, 0, 0,
+        3, 8, 0, 0, 0, 0xff, 0, 0,
+        2, 0, 8, 0, 1, 0, 0, 0,
+        2, 0, 16, 0, 0, 0, 0, 0, 2, 8, 0, 0, 0, 0, 5, 0,
+      ])
+  }
+
+  @Test func `What does not fit into the tables is refused`() {
+    #expect(throws: ACPIError.self) { try ACPITables.build(ACPIConfiguration(localAPICs: Array(0..<9000))) }
+    var configuration = Self.configuration
+    configuration.remapping?.hostAddressWidth = 0
+    #expect(throws: ACPIError.hostAddressWidthInvalid(0)) { try ACPITables.build(configuration) }
+    configuration = Self.configuration
+    let step = DMARemapping.DeviceScope.Step(device: 0, function: 0)
+    let long = DMARemapping.DeviceScope(
+      kind: .endpoint, startBus: 0, path: Array(repeating: step, count: 125))
+    configuration.remapping?.units[0].scopes = [long]
+    #expect(throws: ACPIError.structureTooLong(length: 256)) { try ACPITables.build(configuration) }
+    let scope = DMARemapping.DeviceScope(kind: .endpoint, startBus: 0, path: Array(repeating: step, count: 124))
+    configuration.remapping?.units[0].scopes = Array(repeating: scope, count: 259)
+    #expect(throws: ACPIError.structureTooLong(length: 16 + 254 * 259)) { try ACPITables.build(configuration) }
+    configuration.remapping?.units[0].scopes = Array(repeating: scope, count: 257)
+    #expect(throws: Never.self) { try ACPITables.build(configuration) }
+  }
+
+  @Test func `The tables of a large machine stay below 1 MiB`() throws {
+    let tables = try build(ACPIConfiguration(localAPICs: Array(0..<4096), remapping: Self.remapping))
+    #expect(tables.address + UInt64(tables.bytes.count) <= 0x10_0000)
+  }
+
+  /// For `Tests/acpi-check`, which has iasl read them.
+  @Test(.enabled(if: getenv("NESTLING_ACPI_DUMP") != nil, "NESTLING_ACPI_DUMP names no folder"))
+  func `Dump for iasl`() throws {
+    let folder = try #require(getenv("NESTLING_ACPI_DUMP").map { String(cString: $0) })
+    let tables = try build()
+    for table in tables.tables where table.signature != "RSD PTR " {
+      let path = "\(folder)/\(table.signature.lowercased()).aml"
+      let file = try #require(fopen(path, "w"))
+      defer { fclose(file) }
+      let bytes = Array(tables.bytes[table.range])
+      #expect(fwrite(bytes, 1, bytes.count, file) == bytes.count)
+    }
+    // The same without a high window.
+    let values = try #require(build(ACPIConfiguration(localAPICs: [0])).table("SSDT"))
+    let file = try #require(fopen("\(folder)/ssdt-none.aml", "w"))
+    defer { fclose(file) }
+    #expect(fwrite(values, 1, values.count, file) == values.count)
+  }
+}

@@ -1,0 +1,69 @@
+import Glibc
+import Hardware
+import Machine
+import Testing
+
+/// The kernel that Images/kernel builds, where it has been built.
+@Suite struct RealKernelTests {
+  private static let folder: String? = {
+    func variable(_ name: String) -> String? { getenv(name).map { String(cString: $0) } }
+    let cache =
+      variable("NESTLING_CACHE") ?? variable("XDG_CACHE_HOME").map { $0 + "/nestling" }
+      ?? variable("HOME").map { $0 + "/.cache/nestling" }
+    guard let cache, let directory = opendir(cache) else { return nil }
+    defer { closedir(directory) }
+    while let entry = readdir(directory) {
+      let name = withUnsafePointer(to: &entry.pointee.d_name) {
+        $0.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) }
+      }
+      let path = cache + "/" + name
+      if name.hasPrefix("linux-6.12-"), access(path + "/bzImage", R_OK) == 0, access(path + "/vmlinux", R_OK) == 0 {
+        return path
+      }
+    }
+    return nil
+  }()
+
+  private static func read(_ name: String) throws -> [UInt8] {
+    let path = try #require(folder) + "/" + name
+    let file = try #require(fopen(path, "r"))
+    defer { fclose(file) }
+    fseek(file, 0, SEEK_END)
+    let size = ftell(file)
+    rewind(file)
+    return [UInt8](unsafeUninitializedCapacity: size) { buffer, count in
+      count = fread(buffer.baseAddress, 1, size, file)
+    }
+  }
+
+  @Test(.enabled(if: folder != nil, "no kernel in the cache: run Images/kernel"))
+  func `The bzImage is loaded where it wants to be`() throws {
+    let bench = BootBench(size: 64 << 20)
+    let image = try Self.read("bzImage")
+    guard case .longMode(let entry) = try bench.load(image) else {
+      Issue.record("not started in long mode")
+      return
+    }
+    let start = (Int(image[0x1f1]) + 1) * 512
+    #expect(entry.instructionPointer >= image.load(UInt64.self, at: 0x258) + 0x200)
+    #expect(bench.bytes(entry.instructionPointer, 256) == Array(image[start + 0x200..<start + 0x300]))
+    #expect(bench.bytes(entry.bootParameters + 0x202, 4) == Array("HdrS".utf8))
+    let small = BootBench(size: 16 << 20)
+    #expect(small.refusal(image) != nil)
+    #expect(bench.refusal(Array(image.dropLast())) != nil)
+  }
+
+  @Test(.enabled(if: folder != nil, "no kernel in the cache: run Images/kernel"))
+  func `The vmlinux starts at its PVH entry`() throws {
+    let bench = BootBench(size: 64 << 20)
+    let image = try Self.read("vmlinux")
+    guard case .protectedMode(let entry) = try bench.load(image) else {
+      Issue.record("not started in protected mode")
+      return
+    }
+    #expect(entry.instructionPointer >= 0x100_0000)
+    #expect(bench.word(UInt64(entry.startInformation)) == 0x336e_c578)
+    // Linux's entry starts with cld, in all versions.
+    #expect(bench.bytes(UInt64(entry.instructionPointer), 1) == [0xfc])
+  }
+}
