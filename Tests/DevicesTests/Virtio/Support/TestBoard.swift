@@ -1,0 +1,96 @@
+import Devices
+import Hardware
+import PCI
+import Synchronization
+import TestSupport
+
+/// RAM, buses and doubles for one function; what a board is to a driver.
+final class TestBoard {
+  static let structuresBase: UInt64 = 0x8_0000_0000
+  static let tableBase: UInt64 = 0xc000_0000
+
+  let memory: HeapMemory
+  let memoryBus = AddressBus()
+  let router = RecordingRouter()
+  let workers = InlineWorkerSource()
+  let line = RecordingLine()
+  let environment: PCIEnvironment
+
+  init(
+    memorySize: Int = 4 << 20, remapper: PageRemapper? = nil, workers other: (any QueueWorkerSource)? = nil
+  ) {
+    memory = remapper?.memory ?? HeapMemory(size: memorySize)
+    environment = PCIEnvironment(
+      memoryBus: memoryBus, ioBus: AddressBus(), memory: memory,
+      remapper: remapper ?? PageRemapper(memory: memory), interrupts: router, workers: other ?? workers)
+  }
+
+  /// What firmware does: BARs placed, decoding on; bus mastering is the driver's.
+  func plug(_ device: VirtioPCI) {
+    device.function.connect(interruptLine: line)
+    for bar in device.function.description.baseAddressRegisters {
+      device.function.place(bar, at: bar.index == 4 ? Self.structuresBase : Self.tableBase)
+    }
+    device.function.writeConfiguration(offset: StandardOffset.command, width: .word, value: 0x2)
+  }
+}
+
+/// An IOMMU of 4 KiB pages: what is not in its map is refused.
+final class PageRemapper: DMARemapper {
+  let memory: HeapMemory
+  private let pages = Mutex<[UInt64: UInt64]>([:])
+  private let refusals = Mutex<[UInt64]>([])
+
+  init(memory: HeapMemory) { self.memory = memory }
+
+  /// Addresses that were refused, in order.
+  var refused: [UInt64] { refusals.withLock { $0 } }
+
+  func map(_ address: UInt64, to physical: UInt64, count: UInt64) {
+    pages.withLock { pages in
+      for offset in stride(from: 0, to: count, by: 4096) {
+        pages[(address + offset) >> 12] = (physical + offset) >> 12
+      }
+    }
+  }
+
+  func unmap(_ address: UInt64) { pages.withLock { $0[address >> 12] = nil } }
+
+  func makePort(for requester: Requester) -> any MemoryPort { Port(remapper: self, requester: requester) }
+
+  private final class Port: MemoryPort {
+    let remapper: PageRemapper
+    let requester: Requester
+    var memory: any PhysicalMemory { remapper.memory }
+
+    init(remapper: PageRemapper, requester: Requester) {
+      self.remapper = remapper
+      self.requester = requester
+    }
+
+    func translate(_ address: UInt64, count: Int, for access: DMAAccess) throws(DMAError) -> PhysicalSegment {
+      guard requester.busMasterEnable else { throw .disabled }
+      guard let page = remapper.pages.withLock({ $0[address >> 12] }) else {
+        remapper.refusals.withLock { $0.append(address) }
+        throw .translation
+      }
+      let within = address & 0xfff
+      return PhysicalSegment(address: page << 12 | within, count: min(count, Int(4096 - within)))
+    }
+  }
+}
+
+/// A small generator, so that a failure can be run again: SplitMix64.
+struct SeededGenerator: RandomNumberGenerator {
+  private var state: UInt64
+
+  init(seed: UInt64) { state = seed }
+
+  mutating func next() -> UInt64 {
+    state &+= 0x9e37_79b9_7f4a_7c15
+    var value = state
+    value = (value ^ (value >> 30)) &* 0xbf58_476d_1ce4_e5b9
+    value = (value ^ (value >> 27)) &* 0x94d0_49bb_1331_11eb
+    return value ^ (value >> 31)
+  }
+}
