@@ -1,0 +1,439 @@
+import Hardware
+import PCI
+import TestSupport
+import Testing
+
+@testable import Devices
+
+@Suite struct VirtioBlockTests {
+  private static let read: UInt32 = 0
+  private static let write: UInt32 = 1
+  private static let flush: UInt32 = 4
+  private static let getID: UInt32 = 8
+  private static let discard: UInt32 = 11
+  private static let writeZeroes: UInt32 = 13
+
+  private static func range(_ sector: UInt64, _ count: UInt32, _ flags: UInt32 = 0) -> [UInt8] {
+    var bytes: [UInt8] = []
+    bytes.append(littleEndian: sector)
+    bytes.append(littleEndian: count)
+    bytes.append(littleEndian: flags)
+    return bytes
+  }
+
+  // MARK: Identity
+
+  @Test func configurationByteForByte() throws {
+    var options = VirtioBlockOptions()
+    options.queueCount = 4
+    options.logicalBlockSize = 1024
+    options.physicalBlockSize = 4096
+    // 65 sectors: the last is no whole block.
+    let disk = try TestDisk(options, sectors: 65)
+    let golden: [UInt8] = [
+      64, 0, 0, 0, 0, 0, 0, 0,  // capacity
+      0, 0, 0, 0, 254, 0, 0, 0,  // size_max, seg_max
+      0, 0, 0, 0, 0, 4, 0, 0,  // geometry, blk_size
+      2, 0, 0, 0, 0, 0, 0, 0,  // topology
+      0, 0, 4, 0,  // writeback, num_queues
+      0, 0, 0x20, 0, 32, 0, 0, 0, 2, 0, 0, 0,  // discard: sectors, ranges, alignment
+      0, 0, 2, 0, 32, 0, 0, 0, 1, 0, 0, 0,  // write zeroes: sectors, ranges, may unmap
+    ]
+    let bytes = try (0..<60).map { UInt8(try disk.driver.read(4, $0, .byte)) }
+    #expect(bytes == golden)
+    #expect(disk.driver.config(0x00, .doubleword) == 0x1042_1af4)
+    #expect(disk.driver.config(0x08, .doubleword) == 0x0100_0001)
+  }
+
+  @Test func featuresFollowOptionsAndBackend() throws {
+    let ring: UInt64 = 1 << 28 | 1 << 29 | 1 << 32 | 1 << 40
+    let always: UInt64 = 1 << 2 | 1 << 6 | 1 << 9
+    #expect(try TestDisk().driver.offered() == ring | always | 1 << 13 | 1 << 14)
+    #expect(try TestDisk(readOnly: true).driver.offered() == ring | always | 1 << 5)
+    var options = VirtioBlockOptions()
+    options.discard = false
+    options.writeZeroes = false
+    options.queueCount = 2
+    options.physicalBlockSize = 4096
+    #expect(try TestDisk(options).driver.offered() == ring | always | 1 << 12 | 1 << 10)
+  }
+
+  @Test func optionsAreChecked() {
+    func problem(_ change: (inout VirtioBlockOptions) -> Void) -> VirtioBlockOptions.Problem? {
+      var options = VirtioBlockOptions()
+      change(&options)
+      do { try options.validate() } catch { return error }
+      return nil
+    }
+    #expect(problem { _ in } == nil)
+    #expect(problem { $0.queueCount = 0 } == .queueCount(0))
+    #expect(problem { $0.queueCount = 1025 } == .queueCount(1025))
+    #expect(problem { $0.queueSize = 100 } == .queueSize(100))
+    #expect(problem { $0.queueSize = 2048 } == .queueSize(2048))
+    #expect(problem { $0.logicalBlockSize = 513 } == .blockSize(513))
+    #expect(problem { $0.logicalBlockSize = 4 << 20 } == .blockSize(4 << 20))
+    #expect(
+      problem {
+        $0.logicalBlockSize = 4096
+        $0.physicalBlockSize = 512
+      } == .physicalBlockSize(512))
+    #expect(problem { $0.transport.vectors = 2049 } == .vectors(2049))
+    #expect(problem { $0.serial = "twenty-one characters" } == .serial("twenty-one characters"))
+  }
+
+  // MARK: Data
+
+  @Test func readsIntoSeveralBuffers() throws {
+    var disk = try TestDisk()
+    let answer = try disk.request(
+      Self.read, sector: 3, [.writable(TestDisk.data, 700), .writable(TestDisk.data + 0x1000, 324)])
+    #expect(answer?.status == 0)
+    #expect(answer?.length == 1025)
+    let expected = Array(disk.backend.bytes[3 * 512..<5 * 512])
+    #expect(disk.board.memory.copy(TestDisk.data, count: 700) == Array(expected[0..<700]))
+    #expect(disk.board.memory.copy(TestDisk.data + 0x1000, count: 324) == Array(expected[700...]))
+    // One call with the guest's own memory: no copy in between.
+    #expect(
+      disk.backend.operations == [
+        .read(
+          1536,
+          [
+            PhysicalSegment(address: TestDisk.data, count: 700),
+            PhysicalSegment(address: TestDisk.data + 0x1000, count: 324),
+          ])
+      ])
+  }
+
+  @Test func writesAndFlushes() throws {
+    var disk = try TestDisk()
+    let bytes = [UInt8](repeating: 0xa5, count: 1024)
+    disk.board.memory.store(bytes, at: TestDisk.data)
+    let answer = try disk.request(Self.write, sector: 62, [.readable(TestDisk.data, 1024)])
+    #expect(answer?.status == 0)
+    #expect(answer?.length == 1)
+    #expect(Array(disk.backend.bytes[62 * 512..<64 * 512]) == bytes)
+    #expect(try disk.request(Self.flush)?.status == 0)
+    #expect(disk.backend.operations.last == .flush)
+    #expect(disk.backend.operations.count == 2)
+  }
+
+  @Test func aDriverThatCannotFlushGetsAWriteThroughDisk() throws {
+    var disk = try TestDisk(features: 1 << 32 | 1 << 14)
+    try disk.request(Self.write, [.readable(TestDisk.data, 512)])
+    disk.board.memory.store(Self.range(0, 1), at: TestDisk.data)
+    try disk.request(Self.writeZeroes, [.readable(TestDisk.data, 16)])
+    #expect(disk.backend.operations.filter { $0 == .flush }.count == 2)
+    #expect(disk.backend.operations.last == .flush)
+  }
+
+  @Test func headersAndStatusMayLieAnywhere() throws {
+    var disk = try TestDisk()
+    disk.prepare(Self.read, 1)
+    // The header in two parts, and the status at the end of the data.
+    disk.queues[0].submit([
+      .readable(TestDisk.header, 5), .readable(TestDisk.header + 5, 11), .writable(TestDisk.data, 513),
+    ])
+    try disk.driver.notify(0)
+    #expect(disk.queues[0].takeUsed() == [.init(id: 0, length: 513)])
+    #expect(disk.board.memory.copy(TestDisk.data, count: 513) == Array(disk.backend.bytes[512..<1024]) + [0])
+  }
+
+  @Test func indirectRequests() throws {
+    var disk = try TestDisk()
+    disk.prepare(Self.read, 0)
+    let parts = (0..<UInt64(128)).map { DriverQueue.Buffer.writable(TestDisk.data + 0x1000 * $0, 4) }
+    disk.queues[0].submit(
+      [.readable(TestDisk.header, 16)] + parts + [.writable(TestDisk.status, 1)], indirectAt: 0x9_0000)
+    try disk.driver.notify(0)
+    #expect(disk.statusByte == 0)
+    #expect(disk.queues[0].takeUsed() == [.init(id: 0, length: 513)])
+    #expect(disk.board.memory.copy(TestDisk.data + 0x7f000, count: 4) == Array(disk.backend.bytes[508..<512]))
+  }
+
+  @Test func largeRequestsComeInPieces() throws {
+    var disk = try TestDisk(sectors: 10240)
+    // 5 MiB in twenty descriptors over the same quarter of a MiB.
+    let parts = (0..<20).map { _ in DriverQueue.Buffer.writable(TestDisk.data, 256 << 10) }
+    let answer = try disk.request(Self.read, sector: 0, parts)
+    #expect(answer?.status == 0)
+    #expect(answer?.length == 5_242_881)
+    let offsets = disk.backend.operations.map { operation -> UInt64? in
+      if case .read(let offset, _) = operation { offset } else { nil }
+    }
+    #expect(offsets == [0, 4 << 20])
+    #expect(
+      disk.board.memory.copy(TestDisk.data, count: 256 << 10) == Array(disk.backend.bytes[19 << 18..<20 << 18]))
+  }
+
+  @Test func identifiesItself() throws {
+    var options = VirtioBlockOptions()
+    options.serial = "nest-0001"
+    var disk = try TestDisk(options)
+    disk.board.memory.store([UInt8](repeating: 0xff, count: 32), at: TestDisk.data)
+    let answer = try disk.request(Self.getID, [.writable(TestDisk.data, 24)])
+    #expect(answer?.status == 0)
+    #expect(answer?.length == 21)
+    #expect(
+      disk.board.memory.copy(TestDisk.data, count: 24)
+        == Array("nest-0001".utf8) + [UInt8](repeating: 0, count: 11) + [0xff, 0xff, 0xff, 0xff])
+    #expect(try disk.request(Self.getID, [.writable(TestDisk.data, 4)])?.length == 5)
+  }
+
+  // MARK: Discard and write zeroes
+
+  @Test func discardsAndZeroesRanges() throws {
+    var disk = try TestDisk()
+    disk.board.memory.store(Self.range(1, 2) + Self.range(60, 4) + Self.range(5, 0), at: TestDisk.data)
+    #expect(try disk.request(Self.discard, [.readable(TestDisk.data, 48)])?.status == 0)
+    #expect(disk.backend.operations == [.discard(512..<1536), .discard(30720..<32768)])
+    disk.board.memory.store(Self.range(0, 1) + Self.range(8, 1, 1), at: TestDisk.data)
+    #expect(
+      try disk.request(Self.writeZeroes, [.readable(TestDisk.data, 20), .readable(TestDisk.data + 20, 12)])?.status == 0
+    )
+    #expect(
+      disk.backend.operations.suffix(2) == [
+        .writeZeroes(0..<512, mayUnmap: false), .writeZeroes(4096..<4608, mayUnmap: true),
+      ])
+    #expect(disk.backend.bytes[4096..<4608].allSatisfy { $0 == 0 })
+  }
+
+  @Test func badRangesChangeNothing() throws {
+    var disk = try TestDisk()
+    let cases: [(UInt32, [UInt8], UInt8)] = [
+      (Self.discard, Self.range(0, 1) + Self.range(63, 2), 1),
+      (Self.discard, Self.range(.max, 1), 1),
+      (Self.discard, Self.range(0, .max), 1),
+      (Self.discard, Self.range(0, 1, 1), 2),
+      (Self.discard, [], 1),
+      (Self.discard, Array(Self.range(0, 1)[0..<12]), 1),
+      (Self.writeZeroes, Self.range(0, 1) + Self.range(0, 1, 2), 2),
+      (Self.writeZeroes, Self.range(0x8000_0000_0000_0000, 2), 1),
+      (Self.writeZeroes, (0..<33).flatMap { Self.range($0, 1) }, 1),
+    ]
+    for (kind, bytes, status) in cases {
+      disk.board.memory.store(bytes, at: TestDisk.data)
+      let buffers: [DriverQueue.Buffer] = bytes.isEmpty ? [] : [.readable(TestDisk.data, bytes.count)]
+      #expect(try disk.request(kind, buffers)?.status == status)
+    }
+    #expect(disk.backend.operations.isEmpty)
+  }
+
+  @Test func whatWasNotNegotiatedIsUnsupported() throws {
+    var disk = try TestDisk(features: 1 << 32)
+    disk.board.memory.store(Self.range(0, 1), at: TestDisk.data)
+    #expect(try disk.request(Self.discard, [.readable(TestDisk.data, 16)])?.status == 2)
+    #expect(try disk.request(Self.writeZeroes, [.readable(TestDisk.data, 16)])?.status == 2)
+    #expect(try disk.request(99, [.writable(TestDisk.data, 512)])?.status == 2)
+    #expect(disk.backend.operations.isEmpty)
+  }
+
+  // MARK: Refusals
+
+  @Test(arguments: [
+    (64, 512), (63, 1024), (UInt64.max, 512), (0x8000_0000_0000_0000, 512), (0, 511), (0, 513), (1 << 55, 0),
+  ])
+  func requestsOutsideTheDiskFail(sector: UInt64, count: Int) throws {
+    var disk = try TestDisk()
+    #expect(try disk.request(Self.read, sector: sector, [.writable(TestDisk.data, count)])?.status == 1)
+    #expect(try disk.request(Self.read, sector: sector, [.writable(TestDisk.data, count)])?.length == 1)
+    #expect(try disk.request(Self.write, sector: sector, [.readable(TestDisk.data, count)])?.status == 1)
+    #expect(disk.backend.operations.isEmpty)
+    #expect(try disk.driver.status == 0xf)
+  }
+
+  @Test func requestsKeepToLogicalBlocks() throws {
+    var options = VirtioBlockOptions()
+    options.logicalBlockSize = 4096
+    var disk = try TestDisk(options)
+    #expect(try disk.request(Self.read, sector: 1, [.writable(TestDisk.data, 4096)])?.status == 1)
+    #expect(try disk.request(Self.read, sector: 8, [.writable(TestDisk.data, 512)])?.status == 1)
+    #expect(try disk.request(Self.read, sector: 8, [.writable(TestDisk.data, 4096)])?.status == 0)
+  }
+
+  @Test func aReadOnlyDiskIsNotWritten() throws {
+    var disk = try TestDisk(readOnly: true)
+    #expect(try disk.request(Self.write, [.readable(TestDisk.data, 512)])?.status == 1)
+    #expect(disk.backend.operations.isEmpty)
+    #expect(try disk.request(Self.read, [.writable(TestDisk.data, 512)])?.status == 0)
+  }
+
+  @Test func errorsOfTheBackendAreStatuses() throws {
+    var disk = try TestDisk()
+    for (error, status): (BlockError, UInt8) in [
+      (.inputOutput, 1), (.noSpace, 1), (.readOnly, 1), (.unsupported, 2),
+    ] {
+      disk.backend.fail(with: error)
+      #expect(try disk.request(Self.read, [.writable(TestDisk.data, 512)])?.status == status)
+      #expect(try disk.request(Self.write, [.readable(TestDisk.data, 512)])?.status == status)
+      #expect(try disk.request(Self.flush)?.status == status)
+    }
+    disk.backend.fail(with: nil)
+    #expect(try disk.request(Self.read, [.writable(TestDisk.data, 512)])?.status == 0)
+  }
+
+  @Test func whatIsNoRequestAsksForAReset() throws {
+    for buffers: [DriverQueue.Buffer] in [
+      [.readable(TestDisk.header, 15), .writable(TestDisk.status, 1)],
+      [.readable(TestDisk.header, 16)],
+      [.writable(TestDisk.status, 1)],
+      [.readable(0xffff_0000, 16), .writable(TestDisk.status, 1)],
+      [.readable(TestDisk.header, 16), .writable(.max, 1)],
+    ] {
+      var disk = try TestDisk()
+      disk.prepare(Self.flush, 0)
+      disk.queues[0].submit(buffers)
+      try disk.driver.notify(0)
+      #expect(try disk.driver.status == 0x4f)
+      #expect(disk.queues[0].takeUsed() == [])
+    }
+  }
+
+  @Test func dataOutsideRAMIsAnError() throws {
+    var disk = try TestDisk()
+    #expect(try disk.request(Self.read, [.writable(0x4000_0000, 512)])?.status == 1)
+    #expect(try disk.request(Self.write, [.readable(.max - 100, 512)])?.status == 1)
+    #expect(disk.backend.operations.isEmpty)
+  }
+
+  // MARK: Queues
+
+  @Test func queuesWorkSideBySide() throws {
+    var options = VirtioBlockOptions()
+    options.queueCount = 3
+    var disk = try TestDisk(options)
+    disk.driver.enableMSIX(vectors: 4)
+    for index in [2, 0, 1] {
+      #expect(
+        try disk.request(Self.read, sector: UInt64(index), [.writable(TestDisk.data, 512)], queue: index)?.status == 0)
+    }
+    #expect(disk.driver.messages == [0x42, 0x40, 0x41])
+    #expect(disk.board.workers.workers.map(\.name) == ["virtio-blk 0", "virtio-blk 1", "virtio-blk 2"])
+  }
+
+  @Test func aResetEndsARequestBetweenItsPieces() throws {
+    var options = VirtioBlockOptions()
+    options.queueCount = 2
+    var disk = try TestDisk(options, sectors: 10240)
+    var other = disk.queues[1]
+    let driver = disk.driver
+    other.offer(0x4000)
+    // While the first piece is read, the other queue breaks the device.
+    disk.backend.onRead { [weak pci = disk.pci] in
+      pci?.writeRegion(bar: 4, offset: 0x3004, width: .word, value: 1)
+    }
+    let parts = (0..<20).map { _ in DriverQueue.Buffer.writable(TestDisk.data, 256 << 10) }
+    #expect(try disk.request(Self.read, parts) == nil)
+    #expect(disk.backend.operations.count == 1)
+    #expect(disk.statusByte == 0xee)
+    #expect(try driver.status == 0x4f)
+  }
+
+  @Test func tellsOfANewSize() throws {
+    let disk = try TestDisk()
+    _ = try disk.driver.read(3, 0, .byte)
+    disk.backend.resize(to: 128 * 512)
+    disk.block.capacityChanged()
+    #expect(try disk.driver.read(3, 0, .byte) == 2)
+    #expect(try disk.driver.read(4, 0, .quadword) == 128)
+  }
+
+  // MARK: Translation
+
+  private static let shift: UInt64 = 0x7_0000_0000
+
+  private func translated() throws -> (PageRemapper, TestDisk) {
+    let remapper = PageRemapper(memory: HeapMemory(size: 4 << 20))
+    remapper.map(Self.shift, to: 0, count: 4 << 20)
+    var options = VirtioBlockOptions()
+    options.transport.iommuPlatform = true
+    return (remapper, try TestDisk(options, remapper: remapper, offset: Self.shift))
+  }
+
+  @Test func ringsAndDataAreTranslated() throws {
+    var (remapper, disk) = try translated()
+    // Two pages that lie the other way round in memory.
+    remapper.map(Self.shift + TestDisk.data, to: TestDisk.data + 0x1000, count: 4096)
+    remapper.map(Self.shift + TestDisk.data + 0x1000, to: TestDisk.data, count: 4096)
+    #expect(try disk.request(Self.read, [.writable(TestDisk.data, 8192)])?.status == 0)
+    #expect(disk.board.memory.copy(TestDisk.data + 0x1000, count: 4096) == Array(disk.backend.bytes[0..<4096]))
+    #expect(disk.board.memory.copy(TestDisk.data, count: 4096) == Array(disk.backend.bytes[4096..<8192]))
+    #expect(remapper.refused == [])
+  }
+
+  @Test func refusedDataIsAnErrorOfTheRequest() throws {
+    var (remapper, disk) = try translated()
+    remapper.unmap(Self.shift + TestDisk.data + 0x1000)
+    #expect(try disk.request(Self.read, [.writable(TestDisk.data, 8192)])?.status == 1)
+    #expect(remapper.refused == [Self.shift + TestDisk.data + 0x1000])
+    #expect(disk.backend.operations.isEmpty)
+    #expect(try disk.driver.status == 0xf)
+  }
+
+  @Test func aRefusedRingAsksForAReset() throws {
+    var (remapper, disk) = try translated()
+    remapper.unmap(Self.shift + disk.queues[0].available)
+    #expect(try disk.request(Self.flush) == nil)
+    #expect(try disk.driver.status == 0x4f)
+    #expect(remapper.refused == [Self.shift + disk.queues[0].available + 2])
+  }
+
+  @Test func withoutIOMMUPlatformAddressesArePhysical() throws {
+    let remapper = PageRemapper(memory: HeapMemory(size: 4 << 20))
+    var disk = try TestDisk(remapper: remapper)
+    #expect(try disk.request(Self.read, [.writable(TestDisk.data, 512)])?.status == 0)
+    #expect(remapper.refused == [])
+  }
+
+  // MARK: Hostile memory
+
+  /// Rings and request headers of chance, notified and reset over and over: nothing traps, no byte outside the
+  /// rings' and buffers' RAM is asked for, and the device works after each reset.
+  @Test(arguments: 0..<12)
+  func randomMemoryNeverTraps(seed: UInt64) throws {
+    var generator = SeededGenerator(seed: seed)
+    let board = TestBoard(memorySize: 0x2_0000)
+    let backend = MemoryBackend(memory: board.memory, content: [UInt8](repeating: 1, count: 32 << 10))
+    var options = VirtioBlockOptions()
+    options.queueSize = 16
+    let pci = VirtioPCI(
+      device: try VirtioBlock(options: options, backend: backend), options: options.transport,
+      environment: board.environment, address: RequesterID(bus: 0, device: 2, function: 0))
+    board.plug(pci)
+    let driver = TestDriver(pci, on: board)
+    var completed = 0
+    board.memory.store((0..<0x5000).map { _ in UInt8.random(in: 0...255, using: &generator) }, at: 0)
+    for _ in 0..<60 {
+      try driver.negotiate()
+      var queue = try driver.setUp(queue: 0, at: 0x1000)
+      board.memory.store([UInt8](repeating: 0, count: 4), at: queue.available)
+      board.memory.store([UInt8](repeating: 0, count: 4), at: queue.used)
+      for index in 0..<UInt16(16) {
+        let address = UInt64.random(in: 0..<0x2_2000, using: &generator)
+        if Bool.random(using: &generator) {
+          board.memory.store([[0, 1, 4, 8, 11, 13].randomElement(using: &generator)!, 0, 0, 0], at: address)
+          board.memory.store([UInt8](repeating: 0, count: 7), at: address + 9)
+        }
+        queue.writeDescriptor(
+          index, address: address, length: [1, 16, 16, 512, 513, 4096].randomElement(using: &generator)!,
+          flags: UInt16.random(in: 0..<5, using: &generator), next: UInt16.random(in: 0..<17, using: &generator))
+      }
+      try driver.start()
+      // A sound request first, else most rounds would end at once.
+      board.memory.store([4] + [UInt8](repeating: 0, count: 15), at: 0x800)
+      queue.writeDescriptor(14, address: 0x800, length: 16, flags: 1, next: 15)
+      queue.writeDescriptor(15, address: 0x900, length: 1, flags: 2)
+      queue.offer(14)
+      for _ in 0..<8 { queue.offer(UInt16.random(in: 0..<16, using: &generator)) }
+      try driver.notify(0)
+      completed += queue.takeUsed().count
+    }
+    #expect(completed > 60)
+    board.memory.store([UInt8](repeating: 0, count: 0x5000), at: 0)
+    try driver.negotiate()
+    var queue = try driver.setUp(queue: 0, at: 0x1000)
+    try driver.start()
+    queue.submit([.readable(0x800, 16), .writable(0x6000, 512), .writable(0x900, 1)])
+    try driver.notify(0)
+    #expect(queue.takeUsed() == [.init(id: 0, length: 513)])
+  }
+}

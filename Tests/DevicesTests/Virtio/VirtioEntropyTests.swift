@@ -1,0 +1,83 @@
+import Hardware
+import PCI
+import Synchronization
+import TestSupport
+import Testing
+
+@testable import Devices
+
+@Suite struct VirtioEntropyTests {
+  /// Counts upwards instead of being random.
+  private final class CountingSource: EntropySource {
+    let memory: HeapMemory
+    private let state = Mutex((next: UInt8(0), dry: false))
+
+    init(memory: HeapMemory) { self.memory = memory }
+
+    func runDry() { state.withLock { $0.dry = true } }
+
+    func fill(_ segments: [PhysicalSegment]) throws(EntropyError) {
+      if state.withLock({ $0.dry }) { throw EntropyError() }
+      for segment in segments {
+        let bytes = (0..<segment.count).map { _ in
+          state.withLock { state in
+            state.next &+= 1
+            return state.next
+          }
+        }
+        memory.store(bytes, at: segment.address)
+      }
+    }
+  }
+
+  private func make() throws -> (TestBoard, CountingSource, TestDriver, DriverQueue) {
+    let board = TestBoard()
+    let source = CountingSource(memory: board.memory)
+    let pci = VirtioPCI(
+      device: VirtioEntropy(source: source), options: VirtioOptions(), environment: board.environment,
+      address: RequesterID(bus: 0, device: 4, function: 0))
+    board.plug(pci)
+    let driver = TestDriver(pci, on: board)
+    try driver.negotiate()
+    let queue = try driver.setUp(queue: 0, at: 0x1_0000)
+    try driver.start()
+    return (board, source, driver, queue)
+  }
+
+  @Test func showsNoDeviceConfiguration() throws {
+    let (_, _, driver, _) = try make()
+    #expect(driver.config(0x00, .doubleword) == 0x1044_1af4)
+    #expect(driver.capabilities.map(\.type) == [1, 2, 3, 5])
+  }
+
+  @Test func fillsWhatItIsGiven() throws {
+    var (board, _, driver, queue) = try make()
+    queue.submit([.writable(0x8_0000, 3), .writable(0x9_0000, 2)])
+    try driver.notify(0)
+    #expect(queue.takeUsed() == [.init(id: 0, length: 5)])
+    #expect(board.memory.copy(0x8_0000, count: 4) == [1, 2, 3, 0])
+    #expect(board.memory.copy(0x9_0000, count: 3) == [4, 5, 0])
+  }
+
+  @Test func aRequestHasABound() throws {
+    var (_, _, driver, queue) = try make()
+    queue.submit([.writable(0x8_0000, 0x2_0000)])
+    try driver.notify(0)
+    #expect(queue.takeUsed() == [.init(id: 0, length: 0x1_0000)])
+  }
+
+  @Test func aDrySourceGivesNothing() throws {
+    var (_, source, driver, queue) = try make()
+    source.runDry()
+    queue.submit([.writable(0x8_0000, 64)])
+    try driver.notify(0)
+    #expect(queue.takeUsed() == [.init(id: 0, length: 0)])
+  }
+
+  @Test func aBufferOutsideRAMAsksForAReset() throws {
+    var (_, _, driver, queue) = try make()
+    queue.submit([.writable(0x4000_0000, 64)])
+    try driver.notify(0)
+    #expect(try driver.status == 0x4f)
+  }
+}
