@@ -63,8 +63,11 @@ public struct VirtioOptions: Hashable, Sendable {
   public var indirectDescriptors = true
   /// queue_reset
   public var queueReset = true
-  /// vectors: MSI-X vectors, 0 for none; nil for one a queue and one for configuration changes.
+  /// vectors: MSI-X vectors, within `vectorRange`, 0 for none; nil for one a queue and one for configuration changes.
   public var vectors: Int?
+
+  /// What MSI-X has room for.
+  public static let vectorRange = 0...2048
 
   public init() {}
 

@@ -262,6 +262,9 @@ import Testing
     setup.device.transport?.configurationChanged()
     #expect(setup.driver.messages == [0x41, 0x42])
     #expect(!setup.board.line.asserted)
+    // The status tells of the configuration alone, and no wire is left asserted behind it.
+    #expect(setup.driver.config(0x06, .word)[bit: 3] == false)
+    #expect(try setup.driver.read(3, 0, .byte) == 2)
     // Without a vector there is no message.
     try setup.driver.setCommon(0x16, .word, 0)
     try setup.driver.setCommon(0x1a, .word, 0xffff)

@@ -47,7 +47,7 @@ public struct VirtioBlockOptions: Hashable, Sendable {
     }
     guard physical >= logicalBlockSize else { throw .physicalBlockSize(physical) }
     if let vectors = transport.vectors {
-      guard (0...2048).contains(vectors) else { throw .vectors(vectors) }
+      guard VirtioOptions.vectorRange.contains(vectors) else { throw .vectors(vectors) }
     }
     guard serial.utf8.count <= VirtioBlock.serialSize else { throw .serial(serial) }
   }

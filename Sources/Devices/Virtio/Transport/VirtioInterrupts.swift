@@ -18,12 +18,14 @@ final class VirtioInterrupts: Sendable {
 
   init(function: Function) { self.function = function }
 
+  private var usesMessages: Bool { function.msix?.isEnabled == true }
+
   func setConfigurationVector(_ vector: UInt16) { configurationVector.store(vector, ordering: .relaxed) }
 
   /// A used buffer notification.
   func signalQueue(vector: UInt16) {
-    if let msix = function.msix, msix.isEnabled {
-      if vector != CommonConfiguration.noVector { msix.signal(Int(vector)) }
+    if usesMessages {
+      if vector != CommonConfiguration.noVector { function.msix?.signal(Int(vector)) }
     } else {
       raise(Cause.queue)
     }
@@ -55,7 +57,8 @@ final class VirtioInterrupts: Sendable {
   private func raise(_ cause: UInt8) {
     status.withLock { status in
       status |= cause
-      function.setINTx(true)
+      // Not while MSI-X is on: the wire would stand asserted for nobody once it is off.
+      if !usesMessages { function.setINTx(true) }
     }
   }
 }

@@ -22,7 +22,7 @@ public final class VirtioPCI: FunctionModel, VirtioTransport {
   private let registers: Mutex<Registers>
 
   /// - Parameters:
-  ///   - options: `vectors` is 0 to 2048.
+  ///   - options: `vectors` is within its range.
   ///   - address: device and function on the bus that the caller puts `function` on.
   public init(
     device: any VirtioDevice, options: VirtioOptions, environment: PCIEnvironment, address: RequesterID
