@@ -30,11 +30,28 @@ import Testing
     }
   }
 
-  private func make() throws -> (TestBoard, CountingSource, TestDriver, DriverQueue) {
+  /// A timer that runs when it is told to.
+  private final class HandTimer: OneShotTimer {
+    private let state = Mutex((handler: (@Sendable () -> Void)?.none, times: [UInt32]()))
+
+    /// Each time that it was started for.
+    var times: [UInt32] { state.withLock { $0.times } }
+
+    func start(afterMilliseconds milliseconds: UInt32, _ handler: @escaping @Sendable () -> Void) {
+      state.withLock { state in
+        state.handler = handler
+        state.times.append(milliseconds)
+      }
+    }
+
+    func fire() { state.withLock { $0.handler.take() }?() }
+  }
+
+  private func make(limit: EntropyLimit? = nil) throws -> (TestBoard, CountingSource, TestDriver, DriverQueue) {
     let board = TestBoard()
     let source = CountingSource(memory: board.memory)
     let pci = VirtioPCI(
-      device: VirtioEntropy(source: source), options: VirtioOptions(), environment: board.environment,
+      device: VirtioEntropy(source: source, limit: limit), options: VirtioOptions(), environment: board.environment,
       address: RequesterID(bus: 0, device: 4, function: 0))
     board.plug(pci)
     let driver = TestDriver(pci, on: board)
@@ -72,6 +89,30 @@ import Testing
     queue.submit([.writable(0x8_0000, 64)])
     try driver.notify(0)
     #expect(queue.takeUsed() == [.init(id: 0, length: 0)])
+  }
+
+  @Test func aLimitHoldsForEachPeriod() throws {
+    let timer = HandTimer()
+    var (_, _, driver, queue) = try make(limit: EntropyLimit(bytes: 100, period: 250, timer: timer))
+    for _ in 0..<4 { queue.submit([.writable(0x8_0000, 64)]) }
+    try driver.notify(0)
+    // The second request gets what is left, the third waits, whatever the driver does.
+    #expect(queue.takeUsed() == [.init(id: 0, length: 64), .init(id: 1, length: 36)])
+    #expect(timer.times == [250])
+    try driver.notify(0)
+    #expect(queue.takeUsed() == [])
+    timer.fire()
+    #expect(queue.takeUsed() == [.init(id: 2, length: 64), .init(id: 3, length: 36)])
+    #expect(timer.times == [250, 250])
+    // A reset is no way around it.
+    try driver.negotiate()
+    var fresh = try driver.setUp(queue: 0, at: 0x2_0000)
+    try driver.start()
+    fresh.submit([.writable(0x8_0000, 64)])
+    try driver.notify(0)
+    #expect(fresh.takeUsed() == [])
+    timer.fire()
+    #expect(fresh.takeUsed() == [.init(id: 0, length: 64)])
   }
 
   @Test func aBufferOutsideRAMAsksForAReset() throws {

@@ -1,4 +1,5 @@
 import Hardware
+import Synchronization
 
 /// Where random bytes come from: the host's getrandom.
 public protocol EntropySource: AnyObject, Sendable {
@@ -17,8 +18,14 @@ public final class VirtioEntropy: VirtioDevice {
   static let requestLimit: UInt64 = 64 << 10
 
   private let source: any EntropySource
+  private let quota: EntropyQuota?
+  private let owner = Mutex(WeakVirtioTransport())
 
-  public init(source: any EntropySource) { self.source = source }
+  /// - Parameter limit: nil for as much as the guest asks for.
+  public init(source: any EntropySource, limit: EntropyLimit? = nil) {
+    self.source = source
+    quota = limit.map(EntropyQuota.init)
+  }
 
   public var type: UInt16 { 4 }
   /// Unclassified, as QEMU has it.
@@ -29,17 +36,31 @@ public final class VirtioEntropy: VirtioDevice {
   public var queueSizes: [UInt16] { [8] }
   public var configuration: [UInt8] { [] }
 
-  public func process(queue index: Int, _ queue: inout VirtQueue) throws(VirtQueueError) {
-    try queue.drain { queue throws(VirtQueueError) in try serve(&queue) }
+  public func connect(to transport: any VirtioTransport) {
+    owner.withLock { $0 = WeakVirtioTransport(transport) }
   }
 
-  private func serve(_ queue: inout VirtQueue) throws(VirtQueueError) {
+  public func process(queue index: Int, _ queue: inout VirtQueue) throws(VirtQueueError) {
+    repeat {
+      try queue.suppressNotifications()
+      while true {
+        let allowed = min(quota?.remaining ?? .max, Self.requestLimit)
+        // What waits is served when the period ends; until then a notification would change nothing.
+        if allowed == 0 { return }
+        guard try queue.next() else { break }
+        try serve(&queue, limit: allowed)
+      }
+    } while try queue.requestNotifications()
+  }
+
+  private func serve(_ queue: inout VirtQueue, limit: UInt64) throws(VirtQueueError) {
     let head = queue.chain.head
     var written: UInt64 = 0
-    do { written = try queue.takeSegments(for: .write, limit: Self.requestLimit) } catch { throw .memory(error) }
+    do { written = try queue.takeSegments(for: .write, limit: limit) } catch { throw .memory(error) }
     if written > 0 {
       do { try source.fill(queue.segments) } catch { written = 0 }
     }
+    quota?.take(written) { [weak self] in self?.owner.withLock { $0.transport }?.wake(queue: 0) }
     try queue.complete(head: head, written: UInt32(truncatingIfNeeded: written))
   }
 }

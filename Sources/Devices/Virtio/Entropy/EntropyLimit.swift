@@ -1,0 +1,60 @@
+import Synchronization
+
+/// Calls back once, later: the host's timer.
+public protocol OneShotTimer: AnyObject, Sendable {
+  /// Runs the handler on some thread after a time; a timer that was started before and has not run yet does not.
+  func start(afterMilliseconds milliseconds: UInt32, _ handler: @escaping @Sendable () -> Void)
+}
+
+/// How much entropy a guest may take: `bytes` in each period. A period starts with the first request in it.
+public struct EntropyLimit: Sendable {
+  /// max-bytes
+  public var bytes: UInt64
+  /// period, in milliseconds.
+  public var period: UInt32
+  public var timer: any OneShotTimer
+
+  public init(bytes: UInt64, period: UInt32, timer: any OneShotTimer) {
+    self.bytes = bytes
+    self.period = period
+    self.timer = timer
+  }
+}
+
+/// The account of an `EntropyLimit`. A reset of the device leaves it alone, or a guest could reset its way past it.
+final class EntropyQuota: Sendable {
+  private struct State {
+    var remaining: UInt64
+    var periodRuns = false
+  }
+
+  private let limit: EntropyLimit
+  private let state: Mutex<State>
+
+  init(_ limit: EntropyLimit) {
+    self.limit = limit
+    state = Mutex(State(remaining: limit.bytes))
+  }
+
+  /// What may be taken now, in bytes.
+  var remaining: UInt64 { state.withLock { $0.remaining } }
+
+  /// Takes bytes, at most what remains, and starts a period if none runs.
+  /// - Parameter renewed: called when the period has ended.
+  func take(_ count: UInt64, renewed: @escaping @Sendable () -> Void) {
+    let starts = state.withLock { state in
+      state.remaining -= min(count, state.remaining)
+      defer { state.periodRuns = true }
+      return !state.periodRuns
+    }
+    guard starts else { return }
+    limit.timer.start(afterMilliseconds: limit.period) { [weak self] in
+      self?.renew()
+      renewed()
+    }
+  }
+
+  private func renew() {
+    state.withLock { $0 = State(remaining: limit.bytes) }
+  }
+}
