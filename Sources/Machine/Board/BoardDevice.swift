@@ -92,7 +92,6 @@ extension IntelIOMMUOptions {
     options.snoopControl = snoopControl
     options.deviceIOTLB = deviceIOTLB
     options.pasidBits = Int(pasidBits)
-    options.svm = sharedVirtualMemory
     options.fs1gp = firstStage1GPages
     options.dmaTranslation = dmaTranslation
     options.staleTranslationMethod = staleTransientMapping
