@@ -80,7 +80,8 @@ struct IOTLB: Sendable {
 
   /// Keeps what a walk found. A page that touches the interrupt address range, before or behind
   /// translation, is kept only as the 4 KiB asked for: the rest of it is translated differently.
-  mutating func insert(_ mapping: Mapping, for address: UInt64, tag: Tag) {
+  /// - Returns: log2 of the size of the page as it is kept.
+  mutating func insert(_ mapping: Mapping, for address: UInt64, tag: Tag) -> UInt64 {
     var sizeClass = mapping.shift >= 30 ? 2 : mapping.shift >= 21 ? 1 : 0
     let output = mapping.address(of: address)
     if sizeClass > 0 {
@@ -109,6 +110,7 @@ struct IOTLB: Sendable {
     }
     entries[place] = entry
     victim = (victim + 1) % Self.ways
+    return shift
   }
 
   mutating func removeAll() {

@@ -20,6 +20,15 @@ struct PortTranslation: Sendable {
     case first(FirstStageTable, IOTLB.Tag)
     case second(SecondStageTable, IOTLB.Tag)
 
+    /// Of the pages cached for requests that go this way.
+    @inline(__always)
+    var tag: IOTLB.Tag? {
+      switch self {
+      case .first(_, let tag), .second(_, let tag): tag
+      case .unknown, .passThrough: nil
+      }
+    }
+
     var domain: UInt16? {
       switch self {
       case .unknown: nil
@@ -63,20 +72,23 @@ struct PortTranslation: Sendable {
       counters.untranslatedRequests &+= 1
       return .segment(PhysicalSegment(address: address, count: count))
     }
-    if requester == source, isReady, !WalkRules.isInterruptAddress(address) {
-      let tag: IOTLB.Tag
-      switch path {
-      case .first(_, let own), .second(_, let own): tag = own
-      case .passThrough, .unknown: return slowly(address, count: count, for: access, from: requester, memory: memory)
-      }
-      if let (output, shift) = iotlb.lookup(address, tag: tag, access: access) {
-        counters.iotlbHits &+= 1
-        let offset = address & (1 &<< shift &- 1)
-        let rest = Int(truncatingIfNeeded: 1 &<< shift &- offset)
-        return .segment(PhysicalSegment(address: output | offset, count: min(count, rest)))
-      }
+    if requester == source, isReady, !WalkRules.isInterruptAddress(address), let tag = path.tag,
+      let segment = cached(address, count: count, for: access, tag: tag)
+    {
+      return .segment(segment)
     }
     return slowly(address, count: count, for: access, from: requester, memory: memory)
+  }
+
+  @inline(__always)
+  private mutating func cached(
+    _ address: UInt64, count: Int, for access: DMAAccess, tag: IOTLB.Tag
+  ) -> PhysicalSegment? {
+    guard let (output, shift) = iotlb.lookup(address, tag: tag, access: access) else { return nil }
+    counters.iotlbHits &+= 1
+    let offset = address & (1 &<< shift &- 1)
+    let rest = Int(truncatingIfNeeded: 1 &<< shift &- offset)
+    return PhysicalSegment(address: output | offset, count: min(count, rest))
   }
 
   /// Whether requests can go by `path` without reading an entry.
@@ -122,17 +134,13 @@ struct PortTranslation: Sendable {
     faultProcessingDisabled = pathFaultProcessingDisabled
     if WalkRules.isInterruptAddress(address) { throw .scalableInterruptAddress }  // only with PASID
 
+    // The entries were read anew; the pages may be cached still.
+    if let tag = path.tag, let segment = cached(address, count: count, for: access, tag: tag) { return segment }
     let mapping: Mapping
     let tag: IOTLB.Tag
     switch path {
     case .unknown, .passThrough:
-      counters.passThroughRequests &+= 1
-      guard !rules.exceedsHost(address) else {
-        throw mode.tableMode == .legacy ? .addressBeyondWidth : .scalableAddressBeyondWidth
-      }
-      // A run does not go on into the interrupt range.
-      let limit = address < 0xfee0_0000 ? 0xfee0_0000 - address : UInt64(Int.max)
-      return PhysicalSegment(address: address, count: min(count, Int(clamping: limit)))
+      return try passThrough(address, count: count)
     case .first(let table, let own):
       tag = own
       if table.nested == nil { counters.firstStageWalks &+= 1 } else { counters.nestedWalks &+= 1 }
@@ -148,12 +156,19 @@ struct PortTranslation: Sendable {
     if WalkRules.isInterruptAddress(output) {
       throw mode.tableMode == .legacy ? .interruptAddress : .scalableInterruptAddress
     }
-    iotlb.insert(mapping, for: address, tag: tag)
-    if let (output, shift) = iotlb.lookup(address, tag: tag, access: access) {
-      let rest = (1 << shift) - (address & (1 << shift &- 1))
-      return PhysicalSegment(address: output | address & (1 << shift &- 1), count: min(count, Int(clamping: rest)))
+    let shift = iotlb.insert(mapping, for: address, tag: tag)
+    let rest = (1 &<< shift) &- (address & (1 &<< shift &- 1))
+    return PhysicalSegment(address: output, count: min(count, Int(clamping: rest)))
+  }
+
+  private mutating func passThrough(_ address: UInt64, count: Int) throws(FaultReason) -> PhysicalSegment {
+    counters.passThroughRequests &+= 1
+    guard !rules.exceedsHost(address) else {
+      throw mode.tableMode == .legacy ? .addressBeyondWidth : .scalableAddressBeyondWidth
     }
-    return PhysicalSegment(address: output, count: min(count, 0x1000 - Int(address & 0xfff)))
+    // A run does not go on into the interrupt range.
+    let limit = address < 0xfee0_0000 ? 0xfee0_0000 - address : UInt64(Int.max)
+    return PhysicalSegment(address: address, count: min(count, Int(clamping: limit)))
   }
 
   // MARK: Entries

@@ -1,0 +1,289 @@
+import Hardware
+import Synchronization
+import TestSupport
+
+@testable import VTd
+
+/// A driver's view of one unit: guest memory with a page allocator, the registers, the queue, and
+/// ways to build each table.
+final class Guest {
+  static let memorySize = 8 << 20
+
+  let memory = HeapMemory(size: memorySize)
+  let events = RecordingRouter()
+  let sink = RecordingSink()
+  let observer = RecordingObserver()
+  let unit: TranslationUnit
+
+  private var nextPage: UInt64 = 0x10_0000
+  private(set) var queueBase: UInt64 = 0
+  private var queueWide = false
+  private var queueTail: UInt64 = 0
+  private var queueSize: UInt64 = 0x1000
+  private(set) var statusPage: UInt64 = 0
+  private var statusCount: UInt32 = 0
+
+  /// Source of the unit's own interrupts, to tell them apart in the log.
+  static let faultSource = RequesterID(rawValue: 0xfff0)
+  static let completionSource = RequesterID(rawValue: 0xfff1)
+
+  init(_ change: (inout UnitOptions) -> Void = { _ in }) throws {
+    var options = UnitOptions()
+    change(&options)
+    unit = try TranslationUnit(
+      options: options, memory: memory, faultEvent: events.makeRoute(for: Requester(id: Self.faultSource)),
+      invalidationEvent: events.makeRoute(for: Requester(id: Self.completionSource)), messages: sink)
+    unit.addObserver(observer)
+  }
+
+  static func scalable(_ change: (inout UnitOptions) -> Void = { _ in }) throws -> Guest {
+    try Guest {
+      $0.scalableMode = true
+      change(&$0)
+    }
+  }
+
+  static func firstStage(_ change: (inout UnitOptions) -> Void = { _ in }) throws -> Guest {
+    try scalable {
+      $0.firstStage = true
+      change(&$0)
+    }
+  }
+
+  static func nested(_ change: (inout UnitOptions) -> Void = { _ in }) throws -> Guest {
+    try firstStage {
+      $0.nested = true
+      change(&$0)
+    }
+  }
+
+  // MARK: Registers
+
+  func read32(_ offset: Int) -> UInt32 {
+    UInt32(truncatingIfNeeded: unit.read(offset: UInt64(offset), width: .doubleword))
+  }
+  func read64(_ offset: Int) -> UInt64 { unit.read(offset: UInt64(offset), width: .quadword) }
+  func write32(_ offset: Int, _ value: UInt32) {
+    unit.write(offset: UInt64(offset), width: .doubleword, value: UInt64(value))
+  }
+  func write64(_ offset: Int, _ value: UInt64) { unit.write(offset: UInt64(offset), width: .quadword, value: value) }
+
+  var status: UInt32 { read32(0x1c) }
+
+  /// As drivers do: what is on, and one bit more.
+  func command(set bit: Int) { write32(0x18, (status & 0x8680_0000) | 1 << UInt32(bit)) }
+  func command(clear bit: Int) { write32(0x18, (status & 0x8680_0000) & ~(1 << UInt32(bit))) }
+
+  func setRootTable(_ address: UInt64, scalable: Bool) {
+    write64(0x20, address | (scalable ? 0x400 : 0))
+    command(set: 30)
+  }
+  func enableTranslation() { command(set: 31) }
+
+  /// The fault recording register, if it has a fault; cleared when taken.
+  func takeFault() -> (reason: UInt8, source: UInt16, address: UInt64, isRead: Bool, pasid: UInt32?)? {
+    let high = read64(0x228)
+    guard high[bit: 63] else { return nil }
+    let low = read64(0x220)
+    write32(0x22c, 0x8000_0000)
+    return (
+      UInt8(truncatingIfNeeded: high >> 32), UInt16(truncatingIfNeeded: high), low, high[bit: 62],
+      high[bit: 31] ? UInt32(truncatingIfNeeded: high[bits: 40...59]) : nil
+    )
+  }
+
+  // MARK: Memory
+
+  /// A zeroed page. The pages stay below 8 MiB.
+  func page(count: UInt64 = 1) -> UInt64 {
+    defer { nextPage += 0x1000 * count }
+    return nextPage
+  }
+
+  func store(_ value: UInt64, at address: UInt64) { _ = memory.storeUInt64(value, at: address) }
+  func load(_ address: UInt64) -> UInt64 { memory.loadUInt64(at: address) ?? 0xdead }
+
+  // MARK: Queue
+
+  func enableQueue(wide: Bool, pages: UInt64 = 0) {
+    queueWide = wide
+    queueSize = 0x1000 << pages
+    queueBase = page(count: 1 << pages)
+    statusPage = page()
+    queueTail = 0
+    write64(0x88, 0)
+    write64(0x90, queueBase | (wide ? 0x800 : 0) | pages)
+    command(set: 26)
+  }
+
+  /// Puts descriptors into the queue and moves the tail.
+  func submit(_ descriptors: [UInt64]...) {
+    for descriptor in descriptors {
+      for word in 0..<(queueWide ? 4 : 2) {
+        store(word < descriptor.count ? descriptor[word] : 0, at: queueBase + queueTail + UInt64(word) * 8)
+      }
+      queueTail = (queueTail + (queueWide ? 32 : 16)) % queueSize
+    }
+    write64(0x88, queueTail)
+  }
+
+  /// Submits, with a wait descriptor behind.
+  /// - Returns: whether the wait completed.
+  func submitAndWait(_ descriptors: [UInt64]...) -> Bool {
+    statusCount += 1
+    var all = descriptors
+    all.append([UInt64(statusCount) << 32 | 0x25, statusPage])
+    for descriptor in all {
+      for word in 0..<(queueWide ? 4 : 2) {
+        store(word < descriptor.count ? descriptor[word] : 0, at: queueBase + queueTail + UInt64(word) * 8)
+      }
+      queueTail = (queueTail + (queueWide ? 32 : 16)) % queueSize
+    }
+    write64(0x88, queueTail)
+    return memory.loadUInt32(at: statusPage) == statusCount
+  }
+
+  // MARK: Tables
+
+  /// Writes a paging entry, making the tables above it.
+  /// - Parameter tableBits: of the entries that point to tables made here.
+  func map(
+    _ input: UInt64, in root: UInt64, levels: Int, entry: UInt64, atLevel leaf: Int = 1, tableBits: UInt64
+  ) {
+    store(entry, at: slot(of: input, in: root, levels: levels, level: leaf, tableBits: tableBits))
+  }
+
+  /// Where the entry for `input` at `level` is.
+  func slot(of input: UInt64, in root: UInt64, levels: Int, level leaf: Int = 1, tableBits: UInt64 = 0) -> UInt64 {
+    var table = root
+    var level = levels
+    while true {
+      let place = table + ((input >> UInt64(12 + 9 * (level - 1))) & 0x1ff) * 8
+      if level == leaf { return place }
+      var entry = load(place)
+      if entry == 0 {
+        entry = page() | tableBits
+        store(entry, at: place)
+      }
+      table = entry & 0xf_ffff_ffff_f000
+      level -= 1
+    }
+  }
+
+  static let firstStageTable: UInt64 = 0x27  // P, R/W, U/S, A
+  static let firstStageLeaf: UInt64 = 0x67  // and D
+  static let secondStageBits: UInt64 = 0x3  // R, W
+
+  /// Root and context table of legacy mode, with one device.
+  func legacyTables(
+    source: RequesterID, secondStage: UInt64, type: UInt64 = 0, addressWidth: UInt64 = 2, domain: UInt16 = 7,
+    faultDisable: Bool = false
+  ) -> (root: UInt64, context: UInt64) {
+    let root = page()
+    let table = page()
+    let context = table + UInt64(source.deviceFunction) * 16
+    store(table | 1, at: root + UInt64(source.bus) * 16)
+    store(secondStage | type << 2 | (faultDisable ? 2 : 0) | 1, at: context)
+    store(UInt64(domain) << 8 | addressWidth, at: context + 8)
+    return (root, context)
+  }
+
+  struct ScalableTables {
+    var root: UInt64
+    var rootHalf: UInt64
+    var context: UInt64
+    var directory: UInt64
+    /// Of PASID 0.
+    var entry: UInt64
+  }
+
+  /// Root, context, PASID directory and PASID table of scalable mode, with one device and PASID 0.
+  func scalableTables(source: RequesterID, words: (UInt64, UInt64, UInt64)) -> ScalableTables {
+    let root = page()
+    let contexts = page()
+    let upper = source.deviceFunction >= 0x80
+    let rootHalf = root + UInt64(source.bus) * 16 + (upper ? 8 : 0)
+    let context = contexts + UInt64(source.deviceFunction & 0x7f) * 32
+    let directory = page()
+    let table = page()
+    store(contexts | 1, at: rootHalf)
+    store(directory | 1, at: context)
+    store(table | 1, at: directory)
+    store(words.0, at: table)
+    store(words.1, at: table + 8)
+    store(words.2, at: table + 16)
+    return ScalableTables(root: root, rootHalf: rootHalf, context: context, directory: directory, entry: table)
+  }
+
+  /// The words of a PASID-table entry.
+  static func pasidEntry(
+    type: UInt64, domain: UInt16 = 5, firstStage: UInt64 = 0, secondStage: UInt64 = 0, addressWidth: UInt64 = 2,
+    first: UInt64 = 0, second: UInt64 = 0, third: UInt64 = 0
+  ) -> (UInt64, UInt64, UInt64) {
+    (
+      secondStage | type << 6 | addressWidth << 2 | 1 | first, UInt64(domain) | second, firstStage | third
+    )
+  }
+
+  func port(_ source: RequesterID, pasid: UInt32? = nil) -> any MemoryPort {
+    unit.makePort(for: Requester(id: source, busMasterEnable: true), pasid: pasid)
+  }
+}
+
+/// Where a request ends up, or why not.
+enum Answer: Equatable {
+  case at(UInt64, Int)
+  case refused(DMAError)
+}
+
+extension MemoryPort {
+  func answer(_ address: UInt64, count: Int = 8, _ access: DMAAccess = .read) -> Answer {
+    do {
+      let segment = try translate(address, count: count, for: access)
+      return .at(segment.address, segment.count)
+    } catch {
+      return .refused(error)
+    }
+  }
+}
+
+final class RecordingSink: MessageSink {
+  struct Delivery: Hashable, Sendable {
+    let source: RequesterID
+    let message: InterruptMessage
+  }
+  private let log = Mutex<[Delivery]>([])
+  var deliveries: [Delivery] { log.withLock { $0 } }
+  func send(_ message: InterruptMessage, from requester: RequesterID) {
+    log.withLock { $0.append(Delivery(source: requester, message: message)) }
+  }
+}
+
+final class RecordingObserver: InvalidationObserver {
+  private let log = Mutex<[Invalidation]>([])
+  private let hook = Mutex<(@Sendable () -> Void)?>(nil)
+  func take() -> [Invalidation] {
+    log.withLock { log in
+      defer { log = [] }
+      return log
+    }
+  }
+  func onInvalidation(_ action: @escaping @Sendable () -> Void) { hook.withLock { $0 = action } }
+  func invalidated(_ invalidations: [Invalidation]) {
+    log.withLock { $0 += invalidations }
+    hook.withLock { $0 }?()
+  }
+}
+
+/// A seeded generator: SplitMix64.
+struct SeededGenerator: RandomNumberGenerator {
+  private var state: UInt64
+  init(seed: UInt64) { state = seed }
+  mutating func next() -> UInt64 {
+    state &+= 0x9e37_79b9_7f4a_7c15
+    var z = state
+    z = (z ^ (z >> 30)) &* 0xbf58_476d_1ce4_e5b9
+    z = (z ^ (z >> 27)) &* 0x94d0_49bb_1331_11eb
+    return z ^ (z >> 31)
+  }
+}

@@ -1,0 +1,159 @@
+import Testing
+
+@testable import VTd
+
+@Suite("Options of the remapping unit")
+struct OptionsTests {
+  static func options(_ change: (inout UnitOptions) -> Void) -> UnitOptions {
+    var options = UnitOptions()
+    change(&options)
+    return options
+  }
+
+  func error(_ change: (inout UnitOptions) -> Void) -> UnitOptionError? {
+    do throws(UnitOptionError) {
+      try Self.options(change).validate()
+      return nil
+    } catch {
+      return error
+    }
+  }
+
+  @Test("What fits is accepted")
+  func accepted() {
+    #expect(error { _ in } == nil)
+    #expect(error { $0.scalableMode = true } == nil)
+    #expect(
+      error {
+        $0.scalableMode = true
+        $0.firstStage = true
+        $0.nested = true
+        $0.addressWidth = 57
+      } == nil)
+    #expect(error { $0.addressWidth = 39 } == nil)
+    #expect(
+      error {
+        $0.deviceIOTLB = true
+        $0.staleTranslationMethod = true
+      } == nil)
+  }
+
+  @Test("First stage without scalable mode is refused in QEMU's words")
+  func firstStageAlone() {
+    let error = error { $0.firstStage = true }
+    #expect(error?.option == "x-flts")
+    #expect(error.map { "\($0)" } == "x-flts is only available in scalable mode")
+  }
+
+  @Test("Each contradiction names the option it is about")
+  func contradictions() {
+    #expect(error { $0.nested = true }?.option == "x-nested")
+    #expect(
+      error {
+        $0.nested = true
+        $0.scalableMode = true
+      }?.option == "x-nested")
+    #expect(error { $0.addressWidth = 40 }?.option == "aw-bits")
+    #expect(
+      error {
+        $0.addressWidth = 39
+        $0.scalableMode = true
+        $0.firstStage = true
+      }?.option == "aw-bits")
+    #expect(
+      error {
+        $0.extendedInterruptMode = .on
+        $0.interruptRemapping = false
+      }?.option == "eim")
+    #expect(
+      error {
+        $0.scalableMode = true
+        $0.dmaDrain = false
+      }?.option == "dma-drain")
+    #expect(error { $0.pasidBits = 8 }?.option == "pasid-bits")
+    #expect(
+      error {
+        $0.scalableMode = true
+        $0.pasidBits = 21
+      }?.option == "pasid-bits")
+    #expect(error { $0.staleTranslationMethod = true }?.option == "stale-tm")
+    #expect(
+      error {
+        $0.scalableMode = true
+        $0.firstStage = true
+        $0.dmaTranslation = false
+      }?.option == "dma-translation")
+  }
+
+  @Test("What is not there is refused, not ignored")
+  func unsupported() {
+    guard case .unsupported = error({ $0.svm = true })?.problem else {
+      Issue.record("svm was accepted")
+      return
+    }
+  }
+
+  /// The first two are what Linux prints under QEMU with the same options (there with caching mode).
+  @Test(
+    "Capability registers are QEMU's, bit for bit",
+    arguments: [
+      (
+        OptionsTests.options {
+          $0.cachingMode = true; $0.deviceIOTLB = true
+        }, 0xd2_008c_222f_0686, 0xf0_0f5e
+      ),
+      (OptionsTests.options { _ in }, 0xd2_008c_222f_0606, 0xf0_0f5a),
+      (
+        OptionsTests.options {
+          $0.addressWidth = 39; $0.interruptRemapping = false
+        }, 0xd2_008c_2226_0206,
+        0xf42
+      ),
+      (OptionsTests.options { $0.extendedInterruptMode = .off }, 0xd2_008c_222f_0606, 0xf0_0f4a),
+      (
+        OptionsTests.options {
+          $0.dmaTranslation = false; $0.dmaDrain = false
+        }, 0x12_008c_222f_0006, 0xf0_0f5a
+      ),
+      (
+        OptionsTests.options {
+          $0.scalableMode = true; $0.snoopControl = true
+        }, 0xd2_008c_222f_0606,
+        0x4800_80f0_0fda
+      ),
+      (
+        OptionsTests.options {
+          $0.scalableMode = true; $0.firstStage = true
+        }, 0x1d2_008c_222f_0606,
+        0x8800_00f0_0f5a
+      ),
+      (
+        OptionsTests.options {
+          $0.scalableMode = true
+          $0.firstStage = true
+          $0.fs1gp = false
+          $0.pasidBits = 20
+        }, 0xd2_008c_222f_0606, 0x8998_00f0_0f5a
+      ),
+      (
+        OptionsTests.options {
+          $0.scalableMode = true
+          $0.firstStage = true
+          $0.nested = true
+        }, 0x1d2_008c_222f_0606, 0x1_e804_84f0_0f5b
+      ),
+      (
+        OptionsTests.options {
+          $0.scalableMode = true
+          $0.firstStage = true
+          $0.addressWidth = 57
+        }, 0x11d2_008c_2238_0e06, 0x8800_00f0_0f5a
+      ),
+    ] as [(UnitOptions, UInt64, UInt64)])
+  func golden(options: UnitOptions, capability: UInt64, extended: UInt64) throws {
+    try options.validate()
+    let capabilities = Capabilities(options)
+    #expect(capabilities.capability == capability, "\(String(capabilities.capability, radix: 16))")
+    #expect(capabilities.extended == extended, "\(String(capabilities.extended, radix: 16))")
+  }
+}

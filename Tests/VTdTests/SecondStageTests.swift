@@ -1,0 +1,203 @@
+import Hardware
+import Testing
+
+@testable import VTd
+
+@Suite("Scalable mode, second stage and nested")
+struct SecondStageTests {
+  let source = RequesterID(bus: 0, device: 4, function: 0)
+
+  func second(first: UInt64 = 0, second: UInt64 = 0, addressWidth: UInt64 = 2, nested: Bool = false) throws -> (
+    guest: Guest, port: any MemoryPort, table: UInt64, tables: Guest.ScalableTables
+  ) {
+    let guest = nested ? try Guest.nested() : try Guest.scalable()
+    let table = guest.page()
+    guest.map(0x7654_3000, in: table, levels: Int(addressWidth) + 2, entry: 0x20_0003, tableBits: 3)
+    let tables = guest.scalableTables(
+      source: source,
+      words: Guest.pasidEntry(
+        type: 2, secondStage: table, addressWidth: addressWidth, first: first, second: second))
+    guest.setRootTable(tables.root, scalable: true)
+    guest.enableTranslation()
+    return (guest, guest.port(source), table, tables)
+  }
+
+  @Test("A page by 3 and 4 levels", arguments: [1, 2] as [UInt64])
+  func page(addressWidth: UInt64) throws {
+    let (guest, port, _, _) = try second(addressWidth: addressWidth)
+    #expect(port.answer(0x7654_3010, .write) == .at(0x20_0010, 8))
+    #expect(guest.unit.counters.secondStageWalks == 1)
+    #expect(port.answer(1 << UInt64(30 + 9 * addressWidth)) == .refused(.translation))
+    #expect(guest.takeFault()?.reason == 0x83)
+  }
+
+  @Test("Faults have the codes of scalable mode")
+  func faults() throws {
+    let (guest, port, table, tables) = try second()
+    func expect(_ entry: UInt64, _ access: DMAAccess, _ reason: UInt8) {
+      guest.store(entry, at: guest.slot(of: 0x7654_3000, in: table, levels: 4))
+      #expect(port.answer(0x7654_3000, access) == .refused(.translation))
+      #expect(guest.takeFault()?.reason == reason)
+    }
+    expect(0, .read, 0x79)
+    expect(0x20_0001, .write, 0x85)
+    expect(0x20_0002, .read, 0x86)
+    expect(0x20_0003 | 1 << 50, .read, 0x7a)
+    expect(0xfee0_0003, .read, 0x87)
+    guest.map(1 << 39, in: table, levels: 4, entry: 0x70_0000_0003, atLevel: 4, tableBits: 3)
+    #expect(port.answer(1 << 39) == .refused(.translation))
+    #expect(guest.takeFault()?.reason == 0x78)
+    guest.store(0x70_0000_0000 | guest.load(tables.entry) & 0xfff, at: tables.entry)
+    guest.setRootTable(tables.root, scalable: true)
+    #expect(port.answer(0x7654_3000) == .refused(.translation))
+    #expect(guest.takeFault()?.reason == 0x7b)
+    guest.store(guest.load(tables.entry) & ~0x1c, at: tables.entry)
+    guest.setRootTable(tables.root, scalable: true)
+    #expect(port.answer(0x7654_3000) == .refused(.translation))
+    #expect(guest.takeFault()?.reason == 0x5b)
+  }
+
+  @Test("Snoop bits are allowed in leaves, not in tables")
+  func snoop() throws {
+    let (guest, port, table, _) = try second()
+    guest.store(0x20_0803, at: guest.slot(of: 0x7654_3000, in: table, levels: 4))
+    #expect(port.answer(0x7654_3000) == .at(0x20_0000, 8))
+    let above = guest.slot(of: 0x7654_3000, in: table, levels: 4, level: 2)
+    guest.store(guest.load(above) | 0x800, at: above)
+    guest.write64(0xf8, 1 << 63 | 1 << 60)
+    #expect(port.answer(0x7654_3000) == .refused(.translation))
+    #expect(guest.takeFault()?.reason == 0x7a)
+  }
+
+  @Test("Accessed and dirty bits where the entry enables them")
+  func accessedDirty() throws {
+    let (guest, port, table, tables) = try second(first: 0x200, second: 1 << 23, nested: true)
+    let slots = (1...4).map { guest.slot(of: 0x7654_3000, in: table, levels: 4, level: $0) }
+    #expect(port.answer(0x7654_3000) == .at(0x20_0000, 8))
+    #expect(slots.allSatisfy { guest.load($0) & 0x300 == 0x100 })
+    #expect(port.answer(0x7654_3000, .write) == .at(0x20_0000, 8))
+    #expect(guest.load(slots[0]) == 0x20_0303)
+    // Without snooping an update is a fault.
+    guest.store(5, at: tables.entry + 8)
+    guest.store(0x20_0003, at: slots[0])
+    guest.setRootTable(tables.root, scalable: true)
+    #expect(port.answer(0x7654_3000) == .refused(.translation))
+    #expect(guest.takeFault()?.reason == 0x7c)
+  }
+
+  @Test("Pass-through")
+  func passThrough() throws {
+    let (guest, port, _, tables) = try second()
+    guest.store(guest.load(tables.entry) & ~0x1c0 | 4 << 6, at: tables.entry)
+    #expect(port.answer(0x1234) == .at(0x1234, 8))
+    #expect(port.answer(1 << 48) == .refused(.translation))
+    #expect(guest.takeFault()?.reason == 0x83)
+  }
+
+  // MARK: Nested
+
+  struct Nested {
+    let guest: Guest
+    let port: any MemoryPort
+    /// Guest physical, which is host physical plus `offset` here.
+    let first: UInt64
+    let second: UInt64
+  }
+
+  static let offset: UInt64 = 0x4_0000_0000
+
+  /// First stage in memory that the second stage puts at `offset`, page by page; IOVA 0x1_2345_6000 goes to
+  /// guest physical 0x5000 + offset.
+  func nested(addressWidth: UInt64 = 2) throws -> Nested {
+    let levels = Int(addressWidth) + 2
+    let guest = try Guest.nested()
+    let table = guest.page()
+    // Table pointers hold guest physical addresses.
+    let pages = (0..<3).map { _ in guest.page() }
+    let input: UInt64 = 0x1_2345_6000
+    var above = table
+    for (index, page) in pages.enumerated() {
+      let level = 4 - index
+      guest.store(
+        (page + Self.offset) | 0x7, at: above + ((input >> UInt64(12 + 9 * (level - 1))) & 0x1ff) * 8)
+      above = page
+    }
+    guest.store((0x5000 + Self.offset) | 0x67, at: above + ((input >> 12) & 0x1ff) * 8)
+    let root = guest.page()
+    for page in [table] + pages {
+      guest.map(page + Self.offset, in: root, levels: levels, entry: page | 3, tableBits: 3)
+    }
+    guest.map(0x5000 + Self.offset, in: root, levels: levels, entry: 0x20_0003, tableBits: 3)
+    let tables = guest.scalableTables(
+      source: source,
+      words: Guest.pasidEntry(
+        type: 3, firstStage: table + Self.offset, secondStage: root, addressWidth: addressWidth, second: 1 << 23))
+    guest.setRootTable(tables.root, scalable: true)
+    guest.enableTranslation()
+    return Nested(guest: guest, port: guest.port(source), first: table, second: root)
+  }
+
+  @Test("Every address of the first stage goes through the second")
+  func nestedPage() throws {
+    let setup = try nested()
+    #expect(setup.port.answer(0x1_2345_6010, .write) == .at(0x20_0010, 8))
+    #expect(setup.port.answer(0x1_2345_6010) == .at(0x20_0010, 8))
+    #expect(setup.guest.unit.counters.nestedWalks == 1)
+    #expect(setup.guest.unit.counters.iotlbHits == 1)
+    // The accessed bits went to the real tables.
+    #expect(setup.guest.load(setup.first) & 0x20 != 0)
+  }
+
+  @Test("A nested page is as small as the smaller of the two")
+  func nestedSizes() throws {
+    let setup = try nested()
+    let guest = setup.guest
+    guest.map(0x4000_0000 + Self.offset, in: setup.second, levels: 4, entry: 0x40_0083, atLevel: 2, tableBits: 3)
+    // A 1 GiB page of the first stage.
+    guest.store((0x4000_0000 + Self.offset) | 0xe7, at: (guest.load(setup.first) & 0xf_ffff_f000) - Self.offset)
+    #expect(setup.port.answer(0x1234, count: 1 << 30) == .at(0x40_1234, 0x20_0000 - 0x1234))
+    #expect(setup.port.answer(0x20_0000) == .refused(.translation))
+    #expect(guest.takeFault()?.reason == 0x79)
+  }
+
+  @Test("What the second stage denies the first")
+  func nestedFaults() throws {
+    func expect(
+      _ reason: UInt8, _ access: DMAAccess = .read, addressWidth: UInt64 = 2, _ change: (Nested, Guest) -> Void
+    ) throws {
+      let setup = try nested(addressWidth: addressWidth)
+      change(setup, setup.guest)
+      #expect(setup.port.answer(0x1_2345_6000, access) == .refused(.translation))
+      #expect(setup.guest.takeFault()?.reason == reason)
+    }
+    func slot(_ setup: Nested, _ address: UInt64) -> UInt64 {
+      setup.guest.slot(of: address + Self.offset, in: setup.second, levels: 4)
+    }
+    let place = { (setup: Nested) in (setup.guest.load(setup.first) & 0xf_ffff_f000) - Self.offset }
+    try expect(0x75) { $1.store(0, at: slot($0, $0.first)) }
+    try expect(0x76) { $1.store(0, at: slot($0, place($0))) }
+    // A read-only second stage keeps the accessed bit from being set.
+    try expect(0x77) { $1.store($0.first | 1, at: slot($0, $0.first)) }
+    try expect(0x7a) { $1.store($0.first | 3 | 1 << 50, at: slot($0, $0.first)) }
+    try expect(0x79) { $1.store(0, at: slot($0, 0x5000)) }
+    try expect(0x85, .write) { $1.store(0x20_0001, at: slot($0, 0x5000)) }
+    try expect(0x87) { $1.store(0xfee0_0003, at: slot($0, 0x5000)) }
+    // A table beyond the second stage's 39 bits, and an output beyond them: here a 1 GiB page.
+    try expect(0x74, addressWidth: 1) { $1.store(1 << 40 | 0x27, at: $0.first) }
+    try expect(0x84, addressWidth: 1) { $1.store(1 << 40 | 0xe7, at: place($0) + 4 * 8) }
+  }
+
+  @Test("A first-stage table pointer may be any guest physical address")
+  func nestedPointerBeyond() throws {
+    let setup = try nested()
+    // FSPTPTR beyond 48 bits.
+    setup.guest.unit.reset()
+    let tables = setup.guest.scalableTables(
+      source: source,
+      words: Guest.pasidEntry(type: 3, firstStage: 1 << 48, secondStage: setup.second, second: 1 << 23))
+    setup.guest.setRootTable(tables.root, scalable: true)
+    setup.guest.enableTranslation()
+    #expect(setup.port.answer(0x1_2345_6000) == .refused(.translation))
+    #expect(setup.guest.takeFault()?.reason == 0x74)
+  }
+}
