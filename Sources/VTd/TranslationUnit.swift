@@ -78,7 +78,8 @@ public final class TranslationUnit: BusDevice, DMARemapper {
   }
 
   /// What becomes of an interrupt request from `source`.
-  /// - Parameter recordFault: a refused request is recorded as a fault: it is really being sent.
+  /// - Parameter recordFault: a refused request is recorded as a fault: it is really being sent. That may
+  ///   send the fault event through its route, so the caller holds no lock which that route takes.
   public func remap(_ message: InterruptMessage, from source: RequesterID, recordFault: Bool) -> RemappedInterrupt {
     switch interrupts.remap(message, from: source) {
     case .success(let remapped):
