@@ -1,3 +1,6 @@
+// Where one port's requests go: the entries and pages that are cached for its source, and the way through the
+// tables when they are not (VT-d 3.4, 6.2).
+
 import Hardware
 
 /// One port's translation: what the unit's tables say of its source, as far as it is cached, and its
@@ -13,31 +16,6 @@ struct PortTranslation: Sendable {
     case fault(FaultReason, isSuppressed: Bool)
   }
 
-  /// The last step before tables: what a context or PASID-table entry sends requests through.
-  private enum Path: Sendable {
-    case unknown
-    case passThrough(domain: UInt16)
-    case first(FirstStageTable, IOTLB.Tag)
-    case second(SecondStageTable, IOTLB.Tag)
-
-    /// Of the pages cached for requests that go this way.
-    @inline(__always)
-    var tag: IOTLB.Tag? {
-      switch self {
-      case .first(_, let tag), .second(_, let tag): tag
-      case .unknown, .passThrough: nil
-      }
-    }
-
-    var domain: UInt16? {
-      switch self {
-      case .unknown: nil
-      case .passThrough(let domain): domain
-      case .first(_, let tag), .second(_, let tag): tag.domain
-      }
-    }
-  }
-
   /// The PASID that this port's requests carry, or nil for none.
   let requestPASID: UInt32?
   private let capabilities: Capabilities
@@ -48,7 +26,7 @@ struct PortTranslation: Sendable {
   /// Scalable mode's cached context entry.
   private var context: ScalableContextEntry?
   /// From the cached legacy context entry, or the cached PASID-table entry.
-  private var path = Path.unknown
+  private var path = TranslationPath.unknown
   /// FPD of the entries that `path` comes from.
   private var pathFaultProcessingDisabled = false
   /// The PASID that `path` was found under.
@@ -180,23 +158,7 @@ struct PortTranslation: Sendable {
     var lookup = SourceLookup(rootTable: mode.rootTable, source: source, capabilities: capabilities, memory: memory)
     defer { faultProcessingDisabled = lookup.faultProcessingDisabled }
     let entry = try lookup.legacyContext()
-    switch entry.translationType {
-    case .passThrough where capabilities.passThrough:
-      guard capabilities.secondStageLevels(addressWidthField: entry.addressWidthField) != nil else {
-        throw .contextEntryInvalid
-      }
-      path = .passThrough(domain: entry.domain)
-    case .untranslatedOnly,
-      .deviceTLB where capabilities.deviceTLB:
-      guard let levels = capabilities.secondStageLevels(addressWidthField: entry.addressWidthField) else {
-        throw .contextEntryInvalid
-      }
-      path = .second(
-        SecondStageTable(root: entry.secondStagePointer, levels: levels, isScalable: false),
-        IOTLB.Tag(domain: entry.domain, pasid: 0, stages: .second))
-    default:
-      throw .contextEntryInvalid
-    }
+    path = try TranslationPath(entry, capabilities)
     pathFaultProcessingDisabled = entry.faultProcessingDisabled
   }
 
@@ -223,41 +185,10 @@ struct PortTranslation: Sendable {
     }
     counters.pasidWalks &+= 1
     let entry = try lookup.pasidEntry(pasid, isFromRequest: requestPASID != nil, context: context)
-    path = try makePath(entry, pasid: pasid, isSupervisor: requestPASID == nil && context.ridPrivilege)
+    path = try TranslationPath(
+      entry, pasid: pasid, isSupervisor: requestPASID == nil && context.ridPrivilege, capabilities)
     pathPASID = pasid
     pathFaultProcessingDisabled = lookup.faultProcessingDisabled
-  }
-
-  /// Checks the programming of a PASID-table entry (condition SPT.4 and following).
-  private func makePath(_ entry: PASIDEntry, pasid: UInt32, isSupervisor: Bool) throws(FaultReason) -> Path {
-    guard let type = entry.translationType else { throw .pasidEntryInvalid }
-    var second: SecondStageTable?
-    switch type {
-    case .passThrough:
-      guard capabilities.passThrough else { throw .pasidEntryInvalid }
-      return .passThrough(domain: entry.domain)
-    case .firstStage:
-      guard capabilities.firstStage else { throw .pasidEntryInvalid }
-    case .secondStage, .nested:
-      guard type == .nested ? capabilities.nested : capabilities.scalableSecondStage,
-        let levels = capabilities.secondStageLevels(addressWidthField: entry.addressWidthField)
-      else { throw .pasidEntryInvalid }
-      second = SecondStageTable(
-        root: entry.secondStagePointer, levels: levels, isScalable: true,
-        accessedDirty: entry.secondStageAccessedDirty, pageWalkSnoop: entry.pageWalkSnoop)
-    }
-    if type == .secondStage, let second {
-      return .second(second, IOTLB.Tag(domain: entry.domain, pasid: pasid, stages: .second))
-    }
-    guard entry.firstStagePagingMode == 0 || entry.firstStagePagingMode == 1 && capabilities.firstStageFiveLevels else {
-      throw .pasidEntryInvalid
-    }
-    if isSupervisor, !entry.supervisorRequestEnable { throw .supervisorRequestNotEnabled }
-    let table = FirstStageTable(
-      root: entry.firstStagePointer, levels: entry.firstStagePagingMode == 0 ? 4 : 5,
-      writeProtect: entry.writeProtectEnable, extendedAccessed: entry.extendedAccessedFlagEnable,
-      pageWalkSnoop: entry.pageWalkSnoop, isSupervisor: isSupervisor, nested: second)
-    return .first(table, IOTLB.Tag(domain: entry.domain, pasid: pasid, stages: second == nil ? .first : .both))
   }
 
   // MARK: The unit's side

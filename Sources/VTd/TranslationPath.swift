@@ -1,0 +1,99 @@
+// What an entry sends the requests of a source through, once its programming is checked: the last step
+// before paging tables (VT-d 3.4.3 to 3.4.5, 3.9).
+
+enum TranslationPath: Sendable {
+  /// No entry is cached.
+  case unknown
+  case passThrough(domain: UInt16)
+  /// The first stage, and the second below it where translation is nested.
+  case first(FirstStageTable, IOTLB.Tag)
+  case second(SecondStageTable, IOTLB.Tag)
+
+  /// Of the pages cached for requests that go this way.
+  @inline(__always)
+  var tag: IOTLB.Tag? {
+    switch self {
+    case .first(_, let tag), .second(_, let tag): tag
+    case .unknown, .passThrough: nil
+    }
+  }
+
+  var domain: UInt16? {
+    switch self {
+    case .unknown: nil
+    case .passThrough(let domain): domain
+    case .first(_, let tag), .second(_, let tag): tag.domain
+    }
+  }
+
+  /// - Throws: condition LCT.4: the entry asks for what the unit does not offer.
+  init(_ entry: ContextEntry, _ capabilities: Capabilities) throws(FaultReason) {
+    // Pass-through, too, has a valid width (VT-d 9.3).
+    guard let levels = capabilities.secondStageLevels(addressWidthField: entry.addressWidthField) else {
+      throw .contextEntryInvalid
+    }
+    switch entry.translationType {
+    case .passThrough where capabilities.passThrough:
+      self = .passThrough(domain: entry.domain)
+    case .untranslatedOnly,
+      .deviceTLB where capabilities.deviceTLB:
+      self = .second(
+        SecondStageTable(root: entry.secondStagePointer, levels: levels, isScalable: false),
+        IOTLB.Tag(domain: entry.domain, pasid: 0, stages: .second))
+    default:
+      throw .contextEntryInvalid
+    }
+  }
+
+  /// - Throws: condition SPT.4, or SPT.6 where a supervisor's requests are not enabled.
+  init(
+    _ entry: PASIDEntry, pasid: UInt32, isSupervisor: Bool, _ capabilities: Capabilities
+  ) throws(FaultReason) {
+    switch entry.translationType {
+    case .passThrough where capabilities.passThrough:
+      self = .passThrough(domain: entry.domain)
+    case .firstStage where capabilities.firstStage:
+      self = .first(
+        try Self.firstStage(entry, isSupervisor: isSupervisor, nested: nil, capabilities),
+        IOTLB.Tag(domain: entry.domain, pasid: pasid, stages: .first))
+    case .secondStage where capabilities.scalableSecondStage:
+      self = .second(
+        try Self.secondStage(entry, capabilities),
+        IOTLB.Tag(domain: entry.domain, pasid: pasid, stages: .second))
+    case .nested where capabilities.nested:
+      let second = try Self.secondStage(entry, capabilities)
+      self = .first(
+        try Self.firstStage(entry, isSupervisor: isSupervisor, nested: second, capabilities),
+        IOTLB.Tag(domain: entry.domain, pasid: pasid, stages: .both))
+    default:
+      throw .pasidEntryInvalid
+    }
+  }
+
+  private static func firstStage(
+    _ entry: PASIDEntry, isSupervisor: Bool, nested: SecondStageTable?, _ capabilities: Capabilities
+  ) throws(FaultReason) -> FirstStageTable {
+    let levels: Int
+    switch entry.firstStagePagingMode {
+    case 0: levels = 4
+    case 1 where capabilities.firstStageFiveLevels: levels = 5
+    default: throw .pasidEntryInvalid
+    }
+    if isSupervisor, !entry.supervisorRequestEnable { throw .supervisorRequestNotEnabled }
+    return FirstStageTable(
+      root: entry.firstStagePointer, levels: levels, writeProtect: entry.writeProtectEnable,
+      extendedAccessed: entry.extendedAccessedFlagEnable, pageWalkSnoop: entry.pageWalkSnoop,
+      isSupervisor: isSupervisor, nested: nested)
+  }
+
+  private static func secondStage(
+    _ entry: PASIDEntry, _ capabilities: Capabilities
+  ) throws(FaultReason) -> SecondStageTable {
+    guard let levels = capabilities.secondStageLevels(addressWidthField: entry.addressWidthField) else {
+      throw .pasidEntryInvalid
+    }
+    return SecondStageTable(
+      root: entry.secondStagePointer, levels: levels, isScalable: true,
+      accessedDirty: entry.secondStageAccessedDirty, pageWalkSnoop: entry.pageWalkSnoop)
+  }
+}
