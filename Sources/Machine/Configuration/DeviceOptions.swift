@@ -33,6 +33,11 @@ extension DeviceOptions {
 public struct NodeUse: Hashable, Sendable {
   public var property: String
   public var id: String
+
+  public init(property: String, id: String) {
+    self.property = property
+    self.id = id
+  }
 }
 
 /// A device's use of an `-object`.
@@ -41,6 +46,12 @@ public struct ObjectUse: Hashable, Sendable {
   public var id: Identifier
   /// The kinds that will do.
   public var kindNames: [String]
+
+  public init(property: String, id: Identifier, kindNames: [String]) {
+    self.property = property
+    self.id = id
+    self.kindNames = kindNames
+  }
 }
 
 /// The options of a device that is a function on PCI Express.

@@ -1,0 +1,202 @@
+import Control
+import Testing
+
+/// The one line for each mistake, word for word. The program's name is left out.
+@Suite struct ErrorLineTests {
+  /// After `$`, the words of a command line, `''` for an empty one; below, its error line.
+  private static let cases = """
+    # From the issue.
+    $ -device intel-iommu,x-flts=on
+    -device intel-iommu,x-flts=on: x-flts is only available in scalable mode (x-scalable-mode=on)
+    $ -m 1
+    -m 1: 1 MiB is too little memory: at least 16 MiB
+    $ -device nosuch
+    -device nosuch: unknown device; nearest: intel-iommu, virtio-blk, virtio-blk-pci
+    $
+    there is nothing to boot: add -kernel FILE (-help lists the options)
+    # Options.
+    $ -devcie x
+    -devcie: unknown option; nearest: -device
+    $ --kernal x
+    --kernal: unknown option; nearest: -kernel
+    $ -kernel
+    -kernel: its argument is missing
+    $ -kernel ''
+    -kernel: it needs a file's name
+    $ disk.img
+    disk.img: no option takes this; a disk image is given by -drive file=FILE,if=virtio
+    $ -
+    -: no option takes this; a disk image is given by -drive file=FILE,if=virtio
+    $ -initrd i
+    -initrd i: only allowed with -kernel
+    $ -append ab
+    -append ab: only allowed with -kernel
+    $ -display gtk
+    -display gtk: unknown display; there is only: none
+    $ -monitor stdio
+    -monitor stdio: unknown monitor; there is only: none
+    $ -d iomu
+    -d iomu: unknown log item; there is only: iommu
+    $ -serial stdoi
+    -serial stdoi: unknown serial backend; nearest: stdio
+    $ -serial file:
+    -serial file:: it needs a file's name
+    $ -serial unix:,server
+    -serial unix:,server: the path is missing
+    $ -serial unix:s,wait=on
+    -serial unix:s,wait=on: wait goes with server=on
+    $ -serial unix:s,sever=on
+    -serial unix:s,sever=on: unknown property 'sever'; nearest: server
+    $ -kernel k -serial stdio -serial null
+    -serial null: 2 serial ports are asked for, and there is 1 (COM1)
+    # The machine.
+    $ -M pc
+    -M pc: type must be q35, not 'pc'
+    $ -M q35,kernel-irqchip=on
+    -M q35,kernel-irqchip=on: kernel-irqchip cannot be 'on': every interrupt passes the remapper, so the IOAPIC \
+    is Nestling's own: kernel-irqchip=split is what there is
+    $ -M q35,acel=kvm
+    -M q35,acel=kvm: unknown property 'acel'; nearest: accel
+    $ -accel tcg
+    -accel tcg: accel must be kvm, not 'tcg'
+    $ -cpu max
+    -cpu max: unknown CPU model; there is only: host
+    $ -cpu host,+svm
+    -cpu host,+svm: single features cannot be switched yet: leave out '+svm'
+    $ -smp 0
+    -smp 0: cpus must be between 1 and 4096, not '0'
+    $ -smp 4,dies=2
+    -smp 4,dies=2: dies cannot be '2': x86 CPUs are grouped by sockets, cores and threads here: only 1 is possible
+    $ -smp 3,cores=2
+    -smp 3,cores=2: 3 CPUs cannot be grouped by 2
+    $ -smp 4,sockets=3,cores=1,threads=1
+    -smp 4,sockets=3,cores=1,threads=1: sockets, cores and threads make 3 CPUs, not 4
+    $ -smp 2,maxcpus=4
+    -smp 2,maxcpus=4: maxcpus must be the same as cpus: no CPU can be plugged in later
+    $ -smp sockets=4096,cores=2
+    -smp sockets=4096,cores=2: that is more than 4096 CPUs
+    $ -m lots
+    -m lots: size must be a size (a number, and K, M, G or T), not 'lots'
+    $ -m 100T
+    -m 100T: 102400 GiB is too much memory: at most 32768 GiB
+    $ -m 67108865B
+    -m 67108865B: 67108865 bytes of memory is not a multiple of the page size, 4 KiB
+    $ -M memory-backend=ram
+    -M memory-backend=ram: memory-backend: no object 'ram'
+    $ -object memory-backend-memfd,id=ram,size=64M
+    -object memory-backend-memfd,id=ram,size=64M: nothing uses it: add -machine memory-backend=ram
+    $ -m 1G -M memory-backend=r -object memory-backend-memfd,id=r,size=64M
+    -M memory-backend=r: memory-backend has 64 MiB, but -m asks for 1 GiB
+    $ -M memory-backend=r -object rng-builtin,id=r
+    -M memory-backend=r: memory-backend: 'r' is an rng-builtin, not a memory-backend-memfd
+    $ -object memory-backend-memfd,id=r,size=64M,hugetlbsize=2M
+    -object memory-backend-memfd,id=r,size=64M,hugetlbsize=2M: hugetlbsize needs hugetlb=on
+    # Devices and objects.
+    $ -device ''
+    -device: no device is named
+    $ -device =x
+    -device =x: a name is missing before '='
+    $ -device virtio-blk-pic
+    -device virtio-blk-pic: unknown device; nearest: virtio-blk, virtio-blk-pci, virtio-rng-pci
+    $ -device intel-iommu,x-scalable-mod=on
+    -device intel-iommu,x-scalable-mod=on: intel-iommu has no property 'x-scalable-mod'; nearest: \
+    x-scalable-mode, scalable-mode
+    $ -device intel-iommu,scalable-mode=maybe
+    -device intel-iommu,scalable-mode=maybe: scalable-mode must be on or off, not 'maybe'
+    $ -device intel-iommu,aw-bits=40
+    -device intel-iommu,aw-bits=40: aw-bits must be 39, 48 or 57, not '40'
+    $ -device intel-iommu,intremap=x
+    -device intel-iommu,intremap=x: intremap must be on, off or auto, not 'x'
+    $ -device intel-iommu,svm=on
+    -device intel-iommu,svm=on: svm cannot be 'on': there is no page request queue yet
+    $ -device intel-iommu,scalable-mode=on,fsts=on,x-flts=off
+    -device intel-iommu,scalable-mode=on,fsts=on,x-flts=off: fsts and x-flts are the same property, and say \
+    different things
+    $ -device intel-iommu -device intel-iommu,aw-bits=39
+    -device intel-iommu,aw-bits=39: only one intel-iommu yet
+    $ -device virtio-blk-pci
+    -device virtio-blk-pci: drive is missing: name a -drive or -blockdev
+    $ -device virtio-blk-pci,drive=d
+    -device virtio-blk-pci,drive=d: drive: no drive 'd': there is no -drive or -blockdev
+    $ -drive file=f,if=none,id=disk0 -device virtio-blk-pci,drive=disk
+    -device virtio-blk-pci,drive=disk: drive: no drive 'disk'; nearest: disk0
+    $ -drive file=f,if=virtio,id=d -device virtio-blk-pci,drive=d
+    -device virtio-blk-pci,drive=d: drive: 'd' is in use by another virtio-blk-pci; only a read-only drive can \
+    be shared
+    $ -device virtio-rng-pci,addr=1f
+    -device virtio-rng-pci,addr=1f: addr: 1f.0 is taken by the ISA bridge
+    $ -device virtio-rng-pci,addr=2,id=r -device virtio-rng-pci,addr=2.0
+    -device virtio-rng-pci,addr=2.0: addr: 02.0 is taken by virtio-rng-pci 'r'
+    $ -device virtio-rng-pci,addr=2.1
+    -device virtio-rng-pci,addr=2.1: addr cannot be '2.1': functions above 0 need multifunction, which is not offered
+    $ -device virtio-rng-pci,addr=zz
+    -device virtio-rng-pci,addr=zz: addr must be a device number from 01 to 1e, hexadecimal, with an optional \
+    '.0', not 'zz'
+    $ -device virtio-rng-pci,bus=pcie.1
+    -device virtio-rng-pci,bus=pcie.1: bus cannot be 'pcie.1': pcie.0 is the only bus
+    $ -device virtio-rng-pci,rng=r
+    -device virtio-rng-pci,rng=r: rng: no object 'r': there is no -object
+    $ -device virtio-rng-pci,max-bytes=1024
+    -device virtio-rng-pci,max-bytes=1024: max-bytes cannot be '1024': entropy is not rationed yet
+    $ -device virtio-rng-pci,id=a -device virtio-rng-pci,id=a
+    -device virtio-rng-pci,id=a: id 'a' is taken already
+    $ -object rng-randon,id=a
+    -object rng-randon,id=a: unknown object; nearest: rng-random
+    $ -object rng-random
+    -object rng-random: id is missing: an object has a name
+    # Drives.
+    $ -drive file=f
+    -drive file=f: there is no IDE, which QEMU takes where if= is not given: use if=none or if=virtio
+    $ -drive if=none
+    -drive if=none: file is missing
+    $ -drive file=f,if=scsi
+    -drive file=f,if=scsi: if must be none or virtio, not 'scsi'
+    $ -drive file=f,if=none,format=qcow2
+    -drive file=f,if=none,format=qcow2: format cannot be 'qcow2': only raw images are read
+    $ -blockdev driver=qcow2,node-name=n
+    -blockdev driver=qcow2,node-name=n: driver must be file or raw, not 'qcow2'
+    $ -blockdev driver=file,filename=f
+    -blockdev driver=file,filename=f: node-name is missing
+    $ -blockdev driver=raw,node-name=n,file=m
+    -blockdev driver=raw,node-name=n,file=m: file: no node 'm' before this
+    $ -blockdev driver=raw,node-name=n
+    -blockdev driver=raw,node-name=n: driver=raw needs file=NODE, or file.driver=file with file.filename
+    """
+
+  private struct Case {
+    var words: [String]
+    var line = ""
+  }
+
+  private static func parsed() -> [Case] {
+    var parsed: [Case] = []
+    for line in cases.split(separator: "\n") where !line.hasPrefix("#") {
+      if line.hasPrefix("$") {
+        parsed.append(Case(words: line.split(separator: " ").dropFirst().map { $0 == "''" ? "" : String($0) }))
+      } else if let last = parsed.indices.last {
+        parsed[last].line += String(line)
+      }
+    }
+    return parsed
+  }
+
+  @Test func everyLineWordForWord() {
+    let cases = Self.parsed()
+    #expect(cases.count > 60)
+    for wanted in cases {
+      #expect(failure(wanted.words) == "nestling: " + wanted.line, "\(wanted.words)")
+    }
+  }
+
+  @Test func aLineStaysOneLine() {
+    #expect(
+      failure(["-device", "a\nb\u{1b}[2Jc\u{202e}"])
+        == "nestling: -device a\\u{a}b\\u{1b}[2Jc\\u{202e}: unknown device; nearest: intel-iommu, isa-debug-exit, virtio-blk"
+    )
+  }
+
+  @Test func aLongArgumentIsNotRepeatedWhole() throws {
+    let line = try #require(failure(["-device", String(repeating: "x", count: 1 << 20)]))
+    #expect(line.utf8.count < 400 && line.contains("xxx...: unknown device"))
+  }
+}

@@ -1,0 +1,80 @@
+import Machine
+import Testing
+
+@testable import Control
+
+@Suite struct HelpTests {
+  @Test(arguments: ["-help", "--help", "-h"])
+  func helpNamesEveryOption(_ word: String) throws {
+    let help = try #require(printed(word))
+    for option in CommandOptions.all {
+      for name in option.names { #expect(help.contains("-\(name)")) }
+      for line in option.help { #expect(help.contains(line)) }
+    }
+    #expect(help.hasPrefix("Nestling emulator version 0.1.0\nusage: nestling [options]\n"))
+    #expect(help.split(separator: "\n").allSatisfy { $0.count <= 120 })
+  }
+
+  @Test func optionsAreNamedOnce() {
+    let names = CommandOptions.all.flatMap(\.names)
+    #expect(Set(names).count == names.count)
+  }
+
+  @Test func version() {
+    #expect(printed("-version") == "Nestling emulator version 0.1.0\n")
+    #expect(printed("--version") == "Nestling emulator version 0.1.0\n")
+  }
+
+  @Test func helpNeedsNothingToBoot() {
+    #expect(printed("-m", "64", "-help") != nil)
+    #expect(printed("-device", "help", "-nosuch") != nil)
+  }
+
+  @Test func deviceKindsInQEMUsLayout() {
+    #expect(
+      printed("-device", "help") == """
+        Storage devices:
+        name "virtio-blk-pci", bus PCI, alias "virtio-blk", desc "Disk over a block node (-drive, -blockdev)"
+
+        Misc devices:
+        name "intel-iommu", bus System, desc "Intel IOMMU (VT-d) DMA Remapping device"
+        name "isa-debug-exit", bus ISA, desc "Port by which a guest ends Nestling with a status"
+        name "virtio-rng-pci", bus PCI, alias "virtio-rng", desc "Entropy for the guest"
+
+        """)
+    #expect(printed("-device", "?") == printed("-device", "help"))
+  }
+
+  @Test func everyPropertyOfEveryKindIsListed() throws {
+    for kind in DeviceKinds.all {
+      let help = try #require(printed("-device", "\(kind.kindName),help"))
+      #expect(help.hasPrefix("\(kind.kindName) options:\n"))
+      for property in kind.propertyDescriptions {
+        #expect(help.contains("  \(property.name)=<\(property.typeName)>"))
+        for alias in property.aliases { #expect(help.contains(alias)) }
+      }
+    }
+    for kind in ObjectKinds.all {
+      #expect(try #require(printed("-object", "help")).contains(kind.kindName))
+      let help = try #require(printed("-object", "\(kind.kindName),help"))
+      for property in kind.propertyDescriptions { #expect(help.contains("  \(property.name)=<")) }
+    }
+  }
+
+  @Test func propertiesInQEMUsLayout() throws {
+    let lines = try #require(printed("-device", "intel-iommu,help")).split(separator: "\n").map(String.init)
+    #expect(
+      lines.contains(
+        "  caching-mode=<bool>    - The guest flushes when it maps, too, which shadowing wants (default: off)"))
+    #expect(lines.contains("  aw-bits=<uint8>        - Bits of a DMA address: 39, 48 or 57 (default: 48)"))
+    #expect(lines.contains { $0.hasPrefix("  x-scalable-mode=<bool> - ") })
+  }
+
+  @Test func smallHelps() throws {
+    #expect(try #require(printed("-machine", "help")).contains("q35"))
+    #expect(try #require(printed("-M", "q35,help")).contains("kernel-irqchip=<str>"))
+    #expect(try #require(printed("-accel", "help")).contains("kvm"))
+    #expect(try #require(printed("-cpu", "help")).contains("host"))
+    #expect(try #require(printed("-d", "help")).contains("iommu"))
+  }
+}

@@ -1,0 +1,29 @@
+import Control
+import Machine
+import Testing
+
+/// The configuration that a command line of words comes to.
+func configuration(
+  _ words: String..., sourceLocation: SourceLocation = #_sourceLocation
+) throws -> MachineConfiguration {
+  switch Control.parse(words) {
+  case .run(let configuration): return configuration
+  case .print(let text), .fail(let text):
+    Issue.record("\(text)", sourceLocation: sourceLocation)
+    throw NoConfiguration()
+  }
+}
+
+struct NoConfiguration: Error {}
+
+/// The error line of a command line, without its newline; nil where there is none.
+func failure(_ words: [String]) -> String? {
+  guard case .fail(let text) = Control.parse(words), text.last == "\n" else { return nil }
+  return String(text.dropLast())
+}
+
+/// What a command line prints instead of running.
+func printed(_ words: String...) -> String? {
+  guard case .print(let text) = Control.parse(words) else { return nil }
+  return text
+}

@@ -1,0 +1,197 @@
+import Hardware
+import Machine
+import Testing
+
+@Suite struct TypedOptionsTests {
+  private func options<Options: KindOptions>(
+    _ type: Options.Type, _ assignments: (String, String?)...
+  ) throws(PropertyError) -> Options {
+    try Options(assignments.map { PropertyAssignment(name: $0.0, value: $0.1) })
+  }
+
+  @Test func defaultsAreQEMUs() {
+    let unit = IntelIOMMUOptions()
+    #expect(!unit.scalableMode && !unit.firstStage && !unit.nested && !unit.cachingMode && !unit.deviceIOTLB)
+    #expect(unit.addressWidth == 48 && unit.firstStage1GPages && unit.dmaTranslation)
+    #expect(unit.offersInterruptRemapping && unit.offersExtendedInterrupts)
+    let disk = VirtioBlockOptions()
+    #expect(disk.queueCount == nil && disk.queueSize == 256 && disk.logicalBlockSize == 512)
+    #expect(disk.discard && disk.writeZeroes && disk.virtio.eventIndex && !disk.virtio.accessPlatform)
+    #expect(DebugExitOptions().base == 0xf4 && DebugExitOptions().size == 4)
+  }
+
+  @Test func everyPropertyReachesItsField() throws {
+    let unit = try options(
+      IntelIOMMUOptions.self, ("id", "iommu0"), ("x-scalable-mode", "on"), ("x-flts", "on"), ("x-nested", "on"),
+      ("aw-bits", "57"), ("intremap", "off"), ("eim", "off"), ("caching-mode", "on"), ("device-iotlb", "on"),
+      ("snoop-control", "on"), ("pasid-bits", "20"), ("fs1gp", "off"), ("stale-tm", "on"))
+    var expected = IntelIOMMUOptions()
+    expected.id = try Identifier(text: "iommu0")
+    expected.scalableMode = true
+    expected.firstStage = true
+    expected.nested = true
+    expected.addressWidth = 57
+    expected.interruptRemapping = .off
+    expected.extendedInterrupts = .off
+    expected.cachingMode = true
+    expected.deviceIOTLB = true
+    expected.snoopControl = true
+    expected.pasidBits = 20
+    expected.firstStage1GPages = false
+    expected.staleTransientMapping = true
+    #expect(unit == expected)
+    #expect(try !options(IntelIOMMUOptions.self, ("dma-translation", "off")).dmaTranslation)
+
+    let disk = try options(
+      VirtioBlockOptions.self, ("drive", "d0"), ("num-queues", "4"), ("queue-size", "128"), ("serial", "NEST1"),
+      ("logical_block_size", "4K"), ("discard", "off"), ("write-zeroes", "off"), ("iommu_platform", "on"),
+      ("event_idx", "off"), ("addr", "05.0"))
+    var expectedDisk = VirtioBlockOptions()
+    expectedDisk.drive = "d0"
+    expectedDisk.queueCount = 4
+    expectedDisk.queueSize = 128
+    expectedDisk.serial = "NEST1"
+    expectedDisk.logicalBlockSize = 4096
+    expectedDisk.discard = false
+    expectedDisk.writeZeroes = false
+    expectedDisk.virtio.accessPlatform = true
+    expectedDisk.virtio.eventIndex = false
+    expectedDisk.virtio.function.address = RequesterID(bus: 0, device: 5, function: 0)
+    #expect(disk == expectedDisk)
+
+    let exit = try options(DebugExitOptions.self, ("iobase", "0x501"), ("iosize", "0x02"))
+    #expect(exit.base == 0x501 && exit.size == 2)
+  }
+
+  @Test(arguments: ["on", "yes", "true", "y"])
+  func trueWords(_ word: String) throws {
+    #expect(try options(IntelIOMMUOptions.self, ("caching-mode", word)).cachingMode)
+  }
+
+  @Test(arguments: ["off", "no", "false", "n"])
+  func falseWords(_ word: String) throws {
+    #expect(try !options(IntelIOMMUOptions.self, ("fs1gp", word)).firstStage1GPages)
+  }
+
+  @Test func bareNamesAreFlags() throws {
+    #expect(try options(IntelIOMMUOptions.self, ("caching-mode", nil)).cachingMode)
+    #expect(try !options(IntelIOMMUOptions.self, ("nofs1gp", nil)).firstStage1GPages)
+    #expect(throws: PropertyError.self) { try options(IntelIOMMUOptions.self, ("nofs1gp", "on")) }
+  }
+
+  @Test func bothSpellingsMeanOneProperty() throws {
+    let old = try options(IntelIOMMUOptions.self, ("x-scalable-mode", "on"), ("x-flts", "on"))
+    let new = try options(IntelIOMMUOptions.self, ("scalable-mode", "on"), ("fsts", "on"))
+    let both = try options(
+      IntelIOMMUOptions.self, ("scalable-mode", "on"), ("x-scalable-mode", "yes"), ("fsts", "y"), ("x-flts", "on"))
+    #expect(old == new)
+    #expect(both == new)
+    #expect(throws: PropertyError.contradiction(name: "x-flts", otherName: "fsts")) {
+      try options(IntelIOMMUOptions.self, ("scalable-mode", "on"), ("x-flts", "on"), ("fsts", "off"))
+    }
+  }
+
+  @Test func theLaterOfTwoEqualNamesWins() throws {
+    #expect(try options(IntelIOMMUOptions.self, ("aw-bits", "39"), ("aw-bits", "48")).addressWidth == 48)
+  }
+
+  @Test func valuesOutOfTypeAreNamed() {
+    func fails(_ name: String, _ text: String, _ error: ValueError) {
+      #expect(throws: PropertyError.value(name: name, text: text, error)) {
+        try options(VirtioBlockOptions.self, ("drive", "d"), (name, text))
+      }
+    }
+    fails("event_idx", "maybe", .notBoolean)
+    fails("num-queues", "0", .outOfRange(lowest: 1, highest: 256))
+    fails("num-queues", "65536", .outOfRange(lowest: 0, highest: 65535))
+    fails("num-queues", "four", .notNumber)
+    fails("queue-size", "100", .notPowerOfTwo(lowest: 4, highest: 1024))
+    fails("queue-size", "2048", .notPowerOfTwo(lowest: 4, highest: 1024))
+    fails("logical_block_size", "1000", .notPowerOfTwo(lowest: 512, highest: 2 << 20))
+    fails("logical_block_size", "x", .notSize)
+    fails("serial", "123456789012345678901", .tooLong(bytes: 20))
+    fails("drive", "", .empty)
+    fails("addr", "20", .notPCIAddress)
+    fails("addr", "5.8", .notPCIAddress)
+    fails("addr", "", .notPCIAddress)
+    fails("id", "0abc", .notIdentifier)
+    fails("id", "", .notIdentifier)
+    fails("disable-modern", "on", .refused(reason: "devices are virtio 1.x only"))
+    fails("disable-legacy", "off", .refused(reason: "devices are virtio 1.x only"))
+    fails("disable-legacy", "x", .notOneOf(["on", "off", "auto"]))
+  }
+
+  @Test(arguments: ["06", "6", "06.0", "6.0", "0x6", "0x6.0x0"])
+  func addresses(_ text: String) throws {
+    let disk = try options(VirtioBlockOptions.self, ("drive", "d"), ("addr", text))
+    #expect(disk.function.address == RequesterID(bus: 0, device: 6, function: 0))
+  }
+
+  @Test func functionsAboveZeroAreRefused() {
+    #expect(throws: PropertyError.self) { try options(VirtioRNGOptions.self, ("addr", "06.1")) }
+  }
+
+  @Test(arguments: [
+    [("x-flts", "on")],
+    [("x-nested", "on"), ("x-flts", "on")],
+    [("x-nested", "on"), ("x-scalable-mode", "on")],
+    [("x-scalable-mode", "on"), ("x-flts", "on"), ("aw-bits", "39")],
+    [("pasid-bits", "16")],
+    [("eim", "on"), ("intremap", "off")],
+    [("x-scalable-mode", "on"), ("x-flts", "on"), ("dma-translation", "off")],
+    [("stale-tm", "on")],
+  ])
+  func rulesOfTheUnit(_ assignments: [(String, String)]) {
+    do throws(PropertyError) {
+      _ = try IntelIOMMUOptions(assignments.map { PropertyAssignment(name: $0.0, value: $0.1) })
+      Issue.record("accepted \(assignments)")
+    } catch {
+      guard case .rule = error else {
+        Issue.record("\(error)")
+        return
+      }
+    }
+  }
+
+  @Test func interruptModesFollowOneAnother() throws {
+    let off = try options(IntelIOMMUOptions.self, ("intremap", "off"))
+    #expect(!off.offersInterruptRemapping && !off.offersExtendedInterrupts)
+    let auto = try options(IntelIOMMUOptions.self, ("intremap", "auto"), ("eim", "auto"))
+    #expect(auto.offersInterruptRemapping && auto.offersExtendedInterrupts)
+    #expect(try !options(IntelIOMMUOptions.self, ("eim", "off")).offersExtendedInterrupts)
+  }
+
+  @Test func tablesNameNothingTwice() {
+    let kinds: [any KindOptions.Type] = DeviceKinds.all + ObjectKinds.all
+    #expect(Set(kinds.map { $0.kindName }).count == kinds.count)
+    for kind in kinds {
+      let names = kind.propertyDescriptions.flatMap { [$0.name] + $0.aliases }
+      #expect(Set(names).count == names.count, "\(kind.kindName)")
+      #expect(kind.propertyDescriptions.allSatisfy { !$0.help.isEmpty })
+    }
+  }
+
+  @Test func everyDefaultIsAValueOfItsProperty() {
+    for kind in DeviceKinds.all {
+      for property in kind.propertyDescriptions {
+        guard let text = property.defaultText, !text.isEmpty else { continue }
+        do throws(PropertyError) {
+          _ = try kind.init([PropertyAssignment(name: property.name, value: text)])
+        } catch {
+          // A default may need other properties beside it, but is never of the wrong type.
+          guard case .rule = error else {
+            Issue.record("\(kind.kindName).\(property.name)=\(text): \(error)")
+            continue
+          }
+        }
+      }
+    }
+  }
+
+  @Test func kindsAreFoundByEitherName() {
+    #expect(DeviceKinds.named("virtio-blk") == VirtioBlockOptions.self)
+    #expect(DeviceKinds.named("virtio-blk-pci") == VirtioBlockOptions.self)
+    #expect(DeviceKinds.named("nosuch") == nil)
+    #expect(ObjectKinds.named("rng-random") == RNGRandomOptions.self)
+  }
+}
