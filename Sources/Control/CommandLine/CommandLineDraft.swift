@@ -24,6 +24,8 @@ struct CommandLineDraft {
   /// Nil until `-serial` has been given: then there are no default ones.
   var serials: [SerialBackend]?
   var hasDefaultDevices = true
+  /// How many drives without an id there have been.
+  var unnamedDrives: [DriveArguments.Interface: Int] = [:]
 
   /// Where each part came from.
   var machineSource = Source(option: "-machine", argument: "")

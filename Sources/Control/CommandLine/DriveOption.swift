@@ -4,7 +4,7 @@ import Machine
 enum DriveOption {
   static func read(_ draft: inout CommandLineDraft, _ text: String) throws(OptionProblem) {
     let drive = try DriveArguments.parsing(text)
-    let id = drive.id?.text ?? freeName(drive.interface.text, among: draft.configuration.blockNodes)
+    let id = drive.id?.text ?? name(of: drive.interface, in: &draft)
     draft.configuration.blockNodes.append(
       BlockNode(id: id, path: drive.file, readOnly: drive.readOnly, discardUnmaps: drive.discard.unmaps))
     draft.blockNodeSources.append(draft.source)
@@ -23,9 +23,9 @@ enum DriveOption {
   }
 
   /// As QEMU names a drive without an id: `none0`, `virtio1`.
-  private static func freeName(_ prefix: String, among nodes: [BlockNode]) -> String {
-    var number = 0
-    while nodes.contains(where: { $0.id == prefix + String(number) }) { number += 1 }
-    return prefix + String(number)
+  private static func name(of interface: DriveArguments.Interface, in draft: inout CommandLineDraft) -> String {
+    let number = draft.unnamedDrives[interface, default: 0]
+    draft.unnamedDrives[interface] = number + 1
+    return interface.text + String(number)
   }
 }

@@ -8,10 +8,17 @@ enum NearestNames {
     let ranked = candidates.filter { seen.insert($0).inserted }.map { candidate in
       let other = Array(candidate.utf8.prefix(64))
       // Somebody who stopped typing is nearer than the letters that are missing.
-      let startsAlike = wanted.count > 1 && (other.starts(with: wanted) || wanted.starts(with: other))
-      return (name: candidate, rank: startsAlike ? 1 : distance(wanted, other), length: max(wanted.count, other.count))
-    }.sorted { ($0.rank, $0.name) < ($1.rank, $1.name) }
-    let near = ranked.filter { $0.rank <= max(2, $0.length / 3) }
+      let startsAlike =
+        wanted.count > 1 && other.starts(with: wanted) || other.count > 2 && wanted.starts(with: other)
+      let distance = distance(wanted, other)
+      return (
+        name: candidate, rank: startsAlike ? min(1, distance) : distance, distance: distance,
+        length: max(wanted.count, other.count)
+      )
+    }.sorted { ($0.rank, $0.distance, $0.name) < ($1.rank, $1.distance, $1.name) }
+    let best = ranked.first?.rank ?? 0
+    // Where one name is but a slip away, others that are further off only distract.
+    let near = ranked.filter { $0.rank <= max(2, $0.length / 3) && $0.rank <= max(best, $0.length / 4) }
     // Nothing near: what there is still tells more than nothing.
     return (near.isEmpty ? ranked : near).prefix(3).map(\.name)
   }
