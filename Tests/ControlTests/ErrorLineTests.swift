@@ -7,7 +7,7 @@ import Testing
   private static let cases = """
     # From the issue.
     $ -device intel-iommu,x-flts=on
-    -device intel-iommu,x-flts=on: x-flts is only available in scalable mode (x-scalable-mode=on)
+    -device intel-iommu,x-flts=on: x-flts is only available in scalable mode
     $ -m 1
     -m 1: 1 MiB is too little memory: at least 16 MiB
     $ -device nosuch

@@ -1,3 +1,5 @@
+import VTd
+
 /// `intel-iommu`: what the VT-d unit offers. Names and defaults are QEMU's (hw/i386/intel_iommu.c,
 /// hw/i386/x86-iommu.c), `x-nested` is ours. The capabilities meant are those of CAP_REG and ECAP_REG,
 /// VT-d 11.4.2 and 11.4.3.
@@ -68,26 +70,14 @@ public struct IntelIOMMUOptions: DeviceOptions, Hashable {
   ]
 
   public static let rules: [PropertyRule<Self>] = [
-    PropertyRule(otherwise: "x-flts is only available in scalable mode (x-scalable-mode=on)") {
-      !$0.firstStage || $0.scalableMode
-    },
-    PropertyRule(otherwise: "x-nested is only available in scalable mode (x-scalable-mode=on)") {
-      !$0.nested || $0.scalableMode
-    },
-    PropertyRule(otherwise: "x-nested needs x-flts=on") { !$0.nested || $0.firstStage },
-    // A first-stage table has at least four levels (VT-d 3.6).
-    PropertyRule(otherwise: "aw-bits=39 is not available with x-flts=on: 48 or 57") {
-      !$0.firstStage || $0.addressWidth != 39
-    },
-    PropertyRule(otherwise: "pasid-bits is only available in scalable mode (x-scalable-mode=on)") {
-      $0.pasidBits == 0 || $0.scalableMode
-    },
-    PropertyRule(otherwise: "eim=on cannot be selected without intremap=on") {
-      $0.extendedInterrupts != .on || $0.offersInterruptRemapping
-    },
-    PropertyRule(otherwise: "dma-translation=off cannot be selected with x-flts=on") {
-      !$0.firstStage || $0.dmaTranslation
-    },
-    PropertyRule(otherwise: "stale-tm needs device-iotlb=on") { !$0.staleTransientMapping || $0.deviceIOTLB },
+    // The unit knows what it cannot be.
+    PropertyRule { options in
+      do throws(UnitOptionError) {
+        try options.unitOptions.validate()
+        return nil
+      } catch {
+        return error.description
+      }
+    }
   ]
 }

@@ -33,13 +33,13 @@ extension KindOptions {
 
 /// Something that must hold between properties.
 public struct PropertyRule<Options: Sendable>: Sendable {
-  let holds: @Sendable (Options) -> Bool
-  /// What is wrong when it does not: part of the table, as help is.
-  let otherwise: String
+  /// What is wrong, or nil: part of the table, as help is.
+  let problem: @Sendable (Options) -> String?
 
-  public init(otherwise: String, _ holds: @escaping @Sendable (Options) -> Bool) {
-    self.otherwise = otherwise
-    self.holds = holds
+  public init(_ problem: @escaping @Sendable (Options) -> String?) { self.problem = problem }
+
+  public init(otherwise problem: String, _ holds: @escaping @Sendable (Options) -> Bool) {
+    self.problem = { holds($0) ? nil : problem }
   }
 }
 
@@ -123,6 +123,8 @@ extension TypedOptions {
       }
       given[property.name] = (name, value)
     }
-    for rule in Self.rules where !rule.holds(self) { throw .rule(rule.otherwise) }
+    for rule in Self.rules {
+      if let problem = rule.problem(self) { throw .rule(problem) }
+    }
   }
 }
