@@ -13,6 +13,7 @@ extension ErrorText {
     case .memoryNotMultiple(let size, let pageSize):
       "\(self.size(size)) of memory is not a multiple of the page size, \(self.size(pageSize))"
     case .processorsOutOfRange(let count, let highest): "\(count) CPUs: there can be 1 to \(highest)"
+    case .topologyNotOffered: "all CPUs are cores of one socket yet: sockets and threads can only be 1"
     case .tooManySerialPorts(let count, let highest):
       "\(count) serial ports are asked for, and there is \(highest) (COM1)"
     case .blockNode(_, let problem): text(for: problem)

@@ -71,6 +71,8 @@ import Testing
     -smp 3,cores=2: 3 CPUs cannot be grouped by 2
     $ -smp 4,sockets=3,cores=1,threads=1
     -smp 4,sockets=3,cores=1,threads=1: sockets, cores and threads make 3 CPUs, not 4
+    $ -kernel k -smp 4,threads=2
+    -smp 4,threads=2: all CPUs are cores of one socket yet: sockets and threads can only be 1
     $ -smp 2,maxcpus=4
     -smp 2,maxcpus=4: maxcpus must be the same as cpus: no CPU can be plugged in later
     $ -smp sockets=4096,cores=2

@@ -82,7 +82,6 @@ struct CommandLineDraft {
         throw blame(machineSource, .memoryBackend(.sizeMismatch(machine: machineSize, backend: size)))
       }
       result.memory.size = size
-      result.memory.shared = backend.shared
       if backend.hugePages {
         result.memory.hugePages = backend.hugePageSize.map { .bytes($0.bytes) } ?? .hostDefault
       }
@@ -104,7 +103,7 @@ struct CommandLineDraft {
     case .nothingToBoot: nil
     case .memoryOutOfRange, .memoryNotMultiple:
       machine.memoryBackend != nil && memory.size == nil ? machineSource : memorySource
-    case .processorsOutOfRange: processorSource
+    case .processorsOutOfRange, .topologyNotOffered: processorSource
     case .tooManySerialPorts: serialSource
     case .blockNode(let index, _): blockNodeSources[index]
     case .object(let index, _): objectSources[index]

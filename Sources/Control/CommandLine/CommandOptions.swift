@@ -52,8 +52,8 @@ enum CommandOptions {
       return nil
     },
     CommandOption(
-      "smp", argument: "[cpus=]N[,sockets=N][,cores=N][,threads=N]",
-      help: "number of CPUs (1 unless given) and how they are grouped"
+      "smp", argument: "[cpus=]N[,sockets=1][,cores=N][,threads=1]",
+      help: "number of CPUs (1 unless given), all cores of one socket"
     ) { (draft, text) throws(OptionProblem) in
       draft.processorSource = draft.source
       try draft.processors.apply(text, impliedName: "cpus")

@@ -8,6 +8,7 @@ extension MachineConfiguration {
     guard (1...ProcessorTopology.maximumCount).contains(processors.count) else {
       throw .processorsOutOfRange(count: processors.count, highest: ProcessorTopology.maximumCount)
     }
+    if processors.sockets != 1 || processors.threadsPerCore != 1 { throw .topologyNotOffered(processors) }
     // COM1 is the only port of the board.
     if serials.count > 1 { throw .tooManySerialPorts(count: serials.count, highest: 1) }
     try checkObjects()

@@ -8,6 +8,8 @@ public enum ConfigurationError: Error, Hashable, Sendable {
   /// In bytes.
   case memoryNotMultiple(size: UInt64, pageSize: UInt64)
   case processorsOutOfRange(count: Int, highest: Int)
+  /// CPUID tells of one socket of single-threaded cores yet.
+  case topologyNotOffered(ProcessorTopology)
   case tooManySerialPorts(count: Int, highest: Int)
   /// - Parameter index: into `blockNodes`.
   case blockNode(index: Int, BlockNodeProblem)

@@ -63,8 +63,6 @@ public struct MemoryConfiguration: Hashable, Sendable {
   public var size: UInt64 = 128 << 20
   /// Nil for ordinary pages.
   public var hugePages: HugePageSize?
-  /// Whether another process that is handed the memory's descriptor sees the guest's writes.
-  public var shared = true
 
   public init() {}
 

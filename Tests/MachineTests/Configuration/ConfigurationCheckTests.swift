@@ -58,6 +58,10 @@ import Testing
     #expect(problem(wanted) == .processorsOutOfRange(count: 0, highest: 4096))
     wanted.processors = ProcessorTopology(sockets: 64, coresPerSocket: 64, threadsPerCore: 2)
     #expect(problem(wanted) == .processorsOutOfRange(count: 8192, highest: 4096))
+    wanted.processors = ProcessorTopology(sockets: 2, coresPerSocket: 2)
+    #expect(problem(wanted) == .topologyNotOffered(wanted.processors))
+    wanted.processors = ProcessorTopology(coresPerSocket: 4096)
+    #expect(problem(wanted) == nil)
   }
 
   @Test func thereIsOneSerialPort() {

@@ -6,8 +6,6 @@ public struct MemoryBackendMemfdOptions: ObjectOptions, Hashable {
   public var hugePages = false
   /// In bytes; nil for the host's default. Without `hugePages` it has no meaning, and is refused.
   public var hugePageSize: ByteCount?
-  /// Mapped shared, so that other processes may have it.
-  public var shared = true
 
   public init() {}
 
@@ -20,7 +18,7 @@ public struct MemoryBackendMemfdOptions: ObjectOptions, Hashable {
     Property(
       "hugetlbsize", \.hugePageSize, .powerOfTwo(within: 4096...0x1000_0000_0000),
       help: "Size of a huge page, the host's default where not given"),
-    Property("share", \.shared, help: "Map it shared"),
+    Property("share", settled: true, because: "RAM is always mapped shared", help: "Map it shared"),
   ]
 
   public static let rules: [PropertyRule<Self>] = [
