@@ -83,7 +83,7 @@ extension IntelIOMMUOptions {
   var unitOptions: UnitOptions {
     var options = UnitOptions()
     options.scalableMode = scalableMode
-    options.firstStage = firstStage
+    options.firstStage = firstStage || nested
     options.nested = nested
     options.addressWidth = Int(addressWidth)
     options.interruptRemapping = offersInterruptRemapping
