@@ -3,13 +3,11 @@ import Hardware
 /// The memory-mapped configuration space table (MCFG; PCI Firmware Specification 3.3, 4.1.2).
 enum ConfigurationSpaceDescription {
   static func table() -> [UInt8] {
-    let range = ACPIPlatform.configurationRange
-    let buses = (range.upperBound - range.lowerBound) >> 20
     var body = [UInt8](repeating: 0, count: 8)
-    body.append(littleEndian: range.lowerBound)
+    body.append(littleEndian: ACPIPlatform.configurationRange.lowerBound)
     body.append(littleEndian: UInt16(0))  // segment group
     body.append(0)  // first bus
-    body.append(UInt8(truncatingIfNeeded: buses - 1))  // last bus
+    body.append(ACPIPlatform.lastBus)  // last bus
     body.append(littleEndian: UInt32(0))
     return TableHeader.table("MCFG", revision: 1, body: body)
   }

@@ -42,7 +42,7 @@ import Testing
 
   @Test func `The ports are the board's`() throws {
     for ports in [
-      ports(0xcf8, count: 8), ports(0x3f8, count: 8) + [0x22, 1 << 4, 0], ports(0x70, count: 2) + [0x22, 0, 1],
+      ports(0xcf8, count: 8), ports(0x3f8, count: 8) + [0x22, 1 << 4, 0], ports(0x70, count: 2),
       ports(ACPIPlatform.eventPort, count: 12), ports(ACPIPlatform.generalPurposeEventPort, count: 16),
       ports(0x510, count: 2),
     ] {
@@ -54,8 +54,9 @@ import Testing
     // Word address space: I/O, range 0x1000 to 0xffff.
     #expect(
       try contains([0x88, 0x0d, 0, 1, 0x0c, 3, 0, 0, 0, 0x10, 0xff, 0xff, 0, 0, 0, 0xf0]))
-    // Word address space: buses 0 to 255.
-    #expect(try contains([0x88, 0x0d, 0, 2, 0x0c, 0, 0, 0, 0, 0, 0xff, 0, 0, 0, 0, 1]))
+    // Word address space: buses 0 to 31.
+    #expect(ACPIPlatform.lastBus == 31)
+    #expect(try contains([0x88, 0x0d, 0, 2, 0x0c, 0, 0, 0, 0, 0, 31, 0, 0, 0, 32, 0]))
     // Doubleword address space: memory, 0xc0000000 to 0xfebfffff.
     #expect(
       try contains([
