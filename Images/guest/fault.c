@@ -88,8 +88,12 @@ int main(int count, char **words)
 	for (int tries = 0; common[20] && tries < 1000; tries++)
 		usleep(1000);
 	put8(common, 20, ACKNOWLEDGE | DRIVER);
-	put32(common, 8, 0); /* driver_feature_select and driver_feature: bits 31:0 */
-	put32(common, 12, 0);
+	/* device_feature_select, device_feature; driver_feature_select, driver_feature: bits 31:0. With
+	 * EVENT_IDX (29) a device has nothing to write before it has read. */
+	put32(common, 0, 0);
+	uint32_t offered = *(volatile uint32_t *)(common + 4);
+	put32(common, 8, 0);
+	put32(common, 12, offered & 1u << 29);
 	put32(common, 8, 1); /* bits 63:32: VERSION_1 (32) and ACCESS_PLATFORM (33) */
 	put32(common, 12, 3);
 	put8(common, 20, ACKNOWLEDGE | DRIVER | FEATURES_OK);
