@@ -138,8 +138,8 @@ import Testing
     -device virtio-rng-pci,bus=pcie.1: bus cannot be 'pcie.1': pcie.0 is the only bus
     $ -device virtio-rng-pci,rng=r
     -device virtio-rng-pci,rng=r: rng: no object 'r': there is no -object
-    $ -device virtio-rng-pci,max-bytes=1024
-    -device virtio-rng-pci,max-bytes=1024: max-bytes cannot be '1024': entropy is not rationed yet
+    $ -device virtio-rng-pci,period=0
+    -device virtio-rng-pci,period=0: period must be between 1 and 4294967295, not '0'
     $ -device virtio-rng-pci,id=a -device virtio-rng-pci,id=a
     -device virtio-rng-pci,id=a: id 'a' is taken already
     $ -object rng-randon,id=a

@@ -50,10 +50,18 @@ extension VirtioRNGOptions: BoardDevice {
         throw .file(option: "-object rng-random", error)
       }
     }
+    var limit: EntropyLimit?
+    if bytesPerPeriod != Self.unlimited {
+      do {
+        limit = EntropyLimit(bytes: bytesPerPeriod, period: period, timer: try ThreadTimer())
+      } catch {
+        throw .system(error)
+      }
+    }
     board.plug(
       VirtioPCI(
-        device: VirtioEntropy(source: source), options: virtio.transport, environment: board.environment,
-        address: address))
+        device: VirtioEntropy(source: source, limit: limit), options: virtio.transport,
+        environment: board.environment, address: address))
   }
 }
 

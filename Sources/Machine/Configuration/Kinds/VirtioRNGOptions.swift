@@ -4,6 +4,10 @@ public struct VirtioRNGOptions: PCIDeviceOptions, Hashable {
   public var virtio = VirtioPCIOptions()
   /// The id of an rng object; nil for the host's getrandom.
   public var source: Identifier?
+  /// Bytes at most in each period.
+  public var bytesPerPeriod = Self.unlimited
+  /// Length of a period in milliseconds.
+  public var period: UInt32 = 65536
 
   public init() {}
 
@@ -20,14 +24,13 @@ public struct VirtioRNGOptions: PCIDeviceOptions, Hashable {
   public static let summary = "Entropy for the guest"
   public static let category = DeviceCategory.misc
 
-  private static let unlimited = "entropy is not rationed yet"
+  /// QEMU's default, INT64_MAX: as much as the guest takes.
+  public static let unlimited = UInt64(Int64.max)
 
   public static let properties: [Property<Self>] =
     VirtioPCIOptions.properties.map { $0.within(\.virtio) } + [
       Property("rng", \.source, help: "ID of an rng object; the host's getrandom where not given"),
-      Property(
-        "max-bytes", settled: UInt64(Int64.max), because: unlimited, help: "Bytes at most in each period"),
-      Property(
-        "period", settled: UInt32(65536), because: unlimited, help: "Length of a period in milliseconds"),
+      Property("max-bytes", \.bytesPerPeriod, help: "Bytes at most in each period"),
+      Property("period", \.period, .within(1...UInt32.max), help: "Length of a period in milliseconds"),
     ]
 }

@@ -1,0 +1,61 @@
+import Devices
+import Linux
+import Synchronization
+
+/// A one-shot timer on a thread of its own, which is made when the timer is started first and ends with it.
+final class ThreadTimer: OneShotTimer {
+  /// What the thread and the timer share, so that the thread does not keep the timer alive.
+  ///
+  /// Lock order: its lock is a leaf; the handler is called without it.
+  private final class Schedule: Sendable {
+    struct State {
+      /// When to call, in nanoseconds of the monotonic clock, and whom; nil while nothing is due.
+      var due: (time: UInt64, handler: @Sendable () -> Void)?
+      var ends = false
+    }
+
+    let changed: EventDescriptor
+    let state = Mutex(State())
+
+    init() throws(SystemError) { changed = try EventDescriptor() }
+
+    func run() {
+      while true {
+        let now = Clock.monotonic()
+        let (ends, handler, wait) = state.withLock { state -> (Bool, (@Sendable () -> Void)?, UInt64?) in
+          guard let due = state.due else { return (state.ends, nil, nil) }
+          guard due.time <= now else { return (state.ends, nil, due.time - now) }
+          state.due = nil
+          return (state.ends, due.handler, nil)
+        }
+        if ends { return }
+        if let handler {
+          handler()
+        } else {
+          let milliseconds = wait.map { Int32(clamping: ($0 + 999_999) / 1_000_000) } ?? -1
+          _ = Poll.readable([changed.rawValue], milliseconds: milliseconds)
+          changed.take()
+        }
+      }
+    }
+  }
+
+  private let schedule: Schedule
+  private let thread = Mutex<Thread?>(nil)
+
+  init() throws(SystemError) { schedule = try Schedule() }
+
+  deinit {
+    schedule.state.withLock { $0.ends = true }
+    schedule.changed.signal()
+  }
+
+  func start(afterMilliseconds milliseconds: UInt32, _ handler: @escaping @Sendable () -> Void) {
+    schedule.state.withLock { $0.due = (Clock.monotonic() &+ UInt64(milliseconds) * 1_000_000, handler) }
+    schedule.changed.signal()
+    thread.withLock { thread in
+      // Where the host gives no thread, the period does not end: the guest gets less, not more.
+      if thread == nil { thread = try? Thread(name: "timer") { [schedule] in schedule.run() } }
+    }
+  }
+}
