@@ -15,7 +15,7 @@ import Testing
     #expect(machine.serials == [.stdio])
     #expect(machine.rebootAction == .reset)
     #expect(machine.devices.isEmpty && machine.blockNodes.isEmpty && machine.objects.isEmpty)
-    #expect(machine.logItems.isEmpty && machine.logPath == nil && machine.name == nil)
+    #expect(machine.logItems.isEmpty && machine.logPath == nil)
   }
 
   @Test func theDemo() throws {
@@ -69,10 +69,8 @@ import Testing
   @Test func machineOptionsAddUp() throws {
     let machine = try configuration(
       "-kernel", "k", "-machine", "q35", "-machine", "accel=kvm:tcg", "-machine", "kernel_irqchip=split",
-      "-accel", "kvm,device=/dev/other,kernel-irqchip=split", "-enable-kvm", "-name", "guest=g,,1")
+      "-accel", "kvm,device=/dev/other,kernel-irqchip=split", "-enable-kvm")
     #expect(machine.accelerator == .kvm(device: "/dev/other"))
-    #expect(machine.name == "g,1")
-    #expect(try configuration("-kernel", "k", "-name", "plain").name == "plain")
   }
 
   @Test func memoryFromABackend() throws {

@@ -1,14 +1,5 @@
 import Machine
 
-/// What `-name` says.
-struct NameArguments: TypedOptions {
-  var guest: String?
-
-  static let properties: [Property<Self>] = [
-    Property("guest", \.guest, help: "The guest's name")
-  ]
-}
-
 /// What `-action` says.
 struct ActionArguments: TypedOptions {
   var reboot = MachineConfiguration.RebootAction.reset

@@ -16,7 +16,6 @@ struct CommandLineDraft {
   var accelerator = AcceleratorArguments()
   var processors = ProcessorArguments()
   var memory = MemoryArguments()
-  var name = NameArguments()
   var action = ActionArguments()
   var kernel: String?
   var initrd: String?
@@ -43,7 +42,6 @@ struct CommandLineDraft {
     var result = configuration
     result.machineType = machine.type
     result.accelerator = .kvm(device: accelerator.device)
-    result.name = name.guest
     result.rebootAction = action.reboot
     do {
       result.processors = try processors.topology()

@@ -66,12 +66,6 @@ enum CommandOptions {
       try draft.memory.apply(text, impliedName: "size")
       return nil
     },
-    CommandOption(
-      "name", argument: "[guest=]NAME", help: "name of the guest"
-    ) { (draft, text) throws(OptionProblem) in
-      try draft.name.apply(text, impliedName: "guest")
-      return nil
-    },
   ]
 
   private static let boot = [

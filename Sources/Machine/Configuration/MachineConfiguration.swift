@@ -1,7 +1,5 @@
 /// The machine that is wanted, as values: from the command line, and later QMP; nothing here is text to parse.
 public struct MachineConfiguration: Sendable {
-  /// For people who look at the process or ask over QMP.
-  public var name: String?
   public var accelerator = Accelerator.kvm(device: "/dev/kvm")
   public var machineType = MachineType.q35
   public var processors = ProcessorTopology()

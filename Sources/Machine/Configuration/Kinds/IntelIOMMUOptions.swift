@@ -9,7 +9,7 @@ public struct IntelIOMMUOptions: DeviceOptions, Hashable {
   public var scalableMode = false
   /// First-stage translation (ECAP.FSTS). Without `nested`, scalable mode has no second stage then.
   public var firstStage = false
-  /// Second stage, too, and nesting of the two (ECAP.SSTS, ECAP.NEST).
+  /// First stage, second stage and nesting of the two together (ECAP.FSTS, SSTS, NEST), whatever `firstStage` says.
   public var nested = false
   /// Bits of a DMA address (CAP.MGAW, CAP.SAGAW): 39, 48 or 57.
   public var addressWidth: UInt8 = 48
@@ -50,7 +50,7 @@ public struct IntelIOMMUOptions: DeviceOptions, Hashable {
       "x-flts", aliases: ["fsts"], \.firstStage,
       help: "First-stage translation instead of second stage, in scalable mode (also fsts)"),
     Property(
-      "x-nested", \.nested, help: "With x-flts: second stage, too, and nested translation"),
+      "x-nested", \.nested, help: "First stage, second stage and nested translation together, in scalable mode"),
     Property("aw-bits", \.addressWidth, .oneOf([39, 48, 57]), help: "Bits of a DMA address: 39, 48 or 57"),
     Property("intremap", \.interruptRemapping, help: "Interrupt remapping, on/off/auto (auto is on)"),
     Property(
