@@ -1,4 +1,5 @@
 import Devices
+import Glibc
 import Hardware
 import KVM
 import Linux
@@ -159,7 +160,9 @@ public final class RunningMachine {
     } catch {
       throw .placement(error)
     }
-    _ = board.memory.write(tables.bytes, to: tables.address)
+    guard board.memory.write(tables.bytes, to: tables.address) else {
+      throw .system(SystemError("ACPI tables", "RAM at 0x\(String(tables.address, radix: 16))", code: EFAULT))
+    }
     let request = BootRequest(
       kernel: BootFile(image: kernel, name: boot.kernel),
       initialRAMDisk: initialRAMDisk.map { BootFile(image: $0, name: boot.initrd ?? "") },
@@ -205,6 +208,12 @@ public final class RunningMachine {
         stop()
         return ending
       }
+      processors.stop()
+      // What the guest did beside its reset is gone with it; a person's wish is not.
+      if events.take() == .quit {
+        stop()
+        return .quit
+      }
       do {
         try restart()
       } catch {
@@ -225,11 +234,9 @@ public final class RunningMachine {
     }
   }
 
+  /// The CPUs have been stopped.
   private func restart() throws(StartError) {
-    processors.stop()
     board.reset()
-    // What was posted while the CPUs came to a stop belongs to the guest that is gone.
-    _ = events.take()
     do {
       try board.memory.clear()
       try load()

@@ -1,7 +1,8 @@
 import Linux
 import Synchronization
 
-/// Where events wait for the machine's own thread. The first of several decides.
+/// Where events wait for the machine's own thread. Of several the first decides, but a person's wish to end goes
+/// before whatever the guest did.
 final class EventQueue: Sendable {
   private let events = Mutex<[MachineEvent]>([])
   private let descriptor: EventDescriptor
@@ -23,9 +24,8 @@ final class EventQueue: Sendable {
   func take() -> MachineEvent? {
     descriptor.take()
     return events.withLock { events in
-      let first = events.first
-      events.removeAll()
-      return first
+      defer { events.removeAll() }
+      return events.contains(.quit) ? .quit : events.first
     }
   }
 }

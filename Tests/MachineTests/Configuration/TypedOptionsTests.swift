@@ -134,7 +134,6 @@ import Testing
   @Test(arguments: [
     [("x-flts", "on")],
     [("x-nested", "on"), ("x-flts", "on")],
-
     [("x-scalable-mode", "on"), ("x-flts", "on"), ("aw-bits", "39")],
     [("pasid-bits", "16")],
     [("eim", "on"), ("intremap", "off")],
