@@ -51,6 +51,13 @@ static inline void halt(void) { __asm__ volatile("hlt" ::: "memory"); }
 static inline void waitForInterrupt(void) { __asm__ volatile("sti; hlt; cli" ::: "memory"); }
 static inline void pauseProcessor(void) { __asm__ volatile("pause" ::: "memory"); }
 static inline void invalidatePage(uint64_t at) { __asm__ volatile("invlpg (%0)" ::"r"(at) : "memory"); }
+static inline void loadEmptyInterruptTable(void)
+{
+	struct __attribute__((packed)) { uint16_t limit; uint64_t base; } p = {0, 0};
+	__asm__ volatile("lidt %0" ::"m"(p) : "memory");
+}
+/* Without an interrupt table, the fault that ends in a shutdown. */
+static inline void causeFault(void) { __asm__ volatile("ud2"); }
 static inline void loadInterruptTable(uint64_t base)
 {
 	struct __attribute__((packed)) { uint16_t limit; uint64_t base; } p = {4095, base};

@@ -1,0 +1,39 @@
+/// A reset starts the guest anew, whichever way it comes about: port 0xCF9, then a triple fault. The RAM of
+/// the clock (CMOS) outlives it and counts the starts.
+
+private func readClock(_ index: UInt8) -> UInt8 {
+  portWrite8(0x70, index)
+  return portRead8(0x71)
+}
+
+private func writeClock(_ index: UInt8, _ value: UInt8) {
+  portWrite8(0x70, index)
+  portWrite8(0x71, value)
+}
+
+func kernelMain() {
+  let markAt: UInt8 = 0x60
+  let countAt: UInt8 = 0x61
+  let mark: UInt8 = 0xa7
+  let starts = readClock(markAt) == mark ? readClock(countAt) : 0
+  writeClock(markAt, mark)
+  writeClock(countAt, starts + 1)
+  put("start ")
+  put(starts + 1)
+  endLine()
+
+  Report.check("the scratch register of COM1 is as at power-on", portRead8(0x3f8 + 7) == 0)
+  portWrite8(0x3f8 + 7, 0x5a)
+  switch starts {
+  case 0:
+    portWrite8(0xcf9, 0x02)
+    portWrite8(0xcf9, 0x06)
+  case 1:
+    loadEmptyInterruptTable()
+    causeFault()
+  default:
+    Report.pass("two resets, three starts")
+    return
+  }
+  while true { halt() }
+}
