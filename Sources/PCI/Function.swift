@@ -13,6 +13,8 @@ public final class Function: Sendable {
     var interruptLine: (any InterruptLine)?
     /// The device's wish; what is on the wire depends on Interrupt Disable too.
     var interruptAsserted = false
+    /// An access that was in flight when the function was taken off must not bring it back.
+    var isRemoved = false
   }
 
   private struct Placement {
@@ -106,13 +108,10 @@ public final class Function: Sendable {
 
   /// Takes the function off the buses and lets go of its model. Accesses in flight end as they will.
   public func remove() {
-    requester.busMasterEnable = false
     state.withLock { state in
-      state.interruptLine?.set(false)
-      state.space = resetSpace
+      state.isRemoved = true
+      clear(&state)
     }
-    msix?.reset()
-    msi?.reset()
     updatePlacement()
     state.withLock { $0.model = nil }
   }
@@ -140,7 +139,8 @@ public final class Function: Sendable {
   public func writeConfiguration(offset: Int, width: AccessWidth, value: UInt64) {
     let touched = offset..<offset + width.rawValue
     var resets = false
-    state.withLock { state in
+    let isRemoved = state.withLock { state in
+      if state.isRemoved { return true }
       if let expressOffset, touched.contains(expressOffset + ExpressCapability.deviceControl + 1) {
         let shift = 8 * (expressOffset + ExpressCapability.deviceControl + 1 - offset)
         resets = (value >> shift)[bit: 7]
@@ -148,7 +148,12 @@ public final class Function: Sendable {
       state.space.write(offset, width, value)
       if touched.overlaps(StandardOffset.command..<StandardOffset.command + 2) {
         let command = Command(rawValue: state.space.get(UInt16.self, StandardOffset.command))
+        let couldSend = requester.busMasterEnable
         requester.busMasterEnable = command.contains(.busMasterEnable)
+        if !couldSend, requester.busMasterEnable {
+          msix?.sendPending()
+          if let msiOffset { msi?.update(from: state.space, at: msiOffset) }
+        }
         driveInterrupt(state)
       }
       if let msixOffset, touched.overlaps(msixOffset + 2..<msixOffset + 4) {
@@ -160,7 +165,9 @@ public final class Function: Sendable {
         msi?.update(from: state.space, at: msiOffset)
         driveInterrupt(state)
       }
+      return false
     }
+    if isRemoved { return }
     if resets {
       reset()
       return
@@ -175,21 +182,26 @@ public final class Function: Sendable {
 
   /// Function Level Reset, and the function's part of a board's reset.
   public func reset() {
-    requester.busMasterEnable = false
-    state.withLock { state in
-      state.space = resetSpace
-      state.interruptAsserted = false
-      driveInterrupt(state)
-    }
-    msix?.reset()
-    msi?.reset()
+    state.withLock { clear(&$0) }
     updatePlacement()
     model?.reset()
   }
 
+  /// All under the function's lock: a configuration write at the same time comes before it or after it, whole.
+  private func clear(_ state: inout State) {
+    requester.busMasterEnable = false
+    state.space = resetSpace
+    state.interruptAsserted = false
+    driveInterrupt(state)
+    msix?.reset()
+    msi?.reset()
+  }
+
   /// What firmware does: gives a BAR its address. Decoding is enabled separately, by the command register.
   public func place(_ bar: BaseAddressRegister, at base: UInt64) {
-    state.withLock { bar.place(at: base, in: &$0.space) }
+    state.withLock { state in
+      if !state.isRemoved { bar.place(at: base, in: &state.space) }
+    }
     updatePlacement()
   }
 
@@ -198,6 +210,7 @@ public final class Function: Sendable {
   /// Asserts or withdraws INTx. On the wire only while MSI, MSI-X and Interrupt Disable are off.
   public func setINTx(_ asserted: Bool) {
     state.withLock { state in
+      guard !state.isRemoved else { return }
       state.interruptAsserted = asserted
       driveInterrupt(state)
     }
