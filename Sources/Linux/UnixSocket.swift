@@ -15,7 +15,8 @@ public struct UnixListener: ~Copyable, Sendable {
     let file = FileDescriptor(owning: answer)
     var address = try Self.address(path)
     var code = unsafe Self.withSocketAddress(&address) { unsafe Glibc.bind(file.rawValue, $0, $1) }
-    if code < 0, errno == EADDRINUSE, Self.isStale(path, &address) {
+    if code < 0, errno == EADDRINUSE {
+      guard Self.isStale(path, &address) else { throw SystemError("bind", path, code: EADDRINUSE) }
       unsafe unlink(path)
       code = unsafe Self.withSocketAddress(&address) { unsafe Glibc.bind(file.rawValue, $0, $1) }
     }
@@ -74,13 +75,13 @@ public struct UnixListener: ~Copyable, Sendable {
     var status = stat()
     // SAFETY: the structure outlives the call.
     guard unsafe lstat(path, &status) == 0, status.st_mode & S_IFMT == S_IFSOCK else { return false }
-    let probe = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0)
+    // Without waiting: a live one whose queue is full would not answer.
+    let kind = Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue) | Int32(SOCK_NONBLOCK.rawValue)
+    let probe = socket(AF_UNIX, kind, 0)
     guard probe >= 0 else { return false }
     defer { close(probe) }
     let code = unsafe withSocketAddress(&address) { unsafe connect(probe, $0, $1) }
-    let refused = code < 0 && errno == ECONNREFUSED
-    errno = EADDRINUSE
-    return refused
+    return code < 0 && errno == ECONNREFUSED
   }
 }
 
