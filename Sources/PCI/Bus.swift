@@ -35,7 +35,7 @@ public final class Bus: Sendable {
   /// The lowest device number without a function, from `first` on.
   public func freeDevice(from first: UInt8) -> UInt8? {
     functions.withLock { functions in
-      (first..<32).first { device in !functions.keys.contains { $0 >> 3 == device } }
+      (0..<32).first { device in device >= first && !functions.keys.contains { $0 >> 3 == device } }
     }
   }
 }
