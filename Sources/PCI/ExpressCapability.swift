@@ -19,6 +19,8 @@ struct ExpressCapability {
     bytes.store(UInt16(2) | UInt16(type.rawValue) << 4, at: 0x02 - 2)
     // Role-Based Error Reporting, Function Level Reset; payload of 128 bytes.
     bytes.store(UInt32(1) << 15 | UInt32(1) << 28, at: 0x04 - 2)
+    // Device Control's defaults: relaxed ordering, no snoop, read requests of 512 bytes.
+    bytes.store(UInt16(0x2810), at: 0x08 - 2)
     // Error reporting enables, relaxed ordering, payload and read request sizes, no snoop.
     writable.store(UInt16(0x78ff), at: 0x08 - 2)
     return (bytes, writable)
