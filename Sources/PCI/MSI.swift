@@ -73,7 +73,7 @@ public final class MSI: Sendable {
         let low = UInt16.lowBits(state.granted)
         routes[vector].set(
           InterruptMessage(address: state.address, data: UInt32(state.data & ~low | UInt16(vector) & low)))
-        if state.pending[bit: vector], !state.mask[bit: vector] {
+        if state.pending[bit: vector], !state.mask[bit: vector], requester.busMasterEnable {
           state.pending[bit: vector] = false
           routes[vector].signal()
         }

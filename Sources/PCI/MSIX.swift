@@ -75,6 +75,13 @@ public final class MSIX: Sendable {
     }
   }
 
+  /// Bus Master Enable is set again: what could not leave the function meanwhile leaves it now.
+  func sendPending() {
+    state.withLock { state in
+      for vector in routes.indices where state.entries[vector].pending { refresh(vector, &state) }
+    }
+  }
+
   func reset() {
     state.withLock { state in
       for vector in routes.indices {
@@ -94,7 +101,7 @@ public final class MSIX: Sendable {
       return
     }
     routes[vector].set(InterruptMessage(address: entry.address, data: entry.data))
-    if entry.pending {
+    if entry.pending, requester.busMasterEnable {
       state.entries[vector].pending = false
       routes[vector].signal()
     }
