@@ -7,6 +7,7 @@
 #include <sys/random.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
+#include <termios.h>
 
 #define ANSWER(call)                      \
     ({                                    \
@@ -55,5 +56,22 @@ int nestling_zero_range(int descriptor, int64_t offset, int64_t count) {
 }
 
 void nestling_name_thread(const char *name) { pthread_setname_np(pthread_self(), name); }
+
+static struct termios terminal_before;
+
+static void restore_terminal(int signal) {
+    // tcsetattr(3) may be called in a handler. SA_RESETHAND: the second time, the signal does what it does.
+    tcsetattr(STDIN_FILENO, TCSANOW, &terminal_before);
+    raise(signal);
+}
+
+int nestling_restore_terminal_in_a_crash(void) {
+    if (tcgetattr(STDIN_FILENO, &terminal_before) < 0) return -errno;
+    struct sigaction action = {.sa_handler = restore_terminal, .sa_flags = SA_RESETHAND | SA_NODEFER};
+    sigemptyset(&action.sa_mask);
+    const int crashes[] = {SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGSEGV};
+    for (size_t i = 0; i < sizeof crashes / sizeof *crashes; i++) sigaction(crashes[i], &action, NULL);
+    return 0;
+}
 
 long nestling_thread_id(void) { return syscall(SYS_gettid); }

@@ -1,3 +1,4 @@
+import CLinux
 import Glibc
 import Synchronization
 
@@ -19,7 +20,10 @@ public enum Terminal {
       var mode = termios()
       // SAFETY: the structure outlives the calls.
       guard unsafe tcgetattr(STDIN_FILENO, &mode) == 0 else { return }
-      if saved.mode == nil { saved.mode = mode }
+      if saved.mode == nil {
+        saved.mode = mode
+        _ = nestling_restore_terminal_in_a_crash()
+      }
       mode.c_iflag &= ~tcflag_t(IGNBRK | BRKINT | PARMRK | ISTRIP | INLCR | IGNCR | ICRNL | IXON)
       mode.c_oflag |= tcflag_t(OPOST)
       mode.c_lflag &= ~tcflag_t(ECHO | ECHONL | ICANON | IEXTEN | ISIG)

@@ -67,6 +67,8 @@ int nestling_take_signal(int descriptor);
 int nestling_punch_hole(int descriptor, int64_t offset, int64_t count);
 int nestling_zero_range(int descriptor, int64_t offset, int64_t count);
 void nestling_name_thread(const char *name);
+/// From now on a signal that ends a crashing process first puts the terminal back to how it is now.
+int nestling_restore_terminal_in_a_crash(void);
 long nestling_thread_id(void);
 
 // MARK: Single accesses to memory that a guest writes at the same time.
