@@ -48,7 +48,7 @@ public final class GuestMemory: @unchecked Sendable {
     let descriptor = try checked(unsafe nestling_memfd_create("nestling-ram", pageShift), "memfd_create")
     file = FileDescriptor(owning: descriptor)
     if ftruncate(descriptor, total) < 0 { throw SystemError("ftruncate", "\(size) bytes of RAM", code: errno) }
-    mapping = try Mapping(of: file, size: total)
+    mapping = try Mapping(of: file, size: total, reserving: pages != .standard)
     lowSize = min(size, lowLimit)
     highSize = size - lowSize
     unsafe low = mapping.base
