@@ -30,6 +30,7 @@ public final class Thread: @unchecked Sendable {
         unsafe String(decoding: body.name.utf8.prefix(15), as: UTF8.self).withCString {
           unsafe nestling_name_thread($0)
         }
+        Thread.admitKick()
         body.run()
         return nil
       }, body.toOpaque())
@@ -47,6 +48,15 @@ public final class Thread: @unchecked Sendable {
 
   /// Has a blocking call of the thread return with EINTR. `installKick` comes first.
   public func kick() { pthread_kill(handle, Self.kickSignal) }
+
+  /// The thread that starts another one may have the signal blocked, as libdispatch's workers have, and hand that down.
+  private static func admitKick() {
+    var set = sigset_t()
+    // SAFETY: the set outlives the calls.
+    unsafe sigemptyset(&set)
+    unsafe sigaddset(&set, kickSignal)
+    unsafe pthread_sigmask(SIG_UNBLOCK, &set, nil)
+  }
 
   /// Makes the kick signal do nothing but interrupt.
   public static func installKick() {
