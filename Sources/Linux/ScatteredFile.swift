@@ -101,6 +101,10 @@ public final class ScatteredFile: Sendable {
     /// Bytes of segment `next` that are done.
     var done = 0
     while next < segments.count {
+      if segments[next].count == 0 {
+        next += 1
+        continue
+      }
       let parts = min(segments.count - next, most)
       let moved: Int
       do throws(SystemError) {
