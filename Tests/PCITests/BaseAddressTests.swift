@@ -1,0 +1,194 @@
+import Hardware
+import PCI
+import TestSupport
+import Testing
+
+/// Sizing, placing and moving BARs, with the gates before them.
+@Suite struct BaseAddressTests {
+  private let board = TestBoard()
+
+  private func bars(_ bars: [BaseAddressRegister]) -> (Function, RecordingModel) {
+    var description = FunctionDescription.plain
+    description.baseAddressRegisters = bars
+    return board.make(description)
+  }
+
+  @Test func sizingA32BitBAR() {
+    let (function, _) = bars([.init(index: 0, space: .memory32, size: 0x4000)])
+    function.write32(0x10, .max)
+    #expect(function.read32(0x10) == 0xffff_c000)
+    function.write32(0x10, 0xc000_1234)
+    #expect(function.read32(0x10) == 0xc000_0000)
+    function.command(.memorySpaceEnable)
+    #expect(board.memoryBus.read(address: 0xc000_3ffc, width: .doubleword) == 0x3ffc)
+    #expect(board.memoryBus.read(address: 0xc000_4000, width: .byte) == nil)
+  }
+
+  @Test func sizingA64BitBAR() {
+    let (function, _) = bars([.init(index: 2, space: .memory64, size: 8 << 30, prefetchable: true)])
+    function.write32(0x18, .max)
+    function.write32(0x1c, .max)
+    #expect(function.read32(0x18) == 0x0000_000c)
+    #expect(function.read32(0x1c) == 0xffff_fffe)
+    function.write32(0x18, 0)
+    function.write32(0x1c, 0x41)
+    #expect(function.read32(0x1c) == 0x40)
+    function.command(.memorySpaceEnable)
+    #expect(board.memoryBus.read(address: 0x41_ffff_fff8, width: .quadword) == 2 << 32 | 0x1_ffff_fff8)
+    #expect(board.memoryBus.read(address: 0x42_0000_0000, width: .byte) == nil)
+  }
+
+  @Test func sizingAnIOBAR() {
+    let (function, _) = bars([.init(index: 5, space: .io, size: 0x40)])
+    function.write32(0x24, .max)
+    #expect(function.read32(0x24) == 0xffff_ffc1)
+    function.write32(0x24, 0x1043)
+    #expect(function.read32(0x24) == 0x1041)
+    function.command(.ioSpaceEnable)
+    #expect(board.ioBus.read(address: 0x107f, width: .byte) == 0x3f)
+    #expect(board.ioBus.read(address: 0x1080, width: .byte) == nil)
+    #expect(board.memoryBus.read(address: 0x1040, width: .byte) == nil)
+  }
+
+  @Test func eachSpaceHasItsOwnGate() {
+    let (function, model) = bars([
+      .init(index: 0, space: .memory32, size: 0x1000), .init(index: 1, space: .io, size: 0x10),
+    ])
+    function.write32(0x10, 0xc000_0000)
+    function.write32(0x14, 0x1000)
+    #expect(model.take().allSatisfy { if case .placed = $0 { false } else { true } })
+    #expect(board.memoryBus.read(address: 0xc000_0000, width: .byte) == nil)
+    function.command(.memorySpaceEnable)
+    #expect(board.memoryBus.read(address: 0xc000_0000, width: .byte) != nil)
+    #expect(board.ioBus.read(address: 0x1000, width: .byte) == nil)
+    function.command([.memorySpaceEnable, .ioSpaceEnable])
+    #expect(board.ioBus.read(address: 0x1000, width: .byte) != nil)
+    function.command(.ioSpaceEnable)
+    #expect(board.memoryBus.read(address: 0xc000_0000, width: .byte) == nil)
+    #expect(board.ioBus.read(address: 0x1000, width: .byte) != nil)
+    function.command([])
+    #expect(board.ioBus.read(address: 0x1000, width: .byte) == nil)
+    let placed = model.take().filter { if case .placed = $0 { true } else { false } }
+    #expect(
+      placed == [
+        .placed(bar: 0, base: 0xc000_0000), .placed(bar: 1, base: 0x1000), .placed(bar: 0, base: nil),
+        .placed(bar: 1, base: nil),
+      ])
+    // The addresses outlast the gate.
+    #expect(function.read32(0x10) == 0xc000_0000)
+  }
+
+  @Test func movingWhileDecoding() {
+    let (function, model) = bars([.init(index: 0, space: .memory32, size: 0x1000)])
+    function.write32(0x10, 0xc000_0000)
+    function.command(.memorySpaceEnable)
+    _ = model.take()
+    function.write32(0x10, 0xd000_0000)
+    #expect(board.memoryBus.read(address: 0xc000_0000, width: .byte) == nil)
+    #expect(board.memoryBus.read(address: 0xd000_0ffc, width: .doubleword) == 0xffc)
+    #expect(model.take().first == .placed(bar: 0, base: 0xd000_0000))
+    // The same address once more is no move.
+    function.write32(0x10, 0xd000_0000)
+    #expect(model.take() == [.configurationWritten(offset: 0x10, width: .doubleword, value: 0xd000_0000)])
+  }
+
+  /// Linux sizes with decoding off, others do not: the region must be gone while the register holds ones, and
+  /// back afterwards, and nothing else may have been covered by it.
+  @Test func sizingWhileDecoding() {
+    let (function, _) = bars([
+      .init(index: 0, space: .memory32, size: 0x1000), .init(index: 1, space: .io, size: 0x10),
+      .init(index: 2, space: .memory64, size: 0x4000),
+    ])
+    function.write32(0x10, 0xc000_0000)
+    function.write32(0x14, 0x1000)
+    function.write32(0x18, 0xc010_0000)
+    function.command([.memorySpaceEnable, .ioSpaceEnable])
+    for (offset, address) in [(0x10, UInt64(0xffff_f000)), (0x14, 0xfff0), (0x18, .max - 0x3fff)] {
+      let before = function.read32(offset)
+      function.write32(offset, .max)
+      if offset == 0x18 { function.write32(0x1c, .max) }
+      let bus = offset == 0x14 ? board.ioBus : board.memoryBus
+      #expect(bus.read(address: address, width: .byte) == nil)
+      #expect(bus.read(address: UInt64(before & ~0xf), width: .byte) == nil)
+      function.write32(offset, before)
+      if offset == 0x18 { function.write32(0x1c, 0) }
+      #expect(bus.read(address: UInt64(before & ~0xf), width: .byte) != nil)
+    }
+  }
+
+  @Test func nothingDecodesAtZero() {
+    let (function, model) = bars([
+      .init(index: 0, space: .memory32, size: 0x1000), .init(index: 1, space: .io, size: 0x10),
+      .init(index: 2, space: .memory64, size: 0x1000),
+    ])
+    function.command([.memorySpaceEnable, .ioSpaceEnable])
+    #expect(board.memoryBus.read(address: 0, width: .byte) == nil)
+    #expect(board.ioBus.read(address: 0, width: .byte) == nil)
+    #expect(model.take().count == 1)
+  }
+
+  @Test func theHighestAddresses() {
+    let (function, _) = bars([
+      .init(index: 0, space: .memory32, size: 0x1000), .init(index: 1, space: .io, size: 0x10),
+      .init(index: 2, space: .memory64, size: 0x1000),
+    ])
+    function.command([.memorySpaceEnable, .ioSpaceEnable])
+    function.write32(0x10, 0xffff_e000)
+    #expect(board.memoryBus.read(address: 0xffff_e000, width: .byte) != nil)
+    function.write32(0x18, 0xffff_e000)
+    function.write32(0x1c, .max)
+    #expect(board.memoryBus.read(address: .max - 0x1fff, width: .byte) != nil)
+    // A legacy device may well sit at the last ports, but not past them.
+    function.write32(0x14, 0xfff0)
+    #expect(board.ioBus.read(address: 0xffff, width: .byte) == 0xf)
+    function.write32(0x14, 0x1_0000)
+    #expect(board.ioBus.read(address: 0x1_0000, width: .byte) == nil)
+    #expect(board.ioBus.read(address: 0xffff, width: .byte) == nil)
+  }
+
+  @Test func theBoardsOwnRegionsAreNotCovered() {
+    final class Fixed: BusDevice {
+      func read(offset: UInt64, width: AccessWidth) -> UInt64 { 0x77 }
+      func write(offset: UInt64, width: AccessWidth, value: UInt64) {}
+    }
+    _ = board.memoryBus.attach(Fixed(), at: 0xfee0_0000, size: 0x1000)
+    let (function, _) = bars([.init(index: 0, space: .memory32, size: 16 << 20)])
+    function.command(.memorySpaceEnable)
+    function.write32(0x10, 0xfe00_0000)
+    #expect(board.memoryBus.read(address: 0xfee0_0000, width: .byte) == 0x77)
+    #expect(board.memoryBus.read(address: 0xfedf_ffff, width: .byte) == 0xff)
+    #expect(board.memoryBus.read(address: 0xfee0_1000, width: .doubleword) == 0xe0_1000)
+  }
+
+  @Test func aByteOfTheRegisterMovesToo() {
+    let (function, _) = bars([.init(index: 0, space: .memory32, size: 0x1000)])
+    function.command(.memorySpaceEnable)
+    function.write8(0x13, 0xc1)
+    #expect(board.memoryBus.read(address: 0xc100_0000, width: .byte) != nil)
+    function.write8(0x11, 0xff)
+    #expect(board.memoryBus.read(address: 0xc100_f000, width: .byte) != nil)
+    #expect(board.memoryBus.read(address: 0xc100_0000, width: .byte) == nil)
+    // A write that begins before the register and ends in it counts as well.
+    function.writeConfiguration(offset: 0x0c, width: .quadword, value: 0xc200_0000 << 32)
+    #expect(board.memoryBus.read(address: 0xc200_0000, width: .byte) != nil)
+  }
+
+  @Test func removalTakesTheRegionsAway() {
+    let (function, model) = bars([.init(index: 0, space: .memory32, size: 0x1000)])
+    function.write32(0x10, 0xc000_0000)
+    function.command([.memorySpaceEnable, .busMasterEnable])
+    _ = model.take()
+    function.remove()
+    #expect(model.take() == [.placed(bar: 0, base: nil)])
+    #expect(board.memoryBus.read(address: 0xc000_0000, width: .byte) == nil)
+    #expect(!function.requester.busMasterEnable)
+    // An access that was on its way when the function went must not bring it back.
+    function.write32(0x10, 0xc000_0000)
+    function.command([.memorySpaceEnable, .busMasterEnable])
+    #expect(board.memoryBus.read(address: 0xc000_0000, width: .byte) == nil)
+    #expect(!function.requester.busMasterEnable)
+    #expect(model.take().isEmpty)
+    function.setINTx(true)
+    #expect(!board.line.asserted)
+  }
+}
