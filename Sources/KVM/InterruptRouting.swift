@@ -49,13 +49,17 @@ public final class InterruptRouting: Sendable {
       entry.msi.address_lo = UInt32(truncatingIfNeeded: address)
       entry.msi.address_hi = UInt32(truncatingIfNeeded: address >> 32)
       entry.msi.data = data
-      if let old = state.entries[gsi]?.msi, old.address_lo == entry.msi.address_lo,
-        old.address_hi == entry.msi.address_hi, old.data == data
+      let old = state.entries[gsi]
+      if let old = old?.msi, old.address_lo == entry.msi.address_lo, old.address_hi == entry.msi.address_hi,
+        old.data == data
       {
         return 0
       }
       state.entries[gsi] = entry
-      return replace(state)
+      let answer = replace(state)
+      // What the kernel refuses must not stay, or it would refuse every table from now on.
+      if answer < 0 { state.entries[gsi] = old }
+      return answer
     }
     try VirtualMachine.check(answer, "KVM_SET_GSI_ROUTING")
   }
