@@ -22,6 +22,8 @@ public final class VCPU: @unchecked Sendable {
   private var unfinished = Unfinished.none
   /// Width of the read that waits for `supply`.
   private var pendingWidth = 0
+  /// Whether the kernel is in the middle of an instruction: it ends port and memory accesses when it runs next.
+  private var accessPending = false
 
   public init(id: Int, of machine: VirtualMachine) throws(KVMError) {
     self.id = id
@@ -55,6 +57,7 @@ public final class VCPU: @unchecked Sendable {
   /// - Throws: what KVM_RUN answered, other than a signal's.
   public func next() throws(KVMError) -> VMExit {
     if let piece = nextPiece() { return piece }
+    accessPending = false
     let answer = nestling_kvm_run(file.rawValue)
     if answer < 0 {
       if answer == -EINTR || answer == -EAGAIN { return .interrupted }
@@ -63,9 +66,11 @@ public final class VCPU: @unchecked Sendable {
     // SAFETY, for the rest of this file: the kernel has filled the member of the union that the reason names.
     switch Int(unsafe run.pointee.exit_reason) {
     case KVM_EXIT_IO:
+      accessPending = true
       unfinished = unsafe .port(offset: Int(run.pointee.io.data_offset), remaining: Int(run.pointee.io.count))
       return nextPiece() ?? .interrupted
     case KVM_EXIT_MMIO:
+      accessPending = true
       unfinished = unsafe .memory(next: 0, count: min(8, Int(run.pointee.mmio.len)))
       return nextPiece() ?? .interrupted
     case KVM_EXIT_IOAPIC_EOI: return unsafe .endOfInterrupt(vector: run.pointee.eoi.vector)
@@ -78,6 +83,20 @@ public final class VCPU: @unchecked Sendable {
       return unsafe .entryFailed(reason: run.pointee.fail_entry.hardware_entry_failure_reason)
     default: return unsafe .unknown(reason: run.pointee.exit_reason)
     }
+  }
+
+  /// Ends the instruction that the CPU stopped in, whatever it does: its state is about to be replaced, and the kernel
+  /// would otherwise complete it into the new one (Documentation/virt/kvm/api.rst, KVM_RUN).
+  func abandonAccess() {
+    let immediate = unsafe run.pointee.immediate_exit
+    defer { unsafe run.pointee.immediate_exit = immediate }
+    unsafe run.pointee.immediate_exit = 1
+    unfinished = .none
+    // KVM goes back to the guest, and so comes out, after 1024 elements of a string instruction.
+    for _ in 0..<4096 where accessPending {
+      accessPending = nestling_kvm_run(file.rawValue) >= 0
+    }
+    accessPending = false
   }
 
   /// Answers the read that `next` returned last.

@@ -61,6 +61,7 @@ extension VCPU {
 
   /// Back to a state that `readState` took.
   public func restore(_ state: VCPUState) throws(KVMError) {
+    abandonAccess()
     var state = state
     try unsafe call(KVM_SET_MP_STATE, &state.processing, "KVM_SET_MP_STATE")
     if hasExtendedControl { try unsafe call(KVM_SET_XCRS, &state.extendedControl, "KVM_SET_XCRS") }
