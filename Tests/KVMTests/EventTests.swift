@@ -1,0 +1,161 @@
+import Linux
+import Testing
+
+@testable import KVM
+
+/// Events that pass the kernel without us: doorbells out of the guest, interrupts into it.
+@Suite(.serialized, .enabled(if: TestGuest.isPossible, "/dev/kvm cannot be used here"), .timeLimit(.minutes(2)))
+struct EventTests {
+  private func taken(_ event: borrowing EventDescriptor) -> Int {
+    event.take() ? 1 : 0
+  }
+
+  @Test func aDoorbellIsRungWithoutAnExit() throws {
+    // mov [ebx], al; mov [ebx], ax; mov [ebx], eax; mov [ebx + 4], eax
+    let ring: [UInt8] = [0x88, 0x03, 0x66, 0x89, 0x03, 0x89, 0x03, 0x89, 0x43, 0x04]
+    let guest = try TestGuest(ring + TestGuest.done)
+    let event = try EventDescriptor()
+    try guest.machine.bind(event.rawValue, toWriteAt: TestGuest.device)
+    #expect(try guest.untilDone() == [.memoryWrite(address: TestGuest.device + 4, width: 4, value: 0)])
+    var rung = taken(event)
+    #expect(rung == 1)
+    // A read is no ring.
+    guest.store([0x8b, 0x03] + TestGuest.done, at: TestGuest.code)
+    try guest.enter()
+    #expect(try guest.untilDone() == [.memoryRead(address: TestGuest.device, width: 4)])
+    rung = taken(event)
+    #expect(rung == 0)
+    try guest.machine.unbind(event.rawValue, fromWriteAt: TestGuest.device)
+    guest.store(ring + TestGuest.done, at: TestGuest.code)
+    try guest.enter()
+    #expect(try guest.untilDone().count == 4)
+    rung = taken(event)
+    #expect(rung == 0)
+  }
+
+  @Test func unbindingWhatIsNotBoundIsAnError() throws {
+    let guest = try TestGuest(TestGuest.done)
+    let event = try EventDescriptor()
+    #expect(throws: KVMError.self) { try guest.machine.unbind(event.rawValue, fromWriteAt: 0xd000_0000) }
+    #expect(throws: KVMError.self) { try guest.machine.bind(-1, toWriteAt: 0xd000_0000) }
+  }
+
+  // MARK: Interrupts
+
+  private static let table: UInt64 = 0x4000
+
+  /// A guest with its local APIC on that waits in HLT. Vector 0x40 writes 0x40 to port 0x80 and ends the interrupt;
+  /// 0x41 the same with its own number. A handler does not return, it waits for the next one: a host whose KVM emulates
+  /// every instruction has no IRET for 32-bit code.
+  private func interruptible() throws -> TestGuest {
+    let guest = try TestGuest(
+      [0xc7, 0x05] + TestGuest.little(0xfee0_00f0) + TestGuest.little(0x1ff)  // software enable
+        + [0xbc] + TestGuest.little(0x8000)  // mov esp
+        + [0x0f, 0x01, 0x1d] + TestGuest.little(0x3ff0) + [0xfb]  // lidt; sti
+        + [0xe6, 0x81, 0xf4, 0xeb, 0xfd])  // out 0x81, al; hlt; jmp back to it
+    guest.store([0xff, 0x07] + TestGuest.little(UInt32(Self.table)), at: 0x3ff0)
+    for vector in [0x40, 0x41] as [UInt8] {
+      let handler = 0x1100 + UInt64(vector - 0x40) * 0x40
+      guest.store(
+        [UInt8(truncatingIfNeeded: handler), UInt8(handler >> 8), 0x08, 0, 0, 0x8e, 0, 0],
+        at: Self.table + UInt64(vector) * 8)
+      guest.store(
+        [0xb0, vector, 0xe6, 0x80, 0xc7, 0x05] + TestGuest.little(0xfee0_00b0) + TestGuest.little(0)
+          + [0xbc] + TestGuest.little(0x8000) + [0xfb, 0xf4, 0xeb, 0xfd],
+        at: handler)
+    }
+    #expect(try guest.next() == .portWrite(port: 0x81, width: 1, value: 0))
+    return guest
+  }
+
+  private let message: UInt64 = 0xfee0_0000
+
+  @Test func aMessageReachesTheLocalAPIC() throws {
+    let guest = try interruptible()
+    for vector in [0x40, 0x41, 0x40] as [UInt32] {
+      guest.machine.signal(address: message, data: vector)
+      let exit = try guest.next()
+      #expect(exit == .portWrite(port: 0x80, width: 1, value: UInt64(vector)))
+    }
+  }
+
+  @Test func anEventSendsTheMessageOfItsRoute() throws {
+    let guest = try interruptible()
+    let routing = guest.machine.routing
+    let event = try EventDescriptor()
+    let gsi = routing.allocate()
+    #expect(gsi == UInt32(TestGuest.ioapicPins))
+    #expect(routing.allocate() == gsi + 1)
+    try routing.set(gsi, address: message, data: 0x40)
+    try routing.attach(event.rawValue, to: gsi)
+    event.signal()
+    #expect(try guest.next() == .portWrite(port: 0x80, width: 1, value: 0x40))
+    // Another message for the same number, and one more route beside it.
+    try routing.set(gsi + 1, address: message, data: 0x40)
+    try routing.set(gsi, address: message, data: 0x41)
+    event.signal()
+    #expect(try guest.next() == .portWrite(port: 0x80, width: 1, value: 0x41))
+    // Without a route, and then without the event, nothing comes: the next interrupt is the one sent directly.
+    routing.clear(gsi)
+    event.signal()
+    guest.machine.signal(address: message, data: 0x40)
+    #expect(try guest.next() == .portWrite(port: 0x80, width: 1, value: 0x40))
+    try routing.set(gsi, address: message, data: 0x41)
+    try routing.detach(event.rawValue, from: gsi)
+    event.signal()
+    guest.machine.signal(address: message, data: 0x40)
+    #expect(try guest.next() == .portWrite(port: 0x80, width: 1, value: 0x40))
+    #expect(throws: KVMError.self) { try routing.detach(-1, from: gsi) }
+    routing.free(gsi)
+    #expect(routing.allocate() == gsi)
+  }
+
+  /// A level-triggered interrupt that a pin is routed to comes back when the guest ends it; others do not.
+  @Test func theEndOfAPinsInterruptIsAnExit() throws {
+    let guest = try interruptible()
+    let level: UInt32 = 1 << 15 | 1 << 14
+    try guest.machine.routing.set(4, address: message, data: 0x40 | level)
+    guest.machine.signal(address: message, data: 0x40 | level)
+    #expect(try guest.next() == .portWrite(port: 0x80, width: 1, value: 0x40))
+    #expect(try guest.next() == .endOfInterrupt(vector: 0x40))
+    guest.machine.signal(address: message, data: 0x41)
+    #expect(try guest.next() == .portWrite(port: 0x80, width: 1, value: 0x41))
+    guest.machine.routing.clear(4)
+    guest.machine.signal(address: message, data: 0x41)
+    #expect(try guest.next() == .portWrite(port: 0x80, width: 1, value: 0x41))
+  }
+
+  /// One number that the kernel does not take must not spoil the table for the others.
+  @Test func aRefusedRouteLeavesTheOthers() throws {
+    let guest = try interruptible()
+    let routing = guest.machine.routing
+    let event = try EventDescriptor()
+    try routing.set(30, address: message, data: 0x40)
+    try routing.attach(event.rawValue, to: 30)
+    #expect(throws: KVMError.self) { try routing.set(100_000, address: message, data: 0x41) }
+    try routing.set(30, address: message, data: 0x41)
+    event.signal()
+    #expect(try guest.next() == .portWrite(port: 0x80, width: 1, value: 0x41))
+    #expect(throws: KVMError.self) { try routing.set(100_000, address: message, data: 0x41) }
+  }
+}
+
+@Suite struct KVMSystemTests {
+  @Test func whatIsNoKVMIsRefused() {
+    #expect(throws: KVMError.self) { try KVMSystem(path: "/dev/nosuch") }
+    #expect(throws: KVMError.self) { try KVMSystem(path: "/dev/null") }
+    let error = #expect(throws: KVMError.self) { try KVMSystem(path: "/dev/nosuch") }
+    #expect(error?.description == "/dev/nosuch: No such file or directory")
+    #expect("\(KVMError.missingCapability("KVM_CAP_IRQFD"))" == "this kernel's KVM lacks KVM_CAP_IRQFD")
+    #expect("\(KVMError.tooManyProcessors(asked: 9, most: 8))" == "9 CPUs asked for, KVM here runs at most 8")
+  }
+
+  @Test(.enabled(if: TestGuest.isPossible, "/dev/kvm cannot be used here"))
+  func itsSupportedSetHasTheBasicLeaves() throws {
+    let system = try KVMSystem()
+    #expect(system.processorLimit >= 1)
+    let entries = try system.supportedProcessorIdentification()
+    for function in [0, 1, 0x8000_0000] as [UInt32] { #expect(entries.contains { $0.function == function }) }
+    #expect(system.extent(of: 1 << 30) == 0)
+  }
+}

@@ -1,0 +1,177 @@
+import Glibc
+import Testing
+
+/// The kernel's interface as `CLinux` writes it down, against the headers of the kernel that the lab boots.
+///
+/// Two C programs print every size, offset, width and number that our header declares, one with our header and one
+/// with the kernel's; their outputs must be the same. What they print is read from our header's text, so that nothing
+/// added there escapes, and what the kernel does not have does not compile.
+@Suite struct LayoutTests {
+  /// What each header of ours repeats.
+  private static let originals = ["CLinuxKVM.h": ["linux/kvm.h"]]
+
+  /// Our names where they differ from the kernel's.
+  private static let kernelNames = [
+    "kvm_irq_routing_entry.msi.address_lo": "u.msi.address_lo",
+    "kvm_irq_routing_entry.msi.address_hi": "u.msi.address_hi",
+    "kvm_irq_routing_entry.msi.data": "u.msi.data",
+    "kvm_irq_routing_entry.msi.devid": "u.msi.devid",
+  ]
+  private static let kernelConstants = ["NESTLING_KVM_RUN_MMIO_DATA": "offsetof(struct kvm_run, mmio.data)"]
+
+  /// Bytes that the kernel has no name for: a structure kept whole, or what is left of a union.
+  private static let ownFields: Set<String> = [
+    "kvm_fpu.state", "kvm_vcpu_events.state", "kvm_debugregs.state", "kvm_xcrs.state",
+    "kvm_irq_routing_entry.msi.pad",
+  ]
+  /// Structures of which only the beginning is declared: smaller than the kernel's, never larger.
+  private static let beginnings: Set<String> = ["kvm_run"]
+
+  private static let include: String = {
+    let folder = #filePath.split(separator: "/").dropLast(3)
+    return "/" + folder.joined(separator: "/") + "/Sources/CLinux/include"
+  }()
+
+  static let kernelHeaders: String? = {
+    if let folder = getenv("NESTLING_KERNEL_HEADERS").map({ String(cString: $0) }), !folder.isEmpty { return folder }
+    guard let home = getenv("HOME").map({ String(cString: $0) }) else { return nil }
+    let cache = home + "/.cache/nestling"
+    return names(in: cache).filter { $0.hasPrefix("linux-6.12-") }.map { "\(cache)/\($0)/headers" }
+      .first { access($0 + "/linux/kvm.h", R_OK) == 0 }
+  }()
+
+  static let hasCompiler = HostProgram.run(["cc", "--version"])?.status == 0
+
+  private static func names(in folder: String) -> [String] {
+    guard let stream = opendir(folder) else { return [] }
+    defer { closedir(stream) }
+    var names: [String] = []
+    while let entry = readdir(stream) {
+      names.append(
+        withUnsafePointer(to: &entry.pointee.d_name) {
+          $0.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) }
+        })
+    }
+    return names.sorted()
+  }
+
+  private static func text(of path: String) -> String {
+    let file = open(path, O_RDONLY)
+    defer { close(file) }
+    var bytes = [UInt8](repeating: 0, count: 1 << 20)
+    let count = read(file, &bytes, bytes.count)
+    return String(decoding: bytes.prefix(max(0, count)), as: UTF8.self)
+  }
+
+  /// The program, with either side's names.
+  private static func program(_ header: HeaderText, includes: [String], ofKernel: Bool) -> String {
+    var lines = ["#include <stddef.h>", "#include <stdio.h>"] + includes.map { "#include <\($0)>" }
+    lines.append("#define SIZE(s) printf(\"sizeof %s = %zu\\n\", #s, sizeof(struct s))")
+    lines.append(
+      "#define FIELD(s, f, m) printf(\"%s.%s at %zu, %zu bytes\\n\", #s, f, offsetof(struct s, m), "
+        + "sizeof(((struct s *)0)->m))")
+    lines.append("#define VALUE(n, v) printf(\"%s = 0x%llx\\n\", n, (unsigned long long)(v))")
+    lines.append("int main(void) {")
+    for structure in header.structures {
+      if !beginnings.contains(structure.name) { lines.append("SIZE(\(structure.name));") }
+      for field in structure.fields where !ownFields.contains("\(structure.name).\(field)") {
+        let member = (ofKernel ? kernelNames["\(structure.name).\(field)"] : nil) ?? field
+        lines.append("FIELD(\(structure.name), \"\(field)\", \(member));")
+      }
+    }
+    for constant in header.constants {
+      lines.append("VALUE(\"\(constant)\", \((ofKernel ? kernelConstants[constant] : nil) ?? constant));")
+    }
+    lines.append("return 0; }")
+    return lines.joined(separator: "\n") + "\n"
+  }
+
+  /// Compiles and runs; the lines it printed.
+  private static func lines(of source: String, includePath: String) throws -> [Substring] {
+    var template = Array("/tmp/nestling-layout-XXXXXX".utf8CString)
+    let folder = template.withUnsafeMutableBufferPointer { String(cString: mkdtemp($0.baseAddress!)) }
+    defer {
+      for name in ["program.c", "program"] { unlink("\(folder)/\(name)") }
+      rmdir(folder)
+    }
+    let file = open("\(folder)/program.c", O_WRONLY | O_CREAT, 0o600)
+    let bytes = Array(source.utf8)
+    try #require(write(file, bytes, bytes.count) == bytes.count)
+    close(file)
+    let compiled = try #require(
+      HostProgram.run(["cc", "-I", includePath, "-o", "\(folder)/program", "\(folder)/program.c"]))
+    try #require(compiled.status == 0, "\(compiled.output)")
+    let ran = try #require(HostProgram.run(["\(folder)/program"]))
+    try #require(ran.status == 0)
+    return ran.output.split(separator: "\n")
+  }
+
+  @Test(
+    .enabled(if: hasCompiler, "no C compiler (cc) here"),
+    .enabled(if: kernelHeaders != nil, "no kernel headers: Images/kernel has not been run"))
+  func everyDeclarationIsTheKernels() throws {
+    let headers = Self.names(in: Self.include).filter {
+      $0.hasPrefix("CLinux") && $0.hasSuffix(".h") && $0 != "CLinux.h"
+    }
+    #expect(headers == Self.originals.keys.sorted())
+    for name in headers {
+      let header = HeaderText(Self.text(of: "\(Self.include)/\(name)"))
+      let originals = try #require(Self.originals[name], "say which of the kernel's headers \(name) repeats")
+      let ours = try Self.lines(
+        of: Self.program(header, includes: [name], ofKernel: false), includePath: Self.include)
+      let kernels = try Self.lines(
+        of: Self.program(header, includes: originals, ofKernel: true), includePath: try #require(Self.kernelHeaders))
+      #expect(ours.count == kernels.count)
+      for (our, kernels) in zip(ours, kernels) { #expect(our == kernels) }
+    }
+  }
+
+  /// The names are all found: counted here in another way than the reader finds them.
+  @Test func nothingInTheHeaderIsOverlooked() {
+    let text = Self.text(of: "\(Self.include)/CLinuxKVM.h")
+    let header = HeaderText(text)
+    let lines = text.split(separator: "\n")
+    #expect(header.structures.count == lines.count { $0.hasPrefix("struct ") })
+    #expect(header.structures.allSatisfy { !$0.fields.isEmpty })
+    let requests = lines.count { $0.hasPrefix("NESTLING_REQUEST(") }
+    let enumerators = lines.count { $0.hasPrefix("    KVM_") && $0.contains(" = ") }
+    #expect(requests > 30 && enumerators > 35)
+    // The last is the one of an enumeration on a single line.
+    #expect(header.constants.count == requests + enumerators + 1)
+    #expect(header.constants.last == "NESTLING_KVM_RUN_MMIO_DATA")
+    let exceptions = Set(Self.kernelNames.keys).union(Self.ownFields)
+    let fields = Set(header.structures.flatMap { structure in structure.fields.map { "\(structure.name).\($0)" } })
+    for exception in exceptions { #expect(fields.contains(exception), "\(exception) is no more") }
+  }
+
+  @Test func theReaderOfHeaders() {
+    let header = HeaderText(
+      """
+      #pragma once
+      #include <stdint.h>
+      #define NESTLING_REQUEST(name, number) static const unsigned int name = number
+      NESTLING_REQUEST(KVM_ONE, 0xae00);
+      #undef NESTLING_REQUEST
+      #define KVM_SEVEN 7
+      enum {
+          KVM_TWO = 2,  // struct not {
+          KVM_THREE = 1 << 3,
+      };
+      struct pair {
+          uint32_t a, b;
+          struct other left[2];
+          union {
+              struct {
+                  uint8_t inner;
+                  uint64_t data[16];
+              } named;
+              uint32_t bare;
+          };
+      };
+      enum { OFFSET = offsetof(struct pair, a) };
+      """)
+    #expect(header.constants == ["KVM_ONE", "KVM_SEVEN", "KVM_TWO", "KVM_THREE", "OFFSET"])
+    #expect(header.structures.map(\.name) == ["pair"])
+    #expect(header.structures.first?.fields == ["a", "b", "left", "named.inner", "named.data", "bare"])
+  }
+}
