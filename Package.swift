@@ -42,7 +42,9 @@ let package = Package(
     .executableTarget(
       name: "nestling", dependencies: ["Control"],
       swiftSettings: strict + [.unsafeFlags(["-static-executable"], .when(configuration: .release))],
-      linkerSettings: [.unsafeFlags(["-static-executable"], .when(configuration: .release))]),
+      linkerSettings: [
+        .unsafeFlags(["-static-executable", "-Xlinker", "-s"], .when(configuration: .release))
+      ]),
 
     // Doubles for what the guest's side asks of its host: memory, workers, interrupt routes.
     .target(
