@@ -52,7 +52,8 @@ public struct BoardLayout: Hashable, Sendable {
     let end: UInt64 = 1 << width
     let size = min(end / 4, 1 << 39)
     memory64Window = end - size..<end
-    guard (1 << 32) + highMemorySize <= memory64Window.lowerBound else { return nil }
+    let room = memory64Window.lowerBound
+    guard room >= 1 << 32, highMemorySize <= room - (1 << 32) else { return nil }
   }
 
   public static func lowMemoryLimit(memorySize: UInt64) -> UInt64 {
