@@ -99,7 +99,7 @@ final class SerialConnection: Sendable {
       let file = try FileDescriptor(duplicating: STDIN_FILENO)
       Terminal.makeRaw()
       let source = BufferedOutput.Target(file)
-      reader = try Thread(name: "serial input") { [self] in _ = pass(from: source, to: port, interpreted: true) }
+      reader = try Thread(name: "serial input") { [self] in serveStandardInput(port, source) }
     case .socket:
       reader = try Thread(name: "serial input") { [self] in serve(port) }
     }
@@ -126,51 +126,64 @@ final class SerialConnection: Sendable {
   /// One connection after the other; a client's socket has but one.
   private func serve(_ port: SerialPort) {
     var current = connected
+    /// Read, and not yet taken by the guest; it may outlast the connection that it came by.
+    var pending: [UInt8] = []
     while true {
       if let target = current {
-        guard pass(from: target, to: port, interpreted: false) else { return }
+        guard pass(from: target, to: port, pending: &pending, interpreted: false) else { return }
         buffered?.setTarget(nil)
-      }
-      guard let listener else { return }
-      let ready = Poll.readable([stopEvent.rawValue, listener.socket.rawValue])
-      if ready[0] { return }
-      do {
-        current = BufferedOutput.Target(try listener.socket.accept())
-      } catch {
-        // Who came has gone already.
         current = nil
       }
+      guard let listener else { return finish(pending, to: port) }
+      let ready = wait(for: [listener.socket.rawValue], delivering: &pending, to: port)
+      guard let ready else { return }
+      guard ready[0] else { continue }
+      do { current = BufferedOutput.Target(try listener.socket.accept()) } catch { continue }
       buffered?.setTarget(current)
     }
   }
 
+  private func serveStandardInput(_ port: SerialPort, _ source: BufferedOutput.Target) {
+    var pending: [UInt8] = []
+    if pass(from: source, to: port, pending: &pending, interpreted: true) { finish(pending, to: port) }
+  }
+
   /// Passes bytes on until the source ends.
   /// - Returns: false when it is Nestling that ends.
-  private func pass(from source: BufferedOutput.Target, to port: SerialPort, interpreted: Bool) -> Bool {
-    /// Read, and not yet taken by the guest.
-    var pending: [UInt8] = []
-    var ended = false
+  private func pass(
+    from source: BufferedOutput.Target, to port: SerialPort, pending: inout [UInt8], interpreted: Bool
+  ) -> Bool {
     while true {
-      let room = port.receiveRoom
-      if room > 0, !pending.isEmpty {
-        port.receive(pending.prefix(room))
-        pending.removeFirst(min(room, pending.count))
-        continue
-      }
-      if ended, pending.isEmpty { return true }
       // What is typed is read even when the guest takes nothing: it may be Ctrl-A X.
-      let wantsMore = !ended && pending.count < 4096
-      let ready = Poll.readable(
-        [stopEvent.rawValue, roomEvent.rawValue] + (wantsMore ? [source.file.rawValue] : []))
-      if ready[0] || stopping.load(ordering: .acquiring) { return false }
-      if ready[1] { roomEvent.take() }
-      guard wantsMore, ready[2] else { continue }
-      guard let bytes = try? source.file.read(count: 256), !bytes.isEmpty else {
-        ended = true
-        continue
-      }
+      let wantsMore = pending.count < 4096
+      let ready = wait(for: wantsMore ? [source.file.rawValue] : [], delivering: &pending, to: port)
+      guard let ready else { return false }
+      guard wantsMore, ready[0] else { continue }
+      guard let bytes = try? source.file.read(count: 256), !bytes.isEmpty else { return true }
       if interpreted { interpret(bytes, into: &pending) } else { pending += bytes }
     }
+  }
+
+  /// The source has ended: what came from it is for the guest all the same.
+  private func finish(_ rest: [UInt8], to port: SerialPort) {
+    var pending = rest
+    while !pending.isEmpty, wait(for: [], delivering: &pending, to: port) != nil {}
+  }
+
+  /// Gives the guest what it takes, then waits until it takes more or one of the descriptors has something.
+  /// - Returns: for each descriptor whether it has; nil when Nestling ends.
+  private func wait(for descriptors: [Int32], delivering pending: inout [UInt8], to port: SerialPort) -> [Bool]? {
+    var room = port.receiveRoom
+    while room > 0, !pending.isEmpty {
+      port.receive(pending.prefix(room))
+      pending.removeFirst(min(room, pending.count))
+      room = port.receiveRoom
+    }
+    if descriptors.isEmpty, pending.isEmpty { return [] }
+    let ready = Poll.readable([stopEvent.rawValue, roomEvent.rawValue] + descriptors)
+    if ready[0] || stopping.load(ordering: .acquiring) { return nil }
+    if ready[1] { roomEvent.take() }
+    return Array(ready.dropFirst(2))
   }
 
   private func interpret(_ bytes: [UInt8], into pending: inout [UInt8]) {
