@@ -1,0 +1,265 @@
+import Devices
+import Glibc
+import Hardware
+import Linux
+import TestSupport
+import Testing
+
+@testable import Machine
+
+private func makePipe() -> (reader: Int32, writer: Int32) {
+  signal(SIGPIPE, SIG_IGN)
+  var ends: [Int32] = [0, 0]
+  #expect(pipe(&ends) == 0)
+  return (ends[0], ends[1])
+}
+
+/// At most `count` bytes, waiting for as many; fewer at the end.
+private func readAll(_ descriptor: Int32, _ count: Int = .max) -> [UInt8] {
+  var bytes: [UInt8] = []
+  var buffer = [UInt8](repeating: 0, count: 65536)
+  while bytes.count < count {
+    let got = read(descriptor, &buffer, min(buffer.count, count - bytes.count))
+    if got <= 0 { break }
+    bytes += buffer[..<got]
+  }
+  return bytes
+}
+
+@Suite(.timeLimit(.minutes(2))) struct BufferedOutputTests {
+  private func pattern(_ count: Int) -> [UInt8] { (0..<count).map { UInt8(truncatingIfNeeded: $0 &* 31 ^ $0 >> 7) } }
+
+  @Test func bytesComeOutInOrder() throws {
+    let pipe = makePipe()
+    let output = try BufferedOutput(to: BufferedOutput.Target(FileDescriptor(owning: pipe.writer)))
+    let bytes = pattern(200_000)
+    let writer = try Thread(name: "writer") { for byte in bytes { output.write(byte) } }
+    #expect(readAll(pipe.reader, bytes.count) == bytes)
+    writer.join()
+    output.write("Ende\n")
+    #expect(readAll(pipe.reader, 5) == Array("Ende\n".utf8))
+    output.stop()
+    close(pipe.reader)
+  }
+
+  @Test func whatIsLeftIsWrittenAtTheEnd() throws {
+    let pipe = makePipe()
+    let bytes = pattern(50_000)
+    do {
+      let output = try BufferedOutput(to: BufferedOutput.Target(FileDescriptor(owning: pipe.writer)))
+      for byte in bytes { output.write(byte) }
+      output.stop()
+    }
+    #expect(readAll(pipe.reader, bytes.count) == bytes)
+    close(pipe.reader)
+  }
+
+  /// Nobody reads: writing does not wait, memory has a limit, and stopping ends.
+  @Test func nobodyReads() throws {
+    let pipe = makePipe()
+    let bytes = pattern(3 << 20)
+    do {
+      let output = try BufferedOutput(to: BufferedOutput.Target(FileDescriptor(owning: pipe.writer)))
+      for byte in bytes { output.write(byte) }
+      output.stop()
+    }
+    #expect(fcntl(pipe.reader, F_SETFL, O_NONBLOCK) == 0)
+    let seen = readAll(pipe.reader)
+    // What fits a pipe, from the beginning and without a gap.
+    #expect(seen.count >= 4096 && seen.count < 1 << 20)
+    #expect(seen == Array(bytes.prefix(seen.count)))
+    close(pipe.reader)
+  }
+
+  @Test func aReaderThatIsLateGetsTheFirstBytes() throws {
+    let pipe = makePipe()
+    let bytes = pattern(4 << 20)
+    let output = try BufferedOutput(to: BufferedOutput.Target(FileDescriptor(owning: pipe.writer)))
+    for byte in bytes { output.write(byte) }
+    // The limit counts what waits, besides what is being written.
+    let seen = readAll(pipe.reader, 1 << 20)
+    #expect(seen == Array(bytes.prefix(1 << 20)))
+    let drainer = try Thread(name: "drainer") { _ = readAll(pipe.reader) }
+    output.stop()
+    // With its last owner the writing end is closed, and the drainer sees the end.
+    output.setTarget(nil)
+    drainer.join()
+    close(pipe.reader)
+  }
+
+  @Test func withoutATargetBytesAreDropped() throws {
+    let pipe = makePipe()
+    let output = try BufferedOutput(to: nil)
+    output.write("lost")
+    // The thread takes them some time; a new target may come before, so wait until they are gone.
+    usleep(100_000)
+    output.setTarget(BufferedOutput.Target(FileDescriptor(owning: pipe.writer)))
+    output.write("kept")
+    #expect(readAll(pipe.reader, 4) == Array("kept".utf8))
+    output.stop()
+    close(pipe.reader)
+  }
+
+  @Test func aReaderThatGoesIsNoHarm() throws {
+    let first = makePipe()
+    let second = makePipe()
+    let output = try BufferedOutput(to: BufferedOutput.Target(FileDescriptor(owning: first.writer)))
+    close(first.reader)
+    for _ in 0..<100 { output.write("into the void ") }
+    usleep(50_000)
+    output.setTarget(BufferedOutput.Target(FileDescriptor(owning: second.writer)))
+    output.write("!")
+    var last: UInt8 = 0
+    while last != UInt8(ascii: "!"), let byte = readAll(second.reader, 1).first { last = byte }
+    #expect(last == UInt8(ascii: "!"))
+    output.stop()
+    close(second.reader)
+  }
+}
+
+@Suite(.serialized, .timeLimit(.minutes(2))) struct SerialConnectionTests {
+  private struct Passing: InputInterpreter {
+    mutating func receive(_ bytes: [UInt8], guestBytes: inout [UInt8]) -> [InputAction] {
+      var actions: [InputAction] = []
+      for byte in bytes { if byte == UInt8(ascii: "!") { actions.append(.exit) } else { guestBytes.append(byte) } }
+      return actions
+    }
+  }
+
+  private let events: EventQueue
+  private let path: String
+
+  init() throws {
+    signal(SIGPIPE, SIG_IGN)
+    events = try EventQueue()
+    path = "/tmp/nestling-serial-\(getpid())"
+    unlink(path)
+  }
+
+  private func connect(_ backend: SerialBackend) throws -> (SerialConnection, SerialPort) {
+    let connection = try #require(try SerialConnection(backend, interpreter: Passing(), events: events))
+    let port = SerialPort(output: connection.output, interrupt: RecordingLine())
+    try connection.start(port: port)
+    return (connection, port)
+  }
+
+  private func send(_ text: String, from port: SerialPort) { for byte in text.utf8 { port.writeByte(byte, at: 0) } }
+
+  /// What the guest reads, waiting as long as it takes.
+  private func receive(_ count: Int, at port: SerialPort) -> String {
+    var bytes: [UInt8] = []
+    for _ in 0..<20_000 where bytes.count < count {
+      // Line Status: Data Ready.
+      if port.readByte(at: 5) & 1 != 0 { bytes.append(port.readByte(at: 0)) } else { usleep(1_000) }
+    }
+    return String(decoding: bytes, as: UTF8.self)
+  }
+
+  private func text(_ client: borrowing FileDescriptor, _ count: Int) -> String {
+    String(decoding: readAll(client.rawValue, count), as: UTF8.self)
+  }
+
+  @Test func noneIsNoPort() throws {
+    #expect(try SerialConnection(.none, interpreter: Passing(), events: events) == nil)
+  }
+
+  @Test func aFileGetsTheOutput() throws {
+    let (connection, port) = try connect(.file(path: path))
+    send("hello\n", from: port)
+    connection.stop()
+    let file = try FileDescriptor(opening: path, O_RDONLY)
+    let seen = text(file, 100)
+    #expect(seen == "hello\n")
+    unlink(path)
+    let error = #expect(throws: SystemError.self) {
+      try SerialConnection(.file(path: "/nosuch/file"), interpreter: Passing(), events: events)
+    }
+    #expect(error?.code == ENOENT)
+  }
+
+  @Test func aSocketServesOneClientAfterTheOther() throws {
+    let (connection, port) = try connect(.unixSocket(path: path, server: true, wait: false))
+    for round in 0..<3 {
+      let client = try FileDescriptor(connectingTo: path)
+      try client.write(Array("in \(round)".utf8))
+      #expect(receive(4, at: port) == "in \(round)")
+      send("out \(round)", from: port)
+      let seen = text(client, 5)
+      #expect(seen == "out \(round)")
+    }
+    connection.stop()
+    #expect(access(path, F_OK) == 0)
+  }
+
+  /// A client sends more than the guest takes and goes. The next is served all the same, and nothing sent is lost.
+  @Test func aClientThatLeavesUnreadInputDoesNotBlockTheNext() throws {
+    let (connection, port) = try connect(.unixSocket(path: path, server: true, wait: false))
+    do {
+      let client = try FileDescriptor(connectingTo: path)
+      try client.write(Array("left behind".utf8))
+    }
+    let next = try FileDescriptor(connectingTo: path)
+    // Its output arrives once it has been accepted, which is all that is waited for here.
+    var seen = ""
+    for _ in 0..<5_000 where seen.isEmpty {
+      send("x", from: port)
+      var poll = pollfd(fd: next.rawValue, events: Int16(POLLIN), revents: 0)
+      if Glibc.poll(&poll, 1, 2) > 0 { seen = text(next, 1) }
+    }
+    #expect(seen == "x")
+    try next.write(Array(" and more".utf8))
+    #expect(receive(20, at: port) == "left behind and more")
+    connection.stop()
+  }
+
+  @Test func aClientSocketConnectsToAServer() throws {
+    let listener = try UnixListener(at: path)
+    let (connection, port) = try connect(.unixSocket(path: path, server: false, wait: false))
+    let server = try listener.accept()
+    send("guest", from: port)
+    let seen = text(server, 5)
+    #expect(seen == "guest")
+    try server.write(Array("host".utf8))
+    #expect(receive(4, at: port) == "host")
+    connection.stop()
+    #expect(throws: SystemError.self) {
+      try SerialConnection(
+        .unixSocket(path: path + ".no", server: false, wait: false), interpreter: Passing(), events: events)
+    }
+  }
+
+  @Test func theSocketGoesWithTheConnection() throws {
+    do {
+      let (connection, _) = try connect(.unixSocket(path: path, server: true, wait: false))
+      connection.stop()
+    }
+    #expect(access(path, F_OK) != 0)
+  }
+
+  /// A blocked client, and input that the guest never takes: stopping ends all the same.
+  @Test func stoppingDoesNotWaitForAnybody() throws {
+    let (connection, port) = try connect(.unixSocket(path: path, server: true, wait: false))
+    let client = try FileDescriptor(connectingTo: path)
+    try client.write([UInt8](repeating: 65, count: 10_000))
+    #expect(receive(1, at: port) == "A")
+    for _ in 0..<100_000 { send("0123456789", from: port) }
+    connection.stop()
+    _ = client.rawValue
+  }
+
+  /// Standard input, replaced by a pipe for the while: the interpreter takes its commands out.
+  @Test func standardInputPassesTheInterpreter() throws {
+    let pipe = makePipe()
+    let saved = dup(STDIN_FILENO)
+    dup2(pipe.reader, STDIN_FILENO)
+    let (connection, port) = try connect(.stdio)
+    dup2(saved, STDIN_FILENO)
+    close(saved)
+    #expect(write(pipe.writer, "ab!c", 4) == 4)
+    #expect(receive(3, at: port) == "abc")
+    #expect(events.take() == .quit)
+    close(pipe.writer)
+    connection.stop()
+    close(pipe.reader)
+  }
+}
