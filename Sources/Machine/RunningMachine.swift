@@ -86,7 +86,8 @@ public final class RunningMachine {
 
     do {
       serial = try SerialConnection(
-        configuration.serials.first ?? .none, interpreter: interpreter, events: events)
+        configuration.serials.first ?? .none, interpreter: interpreter, events: events,
+        interruption: signals.rawValue)
     } catch {
       throw .file(option: "-serial", error)
     }

@@ -39,10 +39,12 @@ final class SerialConnection: Sendable {
   }
 
   /// Opens the backend.
-  /// - Parameter interpreter: looks through what is typed on standard input.
+  /// - Parameters:
+  ///   - interpreter: looks through what is typed on standard input.
+  ///   - interruption: a descriptor that has input when a person gives up the wait for a client.
   /// - Returns: nil for `.none`: there is no port then.
   init?(
-    _ backend: SerialBackend, interpreter: any InputInterpreter, events: EventQueue
+    _ backend: SerialBackend, interpreter: any InputInterpreter, events: EventQueue, interruption: Int32? = nil
   ) throws(SystemError) {
     self.events = events
     stopEvent = try EventDescriptor()
@@ -75,7 +77,12 @@ final class SerialConnection: Sendable {
       let listener = server ? Listener(try UnixListener(at: path)) : nil
       var target: BufferedOutput.Target?
       if let listener {
-        if wait { target = BufferedOutput.Target(try listener.socket.accept()) }
+        if wait {
+          if let interruption, Poll.readable([interruption, listener.socket.rawValue])[0] {
+            throw SystemError("accept", path, code: EINTR)
+          }
+          target = BufferedOutput.Target(try listener.socket.accept())
+        }
       } else {
         target = BufferedOutput.Target(try FileDescriptor(connectingTo: path))
       }

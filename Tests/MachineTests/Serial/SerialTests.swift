@@ -228,6 +228,36 @@ private func readAll(_ descriptor: Int32, _ count: Int = .max) -> [UInt8] {
     }
   }
 
+  @Test func waitingForAClient() throws {
+    let path = self.path
+    let client = try Thread(name: "client") {
+      for _ in 0..<5_000 {
+        if let client = try? FileDescriptor(connectingTo: path) {
+          try? client.write([UInt8(ascii: "w")])
+          return
+        }
+        usleep(1_000)
+      }
+    }
+    let (connection, port) = try connect(.unixSocket(path: path, server: true, wait: true))
+    #expect(receive(1, at: port) == "w")
+    client.join()
+    connection.stop()
+  }
+
+  /// A person who gives up the wait is let go, and the socket is not left behind.
+  @Test func theWaitForAClientCanBeGivenUp() throws {
+    let signal = try EventDescriptor()
+    signal.signal()
+    let error = #expect(throws: SystemError.self) {
+      try SerialConnection(
+        .unixSocket(path: path, server: true, wait: true), interpreter: Passing(), events: events,
+        interruption: signal.rawValue)
+    }
+    #expect(error == SystemError("accept", path, code: EINTR))
+    #expect(access(path, F_OK) != 0)
+  }
+
   @Test func theSocketGoesWithTheConnection() throws {
     do {
       let (connection, _) = try connect(.unixSocket(path: path, server: true, wait: false))
