@@ -57,6 +57,7 @@ int nestling_zero_range(int descriptor, int64_t offset, int64_t count) {
 
 void nestling_name_thread(const char *name) { pthread_setname_np(pthread_self(), name); }
 
+// The terminal's mode is kept here as a signal handler needs it, too.
 static struct termios terminal_before;
 
 static void restore_terminal(int signal) {
@@ -65,13 +66,21 @@ static void restore_terminal(int signal) {
     raise(signal);
 }
 
-int nestling_restore_terminal_in_a_crash(void) {
+int nestling_make_terminal_raw(void) {
     if (tcgetattr(STDIN_FILENO, &terminal_before) < 0) return -errno;
     struct sigaction action = {.sa_handler = restore_terminal, .sa_flags = SA_RESETHAND | SA_NODEFER};
     sigemptyset(&action.sa_mask);
     const int crashes[] = {SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGSEGV};
     for (size_t i = 0; i < sizeof crashes / sizeof *crashes; i++) sigaction(crashes[i], &action, NULL);
-    return 0;
+
+    struct termios raw = terminal_before;
+    raw.c_iflag &= ~(tcflag_t)(IGNBRK | BRKINT | PARMRK | ISTRIP | INLCR | IGNCR | ICRNL | IXON);
+    raw.c_oflag |= OPOST;
+    raw.c_lflag &= ~(tcflag_t)(ECHO | ECHONL | ICANON | IEXTEN | ISIG);
+    raw.c_cflag = (raw.c_cflag & ~(tcflag_t)(CSIZE | PARENB)) | CS8;
+    return tcsetattr(STDIN_FILENO, TCSANOW, &raw) < 0 ? -errno : 0;
 }
+
+void nestling_restore_terminal(void) { tcsetattr(STDIN_FILENO, TCSADRAIN, &terminal_before); }
 
 long nestling_thread_id(void) { return syscall(SYS_gettid); }

@@ -34,8 +34,9 @@ struct PASIDEntry: Sendable {
     var second: UInt64 = 0x007f_0000
     second[bit: 23] = !capabilities.scalablePageWalkCoherency
     second[bit: 24] = !capabilities.snoopControl  // PGSNP
-    // ERE, NXE and SMEP belong to execute requests, which ECAP.ERS does not offer.
-    var third: UInt64 = 0xf62
+    // ERE and SMEP belong to execute requests, which ECAP.ERS does not offer. So does NXE, but Linux 6.1 sets it in
+    // every first-stage entry, whatever ECAP says, and hardware lets it.
+    var third: UInt64 = 0xf42
     third[bit: 0] = !capabilities.supervisorRequests
     third[bit: 7] = !capabilities.extendedAccessedFlag
     // Nested, FSPTPTR is a guest physical address, and the second stage judges it.

@@ -67,8 +67,10 @@ int nestling_take_signal(int descriptor);
 int nestling_punch_hole(int descriptor, int64_t offset, int64_t count);
 int nestling_zero_range(int descriptor, int64_t offset, int64_t count);
 void nestling_name_thread(const char *name);
-/// From now on a signal that ends a crashing process first puts the terminal back to how it is now.
-int nestling_restore_terminal_in_a_crash(void);
+/// Input comes as it is typed; a signal that ends a crashing process first puts the terminal back.
+int nestling_make_terminal_raw(void);
+/// Back to how it was before nestling_make_terminal_raw, which succeeded.
+void nestling_restore_terminal(void);
 long nestling_thread_id(void);
 
 // MARK: Single accesses to memory that a guest writes at the same time.
