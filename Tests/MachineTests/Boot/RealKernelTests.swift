@@ -61,7 +61,7 @@ import Testing
       Issue.record("not started in protected mode")
       return
     }
-    #expect(entry.instructionPointer >= 0x100_0000)
+    #expect(entry.instructionPointer >= 0x10_0000)
     #expect(bench.word(UInt64(entry.startInformation)) == 0x336e_c578)
     // Linux's entry starts with cld, in all versions.
     #expect(bench.bytes(UInt64(entry.instructionPointer), 1) == [0xfc])
