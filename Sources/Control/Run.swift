@@ -18,7 +18,7 @@ extension Control {
   private static func run(_ configuration: MachineConfiguration) -> Int32 {
     do {
       let machine = try RunningMachine(configuration, interpreter: TerminalMultiplexer())
-      let ending = try machine.run()
+      let ending = try machine.run { notice in StandardStreams.writeError(text(of: notice)) }
       writeLog(of: machine, configuration)
       switch ending {
       case .shutdown, .quit: return 0
@@ -30,6 +30,14 @@ extension Control {
     } catch {
       StandardStreams.writeError(ErrorText.line(for: error))
       return 1
+    }
+  }
+
+  private static func text(of notice: RunningMachine.Notice) -> String {
+    switch notice {
+    case .tripleFault(let processor, let instructionPointer):
+      let place = instructionPointer.map { " at 0x" + String($0, radix: 16) } ?? ""
+      return "nestling: CPU \(processor): triple fault\(place); the guest is reset\n"
     }
   }
 

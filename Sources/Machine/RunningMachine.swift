@@ -181,8 +181,14 @@ public final class RunningMachine {
     }
   }
 
+  /// What a person may want to know of a guest that goes on.
+  public enum Notice: Hashable, Sendable {
+    case tripleFault(processor: Int, instructionPointer: UInt64?)
+  }
+
   /// Steps 3 and 4. To be called once.
-  public func run() throws(StartError) -> Ending {
+  /// - Parameter notice: told on this thread, while no CPU runs.
+  public func run(notice: (Notice) -> Void) throws(StartError) -> Ending {
     do {
       try load()
       do {
@@ -205,6 +211,9 @@ public final class RunningMachine {
         return .quit
       }
       guard ready[0], let event = events.take() else { continue }
+      if case .tripleFault(let processor, let instructionPointer) = event {
+        notice(.tripleFault(processor: processor, instructionPointer: instructionPointer))
+      }
       if let ending = ending(of: event) {
         stop()
         return ending
@@ -228,7 +237,7 @@ public final class RunningMachine {
   private func ending(of event: MachineEvent) -> Ending? {
     switch event {
     case .shutdown: .shutdown
-    case .reset: configuration.rebootAction == .reset ? nil : .shutdown
+    case .reset, .tripleFault: configuration.rebootAction == .reset ? nil : .shutdown
     case .debugExit(let status): .debugExit(status: status)
     case .quit: .quit
     case .crashed(let what): .crashed(what)

@@ -4,6 +4,8 @@ public enum MachineEvent: Hashable, Sendable {
   case shutdown
   /// The guest reset itself.
   case reset
+  /// A CPU could not even deliver a double fault, which resets the guest.
+  case tripleFault(processor: Int, instructionPointer: UInt64?)
   /// The guest ended Nestling with a status (isa-debug-exit).
   case debugExit(status: Int32)
   /// The person at the terminal asked for the end, or a signal did.

@@ -71,7 +71,9 @@ final class Processors: Sendable {
           board.writeMemory(address, width, value)
         case .endOfInterrupt(let vector): board.endOfInterrupt(vector: vector)
         case .halt, .interrupted: break
-        case .shutdown: board.events.post(.reset)
+        case .shutdown:
+          board.events.post(
+            .tripleFault(processor: vcpu.id, instructionPointer: try? vcpu.instructionPointer()))
         case .systemEvent(let type): board.events.post(type == 2 ? .reset : .shutdown)
         case .internalError(let suberror):
           let at = (try? vcpu.instructionPointer()).map { String($0, radix: 16) } ?? "?"
