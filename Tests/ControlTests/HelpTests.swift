@@ -37,6 +37,7 @@ import Testing
         name "virtio-blk-pci", bus PCI, alias "virtio-blk", desc "Disk over a block node (-drive, -blockdev)"
 
         Misc devices:
+        name "edu", bus PCI, desc "Educational device: interrupts, and DMA through the IOMMU"
         name "intel-iommu", bus System, desc "Intel IOMMU (VT-d) DMA Remapping device"
         name "isa-debug-exit", bus ISA, desc "Port by which a guest ends Nestling with a status"
         name "virtio-rng-pci", bus PCI, alias "virtio-rng", desc "Entropy for the guest"
