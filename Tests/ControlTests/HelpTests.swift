@@ -39,6 +39,7 @@ import Testing
         Misc devices:
         name "edu", bus PCI, desc "Educational device: interrupts, and DMA through the IOMMU"
         name "intel-iommu", bus System, desc "Intel IOMMU (VT-d) DMA Remapping device"
+        name "iommu-testdev", bus PCI, desc "A test device for IOMMU"
         name "isa-debug-exit", bus ISA, desc "Port by which a guest ends Nestling with a status"
         name "virtio-rng-pci", bus PCI, alias "virtio-rng", desc "Entropy for the guest"
 

@@ -10,3 +10,11 @@ extension EduOptions: BoardDevice {
     board.plug(device.function) { device.remove() }
   }
 }
+
+extension IOMMUTestDeviceOptions: BoardDevice {
+  func build(on board: Board, at address: RequesterID?, with configuration: MachineConfiguration) {
+    guard let address else { return }
+    let device = IOMMUTestDevice(environment: board.environment, address: address)
+    board.plug(device.function) { device.remove() }
+  }
+}

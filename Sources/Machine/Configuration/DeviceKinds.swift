@@ -5,6 +5,7 @@ public enum DeviceKinds {
     VirtioBlockOptions.self,
     VirtioRNGOptions.self,
     EduOptions.self,
+    IOMMUTestDeviceOptions.self,
     DebugExitOptions.self,
   ]
 

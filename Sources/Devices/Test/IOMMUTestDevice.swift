@@ -1,0 +1,110 @@
+import Hardware
+import PCI
+import Synchronization
+
+/// QEMU 11's `iommu-testdev` (docs/specs/iommu-testdev.rst): a function that, when one register is read, writes a known
+/// pattern at a DMA address and looks for it at a physical one. Register names are that document's.
+///
+/// As in QEMU it is a conventional function without interrupts, and the transfer takes place within the read: that is
+/// what its drivers count on. Only the vCPU that reads waits for it, and no lock is held meanwhile. Other than in
+/// QEMU, a write that is refused somewhere goes no further, and no memory of the length is set aside.
+///
+/// The attributes are those of Arm's security states. VT-d has none, so they are only checked, as QEMU checks them.
+public final class IOMMUTestDevice: FunctionModel {
+  public let function: Function
+  private let port: any MemoryPort
+  private let memory: any PhysicalMemory
+  private let registers = Mutex(IOMMUTestRegisters())
+
+  /// - Parameter address: device and function on the bus that the caller puts `function` on.
+  public init(environment: PCIEnvironment, address: RequesterID) {
+    var description = FunctionDescription(vendorID: 0x1b36, deviceID: 0x0005, classCode: 0x00ff00)
+    description.subsystemVendorID = 0x1af4
+    description.subsystemID = 0x1100
+    description.baseAddressRegisters = [.init(index: 0, space: .memory32, size: 0x1000)]
+    function = Function(description, at: address, environment: environment)
+    port = environment.remapper.makePort(for: function.requester)
+    memory = environment.memory
+    function.install(self)
+  }
+
+  /// Takes the function off its buses.
+  public func remove() { function.remove() }
+
+  // MARK: FunctionModel
+
+  public func readRegion(bar: Int, offset: UInt64, width: AccessWidth) -> UInt64 {
+    guard offset % 4 == 0 else { return 0 }
+    switch width {
+    case .byte, .word: return 0
+    case .doubleword: return UInt64(read(offset))
+    // QEMU's memory core makes two accesses of it.
+    case .quadword:
+      let low = UInt64(read(offset))
+      return low | UInt64(read(offset &+ 4)) << 32
+    }
+  }
+
+  public func writeRegion(bar: Int, offset: UInt64, width: AccessWidth, value: UInt64) {
+    guard offset % 4 == 0, width == .doubleword || width == .quadword else { return }
+    registers.withLock { registers in
+      registers.write(offset, UInt32(truncatingIfNeeded: value))
+      if width == .quadword { registers.write(offset &+ 4, UInt32(truncatingIfNeeded: value >> 32)) }
+    }
+  }
+
+  public func reset() {
+    registers.withLock { $0 = IOMMUTestRegisters() }
+  }
+
+  private func read(_ offset: UInt64) -> UInt32 {
+    guard offset == IOMMUTestRegisters.Offset.triggering else { return registers.withLock { $0.read(offset) } }
+    if let transfer = registers.withLock({ $0.take() }) {
+      let result = run(transfer)
+      registers.withLock { $0.result = result }
+    }
+    return 0
+  }
+
+  // MARK: The transfer
+
+  /// The pattern is made and compared in parts of this many bytes.
+  private static let partSize = 4096
+
+  private func run(_ transfer: IOMMUTestRegisters.Transfer) -> UInt32 {
+    var pattern = [UInt8](repeating: 0, count: Self.partSize)
+    for index in pattern.indices {
+      pattern[index] = UInt8(truncatingIfNeeded: IOMMUTestRegisters.pattern >> UInt32(8 * (index % 4)))
+    }
+    var done = 0
+    while done < transfer.count {
+      let count = min(Self.partSize, transfer.count - done)
+      do {
+        try port.write(pattern, 0..<count, to: transfer.virtualAddress &+ UInt64(done))
+      } catch {
+        return IOMMUTestRegisters.Result.writeFailed
+      }
+      done += count
+    }
+    var part = pattern
+    var matches = true
+    done = 0
+    while done < transfer.count {
+      let count = min(Self.partSize, transfer.count - done)
+      guard read(into: &part, 0..<count, from: transfer.physicalAddress &+ UInt64(done)) else {
+        return IOMMUTestRegisters.Result.readFailed
+      }
+      if part[0..<count] != pattern[0..<count] { matches = false }
+      done += count
+    }
+    return matches ? IOMMUTestRegisters.Result.success : IOMMUTestRegisters.Result.mismatch
+  }
+
+  /// Past the IOMMU.
+  private func read(into bytes: inout [UInt8], _ range: Range<Int>, from address: UInt64) -> Bool {
+    var span = bytes.mutableSpan
+    var raw = MutableRawSpan(_elements: &span)
+    var part = raw._mutatingExtracting(range)
+    return memory.read(from: address, into: &part)
+  }
+}
