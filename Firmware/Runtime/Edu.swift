@@ -1,0 +1,71 @@
+/// QEMU's educational device as its driver sees it: docs/specs/edu.rst. It makes the requests that a unit is to
+/// translate.
+
+struct Edu {
+  static let buffer: UInt64 = 0x40000
+  private static let identity: UInt32 = 0x11e8_1234
+
+  let function: Function
+  private let base: UInt64
+
+  /// The first one on bus 0, decoding and mastering.
+  static func find() -> Edu? {
+    for device in 1..<UInt32(31) {
+      let function = Function(device: device, number: 0)
+      guard function.readPort(0) == identity else { continue }
+      function.writePort(4, function.readPort(4) & 0xffff | 0x6)
+      return Edu(function: function, base: UInt64(function.readPort(0x10) & ~0xf))
+    }
+    return nil
+  }
+
+  var source: UInt64 { UInt64(function.index) }
+  var isAlive: Bool {
+    store32(base + 4, 0x1357_9bdf)
+    return load32(base) == 0x0100_00ed && load32(base + 4) == ~0x1357_9bdf
+  }
+
+  // MARK: DMA
+
+  /// - Returns: whether it completed: what the unit refused completes, too.
+  private func transfer(from source: UInt64, to destination: UInt64, count: UInt64, command: UInt64) -> Bool {
+    store64(base + 0x80, source)
+    store64(base + 0x88, destination)
+    store64(base + 0x90, count)
+    store64(base + 0x98, command)
+    return wait(ticks: RemappingUnit.patience) { load64(base + 0x98) & 1 == 0 }
+  }
+
+  /// Fills the start of its buffer from memory.
+  func read(from address: UInt64, count: UInt64 = 8) -> Bool {
+    transfer(from: address, to: Self.buffer, count: count, command: 1)
+  }
+
+  /// Copies the start of its buffer, what was read last, to memory.
+  func write(to address: UInt64, count: UInt64 = 8) -> Bool {
+    transfer(from: Self.buffer, to: address, count: count, command: 3)
+  }
+
+  // MARK: Interrupts
+
+  /// Raises its interrupt and takes it back at once: a message, once sent, stays sent.
+  func raise() {
+    store32(base + 0x60, 1)
+    store32(base + 0x64, 1)
+  }
+
+  /// Has the device send its interrupt as this message.
+  func setMessage(address: UInt32, data: UInt32) {
+    let messageSignalled: UInt32 = 0x05
+    var capability = function.readPort(0x34) & 0xff
+    while capability != 0, function.readPort(capability) & 0xff != messageSignalled {
+      capability = function.readPort(capability) >> 8 & 0xff
+    }
+    guard capability != 0 else { return Report.fail("edu has no MSI capability") }
+    function.writePort(capability, function.readPort(capability) & ~0x0001_0000)
+    function.writePort(capability + 4, address)
+    function.writePort(capability + 8, 0)
+    function.writePort(capability + 12, data)
+    function.writePort(capability, function.readPort(capability) | 0x0001_0000)
+  }
+}

@@ -1,0 +1,114 @@
+/// The tables that a VT-d unit walks, as its software writes them: VT-d 4.1, chapter 9. Bus 0 only, and in scalable mode
+/// devices 0 to 15 and one PASID, which is that of requests without one.
+
+/// Paging tables of 4 levels, of either stage; the two differ in their bits only.
+struct PagingTables {
+  /// Bits that an entry which points to a table has.
+  enum Stage: UInt64 {
+    /// Present, writable, user.
+    case first = 0x7
+    /// Readable, writable.
+    case second = 0x3
+  }
+
+  /// First stage.
+  static let present: UInt64 = 1 << 0
+  static let writable: UInt64 = 1 << 1
+  static let user: UInt64 = 1 << 2
+  static let accessed: UInt64 = 1 << 5
+  static let dirty: UInt64 = 1 << 6
+  /// Both stages.
+  static let large: UInt64 = 1 << 7
+
+  let root: UInt64
+  let stage: Stage
+
+  init(_ stage: Stage) {
+    root = Pages.take()
+    self.stage = stage
+  }
+
+  /// Where the entry of a level (1: page table) for an address is. Tables on the way are made.
+  func entry(_ address: UInt64, level: UInt64) -> UInt64 {
+    var table = root
+    var current: UInt64 = 4
+    while true {
+      let place = table + (address >> (12 + 9 * (current - 1)) & 0x1ff) * 8
+      if current == level { return place }
+      if load64(place) == 0 { store64(place, Pages.take() | stage.rawValue) }
+      table = load64(place) & 0x000f_ffff_ffff_f000
+      current -= 1
+    }
+  }
+
+  /// - Parameter bits: those of the leaf, its size aside.
+  func map(_ address: UInt64, to physical: UInt64, level: UInt64 = 1, _ bits: UInt64) {
+    store64(entry(address, level: level), physical | bits | (level > 1 ? Self.large : 0))
+  }
+}
+
+/// Root table and context tables for one function.
+struct SourceTables {
+  static let domain: UInt64 = 0x2a
+  static let pasid: UInt64 = 3
+  private static let width48: UInt64 = 2
+
+  let root: UInt64
+  private let context: UInt64
+  private let source: UInt64
+
+  /// - Parameter source: a source-id on bus 0.
+  init(source: UInt64) {
+    root = Pages.take()
+    context = Pages.take()
+    self.source = source
+    store64(root, context | 1)
+  }
+
+  // MARK: Legacy mode
+
+  var contextEntry: UInt64 { context + (source & 0xff) * 16 }
+
+  /// - Parameter type: 0 second stage, 2 pass-through.
+  func setLegacy(type: UInt64, table: UInt64) {
+    store64(contextEntry + 8, Self.domain << 8 | Self.width48)
+    store64(contextEntry, table | type << 2 | 1)
+  }
+
+  // MARK: Scalable mode
+
+  var scalableContextEntry: UInt64 { context + (source & 0x7f) * 32 }
+
+  /// - Returns: where the PASID-table entry of its requests is, all zeros.
+  func makeScalable() -> UInt64 {
+    let directory = Pages.take()
+    let table = Pages.take()
+    store64(directory, table | 1)
+    store64(scalableContextEntry + 8, Self.pasid)
+    store64(scalableContextEntry, directory | 1)
+    return table + Self.pasid * 64
+  }
+
+  /// The domain, and PWSNP where the unit has it: without it, it then may not set A and D.
+  private static var second: UInt64 {
+    domain | (RemappingUnit.offers(RemappingUnit.pageWalkCoherency) ? 1 << 23 : 0)
+  }
+
+  static func setFirstStage(_ entry: UInt64, table: UInt64) {
+    store64(entry + 8, second)
+    store64(entry + 16, table)
+    store64(entry, 1 << 6 | 1)
+  }
+
+  static func setSecondStage(_ entry: UInt64, table: UInt64) {
+    store64(entry + 8, second)
+    store64(entry + 16, 0)
+    store64(entry, table | 2 << 6 | width48 << 2 | 1)
+  }
+
+  static func setPassThrough(_ entry: UInt64) {
+    store64(entry + 8, second)
+    store64(entry + 16, 0)
+    store64(entry, 4 << 6 | 1)
+  }
+}

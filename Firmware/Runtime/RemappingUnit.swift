@@ -1,0 +1,210 @@
+/// The VT-d unit as its driver programs it: global commands, the invalidation queue, fault records. VT-d 4.1, chapter 11
+/// for the registers and 6.5.2 for the queue's descriptors.
+
+enum RemappingUnit {
+  private static let base: UInt64 = 0xfed9_0000
+  /// Ticks of the TSC that anything may take: a guest in a guest on a loaded host may wait long.
+  static let patience: UInt64 = 10_000_000_000
+
+  enum Register {
+    static let capability: UInt64 = 0x08
+    static let extendedCapability: UInt64 = 0x10
+    static let globalCommand: UInt64 = 0x18
+    static let globalStatus: UInt64 = 0x1c
+    static let rootTableAddress: UInt64 = 0x20
+    static let faultStatus: UInt64 = 0x34
+    static let faultEventControl: UInt64 = 0x38
+    static let faultEventData: UInt64 = 0x3c
+    static let faultEventAddress: UInt64 = 0x40
+    static let faultEventUpperAddress: UInt64 = 0x44
+    static let queueHead: UInt64 = 0x80
+    static let queueTail: UInt64 = 0x88
+    static let queueAddress: UInt64 = 0x90
+    static let interruptTableAddress: UInt64 = 0xb8
+  }
+
+  /// Bits of Global Command and Global Status.
+  enum Command {
+    static let translationEnable: UInt32 = 1 << 31
+    static let setRootTable: UInt32 = 1 << 30
+    static let queueEnable: UInt32 = 1 << 26
+    static let interruptRemappingEnable: UInt32 = 1 << 25
+    static let setInterruptTable: UInt32 = 1 << 24
+    static let compatibilityFormat: UInt32 = 1 << 23
+  }
+
+  static func read32(_ register: UInt64) -> UInt32 { load32(base + register) }
+  static func read64(_ register: UInt64) -> UInt64 { load64(base + register) }
+  static func write32(_ register: UInt64, _ value: UInt32) { store32(base + register, value) }
+  static func write64(_ register: UInt64, _ value: UInt64) { store64(base + register, value) }
+
+  static var isThere: Bool { read32(0) != 0 && read32(0) != .max }
+  static func offers(_ bit: UInt64) -> Bool { read64(Register.extendedCapability) >> bit & 1 != 0 }
+  /// Bits of the extended capability register.
+  static let interruptRemapping: UInt64 = 3
+  static let extendedInterrupts: UInt64 = 4
+  static let passThrough: UInt64 = 6
+  static let scalableMode: UInt64 = 43
+  static let secondStage: UInt64 = 46
+  static let firstStage: UInt64 = 47
+  static let pageWalkCoherency: UInt64 = 48
+
+  // MARK: Global commands
+
+  /// What stays as it is while another command is given: VT-d 11.4.4.1.
+  private static let persistent =
+    Command.translationEnable | Command.queueEnable | Command.interruptRemappingEnable
+    | Command.compatibilityFormat
+
+  /// Gives a command, and waits until the status says that it is done.
+  @discardableResult
+  static func command(_ bit: UInt32, on: Bool = true) -> Bool {
+    let kept = read32(Register.globalStatus) & persistent & ~bit
+    write32(Register.globalCommand, kept | (on ? bit : 0))
+    return wait(ticks: patience) { (read32(Register.globalStatus) & bit != 0) == on }
+  }
+
+  /// Turns translation on by another root table, with a queue of descriptors that fit its mode.
+  static func translate(root: UInt64, isScalable: Bool) -> Bool {
+    command(Command.translationEnable, on: false)
+    startQueue(isWide: isScalable)
+    write64(Register.rootTableAddress, root | (isScalable ? 1 << 10 : 0))
+    command(Command.setRootTable)
+    let isClean = invalidateContexts() && (!isScalable || invalidatePASIDs()) && invalidateTranslations()
+    return isClean && command(Command.translationEnable)
+  }
+
+  // MARK: The invalidation queue
+
+  nonisolated(unsafe) private static var queue: UInt64 = 0
+  nonisolated(unsafe) private static var status: UInt64 = 0
+  nonisolated(unsafe) private static var tail: UInt64 = 0
+  nonisolated(unsafe) private static var descriptorSize: UInt64 = 16
+  nonisolated(unsafe) private static var waits: UInt32 = 0
+
+  static func startQueue(isWide: Bool) {
+    if queue == 0 {
+      queue = Pages.take()
+      status = Pages.take()
+    }
+    command(Command.queueEnable, on: false)
+    descriptorSize = isWide ? 32 : 16
+    tail = 0
+    write64(Register.queueTail, 0)
+    write64(Register.queueAddress, queue | (isWide ? 1 << 11 : 0))
+    command(Command.queueEnable)
+  }
+
+  private static func enqueue(_ low: UInt64, _ high: UInt64) {
+    Pages.fill(queue + tail, descriptorSize, with: 0)
+    store64(queue + tail, low)
+    store64(queue + tail + 8, high)
+    tail = (tail + descriptorSize) % Pages.size
+  }
+
+  /// Submits one descriptor and one that waits for it.
+  /// - Returns: whether the wait's status was written.
+  static func submit(_ low: UInt64, _ high: UInt64 = 0) -> Bool {
+    waits &+= 1
+    let number = waits
+    enqueue(low, high)
+    enqueue(0x5 | 1 << 5 | UInt64(number) << 32, status)
+    write64(Register.queueTail, tail)
+    return wait(ticks: patience) { load32(status) == number }
+  }
+
+  static func invalidateContexts() -> Bool { submit(0x1 | 1 << 4) }
+  static func invalidatePASIDs() -> Bool { submit(0x7 | 3 << 4) }
+  static func invalidatePASID(_ pasid: UInt64, domain: UInt64) -> Bool {
+    submit(0x7 | 1 << 4 | domain << 16 | pasid << 32)
+  }
+  static func invalidateTranslations() -> Bool { submit(0x2 | 1 << 4) }
+  static func invalidateTranslations(domain: UInt64) -> Bool { submit(0x2 | 2 << 4 | domain << 16) }
+  /// The second stage's page at an address.
+  static func invalidatePage(_ address: UInt64, domain: UInt64) -> Bool {
+    submit(0x2 | 3 << 4 | domain << 16, address)
+  }
+  /// The first stage's page at an address.
+  static func invalidatePage(_ address: UInt64, pasid: UInt64, domain: UInt64) -> Bool {
+    submit(0x6 | 3 << 4 | domain << 16 | pasid << 32, address)
+  }
+  static func invalidateTranslations(pasid: UInt64, domain: UInt64) -> Bool {
+    submit(0x6 | 2 << 4 | domain << 16 | pasid << 32)
+  }
+  static func invalidateInterruptEntries() -> Bool { submit(0x4) }
+  static func invalidateInterruptEntry(_ index: UInt64) -> Bool { submit(0x4 | 1 << 4 | index << 32) }
+
+  // MARK: Faults
+
+  struct Fault {
+    var low: UInt64
+    var high: UInt64
+
+    var reason: UInt64 { high >> 32 & 0xff }
+    var source: UInt64 { high & 0xffff }
+    var isRead: Bool { high >> 62 & 1 != 0 }
+    var hasPASID: Bool { high >> 31 & 1 != 0 }
+    /// Of the page, for a DMA request.
+    var address: UInt64 { low & ~0xfff }
+    /// Of an interrupt request.
+    var index: UInt64 { low >> 48 }
+  }
+
+  private static let pendingFault: UInt32 = 1 << 1
+  static var hasPendingFault: Bool { read32(Register.faultStatus) & pendingFault != 0 }
+
+  /// The fault that the status points at, and its record emptied.
+  static func takeFault() -> Fault? {
+    let status = read32(Register.faultStatus)
+    guard status & pendingFault != 0 else { return nil }
+    let first = (read64(Register.capability) >> 24 & 0x3ff) * 16
+    let record = first + UInt64(status >> 8 & 0xff) * 16
+    let fault = Fault(low: read64(record), high: read64(record + 8))
+    guard fault.high >> 63 != 0 else { return nil }
+    write64(record + 8, 1 << 63)
+    return fault
+  }
+
+  /// Says whether just this fault was recorded, and takes it.
+  static func checkFault(
+    _ name: StaticString, reason: UInt64, source: UInt64, low: UInt64, isRead: Bool
+  ) {
+    guard let fault = takeFault() else {
+      put("FAIL ")
+      put(name)
+      put(": no fault is recorded\n")
+      Report.countFailure()
+      return
+    }
+    if fault.reason == reason, fault.source == source, fault.low == low, fault.isRead == isRead, !fault.hasPASID,
+      !hasPendingFault
+    {
+      Report.pass(name)
+      return
+    }
+    put("FAIL ")
+    put(name)
+    put(": recorded 0x")
+    put(Hexadecimal(fault.high))
+    put(" 0x")
+    put(Hexadecimal(fault.low))
+    put(", not reason 0x")
+    put(Hexadecimal(reason))
+    put(" at 0x")
+    put(Hexadecimal(low))
+    endLine()
+    Report.countFailure()
+  }
+
+  static func checkNoFault(_ name: StaticString) {
+    guard let fault = takeFault() else { return Report.pass(name) }
+    put("FAIL ")
+    put(name)
+    put(": recorded 0x")
+    put(Hexadecimal(fault.high))
+    put(" 0x")
+    put(Hexadecimal(fault.low))
+    endLine()
+    Report.countFailure()
+  }
+}

@@ -1,0 +1,201 @@
+/// First-stage translation of a device's requests: the unit is programmed here, edu makes the requests. VT-d 4.1, 3.6
+/// and 9.7 for the tables, 7.1.3 for the faults, 6.2 and 6.5.2.4 for what stays cached until it is invalidated.
+
+private let sourcePage: UInt64 = 0x5a_1234_5000
+private let readOnlyPage: UInt64 = 0x5a_1234_6000
+private let supervisorPage: UInt64 = 0x5a_1234_7000
+private let missingPage: UInt64 = 0x5a_1234_8000
+/// 2 MiB.
+private let largePage: UInt64 = 0x7f_c000_0000
+private let marker: UInt64 = 0x0123_4567_89ab_cdef
+private let other: UInt64 = 0xfedc_ba98_7654_3210
+
+private enum Reason {
+  static let pasidEntryNotPresent: UInt64 = 0x59
+  static let contextEntryNotPresent: UInt64 = 0x41
+  static let entryNotPresent: UInt64 = 0x71
+  static let entryReserved: UInt64 = 0x72
+  static let notCanonical: UInt64 = 0x80
+  static let userPrivilege: UInt64 = 0x81
+  static let writePermission: UInt64 = 0x85
+}
+
+private let leaf = PagingTables.present | PagingTables.writable | PagingTables.user
+
+private struct Setup {
+  let edu: Edu
+  let tables: PagingTables
+  let sources: SourceTables
+  let pasidEntry: UInt64
+  let source: UInt64
+  let large: UInt64
+
+  func has(_ bits: UInt64, _ address: UInt64, level: UInt64 = 1) -> Bool {
+    load64(tables.entry(address, level: level)) & bits == bits
+  }
+
+  /// Whether what the device reads at an address is a value: it copies it to the large page.
+  func reads(_ value: UInt64, at address: UInt64) -> Bool {
+    store64(large + 0x800, ~value)
+    return edu.read(from: address) && edu.write(to: largePage + 0x800) && load64(large + 0x800) == value
+  }
+}
+
+private func checkTranslation(_ setup: Setup) {
+  let edu = setup.edu
+  store64(setup.source + 0x108, marker)
+  Report.check(
+    "a read and a write complete", edu.read(from: sourcePage + 0x108) && edu.write(to: largePage + 0x12_3458))
+  Report.check("they go where the table says", load64(setup.large + 0x12_3458) == marker)
+  RemappingUnit.checkNoFault("and are no fault")
+  var accessed = true
+  for level in 1...UInt64(4) where !setup.has(PagingTables.accessed, sourcePage, level: level) { accessed = false }
+  Report.check("the read set A on each level", accessed)
+  Report.check("and not D", !setup.has(PagingTables.dirty, sourcePage))
+  Report.check("the write set A and D of the 2 MiB page", setup.has(0x60, largePage, level: 2))
+  Report.check("and A alone above it", load64(setup.tables.entry(largePage, level: 3)) & 0x60 == 0x20)
+  Report.check("what was not accessed has no A", !setup.has(PagingTables.accessed, readOnlyPage))
+
+  // One request over the end of a page whose neighbour is elsewhere in memory.
+  store64(setup.source + 0xff8, other)
+  Report.check(
+    "a request goes on in the next page",
+    edu.read(from: sourcePage + 0xff8, count: 16)
+      && edu.write(to: largePage + 0x1ff8, count: 16) && load64(setup.large + 0x1ff8) == other
+      && load64(setup.large + 0x2000) == marker)
+  RemappingUnit.checkNoFault("without a fault")
+}
+
+private func checkFaults(_ setup: Setup) {
+  let edu = setup.edu
+  let requester = edu.source
+  Report.check("a refused write completes", edu.write(to: missingPage + 0x10))
+  Report.check("FSTS.PPF is set", RemappingUnit.hasPendingFault)
+  RemappingUnit.checkFault(
+    "a write to a page that is not present", reason: Reason.entryNotPresent, source: requester, low: missingPage,
+    isRead: false)
+  _ = edu.read(from: missingPage)
+  RemappingUnit.checkFault(
+    "a read of it", reason: Reason.entryNotPresent, source: requester, low: missingPage, isRead: true)
+  _ = edu.write(to: 1 << 40)
+  RemappingUnit.checkFault(
+    "a write where no table is", reason: Reason.entryNotPresent, source: requester, low: 1 << 40, isRead: false)
+
+  let readOnly = load64(setup.tables.entry(readOnlyPage, level: 1)) & 0x000f_ffff_ffff_f000
+  let before = load64(readOnly + 0x20)
+  _ = edu.write(to: readOnlyPage + 0x20)
+  RemappingUnit.checkFault(
+    "a write to a read-only page", reason: Reason.writePermission, source: requester, low: readOnlyPage, isRead: false)
+  Report.check(
+    "it changes nothing", load64(readOnly + 0x20) == before && !setup.has(PagingTables.dirty, readOnlyPage))
+  Report.check("a read of it is served", setup.reads(before, at: readOnlyPage + 0x20))
+  RemappingUnit.checkNoFault("and is no fault")
+
+  _ = edu.read(from: supervisorPage)
+  RemappingUnit.checkFault(
+    "a supervisor's page", reason: Reason.userPrivilege, source: requester, low: supervisorPage, isRead: true)
+  _ = edu.read(from: 1 << 47)
+  RemappingUnit.checkFault(
+    "an address that is not canonical", reason: Reason.notCanonical, source: requester, low: 1 << 47, isRead: true)
+
+  let entry = setup.tables.entry(missingPage, level: 2)
+  let kept = load64(entry)
+  store64(entry, 1 << 20 | PagingTables.large | leaf)
+  _ = edu.read(from: missingPage | 0x1f_f000)
+  RemappingUnit.checkFault(
+    "an entry with reserved bits", reason: Reason.entryReserved, source: requester, low: missingPage | 0x1f_f000,
+    isRead: true)
+  store64(entry, kept)
+}
+
+private func checkStaleness(_ setup: Setup) {
+  let requester = setup.edu.source
+  let domain = SourceTables.domain
+  let pasid = SourceTables.pasid
+  let entry = setup.tables.entry(sourcePage, level: 1)
+  let moved = Pages.take()
+  store64(setup.source, marker)
+  store64(moved, other)
+  Report.check("a page is cached by a request", setup.reads(marker, at: sourcePage))
+  store64(entry, moved | leaf)
+  Report.check("another entry changes nothing yet", setup.reads(marker, at: sourcePage))
+  _ = RemappingUnit.invalidatePage(sourcePage + Pages.size, pasid: pasid, domain: domain)
+  Report.check("nor does the next page's invalidation", setup.reads(marker, at: sourcePage))
+  _ = RemappingUnit.invalidatePage(sourcePage, pasid: pasid, domain: domain + 1)
+  _ = RemappingUnit.invalidatePage(sourcePage, pasid: pasid + 1, domain: domain)
+  Report.check("nor another domain's or PASID's", setup.reads(marker, at: sourcePage))
+  Report.check(
+    "the queue takes the page's", RemappingUnit.invalidatePage(sourcePage, pasid: pasid, domain: domain))
+  Report.check("and the new entry counts", setup.reads(other, at: sourcePage))
+
+  store64(entry, 0)
+  Report.check("an entry taken away stays cached", setup.reads(other, at: sourcePage))
+  RemappingUnit.checkNoFault("without a fault")
+  _ = RemappingUnit.invalidateTranslations(pasid: pasid, domain: domain)
+  _ = setup.edu.read(from: sourcePage)
+  RemappingUnit.checkFault(
+    "after the PASID's invalidation it is gone", reason: Reason.entryNotPresent, source: requester, low: sourcePage,
+    isRead: true)
+  store64(entry, setup.source | leaf)
+  Report.check("what was not present is not cached", setup.reads(marker, at: sourcePage))
+
+  let present = load64(setup.pasidEntry)
+  store64(setup.pasidEntry, present & ~1)
+  _ = RemappingUnit.invalidateTranslations(pasid: pasid, domain: domain)
+  Report.check("a PASID-table entry stays cached", setup.reads(marker, at: sourcePage))
+  _ = RemappingUnit.invalidatePASID(pasid, domain: domain)
+  _ = setup.edu.read(from: sourcePage)
+  RemappingUnit.checkFault(
+    "until its invalidation", reason: Reason.pasidEntryNotPresent, source: requester, low: sourcePage, isRead: true)
+  store64(setup.pasidEntry, present)
+  Report.check("present again it serves again", setup.reads(marker, at: sourcePage))
+
+  let context = load64(setup.sources.scalableContextEntry)
+  store64(setup.sources.scalableContextEntry, context & ~1)
+  _ = RemappingUnit.invalidateContexts()
+  _ = RemappingUnit.invalidatePASIDs()
+  _ = setup.edu.read(from: sourcePage)
+  RemappingUnit.checkFault(
+    "a context entry that is not present", reason: Reason.contextEntryNotPresent, source: requester, low: sourcePage,
+    isRead: true)
+  store64(setup.sources.scalableContextEntry, context)
+  Report.check("present again it serves again", setup.reads(marker, at: sourcePage))
+}
+
+func kernelMain() {
+  guard let edu = Edu.find() else { return Report.fail("there is no edu") }
+  Report.check("edu is alive", edu.isAlive)
+  guard RemappingUnit.isThere, RemappingUnit.offers(RemappingUnit.scalableMode),
+    RemappingUnit.offers(RemappingUnit.firstStage)
+  else { return Report.fail("the unit offers no first stage") }
+
+  let tables = PagingTables(.first)
+  let sources = SourceTables(source: edu.source)
+  let setup = Setup(
+    edu: edu, tables: tables, sources: sources, pasidEntry: sources.makeScalable(), source: Pages.take(),
+    large: Pages.take(Pages.largeSize))
+  let next = Pages.take()
+  store64(next, marker)
+  tables.map(sourcePage, to: setup.source, leaf)
+  tables.map(readOnlyPage, to: next, leaf & ~PagingTables.writable)
+  tables.map(supervisorPage, to: Pages.take(), leaf & ~PagingTables.user)
+  tables.map(largePage, to: setup.large, level: 2, leaf)
+  SourceTables.setFirstStage(setup.pasidEntry, table: tables.root)
+
+  store64(setup.source, marker)
+  Report.check(
+    "without translation addresses are physical",
+    edu.read(from: setup.source) && edu.write(to: setup.large)
+      && load64(setup.large) == marker)
+  guard RemappingUnit.translate(root: sources.root, isScalable: true) else {
+    return Report.fail("translation does not come on")
+  }
+  checkTranslation(setup)
+  checkFaults(setup)
+  checkStaleness(setup)
+  Report.check(
+    "translation off, addresses are physical",
+    RemappingUnit.command(RemappingUnit.Command.translationEnable, on: false) && edu.read(from: setup.source)
+      && edu.write(to: setup.large) && load64(setup.large) == marker)
+  RemappingUnit.checkNoFault("no fault is left")
+}
