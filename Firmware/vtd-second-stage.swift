@@ -1,0 +1,207 @@
+/// Second-stage translation of a device's requests, in legacy mode and, where the unit has it, in scalable mode: the
+/// unit is programmed here, edu makes the requests. VT-d 4.1, 3.7 and 9.8 for the tables, 9.1 to 9.6 for what points to
+/// them, 7.1.3 for the faults.
+
+private let page: UInt64 = 0x12_3456_7000
+private let readOnlyPage: UInt64 = 0x12_3456_8000
+private let writeOnlyPage: UInt64 = 0x12_3456_9000
+private let missingPage: UInt64 = 0x12_3456_a000
+/// 2 MiB.
+private let largePage: UInt64 = 0x7f_c000_0000
+/// 1 GiB, of the machine's first memory.
+private let hugePage: UInt64 = 0x55_4000_0000
+private let marker: UInt64 = 0x0123_4567_89ab_cdef
+private let other: UInt64 = 0xfedc_ba98_7654_3210
+
+private let readable: UInt64 = 1 << 0
+private let writable: UInt64 = 1 << 1
+
+/// Fault reasons that the two modes have different codes for: VT-d 7.1.3.
+private struct Reasons {
+  let writePermission: UInt64
+  let readPermission: UInt64
+  let writeMissing: UInt64
+  let readMissing: UInt64
+  let reserved: UInt64
+  let beyondWidth: UInt64
+
+  static let legacy = Reasons(
+    writePermission: 0x05, readPermission: 0x06, writeMissing: 0x05, readMissing: 0x06, reserved: 0x0c,
+    beyondWidth: 0x04)
+  static let scalable = Reasons(
+    writePermission: 0x85, readPermission: 0x86, writeMissing: 0x79, readMissing: 0x79, reserved: 0x7a,
+    beyondWidth: 0x83)
+  static let rootEntryNotPresent: UInt64 = 0x01
+  static let contextEntryNotPresent: UInt64 = 0x02
+  static let contextEntryInvalid: UInt64 = 0x03
+  static let pasidEntryNotPresent: UInt64 = 0x59
+}
+
+private struct Setup {
+  let edu: Edu
+  let tables = PagingTables(.second)
+  let small = Pages.take()
+  let readOnly = Pages.take()
+  let writeOnly = Pages.take()
+  let large = Pages.take(Pages.largeSize)
+  let reasons: Reasons
+
+  init(edu: Edu, reasons: Reasons) {
+    self.edu = edu
+    self.reasons = reasons
+    tables.map(page, to: small, readable | writable)
+    tables.map(readOnlyPage, to: readOnly, readable)
+    tables.map(writeOnlyPage, to: writeOnly, writable)
+    tables.map(largePage, to: large, level: 2, readable | writable)
+    tables.map(hugePage, to: 0, level: 3, readable | writable)
+    store64(small, marker)
+    store64(readOnly, other)
+  }
+
+  /// Whether what the device reads at an address is a value: it copies it to the large page.
+  func reads(_ value: UInt64, at address: UInt64) -> Bool {
+    store64(large + 0x800, ~value)
+    return edu.read(from: address) && edu.write(to: largePage + 0x800) && load64(large + 0x800) == value
+  }
+
+  func checkWrite(_ name: StaticString, to address: UInt64, reason: UInt64) {
+    _ = edu.write(to: address)
+    RemappingUnit.checkFault(name, reason: reason, source: edu.source, low: address & ~0xfff, isRead: false)
+  }
+
+  func checkRead(_ name: StaticString, from address: UInt64, reason: UInt64) {
+    _ = edu.read(from: address)
+    RemappingUnit.checkFault(name, reason: reason, source: edu.source, low: address & ~0xfff, isRead: true)
+  }
+}
+
+private func checkTranslation(_ setup: Setup) {
+  let edu = setup.edu
+  Report.check("a read and a write complete", edu.read(from: page) && edu.write(to: largePage + 0x12_3450))
+  Report.check("they go where the table says", load64(setup.large + 0x12_3450) == marker)
+  Report.check(
+    "so through a 1 GiB page",
+    edu.write(to: hugePage + setup.large + 0x1_0008)
+      && load64(setup.large + 0x1_0008) == marker)
+  Report.check("a read-only page is read", setup.reads(other, at: readOnlyPage))
+  Report.check("a write-only page is written", edu.write(to: writeOnlyPage + 8) && load64(setup.writeOnly + 8) == other)
+  RemappingUnit.checkNoFault("and nothing is a fault")
+}
+
+private func checkFaults(_ setup: Setup) {
+  let reasons = setup.reasons
+  setup.checkWrite("a write to a page that is not present", to: missingPage + 8, reason: reasons.writeMissing)
+  setup.checkRead("a read of it", from: missingPage + 8, reason: reasons.readMissing)
+  setup.checkRead("a read where no table is", from: 1 << 40, reason: reasons.readMissing)
+  setup.checkWrite("a write to a read-only page", to: readOnlyPage, reason: reasons.writePermission)
+  Report.check("it changes nothing", load64(setup.readOnly) == other)
+  setup.checkRead("a read of a write-only page", from: writeOnlyPage, reason: reasons.readPermission)
+  setup.checkRead("an address beyond the width", from: 1 << 48, reason: reasons.beyondWidth)
+  let entry = setup.tables.entry(missingPage, level: 1)
+  store64(entry, setup.small | readable | 1 << 51)
+  setup.checkRead("an entry with reserved bits", from: missingPage, reason: reasons.reserved)
+  store64(entry, 0)
+}
+
+private func checkStaleness(_ setup: Setup) {
+  let domain = SourceTables.domain
+  let entry = setup.tables.entry(page, level: 1)
+  let moved = Pages.take()
+  store64(moved, other)
+  Report.check("a page is cached by a request", setup.reads(marker, at: page))
+  store64(entry, moved | readable | writable)
+  Report.check("another entry changes nothing yet", setup.reads(marker, at: page))
+  _ = RemappingUnit.invalidatePage(page + Pages.size, domain: domain)
+  _ = RemappingUnit.invalidatePage(page, domain: domain + 1)
+  Report.check("nor does another page's or domain's invalidation", setup.reads(marker, at: page))
+  Report.check("the queue takes the page's", RemappingUnit.invalidatePage(page, domain: domain))
+  Report.check("and the new entry counts", setup.reads(other, at: page))
+  store64(entry, 0)
+  Report.check("an entry taken away stays cached", setup.reads(other, at: page))
+  RemappingUnit.checkNoFault("without a fault")
+  _ = RemappingUnit.invalidateTranslations(domain: domain)
+  setup.checkRead("after the domain's invalidation it is gone", from: page, reason: setup.reasons.readMissing)
+  store64(entry, setup.small | readable | writable)
+  Report.check("what was not present is not cached", setup.reads(marker, at: page))
+}
+
+private func checkLegacy(_ edu: Edu) {
+  put("legacy mode\n")
+  let setup = Setup(edu: edu, reasons: .legacy)
+  let sources = SourceTables(source: edu.source)
+  sources.setLegacy(type: 0, table: setup.tables.root)
+  guard RemappingUnit.translate(root: sources.root, isScalable: false) else {
+    return Report.fail("translation does not come on")
+  }
+  checkTranslation(setup)
+  checkFaults(setup)
+  checkStaleness(setup)
+
+  let context = load64(sources.contextEntry)
+  store64(sources.contextEntry, context & ~1)
+  Report.check("a context entry stays cached", setup.reads(marker, at: page))
+  _ = RemappingUnit.invalidateContexts()
+  _ = RemappingUnit.invalidateTranslations()
+  setup.checkRead("until its invalidation", from: page, reason: Reasons.contextEntryNotPresent)
+  let width = load64(sources.contextEntry + 8)
+  store64(sources.contextEntry + 8, width & ~7 | 5)
+  store64(sources.contextEntry, context)
+  setup.checkRead("a width that is not offered", from: page, reason: Reasons.contextEntryInvalid)
+  store64(sources.contextEntry + 8, width)
+  let root = load64(sources.root)
+  store64(sources.root, 0)
+  _ = RemappingUnit.invalidateContexts()
+  setup.checkRead("a root entry that is not present", from: page, reason: Reasons.rootEntryNotPresent)
+  store64(sources.root, root)
+  Report.check("present again it serves again", setup.reads(marker, at: page))
+
+  guard RemappingUnit.offers(RemappingUnit.passThrough) else { return }
+  sources.setLegacy(type: 2, table: 0)
+  _ = RemappingUnit.invalidateContexts()
+  _ = RemappingUnit.invalidateTranslations()
+  Report.check(
+    "passed through, addresses are physical",
+    edu.read(from: setup.readOnly) && edu.write(to: setup.large + 16) && load64(setup.large + 16) == other)
+  RemappingUnit.checkNoFault("without a fault")
+}
+
+private func checkScalable(_ edu: Edu) {
+  put("scalable mode\n")
+  let setup = Setup(edu: edu, reasons: .scalable)
+  let sources = SourceTables(source: edu.source)
+  let entry = sources.makeScalable()
+  SourceTables.setSecondStage(entry, table: setup.tables.root)
+  guard RemappingUnit.translate(root: sources.root, isScalable: true) else {
+    return Report.fail("translation does not come on")
+  }
+  checkTranslation(setup)
+  checkFaults(setup)
+  checkStaleness(setup)
+
+  let present = load64(entry)
+  store64(entry, present & ~1)
+  Report.check("a PASID-table entry stays cached", setup.reads(marker, at: page))
+  _ = RemappingUnit.invalidatePASID(SourceTables.pasid, domain: SourceTables.domain)
+  setup.checkRead("until its invalidation", from: page, reason: Reasons.pasidEntryNotPresent)
+  store64(entry, present)
+  Report.check("present again it serves again", setup.reads(marker, at: page))
+
+  guard RemappingUnit.offers(RemappingUnit.passThrough) else { return }
+  SourceTables.setPassThrough(entry)
+  _ = RemappingUnit.invalidatePASIDs()
+  _ = RemappingUnit.invalidateTranslations()
+  Report.check(
+    "passed through, addresses are physical",
+    edu.read(from: setup.readOnly) && edu.write(to: setup.large + 16) && load64(setup.large + 16) == other)
+  RemappingUnit.checkNoFault("without a fault")
+}
+
+func kernelMain() {
+  guard let edu = Edu.find() else { return Report.fail("there is no edu") }
+  guard RemappingUnit.isThere else { return Report.fail("there is no VT-d unit") }
+  checkLegacy(edu)
+  if RemappingUnit.offers(RemappingUnit.scalableMode), RemappingUnit.offers(RemappingUnit.secondStage) {
+    checkScalable(edu)
+  }
+  RemappingUnit.command(RemappingUnit.Command.translationEnable, on: false)
+}
