@@ -1,0 +1,198 @@
+/// Interrupt remapping: edu's message in remappable format through an entry of the table, delivered or blocked, and the
+/// fault event. VT-d 4.1, 5.1 for the formats, 9.9 for the entries, 5.1.4.1 for the faults, 6.5.2.7 for the cache.
+
+private enum Vector {
+  static let compatible: UInt32 = 0x50
+  static let remapped: UInt32 = 0x51
+  static let changed: UInt32 = 0x52
+  static let fault: UInt32 = 0x53
+}
+
+private enum Reason {
+  static let indexBeyondTable: UInt64 = 0x21
+  static let entryNotPresent: UInt64 = 0x22
+  static let entryReserved: UInt64 = 0x24
+  static let compatibilityFormatBlocked: UInt64 = 0x25
+  static let sourceValidation: UInt64 = 0x26
+}
+
+private let messageBase: UInt32 = 0xfee0_0000
+private let index: UInt64 = 5
+/// The table has 256 entries: 2 to the power of this field and one.
+private let tableSize: UInt64 = 7
+/// Ticks in which an interrupt that is not to come would have come.
+private let silence: UInt64 = 20_000_000
+
+private struct Setup {
+  let edu: Edu
+  let table: UInt64
+  /// 32-bit destinations: EIME.
+  let isExtended: Bool
+
+  /// An entry for this processor: fixed, edge, present.
+  func set(_ index: UInt64, vector: UInt32, validation: UInt64, source: UInt64) {
+    let destination = UInt64(LocalAPIC.identifier) << (isExtended ? 32 : 40)
+    store64(table + index * 16 + 8, validation << 18 | source)
+    store64(table + index * 16, destination | UInt64(vector) << 16 | 1)
+  }
+
+  func clear(_ index: UInt64) { store64(table + index * 16, 0) }
+
+  /// - Parameter subhandle: added to the index, in the data (SHV); nil for none.
+  func send(_ index: UInt64, subhandle: UInt32? = nil) {
+    let handle = UInt32(truncatingIfNeeded: index)
+    let address = messageBase | (handle & 0x7fff) << 5 | 1 << 4 | (subhandle == nil ? 0 : 1 << 3) | (handle >> 15) << 2
+    edu.setMessage(address: address, data: subhandle ?? 0)
+    edu.raise()
+  }
+
+  func checkFault(_ name: StaticString, _ reason: UInt64, index: UInt64) {
+    RemappingUnit.checkFault(name, reason: reason, source: edu.source, low: index << 48, isRead: false)
+  }
+}
+
+/// Whether one interrupt comes by this vector, and none by the others, after something was done.
+private func arrives(_ vector: UInt32, after action: () -> Void) -> Bool {
+  let before = Interrupts.count(vector)
+  let others = sum() &- before
+  action()
+  let came = wait(ticks: RemappingUnit.patience) { Interrupts.count(vector) != before }
+  return came && Interrupts.count(vector) == before + 1 && sum() &- Interrupts.count(vector) == others
+}
+
+private func staysSilent(after action: () -> Void) -> Bool {
+  let before = sum()
+  action()
+  return !wait(ticks: silence) { sum() != before }
+}
+
+private func sum() -> UInt32 {
+  var sum: UInt32 = 0
+  for vector in Vector.compatible...Vector.fault { sum &+= Interrupts.count(vector) }
+  return sum
+}
+
+private func checkRemapping(_ setup: Setup) {
+  let edu = setup.edu
+  setup.set(index, vector: Vector.remapped, validation: 1, source: edu.source)
+  Report.check("the entry's vector is delivered", arrives(Vector.remapped) { setup.send(index) })
+  Report.check("a subhandle is added", arrives(Vector.remapped) { setup.send(index - 3, subhandle: 3) })
+  RemappingUnit.checkNoFault("and neither is a fault")
+
+  let blocked = staysSilent {
+    edu.setMessage(
+      address: messageBase | LocalAPIC.identifier << 12, data: Vector.compatible)
+    edu.raise()
+  }
+  Report.check("a message in compatibility format is blocked", blocked)
+  setup.checkFault("and recorded", Reason.compatibilityFormatBlocked, index: 0)
+
+  // The unit keeps a good entry until it is invalidated.
+  Report.check("the entry is in use", arrives(Vector.remapped) { setup.send(index) })
+  setup.set(index, vector: Vector.changed, validation: 1, source: edu.source)
+  Report.check("another vector does not count yet", arrives(Vector.remapped) { edu.raise() })
+  _ = RemappingUnit.invalidateInterruptEntry(index + 1)
+  Report.check("nor after another entry's invalidation", arrives(Vector.remapped) { edu.raise() })
+  _ = RemappingUnit.invalidateInterruptEntry(index)
+  Report.check("but after its own", arrives(Vector.changed) { edu.raise() })
+  setup.clear(index)
+  Report.check("an entry taken away is still in use", arrives(Vector.changed) { edu.raise() })
+  _ = RemappingUnit.invalidateInterruptEntries()
+  RemappingUnit.checkNoFault("its invalidation alone is no fault")
+  Report.check("after it the interrupt is blocked", staysSilent { edu.raise() })
+  setup.checkFault("and recorded", Reason.entryNotPresent, index: index)
+}
+
+private func checkBlocking(_ setup: Setup) {
+  let edu = setup.edu
+  /// An entry's words as they are, seen by the unit.
+  func send(_ number: UInt64, validation: UInt64, source: UInt64) {
+    setup.set(number, vector: Vector.remapped, validation: validation, source: source)
+    _ = RemappingUnit.invalidateInterruptEntries()
+    setup.send(number)
+  }
+  Report.check(
+    "without validation any source will do", arrives(Vector.remapped) { send(9, validation: 0, source: 0xffff) })
+  Report.check("another function's entry blocks", staysSilent { send(9, validation: 1, source: edu.source ^ 8) })
+  setup.checkFault("and records", Reason.sourceValidation, index: 9)
+  Report.check("another bus's range blocks", staysSilent { send(9, validation: 2, source: 0x0102) })
+  setup.checkFault("and records", Reason.sourceValidation, index: 9)
+  Report.check("its own bus's does not", arrives(Vector.remapped) { send(9, validation: 2, source: 0x0001) })
+  Report.check(
+    "an entry with reserved bits blocks",
+    staysSilent {
+      setup.set(10, vector: Vector.remapped, validation: 0, source: 0)
+      store64(setup.table + 10 * 16, load64(setup.table + 10 * 16) | 1 << 12)
+      setup.send(10)
+    })
+  setup.checkFault("and records", Reason.entryReserved, index: 10)
+  Report.check("an index beyond the table blocks", staysSilent { setup.send(256) })
+  setup.checkFault("and records", Reason.indexBeyondTable, index: 256)
+  Report.check(
+    "the table's last entry works", arrives(Vector.remapped) { send(255, validation: 1, source: edu.source) })
+
+  // Fault Processing Disable: refused all the same, and not recorded.
+  setup.set(11, vector: Vector.remapped, validation: 1, source: edu.source ^ 8)
+  store64(setup.table + 11 * 16, load64(setup.table + 11 * 16) | 1 << 1)
+  Report.check("an entry that disables fault processing blocks", staysSilent { setup.send(11) })
+  RemappingUnit.checkNoFault("and records nothing")
+}
+
+private func checkFaultEvent(_ setup: Setup) {
+  let mask: UInt32 = 1 << 31
+  let pending: UInt32 = 1 << 30
+  typealias Register = RemappingUnit.Register
+  RemappingUnit.write32(Register.faultEventData, Vector.fault)
+  RemappingUnit.write32(Register.faultEventAddress, messageBase | LocalAPIC.identifier << 12)
+  RemappingUnit.write32(Register.faultEventUpperAddress, 0)
+  setup.clear(12)
+  Report.check("the fault event is masked at first", staysSilent { setup.send(12) })
+  Report.check("but pending", RemappingUnit.read32(Register.faultEventControl) & pending != 0)
+  Report.check(
+    "unmasked it comes, past the remapper",
+    arrives(Vector.fault) { RemappingUnit.write32(Register.faultEventControl, 0) })
+  setup.checkFault("with its record", Reason.entryNotPresent, index: 12)
+  Report.check("it comes at once for the next fault", arrives(Vector.fault) { setup.send(12) })
+  setup.checkFault("with its record", Reason.entryNotPresent, index: 12)
+  RemappingUnit.write32(Register.faultEventControl, mask)
+}
+
+private func check(_ edu: Edu, isExtended: Bool) {
+  put(isExtended ? "32-bit destinations\n" : "8-bit destinations\n")
+  let setup = Setup(edu: edu, table: Pages.take(), isExtended: isExtended)
+  RemappingUnit.write64(
+    RemappingUnit.Register.interruptTableAddress, setup.table | (isExtended ? 1 << 11 : 0) | tableSize)
+  guard RemappingUnit.command(RemappingUnit.Command.setInterruptTable), RemappingUnit.invalidateInterruptEntries(),
+    RemappingUnit.command(RemappingUnit.Command.interruptRemappingEnable)
+  else { return Report.fail("interrupt remapping does not come on") }
+  checkRemapping(setup)
+  checkBlocking(setup)
+  checkFaultEvent(setup)
+  Report.check(
+    "it goes off", RemappingUnit.command(RemappingUnit.Command.interruptRemappingEnable, on: false))
+}
+
+func kernelMain() {
+  guard let edu = Edu.find() else { return Report.fail("there is no edu") }
+  guard RemappingUnit.isThere, RemappingUnit.offers(RemappingUnit.interruptRemapping) else {
+    return Report.fail("the unit offers no interrupt remapping")
+  }
+  LocalAPIC.start()
+  RemappingUnit.startQueue(isWide: false)
+  enableInterrupts()
+  let message = messageBase | LocalAPIC.identifier << 12
+  let passes = arrives(Vector.compatible) {
+    edu.setMessage(address: message, data: Vector.compatible)
+    edu.raise()
+  }
+  Report.check("without remapping a message goes where it says", passes)
+  check(edu, isExtended: false)
+  if RemappingUnit.offers(RemappingUnit.extendedInterrupts) { check(edu, isExtended: true) }
+  let passesAgain = arrives(Vector.compatible) {
+    edu.setMessage(address: message, data: Vector.compatible)
+    edu.raise()
+  }
+  Report.check("remapping off, a message goes where it says", passesAgain)
+  RemappingUnit.checkNoFault("no fault is left")
+  disableInterrupts()
+}
