@@ -50,11 +50,26 @@ let package = Package(
     .target(
       name: "TestSupport", dependencies: ["Hardware"], path: "Tests/TestSupport",
       swiftSettings: [.swiftLanguageMode(.v6), .treatAllWarnings(as: .error)]),
+    // A driver's view of the VT-d unit, and a walker written apart from the unit's.
+    .target(
+      name: "VTdOracle", dependencies: ["VTd", "Hardware", "TestSupport"], path: "Tests/VTdOracle",
+      swiftSettings: [.swiftLanguageMode(.v6), .treatAllWarnings(as: .error), .enableUpcomingFeature("ExistentialAny")]),
+
+    // `Tests/bench`: the unit beside a plain C walker that does the same checks.
+    .target(
+      name: "CWalker", path: "Tests/Benchmarks/CWalker", cSettings: [.unsafeFlags(["-Wall", "-Wextra", "-Werror"])]),
+    .executableTarget(
+      name: "vtd-bench", dependencies: ["VTd", "Linux", "PCI", "Hardware", "VTdOracle", "CWalker"],
+      path: "Tests/Benchmarks/VTd",
+      swiftSettings: [
+        .swiftLanguageMode(.v6), .treatAllWarnings(as: .error), .enableUpcomingFeature("ExistentialAny"),
+        .unsafeFlags(["-cross-module-optimization"], .when(configuration: .release)),
+      ]),
     tests(of: "Linux"),
     tests(of: "KVM", uses: ["Linux"]),
     tests(of: "Hardware", uses: ["TestSupport"]),
     tests(of: "PCI", uses: ["Hardware", "TestSupport"]),
-    tests(of: "VTd", uses: ["Hardware", "PCI", "TestSupport"]),
+    tests(of: "VTd", uses: ["Hardware", "PCI", "TestSupport", "VTdOracle"]),
     tests(of: "Devices", uses: ["Hardware", "PCI", "TestSupport"]),
     tests(of: "Machine", uses: ["Hardware", "PCI", "Devices", "VTd", "TestSupport"]),
     tests(of: "Control", uses: ["Machine"]),

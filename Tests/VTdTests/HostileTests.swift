@@ -1,6 +1,7 @@
 import Hardware
 import Synchronization
 import Testing
+import VTdOracle
 
 @testable import VTd
 

@@ -1,5 +1,6 @@
 import Hardware
 import Testing
+import VTdOracle
 
 @testable import VTd
 

@@ -1,33 +1,36 @@
 import Hardware
 import Synchronization
 import TestSupport
-
-@testable import VTd
+import VTd
 
 /// A driver's view of one unit: guest memory with a page allocator, the registers, the queue, and
 /// ways to build each table.
-final class Guest {
-  static let memorySize = 8 << 20
+package final class Guest {
+  package static let memorySize = 8 << 20
 
-  let memory = HeapMemory(size: memorySize)
-  let events = RecordingRouter()
-  let sink = RecordingSink()
-  let observer = RecordingObserver()
-  let unit: TranslationUnit
+  package let memory: any PhysicalMemory
+  package let events = RecordingRouter()
+  package let sink = RecordingSink()
+  package let observer = RecordingObserver()
+  package let unit: TranslationUnit
 
   private var nextPage: UInt64 = 0x10_0000
-  private(set) var queueBase: UInt64 = 0
+  package private(set) var queueBase: UInt64 = 0
   private var queueWide = false
   private var queueTail: UInt64 = 0
   private var queueSize: UInt64 = 0x1000
-  private(set) var statusPage: UInt64 = 0
+  package private(set) var statusPage: UInt64 = 0
   private var statusCount: UInt32 = 0
 
   /// Source of the unit's own interrupts, to tell them apart in the log.
-  static let faultSource = RequesterID(rawValue: 0xfff0)
-  static let completionSource = RequesterID(rawValue: 0xfff1)
+  package static let faultSource = RequesterID(rawValue: 0xfff0)
+  package static let completionSource = RequesterID(rawValue: 0xfff1)
 
-  init(_ change: (inout UnitOptions) -> Void = { _ in }) throws {
+  /// - Parameter memory: at least `memorySize` bytes of RAM from address 0, zeroed.
+  package init(
+    memory: any PhysicalMemory = HeapMemory(size: Guest.memorySize), _ change: (inout UnitOptions) -> Void = { _ in }
+  ) throws {
+    self.memory = memory
     var options = UnitOptions()
     change(&options)
     unit = try TranslationUnit(
@@ -36,22 +39,28 @@ final class Guest {
     unit.addObserver(observer)
   }
 
-  static func scalable(_ change: (inout UnitOptions) -> Void = { _ in }) throws -> Guest {
-    try Guest {
+  package static func scalable(
+    memory: any PhysicalMemory = HeapMemory(size: Guest.memorySize), _ change: (inout UnitOptions) -> Void = { _ in }
+  ) throws -> Guest {
+    try Guest(memory: memory) {
       $0.scalableMode = true
       change(&$0)
     }
   }
 
-  static func firstStage(_ change: (inout UnitOptions) -> Void = { _ in }) throws -> Guest {
-    try scalable {
+  package static func firstStage(
+    memory: any PhysicalMemory = HeapMemory(size: Guest.memorySize), _ change: (inout UnitOptions) -> Void = { _ in }
+  ) throws -> Guest {
+    try scalable(memory: memory) {
       $0.firstStage = true
       change(&$0)
     }
   }
 
-  static func nested(_ change: (inout UnitOptions) -> Void = { _ in }) throws -> Guest {
-    try firstStage {
+  package static func nested(
+    memory: any PhysicalMemory = HeapMemory(size: Guest.memorySize), _ change: (inout UnitOptions) -> Void = { _ in }
+  ) throws -> Guest {
+    try firstStage(memory: memory) {
       $0.nested = true
       change(&$0)
     }
@@ -59,29 +68,31 @@ final class Guest {
 
   // MARK: Registers
 
-  func read32(_ offset: Int) -> UInt32 {
+  package func read32(_ offset: Int) -> UInt32 {
     UInt32(truncatingIfNeeded: unit.read(offset: UInt64(offset), width: .doubleword))
   }
-  func read64(_ offset: Int) -> UInt64 { unit.read(offset: UInt64(offset), width: .quadword) }
-  func write32(_ offset: Int, _ value: UInt32) {
+  package func read64(_ offset: Int) -> UInt64 { unit.read(offset: UInt64(offset), width: .quadword) }
+  package func write32(_ offset: Int, _ value: UInt32) {
     unit.write(offset: UInt64(offset), width: .doubleword, value: UInt64(value))
   }
-  func write64(_ offset: Int, _ value: UInt64) { unit.write(offset: UInt64(offset), width: .quadword, value: value) }
+  package func write64(_ offset: Int, _ value: UInt64) {
+    unit.write(offset: UInt64(offset), width: .quadword, value: value)
+  }
 
-  var status: UInt32 { read32(0x1c) }
+  package var status: UInt32 { read32(0x1c) }
 
   /// As drivers do: what is on, and one bit more.
-  func command(set bit: Int) { write32(0x18, (status & 0x8680_0000) | 1 << UInt32(bit)) }
-  func command(clear bit: Int) { write32(0x18, (status & 0x8680_0000) & ~(1 << UInt32(bit))) }
+  package func command(set bit: Int) { write32(0x18, (status & 0x8680_0000) | 1 << UInt32(bit)) }
+  package func command(clear bit: Int) { write32(0x18, (status & 0x8680_0000) & ~(1 << UInt32(bit))) }
 
-  func setRootTable(_ address: UInt64, scalable: Bool) {
+  package func setRootTable(_ address: UInt64, scalable: Bool) {
     write64(0x20, address | (scalable ? 0x400 : 0))
     command(set: 30)
   }
-  func enableTranslation() { command(set: 31) }
+  package func enableTranslation() { command(set: 31) }
 
   /// The fault recording register, if it has a fault; cleared when taken.
-  func takeFault() -> (reason: UInt8, source: UInt16, address: UInt64, isRead: Bool, pasid: UInt32?)? {
+  package func takeFault() -> (reason: UInt8, source: UInt16, address: UInt64, isRead: Bool, pasid: UInt32?)? {
     let high = read64(0x228)
     guard high[bit: 63] else { return nil }
     let low = read64(0x220)
@@ -95,17 +106,17 @@ final class Guest {
   // MARK: Memory
 
   /// A zeroed page. The pages stay below 8 MiB.
-  func page(count: UInt64 = 1) -> UInt64 {
+  package func page(count: UInt64 = 1) -> UInt64 {
     defer { nextPage += 0x1000 * count }
     return nextPage
   }
 
-  func store(_ value: UInt64, at address: UInt64) { _ = memory.storeUInt64(value, at: address) }
-  func load(_ address: UInt64) -> UInt64 { memory.loadUInt64(at: address) ?? 0xdead }
+  package func store(_ value: UInt64, at address: UInt64) { _ = memory.storeUInt64(value, at: address) }
+  package func load(_ address: UInt64) -> UInt64 { memory.loadUInt64(at: address) ?? 0xdead }
 
   // MARK: Queue
 
-  func enableQueue(wide: Bool, pages: UInt64 = 0) {
+  package func enableQueue(wide: Bool, pages: UInt64 = 0) {
     queueWide = wide
     queueSize = 0x1000 << pages
     queueBase = page(count: 1 << pages)
@@ -117,7 +128,7 @@ final class Guest {
   }
 
   /// Puts descriptors into the queue and moves the tail.
-  func submit(_ descriptors: [UInt64]...) {
+  package func submit(_ descriptors: [UInt64]...) {
     for descriptor in descriptors {
       for word in 0..<(queueWide ? 4 : 2) {
         store(word < descriptor.count ? descriptor[word] : 0, at: queueBase + queueTail + UInt64(word) * 8)
@@ -129,7 +140,7 @@ final class Guest {
 
   /// Submits, with a wait descriptor behind.
   /// - Returns: whether the wait completed.
-  func submitAndWait(_ descriptors: [UInt64]...) -> Bool {
+  package func submitAndWait(_ descriptors: [UInt64]...) -> Bool {
     statusCount += 1
     var all = descriptors
     all.append([UInt64(statusCount) << 32 | 0x25, statusPage])
@@ -147,14 +158,16 @@ final class Guest {
 
   /// Writes a paging entry, making the tables above it.
   /// - Parameter tableBits: of the entries that point to tables made here.
-  func map(
+  package func map(
     _ input: UInt64, in root: UInt64, levels: Int, entry: UInt64, atLevel leaf: Int = 1, tableBits: UInt64
   ) {
     store(entry, at: slot(of: input, in: root, levels: levels, level: leaf, tableBits: tableBits))
   }
 
   /// Where the entry for `input` at `level` is.
-  func slot(of input: UInt64, in root: UInt64, levels: Int, level leaf: Int = 1, tableBits: UInt64 = 0) -> UInt64 {
+  package func slot(of input: UInt64, in root: UInt64, levels: Int, level leaf: Int = 1, tableBits: UInt64 = 0)
+    -> UInt64
+  {
     var table = root
     var level = levels
     while true {
@@ -170,12 +183,12 @@ final class Guest {
     }
   }
 
-  static let firstStageTable: UInt64 = 0x27  // P, R/W, U/S, A
-  static let firstStageLeaf: UInt64 = 0x67  // and D
-  static let secondStageBits: UInt64 = 0x3  // R, W
+  package static let firstStageTable: UInt64 = 0x27  // P, R/W, U/S, A
+  package static let firstStageLeaf: UInt64 = 0x67  // and D
+  package static let secondStageBits: UInt64 = 0x3  // R, W
 
   /// Root and context table of legacy mode, with one device.
-  func legacyTables(
+  package func legacyTables(
     source: RequesterID, secondStage: UInt64, type: UInt64 = 0, addressWidth: UInt64 = 2, domain: UInt16 = 7,
     faultDisable: Bool = false
   ) -> (root: UInt64, context: UInt64) {
@@ -188,17 +201,17 @@ final class Guest {
     return (root, context)
   }
 
-  struct ScalableTables {
-    var root: UInt64
-    var rootHalf: UInt64
-    var context: UInt64
-    var directory: UInt64
+  package struct ScalableTables {
+    package var root: UInt64
+    package var rootHalf: UInt64
+    package var context: UInt64
+    package var directory: UInt64
     /// Of PASID 0.
-    var entry: UInt64
+    package var entry: UInt64
   }
 
   /// Root, context, PASID directory and PASID table of scalable mode, with one device and PASID 0.
-  func scalableTables(source: RequesterID, words: (UInt64, UInt64, UInt64)) -> ScalableTables {
+  package func scalableTables(source: RequesterID, words: (UInt64, UInt64, UInt64)) -> ScalableTables {
     let root = page()
     let contexts = page()
     let upper = source.deviceFunction >= 0x80
@@ -216,7 +229,7 @@ final class Guest {
   }
 
   /// The words of a PASID-table entry.
-  static func pasidEntry(
+  package static func pasidEntry(
     type: UInt64, domain: UInt16 = 5, firstStage: UInt64 = 0, secondStage: UInt64 = 0, addressWidth: UInt64 = 2,
     first: UInt64 = 0, second: UInt64 = 0, third: UInt64 = 0
   ) -> (UInt64, UInt64, UInt64) {
@@ -225,19 +238,19 @@ final class Guest {
     )
   }
 
-  func port(_ source: RequesterID, pasid: UInt32? = nil) -> any MemoryPort {
+  package func port(_ source: RequesterID, pasid: UInt32? = nil) -> any MemoryPort {
     unit.makePort(for: Requester(id: source, busMasterEnable: true), pasid: pasid)
   }
 }
 
 /// Where a request ends up, or why not.
-enum Answer: Equatable {
+package enum Answer: Equatable {
   case at(UInt64, Int)
   case refused(DMAError)
 }
 
 extension MemoryPort {
-  func answer(_ address: UInt64, count: Int = 8, _ access: DMAAccess = .read) -> Answer {
+  package func answer(_ address: UInt64, count: Int = 8, _ access: DMAAccess = .read) -> Answer {
     do {
       let segment = try translate(address, count: count, for: access)
       return .at(segment.address, segment.count)
@@ -247,43 +260,38 @@ extension MemoryPort {
   }
 }
 
-final class RecordingSink: MessageSink {
-  struct Delivery: Hashable, Sendable {
-    let source: RequesterID
-    let message: InterruptMessage
+package final class RecordingSink: MessageSink {
+  package init() {}
+
+  package struct Delivery: Hashable, Sendable {
+    package let source: RequesterID
+    package let message: InterruptMessage
+    package init(source: RequesterID, message: InterruptMessage) {
+      self.source = source
+      self.message = message
+    }
   }
   private let log = Mutex<[Delivery]>([])
-  var deliveries: [Delivery] { log.withLock { $0 } }
-  func send(_ message: InterruptMessage, from requester: RequesterID) {
+  package var deliveries: [Delivery] { log.withLock { $0 } }
+  package func send(_ message: InterruptMessage, from requester: RequesterID) {
     log.withLock { $0.append(Delivery(source: requester, message: message)) }
   }
 }
 
-final class RecordingObserver: InvalidationObserver {
+package final class RecordingObserver: InvalidationObserver {
+  package init() {}
+
   private let log = Mutex<[Invalidation]>([])
   private let hook = Mutex<(@Sendable () -> Void)?>(nil)
-  func take() -> [Invalidation] {
+  package func take() -> [Invalidation] {
     log.withLock { log in
       defer { log = [] }
       return log
     }
   }
-  func onInvalidation(_ action: @escaping @Sendable () -> Void) { hook.withLock { $0 = action } }
-  func invalidated(_ invalidations: [Invalidation]) {
+  package func onInvalidation(_ action: @escaping @Sendable () -> Void) { hook.withLock { $0 = action } }
+  package func invalidated(_ invalidations: [Invalidation]) {
     log.withLock { $0 += invalidations }
     hook.withLock { $0 }?()
-  }
-}
-
-/// A seeded generator: SplitMix64.
-struct SeededGenerator: RandomNumberGenerator {
-  private var state: UInt64
-  init(seed: UInt64) { state = seed }
-  mutating func next() -> UInt64 {
-    state &+= 0x9e37_79b9_7f4a_7c15
-    var z = state
-    z = (z ^ (z >> 30)) &* 0xbf58_476d_1ce4_e5b9
-    z = (z ^ (z >> 27)) &* 0x94d0_49bb_1331_11eb
-    return z ^ (z >> 31)
   }
 }

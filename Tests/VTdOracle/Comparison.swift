@@ -1,0 +1,160 @@
+import Hardware
+import VTd
+
+/// The unit against the walker: random tables and requests, each answered by both.
+package struct Comparison {
+  /// What translates.
+  package enum Subject: Hashable, Sendable, CaseIterable {
+    case firstStage4
+    case firstStage4WithoutGigabytePages
+    case firstStage5
+    case legacy3
+    case legacy4
+    case secondStage3
+    case secondStage4
+    case nested3
+    case nested4
+  }
+
+  /// The first request on which the two were not of one mind.
+  package struct Difference: Sendable, CustomStringConvertible {
+    package let description: String
+  }
+
+  package private(set) var accesses = 0
+  /// How often which fault reason was met; 0: none, the request passed.
+  package private(set) var verdicts: [UInt8: Int] = [:]
+  package private(set) var difference: Difference?
+
+  private let subject: Subject
+  private let seed: UInt64
+  private let guest: Guest
+  private let port: any MemoryPort
+  private var walker: ReferenceWalker
+  private var tables: RandomTables
+  private let bits: Int
+
+  /// Compares, up to the first difference, tables of one seed.
+  /// - Parameter accesses: how many requests.
+  package static func run(_ subject: Subject, seed: UInt64, accesses: Int) throws -> Comparison {
+    var comparison = try Comparison(subject, seed: seed)
+    while comparison.accesses < accesses, comparison.difference == nil { comparison.step() }
+    return comparison
+  }
+
+  private init(_ subject: Subject, seed: UInt64) throws {
+    self.subject = subject
+    self.seed = seed
+    tables = RandomTables(seed: seed)
+    let source = RequesterID(rawValue: 0x18)
+    switch subject {
+    case .firstStage4, .firstStage4WithoutGigabytePages, .firstStage5:
+      let isFive = subject == .firstStage5
+      let gigabyte = subject != .firstStage4WithoutGigabytePages
+      guest = try Guest.firstStage {
+        $0.addressWidth = isFive ? 57 : 48
+        $0.fs1gp = gigabyte
+      }
+      let pages = Self.pages(of: guest)
+      tables.fill(pages, of: guest, .first, to: pages)
+      guest.start(
+        source, scalable: Guest.pasidEntry(type: 1, firstStage: pages[0], third: isFive ? 4 : 0))
+      walker = Self.walker(guest, .first(root: pages[0], levels: isFive ? 5 : 4))
+      walker.gigabyte = gigabyte
+      bits = isFive ? 57 : 48
+    case .legacy3, .legacy4, .secondStage3, .secondStage4:
+      let scalable = subject == .secondStage3 || subject == .secondStage4
+      let levels = subject == .legacy3 || subject == .secondStage3 ? 3 : 4
+      guest = try Guest { $0.scalableMode = scalable }
+      let pages = Self.pages(of: guest)
+      tables.fill(pages, of: guest, .second, to: pages)
+      if scalable {
+        guest.start(
+          source, scalable: Guest.pasidEntry(type: 2, secondStage: pages[0], addressWidth: UInt64(levels - 2)))
+      } else {
+        let entries = guest.legacyTables(source: source, secondStage: pages[0], addressWidth: UInt64(levels - 2))
+        guest.setRootTable(entries.root, scalable: false)
+        guest.enableTranslation()
+      }
+      walker = Self.walker(guest, .second(root: pages[0], levels: levels))
+      walker.scalable = scalable
+      bits = 12 + 9 * levels
+    case .nested3, .nested4:
+      let levels = subject == .nested3 ? 3 : 4
+      guest = try Guest.nested()
+      let first = Self.pages(of: guest)
+      let second = Self.pages(of: guest)
+      tables.fill(first, of: guest, .first, to: [0, 0x1000, 0x2000, 0x20_0000, 0x4000_0000])
+      tables.fill(second, of: guest, .second, to: second + first + first)
+      tables.leadToTables(second, of: guest, levels: levels, first: first)
+      let marks = tables.choice(2) == 0
+      guest.start(
+        source,
+        scalable: Guest.pasidEntry(
+          type: 3, firstStage: 0, secondStage: second[0], addressWidth: UInt64(levels - 2),
+          first: marks ? 1 << 9 : 0, second: 1 << 23))
+      walker = Self.walker(guest, .nested(first: 0, second: second[0], secondLevels: levels))
+      walker.secondStageMarks = marks
+      bits = 48
+    }
+    port = guest.port(source)
+  }
+
+  private static func pages(of guest: Guest) -> [UInt64] { (0..<6).map { _ in guest.page() } }
+
+  private static func walker(_ guest: Guest, _ tables: ReferenceWalker.Tables) -> ReferenceWalker {
+    ReferenceWalker(memory: guest.memory, tables: tables, hostWidth: guest.unit.options.hostAddressWidth)
+  }
+
+  /// One request, and now and then an invalidation before it.
+  private mutating func step() {
+    let input = tables.address(bits: bits)
+    let write = tables.choice(3) == 0
+    if input >> 20 == 0xfee { return }  // interrupt requests
+    if tables.choice(64) == 0 { guest.write64(0xf8, 1 << 63 | 1 << 60) }  // IOTLB, all
+    accesses += 1
+    let expected = walker.verdict(input, write: write)
+    let actual: ReferenceWalker.Verdict
+    switch port.answer(input, count: 1, write ? .write : .read) {
+    case .at(let output, _):
+      actual = .at(output)
+      verdicts[0, default: 0] += 1
+    case .refused:
+      let reason = guest.takeFault()?.reason ?? 0
+      actual = .fault(reason)
+      verdicts[reason, default: 0] += 1
+    }
+    let request = "\(subject), seed \(seed), request \(accesses): \(write ? "write" : "read") 0x\(hex(input))"
+    if actual != expected {
+      difference = Difference(description: "\(request): the unit says \(actual), the walker \(expected)")
+    } else if case .at = actual {
+      for (address, entry) in walker.marked where guest.load(address) != entry {
+        difference = Difference(
+          description:
+            "\(request): the entry at 0x\(hex(address)) is 0x\(hex(guest.load(address))), not 0x\(hex(entry))")
+      }
+    }
+  }
+
+  private func hex(_ value: UInt64) -> String { String(value, radix: 16) }
+}
+
+extension Guest {
+  /// Enables translation in scalable mode, with one device and its PASID-table entry.
+  package func start(_ source: RequesterID, scalable words: (UInt64, UInt64, UInt64)) {
+    setRootTable(scalableTables(source: source, words: words).root, scalable: true)
+    enableTranslation()
+  }
+}
+
+extension RandomTables {
+  /// Makes it likely that the addresses in first-stage tables lead to such: the low second-stage indices
+  /// that they use go down to a page table that has them.
+  mutating func leadToTables(_ second: [UInt64], of guest: Guest, levels: Int, first: [UInt64]) {
+    for level in 0..<levels - 1 { guest.store(second[level + 1] | 3, at: second[level]) }
+    for slot: UInt64 in 0..<512 where choice(8) != 0 {
+      let rights: UInt64 = choice(16) == 0 ? 1 : 3
+      guest.store(first[Int(choice(UInt64(first.count)))] | rights, at: second[levels - 1] + slot * 8)
+    }
+  }
+}

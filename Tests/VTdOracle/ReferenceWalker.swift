@@ -1,0 +1,150 @@
+import Hardware
+
+/// A walker written apart from the unit's, from the tables of the specification: slow, by recursion over
+/// arrays of bits, without caches. It leaves memory as it is, and keeps what a walk would change of it.
+package struct ReferenceWalker {
+  package enum Verdict: Equatable, Sendable {
+    case at(UInt64)
+    case fault(UInt8)
+  }
+
+  /// What a walk for a request goes through.
+  package enum Tables: Sendable {
+    case first(root: UInt64, levels: Int)
+    case second(root: UInt64, levels: Int)
+    /// `first` is an address that the second stage translates.
+    case nested(first: UInt64, second: UInt64, secondLevels: Int)
+  }
+
+  let memory: any PhysicalMemory
+  let tables: Tables
+  let hostWidth: Int
+  /// 1 GiB pages in the first stage.
+  var gigabyte = true
+  /// Fault codes of scalable mode.
+  var scalable = true
+  /// The second stage keeps accessed and dirty bits.
+  var secondStageMarks = false
+
+  /// Entries with the accessed and dirty bits that the last walk set, by address.
+  package private(set) var marked: [UInt64: UInt64] = [:]
+
+  init(memory: any PhysicalMemory, tables: Tables, hostWidth: Int) {
+    self.memory = memory
+    self.tables = tables
+    self.hostWidth = hostWidth
+  }
+
+  /// What is to become of a request.
+  package mutating func verdict(_ input: UInt64, write: Bool) -> Verdict {
+    marked = [:]
+    let found =
+      switch tables {
+      case .first(let root, let levels): firstStage(input, root: root, levels: levels, write: write)
+      case .second(let root, let levels): secondStage(input, root: root, levels: levels, write: write)
+      case .nested(let root, _, _): firstStage(input, root: root, levels: 4, write: write)
+      }
+    guard case .at(let output) = found else { return found }
+    return output / 0x10_0000 == 0xfee ? .fault(scalable ? 0x87 : 0x0e) : found
+  }
+
+  /// Bits low...high, as a list of positions.
+  private func anySet(_ value: UInt64, _ low: Int, _ high: Int) -> Bool {
+    low <= high && (low...high).contains { value & (1 << UInt64($0)) != 0 }
+  }
+
+  private func indexed(_ input: UInt64, _ level: Int) -> UInt64 {
+    (input / (UInt64(0x1000) << UInt64(9 * (level - 1)))) % 512
+  }
+
+  private func load(_ address: UInt64) -> UInt64? { marked[address] ?? memory.loadUInt64(at: address) }
+
+  private mutating func mark(_ address: UInt64, _ entry: UInt64, _ bits: UInt64) {
+    if entry | bits != entry { marked[address] = entry | bits }
+  }
+
+  /// Where `input` is in the page that a leaf points to.
+  private func within(_ page: UInt64, _ level: Int, _ input: UInt64) -> UInt64 {
+    let size = UInt64(4096) << UInt64(9 * (level - 1))
+    return page / size * size + input % size
+  }
+
+  private mutating func firstStage(_ input: UInt64, root: UInt64, levels: Int, write: Bool) -> Verdict {
+    let top = 12 + 9 * levels - 1
+    let upper = input >> UInt64(top)
+    if upper != 0 && upper != UInt64.max >> UInt64(top) { return .fault(0x80) }
+    var table = root
+    for level in (1...levels).reversed() {
+      let isRoot = level == levels
+      let guest = table + indexed(input, level) * 8
+      let place: UInt64
+      switch below(guest, write: false, isRoot: isRoot) {
+      case .at(let output): place = output
+      case let fault: return fault
+      }
+      guard let entry = load(place) else { return .fault(isRoot ? 0x73 : 0x70) }
+      if entry % 2 == 0 { return .fault(0x71) }
+      let large = entry / 128 % 2 == 1
+      let leaf = level == 1 || large && (level == 2 || level == 3)
+      var wrong = anySet(entry, hostWidth, 51)
+      if level >= 4 && large { wrong = true }
+      if level == 3 && large && !gigabyte { wrong = true }
+      if leaf && level > 1 { wrong = wrong || anySet(entry, 13, 12 + 9 * (level - 1) - 1) }
+      if wrong { return .fault(0x72) }
+      if entry / 4 % 2 == 0 { return .fault(0x81) }
+      if write && entry / 2 % 2 == 0 { return .fault(0x85) }
+      let bits: UInt64 = leaf && write ? 0x60 : 0x20
+      if entry & bits != bits {
+        if case .fault(let reason) = below(guest, write: true, isRoot: isRoot) { return .fault(reason) }
+        // The second stage may have marked this very entry meanwhile.
+        mark(place, load(place) ?? entry, bits)
+      }
+      let address = entry % (1 << 52) / 4096 * 4096
+      if leaf {
+        let output = within(address, level, input)
+        guard case .nested(_, let second, let secondLevels) = tables else { return .at(output) }
+        let verdict = secondStage(output, root: second, levels: secondLevels, write: write)
+        return verdict == .fault(0x83) ? .fault(0x84) : verdict
+      }
+      table = address
+    }
+    return .fault(0)  // not reached: level 1 is a leaf
+  }
+
+  /// Where an entry of a first-stage table is in memory.
+  private mutating func below(_ guest: UInt64, write: Bool, isRoot: Bool) -> Verdict {
+    guard case .nested(_, let second, let secondLevels) = tables else { return .at(guest) }
+    switch secondStage(guest, root: second, levels: secondLevels, write: write) {
+    case .fault(0x83): return .fault(0x74)
+    case .fault(0x85): return .fault(0x77)
+    case .fault(0x86), .fault(0x79): return .fault(isRoot ? 0x75 : 0x76)
+    case let verdict: return verdict
+    }
+  }
+
+  private mutating func secondStage(_ input: UInt64, root: UInt64, levels: Int, write: Bool) -> Verdict {
+    if input / (1 << UInt64(12 + 9 * levels)) != 0 { return .fault(scalable ? 0x83 : 0x04) }
+    var table = root
+    for level in (1...levels).reversed() {
+      let place = table + indexed(input, level) * 8
+      guard let entry = load(place) else {
+        return .fault(!scalable ? 0x07 : level == levels ? 0x7b : 0x78)
+      }
+      if entry % 4 == 0 { return .fault(scalable ? 0x79 : write ? 0x05 : 0x06) }
+      let large = entry / 128 % 2 == 1
+      let leaf = level == 1 || large && (level == 2 || level == 3)
+      var wrong = anySet(entry, hostWidth, 51) || anySet(entry, 62, 62)
+      if level >= 4 && large { wrong = true }
+      if anySet(entry, 11, 11) && !(leaf && scalable) { wrong = true }
+      if leaf && level > 1 { wrong = wrong || anySet(entry, 12, 12 + 9 * (level - 1) - 1) }
+      if wrong { return .fault(scalable ? 0x7a : 0x0c) }
+      if write && entry / 2 % 2 == 0 { return .fault(scalable ? 0x85 : 0x05) }
+      if !write && entry % 2 == 0 { return .fault(scalable ? 0x86 : 0x06) }
+      if secondStageMarks { mark(place, entry, leaf && write ? 0x300 : 0x100) }
+      let address = entry % (1 << 52) / 4096 * 4096
+      if leaf { return .at(within(address, level, input)) }
+      table = address
+    }
+    return .fault(0)  // not reached: level 1 is a leaf
+  }
+}
