@@ -47,9 +47,9 @@ struct FirstStageTable: Hashable, Sendable {
     var table = root
     var granted = FirstStageEntry.writable | FirstStageEntry.user
     var level = levels
+    var shift = 12 &+ 9 &* (levels &- 1)
     while true {
-      let shift = 12 + 9 * (level - 1)
-      let place = table | (input >> UInt64(shift) & 0x1ff) << 3
+      let place = table | (input &>> UInt64(truncatingIfNeeded: shift) & 0x1ff) &<< 3
       let address = try physical(place, isRoot: level == levels, for: .read, rules: rules, memory: memory)
       guard let entry = memory.loadUInt64(at: address) else {
         throw level == levels ? .firstStageRootAccess : .firstStageEntryAccess
@@ -84,7 +84,8 @@ struct FirstStageTable: Hashable, Sendable {
           output: table & ~UInt64.lowBits(shift), shift: shift, readable: true,
           writable: writable && updated & FirstStageEntry.dirty != 0)
       }
-      level -= 1
+      level &-= 1
+      shift &-= 9
     }
   }
 

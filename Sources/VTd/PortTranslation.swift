@@ -101,19 +101,21 @@ struct PortTranslation: Sendable {
     _ address: UInt64, count: Int, for access: DMAAccess, memory: any PhysicalMemory,
     faultProcessingDisabled: inout Bool
   ) throws(FaultReason) -> PhysicalSegment {
+    let wasReady = isReady
     switch mode.tableMode {
     case .invalid: throw .translationTableModeInvalid
     case .legacy where requestPASID != nil: throw .pasidInLegacyMode
-    case .legacy:
-      if case .unknown = path { try loadLegacy(memory, &faultProcessingDisabled) }
-    case .scalable:
-      try loadScalable(memory, &faultProcessingDisabled)
+    case .legacy where !wasReady: try loadLegacy(memory, &faultProcessingDisabled)
+    case .scalable where !wasReady: try loadScalable(memory, &faultProcessingDisabled)
+    case .legacy, .scalable: break
     }
     faultProcessingDisabled = pathFaultProcessingDisabled
     if WalkRules.isInterruptAddress(address) { throw .scalableInterruptAddress }  // only with PASID
 
-    // The entries were read anew; the pages may be cached still.
-    if let tag = path.tag, let segment = cached(address, count: count, for: access, tag: tag) { return segment }
+    // Where entries were read anew, the pages may be cached still.
+    if !wasReady, let tag = path.tag, let segment = cached(address, count: count, for: access, tag: tag) {
+      return segment
+    }
     let mapping: Mapping
     let tag: IOTLB.Tag
     switch path {
@@ -174,12 +176,14 @@ struct PortTranslation: Sendable {
     } else {
       counters.contextWalks &+= 1
       context = try lookup.scalableContext()
+      if requestPASID != nil, !context.pasidEnable { throw .pasidNotEnabled }
       self.context = context
     }
-    if requestPASID != nil, !context.pasidEnable { throw .pasidNotEnabled }
     let pasid = requestPASID ?? context.ridPASID
+    // What was found under another PASID is not for this one, even where this one's entry is wrong.
+    if pasid != pathPASID { path = .unknown }
     if case .unknown = path {
-    } else if pasid == pathPASID {
+    } else {
       lookup.faultProcessingDisabled = pathFaultProcessingDisabled
       return
     }

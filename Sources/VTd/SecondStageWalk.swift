@@ -40,9 +40,9 @@ struct SecondStageTable: Hashable, Sendable {
     var table = root
     var granted = SecondStageEntry.readable | SecondStageEntry.writable
     var level = levels
+    var shift = 12 &+ 9 &* (levels &- 1)
     while true {
-      let shift = 12 + 9 * (level - 1)
-      let address = table | (input >> UInt64(shift) & 0x1ff) << 3
+      let address = table | (input &>> UInt64(truncatingIfNeeded: shift) & 0x1ff) &<< 3
       guard let entry = memory.loadUInt64(at: address) else {
         throw fault(
           .secondStageEntryAccess, level == levels ? .scalableSecondStageRootAccess : .scalableSecondStageEntryAccess)
@@ -80,7 +80,8 @@ struct SecondStageTable: Hashable, Sendable {
           readable: granted & SecondStageEntry.readable != 0,
           writable: granted & SecondStageEntry.writable != 0 && isDirty)
       }
-      level -= 1
+      level &-= 1
+      shift &-= 9
     }
   }
 }

@@ -39,11 +39,13 @@ struct WalkRules: Sendable {
   /// PWSNP means something: walks with it clear may not update entries.
   let pageWalkSnoopMatters: Bool
 
-  // Indexed by level: 1 for page tables.
-  private let firstStageTable: [UInt64]
-  private let firstStageLeaf: [UInt64]
-  private let secondStageTable: [UInt64]
-  private let secondStageLeaf: [UInt64]
+  /// Reserved bits indexed by level, 1 for page tables. In line: walks of all ports read them, and a
+  /// shared array's reference count would be one cache line that all of them write.
+  private typealias ReservedBits = InlineArray<6, UInt64>
+  private let firstStageTable: ReservedBits
+  private let firstStageLeaf: ReservedBits
+  private let secondStageTable: ReservedBits
+  private let secondStageLeaf: ReservedBits
 
   init(_ capabilities: Capabilities, staleTranslationMethod: Bool) {
     maximumGuestAddressWidth = capabilities.maximumGuestAddressWidth
@@ -72,10 +74,12 @@ struct WalkRules: Sendable {
   }
 
   /// Bits that must be zero in a first-stage entry at `level`, 1 to 5.
+  @inline(__always)
   func firstStageReserved(level: Int, isLeaf: Bool) -> UInt64 {
     isLeaf ? firstStageLeaf[level] : firstStageTable[level]
   }
 
+  @inline(__always)
   func secondStageReserved(level: Int, isLeaf: Bool) -> UInt64 {
     isLeaf ? secondStageLeaf[level] : secondStageTable[level]
   }
