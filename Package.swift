@@ -29,6 +29,7 @@ let package = Package(
     .target(name: "CLinux", cSettings: [.unsafeFlags(["-Wall", "-Wextra", "-Werror"])]),
     library("Linux", uses: ["CLinux"]),
     library("KVM", uses: ["Linux", "CLinux"]),
+    library("VFIO", uses: ["Linux", "CLinux"]),
 
     // The guest's side: pure Swift, no system call.
     library("Hardware"),
@@ -67,6 +68,7 @@ let package = Package(
       ]),
     tests(of: "Linux"),
     tests(of: "KVM", uses: ["Linux"]),
+    tests(of: "VFIO", uses: ["Linux", "CLinux"]),
     tests(of: "Hardware", uses: ["TestSupport"]),
     tests(of: "PCI", uses: ["Hardware", "TestSupport"]),
     tests(of: "VTd", uses: ["Hardware", "PCI", "TestSupport", "VTdOracle"]),

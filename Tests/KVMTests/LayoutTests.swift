@@ -8,7 +8,9 @@ import Testing
 /// added there escapes, and what the kernel does not have does not compile.
 @Suite struct LayoutTests {
   /// What each header of ours repeats.
-  private static let originals = ["CLinuxKVM.h": ["linux/kvm.h"]]
+  private static let originals = [
+    "CLinuxIOMMUFD.h": ["linux/iommufd.h"], "CLinuxKVM.h": ["linux/kvm.h"], "CLinuxVFIO.h": ["linux/vfio.h"],
+  ]
 
   /// Our names where they differ from the kernel's.
   private static let kernelNames = [

@@ -15,7 +15,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "CLinuxIOMMUFD.h"
 #include "CLinuxKVM.h"
+#include "CLinuxVFIO.h"
 
 // MARK: Calls. Each answers what the call answers, or -errno.
 

@@ -1,0 +1,71 @@
+import CLinux
+import Linux
+
+/// What the host's IOMMU before a device is and can: IOMMU_GET_HW_INFO.
+public struct HardwareInformation: Hashable, Sendable {
+  /// VT-d's capability registers (VT-d 11.4.2, 11.4.3), as the kernel shows them.
+  public struct VTd: Hashable, Sendable {
+    public var capability: UInt64
+    public var extendedCapability: UInt64
+    /// Erratum 772415 of Sapphire Rapids: read-only mappings of a nesting parent can be written through.
+    public var hasReadOnlyErratum: Bool
+
+    public init(capability: UInt64, extendedCapability: UInt64, hasReadOnlyErratum: Bool) {
+      self.capability = capability
+      self.extendedCapability = extendedCapability
+      self.hasReadOnlyErratum = hasReadOnlyErratum
+    }
+
+    /// ECAP.SMTS, SSTS, FSTS and NEST together: what nested translation is made of.
+    public var offersNesting: Bool {
+      extendedCapability >> 43 & 1 != 0 && extendedCapability >> 46 & 1 != 0 && extendedCapability >> 47 & 1 != 0
+        && extendedCapability >> 26 & 1 != 0
+    }
+    /// ECAP.SC.
+    public var offersSnoopControl: Bool { extendedCapability >> 7 & 1 != 0 }
+    /// CAP.MGAW, in bits.
+    public var addressWidth: Int { Int(capability >> 16 & 0x3f) + 1 }
+    /// CAP.FS1GP.
+    public var offersFirstStageGigabytePages: Bool { capability >> 56 & 1 != 0 }
+    /// CAP.FS5LP.
+    public var offersFiveLevels: Bool { capability >> 60 & 1 != 0 }
+    /// Bits of a PASID (ECAP.PASID, PSS); 0 where there are none.
+    public var pasidBits: Int { extendedCapability >> 40 & 1 != 0 ? Int(extendedCapability >> 35 & 0x1f) + 1 : 0 }
+    /// ECAP.SRS, EAFS.
+    public var offersSupervisorRequests: Bool { extendedCapability >> 31 & 1 != 0 }
+    public var offersExtendedAccessedFlag: Bool { extendedCapability >> 34 & 1 != 0 }
+  }
+
+  /// nil for an IOMMU that is not VT-d.
+  public var vtd: VTd?
+  /// IOMMU_HW_CAP_*.
+  public var capabilities: UInt64
+
+  public init(vtd: VTd?, capabilities: UInt64) {
+    self.vtd = vtd
+    self.capabilities = capabilities
+  }
+}
+
+extension IOMMUFD {
+  /// - Parameter device: as VFIO_DEVICE_BIND_IOMMUFD answered it.
+  public func hardwareInformation(device: UInt32) throws(SystemError) -> HardwareInformation {
+    var data = iommu_hw_info_vtd()
+    var request = iommu_hw_info()
+    request.size = byteCount(of: iommu_hw_info.self)
+    request.dev_id = device
+    request.data_len = byteCount(of: iommu_hw_info_vtd.self)
+    // SAFETY: the kernel fills the structure, which stays for the call.
+    try unsafe withUnsafeMutablePointer(to: &data) { (pointer) throws(SystemError) in
+      request.data_uptr = UInt64(UInt(bitPattern: pointer))
+      try file.request("IOMMU_GET_HW_INFO", IOMMU_GET_HW_INFO, &request)
+    }
+    var vtd: HardwareInformation.VTd?
+    if request.out_data_type == UInt32(IOMMU_HW_INFO_TYPE_INTEL_VTD) {
+      vtd = HardwareInformation.VTd(
+        capability: data.cap_reg, extendedCapability: data.ecap_reg,
+        hasReadOnlyErratum: data.flags & UInt32(IOMMU_HW_INFO_VTD_ERRATA_772415_SPR17) != 0)
+    }
+    return HardwareInformation(vtd: vtd, capabilities: request.out_capabilities)
+  }
+}

@@ -1,0 +1,129 @@
+import CLinux
+import Glibc
+import Linux
+import Synchronization
+
+/// What a device can be attached to: an address space, over which the kernel then makes a page table, or a page table.
+public protocol AttachmentTarget: AnyObject, Sendable {
+  var id: UInt32 { get }
+}
+
+/// A PCI device that this process owns through vfio-pci's device file (<linux/vfio.h>): bound to an iommufd, attached
+/// to page tables, its regions and interrupts at hand.
+///
+/// At its end it is detached before what it was attached to can go, whoever else still holds the device's file.
+///
+/// Lock order: `attachment` is a leaf.
+public final class VFIODevice: Sendable {
+  public let file: KernelFile
+  public let iommufd: IOMMUFD
+  /// The device's number within the iommufd.
+  public let id: UInt32
+  /// VFIO_DEVICE_FLAGS_RESET: the device has a reset of its own.
+  public let hasReset: Bool
+  /// How many kinds of interrupts it has (VFIO_PCI_*_IRQ_INDEX).
+  public let interruptKinds: UInt32
+  private let attachment = Mutex<(any AttachmentTarget)?>(nil)
+
+  /// Binds the device (VFIO_DEVICE_BIND_IOMMUFD). Until then the kernel answers nothing else.
+  public init(file: KernelFile, to iommufd: IOMMUFD) throws(SystemError) {
+    var bind = vfio_device_bind_iommufd()
+    bind.argsz = byteCount(of: vfio_device_bind_iommufd.self)
+    bind.iommufd = iommufd.file.descriptor
+    try file.request("VFIO_DEVICE_BIND_IOMMUFD", VFIO_DEVICE_BIND_IOMMUFD, &bind)
+    var info = vfio_device_info()
+    info.argsz = byteCount(of: vfio_device_info.self)
+    try file.request("VFIO_DEVICE_GET_INFO", VFIO_DEVICE_GET_INFO, &info)
+    guard info.flags & UInt32(VFIO_DEVICE_FLAGS_PCI) != 0 else {
+      throw SystemError("VFIO_DEVICE_GET_INFO", "\(file.name), which is not a PCI device", code: ENODEV)
+    }
+    self.file = file
+    self.iommufd = iommufd
+    id = bind.out_devid
+    hasReset = info.flags & UInt32(VFIO_DEVICE_FLAGS_RESET) != 0
+    interruptKinds = info.num_irqs
+  }
+
+  deinit { try? detach() }
+
+  // MARK: Page tables
+
+  /// VFIO_DEVICE_ATTACH_IOMMUFD_PT: replaces what the device was attached to without a moment in between. The device
+  /// holds on to what it is attached to, so that the kernel is never asked to destroy that.
+  public func attach(to target: any AttachmentTarget) throws(SystemError) {
+    var request = vfio_device_attach_iommufd_pt()
+    request.argsz = byteCount(of: vfio_device_attach_iommufd_pt.self)
+    request.pt_id = target.id
+    let replaced = try attachment.withLock { (attachment) throws(SystemError) in
+      try file.request("VFIO_DEVICE_ATTACH_IOMMUFD_PT", VFIO_DEVICE_ATTACH_IOMMUFD_PT, &request)
+      defer { attachment = target }
+      return attachment
+    }
+    // Let go with the lock released: its end is a call of its own.
+    _ = replaced
+  }
+
+  /// VFIO_DEVICE_DETACH_IOMMUFD_PT: from now on the device's DMA is blocked.
+  public func detach() throws(SystemError) {
+    var request = vfio_device_detach_iommufd_pt()
+    request.argsz = byteCount(of: vfio_device_detach_iommufd_pt.self)
+    let former = try attachment.withLock { (attachment) throws(SystemError) in
+      guard attachment != nil else { return attachment }
+      try file.request("VFIO_DEVICE_DETACH_IOMMUFD_PT", VFIO_DEVICE_DETACH_IOMMUFD_PT, &request)
+      defer { attachment = nil }
+      return attachment
+    }
+    _ = former
+  }
+
+  // MARK: Reset
+
+  /// VFIO_DEVICE_RESET: FLR where the function has it, else what the kernel finds.
+  public func reset() throws(SystemError) {
+    try file.request("VFIO_DEVICE_RESET", VFIO_DEVICE_RESET)
+  }
+
+  /// What a reset of its bus would reset as well.
+  public struct BusReset: Hashable, Sendable {
+    public struct Function: Hashable, Sendable {
+      public var segment: UInt16
+      public var bus: UInt8
+      public var deviceFunction: UInt8
+    }
+    /// Whether all of them are ours, so that the reset is allowed.
+    public var isAllowed: Bool
+    public var functions: [Function]
+  }
+
+  /// VFIO_DEVICE_GET_PCI_HOT_RESET_INFO.
+  public func busReset() throws(SystemError) -> BusReset {
+    let entrySize = MemoryLayout<vfio_pci_dependent_device>.size
+    var room = 32
+    while true {
+      var request = VariableRequest(vfio_pci_hot_reset_info(), room: room * entrySize)
+      request.header.argsz = UInt32(clamping: request.count)
+      do {
+        try file.request("VFIO_DEVICE_GET_PCI_HOT_RESET_INFO", VFIO_DEVICE_GET_PCI_HOT_RESET_INFO, &request)
+      } catch {
+        // It says how many there are.
+        let count = Int(request.header.count)
+        guard error.code == ENOSPC, count > room, count <= 4096 else { throw error }
+        room = count
+        continue
+      }
+      let functions = (0..<min(Int(request.header.count), room)).compactMap { index in
+        request.load(vfio_pci_dependent_device.self, at: type(of: request).headerSize + entrySize * index)
+      }
+      return BusReset(
+        isAllowed: request.header.flags & UInt32(VFIO_PCI_HOT_RESET_FLAG_DEV_ID_OWNED) != 0,
+        functions: functions.map { .init(segment: $0.segment, bus: $0.bus, deviceFunction: $0.devfn) })
+    }
+  }
+
+  /// VFIO_DEVICE_PCI_HOT_RESET, allowed where every function of the bus is ours.
+  public func resetBus() throws(SystemError) {
+    var request = vfio_pci_hot_reset()
+    request.argsz = byteCount(of: vfio_pci_hot_reset.self)
+    try file.request("VFIO_DEVICE_PCI_HOT_RESET", VFIO_DEVICE_PCI_HOT_RESET, &request)
+  }
+}

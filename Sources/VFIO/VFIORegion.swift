@@ -1,0 +1,149 @@
+import CLinux
+import Linux
+
+/// A region of a VFIO device: a BAR, the ROM, or configuration space (VFIO_DEVICE_GET_REGION_INFO).
+public struct VFIORegion: Hashable, Sendable {
+  /// Bytes of the region that may be mapped.
+  public struct Area: Hashable, Sendable {
+    public var offset: UInt64
+    public var size: UInt64
+
+    public init(offset: UInt64, size: UInt64) {
+      self.offset = offset
+      self.size = size
+    }
+  }
+
+  /// VFIO_PCI_*_REGION_INDEX: 0 to 5 the BARs, 6 the ROM, 7 configuration space.
+  public let index: UInt32
+  /// In bytes; 0 where the device has no such region.
+  public let size: UInt64
+  /// Of its first byte in the device file.
+  public let offset: UInt64
+  public let isReadable: Bool
+  public let isWritable: Bool
+  /// What may be mapped: all of it, the areas that the kernel names, or nothing.
+  public let mappableAreas: [Area]
+  /// The page of the MSI-X table may be mapped, too.
+  public let mapsMSIXTable: Bool
+}
+
+extension VFIODevice {
+  public func region(_ index: UInt32) throws(SystemError) -> VFIORegion {
+    var room = 0
+    while true {
+      var request = VariableRequest(vfio_region_info(), room: room)
+      request.header.argsz = UInt32(clamping: request.count)
+      request.header.index = index
+      try file.request("VFIO_DEVICE_GET_REGION_INFO", VFIO_DEVICE_GET_REGION_INFO, &request)
+      // With capabilities, the kernel says how much room it wants and waits to be asked again.
+      let wanted = Int(request.header.argsz)
+      if wanted > request.count, wanted <= 1 << 20 {
+        room = wanted - type(of: request).headerSize
+        continue
+      }
+      return Self.region(from: request)
+    }
+  }
+
+  private static func region(from request: VariableRequest<vfio_region_info>) -> VFIORegion {
+    let info = request.header
+    var areas: [VFIORegion.Area] = []
+    if info.flags & UInt32(VFIO_REGION_INFO_FLAG_MMAP) != 0, info.size > 0 {
+      areas = [VFIORegion.Area(offset: 0, size: info.size)]
+    }
+    var mapsMSIXTable = false
+    if info.flags & UInt32(VFIO_REGION_INFO_FLAG_CAPS) != 0 {
+      for (offset, capability) in capabilities(of: request) {
+        switch Int(capability.id) {
+        case Int(VFIO_REGION_INFO_CAP_SPARSE_MMAP): areas = sparseAreas(of: request, at: offset)
+        case Int(VFIO_REGION_INFO_CAP_MSIX_MAPPABLE): mapsMSIXTable = true
+        default: break
+        }
+      }
+    }
+    return VFIORegion(
+      index: info.index, size: info.size, offset: info.offset,
+      isReadable: info.flags & UInt32(VFIO_REGION_INFO_FLAG_READ) != 0,
+      isWritable: info.flags & UInt32(VFIO_REGION_INFO_FLAG_WRITE) != 0, mappableAreas: areas,
+      mapsMSIXTable: mapsMSIXTable)
+  }
+
+  /// The chain of capabilities with their offsets. It ends at an offset of zero, and here after 64 at the latest.
+  private static func capabilities(
+    of request: VariableRequest<vfio_region_info>
+  ) -> [(offset: Int, header: vfio_info_cap_header)] {
+    var found: [(offset: Int, header: vfio_info_cap_header)] = []
+    var offset = Int(request.header.cap_offset)
+    while offset > 0, found.count < 64, let header = request.load(vfio_info_cap_header.self, at: offset) {
+      found.append((offset, header))
+      offset = Int(header.next)
+    }
+    return found
+  }
+
+  private static func sparseAreas(
+    of request: VariableRequest<vfio_region_info>, at offset: Int
+  ) -> [VFIORegion.Area] {
+    typealias Capability = vfio_region_info_cap_sparse_mmap
+    guard let capability = request.load(Capability.self, at: offset) else { return [] }
+    let first = offset + MemoryLayout<Capability>.size
+    let size = MemoryLayout<vfio_region_sparse_mmap_area>.size
+    let count = min(Int(capability.nr_areas), request.count / size)
+    return (0..<count).compactMap { index in
+      request.load(vfio_region_sparse_mmap_area.self, at: first + size * index)
+        .map { VFIORegion.Area(offset: $0.offset, size: $0.size) }
+    }
+  }
+
+  // MARK: Accesses
+
+  /// Reads by the kernel, with one access of the device where the width is 1, 2, 4 or (lately) 8 bytes.
+  /// - Returns: nil where the device does not answer: an error, or it is gone.
+  public func read(_ region: VFIORegion, offset: UInt64, width: Int) -> UInt64? {
+    guard (1...8).contains(width), offset <= region.size, UInt64(width) <= region.size - offset else { return nil }
+    var value: UInt64 = 0
+    // SAFETY: at most eight bytes of the eight; x86 is little-endian.
+    let answer = unsafe withUnsafeMutableBytes(of: &value) { buffer in
+      unsafe file.calls.read(
+        file.descriptor, at: region.offset &+ offset, into: UnsafeMutableRawBufferPointer(rebasing: buffer[..<width]))
+    }
+    return answer == width ? value : nil
+  }
+
+  /// - Returns: whether the device took it.
+  @discardableResult
+  public func write(_ region: VFIORegion, offset: UInt64, width: Int, value: UInt64) -> Bool {
+    guard (1...8).contains(width), offset <= region.size, UInt64(width) <= region.size - offset else { return false }
+    var value = value
+    // SAFETY: at most eight bytes of the eight.
+    let answer = unsafe withUnsafeBytes(of: &value) { buffer in
+      unsafe file.calls.write(
+        file.descriptor, at: region.offset &+ offset, from: UnsafeRawBufferPointer(rebasing: buffer[..<width]))
+    }
+    return answer == width
+  }
+}
+
+/// Part of a region, mapped into our memory for the guest to reach without us.
+public final class RegionMapping: Sendable {
+  public let area: VFIORegion.Area
+  /// In our own memory.
+  public let hostAddress: UInt64
+  /// Keeps the device open as long as its memory is mapped.
+  private let file: KernelFile
+
+  public init(_ area: VFIORegion.Area, of region: VFIORegion, device: VFIODevice) throws(SystemError) {
+    let answer = device.file.calls.map(
+      device.file.descriptor, at: region.offset &+ area.offset, size: Int(clamping: area.size),
+      writable: region.isWritable)
+    guard answer >= 0 || answer < -4095 else {
+      throw SystemError("mmap", "region \(region.index) of \(device.file.name)", code: Int32(-answer))
+    }
+    self.area = area
+    hostAddress = UInt64(UInt(bitPattern: answer))
+    file = device.file
+  }
+
+  deinit { file.calls.unmap(Int(truncatingIfNeeded: hostAddress), size: Int(clamping: area.size)) }
+}

@@ -1,0 +1,380 @@
+import CLinux
+import Glibc
+import Synchronization
+import VFIO
+
+/// iommufd and VFIO as a kernel has them, as far as our module asks: descriptors, objects with their users, devices.
+/// It keeps the kernel's rules of order, and can have any call fail.
+final class FakeKernel: SystemCalls {
+  struct Device {
+    var path: String
+    /// Devices of one kind can share a parent.
+    var iommu = 0
+    var capability: UInt64 = 0x2f << 16
+    var extendedCapability: UInt64 = 1 << 43 | 1 << 46 | 1 << 47 | 1 << 26 | 1 << 7
+    var isVTd = true
+    var regions: [UInt32: (size: UInt64, flags: UInt32, sparse: [(UInt64, UInt64)])] = [:]
+    var interrupts: [UInt32: UInt32] = [0: 1, 1: 1, 2: 8, 4: 1]
+    var boundTo: Int32?
+    var id: UInt32 = 0
+    var attachedTo: UInt32?
+  }
+
+  enum Object: Equatable {
+    case addressSpace
+    case parent(of: UInt32, iommu: Int)
+    case nested(on: UInt32, root: UInt64)
+    case faultQueue
+  }
+
+  enum File: Equatable {
+    case iommufd
+    case device(Int)
+    case faultQueue
+  }
+
+  struct State {
+    var files: [Int32: File] = [:]
+    var nextFile: Int32 = 100
+    var objects: [UInt32: Object] = [:]
+    var nextObject: UInt32 = 1
+    var devices: [Device] = []
+    /// By IOAS and address.
+    var mapped: [UInt32: [UInt64: (size: UInt64, flags: UInt32)]] = [:]
+    var hostMappings = 0
+    /// Names of the requests, in order.
+    var calls: [String] = []
+    /// What broke the kernel's rules, which our module must never do.
+    var violations: [String] = []
+    var invalidations: [(table: UInt32, entries: [iommu_hwpt_vtd_s1_invalidate])] = []
+    var interruptSets: [(flags: UInt32, index: UInt32, start: UInt32, events: [Int32])] = []
+    /// Calls that still succeed before one fails; nil: none fails.
+    var callsBeforeFailure: Int?
+    var failure: Int32 = EIO
+    /// A request that fails whenever it comes.
+    var failing: [UInt32: Int32] = [:]
+    var busResetCount = 2
+  }
+
+  let state = Mutex(State())
+
+  init(devices: [Device] = [Device(path: "/dev/vfio/devices/vfio0")]) {
+    state.withLock { $0.devices = devices }
+  }
+
+  /// What is still there: nothing, when every owner is gone.
+  var leftovers: [String] {
+    state.withLock { state in
+      state.files.values.map { "file \($0)" } + state.objects.map { "object \($0.key) \($0.value)" }
+        + state.mapped.filter { state.objects[$0.key] == nil }.map { "mappings of IOAS \($0.key)" }
+        + (state.hostMappings == 0 ? [] : ["\(state.hostMappings) mmaps"])
+    }
+  }
+
+  // MARK: SystemCalls
+
+  func open(_ path: String, flags: Int32) -> Int32 {
+    state.withLock { state in
+      if let code = state.fails("open", 0) { return code }
+      let file: File
+      if path == "/dev/iommu" {
+        file = .iommufd
+      } else if let index = state.devices.firstIndex(where: { $0.path == path }) {
+        if state.files.values.contains(.device(index)) { return -EBUSY }
+        file = .device(index)
+      } else {
+        return -ENOENT
+      }
+      return state.add(file)
+    }
+  }
+
+  func close(_ descriptor: Int32) {
+    state.withLock { state in
+      switch state.files.removeValue(forKey: descriptor) {
+      case .device(let index):
+        state.devices[index].attachedTo = nil
+        state.devices[index].boundTo = nil
+      case .iommufd:
+        // The kernel frees what is left; our module is to have freed it before.
+        if !state.objects.isEmpty { state.violations.append("iommufd closed with objects \(state.objects)") }
+      case .faultQueue: break
+      case nil: state.violations.append("close of \(descriptor), which is not open")
+      }
+    }
+  }
+
+  func read(_ descriptor: Int32, at offset: UInt64?, into buffer: UnsafeMutableRawBufferPointer) -> Int {
+    for index in buffer.indices { buffer[index] = UInt8(truncatingIfNeeded: (offset ?? 0) &+ UInt64(index)) }
+    return state.withLock { $0.files[descriptor] == nil } ? -Int(EBADF) : buffer.count
+  }
+
+  func write(_ descriptor: Int32, at offset: UInt64?, from buffer: UnsafeRawBufferPointer) -> Int {
+    state.withLock { $0.files[descriptor] == nil } ? -Int(EBADF) : buffer.count
+  }
+
+  func map(_ descriptor: Int32, at offset: UInt64, size: Int, writable: Bool) -> Int {
+    state.withLock { state in
+      if let code = state.fails("mmap", 0) { return Int(code) }
+      state.hostMappings += 1
+      return 0x7000_0000
+    }
+  }
+
+  func unmap(_ address: Int, size: Int) { state.withLock { $0.hostMappings -= 1 } }
+
+  func ioctl(_ descriptor: Int32, _ request: UInt32, _ argument: UnsafeMutableRawPointer?) -> Int32 {
+    state.withLock { state in
+      if let code = state.fails(Self.names[request] ?? "\(request)", request) { return code }
+      switch state.files[descriptor] {
+      case .iommufd:
+        guard let argument else { return -EFAULT }
+        return state.iommufd(request, argument)
+      case .device(let index): return state.device(index, request, argument)
+      default: return -EBADF
+      }
+    }
+  }
+
+  static let names: [UInt32: String] = [
+    IOMMU_DESTROY: "DESTROY", IOMMU_IOAS_ALLOC: "IOAS_ALLOC", IOMMU_IOAS_MAP: "IOAS_MAP",
+    IOMMU_IOAS_UNMAP: "IOAS_UNMAP", IOMMU_IOAS_IOVA_RANGES: "IOVA_RANGES", IOMMU_HWPT_ALLOC: "HWPT_ALLOC",
+    IOMMU_GET_HW_INFO: "GET_HW_INFO", IOMMU_HWPT_INVALIDATE: "INVALIDATE", IOMMU_FAULT_QUEUE_ALLOC: "FAULT_ALLOC",
+    VFIO_DEVICE_BIND_IOMMUFD: "BIND", VFIO_DEVICE_GET_INFO: "INFO", VFIO_DEVICE_GET_REGION_INFO: "REGION_INFO",
+    VFIO_DEVICE_GET_IRQ_INFO: "IRQ_INFO", VFIO_DEVICE_SET_IRQS: "SET_IRQS", VFIO_DEVICE_RESET: "RESET",
+    VFIO_DEVICE_ATTACH_IOMMUFD_PT: "ATTACH", VFIO_DEVICE_DETACH_IOMMUFD_PT: "DETACH",
+    VFIO_DEVICE_GET_PCI_HOT_RESET_INFO: "HOT_RESET_INFO", VFIO_DEVICE_PCI_HOT_RESET: "HOT_RESET",
+  ]
+}
+
+extension FakeKernel.State {
+  mutating func fails(_ name: String, _ request: UInt32) -> Int32? {
+    calls.append(name)
+    // What frees is not refused: there is nothing that a caller could do about it.
+    if request == IOMMU_DESTROY { return nil }
+    if let code = failing[request] { return -code }
+    guard let left = callsBeforeFailure else { return nil }
+    callsBeforeFailure = left - 1
+    return left == 0 ? -failure : nil
+  }
+
+  mutating func add(_ file: FakeKernel.File) -> Int32 {
+    nextFile += 1
+    files[nextFile] = file
+    return nextFile
+  }
+
+  private mutating func add(_ object: FakeKernel.Object) -> UInt32 {
+    nextObject += 1
+    objects[nextObject] = object
+    return nextObject
+  }
+
+  private func isUsed(_ id: UInt32) -> Bool {
+    devices.contains { $0.attachedTo == id }
+      || objects.values.contains { object in
+        switch object {
+        case .parent(let space, _): space == id
+        case .nested(let parent, _): parent == id
+        default: false
+        }
+      }
+  }
+
+  // MARK: iommufd
+
+  mutating func iommufd(_ request: UInt32, _ argument: UnsafeMutableRawPointer) -> Int32 {
+    switch request {
+    case IOMMU_DESTROY:
+      let id = argument.load(as: iommu_destroy.self).id
+      guard objects[id] != nil else {
+        violations.append("destroy of \(id), which is not there")
+        return -ENOENT
+      }
+      if isUsed(id) {
+        violations.append("destroy of \(id), which is in use")
+        return -EBUSY
+      }
+      objects[id] = nil
+      mapped[id] = nil
+    case IOMMU_IOAS_ALLOC:
+      let id = add(.addressSpace)
+      argument.assumingMemoryBound(to: iommu_ioas_alloc.self).pointee.out_ioas_id = id
+    case IOMMU_IOAS_MAP:
+      let map = argument.load(as: iommu_ioas_map.self)
+      guard objects[map.ioas_id] == .addressSpace else { return -ENOENT }
+      guard map.user_va % 4096 == 0, map.iova % 4096 == 0, map.length % 4096 == 0 else { return -EINVAL }
+      // A nesting parent takes no read-only mapping on 6.12.
+      let hasParent = objects.values.contains { if case .parent(map.ioas_id, _) = $0 { true } else { false } }
+      if hasParent, map.flags & UInt32(IOMMU_IOAS_MAP_WRITEABLE) == 0 { return -EINVAL }
+      mapped[map.ioas_id, default: [:]][map.iova] = (map.length, map.flags)
+    case IOMMU_IOAS_UNMAP:
+      let unmap = argument.load(as: iommu_ioas_unmap.self)
+      guard mapped[unmap.ioas_id]?.removeValue(forKey: unmap.iova)?.size == unmap.length else { return -ENOENT }
+    case IOMMU_IOAS_IOVA_RANGES:
+      let pointer = argument.assumingMemoryBound(to: iommu_ioas_iova_ranges.self)
+      let room = pointer.pointee.num_iovas
+      pointer.pointee.num_iovas = 2
+      guard room >= 2,
+        let array = UnsafeMutablePointer<iommu_iova_range>(bitPattern: UInt(pointer.pointee.allowed_iovas))
+      else { return -EMSGSIZE }
+      array[0] = iommu_iova_range(start: 0, last: 0xfedf_ffff)
+      array[1] = iommu_iova_range(start: 0xfef0_0000, last: 1 << 48 - 1)
+    case IOMMU_HWPT_ALLOC: return allocateTable(argument.assumingMemoryBound(to: iommu_hwpt_alloc.self))
+    case IOMMU_GET_HW_INFO:
+      let pointer = argument.assumingMemoryBound(to: iommu_hw_info.self)
+      guard let device = devices.first(where: { $0.boundTo != nil && $0.id == pointer.pointee.dev_id }) else {
+        return -ENOENT
+      }
+      pointer.pointee.out_data_type = UInt32(device.isVTd ? IOMMU_HW_INFO_TYPE_INTEL_VTD : IOMMU_HW_INFO_TYPE_NONE)
+      if device.isVTd, let data = UnsafeMutablePointer<iommu_hw_info_vtd>(bitPattern: UInt(pointer.pointee.data_uptr)) {
+        data.pointee.cap_reg = device.capability
+        data.pointee.ecap_reg = device.extendedCapability
+        data.pointee.flags = UInt32(IOMMU_HW_INFO_VTD_ERRATA_772415_SPR17)
+      }
+    case IOMMU_HWPT_INVALIDATE:
+      let invalidate = argument.load(as: iommu_hwpt_invalidate.self)
+      guard case .nested = objects[invalidate.hwpt_id],
+        let entries = UnsafePointer<iommu_hwpt_vtd_s1_invalidate>(bitPattern: UInt(invalidate.data_uptr))
+      else { return -EINVAL }
+      let all = (0..<Int(invalidate.entry_num)).map { entries[$0] }
+      guard all.allSatisfy({ $0.addr % 4096 == 0 && ($0.npages != .max || $0.addr == 0) }) else { return -EINVAL }
+      invalidations.append((invalidate.hwpt_id, all))
+    case IOMMU_FAULT_QUEUE_ALLOC:
+      let pointer = argument.assumingMemoryBound(to: iommu_fault_alloc.self)
+      pointer.pointee.out_fault_id = add(FakeKernel.Object.faultQueue)
+      pointer.pointee.out_fault_fd = UInt32(bitPattern: add(FakeKernel.File.faultQueue))
+    default: return -ENOTTY
+    }
+    return 0
+  }
+
+  private mutating func allocateTable(_ pointer: UnsafeMutablePointer<iommu_hwpt_alloc>) -> Int32 {
+    let request = pointer.pointee
+    guard let device = devices.first(where: { $0.boundTo != nil && $0.id == request.dev_id }) else { return -ENOENT }
+    if request.data_type == UInt32(IOMMU_HWPT_DATA_VTD_S1) {
+      guard case .parent(_, device.iommu) = objects[request.pt_id],
+        let data = UnsafePointer<iommu_hwpt_vtd_s1>(bitPattern: UInt(request.data_uptr))
+      else { return -EINVAL }
+      pointer.pointee.out_hwpt_id = add(.nested(on: request.pt_id, root: data.pointee.pgtbl_addr))
+      return 0
+    }
+    guard objects[request.pt_id] == .addressSpace else { return -EINVAL }
+    guard request.flags & UInt32(IOMMU_HWPT_ALLOC_NEST_PARENT) != 0 else { return -EINVAL }
+    guard device.extendedCapability >> 26 & 1 != 0 else { return -EOPNOTSUPP }
+    let readOnly = mapped[request.pt_id]?.values.contains { $0.flags & UInt32(IOMMU_IOAS_MAP_WRITEABLE) == 0 } == true
+    if readOnly { return -EINVAL }
+    pointer.pointee.out_hwpt_id = add(.parent(of: request.pt_id, iommu: device.iommu))
+    return 0
+  }
+
+  // MARK: VFIO
+
+  mutating func device(_ index: Int, _ request: UInt32, _ argument: UnsafeMutableRawPointer?) -> Int32 {
+    if request == VFIO_DEVICE_BIND_IOMMUFD, let argument {
+      let pointer = argument.assumingMemoryBound(to: vfio_device_bind_iommufd.self)
+      guard files[pointer.pointee.iommufd] == .iommufd else { return -EBADF }
+      devices[index].boundTo = pointer.pointee.iommufd
+      devices[index].id = 1000 + UInt32(index)
+      pointer.pointee.out_devid = devices[index].id
+      return 0
+    }
+    guard devices[index].boundTo != nil else { return -EINVAL }
+    switch request {
+    case VFIO_DEVICE_GET_INFO:
+      guard let argument else { return -EFAULT }
+      let pointer = argument.assumingMemoryBound(to: vfio_device_info.self)
+      pointer.pointee.flags = UInt32(VFIO_DEVICE_FLAGS_PCI | VFIO_DEVICE_FLAGS_RESET)
+      pointer.pointee.num_regions = 9
+      pointer.pointee.num_irqs = 5
+    case VFIO_DEVICE_ATTACH_IOMMUFD_PT:
+      guard let argument else { return -EFAULT }
+      return attach(index, to: argument.load(as: vfio_device_attach_iommufd_pt.self).pt_id)
+    case VFIO_DEVICE_DETACH_IOMMUFD_PT: devices[index].attachedTo = nil
+    case VFIO_DEVICE_GET_REGION_INFO:
+      guard let argument else { return -EFAULT }
+      return regionInformation(index, argument)
+    case VFIO_DEVICE_GET_IRQ_INFO:
+      guard let argument else { return -EFAULT }
+      let pointer = argument.assumingMemoryBound(to: vfio_irq_info.self)
+      guard let count = devices[index].interrupts[pointer.pointee.index] else { return -EINVAL }
+      pointer.pointee.count = count
+      pointer.pointee.flags = UInt32(VFIO_IRQ_INFO_EVENTFD)
+    case VFIO_DEVICE_SET_IRQS:
+      guard let argument else { return -EFAULT }
+      let set = argument.load(as: vfio_irq_set.self)
+      let hasEvents = set.flags & UInt32(VFIO_IRQ_SET_DATA_EVENTFD) != 0
+      let wanted = MemoryLayout<vfio_irq_set>.size + (hasEvents ? 4 * Int(set.count) : 0)
+      guard Int(set.argsz) >= wanted else { return -EINVAL }
+      let events = (0..<(hasEvents ? Int(set.count) : 0)).map {
+        argument.load(fromByteOffset: MemoryLayout<vfio_irq_set>.size + 4 * $0, as: Int32.self)
+      }
+      interruptSets.append((set.flags, set.index, set.start, events))
+    case VFIO_DEVICE_RESET, VFIO_DEVICE_PCI_HOT_RESET: break
+    case VFIO_DEVICE_GET_PCI_HOT_RESET_INFO:
+      guard let argument else { return -EFAULT }
+      let pointer = argument.assumingMemoryBound(to: vfio_pci_hot_reset_info.self)
+      let headerSize = MemoryLayout<vfio_pci_hot_reset_info>.size
+      pointer.pointee.flags = UInt32(VFIO_PCI_HOT_RESET_FLAG_DEV_ID | VFIO_PCI_HOT_RESET_FLAG_DEV_ID_OWNED)
+      pointer.pointee.count = UInt32(busResetCount)
+      guard Int(pointer.pointee.argsz) >= headerSize + 8 * busResetCount else { return -ENOSPC }
+      for number in 0..<busResetCount {
+        var function = vfio_pci_dependent_device()
+        function.bus = 5
+        function.devfn = UInt8(truncatingIfNeeded: number)
+        argument.storeBytes(of: function, toByteOffset: headerSize + 8 * number, as: vfio_pci_dependent_device.self)
+      }
+    default: return -ENOTTY
+    }
+    return 0
+  }
+
+  private mutating func attach(_ index: Int, to id: UInt32) -> Int32 {
+    switch objects[id] {
+    case .addressSpace: break
+    case .parent(_, let iommu): if iommu != devices[index].iommu { return -EINVAL }
+    case .nested: break
+    case .faultQueue: return -EINVAL
+    case nil: return -ENOENT
+    }
+    devices[index].attachedTo = id
+    return 0
+  }
+
+  private func regionInformation(_ index: Int, _ argument: UnsafeMutableRawPointer) -> Int32 {
+    let pointer = argument.assumingMemoryBound(to: vfio_region_info.self)
+    guard pointer.pointee.index < 9 else { return -EINVAL }
+    let room = Int(pointer.pointee.argsz)
+    let region = devices[index].regions[pointer.pointee.index]
+    pointer.pointee.size = region?.size ?? 0
+    pointer.pointee.flags = region?.flags ?? 0
+    pointer.pointee.offset = UInt64(pointer.pointee.index) << 40
+    guard let sparse = region?.sparse, !sparse.isEmpty else { return 0 }
+    pointer.pointee.flags |= UInt32(VFIO_REGION_INFO_FLAG_CAPS)
+    // Two capabilities: the table of MSI-X may be mapped, and the areas.
+    let first = MemoryLayout<vfio_region_info>.size
+    let second = first + MemoryLayout<vfio_info_cap_header>.size
+    let wanted = second + MemoryLayout<vfio_region_info_cap_sparse_mmap>.size + 16 * sparse.count
+    pointer.pointee.argsz = UInt32(wanted)
+    guard room >= wanted else {
+      pointer.pointee.cap_offset = 0
+      return 0
+    }
+    pointer.pointee.cap_offset = UInt32(first)
+    argument.storeBytes(
+      of: vfio_info_cap_header(id: UInt16(VFIO_REGION_INFO_CAP_MSIX_MAPPABLE), version: 1, next: UInt32(second)),
+      toByteOffset: first, as: vfio_info_cap_header.self)
+    argument.storeBytes(
+      of: vfio_region_info_cap_sparse_mmap(
+        header: vfio_info_cap_header(id: UInt16(VFIO_REGION_INFO_CAP_SPARSE_MMAP), version: 1, next: 0),
+        nr_areas: UInt32(sparse.count), reserved: 0),
+      toByteOffset: second, as: vfio_region_info_cap_sparse_mmap.self)
+    for (number, area) in sparse.enumerated() {
+      argument.storeBytes(
+        of: vfio_region_sparse_mmap_area(offset: area.0, size: area.1),
+        toByteOffset: second + MemoryLayout<vfio_region_info_cap_sparse_mmap>.size + 16 * number,
+        as: vfio_region_sparse_mmap_area.self)
+    }
+    return 0
+  }
+}
