@@ -18,7 +18,10 @@ extension Control {
   private static func run(_ configuration: MachineConfiguration) -> Int32 {
     do {
       let machine = try RunningMachine(configuration, interpreter: TerminalMultiplexer())
-      let ending = try machine.run { notice in StandardStreams.writeError(text(of: notice)) }
+      machine.control.addListener { notice in
+        if let text = text(of: notice) { StandardStreams.writeError(text) }
+      }
+      let ending = try machine.run()
       writeLog(of: machine, configuration)
       switch ending {
       case .shutdown, .quit: return 0
@@ -33,11 +36,13 @@ extension Control {
     }
   }
 
-  private static func text(of notice: RunningMachine.Notice) -> String {
+  /// What a person is told of a guest that goes on; nil for nothing.
+  private static func text(of notice: MachineNotice) -> String? {
     switch notice {
     case .tripleFault(let processor, let instructionPointer):
       let place = instructionPointer.map { " at 0x" + String($0, radix: 16) } ?? ""
       return "nestling: CPU \(processor): triple fault\(place); the guest is reset\n"
+    case .reset, .shutdown, .powerDown, .paused, .resumed: return nil
     }
   }
 

@@ -1,16 +1,15 @@
 import Devices
 import Hardware
-import KVM
 import Linux
 import PCI
 import Synchronization
 import VTd
 
-/// The board: buses, chips, root complex and interrupt paths, around one virtual machine's memory. It knows no kind
+/// The board: buses, chips, root complex and interrupt paths, around one machine's memory. It knows no kind
 /// of device that plugs in; those are built onto it (`BoardDevice`).
 final class Board: Sendable {
   let memory: GuestMemory
-  let machine: VirtualMachine
+  let clock: any MachineClock
   let layout: BoardLayout
   let events: EventQueue
   let memoryBus = AddressBus()
@@ -24,7 +23,7 @@ final class Board: Sendable {
   private let removals = Mutex<[@Sendable () -> Void]>([])
   private let ioapic: IOAPICDevice
   private let pinRoutes: [PinRoute]
-  private let clock: CMOSClock
+  private let calendar: CMOSClock
   private let firmwareConfiguration: FirmwareConfiguration
   private let resetControl: ResetControl
   private let powerManagement: PowerManagement
@@ -33,14 +32,14 @@ final class Board: Sendable {
   ///   - unitOptions: nil for a board without an IOMMU.
   ///   - serialOutput: nil for a board without a serial port.
   init(
-    memory: GuestMemory, machine: VirtualMachine, layout: BoardLayout, processorCount: Int,
+    memory: GuestMemory, accelerator: any Accelerator, layout: BoardLayout, processorCount: Int,
     unitOptions: UnitOptions?, serialOutput: (any CharacterOutput)?, events: EventQueue
   ) throws(UnitOptionError) {
     self.memory = memory
-    self.machine = machine
+    clock = accelerator.clock
     self.layout = layout
     self.events = events
-    let interrupts = InterruptDelivery(machine: machine)
+    let interrupts = InterruptDelivery(localInterrupts: accelerator.localInterrupts, memory: memory)
     self.interrupts = interrupts
 
     if let unitOptions {
@@ -56,7 +55,7 @@ final class Board: Sendable {
     environment = PCIEnvironment(
       memoryBus: memoryBus, ioBus: ioBus, memory: memory,
       remapper: unit ?? DirectRemapper(memory: memory) as any DMARemapper, interrupts: interrupts,
-      workers: EventWorkerSource(machine: machine))
+      workers: EventWorkerSource(doorbells: accelerator.doorbells))
 
     let ioapicRequester = Requester(id: BoardLayout.ioapicRequester, busMasterEnable: true)
     let pinRoutes = (0..<IOAPIC.pinCount).map { interrupts.makePinRoute(pin: $0, requester: ioapicRequester) }
@@ -74,11 +73,11 @@ final class Board: Sendable {
         configuration: PortConfigurationAccess(target: target), resetControl: resetControl),
       at: BoardLayout.configurationPorts, size: ConfigurationAndResetPorts.regionSize)
 
-    clock = CMOSClock {
+    calendar = CMOSClock {
       let now = Clock.realtime()
       return ClockReading(seconds: Int64(now / 1_000_000_000), nanoseconds: Int64(now % 1_000_000_000))
     }
-    _ = ioBus.attach(clock, at: BoardLayout.clock, size: CMOSClock.regionSize)
+    _ = ioBus.attach(calendar, at: BoardLayout.clock, size: CMOSClock.regionSize)
 
     let count = UInt16(clamping: processorCount)
     firmwareConfiguration = FirmwareConfiguration(
@@ -89,7 +88,7 @@ final class Board: Sendable {
       firmwareConfiguration, at: BoardLayout.firmwareConfiguration, size: FirmwareConfiguration.regionSize)
 
     powerManagement = PowerManagement(
-      clock: { Clock.monotonic() }, interrupt: ioapic.line(BoardLayout.systemControlPin),
+      clock: { [clock] in clock.now }, interrupt: ioapic.line(BoardLayout.systemControlPin),
       onPowerOff: { events.post(.shutdown) })
     _ = ioBus.attach(powerManagement, at: BoardLayout.powerManagement, size: PowerManagement.regionSize)
 
@@ -152,12 +151,15 @@ final class Board: Sendable {
     for function in rootBus.all { function.reset() }
     unit?.reset()
     ioapic.reset()
-    clock.reset()
+    calendar.reset()
     firmwareConfiguration.reset()
     resetControl.reset()
     powerManagement.reset()
     serial?.reset()
   }
+
+  /// As a person presses it: the guest is asked to shut down.
+  func pressPowerButton() { powerManagement.pressPowerButton() }
 
   // MARK: What a CPU's accesses meet
 

@@ -53,7 +53,7 @@ extension VirtioRNGOptions: BoardDevice {
     var limit: EntropyLimit?
     if bytesPerPeriod != Self.unlimited {
       do {
-        limit = EntropyLimit(bytes: bytesPerPeriod, period: period, timer: try ThreadTimer())
+        limit = EntropyLimit(bytes: bytesPerPeriod, period: period, timer: try board.clock.makeTimer())
       } catch {
         throw .system(error)
       }

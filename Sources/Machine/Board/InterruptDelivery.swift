@@ -1,16 +1,17 @@
 import Hardware
-import KVM
-import Linux
 import Synchronization
 import VTd
 
-/// How interrupts reach the local APICs: from a source's message through the remapper, if there is one, into the
-/// kernel's routes. A route is worked out when it is set and when the guest invalidates what it was made from, not at
+/// How interrupts reach the local APICs: from a source's message through the remapper, if there is one, to the
+/// accelerator. A route is worked out when it is set and when the guest invalidates what it was made from, not at
 /// every interrupt.
 ///
-/// Lock order: a source's lock, then its route's, then the unit's and the kernel's table.
+/// A message is a write by DMA (PCI Express Base 6.1.4): outside the interrupt address range it ends in memory.
+///
+/// Lock order: a source's lock, then its route's, then the unit's and the accelerator's.
 final class InterruptDelivery: InterruptRouter, InvalidationObserver, MessageSink {
-  let machine: VirtualMachine
+  fileprivate let localInterrupts: any LocalInterrupts
+  private let memory: any PhysicalMemory
   private let unit = Mutex<TranslationUnit?>(nil)
   private let routes = Mutex<[WeakRoute]>([])
 
@@ -18,7 +19,10 @@ final class InterruptDelivery: InterruptRouter, InvalidationObserver, MessageSin
     weak var route: MessageRoute?
   }
 
-  init(machine: VirtualMachine) { self.machine = machine }
+  init(localInterrupts: any LocalInterrupts, memory: any PhysicalMemory) {
+    self.localInterrupts = localInterrupts
+    self.memory = memory
+  }
 
   /// Has every message pass this unit's interrupt remapping from now on.
   func remap(by unit: TranslationUnit) {
@@ -27,7 +31,7 @@ final class InterruptDelivery: InterruptRouter, InvalidationObserver, MessageSin
   }
 
   func makeRoute(for requester: Requester) -> any InterruptRoute {
-    track(EventRoute(delivery: self, requester: requester))
+    track(VectorRoute(delivery: self, requester: requester))
   }
 
   /// A route for a pin of the IOAPIC.
@@ -36,7 +40,7 @@ final class InterruptDelivery: InterruptRouter, InvalidationObserver, MessageSin
   }
 
   /// A route past the remapper: the unit's own events.
-  func makeUnremappedRoute() -> any InterruptRoute { UnremappedRoute(machine: machine) }
+  func makeUnremappedRoute() -> any InterruptRoute { UnremappedRoute(delivery: self) }
 
   private func track<Route: MessageRoute>(_ route: Route) -> Route {
     routes.withLock { routes in
@@ -56,6 +60,21 @@ final class InterruptDelivery: InterruptRouter, InvalidationObserver, MessageSin
     }
   }
 
+  /// How the messages of a function reach memory.
+  fileprivate func makePort(for requester: Requester) -> any MemoryPort {
+    if let unit = unit.withLock({ $0 }) { return unit.makePort(for: requester) }
+    return DirectMemoryPort(memory: memory, requester: requester)
+  }
+
+  /// Sends one of the unit's own messages.
+  fileprivate func sendUnremapped(_ message: InterruptMessage) {
+    if message.isInterrupt {
+      localInterrupts.send(message)
+    } else {
+      _ = memory.storeUInt32(message.data, at: message.address)
+    }
+  }
+
   func invalidated(_ invalidations: [Invalidation]) {
     let concerned = invalidations.contains { invalidation in
       switch invalidation {
@@ -70,10 +89,13 @@ final class InterruptDelivery: InterruptRouter, InvalidationObserver, MessageSin
   /// A device's DMA write to 0xFEEx_xxxx.
   func send(_ message: InterruptMessage, from requester: RequesterID) {
     let source = Requester(id: requester)
-    if let resolved = resolve(message, from: source, recordFault: true) {
-      machine.signal(address: resolved.address, data: resolved.data)
-    }
+    if let resolved = resolve(message, from: source, recordFault: true) { localInterrupts.send(resolved) }
   }
+}
+
+extension InterruptMessage {
+  /// Whether it is an interrupt request at all: a write to 0xFEEx_xxxx (VT-d 3.15).
+  fileprivate var isInterrupt: Bool { address >> 20 == 0xfee }
 }
 
 /// A route whose message passes the remapper.
@@ -82,6 +104,8 @@ class MessageRoute: @unchecked Sendable {
     var message: InterruptMessage?
     /// What the remapper made of it; nil where it refused, or where there is no message.
     var resolved: InterruptMessage?
+    /// What the message is written through, if it goes to memory.
+    var port: (any MemoryPort)?
   }
 
   fileprivate let delivery: InterruptDelivery
@@ -96,6 +120,7 @@ class MessageRoute: @unchecked Sendable {
   func set(_ message: InterruptMessage?) {
     state.withLock { state in
       state.message = message
+      state.port = message.flatMap { $0.isInterrupt ? nil : state.port ?? delivery.makePort(for: requester) }
       update(&state)
     }
   }
@@ -104,106 +129,67 @@ class MessageRoute: @unchecked Sendable {
   fileprivate func reconsider() { state.withLock { update(&$0) } }
 
   private func update(_ state: inout State) {
-    let resolved = state.message.flatMap { delivery.resolve($0, from: requester, recordFault: false) }
+    let request = state.port == nil ? state.message : nil
+    let resolved = request.flatMap { delivery.resolve($0, from: requester, recordFault: false) }
     guard resolved != state.resolved else { return }
     state.resolved = resolved
     install(resolved)
   }
 
-  /// Brings the kernel in step; called with the route's lock held.
-  fileprivate func install(_ resolved: InterruptMessage?) {}
-
-  /// Sends a message that could not be resolved before: the remapper refuses it now, and records that, or it has
-  /// come to pass.
-  fileprivate func sendUnresolved(_ message: InterruptMessage) {
-    if let resolved = delivery.resolve(message, from: requester, recordFault: true) {
-      delivery.machine.signal(address: resolved.address, data: resolved.data)
-    }
-  }
-}
-
-/// A vector of MSI or MSI-X: an eventfd that the kernel turns into the message (irqfd).
-private final class EventRoute: MessageRoute, InterruptRoute, @unchecked Sendable {
-  private final class Kernel {
-    let event: EventDescriptor
-    let gsi: UInt32
-    var attached = false
-
-    init(gsi: UInt32) throws(SystemError) {
-      event = try EventDescriptor()
-      self.gsi = gsi
-    }
-  }
-
-  /// Made when the vector is used first; most never are. Under the route's lock.
-  private var kernel: Kernel?
-
-  deinit {
-    guard let kernel else { return }
-    if kernel.attached { try? delivery.machine.routing.detach(kernel.event.rawValue, from: kernel.gsi) }
-    delivery.machine.routing.free(kernel.gsi)
-  }
-
-  override func install(_ resolved: InterruptMessage?) {
-    guard let resolved else { return }
-    let routing = delivery.machine.routing
-    if kernel == nil {
-      let gsi = routing.allocate()
-      kernel = try? Kernel(gsi: gsi)
-      if kernel == nil { routing.free(gsi) }
-    }
-    guard let kernel else { return }
-    do {
-      try routing.set(kernel.gsi, address: resolved.address, data: resolved.data)
-      if !kernel.attached { try routing.attach(kernel.event.rawValue, to: kernel.gsi) }
-      kernel.attached = true
-    } catch {
-      // The kernel's table is full: `signal` then sends each message by a call of its own.
-      if kernel.attached { try? routing.detach(kernel.event.rawValue, from: kernel.gsi) }
-      kernel.attached = false
-    }
-  }
-
   func signal() {
     state.withLock { state in
       guard let message = state.message else { return }
-      guard let resolved = state.resolved else { return sendUnresolved(message) }
-      if let kernel, kernel.attached {
-        kernel.event.signal()
-      } else {
-        delivery.machine.signal(address: resolved.address, data: resolved.data)
+      if let resolved = state.resolved {
+        send(resolved)
+      } else if let port = state.port {
+        // What is refused there, and recorded, is lost.
+        try? port.storeUInt32(message.data, at: message.address)
+      } else if let resolved = delivery.resolve(message, from: requester, recordFault: true) {
+        // The remapper refuses it again, and records that now; or it has come to pass.
+        delivery.localInterrupts.send(resolved)
       }
     }
   }
+
+  /// Brings the accelerator in step; called with the route's lock held, as `send` is.
+  fileprivate func install(_ resolved: InterruptMessage?) {}
+
+  /// - Parameter resolved: what was installed last.
+  fileprivate func send(_ resolved: InterruptMessage) {}
 }
 
-/// A pin of the IOAPIC. Level-triggered, its route stands in the kernel's table under the pin's number, so that the
-/// end of the interrupt comes back as an exit.
+/// A vector of MSI or MSI-X.
+private final class VectorRoute: MessageRoute, InterruptRoute, @unchecked Sendable {
+  /// Made when the vector is used first; most never are. Under the route's lock.
+  private var vector: (any MessageVector)?
+
+  override func install(_ resolved: InterruptMessage?) {
+    guard let resolved else { return }
+    let vector = vector ?? delivery.localInterrupts.makeVector()
+    self.vector = vector
+    vector.set(resolved)
+  }
+
+  override func send(_ resolved: InterruptMessage) { vector?.signal() }
+}
+
+/// A pin of the IOAPIC.
 final class PinRoute: MessageRoute, InterruptRoute, @unchecked Sendable {
-  private let pin: UInt32
+  private let pin: Int
 
   fileprivate init(delivery: InterruptDelivery, requester: Requester, pin: Int) {
-    self.pin = UInt32(pin)
+    self.pin = pin
     super.init(delivery: delivery, requester: requester)
   }
 
   private static func isLevelTriggered(_ message: InterruptMessage) -> Bool { message.data[bit: 15] }
 
   override fileprivate func install(_ resolved: InterruptMessage?) {
-    if let resolved, Self.isLevelTriggered(resolved) {
-      try? delivery.machine.routing.set(pin, address: resolved.address, data: resolved.data)
-    } else {
-      delivery.machine.routing.clear(pin)
-    }
+    let message = resolved.flatMap { Self.isLevelTriggered($0) ? $0 : nil }
+    delivery.localInterrupts.setLevelTriggered(pin: pin, message)
   }
 
-  func signal() {
-    state.withLock { state in
-      guard let message = state.message else { return }
-      guard let resolved = state.resolved else { return sendUnresolved(message) }
-      delivery.machine.signal(address: resolved.address, data: resolved.data)
-    }
-  }
+  override fileprivate func send(_ resolved: InterruptMessage) { delivery.localInterrupts.send(resolved) }
 
   /// Whether this is the level-triggered interrupt that a local APIC has ended with this vector.
   func ends(vector: UInt8) -> Bool {
@@ -216,15 +202,14 @@ final class PinRoute: MessageRoute, InterruptRoute, @unchecked Sendable {
 
 /// A message that is sent as it is.
 private final class UnremappedRoute: InterruptRoute {
-  private let machine: VirtualMachine
+  private let delivery: InterruptDelivery
   private let message = Mutex<InterruptMessage?>(nil)
 
-  init(machine: VirtualMachine) { self.machine = machine }
+  init(delivery: InterruptDelivery) { self.delivery = delivery }
 
   func set(_ new: InterruptMessage?) { message.withLock { $0 = new } }
 
   func signal() {
-    guard let message = message.withLock({ $0 }) else { return }
-    machine.signal(address: message.address, data: message.data)
+    if let message = message.withLock({ $0 }) { delivery.sendUnremapped(message) }
   }
 }

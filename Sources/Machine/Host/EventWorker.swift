@@ -1,20 +1,20 @@
 import Hardware
-import KVM
 import Linux
 import Synchronization
 
-/// A queue's worker: a thread that waits for an eventfd, which the guest's doorbell signals by ioeventfd.
+/// A queue's worker: a thread that waits for an eventfd, which the guest's doorbell signals by ioeventfd
+/// where the accelerator has that.
 final class EventWorker: QueueWorker {
   private let event: EventDescriptor
-  private let machine: VirtualMachine
+  private let doorbells: any Doorbells
   private let stopping = Atomic<Bool>(false)
   private let doorbell = Mutex<UInt64?>(nil)
   private let thread = Mutex<Thread?>(nil)
   private let handler: @Sendable () -> Void
 
-  init(name: String, machine: VirtualMachine, handler: @escaping @Sendable () -> Void) throws(SystemError) {
+  init(name: String, doorbells: any Doorbells, handler: @escaping @Sendable () -> Void) throws(SystemError) {
     event = try EventDescriptor()
-    self.machine = machine
+    self.doorbells = doorbells
     self.handler = handler
     let started = try Thread(name: name) { [self] in run() }
     thread.withLock { $0 = started }
@@ -33,10 +33,10 @@ final class EventWorker: QueueWorker {
   func setDoorbell(at address: UInt64?) {
     doorbell.withLock { current in
       guard current != address else { return }
-      if let current { try? machine.unbind(event.rawValue, fromWriteAt: current) }
+      if let current { doorbells.detach(event.rawValue, fromDoorbell: current) }
       current = nil
       // Where KVM will not, two doorbells at one address for example, the write comes as an exit and wakes us.
-      if let address, (try? machine.bind(event.rawValue, toWriteAt: address)) != nil { current = address }
+      if let address, doorbells.attach(event.rawValue, toDoorbell: address) { current = address }
     }
   }
 
@@ -53,13 +53,13 @@ final class EventWorker: QueueWorker {
 
 /// Workers for the devices of one machine.
 final class EventWorkerSource: QueueWorkerSource {
-  private let machine: VirtualMachine
+  private let doorbells: any Doorbells
 
-  init(machine: VirtualMachine) { self.machine = machine }
+  init(doorbells: any Doorbells) { self.doorbells = doorbells }
 
   func makeWorker(name: String, handler: @escaping @Sendable () -> Void) -> any QueueWorker {
     do {
-      return try EventWorker(name: name, machine: machine, handler: handler)
+      return try EventWorker(name: name, doorbells: doorbells, handler: handler)
     } catch {
       return InlineWorker(handler: handler)
     }

@@ -199,7 +199,7 @@ final class SerialConnection: Sendable {
     pending += forGuest
     for action in actions {
       switch action {
-      case .exit: events.post(.quit)
+      case .exit: events.post(.quit(.terminal))
       case .show(let text): buffered?.write(text)
       }
     }

@@ -71,17 +71,3 @@ import Testing
     }
   }
 }
-
-@Suite struct EventQueueTests {
-  @Test func theFirstOfSeveralDecides() throws {
-    let queue = try EventQueue()
-    #expect(queue.take() == nil)
-    queue.post(.debugExit(status: 7))
-    queue.post(.shutdown)
-    queue.post(.reset)
-    #expect(queue.take() == .debugExit(status: 7))
-    #expect(queue.take() == nil)
-    queue.post(.reset)
-    #expect(queue.take() == .reset)
-  }
-}

@@ -15,7 +15,7 @@ struct InterruptDeliveryTests {
 
   @Test func aRouteSendsWhatIsSet() throws {
     let guest = try APICGuest()
-    let route = InterruptDelivery(machine: guest.machine).makeRoute(for: requester)
+    let route = guest.delivery.makeRoute(for: requester)
     route.signal()
     route.set(message(0x41))
     route.signal()
@@ -33,7 +33,7 @@ struct InterruptDeliveryTests {
 
   @Test func manyRoutesComeAndGo() throws {
     let guest = try APICGuest()
-    let delivery = InterruptDelivery(machine: guest.machine)
+    let delivery = guest.delivery
     for round in 0..<3 as Range<UInt32> {
       let routes = (0..<16).map { _ in delivery.makeRoute(for: requester) }
       for (index, route) in routes.enumerated() { route.set(message(0x40 + 16 * round + UInt32(index))) }
@@ -46,7 +46,7 @@ struct InterruptDeliveryTests {
 
   @Test func aLevelTriggeredPinKnowsItsVector() throws {
     let guest = try APICGuest()
-    let pin = InterruptDelivery(machine: guest.machine).makePinRoute(pin: 16, requester: requester)
+    let pin = guest.delivery.makePinRoute(pin: 16, requester: requester)
     #expect(!pin.ends(vector: 0x41))
     pin.set(message(0x41 | 1 << 15 | 1 << 14))
     #expect(pin.ends(vector: 0x41))
@@ -65,7 +65,7 @@ struct InterruptDeliveryTests {
   /// does not have is not sent.
   @Test func aRemapperComesBetween() throws {
     let guest = try APICGuest()
-    let delivery = InterruptDelivery(machine: guest.machine)
+    let delivery = guest.delivery
     let unit = try TranslationUnit(
       options: UnitOptions(), memory: guest.memory, faultEvent: delivery.makeUnremappedRoute(),
       invalidationEvent: delivery.makeUnremappedRoute(), messages: delivery)
@@ -108,12 +108,14 @@ final class APICGuest {
 
   let memory: GuestMemory
   let machine: VirtualMachine
+  let delivery: InterruptDelivery
   private let vcpu: VCPU
 
   init() throws {
     memory = try GuestMemory(size: 1 << 20, lowLimit: 1 << 31)
     let system = try KVMSystem()
     machine = try VirtualMachine(system: system, memory: memory, ioapicPins: 24)
+    delivery = InterruptDelivery(localInterrupts: machine, memory: memory)
     vcpu = try VCPU(id: 0, of: machine)
     let identification = try ProcessorIdentification(system: system, processorCount: 1)
     try vcpu.setProcessorIdentification(identification.entries(for: 0))

@@ -287,7 +287,7 @@ private func readAll(_ descriptor: Int32, _ count: Int = .max) -> [UInt8] {
     close(saved)
     #expect(write(pipe.writer, "ab!c", 4) == 4)
     #expect(receive(3, at: port) == "abc")
-    #expect(events.take() == .quit)
+    #expect(events.take() == .quit(.terminal))
     close(pipe.writer)
     connection.stop()
     close(pipe.reader)

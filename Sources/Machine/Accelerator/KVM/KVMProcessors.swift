@@ -4,19 +4,21 @@ import Linux
 import Synchronization
 
 /// The guest's CPUs, each on a thread of its own, between a start and a stop.
-final class Processors: Sendable {
+final class KVMProcessors: Processors {
   private let vcpus: [VCPU]
   private let resetStates: [VCPUState]
   private let threads = Mutex<[Thread]>([])
   private let stopping = Atomic<Bool>(false)
   private let board: Board
 
-  init(count: Int, identification: ProcessorIdentification, board: Board) throws(KVMError) {
+  init(
+    machine: VirtualMachine, count: Int, identification: ProcessorIdentification, board: Board
+  ) throws(KVMError) {
     self.board = board
     var vcpus: [VCPU] = []
     var states: [VCPUState] = []
     for id in 0..<count {
-      let vcpu = try VCPU(id: id, of: board.machine)
+      let vcpu = try VCPU(id: id, of: machine)
       try vcpu.setProcessorIdentification(identification.entries(for: UInt32(id)))
       vcpus.append(vcpu)
       states.append(try vcpu.readState())
@@ -25,10 +27,13 @@ final class Processors: Sendable {
     resetStates = states
   }
 
-  /// Puts every CPU into its reset state, the first one at the kernel's entry. None may be running.
-  func reset(entry: BootEntry) throws(KVMError) {
-    for (vcpu, state) in zip(vcpus, resetStates) { try vcpu.restore(state) }
-    try vcpus[0].enter(ProcessorEntry(entry), from: resetStates[0])
+  func reset(entry: BootEntry) throws(StartError) {
+    do {
+      for (vcpu, state) in zip(vcpus, resetStates) { try vcpu.restore(state) }
+      try vcpus[0].enter(ProcessorEntry(entry), from: resetStates[0])
+    } catch {
+      throw .kvm(device: "", error)
+    }
   }
 
   func start() throws(SystemError) {
@@ -40,14 +45,12 @@ final class Processors: Sendable {
     }
   }
 
-  /// Has every CPU leave the guest, soon. May be called from any thread, a CPU's own included.
   func requestStop() {
     stopping.store(true, ordering: .releasing)
     for vcpu in vcpus { vcpu.requestExit() }
     threads.withLock { for thread in $0 { thread.kick() } }
   }
 
-  /// Returns when no CPU runs. Not for a CPU's own thread.
   func stop() {
     requestStop()
     let joined = threads.withLock { threads in

@@ -1,0 +1,64 @@
+import Devices
+import Hardware
+import Linux
+
+/// What runs a guest's CPUs, with what must be near them: their local APICs, the doorbells that they ring without an
+/// exit, the clock that they see. The board knows an accelerator by these protocols alone.
+protocol Accelerator: AnyObject, Sendable {
+  /// Bits of a guest physical address.
+  var physicalAddressWidth: Int { get }
+  var clock: any MachineClock { get }
+  var localInterrupts: any LocalInterrupts { get }
+  var doorbells: any Doorbells { get }
+
+  /// To be called once.
+  func makeProcessors(board: Board) throws(StartError) -> any Processors
+}
+
+/// The local APICs, as those see them who send messages there. A message is in compatibility format: it has passed
+/// the remapper.
+protocol LocalInterrupts: AnyObject, Sendable {
+  /// Sends a message. One that reaches no APIC is lost, as on hardware.
+  func send(_ message: InterruptMessage)
+
+  /// A vector of MSI or MSI-X: a message that is sent often.
+  func makeVector() -> any MessageVector
+
+  /// Says which message a level-triggered pin of the IOAPIC sends from now on, so that the end of that interrupt comes
+  /// back to the board; nil for none.
+  func setLevelTriggered(pin: Int, _ message: InterruptMessage?)
+}
+
+/// One vector's way to a local APIC. Its owner calls it under a lock of its own.
+protocol MessageVector: AnyObject {
+  /// Changes what `signal` sends. Not cheap.
+  func set(_ message: InterruptMessage)
+  func signal()
+}
+
+/// Writes of the guest that signal an eventfd instead of ending in an exit.
+protocol Doorbells: AnyObject, Sendable {
+  /// - Parameter event: an eventfd, open until `detach`.
+  /// - Returns: false where that cannot be; the write then comes to the device.
+  func attach(_ event: Int32, toDoorbell address: UInt64) -> Bool
+  func detach(_ event: Int32, fromDoorbell address: UInt64)
+}
+
+/// What drives the board between a start and a stop: the guest's CPUs, or what stands in for them.
+protocol Processors: AnyObject, Sendable {
+  /// Puts every CPU into its reset state, the first one at the kernel's entry. None may be running.
+  func reset(entry: BootEntry) throws(StartError)
+  func start() throws(SystemError)
+  /// Has them stop soon. May be called from any thread, a CPU's own included.
+  func requestStop()
+  /// Returns when none runs. Not for a CPU's own thread.
+  func stop()
+}
+
+/// The clock by which a guest's time goes.
+protocol MachineClock: AnyObject, Sendable {
+  /// In nanoseconds, never going back.
+  var now: UInt64 { get }
+  /// A timer that goes by it.
+  func makeTimer() throws(SystemError) -> any OneShotTimer
+}

@@ -1,0 +1,41 @@
+import Devices
+import Hardware
+import KVM
+import Linux
+
+/// Linux's KVM: CPUs and local APICs are the kernel's.
+final class KVMAccelerator: Accelerator {
+  let clock: any MachineClock = HostClock()
+  private let device: String
+  private let machine: VirtualMachine
+  private let identification: ProcessorIdentification
+  private let processorCount: Int
+
+  /// - Parameter device: path of /dev/kvm.
+  init(device: String, memory: GuestMemory, processorCount: Int) throws(StartError) {
+    self.device = device
+    self.processorCount = processorCount
+    do throws(KVMError) {
+      let system = try KVMSystem(path: device)
+      guard processorCount <= system.processorLimit else {
+        throw .tooManyProcessors(asked: processorCount, most: system.processorLimit)
+      }
+      machine = try VirtualMachine(system: system, memory: memory, ioapicPins: IOAPIC.pinCount)
+      identification = try ProcessorIdentification(system: system, processorCount: processorCount)
+    } catch {
+      throw .kvm(device: device, error)
+    }
+  }
+
+  var physicalAddressWidth: Int { identification.physicalAddressWidth }
+  var localInterrupts: any LocalInterrupts { machine }
+  var doorbells: any Doorbells { machine }
+
+  func makeProcessors(board: Board) throws(StartError) -> any Processors {
+    do {
+      return try KVMProcessors(machine: machine, count: processorCount, identification: identification, board: board)
+    } catch {
+      throw .kvm(device: device, error)
+    }
+  }
+}

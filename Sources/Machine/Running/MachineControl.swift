@@ -1,0 +1,85 @@
+import Synchronization
+
+/// What may be asked of a machine that runs: by a monitor, a signal, a person. From any thread; a request is carried
+/// out soon, by the machine's own thread.
+public protocol MachineControl: AnyObject, Sendable {
+  var status: MachineStatus { get }
+
+  /// Resets the guest, whatever the guest's own reset does.
+  func requestReset()
+  /// Ends Nestling.
+  func requestQuit(_ cause: MachineCause)
+  /// Presses the power button: the guest is asked to shut itself down.
+  func requestPowerDown()
+  /// Stops the CPUs.
+  func requestPause()
+  /// Has them go on.
+  func requestResume()
+
+  /// - Parameter listener: told of what happens, on the thread that carries it out. It must not wait for the machine.
+  func addListener(_ listener: @escaping @Sendable (MachineNotice) -> Void)
+}
+
+/// QEMU's RunState, as far as there is a difference here.
+public enum MachineStatus: Hashable, Sendable {
+  /// Built, and not started.
+  case prelaunch
+  case running
+  case paused
+  /// It has ended.
+  case shutdown
+}
+
+/// What happened to the machine.
+public enum MachineNotice: Hashable, Sendable {
+  case tripleFault(processor: Int, instructionPointer: UInt64?)
+  /// The guest is being reset; no CPU runs.
+  case reset(MachineCause)
+  /// The machine ends.
+  case shutdown(MachineCause)
+  /// The power button was pressed.
+  case powerDown
+  case paused
+  case resumed
+}
+
+/// The machine's end of `MachineControl`.
+///
+/// Lock order: its lock is a leaf; listeners are called without it.
+final class MachineController: MachineControl {
+  private struct State {
+    var status = MachineStatus.prelaunch
+    var listeners: [@Sendable (MachineNotice) -> Void] = []
+  }
+
+  private let events: EventQueue
+  private let board: Board
+  private let state = Mutex(State())
+
+  init(events: EventQueue, board: Board) {
+    self.events = events
+    self.board = board
+  }
+
+  var status: MachineStatus { state.withLock { $0.status } }
+
+  func set(_ status: MachineStatus) { state.withLock { $0.status = status } }
+
+  func requestReset() { events.post(.hostReset) }
+  func requestQuit(_ cause: MachineCause) { events.post(.quit(cause)) }
+  func requestPause() { events.post(.pause) }
+  func requestResume() { events.post(.resume) }
+
+  func requestPowerDown() {
+    tell(.powerDown)
+    board.pressPowerButton()
+  }
+
+  func addListener(_ listener: @escaping @Sendable (MachineNotice) -> Void) {
+    state.withLock { $0.listeners.append(listener) }
+  }
+
+  func tell(_ notice: MachineNotice) {
+    for listener in state.withLock({ $0.listeners }) { listener(notice) }
+  }
+}

@@ -1,0 +1,49 @@
+/// What the machine's own thread is to act on. Whoever brings it about posts it.
+public enum MachineEvent: Hashable, Sendable {
+  // What the guest does. All of it ends what runs.
+
+  /// The guest switched itself off.
+  case shutdown
+  /// The guest reset itself.
+  case reset
+  /// A CPU could not even deliver a double fault, which resets the guest.
+  case tripleFault(processor: Int, instructionPointer: UInt64?)
+  /// The guest ended Nestling with a status (isa-debug-exit).
+  case debugExit(status: Int32)
+  /// The guest cannot go on: what KVM reported.
+  case crashed(String)
+
+  // What its host asks for.
+
+  /// The end of Nestling.
+  case quit(MachineCause)
+  case hostReset
+  case pause
+  case resume
+
+  /// Whether it is the host's wish, which holds whatever the guest does meanwhile.
+  var isRequest: Bool {
+    switch self {
+    case .quit, .hostReset, .pause, .resume: true
+    case .shutdown, .reset, .tripleFault, .debugExit, .crashed: false
+    }
+  }
+}
+
+/// Who brought about a reset or the end (QEMU's ShutdownCause).
+public enum MachineCause: Hashable, Sendable {
+  /// The guest switched itself off.
+  case guestShutdown
+  /// The guest reset itself, or a CPU had a triple fault.
+  case guestReset
+  /// The guest could not go on.
+  case guestCrash
+  /// A monitor's `quit`.
+  case monitorQuit
+  /// A monitor's `system_reset`.
+  case monitorReset
+  /// SIGTERM, SIGINT or SIGHUP.
+  case signal
+  /// The person at the terminal.
+  case terminal
+}

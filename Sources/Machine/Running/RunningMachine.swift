@@ -1,0 +1,254 @@
+import Devices
+import Hardware
+import Linux
+import PCI
+import VTd
+
+/// A machine from its configuration to its end. One thread builds it, runs it and takes it apart.
+///
+/// 1. What the configuration names is opened: RAM, the accelerator, the kernel, the serial port, images of disks.
+/// 2. The board is made, and the devices are built onto it.
+/// 3. BARs get their addresses, tables and kernel go into RAM, the CPUs to its entry.
+/// 4. The CPUs run, until an event stops them: step 3 follows again (a reset), or they go on later (a pause), or it is
+///    the end.
+public final class RunningMachine {
+  /// How it ended.
+  public enum Ending: Hashable, Sendable {
+    /// The guest switched itself off, or reset itself where that ends Nestling.
+    case shutdown
+    /// A person or a signal asked for it.
+    case quit
+    /// isa-debug-exit.
+    case debugExit(status: Int32)
+    /// One line that says what happened.
+    case crashed(String)
+  }
+
+  private let configuration: MachineConfiguration
+  private let board: Board
+  private let processors: any Processors
+  private let serial: SerialConnection?
+  private let events: EventQueue
+  private let signals: TerminationSignals
+  private let image: StartImage
+  private let controller: MachineController
+
+  /// Steps 1 and 2.
+  /// - Parameter interpreter: looks through what is typed on standard input.
+  public init(_ configuration: MachineConfiguration, interpreter: any InputInterpreter) throws(StartError) {
+    self.configuration = configuration
+    guard let boot = configuration.boot else { throw .configuration(.nothingToBoot) }
+    Thread.installKick()
+    do {
+      signals = try TerminationSignals()
+      events = try EventQueue()
+    } catch {
+      throw .system(error)
+    }
+
+    let memory = try Self.makeMemory(configuration.memory)
+    let accelerator = try Self.makeAccelerator(configuration, memory: memory)
+    let layout = try Self.makeLayout(configuration, accelerator)
+    image = try StartImage(boot, for: configuration, layout: layout, memory: memory)
+    do {
+      serial = try SerialConnection(
+        configuration.serials.first ?? .none, interpreter: interpreter, events: events,
+        interruption: signals.rawValue)
+    } catch {
+      throw .file(option: "-serial", error)
+    }
+
+    board = try Self.makeBoard(
+      configuration, layout: layout, memory: memory, accelerator: accelerator, serialOutput: serial?.output,
+      events: events)
+    controller = MachineController(events: events, board: board)
+    let processors = try accelerator.makeProcessors(board: board)
+    self.processors = processors
+    events.onPost { processors.requestStop() }
+  }
+
+  private static func makeMemory(_ configuration: MemoryConfiguration) throws(StartError) -> GuestMemory {
+    let pages: GuestMemory.PageSize =
+      switch configuration.hugePages {
+      case nil: .standard
+      case .hostDefault: .huge(nil)
+      case .bytes(let size): .huge(size)
+      }
+    do {
+      return try GuestMemory(
+        size: configuration.size, lowLimit: BoardLayout.lowMemoryLimit(memorySize: configuration.size), pages: pages)
+    } catch {
+      throw .memory(size: configuration.size, error)
+    }
+  }
+
+  private static func makeAccelerator(
+    _ configuration: MachineConfiguration, memory: GuestMemory
+  ) throws(StartError) -> any Accelerator {
+    switch configuration.accelerator {
+    case .kvm(let device):
+      try KVMAccelerator(device: device, memory: memory, processorCount: configuration.processors.count)
+    }
+  }
+
+  private static func makeLayout(
+    _ configuration: MachineConfiguration, _ accelerator: any Accelerator
+  ) throws(StartError) -> BoardLayout {
+    let size = configuration.memory.size
+    let width = accelerator.physicalAddressWidth
+    guard let layout = BoardLayout(memorySize: size, physicalAddressWidth: width) else {
+      throw .addressSpace(memorySize: size, physicalAddressWidth: width)
+    }
+    return layout
+  }
+
+  private static func makeBoard(
+    _ configuration: MachineConfiguration, layout: BoardLayout, memory: GuestMemory, accelerator: any Accelerator,
+    serialOutput: (any CharacterOutput)?, events: EventQueue
+  ) throws(StartError) -> Board {
+    let unitOptions = configuration.devices.lazy.compactMap { $0 as? IntelIOMMUOptions }.first
+    let board: Board
+    do {
+      board = try Board(
+        memory: memory, accelerator: accelerator, layout: layout, processorCount: configuration.processors.count,
+        unitOptions: unitOptions?.unitOptions, serialOutput: serialOutput, events: events)
+    } catch {
+      throw .unit(error)
+    }
+    do {
+      let placement = try configuration.devicePlacement()
+      for (device, address) in zip(configuration.devices, placement) {
+        if let device = device as? any BoardDevice {
+          try device.build(on: board, at: address, with: configuration)
+        }
+      }
+    } catch let error as StartError {
+      throw error
+    } catch let error as ConfigurationError {
+      throw .configuration(error)
+    } catch {
+      throw .device(kind: "?", problem: "\(error)")
+    }
+    return board
+  }
+
+  /// To ask something of the machine, and to hear what happens to it.
+  public var control: any MachineControl { controller }
+
+  /// Step 3.
+  private func load() throws(StartError) {
+    do {
+      try board.placeResources()
+    } catch {
+      throw .placement(error)
+    }
+    try processors.reset(entry: try image.load(into: board.memory, layout: board.layout))
+  }
+
+  /// Steps 3 and 4. To be called once.
+  public func run() throws(StartError) -> Ending {
+    do {
+      try load()
+      try begin()
+    } catch {
+      stop()
+      throw error
+    }
+    controller.set(.running)
+    while true {
+      let ready = Poll.readable([events.rawValue, signals.rawValue])
+      if ready[1], signals.take() != nil { return end(.quit, .signal) }
+      guard ready[0], let event = events.take() else { continue }
+      if let ending = act(on: event) { return ending }
+    }
+  }
+
+  private func begin() throws(StartError) {
+    do {
+      if let serial, let port = board.serial { try serial.start(port: port) }
+      try processors.start()
+    } catch {
+      throw .system(error)
+    }
+  }
+
+  /// - Returns: nil where the machine goes on.
+  private func act(on event: MachineEvent) -> Ending? {
+    switch event {
+    case .shutdown: return end(.shutdown, .guestShutdown)
+    case .debugExit(let status): return end(.debugExit(status: status), .guestShutdown)
+    case .crashed(let what): return end(.crashed(what), .guestCrash)
+    case .quit(let cause): return end(.quit, cause)
+    case .tripleFault(let processor, let instructionPointer):
+      controller.tell(.tripleFault(processor: processor, instructionPointer: instructionPointer))
+      return resetByGuest()
+    case .reset: return resetByGuest()
+    case .hostReset: return reset(.monitorReset)
+    case .pause: return pause()
+    case .resume: return resume()
+    }
+  }
+
+  private func resetByGuest() -> Ending? {
+    configuration.rebootAction == .reset ? reset(.guestReset) : end(.shutdown, .guestReset)
+  }
+
+  private func reset(_ cause: MachineCause) -> Ending? {
+    processors.stop()
+    // What the guest did beside its reset is gone with it; a person's wish is not.
+    if case .quit(let cause)? = events.forgetGuestEvents() { return end(.quit, cause) }
+    controller.tell(.reset(cause))
+    do {
+      board.reset()
+      try board.memory.clear()
+      try load()
+      if controller.status == .running { try processors.start() }
+    } catch {
+      return end(.crashed("reset: \(error)"), .guestCrash)
+    }
+    return nil
+  }
+
+  private func pause() -> Ending? {
+    processors.stop()
+    guard controller.status == .running else { return nil }
+    controller.set(.paused)
+    controller.tell(.paused)
+    return nil
+  }
+
+  private func resume() -> Ending? {
+    guard controller.status == .paused else { return startProcessors() }
+    controller.set(.running)
+    controller.tell(.resumed)
+    return startProcessors()
+  }
+
+  /// Every event has stopped them, this one for nothing.
+  private func startProcessors() -> Ending? {
+    processors.stop()
+    do {
+      try processors.start()
+    } catch {
+      return end(.crashed("\(error)"), .guestCrash)
+    }
+    return nil
+  }
+
+  private func end(_ ending: Ending, _ cause: MachineCause) -> Ending {
+    controller.set(.shutdown)
+    stop()
+    controller.tell(.shutdown(cause))
+    return ending
+  }
+
+  private func stop() {
+    events.onPost(nil)
+    processors.stop()
+    board.removeDevices()
+    serial?.stop()
+  }
+
+  /// The IOMMU's counters, a line each; empty without an IOMMU.
+  public var unitCounters: [(name: String, value: UInt64)] { board.unit?.counters.named ?? [] }
+}

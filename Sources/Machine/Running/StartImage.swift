@@ -1,0 +1,61 @@
+import Glibc
+import Linux
+
+/// What is in RAM when the guest starts, at each start anew: the ACPI tables, the kernel, its initrd.
+struct StartImage {
+  private let boot: MachineConfiguration.BootSource
+  private let kernel: ImageFile
+  private let initialRAMDisk: ImageFile?
+  private let tables: ACPITables
+
+  /// Opens the files and builds the tables.
+  init(
+    _ boot: MachineConfiguration.BootSource, for configuration: MachineConfiguration, layout: BoardLayout,
+    memory: GuestMemory
+  ) throws(StartError) {
+    self.boot = boot
+    do {
+      kernel = try ImageFile(opening: boot.kernel, memory: memory)
+    } catch {
+      throw .file(option: "-kernel", error)
+    }
+    do {
+      initialRAMDisk = try boot.initrd.map { path throws(SystemError) in try ImageFile(opening: path, memory: memory) }
+    } catch {
+      throw .file(option: "-initrd", error)
+    }
+    let unit = configuration.devices.lazy.compactMap { $0 as? IntelIOMMUOptions }.first
+    do {
+      tables = try ACPITables.build(
+        ACPIConfiguration(
+          localAPICs: (0..<UInt32(configuration.processors.count)).map { $0 }, highWindow: layout.memory64Window,
+          remapping: unit.map(Self.remapping)))
+    } catch {
+      throw .device(kind: "ACPI", problem: error.description)
+    }
+  }
+
+  private static func remapping(_ options: IntelIOMMUOptions) -> DMARemapping {
+    DMARemapping(
+      hostAddressWidth: Int(options.addressWidth), interruptRemapping: options.offersInterruptRemapping,
+      x2APICOptOut: !options.offersExtendedInterrupts,
+      units: [.init(scopes: [.ioAPIC(id: 0, sourceID: BoardLayout.ioapicRequester)])],
+      translationServices: options.deviceIOTLB ? [.init()] : [])
+  }
+
+  /// - Returns: where the first CPU begins.
+  func load(into memory: GuestMemory, layout: BoardLayout) throws(StartError) -> BootEntry {
+    guard memory.write(tables.bytes, to: tables.address) else {
+      throw .system(SystemError("ACPI tables", "RAM at 0x\(String(tables.address, radix: 16))", code: EFAULT))
+    }
+    let request = BootRequest(
+      kernel: BootFile(image: kernel, name: boot.kernel),
+      initialRAMDisk: initialRAMDisk.map { BootFile(image: $0, name: boot.initrd ?? "") },
+      commandLine: boot.commandLine, layout: layout.memoryLayout, rootPointer: tables.rootPointer)
+    do {
+      return try request.load(into: memory)
+    } catch {
+      throw .boot(error)
+    }
+  }
+}

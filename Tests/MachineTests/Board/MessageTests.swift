@@ -1,0 +1,79 @@
+import Hardware
+import TestSupport
+import Testing
+import VTd
+
+@testable import Machine
+
+/// What becomes of messages, seen from where they arrive.
+@Suite struct MessageTests {
+  private let memory = HeapMemory(size: 1 << 20)
+  private let apics = RecordingInterrupts()
+  private let requester = Requester(id: RequesterID(bus: 0, device: 2, function: 0), busMasterEnable: true)
+  private var delivery: InterruptDelivery { InterruptDelivery(localInterrupts: apics, memory: memory) }
+
+  @Test func interruptAddressesReachTheLocalAPICs() {
+    let route = delivery.makeRoute(for: requester)
+    for address in [0xfee0_0000, 0xfeef_fffc] as [UInt64] {
+      let message = InterruptMessage(address: address, data: 0x41)
+      route.set(message)
+      route.signal()
+      #expect(apics.sent.last == message)
+    }
+    #expect(apics.sent.count == 2)
+  }
+
+  @Test func otherAddressesAreMemory() throws {
+    let route = delivery.makeRoute(for: requester)
+    route.set(InterruptMessage(address: 0x8000, data: 0x1234_5678))
+    #expect(memory.loadUInt32(at: 0x8000) == 0)
+    route.signal()
+    #expect(memory.loadUInt32(at: 0x8000) == 0x1234_5678)
+    // Neither RAM nor an interrupt: lost.
+    for address in [0xfed0_0000, 0xfef0_0000, 0x1_0000_0000, 0x1_fee0_0000, .max - 3] as [UInt64] {
+      route.set(InterruptMessage(address: address, data: 1))
+      route.signal()
+    }
+    #expect(apics.sent.isEmpty)
+    // Back to an interrupt.
+    route.set(InterruptMessage(address: 0xfee0_0000, data: 0x42))
+    route.signal()
+    #expect(apics.sent == [InterruptMessage(address: 0xfee0_0000, data: 0x42)])
+    #expect(memory.loadUInt32(at: 0x8000) == 0x1234_5678)
+  }
+
+  @Test func aMessageToMemoryNeedsBusMastering() {
+    let route = delivery.makeRoute(for: requester)
+    route.set(InterruptMessage(address: 0x8000, data: 1))
+    requester.busMasterEnable = false
+    route.signal()
+    #expect(memory.loadUInt32(at: 0x8000) == 0)
+  }
+
+  /// A message to memory is DMA like any other: translated, or refused and recorded.
+  @Test func aMessageToMemoryIsTranslated() throws {
+    let delivery = delivery
+    let event = delivery.makeUnremappedRoute()
+    let unit = try TranslationUnit(
+      options: UnitOptions(), memory: memory, faultEvent: event,
+      invalidationEvent: delivery.makeUnremappedRoute(), messages: delivery)
+    delivery.remap(by: unit)
+    let route = delivery.makeRoute(for: requester)
+    route.set(InterruptMessage(address: 0x8000, data: 7))
+    // Legacy mode with an empty root table: SRTP, then TE. The fault event is a message to memory, too.
+    unit.write(offset: 0x20, width: .quadword, value: 0x1_0000)
+    unit.write(offset: 0x3c, width: .doubleword, value: 0xabcd)
+    unit.write(offset: 0x40, width: .doubleword, value: 0x9000)
+    unit.write(offset: 0x38, width: .doubleword, value: 0)
+    unit.write(offset: 0x18, width: .doubleword, value: 1 << 30)
+    unit.write(offset: 0x18, width: .doubleword, value: 1 << 31)
+    route.signal()
+    #expect(memory.loadUInt32(at: 0x8000) == 0)
+    #expect(unit.read(offset: 0x34, width: .doubleword) & 2 != 0)
+    #expect(memory.loadUInt32(at: 0x9000) == 0xabcd)
+    #expect(apics.sent.isEmpty)
+    unit.write(offset: 0x18, width: .doubleword, value: 0)
+    route.signal()
+    #expect(memory.loadUInt32(at: 0x8000) == 7)
+  }
+}
