@@ -113,6 +113,20 @@ struct IOTLB: Sendable {
     return shift
   }
 
+  /// The pages that are cached now, in no order.
+  var pages: [CachedPage] {
+    guard classesInUse != 0 else { return [] }
+    return entries.lazy.filter { $0.page != 0 }.map { entry in
+      let tag = Tag(rawValue: entry.tag)
+      let granted = DMAAccess(rawValue: UInt8(truncatingIfNeeded: entry.output & 0xff))
+      return CachedPage(
+        input: entry.page & ~0xfff, output: entry.output & ~0xfff,
+        size: 1 << Self.shift(ofClass: Int(entry.page & 0xfff) - 1), readable: granted.contains(.read),
+        writable: granted.contains(.write), domain: tag.domain, pasid: tag.pasid,
+        stages: tag.stages == .first ? .first : tag.stages == .second ? .second : .both)
+    }
+  }
+
   mutating func removeAll() {
     guard classesInUse != 0 else { return }
     for index in entries.indices { entries[index].page = 0 }

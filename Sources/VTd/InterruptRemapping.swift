@@ -136,6 +136,15 @@ final class InterruptRemapper: Sendable {
 
   var counters: TranslationCounters { state.withLock { $0.counters } }
 
+  /// What is cached now, by index.
+  var cachedEntries: [CachedInterruptEntry] {
+    state.withLock { state in
+      state.cache.filter { $0.number > 0 }.map {
+        CachedInterruptEntry(index: $0.number - 1, low: $0.entry.low, high: $0.entry.high)
+      }
+    }.sorted { $0.index < $1.index }
+  }
+
   func remap(_ message: InterruptMessage, from source: RequesterID) -> Result<InterruptMessage, Blocked> {
     state.withLock { state in
       do throws(Blocked) {

@@ -22,16 +22,16 @@ struct PortTranslation: Sendable {
   private let rules: WalkRules
 
   private var mode = TranslationMode()
-  private var source = RequesterID(rawValue: 0)
+  private(set) var source = RequesterID(rawValue: 0)
   /// Scalable mode's cached context entry.
-  private var context: ScalableContextEntry?
+  private(set) var context: ScalableContextEntry?
   /// From the cached legacy context entry, or the cached PASID-table entry.
-  private var path = TranslationPath.unknown
+  private(set) var path = TranslationPath.unknown
   /// FPD of the entries that `path` comes from.
   private var pathFaultProcessingDisabled = false
   /// The PASID that `path` was found under.
-  private var pathPASID: UInt32 = 0
-  private var iotlb = IOTLB()
+  private(set) var pathPASID: UInt32 = 0
+  private(set) var iotlb = IOTLB()
   private(set) var counters = TranslationCounters()
 
   init(requestPASID: UInt32?, capabilities: Capabilities, rules: WalkRules) {

@@ -48,6 +48,8 @@ public final class TranslatedMemoryPort: MemoryPort {
   func invalidate(_ invalidation: Invalidation) { state.withLock { $0.invalidate(invalidation) } }
 
   var counters: TranslationCounters { state.withLock { $0.counters } }
+
+  var inspection: PortCache { state.withLock { $0.inspection } }
 }
 
 /// RAM, and behind it the interrupt address range, as one function reaches them: an aligned 32-bit

@@ -12,7 +12,7 @@ public final class TranslationUnit: BusDevice, DMARemapper {
   public let options: UnitOptions
   public let capabilities: Capabilities
 
-  private struct Ports {
+  struct Ports {
     var all: [TranslatedMemoryPort] = []
     var mode = TranslationMode()
     /// Counts of ports that are gone.
@@ -24,12 +24,12 @@ public final class TranslationUnit: BusDevice, DMARemapper {
     var counters = TranslationCounters()
   }
 
-  private let memory: any PhysicalMemory
+  let memory: any PhysicalMemory
   private let messages: (any MessageSink)?
-  private let rules: WalkRules
-  private let registers: RegisterBlock
-  private let interrupts: InterruptRemapper
-  private let ports = Mutex(Ports())
+  let rules: WalkRules
+  let registers: RegisterBlock
+  let interrupts: InterruptRemapper
+  let ports = Mutex(Ports())
   private let observation = Mutex(Observation())
   /// What observers have not been told yet, in the guest's order.
   private let queue = Mutex<[Invalidation]>([])

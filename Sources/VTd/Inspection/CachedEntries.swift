@@ -1,0 +1,57 @@
+import Hardware
+
+// What the caches of a unit hold (VT-d 6.2): copies, taken under each cache's lock, that change nothing in it.
+
+/// A page in a port's IOTLB.
+public struct CachedPage: Hashable, Sendable {
+  /// Which tables it came through.
+  public enum Stages: Hashable, Sendable {
+    case first
+    case second
+    case both
+  }
+
+  /// First address of the page.
+  public let input: UInt64
+  /// First physical address that it stands for.
+  public let output: UInt64
+  /// In bytes.
+  public let size: UInt64
+  public let readable: Bool
+  public let writable: Bool
+  public let domain: UInt16
+  public let pasid: UInt32
+  public let stages: Stages
+
+  public func contains(_ address: UInt64) -> Bool { address & ~(size &- 1) == input }
+}
+
+/// What is cached for the requests of one port: a function's without PASID, or those with one PASID.
+public struct PortCache: Hashable, Sendable {
+  public let source: RequesterID
+  /// The PASID that the port's requests carry.
+  public let requestPASID: UInt32?
+  /// A scalable-mode context entry is cached.
+  public let hasContext: Bool
+  /// From a cached context entry (legacy) or PASID-table entry (scalable); nil where none is cached.
+  public let roots: TableRoots?
+  /// The PASID that `roots` was found under.
+  public let pasid: UInt32
+  /// By address.
+  public let pages: [CachedPage]
+}
+
+/// An entry of the interrupt entry cache.
+public struct CachedInterruptEntry: Hashable, Sendable {
+  public let index: Int
+  public let low: UInt64
+  public let high: UInt64
+}
+
+extension PortTranslation {
+  var inspection: PortCache {
+    PortCache(
+      source: source, requestPASID: requestPASID, hasContext: context != nil, roots: TableRoots(path),
+      pasid: pathPASID, pages: iotlb.pages.sorted { ($0.input, $0.size) < ($1.input, $1.size) })
+  }
+}

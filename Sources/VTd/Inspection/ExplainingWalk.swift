@@ -1,0 +1,178 @@
+import Hardware
+
+// The walks of `FirstStageTable` and `SecondStageTable` told step by step (VT-d 3.6 to 3.8). Written apart from
+// those, which are made to be fast; a test holds the two against each other. Nothing is written: what a walk would
+// set in an entry is kept here, so that it meets its own marks as a real walk does.
+
+struct ExplainingWalk {
+  let rules: WalkRules
+  let memory: any PhysicalMemory
+  /// Entries with the accessed and dirty bits that a real walk would have set by now.
+  private var marked: [UInt64: UInt64] = [:]
+
+  init(rules: WalkRules, memory: any PhysicalMemory) {
+    self.rules = rules
+    self.memory = memory
+  }
+
+  private func load(_ address: UInt64) -> UInt64? { marked[address] ?? memory.loadUInt64(at: address) }
+
+  // MARK: First stage, and nested
+
+  /// - Parameters:
+  ///   - steps: takes the first stage's entries.
+  ///   - below: takes the second stage's entries on the way to the page, where translation is nested.
+  mutating func walk(
+    _ table: FirstStageTable, _ input: UInt64, for access: DMAAccess, steps: inout [PagingStep],
+    below: inout [PagingStep]
+  ) throws(FaultReason) -> Mapping {
+    guard table.isCanonical(input) else { throw .addressNotCanonical }
+    for _ in 0..<WalkRules.attempts {
+      steps = []
+      guard let upper = try attempt(table, input, for: access, steps: &steps) else { continue }
+      guard let second = table.nested else { return upper }
+      return try combine(upper, second, input, for: access, steps: &below)
+    }
+    throw .firstStageUpdateFailed
+  }
+
+  /// - Returns: nil where an entry is not any more what it was when its bits are to be set.
+  private mutating func attempt(
+    _ table: FirstStageTable, _ input: UInt64, for access: DMAAccess, steps: inout [PagingStep]
+  ) throws(FaultReason) -> Mapping? {
+    var pointer = table.root
+    var allWritable = true
+    var allUser = true
+    for level in stride(from: table.levels, through: 1, by: -1) {
+      let isRoot = level == table.levels
+      let shift = 12 + 9 * (level - 1)
+      var step = PagingStep(.first, level: level, address: pointer | input[bits: shift...shift + 8] << 3)
+      defer { steps.append(step) }
+      let place = try self.place(step.address, table.nested, isRoot: isRoot, for: .read, steps: &step.below)
+      step.physicalAddress = place
+      guard let entry = load(place) else { throw isRoot ? .firstStageRootAccess : .firstStageEntryAccess }
+      step.entry = memory.loadUInt64(at: place)
+      guard entry & FirstStageEntry.present != 0 else { throw .firstStageEntryNotPresent }
+      step.isLeaf = level == 1 || level <= 3 && entry & FirstStageEntry.pageSize != 0
+      step.reservedBits = entry & rules.firstStageReserved(level: level, isLeaf: step.isLeaf)
+      if step.reservedBits != 0 { throw .firstStageEntryReserved }
+
+      allWritable = allWritable && entry & FirstStageEntry.writable != 0
+      allUser = allUser && entry & FirstStageEntry.user != 0
+      guard allUser || table.isSupervisor else { throw .userPrivilege }
+      let mayWrite = allWritable || table.isSupervisor && !table.writeProtect
+      guard mayWrite || !access.contains(.write) else { throw .scalableWritePermission }
+
+      var marks = FirstStageEntry.accessed
+      if table.extendedAccessed { marks |= FirstStageEntry.extendedAccessed }
+      if step.isLeaf, access.contains(.write) { marks |= FirstStageEntry.dirty }
+      step.bitsToSet = marks & ~entry
+      if step.bitsToSet != 0 {
+        if rules.pageWalkSnoopMatters, !table.pageWalkSnoop { throw .firstStageUpdateWithoutSnoop }
+        if table.nested != nil {
+          _ = try self.place(step.address, table.nested, isRoot: isRoot, for: .write, steps: &step.belowUpdate)
+        }
+        guard load(place) == entry else { return nil }
+        marked[place] = entry | marks
+      }
+      if step.isLeaf {
+        return Mapping(
+          output: entry & WalkRules.addressBits & ~UInt64.lowBits(shift), shift: shift, readable: true,
+          writable: mayWrite && (entry | marks) & FirstStageEntry.dirty != 0)
+      }
+      pointer = entry & WalkRules.addressBits
+    }
+    return nil  // Not reached: at level 1 every entry is a leaf.
+  }
+
+  /// Where a first-stage entry is in memory: nested, the second stage says, with fault codes of its own.
+  private mutating func place(
+    _ address: UInt64, _ second: SecondStageTable?, isRoot: Bool, for access: DMAAccess, steps: inout [PagingStep]
+  ) throws(FaultReason) -> UInt64 {
+    guard let second else { return address }
+    do throws(FaultReason) {
+      return try walk(second, address, for: access, steps: &steps).address(of: address)
+    } catch {
+      switch error {
+      case .scalableAddressBeyondWidth: throw .firstStageEntryBeyondWidth
+      case .scalableWritePermission: throw .firstStageEntryWritePermission
+      case .scalableReadPermission, .scalableSecondStageNotPresent:
+        throw isRoot ? .firstStageRootReadPermission : .firstStageEntryReadPermission
+      default: throw error
+      }
+    }
+  }
+
+  private mutating func combine(
+    _ upper: Mapping, _ second: SecondStageTable, _ input: UInt64, for access: DMAAccess, steps: inout [PagingStep]
+  ) throws(FaultReason) -> Mapping {
+    let middle = upper.address(of: input)
+    let lower: Mapping
+    do throws(FaultReason) {
+      lower = try walk(second, middle, for: access, steps: &steps)
+    } catch {
+      throw error == .scalableAddressBeyondWidth ? .firstStageOutputBeyondWidth : error
+    }
+    let shift = min(upper.shift, lower.shift)
+    return Mapping(
+      output: lower.address(of: middle) & ~UInt64.lowBits(shift), shift: shift,
+      readable: upper.readable && lower.readable, writable: upper.writable && lower.writable)
+  }
+
+  // MARK: Second stage
+
+  mutating func walk(
+    _ table: SecondStageTable, _ input: UInt64, for access: DMAAccess, steps: inout [PagingStep]
+  ) throws(FaultReason) -> Mapping {
+    func fault(_ legacy: FaultReason, _ scalable: FaultReason) -> FaultReason { table.isScalable ? scalable : legacy }
+    let width = min(table.addressWidth, rules.maximumGuestAddressWidth)
+    guard input >> UInt64(width) == 0 else { throw fault(.addressBeyondWidth, .scalableAddressBeyondWidth) }
+
+    var pointer = table.root
+    var rights = SecondStageEntry.readable | SecondStageEntry.writable
+    for level in stride(from: table.levels, through: 1, by: -1) {
+      let shift = 12 + 9 * (level - 1)
+      var step = PagingStep(.second, level: level, address: pointer | input[bits: shift...shift + 8] << 3)
+      defer { steps.append(step) }
+      guard let entry = load(step.address) else {
+        throw fault(
+          .secondStageEntryAccess,
+          level == table.levels ? .scalableSecondStageRootAccess : .scalableSecondStageEntryAccess)
+      }
+      step.physicalAddress = step.address
+      step.entry = memory.loadUInt64(at: step.address)
+      guard step.isPresent else {
+        throw fault(access.contains(.write) ? .writePermission : .readPermission, .scalableSecondStageNotPresent)
+      }
+      step.isLeaf = level == 1 || level <= 3 && entry & SecondStageEntry.pageSize != 0
+      step.reservedBits = entry & rules.secondStageReserved(level: level, isLeaf: step.isLeaf)
+      if step.reservedBits != 0 { throw fault(.secondStageEntryReserved, .scalableSecondStageEntryReserved) }
+      rights &= entry
+      if access.contains(.write), rights & SecondStageEntry.writable == 0 {
+        throw fault(.writePermission, .scalableWritePermission)
+      }
+      if access.contains(.read), rights & SecondStageEntry.readable == 0 {
+        throw fault(.readPermission, .scalableReadPermission)
+      }
+      var isDirty = true
+      if table.accessedDirty {
+        var marks = SecondStageEntry.accessed
+        if step.isLeaf, access.contains(.write) { marks |= SecondStageEntry.dirty }
+        step.bitsToSet = marks & ~entry
+        if step.bitsToSet != 0 {
+          if rules.pageWalkSnoopMatters, !table.pageWalkSnoop { throw .scalableSecondStageUpdateWithoutSnoop }
+          marked[step.address] = entry | marks
+        }
+        isDirty = (entry | marks) & SecondStageEntry.dirty != 0
+      }
+      pointer = entry & WalkRules.addressBits
+      if step.isLeaf {
+        return Mapping(
+          output: pointer & ~UInt64.lowBits(shift), shift: shift,
+          readable: rights & SecondStageEntry.readable != 0,
+          writable: rights & SecondStageEntry.writable != 0 && isDirty)
+      }
+    }
+    throw fault(.secondStageEntryAccess, .scalableSecondStageEntryAccess)  // Not reached, as above.
+  }
+}

@@ -1,0 +1,61 @@
+import Hardware
+
+/// One paging entry that a walk reads (VT-d 9.7, 9.8), and what it says.
+public struct PagingStep: Hashable, Sendable {
+  public enum Stage: Hashable, Sendable {
+    case first
+    case second
+  }
+
+  public let stage: Stage
+  /// 1 for a page table, up to 5.
+  public let level: Int
+  /// Where the entry is: for a first stage in nested translation, an address that the second stage translates.
+  public let address: UInt64
+  /// Nested, of a first-stage entry: the second stage's entries on the way to it.
+  public internal(set) var below: [PagingStep] = []
+  /// Nested, of a first-stage entry: those on the way to it when it is written, to set accessed and dirty bits.
+  public internal(set) var belowUpdate: [PagingStep] = []
+  /// Where the entry is in memory; nil where the second stage does not let it be read.
+  public internal(set) var physicalAddress: UInt64?
+  /// The entry as it stands; nil where it was not read.
+  public internal(set) var entry: UInt64?
+  /// It maps a page.
+  public internal(set) var isLeaf = false
+  /// Bits that are one and must be zero.
+  public internal(set) var reservedBits: UInt64 = 0
+  /// The accessed and dirty bits that a real walk for this request would set.
+  public internal(set) var bitsToSet: UInt64 = 0
+
+  init(_ stage: Stage, level: Int, address: UInt64) {
+    self.stage = stage
+    self.level = level
+    self.address = address
+  }
+
+  /// The entry's place in its table, 0 to 511.
+  public var index: Int { Int(address[bits: 3...11]) }
+
+  /// First stage: P. Second stage: R or W.
+  public var isPresent: Bool {
+    guard let entry else { return false }
+    return stage == .first ? entry & FirstStageEntry.present != 0 : entry & 3 != 0
+  }
+
+  /// The table or page that it points to.
+  public var output: UInt64? {
+    guard isPresent, let entry else { return nil }
+    let address = entry & WalkRules.addressBits
+    return isLeaf ? address & ~UInt64.lowBits(12 + 9 * (level - 1)) : address
+  }
+
+  /// The flags by their mnemonics, those that are set.
+  public var flags: [String] {
+    guard let entry else { return [] }
+    let names: [(Int, String)] =
+      stage == .first
+      ? [(0, "P"), (1, "R/W"), (2, "U/S"), (5, "A"), (6, "D"), (7, "PS"), (10, "EA"), (63, "XD")]
+      : [(0, "R"), (1, "W"), (7, "PS"), (8, "A"), (9, "D"), (11, "SNP"), (62, "TM")]
+    return names.filter { entry[bit: $0.0] && ($0.0 != 7 || level > 1) && ($0.1 != "D" || isLeaf) }.map(\.1)
+  }
+}

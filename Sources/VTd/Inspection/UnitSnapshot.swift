@@ -1,0 +1,112 @@
+import Hardware
+
+/// A unit as somebody who looks at it finds it: its registers, what the tables say of some sources, its caches and its
+/// counters. Taken part by part while the guest goes on, so the parts may be of different moments.
+public struct UnitSnapshot: Hashable, Sendable {
+  /// RTADDR.TTM.
+  public enum TableMode: Hashable, Sendable {
+    case legacy
+    case scalable
+    /// A reserved value: every request faults.
+    case reserved
+  }
+
+  public struct Register: Hashable, Sendable {
+    public let mnemonic: String
+    /// In bytes from the start of the unit's page.
+    public let offset: Int
+    /// In bytes: 4 or 8.
+    public let width: Int
+    public let value: UInt64
+  }
+
+  /// The invalidation queue (VT-d 6.5.2).
+  public struct Queue: Hashable, Sendable {
+    public let isEnabled: Bool
+    public let base: UInt64
+    /// In bytes.
+    public let size: Int
+    /// 256-bit descriptors.
+    public let isWide: Bool
+    /// Offsets in bytes.
+    public let head: Int
+    public let tail: UInt64
+  }
+
+  public struct InterruptRemapping: Hashable, Sendable {
+    public let isEnabled: Bool
+    /// CFIS: requests in compatibility format pass.
+    public let allowsCompatibilityFormat: Bool
+    /// EIME: 32-bit destinations.
+    public let isExtended: Bool
+    public let table: UInt64
+    public let entries: Int
+    public let cached: [CachedInterruptEntry]
+  }
+
+  public let options: UnitOptions
+  public let isTranslationEnabled: Bool
+  public let tableMode: TableMode
+  public let rootTable: UInt64
+  public let registers: [Register]
+  public let queue: Queue
+  public let interruptRemapping: InterruptRemapping
+  /// Of the sources asked for. Empty while no root table is set and translation is disabled.
+  public let sources: [SourceTables]
+  /// Of every port, also of those that have nothing cached.
+  public let caches: [PortCache]
+  public let counters: TranslationCounters
+}
+
+extension TranslationUnit {
+  /// - Parameter sources: whose tables are to be read.
+  public func snapshot(of sources: [RequesterID]) -> UnitSnapshot {
+    let (mode, interruptMode, queue, values) = registers.state.withLock { registers in
+      (
+        registers.translationMode, registers.interruptMode,
+        UnitSnapshot.Queue(
+          isEnabled: registers.globalStatus.contains(.queuedInvalidationEnable), base: registers.queue.base,
+          size: registers.queue.size, isWide: registers.queue.isWide, head: registers.queue.head,
+          tail: registers.file[quadword: RegisterOffset.invalidationQueueTail]),
+        RegisterDescription.all(capabilities).map {
+          UnitSnapshot.Register(
+            mnemonic: $0.mnemonic, offset: $0.offset, width: $0.width,
+            value: registers.file.read(offset: $0.offset, width: $0.width))
+        }
+      )
+    }
+    let reader = TableReader(mode: mode, capabilities: capabilities, memory: memory)
+    return UnitSnapshot(
+      options: options, isTranslationEnabled: mode.enabled,
+      tableMode: mode.tableMode == .legacy ? .legacy : mode.tableMode == .scalable ? .scalable : .reserved,
+      rootTable: mode.rootTable, registers: values, queue: queue,
+      interruptRemapping: UnitSnapshot.InterruptRemapping(
+        isEnabled: interruptMode.enabled, allowsCompatibilityFormat: interruptMode.allowsCompatibilityFormat,
+        isExtended: interruptMode.extended, table: interruptMode.table, entries: interruptMode.entries,
+        cached: interrupts.cachedEntries),
+      sources: mode.enabled || mode.rootTable != 0 ? sources.map(reader.tables) : [],
+      caches: portCaches, counters: counters)
+  }
+
+  /// What a request would meet now, entry by entry, from the tables in memory.
+  /// - Parameter pasid: that of the request, or nil for one without.
+  public func explanation(
+    of address: UInt64, for access: DMAAccess, from source: RequesterID, pasid: UInt32? = nil
+  ) -> TranslationExplanation {
+    let mode = registers.state.withLock { $0.translationMode }
+    var explanation = TranslationExplanation(
+      source: source, pasid: pasid, address: address, access: access, mode: mode, capabilities: capabilities,
+      rules: rules, memory: memory)
+    if mode.enabled {
+      explanation.cached = portCaches.filter { $0.source == source && $0.requestPASID == pasid }
+        .flatMap(\.pages).filter { $0.contains(address) }
+    }
+    return explanation
+  }
+
+  private var portCaches: [PortCache] {
+    ports.withLock { $0.all }.map(\.inspection).sorted {
+      ($0.source, $0.requestPASID ?? 0) < ($1.source, $1.requestPASID ?? 0)
+    }
+  }
+}
