@@ -8,9 +8,9 @@ struct Edu {
   let function: Function
   private let base: UInt64
 
-  /// The first one on bus 0, decoding and mastering.
-  static func find() -> Edu? {
-    for device in 1..<UInt32(31) {
+  /// The first one on bus 0 behind another, decoding and mastering.
+  static func find(after other: Edu? = nil) -> Edu? {
+    for device in (other?.function.device ?? 0) + 1..<UInt32(31) {
       let function = Function(device: device, number: 0)
       guard function.readPort(0) == identity else { continue }
       function.writePort(4, function.readPort(4) & 0xffff | 0x6)
@@ -46,12 +46,21 @@ struct Edu {
     transfer(from: Self.buffer, to: address, count: count, command: 3)
   }
 
+  /// From memory to memory, by way of its buffer.
+  func copy(from source: UInt64, to destination: UInt64, count: UInt64 = 8) -> Bool {
+    read(from: source, count: count) && write(to: destination, count: count)
+  }
+
   // MARK: Interrupts
+
+  /// Asserts its pin, until `lowerPin`; where it sends messages, sends one.
+  func raisePin() { store32(base + 0x60, 1) }
+  func lowerPin() { store32(base + 0x64, 1) }
 
   /// Raises its interrupt and takes it back at once: a message, once sent, stays sent.
   func raise() {
-    store32(base + 0x60, 1)
-    store32(base + 0x64, 1)
+    raisePin()
+    lowerPin()
   }
 
   /// Has the device send its interrupt as this message.

@@ -1,4 +1,4 @@
-/// Vectors: exceptions end the kernel with a line that names them; others are counted for each vector.
+/// Vectors: exceptions end the kernel with a line that names them; others are counted for each processor and vector.
 
 enum Interrupts {
   static let base: UInt32 = 0x30
@@ -8,16 +8,27 @@ enum Interrupts {
   static let device: UInt32 = 0x50
   static let spurious: UInt32 = 0xff
 
-  /// Counts stand beside the descriptor table's use of memory: static storage, one for each vector.
-  nonisolated(unsafe) private static var counts = InlineArray<256, UInt32>(repeating: 0)
+  /// APIC identifiers that have counts of their own; a larger one shares with a smaller.
+  private static let processors: UInt32 = 4
+  /// Static storage, one for each processor and vector, so that no two processors write one.
+  nonisolated(unsafe) private static var counts = InlineArray<1024, UInt32>(repeating: 0)
 
+  /// On all processors.
   static func count(_ vector: UInt32) -> UInt32 {
-    // A volatile load: the handler changes it behind the compiler's back.
-    unsafe withUnsafePointer(to: &counts) { load32(UInt64(UInt(bitPattern: $0)) + UInt64(vector) * 4) }
+    var sum: UInt32 = 0
+    for processor in 0..<processors { sum &+= count(vector, on: processor) }
+    return sum
   }
 
-  static func record(_ vector: UInt32) {
-    counts[Int(vector & 0xff)] &+= 1
+  /// - Parameter processor: an APIC identifier.
+  static func count(_ vector: UInt32, on processor: UInt32) -> UInt32 {
+    // A volatile load: the handler changes it behind the compiler's back.
+    let place = UInt64(processor % processors) << 8 | UInt64(vector & 0xff)
+    return unsafe withUnsafePointer(to: &counts) { load32(UInt64(UInt(bitPattern: $0)) + place * 4) }
+  }
+
+  static func record(_ vector: UInt32, on processor: UInt32) {
+    counts[Int((processor % processors) << 8 | vector & 0xff)] &+= 1
   }
 
   /// Writes 256 interrupt gates (SDM volume 3, 7.14.1) and loads the table.
@@ -54,6 +65,6 @@ func interruptArrived(vector: UInt32, errorCode: UInt32, instruction: UInt64) {
     Report.countFailure()
     Report.end()
   }
-  Interrupts.record(vector)
+  Interrupts.record(vector, on: LocalAPIC.identifier)
   if vector != Interrupts.spurious { LocalAPIC.endOfInterrupt() }
 }

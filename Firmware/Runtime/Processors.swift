@@ -1,4 +1,4 @@
-/// Application processors: started by INIT and start-up IPIs, then asleep until interrupts come.
+/// Application processors: started by INIT and start-up IPIs, then asleep until interrupts come, or work is given.
 /// Intel SDM volume 3, 11.4 "Multiple-Processor (MP) Initialization".
 
 enum Processors {
@@ -11,6 +11,30 @@ enum Processors {
   }
 
   static func countReady() { ready &+= 1 }
+
+  /// What the application processors are to do once, and how often one has finished.
+  nonisolated(unsafe) fileprivate static var work: (@convention(c) () -> Void)?
+  nonisolated(unsafe) fileprivate static var finished: UInt32 = 0
+
+  static var finishedCount: UInt32 {
+    unsafe withUnsafePointer(to: &finished) { load32(UInt64(UInt(bitPattern: $0))) }
+  }
+
+  /// Has a started processor do something; `finishedCount` says when it is done.
+  static func give(_ work: @convention(c) @escaping () -> Void, to identifier: UInt32) {
+    self.work = work
+    LocalAPIC.sendFixed(vector: Interrupts.ping, to: identifier)
+  }
+
+  /// Starts the first processor of the MADT that is not this one.
+  /// - Returns: its APIC identifier, or nil where there is none, or where it does not start.
+  static func startAnother(patience: UInt64) -> UInt32? {
+    bootProcessor = LocalAPIC.identifier
+    var found: UInt32?
+    _ = ACPI.forEachProcessor { if $0 != bootProcessor, found == nil { found = $0 } }
+    guard let found, start(found, patience: patience) else { return nil }
+    return found
+  }
 
   /// Starts one processor, and waits until it takes interrupts.
   static func start(_ identifier: UInt32, patience: UInt64) -> Bool {
@@ -41,6 +65,11 @@ func applicationMain(index: UInt32) {
     let pings = Interrupts.count(Interrupts.ping)
     if pings != answered {
       answered = pings
+      if let work = Processors.work {
+        Processors.work = nil
+        work()
+        Processors.finished &+= 1
+      }
       LocalAPIC.sendFixed(vector: Interrupts.pong, to: bootProcessor)
     }
   }

@@ -1,5 +1,5 @@
 /// The tables that a VT-d unit walks, as its software writes them: VT-d 4.1, chapter 9. Bus 0 only, and in scalable mode
-/// devices 0 to 15 and one PASID, which is that of requests without one.
+/// devices 0 to 15, and PASIDs below 64.
 
 /// Paging tables of 4 levels, of either stage; the two differ in their bits only.
 struct PagingTables {
@@ -17,8 +17,13 @@ struct PagingTables {
   static let user: UInt64 = 1 << 2
   static let accessed: UInt64 = 1 << 5
   static let dirty: UInt64 = 1 << 6
-  /// Both stages.
+  /// Second stage.
+  static let readable: UInt64 = 1 << 0
+  static let secondAccessed: UInt64 = 1 << 8
+  static let secondDirty: UInt64 = 1 << 9
+  /// Both stages; `writable`, too, is bit 1 in both.
   static let large: UInt64 = 1 << 7
+  static let addressBits: UInt64 = 0x000f_ffff_ffff_f000
 
   let root: UInt64
   let stage: Stage
@@ -36,7 +41,7 @@ struct PagingTables {
       let place = table + (address >> (12 + 9 * (current - 1)) & 0x1ff) * 8
       if current == level { return place }
       if load64(place) == 0 { store64(place, Pages.take() | stage.rawValue) }
-      table = load64(place) & 0x000f_ffff_ffff_f000
+      table = load64(place) & Self.addressBits
       current -= 1
     }
   }
@@ -47,11 +52,11 @@ struct PagingTables {
   }
 }
 
-/// Root table and context tables for one function.
+/// Root table and context tables, as far as they are about one function.
 struct SourceTables {
   static let domain: UInt64 = 0x2a
   static let pasid: UInt64 = 3
-  private static let width48: UInt64 = 2
+  static let width48: UInt64 = 2
 
   let root: UInt64
   private let context: UInt64
@@ -59,19 +64,26 @@ struct SourceTables {
 
   /// - Parameter source: a source-id on bus 0.
   init(source: UInt64) {
-    root = Pages.take()
-    context = Pages.take()
-    self.source = source
+    self.init(root: Pages.take(), context: Pages.take(), source: source)
     store64(root, context | 1)
   }
+
+  private init(root: UInt64, context: UInt64, source: UInt64) {
+    self.root = root
+    self.context = context
+    self.source = source
+  }
+
+  /// The same tables' entries for another function.
+  func of(source: UInt64) -> SourceTables { SourceTables(root: root, context: context, source: source) }
 
   // MARK: Legacy mode
 
   var contextEntry: UInt64 { context + (source & 0xff) * 16 }
 
   /// - Parameter type: 0 second stage, 2 pass-through.
-  func setLegacy(type: UInt64, table: UInt64) {
-    store64(contextEntry + 8, Self.domain << 8 | Self.width48)
+  func setLegacy(type: UInt64, table: UInt64, domain: UInt64 = domain) {
+    store64(contextEntry + 8, domain << 8 | Self.width48)
     store64(contextEntry, table | type << 2 | 1)
   }
 
@@ -89,25 +101,38 @@ struct SourceTables {
     return table + Self.pasid * 64
   }
 
-  /// The domain, and PWSNP where the unit has it: without it, it then may not set A and D.
-  private static var second: UInt64 {
+  /// PWSNP where the unit has it: without it, it then may not set A and D.
+  private static func second(_ domain: UInt64) -> UInt64 {
     domain | (RemappingUnit.offers(RemappingUnit.pageWalkCoherency) ? 1 << 23 : 0)
   }
 
-  static func setFirstStage(_ entry: UInt64, table: UInt64) {
-    store64(entry + 8, second)
+  static func setFirstStage(_ entry: UInt64, table: UInt64, domain: UInt64 = domain) {
+    store64(entry + 8, second(domain))
     store64(entry + 16, table)
     store64(entry, 1 << 6 | 1)
   }
 
-  static func setSecondStage(_ entry: UInt64, table: UInt64) {
-    store64(entry + 8, second)
+  static func setSecondStage(_ entry: UInt64, table: UInt64, domain: UInt64 = domain) {
+    store64(entry + 8, second(domain))
     store64(entry + 16, 0)
     store64(entry, table | 2 << 6 | width48 << 2 | 1)
   }
 
-  static func setPassThrough(_ entry: UInt64) {
-    store64(entry + 8, second)
+  /// - Parameters:
+  ///   - table: the first stage's, as an address that the second stage maps.
+  ///   - accessedDirty: the second stage keeps A and D, too (SSADE).
+  ///   - width: AW of the second stage: 2 for 4 levels, 1 for 3.
+  static func setNested(
+    _ entry: UInt64, table: UInt64, over second: UInt64, accessedDirty: Bool = false, width: UInt64 = width48,
+    domain: UInt64 = domain
+  ) {
+    store64(entry + 8, Self.second(domain))
+    store64(entry + 16, table)
+    store64(entry, second | (accessedDirty ? 1 << 9 : 0) | 3 << 6 | width << 2 | 1)
+  }
+
+  static func setPassThrough(_ entry: UInt64, domain: UInt64 = domain) {
+    store64(entry + 8, second(domain))
     store64(entry + 16, 0)
     store64(entry, 4 << 6 | 1)
   }

@@ -12,6 +12,7 @@ enum RemappingUnit {
     static let globalCommand: UInt64 = 0x18
     static let globalStatus: UInt64 = 0x1c
     static let rootTableAddress: UInt64 = 0x20
+    static let contextCommand: UInt64 = 0x28
     static let faultStatus: UInt64 = 0x34
     static let faultEventControl: UInt64 = 0x38
     static let faultEventData: UInt64 = 0x3c
@@ -20,6 +21,12 @@ enum RemappingUnit {
     static let queueHead: UInt64 = 0x80
     static let queueTail: UInt64 = 0x88
     static let queueAddress: UInt64 = 0x90
+    static let completionStatus: UInt64 = 0x9c
+    static let completionEventControl: UInt64 = 0xa0
+    static let completionEventData: UInt64 = 0xa4
+    static let completionEventAddress: UInt64 = 0xa8
+    static let completionEventUpperAddress: UInt64 = 0xac
+    static let queueErrorRecord: UInt64 = 0xb0
     static let interruptTableAddress: UInt64 = 0xb8
   }
 
@@ -44,6 +51,9 @@ enum RemappingUnit {
   static let interruptRemapping: UInt64 = 3
   static let extendedInterrupts: UInt64 = 4
   static let passThrough: UInt64 = 6
+  static let deviceTLB: UInt64 = 2
+  static let nestedTranslation: UInt64 = 26
+  static let supervisorRequests: UInt64 = 31
   static let scalableMode: UInt64 = 43
   static let secondStage: UInt64 = 46
   static let firstStage: UInt64 = 47
@@ -70,13 +80,18 @@ enum RemappingUnit {
     startQueue(isWide: isScalable)
     write64(Register.rootTableAddress, root | (isScalable ? 1 << 10 : 0))
     command(Command.setRootTable)
-    let isClean = invalidateContexts() && (!isScalable || invalidatePASIDs()) && invalidateTranslations()
-    return isClean && command(Command.translationEnable)
+    return invalidateEverything(isScalable: isScalable) && command(Command.translationEnable)
   }
+
+  /// The registers of invalidation by register: VT-d 11.4.6.
+  static var invalidateAddress: UInt64 { (read64(Register.extendedCapability) >> 8 & 0x3ff) * 16 }
+  static var invalidateCommand: UInt64 { invalidateAddress + 8 }
+  /// The first fault recording register.
+  static var faultRecord: UInt64 { (read64(Register.capability) >> 24 & 0x3ff) * 16 }
 
   // MARK: The invalidation queue
 
-  nonisolated(unsafe) private static var queue: UInt64 = 0
+  nonisolated(unsafe) private(set) static var queue: UInt64 = 0
   nonisolated(unsafe) private static var status: UInt64 = 0
   nonisolated(unsafe) private static var tail: UInt64 = 0
   nonisolated(unsafe) private static var descriptorSize: UInt64 = 16
@@ -95,22 +110,38 @@ enum RemappingUnit {
     command(Command.queueEnable)
   }
 
-  private static func enqueue(_ low: UInt64, _ high: UInt64) {
+  /// Puts a descriptor into the queue and does not say so yet.
+  static func enqueue(_ low: UInt64, _ high: UInt64 = 0) {
     Pages.fill(queue + tail, descriptorSize, with: 0)
     store64(queue + tail, low)
     store64(queue + tail + 8, high)
     tail = (tail + descriptorSize) % Pages.size
   }
 
-  /// Submits one descriptor and one that waits for it.
+  /// Tells the unit of what was put into the queue.
+  static func ring() { write64(Register.queueTail, tail) }
+
+  /// Submits what was put into the queue, and a descriptor that waits for it.
   /// - Returns: whether the wait's status was written.
-  static func submit(_ low: UInt64, _ high: UInt64 = 0) -> Bool {
+  static func submitAndWait() -> Bool {
     waits &+= 1
     let number = waits
-    enqueue(low, high)
     enqueue(0x5 | 1 << 5 | UInt64(number) << 32, status)
-    write64(Register.queueTail, tail)
-    return wait(ticks: patience) { load32(status) == number }
+    ring()
+    return wait(ticks: patience) { load32(status) == number || read32(Register.faultStatus) & 0x70 != 0 }
+      && load32(status) == number
+  }
+
+  /// Submits one descriptor and one that waits for it.
+  static func submit(_ low: UInt64, _ high: UInt64 = 0) -> Bool {
+    enqueue(low, high)
+    return submitAndWait()
+  }
+
+  /// Everything that requests are translated by.
+  @discardableResult
+  static func invalidateEverything(isScalable: Bool) -> Bool {
+    invalidateContexts() && (!isScalable || invalidatePASIDs()) && invalidateTranslations()
   }
 
   static func invalidateContexts() -> Bool { submit(0x1 | 1 << 4) }
@@ -157,8 +188,7 @@ enum RemappingUnit {
   static func takeFault() -> Fault? {
     let status = read32(Register.faultStatus)
     guard status & pendingFault != 0 else { return nil }
-    let first = (read64(Register.capability) >> 24 & 0x3ff) * 16
-    let record = first + UInt64(status >> 8 & 0xff) * 16
+    let record = faultRecord + UInt64(status >> 8 & 0xff) * 16
     let fault = Fault(low: read64(record), high: read64(record + 8))
     guard fault.high >> 63 != 0 else { return nil }
     write64(record + 8, 1 << 63)
