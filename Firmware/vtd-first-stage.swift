@@ -173,7 +173,7 @@ func kernelMain() {
   let sources = SourceTables(source: edu.source)
   let setup = Setup(
     edu: edu, tables: tables, sources: sources, pasidEntry: sources.makeScalable(), source: Pages.take(),
-    large: Pages.take(Pages.largeSize))
+    large: Pages.reserve(Pages.largeSize))
   let next = Pages.take()
   store64(next, marker)
   tables.map(sourcePage, to: setup.source, leaf)

@@ -112,7 +112,7 @@ private struct Setup {
     pasidEntry = sources.makeScalable()
     data = guest.take()
     readOnly = guest.take()
-    large = Pages.take(Pages.largeSize)
+    large = Pages.reserve(Pages.largeSize)
   }
 
   var result: UInt64 { load64(large + 0x800) }

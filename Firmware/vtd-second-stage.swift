@@ -43,7 +43,7 @@ private struct Setup {
   let small = Pages.take()
   let readOnly = Pages.take()
   let writeOnly = Pages.take()
-  let large = Pages.take(Pages.largeSize)
+  let large = Pages.reserve(Pages.largeSize)
   let reasons: Reasons
 
   init(edu: Edu, reasons: Reasons) {

@@ -11,9 +11,15 @@ enum Pages {
 
   /// So many bytes of zeros, aligned to as many: a power of two.
   static func take(_ count: UInt64) -> UInt64 {
+    let start = reserve(count)
+    fill(start, count, with: 0)
+    return start
+  }
+
+  /// As many bytes of anything: where instructions are emulated, zeros for large pages take seconds.
+  static func reserve(_ count: UInt64) -> UInt64 {
     let start = (next + count - 1) & ~(count - 1)
     next = start + count
-    fill(start, count, with: 0)
     return start
   }
 

@@ -1,0 +1,402 @@
+/// What stays in force until it is invalidated, and how much each invalidation takes: two functions in two domains with
+/// three pages each. All entries of one kind are changed at once, which must change nothing; then comes one
+/// invalidation, and just what it covers must be as the entries say now. VT-d 4.1, 6.2 for the caches, 6.5.1 for
+/// invalidation by register and 6.5.2 for the queue's descriptors.
+
+private let smallPage: UInt64 = 0x12_3456_6000
+private let nextPage: UInt64 = smallPage + Pages.size
+/// 2 MiB.
+private let largePage: UInt64 = 0x12_4000_0000
+/// Where a function leaves what it read.
+private let sink: UInt64 = 0x12_3460_0000
+private let domainA: UInt64 = 0x2a
+private let domainB: UInt64 = 0x07
+private let pasid = SourceTables.pasid
+
+/// What an invalidation is to take: a bit for each page of each function.
+private struct Covered: Equatable {
+  let rawValue: UInt64
+
+  static let pages: UInt64 = 3
+  static let smallA = Covered(rawValue: 1 << 0)
+  static let nextA = Covered(rawValue: 1 << 1)
+  static let largeA = Covered(rawValue: 1 << 2)
+  static let smallB = Covered(rawValue: 1 << 3)
+  static let a = Covered(rawValue: 7)
+  static let b = Covered(rawValue: 7 << 3)
+  static let all = Covered(rawValue: 63)
+  static let none = Covered(rawValue: 0)
+  static let smallAndNextA = Covered(rawValue: 3)
+}
+
+/// A function, and two sets of tables that differ in what the pages hold.
+private struct Subject {
+  let edu: Edu
+  let domain: UInt64
+  let stage: PagingTables.Stage
+  let tables: PagingTables
+  let others: PagingTables
+  private let sinkMemory = Pages.take()
+
+  init(_ edu: Edu, domain: UInt64, stage: PagingTables.Stage) {
+    self.edu = edu
+    self.domain = domain
+    self.stage = stage
+    tables = PagingTables(stage)
+    others = PagingTables(stage)
+    map(tables, generation: 0)
+    map(others, generation: 1)
+  }
+
+  private static func address(_ page: UInt64) -> UInt64 { page == 0 ? smallPage : page == 1 ? nextPage : largePage }
+  private static func level(_ page: UInt64) -> UInt64 { page == 2 ? 2 : 1 }
+
+  private func map(_ tables: PagingTables, generation: UInt64) {
+    tables.map(sink, to: sinkMemory, stage.rawValue)
+    for page in 0..<Covered.pages {
+      let memory = Pages.reserve(page == 2 ? Pages.largeSize : Pages.size)
+      store64(memory, domain << 32 | page << 8 | generation)
+      tables.map(Self.address(page), to: memory, level: Self.level(page), stage.rawValue)
+    }
+  }
+
+  /// Which of the two memories the function reads at a page now; nil for neither.
+  func generation(_ page: UInt64) -> UInt64? {
+    store64(sinkMemory, .max)
+    guard edu.copy(from: Self.address(page), to: sink) else { return nil }
+    let found = load64(sinkMemory)
+    return found & ~1 == domain << 32 | page << 8 ? found & 1 : nil
+  }
+
+  /// Exchanges what the two sets map the pages to.
+  func exchangePages() {
+    for page in 0..<Covered.pages {
+      exchangeWords(
+        tables.entry(Self.address(page), level: Self.level(page)),
+        others.entry(Self.address(page), level: Self.level(page)))
+    }
+  }
+}
+
+/// Which of the tables the entries name now.
+nonisolated(unsafe) private var usesOthers = false
+
+private func exchangeWords(_ one: UInt64, _ other: UInt64) {
+  let kept = load64(one)
+  store64(one, load64(other))
+  store64(other, kept)
+}
+
+private struct Setup {
+  let a: Subject
+  let b: Subject
+  let isScalable: Bool
+
+  init(_ edu: Edu, _ other: Edu, stage: PagingTables.Stage, isScalable: Bool) {
+    a = Subject(edu, domain: domainA, stage: stage)
+    b = Subject(other, domain: domainB, stage: stage)
+    self.isScalable = isScalable
+  }
+
+  func forgetAll() { RemappingUnit.invalidateEverything(isScalable: isScalable) }
+
+  /// The pages that are read as of a generation; nil where anything else is read.
+  func pages(of generation: UInt64) -> Covered? {
+    var found: UInt64 = 0
+    for page in 0..<Covered.pages * 2 {
+      let subject = page < Covered.pages ? a : b
+      guard let seen = subject.generation(page % Covered.pages) else { return nil }
+      if seen == generation { found |= 1 << page }
+    }
+    return Covered(rawValue: found)
+  }
+
+  /// - Parameters:
+  ///   - exchange: changes entries of both functions so that each page is elsewhere, or back.
+  ///   - before: what must go for the change to be seen, and is not what is tried.
+  ///   - invalidate: says whether it was done.
+  func expect(
+    _ name: StaticString, _ expected: Covered, exchange: () -> Void, before: () -> Void = {},
+    after: () -> Void = {}, by invalidate: () -> Bool
+  ) {
+    let generation = a.generation(0) ?? 2
+    let cached = pages(of: generation)
+    exchange()
+    before()
+    let stale = pages(of: generation)
+    let isDone = invalidate()
+    after()
+    let fresh = pages(of: generation ^ 1)
+    if cached == .all, stale == .all, isDone, fresh == expected {
+      Report.pass(name)
+    } else {
+      put("FAIL ")
+      put(name)
+      put(isDone ? ": cached 0x" : ": not done; cached 0x")
+      put(Hexadecimal(cached?.rawValue ?? .max))
+      put(", stale 0x")
+      put(Hexadecimal(stale?.rawValue ?? .max))
+      put(", new 0x")
+      put(Hexadecimal(fresh?.rawValue ?? .max))
+      put(", not 0x")
+      put(Hexadecimal(expected.rawValue))
+      endLine()
+      Report.countFailure()
+    }
+    forgetAll()
+    if pages(of: generation ^ 1) != .all { Report.fail("and what everything's invalidation leaves") }
+  }
+
+  func expectPages(_ name: StaticString, _ expected: Covered, by invalidate: () -> Bool) {
+    expect(
+      name, expected,
+      exchange: {
+        a.exchangePages()
+        b.exchangePages()
+      }, by: invalidate)
+  }
+}
+
+// MARK: Pages
+
+/// By the queue: VT-d 6.5.2.3.
+private func checkPages(_ setup: Setup) {
+  setup.expectPages("the global invalidation takes all", .all) { RemappingUnit.invalidateTranslations() }
+  setup.expectPages("a domain's takes its own", .a) { RemappingUnit.invalidateTranslations(domain: domainA) }
+  setup.expectPages("the other domain's as well", .b) { RemappingUnit.invalidateTranslations(domain: domainB) }
+  setup.expectPages("a third domain's takes nothing", .none) { RemappingUnit.invalidateTranslations(domain: 9) }
+  setup.expectPages("a context invalidation takes no page", .none) { RemappingUnit.invalidateContexts() }
+  if setup.isScalable {
+    setup.expectPages("nor does the PASID cache's", .none) { RemappingUnit.invalidatePASIDs() }
+  }
+  if RemappingUnit.offers(RemappingUnit.interruptRemapping) {
+    setup.expectPages("nor does the interrupt entries'", .none) { RemappingUnit.invalidateInterruptEntries() }
+  }
+}
+
+/// Second-stage pages: VT-d 6.5.2.3.
+private func checkPageSelective(_ setup: Setup) {
+  func invalidate(_ address: UInt64, _ mask: UInt64, _ domain: UInt64) -> Bool {
+    RemappingUnit.invalidatePage(address | mask, domain: domain)
+  }
+  setup.expectPages("one page's takes that one", .smallA) { invalidate(smallPage, 0, domainA) }
+  setup.expectPages("so for the next page", .nextA) { invalidate(nextPage, 0, domainA) }
+  setup.expectPages("so in the other domain", .smallB) { invalidate(smallPage, 0, domainB) }
+  setup.expectPages("two pages' takes two", .smallAndNextA) { invalidate(smallPage, 1, domainA) }
+  setup.expectPages("any page in 2 MiB takes the large page", .largeA) { invalidate(largePage + 0x7_f000, 0, domainA) }
+  setup.expectPages("the page behind it takes nothing", .none) {
+    invalidate(largePage + Pages.largeSize, 0, domainA)
+  }
+  setup.expectPages("1 GiB that has them all takes them", .a) {
+    invalidate(0x12_0000_0000, 18, domainA) && invalidate(0x12_4000_0000, 18, domainA)
+  }
+  setup.expectPages("a third domain's takes nothing", .none) { invalidate(smallPage, 0, 9) }
+}
+
+/// First-stage pages: VT-d 6.5.2.4.
+private func checkPASIDSelective(_ setup: Setup) {
+  func invalidate(_ address: UInt64, _ mask: UInt64, _ domain: UInt64, _ number: UInt64) -> Bool {
+    RemappingUnit.invalidatePage(address | mask, pasid: number, domain: domain)
+  }
+  setup.expectPages("a PASID's takes all of it", .a) {
+    RemappingUnit.invalidateTranslations(pasid: pasid, domain: domainA)
+  }
+  setup.expectPages("another PASID's takes nothing", .none) {
+    RemappingUnit.invalidateTranslations(pasid: pasid + 1, domain: domainA)
+  }
+  setup.expectPages("nor does the PASID's in a third domain", .none) {
+    RemappingUnit.invalidateTranslations(pasid: pasid, domain: 9)
+  }
+  setup.expectPages("one page's takes that one", .smallA) { invalidate(smallPage, 0, domainA, pasid) }
+  setup.expectPages("so in the other domain", .smallB) { invalidate(smallPage, 0, domainB, pasid) }
+  setup.expectPages("two pages' takes two", .smallAndNextA) { invalidate(smallPage, 1, domainA, pasid) }
+  setup.expectPages("any page in 2 MiB takes the large page", .largeA) {
+    invalidate(largePage + 0x7_f000, 0, domainA, pasid)
+  }
+  setup.expectPages("another PASID's page takes nothing", .none) { invalidate(smallPage, 0, domainA, pasid + 1) }
+}
+
+// MARK: By register
+
+/// Only while the queue is off: VT-d 6.5.1.
+private func checkRegisters(_ setup: Setup, contexts: () -> Void) {
+  put("by register\n")
+  RemappingUnit.command(RemappingUnit.Command.queueEnable, on: false)
+  func pages(_ granularity: UInt64, domain: UInt64 = 0, address: UInt64 = 0) -> Bool {
+    RemappingUnit.write64(RemappingUnit.invalidateAddress, address)
+    RemappingUnit.write64(RemappingUnit.invalidateCommand, 1 << 63 | granularity << 60 | domain << 32)
+    guard
+      wait(ticks: RemappingUnit.patience, until: { RemappingUnit.read64(RemappingUnit.invalidateCommand) >> 63 == 0 })
+    else { return false }
+    return RemappingUnit.read64(RemappingUnit.invalidateCommand) >> 57 & 3 == granularity
+  }
+  func forget() {
+    RemappingUnit.write64(RemappingUnit.Register.contextCommand, 1 << 63 | 1 << 61)
+    if !pages(1) { Report.fail("the global invalidation is not done") }
+  }
+  func expect(_ name: StaticString, _ expected: Covered, by invalidate: () -> Bool) {
+    let generation = setup.a.generation(0) ?? 2
+    let cached = setup.pages(of: generation)
+    setup.a.exchangePages()
+    setup.b.exchangePages()
+    let stale = setup.pages(of: generation)
+    let isDone = invalidate()
+    Report.check(name, cached == .all && stale == .all && isDone && setup.pages(of: generation ^ 1) == expected)
+    forget()
+  }
+  expect("the global invalidation takes all", .all) { pages(1) }
+  expect("a domain's takes its own", .a) { pages(2, domain: domainA) }
+  expect("one page's takes that one", .smallA) { pages(3, domain: domainA, address: smallPage) }
+  expect("two pages' takes two", .smallAndNextA) { pages(3, domain: domainA, address: smallPage | 1) }
+  expect("a third domain's takes nothing", .none) { pages(2, domain: 9) }
+  contexts()
+  RemappingUnit.startQueue(isWide: setup.isScalable)
+}
+
+// MARK: Legacy mode
+
+private func checkLegacy(_ edu: Edu, _ other: Edu) {
+  put("legacy mode, queue of 128-bit descriptors\n")
+  let setup = Setup(edu, other, stage: .second, isScalable: false)
+  let sources = SourceTables(source: edu.source)
+  let othersSources = sources.of(source: other.source)
+  sources.setLegacy(type: 0, table: setup.a.tables.root, domain: domainA)
+  othersSources.setLegacy(type: 0, table: setup.b.tables.root, domain: domainB)
+  guard RemappingUnit.translate(root: sources.root, isScalable: false) else {
+    return Report.fail("translation does not come on")
+  }
+  checkPages(setup)
+  checkPageSelective(setup)
+
+  put("context entries\n")
+  usesOthers = false
+  func exchange() {
+    usesOthers.toggle()
+    sources.setLegacy(type: 0, table: usesOthers ? setup.a.others.root : setup.a.tables.root, domain: domainA)
+    othersSources.setLegacy(type: 0, table: usesOthers ? setup.b.others.root : setup.b.tables.root, domain: domainB)
+  }
+  func forgetPages() { _ = RemappingUnit.invalidateTranslations() }
+  func expect(_ name: StaticString, _ expected: Covered, _ low: UInt64) {
+    setup.expect(name, expected, exchange: exchange, before: forgetPages, after: forgetPages) {
+      RemappingUnit.submit(0x1 | low)
+    }
+  }
+  expect("the global invalidation takes both", .all, 1 << 4)
+  expect("a domain's takes its own", .a, 2 << 4 | domainA << 16)
+  expect("a third domain's takes none", .none, 2 << 4 | 9 << 16)
+  expect("one function's takes that one", .a, 3 << 4 | domainA << 16 | edu.source << 32)
+  expect("so for the other", .b, 3 << 4 | domainB << 16 | other.source << 32)
+  expect("a neighbour's takes none", .none, 3 << 4 | domainA << 16 | (edu.source | 2) << 32)
+  expect("unless its number is masked", .a, 3 << 4 | domainA << 16 | (edu.source | 2) << 32 | 2 << 48)
+  setup.expect("the pages' takes no context entry", .none, exchange: exchange) {
+    RemappingUnit.invalidateTranslations(domain: 9)
+  }
+
+  checkRegisters(setup) {
+    func expect(_ name: StaticString, _ expected: Covered, _ command: UInt64) {
+      func forget() { RemappingUnit.write64(RemappingUnit.invalidateCommand, 1 << 63 | 1 << 60) }
+      let generation = setup.a.generation(0) ?? 2
+      let cached = setup.pages(of: generation)
+      exchange()
+      forget()
+      let stale = setup.pages(of: generation)
+      RemappingUnit.write64(RemappingUnit.Register.contextCommand, 1 << 63 | command)
+      let status = RemappingUnit.read64(RemappingUnit.Register.contextCommand)
+      forget()
+      let isDone = status >> 63 == 0 && status >> 59 & 3 == command >> 61 & 3
+      Report.check(name, cached == .all && stale == .all && isDone && setup.pages(of: generation ^ 1) == expected)
+      RemappingUnit.write64(RemappingUnit.Register.contextCommand, 1 << 63 | 1 << 61)
+      forget()
+    }
+    expect("the global context invalidation takes both", .all, 1 << 61)
+    expect("a domain's takes its own", .a, 2 << 61 | domainA)
+    expect("one function's takes that one", .b, 3 << 61 | domainB | other.source << 16)
+  }
+  RemappingUnit.checkNoFault("nothing of it is a fault")
+}
+
+// MARK: Scalable mode
+
+private func checkScalable(_ edu: Edu, _ other: Edu, stage: PagingTables.Stage) {
+  put(stage == .first ? "scalable mode, first stage\n" : "scalable mode, second stage\n")
+  let setup = Setup(edu, other, stage: stage, isScalable: true)
+  let sources = SourceTables(source: edu.source)
+  let othersSources = sources.of(source: other.source)
+  let entries: InlineArray<2, UInt64> = [sources.makeScalable(), othersSources.makeScalable()]
+  usesOthers = false
+  func set(_ entry: UInt64, _ subject: Subject, other: Bool) {
+    let table = other ? subject.others.root : subject.tables.root
+    if stage == .first {
+      SourceTables.setFirstStage(entry, table: table, domain: subject.domain)
+    } else {
+      SourceTables.setSecondStage(entry, table: table, domain: subject.domain)
+    }
+  }
+  set(entries[0], setup.a, other: false)
+  set(entries[1], setup.b, other: false)
+  guard RemappingUnit.translate(root: sources.root, isScalable: true) else {
+    return Report.fail("translation does not come on")
+  }
+  checkPages(setup)
+  if stage == .first { checkPASIDSelective(setup) } else { checkPageSelective(setup) }
+
+  put("PASID-table entries\n")
+  func forgetPages() { _ = RemappingUnit.invalidateTranslations() }
+  func exchange() {
+    usesOthers.toggle()
+    set(entries[0], setup.a, other: usesOthers)
+    set(entries[1], setup.b, other: usesOthers)
+  }
+  func expect(_ name: StaticString, _ expected: Covered, _ low: UInt64) {
+    setup.expect(name, expected, exchange: exchange, before: forgetPages, after: forgetPages) {
+      RemappingUnit.submit(0x7 | low)
+    }
+  }
+  expect("the global invalidation takes both", .all, 3 << 4)
+  expect("a domain's takes its own", .b, domainB << 16)
+  expect("a PASID's in one domain takes that", .a, 1 << 4 | domainA << 16 | pasid << 32)
+  expect("another PASID's takes none", .none, 1 << 4 | domainA << 16 | (pasid + 1) << 32)
+  expect("nor does the PASID's in a third domain", .none, 1 << 4 | 9 << 16 | pasid << 32)
+  setup.expect(
+    "a context invalidation takes no PASID-table entry", .none, exchange: exchange, before: forgetPages,
+    after: forgetPages
+  ) { RemappingUnit.invalidateContexts() }
+
+  put("context entries\n")
+  // Second directories, whose entries go by the other tables.
+  let spare = SourceTables(source: edu.source)
+  let othersSpare = spare.of(source: other.source)
+  set(spare.makeScalable(), setup.a, other: !usesOthers)
+  set(othersSpare.makeScalable(), setup.b, other: !usesOthers)
+  func exchangeContexts() {
+    exchangeWords(sources.scalableContextEntry, spare.scalableContextEntry)
+    exchangeWords(othersSources.scalableContextEntry, othersSpare.scalableContextEntry)
+  }
+  func forgetBelow() {
+    _ = RemappingUnit.invalidatePASIDs()
+    _ = RemappingUnit.invalidateTranslations()
+  }
+  func expectContexts(_ name: StaticString, _ expected: Covered, _ low: UInt64) {
+    setup.expect(name, expected, exchange: exchangeContexts, before: forgetBelow, after: forgetBelow) {
+      RemappingUnit.submit(0x1 | low)
+    }
+  }
+  expectContexts("the global invalidation takes both", .all, 1 << 4)
+  expectContexts("one function's takes that one", .a, 3 << 4 | edu.source << 32)
+  expectContexts("so for the other", .b, 3 << 4 | other.source << 32)
+  expectContexts("a neighbour's takes none", .none, 3 << 4 | (edu.source | 1) << 32)
+  expectContexts("unless its number is masked", .a, 3 << 4 | (edu.source | 7) << 32 | 3 << 48)
+  RemappingUnit.checkNoFault("nothing of it is a fault")
+}
+
+func kernelMain() {
+  guard let edu = Edu.find(), let other = Edu.find(after: edu) else { return Report.fail("there are not two edu") }
+  guard RemappingUnit.isThere else { return Report.fail("there is no VT-d unit") }
+  checkLegacy(edu, other)
+  if RemappingUnit.offers(RemappingUnit.scalableMode) {
+    if RemappingUnit.offers(RemappingUnit.secondStage) { checkScalable(edu, other, stage: .second) }
+    if RemappingUnit.offers(RemappingUnit.firstStage) { checkScalable(edu, other, stage: .first) }
+  }
+  RemappingUnit.command(RemappingUnit.Command.translationEnable, on: false)
+  RemappingUnit.checkNoFault("no fault is left")
+}
