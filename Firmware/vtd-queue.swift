@@ -1,0 +1,263 @@
+/// The invalidation queue: both widths of descriptors, the way round its end, waits with status and interrupt, and each
+/// of its errors with the way out of it. VT-d 4.1, 6.5.2 and 11.4.9.
+
+private typealias Register = RemappingUnit.Register
+
+/// IQEI of the error record: VT-d 11.4.9.9.
+private enum Problem {
+  static let tail: UInt64 = 1
+  static let fetch: UInt64 = 2
+  static let type: UInt64 = 3
+  static let reserved: UInt64 = 4
+  static let width: UInt64 = 5
+  static let misaligned: UInt64 = 6
+  static let tableMode: UInt64 = 7
+}
+
+private let completion: UInt32 = 0x53
+private let queueError: UInt32 = 1 << 4
+/// Invalidates all contexts: good in every mode.
+private let good: UInt64 = 0x1 | 1 << 4
+/// Where no machine of these tests has memory, and within every address width.
+private let nowhere: UInt64 = 1 << 38
+/// Ticks in which an interrupt that is not to come would have come.
+private let silence: UInt64 = 20_000_000
+
+private func status() -> UInt32 { RemappingUnit.read32(Register.faultStatus) }
+private func head() -> UInt64 { RemappingUnit.read64(Register.queueHead) }
+private func soon(_ condition: () -> Bool) -> Bool { wait(ticks: RemappingUnit.patience, until: condition) }
+
+/// A wait that writes a number to a place.
+private func enqueueWait(_ number: UInt64, at place: UInt64, interrupts: Bool = false) {
+  RemappingUnit.enqueue(0x5 | 1 << 5 | (interrupts ? 1 << 4 : 0) | number << 32, place)
+}
+
+private func checkOrder(isWide: Bool) {
+  RemappingUnit.startQueue(isWide: isWide)
+  let size: UInt64 = isWide ? 32 : 16
+  let capacity = Pages.size / size
+  let place = Pages.take()
+  Report.check("it starts at its beginning", head() == 0)
+
+  // Three laps, in pieces that meet the end differently.
+  var number: UInt64 = 0
+  var inOrder = true
+  while number < 3 * capacity {
+    let first = number
+    while number < first + 41 {
+      number += 1
+      // Each writes a place of its own, and all of them the last.
+      enqueueWait(number, at: place + 8 * (number % 50))
+      if number % 5 == 0 { RemappingUnit.enqueue(good) }
+    }
+    enqueueWait(number, at: place + 0x800)
+    RemappingUnit.ring()
+    if !soon({ load32(place + 0x800) == UInt32(number) }) { inOrder = false }
+    for written in first + 1...number where load32(place + 8 * (written % 50)) != UInt32(written) { inOrder = false }
+  }
+  Report.check("three laps are done, each piece whole before its wait", inOrder)
+  Report.check("the head is where the tail is", head() == RemappingUnit.read64(Register.queueTail))
+
+  // As many as fit: one less than its entries.
+  for _ in 0..<capacity - 2 { RemappingUnit.enqueue(good) }
+  Report.check("a full queue is done", RemappingUnit.submitAndWait())
+  RemappingUnit.command(RemappingUnit.Command.queueEnable, on: false)
+  enqueueWait(1, at: place + 0x808)
+  RemappingUnit.ring()
+  Report.check("disabled, it does nothing", load32(place + 0x808) == 0 && status() == 0)
+}
+
+/// 8 KiB instead of 4.
+private func checkSize() {
+  let memory = Pages.take(2 * Pages.size)
+  let place = Pages.take()
+  RemappingUnit.command(RemappingUnit.Command.queueEnable, on: false)
+  RemappingUnit.write64(Register.queueTail, 0)
+  RemappingUnit.write64(Register.queueAddress, memory | 1)
+  RemappingUnit.command(RemappingUnit.Command.queueEnable)
+  for index in 0..<UInt64(511) {
+    store64(memory + index * 16, 0x5 | 1 << 5 | (index + 1) << 32)
+    store64(memory + index * 16 + 8, place + index * 4)
+  }
+  RemappingUnit.write64(Register.queueTail, 511 * 16)
+  var whole = soon { head() == 511 * 16 }
+  for index in 0..<UInt64(511) where load32(place + index * 4) != UInt32(index + 1) { whole = false }
+  Report.check("a queue of two pages is done", whole)
+}
+
+// MARK: Errors
+
+/// Whether it stops at the first descriptor, and goes on when that is good and the error cleared.
+private func checkError(
+  _ name: StaticString, _ problem: UInt64, _ low: UInt64, _ high: UInt64 = 0, upper: UInt64 = 0, isWide: Bool
+) {
+  RemappingUnit.startQueue(isWide: isWide)
+  let queue = RemappingUnit.queue
+  let place = Pages.take()
+  RemappingUnit.enqueue(low, high)
+  if isWide { store64(queue + 24, upper) }
+  enqueueWait(0x1234, at: place)
+  RemappingUnit.ring()
+  let stops = status() == queueError && RemappingUnit.read64(Register.queueErrorRecord) & 0xf == problem && head() == 0
+  RemappingUnit.ring()
+  let stays = load32(place) == 0 && head() == 0
+  store64(queue, good)
+  store64(queue + 8, 0)
+  if isWide { store64(queue + 24, 0) }
+  RemappingUnit.write32(Register.faultStatus, queueError)
+  let goesOn = soon { load32(place) == 0x1234 } && status() == 0 && head() == (isWide ? 64 : 32)
+  if stops, stays, goesOn { return Report.pass(name) }
+  put("FAIL ")
+  put(name)
+  put(stops ? stays ? ": it does not go on, problem " : ": it does not stay, problem " : ": it does not stop, problem ")
+  put(RemappingUnit.read64(Register.queueErrorRecord) & 0xf)
+  endLine()
+  Report.countFailure()
+}
+
+private func checkDescriptors(isWide: Bool, isScalable: Bool) {
+  func check(_ name: StaticString, _ problem: UInt64, _ low: UInt64, _ high: UInt64 = 0, upper: UInt64 = 0) {
+    checkError(name, problem, low, high, upper: upper, isWide: isWide)
+  }
+  check("a type that there is not", Problem.type, 0xf)
+  check("type 0", Problem.type, 0)
+  check("a type by its upper bits", Problem.type, 0x1 | 1 << 9)
+  check("reserved bits of a context invalidation", Problem.reserved, good | 1 << 50)
+  check("in its upper half", Problem.reserved, good, 1)
+  check("its granularity 0", Problem.reserved, 0x1)
+  check("an IOTLB invalidation's granularity 0", Problem.reserved, 0x2)
+  check("its address mask beyond what is offered", Problem.reserved, 0x2 | 3 << 4, 19)
+  check("reserved bits of a wait", Problem.reserved, 0x5 | 1 << 5 | 1 << 8, 0x1000)
+  if isWide { check("reserved bits of the second half", Problem.reserved, good, upper: 1 << 63) }
+  if !RemappingUnit.offers(RemappingUnit.deviceTLB) {
+    check("a device-TLB invalidation, which is not offered", Problem.type, 0x3)
+  }
+  if !RemappingUnit.offers(RemappingUnit.scalableMode) {
+    check("a PASID-cache invalidation, which is not offered", Problem.type, 0x7 | 3 << 4)
+  } else if isScalable {
+    check("a PASID-cache invalidation's granularity 2", Problem.reserved, 0x7 | 2 << 4)
+    check("a PASID-based IOTLB invalidation's granularity 0", Problem.reserved, 0x6)
+  } else {
+    check("a PASID-cache invalidation in legacy mode", Problem.tableMode, 0x7 | 3 << 4)
+    check("a PASID-based IOTLB invalidation in legacy mode", Problem.tableMode, 0x6 | 2 << 4)
+  }
+}
+
+/// Errors of the tail and of the queue's place.
+private func checkPlace(isWide: Bool) {
+  let place = Pages.take()
+  func checkTail(_ name: StaticString, _ tail: UInt64, _ problem: UInt64) {
+    RemappingUnit.startQueue(isWide: isWide)
+    enqueueWait(tail, at: place)
+    RemappingUnit.write64(Register.queueTail, tail)
+    let stops = status() == queueError && RemappingUnit.read64(Register.queueErrorRecord) & 0xf == problem
+    // A good tail, and the error cleared.
+    RemappingUnit.ring()
+    RemappingUnit.write32(Register.faultStatus, queueError)
+    Report.check(name, stops && soon { load32(place) == UInt32(tail) } && status() == 0)
+  }
+  checkTail("a tail beyond the queue", 0x1000, Problem.tail)
+  checkTail("one far beyond it", 0x7_ffe0, Problem.tail)
+  if isWide { checkTail("a tail within a descriptor", 0x30, Problem.misaligned) }
+
+  RemappingUnit.command(RemappingUnit.Command.queueEnable, on: false)
+  RemappingUnit.write64(Register.queueTail, 0)
+  RemappingUnit.write64(Register.queueAddress, nowhere | (isWide ? 1 << 11 : 0))
+  RemappingUnit.command(RemappingUnit.Command.queueEnable)
+  RemappingUnit.write64(Register.queueTail, 64)
+  Report.check(
+    "a queue where no memory is",
+    status() == queueError && RemappingUnit.read64(Register.queueErrorRecord) & 0xf == Problem.fetch)
+  RemappingUnit.command(RemappingUnit.Command.queueEnable, on: false)
+  RemappingUnit.write32(Register.faultStatus, queueError)
+  RemappingUnit.startQueue(isWide: isWide)
+  Report.check("another place serves again", RemappingUnit.submit(good))
+}
+
+// MARK: The completion event
+
+private func checkCompletion(isWide: Bool) {
+  put("the completion event\n")
+  RemappingUnit.startQueue(isWide: isWide)
+  let mask: UInt32 = 1 << 31
+  let pending: UInt32 = 1 << 30
+  let place = Pages.take()
+  func control() -> UInt32 { RemappingUnit.read32(Register.completionEventControl) }
+  func submit(_ number: UInt64) {
+    enqueueWait(number, at: place, interrupts: true)
+    RemappingUnit.ring()
+  }
+  func arrives(_ action: () -> Void) -> Bool {
+    let before = Interrupts.count(completion)
+    action()
+    return soon { Interrupts.count(completion) != before } && Interrupts.count(completion) == before + 1
+  }
+  func staysSilent(_ action: () -> Void) -> Bool {
+    let before = Interrupts.count(completion)
+    action()
+    return !wait(ticks: silence) { Interrupts.count(completion) != before }
+  }
+  func serve() { RemappingUnit.write32(Register.completionStatus, 1) }
+  RemappingUnit.write32(Register.completionEventControl, mask)
+  RemappingUnit.write32(Register.completionEventData, completion)
+  RemappingUnit.write32(Register.completionEventAddress, 0xfee0_0000 | LocalAPIC.identifier << 12)
+  RemappingUnit.write32(Register.completionEventUpperAddress, 0)
+  enableInterrupts()
+
+  Report.check("masked, it does not come", staysSilent { submit(1) })
+  Report.check("the status is written all the same", load32(place) == 1)
+  Report.check(
+    "IWC is set, and the event pending",
+    RemappingUnit.read32(Register.completionStatus) == 1 && control() == mask | pending)
+  Report.check("unmasked, it comes", arrives { RemappingUnit.write32(Register.completionEventControl, 0) })
+  Report.check("before it is served, another does not", staysSilent { submit(2) })
+  serve()
+  Report.check("served, IWC is clear", RemappingUnit.read32(Register.completionStatus) == 0)
+  Report.check("and the next one comes", arrives { submit(3) })
+  serve()
+  RemappingUnit.write32(Register.completionEventControl, mask)
+  submit(4)
+  serve()
+  Report.check("served while it is pending, it is not any more", control() == mask)
+  Report.check("and does not come", staysSilent { RemappingUnit.write32(Register.completionEventControl, 0) })
+  Report.check(
+    "a wait for the status alone brings none",
+    staysSilent {
+      enqueueWait(5, at: place)
+      RemappingUnit.ring()
+    })
+  Report.check("but its status", load32(place) == 5)
+  RemappingUnit.write32(Register.completionEventControl, mask)
+  disableInterrupts()
+}
+
+func kernelMain() {
+  guard RemappingUnit.isThere else { return Report.fail("there is no VT-d unit") }
+  LocalAPIC.start()
+  put("128-bit descriptors\n")
+  checkOrder(isWide: false)
+  checkSize()
+  checkDescriptors(isWide: false, isScalable: false)
+  checkPlace(isWide: false)
+  checkCompletion(isWide: false)
+  guard RemappingUnit.offers(RemappingUnit.scalableMode) else { return }
+
+  put("256-bit descriptors\n")
+  checkOrder(isWide: true)
+  checkDescriptors(isWide: true, isScalable: false)
+  checkPlace(isWide: true)
+
+  put("256-bit descriptors in scalable mode\n")
+  RemappingUnit.startQueue(isWide: true)
+  RemappingUnit.write64(Register.rootTableAddress, Pages.take() | 1 << 10)
+  RemappingUnit.command(RemappingUnit.Command.setRootTable)
+  checkDescriptors(isWide: true, isScalable: true)
+  RemappingUnit.startQueue(isWide: false)
+  RemappingUnit.enqueue(good)
+  RemappingUnit.ring()
+  Report.check(
+    "128-bit descriptors are refused",
+    status() == queueError && RemappingUnit.read64(Register.queueErrorRecord) & 0xf == Problem.width)
+  RemappingUnit.command(RemappingUnit.Command.queueEnable, on: false)
+  RemappingUnit.write32(Register.faultStatus, queueError)
+}
