@@ -77,7 +77,7 @@ public struct ConfigurationSpace: Sendable {
 
   /// Appends an extended capability from 0x100 on (PCI Express Base 7.6.3).
   public mutating func addExtendedCapability(
-    id: UInt16, version: UInt8, body: [UInt8], writable mask: [UInt8] = []
+    id: UInt16, version: UInt8, body: [UInt8], writable mask: [UInt8] = [], writeOneToClear clearMask: [UInt8] = []
   ) -> Int {
     let offset = nextExtendedCapability
     precondition(offset + 4 + body.count <= Self.size, "the extended capabilities of a function fit its space")
@@ -86,7 +86,9 @@ public struct ConfigurationSpace: Sendable {
     }
     define(offset, UInt32(id) | UInt32(version & 0xf) << 16)
     for (index, byte) in body.enumerated() {
-      define(offset + 4 + index, byte, writable: index < mask.count ? mask[index] : 0)
+      define(
+        offset + 4 + index, byte, writable: index < mask.count ? mask[index] : 0,
+        writeOneToClear: index < clearMask.count ? clearMask[index] : 0)
     }
     lastExtendedCapability = offset
     nextExtendedCapability = (offset + 4 + body.count + 3) & ~3

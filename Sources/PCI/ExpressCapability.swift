@@ -11,6 +11,8 @@ struct ExpressCapability {
 
   /// What the function is on the fabric: the Device/Port Type field.
   let type: ExpressType
+  /// The function's requests may carry an end-end TLP prefix: a PASID.
+  var endToEndPrefix = false
 
   var body: (bytes: [UInt8], writable: [UInt8]) {
     var bytes = [UInt8](repeating: 0, count: 0x3c - 2)
@@ -23,6 +25,8 @@ struct ExpressCapability {
     bytes.store(UInt16(0x2810), at: 0x08 - 2)
     // Error reporting enables, relaxed ordering, payload and read request sizes, no snoop.
     writable.store(UInt16(0x78ff), at: 0x08 - 2)
+    // Device Capabilities 2: End-End TLP Prefix Supported, Max End-End TLP Prefixes 1.
+    if endToEndPrefix { bytes.store(UInt32(1) << 21 | UInt32(1) << 22, at: 0x24 - 2) }
     return (bytes, writable)
   }
 }

@@ -29,6 +29,8 @@ public final class Function: Sendable {
   public let msi: MSI?
   /// Offsets of the description's capabilities, in its order.
   public let capabilityOffsets: [Int]
+  /// Offsets of the description's extended capabilities, in its order.
+  public let extendedCapabilityOffsets: [Int]
 
   private let resetSpace: ConfigurationSpace
   private let expressOffset: Int?
@@ -81,7 +83,8 @@ public final class Function: Sendable {
       msiOffset = nil
     }
     if let type = description.expressType {
-      let body = ExpressCapability(type: type).body
+      let carriesPASID = description.extendedCapabilities.contains { $0.id == ProcessAddressSpaceControl.id }
+      let body = ExpressCapability(type: type, endToEndPrefix: carriesPASID).body
       expressOffset = space.addCapability(id: ExpressCapability.id, body: body.bytes, writable: body.writable)
     } else {
       expressOffset = nil
@@ -91,6 +94,11 @@ public final class Function: Sendable {
       offsets.append(space.addCapability(id: capability.id, body: capability.body, writable: capability.writable))
     }
     capabilityOffsets = offsets
+    extendedCapabilityOffsets = description.extendedCapabilities.map { capability in
+      space.addExtendedCapability(
+        id: capability.id, version: capability.version, body: capability.body, writable: capability.writable,
+        writeOneToClear: capability.writeOneToClear)
+    }
     resetSpace = space
     state = Mutex(State(space: space))
     placing = Mutex(Array(repeating: Placement(), count: description.baseAddressRegisters.count))
@@ -178,6 +186,16 @@ public final class Function: Sendable {
       updatePlacement()
     }
     model?.configurationWritten(offset: offset, width: width, value: value & width.allOnes)
+  }
+
+  /// Where the first extended capability with this identifier is; nil where there is none.
+  public func extendedCapability(_ id: UInt16) -> Int? {
+    description.extendedCapabilities.firstIndex { $0.id == id }.map { extendedCapabilityOffsets[$0] }
+  }
+
+  /// A change of registers by the function's own hardware: status bits that it sets, for example.
+  public func updateConfiguration(_ update: (inout ConfigurationSpace) -> Void) {
+    state.withLock { update(&$0.space) }
   }
 
   /// Function Level Reset, and the function's part of a board's reset.

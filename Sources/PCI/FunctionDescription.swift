@@ -32,6 +32,8 @@ public struct FunctionDescription: Sendable {
   /// Number of MSI vectors; 0 for none.
   public var msiVectorCount = 0
   public var capabilities: [Capability] = []
+  /// From 0x100 on, in this order. Only a PCI Express function has any.
+  public var extendedCapabilities: [ExtendedCapability] = []
 
   public init(vendorID: UInt16, deviceID: UInt16, classCode: UInt32) {
     self.vendorID = vendorID

@@ -1,4 +1,4 @@
-import Devices
+import Hardware
 import Linux
 import Synchronization
 

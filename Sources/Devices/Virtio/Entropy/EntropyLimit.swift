@@ -1,10 +1,5 @@
+import Hardware
 import Synchronization
-
-/// Calls back once, later: the host's timer.
-public protocol OneShotTimer: AnyObject, Sendable {
-  /// Runs the handler on some thread after a time; a timer that was started before and has not run yet does not.
-  func start(afterMilliseconds milliseconds: UInt32, _ handler: @escaping @Sendable () -> Void)
-}
 
 /// How much entropy a guest may take: `bytes` in each period. A period starts with the first request in it.
 public struct EntropyLimit: Sendable {

@@ -1,0 +1,152 @@
+import Hardware
+
+/// A capability of the list at 0x100: PCI Express Base 7.6.3. Which bits software may change is said here; what they
+/// do is the function's model's affair, which is told of each write.
+public struct ExtendedCapability: Hashable, Sendable {
+  public let id: UInt16
+  public let version: UInt8
+  /// What follows the header's four bytes.
+  public var body: [UInt8]
+  /// RW bits of the body; shorter means read-only beyond.
+  public var writable: [UInt8]
+  /// RW1C bits of the body; shorter means none beyond.
+  public var writeOneToClear: [UInt8]
+
+  public init(id: UInt16, version: UInt8, body: [UInt8], writable: [UInt8] = [], writeOneToClear: [UInt8] = []) {
+    self.id = id
+    self.version = version
+    self.body = body
+    self.writable = writable
+    self.writeOneToClear = writeOneToClear
+  }
+
+  /// Access Control Services (ACS; 7.7.11).
+  /// - Parameter offered: bits of the ACS Capability register; the same of ACS Control are writable.
+  public static func accessControl(_ offered: AccessControl) -> ExtendedCapability {
+    var body: [UInt8] = []
+    body.append(littleEndian: offered.rawValue)
+    return ExtendedCapability(
+      id: AccessControl.id, version: 1, body: body + [0, 0], writable: [0, 0] + body)
+  }
+
+  /// Address Translation Service (ATS; 10.5.1): page-aligned requests, the whole of a request's capabilities but
+  /// relaxed ordering.
+  /// - Parameter invalidateQueueDepth: invalidate requests that the function takes at once, 1 to 32.
+  public static func addressTranslation(invalidateQueueDepth: Int) -> ExtendedCapability {
+    precondition((1...32).contains(invalidateQueueDepth), "the depth of the invalidate queue is 1 to 32")
+    var body: [UInt8] = []
+    // Page Aligned Request; the depth 32 is written as 0.
+    body.append(littleEndian: UInt16(invalidateQueueDepth % 32) | 1 << 5)
+    body.append(littleEndian: UInt16(0))
+    var writable: [UInt8] = [0, 0]
+    writable.append(littleEndian: AddressTranslationControl.writable)
+    return ExtendedCapability(id: AddressTranslationControl.id, version: 1, body: body, writable: writable)
+  }
+
+  /// Page Request Interface (PRI; 10.5.2).
+  /// - Parameter capacity: Outstanding Page Request Capacity.
+  public static func pageRequest(capacity: UInt32) -> ExtendedCapability {
+    var body: [UInt8] = []
+    body.append(littleEndian: UInt16(0))
+    body.append(littleEndian: PageRequestStatus([.stopped, .responsePASIDRequired]).rawValue)
+    body.append(littleEndian: capacity)
+    body.append(littleEndian: UInt32(0))
+    var writable: [UInt8] = []
+    writable.append(littleEndian: PageRequestControl.enable.rawValue)
+    writable += [0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]
+    var clearable: [UInt8] = [0, 0]
+    clearable.append(littleEndian: PageRequestStatus([.responseFailure, .unexpectedGroupIndex]).rawValue)
+    return ExtendedCapability(
+      id: PageRequestControl.id, version: 1, body: body, writable: writable, writeOneToClear: clearable)
+  }
+
+  /// Process Address Space ID (PASID; 7.8.9): execute permission and privileged mode are supported.
+  /// - Parameter width: Max PASID Width, 1 to 20 bits.
+  public static func processAddressSpace(width: Int) -> ExtendedCapability {
+    precondition((1...20).contains(width), "a PASID has 1 to 20 bits")
+    var body: [UInt8] = []
+    body.append(littleEndian: UInt16(width) << 8 | 0x6)
+    body.append(littleEndian: UInt16(0))
+    var writable: [UInt8] = [0, 0]
+    writable.append(littleEndian: ProcessAddressSpaceControl.writable.rawValue)
+    return ExtendedCapability(id: ProcessAddressSpaceControl.id, version: 1, body: body, writable: writable)
+  }
+}
+
+/// ACS Capability, and ACS Control with the same bits: 7.7.11.2.
+public struct AccessControl: OptionSet, Hashable, Sendable {
+  public static let id: UInt16 = 0x000d
+
+  public let rawValue: UInt16
+  public init(rawValue: UInt16) { self.rawValue = rawValue }
+
+  public static let sourceValidation = AccessControl(rawValue: 1 << 0)
+  public static let translationBlocking = AccessControl(rawValue: 1 << 1)
+  public static let requestRedirect = AccessControl(rawValue: 1 << 2)
+  public static let completionRedirect = AccessControl(rawValue: 1 << 3)
+  public static let upstreamForwarding = AccessControl(rawValue: 1 << 4)
+  public static let directTranslated = AccessControl(rawValue: 1 << 6)
+}
+
+/// ATS Control, at 6 in its capability: 10.5.1.3.
+public struct AddressTranslationControl: RawRepresentable, Hashable, Sendable {
+  public static let id: UInt16 = 0x000f
+  public static let offset = 0x06
+  static let writable: UInt16 = 0x801f
+
+  public let rawValue: UInt16
+  public init(rawValue: UInt16) { self.rawValue = rawValue }
+
+  /// The function may cache translations (E).
+  public var isEnabled: Bool { rawValue[bit: 15] }
+  /// Smallest Translation Unit: log2 of the least bytes of a translation or an invalidation, 12 or more (STU).
+  public var smallestTranslationShift: Int { 12 + Int(rawValue[bits: 0...4]) }
+}
+
+/// Page Request Control, at 4 in its capability: 10.5.2.2.
+public struct PageRequestControl: OptionSet, Hashable, Sendable {
+  public static let id: UInt16 = 0x0013
+  public static let offset = 0x04
+  /// Of Outstanding Page Request Capacity and Allocation.
+  public static let capacityOffset = 0x08
+  public static let allocationOffset = 0x0c
+
+  public let rawValue: UInt16
+  public init(rawValue: UInt16) { self.rawValue = rawValue }
+
+  /// The function may send page requests (E).
+  public static let enable = PageRequestControl(rawValue: 1 << 0)
+  /// Written while page requests are not enabled: forgets what is outstanding (R). Reads as zero.
+  public static let reset = PageRequestControl(rawValue: 1 << 1)
+}
+
+/// Page Request Status, at 6 in its capability: 10.5.2.3.
+public struct PageRequestStatus: OptionSet, Hashable, Sendable {
+  public static let offset = 0x06
+
+  public let rawValue: UInt16
+  public init(rawValue: UInt16) { self.rawValue = rawValue }
+
+  public static let responseFailure = PageRequestStatus(rawValue: 1 << 0)
+  /// Unexpected Page Request Group Index.
+  public static let unexpectedGroupIndex = PageRequestStatus(rawValue: 1 << 1)
+  /// Not enabled, and nothing is outstanding.
+  public static let stopped = PageRequestStatus(rawValue: 1 << 8)
+  /// PRG Response PASID Required.
+  public static let responsePASIDRequired = PageRequestStatus(rawValue: 1 << 15)
+}
+
+/// PASID Control, at 6 in its capability: 7.8.9.3.
+public struct ProcessAddressSpaceControl: OptionSet, Hashable, Sendable {
+  public static let id: UInt16 = 0x001b
+  public static let offset = 0x06
+
+  public let rawValue: UInt16
+  public init(rawValue: UInt16) { self.rawValue = rawValue }
+
+  public static let enable = ProcessAddressSpaceControl(rawValue: 1 << 0)
+  public static let executePermission = ProcessAddressSpaceControl(rawValue: 1 << 1)
+  public static let privilegedMode = ProcessAddressSpaceControl(rawValue: 1 << 2)
+
+  static let writable: ProcessAddressSpaceControl = [.enable, .executePermission, .privilegedMode]
+}
