@@ -49,7 +49,7 @@ extension Control {
   /// What `-d` asks for when Nestling ends.
   private static func writeLog(of machine: RunningMachine, _ configuration: MachineConfiguration) {
     guard configuration.logItems.contains(.iommu) else { return }
-    let text = machine.unitCounters.map { "iommu: \($0.name): \($0.value)\n" }.joined()
+    let text = RemappingText.log(of: machine.remapping.units)
     guard let path = configuration.logPath else { return StandardStreams.writeError(text) }
     do {
       try StandardStreams.append(text, to: path)

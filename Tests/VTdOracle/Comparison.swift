@@ -26,13 +26,13 @@ package struct Comparison {
   package private(set) var verdicts: [UInt8: Int] = [:]
   package private(set) var difference: Difference?
 
-  private let subject: Subject
-  private let seed: UInt64
-  private let guest: Guest
-  private let port: any MemoryPort
+  let subject: Subject
+  let seed: UInt64
+  let guest: Guest
+  let port: any MemoryPort
   private var walker: ReferenceWalker
-  private var tables: RandomTables
-  private let bits: Int
+  var tables: RandomTables
+  let bits: Int
 
   /// Compares, up to the first difference, tables of one seed.
   /// - Parameter accesses: how many requests.
@@ -42,11 +42,11 @@ package struct Comparison {
     return comparison
   }
 
-  private init(_ subject: Subject, seed: UInt64) throws {
+  init(_ subject: Subject, seed: UInt64) throws {
     self.subject = subject
     self.seed = seed
     tables = RandomTables(seed: seed)
-    let source = RequesterID(rawValue: 0x18)
+    let source = Self.source
     switch subject {
     case .firstStage4, .firstStage4WithoutGigabytePages, .firstStage5:
       let isFive = subject == .firstStage5
@@ -136,7 +136,7 @@ package struct Comparison {
     }
   }
 
-  private func hex(_ value: UInt64) -> String { String(value, radix: 16) }
+  func hex(_ value: UInt64) -> String { String(value, radix: 16) }
 }
 
 extension Guest {

@@ -14,7 +14,7 @@ package final class Guest {
   package let observer = RecordingObserver()
   package let unit: TranslationUnit
 
-  private var nextPage: UInt64 = 0x10_0000
+  package private(set) var nextPage: UInt64 = 0x10_0000
   package private(set) var queueBase: UInt64 = 0
   private var queueWide = false
   private var queueTail: UInt64 = 0

@@ -161,6 +161,38 @@ final class Board: Sendable {
   /// As a person presses it: the guest is asked to shut down.
   func pressPowerButton() { powerManagement.pressPowerButton() }
 
+  /// The units, and the functions by the names that the configuration gives them.
+  func inspection(of configuration: MachineConfiguration) -> RemappingInspection {
+    var names: [RequesterID: NamedFunction] = [:]
+    for (device, address) in zip(configuration.devices, (try? configuration.devicePlacement()) ?? []) {
+      guard let address else { continue }
+      names[address] = NamedFunction(id: device.id?.text, kindName: type(of: device).kindName, address: address)
+    }
+    for (address, name) in [
+      (MachineConfiguration.hostBridgeAddress, "host bridge"), (MachineConfiguration.isaBridgeAddress, "ISA bridge"),
+    ] {
+      names[address] = NamedFunction(id: nil, kindName: name, address: address)
+    }
+    return RemappingInspection(
+      units: remappingUnits,
+      functions: { [rootBus, names] in
+        rootBus.all.map(\.requester.id).map {
+          names[$0] ?? NamedFunction(id: nil, kindName: "PCI function", address: $0)
+        }
+      },
+      unitIndex: { [remappingUnits] _ in remappingUnits.isEmpty ? nil : 0 })
+  }
+
+  private var remappingUnits: [RemappingUnit] {
+    unit.map {
+      [
+        RemappingUnit(
+          name: "iommu0", registerBase: BoardLayout.remappingUnit, includesAll: true, hasIOAPIC: true, scope: [],
+          unit: $0)
+      ]
+    } ?? []
+  }
+
   // MARK: What a CPU's accesses meet
 
   func readPort(_ port: UInt16, _ width: Int) -> UInt64 {

@@ -61,6 +61,7 @@ public final class RunningMachine {
     board = try Self.makeBoard(
       configuration, layout: layout, memory: memory, accelerator: accelerator, serialOutput: serial?.output,
       events: events)
+    remapping = board.inspection(of: configuration)
     controller = MachineController(events: events, board: board)
     let processors = try accelerator.makeProcessors(board: board)
     self.processors = processors
@@ -134,6 +135,9 @@ public final class RunningMachine {
 
   /// To ask something of the machine, and to hear what happens to it.
   public var control: any MachineControl { controller }
+
+  /// The machine's IOMMUs, to be looked at from any thread.
+  public let remapping: RemappingInspection
 
   /// Step 3.
   private func load() throws(StartError) {
@@ -248,7 +252,4 @@ public final class RunningMachine {
     board.removeDevices()
     serial?.stop()
   }
-
-  /// The IOMMU's counters, a line each; empty without an IOMMU.
-  public var unitCounters: [(name: String, value: UInt64)] { board.unit?.counters.named ?? [] }
 }

@@ -1,0 +1,60 @@
+/// Text in columns: what the monitor's tables are laid out with.
+struct Columns {
+  private var rows: [[String]] = []
+  private let indent: Int
+  /// Columns whose texts are flush right.
+  private let rightAligned: Set<Int>
+
+  init(indent: Int, rightAligned: Set<Int> = []) {
+    self.indent = indent
+    self.rightAligned = rightAligned
+  }
+
+  mutating func add(_ row: String...) { rows.append(row) }
+  mutating func add(_ row: [String]) { rows.append(row) }
+
+  var isEmpty: Bool { rows.isEmpty }
+
+  var text: String {
+    var widths: [Int] = []
+    for row in rows {
+      for (index, cell) in row.enumerated() where !cell.isEmpty {
+        while widths.count <= index { widths.append(0) }
+        // The last of a row may be as long as it is.
+        if index < row.count - 1 || rightAligned.contains(index) { widths[index] = max(widths[index], cell.utf8.count) }
+      }
+    }
+    let margin = String(repeating: " ", count: indent)
+    return rows.map { row in
+      var line = margin
+      for (index, cell) in row.enumerated() {
+        let padding = String(
+          repeating: " ", count: max(0, (index < widths.count ? widths[index] : 0) - cell.utf8.count))
+        line += rightAligned.contains(index) ? padding + cell : cell + padding
+        if index < row.count - 1 { line += "  " }
+      }
+      while line.last == " " { line.removeLast() }
+      return line + "\n"
+    }.joined()
+  }
+}
+
+/// Numbers as people who read tables want them.
+enum NumberFormat {
+  static func hexadecimal(_ value: UInt64) -> String { "0x" + String(value, radix: 16) }
+
+  /// All 16 digits.
+  static func entry(_ value: UInt64) -> String {
+    let digits = String(value, radix: 16)
+    return "0x" + String(repeating: "0", count: 16 - digits.utf8.count) + digits
+  }
+
+  /// Of a page or a table: `4K`, `2M`, `1G`.
+  static func pageSize(_ bytes: UInt64) -> String {
+    for (shift, unit) in [(30, "G"), (20, "M"), (10, "K")] as [(UInt64, String)]
+    where bytes >= 1 << shift && bytes & (1 << shift - 1) == 0 {
+      return "\(bytes >> shift)\(unit)"
+    }
+    return "\(bytes)"
+  }
+}

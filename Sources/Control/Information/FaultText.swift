@@ -1,0 +1,71 @@
+import VTd
+
+/// Fault reasons in words, as the specification's tables describe the conditions (VT-d 5.1.4.1, 7.1.3).
+enum FaultText {
+  /// `fault 0x71 (SFS.2): ...`
+  static func line(_ reason: FaultReason) -> String {
+    let condition = reason.condition.map { " (\($0))" } ?? ""
+    return "fault 0x" + String(reason.rawValue, radix: 16) + condition + ": " + words(reason)
+  }
+
+  private static func words(_ reason: FaultReason) -> String {
+    switch reason {
+    case .rootEntryNotPresent, .scalableRootEntryNotPresent: "the root entry is not present"
+    case .contextEntryNotPresent, .scalableContextEntryNotPresent: "the context entry is not present"
+    case .contextEntryInvalid, .scalableContextEntryInvalid: "the context entry asks for what the unit does not offer"
+    case .addressBeyondWidth, .scalableAddressBeyondWidth: "the address is beyond the width that is translated"
+    case .writePermission: "no write permission"
+    case .readPermission: "no read permission"
+    case .secondStageEntryAccess, .scalableSecondStageEntryAccess: "a second-stage entry cannot be read"
+    case .rootEntryAccess, .scalableRootEntryAccess: "the root entry cannot be read"
+    case .contextEntryAccess, .scalableContextEntryAccess: "the context entry cannot be read"
+    case .rootEntryReserved, .scalableRootEntryReserved: "reserved bits are set in the root entry"
+    case .contextEntryReserved, .scalableContextEntryReserved: "reserved bits are set in the context entry"
+    case .secondStageEntryReserved, .scalableSecondStageEntryReserved: "reserved bits are set in a second-stage entry"
+    case .translationTypeBlocks: "the context entry's translation type blocks such requests"
+    case .interruptAddress, .scalableInterruptAddress:
+      "the address, or what it translates to, is in the interrupt range"
+    case .interruptRequestReserved: "reserved bits are set in the interrupt request"
+    case .interruptIndexBeyondTable: "the interrupt index is beyond the table"
+    case .interruptEntryNotPresent: "the interrupt entry is not present"
+    case .interruptEntryAccess: "the interrupt entry cannot be read"
+    case .interruptEntryReserved: "reserved bits are set in the interrupt entry"
+    case .compatibilityFormatBlocked: "interrupt requests in compatibility format are blocked"
+    case .interruptSourceValidation: "the interrupt entry is for another source"
+    case .translationTableModeInvalid: "the root table address register names no mode that there is"
+    case .pasidInLegacyMode: "a request with PASID in legacy mode"
+    case .deviceTLBNotEnabled: "the context entry does not enable device-TLBs"
+    case .pasidNotEnabled: "the context entry does not enable requests with PASID"
+    case .pasidBeyondDirectory: "the PASID is beyond the directory"
+    case .ridPASIDBeyondDirectory: "RID_PASID is beyond the directory"
+    case .pasidDirectoryEntryAccess: "the PASID-directory entry cannot be read"
+    case .pasidDirectoryEntryNotPresent: "the PASID-directory entry is not present"
+    case .pasidDirectoryEntryReserved: "reserved bits are set in the PASID-directory entry"
+    case .pasidEntryAccess: "the PASID-table entry cannot be read"
+    case .pasidEntryNotPresent: "the PASID-table entry is not present"
+    case .pasidEntryReserved: "reserved bits are set in the PASID-table entry"
+    case .pasidEntryInvalid: "the PASID-table entry asks for what the unit does not offer"
+    case .executeRequestNotEnabled: "execute requests are not enabled"
+    case .supervisorRequestNotEnabled: "requests with supervisor privilege are not enabled"
+    case .firstStageEntryAccess: "a first-stage entry cannot be read"
+    case .firstStageEntryNotPresent: "a first-stage entry is not present"
+    case .firstStageEntryReserved: "reserved bits are set in a first-stage entry"
+    case .firstStageRootAccess: "an entry of the highest first-stage table cannot be read"
+    case .firstStageEntryBeyondWidth: "a first-stage entry is at an address beyond the second stage's width"
+    case .firstStageRootReadPermission: "the second stage does not let the highest first-stage table be read"
+    case .firstStageEntryReadPermission: "the second stage does not let a first-stage table be read"
+    case .firstStageEntryWritePermission: "the second stage does not let a first-stage table be written"
+    case .firstStageUpdateWithoutSnoop, .scalableSecondStageUpdateWithoutSnoop:
+      "accessed or dirty bits must be set, and page walks do not snoop (PWSNP)"
+    case .firstStageUpdateFailed, .scalableSecondStageUpdateFailed: "accessed or dirty bits cannot be set"
+    case .scalableSecondStageNotPresent: "a second-stage entry is not present"
+    case .scalableSecondStageRootAccess: "an entry of the highest second-stage table cannot be read"
+    case .addressNotCanonical: "the address is not canonical"
+    case .userPrivilege: "a request with user privilege to a supervisor's page"
+    case .executePermission: "no execute permission"
+    case .firstStageOutputBeyondWidth: "what the first stage comes to is beyond the second stage's width"
+    case .scalableWritePermission: "no write permission"
+    case .scalableReadPermission: "no read permission"
+    }
+  }
+}

@@ -1,0 +1,150 @@
+import Hardware
+import Machine
+import VTd
+
+/// `info iommu`, `x-query-iommu` and `-d iommu`: the remapping units for somebody who debugs a driver.
+public enum RemappingText {
+  /// Cached pages and cached interrupt entries are listed up to so many of each unit.
+  static let listLimit = 48
+
+  /// Every unit: what it is, what its tables in memory say of each device, what it has cached, what it has counted.
+  public static func units(_ states: [RemappingUnitState]) -> String {
+    states.isEmpty ? "There is no IOMMU.\n" : states.map(unit).joined(separator: "\n")
+  }
+
+  /// Counters, a line each.
+  static func log(of units: [RemappingUnit]) -> String {
+    units.map { unit in
+      let prefix = units.count == 1 ? "iommu" : "iommu \(unit.name)"
+      return unit.counters.map { "\(prefix): \($0.name): \($0.value)\n" }.joined()
+    }.joined()
+  }
+
+  private static func unit(_ state: RemappingUnitState) -> String {
+    let snapshot = state.snapshot
+    var text =
+      "\(state.unit.name): registers at \(NumberFormat.hexadecimal(state.unit.registerBase)), \(scope(state.unit))\n"
+    text += summary(snapshot)
+    for source in snapshot.sources {
+      let function = state.functions.first { $0.address == source.source }
+      text += "\n" + SourceTablesText.source(source, name: name(of: function))
+    }
+    if snapshot.sources.isEmpty { text += "\n  No root table is set.\n" }
+    text += pages(snapshot.caches)
+    text += interruptEntries(snapshot.interruptRemapping.cached)
+    text += "\n  counters\n"
+    var columns = Columns(indent: 4, rightAligned: [1])
+    for counter in state.counters where counter.value > 0 { columns.add(counter.name, "\(counter.value)") }
+    if columns.isEmpty { columns.add("all are 0") }
+    return text + columns.text
+  }
+
+  static func name(of function: NamedFunction?) -> String {
+    guard let function else { return "" }
+    return function.id.map { "\(function.kindName) '\($0)'" } ?? function.kindName
+  }
+
+  private static func scope(_ unit: RemappingUnit) -> String {
+    var parts = unit.scope.map(\.description)
+    if unit.includesAll { parts.append(parts.isEmpty ? "all devices" : "all other devices") }
+    if unit.hasIOAPIC { parts.append("IOAPIC") }
+    return parts.isEmpty ? "no device" : parts.joined(separator: ", ")
+  }
+
+  private static func summary(_ snapshot: UnitSnapshot) -> String {
+    func register(_ name: String) -> UInt64 { snapshot.registers.first { $0.mnemonic == name }?.value ?? 0 }
+    func hex(_ name: String) -> String { "\(name) \(NumberFormat.hexadecimal(register(name)))" }
+    var columns = Columns(indent: 2)
+    let mode =
+      switch snapshot.tableMode {
+      case .legacy: "legacy mode"
+      case .scalable: "scalable mode"
+      case .reserved: "reserved table mode"
+      }
+    columns.add(
+      "translation",
+      "\(snapshot.isTranslationEnabled ? "on" : "off"), \(mode), root table \(NumberFormat.hexadecimal(snapshot.rootTable))"
+    )
+    let interrupts = snapshot.interruptRemapping
+    var words = [interrupts.isEnabled ? "on" : "off"]
+    if interrupts.isEnabled {
+      words.append(interrupts.isExtended ? "32-bit destinations" : "8-bit destinations")
+      if interrupts.allowsCompatibilityFormat { words.append("compatibility format passes") }
+      words.append("table \(NumberFormat.hexadecimal(interrupts.table)) of \(interrupts.entries) entries")
+    }
+    columns.add("interrupt remapping", words.joined(separator: ", "))
+    let queue = snapshot.queue
+    columns.add(
+      "invalidation queue",
+      queue.isEnabled
+        ? "on, \(NumberFormat.hexadecimal(queue.base)), \(NumberFormat.pageSize(UInt64(clamping: queue.size))) of "
+          + "\(queue.isWide ? 256 : 128)-bit descriptors, head \(NumberFormat.hexadecimal(UInt64(clamping: queue.head))), "
+          + "tail \(NumberFormat.hexadecimal(queue.tail))"
+        : "off")
+    columns.add(
+      "registers", ["CAP", "ECAP", "GSTS", "FSTS", "FECTL", "ICS", "IQERCD"].map(hex).joined(separator: ", "))
+    if let fault = fault(low: register("FRCD0.lo"), high: register("FRCD0.hi")) {
+      columns.add("recorded fault", fault)
+    }
+    return columns.text
+  }
+
+  /// A fault recording register (VT-d 11.4.7.5).
+  private static func fault(low: UInt64, high: UInt64) -> String? {
+    guard high[bit: 63] else { return nil }
+    let reason = UInt8(truncatingIfNeeded: high >> 32)
+    let source = RequesterID(rawValue: UInt16(truncatingIfNeeded: high))
+    let pasid = high[bit: 31] ? ", PASID \(high[bits: 40...59])" : ""
+    return "\(source)\(pasid) \(high[bit: 62] ? "read" : "write") \(NumberFormat.hexadecimal(low)): "
+      + (FaultReason(rawValue: reason).map(FaultText.line) ?? "fault \(NumberFormat.hexadecimal(UInt64(reason)))")
+  }
+
+  // MARK: Caches
+
+  private static func pages(_ caches: [PortCache]) -> String {
+    var columns = Columns(indent: 4, rightAligned: [1, 2, 6])
+    var count = 0
+    for cache in caches {
+      for page in cache.pages {
+        count += 1
+        if count == 1 { columns.add("source", "PASID", "domain", "stage", "address", "goes to", "size", "rights") }
+        guard count <= listLimit else { continue }
+        let stages =
+          switch page.stages {
+          case .first: "first"
+          case .second: "second"
+          case .both: "nested"
+          }
+        columns.add(
+          cache.source.description, "\(page.pasid)", "\(page.domain)", stages, NumberFormat.entry(page.input),
+          NumberFormat.entry(page.output), NumberFormat.pageSize(page.size), rights(page.readable, page.writable))
+      }
+    }
+    let contexts = caches.filter(\.hasContext).count
+    let roots = caches.filter { $0.roots != nil }.count
+    var text =
+      "\n  cached: \(contexts) scalable-mode context entries, \(roots) context or PASID entries with table roots, "
+    text += "\(count) pages\n"
+    text += columns.text
+    if count > listLimit { text += "    and \(count - listLimit) more\n" }
+    return text
+  }
+
+  static func rights(_ readable: Bool, _ writable: Bool) -> String { (readable ? "r" : "-") + (writable ? "w" : "-") }
+
+  private static func interruptEntries(_ entries: [CachedInterruptEntry]) -> String {
+    if entries.isEmpty { return "\n  cached interrupt entries: none\n" }
+    var columns = Columns(indent: 4, rightAligned: [0])
+    columns.add("index", "entry", "vector", "destination", "trigger", "from")
+    for entry in entries.prefix(listLimit) {
+      let source = RequesterID(rawValue: UInt16(truncatingIfNeeded: entry.high))
+      columns.add(
+        "\(entry.index)", "\(NumberFormat.entry(entry.high)):\(NumberFormat.entry(entry.low).dropFirst(2))",
+        NumberFormat.hexadecimal(entry.low[bits: 16...23]), NumberFormat.hexadecimal(entry.low >> 32),
+        entry.low[bit: 4] ? "level" : "edge", entry.high[bits: 18...19] == 0 ? "any" : source.description)
+    }
+    var text = "\n  cached interrupt entries\n" + columns.text
+    if entries.count > listLimit { text += "    and \(entries.count - listLimit) more\n" }
+    return text
+  }
+}

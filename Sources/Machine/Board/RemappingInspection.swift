@@ -1,0 +1,129 @@
+import Hardware
+import VTd
+
+// The board's remapping units for those who look at them: a monitor, and the log. All of it may be called from any
+// thread, while the guest runs.
+
+/// A unit under the name by which people know it.
+public struct RemappingUnit: Sendable {
+  /// Its id, or `iommu0` and on for one without.
+  public let name: String
+  /// Guest physical address of its registers.
+  public let registerBase: UInt64
+  /// INCLUDE_PCI_ALL: it has every function that no other unit's scope names.
+  public let includesAll: Bool
+  /// It remaps the IOAPIC's interrupts.
+  public let hasIOAPIC: Bool
+  /// The functions that its scope names.
+  public let scope: [RequesterID]
+  let unit: TranslationUnit
+
+  /// Every counter with the name under which people see it.
+  public var counters: [(name: String, value: UInt64)] { unit.counters.named }
+}
+
+/// A function on the board as people name it.
+public struct NamedFunction: Hashable, Sendable {
+  public let id: String?
+  public let kindName: String
+  public let address: RequesterID
+}
+
+/// A unit at one moment.
+public struct RemappingUnitState: Sendable {
+  public let unit: RemappingUnit
+  public let snapshot: UnitSnapshot
+  /// The functions that it translates for.
+  public let functions: [NamedFunction]
+  /// As `RemappingUnit.counters`, of the snapshot.
+  public var counters: [(name: String, value: UInt64)] { snapshot.counters.named }
+}
+
+/// What one request would meet.
+public struct TranslationReport: Sendable {
+  public let function: NamedFunction?
+  public let source: RequesterID
+  public let unitName: String
+  public let explanation: TranslationExplanation
+}
+
+/// Looks at the units of one machine.
+public struct RemappingInspection: Sendable {
+  public enum Problem: Error, Hashable, Sendable {
+    case noUnit
+    /// Neither a device's id nor an address.
+    case unknownDevice(String, known: [String])
+    /// No unit stands before it.
+    case notRemapped(RequesterID)
+  }
+
+  /// In the order in which they were asked for.
+  public let units: [RemappingUnit]
+  private let functions: @Sendable () -> [NamedFunction]
+  private let unitIndex: @Sendable (RequesterID) -> Int?
+
+  /// - Parameters:
+  ///   - functions: those on the board now.
+  ///   - unitIndex: which of `units` is in charge of an address, if any.
+  init(
+    units: [RemappingUnit], functions: @escaping @Sendable () -> [NamedFunction],
+    unitIndex: @escaping @Sendable (RequesterID) -> Int?
+  ) {
+    self.units = units
+    self.functions = functions
+    self.unitIndex = unitIndex
+  }
+
+  /// Every unit as it is now.
+  public func states() -> [RemappingUnitState] {
+    let functions = functions()
+    return units.enumerated().map { index, unit in
+      let own = functions.filter { unitIndex($0.address) == index }
+      return RemappingUnitState(unit: unit, snapshot: unit.unit.snapshot(of: own.map(\.address)), functions: own)
+    }
+  }
+
+  /// What a request of a device to an address would meet now, entry by entry.
+  /// - Parameters:
+  ///   - device: an id, or an address as `00:02.0` or `02.0`; there need be no function at it.
+  ///   - pasid: that of the request; nil for one without.
+  public func translation(
+    of device: String, pasid: UInt32?, address: UInt64, access: DMAAccess
+  ) throws(Problem) -> TranslationReport {
+    guard !units.isEmpty else { throw .noUnit }
+    let functions = functions()
+    let named = functions.first { $0.id == device }
+    guard let source = named?.address ?? RequesterID(name: device) else {
+      throw .unknownDevice(device, known: functions.map { $0.id ?? $0.address.description })
+    }
+    guard let index = unitIndex(source) else { throw .notRemapped(source) }
+    return TranslationReport(
+      function: named ?? functions.first { $0.address == source }, source: source, unitName: units[index].name,
+      explanation: units[index].unit.explanation(of: address, for: access, from: source, pasid: pasid))
+  }
+}
+
+extension RequesterID {
+  /// An address as people write it, hexadecimal: `02` or `02.0` on bus 0, `00:02.0`, `0000:00:02.0`.
+  public init?(name: String) {
+    var parts = name.split(separator: ":", omittingEmptySubsequences: false)
+    if parts.count == 3 {
+      guard NumberText.unsigned(parts[0].utf8, radix: 16) == 0 else { return nil }
+      parts.removeFirst()
+    }
+    guard parts.count <= 2, let last = parts.last, let function = try? RequesterID(text: String(last)) else {
+      return nil
+    }
+    var bus: UInt8 = 0
+    if parts.count == 2 {
+      // With a bus, the function stands there too: `d0:5` may as well be an id and a PASID.
+      guard last.contains("."), let number = NumberText.unsigned(parts[0].utf8, radix: 16),
+        let value = UInt8(exactly: number)
+      else {
+        return nil
+      }
+      bus = value
+    }
+    self.init(bus: bus, device: function.device, function: function.function)
+  }
+}
