@@ -52,11 +52,22 @@ extension ErrorText {
           + list("nearest", NearestNames.to(use.id.text, among: known))
     case .wrongObject(let use, let kind):
       "\(use.property): \(quoted(use.id.text)) is a \(kind); it takes: " + use.kindNames.joined(separator: ", ")
-    case .onlyOne(let kind): "only one \(kind) yet"
+    case .tooManyUnits(let highest): "there can be \(highest) units at most"
+    case .otherUnitIncludesAll(let id):
+      "\(unit(id)) has all devices already: add devices= to one of them"
+    case .unknownDevice(let name, let known):
+      "devices: no PCI device \(quoted(name)), and it is no address on bus 0"
+        + list("nearest", NearestNames.to(name, among: known))
+    case .notRemappable(let name): "devices: \(quoted(name)) is not on PCI: no unit translates for it"
+    case .deviceHasUnit(let name, let id): "devices: \(unit(id)) names \(quoted(name)) already"
     case .addressTaken(let address, let owner):
       "addr: \(address.text) is taken by \(text(for: owner))"
     case .noFreeAddress: "no device number on bus 0 is left"
     }
+  }
+
+  private static func unit(_ id: Identifier?) -> String {
+    id.map { "intel-iommu \(quoted($0.text))" } ?? "another intel-iommu"
   }
 
   private static func text(for user: BlockNodeUser) -> String {

@@ -14,10 +14,8 @@ final class Board: Sendable {
   let events: EventQueue
   let memoryBus = AddressBus()
   let ioBus = AddressBus()
-  let interrupts: InterruptDelivery
-  let unit: TranslationUnit?
   let rootBus = Bus(number: 0)
-  let environment: PCIEnvironment
+  private let remapping: RemappingDomains
   let serial: SerialPort?
 
   private let removals = Mutex<[@Sendable () -> Void]>([])
@@ -29,36 +27,38 @@ final class Board: Sendable {
   private let powerManagement: PowerManagement
 
   /// - Parameters:
-  ///   - unitOptions: nil for a board without an IOMMU.
+  ///   - units: empty for a board without an IOMMU.
   ///   - serialOutput: nil for a board without a serial port.
   init(
     memory: GuestMemory, accelerator: any Accelerator, layout: BoardLayout, processorCount: Int,
-    unitOptions: UnitOptions?, serialOutput: (any CharacterOutput)?, events: EventQueue
+    units: [UnitPlacement], serialOutput: (any CharacterOutput)?, events: EventQueue
   ) throws(UnitOptionError) {
     self.memory = memory
     clock = accelerator.clock
     self.layout = layout
     self.events = events
-    let interrupts = InterruptDelivery(localInterrupts: accelerator.localInterrupts, memory: memory)
-    self.interrupts = interrupts
-
-    if let unitOptions {
-      let unit = try TranslationUnit(
-        options: unitOptions, memory: memory, faultEvent: interrupts.makeUnremappedRoute(),
-        invalidationEvent: interrupts.makeUnremappedRoute(), messages: interrupts)
-      interrupts.remap(by: unit)
-      _ = memoryBus.attach(unit, at: BoardLayout.remappingUnit, size: 0x1000)
-      self.unit = unit
-    } else {
-      unit = nil
+    let workers = EventWorkerSource(doorbells: accelerator.doorbells)
+    remapping = try RemappingDomains(units) { [memoryBus, ioBus] (placement) throws(UnitOptionError) in
+      let interrupts = InterruptDelivery(localInterrupts: accelerator.localInterrupts, memory: memory)
+      let unit = try placement.map { (placement) throws(UnitOptionError) in
+        let unit = try TranslationUnit(
+          options: placement.options.unitOptions, memory: memory, faultEvent: interrupts.makeUnremappedRoute(),
+          invalidationEvent: interrupts.makeUnremappedRoute(), messages: interrupts)
+        interrupts.remap(by: unit)
+        _ = memoryBus.attach(unit, at: placement.registerBase, size: 0x1000)
+        return RemappingUnit(placement, unit: unit)
+      }
+      return RemappingDomain(
+        unit: unit, interrupts: interrupts,
+        environment: PCIEnvironment(
+          memoryBus: memoryBus, ioBus: ioBus, memory: memory,
+          remapper: unit?.unit ?? DirectRemapper(memory: memory) as any DMARemapper, interrupts: interrupts,
+          workers: workers))
     }
-    environment = PCIEnvironment(
-      memoryBus: memoryBus, ioBus: ioBus, memory: memory,
-      remapper: unit ?? DirectRemapper(memory: memory) as any DMARemapper, interrupts: interrupts,
-      workers: EventWorkerSource(doorbells: accelerator.doorbells))
 
     let ioapicRequester = Requester(id: BoardLayout.ioapicRequester, busMasterEnable: true)
-    let pinRoutes = (0..<IOAPIC.pinCount).map { interrupts.makePinRoute(pin: $0, requester: ioapicRequester) }
+    let pins = remapping.ioapic.interrupts
+    let pinRoutes = (0..<IOAPIC.pinCount).map { pins.makePinRoute(pin: $0, requester: ioapicRequester) }
     self.pinRoutes = pinRoutes
     ioapic = IOAPICDevice(routes: pinRoutes)
     _ = memoryBus.attach(ioapic, at: BoardLayout.ioapic, size: IOAPICDevice.regionSize)
@@ -114,10 +114,13 @@ final class Board: Sendable {
     for (description, address) in [
       (host, MachineConfiguration.hostBridgeAddress), (isa, MachineConfiguration.isaBridgeAddress),
     ] {
-      let function = Function(description, at: address, environment: environment)
+      let function = Function(description, at: address, environment: environment(at: address))
       plug(function) { function.remove() }
     }
   }
+
+  /// The ways out of a function at an address: through the unit that has it, if any.
+  func environment(at address: RequesterID) -> PCIEnvironment { remapping.domain(of: address).environment }
 
   /// Puts a function on bus 0 and wires its INTx. Its address was found free when the configuration was checked.
   /// - Parameter removal: takes the device off the board and ends its workers.
@@ -149,7 +152,7 @@ final class Board: Sendable {
   /// Puts every chip and function into its reset state. No CPU is running.
   func reset() {
     for function in rootBus.all { function.reset() }
-    unit?.reset()
+    for unit in remapping.units { unit.unit.reset() }
     ioapic.reset()
     calendar.reset()
     firmwareConfiguration.reset()
@@ -174,23 +177,13 @@ final class Board: Sendable {
       names[address] = NamedFunction(id: nil, kindName: name, address: address)
     }
     return RemappingInspection(
-      units: remappingUnits,
+      units: remapping.units,
       functions: { [rootBus, names] in
         rootBus.all.map(\.requester.id).map {
           names[$0] ?? NamedFunction(id: nil, kindName: "PCI function", address: $0)
         }
       },
-      unitIndex: { [remappingUnits] _ in remappingUnits.isEmpty ? nil : 0 })
-  }
-
-  private var remappingUnits: [RemappingUnit] {
-    unit.map {
-      [
-        RemappingUnit(
-          name: "iommu0", registerBase: BoardLayout.remappingUnit, includesAll: true, hasIOAPIC: true, scope: [],
-          unit: $0)
-      ]
-    } ?? []
+      unitIndex: { [remapping] in remapping.unitIndex(of: $0) })
   }
 
   // MARK: What a CPU's accesses meet

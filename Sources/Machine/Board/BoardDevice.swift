@@ -30,7 +30,9 @@ extension VirtioBlockOptions: BoardDevice {
     let backend = FileBackend(file, discardUnmaps: node.discardUnmaps)
     do {
       let disk = try VirtioBlock(options: options, backend: backend)
-      board.plug(VirtioPCI(device: disk, options: options.transport, environment: board.environment, address: address))
+      board.plug(
+        VirtioPCI(
+          device: disk, options: options.transport, environment: board.environment(at: address), address: address))
     } catch {
       throw .device(kind: Self.kindName, problem: "\(error)")
     }
@@ -61,7 +63,7 @@ extension VirtioRNGOptions: BoardDevice {
     board.plug(
       VirtioPCI(
         device: VirtioEntropy(source: source, limit: limit), options: virtio.transport,
-        environment: board.environment, address: address))
+        environment: board.environment(at: address), address: address))
   }
 }
 

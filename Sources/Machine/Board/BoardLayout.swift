@@ -8,7 +8,9 @@ public struct BoardLayout: Hashable, Sendable {
   static let configurationAccess: UInt64 = 0xb000_0000
   static let memory32Window: Range<UInt64> = 0xc000_0000..<0xfec0_0000
   static let ioapic: UInt64 = 0xfec0_0000
+  /// The first unit's page of registers; the others' follow.
   static let remappingUnit: UInt64 = 0xfed9_0000
+  static let remappingUnitLimit = 16
   static let acpiTables: Range<UInt64> = 0xe_0000..<0x10_0000
 
   // MARK: I/O ports

@@ -18,6 +18,15 @@ public struct RemappingUnit: Sendable {
   public let scope: [RequesterID]
   let unit: TranslationUnit
 
+  init(_ placement: UnitPlacement, unit: TranslationUnit) {
+    name = placement.name
+    registerBase = placement.registerBase
+    includesAll = placement.includesAll
+    hasIOAPIC = placement.hasIOAPIC
+    scope = placement.functions
+    self.unit = unit
+  }
+
   /// Every counter with the name under which people see it.
   public var counters: [(name: String, value: UInt64)] { unit.counters.named }
 }

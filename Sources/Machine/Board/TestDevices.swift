@@ -6,7 +6,7 @@ import Hardware
 extension EduOptions: BoardDevice {
   func build(on board: Board, at address: RequesterID?, with configuration: MachineConfiguration) {
     guard let address else { return }
-    let device = Edu(mask: mask, environment: board.environment, address: address)
+    let device = Edu(mask: mask, environment: board.environment(at: address), address: address)
     board.plug(device.function) { device.remove() }
   }
 }
@@ -14,7 +14,7 @@ extension EduOptions: BoardDevice {
 extension IOMMUTestDeviceOptions: BoardDevice {
   func build(on board: Board, at address: RequesterID?, with configuration: MachineConfiguration) {
     guard let address else { return }
-    let device = IOMMUTestDevice(environment: board.environment, address: address)
+    let device = IOMMUTestDevice(environment: board.environment(at: address), address: address)
     board.plug(device.function) { device.remove() }
   }
 }

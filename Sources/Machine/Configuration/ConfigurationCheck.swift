@@ -14,7 +14,7 @@ extension MachineConfiguration {
     try checkObjects()
     var nodeUsers = try checkBlockNodes()
     try checkDevices(nodeUsers: &nodeUsers)
-    _ = try devicePlacement()
+    _ = try unitPlacement(try devicePlacement())
     if boot == nil { throw .nothingToBoot }
   }
 
@@ -61,14 +61,8 @@ extension MachineConfiguration {
 
   private func checkDevices(nodeUsers: inout [String: BlockNodeUser]) throws(ConfigurationError) {
     var identifiers = Set<Identifier>()
-    var hasIOMMU = false
     for (index, device) in devices.enumerated() {
       if let id = device.id, !identifiers.insert(id).inserted { throw .device(index: index, .duplicateID(id)) }
-      if device is IntelIOMMUOptions {
-        // The DMAR table tells of one unit that has every device.
-        if hasIOMMU { throw .device(index: index, .onlyOne(kindName: IntelIOMMUOptions.kindName)) }
-        hasIOMMU = true
-      }
       for use in device.nodes {
         guard let node = blockNodes.first(where: { $0.id == use.id }) else {
           throw .device(index: index, .unknownNode(use, known: blockNodes.map(\.id)))

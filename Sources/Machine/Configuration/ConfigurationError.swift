@@ -37,7 +37,15 @@ public enum DeviceProblem: Hashable, Sendable {
   case nodeInUse(NodeUse, by: BlockNodeUser)
   case unknownObject(ObjectUse, known: [String])
   case wrongObject(ObjectUse, kindName: String)
-  case onlyOne(kindName: String)
+  case tooManyUnits(highest: Int)
+  /// Two remapping units name no devices. The other's id.
+  case otherUnitIncludesAll(Identifier?)
+  /// What a remapping unit is to translate for is neither a device's id nor an address.
+  case unknownDevice(String, known: [String])
+  /// It is not on PCI.
+  case notRemappable(String)
+  /// A remapping unit names it already. That unit's id.
+  case deviceHasUnit(String, Identifier?)
   case addressTaken(RequesterID, by: AddressOwner)
   case noFreeAddress
 }

@@ -107,28 +107,26 @@ public final class RunningMachine {
     _ configuration: MachineConfiguration, layout: BoardLayout, memory: GuestMemory, accelerator: any Accelerator,
     serialOutput: (any CharacterOutput)?, events: EventQueue
   ) throws(StartError) -> Board {
-    let unitOptions = configuration.devices.lazy.compactMap { $0 as? IntelIOMMUOptions }.first
+    let placement: [RequesterID?]
+    let units: [UnitPlacement]
+    do {
+      placement = try configuration.devicePlacement()
+      units = try configuration.unitPlacement(placement)
+    } catch {
+      throw .configuration(error)
+    }
     let board: Board
     do {
       board = try Board(
         memory: memory, accelerator: accelerator, layout: layout, processorCount: configuration.processors.count,
-        unitOptions: unitOptions?.unitOptions, serialOutput: serialOutput, events: events)
+        units: units, serialOutput: serialOutput, events: events)
     } catch {
       throw .unit(error)
     }
-    do {
-      let placement = try configuration.devicePlacement()
-      for (device, address) in zip(configuration.devices, placement) {
-        if let device = device as? any BoardDevice {
-          try device.build(on: board, at: address, with: configuration)
-        }
+    for (device, address) in zip(configuration.devices, placement) {
+      if let device = device as? any BoardDevice {
+        try device.build(on: board, at: address, with: configuration)
       }
-    } catch let error as StartError {
-      throw error
-    } catch let error as ConfigurationError {
-      throw .configuration(error)
-    } catch {
-      throw .device(kind: "?", problem: "\(error)")
     }
     return board
   }

@@ -24,23 +24,20 @@ struct StartImage {
     } catch {
       throw .file(option: "-initrd", error)
     }
-    let unit = configuration.devices.lazy.compactMap { $0 as? IntelIOMMUOptions }.first
+    let units: [UnitPlacement]
+    do {
+      units = try configuration.unitPlacement(try configuration.devicePlacement())
+    } catch {
+      throw .configuration(error)
+    }
     do {
       tables = try ACPITables.build(
         ACPIConfiguration(
           localAPICs: (0..<UInt32(configuration.processors.count)).map { $0 }, highWindow: layout.memory64Window,
-          remapping: unit.map(Self.remapping)))
+          remapping: units.isEmpty ? nil : DMARemapping(units)))
     } catch {
       throw .device(kind: "ACPI", problem: error.description)
     }
-  }
-
-  private static func remapping(_ options: IntelIOMMUOptions) -> DMARemapping {
-    DMARemapping(
-      hostAddressWidth: Int(options.addressWidth), interruptRemapping: options.offersInterruptRemapping,
-      x2APICOptOut: !options.offersExtendedInterrupts,
-      units: [.init(scopes: [.ioAPIC(id: 0, sourceID: BoardLayout.ioapicRequester)])],
-      translationServices: options.deviceIOTLB ? [.init()] : [])
   }
 
   /// - Returns: where the first CPU begins.

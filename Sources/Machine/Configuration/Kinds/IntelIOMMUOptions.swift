@@ -5,6 +5,8 @@ import VTd
 /// VT-d 11.4.2 and 11.4.3.
 public struct IntelIOMMUOptions: DeviceOptions, Hashable {
   public var id: Identifier?
+  /// What it translates for; nil for every device that no other unit names.
+  public var devices: DeviceNames?
   /// Scalable mode (ECAP.SMTS).
   public var scalableMode = false
   /// First-stage translation (ECAP.FSTS). Without `nested`, scalable mode has no second stage then.
@@ -43,6 +45,10 @@ public struct IntelIOMMUOptions: DeviceOptions, Hashable {
   public static let category = DeviceCategory.misc
 
   public static let properties: [Property<Self>] = [
+    Property(
+      "devices", \.devices,
+      help: "Only for these: IDs or addresses of PCI devices, or ioapic, joined by +, example: disk0+05.0; "
+        + "one intel-iommu without it has all others"),
     Property(
       "x-scalable-mode", aliases: ["scalable-mode"], \.scalableMode,
       help: "Scalable mode: PASID tables (also scalable-mode)"),

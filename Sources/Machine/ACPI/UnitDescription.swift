@@ -1,0 +1,24 @@
+import Hardware
+
+extension DMARemapping {
+  /// What the DMAR table tells of a board's units.
+  /// - Parameter units: not empty.
+  init(_ units: [UnitPlacement]) {
+    self.init(
+      // One width for all: the widest address that any of them translates.
+      hostAddressWidth: units.map { Int($0.options.addressWidth) }.max() ?? 48,
+      interruptRemapping: units.contains { $0.options.offersInterruptRemapping },
+      // x2APIC mode needs 32-bit destinations in every interrupt.
+      x2APICOptOut: !units.allSatisfy { $0.options.offersExtendedInterrupts },
+      units: units.map { unit in
+        var scopes = unit.functions.map { function in
+          DeviceScope(
+            kind: .endpoint, startBus: function.bus,
+            path: [DeviceScope.Step(device: function.device, function: function.function)])
+        }
+        if unit.hasIOAPIC { scopes.append(.ioAPIC(id: 0, sourceID: BoardLayout.ioapicRequester)) }
+        return Unit(registerBase: unit.registerBase, includesAll: unit.includesAll, scopes: scopes)
+      },
+      translationServices: units.contains { $0.options.deviceIOTLB } ? [TranslationServices()] : [])
+  }
+}
