@@ -115,7 +115,21 @@ import Testing
     -device intel-iommu,scalable-mode=on,fsts=on,x-flts=off: fsts and x-flts are the same property, and say \
     different things
     $ -device intel-iommu -device intel-iommu,aw-bits=39
-    -device intel-iommu,aw-bits=39: only one intel-iommu yet
+    -device intel-iommu,aw-bits=39: another intel-iommu has all devices already: add devices= to one of them
+    $ -device intel-iommu,id=a -device intel-iommu
+    -device intel-iommu: intel-iommu 'a' has all devices already: add devices= to one of them
+    $ -device intel-iommu,devices=rng -device virtio-rng-pci,id=rng0
+    -device intel-iommu,devices=rng: devices: no PCI device 'rng', and it is no address on bus 0; nearest: rng0
+    $ -device intel-iommu,devices=04.1
+    -device intel-iommu,devices=04.1: devices: no PCI device '04.1', and it is no address on bus 0
+    $ -device intel-iommu,devices=
+    -device intel-iommu,devices=: devices must not be empty
+    $ -device intel-iommu,devices=exit -device isa-debug-exit,id=exit
+    -device intel-iommu,devices=exit: devices: 'exit' is not on PCI: no unit translates for it
+    $ -device intel-iommu,id=a,devices=4 -device intel-iommu,devices=00:04.0
+    -device intel-iommu,devices=00:04.0: devices: intel-iommu 'a' names '00:04.0' already
+    $ -device intel-iommu,devices=rng0+02.0 -device virtio-rng-pci,id=rng0,addr=2
+    -device intel-iommu,devices=rng0+02.0: devices: another intel-iommu names '02.0' already
     $ -device virtio-blk-pci
     -device virtio-blk-pci: drive is missing: name a -drive or -blockdev
     $ -device virtio-blk-pci,drive=d

@@ -154,12 +154,6 @@ import Testing
     #expect(wanted.entropySource(of: device) == .file(path: "/dev/hwrng"))
   }
 
-  @Test func thereIsOneUnit() {
-    var wanted = configuration()
-    wanted.devices = [IntelIOMMUOptions(), IntelIOMMUOptions()]
-    #expect(problem(wanted) == .device(index: 1, .onlyOne(kindName: "intel-iommu")))
-  }
-
   @Test func devicesAreGivenAddressesAroundThoseThatAskForOne() throws {
     var wanted = configuration()
     wanted.blockNodes = [BlockNode(id: "d", path: "a.img", readOnly: true)]
