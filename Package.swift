@@ -31,6 +31,10 @@ let package = Package(
     library("KVM", uses: ["Linux", "CLinux"]),
     library("VFIO", uses: ["Linux", "CLinux"]),
 
+    // JSON, by Debian's Jansson.
+    .systemLibrary(name: "CJansson", pkgConfig: "jansson", providers: [.apt(["libjansson-dev"])]),
+    library("JSON", uses: ["CJansson"]),
+
     // The guest's side: pure Swift, no system call.
     library("Hardware"),
     library("PCI", uses: ["Hardware"]),
@@ -39,7 +43,7 @@ let package = Package(
 
     // Where the two meet, and what a person types.
     library("Machine", uses: ["KVM", "Linux", "VTd", "Devices", "PCI", "Hardware"]),
-    library("Control", uses: ["Machine"]),
+    library("Control", uses: ["Machine", "JSON"]),
     .executableTarget(
       name: "nestling", dependencies: ["Control"],
       swiftSettings: strict + [.unsafeFlags(["-static-executable"], .when(configuration: .release))],
@@ -74,6 +78,7 @@ let package = Package(
     tests(of: "VTd", uses: ["Hardware", "PCI", "TestSupport", "VTdOracle"]),
     tests(of: "Devices", uses: ["Hardware", "PCI", "TestSupport"]),
     tests(of: "Machine", uses: ["Hardware", "PCI", "Devices", "VTd", "TestSupport"]),
-    tests(of: "Control", uses: ["Machine"]),
+    tests(of: "Control", uses: ["Machine", "JSON"]),
+    tests(of: "JSON"),
   ]
 )

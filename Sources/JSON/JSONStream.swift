@@ -1,0 +1,225 @@
+/// Finds the values in a stream of bytes that arrive in pieces: QMP has nothing else that says where a message ends.
+/// It looks at each byte once, and holds no more than the limit of an unfinished value.
+///
+/// Errors and what follows them are QEMU's (qobject/json-lexer.c, json-streamer.c): a byte that can be in no JSON, a
+/// control character in a string, or a limit passed, ends the value; reading begins anew at the next control
+/// character, quote or bracket. Of QEMU's extensions strings in single quotes are taken, `%` interpolation is not.
+public struct JSONStream: Sendable {
+  public enum Item: Hashable, Sendable {
+    case value(JSONValue)
+    /// Why there is none, in QEMU's words.
+    case error(String)
+  }
+
+  private enum State {
+    /// Between values.
+    case start
+    /// Within a value, but not within a string.
+    case inside
+    /// Within a word that is a value by itself: `null`, `12`.
+    case word
+    case string(quote: UInt8, returning: Outer)
+    case escape(quote: UInt8, returning: Outer)
+    case recovery
+  }
+
+  /// Where a string stands.
+  private enum Outer {
+    case top, inside
+  }
+
+  /// In bytes, of one value.
+  public let sizeLimit: Int
+  public let depthLimit: Int
+
+  private var state = State.start
+  private var bytes: [UInt8] = []
+  private var braces = 0
+  private var brackets = 0
+
+  public init(sizeLimit: Int = 1 << 20, depthLimit: Int = JSONValue.depthLimit) {
+    self.sizeLimit = sizeLimit
+    self.depthLimit = min(depthLimit, JSONValue.depthLimit)
+  }
+
+  /// Takes what has arrived.
+  /// - Parameter emit: gets each value and each error, in order; false ends it, and what follows is dropped.
+  public mutating func receive(_ input: some Sequence<UInt8>, _ emit: (Item) -> Bool) {
+    for byte in input {
+      if let item = take(byte), !emit(item) { return reset() }
+      // A word ends before the byte that shows it.
+      if pendingByte, let item = takePending(byte), !emit(item) { return reset() }
+    }
+  }
+
+  /// The stream has ended.
+  /// - Returns: an error for half a value; a word that only the end shows to be whole.
+  public mutating func finish() -> Item? {
+    defer { reset() }
+    switch state {
+    case .start, .recovery: return nil
+    case .word: return parsed()
+    case .inside, .string, .escape: return .error("JSON parse error, expecting value")
+    }
+  }
+
+  private mutating func reset() {
+    state = .start
+    bytes.removeAll()
+    braces = 0
+    brackets = 0
+    pendingByte = false
+  }
+
+  private var pendingByte = false
+
+  private mutating func takePending(_ byte: UInt8) -> Item? {
+    pendingByte = false
+    return take(byte)
+  }
+
+  private mutating func take(_ byte: UInt8) -> Item? {
+    switch state {
+    case .start: return begin(byte)
+    case .inside: return inside(byte)
+    case .word:
+      if Self.isWord(byte) { return keep(byte) }
+      pendingByte = true
+      return parsed()
+    case .string(let quote, let outer): return string(byte, quote, outer)
+    case .escape(let quote, let outer):
+      state = .string(quote: quote, returning: outer)
+      if byte < 0x20 || byte >= 0xfe { return stray(byte) }
+      // JSON knows no escape of the single quote, and needs none.
+      if byte == UInt8(ascii: "'") { bytes.removeLast() }
+      return keep(byte)
+    case .recovery:
+      if Self.endsRecovery(byte) {
+        reset()
+        return byte < 0x20 || byte >= 0xfe ? nil : begin(byte)
+      }
+      return nil
+    }
+  }
+
+  private mutating func begin(_ byte: UInt8) -> Item? {
+    if Self.isSpace(byte) { return nil }
+    switch byte {
+    case Self.quote, Self.singleQuote:
+      state = .string(quote: byte, returning: .top)
+      return keep(Self.quote)
+    case UInt8(ascii: "{"), UInt8(ascii: "["):
+      state = .inside
+      return inside(byte)
+    case UInt8(ascii: "}"), UInt8(ascii: "]"), UInt8(ascii: ","), UInt8(ascii: ":"):
+      // A token by itself, which is no value; the next may begin one.
+      return .error("JSON parse error, expecting value")
+    default:
+      guard Self.isWord(byte) else { return stray(byte) }
+      state = .word
+      return keep(byte)
+    }
+  }
+
+  private mutating func inside(_ byte: UInt8) -> Item? {
+    switch byte {
+    case Self.quote, Self.singleQuote:
+      state = .string(quote: byte, returning: .inside)
+      return keep(Self.quote)
+    case UInt8(ascii: "{"): braces += 1
+    case UInt8(ascii: "}"): braces -= 1
+    case UInt8(ascii: "["): brackets += 1
+    case UInt8(ascii: "]"): brackets -= 1
+    default:
+      guard Self.isSpace(byte) || Self.isWord(byte) || byte == UInt8(ascii: ",") || byte == UInt8(ascii: ":") else {
+        return stray(byte)
+      }
+    }
+    if braces + brackets > depthLimit { return limit("JSON nesting depth limit exceeded") }
+    if let error = keep(byte) { return error }
+    // Nothing is open any more, or something was closed that was not: the parser will say which.
+    if braces < 0 || brackets < 0 || braces == 0 && brackets == 0 { return parsed() }
+    return nil
+  }
+
+  private mutating func string(_ byte: UInt8, _ quote: UInt8, _ outer: Outer) -> Item? {
+    switch byte {
+    case quote:
+      if let error = keep(Self.quote) { return error }
+      if outer == .top { return parsed() }
+      state = .inside
+      return nil
+    case Self.quote:
+      // Within single quotes.
+      return keep(UInt8(ascii: "\\")) ?? keep(byte)
+    case UInt8(ascii: "\\"):
+      state = .escape(quote: quote, returning: outer)
+      return keep(byte)
+    case ..<0x20, 0xfe...: return stray(byte)
+    default: return keep(byte)
+    }
+  }
+
+  private mutating func keep(_ byte: UInt8) -> Item? {
+    guard bytes.count < sizeLimit else { return limit("JSON token size limit exceeded") }
+    bytes.append(byte)
+    return nil
+  }
+
+  private mutating func parsed() -> Item {
+    let text = bytes
+    let pending = pendingByte
+    reset()
+    pendingByte = pending
+    do {
+      return .value(try JSONValue(parsing: text))
+    } catch {
+      return .error("JSON parse error, \(error.reason)")
+    }
+  }
+
+  /// A byte that can be in no JSON.
+  private mutating func stray(_ byte: UInt8) -> Item {
+    reset()
+    // A control character ends what was there, and recovery with it.
+    if byte >= 0x20, byte < 0xfe { state = .recovery }
+    let shown = (0x21..<0x7f).contains(byte) ? String(UnicodeScalar(byte)) : "\\x" + Self.hexadecimal(byte)
+    return .error("JSON parse error, stray '\(shown)'")
+  }
+
+  private mutating func limit(_ reason: String) -> Item {
+    reset()
+    state = .recovery
+    return .error(reason)
+  }
+
+  private static func hexadecimal(_ byte: UInt8) -> String {
+    (byte < 0x10 ? "0" : "") + String(byte, radix: 16)
+  }
+
+  private static let quote = UInt8(ascii: "\"")
+  private static let singleQuote = UInt8(ascii: "'")
+
+  private static func isSpace(_ byte: UInt8) -> Bool { byte == 0x20 || byte == 0x09 || byte == 0x0a || byte == 0x0d }
+
+  /// What numbers and `true`, `false` and `null` are written with.
+  private static func isWord(_ byte: UInt8) -> Bool {
+    switch byte {
+    case UInt8(ascii: "a")...UInt8(ascii: "z"), UInt8(ascii: "A")...UInt8(ascii: "Z"),
+      UInt8(ascii: "0")...UInt8(ascii: "9"), UInt8(ascii: "+"), UInt8(ascii: "-"), UInt8(ascii: "."),
+      UInt8(ascii: "_"):
+      true
+    default: false
+    }
+  }
+
+  private static func endsRecovery(_ byte: UInt8) -> Bool {
+    switch byte {
+    case ..<0x20, 0xfe...: true
+    case quote, singleQuote, UInt8(ascii: "["), UInt8(ascii: "]"), UInt8(ascii: "{"), UInt8(ascii: "}"),
+      UInt8(ascii: ":"), UInt8(ascii: ","):
+      true
+    default: false
+    }
+  }
+}

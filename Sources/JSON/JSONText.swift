@@ -1,0 +1,144 @@
+import CJansson
+
+/// JSON text and values (RFC 8259), read and written by the Jansson library.
+extension JSONValue {
+  /// Why a text is no value.
+  public struct ParseError: Error, Hashable, Sendable {
+    /// Jansson's words.
+    public let reason: String
+    /// Where, in bytes.
+    public let position: Int
+  }
+
+  /// How deep arrays and objects may lie in each other. QEMU's limit (qobject/json-streamer.c); Jansson's own is 2048.
+  public static let depthLimit = 1024
+
+  /// Reads one value, which is the whole text but for white space. A name that occurs twice in an object is an error.
+  public init(parsing text: [UInt8]) throws(ParseError) {
+    var position = 0
+    self = try Self.next(in: text, at: &position)
+    while position < text.count, [0x20, 0x09, 0x0a, 0x0d].contains(text[position]) { position += 1 }
+    if position < text.count { throw ParseError(reason: "something follows the value", position: position) }
+  }
+
+  /// Reads one value, and leaves what follows it.
+  /// - Parameter position: where to begin; behind the value afterwards.
+  public static func next(in text: [UInt8], at position: inout Int) throws(ParseError) -> JSONValue {
+    guard position >= 0, position < text.count else { throw ParseError(reason: "there is no value", position: position) }
+    let flags = JSON_REJECT_DUPLICATES | JSON_DISABLE_EOF_CHECK | JSON_DECODE_ANY | JSON_ALLOW_NUL
+    var error = json_error_t()
+    // SAFETY: the count is what remains of the array behind the position, which lies within it.
+    let parsed = unsafe text.withUnsafeBytes { bytes in
+      unsafe json_loadb(bytes.baseAddress! + position, bytes.count - position, Int(flags), &error)
+    }
+    guard let parsed = unsafe parsed else {
+      // SAFETY: Jansson ends the text with a zero byte.
+      let reason = unsafe withUnsafeBytes(of: &error.text) { bytes in
+        unsafe String(decoding: bytes.prefix { $0 != 0 }, as: UTF8.self)
+      }
+      throw ParseError(reason: reason, position: position + max(0, Int(error.position)))
+    }
+    // SAFETY: the reference is ours, and given back once.
+    defer { unsafe json_decref(parsed) }
+    guard let value = unsafe convert(parsed, depth: 0) else {
+      throw ParseError(reason: "it is nested too deeply", position: position)
+    }
+    position += Int(error.position)
+    return value
+  }
+
+  /// The value as text, without a line's end, as QEMU lays it out: `{"name": [1, 2]}`, and all of it in ASCII.
+  /// - Parameter pretty: on several lines, indented by four.
+  public func text(pretty: Bool = false) -> [UInt8] {
+    guard let built = unsafe build(depth: 0) else { return Array("null".utf8) }
+    // SAFETY: the references are ours, and given back once.
+    defer { unsafe json_decref(built) }
+    var flags = Int(JSON_ENCODE_ANY | JSON_ENSURE_ASCII)
+    if pretty { flags |= 4 }
+    // SAFETY: the first call writes nothing and tells the length, which the second one's buffer has.
+    var text = [UInt8](repeating: 0, count: unsafe json_dumpb(built, nil, 0, flags))
+    _ = unsafe text.withUnsafeMutableBytes { unsafe json_dumpb(built, $0.baseAddress, $0.count, flags) }
+    return text
+  }
+
+  /// - Returns: nil where it is nested too deeply.
+  private static func convert(_ json: UnsafeMutablePointer<json_t>, depth: Int) -> JSONValue? {
+    guard depth <= depthLimit else { return nil }
+    // SAFETY, for all of it: the kind says which calls are allowed; what they return belongs to the value.
+    switch unsafe json.pointee.type {
+    case JSON_NULL: return .null
+    case JSON_TRUE: return .bool(true)
+    case JSON_FALSE: return .bool(false)
+    case JSON_INTEGER: return unsafe .integer(json_integer_value(json))
+    case JSON_REAL: return unsafe .real(json_real_value(json))
+    case JSON_STRING: return unsafe .string(string(json_string_value(json), json_string_length(json)))
+    case JSON_ARRAY:
+      var elements: [JSONValue] = []
+      let count = unsafe json_array_size(json)
+      elements.reserveCapacity(count)
+      for index in 0..<count {
+        guard let element = unsafe json_array_get(json, index),
+          let value = unsafe convert(element, depth: depth + 1)
+        else { return nil }
+        elements.append(value)
+      }
+      return .array(elements)
+    case JSON_OBJECT:
+      var object = JSONObject()
+      var place = unsafe json_object_iter(json)
+      while let here = unsafe place {
+        guard let member = unsafe json_object_iter_value(here),
+          let value = unsafe convert(member, depth: depth + 1)
+        else { return nil }
+        unsafe object.append(string(json_object_iter_key(here), json_object_iter_key_len(here)), value)
+        unsafe place = json_object_iter_next(json, here)
+      }
+      return .object(object)
+    default: return nil
+    }
+  }
+
+  private static func string(_ start: UnsafePointer<CChar>?, _ count: Int) -> String {
+    // SAFETY: Jansson tells the length of its string, whose UTF-8 it has checked.
+    unsafe String(
+      decoding: UnsafeBufferPointer(start: start, count: count).lazy.map { UInt8(bitPattern: $0) }, as: UTF8.self)
+  }
+
+  /// - Returns: a reference that the caller gives back; nil where there is no memory, or it is nested too deeply.
+  private func build(depth: Int) -> UnsafeMutablePointer<json_t>? {
+    guard depth <= Self.depthLimit else { return nil }
+    // SAFETY, for all of it: the strings live for the duration of the calls, which copy them; json_array_append_new
+    // and json_object_setn_new take the reference over, nil as well, and fail then.
+    switch self {
+    case .null: return unsafe json_null()
+    case .bool(let value): return unsafe value ? json_true() : json_false()
+    case .integer(let value): return unsafe json_integer(value)
+    case .real(let value): return unsafe json_real(value.isFinite ? value : 0)
+    case .string(let value):
+      let characters = Self.characters(value)
+      return unsafe json_stringn(characters, characters.count - 1)
+    case .array(let elements):
+      guard let array = unsafe json_array() else { return nil }
+      for element in elements where unsafe json_array_append_new(array, element.build(depth: depth + 1)) != 0 {
+        unsafe json_decref(array)
+        return nil
+      }
+      return unsafe array
+    case .object(let object):
+      guard let built = unsafe json_object() else { return nil }
+      for member in object.members {
+        let name = Self.characters(member.name)
+        let failed = unsafe json_object_setn_new(
+          built, name, name.count - 1, member.value.build(depth: depth + 1))
+        if failed != 0 {
+          unsafe json_decref(built)
+          return nil
+        }
+      }
+      return unsafe built
+    }
+  }
+
+  /// As C has it, with a zero byte behind.
+  private static func characters(_ text: String) -> [CChar] { text.utf8.map { CChar(bitPattern: $0) } + [0] }
+}

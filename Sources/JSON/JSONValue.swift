@@ -1,0 +1,63 @@
+/// A JSON value (RFC 8259). An object keeps its members' order; a name occurs once.
+public enum JSONValue: Hashable, Sendable {
+  case null
+  case bool(Bool)
+  case integer(Int64)
+  /// Finite: JSON has no word for other numbers.
+  case real(Double)
+  case string(String)
+  case array([JSONValue])
+  case object(JSONObject)
+
+  /// Whether values lie within it.
+  var isContainer: Bool {
+    switch self {
+    case .array, .object: true
+    case .null, .bool, .integer, .real, .string: false
+    }
+  }
+}
+
+extension JSONValue: ExpressibleByStringLiteral, ExpressibleByBooleanLiteral, ExpressibleByIntegerLiteral,
+  ExpressibleByArrayLiteral, ExpressibleByDictionaryLiteral
+{
+  public init(stringLiteral value: String) { self = .string(value) }
+  public init(booleanLiteral value: Bool) { self = .bool(value) }
+  public init(integerLiteral value: Int64) { self = .integer(value) }
+  public init(arrayLiteral elements: JSONValue...) { self = .array(elements) }
+  /// Of two members of one name the later counts.
+  public init(dictionaryLiteral elements: (String, JSONValue)...) {
+    var object = JSONObject()
+    for (name, value) in elements { object[name] = value }
+    self = .object(object)
+  }
+}
+
+/// The members of an object, in the order in which they were given.
+public struct JSONObject: Hashable, Sendable {
+  public struct Member: Hashable, Sendable {
+    public let name: String
+    public var value: JSONValue
+  }
+
+  public private(set) var members: [Member] = []
+
+  public init() {}
+
+  /// For messages of a few members: a name is looked for one by one. Setting an existing one keeps its place.
+  public subscript(name: String) -> JSONValue? {
+    get { members.first { $0.name == name }?.value }
+    set {
+      let index = members.firstIndex { $0.name == name }
+      switch (index, newValue) {
+      case (let index?, let value?): members[index].value = value
+      case (let index?, nil): members.remove(at: index)
+      case (nil, let value?): members.append(Member(name: name, value: value))
+      case (nil, nil): break
+      }
+    }
+  }
+
+  /// For a parser, which knows that the name is new.
+  mutating func append(_ name: String, _ value: JSONValue) { members.append(Member(name: name, value: value)) }
+}

@@ -1,0 +1,99 @@
+import JSON
+import Testing
+
+@Suite struct JSONStreamTests {
+  private func items(_ pieces: [[UInt8]], sizeLimit: Int = 1 << 20) -> [JSONStream.Item] {
+    var stream = JSONStream(sizeLimit: sizeLimit)
+    var items: [JSONStream.Item] = []
+    for piece in pieces {
+      stream.receive(piece) {
+        items.append($0)
+        return true
+      }
+    }
+    if let last = stream.finish() { items.append(last) }
+    return items
+  }
+
+  private func items(_ text: String) -> [JSONStream.Item] { items([Array(text.utf8)]) }
+
+  @Test func valuesHoweverTheyArrive() {
+    let text = Array("{\"a\": [1, \"}\\\"]\"]}{'b': 'c\"d\\'\\\\'}\r\n12 true\"x\"null".utf8)
+    let wanted: [JSONStream.Item] = [
+      .value(["a": [1, "}\"]"]]), .value(["b": "c\"d'\\"]), .value(12), .value(true), .value("x"), .value(.null),
+    ]
+    #expect(items([text]) == wanted)
+    #expect(items(text.map { [$0] }) == wanted)
+  }
+
+  /// From QEMU's tests/qtest/qmp-test.c: each is one error, and what follows is understood.
+  @Test(arguments: [
+    "{]\n", "{\u{1}", "\u{1}", "{\"bad \u{1}", "{\"execute\": \"x\", \"id\":\"\n", "%p", "@", "{@",
+    "{'a': 'b\n",
+  ])
+  func recoversAfterAnError(_ text: String) {
+    let seen = items(text + "{\"a\": 1}")
+    #expect(seen.count == 2, "\(seen)")
+    guard case .error = seen.first else {
+      Issue.record("\(seen)")
+      return
+    }
+    #expect(seen.last == .value(["a": 1]))
+  }
+
+  @Test func bytesThatNoUTF8Has() {
+    for bad in [[0x7b, 0xff], [0x7b, 0x22, 0x61, 0xff], [0xff]] as [[UInt8]] {
+      let seen = items([bad + Array("[]".utf8)])
+      #expect(seen.count == 2 && seen.last == .value([]), "\(bad) \(seen)")
+    }
+  }
+
+  @Test func sizeIsLimited() {
+    let text = "\"" + String(repeating: "x", count: 5000) + "\"\n[1]"
+    let seen = items([Array(text.utf8)], sizeLimit: 4096)
+    #expect(seen.first == .error("JSON token size limit exceeded"))
+    #expect(seen.last == .value([1]))
+    let short = "\"" + String(repeating: "x", count: 4094) + "\""
+    #expect(items([Array(short.utf8)], sizeLimit: 4096).count == 1)
+  }
+
+  @Test func depthIsLimited() {
+    let seen = items([[UInt8](repeating: UInt8(ascii: "["), count: 1_000_000), Array("\n{}".utf8)])
+    #expect(seen.contains(.error("JSON nesting depth limit exceeded")))
+    #expect(seen.count < 1000)
+  }
+
+  @Test func halfAValueIsNone() {
+    #expect(items("{\"a\": ") == [.error("JSON parse error, expecting value")])
+    #expect(items("  \n") == [])
+    #expect(items("17") == [.value(17)])
+  }
+
+  @Test func theReceiverCanEndIt() {
+    var stream = JSONStream()
+    var seen = 0
+    stream.receive(Array("[] [] []".utf8)) { _ in
+      seen += 1
+      return false
+    }
+    #expect(seen == 1 && stream.finish() == nil)
+  }
+
+  /// Whatever comes, nothing traps, and an object afterwards is understood once a line's end has come.
+  @Test func noise() {
+    var random = UInt64(0x1234_5678_9abc_def0)
+    for _ in 0..<2000 {
+      var bytes: [UInt8] = []
+      for _ in 0..<40 {
+        random ^= random << 13
+        random ^= random >> 7
+        random ^= random << 17
+        let alphabet = Array("{}[]\"'\\,:-1etrn \u{1}ü".utf8) + [0xff]
+        bytes.append(alphabet[Int(random % UInt64(alphabet.count))])
+      }
+      // An escape, a string and a word may be open; none of them outlasts these.
+      let seen = items([bytes + [1, 1] + Array("[7]".utf8)])
+      #expect(seen.last == .value([7]), "\(bytes)")
+    }
+  }
+}

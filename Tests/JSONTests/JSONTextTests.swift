@@ -1,0 +1,79 @@
+import JSON
+import Testing
+
+@Suite struct JSONTextTests {
+  private func parse(_ text: String) throws -> JSONValue { try JSONValue(parsing: Array(text.utf8)) }
+  private func written(_ value: JSONValue, pretty: Bool = false) -> String {
+    String(decoding: value.text(pretty: pretty), as: UTF8.self)
+  }
+
+  @Test func everyKind() throws {
+    #expect(try parse(" null ") == .null)
+    #expect(try parse("true") == true)
+    #expect(try parse("-9223372036854775808") == .integer(.min))
+    #expect(try parse("1.5e3") == .real(1500))
+    #expect(try parse(#""a\u0000\ud83d\ude00\n""#) == "a\0\u{1f600}\n")
+    #expect(try parse(#"{"b": [1, {}], "a": ""}"#) == ["b": [1, [:]], "a": ""])
+  }
+
+  /// The order of members is kept, both ways, and non-ASCII is written out.
+  @Test func layoutIsQEMUs() throws {
+    let text = #"{"zebra": {"x": -1, "y": []}, "apple": [true, null, 2.5, "\u00fc\"\\\u0000"], "": {}}"#
+    #expect(written(try parse(text)) == text)
+    #expect(written(["a": [1, 2], "b": ["c": "d"]], pretty: true) == """
+      {
+          "a": [
+              1,
+              2
+          ],
+          "b": {
+              "c": "d"
+          }
+      }
+      """)
+    #expect(written("x") == #""x""#)
+    #expect(written(.null) == "null")
+  }
+
+  @Test(arguments: [
+    "", "{", "[1,]", "{\"a\" 1}", "nul", "01", "'a'", "{\"a\": 1, \"a\": 2}", "[1] 2", "\"\u{1}\"", "1e999",
+    "92233720368547758080", #""\ud800""#,
+  ])
+  func whatIsNoValue(_ text: String) {
+    #expect(throws: JSONValue.ParseError.self) { try parse(text) }
+  }
+
+  @Test func invalidUTF8IsRefused() {
+    #expect(throws: JSONValue.ParseError.self) { try JSONValue(parsing: [0x22, 0xc3, 0x28, 0x22]) }
+  }
+
+  @Test func oneValueAfterTheOther() throws {
+    let text = Array(#"{"a":1} [2]3 "#.utf8)
+    var position = 0
+    #expect(try JSONValue.next(in: text, at: &position) == ["a": 1])
+    #expect(position == 7)
+    #expect(try JSONValue.next(in: text, at: &position) == [2])
+    #expect(try JSONValue.next(in: text, at: &position) == 3)
+    #expect(throws: JSONValue.ParseError.self) { try JSONValue.next(in: text, at: &position) }
+    position = 99
+    #expect(throws: JSONValue.ParseError.self) { try JSONValue.next(in: text, at: &position) }
+  }
+
+  @Test func depthHasALimit() throws {
+    func nested(_ depth: Int) -> String { String(repeating: "[", count: depth) + String(repeating: "]", count: depth) }
+    let deep = try parse(nested(1000))
+    #expect(written(deep) == nested(1000))
+    #expect(throws: JSONValue.ParseError.self) { try parse(nested(1500)) }
+    #expect(throws: JSONValue.ParseError.self) { try parse(nested(100_000)) }
+  }
+
+  @Test func membersByName() {
+    var object = JSONObject()
+    object["a"] = 1
+    object["b"] = 2
+    object["a"] = 3
+    #expect(object.members.map(\.name) == ["a", "b"] && object["a"] == 3)
+    object["a"] = nil
+    #expect(object.members.map(\.name) == ["b"] && object["a"] == nil)
+  }
+}
