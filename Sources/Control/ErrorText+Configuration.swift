@@ -16,6 +16,7 @@ extension ErrorText {
     case .topologyNotOffered: "all CPUs are cores of one socket yet: sockets and threads can only be 1"
     case .tooManySerialPorts(let count, let highest):
       "\(count) serial ports are asked for, and there is \(highest) (COM1)"
+    case .characterDevice(_, let problem), .serial(_, let problem), .monitor(_, let problem): text(for: problem)
     case .blockNode(_, let problem): text(for: problem)
     case .object(_, .missingID): "id is missing: an object has a name"
     case .object(_, .duplicateID(let id)): duplicate(id.text)
@@ -24,6 +25,17 @@ extension ErrorText {
   }
 
   private static func duplicate(_ id: String) -> String { "id \(quoted(id)) is taken already" }
+
+  // QEMU's words.
+  private static func text(for problem: CharacterProblem) -> String {
+    switch problem {
+    case .missingID: "chardev: no id specified"
+    case .duplicateID(let id): "Duplicate ID '\(id)' for chardev"
+    case .standardInputTaken: "cannot use stdio by multiple character devices"
+    case .notFound(let id): "chardev \"\(id)\" not found"
+    case .inUse(let id): "chardev '\(id)' is already in use"
+    }
+  }
 
   private static func text(for problem: BlockNodeProblem) -> String {
     switch problem {

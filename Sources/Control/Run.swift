@@ -65,15 +65,3 @@ extension ErrorText {
     return line([], error.description)
   }
 }
-
-extension TerminalMultiplexer: InputInterpreter {
-  public mutating func receive(_ bytes: [UInt8], guestBytes: inout [UInt8]) -> [InputAction] {
-    let actions: [Action] = receive(bytes[...], guestBytes: &guestBytes)
-    return actions.map { action in
-      switch action {
-      case .exit: .exit
-      case .show(let text): .show(text)
-      }
-    }
-  }
-}

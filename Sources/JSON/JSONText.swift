@@ -24,7 +24,9 @@ extension JSONValue {
   /// Reads one value, and leaves what follows it.
   /// - Parameter position: where to begin; behind the value afterwards.
   public static func next(in text: [UInt8], at position: inout Int) throws(ParseError) -> JSONValue {
-    guard position >= 0, position < text.count else { throw ParseError(reason: "there is no value", position: position) }
+    guard position >= 0, position < text.count else {
+      throw ParseError(reason: "there is no value", position: position)
+    }
     let flags = JSON_REJECT_DUPLICATES | JSON_DISABLE_EOF_CHECK | JSON_DECODE_ANY | JSON_ALLOW_NUL
     var error = json_error_t()
     // SAFETY: the count is what remains of the array behind the position, which lies within it.

@@ -75,9 +75,10 @@ public struct UnixListener: ~Copyable, Sendable {
     var status = stat()
     // SAFETY: the structure outlives the call.
     guard unsafe lstat(path, &status) == 0, status.st_mode & S_IFMT == S_IFSOCK else { return false }
-    // Without waiting: a live one whose queue is full would not answer.
-    let kind = Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue) | Int32(SOCK_NONBLOCK.rawValue)
-    let probe = socket(AF_UNIX, kind, 0)
+    // A datagram socket cannot connect to a stream socket: to a live one it is of the wrong type (EPROTOTYPE), and
+    // whoever listens there is not troubled with a client; where nobody has it any more, it is refused
+    // (net/unix/af_unix.c, unix_find_bsd).
+    let probe = socket(AF_UNIX, Int32(SOCK_DGRAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0)
     guard probe >= 0 else { return false }
     defer { close(probe) }
     let code = unsafe withSocketAddress(&address) { unsafe connect(probe, $0, $1) }
@@ -86,6 +87,9 @@ public struct UnixListener: ~Copyable, Sendable {
 }
 
 extension FileDescriptor {
+  /// Of a socket: ends both directions, so that whoever waits for input or output sees its end.
+  public func hangUp() { shutdown(rawValue, Int32(SHUT_RDWR)) }
+
   /// Connects to a socket in the file system.
   public init(connectingTo path: String) throws(SystemError) {
     let answer = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0)

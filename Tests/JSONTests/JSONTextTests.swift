@@ -20,17 +20,18 @@ import Testing
   @Test func layoutIsQEMUs() throws {
     let text = #"{"zebra": {"x": -1, "y": []}, "apple": [true, null, 2.5, "\u00fc\"\\\u0000"], "": {}}"#
     #expect(written(try parse(text)) == text)
-    #expect(written(["a": [1, 2], "b": ["c": "d"]], pretty: true) == """
-      {
-          "a": [
-              1,
-              2
-          ],
-          "b": {
-              "c": "d"
-          }
-      }
-      """)
+    #expect(
+      written(["a": [1, 2], "b": ["c": "d"]], pretty: true) == """
+        {
+            "a": [
+                1,
+                2
+            ],
+            "b": {
+                "c": "d"
+            }
+        }
+        """)
     #expect(written("x") == #""x""#)
     #expect(written(.null) == "null")
   }

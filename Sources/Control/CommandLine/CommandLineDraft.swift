@@ -22,6 +22,10 @@ struct CommandLineDraft {
   var commandLine: String?
   /// Nil until `-serial` has been given: then there are no default ones.
   var serials: [SerialBackend]?
+  /// No `-monitor`, `-mon` or `-qmp` so far: then there is one behind the default serial port.
+  var hasDefaultMonitor = true
+  /// How many monitors have been described with their backend in place.
+  var describedMonitors = 0
   var hasDefaultDevices = true
   /// How many drives without an id there have been.
   var unnamedDrives: [DriveArguments.Interface: Int] = [:]
@@ -32,7 +36,9 @@ struct CommandLineDraft {
   var memorySource = Source(option: "-m", argument: "")
   var initrdSource = Source(option: "-initrd", argument: "")
   var commandLineSource = Source(option: "-append", argument: "")
-  var serialSource = Source(option: "-serial", argument: "")
+  var serialSources: [Source] = []
+  var characterSources: [Source] = []
+  var monitorSources: [Source] = []
   var blockNodeSources: [Source] = []
   var objectSources: [Source] = []
   var deviceSources: [Source] = []
@@ -49,7 +55,7 @@ struct CommandLineDraft {
       throw blame(processorSource, .topology(error))
     }
     try finishMemory(of: &result)
-    result.serials = serials ?? (hasDefaultDevices ? [.stdio] : [])
+    if let serials { result.serials = serials } else if hasDefaultDevices { addDefaultSerial(to: &result) }
     if let kernel {
       result.boot = MachineConfiguration.BootSource(kernel: kernel, initrd: initrd, commandLine: commandLine ?? "")
     } else if initrd != nil {
@@ -64,6 +70,27 @@ struct CommandLineDraft {
       throw blame(source, .configuration(error))
     }
     return result
+  }
+
+  /// COM1 on the terminal, as QEMU's -nographic has it, with the monitor behind Ctrl-A C. Where the terminal is taken
+  /// nobody listens to it.
+  private func addDefaultSerial(to result: inout MachineConfiguration) {
+    guard let id = try? Identifier(text: "serial0") else { return }
+    result.serials = [.character(id)]
+    guard !result.characterDevices.contains(where: { $0 is StdioCharacterOptions }) else {
+      var options = NullCharacterOptions()
+      options.id = id
+      return result.characterDevices.append(options)
+    }
+    var options = StdioCharacterOptions()
+    options.id = id
+    options.multiplexed = hasDefaultMonitor
+    result.characterDevices.append(options)
+    if hasDefaultMonitor {
+      var monitor = MonitorOptions()
+      monitor.device = id
+      result.monitors.append(monitor)
+    }
   }
 
   private func finishMemory(of result: inout MachineConfiguration) throws(CommandLineError) {
@@ -102,7 +129,10 @@ struct CommandLineDraft {
     case .memoryOutOfRange, .memoryNotMultiple:
       machine.memoryBackend != nil && memory.size == nil ? machineSource : memorySource
     case .processorsOutOfRange, .topologyNotOffered: processorSource
-    case .tooManySerialPorts: serialSource
+    case .tooManySerialPorts(_, let highest): serialSources.dropFirst(highest).first
+    case .characterDevice(let index, _): index < characterSources.count ? characterSources[index] : nil
+    case .serial(let index, _): index < serialSources.count ? serialSources[index] : nil
+    case .monitor(let index, _): index < monitorSources.count ? monitorSources[index] : nil
     case .blockNode(let index, _): blockNodeSources[index]
     case .object(let index, _): objectSources[index]
     case .device(let index, _): deviceSources[index]

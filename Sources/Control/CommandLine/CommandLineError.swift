@@ -33,7 +33,8 @@ enum OptionProblem: Error, Hashable {
   case configuration(ConfigurationError)
 
   enum WordKind: Hashable {
-    case device, object, processorModel, display, monitor, network, serialBackend, logItem, adapter, parallelBackend
+    case device, object, processorModel, display, network, characterDevice, characterBackend, logItem, adapter
+    case parallelBackend
   }
 
   enum TopologyProblem: Error, Hashable {

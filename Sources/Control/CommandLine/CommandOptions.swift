@@ -98,7 +98,7 @@ enum CommandOptions {
     CommandOption(
       "object", argument: "KIND,id=ID[,PROP=VALUE...]", help: "add an object (-object help lists the kinds,",
       "-object KIND,help its properties)", action: ObjectOption.read),
-    CommandOption("nodefaults", help: "no default devices: no serial port but by -serial") {
+    CommandOption("nodefaults", help: "no default devices: no serial port or monitor but by options") {
       (draft) throws(OptionProblem) in
       draft.hasDefaultDevices = false
       return nil
@@ -129,20 +129,46 @@ enum CommandOptions {
 
   private static let console = [
     CommandOption(
+      "chardev", argument: "KIND,id=ID[,PROP=VALUE...]",
+      help: "add a character device, for -serial chardev:ID and -mon (-chardev help lists the kinds,",
+      "-chardev KIND,help its properties)", action: CharacterArguments.readDevice),
+    CommandOption(
       "serial", argument: "BACKEND",
-      help: "serial port: none, null, stdio (or mon:stdio; Ctrl-A h for its commands), file:PATH,",
-      "unix:PATH[,server=on][,wait=off]; stdio unless given"
+      help: "serial port: none, null, stdio (Ctrl-A h for its commands), mon:stdio (the monitor behind it, too),",
+      "file:PATH, unix:PATH[,server=on][,wait=off], tcp:HOST:PORT[,server=on][,wait=off], chardev:ID;",
+      "mon:stdio unless given"
     ) { (draft, text) throws(OptionProblem) in
-      draft.serialSource = draft.source
-      draft.serials = (draft.serials ?? []) + [try SerialArguments.parse(text)]
+      try CharacterArguments.readSerial(&draft, text)
       return nil
     },
-    CommandOption("nographic", help: "no display, serial port on stdio: as is so anyway") {
+    CommandOption(
+      "mon", argument: "[chardev=]ID[,mode=readline|control][,pretty=on]",
+      help: "a monitor on a character device: for people, or QMP"
+    ) { (draft, text) throws(OptionProblem) in
+      try CharacterArguments.readMonitor(&draft, text)
+      return nil
+    },
+    CommandOption(
+      "monitor", argument: "BACKEND", help: "a monitor for people, on a backend as those of -serial"
+    ) { (draft, text) throws(OptionProblem) in
+      try CharacterArguments.readMonitor(&draft, on: text, .readline)
+      return nil
+    },
+    CommandOption("qmp", argument: "BACKEND", help: "a monitor for programs (QMP)") {
+      (draft, text) throws(OptionProblem) in
+      try CharacterArguments.readMonitor(&draft, on: text, .control)
+      return nil
+    },
+    CommandOption("qmp-pretty", argument: "BACKEND", help: "the same, with answers on several lines") {
+      (draft, text) throws(OptionProblem) in
+      try CharacterArguments.readMonitor(&draft, on: text, .control, pretty: true)
+      return nil
+    },
+    CommandOption("nographic", help: "no display, serial port and monitor on stdio: as is so anyway") {
       (_) throws(OptionProblem) in nil
     },
     CommandOption("display", only: "none", of: .display, help: "no display, as is so anyway"),
     CommandOption("vga", only: "none", of: .adapter, help: "no display adapter, as is so anyway"),
-    CommandOption("monitor", only: "none", of: .monitor, help: "no monitor, as is so anyway"),
     CommandOption("parallel", only: "none", of: .parallelBackend, help: "no parallel port, as is so anyway"),
   ]
 

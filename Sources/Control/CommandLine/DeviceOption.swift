@@ -40,7 +40,7 @@ enum ObjectOption {
   }
 }
 
-private enum KindArguments {
+enum KindArguments {
   /// Takes the kind's name out of an option string.
   static func split(
     _ text: String, impliedName: String, of wordKind: OptionProblem.WordKind

@@ -55,6 +55,10 @@ enum HelpText {
       + kinds.map { lines("  " + $0.kindName, [$0.summary], indent: width + 2) }.joined()
   }
 
+  static var characterKinds: String {
+    "Available chardev backend types:\n" + CharacterKinds.all.map { "  \($0.kindName)\n" }.sorted().joined()
+  }
+
   /// QEMU's layout of `-device KIND,help`.
   static func properties(of kind: any TypedOptions.Type, title: String) -> String {
     var text = "\(title) options:\n"

@@ -11,6 +11,7 @@ extension MachineConfiguration {
     if processors.sockets != 1 || processors.threadsPerCore != 1 { throw .topologyNotOffered(processors) }
     // COM1 is the only port of the board.
     if serials.count > 1 { throw .tooManySerialPorts(count: serials.count, highest: 1) }
+    try checkCharacterDevices()
     try checkObjects()
     var nodeUsers = try checkBlockNodes()
     try checkDevices(nodeUsers: &nodeUsers)
@@ -27,6 +28,31 @@ extension MachineConfiguration {
     if case .bytes(let size) = memory.hugePages { pageSize = max(pageSize, size) }
     guard memory.size.isMultiple(of: pageSize) else {
       throw .memoryNotMultiple(size: memory.size, pageSize: pageSize)
+    }
+  }
+
+  private func checkCharacterDevices() throws(ConfigurationError) {
+    var devices: [Identifier: any CharacterOptions] = [:]
+    var hasStandardInput = false
+    for (index, device) in characterDevices.enumerated() {
+      guard let id = device.id else { throw .characterDevice(index: index, .missingID) }
+      if devices[id] != nil { throw .characterDevice(index: index, .duplicateID(id)) }
+      devices[id] = device
+      if device is StdioCharacterOptions {
+        if hasStandardInput { throw .characterDevice(index: index, .standardInputTaken) }
+        hasStandardInput = true
+      }
+    }
+    var used = Set<Identifier>()
+    func use(_ id: Identifier) -> CharacterProblem? {
+      guard let device = devices[id] else { return .notFound(id) }
+      return used.insert(id).inserted || device.multiplexed ? nil : .inUse(id)
+    }
+    for case (let index, .character(let id)) in serials.enumerated() {
+      if let problem = use(id) { throw .serial(index: index, problem) }
+    }
+    for (index, monitor) in monitors.enumerated() {
+      if let id = monitor.device, let problem = use(id) { throw .monitor(index: index, problem) }
     }
   }
 

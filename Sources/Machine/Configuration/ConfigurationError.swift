@@ -11,12 +11,27 @@ public enum ConfigurationError: Error, Hashable, Sendable {
   /// CPUID tells of one socket of single-threaded cores yet.
   case topologyNotOffered(ProcessorTopology)
   case tooManySerialPorts(count: Int, highest: Int)
+  /// - Parameter index: into `characterDevices`.
+  case characterDevice(index: Int, CharacterProblem)
+  /// - Parameter index: into `serials`.
+  case serial(index: Int, CharacterProblem)
+  /// - Parameter index: into `monitors`.
+  case monitor(index: Int, CharacterProblem)
   /// - Parameter index: into `blockNodes`.
   case blockNode(index: Int, BlockNodeProblem)
   /// - Parameter index: into `objects`.
   case object(index: Int, ObjectProblem)
   /// - Parameter index: into `devices`.
   case device(index: Int, DeviceProblem)
+}
+
+public enum CharacterProblem: Hashable, Sendable {
+  case missingID
+  case duplicateID(Identifier)
+  case standardInputTaken
+  case notFound(Identifier)
+  /// By another frontend, and it is not multiplexed.
+  case inUse(Identifier)
 }
 
 public enum BlockNodeProblem: Hashable, Sendable {

@@ -6,8 +6,11 @@ public struct MachineConfiguration: Sendable {
   public var memory = MemoryConfiguration()
   /// Nil where there is nothing to boot.
   public var boot: BootSource?
+  /// In the order given, which is the order in which they are opened.
+  public var characterDevices: [any CharacterOptions] = []
   /// COM1 and on. Empty, or `.none` in a place, for no port there.
-  public var serials: [SerialBackend] = [.stdio]
+  public var serials: [SerialBackend] = []
+  public var monitors: [MonitorOptions] = []
   public var blockNodes: [BlockNode] = []
   /// In the order given.
   public var objects: [any ObjectOptions] = []

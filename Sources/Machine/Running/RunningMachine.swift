@@ -27,6 +27,7 @@ public final class RunningMachine {
   private let configuration: MachineConfiguration
   private let board: Board
   private let processors: any Processors
+  private let characters: CharacterDevices
   private let serial: SerialConnection?
   private let events: EventQueue
   private let signals: TerminationSignals
@@ -50,16 +51,14 @@ public final class RunningMachine {
     let accelerator = try Self.makeAccelerator(configuration, memory: memory)
     let layout = try Self.makeLayout(configuration, accelerator)
     image = try StartImage(boot, for: configuration, layout: layout, memory: memory)
-    do {
-      serial = try SerialConnection(
-        configuration.serials.first ?? .none, interpreter: interpreter, events: events,
-        interruption: signals.rawValue)
-    } catch {
-      throw .file(option: "-serial", error)
-    }
+    let events = events
+    characters = try CharacterDevices(
+      configuration.characterDevices, interpreter: interpreter, interruption: signals.rawValue,
+      onExit: { events.post(.quit(.terminal)) })
+    serial = try Self.makeSerial(configuration, characters)
 
     board = try Self.makeBoard(
-      configuration, layout: layout, memory: memory, accelerator: accelerator, serialOutput: serial?.output,
+      configuration, layout: layout, memory: memory, accelerator: accelerator, serialOutput: serial,
       events: events)
     remapping = board.inspection(of: configuration)
     controller = MachineController(events: events, board: board)
@@ -89,6 +88,19 @@ public final class RunningMachine {
     switch configuration.accelerator {
     case .kvm(let device):
       try KVMAccelerator(device: device, memory: memory, processorCount: configuration.processors.count)
+    }
+  }
+
+  private static func makeSerial(
+    _ configuration: MachineConfiguration, _ characters: CharacterDevices
+  ) throws(StartError) -> SerialConnection? {
+    guard case .character(let id)? = configuration.serials.first else { return nil }
+    do {
+      return try SerialConnection(to: try characters.device(id))
+    } catch let error as StartError {
+      throw error
+    } catch {
+      throw .device(kind: "serial", problem: "\(error)")
     }
   }
 
@@ -131,6 +143,9 @@ public final class RunningMachine {
     return board
   }
 
+  /// A character device of the configuration, for a frontend to be attached before the machine runs.
+  public func characterDevice(_ id: Identifier) throws(StartError) -> CharacterDevice { try characters.device(id) }
+
   /// To ask something of the machine, and to hear what happens to it.
   public var control: any MachineControl { controller }
 
@@ -167,7 +182,8 @@ public final class RunningMachine {
 
   private func begin() throws(StartError) {
     do {
-      if let serial, let port = board.serial { try serial.start(port: port) }
+      serial?.connect(board.serial)
+      try characters.start()
       try processors.start()
     } catch {
       throw .system(error)
@@ -248,6 +264,7 @@ public final class RunningMachine {
     events.onPost(nil)
     processors.stop()
     board.removeDevices()
-    serial?.stop()
+    characters.stop()
+    serial?.connect(nil)
   }
 }

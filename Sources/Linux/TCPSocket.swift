@@ -1,0 +1,73 @@
+import CLinux
+import Glibc
+
+/// A listening TCP socket, on an IPv4 address.
+public struct TCPListener: ~Copyable, Sendable {
+  private let file: FileDescriptor
+  private let name: String
+
+  public init(at host: String, port: UInt16) throws(SystemError) {
+    let name = "\(host):\(port)"
+    var address = try InternetAddress.make(host, port)
+    let file = try InternetAddress.socket(name)
+    var yes: Int32 = 1
+    // SAFETY: an int, as SO_REUSEADDR wants.
+    unsafe setsockopt(file.rawValue, SOL_SOCKET, SO_REUSEADDR, &yes, socklen_t(MemoryLayout<Int32>.size))
+    let code = unsafe InternetAddress.with(&address) { unsafe Glibc.bind(file.rawValue, $0, $1) }
+    if code < 0 { throw SystemError("bind", name, code: errno) }
+    if listen(file.rawValue, 1) < 0 { throw SystemError("listen", name, code: errno) }
+    // A client may be gone between poll and accept, which must not wait for the next then.
+    _ = fcntl(file.rawValue, F_SETFL, O_NONBLOCK)
+    self.file = file
+    self.name = name
+  }
+
+  public var rawValue: Int32 { file.rawValue }
+
+  /// Takes the next connection; none there is an error.
+  public func accept() throws(SystemError) -> FileDescriptor {
+    FileDescriptor(owning: try checked(nestling_accept(file.rawValue), "accept", name))
+  }
+}
+
+extension FileDescriptor {
+  /// Connects to a port of an IPv4 address.
+  public init(connectingTo host: String, port: UInt16) throws(SystemError) {
+    let name = "\(host):\(port)"
+    var address = try InternetAddress.make(host, port)
+    let file = try InternetAddress.socket(name)
+    let code = unsafe InternetAddress.with(&address) { unsafe connect(file.rawValue, $0, $1) }
+    if code < 0 { throw SystemError("connect", name, code: errno) }
+    self = file
+  }
+}
+
+/// Names are not looked up: that would need the host's name service, which a static executable has not.
+private enum InternetAddress {
+  static func make(_ host: String, _ port: UInt16) throws(SystemError) -> sockaddr_in {
+    var address = sockaddr_in()
+    address.sin_family = sa_family_t(AF_INET)
+    address.sin_port = port.bigEndian
+    // SAFETY: the structure is as long as an IPv4 address is.
+    let known = unsafe inet_pton(AF_INET, host == "localhost" ? "127.0.0.1" : host, &address.sin_addr)
+    if known != 1 { throw SystemError("inet_pton", "'\(host)' as an IPv4 address", code: EINVAL) }
+    return address
+  }
+
+  static func socket(_ name: String) throws(SystemError) -> FileDescriptor {
+    let answer = Glibc.socket(AF_INET, Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0)
+    if answer < 0 { throw SystemError("socket", name, code: errno) }
+    return FileDescriptor(owning: answer)
+  }
+
+  static func with(
+    _ address: inout sockaddr_in, _ call: (UnsafePointer<sockaddr>, socklen_t) -> Int32
+  ) -> Int32 {
+    // SAFETY: sockaddr_in is a sockaddr by its first field, and the length says how much of it there is.
+    unsafe withUnsafePointer(to: &address) { pointer in
+      unsafe pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { bound in
+        unsafe call(bound, socklen_t(MemoryLayout<sockaddr_in>.size))
+      }
+    }
+  }
+}

@@ -1,0 +1,195 @@
+import Glibc
+import Linux
+import Synchronization
+
+/// A character device: bytes between its frontends and somebody at the host's end. Whatever carries bytes to and from
+/// a person or a program is one of these: the serial port, monitors, the qtest server.
+///
+/// Two threads serve it between `start` and `stop`: one reads and calls the frontends, the other writes. Lock order:
+/// the locks here are leaves; no frontend is called with one held.
+public final class CharacterDevice: Sendable {
+  /// Only one frontend can have a device that is not multiplexed.
+  public struct InUse: Error, Hashable, Sendable, CustomStringConvertible {
+    public let id: String
+    public var description: String { "chardev '\(id)' is already in use" }
+  }
+
+  public let options: any CharacterOptions
+  private let input: CharacterEndpoint.Input
+  private let listener: Listener?
+  private let output: CharacterOutputBuffer?
+  private let interpreter: (any InputInterpreter)?
+  private let onExit: @Sendable () -> Void
+  private let stopEvent: EventDescriptor
+  private let roomEvent: EventDescriptor
+  private let stopping = Atomic<Bool>(false)
+  private let state: Mutex<State>
+
+  private struct State {
+    var frontends: [any CharacterFrontend] = []
+    var target: CharacterOutputBuffer.Target?
+    var reader: Thread?
+  }
+
+  private final class Listener: Sendable {
+    let listener: CharacterEndpoint.Listener
+    init(_ listener: consuming CharacterEndpoint.Listener) { self.listener = listener }
+  }
+
+  /// Opens it, and where the options ask for it waits for the first client.
+  /// - Parameters:
+  ///   - interpreter: looks through what is typed on standard input, and into any multiplexed device.
+  ///   - interruption: a descriptor that has input when a person gives up the wait for a client.
+  ///   - onExit: a person at this device has asked for Nestling's end.
+  public init(
+    _ options: any CharacterOptions, interpreter: (any InputInterpreter)? = nil, interruption: Int32? = nil,
+    onExit: @escaping @Sendable () -> Void = {}
+  ) throws(SystemError) {
+    self.options = options
+    self.onExit = onExit
+    stopEvent = try EventDescriptor()
+    roomEvent = try EventDescriptor()
+    var endpoint = try CharacterEndpoint(options, interruption: interruption)
+    input = endpoint.input
+    let target = endpoint.target
+    state = Mutex(State(target: target))
+    output = options is NullCharacterOptions ? nil : try CharacterOutputBuffer(to: target)
+    if case .standardInput = endpoint.input {
+      self.interpreter = interpreter
+    } else {
+      self.interpreter = options.multiplexed ? interpreter : nil
+    }
+    if let opened = endpoint.listener.take() { listener = Listener(opened) } else { listener = nil }
+  }
+
+  /// Gives it a frontend; of several of a multiplexed device the first has the focus. To be called before `start`.
+  public func attach(_ frontend: any CharacterFrontend) throws(InUse) {
+    let attached = state.withLock { state in
+      guard state.frontends.isEmpty || options.multiplexed else { return false }
+      state.frontends.append(frontend)
+      return true
+    }
+    if !attached { throw InUse(id: options.id?.text ?? type(of: options).kindName) }
+  }
+
+  /// Begins to pass bytes. Where nothing can ever come in, `connected` is called from here.
+  public func start() throws(SystemError) {
+    let frontends = state.withLock { $0.frontends }
+    if frontends.isEmpty { return }
+    let reader: Thread
+    switch input {
+    case .none:
+      for frontend in frontends { frontend.connected() }
+      return
+    case .standardInput:
+      let source = CharacterOutputBuffer.Target(try FileDescriptor(duplicating: STDIN_FILENO))
+      Terminal.makeRaw()
+      reader = try Thread(name: "chardev input") { [self] in
+        var feed = CharacterFeed(frontends: frontends, interpreter: interpreter)
+        feed.connected()
+        if pass(from: source, through: &feed) { finish(&feed) }
+      }
+    case .connection:
+      reader = try Thread(name: "chardev input") { [self] in
+        var feed = CharacterFeed(frontends: frontends, interpreter: interpreter)
+        serve(&feed)
+      }
+    }
+    state.withLock { $0.reader = reader }
+  }
+
+  /// Ends input, and output once it is written. The terminal is as it was before. Not for a frontend to call.
+  public func stop() {
+    stopping.store(true, ordering: .releasing)
+    stopEvent.signal()
+    // A frontend that waits for room is let go by the output's end, so that comes first.
+    output?.stop()
+    let reader = state.withLock { state in
+      defer { state.reader = nil }
+      return state.reader
+    }
+    reader?.join()
+    if case .standardInput = input { Terminal.restore() }
+  }
+
+  // MARK: What frontends call, from any thread
+
+  /// Sends one byte, or drops it where nobody takes it. It does not wait.
+  public func write(_ byte: UInt8) { output?.write(byte) }
+
+  /// Sends all of it or nothing. It does not wait.
+  /// - Returns: false where too much is on its way already, as the other end does not read.
+  @discardableResult
+  public func write(_ bytes: [UInt8]) -> Bool { output?.write(bytes) ?? true }
+
+  /// Sends all of it, waiting while the other end is slow.
+  /// - Returns: false where the other end has gone before it took all, or Nestling ends.
+  public func writeWaiting(_ bytes: [UInt8]) -> Bool { output?.writeWaiting(bytes) ?? true }
+
+  /// A frontend takes bytes again.
+  public func roomChanged() { roomEvent.signal() }
+
+  /// Hangs up on a socket's client, who is told `disconnected` of soon. Nothing happens to other devices.
+  public func disconnect() {
+    guard case .connection = input else { return }
+    state.withLock { $0.target }?.file.hangUp()
+  }
+
+  // MARK: The reader
+
+  /// One connection after the other; a client's socket has but one.
+  private func serve(_ feed: inout CharacterFeed) {
+    while true {
+      if let target = state.withLock({ $0.target }) {
+        feed.connected()
+        guard pass(from: target, through: &feed) else { return }
+        setTarget(nil)
+        feed.disconnected()
+      }
+      guard let listener else { return finish(&feed) }
+      guard let ready = wait(for: [listener.listener.rawValue], delivering: &feed) else { return }
+      guard ready[0], let client = try? listener.listener.accept() else { continue }
+      setTarget(CharacterOutputBuffer.Target(client))
+    }
+  }
+
+  private func setTarget(_ target: CharacterOutputBuffer.Target?) {
+    state.withLock { $0.target = target }
+    output?.setTarget(target)
+  }
+
+  /// Passes bytes on until the source ends.
+  /// - Returns: false when it is Nestling that ends.
+  private func pass(from source: CharacterOutputBuffer.Target, through feed: inout CharacterFeed) -> Bool {
+    while true {
+      // What is typed is read even when the guest takes nothing: it may be Ctrl-A X.
+      let wantsMore = feed.wantsMore
+      guard let ready = wait(for: wantsMore ? [source.file.rawValue] : [], delivering: &feed) else { return false }
+      guard wantsMore, ready[0] else { continue }
+      guard let bytes = try? source.file.read(count: CharacterFeed.piece), !bytes.isEmpty else { return true }
+      for action in feed.take(bytes) {
+        switch action {
+        case .exit: onExit()
+        case .show(let text): write(Array(text.utf8))
+        case .switchFocus: break
+        }
+      }
+    }
+  }
+
+  /// The source has ended: what came from it is delivered all the same.
+  private func finish(_ feed: inout CharacterFeed) {
+    while feed.hasPending, wait(for: [], delivering: &feed) != nil {}
+  }
+
+  /// Gives the frontends what they take, then waits until they take more or one of the descriptors has something.
+  /// - Returns: for each descriptor whether it has; nil when Nestling ends.
+  private func wait(for descriptors: [Int32], delivering feed: inout CharacterFeed) -> [Bool]? {
+    feed.deliver()
+    if descriptors.isEmpty, !feed.hasPending { return [] }
+    let ready = Poll.readable([stopEvent.rawValue, roomEvent.rawValue] + descriptors)
+    if ready[0] || stopping.load(ordering: .acquiring) { return nil }
+    if ready[1] { roomEvent.take() }
+    return Array(ready.dropFirst(2))
+  }
+}

@@ -1,0 +1,69 @@
+/// What a character device has read and its frontends have not yet taken, and who of them has the focus. It belongs to
+/// the device's reader.
+struct CharacterFeed {
+  /// How much is read at once, in bytes.
+  static let piece = 4096
+
+  private let frontends: [any CharacterFrontend]
+  private var pending: [[UInt8]]
+  private var focus = 0
+  private var interpreter: (any InputInterpreter)?
+
+  init(frontends: [any CharacterFrontend], interpreter: (any InputInterpreter)?) {
+    self.frontends = frontends
+    self.interpreter = interpreter
+    pending = frontends.map { _ in [] }
+  }
+
+  var hasPending: Bool { pending.contains { !$0.isEmpty } }
+  var wantsMore: Bool { pending[focus].count < Self.piece }
+
+  func connected() {
+    for (index, frontend) in frontends.enumerated() {
+      frontend.connected()
+      if index != focus { frontend.focusChanged(false) }
+    }
+  }
+  func disconnected() { for frontend in frontends { frontend.disconnected() } }
+
+  /// Bytes that were read.
+  /// - Returns: what is to be done, in order; a change of focus is done already.
+  mutating func take(_ bytes: [UInt8]) -> [InputAction] {
+    guard interpreter != nil else {
+      pending[focus] += bytes
+      return []
+    }
+    var rest = bytes[...]
+    var actions: [InputAction] = []
+    while !rest.isEmpty, let step = interpreter?.receive(rest, guestBytes: &pending[focus]) {
+      rest = rest.dropFirst(max(1, step.used))
+      guard let action = step.action else { continue }
+      actions.append(action == .switchFocus ? switchFocus() : action)
+      if action == .exit { break }
+    }
+    return actions
+  }
+
+  private mutating func switchFocus() -> InputAction {
+    guard frontends.count > 1 else { return .show("\nnestling: there is no monitor here\n") }
+    // What was typed before belongs to whoever had the focus then; a monitor takes it at once.
+    deliver()
+    frontends[focus].focusChanged(false)
+    focus = (focus + 1) % frontends.count
+    frontends[focus].focusChanged(true)
+    return .switchFocus
+  }
+
+  /// Gives every frontend what it takes now.
+  mutating func deliver() {
+    for (index, frontend) in frontends.enumerated() {
+      while !pending[index].isEmpty {
+        let room = frontend.receiveRoom
+        guard room > 0 else { break }
+        let taken = pending[index].prefix(room)
+        pending[index].removeFirst(taken.count)
+        frontend.receive(taken)
+      }
+    }
+  }
+}

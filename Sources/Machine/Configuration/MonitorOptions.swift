@@ -1,0 +1,30 @@
+/// A monitor: by which character device, and what is spoken there (`-mon`).
+public struct MonitorOptions: TypedOptions, Hashable {
+  public var id: Identifier?
+  public var device: Identifier?
+  public var mode = Mode.readline
+  /// Of the control mode: answers on several lines, indented.
+  public var pretty = false
+
+  public enum Mode: String, ChoiceValue {
+    /// Commands for people.
+    case readline
+    /// QMP.
+    case control
+  }
+
+  public init() {}
+
+  public static let properties: [Property<Self>] = [
+    Property("id", \.id, help: "Name of the monitor"),
+    Property("chardev", \.device, help: "ID of the character device that it is on"),
+    Property("mode", \.mode, help: "readline for people, control for QMP"),
+    Property("pretty", \.pretty, help: "Of mode=control: answers on several lines"),
+  ]
+
+  // monitor_init (monitor/monitor.c).
+  public static let rules: [PropertyRule<Self>] = [
+    PropertyRule(otherwise: "Parameter 'chardev' is missing") { $0.device != nil },
+    PropertyRule(otherwise: "'pretty' is not compatible with HMP monitors") { $0.mode == .control || !$0.pretty },
+  ]
+}
