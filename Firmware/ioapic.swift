@@ -6,26 +6,6 @@ private let interruptEnable = com1 + 1
 private let interruptIdentification = com1 + 2
 private let transmitterEmpty: UInt8 = 2
 
-private struct IOAPIC {
-  let base: UInt64
-
-  func read(_ register: UInt32) -> UInt32 {
-    store32(base, register)
-    return load32(base + 0x10)
-  }
-
-  func write(_ register: UInt32, _ value: UInt32) {
-    store32(base, register)
-    store32(base + 0x10, value)
-  }
-
-  func redirect(pin: UInt32, to destination: UInt32, vector: UInt32, masked: Bool) {
-    write(0x10 + pin * 2, 1 << 16)
-    write(0x11 + pin * 2, destination << 24)
-    write(0x10 + pin * 2, vector | (masked ? 1 << 16 : 0))
-  }
-}
-
 func kernelMain() {
   guard let base = ACPI.ioAPIC else {
     Report.fail("the MADT lists no I/O APIC")

@@ -63,13 +63,24 @@ struct Edu {
     lowerPin()
   }
 
-  /// Has the device send its interrupt as this message.
-  func setMessage(address: UInt32, data: UInt32) {
+  private var messageCapability: UInt32 {
     let messageSignalled: UInt32 = 0x05
     var capability = function.readPort(0x34) & 0xff
     while capability != 0, function.readPort(capability) & 0xff != messageSignalled {
       capability = function.readPort(capability) >> 8 & 0xff
     }
+    return capability
+  }
+
+  /// Has the device use its pin again.
+  func disableMessages() {
+    let capability = messageCapability
+    if capability != 0 { function.writePort(capability, function.readPort(capability) & ~0x0001_0000) }
+  }
+
+  /// Has the device send its interrupt as this message.
+  func setMessage(address: UInt32, data: UInt32) {
+    let capability = messageCapability
     guard capability != 0 else { return Report.fail("edu has no MSI capability") }
     function.writePort(capability, function.readPort(capability) & ~0x0001_0000)
     function.writePort(capability + 4, address)

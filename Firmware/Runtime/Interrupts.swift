@@ -27,6 +27,9 @@ enum Interrupts {
     return unsafe withUnsafePointer(to: &counts) { load32(UInt64(UInt(bitPattern: $0)) + place * 4) }
   }
 
+  /// Called at each interrupt with its vector, after it is counted and before it is ended.
+  nonisolated(unsafe) static var beforeEnd: (@convention(c) (UInt32) -> Void)?
+
   static func record(_ vector: UInt32, on processor: UInt32) {
     counts[Int((processor % processors) << 8 | vector & 0xff)] &+= 1
   }
@@ -66,5 +69,6 @@ func interruptArrived(vector: UInt32, errorCode: UInt32, instruction: UInt64) {
     Report.end()
   }
   Interrupts.record(vector, on: LocalAPIC.identifier)
+  Interrupts.beforeEnd?(vector)
   if vector != Interrupts.spurious { LocalAPIC.endOfInterrupt() }
 }
