@@ -1,0 +1,397 @@
+/// A guest that does its worst to the unit, while another of its processors works: queues without end, that write over
+/// themselves, of nonsense, and where no memory is; tails, registers and tables at random. The machine must live, the
+/// other processor go on, and its device's DMA, which nobody touches the tables of, stay right. No time is judged: each
+/// attack goes on until the other processor has got on with its work, and that must happen.
+
+private typealias Register = RemappingUnit.Register
+
+private let source: UInt64 = 0x12_3456_6000
+private let sink: UInt64 = 0x12_3456_7000
+private let nowhere: UInt64 = 1 << 38
+private let domain: UInt64 = 0x2a
+private let hostileDomain: UInt64 = 0x2b
+private let good: UInt64 = 0x2 | 2 << 4 | hostileDomain << 16
+/// Turns of the other processor that an attack must see.
+private let turns: UInt64 = 8
+
+// MARK: The processor that works
+
+private enum Worker {
+  /// Words of a page: what is done, what went wrong, whether DMA counts, whether to stop.
+  nonisolated(unsafe) static var page: UInt64 = 0
+  nonisolated(unsafe) static var memory: (source: UInt64, sink: UInt64) = (0, 0)
+  nonisolated(unsafe) static var edu: Edu?
+
+  static var done: UInt64 { load64(page) }
+  static var wrong: UInt64 { load64(page + 8) }
+  static var judgesDMA: Bool {
+    get { load64(page + 16) != 0 }
+    set { store64(page + 16, newValue ? 1 : 0) }
+  }
+  static func stop() { store64(page + 24, 1) }
+
+  static func work() {
+    guard let edu else { return }
+    while load64(page + 24) == 0 {
+      let number = done &+ 1
+      let judged = judgesDMA
+      store64(memory.source, number &* 0x9e37_79b9_7f4a_7c15)
+      store64(memory.sink, 0)
+      let moved = edu.copy(from: source, to: sink)
+      if judged, judgesDMA, !moved || load64(memory.sink) != load64(memory.source) { store64(page + 8, wrong &+ 1) }
+      store64(page, number)
+    }
+  }
+}
+
+// MARK: Attacks
+
+private struct Random {
+  nonisolated(unsafe) static var state: UInt64 = 0x2545_f491_4f6c_dd1d
+
+  static func next() -> UInt64 {
+    state ^= state << 13
+    state ^= state >> 7
+    state ^= state << 17
+    return state
+  }
+}
+
+private struct Attack {
+  let edu: Edu
+  let sources: SourceTables
+  let isScalable: Bool
+  /// Of the hostile function's PASID entry; 0 in legacy mode.
+  let entry: UInt64
+  /// 512 KiB: the largest queue.
+  let memory: UInt64
+
+  /// Repeats an attack until the other processor has worked through it, then looks whether all is well.
+  func run(_ name: StaticString, rounds: UInt64, judgesDMA: Bool = true, _ attack: (UInt64) -> Void) {
+    Worker.judgesDMA = judgesDMA
+    let begun = Worker.done
+    let wrong = Worker.wrong
+    let start = readTimestamp()
+    var round: UInt64 = 0
+    while round < rounds || Worker.done &- begun < turns {
+      attack(round)
+      round += 1
+      if readTimestamp() &- start > 4 * RemappingUnit.patience { break }
+    }
+    let worked = Worker.done &- begun
+    restore(judgesDMA)
+    if worked >= turns, Worker.wrong == wrong, round >= rounds { return Report.pass(name) }
+    put("FAIL ")
+    put(name)
+    put(": rounds ")
+    put(round)
+    put(", turns of the other processor ")
+    put(worked)
+    put(", of them wrong ")
+    put(Worker.wrong &- wrong)
+    endLine()
+    Report.countFailure()
+  }
+
+  /// The queue as a driver has it, and no faults left.
+  private func restore(_ isTranslating: Bool) {
+    RemappingUnit.command(RemappingUnit.Command.queueEnable, on: false)
+    clearFaults()
+    if isTranslating {
+      RemappingUnit.startQueue(isWide: isScalable)
+    } else {
+      RemappingUnit.command(RemappingUnit.Command.interruptRemappingEnable, on: false)
+      if !RemappingUnit.translate(root: sources.root, isScalable: isScalable) { Report.fail("it does not recover") }
+    }
+    if !RemappingUnit.submit(good) { Report.fail("the queue does not serve after it") }
+    let before = Worker.done
+    if !wait(ticks: 4 * RemappingUnit.patience, until: { Worker.done &- before >= 2 }) {
+      Report.fail("the other processor stands still after it")
+    }
+    Worker.judgesDMA = true
+  }
+
+  func clearFaults() {
+    while RemappingUnit.takeFault() != nil {}
+    RemappingUnit.write32(Register.faultStatus, 0x71)
+  }
+
+  /// Another queue: 4 KiB shifted left by a size of 0 to 7.
+  func startQueue(at address: UInt64, size: UInt64, isWide: Bool) {
+    RemappingUnit.command(RemappingUnit.Command.queueEnable, on: false)
+    RemappingUnit.write64(Register.queueTail, 0)
+    RemappingUnit.write64(Register.queueAddress, address | size | (isWide ? 1 << 11 : 0))
+    RemappingUnit.command(RemappingUnit.Command.queueEnable)
+  }
+
+  func place(_ low: UInt64, _ high: UInt64, at offset: UInt64) {
+    store64(memory + offset, low)
+    store64(memory + offset + 8, high)
+  }
+
+  private var size: UInt64 { isScalable ? 32 : 16 }
+
+  // MARK: Queues
+
+  func endlessQueue() {
+    Pages.fill(memory, 4096, with: 0)
+    var at: UInt64 = 0
+    while at < 4096 {
+      place(good, 0, at: at)
+      at += size
+    }
+    startQueue(at: memory, size: 0, isWide: isScalable)
+    run("a queue that is always full", rounds: 100) { _ in
+      RemappingUnit.write64(Register.queueTail, (RemappingUnit.read64(Register.queueHead) &- size) & 0xfff)
+    }
+  }
+
+  func largestQueue() {
+    Pages.fill(memory, 512 << 10, with: 0)
+    var at: UInt64 = 0
+    while at < 512 << 10 {
+      // Pages one by one: none of these is cheap.
+      place(0x2 | 3 << 4 | domain << 16, at << 12, at: at)
+      at += size
+    }
+    startQueue(at: memory, size: 7, isWide: isScalable)
+    run("the largest queue, full", rounds: 4) { _ in
+      RemappingUnit.write64(Register.queueTail, (RemappingUnit.read64(Register.queueHead) &- size) & 0x7_ffff)
+    }
+  }
+
+  /// Each wait writes a wait over the next descriptor, over itself, or over the one before.
+  func queueThatWritesItself() {
+    run("waits that write over the queue", rounds: 24) { round in
+      Pages.fill(memory, 4096, with: 0)
+      var at: UInt64 = 0
+      while at < 4096 {
+        let target: UInt64
+        switch (at / size &+ round) % 3 {
+        case 0: target = (at + size) & 0xfff
+        case 1: target = at
+        default: target = (at &- size) & 0xfff
+        }
+        // What is written is a wait again, or no type at all.
+        let data: UInt64 = round % 4 == 3 ? Random.next() >> 32 : 0x5 | 1 << 5
+        place(0x5 | 1 << 5 | data << 32, memory + target, at: at)
+        at += size
+      }
+      startQueue(at: memory, size: 0, isWide: isScalable)
+      for _ in 0..<4 {
+        RemappingUnit.write64(Register.queueTail, (RemappingUnit.read64(Register.queueHead) &- size) & 0xfff)
+        RemappingUnit.write32(Register.faultStatus, 0x70)
+      }
+    }
+  }
+
+  /// Statuses for the unit's own tail, the APICs, configuration space, and where nothing is.
+  func waitsForElsewhere() {
+    let places: InlineArray<8, UInt64> = [
+      0xfed9_0088, 0xfed9_0018, 0xfee0_0300, 0xfec0_0010, 0xb000_8004, nowhere, .max & ~3, 0xffff_fffc,
+    ]
+    startQueue(at: memory, size: 0, isWide: isScalable)
+    run("waits that write where no memory is", rounds: 100) { round in
+      let at = RemappingUnit.read64(Register.queueTail)
+      Pages.fill(memory + at, size, with: 0)
+      place(0x5 | 1 << 5 | 1 << 4 | Random.next() << 32, places[Int(round % 8)], at: at)
+      RemappingUnit.write64(Register.queueTail, (at + size) & 0xfff)
+      RemappingUnit.write32(Register.faultStatus, 0x70)
+      RemappingUnit.write32(Register.completionStatus, 1)
+    }
+  }
+
+  func nonsense() {
+    run("descriptors of nonsense", rounds: 30) { round in
+      var at: UInt64 = 0
+      while at < 1024 {
+        var low = Random.next()
+        // Half of them have a type that there is, and few reserved bits.
+        if at & 32 != 0 { low = low & 0x000f_ffff_ffff_003f & ~0xf | Random.next() % 9 }
+        // A wait's address is beyond all memory: what it may overwrite is tried elsewhere.
+        place(low, Random.next() | 1 << 63, at: at)
+        at += 16
+      }
+      startQueue(at: memory, size: 0, isWide: round % 3 != 0)
+      RemappingUnit.write64(Register.queueTail, 1024)
+      for _ in 0..<8 { RemappingUnit.write32(Register.faultStatus, 0x70) }
+    }
+  }
+
+  func tails() {
+    run("tails at random, and queues anywhere", rounds: 80) { round in
+      let start: UInt64
+      switch round % 6 {
+      case 0: start = nowhere
+      case 1: start = 0xfed9_0000
+      case 2: start = Random.next() & 0xffff_ffff_f000 | 1 << 40
+      case 3: start = RemappingUnit.queue
+      case 4: start = sources.root
+      default: start = memory
+      }
+      startQueue(at: start, size: start == memory ? Random.next() % 8 : 0, isWide: round % 2 != 0)
+      for _ in 0..<4 {
+        RemappingUnit.write64(Register.queueTail, Random.next())
+        RemappingUnit.write32(Register.faultStatus, 0x70)
+      }
+      RemappingUnit.command(RemappingUnit.Command.queueEnable, on: false)
+      RemappingUnit.write64(Register.queueTail, Random.next())
+    }
+  }
+
+  // MARK: Tables
+
+  /// Tables whose entries point to themselves, changed while they are walked.
+  func tablesOfThemselves(_ stage: PagingTables.Stage) {
+    let root = Pages.take()
+    for index in 0..<UInt64(512) { store64(root + index * 8, root | stage.rawValue) }
+    if !isScalable {
+      sources.of(source: edu.source).setLegacy(type: 0, table: root, domain: hostileDomain)
+    } else if stage == .first {
+      SourceTables.setFirstStage(entry, table: root, domain: hostileDomain)
+    } else {
+      SourceTables.setSecondStage(entry, table: root, domain: hostileDomain)
+    }
+    RemappingUnit.invalidateEverything(isScalable: isScalable)
+    run("tables that point to themselves", rounds: 30) { round in
+      // Every address is the table itself: what the device writes it walks next.
+      _ = edu.copy(from: Random.next() & 0x7fff_ffff_f000, to: Random.next() & 0x7fff_ffff_fff8)
+      let changed = root + Random.next() % 512 * 8
+      store64(changed, round % 3 == 0 ? Random.next() : root | stage.rawValue)
+      _ = RemappingUnit.invalidateTranslations(domain: hostileDomain)
+      clearFaults()
+    }
+    for index in 0..<UInt64(512) { store64(root + index * 8, root | stage.rawValue) }
+  }
+
+  /// The nested stages as one table: each level's way to an entry is that table again.
+  func nestedTablesOfThemselves() {
+    let root = Pages.take()
+    // Good for either stage at each level but the page's own: present, writable, user; readable, writable.
+    for index in 0..<UInt64(512) { store64(root + index * 8, root | 7) }
+    SourceTables.setNested(entry, table: root, over: root, accessedDirty: true, domain: hostileDomain)
+    RemappingUnit.invalidateEverything(isScalable: true)
+    run("both stages in one table that points to itself", rounds: 30) { round in
+      _ = edu.copy(from: Random.next() & 0x7fff_ffff_f000, to: Random.next() & 0x7fff_ffff_fff8)
+      store64(root + Random.next() % 512 * 8, round % 3 == 0 ? Random.next() : root | 7)
+      _ = RemappingUnit.invalidateTranslations(domain: hostileDomain)
+      clearFaults()
+    }
+  }
+
+  /// The function's own entries at random: context, directory, PASID.
+  func entries() {
+    let context =
+      isScalable ? sources.of(source: edu.source).scalableContextEntry : sources.of(source: edu.source).contextEntry
+    let words: UInt64 = isScalable ? 4 : 2
+    var kept: InlineArray<4, UInt64> = [0, 0, 0, 0]
+    for word in 0..<words { kept[Int(word)] = load64(context + word * 8) }
+    run("entries of nonsense for one function", rounds: 50) { round in
+      let chosen = Random.next() % words * 8
+      store64(context + chosen, round % 2 == 0 ? Random.next() : sources.root | 1)
+      _ = RemappingUnit.invalidateContexts()
+      if isScalable { _ = RemappingUnit.invalidatePASID(Random.next() & 0xfffff, domain: hostileDomain) }
+      _ = edu.copy(from: Random.next(), to: Random.next() & ~7)
+      for word in 0..<words { store64(context + word * 8, kept[Int(word)]) }
+      _ = RemappingUnit.invalidateContexts()
+      clearFaults()
+    }
+  }
+
+  // MARK: Registers
+
+  /// Not the messages of the unit's events: those would be interrupts of any kind, which is no attack on the unit.
+  private static func isEvent(_ offset: UInt64) -> Bool {
+    offset + 8 > 0x38 && offset < 0x48 || offset + 8 > 0xa0 && offset < 0xb0
+  }
+
+  private static func write(_ offset: UInt64, _ value: UInt64) {
+    if value & 1 != 0, offset <= 0xff8 {
+      RemappingUnit.write64(offset, value)
+    } else if offset <= 0xffc {
+      RemappingUnit.write32(offset, UInt32(truncatingIfNeeded: value >> 8))
+    }
+  }
+
+  func registers() {
+    run("registers at random, but for those that translation goes by", rounds: 300) { round in
+      // Half of them where there are registers.
+      let offset = Random.next() % (round % 2 == 0 ? 0x100 : 0x1000)
+      if Self.isEvent(offset) || offset + 8 > 0x18 && offset < 0x28 { return }
+      Self.write(offset, Random.next())
+      _ = RemappingUnit.read64(offset & 0xff8)
+    }
+  }
+
+  func allRegisters() {
+    run("registers at random, all of them", rounds: 300, judgesDMA: false) { round in
+      let offset = Random.next() % (round % 2 == 0 ? 0x100 : 0x1000)
+      if Self.isEvent(offset) { return }
+      Self.write(offset, Random.next())
+      // An address of tables is of no use until the command that takes it.
+      if round % 5 == 0 { RemappingUnit.write32(Register.globalCommand, UInt32(truncatingIfNeeded: Random.next())) }
+    }
+  }
+}
+
+func kernelMain() {
+  guard let edu = Edu.find(), let hostile = Edu.find(after: edu) else { return Report.fail("there are not two edu") }
+  guard RemappingUnit.isThere else { return Report.fail("there is no VT-d unit") }
+  LocalAPIC.start()
+  guard let another = Processors.startAnother(patience: RemappingUnit.patience) else {
+    return Report.fail("another processor does not start")
+  }
+
+  let isScalable = RemappingUnit.offers(RemappingUnit.scalableMode)
+  let isFirst = isScalable && RemappingUnit.offers(RemappingUnit.firstStage)
+  let tables = PagingTables(isFirst ? .first : .second)
+  Worker.page = Pages.take()
+  Worker.memory = (Pages.take(), Pages.take())
+  Worker.edu = edu
+  tables.map(source, to: Worker.memory.source, tables.stage.rawValue)
+  tables.map(sink, to: Worker.memory.sink, tables.stage.rawValue)
+  let sources = SourceTables(source: edu.source)
+  let others = sources.of(source: hostile.source)
+  var entry: UInt64 = 0
+  if isScalable {
+    let own = sources.makeScalable()
+    entry = others.makeScalable()
+    if isFirst {
+      SourceTables.setFirstStage(own, table: tables.root, domain: domain)
+    } else {
+      SourceTables.setSecondStage(own, table: tables.root, domain: domain)
+    }
+  } else {
+    sources.setLegacy(type: 0, table: tables.root, domain: domain)
+  }
+  guard RemappingUnit.translate(root: sources.root, isScalable: isScalable) else {
+    return Report.fail("translation does not come on")
+  }
+  Worker.judgesDMA = true
+  let finished = Processors.finishedCount
+  Processors.give({ Worker.work() }, to: another)
+  Report.check("the other processor works", wait(ticks: RemappingUnit.patience) { Worker.done > 1 })
+
+  let attack = Attack(
+    edu: hostile, sources: sources, isScalable: isScalable, entry: entry, memory: Pages.take(512 << 10))
+  attack.endlessQueue()
+  attack.largestQueue()
+  attack.queueThatWritesItself()
+  attack.waitsForElsewhere()
+  attack.nonsense()
+  attack.tails()
+  if !isScalable || RemappingUnit.offers(RemappingUnit.secondStage) { attack.tablesOfThemselves(.second) }
+  if isFirst { attack.tablesOfThemselves(.first) }
+  if RemappingUnit.offers(RemappingUnit.nestedTranslation) { attack.nestedTablesOfThemselves() }
+  attack.entries()
+  attack.registers()
+  attack.allRegisters()
+
+  Worker.stop()
+  Report.check(
+    "the other processor comes to its end", wait(ticks: RemappingUnit.patience) { Processors.finishedCount != finished }
+  )
+  Report.check("all of its DMA was right", Worker.wrong == 0)
+  put(Worker.done)
+  put(" copies by the other processor\n")
+}
