@@ -199,7 +199,7 @@ public final class TranslationUnit: BusDevice, DMARemapper {
     case .invalidate(let invalidation):
       carryOut(invalidation, &pending)
       registers.state.withLock { $0.advanceQueue(generation: fetch.generation) }
-      if pending.count >= 64 { tellObservers(&pending) }
+      if pending.count >= 4096 { tellObservers(&pending) }
     case .wait(let wait):
       // Whoever copied from the tables is done with it before software hears that it is.
       tellObservers(&pending)

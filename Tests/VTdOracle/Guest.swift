@@ -138,6 +138,14 @@ package final class Guest {
     write64(0x88, queueTail)
   }
 
+  /// Puts a descriptor into the queue; the tail stays until others are submitted.
+  package func put(_ descriptor: [UInt64]) {
+    for word in 0..<(queueWide ? 4 : 2) {
+      store(word < descriptor.count ? descriptor[word] : 0, at: queueBase + queueTail + UInt64(word) * 8)
+    }
+    queueTail = (queueTail + (queueWide ? 32 : 16)) % queueSize
+  }
+
   /// Submits, with a wait descriptor behind.
   /// - Returns: whether the wait completed.
   package func submitAndWait(_ descriptors: [UInt64]...) -> Bool {

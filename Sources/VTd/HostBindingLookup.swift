@@ -1,0 +1,101 @@
+import Hardware
+
+// What the unit's tables say of a passed-through function, read as for a request of an emulated one
+// (VT-d 3.4), and faults of its requests, recorded as if the unit had met them.
+
+/// What a host is to bind a function's requests to.
+struct HostBindingLookup {
+  let binding: HostBinding
+  /// Of the entry, where one was found: pass-through's, too.
+  let domain: UInt16?
+  /// FPD of an entry that was read.
+  let faultProcessingDisabled: Bool
+
+  /// Reads the tables anew; nothing is cached.
+  /// - Parameter pasid: that of the requests, or nil for those without.
+  init(
+    of source: RequesterID, pasid: UInt32?, mode: TranslationMode, capabilities: Capabilities,
+    memory: any PhysicalMemory
+  ) {
+    var lookup = SourceLookup(rootTable: mode.rootTable, source: source, capabilities: capabilities, memory: memory)
+    let found: (binding: HostBinding, domain: UInt16?)
+    do throws(FaultReason) {
+      found = try Self.read(&lookup, mode: mode, pasid: pasid)
+    } catch {
+      found = (.blocked(.entry(error)), nil)
+    }
+    (binding, domain) = found
+    faultProcessingDisabled = lookup.faultProcessingDisabled
+  }
+
+  private static func read(
+    _ lookup: inout SourceLookup, mode: TranslationMode, pasid: UInt32?
+  ) throws(FaultReason) -> (HostBinding, UInt16?) {
+    guard mode.enabled else { return (.secondStage, nil) }
+    switch mode.tableMode {
+    case .invalid: throw .translationTableModeInvalid
+    case .legacy where pasid != nil: throw .pasidInLegacyMode
+    case .legacy:
+      let path = try TranslationPath(try lookup.legacyContext(), lookup.capabilities)
+      return (binding(path, nil), path.domain)
+    case .scalable:
+      let context = try lookup.scalableContext()
+      if pasid != nil, !context.pasidEnable { throw .pasidNotEnabled }
+      let number = pasid ?? context.ridPASID
+      let entry = try lookup.pasidEntry(number, isFromRequest: pasid != nil, context: context)
+      let isSupervisor = pasid == nil && context.ridPrivilege
+      let path = try TranslationPath(entry, pasid: number, isSupervisor: isSupervisor, lookup.capabilities)
+      let found = binding(path, entry)
+      if isSupervisor, case .firstStage = found { return (.blocked(.supervisorRequests), path.domain) }
+      return (found, path.domain)
+    }
+  }
+
+  private static func binding(_ path: TranslationPath, _ entry: PASIDEntry?) -> HostBinding {
+    switch path {
+    case .passThrough: return .secondStage
+    case .first(let table, let tag) where table.nested == nil:
+      var stage = GuestFirstStage(root: table.root, levels: table.levels, domain: tag.domain, pasid: tag.pasid)
+      stage.supervisorRequestEnable = entry?.supervisorRequestEnable ?? false
+      stage.writeProtectEnable = table.writeProtect
+      stage.extendedAccessedFlagEnable = table.extendedAccessed
+      return .firstStage(stage)
+    case .first, .second: return .blocked(.guestSecondStage)
+    case .unknown: return .blocked(.refused)
+    }
+  }
+}
+
+/// A request of a passed-through function that its host refused.
+public struct HostFault: Hashable, Sendable {
+  public var reason: FaultReason
+  public var source: RequesterID
+  public var pasid: UInt32?
+  public var address: UInt64
+  public var isRead: Bool
+
+  public init(reason: FaultReason, source: RequesterID, pasid: UInt32? = nil, address: UInt64, isRead: Bool) {
+    self.reason = reason
+    self.source = source
+    self.pasid = pasid
+    self.address = address
+    self.isRead = isRead
+  }
+}
+
+extension TranslationUnit {
+  func hostBinding(for source: RequesterID, pasid: UInt32?) -> HostBindingLookup {
+    HostBindingLookup(
+      of: source, pasid: pasid, mode: registers.state.withLock { $0.translationMode }, capabilities: capabilities,
+      memory: memory)
+  }
+
+  /// Records a fault as the unit would its own: unless the function's entries say not to (FPD).
+  public func recordHostFault(_ fault: HostFault) {
+    if fault.reason.isQualified, hostBinding(for: fault.source, pasid: fault.pasid).faultProcessingDisabled { return }
+    registers.record(
+      FaultRecord(
+        reason: fault.reason, source: fault.source, information: fault.address, isRead: fault.isRead,
+        pasid: fault.pasid))
+  }
+}

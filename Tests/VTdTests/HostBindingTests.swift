@@ -1,0 +1,444 @@
+import Hardware
+import Testing
+import VTdOracle
+
+@testable import VTd
+
+/// What a host is asked for the functions behind a unit, when the guest does what.
+@Suite("Host bindings")
+struct HostBindingTests {
+  typealias Cache = CacheTests
+  typealias Event = RecordingHost.Event
+
+  static let source = RequesterID(bus: 0, device: 3, function: 0)
+  /// Shares the tables of `source`: its context entry is a copy.
+  static let neighbour = RequesterID(bus: 0, device: 4, function: 0)
+
+  struct Setup {
+    let guest: Guest
+    let host = RecordingHost()
+    let bindings: HostBindings
+    let tables: Guest.ScalableTables
+    let function: RecordingHost.Function
+    let other: RecordingHost.Function
+
+    /// Tables of two functions, PASID 0, domain 5, both present; translation is off, and nothing is added.
+    init(_ words: (UInt64, UInt64, UInt64), _ options: (inout UnitOptions) -> Void = { _ in }) throws {
+      guest = try Guest.firstStage {
+        $0.cachingMode = true
+        options(&$0)
+      }
+      tables = guest.scalableTables(source: source, words: words)
+      for word: UInt64 in 0..<4 {
+        guest.store(guest.load(tables.context + word * 8), at: tables.context + 0x100 + word * 8)
+      }
+      guest.enableQueue(wide: true, pages: 4)
+      bindings = HostBindings(unit: guest.unit)
+      function = RecordingHost.Function("a", host)
+      other = RecordingHost.Function("b", host)
+    }
+
+    func add() { bindings.add(function, for: Requester(id: source)) }
+    func addOther() { bindings.add(other, for: Requester(id: neighbour)) }
+    func enable() {
+      guest.setRootTable(tables.root, scalable: true)
+      guest.enableTranslation()
+    }
+
+    /// Writes the PASID-table entry of PASID 0, the word with P last.
+    func write(_ words: (UInt64, UInt64, UInt64)) {
+      guest.store(words.1, at: tables.entry + 8)
+      guest.store(words.2, at: tables.entry + 16)
+      guest.store(words.0, at: tables.entry)
+    }
+  }
+
+  static func stage(_ root: UInt64, domain: UInt16 = 5, pasid: UInt32 = 0) -> GuestFirstStage {
+    GuestFirstStage(root: root, levels: 4, domain: domain, pasid: pasid)
+  }
+  static func entry(_ root: UInt64, domain: UInt16 = 5) -> (UInt64, UInt64, UInt64) {
+    Guest.pasidEntry(type: 1, domain: domain, firstStage: root)
+  }
+  static let passThrough = Guest.pasidEntry(type: 4)
+
+  @Test("Off, pass-through, first stage, another root, off: bound anew each time, the old freed after")
+  func transitions() throws {
+    let setup = try Setup(Self.passThrough)
+    let (guest, host) = (setup.guest, setup.host)
+    setup.add()
+    #expect(host.take() == [.bind("a", .secondStage)])
+    setup.enable()
+    // Pass-through is the same binding: nothing to do.
+    #expect(host.take() == [])
+
+    setup.write(Self.entry(0x20_0000))
+    #expect(host.take() == [], "a table is not read until it is invalidated")
+    #expect(guest.submitAndWait(Cache.pasidCache(1, domain: 5)))
+    #expect(host.take() == [.bind("a", .firstStage(Self.stage(0x20_0000)))])
+
+    setup.write(Self.entry(0x30_0000, domain: 6))
+    #expect(guest.submitAndWait(Cache.pasidCache(0, domain: 5)))
+    #expect(
+      host.take() == [.bind("a", .firstStage(Self.stage(0x30_0000, domain: 6))), .free(Self.stage(0x20_0000))])
+
+    guest.command(clear: 31)
+    #expect(host.take() == [.bind("a", .secondStage), .free(Self.stage(0x30_0000, domain: 6))])
+    #expect(setup.bindings.binding(of: setup.function) == .secondStage)
+    #expect(guest.takeFault() == nil)
+  }
+
+  @Test("An entry's flags, levels, domain and PASID reach the host")
+  func fields() throws {
+    let setup = try Setup(
+      Guest.pasidEntry(type: 1, domain: 0x1234, firstStage: 0x20_0000, third: 1 << 7 | 1 << 4 | 1 << 2 | 1)
+    ) {
+      $0.nested = true
+      $0.addressWidth = 57
+    }
+    setup.enable()
+    setup.add()
+    var stage = Self.stage(0x20_0000, domain: 0x1234)
+    stage.levels = 5
+    stage.supervisorRequestEnable = true
+    stage.writeProtectEnable = true
+    stage.extendedAccessedFlagEnable = true
+    #expect(setup.host.take() == [.bind("a", .firstStage(stage))])
+    #expect(stage.addressWidth == 57 && Self.stage(0).addressWidth == 48)
+  }
+
+  @Test("Requests without PASID go by the entry of RID_PASID")
+  func ridPASID() throws {
+    let setup = try Setup(Self.entry(0x20_0000))
+    let guest = setup.guest
+    guest.store(7, at: setup.tables.context + 8)
+    setup.write(Self.passThrough)
+    let seventh = setup.tables.entry + 7 * 64
+    for (word, value) in [0x41, 9, 0x50_0000].enumerated() {
+      guest.store(UInt64(value), at: seventh + UInt64(word) * 8)
+    }
+    setup.enable()
+    setup.add()
+    #expect(setup.host.take() == [.bind("a", .firstStage(Self.stage(0x50_0000, domain: 9, pasid: 7)))])
+    #expect(guest.submitAndWait(Cache.pasidIOTLB(2, domain: 9, pasid: 0), Cache.pasidIOTLB(2, domain: 5, pasid: 7)))
+    #expect(setup.host.take() == [])
+    #expect(guest.submitAndWait(Cache.pasidIOTLB(2, domain: 9, pasid: 7)))
+    #expect(setup.host.take().count == 1)
+  }
+
+  // MARK: Which invalidations reread
+
+  @Test("Each granularity that covers an entry has it reread, and no other")
+  func granularities() throws {
+    let covering: [[UInt64]] = [
+      Cache.contextCache(1), Cache.contextCache(2, domain: 1), Cache.contextCache(3, source: 0x18),
+      Cache.contextCache(3, source: 0x19, mask: 3), Cache.pasidCache(3), Cache.pasidCache(0, domain: 5),
+      Cache.pasidCache(1, domain: 5),
+    ]
+    let others: [[UInt64]] = [
+      Cache.contextCache(3, source: 0x20), Cache.contextCache(3, source: 0x19), Cache.pasidCache(0, domain: 6),
+      Cache.pasidCache(1, domain: 6), Cache.iotlb(1), Cache.iotlb(2, domain: 5),
+      Cache.pasidIOTLB(2, domain: 5, pasid: 0), [4, 0],
+    ]
+    for descriptor in covering {
+      let setup = try Setup(Self.entry(0x20_0000))
+      setup.enable()
+      setup.add()
+      setup.write(Self.entry(0x30_0000))
+      _ = setup.host.take()
+      for other in others { #expect(setup.guest.submitAndWait(other)) }
+      #expect(!setup.host.take().contains { if case .bind = $0 { true } else { false } })
+      #expect(setup.guest.submitAndWait(descriptor))
+      #expect(
+        setup.host.take() == [.bind("a", .firstStage(Self.stage(0x30_0000))), .free(Self.stage(0x20_0000))],
+        "\(descriptor)")
+      #expect(setup.guest.submitAndWait(descriptor))
+      #expect(setup.host.take() == [], "what is as it was is not bound again")
+    }
+  }
+
+  @Test("An entry that becomes present is bound by an invalidation of its new domain")
+  func becomesPresent() throws {
+    let setup = try Setup((0, 0, 0))
+    setup.enable()
+    setup.add()
+    #expect(setup.host.take() == [.bind("a", .blocked(.entry(.pasidEntryNotPresent)))])
+    setup.write(Self.entry(0x20_0000, domain: 77))
+    #expect(setup.guest.submitAndWait(Cache.pasidCache(1, domain: 77)))
+    #expect(setup.host.take() == [.bind("a", .firstStage(Self.stage(0x20_0000, domain: 77)))])
+    // No request met a fault, so none is recorded.
+    #expect(setup.guest.takeFault() == nil)
+  }
+
+  @Test("Register-based invalidation of contexts counts, too")
+  func registerBased() throws {
+    let setup = try Setup(Self.entry(0x20_0000))
+    setup.enable()
+    setup.add()
+    setup.guest.store(0, at: setup.tables.context)
+    _ = setup.host.take()
+    setup.guest.write64(0x28, 1 << 63 | 1 << 61)
+    #expect(
+      setup.host.take() == [
+        .bind("a", .blocked(.entry(.scalableContextEntryNotPresent))), .free(Self.stage(0x20_0000)),
+      ])
+  }
+
+  @Test("Legacy mode: pass-through is the second stage, the guest's own second stage is blocked, with a fault")
+  func legacy() throws {
+    let guest = try Guest { $0.cachingMode = true }
+    let host = RecordingHost()
+    let bindings = HostBindings(unit: guest.unit)
+    let function = RecordingHost.Function("a", host)
+    let tables = guest.legacyTables(source: Self.source, secondStage: 0x20_0000, type: 2)
+    guest.setRootTable(tables.root, scalable: false)
+    guest.enableTranslation()
+    bindings.add(function, for: Requester(id: Self.source))
+    #expect(host.take() == [.bind("a", .secondStage)])
+    guest.store(0x20_0000 | 1, at: tables.context)
+    guest.write64(0x28, 1 << 63 | 1 << 61)
+    #expect(host.take() == [.bind("a", .blocked(.guestSecondStage))])
+    let fault = try #require(guest.takeFault())
+    #expect(fault.reason == FaultReason.contextEntryInvalid.rawValue && fault.source == Self.source.rawValue)
+  }
+
+  @Test("What only a copy could follow is blocked, and the guest told", arguments: [2, 3] as [UInt64])
+  func guestSecondStage(type: UInt64) throws {
+    let setup = try Setup(Guest.pasidEntry(type: type, firstStage: 0x20_0000, secondStage: 0x30_0000)) {
+      $0.nested = true
+    }
+    setup.enable()
+    setup.add()
+    #expect(setup.host.take() == [.bind("a", .blocked(.guestSecondStage))])
+    let fault = try #require(setup.guest.takeFault())
+    #expect(fault.reason == FaultReason.pasidEntryInvalid.rawValue)
+  }
+
+  @Test("Supervisor privilege without PASID is blocked")
+  func ridPrivilege() throws {
+    let setup = try Setup(Guest.pasidEntry(type: 1, firstStage: 0x20_0000, third: 1)) { $0.nested = true }
+    setup.guest.store(1 << 20, at: setup.tables.context + 8)
+    setup.enable()
+    setup.add()
+    #expect(setup.host.take() == [.bind("a", .blocked(.supervisorRequests))])
+    #expect(setup.guest.takeFault()?.reason == FaultReason.pasidEntryInvalid.rawValue)
+  }
+
+  // MARK: First-stage invalidations
+
+  @Test("A thousand pages by one doorbell are one call, in the guest's order")
+  func batching() throws {
+    let setup = try Setup(Self.entry(0x20_0000))
+    setup.enable()
+    setup.add()
+    _ = setup.host.take()
+    var descriptors: [[UInt64]] = []
+    for page: UInt64 in 0..<500 {
+      descriptors.append(Cache.pasidIOTLB(3, domain: 5, pasid: 0, address: 0x10_0000_0000 - page << 13, mask: page & 1))
+      descriptors.append(Cache.pasidIOTLB(3, domain: 6, pasid: 0, address: page << 12))
+    }
+    for descriptor in descriptors { setup.guest.put(descriptor) }
+    #expect(setup.guest.submitAndWait())
+    let events = setup.host.take()
+    guard events.count == 1, case .invalidate(Self.stage(0x20_0000), let all) = events[0] else {
+      Issue.record("\(events.count) calls")
+      return
+    }
+    #expect(all.count == 500)
+    #expect(all[0] == FirstStageInvalidation(address: 0x10_0000_0000, pageCount: 1, leafOnly: false))
+    #expect(all[1] == FirstStageInvalidation(address: 0xf_ffff_e000, pageCount: 2, leafOnly: false))
+    #expect(setup.bindings.counters.invalidationCalls == 1)
+
+    // Past what is worth telling one by one, it is one that covers them.
+    for page: UInt64 in 0..<1000 { setup.guest.put(Cache.pasidIOTLB(3, domain: 5, pasid: 0, address: page << 12)) }
+    #expect(setup.guest.submitAndWait())
+    #expect(setup.host.take() == [.invalidate(Self.stage(0x20_0000), [.all])])
+  }
+
+  @Test("Each granularity, as the host takes it")
+  func invalidations() throws {
+    let setup = try Setup(Self.entry(0x20_0000))
+    setup.enable()
+    setup.add()
+    _ = setup.host.take()
+    let cases: [([UInt64], [FirstStageInvalidation])] = [
+      (Cache.pasidIOTLB(2, domain: 5, pasid: 0), [.all]),
+      (Cache.iotlb(1), [.all]), (Cache.iotlb(2, domain: 5), [.all]),
+      (
+        Cache.pasidIOTLB(3, domain: 5, pasid: 0, address: 0x1234_5000),
+        [.init(address: 0x1234_5000, pageCount: 1, leafOnly: false)]
+      ),
+      (
+        Cache.pasidIOTLB(3, domain: 5, pasid: 0, address: 0x1234_5000, mask: 9 | 1 << 6),
+        [.init(address: 0x1220_0000, pageCount: 512, leafOnly: true)]
+      ),
+      (
+        Cache.pasidIOTLB(3, domain: 5, pasid: 0, address: 0xffff_ffff_ffff_f000),
+        [.init(address: 0xffff_ffff_ffff_f000, pageCount: 1, leafOnly: false)]
+      ),
+      (Cache.pasidIOTLB(3, domain: 5, pasid: 0, address: 0xffff_ffff_ffff_f000, mask: 63), [.all]),
+      (Cache.iotlb(2, domain: 6), []), (Cache.pasidIOTLB(2, domain: 5, pasid: 1), []),
+      (Cache.iotlb(3, domain: 5, address: 0x1234_5000), []),  // second-stage pages
+    ]
+    for (descriptor, expected) in cases {
+      #expect(setup.guest.submitAndWait(descriptor))
+      #expect(
+        setup.host.take() == (expected.isEmpty ? [] : [.invalidate(Self.stage(0x20_0000), expected)]), "\(descriptor)")
+    }
+    // Without a first stage there is nothing to invalidate.
+    setup.write(Self.passThrough)
+    #expect(setup.guest.submitAndWait(Cache.pasidCache(3), Cache.iotlb(1)))
+    #expect(setup.host.take() == [.bind("a", .secondStage), .free(Self.stage(0x20_0000))])
+  }
+
+  @Test("Two functions in one domain share a table, and its calls; it goes with the last")
+  func sharing() throws {
+    let setup = try Setup(Self.entry(0x20_0000))
+    setup.enable()
+    setup.add()
+    setup.addOther()
+    let shared = HostBinding.firstStage(Self.stage(0x20_0000))
+    #expect(setup.host.take() == [.bind("a", shared), .bind("b", shared)])
+    #expect(setup.guest.submitAndWait(Cache.pasidIOTLB(2, domain: 5, pasid: 0)))
+    #expect(setup.host.take() == [.invalidate(Self.stage(0x20_0000), [.all])])
+
+    // One leaves; what is invalidated in the same delivery reaches the table that the other is on.
+    setup.guest.store(0, at: setup.tables.context)
+    #expect(
+      setup.guest.submitAndWait(
+        Cache.pasidIOTLB(3, domain: 5, pasid: 0, address: 0x1000), Cache.contextCache(3, source: 0x18)))
+    #expect(
+      setup.host.take() == [
+        .bind("a", .blocked(.entry(.scalableContextEntryNotPresent))),
+        .invalidate(Self.stage(0x20_0000), [.init(address: 0x1000, pageCount: 1, leafOnly: false)]),
+      ])
+    setup.guest.store(0, at: setup.tables.context + 0x100)
+    #expect(setup.guest.submitAndWait(Cache.contextCache(3, source: 0x20)))
+    #expect(
+      setup.host.take() == [
+        .bind("b", .blocked(.entry(.scalableContextEntryNotPresent))), .free(Self.stage(0x20_0000)),
+      ])
+  }
+
+  // MARK: Refusals, reset, unplug
+
+  @Test("A refused binding leaves the function blocked, and the guest with a fault; the next invalidation tries again")
+  func refusedBinding() throws {
+    let setup = try Setup(Self.entry(0x20_0000))
+    setup.add()
+    _ = setup.host.take()
+    setup.host.refusesBindings = true
+    setup.enable()
+    let wanted = Event.bind("a", .firstStage(Self.stage(0x20_0000)))
+    #expect(setup.host.take() == [wanted, .bind("a", .blocked(.refused))])
+    let fault = try #require(setup.guest.takeFault())
+    #expect(fault.reason == FaultReason.pasidEntryInvalid.rawValue && fault.source == Self.source.rawValue)
+    #expect(fault.pasid == nil)
+    #expect(setup.bindings.counters.refusals == 1)
+
+    #expect(setup.guest.submitAndWait(Cache.pasidIOTLB(2, domain: 5, pasid: 0)))
+    #expect(setup.host.take() == [], "it has no table")
+    setup.host.refusesBindings = false
+    #expect(setup.guest.submitAndWait(Cache.pasidCache(1, domain: 5)))
+    #expect(setup.host.take() == [wanted])
+    #expect(setup.guest.takeFault() == nil)
+  }
+
+  @Test("A fault that the entry suppresses is not recorded")
+  func suppressed() throws {
+    let setup = try Setup(Guest.pasidEntry(type: 1, firstStage: 0x20_0000, first: 2))
+    setup.add()
+    setup.host.refusesBindings = true
+    setup.enable()
+    #expect(setup.bindings.counters.refusals == 1)
+    #expect(setup.guest.takeFault() == nil)
+  }
+
+  @Test("Where the host fails to invalidate, whoever could reach what was taken back is blocked")
+  func refusedInvalidation() throws {
+    let setup = try Setup(Self.entry(0x20_0000))
+    setup.enable()
+    setup.add()
+    setup.addOther()
+    _ = setup.host.take()
+    setup.host.refusesInvalidations = true
+    #expect(setup.guest.submitAndWait(Cache.iotlb(1)))
+    #expect(
+      setup.host.take() == [
+        .invalidate(Self.stage(0x20_0000), [.all]), .bind("a", .blocked(.refused)), .bind("b", .blocked(.refused)),
+        .free(Self.stage(0x20_0000)),
+      ])
+    #expect(setup.guest.takeFault() != nil)
+  }
+
+  @Test("Reset goes back to guest physical memory")
+  func reset() throws {
+    let setup = try Setup(Self.entry(0x20_0000))
+    setup.enable()
+    setup.add()
+    _ = setup.host.take()
+    setup.guest.unit.reset()
+    #expect(setup.host.take() == [.bind("a", .secondStage), .free(Self.stage(0x20_0000))])
+  }
+
+  @Test("A function that is gone is not asked any more, and the unit let go")
+  func remove() throws {
+    let setup = try Setup(Self.entry(0x20_0000))
+    setup.enable()
+    setup.add()
+    setup.addOther()
+    _ = setup.host.take()
+    setup.bindings.remove(setup.function)
+    #expect(setup.host.take() == [], "the other holds the table")
+    setup.guest.command(clear: 31)
+    #expect(setup.host.take() == [.bind("b", .secondStage), .free(Self.stage(0x20_0000))])
+    setup.bindings.remove(setup.other)
+    setup.guest.enableTranslation()
+    #expect(setup.host.take() == [])
+    #expect(setup.bindings.binding(of: setup.function) == nil)
+  }
+
+  @Test("A fault that the host met is recorded as the unit's own")
+  func hostFault() throws {
+    let setup = try Setup(Self.entry(0x20_0000))
+    setup.enable()
+    setup.guest.unit.recordHostFault(
+      HostFault(
+        reason: .firstStageEntryNotPresent, source: Self.source, pasid: 3, address: 0x1234_5678, isRead: true))
+    let fault = try #require(setup.guest.takeFault())
+    #expect(fault.reason == 0x71 && fault.source == 0x18 && fault.address == 0x1234_5000 && fault.isRead)
+    #expect(fault.pasid == 3)
+  }
+
+  @Test("Root tables and entries of any content bind or block, and never trap")
+  func anyTables() throws {
+    var random = SeededGenerator(seed: 0x6e65_7374)
+    for _ in 0..<300 {
+      let setup = try Setup(Self.entry(0x20_0000)) {
+        $0.nested = Bool.random(using: &random)
+        $0.pasidBits = 20
+      }
+      setup.add()
+      for place in [setup.tables.rootHalf, setup.tables.context, setup.tables.context + 8, setup.tables.directory]
+      where Int.random(in: 0..<4, using: &random) == 0 {
+        setup.guest.store(
+          UInt64.random(in: 0 ... .max, using: &random) & (Bool.random(using: &random) ? 0x7f_ffff : .max) | 1,
+          at: place)
+      }
+      setup.write(
+        (
+          .random(in: 0 ... .max, using: &random) & 0xff_ffff | 1, .random(in: 0 ... .max, using: &random) & 0xffff,
+          .random(in: 0 ... .max, using: &random)
+        ))
+      setup.enable()
+      #expect(setup.guest.submitAndWait(Cache.pasidCache(3), Cache.iotlb(1)))
+      let held = try #require(setup.bindings.binding(of: setup.function))
+      // An emulated function's requests pass exactly where a passed-through one's would.
+      if held == .secondStage {
+        #expect(setup.guest.port(Self.source).answer(0x5000) == .at(0x5000, 8))
+      }
+      if case .blocked(.entry) = held {
+        #expect(setup.guest.port(Self.source).answer(0x5000) == .refused(.translation))
+      }
+    }
+  }
+}
