@@ -1,6 +1,7 @@
 /// The port of a function that no IOMMU stands before: addresses are guest physical.
 public final class DirectMemoryPort: MemoryPort {
   public let memory: any PhysicalMemory
+  public let inFlight = RequestsInFlight()
   private let requester: Requester
 
   public init(memory: any PhysicalMemory, requester: Requester) {

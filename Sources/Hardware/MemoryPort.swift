@@ -30,11 +30,22 @@ public struct PhysicalSegment: Hashable, Sendable {
 }
 
 /// The one way by which a device reaches memory: Bus Master Enable, the IOMMU and unplug sit in it.
+///
+/// A request is in flight from before its translation until its last access of memory: `read`, `write`, the numbered
+/// loads and stores see to that themselves. Who uses `translate` or `resolve` holds a `RequestInFlight` meanwhile.
 public protocol MemoryPort: AnyObject, Sendable {
   /// Where translated requests end up.
   var memory: any PhysicalMemory { get }
 
-  /// Translates the start of a request.
+  /// The requests on their way.
+  var inFlight: RequestsInFlight { get }
+
+  /// The same as the two of `inFlight`, which a caller that only knows the protocol reaches without counting a
+  /// reference.
+  func beginRequest() -> RequestsInFlight.Phase
+  func endRequest(_ phase: RequestsInFlight.Phase)
+
+  /// Translates the start of a request, which is in flight.
   /// - Parameter count: bytes wanted, not zero.
   /// - Returns: the physical run that `address` starts, at most `count` bytes long, all of it within
   ///   one translation. Whether it is RAM is for the access to find out.
@@ -42,9 +53,17 @@ public protocol MemoryPort: AnyObject, Sendable {
 }
 
 extension MemoryPort {
+  public func beginRequest() -> RequestsInFlight.Phase { inFlight.begin() }
+  public func endRequest(_ phase: RequestsInFlight.Phase) { inFlight.end(phase) }
+
+  /// Begins a request that goes on for as long as the caller keeps what is returned.
+  public func request() -> RequestInFlight { RequestInFlight(inFlight) }
+
   /// Appends the physical runs of a whole request, adjacent ones joined, each known to be RAM.
+  /// - Parameter request: kept until the segments have been used.
   public func resolve(
-    _ address: UInt64, count: Int, for access: DMAAccess, into segments: inout [PhysicalSegment]
+    _ address: UInt64, count: Int, for access: DMAAccess, into segments: inout [PhysicalSegment],
+    during request: borrowing RequestInFlight
   ) throws(DMAError) {
     var address = address
     var remaining = count
@@ -64,6 +83,8 @@ extension MemoryPort {
   }
 
   public func read(from address: UInt64, into bytes: inout MutableRawSpan) throws(DMAError) {
+    let phase = beginRequest()
+    defer { endRequest(phase) }
     var offset = 0
     while offset < bytes.byteCount {
       let segment = try translate(address &+ UInt64(offset), count: bytes.byteCount - offset, for: .read)
@@ -74,6 +95,8 @@ extension MemoryPort {
   }
 
   public func write(_ bytes: RawSpan, to address: UInt64) throws(DMAError) {
+    let phase = beginRequest()
+    defer { endRequest(phase) }
     var offset = 0
     while offset < bytes.byteCount {
       let segment = try translate(address &+ UInt64(offset), count: bytes.byteCount - offset, for: .write)
@@ -84,8 +107,11 @@ extension MemoryPort {
     }
   }
 
-  /// A single aligned access; an aligned one never crosses a translation.
+  // Single aligned accesses: an aligned one never crosses a translation.
+
   public func loadUInt16(at address: UInt64) throws(DMAError) -> UInt16 {
+    let phase = beginRequest()
+    defer { endRequest(phase) }
     guard let value = memory.loadUInt16(at: try translate(address, count: 2, for: .read).address) else {
       throw .notMemory
     }
@@ -93,6 +119,8 @@ extension MemoryPort {
   }
 
   public func loadUInt32(at address: UInt64) throws(DMAError) -> UInt32 {
+    let phase = beginRequest()
+    defer { endRequest(phase) }
     guard let value = memory.loadUInt32(at: try translate(address, count: 4, for: .read).address) else {
       throw .notMemory
     }
@@ -100,25 +128,45 @@ extension MemoryPort {
   }
 
   public func loadUInt64(at address: UInt64) throws(DMAError) -> UInt64 {
+    let phase = beginRequest()
+    defer { endRequest(phase) }
     guard let value = memory.loadUInt64(at: try translate(address, count: 8, for: .read).address) else {
       throw .notMemory
     }
     return value
   }
 
+  /// Two loads, in order, by one translation.
+  /// - Parameter address: a multiple of 16.
+  public func loadUInt64Pair(at address: UInt64) throws(DMAError) -> (low: UInt64, high: UInt64) {
+    let phase = beginRequest()
+    defer { endRequest(phase) }
+    let segment = try translate(address, count: 16, for: .read)
+    guard segment.count == 16, let low = memory.loadUInt64(at: segment.address),
+      let high = memory.loadUInt64(at: segment.address &+ 8)
+    else { throw .notMemory }
+    return (low, high)
+  }
+
   public func storeUInt16(_ value: UInt16, at address: UInt64) throws(DMAError) {
+    let phase = beginRequest()
+    defer { endRequest(phase) }
     guard memory.storeUInt16(value, at: try translate(address, count: 2, for: .write).address) else {
       throw .notMemory
     }
   }
 
   public func storeUInt32(_ value: UInt32, at address: UInt64) throws(DMAError) {
+    let phase = beginRequest()
+    defer { endRequest(phase) }
     guard memory.storeUInt32(value, at: try translate(address, count: 4, for: .write).address) else {
       throw .notMemory
     }
   }
 
   public func storeUInt64(_ value: UInt64, at address: UInt64) throws(DMAError) {
+    let phase = beginRequest()
+    defer { endRequest(phase) }
     guard memory.storeUInt64(value, at: try translate(address, count: 8, for: .write).address) else {
       throw .notMemory
     }

@@ -32,6 +32,8 @@ struct PortTranslation: Sendable {
   /// The PASID that `path` was found under.
   private(set) var pathPASID: UInt32 = 0
   private(set) var iotlb = IOTLB()
+  /// Requests of a former source may be in flight, in a domain that is not known any more.
+  private var hasStrays = false
   private(set) var counters = TranslationCounters()
 
   init(requestPASID: UInt32?, capabilities: Capabilities, rules: WalkRules) {
@@ -80,6 +82,7 @@ struct PortTranslation: Sendable {
     _ address: UInt64, count: Int, for access: DMAAccess, from requester: RequesterID, memory: any PhysicalMemory
   ) -> Outcome {
     if requester != source {
+      if path.domain != nil { hasStrays = true }
       source = requester
       forgetAll()
     }
@@ -215,14 +218,44 @@ struct PortTranslation: Sendable {
     if mode.tableMode != .scalable { path = .unknown }
   }
 
-  mutating func invalidate(_ invalidation: Invalidation) {
+  /// - Returns: whether requests in flight may go by what was invalidated, so that they are to be drained.
+  mutating func invalidate(_ invalidation: Invalidation) -> Bool {
+    let concerned = hasStrays || concerns(invalidation)
+    if concerned { hasStrays = false }
+    remove(invalidation)
+    return concerned
+  }
+
+  private func concerns(_ invalidation: Invalidation) -> Bool {
+    switch invalidation {
+    case .allContexts, .allPASIDs, .allTranslations: true
+    case .contextsOfDevice(let device, let mask): names(device, mask)
+    // In scalable mode, context entries have no domain.
+    case .contextsOfDomain(let domain): mode.tableMode == .scalable || goes(through: domain)
+    case .pasidsOfDomain(let domain), .translationsOfDomain(let domain), .pagesOfDomain(let domain, _, _):
+      goes(through: domain)
+    case .pasid(let pasid, let domain), .translationsOfPASID(let pasid, let domain),
+      .pagesOfPASID(let pasid, let domain, _, _):
+      path.domain == nil || path.domain == domain && pathPASID == pasid
+    case .deviceTLB, .deviceTLBOfPASID, .interruptEntries, .translationChanged, .interruptRemappingChanged: false
+    }
+  }
+
+  /// Whether requests go by the domain's tables, as far as is known.
+  private func goes(through domain: UInt16) -> Bool { path.domain ?? domain == domain }
+
+  private func names(_ device: RequesterID, _ mask: FunctionMask) -> Bool {
+    (device.rawValue ^ source.rawValue) & mask.significantBits == 0
+  }
+
+  private mutating func remove(_ invalidation: Invalidation) {
     switch invalidation {
     case .allContexts:
       forgetContext()
     case .contextsOfDomain(let domain):
       if mode.tableMode == .scalable || path.domain == domain { forgetContext() }
     case .contextsOfDevice(let device, let mask):
-      if (device.rawValue ^ source.rawValue) & mask.significantBits == 0 { forgetContext() }
+      if names(device, mask) { forgetContext() }
     case .allPASIDs:
       if mode.tableMode == .scalable { path = .unknown }
     case .pasidsOfDomain(let domain):

@@ -7,6 +7,7 @@ import Synchronization
 /// lock. A fault is recorded after it is released. A hit takes no lock but this one.
 public final class TranslatedMemoryPort: MemoryPort {
   public let memory: any PhysicalMemory
+  public let inFlight = RequestsInFlight()
   /// RAM itself, for the walks.
   private let ram: any PhysicalMemory
   private let requester: Requester
@@ -45,7 +46,8 @@ public final class TranslatedMemoryPort: MemoryPort {
 
   func set(_ mode: TranslationMode, forgetting: Bool) { state.withLock { $0.set(mode, forgetting: forgetting) } }
 
-  func invalidate(_ invalidation: Invalidation) { state.withLock { $0.invalidate(invalidation) } }
+  /// - Returns: whether requests in flight may go by what was invalidated.
+  func invalidate(_ invalidation: Invalidation) -> Bool { state.withLock { $0.invalidate(invalidation) } }
 
   var counters: TranslationCounters { state.withLock { $0.counters } }
 

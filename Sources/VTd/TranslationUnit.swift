@@ -7,7 +7,8 @@ import Synchronization
 /// Lock order: `queue`, then observers' own locks; `registers.state`, then `ports`, then a port's lock;
 /// `registers.state`, then the interrupt remapper's lock. `queue` is held while a doorbell is served,
 /// for at most one lap of the queue, and never together with `registers.state` across a call out. No
-/// lock that `remap` or a translation takes is held across an observer, an interrupt route or a sink.
+/// lock that `remap` or a translation takes is held across an observer, an interrupt route or a sink, or
+/// while requests in flight are waited for: `queue` alone is. So no request in flight may wait for `queue`.
 public final class TranslationUnit: BusDevice, DMARemapper {
   public let options: UnitOptions
   public let capabilities: Capabilities
@@ -31,22 +32,37 @@ public final class TranslationUnit: BusDevice, DMARemapper {
   let interrupts: InterruptRemapper
   let ports = Mutex(Ports())
   private let observation = Mutex(Observation())
-  /// What observers have not been told yet, in the guest's order.
-  private let queue = Mutex<[Invalidation]>([])
+  private let queue = Mutex(Pending())
+  /// Where whoever holds `queue` waits for requests in flight.
+  private let parking: any Parking
+
+  /// What was carried out in the unit's own caches, and is not complete.
+  private struct Pending {
+    /// What observers have not been told yet, in the guest's order.
+    var invalidations: [Invalidation] = []
+    /// Their requests in flight may go by what was invalidated.
+    var ports: [TranslatedMemoryPort] = []
+
+    mutating func append(_ port: TranslatedMemoryPort) {
+      if !ports.contains(where: { $0 === port }) { ports.append(port) }
+    }
+  }
 
   /// - Parameters:
   ///   - faultEvent: carries the fault event interrupt, which is not remapped.
   ///   - invalidationEvent: carries the invalidation completion interrupt, not remapped either.
   ///   - messages: takes what functions write to the interrupt address range; nil: such writes fail.
+  ///   - parking: where a vCPU that invalidates sleeps while requests are in flight; used by this unit alone.
   /// - Throws: what `UnitOptions.validate` finds.
   public init(
     options: UnitOptions, memory: any PhysicalMemory, faultEvent: any InterruptRoute,
-    invalidationEvent: any InterruptRoute, messages: (any MessageSink)? = nil
+    invalidationEvent: any InterruptRoute, messages: (any MessageSink)? = nil, parking: any Parking
   ) throws(UnitOptionError) {
     try options.validate()
     self.options = options
     self.memory = memory
     self.messages = messages
+    self.parking = parking
     capabilities = Capabilities(options)
     rules = WalkRules(capabilities, staleTranslationMethod: options.staleTranslationMethod)
     registers = RegisterBlock(capabilities, faultEvent: faultEvent, invalidationEvent: invalidationEvent)
@@ -122,9 +138,10 @@ public final class TranslationUnit: BusDevice, DMARemapper {
       interrupts.set(registers.interruptMode)
     }
     queue.withLock { pending in
-      pending.append(.translationChanged)
-      pending.append(.interruptRemappingChanged)
-      tellObservers(&pending)
+      pending.ports = ports.withLock { $0.all }
+      pending.invalidations.append(.translationChanged)
+      pending.invalidations.append(.interruptRemappingChanged)
+      complete(&pending)
     }
   }
 
@@ -138,24 +155,28 @@ public final class TranslationUnit: BusDevice, DMARemapper {
     let effects = registers.state.withLock { registers in
       let effects = registers.write(offset: Int(offset), width: width.rawValue, value: value)
       // Before software can see the new status, it holds.
-      if effects.rootTableSet || effects.translationEnableChanged {
+      if effects.translationChanged {
         publish(registers.translationMode, forgetting: effects.rootTableSet)
       }
       if effects.interruptRemappingChanged { interrupts.set(registers.interruptMode) }
       return effects
     }
     registers.send(effects)
-    if effects.rootTableSet || effects.translationEnableChanged || effects.interruptRemappingChanged
-      || effects.command != nil
-    {
+    if effects.translationChanged || effects.interruptRemappingChanged || effects.command != nil {
       queue.withLock { pending in
-        if effects.rootTableSet || effects.translationEnableChanged { pending.append(.translationChanged) }
-        if effects.interruptRemappingChanged { pending.append(.interruptRemappingChanged) }
+        if effects.translationChanged {
+          pending.ports = ports.withLock { $0.all }
+          pending.invalidations.append(.translationChanged)
+        }
+        if effects.interruptRemappingChanged { pending.invalidations.append(.interruptRemappingChanged) }
         if let invalidation = effects.command?.invalidation { carryOut(invalidation, &pending) }
-        tellObservers(&pending)
+        complete(&pending)
+      }
+      registers.state.withLock { registers in
+        if effects.translationChanged { registers.completeGlobalCommand() }
+        if let command = effects.command { registers.complete(command) }
       }
     }
-    if let command = effects.command { registers.state.withLock { $0.complete(command) } }
     if effects.serviceQueue { serviceQueue() }
   }
 
@@ -174,12 +195,12 @@ public final class TranslationUnit: BusDevice, DMARemapper {
     queue.withLock { pending in
       var remaining = registers.state.withLock { $0.queue.capacity }
       while remaining > 0, serviceDescriptor(&pending) { remaining -= 1 }
-      tellObservers(&pending)
+      complete(&pending)
     }
   }
 
   /// - Returns: whether there may be another.
-  private func serviceDescriptor(_ pending: inout [Invalidation]) -> Bool {
+  private func serviceDescriptor(_ pending: inout Pending) -> Bool {
     var effects = UnitRegisters.Effects()
     let fetch = registers.state.withLock { $0.nextFetch(&effects) }
     guard let fetch else {
@@ -199,10 +220,10 @@ public final class TranslationUnit: BusDevice, DMARemapper {
     case .invalidate(let invalidation):
       carryOut(invalidation, &pending)
       registers.state.withLock { $0.advanceQueue(generation: fetch.generation) }
-      if pending.count >= 4096 { tellObservers(&pending) }
+      if pending.invalidations.count >= 4096 { tellObservers(&pending) }
     case .wait(let wait):
-      // Whoever copied from the tables is done with it before software hears that it is.
-      tellObservers(&pending)
+      // Whoever goes by the tables as they were is done with them before software hears that it is.
+      complete(&pending)
       observation.withLock { $0.counters.waits &+= 1 }
       // A status address outside of RAM is software's mistake, and its loss.
       if wait.writesStatus { _ = memory.storeUInt32(wait.statusData, at: wait.statusAddress) }
@@ -227,7 +248,7 @@ public final class TranslationUnit: BusDevice, DMARemapper {
   }
 
   /// Takes it out of the unit's own caches, and keeps it for the observers.
-  private func carryOut(_ invalidation: Invalidation, _ pending: inout [Invalidation]) {
+  private func carryOut(_ invalidation: Invalidation, _ pending: inout Pending) {
     switch invalidation {
     case .interruptEntries(let indices):
       interrupts.invalidate(indices)
@@ -235,21 +256,29 @@ public final class TranslationUnit: BusDevice, DMARemapper {
       break
     default:
       ports.withLock { ports in
-        for port in ports.all { port.invalidate(invalidation) }
+        for port in ports.all where port.invalidate(invalidation) { pending.append(port) }
       }
     }
     let isObserved = observation.withLock { observation in
       observation.counters.count(invalidation)
       return !observation.observers.isEmpty
     }
-    if isObserved { pending.append(invalidation) }
+    if isObserved { pending.invalidations.append(invalidation) }
   }
 
-  private func tellObservers(_ pending: inout [Invalidation]) {
-    guard !pending.isEmpty else { return }
+  /// Returns when what was carried out holds for everybody: no request in flight goes by what was before, and
+  /// observers have acted on it. Draining is always done, whether descriptors ask for it (DR, DW) or not.
+  private func complete(_ pending: inout Pending) {
+    for port in pending.ports { port.inFlight.drain(parking: parking) }
+    pending.ports.removeAll(keepingCapacity: true)
+    tellObservers(&pending)
+  }
+
+  private func tellObservers(_ pending: inout Pending) {
+    guard !pending.invalidations.isEmpty else { return }
     let observers = observation.withLock { $0.observers }
-    for observer in observers { observer.invalidated(pending) }
-    pending.removeAll(keepingCapacity: true)
+    for observer in observers { observer.invalidated(pending.invalidations) }
+    pending.invalidations.removeAll(keepingCapacity: true)
   }
 }
 

@@ -16,6 +16,8 @@ struct UnitRegisters: Sendable {
     var translationEnableChanged = false
     /// SRTP: another root table, or the same again.
     var rootTableSet = false
+    /// Requests in flight go by what was before; Global Status waits for `completeGlobalCommand`.
+    var translationChanged: Bool { rootTableSet || translationEnableChanged }
     /// IRE, CFI or SIRTP.
     var interruptRemappingChanged = false
   }
@@ -37,6 +39,11 @@ struct UnitRegisters: Sendable {
   var queue = InvalidationQueue()
   /// The fault recording register that takes the next fault.
   var nextFaultRecord = 0
+  /// What is in force. Global Status shows it, once it is complete.
+  private(set) var globalStatus: GlobalCommand = []
+  /// How many commands that change translation are in force, yet may have requests in flight that go by what was
+  /// before.
+  private var incompleteCommands = 0
 
   init(_ capabilities: Capabilities) {
     self.capabilities = capabilities
@@ -50,11 +57,8 @@ struct UnitRegisters: Sendable {
     // A descriptor that is being carried out is not to move the new queue's head.
     queue = InvalidationQueue(generation: queue.generation &+ 1)
     nextFaultRecord = 0
-  }
-
-  var globalStatus: GlobalCommand {
-    get { GlobalCommand(rawValue: file[doubleword: RegisterOffset.globalStatus]) }
-    set { file[doubleword: RegisterOffset.globalStatus] = newValue.rawValue }
+    globalStatus = []
+    incompleteCommands = 0
   }
 
   var faultStatus: FaultStatus {
@@ -141,6 +145,8 @@ struct UnitRegisters: Sendable {
       rootTable = file[quadword: RegisterOffset.rootTableAddress]
       status.insert(.setRootTablePointer)
       effects.rootTableSet = true
+      // RTPS is clear until the command is complete (VT-d 11.4.4.2).
+      file[doubleword: RegisterOffset.globalStatus] &= ~GlobalCommand.setRootTablePointer.rawValue
     }
     if capabilities.interruptRemapping {
       if command.contains(.setInterruptRemapTablePointer) {
@@ -167,6 +173,25 @@ struct UnitRegisters: Sendable {
     }
     // WBF: CAP.RWBF is clear, so there is nothing to flush and WBFS never shows.
     globalStatus = status
+    if effects.translationChanged { incompleteCommands += 1 }
+    showGlobalStatus()
+  }
+
+  /// No request goes by what was before a command that changed translation any more.
+  mutating func completeGlobalCommand() {
+    // A reset may have come between.
+    incompleteCommands = max(incompleteCommands - 1, 0)
+    showGlobalStatus()
+  }
+
+  private mutating func showGlobalStatus() {
+    var shown = globalStatus
+    if incompleteCommands > 0 {
+      let drained: GlobalCommand = [.translationEnable, .setRootTablePointer]
+      let before = GlobalCommand(rawValue: file[doubleword: RegisterOffset.globalStatus])
+      shown = shown.subtracting(drained).union(before.intersection(drained))
+    }
+    file[doubleword: RegisterOffset.globalStatus] = shown.rawValue
   }
 
   // MARK: Register-based invalidation (VT-d 6.5.1)

@@ -13,6 +13,7 @@ private final class ListedPort: MemoryPort {
   }
 
   let memory: any PhysicalMemory
+  let inFlight = RequestsInFlight()
   private let runs: [Run]
   private let log = Mutex<[(address: UInt64, count: Int, access: DMAAccess)]>([])
 
@@ -56,7 +57,7 @@ private final class ListedPort: MemoryPort {
       .init(address: 0x10_1000, count: 0x1000, physical: 0x1000),
     ])
     var segments: [PhysicalSegment] = []
-    try port.resolve(0x10_0ff0, count: 0x20, for: .read, into: &segments)
+    try port.resolve(0x10_0ff0, count: 0x20, for: .read, into: &segments, during: port.request())
     #expect(segments == [PhysicalSegment(address: 0x3ff0, count: 0x10), PhysicalSegment(address: 0x1000, count: 0x10)])
     #expect(port.requests.map(\.address) == [0x10_0ff0, 0x10_1000])
     #expect(port.requests.map(\.count) == [0x20, 0x10])
@@ -69,7 +70,7 @@ private final class ListedPort: MemoryPort {
       .init(address: 0x10_2000, count: 0x1000, physical: 0x5000),
     ])
     var segments: [PhysicalSegment] = []
-    try port.resolve(0x10_0800, count: 0x2000, for: .write, into: &segments)
+    try port.resolve(0x10_0800, count: 0x2000, for: .write, into: &segments, during: port.request())
     #expect(segments == [PhysicalSegment(address: 0x3800, count: 0x2000)])
   }
 
@@ -77,10 +78,10 @@ private final class ListedPort: MemoryPort {
   @Test func resolveDoesNotJoinWithWhatWasThereBefore() throws {
     let port = port([.init(address: 0, count: 0x10000, physical: 0)])
     var segments: [PhysicalSegment] = []
-    try port.resolve(0x1000, count: 0x100, for: .read, into: &segments)
-    try port.resolve(0x1100, count: 0x100, for: .read, into: &segments)
+    try port.resolve(0x1000, count: 0x100, for: .read, into: &segments, during: port.request())
+    try port.resolve(0x1100, count: 0x100, for: .read, into: &segments, during: port.request())
     #expect(segments.map(\.address) == [0x1000, 0x1100])
-    try port.resolve(0, count: 0, for: .read, into: &segments)
+    try port.resolve(0, count: 0, for: .read, into: &segments, during: port.request())
     #expect(segments.count == 2)
   }
 
@@ -91,11 +92,21 @@ private final class ListedPort: MemoryPort {
       .init(address: 0x4000, count: 0x1000, physical: 0x1000, access: .read),
     ])
     var segments: [PhysicalSegment] = []
-    #expect(throws: DMAError.notMemory) { try port.resolve(0, count: 0x11, for: .read, into: &segments) }
-    #expect(throws: DMAError.notMemory) { try port.resolve(0x2000, count: 0x1000, for: .read, into: &segments) }
-    #expect(throws: DMAError.translation) { try port.resolve(0x1000, count: 1, for: .read, into: &segments) }
-    #expect(throws: DMAError.translation) { try port.resolve(0x4000, count: 1, for: .write, into: &segments) }
-    #expect(throws: DMAError.translation) { try port.resolve(0x4ff0, count: 0x20, for: .read, into: &segments) }
+    #expect(throws: DMAError.notMemory) {
+      try port.resolve(0, count: 0x11, for: .read, into: &segments, during: port.request())
+    }
+    #expect(throws: DMAError.notMemory) {
+      try port.resolve(0x2000, count: 0x1000, for: .read, into: &segments, during: port.request())
+    }
+    #expect(throws: DMAError.translation) {
+      try port.resolve(0x1000, count: 1, for: .read, into: &segments, during: port.request())
+    }
+    #expect(throws: DMAError.translation) {
+      try port.resolve(0x4000, count: 1, for: .write, into: &segments, during: port.request())
+    }
+    #expect(throws: DMAError.translation) {
+      try port.resolve(0x4ff0, count: 0x20, for: .read, into: &segments, during: port.request())
+    }
   }
 
   @Test func readsAndWritesFollowTheSplits() throws {

@@ -12,6 +12,8 @@ package final class Guest {
   package let events = RecordingRouter()
   package let sink = RecordingSink()
   package let observer = RecordingObserver()
+  /// Where who rings a doorbell waits for requests in flight.
+  package let parking = SemaphoreParking()
   package let unit: TranslationUnit
 
   package private(set) var nextPage: UInt64 = 0x10_0000
@@ -35,7 +37,8 @@ package final class Guest {
     change(&options)
     unit = try TranslationUnit(
       options: options, memory: memory, faultEvent: events.makeRoute(for: Requester(id: Self.faultSource)),
-      invalidationEvent: events.makeRoute(for: Requester(id: Self.completionSource)), messages: sink)
+      invalidationEvent: events.makeRoute(for: Requester(id: Self.completionSource)), messages: sink,
+      parking: parking)
     unit.addObserver(observer)
   }
 

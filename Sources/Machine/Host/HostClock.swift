@@ -1,4 +1,5 @@
 import Devices
+import Hardware
 import Linux
 
 /// The host's time, for guests that run in it.

@@ -282,12 +282,12 @@ private final class QueueOwner: VirtQueueOwner {
     var (driver, queue) = make()
     driver.submit([.writable(0x1000, 0x100), .writable(0x1100, 0x100), .writable(0x4000, 0x80)])
     #expect(try queue.next())
-    #expect(try queue.takeSegments(for: .write, limit: 0x180) == 0x180)
+    #expect(try queue.takeSegments(for: .write, limit: 0x180, during: queue.port.request()) == 0x180)
     #expect(queue.segments == [PhysicalSegment(address: 0x1000, count: 0x180)])
-    #expect(try queue.takeSegments(for: .write, limit: .max) == 0x100)
+    #expect(try queue.takeSegments(for: .write, limit: .max, during: queue.port.request()) == 0x100)
     #expect(
       queue.segments == [PhysicalSegment(address: 0x1180, count: 0x80), PhysicalSegment(address: 0x4000, count: 0x80)])
-    #expect(try queue.takeSegments(for: .write, limit: .max) == 0)
+    #expect(try queue.takeSegments(for: .write, limit: .max, during: queue.port.request()) == 0)
   }
 
   @Test func segmentsAreBoundedInNumber() throws {
@@ -300,9 +300,9 @@ private final class QueueOwner: VirtQueueOwner {
     var queue = VirtQueue(layout: driver.layout(), features: Self.indirect, port: port, owner: owner)
     driver.submit([.writable(0x10_0000, 1100 * 4096)])
     #expect(try queue.next())
-    #expect(try queue.takeSegments(for: .write, limit: .max) == 1024 * 4096)
+    #expect(try queue.takeSegments(for: .write, limit: .max, during: queue.port.request()) == 1024 * 4096)
     #expect(queue.segments.count == VirtQueue.segmentLimit)
-    #expect(try queue.takeSegments(for: .write, limit: .max) == 76 * 4096)
+    #expect(try queue.takeSegments(for: .write, limit: .max, during: queue.port.request()) == 76 * 4096)
     #expect(queue.segments.count == 76)
   }
 
@@ -349,7 +349,7 @@ private final class QueueOwner: VirtQueueOwner {
         while try queue.next() {
           served += 1
           _ = try queue.takeBytes(16)
-          while try queue.takeSegments(for: .write, limit: 64) > 0 {}
+          while try queue.takeSegments(for: .write, limit: 64, during: queue.port.request()) > 0 {}
           try queue.complete(head: queue.chain.head, written: 1)
           _ = try queue.requestNotifications()
         }

@@ -1,6 +1,7 @@
 import Hardware
 import KVM
 import Linux
+import TestSupport
 import Testing
 import VTd
 
@@ -68,7 +69,7 @@ struct InterruptDeliveryTests {
     let delivery = guest.delivery
     let unit = try TranslationUnit(
       options: UnitOptions(), memory: guest.memory, faultEvent: delivery.makeUnremappedRoute(),
-      invalidationEvent: delivery.makeUnremappedRoute(), messages: delivery)
+      invalidationEvent: delivery.makeUnremappedRoute(), messages: delivery, parking: SemaphoreParking())
     delivery.remap(by: unit)
     let compatible = delivery.makeRoute(for: requester)
     let remappable = delivery.makeRoute(for: requester)

@@ -56,7 +56,7 @@ import VTd
     let event = delivery.makeUnremappedRoute()
     let unit = try TranslationUnit(
       options: UnitOptions(), memory: memory, faultEvent: event,
-      invalidationEvent: delivery.makeUnremappedRoute(), messages: delivery)
+      invalidationEvent: delivery.makeUnremappedRoute(), messages: delivery, parking: SemaphoreParking())
     delivery.remap(by: unit)
     let route = delivery.makeRoute(for: requester)
     route.set(InterruptMessage(address: 0x8000, data: 7))

@@ -112,11 +112,16 @@ extension VirtioBlock {
     _ access: DMAAccess, _ queue: inout VirtQueue, _ body: ([PhysicalSegment]) throws(BlockError) -> Void
   ) throws(Failure) -> UInt64 {
     guard queue.isRunning else { throw .stopped }
+    // In flight until the file has been read or written: the segments are nobody else's before.
+    let request = queue.port.request()
     let taken: UInt64
-    do { taken = try queue.takeSegments(for: access, limit: Self.pieceSize) } catch { throw .memory(error) }
+    do {
+      taken = try queue.takeSegments(for: access, limit: Self.pieceSize, during: request)
+    } catch { throw .memory(error) }
     guard taken > 0 else { throw .memory(.notMemory) }
     let segments = queue.segments
     try call { () throws(BlockError) in try body(segments) }
+    request.end()
     return taken
   }
 

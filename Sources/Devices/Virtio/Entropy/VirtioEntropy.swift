@@ -56,10 +56,14 @@ public final class VirtioEntropy: VirtioDevice {
   private func serve(_ queue: inout VirtQueue, limit: UInt64) throws(VirtQueueError) {
     let head = queue.chain.head
     var written: UInt64 = 0
-    do { written = try queue.takeSegments(for: .write, limit: limit) } catch { throw .memory(error) }
+    let request = queue.port.request()
+    do {
+      written = try queue.takeSegments(for: .write, limit: limit, during: request)
+    } catch { throw .memory(error) }
     if written > 0 {
       do { try source.fill(queue.segments) } catch { written = 0 }
     }
+    request.end()
     quota?.take(written) { [weak self] in self?.owner.withLock { $0.transport }?.wake(queue: 0) }
     try queue.complete(head: head, written: UInt32(truncatingIfNeeded: written))
   }

@@ -30,7 +30,7 @@ public struct VirtQueue: Sendable {
   public let layout: Layout
   /// What was negotiated, the device type's features included.
   public let features: VirtioFeatures
-  let port: any MemoryPort
+  public let port: any MemoryPort
   private let owner: any VirtQueueOwner
 
   /// The chain that `next` took last.

@@ -37,9 +37,12 @@ extension VirtQueue {
   /// - Parameters:
   ///   - access: `.read` for device-readable buffers, `.write` for device-writable ones.
   ///   - limit: bytes at most.
+  ///   - request: of this queue's `port`, kept until the segments have been used.
   /// - Returns: bytes taken. Less than asked for at the chain's end, or when `segmentLimit` runs are reached: call
   ///   again then.
-  public mutating func takeSegments(for access: DMAAccess, limit: UInt64) throws(DMAError) -> UInt64 {
+  public mutating func takeSegments(
+    for access: DMAAccess, limit: UInt64, during request: borrowing RequestInFlight
+  ) throws(DMAError) -> UInt64 {
     if access.contains(.write) {
       try Self.take(from: &chain.writable, into: &segments, for: access, limit: limit, port: port)
     } else {

@@ -81,13 +81,9 @@ extension VirtQueue {
   }
 
   private func descriptor(at index: UInt16) throws(VirtQueueError) -> Descriptor {
-    do throws(DMAError) {
-      // The table is aligned to 16 bytes, so one descriptor lies within one translation.
-      let address = layout.descriptorArea &+ 16 &* UInt64(index)
-      let segment = try port.translate(address, count: 16, for: .read)
-      guard segment.count == 16, let low = port.memory.loadUInt64(at: segment.address),
-        let high = port.memory.loadUInt64(at: segment.address &+ 8)
-      else { throw .notMemory }
+    // The table is aligned to 16 bytes, so one descriptor lies within one translation.
+    do {
+      let (low, high) = try port.loadUInt64Pair(at: layout.descriptorArea &+ 16 &* UInt64(index))
       return Descriptor(low: low, high: high)
     } catch { throw .memory(error) }
   }

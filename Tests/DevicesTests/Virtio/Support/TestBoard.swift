@@ -61,6 +61,7 @@ final class PageRemapper: DMARemapper {
   private final class Port: MemoryPort {
     let remapper: PageRemapper
     let requester: Requester
+    let inFlight = RequestsInFlight()
     var memory: any PhysicalMemory { remapper.memory }
 
     init(remapper: PageRemapper, requester: Requester) {

@@ -1,0 +1,94 @@
+import Hardware
+import TestSupport
+import Testing
+
+@Suite(.timeLimit(.minutes(1))) struct RequestsInFlightTests {
+  @Test func nothingInFlightIsNotWaitedFor() {
+    let requests = RequestsInFlight()
+    let parking = SemaphoreParking()
+    for _ in 0..<5 {
+      requests.drain(parking: parking)
+      requests.end(requests.begin())
+      RequestInFlight(requests).end()
+      do { _ = RequestInFlight(requests) }
+    }
+  }
+
+  /// Requests that begin while a drain waits belong to the next one, however many drains there were.
+  @Test func aDrainWaitsForWhatBeganBefore() {
+    let requests = RequestsInFlight()
+    var held = requests.begin()
+    for _ in 0..<8 {
+      let parking = SemaphoreParking()
+      let drained = SharedInteger()
+      withThread {
+        requests.drain(parking: parking)
+        drained.value = 1
+      } while: {
+        parking.waitForSleeper()
+        #expect(drained.value == 0)
+        let later = requests.begin()
+        requests.end(requests.begin())
+        requests.end(held)
+        held = later
+      }
+      #expect(drained.value == 1)
+    }
+    requests.end(held)
+  }
+
+  /// One end of many is not enough.
+  @Test func aDrainWaitsForAll() {
+    let requests = RequestsInFlight()
+    let parking = SemaphoreParking()
+    let held = (0..<100).map { _ in requests.begin() }
+    let ended = SharedInteger()
+    withThread {
+      requests.drain(parking: parking)
+      #expect(ended.value == 100)
+    } while: {
+      parking.waitForSleeper()
+      for phase in held {
+        ended.increment()
+        requests.end(phase)
+      }
+    }
+  }
+
+  /// Three threads begin and end without pause; what a drain promises is looked at from the outside.
+  @Test func manyThreads() {
+    let requests = RequestsInFlight()
+    let parking = SemaphoreParking()
+    // What requests may use now; each notes what it uses while it is in flight.
+    let current = SharedInteger()
+    let stop = SharedInteger()
+    let uses = (0..<3).map { _ in SharedInteger(-1) }
+    let threads = uses.map { slot in
+      TestThread {
+        while stop.value == 0 {
+          let request = RequestInFlight(requests)
+          slot.value = current.value
+          slot.value = -1
+          request.end()
+        }
+      }
+    }
+    for round in 1...20_000 {
+      current.value = round
+      requests.drain(parking: parking)
+      for slot in uses {
+        let used = slot.value
+        #expect(used == -1 || used == round)
+      }
+    }
+    stop.value = 1
+    for thread in threads { thread.join() }
+  }
+
+  /// Runs `body` on another thread and `other` on this one, and returns when both are done.
+  private func withThread(_ body: @escaping @Sendable () -> Void, while other: () -> Void) {
+    let thread = TestThread(body)
+    other()
+    thread.join()
+  }
+}

@@ -1,0 +1,247 @@
+import Hardware
+import TestSupport
+import Testing
+import VTdOracle
+
+@testable import VTd
+
+/// An invalidation is complete when no request in flight goes by what it removed (VT-d 6.5.5): before that, software
+/// sees neither the status of a wait descriptor, nor its interrupt, nor a busy bit clear, nor a new Global Status.
+@Suite("Draining of requests in flight", .timeLimit(.minutes(1)))
+struct DrainTests {
+  let source = RequesterID(bus: 0, device: 3, function: 0)
+  private static let input: UInt64 = 0x1_0000_0000
+
+  /// Scalable mode, first stage, domain 5, one page.
+  private func started(_ change: (inout UnitOptions) -> Void = { _ in }) throws -> (Guest, any MemoryPort, UInt64) {
+    let guest = try Guest.firstStage(change)
+    let table = guest.page()
+    guest.map(Self.input, in: table, levels: 4, entry: 0x20_0067, tableBits: 0x27)
+    guest.start(source, scalable: Guest.pasidEntry(type: 1, firstStage: table))
+    guest.enableQueue(wide: true)
+    let port = guest.port(source)
+    #expect(port.answer(Self.input) == .at(0x20_0000, 8))
+    return (guest, port, guest.slot(of: Self.input, in: table, levels: 4))
+  }
+
+  /// Has `ring` run on a thread while a request is in flight, and checks that it waits for that and for no later one.
+  /// - Parameter isComplete: what software looks at.
+  private func expectDrain(
+    _ guest: Guest, _ port: any MemoryPort, ring: @escaping @Sendable () -> Void, isComplete: () -> Bool
+  ) {
+    _ = guest.observer.take()
+    let before = port.request()
+    let thread = TestThread(ring)
+    guest.parking.waitForSleeper()
+    #expect(!isComplete())
+    #expect(guest.observer.take().isEmpty)
+    // Neither holds it up, though one is in flight to the end.
+    let after = port.request()
+    _ = port.answer(Self.input)
+    before.end()
+    thread.join()
+    #expect(isComplete())
+    after.end()
+  }
+
+  @Test(
+    "A wait descriptor completes when what was in flight before it has ended",
+    arguments: [
+      CacheTests.pasidIOTLB(3, domain: 5, pasid: 0, address: input), CacheTests.pasidIOTLB(2, domain: 5, pasid: 0),
+      CacheTests.iotlb(1), CacheTests.iotlb(2, domain: 5), CacheTests.iotlb(3, domain: 5, address: input),
+      CacheTests.pasidCache(3), CacheTests.pasidCache(0, domain: 5), CacheTests.pasidCache(1, domain: 5, pasid: 0),
+      CacheTests.contextCache(1), CacheTests.contextCache(2, domain: 9), CacheTests.contextCache(3, source: 0x18),
+    ])
+  func queue(descriptor: [UInt64]) throws {
+    let (guest, port, _) = try started()
+    let shared = Shared(guest)
+    expectDrain(guest, port) {
+      #expect(shared.guest.submitAndWait(descriptor))
+    } isComplete: {
+      guest.memory.loadUInt32(at: guest.statusPage) != 0
+    }
+  }
+
+  @Test("What is in flight in another domain, or of another device, is not waited for")
+  func others() throws {
+    let (guest, port, _) = try started()
+    let request = port.request()
+    for descriptor in [
+      CacheTests.pasidIOTLB(3, domain: 6, pasid: 0, address: Self.input), CacheTests.pasidIOTLB(2, domain: 5, pasid: 1),
+      CacheTests.iotlb(2, domain: 6), CacheTests.iotlb(3, domain: 6), CacheTests.pasidCache(0, domain: 6),
+      CacheTests.pasidCache(1, domain: 5, pasid: 1), CacheTests.contextCache(3, source: 0x20), [4, 0],
+    ] {
+      #expect(guest.submitAndWait(descriptor))
+    }
+    request.end()
+  }
+
+  @Test("A request of the requester's former address is waited for, whatever its domain was")
+  func formerSource() throws {
+    let guest = try Guest.firstStage()
+    let table = guest.page()
+    guest.map(Self.input, in: table, levels: 4, entry: 0x20_0067, tableBits: 0x27)
+    let tables = guest.scalableTables(source: source, words: Guest.pasidEntry(type: 1, firstStage: table))
+    // The next function has domain 6.
+    let directory = guest.page()
+    let other = guest.page()
+    guest.store(directory | 1, at: tables.context + 32)
+    guest.store(other | 1, at: directory)
+    let words = Guest.pasidEntry(type: 1, domain: 6, firstStage: table)
+    guest.store(words.0, at: other)
+    guest.store(words.1, at: other + 8)
+    guest.store(words.2, at: other + 16)
+    guest.setRootTable(tables.root, scalable: true)
+    guest.enableTranslation()
+    guest.enableQueue(wide: true)
+    let requester = Requester(id: source, busMasterEnable: true)
+    let port = guest.unit.makePort(for: requester)
+    #expect(port.answer(Self.input) == .at(0x20_0000, 8))
+    let request = port.request()
+    requester.id = RequesterID(bus: 0, device: 3, function: 1)
+    #expect(port.answer(Self.input) == .at(0x20_0000, 8))
+    let shared = Shared(guest)
+    let thread = TestThread { #expect(shared.guest.submitAndWait(CacheTests.iotlb(2, domain: 5))) }
+    guest.parking.waitForSleeper()
+    request.end()
+    thread.join()
+  }
+
+  @Test("The invalidation event comes after what was in flight")
+  func interrupt() throws {
+    let (guest, port, _) = try started()
+    guest.write32(0xa4, 0x77)
+    guest.write32(0xa8, 0xfee0_0000)
+    guest.write32(0xa0, 0)
+    let shared = Shared(guest)
+    expectDrain(guest, port) {
+      shared.guest.submit(CacheTests.iotlb(1), [0x15, 0])
+    } isComplete: {
+      guest.events.deliveries.contains { $0.requester == Guest.completionSource }
+    }
+  }
+
+  @Test("A register-based invalidation is busy until then", arguments: [0x28, 0xf8])
+  func registers(offset: Int) throws {
+    let guest = try Guest()
+    let table = guest.page()
+    guest.map(0x5000, in: table, levels: 4, entry: 0x20_0003, tableBits: 3)
+    let (root, _) = guest.legacyTables(source: source, secondStage: table)
+    guest.setRootTable(root, scalable: false)
+    guest.enableTranslation()
+    let port = guest.port(source)
+    #expect(port.answer(0x5000) == .at(0x20_0000, 8))
+    let shared = Shared(guest)
+    expectDrain(guest, port) {
+      shared.guest.write64(offset, 1 << 63 | 1 << (offset == 0x28 ? 61 : 60))
+    } isComplete: {
+      !guest.read64(offset)[bit: 63]
+    }
+  }
+
+  @Test("Global Status shows TES and RTPS when nothing goes by what was before")
+  func globalStatus() throws {
+    let (guest, port, _) = try started()
+    let shared = Shared(guest)
+    expectDrain(guest, port) {
+      shared.guest.command(clear: 31)
+    } isComplete: {
+      !guest.status[bit: 31]
+    }
+    expectDrain(guest, port) {
+      shared.guest.command(set: 31)
+    } isComplete: {
+      guest.status[bit: 31]
+    }
+    #expect(guest.status[bit: 30])
+    expectDrain(guest, port) {
+      shared.guest.command(set: 30)
+    } isComplete: {
+      guest.status[bit: 30]
+    }
+    #expect(guest.status == 0xc400_0000)
+  }
+
+  @Test("A reset while a command waits leaves the reset's status")
+  func resetMeanwhile() throws {
+    let (guest, port, _) = try started()
+    let shared = Shared(guest)
+    let request = port.request()
+    let thread = TestThread { shared.guest.command(clear: 31) }
+    guest.parking.waitForSleeper()
+    let other = TestThread { shared.guest.unit.reset() }
+    while guest.status != 0 {}
+    request.end()
+    thread.join()
+    other.join()
+    #expect(guest.status == 0)
+    guest.enableTranslation()
+    #expect(guest.status == 0x8000_0000)
+  }
+
+  @Test("A request in flight may fault and read registers while it is waited for")
+  func faults() throws {
+    let (guest, port, _) = try started()
+    let shared = Shared(guest)
+    let request = port.request()
+    let thread = TestThread { #expect(shared.guest.submitAndWait(CacheTests.iotlb(1))) }
+    guest.parking.waitForSleeper()
+    #expect(port.answer(0x7000) == .refused(.translation))
+    #expect(guest.takeFault()?.reason == 0x71)
+    #expect(throws: DMAError.translation) { try port.loadUInt32(at: 0x7000) }
+    request.end()
+    thread.join()
+  }
+
+  @Test("After an unmap is complete, the page never changes")
+  func unmap() throws {
+    let (guest, port, slot) = try started()
+    let shared = Shared(guest)
+    guest.store(0, at: slot)
+    #expect(guest.submitAndWait(CacheTests.iotlb(1)))
+    let stop = SharedInteger()
+    let attempts = SharedInteger()
+    // One device that writes as drivers do, and one that writes for long into what it translated once.
+    let writer = TestThread {
+      var value: UInt64 = 1
+      let bytes = [UInt8](repeating: 0xa5, count: 64)
+      while stop.value == 0 {
+        try? port.storeUInt64(value, at: Self.input)
+        try? port.write(bytes.span.bytes, to: Self.input + 64)
+        let request = port.request()
+        if let segment = try? port.translate(Self.input, count: 4096, for: .write) {
+          for word in 16..<UInt64(64) {
+            value += 1
+            _ = port.memory.storeUInt64(value, at: segment.address + 8 * word)
+          }
+        }
+        request.end()
+        attempts.increment()
+      }
+    }
+    guard let memory = guest.memory as? HeapMemory else { throw DrainTestError() }
+    for round in 0..<100 {
+      let page: UInt64 = 0x40_0000 + UInt64(round) * 0x1000
+      guest.store(page | 0x67, at: slot)
+      let mapped = attempts.value
+      while attempts.value < mapped + 3 {}
+      guest.store(0, at: slot)
+      #expect(shared.guest.submitAndWait(CacheTests.pasidIOTLB(3, domain: 5, pasid: 0, address: Self.input)))
+      let unmapped = memory.copy(page, count: 4096)
+      #expect(unmapped?.contains { $0 != 0 } == true)
+      let seen = attempts.value
+      while attempts.value < seen + 3 {}
+      #expect(memory.copy(page, count: 4096) == unmapped)
+    }
+    stop.value = 1
+    writer.join()
+  }
+}
+
+private struct DrainTestError: Error {}
+
+/// The guest's side is one thread at a time here, whichever it is.
+private struct Shared: @unchecked Sendable {
+  let guest: Guest
+  init(_ guest: Guest) { self.guest = guest }
+}
