@@ -68,13 +68,12 @@ public final class GuestMemory: @unchecked Sendable {
   func pointer(_ address: UInt64, _ count: UInt64) -> UnsafeMutableRawPointer? {
     if address < lowSize {
       // SAFETY: checked to lie within the low part of the mapping.
-      return count <= lowSize - address ? unsafe low + Int(address) : nil
+      return count <= lowSize &- address ? unsafe low + Int(truncatingIfNeeded: address) : nil
     }
-    guard address >= Self.highBase, address - Self.highBase < highSize,
-      count <= highSize - (address - Self.highBase)
-    else { return nil }
+    let offset = address &- Self.highBase
+    guard address >= Self.highBase, offset < highSize, count <= highSize &- offset else { return nil }
     // SAFETY: checked to lie within the high part of the mapping.
-    return unsafe high + Int(address - Self.highBase)
+    return unsafe high + Int(truncatingIfNeeded: offset)
   }
 
   public func contains(_ address: UInt64, count: UInt64) -> Bool { unsafe pointer(address, count) != nil }
@@ -91,6 +90,8 @@ public final class GuestMemory: @unchecked Sendable {
     return unsafe nestling_load32(at)
   }
 
+  /// Every level of every walk is one of these.
+  @inline(__always)
   public func loadUInt64(at address: UInt64) -> UInt64? {
     guard address & 7 == 0, let at = unsafe pointer(address, 8) else { return nil }
     return unsafe nestling_load64(at)

@@ -21,8 +21,9 @@ struct FirstStageTable: Hashable, Sendable {
   var nested: SecondStageTable?
 
   /// Whether bits 63:N-1 are alike, N the width that the levels cover.
+  @inline(__always)
   func isCanonical(_ input: UInt64) -> Bool {
-    let sign = Int64(bitPattern: input) >> Int64(11 + 9 * levels)
+    let sign = Int64(bitPattern: input) &>> Int64(truncatingIfNeeded: 11 &+ 9 &* levels)
     return sign == 0 || sign == -1
   }
 
@@ -81,7 +82,7 @@ struct FirstStageTable: Hashable, Sendable {
       if isLeaf {
         // A page that is not marked dirty yet is cached as read-only, so that the first write marks it.
         return Mapping(
-          output: table & ~UInt64.lowBits(shift), shift: shift, readable: true,
+          output: (table &>> UInt64(truncatingIfNeeded: shift)) &<< UInt64(truncatingIfNeeded: shift), shift: shift, readable: true,
           writable: writable && updated & FirstStageEntry.dirty != 0)
       }
       level &-= 1
@@ -90,10 +91,20 @@ struct FirstStageTable: Hashable, Sendable {
   }
 
   /// Where a paging entry is in memory.
+  @inline(__always)
   private func physical(
     _ place: UInt64, isRoot: Bool, for access: DMAAccess, rules: WalkRules, memory: any PhysicalMemory
   ) throws(FaultReason) -> UInt64 {
     guard let nested else { return place }
+    return try Self.physical(place, below: nested, isRoot: isRoot, for: access, rules: rules, memory: memory)
+  }
+
+  /// Apart, so that a first stage alone is one short loop.
+  @inline(never)
+  private static func physical(
+    _ place: UInt64, below nested: SecondStageTable, isRoot: Bool, for access: DMAAccess, rules: WalkRules,
+    memory: any PhysicalMemory
+  ) throws(FaultReason) -> UInt64 {
     do {
       return try nested.walk(place, for: access, rules: rules, memory: memory).address(of: place)
     } catch {
@@ -108,6 +119,7 @@ struct FirstStageTable: Hashable, Sendable {
   }
 
   /// Takes what the first stage made of a request through the second: the smaller page, both's rights.
+  @inline(never)
   private func below(
     _ upper: Mapping, _ nested: SecondStageTable, _ input: UInt64, for access: DMAAccess, rules: WalkRules,
     memory: any PhysicalMemory
@@ -121,7 +133,8 @@ struct FirstStageTable: Hashable, Sendable {
     }
     let shift = min(upper.shift, lower.shift)
     return Mapping(
-      output: lower.address(of: middle) & ~UInt64.lowBits(shift), shift: shift,
+      output: (lower.address(of: middle) &>> UInt64(truncatingIfNeeded: shift)) &<< UInt64(truncatingIfNeeded: shift),
+      shift: shift,
       readable: upper.readable && lower.readable, writable: upper.writable && lower.writable)
   }
 }

@@ -16,7 +16,7 @@ struct SecondStageTable: Hashable, Sendable {
   /// PWSNP.
   var pageWalkSnoop = false
 
-  var addressWidth: Int { 12 + 9 * levels }
+  var addressWidth: Int { 12 &+ 9 &* levels }
 
   private func fault(_ legacy: FaultReason, _ scalable: FaultReason) -> FaultReason { isScalable ? scalable : legacy }
 
@@ -26,7 +26,7 @@ struct SecondStageTable: Hashable, Sendable {
     _ input: UInt64, for access: DMAAccess, rules: WalkRules, memory: any PhysicalMemory
   ) throws(FaultReason) -> Mapping {
     let width = min(addressWidth, rules.maximumGuestAddressWidth)
-    guard input >> UInt64(width) == 0 else { throw fault(.addressBeyondWidth, .scalableAddressBeyondWidth) }
+    guard input &>> UInt64(truncatingIfNeeded: width) == 0 else { throw fault(.addressBeyondWidth, .scalableAddressBeyondWidth) }
     for _ in 0..<WalkRules.attempts {
       if let mapping = try attempt(input, for: access, rules: rules, memory: memory) { return mapping }
     }
@@ -76,7 +76,7 @@ struct SecondStageTable: Hashable, Sendable {
       table = entry & WalkRules.addressBits
       if isLeaf {
         return Mapping(
-          output: table & ~UInt64.lowBits(shift), shift: shift,
+          output: (table &>> UInt64(truncatingIfNeeded: shift)) &<< UInt64(truncatingIfNeeded: shift), shift: shift,
           readable: granted & SecondStageEntry.readable != 0,
           writable: granted & SecondStageEntry.writable != 0 && isDirty)
       }

@@ -32,6 +32,7 @@ struct WalkRules: Sendable {
   static let addressBits: UInt64 = 0x000f_ffff_ffff_f000
 
   /// The interrupt address range, 0xFEEx_xxxx (VT-d 3.15).
+  @inline(__always)
   static func isInterruptAddress(_ address: UInt64) -> Bool { address >> 20 == 0xfee }
 
   let maximumGuestAddressWidth: Int
@@ -39,13 +40,12 @@ struct WalkRules: Sendable {
   /// PWSNP means something: walks with it clear may not update entries.
   let pageWalkSnoopMatters: Bool
 
-  /// Reserved bits indexed by level, 1 for page tables. In line: walks of all ports read them, and a
-  /// shared array's reference count would be one cache line that all of them write.
-  private typealias ReservedBits = InlineArray<6, UInt64>
-  private let firstStageTable: ReservedBits
-  private let firstStageLeaf: ReservedBits
-  private let secondStageTable: ReservedBits
-  private let secondStageLeaf: ReservedBits
+  /// Reserved in every entry: address bits from HAW up to 51, and what the unit does not offer. A few
+  /// words, because every walk carries them along.
+  private let firstStage: UInt64
+  private let firstStageGigabytePage: UInt64
+  private let secondStageTable: UInt64
+  private let secondStageLeaf: UInt64
 
   init(_ capabilities: Capabilities, staleTranslationMethod: Bool) {
     maximumGuestAddressWidth = capabilities.maximumGuestAddressWidth
@@ -54,34 +54,40 @@ struct WalkRules: Sendable {
     let beyond = capabilities.addressBitsBeyondHost
 
     // Bits 62:52 are ignored, and 63 (XD) is: there are no execute requests.
-    firstStageTable = [0, 0, beyond, beyond, beyond | FirstStageEntry.pageSize, beyond | FirstStageEntry.pageSize]
-    // Below a large page's address only bit 12 (PAT) means something.
-    let gigabyte = beyond | 0x3fff_e000 | (capabilities.firstStageGigabytePages ? 0 : FirstStageEntry.pageSize)
-    firstStageLeaf = [0, beyond, beyond | 0x001f_e000, gigabyte, 0, 0]
+    firstStage = beyond
+    firstStageGigabytePage = capabilities.firstStageGigabytePages ? 0 : FirstStageEntry.pageSize
 
     // Bits 61:52 and 63 are ignored.
-    let ssCommon =
+    secondStageTable = beyond | SecondStageEntry.transientMapping | SecondStageEntry.snoop
+    secondStageLeaf =
       beyond
       | (staleTranslationMethod && capabilities.deviceTLB ? 0 : SecondStageEntry.transientMapping)
-    let ssTable = beyond | SecondStageEntry.transientMapping | SecondStageEntry.snoop
-    let ssSnoop = capabilities.scalableMode || capabilities.snoopControl ? 0 : SecondStageEntry.snoop
-    secondStageTable = [
-      0, 0, ssTable, ssTable, ssTable | SecondStageEntry.pageSize, ssTable | SecondStageEntry.pageSize,
-    ]
-    secondStageLeaf = [
-      0, ssCommon | ssSnoop, ssCommon | ssSnoop | 0x001f_f000, ssCommon | ssSnoop | 0x3fff_f000, 0, 0,
-    ]
+      | (capabilities.scalableMode || capabilities.snoopControl ? 0 : SecondStageEntry.snoop)
   }
 
   /// Bits that must be zero in a first-stage entry at `level`, 1 to 5.
   @inline(__always)
   func firstStageReserved(level: Int, isLeaf: Bool) -> UInt64 {
-    isLeaf ? firstStageLeaf[level] : firstStageTable[level]
+    // Below a large page's address only bit 12 (PAT) means something.
+    switch (isLeaf, level) {
+    case (true, 1): firstStage
+    case (true, 2): firstStage | 0x001f_e000
+    case (true, _): firstStage | 0x3fff_e000 | firstStageGigabytePage
+    case (false, ..<4): firstStage
+    case (false, _): firstStage | FirstStageEntry.pageSize
+    }
   }
 
+  /// Bits that must be zero in a second-stage entry at `level`, 1 to 5.
   @inline(__always)
   func secondStageReserved(level: Int, isLeaf: Bool) -> UInt64 {
-    isLeaf ? secondStageLeaf[level] : secondStageTable[level]
+    switch (isLeaf, level) {
+    case (true, 1): secondStageLeaf
+    case (true, 2): secondStageLeaf | 0x001f_f000
+    case (true, _): secondStageLeaf | 0x3fff_f000
+    case (false, ..<4): secondStageTable
+    case (false, _): secondStageTable | SecondStageEntry.pageSize
+    }
   }
 
   func exceedsHost(_ address: UInt64) -> Bool { address >> UInt64(hostAddressWidth) != 0 }
@@ -97,8 +103,10 @@ struct Mapping: Hashable, Sendable {
   var readable: Bool
   var writable: Bool
 
-  var offsetMask: UInt64 { UInt64.lowBits(shift) }
+  @inline(__always)
+  var offsetMask: UInt64 { 1 &<< UInt64(truncatingIfNeeded: shift) &- 1 }
 
   /// The physical address that `input`, an address within the page, stands for.
+  @inline(__always)
   func address(of input: UInt64) -> UInt64 { output | input & offsetMask }
 }
