@@ -7,7 +7,7 @@ import Hardware
 /// IOTLB. A plain value; `TranslatedMemoryPort` puts a lock around it.
 ///
 /// Each cache keeps its entries until they are invalidated (VT-d 6.2): the context entry, the
-/// PASID-table entry and the pages. Entries that are not present or wrong are not cached.
+/// PASID-table entry and the pages. Entries that are not present or wrong are cached in caching mode only.
 struct PortTranslation: Sendable {
   /// What became of a request.
   enum Outcome: Sendable {
@@ -32,6 +32,20 @@ struct PortTranslation: Sendable {
   /// The PASID that `path` was found under.
   private(set) var pathPASID: UInt32 = 0
   private(set) var iotlb = IOTLB()
+
+  /// An entry that is cached although it refuses requests.
+  private struct Refusal: Sendable {
+    let reason: FaultReason
+    /// FPD of the entries read.
+    let faultProcessingDisabled: Bool
+  }
+  /// In caching mode: the context entry, which is not present or wrong.
+  private var contextRefusal: Refusal?
+  /// Likewise the PASID-table entry of a PASID, or the directory entry above it.
+  private var pasidRefusal: (pasid: UInt32, refusal: Refusal)?
+  /// Likewise pages; nil where caching mode is not offered.
+  private var refusedPages: RefusedPages?
+
   /// Requests of a former source may be in flight, in a domain that is not known any more.
   private var hasStrays = false
   private(set) var counters = TranslationCounters()
@@ -40,6 +54,7 @@ struct PortTranslation: Sendable {
     self.requestPASID = requestPASID
     self.capabilities = capabilities
     self.rules = rules
+    if capabilities.cachingMode { refusedPages = RefusedPages() }
   }
 
   // MARK: Requests
@@ -52,12 +67,11 @@ struct PortTranslation: Sendable {
       counters.untranslatedRequests &+= 1
       return .segment(PhysicalSegment(address: address, count: count))
     }
-    if requester == source, isReady, !WalkRules.isInterruptAddress(address), let tag = path.tag,
-      let segment = cached(address, count: count, for: access, tag: tag)
-    {
-      return .segment(segment)
+    guard requester == source, isReady, !WalkRules.isInterruptAddress(address), let tag = path.tag else {
+      return slowly(address, count: count, for: access, from: requester, memory: memory)
     }
-    return slowly(address, count: count, for: access, from: requester, memory: memory)
+    if let segment = cached(address, count: count, for: access, tag: tag) { return .segment(segment) }
+    return walked(address, count: count, for: access, tag: tag, memory: memory)
   }
 
   @inline(__always)
@@ -77,6 +91,19 @@ struct PortTranslation: Sendable {
     return mode.tableMode == .legacy || context != nil
   }
 
+  /// A request that is not in the IOTLB, of a source whose entries are cached.
+  @inline(never)
+  private mutating func walked(
+    _ address: UInt64, count: Int, for access: DMAAccess, tag: IOTLB.Tag, memory: any PhysicalMemory
+  ) -> Outcome {
+    do {
+      return .segment(try walk(address, count: count, for: access, tag: tag, memory: memory))
+    } catch {
+      return refused(address, access, error, faultProcessingDisabled: pathFaultProcessingDisabled)
+    }
+  }
+
+  /// Any other request.
   @inline(never)
   private mutating func slowly(
     _ address: UInt64, count: Int, for access: DMAAccess, from requester: RequesterID, memory: any PhysicalMemory
@@ -90,50 +117,35 @@ struct PortTranslation: Sendable {
       // An interrupt request, not subject to DMA remapping (VT-d 3.15): it goes where it says.
       return .segment(PhysicalSegment(address: address, count: min(count, 0x1000 - Int(address & 0xfff))))
     }
-    var isSuppressed = false
-    do {
-      return .segment(
-        try resolve(address, count: count, for: access, memory: memory, faultProcessingDisabled: &isSuppressed))
+    var faultProcessingDisabled = false
+    do throws(FaultReason) {
+      try loadEntries(memory, &faultProcessingDisabled)
+      faultProcessingDisabled = pathFaultProcessingDisabled
+      if WalkRules.isInterruptAddress(address) { throw .scalableInterruptAddress }  // only with PASID
+      guard let tag = path.tag else { return .segment(try passThrough(address, count: count)) }
+      // The entries were read anew; the pages may be cached still.
+      if let segment = cached(address, count: count, for: access, tag: tag) { return .segment(segment) }
+      return .segment(try walk(address, count: count, for: access, tag: tag, memory: memory))
     } catch {
-      counters.faults &+= 1
-      return .fault(error, isSuppressed: isSuppressed && error.isQualified)
+      return refused(address, access, error, faultProcessingDisabled: faultProcessingDisabled)
     }
   }
 
-  private mutating func resolve(
-    _ address: UInt64, count: Int, for access: DMAAccess, memory: any PhysicalMemory,
-    faultProcessingDisabled: inout Bool
+  private mutating func walk(
+    _ address: UInt64, count: Int, for access: DMAAccess, tag: IOTLB.Tag, memory: any PhysicalMemory
   ) throws(FaultReason) -> PhysicalSegment {
-    let wasReady = isReady
-    switch mode.tableMode {
-    case .invalid: throw .translationTableModeInvalid
-    case .legacy where requestPASID != nil: throw .pasidInLegacyMode
-    case .legacy where !wasReady: try loadLegacy(memory, &faultProcessingDisabled)
-    case .scalable where !wasReady: try loadScalable(memory, &faultProcessingDisabled)
-    case .legacy, .scalable: break
-    }
-    faultProcessingDisabled = pathFaultProcessingDisabled
-    if WalkRules.isInterruptAddress(address) { throw .scalableInterruptAddress }  // only with PASID
-
-    // Where entries were read anew, the pages may be cached still.
-    if !wasReady, let tag = path.tag, let segment = cached(address, count: count, for: access, tag: tag) {
-      return segment
-    }
+    if let reason = refusedPages?.lookup(address, tag: tag, access: access) { throw reason }
+    counters.iotlbMisses &+= 1
     let mapping: Mapping
-    let tag: IOTLB.Tag
     switch path {
+    case .first(let table, _):
+      if table.nested == nil { counters.firstStageWalks &+= 1 } else { counters.nestedWalks &+= 1 }
+      mapping = try table.walk(address, for: access, rules: rules, memory: memory)
+    case .second(let table, _):
+      counters.secondStageWalks &+= 1
+      mapping = try table.walk(address, for: access, rules: rules, memory: memory)
     case .unknown, .passThrough:
       return try passThrough(address, count: count)
-    case .first(let table, let own):
-      tag = own
-      if table.nested == nil { counters.firstStageWalks &+= 1 } else { counters.nestedWalks &+= 1 }
-      counters.iotlbMisses &+= 1
-      mapping = try table.walk(address, for: access, rules: rules, memory: memory)
-    case .second(let table, let own):
-      tag = own
-      counters.secondStageWalks &+= 1
-      counters.iotlbMisses &+= 1
-      mapping = try table.walk(address, for: access, rules: rules, memory: memory)
     }
     let output = mapping.address(of: address)
     if WalkRules.isInterruptAddress(output) {
@@ -141,7 +153,28 @@ struct PortTranslation: Sendable {
     }
     let shift = iotlb.insert(mapping, for: address, tag: tag)
     let rest = (1 &<< shift) &- (address & (1 &<< shift &- 1))
-    return PhysicalSegment(address: output, count: min(count, Int(clamping: rest)))
+    return PhysicalSegment(address: output, count: min(count, Int(truncatingIfNeeded: rest)))
+  }
+
+  @inline(never)
+  private mutating func refused(
+    _ address: UInt64, _ access: DMAAccess, _ reason: FaultReason, faultProcessingDisabled: Bool
+  ) -> Outcome {
+    counters.faults &+= 1
+    if capabilities.cachingMode {
+      switch reason.cache(stages: path.tag?.stages) {
+      case .context:
+        contextRefusal = Refusal(reason: reason, faultProcessingDisabled: faultProcessingDisabled)
+      case .pasid:
+        if let pasid = requestPASID ?? context?.ridPASID {
+          pasidRefusal = (pasid, Refusal(reason: reason, faultProcessingDisabled: faultProcessingDisabled))
+        }
+      case .iotlb:
+        if let tag = path.tag { refusedPages?.insert(reason, for: address, tag: tag, access: access) }
+      case nil: break
+      }
+    }
+    return .fault(reason, isSuppressed: faultProcessingDisabled && reason.isQualified)
   }
 
   private mutating func passThrough(_ address: UInt64, count: Int) throws(FaultReason) -> PhysicalSegment {
@@ -156,9 +189,29 @@ struct PortTranslation: Sendable {
 
   // MARK: Entries
 
+  private mutating func loadEntries(
+    _ memory: any PhysicalMemory, _ faultProcessingDisabled: inout Bool
+  ) throws(FaultReason) {
+    switch mode.tableMode {
+    case .invalid: throw .translationTableModeInvalid
+    case .legacy where requestPASID != nil: throw .pasidInLegacyMode
+    case _ where isReady: break
+    case .legacy: try loadLegacy(memory, &faultProcessingDisabled)
+    case .scalable: try loadScalable(memory, &faultProcessingDisabled)
+    }
+  }
+
+  /// Throws what a cached entry was refused for.
+  private func check(_ refusal: Refusal?, _ faultProcessingDisabled: inout Bool) throws(FaultReason) {
+    guard let refusal else { return }
+    faultProcessingDisabled = refusal.faultProcessingDisabled
+    throw refusal.reason
+  }
+
   private mutating func loadLegacy(
     _ memory: any PhysicalMemory, _ faultProcessingDisabled: inout Bool
   ) throws(FaultReason) {
+    try check(contextRefusal, &faultProcessingDisabled)
     counters.contextWalks &+= 1
     var lookup = SourceLookup(rootTable: mode.rootTable, source: source, capabilities: capabilities, memory: memory)
     defer { faultProcessingDisabled = lookup.faultProcessingDisabled }
@@ -170,6 +223,7 @@ struct PortTranslation: Sendable {
   private mutating func loadScalable(
     _ memory: any PhysicalMemory, _ faultProcessingDisabled: inout Bool
   ) throws(FaultReason) {
+    try check(contextRefusal, &faultProcessingDisabled)
     var lookup = SourceLookup(rootTable: mode.rootTable, source: source, capabilities: capabilities, memory: memory)
     defer { faultProcessingDisabled = lookup.faultProcessingDisabled }
     let context: ScalableContextEntry
@@ -190,6 +244,10 @@ struct PortTranslation: Sendable {
       lookup.faultProcessingDisabled = pathFaultProcessingDisabled
       return
     }
+    if let pasidRefusal, pasidRefusal.pasid == pasid {
+      lookup.faultProcessingDisabled = pasidRefusal.refusal.faultProcessingDisabled
+      throw pasidRefusal.refusal.reason
+    }
     counters.pasidWalks &+= 1
     let entry = try lookup.pasidEntry(pasid, isFromRequest: requestPASID != nil, context: context)
     path = try TranslationPath(
@@ -209,13 +267,31 @@ struct PortTranslation: Sendable {
 
   private mutating func forgetAll() {
     context = nil
-    path = .unknown
+    contextRefusal = nil
+    forgetPASIDEntry()
     iotlb.removeAll()
+    refusedPages?.removeAll()
   }
 
   private mutating func forgetContext() {
     context = nil
+    contextRefusal = nil
     if mode.tableMode != .scalable { path = .unknown }
+  }
+
+  private mutating func forgetPASIDEntry() {
+    path = .unknown
+    pasidRefusal = nil
+  }
+
+  private mutating func forgetPages(where matches: (IOTLB.Tag) -> Bool) {
+    iotlb.removeAll(where: matches)
+    refusedPages?.removeAll(where: matches)
+  }
+
+  private mutating func forgetPages(in pages: PageRange, where matches: (IOTLB.Tag) -> Bool) {
+    iotlb.removeAll(in: pages, where: matches)
+    refusedPages?.removeAll(in: pages, where: matches)
   }
 
   /// - Returns: whether requests in flight may go by what was invalidated, so that they are to be drained.
@@ -253,27 +329,32 @@ struct PortTranslation: Sendable {
     case .allContexts:
       forgetContext()
     case .contextsOfDomain(let domain):
-      if mode.tableMode == .scalable || path.domain == domain { forgetContext() }
+      // What was refused is in domain 0.
+      if mode.tableMode == .scalable || (contextRefusal == nil ? path.domain : 0) == domain { forgetContext() }
     case .contextsOfDevice(let device, let mask):
       if names(device, mask) { forgetContext() }
     case .allPASIDs:
-      if mode.tableMode == .scalable { path = .unknown }
+      if mode.tableMode == .scalable { forgetPASIDEntry() }
     case .pasidsOfDomain(let domain):
       if mode.tableMode == .scalable, path.domain == domain { path = .unknown }
+      // What was refused is in no domain.
+      pasidRefusal = nil
     case .pasid(let pasid, let domain):
       if mode.tableMode == .scalable, path.domain == domain, pathPASID == pasid { path = .unknown }
+      if pasidRefusal?.pasid == pasid { pasidRefusal = nil }
     case .allTranslations:
       iotlb.removeAll()
+      refusedPages?.removeAll()
     case .translationsOfDomain(let domain):
-      iotlb.removeAll { $0.domain == domain }
+      forgetPages { $0.domain == domain }
     case .pagesOfDomain(let domain, let pages, _):
-      iotlb.removeAll(in: pages) { $0.domain == domain && $0.stages == .second }
+      forgetPages(in: pages) { $0.domain == domain && $0.stages == .second }
       // The pages are second-stage input; which nested mappings came through them is not kept.
-      iotlb.removeAll { $0.domain == domain && $0.stages == .both }
+      forgetPages { $0.domain == domain && $0.stages == .both }
     case .translationsOfPASID(let pasid, let domain):
-      iotlb.removeAll { $0.domain == domain && $0.pasid == pasid && $0.stages != .second }
+      forgetPages { $0.domain == domain && $0.pasid == pasid && $0.stages != .second }
     case .pagesOfPASID(let pasid, let domain, let pages, _):
-      iotlb.removeAll(in: pages) { $0.domain == domain && $0.pasid == pasid && $0.stages != .second }
+      forgetPages(in: pages) { $0.domain == domain && $0.pasid == pasid && $0.stages != .second }
     case .deviceTLB, .deviceTLBOfPASID, .interruptEntries, .translationChanged, .interruptRemappingChanged:
       break
     }
