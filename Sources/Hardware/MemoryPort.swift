@@ -176,4 +176,7 @@ extension MemoryPort {
 /// What gives a function its memory port: the IOMMU, or the board where there is none.
 public protocol DMARemapper: AnyObject, Sendable {
   func makePort(for requester: Requester) -> any MemoryPort
+
+  /// The same, and requests with PASID, translation requests and page requests.
+  func makeRequestPort(for requester: Requester) -> any RequestPort
 }

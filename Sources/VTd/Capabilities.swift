@@ -67,6 +67,11 @@ public struct Capabilities: Hashable, Sendable {
       ecap[bit: 40] = true  // PASID
       ecap[bits: 35...39] = UInt64(options.pasidBits - 1)  // PSS
     }
+    if options.svm {
+      ecap[bit: 29] = true  // PRS
+      ecap[bit: 33] = true  // NWFS
+      ecap[bit: 42] = true  // PDS
+    }
     extended = ecap
   }
 
@@ -80,6 +85,10 @@ public struct Capabilities: Hashable, Sendable {
   var passThrough: Bool { extended[bit: 6] }
   var snoopControl: Bool { extended[bit: 7] }
   var nested: Bool { extended[bit: 26] }
+  var pageRequests: Bool { extended[bit: 29] }
+  var executeRequests: Bool { extended[bit: 30] }
+  var noWriteFlag: Bool { extended[bit: 33] }
+  var pageRequestDrain: Bool { extended[bit: 42] }
   var supervisorRequests: Bool { extended[bit: 31] }
   var extendedAccessedFlag: Bool { extended[bit: 34] }
   var pasid: Bool { extended[bit: 40] }

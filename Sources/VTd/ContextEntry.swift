@@ -40,6 +40,7 @@ struct ScalableContextEntry: Hashable, Sendable {
   var faultProcessingDisabled: Bool { low[bit: 1] }  // FPD
   var deviceTLBEnable: Bool { low[bit: 2] }  // DTE
   var pasidEnable: Bool { low[bit: 3] }  // PASIDE
+  var pageRequestEnable: Bool { low[bit: 4] }  // PRE
   /// Directory entries: 128 to 16384, each for 64 PASIDs.
   var directoryEntries: UInt32 { 1 << (UInt32(truncatingIfNeeded: low[bits: 9...11]) + 7) }  // PDTS
   var directoryPointer: UInt64 { low & ~0xfff }  // PASIDDIRPTR
@@ -53,6 +54,7 @@ struct ScalableContextEntry: Hashable, Sendable {
     var reserved: UInt64 = 0x1f0 | capabilities.pointerBitsBeyondHost
     reserved[bit: 2] = !capabilities.deviceTLB
     reserved[bit: 3] = !capabilities.pasid
+    reserved[bit: 4] = !capabilities.pageRequests
     var reservedHigh: UInt64 = ~0xf_ffff
     reservedHigh[bit: 20] = !capabilities.supervisorRequests
     return low & reserved != 0 || high & reservedHigh != 0 || upper != 0

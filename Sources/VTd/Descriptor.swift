@@ -16,6 +16,7 @@ struct DescriptorBits: Hashable, Sendable {
 enum Descriptor: Hashable, Sendable {
   case invalidate(Invalidation)
   case wait(InvalidationWait)
+  case respond(PageGroupResponse, to: RequesterID)
 
   /// Reserved bits of each type: low and high 64 bits.
   private static let reserved: [(low: UInt64, high: UInt64)] = [
@@ -24,10 +25,11 @@ enum Descriptor: Hashable, Sendable {
     (0xffff_ffff_0000_f100, 0xf80),  // 2 IOTLB
     (0xffff_0000_ffe0_f1f0, 0xffe),  // 3 device-TLB; PFSID is reserved: ECAP.DIT is clear
     (0xffff_0000_07ff_f1e0, .max),  // 4 interrupt entry cache
-    (0x0000_0000_ffff_f180, 0x3),  // 5 wait; PD is reserved: ECAP.PDS is clear
+    (0x0000_0000_ffff_f100, 0x3),  // 5 wait
     (0xfff0_0000_0000_f1c0, 0xf80),  // 6 PASID-based IOTLB
     (0xfff0_0000_0000_f1c0, .max),  // 7 PASID cache
     (0xfff0_0000_0000_f000, 0x7fe),  // 8 PASID-based device-TLB; PFSID likewise
+    (0xfff0_0000_0000_01e0, 0xffff_ffff_ffff_f003),  // 9 page group response
   ]
 
   static func decode(
@@ -41,6 +43,7 @@ enum Descriptor: Hashable, Sendable {
       case 4: capabilities.interruptRemapping
       case 6, 7: capabilities.scalableMode
       case 8: capabilities.deviceTLB && capabilities.pasid
+      case 9: capabilities.pageRequests
       default: false
       }
     guard isOffered else { throw .invalidDescriptorType }
@@ -77,7 +80,16 @@ enum Descriptor: Hashable, Sendable {
       let count = 1 << min(Int(bits.low[bits: 27...31]), 16)
       let start = first & ~(count - 1)
       return .invalidate(.interruptEntries(start...start + count - 1))
-    case (5, _): return .wait(InvalidationWait(bits))
+    case (5, _):
+      // PD: page requests are in the queue, and responses with their functions, before a later descriptor is fetched.
+      guard !bits.low[bit: 7] || capabilities.pageRequestDrain else { throw .reservedField }
+      return .wait(InvalidationWait(bits))
+    case (9, _):
+      return .respond(
+        PageGroupResponse(
+          code: PageGroupResponse.Code(field: UInt8(truncatingIfNeeded: bits.low[bits: 12...15])),
+          groupIndex: UInt16(truncatingIfNeeded: bits.high[bits: 3...11]), pasid: bits.low[bit: 4] ? pasid : nil),
+        to: RequesterID(rawValue: domain))
     case (6, 2), (6, 3), (7, 0), (7, 1), (7, 3):
       guard tableMode == .scalable else { throw .invalidTableMode }
     case (8, _):

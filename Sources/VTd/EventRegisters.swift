@@ -1,7 +1,7 @@
 import Hardware
 
-// The fault event and the invalidation event (VT-d 7.4, 6.5.2.8): each has a control register with a
-// mask and a pending bit, and a message in three registers after it.
+// The fault event, the invalidation event and the page request event (VT-d 7.4, 6.5.2.8, 7.5): each has a
+// control register with a mask and a pending bit, and a message in three registers after it.
 
 /// Where one event's registers are.
 struct EventRegisters: Sendable {
@@ -9,6 +9,8 @@ struct EventRegisters: Sendable {
 
   static let fault = EventRegisters(control: RegisterOffset.faultEventControl)
   static let invalidation = EventRegisters(control: RegisterOffset.invalidationEventControl)
+
+  static let pageRequest = EventRegisters(control: RegisterOffset.pageRequestEventControl)
 
   var data: Int { control + 4 }
   var address: Int { control + 8 }

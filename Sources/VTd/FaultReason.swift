@@ -31,6 +31,7 @@ public enum FaultReason: UInt8, Error, Hashable, Sendable, CaseIterable {
   // The root table address register.
   case translationTableModeInvalid = 0x30  // RTA.1
   case pasidInLegacyMode = 0x31  // RTA.2
+  case pageRequestInLegacyMode = 0x32  // RTA.3
 
   // Scalable mode: root, context, PASID directory, PASID table.
   case scalableRootEntryAccess = 0x38  // SRT.1
@@ -43,6 +44,7 @@ public enum FaultReason: UInt8, Error, Hashable, Sendable, CaseIterable {
   case deviceTLBNotEnabled = 0x44  // SCT.5
   case pasidNotEnabled = 0x45  // SCT.6
   case pasidBeyondDirectory = 0x46  // SCT.7
+  case pageRequestNotEnabled = 0x47  // SCT.8
   case ridPASIDBeyondDirectory = 0x48  // SCT.9
   case pasidDirectoryEntryAccess = 0x50  // SPD.1
   case pasidDirectoryEntryNotPresent = 0x51  // SPD.2
@@ -90,7 +92,7 @@ public enum FaultReason: UInt8, Error, Hashable, Sendable, CaseIterable {
     switch self {
     case .rootEntryNotPresent, .rootEntryAccess, .rootEntryReserved, .contextEntryAccess,
       .interruptRequestReserved, .interruptIndexBeyondTable, .interruptEntryAccess, .compatibilityFormatBlocked,
-      .translationTableModeInvalid, .pasidInLegacyMode,
+      .translationTableModeInvalid, .pasidInLegacyMode, .pageRequestInLegacyMode,
       .scalableRootEntryAccess, .scalableRootEntryNotPresent, .scalableRootEntryReserved,
       .scalableContextEntryAccess:
       false

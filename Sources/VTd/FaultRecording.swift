@@ -13,6 +13,17 @@ struct FaultRecord: Hashable, Sendable {
   var isRead = false
   /// PV, and PP with it.
   var pasid: UInt32?
+  var isPrivileged = false
+  var executes = false
+  var kind = Kind.untranslated
+
+  /// Address Type (AT) of the request, or that it was a page request (T2 without T1).
+  enum Kind: UInt64, Sendable {
+    case untranslated = 0
+    case translationRequest = 1
+    case translated = 2
+    case pageRequest = 3
+  }
 }
 
 extension UnitRegisters {
@@ -44,6 +55,13 @@ extension UnitRegisters {
     if let pasid = fault.pasid {
       upper[bit: 31] = true  // PP
       upper[bits: 40...59] = UInt64(pasid)  // PV
+      upper[bit: 29] = fault.isPrivileged  // PRIV
+      upper[bit: 30] = fault.executes  // EXE
+    }
+    if fault.kind == .pageRequest {
+      upper[bit: 28] = true  // T2
+    } else {
+      upper[bits: 60...61] = fault.kind.rawValue  // AT
     }
     upper[bits: 32...39] = UInt64(fault.reason.rawValue)  // FR
     upper[bit: 62] = fault.isRead  // T1

@@ -32,7 +32,7 @@ public struct UnitOptions: Hashable, Sendable {
   public var deviceIOTLB = false
   /// `pasid-bits`: width of the PASIDs that requests may carry (ECAP.PASID and PSS), 0 to 20; 0: none.
   public var pasidBits = 0
-  /// `svm`: page requests (ECAP.PRS). Not offered yet.
+  /// `svm`: page requests (ECAP.PRS), with drain (PDS) and the no-write flag (NWFS).
   public var svm = false
   /// `fs1gp`: 1 GiB pages in the first stage (CAP.FS1GP).
   public var fs1gp = true
@@ -105,8 +105,15 @@ public struct UnitOptions: Hashable, Sendable {
       throw UnitOptionError(option: "stale-tm", problem: .requires("stale-tm needs device-iotlb=on"))
     }
     if svm {
-      throw UnitOptionError(
-        option: "svm", problem: .unsupported("svm is not supported: there is no page request queue"))
+      if !deviceIOTLB {
+        throw UnitOptionError(option: "svm", problem: .requires("Need to set device IOTLB for svm"))
+      }
+      if !firstStage {
+        throw UnitOptionError(option: "svm", problem: .requires("Need to set flts for svm"))
+      }
+      if pasidBits == 0 {
+        throw UnitOptionError(option: "svm", problem: .requires("Need to set PASID support for svm"))
+      }
     }
   }
 }

@@ -18,6 +18,8 @@ struct PortTranslation: Sendable {
 
   /// The PASID that this port's requests carry, or nil for none.
   let requestPASID: UInt32?
+  /// They have Privileged Mode Requested set.
+  let isPrivileged: Bool
   private let capabilities: Capabilities
   private let rules: WalkRules
 
@@ -50,8 +52,9 @@ struct PortTranslation: Sendable {
   private var hasStrays = false
   private(set) var counters = TranslationCounters()
 
-  init(requestPASID: UInt32?, capabilities: Capabilities, rules: WalkRules) {
+  init(requestPASID: UInt32?, isPrivileged: Bool = false, capabilities: Capabilities, rules: WalkRules) {
     self.requestPASID = requestPASID
+    self.isPrivileged = isPrivileged
     self.capabilities = capabilities
     self.rules = rules
     if capabilities.cachingMode { refusedPages = RefusedPages() }
@@ -251,7 +254,7 @@ struct PortTranslation: Sendable {
     counters.pasidWalks &+= 1
     let entry = try lookup.pasidEntry(pasid, isFromRequest: requestPASID != nil, context: context)
     path = try TranslationPath(
-      entry, pasid: pasid, isSupervisor: requestPASID == nil && context.ridPrivilege, capabilities)
+      entry, pasid: pasid, isSupervisor: requestPASID == nil ? context.ridPrivilege : isPrivileged, capabilities)
     pathPASID = pasid
     pathFaultProcessingDisabled = lookup.faultProcessingDisabled
   }

@@ -1,7 +1,7 @@
 import Hardware
 import Synchronization
 
-/// The registers under their lock, and the unit's two interrupts. Apart from the unit, so that a port
+/// The registers under their lock, and the unit's interrupts. Apart from the unit, so that a port
 /// can record a fault without holding on to it.
 ///
 /// Lock order: `state` comes before the ports' locks and the interrupt remapper's (a command reaches
@@ -10,11 +10,16 @@ final class RegisterBlock: Sendable {
   let state: Mutex<UnitRegisters>
   private let faultEvent: EventInterrupt
   private let invalidationEvent: EventInterrupt
+  private let pageRequestEvent: EventInterrupt?
 
-  init(_ capabilities: Capabilities, faultEvent: any InterruptRoute, invalidationEvent: any InterruptRoute) {
+  init(
+    _ capabilities: Capabilities, faultEvent: any InterruptRoute, invalidationEvent: any InterruptRoute,
+    pageRequestEvent: (any InterruptRoute)?
+  ) {
     state = Mutex(UnitRegisters(capabilities))
     self.faultEvent = EventInterrupt(route: faultEvent)
     self.invalidationEvent = EventInterrupt(route: invalidationEvent)
+    self.pageRequestEvent = pageRequestEvent.map { EventInterrupt(route: $0) }
   }
 
   func record(_ fault: FaultRecord) {
@@ -29,5 +34,6 @@ final class RegisterBlock: Sendable {
   func send(_ effects: UnitRegisters.Effects) {
     if let message = effects.faultEvent { faultEvent.send(message) }
     if let message = effects.invalidationEvent { invalidationEvent.send(message) }
+    if let message = effects.pageRequestEvent { pageRequestEvent?.send(message) }
   }
 }

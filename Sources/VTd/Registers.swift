@@ -28,6 +28,14 @@ enum RegisterOffset {
   static let invalidationEventUpperAddress = 0xac  // IEUADDR
   static let invalidationQueueErrorRecord = 0xb0  // IQERCD
   static let interruptRemappingTableAddress = 0xb8  // IRTA
+  static let pageRequestQueueHead = 0xc0  // PQH
+  static let pageRequestQueueTail = 0xc8  // PQT
+  static let pageRequestQueueAddress = 0xd0  // PQA
+  static let pageRequestStatus = 0xdc  // PRS
+  static let pageRequestEventControl = 0xe0  // PECTL
+  static let pageRequestEventData = 0xe4  // PEDATA
+  static let pageRequestEventAddress = 0xe8  // PEADDR
+  static let pageRequestEventUpperAddress = 0xec  // PEUADDR
   static let invalidateAddress = Capabilities.iotlbOffset  // IVA
   static let iotlbInvalidate = Capabilities.iotlbOffset + 8  // IOTLB
   static let faultRecord = Capabilities.faultRecordOffset  // FRCD, 16 bytes each
@@ -103,6 +111,7 @@ struct RegisterDescription: Sendable {
       RegisterDescription(
         "IOTLB", at: RegisterOffset.iotlbInvalidate, width: 8, writable: 0xb003_ffff_0000_0000),
     ]
+    if capabilities.pageRequests { table += pageRequestQueue(tableAddress, upperMessageAddress) }
     for index in 0..<Capabilities.faultRecordCount {
       let offset = RegisterOffset.faultRecord + 16 * index
       table.append(RegisterDescription("FRCD\(index).lo", at: offset, width: 8))

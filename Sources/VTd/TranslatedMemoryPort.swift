@@ -35,10 +35,11 @@ public final class TranslatedMemoryPort: MemoryPort {
       return segment
     case .fault(let reason, let isSuppressed):
       if !isSuppressed {
+        let (pasid, isPrivileged) = state.withLock { ($0.requestPASID, $0.isPrivileged) }
         registers.record(
           FaultRecord(
-            reason: reason, source: source, information: address, isRead: !access.contains(.write),
-            pasid: state.withLock { $0.requestPASID }))
+            reason: reason, source: source, information: address, isRead: !access.contains(.write), pasid: pasid,
+            isPrivileged: isPrivileged, executes: access.contains(.execute)))
       }
       throw .translation
     }

@@ -35,6 +35,11 @@ public final class TranslationUnit: BusDevice, DMARemapper {
   private let queue = Mutex(Pending())
   /// Where whoever holds `queue` waits for requests in flight.
   private let parking: any Parking
+  /// Device-TLB invalidations on their way. A leaf: nothing is called with it held.
+  let devices = Mutex(DeviceInvalidations())
+  let deviceTimer: (any OneShotTimer)?
+  /// A function answered while somebody else held `queue`, who then serves it again.
+  private let resumes = Atomic<Bool>(false)
 
   /// What was carried out in the unit's own caches, and is not complete.
   private struct Pending {
@@ -51,21 +56,26 @@ public final class TranslationUnit: BusDevice, DMARemapper {
   /// - Parameters:
   ///   - faultEvent: carries the fault event interrupt, which is not remapped.
   ///   - invalidationEvent: carries the invalidation completion interrupt, not remapped either.
+  ///   - pageRequestEvent: carries the page request interrupt of a unit with `svm`, not remapped either.
   ///   - messages: takes what functions write to the interrupt address range; nil: such writes fail.
   ///   - parking: where a vCPU that invalidates sleeps while requests are in flight; used by this unit alone.
+  ///   - deviceTimer: gives functions time to answer device-TLB invalidations; nil: who does not at once, times out.
   /// - Throws: what `UnitOptions.validate` finds.
   public init(
     options: UnitOptions, memory: any PhysicalMemory, faultEvent: any InterruptRoute,
-    invalidationEvent: any InterruptRoute, messages: (any MessageSink)? = nil, parking: any Parking
+    invalidationEvent: any InterruptRoute, pageRequestEvent: (any InterruptRoute)? = nil,
+    messages: (any MessageSink)? = nil, parking: any Parking, deviceTimer: (any OneShotTimer)? = nil
   ) throws(UnitOptionError) {
     try options.validate()
     self.options = options
     self.memory = memory
     self.messages = messages
     self.parking = parking
+    self.deviceTimer = deviceTimer
     capabilities = Capabilities(options)
     rules = WalkRules(capabilities, staleTranslationMethod: options.staleTranslationMethod)
-    registers = RegisterBlock(capabilities, faultEvent: faultEvent, invalidationEvent: invalidationEvent)
+    registers = RegisterBlock(
+      capabilities, faultEvent: faultEvent, invalidationEvent: invalidationEvent, pageRequestEvent: pageRequestEvent)
     interrupts = InterruptRemapper(memory: memory)
   }
 
@@ -76,9 +86,15 @@ public final class TranslationUnit: BusDevice, DMARemapper {
 
   /// The port of a function's requests with one PASID, or without.
   public func makePort(for requester: Requester, pasid: UInt32?) -> any MemoryPort {
+    makePort(for: requester, pasid: pasid, isPrivileged: false)
+  }
+
+  /// - Parameter isPrivileged: the requests have Privileged Mode Requested set; only with a PASID.
+  func makePort(for requester: Requester, pasid: UInt32?, isPrivileged: Bool) -> any MemoryPort {
     let reachable: any PhysicalMemory =
       messages.map { RequesterMemory(ram: memory, requester: requester, messages: $0) } ?? memory
-    let translation = PortTranslation(requestPASID: pasid, capabilities: capabilities, rules: rules)
+    let translation = PortTranslation(
+      requestPASID: pasid, isPrivileged: isPrivileged, capabilities: capabilities, rules: rules)
     let port = TranslatedMemoryPort(
       requester: requester, memory: reachable, ram: memory, registers: registers, translation: translation)
     ports.withLock { ports in
@@ -141,8 +157,10 @@ public final class TranslationUnit: BusDevice, DMARemapper {
       pending.ports = ports.withLock { $0.all }
       pending.invalidations.append(.translationChanged)
       pending.invalidations.append(.interruptRemappingChanged)
+      devices.withLock { $0.reset() }
       complete(&pending)
     }
+    resumeIfAsked()
   }
 
   public func read(offset: UInt64, width: AccessWidth) -> UInt64 {
@@ -172,6 +190,7 @@ public final class TranslationUnit: BusDevice, DMARemapper {
         if let invalidation = effects.command?.invalidation { carryOut(invalidation, &pending) }
         complete(&pending)
       }
+      resumeIfAsked()
       registers.state.withLock { registers in
         if effects.translationChanged { registers.completeGlobalCommand() }
         if let command = effects.command { registers.complete(command) }
@@ -192,11 +211,58 @@ public final class TranslationUnit: BusDevice, DMARemapper {
   /// Carries out descriptors until there are none, one is wrong, or one lap of the queue is done: software
   /// that adds more meanwhile rings again, and has them done on its own time.
   private func serviceQueue() {
-    queue.withLock { pending in
-      var remaining = registers.state.withLock { $0.queue.capacity }
-      while remaining > 0, serviceDescriptor(&pending) { remaining -= 1 }
-      complete(&pending)
+    queue.withLock { service(&$0) }
+    resumeIfAsked()
+  }
+
+  /// The queue may go on, since a function answered. Whoever holds `queue` now goes on with it, so the function's
+  /// thread does not wait.
+  func resumeQueue() {
+    resumes.store(true, ordering: .sequentiallyConsistent)
+    resumeIfAsked()
+  }
+
+  private func resumeIfAsked() {
+    while resumes.load(ordering: .sequentiallyConsistent) {
+      let isServed: Void? = queue.withLockIfAvailable { pending in
+        resumes.store(false, ordering: .sequentiallyConsistent)
+        service(&pending)
+      }
+      if isServed == nil { return }
     }
+  }
+
+  private func service(_ pending: inout Pending) {
+    guard finishParkedWait() else { return }
+    var remaining = registers.state.withLock { $0.queue.capacity }
+    while remaining > 0, serviceDescriptor(&pending) { remaining -= 1 }
+    complete(&pending)
+  }
+
+  /// - Returns: false while functions have not answered what a wait descriptor waits for.
+  private func finishParkedWait() -> Bool {
+    guard capabilities.deviceTLB else { return true }
+    let generation = registers.state.withLock { $0.queue.generation }
+    let (mayGoOn, wait) = devices.withLock { devices -> (Bool, InvalidationWait?) in
+      guard let parked = devices.parkedWait else { return (true, nil) }
+      guard parked.generation != generation || devices.outstanding.isEmpty else { return (false, nil) }
+      devices.parkedWait = nil
+      // Of a queue that was disabled since, nobody waits any more.
+      return (true, parked.generation == generation ? parked.wait : nil)
+    }
+    if let wait { finish(wait) }
+    return mayGoOn
+  }
+
+  /// Tells software that all descriptors before this one are carried out.
+  private func finish(_ wait: InvalidationWait) {
+    observation.withLock { $0.counters.waits &+= 1 }
+    // A status address outside of RAM is software's mistake, and its loss.
+    if wait.writesStatus { _ = memory.storeUInt32(wait.statusData, at: wait.statusAddress) }
+    guard wait.interrupts else { return }
+    var effects = UnitRegisters.Effects()
+    registers.state.withLock { $0.completeWait(&effects) }
+    registers.send(effects)
   }
 
   /// - Returns: whether there may be another.
@@ -218,22 +284,35 @@ public final class TranslationUnit: BusDevice, DMARemapper {
     }
     switch descriptor {
     case .invalidate(let invalidation):
+      guard send(invalidation) else { return false }
       carryOut(invalidation, &pending)
       registers.state.withLock { $0.advanceQueue(generation: fetch.generation) }
       if pending.invalidations.count >= 4096 { tellObservers(&pending) }
     case .wait(let wait):
       // Whoever goes by the tables as they were is done with them before software hears that it is.
       complete(&pending)
-      observation.withLock { $0.counters.waits &+= 1 }
-      // A status address outside of RAM is software's mistake, and its loss.
-      if wait.writesStatus { _ = memory.storeUInt32(wait.statusData, at: wait.statusAddress) }
-      registers.state.withLock { registers in
-        registers.advanceQueue(generation: fetch.generation)
-        if wait.interrupts { registers.completeWait(&effects) }
+      if parks(wait, generation: fetch.generation) {
+        registers.state.withLock { $0.advanceQueue(generation: fetch.generation) }
+        return false
       }
-      registers.send(effects)
+      // Before the head shows that it is done, it is.
+      finish(wait)
+      registers.state.withLock { $0.advanceQueue(generation: fetch.generation) }
+    case .respond(let response, let source):
+      deliver(response, to: source)
+      registers.state.withLock { $0.advanceQueue(generation: fetch.generation) }
     }
     return true
+  }
+
+  /// Parks a wait descriptor while functions have not answered what is before it.
+  private func parks(_ wait: InvalidationWait, generation: UInt64) -> Bool {
+    guard capabilities.deviceTLB else { return false }
+    return devices.withLock { devices in
+      guard !devices.outstanding.isEmpty else { return false }
+      devices.parkedWait = DeviceInvalidations.ParkedWait(wait: wait, generation: generation)
+      return true
+    }
   }
 
   private func load(_ fetch: UnitRegisters.Fetch) throws(QueueError) -> DescriptorBits {

@@ -8,6 +8,7 @@ struct UnitRegisters: Sendable {
   struct Effects: Sendable {
     var faultEvent: InterruptMessage?
     var invalidationEvent: InterruptMessage?
+    var pageRequestEvent: InterruptMessage?
     /// A register-based invalidation; its register says busy until `complete(_:)`.
     var command: RegisterCommand?
     /// The queue may have something to fetch.
@@ -131,6 +132,10 @@ struct UnitRegisters: Sendable {
       effects.invalidationEvent = unmasked(.invalidation)
     case RegisterOffset.invalidationCompletionStatus:
       if file[doubleword: offset] & 1 == 0 { file[doubleword: EventRegisters.invalidation.control][bit: 30] = false }
+    case RegisterOffset.pageRequestStatus where capabilities.pageRequests:
+      clearServicedPageRequestEvent()
+    case RegisterOffset.pageRequestEventControl where capabilities.pageRequests:
+      effects.pageRequestEvent = unmasked(.pageRequest)
     case RegisterOffset.invalidationQueueTail:
       effects.serviceQueue = true
     default:

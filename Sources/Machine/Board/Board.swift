@@ -43,8 +43,8 @@ final class Board: Sendable {
       let unit = try placement.map { (placement) throws(UnitOptionError) in
         let unit = try TranslationUnit(
           options: placement.options.unitOptions, memory: memory, faultEvent: interrupts.makeUnremappedRoute(),
-          invalidationEvent: interrupts.makeUnremappedRoute(), messages: interrupts,
-          parking: ThreadParking())
+          invalidationEvent: interrupts.makeUnremappedRoute(), pageRequestEvent: interrupts.makeUnremappedRoute(),
+          messages: interrupts, parking: ThreadParking(), deviceTimer: try? ThreadTimer())
         interrupts.remap(by: unit)
         _ = memoryBus.attach(unit, at: placement.registerBase, size: 0x1000)
         return RemappingUnit(placement, unit: unit)

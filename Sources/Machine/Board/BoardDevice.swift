@@ -102,6 +102,7 @@ extension IntelIOMMUOptions {
     options.snoopControl = snoopControl
     options.deviceIOTLB = deviceIOTLB
     options.pasidBits = Int(pasidBits)
+    options.svm = svm
     options.fs1gp = firstStage1GPages
     options.dmaTranslation = dmaTranslation
     options.staleTranslationMethod = staleTransientMapping

@@ -18,3 +18,11 @@ extension IOMMUTestDeviceOptions: BoardDevice {
     board.plug(device.function) { device.remove() }
   }
 }
+
+extension DMAEngineOptions: BoardDevice {
+  func build(on board: Board, at address: RequesterID?, with configuration: MachineConfiguration) {
+    guard let address else { return }
+    let device = DMAEngine(environment: board.environment(at: address), address: address)
+    board.plug(device.function) { device.remove() }
+  }
+}

@@ -6,6 +6,7 @@ public enum DeviceKinds {
     VirtioRNGOptions.self,
     EduOptions.self,
     IOMMUTestDeviceOptions.self,
+    DMAEngineOptions.self,
     DebugExitOptions.self,
   ]
 

@@ -22,6 +22,7 @@ extension FaultReason {
       nil
     case .translationTableModeInvalid: "RTA.1"
     case .pasidInLegacyMode: "RTA.2"
+    case .pageRequestInLegacyMode: "RTA.3"
     case .scalableRootEntryAccess: "SRT.1"
     case .scalableRootEntryNotPresent: "SRT.2"
     case .scalableRootEntryReserved: "SRT.3"
@@ -32,6 +33,7 @@ extension FaultReason {
     case .deviceTLBNotEnabled: "SCT.5"
     case .pasidNotEnabled: "SCT.6"
     case .pasidBeyondDirectory: "SCT.7"
+    case .pageRequestNotEnabled: "SCT.8"
     case .ridPASIDBeyondDirectory: "SCT.9"
     case .pasidDirectoryEntryAccess: "SPD.1"
     case .pasidDirectoryEntryNotPresent: "SPD.2"

@@ -25,6 +25,8 @@ public struct IntelIOMMUOptions: DeviceOptions, Hashable {
   public var snoopControl = false
   /// Width of a PASID (ECAP.PASID, ECAP.PSS); 0 for no PASIDs on requests.
   public var pasidBits: UInt8 = 0
+  /// Page requests (ECAP.PRS).
+  public var svm = false
   /// 1 GiB pages in first stage (CAP.FS1GP).
   public var firstStage1GPages = true
   /// DMA remapping at all; off leaves interrupt remapping alone (CAP.SAGAW = 0).
@@ -66,9 +68,7 @@ public struct IntelIOMMUOptions: DeviceOptions, Hashable {
     Property("device-iotlb", \.deviceIOTLB, help: "Device IOTLBs: address translation services (ATS)"),
     Property("snoop-control", \.snoopControl, help: "Second-stage entries may force snooping"),
     Property("pasid-bits", \.pasidBits, .within(0...20), help: "Width of a PASID on requests, 0 for none"),
-    Property(
-      "svm", settled: false, because: "there is no page request queue yet", help: "Shared virtual memory: page requests"
-    ),
+    Property("svm", \.svm, help: "Shared virtual memory: page requests of devices (PRI)"),
     Property("fs1gp", \.firstStage1GPages, help: "1 GiB pages in first stage"),
     Property("dma-translation", \.dmaTranslation, help: "DMA remapping; off leaves interrupt remapping only"),
     Property(

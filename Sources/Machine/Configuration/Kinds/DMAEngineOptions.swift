@@ -1,0 +1,14 @@
+/// `dma-engine`: Nestling's own endpoint with PASID, address translation and page requests, for tests of the IOMMU. QEMU
+/// has no such device. What its driver sees is told in `Devices/Test/DMAEngineRegisters.swift`.
+public struct DMAEngineOptions: PCIDeviceOptions, Hashable {
+  public var id: Identifier?
+  public var function = PCIFunctionOptions()
+
+  public init() {}
+
+  public static let kindName = "dma-engine"
+  public static let summary = "DMA engine with PASID, ATS and page requests, to drive the IOMMU"
+  public static let category = DeviceCategory.misc
+
+  public static let properties: [Property<Self>] = PCIFunctionOptions.properties.map { $0.within(\.function) }
+}

@@ -1,0 +1,210 @@
+import Hardware
+import Synchronization
+
+// Device-TLB invalidations on their way (VT-d 6.5.2.5, 6.5.2.6, 6.5.2.10): each goes to its function as a message with
+// a tag, and is outstanding until the function answers or its time is up. A wait descriptor behind it is parked
+// meanwhile, and no vCPU waits.
+
+/// What is between the invalidation queue and the functions that have a cache of their own.
+struct DeviceInvalidations: Sendable {
+  struct Outstanding: Sendable {
+    let tag: UInt8
+    let source: RequesterID
+    /// The function has been told, and did not answer at once.
+    var isAwaited = false
+    /// Runs of the timer since then.
+    var ticks = 0
+  }
+
+  /// A wait descriptor that waits for what is outstanding. The head is behind it.
+  struct ParkedWait: Sendable {
+    let wait: InvalidationWait
+    let generation: UInt64
+  }
+
+  /// ITag has 5 bits.
+  static let tagCount: UInt8 = 32
+  /// In milliseconds. An invalidation that has seen this twice has timed out: after half a second to a second. PCI
+  /// Express gives real functions a minute (10.3.1); those here answer in microseconds or never, and a guest spins
+  /// meanwhile.
+  static let timerPeriod: UInt32 = 500
+
+  /// Of functions whose cache is connected.
+  var ports: [RemappedRequestPort] = []
+  var outstanding: [Outstanding] = []
+  var parkedWait: ParkedWait?
+  /// A descriptor could not be carried out because every tag is outstanding.
+  var lacksTag = false
+  private var timerRuns = false
+  private var nextTag: UInt8 = 0
+
+  var translationRequests: UInt64 = 0
+  var pageRequests: UInt64 = 0
+
+  /// Takes a tag that is not outstanding.
+  mutating func begin(for source: RequesterID) -> UInt8? {
+    guard outstanding.count < Int(Self.tagCount) else {
+      lacksTag = true
+      return nil
+    }
+    var tag = nextTag
+    while outstanding.contains(where: { $0.tag == tag }) { tag = (tag + 1) % Self.tagCount }
+    nextTag = (tag + 1) % Self.tagCount
+    lacksTag = false
+    outstanding.append(Outstanding(tag: tag, source: source))
+    return tag
+  }
+
+  /// The function did not answer at once.
+  /// - Returns: whether the timer is to be started.
+  mutating func await(_ tag: UInt8) -> Bool {
+    guard let index = outstanding.firstIndex(where: { $0.tag == tag }) else { return false }
+    outstanding[index].isAwaited = true
+    defer { timerRuns = true }
+    return !timerRuns
+  }
+
+  /// - Returns: whether all the tags were outstanding for the source, and whether the queue may go on now.
+  mutating func complete(_ tags: UInt32, from source: RequesterID) -> (isExpected: Bool, resumes: Bool) {
+    var rest = tags
+    var wasAwaited = false
+    outstanding.removeAll { invalidation in
+      guard invalidation.source == source, rest[bit: Int(invalidation.tag)] else { return false }
+      rest[bit: Int(invalidation.tag)] = false
+      if invalidation.isAwaited { wasAwaited = true }
+      return true
+    }
+    return (rest == 0 && tags != 0, wasAwaited && mayResume)
+  }
+
+  /// Forgets what a function that is gone will not answer.
+  /// - Returns: whether the queue may go on now.
+  mutating func abandon(_ source: RequesterID) -> Bool {
+    let count = outstanding.count
+    outstanding.removeAll { $0.source == source && $0.isAwaited }
+    return outstanding.count < count && mayResume
+  }
+
+  private var mayResume: Bool { lacksTag || parkedWait != nil && outstanding.isEmpty }
+
+  /// The timer ran out.
+  /// - Returns: the source of an invalidation that timed out, and whether the timer is to be started again.
+  mutating func tick() -> (expired: RequesterID?, restarts: Bool) {
+    var expired: RequesterID?
+    for index in outstanding.indices where outstanding[index].isAwaited {
+      outstanding[index].ticks += 1
+      if outstanding[index].ticks >= 2, expired == nil { expired = outstanding[index].source }
+    }
+    outstanding.removeAll { $0.ticks >= 2 }
+    // An invalidation timeout aborts the wait descriptors that the unit has fetched (6.5.2.11).
+    if expired != nil { parkedWait = nil }
+    timerRuns = outstanding.contains { $0.isAwaited }
+    return (expired, timerRuns)
+  }
+
+  /// As `tick`, where there is no timer: what is not answered at once has timed out.
+  mutating func expire(_ tag: UInt8) {
+    outstanding.removeAll { $0.tag == tag }
+    parkedWait = nil
+  }
+
+  mutating func reset() {
+    outstanding = []
+    parkedWait = nil
+    lacksTag = false
+  }
+}
+
+extension TranslationUnit {
+  func setConnected(_ port: RemappedRequestPort, _ isConnected: Bool) {
+    let resumes = devices.withLock { devices in
+      devices.ports.removeAll { $0 === port }
+      if isConnected {
+        devices.ports.append(port)
+        return false
+      }
+      return devices.abandon(port.requester.id)
+    }
+    if resumes { resumeQueue() }
+  }
+
+  /// Sends a device-TLB invalidation to its function. One that is not there, or has no cache, has nothing cached:
+  /// there is nothing to wait for, as in QEMU.
+  /// - Returns: false where every tag is outstanding: nothing is done.
+  func send(_ invalidation: Invalidation) -> Bool {
+    let source: RequesterID
+    var request: InvalidateRequest
+    switch invalidation {
+    case .deviceTLB(let id, let pages):
+      source = id
+      request = InvalidateRequest(tag: 0, pasid: nil, isGlobal: false, first: pages.first, last: pages.last)
+    case .deviceTLBOfPASID(let id, let pasid, let pages):
+      source = id
+      request = InvalidateRequest(
+        tag: 0, pasid: pasid, isGlobal: pasid == nil, first: pages.first, last: pages.last)
+    default: return true
+    }
+    let (target, tag) = devices.withLock { devices -> (RemappedRequestPort?, UInt8?) in
+      guard let port = devices.ports.first(where: { $0.requester.id == source }) else { return (nil, nil) }
+      return (port, devices.begin(for: source))
+    }
+    guard let target else { return true }
+    guard let tag else { return false }
+    request.tag = tag
+    guard let cache = target.cache else {
+      devices.withLock { _ = $0.complete(1 << UInt32(tag), from: source) }
+      return true
+    }
+    cache.invalidate(request)
+    let (isAnswered, startsTimer) = devices.withLock { devices in
+      guard devices.outstanding.contains(where: { $0.tag == tag }) else { return (true, false) }
+      return (false, devices.await(tag))
+    }
+    if isAnswered { return true }
+    guard let deviceTimer else {
+      devices.withLock { $0.expire(tag) }
+      timedOut(source)
+      return true
+    }
+    if startsTimer { startTimer(deviceTimer) }
+    return true
+  }
+
+  private func startTimer(_ timer: any OneShotTimer) {
+    timer.start(afterMilliseconds: DeviceInvalidations.timerPeriod) { [weak self] in
+      guard let self else { return }
+      let (expired, restarts) = devices.withLock { $0.tick() }
+      if restarts { startTimer(timer) }
+      if let expired { timedOut(expired) }
+    }
+  }
+
+  private func timedOut(_ source: RequesterID) {
+    var effects = UnitRegisters.Effects()
+    registers.state.withLock { registers in
+      registers.file[quadword: RegisterOffset.invalidationQueueErrorRecord][bits: 32...47] = UInt64(source.rawValue)
+      registers.raise(.invalidationTimeoutError, &effects)
+    }
+    registers.send(effects)
+  }
+
+  /// An Invalidate Completion message: one that nobody waits for is an error (ICE), and changes nothing else.
+  func complete(invalidations tags: UInt32, from source: RequesterID) {
+    let (isExpected, resumes) = devices.withLock { $0.complete(tags, from: source) }
+    if !isExpected {
+      var effects = UnitRegisters.Effects()
+      registers.state.withLock { registers in
+        registers.file[quadword: RegisterOffset.invalidationQueueErrorRecord][bits: 48...63] = UInt64(source.rawValue)
+        registers.raise(.invalidationCompletionError, &effects)
+      }
+      registers.send(effects)
+    }
+    if resumes { resumeQueue() }
+  }
+
+  /// Page group responses go to their function; what is not there hears nothing.
+  func deliver(_ response: PageGroupResponse, to source: RequesterID) {
+    let port = devices.withLock { devices in devices.ports.first { $0.requester.id == source } }
+    port?.cache?.receive(response)
+  }
+}

@@ -1,0 +1,190 @@
+import Hardware
+import Synchronization
+
+/// All that one function asks of the unit: requests with and without PASID, translation requests, translated
+/// requests, page requests; and the way by which the unit reaches the function's own cache.
+///
+/// Lock order: `state` is a leaf. Nothing of the unit is called with it held.
+final class RemappedRequestPort: RequestPort {
+  private struct State {
+    var cache: (any TranslationCache)?
+    /// The port of the PASID prefix that was used last: a function uses one at a time.
+    var withPASID: (prefix: PASIDPrefix, port: any MemoryPort)?
+  }
+
+  private let unit: TranslationUnit
+  let requester: Requester
+  private let withoutPASID: any MemoryPort
+  let translated: TranslatedRequestPort
+  private let state = Mutex(State())
+
+  init(unit: TranslationUnit, requester: Requester) {
+    self.unit = unit
+    self.requester = requester
+    withoutPASID = unit.makePort(for: requester)
+    translated = TranslatedRequestPort(unit: unit, requester: requester, anchor: unit.makePort(for: requester))
+  }
+
+  var cache: (any TranslationCache)? { state.withLock { $0.cache } }
+
+  func memoryPort(for prefix: PASIDPrefix?) -> any MemoryPort {
+    guard var prefix else { return withoutPASID }
+    prefix.executes = false
+    if let port = state.withLock({ $0.withPASID?.prefix == prefix ? $0.withPASID?.port : nil }) { return port }
+    let port = unit.makePort(for: requester, pasid: prefix.pasid, isPrivileged: prefix.isPrivileged)
+    state.withLock { $0.withPASID = (prefix, port) }
+    return port
+  }
+
+  var translatedPort: any MemoryPort { translated }
+
+  func translate(_ address: UInt64, noWrite: Bool, prefix: PASIDPrefix?) -> TranslationCompletion {
+    guard requester.busMasterEnable else { return .unsupportedRequest }
+    // The walk counts as a request in flight: an invalidation waits until it is over.
+    let phase = translated.beginRequest()
+    defer { translated.endRequest(phase) }
+    return unit.answer(address, noWrite: noWrite, prefix: prefix, from: requester.id)
+  }
+
+  func requestPage(_ request: PageRequest) -> PageRequestOutcome {
+    guard requester.busMasterEnable else { return .discarded }
+    return unit.take(request, from: requester.id)
+  }
+
+  func completeInvalidations(_ tags: UInt32) { unit.complete(invalidations: tags, from: requester.id) }
+
+  func connect(_ cache: (any TranslationCache)?) {
+    state.withLock { state in
+      state.cache = cache
+      if cache == nil { state.withPASID = nil }
+    }
+    unit.setConnected(self, cache != nil)
+  }
+}
+
+/// The port of translated requests: the address is physical, and what is checked is that the function may use
+/// such (VT-d 4.2).
+final class TranslatedRequestPort: MemoryPort {
+  let memory: any PhysicalMemory
+  private let unit: TranslationUnit
+  private let requester: Requester
+  /// A port that the unit knows, whose requests in flight it drains. Nothing is translated by it.
+  private let anchor: any MemoryPort
+
+  init(unit: TranslationUnit, requester: Requester, anchor: any MemoryPort) {
+    self.unit = unit
+    self.requester = requester
+    self.anchor = anchor
+    memory = unit.memory
+  }
+
+  var inFlight: RequestsInFlight { anchor.inFlight }
+
+  func translate(_ address: UInt64, count: Int, for access: DMAAccess) throws(DMAError) -> PhysicalSegment {
+    guard requester.busMasterEnable else { throw .disabled }
+    guard unit.accepts(translated: address, for: access, from: requester.id) else { throw .translation }
+    // No further than the page, so that what is behind is checked for itself.
+    return PhysicalSegment(address: address, count: min(count, 0x1000 - Int(address & 0xfff)))
+  }
+}
+
+extension TranslationUnit {
+  public func makeRequestPort(for requester: Requester) -> any RequestPort {
+    RemappedRequestPort(unit: self, requester: requester)
+  }
+
+  private func lookup(_ mode: TranslationMode, _ source: RequesterID) -> RequestLookup {
+    RequestLookup(mode, source: source, capabilities: capabilities, rules: rules, memory: memory)
+  }
+
+  private func record(
+    _ reason: FaultReason, _ lookup: RequestLookup, from source: RequesterID, address: UInt64, isRead: Bool,
+    prefix: PASIDPrefix?, kind: FaultRecord.Kind
+  ) {
+    if reason.isQualified, lookup.faultProcessingDisabled { return }
+    registers.record(
+      FaultRecord(
+        reason: reason, source: source, information: address, isRead: isRead, pasid: prefix?.pasid,
+        isPrivileged: prefix?.isPrivileged ?? false, executes: prefix?.executes ?? false, kind: kind))
+  }
+
+  /// A translation request (VT-d 4.1.1).
+  func answer(
+    _ address: UInt64, noWrite: Bool, prefix: PASIDPrefix?, from source: RequesterID
+  ) -> TranslationCompletion {
+    let mode = ports.withLock { $0.mode }
+    devices.withLock { $0.translationRequests &+= 1 }
+    // While remapping is off there is nobody to translate, and no fault.
+    guard mode.enabled else { return .unsupportedRequest }
+    var lookup = lookup(mode, source)
+    let reason: FaultReason
+    do {
+      return .success(try lookup.translate(address, noWrite: noWrite, prefix: prefix))
+    } catch {
+      reason = error
+    }
+    let answer = reason.translationAnswer
+    if answer != .noAccess {
+      record(reason, lookup, from: source, address: address, isRead: true, prefix: prefix, kind: .translationRequest)
+    }
+    return switch answer {
+    case .noAccess, .noAccessAndFault: .success(.noAccess(isPrivileged: prefix?.isPrivileged ?? false))
+    case .unsupportedRequest: .unsupportedRequest
+    case .completerAbort: .completerAbort
+    }
+  }
+
+  /// Whether a translated request may go on; else the fault is recorded.
+  func accepts(translated address: UInt64, for access: DMAAccess, from source: RequesterID) -> Bool {
+    let mode = ports.withLock { $0.mode }
+    guard mode.enabled else { return false }
+    var lookup = lookup(mode, source)
+    do throws(FaultReason) {
+      try lookup.checkDeviceTLB()
+      if WalkRules.isInterruptAddress(address) { throw lookup.interruptAddressFault }
+      return true
+    } catch {
+      record(
+        error, lookup, from: source, address: address, isRead: !access.contains(.write), prefix: nil,
+        kind: .translated)
+      return false
+    }
+  }
+
+  /// A page request (VT-d 7.4). Those that cannot be queued are answered here: after an overflow with success, so
+  /// that the function translates again and asks again; where the tables forbid it as invalid; else as failed.
+  func take(_ request: PageRequest, from source: RequesterID) -> PageRequestOutcome {
+    func answer(_ code: PageGroupResponse.Code) -> PageRequestOutcome {
+      request.isLastInGroup && !request.isStopMarker ? .answered(code) : .discarded
+    }
+    devices.withLock { $0.pageRequests &+= 1 }
+    let mode = ports.withLock { $0.mode }
+    guard capabilities.pageRequests, mode.enabled else { return answer(.invalidRequest) }
+    var lookup = lookup(mode, source)
+    do {
+      if let (domain, pasid) = try lookup.checkPageRequest(request.prefix) {
+        // What is cached for the page goes: the function found that it does not do (7.4).
+        let page = Invalidation.pagesOfPASID(
+          pasid, domain: domain, PageRange(address: request.address, addressMask: 0), leafOnly: true)
+        ports.withLock { ports in
+          for port in ports.all { _ = port.invalidate(page) }
+        }
+      }
+    } catch {
+      record(
+        error, lookup, from: source, address: request.address, isRead: !request.writes, prefix: request.prefix,
+        kind: .pageRequest)
+      return answer(error.translationAnswer == .completerAbort ? .responseFailure : .invalidRequest)
+    }
+    var effects = UnitRegisters.Effects()
+    let outcome = registers.state.withLock {
+      $0.enqueue(PageRequestDescriptor(request, from: source), in: memory, &effects)
+    }
+    registers.send(effects)
+    return switch outcome {
+    case .queued: .queued
+    case .overflowed: answer(.success)
+    case .failed: answer(.responseFailure)
+    }
+  }
+}

@@ -1,0 +1,199 @@
+import Hardware
+
+// Translation requests, translated requests and page requests at the unit (VT-d 4.1, 4.2, 7.1.3, 7.4): what the tables
+// say of one, read anew each time, since the function keeps the answer in its own cache; and how the conditions
+// that refuse it are answered.
+
+extension FaultReason {
+  /// How a translation request that meets this condition is answered (7.1.3).
+  enum TranslationAnswer: Sendable {
+    /// Success without any access. It is for the function to make a page request, and no fault.
+    case noAccess
+    /// Success without any access, and a fault: no page request can help.
+    case noAccessAndFault
+    case unsupportedRequest
+    case completerAbort
+  }
+
+  var translationAnswer: TranslationAnswer {
+    switch self {
+    case .writePermission, .readPermission, .firstStageEntryNotPresent, .firstStageRootReadPermission,
+      .firstStageEntryReadPermission, .firstStageEntryWritePermission, .scalableSecondStageNotPresent,
+      .userPrivilege, .executePermission, .scalableWritePermission, .scalableReadPermission,
+      .executeRequestNotEnabled, .supervisorRequestNotEnabled:
+      .noAccess
+    case .addressBeyondWidth, .addressNotCanonical, .scalableAddressBeyondWidth, .firstStageOutputBeyondWidth,
+      .interruptAddress, .scalableInterruptAddress:
+      .noAccessAndFault
+    case .translationTableModeInvalid, .pasidInLegacyMode, .pageRequestInLegacyMode, .rootEntryNotPresent,
+      .contextEntryNotPresent, .translationTypeBlocks, .scalableRootEntryNotPresent, .scalableContextEntryNotPresent,
+      .deviceTLBNotEnabled, .pasidNotEnabled, .pasidBeyondDirectory, .pageRequestNotEnabled,
+      .ridPASIDBeyondDirectory, .pasidDirectoryEntryNotPresent, .pasidEntryNotPresent:
+      .unsupportedRequest
+    default: .completerAbort
+    }
+  }
+}
+
+/// What the unit's tables say of one request.
+struct RequestLookup {
+  let mode: TranslationMode
+  let capabilities: Capabilities
+  let rules: WalkRules
+  let memory: any PhysicalMemory
+  private var source: SourceLookup
+
+  init(
+    _ mode: TranslationMode, source: RequesterID, capabilities: Capabilities, rules: WalkRules,
+    memory: any PhysicalMemory
+  ) {
+    self.mode = mode
+    self.capabilities = capabilities
+    self.rules = rules
+    self.memory = memory
+    self.source = SourceLookup(
+      rootTable: mode.rootTable, source: source, capabilities: capabilities, memory: memory)
+  }
+
+  /// FPD of an entry read so far.
+  var faultProcessingDisabled: Bool { source.faultProcessingDisabled }
+
+  /// The code of a request to the interrupt address range that is not an interrupt.
+  var interruptAddressFault: FaultReason { mode.tableMode == .legacy ? .interruptAddress : .scalableInterruptAddress }
+
+  /// Whether the function may use addresses that are translated: TT 01, or DTE.
+  /// - Returns: in scalable mode, the context entry.
+  @discardableResult
+  mutating func checkDeviceTLB() throws(FaultReason) -> ScalableContextEntry? {
+    switch mode.tableMode {
+    case .invalid: throw .translationTableModeInvalid
+    case .legacy:
+      guard try legacyEntry().translationType == .deviceTLB else { throw .translationTypeBlocks }
+      return nil
+    case .scalable:
+      let context = try source.scalableContext()
+      guard context.deviceTLBEnable else { throw .deviceTLBNotEnabled }
+      return context
+    }
+  }
+
+  private mutating func legacyEntry() throws(FaultReason) -> ContextEntry {
+    let entry = try source.legacyContext()
+    _ = try TranslationPath(entry, capabilities)
+    return entry
+  }
+
+  /// The way of a translation request through the tables.
+  private mutating func path(for prefix: PASIDPrefix?) throws(FaultReason) -> TranslationPath {
+    if mode.tableMode == .legacy {
+      guard prefix == nil else { throw .pasidInLegacyMode }
+      let entry = try legacyEntry()
+      guard entry.translationType == .deviceTLB else { throw .translationTypeBlocks }
+      return try TranslationPath(entry, capabilities)
+    }
+    guard let context = try checkDeviceTLB() else { throw .scalableContextEntryInvalid }
+    if prefix != nil, !context.pasidEnable { throw .pasidNotEnabled }
+    let pasid = prefix?.pasid ?? context.ridPASID
+    let entry = try source.pasidEntry(pasid, isFromRequest: prefix != nil, context: context)
+    return try TranslationPath(
+      entry, pasid: pasid, isSupervisor: prefix?.isPrivileged ?? context.ridPrivilege, capabilities)
+  }
+
+  /// Answers a translation request.
+  /// - Throws: the condition that it meets.
+  mutating func translate(
+    _ address: UInt64, noWrite: Bool, prefix: PASIDPrefix?
+  ) throws(FaultReason) -> DeviceTranslation {
+    let isPrivileged = prefix?.isPrivileged ?? false
+    let path = try path(for: prefix)
+    if isPrivileged, !capabilities.supervisorRequests { return .noAccess(isPrivileged: true) }
+    if WalkRules.isInterruptAddress(address) { throw interruptAddressFault }
+    let writes = !noWrite || !capabilities.noWriteFlag
+    let found: (mapping: Mapping, executable: Bool)
+    switch path {
+    case .unknown: throw .pasidEntryInvalid
+    case .passThrough:
+      guard !rules.exceedsHost(address) else {
+        throw mode.tableMode == .legacy ? .addressBeyondWidth : .scalableAddressBeyondWidth
+      }
+      let page = Mapping(output: address & ~0xfff, shift: 12, readable: true, writable: writes)
+      found = (page, false)
+    case .first(let table, _):
+      found = (
+        try walk(writes: writes) { (access) throws(FaultReason) in
+          try table.walk(address, for: access, rules: rules, memory: memory)
+        }, executes(address, table, prefix)
+      )
+    case .second(let table, _):
+      let page = try walk(writes: writes) { (access) throws(FaultReason) in
+        try table.walk(address, for: access, rules: rules, memory: memory)
+      }
+      found = (page, false)
+    }
+    let output = found.mapping.address(of: address)
+    if WalkRules.isInterruptAddress(output) { throw interruptAddressFault }
+    // A page of which a part is the interrupt address range is translated by 4 KiB.
+    var shift = found.mapping.shift
+    let mask = found.mapping.offsetMask
+    let range = UInt64(0xfee0_0000)...0xfeef_ffff
+    if range.overlaps(address & ~mask...address | mask) || range.overlaps(output & ~mask...output | mask) {
+      shift = 12
+    }
+    return DeviceTranslation(
+      address: output & ~UInt64.lowBits(shift), shift: shift, isReadable: found.mapping.readable,
+      isWritable: found.mapping.writable, isExecutable: found.executable, isPrivileged: isPrivileged)
+  }
+
+  /// Finds all the rights that a page grants: a write that may follow has its dirty bit set now (3.6.2), since the
+  /// function will not ask again.
+  private func walk(
+    writes: Bool, _ attempt: (DMAAccess) throws(FaultReason) -> Mapping
+  ) throws(FaultReason) -> Mapping {
+    var granted: Mapping?
+    var refused = FaultReason.scalableReadPermission
+    do {
+      granted = try attempt(.read)
+      granted?.readable = true
+    } catch {
+      guard error.translationAnswer == .noAccess else { throw error }
+      refused = error
+    }
+    granted?.writable = false
+    guard writes else {
+      guard let granted else { throw refused }
+      return granted
+    }
+    do {
+      var mapping = try attempt(.write)
+      mapping.readable = granted != nil
+      mapping.writable = true
+      return mapping
+    } catch {
+      guard error.translationAnswer == .noAccess else { throw error }
+      guard let granted else { throw refused }
+      return granted
+    }
+  }
+
+  private func executes(_ address: UInt64, _ table: FirstStageTable, _ prefix: PASIDPrefix?) -> Bool {
+    guard let prefix, prefix.executes, capabilities.executeRequests else { return false }
+    return (try? table.walk(address, for: [.read, .execute], rules: rules, memory: memory)) != nil
+  }
+
+  /// Whether a page request may be queued (7.4, SCT.8).
+  /// - Returns: the domain that its PASID's translations are cached under, if any can be.
+  mutating func checkPageRequest(_ prefix: PASIDPrefix?) throws(FaultReason) -> (domain: UInt16, pasid: UInt32)? {
+    switch mode.tableMode {
+    case .invalid: throw .translationTableModeInvalid
+    case .legacy: throw .pageRequestInLegacyMode
+    case .scalable:
+      guard let context = try checkDeviceTLB() else { throw .pageRequestInLegacyMode }
+      guard context.pageRequestEnable else { throw .pageRequestNotEnabled }
+      if prefix != nil, !context.pasidEnable { throw .pasidNotEnabled }
+      let pasid = prefix?.pasid ?? context.ridPASID
+      // The PASID-table entry is not judged: that is for software to do.
+      let entry = try? source.pasidEntry(pasid, isFromRequest: prefix != nil, context: context)
+      return entry.map { ($0.domain, pasid) }
+    }
+  }
+}
