@@ -1,14 +1,16 @@
 /* fault FOLDER IOVA: makes a virtio-pci device that has no driver read its first queue at IOVA.
+ * fault FOLDER queue: prints where a driver has put the descriptors of that queue.
  *
- * FOLDER is the function's in sysfs. Nothing mapped IOVA, so the IOMMU must refuse the device's read
+ * FOLDER is the function's in sysfs. Nothing maps IOVA, or nothing any more, so the IOMMU must refuse the device's read
  * of the ring and record a fault. The device is driven by hand through its common configuration
  * (virtio 1.2, 4.1.4) as a driver would, features first, so that the device has no reason of its own
- * to stay silent. Exit status 0: the device was told to go.
+ * to stay silent. Exit status 0: the device was told to go, or asked.
  */
 #include <fcntl.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -67,20 +69,29 @@ static void put_address(volatile uint8_t *base, int offset, uint64_t value)
 int main(int count, char **words)
 {
 	if (count != 3)
-		die("usage: fault FOLDER IOVA");
+		die("usage: fault FOLDER IOVA, or fault FOLDER queue");
 	const char *folder = words[1];
+	int asks = !strcmp(words[2], "queue");
 	uint64_t iova = strtoull(words[2], 0, 0);
 	char path[256];
 	snprintf(path, sizeof path, "%s/config", folder);
 	config = open(path, O_RDWR);
 	if (config < 0)
 		die(path);
+	uint32_t multiplier, unused;
+	if (asks) {
+		volatile uint8_t *common = window(folder, COMMON, &unused);
+		put16(common, 22, 0); /* queue_select */
+		uint64_t low = *(volatile uint32_t *)(common + 32), high = *(volatile uint32_t *)(common + 36);
+		printf("0x%llx\n", (unsigned long long)(high << 32 | low));
+		return 0;
+	}
+
 	/* Memory Space and Bus Master: the driver that was unbound cleared the latter. */
 	uint16_t command = config_read(4, 2) | 6;
 	if (pwrite(config, &command, 2, 4) != 2)
 		die("the command register cannot be written");
 
-	uint32_t multiplier, unused;
 	volatile uint8_t *common = window(folder, COMMON, &unused);
 	volatile uint8_t *notify = window(folder, NOTIFY, &multiplier);
 
@@ -103,9 +114,9 @@ int main(int count, char **words)
 	uint16_t size = *(volatile uint16_t *)(common + 24);
 	if (!size)
 		die("the device has no queue 0");
-	put_address(common, 32, iova);          /* queue_desc */
-	put_address(common, 40, iova + 0x1000); /* queue_driver */
-	put_address(common, 48, iova + 0x2000); /* queue_device */
+	put_address(common, 32, iova); /* queue_desc; queue_driver, queue_device: all in one page */
+	put_address(common, 40, iova);
+	put_address(common, 48, iova);
 	put16(common, 28, 1);                   /* queue_enable */
 	put8(common, 20, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
 	uint16_t offset = *(volatile uint16_t *)(common + 30); /* queue_notify_off */
