@@ -8,6 +8,7 @@ public final class VirtualMachine: Sendable {
   public let system: KVMSystem
   public let routing: InterruptRouting
   let file: FileDescriptor
+  let slotNumbers: SlotNumbers
   /// Kept mapped as long as the kernel knows its address.
   private let memory: GuestMemory
 
@@ -16,6 +17,7 @@ public final class VirtualMachine: Sendable {
   public init(system: KVMSystem, memory: GuestMemory, ioapicPins: Int) throws(KVMError) {
     self.system = system
     self.memory = memory
+    slotNumbers = SlotNumbers(from: memory.regions.count)
     let answer = nestling_ioctl_value(system.file.rawValue, KVM_CREATE_VM, 0)
     if answer < 0 { throw .call(SystemError("KVM_CREATE_VM", code: -answer)) }
     file = FileDescriptor(owning: answer)

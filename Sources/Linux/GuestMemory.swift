@@ -1,5 +1,6 @@
 import CLinux
 import Glibc
+import Synchronization
 
 /// The RAM of a guest: a memfd, mapped once, of which one part lies below 4 GiB and the rest above.
 ///
@@ -28,6 +29,7 @@ public final class GuestMemory: @unchecked Sendable {
   public let regions: [Region]
   public let file: FileDescriptor
   private let mapping: Mapping
+  private let isPinned = Atomic<Bool>(false)
   private let lowSize: UInt64
   private let highSize: UInt64
   private let low: UnsafeMutableRawPointer
@@ -136,8 +138,16 @@ public final class GuestMemory: @unchecked Sendable {
     return true
   }
 
-  /// Zeroes all of it, giving the pages back to the host.
+  /// From now on its pages stay where they are: somebody outside of this process knows them, as an IOMMU does.
+  public func pin() { isPinned.store(true, ordering: .relaxed) }
+
+  /// Zeroes all of it, giving the pages back to the host unless they are pinned.
   public func clear() throws(SystemError) {
+    if isPinned.load(ordering: .relaxed) {
+      // SAFETY: the mapping's own range.
+      unsafe memset(mapping.base, 0, mapping.size)
+      return
+    }
     _ = try checked(nestling_punch_hole(file.rawValue, 0, Int64(mapping.size)), "fallocate", "RAM")
   }
 }

@@ -45,12 +45,13 @@ public final class Function: Sendable {
     self.environment = environment
     requester = Requester(id: address)
 
-    var space = ConfigurationSpace()
+    let given = description.configuration
+    var space = given?.space ?? ConfigurationSpace()
     space.define(StandardOffset.vendorID, description.vendorID)
     space.define(StandardOffset.deviceID, description.deviceID)
     space.define(StandardOffset.command, UInt16(0), writable: Command.writable.rawValue)
     // Status: parity, abort and system error bits are RW1C.
-    space.define(StandardOffset.status, UInt16(0), writeOneToClear: 0xf900)
+    space.define(StandardOffset.status, space.get(UInt16.self, StandardOffset.status), writeOneToClear: 0xf900)
     space.define(StandardOffset.revisionID, description.revisionID)
     space.define(StandardOffset.classCode, UInt8(truncatingIfNeeded: description.classCode))
     space.define(StandardOffset.classCode + 1, UInt16(truncatingIfNeeded: description.classCode >> 8))
@@ -67,8 +68,8 @@ public final class Function: Sendable {
       var body: [UInt8] = []
       body.append(littleEndian: UInt16(layout.vectorCount - 1))
       body.append(littleEndian: UInt32(layout.tableOffset) | UInt32(layout.bar))
-      body.append(littleEndian: UInt32(layout.pendingOffset) | UInt32(layout.bar))
-      msixOffset = space.addCapability(id: 0x11, body: body, writable: [0x00, 0xc0])
+      body.append(littleEndian: UInt32(layout.pendingOffset) | UInt32(layout.pendingBar))
+      msixOffset = space.putCapability(at: given?.msixOffset, id: 0x11, body: body, writable: [0x00, 0xc0])
     } else {
       msix = nil
       msixOffset = nil
@@ -76,13 +77,16 @@ public final class Function: Sendable {
     if description.msiVectorCount > 0 {
       let msi = MSI(
         vectorCount: description.msiVectorCount, requester: requester, router: environment.interrupts)
-      msiOffset = space.addCapability(id: 0x05, body: msi.capability.body, writable: msi.capability.writable)
+      msiOffset = space.putCapability(
+        at: given?.msiOffset, id: 0x05, body: msi.capability.body, writable: msi.capability.writable)
       self.msi = msi
     } else {
       msi = nil
       msiOffset = nil
     }
-    if let type = description.expressType {
+    if let given {
+      expressOffset = given.expressOffset
+    } else if let type = description.expressType {
       let carriesPASID = description.extendedCapabilities.contains { $0.id == ProcessAddressSpaceControl.id }
       let body = ExpressCapability(type: type, endToEndPrefix: carriesPASID).body
       expressOffset = space.addCapability(id: ExpressCapability.id, body: body.bytes, writable: body.writable)
@@ -133,7 +137,7 @@ public final class Function: Sendable {
   public func readConfiguration(offset: Int, width: AccessWidth) -> UInt64 {
     if let answer = model?.readConfiguration(offset: offset, width: width) { return answer & width.allOnes }
     let pending = msi?.pending ?? 0
-    return state.withLock { state in
+    let own = state.withLock { state in
       var space = state.space
       if state.interruptAsserted {
         // Interrupt Status, Status bit 3.
@@ -142,6 +146,7 @@ public final class Function: Sendable {
       if let msiOffset { space.set(msiOffset + 0x14, pending) }
       return space.read(offset, width)
     }
+    return (model?.configurationRead(offset: offset, width: width, own: own) ?? own) & width.allOnes
   }
 
   public func writeConfiguration(offset: Int, width: AccessWidth, value: UInt64) {
@@ -272,18 +277,14 @@ public final class Function: Sendable {
     }
 
     func read(offset: UInt64, width: AccessWidth) -> UInt64 {
-      if let msix = function.msix, msix.layout.bar == bar, let value = msix.read(offset: offset, width: width) {
+      if let msix = function.msix, let value = msix.read(bar: bar, offset: offset, width: width) {
         return value
       }
       return function.model?.readRegion(bar: bar, offset: offset, width: width) ?? width.allOnes
     }
 
     func write(offset: UInt64, width: AccessWidth, value: UInt64) {
-      if let msix = function.msix, msix.layout.bar == bar,
-        msix.write(offset: offset, width: width, value: value)
-      {
-        return
-      }
+      if let msix = function.msix, msix.write(bar: bar, offset: offset, width: width, value: value) { return }
       function.model?.writeRegion(bar: bar, offset: offset, width: width, value: value)
     }
   }

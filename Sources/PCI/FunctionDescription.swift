@@ -34,6 +34,9 @@ public struct FunctionDescription: Sendable {
   public var capabilities: [Capability] = []
   /// From 0x100 on, in this order. Only a PCI Express function has any.
   public var extendedCapabilities: [ExtendedCapability] = []
+  /// nil: the space is laid out from what this description says. Else capabilities are what is given, and
+  /// `expressType` is not asked for.
+  public var configuration: GivenConfiguration?
 
   public init(vendorID: UInt16, deviceID: UInt16, classCode: UInt32) {
     self.vendorID = vendorID

@@ -16,6 +16,10 @@ public protocol FunctionModel: AnyObject, Sendable {
   /// A chance to answer a configuration read in the hardware's stead: a window such as virtio's. nil: not mine.
   func readConfiguration(offset: Int, width: AccessWidth) -> UInt64?
 
+  /// A chance to answer parts of a configuration read, where `readConfiguration` did not.
+  /// - Parameter own: what the function's own space has.
+  func configurationRead(offset: Int, width: AccessWidth, own: UInt64) -> UInt64
+
   /// Told of a configuration write after it went through the masks.
   func configurationWritten(offset: Int, width: AccessWidth, value: UInt64)
 }
@@ -26,5 +30,6 @@ extension FunctionModel {
   public func reset() {}
   public func placed(bar: Int, at base: UInt64?) {}
   public func readConfiguration(offset: Int, width: AccessWidth) -> UInt64? { nil }
+  public func configurationRead(offset: Int, width: AccessWidth, own: UInt64) -> UInt64 { own }
   public func configurationWritten(offset: Int, width: AccessWidth, value: UInt64) {}
 }

@@ -9,12 +9,19 @@ public final class MSIX: Sendable {
   public struct Layout: Hashable, Sendable {
     /// 1 to 2048.
     public let vectorCount: Int
+    /// The table's.
     public let bar: Int
+    /// The pending bit array's.
+    public let pendingBar: Int
     public let tableOffset: UInt64
     public let pendingOffset: UInt64
 
-    public init(vectorCount: Int, bar: Int, tableOffset: UInt64 = 0, pendingOffset: UInt64) {
+    /// - Parameter pendingBar: nil for the table's.
+    public init(
+      vectorCount: Int, bar: Int, tableOffset: UInt64 = 0, pendingBar: Int? = nil, pendingOffset: UInt64
+    ) {
       precondition((1...2048).contains(vectorCount), "MSI-X has 1 to 2048 vectors")
+      self.pendingBar = pendingBar ?? bar
       self.vectorCount = vectorCount
       self.bar = bar
       self.tableOffset = tableOffset
@@ -107,15 +114,15 @@ public final class MSIX: Sendable {
     }
   }
 
-  /// The table and the pending bits, if the offset in the layout's BAR is within them.
-  func read(offset: UInt64, width: AccessWidth) -> UInt64? {
-    if let at = Self.index(offset, in: layout.tableOffset, layout.tableSize) {
+  /// The table and the pending bits, if the offset in the BAR is within them.
+  func read(bar: Int, offset: UInt64, width: AccessWidth) -> UInt64? {
+    if bar == layout.bar, let at = Self.index(offset, in: layout.tableOffset, layout.tableSize) {
       return state.withLock { state in
         let words = Self.words(of: state.entries[at / 16])
         return Self.extract(words, at % 16, width)
       }
     }
-    if let at = Self.index(offset, in: layout.pendingOffset, layout.pendingSize) {
+    if bar == layout.pendingBar, let at = Self.index(offset, in: layout.pendingOffset, layout.pendingSize) {
       return state.withLock { state in
         var value: UInt64 = 0
         for bit in 0..<width.rawValue * 8 {
@@ -129,9 +136,9 @@ public final class MSIX: Sendable {
   }
 
   /// - Returns: false where the offset is neither in the table nor in the pending bits (which are read-only).
-  func write(offset: UInt64, width: AccessWidth, value: UInt64) -> Bool {
-    if Self.index(offset, in: layout.pendingOffset, layout.pendingSize) != nil { return true }
-    guard let at = Self.index(offset, in: layout.tableOffset, layout.tableSize) else { return false }
+  func write(bar: Int, offset: UInt64, width: AccessWidth, value: UInt64) -> Bool {
+    if bar == layout.pendingBar, Self.index(offset, in: layout.pendingOffset, layout.pendingSize) != nil { return true }
+    guard bar == layout.bar, let at = Self.index(offset, in: layout.tableOffset, layout.tableSize) else { return false }
     // Software uses aligned doublewords or quadwords; the specification leaves others undefined.
     guard (width == .doubleword || width == .quadword), at % width.rawValue == 0 else { return true }
     state.withLock { state in

@@ -10,6 +10,8 @@ protocol Accelerator: AnyObject, Sendable {
   var clock: any MachineClock { get }
   var localInterrupts: any LocalInterrupts { get }
   var doorbells: any Doorbells { get }
+  /// nil for one whose CPUs reach RAM alone without the board.
+  var deviceMemory: (any DeviceMemory)? { get }
 
   /// To be called once.
   func makeProcessors(board: Board) throws(StartError) -> any Processors
@@ -34,6 +36,29 @@ protocol MessageVector: AnyObject {
   /// Changes what `signal` sends. Not cheap.
   func set(_ message: InterruptMessage)
   func signal()
+
+  /// An eventfd by which others signal it, the kernel's VFIO for one. nil where there is none.
+  var event: Int32? { get }
+  /// Until `set` is called again, signals of `event` add up and none is sent.
+  func hold()
+}
+
+extension MessageVector {
+  var event: Int32? { nil }
+  func hold() {}
+}
+
+/// Memory that CPUs reach without an exit, beside RAM.
+protocol DeviceMemory: AnyObject, Sendable {
+  /// - Parameters:
+  ///   - address: guest physical; aligned to pages, as the others are.
+  ///   - hostAddress: mapped as long as the answer is held.
+  /// - Returns: what ends it when it goes; nil where that cannot be, and the accesses come to the board.
+  func map(_ address: UInt64, size: UInt64, hostAddress: UInt64) -> (any AnyObject & Sendable)?
+}
+
+extension Accelerator {
+  var deviceMemory: (any DeviceMemory)? { nil }
 }
 
 /// Writes of the guest that signal an eventfd instead of ending in an exit.

@@ -158,16 +158,40 @@ class MessageRoute: @unchecked Sendable {
   fileprivate func send(_ resolved: InterruptMessage) {}
 }
 
+/// A route whose message the kernel sends for others: for the device that VFIO passes through.
+protocol EventRoute: InterruptRoute {
+  /// The eventfd that sends the message; while there is none to send, signals wait. nil where the host has none to
+  /// give. The same at every call, open as long as the route.
+  func event() -> Int32?
+}
+
 /// A vector of MSI or MSI-X.
-private final class VectorRoute: MessageRoute, InterruptRoute, @unchecked Sendable {
+private final class VectorRoute: MessageRoute, EventRoute, @unchecked Sendable {
   /// Made when the vector is used first; most never are. Under the route's lock.
   private var vector: (any MessageVector)?
+  /// Others signal it, who do not ask whether there is a message. Under the route's lock.
+  private var isSignalledByOthers = false
 
   override func install(_ resolved: InterruptMessage?) {
-    guard let resolved else { return }
-    let vector = vector ?? delivery.localInterrupts.makeVector()
-    self.vector = vector
-    vector.set(resolved)
+    guard let resolved else {
+      if isSignalledByOthers { vector?.hold() }
+      return
+    }
+    madeVector.set(resolved)
+  }
+
+  private var madeVector: any MessageVector {
+    if let vector { return vector }
+    let made = delivery.localInterrupts.makeVector()
+    vector = made
+    return made
+  }
+
+  func event() -> Int32? {
+    state.withLock { _ in
+      isSignalledByOthers = true
+      return madeVector.event
+    }
   }
 
   override func send(_ resolved: InterruptMessage) { vector?.signal() }

@@ -30,6 +30,7 @@ final class KVMAccelerator: Accelerator {
   var physicalAddressWidth: Int { identification.physicalAddressWidth }
   var localInterrupts: any LocalInterrupts { machine }
   var doorbells: any Doorbells { machine }
+  var deviceMemory: (any DeviceMemory)? { machine }
 
   func makeProcessors(board: Board) throws(StartError) -> any Processors {
     do {

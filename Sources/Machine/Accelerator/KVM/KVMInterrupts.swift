@@ -27,12 +27,18 @@ extension VirtualMachine: Doorbells {
   func detach(_ event: Int32, fromDoorbell address: UInt64) { try? unbind(event, fromWriteAt: address) }
 }
 
+extension VirtualMachine: DeviceMemory {
+  func map(_ address: UInt64, size: UInt64, hostAddress: UInt64) -> (any AnyObject & Sendable)? {
+    try? MemorySlot(of: self, at: address, size: size, hostAddress: hostAddress)
+  }
+}
+
 /// An eventfd that the kernel turns into the message (irqfd).
 private final class KVMVector: MessageVector {
   private let machine: VirtualMachine
   private let gsi: UInt32
   /// nil where the host gives no more descriptors.
-  private let event: Event?
+  private let eventfd: Event?
   private var attached = false
   private var message: InterruptMessage?
 
@@ -44,31 +50,40 @@ private final class KVMVector: MessageVector {
   init(machine: VirtualMachine) {
     self.machine = machine
     gsi = machine.routing.allocate()
-    event = try? Event()
+    eventfd = try? Event()
   }
 
   deinit {
-    if let event, attached { try? machine.routing.detach(event.descriptor.rawValue, from: gsi) }
+    if let eventfd, attached { try? machine.routing.detach(eventfd.descriptor.rawValue, from: gsi) }
     machine.routing.free(gsi)
   }
 
   func set(_ message: InterruptMessage) {
     self.message = message
-    guard let event else { return }
+    guard let eventfd else { return }
     do {
       try machine.routing.set(gsi, address: message.address, data: message.data)
-      if !attached { try machine.routing.attach(event.descriptor.rawValue, to: gsi) }
+      if !attached { try machine.routing.attach(eventfd.descriptor.rawValue, to: gsi) }
       attached = true
     } catch {
       // The kernel's table is full: `signal` then sends each message by a call of its own.
-      if attached { try? machine.routing.detach(event.descriptor.rawValue, from: gsi) }
+      if attached { try? machine.routing.detach(eventfd.descriptor.rawValue, from: gsi) }
       attached = false
     }
   }
 
+  var event: Int32? { eventfd?.descriptor.rawValue }
+
+  func hold() {
+    guard let eventfd, attached else { return }
+    try? machine.routing.detach(eventfd.descriptor.rawValue, from: gsi)
+    attached = false
+    message = nil
+  }
+
   func signal() {
-    if attached, let event {
-      event.descriptor.signal()
+    if attached, let eventfd {
+      eventfd.descriptor.signal()
     } else if let message {
       machine.send(message)
     }

@@ -1,0 +1,70 @@
+import CLinux
+import Linux
+import Synchronization
+
+/// Memory of ours that the guest's CPUs reach at guest physical addresses without an exit, beside RAM: the registers
+/// of a passed-through device. It ends with its last owner.
+public final class MemorySlot: Sendable {
+  private let machine: VirtualMachine
+  private let number: UInt32
+  private let address: UInt64
+
+  /// KVM_SET_USER_MEMORY_REGION.
+  /// - Parameters:
+  ///   - address: guest physical; aligned to pages, as the others are. No other slot may be there.
+  ///   - size: in bytes.
+  ///   - hostAddress: mapped as long as this object lives.
+  public init(
+    of machine: VirtualMachine, at address: UInt64, size: UInt64, hostAddress: UInt64
+  ) throws(KVMError) {
+    self.machine = machine
+    self.address = address
+    number = machine.slotNumbers.take()
+    do {
+      try Self.set(machine, number, address, size: size, hostAddress: hostAddress)
+    } catch {
+      machine.slotNumbers.giveBack(number)
+      throw error
+    }
+  }
+
+  deinit {
+    // A size of nothing takes it away, and no CPU is in it any more when the call returns.
+    try? Self.set(machine, number, address, size: 0, hostAddress: 0)
+    machine.slotNumbers.giveBack(number)
+  }
+
+  static func set(
+    _ machine: VirtualMachine, _ number: UInt32, _ address: UInt64, size: UInt64, hostAddress: UInt64
+  ) throws(KVMError) {
+    var slot = kvm_userspace_memory_region(
+      slot: number, flags: 0, guest_phys_addr: address, memory_size: size, userspace_addr: hostAddress)
+    // SAFETY: the kernel reads the structure; its owner keeps the memory that it names mapped.
+    try VirtualMachine.check(
+      unsafe nestling_ioctl(machine.file.rawValue, KVM_SET_USER_MEMORY_REGION, &slot), "KVM_SET_USER_MEMORY_REGION")
+  }
+}
+
+/// Numbers of memory slots that are free, from those of RAM on.
+///
+/// Lock order: its lock is a leaf.
+final class SlotNumbers: Sendable {
+  private struct State {
+    var next: UInt32
+    var free: [UInt32] = []
+  }
+
+  private let state: Mutex<State>
+
+  init(from first: Int) { state = Mutex(State(next: UInt32(first))) }
+
+  func take() -> UInt32 {
+    state.withLock { state in
+      if let number = state.free.popLast() { return number }
+      defer { state.next += 1 }
+      return state.next
+    }
+  }
+
+  func giveBack(_ number: UInt32) { state.withLock { $0.free.append(number) } }
+}
