@@ -12,7 +12,9 @@ import Testing
     #expect(machine.processors == ProcessorTopology())
     #expect(machine.memory == MemoryConfiguration())
     #expect(machine.memory.size == 128 << 20)
-    #expect(machine.serials == [.stdio])
+    #expect(machine.serials == [.character(try Identifier(text: "serial0"))])
+    #expect(machine.monitors.map(\.device) == [try Identifier(text: "serial0")])
+    #expect((machine.characterDevices.first as? StdioCharacterOptions)?.multiplexed == true)
     #expect(machine.rebootAction == .reset)
     #expect(machine.devices.isEmpty && machine.blockNodes.isEmpty && machine.objects.isEmpty)
     #expect(machine.logItems.isEmpty && machine.logPath == nil)
@@ -87,31 +89,96 @@ import Testing
     #expect(plain.memory.size == 64 << 20 && plain.memory.hugePages == nil)
   }
 
-  private static let backends: [(String, SerialBackend)] = [
-    ("none", .none), ("null", .null), ("stdio", .stdio), ("mon:stdio", .stdio),
-    ("file:/tmp/a,b", .file(path: "/tmp/a,b")),
-    ("unix:/tmp/s", .unixSocket(path: "/tmp/s", server: false, wait: false)),
-    ("unix:/tmp/s,server=on", .unixSocket(path: "/tmp/s", server: true, wait: true)),
-    ("unix:/tmp/s,server=on,wait=off", .unixSocket(path: "/tmp/s", server: true, wait: false)),
-    ("unix:/tmp/s,server,nowait", .unixSocket(path: "/tmp/s", server: true, wait: false)),
-    ("unix:/tmp/a,,b,server", .unixSocket(path: "/tmp/a,b", server: true, wait: true)),
-  ]
+  private struct Backend: Sendable {
+    var text: String
+    var device: any CharacterOptions
+  }
+
+  private static let backends: [Backend] = {
+    func stdio(multiplexed: Bool = false) -> StdioCharacterOptions {
+      var options = StdioCharacterOptions()
+      options.multiplexed = multiplexed
+      return options
+    }
+    func file(_ path: String) -> FileCharacterOptions {
+      var options = FileCharacterOptions()
+      options.path = path
+      return options
+    }
+    func unix(_ path: String, server: Bool = false, wait: Bool? = nil) -> SocketCharacterOptions {
+      var options = SocketCharacterOptions()
+      options.path = path
+      options.server = server
+      options.wait = wait
+      return options
+    }
+    func tcp(_ host: String, _ port: UInt16, server: Bool = false) -> SocketCharacterOptions {
+      var options = SocketCharacterOptions()
+      options.host = host
+      options.port = port
+      options.server = server
+      return options
+    }
+    return [
+      Backend(text: "null", device: NullCharacterOptions()), Backend(text: "stdio", device: stdio()),
+      Backend(text: "mon:stdio", device: stdio(multiplexed: true)),
+      Backend(text: "file:/tmp/a,b", device: file("/tmp/a,b")), Backend(text: "unix:/tmp/s", device: unix("/tmp/s")),
+      Backend(text: "unix:/tmp/s,server=on", device: unix("/tmp/s", server: true)),
+      Backend(text: "unix:/tmp/s,server=on,wait=off", device: unix("/tmp/s", server: true, wait: false)),
+      Backend(text: "unix:/tmp/s,server,nowait", device: unix("/tmp/s", server: true, wait: false)),
+      Backend(text: "unix:/tmp/a,,b,server", device: unix("/tmp/a,b", server: true)),
+      Backend(text: "tcp:localhost:4444,server", device: tcp("localhost", 4444, server: true)),
+      Backend(text: "tcp::1", device: tcp("0.0.0.0", 1)),
+    ]
+  }()
 
   @Test(arguments: backends)
-  func serialBackends(_ text: String, _ backend: SerialBackend) throws {
-    #expect(try configuration("-kernel", "k", "-serial", text).serials == [backend])
+  private func serialBackends(_ backend: Backend) throws {
+    let machine = try configuration("-kernel", "k", "-serial", backend.text)
+    var wanted = backend.device
+    wanted.id = try Identifier(text: "serial0")
+    #expect(machine.serials == [.character(try Identifier(text: "serial0"))])
+    try #require(machine.characterDevices.count == 1)
+    #expect(String(describing: machine.characterDevices[0]) == String(describing: wanted))
+    #expect(machine.monitors.count == (backend.text.hasPrefix("mon:") ? 1 : 0))
+  }
+
+  @Test func monitors() throws {
+    let machine = try configuration(
+      "-kernel", "k", "-chardev", "socket,id=q,path=/tmp/q,server=on,wait=off", "-mon", "chardev=q,mode=control",
+      "-qmp", "unix:/tmp/a,server,nowait", "-qmp-pretty", "null", "-monitor", "stdio", "-monitor", "none", "-chardev",
+      "null,id=s", "-serial", "chardev:s", "-mon", "m", "-chardev", "null,id=m")
+    #expect(
+      machine.characterDevices.compactMap { $0.id?.text } == [
+        "q", "compat_monitor0", "compat_monitor1", "compat_monitor2", "s", "m",
+      ])
+    #expect(
+      machine.monitors.map { $0.device?.text } == ["q", "compat_monitor0", "compat_monitor1", "compat_monitor2", "m"])
+    #expect(machine.monitors.map(\.mode) == [.control, .control, .control, .readline, .readline])
+    #expect(machine.monitors.map(\.pretty) == [false, false, true, false, false])
+    #expect(machine.serials == [.character(try Identifier(text: "s"))])
+  }
+
+  /// The default serial port takes the terminal, unless somebody has it.
+  @Test func theDefaultSerialPortGivesWay() throws {
+    let machine = try configuration("-kernel", "k", "-qmp", "stdio")
+    #expect(machine.characterDevices.last is NullCharacterOptions && machine.monitors.count == 1)
+    let other = try configuration("-kernel", "k", "-monitor", "none")
+    #expect((other.characterDevices.first as? StdioCharacterOptions)?.multiplexed == false && other.monitors.isEmpty)
   }
 
   @Test func noDefaultsMeansNoSerialPort() throws {
     #expect(try configuration("-kernel", "k", "-nodefaults").serials == [])
-    #expect(try configuration("-nodefaults", "-kernel", "k", "-serial", "stdio").serials == [.stdio])
+    #expect(try configuration("-nodefaults", "-kernel", "k", "-serial", "none").serials == [.none])
+    let machine = try configuration("-nodefaults", "-kernel", "k", "-serial", "stdio")
+    #expect(machine.serials.count == 1 && machine.monitors.isEmpty)
   }
 
   @Test func whatIsSoAnywayIsAccepted() throws {
     let machine = try configuration(
       "-no-user-config", "-display", "none", "-vga", "none", "-net", "none", "-nic", "none", "-monitor", "none",
       "-parallel", "none", "-nographic", "-kernel", "k")
-    #expect(machine.serials == [.stdio] && machine.devices.isEmpty)
+    #expect(machine.serials.count == 1 && machine.monitors.isEmpty && machine.devices.isEmpty)
   }
 
   @Test func drives() throws {

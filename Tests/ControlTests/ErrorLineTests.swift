@@ -33,18 +33,42 @@ import Testing
     -append ab: only allowed with -kernel
     $ -display gtk
     -display gtk: unknown display; there is only: none
-    $ -monitor stdio
-    -monitor stdio: unknown monitor; there is only: none
+    $ -monitor stdoi
+    -monitor stdoi: unknown character backend; nearest: stdio
+    $ -mon chardev=c
+    -mon chardev=c: chardev "c" not found
+    $ -mon mode=control
+    -mon mode=control: Parameter 'chardev' is missing
+    $ -mon c,pretty=on
+    -mon c,pretty=on: 'pretty' is not compatible with HMP monitors
+    $ -chardev sokcet,id=c
+    -chardev sokcet,id=c: unknown character device; nearest: socket
+    $ -chardev null
+    -chardev null: chardev: no id specified
+    $ -chardev null,id=c -chardev null,id=c
+    -chardev null,id=c: Duplicate ID 'c' for chardev
+    $ -chardev socket,id=c
+    -chardev socket,id=c: chardev: socket: no host/path/fd given
+    $ -chardev socket,id=c,host=localhost
+    -chardev socket,id=c,host=localhost: chardev: socket: no port given
+    $ -chardev socket,id=c,path=p,host=h,port=1
+    -chardev socket,id=c,path=p,host=h,port=1: None or one of 'path', 'fd' or 'host' option required.
+    $ -chardev file,id=c
+    -chardev file,id=c: chardev: file: no filename given
+    $ -chardev null,id=c -serial chardev:c -mon c
+    -mon c: chardev 'c' is already in use
+    $ -monitor stdio -qmp stdio
+    -qmp stdio: cannot use stdio by multiple character devices
     $ -d iomu
     -d iomu: unknown log item; there is only: iommu
     $ -serial stdoi
-    -serial stdoi: unknown serial backend; nearest: stdio
+    -serial stdoi: unknown character backend; nearest: stdio
     $ -serial file:
     -serial file:: it needs a file's name
     $ -serial unix:,server
-    -serial unix:,server: the path is missing
+    -serial unix:,server: chardev: socket: no host/path/fd given
     $ -serial unix:s,wait=on
-    -serial unix:s,wait=on: wait goes with server=on
+    -serial unix:s,wait=on: 'wait' option is incompatible with socket in client connect mode
     $ -serial unix:s,sever=on
     -serial unix:s,sever=on: unknown property 'sever'; nearest: server
     $ -kernel k -serial stdio -serial null

@@ -1,12 +1,21 @@
 import Control
+import Machine
 import Testing
 
 @Suite struct TerminalMultiplexerTests {
-  private func receive(_ inputs: [UInt8]...) -> (guest: [UInt8], actions: [TerminalMultiplexer.Action]) {
+  private func receive(_ inputs: [UInt8]...) -> (guest: [UInt8], actions: [InputAction]) {
     var multiplexer = TerminalMultiplexer()
     var guest: [UInt8] = []
-    var actions: [TerminalMultiplexer.Action] = []
-    for input in inputs { actions += multiplexer.receive(input, guestBytes: &guest) }
+    var actions: [InputAction] = []
+    for input in inputs {
+      var rest = input[...]
+      while !rest.isEmpty {
+        let (used, action) = multiplexer.receive(rest, guestBytes: &guest)
+        rest = rest.dropFirst(used)
+        if let action { actions.append(action) }
+        if action == .exit { return (guest, actions) }
+      }
+    }
     return (guest, actions)
   }
 
@@ -34,14 +43,22 @@ import Testing
     #expect(guest.isEmpty && actions == [.exit])
   }
 
-  @Test func helpAndTheMissingMonitorAreShown() {
-    let (guest, actions) = receive([escape, UInt8(ascii: "h"), 0x61, escape, UInt8(ascii: "c")])
+  @Test func helpIsShown() {
+    let (guest, actions) = receive([escape, UInt8(ascii: "h"), 0x61])
     #expect(guest == [0x61])
-    guard actions.count == 2, case .show(let help) = actions[0], case .show(let monitor) = actions[1] else {
+    guard actions.count == 1, case .show(let help) = actions[0] else {
       Issue.record("\(actions)")
       return
     }
-    #expect(help.contains("C-a x    exit emulator") && monitor.contains("no monitor yet"))
+    #expect(help.contains("C-a x    exit emulator"))
+  }
+
+  /// What comes behind is not used up: it is for somebody else.
+  @Test func theFocusIsSwitchedInPlace() {
+    var multiplexer = TerminalMultiplexer()
+    var guest: [UInt8] = []
+    let (used, action) = multiplexer.receive([0x61, escape, UInt8(ascii: "c"), 0x62], guestBytes: &guest)
+    #expect(used == 3 && action == .switchFocus && guest == [0x61])
   }
 
   @Test func aLetterWithoutMeaningIsDropped() {

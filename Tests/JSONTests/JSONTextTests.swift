@@ -18,7 +18,7 @@ import Testing
 
   /// The order of members is kept, both ways, and non-ASCII is written out.
   @Test func layoutIsQEMUs() throws {
-    let text = #"{"zebra": {"x": -1, "y": []}, "apple": [true, null, 2.5, "\u00fc\"\\\u0000"], "": {}}"#
+    let text = #"{"zebra": {"x": -1, "y": []}, "apple": [true, null, 2.5, "\u00FC\"\\\u0000"], "": {}}"#
     #expect(written(try parse(text)) == text)
     #expect(
       written(["a": [1, 2], "b": ["c": "d"]], pretty: true) == """

@@ -16,7 +16,6 @@ public final class CharacterDevice: Sendable {
 
   public let options: any CharacterOptions
   private let input: CharacterEndpoint.Input
-  private let listener: Listener?
   private let output: CharacterOutputBuffer?
   private let interpreter: (any InputInterpreter)?
   private let onExit: @Sendable () -> Void
@@ -29,6 +28,7 @@ public final class CharacterDevice: Sendable {
     var frontends: [any CharacterFrontend] = []
     var target: CharacterOutputBuffer.Target?
     var reader: Thread?
+    var listener: Listener?
   }
 
   private final class Listener: Sendable {
@@ -52,14 +52,15 @@ public final class CharacterDevice: Sendable {
     var endpoint = try CharacterEndpoint(options, interruption: interruption)
     input = endpoint.input
     let target = endpoint.target
-    state = Mutex(State(target: target))
+    var listener: Listener?
+    if let opened = endpoint.listener.take() { listener = Listener(opened) }
+    state = Mutex(State(target: target, listener: listener))
     output = options is NullCharacterOptions ? nil : try CharacterOutputBuffer(to: target)
     if case .standardInput = endpoint.input {
       self.interpreter = interpreter
     } else {
       self.interpreter = options.multiplexed ? interpreter : nil
     }
-    if let opened = endpoint.listener.take() { listener = Listener(opened) } else { listener = nil }
   }
 
   /// Gives it a frontend; of several of a multiplexed device the first has the focus. To be called before `start`.
@@ -70,6 +71,14 @@ public final class CharacterDevice: Sendable {
       return true
     }
     if !attached { throw InUse(id: options.id?.text ?? type(of: options).kindName) }
+  }
+
+  /// Whether somebody here uses it.
+  public var hasFrontend: Bool { state.withLock { !$0.frontends.isEmpty } }
+
+  /// Whether a person types into it, whose keys nobody shows: a terminal in raw mode.
+  public var isTerminal: Bool {
+    if case .standardInput = input { Terminal.isTerminal } else { false }
   }
 
   /// Begins to pass bytes. Where nothing can ever come in, `connected` is called from here.
@@ -109,6 +118,12 @@ public final class CharacterDevice: Sendable {
       return state.reader
     }
     reader?.join()
+    // The socket is gone from the file system, and a frontend that holds this device does not keep itself alive.
+    state.withLock { state in
+      state.listener = nil
+      state.frontends = []
+      state.target = nil
+    }
     if case .standardInput = input { Terminal.restore() }
   }
 
@@ -139,6 +154,7 @@ public final class CharacterDevice: Sendable {
 
   /// One connection after the other; a client's socket has but one.
   private func serve(_ feed: inout CharacterFeed) {
+    let listener = state.withLock { $0.listener }
     while true {
       if let target = state.withLock({ $0.target }) {
         feed.connected()

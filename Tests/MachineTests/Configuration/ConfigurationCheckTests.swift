@@ -66,8 +66,34 @@ import Testing
 
   @Test func thereIsOneSerialPort() {
     var wanted = configuration()
-    wanted.serials = [.stdio, .null]
+    wanted.serials = [.none, .none]
     #expect(problem(wanted) == .tooManySerialPorts(count: 2, highest: 1))
+  }
+
+  @Test func characterDevicesHaveOneFrontendUnlessMultiplexed() throws {
+    let id = try Identifier(text: "c0")
+    var wanted = configuration()
+    wanted.serials = [.character(id)]
+    #expect(problem(wanted) == .serial(index: 0, .notFound(id)))
+    var device = NullCharacterOptions()
+    wanted.characterDevices = [device]
+    #expect(problem(wanted) == .characterDevice(index: 0, .missingID))
+    device.id = id
+    wanted.characterDevices = [device]
+    #expect(problem(wanted) == nil)
+    wanted.monitors = [try MonitorOptions([PropertyAssignment(name: "chardev", value: "c0")])]
+    #expect(problem(wanted) == .monitor(index: 0, .inUse(id)))
+    device.multiplexed = true
+    wanted.characterDevices = [device, device]
+    #expect(problem(wanted) == .characterDevice(index: 1, .duplicateID(id)))
+    wanted.characterDevices = [device]
+    #expect(problem(wanted) == nil)
+    var first = StdioCharacterOptions()
+    first.id = try Identifier(text: "s0")
+    var second = first
+    second.id = try Identifier(text: "s1")
+    wanted.characterDevices += [first, second]
+    #expect(problem(wanted) == .characterDevice(index: 2, .standardInputTaken))
   }
 
   @Test func devicesNameNodesThatExist() throws {

@@ -26,12 +26,16 @@ private func readAll(_ descriptor: Int32, _ count: Int = .max) -> [UInt8] {
   return bytes
 }
 
-@Suite(.timeLimit(.minutes(2))) struct BufferedOutputTests {
+extension CharacterOutputBuffer {
+  fileprivate func write(_ text: String) { #expect(write(Array(text.utf8))) }
+}
+
+@Suite(.timeLimit(.minutes(2))) struct CharacterOutputBufferTests {
   private func pattern(_ count: Int) -> [UInt8] { (0..<count).map { UInt8(truncatingIfNeeded: $0 &* 31 ^ $0 >> 7) } }
 
   @Test func bytesComeOutInOrder() throws {
     let pipe = makePipe()
-    let output = try BufferedOutput(to: BufferedOutput.Target(FileDescriptor(owning: pipe.writer)))
+    let output = try CharacterOutputBuffer(to: CharacterOutputBuffer.Target(FileDescriptor(owning: pipe.writer)))
     let bytes = pattern(200_000)
     let writer = try Thread(name: "writer") { for byte in bytes { output.write(byte) } }
     #expect(readAll(pipe.reader, bytes.count) == bytes)
@@ -46,7 +50,7 @@ private func readAll(_ descriptor: Int32, _ count: Int = .max) -> [UInt8] {
     let pipe = makePipe()
     let bytes = pattern(50_000)
     do {
-      let output = try BufferedOutput(to: BufferedOutput.Target(FileDescriptor(owning: pipe.writer)))
+      let output = try CharacterOutputBuffer(to: CharacterOutputBuffer.Target(FileDescriptor(owning: pipe.writer)))
       for byte in bytes { output.write(byte) }
       output.stop()
     }
@@ -59,7 +63,7 @@ private func readAll(_ descriptor: Int32, _ count: Int = .max) -> [UInt8] {
     let pipe = makePipe()
     let bytes = pattern(3 << 20)
     do {
-      let output = try BufferedOutput(to: BufferedOutput.Target(FileDescriptor(owning: pipe.writer)))
+      let output = try CharacterOutputBuffer(to: CharacterOutputBuffer.Target(FileDescriptor(owning: pipe.writer)))
       for byte in bytes { output.write(byte) }
       output.stop()
     }
@@ -74,7 +78,7 @@ private func readAll(_ descriptor: Int32, _ count: Int = .max) -> [UInt8] {
   @Test func aReaderThatIsLateGetsTheFirstBytes() throws {
     let pipe = makePipe()
     let bytes = pattern(4 << 20)
-    let output = try BufferedOutput(to: BufferedOutput.Target(FileDescriptor(owning: pipe.writer)))
+    let output = try CharacterOutputBuffer(to: CharacterOutputBuffer.Target(FileDescriptor(owning: pipe.writer)))
     for byte in bytes { output.write(byte) }
     // The limit counts what waits, besides what is being written.
     let seen = readAll(pipe.reader, 1 << 20)
@@ -89,11 +93,11 @@ private func readAll(_ descriptor: Int32, _ count: Int = .max) -> [UInt8] {
 
   @Test func withoutATargetBytesAreDropped() throws {
     let pipe = makePipe()
-    let output = try BufferedOutput(to: nil)
+    let output = try CharacterOutputBuffer(to: nil)
     output.write("lost")
     // The thread takes them some time; a new target may come before, so wait until they are gone.
     usleep(100_000)
-    output.setTarget(BufferedOutput.Target(FileDescriptor(owning: pipe.writer)))
+    output.setTarget(CharacterOutputBuffer.Target(FileDescriptor(owning: pipe.writer)))
     output.write("kept")
     #expect(readAll(pipe.reader, 4) == Array("kept".utf8))
     output.stop()
@@ -103,11 +107,11 @@ private func readAll(_ descriptor: Int32, _ count: Int = .max) -> [UInt8] {
   @Test func aReaderThatGoesIsNoHarm() throws {
     let first = makePipe()
     let second = makePipe()
-    let output = try BufferedOutput(to: BufferedOutput.Target(FileDescriptor(owning: first.writer)))
+    let output = try CharacterOutputBuffer(to: CharacterOutputBuffer.Target(FileDescriptor(owning: first.writer)))
     close(first.reader)
     for _ in 0..<100 { output.write("into the void ") }
     usleep(50_000)
-    output.setTarget(BufferedOutput.Target(FileDescriptor(owning: second.writer)))
+    output.setTarget(CharacterOutputBuffer.Target(FileDescriptor(owning: second.writer)))
     output.write("!")
     var last: UInt8 = 0
     while last != UInt8(ascii: "!"), let byte = readAll(second.reader, 1).first { last = byte }
@@ -119,10 +123,30 @@ private func readAll(_ descriptor: Int32, _ count: Int = .max) -> [UInt8] {
 
 @Suite(.serialized, .timeLimit(.minutes(2))) struct SerialConnectionTests {
   private struct Passing: InputInterpreter {
-    mutating func receive(_ bytes: [UInt8], guestBytes: inout [UInt8]) -> [InputAction] {
-      var actions: [InputAction] = []
-      for byte in bytes { if byte == UInt8(ascii: "!") { actions.append(.exit) } else { guestBytes.append(byte) } }
-      return actions
+    mutating func receive(
+      _ bytes: ArraySlice<UInt8>, guestBytes: inout [UInt8]
+    ) -> (used: Int, action: InputAction?) {
+      for (used, byte) in zip(1..., bytes) {
+        if byte == UInt8(ascii: "!") { return (used, .exit) }
+        if byte == UInt8(ascii: "#") { return (used, .switchFocus) }
+        guestBytes.append(byte)
+      }
+      return (bytes.count, nil)
+    }
+  }
+
+  private final class Connection {
+    let device: CharacterDevice
+    private let serial: SerialConnection
+
+    init(_ device: CharacterDevice, _ serial: SerialConnection) {
+      self.device = device
+      self.serial = serial
+    }
+
+    func stop() {
+      device.stop()
+      serial.connect(nil)
     }
   }
 
@@ -136,11 +160,34 @@ private func readAll(_ descriptor: Int32, _ count: Int = .max) -> [UInt8] {
     unlink(path)
   }
 
-  private func connect(_ backend: SerialBackend) throws -> (SerialConnection, SerialPort) {
-    let connection = try #require(try SerialConnection(backend, interpreter: Passing(), events: events))
-    let port = SerialPort(output: connection.output, interrupt: RecordingLine())
-    try connection.start(port: port)
-    return (connection, port)
+  private func socket(_ path: String, server: Bool, wait: Bool? = nil) -> SocketCharacterOptions {
+    var options = SocketCharacterOptions()
+    options.path = path
+    options.server = server
+    options.wait = wait
+    return options
+  }
+
+  private func file(_ path: String) -> FileCharacterOptions {
+    var options = FileCharacterOptions()
+    options.path = path
+    return options
+  }
+
+  private func open(_ options: any CharacterOptions, interruption: Int32? = nil) throws(SystemError) -> CharacterDevice
+  {
+    let events = events
+    return try CharacterDevice(
+      options, interpreter: Passing(), interruption: interruption, onExit: { events.post(.quit(.terminal)) })
+  }
+
+  private func connect(_ options: any CharacterOptions) throws -> (Connection, SerialPort) {
+    let device = try open(options)
+    let serial = try SerialConnection(to: device)
+    let port = SerialPort(output: serial, interrupt: RecordingLine())
+    serial.connect(port)
+    try device.start()
+    return (Connection(device, serial), port)
   }
 
   private func send(_ text: String, from port: SerialPort) { for byte in text.utf8 { port.writeByte(byte, at: 0) } }
@@ -159,12 +206,8 @@ private func readAll(_ descriptor: Int32, _ count: Int = .max) -> [UInt8] {
     String(decoding: readAll(client.rawValue, count), as: UTF8.self)
   }
 
-  @Test func noneIsNoPort() throws {
-    #expect(try SerialConnection(.none, interpreter: Passing(), events: events) == nil)
-  }
-
   @Test func aFileGetsTheOutput() throws {
-    let (connection, port) = try connect(.file(path: path))
+    let (connection, port) = try connect(self.file(path))
     send("hello\n", from: port)
     connection.stop()
     let file = try FileDescriptor(opening: path, O_RDONLY)
@@ -172,13 +215,13 @@ private func readAll(_ descriptor: Int32, _ count: Int = .max) -> [UInt8] {
     #expect(seen == "hello\n")
     unlink(path)
     let error = #expect(throws: SystemError.self) {
-      try SerialConnection(.file(path: "/nosuch/file"), interpreter: Passing(), events: events)
+      try open(self.file("/nosuch/file"))
     }
     #expect(error?.code == ENOENT)
   }
 
   @Test func aSocketServesOneClientAfterTheOther() throws {
-    let (connection, port) = try connect(.unixSocket(path: path, server: true, wait: false))
+    let (connection, port) = try connect(socket(path, server: true, wait: false))
     for round in 0..<3 {
       let client = try FileDescriptor(connectingTo: path)
       try client.write(Array("in \(round)".utf8))
@@ -193,7 +236,7 @@ private func readAll(_ descriptor: Int32, _ count: Int = .max) -> [UInt8] {
 
   /// A client sends more than the guest takes and goes. The next is served all the same, and nothing sent is lost.
   @Test func aClientThatLeavesUnreadInputDoesNotBlockTheNext() throws {
-    let (connection, port) = try connect(.unixSocket(path: path, server: true, wait: false))
+    let (connection, port) = try connect(socket(path, server: true, wait: false))
     do {
       let client = try FileDescriptor(connectingTo: path)
       try client.write(Array("left behind".utf8))
@@ -214,7 +257,7 @@ private func readAll(_ descriptor: Int32, _ count: Int = .max) -> [UInt8] {
 
   @Test func aClientSocketConnectsToAServer() throws {
     let listener = try UnixListener(at: path)
-    let (connection, port) = try connect(.unixSocket(path: path, server: false, wait: false))
+    let (connection, port) = try connect(socket(path, server: false))
     let server = try listener.accept()
     send("guest", from: port)
     let seen = text(server, 5)
@@ -223,8 +266,7 @@ private func readAll(_ descriptor: Int32, _ count: Int = .max) -> [UInt8] {
     #expect(receive(4, at: port) == "host")
     connection.stop()
     #expect(throws: SystemError.self) {
-      try SerialConnection(
-        .unixSocket(path: path + ".no", server: false, wait: false), interpreter: Passing(), events: events)
+      try open(socket(path + ".no", server: false))
     }
   }
 
@@ -239,7 +281,7 @@ private func readAll(_ descriptor: Int32, _ count: Int = .max) -> [UInt8] {
         usleep(1_000)
       }
     }
-    let (connection, port) = try connect(.unixSocket(path: path, server: true, wait: true))
+    let (connection, port) = try connect(socket(path, server: true, wait: true))
     #expect(receive(1, at: port) == "w")
     client.join()
     connection.stop()
@@ -250,9 +292,7 @@ private func readAll(_ descriptor: Int32, _ count: Int = .max) -> [UInt8] {
     let signal = try EventDescriptor()
     signal.signal()
     let error = #expect(throws: SystemError.self) {
-      try SerialConnection(
-        .unixSocket(path: path, server: true, wait: true), interpreter: Passing(), events: events,
-        interruption: signal.rawValue)
+      try open(socket(path, server: true, wait: true), interruption: signal.rawValue)
     }
     #expect(error == SystemError("accept", path, code: EINTR))
     #expect(access(path, F_OK) != 0)
@@ -260,7 +300,7 @@ private func readAll(_ descriptor: Int32, _ count: Int = .max) -> [UInt8] {
 
   @Test func theSocketGoesWithTheConnection() throws {
     do {
-      let (connection, _) = try connect(.unixSocket(path: path, server: true, wait: false))
+      let (connection, _) = try connect(socket(path, server: true, wait: false))
       connection.stop()
     }
     #expect(access(path, F_OK) != 0)
@@ -268,7 +308,7 @@ private func readAll(_ descriptor: Int32, _ count: Int = .max) -> [UInt8] {
 
   /// A blocked client, and input that the guest never takes: stopping ends all the same.
   @Test func stoppingDoesNotWaitForAnybody() throws {
-    let (connection, port) = try connect(.unixSocket(path: path, server: true, wait: false))
+    let (connection, port) = try connect(socket(path, server: true, wait: false))
     let client = try FileDescriptor(connectingTo: path)
     try client.write([UInt8](repeating: 65, count: 10_000))
     #expect(receive(1, at: port) == "A")
@@ -282,11 +322,11 @@ private func readAll(_ descriptor: Int32, _ count: Int = .max) -> [UInt8] {
     let pipe = makePipe()
     let saved = dup(STDIN_FILENO)
     dup2(pipe.reader, STDIN_FILENO)
-    let (connection, port) = try connect(.stdio)
+    let (connection, port) = try connect(StdioCharacterOptions())
     dup2(saved, STDIN_FILENO)
     close(saved)
     #expect(write(pipe.writer, "ab!c", 4) == 4)
-    #expect(receive(3, at: port) == "abc")
+    #expect(receive(2, at: port) == "ab")
     #expect(events.take() == .quit(.terminal))
     close(pipe.writer)
     connection.stop()
