@@ -21,6 +21,7 @@ extension Control {
       machine.control.addListener { notice in
         if let text = text(of: notice) { StandardStreams.writeError(text) }
       }
+      try Monitors.attach(configuration.monitors, to: machine)
       let ending = try machine.run()
       writeLog(of: machine, configuration)
       switch ending {

@@ -61,3 +61,9 @@ public struct JSONObject: Hashable, Sendable {
   /// For a parser, which knows that the name is new.
   mutating func append(_ name: String, _ value: JSONValue) { members.append(Member(name: name, value: value)) }
 }
+
+extension JSONObject: ExpressibleByDictionaryLiteral {
+  public init(dictionaryLiteral elements: (String, JSONValue)...) {
+    for (name, value) in elements { self[name] = value }
+  }
+}

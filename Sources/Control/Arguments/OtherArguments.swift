@@ -11,3 +11,12 @@ struct ActionArguments: TypedOptions {
       help: "What the guest's power-off does"),
   ]
 }
+
+/// What `-name` says.
+struct NameArguments: TypedOptions {
+  var name: String?
+
+  static let properties: [Property<Self>] = [
+    Property("guest", \.name, help: "The guest's name")
+  ]
+}

@@ -173,6 +173,16 @@ enum CommandOptions {
   ]
 
   private static let running = [
+    CommandOption(
+      "name", argument: "[guest=]NAME", help: "the guest's name, for query-name and info name"
+    ) { (draft, text) throws(OptionProblem) in
+      draft.configuration.name = try NameArguments.parsing(text, impliedName: "guest").name
+      return nil
+    },
+    CommandOption("S", help: "do not start the CPUs: a monitor's cont does") { (draft) throws(OptionProblem) in
+      draft.configuration.startsPaused = true
+      return nil
+    },
     CommandOption("no-reboot", help: "end when the guest resets, instead of starting it again") {
       (draft) throws(OptionProblem) in
       draft.action.reboot = .shutdown

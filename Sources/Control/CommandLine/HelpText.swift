@@ -2,7 +2,8 @@ import Machine
 
 /// What the help options print, from the tables.
 enum HelpText {
-  static let version = "Nestling emulator version 0.1.0\n"
+  static let versionNumber = "0.1.0"
+  static let version = "Nestling emulator version \(versionNumber)\n"
 
   static var options: String {
     var text = version + "usage: nestling [options]\n"

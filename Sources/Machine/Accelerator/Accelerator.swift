@@ -78,6 +78,12 @@ protocol Processors: AnyObject, Sendable {
   func requestStop()
   /// Returns when none runs. Not for a CPU's own thread.
   func stop()
+  /// The kernel's numbers of the threads that run them, in their order; empty while there are none.
+  var threadIDs: [Int] { get }
+}
+
+extension Processors {
+  var threadIDs: [Int] { [] }
 }
 
 /// The clock by which a guest's time goes.

@@ -1,5 +1,7 @@
 /// The machine that is wanted, as values: from the command line, and later QMP; nothing here is text to parse.
 public struct MachineConfiguration: Sendable {
+  /// The guest's name, for people; nil where nobody gave it one.
+  public var name: String?
   public var accelerator = Accelerator.kvm(device: "/dev/kvm")
   public var machineType = MachineType.q35
   public var processors = ProcessorTopology()
@@ -17,6 +19,8 @@ public struct MachineConfiguration: Sendable {
   /// In the order given, which is the order in which they are built.
   public var devices: [any DeviceOptions] = []
   public var rebootAction = RebootAction.reset
+  /// The CPUs stand still until a monitor's `cont`.
+  public var startsPaused = false
   public var logItems: Set<LogItem> = []
   /// Where log items go; nil for standard error.
   public var logPath: String?

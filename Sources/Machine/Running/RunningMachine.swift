@@ -146,6 +146,11 @@ public final class RunningMachine {
   /// A character device of the configuration, for a frontend to be attached before the machine runs.
   public func characterDevice(_ id: Identifier) throws(StartError) -> CharacterDevice { try characters.device(id) }
 
+  /// To look at the machine.
+  public var inspection: MachineInspection {
+    MachineInspection(configuration, board: board, characters: characters, processors: processors)
+  }
+
   /// To ask something of the machine, and to hear what happens to it.
   public var control: any MachineControl { controller }
 
@@ -171,7 +176,6 @@ public final class RunningMachine {
       stop()
       throw error
     }
-    controller.set(.running)
     while true {
       let ready = Poll.readable([events.rawValue, signals.rawValue])
       if ready[1], signals.take() != nil { return end(.quit, .signal) }
@@ -184,6 +188,8 @@ public final class RunningMachine {
     do {
       serial?.connect(board.serial)
       try characters.start()
+      guard !configuration.startsPaused else { return }
+      controller.set(.running)
       try processors.start()
     } catch {
       throw .system(error)
@@ -236,9 +242,10 @@ public final class RunningMachine {
   }
 
   private func resume() -> Ending? {
-    guard controller.status == .paused else { return startProcessors() }
-    controller.set(.running)
-    controller.tell(.resumed)
+    if controller.status != .running {
+      controller.set(.running)
+      controller.tell(.resumed)
+    }
     return startProcessors()
   }
 
@@ -255,8 +262,10 @@ public final class RunningMachine {
 
   private func end(_ ending: Ending, _ cause: MachineCause) -> Ending {
     controller.set(.shutdown)
-    stop()
+    processors.stop()
+    // Before the monitors' connections end.
     controller.tell(.shutdown(cause))
+    stop()
     return ending
   }
 

@@ -8,6 +8,7 @@ final class KVMProcessors: Processors {
   private let vcpus: [VCPU]
   private let resetStates: [VCPUState]
   private let threads = Mutex<[Thread]>([])
+  private let numbers = Mutex<[Int: Int]>([:])
   private let stopping = Atomic<Bool>(false)
   private let board: Board
 
@@ -40,9 +41,16 @@ final class KVMProcessors: Processors {
     stopping.store(false, ordering: .releasing)
     for vcpu in vcpus { vcpu.clearExitRequest() }
     for vcpu in vcpus {
-      let thread = try Thread(name: "vCPU \(vcpu.id)") { [self] in run(vcpu) }
+      let thread = try Thread(name: "vCPU \(vcpu.id)") { [self] in
+        numbers.withLock { $0[vcpu.id] = Thread.currentID }
+        run(vcpu)
+      }
       threads.withLock { $0.append(thread) }
     }
+  }
+
+  var threadIDs: [Int] {
+    numbers.withLock { numbers in numbers.sorted { $0.key < $1.key }.map(\.value) }
   }
 
   func requestStop() {
@@ -58,6 +66,7 @@ final class KVMProcessors: Processors {
       return threads
     }
     for thread in joined { thread.join() }
+    numbers.withLock { $0 = [:] }
   }
 
   private func run(_ vcpu: VCPU) {

@@ -1,0 +1,167 @@
+import JSON
+import Machine
+import PCI
+
+/// What the machine is made of (qapi/machine.json, qapi/pci.json, qapi/char.json).
+extension MonitorCommands {
+  static let boardCommands: [MonitorCommand] = [
+    MonitorCommand(
+      "query-kvm",
+      answers: .object("KvmInfo", [SchemaMember("enabled", .boolean), SchemaMember("present", .boolean)])
+    ) { (target) throws(MonitorError) in
+      let isKVM = if case .kvm = target.configuration.accelerator { true } else { false }
+      return ["enabled": .bool(isKVM), "present": .bool(isKVM)]
+    },
+    MonitorCommand(
+      "query-target", answers: .object("TargetInfo", [SchemaMember("arch", .string)])
+    ) { (_) throws(MonitorError) in ["arch": "x86_64"] },
+    MonitorCommand(
+      "query-cpus-fast",
+      answers: .array(
+        .object(
+          "CpuInfoFast",
+          [
+            SchemaMember("cpu-index", .integer), SchemaMember("qom-path", .string),
+            SchemaMember("thread-id", .integer), SchemaMember("props", processorPlace), SchemaMember("target", .string),
+          ]))
+    ) { (target) throws(MonitorError) in .array(processors(target)) },
+    // There are no iothreads: every queue has a worker of its own.
+    MonitorCommand("query-iothreads", answers: .array(.any)) { (_) throws(MonitorError) in [] },
+    MonitorCommand(
+      "query-memory-size-summary", answers: .object("MemoryInfo", [SchemaMember("base-memory", .integer)])
+    ) { (target) throws(MonitorError) in
+      ["base-memory": .integer(Int64(clamping: target.configuration.memory.size))]
+    },
+    MonitorCommand(
+      "query-current-machine",
+      answers: .object("CurrentMachineParams", [SchemaMember("wakeup-suspend-support", .boolean)])
+    ) { (_) throws(MonitorError) in ["wakeup-suspend-support": false] },
+    MonitorCommand(
+      "query-chardev",
+      answers: .array(
+        .object(
+          "ChardevInfo",
+          [
+            SchemaMember("frontend-open", .boolean), SchemaMember("filename", .string), SchemaMember("label", .string),
+          ]))
+    ) { (target) throws(MonitorError) in
+      .array(
+        target.characterDevices.map { device in
+          [
+            "frontend-open": .bool(device.hasFrontend), "filename": .string(device.name), "label": .string(device.id),
+          ]
+        })
+    },
+    MonitorCommand(
+      "query-pci",
+      answers: .array(
+        .object("PciInfo", [SchemaMember("bus", .integer), SchemaMember("devices", .array(functionType))]))
+    ) { (target) throws(MonitorError) in [["bus": 0, "devices": .array(target.functions.map(function))]] },
+    MonitorCommand(
+      "x-query-iommu", answers: .object("HumanReadableText", [SchemaMember("human-readable-text", .string)])
+    ) { (target) throws(MonitorError) in ["human-readable-text": .string(target.remappingText())] },
+  ]
+
+  private static let processorPlace = SchemaType.object(
+    "CpuInstanceProperties",
+    [SchemaMember("socket-id", .integer), SchemaMember("core-id", .integer), SchemaMember("thread-id", .integer)])
+
+  private static func processors(_ target: any MonitorTarget) -> [JSONValue] {
+    let threads = target.processorThreads
+    let topology = target.configuration.processors
+    let threadsPerSocket = max(1, topology.coresPerSocket * topology.threadsPerCore)
+    return (0..<topology.count).map { index in
+      let within = index % threadsPerSocket
+      return [
+        "cpu-index": .integer(Int64(index)), "qom-path": .string("/machine/cpu[\(index)]"),
+        "thread-id": .integer(Int64(index < threads.count ? threads[index] : 0)),
+        "props": [
+          "socket-id": .integer(Int64(index / threadsPerSocket)),
+          "core-id": .integer(Int64(within / max(1, topology.threadsPerCore))),
+          "thread-id": .integer(Int64(within % max(1, topology.threadsPerCore))),
+        ],
+        "target": "x86_64",
+      ]
+    }
+  }
+
+  private static let functionType = SchemaType.object(
+    "PciDeviceInfo",
+    [
+      SchemaMember("bus", .integer), SchemaMember("slot", .integer), SchemaMember("function", .integer),
+      SchemaMember(
+        "class_info",
+        .object("PciDeviceClass", [SchemaMember("desc", .string, optional: true), SchemaMember("class", .integer)])),
+      SchemaMember(
+        "id",
+        .object(
+          "PciDeviceId",
+          [
+            SchemaMember("device", .integer), SchemaMember("vendor", .integer),
+            SchemaMember("subsystem", .integer, optional: true),
+            SchemaMember("subsystem-vendor", .integer, optional: true),
+          ])),
+      SchemaMember("irq", .integer, optional: true), SchemaMember("irq_pin", .integer),
+      SchemaMember("qdev_id", .string),
+      SchemaMember(
+        "regions",
+        .array(
+          .object(
+            "PciMemoryRegion",
+            [
+              SchemaMember("bar", .integer), SchemaMember("type", .string), SchemaMember("address", .integer),
+              SchemaMember("size", .integer), SchemaMember("prefetch", .boolean, optional: true),
+              SchemaMember("mem_type_64", .boolean, optional: true),
+            ]))),
+    ])
+
+  private static func function(_ function: MachineInspection.Function) -> JSONValue {
+    let description = function.description
+    var kind: JSONObject = ["class": .integer(Int64(description.classCode >> 8))]
+    kind["desc"] = PCIClassName.of(description.classCode).map { .string($0) }
+    var object: JSONObject = [
+      "bus": .integer(Int64(function.address.bus)), "slot": .integer(Int64(function.address.device)),
+      "function": .integer(Int64(function.address.function)), "class_info": .object(kind),
+      "id": [
+        "device": .integer(Int64(description.deviceID)), "vendor": .integer(Int64(description.vendorID)),
+        "subsystem": .integer(Int64(description.subsystemID)),
+        "subsystem-vendor": .integer(Int64(description.subsystemVendorID)),
+      ],
+    ]
+    if description.interruptPin > 0 { object["irq"] = .integer(Int64(function.interruptLine)) }
+    object["irq_pin"] = .integer(Int64(description.interruptPin))
+    object["qdev_id"] = .string(function.id ?? "")
+    object["regions"] = .array(function.regions.map(region))
+    return .object(object)
+  }
+
+  private static func region(_ region: MachineInspection.Function.Region) -> JSONValue {
+    let register = region.register
+    var object: JSONObject = [
+      "bar": .integer(Int64(register.index)), "type": register.space == .io ? "io" : "memory",
+      // QEMU has -1 for one that nobody has placed.
+      "address": region.address == 0 ? -1 : .integer(Int64(bitPattern: region.address)),
+      "size": .integer(Int64(clamping: register.size)),
+    ]
+    if register.space != .io {
+      object["prefetch"] = .bool(register.prefetchable)
+      object["mem_type_64"] = .bool(register.space == .memory64)
+    }
+    return .object(object)
+  }
+}
+
+/// QEMU's words for the classes that there are here (hw/pci/pci.c).
+enum PCIClassName {
+  static func of(_ classCode: UInt32) -> String? {
+    switch classCode >> 8 {
+    case 0x0100: "SCSI controller"
+    case 0x0180: "Mass storage controller"
+    case 0x0200: "Ethernet controller"
+    case 0x0600: "Host bridge"
+    case 0x0601: "ISA bridge"
+    case 0x0604: "PCI bridge"
+    default: nil
+    }
+  }
+}

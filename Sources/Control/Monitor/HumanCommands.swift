@@ -1,0 +1,81 @@
+import Machine
+
+/// The commands of the monitor for people (HMP), as data.
+struct HumanCommand: Sendable {
+  let names: [String]
+  /// What follows the name, for help.
+  let parameters: String
+  let help: String
+  let run: @Sendable (_ words: [String], any MonitorTarget) -> HumanCommands.Answer
+
+  init(
+    _ names: String..., parameters: String = "", help: String,
+    _ run: @escaping @Sendable (_ words: [String], any MonitorTarget) -> HumanCommands.Answer
+  ) {
+    self.names = names
+    self.parameters = parameters
+    self.help = help
+    self.run = run
+  }
+}
+
+enum HumanCommands {
+  struct Answer {
+    var text = ""
+    /// To be done once the text is on its way.
+    var afterwards: (@Sendable () -> Void)?
+  }
+
+  static let all: [HumanCommand] = [
+    HumanCommand("help", "?", parameters: "[cmd]", help: "show the help") { (words, _) in
+      Answer(text: help(words.first))
+    },
+    HumanCommand("info", parameters: "[subcommand]", help: "show various information about the system state") {
+      (words, target) in Answer(text: info(words, target))
+    },
+    HumanCommand("stop", "s", help: "stop emulation") { (_, target) in
+      target.pause()
+      return Answer()
+    },
+    HumanCommand("cont", "c", help: "resume emulation") { (_, target) in
+      target.resume()
+      return Answer()
+    },
+    HumanCommand("system_reset", help: "reset the system") { (_, target) in
+      Answer { target.control.requestReset() }
+    },
+    HumanCommand("system_powerdown", help: "send system power down event") { (_, target) in
+      Answer { target.control.requestPowerDown() }
+    },
+    HumanCommand("quit", "q", help: "quit the emulator") { (_, target) in
+      Answer { target.control.requestQuit(.monitorQuit) }
+    },
+  ]
+
+  /// Carries out one line.
+  static func run(_ line: String, on target: any MonitorTarget) -> Answer {
+    let words = line.split { $0 == " " || $0 == "\t" || $0.isNewline }.map(String.init)
+    guard let name = words.first else { return Answer() }
+    guard let command = all.first(where: { $0.names.contains(name) }) else {
+      return Answer(text: "unknown command: \(ErrorText.quoted(name))\n")
+    }
+    if words.count > 1, command.parameters.isEmpty {
+      return Answer(text: "\(name): extraneous characters at the end of line\n")
+    }
+    return command.run(Array(words.dropFirst()), target)
+  }
+
+  private static func help(_ name: String?) -> String {
+    if name == "info" { return infoHelp }
+    let listed = all.filter { command in name.map { command.names.contains($0) } ?? true }
+    return listed.map { line($0.names.joined(separator: "|"), $0.parameters, $0.help) }.joined()
+  }
+
+  static func line(_ names: String, _ parameters: String, _ help: String) -> String {
+    names + (parameters.isEmpty ? "" : " " + parameters) + " -- " + help + "\n"
+  }
+}
+
+extension HumanCommands.Answer {
+  fileprivate init(_ afterwards: @escaping @Sendable () -> Void) { self.afterwards = afterwards }
+}

@@ -1,0 +1,101 @@
+import Machine
+import PCI
+
+/// `info` of the monitor for people. The layouts are QEMU's, where it has such a thing.
+extension HumanCommands {
+  private struct Subject: Sendable {
+    let name: String
+    var parameters = ""
+    let help: String
+    let text: @Sendable (_ words: [String], any MonitorTarget) -> String
+  }
+
+  private static let subjects: [Subject] = [
+    Subject(name: "chardev", help: "show the character devices") { (_, target) in
+      target.characterDevices.map { "\($0.id): filename=\($0.name)\n" }.joined()
+    },
+    Subject(name: "cpus", help: "show infos for each CPU") { (_, target) in
+      let threads = target.processorThreads
+      return (0..<target.configuration.processors.count).map { index in
+        "\(index == 0 ? "*" : " ") CPU #\(index):"
+          + (index < threads.count ? " thread_id=\(threads[index])" : "") + "\n"
+      }.joined()
+    },
+    Subject(
+      name: "iommu", parameters: "[translate DEVICE[:PASID] ADDRESS [read|write]]",
+      help: "show the IOMMUs: tables, caches, counters; or how they translate one address"
+    ) { (words, target) in
+      guard let word = words.first else { return target.remappingText() }
+      guard word == "translate" else { return "info iommu: \(ErrorText.quoted(word)) is not translate\n" }
+      return target.translationText(Array(words.dropFirst()))
+    },
+    Subject(name: "kvm", help: "show KVM information") { (_, target) in
+      if case .kvm = target.configuration.accelerator { "kvm support: enabled\n" } else { "kvm support: disabled\n" }
+    },
+    Subject(name: "name", help: "show the current VM name") { (_, target) in
+      target.configuration.name.map { $0 + "\n" } ?? ""
+    },
+    Subject(name: "pci", help: "show PCI info") { (_, target) in target.functions.map(text).joined() },
+    Subject(name: "status", help: "show the current VM status") { (_, target) in
+      switch target.control.status {
+      case .running: "VM status: running\n"
+      case .prelaunch: "VM status: paused (prelaunch)\n"
+      case .paused: "VM status: paused\n"
+      case .shutdown: "VM status: paused (shutdown)\n"
+      }
+    },
+    Subject(name: "version", help: "show the version of Nestling") { (_, _) in
+      let level = MonitorVersion.level
+      return "nestling-\(HelpText.versionNumber) (commands as of QEMU \(level.major).\(level.minor).\(level.micro))\n"
+    },
+  ]
+
+  static var infoHelp: String { subjects.map { line("info \($0.name)", $0.parameters, $0.help) }.joined() }
+
+  static func info(_ words: [String], _ target: any MonitorTarget) -> String {
+    guard let name = words.first else { return infoHelp }
+    guard let subject = subjects.first(where: { $0.name == name }) else {
+      return "unknown command: \(ErrorText.quoted("info " + name))\n"
+    }
+    return subject.text(Array(words.dropFirst()), target)
+  }
+
+  private static func text(_ function: MachineInspection.Function) -> String {
+    let description = function.description
+    let address = function.address
+    let kind = PCIClassName.of(description.classCode) ?? "Class " + hexadecimal(UInt64(description.classCode >> 8), 4)
+    var text = "  Bus \(column(address.bus, 2)), device \(column(address.device, 3)), function \(address.function):\n"
+    text += "    \(kind): PCI device \(hexadecimal(UInt64(description.vendorID), 4)):"
+    text += hexadecimal(UInt64(description.deviceID), 4) + "\n"
+    if description.subsystemVendorID != 0 {
+      text += "      PCI subsystem \(hexadecimal(UInt64(description.subsystemVendorID), 4)):"
+      text += hexadecimal(UInt64(description.subsystemID), 4) + "\n"
+    }
+    if description.interruptPin > 0 {
+      let pin = String(UnicodeScalar(UInt8(ascii: "A") &+ (description.interruptPin - 1) & 3))
+      text += "      IRQ \(function.interruptLine), pin \(pin)\n"
+    }
+    for region in function.regions {
+      let register = region.register
+      let last = "0x" + hexadecimal(region.address &+ (register.size &- 1), register.space == .io ? 4 : 8)
+      let base = "0x" + hexadecimal(region.address, register.space == .io ? 4 : 8)
+      text += "      BAR\(register.index): "
+      switch register.space {
+      case .io: text += "I/O at \(base) [\(last)].\n"
+      case .memory32: text += "32 bit\(register.prefetchable ? " prefetchable" : "") memory at \(base) [\(last)].\n"
+      case .memory64: text += "64 bit\(register.prefetchable ? " prefetchable" : "") memory at \(base) [\(last)].\n"
+      }
+    }
+    return text + "      id \"\(function.id ?? "")\"\n"
+  }
+
+  private static func hexadecimal(_ value: UInt64, _ digits: Int) -> String {
+    let text = String(value, radix: 16)
+    return String(repeating: "0", count: max(0, digits - text.count)) + text
+  }
+
+  private static func column(_ value: UInt8, _ width: Int) -> String {
+    let text = String(value)
+    return String(repeating: " ", count: max(0, width - text.count)) + text
+  }
+}

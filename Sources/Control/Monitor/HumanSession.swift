@@ -1,0 +1,82 @@
+/// One person's conversation with the monitor: bytes in, bytes out. The prompt is QEMU's `(qemu) `, as scripts that
+/// drive a monitor wait for just that.
+struct HumanSession {
+  static let prompt = "(qemu) "
+  /// In bytes; what is longer is no line.
+  static let lineLimit = 4096
+
+  private let echoes: Bool
+  private var line: [UInt8] = []
+  private var isTooLong = false
+  private var afterReturn = false
+
+  /// - Parameter echoes: what is typed is shown: a terminal does not do that itself, as its mode is raw.
+  init(echoes: Bool) { self.echoes = echoes }
+
+  /// What a person sees first.
+  var greeting: [UInt8] {
+    Self.bytes("Nestling \(HelpText.versionNumber) monitor - type 'help' for more information\n" + Self.prompt)
+  }
+
+  /// Takes what was typed.
+  /// - Parameter act: false ends it: nobody is there any more.
+  mutating func receive(
+    _ bytes: some Sequence<UInt8>, on target: any MonitorTarget, _ act: (QMPSession.Output) -> Bool
+  ) {
+    var echo: [UInt8] = []
+    for byte in bytes {
+      // A return and a newline are one line's end.
+      let wasReturn = afterReturn
+      afterReturn = byte == 0x0d
+      switch byte {
+      case 0x0a where wasReturn: break
+      case 0x0a, 0x0d:
+        if echoes { echo += [0x0d, 0x0a] }
+        if !echo.isEmpty, !act(.send(echo)) { return }
+        echo = []
+        guard carryOut(on: target, act) else { return }
+      case 0x08, 0x7f:
+        // Of a character of several bytes, all of them.
+        while let last = line.popLast(), last & 0xc0 == 0x80 {}
+        if echoes { echo += Self.bytes("\u{8} \u{8}") }
+      case 0x15:
+        // Ctrl-U
+        line = []
+        if echoes { echo += Self.bytes("\n" + Self.prompt) }
+      case 0x09: line.append(0x20)
+      case ..<0x20: break
+      default:
+        guard line.count < Self.lineLimit else {
+          isTooLong = true
+          continue
+        }
+        line.append(byte)
+        if echoes { echo.append(byte) }
+      }
+    }
+    if !echo.isEmpty { _ = act(.send(echo)) }
+  }
+
+  private mutating func carryOut(on target: any MonitorTarget, _ act: (QMPSession.Output) -> Bool) -> Bool {
+    defer {
+      line = []
+      isTooLong = false
+    }
+    let answer =
+      isTooLong
+      ? HumanCommands.Answer(text: "a line can be \(Self.lineLimit) bytes long at most\n")
+      : HumanCommands.run(String(decoding: line, as: UTF8.self), on: target)
+    guard act(.send(Self.bytes(answer.text + Self.prompt))) else { return false }
+    return answer.afterwards.map { act(.perform($0)) } ?? true
+  }
+
+  /// With the line's ends that a raw terminal wants.
+  private static func bytes(_ text: String) -> [UInt8] {
+    var bytes: [UInt8] = []
+    for byte in text.utf8 {
+      if byte == 0x0a { bytes.append(0x0d) }
+      bytes.append(byte)
+    }
+    return bytes
+  }
+}

@@ -1,0 +1,144 @@
+import JSON
+import Machine
+
+/// What there can be: machines, kinds of devices and objects, their properties (qapi/qom.json, qapi/qdev.json).
+extension MonitorCommands {
+  static let kindCommands: [MonitorCommand] = [
+    MonitorCommand(
+      "query-machines",
+      answers: .array(
+        .object(
+          "MachineInfo",
+          [
+            SchemaMember("name", .string), SchemaMember("is-default", .boolean, optional: true),
+            SchemaMember("cpu-max", .integer), SchemaMember("hotpluggable-cpus", .boolean),
+            SchemaMember("numa-mem-supported", .boolean), SchemaMember("deprecated", .boolean),
+            SchemaMember("acpi", .boolean),
+          ]))
+    ) { (_) throws(MonitorError) in
+      .array(
+        MachineConfiguration.MachineType.allCases.map { type in
+          [
+            "name": .string(type.rawValue), "is-default": true,
+            "cpu-max": .integer(Int64(ProcessorTopology.maximumCount)), "hotpluggable-cpus": false,
+            "numa-mem-supported": false, "deprecated": false, "acpi": true,
+          ]
+        })
+    },
+    MonitorCommand(
+      "qom-list-types", TypeListArguments.self,
+      answers: .array(
+        .object(
+          "ObjectTypeInfo",
+          [
+            SchemaMember("name", .string), SchemaMember("abstract", .boolean, optional: true),
+            SchemaMember("parent", .string, optional: true),
+          ]))
+    ) { (arguments, _) throws(MonitorError) in
+      let listed = KindTree.all.filter { kind in
+        (arguments.abstract ?? false || !kind.isAbstract)
+          && (arguments.implements.map { KindTree.path(to: kind).contains($0) } ?? true)
+      }
+      return .answer(
+        .array(
+          listed.map { kind in
+            var object: JSONObject = ["name": .string(kind.name)]
+            if kind.isAbstract { object["abstract"] = true }
+            object["parent"] = kind.parent.map { .string($0) }
+            return .object(object)
+          }))
+    },
+    MonitorCommand(
+      "device-list-properties", PropertyListArguments.self, answers: .array(propertyType)
+    ) { (arguments, _) throws(MonitorError) in
+      guard let kind = DeviceKinds.named(arguments.typeName) else {
+        if KindTree.all.contains(where: { $0.name == arguments.typeName }) {
+          throw .generic("Parameter 'typename' expects a non-abstract device type")
+        }
+        throw .deviceNotFound("Device '\(arguments.typeName)' not found")
+      }
+      return .answer(properties(of: kind))
+    },
+    MonitorCommand(
+      "qom-list-properties", PropertyListArguments.self, answers: .array(propertyType)
+    ) { (arguments, _) throws(MonitorError) in
+      if let kind = DeviceKinds.named(arguments.typeName) { return .answer(properties(of: kind)) }
+      if let kind = ObjectKinds.named(arguments.typeName) { return .answer(properties(of: kind)) }
+      if KindTree.all.contains(where: { $0.name == arguments.typeName }) { return .answer([]) }
+      throw .deviceNotFound("Class '\(arguments.typeName)' not found")
+    },
+  ]
+
+  private static let propertyType = SchemaType.object(
+    "ObjectPropertyInfo",
+    [
+      SchemaMember("name", .string), SchemaMember("type", .string),
+      SchemaMember("description", .string, optional: true), SchemaMember("default-value", .any, optional: true),
+    ])
+
+  private static func properties(of kind: any TypedOptions.Type) -> JSONValue {
+    .array(
+      kind.propertyDescriptions.map { property in
+        var object: JSONObject = [
+          "name": .string(property.name), "type": .string(property.typeName), "description": .string(property.help),
+        ]
+        if let text = property.defaultText, !text.isEmpty { object["default-value"] = value(text, property.typeName) }
+        return .object(object)
+      })
+  }
+
+  /// A default as JSON has it.
+  private static func value(_ text: String, _ typeName: String) -> JSONValue {
+    if typeName == "bool" { return .bool(text == "on") }
+    if typeName.hasPrefix("uint"), let number = Int64(text) { return .integer(number) }
+    return .string(text)
+  }
+}
+
+struct TypeListArguments: CommandArguments {
+  var implements: String?
+  var abstract: Bool?
+
+  static let fields: [ArgumentField<Self>] = [
+    ArgumentField("implements", \.implements), ArgumentField("abstract", \.abstract),
+  ]
+}
+
+struct PropertyListArguments: CommandArguments {
+  var typeName = ""
+
+  static let fields: [ArgumentField<Self>] = [ArgumentField("typename", \.typeName)]
+}
+
+/// The kinds of things as QEMU's tree of types has them, short of what only QEMU has.
+struct KindTree {
+  let name: String
+  let parent: String?
+  var isAbstract = false
+
+  static let all: [KindTree] =
+    [
+      KindTree(name: "object", parent: nil, isAbstract: true),
+      KindTree(name: "machine", parent: "object", isAbstract: true),
+      KindTree(name: "device", parent: "object", isAbstract: true),
+      KindTree(name: "pci-device", parent: "device", isAbstract: true),
+      KindTree(name: "sys-bus-device", parent: "device", isAbstract: true),
+      KindTree(name: "isa-device", parent: "device", isAbstract: true),
+    ] + MachineConfiguration.MachineType.allCases.map { KindTree(name: $0.rawValue + "-machine", parent: "machine") }
+    + DeviceKinds.all.map { kind in
+      let parent =
+        switch kind.bus {
+        case .pci: "pci-device"
+        case .isa: "isa-device"
+        case .system: "sys-bus-device"
+        }
+      return KindTree(name: kind.kindName, parent: parent)
+    } + ObjectKinds.all.map { KindTree(name: $0.kindName, parent: "object") }
+
+  /// Its own name, and those of all that it is.
+  static func path(to kind: KindTree) -> [String] {
+    var path = [kind.name]
+    while let last = path.last, let parent = all.first(where: { $0.name == last })?.parent { path.append(parent) }
+    return path
+  }
+}

@@ -1,0 +1,67 @@
+import JSON
+import Machine
+
+/// The events that QMP tells (qapi/run-state.json).
+enum MonitorEventKind: String, CaseIterable {
+  case powerDown = "POWERDOWN"
+  case reset = "RESET"
+  case resume = "RESUME"
+  case shutdown = "SHUTDOWN"
+  case stop = "STOP"
+
+  /// What comes with it.
+  var members: [SchemaMember] {
+    switch self {
+    case .powerDown, .resume, .stop: []
+    case .reset, .shutdown: [SchemaMember("guest", .boolean), SchemaMember("reason", MachineCause.reasons)]
+    }
+  }
+}
+
+extension MachineNotice {
+  /// The event that it is, with a time.
+  /// - Parameter time: nanoseconds since 1970.
+  /// - Returns: nil for what QMP does not tell.
+  func event(at time: UInt64) -> JSONValue? {
+    let kind: MonitorEventKind
+    var data: JSONValue?
+    switch self {
+    case .tripleFault: return nil
+    case .reset(let cause): (kind, data) = (.reset, cause.data)
+    case .shutdown(let cause): (kind, data) = (.shutdown, cause.data)
+    case .powerDown: kind = .powerDown
+    case .paused: kind = .stop
+    case .resumed: kind = .resume
+    }
+    var event: JSONObject = [
+      "timestamp": [
+        "seconds": .integer(Int64(clamping: time / 1_000_000_000)),
+        "microseconds": .integer(Int64(time / 1000 % 1_000_000)),
+      ],
+      "event": .string(kind.rawValue),
+    ]
+    event["data"] = data
+    return .object(event)
+  }
+}
+
+extension MachineCause {
+  /// ShutdownCause, as far as there are such causes here.
+  static let reasons = SchemaType.enumeration(
+    "ShutdownCause",
+    ["host-qmp-quit", "host-qmp-system-reset", "host-signal", "guest-shutdown", "guest-reset", "guest-panic"])
+
+  fileprivate var data: JSONValue {
+    let (guest, reason): (Bool, String) =
+      switch self {
+      case .guestShutdown: (true, "guest-shutdown")
+      case .guestReset: (true, "guest-reset")
+      case .guestCrash: (true, "guest-panic")
+      // A person at the terminal ends it as the command does.
+      case .monitorQuit, .terminal: (false, "host-qmp-quit")
+      case .monitorReset: (false, "host-qmp-system-reset")
+      case .signal: (false, "host-signal")
+      }
+    return ["guest": .bool(guest), "reason": .string(reason)]
+  }
+}

@@ -1,0 +1,22 @@
+import Machine
+
+/// What monitors ask a machine, and ask of it. Commands know no more of the machine than this.
+protocol MonitorTarget: AnyObject, Sendable {
+  var control: any MachineControl { get }
+  var configuration: MachineConfiguration { get }
+  var functions: [MachineInspection.Function] { get }
+  var characterDevices: [MachineInspection.CharacterState] { get }
+  /// The kernel's numbers of the CPUs' threads; empty while there are none.
+  var processorThreads: [Int] { get }
+
+  /// Has the CPUs stand still, or go on, and waits until they do or it is the end.
+  func pause()
+  func resume()
+
+  /// `info iommu`
+  func remappingText() -> String
+  /// `info iommu translate`
+  /// - Parameter arguments: the words after it.
+  /// - Returns: the text, or the line that says what is wrong with the words.
+  func translationText(_ arguments: [String]) -> String
+}

@@ -1,0 +1,57 @@
+import Machine
+
+/// The monitors of a running machine, and what they may ask of it.
+final class Monitors: MonitorTarget {
+  let control: any MachineControl
+  private let inspection: MachineInspection
+  private let wait: MachineWait
+
+  private init(_ machine: RunningMachine) throws(StartError) {
+    control = machine.control
+    inspection = machine.inspection
+    wait = try MachineWait(control)
+  }
+
+  /// Attaches the monitors that the configuration asks for. To be called before the machine runs.
+  static func attach(_ options: [MonitorOptions], to machine: RunningMachine) throws(StartError) {
+    if options.isEmpty { return }
+    let target = try Monitors(machine)
+    var monitors: [Monitor] = []
+    for options in options {
+      guard let id = options.device else { continue }
+      do {
+        monitors.append(try Monitor(options, at: try machine.characterDevice(id), of: target))
+      } catch let error as StartError {
+        throw error
+      } catch {
+        throw .device(kind: "-mon", problem: "\(error)")
+      }
+    }
+    let attached = monitors
+    machine.control.addListener { notice in
+      let time = HostTime.now
+      for monitor in attached { monitor.tell(notice, at: time) }
+      // Last, so that an event comes before the answer to the command that brought it about.
+      target.wait.noticed()
+    }
+  }
+
+  var configuration: MachineConfiguration { inspection.configuration }
+  var functions: [MachineInspection.Function] { inspection.functions }
+  var characterDevices: [MachineInspection.CharacterState] { inspection.characterDevices }
+  var processorThreads: [Int] { inspection.processorThreads }
+
+  func pause() {
+    if control.status == .prelaunch { return }
+    control.requestPause()
+    wait.wait { $0 == .paused }
+  }
+
+  func resume() {
+    control.requestResume()
+    wait.wait { $0 == .running }
+  }
+
+  func remappingText() -> String { "" }
+  func translationText(_ arguments: [String]) -> String { "" }
+}

@@ -1,0 +1,96 @@
+import JSON
+
+/// The type of an argument or an answer, as `query-qmp-schema` tells it (qapi/introspect.json).
+indirect enum SchemaType: Hashable, Sendable {
+  case string, integer, boolean, any
+  case enumeration(String, [String])
+  case array(SchemaType)
+  case object(String, [SchemaMember])
+
+  static let empty = SchemaType.object("empty", [])
+}
+
+struct SchemaMember: Hashable, Sendable {
+  let name: String
+  let type: SchemaType
+  let isOptional: Bool
+
+  init(_ name: String, _ type: SchemaType, optional: Bool = false) {
+    self.name = name
+    self.type = type
+    isOptional = optional
+  }
+}
+
+/// Writes the schema of commands and events: each type once, referred to by its number, as QEMU hides its names.
+struct SchemaWriter {
+  private var entities: [JSONValue] = []
+  private var names: [SchemaType: String] = [:]
+
+  static func schema(of commands: [MonitorCommand], events: [MonitorEventKind]) -> JSONValue {
+    var writer = SchemaWriter()
+    for command in commands {
+      let argument = writer.name(.object(command.name + "-arg", command.arguments))
+      let answer = writer.name(command.answer)
+      writer.entities.append([
+        "name": .string(command.name), "meta-type": "command", "arg-type": .string(argument),
+        "ret-type": .string(answer), "allow-oob": false,
+      ])
+    }
+    for event in events {
+      let argument = writer.name(.object(event.rawValue + "-arg", event.members))
+      writer.entities.append([
+        "name": .string(event.rawValue), "meta-type": "event", "arg-type": .string(argument),
+      ])
+    }
+    return .array(writer.entities)
+  }
+
+  /// The name of a type, which is written out if it has not been.
+  private mutating func name(_ type: SchemaType) -> String {
+    // Whatever it is called for, an object without members is the same one.
+    let type = if case .object(_, []) = type { SchemaType.empty } else { type }
+    if let name = names[type] { return name }
+    switch type {
+    case .string: return builtin(type, "str", "string")
+    case .integer: return builtin(type, "int", "int")
+    case .boolean: return builtin(type, "bool", "boolean")
+    case .any: return builtin(type, "any", "value")
+    case .array(let element):
+      let elementName = name(element)
+      let name = "[\(elementName)]"
+      names[type] = name
+      entities.append(["name": .string(name), "meta-type": "array", "element-type": .string(elementName)])
+      return name
+    case .enumeration(_, let words):
+      let name = newName(type)
+      entities.append([
+        "name": .string(name), "meta-type": "enum",
+        "members": .array(words.map { ["name": .string($0)] }), "values": .array(words.map { .string($0) }),
+      ])
+      return name
+    case .object(_, let members):
+      let name = newName(type)
+      var list: [JSONValue] = []
+      for member in members {
+        var entry: JSONObject = ["name": .string(member.name), "type": .string(self.name(member.type))]
+        if member.isOptional { entry["default"] = .null }
+        list.append(.object(entry))
+      }
+      entities.append(["name": .string(name), "meta-type": "object", "members": .array(list)])
+      return name
+    }
+  }
+
+  private mutating func newName(_ type: SchemaType) -> String {
+    let name = String(names.count)
+    names[type] = name
+    return name
+  }
+
+  private mutating func builtin(_ type: SchemaType, _ name: String, _ json: String) -> String {
+    names[type] = name
+    entities.append(["name": .string(name), "meta-type": "builtin", "json-type": .string(json)])
+    return name
+  }
+}

@@ -1,0 +1,78 @@
+import JSON
+import Machine
+
+/// What the machine does, and what it is asked to do (qapi/run-state.json, qapi/misc.json, qapi/control.json).
+extension MonitorCommands {
+  static let statusCommands: [MonitorCommand] = [
+    MonitorCommand(
+      "query-version",
+      answers: .object(
+        "VersionInfo",
+        [
+          SchemaMember(
+            "qemu",
+            .object(
+              "VersionTriple",
+              [SchemaMember("major", .integer), SchemaMember("minor", .integer), SchemaMember("micro", .integer)])),
+          SchemaMember("package", .string),
+        ])
+    ) { (_) throws(MonitorError) in MonitorVersion.value },
+    MonitorCommand(
+      "query-status",
+      answers: .object(
+        "StatusInfo",
+        [
+          SchemaMember("status", .enumeration("RunState", MachineStatus.all.map(\.text))),
+          SchemaMember("running", .boolean),
+        ])
+    ) { (target) throws(MonitorError) in
+      let status = target.control.status
+      return ["status": .string(status.text), "running": .bool(status == .running)]
+    },
+    MonitorCommand(
+      "query-name", answers: .object("NameInfo", [SchemaMember("name", .string, optional: true)])
+    ) { (target) throws(MonitorError) in target.configuration.name.map { ["name": .string($0)] } ?? [:] },
+    MonitorCommand("stop", NoArguments.self) { (_, target) throws(MonitorError) in
+      target.pause()
+      return .answer([:])
+    },
+    MonitorCommand("cont", NoArguments.self) { (_, target) throws(MonitorError) in
+      target.resume()
+      return .answer([:])
+    },
+    MonitorCommand("system_reset", NoArguments.self) { (_, target) throws(MonitorError) in
+      .answerThen([:]) { target.control.requestReset() }
+    },
+    MonitorCommand("system_powerdown", NoArguments.self) { (_, target) throws(MonitorError) in
+      .answerThen([:]) { target.control.requestPowerDown() }
+    },
+    MonitorCommand("quit", NoArguments.self) { (_, target) throws(MonitorError) in
+      .answerThen([:]) { target.control.requestQuit(.monitorQuit) }
+    },
+  ]
+}
+
+extension MachineStatus {
+  static let all: [MachineStatus] = [.prelaunch, .running, .paused, .shutdown]
+
+  /// QEMU's word for it.
+  var text: String {
+    switch self {
+    case .prelaunch: "prelaunch"
+    case .running: "running"
+    case .paused: "paused"
+    case .shutdown: "shutdown"
+    }
+  }
+}
+
+/// What QMP's clients are told. `qemu` says whose QMP it is that the commands here follow; Nestling's own version is
+/// in `package`.
+enum MonitorVersion {
+  static let level = (major: Int64(10), minor: Int64(0), micro: Int64(0))
+
+  static let value: JSONValue = [
+    "qemu": ["major": .integer(level.major), "minor": .integer(level.minor), "micro": .integer(level.micro)],
+    "package": .string("nestling-" + HelpText.versionNumber),
+  ]
+}

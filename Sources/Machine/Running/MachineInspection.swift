@@ -1,0 +1,90 @@
+import Hardware
+import PCI
+
+/// A machine that runs, for those who look at it: monitors. Everything is read as it is at the moment, from any thread.
+public final class MachineInspection: Sendable {
+  /// A function on PCI, and where it decodes.
+  public struct Function: Sendable {
+    public struct Region: Hashable, Sendable {
+      public let register: BaseAddressRegister
+      /// As the register stands; 0 where nobody has placed it.
+      public let address: UInt64
+    }
+
+    public let address: RequesterID
+    /// Of the device that it belongs to; nil for one without.
+    public let id: String?
+    public let description: FunctionDescription
+    public let regions: [Region]
+    /// Interrupt Line, which firmware and operating systems write for themselves.
+    public let interruptLine: UInt8
+  }
+
+  /// A character device.
+  public struct CharacterState: Hashable, Sendable {
+    public let id: String
+    /// What it is connected to, as QEMU tells it: `unix:/tmp/socket,server=on`.
+    public let name: String
+    public let hasFrontend: Bool
+  }
+
+  public let configuration: MachineConfiguration
+  private let board: Board
+  private let characters: CharacterDevices
+  private let processors: any Processors
+
+  init(
+    _ configuration: MachineConfiguration, board: Board, characters: CharacterDevices, processors: any Processors
+  ) {
+    self.configuration = configuration
+    self.board = board
+    self.characters = characters
+    self.processors = processors
+  }
+
+  /// In the order of their addresses.
+  public var functions: [Function] {
+    let placement = (try? configuration.devicePlacement()) ?? []
+    return board.rootBus.all.map { function in
+      let address = function.requester.id
+      let index = placement.firstIndex { $0 == address }
+      return Function(
+        address: address, id: index.flatMap { configuration.devices[$0].id?.text }, description: function.description,
+        regions: function.description.baseAddressRegisters.map { register in
+          Function.Region(register: register, address: Self.address(of: register, function))
+        }, interruptLine: UInt8(truncatingIfNeeded: function.readConfiguration(offset: 0x3c, width: .byte)))
+    }
+  }
+
+  private static func address(of register: BaseAddressRegister, _ function: PCI.Function) -> UInt64 {
+    let low = function.readConfiguration(offset: register.offset, width: .doubleword)
+    switch register.space {
+    case .io: return low & 0xfffc
+    case .memory32: return low & 0xffff_fff0
+    case .memory64:
+      return low & 0xffff_fff0 | function.readConfiguration(offset: register.offset + 4, width: .doubleword) << 32
+    }
+  }
+
+  public var characterDevices: [CharacterState] {
+    characters.all.map {
+      CharacterState(id: $0.options.id?.text ?? "", name: $0.options.endpointName, hasFrontend: $0.hasFrontend)
+    }
+  }
+
+  /// The kernel's numbers of the CPUs' threads, in the CPUs' order; empty while there are none.
+  public var processorThreads: [Int] { processors.threadIDs }
+}
+
+extension CharacterOptions {
+  /// What it is connected to, as QEMU tells it.
+  var endpointName: String {
+    switch self {
+    case let options as SocketCharacterOptions:
+      let name = options.path.map { "unix:" + $0 } ?? "tcp:\(options.host ?? ""):\(options.port ?? 0)"
+      return name + (options.server ? ",server=on" : "")
+    case is FileCharacterOptions: return "file"
+    default: return Self.kindName
+    }
+  }
+}
