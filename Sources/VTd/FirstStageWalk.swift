@@ -82,7 +82,8 @@ struct FirstStageTable: Hashable, Sendable {
       if isLeaf {
         // A page that is not marked dirty yet is cached as read-only, so that the first write marks it.
         return Mapping(
-          output: (table &>> UInt64(truncatingIfNeeded: shift)) &<< UInt64(truncatingIfNeeded: shift), shift: shift, readable: true,
+          output: (table &>> UInt64(truncatingIfNeeded: shift)) &<< UInt64(truncatingIfNeeded: shift), shift: shift,
+          readable: true,
           writable: writable && updated & FirstStageEntry.dirty != 0)
       }
       level &-= 1

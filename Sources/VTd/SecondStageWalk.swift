@@ -26,7 +26,9 @@ struct SecondStageTable: Hashable, Sendable {
     _ input: UInt64, for access: DMAAccess, rules: WalkRules, memory: any PhysicalMemory
   ) throws(FaultReason) -> Mapping {
     let width = min(addressWidth, rules.maximumGuestAddressWidth)
-    guard input &>> UInt64(truncatingIfNeeded: width) == 0 else { throw fault(.addressBeyondWidth, .scalableAddressBeyondWidth) }
+    guard input &>> UInt64(truncatingIfNeeded: width) == 0 else {
+      throw fault(.addressBeyondWidth, .scalableAddressBeyondWidth)
+    }
     for _ in 0..<WalkRules.attempts {
       if let mapping = try attempt(input, for: access, rules: rules, memory: memory) { return mapping }
     }

@@ -75,9 +75,20 @@ final class RequesterMemory: PhysicalMemory {
   func storeUInt64(_ value: UInt64, at address: UInt64) -> Bool { ram.storeUInt64(value, at: address) }
 
   func storeUInt32(_ value: UInt32, at address: UInt64) -> Bool {
-    if ram.storeUInt32(value, at: address) { return true }
+    ram.storeUInt32(value, at: address) || send(value, to: address)
+  }
+
+  func write(_ bytes: RawSpan, to address: UInt64) -> Bool {
+    if ram.write(bytes, to: address) { return true }
+    guard bytes.byteCount == 4 else { return false }
+    let bytes = Span<UInt8>(_bytes: bytes)
+    return send((0..<4).reduce(0) { $0 | UInt32(bytes[$1]) << UInt32(8 * $1) }, to: address)
+  }
+
+  /// - Returns: whether it is an interrupt request.
+  private func send(_ data: UInt32, to address: UInt64) -> Bool {
     guard WalkRules.isInterruptAddress(address), address % 4 == 0 else { return false }
-    messages.send(InterruptMessage(address: address, data: value), from: requester.id)
+    messages.send(InterruptMessage(address: address, data: data), from: requester.id)
     return true
   }
 
@@ -86,6 +97,5 @@ final class RequesterMemory: PhysicalMemory {
   }
 
   func read(from address: UInt64, into bytes: inout MutableRawSpan) -> Bool { ram.read(from: address, into: &bytes) }
-  func write(_ bytes: RawSpan, to address: UInt64) -> Bool { ram.write(bytes, to: address) }
   func contains(_ address: UInt64, count: UInt64) -> Bool { ram.contains(address, count: count) }
 }

@@ -47,6 +47,8 @@ package struct Comparison {
     self.seed = seed
     tables = RandomTables(seed: seed)
     let source = Self.source
+    // The tables stay as they are, so that what caching mode keeps of them stays true.
+    let cachingMode = seed % 2 == 1
     switch subject {
     case .firstStage4, .firstStage4WithoutGigabytePages, .firstStage5:
       let isFive = subject == .firstStage5
@@ -54,6 +56,7 @@ package struct Comparison {
       guest = try Guest.firstStage {
         $0.addressWidth = isFive ? 57 : 48
         $0.fs1gp = gigabyte
+        $0.cachingMode = cachingMode
       }
       let pages = Self.pages(of: guest)
       tables.fill(pages, of: guest, .first, to: pages)
@@ -65,7 +68,10 @@ package struct Comparison {
     case .legacy3, .legacy4, .secondStage3, .secondStage4:
       let scalable = subject == .secondStage3 || subject == .secondStage4
       let levels = subject == .legacy3 || subject == .secondStage3 ? 3 : 4
-      guest = try Guest { $0.scalableMode = scalable }
+      guest = try Guest {
+        $0.scalableMode = scalable
+        $0.cachingMode = cachingMode
+      }
       let pages = Self.pages(of: guest)
       tables.fill(pages, of: guest, .second, to: pages)
       if scalable {
@@ -81,7 +87,7 @@ package struct Comparison {
       bits = 12 + 9 * levels
     case .nested3, .nested4:
       let levels = subject == .nested3 ? 3 : 4
-      guest = try Guest.nested()
+      guest = try Guest.nested { $0.cachingMode = cachingMode }
       let first = Self.pages(of: guest)
       let second = Self.pages(of: guest)
       tables.fill(first, of: guest, .first, to: [0, 0x1000, 0x2000, 0x20_0000, 0x4000_0000])
