@@ -30,6 +30,12 @@ public struct TranslationCounters: Hashable, Sendable {
   /// By PASID, whole or by page.
   public var pasidIOTLBInvalidations: UInt64 = 0
   public var deviceTLBInvalidations: UInt64 = 0
+  /// ATS translation requests, however they were answered.
+  public var translationRequests: UInt64 = 0
+  /// Requests with a translated address, refused ones included.
+  public var translatedRequests: UInt64 = 0
+  /// Page requests, whether queued or not.
+  public var pageRequests: UInt64 = 0
   public var interruptEntryInvalidations: UInt64 = 0
   /// Invalidation wait descriptors completed.
   public var waits: UInt64 = 0
@@ -60,6 +66,9 @@ public struct TranslationCounters: Hashable, Sendable {
     sum.iotlbInvalidations &+= more.iotlbInvalidations
     sum.pasidIOTLBInvalidations &+= more.pasidIOTLBInvalidations
     sum.deviceTLBInvalidations &+= more.deviceTLBInvalidations
+    sum.translationRequests &+= more.translationRequests
+    sum.translatedRequests &+= more.translatedRequests
+    sum.pageRequests &+= more.pageRequests
     sum.interruptEntryInvalidations &+= more.interruptEntryInvalidations
     sum.waits &+= more.waits
     sum.interruptsRemapped &+= more.interruptsRemapped

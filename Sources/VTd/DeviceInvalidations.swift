@@ -38,8 +38,8 @@ struct DeviceInvalidations: Sendable {
   private var timerRuns = false
   private var nextTag: UInt8 = 0
 
-  var translationRequests: UInt64 = 0
-  var pageRequests: UInt64 = 0
+  /// What functions with a cache of their own asked.
+  var counters = TranslationCounters()
 
   /// Takes a tag that is not outstanding.
   mutating func begin(for source: RequesterID) -> UInt8? {

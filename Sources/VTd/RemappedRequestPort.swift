@@ -113,7 +113,7 @@ extension TranslationUnit {
     _ address: UInt64, noWrite: Bool, prefix: PASIDPrefix?, from source: RequesterID
   ) -> TranslationCompletion {
     let mode = ports.withLock { $0.mode }
-    devices.withLock { $0.translationRequests &+= 1 }
+    devices.withLock { $0.counters.translationRequests &+= 1 }
     // While remapping is off there is nobody to translate, and no fault.
     guard mode.enabled else { return .unsupportedRequest }
     var lookup = lookup(mode, source)
@@ -137,6 +137,7 @@ extension TranslationUnit {
   /// Whether a translated request may go on; else the fault is recorded.
   func accepts(translated address: UInt64, for access: DMAAccess, from source: RequesterID) -> Bool {
     let mode = ports.withLock { $0.mode }
+    devices.withLock { $0.counters.translatedRequests &+= 1 }
     guard mode.enabled else { return false }
     var lookup = lookup(mode, source)
     do throws(FaultReason) {
@@ -157,7 +158,7 @@ extension TranslationUnit {
     func answer(_ code: PageGroupResponse.Code) -> PageRequestOutcome {
       request.isLastInGroup && !request.isStopMarker ? .answered(code) : .discarded
     }
-    devices.withLock { $0.pageRequests &+= 1 }
+    devices.withLock { $0.counters.pageRequests &+= 1 }
     let mode = ports.withLock { $0.mode }
     guard capabilities.pageRequests, mode.enabled else { return answer(.invalidRequest) }
     var lookup = lookup(mode, source)

@@ -138,6 +138,7 @@ public final class TranslationUnit: BusDevice, DMARemapper {
   public var counters: TranslationCounters {
     var sum = interrupts.counters
     sum += observation.withLock { $0.counters }
+    sum += devices.withLock { $0.counters }
     let (ports, retired) = ports.withLock { ($0.all, $0.retired) }
     sum += retired
     for port in ports { sum += port.counters }

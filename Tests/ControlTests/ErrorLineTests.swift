@@ -134,7 +134,7 @@ import Testing
     $ -device intel-iommu,intremap=x
     -device intel-iommu,intremap=x: intremap must be on, off or auto, not 'x'
     $ -device intel-iommu,svm=on
-    -device intel-iommu,svm=on: svm cannot be 'on': there is no page request queue yet
+    -device intel-iommu,svm=on: Need to set device IOTLB for svm
     $ -device intel-iommu,scalable-mode=on,fsts=on,x-flts=off
     -device intel-iommu,scalable-mode=on,fsts=on,x-flts=off: fsts and x-flts are the same property, and say \
     different things

@@ -27,18 +27,21 @@ package final class Guest {
   /// Source of the unit's own interrupts, to tell them apart in the log.
   package static let faultSource = RequesterID(rawValue: 0xfff0)
   package static let completionSource = RequesterID(rawValue: 0xfff1)
+  package static let pageRequestSource = RequesterID(rawValue: 0xfff2)
 
   /// - Parameter memory: at least `memorySize` bytes of RAM from address 0, zeroed.
   package init(
-    memory: any PhysicalMemory = HeapMemory(size: Guest.memorySize), _ change: (inout UnitOptions) -> Void = { _ in }
+    memory: any PhysicalMemory = HeapMemory(size: Guest.memorySize), deviceTimer: (any OneShotTimer)? = nil,
+    _ change: (inout UnitOptions) -> Void = { _ in }
   ) throws {
     self.memory = memory
     var options = UnitOptions()
     change(&options)
     unit = try TranslationUnit(
       options: options, memory: memory, faultEvent: events.makeRoute(for: Requester(id: Self.faultSource)),
-      invalidationEvent: events.makeRoute(for: Requester(id: Self.completionSource)), messages: sink,
-      parking: parking)
+      invalidationEvent: events.makeRoute(for: Requester(id: Self.completionSource)),
+      pageRequestEvent: events.makeRoute(for: Requester(id: Self.pageRequestSource)), messages: sink,
+      parking: parking, deviceTimer: deviceTimer)
     unit.addObserver(observer)
   }
 

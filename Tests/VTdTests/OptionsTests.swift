@@ -85,12 +85,27 @@ struct OptionsTests {
       }?.option == "dma-translation")
   }
 
-  @Test("What is not there is refused, not ignored")
-  func unsupported() {
-    guard case .unsupported = error({ $0.svm = true })?.problem else {
-      Issue.record("svm was accepted")
-      return
+  @Test("Page requests need what QEMU says they need, in its words")
+  func pageRequests() {
+    var options = UnitOptions()
+    options.scalableMode = true
+    options.svm = true
+    func problem() -> String? {
+      do throws(UnitOptionError) {
+        try options.validate()
+        return nil
+      } catch {
+        #expect(error.option == "svm")
+        return error.description
+      }
     }
+    #expect(problem() == "Need to set device IOTLB for svm")
+    options.deviceIOTLB = true
+    #expect(problem() == "Need to set flts for svm")
+    options.firstStage = true
+    #expect(problem() == "Need to set PASID support for svm")
+    options.pasidBits = 8
+    #expect(problem() == nil)
   }
 
   /// The first two are what Linux prints under QEMU with the same options (there with caching mode).
