@@ -80,6 +80,7 @@ enum ErrorText {
     case .logItem: "log item"
     case .adapter: "display adapter"
     case .parallelBackend: "parallel backend"
+    case .traceEvent: "trace event"
     }
   }
 

@@ -115,8 +115,12 @@ final class InterruptRemapper: Sendable {
 
   private let state = Mutex(State())
   private let memory: any PhysicalMemory
+  private let trace: Trace?
 
-  init(memory: any PhysicalMemory) { self.memory = memory }
+  init(memory: any PhysicalMemory, trace: Trace?) {
+    self.memory = memory
+    self.trace = trace
+  }
 
   /// Another mode. The cache goes, as other tables mean other entries.
   func set(_ mode: InterruptRemappingMode) {
@@ -158,9 +162,22 @@ final class InterruptRemapper: Sendable {
             reason: .interruptSourceValidation, index: index, isSuppressed: entry.faultProcessingDisabled)
         }
         state.counters.interruptsRemapped &+= 1
-        return .success(entry.message(extended: state.mode.extended))
+        let remapped = entry.message(extended: state.mode.extended)
+        trace?.record(
+          .interruptRemapped,
+          [
+            .source(source), .number("index", index), .hex("addr", message.address), .hex("data", message.data),
+            .hex("addr2", remapped.address), .hex("data2", remapped.data),
+          ])
+        return .success(remapped)
       } catch {
         state.counters.interruptsBlocked &+= 1
+        trace?.record(
+          .interruptBlocked,
+          [
+            .source(source), .number("index", error.index), .hex("fault", error.reason.rawValue),
+            .hex("addr", message.address), .hex("data", message.data),
+          ])
         return .failure(error)
       }
     }
@@ -194,6 +211,7 @@ final class InterruptRemapper: Sendable {
     guard let high = memory.loadUInt64(at: address &+ 8), let low = memory.loadUInt64(at: address) else {
       throw Blocked(reason: .interruptEntryAccess, index: index, isSuppressed: false)
     }
+    trace?.record(.interruptEntryRead, [.number("index", index), .hex("low", low), .hex("high", high)])
     let entry = InterruptEntry(low: low, high: high)
     let isSuppressed = entry.faultProcessingDisabled
     guard entry.isPresent else {

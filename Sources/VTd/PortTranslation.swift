@@ -22,6 +22,7 @@ struct PortTranslation: Sendable {
   let isPrivileged: Bool
   private let capabilities: Capabilities
   private let rules: WalkRules
+  private let trace: Trace?
 
   private var mode = TranslationMode()
   private(set) var source = RequesterID(rawValue: 0)
@@ -52,12 +53,15 @@ struct PortTranslation: Sendable {
   private var hasStrays = false
   private(set) var counters = TranslationCounters()
 
-  init(requestPASID: UInt32?, isPrivileged: Bool = false, capabilities: Capabilities, rules: WalkRules) {
+  init(
+    requestPASID: UInt32?, isPrivileged: Bool = false, capabilities: Capabilities, rules: WalkRules, trace: Trace? = nil
+  ) {
     self.requestPASID = requestPASID
     self.isPrivileged = isPrivileged
     self.capabilities = capabilities
     self.rules = rules
     if capabilities.cachingMode { refusedPages = RefusedPages() }
+    self.trace = trace
   }
 
   // MARK: Requests
@@ -154,6 +158,12 @@ struct PortTranslation: Sendable {
     if WalkRules.isInterruptAddress(output) {
       throw mode.tableMode == .legacy ? .interruptAddress : .scalableInterruptAddress
     }
+    trace?.record(
+      .walked,
+      [
+        .source(source), .hex("iova", address), .hex("gpa", output), .hex("mask", mapping.offsetMask),
+        .hex("domain", tag.domain), .hex("pasid", tag.pasid), .flag("write", access.contains(.write)),
+      ])
     let shift = iotlb.insert(mapping, for: address, tag: tag)
     let rest = (1 &<< shift) &- (address & (1 &<< shift &- 1))
     return PhysicalSegment(address: output, count: min(count, Int(truncatingIfNeeded: rest)))
@@ -164,6 +174,13 @@ struct PortTranslation: Sendable {
     _ address: UInt64, _ access: DMAAccess, _ reason: FaultReason, faultProcessingDisabled: Bool
   ) -> Outcome {
     counters.faults &+= 1
+    let isSuppressed = faultProcessingDisabled && reason.isQualified
+    trace?.record(
+      .faulted,
+      [
+        .source(source), .hex("fault", reason.rawValue), .hex("addr", address),
+        .flag("write", access.contains(.write)), .flag("suppressed", isSuppressed),
+      ] + (requestPASID.map { [.hex("pasid", $0)] } ?? []))
     if capabilities.cachingMode {
       switch reason.cache(stages: path.tag?.stages) {
       case .context:
@@ -177,11 +194,12 @@ struct PortTranslation: Sendable {
       case nil: break
       }
     }
-    return .fault(reason, isSuppressed: faultProcessingDisabled && reason.isQualified)
+    return .fault(reason, isSuppressed: isSuppressed)
   }
 
   private mutating func passThrough(_ address: UInt64, count: Int) throws(FaultReason) -> PhysicalSegment {
     counters.passThroughRequests &+= 1
+    trace?.record(.passedThrough, [.source(source), .hex("addr", address)])
     guard !rules.exceedsHost(address) else {
       throw mode.tableMode == .legacy ? .addressBeyondWidth : .scalableAddressBeyondWidth
     }
@@ -220,6 +238,7 @@ struct PortTranslation: Sendable {
     defer { faultProcessingDisabled = lookup.faultProcessingDisabled }
     let entry = try lookup.legacyContext()
     path = try TranslationPath(entry, capabilities)
+    trace?.record(.contextCached, [.source(source), .hex("high", entry.high), .hex("low", entry.low)])
     pathFaultProcessingDisabled = entry.faultProcessingDisabled
   }
 
@@ -238,6 +257,7 @@ struct PortTranslation: Sendable {
       context = try lookup.scalableContext()
       if requestPASID != nil, !context.pasidEnable { throw .pasidNotEnabled }
       self.context = context
+      trace?.record(.contextCached, [.source(source), .hex("high", context.high), .hex("low", context.low)])
     }
     let pasid = requestPASID ?? context.ridPASID
     // What was found under another PASID is not for this one, even where this one's entry is wrong.
@@ -256,6 +276,12 @@ struct PortTranslation: Sendable {
     path = try TranslationPath(
       entry, pasid: pasid, isSupervisor: requestPASID == nil ? context.ridPrivilege : isPrivileged, capabilities)
     pathPASID = pasid
+    trace?.record(
+      .pasidEntryCached,
+      [
+        .source(source), .hex("pasid", pasid), .hex("word2", entry.words.2), .hex("word1", entry.words.1),
+        .hex("word0", entry.words.0),
+      ])
     pathFaultProcessingDisabled = lookup.faultProcessingDisabled
   }
 

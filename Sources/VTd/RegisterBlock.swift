@@ -11,11 +11,13 @@ final class RegisterBlock: Sendable {
   private let faultEvent: EventInterrupt
   private let invalidationEvent: EventInterrupt
   private let pageRequestEvent: EventInterrupt?
+  private let trace: Trace?
 
   init(
     _ capabilities: Capabilities, faultEvent: any InterruptRoute, invalidationEvent: any InterruptRoute,
-    pageRequestEvent: (any InterruptRoute)?
+    pageRequestEvent: (any InterruptRoute)?, trace: Trace?
   ) {
+    self.trace = trace
     state = Mutex(UnitRegisters(capabilities))
     self.faultEvent = EventInterrupt(route: faultEvent)
     self.invalidationEvent = EventInterrupt(route: invalidationEvent)
@@ -32,8 +34,14 @@ final class RegisterBlock: Sendable {
   }
 
   func send(_ effects: UnitRegisters.Effects) {
-    if let message = effects.faultEvent { faultEvent.send(message) }
-    if let message = effects.invalidationEvent { invalidationEvent.send(message) }
-    if let message = effects.pageRequestEvent { pageRequestEvent?.send(message) }
+    send(effects.faultEvent, "fault", faultEvent)
+    send(effects.invalidationEvent, "invalidation", invalidationEvent)
+    send(effects.pageRequestEvent, "page request", pageRequestEvent)
+  }
+
+  private func send(_ message: InterruptMessage?, _ name: String, _ event: EventInterrupt?) {
+    guard let message else { return }
+    trace?.record(.eventRaised, [.word("event", name), .hex("addr", message.address), .hex("data", message.data)])
+    event?.send(message)
   }
 }

@@ -40,6 +40,7 @@ public final class TranslationUnit: BusDevice, DMARemapper {
   let deviceTimer: (any OneShotTimer)?
   /// A function answered while somebody else held `queue`, who then serves it again.
   private let resumes = Atomic<Bool>(false)
+  let trace: Trace?
 
   /// What was carried out in the unit's own caches, and is not complete.
   private struct Pending {
@@ -58,13 +59,15 @@ public final class TranslationUnit: BusDevice, DMARemapper {
   ///   - invalidationEvent: carries the invalidation completion interrupt, not remapped either.
   ///   - pageRequestEvent: carries the page request interrupt of a unit with `svm`, not remapped either.
   ///   - messages: takes what functions write to the interrupt address range; nil: such writes fail.
+  ///   - trace: takes the unit's events; nil: nobody will want any.
   ///   - parking: where a vCPU that invalidates sleeps while requests are in flight; used by this unit alone.
   ///   - deviceTimer: gives functions time to answer device-TLB invalidations; nil: who does not at once, times out.
   /// - Throws: what `UnitOptions.validate` finds.
   public init(
     options: UnitOptions, memory: any PhysicalMemory, faultEvent: any InterruptRoute,
     invalidationEvent: any InterruptRoute, pageRequestEvent: (any InterruptRoute)? = nil,
-    messages: (any MessageSink)? = nil, parking: any Parking, deviceTimer: (any OneShotTimer)? = nil
+    messages: (any MessageSink)? = nil, trace: Trace? = nil, parking: any Parking,
+    deviceTimer: (any OneShotTimer)? = nil
   ) throws(UnitOptionError) {
     try options.validate()
     self.options = options
@@ -72,11 +75,13 @@ public final class TranslationUnit: BusDevice, DMARemapper {
     self.messages = messages
     self.parking = parking
     self.deviceTimer = deviceTimer
+    self.trace = trace
     capabilities = Capabilities(options)
     rules = WalkRules(capabilities, staleTranslationMethod: options.staleTranslationMethod)
     registers = RegisterBlock(
-      capabilities, faultEvent: faultEvent, invalidationEvent: invalidationEvent, pageRequestEvent: pageRequestEvent)
-    interrupts = InterruptRemapper(memory: memory)
+      capabilities, faultEvent: faultEvent, invalidationEvent: invalidationEvent, pageRequestEvent: pageRequestEvent,
+      trace: trace)
+    interrupts = InterruptRemapper(memory: memory, trace: trace)
   }
 
   // MARK: Requests
@@ -94,7 +99,7 @@ public final class TranslationUnit: BusDevice, DMARemapper {
     let reachable: any PhysicalMemory =
       messages.map { RequesterMemory(ram: memory, requester: requester, messages: $0) } ?? memory
     let translation = PortTranslation(
-      requestPASID: pasid, isPrivileged: isPrivileged, capabilities: capabilities, rules: rules)
+      requestPASID: pasid, isPrivileged: isPrivileged, capabilities: capabilities, rules: rules, trace: trace)
     let port = TranslatedMemoryPort(
       requester: requester, memory: reachable, ram: memory, registers: registers, translation: translation)
     ports.withLock { ports in
@@ -166,18 +171,23 @@ public final class TranslationUnit: BusDevice, DMARemapper {
 
   public func read(offset: UInt64, width: AccessWidth) -> UInt64 {
     guard offset < UInt64(RegisterFile.size) else { return 0 }
-    return registers.state.withLock { $0.file.read(offset: Int(offset), width: width.rawValue) }
+    let value = registers.state.withLock { $0.file.read(offset: Int(offset), width: width.rawValue) }
+    trace?.record(.registerRead, [.hex("addr", offset), .number("size", width.rawValue), .hex("value", value)])
+    return value
   }
 
   public func write(offset: UInt64, width: AccessWidth, value: UInt64) {
     guard offset < UInt64(RegisterFile.size) else { return }
+    trace?.record(.registerWrite, [.hex("addr", offset), .number("size", width.rawValue), .hex("value", value)])
     let effects = registers.state.withLock { registers in
+      let before = registers.globalStatus
       let effects = registers.write(offset: Int(offset), width: width.rawValue, value: value)
       // Before software can see the new status, it holds.
       if effects.translationChanged {
         publish(registers.translationMode, forgetting: effects.rootTableSet)
       }
       if effects.interruptRemappingChanged { interrupts.set(registers.interruptMode) }
+      trace?.record(registers, before: before, effects)
       return effects
     }
     registers.send(effects)
@@ -259,8 +269,14 @@ public final class TranslationUnit: BusDevice, DMARemapper {
   private func finish(_ wait: InvalidationWait) {
     observation.withLock { $0.counters.waits &+= 1 }
     // A status address outside of RAM is software's mistake, and its loss.
-    if wait.writesStatus { _ = memory.storeUInt32(wait.statusData, at: wait.statusAddress) }
+    if wait.writesStatus {
+      let isStored = memory.storeUInt32(wait.statusData, at: wait.statusAddress)
+      trace?.record(
+        isStored ? .waitStatus : .waitStatusFailed,
+        [.hex("addr", wait.statusAddress), .hex("data", wait.statusData)])
+    }
     guard wait.interrupts else { return }
+    trace?.record(.waitInterrupt, [])
     var effects = UnitRegisters.Effects()
     registers.state.withLock { $0.completeWait(&effects) }
     registers.send(effects)
@@ -276,9 +292,11 @@ public final class TranslationUnit: BusDevice, DMARemapper {
     }
     let descriptor: Descriptor
     do throws(QueueError) {
-      descriptor = try Descriptor.decode(
-        try load(fetch), tableMode: fetch.tableMode, capabilities: capabilities)
+      let bits = try load(fetch)
+      trace?.record(.descriptor, [.number("type", bits.type), .hex("high", bits.high), .hex("low", bits.low)])
+      descriptor = try Descriptor.decode(bits, tableMode: fetch.tableMode, capabilities: capabilities)
     } catch {
+      trace?.record(.queueError, [.number("error", error.rawValue), .hex("addr", fetch.address)])
       registers.state.withLock { $0.stopQueue(error, generation: fetch.generation, &effects) }
       registers.send(effects)
       return false
@@ -329,6 +347,7 @@ public final class TranslationUnit: BusDevice, DMARemapper {
 
   /// Takes it out of the unit's own caches, and keeps it for the observers.
   private func carryOut(_ invalidation: Invalidation, _ pending: inout Pending) {
+    trace?.record(invalidation)
     switch invalidation {
     case .interruptEntries(let indices):
       interrupts.invalidate(indices)

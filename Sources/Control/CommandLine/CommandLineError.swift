@@ -35,6 +35,7 @@ enum OptionProblem: Error, Hashable {
   enum WordKind: Hashable {
     case device, object, processorModel, display, network, characterDevice, characterBackend, logItem, adapter
     case parallelBackend
+    case traceEvent
   }
 
   enum TopologyProblem: Error, Hashable {

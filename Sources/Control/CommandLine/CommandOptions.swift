@@ -1,4 +1,5 @@
 import Machine
+import VTd
 
 /// Every option, in the order and groups in which help shows them. QEMU's names (qemu-options.hx).
 enum CommandOptions {
@@ -211,6 +212,25 @@ enum CommandOptions {
       "D", argument: "FILE", help: "write the log there instead of to standard error"
     ) { (draft, text) throws(OptionProblem) in
       draft.configuration.logPath = try notEmpty(text)
+      return nil
+    },
+    CommandOption(
+      "trace", argument: "[enable=]PATTERN[,file=FILE]",
+      help: "write the IOMMU's trace events whose names match (-trace help lists them) to standard error,",
+      "or a file; * stands for any characters"
+    ) { (draft, text) throws(OptionProblem) in
+      if asksHelp(text) { return TraceArguments.eventNames }
+      let arguments = try TraceArguments.parsing(text, impliedName: "enable")
+      var trace = draft.configuration.trace ?? TraceConfiguration()
+      if let pattern = arguments.enable {
+        let events = TraceConfiguration.events(matching: pattern)
+        guard !events.isEmpty else {
+          throw .unknown(.traceEvent, name: pattern, known: TraceEvent.allCases.map(\.name))
+        }
+        trace.events.formUnion(events)
+      }
+      if let path = arguments.file { trace.path = path }
+      draft.configuration.trace = trace
       return nil
     },
     CommandOption("version", help: "print the version and end") { (_) throws(OptionProblem) in HelpText.version },

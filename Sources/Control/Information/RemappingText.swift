@@ -30,6 +30,7 @@ public enum RemappingText {
       text += "\n" + SourceTablesText.source(source, name: name(of: function))
     }
     if snapshot.sources.isEmpty { text += "\n  No root table is set.\n" }
+    text += entries(snapshot.caches)
     text += pages(snapshot.caches)
     text += interruptEntries(snapshot.interruptRemapping.cached)
     text += "\n  counters\n"
@@ -101,6 +102,25 @@ public enum RemappingText {
 
   // MARK: Caches
 
+  private static func entries(_ caches: [PortCache]) -> String {
+    let filled = caches.filter { $0.hasContext || $0.roots != nil }
+    if filled.isEmpty { return "\n  cached entries: none\n" }
+    var columns = Columns(indent: 4)
+    for cache in filled.prefix(listLimit) {
+      var parts = cache.hasContext ? ["context"] : []
+      if let roots = cache.roots {
+        let entry = cache.hasContext ? "PASID \(cache.pasid)" : "context"
+        parts.append("\(entry) -> \(SourceTablesText.roots(roots))")
+      }
+      columns.add(
+        cache.source.description, cache.requestPASID.map { "with PASID \($0)" } ?? "without PASID",
+        parts.joined(separator: ", "))
+    }
+    var text = "\n  cached entries, for requests\n" + columns.text
+    if filled.count > listLimit { text += "    and \(filled.count - listLimit) more\n" }
+    return text
+  }
+
   private static func pages(_ caches: [PortCache]) -> String {
     var columns = Columns(indent: 4, rightAligned: [1, 2, 6])
     var count = 0
@@ -120,11 +140,7 @@ public enum RemappingText {
           NumberFormat.entry(page.output), NumberFormat.pageSize(page.size), rights(page.readable, page.writable))
       }
     }
-    let contexts = caches.filter(\.hasContext).count
-    let roots = caches.filter { $0.roots != nil }.count
-    var text =
-      "\n  cached: \(contexts) scalable-mode context entries, \(roots) context or PASID entries with table roots, "
-    text += "\(count) pages\n"
+    var text = "\n  cached pages\(count == 0 ? ": none" : "")\n"
     text += columns.text
     if count > listLimit { text += "    and \(count - listLimit) more\n" }
     return text

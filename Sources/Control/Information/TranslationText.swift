@@ -141,7 +141,7 @@ public enum TranslationText {
     var words = step.flags.joined(separator: " ")
     if step.reservedBits != 0 { words += ", reserved bits \(NumberFormat.hexadecimal(step.reservedBits)) are set" }
     words += step.isLeaf ? " -> page \(NumberFormat.hexadecimal(output))" : " -> \(NumberFormat.hexadecimal(output))"
-    if step.bitsToSet != 0 { words += ", would get bits \(NumberFormat.hexadecimal(step.bitsToSet))" }
+    if step.bitsToSet != 0 { words += ", to be marked " + step.marks.joined(separator: " ") }
     return words
   }
 

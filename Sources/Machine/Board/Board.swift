@@ -28,10 +28,12 @@ final class Board: Sendable {
 
   /// - Parameters:
   ///   - units: empty for a board without an IOMMU.
+  ///   - trace: makes what takes a unit's events; the name is nil where there is one unit.
   ///   - serialOutput: nil for a board without a serial port.
   init(
     memory: GuestMemory, accelerator: any Accelerator, layout: BoardLayout, processorCount: Int,
-    units: [UnitPlacement], serialOutput: (any CharacterOutput)?, events: EventQueue
+    units: [UnitPlacement], trace: (String?) -> Trace? = { _ in nil }, serialOutput: (any CharacterOutput)?,
+    events: EventQueue
   ) throws(UnitOptionError) {
     self.memory = memory
     clock = accelerator.clock
@@ -44,7 +46,8 @@ final class Board: Sendable {
         let unit = try TranslationUnit(
           options: placement.options.unitOptions, memory: memory, faultEvent: interrupts.makeUnremappedRoute(),
           invalidationEvent: interrupts.makeUnremappedRoute(), pageRequestEvent: interrupts.makeUnremappedRoute(),
-          messages: interrupts, parking: ThreadParking(), deviceTimer: try? ThreadTimer())
+          messages: interrupts, trace: trace(units.count > 1 ? placement.name : nil), parking: ThreadParking(),
+          deviceTimer: try? ThreadTimer())
         interrupts.remap(by: unit)
         _ = memoryBus.attach(unit, at: placement.registerBase, size: 0x1000)
         return RemappingUnit(placement, unit: unit)

@@ -24,6 +24,8 @@ public struct MachineConfiguration: Sendable {
   public var logItems: Set<LogItem> = []
   /// Where log items go; nil for standard error.
   public var logPath: String?
+  /// Nil where no trace event is wanted.
+  public var trace: TraceConfiguration?
 
   public init() {}
 

@@ -127,11 +127,22 @@ public final class RunningMachine {
     } catch {
       throw .configuration(error)
     }
+    let tracing = configuration.trace
+    let writer: TraceWriter?
+    do {
+      writer = try tracing.map { (tracing) throws(SystemError) in try TraceWriter(path: tracing.path) }
+    } catch {
+      throw .file(option: "-trace", error)
+    }
+    let trace: (String?) -> Trace? = { unit in
+      guard let tracing, let writer else { return nil }
+      return Trace(tracing.events, unit: unit, sink: writer)
+    }
     let board: Board
     do {
       board = try Board(
         memory: memory, accelerator: accelerator, layout: layout, processorCount: configuration.processors.count,
-        units: units, serialOutput: serialOutput, events: events)
+        units: units, trace: trace, serialOutput: serialOutput, events: events)
     } catch {
       throw .unit(error)
     }

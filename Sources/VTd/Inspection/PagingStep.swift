@@ -49,6 +49,12 @@ public struct PagingStep: Hashable, Sendable {
     return isLeaf ? address & ~UInt64.lowBits(12 + 9 * (level - 1)) : address
   }
 
+  /// `bitsToSet` by their mnemonics.
+  public var marks: [String] {
+    let names: [(Int, String)] = stage == .first ? [(5, "A"), (6, "D"), (10, "EA")] : [(8, "A"), (9, "D")]
+    return names.filter { bitsToSet[bit: $0.0] }.map(\.1)
+  }
+
   /// The flags by their mnemonics, those that are set.
   public var flags: [String] {
     guard let entry else { return [] }
