@@ -4,11 +4,13 @@ import Machine
 final class Monitors: MonitorTarget {
   let control: any MachineControl
   private let inspection: MachineInspection
+  private let remapping: RemappingInspection
   private let wait: MachineWait
 
   private init(_ machine: RunningMachine) throws(StartError) {
     control = machine.control
     inspection = machine.inspection
+    remapping = machine.remapping
     wait = try MachineWait(control)
   }
 
@@ -52,6 +54,12 @@ final class Monitors: MonitorTarget {
     wait.wait { $0 == .running }
   }
 
-  func remappingText() -> String { "" }
-  func translationText(_ arguments: [String]) -> String { "" }
+  func remappingText() -> String { RemappingText.units(remapping.states()) }
+
+  func translationText(_ arguments: [String]) -> String {
+    switch TranslationText.answer(arguments, remapping) {
+    case .success(let text): text
+    case .failure(let mistake): mistake.line + "\n"
+    }
+  }
 }

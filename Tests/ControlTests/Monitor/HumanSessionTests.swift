@@ -1,0 +1,48 @@
+import Testing
+
+@testable import Control
+
+@Suite struct HumanSessionTests {
+  private func answers(_ pieces: String..., echoes: Bool = false) -> (String, [String]) {
+    var session = HumanSession(echoes: echoes)
+    let machine = RecordingMachine()
+    var text = ""
+    for piece in pieces {
+      session.receive(piece.utf8, on: machine) { output in
+        switch output {
+        case .send(let bytes): text += String(decoding: bytes, as: UTF8.self)
+        case .negotiated: Issue.record("nothing is negotiated here")
+        case .perform(let action): action()
+        }
+        return true
+      }
+    }
+    return (text, machine.requests)
+  }
+
+  @Test func theGreetingEndsInQEMUsPrompt() {
+    let text = String(decoding: HumanSession(echoes: false).greeting, as: UTF8.self)
+    #expect(text == "Nestling 0.1.0 monitor - type 'help' for more information\r\n(qemu) ")
+  }
+
+  @Test func aLineIsAnswered() {
+    #expect(answers("info sta", "tus\n").0 == "VM status: running\r\n(qemu) ")
+    #expect(answers("info status\r\ninfo kvm\r").0 == "VM status: running\r\n(qemu) kvm support: enabled\r\n(qemu) ")
+    #expect(answers("\n").0 == "(qemu) ")
+    #expect(answers("q\n").1 == ["quit"])
+    #expect(answers("half a line").0 == "")
+  }
+
+  @Test func whatIsTypedIsShownAndCanBeTakenBack() {
+    let (text, requests) = answers("qx\u{7f}\r", echoes: true)
+    #expect(text == "qx\u{8} \u{8}\r\n(qemu) " && requests == ["quit"])
+    #expect(answers("äö\u{7f}\u{7f}q\n").1 == ["quit"])
+    #expect(answers("junk\u{15}q\n").1 == ["quit"])
+    #expect(answers("\u{7f}\u{7f}q\n").1 == ["quit"])
+  }
+
+  @Test func aLineHasALimit() {
+    let (text, _) = answers(String(repeating: "x", count: 100_000) + "\ninfo kvm\n")
+    #expect(text.hasPrefix("a line can be 4096 bytes long at most\r\n(qemu) ") && text.contains("kvm support"))
+  }
+}

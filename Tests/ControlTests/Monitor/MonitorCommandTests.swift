@@ -1,0 +1,135 @@
+import JSON
+import Machine
+import Testing
+
+@testable import Control
+
+@Suite struct MonitorCommandTests {
+  private func elements(_ value: JSONValue?) -> [JSONObject] {
+    guard case .array(let list)? = value else { return [] }
+    return list.compactMap { if case .object(let object) = $0 { object } else { nil } }
+  }
+  private func names(_ value: JSONValue?) -> [String] {
+    elements(value).compactMap { if case .string(let name)? = $0["name"] { name } else { nil } }
+  }
+
+  @Test func status() {
+    var client = QMPClient()
+    #expect(client.ask("query-status") == ["status": "running", "running": true])
+    #expect(client.ask("stop") == [:])
+    #expect(client.ask("query-status") == ["status": "paused", "running": false])
+    #expect(client.ask("cont") == [:])
+    #expect(client.ask("query-status") == ["status": "running", "running": true])
+    #expect(client.ask("system_reset") == [:] && client.ask("system_powerdown") == [:])
+    #expect(client.machine.requests == ["reset", "power down"])
+  }
+
+  @Test func theMachine() throws {
+    var configuration = MachineConfiguration()
+    configuration.name = "guest0"
+    configuration.processors = ProcessorTopology(coresPerSocket: 2)
+    configuration.memory.size = 256 << 20
+    var client = QMPClient(RecordingMachine(configuration))
+    #expect(client.ask("query-name") == ["name": "guest0"])
+    #expect(client.ask("query-memory-size-summary") == ["base-memory": 268_435_456])
+    #expect(client.ask("query-target") == ["arch": "x86_64"])
+    #expect(client.ask("query-iothreads") == [])
+    #expect(
+      client.ask("query-chardev")
+        == [["frontend-open": true, "filename": "unix:/tmp/s,server=on", "label": "c0"]])
+    let processors = elements(client.ask("query-cpus-fast"))
+    #expect(processors.map { $0["cpu-index"] } == [0, 1] && processors[0]["thread-id"] == 4711)
+    #expect(processors[1]["props"] == ["socket-id": 0, "core-id": 1, "thread-id": 0])
+    #expect(names(client.ask("query-machines")) == ["q35"])
+    #expect(client.ask("x-query-iommu") == ["human-readable-text": "iommu0: as it is\n"])
+    guard case .array(let buses)? = client.ask("query-pci"), case .object(let bus)? = buses.first else {
+      Issue.record("no buses")
+      return
+    }
+    let device = try #require(elements(bus["devices"]).first)
+    #expect(device["slot"] == 2 && device["qdev_id"] == "e0" && device["irq"] == 11)
+    #expect(
+      device["regions"] == [
+        [
+          "bar": 0, "type": "memory", "address": 0xc000_0000, "size": 0x10_0000, "prefetch": false,
+          "mem_type_64": false,
+        ]
+      ])
+  }
+
+  @Test func kindsAndProperties() throws {
+    var client = QMPClient()
+    #expect(names(client.ask("qom-list-types", ["implements": "machine"])) == ["q35-machine"])
+    let devices = names(client.ask("qom-list-types", ["implements": "device"]))
+    #expect(devices.contains("intel-iommu") && devices.contains("edu") && !devices.contains("rng-random"))
+    #expect(!devices.contains("pci-device"))
+    #expect(names(client.ask("qom-list-types", ["implements": "device", "abstract": true])).contains("pci-device"))
+    #expect(!names(client.ask("qom-list-types", ["implements": "pci-device"])).contains("intel-iommu"))
+    #expect(client.ask("qom-list-types", ["implements": "nonexistent"]) == [])
+    let properties = elements(client.ask("device-list-properties", ["typename": "intel-iommu"]))
+    let width = try #require(properties.first { $0["name"] == "aw-bits" })
+    #expect(width["type"] == "uint8" && width["default-value"] == 48)
+    #expect(properties.first { $0["name"] == "fs1gp" }?["default-value"] == true)
+    #expect(
+      client.send(#"{"execute": "device-list-properties", "arguments": {"typename": "nosuch"}}"#)
+        == [#"{"error": {"class": "DeviceNotFound", "desc": "Device 'nosuch' not found"}}"#])
+    #expect(names(client.ask("qom-list-properties", ["typename": "rng-random"])).contains("filename"))
+  }
+
+  /// The schema tells every command and event, and each type that it names is there.
+  @Test func theSchemaIsWhole() throws {
+    var client = QMPClient()
+    let entities = elements(client.ask("query-qmp-schema"))
+    let commands = names(client.ask("query-commands"))
+    #expect(Set(commands).count == commands.count && commands == commands.sorted())
+    let known = entities.compactMap { if case .string(let name)? = $0["name"] { name } else { nil } }
+    #expect(Set(known).count == known.count)
+    #expect(Set(commands).isSubset(of: known) && known.contains("SHUTDOWN"))
+    for entity in entities {
+      for key in ["arg-type", "ret-type", "element-type"] {
+        if case .string(let name)? = entity[key] { #expect(known.contains(name), "\(entity)") }
+      }
+      for member in elements(entity["members"]) {
+        if case .string(let name)? = member["type"] { #expect(known.contains(name), "\(entity)") }
+      }
+    }
+    let command = try #require(entities.first { $0["name"] == "human-monitor-command" })
+    let argument = try #require(entities.first { $0["name"] == command["arg-type"] })
+    #expect(
+      argument["members"] == [
+        ["name": "command-line", "type": "str"], ["name": "cpu-index", "type": "int", "default": .null],
+      ])
+    #expect(command["ret-type"] == "str")
+  }
+
+  @Test func linesForPeople() {
+    var client = QMPClient()
+    func human(_ line: String) -> JSONValue? { client.ask("human-monitor-command", ["command-line": .string(line)]) }
+    #expect(human("info status") == "VM status: running\n")
+    #expect(human("info kvm") == "kvm support: enabled\n")
+    #expect(human("info cpus") == "* CPU #0: thread_id=4711\n")
+    #expect(human("info chardev") == "c0: filename=unix:/tmp/s,server=on\n")
+    #expect(human("info iommu") == "iommu0: as it is\n")
+    #expect(human("  info iommu translate 00:02.0:1 0x1000 ") == "translated 00:02.0:1 0x1000\n")
+    #expect(
+      human("info pci") == """
+          Bus  0, device   2, function 0:
+            Class 00ff: PCI device 1234:11e8
+              IRQ 11, pin A
+              BAR0: 32 bit memory at 0xc0000000 [0xc00fffff].
+              id "e0"
+
+        """)
+    #expect(human("nonsense") == "unknown command: 'nonsense'\n")
+    #expect(human("info nonsense") == "unknown command: 'info nonsense'\n")
+    #expect(human("stop now") == "stop: extraneous characters at the end of line\n")
+    #expect(human("stop") == "" && human("info status") == "VM status: paused\n")
+    #expect(human("") == "")
+    #expect(human("q") == "" && client.machine.requests == ["quit"])
+    guard case .string(let help)? = human("help"), case .string(let information)? = human("info") else {
+      Issue.record("no help")
+      return
+    }
+    #expect(help.contains("quit|q -- quit the emulator\n") && information.contains("info version -- "))
+  }
+}

@@ -1,0 +1,89 @@
+import Hardware
+import JSON
+import Machine
+import PCI
+import Synchronization
+
+@testable import Control
+
+/// A machine that carries out nothing, and remembers what it was asked.
+final class RecordingMachine: MonitorTarget, MachineControl {
+  private let asked = Mutex<[String]>([])
+  private let current = Mutex(MachineStatus.running)
+  let configuration: MachineConfiguration
+
+  init(_ configuration: MachineConfiguration = MachineConfiguration()) { self.configuration = configuration }
+
+  var requests: [String] { asked.withLock { $0 } }
+  private func ask(_ what: String) { asked.withLock { $0.append(what) } }
+
+  var control: any MachineControl { self }
+  var status: MachineStatus { current.withLock { $0 } }
+  func requestReset() { ask("reset") }
+  func requestQuit(_ cause: MachineCause) { ask("quit") }
+  func requestPowerDown() { ask("power down") }
+  func requestPause() { ask("pause") }
+  func requestResume() { ask("resume") }
+  func addListener(_ listener: @escaping @Sendable (MachineNotice) -> Void) {}
+
+  func pause() { current.withLock { $0 = .paused } }
+  func resume() { current.withLock { $0 = .running } }
+
+  var functions: [MachineInspection.Function] {
+    var description = FunctionDescription(vendorID: 0x1234, deviceID: 0x11e8, classCode: 0x00ff00)
+    description.interruptPin = 1
+    let register = BaseAddressRegister(index: 0, space: .memory32, size: 0x10_0000)
+    return [
+      MachineInspection.Function(
+        address: RequesterID(bus: 0, device: 2, function: 0), id: "e0", description: description,
+        regions: [MachineInspection.Function.Region(register: register, address: 0xc000_0000)], interruptLine: 11)
+    ]
+  }
+  var characterDevices: [MachineInspection.CharacterState] {
+    [MachineInspection.CharacterState(id: "c0", name: "unix:/tmp/s,server=on", hasFrontend: true)]
+  }
+  var processorThreads: [Int] { [4711] }
+  func remappingText() -> String { "iommu0: as it is\n" }
+  func translationText(_ arguments: [String]) -> String { "translated \(arguments.joined(separator: " "))\n" }
+}
+
+/// A client's view of a session: what it sends, and each line that it gets.
+struct QMPClient {
+  private var session: QMPSession
+  let machine: RecordingMachine
+  private(set) var isNegotiated = false
+
+  init(_ machine: RecordingMachine = RecordingMachine(), pretty: Bool = false, negotiate: Bool = true) {
+    session = QMPSession(pretty: pretty)
+    self.machine = machine
+    if negotiate { _ = send(#"{"execute": "qmp_capabilities"}"#) }
+  }
+
+  var greeting: String { String(decoding: session.greeting, as: UTF8.self) }
+
+  /// - Returns: what came back, a line each.
+  mutating func send(_ text: String) -> [String] { send(Array(text.utf8)) }
+
+  mutating func send(_ bytes: [UInt8]) -> [String] {
+    var answer = ""
+    session.receive(bytes, on: machine) { output in
+      switch output {
+      case .send(let bytes): answer += String(decoding: bytes, as: UTF8.self)
+      case .negotiated: isNegotiated = true
+      case .perform(let action): action()
+      }
+      return true
+    }
+    return answer.split(separator: "\r\n").map(String.init)
+  }
+
+  /// What a command returns.
+  mutating func ask(_ name: String, _ arguments: JSONObject? = nil) -> JSONValue? {
+    var request: JSONObject = ["execute": .string(name)]
+    request["arguments"] = arguments.map { .object($0) }
+    guard let line = send(JSONValue.object(request).text()).last,
+      case .object(let object)? = try? JSONValue(parsing: Array(line.utf8))
+    else { return nil }
+    return object["return"]
+  }
+}

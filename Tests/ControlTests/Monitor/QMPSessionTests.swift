@@ -1,0 +1,145 @@
+import JSON
+import Machine
+import Testing
+
+@testable import Control
+
+/// What goes over the wire, word for word; the errors are those of QEMU's tests/qtest/qmp-test.c.
+@Suite struct QMPSessionTests {
+  private func generic(_ text: String) -> String {
+    #"{"error": {"class": "GenericError", "desc": "\#(text)"}}"#
+  }
+  private func notFound(_ text: String) -> String {
+    #"{"error": {"class": "CommandNotFound", "desc": "\#(text)"}}"#
+  }
+
+  @Test func theGreeting() {
+    let client = QMPClient(negotiate: false)
+    #expect(
+      client.greeting
+        == #"{"QMP": {"version": {"qemu": {"major": 10, "minor": 0, "micro": 0}, "package": "nestling-0.1.0"}, "#
+        + #""capabilities": []}}"# + "\r\n")
+  }
+
+  @Test func negotiation() {
+    var client = QMPClient(negotiate: false)
+    let expecting = notFound("Expecting capabilities negotiation with 'qmp_capabilities'")
+    #expect(client.send(#"{"execute": "query-version"}"#) == [expecting])
+    #expect(client.send(#"{"execute": "nonsense"}"#) == [expecting])
+    #expect(
+      client.send(#"{"execute": "qmp_capabilities", "arguments": {"enable": ["oob"]}}"#)
+        == [generic("Capability oob not available")])
+    #expect(
+      client.send(#"{"execute": "qmp_capabilities", "arguments": {"enable": ["x"]}}"#)
+        == [generic("Parameter 'enable[0]' does not accept value 'x'")])
+    #expect(!client.isNegotiated)
+    #expect(client.send(#"{"execute": "qmp_capabilities", "id": 7}"#) == [#"{"return": {}, "id": 7}"#])
+    #expect(client.isNegotiated)
+    #expect(
+      client.send(#"{"execute": "qmp_capabilities"}"#)
+        == [notFound("Capabilities negotiation is already complete, command ignored")])
+  }
+
+  @Test func malformedRequests() {
+    var client = QMPClient()
+    let cases: [(String, String)] = [
+      ("null", "QMP input must be a JSON object"), ("[]", "QMP input must be a JSON object"),
+      ("{}", "QMP input lacks member 'execute'"),
+      (#"{"execute": true}"#, "QMP input member 'execute' must be a string"),
+      (#"{"execute": "no-such-cmd", "arguments": []}"#, "QMP input member 'arguments' must be an object"),
+      (#"{"execute": "no-such-cmd", "extra": true}"#, "QMP input member 'extra' is unexpected"),
+      (#"{"exec-oob": "query-status"}"#, "QMP input member 'exec-oob' is unexpected"),
+      (#"{"execute": "query-status", "arguments": {"x": 1}}"#, "Parameter 'x' is unexpected"),
+      (#"{"execute": "human-monitor-command"}"#, "Parameter 'command-line' is missing"),
+      (
+        #"{"execute": "human-monitor-command", "arguments": {"command-line": 1}}"#,
+        "Invalid parameter type for 'command-line', expected: string"
+      ),
+      (
+        #"{"execute": "qom-list-types", "arguments": {"abstract": "yes"}}"#,
+        "Invalid parameter type for 'abstract', expected: boolean"
+      ),
+      (
+        #"{"execute": "human-monitor-command", "arguments": {"command-line": "help", "cpu-index": 99}}"#,
+        "Parameter 'cpu-index' expects a CPU number"
+      ),
+    ]
+    for (request, text) in cases { #expect(client.send(request) == [generic(text)], "\(request)") }
+    #expect(client.send(#"{"execute": "no-such-cmd"}"#) == [notFound("The command no-such-cmd has not been found")])
+  }
+
+  @Test func theIdComesBackAsItWas() {
+    var client = QMPClient()
+    #expect(
+      client.send(#"{"execute": "query-name", "id": {"a": [null, 1.5, "x"]}}"#)
+        == [#"{"return": {}, "id": {"a": [null, 1.5, "x"]}}"#])
+    #expect(
+      client.send(#"{"id": "cookie#1", "execute": "nope"}"#)
+        == [
+          #"{"id": "cookie#1", "error": {"class": "CommandNotFound", "desc": "The command nope has not been found"}}"#
+        ])
+  }
+
+  /// In pieces of one byte, in single quotes, two at once, and after garbage.
+  @Test func requestsHoweverTheyArrive() {
+    var client = QMPClient()
+    var seen: [String] = []
+    for byte in "{'execute': 'query-kvm'}\r\n".utf8 { seen += client.send([byte]) }
+    #expect(seen == [#"{"return": {"enabled": true, "present": true}}"#])
+    #expect(client.send(#"{"execute": "query-name"}{"execute": "query-name"}"#).count == 2)
+    let answers = client.send("{]\n%p\u{1}{\"execute\": \"query-name\"}")
+    #expect(answers.last == #"{"return": {}}"# && answers.count >= 3)
+    #expect(answers.dropLast().allSatisfy { $0.contains("JSON parse error") })
+  }
+
+  @Test func prettyAnswersHaveLines() {
+    var client = QMPClient(pretty: true)
+    #expect(client.send(#"{"execute": "query-name"}"#) == ["{\n    \"return\": {}\n}"])
+  }
+
+  @Test func aClientThatGoesEndsIt() {
+    var session = QMPSession()
+    var sent = 0
+    session.receive(Array("{}{}{}".utf8), on: RecordingMachine()) { _ in
+      sent += 1
+      return false
+    }
+    #expect(sent == 1)
+  }
+
+  /// The answer goes out before what may end the connection is begun.
+  @Test func theAnswerComesBeforeTheEnd() {
+    let machine = RecordingMachine()
+    var session = QMPSession()
+    var order: [String] = []
+    let text = #"{"execute": "qmp_capabilities"} {"execute": "quit"}"#
+    session.receive(Array(text.utf8), on: machine) { output in
+      switch output {
+      case .send: order.append("answer, \(machine.requests)")
+      case .negotiated: order.append("negotiated")
+      case .perform(let action): action()
+      }
+      return true
+    }
+    #expect(order == ["answer, []", "negotiated", "answer, []"] && machine.requests == ["quit"])
+  }
+
+  @Test func events() throws {
+    func text(_ notice: MachineNotice) -> String? {
+      notice.event(at: 1_700_000_000_123_456_789).map { String(decoding: $0.text(), as: UTF8.self) }
+    }
+    let time = #"{"timestamp": {"seconds": 1700000000, "microseconds": 123456}, "event": "#
+    #expect(
+      text(.reset(.monitorReset)) == time
+        + #""RESET", "data": {"guest": false, "reason": "host-qmp-system-reset"}}"#)
+    #expect(text(.reset(.guestReset)) == time + #""RESET", "data": {"guest": true, "reason": "guest-reset"}}"#)
+    #expect(
+      text(.shutdown(.monitorQuit)) == time + #""SHUTDOWN", "data": {"guest": false, "reason": "host-qmp-quit"}}"#)
+    #expect(
+      text(.shutdown(.guestShutdown)) == time + #""SHUTDOWN", "data": {"guest": true, "reason": "guest-shutdown"}}"#)
+    #expect(text(.shutdown(.signal)) == time + #""SHUTDOWN", "data": {"guest": false, "reason": "host-signal"}}"#)
+    #expect(text(.paused) == time + #""STOP"}"# && text(.resumed) == time + #""RESUME"}"#)
+    #expect(text(.powerDown) == time + #""POWERDOWN"}"#)
+    #expect(text(.tripleFault(processor: 0, instructionPointer: nil)) == nil)
+  }
+}
