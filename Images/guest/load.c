@@ -94,6 +94,21 @@ static void transfer(struct region *region, unsigned start, unsigned count, int 
 	requests++;
 }
 
+/* Ends the program when no request has come back for long, which is a device or an interrupt that got lost. */
+static void *watch(void *argument)
+{
+	(void)argument;
+	uint64_t before = requests;
+	for (int still = 0; still < 6; still++) {
+		sleep(5);
+		if (requests != before)
+			still = -1;
+		before = requests;
+	}
+	printf("guest: FAIL load: no request came back for 30 s, after %llu\n", (unsigned long long)before);
+	_exit(1);
+}
+
 static void *work(void *argument)
 {
 	struct region *region = argument;
@@ -125,7 +140,8 @@ int main(int count, char **words)
 	}
 	end = time(0) + atoi(words[2]);
 	static struct region regions[MOST_THREADS];
-	pthread_t handles[MOST_THREADS];
+	pthread_t handles[MOST_THREADS], watcher;
+	pthread_create(&watcher, 0, watch, 0);
 	for (int i = 0; i < threads; i++) {
 		regions[i].first = (uint64_t)i * REGION_BLOCKS;
 		regions[i].state = 0x2545f4914f6cdd1du + i;

@@ -1,0 +1,244 @@
+/// Requests with PASID: each PASID's own tables, of either stage, nested, and passed through; what a request without one
+/// gets; privilege; faults with what they record of the PASID; and what invalidations take by PASID. VT-d 4.1, 3.4.3,
+/// 3.10 and 7.1.3; 9.4 to 9.6 for the entries.
+
+private let page: UInt64 = 0x12_3456_7000
+private let readOnlyPage: UInt64 = 0x12_3456_8000
+private let supervisorPage: UInt64 = 0x12_3456_9000
+private let missingPage: UInt64 = 0x12_3456_a000
+private let sink: UInt64 = 0x12_3460_0000
+private let leaf = PagingTables.present | PagingTables.writable | PagingTables.user
+
+/// PASIDs and their tables' stage.
+private enum Number {
+  static let withoutPASID = SourceTables.pasid
+  static let one: UInt64 = 5
+  static let two: UInt64 = 6
+  static let second: UInt64 = 7
+  static let nested: UInt64 = 8
+  static let passThrough: UInt64 = 9
+  static let missing: UInt64 = 10
+}
+
+private enum Reason {
+  static let pasidNotEnabled: UInt64 = 0x45
+  static let pasidBeyondDirectory: UInt64 = 0x46
+  static let pasidEntryNotPresent: UInt64 = 0x59
+  static let supervisorNotEnabled: UInt64 = 0x5d
+  static let entryNotPresent: UInt64 = 0x71
+  static let userPrivilege: UInt64 = 0x81
+  static let writePermission: UInt64 = 0x85
+  static let interruptAddress: UInt64 = 0x87
+  static let inLegacyMode: UInt64 = 0x31
+}
+
+/// What one PASID's tables map, and what stands in its pages.
+private struct Space {
+  let tables: PagingTables
+  let memory = Pages.take()
+  let result = Pages.take()
+  let mark: UInt64
+
+  init(_ stage: PagingTables.Stage, mark: UInt64) {
+    tables = PagingTables(stage)
+    self.mark = mark
+    store64(memory, mark)
+    tables.map(page, to: memory, stage.rawValue)
+    tables.map(sink, to: result, stage.rawValue)
+    if stage == .first {
+      tables.map(readOnlyPage, to: Pages.take(), leaf & ~PagingTables.writable)
+      tables.map(supervisorPage, to: Pages.take(), leaf & ~PagingTables.user)
+    }
+  }
+
+  /// Whether what a PASID reads at the page and writes to the sink is this space's.
+  func serves(_ engine: Engine, _ pasid: UInt64?) -> Bool {
+    store64(result, 0)
+    let flags: UInt32 = pasid == nil ? 0 : Engine.withPASID
+    return engine.run(Engine.Operation.copy | flags, pasid: pasid ?? 0, from: page, to: sink) == Engine.Result.success
+      && load64(result) == mark
+  }
+}
+
+/// A fault's record has the PASID (PV, PP), and what is asked for: privilege (PRIV) and execution (EXE).
+private func checkFault(
+  _ name: StaticString, _ reason: UInt64, source: UInt64, pasid: UInt64, at address: UInt64, isRead: Bool,
+  isPrivileged: Bool = false
+) {
+  guard let fault = RemappingUnit.takeFault() else {
+    put("FAIL ")
+    put(name)
+    put(": no fault is recorded\n")
+    return Report.countFailure()
+  }
+  // Type is bit 62, PV 59:40, PRIV 29... of the upper half: VT-d 11.4.7.6.
+  let privilege = fault.high >> 29 & 1 != 0
+  if fault.reason == reason, fault.source == source, fault.address == address & ~0xfff, fault.isRead == isRead,
+    fault.hasPASID, fault.high >> 40 & 0xf_ffff == pasid, privilege == isPrivileged
+  {
+    return Report.pass(name)
+  }
+  put("FAIL ")
+  put(name)
+  put(": recorded 0x")
+  put(Hexadecimal(fault.high))
+  put(" 0x")
+  put(Hexadecimal(fault.low))
+  endLine()
+  Report.countFailure()
+}
+
+private func checkSpaces(_ engine: Engine, _ sources: SourceTables, _ own: UInt64) {
+  let hasSecond = RemappingUnit.offers(RemappingUnit.secondStage)
+  let isNested = RemappingUnit.offers(RemappingUnit.nestedTranslation)
+  let table = own - Number.withoutPASID * 64
+  let base = Space(.first, mark: 0x100)
+  let one = Space(.first, mark: 0x101)
+  let two = Space(.first, mark: 0x102)
+  SourceTables.setFirstStage(own, table: base.tables.root)
+  SourceTables.setFirstStage(table + Number.one * 64, table: one.tables.root)
+  // The same domain for all: what is cached of one PASID is not the other's.
+  SourceTables.setFirstStage(table + Number.two * 64, table: two.tables.root)
+  let second = Space(.second, mark: 0x103)
+  if hasSecond { SourceTables.setSecondStage(table + Number.second * 64, table: second.tables.root, domain: 0x30) }
+  // Nested: the second stage maps all of the machine's memory where it is, but the page elsewhere.
+  let over = PagingTables(.second)
+  let nested = Space(.first, mark: 0x104)
+  if isNested {
+    over.map(0, to: 0, level: 3, 3)
+    SourceTables.setNested(table + Number.nested * 64, table: nested.tables.root, over: over.root, domain: 0x31)
+  }
+  SourceTables.setPassThrough(table + Number.passThrough * 64, domain: 0x32)
+  guard RemappingUnit.translate(root: sources.root, isScalable: true) else {
+    return Report.fail("translation does not come on")
+  }
+
+  put("each PASID its own\n")
+  Report.check("a request without PASID goes by RID_PASID", base.serves(engine, nil))
+  Report.check("one with a PASID by that one's tables", one.serves(engine, Number.one))
+  Report.check("another's by its own", two.serves(engine, Number.two))
+  Report.check(
+    "by turns, too", one.serves(engine, Number.one) && base.serves(engine, nil) && two.serves(engine, Number.two))
+  if hasSecond { Report.check("a PASID through second stage", second.serves(engine, Number.second)) }
+  if isNested { Report.check("a nested one", nested.serves(engine, Number.nested)) }
+  store64(two.result, 0)
+  Report.check(
+    "a passed-through one",
+    engine.run(Engine.Operation.copy | Engine.withPASID, pasid: Number.passThrough, from: one.memory, to: two.result)
+      == Engine.Result.success && load64(two.result) == one.mark)
+  RemappingUnit.checkNoFault("nothing of it is a fault")
+
+  checkFaults(engine, sources)
+  checkPrivilege(engine, table + Number.one * 64)
+  checkInvalidations(engine, one, two, base)
+}
+
+private func checkFaults(_ engine: Engine, _ sources: SourceTables) {
+  put("faults\n")
+  func refuses(_ name: StaticString, _ reason: UInt64, pasid: UInt64, at address: UInt64, writes: Bool = false) {
+    let result = engine.run(
+      Engine.Operation.copy | Engine.withPASID, pasid: pasid, from: writes ? page : address, to: writes ? address : sink
+    )
+    if result != Engine.Result.refused { Report.fail("what follows is not refused") }
+    checkFault(name, reason, source: engine.source, pasid: pasid, at: address, isRead: !writes)
+  }
+  refuses("a page that is not present", Reason.entryNotPresent, pasid: Number.one, at: missingPage)
+  refuses("a write to a read-only page", Reason.writePermission, pasid: Number.two, at: readOnlyPage, writes: true)
+  refuses("a supervisor's page", Reason.userPrivilege, pasid: Number.one, at: supervisorPage)
+  refuses("a PASID entry that is not present", Reason.pasidEntryNotPresent, pasid: Number.missing, at: page)
+  refuses("a PASID beyond the directory", Reason.pasidBeyondDirectory, pasid: 128 * 64, at: page)
+  refuses("the interrupt range, by a PASID", Reason.interruptAddress, pasid: Number.one, at: 0xfee0_0000)
+  let context = sources.scalableContextEntry
+  let kept = load64(context)
+  store64(context, kept & ~(1 << 3))
+  RemappingUnit.invalidateEverything(isScalable: true)
+  refuses("PASIDs that the context entry does not enable", Reason.pasidNotEnabled, pasid: Number.one, at: page)
+  store64(context, kept)
+  RemappingUnit.invalidateEverything(isScalable: true)
+}
+
+private func checkPrivilege(_ engine: Engine, _ entry: UInt64) {
+  put("privilege\n")
+  guard RemappingUnit.offers(RemappingUnit.supervisorRequests) else { return }
+  let command = Engine.Operation.copy | Engine.withPASID | Engine.privileged
+  func run() -> UInt32 { engine.run(command, pasid: Number.one, from: supervisorPage, to: sink) }
+  _ = run()
+  checkFault(
+    "a privileged request where they are not enabled", Reason.supervisorNotEnabled, source: engine.source,
+    pasid: Number.one, at: supervisorPage, isRead: true, isPrivileged: true)
+  store64(entry + 16, load64(entry + 16) | 1)
+  RemappingUnit.invalidateEverything(isScalable: true)
+  Report.check("enabled, it reads a supervisor's page", run() == Engine.Result.success)
+  Report.check(
+    "and writes a read-only one",
+    engine.run(command, pasid: Number.one, from: page, to: readOnlyPage) == Engine.Result.success)
+  store64(entry + 16, load64(entry + 16) | 1 << 4)
+  RemappingUnit.invalidateEverything(isScalable: true)
+  _ = engine.run(command, pasid: Number.one, from: page, to: readOnlyPage)
+  checkFault(
+    "but not with WPE", Reason.writePermission, source: engine.source, pasid: Number.one, at: readOnlyPage,
+    isRead: false, isPrivileged: true)
+  store64(entry + 16, load64(entry + 16) & ~0x11)
+  RemappingUnit.invalidateEverything(isScalable: true)
+}
+
+private func checkInvalidations(_ engine: Engine, _ one: Space, _ two: Space, _ base: Space) {
+  put("what stays cached, by PASID\n")
+  let domain = SourceTables.domain
+  let entry = one.tables.entry(page, level: 1)
+  let other = Space(.first, mark: one.mark)
+  store64(other.memory, one.mark)
+  Report.check("a page is cached", one.serves(engine, Number.one))
+  store64(one.memory, 0)
+  store64(entry, other.memory | leaf)
+  func isStale() -> Bool { !one.serves(engine, Number.one) }
+  Report.check("another entry changes nothing yet", isStale())
+  _ = RemappingUnit.invalidatePage(page, pasid: Number.two, domain: domain)
+  Report.check("nor does another PASID's invalidation", isStale())
+  _ = RemappingUnit.invalidatePage(page, pasid: Number.one, domain: domain + 1)
+  Report.check("nor another domain's", isStale())
+  _ = RemappingUnit.invalidateTranslations(pasid: Number.withoutPASID, domain: domain)
+  Report.check("nor that of RID_PASID", isStale())
+  _ = RemappingUnit.invalidatePage(page, pasid: Number.one, domain: domain)
+  Report.check("but the page's of the PASID", one.serves(engine, Number.one))
+  Report.check("the others serve as before", two.serves(engine, Number.two) && base.serves(engine, nil))
+  RemappingUnit.checkNoFault("nothing of it is a fault")
+}
+
+private func checkLegacy(_ engine: Engine) {
+  put("legacy mode\n")
+  let tables = PagingTables(.second)
+  tables.map(page, to: Pages.take(), 3)
+  let sources = SourceTables(source: engine.source)
+  sources.setLegacy(type: 0, table: tables.root)
+  guard RemappingUnit.translate(root: sources.root, isScalable: false) else {
+    return Report.fail("translation does not come on")
+  }
+  Report.check(
+    "a request with PASID is refused",
+    engine.run(Engine.Operation.copy | Engine.withPASID, pasid: Number.one, from: page, to: page)
+      == Engine.Result.refused)
+  checkFault(
+    "and recorded", Reason.inLegacyMode, source: engine.source, pasid: Number.one, at: page, isRead: true)
+}
+
+func kernelMain() {
+  guard let engine = Engine.find() else { return Report.fail("there is no dma-engine") }
+  guard RemappingUnit.isThere, RemappingUnit.offers(RemappingUnit.firstStage), RemappingUnit.offers(40) else {
+    return Report.fail("the unit offers no first stage, or no PASIDs")
+  }
+  Report.check("it has ATS, PRI and PASID", engine.hasCapabilities)
+  let sources = SourceTables(source: engine.source)
+  let own = sources.makeScalable()
+  store64(sources.scalableContextEntry, load64(sources.scalableContextEntry) | 1 << 3)
+  engine.enablePASID(false)
+  Report.check(
+    "without PASID Enable it sends none",
+    engine.run(Engine.Operation.copy | Engine.withPASID, pasid: 1, from: Pages.take(), to: Pages.take())
+      == Engine.Result.notEnabled)
+  engine.enablePASID()
+  checkSpaces(engine, sources, own)
+  checkLegacy(engine)
+  RemappingUnit.command(RemappingUnit.Command.translationEnable, on: false)
+  RemappingUnit.checkNoFault("no fault is left")
+}
