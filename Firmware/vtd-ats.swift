@@ -305,6 +305,7 @@ private func checkPageRequests(_ setup: Setup, context: UInt64) {
   Report.check("one brings the event", soon { Interrupts.count(event) == before + 1 })
   Report.check("and waits", engine.get(Engine.Register.status) & 1 != 0)
   disableInterrupts()
+  RemappingUnit.write32(PageRequest.eventControl, 1 << 31)
   let found = take()
   let prefix: UInt64 = setup.pasid == 0 ? 0 : 1 << 8 | setup.pasid << 32
   Report.check("it says who", found?.low == 1 | prefix | engine.source << 16)
@@ -327,7 +328,7 @@ private func checkPageRequests(_ setup: Setup, context: UInt64) {
   let fresh = Pages.take()
   store64(setup.memory, marker)
   setup.begin(Engine.Operation.copy | Engine.byCache | Engine.requestPages | 9 << 16, from: page, to: missingPage + 8)
-  Report.check("an access requests its page", take()?.high ?? 0 & ~0xfff == missingPage)
+  Report.check("an access requests its page", (take()?.high ?? 0) & ~0xfff == missingPage)
   setup.tables.map(missingPage, to: fresh, setup.leaf)
   Report.check(
     "mapped and answered, it goes on",
