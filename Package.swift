@@ -42,7 +42,7 @@ let package = Package(
     library("Devices", uses: ["PCI", "Hardware"]),
 
     // Where the two meet, and what a person types.
-    library("Machine", uses: ["KVM", "Linux", "VTd", "Devices", "PCI", "Hardware"]),
+    library("Machine", uses: ["KVM", "VFIO", "Linux", "VTd", "Devices", "PCI", "Hardware"]),
     library("Control", uses: ["Machine", "JSON", "PCI", "Hardware"]),
     .executableTarget(
       name: "nestling", dependencies: ["Control"],

@@ -22,6 +22,7 @@ extension Control {
         if let text = text(of: notice) { StandardStreams.writeError(text) }
       }
       try Monitors.attach(configuration.monitors, to: machine)
+      machine.onPassthroughNotice { StandardStreams.writeError(ErrorText.line(for: $0)) }
       let ending = try machine.run()
       writeLog(of: machine, configuration)
       switch ending {

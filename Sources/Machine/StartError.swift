@@ -15,6 +15,7 @@ public enum StartError: Error, Sendable, CustomStringConvertible {
   case boot(BootError)
   case unit(UnitOptionError)
   case device(kind: String, problem: String)
+  case passthrough(PassthroughError)
   case placement(ResourcePlacement.NoRoom)
   case system(SystemError)
 
@@ -30,6 +31,7 @@ public enum StartError: Error, Sendable, CustomStringConvertible {
     case .boot(let error): "\(error)"
     case .unit(let error): "-device intel-iommu: \(error)"
     case .device(let kind, let problem): "-device \(kind): \(problem)"
+    case .passthrough(let error): error.description
     case .placement(let error):
       "the BARs do not fit: \(error.address) BAR \(error.bar) of \(error.size) bytes"
     case .system(let error): "\(error)"

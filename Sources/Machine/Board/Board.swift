@@ -17,6 +17,10 @@ final class Board: Sendable {
   let rootBus = Bus(number: 0)
   private let remapping: RemappingDomains
   let serial: SerialPort?
+  /// nil where CPUs reach RAM alone without the board.
+  let deviceMemory: (any DeviceMemory)?
+  let interruptEnds = InterruptEnds()
+  let passthrough = PassthroughObjects()
 
   private let removals = Mutex<[@Sendable () -> Void]>([])
   private let ioapic: IOAPICDevice
@@ -37,6 +41,7 @@ final class Board: Sendable {
   ) throws(UnitOptionError) {
     self.memory = memory
     clock = accelerator.clock
+    deviceMemory = accelerator.deviceMemory
     self.layout = layout
     self.events = events
     let workers = EventWorkerSource(doorbells: accelerator.doorbells)
@@ -64,7 +69,7 @@ final class Board: Sendable {
     let pins = remapping.ioapic.interrupts
     let pinRoutes = (0..<IOAPIC.pinCount).map { pins.makePinRoute(pin: $0, requester: ioapicRequester) }
     self.pinRoutes = pinRoutes
-    ioapic = IOAPICDevice(routes: pinRoutes)
+    ioapic = IOAPICDevice(routes: pinRoutes, onEndOfInterrupt: { [interruptEnds] in interruptEnds.ended($0) })
     _ = memoryBus.attach(ioapic, at: BoardLayout.ioapic, size: IOAPICDevice.regionSize)
 
     let target = ConfigurationTarget(root: rootBus)
@@ -126,6 +131,9 @@ final class Board: Sendable {
   /// The ways out of a function at an address: through the unit that has it, if any.
   func environment(at address: RequesterID) -> PCIEnvironment { remapping.domain(of: address).environment }
 
+  /// The unit that a function at an address is behind; nil for none.
+  func unit(at address: RequesterID) -> TranslationUnit? { remapping.domain(of: address).unit?.unit }
+
   /// Puts a function on bus 0 and wires its INTx. Its address was found free when the configuration was checked.
   /// - Parameter removal: takes the device off the board and ends its workers.
   func plug(_ function: Function, removal: @escaping @Sendable () -> Void) {
@@ -151,6 +159,7 @@ final class Board: Sendable {
       return removals
     }
     for remove in all { remove() }
+    passthrough.removeAll()
   }
 
   /// Puts every chip and function into its reset state. No CPU is running.
@@ -216,6 +225,8 @@ final class Board: Sendable {
   /// IOAPIC need not have; so the routes are asked, not the entries.
   func endOfInterrupt(vector: UInt8) {
     for (pin, route) in pinRoutes.enumerated() where route.ends(vector: vector) {
+      // Before the pin is looked at again: a wire that goes down now would be seen as still up.
+      interruptEnds.ended(pin: pin)
       ioapic.endOfInterrupt(pin: pin)
     }
   }

@@ -98,7 +98,7 @@ extension IntelIOMMUOptions {
     options.addressWidth = Int(addressWidth)
     options.interruptRemapping = offersInterruptRemapping
     options.extendedInterruptMode = offersExtendedInterrupts ? .on : .off
-    options.cachingMode = cachingMode
+    options.cachingMode = cachingMode ?? false
     options.snoopControl = snoopControl
     options.deviceIOTLB = deviceIOTLB
     options.pasidBits = Int(pasidBits)

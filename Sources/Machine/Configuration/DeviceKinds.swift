@@ -4,6 +4,7 @@ public enum DeviceKinds {
     IntelIOMMUOptions.self,
     VirtioBlockOptions.self,
     VirtioRNGOptions.self,
+    VFIOPCIOptions.self,
     EduOptions.self,
     IOMMUTestDeviceOptions.self,
     DMAEngineOptions.self,

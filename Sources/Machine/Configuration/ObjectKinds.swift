@@ -4,6 +4,7 @@ public protocol ObjectOptions: KindOptions {}
 /// Every kind of object that can be asked for. A new kind is a file in `Objects` and a line here.
 public enum ObjectKinds {
   public static let all: [any ObjectOptions.Type] = [
+    IOMMUFDOptions.self,
     MemoryBackendMemfdOptions.self,
     RNGBuiltinOptions.self,
     RNGRandomOptions.self,

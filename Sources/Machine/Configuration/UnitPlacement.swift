@@ -50,6 +50,11 @@ extension MachineConfiguration {
       units.append(unit)
     }
     if owners[nil] == nil, let index = units.firstIndex(where: \.includesAll) { units[index].hasIOAPIC = true }
+    for (device, address) in zip(devices, placement) where device is VFIOPCIOptions {
+      let own = units.firstIndex { unit in address.map { unit.functions.contains($0) } ?? false }
+      guard let index = own ?? units.firstIndex(where: \.includesAll) else { continue }
+      units[index].options.cachingMode = units[index].options.cachingMode ?? true
+    }
     return units
   }
 

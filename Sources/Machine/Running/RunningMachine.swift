@@ -162,6 +162,11 @@ public final class RunningMachine {
     MachineInspection(configuration, board: board, characters: characters, processors: processors)
   }
 
+  /// - Parameter listener: hears what a person is to know of passed-through devices, from any thread.
+  public func onPassthroughNotice(_ listener: @escaping @Sendable (PassthroughNotice) -> Void) {
+    board.passthrough.listen(listener)
+  }
+
   /// To ask something of the machine, and to hear what happens to it.
   public var control: any MachineControl { controller }
 

@@ -11,7 +11,7 @@ import Testing
 
   @Test func defaultsAreQEMUs() {
     let unit = IntelIOMMUOptions()
-    #expect(!unit.scalableMode && !unit.firstStage && !unit.nested && !unit.cachingMode && !unit.deviceIOTLB)
+    #expect(!unit.scalableMode && !unit.firstStage && !unit.nested && unit.cachingMode == nil && !unit.deviceIOTLB)
     #expect(unit.addressWidth == 48 && unit.firstStage1GPages && unit.dmaTranslation)
     #expect(unit.offersInterruptRemapping && unit.offersExtendedInterrupts)
     let disk = VirtioBlockOptions()
@@ -65,7 +65,7 @@ import Testing
 
   @Test(arguments: ["on", "yes", "true", "y"])
   func trueWords(_ word: String) throws {
-    #expect(try options(IntelIOMMUOptions.self, ("caching-mode", word)).cachingMode)
+    #expect(try options(IntelIOMMUOptions.self, ("caching-mode", word)).cachingMode == true)
   }
 
   @Test(arguments: ["off", "no", "false", "n"])
@@ -74,7 +74,7 @@ import Testing
   }
 
   @Test func bareNamesAreFlags() throws {
-    #expect(try options(IntelIOMMUOptions.self, ("caching-mode", nil)).cachingMode)
+    #expect(try options(IntelIOMMUOptions.self, ("caching-mode", nil)).cachingMode == true)
     #expect(try !options(IntelIOMMUOptions.self, ("nofs1gp", nil)).firstStage1GPages)
     #expect(throws: PropertyError.self) { try options(IntelIOMMUOptions.self, ("nofs1gp", "on")) }
   }

@@ -17,8 +17,9 @@ public struct IntelIOMMUOptions: DeviceOptions, Hashable {
   public var addressWidth: UInt8 = 48
   public var interruptRemapping = OnOffAuto.auto
   public var extendedInterrupts = OnOffAuto.auto
-  /// The guest invalidates on not-present to present, too (CAP.CM).
-  public var cachingMode = false
+  /// The guest invalidates on not-present to present, too (CAP.CM). Nil is on with a passed-through device behind the
+  /// unit, whose host can follow no entry that it is not told of.
+  public var cachingMode: Bool?
   /// Devices may cache translations (ECAP.DT).
   public var deviceIOTLB = false
   /// Second-stage entries may force snooping (ECAP.SC).
@@ -64,7 +65,8 @@ public struct IntelIOMMUOptions: DeviceOptions, Hashable {
     Property(
       "eim", \.extendedInterrupts, help: "Extended interrupt mode (x2APIC), on/off/auto (auto follows intremap)"),
     Property(
-      "caching-mode", \.cachingMode, help: "The guest flushes when it maps, too, which shadowing wants"),
+      "caching-mode", \.cachingMode,
+      help: "The guest tells when an entry becomes present; on with a vfio-pci behind the unit, off else"),
     Property("device-iotlb", \.deviceIOTLB, help: "Device IOTLBs: address translation services (ATS)"),
     Property("snoop-control", \.snoopControl, help: "Second-stage entries may force snooping"),
     Property("pasid-bits", \.pasidBits, .within(0...20), help: "Width of a PASID on requests, 0 for none"),

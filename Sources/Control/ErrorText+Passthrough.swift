@@ -1,0 +1,21 @@
+import Machine
+
+/// What a person is told of passed-through devices while the guest runs.
+extension ErrorText {
+  static func line(for notice: PassthroughNotice) -> String {
+    line([], "\(notice.device): \(text(for: notice.kind))")
+  }
+
+  private static func text(for kind: PassthroughNotice.Kind) -> String {
+    switch kind {
+    case .guestSecondStage:
+      "its DMA is blocked: the guest translates it by second-stage tables, and only x-flts=on, iommu=pt or "
+        + "intel_iommu=off in the guest can be followed"
+    case .supervisorRequests:
+      "its DMA is blocked: the guest asks for supervisor privilege without PASID, which no host has"
+    case .hostRefused(let error): "its DMA is blocked: the host refused the guest's tables: \(error)"
+    case .error: "the device reports an error that it does not recover from; the guest is stopped"
+    case .request: "the host wants the device back: end the guest"
+    }
+  }
+}

@@ -1,0 +1,175 @@
+import Hardware
+import PCI
+
+/// A host function's configuration space, as the guest is to see it: laid out as the host's, without what cannot be
+/// passed on, and for each bit whether the guest's accesses reach the device (PCI Express Base 7.5 and 7.6).
+///
+/// VFIO guards the device; this decides what the machine answers itself: BARs and decoding, messages, the place on
+/// the fabric, and power states, which stay the guest's belief.
+struct HostConfigurationSpace: Sendable {
+  /// A capability's identifiers.
+  private enum Identifier {
+    static let powerManagement: UInt8 = 0x01
+    static let vitalProductData: UInt8 = 0x03
+    static let msi: UInt8 = 0x05
+    static let vendor: UInt8 = 0x09
+    static let express: UInt8 = 0x10
+    static let msix: UInt8 = 0x11
+    /// What is passed on beyond those: errors, serial number, vendor-specific.
+    static let extended: Set<UInt16> = [0x0001, 0x0003, 0x000b]
+  }
+
+  private(set) var given = GivenConfiguration(space: ConfigurationSpace())
+  private(set) var msix: MSIX.Layout?
+  private(set) var msiVectorCount = 0
+  /// Bits that are read from the device, and written to it.
+  private(set) var direct = [UInt8](repeating: 0, count: ConfigurationSpace.size)
+  /// As the host's header has it: 0 for none.
+  let interruptPin: UInt8
+  let header: [UInt8]
+
+  /// - Parameter bytes: the host's, 256 or 4096.
+  init(_ bytes: [UInt8]) {
+    let bytes = bytes + [UInt8](repeating: 0, count: max(0, ConfigurationSpace.size - bytes.count))
+    header = Array(bytes[..<0x40])
+    interruptPin = min(bytes[StandardOffset.interruptPin], 4)
+    // The status register is the device's, but for what the capabilities make of it.
+    direct[StandardOffset.status] = 0xe8
+    direct[StandardOffset.status + 1] = 0xff
+    addCapabilities(bytes)
+    addExtendedCapabilities(bytes)
+  }
+
+  // MARK: The list at 0x34
+
+  private mutating func addCapabilities(_ bytes: [UInt8]) {
+    var entries: [(offset: Int, id: UInt8)] = []
+    var offset = Int(bytes[StandardOffset.capabilitiesPointer] & 0xfc)
+    // A list of 48 is as long as the space has room for; a longer one goes round.
+    while offset >= 0x40, entries.count < 48, bytes[StandardOffset.status] & 0x10 != 0 {
+      entries.append((offset, bytes[offset]))
+      offset = Int(bytes[offset + 1] & 0xfc)
+    }
+    /// How far a capability may reach: to the next one.
+    func room(at offset: Int) -> Int { (entries.map(\.offset).filter { $0 > offset }.min() ?? 0x100) - offset }
+
+    var shown: [(offset: Int, id: UInt8)] = []
+    for (offset, id) in entries where add(id, at: offset, room: room(at: offset), bytes) {
+      shown.append((offset, id))
+    }
+    addMSI(entries, bytes, &shown)
+    var pointer = StandardOffset.capabilitiesPointer
+    for (offset, id) in shown {
+      given.space.set(pointer, UInt8(offset))
+      given.space.set(offset, id)
+      pointer = offset + 1
+    }
+    given.space.set(pointer, UInt8(0))
+    if !shown.isEmpty { given.space.set(StandardOffset.status, UInt16(0x10)) }
+  }
+
+  /// - Returns: whether the guest is to see it. MSI is decided when all others have their places.
+  private mutating func add(_ id: UInt8, at offset: Int, room: Int, _ bytes: [UInt8]) -> Bool {
+    switch id {
+    case Identifier.powerManagement where room >= 8:
+      // D0 to D3 are the guest's to write; the device stays in D0, and keeps its state, as No_Soft_Reset says. No PME.
+      given.space.define(offset + 2, bytes.load(UInt16.self, at: offset + 2) & 0x07ff)
+      given.space.define(offset + 4, UInt16(1 << 3), writable: UInt16(3))
+      return true
+    case Identifier.msix where room >= 12 && msix == nil:
+      guard let layout = Self.msixLayout(bytes, at: offset) else { return false }
+      msix = layout
+      given.msixOffset = offset
+      return true
+    case Identifier.express where room >= 0x14:
+      addExpress(at: offset, room: room, bytes)
+      return true
+    case Identifier.vitalProductData where room >= 8:
+      pass(offset + 2..<offset + 8)
+      return true
+    case Identifier.vendor:
+      let length = min(Int(bytes[offset + 2]), room)
+      guard length >= 3 else { return false }
+      pass(offset + 2..<offset + length)
+      return true
+    default: return false
+    }
+  }
+
+  private static func msixLayout(_ bytes: [UInt8], at offset: Int) -> MSIX.Layout? {
+    let count = Int(bytes.load(UInt16.self, at: offset + 2) & 0x7ff) + 1
+    let table = bytes.load(UInt32.self, at: offset + 4)
+    let pending = bytes.load(UInt32.self, at: offset + 8)
+    guard table & 7 <= 5, pending & 7 <= 5 else { return nil }
+    return MSIX.Layout(
+      vectorCount: count, bar: Int(table & 7), tableOffset: UInt64(table & ~7), pendingBar: Int(pending & 7),
+      pendingOffset: UInt64(pending & ~7))
+  }
+
+  /// On bus 0 there is no link above it: an endpoint becomes one of the root complex, as QEMU has it.
+  private mutating func addExpress(at offset: Int, room: Int, _ bytes: [UInt8]) {
+    given.expressOffset = offset
+    let flags = bytes.load(UInt16.self, at: offset + 2)
+    let version = flags & 0xf
+    given.space.define(offset + 2, version | UInt16(ExpressType.rootComplexIntegratedEndpoint.rawValue) << 4)
+    // Device Capabilities. FLR is offered: VFIO has some reset for the device, or it would not be offered here.
+    pass(offset + 4..<offset + 8)
+    direct[offset + 7] &= ~0x10
+    given.space.define(offset + 7, UInt8(0x10))
+    // Device Control and Status; Initiate FLR comes to us, not to the device.
+    pass(offset + 8..<offset + 12)
+    direct[offset + 9] &= 0x7f
+    if version >= 2, room >= 0x2c { pass(offset + 0x24..<offset + 0x2c) }
+  }
+
+  /// MSI as our own: where the host's has the form that ours has, or in a gap. A function with MSI-X does without.
+  private mutating func addMSI(
+    _ entries: [(offset: Int, id: UInt8)], _ bytes: [UInt8], _ shown: inout [(offset: Int, id: UInt8)]
+  ) {
+    guard msix == nil, let host = entries.first(where: { $0.id == Identifier.msi }) else { return }
+    let control = bytes.load(UInt16.self, at: host.offset + 2)
+    let size = 24
+    var taken = [Bool](repeating: false, count: 0x100)
+    for at in 0..<0x100 { taken[at] = at < 0x40 || bytes[at] != 0 || direct[at] != 0 }
+    // 64-bit addresses are 4 bytes more, masks 10.
+    let own = 10 + (control[bit: 7] ? 4 : 0) + (control[bit: 8] ? 10 : 0)
+    for at in host.offset..<min(host.offset + own, 0x100) { taken[at] = false }
+    let places = [host.offset] + stride(from: 0x40, through: 0x100 - size, by: 4)
+    guard let offset = places.first(where: { at in at + size <= 0x100 && !taken[at..<at + size].contains(true) }) else {
+      return
+    }
+    msiVectorCount = 1 << min(Int(control[bits: 1...3]), 5)
+    given.msiOffset = offset
+    shown.append((offset, Identifier.msi))
+  }
+
+  private mutating func pass(_ range: Range<Int>) {
+    for at in range { direct[at] = 0xff }
+  }
+
+  // MARK: The list at 0x100
+
+  private mutating func addExtendedCapabilities(_ bytes: [UInt8]) {
+    var entries: [(offset: Int, header: UInt32)] = []
+    var offset = 0x100
+    while offset >= 0x100, offset <= ConfigurationSpace.size - 4, entries.count < 64 {
+      let header = bytes.load(UInt32.self, at: offset)
+      guard header != 0, header != .max, !entries.contains(where: { $0.offset == offset }) else { break }
+      entries.append((offset, header))
+      offset = Int(header >> 20) & ~3
+    }
+    let shown = entries.filter { Identifier.extended.contains(UInt16(truncatingIfNeeded: $0.header)) }
+    guard !shown.isEmpty else { return }
+    // The list begins at 0x100 whatever is there: an identifier that nobody has stands for what is left out.
+    var list = shown
+    if list[0].offset != 0x100 { list.insert((0x100, 0xffff), at: 0) }
+    for (index, entry) in list.enumerated() {
+      let next = index + 1 < list.count ? UInt32(list[index + 1].offset) << 20 : 0
+      given.space.define(entry.offset, entry.header & 0x000f_ffff | next)
+    }
+    for (offset, _) in shown {
+      let end = entries.map(\.offset).filter { $0 > offset }.min() ?? ConfigurationSpace.size
+      pass(offset + 4..<end)
+    }
+  }
+}

@@ -1,0 +1,66 @@
+import Linux
+import VFIO
+
+/// A PCI function of the host, as sysfs tells of it: found by its address, or by its folder.
+struct HostDevice: Hashable, Sendable {
+  /// `0000:01:00.0`
+  let address: String
+  /// Below /sys.
+  let folder: String
+  /// The driver that has it.
+  let driver: String?
+  let group: String?
+  /// VFIO's file for it: `/dev/vfio/devices/vfio0`.
+  let deviceFile: String?
+
+  /// - Parameters:
+  ///   - name: as a person writes it, with or without the domain.
+  ///   - sysfs: where sysfs is mounted.
+  static func find(address name: String, sysfs: String = "/sys") throws(PassthroughError) -> HostDevice {
+    guard let address = fullAddress(name) else { throw PassthroughError(name, .notAnAddress) }
+    return try find(folder: "\(sysfs)/bus/pci/devices/\(address)", named: address)
+  }
+
+  static func find(folder: String, named name: String? = nil) throws(PassthroughError) -> HostDevice {
+    let name = name ?? String(folder.split(separator: "/").last ?? "")
+    guard (try? Folder.names(in: folder)) != nil else { throw PassthroughError(name, .noSuchDevice) }
+    func target(_ link: String) -> String? {
+      (try? Folder.link("\(folder)/\(link)")).flatMap { $0.split(separator: "/").last.map(String.init) }
+    }
+    let file = (try? Folder.names(in: "\(folder)/vfio-dev"))?.first { $0.hasPrefix("vfio") }
+    return HostDevice(
+      address: name, folder: folder, driver: target("driver"), group: target("iommu_group"),
+      deviceFile: file.map { "/dev/vfio/devices/\($0)" })
+  }
+
+  /// With the domain, in lower case; nil for what is no address: `DDDD:BB:DD.F`.
+  static func fullAddress(_ name: String) -> String? {
+    var parts = name.lowercased().split(separator: ":", omittingEmptySubsequences: false).map(String.init)
+    if parts.count == 2 { parts.insert("0000", at: 0) }
+    guard parts.count == 3 else { return nil }
+    let last = parts[2].split(separator: ".", omittingEmptySubsequences: false)
+    func isHexadecimal(_ text: some StringProtocol, _ digits: ClosedRange<Int>) -> Bool {
+      digits.contains(text.utf8.count)
+        && text.utf8.allSatisfy { (0x30...0x39).contains($0) || (0x61...0x66).contains($0) }
+    }
+    guard last.count == 2, isHexadecimal(parts[0], 4...8), isHexadecimal(parts[1], 2...2),
+      isHexadecimal(last[0], 2...2),
+      let device = UInt8(last[0], radix: 16), device < 32, let function = UInt8(last[1]), function < 8
+    else { return nil }
+    return parts.joined(separator: ":")
+  }
+
+  /// Opens its device file, or says what is in the way.
+  func open(calls: any SystemCalls) throws(PassthroughError) -> KernelFile {
+    guard let deviceFile else {
+      if group == nil { throw PassthroughError(address, .noIOMMUGroup) }
+      guard driver?.contains("vfio") == true else { throw PassthroughError(address, .notBound(driver: driver)) }
+      throw PassthroughError(address, .noDeviceFile)
+    }
+    do {
+      return try KernelFile(opening: deviceFile, calls: calls)
+    } catch {
+      throw PassthroughError(address, .open(error))
+    }
+  }
+}

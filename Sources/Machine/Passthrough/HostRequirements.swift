@@ -1,0 +1,56 @@
+import VFIO
+import VTd
+
+/// What the guest's unit offers and the host's IOMMU before a device has not.
+public enum HostRequirement: Hashable, Sendable, CustomStringConvertible {
+  case vtd
+  case nesting(missing: [String])
+  case addressWidth(host: Int, wanted: Int)
+  case gigabytePages
+  case fiveLevels
+  case pasidBits(host: Int, wanted: Int)
+  case supervisorRequests
+  case extendedAccessedFlag
+  case cachingMode
+
+  public var description: String {
+    switch self {
+    case .vtd: "the host's IOMMU is not VT-d, which x-flts=on needs; leave x-flts out"
+    case .nesting(let missing):
+      "the host's IOMMU has no nested translation (ECAP lacks \(missing.joined(separator: ", "))), which x-flts=on "
+        + "needs; leave x-flts out"
+    case .addressWidth(let host, let wanted):
+      "the host's IOMMU translates \(host) bits (CAP.MGAW), and aw-bits=\(wanted) asks for more"
+    case .gigabytePages: "the host's IOMMU has no 1 GiB pages in first stage (CAP.FS1GP): add fs1gp=off"
+    case .fiveLevels: "the host's IOMMU has no 5-level first stage (CAP.FS5LP), which aw-bits=57 offers"
+    case .pasidBits(let host, let wanted):
+      "the host's IOMMU has \(host) bits of PASID (ECAP.PSS), and pasid-bits=\(wanted) asks for more"
+    case .supervisorRequests: "the host's IOMMU has no supervisor requests (ECAP.SRS), which x-nested=on offers"
+    case .extendedAccessedFlag: "the host's IOMMU has no extended accessed flags (ECAP.EAFS), which x-nested=on offers"
+    case .cachingMode:
+      "it needs caching-mode=on of the intel-iommu before it, or none given: without it the guest does not tell when "
+        + "an entry becomes present"
+    }
+  }
+
+  /// The first that the host does not meet; nil where it meets all. A unit without first stage asks for nothing: the
+  /// guest's memory is all that the host then translates to.
+  static func missing(for unit: UnitOptions, on host: HardwareInformation) -> HostRequirement? {
+    guard unit.cachingMode else { return .cachingMode }
+    guard unit.firstStage else { return nil }
+    guard let vtd = host.vtd else { return .vtd }
+    let bits = [("SMTS", 43), ("NEST", 26), ("FSTS", 47), ("SSTS", 46)]
+    let missing = bits.filter { vtd.extendedCapability >> UInt64($0.1) & 1 == 0 }.map(\.0)
+    if !missing.isEmpty { return .nesting(missing: missing) }
+    if unit.addressWidth >= 57, !vtd.offersFiveLevels { return .fiveLevels }
+    if vtd.addressWidth < unit.addressWidth {
+      return .addressWidth(host: vtd.addressWidth, wanted: unit.addressWidth)
+    }
+    if unit.fs1gp, !vtd.offersFirstStageGigabytePages { return .gigabytePages }
+    if vtd.pasidBits < unit.pasidBits { return .pasidBits(host: vtd.pasidBits, wanted: unit.pasidBits) }
+    let offered = Capabilities(unit).extended
+    if offered >> 31 & 1 != 0, !vtd.offersSupervisorRequests { return .supervisorRequests }
+    if offered >> 34 & 1 != 0, !vtd.offersExtendedAccessedFlag { return .extendedAccessedFlag }
+    return nil
+  }
+}

@@ -1,0 +1,78 @@
+import Linux
+
+/// Why a device of the host is not passed through. Its description is one line: the device, what is missing, and what
+/// to do about it.
+public struct PassthroughError: Error, Hashable, Sendable, CustomStringConvertible {
+  public enum Problem: Error, Hashable, Sendable {
+    /// Not an address of PCI.
+    case notAnAddress
+    case noSuchDevice
+    /// No IOMMU of the host stands before it.
+    case noIOMMUGroup
+    /// Another driver has it, or none.
+    case notBound(driver: String?)
+    /// Bound to vfio-pci, without a device file.
+    case noDeviceFile
+    case open(SystemError)
+    case iommufd(SystemError)
+    /// VFIO_DEVICE_BIND_IOMMUFD.
+    case bind(SystemError)
+    case map(SystemError)
+    case attach(SystemError)
+    case registers(SystemError)
+    case interrupts(SystemError)
+    /// The accelerator gives out no eventfds for interrupts.
+    case accelerator
+    case requirement(HostRequirement)
+  }
+
+  /// As the options name it.
+  public let device: String
+  public let problem: Problem
+
+  public init(_ device: String, _ problem: Problem) {
+    self.device = device
+    self.problem = problem
+  }
+
+  public var description: String { "-device vfio-pci: \(device): \(text)" }
+
+  private var text: String {
+    switch problem {
+    case .notAnAddress: "not the address of a PCI function, such as 0000:01:00.0"
+    case .noSuchDevice: "there is no such device on this host; lspci -D lists them"
+    case .noIOMMUGroup: "no IOMMU of the host is in front of it: boot the host with intel_iommu=on,sm_on"
+    case .notBound(let driver):
+      (driver.map { "the driver \($0) has it" } ?? "no driver has it") + "; bind it to vfio-pci: "
+        + Self.bindCommand(device, driver: driver)
+    case .noDeviceFile:
+      "it has no /dev/vfio/devices file: the host's kernel needs CONFIG_VFIO_DEVICE_CDEV (Linux 6.6 or later)"
+    case .open(let error) where error.code == 16 /* EBUSY */: "somebody else has it open"
+    case .open(let error): "\(error)"
+    case .iommufd(let error) where error.code == 2 /* ENOENT */:
+      "there is no /dev/iommu: the host's kernel needs CONFIG_IOMMUFD"
+    case .iommufd(let error): "\(error)"
+    case .bind(let error) where error.code == 1 /* EPERM */:
+      "the host's interrupts are not isolated: it needs interrupt remapping (intremap=on, and an IOMMU that has it)"
+    case .bind(let error) where error.code == 16 /* EBUSY */:
+      "its IOMMU group is in use: another device of the group is bound to another driver, or somebody has it open"
+    case .bind(let error): "the kernel does not bind it to iommufd: \(error)"
+    case .map(let error) where error.code == 12 /* ENOMEM */:
+      "RAM cannot be pinned for it: raise the memory lock limit (ulimit -l) beyond the guest's RAM"
+    case .map(let error): "RAM cannot be mapped for it: \(error)"
+    case .attach(let error): "the kernel does not attach it to the guest's memory: \(error)"
+    case .registers(let error): "its registers cannot be reached: \(error)"
+    case .interrupts(let error): "its interrupts cannot be had: \(error)"
+    case .accelerator: "it needs -accel kvm"
+    case .requirement(let requirement): requirement.description
+    }
+  }
+
+  /// What a person types to give it to vfio-pci.
+  static func bindCommand(_ device: String, driver: String?) -> String {
+    let folder = "/sys/bus/pci/devices/\(device)"
+    let unbind = driver == nil ? "" : "echo \(device) > \(folder)/driver/unbind; "
+    return "modprobe vfio-pci; \(unbind)echo vfio-pci > \(folder)/driver_override; "
+      + "echo \(device) > /sys/bus/pci/drivers_probe"
+  }
+}

@@ -1,0 +1,109 @@
+import Glibc
+import Linux
+import Synchronization
+import VFIO
+import VTd
+
+/// The guest's memory for the devices of one iommufd object: RAM mapped once, and over it as few second stages as
+/// their IOMMUs allow.
+///
+/// Nothing is mapped read-only, which a nesting parent may not have where the host's IOMMU has erratum 772415; Linux
+/// 6.12 takes every one to have it.
+///
+/// Lock order: `state`, then a device's attachment.
+final class PassthroughMemory: Sendable {
+  /// A parent, and a guest's table on it.
+  private struct NestedKey: Hashable {
+    let parent: UInt32
+    let stage: GuestFirstStage
+  }
+  private struct WeakNested {
+    weak var table: NestedTable?
+  }
+  private struct State {
+    var parents: [HardwarePageTable] = []
+    var nested: [NestedKey: WeakNested] = [:]
+  }
+
+  let iommufd: IOMMUFD
+  private let space: IOAddressSpace
+  private let state = Mutex(State())
+
+  /// Pins all of RAM.
+  init(of iommufd: IOMMUFD, memory: GuestMemory) throws(SystemError) {
+    self.iommufd = iommufd
+    space = try IOAddressSpace(of: iommufd)
+    memory.pin()
+    for region in memory.regions {
+      try space.map(region.address, size: region.size, to: memory.hostAddress(of: region), [.read, .write])
+    }
+  }
+
+  /// Attaches a device to the guest's memory.
+  /// - Parameter nests: whether first stages of the guest may come on top.
+  /// - Returns: what it is attached to.
+  func attach(_ device: VFIODevice, nests: Bool) throws(SystemError) -> any AttachmentTarget {
+    guard nests else {
+      try device.attach(to: space)
+      return space
+    }
+    return try state.withLock { (state) throws(SystemError) -> any AttachmentTarget in
+      for parent in state.parents {
+        do throws(SystemError) {
+          try device.attach(to: parent)
+          return parent
+        } catch {
+          // Another IOMMU, or one that differs: it gets a parent of its own.
+          guard error.code == EINVAL else { throw error }
+        }
+      }
+      let parent = try HardwarePageTable(parentOver: space, for: device.id)
+      try device.attach(to: parent)
+      state.parents.append(parent)
+      return parent
+    }
+  }
+
+  /// How many second stages the devices needed so far.
+  var parentCount: Int { state.withLock { $0.parents.count } }
+
+  /// The host's table for a first stage of the guest: one for all devices on the same parent.
+  func nestedTable(
+    _ stage: GuestFirstStage, on parent: HardwarePageTable, for device: VFIODevice
+  ) throws(SystemError) -> NestedTable {
+    try state.withLock { (state) throws(SystemError) in
+      let key = NestedKey(parent: parent.id, stage: stage)
+      if let table = state.nested[key]?.table { return table }
+      let table = NestedTable(
+        try HardwarePageTable(nesting: .init(stage), on: parent, for: device.id))
+      state.nested = state.nested.filter { $0.value.table != nil }
+      state.nested[key] = WeakNested(table: table)
+      return table
+    }
+  }
+}
+
+/// A guest's first stage on the host's IOMMU.
+final class NestedTable: HostFirstStage {
+  let table: HardwarePageTable
+
+  init(_ table: HardwarePageTable) { self.table = table }
+
+  func invalidate(_ invalidations: [FirstStageInvalidation]) throws(HostRefusal) {
+    do {
+      try table.invalidate(
+        invalidations.map { .init(address: $0.address, pages: $0.pageCount, leafOnly: $0.leafOnly) })
+    } catch {
+      throw HostRefusal()
+    }
+  }
+}
+
+extension HardwarePageTable.FirstStage {
+  fileprivate init(_ stage: GuestFirstStage) {
+    self.init(
+      root: stage.root, addressWidth: UInt32(stage.addressWidth),
+      supervisorRequestEnable: stage.supervisorRequestEnable,
+      extendedAccessedFlagEnable: stage.extendedAccessedFlagEnable, writeProtectEnable: stage.writeProtectEnable)
+  }
+}

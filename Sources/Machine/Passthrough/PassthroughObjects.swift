@@ -1,0 +1,106 @@
+import Linux
+import Synchronization
+import VFIO
+import VTd
+
+/// What the passed-through devices of one machine share: the iommufd objects with their memory, the bindings of each
+/// unit, and who is to hear what a person should know.
+///
+/// Lock order: `state` is held while an iommufd is opened and RAM mapped; it is taken before nothing of the board's.
+final class PassthroughObjects: Sendable {
+  private struct State {
+    var memories: [Identifier: PassthroughMemory] = [:]
+    var bindings: [ObjectIdentifier: HostBindings] = [:]
+    var notices: [PassthroughNotice] = []
+    var listener: (@Sendable (PassthroughNotice) -> Void)?
+  }
+
+  /// The kernel.
+  let calls: any SystemCalls
+  private let state = Mutex(State())
+
+  init(calls: any SystemCalls = HostSystemCalls()) { self.calls = calls }
+
+  /// The memory of an iommufd object, opened and mapped for the first device that names it.
+  func memory(of options: IOMMUFDOptions, ram: GuestMemory) throws(PassthroughError.Problem) -> PassthroughMemory {
+    try state.withLock { (state) throws(PassthroughError.Problem) in
+      if let id = options.id, let memory = state.memories[id] { return memory }
+      let iommufd: IOMMUFD
+      do throws(SystemError) {
+        iommufd =
+          if let descriptor = options.descriptor {
+            IOMMUFD(file: KernelFile(owning: Int32(clamping: descriptor), calls: calls))
+          } else {
+            try IOMMUFD(calls: calls)
+          }
+      } catch {
+        throw .iommufd(error)
+      }
+      do throws(SystemError) {
+        let memory = try PassthroughMemory(of: iommufd, memory: ram)
+        if let id = options.id { state.memories[id] = memory }
+        return memory
+      } catch {
+        throw .map(error)
+      }
+    }
+  }
+
+  func bindings(of unit: TranslationUnit) -> HostBindings {
+    state.withLock { state in
+      if let bindings = state.bindings[ObjectIdentifier(unit)] { return bindings }
+      let bindings = HostBindings(unit: unit)
+      state.bindings[ObjectIdentifier(unit)] = bindings
+      return bindings
+    }
+  }
+
+  /// Lets go of everything; the devices go first.
+  func removeAll() {
+    let gone = state.withLock { state in
+      defer { (state.memories, state.bindings) = ([:], [:]) }
+      return (state.memories, state.bindings)
+    }
+    _ = gone
+  }
+
+  // MARK: Notices
+
+  func tell(_ notice: PassthroughNotice) {
+    let listener = state.withLock { state in
+      if state.listener == nil { state.notices.append(notice) }
+      return state.listener
+    }
+    listener?(notice)
+  }
+
+  /// - Parameter listener: hears what was told before, too. It waits for nothing.
+  func listen(_ listener: @escaping @Sendable (PassthroughNotice) -> Void) {
+    let waiting = state.withLock { state in
+      defer { state.notices = [] }
+      state.listener = listener
+      return state.notices
+    }
+    for notice in waiting { listener(notice) }
+  }
+}
+
+/// What a person is to know of a passed-through device while the guest runs. Each is told once, but for requests.
+public struct PassthroughNotice: Hashable, Sendable {
+  public enum Kind: Hashable, Sendable {
+    /// The guest translates its requests by a second stage of its own, which is not followed: they are refused.
+    case guestSecondStage
+    /// The guest asks for supervisor requests without PASID: they are refused.
+    case supervisorRequests
+    /// The host refused what the guest asked for; its requests are refused.
+    case hostRefused(SystemError)
+    /// The device met an error that it does not recover from: the guest is stopped.
+    case error
+    /// The host wants the device back.
+    case request
+  }
+
+  /// As the options name it.
+  public let device: String
+  public let kind: Kind
+}
