@@ -77,7 +77,7 @@ let package = Package(
     tests(of: "PCI", uses: ["Hardware", "TestSupport"]),
     tests(of: "VTd", uses: ["Hardware", "PCI", "TestSupport", "VTdOracle"]),
     tests(of: "Devices", uses: ["Hardware", "PCI", "TestSupport"]),
-    tests(of: "Machine", uses: ["Hardware", "PCI", "Devices", "VTd", "TestSupport"]),
+    tests(of: "Machine", uses: ["Hardware", "PCI", "Devices", "VTd", "VTdOracle", "TestSupport"]),
     tests(of: "Control", uses: ["Machine", "JSON", "VTd", "Hardware", "VTdOracle"]),
     tests(of: "JSON"),
   ]

@@ -148,6 +148,10 @@ import Testing
     -device intel-iommu,devices=04.1: devices: no PCI device '04.1', and it is no address on bus 0
     $ -device intel-iommu,devices=
     -device intel-iommu,devices=: devices must not be empty
+    $ -trace vtd_reg_wrote
+    -trace vtd_reg_wrote: unknown trace event; nearest: vtd_reg_write
+    $ -trace file=x
+    -trace file=x: no event is named: PATTERN or enable=PATTERN
     $ -device intel-iommu,devices=exit -device isa-debug-exit,id=exit
     -device intel-iommu,devices=exit: devices: 'exit' is not on PCI: no unit translates for it
     $ -device intel-iommu,id=a,devices=4 -device intel-iommu,devices=00:04.0

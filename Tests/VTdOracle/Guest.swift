@@ -31,7 +31,7 @@ package final class Guest {
 
   /// - Parameter memory: at least `memorySize` bytes of RAM from address 0, zeroed.
   package init(
-    memory: any PhysicalMemory = HeapMemory(size: Guest.memorySize), deviceTimer: (any OneShotTimer)? = nil,
+    memory: any PhysicalMemory = HeapMemory(size: Guest.memorySize), deviceTimer: (any OneShotTimer)? = nil, trace: Trace? = nil,
     _ change: (inout UnitOptions) -> Void = { _ in }
   ) throws {
     self.memory = memory
@@ -41,7 +41,7 @@ package final class Guest {
       options: options, memory: memory, faultEvent: events.makeRoute(for: Requester(id: Self.faultSource)),
       invalidationEvent: events.makeRoute(for: Requester(id: Self.completionSource)),
       pageRequestEvent: events.makeRoute(for: Requester(id: Self.pageRequestSource)), messages: sink,
-      parking: parking, deviceTimer: deviceTimer)
+      trace: trace, parking: parking, deviceTimer: deviceTimer)
     unit.addObserver(observer)
   }
 

@@ -1,0 +1,34 @@
+import Machine
+import Testing
+import VTd
+
+struct TraceOptionTests {
+  @Test func patternsNameEvents() throws {
+    #expect(try configuration("-kernel", "k").trace == nil)
+    let one = try #require(configuration("-kernel", "k", "-trace", "vtd_dmar_fault").trace)
+    #expect(one.events == [.faulted] && one.path == nil)
+    let more = try #require(
+      configuration("-kernel", "k", "-trace", "vtd_reg_*", "-trace", "enable=vtd_dmar_fault,file=t.log").trace)
+    #expect(
+      more.events == [.registerRead, .registerWrite, .rootTableSet, .interruptTableSet, .faulted])
+    #expect(more.path == "t.log")
+    #expect(try configuration("-kernel", "k", "-trace", "*").trace?.events.count == TraceEvent.allCases.count)
+  }
+
+  @Test func helpListsThem() throws {
+    let names = try #require(printed("-trace", "help")).split(separator: "\n").map(String.init)
+    #expect(names.count == TraceEvent.allCases.count)
+    #expect(names == names.sorted() && names.contains("vtd_inv_desc_wait_sw"))
+  }
+
+  @Test func aPatternsStarTakesAnything() {
+    func count(_ pattern: String) -> Int { TraceConfiguration.events(matching: pattern).count }
+    #expect(count("vtd_inv_desc") == 1)
+    #expect(count("*_desc_*_p*") == 3)  // iotlb_pages, iotlb_pasid, iotlb_pasid_pages
+    #expect(count("*fault") == 2)
+    #expect(count("vtd_*_*_*_*_*_*") == 1)
+    #expect(count("") == 0)
+    #expect(count("vtd") == 0)
+    #expect(count(String(repeating: "*", count: 100_000) + "x") == 0)
+  }
+}

@@ -1,0 +1,45 @@
+import Glibc
+import Hardware
+import Linux
+import Testing
+import VTd
+import VTdOracle
+
+@testable import Machine
+
+/// Events on their way into a file.
+struct TraceWriterTests {
+  @Test func aLineAnEvent() throws {
+    let path = "/tmp/nestling-trace-\(UInt64.random(in: 0 ... .max)).log"
+    defer { unlink(path) }
+    let guest = try Guest(trace: Trace([.registerWrite, .faulted], unit: "a", sink: TraceWriter(path: path)))
+    guest.write32(0x38, 0)
+    guest.enableTranslation()
+    _ = guest.port(RequesterID(bus: 1, device: 2, function: 3)).answer(0x5000, .write)
+    #expect(
+      try text(of: path) == """
+        vtd_reg_write unit=a addr=0x38 size=4 value=0x0
+        vtd_reg_write unit=a addr=0x18 size=4 value=0x80000000
+        vtd_dmar_fault unit=a sid=01:02.3 fault=0x1 addr=0x5000 write=1 suppressed=0
+
+        """)
+    // A new run starts anew.
+    _ = try TraceWriter(path: path)
+    #expect(try text(of: path) == "")
+  }
+
+  @Test func aFolderIsNoFile() {
+    #expect(throws: SystemError.self) { try TraceWriter(path: "/tmp") }
+  }
+
+  private func text(of path: String) throws -> String {
+    let file = try #require(fopen(path, "r"))
+    defer { fclose(file) }
+    var text = ""
+    while true {
+      let character = getc(file)
+      guard character >= 0, let byte = UInt8(exactly: character) else { return text }
+      text.unicodeScalars.append(Unicode.Scalar(byte))
+    }
+  }
+}
