@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <sys/eventfd.h>
+#include <sys/prctl.h>
 #include <sys/random.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
@@ -53,6 +54,11 @@ int nestling_punch_hole(int descriptor, int64_t offset, int64_t count) {
 
 int nestling_zero_range(int descriptor, int64_t offset, int64_t count) {
     return ANSWER(fallocate(descriptor, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, offset, count));
+}
+
+int nestling_end_with_parent(void) {
+  if (prctl(PR_SET_PDEATHSIG, SIGTERM) < 0) return -errno;
+  return 0;
 }
 
 void nestling_name_thread(const char *name) { pthread_setname_np(pthread_self(), name); }

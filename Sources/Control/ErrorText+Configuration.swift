@@ -16,7 +16,8 @@ extension ErrorText {
     case .topologyNotOffered: "all CPUs are cores of one socket yet: sockets and threads can only be 1"
     case .tooManySerialPorts(let count, let highest):
       "\(count) serial ports are asked for, and there is \(highest) (COM1)"
-    case .characterDevice(_, let problem), .serial(_, let problem), .monitor(_, let problem): text(for: problem)
+    case .characterDevice(_, let problem), .serial(_, let problem), .monitor(_, let problem), .qtest(let problem):
+      text(for: problem)
     case .blockNode(_, let problem): text(for: problem)
     case .object(_, .missingID): "id is missing: an object has a name"
     case .object(_, .duplicateID(let id)): duplicate(id.text)

@@ -60,6 +60,9 @@ enum ErrorText {
         + (known.count == 1 ? list("there is only", known) : list("nearest", NearestNames.to(name, among: known)))
     case .property(let error, let owner): text(for: error, owner: owner)
     case .empty: "it needs a file's name"
+    case .needsQTest: "only allowed with -qtest"
+    case .otherAccelerator(let name): "another option asks for \(quoted(name)), and there is one accelerator"
+    case .deviceWithoutKVM: "only kvm has a device"
     case .needsKernel: "only allowed with -kernel"
     case .features(let features): "single features cannot be switched yet: leave out \(quoted(features))"
     case .topology(let problem): text(for: problem)
@@ -81,6 +84,7 @@ enum ErrorText {
     case .adapter: "display adapter"
     case .parallelBackend: "parallel backend"
     case .traceEvent: "trace event"
+    case .audioDriver: "audio driver"
     }
   }
 

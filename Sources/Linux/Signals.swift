@@ -12,6 +12,11 @@ public struct TerminationSignals: ~Copyable, Sendable {
     file = FileDescriptor(owning: try checked(nestling_termination_signals(), "signalfd"))
   }
 
+  /// Has one of them come when the process that started this one ends, from now on.
+  public func includeEndOfParent() throws(SystemError) {
+    _ = try checked(nestling_end_with_parent(), "prctl")
+  }
+
   public var rawValue: Int32 { file.rawValue }
 
   /// The number of a signal that came, or nil.

@@ -68,6 +68,8 @@ int nestling_termination_signals(void);
 int nestling_take_signal(int descriptor);
 int nestling_punch_hole(int descriptor, int64_t offset, int64_t count);
 int nestling_zero_range(int descriptor, int64_t offset, int64_t count);
+// Has this process get SIGTERM when the one that started it ends (prctl(2), PR_SET_PDEATHSIG).
+int nestling_end_with_parent(void);
 void nestling_name_thread(const char *name);
 /// Input comes as it is typed; a signal that ends a crashing process first puts the terminal back.
 int nestling_make_terminal_raw(void);

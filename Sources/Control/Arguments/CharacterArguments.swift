@@ -63,6 +63,16 @@ enum CharacterArguments {
 
   // MARK: What the options do
 
+  static func readQTest(_ draft: inout CommandLineDraft, _ text: String) throws(OptionProblem) {
+    draft.qtestSource = draft.source
+    let backend = try parse(text)
+    guard let id = try draft.character(backend, label: "qtest") else {
+      throw .unknown(.characterBackend, name: text, known: backends.filter { $0 != "none" })
+    }
+    draft.qtestDevice = id
+    if case .described(_, withMonitor: true) = backend { draft.addMonitor(on: id) }
+  }
+
   @Sendable
   static func readDevice(_ draft: inout CommandLineDraft, _ text: String) throws(OptionProblem) -> String? {
     if CommandOptions.asksHelp(text) { return HelpText.characterKinds }

@@ -3,7 +3,7 @@ import Machine
 /// What `-machine` says.
 struct MachineArguments: TypedOptions {
   var type = MachineConfiguration.MachineType.q35
-  var accelerator = AcceleratorName.kvm
+  var accelerator: AcceleratorName?
   var memoryBackend: Identifier?
 
   static let splitOnly =
@@ -21,8 +21,8 @@ struct MachineArguments: TypedOptions {
 
 /// What `-accel` says.
 struct AcceleratorArguments: TypedOptions {
-  var accelerator = AcceleratorName.kvm
-  var device = "/dev/kvm"
+  var accelerator: AcceleratorName?
+  var device: String?
 
   static let properties: [Property<Self>] = [
     Property("accel", \.accelerator, help: "Accelerator"),
@@ -34,9 +34,9 @@ struct AcceleratorArguments: TypedOptions {
   ]
 }
 
-/// QEMU takes a list, `kvm:tcg`, of which the first that is there is used; here KVM is all there is.
+/// QEMU takes a list, `kvm:tcg`, of which the first that is there is used.
 enum AcceleratorName: String, CaseIterable, PropertyValue {
-  case kvm
+  case kvm, qtest
 
   static var typeName: String { "str" }
   var text: String { rawValue }

@@ -20,3 +20,14 @@ struct NameArguments: TypedOptions {
     Property("guest", \.name, help: "The guest's name")
   ]
 }
+
+/// What `-audio` and `-audiodev` say.
+struct AudioArguments: TypedOptions {
+  var driver = ""
+  var id: Identifier?
+
+  static let properties: [Property<Self>] = [
+    Property("driver", \.driver, .notEmpty, help: "none"),
+    Property("id", \.id, help: "Name for sound devices, of which there are none"),
+  ]
+}

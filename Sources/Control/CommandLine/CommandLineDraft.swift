@@ -17,6 +17,7 @@ struct CommandLineDraft {
   var processors = ProcessorArguments()
   var memory = MemoryArguments()
   var action = ActionArguments()
+  var runWith = RunWithArguments()
   var kernel: String?
   var initrd: String?
   var commandLine: String?
@@ -26,12 +27,15 @@ struct CommandLineDraft {
   var hasDefaultMonitor = true
   /// How many monitors have been described with their backend in place.
   var describedMonitors = 0
+  var qtestDevice: Identifier?
+  var qtestLog: QTestOptions.Log?
   var hasDefaultDevices = true
   /// How many drives without an id there have been.
   var unnamedDrives: [DriveArguments.Interface: Int] = [:]
 
   /// Where each part came from.
   var machineSource = Source(option: "-machine", argument: "")
+  var acceleratorSource = Source(option: "-accel", argument: "")
   var processorSource = Source(option: "-smp", argument: "")
   var memorySource = Source(option: "-m", argument: "")
   var initrdSource = Source(option: "-initrd", argument: "")
@@ -39,6 +43,8 @@ struct CommandLineDraft {
   var serialSources: [Source] = []
   var characterSources: [Source] = []
   var monitorSources: [Source] = []
+  var qtestSource = Source(option: "-qtest", argument: "")
+  var qtestLogSource = Source(option: "-qtest-log", argument: "")
   var blockNodeSources: [Source] = []
   var objectSources: [Source] = []
   var deviceSources: [Source] = []
@@ -47,14 +53,22 @@ struct CommandLineDraft {
   func finish() throws(CommandLineError) -> MachineConfiguration {
     var result = configuration
     result.machineType = machine.type
-    result.accelerator = .kvm(device: accelerator.device)
+    result.accelerator = try finishAccelerator()
     result.rebootAction = action.reboot
+    result.exitsWithParent = runWith.exitsWithParent
     do {
       result.processors = try processors.topology()
     } catch {
       throw blame(processorSource, .topology(error))
     }
     try finishMemory(of: &result)
+    if let qtestDevice {
+      var options = QTestOptions(device: qtestDevice)
+      if let qtestLog { options.log = qtestLog }
+      result.qtest = options
+    } else if qtestLog != nil {
+      throw blame(qtestLogSource, .needsQTest)
+    }
     if let serials { result.serials = serials } else if hasDefaultDevices { addDefaultSerial(to: &result) }
     if let kernel {
       result.boot = MachineConfiguration.BootSource(kernel: kernel, initrd: initrd, commandLine: commandLine ?? "")
@@ -72,12 +86,13 @@ struct CommandLineDraft {
     return result
   }
 
-  /// COM1 on the terminal, as QEMU's -nographic has it, with the monitor behind Ctrl-A C. Where the terminal is taken
-  /// nobody listens to it.
+  /// COM1 on the terminal, as QEMU's -nographic has it, with the monitor behind Ctrl-A C. Where the terminal is taken,
+  /// or a program drives the machine, nobody listens to it.
   private func addDefaultSerial(to result: inout MachineConfiguration) {
     guard let id = try? Identifier(text: "serial0") else { return }
     result.serials = [.character(id)]
-    guard !result.characterDevices.contains(where: { $0 is StdioCharacterOptions }) else {
+    let isDriven = result.qtest != nil || result.accelerator == .qtest
+    guard !isDriven, !result.characterDevices.contains(where: { $0 is StdioCharacterOptions }) else {
       var options = NullCharacterOptions()
       options.id = id
       return result.characterDevices.append(options)
@@ -90,6 +105,18 @@ struct CommandLineDraft {
       var monitor = MonitorOptions()
       monitor.device = id
       result.monitors.append(monitor)
+    }
+  }
+
+  private func finishAccelerator() throws(CommandLineError) -> MachineConfiguration.Accelerator {
+    if let first = machine.accelerator, let second = accelerator.accelerator, first != second {
+      throw blame(acceleratorSource, .otherAccelerator(first.text))
+    }
+    switch accelerator.accelerator ?? machine.accelerator ?? .kvm {
+    case .kvm: return .kvm(device: accelerator.device ?? "/dev/kvm")
+    case .qtest:
+      if accelerator.device != nil { throw blame(acceleratorSource, .deviceWithoutKVM) }
+      return .qtest
     }
   }
 
@@ -133,6 +160,7 @@ struct CommandLineDraft {
     case .characterDevice(let index, _): index < characterSources.count ? characterSources[index] : nil
     case .serial(let index, _): index < serialSources.count ? serialSources[index] : nil
     case .monitor(let index, _): index < monitorSources.count ? monitorSources[index] : nil
+    case .qtest: qtestSource
     case .blockNode(let index, _): blockNodeSources[index]
     case .object(let index, _): objectSources[index]
     case .device(let index, _): deviceSources[index]

@@ -25,6 +25,12 @@ enum OptionProblem: Error, Hashable {
   case empty
   /// `-initrd` and `-append` without `-kernel`.
   case needsKernel
+  /// `-qtest-log` without `-qtest`.
+  case needsQTest
+  /// Two options name accelerators, and this is the other one.
+  case otherAccelerator(String)
+  /// `-accel qtest,device=`.
+  case deviceWithoutKVM
   /// Of `-cpu`: features that were to be switched.
   case features(String)
   case topology(TopologyProblem)
@@ -34,8 +40,7 @@ enum OptionProblem: Error, Hashable {
 
   enum WordKind: Hashable {
     case device, object, processorModel, display, network, characterDevice, characterBackend, logItem, adapter
-    case parallelBackend
-    case traceEvent
+    case parallelBackend, audioDriver, traceEvent
   }
 
   enum TopologyProblem: Error, Hashable {

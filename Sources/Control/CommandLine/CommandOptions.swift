@@ -34,13 +34,22 @@ enum CommandOptions {
       return nil
     },
     CommandOption(
-      "accel", argument: "[accel=]kvm[,device=PATH]", help: "accelerator; device is /dev/kvm unless given"
+      "accel", argument: "[accel=]kvm|qtest[,device=PATH]",
+      help: "accelerator: kvm (device is /dev/kvm unless given), or qtest, which has no CPU"
     ) { (draft, text) throws(OptionProblem) in
       if asksHelp(text) { return HelpText.accelerators }
+      draft.acceleratorSource = draft.source
+      let earlier = draft.accelerator.accelerator
       try draft.accelerator.apply(text, impliedName: "accel")
+      try agree(earlier, draft.accelerator.accelerator)
       return nil
     },
-    CommandOption("enable-kvm", help: "the same as -accel kvm") { (_) throws(OptionProblem) in nil },
+    CommandOption("enable-kvm", help: "the same as -accel kvm") { (draft) throws(OptionProblem) in
+      draft.acceleratorSource = draft.source
+      try agree(draft.accelerator.accelerator, .kvm)
+      draft.accelerator.accelerator = .kvm
+      return nil
+    },
     CommandOption(
       "cpu", argument: "host", help: "CPU model: the host's, as KVM offers it"
     ) { (_, text) throws(OptionProblem) in
@@ -170,6 +179,13 @@ enum CommandOptions {
     },
     CommandOption("display", only: "none", of: .display, help: "no display, as is so anyway"),
     CommandOption("vga", only: "none", of: .adapter, help: "no display adapter, as is so anyway"),
+    CommandOption(
+      "audio", "audiodev", argument: "[driver=]none[,id=ID]", help: "no sound, as is so anyway"
+    ) { (_, text) throws(OptionProblem) in
+      let driver = try AudioArguments.parsing(text, impliedName: "driver").driver
+      guard driver == "none" else { throw .unknown(.audioDriver, name: driver, known: ["none"]) }
+      return nil
+    },
     CommandOption("parallel", only: "none", of: .parallelBackend, help: "no parallel port, as is so anyway"),
   ]
 
@@ -233,9 +249,34 @@ enum CommandOptions {
       draft.configuration.trace = trace
       return nil
     },
+    CommandOption(
+      "qtest", argument: "BACKEND", help: "a client drives the board by QEMU's qtest protocol, on a backend as",
+      "those of -serial"
+    ) { (draft, text) throws(OptionProblem) in
+      try CharacterArguments.readQTest(&draft, text)
+      return nil
+    },
+    CommandOption(
+      "qtest-log", argument: "FILE|none", help: "write what passes there instead of to standard error"
+    ) { (draft, text) throws(OptionProblem) in
+      draft.qtestLogSource = draft.source
+      draft.qtestLog = try QTestArguments.log(text)
+      return nil
+    },
+    CommandOption(
+      "run-with", argument: "exit-with-parent=on|off", help: "end when the process that started Nestling ends"
+    ) { (draft, text) throws(OptionProblem) in
+      try draft.runWith.apply(text)
+      return nil
+    },
     CommandOption("version", help: "print the version and end") { (_) throws(OptionProblem) in HelpText.version },
     CommandOption("help", "h", help: "print this and end") { (_) throws(OptionProblem) in HelpText.options },
   ]
+
+  /// There is one accelerator, however often it is named.
+  private static func agree(_ earlier: AcceleratorName?, _ now: AcceleratorName?) throws(OptionProblem) {
+    if let earlier, let now, earlier != now { throw .otherAccelerator(earlier.text) }
+  }
 
   static func asksHelp(_ text: String) -> Bool { text == "help" || text == "?" }
 

@@ -75,7 +75,7 @@ enum HelpText {
 
   static let machineTypes =
     "Supported machines are:\nq35                  PCI Express machine of the shape of QEMU's q35 (default)\n"
-  static let accelerators = "Accelerators supported in this binary:\nkvm\n"
+  static let accelerators = "Accelerators supported in this binary:\nqtest\nkvm\n"
   static let processorModels = "Available CPUs:\n  host                  the host's CPU, as KVM offers it\n"
 
   static var logItems: String {

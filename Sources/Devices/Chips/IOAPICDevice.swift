@@ -15,6 +15,7 @@ public final class IOAPICDevice: BusDevice {
     var drivers = [Int](repeating: 0, count: IOAPIC.pinCount)
     /// What each route was last set to, since setting one is not cheap.
     var messages = [InterruptMessage?](repeating: nil, count: IOAPIC.pinCount)
+    var observer: (@Sendable (Int, Bool) -> Void)?
   }
 
   private let state: Mutex<State>
@@ -44,6 +45,12 @@ public final class IOAPICDevice: BusDevice {
   public func line(_ pin: Int) -> any InterruptLine {
     precondition((0..<IOAPIC.pinCount).contains(pin), "an I/O APIC has pins 0 to 23")
     return Line(controller: self, pin: pin)
+  }
+
+  /// - Parameter observer: told when a pin changes, and to what, in that order. It is called with the chip's lock held,
+  ///   so it calls nothing here. nil takes it back.
+  public func observePins(_ observer: (@Sendable (_ pin: Int, _ asserted: Bool) -> Void)?) {
+    state.withLock { $0.observer = observer }
   }
 
   /// - Parameter pin: 0 to 23.
@@ -90,7 +97,9 @@ public final class IOAPICDevice: BusDevice {
 
   private func drive(_ pin: Int, asserted: Bool) {
     state.withLock { state in
+      let wasAsserted = state.drivers[pin] > 0
       state.drivers[pin] += asserted ? 1 : -1
+      if let observer = state.observer, (state.drivers[pin] > 0) != wasAsserted { observer(pin, asserted) }
       var effects = IOAPIC.Effects()
       state.chip.setPin(pin, asserted: state.drivers[pin] > 0, effects: &effects)
       carryOut(effects, &state)

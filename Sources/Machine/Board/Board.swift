@@ -199,6 +199,14 @@ final class Board: Sendable {
       unitIndex: { [remapping] in remapping.unitIndex(of: $0) })
   }
 
+  // MARK: Pins of the IOAPIC
+
+  /// A new wire to a pin.
+  func makeLine(_ pin: Int) -> any InterruptLine { ioapic.line(pin) }
+
+  /// - Parameter observer: told of every change of a pin, with the chip's lock held.
+  func observePins(_ observer: (@Sendable (_ pin: Int, _ asserted: Bool) -> Void)?) { ioapic.observePins(observer) }
+
   // MARK: What a CPU's accesses meet
 
   func readPort(_ port: UInt16, _ width: Int) -> UInt64 {

@@ -16,7 +16,7 @@ extension MachineConfiguration {
     var nodeUsers = try checkBlockNodes()
     try checkDevices(nodeUsers: &nodeUsers)
     _ = try unitPlacement(try devicePlacement())
-    if boot == nil { throw .nothingToBoot }
+    if boot == nil, accelerator != .qtest { throw .nothingToBoot }
   }
 
   private func checkMemory() throws(ConfigurationError) {
@@ -54,6 +54,7 @@ extension MachineConfiguration {
     for (index, monitor) in monitors.enumerated() {
       if let id = monitor.device, let problem = use(id) { throw .monitor(index: index, problem) }
     }
+    if let qtest, let problem = use(qtest.device) { throw .qtest(problem) }
   }
 
   private func checkObjects() throws(ConfigurationError) {

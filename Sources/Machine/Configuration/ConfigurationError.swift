@@ -17,6 +17,7 @@ public enum ConfigurationError: Error, Hashable, Sendable {
   case serial(index: Int, CharacterProblem)
   /// - Parameter index: into `monitors`.
   case monitor(index: Int, CharacterProblem)
+  case qtest(CharacterProblem)
   /// - Parameter index: into `blockNodes`.
   case blockNode(index: Int, BlockNodeProblem)
   /// - Parameter index: into `objects`.

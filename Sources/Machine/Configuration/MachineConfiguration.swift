@@ -21,16 +21,22 @@ public struct MachineConfiguration: Sendable {
   public var rebootAction = RebootAction.reset
   /// The CPUs stand still until a monitor's `cont`.
   public var startsPaused = false
+  /// Whether Nestling is killed when the process that started it ends.
+  public var exitsWithParent = false
   public var logItems: Set<LogItem> = []
   /// Where log items go; nil for standard error.
   public var logPath: String?
   /// Nil where no trace event is wanted.
   public var trace: TraceConfiguration?
+  /// Nil where no qtest client drives the board.
+  public var qtest: QTestOptions?
 
   public init() {}
 
   public enum Accelerator: Hashable, Sendable {
     case kvm(device: String)
+    /// No CPU: what one would do comes by `MachineConfiguration.qtest`, and nothing needs to be booted.
+    case qtest
   }
 
   public enum MachineType: String, ChoiceValue {

@@ -31,17 +31,19 @@ public final class RunningMachine {
   private let serial: SerialConnection?
   private let events: EventQueue
   private let signals: TerminationSignals
-  private let image: StartImage
+  /// nil where nothing is booted.
+  private let image: StartImage?
+  private let qtest: QTestServer?
   private let controller: MachineController
 
   /// Steps 1 and 2.
   /// - Parameter interpreter: looks through what is typed on standard input.
   public init(_ configuration: MachineConfiguration, interpreter: any InputInterpreter) throws(StartError) {
     self.configuration = configuration
-    guard let boot = configuration.boot else { throw .configuration(.nothingToBoot) }
     Thread.installKick()
     do {
       signals = try TerminationSignals()
+      if configuration.exitsWithParent { try signals.includeEndOfParent() }
       events = try EventQueue()
     } catch {
       throw .system(error)
@@ -50,7 +52,10 @@ public final class RunningMachine {
     let memory = try Self.makeMemory(configuration.memory)
     let accelerator = try Self.makeAccelerator(configuration, memory: memory)
     let layout = try Self.makeLayout(configuration, accelerator)
-    image = try StartImage(boot, for: configuration, layout: layout, memory: memory)
+    image = try configuration.boot.map { boot throws(StartError) in
+      try StartImage(boot, for: configuration, layout: layout, memory: memory)
+    }
+    if image == nil, configuration.accelerator != .qtest { throw .configuration(.nothingToBoot) }
     let events = events
     characters = try CharacterDevices(
       configuration.characterDevices, interpreter: interpreter, interruption: signals.rawValue,
@@ -64,7 +69,13 @@ public final class RunningMachine {
     controller = MachineController(events: events, board: board)
     let processors = try accelerator.makeProcessors(board: board)
     self.processors = processors
-    events.onPost { processors.requestStop() }
+    let qtest = try Self.makeQTest(
+      configuration, characters, board: board, clock: (accelerator as? QTestAccelerator)?.steppedClock)
+    self.qtest = qtest
+    events.onPost {
+      processors.requestStop()
+      qtest?.requestPause()
+    }
   }
 
   private static func makeMemory(_ configuration: MemoryConfiguration) throws(StartError) -> GuestMemory {
@@ -88,6 +99,7 @@ public final class RunningMachine {
     switch configuration.accelerator {
     case .kvm(let device):
       try KVMAccelerator(device: device, memory: memory, processorCount: configuration.processors.count)
+    case .qtest: QTestAccelerator()
     }
   }
 
@@ -101,6 +113,25 @@ public final class RunningMachine {
       throw error
     } catch {
       throw .device(kind: "serial", problem: "\(error)")
+    }
+  }
+
+  private static func makeQTest(
+    _ configuration: MachineConfiguration, _ characters: CharacterDevices, board: Board, clock: SteppedClock?
+  ) throws(StartError) -> QTestServer? {
+    guard let options = configuration.qtest else { return nil }
+    let log: QTestLog?
+    do {
+      log = try QTestLog(options.log)
+    } catch {
+      throw .file(option: "-qtest-log", error)
+    }
+    do {
+      return try QTestServer(on: try characters.device(options.device), log: log, board: board, clock: clock)
+    } catch let error as StartError {
+      throw error
+    } catch {
+      throw .device(kind: "qtest", problem: "\(error)")
     }
   }
 
@@ -175,12 +206,15 @@ public final class RunningMachine {
 
   /// Step 3.
   private func load() throws(StartError) {
-    do {
-      try board.placeResources()
-    } catch {
-      throw .placement(error)
+    // A qtest client gives the BARs their addresses itself, as there is no firmware that could have done it.
+    if configuration.accelerator != .qtest {
+      do {
+        try board.placeResources()
+      } catch {
+        throw .placement(error)
+      }
     }
-    try processors.reset(entry: try image.load(into: board.memory, layout: board.layout))
+    if let image { try processors.reset(entry: try image.load(into: board.memory, layout: board.layout)) }
   }
 
   /// Steps 3 and 4. To be called once.
@@ -192,11 +226,13 @@ public final class RunningMachine {
       stop()
       throw error
     }
+    qtest?.resume()
     while true {
       let ready = Poll.readable([events.rawValue, signals.rawValue])
       if ready[1], signals.take() != nil { return end(.quit, .signal) }
       guard ready[0], let event = events.take() else { continue }
       if let ending = act(on: event) { return ending }
+      qtest?.resume()
     }
   }
 
@@ -235,12 +271,14 @@ public final class RunningMachine {
 
   private func reset(_ cause: MachineCause) -> Ending? {
     processors.stop()
+    qtest?.pause()
     // What the guest did beside its reset is gone with it; a person's wish is not.
     if case .quit(let cause)? = events.forgetGuestEvents() { return end(.quit, cause) }
     controller.tell(.reset(cause))
     do {
       board.reset()
-      try board.memory.clear()
+      // What was booted is not to see its former life; a qtest client finds RAM as it left it, as in QEMU.
+      if image != nil { try board.memory.clear() }
       try load()
       if controller.status == .running { try processors.start() }
     } catch {
@@ -288,6 +326,7 @@ public final class RunningMachine {
   private func stop() {
     events.onPost(nil)
     processors.stop()
+    qtest?.stop()
     board.removeDevices()
     characters.stop()
     serial?.connect(nil)

@@ -1,0 +1,98 @@
+/// One line of the qtest protocol (QEMU's system/qtest.c): words between spaces, taken one after the other.
+struct QTestLine {
+  /// What is wrong with a command. QEMU aborts for most of these; here the line is answered.
+  enum Problem: Error, Hashable {
+    case missingArgument
+    case notNumber(String)
+    case notHexadecimal
+    case size
+    case port(UInt64)
+    case tooLong
+  }
+
+  private let words: [ArraySlice<UInt8>]
+  private var next = 0
+
+  init(_ line: ArraySlice<UInt8>) { words = line.split(separator: UInt8(ascii: " ")) }
+
+  /// The next word, or nil at the end.
+  mutating func word() -> ArraySlice<UInt8>? {
+    guard next < words.count else { return nil }
+    defer { next += 1 }
+    return words[next]
+  }
+
+  mutating func required() throws(Problem) -> ArraySlice<UInt8> {
+    guard let word = word() else { throw .missingArgument }
+    return word
+  }
+
+  /// The next word as text that is safe to repeat.
+  mutating func text() throws(Problem) -> String { Self.text(try required()) }
+
+  static func text(_ word: ArraySlice<UInt8>) -> String {
+    String(decoding: word.prefix(80).map { (0x20..<0x7f).contains($0) ? $0 : UInt8(ascii: "?") }, as: UTF8.self)
+  }
+
+  /// The next word as strtoull(3) with base 0 reads it, all of it: decimal, 0x, or 0 for octal; a minus wraps.
+  mutating func number() throws(Problem) -> UInt64 {
+    let word = try required()
+    guard let value = Self.number(word) else { throw .notNumber(Self.text(word)) }
+    return value
+  }
+
+  /// nil at the end of the line.
+  mutating func optionalSignedNumber() throws(Problem) -> Int64? {
+    guard next < words.count else { return nil }
+    return try signedNumber()
+  }
+
+  mutating func signedNumber() throws(Problem) -> Int64 {
+    let word = try required()
+    let negative = word.first == UInt8(ascii: "-")
+    guard let value = Self.magnitude(word.dropFirst(negative ? 1 : 0)),
+      value <= UInt64(Int64.max) + (negative ? 1 : 0)
+    else { throw .notNumber(Self.text(word)) }
+    return Int64(truncatingIfNeeded: negative ? 0 &- value : value)
+  }
+
+  private static func number(_ word: ArraySlice<UInt8>) -> UInt64? {
+    switch word.first {
+    case UInt8(ascii: "-"): magnitude(word.dropFirst()).map { 0 &- $0 }
+    case UInt8(ascii: "+"): magnitude(word.dropFirst())
+    default: magnitude(word)
+    }
+  }
+
+  private static func magnitude(_ digits: ArraySlice<UInt8>) -> UInt64? {
+    var digits = digits
+    var radix: UInt64 = 10
+    if digits.first == UInt8(ascii: "0"), digits.count > 1 {
+      digits = digits.dropFirst()
+      radix = 8
+      if let mark = digits.first, mark | 0x20 == UInt8(ascii: "x") {
+        digits = digits.dropFirst()
+        radix = 16
+      }
+    }
+    guard !digits.isEmpty else { return nil }
+    var value: UInt64 = 0
+    for character in digits {
+      guard let digit = nibble(character), UInt64(digit) < radix else { return nil }
+      let (product, overflows) = value.multipliedReportingOverflow(by: radix)
+      let (sum, carries) = product.addingReportingOverflow(UInt64(digit))
+      if overflows || carries { return nil }
+      value = sum
+    }
+    return value
+  }
+
+  static func nibble(_ character: UInt8) -> UInt8? {
+    switch character {
+    case UInt8(ascii: "0")...UInt8(ascii: "9"): character - UInt8(ascii: "0")
+    case UInt8(ascii: "a")...UInt8(ascii: "f"): character - UInt8(ascii: "a") + 10
+    case UInt8(ascii: "A")...UInt8(ascii: "F"): character - UInt8(ascii: "A") + 10
+    default: nil
+    }
+  }
+}
