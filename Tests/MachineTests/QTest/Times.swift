@@ -1,0 +1,9 @@
+import Synchronization
+
+/// Numbers that handlers write down.
+final class Times: Sendable {
+  private let list = Mutex<[UInt64]>([])
+
+  var all: [UInt64] { list.withLock { $0 } }
+  func add(_ time: UInt64) { list.withLock { $0.append(time) } }
+}
