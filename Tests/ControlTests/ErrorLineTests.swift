@@ -82,7 +82,7 @@ import Testing
     $ -M q35,acel=kvm
     -M q35,acel=kvm: unknown property 'acel'; nearest: accel
     $ -accel tcg
-    -accel tcg: accel must be kvm, not 'tcg'
+    -accel tcg: accel must be kvm or qtest, not 'tcg'
     $ -cpu max
     -cpu max: unknown CPU model; there is only: host
     $ -cpu host,+svm

@@ -96,7 +96,9 @@ import VTd
     let tail = try client.load(Self.unit + 0x88)
     var at = tail
     for (low, high) in [(low, high), (0x55 << 32 | 1 << 5 | 5, Self.status)] {
-      for (offset, word) in [low, high, 0, 0].enumerated() { client.store(word, at: Self.queue + at + UInt64(offset) * 8) }
+      for (offset, word) in [low, high, 0, 0].enumerated() {
+        client.store(word, at: Self.queue + at + UInt64(offset) * 8)
+      }
       at = (at + 32) % 0x1000
     }
     client.store32(0, at: Self.status)

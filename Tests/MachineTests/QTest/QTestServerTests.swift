@@ -1,0 +1,316 @@
+import Glibc
+import Linux
+import Synchronization
+import Testing
+
+@testable import Machine
+
+/// A client at a socket, as libqtest is one.
+final class QTestClient {
+  private let socket: FileDescriptor
+  private var received: [UInt8] = []
+
+  /// Tries until somebody listens there.
+  init(path: String) throws {
+    let end = Clock.monotonic() + 20_000_000_000
+    while true {
+      do {
+        socket = try FileDescriptor(connectingTo: path)
+        return
+      } catch {
+        if Clock.monotonic() > end { throw error }
+        _ = Poll.readable([], milliseconds: 1)
+      }
+    }
+  }
+
+  func send(_ text: String) throws { try socket.write(Array(text.utf8)) }
+
+  /// The next line; nil at the end.
+  func line() throws -> String? {
+    while true {
+      if let end = received.firstIndex(of: UInt8(ascii: "\n")) {
+        defer { received.removeFirst(end + 1) }
+        return String(decoding: received[..<end], as: UTF8.self)
+      }
+      guard Poll.readable([socket.rawValue], milliseconds: 20_000)[0],
+        let bytes = try socket.read(count: 4096), !bytes.isEmpty
+      else { return nil }
+      received += bytes
+    }
+  }
+
+  func ask(_ text: String) throws -> String? {
+    try send(text + "\n")
+    return try line()
+  }
+
+  /// Whether something comes within a time.
+  func hears(milliseconds: Int32) -> Bool {
+    !received.isEmpty || Poll.readable([socket.rawValue], milliseconds: milliseconds)[0]
+  }
+}
+
+private func socketPath(_ name: String = #function) -> String {
+  "/tmp/nestling-qtest-\(getpid())-\(name.prefix { $0 != "(" })"
+}
+
+@Suite(.timeLimit(.minutes(2))) struct QTestServerTests {
+  private func start(_ board: QTestBoard, _ path: String, log: QTestOptions.Log = .none) throws -> QTestServer {
+    var options = QTestOptions(channel: .unixSocket(path: path, server: true, wait: false))
+    options.log = log
+    let server = try QTestServer(QTestServer.Channel(options), board: board.board, clock: board.clock)
+    try server.start()
+    return server
+  }
+
+  @Test func oneClientAfterTheOther() throws {
+    let path = socketPath()
+    let board = try QTestBoard()
+    let server = try start(board, path)
+    server.resume()
+    for round in 0..<3 {
+      let client = try QTestClient(path: path)
+      #expect(try client.ask("writeb 0x1000 \(round)\nreadb 0x1000") == "OK")
+      #expect(try client.line() == "OK 0x000000000000000\(round)")
+    }
+    server.stop()
+  }
+
+  @Test func commandsWaitWhilePaused() throws {
+    let path = socketPath()
+    let board = try QTestBoard()
+    let server = try start(board, path)
+    let client = try QTestClient(path: path)
+    try client.send("writeb 0x1000 1\n")
+    #expect(!client.hears(milliseconds: 50))
+    #expect(try board.load(0x1000) == 0)
+    server.resume()
+    #expect(try client.line() == "OK")
+    server.pause()
+    try client.send("writeb 0x1000 2\n")
+    #expect(!client.hears(milliseconds: 50))
+    // What waits does not keep anybody from ending.
+    server.stop()
+    #expect(try board.load(0x1000) == 1)
+  }
+
+  /// News come while the client asks for nothing.
+  @Test func interruptsComeByThemselves() throws {
+    let path = socketPath()
+    let board = try QTestBoard()
+    let server = try start(board, path)
+    server.resume()
+    let client = try QTestClient(path: path)
+    #expect(try client.ask("irq_intercept_in ioapic") == "OK")
+    let line = board.board.makeLine(9)
+    line.set(true)
+    #expect(try client.line() == "IRQ raise 9")
+    line.set(false)
+    #expect(try client.line() == "IRQ lower 9")
+    server.stop()
+  }
+
+  @Test func aLineWithoutEnd() throws {
+    let path = socketPath()
+    let board = try QTestBoard()
+    let server = try start(board, path)
+    server.resume()
+    let client = try QTestClient(path: path)
+    let part = String(repeating: "x", count: 1 << 20)
+    for _ in 0..<QTestSession.longestLine / part.utf8.count + 2 { try client.send(part) }
+    #expect(try client.ask("\nendianness") == "ERR line too long")
+    #expect(try client.line() == "OK little")
+    server.stop()
+  }
+
+  /// A client that asks and never reads must not keep the server from its end.
+  @Test func aClientThatDoesNotRead() throws {
+    let path = socketPath()
+    let board = try QTestBoard()
+    let server = try start(board, path)
+    server.resume()
+    let client = try QTestClient(path: path)
+    try client.send("read 0 0x1000000\n")
+    #expect(client.hears(milliseconds: 20_000))
+    server.stop()
+  }
+
+  @Test func theLogTellsWhatPassed() throws {
+    let path = socketPath()
+    let log = path + ".log"
+    let board = try QTestBoard()
+    let server = try start(board, path, log: .file(path: log))
+    server.resume()
+    do {
+      let client = try QTestClient(path: path)
+      #expect(try client.ask("endianness") == "OK little")
+    }
+    server.stop()
+    let file = try FileDescriptor(opening: log, O_RDONLY)
+    unlink(log)
+    let lines = String(decoding: try file.read(count: 4096) ?? [], as: UTF8.self).split(separator: "\n")
+    let marks = lines.map { $0.replacing(/\+\d+\.\d{6}/, with: "T") }
+    #expect(marks == ["[I T] OPENED", "[R T] endianness", "[S T] OK little", "[I T] CLOSED"])
+  }
+}
+
+/// A machine from its configuration to its end, without a CPU: what a monitor asks of it, and hears.
+@Suite(.serialized, .timeLimit(.minutes(2))) struct RunningMachineTests {
+  private struct NoInterpreter: InputInterpreter {
+    func receive(_ bytes: [UInt8], guestBytes: inout [UInt8]) -> [InputAction] { [] }
+  }
+
+  /// A machine on a thread of its own, with a client.
+  private final class Running: Sendable {
+    private struct State {
+      var control: (any MachineControl)?
+      var ending: RunningMachine.Ending?
+      var notices: [MachineNotice] = []
+      var problem: String?
+    }
+
+    private let state = Mutex(State())
+    private let thread = Mutex<Thread?>(nil)
+
+    init(_ configuration: MachineConfiguration) throws {
+      let thread = try Thread(name: "machine") { [self] in
+        do {
+          let machine = try RunningMachine(configuration, interpreter: NoInterpreter())
+          machine.control.addListener { [self] notice in state.withLock { $0.notices.append(notice) } }
+          state.withLock { $0.control = machine.control }
+          let ending = try machine.run()
+          state.withLock { $0.ending = ending }
+        } catch {
+          state.withLock { $0.problem = "\(error)" }
+        }
+      }
+      self.thread.withLock { $0 = thread }
+    }
+
+    var control: (any MachineControl)? { state.withLock { $0.control } }
+    var notices: [MachineNotice] { state.withLock { $0.notices } }
+
+    func ending() throws -> RunningMachine.Ending? {
+      thread.withLock { thread in
+        thread?.join()
+        thread = nil
+      }
+      if let problem = state.withLock({ $0.problem }) { Issue.record("\(problem)") }
+      return state.withLock { $0.ending }
+    }
+  }
+
+  private func configuration(_ path: String) -> MachineConfiguration {
+    var configuration = MachineConfiguration()
+    configuration.accelerator = .qtest
+    configuration.serials = [.null]
+    var options = QTestOptions(channel: .unixSocket(path: path, server: true, wait: false))
+    options.log = .none
+    configuration.qtest = options
+    return configuration
+  }
+
+  private func wait(_ what: String, _ condition: () -> Bool) throws {
+    let end = Clock.monotonic() + 20_000_000_000
+    while !condition() {
+      try #require(Clock.monotonic() < end, "\(what) does not come")
+      _ = Poll.readable([], milliseconds: 1)
+    }
+  }
+
+  @Test func aResetByTheClient() throws {
+    let path = socketPath()
+    let machine = try Running(configuration(path))
+    let client = try QTestClient(path: path)
+    // A BAR's register and RAM: the one is lost in a reset, the other is not.
+    #expect(try client.ask("outl 0xcf8 0x8000003c") == "OK")
+    #expect(try client.ask("outb 0xcfc 0x55") == "OK")
+    #expect(try client.ask("inb 0xcfc") == "OK 0x0055")
+    #expect(try client.ask("writeb 0x1000 0x66") == "OK")
+    // The next command finds the reset done, however fast it follows.
+    try client.send("outb 0xcf9 6\noutl 0xcf8 0x8000003c\ninb 0xcfc\nreadb 0x1000\n")
+    #expect(try client.line() == "OK")
+    #expect(try client.line() == "OK")
+    #expect(try client.line() == "OK 0x0000")
+    #expect(try client.line() == "OK 0x0000000000000066")
+    #expect(machine.notices == [.reset(.guestReset)])
+    machine.control?.requestQuit(.monitorQuit)
+    #expect(try machine.ending() == .quit)
+    #expect(machine.notices == [.reset(.guestReset), .shutdown(.monitorQuit)])
+    #expect(machine.control?.status == .shutdown)
+    #expect(try client.line() == nil)
+  }
+
+  @Test func whatAMonitorAsks() throws {
+    let path = socketPath()
+    let machine = try Running(configuration(path))
+    let client = try QTestClient(path: path)
+    #expect(try client.ask("endianness") == "OK little")
+    let control = try #require(machine.control)
+    #expect(control.status == .running)
+    control.requestPause()
+    control.requestPause()
+    try wait("the pause") { control.status == .paused }
+    // A paused machine has no CPU that runs; a qtest client is none.
+    #expect(try client.ask("endianness") == "OK little")
+    control.requestReset()
+    try wait("the reset") { machine.notices.contains(.reset(.monitorReset)) }
+    #expect(try client.ask("endianness") == "OK little")
+    #expect(control.status == .paused)
+    control.requestResume()
+    try wait("the resumption") { control.status == .running }
+    // The power button: PM1_STS bit 8.
+    #expect(try client.ask("inw 0x600") == "OK 0x0000")
+    control.requestPowerDown()
+    #expect(try client.ask("inw 0x600") == "OK 0x0100")
+    // S5: SLP_EN, and SLP_TYP 0.
+    #expect(try client.ask("outw 0x604 0x2000") == "OK")
+    #expect(try machine.ending() == .shutdown)
+    #expect(
+      machine.notices == [.paused, .reset(.monitorReset), .resumed, .powerDown, .shutdown(.guestShutdown)])
+  }
+
+  @Test func aGuestsResetMayBeTheEnd() throws {
+    let path = socketPath()
+    var configuration = configuration(path)
+    configuration.rebootAction = .shutdown
+    let machine = try Running(configuration)
+    let client = try QTestClient(path: path)
+    #expect(try client.ask("endianness") == "OK little")
+    // A monitor's is none.
+    machine.control?.requestReset()
+    try wait("the reset") { machine.notices == [.reset(.monitorReset)] }
+    #expect(try client.ask("outb 0xcf9 6") == "OK")
+    #expect(try machine.ending() == .shutdown)
+    #expect(machine.notices == [.reset(.monitorReset), .shutdown(.guestReset)])
+  }
+
+  /// Many requests from several threads at once: each reset is carried out, and the machine is left running.
+  @Test func requestsFromManyThreads() throws {
+    let path = socketPath()
+    let machine = try Running(configuration(path))
+    let client = try QTestClient(path: path)
+    #expect(try client.ask("endianness") == "OK little")
+    let control = try #require(machine.control)
+    let threads = try (0..<4).map { number in
+      try Thread(name: "asker \(number)") {
+        for _ in 0..<25 {
+          control.requestReset()
+          control.requestPause()
+          control.requestResume()
+        }
+      }
+    }
+    for round in 0..<50 {
+      #expect(try client.ask("writeb 0x1000 \(round)\nreadb 0x1000") == "OK"); _ = try client.line()
+    }
+    for thread in threads { thread.join() }
+    control.requestResume()
+    try wait("the resets") { machine.notices.filter { $0 == .reset(.monitorReset) }.count == 100 }
+    try wait("the end of all that") { control.status == .running }
+    #expect(try client.ask("endianness") == "OK little")
+    control.requestQuit(.monitorQuit)
+    #expect(try machine.ending() == .quit)
+  }
+}
