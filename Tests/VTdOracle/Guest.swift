@@ -31,7 +31,8 @@ package final class Guest {
 
   /// - Parameter memory: at least `memorySize` bytes of RAM from address 0, zeroed.
   package init(
-    memory: any PhysicalMemory = HeapMemory(size: Guest.memorySize), deviceTimer: (any OneShotTimer)? = nil, trace: Trace? = nil,
+    memory: any PhysicalMemory = HeapMemory(size: Guest.memorySize), deviceTimer: (any OneShotTimer)? = nil,
+    trace: Trace? = nil,
     _ change: (inout UnitOptions) -> Void = { _ in }
   ) throws {
     self.memory = memory
