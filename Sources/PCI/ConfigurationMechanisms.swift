@@ -61,7 +61,7 @@ public final class PortConfigurationAccess: BusDevice {
 
   public func write(offset: UInt64, width: AccessWidth, value: UInt64) {
     if offset == 0, width == .doubleword {
-      address.withLock { $0 = UInt32(truncatingIfNeeded: value) & 0x80ff_fffc }
+      address.withLock { $0 = UInt32(truncatingIfNeeded: value) & 0x80ff_ffff }
       return
     }
     guard let (id, register) = Self.decode(address.withLock { $0 }, offset, width) else { return }
@@ -69,8 +69,11 @@ public final class PortConfigurationAccess: BusDevice {
   }
 
   private static func decode(_ address: UInt32, _ offset: UInt64, _ width: AccessWidth) -> (RequesterID, Int)? {
-    guard address[bit: 31], offset >= 4, Int(offset) + width.rawValue <= 8 else { return nil }
+    guard address[bit: 31], offset >= 4 else { return nil }
     let id = RequesterID(rawValue: UInt16(truncatingIfNeeded: address >> 8))
-    return (id, Int(address & 0xfc) + Int(offset - 4))
+    // Bits 1:0 are the port's. The specification reserves the register's own; QEMU takes either, and libqos relies on it.
+    let byte = Int((UInt64(address) | offset) & 3)
+    guard byte + width.rawValue <= 4 else { return nil }
+    return (id, Int(address & 0xfc) + byte)
   }
 }
