@@ -3,33 +3,37 @@ import Machine
 import Testing
 
 @Suite struct QTestOptionTests {
-  /// What QEMU 10's libqtest passes, but for the monitor.
+  /// What QEMU 10's libqtest passes.
   @Test func libqtestsCommandLine() throws {
     let machine = try configuration(
-      "-qtest", "unix:/tmp/qtest-1.sock", "-qtest-log", "/dev/null", "-display", "none", "-audio", "none",
+      "-qtest", "unix:/tmp/qtest-1.sock", "-qtest-log", "/dev/null",
+      "-chardev", "socket,path=/tmp/qtest-1.qmp,id=char0", "-mon", "chardev=char0,mode=control", "-display", "none",
+      "-audio", "none",
       "-run-with", "exit-with-parent=on", "-M", "q35", "-device", "intel-iommu,x-scalable-mode=on,x-flts=on",
       "-accel", "qtest")
     #expect(machine.accelerator == .qtest)
     #expect(machine.boot == nil)
     #expect(machine.exitsWithParent)
-    var options = QTestOptions(channel: .unixSocket(path: "/tmp/qtest-1.sock", server: false, wait: false))
-    options.log = .file(path: "/dev/null")
-    #expect(machine.qtest == options)
+    #expect(machine.qtest?.log == .file(path: "/dev/null"))
+    let socket = try #require(device(machine) as? SocketCharacterOptions)
+    #expect(socket.path == "/tmp/qtest-1.sock" && !socket.server)
     // There is no person at the terminal.
-    #expect(machine.serials == [.null])
+    #expect(machine.serials == [.character(try Identifier(text: "serial0"))])
+    #expect(machine.characterDevices.last is NullCharacterOptions)
+    #expect(machine.monitors.count == 1)
   }
 
-  private static let channels: [(String, QTestOptions.Channel)] = [
-    ("stdio", .stdio),
-    ("unix:/tmp/s", .unixSocket(path: "/tmp/s", server: false, wait: false)),
-    ("unix:/tmp/s,server=on", .unixSocket(path: "/tmp/s", server: true, wait: true)),
-    ("unix:/tmp/s,server,nowait", .unixSocket(path: "/tmp/s", server: true, wait: false)),
-  ]
+  /// The character device that the client is on.
+  private func device(_ machine: MachineConfiguration) -> (any CharacterOptions)? {
+    machine.characterDevices.first { $0.id == machine.qtest?.device }
+  }
 
-  @Test(arguments: channels)
-  func channel(_ text: String, _ channel: QTestOptions.Channel) throws {
-    let machine = try configuration("-accel", "qtest", "-qtest", text)
-    #expect(machine.qtest == QTestOptions(channel: channel))
+  @Test func backends() throws {
+    #expect(device(try configuration("-accel", "qtest", "-qtest", "stdio")) is StdioCharacterOptions)
+    let server = try configuration("-accel", "qtest", "-qtest", "unix:/tmp/s,server=on,wait=off")
+    #expect((device(server) as? SocketCharacterOptions)?.server == true)
+    let named = try configuration("-accel", "qtest", "-chardev", "socket,id=a,path=s", "-qtest", "chardev:a")
+    #expect((device(named) as? SocketCharacterOptions)?.path == "s")
   }
 
   @Test func logs() throws {
@@ -62,9 +66,11 @@ import Testing
       (["-accel", "tcg"], "accel must be kvm or qtest"),
       (["-qtest-log", "none", "-kernel", "k"], "only allowed with -qtest"),
       (["-qtest-log", "", "-qtest", "stdio"], "it needs a file's name"),
-      (["-qtest", "tcp:1234"], "unknown qtest backend"),
-      (["-qtest", "unix:"], "the path is missing"),
-      (["-accel", "qtest", "-qtest", "stdio", "-serial", "stdio"], "standard input is the serial port's"),
+      (["-qtest", "none"], "none"),
+      (["-qtest", "pty"], "pty"),
+      (["-accel", "qtest", "-qtest", "chardev:a"], "-qtest chardev:a"),
+      (["-accel", "qtest", "-chardev", "null,id=a", "-serial", "chardev:a", "-qtest", "chardev:a"], "in use"),
+      (["-accel", "qtest", "-qtest", "stdio", "-serial", "stdio"], "-serial stdio"),
       (["-qtest", "unix:s"], "there is nothing to boot"),
       (["-audio", "alsa"], "unknown audio driver"),
       (["-audio", "driver=pa"], "unknown audio driver"),

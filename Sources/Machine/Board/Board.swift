@@ -52,7 +52,7 @@ final class Board: Sendable {
           options: placement.options.unitOptions, memory: memory, faultEvent: interrupts.makeUnremappedRoute(),
           invalidationEvent: interrupts.makeUnremappedRoute(), pageRequestEvent: interrupts.makeUnremappedRoute(),
           messages: interrupts, trace: trace(units.count > 1 ? placement.name : nil), parking: ThreadParking(),
-          deviceTimer: try? ThreadTimer())
+          deviceTimer: try? accelerator.clock.makeTimer())
         interrupts.remap(by: unit)
         _ = memoryBus.attach(unit, at: placement.registerBase, size: 0x1000)
         return RemappingUnit(placement, unit: unit)

@@ -2,7 +2,6 @@ import Devices
 import Hardware
 import Linux
 import Testing
-import VTd
 
 @testable import Machine
 
@@ -15,7 +14,9 @@ final class QTestBoard {
   let clock: SteppedClock
   let session: QTestSession
 
-  init(unit: UnitOptions? = nil) throws {
+  init(unit: IntelIOMMUOptions? = nil) throws {
+    var configuration = MachineConfiguration()
+    if let unit { configuration.devices = [unit] }
     let accelerator = QTestAccelerator(localInterrupts: interrupts)
     clock = accelerator.steppedClock
     board = try Board(
@@ -23,18 +24,20 @@ final class QTestBoard {
       accelerator: accelerator,
       layout: try #require(
         BoardLayout(memorySize: Self.memorySize, physicalAddressWidth: accelerator.physicalAddressWidth)),
-      processorCount: 1, unitOptions: unit, serialOutput: nil, events: try EventQueue())
+      processorCount: 1, units: configuration.unitPlacement(configuration.devicePlacement()), serialOutput: nil,
+      events: try EventQueue())
     session = QTestSession(board: board, clock: clock)
   }
 
   deinit { board.removeDevices() }
 
   /// Sends one line.
-  /// - Returns: the answer without its last newline.
+  /// - Returns: the answer, without its last newline, after the news.
   func send(_ line: String) -> String { send(Array(line.utf8)) }
 
   func send(_ line: [UInt8]) -> String {
-    String(decoding: session.execute(line[...]).dropLast(), as: UTF8.self)
+    let answer = session.execute(line[...])
+    return String(decoding: (session.takeNews() + answer).dropLast(), as: UTF8.self)
   }
 
   /// Sends a command that answers with nothing but OK.

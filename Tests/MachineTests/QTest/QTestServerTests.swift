@@ -51,105 +51,119 @@ final class QTestClient {
   }
 }
 
+private func socket(_ path: String, id: String? = nil) throws -> SocketCharacterOptions {
+  var options = SocketCharacterOptions()
+  options.id = try id.map { text throws in try Identifier(text: text) }
+  options.path = path
+  options.server = true
+  options.wait = false
+  return options
+}
+
 private func socketPath(_ name: String = #function) -> String {
   "/tmp/nestling-qtest-\(getpid())-\(name.prefix { $0 != "(" })"
 }
 
 @Suite(.timeLimit(.minutes(2))) struct QTestServerTests {
-  private func start(_ board: QTestBoard, _ path: String, log: QTestOptions.Log = .none) throws -> QTestServer {
-    var options = QTestOptions(channel: .unixSocket(path: path, server: true, wait: false))
-    options.log = log
-    let server = try QTestServer(QTestServer.Channel(options), board: board.board, clock: board.clock)
-    try server.start()
-    return server
+  /// A server on a socket of its own.
+  private final class Served {
+    let board: QTestBoard
+    let device: CharacterDevice
+    let server: QTestServer
+    let path: String
+
+    init(log: QTestOptions.Log = .none, _ name: String = #function) throws {
+      path = socketPath(name)
+      board = try QTestBoard()
+      device = try CharacterDevice(socket(path))
+      server = try QTestServer(on: device, log: try QTestLog(log), board: board.board, clock: board.clock)
+      try device.start()
+    }
+
+    func stop() {
+      server.stop()
+      device.stop()
+    }
   }
 
   @Test func oneClientAfterTheOther() throws {
-    let path = socketPath()
-    let board = try QTestBoard()
-    let server = try start(board, path)
-    server.resume()
+    let served = try Served()
+    served.server.resume()
     for round in 0..<3 {
-      let client = try QTestClient(path: path)
+      let client = try QTestClient(path: served.path)
       #expect(try client.ask("writeb 0x1000 \(round)\nreadb 0x1000") == "OK")
       #expect(try client.line() == "OK 0x000000000000000\(round)")
     }
-    server.stop()
+    served.stop()
   }
 
   @Test func commandsWaitWhilePaused() throws {
-    let path = socketPath()
-    let board = try QTestBoard()
-    let server = try start(board, path)
-    let client = try QTestClient(path: path)
+    let served = try Served()
+    let client = try QTestClient(path: served.path)
     try client.send("writeb 0x1000 1\n")
     #expect(!client.hears(milliseconds: 50))
-    #expect(try board.load(0x1000) == 0)
-    server.resume()
+    #expect(try served.board.load(0x1000) == 0)
+    served.server.resume()
     #expect(try client.line() == "OK")
-    server.pause()
+    served.server.pause()
     try client.send("writeb 0x1000 2\n")
     #expect(!client.hears(milliseconds: 50))
     // What waits does not keep anybody from ending.
-    server.stop()
-    #expect(try board.load(0x1000) == 1)
+    served.stop()
+    #expect(try served.board.load(0x1000) == 1)
   }
 
   /// News come while the client asks for nothing.
   @Test func interruptsComeByThemselves() throws {
-    let path = socketPath()
-    let board = try QTestBoard()
-    let server = try start(board, path)
-    server.resume()
-    let client = try QTestClient(path: path)
+    let served = try Served()
+    served.server.resume()
+    let client = try QTestClient(path: served.path)
     #expect(try client.ask("irq_intercept_in ioapic") == "OK")
-    let line = board.board.makeLine(9)
+    let line = served.board.board.makeLine(9)
     line.set(true)
     #expect(try client.line() == "IRQ raise 9")
     line.set(false)
     #expect(try client.line() == "IRQ lower 9")
-    server.stop()
+    served.stop()
   }
 
   @Test func aLineWithoutEnd() throws {
-    let path = socketPath()
-    let board = try QTestBoard()
-    let server = try start(board, path)
-    server.resume()
-    let client = try QTestClient(path: path)
+    let served = try Served()
+    served.server.resume()
+    let client = try QTestClient(path: served.path)
     let part = String(repeating: "x", count: 1 << 20)
     for _ in 0..<QTestSession.longestLine / part.utf8.count + 2 { try client.send(part) }
     #expect(try client.ask("\nendianness") == "ERR line too long")
     #expect(try client.line() == "OK little")
-    server.stop()
+    served.stop()
   }
 
   /// A client that asks and never reads must not keep the server from its end.
   @Test func aClientThatDoesNotRead() throws {
-    let path = socketPath()
-    let board = try QTestBoard()
-    let server = try start(board, path)
-    server.resume()
-    let client = try QTestClient(path: path)
+    let served = try Served()
+    served.server.resume()
+    let client = try QTestClient(path: served.path)
     try client.send("read 0 0x1000000\n")
     #expect(client.hears(milliseconds: 20_000))
-    server.stop()
+    served.stop()
   }
 
   @Test func theLogTellsWhatPassed() throws {
-    let path = socketPath()
-    let log = path + ".log"
-    let board = try QTestBoard()
-    let server = try start(board, path, log: .file(path: log))
-    server.resume()
+    let log = socketPath() + ".log"
+    let served = try Served(log: .file(path: log))
+    served.server.resume()
     do {
-      let client = try QTestClient(path: path)
+      let client = try QTestClient(path: served.path)
       #expect(try client.ask("endianness") == "OK little")
     }
-    server.stop()
-    let file = try FileDescriptor(opening: log, O_RDONLY)
+    var lines: [Substring] = []
+    for _ in 0..<20_000 where lines.count < 4 {
+      let text = try FileDescriptor(opening: log, O_RDONLY).read(count: 4096) ?? []
+      lines = String(decoding: text, as: UTF8.self).split(separator: "\n")
+      _ = Poll.readable([], milliseconds: 1)
+    }
+    served.stop()
     unlink(log)
-    let lines = String(decoding: try file.read(count: 4096) ?? [], as: UTF8.self).split(separator: "\n")
     let marks = lines.map { $0.replacing(/\+\d+\.\d{6}/, with: "T") }
     #expect(marks == ["[I T] OPENED", "[R T] endianness", "[S T] OK little", "[I T] CLOSED"])
   }
@@ -158,7 +172,10 @@ private func socketPath(_ name: String = #function) -> String {
 /// A machine from its configuration to its end, without a CPU: what a monitor asks of it, and hears.
 @Suite(.serialized, .timeLimit(.minutes(2))) struct RunningMachineTests {
   private struct NoInterpreter: InputInterpreter {
-    func receive(_ bytes: [UInt8], guestBytes: inout [UInt8]) -> [InputAction] { [] }
+    func receive(_ bytes: ArraySlice<UInt8>, guestBytes: inout [UInt8]) -> (used: Int, action: InputAction?) {
+      guestBytes += bytes
+      return (bytes.count, nil)
+    }
   }
 
   /// A machine on a thread of its own, with a client.
@@ -201,11 +218,12 @@ private func socketPath(_ name: String = #function) -> String {
     }
   }
 
-  private func configuration(_ path: String) -> MachineConfiguration {
+  private func configuration(_ path: String) throws -> MachineConfiguration {
     var configuration = MachineConfiguration()
     configuration.accelerator = .qtest
-    configuration.serials = [.null]
-    var options = QTestOptions(channel: .unixSocket(path: path, server: true, wait: false))
+    configuration.serials = []
+    configuration.characterDevices = [try socket(path, id: "qtest")]
+    var options = QTestOptions(device: try Identifier(text: "qtest"))
     options.log = .none
     configuration.qtest = options
     return configuration
@@ -221,7 +239,7 @@ private func socketPath(_ name: String = #function) -> String {
 
   @Test func aResetByTheClient() throws {
     let path = socketPath()
-    let machine = try Running(configuration(path))
+    let machine = try Running(try configuration(path))
     let client = try QTestClient(path: path)
     // A BAR's register and RAM: the one is lost in a reset, the other is not.
     #expect(try client.ask("outl 0xcf8 0x8000003c") == "OK")
@@ -244,7 +262,7 @@ private func socketPath(_ name: String = #function) -> String {
 
   @Test func whatAMonitorAsks() throws {
     let path = socketPath()
-    let machine = try Running(configuration(path))
+    let machine = try Running(try configuration(path))
     let client = try QTestClient(path: path)
     #expect(try client.ask("endianness") == "OK little")
     let control = try #require(machine.control)
@@ -273,7 +291,7 @@ private func socketPath(_ name: String = #function) -> String {
 
   @Test func aGuestsResetMayBeTheEnd() throws {
     let path = socketPath()
-    var configuration = configuration(path)
+    var configuration = try configuration(path)
     configuration.rebootAction = .shutdown
     let machine = try Running(configuration)
     let client = try QTestClient(path: path)
@@ -289,7 +307,7 @@ private func socketPath(_ name: String = #function) -> String {
   /// Many requests from several threads at once: each reset is carried out, and the machine is left running.
   @Test func requestsFromManyThreads() throws {
     let path = socketPath()
-    let machine = try Running(configuration(path))
+    let machine = try Running(try configuration(path))
     let client = try QTestClient(path: path)
     #expect(try client.ask("endianness") == "OK little")
     let control = try #require(machine.control)

@@ -31,12 +31,13 @@ import VTd
   private let client: QTestBoard
 
   init() throws {
-    var options = UnitOptions()
+    var options = IntelIOMMUOptions()
     options.scalableMode = true
     options.firstStage = true
     client = try QTestBoard(unit: options)
     let edu = Edu(
-      mask: .max, environment: client.board.environment, address: RequesterID(bus: 0, device: 3, function: 0))
+      mask: .max, environment: client.board.environment(at: RequesterID(bus: 0, device: 3, function: 0)),
+      address: RequesterID(bus: 0, device: 3, function: 0))
     client.board.plug(edu.function) { edu.remove() }
   }
 

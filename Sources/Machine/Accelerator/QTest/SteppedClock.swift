@@ -1,4 +1,4 @@
-import Devices
+import Hardware
 import Synchronization
 
 /// A clock that goes only when it is told to, with the timers that go by it: QEMU's QEMU_CLOCK_VIRTUAL under qtest.
