@@ -30,10 +30,11 @@ public final class GuestMemory: @unchecked Sendable {
   public let file: FileDescriptor
   private let mapping: Mapping
   private let isPinned = Atomic<Bool>(false)
-  private let lowSize: UInt64
-  private let highSize: UInt64
-  private let low: UnsafeMutableRawPointer
-  private let high: UnsafeMutableRawPointer
+  // Reached from other modules in line: each level of each walk of a page table is a load.
+  @usableFromInline let lowSize: UInt64
+  @usableFromInline let highSize: UInt64
+  @usableFromInline let low: UnsafeMutableRawPointer
+  @usableFromInline let high: UnsafeMutableRawPointer
 
   /// - Parameters:
   ///   - size: of all RAM, in bytes, not zero.
@@ -66,7 +67,7 @@ public final class GuestMemory: @unchecked Sendable {
   }
 
   /// Where the range is mapped, or nil if any of it is not RAM.
-  @inline(__always)
+  @inlinable @inline(__always)
   func pointer(_ address: UInt64, _ count: UInt64) -> UnsafeMutableRawPointer? {
     if address < lowSize {
       // SAFETY: checked to lie within the low part of the mapping.
@@ -92,8 +93,7 @@ public final class GuestMemory: @unchecked Sendable {
     return unsafe nestling_load32(at)
   }
 
-  /// Every level of every walk is one of these.
-  @inline(__always)
+  @inlinable @inline(__always)
   public func loadUInt64(at address: UInt64) -> UInt64? {
     guard address & 7 == 0, let at = unsafe pointer(address, 8) else { return nil }
     return unsafe nestling_load64(at)

@@ -9,16 +9,28 @@ struct FirstStageTable: Hashable, Sendable {
   var root: UInt64
   /// From FSPM: 4 or 5.
   var levels: Int
-  /// WPE: a supervisor's writes, too, need R/W.
-  var writeProtect = false
-  /// EAFE: EA is set where A is.
-  var extendedAccessed = false
-  /// PWSNP.
-  var pageWalkSnoop = false
-  /// The request has supervisor privilege.
-  var isSupervisor = false
+  var controls: Controls = []
   /// The second stage below, in nested translation.
   var nested: SecondStageTable?
+
+  /// In one byte, as each miss copies them.
+  struct Controls: OptionSet, Hashable, Sendable {
+    let rawValue: UInt8
+
+    /// WPE: a supervisor's writes, too, need R/W.
+    static let writeProtect = Controls(rawValue: 1 << 0)
+    /// EAFE: EA is set where A is.
+    static let extendedAccessed = Controls(rawValue: 1 << 1)
+    /// PWSNP.
+    static let pageWalkSnoop = Controls(rawValue: 1 << 2)
+    /// The request has supervisor privilege.
+    static let supervisor = Controls(rawValue: 1 << 3)
+  }
+
+  var writeProtect: Bool { controls.contains(.writeProtect) }
+  var extendedAccessed: Bool { controls.contains(.extendedAccessed) }
+  var pageWalkSnoop: Bool { controls.contains(.pageWalkSnoop) }
+  var isSupervisor: Bool { controls.contains(.supervisor) }
 
   /// Whether bits 63:N-1 are alike, N the width that the levels cover.
   @inline(__always)
@@ -33,17 +45,34 @@ struct FirstStageTable: Hashable, Sendable {
     _ input: UInt64, for access: DMAAccess, rules: WalkRules, memory: any PhysicalMemory
   ) throws(FaultReason) -> Mapping {
     guard isCanonical(input) else { throw .addressNotCanonical }
+    if let nested { return try walk(input, through: nested, for: access, rules: rules, memory: memory) }
     for _ in 0..<WalkRules.attempts {
-      guard let mapping = try attempt(input, for: access, rules: rules, memory: memory) else { continue }
-      guard let nested else { return mapping }
+      if let mapping = try attempt(input, through: nil, for: access, rules: rules, memory: memory) { return mapping }
+    }
+    throw .firstStageUpdateFailed
+  }
+
+  /// The same nested. Apart, so that a first stage alone is one short loop.
+  @inline(never)
+  private func walk(
+    _ input: UInt64, through nested: SecondStageTable, for access: DMAAccess, rules: WalkRules,
+    memory: any PhysicalMemory
+  ) throws(FaultReason) -> Mapping {
+    for _ in 0..<WalkRules.attempts {
+      guard let mapping = try attempt(input, through: nested, for: access, rules: rules, memory: memory) else {
+        continue
+      }
       return try below(mapping, nested, input, for: access, rules: rules, memory: memory)
     }
     throw .firstStageUpdateFailed
   }
 
+  /// - Parameter nested: as in the table; both callers know whether there is one.
   /// - Returns: nil where an entry changed while its accessed or dirty bit was being set.
+  @inline(__always)
   private func attempt(
-    _ input: UInt64, for access: DMAAccess, rules: WalkRules, memory: any PhysicalMemory
+    _ input: UInt64, through nested: SecondStageTable?, for access: DMAAccess, rules: WalkRules,
+    memory: any PhysicalMemory
   ) throws(FaultReason) -> Mapping? {
     var table = root
     var granted = FirstStageEntry.writable | FirstStageEntry.user
@@ -51,7 +80,10 @@ struct FirstStageTable: Hashable, Sendable {
     var shift = 12 &+ 9 &* (levels &- 1)
     while true {
       let place = table | (input &>> UInt64(truncatingIfNeeded: shift) & 0x1ff) &<< 3
-      let address = try physical(place, isRoot: level == levels, for: .read, rules: rules, memory: memory)
+      var address = place
+      if let nested {
+        address = try physical(place, nested, isRoot: level == levels, for: .read, rules: rules, memory: memory)
+      }
       guard let entry = memory.loadUInt64(at: address) else {
         throw level == levels ? .firstStageRootAccess : .firstStageEntryAccess
       }
@@ -70,9 +102,9 @@ struct FirstStageTable: Hashable, Sendable {
       if isLeaf, access.contains(.write) { updated |= FirstStageEntry.dirty }
       if updated != entry {
         if rules.pageWalkSnoopMatters, !pageWalkSnoop { throw .firstStageUpdateWithoutSnoop }
-        if nested != nil {
+        if let nested {
           // The second stage must let the table be written, and notes that it was.
-          _ = try physical(place, isRoot: level == levels, for: .write, rules: rules, memory: memory)
+          _ = try physical(place, nested, isRoot: level == levels, for: .write, rules: rules, memory: memory)
         }
         let found = memory.compareExchangeUInt64(at: address, expected: entry, desired: updated)
         guard found != nil else { throw .firstStageUpdateFailed }
@@ -91,19 +123,9 @@ struct FirstStageTable: Hashable, Sendable {
     }
   }
 
-  /// Where a paging entry is in memory.
-  @inline(__always)
+  /// Where a paging entry of a nested first stage is in memory.
   private func physical(
-    _ place: UInt64, isRoot: Bool, for access: DMAAccess, rules: WalkRules, memory: any PhysicalMemory
-  ) throws(FaultReason) -> UInt64 {
-    guard let nested else { return place }
-    return try Self.physical(place, below: nested, isRoot: isRoot, for: access, rules: rules, memory: memory)
-  }
-
-  /// Apart, so that a first stage alone is one short loop.
-  @inline(never)
-  private static func physical(
-    _ place: UInt64, below nested: SecondStageTable, isRoot: Bool, for access: DMAAccess, rules: WalkRules,
+    _ place: UInt64, _ nested: SecondStageTable, isRoot: Bool, for access: DMAAccess, rules: WalkRules,
     memory: any PhysicalMemory
   ) throws(FaultReason) -> UInt64 {
     do {

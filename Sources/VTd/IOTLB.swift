@@ -81,6 +81,7 @@ struct IOTLB: Sendable {
   /// Keeps what a walk found. A page that touches the interrupt address range, before or behind
   /// translation, is kept only as the 4 KiB asked for: the rest of it is translated differently.
   /// - Returns: log2 of the size of the page as it is kept.
+  @inline(__always)
   mutating func insert(_ mapping: Mapping, for address: UInt64, tag: Tag) -> UInt64 {
     var sizeClass = mapping.shift >= 30 ? 2 : mapping.shift >= 21 ? 1 : 0
     let output = mapping.address(of: address)
@@ -95,21 +96,20 @@ struct IOTLB: Sendable {
     var granted: UInt64 = 0
     if mapping.readable { granted |= UInt64(DMAAccess.read.rawValue) }
     if mapping.writable { granted |= UInt64(DMAAccess.write.rawValue) }
-    let entry = Entry(
-      page: (address &>> shift) &<< shift | UInt64(sizeClass + 1), tag: tag.rawValue,
-      output: (output &>> shift) &<< shift | granted)
+    let page = (address &>> shift) &<< shift | UInt64(truncatingIfNeeded: sizeClass &+ 1)
+    let entry = Entry(page: page, tag: tag.rawValue, output: (output &>> shift) &<< shift | granted)
     let first = Self.set(address, shift: shift)
-    classesInUse |= 1 << UInt8(sizeClass)
-    var place = first + victim
-    for way in first..<first + Self.ways {
-      if entries[way].page == entry.page, entries[way].tag == entry.tag {
+    classesInUse |= 1 &<< UInt8(truncatingIfNeeded: sizeClass)
+    var place = first &+ victim
+    for way in first..<first &+ Self.ways {
+      if entries[way].page == page, entries[way].tag == tag.rawValue {
         place = way
         break
       }
       if entries[way].page == 0 { place = way }
     }
     entries[place] = entry
-    victim = (victim + 1) % Self.ways
+    victim = (victim &+ 1) % Self.ways
     return shift
   }
 

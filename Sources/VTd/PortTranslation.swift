@@ -138,6 +138,7 @@ struct PortTranslation: Sendable {
     }
   }
 
+  @inline(__always)
   private mutating func walk(
     _ address: UInt64, count: Int, for access: DMAAccess, tag: IOTLB.Tag, memory: any PhysicalMemory
   ) throws(FaultReason) -> PhysicalSegment {

@@ -55,8 +55,8 @@ public final class TranslatedMemoryPort: MemoryPort {
   var inspection: PortCache { state.withLock { $0.inspection } }
 }
 
-/// RAM, and behind it the interrupt address range, as one function reaches them: an aligned 32-bit
-/// write to 0xFEEx_xxxx is an interrupt request (VT-d 3.15, 5.1.2).
+/// RAM, and behind it the interrupt address range, as one function reaches them: a write of four aligned
+/// bytes to 0xFEEx_xxxx is an interrupt request (VT-d 3.15, 5.1.2).
 final class RequesterMemory: PhysicalMemory {
   private let ram: any PhysicalMemory
   private let requester: Requester

@@ -80,10 +80,12 @@ enum TranslationPath: Sendable {
     default: throw .pasidEntryInvalid
     }
     if isSupervisor, !entry.supervisorRequestEnable { throw .supervisorRequestNotEnabled }
-    return FirstStageTable(
-      root: entry.firstStagePointer, levels: levels, writeProtect: entry.writeProtectEnable,
-      extendedAccessed: entry.extendedAccessedFlagEnable, pageWalkSnoop: entry.pageWalkSnoop,
-      isSupervisor: isSupervisor, nested: nested)
+    var controls: FirstStageTable.Controls = []
+    if entry.writeProtectEnable { controls.insert(.writeProtect) }
+    if entry.extendedAccessedFlagEnable { controls.insert(.extendedAccessed) }
+    if entry.pageWalkSnoop { controls.insert(.pageWalkSnoop) }
+    if isSupervisor { controls.insert(.supervisor) }
+    return FirstStageTable(root: entry.firstStagePointer, levels: levels, controls: controls, nested: nested)
   }
 
   private static func secondStage(

@@ -230,6 +230,16 @@ struct LegacyTests {
       guest.sink.deliveries == [
         RecordingSink.Delivery(source: source, message: InterruptMessage(address: 0xfee0_100c, data: 0x4041))
       ])
+    // The same by any write of four aligned bytes, and by no other.
+    let bytes: [UInt8] = [0x42, 0x40, 0, 0, 0, 0, 0, 0]
+    try port.write(bytes.span.bytes.extracting(0..<4), to: 0xfee0_200c)
+    #expect(
+      guest.sink.deliveries.last
+        == RecordingSink.Delivery(source: source, message: InterruptMessage(address: 0xfee0_200c, data: 0x4042)))
+    for (count, address): (Int, UInt64) in [(8, 0xfee0_1000), (2, 0xfee0_1000), (4, 0xfee0_1002), (3, 0xfee0_1000)] {
+      #expect(throws: DMAError.notMemory) { try port.write(bytes.span.bytes.extracting(0..<count), to: address) }
+    }
+    #expect(guest.sink.deliveries.count == 2)
     #expect(throws: DMAError.notMemory) { try port.loadUInt32(at: 0xfee0_1000) }
     #expect(throws: DMAError.notMemory) { try port.storeUInt64(1, at: 0xfee0_1000) }
     // Beside the range, the page is a page: but a run ends where the range begins.
