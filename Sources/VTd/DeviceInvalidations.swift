@@ -204,6 +204,10 @@ extension TranslationUnit {
 
   /// Page group responses go to their function; what is not there hears nothing.
   func deliver(_ response: PageGroupResponse, to source: RequesterID) {
+    trace?.record(
+      .pageAnswered,
+      [.source(source), .number("group", response.groupIndex), .number("code", response.code.rawValue)]
+        + (response.pasid.map { [.hex("pasid", $0)] } ?? []))
     let port = devices.withLock { devices in devices.ports.first { $0.requester.id == source } }
     port?.cache?.receive(response)
   }

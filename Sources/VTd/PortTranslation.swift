@@ -286,6 +286,16 @@ struct PortTranslation: Sendable {
     pathFaultProcessingDisabled = lookup.faultProcessingDisabled
   }
 
+  /// What caching mode keeps now.
+  var refusals: [CachedRefusal] {
+    var refusals: [CachedRefusal] = []
+    if let contextRefusal { refusals.append(CachedRefusal(place: .context, reason: contextRefusal.reason)) }
+    if let (pasid, refusal) = pasidRefusal {
+      refusals.append(CachedRefusal(place: .pasid(pasid), reason: refusal.reason))
+    }
+    return refusals + (refusedPages?.inspection ?? [])
+  }
+
   // MARK: The unit's side
 
   /// Follows the unit's registers.

@@ -55,6 +55,13 @@ struct RefusedPages: Sendable {
     Int(truncatingIfNeeded: (page >> 12 ^ page >> 17) % count)
   }
 
+  /// What is kept now, by address.
+  var inspection: [CachedRefusal] {
+    entries.compactMap { $0 }.map {
+      CachedRefusal(place: .page($0.page, domain: $0.tag.domain, write: $0.access.contains(.write)), reason: $0.reason)
+    }.sorted { $0.address < $1.address }
+  }
+
   func lookup(_ address: UInt64, tag: IOTLB.Tag, access: DMAAccess) -> FaultReason? {
     let page = address & ~0xfff
     guard let entry = entries[Self.place(of: page)], entry.page == page, entry.tag == tag,

@@ -101,7 +101,14 @@ extension TranslationUnit {
     _ reason: FaultReason, _ lookup: RequestLookup, from source: RequesterID, address: UInt64, isRead: Bool,
     prefix: PASIDPrefix?, kind: FaultRecord.Kind
   ) {
-    if reason.isQualified, lookup.faultProcessingDisabled { return }
+    let isSuppressed = reason.isQualified && lookup.faultProcessingDisabled
+    trace?.record(
+      .faulted,
+      [
+        .source(source), .hex("fault", reason.rawValue), .hex("addr", address), .flag("write", !isRead),
+        .flag("suppressed", isSuppressed),
+      ] + (prefix.map { [.hex("pasid", $0.pasid)] } ?? []))
+    if isSuppressed { return }
     registers.record(
       FaultRecord(
         reason: reason, source: source, information: address, isRead: isRead, pasid: prefix?.pasid,
@@ -114,6 +121,10 @@ extension TranslationUnit {
   ) -> TranslationCompletion {
     let mode = ports.withLock { $0.mode }
     devices.withLock { $0.counters.translationRequests &+= 1 }
+    trace?.record(
+      .translationRequested,
+      [.source(source), .hex("addr", address), .flag("no_write", noWrite)]
+        + (prefix.map { [.hex("pasid", $0.pasid)] } ?? []))
     // While remapping is off there is nobody to translate, and no fault.
     guard mode.enabled else { return .unsupportedRequest }
     var lookup = lookup(mode, source)
@@ -159,6 +170,12 @@ extension TranslationUnit {
       request.isLastInGroup && !request.isStopMarker ? .answered(code) : .discarded
     }
     devices.withLock { $0.counters.pageRequests &+= 1 }
+    trace?.record(
+      .pageRequested,
+      [
+        .source(source), .hex("addr", request.address), .number("group", request.groupIndex),
+        .flag("read", request.reads), .flag("write", request.writes), .flag("last", request.isLastInGroup),
+      ] + (request.prefix.map { [.hex("pasid", $0.pasid)] } ?? []))
     let mode = ports.withLock { $0.mode }
     guard capabilities.pageRequests, mode.enabled else { return answer(.invalidRequest) }
     var lookup = lookup(mode, source)

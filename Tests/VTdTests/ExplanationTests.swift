@@ -139,6 +139,24 @@ struct ExplanationTests {
     #expect(found.isCut)
   }
 
+  @Test func refusalsOfCachingModeAreListed() throws {
+    let guest = try Guest { $0.cachingMode = true }
+    let root = guest.page()
+    let one = RequesterID(bus: 0, device: 3, function: 0)
+    let tables = guest.legacyTables(source: one, secondStage: root)
+    guest.setRootTable(tables.root, scalable: false)
+    guest.enableTranslation()
+    let ports = [guest.port(one), guest.port(RequesterID(bus: 0, device: 4, function: 0))]
+    _ = ports[0].answer(0x5008, .write)
+    _ = ports[1].answer(0x5008)
+    #expect(
+      guest.unit.snapshot(of: []).caches.map(\.refusals) == [
+        [CachedRefusal(place: .page(0x5000, domain: 7, write: true), reason: .writePermission)],
+        [CachedRefusal(place: .context, reason: .contextEntryNotPresent)],
+      ])
+    withExtendedLifetime(ports) {}
+  }
+
   @Test func interruptEntriesAreListed() throws {
     let guest = try Guest()
     let table = guest.page()

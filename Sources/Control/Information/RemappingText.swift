@@ -32,6 +32,7 @@ public enum RemappingText {
     if snapshot.sources.isEmpty { text += "\n  No root table is set.\n" }
     text += entries(snapshot.caches)
     text += pages(snapshot.caches)
+    text += refusals(snapshot.caches)
     text += interruptEntries(snapshot.interruptRemapping.cached)
     text += "\n  counters\n"
     var columns = Columns(indent: 4, rightAligned: [1])
@@ -144,6 +145,28 @@ public enum RemappingText {
     text += columns.text
     if count > listLimit { text += "    and \(count - listLimit) more\n" }
     return text
+  }
+
+  /// Only in caching mode are there any.
+  private static func refusals(_ caches: [PortCache]) -> String {
+    var columns = Columns(indent: 4)
+    var count = 0
+    for cache in caches {
+      for refusal in cache.refusals {
+        count += 1
+        guard count <= listLimit else { continue }
+        let place =
+          switch refusal.place {
+          case .context: "context"
+          case .pasid(let pasid): "PASID \(pasid)"
+          case .page(let page, let domain, let write):
+            "\(write ? "write" : "read") \(NumberFormat.entry(page)), domain \(domain)"
+          }
+        columns.add(cache.source.description, place, FaultText.line(refusal.reason))
+      }
+    }
+    if count == 0 { return "" }
+    return "\n  cached refusals\n" + columns.text + (count > listLimit ? "    and \(count - listLimit) more\n" : "")
   }
 
   static func rights(_ readable: Bool, _ writable: Bool) -> String { (readable ? "r" : "-") + (writable ? "w" : "-") }

@@ -26,6 +26,21 @@ public struct CachedPage: Hashable, Sendable {
   public func contains(_ address: UInt64) -> Bool { address & ~(size &- 1) == input }
 }
 
+/// An entry for which requests are refused, and that is kept (caching mode, VT-d 6.1).
+public struct CachedRefusal: Hashable, Sendable {
+  public enum Place: Hashable, Sendable {
+    case context
+    case pasid(UInt32)
+    /// A second-stage page, by the address of the request.
+    case page(UInt64, domain: UInt16, write: Bool)
+  }
+
+  public let place: Place
+  public let reason: FaultReason
+
+  var address: UInt64 { if case .page(let address, _, _) = place { address } else { 0 } }
+}
+
 /// What is cached for the requests of one port: a function's without PASID, or those with one PASID.
 public struct PortCache: Hashable, Sendable {
   public let source: RequesterID
@@ -39,6 +54,7 @@ public struct PortCache: Hashable, Sendable {
   public let pasid: UInt32
   /// By address.
   public let pages: [CachedPage]
+  public let refusals: [CachedRefusal]
 }
 
 /// An entry of the interrupt entry cache.
@@ -52,6 +68,7 @@ extension PortTranslation {
   var inspection: PortCache {
     PortCache(
       source: source, requestPASID: requestPASID, hasContext: context != nil, roots: TableRoots(path),
-      pasid: pathPASID, pages: iotlb.pages.sorted { ($0.input, $0.size) < ($1.input, $1.size) })
+      pasid: pathPASID, pages: iotlb.pages.sorted { ($0.input, $0.size) < ($1.input, $1.size) },
+      refusals: refusals)
   }
 }

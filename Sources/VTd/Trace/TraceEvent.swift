@@ -37,6 +37,9 @@ public enum TraceEvent: UInt8, CaseIterable, Sendable {
   case walked
   case passedThrough
   case faulted
+  case translationRequested
+  case pageRequested
+  case pageAnswered
 
   // Interrupt requests.
   case interruptEntryRead
@@ -76,6 +79,9 @@ public enum TraceEvent: UInt8, CaseIterable, Sendable {
     case .walked: "vtd_dmar_translate"
     case .passedThrough: "vtd_translate_pt"
     case .faulted: "vtd_dmar_fault"
+    case .translationRequested: "vtd_ats_request"
+    case .pageRequested: "vtd_page_request"
+    case .pageAnswered: "vtd_page_response"
     case .interruptEntryRead: "vtd_ir_irte_get"
     case .interruptRemapped: "vtd_ir_remap_msi"
     case .interruptBlocked: "vtd_ir_fault"

@@ -233,6 +233,19 @@ import Testing
       let bytes = Array(tables.bytes[table.range])
       #expect(fwrite(bytes, 1, bytes.count, file) == bytes.count)
     }
+    // Several units.
+    var several = Self.configuration
+    var scope = Self.remapping.units[0]
+    scope.registerBase += 0x1000
+    scope.includesAll = false
+    scope.scopes = (2..<5).map {
+      DMARemapping.DeviceScope(kind: .endpoint, startBus: 0, path: [.init(device: $0, function: 0)])
+    }
+    several.remapping?.units.append(scope)
+    let units = try #require(build(several).table("DMAR"))
+    let unitsFile = try #require(fopen("\(folder)/dmar-several.aml", "w"))
+    defer { fclose(unitsFile) }
+    #expect(fwrite(units, 1, units.count, unitsFile) == units.count)
     // The same without a high window.
     let values = try #require(build(ACPIConfiguration(localAPICs: [0])).table("SSDT"))
     let file = try #require(fopen("\(folder)/ssdt-none.aml", "w"))
