@@ -44,6 +44,8 @@ enum MonitorCommands {
 
   static func named(_ name: String) -> MonitorCommand? { byName[name] }
 
+  private static let schema = SchemaWriter.schema(of: all, events: MonitorEventKind.allCases)
+
   private static let introspectionCommands: [MonitorCommand] = [
     MonitorCommand(
       "query-commands", answers: .array(.object("CommandInfo", [SchemaMember("name", .string)]))
@@ -52,7 +54,7 @@ enum MonitorCommands {
     MonitorCommand(
       "query-qmp-schema",
       answers: .array(.object("SchemaInfo", [SchemaMember("name", .string), SchemaMember("meta-type", .string)]))
-    ) { (_) throws(MonitorError) in SchemaWriter.schema(of: all, events: MonitorEventKind.allCases) },
+    ) { (_) throws(MonitorError) in schema },
     MonitorCommand(
       "human-monitor-command", HumanCommandArguments.self, answers: .string
     ) { (arguments, target) throws(MonitorError) in

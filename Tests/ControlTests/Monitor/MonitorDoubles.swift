@@ -1,10 +1,10 @@
 import Hardware
 import JSON
-import Machine
 import PCI
 import Synchronization
 
 @testable import Control
+@testable import Machine
 
 /// A machine that carries out nothing, and remembers what it was asked.
 final class RecordingMachine: MonitorTarget, MachineControl {
