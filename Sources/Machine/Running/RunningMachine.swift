@@ -239,10 +239,12 @@ public final class RunningMachine {
   private func begin() throws(StartError) {
     do {
       serial?.connect(board.serial)
+      if !configuration.startsPaused {
+        controller.set(.running)
+        try processors.start()
+      }
+      // Last, so that nobody's first question meets a machine that is about to run.
       try characters.start()
-      guard !configuration.startsPaused else { return }
-      controller.set(.running)
-      try processors.start()
     } catch {
       throw .system(error)
     }
