@@ -67,6 +67,8 @@ public struct Capabilities: Hashable, Sendable {
       ecap[bit: 40] = true  // PASID
       ecap[bits: 35...39] = UInt64(options.pasidBits - 1)  // PSS
     }
+    // Requests to execute, which QEMU does not know.
+    if options.nested, options.pasidBits > 0 { ecap[bit: 30] = true }  // ERS
     if options.svm {
       ecap[bit: 29] = true  // PRS
       ecap[bit: 33] = true  // NWFS

@@ -25,6 +25,12 @@ struct FirstStageTable: Hashable, Sendable {
     static let pageWalkSnoop = Controls(rawValue: 1 << 2)
     /// The request has supervisor privilege.
     static let supervisor = Controls(rawValue: 1 << 3)
+    /// ERE: requests to execute are let through.
+    static let executeRequests = Controls(rawValue: 1 << 4)
+    /// NXE: XD of an entry means something.
+    static let noExecute = Controls(rawValue: 1 << 5)
+    /// SMEP: a supervisor does not execute from a user's pages.
+    static let supervisorExecutionPrevention = Controls(rawValue: 1 << 6)
   }
 
   var writeProtect: Bool { controls.contains(.writeProtect) }

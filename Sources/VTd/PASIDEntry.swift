@@ -22,8 +22,11 @@ struct PASIDEntry: Sendable {
   var domain: UInt16 { UInt16(truncatingIfNeeded: words.1) }  // DID
   var pageWalkSnoop: Bool { words.1[bit: 23] }  // PWSNP
   var supervisorRequestEnable: Bool { words.2[bit: 0] }  // SRE
+  var executeRequestEnable: Bool { words.2[bit: 1] }  // ERE
   var firstStagePagingMode: UInt64 { words.2[bits: 2...3] }  // FSPM
   var writeProtectEnable: Bool { words.2[bit: 4] }  // WPE
+  var noExecuteEnable: Bool { words.2[bit: 5] }  // NXE
+  var supervisorExecutionPrevention: Bool { words.2[bit: 6] }  // SMEP
   var extendedAccessedFlagEnable: Bool { words.2[bit: 7] }  // EAFE
   var firstStagePointer: UInt64 { words.2 & ~0xfff }  // FSPTPTR
 
@@ -34,9 +37,11 @@ struct PASIDEntry: Sendable {
     var second: UInt64 = 0x007f_0000
     second[bit: 23] = !capabilities.scalablePageWalkCoherency
     second[bit: 24] = !capabilities.snoopControl  // PGSNP
-    // ERE and SMEP belong to execute requests, which ECAP.ERS does not offer. So does NXE, but Linux 6.1 sets it in
-    // every first-stage entry, whatever ECAP says, and hardware lets it.
-    var third: UInt64 = 0xf42
+    // ERE and SMEP belong to execute requests (ECAP.ERS). So does NXE, but Linux 6.1 sets it in every first-stage
+    // entry, whatever ECAP says, and hardware lets it.
+    var third: UInt64 = 0xf00
+    third[bit: 1] = !capabilities.executeRequests
+    third[bit: 6] = !capabilities.executeRequests
     third[bit: 0] = !capabilities.supervisorRequests
     third[bit: 7] = !capabilities.extendedAccessedFlag
     // Nested, FSPTPTR is a guest physical address, and the second stage judges it.

@@ -129,13 +129,21 @@ struct PortTranslation: Sendable {
       try loadEntries(memory, &faultProcessingDisabled)
       faultProcessingDisabled = pathFaultProcessingDisabled
       if WalkRules.isInterruptAddress(address) { throw .scalableInterruptAddress }  // only with PASID
-      guard let tag = path.tag else { return .segment(try passThrough(address, count: count)) }
+      guard let tag = path.tag else {
+        try checkExecuteOffered(access)
+        return .segment(try passThrough(address, count: count))
+      }
       // The entries were read anew; the pages may be cached still.
       if let segment = cached(address, count: count, for: access, tag: tag) { return .segment(segment) }
       return .segment(try walk(address, count: count, for: access, tag: tag, memory: memory))
     } catch {
       return refused(address, access, error, faultProcessingDisabled: faultProcessingDisabled)
     }
+  }
+
+  /// Where no first stage judges it, a request to execute is a read, if the unit takes such at all.
+  private func checkExecuteOffered(_ access: DMAAccess) throws(FaultReason) {
+    if access.contains(.execute), !capabilities.executeRequests { throw .executeRequestNotEnabled }
   }
 
   @inline(__always)
@@ -149,10 +157,13 @@ struct PortTranslation: Sendable {
     case .first(let table, _):
       if table.nested == nil { counters.firstStageWalks &+= 1 } else { counters.nestedWalks &+= 1 }
       mapping = try table.walk(address, for: access, rules: rules, memory: memory)
+      if access.contains(.execute) { try table.checkExecute(address, rules: rules, memory: memory) }
     case .second(let table, _):
+      try checkExecuteOffered(access)
       counters.secondStageWalks &+= 1
       mapping = try table.walk(address, for: access, rules: rules, memory: memory)
     case .unknown, .passThrough:
+      try checkExecuteOffered(access)
       return try passThrough(address, count: count)
     }
     let output = mapping.address(of: address)

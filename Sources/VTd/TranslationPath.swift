@@ -84,6 +84,9 @@ enum TranslationPath: Sendable {
     if entry.writeProtectEnable { controls.insert(.writeProtect) }
     if entry.extendedAccessedFlagEnable { controls.insert(.extendedAccessed) }
     if entry.pageWalkSnoop { controls.insert(.pageWalkSnoop) }
+    if entry.executeRequestEnable { controls.insert(.executeRequests) }
+    if entry.noExecuteEnable { controls.insert(.noExecute) }
+    if entry.supervisorExecutionPrevention { controls.insert(.supervisorExecutionPrevention) }
     if isSupervisor { controls.insert(.supervisor) }
     return FirstStageTable(root: entry.firstStagePointer, levels: levels, controls: controls, nested: nested)
   }

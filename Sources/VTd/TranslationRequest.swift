@@ -117,7 +117,7 @@ struct RequestLookup {
         throw mode.tableMode == .legacy ? .addressBeyondWidth : .scalableAddressBeyondWidth
       }
       let page = Mapping(output: address & ~0xfff, shift: 12, readable: true, writable: writes)
-      found = (page, false)
+      found = (page, executes(prefix))
     case .first(let table, _):
       found = (
         try walk(writes: writes) { (access) throws(FaultReason) in
@@ -128,7 +128,7 @@ struct RequestLookup {
       let page = try walk(writes: writes) { (access) throws(FaultReason) in
         try table.walk(address, for: access, rules: rules, memory: memory)
       }
-      found = (page, false)
+      found = (page, executes(prefix) && page.readable)
     }
     let output = found.mapping.address(of: address)
     if WalkRules.isInterruptAddress(output) { throw interruptAddressFault }
@@ -175,9 +175,16 @@ struct RequestLookup {
     }
   }
 
+  private func executes(_ prefix: PASIDPrefix?) -> Bool { prefix?.executes ?? false && capabilities.executeRequests }
+
   private func executes(_ address: UInt64, _ table: FirstStageTable, _ prefix: PASIDPrefix?) -> Bool {
-    guard let prefix, prefix.executes, capabilities.executeRequests else { return false }
-    return (try? table.walk(address, for: [.read, .execute], rules: rules, memory: memory)) != nil
+    guard executes(prefix) else { return false }
+    do {
+      try table.checkExecute(address, rules: rules, memory: memory)
+      return true
+    } catch {
+      return false
+    }
   }
 
   /// Whether a page request may be queued (7.4, SCT.8).

@@ -10,6 +10,7 @@ enum FirstStageEntry {
   static let dirty: UInt64 = 1 << 6  // D
   static let pageSize: UInt64 = 1 << 7  // PS
   static let extendedAccessed: UInt64 = 1 << 10  // EA
+  static let executeDisable: UInt64 = 1 << 63  // XD
 }
 
 /// Bits of second-stage paging entries (VT-d 9.8).
@@ -53,7 +54,7 @@ struct WalkRules: Sendable {
     pageWalkSnoopMatters = capabilities.scalablePageWalkCoherency
     let beyond = capabilities.addressBitsBeyondHost
 
-    // Bits 62:52 are ignored, and 63 (XD) is: there are no execute requests.
+    // Bits 62:52 are ignored, and 63 (XD) is but for requests to execute.
     firstStage = beyond
     firstStageGigabytePage = capabilities.firstStageGigabytePages ? 0 : FirstStageEntry.pageSize
 

@@ -37,6 +37,7 @@ import Testing
         name "virtio-blk-pci", bus PCI, alias "virtio-blk", desc "Disk over a block node (-drive, -blockdev)"
 
         Misc devices:
+        name "dma-engine", bus PCI, desc "DMA engine with PASID, ATS and page requests, to drive the IOMMU"
         name "edu", bus PCI, desc "Educational device: interrupts, and DMA through the IOMMU"
         name "intel-iommu", bus System, desc "Intel IOMMU (VT-d) DMA Remapping device"
         name "iommu-testdev", bus PCI, desc "A test device for IOMMU"

@@ -34,7 +34,7 @@ struct DeviceInvalidationTests {
     #expect(
       cache.invalidations == [
         InvalidateRequest(tag: 0, pasid: nil, isGlobal: false, first: 0x1234_5000, last: 0x1234_5fff),
-        InvalidateRequest(tag: 1, pasid: 4, isGlobal: false, first: 0x4000, last: 0x5fff),
+        InvalidateRequest(tag: 1, pasid: 4, isGlobal: false, first: 0x4000, last: 0x7fff),
         InvalidateRequest(tag: 2, pasid: nil, isGlobal: true, first: 0x5000, last: 0x5fff),
       ])
     #expect(!timer.isRunning)

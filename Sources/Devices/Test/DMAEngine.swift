@@ -125,6 +125,7 @@ public final class DMAEngine: FunctionModel, TranslationCache {
       return (effect, released)
     }
     if released != 0 { port.completeInvalidations(released) }
+    if effect == .end || effect == .endAndRelease { updateStopped() }
     // Not with the lock held: a worker may run at once.
     if effect == .start { wake() }
   }
@@ -152,11 +153,18 @@ public final class DMAEngine: FunctionModel, TranslationCache {
       (offset..<offset + width.rawValue).contains(control)
       && (value >> UInt64(8 * (control - offset)))[bit: PageRequestControl.reset.rawValue.trailingZeroBitCount]
     if isReset, !enables.pageRequests { fail(.responseFailure) }
+    updateStopped()
+  }
+
+  /// Brings PRI's Stopped bit in step with its enable bit and what is outstanding.
+  func updateStopped() {
+    guard let at = function.extendedCapability(PageRequestControl.id) else { return }
     let isWaiting = state.withLock { $0.awaited != nil }
     function.updateConfiguration { space in
       let status = at + PageRequestStatus.offset
       var value = PageRequestStatus(rawValue: space.get(UInt16.self, status))
-      if enables.pageRequests || isWaiting { value.remove(.stopped) } else { value.insert(.stopped) }
+      let control = PageRequestControl(rawValue: space.get(UInt16.self, at + PageRequestControl.offset))
+      if control.contains(.enable) || isWaiting { value.remove(.stopped) } else { value.insert(.stopped) }
       space.set(status, value.rawValue)
     }
   }

@@ -320,6 +320,7 @@ extension DMAEngine {
       PageRequest(
         address: command.source, prefix: job.prefix, reads: command.wantsRead, writes: command.wantsWrite,
         isLastInGroup: command.isLastInGroup, groupIndex: command.groupIndex))
+    if command.isLastInGroup, command.wantsRead || command.wantsWrite || command.pasid == nil { throw .waits }
     throw .finished(.success)
   }
 
@@ -332,11 +333,10 @@ extension DMAEngine {
       PageRequest(
         address: access.address, prefix: job.prefix, reads: access.wanted.contains(.read),
         writes: access.wanted.contains(.write), isLastInGroup: true, groupIndex: job.command.groupIndex))
-    // Answered by the root complex: the access is tried again.
     throw .waits
   }
 
-  /// Sends a page request, and waits for the response if it is the last of its group.
+  /// Sends a page request. If it is the last of its group, a response comes, and may be there already.
   private func send(_ job: inout DMAEngineJob, _ request: PageRequest) throws(Step) {
     let awaits = request.isLastInGroup && !request.isStopMarker
     let generation = job.generation
@@ -351,11 +351,10 @@ extension DMAEngine {
     }
     guard goesOn else { throw .finished(.ended) }
     switch port.requestPage(request) {
-    case .queued: if awaits { throw .waits }
+    case .queued: break
     case .discarded: if awaits { answer(.responseFailure, to: request) }
     case .answered(let code): answer(code, to: request)
     }
-    if awaits { throw .waits }
   }
 
   private func answer(_ code: PageGroupResponse.Code, to request: PageRequest) {
@@ -370,6 +369,7 @@ extension DMAEngine {
       return code
     }
     guard let code else { throw .waits }
+    updateStopped()
     job.isWaiting = false
     switch code {
     case .success: if job.command.operation == .request { throw .finished(.success) }
