@@ -55,6 +55,10 @@ let package = Package(
     .target(
       name: "TestSupport", dependencies: ["Hardware"], path: "Tests/TestSupport",
       swiftSettings: [.swiftLanguageMode(.v6), .treatAllWarnings(as: .error)]),
+    // A kernel's VFIO and iommufd, with its rules.
+    .target(
+      name: "FakeVFIO", dependencies: ["VFIO", "CLinux"], path: "Tests/FakeVFIO",
+      swiftSettings: [.swiftLanguageMode(.v6), .treatAllWarnings(as: .error), .enableUpcomingFeature("ExistentialAny")]),
     // A driver's view of the VT-d unit, and a walker written apart from the unit's.
     .target(
       name: "VTdOracle", dependencies: ["VTd", "Hardware", "TestSupport"], path: "Tests/VTdOracle",
@@ -72,12 +76,16 @@ let package = Package(
       ]),
     tests(of: "Linux"),
     tests(of: "KVM", uses: ["Linux"]),
-    tests(of: "VFIO", uses: ["Linux", "CLinux"]),
+    tests(of: "VFIO", uses: ["Linux", "CLinux", "FakeVFIO"]),
     tests(of: "Hardware", uses: ["TestSupport"]),
     tests(of: "PCI", uses: ["Hardware", "TestSupport"]),
     tests(of: "VTd", uses: ["Hardware", "PCI", "TestSupport", "VTdOracle"]),
     tests(of: "Devices", uses: ["Hardware", "PCI", "TestSupport"]),
-    tests(of: "Machine", uses: ["Hardware", "PCI", "Devices", "VTd", "VTdOracle", "TestSupport"]),
+    tests(
+      of: "Machine",
+      uses: [
+        "Hardware", "PCI", "Devices", "VTd", "VFIO", "FakeVFIO", "CLinux", "KVM", "Linux", "VTdOracle", "TestSupport",
+      ]),
     tests(of: "Control", uses: ["Machine", "JSON", "VTd", "Hardware", "VTdOracle"]),
     tests(of: "JSON"),
   ]

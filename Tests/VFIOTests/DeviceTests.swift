@@ -1,4 +1,5 @@
 import CLinux
+import FakeVFIO
 import Glibc
 import Linux
 import Testing

@@ -45,8 +45,8 @@ struct HostConfigurationSpace: Sendable {
   private mutating func addCapabilities(_ bytes: [UInt8]) {
     var entries: [(offset: Int, id: UInt8)] = []
     var offset = Int(bytes[StandardOffset.capabilitiesPointer] & 0xfc)
-    // A list of 48 is as long as the space has room for; a longer one goes round.
-    while offset >= 0x40, entries.count < 48, bytes[StandardOffset.status] & 0x10 != 0 {
+    // One that goes round ends where it has been before.
+    while offset >= 0x40, bytes[StandardOffset.status] & 0x10 != 0, !entries.contains(where: { $0.offset == offset }) {
       entries.append((offset, bytes[offset]))
       offset = Int(bytes[offset + 1] & 0xfc)
     }

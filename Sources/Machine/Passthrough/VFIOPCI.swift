@@ -174,6 +174,8 @@ final class VFIOPCI: FunctionModel {
 
   /// Takes the function off the board. The device goes when nobody holds it any more.
   func remove() {
+    // Its DMA ends before its tables do.
+    write(command: Self.decoding.rawValue)
     function.remove()
     interrupts.reset()
     events.stop()

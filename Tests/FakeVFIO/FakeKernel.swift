@@ -5,65 +5,79 @@ import VFIO
 
 /// iommufd and VFIO as a kernel has them, as far as our module asks: descriptors, objects with their users, devices.
 /// It keeps the kernel's rules of order, and can have any call fail.
-final class FakeKernel: SystemCalls {
-  struct Device {
-    var path: String
+package final class FakeKernel: SystemCalls {
+  package struct Device {
+    package var path: String
     /// Devices of one kind can share a parent.
-    var iommu = 0
-    var capability: UInt64 = 0x2f << 16
-    var extendedCapability: UInt64 = 1 << 43 | 1 << 46 | 1 << 47 | 1 << 26 | 1 << 7
-    var isVTd = true
-    var regions: [UInt32: (size: UInt64, flags: UInt32, sparse: [(UInt64, UInt64)])] = [:]
-    var interrupts: [UInt32: UInt32] = [0: 1, 1: 1, 2: 8, 4: 1]
-    var boundTo: Int32?
-    var id: UInt32 = 0
-    var attachedTo: UInt32?
+    package var iommu: Int
+    package var capability: UInt64 = 0x2f << 16
+    package var extendedCapability: UInt64
+    package var isVTd = true
+    package var regions: [UInt32: (size: UInt64, flags: UInt32, sparse: [(UInt64, UInt64)])] = [:]
+    package var interrupts: [UInt32: UInt32] = [0: 1, 1: 1, 2: 8, 4: 1]
+    package var boundTo: Int32?
+    package var id: UInt32 = 0
+    package var attachedTo: UInt32?
+    /// By region; one without answers each byte with its offset.
+    package var contents: [UInt32: [UInt8]] = [:]
+    package var writes: [(region: UInt32, offset: UInt64, bytes: [UInt8])] = []
+
+    package init(
+      path: String, iommu: Int = 0,
+      extendedCapability: UInt64 = 1 << 43 | 1 << 46 | 1 << 47 | 1 << 26 | 1 << 7
+    ) {
+      self.path = path
+      self.iommu = iommu
+      self.extendedCapability = extendedCapability
+    }
   }
 
-  enum Object: Equatable {
+  package enum Object: Equatable {
     case addressSpace
     case parent(of: UInt32, iommu: Int)
     case nested(on: UInt32, root: UInt64)
     case faultQueue
   }
 
-  enum File: Equatable {
+  package enum File: Equatable {
     case iommufd
     case device(Int)
     case faultQueue
   }
 
-  struct State {
-    var files: [Int32: File] = [:]
-    var nextFile: Int32 = 100
-    var objects: [UInt32: Object] = [:]
-    var nextObject: UInt32 = 1
-    var devices: [Device] = []
+  package struct State {
+    package var files: [Int32: File] = [:]
+    package var nextFile: Int32 = 100
+    package var objects: [UInt32: Object] = [:]
+    package var nextObject: UInt32 = 1
+    package var devices: [Device] = []
     /// By IOAS and address.
-    var mapped: [UInt32: [UInt64: (size: UInt64, flags: UInt32)]] = [:]
-    var hostMappings = 0
+    package var mapped: [UInt32: [UInt64: (size: UInt64, flags: UInt32)]] = [:]
+    package var hostMappings = 0
     /// Names of the requests, in order.
-    var calls: [String] = []
+    package var calls: [String] = []
     /// What broke the kernel's rules, which our module must never do.
-    var violations: [String] = []
-    var invalidations: [(table: UInt32, entries: [iommu_hwpt_vtd_s1_invalidate])] = []
-    var interruptSets: [(flags: UInt32, index: UInt32, start: UInt32, events: [Int32])] = []
+    package var violations: [String] = []
+    package var invalidations: [(table: UInt32, entries: [iommu_hwpt_vtd_s1_invalidate])] = []
+    package var interruptSets: [(flags: UInt32, index: UInt32, start: UInt32, events: [Int32])] = []
     /// Calls that still succeed before one fails; nil: none fails.
-    var callsBeforeFailure: Int?
-    var failure: Int32 = EIO
+    package var callsBeforeFailure: Int?
+    package var failure: Int32 = EIO
     /// A request that fails whenever it comes.
-    var failing: [UInt32: Int32] = [:]
-    var busResetCount = 2
+    package var failing: [UInt32: Int32] = [:]
+    package var busResetCount = 2
+    /// Interrupts beyond the first ones need all of them set anew.
+    package var refusesMoreInterrupts = false
   }
 
-  let state = Mutex(State())
+  package let state = Mutex(State())
 
-  init(devices: [Device] = [Device(path: "/dev/vfio/devices/vfio0")]) {
+  package init(devices: [Device] = [Device(path: "/dev/vfio/devices/vfio0")]) {
     state.withLock { $0.devices = devices }
   }
 
   /// What is still there: nothing, when every owner is gone.
-  var leftovers: [String] {
+  package var leftovers: [String] {
     state.withLock { state in
       state.files.values.map { "file \($0)" } + state.objects.map { "object \($0.key) \($0.value)" }
         + state.mapped.filter { state.objects[$0.key] == nil }.map { "mappings of IOAS \($0.key)" }
@@ -73,7 +87,7 @@ final class FakeKernel: SystemCalls {
 
   // MARK: SystemCalls
 
-  func open(_ path: String, flags: Int32) -> Int32 {
+  package func open(_ path: String, flags: Int32) -> Int32 {
     state.withLock { state in
       if let code = state.fails("open", 0) { return code }
       let file: File
@@ -89,7 +103,7 @@ final class FakeKernel: SystemCalls {
     }
   }
 
-  func close(_ descriptor: Int32) {
+  package func close(_ descriptor: Int32) {
     state.withLock { state in
       switch state.files.removeValue(forKey: descriptor) {
       case .device(let index):
@@ -104,16 +118,38 @@ final class FakeKernel: SystemCalls {
     }
   }
 
-  func read(_ descriptor: Int32, at offset: UInt64?, into buffer: UnsafeMutableRawBufferPointer) -> Int {
-    for index in buffer.indices { buffer[index] = UInt8(truncatingIfNeeded: (offset ?? 0) &+ UInt64(index)) }
-    return state.withLock { $0.files[descriptor] == nil } ? -Int(EBADF) : buffer.count
+  package func read(_ descriptor: Int32, at offset: UInt64?, into buffer: UnsafeMutableRawBufferPointer) -> Int {
+    state.withLock { state in
+      guard let file = state.files[descriptor] else { return -Int(EBADF) }
+      let offset = offset ?? 0
+      var bytes = (0..<UInt64(buffer.count)).map { UInt8(truncatingIfNeeded: offset &+ $0) }
+      if case .device(let index) = file, let contents = state.devices[index].contents[UInt32(offset >> 40)] {
+        let start = Int(offset & 0xff_ffff)
+        guard start + buffer.count <= contents.count else { return -Int(EINVAL) }
+        bytes = Array(contents[start..<start + buffer.count])
+      }
+      buffer.copyBytes(from: bytes)
+      return buffer.count
+    }
   }
 
-  func write(_ descriptor: Int32, at offset: UInt64?, from buffer: UnsafeRawBufferPointer) -> Int {
-    state.withLock { $0.files[descriptor] == nil } ? -Int(EBADF) : buffer.count
+  package func write(_ descriptor: Int32, at offset: UInt64?, from buffer: UnsafeRawBufferPointer) -> Int {
+    state.withLock { state in
+      guard let file = state.files[descriptor] else { return -Int(EBADF) }
+      let offset = offset ?? 0
+      if case .device(let index) = file {
+        let region = UInt32(offset >> 40)
+        let start = Int(offset & 0xff_ffff)
+        state.devices[index].writes.append((region, UInt64(start), Array(buffer)))
+        if let contents = state.devices[index].contents[region], start + buffer.count <= contents.count {
+          state.devices[index].contents[region]?.replaceSubrange(start..<start + buffer.count, with: buffer)
+        }
+      }
+      return buffer.count
+    }
   }
 
-  func map(_ descriptor: Int32, at offset: UInt64, size: Int, writable: Bool) -> Int {
+  package func map(_ descriptor: Int32, at offset: UInt64, size: Int, writable: Bool) -> Int {
     state.withLock { state in
       if let code = state.fails("mmap", 0) { return Int(code) }
       state.hostMappings += 1
@@ -121,9 +157,9 @@ final class FakeKernel: SystemCalls {
     }
   }
 
-  func unmap(_ address: Int, size: Int) { state.withLock { $0.hostMappings -= 1 } }
+  package func unmap(_ address: Int, size: Int) { state.withLock { $0.hostMappings -= 1 } }
 
-  func ioctl(_ descriptor: Int32, _ request: UInt32, _ argument: UnsafeMutableRawPointer?) -> Int32 {
+  package func ioctl(_ descriptor: Int32, _ request: UInt32, _ argument: UnsafeMutableRawPointer?) -> Int32 {
     state.withLock { state in
       if let code = state.fails(Self.names[request] ?? "\(request)", request) { return code }
       switch state.files[descriptor] {
@@ -136,7 +172,7 @@ final class FakeKernel: SystemCalls {
     }
   }
 
-  static let names: [UInt32: String] = [
+  package static let names: [UInt32: String] = [
     IOMMU_DESTROY: "DESTROY", IOMMU_IOAS_ALLOC: "IOAS_ALLOC", IOMMU_IOAS_MAP: "IOAS_MAP",
     IOMMU_IOAS_UNMAP: "IOAS_UNMAP", IOMMU_IOAS_IOVA_RANGES: "IOVA_RANGES", IOMMU_HWPT_ALLOC: "HWPT_ALLOC",
     IOMMU_GET_HW_INFO: "GET_HW_INFO", IOMMU_HWPT_INVALIDATE: "INVALIDATE", IOMMU_FAULT_QUEUE_ALLOC: "FAULT_ALLOC",
@@ -151,7 +187,7 @@ extension FakeKernel.State {
   mutating func fails(_ name: String, _ request: UInt32) -> Int32? {
     calls.append(name)
     // What frees is not refused: there is nothing that a caller could do about it.
-    if request == IOMMU_DESTROY { return nil }
+    if request == IOMMU_DESTROY || request == VFIO_DEVICE_DETACH_IOMMUFD_PT { return nil }
     if let code = failing[request] { return -code }
     guard let left = callsBeforeFailure else { return nil }
     callsBeforeFailure = left - 1
@@ -303,6 +339,7 @@ extension FakeKernel.State {
     case VFIO_DEVICE_SET_IRQS:
       guard let argument else { return -EFAULT }
       let set = argument.load(as: vfio_irq_set.self)
+      if refusesMoreInterrupts, set.start > 0 { return -EINVAL }
       let hasEvents = set.flags & UInt32(VFIO_IRQ_SET_DATA_EVENTFD) != 0
       let wanted = MemoryLayout<vfio_irq_set>.size + (hasEvents ? 4 * Int(set.count) : 0)
       guard Int(set.argsz) >= wanted else { return -EINVAL }

@@ -1,0 +1,242 @@
+import CLinux
+import FakeVFIO
+import Glibc
+import Hardware
+import Linux
+import Synchronization
+import Testing
+import VFIO
+import VTdOracle
+
+@testable import Machine
+@testable import VTd
+
+/// The guest's unit, its tables, and the kernel's iommufd behind: what the one asks, the other is to get.
+@Suite struct HostBoundDeviceTests {
+  static let source = RequesterID(bus: 0, device: 3, function: 0)
+  static let neighbour = RequesterID(bus: 0, device: 4, function: 0)
+
+  /// Two alike devices, and one behind another IOMMU.
+  private let kernel = FakeKernel(devices: [
+    .init(path: "/dev/vfio/devices/vfio0"), .init(path: "/dev/vfio/devices/vfio1"),
+    .init(path: "/dev/vfio/devices/vfio2", iommu: 1),
+  ])
+
+  private func device(_ number: Int, _ memory: PassthroughMemory) throws -> VFIODevice {
+    try VFIODevice(
+      file: KernelFile(opening: "/dev/vfio/devices/vfio\(number)", calls: kernel), to: memory.iommufd)
+  }
+
+  private func memory() throws -> PassthroughMemory {
+    try PassthroughMemory(of: IOMMUFD(calls: kernel), memory: GuestMemory(size: 32 << 20, lowLimit: 16 << 20))
+  }
+
+  private func bound(
+    _ device: VFIODevice, _ memory: PassthroughMemory, nests: Bool = true,
+    tell: @escaping @Sendable (HostBoundDevice.Notice) -> Void = { _ in }
+  ) throws -> HostBoundDevice { try HostBoundDevice(device, memory: memory, nests: nests, tell: tell) }
+
+  private func stage(_ root: UInt64) -> HostBinding {
+    .firstStage(GuestFirstStage(root: root, levels: 4, domain: 5, pasid: 0))
+  }
+
+  private func attached(_ number: Int) -> FakeKernel.Object? {
+    kernel.state.withLock { state in state.devices[number].attachedTo.flatMap { state.objects[$0] } }
+  }
+
+  private var nestedCount: Int {
+    kernel.state.withLock { $0.objects.values.count { if case .nested = $0 { true } else { false } } }
+  }
+
+  @Test func memoryIsMappedOnceForAllDevices() throws {
+    do {
+      let memory = try memory()
+      let mapped = kernel.state.withLock { $0.mapped.values.first ?? [:] }
+      #expect(mapped[0]?.size == 16 << 20 && mapped[1 << 32]?.size == 16 << 20 && mapped.count == 2)
+      #expect(mapped.values.allSatisfy { $0.flags == 0b111 }, "nothing is read-only: the erratum's rule")
+      let devices = try (0..<3).map { try device($0, memory) }
+      let bounds = try devices.map { try bound($0, memory) }
+      #expect(memory.parentCount == 2, "alike IOMMUs share a parent, the other has its own")
+      #expect(attached(0) == attached(1) && attached(0) != attached(2))
+      #expect(kernel.state.withLock { $0.calls.count { $0 == "IOAS_MAP" } } == 2)
+      _ = bounds
+    }
+    #expect(kernel.leftovers == [])
+    #expect(kernel.state.withLock { $0.violations } == [])
+  }
+
+  @Test func withoutFirstStageTheKernelsOwnTableWillDo() throws {
+    kernel.state.withLock { $0.devices[0].extendedCapability = 0 }
+    do {
+      let memory = try memory()
+      let device = try device(0, memory)
+      let bound = try bound(device, memory, nests: false)
+      #expect(attached(0) == .addressSpace && memory.parentCount == 0)
+      #expect(throws: HostRefusal.self) { try bound.bind(nil, to: stage(0x5000)) }
+      #expect(throws: SystemError.self) { try self.bound(device, memory, nests: true) }
+    }
+    #expect(kernel.leftovers == [])
+  }
+
+  @Test func devicesShareANestedTableAndLetGoOfIt() throws {
+    do {
+      let memory = try memory()
+      let devices = try (0..<3).map { try device($0, memory) }
+      let bounds = try devices.map { try bound($0, memory) }
+      var tables = try bounds.map { try $0.bind(nil, to: stage(0x5000)) }
+      #expect(tables[0] === tables[1] && tables[0] !== tables[2] && nestedCount == 2)
+      #expect(attached(0) == attached(1))
+      tables[0] = try bounds[0].bind(nil, to: .secondStage)
+      tables[1] = try bounds[1].bind(nil, to: .blocked(.refused))
+      #expect(nestedCount == 1 && attached(1) == nil)
+      tables[1] = try bounds[1].bind(nil, to: stage(0x6000))
+      tables[2] = try bounds[2].bind(nil, to: .secondStage)
+      #expect(nestedCount == 1)
+      tables = []
+      #expect(throws: HostRefusal.self) { try bounds[0].bind(7, to: .secondStage) }
+    }
+    #expect(kernel.leftovers == [])
+    #expect(kernel.state.withLock { $0.violations } == [])
+  }
+
+  @Test func whatAPersonIsToldIsToldOnce() throws {
+    final class Box: Sendable {
+      let told = Mutex<[HostBoundDevice.Notice]>([])
+    }
+    let box = Box()
+    let memory = try memory()
+    let device = try device(0, memory)
+    let bound = try bound(device, memory) { notice in box.told.withLock { $0.append(notice) } }
+    for _ in 0..<3 {
+      _ = try bound.bind(nil, to: .blocked(.guestSecondStage))
+      _ = try bound.bind(nil, to: .blocked(.entry(.pasidEntryNotPresent)))
+      kernel.state.withLock { $0.failing[IOMMU_HWPT_ALLOC] = EINVAL }
+      #expect(throws: HostRefusal.self) { try bound.bind(nil, to: stage(0x5000)) }
+      kernel.state.withLock { $0.failing = [:] }
+    }
+    let refusal = SystemError("IOMMU_HWPT_ALLOC", "/dev/iommu", code: EINVAL)
+    #expect(box.told.withLock { $0 } == [.blocked(.guestSecondStage), .refused(refusal)])
+  }
+
+  /// Two devices from their start through their tables to their end.
+  private func sequence(on kernel: FakeKernel) throws {
+    let memory = try PassthroughMemory(
+      of: IOMMUFD(calls: kernel), memory: GuestMemory(size: 16 << 20, lowLimit: 16 << 20))
+    for number in 0..<2 {
+      let device = try VFIODevice(
+        file: KernelFile(opening: "/dev/vfio/devices/vfio\(number)", calls: kernel), to: memory.iommufd)
+      let bound = try HostBoundDevice(device, memory: memory, nests: true) { _ in }
+      let first = try bound.bind(nil, to: stage(0x5000))
+      let second = try bound.bind(nil, to: stage(0x6000))
+      try second?.invalidate([.all])
+      _ = try bound.bind(nil, to: .blocked(.refused))
+      _ = try bound.bind(nil, to: .secondStage)
+      _ = first
+    }
+  }
+
+  /// Start, tables, changes, the end: each call of the kernel failing in turn leaves nothing behind.
+  @Test func nothingLeaksWhicheverCallFails() throws {
+    var failures = 0
+    for calls in 0..<64 {
+      let kernel = FakeKernel(devices: [.init(path: "/dev/vfio/devices/vfio0"), .init(path: "/dev/vfio/devices/vfio1")])
+      kernel.state.withLock { $0.callsBeforeFailure = calls }
+      do {
+        try sequence(on: kernel)
+        // Every call has succeeded: there are no more to fail.
+        #expect(failures >= 20)
+        #expect(kernel.leftovers == [])
+        return
+      } catch {
+        failures += 1
+      }
+      #expect(kernel.leftovers == [], "call \(calls)")
+      #expect(kernel.state.withLock { $0.violations } == [], "call \(calls)")
+    }
+    Issue.record("the sequence did not end within 64 calls")
+  }
+
+  @Test func twoHundredCyclesLeaveNothing() throws {
+    do {
+      let memory = try memory()
+      let device = try device(0, memory)
+      let bound = try bound(device, memory)
+      var held: (any HostFirstStage)?
+      for round in 0..<200 as Range<UInt64> {
+        held = try bound.bind(nil, to: stage(0x5000 + round << 12))
+        #expect(nestedCount == 1)
+        if round % 3 == 0 { held = try bound.bind(nil, to: .secondStage) }
+        if round % 5 == 0 { held = try bound.bind(nil, to: .blocked(.refused)) }
+      }
+      held = nil
+      _ = held
+    }
+    #expect(kernel.leftovers == [])
+    #expect(kernel.state.withLock { $0.violations } == [])
+  }
+
+  // MARK: From the guest's registers to the kernel's calls
+
+  /// A unit with two devices behind it, both by the same tables.
+  private struct Chain {
+    let guest: Guest
+    let tables: Guest.ScalableTables
+    let bindings: HostBindings
+    let bounds: [HostBoundDevice]
+
+    init(_ test: HostBoundDeviceTests, _ memory: PassthroughMemory) throws {
+      guest = try Guest.firstStage { $0.cachingMode = true }
+      tables = guest.scalableTables(source: source, words: Guest.pasidEntry(type: 1, firstStage: 0x20_0000))
+      for word: UInt64 in 0..<4 {
+        guest.store(guest.load(tables.context + word * 8), at: tables.context + 0x100 + word * 8)
+      }
+      guest.enableQueue(wide: true, pages: 4)
+      bindings = HostBindings(unit: guest.unit)
+      bounds = try (0..<2).map { try test.bound(try test.device($0, memory), memory) }
+      for (bound, source) in zip(bounds, [source, neighbour]) { bindings.add(bound, for: Requester(id: source)) }
+      guest.setRootTable(tables.root, scalable: true)
+      guest.enableTranslation()
+    }
+
+    func end() { for bound in bounds { bindings.remove(bound) } }
+  }
+
+  @Test func aThousandPagesAreOneCallForBothDevices() throws {
+    do {
+      let memory = try memory()
+      let chain = try Chain(self, memory)
+      #expect(nestedCount == 1 && attached(0) == attached(1))
+      if case .nested(_, let root) = attached(0) { #expect(root == 0x20_0000) } else { Issue.record("not nested") }
+      for page: UInt64 in 0..<400 { chain.guest.put([6 | 3 << 4 | 5 << 16, 0x10_0000_0000 + page << 12]) }
+      #expect(chain.guest.submitAndWait())
+      #expect(kernel.state.withLock { $0.invalidations.map(\.entries.count) } == [400])
+      for page: UInt64 in 0..<1000 { chain.guest.put([6 | 3 << 4 | 5 << 16, 0x10_0000_0000 + page << 12]) }
+      #expect(chain.guest.submitAndWait())
+      let calls = kernel.state.withLock { $0.invalidations }
+      #expect(calls.count == 2 && calls[1].entries.map(\.npages) == [.max])
+      chain.end()
+    }
+    #expect(kernel.leftovers == [])
+    #expect(kernel.state.withLock { $0.violations } == [])
+  }
+
+  @Test func aRefusalIsTheGuestsFaultNotTheMachinesEnd() throws {
+    do {
+      let memory = try memory()
+      let chain = try Chain(self, memory)
+      kernel.state.withLock { $0.failing[IOMMU_HWPT_ALLOC] = EINVAL }
+      chain.guest.store(0x30_0000, at: chain.tables.entry + 16)
+      #expect(chain.guest.submitAndWait([7 | 1 << 4 | 5 << 16, 0]))
+      #expect(attached(0) == nil && attached(1) == nil && nestedCount == 0, "blocked, not left on the old table")
+      #expect(chain.guest.takeFault()?.reason == 0x5b)
+      kernel.state.withLock { $0.failing = [:] }
+      #expect(chain.guest.submitAndWait([7 | 1 << 4 | 5 << 16, 0]))
+      #expect(nestedCount == 1 && attached(0) == attached(1))
+      chain.guest.unit.reset()
+      #expect(nestedCount == 0 && attached(0) != nil)
+      chain.end()
+    }
+    #expect(kernel.leftovers == [])
+    #expect(kernel.state.withLock { $0.violations } == [])
+  }
+}

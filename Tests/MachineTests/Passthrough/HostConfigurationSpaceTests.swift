@@ -1,0 +1,131 @@
+import Hardware
+import PCI
+import Testing
+
+@testable import Machine
+
+/// What of a host function's configuration space the guest gets to see.
+@Suite struct HostConfigurationSpaceTests {
+  /// An endpoint: power management at 0x40, MSI at 0x50, MSI-X at 0x70, PCI Express at 0x80, vendor data at 0xc0; AER
+  /// at 0x100, SR-IOV at 0x140, a serial number at 0x180.
+  static var image: [UInt8] {
+    var bytes = [UInt8](repeating: 0, count: 4096)
+    bytes.store(UInt32(0x1042_1af4), at: 0)
+    bytes.store(UInt16(0x10), at: 6)
+    bytes.store(UInt32(0x0100_0001), at: 8)
+    bytes[0x34] = 0x40
+    bytes[0x3d] = 1
+    bytes.store(UInt32(0xc803_5001), at: 0x40)  // D1, D2 and PME from D3
+    bytes.store(UInt32(0x0000_0003), at: 0x44)
+    bytes.store(UInt32(0x0180_7005), at: 0x50)
+    bytes.store(UInt32(0x0003_8011), at: 0x70)
+    bytes.store(UInt32(0x0000_2002), at: 0x74)
+    bytes.store(UInt32(0x0000_3002), at: 0x78)
+    bytes.store(UInt32(0x0002_c010), at: 0x80)
+    bytes.store(UInt32(0x0000_8fc2), at: 0x84)
+    bytes.store(UInt32(0x0007_6543), at: 0x8c)  // Link Capabilities
+    bytes.store(UInt32(0x0108_0009), at: 0xc0)
+    bytes.store(UInt32(0x1401_0001), at: 0x100)
+    bytes.store(UInt32(0x1801_0010), at: 0x140)
+    bytes.store(UInt32(0x0001_0003), at: 0x180)
+    return bytes
+  }
+
+  private func list(_ space: ConfigurationSpace) -> [UInt8: Int] {
+    var found: [UInt8: Int] = [:]
+    var offset = Int(space.get(UInt8.self, 0x34))
+    while offset != 0, found.count < 64 {
+      found[space.get(UInt8.self, offset)] = offset
+      offset = Int(space.get(UInt8.self, offset + 1))
+    }
+    return found
+  }
+
+  @Test func capabilitiesStayWhereTheyAre() throws {
+    let space = HostConfigurationSpace(Self.image)
+    #expect(list(space.given.space) == [0x01: 0x40, 0x11: 0x70, 0x10: 0x80, 0x09: 0xc0])
+    #expect(space.given.msixOffset == 0x70 && space.given.expressOffset == 0x80)
+    let layout = try #require(space.msix)
+    #expect(layout.vectorCount == 4 && layout.bar == 2 && layout.tableOffset == 0x2000)
+    #expect(layout.pendingBar == 2 && layout.pendingOffset == 0x3000)
+    // A function with MSI-X does without MSI.
+    #expect(space.msiVectorCount == 0 && space.given.msiOffset == nil)
+    #expect(space.interruptPin == 1)
+  }
+
+  @Test func thePlaceOnTheFabricIsTheGuests() {
+    let space = HostConfigurationSpace(Self.image).given.space
+    #expect(space.get(UInt16.self, 0x82) == 0x92, "version 2, an endpoint of the root complex")
+    #expect(space.get(UInt8.self, 0x87) & 0x10 != 0, "FLR")
+    #expect(space.get(UInt32.self, 0x8c) == 0, "there is no link")
+  }
+
+  @Test func powerStatesAreTheGuestsBelief() {
+    let space = HostConfigurationSpace(Self.image)
+    var own = space.given.space
+    #expect(own.get(UInt16.self, 0x44) == 1 << 3, "D0, and its state stays: No_Soft_Reset")
+    own.write(0x44, .word, 3)
+    #expect(own.get(UInt16.self, 0x44) == 0xb)
+    #expect(own.get(UInt16.self, 0x42) & 0xf800 == 0, "no PME")
+    #expect(space.direct[0x44..<0x46].allSatisfy { $0 == 0 })
+  }
+
+  @Test func whatReachesTheDevice() {
+    let direct = HostConfigurationSpace(Self.image).direct
+    #expect(direct[0x00..<0x06].allSatisfy { $0 == 0 }, "identity and command")
+    #expect(direct[0x10..<0x40].allSatisfy { $0 == 0 }, "BARs, ROM, pointers, interrupt")
+    #expect(direct[0x70..<0x7c].allSatisfy { $0 == 0 }, "MSI-X")
+    #expect(direct[0x88] == 0xff && direct[0x89] == 0x7f, "device control, less the reset")
+    #expect(direct[0xc2..<0xc8].allSatisfy { $0 == 0xff } && direct[0xc8] == 0, "vendor data, as long as it says")
+    #expect(direct[0x104..<0x140].allSatisfy { $0 == 0xff } && direct[0x140..<0x180].allSatisfy { $0 == 0 })
+    #expect(direct[0x184] == 0xff)
+  }
+
+  @Test func extendedCapabilitiesThatCannotBePassedAreLeftOut() {
+    let space = HostConfigurationSpace(Self.image).given.space
+    #expect(space.get(UInt32.self, 0x100) == 0x1801_0001)
+    #expect(space.get(UInt32.self, 0x140) == 0)
+    #expect(space.get(UInt32.self, 0x180) == 0x0001_0003)
+    var image = Self.image
+    image.store(UInt32(0x1401_0019), at: 0x100)
+    let without = HostConfigurationSpace(image).given.space
+    #expect(without.get(UInt32.self, 0x100) == 0x1800_ffff, "the list begins at 0x100 whatever is there")
+  }
+
+  /// MSI where the host's has the form of ours, or in a gap that has room for it.
+  @Test(arguments: [(0x0180, 0x50), (0x0080, 0x50), (0x0000, 0x50)] as [(UInt16, Int)])
+  func msi(_ control: UInt16, _ offset: Int) {
+    var image = Self.image
+    image[0x41] = 0x50
+    image.store(UInt8(0x80), at: 0x51)
+    image.store(control | 0x4, at: 0x52)
+    for at in 0x70..<0x7c { image[at] = 0 }
+    let space = HostConfigurationSpace(image)
+    #expect(space.msix == nil && space.msiVectorCount == 4 && space.given.msiOffset == offset)
+    #expect(list(space.given.space)[5] == offset)
+    // What follows at once leaves no room there.
+    image.store(UInt32(0xffff_ffff), at: 0x60)
+    let crowded = HostConfigurationSpace(image)
+    if control == 0x180 {
+      // Its own bytes are its own, whatever they are.
+      #expect(crowded.given.msiOffset == 0x50)
+    } else {
+      #expect(crowded.given.msiOffset == 0x48)
+    }
+  }
+
+  @Test func anyImageMakesASpaceThatEnds() {
+    var random = SystemRandomNumberGenerator()
+    for _ in 0..<500 {
+      let image = (0..<4096).map { _ in UInt8.random(in: 0...255, using: &random) }
+      for size in [256, 4096] {
+        let space = HostConfigurationSpace(Array(image[..<size]))
+        #expect(list(space.given.space).count < 64)
+      }
+    }
+    // A list that goes round.
+    var round = Self.image
+    round[0xc1] = 0x40
+    #expect(list(HostConfigurationSpace(round).given.space).count < 64)
+  }
+}

@@ -1,0 +1,163 @@
+import FakeVFIO
+import Glibc
+import Linux
+import Testing
+import VFIO
+import VTd
+
+@testable import Machine
+
+/// A device in sysfs, and each thing that can be in its way.
+@Suite struct HostDeviceTests {
+  /// A sysfs of our own, gone with the test.
+  private final class Sysfs {
+    let root: String
+
+    init() {
+      var template = Array("/tmp/nestling-sysfs-XXXXXX".utf8CString)
+      root = template.withUnsafeMutableBufferPointer { String(cString: mkdtemp($0.baseAddress!)) }
+      for folder in ["bus", "bus/pci", "bus/pci/devices"] { mkdir("\(root)/\(folder)", 0o755) }
+    }
+
+    deinit { system("rm -rf \(root)") }
+
+    func add(_ address: String, driver: String? = nil, group: String? = nil, file: String? = nil) {
+      let folder = "\(root)/bus/pci/devices/\(address)"
+      mkdir(folder, 0o755)
+      if let driver { symlink("../../../bus/pci/drivers/\(driver)", "\(folder)/driver") }
+      if let group { symlink("../../../kernel/iommu_groups/\(group)", "\(folder)/iommu_group") }
+      if let file {
+        mkdir("\(folder)/vfio-dev", 0o755)
+        mkdir("\(folder)/vfio-dev/\(file)", 0o755)
+      }
+    }
+
+    func find(_ name: String) throws(PassthroughError) -> HostDevice { try HostDevice.find(address: name, sysfs: root) }
+  }
+
+  private let kernel = FakeKernel(devices: [.init(path: "/dev/vfio/devices/vfio7")])
+
+  private func refusal(_ device: HostDevice) -> String? {
+    do {
+      _ = try device.open(calls: kernel)
+      return nil
+    } catch {
+      return error.description
+    }
+  }
+
+  @Test func aBoundDeviceIsOpened() throws {
+    let sysfs = Sysfs()
+    sysfs.add("0000:01:00.0", driver: "vfio-pci", group: "12", file: "vfio7")
+    for name in ["0000:01:00.0", "01:00.0"] {
+      let device = try sysfs.find(name)
+      #expect(device.address == "0000:01:00.0" && device.driver == "vfio-pci" && device.group == "12")
+      #expect(device.deviceFile == "/dev/vfio/devices/vfio7")
+      #expect(refusal(device) == nil)
+    }
+    let byFolder = try HostDevice.find(folder: "\(sysfs.root)/bus/pci/devices/0000:01:00.0")
+    #expect(byFolder.address == "0000:01:00.0" && byFolder.deviceFile != nil)
+    #expect(kernel.leftovers == [])
+  }
+
+  @Test(arguments: [
+    "", ":", "1:0.0", "01:00", "01:20.0", "01:00.8", "01:00.0.0", "x1:00.0", "0000:0000:01:00.0", "../01:00.0",
+  ])
+  func notAnAddress(_ name: String) {
+    #expect(HostDevice.fullAddress(name) == nil)
+    #expect(throws: PassthroughError(name, .notAnAddress)) { try HostDevice.find(address: name) }
+  }
+
+  @Test func whatIsInTheWayIsNamedWithWhatToDo() throws {
+    let sysfs = Sysfs()
+    sysfs.add("0000:02:00.0", driver: "nvme", group: "3")
+    sysfs.add("0000:03:00.0", group: "4")
+    sysfs.add("0000:04:00.0", driver: "nvme")
+    sysfs.add("0000:05:00.0", driver: "vfio-pci", group: "5")
+    sysfs.add("0000:06:00.0", driver: "vfio-pci", group: "6", file: "vfio9")
+    #expect(throws: PassthroughError("0000:09:00.0", .noSuchDevice)) { try sysfs.find("09:00.0") }
+    #expect(
+      refusal(try sysfs.find("02:00.0"))
+        == "-device vfio-pci: 0000:02:00.0: the driver nvme has it; bind it to vfio-pci: modprobe vfio-pci; "
+        + "echo 0000:02:00.0 > /sys/bus/pci/devices/0000:02:00.0/driver/unbind; "
+        + "echo vfio-pci > /sys/bus/pci/devices/0000:02:00.0/driver_override; "
+        + "echo 0000:02:00.0 > /sys/bus/pci/drivers_probe")
+    #expect(
+      refusal(try sysfs.find("03:00.0"))?.contains(
+        "no driver has it; bind it to vfio-pci: modprobe vfio-pci; echo vfio-pci") == true)
+    #expect(refusal(try sysfs.find("04:00.0"))?.contains("no IOMMU of the host is in front of it") == true)
+    #expect(refusal(try sysfs.find("05:00.0"))?.contains("CONFIG_VFIO_DEVICE_CDEV") == true)
+    #expect(refusal(try sysfs.find("06:00.0"))?.contains("/dev/vfio/devices/vfio9: No such file") == true)
+  }
+
+  @Test func somebodyElseHasItOpen() throws {
+    let sysfs = Sysfs()
+    sysfs.add("0000:01:00.0", driver: "vfio-pci", group: "12", file: "vfio7")
+    let device = try sysfs.find("01:00.0")
+    let first = try device.open(calls: kernel)
+    #expect(refusal(device) == "-device vfio-pci: 0000:01:00.0: somebody else has it open")
+    _ = first
+  }
+
+  /// Each kernel's answer that a person can do something about.
+  @Test(arguments: [
+    (PassthroughError.Problem.iommufd(SystemError("open", "/dev/iommu", code: ENOENT)), "CONFIG_IOMMUFD"),
+    (.bind(SystemError("VFIO_DEVICE_BIND_IOMMUFD", code: EPERM)), "interrupt remapping"),
+    (.bind(SystemError("VFIO_DEVICE_BIND_IOMMUFD", code: EBUSY)), "IOMMU group is in use"),
+    (.map(SystemError("IOMMU_IOAS_MAP", code: ENOMEM)), "ulimit -l"),
+    (.accelerator, "-accel kvm"),
+  ])
+  func refusalsSayWhatToDo(_ problem: PassthroughError.Problem, _ words: String) {
+    let line = PassthroughError("0000:01:00.0", problem).description
+    #expect(line.hasPrefix("-device vfio-pci: 0000:01:00.0: ") && line.contains(words) && !line.contains("\n"))
+  }
+}
+
+@Suite struct HostRequirementTests {
+  private static let nesting: UInt64 = 1 << 43 | 1 << 46 | 1 << 47 | 1 << 26
+
+  private func host(
+    width: UInt64 = 48, ecap: UInt64 = nesting, capability: UInt64 = 1 << 56
+  ) -> HardwareInformation {
+    HardwareInformation(
+      vtd: .init(capability: (width - 1) << 16 | capability, extendedCapability: ecap, hasReadOnlyErratum: true),
+      capabilities: 0)
+  }
+
+  private func unit(_ change: (inout UnitOptions) -> Void = { _ in }) -> UnitOptions {
+    var options = UnitOptions()
+    options.scalableMode = true
+    options.firstStage = true
+    options.cachingMode = true
+    change(&options)
+    return options
+  }
+
+  @Test func whatTheHostMustHave() {
+    #expect(HostRequirement.missing(for: unit(), on: host()) == nil)
+    #expect(HostRequirement.missing(for: unit(), on: HardwareInformation(vtd: nil, capabilities: 0)) == .vtd)
+    for (name, bit) in [("SMTS", 43), ("NEST", 26), ("FSTS", 47), ("SSTS", 46)] as [(String, UInt64)] {
+      #expect(
+        HostRequirement.missing(for: unit(), on: host(ecap: Self.nesting & ~(1 << bit))) == .nesting(missing: [name]))
+    }
+    #expect(HostRequirement.missing(for: unit(), on: host(width: 39)) == .addressWidth(host: 39, wanted: 48))
+    #expect(HostRequirement.missing(for: unit(), on: host(capability: 0)) == .gigabytePages)
+    #expect(HostRequirement.missing(for: unit { $0.fs1gp = false }, on: host(capability: 0)) == nil)
+    #expect(HostRequirement.missing(for: unit { $0.addressWidth = 57 }, on: host(width: 57)) == .fiveLevels)
+    #expect(
+      HostRequirement.missing(for: unit { $0.pasidBits = 20 }, on: host(ecap: Self.nesting | 1 << 40 | 15 << 35))
+        == .pasidBits(host: 16, wanted: 20))
+    #expect(HostRequirement.missing(for: unit { $0.nested = true }, on: host()) == .supervisorRequests)
+    #expect(
+      HostRequirement.missing(for: unit { $0.nested = true }, on: host(ecap: Self.nesting | 1 << 31))
+        == .extendedAccessedFlag)
+    #expect(HostRequirement.missing(for: unit { $0.cachingMode = false }, on: host()) == .cachingMode)
+  }
+
+  /// Without first stage, whatever translates to the guest's memory will do.
+  @Test func anyIOMMUWillDoWithoutFirstStage() {
+    let plain = unit { $0.firstStage = false }
+    #expect(HostRequirement.missing(for: plain, on: HardwareInformation(vtd: nil, capabilities: 0)) == nil)
+    #expect(HostRequirement.missing(for: plain, on: host(width: 39, ecap: 0, capability: 0)) == nil)
+  }
+}

@@ -1,0 +1,288 @@
+import CLinux
+import FakeVFIO
+import Glibc
+import Hardware
+import Linux
+import PCI
+import Synchronization
+import TestSupport
+import Testing
+@testable import VFIO
+
+@testable import Machine
+
+/// A host's function on the guest's bus, over a kernel of our own: what the guest's accesses come to.
+@Suite struct VFIOPCITests {
+  /// Routes that say what they were told, with eventfds that are only numbers.
+  final class EventRouter: InterruptRouter {
+    let routes = Mutex<[Route]>([])
+
+    final class Route: EventRoute {
+      let number: Int32
+      let message = Mutex<InterruptMessage?>(nil)
+      init(_ number: Int32) { self.number = number }
+      func set(_ new: InterruptMessage?) { message.withLock { $0 = new } }
+      func signal() {}
+      func event() -> Int32? { number }
+    }
+
+    func makeRoute(for requester: Requester) -> any InterruptRoute {
+      routes.withLock { routes in
+        routes.append(Route(Int32(500 + routes.count)))
+        return routes[routes.count - 1]
+      }
+    }
+  }
+
+  /// CPUs' view of a device's memory.
+  final class RecordingMemory: DeviceMemory {
+    struct Area: Hashable, Sendable {
+      let address: UInt64
+      let size: UInt64
+    }
+    private let areas = Mutex<Set<Area>>([])
+    var mapped: Set<Area> { areas.withLock { $0 } }
+
+    final class Slot: Sendable {
+      let owner: RecordingMemory
+      let area: Area
+      init(_ owner: RecordingMemory, _ area: Area) {
+        self.owner = owner
+        self.area = area
+        owner.areas.withLock { _ = $0.insert(area) }
+      }
+      deinit { owner.areas.withLock { _ = $0.remove(area) } }
+    }
+
+    func map(_ address: UInt64, size: UInt64, hostAddress: UInt64) -> (any AnyObject & Sendable)? {
+      Slot(self, Area(address: address, size: size))
+    }
+  }
+
+  private let kernel = FakeKernel()
+  private let router = EventRouter()
+  private let memory = RecordingMemory()
+  private let memoryBus = AddressBus()
+
+  init() {
+    kernel.state.withLock { state in
+      // A 16 KiB BAR with the MSI-X table in its third page, pending bits in the fourth; a BAR of I/O ports; the
+      // configuration space.
+      var image = HostConfigurationSpaceTests.image
+      image.store(UInt32(0x4), at: 0x18)
+      image.store(UInt32(0x1), at: 0x20)
+      state.devices[0].regions[2] = (0x4000, 0b111, [])
+      state.devices[0].regions[4] = (0x20, 0b011, [])
+      state.devices[0].regions[7] = (4096, 0b011, [])
+      state.devices[0].contents[7] = image
+      state.devices[0].contents[2] = [UInt8](repeating: 0x5a, count: 0x4000)
+    }
+  }
+
+  private func environment() -> PCIEnvironment {
+    let ram = HeapMemory(size: 0x1000)
+    return PCIEnvironment(
+      memoryBus: memoryBus, ioBus: AddressBus(), memory: ram, remapper: DirectRemapper(memory: ram),
+      interrupts: router, workers: InlineWorkerSource())
+  }
+
+  private func make() throws -> VFIOPCI {
+    let device = try VFIODevice(
+      file: KernelFile(opening: "/dev/vfio/devices/vfio0", calls: kernel), to: IOMMUFD(calls: kernel))
+    return try VFIOPCI(
+      device, environment: environment(), deviceMemory: memory, address: RequesterID(bus: 0, device: 5, function: 0))
+  }
+
+  /// Writes to the device's configuration space since the last call: offset and value.
+  private func takeWrites() -> [String] {
+    kernel.state.withLock { state in
+      defer { state.devices[0].writes = [] }
+      return state.devices[0].writes.map { write in
+        "\(write.region):\(String(write.offset, radix: 16))="
+          + write.bytes.reversed().map { ($0 < 16 ? "0" : "") + String($0, radix: 16) }.joined()
+      }
+    }
+  }
+
+  private func takeInterruptSets() -> [String] {
+    kernel.state.withLock { state in
+      defer { state.interruptSets = [] }
+      return state.interruptSets.map { "\($0.index) from \($0.start) \($0.events.isEmpty ? "off" : "\($0.events)")" }
+    }
+  }
+
+  @Test func theGuestSeesTheHostsFunction() throws {
+    let model = try make()
+    let function = model.function
+    #expect(function.readConfiguration(offset: 0, width: .doubleword) == 0x1042_1af4)
+    #expect(function.readConfiguration(offset: 8, width: .doubleword) == 0x0100_0001)
+    #expect(function.readConfiguration(offset: 0x18, width: .doubleword) == 4)
+    function.writeConfiguration(offset: 0x18, width: .doubleword, value: 0xffff_ffff)
+    #expect(function.readConfiguration(offset: 0x18, width: .doubleword) == 0xffff_c004)
+    #expect(function.readConfiguration(offset: 0x70, width: .doubleword) == 0x0003_8011)
+    #expect(function.readConfiguration(offset: 0x74, width: .doubleword) == 0x2002)
+    #expect(function.readConfiguration(offset: 0x78, width: .doubleword) == 0x3002)
+    // What the device says now, not what it said at first.
+    kernel.state.withLock { $0.devices[0].contents[7]?[0x8a] = 0x99 }
+    #expect(function.readConfiguration(offset: 0x8a, width: .byte) == 0x99)
+    model.remove()
+  }
+
+  @Test func writesReachTheDeviceWhereTheyMay() throws {
+    let model = try make()
+    let function = model.function
+    _ = takeWrites()
+    function.writeConfiguration(offset: 0xc4, width: .doubleword, value: 0x1234_5678)
+    #expect(takeWrites() == ["7:c4=12345678"], "one access stays one")
+    function.writeConfiguration(offset: 0x18, width: .doubleword, value: 0xd000_0000)
+    function.writeConfiguration(offset: 0x44, width: .word, value: 3)
+    function.writeConfiguration(offset: 0x3c, width: .byte, value: 11)
+    #expect(takeWrites() == [], "BARs, power state and interrupt line are the guest's own")
+    // Bus mastering goes on; decoding is on for good, whatever the guest has.
+    function.writeConfiguration(offset: 4, width: .word, value: 0x406)
+    #expect(takeWrites() == ["7:4=0007"])
+    function.writeConfiguration(offset: 4, width: .word, value: 0x4)
+    #expect(takeWrites() == [])
+    function.writeConfiguration(offset: 4, width: .word, value: 0)
+    #expect(takeWrites() == ["7:4=0003"])
+    model.remove()
+  }
+
+  @Test func barsAreMemoryOfTheCPUsButForTheTable() throws {
+    let model = try make()
+    let function = model.function
+    let bar = try #require(function.description.baseAddressRegisters.first { $0.index == 2 })
+    function.place(bar, at: 0xd000_0000)
+    #expect(memory.mapped == [])
+    function.writeConfiguration(offset: 4, width: .word, value: 2)
+    #expect(memory.mapped == [.init(address: 0xd000_0000, size: 0x2000)])
+    // The table is ours, the page around it is the device's, by a call.
+    #expect(memoryBus.read(address: 0xd000_2000 + 12, width: .doubleword) == 1)
+    #expect(memoryBus.read(address: 0xd000_2100, width: .doubleword) == 0x5a5a_5a5a)
+    _ = takeWrites()
+    memoryBus.write(address: 0xd000_2104, width: .word, value: 0xbeef)
+    #expect(takeWrites() == ["2:2104=beef"])
+    memoryBus.write(address: 0xd000_2000, width: .doubleword, value: 0xfee0_0000)
+    #expect(takeWrites() == [], "the device's own table stays as VFIO has it")
+    function.place(bar, at: 0xe000_0000)
+    #expect(memory.mapped == [.init(address: 0xe000_0000, size: 0x2000)])
+    function.writeConfiguration(offset: 4, width: .word, value: 0)
+    #expect(memory.mapped == [])
+    function.writeConfiguration(offset: 4, width: .word, value: 2)
+    model.remove()
+    #expect(memory.mapped == [])
+  }
+
+  @Test func vectorsAreHadWhenTheyAreUsed() throws {
+    let model = try make()
+    let function = model.function
+    let bar = try #require(function.description.baseAddressRegisters.first { $0.index == 2 })
+    function.place(bar, at: 0xd000_0000)
+    function.writeConfiguration(offset: 4, width: .word, value: 6)
+    #expect(takeInterruptSets().map { $0.prefix(7) } == ["0 from ", "0 from "], "INTx and what unmasks it")
+    function.writeConfiguration(offset: 0x72, width: .word, value: 0x8000)
+    #expect(takeInterruptSets() == ["0 from 0 off"], "no vector is used yet")
+    func unmask(_ vector: UInt64) {
+      let entry = 0xd000_2000 + vector * 16
+      memoryBus.write(address: entry, width: .doubleword, value: 0xfee0_0000)
+      memoryBus.write(address: entry + 8, width: .doubleword, value: 0x40 + vector)
+      memoryBus.write(address: entry + 12, width: .doubleword, value: 0)
+    }
+    unmask(0)
+    #expect(takeInterruptSets() == ["2 from 0 [500]"])
+    #expect(
+      router.routes.withLock { $0[0].message.withLock { $0 } } == InterruptMessage(address: 0xfee0_0000, data: 0x40))
+    unmask(2)
+    #expect(takeInterruptSets() == ["2 from 1 [501, 502]"])
+    // Masked, the eventfd has no message, and the device goes on signalling it.
+    memoryBus.write(address: 0xd000_2000 + 12, width: .doubleword, value: 1)
+    #expect(takeInterruptSets() == [] && router.routes.withLock { $0[0].message.withLock { $0 } } == nil)
+    unmask(0)
+    #expect(takeInterruptSets() == [])
+    function.writeConfiguration(offset: 0x72, width: .word, value: 0)
+    #expect(takeInterruptSets().first == "2 from 0 off")
+    model.remove()
+  }
+
+  /// A kernel that gives no vectors beyond those it gave: they are all taken anew.
+  @Test func vectorsOfAKernelThatCannotAdd() throws {
+    let model = try make()
+    let function = model.function
+    let bar = try #require(function.description.baseAddressRegisters.first { $0.index == 2 })
+    function.place(bar, at: 0xd000_0000)
+    function.writeConfiguration(offset: 4, width: .word, value: 6)
+    function.writeConfiguration(offset: 0x72, width: .word, value: 0x8000)
+    memoryBus.write(address: 0xd000_2000 + 12, width: .doubleword, value: 0)
+    kernel.state.withLock { $0.refusesMoreInterrupts = true }
+    _ = takeInterruptSets()
+    memoryBus.write(address: 0xd000_2010 + 12, width: .doubleword, value: 0)
+    #expect(takeInterruptSets() == ["2 from 0 off", "2 from 0 [500, 501]"])
+    model.remove()
+  }
+
+  @Test func theWireFollowsTheEndOfInterrupt() throws {
+    let line = RecordingLine()
+    let model = try make()
+    model.function.connect(interruptLine: line)
+    try model.start { _ in }
+    let event = kernel.state.withLock { $0.interruptSets.first { $0.index == 0 }?.events.first ?? -1 }
+    let descriptor = try FileDescriptor(duplicating: event)
+    func signal() throws { try descriptor.write([1, 0, 0, 0, 0, 0, 0, 0]) }
+    func waitUntil(_ asserted: Bool) -> Bool {
+      for _ in 0..<2000 where line.asserted != asserted { usleep(1000) }
+      return line.asserted == asserted
+    }
+    try signal()
+    #expect(waitUntil(true))
+    model.interruptEnded()
+    #expect(!line.asserted)
+    // Another's interrupt on the same pin changes nothing.
+    model.interruptEnded()
+    #expect(line.changes == 2)
+    try signal()
+    #expect(waitUntil(true))
+    model.remove()
+  }
+
+  @Test func resetStopsDMAFirst() throws {
+    let model = try make()
+    let function = model.function
+    function.writeConfiguration(offset: 4, width: .word, value: 6)
+    _ = takeWrites()
+    kernel.state.withLock { $0.calls = [] }
+    // Initiate Function Level Reset.
+    function.writeConfiguration(offset: 0x88, width: .word, value: 0x8000)
+    #expect(takeWrites() == ["7:4=0003", "7:4=0003"])
+    #expect(kernel.state.withLock { $0.calls.contains("RESET") })
+    #expect(function.readConfiguration(offset: 4, width: .word) == 0)
+    #expect(!function.requester.busMasterEnable)
+    model.remove()
+  }
+
+  @Test func nothingIsLeft() throws {
+    do {
+      let model = try make()
+      try model.start { _ in }
+      model.remove()
+    }
+    #expect(kernel.leftovers == [])
+    #expect(kernel.state.withLock { $0.violations } == [])
+  }
+
+  @Test func areasAreWholePagesWithoutTheTrapped() {
+    func areas(_ mappable: [(UInt64, UInt64)], _ trapped: [Range<UInt64>]) -> [Range<UInt64>] {
+      let region = VFIORegion(
+        index: 0, size: 0x10000, offset: 0, isReadable: true, isWritable: true,
+        mappableAreas: mappable.map { .init(offset: $0.0, size: $0.1) }, mapsMSIXTable: true)
+      return VFIOPCI.areas(of: region, without: trapped).map { $0.offset..<$0.offset + $0.size }
+    }
+    #expect(areas([(0, 0x10000)], []) == [0..<0x10000])
+    #expect(
+      areas([(0, 0x10000)], [0x1000..<0x2000, 0x8000..<0x9000]) == [0..<0x1000, 0x2000..<0x8000, 0x9000..<0x10000])
+    #expect(areas([(0, 0x10000)], [0..<0x1000]) == [0x1000..<0x10000])
+    #expect(areas([(0x800, 0x2000)], []) == [0x1000..<0x2000])
+    #expect(areas([(0, 0x800)], []) == [])
+    #expect(areas([(0, .max), (0xf000, 0x2000), (.max, 2)], []) == [], "nothing beyond the region")
+    #expect(areas([(0, 0x1000)], [0..<0x1000]) == [])
+  }
+}
