@@ -43,7 +43,7 @@ import Testing
   @Test func malformedRequests() {
     var client = QMPClient()
     let cases: [(String, String)] = [
-      ("null", "QMP input must be a JSON object"), ("[]", "QMP input must be a JSON object"),
+      ("null\n", "QMP input must be a JSON object"), ("[]", "QMP input must be a JSON object"),
       ("{}", "QMP input lacks member 'execute'"),
       (#"{"execute": true}"#, "QMP input member 'execute' must be a string"),
       (#"{"execute": "no-such-cmd", "arguments": []}"#, "QMP input member 'arguments' must be an object"),
