@@ -42,6 +42,7 @@ import Testing
         name "intel-iommu", bus System, desc "Intel IOMMU (VT-d) DMA Remapping device"
         name "iommu-testdev", bus PCI, desc "A test device for IOMMU"
         name "isa-debug-exit", bus ISA, desc "Port by which a guest ends Nestling with a status"
+        name "vfio-pci", bus PCI, desc "A PCI function of the host, through VFIO and iommufd"
         name "virtio-rng-pci", bus PCI, alias "virtio-rng", desc "Entropy for the guest"
 
         """)
@@ -68,7 +69,7 @@ import Testing
     let lines = try #require(printed("-device", "intel-iommu,help")).split(separator: "\n").map(String.init)
     #expect(
       lines.contains(
-        "  caching-mode=<bool>    - The guest flushes when it maps, too, which shadowing wants (default: off)"))
+        "  caching-mode=<bool>    - The guest tells when an entry becomes present; on with a vfio-pci behind the unit, off else"))
     #expect(lines.contains("  aw-bits=<uint8>        - Bits of a DMA address: 39, 48 or 57 (default: 48)"))
     #expect(lines.contains { $0.hasPrefix("  x-scalable-mode=<bool> - ") })
   }

@@ -114,11 +114,6 @@ import Testing
     #expect(function.read16(4) == 0x0400)
   }
 
-  @Test func theLowBitsOfTheAddressDoNotCount() {
-    ports.write(offset: 0, width: .doubleword, value: portBase | 3)
-    #expect(ports.read(offset: 4, width: .word) == 0x1af4)
-  }
-
   @Test func accessesPastTheDataPortAreNotAnswered() {
     ports.write(offset: 0, width: .doubleword, value: portBase)
     #expect(ports.read(offset: 5, width: .doubleword) == 0xffff_ffff)
