@@ -9,7 +9,7 @@ public enum RemappingText {
 
   /// Every unit: what it is, what its tables in memory say of each device, what it has cached, what it has counted.
   public static func units(_ states: [RemappingUnitState]) -> String {
-    states.isEmpty ? "There is no IOMMU.\n" : states.map(unit).joined(separator: "\n")
+    states.isEmpty ? "There is no IOMMU.\n" : states.map { unit($0, isOnly: states.count == 1) }.joined(separator: "\n")
   }
 
   /// Counters, a line each.
@@ -20,10 +20,10 @@ public enum RemappingText {
     }.joined()
   }
 
-  private static func unit(_ state: RemappingUnitState) -> String {
+  private static func unit(_ state: RemappingUnitState, isOnly: Bool) -> String {
     let snapshot = state.snapshot
     var text =
-      "\(state.unit.name): registers at \(NumberFormat.hexadecimal(state.unit.registerBase)), \(scope(state.unit))\n"
+      "\(state.unit.name): registers at \(NumberFormat.hexadecimal(state.unit.registerBase)), \(scope(state.unit, isOnly: isOnly))\n"
     text += summary(snapshot)
     for source in snapshot.sources {
       let function = state.functions.first { $0.address == source.source }
@@ -46,9 +46,9 @@ public enum RemappingText {
     return function.id.map { "\(function.kindName) '\($0)'" } ?? function.kindName
   }
 
-  private static func scope(_ unit: RemappingUnit) -> String {
+  private static func scope(_ unit: RemappingUnit, isOnly: Bool) -> String {
     var parts = unit.scope.map(\.description)
-    if unit.includesAll { parts.append(parts.isEmpty ? "all devices" : "all other devices") }
+    if unit.includesAll { parts.append(isOnly ? "all devices" : "all other devices") }
     if unit.hasIOAPIC { parts.append("IOAPIC") }
     return parts.isEmpty ? "no device" : parts.joined(separator: ", ")
   }
