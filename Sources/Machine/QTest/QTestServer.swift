@@ -74,10 +74,10 @@ final class QTestServer: CharacterFrontend {
   func receive(_ bytes: ArraySlice<UInt8>) {
     client.withLock { $0.lines.append(bytes) }
     while let piece = client.withLock({ $0.lines.next() }) {
-      guard let answer = answer(to: piece) else { return }
+      guard let unsent = carryOut(piece) else { return }
       sending.withLock { _ in
         // Somebody who has gone misses the answer.
-        _ = send(session.takeNews() + answer) { device.writeWaiting($0) }
+        _ = send(session.takeNews() + unsent) { device.writeWaiting($0) }
       }
       sendNews()
     }
@@ -85,16 +85,24 @@ final class QTestServer: CharacterFrontend {
 
   private var time: UInt64 { Clock.monotonic() - client.withLock { $0.begin } }
 
-  /// Carries out a command once that may be.
-  /// - Returns: nil when the machine ends.
-  private func answer(to piece: QTestLines.Piece) -> [UInt8]? {
+  /// Carries out a command once that may be, and answers as far as that goes without waiting: a command that ends the
+  /// machine is answered before the machine goes on to its end.
+  /// - Returns: what is still to be sent; nil when the machine ends.
+  private func carryOut(_ piece: QTestLines.Piece) -> [UInt8]? {
     guard case .line(let line) = piece else { return Array((QTestSession.text(of: .tooLong) + "\n").utf8) }
     log?.write("R", at: time, Array(line) + [UInt8(ascii: "\n")])
     while !ends.load(ordering: .acquiring) {
-      let answer = execution.withLock { _ in
-        isOpen.load(ordering: .acquiring) ? session.execute(line) : nil
+      let unsent: [UInt8]? = execution.withLock { _ in
+        guard isOpen.load(ordering: .acquiring) else { return nil }
+        let answer = session.execute(line)
+        let sent = sending.withLockIfAvailable { _ -> Bool in
+          guard !session.hasNews, device.write(answer) else { return false }
+          log?.write("S", at: time, answer)
+          return true
+        }
+        return sent == true ? [] : answer
       }
-      if let answer { return answer }
+      if let unsent { return unsent }
       _ = Poll.readable([changed.rawValue])
       changed.take()
     }
