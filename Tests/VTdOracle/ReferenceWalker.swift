@@ -3,7 +3,7 @@ import Hardware
 /// A walker written apart from the unit's, from the tables of the specification: slow, by recursion over
 /// arrays of bits, without caches. It leaves memory as it is, and keeps what a walk would change of it.
 package struct ReferenceWalker {
-  package enum Verdict: Equatable, Sendable {
+  package enum Verdict: Hashable, Sendable {
     case at(UInt64)
     case fault(UInt8)
   }
@@ -25,6 +25,31 @@ package struct ReferenceWalker {
   var scalable = true
   /// The second stage keeps accessed and dirty bits.
   var secondStageMarks = false
+  /// Levels of the first stage in nested translation.
+  var nestedFirstLevels = 4
+  /// A supervisor's request, and whether its writes need R/W.
+  var supervisor = false
+  var writeProtect = false
+  /// The first stage keeps EA bits.
+  var extendedAccessed = false
+  /// Entries may be updated: PWSNP, or no unit that asks for it.
+  var snooped = true
+  /// Bit 11 of second-stage leaves means something; where nil, in scalable mode.
+  var snoopBit: Bool?
+  /// Bit 62 of second-stage leaves is ignored.
+  var ignoresTransient = false
+
+  /// What a cache may keep of a walk that came to an end.
+  struct Leaf: Hashable, Sendable {
+    /// Log2 of the page size.
+    var shift: UInt64
+    var readable: Bool
+    /// Rights allow it, and the page is marked dirty where such marks are kept.
+    var writable: Bool
+  }
+
+  /// Of the last walk, if its verdict is an address.
+  private(set) var leaf = Leaf(shift: 12, readable: false, writable: false)
 
   /// Entries with the accessed and dirty bits that the last walk set, by address.
   package private(set) var marked: [UInt64: UInt64] = [:]
@@ -42,7 +67,7 @@ package struct ReferenceWalker {
       switch tables {
       case .first(let root, let levels): firstStage(input, root: root, levels: levels, write: write)
       case .second(let root, let levels): secondStage(input, root: root, levels: levels, write: write)
-      case .nested(let root, _, _): firstStage(input, root: root, levels: 4, write: write)
+      case .nested(let root, _, _): firstStage(input, root: root, levels: nestedFirstLevels, write: write)
       }
     guard case .at(let output) = found else { return found }
     return output / 0x10_0000 == 0xfee ? .fault(scalable ? 0x87 : 0x0e) : found
@@ -74,6 +99,7 @@ package struct ReferenceWalker {
     let upper = input >> UInt64(top)
     if upper != 0 && upper != UInt64.max >> UInt64(top) { return .fault(0x80) }
     var table = root
+    var allows = true
     for level in (1...levels).reversed() {
       let isRoot = level == levels
       let guest = table + indexed(input, level) * 8
@@ -91,10 +117,12 @@ package struct ReferenceWalker {
       if level == 3 && large && !gigabyte { wrong = true }
       if leaf && level > 1 { wrong = wrong || anySet(entry, 13, 12 + 9 * (level - 1) - 1) }
       if wrong { return .fault(0x72) }
-      if entry / 4 % 2 == 0 { return .fault(0x81) }
-      if write && entry / 2 % 2 == 0 { return .fault(0x85) }
-      let bits: UInt64 = leaf && write ? 0x60 : 0x20
+      if entry / 4 % 2 == 0 && !supervisor { return .fault(0x81) }
+      if entry / 2 % 2 == 0 && (!supervisor || writeProtect) { allows = false }
+      if write && !allows { return .fault(0x85) }
+      let bits: UInt64 = (leaf && write ? 0x60 : 0x20) + (extendedAccessed ? 0x400 : 0)
       if entry & bits != bits {
+        if !snooped { return .fault(0x90) }
         if case .fault(let reason) = below(guest, write: true, isRoot: isRoot) { return .fault(reason) }
         // The second stage may have marked this very entry meanwhile.
         mark(place, load(place) ?? entry, bits)
@@ -102,8 +130,14 @@ package struct ReferenceWalker {
       let address = entry % (1 << 52) / 4096 * 4096
       if leaf {
         let output = within(address, level, input)
+        let upper = Leaf(
+          shift: UInt64(3 + 9 * level), readable: true, writable: allows && (write || entry & 0x40 != 0))
+        self.leaf = upper
         guard case .nested(_, let second, let secondLevels) = tables else { return .at(output) }
         let verdict = secondStage(output, root: second, levels: secondLevels, write: write)
+        self.leaf = Leaf(
+          shift: min(upper.shift, self.leaf.shift), readable: self.leaf.readable,
+          writable: upper.writable && self.leaf.writable)
         return verdict == .fault(0x83) ? .fault(0x84) : verdict
       }
       table = address
@@ -125,6 +159,7 @@ package struct ReferenceWalker {
   private mutating func secondStage(_ input: UInt64, root: UInt64, levels: Int, write: Bool) -> Verdict {
     if input / (1 << UInt64(12 + 9 * levels)) != 0 { return .fault(scalable ? 0x83 : 0x04) }
     var table = root
+    var rights: UInt64 = 3
     for level in (1...levels).reversed() {
       let place = table + indexed(input, level) * 8
       guard let entry = load(place) else {
@@ -133,16 +168,26 @@ package struct ReferenceWalker {
       if entry % 4 == 0 { return .fault(scalable ? 0x79 : write ? 0x05 : 0x06) }
       let large = entry / 128 % 2 == 1
       let leaf = level == 1 || large && (level == 2 || level == 3)
-      var wrong = anySet(entry, hostWidth, 51) || anySet(entry, 62, 62)
+      var wrong = anySet(entry, hostWidth, 51) || anySet(entry, 62, 62) && !(leaf && ignoresTransient)
       if level >= 4 && large { wrong = true }
-      if anySet(entry, 11, 11) && !(leaf && scalable) { wrong = true }
+      if anySet(entry, 11, 11) && !(leaf && snoopBit ?? scalable) { wrong = true }
       if leaf && level > 1 { wrong = wrong || anySet(entry, 12, 12 + 9 * (level - 1) - 1) }
       if wrong { return .fault(scalable ? 0x7a : 0x0c) }
       if write && entry / 2 % 2 == 0 { return .fault(scalable ? 0x85 : 0x05) }
       if !write && entry % 2 == 0 { return .fault(scalable ? 0x86 : 0x06) }
-      if secondStageMarks { mark(place, entry, leaf && write ? 0x300 : 0x100) }
+      rights &= entry
+      if secondStageMarks {
+        let bits: UInt64 = leaf && write ? 0x300 : 0x100
+        if entry | bits != entry && !snooped { return .fault(0x7c) }
+        mark(place, entry, bits)
+      }
       let address = entry % (1 << 52) / 4096 * 4096
-      if leaf { return .at(within(address, level, input)) }
+      if leaf {
+        self.leaf = Leaf(
+          shift: UInt64(3 + 9 * level), readable: rights & 1 != 0,
+          writable: rights & 2 != 0 && (!secondStageMarks || write || entry & 0x200 != 0))
+        return .at(within(address, level, input))
+      }
       table = address
     }
     return .fault(0)  // not reached: level 1 is a leaf

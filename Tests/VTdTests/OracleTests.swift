@@ -18,4 +18,20 @@ struct OracleTests {
     #expect(verdicts[0, default: 0] > 0, "\(subject), seed \(Self.seed): \(verdicts)")
     #expect(verdicts.count >= 5, "\(subject), seed \(Self.seed): \(verdicts)")
   }
+
+  @Test(
+    "Random invalidation sequences: an answer is the tables' or what a cache may still hold",
+    arguments: InvalidationSequence<RandomChoices>.Mode.allCases)
+  func sequences(_ mode: InvalidationSequence<RandomChoices>.Mode) throws {
+    var passed = 0
+    var stale = 0
+    for round: UInt64 in 0..<4 {
+      let result = try InvalidationSequence<RandomChoices>.run(mode, seed: Self.seed &+ round, accesses: 4000)
+      if let difference = result.difference { Issue.record("\(difference)") }
+      passed += result.passed
+      stale += result.staleAnswers
+    }
+    // Caches took part, and not they alone.
+    #expect(passed > 0 && stale > 0, "seed \(Self.seed): \(passed) passed, \(stale) stale")
+  }
 }

@@ -1,0 +1,215 @@
+import Hardware
+import TestSupport
+import VTd
+
+/// A sequence of steps: tables change, software invalidates this or that, or nothing, and requests are answered. Each
+/// answer must be one that the caches may hold (`CacheModel`) or that the tables give now (`ReferenceTables`).
+package struct InvalidationSequence<Source: Choices> {
+  package enum Mode: Hashable, Sendable, CaseIterable {
+    case legacy, secondStage, firstStage, nested
+  }
+
+  package private(set) var accesses = 0
+  /// Answers that only a cache can have given.
+  package private(set) var staleAnswers = 0
+  package private(set) var invalidations = 0
+  package private(set) var passed = 0
+  package private(set) var difference: Comparison.Difference?
+
+  private let label: String
+  private let guest: Guest
+  private let layout: SequenceTables
+  private var tables: ReferenceTables
+  private var ports: [(port: any MemoryPort, model: CacheModel)] = []
+  private var choices: Source
+  private var addresses: [UInt64] = []
+  private var isEnabled = true
+  private var stepsSinceAll = 0
+  /// The last steps, where they are wanted.
+  private var trail: [String]?
+
+  /// - Parameters:
+  ///   - label: what to call it in the account of a difference: the seed.
+  ///   - pagesSeed: of the first paging tables.
+  ///   - keepsTrail: the account of a difference has the steps before it.
+  package init(
+    _ mode: Mode, choices: Source, pagesSeed: UInt64, label: String, keepsTrail: Bool = false
+  ) throws {
+    self.label = "\(mode), \(label)"
+    trail = keepsTrail ? [] : nil
+    var choices = choices
+    let hasPASIDs = mode != .legacy && choices.choice(4) != 0
+    let isWide = choices.choice(8) == 1
+    let gigabyte = choices.choice(4) != 1
+    let cachesRefusals = choices.choice(3) == 1
+    // The pages are few and from 1 MiB on.
+    guest = try Guest(memory: HeapMemory(size: 2 << 20)) {
+      $0.scalableMode = mode != .legacy
+      $0.firstStage = mode == .firstStage || mode == .nested
+      $0.nested = mode == .nested
+      $0.pasidBits = hasPASIDs ? 20 : 0
+      $0.addressWidth = isWide ? 57 : 48
+      $0.fs1gp = gigabyte
+      $0.snoopControl = isWide
+      $0.cachingMode = cachesRefusals
+    }
+    layout = SequenceTables(guest, isScalable: mode != .legacy)
+    layout.fill(&choices, pagesSeed: pagesSeed)
+    tables = ReferenceTables(
+      memory: guest.memory, options: guest.unit.options, root: layout.root, isScalable: mode != .legacy)
+    self.choices = choices
+    for source in SequenceTables.sources { addPort(source, nil) }
+    if hasPASIDs {
+      addPort(0x18, 1)
+      addPort(0xc0, 65)
+      addPort(0xc0, 1)
+    }
+    var random = RandomTables(seed: pagesSeed ^ 0xadd)
+    addresses = (0..<24).map { _ in random.address(bits: 48) }
+    guest.setRootTable(layout.root, scalable: mode != .legacy)
+    guest.enableQueue(wide: mode != .legacy)
+    guest.enableTranslation()
+  }
+
+  private mutating func addPort(_ source: UInt16, _ pasid: UInt32?) {
+    let model = CacheModel(
+      source: source, pasid: pasid, isScalable: layout.isScalable, cachingMode: guest.unit.options.cachingMode)
+    ports.append((guest.port(RequesterID(rawValue: source), pasid: pasid), model))
+  }
+
+  /// Goes on until so many requests were answered, the choices end, or there is a difference.
+  package mutating func run(accesses count: Int) {
+    while accesses < count, difference == nil, !choices.isAtEnd { step() }
+  }
+
+  private mutating func step() {
+    stepsSinceAll += 1
+    switch choices.choice(32) {
+    case 0..<5:
+      let change = layout.change(&choices)
+      note(change)
+    case 5..<8:
+      let address = choices.pick(addresses)
+      let request = SequenceInvalidation(&choices, isScalable: layout.isScalable, address: address)
+      invalidate(request)
+    case 8 where stepsSinceAll > 200: forgetEverything()
+    case 9 where choices.rarely(16): setRootTable()
+    case 10 where choices.rarely(8): toggleTranslation()
+    case 11: addresses[Int(choices.choice(UInt64(addresses.count)))] = randomAddress()
+    default: access()
+    }
+  }
+
+  private mutating func randomAddress() -> UInt64 {
+    var address = choices.bits() & 0xfff
+    for level: UInt64 in 0..<4 { address |= choices.choice(8) << (12 + 9 * level) }
+    return choices.rarely(16) ? 0xfee0_0000 | address & 0xf_ffff : address
+  }
+
+  // MARK: Requests
+
+  private mutating func access() {
+    let index = Int(choices.choice(UInt64(ports.count)))
+    // Mostly one that was asked for before, at another place of its page.
+    let address = choices.pick(addresses) ^ choices.pick([0, 0, 0, 0x8, 0x1000, 0x1_0000])
+    let write = choices.choice(3) == 0
+    accesses += 1
+    guard isEnabled else {
+      compare([.at(address)], now: .at(address), port: index, address, write)
+      return
+    }
+    let (all, now) = ports[index].model.answers(address, write: write, tables)
+    compare(all, now: now, port: index, address, write)
+  }
+
+  private mutating func compare(
+    _ all: Set<ReferenceWalker.Verdict>, now: ReferenceWalker.Verdict, port: Int, _ address: UInt64, _ write: Bool
+  ) {
+    let actual: ReferenceWalker.Verdict
+    switch ports[port].port.answer(address, count: 1, write ? .write : .read) {
+    case .at(let output, _):
+      actual = .at(output)
+      passed += 1
+    case .refused: actual = .fault(guest.takeFault()?.reason ?? 0)
+    }
+    if actual != now { staleAnswers += 1 }
+    let asked = "\(write ? "write" : "read") 0x\(hex(address)) by port \(port)"
+    note("\(asked): \(actual), now \(now)")
+    guard !all.contains(actual) else { return }
+    let source = ports[port].model.source
+    let pasid = ports[port].model.pasid.map { ", PASID \($0)" } ?? ""
+    difference = Comparison.Difference(
+      description: """
+        \(label), request \(accesses): \(write ? "write" : "read") 0x\(hex(address)) from 0x\(hex(UInt64(source)))\(pasid): \
+        the unit says \(actual), the tables \(now), caches might say \(all.filter { $0 != now })\(trail?.joined() ?? "")
+        """)
+  }
+
+  private mutating func note(_ text: @autoclosure () -> String) {
+    guard trail != nil else { return }
+    let line = "\n  " + text()
+    trail?.append(line)
+    if trail?.count ?? 0 > 60 { trail?.removeFirst(20) }
+  }
+
+  private func hex(_ value: UInt64) -> String { String(value, radix: 16) }
+
+  // MARK: Invalidations
+
+  private mutating func invalidate(_ request: SequenceInvalidation) {
+    invalidations += 1
+    note("\(request.invalidation)")
+    guard request.submit(to: guest, byRegister: choices.choice(4) == 0) else {
+      difference = Comparison.Difference(
+        description: "\(label), after request \(accesses): \(request.invalidation) is not completed")
+      return
+    }
+    for index in ports.indices { ports[index].model.invalidate(request.invalidation) }
+  }
+
+  /// What software does that wants to be sure: contexts, PASIDs, pages, in this order.
+  private mutating func forgetEverything() {
+    stepsSinceAll = 0
+    invalidations += 1
+    note("everything invalidated")
+    let done =
+      layout.isScalable
+      ? guest.submitAndWait([0x11, 0], [0x37, 0], [0x12, 0]) : guest.submitAndWait([0x11, 0], [0x12, 0])
+    if !done {
+      difference = Comparison.Difference(description: "\(label): a global invalidation is not completed")
+    }
+    for index in ports.indices { ports[index].model.forgetAll() }
+  }
+
+  /// Software invalidates everything after it set a root table (VT-d 6.6).
+  private mutating func setRootTable() {
+    guest.setRootTable(layout.root, scalable: layout.isScalable)
+    forgetEverything()
+  }
+
+  /// Caches stay as they are while translation is off.
+  private mutating func toggleTranslation() {
+    isEnabled.toggle()
+    let text = isEnabled ? "translation on" : "translation off"
+    note(text)
+    if isEnabled { guest.command(set: 31) } else { guest.command(clear: 31) }
+  }
+}
+
+extension InvalidationSequence where Source == RandomChoices {
+  /// A sequence of its own for a seed, up to the first difference.
+  package static func run(_ mode: Mode, seed: UInt64, accesses: Int) throws -> InvalidationSequence {
+    var sequence = try of(mode, seed: seed, keepsTrail: false)
+    sequence.run(accesses: accesses)
+    guard sequence.difference != nil else { return sequence }
+    // Once more, for the steps that led there.
+    sequence = try of(mode, seed: seed, keepsTrail: true)
+    sequence.run(accesses: accesses)
+    return sequence
+  }
+
+  private static func of(_ mode: Mode, seed: UInt64, keepsTrail: Bool) throws -> InvalidationSequence {
+    try InvalidationSequence(
+      mode, choices: RandomChoices(seed: seed), pagesSeed: seed, label: "seed \(seed)", keepsTrail: keepsTrail)
+  }
+}

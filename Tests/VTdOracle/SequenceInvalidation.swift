@@ -1,0 +1,84 @@
+import Hardware
+import VTd
+
+/// An invalidation as software asks for it: a descriptor of the queue, or a command in a register.
+struct SequenceInvalidation {
+  /// What it asks for.
+  let invalidation: Invalidation
+  /// Its descriptor's low and high 64 bits.
+  let descriptor: (UInt64, UInt64)
+  /// The register of 64 bits and its value, with IVA for a page; nil where there is none (VT-d 6.5.1).
+  let command: (offset: Int, value: UInt64, address: UInt64?)?
+
+  /// One of any granularity, for what the sequence's tables have.
+  init(_ choices: inout some Choices, isScalable: Bool, address: UInt64) {
+    let domain = choices.pick(SequenceTables.domains)
+    let pasid = choices.pick(SequenceTables.pasids)
+    let source = choices.pick(SequenceTables.sources)
+    let did = UInt64(domain) << 16
+    let pages: UInt64 = choices.pick([0, 0, 0, 1, 3, 9, 10, 18])
+    let start = address & ~UInt64(0xfff)
+    let range = PageRange(address: start, addressMask: Int(pages))
+    let hint = choices.choice(2) << 6
+    switch choices.choice(isScalable ? 14 : 8) {
+    case 0:
+      invalidation = .allContexts
+      descriptor = (0x11, 0)
+      command = (0x28, 1 << 63 | 1 << 61, nil)
+    case 1:
+      invalidation = .contextsOfDomain(domain)
+      descriptor = (0x21 | did, 0)
+      command = (0x28, 1 << 63 | 2 << 61 | UInt64(domain), nil)
+    case 2:
+      let mask: UInt64 = choices.pick([0, 0, 1, 2, 3])
+      invalidation = .contextsOfDevice(RequesterID(rawValue: source), FunctionMask(rawValue: UInt8(mask)))
+      descriptor = (0x31 | did | UInt64(source) << 32 | mask << 48, 0)
+      command = (0x28, 1 << 63 | 3 << 61 | mask << 32 | UInt64(source) << 16 | UInt64(domain), nil)
+    case 3:
+      invalidation = .allTranslations
+      descriptor = (0x12, 0)
+      command = (0xf8, 1 << 63 | 1 << 60, nil)
+    case 4:
+      invalidation = .translationsOfDomain(domain)
+      descriptor = (0x22 | did, 0)
+      command = (0xf8, 1 << 63 | 2 << 60 | UInt64(domain) << 32, nil)
+    case 5..<8:
+      invalidation = .pagesOfDomain(domain, range, leafOnly: hint != 0)
+      descriptor = (0x32 | did, start | hint | pages)
+      command = (0xf8, 1 << 63 | 3 << 60 | UInt64(domain) << 32, start | hint | pages)
+    case 8:
+      invalidation = .allPASIDs
+      descriptor = (0x37, 0)
+      command = nil
+    case 9:
+      invalidation = .pasidsOfDomain(domain)
+      descriptor = (0x07 | did, 0)
+      command = nil
+    case 10:
+      invalidation = .pasid(pasid, domain: domain)
+      descriptor = (0x17 | did | UInt64(pasid) << 32, 0)
+      command = nil
+    case 11:
+      invalidation = .translationsOfPASID(pasid, domain: domain)
+      descriptor = (0x26 | did | UInt64(pasid) << 32, 0)
+      command = nil
+    default:
+      invalidation = .pagesOfPASID(pasid, domain: domain, range, leafOnly: hint != 0)
+      descriptor = (0x36 | did | UInt64(pasid) << 32, start | hint | pages)
+      command = nil
+    }
+  }
+
+  /// Asks the unit for it.
+  /// - Returns: whether the unit says that it is done.
+  func submit(to guest: Guest, byRegister: Bool) -> Bool {
+    guard byRegister, let command else { return guest.submitAndWait([descriptor.0, descriptor.1]) }
+    if let address = command.address { guest.write64(0xf0, address) }
+    guest.write64(command.offset, command.value)
+    let done = guest.read64(command.offset)
+    // The granularity that was done is the one that was asked for: CAIG, IAIG.
+    let actual = command.offset == 0x28 ? done >> 59 & 3 : done >> 57 & 3
+    let wanted = command.offset == 0x28 ? command.value >> 61 & 3 : command.value >> 60 & 3
+    return done >> 63 == 0 && actual == wanted
+  }
+}
