@@ -74,6 +74,15 @@ let package = Package(
         .swiftLanguageMode(.v6), .treatAllWarnings(as: .error), .enableUpcomingFeature("ExistentialAny"),
         .unsafeFlags(["-cross-module-optimization"], .when(configuration: .release)),
       ]),
+    // What the fuzzers run, and the unit tests replay from the committed corpus.
+    .target(
+      name: "FuzzTargets",
+      dependencies: ["Control", "JSON", "Machine", "VTd", "Devices", "PCI", "Hardware", "TestSupport", "VTdOracle"],
+      path: "Tests/Fuzz/Targets",
+      swiftSettings: [.swiftLanguageMode(.v6), .treatAllWarnings(as: .error), .enableUpcomingFeature("ExistentialAny")]),
+    .testTarget(
+      name: "FuzzTests", dependencies: ["FuzzTargets"],
+      swiftSettings: [.swiftLanguageMode(.v6), .treatAllWarnings(as: .error), .enableUpcomingFeature("ExistentialAny")]),
     tests(of: "Linux"),
     tests(of: "KVM", uses: ["Linux"]),
     tests(of: "VFIO", uses: ["Linux", "CLinux", "FakeVFIO"]),
@@ -90,3 +99,13 @@ let package = Package(
     tests(of: "JSON"),
   ]
 )
+
+// `Tests/fuzz` alone asks for this program: it links with libFuzzer, which other builds do not have.
+if Context.environment["NESTLING_FUZZ"] != nil {
+  package.targets += [
+    .target(name: "CFuzzer", path: "Tests/Fuzz/CFuzzer"),
+    .executableTarget(
+      name: "nestling-fuzz", dependencies: ["FuzzTargets", "CFuzzer"], path: "Tests/Fuzz/Main",
+      swiftSettings: [.swiftLanguageMode(.v6), .treatAllWarnings(as: .error)]),
+  ]
+}

@@ -1,6 +1,6 @@
 /// One person's conversation with the monitor: bytes in, bytes out. The prompt is QEMU's `(qemu) `, as scripts that
 /// drive a monitor wait for just that.
-struct HumanSession {
+package struct HumanSession {
   static let prompt = "(qemu) "
   /// In bytes; what is longer is no line.
   static let lineLimit = 4096
@@ -11,7 +11,7 @@ struct HumanSession {
   private var afterReturn = false
 
   /// - Parameter echoes: what is typed is shown: a terminal does not do that itself, as its mode is raw.
-  init(echoes: Bool) { self.echoes = echoes }
+  package init(echoes: Bool) { self.echoes = echoes }
 
   /// What a person sees first.
   var greeting: [UInt8] {
@@ -20,7 +20,7 @@ struct HumanSession {
 
   /// Takes what was typed.
   /// - Parameter act: false ends it: nobody is there any more.
-  mutating func receive(
+  package mutating func receive(
     _ bytes: some Sequence<UInt8>, on target: any MonitorTarget, _ act: (QMPSession.Output) -> Bool
   ) {
     var echo: [UInt8] = []

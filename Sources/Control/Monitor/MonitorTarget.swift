@@ -1,7 +1,7 @@
 import Machine
 
 /// What monitors ask a machine, and ask of it. Commands know no more of the machine than this.
-protocol MonitorTarget: AnyObject, Sendable {
+package protocol MonitorTarget: AnyObject, Sendable {
   var control: any MachineControl { get }
   var configuration: MachineConfiguration { get }
   var functions: [MachineInspection.Function] { get }

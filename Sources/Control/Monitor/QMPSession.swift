@@ -2,9 +2,9 @@ import JSON
 
 /// One client's conversation in QMP (docs/interop/qmp-spec.rst): bytes in, bytes out. It knows of no socket and no
 /// thread; whoever has those tells it what came, and sends what it says.
-struct QMPSession {
+package struct QMPSession {
   /// What is to be done, in this order.
-  enum Output {
+  package enum Output {
     case send([UInt8])
     /// The client has negotiated: it gets events from now on.
     case negotiated
@@ -16,7 +16,7 @@ struct QMPSession {
   private var stream = JSONStream()
   private var isNegotiated = false
 
-  init(pretty: Bool = false) { self.pretty = pretty }
+  package init(pretty: Bool = false) { self.pretty = pretty }
 
   /// What a client is told first.
   var greeting: [UInt8] { line(["QMP": ["version": MonitorVersion.value, "capabilities": []]]) }
@@ -26,7 +26,7 @@ struct QMPSession {
 
   /// Takes what has arrived.
   /// - Parameter act: false ends it: nobody is there any more.
-  mutating func receive(_ bytes: some Sequence<UInt8>, on target: any MonitorTarget, _ act: (Output) -> Bool) {
+  package mutating func receive(_ bytes: some Sequence<UInt8>, on target: any MonitorTarget, _ act: (Output) -> Bool) {
     // Taken out, as the stream calls back into the session.
     var stream = stream
     stream.receive(bytes) { item in

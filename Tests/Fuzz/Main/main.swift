@@ -1,0 +1,18 @@
+// nestling-fuzz --target=NAME [libFuzzer's options] [CORPUS…]: one fuzz target under libFuzzer. Built by
+// `Tests/fuzz`; a trap and a wrong answer end it alike, with the input in a file.
+
+import CFuzzer
+import FuzzTargets
+import Glibc
+
+_ = ChosenTarget.target
+var count = CommandLine.argc
+var arguments: UnsafeMutablePointer<UnsafeMutablePointer<CChar>?>? = CommandLine.unsafeArgv
+exit(
+  LLVMFuzzerRunDriver(&count, &arguments) { data, count in
+    if let finding = ChosenTarget.target.run(Array(UnsafeBufferPointer(start: data, count: count))) {
+      ChosenTarget.say(finding)
+      abort()
+    }
+    return 0
+  })

@@ -1,0 +1,129 @@
+import Devices
+import Hardware
+import PCI
+import TestSupport
+import VTd
+import VTdOracle
+
+/// One device of each kind on bus 0, behind a unit, with the ways to it that a guest has: the memory bus, the I/O
+/// ports, configuration space by both mechanisms.
+final class BoardUnderTest {
+  /// Where the device under test has its BARs, one after another.
+  static let window: UInt64 = 0xc000_0000
+
+  let memory = HeapMemory(size: FuzzMemory.size)
+  let memoryBus = AddressBus()
+  let ioBus = AddressBus()
+  let workers = FuzzWorkers()
+  let timer = FuzzTimer()
+  let unit: TranslationUnit
+  let bus = Bus(number: 0)
+  let function: Function
+  private(set) var bases: [UInt64] = []
+  private let remove: () -> Void
+  /// Regions of the memory bus and of the I/O bus: the ways to configuration space hold the functions, which hold
+  /// the buses.
+  private var attachments: [(bus: AddressBus, attachment: AddressBus.Attachment)] = []
+
+  private static let kinds: [@Sendable (Parts, inout FuzzInput) -> (Function, () -> Void)] = [
+    { parts, input in
+      var options = VirtioBlockOptions()
+      let form = input.byte()
+      options.queueCount = 1 + Int(form & 3)
+      options.queueSize = form & 4 == 0 ? 8 : 256
+      options.transport.iommuPlatform = form & 8 != 0
+      options.transport.eventIndex = form & 16 == 0
+      options.serial = "fuzz"
+      if form & 32 != 0 { options.logicalBlockSize = 4096 }
+      // The options are within their ranges, so it is made.
+      let disk = try? VirtioBlock(
+        options: options, backend: FuzzDisk(memory: parts.memory, isReadOnly: form & 64 != 0))
+      guard let disk else { preconditionFailure("options in range are refused") }
+      return parts.virtio(disk, options.transport)
+    },
+    { parts, input in
+      var options = VirtioOptions()
+      options.iommuPlatform = input.byte() & 1 != 0
+      return parts.virtio(VirtioEntropy(source: FuzzEntropy(memory: parts.memory)), options)
+    },
+    { parts, input in
+      let mask: UInt64 = input.byte() & 1 == 0 ? .max : 0xfff_ffff
+      let edu = Edu(mask: mask, environment: parts.environment, address: parts.address)
+      return (edu.function, { edu.remove() })
+    },
+    { parts, _ in
+      let device = IOMMUTestDevice(environment: parts.environment, address: parts.address)
+      return (device.function, { device.remove() })
+    },
+    { parts, _ in
+      let device = DMAEngine(environment: parts.environment, address: parts.address)
+      return (device.function, { device.remove() })
+    },
+  ]
+
+  private struct Parts {
+    let memory: HeapMemory
+    let environment: PCIEnvironment
+    let address = RequesterID(bus: 0, device: 3, function: 0)
+
+    func virtio(_ device: any VirtioDevice, _ options: VirtioOptions) -> (Function, () -> Void) {
+      let device = VirtioPCI(device: device, options: options, environment: environment, address: address)
+      return (device.function, { device.remove() })
+    }
+  }
+
+  init(_ input: inout FuzzInput) throws(Finding) {
+    let router = RecordingRouter()
+    let requester = Requester(id: RequesterID(rawValue: 0xfff0))
+    do {
+      unit = try TranslationUnit(
+        options: UnitOptions(&input), memory: memory, faultEvent: router.makeRoute(for: requester),
+        invalidationEvent: router.makeRoute(for: requester), pageRequestEvent: router.makeRoute(for: requester),
+        messages: RecordingSink(), parking: FuzzParking(), deviceTimer: timer)
+    } catch {
+      throw Finding(text: "options that fit are refused: \(error)")
+    }
+    let environment = PCIEnvironment(
+      memoryBus: memoryBus, ioBus: ioBus, memory: memory, remapper: unit, interrupts: router, workers: workers)
+    (function, remove) = Self.kinds[input.choice(Self.kinds.count)](
+      Parts(memory: memory, environment: environment), &input)
+    function.connect(interruptLine: RecordingLine())
+    try? bus.add(function)
+    let target = ConfigurationTarget(root: bus)
+    attach(unit, to: memoryBus, at: 0xfed9_0000, size: 0x1000)
+    attach(
+      EnhancedConfigurationAccess(target: target), to: memoryBus, at: 0xb000_0000,
+      size: EnhancedConfigurationAccess.size)
+    attach(PortConfigurationAccess(target: target), to: ioBus, at: 0xcf8, size: 8)
+    for bar in function.description.baseAddressRegisters {
+      let base = Self.window + UInt64(bases.count) << 24
+      function.place(bar, at: base)
+      bases.append(base)
+    }
+    function.writeConfiguration(offset: StandardOffset.command, width: .word, value: 0x7)
+  }
+
+  private func attach(_ device: any BusDevice, to bus: AddressBus, at base: UInt64, size: UInt64) {
+    attachments.append((bus, bus.attach(device, at: base, size: size)))
+  }
+
+  func write(_ address: UInt64, _ width: AccessWidth, _ value: UInt64) {
+    memoryBus.write(address: address, width: width, value: value & width.allOnes)
+  }
+
+  func read(_ address: UInt64, _ width: AccessWidth) throws(Finding) {
+    guard let value = memoryBus.read(address: address, width: width) else { return }
+    try Finding.unless(value <= width.allOnes, "\(value) read as \(width)")
+  }
+
+  /// Unplugged, it answers no more, and nothing that was under way does harm.
+  func unplug() throws(Finding) {
+    for (bus, attachment) in attachments { bus.detach(attachment) }
+    remove()
+    workers.run()
+    for base in bases {
+      try Finding.unless(memoryBus.read(address: base, width: .doubleword) == nil, "answers at \(base) when removed")
+    }
+    try Finding.unless(!function.requester.busMasterEnable, "may master the bus when removed")
+  }
+}

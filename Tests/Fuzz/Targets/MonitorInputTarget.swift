@@ -1,0 +1,79 @@
+import Control
+import JSON
+import Machine
+import Synchronization
+
+// What a client sends to a monitor: QMP's stream of JSON, negotiated or not, and the lines of the monitor for
+// people. Each answer of QMP is one line of JSON, which is read again.
+
+extension FuzzTarget {
+  static let monitor = FuzzTarget("monitor") { input throws(Finding) in
+    let form = input.byte()
+    let machine = UnmovedMachine()
+    var bytes: [UInt8] = []
+    while !input.isEmpty { bytes.append(input.byte()) }
+    // In one piece, or in pieces.
+    let size = form & 0x80 == 0 ? bytes.count + 1 : Int(form >> 2 & 0xf) + 1
+    var answer: [UInt8] = []
+    func act(_ output: QMPSession.Output) -> Bool {
+      switch output {
+      case .send(let part): answer += part
+      case .negotiated: break
+      case .perform(let action): action()
+      }
+      return true
+    }
+    if form & 3 == 3 {
+      var session = HumanSession(echoes: form & 4 != 0)
+      for start in stride(from: 0, to: bytes.count, by: size) {
+        session.receive(bytes[start..<min(start + size, bytes.count)], on: machine, act)
+      }
+      return
+    }
+    var session = QMPSession(pretty: form & 3 == 2)
+    if form & 3 != 0 { session.receive(Array(#"{"execute":"qmp_capabilities"}"#.utf8), on: machine, act) }
+    for start in stride(from: 0, to: bytes.count, by: size) {
+      session.receive(bytes[start..<min(start + size, bytes.count)], on: machine, act)
+    }
+    // All that was answered is JSON again, a message a time.
+    var position = 0
+    while position < answer.count {
+      do {
+        let value = try JSONValue.next(in: answer, at: &position)
+        guard case .object(let object) = value else { throw Finding(text: "an answer that is no object") }
+        try Finding.unless(
+          object["return"] != nil || object["error"] != nil, "an answer that is neither a return nor an error")
+        while position < answer.count, answer[position] <= 0x20 { position += 1 }
+      } catch let error as JSONValue.ParseError {
+        throw Finding(text: "at \(position): \(error), in \(String(decoding: answer, as: UTF8.self))")
+      } catch let error as Finding {
+        throw error
+      } catch {
+        throw Finding(text: "\(error)")
+      }
+    }
+  }
+}
+
+/// A machine that does nothing of what it is asked.
+private final class UnmovedMachine: MonitorTarget, MachineControl {
+  let configuration = MachineConfiguration()
+  private let current = Mutex(MachineStatus.running)
+
+  var control: any MachineControl { self }
+  var status: MachineStatus { current.withLock { $0 } }
+  func requestReset() {}
+  func requestQuit(_ cause: MachineCause) {}
+  func requestPowerDown() {}
+  func requestPause() {}
+  func requestResume() {}
+  func addListener(_ listener: @escaping @Sendable (MachineNotice) -> Void) {}
+  func pause() { current.withLock { $0 = .paused } }
+  func resume() { current.withLock { $0 = .running } }
+
+  var functions: [MachineInspection.Function] { [] }
+  var characterDevices: [MachineInspection.CharacterState] { [] }
+  var processorThreads: [Int] { [1] }
+  func remappingText() -> String { "none\n" }
+  func translationText(_ arguments: [String]) -> String { arguments.joined(separator: " ") + "\n" }
+}
