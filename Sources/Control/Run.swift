@@ -4,6 +4,11 @@ extension Control {
   /// Does what a command line asks for.
   /// - Returns: the process's exit status.
   public static func run(_ arguments: [String]) -> Int32 {
+    if let word = arguments.first, word.drop(while: { $0 == "-" }) == HostCheckText.command {
+      let (text, status) = HostCheckText.run(Array(arguments.dropFirst()))
+      StandardStreams.writeOutput(text)
+      return status
+    }
     switch parse(arguments) {
     case .print(let text):
       StandardStreams.writeOutput(text)

@@ -33,14 +33,19 @@ public enum HostRequirement: Hashable, Sendable, CustomStringConvertible {
     }
   }
 
+  /// The bits of ECAP that nested translation is made of, less those that are there.
+  static func missingForNesting(_ vtd: HardwareInformation.VTd) -> [String] {
+    let bits: [(name: String, bit: UInt64)] = [("SMTS", 43), ("NEST", 26), ("FSTS", 47), ("SSTS", 46)]
+    return bits.filter { vtd.extendedCapability >> $0.bit & 1 == 0 }.map(\.name)
+  }
+
   /// The first that the host does not meet; nil where it meets all. A unit without first stage asks for nothing: the
   /// guest's memory is all that the host then translates to.
   static func missing(for unit: UnitOptions, on host: HardwareInformation) -> HostRequirement? {
     guard unit.cachingMode else { return .cachingMode }
     guard unit.firstStage else { return nil }
     guard let vtd = host.vtd else { return .vtd }
-    let bits = [("SMTS", 43), ("NEST", 26), ("FSTS", 47), ("SSTS", 46)]
-    let missing = bits.filter { vtd.extendedCapability >> UInt64($0.1) & 1 == 0 }.map(\.0)
+    let missing = missingForNesting(vtd)
     if !missing.isEmpty { return .nesting(missing: missing) }
     if unit.addressWidth >= 57, !vtd.offersFiveLevels { return .fiveLevels }
     if vtd.addressWidth < unit.addressWidth {

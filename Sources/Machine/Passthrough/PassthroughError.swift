@@ -37,7 +37,8 @@ public struct PassthroughError: Error, Hashable, Sendable, CustomStringConvertib
 
   public var description: String { "-device vfio-pci: \(device): \(text)" }
 
-  private var text: String {
+  /// Without the device and the option.
+  public var text: String {
     switch problem {
     case .notAnAddress: "not the address of a PCI function, such as 0000:01:00.0"
     case .noSuchDevice: "there is no such device on this host; lspci -D lists them"

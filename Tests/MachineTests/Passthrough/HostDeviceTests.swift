@@ -32,6 +32,19 @@ import VTd
       }
     }
 
+    func addUnit(_ name: String, capability: String, extended: String) {
+      var folder = "\(root)/class"
+      for part in ["", "/iommu", "/\(name)", "/intel-iommu"] {
+        folder += part
+        mkdir(folder, 0o755)
+      }
+      for (file, text) in [("cap", capability), ("ecap", extended), ("version", "1:0")] {
+        let descriptor = open("\(folder)/\(file)", O_WRONLY | O_CREAT, 0o644)
+        _ = (text + "\n").withCString { write(descriptor, $0, text.utf8.count + 1) }
+        close(descriptor)
+      }
+    }
+
     func find(_ name: String) throws(PassthroughError) -> HostDevice { try HostDevice.find(address: name, sysfs: root) }
   }
 
@@ -97,6 +110,30 @@ import VTd
     let first = try device.open(calls: kernel)
     #expect(refusal(device) == "-device vfio-pci: 0000:01:00.0: somebody else has it open")
     _ = first
+  }
+
+  @Test func aHostIsLookedAtAndLeftAsItWas() throws {
+    let sysfs = Sysfs()
+    sysfs.add("0000:01:00.0", driver: "vfio-pci", group: "12", file: "vfio7")
+    sysfs.add("0000:02:00.0", driver: "nvme", group: "3")
+    sysfs.addUnit("dmar0", capability: "1d2008c222f0606", extended: "1e80484f00f5b")
+    sysfs.addUnit("dmar1", capability: "d2008c222f0606", extended: "480080f00f5a")
+    kernel.state.withLock { $0.devices[0].capability |= 1 << 56 }
+    let check = HostCheck(devices: ["01:00.0", "02:00.0"], sysfs: sysfs.root, release: "/nowhere", calls: kernel)
+    #expect(check.kernelRelease == "unknown" && check.iommufdProblem == nil && check.kvmProblem?.code == ENOENT)
+    #expect(check.units.map(\.name) == ["dmar0", "dmar1"])
+    #expect(check.units[0].missingForNesting == [] && check.units[0].remapsInterrupts)
+    #expect(check.units[1].missingForNesting == ["NEST", "FSTS"])
+    #expect(check.devices[0].problem == nil && check.devices[0].nestingProblem == nil)
+    #expect(check.devices[0].group == "12" && check.devices[1].driver == "nvme")
+    #expect(check.devices[1].problem == PassthroughError("0000:02:00.0", .notBound(driver: "nvme")))
+    #expect(!check.isReady && !check.hasDeviceFiles)
+    #expect(kernel.leftovers == [])
+    kernel.state.withLock { $0.devices[0].extendedCapability = 0 }
+    let plain = HostCheck(devices: ["01:00.0"], sysfs: sysfs.root, release: "/nowhere", calls: kernel)
+    #expect(plain.devices[0].problem == nil)
+    #expect(
+      plain.devices[0].nestingProblem?.problem == .requirement(.nesting(missing: ["SMTS", "NEST", "FSTS", "SSTS"])))
   }
 
   /// Each kernel's answer that a person can do something about.

@@ -1,0 +1,62 @@
+import Machine
+
+/// `nestling check-host [BDF...]`: whether this host can pass devices through, and what is missing.
+enum HostCheckText {
+  static let command = "check-host"
+
+  /// - Returns: the lines for a person, and the exit status: 0 for yes.
+  static func run(_ names: [String]) -> (text: String, status: Int32) {
+    let check = HostCheck(devices: names)
+    return (text(of: check), check.isReady ? 0 : 1)
+  }
+
+  static func text(of check: HostCheck) -> String {
+    var lines = [("kernel", check.kernelRelease)]
+    lines.append(("/dev/kvm", check.kvmProblem.map { "\($0.reason)" } ?? "ok"))
+    lines.append(
+      (
+        "/dev/iommu", check.iommufdProblem.map { "\($0.reason): the kernel needs CONFIG_IOMMUFD" } ?? "ok"
+      ))
+    lines.append(
+      (
+        "VFIO's device files",
+        check.hasDeviceFiles
+          ? "ok" : "missing: the kernel needs CONFIG_VFIO_PCI and CONFIG_VFIO_DEVICE_CDEV (modprobe vfio-pci)"
+      ))
+    lines.append(
+      (
+        "locked memory",
+        check.lockedMemory.map { "\(ErrorText.size($0)) at most; a guest's RAM must fit (ulimit -l)" } ?? "no limit"
+      ))
+    if check.units.isEmpty { lines.append(("VT-d units", "none: boot with intel_iommu=on,sm_on")) }
+    for unit in check.units { lines.append((unit.name, text(of: unit))) }
+    for device in check.devices { lines.append((device.address, text(of: device))) }
+    lines.append(("x-flts=on", check.isReady ? "yes" : "no"))
+    let width = lines.map(\.0.count).max() ?? 0
+    return lines.map { $0.0 + String(repeating: " ", count: width - $0.0.count + 2) + $0.1 + "\n" }.joined()
+  }
+
+  private static func text(of unit: HostCheck.Unit) -> String {
+    guard let capabilities = unit.capabilities else { return "shows no capabilities" }
+    let missing = unit.missingForNesting
+    return [
+      "VT-d \(unit.version)", "\(capabilities.addressWidth) bits (MGAW)",
+      missing.isEmpty ? "nested translation" : "no nested translation (ECAP lacks \(missing.joined(separator: ", ")))",
+      capabilities.offersFirstStageGigabytePages ? "1 GiB pages" : "no 1 GiB pages (FS1GP): fs1gp=off",
+      capabilities.offersFiveLevels ? "5 levels" : "4 levels",
+      capabilities.pasidBits > 0 ? "\(capabilities.pasidBits) bits of PASID" : "no PASID",
+      capabilities.offersSnoopControl ? "snoop control" : "no snoop control (SC): a second stage of its own",
+      unit.remapsInterrupts ? "interrupt remapping" : "no interrupt remapping (IR), which VFIO needs",
+    ].joined(separator: ", ")
+  }
+
+  private static func text(of device: HostCheck.Device) -> String {
+    let place = [
+      device.driver.map { "driver \($0)" } ?? "no driver", device.group.map { "group \($0)" } ?? "no group",
+      device.unit ?? "no IOMMU",
+    ].joined(separator: ", ")
+    if let problem = device.problem { return "\(place): no: \(problem.text)" }
+    if let problem = device.nestingProblem { return "\(place): without x-flts only: \(problem.text)" }
+    return "\(place): yes"
+  }
+}

@@ -1,0 +1,132 @@
+import Linux
+import VFIO
+import VTd
+
+/// What this host can do for passed-through devices, looked at and tried: nothing is left changed.
+public struct HostCheck: Sendable {
+  /// A remapping unit of the host's, as its driver shows it.
+  public struct Unit: Hashable, Sendable {
+    public let name: String
+    /// `1:0`
+    public let version: String
+    /// nil where sysfs shows none.
+    public let capabilities: HardwareInformation.VTd?
+    /// ECAP.IR.
+    public var remapsInterrupts: Bool { capabilities.map { $0.extendedCapability >> 3 & 1 != 0 } ?? false }
+    /// ECAP.SMTS, NEST, FSTS and SSTS that are missing.
+    public var missingForNesting: [String] { capabilities.map(HostRequirement.missingForNesting) ?? [] }
+  }
+
+  public struct Device: Hashable, Sendable {
+    public let address: String
+    public let driver: String?
+    public let group: String?
+    /// The unit in front of it.
+    public let unit: String?
+    /// What keeps it from being passed through to a guest without first stage; nil for nothing.
+    public let problem: PassthroughError?
+    /// What keeps it from having x-flts=on above that; nil for nothing.
+    public let nestingProblem: PassthroughError?
+  }
+
+  public let kernelRelease: String
+  /// Why /dev/kvm, and /dev/iommu, cannot be opened; nil where they can.
+  public let kvmProblem: SystemError?
+  public let iommufdProblem: SystemError?
+  /// VFIO makes device files of its own (CONFIG_VFIO_DEVICE_CDEV).
+  public let hasDeviceFiles: Bool
+  /// In bytes; nil for no limit.
+  public let lockedMemory: UInt64?
+  public let units: [Unit]
+  public let devices: [Device]
+
+  /// Looks.
+  /// - Parameter names: of devices, as `host=` takes them.
+  public init(devices names: [String]) {
+    self.init(devices: names, sysfs: "/sys", release: "/proc/sys/kernel/osrelease", calls: HostSystemCalls())
+  }
+
+  init(devices names: [String], sysfs: String, release: String, calls: any SystemCalls) {
+    kernelRelease = (try? Folder.text(of: release)) ?? "unknown"
+    func problem(opening path: String) -> SystemError? {
+      do {
+        _ = try KernelFile(opening: path, calls: calls)
+        return nil
+      } catch {
+        return error
+      }
+    }
+    kvmProblem = problem(opening: "/dev/kvm")
+    iommufdProblem = problem(opening: IOMMUFD.path)
+    hasDeviceFiles = (try? Folder.names(in: "\(sysfs)/class/vfio-dev")) != nil
+    lockedMemory = ResourceLimit.lockedMemory
+    units = ((try? Folder.names(in: "\(sysfs)/class/iommu")) ?? []).filter { $0.hasPrefix("dmar") }.map { name in
+      let folder = "\(sysfs)/class/iommu/\(name)/intel-iommu"
+      func register(_ file: String) -> UInt64? {
+        (try? Folder.text(of: "\(folder)/\(file)")).flatMap { UInt64($0, radix: 16) }
+      }
+      var capabilities: HardwareInformation.VTd?
+      if let capability = register("cap"), let extended = register("ecap") {
+        capabilities = .init(capability: capability, extendedCapability: extended, hasReadOnlyErratum: false)
+      }
+      return Unit(
+        name: name, version: (try? Folder.text(of: "\(folder)/version")) ?? "?", capabilities: capabilities)
+    }
+    devices = names.map { Self.check($0, sysfs: sysfs, calls: calls) }
+  }
+
+  /// Whether a guest with x-flts=on can have every device asked for, or with none asked for, some device.
+  public var isReady: Bool {
+    kvmProblem == nil && iommufdProblem == nil
+      && (devices.isEmpty
+        ? hasDeviceFiles
+          && units.contains { $0.capabilities != nil && $0.missingForNesting.isEmpty && $0.remapsInterrupts }
+        : devices.allSatisfy { $0.problem == nil && $0.nestingProblem == nil })
+  }
+
+  private static func check(_ name: String, sysfs: String, calls: any SystemCalls) -> Device {
+    let found: HostDevice
+    do {
+      found = try HostDevice.find(address: name, sysfs: sysfs)
+    } catch {
+      return Device(address: name, driver: nil, group: nil, unit: nil, problem: error, nestingProblem: nil)
+    }
+    let unit = (try? Folder.link("\(found.folder)/iommu")).flatMap { $0.split(separator: "/").last.map(String.init) }
+    var problem: PassthroughError?
+    var nestingProblem: PassthroughError?
+    do throws(PassthroughError) {
+      if let missing = try attempt(found, calls) {
+        nestingProblem = PassthroughError(found.address, .requirement(missing))
+      }
+    } catch {
+      problem = error
+    }
+    return Device(
+      address: found.address, driver: found.driver, group: found.group, unit: unit, problem: problem,
+      nestingProblem: nestingProblem)
+  }
+
+  /// Opens and binds it, as a machine does, and lets it go.
+  /// - Returns: what its IOMMU has not for x-flts=on.
+  private static func attempt(
+    _ found: HostDevice, _ calls: any SystemCalls
+  ) throws(PassthroughError) -> HostRequirement? {
+    let file = try found.open(calls: calls)
+    let iommufd: IOMMUFD
+    do {
+      iommufd = try IOMMUFD(calls: calls)
+    } catch {
+      throw PassthroughError(found.address, .iommufd(error))
+    }
+    do {
+      let device = try VFIODevice(file: file, to: iommufd)
+      var wanted = UnitOptions()
+      wanted.scalableMode = true
+      wanted.firstStage = true
+      wanted.cachingMode = true
+      return HostRequirement.missing(for: wanted, on: try iommufd.hardwareInformation(device: device.id))
+    } catch {
+      throw PassthroughError(found.address, .bind(error))
+    }
+  }
+}
