@@ -6,7 +6,8 @@ enum HelpText {
   static let version = "Nestling emulator version \(versionNumber)\n"
 
   static var options: String {
-    var text = version + "usage: nestling [options]\n       nestling check-host [BDF...]: can this host pass devices through, and what is missing\n"
+    var text = version + "usage: nestling [options]\n"
+    text += "       nestling check-host [BDF...]: can this host pass devices through, and what is missing\n"
     for group in CommandOptions.groups {
       text += "\n\(group.title):\n"
       for option in group.options {
