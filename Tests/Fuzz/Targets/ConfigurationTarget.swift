@@ -28,7 +28,7 @@ extension FuzzTarget {
         if input.choice(4) == 0 { board.timer.runOut() }
       case 12: driver.notify(&input)
       case 13:
-        let address = input.address() + UInt64(input.byte()) * 8
+        let address = input.address() &+ UInt64(input.byte()) * 8
         board.memory.store((0..<8).map { _ in input.byte() }, at: address)
       case 14: driver.device(&input)
       default:
