@@ -19,6 +19,7 @@ package struct InvalidationSequence<Source: Choices> {
   private let label: String
   private let guest: Guest
   private let layout: SequenceTables
+  private var interrupts: SequenceInterrupts
   private var tables: ReferenceTables
   private var ports: [(port: any MemoryPort, model: CacheModel)] = []
   private var choices: Source
@@ -57,6 +58,7 @@ package struct InvalidationSequence<Source: Choices> {
     layout.fill(&choices, pagesSeed: pagesSeed)
     tables = ReferenceTables(
       memory: guest.memory, options: guest.unit.options, root: layout.root, isScalable: mode != .legacy)
+    interrupts = SequenceInterrupts(guest, &choices)
     self.choices = choices
     for source in SequenceTables.sources { addPort(source, nil) }
     if hasPASIDs {
@@ -95,6 +97,7 @@ package struct InvalidationSequence<Source: Choices> {
     case 8 where stepsSinceAll > 200: forgetEverything()
     case 9 where choices.rarely(16): setRootTable()
     case 10 where choices.rarely(8): toggleTranslation()
+    case 12..<15: interrupt()
     case 11: addresses[Int(choices.choice(UInt64(addresses.count)))] = randomAddress()
     default: access()
     }
@@ -153,6 +156,27 @@ package struct InvalidationSequence<Source: Choices> {
   }
 
   private func hex(_ value: UInt64) -> String { String(value, radix: 16) }
+
+  // MARK: Interrupts
+
+  private mutating func interrupt() {
+    switch choices.choice(8) {
+    case 0..<2:
+      let change = interrupts.change(&choices)
+      note(change)
+    case 2:
+      invalidations += 1
+      if let text = interrupts.invalidate(&choices) {
+        note(text)
+      } else {
+        difference = Comparison.Difference(description: "\(label): interrupt entries are not invalidated")
+      }
+    default:
+      accesses += 1
+      guard let wrong = interrupts.request(&choices) else { return }
+      difference = Comparison.Difference(description: "\(label): \(wrong)\(trail?.joined() ?? "")")
+    }
+  }
 
   // MARK: Invalidations
 
