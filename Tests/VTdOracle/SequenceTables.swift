@@ -140,7 +140,9 @@ struct SequenceTables {
     if options.nested { types += [3, 3, 3] }
     if !plain { types += [4, 0] }
     let type = choices.pick(types)
-    var first: UInt64 = choices.pick(second) | type << 6 | 2 << 2 | 1
+    // Of the second stages one has the first stage's tables in reach.
+    let below = type == 3 && choices.choice(4) != 0 ? second[0] : choices.pick(second)
+    var first: UInt64 = below | type << 6 | 2 << 2 | 1
     var second: UInt64 = UInt64(choices.pick(Self.domains)) | (options.nested ? 1 << 23 : 0)
     var third: UInt64 = type == 3 ? choices.pick([0, 0, 0x1000]) : choices.pick(self.first)
     if type == 4 || type == 2 { third = 0 }
