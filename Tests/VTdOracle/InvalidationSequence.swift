@@ -98,6 +98,7 @@ package struct InvalidationSequence<Source: Choices> {
     case 9 where choices.rarely(16): setRootTable()
     case 10 where choices.rarely(8): toggleTranslation()
     case 12..<15: interrupt()
+    case 15..<18: revisit()
     case 11: addresses[Int(choices.choice(UInt64(addresses.count)))] = randomAddress()
     default: access()
     }
@@ -115,14 +116,19 @@ package struct InvalidationSequence<Source: Choices> {
     let index = Int(choices.choice(UInt64(ports.count)))
     // Mostly one that was asked for before, at another place of its page.
     let address = choices.pick(addresses) ^ choices.pick([0, 0, 0, 0x8, 0x1000, 0x1_0000])
-    let write = choices.choice(3) == 0
+    _ = request(index, address, choices.choice(3) == 0)
+  }
+
+  /// - Returns: whether its answer was one of those it may get.
+  private mutating func request(_ index: Int, _ address: UInt64, _ write: Bool) -> Bool {
     accesses += 1
-    guard isEnabled else {
+    if isEnabled {
+      let (all, now) = ports[index].model.answers(address, write: write, tables)
+      compare(all, now: now, port: index, address, write)
+    } else {
       compare([.at(address)], now: .at(address), port: index, address, write)
-      return
     }
-    let (all, now) = ports[index].model.answers(address, write: write, tables)
-    compare(all, now: now, port: index, address, write)
+    return difference == nil
   }
 
   private mutating func compare(
@@ -156,6 +162,27 @@ package struct InvalidationSequence<Source: Choices> {
   }
 
   private func hex(_ value: UInt64) -> String { String(value, radix: 16) }
+
+  /// A request, a change of what it went by, perhaps an invalidation of it or of something like it, and the request
+  /// again: what chance alone seldom brings together.
+  private mutating func revisit() {
+    let index = Int(choices.choice(UInt64(ports.count)))
+    let address = choices.pick(addresses)
+    let write = choices.choice(3) == 0
+    guard isEnabled, request(index, address, write), let context = try? tables.context(of: ports[index].model.source),
+      let path = try? tables.path(context, pasid: ports[index].model.pasid)
+    else { return }
+    let entries = tables.walk(path, address, write: write).entries
+    if !entries.isEmpty {
+      let change = layout.change(entryAt: choices.pick(entries), &choices)
+      note(change)
+    }
+    if choices.choice(4) != 0 {
+      let aim = SequenceInvalidation.Aim(domain: path.domain, pasid: path.pasid, source: ports[index].model.source)
+      invalidate(SequenceInvalidation(&choices, isScalable: layout.isScalable, address: address, at: aim))
+    }
+    if difference == nil { _ = request(index, address, write) }
+  }
 
   // MARK: Interrupts
 

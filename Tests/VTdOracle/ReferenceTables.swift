@@ -208,15 +208,16 @@ struct ReferenceTables {
   // MARK: Pages
 
   /// The last step, through paging tables.
-  /// - Returns: where a request ends up, whether or not its fault is recorded, and what a cache may keep of it.
+  /// - Returns: where a request ends up, whether or not its fault is recorded, what a cache may keep of it, and where
+  ///   the paging entries are that it went by.
   func walk(
     _ path: Path, _ address: UInt64, write: Bool
-  ) -> (verdict: ReferenceWalker.Verdict, leaf: ReferenceWalker.Leaf?) {
+  ) -> (verdict: ReferenceWalker.Verdict, leaf: ReferenceWalker.Leaf?, entries: [UInt64]) {
     let tables: ReferenceWalker.Tables
     switch path.kind {
     case .passThrough:
-      if beyond(address) { return (.fault(path.isScalable ? 0x83 : 0x04), nil) }
-      return (.at(address), nil)
+      if beyond(address) { return (.fault(path.isScalable ? 0x83 : 0x04), nil, []) }
+      return (.at(address), nil, [])
     case .first: tables = .first(root: path.firstRoot, levels: path.firstLevels)
     case .second: tables = .second(root: path.secondRoot, levels: path.secondLevels)
     case .nested:
@@ -234,7 +235,7 @@ struct ReferenceTables {
     walker.snoopBit = options.scalableMode || options.snoopControl
     walker.ignoresTransient = options.staleTranslationMethod
     let verdict = walker.verdict(address, write: write)
-    if case .fault = verdict { return (verdict, nil) }
-    return (verdict, walker.leaf)
+    if case .fault = verdict { return (verdict, nil, walker.visited) }
+    return (verdict, walker.leaf, walker.visited)
   }
 }

@@ -48,6 +48,9 @@ package struct ReferenceWalker {
     var writable: Bool
   }
 
+  /// Where the entries are that the last walk read.
+  private(set) var visited: [UInt64] = []
+
   /// Of the last walk, if its verdict is an address.
   private(set) var leaf = Leaf(shift: 12, readable: false, writable: false)
 
@@ -63,6 +66,7 @@ package struct ReferenceWalker {
   /// What is to become of a request.
   package mutating func verdict(_ input: UInt64, write: Bool) -> Verdict {
     marked = [:]
+    visited = []
     let found =
       switch tables {
       case .first(let root, let levels): firstStage(input, root: root, levels: levels, write: write)
@@ -109,6 +113,7 @@ package struct ReferenceWalker {
       case let fault: return fault
       }
       guard let entry = load(place) else { return .fault(isRoot ? 0x73 : 0x70) }
+      visited.append(place)
       if entry % 2 == 0 { return .fault(0x71) }
       let large = entry / 128 % 2 == 1
       let leaf = level == 1 || large && (level == 2 || level == 3)
@@ -165,6 +170,7 @@ package struct ReferenceWalker {
       guard let entry = load(place) else {
         return .fault(!scalable ? 0x07 : level == levels ? 0x7b : 0x78)
       }
+      visited.append(place)
       if entry % 4 == 0 { return .fault(scalable ? 0x79 : write ? 0x05 : 0x06) }
       let large = entry / 128 % 2 == 1
       let leaf = level == 1 || large && (level == 2 || level == 3)

@@ -10,11 +10,20 @@ struct SequenceInvalidation {
   /// The register of 64 bits and its value, with IVA for a page; nil where there is none (VT-d 6.5.1).
   let command: (offset: Int, value: UInt64, address: UInt64?)?
 
+  /// What a request is cached by.
+  struct Aim {
+    var domain: UInt16
+    var pasid: UInt32
+    var source: UInt16
+  }
+
   /// One of any granularity, for what the sequence's tables have.
-  init(_ choices: inout some Choices, isScalable: Bool, address: UInt64) {
-    let domain = choices.pick(SequenceTables.domains)
-    let pasid = choices.pick(SequenceTables.pasids)
-    let source = choices.pick(SequenceTables.sources)
+  /// - Parameter aim: what it is mostly about; nil for anything.
+  init(_ choices: inout some Choices, isScalable: Bool, address: UInt64, at aim: Aim? = nil) {
+    var domain = choices.pick(SequenceTables.domains)
+    var pasid = choices.pick(SequenceTables.pasids)
+    var source = choices.pick(SequenceTables.sources)
+    if let aim, choices.choice(8) != 0 { (domain, pasid, source) = (aim.domain, aim.pasid, aim.source) }
     let did = UInt64(domain) << 16
     let pages: UInt64 = choices.pick([0, 0, 0, 1, 3, 9, 10, 18])
     let start = address & ~UInt64(0xfff)

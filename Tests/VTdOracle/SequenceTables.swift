@@ -100,6 +100,13 @@ struct SequenceTables {
     }
   }
 
+  /// Changes an entry that a translation goes by: other rights, another page, or none.
+  /// - Returns: what was done, for a person.
+  func change(entryAt place: UInt64, _ choices: inout some Choices) -> String {
+    guest.store(guest.load(place) ^ choices.pick([1, 2, 3, 0x1000, 0x3000, 0x20_0000, 0x60_0000, 1 << 30]), at: place)
+    return "paging entry: \(text(place, 1))"
+  }
+
   /// Words of memory, for a person.
   private func text(_ place: UInt64, _ count: UInt64) -> String {
     let words = (0..<count).map { "0x" + String(guest.load(place + $0 * 8), radix: 16) }
