@@ -125,8 +125,6 @@ public struct UnitOptionError: Error, Hashable, Sendable, CustomStringConvertibl
     case requires(String)
     /// Its value is not among those offered.
     case value(String)
-    /// QEMU has it; this unit does not.
-    case unsupported(String)
   }
 
   /// As on the command line: `x-flts`.
@@ -141,7 +139,7 @@ public struct UnitOptionError: Error, Hashable, Sendable, CustomStringConvertibl
   /// One line for a person, with QEMU's words where QEMU has any.
   public var description: String {
     switch problem {
-    case .requires(let text), .value(let text), .unsupported(let text): text
+    case .requires(let text), .value(let text): text
     }
   }
 }
