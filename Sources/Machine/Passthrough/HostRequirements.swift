@@ -11,6 +11,7 @@ public enum HostRequirement: Hashable, Sendable, CustomStringConvertible {
   case pasidBits(host: Int, wanted: Int)
   case supervisorRequests
   case extendedAccessedFlag
+  case executeRequests
   case cachingMode
 
   public var description: String {
@@ -27,6 +28,8 @@ public enum HostRequirement: Hashable, Sendable, CustomStringConvertible {
       "the host's IOMMU has \(host) bits of PASID (ECAP.PSS), and pasid-bits=\(wanted) asks for more"
     case .supervisorRequests: "the host's IOMMU has no supervisor requests (ECAP.SRS), which x-nested=on offers"
     case .extendedAccessedFlag: "the host's IOMMU has no extended accessed flags (ECAP.EAFS), which x-nested=on offers"
+    case .executeRequests:
+      "iommufd's nested page tables have no requests to execute, which x-nested=on with pasid-bits offers: leave one out"
     case .cachingMode:
       "it needs caching-mode=on of the intel-iommu before it, or none given: without it the guest does not tell when "
         + "an entry becomes present"
@@ -56,6 +59,8 @@ public enum HostRequirement: Hashable, Sendable, CustomStringConvertible {
     let offered = Capabilities(unit).extended
     if offered >> 31 & 1 != 0, !vtd.offersSupervisorRequests { return .supervisorRequests }
     if offered >> 34 & 1 != 0, !vtd.offersExtendedAccessedFlag { return .extendedAccessedFlag }
+    // struct iommu_hwpt_vtd_s1 has no ERE, whatever the host's IOMMU can do.
+    if offered >> 30 & 1 != 0 { return .executeRequests }
     return nil
   }
 }

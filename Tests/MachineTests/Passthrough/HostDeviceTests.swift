@@ -188,6 +188,13 @@ import VTd
     #expect(
       HostRequirement.missing(for: unit { $0.nested = true }, on: host(ecap: Self.nesting | 1 << 31))
         == .extendedAccessedFlag)
+    let executing = unit {
+      $0.nested = true
+      $0.pasidBits = 8
+    }
+    let able = host(ecap: Self.nesting | 1 << 31 | 1 << 34 | 1 << 40 | 15 << 35)
+    #expect(HostRequirement.missing(for: executing, on: able) == .executeRequests)
+    #expect(HostRequirement.missing(for: unit { $0.nested = true }, on: able) == nil)
     #expect(HostRequirement.missing(for: unit { $0.cachingMode = false }, on: host()) == .cachingMode)
   }
 
