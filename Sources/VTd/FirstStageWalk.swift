@@ -80,19 +80,29 @@ struct FirstStageTable: Hashable, Sendable {
     _ input: UInt64, through nested: SecondStageTable?, for access: DMAAccess, rules: WalkRules,
     memory: any PhysicalMemory
   ) throws(FaultReason) -> Mapping? {
+    // An entry like this needs no second look: it leads on, restricts nothing and is marked.
+    var required = FirstStageEntry.present | FirstStageEntry.writable | FirstStageEntry.user | FirstStageEntry.accessed
+    if extendedAccessed { required |= FirstStageEntry.extendedAccessed }
+    let barred = rules.firstStageReserved(level: 5, isLeaf: false)
     var table = root
     var granted = FirstStageEntry.writable | FirstStageEntry.user
     var level = levels
-    var shift = 12 &+ 9 &* (levels &- 1)
     while true {
-      let place = table | (input &>> UInt64(truncatingIfNeeded: shift) & 0x1ff) &<< 3
-      var address = place
+      let place: UInt64
+      let address: UInt64
+      let loaded: UInt64?
       if let nested {
+        place = table | (input &>> UInt64(truncatingIfNeeded: 3 &+ 9 &* level) & 0x1ff) &<< 3
         address = try physical(place, nested, isRoot: level == levels, for: .read, rules: rules, memory: memory)
+        loaded = memory.loadUInt64(at: address)
+      } else {
+        let position = memory.descend(input, from: table, level: level, required: required, barred: barred)
+        place = position.address
+        address = place
+        loaded = position.entry
+        level = position.level
       }
-      guard let entry = memory.loadUInt64(at: address) else {
-        throw level == levels ? .firstStageRootAccess : .firstStageEntryAccess
-      }
+      guard let entry = loaded else { throw level == levels ? .firstStageRootAccess : .firstStageEntryAccess }
       guard entry & FirstStageEntry.present != 0 else { throw .firstStageEntryNotPresent }
       let isLeaf = level == 1 || level <= 3 && entry & FirstStageEntry.pageSize != 0
       guard entry & rules.firstStageReserved(level: level, isLeaf: isLeaf) == 0 else {
@@ -119,13 +129,13 @@ struct FirstStageTable: Hashable, Sendable {
       table = entry & WalkRules.addressBits
       if isLeaf {
         // A page that is not marked dirty yet is cached as read-only, so that the first write marks it.
+        let shift = 3 &+ 9 &* level
         return Mapping(
           output: (table &>> UInt64(truncatingIfNeeded: shift)) &<< UInt64(truncatingIfNeeded: shift), shift: shift,
           readable: true,
           writable: writable && updated & FirstStageEntry.dirty != 0)
       }
       level &-= 1
-      shift &-= 9
     }
   }
 

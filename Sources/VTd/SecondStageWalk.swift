@@ -39,13 +39,18 @@ struct SecondStageTable: Hashable, Sendable {
   private func attempt(
     _ input: UInt64, for access: DMAAccess, rules: WalkRules, memory: any PhysicalMemory
   ) throws(FaultReason) -> Mapping? {
+    // An entry like this needs no second look: it leads on, restricts nothing and is marked.
+    var required = SecondStageEntry.readable | SecondStageEntry.writable
+    if accessedDirty { required |= SecondStageEntry.accessed }
+    let barred = rules.secondStageReserved(level: 5, isLeaf: false)
     var table = root
     var granted = SecondStageEntry.readable | SecondStageEntry.writable
     var level = levels
-    var shift = 12 &+ 9 &* (levels &- 1)
     while true {
-      let address = table | (input &>> UInt64(truncatingIfNeeded: shift) & 0x1ff) &<< 3
-      guard let entry = memory.loadUInt64(at: address) else {
+      let position = memory.descend(input, from: table, level: level, required: required, barred: barred)
+      let address = position.address
+      level = position.level
+      guard let entry = position.entry else {
         throw fault(
           .secondStageEntryAccess, level == levels ? .scalableSecondStageRootAccess : .scalableSecondStageEntryAccess)
       }
@@ -77,13 +82,13 @@ struct SecondStageTable: Hashable, Sendable {
       }
       table = entry & WalkRules.addressBits
       if isLeaf {
+        let shift = 3 &+ 9 &* level
         return Mapping(
           output: (table &>> UInt64(truncatingIfNeeded: shift)) &<< UInt64(truncatingIfNeeded: shift), shift: shift,
           readable: granted & SecondStageEntry.readable != 0,
           writable: granted & SecondStageEntry.writable != 0 && isDirty)
       }
       level &-= 1
-      shift &-= 9
     }
   }
 }
