@@ -8,6 +8,8 @@ enum LocalAPIC {
     case version = 0x030
     case endOfInterrupt = 0x0b0
     case spuriousVector = 0x0f0
+    /// The first of eight, for 32 vectors each.
+    case inService = 0x100
     case interruptCommand = 0x300
     case interruptCommandHigh = 0x310
     case timer = 0x320
@@ -34,9 +36,11 @@ enum LocalAPIC {
     write(.spuriousVector, softwareEnable | Interrupts.spurious)
   }
 
-  static func read(_ register: Register) -> UInt32 {
-    if isX2APIC { return UInt32(truncatingIfNeeded: readMSR(0x800 + register.rawValue >> 4)) }
-    return load32(memory + UInt64(register.rawValue))
+  /// - Parameter index: of registers that are several alike, 16 bytes apart.
+  static func read(_ register: Register, index: UInt32 = 0) -> UInt32 {
+    let offset = register.rawValue + index * 16
+    if isX2APIC { return UInt32(truncatingIfNeeded: readMSR(0x800 + offset >> 4)) }
+    return load32(memory + UInt64(offset))
   }
 
   static func write(_ register: Register, _ value: UInt32) {
@@ -50,6 +54,11 @@ enum LocalAPIC {
   static var identifier: UInt32 {
     let value = read(.identifier)
     return isX2APIC ? value : value >> 24
+  }
+
+  /// Whether an interrupt with this vector was delivered to this processor and not ended yet.
+  static func isInService(_ vector: UInt32) -> Bool {
+    read(.inService, index: vector / 32) & 1 << (vector % 32) != 0
   }
 
   static func endOfInterrupt() { write(.endOfInterrupt, 0) }
