@@ -92,6 +92,17 @@ public final class HardwarePageTable: AttachmentTarget {
 
   deinit { owner.destroy(id) }
 
+  /// The parent of a nested one.
+  public var parent: HardwarePageTable? { if case .parent(let parent) = base { parent } else { nil } }
+
+  /// What the second stage is made over: a nested one's parent's.
+  public var addressSpace: IOAddressSpace? {
+    switch base {
+    case .addressSpace(let space): space
+    case .parent(let parent): parent.addressSpace
+    }
+  }
+
   /// First-stage mappings that the guest took back: struct iommu_hwpt_vtd_s1_invalidate.
   public struct Invalidation: Hashable, Sendable {
     /// Aligned to 4 KiB.

@@ -37,6 +37,8 @@ public struct TranslationCounters: Hashable, Sendable {
   /// Page requests, whether queued or not.
   public var pageRequests: UInt64 = 0
   public var interruptEntryInvalidations: UInt64 = 0
+  /// Writes of the invalidation queue's tail.
+  public var doorbells: UInt64 = 0
   /// Invalidation wait descriptors completed.
   public var waits: UInt64 = 0
   /// Interrupt requests that an interrupt remapping table entry answered.
@@ -70,6 +72,7 @@ public struct TranslationCounters: Hashable, Sendable {
     sum.translatedRequests &+= more.translatedRequests
     sum.pageRequests &+= more.pageRequests
     sum.interruptEntryInvalidations &+= more.interruptEntryInvalidations
+    sum.doorbells &+= more.doorbells
     sum.waits &+= more.waits
     sum.interruptsRemapped &+= more.interruptsRemapped
     sum.interruptsPassed &+= more.interruptsPassed

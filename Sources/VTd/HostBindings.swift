@@ -49,6 +49,21 @@ public final class HostBindings: InvalidationObserver {
 
   public var counters: Counters { state.withLock { $0.counters } }
 
+  /// A function as it is bound now.
+  public struct BoundFunction: Sendable {
+    public let source: RequesterID
+    public let host: any HostTranslation
+    /// nil until something is bound.
+    public let binding: HostBinding?
+  }
+
+  /// All of them, for whoever looks on.
+  public var boundFunctions: [BoundFunction] {
+    state.withLock { state in
+      state.functions.map { BoundFunction(source: $0.requester.id, host: $0.host, binding: $0.held) }
+    }
+  }
+
   /// What a function is bound to now.
   public func binding(of host: any HostTranslation) -> HostBinding? {
     state.withLock { $0.functions.first { $0.host === host }?.held }

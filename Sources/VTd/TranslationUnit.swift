@@ -207,6 +207,7 @@ public final class TranslationUnit: BusDevice, DMARemapper {
         if let command = effects.command { registers.complete(command) }
       }
     }
+    if effects.doorbell { observation.withLock { $0.counters.doorbells &+= 1 } }
     if effects.serviceQueue { serviceQueue() }
   }
 

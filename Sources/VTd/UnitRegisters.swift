@@ -13,6 +13,8 @@ struct UnitRegisters: Sendable {
     var command: RegisterCommand?
     /// The queue may have something to fetch.
     var serviceQueue = false
+    /// Software wrote the queue's tail.
+    var doorbell = false
     /// TE changed.
     var translationEnableChanged = false
     /// SRTP: another root table, or the same again.
@@ -137,6 +139,7 @@ struct UnitRegisters: Sendable {
     case RegisterOffset.pageRequestEventControl where capabilities.pageRequests:
       effects.pageRequestEvent = unmasked(.pageRequest)
     case RegisterOffset.invalidationQueueTail:
+      effects.doorbell = true
       effects.serviceQueue = true
     default:
       if isFaultRecordUpperWord(offset) { faultRecordCleared() }

@@ -28,6 +28,9 @@ public enum RemappingText {
     for source in snapshot.sources {
       let function = state.functions.first { $0.address == source.source }
       text += "\n" + SourceTablesText.source(source, name: name(of: function))
+      for attachment in state.attachments where attachment.source == source.source {
+        text += "    on the host: \(HostAttachmentText.line(attachment))\n"
+      }
     }
     if snapshot.sources.isEmpty { text += "\n  No root table is set.\n" }
     text += entries(snapshot.caches)

@@ -45,7 +45,7 @@ final class Board: Sendable {
     self.layout = layout
     self.events = events
     let workers = EventWorkerSource(doorbells: accelerator.doorbells)
-    remapping = try RemappingDomains(units) { [memoryBus, ioBus] (placement) throws(UnitOptionError) in
+    remapping = try RemappingDomains(units) { [memoryBus, ioBus, passthrough] (placement) throws(UnitOptionError) in
       let interrupts = InterruptDelivery(localInterrupts: accelerator.localInterrupts, memory: memory)
       let unit = try placement.map { (placement) throws(UnitOptionError) in
         let unit = try TranslationUnit(
@@ -55,7 +55,7 @@ final class Board: Sendable {
           deviceTimer: try? accelerator.clock.makeTimer())
         interrupts.remap(by: unit)
         _ = memoryBus.attach(unit, at: placement.registerBase, size: 0x1000)
-        return RemappingUnit(placement, unit: unit)
+        return RemappingUnit(placement, unit: unit) { [passthrough] in passthrough.existingBindings(of: $0) }
       }
       return RemappingDomain(
         unit: unit, interrupts: interrupts,

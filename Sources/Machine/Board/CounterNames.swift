@@ -22,12 +22,25 @@ extension TranslationCounters {
       ("translated requests", translatedRequests),
       ("page requests", pageRequests),
       ("interrupt entry invalidations", interruptEntryInvalidations),
+      ("invalidation queue doorbells", doorbells),
       ("invalidation waits", waits),
       ("interrupts remapped", interruptsRemapped),
       ("interrupts passed", interruptsPassed),
       ("interrupts blocked", interruptsBlocked),
       ("interrupt entry reads", interruptEntryReads),
       ("DMA faults", faults),
+    ]
+  }
+}
+
+extension HostBindings.Counters {
+  /// As above.
+  var named: [(name: String, value: UInt64)] {
+    [
+      ("host bindings", bindings),
+      ("host refusals", refusals),
+      ("host invalidation calls", invalidationCalls),
+      ("host invalidations", invalidations),
     ]
   }
 }

@@ -17,18 +17,31 @@ public struct RemappingUnit: Sendable {
   /// The functions that its scope names.
   public let scope: [RequesterID]
   let unit: TranslationUnit
+  private let bindings: @Sendable (TranslationUnit) -> HostBindings?
 
-  init(_ placement: UnitPlacement, unit: TranslationUnit) {
+  /// - Parameter bindings: those of the passed-through functions behind the unit; nil where there never was one.
+  init(
+    _ placement: UnitPlacement, unit: TranslationUnit,
+    bindings: @escaping @Sendable (TranslationUnit) -> HostBindings? = { _ in nil }
+  ) {
     name = placement.name
     registerBase = placement.registerBase
     includesAll = placement.includesAll
     hasIOAPIC = placement.hasIOAPIC
     scope = placement.functions
     self.unit = unit
+    self.bindings = bindings
   }
 
-  /// Every counter with the name under which people see it.
-  public var counters: [(name: String, value: UInt64)] { unit.counters.named }
+  /// Every counter with the name under which people see it; with passed-through functions, those of the host's side.
+  public var counters: [(name: String, value: UInt64)] { counters(unit.counters) }
+
+  func counters(_ own: TranslationCounters) -> [(name: String, value: UInt64)] {
+    own.named + (bindings(unit)?.counters.named ?? [])
+  }
+
+  /// What the host has for each passed-through function behind the unit.
+  var attachments: [HostAttachment] { bindings(unit)?.boundFunctions.map(HostAttachment.init) ?? [] }
 }
 
 /// A function on the board as people name it.
@@ -45,7 +58,9 @@ public struct RemappingUnitState: Sendable {
   /// The functions that it translates for.
   public let functions: [NamedFunction]
   /// As `RemappingUnit.counters`, of the snapshot.
-  public var counters: [(name: String, value: UInt64)] { snapshot.counters.named }
+  public var counters: [(name: String, value: UInt64)] { unit.counters(snapshot.counters) }
+  /// Of the passed-through ones among the functions.
+  public let attachments: [HostAttachment]
 }
 
 /// What one request would meet.
@@ -88,7 +103,9 @@ public struct RemappingInspection: Sendable {
     let functions = functions()
     return units.enumerated().map { index, unit in
       let own = functions.filter { unitIndex($0.address) == index }
-      return RemappingUnitState(unit: unit, snapshot: unit.unit.snapshot(of: own.map(\.address)), functions: own)
+      return RemappingUnitState(
+        unit: unit, snapshot: unit.unit.snapshot(of: own.map(\.address)), functions: own,
+        attachments: unit.attachments)
     }
   }
 

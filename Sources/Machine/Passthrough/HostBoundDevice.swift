@@ -24,7 +24,7 @@ final class HostBoundDevice: HostTranslation {
   }
 
   private let device: VFIODevice
-  private let memory: PassthroughMemory
+  let memory: PassthroughMemory
   /// Its way to the guest's memory, under the guest's own tables or without.
   private let secondStage: any AttachmentTarget
   private let state: Mutex<State>
@@ -40,6 +40,9 @@ final class HostBoundDevice: HostTranslation {
     secondStage = try memory.attach(device, nests: nests)
     state = Mutex(State(attached: secondStage))
   }
+
+  /// What the host translates its requests by now; nil while they are refused.
+  var attached: (any AttachmentTarget)? { state.withLock { $0.attached } }
 
   func bind(_ pasid: UInt32?, to binding: HostBinding) throws(HostRefusal) -> (any HostFirstStage)? {
     // Requests with PASID are the kernel's from 6.15 on; the unit does not ask for them yet.

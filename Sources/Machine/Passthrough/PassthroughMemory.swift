@@ -26,12 +26,15 @@ final class PassthroughMemory: Sendable {
   }
 
   let iommufd: IOMMUFD
+  /// The iommufd object's id.
+  let name: String?
   private let space: IOAddressSpace
   private let state = Mutex(State())
 
   /// Pins all of RAM.
-  init(of iommufd: IOMMUFD, memory: GuestMemory) throws(SystemError) {
+  init(of iommufd: IOMMUFD, name: String? = nil, memory: GuestMemory) throws(SystemError) {
     self.iommufd = iommufd
+    self.name = name
     space = try IOAddressSpace(of: iommufd)
     memory.pin()
     for region in memory.regions {

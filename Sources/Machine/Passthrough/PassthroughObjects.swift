@@ -37,7 +37,7 @@ final class PassthroughObjects: Sendable {
         throw .iommufd(error)
       }
       do throws(SystemError) {
-        let memory = try PassthroughMemory(of: iommufd, memory: ram)
+        let memory = try PassthroughMemory(of: iommufd, name: options.id?.text, memory: ram)
         if let id = options.id { state.memories[id] = memory }
         return memory
       } catch {
@@ -55,11 +55,16 @@ final class PassthroughObjects: Sendable {
     }
   }
 
-  /// Lets go of everything; the devices go first.
+  /// Those of a unit that has passed-through functions, or had.
+  func existingBindings(of unit: TranslationUnit) -> HostBindings? {
+    state.withLock { $0.bindings[ObjectIdentifier(unit)] }
+  }
+
+  /// Lets go of everything but the counts; the devices go first.
   func removeAll() {
     let gone = state.withLock { state in
-      defer { (state.memories, state.bindings) = ([:], [:]) }
-      return (state.memories, state.bindings)
+      defer { state.memories = [:] }
+      return state.memories
     }
     _ = gone
   }

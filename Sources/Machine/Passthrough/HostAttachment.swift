@@ -1,0 +1,52 @@
+import Hardware
+import VFIO
+import VTd
+
+/// What the host translates a passed-through function's requests by, in the kernel's numbers (<linux/iommufd.h>): for
+/// somebody who wants to know which table translated what.
+public struct HostAttachment: Hashable, Sendable {
+  public enum Target: Hashable, Sendable {
+    /// Detached: the host refuses every request.
+    case none
+    /// A page table that the kernel keeps by itself for an address space (IOAS).
+    case addressSpace(UInt32)
+    /// A second stage that first stages can be put on.
+    case parent(UInt32, addressSpace: UInt32?)
+    /// The guest's first stage on a parent.
+    case nested(UInt32, parent: UInt32, addressSpace: UInt32?)
+  }
+
+  public let source: RequesterID
+  /// What the guest's tables ask for; nil before anything was bound.
+  public let binding: HostBinding?
+  public let target: Target
+  /// The iommufd object's id.
+  public let iommufd: String?
+
+  public init(source: RequesterID, binding: HostBinding?, target: Target, iommufd: String?) {
+    self.source = source
+    self.binding = binding
+    self.target = target
+    self.iommufd = iommufd
+  }
+
+  init(_ function: HostBindings.BoundFunction) {
+    let device = function.host as? HostBoundDevice
+    self.init(
+      source: function.source, binding: function.binding, target: Target(device?.attached),
+      iommufd: device?.memory.name)
+  }
+}
+
+extension HostAttachment.Target {
+  init(_ target: (any AttachmentTarget)?) {
+    switch target {
+    case let table as HardwarePageTable:
+      let space = table.addressSpace?.id
+      self = table.parent.map { .nested(table.id, parent: $0.id, addressSpace: space) }
+        ?? .parent(table.id, addressSpace: space)
+    case let space?: self = .addressSpace(space.id)
+    case nil: self = .none
+    }
+  }
+}
