@@ -7,7 +7,8 @@ import Synchronization
 ///
 /// As in QEMU it is a conventional function without interrupts, and the transfer takes place within the read: that is
 /// what its drivers count on. Only the vCPU that reads waits for it, and no lock is held meanwhile. Other than in
-/// QEMU, a write that is refused somewhere goes no further, and no memory of the length is set aside.
+/// QEMU, a length above `IOMMUTestRegisters.longest` is a bad one, a write that is refused somewhere goes no further,
+/// and no memory of the length is set aside.
 ///
 /// The attributes are those of Arm's security states. VT-d has none, so they are only checked, as QEMU checks them.
 public final class IOMMUTestDevice: FunctionModel {

@@ -32,11 +32,15 @@ struct IOMMUTestRegisters: Sendable {
   /// Written again and again, little-endian.
   static let pattern: UInt32 = 0x1234_5678
 
+  /// The longest transfer, in bytes. QEMU knows no limit but sets memory aside for the whole; its tests move up to a few
+  /// pages. The vCPU that reads the triggering register waits for the transfer, so a guest may not make it long.
+  static let longest: UInt32 = 1 << 20
+
   /// A transfer as the registers had it when it was triggered.
   struct Transfer: Hashable, Sendable {
     var virtualAddress: UInt64
     var physicalAddress: UInt64
-    /// In bytes, not zero.
+    /// In bytes, 1...`longest`.
     var count: Int
   }
 
@@ -84,7 +88,7 @@ struct IOMMUTestRegisters: Sendable {
       return nil
     }
     isArmed = false
-    guard length > 0 else {
+    guard (1...Self.longest).contains(length) else {
       result = Result.badLength
       return nil
     }

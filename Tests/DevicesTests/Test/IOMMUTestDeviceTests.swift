@@ -81,10 +81,23 @@ import Testing
     #expect(run(device, to: 0x1000, expectedAt: 1 << 40, count: 4) == 0xdead_0003)
     #expect(run(device, to: 0x1000, expectedAt: .max, count: 4) == 0xdead_0003)
     #expect(run(device, to: 0x1000, expectedAt: 0x6000, count: 4) == 0xdead_0004)
-    #expect(run(device, to: .max, expectedAt: 0, count: 0xffff_ffff) == 0xdead_0002)
+    #expect(run(device, to: .max, expectedAt: 0, count: 0x10_0000) == 0xdead_0002)
     // What was armed is used up.
     #expect(device.read(0x00) == 0)
     #expect(device.read(0x10) == 0xdead_0005)
+  }
+
+  /// The read that triggers a transfer waits for it, so 1 MiB is the most; what is more moves nothing.
+  @Test func lengthIsBounded() {
+    let (device, remapper) = make()
+    remapper.map(0x800_0000, to: 0, count: 0x10_0000)
+    for count in [0x10_0001, 0x8000_0000, 0xffff_ffff] as [UInt64] {
+      #expect(run(device, to: 0x800_0000, expectedAt: 0, count: count) == 0xdead_0001)
+    }
+    #expect(remapper.memory.copy(0, count: 4) == [0, 0, 0, 0])
+    #expect(device.read(0x0c) == 0xffff_ffff)
+    #expect(run(device, to: 0x800_0000, expectedAt: 0, count: 0x10_0000) == 0)
+    #expect(remapper.memory.copy(0xf_fffc, count: 4) == Self.pattern)
   }
 
   @Test func disarmed() {
