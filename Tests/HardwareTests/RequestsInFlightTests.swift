@@ -2,7 +2,7 @@ import Hardware
 import TestSupport
 import Testing
 
-@Suite(.timeLimit(.minutes(10))) struct RequestsInFlightTests {
+@Suite(.timeLimit(.minutes(5))) struct RequestsInFlightTests {
   @Test func nothingInFlightIsNotWaitedFor() {
     let requests = RequestsInFlight()
     let parking = SemaphoreParking()

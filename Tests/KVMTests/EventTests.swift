@@ -4,7 +4,7 @@ import Testing
 @testable import KVM
 
 /// Events that pass the kernel without us: doorbells out of the guest, interrupts into it.
-@Suite(.serialized, .enabled(if: TestGuest.isPossible, "/dev/kvm cannot be used here"), .timeLimit(.minutes(10)))
+@Suite(.serialized, .enabled(if: TestGuest.isPossible, "/dev/kvm cannot be used here"), .timeLimit(.minutes(5)))
 struct EventTests {
   private func taken(_ event: borrowing EventDescriptor) -> Int {
     event.take() ? 1 : 0

@@ -5,7 +5,7 @@ import Linux
 import Synchronization
 import Testing
 
-@Suite(.serialized, .enabled(if: TestGuest.isPossible, "/dev/kvm cannot be used here"), .timeLimit(.minutes(10)))
+@Suite(.serialized, .enabled(if: TestGuest.isPossible, "/dev/kvm cannot be used here"), .timeLimit(.minutes(5)))
 struct VCPUTests {
   @Test func portWritesOfEachWidth() throws {
     let guest = try TestGuest(

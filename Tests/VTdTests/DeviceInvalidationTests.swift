@@ -6,7 +6,7 @@ import VTdOracle
 @testable import VTd
 
 /// Device-TLB invalidations and who answers them (VT-d 6.5.2.5, 6.5.2.6, 6.5.2.10, 6.5.2.11).
-@Suite("Device-TLB invalidations", .timeLimit(.minutes(10)))
+@Suite("Device-TLB invalidations", .timeLimit(.minutes(5)))
 struct DeviceInvalidationTests {
   let source = RequesterID(rawValue: 0x18)
   let timer = HandTimer()

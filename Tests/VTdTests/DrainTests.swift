@@ -7,7 +7,7 @@ import VTdOracle
 
 /// An invalidation is complete when no request in flight goes by what it removed (VT-d 6.5.5): before that, software
 /// sees neither the status of a wait descriptor, nor its interrupt, nor a busy bit clear, nor a new Global Status.
-@Suite("Draining of requests in flight", .timeLimit(.minutes(10)))
+@Suite("Draining of requests in flight", .timeLimit(.minutes(5)))
 struct DrainTests {
   let source = RequesterID(bus: 0, device: 3, function: 0)
   private static let input: UInt64 = 0x1_0000_0000

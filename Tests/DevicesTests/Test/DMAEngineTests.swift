@@ -6,7 +6,7 @@ import Testing
 @testable import Devices
 
 /// What `DMAEngineRegisters` tells a driver, and that a hostile one can do no harm.
-@Suite("dma-engine", .timeLimit(.minutes(10)))
+@Suite("dma-engine", .timeLimit(.minutes(5)))
 struct DMAEngineTests {
   let root = ScriptedRoot(memory: HeapMemory(size: 1 << 20))
   let router = RecordingRouter()

@@ -8,7 +8,7 @@ import VTd
 @testable import Machine
 
 /// From a source's message to the local APIC of a real CPU, with and without a remapper in between.
-@Suite(.serialized, .enabled(if: APICGuest.isPossible, "/dev/kvm cannot be used here"), .timeLimit(.minutes(10)))
+@Suite(.serialized, .enabled(if: APICGuest.isPossible, "/dev/kvm cannot be used here"), .timeLimit(.minutes(5)))
 struct InterruptDeliveryTests {
   private let requester = Requester(id: RequesterID(bus: 0, device: 2, function: 0), busMasterEnable: true)
 

@@ -64,7 +64,7 @@ private func socketPath(_ name: String = #function) -> String {
   "/tmp/nestling-qtest-\(getpid())-\(name.prefix { $0 != "(" })"
 }
 
-@Suite(.timeLimit(.minutes(10))) struct QTestServerTests {
+@Suite(.timeLimit(.minutes(5))) struct QTestServerTests {
   /// A server on a socket of its own.
   private final class Served {
     let board: QTestBoard
@@ -170,7 +170,7 @@ private func socketPath(_ name: String = #function) -> String {
 }
 
 /// A machine from its configuration to its end, without a CPU: what a monitor asks of it, and hears.
-@Suite(.serialized, .timeLimit(.minutes(10))) struct RunningMachineTests {
+@Suite(.serialized, .timeLimit(.minutes(5))) struct RunningMachineTests {
   private struct NoInterpreter: InputInterpreter {
     func receive(_ bytes: ArraySlice<UInt8>, guestBytes: inout [UInt8]) -> (used: Int, action: InputAction?) {
       guestBytes += bytes

@@ -180,7 +180,7 @@ import Testing
   }
 
   /// Whatever the bytes, there is one answer, and it is one of the three kinds.
-  @Test(.timeLimit(.minutes(10))) func anyBytes() throws {
+  @Test(.timeLimit(.minutes(5))) func anyBytes() throws {
     let client = try QTestBoard(unit: .init())
     let words = [
       "inb", "outl", "readq", "writel", "read", "write", "b64read", "b64write", "memset", "clock_step", "clock_set",

@@ -8,7 +8,7 @@ import VTd
 
 /// A VT-d unit and `edu` on a whole board, driven as a driver drives them, without a CPU: found by configuration
 /// accesses, programmed by MMIO, with every table in RAM.
-@Suite(.timeLimit(.minutes(10))) struct QTestTranslationTests {
+@Suite(.timeLimit(.minutes(5))) struct QTestTranslationTests {
   private static let unit: UInt64 = 0xfed9_0000
   private static let bar: UInt64 = 0xe000_0000
   private static let function: UInt8 = 3 << 3

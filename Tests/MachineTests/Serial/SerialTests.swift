@@ -30,7 +30,7 @@ extension CharacterOutputBuffer {
   fileprivate func write(_ text: String) { #expect(write(Array(text.utf8))) }
 }
 
-@Suite(.timeLimit(.minutes(10))) struct CharacterOutputBufferTests {
+@Suite(.timeLimit(.minutes(5))) struct CharacterOutputBufferTests {
   private func pattern(_ count: Int) -> [UInt8] { (0..<count).map { UInt8(truncatingIfNeeded: $0 &* 31 ^ $0 >> 7) } }
 
   @Test func bytesComeOutInOrder() throws {
@@ -121,7 +121,7 @@ extension CharacterOutputBuffer {
   }
 }
 
-@Suite(.serialized, .timeLimit(.minutes(10))) struct SerialConnectionTests {
+@Suite(.serialized, .timeLimit(.minutes(5))) struct SerialConnectionTests {
   private struct Passing: InputInterpreter {
     mutating func receive(
       _ bytes: ArraySlice<UInt8>, guestBytes: inout [UInt8]
