@@ -232,6 +232,28 @@ struct RemappingTextTests {
     #expect(RemappingText.units([]) == "There is no IOMMU.\n")
   }
 
+  @Test func whatTheHostHas() {
+    let stage = GuestFirstStage(root: 0x12_3000, levels: 4, domain: 5, pasid: 0)
+    let cases: [(HostBinding?, HostAttachment.Target, String?, String)] = [
+      (
+        .firstStage(stage), .nested(5, parent: 3, addressSpace: 1), "iommufd0",
+        "nested, HWPT 5, 4 levels at 0x123000, on second stage, HWPT 3 over IOAS 1, iommufd0"
+      ),
+      (.secondStage, .parent(3, addressSpace: 1), "iommufd0", "second stage, HWPT 3 over IOAS 1, iommufd0"),
+      (.secondStage, .addressSpace(1), nil, "the page table of IOAS 1"),
+      (.blocked(.guestSecondStage), .none, "iommufd0", "nothing: the guest translates by second-stage tables"),
+      (.blocked(.refused), .none, nil, "nothing: the host refused what the guest's tables ask for"),
+      (
+        .blocked(.entry(.pasidEntryNotPresent)), .none, nil,
+        "nothing: fault 0x59 (SPT.2): the PASID-table entry is not present"
+      ),
+    ]
+    for (binding, target, iommufd, line) in cases {
+      let attachment = HostAttachment(source: four, binding: binding, target: target, iommufd: iommufd)
+      #expect(HostAttachmentText.line(attachment) == line)
+    }
+  }
+
   @Test func theLogNamesUnitsWhereThereAreSeveral() throws {
     let guest = try firstStage()
     let unit = inspection(guest).units[0]

@@ -43,7 +43,8 @@ extension HostAttachment.Target {
     switch target {
     case let table as HardwarePageTable:
       let space = table.addressSpace?.id
-      self = table.parent.map { .nested(table.id, parent: $0.id, addressSpace: space) }
+      self =
+        table.parent.map { .nested(table.id, parent: $0.id, addressSpace: space) }
         ?? .parent(table.id, addressSpace: space)
     case let space?: self = .addressSpace(space.id)
     case nil: self = .none
