@@ -91,7 +91,7 @@ struct Engine {
   // MARK: Capabilities
 
   /// The address of an extended capability in the configuration window; nil where it has none.
-  private func capability(_ identifier: UInt32) -> UInt64? {
+  func capability(_ identifier: UInt32) -> UInt64? {
     var at: UInt32 = 0x100
     while at >= 0x100 {
       let header = load32(function.address(window, at))

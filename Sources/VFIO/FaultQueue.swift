@@ -1,20 +1,49 @@
 import CLinux
+import Glibc
 import Linux
+import Synchronization
 
 /// Page requests of devices that nested page tables could not answer (IOMMU_FAULT_QUEUE_ALLOC): read here, answered
 /// here.
+///
+/// The kernel hands over whole groups, each with a cookie that is taken again by another group as soon as it is
+/// answered: by `respond`, or by the kernel itself (as invalid) when the device's page table is replaced or taken
+/// from it.
 public final class FaultQueue: Sendable {
   /// struct iommu_hwpt_pgfault.
   public struct PageRequest: Hashable, Sendable {
+    /// As VFIO_DEVICE_BIND_IOMMUFD answered it.
     public var device: UInt32
     public var pasid: UInt32?
     public var group: UInt32
     public var isLastOfGroup: Bool
-    /// IOMMU_PGFAULT_PERM_*: read, write, execute, privileged.
-    public var permissions: UInt32
+    public var permissions: Permissions
     public var address: UInt64
-    /// Names the request in the answer.
+    /// Names the group in the answer: the same for all of its requests.
     public var cookie: UInt32
+
+    public init(
+      device: UInt32, pasid: UInt32?, group: UInt32, isLastOfGroup: Bool, permissions: Permissions, address: UInt64,
+      cookie: UInt32
+    ) {
+      self.device = device
+      self.pasid = pasid
+      self.group = group
+      self.isLastOfGroup = isLastOfGroup
+      self.permissions = permissions
+      self.address = address
+      self.cookie = cookie
+    }
+  }
+
+  /// enum iommu_hwpt_pgfault_perm.
+  public struct Permissions: OptionSet, Hashable, Sendable {
+    public let rawValue: UInt32
+    public init(rawValue: UInt32) { self.rawValue = rawValue }
+    public static let read = Permissions(rawValue: UInt32(IOMMU_PGFAULT_PERM_READ))
+    public static let write = Permissions(rawValue: UInt32(IOMMU_PGFAULT_PERM_WRITE))
+    public static let execute = Permissions(rawValue: UInt32(IOMMU_PGFAULT_PERM_EXEC))
+    public static let privileged = Permissions(rawValue: UInt32(IOMMU_PGFAULT_PERM_PRIV))
   }
 
   public enum Response: UInt32, Sendable {
@@ -22,9 +51,15 @@ public final class FaultQueue: Sendable {
     case invalid = 1
   }
 
+  /// Of one group. The kernel has devices keep to 2048 outstanding requests.
+  public static let mostRequests = 4096
+
   private let owner: IOMMUFD
   let id: UInt32
-  private let file: KernelFile
+  /// nil only at the end: the kernel destroys the queue once its file is closed.
+  private let file: Mutex<KernelFile?>
+  /// Readable while there are requests.
+  public let descriptor: Int32
 
   public init(of owner: IOMMUFD) throws(SystemError) {
     var request = iommu_fault_alloc()
@@ -32,34 +67,58 @@ public final class FaultQueue: Sendable {
     try owner.file.request("IOMMU_FAULT_QUEUE_ALLOC", IOMMU_FAULT_QUEUE_ALLOC, &request)
     self.owner = owner
     id = request.out_fault_id
-    file = KernelFile(owning: Int32(bitPattern: request.out_fault_fd), calls: owner.file.calls)
+    descriptor = Int32(bitPattern: request.out_fault_fd)
+    file = Mutex(KernelFile(owning: descriptor, calls: owner.file.calls))
   }
 
-  deinit { owner.destroy(id) }
+  deinit {
+    file.withLock { $0 = nil }
+    owner.destroy(id)
+  }
 
-  /// Readable while there are requests.
-  public var descriptor: Int32 { file.descriptor }
-
-  /// What is there now, at most 64; waits where there is nothing.
+  /// What is there now, in whole groups; nothing is waited for.
+  /// - Throws: EINVAL for a group of more than `mostRequests`, which stays.
   public func read() throws(SystemError) -> [PageRequest] {
-    var faults = [iommu_hwpt_pgfault](repeating: iommu_hwpt_pgfault(), count: 64)
-    // SAFETY: the kernel fills the array.
-    let answer = unsafe faults.withUnsafeMutableBytes { unsafe file.calls.read(file.descriptor, at: nil, into: $0) }
-    guard answer >= 0 else { throw SystemError("read", "fault queue", code: Int32(-answer)) }
-    return faults.prefix(answer / MemoryLayout<iommu_hwpt_pgfault>.size).map { fault in
-      PageRequest(
-        device: fault.dev_id,
-        pasid: fault.flags & UInt32(IOMMU_PGFAULT_FLAGS_PASID_VALID) != 0 ? fault.pasid : nil, group: fault.grpid,
-        isLastOfGroup: fault.flags & UInt32(IOMMU_PGFAULT_FLAGS_LAST_PAGE) != 0, permissions: fault.perm,
-        address: fault.addr, cookie: fault.cookie)
+    var room = 64
+    while true {
+      var faults = [iommu_hwpt_pgfault](repeating: iommu_hwpt_pgfault(), count: room)
+      // SAFETY: the kernel fills the array.
+      let answer = unsafe faults.withUnsafeMutableBytes { buffer in
+        file.withLock { file in
+          file.map { unsafe $0.calls.read(descriptor, at: nil, into: buffer) } ?? -Int(EBADF)
+        }
+      }
+      if answer >= 0 {
+        return faults.prefix(answer / MemoryLayout<iommu_hwpt_pgfault>.size).map(PageRequest.init)
+      }
+      // The first group does not fit.
+      guard answer == -Int(EINVAL), room < Self.mostRequests else {
+        throw SystemError("read", "fault queue", code: Int32(-answer))
+      }
+      room *= 4
     }
   }
 
-  /// Answers the group that a request was the last of.
+  /// Answers a group.
+  /// - Throws: EINVAL for one that is answered already.
   public func respond(to cookie: UInt32, _ response: Response) throws(SystemError) {
     var answer = iommu_hwpt_page_response(cookie: cookie, code: response.rawValue)
     // SAFETY: the kernel reads the structure.
-    let written = unsafe withUnsafeBytes(of: &answer) { unsafe file.calls.write(file.descriptor, at: nil, from: $0) }
+    let written = unsafe withUnsafeBytes(of: &answer) { buffer in
+      file.withLock { file in
+        file.map { unsafe $0.calls.write(descriptor, at: nil, from: buffer) } ?? -Int(EBADF)
+      }
+    }
     guard written >= 0 else { throw SystemError("write", "fault queue", code: Int32(-written)) }
+  }
+}
+
+extension FaultQueue.PageRequest {
+  fileprivate init(_ fault: iommu_hwpt_pgfault) {
+    self.init(
+      device: fault.dev_id,
+      pasid: fault.flags & UInt32(IOMMU_PGFAULT_FLAGS_PASID_VALID) != 0 ? fault.pasid : nil, group: fault.grpid,
+      isLastOfGroup: fault.flags & UInt32(IOMMU_PGFAULT_FLAGS_LAST_PAGE) != 0,
+      permissions: FaultQueue.Permissions(rawValue: fault.perm), address: fault.addr, cookie: fault.cookie)
   }
 }

@@ -31,6 +31,8 @@ public struct HardwareInformation: Hashable, Sendable {
     public var offersFiveLevels: Bool { capability >> 60 & 1 != 0 }
     /// Bits of a PASID (ECAP.PASID, PSS); 0 where there are none.
     public var pasidBits: Int { extendedCapability >> 40 & 1 != 0 ? Int(extendedCapability >> 35 & 0x1f) + 1 : 0 }
+    /// ECAP.PRS.
+    public var offersPageRequests: Bool { extendedCapability >> 29 & 1 != 0 }
     /// ECAP.SRS, EAFS.
     public var offersSupervisorRequests: Bool { extendedCapability >> 31 & 1 != 0 }
     public var offersExtendedAccessedFlag: Bool { extendedCapability >> 34 & 1 != 0 }

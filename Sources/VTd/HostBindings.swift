@@ -95,6 +95,15 @@ public final class HostBindings: InvalidationObserver {
     if wasLast { unit.removeObserver(self) }
   }
 
+  /// Has a function bound anew, though the tables say what they said: its host does it in another way from now on.
+  public func renew(_ host: any HostTranslation) {
+    state.withLock { state in
+      guard let index = state.functions.firstIndex(where: { $0.host === host }) else { return }
+      state.functions[index].held = nil
+      reread(index, &state)
+    }
+  }
+
   // MARK: The guest's side
 
   public func invalidated(_ invalidations: [Invalidation]) {
@@ -174,7 +183,8 @@ public final class HostBindings: InvalidationObserver {
         !done.contains(ObjectIdentifier(table))
       else { continue }
       done.append(ObjectIdentifier(table))
-      let own = Self.invalidations(of: stage, among: invalidations)
+      let users = state.functions.filter { $0.table === table }.map(\.requester.id)
+      let own = Self.invalidations(of: stage, used: users, among: invalidations)
       guard !own.isEmpty else { continue }
       state.counters.invalidationCalls &+= 1
       state.counters.invalidations &+= UInt64(own.count)
@@ -196,22 +206,35 @@ public final class HostBindings: InvalidationObserver {
     }
   }
 
+  /// What is to be handed over for a table.
+  ///
+  /// The host flushes the device TLBs of its users with each. So what the guest invalidates in a device TLB needs no more
+  /// where the same was invalidated in the unit just before, as software has to; anything else is handed over as if it
+  /// were the unit's.
   private static func invalidations(
-    of stage: GuestFirstStage, among invalidations: [Invalidation]
+    of stage: GuestFirstStage, used users: [RequesterID], among invalidations: [Invalidation]
   ) -> [FirstStageInvalidation] {
     var own: [FirstStageInvalidation] = []
     for invalidation in invalidations {
+      let next: FirstStageInvalidation
       switch invalidation {
       case .allTranslations,
         .translationsOfDomain(stage.domain),
         .translationsOfPASID(stage.pasid, domain: stage.domain):
         return [.all]
       case .pagesOfPASID(stage.pasid, domain: stage.domain, let pages, let leafOnly):
-        let next = FirstStageInvalidation(pages, leafOnly: leafOnly)
-        guard next != .all, own.count < mostInvalidations else { return [.all] }
-        own.append(next)
-      default: break
+        next = FirstStageInvalidation(pages, leafOnly: leafOnly)
+      case .deviceTLB(let source, let pages) where users.contains(source):
+        next = FirstStageInvalidation(pages, leafOnly: true)
+        if own.contains(where: { $0.covers(next) }) { continue }
+      case .deviceTLBOfPASID(let source, let pasid, let pages)
+      where users.contains(source) && (pasid == nil || pasid == stage.pasid):
+        next = FirstStageInvalidation(pages, leafOnly: true)
+        if own.contains(where: { $0.covers(next) }) { continue }
+      default: continue
       }
+      guard next != .all, own.count < mostInvalidations else { return [.all] }
+      own.append(next)
     }
     return own
   }

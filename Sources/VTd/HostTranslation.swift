@@ -3,7 +3,8 @@
 
 /// One passed-through function, behind this unit and behind the host's IOMMU.
 ///
-/// Calls come one at a time, from the thread of the vCPU that invalidates or resets, which waits for them.
+/// Calls come one at a time, from the thread of the vCPU that invalidates or resets, or of whoever asked for a binding
+/// anew (`HostBindings.renew`), which waits for them.
 public protocol HostTranslation: AnyObject, Sendable {
   /// From its return on the function's requests go by `binding` and by nothing else. What it was bound to before
   /// may go as soon as that holds; its first stage does when nobody holds it any more.
@@ -98,4 +99,11 @@ public struct FirstStageInvalidation: Hashable, Sendable {
   }
 
   public static let all = FirstStageInvalidation(address: 0, pageCount: .max, leafOnly: false)
+
+  /// Whether nothing of another one's leaves is left after this.
+  func covers(_ other: FirstStageInvalidation) -> Bool {
+    guard other.address >= address else { return false }
+    let skipped = (other.address - address) >> 12
+    return skipped <= pageCount && other.pageCount <= pageCount - skipped
+  }
 }

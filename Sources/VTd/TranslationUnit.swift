@@ -319,6 +319,8 @@ public final class TranslationUnit: BusDevice, DMARemapper {
       finish(wait)
       registers.state.withLock { $0.advanceQueue(generation: fetch.generation) }
     case .respond(let response, let source):
+      // The function asks again at once: it is not to meet what was invalidated before the response.
+      complete(&pending)
       deliver(response, to: source)
       registers.state.withLock { $0.advanceQueue(generation: fetch.generation) }
     }

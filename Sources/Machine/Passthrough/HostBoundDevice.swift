@@ -7,7 +7,8 @@ import VTd
 ///
 /// Blocked, the device is detached: the host's IOMMU then refuses its requests.
 ///
-/// Lock order: called with the unit's bindings locked; then `PassthroughMemory`'s, then the device's.
+/// Lock order: called with the unit's bindings locked; then `PassthroughMemory`'s, or that of the page requests and
+/// then the device's.
 final class HostBoundDevice: HostTranslation {
   /// What a person is to know of it.
   enum Notice: Hashable, Sendable {
@@ -15,10 +16,14 @@ final class HostBoundDevice: HostTranslation {
     case blocked(HostBinding.BlockReason)
     /// The host refused what the guest asked for.
     case refused(SystemError)
+    /// The host does not hand its page requests over any more.
+    case pageRequestsRefused(SystemError)
   }
 
   private struct State {
     var attached: (any AttachmentTarget)?
+    /// nil: the host answers its page requests.
+    var pageRequests: HostPageRequests?
     /// Each is told once.
     var told: Set<Notice> = []
   }
@@ -54,12 +59,9 @@ final class HostBoundDevice: HostTranslation {
         return nil
       case .firstStage(let stage):
         guard let parent = secondStage as? HardwarePageTable else { throw HostRefusal() }
-        let nested = try memory.nestedTable(stage, on: parent, for: device)
-        try attach(nested.table)
-        return nested
+        return try attach(stage, on: parent)
       case .blocked(let reason):
-        try device.detach()
-        state.withLock { $0.attached = nil }
+        try attach(nil)
         switch reason {
         case .guestSecondStage, .supervisorRequests: notice(.blocked(reason))
         case .entry, .refused: break
@@ -74,13 +76,80 @@ final class HostBoundDevice: HostTranslation {
     }
   }
 
-  private func attach(_ target: any AttachmentTarget) throws(SystemError) {
-    if state.withLock({ $0.attached === target }) { return }
-    try device.attach(to: target)
+  private func attach(_ stage: GuestFirstStage, on parent: HardwarePageTable) throws(SystemError) -> NestedTable {
+    guard let requests = state.withLock({ $0.pageRequests }) else {
+      let nested = try memory.nestedTable(stage, on: parent, for: device)
+      try attach(nested.table)
+      return nested
+    }
+    do {
+      return try attach(stage, on: parent, requests)
+    } catch {
+      // Without them, if that is what the host minds.
+      let nested = try memory.nestedTable(stage, on: parent, for: device)
+      try attach(nested.table)
+      refusePageRequests(error)
+      return nested
+    }
+  }
+
+  private func attach(
+    _ stage: GuestFirstStage, on parent: HardwarePageTable, _ requests: HostPageRequests
+  ) throws(SystemError) -> NestedTable {
+    let nested = try memory.nestedTable(stage, on: parent, for: device, queue: requests.queue)
+    // Linux before 6.15 takes a device's page requests only where ATS is enabled, which it is by a table of the
+    // kernel's own.
+    if state.withLock({ $0.attached == nil }) { try attach(memory.nothing()) }
+    try attach(nested.table, ridPASID: stage.pasid)
+    return nested
+  }
+
+  /// - Parameters:
+  ///   - target: nil for nothing.
+  ///   - ridPASID: of the entry that a first stage comes from.
+  private func attach(_ target: (any AttachmentTarget)?, ridPASID: UInt32? = nil) throws(SystemError) {
+    let (attached, requests) = state.withLock { ($0.attached, $0.pageRequests) }
+    if let target, attached === target { return }
+    func change() throws(SystemError) {
+      if let target { try device.attach(to: target) } else { try device.detach() }
+    }
+    if let requests {
+      try requests.changingTable(of: device.id, ridPASID: ridPASID, change)
+    } else {
+      try change()
+    }
     state.withLock { $0.attached = target }
   }
 
   private func notice(_ notice: Notice) {
     if state.withLock({ $0.told.insert(notice).inserted }) { tell(notice) }
+  }
+
+  // MARK: Page requests
+
+  /// Has the host hand the device's page requests over, from its next first stage on. Tried at once, so that the guest
+  /// is shown nothing that will not be.
+  /// - Throws: what the kernel says to it: its IOMMU has none, the device has none, it is a virtual function.
+  func offerPageRequests() throws(SystemError) -> HostPageRequests? {
+    guard let parent = secondStage as? HardwarePageTable else { return nil }
+    let requests = try memory.pageRequests()
+    // A table of which nothing is walked: the device sends no requests yet.
+    let trial = GuestFirstStage(root: 0, levels: 4, domain: 0, pasid: 0)
+    state.withLock { $0.pageRequests = requests }
+    do throws(SystemError) {
+      _ = try attach(trial, on: parent, requests)
+      try attach(secondStage)
+    } catch {
+      try? attach(secondStage)
+      state.withLock { $0.pageRequests = nil }
+      throw error
+    }
+    return requests
+  }
+
+  /// From the next first stage on the host answers the device's page requests.
+  func refusePageRequests(_ error: SystemError) {
+    state.withLock { $0.pageRequests = nil }
+    notice(.pageRequestsRefused(error))
   }
 }

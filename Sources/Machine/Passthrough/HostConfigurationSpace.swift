@@ -27,9 +27,17 @@ struct HostConfigurationSpace: Sendable {
   /// As the host's header has it: 0 for none.
   let interruptPin: UInt8
   let header: [UInt8]
+  /// Where capabilities of these identifiers are, of those that may be shown.
+  private(set) var translationServices: [UInt16: Int] = [:]
+  /// The device has page requests, shown or not.
+  private(set) var hasPageRequests = false
+  private let services: TranslationServices
 
-  /// - Parameter bytes: the host's, 256 or 4096.
-  init(_ bytes: [UInt8]) {
+  /// - Parameters:
+  ///   - bytes: the host's, 256 or 4096.
+  ///   - services: what the guest's unit and the host offer the function together.
+  init(_ bytes: [UInt8], services: TranslationServices = []) {
+    self.services = services
     let bytes = bytes + [UInt8](repeating: 0, count: max(0, ConfigurationSpace.size - bytes.count))
     header = Array(bytes[..<0x40])
     interruptPin = min(bytes[StandardOffset.interruptPin], 4)
@@ -158,7 +166,12 @@ struct HostConfigurationSpace: Sendable {
       entries.append((offset, header))
       offset = Int(header >> 20) & ~3
     }
-    let shown = entries.filter { Identifier.extended.contains(UInt16(truncatingIfNeeded: $0.header)) }
+    hasPageRequests = entries.contains { UInt16(truncatingIfNeeded: $0.header) == PageRequestControl.id }
+    let shown = entries.filter { entry in
+      let id = UInt16(truncatingIfNeeded: entry.header)
+      return Identifier.extended.contains(id)
+        || services.shows(id) && entry.offset <= ConfigurationSpace.size - TranslationServices.room
+    }
     guard !shown.isEmpty else { return }
     // The list begins at 0x100 whatever is there: an identifier that nobody has stands for what is left out.
     var list = shown
@@ -167,7 +180,13 @@ struct HostConfigurationSpace: Sendable {
       let next = index + 1 < list.count ? UInt32(list[index + 1].offset) << 20 : 0
       given.space.define(entry.offset, entry.header & 0x000f_ffff | next)
     }
-    for (offset, _) in shown {
+    for (offset, header) in shown {
+      let id = UInt16(truncatingIfNeeded: header)
+      if let own = TranslationServices.registers(id, host: bytes, at: offset) {
+        translationServices[id] = offset
+        given.define(own, at: offset + 4)
+        continue
+      }
       let end = entries.map(\.offset).filter { $0 > offset }.min() ?? ConfigurationSpace.size
       pass(offset + 4..<end)
     }

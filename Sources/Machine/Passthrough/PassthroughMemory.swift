@@ -16,6 +16,8 @@ final class PassthroughMemory: Sendable {
   private struct NestedKey: Hashable {
     let parent: UInt32
     let stage: GuestFirstStage
+    /// Its fault queue's descriptor.
+    let queue: Int32?
   }
   private struct WeakNested {
     weak var table: NestedTable?
@@ -23,6 +25,8 @@ final class PassthroughMemory: Sendable {
   private struct State {
     var parents: [HardwarePageTable] = []
     var nested: [NestedKey: WeakNested] = [:]
+    var pageRequests: HostPageRequestThread?
+    var nothing: IOAddressSpace?
   }
 
   let iommufd: IOMMUFD
@@ -71,17 +75,38 @@ final class PassthroughMemory: Sendable {
   var parentCount: Int { state.withLock { $0.parents.count } }
 
   /// The host's table for a first stage of the guest: one for all devices on the same parent.
+  /// - Parameter queue: where page requests go that it does not answer; nil: the host refuses them.
   func nestedTable(
-    _ stage: GuestFirstStage, on parent: HardwarePageTable, for device: VFIODevice
+    _ stage: GuestFirstStage, on parent: HardwarePageTable, for device: VFIODevice, queue: FaultQueue? = nil
   ) throws(SystemError) -> NestedTable {
     try state.withLock { (state) throws(SystemError) in
-      let key = NestedKey(parent: parent.id, stage: stage)
+      let key = NestedKey(parent: parent.id, stage: stage, queue: queue?.descriptor)
       if let table = state.nested[key]?.table { return table }
       let table = NestedTable(
-        try HardwarePageTable(nesting: .init(stage), on: parent, for: device.id))
+        try HardwarePageTable(nesting: .init(stage), on: parent, for: device.id, faults: queue))
       state.nested = state.nested.filter { $0.value.table != nil }
       state.nested[key] = WeakNested(table: table)
       return table
+    }
+  }
+
+  /// Page requests of all its devices, made and served from the first call on.
+  func pageRequests() throws(SystemError) -> HostPageRequests {
+    try state.withLock { (state) throws(SystemError) in
+      if let thread = state.pageRequests, !thread.requests.isBroken { return thread.requests }
+      let thread = try HostPageRequestThread(of: iommufd)
+      state.pageRequests = thread
+      return thread.requests
+    }
+  }
+
+  /// An address space without memory: a device attached to it reaches nothing.
+  func nothing() throws(SystemError) -> IOAddressSpace {
+    try state.withLock { (state) throws(SystemError) in
+      if let space = state.nothing { return space }
+      let space = try IOAddressSpace(of: iommufd)
+      state.nothing = space
+      return space
     }
   }
 }

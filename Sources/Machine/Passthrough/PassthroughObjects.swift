@@ -99,6 +99,8 @@ public struct PassthroughNotice: Hashable, Sendable {
     case supervisorRequests
     /// The host refused what the guest asked for; its requests are refused.
     case hostRefused(SystemError)
+    /// The host answers the device's page requests by itself: the guest sees none.
+    case pageRequestsRefused(SystemError)
     /// The device met an error that it does not recover from: the guest is stopped.
     case error
     /// The host wants the device back.

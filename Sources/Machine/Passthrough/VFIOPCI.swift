@@ -27,6 +27,7 @@ final class VFIOPCI: FunctionModel {
     /// Bits of the device's command register.
     var command: UInt16 = 0
     var interruptAsserted = false
+    var pageRequests: PageRequestInterface?
   }
 
   private static let decoding: Command = [.memorySpaceEnable, .ioSpaceEnable]
@@ -35,8 +36,10 @@ final class VFIOPCI: FunctionModel {
   /// - Parameters:
   ///   - device: attached to where its requests are to go.
   ///   - address: on the guest's bus.
+  ///   - services: what the guest is to see of its translation services.
   init(
-    _ device: VFIODevice, environment: PCIEnvironment, deviceMemory: (any DeviceMemory)?, address: RequesterID
+    _ device: VFIODevice, environment: PCIEnvironment, deviceMemory: (any DeviceMemory)?, address: RequesterID,
+    services: TranslationServices = []
   ) throws(PassthroughError.Problem) {
     self.device = device
     self.deviceMemory = deviceMemory
@@ -44,7 +47,7 @@ final class VFIOPCI: FunctionModel {
       let configuration = try device.region(7)
       self.configuration = configuration
       let bytes = Self.bytes(of: configuration, device)
-      space = HostConfigurationSpace(bytes)
+      space = HostConfigurationSpace(bytes, services: services)
       let bars = try Self.bars(bytes, device)
       regions = bars.regions
       mappings = Self.mappings(of: bars.regions, space.msix, device)
@@ -177,11 +180,17 @@ final class VFIOPCI: FunctionModel {
     // Its DMA ends before its tables do.
     write(command: Self.decoding.rawValue)
     function.remove()
+    let ended = state.withLock { state in
+      defer { state.pageRequests = nil }
+      return state.pageRequests
+    }
+    ended?.stop()
     interrupts.reset()
     events.stop()
   }
 
   func reset() {
+    pageRequests?.reset()
     interrupts.reset()
     // No request may leave the device between its reset and the guest's next driver.
     write(command: Self.decoding.rawValue)
@@ -214,12 +223,28 @@ final class VFIOPCI: FunctionModel {
     slots.withLock { $0[bar] = made }
   }
 
+  // MARK: Page requests
+
+  /// Where the guest sees the capability; nil where it is not shown.
+  var pageRequestOffset: Int? { space.translationServices[PageRequestControl.id] }
+
+  /// Whether the device has page requests, shown or not.
+  var hasPageRequests: Bool { space.hasPageRequests }
+
+  /// What the guest's accesses to the capability mean; nil: nothing.
+  var pageRequests: PageRequestInterface? {
+    get { state.withLock { $0.pageRequests } }
+    set { state.withLock { $0.pageRequests = newValue } }
+  }
+
   // MARK: Configuration space
 
   func configurationRead(offset: Int, width: AccessWidth, own: UInt64) -> UInt64 {
     var mask: UInt64 = 0
     for index in 0..<width.rawValue { mask |= UInt64(space.direct[offset + index]) << (8 * index) }
-    guard mask != 0 else { return own }
+    guard mask != 0 else {
+      return pageRequests?.configurationRead(offset..<offset + width.rawValue, own: own) ?? own
+    }
     let theirs = device.read(configuration, offset: UInt64(offset), width: width.rawValue) ?? width.allOnes
     return own & ~mask | theirs & mask
   }
@@ -232,6 +257,7 @@ final class VFIOPCI: FunctionModel {
       write(command: own.intersection(Self.passed).union(Self.decoding).rawValue)
     }
     forward(touched, value)
+    pageRequests?.configurationWritten(touched, value: value)
     if function.msix?.isEnabled == true {
       interrupts.choose(.msix)
     } else if function.msi?.isEnabled == true {

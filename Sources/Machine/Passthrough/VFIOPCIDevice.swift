@@ -41,6 +41,7 @@ extension VFIOPCIOptions: BoardDevice {
       let memory = try shared.memory(of: object, ram: board.memory)
       let device = try Self.bind(file, to: memory.iommufd)
       let unit = board.unit(at: address)
+      var hostOffersPageRequests = false
       if let unit {
         let information: HardwareInformation
         do {
@@ -49,12 +50,15 @@ extension VFIOPCIOptions: BoardDevice {
           throw .iommufd(error)
         }
         if let missing = HostRequirement.missing(for: unit.options, on: information) { throw .requirement(missing) }
+        hostOffersPageRequests = information.vtd?.offersPageRequests == true
       }
       let bound = try Self.attach(device, memory, nests: unit?.options.firstStage == true) { notice in
         shared.tell(PassthroughNotice(device: name, notice))
       }
+      let services = Services(of: bound, behind: unit, hostOffersPageRequests: hostOffersPageRequests)
       let model = try VFIOPCI(
-        device, environment: board.environment(at: address), deviceMemory: board.deviceMemory, address: address)
+        device, environment: board.environment(at: address), deviceMemory: board.deviceMemory, address: address,
+        services: services.offered)
       let events = board.events
       do {
         try model.start { event in
@@ -68,6 +72,12 @@ extension VFIOPCIOptions: BoardDevice {
       let pin = BoardLayout.pin(of: address, interruptPin: max(model.function.description.interruptPin, 1))
       let watch = board.interruptEnds.add(pin: pin) { [weak model] in model?.interruptEnded() }
       let bindings = unit.map { shared.bindings(of: $0) }
+      if let refusal = services.refusal, model.hasPageRequests {
+        shared.tell(PassthroughNotice(device: name, kind: .pageRequestsRefused(refusal)))
+      }
+      if let bindings, let requests = services.requests {
+        model.servePageRequests(requests, of: device.id, bound, bindings)
+      }
       bindings?.add(bound, for: model.function.requester)
       board.plug(model.function) {
         bindings?.remove(bound)
@@ -85,6 +95,26 @@ extension VFIOPCIOptions: BoardDevice {
       return try VFIODevice(file: file, to: iommufd)
     } catch {
       throw .bind(error)
+    }
+  }
+
+  /// A device's translation services: what the guest is to see of them, where its page requests come from, and what
+  /// the kernel said to that.
+  private struct Services {
+    var offered: TranslationServices = []
+    var requests: HostPageRequests?
+    var refusal: SystemError?
+
+    init(of bound: HostBoundDevice, behind unit: TranslationUnit?, hostOffersPageRequests: Bool) {
+      guard let unit, unit.options.deviceIOTLB else { return }
+      offered.insert(.addressTranslation)
+      guard unit.options.svm, hostOffersPageRequests else { return }
+      do {
+        requests = try bound.offerPageRequests()
+        if requests != nil { offered.insert(.pageRequests) }
+      } catch {
+        refusal = error
+      }
     }
   }
 
@@ -106,6 +136,7 @@ extension PassthroughNotice {
     kind =
       switch notice {
       case .refused(let error): .hostRefused(error)
+      case .pageRequestsRefused(let error): .pageRequestsRefused(error)
       case .blocked(.supervisorRequests): .supervisorRequests
       case .blocked: .guestSecondStage
       }
