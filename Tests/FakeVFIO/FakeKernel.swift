@@ -13,6 +13,7 @@ package final class FakeKernel: SystemCalls {
     package var capability: UInt64 = 0x2f << 16
     package var extendedCapability: UInt64
     package var isVTd = true
+    package var hasPageRequests = true
     package var regions: [UInt32: (size: UInt64, flags: UInt32, sparse: [(UInt64, UInt64)])] = [:]
     package var interrupts: [UInt32: UInt32] = [0: 1, 1: 1, 2: 8, 4: 1]
     package var boundTo: Int32?
@@ -42,12 +43,13 @@ package final class FakeKernel: SystemCalls {
   package enum File: Equatable {
     case iommufd
     case device(Int)
-    case faultQueue
+    case faultQueue(UInt32)
   }
 
   package struct State {
     package var files: [Int32: File] = [:]
-    package var nextFile: Int32 = 100
+    /// Beyond what this process may have open, as some descriptors are real.
+    package var nextFile: Int32 = 1 << 24
     package var objects: [UInt32: Object] = [:]
     package var nextObject: UInt32 = 1
     package var devices: [Device] = []
@@ -58,6 +60,12 @@ package final class FakeKernel: SystemCalls {
     package var calls: [String] = []
     /// What broke the kernel's rules, which our module must never do.
     package var violations: [String] = []
+    package var faultQueues: [UInt32: FakeFaultQueue] = [:]
+    /// By nested table.
+    package var queueOfTable: [UInt32: UInt32] = [:]
+    package var responses: [FakeResponse] = []
+    /// To groups that are not outstanding.
+    package var refusedResponses = 0
     package var invalidations: [(table: UInt32, entries: [iommu_hwpt_vtd_s1_invalidate])] = []
     package var interruptSets: [(flags: UInt32, index: UInt32, start: UInt32, events: [Int32])] = []
     /// Calls that still succeed before one fails; nil: none fails.
@@ -107,12 +115,13 @@ package final class FakeKernel: SystemCalls {
     state.withLock { state in
       switch state.files.removeValue(forKey: descriptor) {
       case .device(let index):
+        state.answerFaults(of: index, leaving: state.devices[index].attachedTo)
         state.devices[index].attachedTo = nil
         state.devices[index].boundTo = nil
       case .iommufd:
         // The kernel frees what is left; our module is to have freed it before.
         if !state.objects.isEmpty { state.violations.append("iommufd closed with objects \(state.objects)") }
-      case .faultQueue: break
+      case .faultQueue(let id): state.faultQueues[id]?.close()
       case nil: state.violations.append("close of \(descriptor), which is not open")
       }
     }
@@ -121,6 +130,10 @@ package final class FakeKernel: SystemCalls {
   package func read(_ descriptor: Int32, at offset: UInt64?, into buffer: UnsafeMutableRawBufferPointer) -> Int {
     state.withLock { state in
       guard let file = state.files[descriptor] else { return -Int(EBADF) }
+      if case .faultQueue(let id) = file {
+        if let code = state.fails("read", 0) { return Int(code) }
+        return state.readFaults(id, buffer)
+      }
       let offset = offset ?? 0
       var bytes = (0..<UInt64(buffer.count)).map { UInt8(truncatingIfNeeded: offset &+ $0) }
       if case .device(let index) = file, let contents = state.devices[index].contents[UInt32(offset >> 40)] {
@@ -136,6 +149,10 @@ package final class FakeKernel: SystemCalls {
   package func write(_ descriptor: Int32, at offset: UInt64?, from buffer: UnsafeRawBufferPointer) -> Int {
     state.withLock { state in
       guard let file = state.files[descriptor] else { return -Int(EBADF) }
+      if case .faultQueue(let id) = file {
+        state.calls.append("respond")
+        return state.writeResponses(id, buffer)
+      }
       let offset = offset ?? 0
       if case .device(let index) = file {
         let region = UInt32(offset >> 40)
@@ -207,7 +224,8 @@ extension FakeKernel.State {
   }
 
   private func isUsed(_ id: UInt32) -> Bool {
-    devices.contains { $0.attachedTo == id }
+    devices.contains { $0.attachedTo == id } || queueOfTable.values.contains(id)
+      || files.values.contains(.faultQueue(id))
       || objects.values.contains { object in
         switch object {
         case .parent(let space, _): space == id
@@ -233,6 +251,8 @@ extension FakeKernel.State {
       }
       objects[id] = nil
       mapped[id] = nil
+      faultQueues[id] = nil
+      queueOfTable[id] = nil
     case IOMMU_IOAS_ALLOC:
       let id = add(.addressSpace)
       argument.assumingMemoryBound(to: iommu_ioas_alloc.self).pointee.out_ioas_id = id
@@ -278,8 +298,12 @@ extension FakeKernel.State {
       invalidations.append((invalidate.hwpt_id, all))
     case IOMMU_FAULT_QUEUE_ALLOC:
       let pointer = argument.assumingMemoryBound(to: iommu_fault_alloc.self)
-      pointer.pointee.out_fault_id = add(FakeKernel.Object.faultQueue)
-      pointer.pointee.out_fault_fd = UInt32(bitPattern: add(FakeKernel.File.faultQueue))
+      let queue = FakeFaultQueue()
+      let id = add(FakeKernel.Object.faultQueue)
+      faultQueues[id] = queue
+      files[queue.descriptor] = .faultQueue(id)
+      pointer.pointee.out_fault_id = id
+      pointer.pointee.out_fault_fd = UInt32(bitPattern: queue.descriptor)
     default: return -ENOTTY
     }
     return 0
@@ -292,7 +316,11 @@ extension FakeKernel.State {
       guard case .parent(_, device.iommu) = objects[request.pt_id],
         let data = UnsafePointer<iommu_hwpt_vtd_s1>(bitPattern: UInt(request.data_uptr))
       else { return -EINVAL }
-      pointer.pointee.out_hwpt_id = add(.nested(on: request.pt_id, root: data.pointee.pgtbl_addr))
+      let takesFaults = request.flags & UInt32(IOMMU_HWPT_FAULT_ID_VALID) != 0
+      guard !takesFaults || objects[request.fault_id] == .faultQueue else { return -ENOENT }
+      let id = add(.nested(on: request.pt_id, root: data.pointee.pgtbl_addr))
+      if takesFaults { queueOfTable[id] = request.fault_id }
+      pointer.pointee.out_hwpt_id = id
       return 0
     }
     guard objects[request.pt_id] == .addressSpace else { return -EINVAL }
@@ -326,7 +354,9 @@ extension FakeKernel.State {
     case VFIO_DEVICE_ATTACH_IOMMUFD_PT:
       guard let argument else { return -EFAULT }
       return attach(index, to: argument.load(as: vfio_device_attach_iommufd_pt.self).pt_id)
-    case VFIO_DEVICE_DETACH_IOMMUFD_PT: devices[index].attachedTo = nil
+    case VFIO_DEVICE_DETACH_IOMMUFD_PT:
+      answerFaults(of: index, leaving: devices[index].attachedTo)
+      devices[index].attachedTo = nil
     case VFIO_DEVICE_GET_REGION_INFO:
       guard let argument else { return -EFAULT }
       return regionInformation(index, argument)
@@ -374,6 +404,8 @@ extension FakeKernel.State {
     case .faultQueue: return -EINVAL
     case nil: return -ENOENT
     }
+    if let code = refusesPageRequests(of: index, on: id) { return code }
+    answerFaults(of: index, leaving: devices[index].attachedTo)
     devices[index].attachedTo = id
     return 0
   }

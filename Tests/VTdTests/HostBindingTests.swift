@@ -290,6 +290,63 @@ struct HostBindingTests {
     #expect(setup.host.take() == [.bind("a", .secondStage), .free(Self.stage(0x20_0000))])
   }
 
+  @Test("A device TLB's invalidations are the table's, but where the unit's own came just before")
+  func deviceTLB() throws {
+    let setup = try Setup(Self.entry(0x20_0000)) {
+      $0.deviceIOTLB = true
+      $0.pasidBits = 20
+    }
+    setup.enable()
+    setup.add()
+    setup.addOther()
+    _ = setup.host.take()
+    let (guest, host) = (setup.guest, setup.host)
+    func deviceTLB(_ source: RequesterID, _ address: UInt64) -> [UInt64] {
+      [3 | UInt64(source.rawValue) << 32, address]
+    }
+    func deviceTLB(_ source: RequesterID, pasid: UInt64, _ address: UInt64) -> [UInt64] {
+      [8 | UInt64(source.rawValue) << 16 | pasid << 32, address]
+    }
+    func pages(_ address: UInt64, mask: UInt64 = 0) -> [UInt64] { [6 | 3 << 4 | 5 << 16, address | mask] }
+    func page(_ address: UInt64, _ count: UInt64 = 1) -> FirstStageInvalidation {
+      FirstStageInvalidation(address: address, pageCount: count, leafOnly: true)
+    }
+    func sends(_ descriptors: [UInt64]..., asks wanted: [FirstStageInvalidation]?, _ name: Comment) {
+      for descriptor in descriptors { guest.put(descriptor) }
+      #expect(guest.submitAndWait())
+      #expect(host.take() == (wanted.map { [.invalidate(Self.stage(0x20_0000), $0)] } ?? []), name)
+    }
+    sends(deviceTLB(Self.source, 0x5000), asks: [page(0x5000)], "alone")
+    sends(deviceTLB(Self.neighbour, pasid: 0, 0x5000), asks: [page(0x5000)], "the other user's, by PASID")
+    // The lowest zero bit from 12 up gives the size: 16 KiB.
+    sends(deviceTLB(Self.source, 0x4000 | 0x1000 | 1), asks: [page(0x4000, 4)], "a range")
+    sends(deviceTLB(Self.source, 0x7fff_ffff_ffff_f001), asks: [.all], "all")
+    sends(deviceTLB(Self.source, pasid: 3, 0x5000), asks: nil, "another PASID's")
+    sends([8 | UInt64(Self.source.rawValue) << 16, 0x5001], asks: [page(0x5000)], "every PASID's")
+    sends(deviceTLB(RequesterID(rawValue: 0x99), 0x5000), asks: nil, "another function's")
+    let unit = FirstStageInvalidation(address: 0x4000, pageCount: 4, leafOnly: false)
+    sends(
+      pages(0x4000, mask: 2), deviceTLB(Self.source, 0x5000), deviceTLB(Self.neighbour, 0x4000 | 0x1000 | 1),
+      asks: [unit], "within the unit's")
+    sends(pages(0x4000, mask: 2), deviceTLB(Self.source, 0x8000), asks: [unit, page(0x8000)], "beyond it")
+    sends(
+      deviceTLB(Self.source, 0x5000), pages(0x4000, mask: 2), asks: [page(0x5000), unit], "before it")
+    #expect(setup.bindings.counters.invalidationCalls == 8)
+  }
+
+  @Test("A binding is made anew where it is asked for")
+  func renew() throws {
+    let setup = try Setup(Self.entry(0x20_0000))
+    setup.enable()
+    setup.add()
+    _ = setup.host.take()
+    setup.bindings.renew(setup.other)
+    #expect(setup.host.take() == [])
+    setup.bindings.renew(setup.function)
+    #expect(setup.host.take().contains(.bind("a", .firstStage(Self.stage(0x20_0000)))))
+    #expect(setup.bindings.binding(of: setup.function) == .firstStage(Self.stage(0x20_0000)))
+  }
+
   @Test("Two functions in one domain share a table, and its calls; it goes with the last")
   func sharing() throws {
     let setup = try Setup(Self.entry(0x20_0000))

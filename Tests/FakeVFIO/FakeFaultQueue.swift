@@ -1,0 +1,143 @@
+import CLinux
+import Glibc
+import VFIO
+
+/// A fault queue of the fake kernel (drivers/iommu/iommufd/fault.c, io-pgfault.c): groups wait to be read, then for their
+/// response under a cookie, the lowest that is free.
+package struct FakeFaultQueue {
+  package struct Group: Equatable {
+    package var device: UInt32
+    package var index: UInt32
+    package var pasid: UInt32?
+    package var addresses: [UInt64]
+  }
+
+  /// Readable while there are groups to read: a descriptor of this process, so that poll(2) knows it.
+  let descriptor: Int32
+  var waiting: [Group] = []
+  package fileprivate(set) var outstanding: [UInt32: Group] = [:]
+
+  init() { descriptor = nestling_eventfd() }
+
+  func close() { _ = Glibc.close(descriptor) }
+
+  /// Has the descriptor say whether there is something.
+  func signal() {
+    var count: UInt64 = 0
+    _ = Glibc.read(descriptor, &count, 8)
+    count = 1
+    if !waiting.isEmpty { _ = Glibc.write(descriptor, &count, 8) }
+  }
+}
+
+/// How a group was answered.
+package struct FakeResponse: Equatable {
+  package var device: Int
+  package var index: UInt32
+  package var isSuccess: Bool
+  /// By the kernel itself.
+  package var isAutomatic: Bool
+
+  package init(device: Int, index: UInt32, isSuccess: Bool, isAutomatic: Bool = false) {
+    self.device = device
+    self.index = index
+    self.isSuccess = isSuccess
+    self.isAutomatic = isAutomatic
+  }
+}
+
+extension FakeKernel {
+  /// A device sends a group of page requests, a page each.
+  package func requestPages(of device: Int, group: UInt32, pasid: UInt32? = 0, _ addresses: [UInt64]) {
+    state.withLock { state in
+      guard let table = state.devices[device].attachedTo, let queue = state.queueOfTable[table] else {
+        state.responses.append(FakeResponse(device: device, index: group, isSuccess: false, isAutomatic: true))
+        return
+      }
+      state.faultQueues[queue]?.waiting.append(
+        .init(device: state.devices[device].id, index: group, pasid: pasid, addresses: addresses))
+      state.faultQueues[queue]?.signal()
+    }
+  }
+
+  package var responses: [FakeResponse] { state.withLock { $0.responses } }
+  /// Groups that were read and not answered.
+  package var outstandingCount: Int { state.withLock { $0.faultQueues.values.reduce(0) { $0 + $1.outstanding.count } } }
+}
+
+extension FakeKernel.State {
+  mutating func readFaults(_ id: UInt32, _ buffer: UnsafeMutableRawBufferPointer) -> Int {
+    let size = MemoryLayout<iommu_hwpt_pgfault>.size
+    guard buffer.count % size == 0 else { return -Int(ESPIPE) }
+    guard var queue = faultQueues[id] else { return -Int(EBADF) }
+    var done = 0
+    while let group = queue.waiting.first {
+      guard group.addresses.count * size <= buffer.count - done else {
+        if done == 0 { return -Int(EINVAL) }
+        break
+      }
+      queue.waiting.removeFirst()
+      let cookie = (1...).first { queue.outstanding[$0] == nil } ?? 0
+      queue.outstanding[cookie] = group
+      for (number, address) in group.addresses.enumerated() {
+        var fault = iommu_hwpt_pgfault()
+        if group.pasid != nil { fault.flags |= UInt32(IOMMU_PGFAULT_FLAGS_PASID_VALID) }
+        if number == group.addresses.count - 1 { fault.flags |= UInt32(IOMMU_PGFAULT_FLAGS_LAST_PAGE) }
+        fault.dev_id = group.device
+        fault.pasid = group.pasid ?? 0
+        fault.grpid = group.index
+        fault.perm = UInt32(IOMMU_PGFAULT_PERM_READ | IOMMU_PGFAULT_PERM_WRITE)
+        fault.addr = address
+        fault.cookie = cookie
+        buffer.storeBytes(of: fault, toByteOffset: done, as: iommu_hwpt_pgfault.self)
+        done += size
+      }
+    }
+    queue.signal()
+    faultQueues[id] = queue
+    return done
+  }
+
+  mutating func writeResponses(_ id: UInt32, _ buffer: UnsafeRawBufferPointer) -> Int {
+    let size = MemoryLayout<iommu_hwpt_page_response>.size
+    guard buffer.count == size else { return -Int(ESPIPE) }
+    let response = buffer.load(as: iommu_hwpt_page_response.self)
+    guard response.code <= 1, let group = faultQueues[id]?.outstanding.removeValue(forKey: response.cookie) else {
+      refusedResponses += 1
+      return -Int(EINVAL)
+    }
+    respond(to: group, isSuccess: response.code == 0, isAutomatic: false)
+    return size
+  }
+
+  private mutating func respond(to group: FakeFaultQueue.Group, isSuccess: Bool, isAutomatic: Bool) {
+    guard let device = devices.firstIndex(where: { $0.id == group.device }) else { return }
+    responses.append(
+      FakeResponse(device: device, index: group.index, isSuccess: isSuccess, isAutomatic: isAutomatic))
+  }
+
+  /// What a device that leaves a table has there, is answered as invalid.
+  mutating func answerFaults(of device: Int, leaving table: UInt32?) {
+    guard let table, let id = queueOfTable[table], var queue = faultQueues[id] else { return }
+    let own = devices[device].id
+    for group in queue.waiting where group.device == own { respond(to: group, isSuccess: false, isAutomatic: true) }
+    queue.waiting.removeAll { $0.device == own }
+    for (cookie, group) in queue.outstanding where group.device == own {
+      queue.outstanding[cookie] = nil
+      respond(to: group, isSuccess: false, isAutomatic: true)
+    }
+    queue.signal()
+    faultQueues[id] = queue
+  }
+
+  /// Whether a device's page requests can be taken when it comes to a table: the kernel before 6.15 has ATS enabled only
+  /// on tables of its own, and page requests need that when they are enabled.
+  func refusesPageRequests(of device: Int, on table: UInt32) -> Int32? {
+    guard queueOfTable[table] != nil else { return nil }
+    guard devices[device].hasPageRequests else { return -ENODEV }
+    guard let current = devices[device].attachedTo else { return -ENODEV }
+    return queueOfTable[current] == nil && isNested(current) ? -ENODEV : nil
+  }
+
+  private func isNested(_ table: UInt32) -> Bool { if case .nested = objects[table] { true } else { false } }
+}
