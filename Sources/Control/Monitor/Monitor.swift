@@ -3,8 +3,8 @@ import Synchronization
 
 /// A monitor at a character device: its sessions, one after the other, and the events for whoever has negotiated.
 ///
-/// Lock order: the session's lock is held while a command runs, which may take the machine's; events take none of
-/// ours. A client that does not read what it is sent is hung up on, and so holds up nobody else.
+/// Lock order: the session's lock is held while a command runs, which may take the machine's; then `takesEvents`, all
+/// that an event takes of ours. A client that does not read what it is sent is hung up on, and so holds up nobody else.
 final class Monitor: CharacterFrontend {
   private enum Session {
     case control(QMPSession)
@@ -15,7 +15,8 @@ final class Monitor: CharacterFrontend {
   private let target: any MonitorTarget
   private let options: MonitorOptions
   private let session: Mutex<Session>
-  private let takesEvents = Atomic<Bool>(false)
+  /// Held while the answer that brings events, and while an event, is sent: one who has the answer misses none.
+  private let takesEvents = Mutex(false)
   private let hasGreeted = Atomic<Bool>(false)
 
   /// Attaches itself.
@@ -37,7 +38,7 @@ final class Monitor: CharacterFrontend {
   }
 
   func connected() {
-    takesEvents.store(false, ordering: .releasing)
+    takesEvents.withLock { $0 = false }
     hasGreeted.store(false, ordering: .releasing)
     session.withLock { $0 = Self.makeSession(options, device) }
     // Behind a serial port's console a person sees nothing of the monitor until he comes to it.
@@ -74,12 +75,16 @@ final class Monitor: CharacterFrontend {
     }
   }
 
-  func disconnected() { takesEvents.store(false, ordering: .releasing) }
+  func disconnected() { takesEvents.withLock { $0 = false } }
 
   private func act(_ output: QMPSession.Output) -> Bool {
     switch output {
     case .send(let bytes): return send(bytes)
-    case .negotiated: takesEvents.store(true, ordering: .releasing)
+    case .negotiated(let answer):
+      return takesEvents.withLock { takesEvents in
+        takesEvents = true
+        return send(answer)
+      }
     case .perform(let action): action()
     }
     return true
@@ -95,8 +100,8 @@ final class Monitor: CharacterFrontend {
 
   /// Something has happened to the machine. From the thread on which it did.
   func tell(_ notice: MachineNotice, at time: UInt64) {
-    guard case .control = options.mode, takesEvents.load(ordering: .acquiring), let event = notice.event(at: time)
-    else { return }
-    send(QMPSession(pretty: options.pretty).line(event))
+    guard case .control = options.mode, let event = notice.event(at: time) else { return }
+    let line = QMPSession(pretty: options.pretty).line(event)
+    takesEvents.withLock { if $0 { send(line) } }
   }
 }

@@ -6,8 +6,8 @@ package struct QMPSession {
   /// What is to be done, in this order.
   package enum Output {
     case send([UInt8])
-    /// The client has negotiated: it gets events from now on.
-    case negotiated
+    /// The answer to the negotiation: the client gets what happens from here on, and nothing before it.
+    case negotiated([UInt8])
     /// Once what was sent before is on its way.
     case perform(@Sendable () -> Void)
   }
@@ -47,7 +47,7 @@ package struct QMPSession {
       let request = try Request(value)
       if request.name == "qmp_capabilities", !isNegotiated {
         try negotiate(request.arguments)
-        return act(.send(line(Self.answer([:], id)))) && act(.negotiated)
+        return act(.negotiated(line(Self.answer([:], id))))
       }
       switch try command(request.name).run(request.arguments, target) {
       case .answer(let value): return act(.send(line(Self.answer(value, id))))

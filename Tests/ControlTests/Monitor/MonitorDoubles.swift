@@ -69,7 +69,9 @@ struct QMPClient {
     session.receive(bytes, on: machine) { output in
       switch output {
       case .send(let bytes): answer += String(decoding: bytes, as: UTF8.self)
-      case .negotiated: isNegotiated = true
+      case .negotiated(let bytes):
+        answer += String(decoding: bytes, as: UTF8.self)
+        isNegotiated = true
       case .perform(let action): action()
       }
       return true

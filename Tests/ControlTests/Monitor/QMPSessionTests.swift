@@ -116,12 +116,12 @@ import Testing
     session.receive(Array(text.utf8), on: machine) { output in
       switch output {
       case .send: order.append("answer, \(machine.requests)")
-      case .negotiated: order.append("negotiated")
+      case .negotiated: order.append("negotiated, \(machine.requests)")
       case .perform(let action): action()
       }
       return true
     }
-    #expect(order == ["answer, []", "negotiated", "answer, []"] && machine.requests == ["quit"])
+    #expect(order == ["negotiated, []", "answer, []"] && machine.requests == ["quit"])
   }
 
   @Test func events() throws {

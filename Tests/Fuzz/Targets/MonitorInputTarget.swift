@@ -17,8 +17,7 @@ extension FuzzTarget {
     var answer: [UInt8] = []
     func act(_ output: QMPSession.Output) -> Bool {
       switch output {
-      case .send(let part): answer += part
-      case .negotiated: break
+      case .send(let part), .negotiated(let part): answer += part
       case .perform(let action): action()
       }
       return true
