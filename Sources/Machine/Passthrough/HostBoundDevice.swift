@@ -77,29 +77,24 @@ final class HostBoundDevice: HostTranslation {
   }
 
   private func attach(_ stage: GuestFirstStage, on parent: HardwarePageTable) throws(SystemError) -> NestedTable {
-    guard let requests = state.withLock({ $0.pageRequests }) else {
-      let nested = try memory.nestedTable(stage, on: parent, for: device)
-      try attach(nested.table)
-      return nested
-    }
+    guard let requests = state.withLock({ $0.pageRequests }) else { return try attach(stage, on: parent, nil) }
     do {
       return try attach(stage, on: parent, requests)
     } catch {
       // Without them, if that is what the host minds.
-      let nested = try memory.nestedTable(stage, on: parent, for: device)
-      try attach(nested.table)
+      let nested = try attach(stage, on: parent, nil)
       refusePageRequests(error)
       return nested
     }
   }
 
   private func attach(
-    _ stage: GuestFirstStage, on parent: HardwarePageTable, _ requests: HostPageRequests
+    _ stage: GuestFirstStage, on parent: HardwarePageTable, _ requests: HostPageRequests?
   ) throws(SystemError) -> NestedTable {
-    let nested = try memory.nestedTable(stage, on: parent, for: device, queue: requests.queue)
+    let nested = try memory.nestedTable(stage, on: parent, for: device, queue: requests?.queue)
     // Linux before 6.15 takes a device's page requests only where ATS is enabled, which it is by a table of the
     // kernel's own.
-    if state.withLock({ $0.attached == nil }) { try attach(memory.nothing()) }
+    if requests != nil, state.withLock({ $0.attached == nil }) { try attach(memory.nothing()) }
     try attach(nested.table, ridPASID: stage.pasid)
     return nested
   }

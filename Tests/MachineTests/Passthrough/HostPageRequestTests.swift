@@ -232,6 +232,22 @@ import VTdOracle
     isClean()
   }
 
+  /// As kernels after 6.12 hand them over.
+  @Test func requestsWithoutPASID() throws {
+    do {
+      let chain = try Chain(kernel)
+      kernel.requestPages(of: 0, group: 9, pasid: nil, [0x1234_5000])
+      kernel.requestPages(of: 0, group: 9, [0x1234_6000])
+      #expect(eventually { chain.guest.read64(0xc8) == 64 })
+      #expect(chain.take() == [[0x0018_0001, 0x1234_5000 | 9 << 3 | 7], [0x0018_0101, 0x1234_6000 | 9 << 3 | 7]])
+      #expect(chain.respond(group: 9, code: 1))
+      #expect(chain.guest.submitAndWait([0x9 | 0x18 << 16, 9 << 3]))
+      #expect(kernel.responses.map(\.isSuccess) == [false, true] && chain.status() == 0x8000)
+      chain.end()
+    }
+    isClean()
+  }
+
   /// A response for each device, whatever the order; both by the same queue and the same table.
   @Test func devicesAreToldApart() throws {
     do {
