@@ -6,43 +6,57 @@ import Hardware
 /// memory  31 ............ 4 | 3 prefetchable | 2:1 type (00 32-bit, 10 64-bit) | 0
 /// I/O     31 ............ 2 | 1 reserved     |                                 | 1
 /// ```
-/// A 64-bit one takes the next register for its upper half.
+/// A 64-bit one takes the next register for its upper half. The Expansion ROM Base Address register (7.5.1.2.4) is one
+/// of its own kind:
+/// ```
+/// ROM     31 ........ 11 | 10:1 reserved | 0 enable
+/// ```
 public struct BaseAddressRegister: Hashable, Sendable {
   public enum Space: Hashable, Sendable {
     case memory32
     case memory64
     case io
+    case expansionROM
   }
 
-  /// 0 to 5: which register; a 64-bit one at most 4.
+  /// The expansion ROM's, which is a register apart from the six.
+  public static let expansionROMIndex = 6
+
+  /// 0 to 5: which register; a 64-bit one at most 4; `expansionROMIndex` for the ROM's.
   public let index: Int
   public let space: Space
-  /// In bytes: a power of two, at least 16 for memory and 4 for I/O.
+  /// In bytes: a power of two, at least 16 for memory, 4 for I/O and 2048 for a ROM.
   public let size: UInt64
   public let prefetchable: Bool
 
   public init(index: Int, space: Space, size: UInt64, prefetchable: Bool = false) {
     precondition(size.nonzeroBitCount == 1 && size >= (space == .io ? 4 : 16), "a BAR's size is a power of two")
-    precondition(index >= 0 && index + (space == .memory64 ? 1 : 0) <= 5, "a function has six registers")
+    precondition(
+      space == .expansionROM
+        ? index == Self.expansionROMIndex && (2048...1 << 24).contains(size)
+        : index >= 0 && index + (space == .memory64 ? 1 : 0) <= 5, "a function has six registers, and one for its ROM")
     self.index = index
     self.space = space
     self.size = size
     self.prefetchable = prefetchable
   }
 
-  public var offset: Int { StandardOffset.baseAddressRegisters + 4 * index }
+  public var offset: Int {
+    space == .expansionROM ? StandardOffset.expansionROM : StandardOffset.baseAddressRegisters + 4 * index
+  }
 
   private var kindBits: UInt32 {
     switch space {
     case .memory32: prefetchable ? 0x8 : 0
     case .memory64: prefetchable ? 0xc : 0x4
     case .io: 0x1
+    case .expansionROM: 0
     }
   }
 
   /// Writing all ones reads back the size: the bits below it are read-only zero.
   func define(in space: inout ConfigurationSpace) {
-    let mask = ~(size - 1)
+    let mask = ~(size - 1) | (self.space == .expansionROM ? 1 : 0)
     space.define(offset, kindBits, writable: UInt32(truncatingIfNeeded: mask))
     if self.space == .memory64 {
       space.define(offset + 4, UInt32(0), writable: UInt32(truncatingIfNeeded: mask >> 32))
@@ -54,11 +68,13 @@ public struct BaseAddressRegister: Hashable, Sendable {
   func base(in space: ConfigurationSpace) -> UInt64? {
     let command = Command(rawValue: space.get(UInt16.self, StandardOffset.command))
     guard command.contains(self.space == .io ? .ioSpaceEnable : .memorySpaceEnable) else { return nil }
-    var base = UInt64(space.get(UInt32.self, offset) & (self.space == .io ? ~3 : ~0xf))
+    let value = space.get(UInt32.self, offset)
+    if self.space == .expansionROM, !value[bit: 0] { return nil }
+    var base = UInt64(value & (self.space == .io ? ~3 : ~0xf))
     let limit: UInt64
     switch self.space {
     case .io: limit = 0xffff
-    case .memory32: limit = 0xffff_ffff
+    case .memory32, .expansionROM: limit = 0xffff_ffff
     case .memory64:
       base |= UInt64(space.get(UInt32.self, offset + 4)) << 32
       limit = .max

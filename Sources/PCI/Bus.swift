@@ -23,6 +23,14 @@ public final class Bus: Sendable {
     guard added else { throw AddressInUse(address: address) }
   }
 
+  /// Takes a function off its address, which answers no more then. An access that found it before may be in flight.
+  public func remove(_ function: Function) {
+    functions.withLock { functions in
+      let number = function.requester.id.deviceFunction
+      if functions[number] === function { functions[number] = nil }
+    }
+  }
+
   public func function(at deviceFunction: UInt8) -> Function? {
     functions.withLock { $0[deviceFunction] }
   }

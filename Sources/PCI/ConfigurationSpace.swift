@@ -108,6 +108,7 @@ public enum StandardOffset {
   public static let baseAddressRegisters = 0x10
   public static let subsystemVendorID = 0x2c
   public static let subsystemID = 0x2e
+  public static let expansionROM = 0x30
   public static let capabilitiesPointer = 0x34
   public static let interruptLine = 0x3c
   public static let interruptPin = 0x3d

@@ -36,6 +36,7 @@ public final class Function: Sendable {
   private let expressOffset: Int?
   private let msixOffset: Int?
   private let msiOffset: Int?
+  private let powerManagementOffset: Int?
   private let state: Mutex<State>
   private let placing: Mutex<[Placement]>
 
@@ -84,6 +85,7 @@ public final class Function: Sendable {
       msi = nil
       msiOffset = nil
     }
+    powerManagementOffset = given?.powerManagementOffset
     if let given {
       expressOffset = given.expressOffset
     } else if let type = description.expressType {
@@ -158,7 +160,9 @@ public final class Function: Sendable {
         let shift = 8 * (expressOffset + ExpressCapability.deviceControl + 1 - offset)
         resets = (value >> shift)[bit: 7]
       }
+      let power = powerState(in: state.space)
       state.space.write(offset, width, value)
+      keepToPowerStates(of: &state.space, from: power)
       if touched.overlaps(StandardOffset.command..<StandardOffset.command + 2) {
         let command = Command(rawValue: state.space.get(UInt16.self, StandardOffset.command))
         let couldSend = requester.busMasterEnable
@@ -187,6 +191,8 @@ public final class Function: Sendable {
     }
     if touched.overlaps(StandardOffset.command..<StandardOffset.command + 2)
       || touched.overlaps(StandardOffset.baseAddressRegisters..<0x28)
+      || touched.overlaps(StandardOffset.expansionROM..<StandardOffset.expansionROM + 4)
+      || powerManagementOffset.map({ touched.contains($0 + 4) }) == true
     {
       updatePlacement()
     }
@@ -228,6 +234,20 @@ public final class Function: Sendable {
     updatePlacement()
   }
 
+  /// PowerState of the power management capability: 0 for D0, 3 for D3hot.
+  private func powerState(in space: ConfigurationSpace) -> UInt8 {
+    powerManagementOffset.map { space.get(UInt8.self, $0 + 4) & 3 } ?? 0
+  }
+
+  /// D1 and D2 are for those that have them (D1_Support, D2_Support); else the write does nothing.
+  private func keepToPowerStates(of space: inout ConfigurationSpace, from former: UInt8) {
+    guard let powerManagementOffset else { return }
+    let state = powerState(in: space)
+    let capabilities = space.get(UInt16.self, powerManagementOffset + 2)
+    guard state == 1 && !capabilities[bit: 9] || state == 2 && !capabilities[bit: 10] else { return }
+    space.set(powerManagementOffset + 4, space.get(UInt8.self, powerManagementOffset + 4) & ~3 | former)
+  }
+
   // MARK: Interrupts
 
   /// Asserts or withdraws INTx. On the wire only while MSI, MSI-X and Interrupt Disable are off.
@@ -251,8 +271,9 @@ public final class Function: Sendable {
   private func updatePlacement() {
     placing.withLock { placements in
       let (space, model) = state.withLock { ($0.space, $0.model) }
+      let decodes = powerState(in: space) == 0
       for (index, bar) in description.baseAddressRegisters.enumerated() {
-        let base = bar.base(in: space)
+        let base = decodes ? bar.base(in: space) : nil
         guard base != placements[index].base else { continue }
         let bus = bar.space == .io ? environment.ioBus : environment.memoryBus
         if let attachment = placements[index].attachment { bus.detach(attachment) }

@@ -8,6 +8,9 @@ public struct GivenConfiguration: Sendable {
   /// With room for the 24 bytes of an MSI capability that has 64-bit addresses and masks its vectors.
   public var msiOffset: Int?
   public var expressOffset: Int?
+  /// Power Management (PCI Power Management 1.2, 3.2), whose control register is the space's to define: outside of D0 the
+  /// BARs decode nothing.
+  public var powerManagementOffset: Int?
 
   public init(space: ConfigurationSpace) { self.space = space }
 }

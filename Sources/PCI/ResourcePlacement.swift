@@ -52,7 +52,7 @@ public struct ResourcePlacement: Sendable {
   private mutating func take(_ bar: BaseAddressRegister) -> UInt64? {
     switch bar.space {
     case .io: Self.take(bar.size, from: &free.io)
-    case .memory32: Self.take(max(bar.size, 4096), from: &free.memory32)
+    case .memory32, .expansionROM: Self.take(max(bar.size, 4096), from: &free.memory32)
     case .memory64:
       Self.take(max(bar.size, 4096), from: &free.memory32) ?? Self.take(max(bar.size, 4096), from: &free.memory64)
     }

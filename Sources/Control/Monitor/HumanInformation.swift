@@ -41,6 +41,7 @@ extension HumanCommands {
       case .running: "VM status: running\n"
       case .prelaunch: "VM status: paused (prelaunch)\n"
       case .paused: "VM status: paused\n"
+      case .internalError: "VM status: paused (internal-error)\n"
       case .shutdown: "VM status: paused (shutdown)\n"
       }
     },
@@ -82,7 +83,8 @@ extension HumanCommands {
       text += "      BAR\(register.index): "
       switch register.space {
       case .io: text += "I/O at \(base) [\(last)].\n"
-      case .memory32: text += "32 bit\(register.prefetchable ? " prefetchable" : "") memory at \(base) [\(last)].\n"
+      case .memory32, .expansionROM:
+        text += "32 bit\(register.prefetchable ? " prefetchable" : "") memory at \(base) [\(last)].\n"
       case .memory64: text += "64 bit\(register.prefetchable ? " prefetchable" : "") memory at \(base) [\(last)].\n"
       }
     }

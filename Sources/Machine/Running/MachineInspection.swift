@@ -61,6 +61,7 @@ public final class MachineInspection: Sendable {
     switch register.space {
     case .io: return low & 0xfffc
     case .memory32: return low & 0xffff_fff0
+    case .expansionROM: return low & 0xffff_f800
     case .memory64:
       return low & 0xffff_fff0 | function.readConfiguration(offset: register.offset + 4, width: .doubleword) << 32
     }
