@@ -65,6 +65,19 @@ public final class IOAddressSpace: AttachmentTarget {
     try owner.file.request("IOMMU_IOAS_MAP", IOMMU_IOAS_MAP, &request)
   }
 
+  /// IOMMU_IOAS_MAP_FILE at a fixed address: what a dma-buf stands for, from its start.
+  /// - Parameter size: in bytes; aligned to pages, as the address is.
+  public func map(_ address: UInt64, size: UInt64, to buffer: KernelFile, _ access: Access) throws(SystemError) {
+    var request = iommu_ioas_map_file()
+    request.size = byteCount(of: iommu_ioas_map_file.self)
+    request.flags = UInt32(IOMMU_IOAS_MAP_FIXED_IOVA) | access.rawValue
+    request.ioas_id = id
+    request.fd = buffer.descriptor
+    request.length = size
+    request.iova = address
+    try owner.file.request("IOMMU_IOAS_MAP_FILE", IOMMU_IOAS_MAP_FILE, &request)
+  }
+
   /// IOMMU_IOAS_UNMAP of whole mappings.
   public func unmap(_ address: UInt64, size: UInt64) throws(SystemError) {
     var request = iommu_ioas_unmap()

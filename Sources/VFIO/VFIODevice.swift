@@ -85,7 +85,26 @@ public final class VFIODevice: Sendable {
 
   /// What a reset of its bus would reset as well.
   public struct BusReset: Hashable, Sendable {
+    /// Whose a function is, as far as the reset is concerned.
+    public enum Owner: Hashable, Sendable {
+      /// A device that is bound to the same iommufd, by its number there.
+      case device(UInt32)
+      /// Nobody has it open, and nobody but us could.
+      case unused
+      /// The host's, or somebody else's.
+      case other
+
+      init(_ id: UInt32) {
+        switch id {
+        case UInt32(VFIO_PCI_DEVID_OWNED): self = .unused
+        case UInt32(bitPattern: Int32(VFIO_PCI_DEVID_NOT_OWNED)): self = .other
+        default: self = .device(id)
+        }
+      }
+    }
+
     public struct Function: Hashable, Sendable {
+      public var owner: Owner
       public var segment: UInt16
       public var bus: UInt8
       public var deviceFunction: UInt8
@@ -115,8 +134,12 @@ public final class VFIODevice: Sendable {
         request.load(vfio_pci_dependent_device.self, at: type(of: request).headerSize + entrySize * index)
       }
       return BusReset(
-        isAllowed: request.header.flags & UInt32(VFIO_PCI_HOT_RESET_FLAG_DEV_ID_OWNED) != 0,
-        functions: functions.map { .init(segment: $0.segment, bus: $0.bus, deviceFunction: $0.devfn) })
+        // Without device numbers there are groups' in their place, which say nothing here.
+        isAllowed: request.header.flags & UInt32(VFIO_PCI_HOT_RESET_FLAG_DEV_ID) != 0
+          && request.header.flags & UInt32(VFIO_PCI_HOT_RESET_FLAG_DEV_ID_OWNED) != 0,
+        functions: functions.map {
+          .init(owner: .init($0.devid), segment: $0.segment, bus: $0.bus, deviceFunction: $0.devfn)
+        })
     }
   }
 

@@ -1,4 +1,5 @@
 import CLinux
+import Glibc
 import Linux
 
 /// A region of a VFIO device: a BAR, the ROM, or configuration space (VFIO_DEVICE_GET_REGION_INFO).
@@ -96,6 +97,24 @@ extension VFIODevice {
     }
   }
 
+  /// VFIO_DEVICE_FEATURE_DMA_BUF: a part of a region as a file that others of the kernel can have mapped, for requests
+  /// from one device to another.
+  /// - Parameter area: aligned to pages.
+  public func dmaBuffer(of region: VFIORegion, _ area: VFIORegion.Area) throws(SystemError) -> KernelFile {
+    typealias Feature = vfio_device_feature_dma_buf
+    let first = MemoryLayout<vfio_device_feature>.size
+    let second = first + MemoryLayout<Feature>.size
+    var request = VariableRequest(
+      vfio_device_feature(), room: MemoryLayout<Feature>.size + MemoryLayout<vfio_region_dma_range>.size)
+    request.header.argsz = UInt32(clamping: request.count)
+    request.header.flags = UInt32(VFIO_DEVICE_FEATURE_GET | VFIO_DEVICE_FEATURE_DMA_BUF)
+    request.store(
+      Feature(region_index: region.index, open_flags: UInt32(O_RDWR | O_CLOEXEC), flags: 0, nr_ranges: 1), at: first)
+    request.store(vfio_region_dma_range(offset: area.offset, length: area.size), at: second)
+    let answer = try file.request("VFIO_DEVICE_FEATURE_DMA_BUF", VFIO_DEVICE_FEATURE, &request)
+    return KernelFile(owning: answer, calls: file.calls)
+  }
+
   // MARK: Accesses
 
   /// Reads by the kernel, with one access of the device where the width is 1, 2, 4 or (lately) 8 bytes.
@@ -109,6 +128,24 @@ extension VFIODevice {
         file.descriptor, at: region.offset &+ offset, into: UnsafeMutableRawBufferPointer(rebasing: buffer[..<width]))
     }
     return answer == width ? value : nil
+  }
+
+  /// Reads all of it, as far as the device answers.
+  /// - Parameter limit: in bytes, at most.
+  public func contents(of region: VFIORegion, limit: Int) -> [UInt8] {
+    var bytes = [UInt8](repeating: 0, count: min(Int(clamping: region.size), max(limit, 0)))
+    var count = 0
+    while count < bytes.count {
+      // SAFETY: what is left of the array.
+      let answer = unsafe bytes.withUnsafeMutableBytes { buffer in
+        unsafe file.calls.read(
+          file.descriptor, at: region.offset &+ UInt64(count),
+          into: UnsafeMutableRawBufferPointer(rebasing: buffer[count...]))
+      }
+      guard answer > 0 else { break }
+      count += min(answer, bytes.count - count)
+    }
+    return Array(bytes[..<count])
   }
 
   /// - Returns: whether the device took it.

@@ -22,6 +22,19 @@ package final class FakeKernel: SystemCalls {
     /// By region; one without answers each byte with its offset.
     package var contents: [UInt32: [UInt8]] = [:]
     package var writes: [(region: UInt32, offset: UInt64, bytes: [UInt8])] = []
+    /// The file of those that are open that is bound.
+    package var boundFile: Int32?
+    /// VFIO_DEVICE_FLAGS_RESET.
+    package var hasReset = true
+    /// Functions on one bus are reset together; nil: the bus cannot be reset.
+    package var bus: Int? = 5
+    /// How often it has been reset, alone or with its bus.
+    package var resets = 0
+    /// Where PowerState is in its configuration space, and what it is.
+    package var powerOffset: UInt64?
+    package var power: UInt8 = 0
+    /// What binding answers, as -errno: the group is in use, say.
+    package var bindingProblem: Int32?
 
     package init(
       path: String, iommu: Int = 0,
@@ -44,6 +57,7 @@ package final class FakeKernel: SystemCalls {
     case iommufd
     case device(Int)
     case faultQueue(UInt32)
+    case dmaBuffer
   }
 
   package struct State {
@@ -71,14 +85,31 @@ package final class FakeKernel: SystemCalls {
     /// Calls that still succeed before one fails; nil: none fails.
     package var callsBeforeFailure: Int?
     package var failure: Int32 = EIO
+    /// The one that did.
+    package var failed: String?
     /// A request that fails whenever it comes.
     package var failing: [UInt32: Int32] = [:]
-    package var busResetCount = 2
+    /// The same for some devices alone.
+    package var failingDevices: [Int: [UInt32: Int32]] = [:]
+    /// What opening /dev/iommu answers, as errno.
+    package var iommufdProblem: Int32?
+    /// Functions that a bus has beside ours.
+    package var strangers: [UInt32] = []
+    /// As Linux 6.19 has, and 6.12 has not.
+    package var hasDMABuffers = false
+    /// The eventfds that interrupts were ever to signal, by their numbers, each with a descriptor of our own: as long as
+    /// that is open, the real kernel gives the number to no other.
+    package var events: [String: Int32] = [:]
+    /// The iommufd of each object.
+    package var owners: [UInt32: Int32] = [:]
+    var caller: Int32 = -1
     /// Interrupts beyond the first ones need all of them set anew.
     package var refusesMoreInterrupts = false
   }
 
   package let state = Mutex(State())
+
+  deinit { for event in state.withLock({ $0.events.values }) { _ = Glibc.close(event) } }
 
   package init(devices: [Device] = [Device(path: "/dev/vfio/devices/vfio0")]) {
     state.withLock { $0.devices = devices }
@@ -86,8 +117,10 @@ package final class FakeKernel: SystemCalls {
 
   /// What is still there: nothing, when every owner is gone.
   package var leftovers: [String] {
-    state.withLock { state in
-      state.files.values.map { "file \($0)" } + state.objects.map { "object \($0.key) \($0.value)" }
+    let open = Eventfd.allOpen
+    return state.withLock { state in
+      state.events.filter { open.contains($0) }.sorted().map { "eventfd \($0)" }
+        + state.files.values.map { "file \($0)" } + state.objects.map { "object \($0.key) \($0.value)" }
         + state.mapped.filter { state.objects[$0.key] == nil }.map { "mappings of IOAS \($0.key)" }
         + (state.hostMappings == 0 ? [] : ["\(state.hostMappings) mmaps"])
     }
@@ -100,9 +133,9 @@ package final class FakeKernel: SystemCalls {
       if let code = state.fails("open", 0) { return code }
       let file: File
       if path == "/dev/iommu" {
+        if let problem = state.iommufdProblem { return -problem }
         file = .iommufd
       } else if let index = state.devices.firstIndex(where: { $0.path == path }) {
-        if state.files.values.contains(.device(index)) { return -EBUSY }
         file = .device(index)
       } else {
         return -ENOENT
@@ -115,13 +148,17 @@ package final class FakeKernel: SystemCalls {
     state.withLock { state in
       switch state.files.removeValue(forKey: descriptor) {
       case .device(let index):
+        guard state.devices[index].boundFile == descriptor else { break }
         state.answerFaults(of: index, leaving: state.devices[index].attachedTo)
         state.devices[index].attachedTo = nil
         state.devices[index].boundTo = nil
+        state.devices[index].boundFile = nil
       case .iommufd:
         // The kernel frees what is left; our module is to have freed it before.
-        if !state.objects.isEmpty { state.violations.append("iommufd closed with objects \(state.objects)") }
+        let left = state.objects.filter { state.owners[$0.key] == descriptor }
+        if !left.isEmpty { state.violations.append("iommufd closed with objects \(left)") }
       case .faultQueue(let id): state.faultQueues[id]?.close()
+      case .dmaBuffer: break
       case nil: state.violations.append("close of \(descriptor), which is not open")
       }
     }
@@ -129,20 +166,22 @@ package final class FakeKernel: SystemCalls {
 
   package func read(_ descriptor: Int32, at offset: UInt64?, into buffer: UnsafeMutableRawBufferPointer) -> Int {
     state.withLock { state in
+      if let code = state.fails("read", 0) { return Int(code) }
       guard let file = state.files[descriptor] else { return -Int(EBADF) }
       if case .faultQueue(let id) = file {
-        if let code = state.fails("read", 0) { return Int(code) }
         return state.readFaults(id, buffer)
       }
       let offset = offset ?? 0
+      if case .device(let index) = file, state.isAsleep(index, offset) { return -Int(EIO) }
       var bytes = (0..<UInt64(buffer.count)).map { UInt8(truncatingIfNeeded: offset &+ $0) }
       if case .device(let index) = file, let contents = state.devices[index].contents[UInt32(offset >> 40)] {
         let start = Int(offset & 0xff_ffff)
-        guard start + buffer.count <= contents.count else { return -Int(EINVAL) }
-        bytes = Array(contents[start..<start + buffer.count])
+        // As for a ROM, what there is.
+        guard start < contents.count else { return 0 }
+        bytes = Array(contents[start..<min(start + buffer.count, contents.count)])
       }
       buffer.copyBytes(from: bytes)
-      return buffer.count
+      return bytes.count
     }
   }
 
@@ -153,8 +192,11 @@ package final class FakeKernel: SystemCalls {
         state.calls.append("respond")
         return state.writeResponses(id, buffer)
       }
+      if let code = state.fails("write", 0) { return Int(code) }
       let offset = offset ?? 0
       if case .device(let index) = file {
+        if state.isAsleep(index, offset) { return -Int(EIO) }
+        state.takePower(index, offset, buffer)
         let region = UInt32(offset >> 40)
         let start = Int(offset & 0xff_ffff)
         state.devices[index].writes.append((region, UInt64(start), Array(buffer)))
@@ -182,8 +224,9 @@ package final class FakeKernel: SystemCalls {
       switch state.files[descriptor] {
       case .iommufd:
         guard let argument else { return -EFAULT }
+        state.caller = descriptor
         return state.iommufd(request, argument)
-      case .device(let index): return state.device(index, request, argument)
+      case .device(let index): return state.device(index, descriptor, request, argument)
       default: return -EBADF
       }
     }
@@ -197,17 +240,48 @@ package final class FakeKernel: SystemCalls {
     VFIO_DEVICE_GET_IRQ_INFO: "IRQ_INFO", VFIO_DEVICE_SET_IRQS: "SET_IRQS", VFIO_DEVICE_RESET: "RESET",
     VFIO_DEVICE_ATTACH_IOMMUFD_PT: "ATTACH", VFIO_DEVICE_DETACH_IOMMUFD_PT: "DETACH",
     VFIO_DEVICE_GET_PCI_HOT_RESET_INFO: "HOT_RESET_INFO", VFIO_DEVICE_PCI_HOT_RESET: "HOT_RESET",
+    VFIO_DEVICE_FEATURE: "FEATURE", IOMMU_IOAS_MAP_FILE: "IOAS_MAP_FILE",
   ]
 }
 
+/// Eventfds of this process, by the kernel's numbers for them (fdinfo's eventfd-id).
+package enum Eventfd {
+  package static func identity(of descriptor: Int32) -> String? {
+    let file = Glibc.open("/proc/self/fdinfo/\(descriptor)", O_RDONLY)
+    guard file >= 0 else { return nil }
+    defer { Glibc.close(file) }
+    var bytes = [UInt8](repeating: 0, count: 512)
+    let count = Glibc.read(file, &bytes, bytes.count)
+    let text = String(decoding: bytes.prefix(max(count, 0)), as: UTF8.self)
+    return text.split(separator: "\n").first { $0.hasPrefix("eventfd-id:") }
+      .map { $0.dropFirst(11).filter { !$0.isWhitespace } }
+  }
+
+  package static var allOpen: [(descriptor: Int32, identity: String)] {
+    guard let folder = opendir("/proc/self/fd") else { return [] }
+    defer { closedir(folder) }
+    var found: [(descriptor: Int32, identity: String)] = []
+    while let entry = readdir(folder) {
+      let name = withUnsafePointer(to: &entry.pointee.d_name) {
+        $0.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) }
+      }
+      if let descriptor = Int32(name), let identity = identity(of: descriptor) {
+        found.append((descriptor, identity))
+      }
+    }
+    return found
+  }
+}
+
 extension FakeKernel.State {
-  mutating func fails(_ name: String, _ request: UInt32) -> Int32? {
+  package mutating func fails(_ name: String, _ request: UInt32) -> Int32? {
     calls.append(name)
     // What frees is not refused: there is nothing that a caller could do about it.
     if request == IOMMU_DESTROY || request == VFIO_DEVICE_DETACH_IOMMUFD_PT { return nil }
     if let code = failing[request] { return -code }
-    guard let left = callsBeforeFailure else { return nil }
+    guard let left = callsBeforeFailure, left >= 0 else { return nil }
     callsBeforeFailure = left - 1
+    if left == 0 { failed = name }
     return left == 0 ? -failure : nil
   }
 
@@ -217,9 +291,22 @@ extension FakeKernel.State {
     return nextFile
   }
 
+  // MARK: Power
+
+  /// Regions other than configuration space do not answer out of D0.
+  func isAsleep(_ index: Int, _ offset: UInt64) -> Bool { devices[index].power == 3 && offset >> 40 != 7 }
+
+  mutating func takePower(_ index: Int, _ offset: UInt64, _ bytes: UnsafeRawBufferPointer) {
+    guard offset >> 40 == 7, let at = devices[index].powerOffset else { return }
+    let start = offset & 0xff_ffff
+    guard at >= start, at < start + UInt64(bytes.count) else { return }
+    devices[index].power = bytes[Int(at - start)] & 3
+  }
+
   private mutating func add(_ object: FakeKernel.Object) -> UInt32 {
     nextObject += 1
     objects[nextObject] = object
+    owners[nextObject] = caller
     return nextObject
   }
 
@@ -263,6 +350,18 @@ extension FakeKernel.State {
       // A nesting parent takes no read-only mapping on 6.12.
       let hasParent = objects.values.contains { if case .parent(map.ioas_id, _) = $0 { true } else { false } }
       if hasParent, map.flags & UInt32(IOMMU_IOAS_MAP_WRITEABLE) == 0 { return -EINVAL }
+      mapped[map.ioas_id, default: [:]][map.iova] = (map.length, map.flags)
+    case IOMMU_IOAS_MAP_FILE:
+      guard hasDMABuffers else { return -ENOTTY }
+      let map = argument.load(as: iommu_ioas_map_file.self)
+      guard objects[map.ioas_id] == .addressSpace else { return -ENOENT }
+      guard files[map.fd] == .dmaBuffer else { return -EBADF }
+      guard map.iova % 4096 == 0, map.length % 4096 == 0 else { return -EINVAL }
+      if mapped[map.ioas_id]?.contains(where: { $0.key < map.iova + map.length && map.iova < $0.key + $0.value.size })
+        == true
+      {
+        return -EEXIST
+      }
       mapped[map.ioas_id, default: [:]][map.iova] = (map.length, map.flags)
     case IOMMU_IOAS_UNMAP:
       let unmap = argument.load(as: iommu_ioas_unmap.self)
@@ -311,6 +410,7 @@ extension FakeKernel.State {
 
   private mutating func allocateTable(_ pointer: UnsafeMutablePointer<iommu_hwpt_alloc>) -> Int32 {
     let request = pointer.pointee
+    guard owners[request.pt_id] == caller else { return -ENOENT }
     guard let device = devices.first(where: { $0.boundTo != nil && $0.id == request.dev_id }) else { return -ENOENT }
     if request.data_type == UInt32(IOMMU_HWPT_DATA_VTD_S1) {
       guard case .parent(_, device.iommu) = objects[request.pt_id],
@@ -334,21 +434,29 @@ extension FakeKernel.State {
 
   // MARK: VFIO
 
-  mutating func device(_ index: Int, _ request: UInt32, _ argument: UnsafeMutableRawPointer?) -> Int32 {
+  mutating func device(
+    _ index: Int, _ descriptor: Int32, _ request: UInt32, _ argument: UnsafeMutableRawPointer?
+  ) -> Int32 {
     if request == VFIO_DEVICE_BIND_IOMMUFD, let argument {
       let pointer = argument.assumingMemoryBound(to: vfio_device_bind_iommufd.self)
       guard files[pointer.pointee.iommufd] == .iommufd else { return -EBADF }
+      // One file at a time.
+      guard devices[index].boundFile == nil else { return -EINVAL }
+      if let problem = devices[index].bindingProblem { return problem }
+      devices[index].boundFile = descriptor
       devices[index].boundTo = pointer.pointee.iommufd
       devices[index].id = 1000 + UInt32(index)
       pointer.pointee.out_devid = devices[index].id
       return 0
     }
     guard devices[index].boundTo != nil else { return -EINVAL }
+    if let code = failingDevices[index]?[request] { return -code }
     switch request {
     case VFIO_DEVICE_GET_INFO:
       guard let argument else { return -EFAULT }
       let pointer = argument.assumingMemoryBound(to: vfio_device_info.self)
-      pointer.pointee.flags = UInt32(VFIO_DEVICE_FLAGS_PCI | VFIO_DEVICE_FLAGS_RESET)
+      pointer.pointee.flags =
+        UInt32(VFIO_DEVICE_FLAGS_PCI) | (devices[index].hasReset ? UInt32(VFIO_DEVICE_FLAGS_RESET) : 0)
       pointer.pointee.num_regions = 9
       pointer.pointee.num_irqs = 5
     case VFIO_DEVICE_ATTACH_IOMMUFD_PT:
@@ -376,27 +484,82 @@ extension FakeKernel.State {
       let events = (0..<(hasEvents ? Int(set.count) : 0)).map {
         argument.load(fromByteOffset: MemoryLayout<vfio_irq_set>.size + 4 * $0, as: Int32.self)
       }
+      for event in events {
+        guard let identity = Eventfd.identity(of: event), self.events[identity] == nil else { continue }
+        self.events[identity] = fcntl(event, F_DUPFD_CLOEXEC, 3)
+      }
       interruptSets.append((set.flags, set.index, set.start, events))
-    case VFIO_DEVICE_RESET, VFIO_DEVICE_PCI_HOT_RESET: break
+    case VFIO_DEVICE_RESET:
+      guard devices[index].hasReset else { return -EINVAL }
+      reset(index)
+    case VFIO_DEVICE_PCI_HOT_RESET:
+      guard let bus = devices[index].bus else { return -ENODEV }
+      let shared = devices.indices.filter { devices[$0].bus == bus }
+      guard strangers.isEmpty, shared.allSatisfy({ owner(of: $0, for: index) != .max }) else { return -EINVAL }
+      for index in shared { reset(index) }
     case VFIO_DEVICE_GET_PCI_HOT_RESET_INFO:
       guard let argument else { return -EFAULT }
-      let pointer = argument.assumingMemoryBound(to: vfio_pci_hot_reset_info.self)
-      let headerSize = MemoryLayout<vfio_pci_hot_reset_info>.size
-      pointer.pointee.flags = UInt32(VFIO_PCI_HOT_RESET_FLAG_DEV_ID | VFIO_PCI_HOT_RESET_FLAG_DEV_ID_OWNED)
-      pointer.pointee.count = UInt32(busResetCount)
-      guard Int(pointer.pointee.argsz) >= headerSize + 8 * busResetCount else { return -ENOSPC }
-      for number in 0..<busResetCount {
-        var function = vfio_pci_dependent_device()
-        function.bus = 5
-        function.devfn = UInt8(truncatingIfNeeded: number)
-        argument.storeBytes(of: function, toByteOffset: headerSize + 8 * number, as: vfio_pci_dependent_device.self)
-      }
+      return busReset(index, argument)
+    case VFIO_DEVICE_FEATURE:
+      guard let argument else { return -EFAULT }
+      return feature(index, argument)
     default: return -ENOTTY
     }
     return 0
   }
 
+  private mutating func reset(_ index: Int) {
+    devices[index].resets += 1
+    devices[index].power = 0
+  }
+
+  /// As vfio_pci_dependent_device has it.
+  private func owner(of other: Int, for index: Int) -> UInt32 {
+    guard let iommufd = devices[other].boundTo else { return UInt32(VFIO_PCI_DEVID_OWNED) }
+    return iommufd == devices[index].boundTo ? devices[other].id : .max
+  }
+
+  private func busReset(_ index: Int, _ argument: UnsafeMutableRawPointer) -> Int32 {
+    guard let bus = devices[index].bus else { return -ENODEV }
+    let owners = devices.indices.filter { devices[$0].bus == bus }.map { owner(of: $0, for: index) } + strangers
+    let pointer = argument.assumingMemoryBound(to: vfio_pci_hot_reset_info.self)
+    let headerSize = MemoryLayout<vfio_pci_hot_reset_info>.size
+    pointer.pointee.count = UInt32(owners.count)
+    guard Int(pointer.pointee.argsz) >= headerSize + 8 * owners.count else { return -ENOSPC }
+    pointer.pointee.flags =
+      UInt32(VFIO_PCI_HOT_RESET_FLAG_DEV_ID)
+      | (owners.contains(.max) ? 0 : UInt32(VFIO_PCI_HOT_RESET_FLAG_DEV_ID_OWNED))
+    for (number, owner) in owners.enumerated() {
+      var function = vfio_pci_dependent_device()
+      function.devid = owner
+      function.bus = UInt8(truncatingIfNeeded: bus)
+      function.devfn = UInt8(truncatingIfNeeded: number)
+      argument.storeBytes(of: function, toByteOffset: headerSize + 8 * number, as: vfio_pci_dependent_device.self)
+    }
+    return 0
+  }
+
+  private mutating func feature(_ index: Int, _ argument: UnsafeMutableRawPointer) -> Int32 {
+    let header = argument.load(as: vfio_device_feature.self)
+    guard hasDMABuffers, header.flags == UInt32(VFIO_DEVICE_FEATURE_GET | VFIO_DEVICE_FEATURE_DMA_BUF) else {
+      return -ENOTTY
+    }
+    let first = MemoryLayout<vfio_device_feature>.size
+    let second = first + MemoryLayout<vfio_device_feature_dma_buf>.size
+    let buffer = argument.load(fromByteOffset: first, as: vfio_device_feature_dma_buf.self)
+    guard buffer.nr_ranges == 1, buffer.flags == 0,
+      Int(header.argsz) >= second + MemoryLayout<vfio_region_dma_range>.size
+    else { return -EINVAL }
+    let range = argument.load(fromByteOffset: second, as: vfio_region_dma_range.self)
+    guard let region = devices[index].regions[buffer.region_index], range.length > 0, range.offset % 4096 == 0,
+      range.length % 4096 == 0, range.offset + range.length <= region.size
+    else { return -EINVAL }
+    return add(.dmaBuffer)
+  }
+
   private mutating func attach(_ index: Int, to id: UInt32) -> Int32 {
+    // Each iommufd has numbers of its own.
+    guard owners[id] == devices[index].boundTo else { return -ENOENT }
     switch objects[id] {
     case .addressSpace: break
     case .parent(_, let iommu): if iommu != devices[index].iommu { return -EINVAL }

@@ -12,6 +12,9 @@ import Testing
     "CLinuxIOMMUFD.h": ["linux/iommufd.h"], "CLinuxKVM.h": ["linux/kvm.h"], "CLinuxVFIO.h": ["linux/vfio.h"],
   ]
 
+  /// Of kernels that the lab does not boot.
+  private static let later = "CLinuxLater.h"
+
   /// Our names where they differ from the kernel's.
   private static let kernelNames = [
     "kvm_irq_routing_entry.msi.address_lo": "u.msi.address_lo",
@@ -113,7 +116,7 @@ import Testing
     .enabled(if: kernelHeaders != nil, "no kernel headers: Images/kernel has not been run"))
   func everyDeclarationIsTheKernels() throws {
     let headers = Self.names(in: Self.include).filter {
-      $0.hasPrefix("CLinux") && $0.hasSuffix(".h") && $0 != "CLinux.h"
+      $0.hasPrefix("CLinux") && $0.hasSuffix(".h") && $0 != "CLinux.h" && $0 != Self.later
     }
     #expect(headers == Self.originals.keys.sorted())
     for name in headers {
@@ -126,6 +129,27 @@ import Testing
       #expect(ours.count == kernels.count)
       for (our, kernels) in zip(ours, kernels) { #expect(our == kernels) }
     }
+  }
+
+  /// What is later than the lab's kernel, against <linux/iommufd.h> and <linux/vfio.h> of Linux 6.19 as they were read.
+  @Test(.enabled(if: hasCompiler, "no C compiler (cc) here"))
+  func whatIsLaterIsAsItWasRead() throws {
+    let header = HeaderText(Self.text(of: "\(Self.include)/\(Self.later)"))
+    let lines = try Self.lines(
+      of: Self.program(header, includes: [Self.later], ofKernel: false), includePath: Self.include)
+    #expect(
+      lines == [
+        "sizeof iommu_ioas_map_file = 40", "iommu_ioas_map_file.size at 0, 4 bytes",
+        "iommu_ioas_map_file.flags at 4, 4 bytes", "iommu_ioas_map_file.ioas_id at 8, 4 bytes",
+        "iommu_ioas_map_file.fd at 12, 4 bytes", "iommu_ioas_map_file.start at 16, 8 bytes",
+        "iommu_ioas_map_file.length at 24, 8 bytes", "iommu_ioas_map_file.iova at 32, 8 bytes",
+        "sizeof vfio_region_dma_range = 16", "vfio_region_dma_range.offset at 0, 8 bytes",
+        "vfio_region_dma_range.length at 8, 8 bytes", "sizeof vfio_device_feature_dma_buf = 16",
+        "vfio_device_feature_dma_buf.region_index at 0, 4 bytes",
+        "vfio_device_feature_dma_buf.open_flags at 4, 4 bytes", "vfio_device_feature_dma_buf.flags at 8, 4 bytes",
+        "vfio_device_feature_dma_buf.nr_ranges at 12, 4 bytes", "IOMMU_IOAS_MAP_FILE = 0x3b8f",
+        "VFIO_DEVICE_FEATURE_DMA_BUF = 0xb",
+      ])
   }
 
   /// The names are all found: counted here in another way than the reader finds them.

@@ -91,13 +91,63 @@ import Testing
     let device = try device()
     #expect(device.hasReset)
     try device.reset()
-    #expect(try device.busReset().functions.count == 2)
-    // More than were asked for at first.
-    kernel.state.withLock { $0.busResetCount = 100 }
+    let alone = try device.busReset()
+    #expect(
+      alone.isAllowed && alone.functions == [.init(owner: .device(1000), segment: 0, bus: 5, deviceFunction: 0)])
+    // More than were asked for at first: others that nobody but us could open.
+    kernel.state.withLock { $0.strangers = Array(repeating: 0, count: 99) }
     let reset = try device.busReset()
     #expect(reset.isAllowed && reset.functions.count == 100)
-    #expect(reset.functions[7] == .init(segment: 0, bus: 5, deviceFunction: 7))
+    #expect(reset.functions[7] == .init(owner: .unused, segment: 0, bus: 5, deviceFunction: 7))
+    kernel.state.withLock { $0.strangers = [.max] }
+    #expect(try device.busReset().functions.last?.owner == .other)
+    #expect(try !device.busReset().isAllowed)
+    #expect(throws: SystemError.self) { try device.resetBus() }
+    kernel.state.withLock { $0.strangers = [] }
     try device.resetBus()
     #expect(kernel.state.withLock { $0.calls.last } == "HOT_RESET")
+    #expect(kernel.state.withLock { $0.devices[0].resets } == 2)
+    kernel.state.withLock { $0.devices[0].bus = nil }
+    #expect(throws: SystemError("VFIO_DEVICE_GET_PCI_HOT_RESET_INFO", "/dev/vfio/devices/vfio0", code: ENODEV)) {
+      try device.busReset()
+    }
+  }
+
+  @Test func aBARAsAFileOfItsOwn() throws {
+    kernel.state.withLock { $0.devices[0].regions[0] = (0x4000, 0b111, []) }
+    do {
+      let device = try device()
+      let region = try device.region(0)
+      let space = try IOAddressSpace(of: device.iommufd)
+      let area = VFIORegion.Area(offset: 0x1000, size: 0x2000)
+      // Linux 6.12 has no such thing.
+      #expect(throws: SystemError.self) { try device.dmaBuffer(of: region, area) }
+      kernel.state.withLock { $0.hasDMABuffers = true }
+      do {
+        let buffer = try device.dmaBuffer(of: region, area)
+        try space.map(0xd000_0000, size: area.size, to: buffer, [.read, .write])
+        #expect(throws: SystemError.self) { try space.map(0xd000_1000, size: area.size, to: buffer, [.read, .write]) }
+      }
+      // The mapping outlives the descriptor.
+      #expect(kernel.state.withLock { $0.files.count } == 2)
+      #expect(kernel.state.withLock { $0.mapped[space.id]?[0xd000_0000]?.size } == 0x2000)
+      try space.unmap(0xd000_0000, size: area.size)
+      #expect(throws: SystemError.self) { try device.dmaBuffer(of: region, .init(offset: 0x3000, size: 0x2000)) }
+    }
+    #expect(kernel.leftovers == [])
+  }
+
+  @Test func theROMIsReadWhole() throws {
+    let content = (0..<5000).map { UInt8(truncatingIfNeeded: $0 &* 7) }
+    kernel.state.withLock { state in
+      state.devices[0].regions[6] = (8192, 0b001, [])
+      state.devices[0].contents[6] = content
+    }
+    let device = try device()
+    let region = try device.region(6)
+    // The device's register is larger than what it has; beyond its end it does not answer.
+    #expect(device.contents(of: region, limit: 1 << 24) == content)
+    #expect(device.contents(of: region, limit: 100) == Array(content[..<100]))
+    #expect(device.contents(of: region, limit: -1) == [])
   }
 }

@@ -17,6 +17,7 @@
 
 #include "CLinuxIOMMUFD.h"
 #include "CLinuxKVM.h"
+#include "CLinuxLater.h"
 #include "CLinuxVFIO.h"
 
 // MARK: Calls. Each answers what the call answers, or -errno.

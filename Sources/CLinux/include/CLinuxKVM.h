@@ -42,6 +42,8 @@ NESTLING_REQUEST(KVM_GET_TSC_KHZ, 0xaea3);
 NESTLING_REQUEST(KVM_SIGNAL_MSI, 0x4020aea5);
 NESTLING_REQUEST(KVM_GET_XCRS, 0x8188aea6);
 NESTLING_REQUEST(KVM_SET_XCRS, 0x4188aea7);
+NESTLING_REQUEST(KVM_CREATE_DEVICE, 0xc00caee0);
+NESTLING_REQUEST(KVM_SET_DEVICE_ATTR, 0x4018aee1);
 
 #undef NESTLING_REQUEST
 
@@ -92,6 +94,11 @@ enum {
     KVM_IOEVENTFD_FLAG_DEASSIGN = 1 << 2,
 
     KVM_CPUID_FLAG_SIGNIFCANT_INDEX = 1 << 0,
+
+    KVM_DEV_TYPE_VFIO = 4,
+    KVM_DEV_VFIO_FILE = 1,
+    KVM_DEV_VFIO_FILE_ADD = 1,
+    KVM_DEV_VFIO_FILE_DEL = 2,
 };
 
 struct kvm_userspace_memory_region {
@@ -251,6 +258,19 @@ struct kvm_msi {
     uint32_t flags;
     uint32_t devid;
     uint8_t pad[12];
+};
+
+struct kvm_create_device {
+    uint32_t type;
+    uint32_t fd;
+    uint32_t flags;
+};
+
+struct kvm_device_attr {
+    uint32_t flags;
+    uint32_t group;
+    uint64_t attr;
+    uint64_t addr;
 };
 
 /// The page that a vCPU shares with the kernel, up to the fields that are used.

@@ -13,6 +13,7 @@ NESTLING_REQUEST(VFIO_DEVICE_SET_IRQS, 0x3b6e);
 NESTLING_REQUEST(VFIO_DEVICE_RESET, 0x3b6f);
 NESTLING_REQUEST(VFIO_DEVICE_GET_PCI_HOT_RESET_INFO, 0x3b70);
 NESTLING_REQUEST(VFIO_DEVICE_PCI_HOT_RESET, 0x3b71);
+NESTLING_REQUEST(VFIO_DEVICE_FEATURE, 0x3b75);
 NESTLING_REQUEST(VFIO_DEVICE_BIND_IOMMUFD, 0x3b76);
 NESTLING_REQUEST(VFIO_DEVICE_ATTACH_IOMMUFD_PT, 0x3b77);
 NESTLING_REQUEST(VFIO_DEVICE_DETACH_IOMMUFD_PT, 0x3b78);
@@ -115,6 +116,9 @@ enum {
 
     VFIO_PCI_HOT_RESET_FLAG_DEV_ID = 1 << 0,
     VFIO_PCI_HOT_RESET_FLAG_DEV_ID_OWNED = 1 << 1,
+
+    VFIO_PCI_DEVID_NOT_OWNED = -1,
+    VFIO_PCI_DEVID_OWNED = 0,
 };
 
 struct vfio_pci_dependent_device {
@@ -139,6 +143,16 @@ struct vfio_pci_hot_reset {
     uint32_t argsz;
     uint32_t flags;
     uint32_t count;
+};
+
+enum {
+    VFIO_DEVICE_FEATURE_GET = 1 << 16,
+};
+
+// The feature's own structure follows it.
+struct vfio_device_feature {
+    uint32_t argsz;
+    uint32_t flags;
 };
 
 struct vfio_device_bind_iommufd {

@@ -13,6 +13,9 @@ protocol Accelerator: AnyObject, Sendable {
   /// nil for one whose CPUs reach RAM alone without the board.
   var deviceMemory: (any DeviceMemory)? { get }
 
+  /// nil for one that need not know of the host's devices.
+  var hostDeviceFiles: (any HostDeviceRegistry)? { get }
+
   /// To be called once.
   func makeProcessors(board: Board) throws(StartError) -> any Processors
 }
@@ -57,8 +60,18 @@ protocol DeviceMemory: AnyObject, Sendable {
   func map(_ address: UInt64, size: UInt64, hostAddress: UInt64) -> (any AnyObject & Sendable)?
 }
 
+/// What must know of each device of the host whose DMA reaches the guest's memory: whether it keeps to the caches
+/// decides how CPUs may cache that memory.
+protocol HostDeviceRegistry: AnyObject, Sendable {
+  /// - Parameter descriptor: of VFIO's device file, before it is bound.
+  func add(_ descriptor: Int32) throws(SystemError)
+  /// Before the descriptor is closed.
+  func remove(_ descriptor: Int32)
+}
+
 extension Accelerator {
   var deviceMemory: (any DeviceMemory)? { nil }
+  var hostDeviceFiles: (any HostDeviceRegistry)? { nil }
 }
 
 /// Writes of the guest that signal an eventfd instead of ending in an exit.

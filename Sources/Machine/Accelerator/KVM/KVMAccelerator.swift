@@ -10,6 +10,7 @@ final class KVMAccelerator: Accelerator {
   private let machine: VirtualMachine
   private let identification: ProcessorIdentification
   private let processorCount: Int
+  private let files: HostDeviceFiles
 
   /// - Parameter device: path of /dev/kvm.
   init(device: String, memory: GuestMemory, processorCount: Int) throws(StartError) {
@@ -21,6 +22,7 @@ final class KVMAccelerator: Accelerator {
         throw .tooManyProcessors(asked: processorCount, most: system.processorLimit)
       }
       machine = try VirtualMachine(system: system, memory: memory, ioapicPins: IOAPIC.pinCount)
+      files = HostDeviceFiles(of: machine)
       identification = try ProcessorIdentification(system: system, processorCount: processorCount)
     } catch {
       throw .kvm(device: device, error)
@@ -31,6 +33,7 @@ final class KVMAccelerator: Accelerator {
   var localInterrupts: any LocalInterrupts { machine }
   var doorbells: any Doorbells { machine }
   var deviceMemory: (any DeviceMemory)? { machine }
+  var hostDeviceFiles: (any HostDeviceRegistry)? { files }
 
   func makeProcessors(board: Board) throws(StartError) -> any Processors {
     do {

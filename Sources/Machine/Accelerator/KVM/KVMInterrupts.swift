@@ -33,6 +33,8 @@ extension VirtualMachine: DeviceMemory {
   }
 }
 
+extension HostDeviceFiles: HostDeviceRegistry {}
+
 /// An eventfd that the kernel turns into the message (irqfd).
 private final class KVMVector: MessageVector {
   private let machine: VirtualMachine

@@ -1,0 +1,38 @@
+// What <linux/iommufd.h> and <linux/vfio.h> have beyond those of Linux 6.12, which answers ENOTTY: a file mapped into an
+// address space, and a region of a device as such a file, a dma-buf (both together from 6.19 on).
+#pragma once
+
+#include <stdint.h>
+
+#define NESTLING_REQUEST(name, number) static const unsigned int name = number
+
+NESTLING_REQUEST(IOMMU_IOAS_MAP_FILE, 0x3b8f);
+
+#undef NESTLING_REQUEST
+
+struct iommu_ioas_map_file {
+    uint32_t size;
+    uint32_t flags;
+    uint32_t ioas_id;
+    int32_t fd;
+    uint64_t start;
+    uint64_t length;
+    uint64_t iova;
+};
+
+enum {
+    VFIO_DEVICE_FEATURE_DMA_BUF = 11,
+};
+
+struct vfio_region_dma_range {
+    uint64_t offset;
+    uint64_t length;
+};
+
+// The ranges follow it.
+struct vfio_device_feature_dma_buf {
+    uint32_t region_index;
+    uint32_t open_flags;
+    uint32_t flags;
+    uint32_t nr_ranges;
+};

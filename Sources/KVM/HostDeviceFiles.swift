@@ -1,0 +1,59 @@
+import CLinux
+import Linux
+import Synchronization
+
+/// KVM's own device "vfio" (Documentation/virt/kvm/devices/vfio.rst): the files of the host's devices that a virtual
+/// machine has, so that KVM knows of DMA beside the caches. It keeps each file open until it is taken away.
+///
+/// Lock order: its lock is held across KVM's calls.
+public final class HostDeviceFiles: Sendable {
+  /// Not copyable, so not to be kept in an Optional's place of its own.
+  private final class Device: Sendable {
+    let file: FileDescriptor
+    init(owning descriptor: Int32) { file = FileDescriptor(owning: descriptor) }
+  }
+
+  private let machine: VirtualMachine
+  private let device = Mutex<Device?>(nil)
+
+  public init(of machine: VirtualMachine) { self.machine = machine }
+
+  /// KVM_DEV_VFIO_FILE_ADD. Before the device is bound, as some drivers want to know the machine then.
+  public func add(_ descriptor: Int32) throws(SystemError) {
+    try device.withLock { (device) throws(SystemError) in
+      let made: Device
+      if let device { made = device } else { made = try Self.makeDevice(machine) }
+      device = made
+      try Self.set(made, UInt64(KVM_DEV_VFIO_FILE_ADD), "KVM_DEV_VFIO_FILE_ADD", descriptor)
+    }
+  }
+
+  /// KVM_DEV_VFIO_FILE_DEL, with the descriptor still open.
+  public func remove(_ descriptor: Int32) {
+    device.withLock { device in
+      guard let device else { return }
+      try? Self.set(device, UInt64(KVM_DEV_VFIO_FILE_DEL), "KVM_DEV_VFIO_FILE_DEL", descriptor)
+    }
+  }
+
+  private static func makeDevice(_ machine: VirtualMachine) throws(SystemError) -> Device {
+    var request = kvm_create_device(type: UInt32(KVM_DEV_TYPE_VFIO), fd: 0, flags: 0)
+    // SAFETY: the kernel reads and fills the structure.
+    let answer = unsafe nestling_ioctl(machine.file.rawValue, KVM_CREATE_DEVICE, &request)
+    _ = try checked(answer, "KVM_CREATE_DEVICE", "vfio")
+    return Device(owning: Int32(bitPattern: request.fd))
+  }
+
+  private static func set(
+    _ device: Device, _ attribute: UInt64, _ call: String, _ descriptor: Int32
+  ) throws(SystemError) {
+    var descriptor = descriptor
+    // SAFETY: the kernel reads the structure and the descriptor's number, which stay for the call.
+    let answer = unsafe withUnsafeMutablePointer(to: &descriptor) { pointer in
+      var request = kvm_device_attr(
+        flags: 0, group: UInt32(KVM_DEV_VFIO_FILE), attr: attribute, addr: UInt64(UInt(bitPattern: pointer)))
+      return unsafe nestling_ioctl(device.file.rawValue, KVM_SET_DEVICE_ATTR, &request)
+    }
+    _ = try checked(answer, call)
+  }
+}
