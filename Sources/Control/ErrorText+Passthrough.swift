@@ -16,7 +16,11 @@ extension ErrorText {
     case .hostRefused(let error): "its DMA is blocked: the host refused the guest's tables: \(error)"
     case .pageRequestsRefused(let error): "the guest gets none of its page requests: \(error)"
     case .error: "the device reports an error that it does not recover from; the guest is stopped"
-    case .request: "the host wants the device back: end the guest"
+    case .request: "the host wants the device back: it is taken from the guest"
+    case .notReset(let error): "no reset brought it to its first state: \(error)"
+    case .outOfPeersReach(let error):
+      "its BARs are out of reach of the guest's other devices (peer-to-peer), which takes Linux 6.19 or later: "
+        + "\(error)"
     }
   }
 }

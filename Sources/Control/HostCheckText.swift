@@ -11,7 +11,9 @@ enum HostCheckText {
   }
 
   static func text(of check: HostCheck) -> String {
-    var lines = [("kernel", check.kernelRelease)]
+    var lines = [("kernel", check.kernelRelease), ("kernel options", text(of: check.kernelOptions))]
+    lines.append(
+      ("command line", check.commandLine.isEmpty ? "nothing of IOMMUs" : check.commandLine.joined(separator: " ")))
     lines.append(("/dev/kvm", check.kvmProblem.map { "\($0.reason)" } ?? "ok"))
     lines.append(
       (
@@ -28,12 +30,35 @@ enum HostCheckText {
         "locked memory",
         check.lockedMemory.map { "\(ErrorText.size($0)) at most; a guest's RAM must fit (ulimit -l)" } ?? "no limit"
       ))
+    lines.append(("IOMMU groups", text(of: check.groupCounts)))
     if check.units.isEmpty { lines.append(("VT-d units", "none: boot with intel_iommu=on,sm_on")) }
     for unit in check.units { lines.append((unit.name, text(of: unit))) }
     for device in check.devices { lines.append((device.address, text(of: device))) }
     lines.append(("x-flts=on", check.isReady ? "yes" : "no"))
     let width = lines.map(\.0.count).max() ?? 0
     return lines.map { $0.0 + String(repeating: " ", count: width - $0.0.count + 2) + $0.1 + "\n" }.joined()
+  }
+
+  private static func text(of options: [KernelOption]?) -> String {
+    guard let options else { return "not told: there is no configuration of it in /boot" }
+    let missing = options.filter { $0.state == .missing }.map(\.name)
+    if !missing.isEmpty { return "missing: " + missing.joined(separator: ", ") }
+    let modules = options.filter { $0.state == .module }.map(\.name)
+    return "ok" + (modules.isEmpty ? "" : "; modules: " + modules.joined(separator: ", "))
+  }
+
+  private static func text(of groups: [String: Int]) -> String {
+    if groups.isEmpty { return "none: no IOMMU is on" }
+    return groups.sorted { $0.key < $1.key }.map { "\($0.value) \($0.key.isEmpty ? "of a type not told" : $0.key)" }
+      .joined(separator: ", ")
+  }
+
+  private static func text(of group: HostCheck.Group, of device: HostCheck.Device) -> String {
+    let others = group.members.filter { $0.address != device.address }.map { member in
+      "\(member.address) (\(member.driver.map { "driver \($0)" } ?? "no driver"))"
+    }
+    return "group \(group.name)" + (group.type.map { " of type \($0)" } ?? "")
+      + (others.isEmpty ? "" : " with " + others.joined(separator: " and "))
   }
 
   private static func text(of unit: HostCheck.Unit) -> String {
@@ -52,7 +77,7 @@ enum HostCheckText {
 
   private static func text(of device: HostCheck.Device) -> String {
     let place = [
-      device.driver.map { "driver \($0)" } ?? "no driver", device.group.map { "group \($0)" } ?? "no group",
+      device.driver.map { "driver \($0)" } ?? "no driver", device.group.map { text(of: $0, of: device) } ?? "no group",
       device.unit ?? "no IOMMU",
     ].joined(separator: ", ")
     if let problem = device.problem { return "\(place): no: \(problem.text)" }

@@ -49,7 +49,7 @@ extension Control {
     case .tripleFault(let processor, let instructionPointer):
       let place = instructionPointer.map { " at 0x" + String($0, radix: 16) } ?? ""
       return "nestling: CPU \(processor): triple fault\(place); the guest is reset\n"
-    case .reset, .shutdown, .powerDown, .paused, .resumed: return nil
+    case .reset, .shutdown, .powerDown, .paused, .resumed, .deviceDeleted: return nil
     }
   }
 

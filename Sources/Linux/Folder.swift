@@ -34,10 +34,11 @@ public enum Folder {
   }
 
   /// A small text file, without the white space around it.
-  public static func text(of path: String) throws(SystemError) -> String {
+  /// - Parameter limit: in bytes; what is beyond is left out, in steps of 4 KiB.
+  public static func text(of path: String, limit: Int = 1 << 16) throws(SystemError) -> String {
     let file = try FileDescriptor(opening: path, O_RDONLY)
     var bytes: [UInt8] = []
-    while bytes.count < 1 << 16, let more = try file.read(count: 4096), !more.isEmpty { bytes += more }
+    while bytes.count < limit, let more = try file.read(count: 4096), !more.isEmpty { bytes += more }
     return String(decoding: bytes, as: UTF8.self).trimmingWhiteSpace()
   }
 }

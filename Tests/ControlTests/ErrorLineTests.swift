@@ -122,6 +122,25 @@ import Testing
     -device: no device is named
     $ -device =x
     -device =x: a name is missing before '='
+    # Passthrough.
+    $ -device vfio-pci,host=01:00.0
+    -device vfio-pci,host=01:00.0: iommufd is missing: name an -object iommufd; VFIO's containers are not offered
+    $ -device vfio-pci,host=01:00.0,fd=3,iommufd=i
+    -device vfio-pci,host=01:00.0,fd=3,iommufd=i: one of host, sysfsdev and fd names the device
+    $ -device vfio-pci,host=01:00.0,iommufd=i,x-no-mmap=on
+    -device vfio-pci,host=01:00.0,iommufd=i,x-no-mmap=on: x-no-mmap cannot be 'on': BARs are always mapped where they \
+    can be
+    $ -device vfio-pci,host=01:00.0,iommufd=i,x-msix-relocation=bar2
+    -device vfio-pci,host=01:00.0,iommufd=i,x-msix-relocation=bar2: x-msix-relocation cannot be 'bar2': the MSI-X table \
+    stays where the device has it
+    $ -device vfio-pci,host=01:00.0,iommufd=i,rombar=2
+    -device vfio-pci,host=01:00.0,iommufd=i,rombar=2: rombar must be between 0 and 1, not '2'
+    $ -device vfio-pci,host=01:00.0,iommufd=i,x-pci-device-id=7
+    -device vfio-pci,host=01:00.0,iommufd=i,x-pci-device-id=7: x-pci-device-id cannot be '7': the guest sees the host's \
+    identity
+    $ -device vfio-pci,host=01:00.0,iommufd=i,x-no-kvm-msi=on
+    -device vfio-pci,host=01:00.0,iommufd=i,x-no-kvm-msi=on: x-no-kvm-msi cannot be 'on': its interrupts go from VFIO \
+    to KVM within the kernel
     $ -device virtio-blk-pic
     -device virtio-blk-pic: unknown device; nearest: virtio-blk-pci, virtio-blk
     $ -device intel-iommu,x-scalable-mod=on

@@ -119,8 +119,9 @@ package final class FakeKernel: SystemCalls {
   package var leftovers: [String] {
     let open = Eventfd.allOpen
     return state.withLock { state in
-      state.events.filter { open.contains($0) }.sorted().map { "eventfd \($0)" }
-        + state.files.values.map { "file \($0)" } + state.objects.map { "object \($0.key) \($0.value)" }
+      open.filter { event in state.events[event.identity].map { $0 != event.descriptor } ?? false }
+        .map { "eventfd \($0.identity)" } + state.files.values.map { "file \($0)" }
+        + state.objects.map { "object \($0.key) \($0.value)" }
         + state.mapped.filter { state.objects[$0.key] == nil }.map { "mappings of IOAS \($0.key)" }
         + (state.hostMappings == 0 ? [] : ["\(state.hostMappings) mmaps"])
     }

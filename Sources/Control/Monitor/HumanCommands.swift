@@ -38,6 +38,7 @@ enum HumanCommands {
       return Answer()
     },
     HumanCommand("cont", "c", help: "resume emulation") { (_, target) in
+      if target.control.status == .internalError { return Answer(text: "Error: \(StatusProblem.needsReset)\n") }
       target.resume()
       return Answer()
     },

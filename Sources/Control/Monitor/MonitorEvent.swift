@@ -1,8 +1,9 @@
 import JSON
 import Machine
 
-/// The events that QMP tells (qapi/run-state.json).
+/// The events that QMP tells (qapi/run-state.json, qapi/qdev.json).
 enum MonitorEventKind: String, CaseIterable {
+  case deviceDeleted = "DEVICE_DELETED"
   case powerDown = "POWERDOWN"
   case reset = "RESET"
   case resume = "RESUME"
@@ -12,6 +13,7 @@ enum MonitorEventKind: String, CaseIterable {
   /// What comes with it.
   var members: [SchemaMember] {
     switch self {
+    case .deviceDeleted: [SchemaMember("device", .string, optional: true), SchemaMember("path", .string)]
     case .powerDown, .resume, .stop: []
     case .reset, .shutdown: [SchemaMember("guest", .boolean), SchemaMember("reason", MachineCause.reasons)]
     }
@@ -32,6 +34,10 @@ extension MachineNotice {
     case .powerDown: kind = .powerDown
     case .paused: kind = .stop
     case .resumed: kind = .resume
+    case .deviceDeleted(let id, let path):
+      var device: JSONObject = ["path": .string(path)]
+      device["device"] = id.map { .string($0.text) }
+      (kind, data) = (.deviceDeleted, .object(device))
     }
     var event: JSONObject = [
       "timestamp": [

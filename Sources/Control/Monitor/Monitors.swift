@@ -44,14 +44,14 @@ final class Monitors: MonitorTarget {
   var processorThreads: [Int] { inspection.processorThreads }
 
   func pause() {
-    if control.status == .prelaunch { return }
+    guard control.status == .running else { return }
     control.requestPause()
-    wait.wait { $0 == .paused }
+    wait.wait { $0 != .running }
   }
 
   func resume() {
     control.requestResume()
-    wait.wait { $0 == .running }
+    wait.wait { $0 == .running || $0 == .internalError }
   }
 
   func remappingText() -> String { RemappingText.units(remapping.states()) }

@@ -37,6 +37,7 @@ extension MonitorCommands {
       return .answer([:])
     },
     MonitorCommand("cont", NoArguments.self) { (_, target) throws(MonitorError) in
+      if target.control.status == .internalError { throw .generic(StatusProblem.needsReset) }
       target.resume()
       return .answer([:])
     },
@@ -52,8 +53,13 @@ extension MonitorCommands {
   ]
 }
 
+/// QEMU's words for what a state does not admit.
+enum StatusProblem {
+  static let needsReset = "Resetting the Virtual Machine is required"
+}
+
 extension MachineStatus {
-  static let all: [MachineStatus] = [.prelaunch, .running, .paused, .shutdown]
+  static let all: [MachineStatus] = [.prelaunch, .running, .paused, .internalError, .shutdown]
 
   /// QEMU's word for it.
   var text: String {
@@ -61,6 +67,7 @@ extension MachineStatus {
     case .prelaunch: "prelaunch"
     case .running: "running"
     case .paused: "paused"
+    case .internalError: "internal-error"
     case .shutdown: "shutdown"
     }
   }

@@ -19,10 +19,13 @@ final class Board: Sendable {
   let serial: SerialPort?
   /// nil where CPUs reach RAM alone without the board.
   let deviceMemory: (any DeviceMemory)?
+  /// nil where nobody need know of the host's devices.
+  let hostDeviceFiles: (any HostDeviceRegistry)?
   let interruptEnds = InterruptEnds()
-  let passthrough = PassthroughObjects()
+  let passthrough: PassthroughObjects
 
-  private let removals = Mutex<[@Sendable () -> Void]>([])
+  /// What has been plugged in, in that order, and how each is taken off.
+  private let removals = Mutex<[(function: Function, remove: @Sendable () -> Void)]>([])
   private let ioapic: IOAPICDevice
   private let pinRoutes: [PinRoute]
   private let calendar: CMOSClock
@@ -37,11 +40,13 @@ final class Board: Sendable {
   init(
     memory: GuestMemory, accelerator: any Accelerator, layout: BoardLayout, processorCount: Int,
     units: [UnitPlacement], trace: (String?) -> Trace? = { _ in nil }, serialOutput: (any CharacterOutput)?,
-    events: EventQueue
+    events: EventQueue, passthrough: PassthroughObjects = PassthroughObjects()
   ) throws(UnitOptionError) {
     self.memory = memory
+    self.passthrough = passthrough
     clock = accelerator.clock
     deviceMemory = accelerator.deviceMemory
+    hostDeviceFiles = accelerator.hostDeviceFiles
     self.layout = layout
     self.events = events
     let workers = EventWorkerSource(doorbells: accelerator.doorbells)
@@ -111,6 +116,8 @@ final class Board: Sendable {
     addBridges()
   }
 
+  deinit { remapping.end() }
+
   /// The two functions that every q35 has: they do nothing, but an operating system looks for them.
   private func addBridges() {
     var host = FunctionDescription(vendorID: 0x8086, deviceID: 0x29c0, classCode: 0x060000)
@@ -137,13 +144,28 @@ final class Board: Sendable {
   /// Puts a function on bus 0 and wires its INTx. Its address was found free when the configuration was checked.
   /// - Parameter removal: takes the device off the board and ends its workers.
   func plug(_ function: Function, removal: @escaping @Sendable () -> Void) {
-    removals.withLock { $0.append(removal) }
+    removals.withLock { $0.append((function, removal)) }
     let pin = function.description.interruptPin
     if pin > 0 {
       function.connect(
         interruptLine: ioapic.line(BoardLayout.pin(of: function.requester.id, interruptPin: pin)))
     }
     try? rootBus.add(function)
+  }
+
+  /// Takes a function off the board at once, as if it were pulled out: what the guest asks of it from now on answers all
+  /// ones, and nothing comes from it any more. Accesses in flight end as they will.
+  /// - Returns: false where there is none at the address.
+  @discardableResult
+  func unplug(_ address: RequesterID) -> Bool {
+    let removal = removals.withLock { removals -> (function: Function, remove: @Sendable () -> Void)? in
+      guard let index = removals.firstIndex(where: { $0.function.requester.id == address }) else { return nil }
+      return removals.remove(at: index)
+    }
+    guard let removal else { return false }
+    rootBus.remove(removal.function)
+    removal.remove()
+    return true
   }
 
   /// Does what firmware does for the root complex: gives BARs their addresses.
@@ -158,13 +180,17 @@ final class Board: Sendable {
       defer { removals = [] }
       return removals
     }
-    for remove in all { remove() }
+    for removal in all {
+      rootBus.remove(removal.function)
+      removal.remove()
+    }
     passthrough.removeAll()
   }
 
   /// Puts every chip and function into its reset state. No CPU is running.
   func reset() {
     for function in rootBus.all { function.reset() }
+    passthrough.resetBuses()
     for unit in remapping.units { unit.unit.reset() }
     ioapic.reset()
     calendar.reset()

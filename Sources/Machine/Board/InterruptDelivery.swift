@@ -30,6 +30,15 @@ final class InterruptDelivery: InterruptRouter, InvalidationObserver, MessageSin
     unit.addObserver(self)
   }
 
+  /// Takes `remap` back: the two hold each other until then.
+  func stopRemapping() {
+    let former = unit.withLock { unit in
+      defer { unit = nil }
+      return unit
+    }
+    former?.removeObserver(self)
+  }
+
   func makeRoute(for requester: Requester) -> any InterruptRoute {
     track(VectorRoute(delivery: self, requester: requester))
   }

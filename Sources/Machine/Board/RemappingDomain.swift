@@ -42,6 +42,9 @@ struct RemappingDomains: Sendable {
 
   func domain(of address: RequesterID) -> RemappingDomain { all[index(of: address)] }
 
+  /// Lets the units and what passes their remapping go of each other. The board goes.
+  func end() { for domain in all { domain.interrupts.stopRemapping() } }
+
   /// The domain whose unit remaps the IOAPIC's interrupts.
   var ioapic: RemappingDomain { all[ioapicIndex] }
 

@@ -29,4 +29,12 @@ extension MachineConfiguration {
     }
     return placement
   }
+
+  /// The device at an address: its id, and the path that QEMU's tree of objects has for it.
+  func deviceName(at address: RequesterID) -> (id: Identifier?, path: String) {
+    let index = (try? devicePlacement())?.firstIndex { $0 == address }
+    if let id = index.flatMap({ devices[$0].id }) { return (id, "/machine/peripheral/\(id)") }
+    let number = devices[..<(index ?? 0)].count { $0.id == nil }
+    return (nil, "/machine/peripheral-anon/device[\(number)]")
+  }
 }

@@ -17,10 +17,24 @@ public struct HostCheck: Sendable {
     public var missingForNesting: [String] { capabilities.map(HostRequirement.missingForNesting) ?? [] }
   }
 
+  /// An IOMMU group: what is passed through together, or not at all.
+  public struct Group: Hashable, Sendable {
+    public struct Member: Hashable, Sendable {
+      public let address: String
+      public let driver: String?
+    }
+
+    public let name: String
+    /// What its devices are attached to while the host's drivers have them: `DMA-FQ`, `identity`; nil where sysfs shows
+    /// none.
+    public let type: String?
+    public let members: [Member]
+  }
+
   public struct Device: Hashable, Sendable {
     public let address: String
     public let driver: String?
-    public let group: String?
+    public let group: Group?
     /// The unit in front of it.
     public let unit: String?
     /// What keeps it from being passed through to a guest without first stage; nil for nothing.
@@ -30,6 +44,10 @@ public struct HostCheck: Sendable {
   }
 
   public let kernelRelease: String
+  /// What the kernel was built with, of what matters here; nil where it does not tell.
+  public let kernelOptions: [KernelOption]?
+  /// Words of the kernel's command line about IOMMUs and VFIO.
+  public let commandLine: [String]
   /// Why /dev/kvm, and /dev/iommu, cannot be opened; nil where they can.
   public let kvmProblem: SystemError?
   public let iommufdProblem: SystemError?
@@ -39,15 +57,24 @@ public struct HostCheck: Sendable {
   public let lockedMemory: UInt64?
   public let units: [Unit]
   public let devices: [Device]
+  /// How many there are of each type; without a type under an empty name.
+  public let groupCounts: [String: Int]
 
   /// Looks.
   /// - Parameter names: of devices, as `host=` takes them.
   public init(devices names: [String]) {
-    self.init(devices: names, sysfs: "/sys", release: "/proc/sys/kernel/osrelease", calls: HostSystemCalls())
+    self.init(devices: names, root: "")
   }
 
-  init(devices names: [String], sysfs: String, release: String, calls: any SystemCalls) {
-    kernelRelease = (try? Folder.text(of: release)) ?? "unknown"
+  /// - Parameter root: in which /sys, /proc and /boot are.
+  init(devices names: [String], root: String, calls: any SystemCalls = HostSystemCalls()) {
+    let sysfs = "\(root)/sys"
+    let release = (try? Folder.text(of: "\(root)/proc/sys/kernel/osrelease")) ?? "unknown"
+    kernelRelease = release
+    kernelOptions = ["/boot/config-\(release)", "/lib/modules/\(release)/config"].lazy
+      .compactMap { try? Folder.text(of: root + $0, limit: 1 << 20) }.first.map { KernelOption.read($0) }
+    commandLine = ((try? Folder.text(of: "\(root)/proc/cmdline")) ?? "").split(separator: " ").map(String.init)
+      .filter { word in ["intel_iommu", "amd_iommu", "iommu", "intremap", "vfio"].contains { word.hasPrefix($0) } }
     func problem(opening path: String) -> SystemError? {
       do {
         _ = try KernelFile(opening: path, calls: calls)
@@ -73,6 +100,23 @@ public struct HostCheck: Sendable {
         name: name, version: (try? Folder.text(of: "\(folder)/version")) ?? "?", capabilities: capabilities)
     }
     devices = names.map { Self.check($0, sysfs: sysfs, calls: calls) }
+    let groups = (try? Folder.names(in: "\(sysfs)/kernel/iommu_groups")) ?? []
+    groupCounts = groups.reduce(into: [:]) { counts, name in
+      counts[(try? Folder.text(of: "\(sysfs)/kernel/iommu_groups/\(name)/type")) ?? "", default: 0] += 1
+    }
+  }
+
+  private static func group(of device: HostDevice, sysfs: String) -> Group? {
+    device.group.map { name in
+      let folder = "\(sysfs)/kernel/iommu_groups/\(name)"
+      let members = ((try? Folder.names(in: "\(folder)/devices")) ?? []).map { address in
+        Group.Member(
+          address: address,
+          driver: (try? Folder.link("\(folder)/devices/\(address)/driver"))
+            .flatMap { $0.split(separator: "/").last.map(String.init) })
+      }
+      return Group(name: name, type: try? Folder.text(of: "\(folder)/type"), members: members)
+    }
   }
 
   /// Whether a guest with x-flts=on can have every device asked for, or with none asked for, some device.
@@ -102,7 +146,7 @@ public struct HostCheck: Sendable {
       problem = error
     }
     return Device(
-      address: found.address, driver: found.driver, group: found.group, unit: unit, problem: problem,
+      address: found.address, driver: found.driver, group: group(of: found, sysfs: sysfs), unit: unit, problem: problem,
       nestingProblem: nestingProblem)
   }
 

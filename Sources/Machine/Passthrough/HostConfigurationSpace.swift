@@ -5,7 +5,7 @@ import PCI
 /// passed on, and for each bit whether the guest's accesses reach the device (PCI Express Base 7.5 and 7.6).
 ///
 /// VFIO guards the device; this decides what the machine answers itself: BARs and decoding, messages, the place on
-/// the fabric, and power states, which stay the guest's belief.
+/// the fabric, and power states, which are followed by the device.
 struct HostConfigurationSpace: Sendable {
   /// A capability's identifiers.
   private enum Identifier {
@@ -15,6 +15,7 @@ struct HostConfigurationSpace: Sendable {
     static let vendor: UInt8 = 0x09
     static let express: UInt8 = 0x10
     static let msix: UInt8 = 0x11
+    static let advancedFeatures: UInt8 = 0x13
     /// What is passed on beyond those: errors, serial number, vendor-specific.
     static let extended: Set<UInt16> = [0x0001, 0x0003, 0x000b]
   }
@@ -32,12 +33,19 @@ struct HostConfigurationSpace: Sendable {
   /// The device has page requests, shown or not.
   private(set) var hasPageRequests = false
   private let services: TranslationServices
+  /// Function Level Reset, by PCI Express or by Advanced Features.
+  private(set) var hasFunctionLevelReset = false
+  /// A way from D3hot to D0 resets it (No_Soft_Reset is clear).
+  private(set) var isResetByPowerStates = false
+  private let offersReset: Bool
 
   /// - Parameters:
   ///   - bytes: the host's, 256 or 4096.
   ///   - services: what the guest's unit and the host offer the function together.
-  init(_ bytes: [UInt8], services: TranslationServices = []) {
+  ///   - offersReset: whether VFIO has a reset for the function alone. Then the guest has FLR, whatever it is on the host.
+  init(_ bytes: [UInt8], services: TranslationServices = [], offersReset: Bool = true) {
     self.services = services
+    self.offersReset = offersReset
     let bytes = bytes + [UInt8](repeating: 0, count: max(0, ConfigurationSpace.size - bytes.count))
     header = Array(bytes[..<0x40])
     interruptPin = min(bytes[StandardOffset.interruptPin], 4)
@@ -80,10 +88,17 @@ struct HostConfigurationSpace: Sendable {
   private mutating func add(_ id: UInt8, at offset: Int, room: Int, _ bytes: [UInt8]) -> Bool {
     switch id {
     case Identifier.powerManagement where room >= 8:
-      // D0 to D3 are the guest's to write; the device stays in D0, and keeps its state, as No_Soft_Reset says. No PME.
+      // The state is the guest's to write, out of D0 as it starts. No PME: nobody would hear of it.
+      let noSoftReset = bytes.load(UInt16.self, at: offset + 4) & 1 << 3
+      isResetByPowerStates = noSoftReset == 0
       given.space.define(offset + 2, bytes.load(UInt16.self, at: offset + 2) & 0x07ff)
-      given.space.define(offset + 4, UInt16(1 << 3), writable: UInt16(3))
+      given.space.define(offset + 4, noSoftReset, writable: UInt16(3))
+      given.powerManagementOffset = offset
       return true
+    case Identifier.advancedFeatures where room >= 6:
+      // Its reset is offered by PCI Express, or not at all.
+      if bytes[offset + 3] & 3 == 3 { hasFunctionLevelReset = true }
+      return false
     case Identifier.msix where room >= 12 && msix == nil:
       guard let layout = Self.msixLayout(bytes, at: offset) else { return false }
       msix = layout
@@ -120,10 +135,11 @@ struct HostConfigurationSpace: Sendable {
     let flags = bytes.load(UInt16.self, at: offset + 2)
     let version = flags & 0xf
     given.space.define(offset + 2, version | UInt16(ExpressType.rootComplexIntegratedEndpoint.rawValue) << 4)
-    // Device Capabilities. FLR is offered: VFIO has some reset for the device, or it would not be offered here.
+    if bytes[offset + 7] & 0x10 != 0 { hasFunctionLevelReset = true }
+    // Device Capabilities, with FLR as VFIO has it.
     pass(offset + 4..<offset + 8)
     direct[offset + 7] &= ~0x10
-    given.space.define(offset + 7, UInt8(0x10))
+    given.space.define(offset + 7, UInt8(offersReset ? 0x10 : 0))
     // Device Control and Status; Initiate FLR comes to us, not to the device.
     pass(offset + 8..<offset + 12)
     direct[offset + 9] &= 0x7f

@@ -19,6 +19,13 @@ public struct PassthroughError: Error, Hashable, Sendable, CustomStringConvertib
     case bind(SystemError)
     case map(SystemError)
     case attach(SystemError)
+    /// RAM cannot be pinned: the limit and what is wanted, in bytes; nil where there is no limit.
+    case lockedMemory(limit: UInt64?, wanted: UInt64)
+    /// KVM does not take it.
+    case acceleratorRegistration(SystemError)
+    /// `romfile=`.
+    case romFile(String, SystemError)
+    case romFileSize(String, limit: Int)
     case registers(SystemError)
     case interrupts(SystemError)
     /// The accelerator gives out no eventfds for interrupts.
@@ -48,18 +55,26 @@ public struct PassthroughError: Error, Hashable, Sendable, CustomStringConvertib
         + Self.bindCommand(device, driver: driver)
     case .noDeviceFile:
       "it has no /dev/vfio/devices file: the host's kernel needs CONFIG_VFIO_DEVICE_CDEV (Linux 6.6 or later)"
-    case .open(let error) where error.code == 16 /* EBUSY */: "somebody else has it open"
     case .open(let error): "\(error)"
     case .iommufd(let error) where error.code == 2 /* ENOENT */:
       "there is no /dev/iommu: the host's kernel needs CONFIG_IOMMUFD"
     case .iommufd(let error): "\(error)"
     case .bind(let error) where error.code == 1 /* EPERM */:
       "the host's interrupts are not isolated: it needs interrupt remapping (intremap=on, and an IOMMU that has it)"
+    case .bind(let error) where error.code == 22 /* EINVAL */:
+      "somebody else has it open, or the host's IOMMU cannot keep its DMA coherent with the CPUs' caches"
     case .bind(let error) where error.code == 16 /* EBUSY */:
       "its IOMMU group is in use: another device of the group is bound to another driver, or somebody has it open"
     case .bind(let error): "the kernel does not bind it to iommufd: \(error)"
-    case .map(let error) where error.code == 12 /* ENOMEM */:
-      "RAM cannot be pinned for it: raise the memory lock limit (ulimit -l) beyond the guest's RAM"
+    case .lockedMemory(let limit?, let wanted):
+      "the guest's \(wanted >> 20) MiB of RAM cannot be pinned for it: the memory lock limit is \(limit >> 20) MiB; raise "
+        + "it (ulimit -l), or run as root"
+    case .lockedMemory(nil, let wanted):
+      "the guest's \(wanted >> 20) MiB of RAM cannot be pinned for it: the host has not as much memory free"
+    case .acceleratorRegistration(let error):
+      "KVM does not take it: \(error): the host's kernel needs CONFIG_KVM_VFIO"
+    case .romFile(let path, let error): "romfile=\(path): \(error.reason)"
+    case .romFileSize(let path, let limit): "romfile=\(path): a ROM has 1 to \(limit) bytes"
     case .map(let error): "RAM cannot be mapped for it: \(error)"
     case .attach(let error): "the kernel does not attach it to the guest's memory: \(error)"
     case .registers(let error): "its registers cannot be reached: \(error)"

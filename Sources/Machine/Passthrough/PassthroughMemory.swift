@@ -27,12 +27,17 @@ final class PassthroughMemory: Sendable {
     var nested: [NestedKey: WeakNested] = [:]
     var pageRequests: HostPageRequestThread?
     var nothing: IOAddressSpace?
+    /// Why a BAR is not in it.
+    var peerProblem: SystemError?
+    var hasToldPeerProblem = false
   }
 
   let iommufd: IOMMUFD
   /// The iommufd object's id.
   let name: String?
-  private let space: IOAddressSpace
+  /// The functions that its devices are to the guest.
+  let peers = PassthroughPeers()
+  let space: IOAddressSpace
   private let state = Mutex(State())
 
   /// Pins all of RAM.
@@ -68,6 +73,20 @@ final class PassthroughMemory: Sendable {
       try device.attach(to: parent)
       state.parents.append(parent)
       return parent
+    }
+  }
+
+  // MARK: Peers
+
+  func notePeerProblem(_ error: SystemError) { state.withLock { $0.peerProblem = $0.peerProblem ?? error } }
+
+  /// Why some device's BARs are out of the others' reach, the first time that this is asked with others there.
+  func takePeerProblem() -> SystemError? {
+    guard peers.all.count > 1 else { return nil }
+    return state.withLock { state in
+      guard let problem = state.peerProblem, !state.hasToldPeerProblem else { return nil }
+      state.hasToldPeerProblem = true
+      return problem
     }
   }
 

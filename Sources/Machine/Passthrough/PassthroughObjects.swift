@@ -1,3 +1,4 @@
+import Glibc
 import Linux
 import Synchronization
 import VFIO
@@ -17,9 +18,20 @@ final class PassthroughObjects: Sendable {
 
   /// The kernel.
   let calls: any SystemCalls
+  /// Where sysfs is mounted.
+  let sysfs: String
+  /// RLIMIT_MEMLOCK, in bytes; nil for none.
+  let lockedMemory: @Sendable () -> UInt64?
   private let state = Mutex(State())
 
-  init(calls: any SystemCalls = HostSystemCalls()) { self.calls = calls }
+  init(
+    calls: any SystemCalls = HostSystemCalls(), sysfs: String = "/sys",
+    lockedMemory: @escaping @Sendable () -> UInt64? = { ResourceLimit.lockedMemory }
+  ) {
+    self.calls = calls
+    self.sysfs = sysfs
+    self.lockedMemory = lockedMemory
+  }
 
   /// The memory of an iommufd object, opened and mapped for the first device that names it.
   func memory(of options: IOMMUFDOptions, ram: GuestMemory) throws(PassthroughError.Problem) -> PassthroughMemory {
@@ -41,9 +53,22 @@ final class PassthroughObjects: Sendable {
         if let id = options.id { state.memories[id] = memory }
         return memory
       } catch {
-        throw .map(error)
+        throw problem(of: error, ram: ram) ?? .map(error)
       }
     }
+  }
+
+  /// What a person can do something about, where RAM is mapped or a device attached to it: that pins RAM.
+  func problem(of error: SystemError, ram: GuestMemory) -> PassthroughError.Problem? {
+    guard error.code == ENOMEM else { return nil }
+    let wanted = ram.regions.reduce(0) { $0 + $1.size }
+    // Other devices of this process may have used up some of it.
+    return .lockedMemory(limit: lockedMemory(), wanted: wanted)
+  }
+
+  /// The bus resets that functions wait for. No CPU is running.
+  func resetBuses() {
+    for memory in state.withLock({ Array($0.memories.values) }) { memory.peers.resetBuses() }
   }
 
   func bindings(of unit: TranslationUnit) -> HostBindings {
@@ -103,8 +128,12 @@ public struct PassthroughNotice: Hashable, Sendable {
     case pageRequestsRefused(SystemError)
     /// The device met an error that it does not recover from: the guest is stopped.
     case error
-    /// The host wants the device back.
+    /// The host wants the device back: it is taken from the guest.
     case request
+    /// No reset brought it to its first state.
+    case notReset(SystemError)
+    /// BARs are out of reach of other devices of the guest.
+    case outOfPeersReach(SystemError)
   }
 
   /// As the options name it.

@@ -6,28 +6,54 @@ import VFIO
 
 /// A function of the host on the guest's bus. Its BARs are memory of the guest's CPUs where VFIO maps them, and
 /// trapped where not: the MSI-X table and pending bits always are. Decoding stays enabled on the device itself, whose
-/// mappings would fault otherwise; the guest's own decode bits say where its CPUs find them.
+/// mappings would fault otherwise; the guest's own decode bits say where its CPUs find them. Out of D0 they find them
+/// nowhere, for the same reason.
 ///
-/// Lock order: `slots` and `state` are leaves, but for the accelerator's own locks.
+/// What holds it: the board's bus, by `Function`, and whoever removes it. An access that was in flight meanwhile may hold
+/// it a little longer; the last one closes the device's file, and the host has its device back.
+///
+/// Lock order: `placed`, then `Function`'s and the accelerator's and the address space's; `state` is a leaf.
 final class VFIOPCI: FunctionModel {
   let function: Function
-  private let device: VFIODevice
+  let device: VFIODevice
+  let space: HostConfigurationSpace
   private let configuration: VFIORegion
-  private let space: HostConfigurationSpace
   private let regions: [Int: VFIORegion]
   private let mappings: [Int: [RegionMapping]]
+  private let rom: ExpansionROM?
   private let interrupts: PassthroughInterrupts
   private let events: PassthroughEvents
-  private let deviceMemory: (any DeviceMemory)?
-  /// Of the BARs, while they are placed.
-  private let slots = Mutex<[Int: [any AnyObject & Sendable]]>([:])
+  let surroundings: Surroundings
+  private let placed = Mutex(Placed())
   private let state = Mutex(State())
+
+  /// What of the machine the function reaches, beside its bus.
+  struct Surroundings: Sendable {
+    /// nil where CPUs reach RAM alone without the board.
+    var deviceMemory: (any DeviceMemory)?
+    /// For other devices' requests to its BARs, and for a reset that it shares with others.
+    var memory: PassthroughMemory?
+    /// Told of the device's file already; held as long as the function.
+    var registration: HostDeviceRegistration?
+    /// What a person is to know; each is told once.
+    var tell: @Sendable (PassthroughNotice.Kind) -> Void = { _ in }
+  }
+
+  /// BARs where the guest has them, and the device's power state, which must be D0 meanwhile.
+  private struct Placed {
+    /// Of the CPUs' memory and of the devices', by BAR.
+    var slots: [Int: [any AnyObject & Sendable]] = [:]
+    /// PowerState as the device has it: 0 for D0.
+    var power: UInt8 = 0
+  }
 
   private struct State {
     /// Bits of the device's command register.
     var command: UInt16 = 0
     var interruptAsserted = false
     var pageRequests: PageRequestInterface?
+    var awaitsBusReset = false
+    var told: Set<PassthroughNotice.Kind> = []
   }
 
   private static let decoding: Command = [.memorySpaceEnable, .ioSpaceEnable]
@@ -38,25 +64,29 @@ final class VFIOPCI: FunctionModel {
   ///   - address: on the guest's bus.
   ///   - services: what the guest is to see of its translation services.
   init(
-    _ device: VFIODevice, environment: PCIEnvironment, deviceMemory: (any DeviceMemory)?, address: RequesterID,
-    services: TranslationServices = []
+    _ device: VFIODevice, environment: PCIEnvironment, surroundings: Surroundings = Surroundings(),
+    rom source: ExpansionROM.Source = .device, address: RequesterID, services: TranslationServices = []
   ) throws(PassthroughError.Problem) {
     self.device = device
-    self.deviceMemory = deviceMemory
+    self.surroundings = surroundings
     do {
       let configuration = try device.region(7)
       self.configuration = configuration
-      let bytes = Self.bytes(of: configuration, device)
-      space = HostConfigurationSpace(bytes, services: services)
+      let bytes = try Self.bytes(of: configuration, device)
+      space = HostConfigurationSpace(bytes, services: services, offersReset: device.hasReset)
       let bars = try Self.bars(bytes, device)
       regions = bars.regions
       mappings = Self.mappings(of: bars.regions, space.msix, device)
+      rom = try ExpansionROM(source, of: device)
+      let romRegister = rom.map {
+        BaseAddressRegister(index: BaseAddressRegister.expansionROMIndex, space: .expansionROM, size: $0.size)
+      }
       events = try PassthroughEvents()
       interrupts = PassthroughInterrupts(
         device, inner: environment.interrupts, msixCount: space.msix?.vectorCount ?? 0,
         intx: space.interruptPin > 0 ? events.interrupt : nil)
       function = Function(
-        Self.description(space, bars.registers), at: address,
+        Self.description(space, bars.registers + (romRegister.map { [$0] } ?? [])), at: address,
         environment: PCIEnvironment(
           memoryBus: environment.memoryBus, ioBus: environment.ioBus, memory: environment.memory,
           remapper: environment.remapper, interrupts: interrupts, workers: environment.workers))
@@ -65,121 +95,30 @@ final class VFIOPCI: FunctionModel {
     }
     guard interrupts.isPossible else { throw .accelerator }
     function.install(self)
-    reset()
-  }
-
-  private static func bytes(of region: VFIORegion, _ device: VFIODevice) -> [UInt8] {
-    var bytes: [UInt8] = []
-    let size = min(max(region.size, 256), UInt64(ConfigurationSpace.size))
-    for offset in stride(from: 0, to: size, by: 4) {
-      bytes.append(
-        littleEndian: UInt32(truncatingIfNeeded: device.read(region, offset: offset, width: 4) ?? 0xffff_ffff))
-    }
-    return bytes
-  }
-
-  private static func bars(
-    _ bytes: [UInt8], _ device: VFIODevice
-  ) throws(SystemError) -> (registers: [BaseAddressRegister], regions: [Int: VFIORegion]) {
-    var registers: [BaseAddressRegister] = []
-    var regions: [Int: VFIORegion] = [:]
-    var index = 0
-    while index < 6 {
-      let bits = bytes.load(UInt32.self, at: StandardOffset.baseAddressRegisters + 4 * index)
-      let is64 = bits & 7 == 4 && index < 5
-      let region = try device.region(UInt32(index))
-      let isIO = bits[bit: 0]
-      if region.size >= (isIO ? 4 : 16), region.size.nonzeroBitCount == 1 {
-        registers.append(
-          BaseAddressRegister(
-            index: index, space: isIO ? .io : is64 ? .memory64 : .memory32, size: region.size,
-            prefetchable: !isIO && bits[bit: 3]))
-        regions[index] = region
-      }
-      index += is64 ? 2 : 1
-    }
-    return (registers, regions)
-  }
-
-  /// What may be mapped, less the pages that are trapped.
-  private static func mappings(
-    of regions: [Int: VFIORegion], _ msix: MSIX.Layout?, _ device: VFIODevice
-  ) -> [Int: [RegionMapping]] {
-    var trapped: [Int: [Range<UInt64>]] = [:]
-    if let msix {
-      trapped[msix.bar, default: []].append(pages(msix.tableOffset, msix.tableSize))
-      trapped[msix.pendingBar, default: []].append(pages(msix.pendingOffset, msix.pendingSize))
-    }
-    return regions.reduce(into: [:]) { mappings, entry in
-      let (bar, region) = entry
-      // What cannot be mapped is trapped.
-      mappings[bar] = Self.areas(of: region, without: trapped[bar] ?? [])
-        .compactMap { try? RegionMapping($0, of: region, device: device) }
-    }
-  }
-
-  private static func pages(_ offset: UInt64, _ size: UInt64) -> Range<UInt64> {
-    let end = (offset + size + 0xfff) & ~0xfff
-    return offset & ~0xfff..<end
-  }
-
-  /// Areas that begin and end with pages, without the ranges named.
-  static func areas(of region: VFIORegion, without trapped: [Range<UInt64>]) -> [VFIORegion.Area] {
-    var areas = region.mappableAreas.compactMap { area -> Range<UInt64>? in
-      let (end, overflow) = area.offset.addingReportingOverflow(area.size)
-      guard !overflow, end <= region.size else { return nil }
-      let first = (area.offset + 0xfff) & ~0xfff
-      let last = end & ~0xfff
-      return first < last ? first..<last : nil
-    }
-    for range in trapped {
-      areas = areas.flatMap { area -> [Range<UInt64>] in
-        guard area.overlaps(range) else { return [area] }
-        return [
-          area.lowerBound..<max(area.lowerBound, range.lowerBound),
-          min(area.upperBound, range.upperBound)..<area.upperBound,
-        ].filter { !$0.isEmpty }
-      }
-    }
-    return areas.map { VFIORegion.Area(offset: $0.lowerBound, size: $0.upperBound - $0.lowerBound) }
-  }
-
-  private static func description(
-    _ space: HostConfigurationSpace, _ registers: [BaseAddressRegister]
-  ) -> FunctionDescription {
-    let header = space.header
-    var description = FunctionDescription(
-      vendorID: header.load(UInt16.self, at: StandardOffset.vendorID),
-      deviceID: header.load(UInt16.self, at: StandardOffset.deviceID),
-      classCode: header.load(UInt32.self, at: StandardOffset.revisionID) >> 8)
-    description.revisionID = header[StandardOffset.revisionID]
-    description.subsystemVendorID = header.load(UInt16.self, at: StandardOffset.subsystemVendorID)
-    description.subsystemID = header.load(UInt16.self, at: StandardOffset.subsystemID)
-    description.interruptPin = space.interruptPin
-    description.baseAddressRegisters = registers
-    description.msix = space.msix.flatMap { layout in
-      // A table beyond its BAR is no table.
-      registers.contains { $0.index == layout.bar && layout.tableOffset + layout.tableSize <= $0.size } ? layout : nil
-    }
-    description.msiVectorCount = space.msiVectorCount
-    description.configuration = space.given
-    return description
+    // What shares its bus may be yet to come.
+    reset(mayBePutOff: true)
   }
 
   // MARK: Life
 
-  /// From now on the device's interrupts, errors and requests are heard.
+  /// From now on the device's interrupts, errors and requests are heard, and a reset of others reckons with it.
   func start(_ handler: @escaping @Sendable (PassthroughEvents.Event) -> Void) throws(SystemError) {
     try events.start(of: device, name: "vfio \(function.requester.id)") { [weak self] event in
       if event == .interrupt { self?.interruptCame() } else { handler(event) }
     }
+    surroundings.memory?.peers.add(self)
+    tellPeerProblem()
   }
 
-  /// Takes the function off the board. The device goes when nobody holds it any more.
+  /// Takes the function off the board, whatever the guest does meanwhile: its BARs and its interrupts go, and what it
+  /// would still ask of memory ends here. The device goes when nobody holds it any more.
   func remove() {
+    surroundings.memory?.peers.remove(self)
     // Its DMA ends before its tables do.
     write(command: Self.decoding.rawValue)
     function.remove()
+    // An access in flight may have placed a BAR once more after that.
+    placed.withLock { $0.slots = [:] }
     let ended = state.withLock { state in
       defer { state.pageRequests = nil }
       return state.pageRequests
@@ -189,12 +128,47 @@ final class VFIOPCI: FunctionModel {
     events.stop()
   }
 
-  func reset() {
+  // MARK: Reset
+
+  func reset() { reset(mayBePutOff: false) }
+
+  /// What a bus reset alone brings back is put off where others share that, until all of them are quiet.
+  private func reset(mayBePutOff: Bool) {
+    quiesce()
+    var waits = false
+    do throws(ResetProblem) {
+      try resetDevice()
+    } catch {
+      switch error {
+      case .isShared: waits = true
+      case .failed(let error): if mayBePutOff { waits = true } else { tell(.notReset(error)) }
+      }
+    }
+    state.withLock { $0.awaitsBusReset = waits }
+    settle()
+  }
+
+  func tell(_ kind: PassthroughNotice.Kind) {
+    if state.withLock({ $0.told.insert(kind).inserted }) { surroundings.tell(kind) }
+  }
+
+  /// Whether a reset of its bus is still owed to it.
+  var awaitsBusReset: Bool { state.withLock { $0.awaitsBusReset } }
+
+  /// Its bus is reset: with it quiet before, and settled after.
+  func finishBusReset() { state.withLock { $0.awaitsBusReset = false } }
+
+  /// No interrupt, no request of its own, full power.
+  func quiesce() {
     pageRequests?.reset()
     interrupts.reset()
+    placed.withLock { setPower(0, &$0) }
     // No request may leave the device between its reset and the guest's next driver.
     write(command: Self.decoding.rawValue)
-    if device.hasReset { try? device.reset() } else { try? device.resetBus() }
+  }
+
+  /// As the guest is to find it after a reset.
+  func settle() {
     state.withLock { state in
       state.command = 0
       state.interruptAsserted = false
@@ -206,7 +180,8 @@ final class VFIOPCI: FunctionModel {
   // MARK: Regions
 
   func readRegion(bar: Int, offset: UInt64, width: AccessWidth) -> UInt64 {
-    regions[bar].flatMap { device.read($0, offset: offset, width: width.rawValue) } ?? width.allOnes
+    if bar == BaseAddressRegister.expansionROMIndex { return rom?.read(offset: offset, width: width) ?? width.allOnes }
+    return regions[bar].flatMap { device.read($0, offset: offset, width: width.rawValue) } ?? width.allOnes
   }
 
   func writeRegion(bar: Int, offset: UInt64, width: AccessWidth, value: UInt64) {
@@ -214,13 +189,29 @@ final class VFIOPCI: FunctionModel {
   }
 
   func placed(bar: Int, at base: UInt64?) {
-    // The old place first: the slots of the two may overlap.
-    slots.withLock { $0[bar] = nil }
-    guard let base, let deviceMemory, base & 0xfff == 0 else { return }
-    let made = (mappings[bar] ?? []).compactMap { mapping in
-      deviceMemory.map(base &+ mapping.area.offset, size: mapping.area.size, hostAddress: mapping.hostAddress)
+    placed.withLock { placed in
+      // The old place first: the slots of the two may overlap.
+      placed.slots[bar] = nil
+      guard let base, base & 0xfff == 0, let region = regions[bar], let mappings = mappings[bar] else { return }
+      // The device answers in D0 alone, and an access of a CPU that it does not answer would end the machine.
+      setPower(0, &placed)
+      var made: [any AnyObject & Sendable] = []
+      for mapping in mappings {
+        let address = base &+ mapping.area.offset
+        if let slot = surroundings.deviceMemory?.map(
+          address, size: mapping.area.size, hostAddress: mapping.hostAddress)
+        {
+          made.append(slot)
+        }
+        if let peer = surroundings.memory?.map(region, mapping.area, of: device, at: address) { made.append(peer) }
+      }
+      placed.slots[bar] = made
     }
-    slots.withLock { $0[bar] = made }
+    tellPeerProblem()
+  }
+
+  private func tellPeerProblem() {
+    if let problem = surroundings.memory?.takePeerProblem() { surroundings.tell(.outOfPeersReach(problem)) }
   }
 
   // MARK: Page requests
@@ -256,6 +247,11 @@ final class VFIOPCI: FunctionModel {
         rawValue: UInt16(truncatingIfNeeded: function.readConfiguration(offset: StandardOffset.command, width: .word)))
       write(command: own.intersection(Self.passed).union(Self.decoding).rawValue)
     }
+    if let control = powerControl, touched.contains(control) {
+      placed.withLock { placed in
+        setPower(UInt8(truncatingIfNeeded: function.readConfiguration(offset: control, width: .byte)) & 3, &placed)
+      }
+    }
     forward(touched, value)
     pageRequests?.configurationWritten(touched, value: value)
     if function.msix?.isEnabled == true {
@@ -285,6 +281,16 @@ final class VFIOPCI: FunctionModel {
       state.command = command
       device.write(configuration, offset: UInt64(StandardOffset.command), width: 2, value: UInt64(command))
     }
+  }
+
+  /// The byte of PMCSR with PowerState.
+  private var powerControl: Int? { space.given.powerManagementOffset.map { $0 + 4 } }
+
+  /// Takes the device to a power state: VFIO waits until it is there, and puts back what a soft reset on the way took.
+  private func setPower(_ power: UInt8, _ placed: inout Placed) {
+    guard let powerControl, placed.power != power else { return }
+    placed.power = power
+    device.write(configuration, offset: UInt64(powerControl), width: 1, value: UInt64(power))
   }
 
   // MARK: INTx

@@ -10,35 +10,35 @@ extension VFIOPCIOptions: BoardDevice {
     guard let address else { return }
     let objects = configuration.objects.lazy.compactMap { $0 as? IOMMUFDOptions }
     guard let object = objects.first(where: { $0.id == iommufd }) else { return }
-    let name: String
     do {
-      name = try build(on: board, at: address, object)
+      try build(on: board, at: address, object)
     } catch {
       throw .passthrough(error)
     }
-    _ = name
   }
 
-  private func openHostDevice(_ calls: any SystemCalls) throws(PassthroughError) -> (file: KernelFile, name: String) {
+  private func openHostDevice(
+    _ shared: PassthroughObjects
+  ) throws(PassthroughError) -> (file: KernelFile, name: String) {
     if let descriptor {
-      return (KernelFile(owning: Int32(clamping: descriptor), calls: calls), hostName)
+      return (KernelFile(owning: Int32(clamping: descriptor), calls: shared.calls), hostName)
     }
     let found =
       if let host {
-        try HostDevice.find(address: host)
+        try HostDevice.find(address: host, sysfs: shared.sysfs)
       } else {
         try HostDevice.find(folder: sysfsFolder ?? "")
       }
-    return (try found.open(calls: calls), found.address)
+    return (try found.open(calls: shared.calls), found.address)
   }
 
-  private func build(
-    on board: Board, at address: RequesterID, _ object: IOMMUFDOptions
-  ) throws(PassthroughError) -> String {
+  private func build(on board: Board, at address: RequesterID, _ object: IOMMUFDOptions) throws(PassthroughError) {
     let shared = board.passthrough
-    let (file, name) = try openHostDevice(shared.calls)
+    let (file, name) = try openHostDevice(shared)
     do throws(PassthroughError.Problem) {
+      let rom = try romSource()
       let memory = try shared.memory(of: object, ram: board.memory)
+      let registration = try Self.register(file, with: board.hostDeviceFiles)
       let device = try Self.bind(file, to: memory.iommufd)
       let unit = board.unit(at: address)
       var hostOffersPageRequests = false
@@ -52,17 +52,26 @@ extension VFIOPCIOptions: BoardDevice {
         if let missing = HostRequirement.missing(for: unit.options, on: information) { throw .requirement(missing) }
         hostOffersPageRequests = information.vtd?.offersPageRequests == true
       }
-      let bound = try Self.attach(device, memory, nests: unit?.options.firstStage == true) { notice in
-        shared.tell(PassthroughNotice(device: name, notice))
+      let bound: HostBoundDevice
+      do {
+        bound = try HostBoundDevice(device, memory: memory, nests: unit?.options.firstStage == true) { notice in
+          shared.tell(PassthroughNotice(device: name, notice))
+        }
+      } catch {
+        throw shared.problem(of: error, ram: board.memory) ?? .attach(error)
       }
       let services = Services(of: bound, behind: unit, hostOffersPageRequests: hostOffersPageRequests)
       let model = try VFIOPCI(
-        device, environment: board.environment(at: address), deviceMemory: board.deviceMemory, address: address,
-        services: services.offered)
+        device, environment: board.environment(at: address),
+        surroundings: .init(
+          deviceMemory: board.deviceMemory, memory: memory, registration: registration,
+          tell: { shared.tell(PassthroughNotice(device: name, kind: $0)) }),
+        rom: rom, address: address, services: services.offered)
       let events = board.events
       do {
         try model.start { event in
-          if event == .error { events.post(.pause) }
+          // Both are the machine's own thread's to carry out: this one is among what goes with the device.
+          events.post(event == .error ? .deviceError : .takeAway(address))
           shared.tell(PassthroughNotice(device: name, kind: event == .error ? .error : .request))
         }
       } catch {
@@ -80,6 +89,7 @@ extension VFIOPCIOptions: BoardDevice {
       }
       bindings?.add(bound, for: model.function.requester)
       board.plug(model.function) {
+        // Nothing of the guest's tables reaches the device any more, then nothing of the device the guest.
         bindings?.remove(bound)
         board.interruptEnds.remove(watch)
         model.remove()
@@ -87,7 +97,33 @@ extension VFIOPCIOptions: BoardDevice {
     } catch {
       throw PassthroughError(name, error)
     }
-    return name
+  }
+
+  private func romSource() throws(PassthroughError.Problem) -> ExpansionROM.Source {
+    guard romBar != 0 else { return .nowhere }
+    guard let romFile else { return .device }
+    if romFile.isEmpty { return .nowhere }
+    let content: [UInt8]
+    do {
+      content = try ExpansionROM.content(ofFile: romFile)
+    } catch {
+      throw .romFile(romFile, error)
+    }
+    guard (1...ExpansionROM.limit).contains(content.count) else {
+      throw .romFileSize(romFile, limit: ExpansionROM.limit)
+    }
+    return .file(content)
+  }
+
+  private static func register(
+    _ file: KernelFile, with registry: (any HostDeviceRegistry)?
+  ) throws(PassthroughError.Problem) -> HostDeviceRegistration? {
+    guard let registry else { return nil }
+    do {
+      return try HostDeviceRegistration(file, with: registry)
+    } catch {
+      throw .acceleratorRegistration(error)
+    }
   }
 
   private static func bind(_ file: KernelFile, to iommufd: IOMMUFD) throws(PassthroughError.Problem) -> VFIODevice {
@@ -115,17 +151,6 @@ extension VFIOPCIOptions: BoardDevice {
       } catch {
         refusal = error
       }
-    }
-  }
-
-  private static func attach(
-    _ device: VFIODevice, _ memory: PassthroughMemory, nests: Bool,
-    tell: @escaping @Sendable (HostBoundDevice.Notice) -> Void
-  ) throws(PassthroughError.Problem) -> HostBoundDevice {
-    do {
-      return try HostBoundDevice(device, memory: memory, nests: nests, tell: tell)
-    } catch {
-      throw .attach(error)
     }
   }
 }

@@ -26,6 +26,8 @@ public enum MachineStatus: Hashable, Sendable {
   case prelaunch
   case running
   case paused
+  /// A device of the host failed it: a reset must come before it goes on.
+  case internalError
   /// It has ended.
   case shutdown
 }
@@ -41,6 +43,8 @@ public enum MachineNotice: Hashable, Sendable {
   case powerDown
   case paused
   case resumed
+  /// A device is no more: its id, if it has one, and its path in QEMU's tree of objects.
+  case deviceDeleted(Identifier?, path: String)
 }
 
 /// The machine's end of `MachineControl`.

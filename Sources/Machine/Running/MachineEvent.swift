@@ -1,3 +1,5 @@
+import Hardware
+
 /// What the machine's own thread is to act on. Whoever brings it about posts it.
 public enum MachineEvent: Hashable, Sendable {
   // What the guest does. All of it ends what runs.
@@ -20,11 +22,15 @@ public enum MachineEvent: Hashable, Sendable {
   case hostReset
   case pause
   case resume
+  /// A passed-through device met an error: the guest must not run on.
+  case deviceError
+  /// The function at this address is wanted by its host.
+  case takeAway(RequesterID)
 
   /// Whether it is the host's wish, which holds whatever the guest does meanwhile.
   var isRequest: Bool {
     switch self {
-    case .quit, .hostReset, .pause, .resume: true
+    case .quit, .hostReset, .pause, .resume, .deviceError, .takeAway: true
     case .shutdown, .reset, .tripleFault, .debugExit, .crashed: false
     }
   }

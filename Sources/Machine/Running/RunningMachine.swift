@@ -29,7 +29,7 @@ public final class RunningMachine {
   private let processors: any Processors
   private let characters: CharacterDevices
   private let serial: SerialConnection?
-  private let events: EventQueue
+  let events: EventQueue
   private let signals: TerminationSignals
   /// nil where nothing is booted.
   private let image: StartImage?
@@ -177,11 +177,18 @@ public final class RunningMachine {
     } catch {
       throw .unit(error)
     }
-    for (device, address) in zip(configuration.devices, placement) {
-      if let device = device as? any BoardDevice {
-        try device.build(on: board, at: address, with: configuration)
+    do {
+      for (device, address) in zip(configuration.devices, placement) {
+        if let device = device as? any BoardDevice {
+          try device.build(on: board, at: address, with: configuration)
+        }
       }
+    } catch {
+      // Devices of the host that are there already go back to it.
+      board.removeDevices()
+      throw error
     }
+    board.passthrough.resetBuses()
     return board
   }
 
@@ -264,6 +271,8 @@ public final class RunningMachine {
     case .hostReset: return reset(.monitorReset)
     case .pause: return pause()
     case .resume: return resume()
+    case .deviceError: return pause(as: .internalError)
+    case .takeAway(let address): return takeAway(address)
     }
   }
 
@@ -283,21 +292,35 @@ public final class RunningMachine {
       if image != nil { try board.memory.clear() }
       try load()
       if controller.status == .running { try processors.start() }
+      // As in QEMU: what failed it is reset, and somebody has it go on.
+      if controller.status == .internalError { controller.set(.prelaunch) }
     } catch {
       return end(.crashed("reset: \(error)"), .guestCrash)
     }
     return nil
   }
 
-  private func pause() -> Ending? {
+  private func pause(as status: MachineStatus = .paused) -> Ending? {
     processors.stop()
     guard controller.status == .running else { return nil }
-    controller.set(.paused)
+    controller.set(status)
     controller.tell(.paused)
     return nil
   }
 
+  /// No CPU runs meanwhile. The machine goes on without the device.
+  private func takeAway(_ address: RequesterID) -> Ending? {
+    processors.stop()
+    qtest?.pause()
+    if board.unplug(address) {
+      let (id, path) = configuration.deviceName(at: address)
+      controller.tell(.deviceDeleted(id, path: path))
+    }
+    return controller.status == .running ? startProcessors() : nil
+  }
+
   private func resume() -> Ending? {
+    if controller.status == .internalError { return nil }
     if controller.status != .running {
       controller.set(.running)
       controller.tell(.resumed)

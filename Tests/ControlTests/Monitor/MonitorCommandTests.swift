@@ -24,6 +24,21 @@ import Testing
     #expect(client.machine.requests == ["reset", "power down"])
   }
 
+  /// QEMU's words and state: nothing but a reset leads out of an error of a device.
+  @Test func aMachineThatADeviceFailed() {
+    let machine = RecordingMachine()
+    machine.fail()
+    var client = QMPClient(machine)
+    #expect(client.ask("query-status") == ["status": "internal-error", "running": false])
+    #expect(
+      client.send(#"{"execute": "cont"}"#) == [
+        #"{"error": {"class": "GenericError", "desc": "Resetting the Virtual Machine is required"}}"#
+      ])
+    #expect(HumanCommands.run("cont", on: machine).text == "Error: Resetting the Virtual Machine is required\n")
+    #expect(HumanCommands.run("info status", on: machine).text == "VM status: paused (internal-error)\n")
+    #expect(machine.status == .internalError)
+  }
+
   @Test func theMachine() throws {
     var configuration = MachineConfiguration()
     configuration.name = "guest0"

@@ -26,6 +26,9 @@ final class RecordingMachine: MonitorTarget, MachineControl {
   func requestResume() { ask("resume") }
   func addListener(_ listener: @escaping @Sendable (MachineNotice) -> Void) {}
 
+  /// A device does.
+  func fail() { current.withLock { $0 = .internalError } }
+
   func pause() { current.withLock { $0 = .paused } }
   func resume() { current.withLock { $0 = .running } }
 

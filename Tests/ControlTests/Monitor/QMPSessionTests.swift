@@ -139,6 +139,12 @@ import Testing
       text(.shutdown(.guestShutdown)) == time + #""SHUTDOWN", "data": {"guest": true, "reason": "guest-shutdown"}}"#)
     #expect(text(.shutdown(.signal)) == time + #""SHUTDOWN", "data": {"guest": false, "reason": "host-signal"}}"#)
     #expect(text(.paused) == time + #""STOP"}"# && text(.resumed) == time + #""RESUME"}"#)
+    #expect(
+      text(.deviceDeleted(try Identifier(text: "nic0"), path: "/machine/peripheral/nic0")) == time
+        + #""DEVICE_DELETED", "data": {"path": "/machine/peripheral/nic0", "device": "nic0"}}"#)
+    #expect(
+      text(.deviceDeleted(nil, path: "/machine/peripheral-anon/device[0]")) == time
+        + #""DEVICE_DELETED", "data": {"path": "/machine/peripheral-anon/device[0]"}}"#)
     #expect(text(.powerDown) == time + #""POWERDOWN"}"#)
     #expect(text(.tripleFault(processor: 0, instructionPointer: nil)) == nil)
   }

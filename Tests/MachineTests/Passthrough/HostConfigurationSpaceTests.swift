@@ -56,16 +56,28 @@ import Testing
   @Test func thePlaceOnTheFabricIsTheGuests() {
     let space = HostConfigurationSpace(Self.image).given.space
     #expect(space.get(UInt16.self, 0x82) == 0x92, "version 2, an endpoint of the root complex")
-    #expect(space.get(UInt8.self, 0x87) & 0x10 != 0, "FLR")
+    #expect(space.get(UInt8.self, 0x87) & 0x10 != 0, "FLR, which VFIO makes of what reset there is")
+    #expect(!HostConfigurationSpace(Self.image).hasFunctionLevelReset)
+    let without = HostConfigurationSpace(Self.image, offersReset: false)
+    #expect(without.given.space.get(UInt8.self, 0x87) & 0x10 == 0 && without.direct[0x87] & 0x10 == 0)
+    var advanced = Self.image
+    advanced[0x41] = 0x60
+    advanced.store(UInt32(0x0306_5013), at: 0x60)
+    #expect(HostConfigurationSpace(advanced).hasFunctionLevelReset)
     #expect(space.get(UInt32.self, 0x8c) == 0, "there is no link")
   }
 
-  @Test func powerStatesAreTheGuestsBelief() {
+  @Test func powerStatesAreTheGuestsToChoose() {
     let space = HostConfigurationSpace(Self.image)
     var own = space.given.space
-    #expect(own.get(UInt16.self, 0x44) == 1 << 3, "D0, and its state stays: No_Soft_Reset")
-    own.write(0x44, .word, 3)
-    #expect(own.get(UInt16.self, 0x44) == 0xb)
+    #expect(space.given.powerManagementOffset == 0x40 && space.isResetByPowerStates)
+    #expect(own.get(UInt16.self, 0x44) == 0, "D0, whatever the host's was; No_Soft_Reset is the host's")
+    own.write(0x44, .word, 0xffff)
+    #expect(own.get(UInt16.self, 0x44) == 3)
+    var kept = Self.image
+    kept[0x44] = 0x0b
+    #expect(HostConfigurationSpace(kept).given.space.get(UInt16.self, 0x44) == 8)
+    #expect(!HostConfigurationSpace(kept).isResetByPowerStates)
     #expect(own.get(UInt16.self, 0x42) & 0xf800 == 0, "no PME")
     #expect(space.direct[0x44..<0x46].allSatisfy { $0 == 0 })
   }

@@ -9,45 +9,6 @@ import VTd
 
 /// A device in sysfs, and each thing that can be in its way.
 @Suite struct HostDeviceTests {
-  /// A sysfs of our own, gone with the test.
-  private final class Sysfs {
-    let root: String
-
-    init() {
-      var template = Array("/tmp/nestling-sysfs-XXXXXX".utf8CString)
-      root = template.withUnsafeMutableBufferPointer { String(cString: mkdtemp($0.baseAddress!)) }
-      for folder in ["bus", "bus/pci", "bus/pci/devices"] { mkdir("\(root)/\(folder)", 0o755) }
-    }
-
-    deinit { system("rm -rf \(root)") }
-
-    func add(_ address: String, driver: String? = nil, group: String? = nil, file: String? = nil) {
-      let folder = "\(root)/bus/pci/devices/\(address)"
-      mkdir(folder, 0o755)
-      if let driver { symlink("../../../bus/pci/drivers/\(driver)", "\(folder)/driver") }
-      if let group { symlink("../../../kernel/iommu_groups/\(group)", "\(folder)/iommu_group") }
-      if let file {
-        mkdir("\(folder)/vfio-dev", 0o755)
-        mkdir("\(folder)/vfio-dev/\(file)", 0o755)
-      }
-    }
-
-    func addUnit(_ name: String, capability: String, extended: String) {
-      var folder = "\(root)/class"
-      for part in ["", "/iommu", "/\(name)", "/intel-iommu"] {
-        folder += part
-        mkdir(folder, 0o755)
-      }
-      for (file, text) in [("cap", capability), ("ecap", extended), ("version", "1:0")] {
-        let descriptor = open("\(folder)/\(file)", O_WRONLY | O_CREAT, 0o644)
-        _ = (text + "\n").withCString { write(descriptor, $0, text.utf8.count + 1) }
-        close(descriptor)
-      }
-    }
-
-    func find(_ name: String) throws(PassthroughError) -> HostDevice { try HostDevice.find(address: name, sysfs: root) }
-  }
-
   private let kernel = FakeKernel(devices: [.init(path: "/dev/vfio/devices/vfio7")])
 
   private func refusal(_ device: HostDevice) -> String? {
@@ -60,7 +21,7 @@ import VTd
   }
 
   @Test func aBoundDeviceIsOpened() throws {
-    let sysfs = Sysfs()
+    let sysfs = FakeSysfs()
     sysfs.add("0000:01:00.0", driver: "vfio-pci", group: "12", file: "vfio7")
     for name in ["0000:01:00.0", "01:00.0"] {
       let device = try sysfs.find(name)
@@ -82,7 +43,7 @@ import VTd
   }
 
   @Test func whatIsInTheWayIsNamedWithWhatToDo() throws {
-    let sysfs = Sysfs()
+    let sysfs = FakeSysfs()
     sysfs.add("0000:02:00.0", driver: "nvme", group: "3")
     sysfs.add("0000:03:00.0", group: "4")
     sysfs.add("0000:04:00.0", driver: "nvme")
@@ -103,34 +64,43 @@ import VTd
     #expect(refusal(try sysfs.find("06:00.0"))?.contains("/dev/vfio/devices/vfio9: No such file") == true)
   }
 
-  @Test func somebodyElseHasItOpen() throws {
-    let sysfs = Sysfs()
-    sysfs.add("0000:01:00.0", driver: "vfio-pci", group: "12", file: "vfio7")
-    let device = try sysfs.find("01:00.0")
-    let first = try device.open(calls: kernel)
-    #expect(refusal(device) == "-device vfio-pci: 0000:01:00.0: somebody else has it open")
-    _ = first
-  }
-
   @Test func aHostIsLookedAtAndLeftAsItWas() throws {
-    let sysfs = Sysfs()
+    let sysfs = FakeSysfs()
     sysfs.add("0000:01:00.0", driver: "vfio-pci", group: "12", file: "vfio7")
     sysfs.add("0000:02:00.0", driver: "nvme", group: "3")
     sysfs.addUnit("dmar0", capability: "1d2008c222f0606", extended: "1e80484f00f5b")
     sysfs.addUnit("dmar1", capability: "d2008c222f0606", extended: "480080f00f5a")
+    sysfs.write("6.12.1\n", to: "proc/sys/kernel/osrelease")
+    sysfs.write("BOOT_IMAGE=/vmlinuz quiet intel_iommu=on,sm_on iommu=pt\n", to: "proc/cmdline")
+    sysfs.write(
+      "CONFIG_KVM=m\nCONFIG_VFIO=y\n# CONFIG_IOMMUFD is not set\nCONFIG_X=\"y=z\"\n", to: "boot/config-6.12.1")
+    sysfs.addGroup("12", type: "DMA-FQ", ["0000:01:00.0", "0000:01:00.1"])
+    sysfs.addGroup("3", type: "identity", ["0000:02:00.0"])
     kernel.state.withLock { $0.devices[0].capability |= 1 << 56 }
-    let check = HostCheck(devices: ["01:00.0", "02:00.0"], sysfs: sysfs.root, release: "/nowhere", calls: kernel)
-    #expect(check.kernelRelease == "unknown" && check.iommufdProblem == nil && check.kvmProblem?.code == ENOENT)
+    let check = HostCheck(devices: ["01:00.0", "02:00.0"], root: sysfs.parent, calls: kernel)
+    #expect(check.kernelRelease == "6.12.1" && check.iommufdProblem == nil && check.kvmProblem?.code == ENOENT)
     #expect(check.units.map(\.name) == ["dmar0", "dmar1"])
     #expect(check.units[0].missingForNesting == [] && check.units[0].remapsInterrupts)
     #expect(check.units[1].missingForNesting == ["NEST", "FSTS"])
     #expect(check.devices[0].problem == nil && check.devices[0].nestingProblem == nil)
-    #expect(check.devices[0].group == "12" && check.devices[1].driver == "nvme")
+    #expect(
+      check.devices[0].group
+        == .init(
+          name: "12", type: "DMA-FQ",
+          members: [.init(address: "0000:01:00.0", driver: "vfio-pci"), .init(address: "0000:01:00.1", driver: nil)]))
+    #expect(check.devices[1].driver == "nvme" && check.groupCounts == ["DMA-FQ": 1, "identity": 1])
+    #expect(check.commandLine == ["intel_iommu=on,sm_on", "iommu=pt"])
+    let options = try #require(check.kernelOptions)
+    #expect(options.map(\.name) == KernelOption.names)
+    #expect(
+      options.filter { $0.state != .missing } == [
+        .init(name: "CONFIG_KVM", state: .module), .init(name: "CONFIG_VFIO", state: .builtIn),
+      ])
     #expect(check.devices[1].problem == PassthroughError("0000:02:00.0", .notBound(driver: "nvme")))
     #expect(!check.isReady && !check.hasDeviceFiles)
     #expect(kernel.leftovers == [])
     kernel.state.withLock { $0.devices[0].extendedCapability = 0 }
-    let plain = HostCheck(devices: ["01:00.0"], sysfs: sysfs.root, release: "/nowhere", calls: kernel)
+    let plain = HostCheck(devices: ["01:00.0"], root: sysfs.parent, calls: kernel)
     #expect(plain.devices[0].problem == nil)
     #expect(
       plain.devices[0].nestingProblem?.problem == .requirement(.nesting(missing: ["SMTS", "NEST", "FSTS", "SSTS"])))
@@ -141,7 +111,11 @@ import VTd
     (PassthroughError.Problem.iommufd(SystemError("open", "/dev/iommu", code: ENOENT)), "CONFIG_IOMMUFD"),
     (.bind(SystemError("VFIO_DEVICE_BIND_IOMMUFD", code: EPERM)), "interrupt remapping"),
     (.bind(SystemError("VFIO_DEVICE_BIND_IOMMUFD", code: EBUSY)), "IOMMU group is in use"),
-    (.map(SystemError("IOMMU_IOAS_MAP", code: ENOMEM)), "ulimit -l"),
+    (
+      .lockedMemory(limit: 8 << 20, wanted: 1 << 30),
+      "1024 MiB of RAM cannot be pinned for it: the memory lock limit is 8"
+    ),
+    (.acceleratorRegistration(SystemError("KVM_CREATE_DEVICE", "vfio", code: ENODEV)), "CONFIG_KVM_VFIO"),
     (.accelerator, "-accel kvm"),
   ])
   func refusalsSayWhatToDo(_ problem: PassthroughError.Problem, _ words: String) {

@@ -110,7 +110,7 @@ import VTdOracle
         environment: PCIEnvironment(
           memoryBus: AddressBus(), ioBus: AddressBus(), memory: guest.memory, remapper: guest.unit,
           interrupts: VFIOPCITests.EventRouter(), workers: InlineWorkerSource()),
-        deviceMemory: nil, address: sources[number], services: [.addressTranslation, .pageRequests])
+        address: sources[number], services: [.addressTranslation, .pageRequests])
       model.function.writeConfiguration(offset: 4, width: .word, value: 4)
       model.function.writeConfiguration(offset: 0x1a4, width: .word, value: 1)
       model.servePageRequests(requests, of: device.id, bound, bindings)

@@ -71,6 +71,8 @@ import Testing
       var image = HostConfigurationSpaceTests.image
       image.store(UInt32(0x4), at: 0x18)
       image.store(UInt32(0x1), at: 0x20)
+      // FLR.
+      image[0x87] = 0x10
       state.devices[0].regions[2] = (0x4000, 0b111, [])
       state.devices[0].regions[4] = (0x20, 0b011, [])
       state.devices[0].regions[7] = (4096, 0b011, [])
@@ -90,7 +92,8 @@ import Testing
     let device = try VFIODevice(
       file: KernelFile(opening: "/dev/vfio/devices/vfio0", calls: kernel), to: IOMMUFD(calls: kernel))
     return try VFIOPCI(
-      device, environment: environment(), deviceMemory: memory, address: RequesterID(bus: 0, device: 5, function: 0))
+      device, environment: environment(), surroundings: .init(deviceMemory: memory),
+      address: RequesterID(bus: 0, device: 5, function: 0))
   }
 
   /// Writes to the device's configuration space since the last call: offset and value.
@@ -135,9 +138,8 @@ import Testing
     function.writeConfiguration(offset: 0xc4, width: .doubleword, value: 0x1234_5678)
     #expect(takeWrites() == ["7:c4=12345678"], "one access stays one")
     function.writeConfiguration(offset: 0x18, width: .doubleword, value: 0xd000_0000)
-    function.writeConfiguration(offset: 0x44, width: .word, value: 3)
     function.writeConfiguration(offset: 0x3c, width: .byte, value: 11)
-    #expect(takeWrites() == [], "BARs, power state and interrupt line are the guest's own")
+    #expect(takeWrites() == [], "BARs and interrupt line are the guest's own")
     // Bus mastering goes on; decoding is on for good, whatever the guest has.
     function.writeConfiguration(offset: 4, width: .word, value: 0x406)
     #expect(takeWrites() == ["7:4=0007"])
@@ -257,6 +259,107 @@ import Testing
     #expect(function.readConfiguration(offset: 4, width: .word) == 0)
     #expect(!function.requester.busMasterEnable)
     model.remove()
+  }
+
+  // MARK: Power states
+
+  /// Out of D0 no CPU finds the BARs, and the device is told after they are gone, and before they are back.
+  @Test func powerStatesReachTheDevice() throws {
+    kernel.state.withLock { $0.devices[0].powerOffset = 0x44 }
+    let model = try make()
+    let function = model.function
+    let bar = try #require(function.description.baseAddressRegisters.first { $0.index == 2 })
+    function.place(bar, at: 0xd000_0000)
+    function.writeConfiguration(offset: 4, width: .word, value: 6)
+    _ = takeWrites()
+    function.writeConfiguration(offset: 0x44, width: .word, value: 3)
+    #expect(takeWrites() == ["7:44=03"] && kernel.state.withLock { $0.devices[0].power } == 3)
+    #expect(memory.mapped == [] && memoryBus.read(address: 0xd000_2100, width: .doubleword) == nil)
+    #expect(function.readConfiguration(offset: 0x44, width: .word) == 3)
+    // Configuration space answers all the time.
+    #expect(function.readConfiguration(offset: 0, width: .doubleword) == 0x1042_1af4)
+    function.writeConfiguration(offset: 0x44, width: .word, value: 0)
+    #expect(takeWrites() == ["7:44=00"] && kernel.state.withLock { $0.devices[0].power } == 0)
+    #expect(memory.mapped == [.init(address: 0xd000_0000, size: 0x2000)])
+    #expect(memoryBus.read(address: 0xd000_2100, width: .doubleword) == 0x5a5a_5a5a)
+    #expect(function.readConfiguration(offset: 4, width: .word) == 6, "what the guest set stays")
+    model.remove()
+  }
+
+  @Test func powerStatesThatItDoesNotHaveAreNotTaken() throws {
+    kernel.state.withLock { state in
+      state.devices[0].powerOffset = 0x44
+      // No D1 and no D2.
+      state.devices[0].contents[7]?.store(UInt16(0x0003), at: 0x42)
+    }
+    let model = try make()
+    let function = model.function
+    _ = takeWrites()
+    for power: UInt64 in [1, 2] {
+      function.writeConfiguration(offset: 0x44, width: .byte, value: power)
+      #expect(function.readConfiguration(offset: 0x44, width: .byte) == 0 && takeWrites() == [])
+    }
+    function.writeConfiguration(offset: 0x44, width: .byte, value: 3)
+    #expect(takeWrites() == ["7:44=03"])
+    model.remove()
+  }
+
+  @Test func resetBringsFullPower() throws {
+    kernel.state.withLock { $0.devices[0].powerOffset = 0x44 }
+    let model = try make()
+    model.function.writeConfiguration(offset: 0x44, width: .word, value: 3)
+    _ = takeWrites()
+    model.function.reset()
+    #expect(takeWrites().first == "7:44=00", "before the reset")
+    #expect(model.function.readConfiguration(offset: 0x44, width: .word) == 0)
+    model.remove()
+  }
+
+  // MARK: The expansion ROM
+
+  @Test func theROMIsWhereTheGuestPutsIt() throws {
+    kernel.state.withLock { state in
+      state.devices[0].regions[6] = (0x3000, 0b001, [])
+      state.devices[0].contents[6] = [0x55, 0xaa] + [UInt8](repeating: 7, count: 0x1ffe)
+    }
+    let model = try make()
+    let function = model.function
+    function.writeConfiguration(offset: 0x30, width: .doubleword, value: 0xffff_ffff)
+    #expect(function.readConfiguration(offset: 0x30, width: .doubleword) == 0xffff_c001, "16 KiB, a power of two")
+    kernel.state.withLock { $0.calls = [] }
+    function.writeConfiguration(offset: 0x30, width: .doubleword, value: 0xe000_0000)
+    function.writeConfiguration(offset: 4, width: .word, value: 2)
+    #expect(memoryBus.read(address: 0xe000_0000, width: .word) == nil, "its own enable bit, too")
+    function.writeConfiguration(offset: 0x30, width: .doubleword, value: 0xe000_0001)
+    #expect(memoryBus.read(address: 0xe000_0000, width: .word) == 0xaa55)
+    #expect(memoryBus.read(address: 0xe000_1ffc, width: .quadword) == 0xffff_ffff_0707_0707)
+    #expect(memoryBus.read(address: 0xe000_3fff, width: .byte) == 0xff)
+    // Read-only, and read from the device once.
+    _ = takeWrites()
+    memoryBus.write(address: 0xe000_0000, width: .word, value: 0)
+    #expect(memoryBus.read(address: 0xe000_0000, width: .word) == 0xaa55 && takeWrites() == [])
+    #expect(kernel.state.withLock { $0.calls.count { $0 == "read" } } <= 3)
+    function.writeConfiguration(offset: 4, width: .word, value: 0)
+    #expect(memoryBus.read(address: 0xe000_0000, width: .word) == nil)
+    model.remove()
+  }
+
+  @Test func aFileInPlaceOfTheROM() throws {
+    kernel.state.withLock { $0.devices[0].regions[6] = (0x3000, 0b001, []) }
+    func romRegister(_ source: ExpansionROM.Source) throws -> UInt64 {
+      let kernel = FakeKernel.full(1)
+      let device = try VFIODevice(
+        file: KernelFile(opening: "/dev/vfio/devices/vfio0", calls: kernel), to: IOMMUFD(calls: kernel))
+      let model = try VFIOPCI(
+        device, environment: environment(), rom: source, address: RequesterID(bus: 0, device: 5, function: 0))
+      defer { model.remove() }
+      model.function.writeConfiguration(offset: 0x30, width: .doubleword, value: 0xffff_ffff)
+      return model.function.readConfiguration(offset: 0x30, width: .doubleword)
+    }
+    #expect(try romRegister(.file([1, 2, 3])) == 0xffff_f801)
+    #expect(try romRegister(.file([UInt8](repeating: 0, count: 70_000))) == 0xfffe_0001)
+    #expect(try romRegister(.device) == 0xffff_f001)
+    #expect(try romRegister(.nowhere) == 0)
   }
 
   @Test func nothingIsLeft() throws {

@@ -10,6 +10,10 @@ public struct VFIOPCIOptions: PCIDeviceOptions, Hashable {
   public var descriptor: UInt32?
   /// The iommufd object.
   public var iommufd: Identifier?
+  /// 0: no expansion ROM is shown.
+  public var romBar: UInt32 = 1
+  /// What is shown as its expansion ROM; nil for its own, and empty for none.
+  public var romFile: String?
 
   public init() {}
 
@@ -25,7 +29,8 @@ public struct VFIOPCIOptions: PCIDeviceOptions, Hashable {
   public static let summary = "A PCI function of the host, through VFIO and iommufd"
   public static let category = DeviceCategory.misc
 
-  private static let noROM = "the expansion ROM is not shown: there is no firmware to run it"
+  private static let inKernel = "its interrupts go from VFIO to KVM within the kernel"
+  private static let identity = "the guest sees the host's identity"
 
   public static let properties: [Property<Self>] =
     PCIFunctionOptions.properties.map { $0.within(\.function) } + [
@@ -34,8 +39,11 @@ public struct VFIOPCIOptions: PCIDeviceOptions, Hashable {
       Property(
         "fd", \.descriptor, .within(0...UInt32(Int32.max)), help: "Its open device file instead, inherited"),
       Property("iommufd", \.iommufd, help: "ID of an iommufd object"),
-      Property("rombar", settled: UInt32(0), because: noROM, help: "Show the expansion ROM: never so"),
-      Property("romfile", settled: "", because: noROM, help: "Show this as the expansion ROM: never so"),
+      Property("rombar", \.romBar, .within(0...1), help: "Show the expansion ROM: 0 for no"),
+      Property(
+        "romfile", \.romFile, help: "File to show as the expansion ROM, empty for none; the device's own if not given"),
+      Property(
+        "romsize", settled: UInt32.max, because: "the ROM's BAR is as large as the ROM", help: "Size of the ROM's BAR"),
       Property("x-no-mmap", settled: false, because: "BARs are always mapped where they can be", help: "Map no BAR"),
       Property(
         "x-msix-relocation", settled: "off", because: "the MSI-X table stays where the device has it",
@@ -43,6 +51,17 @@ public struct VFIOPCIOptions: PCIDeviceOptions, Hashable {
       Property(
         "enable-migration", settled: OnOffAuto.off, orAlso: [.auto], because: "there is no migration",
         help: "Migration of the device"),
+      Property(
+        "x-req", settled: true, because: "the host always gets it back on request", help: "Heed the host's requests"),
+      Property("x-no-kvm-intx", settled: false, because: inKernel, help: "Have INTx pass the monitor"),
+      Property("x-no-kvm-msi", settled: false, because: inKernel, help: "Have MSI pass the monitor"),
+      Property("x-no-kvm-msix", settled: false, because: inKernel, help: "Have MSI-X pass the monitor"),
+      Property("x-pci-vendor-id", settled: UInt32.max, because: identity, help: "Show another vendor ID"),
+      Property("x-pci-device-id", settled: UInt32.max, because: identity, help: "Show another device ID"),
+      Property("x-pci-sub-vendor-id", settled: UInt32.max, because: identity, help: "Show another subsystem vendor ID"),
+      Property("x-pci-sub-device-id", settled: UInt32.max, because: identity, help: "Show another subsystem ID"),
+      Property(
+        "x-igd-opregion", settled: false, because: "there is no VGA", help: "Show the graphics device's OpRegion"),
       Property("x-vga", settled: false, because: "there is no VGA", help: "Legacy VGA ranges"),
       Property("multifunction", settled: false, because: "every function is a device here", help: "Other functions"),
     ]

@@ -1,0 +1,16 @@
+import Linux
+import VFIO
+
+/// A device file that the accelerator knows of, from before the device is bound until after its DMA has ended.
+final class HostDeviceRegistration: Sendable {
+  private let registry: any HostDeviceRegistry
+  private let file: KernelFile
+
+  init(_ file: KernelFile, with registry: any HostDeviceRegistry) throws(SystemError) {
+    try registry.add(file.descriptor)
+    self.registry = registry
+    self.file = file
+  }
+
+  deinit { registry.remove(file.descriptor) }
+}

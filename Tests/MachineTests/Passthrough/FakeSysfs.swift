@@ -1,0 +1,59 @@
+import Glibc
+
+@testable import Machine
+
+/// A sysfs of our own, with what else of a host's files is asked for, gone with the test.
+final class FakeSysfs {
+  /// In which it is mounted as `/sys`.
+  let parent: String
+  var root: String { "\(parent)/sys" }
+
+  init() {
+    var template = Array("/tmp/nestling-sysfs-XXXXXX".utf8CString)
+    parent = template.withUnsafeMutableBufferPointer { String(cString: mkdtemp($0.baseAddress!)) }
+    makeFolder("sys/bus/pci/devices")
+  }
+
+  deinit { system("rm -rf \(parent)") }
+
+  /// With those above it.
+  private func makeFolder(_ path: String) {
+    var folder = parent
+    for part in path.split(separator: "/") {
+      folder += "/\(part)"
+      mkdir(folder, 0o755)
+    }
+  }
+
+  /// - Parameter path: below `parent`.
+  func write(_ text: String, to path: String) {
+    makeFolder(path.split(separator: "/").dropLast().joined(separator: "/"))
+    let descriptor = open("\(parent)/\(path)", O_WRONLY | O_CREAT, 0o644)
+    _ = text.withCString { Glibc.write(descriptor, $0, text.utf8.count) }
+    close(descriptor)
+  }
+
+  func add(_ address: String, driver: String? = nil, group: String? = nil, file: String? = nil) {
+    let folder = "\(root)/bus/pci/devices/\(address)"
+    mkdir(folder, 0o755)
+    if let driver { symlink("../../../bus/pci/drivers/\(driver)", "\(folder)/driver") }
+    if let group { symlink("../../../kernel/iommu_groups/\(group)", "\(folder)/iommu_group") }
+    if let file { makeFolder("sys/bus/pci/devices/\(address)/vfio-dev/\(file)") }
+  }
+
+  func addGroup(_ name: String, type: String, _ members: [String]) {
+    write(type + "\n", to: "sys/kernel/iommu_groups/\(name)/type")
+    makeFolder("sys/kernel/iommu_groups/\(name)/devices")
+    for member in members {
+      symlink("\(root)/bus/pci/devices/\(member)", "\(root)/kernel/iommu_groups/\(name)/devices/\(member)")
+    }
+  }
+
+  func addUnit(_ name: String, capability: String, extended: String) {
+    for (file, text) in [("cap", capability), ("ecap", extended), ("version", "1:0")] {
+      write(text + "\n", to: "sys/class/iommu/\(name)/intel-iommu/\(file)")
+    }
+  }
+
+  func find(_ name: String) throws(PassthroughError) -> HostDevice { try HostDevice.find(address: name, sysfs: root) }
+}

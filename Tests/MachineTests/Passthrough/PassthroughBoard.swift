@@ -1,0 +1,292 @@
+import CLinux
+import FakeVFIO
+import Hardware
+import Linux
+import PCI
+import Synchronization
+import Testing
+import VFIO
+import VTd
+import VTdOracle
+
+@testable import Machine
+
+/// A whole board without CPUs, with devices that a kernel of our own passes through, and what a driver of its unit does.
+final class PassthroughBoard {
+  static let memorySize: UInt64 = 16 << 20
+  static let options: IntelIOMMUOptions = {
+    var unit = IntelIOMMUOptions()
+    unit.scalableMode = true
+    unit.firstStage = true
+    // The fake's host has none.
+    unit.firstStage1GPages = false
+    return unit
+  }()
+
+  let kernel: FakeKernel
+  let sysfs: FakeSysfs
+  let board: Board
+  let configuration: MachineConfiguration
+  let accelerator: EventAccelerator
+  let addresses: [RequesterID?]
+  let told = Notices()
+
+  final class Notices: Sendable {
+    private let notices = Mutex<[PassthroughNotice]>([])
+    func add(_ notice: PassthroughNotice) { notices.withLock { $0.append(notice) } }
+    var all: [PassthroughNotice] { notices.withLock { $0 } }
+  }
+
+  /// An iommufd object, and devices of the host by their numbers in the kernel.
+  static func object(_ id: String) -> IOMMUFDOptions {
+    var object = IOMMUFDOptions()
+    object.id = try? Identifier(text: id)
+    return object
+  }
+
+  static func device(_ number: Int, _ object: String, _ change: (inout VFIOPCIOptions) -> Void = { _ in })
+    -> VFIOPCIOptions
+  {
+    var options = VFIOPCIOptions()
+    options.id = try? Identifier(text: "host\(number)")
+    options.host = "0000:0\(number + 1):00.0"
+    options.iommufd = try? Identifier(text: object)
+    change(&options)
+    return options
+  }
+
+  /// - Parameter devices: built in this order. What fails takes all of it down again.
+  init(
+    _ kernel: FakeKernel, _ devices: [any DeviceOptions], objects: [String] = ["i0"],
+    lockedMemory: UInt64? = nil, sysfs: FakeSysfs? = nil
+  ) throws {
+    self.kernel = kernel
+    self.sysfs = sysfs ?? Self.sysfs(of: kernel)
+    var configuration = MachineConfiguration()
+    configuration.devices = devices
+    configuration.objects = objects.map { Self.object($0) }
+    self.configuration = configuration
+    accelerator = EventAccelerator(kernel: kernel)
+    addresses = try configuration.devicePlacement()
+    board = try Board(
+      memory: GuestMemory(size: Self.memorySize, lowLimit: BoardLayout.lowMemoryLimit(memorySize: Self.memorySize)),
+      accelerator: accelerator,
+      layout: try #require(BoardLayout(memorySize: Self.memorySize, physicalAddressWidth: 46)), processorCount: 1,
+      units: configuration.unitPlacement(addresses), serialOutput: nil, events: EventQueue(),
+      passthrough: PassthroughObjects(calls: kernel, sysfs: self.sysfs.root, lockedMemory: { lockedMemory }))
+    board.passthrough.listen { [told] in told.add($0) }
+    do {
+      for (device, address) in zip(devices, addresses) {
+        try (device as? any BoardDevice)?.build(on: board, at: address, with: configuration)
+      }
+      board.passthrough.resetBuses()
+      try board.placeResources()
+    } catch {
+      board.removeDevices()
+      throw error
+    }
+  }
+
+  static func sysfs(of kernel: FakeKernel) -> FakeSysfs {
+    let sysfs = FakeSysfs()
+    for (number, device) in kernel.state.withLock({ $0.devices }).enumerated() {
+      sysfs.add(
+        "0000:0\(number + 1):00.0", driver: "vfio-pci", group: "\(number)",
+        file: device.path.split(separator: "/").last.map(String.init))
+    }
+    return sysfs
+  }
+
+  func end() { board.removeDevices() }
+
+  deinit { board.removeDevices() }
+
+  // MARK: What a driver does
+
+  func address(_ index: Int) -> RequesterID { addresses[index] ?? RequesterID(rawValue: 0) }
+
+  private func place(_ function: RequesterID, _ offset: Int) -> UInt64 {
+    BoardLayout.configurationAccess + UInt64(function.rawValue) << 12 + UInt64(offset)
+  }
+
+  func readConfiguration(_ function: RequesterID, _ offset: Int, _ width: Int = 4) -> UInt64 {
+    board.readMemory(place(function, offset), width)
+  }
+
+  func writeConfiguration(_ function: RequesterID, _ offset: Int, _ value: UInt64, _ width: Int = 4) {
+    board.writeMemory(place(function, offset), width, value)
+  }
+
+  /// The unit's tables for some functions, all with the same PASID table, and its queue.
+  final class Driver {
+    private let board: Board
+    private let base: UInt64
+    private let queue: UInt64
+    private var tail: UInt64 = 0
+    private var waits: UInt64 = 0
+    private let status: UInt64
+    let root: UInt64
+    let entry: UInt64
+
+    init(_ board: Board, _ functions: [RequesterID], base: UInt64 = BoardLayout.remappingUnit) {
+      self.board = board
+      self.base = base
+      let pages = (0..<6).map { 0x10_0000 + 0x1000 * $0 as UInt64 }
+      root = pages[0]
+      let contexts = pages[1]
+      let directory = pages[2]
+      entry = pages[3]
+      queue = pages[4]
+      status = pages[5]
+      store(contexts | 1, at: root)
+      for function in functions { store(directory | 1, at: contexts + UInt64(function.deviceFunction & 0x7f) * 32) }
+      store(entry | 1, at: directory)
+    }
+
+    func store(_ value: UInt64, at address: UInt64) { _ = board.memory.storeUInt64(value, at: address) }
+
+    private func command(_ bit: UInt64, set: Bool = true) {
+      let on = board.readMemory(base + 0x1c, 4) & 0x8680_0000
+      board.writeMemory(base + 0x18, 4, set ? on | 1 << bit : on & ~(1 << bit))
+    }
+
+    /// PASID 0 goes by a first stage from now on; 0: by none.
+    func setFirstStage(_ table: UInt64) {
+      let words = Guest.pasidEntry(type: 1, firstStage: table)
+      store(words.2, at: entry + 16)
+      store(words.1, at: entry + 8)
+      store(table == 0 ? 0 : words.0, at: entry)
+    }
+
+    func setPassThrough() {
+      let words = Guest.pasidEntry(type: 4)
+      store(words.2, at: entry + 16)
+      store(words.1, at: entry + 8)
+      store(words.0, at: entry)
+    }
+
+    func enable() {
+      board.writeMemory(base + 0x20, 8, root | 0x400)
+      command(30)
+      board.writeMemory(base + 0x88, 8, 0)
+      board.writeMemory(base + 0x90, 8, queue | 0x800)
+      tail = 0
+      command(26)
+      command(31)
+    }
+
+    func disable() { command(31, set: false) }
+
+    /// - Returns: whether the unit came to the wait behind them.
+    @discardableResult
+    func submit(_ descriptors: [(UInt64, UInt64)]) -> Bool {
+      waits += 1
+      for (low, high) in descriptors + [(waits << 32 | 0x25, status)] {
+        for (word, value) in [low, high, 0, 0].enumerated() { store(value, at: queue + tail + UInt64(word) * 8) }
+        tail = (tail + 32) & 0xfff
+      }
+      board.writeMemory(base + 0x88, 8, tail)
+      return board.memory.loadUInt32(at: status) == UInt32(waits)
+    }
+
+    /// Of PASID 0 in domain 5.
+    @discardableResult
+    func invalidateEntry() -> Bool { submit([(7 | 1 << 4 | 5 << 16, 0)]) }
+
+    @discardableResult
+    func invalidatePages(_ addresses: [UInt64]) -> Bool { submit(addresses.map { (6 | 3 << 4 | 5 << 16, $0) }) }
+  }
+
+  func driver(of indices: [Int]) -> Driver { Driver(board, indices.map { address($0) }) }
+}
+
+/// CPUs that do nothing, whose local APICs take eventfds, and whose memory is only noted down.
+final class EventAccelerator: Accelerator {
+  let physicalAddressWidth = 46
+  let clock: any MachineClock
+  let localInterrupts: any LocalInterrupts = EventInterrupts()
+  let doorbells: any Doorbells
+  let slots = VFIOPCITests.RecordingMemory()
+  let registry: Registry
+
+  init(kernel: FakeKernel) {
+    let inner = QTestAccelerator()
+    clock = inner.clock
+    doorbells = inner.doorbells
+    registry = Registry(kernel)
+  }
+
+  var deviceMemory: (any DeviceMemory)? { slots }
+  var hostDeviceFiles: (any HostDeviceRegistry)? { registry }
+
+  func makeProcessors(board: Board) throws(StartError) -> any Processors {
+    QTestAccelerator().makeProcessors(board: board)
+  }
+
+  /// KVM's device "vfio", as a part of the fake kernel.
+  final class Registry: HostDeviceRegistry {
+    private let kernel: FakeKernel
+    private let files = Mutex<[Int32]>([])
+    init(_ kernel: FakeKernel) { self.kernel = kernel }
+
+    var all: [Int32] { files.withLock { $0 } }
+
+    func add(_ descriptor: Int32) throws(SystemError) {
+      let (problem, isBound) = kernel.state.withLock { state in
+        (state.fails("KVM_DEV_VFIO_FILE_ADD", 0), state.devices.contains { $0.boundFile == descriptor })
+      }
+      if let problem { throw SystemError("KVM_DEV_VFIO_FILE_ADD", code: -problem) }
+      #expect(!isBound, "some drivers want to know the machine when they are bound")
+      files.withLock { $0.append(descriptor) }
+    }
+
+    func remove(_ descriptor: Int32) {
+      #expect(kernel.state.withLock { $0.files[descriptor] != nil }, "open still")
+      files.withLock { $0.removeAll { $0 == descriptor } }
+    }
+  }
+
+  private final class EventInterrupts: LocalInterrupts {
+    func send(_ message: InterruptMessage) {}
+    func makeVector() -> any MessageVector { Vector() }
+    func setLevelTriggered(pin: Int, _ message: InterruptMessage?) {}
+
+    private final class Vector: MessageVector {
+      private final class Event {
+        let descriptor: EventDescriptor
+        init() throws(SystemError) { descriptor = try EventDescriptor() }
+      }
+      private let made = try? Event()
+      func set(_ message: InterruptMessage) {}
+      func signal() {}
+      var event: Int32? { made?.descriptor.rawValue }
+    }
+  }
+}
+
+/// Kernels of our own with devices that have all that a device can have.
+extension FakeKernel {
+  /// - Parameter change: of the device with this number.
+  static func full(_ count: Int, _ change: (Int, inout Device) -> Void = { _, _ in }) -> FakeKernel {
+    FakeKernel(
+      devices: (0..<count).map { number in
+        var device = Device(path: "/dev/vfio/devices/vfio\(number)")
+        // Without extended capabilities, to be read sooner.
+        var image = Array(HostConfigurationSpaceTests.image[..<256])
+        image.store(UInt32(0x4), at: 0x18)
+        image.store(UInt32(0x1), at: 0x20)
+        device.regions[2] = (0x4000, 0b111, [])
+        device.regions[4] = (0x20, 0b011, [])
+        device.regions[6] = (0x1000, 0b001, [])
+        device.regions[7] = (256, 0b011, [])
+        device.contents[7] = image
+        device.contents[2] = [UInt8](repeating: 0x5a, count: 0x4000)
+        device.contents[6] = (0..<0x800).map { UInt8(truncatingIfNeeded: $0) }
+        device.interrupts[3] = 1
+        device.powerOffset = 0x44
+        device.bus = 10 + number
+        change(number, &device)
+        return device
+      })
+  }
+}

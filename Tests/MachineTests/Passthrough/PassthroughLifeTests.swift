@@ -1,0 +1,407 @@
+import CLinux
+import FakeVFIO
+import Glibc
+import Hardware
+import Linux
+import PCI
+import Synchronization
+import Testing
+import VFIO
+@testable import VTd
+
+@testable import Machine
+
+/// Passed-through devices on a whole board, from their start to their end, over a kernel of our own: several iommufd
+/// objects at once, emulated devices beside them, resets, errors, the host's requests. Whatever fails, nothing is left.
+@Suite struct PassthroughLifeTests {
+  /// One device with a reset of its own on `i0`; two that share a bus, without one, on `i1`, behind another IOMMU.
+  private static func makeKernel() -> FakeKernel {
+    let kernel = FakeKernel.full(3) { number, device in
+      guard number > 0 else {
+        device.contents[7]?[0x87] = 0x10
+        return
+      }
+      device.hasReset = false
+      device.bus = 20
+      device.iommu = 1
+    }
+    kernel.state.withLock { $0.hasDMABuffers = true }
+    return kernel
+  }
+
+  /// The unit, an emulated device, the three.
+  private static func devices() -> [any DeviceOptions] {
+    [
+      PassthroughBoard.options, EduOptions(), PassthroughBoard.device(0, "i0"), PassthroughBoard.device(1, "i1"),
+      PassthroughBoard.device(2, "i1"),
+    ]
+  }
+
+  private static func makeBoard(_ kernel: FakeKernel, _ sysfs: FakeSysfs? = nil) throws -> PassthroughBoard {
+    try PassthroughBoard(kernel, devices(), objects: ["i0", "i1"], sysfs: sysfs)
+  }
+
+  private static func attached(_ number: Int, _ kernel: FakeKernel) -> FakeKernel.Object? {
+    kernel.state.withLock { state in state.devices[number].attachedTo.flatMap { state.objects[$0] } }
+  }
+
+  private static func nestedRoots(_ kernel: FakeKernel) -> [UInt64] {
+    kernel.state.withLock { state in
+      state.objects.values.compactMap { if case .nested(_, let root) = $0 { root } else { nil } }.sorted()
+    }
+  }
+
+  // MARK: A life
+
+  /// What a guest does from one reset to the next: drivers, tables, power states, a reset of one function.
+  @discardableResult
+  private static func use(_ machine: PassthroughBoard) -> PassthroughBoard.Driver {
+    let functions = [2, 3, 4]
+    for index in functions {
+      let function = machine.address(index)
+      machine.writeConfiguration(function, 4, 0x406, 2)
+      machine.writeConfiguration(function, 0x72, 0x8000, 2)
+      let table = machine.readConfiguration(function, 0x18) & 0xffff_fff0 + 0x2000
+      machine.board.writeMemory(table, 4, 0xfee0_0000)
+      machine.board.writeMemory(table + 8, 4, 0x41)
+      machine.board.writeMemory(table + 12, 4, 0)
+    }
+    let driver = machine.driver(of: functions + [1])
+    driver.setFirstStage(0x20_0000)
+    driver.enable()
+    driver.invalidatePages((0..<10).map { 0x1000 * $0 })
+    driver.setFirstStage(0x30_0000)
+    driver.invalidateEntry()
+    driver.setFirstStage(0)
+    driver.invalidateEntry()
+    driver.setPassThrough()
+    driver.invalidateEntry()
+    let first = machine.address(2)
+    machine.writeConfiguration(first, 0x44, 3, 2)
+    machine.writeConfiguration(first, 0x44, 0, 2)
+    // Initiate Function Level Reset.
+    machine.writeConfiguration(first, 0x88, 0x8000, 2)
+    return driver
+  }
+
+  private static func live(_ machine: PassthroughBoard) throws {
+    use(machine)
+    machine.board.reset()
+    try machine.board.placeResources()
+    use(machine)
+    machine.board.unplug(machine.address(3))
+  }
+
+  @Test func aLifeLeavesNothing() throws {
+    let kernel = Self.makeKernel()
+    weak var board: Board?
+    weak var registry: EventAccelerator.Registry?
+    do {
+      let machine = try Self.makeBoard(kernel)
+      board = machine.board
+      registry = machine.accelerator.registry
+      #expect(machine.accelerator.registry.all.count == 3)
+      #expect(machine.accelerator.slots.mapped.count == 3)
+      // RAM and the BAR of the one; RAM and two BARs.
+      #expect(kernel.state.withLock { $0.mapped.values.map(\.count).sorted() } == [2, 3])
+      try Self.live(machine)
+      #expect(machine.told.all == [])
+      #expect(machine.accelerator.registry.all.count == 2)
+      machine.end()
+      #expect(machine.accelerator.registry.all == [] && machine.accelerator.slots.mapped == [])
+    }
+    #expect(kernel.leftovers == [])
+    #expect(kernel.state.withLock { $0.violations } == [])
+    #expect(board == nil && registry == nil, "nobody holds the board")
+    // There is no call that such a life does without, but these.
+    let made = Set(kernel.state.withLock { $0.calls })
+    let all = Set(FakeKernel.names.values).union(["open", "mmap", "read", "write", "KVM_DEV_VFIO_FILE_ADD"])
+    #expect(all.subtracting(made).subtracting(["FAULT_ALLOC"]) == ["IOVA_RANGES"])
+    #expect(made.subtracting(all) == [])
+  }
+
+  /// Each call in turn fails once, with the errors that there are: the machine starts and lives on, or does not start.
+  @Test(arguments: [EIO, ENOMEM, EINVAL])
+  func nothingLeaksWhicheverCallFails(_ code: Int32) throws {
+    let sysfs = PassthroughBoard.sysfs(of: Self.makeKernel())
+    var refused = 0
+    var lived = 0
+    for number in 0..<4000 {
+      let kernel = Self.makeKernel()
+      kernel.state.withLock { state in
+        state.callsBeforeFailure = number
+        state.failure = code
+      }
+      do {
+        let machine = try Self.makeBoard(kernel, sysfs)
+        try Self.live(machine)
+        machine.end()
+        lived += 1
+      } catch StartError.passthrough(let error) {
+        #expect(error.description.hasPrefix("-device vfio-pci: 0000:0") && !error.description.contains("\n"))
+        refused += 1
+      }
+      let name = kernel.state.withLock { $0.failed }
+      #expect(kernel.leftovers == [], "call \(number), \(name ?? "none")")
+      #expect(kernel.state.withLock { $0.violations } == [], "call \(number), \(name ?? "none")")
+      guard name != nil else {
+        #expect(refused >= 25 && lived >= 100, "\(refused) refusals, \(lived) lives")
+        return
+      }
+    }
+    Issue.record("the life did not end within 4000 calls")
+  }
+
+  @Test func twoHundredCyclesLeaveNothing() throws {
+    let kernel = Self.makeKernel()
+    do {
+      let machine = try Self.makeBoard(kernel)
+      let address = machine.address(2)
+      let driver = machine.driver(of: [2, 3, 4])
+      driver.setFirstStage(0x20_0000)
+      driver.enable()
+      func counts() -> [Int] {
+        kernel.state.withLock { state in
+          [state.files.count, state.objects.count, state.mapped.values.map(\.count).reduce(0, +), state.hostMappings]
+        } + [machine.accelerator.slots.mapped.count, machine.accelerator.registry.all.count]
+      }
+      let before = counts()
+      for round in 0..<200 as Range<UInt64> {
+        #expect(machine.board.unplug(address))
+        #expect(kernel.state.withLock { $0.devices[0].boundTo } == nil)
+        try PassthroughBoard.device(0, "i0").build(on: machine.board, at: address, with: machine.configuration)
+        try machine.board.placeResources()
+        driver.setFirstStage(0x20_0000 + round << 12)
+        #expect(driver.invalidateEntry())
+        #expect(Self.nestedRoots(kernel) == [0x20_0000 + round << 12, 0x20_0000 + round << 12])
+      }
+      #expect(counts() == before)
+      machine.end()
+    }
+    #expect(kernel.leftovers == [])
+    #expect(kernel.state.withLock { $0.violations } == [])
+  }
+
+  // MARK: Several iommufd objects, and emulated devices
+
+  @Test func devicesOfTwoObjectsAreBoundTogether() throws {
+    let kernel = Self.makeKernel()
+    do {
+      let machine = try Self.makeBoard(kernel)
+      #expect(kernel.state.withLock { $0.files.values.count { $0 == .iommufd } } == 2)
+      #expect(
+        Self.attached(1, kernel) == Self.attached(2, kernel) && Self.attached(0, kernel) != Self.attached(1, kernel))
+      let driver = machine.driver(of: [1, 2, 3, 4])
+      driver.setFirstStage(0x20_0000)
+      driver.enable()
+      // One table of the guest is one on each iommufd; the emulated device has none.
+      #expect(Self.nestedRoots(kernel) == [0x20_0000, 0x20_0000])
+      #expect(driver.invalidatePages([0x1000, 0x2000]))
+      #expect(kernel.state.withLock { $0.invalidations.map(\.entries.count) } == [2, 2], "one call for each table")
+      // The emulated device translates by the very same entry.
+      let unit = try #require(machine.board.unit(at: machine.address(1)))
+      #expect(
+        unit.hostBinding(for: machine.address(1), pasid: nil).binding
+          == unit.hostBinding(for: machine.address(2), pasid: nil).binding)
+      driver.disable()
+      #expect(Self.nestedRoots(kernel) == [])
+      machine.end()
+    }
+    #expect(kernel.leftovers == [])
+    #expect(kernel.state.withLock { $0.violations } == [])
+  }
+
+  /// Without an IOMMU of the guest, the kernel's own table over the guest's memory does.
+  @Test func withoutAUnitNothingNests() throws {
+    let kernel = Self.makeKernel()
+    do {
+      let machine = try PassthroughBoard(
+        kernel, [PassthroughBoard.device(0, "i0"), PassthroughBoard.device(1, "i1")], objects: ["i0", "i1"])
+      #expect(Self.attached(0, kernel) == .addressSpace && Self.attached(1, kernel) == .addressSpace)
+      #expect(!kernel.state.withLock { $0.calls.contains("HWPT_ALLOC") || $0.calls.contains("GET_HW_INFO") })
+      machine.end()
+    }
+    #expect(kernel.leftovers == [])
+  }
+
+  // MARK: Reset
+
+  /// DMA is off and the interrupts are gone before, full power and the plain second stage are there after.
+  @Test func theMachinesReset() throws {
+    let kernel = Self.makeKernel()
+    let machine = try Self.makeBoard(kernel)
+    let driver = Self.use(machine)
+    driver.setFirstStage(0x20_0000)
+    #expect(driver.invalidateEntry() && Self.nestedRoots(kernel) == [0x20_0000, 0x20_0000])
+    for index in [2, 3, 4] {
+      machine.writeConfiguration(machine.address(index), 4, 6, 2)
+      machine.writeConfiguration(machine.address(index), 0x72, 0x8000, 2)
+      machine.writeConfiguration(machine.address(index), 0x44, 3, 2)
+    }
+    #expect(kernel.state.withLock { $0.devices.map(\.power) } == [3, 3, 3])
+    kernel.state.withLock { state in
+      state.calls = []
+      for index in 0..<3 {
+        state.devices[index].resets = 0
+        state.devices[index].writes = []
+      }
+    }
+    machine.board.reset()
+    #expect(kernel.state.withLock { $0.devices.map(\.power) } == [0, 0, 0])
+    #expect(kernel.state.withLock { $0.devices.map(\.resets) } == [1, 1, 1], "the shared bus once, for both")
+    #expect(kernel.state.withLock { $0.calls.count { $0 == "HOT_RESET" } } == 1)
+    #expect(Self.nestedRoots(kernel) == [])
+    if case .parent = Self.attached(0, kernel) {} else { Issue.record("not on its second stage") }
+    for index in [2, 3, 4] {
+      let function = machine.address(index)
+      #expect(machine.readConfiguration(function, 4, 2) == 0 && machine.readConfiguration(function, 0x44, 2) == 0)
+      #expect(machine.readConfiguration(function, 0x72, 2) & 0x8000 == 0)
+      // The last word that the device had of its bus mastering.
+      let commands = kernel.state.withLock { $0.devices[index - 2].writes.filter { $0.offset == 4 } }
+      #expect(commands.first?.bytes == [3, 0] && commands.last?.bytes == [3, 0])
+    }
+    #expect(machine.told.all == [])
+    machine.end()
+  }
+
+  @Test func aBusThatIsSharedWithTheHostIsNotReset() throws {
+    let kernel = FakeKernel.full(1) { $1.hasReset = false }
+    kernel.state.withLock { $0.strangers = [.max] }
+    let machine = try PassthroughBoard(kernel, [PassthroughBoard.device(0, "i0")])
+    #expect(kernel.state.withLock { $0.devices[0].resets } == 0)
+    machine.board.reset()
+    let error = SystemError("VFIO_DEVICE_PCI_HOT_RESET", code: EPERM)
+    #expect(machine.told.all == [PassthroughNotice(device: "0000:01:00.0", kind: .notReset(error))], "once")
+    // FLR is not offered where there is none.
+    #expect(machine.readConfiguration(machine.address(0), 0x84) & 1 << 28 == 0)
+    kernel.state.withLock { $0.strangers = [] }
+    machine.board.reset()
+    #expect(kernel.state.withLock { $0.devices[0].resets } == 1)
+    machine.end()
+  }
+
+  /// No way through D3hot where a bus reset does better; a bus that cannot be reset leaves that way.
+  @Test func whichResetIsTaken() throws {
+    for (hasBus, resets) in [(true, ["HOT_RESET"]), (false, ["RESET"])] {
+      let kernel = FakeKernel.full(1) { number, device in
+        // No FLR, and No_Soft_Reset clear.
+        device.contents[7]?[0x87] = 0
+        device.bus = hasBus ? 7 : nil
+      }
+      let machine = try PassthroughBoard(kernel, [PassthroughBoard.device(0, "i0")])
+      #expect(kernel.state.withLock { $0.calls.filter { $0.hasSuffix("RESET") } } == resets)
+      machine.end()
+    }
+    let kernel = FakeKernel.full(1) { $1.contents[7]?[0x87] = 0x10 }
+    let machine = try PassthroughBoard(kernel, [PassthroughBoard.device(0, "i0")])
+    #expect(kernel.state.withLock { $0.calls.filter { $0.hasSuffix("RESET") } } == ["RESET"])
+    machine.end()
+  }
+
+  // MARK: What the host tells
+
+  private func signal(_ kind: UInt32, _ device: Int, _ kernel: FakeKernel) throws {
+    let sets = kernel.state.withLock { $0.interruptSets.filter { $0.index == kind && !$0.events.isEmpty } }
+    try FileDescriptor(duplicating: try #require(sets[device].events.first)).write([1, 0, 0, 0, 0, 0, 0, 0])
+  }
+
+  private func next(_ board: Board) -> MachineEvent? {
+    _ = Poll.readable([board.events.rawValue], milliseconds: 10_000)
+    return board.events.take()
+  }
+
+  @Test func anErrorStopsTheGuest() throws {
+    let kernel = FakeKernel.full(1)
+    let machine = try PassthroughBoard(kernel, [PassthroughBoard.device(0, "i0")])
+    try signal(3, 0, kernel)
+    #expect(next(machine.board) == .deviceError)
+    while machine.told.all.isEmpty { usleep(1000) }
+    #expect(machine.told.all == [PassthroughNotice(device: "0000:01:00.0", kind: .error)])
+    machine.end()
+    #expect(kernel.leftovers == [])
+  }
+
+  @Test func aRequestTakesTheDeviceFromTheGuest() throws {
+    let kernel = Self.makeKernel()
+    let machine = try Self.makeBoard(kernel)
+    let driver = Self.use(machine)
+    driver.setFirstStage(0x20_0000)
+    driver.invalidateEntry()
+    let address = machine.address(2)
+    // It was reset.
+    try machine.board.placeResources()
+    let bar = machine.readConfiguration(address, 0x18) & 0xffff_fff0
+    try signal(4, 0, kernel)
+    #expect(next(machine.board) == .takeAway(address))
+    #expect(machine.board.readMemory(bar + 0x2100, 4) == 0x5a5a_5a5a, "until the machine's own thread comes to it")
+    #expect(machine.board.unplug(address) && !machine.board.unplug(address))
+    #expect(machine.readConfiguration(address, 0) == 0xffff_ffff && machine.readConfiguration(address, 0x70, 1) == 0xff)
+    #expect(machine.board.readMemory(bar + 0x2100, 4) == 0xffff_ffff)
+    machine.writeConfiguration(address, 4, 6, 2)
+    machine.board.writeMemory(bar, 4, 1)
+    // The host has its device back: bound to nobody, attached to nothing, nowhere mapped.
+    kernel.state.withLock { state in
+      #expect(state.devices[0].boundTo == nil && state.devices[0].attachedTo == nil)
+      #expect(!state.files.values.contains(.device(0)) && state.files.values.contains(.device(1)))
+      #expect(state.hostMappings == 2 && state.mapped.values.map(\.count).sorted() == [1, 3])
+    }
+    #expect(machine.accelerator.registry.all.count == 2 && machine.accelerator.slots.mapped.count == 2)
+    // The others live on, and the tables that only it went by are gone.
+    #expect(Self.nestedRoots(kernel) == [0x20_0000])
+    driver.setFirstStage(0x30_0000)
+    #expect(driver.invalidateEntry() && Self.nestedRoots(kernel) == [0x30_0000])
+    machine.board.reset()
+    try machine.board.placeResources()
+    #expect(machine.readConfiguration(address, 0) == 0xffff_ffff)
+    machine.end()
+    #expect(kernel.leftovers == [])
+    #expect(kernel.state.withLock { $0.violations } == [])
+  }
+
+  /// CPUs that are at the device while it goes get an answer, the device's or all ones, and hold nothing for long.
+  @Test func accessesInFlightWhileItGoes() throws {
+    for _ in 0..<20 {
+      let kernel = FakeKernel.full(1)
+      let machine = try PassthroughBoard(kernel, [PassthroughBoard.device(0, "i0")])
+      let address = machine.address(0)
+      let board = machine.board
+      let bar = machine.readConfiguration(address, 0x18) & 0xffff_fff0
+      let ends = Flag()
+      let threads = try (0..<3).map { number in
+        try Thread(name: "access") {
+          var round = 0
+          while !ends.isSet {
+            round += 1
+            switch (number + round) % 4 {
+            case 0: #expect([0x5a5a_5a5a, 0xffff_ffff].contains(board.readMemory(bar + 0x2100, 4)))
+            case 1:
+              let value = board.readMemory(BoardLayout.configurationAccess + UInt64(address.rawValue) << 12, 4)
+              #expect([0x1042_1af4, 0xffff_ffff].contains(value))
+            case 2:
+              let command = BoardLayout.configurationAccess + UInt64(address.rawValue) << 12 + 4
+              board.writeMemory(command, 2, round % 2 == 0 ? 6 : 0)
+            default:
+              let power = BoardLayout.configurationAccess + UInt64(address.rawValue) << 12 + 0x44
+              board.writeMemory(power, 2, round % 3 == 0 ? 3 : 0)
+            }
+          }
+        }
+      }
+      usleep(2000)
+      #expect(board.unplug(address))
+      ends.set()
+      for thread in threads { thread.join() }
+      #expect(machine.accelerator.slots.mapped == [])
+      #expect(kernel.state.withLock { $0.devices[0].boundTo } == nil)
+      machine.end()
+      #expect(kernel.leftovers == [] && kernel.state.withLock { $0.violations } == [])
+    }
+  }
+}
+
+/// Set once, by one thread for others.
+private final class Flag: Sendable {
+  private let value = Atomic(false)
+  var isSet: Bool { value.load(ordering: .acquiring) }
+  func set() { value.store(true, ordering: .releasing) }
+}

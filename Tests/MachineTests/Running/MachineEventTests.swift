@@ -1,0 +1,98 @@
+import Glibc
+import Hardware
+import Linux
+import Synchronization
+import Testing
+
+@testable import Machine
+
+/// A machine without CPUs, from its start to its end, and what its own thread carries out of what devices of the host
+/// ask for.
+@Suite struct MachineEventTests {
+  private final class Log: Sendable {
+    private let notices = Mutex<[MachineNotice]>([])
+    func add(_ notice: MachineNotice) { notices.withLock { $0.append(notice) } }
+    var all: [MachineNotice] { notices.withLock { $0 } }
+  }
+
+  private struct Passing: InputInterpreter {
+    mutating func receive(
+      _ bytes: ArraySlice<UInt8>, guestBytes: inout [UInt8]
+    ) -> (used: Int, action: InputAction?) {
+      guestBytes += bytes
+      return (bytes.count, nil)
+    }
+  }
+
+  /// Runs one on a thread of its own while the body asks things of it; then ends it.
+  /// - Parameter body: gets the machine, and what happened to it so far.
+  private func run(_ devices: [any DeviceOptions], _ body: (RunningMachine, () -> [MachineNotice]) throws -> Void)
+    throws
+  {
+    var configuration = MachineConfiguration()
+    configuration.accelerator = .qtest
+    configuration.memory.size = 64 << 20
+    configuration.devices = devices
+    let machine = try RunningMachine(configuration, interpreter: Passing())
+    let log = Log()
+    machine.control.addListener { log.add($0) }
+    nonisolated(unsafe) let running = machine
+    let thread = try Thread(name: "machine") { _ = try? running.run() }
+    wait { machine.control.status == .running }
+    try body(machine) { log.all }
+    machine.control.requestQuit(.monitorQuit)
+    thread.join()
+    #expect(machine.control.status == .shutdown)
+  }
+
+  private func wait(_ holds: () -> Bool) {
+    for _ in 0..<5000 where !holds() { usleep(1000) }
+    #expect(holds())
+  }
+
+  @Test func aDeviceIsTakenAwayWhileTheMachineRuns() throws {
+    var named = EduOptions()
+    named.id = try Identifier(text: "edu0")
+    try run([named, EduOptions(), EduOptions()]) { machine, log in
+      let all = machine.inspection.functions.map(\.address)
+      let addresses = (1...3).map { RequesterID(bus: 0, device: $0, function: 0) }
+      machine.events.post(.takeAway(addresses[0]))
+      machine.events.post(.takeAway(addresses[2]))
+      // The second time there is none.
+      machine.events.post(.takeAway(addresses[2]))
+      wait { log().count == 2 }
+      #expect(
+        log() == [
+          .deviceDeleted(named.id, path: "/machine/peripheral/edu0"),
+          .deviceDeleted(nil, path: "/machine/peripheral-anon/device[1]"),
+        ])
+      #expect(machine.control.status == .running)
+      #expect(machine.inspection.functions.map(\.address) == all.filter { $0 != addresses[0] && $0 != addresses[2] })
+      machine.control.requestReset()
+      wait { log().count == 3 }
+      #expect(machine.control.status == .running)
+    }
+  }
+
+  /// QEMU's RUN_STATE_INTERNAL_ERROR: nothing but a reset leads out of it.
+  @Test func anErrorOfADeviceStopsTheMachine() throws {
+    try run([]) { machine, log in
+      machine.events.post(.deviceError)
+      wait { log() == [.paused] }
+      #expect(machine.control.status == .internalError)
+      machine.control.requestResume()
+      machine.control.requestPause()
+      machine.control.requestReset()
+      wait { machine.control.status == .prelaunch }
+      #expect(log() == [.paused, .reset(.monitorReset)])
+      machine.control.requestResume()
+      wait { machine.control.status == .running }
+      // One that comes while a person has it stopped changes nothing.
+      machine.control.requestPause()
+      machine.events.post(.deviceError)
+      machine.control.requestResume()
+      wait { log().count == 5 }
+      #expect(log() == [.paused, .reset(.monitorReset), .resumed, .paused, .resumed])
+    }
+  }
+}
