@@ -88,14 +88,16 @@ public final class FaultQueue: Sendable {
           file.map { unsafe $0.calls.read(descriptor, at: nil, into: buffer) } ?? -Int(EBADF)
         }
       }
-      if answer >= 0 {
+      if answer > 0 {
         return faults.prefix(answer / MemoryLayout<iommu_hwpt_pgfault>.size).map(PageRequest.init)
       }
-      // The first group does not fit.
-      guard answer == -Int(EINVAL), room < Self.mostRequests else {
-        throw SystemError("read", "fault queue", code: Int32(-answer))
+      // The first group does not fit, which older kernels answer as they do where there is none: with nothing.
+      if answer == 0 || answer == -Int(EINVAL), room < Self.mostRequests {
+        room *= 4
+        continue
       }
-      room *= 4
+      guard answer == 0 else { throw SystemError("read", "fault queue", code: Int32(-answer)) }
+      return []
     }
   }
 

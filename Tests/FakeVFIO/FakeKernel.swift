@@ -78,6 +78,8 @@ package final class FakeKernel: SystemCalls {
     /// By nested table.
     package var queueOfTable: [UInt32: UInt32] = [:]
     package var responses: [FakeResponse] = []
+    /// A fault queue's read answers EINVAL where its first group does not fit; else with nothing, as kernels once did.
+    package var tellsWhatDoesNotFit = true
     /// To groups that are not outstanding.
     package var refusedResponses = 0
     package var invalidations: [(table: UInt32, entries: [iommu_hwpt_vtd_s1_invalidate])] = []

@@ -266,7 +266,8 @@ import VTdOracle
     isClean()
   }
 
-  @Test func aGroupMayBeLong() throws {
+  @Test(arguments: [true, false]) func aGroupMayBeLong(_ tellsWhatDoesNotFit: Bool) throws {
+    kernel.state.withLock { $0.tellsWhatDoesNotFit = tellsWhatDoesNotFit }
     do {
       let chain = try Chain(kernel)
       kernel.requestPages(of: 0, group: 1, (0..<100).map { 0x10_0000 + $0 << 12 })
