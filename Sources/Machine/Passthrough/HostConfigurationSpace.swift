@@ -155,6 +155,8 @@ struct HostConfigurationSpace: Sendable {
     let size = 24
     var taken = [Bool](repeating: false, count: 0x100)
     for at in 0..<0x100 { taken[at] = at < 0x40 || bytes[at] != 0 || direct[at] != 0 }
+    // In D0, with nothing set, its control register is zero.
+    if let power = given.powerManagementOffset { for at in power..<power + 8 { taken[at] = true } }
     // 64-bit addresses are 4 bytes more, masks 10.
     let own = 10 + (control[bit: 7] ? 4 : 0) + (control[bit: 8] ? 10 : 0)
     for at in host.offset..<min(host.offset + own, 0x100) { taken[at] = false }

@@ -126,6 +126,21 @@ import Testing
     }
   }
 
+  /// A control register of power management that is zero is no gap: what the guest wrote to MSI would be power states.
+  @Test func msiIsNotPutOverPowerManagement() {
+    var image = Self.image
+    image[0x41] = 0x60
+    image.store(UInt32(0), at: 0x44)
+    image.store(UInt32(0), at: 0x50)
+    // MSI without 64-bit addresses and masks, and no room behind it for them.
+    image.store(UInt32(0x0004_8005), at: 0x60)
+    image.store(UInt32(0xffff_ffff), at: 0x6c)
+    for at in 0x70..<0x7c { image[at] = 0 }
+    let space = HostConfigurationSpace(image)
+    #expect(space.given.powerManagementOffset == 0x40 && space.msiVectorCount == 4)
+    #expect(space.given.msiOffset == 0x48)
+  }
+
   @Test func anyImageMakesASpaceThatEnds() {
     var random = SystemRandomNumberGenerator()
     for _ in 0..<500 {
