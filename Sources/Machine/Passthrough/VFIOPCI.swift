@@ -249,7 +249,10 @@ final class VFIOPCI: FunctionModel {
     }
     if let control = powerControl, touched.contains(control) {
       placed.withLock { placed in
-        setPower(UInt8(truncatingIfNeeded: function.readConfiguration(offset: control, width: .byte)) & 3, &placed)
+        let power = UInt8(truncatingIfNeeded: function.readConfiguration(offset: control, width: .byte)) & 3
+        // With BARs in place it is another CPU that wrote this, which comes here when it has taken them away.
+        guard power == 0 || placed.slots.values.allSatisfy(\.isEmpty) else { return }
+        setPower(power, &placed)
       }
     }
     forward(touched, value)

@@ -286,6 +286,24 @@ import Testing
     model.remove()
   }
 
+  /// Two CPUs write the power state: what the first one did comes to the device when the second one's write is in the
+  /// register, and the BARs are still where a third CPU may access them.
+  @Test func theDeviceStaysAwakeWhileItsBARsAreThere() throws {
+    kernel.state.withLock { $0.devices[0].powerOffset = 0x44 }
+    let model = try make()
+    let function = model.function
+    let bar = try #require(function.description.baseAddressRegisters.first { $0.index == 2 })
+    function.place(bar, at: 0xd000_0000)
+    function.writeConfiguration(offset: 4, width: .word, value: 6)
+    _ = takeWrites()
+    function.updateConfiguration { $0.set(0x44, UInt8(3)) }
+    model.configurationWritten(offset: 0x44, width: .word, value: 0)
+    #expect(takeWrites() == [] && memory.mapped.count == 1)
+    function.writeConfiguration(offset: 0x44, width: .word, value: 3)
+    #expect(takeWrites() == ["7:44=03"] && memory.mapped == [])
+    model.remove()
+  }
+
   @Test func powerStatesThatItDoesNotHaveAreNotTaken() throws {
     kernel.state.withLock { state in
       state.devices[0].powerOffset = 0x44
