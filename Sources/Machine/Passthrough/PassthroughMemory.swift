@@ -111,12 +111,16 @@ final class PassthroughMemory: Sendable {
 
   /// Page requests of all its devices, made and served from the first call on.
   func pageRequests() throws(SystemError) -> HostPageRequests {
-    try state.withLock { (state) throws(SystemError) in
-      if let thread = state.pageRequests, !thread.requests.isBroken { return thread.requests }
+    let (requests, former) = try state.withLock { (state) throws(SystemError) in
+      let former = state.pageRequests
+      if let former, !former.requests.isBroken { return (former.requests, nil as HostPageRequestThread?) }
       let thread = try HostPageRequestThread(of: iommufd)
       state.pageRequests = thread
-      return thread.requests
+      return (thread.requests, former)
     }
+    // Let go with the lock released: its end waits for a thread that may be at a table of ours.
+    _ = former
+    return requests
   }
 
   /// An address space without memory: a device attached to it reaches nothing.

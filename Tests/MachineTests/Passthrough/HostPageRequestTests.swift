@@ -558,6 +558,55 @@ import VTdOracle
     isClean()
   }
 
+  /// Whoever hears that a queue is given up, on its thread.
+  private final class Hearer: PageRequestTaker {
+    let hasHeard = Atomic(false)
+    let mayGoOn = Atomic(false)
+    let isDone = Atomic(false)
+    let isReplaced = Atomic(false)
+    private let body: @Sendable () -> Void
+    init(_ body: @escaping @Sendable () -> Void) { self.body = body }
+
+    func take(_ request: PageRequest) -> PageRequestOutcome { .discarded }
+
+    func queueFailed(_ error: SystemError) {
+      hasHeard.store(true, ordering: .releasing)
+      while !mayGoOn.load(ordering: .acquiring) { usleep(1000) }
+      usleep(50_000)
+      body()
+      isDone.store(true, ordering: .releasing)
+    }
+  }
+
+  /// A device that comes while the queue's thread still puts others on tables without it.
+  @Test func aQueueThatIsGivenUpIsReplacedWithoutWaitingForItsDevices() throws {
+    do {
+      let memory = try PassthroughMemory(
+        of: IOMMUFD(calls: kernel), memory: GuestMemory(size: 16 << 20, lowLimit: 16 << 20))
+      let device = try VFIODevice(
+        file: KernelFile(opening: "/dev/vfio/devices/vfio0", calls: kernel), to: memory.iommufd)
+      let bound = try HostBoundDevice(device, memory: memory, nests: true) { _ in }
+      let requests = try #require(try bound.offerPageRequests())
+      _ = try bound.bind(nil, to: .firstStage(GuestFirstStage(root: 0x5000, levels: 4, domain: 5, pasid: 0)))
+      let hearer = Hearer { [weak memory] in _ = try? memory?.nothing() }
+      requests.add(hearer, for: device.id)
+      kernel.requestPages(of: 0, group: 1, (0..<5000).map { $0 << 12 })
+      #expect(eventually { hearer.hasHeard.load(ordering: .acquiring) })
+      let another = try Thread(name: "another device") {
+        hearer.mayGoOn.store(true, ordering: .releasing)
+        if let made = try? memory.pageRequests(), made !== requests {
+          hearer.isReplaced.store(true, ordering: .releasing)
+        }
+      }
+      try #require(eventually { hearer.isDone.load(ordering: .acquiring) }, "the two wait for each other")
+      another.join()
+      let isReplaced = hearer.isReplaced.load(ordering: .acquiring)
+      #expect(isReplaced)
+      requests.remove(device.id)
+    }
+    isClean()
+  }
+
   /// Start, requests, changes, the end: each call of the kernel failing in turn leaves nothing behind.
   @Test func nothingLeaksWhicheverCallFails() throws {
     for calls in 0..<80 {
