@@ -22,6 +22,8 @@ final class HostBoundDevice: HostTranslation {
 
   private struct State {
     var attached: (any AttachmentTarget)?
+    /// What it is attached to, where that is the guest's first stage.
+    var firstStage: NestedTable?
     /// nil: the host answers its page requests.
     var pageRequests: HostPageRequests?
     /// Each is told once.
@@ -61,10 +63,12 @@ final class HostBoundDevice: HostTranslation {
         guard let parent = secondStage as? HardwarePageTable else { throw HostRefusal() }
         return try attach(stage, on: parent)
       case .blocked(let reason):
+        let problem = state.withLock { $0.firstStage?.invalidationProblem }
         try attach(nil)
         switch reason {
         case .guestSecondStage, .supervisorRequests: notice(.blocked(reason))
-        case .entry, .refused: break
+        case .refused: if let problem { notice(.refused(problem)) }
+        case .entry: break
         }
         return nil
       }
@@ -95,14 +99,17 @@ final class HostBoundDevice: HostTranslation {
     // Linux before 6.15 takes a device's page requests only where ATS is enabled, which it is by a table of the
     // kernel's own.
     if requests != nil, state.withLock({ $0.attached == nil }) { try attach(memory.nothing()) }
-    try attach(nested.table, ridPASID: stage.pasid)
+    try attach(nested.table, as: nested, ridPASID: stage.pasid)
     return nested
   }
 
   /// - Parameters:
   ///   - target: nil for nothing.
+  ///   - firstStage: that the target is.
   ///   - ridPASID: of the entry that a first stage comes from.
-  private func attach(_ target: (any AttachmentTarget)?, ridPASID: UInt32? = nil) throws(SystemError) {
+  private func attach(
+    _ target: (any AttachmentTarget)?, as firstStage: NestedTable? = nil, ridPASID: UInt32? = nil
+  ) throws(SystemError) {
     let (attached, requests) = state.withLock { ($0.attached, $0.pageRequests) }
     if let target, attached === target { return }
     func change() throws(SystemError) {
@@ -113,7 +120,10 @@ final class HostBoundDevice: HostTranslation {
     } else {
       try change()
     }
-    state.withLock { $0.attached = target }
+    state.withLock { state in
+      state.attached = target
+      state.firstStage = firstStage
+    }
   }
 
   private func notice(_ notice: Notice) {

@@ -137,14 +137,19 @@ final class PassthroughMemory: Sendable {
 /// A guest's first stage on the host's IOMMU.
 final class NestedTable: HostFirstStage {
   let table: HardwarePageTable
+  private let problem = Mutex<SystemError?>(nil)
 
   init(_ table: HardwarePageTable) { self.table = table }
 
+  /// Why it did not take an invalidation, after which nobody goes by it any more.
+  var invalidationProblem: SystemError? { problem.withLock { $0 } }
+
   func invalidate(_ invalidations: [FirstStageInvalidation]) throws(HostRefusal) {
-    do {
+    do throws(SystemError) {
       try table.invalidate(
         invalidations.map { .init(address: $0.address, pages: $0.pageCount, leafOnly: $0.leafOnly) })
     } catch {
+      problem.withLock { $0 = error }
       throw HostRefusal()
     }
   }

@@ -99,10 +99,11 @@ import VTdOracle
     #expect(kernel.state.withLock { $0.violations } == [])
   }
 
+  private final class Box: Sendable {
+    let told = Mutex<[HostBoundDevice.Notice]>([])
+  }
+
   @Test func whatAPersonIsToldIsToldOnce() throws {
-    final class Box: Sendable {
-      let told = Mutex<[HostBoundDevice.Notice]>([])
-    }
     let box = Box()
     let memory = try memory()
     let device = try device(0, memory)
@@ -184,7 +185,10 @@ import VTdOracle
     let bindings: HostBindings
     let bounds: [HostBoundDevice]
 
-    init(_ test: HostBoundDeviceTests, _ memory: PassthroughMemory) throws {
+    init(
+      _ test: HostBoundDeviceTests, _ memory: PassthroughMemory,
+      tell: @escaping @Sendable (Int, HostBoundDevice.Notice) -> Void = { _, _ in }
+    ) throws {
       guest = try Guest.firstStage { $0.cachingMode = true }
       tables = guest.scalableTables(source: source, words: Guest.pasidEntry(type: 1, firstStage: 0x20_0000))
       for word: UInt64 in 0..<4 {
@@ -192,7 +196,9 @@ import VTdOracle
       }
       guest.enableQueue(wide: true, pages: 4)
       bindings = HostBindings(unit: guest.unit)
-      bounds = try (0..<2).map { try test.bound(try test.device($0, memory), memory) }
+      bounds = try (0..<2).map { number in
+        try test.bound(try test.device(number, memory), memory) { tell(number, $0) }
+      }
       for (bound, source) in zip(bounds, [source, neighbour]) { bindings.add(bound, for: Requester(id: source)) }
       guest.setRootTable(tables.root, scalable: true)
       guest.enableTranslation()
@@ -214,6 +220,27 @@ import VTdOracle
       #expect(chain.guest.submitAndWait())
       let calls = kernel.state.withLock { $0.invalidations }
       #expect(calls.count == 2 && calls[1].entries.map(\.npages) == [.max])
+      chain.end()
+    }
+    #expect(kernel.leftovers == [])
+    #expect(kernel.state.withLock { $0.violations } == [])
+  }
+
+  /// What the guest took back is reachable still: both go, and a person is told of each why.
+  @Test func anInvalidationThatIsRefusedIsTold() throws {
+    let boxes = [Box(), Box()]
+    do {
+      let memory = try memory()
+      let chain = try Chain(self, memory) { number, notice in boxes[number].told.withLock { $0.append(notice) } }
+      kernel.state.withLock { $0.failing[IOMMU_HWPT_INVALIDATE] = EIO }
+      #expect(chain.guest.submitAndWait([6 | 3 << 4 | 5 << 16, 0x5000]))
+      #expect(attached(0) == nil && attached(1) == nil && nestedCount == 0)
+      #expect(chain.guest.takeFault()?.reason == 0x5b)
+      let refusal = SystemError("IOMMU_HWPT_INVALIDATE", "/dev/iommu", code: EIO)
+      for box in boxes { #expect(box.told.withLock { $0 } == [.refused(refusal)]) }
+      kernel.state.withLock { $0.failing = [:] }
+      #expect(chain.guest.submitAndWait([7 | 1 << 4 | 5 << 16, 0]))
+      #expect(nestedCount == 1 && attached(0) == attached(1))
       chain.end()
     }
     #expect(kernel.leftovers == [])
