@@ -22,8 +22,9 @@ final class ExpansionROM: Sendable {
 
   /// Of the register: a power of two.
   let size: UInt64
-  private let read: (@Sendable () -> [UInt8])?
-  private let bytes: Mutex<[UInt8]>
+  private let read: @Sendable () -> [UInt8]
+  /// nil until somebody wants to know.
+  private let bytes = Mutex<[UInt8]?>(nil)
 
   /// - Returns: nil where there is none.
   init?(_ source: Source, of device: VFIODevice) throws(SystemError) {
@@ -32,12 +33,10 @@ final class ExpansionROM: Sendable {
     case .nowhere: return nil
     case .file(let content):
       count = UInt64(content.count)
-      bytes = Mutex(content)
-      read = nil
+      read = { content }
     case .device:
       let region = try device.region(UInt32(BaseAddressRegister.expansionROMIndex))
       count = region.isReadable ? region.size : 0
-      bytes = Mutex([])
       // Slow, and some devices do not survive it: not before somebody wants to know.
       read = { device.contents(of: region, limit: Self.limit) }
     }
@@ -49,8 +48,9 @@ final class ExpansionROM: Sendable {
 
   /// All ones behind the content's end.
   func read(offset: UInt64, width: AccessWidth) -> UInt64 {
-    bytes.withLock { bytes in
-      if bytes.isEmpty, let read { bytes = read() }
+    bytes.withLock { known in
+      let bytes = known ?? read()
+      known = bytes
       var value: UInt64 = 0
       for index in 0..<width.rawValue {
         let at = Int(clamping: offset) &+ index

@@ -362,6 +362,20 @@ import Testing
     model.remove()
   }
 
+  @Test func aROMThatDoesNotAnswerIsNotAskedAgain() throws {
+    kernel.state.withLock { state in
+      state.devices[0].regions[6] = (0x1000, 0b001, [])
+      state.devices[0].contents[6] = []
+    }
+    let model = try make()
+    model.function.writeConfiguration(offset: 0x30, width: .doubleword, value: 0xe000_0001)
+    model.function.writeConfiguration(offset: 4, width: .word, value: 2)
+    kernel.state.withLock { $0.calls = [] }
+    for _ in 0..<5 { #expect(memoryBus.read(address: 0xe000_0000, width: .word) == 0xffff) }
+    #expect(kernel.state.withLock { $0.calls } == ["read"])
+    model.remove()
+  }
+
   @Test func aFileInPlaceOfTheROM() throws {
     kernel.state.withLock { $0.devices[0].regions[6] = (0x3000, 0b001, []) }
     func romRegister(_ source: ExpansionROM.Source) throws -> UInt64 {
