@@ -1,6 +1,5 @@
 import Glibc
 import Linux
-import Synchronization
 import VFIO
 
 /// How a passed-through function gets its reset: by itself where it can, else with its whole bus, where all that is on it
@@ -53,47 +52,6 @@ extension VFIOPCI {
     return reset.functions.compactMap { function in
       guard case .device(let id) = function.owner, id != device.id else { return nil }
       return peers.function(id)
-    }
-  }
-}
-
-/// The functions that the devices of one iommufd object are to the guest, by their numbers there.
-///
-/// Lock order: its lock is a leaf.
-final class PassthroughPeers: Sendable {
-  private struct Member {
-    weak var function: VFIOPCI?
-  }
-
-  private let members = Mutex<[UInt32: Member]>([:])
-
-  func add(_ function: VFIOPCI) { members.withLock { $0[function.device.id] = Member(function: function) } }
-
-  func remove(_ function: VFIOPCI) { members.withLock { $0[function.device.id] = nil } }
-
-  func function(_ id: UInt32) -> VFIOPCI? { members.withLock { $0[id]?.function } }
-
-  var all: [VFIOPCI] { members.withLock { $0.sorted { $0.key < $1.key }.compactMap(\.value.function) } }
-
-  /// Resets the buses that functions still wait for. No CPU is running.
-  func resetBuses() {
-    for function in all where function.awaitsBusReset {
-      do throws(SystemError) {
-        let reset = try function.device.busReset()
-        guard reset.isAllowed else { throw VFIOPCI.isNotAllowed }
-        let together = [function] + function.surroundingPeers(of: reset)
-        for member in together { member.quiesce() }
-        defer {
-          for member in together {
-            member.finishBusReset()
-            member.settle()
-          }
-        }
-        try function.device.resetBus()
-      } catch {
-        function.finishBusReset()
-        function.tell(.notReset(error))
-      }
     }
   }
 }
