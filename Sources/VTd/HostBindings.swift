@@ -11,8 +11,9 @@ import Synchronization
 /// first stage that is in use gets its invalidations, at once. A table that is no longer in use needs none, and one
 /// that is newly made has nothing cached; so nothing is lost by the order.
 ///
-/// Lock order: the unit's queue, then `state`, then the hosts' own. The host is called with `state` held, which only
-/// whoever invalidates, plugs or unplugs takes.
+/// Lock order: the unit's queue, then `state`, then the hosts' own. The host is called with `state` held, which
+/// whoever invalidates, plugs or unplugs takes, a host that wants its function bound anew, and whoever looks on: these
+/// wait for the host's calls.
 public final class HostBindings: InvalidationObserver {
   private struct Function {
     let requester: Requester

@@ -115,7 +115,8 @@ final class PassthroughObjects: Sendable {
   }
 }
 
-/// What a person is to know of a passed-through device while the guest runs. Each is told once, but for requests.
+/// What a person is to know of a passed-through device while the guest runs. Each is told once, but for errors and
+/// requests: those as often as the device's file signals them.
 public struct PassthroughNotice: Hashable, Sendable {
   public enum Kind: Hashable, Sendable {
     /// The guest translates its requests by a second stage of its own, which is not followed: they are refused.
