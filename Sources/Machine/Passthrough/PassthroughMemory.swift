@@ -10,7 +10,7 @@ import VTd
 /// Nothing is mapped read-only, which a nesting parent may not have where the host's IOMMU has erratum 772415; Linux
 /// 6.12 takes every one to have it.
 ///
-/// Lock order: `state`, then a device's attachment.
+/// Lock order: `state`, then a device's attachment, or that of the peers.
 final class PassthroughMemory: Sendable {
   /// A parent, and a guest's table on it.
   private struct NestedKey: Hashable {
@@ -27,8 +27,8 @@ final class PassthroughMemory: Sendable {
     var nested: [NestedKey: WeakNested] = [:]
     var pageRequests: HostPageRequestThread?
     var nothing: IOAddressSpace?
-    /// Why a BAR is not in it.
-    var peerProblem: SystemError?
+    /// Why a BAR is not in it, and whose, by the kernel's number.
+    var peerProblem: (device: UInt32, error: SystemError)?
     var hasToldPeerProblem = false
   }
 
@@ -78,16 +78,25 @@ final class PassthroughMemory: Sendable {
 
   // MARK: Peers
 
-  func notePeerProblem(_ error: SystemError) { state.withLock { $0.peerProblem = $0.peerProblem ?? error } }
+  /// A device's BAR is not to be had among the guest's memory.
+  func notePeerProblem(_ error: SystemError, of device: UInt32) {
+    state.withLock { $0.peerProblem = $0.peerProblem ?? (device, error) }
+  }
 
-  /// Why some device's BARs are out of the others' reach, the first time that this is asked with others there.
-  func takePeerProblem() -> SystemError? {
-    guard peers.all.count > 1 else { return nil }
-    return state.withLock { state in
-      guard let problem = state.peerProblem, !state.hasToldPeerProblem else { return nil }
+  /// Says why a device's BARs are out of the others' reach, the first time that this is asked with others there.
+  func tellPeerProblem() {
+    guard peers.all.count > 1 else { return }
+    let problem = state.withLock { state -> (function: VFIOPCI, error: SystemError)? in
+      guard !state.hasToldPeerProblem, let problem = state.peerProblem else { return nil }
+      guard let function = peers.function(problem.device) else {
+        // Gone, or not there yet: it has it noted again when it is placed.
+        state.peerProblem = nil
+        return nil
+      }
       state.hasToldPeerProblem = true
-      return problem
+      return (function, problem.error)
     }
+    if let problem { problem.function.tell(.outOfPeersReach(problem.error)) }
   }
 
   /// How many second stages the devices needed so far.

@@ -1,3 +1,4 @@
+import Glibc
 import Linux
 import VFIO
 
@@ -33,7 +34,8 @@ extension PassthroughMemory {
     do {
       return try PeerMapping(area, of: region, device: device, in: space, at: address)
     } catch {
-      notePeerProblem(error)
+      // Where the guest put it there is something already: its own doing, which is nothing to tell of.
+      if error.code != EEXIST { notePeerProblem(error, of: device.id) }
       return nil
     }
   }

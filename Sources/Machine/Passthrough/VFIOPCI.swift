@@ -107,7 +107,7 @@ final class VFIOPCI: FunctionModel {
       if event == .interrupt { self?.interruptCame() } else { handler(event) }
     }
     surroundings.memory?.peers.add(self)
-    tellPeerProblem()
+    surroundings.memory?.tellPeerProblem()
   }
 
   /// Takes the function off the board, whatever the guest does meanwhile: its BARs and its interrupts go, and what it
@@ -207,11 +207,7 @@ final class VFIOPCI: FunctionModel {
       }
       placed.slots[bar] = made
     }
-    tellPeerProblem()
-  }
-
-  private func tellPeerProblem() {
-    if let problem = surroundings.memory?.takePeerProblem() { surroundings.tell(.outOfPeersReach(problem)) }
+    surroundings.memory?.tellPeerProblem()
   }
 
   // MARK: Page requests

@@ -211,6 +211,38 @@ import VFIO
     #expect(kernel.state.withLock { $0.violations } == [])
   }
 
+  /// A kernel without dma-bufs of BARs is told of once, with others there, by the name of a device that it is true of.
+  @Test func barsThatPeersDoNotReachAreTold() throws {
+    let kernel = FakeKernel.full(2) { number, device in if number == 0 { device.regions[2] = nil } }
+    let machine = try PassthroughBoard(kernel, [PassthroughBoard.device(1, "i0")])
+    #expect(machine.told.all == [], "there is nobody who could reach them")
+    try PassthroughBoard.device(0, "i0").build(
+      on: machine.board, at: RequesterID(bus: 0, device: 9, function: 0), with: machine.configuration)
+    machine.board.reset()
+    try machine.board.placeResources()
+    let error = SystemError("VFIO_DEVICE_FEATURE_DMA_BUF", "/dev/vfio/devices/vfio1", code: ENOTTY)
+    #expect(machine.told.all == [PassthroughNotice(device: "0000:02:00.0", kind: .outOfPeersReach(error))])
+    machine.end()
+    #expect(kernel.leftovers == [])
+  }
+
+  /// Over RAM, or over another's: the guest put it there, and the host has nothing to do with it.
+  @Test func barsThatTheGuestPutsOverOthersAreNotTold() throws {
+    let kernel = FakeKernel.full(2)
+    kernel.state.withLock { $0.hasDMABuffers = true }
+    let machine = try PassthroughBoard(kernel, [PassthroughBoard.device(0, "i0"), PassthroughBoard.device(1, "i0")])
+    let function = machine.address(1)
+    let own = machine.readConfiguration(function, 0x18)
+    for place in [0x10_0000, machine.readConfiguration(machine.address(0), 0x18) & 0xffff_fff0] {
+      machine.writeConfiguration(function, 0x18, place)
+      #expect(kernel.state.withLock { $0.mapped.values.map(\.count) } == [2])
+    }
+    machine.writeConfiguration(function, 0x18, own)
+    #expect(kernel.state.withLock { $0.mapped.values.map(\.count) } == [3] && machine.told.all == [])
+    machine.end()
+    #expect(kernel.leftovers == [])
+  }
+
   /// Without an IOMMU of the guest, the kernel's own table over the guest's memory does.
   @Test func withoutAUnitNothingNests() throws {
     let kernel = Self.makeKernel()
