@@ -39,7 +39,8 @@ final class HostPageRequests: Sendable {
     /// What is outstanding, both ways.
     var cookies: [Group: UInt32] = [:]
     var groups: [UInt32: Group] = [:]
-    var isBroken = false
+    /// Why the queue cannot be read any more.
+    var problem: SystemError?
   }
 
   /// One request, read, and what is to be done with it.
@@ -58,9 +59,14 @@ final class HostPageRequests: Sendable {
 
   // MARK: Devices
 
-  /// From now on a device's requests go to its guest.
+  /// From now on a device's requests go to its guest. One that comes when the queue has failed hears so at once, as its
+  /// device may be put on a table with the queue otherwise, which nobody reads.
   func add(_ taker: any PageRequestTaker, for device: UInt32) {
-    state.withLock { $0.takers[device] = taker }
+    let problem = state.withLock { state in
+      state.takers[device] = taker
+      return state.problem
+    }
+    if let problem { taker.queueFailed(problem) }
   }
 
   /// Answers what is outstanding, and forgets the device.
@@ -92,11 +98,11 @@ final class HostPageRequests: Sendable {
     var arrivals: [Arrival] = []
     var failed: ([any PageRequestTaker], SystemError)?
     state.withLock { state in
-      guard !state.isBroken else { return }
+      guard state.problem == nil else { return }
       do throws(SystemError) {
         arrivals = state.arrivals(of: try queue.read())
       } catch {
-        state.isBroken = true
+        state.problem = error
         failed = (Array(state.takers.values), error)
       }
     }
@@ -115,7 +121,7 @@ final class HostPageRequests: Sendable {
   }
 
   /// Whether the queue cannot be read any more.
-  var isBroken: Bool { state.withLock { $0.isBroken } }
+  var isBroken: Bool { state.withLock { $0.problem != nil } }
 
   private func answer(_ arrival: Arrival, _ code: PageGroupResponse.Code) {
     state.withLock { state in

@@ -602,6 +602,12 @@ import VTdOracle
       another.join()
       let isReplaced = hearer.isReplaced.load(ordering: .acquiring)
       #expect(isReplaced)
+      let late = Hearer {}
+      late.mayGoOn.store(true, ordering: .releasing)
+      requests.add(late, for: 77)
+      let hasHeard = late.hasHeard.load(ordering: .acquiring)
+      #expect(hasHeard, "who comes to a queue that has failed")
+      requests.remove(77)
       requests.remove(device.id)
     }
     isClean()
