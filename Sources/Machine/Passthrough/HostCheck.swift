@@ -162,15 +162,20 @@ public struct HostCheck: Sendable {
     } catch {
       throw PassthroughError(found.address, .iommufd(error))
     }
+    let device: VFIODevice
     do {
-      let device = try VFIODevice(file: file, to: iommufd)
-      var wanted = UnitOptions()
-      wanted.scalableMode = true
-      wanted.firstStage = true
-      wanted.cachingMode = true
-      return HostRequirement.missing(for: wanted, on: try iommufd.hardwareInformation(device: device.id))
+      device = try VFIODevice(file: file, to: iommufd)
     } catch {
       throw PassthroughError(found.address, .bind(error))
+    }
+    var wanted = UnitOptions()
+    wanted.scalableMode = true
+    wanted.firstStage = true
+    wanted.cachingMode = true
+    do {
+      return HostRequirement.missing(for: wanted, on: try iommufd.hardwareInformation(device: device.id))
+    } catch {
+      throw PassthroughError(found.address, .iommufd(error))
     }
   }
 }

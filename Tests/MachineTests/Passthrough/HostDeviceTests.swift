@@ -1,3 +1,4 @@
+import CLinux
 import FakeVFIO
 import Glibc
 import Linux
@@ -104,6 +105,21 @@ import VTd
     #expect(plain.devices[0].problem == nil)
     #expect(
       plain.devices[0].nestingProblem?.problem == .requirement(.nesting(missing: ["SMTS", "NEST", "FSTS", "SSTS"])))
+  }
+
+  /// EINVAL of one call is not the advice for EINVAL of the other.
+  @Test(arguments: [VFIO_DEVICE_BIND_IOMMUFD, IOMMU_GET_HW_INFO])
+  func aHostThatRefusesIsToldByTheCall(_ call: UInt32) throws {
+    let sysfs = FakeSysfs()
+    sysfs.add("0000:01:00.0", driver: "vfio-pci", group: "12", file: "vfio7")
+    kernel.state.withLock { $0.failing[call] = EINVAL }
+    let problem = try #require(HostCheck(devices: ["01:00.0"], root: sysfs.parent, calls: kernel).devices[0].problem)
+    switch problem.problem {
+    case .bind(let error): #expect(call == VFIO_DEVICE_BIND_IOMMUFD && error.code == EINVAL)
+    case .iommufd(let error): #expect(call == IOMMU_GET_HW_INFO && error.code == EINVAL)
+    default: Issue.record("\(problem)")
+    }
+    #expect(kernel.leftovers == [])
   }
 
   /// Each kernel's answer that a person can do something about.
