@@ -371,9 +371,7 @@ func kernelMain() {
   } else {
     sources.setLegacy(type: 0, table: tables.root, domain: domain)
   }
-  guard RemappingUnit.translate(root: sources.root, isScalable: isScalable) else {
-    return Report.fail("translation does not come on")
-  }
+  guard RemappingUnit.translate(root: sources.root, isScalable: isScalable) else { return }
   Worker.judgesDMA = true
   let finished = Processors.finishedCount
   Processors.give({ Worker.work() }, to: another)

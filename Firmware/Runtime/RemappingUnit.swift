@@ -75,12 +75,15 @@ enum RemappingUnit {
   }
 
   /// Turns translation on by another root table, with a queue of descriptors that fit its mode.
+  /// - Returns: whether it came on; where it does not, that is told as a failure.
   static func translate(root: UInt64, isScalable: Bool) -> Bool {
     command(Command.translationEnable, on: false)
     startQueue(isWide: isScalable)
     write64(Register.rootTableAddress, root | (isScalable ? 1 << 10 : 0))
     command(Command.setRootTable)
-    return invalidateEverything(isScalable: isScalable) && command(Command.translationEnable)
+    if invalidateEverything(isScalable: isScalable), command(Command.translationEnable) { return true }
+    Report.fail("translation does not come on")
+    return false
   }
 
   /// The registers of invalidation by register: VT-d 11.4.6.
