@@ -31,9 +31,6 @@ private enum PageRequest {
   static let address: UInt64 = 0xd0
   static let status: UInt64 = 0xdc
   static let eventControl: UInt64 = 0xe0
-  static let eventData: UInt64 = 0xe4
-  static let eventAddress: UInt64 = 0xe8
-  static let eventUpperAddress: UInt64 = 0xec
 }
 
 private func status() -> UInt32 { RemappingUnit.read32(Register.faultStatus) }
@@ -295,9 +292,7 @@ private func checkPageRequests(_ setup: Setup, context: UInt64) {
   RemappingUnit.invalidateEverything(isScalable: true)
 
   // The event, once for what is not served.
-  RemappingUnit.write32(PageRequest.eventData, event)
-  RemappingUnit.write32(PageRequest.eventAddress, 0xfee0_0000 | LocalAPIC.identifier << 12)
-  RemappingUnit.write32(PageRequest.eventUpperAddress, 0)
+  RemappingUnit.setEvent(PageRequest.eventControl, vector: event, to: LocalAPIC.identifier)
   RemappingUnit.write32(PageRequest.eventControl, 0)
   enableInterrupts()
   let before = Interrupts.count(event)
@@ -305,7 +300,7 @@ private func checkPageRequests(_ setup: Setup, context: UInt64) {
   Report.check("one brings the event", soon { Interrupts.count(event) == before + 1 })
   Report.check("and waits", engine.get(Engine.Register.status) & 1 != 0)
   disableInterrupts()
-  RemappingUnit.write32(PageRequest.eventControl, 1 << 31)
+  RemappingUnit.write32(PageRequest.eventControl, RemappingUnit.eventMask)
   let found = take()
   let prefix: UInt64 = setup.pasid == 0 ? 0 : 1 << 8 | setup.pasid << 32
   Report.check("it says who", found?.low == 1 | prefix | engine.source << 16)

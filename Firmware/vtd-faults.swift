@@ -352,16 +352,14 @@ private func staysSilent(after action: () -> Void) -> Bool {
 }
 
 private func program(_ vector: UInt32, to processor: UInt32) {
-  RemappingUnit.write32(RemappingUnit.Register.faultEventData, vector)
-  RemappingUnit.write32(RemappingUnit.Register.faultEventAddress, 0xfee0_0000 | processor << 12)
-  RemappingUnit.write32(RemappingUnit.Register.faultEventUpperAddress, 0)
+  RemappingUnit.setEvent(RemappingUnit.Register.faultEventControl, vector: vector, to: processor)
 }
 
 private func checkEvent(_ edu: Edu, another: UInt32?) {
   put("the fault event\n")
   typealias Register = RemappingUnit.Register
-  let mask: UInt32 = 1 << 31
-  let pending: UInt32 = 1 << 30
+  let mask = RemappingUnit.eventMask
+  let pending = RemappingUnit.eventPending
   func control() -> UInt32 { RemappingUnit.read32(Register.faultEventControl) }
   func fault() { _ = edu.read(from: missingPage) }
   func take() { _ = RemappingUnit.takeFault() }

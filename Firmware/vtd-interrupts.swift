@@ -18,8 +18,6 @@ private enum Reason {
 
 private let messageBase: UInt32 = 0xfee0_0000
 private let index: UInt64 = 5
-/// The table has 256 entries: 2 to the power of this field and one.
-private let tableSize: UInt64 = 7
 /// Ticks in which an interrupt that is not to come would have come.
 private let silence: UInt64 = 20_000_000
 
@@ -139,32 +137,24 @@ private func checkBlocking(_ setup: Setup) {
 }
 
 private func checkFaultEvent(_ setup: Setup) {
-  let mask: UInt32 = 1 << 31
-  let pending: UInt32 = 1 << 30
   typealias Register = RemappingUnit.Register
-  RemappingUnit.write32(Register.faultEventData, Vector.fault)
-  RemappingUnit.write32(Register.faultEventAddress, messageBase | LocalAPIC.identifier << 12)
-  RemappingUnit.write32(Register.faultEventUpperAddress, 0)
+  RemappingUnit.setEvent(Register.faultEventControl, vector: Vector.fault, to: LocalAPIC.identifier)
   setup.clear(12)
   Report.check("the fault event is masked at first", staysSilent { setup.send(12) })
-  Report.check("but pending", RemappingUnit.read32(Register.faultEventControl) & pending != 0)
+  Report.check("but pending", RemappingUnit.read32(Register.faultEventControl) & RemappingUnit.eventPending != 0)
   Report.check(
     "unmasked it comes, past the remapper",
     arrives(Vector.fault) { RemappingUnit.write32(Register.faultEventControl, 0) })
   setup.checkFault("with its record", Reason.entryNotPresent, index: 12)
   Report.check("it comes at once for the next fault", arrives(Vector.fault) { setup.send(12) })
   setup.checkFault("with its record", Reason.entryNotPresent, index: 12)
-  RemappingUnit.write32(Register.faultEventControl, mask)
+  RemappingUnit.write32(Register.faultEventControl, RemappingUnit.eventMask)
 }
 
 private func check(_ edu: Edu, isExtended: Bool) {
   put(isExtended ? "32-bit destinations\n" : "8-bit destinations\n")
   let setup = Setup(edu: edu, table: Pages.take(), isExtended: isExtended)
-  RemappingUnit.write64(
-    RemappingUnit.Register.interruptTableAddress, setup.table | (isExtended ? 1 << 11 : 0) | tableSize)
-  guard RemappingUnit.command(RemappingUnit.Command.setInterruptTable), RemappingUnit.invalidateInterruptEntries(),
-    RemappingUnit.command(RemappingUnit.Command.interruptRemappingEnable)
-  else { return Report.fail("interrupt remapping does not come on") }
+  guard RemappingUnit.remapInterrupts(by: setup.table, isExtended: isExtended) else { return }
   checkRemapping(setup)
   checkBlocking(setup)
   checkFaultEvent(setup)

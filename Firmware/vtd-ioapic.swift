@@ -7,7 +7,6 @@ private let com1Pin: UInt32 = 4
 private let transmitterEmpty: UInt8 = 2
 /// The I/O APIC's source-id, as the DMAR table's device scope has it.
 private let sourceOfPins: UInt64 = 0xff00
-private let tableSize: UInt64 = 7
 /// Ticks in which an interrupt that is not to come would have come.
 private let silence: UInt64 = 20_000_000
 
@@ -295,11 +294,7 @@ private func checkMessages(_ setup: Setup, own: UInt32, another: UInt32?) {
 private func check(_ edu: Edu, _ chip: IOAPIC, table: UInt64, own: UInt32, another: UInt32?, isExtended: Bool) {
   put(isExtended ? "32-bit destinations\n" : "8-bit destinations\n")
   let setup = Setup(edu: edu, chip: chip, table: table, isExtended: isExtended)
-  RemappingUnit.write64(
-    RemappingUnit.Register.interruptTableAddress, setup.table | (isExtended ? 1 << 11 : 0) | tableSize)
-  guard RemappingUnit.command(RemappingUnit.Command.setInterruptTable), RemappingUnit.invalidateInterruptEntries(),
-    RemappingUnit.command(RemappingUnit.Command.interruptRemappingEnable)
-  else { return Report.fail("interrupt remapping does not come on") }
+  guard RemappingUnit.remapInterrupts(by: setup.table, isExtended: isExtended) else { return }
   checkEdge(setup, own: own, another: another)
   checkLevel(setup, own: own, another: another)
   checkCompatibility(setup, own: own)

@@ -179,8 +179,8 @@ private func checkPlace(isWide: Bool) {
 private func checkCompletion(isWide: Bool) {
   put("the completion event\n")
   RemappingUnit.startQueue(isWide: isWide)
-  let mask: UInt32 = 1 << 31
-  let pending: UInt32 = 1 << 30
+  let mask = RemappingUnit.eventMask
+  let pending = RemappingUnit.eventPending
   let place = Pages.take()
   func control() -> UInt32 { RemappingUnit.read32(Register.completionEventControl) }
   func submit(_ number: UInt64) {
@@ -199,9 +199,7 @@ private func checkCompletion(isWide: Bool) {
   }
   func serve() { RemappingUnit.write32(Register.completionStatus, 1) }
   RemappingUnit.write32(Register.completionEventControl, mask)
-  RemappingUnit.write32(Register.completionEventData, completion)
-  RemappingUnit.write32(Register.completionEventAddress, 0xfee0_0000 | LocalAPIC.identifier << 12)
-  RemappingUnit.write32(Register.completionEventUpperAddress, 0)
+  RemappingUnit.setEvent(Register.completionEventControl, vector: completion, to: LocalAPIC.identifier)
   enableInterrupts()
 
   Report.check("masked, it does not come", staysSilent { submit(1) })

@@ -15,17 +15,11 @@ enum RemappingUnit {
     static let contextCommand: UInt64 = 0x28
     static let faultStatus: UInt64 = 0x34
     static let faultEventControl: UInt64 = 0x38
-    static let faultEventData: UInt64 = 0x3c
-    static let faultEventAddress: UInt64 = 0x40
-    static let faultEventUpperAddress: UInt64 = 0x44
     static let queueHead: UInt64 = 0x80
     static let queueTail: UInt64 = 0x88
     static let queueAddress: UInt64 = 0x90
     static let completionStatus: UInt64 = 0x9c
     static let completionEventControl: UInt64 = 0xa0
-    static let completionEventData: UInt64 = 0xa4
-    static let completionEventAddress: UInt64 = 0xa8
-    static let completionEventUpperAddress: UInt64 = 0xac
     static let queueErrorRecord: UInt64 = 0xb0
     static let interruptTableAddress: UInt64 = 0xb8
   }
@@ -59,6 +53,19 @@ enum RemappingUnit {
   static let firstStage: UInt64 = 47
   static let pageWalkCoherency: UInt64 = 48
 
+  // MARK: Events
+
+  /// Bits of an event's control register.
+  static let eventMask: UInt32 = 1 << 31
+  static let eventPending: UInt32 = 1 << 30
+
+  /// Where an event's message goes: the registers for it follow its control register, for each event alike.
+  static func setEvent(_ control: UInt64, vector: UInt32, to processor: UInt32) {
+    write32(control + 4, vector)
+    write32(control + 8, 0xfee0_0000 | processor << 12)
+    write32(control + 12, 0)
+  }
+
   // MARK: Global commands
 
   /// What stays as it is while another command is given: VT-d 11.4.4.1.
@@ -83,6 +90,20 @@ enum RemappingUnit {
     command(Command.setRootTable)
     if invalidateEverything(isScalable: isScalable), command(Command.translationEnable) { return true }
     Report.fail("translation does not come on")
+    return false
+  }
+
+  /// Turns interrupt remapping on by a table of 256 entries.
+  /// - Parameter isExtended: 32-bit destinations: EIME.
+  /// - Returns: whether it came on; where it does not, that is told as a failure.
+  static func remapInterrupts(by table: UInt64, isExtended: Bool) -> Bool {
+    // The number of entries is 2 to the power of this field and one.
+    let tableSize: UInt64 = 7
+    write64(Register.interruptTableAddress, table | (isExtended ? 1 << 11 : 0) | tableSize)
+    if command(Command.setInterruptTable), invalidateInterruptEntries(), command(Command.interruptRemappingEnable) {
+      return true
+    }
+    Report.fail("interrupt remapping does not come on")
     return false
   }
 
