@@ -36,13 +36,11 @@ private struct Setup {
   }
 
   func checkRead(_ name: StaticString, from address: UInt64 = page, _ reason: UInt64) {
-    _ = edu.read(from: address + 8)
-    RemappingUnit.checkFault(name, reason: reason, source: edu.source, low: address & ~0xfff, isRead: true)
+    edu.checkRead(name, from: address + 8, reason)
   }
 
   func checkWrite(_ name: StaticString, to address: UInt64 = page, _ reason: UInt64) {
-    _ = edu.write(to: address + 8)
-    RemappingUnit.checkFault(name, reason: reason, source: edu.source, low: address & ~0xfff, isRead: false)
+    edu.checkWrite(name, to: address + 8, reason)
   }
 
   /// A read with one word of the tables changed.

@@ -68,48 +68,34 @@ private func checkTranslation(_ setup: Setup) {
 
 private func checkFaults(_ setup: Setup) {
   let edu = setup.edu
-  let requester = edu.source
   Report.check("a refused write completes", edu.write(to: missingPage + 0x10))
   Report.check("FSTS.PPF is set", RemappingUnit.hasPendingFault)
   RemappingUnit.checkFault(
-    "a write to a page that is not present", reason: Reason.entryNotPresent, source: requester, low: missingPage,
+    "a write to a page that is not present", reason: Reason.entryNotPresent, source: edu.source, low: missingPage,
     isRead: false)
-  _ = edu.read(from: missingPage)
-  RemappingUnit.checkFault(
-    "a read of it", reason: Reason.entryNotPresent, source: requester, low: missingPage, isRead: true)
-  _ = edu.write(to: 1 << 40)
-  RemappingUnit.checkFault(
-    "a write where no table is", reason: Reason.entryNotPresent, source: requester, low: 1 << 40, isRead: false)
+  edu.checkRead("a read of it", from: missingPage, Reason.entryNotPresent)
+  edu.checkWrite("a write where no table is", to: 1 << 40, Reason.entryNotPresent)
 
   let readOnly = load64(setup.tables.entry(readOnlyPage, level: 1)) & 0x000f_ffff_ffff_f000
   let before = load64(readOnly + 0x20)
-  _ = edu.write(to: readOnlyPage + 0x20)
-  RemappingUnit.checkFault(
-    "a write to a read-only page", reason: Reason.writePermission, source: requester, low: readOnlyPage, isRead: false)
+  edu.checkWrite("a write to a read-only page", to: readOnlyPage + 0x20, Reason.writePermission)
   Report.check(
     "it changes nothing", load64(readOnly + 0x20) == before && !setup.has(PagingTables.dirty, readOnlyPage))
   Report.check("a read of it is served", setup.reads(before, at: readOnlyPage + 0x20))
   RemappingUnit.checkNoFault("and is no fault")
 
-  _ = edu.read(from: supervisorPage)
-  RemappingUnit.checkFault(
-    "a supervisor's page", reason: Reason.userPrivilege, source: requester, low: supervisorPage, isRead: true)
-  _ = edu.read(from: 1 << 47)
-  RemappingUnit.checkFault(
-    "an address that is not canonical", reason: Reason.notCanonical, source: requester, low: 1 << 47, isRead: true)
+  edu.checkRead("a supervisor's page", from: supervisorPage, Reason.userPrivilege)
+  edu.checkRead("an address that is not canonical", from: 1 << 47, Reason.notCanonical)
 
   let entry = setup.tables.entry(missingPage, level: 2)
   let kept = load64(entry)
   store64(entry, 1 << 20 | PagingTables.large | leaf)
-  _ = edu.read(from: missingPage | 0x1f_f000)
-  RemappingUnit.checkFault(
-    "an entry with reserved bits", reason: Reason.entryReserved, source: requester, low: missingPage | 0x1f_f000,
-    isRead: true)
+  edu.checkRead("an entry with reserved bits", from: missingPage | 0x1f_f000, Reason.entryReserved)
   store64(entry, kept)
 }
 
 private func checkStaleness(_ setup: Setup) {
-  let requester = setup.edu.source
+  let edu = setup.edu
   let domain = SourceTables.domain
   let pasid = SourceTables.pasid
   let entry = setup.tables.entry(sourcePage, level: 1)
@@ -132,10 +118,7 @@ private func checkStaleness(_ setup: Setup) {
   Report.check("an entry taken away stays cached", setup.reads(other, at: sourcePage))
   RemappingUnit.checkNoFault("without a fault")
   _ = RemappingUnit.invalidateTranslations(pasid: pasid, domain: domain)
-  _ = setup.edu.read(from: sourcePage)
-  RemappingUnit.checkFault(
-    "after the PASID's invalidation it is gone", reason: Reason.entryNotPresent, source: requester, low: sourcePage,
-    isRead: true)
+  edu.checkRead("after the PASID's invalidation it is gone", from: sourcePage, Reason.entryNotPresent)
   store64(entry, setup.source | leaf)
   Report.check("what was not present is not cached", setup.reads(marker, at: sourcePage))
 
@@ -144,9 +127,7 @@ private func checkStaleness(_ setup: Setup) {
   _ = RemappingUnit.invalidateTranslations(pasid: pasid, domain: domain)
   Report.check("a PASID-table entry stays cached", setup.reads(marker, at: sourcePage))
   _ = RemappingUnit.invalidatePASID(pasid, domain: domain)
-  _ = setup.edu.read(from: sourcePage)
-  RemappingUnit.checkFault(
-    "until its invalidation", reason: Reason.pasidEntryNotPresent, source: requester, low: sourcePage, isRead: true)
+  edu.checkRead("until its invalidation", from: sourcePage, Reason.pasidEntryNotPresent)
   store64(setup.pasidEntry, present)
   Report.check("present again it serves again", setup.reads(marker, at: sourcePage))
 
@@ -154,10 +135,7 @@ private func checkStaleness(_ setup: Setup) {
   store64(setup.sources.scalableContextEntry, context & ~1)
   _ = RemappingUnit.invalidateContexts()
   _ = RemappingUnit.invalidatePASIDs()
-  _ = setup.edu.read(from: sourcePage)
-  RemappingUnit.checkFault(
-    "a context entry that is not present", reason: Reason.contextEntryNotPresent, source: requester, low: sourcePage,
-    isRead: true)
+  edu.checkRead("a context entry that is not present", from: sourcePage, Reason.contextEntryNotPresent)
   store64(setup.sources.scalableContextEntry, context)
   Report.check("present again it serves again", setup.reads(marker, at: sourcePage))
 }

@@ -123,16 +123,6 @@ private struct Setup {
     return edu.copy(from: address, to: largePage + 0x800) && result == value
   }
 
-  func checkRead(_ name: StaticString, from address: UInt64, _ reason: UInt64) {
-    _ = edu.read(from: address)
-    RemappingUnit.checkFault(name, reason: reason, source: edu.source, low: address & ~0xfff, isRead: true)
-  }
-
-  func checkWrite(_ name: StaticString, to address: UInt64, _ reason: UInt64) {
-    _ = edu.write(to: address)
-    RemappingUnit.checkFault(name, reason: reason, source: edu.source, low: address & ~0xfff, isRead: false)
-  }
-
   /// Of the whole domain: the kernel's checks are about what is in the tables now.
   func forget() { _ = RemappingUnit.invalidateTranslations(domain: SourceTables.domain) }
 
@@ -238,32 +228,32 @@ private func checkAccessedDirty(_ setup: Setup) {
 private func checkFirstStageFaults(_ setup: Setup) {
   put("faults of the first stage\n")
   let guest = setup.guest
-  setup.checkRead("a page that is not present", from: missingPage, Reason.entryNotPresent)
-  setup.checkWrite("a write to a read-only page", to: readOnlyPage, Reason.writePermission)
+  setup.edu.checkRead("a page that is not present", from: missingPage, Reason.entryNotPresent)
+  setup.edu.checkWrite("a write to a read-only page", to: readOnlyPage, Reason.writePermission)
   setup.with(guest.entry(page, level: 2), 1 << 20 | PagingTables.large | leaf) {
-    setup.checkRead("an entry with reserved bits", from: page, Reason.entryReserved)
+    setup.edu.checkRead("an entry with reserved bits", from: page, Reason.entryReserved)
   }
   let table = guest.table(page, level: 1)
   let place = guest.secondEntry(table)
   // Where the machine has no memory: the second stage is willing, and the read fails.
   setup.with(place, 1 << 40 | readWrite) {
-    setup.checkRead("a table where no memory is", from: page, Reason.entryAccess)
+    setup.edu.checkRead("a table where no memory is", from: page, Reason.entryAccess)
   }
   setup.with(guest.secondEntry(guest.root), 1 << 40 | readWrite) {
-    setup.checkRead("a root where no memory is", from: page, Reason.rootAccess)
+    setup.edu.checkRead("a root where no memory is", from: page, Reason.rootAccess)
   }
   setup.with(place, load64(place) & ~PagingTables.readable) {
-    setup.checkRead("a table that may not be read", from: page, Reason.entryReadPermission)
+    setup.edu.checkRead("a table that may not be read", from: page, Reason.entryReadPermission)
   }
   let root = guest.secondEntry(guest.root)
   setup.with(root, load64(root) & ~PagingTables.readable) {
-    setup.checkRead("a root that may not be read", from: page, Reason.rootReadPermission)
+    setup.edu.checkRead("a root that may not be read", from: page, Reason.rootReadPermission)
   }
   // A is to be set, and the second stage does not let the table be written.
   let entry = guest.entry(page)
   setup.with(place, load64(place) & ~PagingTables.writable) {
     store64(entry, load64(entry) & ~0x60)
-    setup.checkRead("a table that may not be written", from: page, Reason.entryWritePermission)
+    setup.edu.checkRead("a table that may not be written", from: page, Reason.entryWritePermission)
     Report.check("and is not", load64(entry) & 0x60 == 0)
     store64(entry, load64(entry) | PagingTables.accessed)
     _ = setup.edu.read(from: page)
@@ -274,16 +264,16 @@ private func checkFirstStageFaults(_ setup: Setup) {
 private func checkSecondStageFaults(_ setup: Setup) {
   put("faults of the second stage\n")
   let guest = setup.guest
-  setup.checkRead("a guest page that is not present", from: overMissingPage, Reason.secondNotPresent)
-  setup.checkWrite("a write to a guest page that is read-only", to: overReadOnlyPage, Reason.writePermission)
+  setup.edu.checkRead("a guest page that is not present", from: overMissingPage, Reason.secondNotPresent)
+  setup.edu.checkWrite("a write to a guest page that is read-only", to: overReadOnlyPage, Reason.writePermission)
   Report.check("a read of it is served", setup.reads(0, at: overReadOnlyPage))
-  setup.checkRead("a read of a guest page that is write-only", from: overWriteOnlyPage, Reason.readPermission)
+  setup.edu.checkRead("a read of a guest page that is write-only", from: overWriteOnlyPage, Reason.readPermission)
   let place = guest.secondEntry(setup.data)
   setup.with(place, load64(place) | 1 << 51) {
-    setup.checkRead("an entry with reserved bits", from: page, Reason.secondReserved)
+    setup.edu.checkRead("an entry with reserved bits", from: page, Reason.secondReserved)
   }
   setup.with(place, 0xfee0_0000 | readWrite) {
-    setup.checkWrite("a page in the interrupt range", to: page, Reason.interruptAddress)
+    setup.edu.checkWrite("a page in the interrupt range", to: page, Reason.interruptAddress)
   }
   // The tables of data alone: a guest address far from the first stage's tables.
   let far = guestBase + 8 << 30
@@ -293,14 +283,14 @@ private func checkSecondStageFaults(_ setup: Setup) {
     _ = setup.edu.read(from: page)
     RemappingUnit.checkNoFault("another part of the guest's memory serves")
     setup.with(guest.second.entry(far, level: 3), 1 << 40 | readWrite) {
-      setup.checkRead("a second-stage table where no memory is", from: page, Reason.secondEntryAccess)
+      setup.edu.checkRead("a second-stage table where no memory is", from: page, Reason.secondEntryAccess)
     }
   }
   let present = load64(setup.pasidEntry)
   store64(setup.pasidEntry, present & 0xfff | 1 << 40)
   _ = RemappingUnit.invalidatePASIDs()
   setup.forget()
-  setup.checkRead("a second-stage root where no memory is", from: page, Reason.secondRootAccess)
+  setup.edu.checkRead("a second-stage root where no memory is", from: page, Reason.secondRootAccess)
   store64(setup.pasidEntry, present)
   _ = RemappingUnit.invalidatePASIDs()
   Report.check("as before, it serves", setup.reads(load64(guest.physical(setup.data)), at: page))
@@ -317,10 +307,10 @@ private func checkWidth(_ setup: Setup) {
   setup.forget()
   Report.check("it serves", setup.reads(load64(guest.physical(setup.data)), at: page))
   setup.with(guest.entry(page), 1 << 40 | leaf) {
-    setup.checkRead("a page beyond it", from: page, Reason.outputBeyondWidth)
+    setup.edu.checkRead("a page beyond it", from: page, Reason.outputBeyondWidth)
   }
   setup.with(guest.entry(page, level: 2), 1 << 40 | leaf) {
-    setup.checkRead("a table beyond it", from: page, Reason.entryBeyondWidth)
+    setup.edu.checkRead("a table beyond it", from: page, Reason.entryBeyondWidth)
   }
   setup.setEntry()
 }
@@ -358,7 +348,7 @@ private func checkStaleness(_ setup: Setup) {
   Report.check("but after the PASID's invalidation", setup.reads(other, at: page))
   store64(entry, 0)
   _ = RemappingUnit.invalidateTranslations(domain: domain)
-  setup.checkRead("taken away, and the domain invalidated, it is gone", from: page, Reason.entryNotPresent)
+  setup.edu.checkRead("taken away, and the domain invalidated, it is gone", from: page, Reason.entryNotPresent)
   store64(entry, first)
   Report.check("present again it serves again", setup.reads(marker, at: page))
 }

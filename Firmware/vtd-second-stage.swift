@@ -63,16 +63,6 @@ private struct Setup {
     store64(large + 0x800, ~value)
     return edu.read(from: address) && edu.write(to: largePage + 0x800) && load64(large + 0x800) == value
   }
-
-  func checkWrite(_ name: StaticString, to address: UInt64, reason: UInt64) {
-    _ = edu.write(to: address)
-    RemappingUnit.checkFault(name, reason: reason, source: edu.source, low: address & ~0xfff, isRead: false)
-  }
-
-  func checkRead(_ name: StaticString, from address: UInt64, reason: UInt64) {
-    _ = edu.read(from: address)
-    RemappingUnit.checkFault(name, reason: reason, source: edu.source, low: address & ~0xfff, isRead: true)
-  }
 }
 
 private func checkTranslation(_ setup: Setup) {
@@ -90,16 +80,16 @@ private func checkTranslation(_ setup: Setup) {
 
 private func checkFaults(_ setup: Setup) {
   let reasons = setup.reasons
-  setup.checkWrite("a write to a page that is not present", to: missingPage + 8, reason: reasons.writeMissing)
-  setup.checkRead("a read of it", from: missingPage + 8, reason: reasons.readMissing)
-  setup.checkRead("a read where no table is", from: 1 << 40, reason: reasons.readMissing)
-  setup.checkWrite("a write to a read-only page", to: readOnlyPage, reason: reasons.writePermission)
+  setup.edu.checkWrite("a write to a page that is not present", to: missingPage + 8, reasons.writeMissing)
+  setup.edu.checkRead("a read of it", from: missingPage + 8, reasons.readMissing)
+  setup.edu.checkRead("a read where no table is", from: 1 << 40, reasons.readMissing)
+  setup.edu.checkWrite("a write to a read-only page", to: readOnlyPage, reasons.writePermission)
   Report.check("it changes nothing", load64(setup.readOnly) == other)
-  setup.checkRead("a read of a write-only page", from: writeOnlyPage, reason: reasons.readPermission)
-  setup.checkRead("an address beyond the width", from: 1 << 48, reason: reasons.beyondWidth)
+  setup.edu.checkRead("a read of a write-only page", from: writeOnlyPage, reasons.readPermission)
+  setup.edu.checkRead("an address beyond the width", from: 1 << 48, reasons.beyondWidth)
   let entry = setup.tables.entry(missingPage, level: 1)
   store64(entry, setup.small | readable | 1 << 51)
-  setup.checkRead("an entry with reserved bits", from: missingPage, reason: reasons.reserved)
+  setup.edu.checkRead("an entry with reserved bits", from: missingPage, reasons.reserved)
   store64(entry, 0)
 }
 
@@ -120,7 +110,7 @@ private func checkStaleness(_ setup: Setup) {
   Report.check("an entry taken away stays cached", setup.reads(other, at: page))
   RemappingUnit.checkNoFault("without a fault")
   _ = RemappingUnit.invalidateTranslations(domain: domain)
-  setup.checkRead("after the domain's invalidation it is gone", from: page, reason: setup.reasons.readMissing)
+  setup.edu.checkRead("after the domain's invalidation it is gone", from: page, setup.reasons.readMissing)
   store64(entry, setup.small | readable | writable)
   Report.check("what was not present is not cached", setup.reads(marker, at: page))
 }
@@ -140,16 +130,16 @@ private func checkLegacy(_ edu: Edu) {
   Report.check("a context entry stays cached", setup.reads(marker, at: page))
   _ = RemappingUnit.invalidateContexts()
   _ = RemappingUnit.invalidateTranslations()
-  setup.checkRead("until its invalidation", from: page, reason: Reasons.contextEntryNotPresent)
+  setup.edu.checkRead("until its invalidation", from: page, Reasons.contextEntryNotPresent)
   let width = load64(sources.contextEntry + 8)
   store64(sources.contextEntry + 8, width & ~7 | 5)
   store64(sources.contextEntry, context)
-  setup.checkRead("a width that is not offered", from: page, reason: Reasons.contextEntryInvalid)
+  setup.edu.checkRead("a width that is not offered", from: page, Reasons.contextEntryInvalid)
   store64(sources.contextEntry + 8, width)
   let root = load64(sources.root)
   store64(sources.root, 0)
   _ = RemappingUnit.invalidateContexts()
-  setup.checkRead("a root entry that is not present", from: page, reason: Reasons.rootEntryNotPresent)
+  setup.edu.checkRead("a root entry that is not present", from: page, Reasons.rootEntryNotPresent)
   store64(sources.root, root)
   Report.check("present again it serves again", setup.reads(marker, at: page))
 
@@ -178,7 +168,7 @@ private func checkScalable(_ edu: Edu) {
   store64(entry, present & ~1)
   Report.check("a PASID-table entry stays cached", setup.reads(marker, at: page))
   _ = RemappingUnit.invalidatePASID(SourceTables.pasid, domain: SourceTables.domain)
-  setup.checkRead("until its invalidation", from: page, reason: Reasons.pasidEntryNotPresent)
+  setup.edu.checkRead("until its invalidation", from: page, Reasons.pasidEntryNotPresent)
   store64(entry, present)
   Report.check("present again it serves again", setup.reads(marker, at: page))
 

@@ -51,6 +51,18 @@ struct Edu {
     read(from: source, count: count) && write(to: destination, count: count)
   }
 
+  /// Reads, and says whether just this fault of it was recorded.
+  func checkRead(_ name: StaticString, from address: UInt64, _ reason: UInt64) {
+    _ = read(from: address)
+    RemappingUnit.checkFault(name, reason: reason, source: source, low: address & ~0xfff, isRead: true)
+  }
+
+  /// Writes, and says whether just this fault of it was recorded.
+  func checkWrite(_ name: StaticString, to address: UInt64, _ reason: UInt64) {
+    _ = write(to: address)
+    RemappingUnit.checkFault(name, reason: reason, source: source, low: address & ~0xfff, isRead: false)
+  }
+
   // MARK: Interrupts
 
   /// Asserts its pin, until `lowerPin`; where it sends messages, sends one.
