@@ -95,10 +95,11 @@ private struct Setup {
 
   /// Of the machine's own making: the fault has a reason, the source and the page; the rest is in other tests.
   func checkFault(_ name: StaticString, _ reason: UInt64, at address: UInt64) {
-    guard let fault = RemappingUnit.takeFault(), fault.reason == reason, fault.source == engine.source,
-      fault.address == address & ~0xfff
-    else { return Report.fail(name) }
-    Report.pass(name)
+    let fault = RemappingUnit.takeFault()
+    if let fault, fault.reason == reason, fault.source == engine.source, fault.address == address & ~0xfff {
+      return Report.pass(name)
+    }
+    RemappingUnit.fail(name, recorded: fault, wanted: (reason, address))
   }
 }
 

@@ -60,32 +60,20 @@ private struct Space {
   }
 }
 
-/// A fault's record has the PASID (PV, PP), and what is asked for: privilege (PRIV) and execution (EXE).
+/// A fault's record has the PASID (PV, PP), and the privilege that was asked for (PRIV).
 private func checkFault(
   _ name: StaticString, _ reason: UInt64, source: UInt64, pasid: UInt64, at address: UInt64, isRead: Bool,
   isPrivileged: Bool = false
 ) {
-  guard let fault = RemappingUnit.takeFault() else {
-    put("FAIL ")
-    put(name)
-    put(": no fault is recorded\n")
-    return Report.countFailure()
-  }
-  // Type is bit 62, PV 59:40, PRIV 29... of the upper half: VT-d 11.4.7.6.
-  let privilege = fault.high >> 29 & 1 != 0
-  if fault.reason == reason, fault.source == source, fault.address == address & ~0xfff, fault.isRead == isRead,
-    fault.hasPASID, fault.high >> 40 & 0xf_ffff == pasid, privilege == isPrivileged
+  let fault = RemappingUnit.takeFault()
+  // PRIV is bit 29 and PV is 59:40 of the upper half: VT-d 11.4.7.6.
+  if let fault, fault.reason == reason, fault.source == source, fault.address == address & ~0xfff,
+    fault.isRead == isRead, fault.hasPASID, fault.high >> 40 & 0xf_ffff == pasid,
+    (fault.high >> 29 & 1 != 0) == isPrivileged
   {
     return Report.pass(name)
   }
-  put("FAIL ")
-  put(name)
-  put(": recorded 0x")
-  put(Hexadecimal(fault.high))
-  put(" 0x")
-  put(Hexadecimal(fault.low))
-  endLine()
-  Report.countFailure()
+  RemappingUnit.fail(name, recorded: fault, wanted: (reason, address))
 }
 
 private func checkSpaces(_ engine: Engine, _ sources: SourceTables, _ own: UInt64) {

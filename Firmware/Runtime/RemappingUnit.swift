@@ -223,41 +223,38 @@ enum RemappingUnit {
   static func checkFault(
     _ name: StaticString, reason: UInt64, source: UInt64, low: UInt64, isRead: Bool
   ) {
-    guard let fault = takeFault() else {
-      put("FAIL ")
-      put(name)
-      put(": no fault is recorded\n")
-      Report.countFailure()
-      return
-    }
-    if fault.reason == reason, fault.source == source, fault.low == low, fault.isRead == isRead, !fault.hasPASID,
-      !hasPendingFault
+    let fault = takeFault()
+    if let fault, fault.reason == reason, fault.source == source, fault.low == low, fault.isRead == isRead,
+      !fault.hasPASID, !hasPendingFault
     {
-      Report.pass(name)
-      return
+      return Report.pass(name)
     }
-    put("FAIL ")
-    put(name)
-    put(": recorded 0x")
-    put(Hexadecimal(fault.high))
-    put(" 0x")
-    put(Hexadecimal(fault.low))
-    put(", not reason 0x")
-    put(Hexadecimal(reason))
-    put(" at 0x")
-    put(Hexadecimal(low))
-    endLine()
-    Report.countFailure()
+    fail(name, recorded: fault, wanted: (reason, low))
   }
 
   static func checkNoFault(_ name: StaticString) {
     guard let fault = takeFault() else { return Report.pass(name) }
+    fail(name, recorded: fault)
+  }
+
+  /// A failure whose line tells what was recorded instead.
+  static func fail(_ name: StaticString, recorded fault: Fault?, wanted: (reason: UInt64, low: UInt64)? = nil) {
     put("FAIL ")
     put(name)
-    put(": recorded 0x")
-    put(Hexadecimal(fault.high))
-    put(" 0x")
-    put(Hexadecimal(fault.low))
+    if let fault {
+      put(": recorded 0x")
+      put(Hexadecimal(fault.high))
+      put(" 0x")
+      put(Hexadecimal(fault.low))
+    } else {
+      put(": no fault is recorded")
+    }
+    if let wanted {
+      put(", not reason 0x")
+      put(Hexadecimal(wanted.reason))
+      put(" at 0x")
+      put(Hexadecimal(wanted.low))
+    }
     endLine()
     Report.countFailure()
   }
