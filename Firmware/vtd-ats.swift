@@ -17,20 +17,10 @@ private let queueError: UInt32 = 1 << 4
 private let completionError: UInt32 = 1 << 5
 private let timeout: UInt32 = 1 << 6
 private let event: UInt32 = 0x53
-private let pageRequests: UInt64 = 29
 
 private enum Reason {
   static let typeBlocks: UInt64 = 0x0d
   static let notEnabled: UInt64 = 0x44
-}
-
-/// The page request queue's registers: VT-d 11.4.11.
-private enum PageRequest {
-  static let head: UInt64 = 0xc0
-  static let tail: UInt64 = 0xc8
-  static let address: UInt64 = 0xd0
-  static let status: UInt64 = 0xdc
-  static let eventControl: UInt64 = 0xe0
 }
 
 private func status() -> UInt32 { RemappingUnit.read32(Register.faultStatus) }
@@ -128,7 +118,7 @@ private func checkTranslations(_ setup: Setup) {
     Report.check("it was set dirty, as a write may follow", load64(entry) & PagingTables.dirty != 0)
     store64(entry, load64(entry) & ~PagingTables.dirty)
     setup.invalidatePages()
-    if RemappingUnit.offers(33) {
+    if RemappingUnit.offers(RemappingUnit.noWriteFlag) {
       Report.check(
         "not with the no-write flag",
         answer(page, Engine.noWrite).rights & 3 == 1 && load64(entry) & PagingTables.dirty == 0)
@@ -259,93 +249,79 @@ private func checkAnswers(_ setup: Setup) {
 
 // MARK: Page requests
 
-private func respond(_ setup: Setup, code: UInt64, group: UInt64) -> Bool {
-  RemappingUnit.submit(
-    0x9 | (setup.pasid == 0 ? 0 : 1 << 4) | code << 12 | setup.engine.source << 16 | setup.pasid << 32, group << 3)
-}
-
 private func checkPageRequests(_ setup: Setup, context: UInt64) {
   put("page requests\n")
   let engine = setup.engine
-  let queue = Pages.take()
   func soon(_ condition: () -> Bool) -> Bool { wait(ticks: RemappingUnit.patience, until: condition) }
-  func tail() -> UInt64 { RemappingUnit.read64(PageRequest.tail) }
-  func head() -> UInt64 { RemappingUnit.read64(PageRequest.head) }
-  func take() -> (low: UInt64, high: UInt64)? {
-    guard soon({ tail() != head() }) else { return nil }
-    let at = head()
-    RemappingUnit.write64(PageRequest.head, (at + 32) & 0xfff)
-    RemappingUnit.write32(PageRequest.status, 1)
-    return (load64(queue + at), load64(queue + at + 8))
+  func respond(_ code: PageRequests.Code, _ group: UInt64) -> Bool {
+    PageRequests.respond(code, group: group, of: engine.source, pasid: setup.pasid == 0 ? nil : setup.pasid)
   }
   func request(_ group: UInt64, writes: Bool = true) -> UInt32 {
     Engine.Operation.request | Engine.read | (writes ? Engine.write : 0) | Engine.lastInGroup | UInt32(group) << 16
   }
-  RemappingUnit.write64(PageRequest.head, 0)
-  RemappingUnit.write64(PageRequest.tail, 0)
-  RemappingUnit.write64(PageRequest.address, queue)
+  PageRequests.startQueue()
 
   Report.check(
     "where the context entry does not allow them they are invalid",
-    setup.run(request(1), from: missingPage) == Engine.Result.invalidRequest && tail() == 0)
+    setup.run(request(1), from: missingPage) == Engine.Result.invalidRequest && PageRequests.count == 0)
   _ = RemappingUnit.takeFault()
   store64(context, load64(context) | 1 << 4)
   RemappingUnit.invalidateEverything(isScalable: true)
 
   // The event, once for what is not served.
-  RemappingUnit.setEvent(PageRequest.eventControl, vector: event, to: LocalAPIC.identifier)
-  RemappingUnit.write32(PageRequest.eventControl, 0)
+  RemappingUnit.setEvent(PageRequests.eventControl, vector: event, to: LocalAPIC.identifier)
+  RemappingUnit.write32(PageRequests.eventControl, 0)
   enableInterrupts()
   let before = Interrupts.count(event)
   setup.begin(request(0x1a5), from: missingPage + 0x123)
   Report.check("one brings the event", soon { Interrupts.count(event) == before + 1 })
   Report.check("and waits", engine.get(Engine.Register.status) & 1 != 0)
   disableInterrupts()
-  RemappingUnit.write32(PageRequest.eventControl, RemappingUnit.eventMask)
-  let found = take()
+  RemappingUnit.write32(PageRequests.eventControl, RemappingUnit.eventMask)
+  let found = PageRequests.take()
   let prefix: UInt64 = setup.pasid == 0 ? 0 : 1 << 8 | setup.pasid << 32
   Report.check("it says who", found?.low == 1 | prefix | engine.source << 16)
   Report.check("and what: read, write, last, group and page", found?.high == missingPage | 0x1a5 << 3 | 7)
   Report.check(
-    "a response reaches the function", respond(setup, code: 0, group: 0x1a5) && engine.end() == Engine.Result.success)
+    "a response reaches the function",
+    respond(.success, 0x1a5) && engine.end() == Engine.Result.success)
 
   setup.begin(request(2, writes: false), from: missingPage)
-  Report.check("a read alone is told", take()?.high == missingPage | 2 << 3 | 5)
+  Report.check("a read alone is told", PageRequests.take()?.high == missingPage | 2 << 3 | 5)
   Report.check(
-    "an invalid request's response", respond(setup, code: 1, group: 2) && engine.end() == Engine.Result.invalidRequest)
+    "an invalid request's response",
+    respond(.invalid, 2) && engine.end() == Engine.Result.invalidRequest)
   setup.begin(request(3), from: missingPage)
-  _ = take()
+  _ = PageRequests.take()
   Report.check(
     "another group's response is not the one",
-    respond(setup, code: 0, group: 4) && engine.get(Engine.Register.status) & 1 != 0)
-  Report.check("a failure's", respond(setup, code: 15, group: 3) && engine.end() == Engine.Result.responseFailure)
+    respond(.success, 4) && engine.get(Engine.Register.status) & 1 != 0)
+  Report.check("a failure's", respond(.failure, 3) && engine.end() == Engine.Result.responseFailure)
 
   // The whole way: an access finds no page, requests it, and goes on.
   let fresh = Pages.take()
   store64(setup.memory, marker)
   setup.begin(Engine.Operation.copy | Engine.byCache | Engine.requestPages | 9 << 16, from: page, to: missingPage + 8)
-  Report.check("an access requests its page", (take()?.high ?? 0) & ~0xfff == missingPage)
+  Report.check("an access requests its page", (PageRequests.take()?.high ?? 0) & ~0xfff == missingPage)
   setup.tables.map(missingPage, to: fresh, setup.leaf)
   Report.check(
     "mapped and answered, it goes on",
-    respond(setup, code: 0, group: 9) && engine.end() == Engine.Result.success && load64(fresh + 8) == marker)
+    respond(.success, 9) && engine.end() == Engine.Result.success && load64(fresh + 8) == marker)
   store64(setup.tables.entry(missingPage, level: 1), 0)
   _ = RemappingUnit.invalidateTranslations()
   _ = setup.invalidateCache(missingPage)
 
   // As many as fit, one less than its entries; then it overflows, and what cannot be queued is answered with success.
-  let start = tail()
-  RemappingUnit.write64(PageRequest.head, start)
-  for _ in 0..<127 { _ = setup.run(Engine.Operation.request | Engine.read, from: missingPage) }
-  Report.check("a full queue", tail() == (start &- 32) & 0xfff && RemappingUnit.read32(PageRequest.status) & 2 == 0)
+  Report.check("none is left in the queue", PageRequests.count == 0)
+  for _ in 0..<PageRequests.room { _ = setup.run(Engine.Operation.request | Engine.read, from: missingPage) }
+  Report.check("a full queue", PageRequests.count == PageRequests.room && !PageRequests.hasOverflowed)
   Report.check("overflows, and answers by itself", setup.run(request(7), from: missingPage) == Engine.Result.success)
-  Report.check("as PRO says", RemappingUnit.read32(PageRequest.status) & 2 != 0)
-  RemappingUnit.write64(PageRequest.head, tail())
-  RemappingUnit.write32(PageRequest.status, 3)
+  Report.check("as PRO says", PageRequests.hasOverflowed)
+  PageRequests.drop()
   setup.begin(request(8), from: missingPage)
   Report.check(
     "served, it queues again",
-    take() != nil && respond(setup, code: 0, group: 8) && engine.end() == Engine.Result.success)
+    PageRequests.take() != nil && respond(.success, 8) && engine.end() == Engine.Result.success)
   RemappingUnit.checkNoFault("nothing of it is a fault")
 }
 
@@ -386,7 +362,7 @@ private func checkScalable(_ engine: Engine, pasid: UInt64) {
     store64(context, load64(context) & ~deviceTLBEnable | (isOff ? 0 : deviceTLBEnable))
   }
   checkInvalidations(setup)
-  if RemappingUnit.offers(pageRequests) { checkPageRequests(setup, context: context) }
+  if RemappingUnit.offers(RemappingUnit.pageRequests) { checkPageRequests(setup, context: context) }
   checkAnswers(setup)
 }
 
@@ -402,7 +378,7 @@ func kernelMain() {
   checkLegacy(engine)
   if RemappingUnit.offers(RemappingUnit.scalableMode) {
     checkScalable(engine, pasid: 0)
-    if RemappingUnit.offers(40) { checkScalable(engine, pasid: number) }
+    if RemappingUnit.offers(RemappingUnit.pasids) { checkScalable(engine, pasid: number) }
   }
   RemappingUnit.command(RemappingUnit.Command.translationEnable, on: false)
   RemappingUnit.checkNoFault("no fault is left")

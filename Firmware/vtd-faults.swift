@@ -218,7 +218,7 @@ private func checkScalableSecondStage(_ setup: Setup, entry: UInt64) {
   setup.checkRead("SGN.7: a read of a write-only page", from: writeOnlyPage, 0x86)
   setup.checkRead("SGN.8: a page in the interrupt range", from: interruptPage, 0x87)
   setup.check("SPT.4: an address width that is not offered", entry, pasid & ~(7 << 2) | 5 << 2, 0x5b)
-  if RemappingUnit.offers(45), RemappingUnit.offers(RemappingUnit.pageWalkCoherency) {
+  if RemappingUnit.offers(RemappingUnit.secondAccessedDirty), RemappingUnit.offers(RemappingUnit.pageWalkCoherency) {
     // SSADE without PWSNP, and A to be set.
     let second = load64(entry + 8)
     setup.with(entry + 8, second & ~(1 << 23)) {

@@ -3,20 +3,9 @@
 /// is replaced meanwhile (VT-d 7.4 to 7.7). It is the same for an emulated function and for one that is passed through,
 /// whose host answers what the guest leaves open.
 
-private enum PageRequest {
-  static let head: UInt64 = 0xc0
-  static let tail: UInt64 = 0xc8
-  static let address: UInt64 = 0xd0
-  static let status: UInt64 = 0xdc
-
-  static let pending: UInt32 = 1 << 0
-  static let overflow: UInt32 = 1 << 1
-}
-
 private let page: UInt64 = 0x12_3456_7000
 private let missingPage: UInt64 = 0x12_3456_a000
 private let marker: UInt64 = 0x0123_4567_89ab_cdef
-private let offered: UInt64 = 29
 /// Of PRI's capability.
 private let statusOffset: UInt64 = 6
 
@@ -24,7 +13,6 @@ private struct Setup {
   let engine: Engine
   let tables = PagingTables(.first)
   let memory = Pages.take()
-  let queue = Pages.take()
   let entry: UInt64
   let root: UInt64
   let context: UInt64
@@ -54,28 +42,8 @@ private struct Setup {
     engine.begin(command | UInt32(group) << 16, pasid: 0, from: address)
   }
 
-  /// The next page request in the queue.
-  func take() -> (low: UInt64, high: UInt64)? {
-    guard
-      wait(
-        ticks: RemappingUnit.patience,
-        until: { RemappingUnit.read64(PageRequest.tail) != RemappingUnit.read64(PageRequest.head) })
-    else { return nil }
-    let at = RemappingUnit.read64(PageRequest.head)
-    let found = (load64(queue + at), load64(queue + at + 8))
-    RemappingUnit.write64(PageRequest.head, (at + 32) & 0xfff)
-    RemappingUnit.write32(PageRequest.status, PageRequest.pending)
-    return found
-  }
-
-  /// Puts the response to a group into the queue; `submitAndWait` sends it.
-  func enqueueResponse(_ code: UInt64, group: UInt64) {
-    RemappingUnit.enqueue(0x9 | 1 << 4 | code << 12 | engine.source << 16, group << 3)
-  }
-
-  func respond(_ code: UInt64, group: UInt64) -> Bool {
-    enqueueResponse(code, group: group)
-    return RemappingUnit.submitAndWait()
+  func respond(_ code: PageRequests.Code, group: UInt64) -> Bool {
+    PageRequests.respond(code, group: group, of: engine.source, pasid: 0)
   }
 
   var isBusy: Bool { engine.get(Engine.Register.status) & 1 != 0 }
@@ -94,7 +62,7 @@ private func checkView(_ setup: Setup) -> Bool {
   Report.check(
     "and nobody sees one",
     (result == Engine.Result.notEnabled || result == Engine.Result.invalidRequest)
-      && RemappingUnit.read64(PageRequest.tail) == 0)
+      && PageRequests.count == 0)
   engine.enablePASID()
   engine.enableTranslation()
   engine.enablePageRequests()
@@ -107,7 +75,7 @@ private func checkTheWholeWay(_ setup: Setup) {
   put("a page that is missing\n")
   let engine = setup.engine
   setup.begin(0x1a5, at: missingPage + 0x123)
-  let found = setup.take()
+  let found = PageRequests.take()
   Report.check("its request comes: who", found?.low == 1 | 1 << 8 | engine.source << 16)
   Report.check("and what", found?.high == missingPage | 0x1a5 << 3 | 7)
   Report.check("the function waits", setup.isBusy)
@@ -115,7 +83,8 @@ private func checkTheWholeWay(_ setup: Setup) {
   setup.tables.map(missingPage, to: fresh, setup.tables.stage.rawValue)
   RemappingUnit.enqueue(0x6 | 3 << 4 | SourceTables.domain << 16, missingPage)
   Report.check(
-    "mapped and answered, it goes on", setup.respond(0, group: 0x1a5) && engine.end() == Engine.Result.success)
+    "mapped and answered, it goes on",
+    setup.respond(.success, group: 0x1a5) && engine.end() == Engine.Result.success)
   Report.check(
     "and writes to the page",
     setup.copy(from: page, to: missingPage + 8) == Engine.Result.success && load64(fresh + 8) == marker)
@@ -127,19 +96,25 @@ private func checkResponses(_ setup: Setup) {
   setup.begin(2)
   Report.check(
     "an invalid request",
-    setup.take() != nil && setup.respond(1, group: 2) && engine.end() == Engine.Result.invalidRequest)
+    PageRequests.take() != nil && setup.respond(.invalid, group: 2)
+      && engine.end() == Engine.Result.invalidRequest)
   setup.begin(3)
-  Report.check("another group's answers nothing", setup.take() != nil && setup.respond(0, group: 4) && setup.isBusy)
+  Report.check(
+    "another group's answers nothing",
+    PageRequests.take() != nil && setup.respond(.success, group: 4) && setup.isBusy)
   // Two of the same: the second has none to answer.
-  setup.enqueueResponse(0, group: 3)
-  Report.check("a response twice", setup.respond(1, group: 3) && engine.end() == Engine.Result.success)
+  PageRequests.enqueueResponse(.success, group: 3, of: engine.source, pasid: 0)
+  Report.check(
+    "a response twice", setup.respond(.invalid, group: 3) && engine.end() == Engine.Result.success)
   let status = (engine.capability(0x13) ?? 0) + statusOffset
   Report.check("what fits nothing shows", load16(status) & 2 != 0)
   store16(status, 2)
   Report.check("and is cleared by a one", load16(status) & 2 == 0)
   setup.begin(5)
   Report.check(
-    "the next one is served", setup.take() != nil && setup.respond(0, group: 5) && engine.end() == Engine.Result.success
+    "the next one is served",
+    PageRequests.take() != nil && setup.respond(.success, group: 5)
+      && engine.end() == Engine.Result.success
   )
 }
 
@@ -154,38 +129,38 @@ private func checkGroups(_ setup: Setup) {
   var isWhole = true
   for index in 0..<count {
     let last: UInt64 = index == count - 1 ? 4 : 0
-    if setup.take()?.high != (missingPage + index << 12) | 6 << 3 | last | 3 { isWhole = false }
+    if PageRequests.take()?.high != (missingPage + index << 12) | 6 << 3 | last | 3 { isWhole = false }
   }
   Report.check("a group of 80 comes in its order", isWhole)
-  Report.check("and has one response", setup.respond(0, group: 6) && engine.end() == Engine.Result.success)
+  Report.check(
+    "and has one response", setup.respond(.success, group: 6) && engine.end() == Engine.Result.success)
 
-  // One more than there is room for, which is one less than the queue's 128 entries.
-  for index in 0..<128 as Range<UInt64> {
-    setup.begin(7, at: missingPage + index << 12, isLast: index == 127)
-    if index < 127 { _ = engine.end() }
+  for index in 0...PageRequests.room {
+    setup.begin(7, at: missingPage + index << 12, isLast: index == PageRequests.room)
+    if index < PageRequests.room { _ = engine.end() }
   }
   Report.check("one too many is answered with success", engine.end() == Engine.Result.success)
-  Report.check("and is an overflow", RemappingUnit.read32(PageRequest.status) & PageRequest.overflow != 0)
-  RemappingUnit.write64(PageRequest.head, RemappingUnit.read64(PageRequest.tail))
-  RemappingUnit.write32(PageRequest.status, PageRequest.pending | PageRequest.overflow)
+  Report.check("and is an overflow", PageRequests.hasOverflowed)
+  PageRequests.drop()
   setup.begin(8)
   Report.check(
     "after that they are served again",
-    setup.take() != nil && setup.respond(0, group: 8) && engine.end() == Engine.Result.success)
+    PageRequests.take() != nil && setup.respond(.success, group: 8)
+      && engine.end() == Engine.Result.success)
 }
 
 private func checkReplacement(_ setup: Setup) {
   put("another table meanwhile\n")
   let engine = setup.engine
   setup.begin(9)
-  Report.check("a request is open", setup.take() != nil && setup.isBusy)
+  Report.check("a request is open", PageRequests.take() != nil && setup.isBusy)
   let other = PagingTables(.first)
   let target = Pages.take()
   other.map(page, to: setup.memory, other.stage.rawValue)
   other.map(missingPage, to: target, other.stage.rawValue)
   SourceTables.setFirstStage(setup.entry, table: other.root)
   RemappingUnit.invalidateEverything(isScalable: true)
-  _ = setup.respond(0, group: 9)
+  _ = setup.respond(.success, group: 9)
   let result = engine.end()
   // The host answers those of a table that it takes away, as invalid.
   Report.check("it is answered", result == Engine.Result.success || result == Engine.Result.invalidRequest)
@@ -195,32 +170,35 @@ private func checkReplacement(_ setup: Setup) {
   setup.begin(10, at: missingPage + 0x1000)
   Report.check(
     "and asks for its pages",
-    setup.take()?.high == missingPage + 0x1000 | 10 << 3 | 7 && setup.respond(0, group: 10)
+    PageRequests.take()?.high == missingPage + 0x1000 | 10 << 3 | 7
+      && setup.respond(.success, group: 10)
       && engine.end() == Engine.Result.success)
 
   put("without a table, and with one again\n")
   store64(setup.entry, 0)
   RemappingUnit.invalidateEverything(isScalable: true)
   Report.check("nothing is reached", setup.copy(from: page, to: missingPage) == Engine.Result.refused)
+  // Of an emulated function; a host's stays with the host.
   while RemappingUnit.takeFault() != nil {}
   SourceTables.setFirstStage(setup.entry, table: setup.tables.root)
   RemappingUnit.invalidateEverything(isScalable: true)
   setup.begin(11, at: missingPage + 0x2000)
   Report.check(
     "page requests come again",
-    setup.take()?.high == missingPage + 0x2000 | 11 << 3 | 7 && setup.respond(0, group: 11)
+    PageRequests.take()?.high == missingPage + 0x2000 | 11 << 3 | 7
+      && setup.respond(.success, group: 11)
       && engine.end() == Engine.Result.success)
 }
 
 func kernelMain() {
   guard let engine = Engine.find() else { return Report.fail("there is no dma-engine") }
-  guard RemappingUnit.isThere, RemappingUnit.offers(RemappingUnit.firstStage), RemappingUnit.offers(offered) else {
+  guard RemappingUnit.isThere, RemappingUnit.offers(RemappingUnit.firstStage),
+    RemappingUnit.offers(RemappingUnit.pageRequests)
+  else {
     return Report.fail("the unit offers no first stage, or no page requests")
   }
   let setup = Setup(engine: engine)
-  RemappingUnit.write64(PageRequest.head, 0)
-  RemappingUnit.write64(PageRequest.tail, 0)
-  RemappingUnit.write64(PageRequest.address, setup.queue)
+  PageRequests.startQueue()
   guard RemappingUnit.translate(root: setup.root, isScalable: true) else { return }
   guard checkView(setup) else { return }
   checkTheWholeWay(setup)

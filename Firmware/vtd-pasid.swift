@@ -208,7 +208,9 @@ private func checkLegacy(_ engine: Engine) {
 
 func kernelMain() {
   guard let engine = Engine.find() else { return Report.fail("there is no dma-engine") }
-  guard RemappingUnit.isThere, RemappingUnit.offers(RemappingUnit.firstStage), RemappingUnit.offers(40) else {
+  guard RemappingUnit.isThere, RemappingUnit.offers(RemappingUnit.firstStage),
+    RemappingUnit.offers(RemappingUnit.pasids)
+  else {
     return Report.fail("the unit offers no first stage, or no PASIDs")
   }
   Report.check("it has ATS, PRI and PASID", engine.hasCapabilities)

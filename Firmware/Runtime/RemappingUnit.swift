@@ -42,13 +42,17 @@ enum RemappingUnit {
   static var isThere: Bool { read32(0) != 0 && read32(0) != .max }
   static func offers(_ bit: UInt64) -> Bool { read64(Register.extendedCapability) >> bit & 1 != 0 }
   /// Bits of the extended capability register.
+  static let deviceTLB: UInt64 = 2
   static let interruptRemapping: UInt64 = 3
   static let extendedInterrupts: UInt64 = 4
   static let passThrough: UInt64 = 6
-  static let deviceTLB: UInt64 = 2
   static let nestedTranslation: UInt64 = 26
+  static let pageRequests: UInt64 = 29
   static let supervisorRequests: UInt64 = 31
+  static let noWriteFlag: UInt64 = 33
+  static let pasids: UInt64 = 40
   static let scalableMode: UInt64 = 43
+  static let secondAccessedDirty: UInt64 = 45
   static let secondStage: UInt64 = 46
   static let firstStage: UInt64 = 47
   static let pageWalkCoherency: UInt64 = 48
