@@ -21,6 +21,7 @@ private let event: UInt32 = 0x53
 private enum Reason {
   static let typeBlocks: UInt64 = 0x0d
   static let notEnabled: UInt64 = 0x44
+  static let pageRequestNotEnabled: UInt64 = 0x47
 }
 
 private func status() -> UInt32 { RemappingUnit.read32(Register.faultStatus) }
@@ -264,7 +265,7 @@ private func checkPageRequests(_ setup: Setup, context: UInt64) {
   Report.check(
     "where the context entry does not allow them they are invalid",
     setup.run(request(1), from: missingPage) == Engine.Result.invalidRequest && PageRequests.count == 0)
-  _ = RemappingUnit.takeFault()
+  setup.checkFault("and that is recorded", Reason.pageRequestNotEnabled, at: missingPage)
   store64(context, load64(context) | 1 << 4)
   RemappingUnit.invalidateEverything(isScalable: true)
 
