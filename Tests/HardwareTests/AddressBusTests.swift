@@ -1,5 +1,6 @@
 import Hardware
 import Synchronization
+import TestSupport
 import Testing
 
 /// Answers with its name in the upper half and the offset in the lower, and writes down what it gets.
@@ -159,7 +160,7 @@ private func owner(_ bus: AddressBus, _ address: UInt64) -> UInt64? {
       let priority: AddressBus.Priority
       let attachment: AddressBus.Attachment
     }
-    var random = SplitMix(seed: seed)
+    var random = SeededGenerator(seed: seed)
     let bus = AddressBus()
     var regions: [Region] = []
     for name in 1...40 as ClosedRange<UInt64> {

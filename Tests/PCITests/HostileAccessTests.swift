@@ -5,12 +5,12 @@ import Testing
 
 /// Whatever a guest does to a function, nothing traps, read-only bits stay, and the buses show what the registers say.
 @Suite struct HostileAccessTests {
-  private static func width(_ random: inout SplitMix) -> AccessWidth {
+  private static func width(_ random: inout SeededGenerator) -> AccessWidth {
     AccessWidth(rawValue: 1 << Int(random.next() % 4)) ?? .byte
   }
 
   /// Values that mean something more often than chance has them.
-  private static func value(_ random: inout SplitMix) -> UInt64 {
+  private static func value(_ random: inout SeededGenerator) -> UInt64 {
     switch random.next() % 6 {
     case 0: 0
     case 1: .max
@@ -22,7 +22,7 @@ import Testing
 
   @Test(arguments: 0..<12 as Range<UInt64>)
   func randomAccesses(seed: UInt64) {
-    var random = SplitMix(seed: seed)
+    var random = SeededGenerator(seed: seed)
     let board = TestBoard()
     let (function, _) = board.make(.everything)
     let bus = Bus(number: 0)
@@ -92,7 +92,7 @@ import Testing
     await withTaskGroup(of: Void.self) { group in
       for task in 0..<5 as Range<UInt64> {
         group.addTask {
-          var random = SplitMix(seed: task)
+          var random = SeededGenerator(seed: task)
           for round in 0..<2_000 {
             switch task {
             case 0, 1:

@@ -43,21 +43,6 @@ final class TestClock<Time: Sendable>: Sendable {
   }
 }
 
-/// The same accesses at every run.
-struct SplitMix64: RandomNumberGenerator {
-  private var state: UInt64
-
-  init(seed: UInt64) { state = seed }
-
-  mutating func next() -> UInt64 {
-    state &+= 0x9e37_79b9_7f4a_7c15
-    var value = state
-    value = (value ^ (value >> 30)) &* 0xbf58_476d_1ce4_e5b9
-    value = (value ^ (value >> 27)) &* 0x94d0_49bb_1331_11eb
-    return value ^ (value >> 31)
-  }
-}
-
 extension BusDevice {
   func readByte(_ offset: UInt64) -> UInt8 { UInt8(truncatingIfNeeded: read(offset: offset, width: .byte)) }
   func writeByte(_ offset: UInt64, _ value: UInt8) { write(offset: offset, width: .byte, value: UInt64(value)) }

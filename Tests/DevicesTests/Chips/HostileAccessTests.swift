@@ -9,9 +9,9 @@ import Testing
 @Suite struct HostileAccessTests {
   private func storm(
     _ device: any BusDevice, size: UInt64, seed: UInt64, count: Int = 20_000,
-    between: (inout SplitMix64) -> Void = { _ in }
+    between: (inout SeededGenerator) -> Void = { _ in }
   ) {
-    var random = SplitMix64(seed: seed)
+    var random = SeededGenerator(seed: seed)
     for _ in 0..<count {
       let width = AccessWidth.allCases[Int.random(in: 0..<4, using: &random)]
       let offset: UInt64 =

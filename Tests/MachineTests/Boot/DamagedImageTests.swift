@@ -1,5 +1,6 @@
 import Hardware
 import Machine
+import TestSupport
 import Testing
 
 /// Whatever a file holds, loading it ends: with an entry that lies in RAM, or with one line.
@@ -14,7 +15,7 @@ import Testing
 
   @Test(arguments: kernels.indices) func `Random damage never traps`(index: Int) throws {
     let memorySize: UInt64 = 8 << 20
-    var random = SeededGenerator(state: UInt64(index) &* 7919 &+ 42)
+    var random = SeededGenerator(seed: UInt64(index) &* 7919 &+ 42)
     let whole = Self.kernels[index].bytes
     var refused = 0
     var loaded = 0

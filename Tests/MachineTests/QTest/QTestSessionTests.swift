@@ -1,4 +1,5 @@
 import Hardware
+import TestSupport
 import Testing
 
 @testable import Machine
@@ -188,7 +189,7 @@ import Testing
       "0xffffffffffffffff", "0x8000000000000000", "0xfec00000", "4", "64", "0x00ff", "AAAA", "", "\u{0}", "é", "0x",
     ].map { Array($0.utf8) }
     let seed = UInt64.random(in: 0 ... .max)
-    var generator = SeededGenerator(state: seed)
+    var generator = SeededGenerator(seed: seed)
     for _ in 0..<3000 {
       var line: [UInt8] = []
       for _ in 0..<Int.random(in: 1...5, using: &generator) {

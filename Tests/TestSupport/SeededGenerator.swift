@@ -1,10 +1,10 @@
-/// Random numbers that a seed determines: splitmix64.
-struct SplitMix: RandomNumberGenerator {
+/// Random numbers that a seed determines, so that a failure can be had again: SplitMix64.
+public struct SeededGenerator: RandomNumberGenerator {
   private var state: UInt64
 
-  init(seed: UInt64) { state = seed }
+  public init(seed: UInt64) { state = seed }
 
-  mutating func next() -> UInt64 {
+  public mutating func next() -> UInt64 {
     state &+= 0x9e37_79b9_7f4a_7c15
     var mixed = state
     mixed = (mixed ^ mixed >> 30) &* 0xbf58_476d_1ce4_e5b9
