@@ -3,7 +3,7 @@ import FakeVFIO
 import Glibc
 import Hardware
 import Linux
-import Synchronization
+import TestSupport
 import Testing
 import VFIO
 import VTdOracle
@@ -99,15 +99,11 @@ import VTdOracle
     #expect(kernel.state.withLock { $0.violations } == [])
   }
 
-  private final class Box: Sendable {
-    let told = Mutex<[HostBoundDevice.Notice]>([])
-  }
-
   @Test func whatAPersonIsToldIsToldOnce() throws {
-    let box = Box()
+    let told = Notes<HostBoundDevice.Notice>()
     let memory = try memory()
     let device = try device(0, memory)
-    let bound = try bound(device, memory) { notice in box.told.withLock { $0.append(notice) } }
+    let bound = try bound(device, memory) { told.add($0) }
     for _ in 0..<3 {
       _ = try bound.bind(nil, to: .blocked(.guestSecondStage))
       _ = try bound.bind(nil, to: .blocked(.entry(.pasidEntryNotPresent)))
@@ -116,7 +112,7 @@ import VTdOracle
       kernel.state.withLock { $0.failing = [:] }
     }
     let refusal = SystemError("IOMMU_HWPT_ALLOC", "/dev/iommu", code: EINVAL)
-    #expect(box.told.withLock { $0 } == [.blocked(.guestSecondStage), .refused(refusal)])
+    #expect(told.all == [.blocked(.guestSecondStage), .refused(refusal)])
   }
 
   /// Two devices from their start through their tables to their end.
@@ -228,16 +224,16 @@ import VTdOracle
 
   /// What the guest took back is reachable still: both go, and a person is told of each why.
   @Test func anInvalidationThatIsRefusedIsTold() throws {
-    let boxes = [Box(), Box()]
+    let told = [Notes<HostBoundDevice.Notice>(), Notes<HostBoundDevice.Notice>()]
     do {
       let memory = try memory()
-      let chain = try Chain(self, memory) { number, notice in boxes[number].told.withLock { $0.append(notice) } }
+      let chain = try Chain(self, memory) { number, notice in told[number].add(notice) }
       kernel.state.withLock { $0.failing[IOMMU_HWPT_INVALIDATE] = EIO }
       #expect(chain.guest.submitAndWait([6 | 3 << 4 | 5 << 16, 0x5000]))
       #expect(attached(0) == nil && attached(1) == nil && nestedCount == 0)
       #expect(chain.guest.takeFault()?.reason == 0x5b)
       let refusal = SystemError("IOMMU_HWPT_INVALIDATE", "/dev/iommu", code: EIO)
-      for box in boxes { #expect(box.told.withLock { $0 } == [.refused(refusal)]) }
+      for notes in told { #expect(notes.all == [.refused(refusal)]) }
       kernel.state.withLock { $0.failing = [:] }
       #expect(chain.guest.submitAndWait([7 | 1 << 4 | 5 << 16, 0]))
       #expect(nestedCount == 1 && attached(0) == attached(1))

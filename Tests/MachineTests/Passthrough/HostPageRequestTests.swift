@@ -48,19 +48,6 @@ import VTdOracle
     }
   }
 
-  private func eventually(_ condition: () -> Bool) -> Bool {
-    for _ in 0..<5000 {
-      if condition() { return true }
-      usleep(1000)
-    }
-    return condition()
-  }
-
-  /// What a person is told.
-  private final class Notices: Sendable {
-    let all = Mutex<[HostBoundDevice.Notice]>([])
-  }
-
   /// A guest with a unit that offers page requests, and devices of the host behind it, on a first stage.
   private final class Chain {
     let guest: Guest
@@ -68,7 +55,8 @@ import VTdOracle
     let queue: UInt64
     let bindings: HostBindings
     let memory: PassthroughMemory
-    let notices = Notices()
+    /// What a person is told.
+    let notices = Notes<HostBoundDevice.Notice>()
     var bounds: [HostBoundDevice] = []
     var models: [VFIOPCI] = []
     private let kernel: FakeKernel
@@ -101,9 +89,7 @@ import VTdOracle
     private func add(_ number: Int) throws {
       let device = try VFIODevice(
         file: KernelFile(opening: "/dev/vfio/devices/vfio\(number)", calls: kernel), to: memory.iommufd)
-      let bound = try HostBoundDevice(device, memory: memory, nests: true) { [notices] notice in
-        notices.all.withLock { $0.append(notice) }
-      }
+      let bound = try HostBoundDevice(device, memory: memory, nests: true) { [notices] in notices.add($0) }
       let requests = try #require(try bound.offerPageRequests())
       let model = try VFIOPCI(
         device,
@@ -478,7 +464,7 @@ import VTdOracle
         _ = chain.take()
         #expect(chain.respond(group: 2) && kernel.responses.filter(\.isSuccess).count == round)
       }
-      #expect(chain.notices.all.withLock { $0 } == [])
+      #expect(chain.notices.all == [])
       chain.end()
     }
     isClean()
@@ -521,7 +507,7 @@ import VTdOracle
         if case .nested(_, root) = attached {} else { Issue.record("not on the guest's table") }
       }
       let refusal = SystemError("VFIO_DEVICE_ATTACH_IOMMUFD_PT", "/dev/vfio/devices/vfio0", code: ENODEV)
-      #expect(chain.notices.all.withLock { $0 } == [.pageRequestsRefused(refusal)])
+      #expect(chain.notices.all == [.pageRequestsRefused(refusal)])
       #expect(chain.guest.takeFault() == nil)
       kernel.requestPages(of: 0, group: 1, [0x5000])
       #expect(kernel.responses == [FakeResponse(device: 0, index: 1, isSuccess: false, isAutomatic: true)])
@@ -543,7 +529,7 @@ import VTdOracle
       let refusal = SystemError("read", "fault queue", code: EINVAL)
       #expect(
         eventually {
-          chain.notices.all.withLock { $0 } == [.pageRequestsRefused(refusal), .pageRequestsRefused(refusal)]
+          chain.notices.all == [.pageRequestsRefused(refusal), .pageRequestsRefused(refusal)]
         })
       #expect(chain.take().count == 1 && chain.respond(1, group: 4))
       #expect(kernel.responses.count == 3, "the late response is nobody's")

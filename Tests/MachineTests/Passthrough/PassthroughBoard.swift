@@ -4,6 +4,7 @@ import Hardware
 import Linux
 import PCI
 import Synchronization
+import TestSupport
 import Testing
 import VFIO
 import VTd
@@ -29,13 +30,7 @@ final class PassthroughBoard {
   let configuration: MachineConfiguration
   let accelerator: EventAccelerator
   let addresses: [RequesterID?]
-  let told = Notices()
-
-  final class Notices: Sendable {
-    private let notices = Mutex<[PassthroughNotice]>([])
-    func add(_ notice: PassthroughNotice) { notices.withLock { $0.append(notice) } }
-    var all: [PassthroughNotice] { notices.withLock { $0 } }
-  }
+  let told = Notes<PassthroughNotice>()
 
   /// An iommufd object, and devices of the host by their numbers in the kernel.
   static func object(_ id: String) -> IOMMUFDOptions {

@@ -230,19 +230,15 @@ import Testing
     let event = kernel.state.withLock { $0.interruptSets.first { $0.index == 0 }?.events.first ?? -1 }
     let descriptor = try FileDescriptor(duplicating: event)
     func signal() throws { try descriptor.write([1, 0, 0, 0, 0, 0, 0, 0]) }
-    func waitUntil(_ asserted: Bool) -> Bool {
-      for _ in 0..<2000 where line.asserted != asserted { usleep(1000) }
-      return line.asserted == asserted
-    }
     try signal()
-    #expect(waitUntil(true))
+    #expect(eventually { line.asserted })
     model.interruptEnded()
     #expect(!line.asserted)
     // Another's interrupt on the same pin changes nothing.
     model.interruptEnded()
     #expect(line.changes == 2)
     try signal()
-    #expect(waitUntil(true))
+    #expect(eventually { line.asserted })
     model.remove()
   }
 

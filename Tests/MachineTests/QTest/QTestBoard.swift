@@ -1,6 +1,7 @@
 import Devices
 import Hardware
 import Linux
+import TestSupport
 import Testing
 
 @testable import Machine
@@ -72,10 +73,7 @@ final class QTestBoard {
 
   /// Waits for what a device's own thread brings about.
   func wait(_ what: String, sourceLocation: SourceLocation = #_sourceLocation, _ condition: () throws -> Bool) throws {
-    let end = Clock.monotonic() + 20_000_000_000
-    while try !condition() {
-      try #require(Clock.monotonic() < end, "\(what) does not come", sourceLocation: sourceLocation)
-      _ = Poll.readable([], milliseconds: 1)
-    }
+    let came = try eventually(condition)
+    try #require(came, "\(what) does not come", sourceLocation: sourceLocation)
   }
 }

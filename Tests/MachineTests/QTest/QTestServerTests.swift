@@ -1,6 +1,7 @@
 import Glibc
 import Linux
 import Synchronization
+import TestSupport
 import Testing
 
 @testable import Machine
@@ -230,11 +231,8 @@ private func socketPath(_ name: String = #function) -> String {
   }
 
   private func wait(_ what: String, _ condition: () -> Bool) throws {
-    let end = Clock.monotonic() + 20_000_000_000
-    while !condition() {
-      try #require(Clock.monotonic() < end, "\(what) does not come")
-      _ = Poll.readable([], milliseconds: 1)
-    }
+    let came = eventually(condition)
+    try #require(came, "\(what) does not come")
   }
 
   @Test func aResetByTheClient() throws {

@@ -1,7 +1,6 @@
-import Glibc
 import Hardware
 import Linux
-import Synchronization
+import TestSupport
 import Testing
 
 @testable import Machine
@@ -9,12 +8,6 @@ import Testing
 /// A machine without CPUs, from its start to its end, and what its own thread carries out of what devices of the host
 /// ask for.
 @Suite struct MachineEventTests {
-  private final class Log: Sendable {
-    private let notices = Mutex<[MachineNotice]>([])
-    func add(_ notice: MachineNotice) { notices.withLock { $0.append(notice) } }
-    var all: [MachineNotice] { notices.withLock { $0 } }
-  }
-
   private struct Passing: InputInterpreter {
     mutating func receive(
       _ bytes: ArraySlice<UInt8>, guestBytes: inout [UInt8]
@@ -34,20 +27,15 @@ import Testing
     configuration.memory.size = 64 << 20
     configuration.devices = devices
     let machine = try RunningMachine(configuration, interpreter: Passing())
-    let log = Log()
+    let log = Notes<MachineNotice>()
     machine.control.addListener { log.add($0) }
     nonisolated(unsafe) let running = machine
     let thread = try Thread(name: "machine") { _ = try? running.run() }
-    wait { machine.control.status == .running }
+    #expect(eventually { machine.control.status == .running })
     try body(machine) { log.all }
     machine.control.requestQuit(.monitorQuit)
     thread.join()
     #expect(machine.control.status == .shutdown)
-  }
-
-  private func wait(_ holds: () -> Bool) {
-    for _ in 0..<5000 where !holds() { usleep(1000) }
-    #expect(holds())
   }
 
   @Test func aDeviceIsTakenAwayWhileTheMachineRuns() throws {
@@ -60,7 +48,7 @@ import Testing
       machine.events.post(.takeAway(addresses[2]))
       // The second time there is none.
       machine.events.post(.takeAway(addresses[2]))
-      wait { log().count == 2 }
+      #expect(eventually { log().count == 2 })
       #expect(
         log() == [
           .deviceDeleted(named.id, path: "/machine/peripheral/edu0"),
@@ -69,7 +57,7 @@ import Testing
       #expect(machine.control.status == .running)
       #expect(machine.inspection.functions.map(\.address) == all.filter { $0 != addresses[0] && $0 != addresses[2] })
       machine.control.requestReset()
-      wait { log().count == 3 }
+      #expect(eventually { log().count == 3 })
       #expect(machine.control.status == .running)
     }
   }
@@ -78,20 +66,20 @@ import Testing
   @Test func anErrorOfADeviceStopsTheMachine() throws {
     try run([]) { machine, log in
       machine.events.post(.deviceError)
-      wait { log() == [.paused] }
+      #expect(eventually { log() == [.paused] })
       #expect(machine.control.status == .internalError)
       machine.control.requestResume()
       machine.control.requestPause()
       machine.control.requestReset()
-      wait { machine.control.status == .prelaunch }
+      #expect(eventually { machine.control.status == .prelaunch })
       #expect(log() == [.paused, .reset(.monitorReset)])
       machine.control.requestResume()
-      wait { machine.control.status == .running }
+      #expect(eventually { machine.control.status == .running })
       // One that comes while a person has it stopped changes nothing.
       machine.control.requestPause()
       machine.events.post(.deviceError)
       machine.control.requestResume()
-      wait { log().count == 5 }
+      #expect(eventually { log().count == 5 })
       #expect(log() == [.paused, .reset(.monitorReset), .resumed, .paused, .resumed])
     }
   }

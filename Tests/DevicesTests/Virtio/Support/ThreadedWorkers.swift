@@ -1,29 +1,7 @@
 import Glibc
 import Hardware
 import Synchronization
-
-/// A thread that runs a closure, to be joined.
-final class TestThread: Sendable {
-  private final class Body {
-    let run: @Sendable () -> Void
-    init(_ run: @escaping @Sendable () -> Void) { self.run = run }
-  }
-
-  private let handle: pthread_t
-
-  init(_ run: @escaping @Sendable () -> Void) {
-    var handle = pthread_t()
-    pthread_create(
-      &handle, nil,
-      { argument in
-        Unmanaged<Body>.fromOpaque(argument!).takeRetainedValue().run()
-        return nil
-      }, Unmanaged.passRetained(Body(run)).toOpaque())
-    self.handle = handle
-  }
-
-  func join() { pthread_join(handle, nil) }
-}
+import TestSupport
 
 /// Workers that are threads, as on the host: a wake is remembered, and served soon.
 final class ThreadedWorkerSource: QueueWorkerSource {
@@ -53,13 +31,4 @@ final class ThreadedWorker: QueueWorker {
     ending.store(true, ordering: .releasing)
     thread.withLock { $0.take() }?.join()
   }
-}
-
-/// Waits until something is so, at most ten seconds.
-func eventually(_ condition: () -> Bool) -> Bool {
-  for _ in 0..<100_000 {
-    if condition() { return true }
-    usleep(100)
-  }
-  return false
 }
