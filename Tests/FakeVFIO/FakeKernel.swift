@@ -73,7 +73,7 @@ package final class FakeKernel: SystemCalls {
     /// Names of the requests, in order.
     package var calls: [String] = []
     /// What broke the kernel's rules, which our module must never do.
-    package var violations: [String] = []
+    var violations: [String] = []
     package var faultQueues: [UInt32: FakeFaultQueue] = [:]
     /// By nested table.
     package var queueOfTable: [UInt32: UInt32] = [:]
@@ -117,11 +117,13 @@ package final class FakeKernel: SystemCalls {
     state.withLock { $0.devices = devices }
   }
 
-  /// What is still there: nothing, when every owner is gone.
-  package var leftovers: [String] {
+  /// What the kernel has against those that used it: rules that were broken, and, when every owner is gone, what is
+  /// still there.
+  package var complaints: [String] {
     let open = Eventfd.allOpen
     return state.withLock { state in
-      open.filter { event in state.events[event.identity].map { $0 != event.descriptor } ?? false }
+      state.violations
+        + open.filter { event in state.events[event.identity].map { $0 != event.descriptor } ?? false }
         .map { "eventfd \($0.identity)" } + state.files.values.map { "file \($0)" }
         + state.objects.map { "object \($0.key) \($0.value)" }
         + state.mapped.filter { state.objects[$0.key] == nil }.map { "mappings of IOAS \($0.key)" }

@@ -20,7 +20,7 @@ import Testing
       try KernelFile(opening: "/dev/vfio/devices/vfio9", calls: kernel)
     }
     #expect(error == SystemError("open", "/dev/vfio/devices/vfio9", code: ENOENT))
-    #expect(kernel.leftovers == [])
+    #expect(kernel.complaints == [])
   }
 
   @Test func regions() throws {
@@ -68,7 +68,7 @@ import Testing
       #expect(kernel.state.withLock { $0.files.values.contains(.device(0)) })
       #expect(mapping.hostAddress == 0x7000_0000)
     }
-    #expect(kernel.leftovers == [])
+    #expect(kernel.complaints == [])
   }
 
   @Test func interrupts() throws {
@@ -134,7 +134,7 @@ import Testing
       try space.unmap(0xd000_0000, size: area.size)
       #expect(throws: SystemError.self) { try device.dmaBuffer(of: region, .init(offset: 0x3000, size: 0x2000)) }
     }
-    #expect(kernel.leftovers == [])
+    #expect(kernel.complaints == [])
   }
 
   @Test func theROMIsReadWhole() throws {

@@ -32,7 +32,7 @@ import VTd
     }
     let byFolder = try HostDevice.find(folder: "\(sysfs.root)/bus/pci/devices/0000:01:00.0")
     #expect(byFolder.address == "0000:01:00.0" && byFolder.deviceFile != nil)
-    #expect(kernel.leftovers == [])
+    #expect(kernel.complaints == [])
   }
 
   @Test(arguments: [
@@ -99,7 +99,7 @@ import VTd
       ])
     #expect(check.devices[1].problem == PassthroughError("0000:02:00.0", .notBound(driver: "nvme")))
     #expect(!check.isReady && !check.hasDeviceFiles)
-    #expect(kernel.leftovers == [])
+    #expect(kernel.complaints == [])
     kernel.state.withLock { $0.devices[0].extendedCapability = 0 }
     let plain = HostCheck(devices: ["01:00.0"], root: sysfs.parent, calls: kernel)
     #expect(plain.devices[0].problem == nil)
@@ -119,7 +119,7 @@ import VTd
     case .iommufd(let error): #expect(call == IOMMU_GET_HW_INFO && error.code == EINVAL)
     default: Issue.record("\(problem)")
     }
-    #expect(kernel.leftovers == [])
+    #expect(kernel.complaints == [])
   }
 
   /// Each kernel's answer that a person can do something about.

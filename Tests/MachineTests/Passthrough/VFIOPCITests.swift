@@ -396,8 +396,7 @@ import Testing
       try model.start { _ in }
       model.remove()
     }
-    #expect(kernel.leftovers == [])
-    #expect(kernel.state.withLock { $0.violations } == [])
+    #expect(kernel.complaints == [])
   }
 
   @Test func areasAreWholePagesWithoutTheTrapped() {
