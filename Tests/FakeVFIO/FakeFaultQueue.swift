@@ -1,6 +1,5 @@
 import CLinux
 import Glibc
-import VFIO
 
 /// A fault queue of the fake kernel (drivers/iommu/iommufd/fault.c, io-pgfault.c): groups wait to be read, then for their
 /// response under a cookie, the lowest that is free.
