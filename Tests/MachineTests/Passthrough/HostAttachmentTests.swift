@@ -12,29 +12,21 @@ import VTdOracle
 
 /// What `info iommu` and `-d iommu` have from the host's side.
 @Suite struct HostAttachmentTests {
-  private static let source = RequesterID(bus: 0, device: 3, function: 0)
-
   /// A unit with one device behind it, its first stage at 2 MiB, on a kernel of our own.
   private struct Chain {
     let kernel = FakeKernel()
-    let guest: Guest
-    let tables: Guest.ScalableTables
-    let bindings: HostBindings
+    let nesting: NestingGuest
     let bound: HostBoundDevice
 
     init() throws {
-      let memory = try PassthroughMemory(
-        of: IOMMUFD(calls: kernel), name: "iommufd0", memory: GuestMemory(size: 16 << 20, lowLimit: 16 << 20))
-      let device = try VFIODevice(
-        file: KernelFile(opening: "/dev/vfio/devices/vfio0", calls: kernel), to: memory.iommufd)
-      guest = try Guest.firstStage { $0.cachingMode = true }
-      tables = guest.scalableTables(source: source, words: Guest.pasidEntry(type: 1, firstStage: 0x20_0000))
-      guest.enableQueue(wide: true, pages: 4)
-      bindings = HostBindings(unit: guest.unit)
-      bound = try HostBoundDevice(device, memory: memory, nests: true) { _ in }
-      bindings.add(bound, for: Requester(id: source))
-      guest.setRootTable(tables.root, scalable: true)
+      let memory = try kernel.makeMemory(name: "iommufd0")
+      nesting = try NestingGuest()
+      bound = try HostBoundDevice(kernel.openDevice(0, for: memory), memory: memory, nests: true) { _ in }
+      bindings.add(bound, for: Requester(id: NestingGuest.sources[0]))
     }
+
+    var guest: Guest { nesting.guest }
+    var bindings: HostBindings { nesting.bindings }
 
     var attachment: HostAttachment? { bindings.boundFunctions.first.map(HostAttachment.init) }
   }
@@ -48,18 +40,17 @@ import VTdOracle
     #expect(
       chain.attachment
         == HostAttachment(
-          source: Self.source, binding: .secondStage, target: .parent(parent, addressSpace: space),
+          source: NestingGuest.sources[0], binding: .secondStage, target: .parent(parent, addressSpace: space),
           iommufd: "iommufd0"))
 
-    chain.guest.enableTranslation()
+    chain.nesting.enableTranslation()
     let nested = try #require(id { if case .nested = $0 { true } else { false } })
     let stage = GuestFirstStage(root: 0x20_0000, levels: 4, domain: 5, pasid: 0)
     #expect(chain.attachment?.target == .nested(nested, parent: parent, addressSpace: space))
     #expect(chain.attachment?.binding == .firstStage(stage))
 
     chain.kernel.state.withLock { $0.failing[IOMMU_HWPT_ALLOC] = EINVAL }
-    chain.guest.store(0x30_0000, at: chain.tables.entry + 16)
-    #expect(chain.guest.submitAndWait([7 | 1 << 4 | 5 << 16, 0]))
+    #expect(chain.nesting.setTable(0x30_0000))
     #expect(chain.attachment?.target == HostAttachment.Target.none)
     #expect(chain.attachment?.binding == .blocked(.refused))
     chain.bindings.remove(chain.bound)
@@ -70,7 +61,7 @@ import VTdOracle
   @Test(arguments: [(pages: 1000, perDoorbell: 1), (1000, 16), (1000, 250), (400, 400), (1000, 1000)])
   func invalidationsCostACallForEachDoorbell(pages: Int, perDoorbell: Int) throws {
     let chain = try Chain()
-    chain.guest.enableTranslation()
+    chain.nesting.enableTranslation()
     let before = chain.guest.unit.counters.doorbells
     for start in stride(from: 0, to: pages, by: perDoorbell) {
       for page in start..<min(start + perDoorbell, pages) {

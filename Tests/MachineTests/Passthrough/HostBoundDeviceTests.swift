@@ -13,9 +13,6 @@ import VTdOracle
 
 /// The guest's unit, its tables, and the kernel's iommufd behind: what the one asks, the other is to get.
 @Suite struct HostBoundDeviceTests {
-  static let source = RequesterID(bus: 0, device: 3, function: 0)
-  static let neighbour = RequesterID(bus: 0, device: 4, function: 0)
-
   /// Two alike devices, and one behind another IOMMU.
   private let kernel = FakeKernel(devices: [
     .init(path: "/dev/vfio/devices/vfio0"), .init(path: "/dev/vfio/devices/vfio1"),
@@ -23,8 +20,7 @@ import VTdOracle
   ])
 
   private func device(_ number: Int, _ memory: PassthroughMemory) throws -> VFIODevice {
-    try VFIODevice(
-      file: KernelFile(opening: "/dev/vfio/devices/vfio\(number)", calls: kernel), to: memory.iommufd)
+    try kernel.openDevice(number, for: memory)
   }
 
   private func memory() throws -> PassthroughMemory {
@@ -40,13 +36,8 @@ import VTdOracle
     .firstStage(GuestFirstStage(root: root, levels: 4, domain: 5, pasid: 0))
   }
 
-  private func attached(_ number: Int) -> FakeKernel.Object? {
-    kernel.state.withLock { state in state.devices[number].attachedTo.flatMap { state.objects[$0] } }
-  }
-
-  private var nestedCount: Int {
-    kernel.state.withLock { $0.objects.values.count { if case .nested = $0 { true } else { false } } }
-  }
+  private func attached(_ number: Int) -> FakeKernel.Object? { kernel.attached(number) }
+  private var nestedCount: Int { kernel.nestedRoots.count }
 
   @Test func memoryIsMappedOnceForAllDevices() throws {
     do {
@@ -115,12 +106,9 @@ import VTdOracle
 
   /// Two devices from their start through their tables to their end.
   private func sequence(on kernel: FakeKernel) throws {
-    let memory = try PassthroughMemory(
-      of: IOMMUFD(calls: kernel), memory: GuestMemory(size: 16 << 20, lowLimit: 16 << 20))
+    let memory = try kernel.makeMemory()
     for number in 0..<2 {
-      let device = try VFIODevice(
-        file: KernelFile(opening: "/dev/vfio/devices/vfio\(number)", calls: kernel), to: memory.iommufd)
-      let bound = try HostBoundDevice(device, memory: memory, nests: true) { _ in }
+      let bound = try HostBoundDevice(kernel.openDevice(number, for: memory), memory: memory, nests: true) { _ in }
       let first = try bound.bind(nil, to: stage(0x5000))
       let second = try bound.bind(nil, to: stage(0x6000))
       try second?.invalidate([.all])
@@ -172,31 +160,25 @@ import VTdOracle
 
   /// A unit with two devices behind it, both by the same tables.
   private struct Chain {
-    let guest: Guest
-    let tables: Guest.ScalableTables
-    let bindings: HostBindings
+    let nesting: NestingGuest
     let bounds: [HostBoundDevice]
 
     init(
       _ test: HostBoundDeviceTests, _ memory: PassthroughMemory,
       tell: @escaping @Sendable (Int, HostBoundDevice.Notice) -> Void = { _, _ in }
     ) throws {
-      guest = try Guest.firstStage { $0.cachingMode = true }
-      tables = guest.scalableTables(source: source, words: Guest.pasidEntry(type: 1, firstStage: 0x20_0000))
-      for word: UInt64 in 0..<4 {
-        guest.store(guest.load(tables.context + word * 8), at: tables.context + 0x100 + word * 8)
-      }
-      guest.enableQueue(wide: true, pages: 4)
-      bindings = HostBindings(unit: guest.unit)
+      nesting = try NestingGuest()
       bounds = try (0..<2).map { number in
         try test.bound(try test.device(number, memory), memory) { tell(number, $0) }
       }
-      for (bound, source) in zip(bounds, [source, neighbour]) { bindings.add(bound, for: Requester(id: source)) }
-      guest.setRootTable(tables.root, scalable: true)
-      guest.enableTranslation()
+      for (bound, source) in zip(bounds, NestingGuest.sources) {
+        nesting.bindings.add(bound, for: Requester(id: source))
+      }
+      nesting.enableTranslation()
     }
 
-    func end() { for bound in bounds { bindings.remove(bound) } }
+    var guest: Guest { nesting.guest }
+    func end() { for bound in bounds { nesting.bindings.remove(bound) } }
   }
 
   @Test func aThousandPagesAreOneCallForBothDevices() throws {
@@ -230,7 +212,7 @@ import VTdOracle
       let refusal = SystemError("IOMMU_HWPT_INVALIDATE", "/dev/iommu", code: EIO)
       for notes in told { #expect(notes.all == [.refused(refusal)]) }
       kernel.state.withLock { $0.failing = [:] }
-      #expect(chain.guest.submitAndWait([7 | 1 << 4 | 5 << 16, 0]))
+      #expect(chain.nesting.invalidateEntry())
       #expect(nestedCount == 1 && attached(0) == attached(1))
       chain.end()
     }
@@ -242,12 +224,11 @@ import VTdOracle
       let memory = try memory()
       let chain = try Chain(self, memory)
       kernel.state.withLock { $0.failing[IOMMU_HWPT_ALLOC] = EINVAL }
-      chain.guest.store(0x30_0000, at: chain.tables.entry + 16)
-      #expect(chain.guest.submitAndWait([7 | 1 << 4 | 5 << 16, 0]))
+      #expect(chain.nesting.setTable(0x30_0000))
       #expect(attached(0) == nil && attached(1) == nil && nestedCount == 0, "blocked, not left on the old table")
       #expect(chain.guest.takeFault()?.reason == 0x5b)
       kernel.state.withLock { $0.failing = [:] }
-      #expect(chain.guest.submitAndWait([7 | 1 << 4 | 5 << 16, 0]))
+      #expect(chain.nesting.invalidateEntry())
       #expect(nestedCount == 1 && attached(0) == attached(1))
       chain.guest.unit.reset()
       #expect(nestedCount == 0 && attached(0) != nil)

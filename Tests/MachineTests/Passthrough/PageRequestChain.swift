@@ -1,0 +1,148 @@
+import FakeVFIO
+import Hardware
+import PCI
+import TestSupport
+import Testing
+import VFIO
+import VTdOracle
+
+@testable import Machine
+@testable import VTd
+
+/// A guest with a unit that offers page requests, and devices of the host behind it, on a first stage: from the kernel's
+/// fault queue to the guest's page request queue, and back.
+final class PageRequestChain {
+  /// The host's function, with ATS at 0x140 and PRI at 0x1a0.
+  static var image: [UInt8] {
+    var image = HostConfigurationSpaceTests.image
+    image.store(UInt32(0x4), at: 0x18)
+    image.store(UInt32(0x1801_000f), at: 0x140)
+    image.store(UInt32(0x8000_0025), at: 0x144)
+    image.store(UInt32(0x1a01_0003), at: 0x180)
+    image.store(UInt32(0x0001_0013), at: 0x1a0)
+    image.store(UInt32(0x8000_0001), at: 0x1a4)
+    image.store(UInt32(48), at: 0x1a8)
+    image.store(UInt32(32), at: 0x1ac)
+    return image
+  }
+
+  static func makeKernel() -> FakeKernel {
+    FakeKernel(
+      devices: (0..<2).map { number in
+        var device = FakeKernel.Device(path: "/dev/vfio/devices/vfio\(number)")
+        device.regions[7] = (4096, 0b011, [])
+        device.regions[2] = (0x4000, 0b011, [])
+        device.contents[7] = image
+        return device
+      })
+  }
+
+  private let nesting: NestingGuest
+  private let kernel: FakeKernel
+  private let queue: UInt64
+  private let memory: PassthroughMemory
+  /// What a person is told.
+  let notices = Notes<HostBoundDevice.Notice>()
+  private(set) var bounds: [HostBoundDevice] = []
+  private(set) var models: [VFIOPCI] = []
+
+  var guest: Guest { nesting.guest }
+  var tables: Guest.ScalableTables { nesting.tables }
+  var bindings: HostBindings { nesting.bindings }
+
+  init(_ kernel: FakeKernel, devices: Int = 1) throws {
+    self.kernel = kernel
+    // PRE, PASIDE, DTE.
+    nesting = try NestingGuest(context: 1 << 4 | 1 << 3 | 1 << 2) {
+      $0.deviceIOTLB = true
+      $0.pasidBits = 20
+      $0.svm = true
+    }
+    queue = nesting.guest.page()
+    memory = try kernel.makeMemory()
+    nesting.guest.write64(0xd0, queue)
+    for number in 0..<devices { try add(number) }
+    nesting.enableTranslation()
+  }
+
+  /// Runs the body with a chain and ends that; then nothing is left of it in the kernel.
+  /// - Returns: the kernel.
+  @discardableResult
+  static func run(devices: Int = 1, _ body: (PageRequestChain, FakeKernel) throws -> Void) throws -> FakeKernel {
+    let kernel = makeKernel()
+    do {
+      let chain = try PageRequestChain(kernel, devices: devices)
+      defer { chain.end() }
+      try body(chain, kernel)
+    }
+    #expect(kernel.complaints == [])
+    return kernel
+  }
+
+  func end() {
+    for (bound, model) in zip(bounds, models) {
+      bindings.remove(bound)
+      model.remove()
+    }
+  }
+
+  private func add(_ number: Int) throws {
+    let device = try kernel.openDevice(number, for: memory)
+    let bound = try HostBoundDevice(device, memory: memory, nests: true) { [notices] in notices.add($0) }
+    let offered = try bound.offerPageRequests()
+    let requests = try #require(offered)
+    let model = try VFIOPCI(
+      device,
+      environment: PCIEnvironment(
+        memoryBus: AddressBus(), ioBus: AddressBus(), memory: guest.memory, remapper: guest.unit,
+        interrupts: VFIOPCITests.EventRouter(), workers: InlineWorkerSource()),
+      address: NestingGuest.sources[number], services: [.addressTranslation, .pageRequests])
+    model.function.writeConfiguration(offset: 4, width: .word, value: 4)
+    model.function.writeConfiguration(offset: 0x1a4, width: .word, value: 1)
+    model.servePageRequests(requests, of: device.id, bound, bindings)
+    bindings.add(bound, for: model.function.requester)
+    bounds.append(bound)
+    models.append(model)
+  }
+
+  // MARK: What the guest sees and does
+
+  /// How many page requests are in the guest's queue.
+  var count: UInt64 { (guest.read64(0xc8) &- guest.read64(0xc0)) % 4096 / 32 }
+
+  /// A group of one request that reaches the guest.
+  func request(_ device: Int = 0, group: UInt32, sourceLocation: SourceLocation = #_sourceLocation) {
+    let before = count
+    kernel.requestPages(of: device, group: group, [0x5000])
+    #expect(eventually { count == before + 1 }, sourceLocation: sourceLocation)
+  }
+
+  /// Page requests in the guest's queue, each its two words, and takes them.
+  func take() -> [[UInt64]] {
+    var found: [[UInt64]] = []
+    var head = guest.read64(0xc0)
+    while head != guest.read64(0xc8) {
+      found.append([guest.load(queue + head), guest.load(queue + head + 8)])
+      head = (head + 32) & 0xfff
+    }
+    guest.write64(0xc0, head)
+    guest.write32(0xdc, 1)
+    return found
+  }
+
+  /// The guest's response.
+  /// - Returns: whether the unit came by it.
+  func respond(_ device: Int = 0, group: UInt64, code: UInt64 = 0, pasid: UInt64 = 0) -> Bool {
+    guest.submitAndWait([
+      0x9 | 1 << 4 | code << 12 | UInt64(NestingGuest.sources[device].rawValue) << 16 | pasid << 32, group << 3,
+    ])
+  }
+
+  /// The status of a function's PRI.
+  func status(_ device: Int = 0) -> UInt64 { models[device].function.readConfiguration(offset: 0x1a6, width: .word) }
+
+  // MARK: Tables
+
+  func invalidateEntry() -> Bool { nesting.invalidateEntry() }
+  func setTable(_ root: UInt64) -> Bool { nesting.setTable(root) }
+}
