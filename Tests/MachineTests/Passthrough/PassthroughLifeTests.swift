@@ -4,7 +4,6 @@ import Glibc
 import Hardware
 import Linux
 import PCI
-import Synchronization
 import TestSupport
 import Testing
 import VFIO
@@ -40,16 +39,6 @@ import VFIO
 
   private static func makeBoard(_ kernel: FakeKernel, _ sysfs: FakeSysfs? = nil) throws -> PassthroughBoard {
     try PassthroughBoard(kernel, devices(), objects: ["i0", "i1"], sysfs: sysfs)
-  }
-
-  private static func attached(_ number: Int, _ kernel: FakeKernel) -> FakeKernel.Object? {
-    kernel.state.withLock { state in state.devices[number].attachedTo.flatMap { state.objects[$0] } }
-  }
-
-  private static func nestedRoots(_ kernel: FakeKernel) -> [UInt64] {
-    kernel.state.withLock { state in
-      state.objects.values.compactMap { if case .nested(_, let root) = $0 { root } else { nil } }.sorted()
-    }
   }
 
   // MARK: A life
@@ -172,7 +161,7 @@ import VFIO
         try machine.board.placeResources()
         driver.setFirstStage(0x20_0000 + round << 12)
         #expect(driver.invalidateEntry())
-        #expect(Self.nestedRoots(kernel) == [0x20_0000 + round << 12, 0x20_0000 + round << 12])
+        #expect(kernel.nestedRoots == [0x20_0000 + round << 12, 0x20_0000 + round << 12])
       }
       #expect(counts() == before)
       machine.end()
@@ -188,12 +177,12 @@ import VFIO
       let machine = try Self.makeBoard(kernel)
       #expect(kernel.state.withLock { $0.files.values.count { $0 == .iommufd } } == 2)
       #expect(
-        Self.attached(1, kernel) == Self.attached(2, kernel) && Self.attached(0, kernel) != Self.attached(1, kernel))
+        kernel.attached(1) == kernel.attached(2) && kernel.attached(0) != kernel.attached(1))
       let driver = machine.driver(of: [1, 2, 3, 4])
       driver.setFirstStage(0x20_0000)
       driver.enable()
       // One table of the guest is one on each iommufd; the emulated device has none.
-      #expect(Self.nestedRoots(kernel) == [0x20_0000, 0x20_0000])
+      #expect(kernel.nestedRoots == [0x20_0000, 0x20_0000])
       #expect(driver.invalidatePages([0x1000, 0x2000]))
       #expect(kernel.state.withLock { $0.invalidations.map(\.entries.count) } == [2, 2], "one call for each table")
       // The emulated device translates by the very same entry.
@@ -202,7 +191,7 @@ import VFIO
         unit.hostBinding(for: machine.address(1), pasid: nil).binding
           == unit.hostBinding(for: machine.address(2), pasid: nil).binding)
       driver.disable()
-      #expect(Self.nestedRoots(kernel) == [])
+      #expect(kernel.nestedRoots == [])
       machine.end()
     }
     #expect(kernel.complaints == [])
@@ -246,7 +235,7 @@ import VFIO
     do {
       let machine = try PassthroughBoard(
         kernel, [PassthroughBoard.device(0, "i0"), PassthroughBoard.device(1, "i1")], objects: ["i0", "i1"])
-      #expect(Self.attached(0, kernel) == .addressSpace && Self.attached(1, kernel) == .addressSpace)
+      #expect(kernel.attached(0) == .addressSpace && kernel.attached(1) == .addressSpace)
       #expect(!kernel.state.withLock { $0.calls.contains("HWPT_ALLOC") || $0.calls.contains("GET_HW_INFO") })
       machine.end()
     }
@@ -261,7 +250,7 @@ import VFIO
     let machine = try Self.makeBoard(kernel)
     let driver = Self.use(machine)
     driver.setFirstStage(0x20_0000)
-    #expect(driver.invalidateEntry() && Self.nestedRoots(kernel) == [0x20_0000, 0x20_0000])
+    #expect(driver.invalidateEntry() && kernel.nestedRoots == [0x20_0000, 0x20_0000])
     for index in [2, 3, 4] {
       machine.writeConfiguration(machine.address(index), 4, 6, 2)
       machine.writeConfiguration(machine.address(index), 0x72, 0x8000, 2)
@@ -279,8 +268,8 @@ import VFIO
     #expect(kernel.state.withLock { $0.devices.map(\.power) } == [0, 0, 0])
     #expect(kernel.state.withLock { $0.devices.map(\.resets) } == [1, 1, 1], "the shared bus once, for both")
     #expect(kernel.state.withLock { $0.calls.count { $0 == "HOT_RESET" } } == 1)
-    #expect(Self.nestedRoots(kernel) == [])
-    if case .parent = Self.attached(0, kernel) {} else { Issue.record("not on its second stage") }
+    #expect(kernel.nestedRoots == [])
+    if case .parent = kernel.attached(0) {} else { Issue.record("not on its second stage") }
     for index in [2, 3, 4] {
       let function = machine.address(index)
       #expect(machine.readConfiguration(function, 4, 2) == 0 && machine.readConfiguration(function, 0x44, 2) == 0)
@@ -291,6 +280,7 @@ import VFIO
     }
     #expect(machine.told.all == [])
     machine.end()
+    #expect(kernel.complaints == [])
   }
 
   @Test func aBusThatIsSharedWithTheHostIsNotReset() throws {
@@ -307,24 +297,24 @@ import VFIO
     machine.board.reset()
     #expect(kernel.state.withLock { $0.devices[0].resets } == 1)
     machine.end()
+    #expect(kernel.complaints == [])
   }
 
   /// No way through D3hot where a bus reset does better; a bus that cannot be reset leaves that way.
-  @Test func whichResetIsTaken() throws {
-    for (hasBus, resets) in [(true, ["HOT_RESET"]), (false, ["RESET"])] {
-      let kernel = FakeKernel.full(1) { number, device in
-        // No FLR, and No_Soft_Reset clear.
-        device.contents[7]?[0x87] = 0
-        device.bus = hasBus ? 7 : nil
-      }
-      let machine = try PassthroughBoard(kernel, [PassthroughBoard.device(0, "i0")])
-      #expect(kernel.state.withLock { $0.calls.filter { $0.hasSuffix("RESET") } } == resets)
-      machine.end()
+  @Test(
+    arguments: [
+      (false, 7, "HOT_RESET"), (false, nil, "RESET"), (true, 5, "RESET"),
+    ] as [(Bool, Int?, String)])
+  func whichResetIsTaken(hasFunctionLevelReset: Bool, bus: Int?, reset: String) throws {
+    let kernel = FakeKernel.full(1) { _, device in
+      // No_Soft_Reset is clear.
+      device.contents[7]?[0x87] = hasFunctionLevelReset ? 0x10 : 0
+      device.bus = bus
     }
-    let kernel = FakeKernel.full(1) { $1.contents[7]?[0x87] = 0x10 }
     let machine = try PassthroughBoard(kernel, [PassthroughBoard.device(0, "i0")])
-    #expect(kernel.state.withLock { $0.calls.filter { $0.hasSuffix("RESET") } } == ["RESET"])
+    #expect(kernel.state.withLock { $0.calls.filter { $0.hasSuffix("RESET") } } == [reset])
     machine.end()
+    #expect(kernel.complaints == [])
   }
 
   // MARK: What the host tells
@@ -376,9 +366,9 @@ import VFIO
     }
     #expect(machine.accelerator.registry.all.count == 2 && machine.accelerator.slots.mapped.count == 2)
     // The others live on, and the tables that only it went by are gone.
-    #expect(Self.nestedRoots(kernel) == [0x20_0000])
+    #expect(kernel.nestedRoots == [0x20_0000])
     driver.setFirstStage(0x30_0000)
-    #expect(driver.invalidateEntry() && Self.nestedRoots(kernel) == [0x30_0000])
+    #expect(driver.invalidateEntry() && kernel.nestedRoots == [0x30_0000])
     machine.board.reset()
     try machine.board.placeResources()
     #expect(machine.readConfiguration(address, 0) == 0xffff_ffff)
@@ -394,30 +384,29 @@ import VFIO
       let address = machine.address(0)
       let board = machine.board
       let bar = machine.readConfiguration(address, 0x18) & 0xffff_fff0
-      let ends = Flag()
+      let space = BoardLayout.configurationAccess + UInt64(address.rawValue) << 12
+      let ends = SharedInteger()
+      let rounds = (0..<3).map { _ in SharedInteger() }
       let threads = try (0..<3).map { number in
         try Thread(name: "access") {
-          var round = 0
-          while !ends.isSet {
-            round += 1
+          while ends.value == 0 {
+            let round = rounds[number].value + 1
             switch (number + round) % 4 {
             case 0: #expect([0x5a5a_5a5a, 0xffff_ffff].contains(board.readMemory(bar + 0x2100, 4)))
-            case 1:
-              let value = board.readMemory(BoardLayout.configurationAccess + UInt64(address.rawValue) << 12, 4)
-              #expect([0x1042_1af4, 0xffff_ffff].contains(value))
-            case 2:
-              let command = BoardLayout.configurationAccess + UInt64(address.rawValue) << 12 + 4
-              board.writeMemory(command, 2, round % 2 == 0 ? 6 : 0)
-            default:
-              let power = BoardLayout.configurationAccess + UInt64(address.rawValue) << 12 + 0x44
-              board.writeMemory(power, 2, round % 3 == 0 ? 3 : 0)
+            case 1: #expect([0x1042_1af4, 0xffff_ffff].contains(board.readMemory(space, 4)))
+            case 2: board.writeMemory(space + 4, 2, round % 2 == 0 ? 6 : 0)
+            default: board.writeMemory(space + 0x44, 2, round % 3 == 0 ? 3 : 0)
             }
+            rounds[number].value = round
           }
         }
       }
-      usleep(2000)
+      // All are at it, and get on when it is gone.
+      #expect(eventually { rounds.allSatisfy { $0.value >= 4 } })
       #expect(board.unplug(address))
-      ends.set()
+      let done = rounds.map(\.value)
+      #expect(eventually { zip(rounds, done).allSatisfy { $0.value >= $1 + 4 } })
+      ends.value = 1
       for thread in threads { thread.join() }
       #expect(machine.accelerator.slots.mapped == [])
       #expect(kernel.state.withLock { $0.devices[0].boundTo } == nil)
@@ -425,11 +414,4 @@ import VFIO
       #expect(kernel.complaints == [])
     }
   }
-}
-
-/// Set once, by one thread for others.
-private final class Flag: Sendable {
-  private let value = Atomic(false)
-  var isSet: Bool { value.load(ordering: .acquiring) }
-  func set() { value.store(true, ordering: .releasing) }
 }
