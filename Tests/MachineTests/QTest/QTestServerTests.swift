@@ -172,13 +172,6 @@ private func socketPath(_ name: String = #function) -> String {
 
 /// A machine from its configuration to its end, without a CPU: what a monitor asks of it, and hears.
 @Suite(.serialized, .timeLimit(.minutes(5))) struct RunningMachineTests {
-  private struct NoInterpreter: InputInterpreter {
-    func receive(_ bytes: ArraySlice<UInt8>, guestBytes: inout [UInt8]) -> (used: Int, action: InputAction?) {
-      guestBytes += bytes
-      return (bytes.count, nil)
-    }
-  }
-
   /// A machine on a thread of its own, with a client.
   private final class Running: Sendable {
     private struct State {
@@ -194,7 +187,7 @@ private func socketPath(_ name: String = #function) -> String {
     init(_ configuration: MachineConfiguration) throws {
       let thread = try Thread(name: "machine") { [self] in
         do {
-          let machine = try RunningMachine(configuration, interpreter: NoInterpreter())
+          let machine = try RunningMachine(configuration, interpreter: PassingInterpreter())
           machine.control.addListener { [self] notice in state.withLock { $0.notices.append(notice) } }
           state.withLock { $0.control = machine.control }
           let ending = try machine.run()

@@ -8,15 +8,6 @@ import Testing
 /// A machine without CPUs, from its start to its end, and what its own thread carries out of what devices of the host
 /// ask for.
 @Suite struct MachineEventTests {
-  private struct Passing: InputInterpreter {
-    mutating func receive(
-      _ bytes: ArraySlice<UInt8>, guestBytes: inout [UInt8]
-    ) -> (used: Int, action: InputAction?) {
-      guestBytes += bytes
-      return (bytes.count, nil)
-    }
-  }
-
   /// Runs one on a thread of its own while the body asks things of it; then ends it.
   /// - Parameter body: gets the machine, and what happened to it so far.
   private func run(_ devices: [any DeviceOptions], _ body: (RunningMachine, () -> [MachineNotice]) throws -> Void)
@@ -26,7 +17,7 @@ import Testing
     configuration.accelerator = .qtest
     configuration.memory.size = 64 << 20
     configuration.devices = devices
-    let machine = try RunningMachine(configuration, interpreter: Passing())
+    let machine = try RunningMachine(configuration, interpreter: PassingInterpreter())
     let log = Notes<MachineNotice>()
     machine.control.addListener { log.add($0) }
     nonisolated(unsafe) let running = machine
@@ -57,7 +48,8 @@ import Testing
       #expect(machine.control.status == .running)
       #expect(machine.inspection.functions.map(\.address) == all.filter { $0 != addresses[0] && $0 != addresses[2] })
       machine.control.requestReset()
-      #expect(eventually { log().count == 3 })
+      // In the order of events: what the second removal had done would be told before it.
+      #expect(eventually { log().last == .reset(.monitorReset) } && log().count == 3)
       #expect(machine.control.status == .running)
     }
   }
