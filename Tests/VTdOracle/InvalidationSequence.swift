@@ -14,6 +14,9 @@ package struct InvalidationSequence<Source: Choices> {
   package private(set) var staleAnswers = 0
   package private(set) var invalidations = 0
   package private(set) var passed = 0
+  /// Of the interrupt requests: those delivered, and those answered as only the cache can have.
+  package var deliveredInterrupts: Int { interrupts.delivered }
+  package var staleInterrupts: Int { interrupts.staleAnswers }
   package private(set) var difference: Comparison.Difference?
 
   private let label: String

@@ -24,6 +24,9 @@ struct SequenceInterrupts {
   private let isExtended: Bool
   private let passesCompatibility: Bool
   private var cached: [UInt64: Set<Entry>] = [:]
+  private(set) var delivered = 0
+  /// Answers that only the cache can have given.
+  private(set) var staleAnswers = 0
 
   /// Sets the table up, and turns remapping on.
   init(_ guest: Guest, _ choices: inout some Choices) {
@@ -103,6 +106,8 @@ struct SequenceInterrupts {
     if let fault, case .blocked(let reason, _) = actual, fault.reason != reason || fault.source != source {
       return "\(message) from \(source) is blocked for \(reason), and recorded as \(fault)"
     }
+    if case .message = actual { delivered += 1 }
+    if actual != now { staleAnswers += 1 }
     return all.contains(actual) ? nil : "\(message) from \(source): \(actual), not \(now) nor any of \(all)"
   }
 

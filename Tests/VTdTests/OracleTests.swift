@@ -25,13 +25,17 @@ struct OracleTests {
   func sequences(_ mode: InvalidationSequence<RandomChoices>.Mode) throws {
     var passed = 0
     var stale = 0
+    var interrupts = (delivered: 0, stale: 0)
     for round: UInt64 in 0..<4 {
       let result = try InvalidationSequence<RandomChoices>.run(mode, seed: Self.seed &+ round, accesses: 4000)
       if let difference = result.difference { Issue.record("\(difference)") }
       passed += result.passed
       stale += result.staleAnswers
+      interrupts.delivered += result.deliveredInterrupts
+      interrupts.stale += result.staleInterrupts
     }
     // Caches took part, and not they alone.
     #expect(passed > 0 && stale > 0, "seed \(Self.seed): \(passed) passed, \(stale) stale")
+    #expect(interrupts.delivered > 0 && interrupts.stale > 0, "seed \(Self.seed): of interrupts \(interrupts)")
   }
 }
