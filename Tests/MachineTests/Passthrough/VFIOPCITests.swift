@@ -340,19 +340,19 @@ import Testing
     let function = model.function
     function.writeConfiguration(offset: 0x30, width: .doubleword, value: 0xffff_ffff)
     #expect(function.readConfiguration(offset: 0x30, width: .doubleword) == 0xffff_c001, "16 KiB, a power of two")
-    kernel.state.withLock { $0.calls = [] }
     function.writeConfiguration(offset: 0x30, width: .doubleword, value: 0xe000_0000)
     function.writeConfiguration(offset: 4, width: .word, value: 2)
     #expect(memoryBus.read(address: 0xe000_0000, width: .word) == nil, "its own enable bit, too")
     function.writeConfiguration(offset: 0x30, width: .doubleword, value: 0xe000_0001)
     #expect(memoryBus.read(address: 0xe000_0000, width: .word) == 0xaa55)
+    kernel.state.withLock { $0.calls = [] }
     #expect(memoryBus.read(address: 0xe000_1ffc, width: .quadword) == 0xffff_ffff_0707_0707)
     #expect(memoryBus.read(address: 0xe000_3fff, width: .byte) == 0xff)
     // Read-only, and read from the device once.
     _ = takeWrites()
     memoryBus.write(address: 0xe000_0000, width: .word, value: 0)
     #expect(memoryBus.read(address: 0xe000_0000, width: .word) == 0xaa55 && takeWrites() == [])
-    #expect(kernel.state.withLock { $0.calls.count { $0 == "read" } } <= 3)
+    #expect(kernel.state.withLock { $0.calls } == [])
     function.writeConfiguration(offset: 4, width: .word, value: 0)
     #expect(memoryBus.read(address: 0xe000_0000, width: .word) == nil)
     model.remove()
