@@ -1,4 +1,5 @@
 import FakeVFIO
+import Hardware
 import Linux
 import VFIO
 
@@ -6,6 +7,31 @@ import VFIO
 
 /// What tests of a machine's parts do with a kernel of our own, and see of it.
 extension FakeKernel {
+  /// Devices that have all that a device can have.
+  /// - Parameter change: of the device with this number.
+  static func full(_ count: Int, _ change: (Int, inout Device) -> Void = { _, _ in }) -> FakeKernel {
+    FakeKernel(
+      devices: (0..<count).map { number in
+        var device = Device(path: "/dev/vfio/devices/vfio\(number)")
+        // Without extended capabilities, to be read sooner.
+        var image = Array(HostConfigurationSpaceTests.image[..<256])
+        image.store(UInt32(0x4), at: 0x18)
+        image.store(UInt32(0x1), at: 0x20)
+        device.regions[2] = (0x4000, 0b111, [])
+        device.regions[4] = (0x20, 0b011, [])
+        device.regions[6] = (0x1000, 0b001, [])
+        device.regions[7] = (256, 0b011, [])
+        device.contents[7] = image
+        device.contents[2] = [UInt8](repeating: 0x5a, count: 0x4000)
+        device.contents[6] = (0..<0x800).map { UInt8(truncatingIfNeeded: $0) }
+        device.interrupts[3] = 1
+        device.powerOffset = 0x44
+        device.bus = 10 + number
+        change(number, &device)
+        return device
+      })
+  }
+
   /// 16 MiB of a guest's RAM, mapped for its devices.
   func makeMemory(name: String? = nil) throws -> PassthroughMemory {
     try PassthroughMemory(

@@ -95,7 +95,7 @@ final class PageRequestChain {
       device,
       environment: PCIEnvironment(
         memoryBus: AddressBus(), ioBus: AddressBus(), memory: guest.memory, remapper: guest.unit,
-        interrupts: VFIOPCITests.EventRouter(), workers: InlineWorkerSource()),
+        interrupts: EventRouter(), workers: InlineWorkerSource()),
       address: NestingGuest.sources[number], services: [.addressTranslation, .pageRequests])
     model.function.writeConfiguration(offset: 4, width: .word, value: 4)
     model.function.writeConfiguration(offset: 0x1a4, width: .word, value: 1)

@@ -1,9 +1,6 @@
-import CLinux
 import FakeVFIO
 import Hardware
 import Linux
-import PCI
-import Synchronization
 import TestSupport
 import Testing
 import VFIO
@@ -193,95 +190,4 @@ final class PassthroughBoard {
   }
 
   func driver(of indices: [Int]) -> Driver { Driver(board, indices.map { address($0) }) }
-}
-
-/// CPUs that do nothing, whose local APICs take eventfds, and whose memory is only noted down.
-final class EventAccelerator: Accelerator {
-  let physicalAddressWidth = 46
-  let clock: any MachineClock
-  let localInterrupts: any LocalInterrupts = EventInterrupts()
-  let doorbells: any Doorbells
-  let slots = VFIOPCITests.RecordingMemory()
-  let registry: Registry
-
-  init(kernel: FakeKernel) {
-    let inner = QTestAccelerator()
-    clock = inner.clock
-    doorbells = inner.doorbells
-    registry = Registry(kernel)
-  }
-
-  var deviceMemory: (any DeviceMemory)? { slots }
-  var hostDeviceFiles: (any HostDeviceRegistry)? { registry }
-
-  func makeProcessors(board: Board) throws(StartError) -> any Processors {
-    QTestAccelerator().makeProcessors(board: board)
-  }
-
-  /// KVM's device "vfio", as a part of the fake kernel.
-  final class Registry: HostDeviceRegistry {
-    private let kernel: FakeKernel
-    private let files = Mutex<[Int32]>([])
-    init(_ kernel: FakeKernel) { self.kernel = kernel }
-
-    var all: [Int32] { files.withLock { $0 } }
-
-    func add(_ descriptor: Int32) throws(SystemError) {
-      let (problem, isBound) = kernel.state.withLock { state in
-        (state.fails("KVM_DEV_VFIO_FILE_ADD", 0), state.devices.contains { $0.boundFile == descriptor })
-      }
-      if let problem { throw SystemError("KVM_DEV_VFIO_FILE_ADD", code: -problem) }
-      #expect(!isBound, "some drivers want to know the machine when they are bound")
-      files.withLock { $0.append(descriptor) }
-    }
-
-    func remove(_ descriptor: Int32) {
-      #expect(kernel.state.withLock { $0.files[descriptor] != nil }, "open still")
-      files.withLock { $0.removeAll { $0 == descriptor } }
-    }
-  }
-
-  private final class EventInterrupts: LocalInterrupts {
-    func send(_ message: InterruptMessage) {}
-    func makeVector() -> any MessageVector { Vector() }
-    func setLevelTriggered(pin: Int, _ message: InterruptMessage?) {}
-
-    private final class Vector: MessageVector {
-      private final class Event {
-        let descriptor: EventDescriptor
-        init() throws(SystemError) { descriptor = try EventDescriptor() }
-      }
-      private let made = try? Event()
-      func set(_ message: InterruptMessage) {}
-      func signal() {}
-      var event: Int32? { made?.descriptor.rawValue }
-    }
-  }
-}
-
-/// Kernels of our own with devices that have all that a device can have.
-extension FakeKernel {
-  /// - Parameter change: of the device with this number.
-  static func full(_ count: Int, _ change: (Int, inout Device) -> Void = { _, _ in }) -> FakeKernel {
-    FakeKernel(
-      devices: (0..<count).map { number in
-        var device = Device(path: "/dev/vfio/devices/vfio\(number)")
-        // Without extended capabilities, to be read sooner.
-        var image = Array(HostConfigurationSpaceTests.image[..<256])
-        image.store(UInt32(0x4), at: 0x18)
-        image.store(UInt32(0x1), at: 0x20)
-        device.regions[2] = (0x4000, 0b111, [])
-        device.regions[4] = (0x20, 0b011, [])
-        device.regions[6] = (0x1000, 0b001, [])
-        device.regions[7] = (256, 0b011, [])
-        device.contents[7] = image
-        device.contents[2] = [UInt8](repeating: 0x5a, count: 0x4000)
-        device.contents[6] = (0..<0x800).map { UInt8(truncatingIfNeeded: $0) }
-        device.interrupts[3] = 1
-        device.powerOffset = 0x44
-        device.bus = 10 + number
-        change(number, &device)
-        return device
-      })
-  }
 }
