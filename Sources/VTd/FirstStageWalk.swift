@@ -65,10 +65,7 @@ struct FirstStageTable: Hashable, Sendable {
     memory: any PhysicalMemory
   ) throws(FaultReason) -> Mapping {
     for _ in 0..<WalkRules.attempts {
-      guard let mapping = try attempt(input, through: nested, for: access, rules: rules, memory: memory) else {
-        continue
-      }
-      return try below(mapping, nested, input, for: access, rules: rules, memory: memory)
+      if let mapping = try attempt(input, through: nested, for: access, rules: rules, memory: memory) { return mapping }
     }
     throw .firstStageUpdateFailed
   }
@@ -119,22 +116,36 @@ struct FirstStageTable: Hashable, Sendable {
       if updated != entry {
         if rules.pageWalkSnoopMatters, !pageWalkSnoop { throw .firstStageUpdateWithoutSnoop }
         if let nested {
-          // The second stage must let the table be written, and notes that it was.
-          _ = try physical(place, nested, isRoot: level == levels, for: .write, rules: rules, memory: memory)
+          // The second stage must let the table be written. It is not written yet, so nothing is marked.
+          var unmarked = nested
+          unmarked.accessedDirty = false
+          _ = try physical(place, unmarked, isRoot: level == levels, for: .write, rules: rules, memory: memory)
         }
-        let found = memory.compareExchangeUInt64(at: address, expected: entry, desired: updated)
-        guard found != nil else { throw .firstStageUpdateFailed }
-        guard found == entry else { return nil }
       }
       table = entry & WalkRules.addressBits
+      var found: Mapping?
       if isLeaf {
         // A page that is not marked dirty yet is cached as read-only, so that the first write marks it.
         let shift = 3 &+ 9 &* level
-        return Mapping(
+        let mapping = Mapping(
           output: (table &>> UInt64(truncatingIfNeeded: shift)) &<< UInt64(truncatingIfNeeded: shift), shift: shift,
-          readable: true,
-          writable: writable && updated & FirstStageEntry.dirty != 0)
+          readable: true, writable: writable && updated & FirstStageEntry.dirty != 0)
+        if let nested {
+          // Before the leaf is marked: a write that the second stage refuses makes no page dirty.
+          found = try below(mapping, nested, input, for: access, rules: rules, memory: memory)
+        } else {
+          found = mapping
+        }
       }
+      if updated != entry {
+        if let nested, nested.accessedDirty {
+          _ = try physical(place, nested, isRoot: level == levels, for: .write, rules: rules, memory: memory)
+        }
+        let previous = memory.compareExchangeUInt64(at: address, expected: entry, desired: updated)
+        guard previous != nil else { throw .firstStageUpdateFailed }
+        guard previous == entry else { return nil }
+      }
+      if let found { return found }
       level &-= 1
     }
   }

@@ -128,22 +128,40 @@ package struct ReferenceWalker {
       let bits: UInt64 = (leaf && write ? 0x60 : 0x20) + (extendedAccessed ? 0x400 : 0)
       if entry & bits != bits {
         if !snooped { return .fault(0x90) }
-        if case .fault(let reason) = below(guest, write: true, isRoot: isRoot) { return .fault(reason) }
-        // The second stage may have marked this very entry meanwhile.
-        mark(place, load(place) ?? entry, bits)
+        // Whether the table may be written comes before where the request goes, and marks nothing.
+        var probe = self
+        probe.secondStageMarks = false
+        if case .fault(let reason) = probe.below(guest, write: true, isRoot: isRoot) { return .fault(reason) }
+        visited = probe.visited
       }
       let address = entry % (1 << 52) / 4096 * 4096
+      var end: (verdict: Verdict, leaf: Leaf)?
       if leaf {
         let output = within(address, level, input)
         let upper = Leaf(
           shift: UInt64(3 + 9 * level), readable: true, writable: allows && (write || entry & 0x40 != 0))
-        self.leaf = upper
-        guard case .nested(_, let second, let secondLevels) = tables else { return .at(output) }
-        let verdict = secondStage(output, root: second, levels: secondLevels, write: write)
-        self.leaf = Leaf(
-          shift: min(upper.shift, self.leaf.shift), readable: self.leaf.readable,
-          writable: upper.writable && self.leaf.writable)
-        return verdict == .fault(0x83) ? .fault(0x84) : verdict
+        end = (.at(output), upper)
+        if case .nested(_, let second, let secondLevels) = tables {
+          let verdict = secondStage(output, root: second, levels: secondLevels, write: write)
+          // A refused request marks no leaf.
+          if case .fault(let reason) = verdict { return .fault(reason == 0x83 ? 0x84 : reason) }
+          let lower = self.leaf
+          end = (
+            verdict,
+            Leaf(
+              shift: min(upper.shift, lower.shift), readable: lower.readable,
+              writable: upper.writable && lower.writable)
+          )
+        }
+      }
+      if entry & bits != bits {
+        if case .fault(let reason) = below(guest, write: true, isRoot: isRoot) { return .fault(reason) }
+        // The second stage may have marked this very entry meanwhile.
+        mark(place, load(place) ?? entry, bits)
+      }
+      if let end {
+        self.leaf = end.leaf
+        return end.verdict
       }
       table = address
     }

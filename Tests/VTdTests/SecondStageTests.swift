@@ -97,6 +97,61 @@ struct SecondStageTests {
 
   // MARK: Nested
 
+  @Test("Nested: a write that the second stage refuses leaves the first-stage leaf clean", arguments: [false, true])
+  func refusedWriteMarksNothing(byTranslationRequest: Bool) throws {
+    let guest = try Guest.nested {
+      $0.deviceIOTLB = true
+      $0.pasidBits = 20
+    }
+    let first = guest.page()
+    let second = guest.page()
+    let input: UInt64 = 0x1_2345_6000
+    guest.map(input, in: first, levels: 4, entry: 0x50_0007, tableBits: 0x7)
+    // The page that the leaf names is read-only in second stage; the tables are not.
+    for page: UInt64 in 0..<0x400 { guest.map(page << 12, in: second, levels: 4, entry: page << 12 | 3, tableBits: 3) }
+    guest.map(0x50_0000, in: second, levels: 4, entry: 0x50_0001, tableBits: 3)
+    let slot = guest.slot(of: input, in: first, levels: 4)
+    let dataSlot = guest.slot(of: 0x50_0000, in: second, levels: 4)
+    let words = Guest.pasidEntry(
+      type: 3, firstStage: first, secondStage: second, first: 1 << 9, second: 1 << 23)
+    _ = guest.startScalable(source, words)
+    if byTranslationRequest {
+      let answer = guest.requestPort(source).translate(input, noWrite: false, prefix: nil)
+      guard case .success(let page) = answer else { return #expect(Bool(false), "\(answer)") }
+      #expect(page.isReadable && !page.isWritable)
+    } else {
+      #expect(guest.port(source).answer(input, .write) == .refused(.translation))
+      #expect(guest.takeFault()?.reason == 0x85)
+    }
+    #expect(!guest.load(slot)[bit: 6], "D of the first-stage leaf")
+    #expect(!guest.load(dataSlot)[bit: 9], "D of the second-stage leaf")
+
+    // Once the second stage lets it, both are dirty.
+    guest.store(0x50_0003, at: dataSlot)
+    guest.forgetAll()
+    #expect(guest.port(source).answer(input, .write) == .at(0x50_0000, 8))
+    #expect(guest.load(slot)[bit: 6] && guest.load(dataSlot)[bit: 9])
+  }
+
+  @Test("Nested: a leaf in a table that the second stage protects is not written, and nothing below is dirty")
+  func protectedTable() throws {
+    let guest = try Guest.nested()
+    let first = guest.page()
+    let second = guest.page()
+    let input: UInt64 = 0x1_2345_6000
+    guest.map(input, in: first, levels: 4, entry: 0x50_0007, tableBits: 0x27)
+    for page: UInt64 in 0..<0x600 { guest.map(page << 12, in: second, levels: 4, entry: page << 12 | 3, tableBits: 3) }
+    let slot = guest.slot(of: input, in: first, levels: 4)
+    let tableSlot = guest.slot(of: slot & ~0xfff, in: second, levels: 4)
+    guest.store(guest.load(tableSlot) & ~2, at: tableSlot)
+    let words = Guest.pasidEntry(
+      type: 3, firstStage: first, secondStage: second, first: 1 << 9, second: 1 << 23)
+    _ = guest.startScalable(source, words, contextBits: 0)
+    #expect(guest.port(source).answer(input, .write) == .refused(.translation))
+    #expect(guest.takeFault()?.reason == 0x77)
+    #expect(!guest.load(guest.slot(of: 0x50_0000, in: second, levels: 4))[bit: 9])
+  }
+
   struct Nested {
     let guest: Guest
     let port: any MemoryPort

@@ -29,16 +29,16 @@ struct ExplainingWalk {
     guard table.isCanonical(input) else { throw .addressNotCanonical }
     for _ in 0..<WalkRules.attempts {
       steps = []
-      guard let upper = try attempt(table, input, for: access, steps: &steps) else { continue }
-      guard let second = table.nested else { return upper }
-      return try combine(upper, second, input, for: access, steps: &below)
+      below = []
+      if let mapping = try attempt(table, input, for: access, steps: &steps, below: &below) { return mapping }
     }
     throw .firstStageUpdateFailed
   }
 
   /// - Returns: nil where an entry is not any more what it was when its bits are to be set.
   private mutating func attempt(
-    _ table: FirstStageTable, _ input: UInt64, for access: DMAAccess, steps: inout [PagingStep]
+    _ table: FirstStageTable, _ input: UInt64, for access: DMAAccess, steps: inout [PagingStep],
+    below: inout [PagingStep]
   ) throws(FaultReason) -> Mapping? {
     var pointer = table.root
     var allWritable = true
@@ -69,17 +69,30 @@ struct ExplainingWalk {
       step.bitsToSet = marks & ~entry
       if step.bitsToSet != 0 {
         if rules.pageWalkSnoopMatters, !table.pageWalkSnoop { throw .firstStageUpdateWithoutSnoop }
+        if var unmarked = table.nested {
+          unmarked.accessedDirty = false
+          _ = try self.place(step.address, unmarked, isRoot: isRoot, for: .write, steps: &step.belowUpdate)
+          step.belowUpdate = []
+        }
+      }
+      var mapping: Mapping?
+      if step.isLeaf {
+        let upper = Mapping(
+          output: entry & WalkRules.addressBits & ~UInt64.lowBits(shift), shift: shift, readable: true,
+          writable: mayWrite && (entry | marks) & FirstStageEntry.dirty != 0)
+        mapping =
+          try table.nested.map { (second) throws(FaultReason) in
+            try combine(upper, second, input, for: access, steps: &below)
+          } ?? upper
+      }
+      if step.bitsToSet != 0 {
         if table.nested != nil {
           _ = try self.place(step.address, table.nested, isRoot: isRoot, for: .write, steps: &step.belowUpdate)
         }
         guard load(place) == entry else { return nil }
         marked[place] = entry | marks
       }
-      if step.isLeaf {
-        return Mapping(
-          output: entry & WalkRules.addressBits & ~UInt64.lowBits(shift), shift: shift, readable: true,
-          writable: mayWrite && (entry | marks) & FirstStageEntry.dirty != 0)
-      }
+      if let mapping { return mapping }
       pointer = entry & WalkRules.addressBits
     }
     return nil  // Not reached: at level 1 every entry is a leaf.
