@@ -182,7 +182,10 @@ extension TranslationUnit {
   private func timedOut(_ source: RequesterID) {
     var effects = UnitRegisters.Effects()
     registers.state.withLock { registers in
-      registers.file[quadword: RegisterOffset.invalidationQueueErrorRecord][bits: 32...47] = UInt64(source.rawValue)
+      // The record keeps the first source until software clears the error (VT-d 11.4.9.9).
+      if !registers.faultStatus.contains(.invalidationTimeoutError) {
+        registers.file[quadword: RegisterOffset.invalidationQueueErrorRecord][bits: 32...47] = UInt64(source.rawValue)
+      }
       registers.raise(.invalidationTimeoutError, &effects)
     }
     registers.send(effects)
@@ -194,7 +197,9 @@ extension TranslationUnit {
     if !isExpected {
       var effects = UnitRegisters.Effects()
       registers.state.withLock { registers in
-        registers.file[quadword: RegisterOffset.invalidationQueueErrorRecord][bits: 48...63] = UInt64(source.rawValue)
+        if !registers.faultStatus.contains(.invalidationCompletionError) {
+          registers.file[quadword: RegisterOffset.invalidationQueueErrorRecord][bits: 48...63] = UInt64(source.rawValue)
+        }
         registers.raise(.invalidationCompletionError, &effects)
       }
       registers.send(effects)

@@ -9,7 +9,7 @@ struct FaultRecord: Hashable, Sendable {
   var source: RequesterID
   /// The address of the request; of an interrupt request its index, in bits 63:48.
   var information: UInt64
-  /// Type (T): a read. Nothing for interrupt requests.
+  /// A read (T1). Nothing for interrupt requests and page requests.
   var isRead = false
   /// PV, and PP with it.
   var pasid: UInt32?
@@ -17,7 +17,7 @@ struct FaultRecord: Hashable, Sendable {
   var executes = false
   var kind = Kind.untranslated
 
-  /// Address Type (AT) of the request, or that it was a page request (T2 without T1).
+  /// Address Type (AT) of the request, or that it is a page request (T2 without T1).
   enum Kind: UInt64, Sendable {
     case untranslated = 0
     case translationRequest = 1
@@ -58,13 +58,14 @@ extension UnitRegisters {
       upper[bit: 29] = fault.isPrivileged  // PRIV
       upper[bit: 30] = fault.executes  // EXE
     }
+    // {T1,T2}: 00b a write, 01b a page request, 10b a read, 11b an AtomicOp (VT-d 11.4.14).
     if fault.kind == .pageRequest {
       upper[bit: 28] = true  // T2
     } else {
       upper[bits: 60...61] = fault.kind.rawValue  // AT
+      upper[bit: 62] = fault.isRead  // T1
     }
     upper[bits: 32...39] = UInt64(fault.reason.rawValue)  // FR
-    upper[bit: 62] = fault.isRead  // T1
     upper[bit: 63] = true  // F
     file[quadword: recordOffset(index)] = fault.information & ~0xfff
     file[quadword: recordOffset(index) + 8] = upper

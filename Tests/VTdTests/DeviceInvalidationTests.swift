@@ -108,6 +108,30 @@ struct DeviceInvalidationTests {
     #expect(status(guest) == 0)
   }
 
+  @Test("The error record keeps the first source until software clears the error")
+  func firstSource() throws {
+    let (guest, _, _) = try started()
+    let other = guest.requestPort(RequesterID(rawValue: 0x20))
+    let third = guest.requestPort(RequesterID(rawValue: 0x28))
+    other.completeInvalidations(1)
+    third.completeInvalidations(1)
+    #expect(guest.read64(0xb0)[bits: 48...63] == 0x20)
+    guest.write32(0x34, 0x20)
+    third.completeInvalidations(1)
+    #expect(guest.read64(0xb0)[bits: 48...63] == 0x28)
+
+    // Two functions do not answer in time.
+    let cache = RecordingCache(other, answersAtOnce: false)
+    guest.submit(Self.whole)
+    timer.fire()
+    guest.submit([3 | 0x20 << 32, 0x1234_5000])
+    timer.fire()
+    #expect(guest.read64(0xb0)[bits: 32...47] == 0x18)
+    timer.fire()
+    #expect(guest.read64(0xb0)[bits: 32...47] == 0x18)
+    #expect(cache.invalidations.count == 1)
+  }
+
   @Test("An answer with a wrong tag, or from another function, is ICE; the right one still counts")
   func wrongAnswer() throws {
     let (guest, port, _) = try started()

@@ -123,6 +123,15 @@ struct PageRequestTests {
     #expect(port.requestPage(request()) == .answered(.invalidRequest))
   }
 
+  @Test("The fault of a page request has type 01b, whatever it asks for", arguments: [false, true])
+  func faultType(writes: Bool) throws {
+    let (guest, port, _) = try started(contextBits: 0xc)
+    _ = port.requestPage(
+      PageRequest(address: 0x1000, prefix: nil, reads: true, writes: writes, isLastInGroup: true, groupIndex: 0))
+    let high = guest.read64(0x228)
+    #expect(high[bit: 63] && !high[bit: 62] && high[bit: 28], "F, T1, T2")
+  }
+
   @Test("What is cached for the page goes with the request")
   func implicitInvalidation() throws {
     let (guest, port, _) = try started()
