@@ -176,6 +176,8 @@ extension TranslationUnit {
         .source(source), .hex("addr", request.address), .number("group", request.groupIndex),
         .flag("read", request.reads), .flag("write", request.writes), .flag("last", request.isLastInGroup),
       ] + (request.prefix.map { [.hex("pasid", $0.pasid)] } ?? []))
+    let phase = pageRequestsInFlight.begin()
+    defer { pageRequestsInFlight.end(phase) }
     let mode = ports.withLock { $0.mode }
     guard capabilities.pageRequests, mode.enabled else { return answer(.invalidRequest) }
     var lookup = lookup(mode, source)

@@ -61,11 +61,14 @@ final class RequesterMemory: PhysicalMemory {
   private let ram: any PhysicalMemory
   private let requester: Requester
   private let messages: any MessageSink
+  /// Counts the interrupt requests, so that the unit can wait until they are delivered.
+  private let inFlight: RequestsInFlight
 
-  init(ram: any PhysicalMemory, requester: Requester, messages: any MessageSink) {
+  init(ram: any PhysicalMemory, requester: Requester, messages: any MessageSink, inFlight: RequestsInFlight) {
     self.ram = ram
     self.requester = requester
     self.messages = messages
+    self.inFlight = inFlight
   }
 
   func loadUInt16(at address: UInt64) -> UInt16? { ram.loadUInt16(at: address) }
@@ -88,6 +91,8 @@ final class RequesterMemory: PhysicalMemory {
   /// - Returns: whether it is an interrupt request.
   private func send(_ data: UInt32, to address: UInt64) -> Bool {
     guard WalkRules.isInterruptAddress(address), address % 4 == 0 else { return false }
+    let phase = inFlight.begin()
+    defer { inFlight.end(phase) }
     messages.send(InterruptMessage(address: address, data: data), from: requester.id)
     return true
   }

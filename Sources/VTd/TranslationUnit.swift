@@ -38,6 +38,10 @@ public final class TranslationUnit: BusDevice, DMARemapper {
   /// Device-TLB invalidations on their way. A leaf: nothing is called with it held.
   let devices = Mutex(DeviceInvalidations())
   let deviceTimer: (any OneShotTimer)?
+  /// Interrupt requests that functions make by DMA, from before remapping until they are delivered.
+  private let interruptsInFlight = RequestsInFlight()
+  /// Page requests, from before their check until the unit has queued or answered them.
+  let pageRequestsInFlight = RequestsInFlight()
   /// A function answered while somebody else held `queue`, who then serves it again.
   private let resumes = Atomic<Bool>(false)
   let trace: Trace?
@@ -48,6 +52,8 @@ public final class TranslationUnit: BusDevice, DMARemapper {
     var invalidations: [Invalidation] = []
     /// Their requests in flight may go by what was invalidated.
     var ports: [TranslatedMemoryPort] = []
+    /// Interrupt requests in flight may go by an entry or a table that is invalid now.
+    var concernsInterrupts = false
 
     mutating func append(_ port: TranslatedMemoryPort) {
       if !ports.contains(where: { $0 === port }) { ports.append(port) }
@@ -97,7 +103,9 @@ public final class TranslationUnit: BusDevice, DMARemapper {
   /// - Parameter isPrivileged: the requests have Privileged Mode Requested set; only with a PASID.
   func makePort(for requester: Requester, pasid: UInt32?, isPrivileged: Bool) -> any MemoryPort {
     let reachable: any PhysicalMemory =
-      messages.map { RequesterMemory(ram: memory, requester: requester, messages: $0) } ?? memory
+      messages.map {
+        RequesterMemory(ram: memory, requester: requester, messages: $0, inFlight: interruptsInFlight)
+      } ?? memory
     let translation = PortTranslation(
       requestPASID: pasid, isPrivileged: isPrivileged, capabilities: capabilities, rules: rules, trace: trace)
     let port = TranslatedMemoryPort(
@@ -163,6 +171,7 @@ public final class TranslationUnit: BusDevice, DMARemapper {
       pending.ports = ports.withLock { $0.all }
       pending.invalidations.append(.translationChanged)
       pending.invalidations.append(.interruptRemappingChanged)
+      pending.concernsInterrupts = true
       devices.withLock { $0.reset() }
       complete(&pending)
     }
@@ -191,19 +200,22 @@ public final class TranslationUnit: BusDevice, DMARemapper {
       return effects
     }
     registers.send(effects)
-    if effects.translationChanged || effects.interruptRemappingChanged || effects.command != nil {
+    if effects.awaitsDrain || effects.command != nil {
       queue.withLock { pending in
         if effects.translationChanged {
           pending.ports = ports.withLock { $0.all }
           pending.invalidations.append(.translationChanged)
         }
-        if effects.interruptRemappingChanged { pending.invalidations.append(.interruptRemappingChanged) }
+        if effects.interruptRemappingChanged {
+          pending.invalidations.append(.interruptRemappingChanged)
+          pending.concernsInterrupts = true
+        }
         if let invalidation = effects.command?.invalidation { carryOut(invalidation, &pending) }
         complete(&pending)
       }
       resumeIfAsked()
       registers.state.withLock { registers in
-        if effects.translationChanged { registers.completeGlobalCommand() }
+        if effects.awaitsDrain { registers.completeGlobalCommand() }
         if let command = effects.command { registers.complete(command) }
       }
     }
@@ -354,6 +366,7 @@ public final class TranslationUnit: BusDevice, DMARemapper {
     switch invalidation {
     case .interruptEntries(let indices):
       interrupts.invalidate(indices)
+      pending.concernsInterrupts = true
     case .deviceTLB, .deviceTLBOfPASID, .translationChanged, .interruptRemappingChanged:
       break
     default:
@@ -373,6 +386,10 @@ public final class TranslationUnit: BusDevice, DMARemapper {
   private func complete(_ pending: inout Pending) {
     for port in pending.ports { port.inFlight.drain(parking: parking) }
     pending.ports.removeAll(keepingCapacity: true)
+    if pending.concernsInterrupts { interruptsInFlight.drain(parking: parking) }
+    pending.concernsInterrupts = false
+    // One that was checked before what was invalidated, or before a wait descriptor with PD, is in the queue first.
+    if capabilities.pageRequests { pageRequestsInFlight.drain(parking: parking) }
     tellObservers(&pending)
   }
 

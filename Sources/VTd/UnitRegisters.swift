@@ -19,10 +19,12 @@ struct UnitRegisters: Sendable {
     var translationEnableChanged = false
     /// SRTP: another root table, or the same again.
     var rootTableSet = false
-    /// Requests in flight go by what was before; Global Status waits for `completeGlobalCommand`.
+    /// Requests in flight go by what was before.
     var translationChanged: Bool { rootTableSet || translationEnableChanged }
     /// IRE, CFI or SIRTP.
     var interruptRemappingChanged = false
+    /// Global Status waits for `completeGlobalCommand`.
+    var awaitsDrain: Bool { translationChanged || interruptRemappingChanged }
   }
 
   /// An invalidation through CCMD or IOTLB.
@@ -44,8 +46,8 @@ struct UnitRegisters: Sendable {
   var nextFaultRecord = 0
   /// What is in force. Global Status shows it, once it is complete.
   private(set) var globalStatus: GlobalCommand = []
-  /// How many commands that change translation are in force, yet may have requests in flight that go by what was
-  /// before.
+  /// How many commands that change translation or interrupt remapping are in force, while requests in flight may
+  /// still go by what was before.
   private var incompleteCommands = 0
 
   init(_ capabilities: Capabilities) {
@@ -161,6 +163,8 @@ struct UnitRegisters: Sendable {
         interruptTable = file[quadword: RegisterOffset.interruptRemappingTableAddress]
         status.insert(.setInterruptRemapTablePointer)
         effects.interruptRemappingChanged = true
+        // IRTPS likewise.
+        file[doubleword: RegisterOffset.globalStatus] &= ~GlobalCommand.setInterruptRemapTablePointer.rawValue
       }
       let followed: GlobalCommand = [.interruptRemappingEnable, .compatibilityFormatInterrupt]
       if command.intersection(followed) != status.intersection(followed) {
@@ -181,11 +185,11 @@ struct UnitRegisters: Sendable {
     }
     // WBF: CAP.RWBF is clear, so there is nothing to flush and WBFS never shows.
     globalStatus = status
-    if effects.translationChanged { incompleteCommands += 1 }
+    if effects.awaitsDrain { incompleteCommands += 1 }
     showGlobalStatus()
   }
 
-  /// No request goes by what was before a command that changed translation any more.
+  /// No request goes by what was before a command any more.
   mutating func completeGlobalCommand() {
     // A reset may have come between.
     incompleteCommands = max(incompleteCommands - 1, 0)
@@ -195,7 +199,10 @@ struct UnitRegisters: Sendable {
   private mutating func showGlobalStatus() {
     var shown = globalStatus
     if incompleteCommands > 0 {
-      let drained: GlobalCommand = [.translationEnable, .setRootTablePointer]
+      let drained: GlobalCommand = [
+        .translationEnable, .setRootTablePointer, .interruptRemappingEnable, .setInterruptRemapTablePointer,
+        .compatibilityFormatInterrupt,
+      ]
       let before = GlobalCommand(rawValue: file[doubleword: RegisterOffset.globalStatus])
       shown = shown.subtracting(drained).union(before.intersection(drained))
     }

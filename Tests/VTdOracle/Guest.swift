@@ -287,8 +287,12 @@ package final class RecordingSink: MessageSink {
     }
   }
   private let log = Mutex<[Delivery]>([])
+  private let hook = Mutex<(@Sendable () -> Void)?>(nil)
   package var deliveries: [Delivery] { log.withLock { $0 } }
+  /// Runs before each message is delivered.
+  package func onMessage(_ action: @escaping @Sendable () -> Void) { hook.withLock { $0 = action } }
   package func send(_ message: InterruptMessage, from requester: RequesterID) {
+    hook.withLock { $0 }?()
     log.withLock { $0.append(Delivery(source: requester, message: message)) }
   }
 }

@@ -162,6 +162,88 @@ struct DrainTests {
     #expect(guest.status == 0xc400_0000)
   }
 
+  /// Runs `ring` while a function's interrupt is on its way to the local APIC, and checks that it waits for that.
+  private func expectInterruptDrain(
+    _ guest: Guest, _ port: any MemoryPort, ring: @escaping @Sendable () -> Void, isComplete: () -> Bool
+  ) {
+    let (arrived, release) = (TestSemaphore(), TestSemaphore())
+    guest.sink.onMessage {
+      arrived.signal()
+      release.wait()
+    }
+    let interrupting = TestThread { try? port.storeUInt32(0x41, at: 0xfee0_0010) }
+    arrived.wait()
+    guest.sink.onMessage {}
+    let thread = TestThread(ring)
+    guest.parking.waitForSleeper()
+    #expect(!isComplete())
+    release.signal()
+    thread.join()
+    interrupting.join()
+    #expect(isComplete())
+  }
+
+  @Test("An interrupt entry invalidation waits for the interrupts that functions are making by DMA")
+  func interruptEntries() throws {
+    let (guest, port, _) = try started()
+    let shared = Shared(guest)
+    expectInterruptDrain(guest, port) {
+      #expect(shared.guest.submitAndWait([4, 0]))
+    } isComplete: {
+      guest.memory.loadUInt32(at: guest.statusPage) != 0
+    }
+  }
+
+  @Test("IRES, CFIS and IRTPS show after the interrupts that functions were making by DMA")
+  func interruptStatus() throws {
+    let (guest, port, _) = try started()
+    let shared = Shared(guest)
+    for bit in [24, 23, 25, 24] {
+      expectInterruptDrain(guest, port) {
+        shared.guest.command(set: bit)
+      } isComplete: {
+        guest.status[bit: bit]
+      }
+    }
+    expectInterruptDrain(guest, port) {
+      shared.guest.command(clear: 25)
+    } isComplete: {
+      !guest.status[bit: 25]
+    }
+  }
+
+  @Test("A page request that is being checked is in the queue before a wait with PD completes")
+  func pageRequests() throws {
+    let memory = HookedMemory(size: Guest.memorySize)
+    let guest = try Guest.firstStage(memory: memory) { TranslationRequestTests.all(&$0) }
+    let tables = guest.startScalable(source, Guest.pasidEntry(type: 1, firstStage: guest.page()), contextBits: 0x1c)
+    guest.write64(0xd0, guest.page())
+    guest.enableQueue(wide: true)
+    let port = guest.requestPort(source)
+    let (arrived, release) = (TestSemaphore(), TestSemaphore())
+    memory.onLoad(at: tables.context) {
+      arrived.signal()
+      release.wait()
+    }
+    let requesting = TestThread {
+      let request = PageRequest(
+        address: 0x1000, prefix: nil, reads: true, writes: false, isLastInGroup: true, groupIndex: 1)
+      #expect(port.requestPage(request) == .queued)
+    }
+    arrived.wait()
+    memory.onLoad(at: tables.context) {}
+    let shared = Shared(guest)
+    let status = guest.statusPage
+    let thread = TestThread { shared.guest.submit([0x1_0000_00a5, status]) }
+    guest.parking.waitForSleeper()
+    #expect(guest.memory.loadUInt32(at: status) == 0)
+    release.signal()
+    thread.join()
+    requesting.join()
+    #expect(guest.memory.loadUInt32(at: status) == 1)
+    #expect(guest.read64(0xc8) == 32)
+  }
+
   @Test("A reset while a command waits leaves the reset's status")
   func resetMeanwhile() throws {
     let (guest, port, _) = try started()
