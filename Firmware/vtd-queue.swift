@@ -138,8 +138,8 @@ private func checkDescriptors(isWide: Bool, isScalable: Bool) {
     check("a PASID-cache invalidation's granularity 2", Problem.reserved, 0x7 | 2 << 4)
     check("a PASID-based IOTLB invalidation's granularity 0", Problem.reserved, 0x6)
   } else {
-    check("a PASID-cache invalidation in legacy mode", Problem.tableMode, 0x7 | 3 << 4)
-    check("a PASID-based IOTLB invalidation in legacy mode", Problem.tableMode, 0x6 | 2 << 4)
+    check("a PASID-cache invalidation in legacy mode", Problem.type, 0x7 | 3 << 4)
+    check("a PASID-based IOTLB invalidation in legacy mode", Problem.type, 0x6 | 2 << 4)
   }
 }
 
@@ -229,6 +229,21 @@ private func checkCompletion(isWide: Bool) {
   disableInterrupts()
 }
 
+/// A queue of which no descriptor is fetched.
+private func checkNoFetch(_ name: StaticString, _ problem: UInt64, isWide: Bool) {
+  RemappingUnit.startQueue(isWide: isWide)
+  RemappingUnit.enqueue(good)
+  RemappingUnit.ring()
+  Report.check(name, status() == queueError && RemappingUnit.read64(Register.queueErrorRecord) & 0xf == problem)
+  RemappingUnit.command(RemappingUnit.Command.queueEnable, on: false)
+  RemappingUnit.write32(Register.faultStatus, queueError)
+}
+
+private func setTableMode(_ mode: UInt64) {
+  RemappingUnit.write64(Register.rootTableAddress, Pages.take() | mode << 10)
+  RemappingUnit.command(RemappingUnit.Command.setRootTable)
+}
+
 func kernelMain() {
   guard RemappingUnit.isThere else { return Report.fail("there is no VT-d unit") }
   LocalAPIC.start()
@@ -238,7 +253,9 @@ func kernelMain() {
   checkDescriptors(isWide: false, isScalable: false)
   checkPlace(isWide: false)
   checkCompletion(isWide: false)
-  guard RemappingUnit.offers(RemappingUnit.scalableMode) else { return }
+  guard RemappingUnit.offers(RemappingUnit.scalableMode) else {
+    return checkNoFetch("256-bit descriptors are refused without scalable mode", Problem.width, isWide: true)
+  }
 
   put("256-bit descriptors\n")
   checkOrder(isWide: true)
@@ -247,15 +264,9 @@ func kernelMain() {
 
   put("256-bit descriptors in scalable mode\n")
   RemappingUnit.startQueue(isWide: true)
-  RemappingUnit.write64(Register.rootTableAddress, Pages.take() | 1 << 10)
-  RemappingUnit.command(RemappingUnit.Command.setRootTable)
+  setTableMode(1)
   checkDescriptors(isWide: true, isScalable: true)
-  RemappingUnit.startQueue(isWide: false)
-  RemappingUnit.enqueue(good)
-  RemappingUnit.ring()
-  Report.check(
-    "128-bit descriptors are refused",
-    status() == queueError && RemappingUnit.read64(Register.queueErrorRecord) & 0xf == Problem.width)
-  RemappingUnit.command(RemappingUnit.Command.queueEnable, on: false)
-  RemappingUnit.write32(Register.faultStatus, queueError)
+  checkNoFetch("128-bit descriptors are refused", Problem.width, isWide: false)
+  setTableMode(2)
+  checkNoFetch("any are refused in a table mode that is reserved", Problem.tableMode, isWide: true)
 }

@@ -36,17 +36,19 @@ enum Descriptor: Hashable, Sendable {
     _ bits: DescriptorBits, tableMode: TranslationMode.TableMode, capabilities: Capabilities
   ) throws(QueueError) -> Descriptor {
     let type = Int(bits.type)
-    let isOffered =
+    // "List of Valid Descriptor Types for Each Operating Mode" (Table 23).
+    let isScalable = tableMode == .scalable
+    let isValid =
       switch type {
       case 1, 2, 5: true
       case 3: capabilities.deviceTLB
       case 4: capabilities.interruptRemapping
-      case 6, 7: capabilities.scalableMode
-      case 8: capabilities.deviceTLB && capabilities.pasid
-      case 9: capabilities.pageRequests
+      case 6, 7: isScalable
+      case 8: isScalable && capabilities.deviceTLB && capabilities.pasid
+      case 9: isScalable && capabilities.pageRequests
       default: false
       }
-    guard isOffered else { throw .invalidDescriptorType }
+    guard isValid else { throw .invalidDescriptorType }
     guard bits.low & reserved[type].low == 0, bits.high & reserved[type].high == 0, bits.upper == 0 else {
       throw .reservedField
     }
@@ -90,22 +92,17 @@ enum Descriptor: Hashable, Sendable {
           code: PageGroupResponse.Code(field: UInt8(truncatingIfNeeded: bits.low[bits: 12...15])),
           groupIndex: UInt16(truncatingIfNeeded: bits.high[bits: 3...11]), pasid: bits.low[bit: 4] ? pasid : nil),
         to: RequesterID(rawValue: domain))
-    case (6, 2), (6, 3), (7, 0), (7, 1), (7, 3):
-      guard tableMode == .scalable else { throw .invalidTableMode }
+    case (6, 2): return .invalidate(.translationsOfPASID(pasid, domain: domain))
+    case (6, 3): return .invalidate(.pagesOfPASID(pasid, domain: domain, pages, leafOnly: bits.high[bit: 6]))
+    case (7, 0): return .invalidate(.pasidsOfDomain(domain))
+    case (7, 1): return .invalidate(.pasid(pasid, domain: domain))
+    case (7, 3): return .invalidate(.allPASIDs)
     case (8, _):
-      guard tableMode == .scalable else { throw .invalidTableMode }
       return .invalidate(
         .deviceTLBOfPASID(
           RequesterID(rawValue: domain), bits.high[bit: 0] ? nil : pasid,
           deviceTLBRange(bits.high, isSized: bits.high[bit: 11])))
     default: throw .reservedField
-    }
-    switch (type, granularity) {
-    case (6, 2): return .invalidate(.translationsOfPASID(pasid, domain: domain))
-    case (6, _): return .invalidate(.pagesOfPASID(pasid, domain: domain, pages, leafOnly: bits.high[bit: 6]))
-    case (_, 0): return .invalidate(.pasidsOfDomain(domain))
-    case (_, 1): return .invalidate(.pasid(pasid, domain: domain))
-    default: return .invalidate(.allPASIDs)
     }
   }
 

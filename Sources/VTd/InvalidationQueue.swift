@@ -64,7 +64,12 @@ extension UnitRegisters {
     }
     guard queue.head != tail else { return nil }
     let mode = translationMode.tableMode
-    if mode == .scalable, !queue.isWide {
+    if mode == .invalid {
+      stopQueue(.invalidTableMode, generation: queue.generation, &effects)
+      return nil
+    }
+    // Scalable mode has wide descriptors only; a unit without scalable mode has none.
+    if queue.isWide ? !capabilities.scalableMode : mode == .scalable {
       stopQueue(.invalidDescriptorWidth, generation: queue.generation, &effects)
       return nil
     }

@@ -92,8 +92,8 @@ struct RegisterDescription: Sendable {
       RegisterDescription("IQH", at: RegisterOffset.invalidationQueueHead, width: 8),
       RegisterDescription("IQT", at: RegisterOffset.invalidationQueueTail, width: 8, writable: 0x7_fff0),
       RegisterDescription(
-        "IQA", at: RegisterOffset.invalidationQueueAddress, width: 8,
-        writable: tableAddress | (scalable ? 0x800 : 0) | 0x7),
+        // DW sticks without scalable mode, too: the first fetch finds it wrong.
+        "IQA", at: RegisterOffset.invalidationQueueAddress, width: 8, writable: tableAddress | 0x807),
       RegisterDescription("ICS", at: RegisterOffset.invalidationCompletionStatus, width: 4, writeOneToClear: 1),
       RegisterDescription(
         "IECTL", at: RegisterOffset.invalidationEventControl, width: 4, reset: 0x8000_0000, writable: 0x8000_0000),

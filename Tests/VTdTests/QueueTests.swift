@@ -91,21 +91,39 @@ struct QueueTests {
     }
   }
 
-  @Test("PASID descriptors need scalable mode, scalable mode needs wide descriptors")
-  func tableModes() throws {
-    var guest = try Guest.scalable()
+  @Test("In legacy mode, descriptor types of scalable mode are invalid (Table 23)")
+  func typesOfScalableMode() throws {
+    let guest = try Guest.firstStage { TranslationRequestTests.all(&$0) }
     guest.enableQueue(wide: true)
-    for descriptor: [UInt64] in [[6 | 2 << 4, 0], [7 | 3 << 4, 0]] {
+    for descriptor: [UInt64] in [[6 | 2 << 4, 0], [7 | 3 << 4, 0], [8, 0], [9, 0]] {
       #expect(!guest.submitAndWait(descriptor))
-      #expect(error(guest) == 7)
+      #expect(error(guest) == 3)
       guest.store(2 | 1 << 4, at: guest.queueBase + guest.read64(0x80))
       clearError(guest)
     }
-    guest = try Guest.scalable()
-    guest.setRootTable(guest.page(), scalable: true)
-    guest.enableQueue(wide: false)
+  }
+
+  @Test("A reserved table mode stops the queue at any descriptor", arguments: [2, 3] as [UInt64])
+  func reservedTableMode(mode: UInt64) throws {
+    let guest = try Guest.scalable()
+    guest.write64(0x20, guest.page() | mode << 10)
+    guest.command(set: 30)
+    guest.enableQueue(wide: true)
     #expect(!guest.submitAndWait([2 | 1 << 4, 0]))
-    #expect(error(guest) == 5)
+    #expect(error(guest) == 7)
+  }
+
+  @Test("Scalable mode needs wide descriptors, and they need a unit that offers scalable mode")
+  func widths() throws {
+    let scalable = try Guest.scalable()
+    scalable.setRootTable(scalable.page(), scalable: true)
+    scalable.enableQueue(wide: false)
+    #expect(!scalable.submitAndWait([2 | 1 << 4, 0]))
+    #expect(error(scalable) == 5)
+    let legacy = try Guest()
+    legacy.enableQueue(wide: true)
+    #expect(!legacy.submitAndWait([2 | 1 << 4, 0]))
+    #expect(error(legacy) == 5)
   }
 
   @Test("Tails beyond the queue, between descriptors, and queues out of memory")
