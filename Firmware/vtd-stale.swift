@@ -11,7 +11,7 @@ private let largePage: UInt64 = 0x12_4000_0000
 private let sink: UInt64 = 0x12_3460_0000
 private let domainA: UInt64 = 0x2a
 private let domainB: UInt64 = 0x07
-private let pasid = SourceTables.pasid
+private var pasid: UInt64 { SourceTables.pasid }
 
 /// What an invalidation is to take: a bit for each page of each function.
 private struct Covered: Equatable {
@@ -191,6 +191,7 @@ private func checkPageSelective(_ setup: Setup) {
     invalidate(0x12_0000_0000, 18, domainA) && invalidate(0x12_4000_0000, 18, domainA)
   }
   setup.expectPages("a third domain's takes nothing", .none) { invalidate(smallPage, 0, 9) }
+  setup.expectPages("address bits beyond MGAW are ignored", .smallA) { invalidate(smallPage | 1 << 60, 0, domainA) }
 }
 
 /// First-stage pages: VT-d 6.5.2.4.
@@ -214,6 +215,23 @@ private func checkPASIDSelective(_ setup: Setup) {
     invalidate(largePage + 0x7_f000, 0, domainA, pasid)
   }
   setup.expectPages("another PASID's page takes nothing", .none) { invalidate(smallPage, 0, domainA, pasid + 1) }
+  setup.expectPages("address bits beyond MGAW are ignored", .smallA) {
+    invalidate(smallPage | 1 << 60, 0, domainA, pasid)
+  }
+  // By second-stage address: which first-stage pages are there is not known, so all of the domain go.
+  setup.expectPages("a second-stage page's takes the domain", .a) {
+    RemappingUnit.invalidatePage(smallPage, domain: domainA)
+  }
+}
+
+/// Register-based invalidation does nothing in scalable mode: VT-d 6.5.1.
+private func checkIgnoredRegisters(_ setup: Setup) {
+  setup.expectPages("a register-based invalidation does nothing, and says so", .none) {
+    RemappingUnit.write64(RemappingUnit.invalidateCommand, 1 << 63 | 1 << 60)
+    RemappingUnit.write64(RemappingUnit.Register.contextCommand, 1 << 63 | 1 << 61)
+    return RemappingUnit.read64(RemappingUnit.invalidateCommand) >> 57 == 1 << 3
+      && RemappingUnit.read64(RemappingUnit.Register.contextCommand) >> 59 == 1 << 2
+  }
 }
 
 // MARK: By register
@@ -335,6 +353,7 @@ private func checkScalable(_ edu: Edu, _ other: Edu, stage: PagingTables.Stage) 
   guard RemappingUnit.translate(root: sources.root, isScalable: true) else { return }
   checkPages(setup)
   if stage == .first { checkPASIDSelective(setup) } else { checkPageSelective(setup) }
+  checkIgnoredRegisters(setup)
 
   put("PASID-table entries\n")
   func forgetPages() { _ = RemappingUnit.invalidateTranslations() }

@@ -56,7 +56,9 @@ enum Descriptor: Hashable, Sendable {
     let pasid = UInt32(truncatingIfNeeded: bits.low[bits: 32...51])
     let granularity = bits.low[bits: 4...5]
     let addressMask = Int(bits.high[bits: 0...5])
-    let pages = PageRange(address: bits.high, addressMask: addressMask)
+    let pages = PageRange(
+      address: bits.high, addressMask: addressMask, width: capabilities.maximumGuestAddressWidth,
+      isFirstStage: type == 6)
 
     switch (type, granularity) {
     case (1, 1): return .invalidate(.allContexts)

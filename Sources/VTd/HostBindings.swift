@@ -220,7 +220,7 @@ public final class HostBindings: InvalidationObserver {
       let next: FirstStageInvalidation
       switch invalidation {
       case .allTranslations,
-        .translationsOfDomain(stage.domain),
+        .translationsOfDomain(stage.domain), .pagesOfDomain(stage.domain, _, _),
         .translationsOfPASID(stage.pasid, domain: stage.domain):
         return [.all]
       case .pagesOfPASID(stage.pasid, domain: stage.domain, let pages, let leafOnly):

@@ -33,6 +33,19 @@ public struct PageRange: Hashable, Sendable {
     last = first | size | 0xfff
   }
 
+  /// The range that an IOTLB invalidation names. Address bits from MGAW up are ignored (VT-d 6.5.2.3, 6.5.2.4,
+  /// 11.4.8.2).
+  /// - Parameter isFirstStage: addresses are canonical, so what stands for the ignored bits is the highest bit left.
+  init(address: UInt64, addressMask: Int, width: Int, isFirstStage: Bool = false) {
+    guard addressMask + 12 < width else {
+      self.init(address: 0, addressMask: 52)
+      return
+    }
+    var address = address & .lowBits(width)
+    if isFirstStage, address[bit: width - 1] { address |= ~.lowBits(width) }
+    self.init(address: address, addressMask: addressMask)
+  }
+
   func overlaps(first otherFirst: UInt64, last otherLast: UInt64) -> Bool { first <= otherLast && otherFirst <= last }
 }
 

@@ -400,8 +400,8 @@ struct PortTranslation: Sendable {
       forgetPages { $0.domain == domain }
     case .pagesOfDomain(let domain, let pages, _):
       forgetPages(in: pages) { $0.domain == domain && $0.stages == .second }
-      // The pages are second-stage input; which nested mappings came through them is not kept.
-      forgetPages { $0.domain == domain && $0.stages == .both }
+      // The pages are second-stage input. First-stage and nested entries of the domain all go (VT-d 6.5.2.3).
+      forgetPages { $0.domain == domain && $0.stages != .second }
     case .translationsOfPASID(let pasid, let domain):
       forgetPages { $0.domain == domain && $0.pasid == pasid && $0.stages != .second }
     case .pagesOfPASID(let pasid, let domain, let pages, _):

@@ -193,7 +193,9 @@ public final class TranslationUnit: BusDevice, DMARemapper {
       let effects = registers.write(offset: Int(offset), width: width.rawValue, value: value)
       // Before software can see the new status, it holds.
       if effects.translationChanged {
-        publish(registers.translationMode, forgetting: effects.rootTableSet)
+        let mode = registers.translationMode
+        // Disabling translation, too, empties the caches of a unit that offers scalable mode (VT-d 11.4.4.1, TE).
+        publish(mode, forgetting: effects.rootTableSet || capabilities.scalableMode && !mode.enabled)
       }
       if effects.interruptRemappingChanged { interrupts.set(registers.interruptMode) }
       trace?.record(registers, before: before, effects)

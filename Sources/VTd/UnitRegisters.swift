@@ -211,12 +211,16 @@ struct UnitRegisters: Sendable {
 
   // MARK: Register-based invalidation (VT-d 6.5.1)
 
+  /// Legacy mode alone has register-based invalidation; elsewhere a request completes with nothing done (CAIG and
+  /// IAIG 00b).
+  private var takesRegisterCommands: Bool { translationMode.tableMode == .legacy }
+
   private mutating func contextCommandWritten(_ effects: inout Effects) {
     let command = file[quadword: RegisterOffset.contextCommand]
     guard command[bit: 63] else { return }  // ICC
     let domain = UInt16(truncatingIfNeeded: command)
     let invalidation: Invalidation? =
-      switch command[bits: 61...62] {
+      switch takesRegisterCommands ? command[bits: 61...62] : 0 {
       case 1: .allContexts
       case 2: .contextsOfDomain(domain)
       case 3:
@@ -235,12 +239,14 @@ struct UnitRegisters: Sendable {
     let address = file[quadword: RegisterOffset.invalidateAddress]
     let addressMask = Int(address[bits: 0...5])
     let invalidation: Invalidation? =
-      switch command[bits: 60...61] {
+      switch takesRegisterCommands ? command[bits: 60...61] : 0 {
       case 1: .allTranslations
       case 2: .translationsOfDomain(domain)
       case 3 where addressMask <= Capabilities.maximumAddressMask:
         .pagesOfDomain(
-          domain, PageRange(address: address, addressMask: addressMask), leafOnly: address[bit: 6])
+          domain,
+          PageRange(address: address, addressMask: addressMask, width: capabilities.maximumGuestAddressWidth),
+          leafOnly: address[bit: 6])
       default: nil
       }
     effects.command = RegisterCommand(register: .iotlbInvalidate, invalidation: invalidation)

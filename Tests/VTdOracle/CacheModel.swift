@@ -201,7 +201,7 @@ struct CacheModel {
     case .allTranslations: forgetPages { _ in true }
     case .translationsOfDomain(let domain): forgetPages { $0.domain == domain }
     case .pagesOfDomain(let domain, let range, _):
-      forgetPages { $0.domain == domain && ($0.kind == .nested || $0.kind == .second && Self.meet($0, range)) }
+      forgetPages { $0.domain == domain && ($0.kind != .second || Self.meet($0, range)) }
     case .translationsOfPASID(let pasid, let domain):
       forgetPages { $0.domain == domain && $0.pasid == pasid && $0.kind != .second }
     case .pagesOfPASID(let pasid, let domain, let range, _):

@@ -23,7 +23,7 @@ extension Comparison {
     let input = tables.address(bits: bits)
     let access: DMAAccess = tables.choice(3) == 0 ? .write : .read
     // Rights of a page are those of a walk, which a cached copy would spare.
-    guest.write64(0xf8, 1 << 63 | 1 << 60)
+    guest.forgetAll()
     let looks = number % 32 == 0
     let before = looks ? guest.image : []
     let counters = guest.unit.counters

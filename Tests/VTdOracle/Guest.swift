@@ -98,6 +98,9 @@ package final class Guest {
   }
   package func enableTranslation() { command(set: 31) }
 
+  /// Empties the unit's caches in any table mode: sets the root table pointer again.
+  package func forgetAll() { command(set: 30) }
+
   /// The fault recording register, if it has a fault; cleared when taken.
   package func takeFault() -> (reason: UInt8, source: UInt16, address: UInt64, isRead: Bool, pasid: UInt32?)? {
     let high = read64(0x228)

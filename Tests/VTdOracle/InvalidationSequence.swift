@@ -213,7 +213,8 @@ package struct InvalidationSequence<Source: Choices> {
   private mutating func invalidate(_ request: SequenceInvalidation) {
     invalidations += 1
     note("\(request.invalidation)")
-    guard request.submit(to: guest, byRegister: choices.choice(4) == 0) else {
+    // Scalable mode ignores the registers (VT-d 6.5.1).
+    guard request.submit(to: guest, byRegister: choices.choice(4) == 0 && !layout.isScalable) else {
       difference = Comparison.Difference(
         description: "\(label), after request \(accesses): \(request.invalidation) is not completed")
       return
@@ -241,12 +242,15 @@ package struct InvalidationSequence<Source: Choices> {
     forgetEverything()
   }
 
-  /// Caches stay as they are while translation is off.
+  /// Off, a unit that offers scalable mode forgets everything; another keeps its caches as they are.
   private mutating func toggleTranslation() {
     isEnabled.toggle()
     let text = isEnabled ? "translation on" : "translation off"
     note(text)
     if isEnabled { guest.command(set: 31) } else { guest.command(clear: 31) }
+    if !isEnabled, guest.unit.options.scalableMode {
+      for index in ports.indices { ports[index].model.forgetAll() }
+    }
   }
 }
 

@@ -53,7 +53,7 @@ struct CacheTests {
       Self.pasidIOTLB(3, domain: 5, pasid: 0, address: page(4)),
       Self.pasidIOTLB(3, domain: 5, pasid: 0, address: page(4), mask: 2),
       Self.pasidIOTLB(3, domain: 6, pasid: 0, address: page(3)),
-      Self.iotlb(2, domain: 6), Self.iotlb(3, domain: 5, address: page(3)),  // second-stage pages only
+      Self.iotlb(2, domain: 6), Self.iotlb(3, domain: 6, address: page(3)),
       Self.contextCache(1), Self.contextCache(3, source: 0x18), Self.pasidCache(3), Self.pasidCache(0, domain: 5),
       Self.pasidCache(1, domain: 5), [4, 0],
     ]
@@ -64,6 +64,10 @@ struct CacheTests {
       Self.pasidIOTLB(3, domain: 5, pasid: 0, address: 0, mask: 40),
       Self.pasidIOTLB(3, domain: 5, pasid: 0, address: page(3) | 0x40),
       Self.pasidIOTLB(3, domain: 5, pasid: 0, mask: 63),
+      // Bits from MGAW up are ignored.
+      Self.pasidIOTLB(3, domain: 5, pasid: 0, address: 0xabcd << 48 | page(3)),
+      // By second-stage address: all of the domain's first-stage entries go.
+      Self.iotlb(3, domain: 5, address: page(3)), Self.iotlb(3, domain: 5, address: 0x5000),
       Self.iotlb(1), Self.iotlb(2, domain: 5),
     ]
     for remover in removers {
@@ -78,6 +82,44 @@ struct CacheTests {
       #expect(guest.submitAndWait(remover))
       #expect(port.answer(page(3)) == .refused(.translation), "after \(remover.map { String($0, radix: 16) })")
       #expect(guest.takeFault()?.reason == 0x71)
+    }
+  }
+
+  @Test("Disabled translation empties the caches of a unit that offers scalable mode, and of no other")
+  func translationDisabled() throws {
+    let (guest, port, table, _) = try firstStage()
+    #expect(port.answer(page(3)) == .at(0x20_3000, 8))
+    guest.store(0x40_0067, at: guest.slot(of: page(3), in: table, levels: 4))
+    guest.command(clear: 31)
+    guest.command(set: 31)
+    #expect(port.answer(page(3)) == .at(0x40_0000, 8))
+
+    let legacy = try Guest()
+    let second = legacy.page()
+    legacy.map(0x5000, in: second, levels: 4, entry: 0x20_0003, tableBits: 3)
+    legacy.setRootTable(legacy.legacyTables(source: source, secondStage: second).root, scalable: false)
+    legacy.enableTranslation()
+    let legacyPort = legacy.port(source)
+    #expect(legacyPort.answer(0x5000) == .at(0x20_0000, 8))
+    legacy.store(0x40_0003, at: legacy.slot(of: 0x5000, in: second, levels: 4))
+    legacy.command(clear: 31)
+    legacy.command(set: 31)
+    #expect(legacyPort.answer(0x5000) == .at(0x20_0000, 8))
+  }
+
+  @Test("A page at the upper half's canonical address goes whatever stands above MGAW")
+  func upperHalf() throws {
+    let (guest, port, table, _) = try firstStage()
+    let address: UInt64 = 0xffff_8000_0000_5000
+    guest.map(address, in: table, levels: 4, entry: 0x20_0067, tableBits: 0x27)
+    let slot = guest.slot(of: address, in: table, levels: 4)
+    for written in [address, address & .lowBits(48)] {
+      guest.store(0x20_0067, at: slot)
+      #expect(guest.submitAndWait(Self.iotlb(1)))
+      #expect(port.answer(address) == .at(0x20_0000, 8))
+      guest.store(0x40_0067, at: slot)
+      #expect(guest.submitAndWait(Self.pasidIOTLB(3, domain: 5, pasid: 0, address: written)))
+      #expect(port.answer(address) == .at(0x40_0000, 8))
     }
   }
 

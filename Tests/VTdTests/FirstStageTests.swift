@@ -104,7 +104,7 @@ struct FirstStageTests {
       let good = guest.load(slot)
       func expect(_ change: UInt64, _ access: DMAAccess, _ reason: UInt8?) {
         guest.store(good & ~change, at: slot)
-        guest.write64(0xf8, 1 << 63 | 1 << 60)
+        guest.forgetAll()
         let answer = setup.port.answer(0x7f00_1234_5000, access)
         #expect(answer == (reason == nil ? .at(0x20_0000, 8) : .refused(.translation)), "level \(level)")
         #expect(guest.takeFault()?.reason == reason, "level \(level)")
@@ -131,7 +131,7 @@ struct FirstStageTests {
       // Bits 62:52, and 63 without execute requests, are ignored.
       guest.store(good | 0xfff << 52, at: slot)
       #expect(setup.port.answer(0x7f00_1234_5000) == .at(0x20_0000, 8))
-      guest.write64(0xf8, 1 << 63 | 1 << 60)
+      guest.forgetAll()
       if level > 1 {
         guest.store(0x70_0000_0027, at: slot)
         #expect(setup.port.answer(0x7f00_1234_5000) == .refused(.translation))
@@ -241,7 +241,7 @@ struct FirstStageTests {
     var fault = guest.takeFault()
     #expect(fault?.reason == 0x45 && fault?.pasid == 0x41)
     guest.store(guest.load(setup.tables.context) | 8, at: setup.tables.context)
-    guest.write64(0x28, 1 << 63 | 1 << 61)
+    guest.forgetAll()
     #expect(port.answer(0x9010) == .at(0x21_0010, 8))
     #expect(setup.port.answer(0x9010) == .refused(.translation))
     #expect(guest.takeFault()?.pasid == nil)
@@ -269,11 +269,11 @@ struct FirstStageTests {
     #expect(guest.takeFault()?.reason == 0x48)
     // A directory of 256 entries has it.
     guest.store(guest.load(setup.tables.context) | 1 << 9, at: setup.tables.context)
-    guest.write64(0x28, 1 << 63 | 1 << 61)
+    guest.forgetAll()
     #expect(setup.port.answer(0x7f00_1234_5000) == .refused(.translation))
     #expect(guest.takeFault()?.reason == 0x51)
     guest.store(0, at: setup.tables.context + 8)
-    guest.write64(0x28, 1 << 63 | 1 << 61)
+    guest.forgetAll()
     #expect(setup.port.answer(0x7f00_1234_5000) == .at(0x20_0000, 8))
   }
 

@@ -87,6 +87,7 @@ struct GranularityTests {
     for remover in [
       CacheTests.iotlb(1), CacheTests.iotlb(2, domain: 5), CacheTests.iotlb(3, domain: 5, address: Self.input),
       CacheTests.iotlb(3, domain: 5, address: Self.input | 0x40), CacheTests.iotlb(3, domain: 5, address: 0, mask: 18),
+      CacheTests.iotlb(3, domain: 5, address: 0xfedc << 48 | Self.input),
     ] {
       guest.store(0x30_0003, at: slot)
       #expect(guest.submitAndWait(CacheTests.iotlb(1)))
@@ -160,6 +161,20 @@ struct GranularityTests {
       #expect(port.answer(Self.input) == .at(0x20_0000, 8))
     }
     #expect(guest.submitAndWait(CacheTests.pasidIOTLB(3, domain: 5, pasid: 0, address: Self.input | 0x40)))
+    #expect(port.answer(Self.input) == .at(0x21_0000, 8))
+  }
+
+  @Test("Nested: a second-stage page's invalidation takes all nested entries of its domain")
+  func nestedBySecondStagePage() throws {
+    let (guest, _, first, _) = try started { first, second in
+      Guest.pasidEntry(type: 3, firstStage: first, secondStage: second, second: 1 << 23)
+    }
+    let port = guest.port(source)
+    #expect(port.answer(Self.input) == .at(0x20_0000, 8))
+    guest.store(0x21_0067, at: guest.slot(of: Self.input, in: first, levels: 4))
+    #expect(guest.submitAndWait(CacheTests.iotlb(3, domain: 6, address: 0x9000)))
+    #expect(port.answer(Self.input) == .at(0x20_0000, 8))
+    #expect(guest.submitAndWait(CacheTests.iotlb(3, domain: 5, address: 0x9000)))
     #expect(port.answer(Self.input) == .at(0x21_0000, 8))
   }
 

@@ -149,4 +149,28 @@ struct RegisterTests {
     guest.write32(0x2c, 0xa000_0000)
     #expect(guest.read32(0x2c) >> 27 == 0b0101)
   }
+
+  @Test("Address bits from MGAW up in IVA are ignored")
+  func invalidateAddress() throws {
+    let guest = try Guest { $0.addressWidth = 39 }
+    _ = guest.observer.take()
+    guest.write64(0xf0, .max << 39 | 0x12_3456_7000)
+    guest.write64(0xf8, 1 << 63 | 3 << 60 | 9 << 32)
+    let expected = Invalidation.pagesOfDomain(9, PageRange(address: 0x12_3456_7000, addressMask: 0), leafOnly: false)
+    #expect(guest.observer.take() == [expected])
+  }
+
+  @Test("Scalable mode ignores register-based invalidations: they complete with granularity 00b")
+  func registerInvalidationInScalableMode() throws {
+    let guest = try Guest.scalable()
+    guest.setRootTable(guest.page(), scalable: true)
+    _ = guest.observer.take()
+    for granularity: UInt64 in 1...3 {
+      guest.write64(0x28, 1 << 63 | granularity << 61)
+      #expect(guest.read64(0x28) >> 59 == granularity << 2)
+      guest.write64(0xf8, 1 << 63 | granularity << 60)
+      #expect(guest.read64(0xf8) >> 57 == granularity << 3)
+    }
+    #expect(guest.observer.take().isEmpty)
+  }
 }

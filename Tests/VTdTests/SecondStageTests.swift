@@ -65,7 +65,7 @@ struct SecondStageTests {
     #expect(port.answer(0x7654_3000) == .at(0x20_0000, 8))
     let above = guest.slot(of: 0x7654_3000, in: table, levels: 4, level: 2)
     guest.store(guest.load(above) | 0x800, at: above)
-    guest.write64(0xf8, 1 << 63 | 1 << 60)
+    guest.forgetAll()
     #expect(port.answer(0x7654_3000) == .refused(.translation))
     #expect(guest.takeFault()?.reason == 0x7a)
   }
