@@ -11,7 +11,7 @@ private let leaf = PagingTables.present | PagingTables.writable | PagingTables.u
 
 /// PASIDs and their tables' stage.
 private enum Number {
-  static let withoutPASID = SourceTables.pasid
+  static var withoutPASID: UInt64 { SourceTables.pasid }
   static let one: UInt64 = 5
   static let two: UInt64 = 6
   static let second: UInt64 = 7

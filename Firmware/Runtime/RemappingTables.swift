@@ -55,7 +55,8 @@ struct PagingTables {
 /// Root table and context tables, as far as they are about one function.
 struct SourceTables {
   static let domain: UInt64 = 0x2a
-  static let pasid: UInt64 = 3
+  /// The PASID of requests without one: RID_PASID, where the unit has the field.
+  static var pasid: UInt64 { RemappingUnit.offers(RemappingUnit.ridPASID) ? 3 : 0 }
   static let width48: UInt64 = 2
 
   let root: UInt64

@@ -56,6 +56,7 @@ enum RemappingUnit {
   static let secondStage: UInt64 = 46
   static let firstStage: UInt64 = 47
   static let pageWalkCoherency: UInt64 = 48
+  static let ridPASID: UInt64 = 49
 
   // MARK: Events
 

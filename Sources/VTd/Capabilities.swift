@@ -61,8 +61,12 @@ public struct Capabilities: Hashable, Sendable {
       ecap[bit: 26] = true  // NEST
       ecap[bit: 34] = true  // EAFS
       ecap[bit: 45] = true  // SSADS
-      ecap[bit: 48] = true  // SMPWC
+      // Fields of the context entry that QEMU does not offer.
+      ecap[bit: 49] = true  // RPS
+      ecap[bit: 53] = true  // RPRIVS
     }
+    // A process's page tables are in coherent memory, so shared virtual addressing needs coherent walks.
+    ecap[bit: 48] = options.nested || options.svm  // SMPWC
     if options.pasidBits > 0 {
       ecap[bit: 40] = true  // PASID
       ecap[bits: 35...39] = UInt64(options.pasidBits - 1)  // PSS
@@ -99,6 +103,8 @@ public struct Capabilities: Hashable, Sendable {
   var scalableSecondStage: Bool { extended[bit: 46] }
   var firstStage: Bool { extended[bit: 47] }
   var scalablePageWalkCoherency: Bool { extended[bit: 48] }
+  var ridPASID: Bool { extended[bit: 49] }
+  var ridPrivilege: Bool { extended[bit: 53] }
 
   /// Bits of a PASID that requests may carry; 0 where they carry none.
   var pasidWidth: Int { pasid ? Int(extended[bits: 35...39]) + 1 : 0 }

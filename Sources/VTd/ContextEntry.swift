@@ -44,10 +44,15 @@ struct ScalableContextEntry: Hashable, Sendable {
   /// Directory entries: 128 to 16384, each for 64 PASIDs.
   var directoryEntries: UInt32 { 1 << (UInt32(truncatingIfNeeded: low[bits: 9...11]) + 7) }  // PDTS
   var directoryPointer: UInt64 { low & ~0xfff }  // PASIDDIRPTR
-  /// The PASID that requests without one get.
-  var ridPASID: UInt32 { UInt32(truncatingIfNeeded: high[bits: 0...19]) }  // RID_PASID
-  /// Requests without PASID have supervisor privilege.
-  var ridPrivilege: Bool { high[bit: 20] }  // RID_PRIV
+
+  /// RID_PASID: the PASID whose entry requests without PASID use. 0 on a unit without the field (ECAP.RPS clear).
+  func ridPASID(_ capabilities: Capabilities) -> UInt32 {
+    capabilities.ridPASID ? UInt32(truncatingIfNeeded: high[bits: 0...19]) : 0
+  }
+
+  /// RID_PRIV: requests without PASID have supervisor privilege. Never on a unit without the field (ECAP.RPRIVS
+  /// clear).
+  func ridPrivilege(_ capabilities: Capabilities) -> Bool { capabilities.ridPrivilege && high[bit: 20] }
 
   func hasReservedBits(_ capabilities: Capabilities, upper: UInt64) -> Bool {
     // DTE without ECAP.DT, PASIDE without PASID, PRE without PRS and RID_PRIV without SRS are reserved.
@@ -120,6 +125,8 @@ struct SourceLookup {
     _ pasid: UInt32, isFromRequest: Bool, context: ScalableContextEntry
   ) throws(FaultReason) -> PASIDEntry {
     faultProcessingDisabled = context.faultProcessingDisabled
+    // A PASID wider than ECAP.PSS is an error. The specification has no code of its own for it.
+    if isFromRequest, pasid >> UInt32(capabilities.pasidWidth) != 0 { throw .pasidBeyondDirectory }
     guard pasid >> 6 < context.directoryEntries else {
       throw isFromRequest ? .pasidBeyondDirectory : .ridPASIDBeyondDirectory
     }

@@ -41,9 +41,9 @@ struct HostBindingLookup {
     case .scalable:
       let context = try lookup.scalableContext()
       if pasid != nil, !context.pasidEnable { throw .pasidNotEnabled }
-      let number = pasid ?? context.ridPASID
+      let number = pasid ?? context.ridPASID(lookup.capabilities)
       let entry = try lookup.pasidEntry(number, isFromRequest: pasid != nil, context: context)
-      let isSupervisor = pasid == nil && context.ridPrivilege
+      let isSupervisor = pasid == nil && context.ridPrivilege(lookup.capabilities)
       let path = try TranslationPath(entry, pasid: number, isSupervisor: isSupervisor, lookup.capabilities)
       let found = binding(path, entry)
       if isSupervisor, case .firstStage = found { return (.blocked(.supervisorRequests), path.domain) }

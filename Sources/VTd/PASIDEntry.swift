@@ -35,8 +35,8 @@ struct PASIDEntry: Sendable {
     first[bit: 9] = !capabilities.secondStageAccessedDirty
     // Memory types (CD, EMTE, EMT, PWT, PCD, PAT) are ignored: DMA here is coherent.
     var second: UInt64 = 0x007f_0000
+    // PGSNP is ignored, with snoop control or without: Linux before 5.18 sets it for VFIO either way.
     second[bit: 23] = !capabilities.scalablePageWalkCoherency
-    second[bit: 24] = !capabilities.snoopControl  // PGSNP
     // ERE and SMEP belong to execute requests (ECAP.ERS). So does NXE, but Linux 6.1 sets it in every first-stage
     // entry, whatever ECAP says, and hardware lets it.
     var third: UInt64 = 0xf00

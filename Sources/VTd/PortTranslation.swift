@@ -198,7 +198,7 @@ struct PortTranslation: Sendable {
       case .context:
         contextRefusal = Refusal(reason: reason, faultProcessingDisabled: faultProcessingDisabled)
       case .pasid:
-        if let pasid = requestPASID ?? context?.ridPASID {
+        if let pasid = requestPASID ?? context?.ridPASID(capabilities) {
           pasidRefusal = (pasid, Refusal(reason: reason, faultProcessingDisabled: faultProcessingDisabled))
         }
       case .iotlb:
@@ -271,7 +271,7 @@ struct PortTranslation: Sendable {
       self.context = context
       trace?.record(.contextCached, [.source(source), .hex("high", context.high), .hex("low", context.low)])
     }
-    let pasid = requestPASID ?? context.ridPASID
+    let pasid = requestPASID ?? context.ridPASID(capabilities)
     // What was found under another PASID is not for this one, even where this one's entry is wrong.
     if pasid != pathPASID { path = .unknown }
     if case .unknown = path {
@@ -286,7 +286,8 @@ struct PortTranslation: Sendable {
     counters.pasidWalks &+= 1
     let entry = try lookup.pasidEntry(pasid, isFromRequest: requestPASID != nil, context: context)
     path = try TranslationPath(
-      entry, pasid: pasid, isSupervisor: requestPASID == nil ? context.ridPrivilege : isPrivileged, capabilities)
+      entry, pasid: pasid, isSupervisor: requestPASID == nil ? context.ridPrivilege(capabilities) : isPrivileged,
+      capabilities)
     pathPASID = pasid
     trace?.record(
       .pasidEntryCached,

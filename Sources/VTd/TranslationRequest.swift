@@ -93,10 +93,10 @@ struct RequestLookup {
     }
     guard let context = try checkDeviceTLB() else { throw .scalableContextEntryInvalid }
     if prefix != nil, !context.pasidEnable { throw .pasidNotEnabled }
-    let pasid = prefix?.pasid ?? context.ridPASID
+    let pasid = prefix?.pasid ?? context.ridPASID(capabilities)
     let entry = try source.pasidEntry(pasid, isFromRequest: prefix != nil, context: context)
     return try TranslationPath(
-      entry, pasid: pasid, isSupervisor: prefix?.isPrivileged ?? context.ridPrivilege, capabilities)
+      entry, pasid: pasid, isSupervisor: prefix?.isPrivileged ?? context.ridPrivilege(capabilities), capabilities)
   }
 
   /// Answers a translation request.
@@ -197,8 +197,9 @@ struct RequestLookup {
       guard let context = try checkDeviceTLB() else { throw .pageRequestInLegacyMode }
       guard context.pageRequestEnable else { throw .pageRequestNotEnabled }
       if prefix != nil, !context.pasidEnable { throw .pasidNotEnabled }
-      let pasid = prefix?.pasid ?? context.ridPASID
-      // The PASID-table entry is not judged: that is for software to do.
+      let pasid = prefix?.pasid ?? context.ridPASID(capabilities)
+      if prefix != nil, pasid >> UInt32(capabilities.pasidWidth) != 0 { throw .pasidBeyondDirectory }
+      // Software judges the PASID-table entry, not the unit.
       let entry = try? source.pasidEntry(pasid, isFromRequest: prefix != nil, context: context)
       return entry.map { ($0.domain, pasid) }
     }

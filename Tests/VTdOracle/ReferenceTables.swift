@@ -123,14 +123,17 @@ struct ReferenceTables {
 
   // MARK: PASID tables
 
-  /// The PASID that a request goes by: its own, or RID_PASID.
-  func pasid(_ own: UInt32?, _ context: Context) -> UInt32 { own ?? UInt32(bits(context.high, 0, 19)) }
+  /// The PASID that a request goes by: its own, or RID_PASID, which x-nested offers.
+  func pasid(_ own: UInt32?, _ context: Context) -> UInt32 {
+    own ?? (options.nested ? UInt32(bits(context.high, 0, 19)) : 0)
+  }
 
   /// - Parameter own: the PASID of the request.
   func path(_ context: Context, pasid own: UInt32?) throws(Refusal) -> Path {
     guard context.isScalable else { return legacyPath(context) }
     if own != nil && bits(context.low, 3, 3) == 0 { throw Refusal(0x45, silent: context.silent) }
     let pasid = pasid(own, context)
+    if own != nil && pasid / (1 << UInt32(options.pasidBits)) != 0 { throw Refusal(0x46, silent: context.silent) }
     if UInt64(pasid / 64) >= 128 << bits(context.low, 9, 11) {
       throw Refusal(own == nil ? 0x48 : 0x46, silent: context.silent)
     }
@@ -152,7 +155,7 @@ struct ReferenceTables {
     if isWrong(words) { throw Refusal(0x5a, silent: silent) }
     var path = Path(
       kind: .passThrough, domain: UInt16(truncatingIfNeeded: words[1]), pasid: pasid, isScalable: true, silent: silent)
-    path.snooped = !options.nested || bits(words[1], 23, 23) == 1
+    path.snooped = !(options.nested || options.svm) || bits(words[1], 23, 23) == 1
     switch bits(words[0], 6, 8) {
     case 1 where options.firstStage: path.kind = .first
     case 2 where options.offersScalableSecondStage: path.kind = .second
@@ -172,7 +175,7 @@ struct ReferenceTables {
       case 1 where options.addressWidth >= 57: path.firstLevels = 5
       default: throw Refusal(0x5b, silent: silent)
       }
-      path.supervisor = own == nil && bits(context.high, 20, 20) == 1
+      path.supervisor = own == nil && options.nested && bits(context.high, 20, 20) == 1
       if path.supervisor && bits(words[2], 0, 0) == 0 { throw Refusal(0x5d, silent: silent) }
       path.firstRoot = page(words[2])
       path.writeProtect = bits(words[2], 4, 4) == 1
@@ -189,9 +192,9 @@ struct ReferenceTables {
     // ERE and SMEP belong to requests to execute, which x-nested offers together with PASIDs.
     let executes = options.nested && options.pasidBits > 0
     if !executes && bits(words[2], 1, 1) + bits(words[2], 6, 6) != 0 { wrong = true }
-    // SSADE, PWSNP and EAFE belong to what x-nested offers; PGSNP to snoop control, SRE to supervisors' requests.
-    if !options.nested && bits(words[0], 9, 9) + bits(words[1], 23, 23) + bits(words[2], 7, 7) != 0 { wrong = true }
-    if !options.snoopControl && bits(words[1], 24, 24) != 0 { wrong = true }
+    // SSADE and EAFE belong to what x-nested offers, PWSNP to x-nested and svm, SRE to supervisors' requests.
+    if !options.nested && bits(words[0], 9, 9) + bits(words[2], 7, 7) != 0 { wrong = true }
+    if !(options.nested || options.svm) && bits(words[1], 23, 23) != 0 { wrong = true }
     if !options.offersScalableSecondStage && bits(words[2], 0, 0) != 0 { wrong = true }
     return wrong || words[3...].contains { $0 != 0 }
   }

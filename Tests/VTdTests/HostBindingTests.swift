@@ -108,7 +108,7 @@ struct HostBindingTests {
 
   @Test("Requests without PASID go by the entry of RID_PASID")
   func ridPASID() throws {
-    let setup = try Setup(Self.entry(0x20_0000))
+    let setup = try Setup(Self.entry(0x20_0000)) { $0.nested = true }
     let guest = setup.guest
     guest.store(7, at: setup.tables.context + 8)
     setup.write(Self.passThrough)

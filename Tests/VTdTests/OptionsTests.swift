@@ -155,7 +155,16 @@ struct OptionsTests {
           $0.scalableMode = true
           $0.firstStage = true
           $0.nested = true
-        }, 0x1d2_008c_222f_0606, 0x1_e804_84f0_0f5b
+        }, 0x1d2_008c_222f_0606, 0x23_e804_84f0_0f5b
+      ),
+      (
+        OptionsTests.options {
+          $0.scalableMode = true
+          $0.firstStage = true
+          $0.deviceIOTLB = true
+          $0.pasidBits = 20
+          $0.svm = true
+        }, 0x1d2_008c_222f_0606, 0x1_8d9a_20f0_0f5e
       ),
       (
         OptionsTests.options {

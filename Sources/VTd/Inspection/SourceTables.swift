@@ -135,7 +135,8 @@ struct TableReader {
       let entry = try lookup.pasidEntry(pasid, isFromRequest: isFromRequest, context: context)
       return try outcome(
         TranslationPath(
-          entry, pasid: pasid, isSupervisor: !isFromRequest && context.ridPrivilege, capabilities))
+          entry, pasid: pasid, isSupervisor: !isFromRequest && context.ridPrivilege(capabilities),
+          capabilities))
     } catch {
       return .fault(error)
     }
@@ -169,7 +170,7 @@ struct TableReader {
       for pasid in index << 6..<(index + 1) << 6 {
         guard let entry = pasidEntry(pasid, under: directory), entry.isPresent else { continue }
         if pasids.count == Self.pasidLimit { return result(nil, pasids, isCut: true) }
-        let isForRequestsWithout = pasid == context.ridPASID
+        let isForRequestsWithout = pasid == context.ridPASID(capabilities)
         pasids.append(
           SourceTables.PASID(
             number: pasid, isForRequestsWithout: isForRequestsWithout, directory: directory, entry: entry,

@@ -119,7 +119,7 @@ extension TranslationExplanation {
       }
       let context = try lookup.scalableContext()
       if pasid != nil, !context.pasidEnable { throw .pasidNotEnabled }
-      let number = pasid ?? context.ridPASID
+      let number = pasid ?? context.ridPASID(reader.capabilities)
       if number >> 6 < context.directoryEntries {
         let directory = reader.directoryEntry(number, context)
         entries.append(directory)
@@ -127,7 +127,8 @@ extension TranslationExplanation {
       }
       let entry = try lookup.pasidEntry(number, isFromRequest: pasid != nil, context: context)
       let path = try TranslationPath(
-        entry, pasid: number, isSupervisor: pasid == nil && context.ridPrivilege, reader.capabilities)
+        entry, pasid: number, isSupervisor: pasid == nil && context.ridPrivilege(reader.capabilities),
+        reader.capabilities)
       return (path, lookup.faultProcessingDisabled)
     } catch {
       throw Refusal(reason: error, faultProcessingDisabled: lookup.faultProcessingDisabled)

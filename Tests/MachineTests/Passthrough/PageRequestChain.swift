@@ -54,6 +54,7 @@ final class PageRequestChain {
     self.kernel = kernel
     // PRE, PASIDE, DTE.
     nesting = try NestingGuest(context: 1 << 4 | 1 << 3 | 1 << 2) {
+      $0.nested = true  // for RID_PASID
       $0.deviceIOTLB = true
       $0.pasidBits = 20
       $0.svm = true
