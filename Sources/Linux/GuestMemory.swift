@@ -2,7 +2,12 @@ import CLinux
 import Glibc
 import Synchronization
 
-/// The RAM of a guest: a memfd, mapped once, of which one part lies below 4 GiB and the rest above.
+/// The RAM of a guest: memory mapped once, of which one part lies below 4 GiB and the rest above.
+///
+/// A CPU's page fault costs an exit, so the host is to use large pages. It has them for anonymous memory nearly
+/// everywhere, for shared memory only where its `shmem_enabled` says so: RAM is anonymous unless others must map it.
+/// Both parts begin on a boundary of the large pages, in the guest and here, or KVM could not use them. Core dumps leave
+/// RAM out: it is the guest's, and large.
 ///
 /// Every access is checked against the two parts. The guest's CPUs and DMA go on at the same time, so what is
 /// read once may be different when read again; each caller reads a location that matters once.
@@ -13,21 +18,28 @@ public final class GuestMemory: @unchecked Sendable {
     public let address: UInt64
     /// In bytes.
     public let size: UInt64
-    /// Where it begins in the memfd.
+    /// Where it begins in the mapping, and in the memfd if there is one.
     public let fileOffset: UInt64
   }
 
-  public enum PageSize: Hashable, Sendable {
-    case standard
-    /// From hugetlbfs's pool; nil for the default size.
-    case huge(UInt64?)
+  public enum Backing: Hashable, Sendable {
+    /// Memory of this process alone.
+    case anonymous
+    /// A memfd, which other processes can map.
+    case shared
+    /// A memfd with pages from hugetlbfs's pool; nil for the default size.
+    case hugePages(UInt64?)
   }
 
   public static let highBase: UInt64 = 1 << 32
+  /// What x86 maps by one entry of a page directory, in bytes.
+  public static let largePageSize: UInt64 = 2 << 20
 
   /// One or two, in order of address.
   public let regions: [Region]
-  public let file: FileDescriptor
+  /// The memfd, open as long as this object; nil for anonymous memory.
+  public let fileDescriptor: Int32?
+  private let file: FileDescriptor?
   private let mapping: Mapping
   private let isPinned = Atomic<Bool>(false)
   // Reached from other modules in line: each level of each walk of a page table is a load.
@@ -38,20 +50,29 @@ public final class GuestMemory: @unchecked Sendable {
 
   /// - Parameters:
   ///   - size: of all RAM, in bytes, not zero.
-  ///   - lowLimit: how much of it at most lies below 4 GiB.
-  public init(size: UInt64, lowLimit: UInt64, pages: PageSize = .standard) throws(SystemError) {
+  ///   - lowLimit: how much of it at most lies below 4 GiB; a multiple of `largePageSize`, or the upper part has none.
+  public init(size: UInt64, lowLimit: UInt64, backing: Backing = .anonymous) throws(SystemError) {
     guard let total = Int(exactly: size) else { throw SystemError("mmap", "\(size) bytes", code: ENOMEM) }
-    let pageShift: UInt32 =
-      switch pages {
-      case .standard: 0
-      case .huge(nil): 1
-      case .huge(let pageSize?): UInt32(pageSize.trailingZeroBitCount)
-      }
-    // SAFETY: a literal lives long enough.
-    let descriptor = try checked(unsafe nestling_memfd_create("nestling-ram", pageShift), "memfd_create")
-    file = FileDescriptor(owning: descriptor)
-    if ftruncate(descriptor, total) < 0 { throw SystemError("ftruncate", "\(size) bytes of RAM", code: errno) }
-    mapping = try Mapping(of: file, size: total, reserving: pages != .standard)
+    switch backing {
+    case .anonymous:
+      file = nil
+      fileDescriptor = nil
+      mapping = try Mapping(anonymous: total, alignment: Int(Self.largePageSize))
+    case .shared:
+      let file = try Self.makeFile(size: total, pageShift: 0)
+      mapping = try Mapping(of: file, size: total, alignment: Int(Self.largePageSize))
+      fileDescriptor = file.rawValue
+      self.file = consume file
+    case .hugePages(let pageSize):
+      let file = try Self.makeFile(size: total, pageShift: pageSize.map { UInt32($0.trailingZeroBitCount) } ?? 1)
+      // The kernel aligns it to its pages by itself.
+      mapping = try Mapping(of: file, size: total, reserving: true)
+      fileDescriptor = file.rawValue
+      self.file = consume file
+    }
+    // A host without large pages refuses the advice, and has small ones.
+    mapping.advise(MADV_HUGEPAGE)
+    mapping.advise(MADV_DONTDUMP)
     lowSize = min(size, lowLimit)
     highSize = size - lowSize
     unsafe low = mapping.base
@@ -59,6 +80,15 @@ public final class GuestMemory: @unchecked Sendable {
     var regions = [Region(address: 0, size: lowSize, fileOffset: 0)]
     if highSize > 0 { regions.append(Region(address: Self.highBase, size: highSize, fileOffset: lowSize)) }
     self.regions = regions
+  }
+
+  /// - Parameter pageShift: 0 for ordinary pages, 1 for huge ones of the default size, else their size's exponent.
+  private static func makeFile(size: Int, pageShift: UInt32) throws(SystemError) -> FileDescriptor {
+    // SAFETY: a literal lives long enough.
+    let descriptor = try checked(unsafe nestling_memfd_create("nestling-ram", pageShift), "memfd_create")
+    let file = FileDescriptor(owning: descriptor)
+    if ftruncate(descriptor, size) < 0 { throw SystemError("ftruncate", "\(size) bytes of RAM", code: errno) }
+    return file
   }
 
   /// The host's address of a region, as a number: KVM wants it so.
@@ -148,6 +178,10 @@ public final class GuestMemory: @unchecked Sendable {
       unsafe memset(mapping.base, 0, mapping.size)
       return
     }
-    _ = try checked(nestling_punch_hole(file.rawValue, 0, Int64(mapping.size)), "fallocate", "RAM")
+    if let fileDescriptor {
+      _ = try checked(nestling_punch_hole(fileDescriptor, 0, Int64(mapping.size)), "fallocate", "RAM")
+    } else if !mapping.advise(MADV_DONTNEED) {
+      throw SystemError("madvise", "RAM", code: errno)
+    }
   }
 }

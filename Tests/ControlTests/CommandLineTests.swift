@@ -87,6 +87,9 @@ import Testing
     let plain = try configuration(
       "-kernel", "k", "-M", "memory-backend=ram", "-object", "memory-backend-memfd,id=ram,size=64M")
     #expect(plain.memory.size == 64 << 20 && plain.memory.hugePages == nil)
+    // Only what others may map is a memfd.
+    #expect(machine.memory.isShared && host.memory.isShared && plain.memory.isShared)
+    #expect(try !configuration("-kernel", "k", "-m", "64M").memory.isShared)
   }
 
   private struct Backend: Sendable {

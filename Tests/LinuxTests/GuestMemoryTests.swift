@@ -146,9 +146,11 @@ import Testing
   /// More huge pages than the pool has are an error at once, not a SIGBUS later.
   @Test func hugePagesThatAreNotThere() {
     #expect(throws: SystemError.self) {
-      try GuestMemory(size: 1 << 46, lowLimit: 1 << 31, pages: .huge(2 << 20))
+      try GuestMemory(size: 1 << 46, lowLimit: 1 << 31, backing: .hugePages(2 << 20))
     }
-    #expect(throws: SystemError.self) { try GuestMemory(size: 2 << 20, lowLimit: 1 << 31, pages: .huge(3 << 12)) }
+    #expect(throws: SystemError.self) {
+      try GuestMemory(size: 2 << 20, lowLimit: 1 << 31, backing: .hugePages(3 << 12))
+    }
   }
 
   @Test func randomNumbersStayWithinRAM() throws {

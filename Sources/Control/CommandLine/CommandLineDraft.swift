@@ -134,6 +134,7 @@ struct CommandLineDraft {
         throw blame(machineSource, .memoryBackend(.sizeMismatch(machine: machineSize, backend: size)))
       }
       result.memory.size = size
+      result.memory.isShared = true
       if backend.hugePages {
         result.memory.hugePages = backend.hugePageSize.map { .bytes($0.bytes) } ?? .hostDefault
       }

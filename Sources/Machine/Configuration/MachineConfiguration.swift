@@ -74,7 +74,9 @@ public struct MachineConfiguration: Sendable {
 public struct MemoryConfiguration: Hashable, Sendable {
   /// In bytes, a multiple of the page size used.
   public var size: UInt64 = 128 << 20
-  /// Nil for ordinary pages.
+  /// Whether other processes can map it: it is a memfd then, for which few hosts have large pages.
+  public var isShared = false
+  /// From the host's pool of huge pages, which makes it shared; nil for ordinary pages.
   public var hugePages: HugePageSize?
 
   public init() {}

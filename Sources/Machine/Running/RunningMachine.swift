@@ -79,15 +79,16 @@ public final class RunningMachine {
   }
 
   private static func makeMemory(_ configuration: MemoryConfiguration) throws(StartError) -> GuestMemory {
-    let pages: GuestMemory.PageSize =
+    let backing: GuestMemory.Backing =
       switch configuration.hugePages {
-      case nil: .standard
-      case .hostDefault: .huge(nil)
-      case .bytes(let size): .huge(size)
+      case nil: configuration.isShared ? .shared : .anonymous
+      case .hostDefault: .hugePages(nil)
+      case .bytes(let size): .hugePages(size)
       }
     do {
       return try GuestMemory(
-        size: configuration.size, lowLimit: BoardLayout.lowMemoryLimit(memorySize: configuration.size), pages: pages)
+        size: configuration.size, lowLimit: BoardLayout.lowMemoryLimit(memorySize: configuration.size), backing: backing
+      )
     } catch {
       throw .memory(size: configuration.size, error)
     }

@@ -1,4 +1,4 @@
-/// `memory-backend-memfd`: guest RAM from memfd_create(2), with huge pages where asked for.
+/// `memory-backend-memfd`: guest RAM from memfd_create(2), which other processes can map, with huge pages where asked for.
 public struct MemoryBackendMemfdOptions: ObjectOptions, Hashable {
   public var id: Identifier?
   /// In bytes; nil until given.
@@ -18,7 +18,7 @@ public struct MemoryBackendMemfdOptions: ObjectOptions, Hashable {
     Property(
       "hugetlbsize", \.hugePageSize, .powerOfTwo(within: 4096...0x1000_0000_0000),
       help: "Size of a huge page, the host's default where not given"),
-    Property("share", settled: true, because: "RAM is always mapped shared", help: "Map it shared"),
+    Property("share", settled: true, because: "a memfd is always mapped shared", help: "Map it shared"),
   ]
 
   public static let rules: [PropertyRule<Self>] = [

@@ -1,0 +1,104 @@
+import Glibc
+import Linux
+import Testing
+
+/// What the kernel knows of guest RAM: /proc/self/smaps (proc(5)).
+@Suite struct GuestMemoryPageTests {
+  /// A mapping's lines.
+  private struct Area {
+    let base: UInt64
+    let end: UInt64
+    let fields: [String: [Substring]]
+
+    /// `VmFlags`, two letters each.
+    var flags: [Substring] { fields["VmFlags"] ?? [] }
+    /// In KiB.
+    func size(_ name: String) -> Int { fields[name]?.first.flatMap { Int($0) } ?? 0 }
+  }
+
+  /// The mapping that an address lies in.
+  private func area(at address: UInt64) throws -> Area {
+    let file = try FileDescriptor(opening: "/proc/self/smaps", O_RDONLY)
+    var text: [UInt8] = []
+    var buffer = [UInt8](repeating: 0, count: 1 << 16)
+    while case let count = read(file.rawValue, &buffer, buffer.count), count > 0 { text += buffer[..<count] }
+    var found: (base: UInt64, end: UInt64)?
+    var fields: [String: [Substring]] = [:]
+    for line in String(decoding: text, as: UTF8.self).split(separator: "\n") {
+      let words = line.split(separator: " ")
+      let ends = words[0].split(separator: "-")
+      if ends.count == 2, let base = UInt64(ends[0], radix: 16), let end = UInt64(ends[1], radix: 16) {
+        if found != nil { break }
+        if base <= address, address < end { found = (base, end) }
+      } else if found != nil {
+        fields[String(words[0].dropLast())] = Array(words.dropFirst())
+      }
+    }
+    let (base, end) = try #require(found)
+    return Area(base: base, end: end, fields: fields)
+  }
+
+  private static let large = GuestMemory.largePageSize
+
+  @Test(arguments: [.anonymous, .shared] as [GuestMemory.Backing])
+  func `Guest addresses and the host's share their large pages`(backing: GuestMemory.Backing) throws {
+    // More than one, as the kernel's choice may be aligned by accident.
+    let several = try (0..<4).map { _ in
+      try GuestMemory(size: 4 * Self.large + 0x3000, lowLimit: 2 * Self.large, backing: backing)
+    }
+    for memory in several {
+      #expect(memory.regions.map(\.address) == [0, 1 << 32])
+      for region in memory.regions { #expect((memory.hostAddress(of: region) ^ region.address) % Self.large == 0) }
+      // Nothing of what was reserved to align it is left.
+      let base = memory.hostAddress(of: memory.regions[0])
+      let area = try area(at: base)
+      #expect(area.base == base)
+      #expect(area.end == base + 4 * Self.large + 0x3000)
+    }
+  }
+
+  @Test(arguments: [.anonymous, .shared] as [GuestMemory.Backing])
+  func `Large pages are asked for, and core dumps leave RAM out`(backing: GuestMemory.Backing) throws {
+    let memory = try GuestMemory(size: 4 * Self.large, lowLimit: 2 * Self.large, backing: backing)
+    let flags = try area(at: memory.hostAddress(of: memory.regions[0])).flags
+    // "sh": others can map it.
+    #expect(flags.contains("sh") == (backing == .shared))
+    #expect(flags.contains("dd"))
+    #expect(flags.contains("hg") == Self.hostHasLargePages)
+  }
+
+  private static let hostHasLargePages = access("/sys/kernel/mm/transparent_hugepage", F_OK) == 0
+
+  @Test(.enabled(if: hostGivesLargePages, "this host has no transparent huge pages"))
+  func `The first access brings a large page, before a reset and after it`() throws {
+    let memory = try GuestMemory(size: 8 * Self.large, lowLimit: 4 * Self.large)
+    let base = memory.hostAddress(of: memory.regions[0])
+    for _ in 0..<2 {
+      #expect(try area(at: base).size("Rss") == 0)
+      #expect(memory.storeUInt64(1, at: Self.large))
+      #expect(memory.storeUInt64(1, at: 1 << 32))
+      #expect(try area(at: base).size("AnonHugePages") == 2 * Int(Self.large >> 10))
+      try memory.clear()
+    }
+  }
+
+  private static let hostGivesLargePages: Bool = {
+    guard let file = try? FileDescriptor(opening: "/sys/kernel/mm/transparent_hugepage/enabled", O_RDONLY) else {
+      return false
+    }
+    var bytes = [UInt8](repeating: 0, count: 64)
+    let count = read(file.rawValue, &bytes, bytes.count)
+    return count > 0 && !String(decoding: bytes[..<count], as: UTF8.self).contains("[never]")
+  }()
+
+  @Test(arguments: [.anonymous, .shared] as [GuestMemory.Backing])
+  func `Memory that is pinned keeps its pages when it is cleared`(backing: GuestMemory.Backing) throws {
+    let memory = try GuestMemory(size: 2 * Self.large, lowLimit: 2 * Self.large, backing: backing)
+    let base = memory.hostAddress(of: memory.regions[0])
+    #expect(memory.storeUInt64(.max, at: 0x1000))
+    memory.pin()
+    try memory.clear()
+    #expect(memory.loadUInt64(at: 0x1000) == 0)
+    #expect(try area(at: base).size("Rss") == Int(2 * Self.large >> 10))
+  }
+}
