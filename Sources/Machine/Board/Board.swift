@@ -168,10 +168,16 @@ final class Board: Sendable {
     return true
   }
 
-  /// Does what firmware does for the root complex: gives BARs their addresses.
+  /// Does what firmware does for the root complex: gives BARs their addresses, and writes into each function's Interrupt
+  /// Line where its INTx is wired to (PCI Local Bus 3.0, 6.2.4), for guests that do not ask _PRT.
   func placeResources() throws(ResourcePlacement.NoRoom) {
+    let functions = rootBus.all
     var placement = ResourcePlacement(windows: layout.windows)
-    try placement.place(rootBus.all)
+    try placement.place(functions)
+    for function in functions where function.description.interruptPin > 0 {
+      let pin = BoardLayout.pin(of: function.requester.id, interruptPin: function.description.interruptPin)
+      function.writeConfiguration(offset: StandardOffset.interruptLine, width: .byte, value: UInt64(pin))
+    }
   }
 
   /// Takes every device off the board. No CPU is running.

@@ -1,0 +1,44 @@
+import Devices
+import Hardware
+import PCI
+import Testing
+
+@testable import Machine
+
+/// What firmware leaves in functions for an operating system, as there is no firmware.
+@Suite struct FirmwarePartTests {
+  private func line(_ function: Function) -> UInt64 {
+    function.readConfiguration(offset: StandardOffset.interruptLine, width: .byte)
+  }
+
+  @Test func `Interrupt Line is the pin that _PRT says, again after a reset`() throws {
+    let machine = try QTestBoard()
+    defer { withExtendedLifetime(machine) {} }
+    let board = machine.board
+    // Slots that _PRT routes to different pins, and a function with INTC#.
+    for (device, pin) in [(3, 1), (4, 1), (9, 1), (12, 3), (13, 0)] as [(UInt8, UInt8)] {
+      var description = FunctionDescription(vendorID: 0x1234, deviceID: 0x1111, classCode: 0xff0000)
+      description.interruptPin = pin
+      let address = RequesterID(bus: 0, device: device, function: 0)
+      let function = Function(description, at: address, environment: board.environment(at: address))
+      board.plug(function) { function.remove() }
+    }
+    func lines() -> [UInt8: UInt64] {
+      board.rootBus.all.reduce(into: [:]) { $0[$1.requester.id.device] = line($1) }
+    }
+    #expect(lines().values.allSatisfy { $0 == 0 })
+    // 00:00.0 and 00:1f.0 are bridges without a pin.
+    let expected: [UInt8: UInt64] = [0: 0, 3: 19, 4: 20, 9: 17, 12: 22, 13: 0, 31: 0]
+    try board.placeResources()
+    #expect(lines() == expected)
+    // A driver's register: what it writes stays, until a reset.
+    for function in board.rootBus.all {
+      function.writeConfiguration(offset: StandardOffset.interruptLine, width: .byte, value: 0xa5)
+    }
+    #expect(lines().values.allSatisfy { $0 == 0xa5 })
+    board.reset()
+    #expect(lines().values.allSatisfy { $0 == 0 })
+    try board.placeResources()
+    #expect(lines() == expected)
+  }
+}
