@@ -17,6 +17,8 @@ extension VCPU {
     var registers = kvm_regs()
     var system = reset.system
     registers.rflags = 2
+    // A reset leaves CR0.CD and NW set (Intel SDM volume 3, table 10-1); firmware enables the caches.
+    system.cr0 &= ~(1 << 30 | 1 << 29)
     switch entry {
     case .longMode(let rip, let rsi, let root, let tableBase, let tableLimit, let code, let data):
       registers.rip = rip

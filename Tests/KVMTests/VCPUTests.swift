@@ -205,6 +205,26 @@ struct VCPUTests {
     #expect(try guest.untilDone() == [.portWrite(port: 0x99, width: 4, value: 0x1122_3344)])
   }
 
+  /// CR0.CD and NW: bits 30 and 29. A host with a non-coherent device honours them.
+  @Test func `The boot CPU starts with its caches enabled`() throws {
+    let guest = try TestGuest(TestGuest.done)
+    #expect(try guest.vcpu.readState().system.cr0 & 3 << 29 == 0)
+    // mov eax, cr0; mov edx, 0x99; out dx, eax
+    let reading = try TestGuest([0x0f, 0x20, 0xc0, 0xba] + TestGuest.little(0x99) + [0xef] + TestGuest.done)
+    let exits = try reading.untilDone()
+    guard case .portWrite(0x99, 4, let value)? = exits.first else {
+      Issue.record("\(exits)")
+      return
+    }
+    #expect(value & (3 << 29 | 1) == 1)
+    try guest.vcpu.enter(
+      .longMode(
+        instructionPointer: 0x1000, rsi: 0, pageTableRoot: 0x8000, descriptorTableBase: 0, descriptorTableLimit: 0x17,
+        codeSelector: 8, dataSelector: 0x10), from: guest.reset)
+    #expect(try guest.vcpu.readState().system.cr0 & 3 << 29 == 0)
+    #expect(guest.reset.system.cr0 & 3 << 29 != 0, "what a reset leaves")
+  }
+
   @Test func restoringPutsTheStateBack() throws {
     let guest = try TestGuest(
       // SYSENTER_CS, an ordinary MSR: mov ecx, 0x174; mov eax, 0x1234; xor edx, edx; wrmsr
