@@ -20,10 +20,13 @@ public struct ProcessorIdentification: Sendable {
     self.offersDeadlineTimer = offersDeadlineTimer
   }
 
-  /// Width of guest physical addresses: leaf 0x8000_0008, EAX bits 7:0; 36 where the host does not say.
+  /// Width of guest physical addresses: leaf 0x8000_0008, EAX bits 7:0; 36 where the host does not say. Bits 23:16 are
+  /// less where KVM cannot map as much as the processor addresses (4-level EPT or NPT below 52 bits); 0: the same.
   public var physicalAddressWidth: Int {
-    let leaf = supported.first { $0.function == 0x8000_0008 }
-    return leaf.map { Int($0.eax & 0xff) } ?? 36
+    guard let leaf = supported.first(where: { $0.function == 0x8000_0008 }) else { return 36 }
+    let processorWidth = Int(leaf.eax & 0xff)
+    let mappableWidth = Int(leaf.eax >> 16 & 0xff)
+    return mappableWidth == 0 ? processorWidth : min(processorWidth, mappableWidth)
   }
 
   /// Bits of an APIC ID that tell a package's processors apart.
