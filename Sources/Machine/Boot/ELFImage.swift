@@ -16,6 +16,8 @@ struct ELFImage {
     var fileSize: UInt64
     /// p_memsz.
     var memorySize: UInt64
+    /// p_align.
+    var alignment: UInt64
   }
 
   let is64Bit: Bool
@@ -29,6 +31,7 @@ struct ELFImage {
   /// PT_LOAD, PT_NOTE.
   private static let load: UInt32 = 1
   private static let note: UInt32 = 4
+  /// Bytes of notes that are looked through in one file.
   private static let notesLimit: UInt64 = 1 << 20
 
   static func recognises(_ head: [UInt8]) -> Bool { head.starts(with: [0x7f, 0x45, 0x4c, 0x46]) }
@@ -86,11 +89,11 @@ struct ELFImage {
     if is64Bit {
       return ProgramHeader(
         kind: kind, fileOffset: long(8), virtualAddress: long(16), physicalAddress: long(24), fileSize: long(32),
-        memorySize: long(40))
+        memorySize: long(40), alignment: long(48))
     }
     return ProgramHeader(
       kind: kind, fileOffset: word(4), virtualAddress: word(8), physicalAddress: word(12), fileSize: word(16),
-      memorySize: word(20))
+      memorySize: word(20), alignment: word(28))
   }
 
   /// The entry point's physical address. e_entry is virtual where a segment contains it as such.
@@ -107,27 +110,70 @@ struct ELFImage {
   /// Whether what stands at this address comes with the image.
   func loads(_ address: UInt64) -> Bool { segments.contains { $0.range.contains(address) } }
 
-  /// The content of the first note with this owner and type.
+  /// The content of the first note with this owner and type. A segment that cannot be parsed hides none in another one;
+  /// what is wrong with it is thrown where no segment has the note.
   func note(owner: String, type: UInt32) throws(BootError) -> [UInt8]? {
-    let name = Array(owner.utf8) + [0]
-    for header in programHeaders where header.kind == Self.note {
-      guard header.fileSize <= Self.notesLimit else { throw .notesTooLarge(size: header.fileSize) }
-      let bytes = try reader.read(.notes, at: header.fileOffset, count: Int(header.fileSize))
-      var offset = 0
-      while offset + 12 <= bytes.count {
-        // Sizes are 32 bits wide and the sums 64: nothing can overflow.
-        let nameSize = Int(bytes.load(UInt32.self, at: offset))
-        let contentSize = Int(bytes.load(UInt32.self, at: offset + 4))
-        let nameStart = offset + 12
-        let contentStart = nameStart + (nameSize + 3) & ~3
-        guard contentStart + contentSize <= bytes.count else { throw .noteInvalid(offset: offset) }
-        if bytes.load(UInt32.self, at: offset + 8) == type, nameSize == name.count,
-          bytes[nameStart..<nameStart + nameSize].elementsEqual(name)
-        {
-          return Array(bytes[contentStart..<contentStart + contentSize])
-        }
-        offset = contentStart + (contentSize + 3) & ~3
+    var problem: BootError?
+    var total: UInt64 = 0
+    for header in programHeaders where header.kind == Self.note && header.fileSize > 0 {
+      guard header.fileSize <= Self.notesLimit - total else {
+        problem = problem ?? .notesTooLarge(size: total + min(header.fileSize, .max - total))
+        continue
       }
+      total += header.fileSize
+      do throws(BootError) {
+        let bytes = try reader.read(.notes, at: header.fileOffset, count: Int(header.fileSize))
+        if let content = try Self.find(owner: owner, type: type, in: bytes, alignment: header.alignment) {
+          return content
+        }
+      } catch {
+        if case .readFailed = error { throw error }
+        problem = problem ?? error
+      }
+    }
+    if let problem { throw problem }
+    return nil
+  }
+
+  /// The notes of a segment aligned to 8 are padded to 8, as the System V ABI has it; linkers before binutils 2.31 padded
+  /// them to 4 there, too.
+  private static func find(
+    owner: String, type: UInt32, in bytes: [UInt8], alignment: UInt64
+  ) throws(BootError) -> [UInt8]? {
+    guard alignment == 8 else { return try find(owner: owner, type: type, in: bytes, padding: 4) }
+    var problem: BootError?
+    do throws(BootError) {
+      if let content = try find(owner: owner, type: type, in: bytes, padding: 8) { return content }
+    } catch {
+      problem = error
+    }
+    do throws(BootError) {
+      return try find(owner: owner, type: type, in: bytes, padding: 4)
+    } catch {
+      if let problem { throw problem }
+      return nil
+    }
+  }
+
+  private static func find(
+    owner: String, type: UInt32, in bytes: [UInt8], padding: Int
+  ) throws(BootError) -> [UInt8]? {
+    let name = Array(owner.utf8) + [0]
+    func padded(_ offset: Int) -> Int { (offset + padding - 1) & ~(padding - 1) }
+    var offset = 0
+    while offset + 12 <= bytes.count {
+      // Sizes are 32 bits wide and the sums 64: nothing can overflow.
+      let nameSize = Int(bytes.load(UInt32.self, at: offset))
+      let contentSize = Int(bytes.load(UInt32.self, at: offset + 4))
+      let nameStart = offset + 12
+      let contentStart = padded(nameStart + nameSize)
+      guard contentStart + contentSize <= bytes.count else { throw .noteInvalid(offset: offset) }
+      if bytes.load(UInt32.self, at: offset + 8) == type, nameSize == name.count,
+        bytes[nameStart..<nameStart + nameSize].elementsEqual(name)
+      {
+        return Array(bytes[contentStart..<contentStart + contentSize])
+      }
+      offset = padded(contentStart + contentSize)
     }
     return nil
   }

@@ -58,6 +58,7 @@ struct SyntheticELF {
     var memorySize: UInt64?
     var fileSize: UInt64?
     var fileOffset: UInt64?
+    var alignment: UInt64 = 0x1000
   }
 
   var is64Bit = true
@@ -101,7 +102,7 @@ struct SyntheticELF {
       address(segment.fileSize ?? UInt64(segment.content.count))
       address(segment.memorySize ?? UInt64(segment.content.count))
       if !is64Bit { bytes.append(littleEndian: UInt32(7)) }
-      address(0x1000)
+      address(segment.alignment)
       offset += UInt64(segment.content.count)
     }
     bytes += [UInt8](repeating: 0, count: Self.contentOffset - bytes.count)
