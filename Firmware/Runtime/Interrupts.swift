@@ -9,9 +9,9 @@ enum Interrupts {
   static let spurious: UInt32 = 0xff
 
   /// APIC identifiers that have counts of their own; a larger one shares with a smaller.
-  private static let processors: UInt32 = 4
+  private static let processors: UInt32 = 16
   /// Static storage, one for each processor and vector, so that no two processors write one.
-  nonisolated(unsafe) private static var counts = InlineArray<1024, UInt32>(repeating: 0)
+  nonisolated(unsafe) private static var counts = InlineArray<4096, UInt32>(repeating: 0)
 
   /// On all processors.
   static func count(_ vector: UInt32) -> UInt32 {

@@ -77,8 +77,8 @@ final class InterruptDelivery: InterruptRouter, InvalidationObserver, MessageSin
 
   /// Sends one of the unit's own messages.
   fileprivate func sendUnremapped(_ message: InterruptMessage) {
-    if message.isInterrupt {
-      localInterrupts.send(message)
+    if let interrupt = message.eventInterrupt {
+      localInterrupts.send(interrupt)
     } else {
       _ = memory.storeUInt32(message.data, at: message.address)
     }
@@ -105,6 +105,15 @@ final class InterruptDelivery: InterruptRouter, InvalidationObserver, MessageSin
 extension InterruptMessage {
   /// Whether it is an interrupt request at all: a write to 0xFEEx_xxxx (VT-d 3.15).
   fileprivate var isInterrupt: Bool { address >> 20 == 0xfee }
+
+  /// The interrupt that an event of the unit is; nil for an event that its address sends to memory.
+  ///
+  /// Bits 63:32 are FEUADDR, IEUADDR or PEUADDR (VT-d 11.4.7, 11.4.9 and 11.4.11). Its bits 31:8 are those of an x2APIC
+  /// destination, as KVM takes them; they do not say where the write goes. Its bits 7:0 are reserved.
+  fileprivate var eventInterrupt: InterruptMessage? {
+    guard address & 0xfff0_0000 == 0xfee0_0000 else { return nil }
+    return InterruptMessage(address: address & ~(0xff << 32), data: data)
+  }
 }
 
 /// A route whose message passes the remapper.

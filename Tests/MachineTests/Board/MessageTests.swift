@@ -50,6 +50,38 @@ import VTd
     #expect(memory.loadUInt32(at: 0x8000) == 0)
   }
 
+  /// Bits 31:8 of the upper address register are the destination's; its bits 7:0 are reserved.
+  @Test(
+    arguments: [(0x0100, 0x0100), (0x0001_0100, 0x0001_0100), (0xffff_ffff, 0xffff_ff00), (1, 0)] as [(UInt64, UInt64)])
+  func `The unit's events reach CPUs with a destination above 255`(upper: UInt64, destination: UInt64) throws {
+    let delivery = delivery
+    let unit = try TranslationUnit(
+      options: UnitOptions(), memory: memory, faultEvent: delivery.makeUnremappedRoute(),
+      invalidationEvent: delivery.makeUnremappedRoute(), messages: delivery, parking: SemaphoreParking())
+    func write32(_ offset: UInt64, _ value: UInt64) { unit.write(offset: offset, width: .doubleword, value: value) }
+    // FECTL and IECTL, each with its message behind it.
+    for (control, vector) in [(0x38, 0x41), (0xa0, 0x42)] as [(UInt64, UInt64)] {
+      write32(control + 4, vector)
+      write32(control + 8, 0xfee3_0000)
+      write32(control + 12, upper)
+      write32(control, 0)
+    }
+    // A queue with one invalidation wait (IF), then a tail that is none (IQE).
+    _ = memory.storeUInt64(1 << 4 | 5, at: 0x3000)
+    unit.write(offset: 0x90, width: .quadword, value: 0x3000)
+    write32(0x18, 1 << 26)
+    unit.write(offset: 0x88, width: .quadword, value: 0x10)
+    unit.write(offset: 0x88, width: .quadword, value: 0x7_fff0)
+    let address = destination << 32 | 0xfee3_0000
+    #expect(
+      apics.sent == [InterruptMessage(address: address, data: 0x42), InterruptMessage(address: address, data: 0x41)])
+    // What the page request event takes is a route of the same kind.
+    let route = delivery.makeUnremappedRoute()
+    route.set(InterruptMessage(address: upper << 32 | 0xfee3_0000, data: 0x43))
+    route.signal()
+    #expect(apics.sent.last == InterruptMessage(address: address, data: 0x43))
+  }
+
   /// A message to memory is DMA like any other: translated, or refused and recorded.
   @Test func aMessageToMemoryIsTranslated() throws {
     let delivery = delivery
