@@ -8,12 +8,22 @@ public protocol BusDevice: AnyObject, Sendable {
   func read(offset: UInt64, width: AccessWidth) -> UInt64
   /// - Parameter value: bits beyond `width` are zero.
   func write(offset: UInt64, width: AccessWidth, value: UInt64)
+
+  /// `AddressBus.visibleParts` of a region of this device may have changed, as another region came or went. Called after
+  /// the change, with no lock of the bus held; calls may come late and in any order, so what counts is what the bus
+  /// says then.
+  func visiblePartsChanged()
+}
+
+extension BusDevice {
+  public func visiblePartsChanged() {}
 }
 
 /// An address space with devices in it: the memory bus, or the I/O ports.
 ///
 /// The guest moves regions about (BARs), so they may overlap: the board's fixed regions win over
-/// movable ones, and among equals the one that was attached first.
+/// movable ones, and among equals the one that was attached first. An accelerator that answers for a region by itself,
+/// by a memory slot or an ioeventfd, keeps to that: it answers for the region's visible parts.
 ///
 /// Lock order: the bus lock is a leaf. It is never held across a call of a device; the reference
 /// that a lookup returns keeps the device alive while the access is in flight.
@@ -39,6 +49,13 @@ public final class AddressBus: Sendable {
     let last: UInt64
     let priority: Priority
     let device: any BusDevice
+
+    func overlaps(_ other: Region) -> Bool { base <= other.last && other.base <= last }
+
+    /// Whether it answers where the two overlap: numbers go up, so the one attached first has the smaller.
+    func precedes(_ other: Region) -> Bool {
+      (priority, other.attachment.number) > (other.priority, attachment.number)
+    }
   }
 
   /// A stretch of addresses that one region answers.
@@ -64,24 +81,68 @@ public final class AddressBus: Sendable {
   public func attach(
     _ device: any BusDevice, at base: UInt64, size: UInt64, priority: Priority = .fixed
   ) -> Attachment {
+    var affected: [any BusDevice] = []
+    let attachment = attach(device, at: base, size: size, priority: priority, affecting: &affected)
+    for device in affected { device.visiblePartsChanged() }
+    return attachment
+  }
+
+  /// Takes a region away. An access that found it before may still be in flight.
+  public func detach(_ attachment: Attachment) {
+    var affected: [any BusDevice] = []
+    detach(attachment, affecting: &affected)
+    for device in affected { device.visiblePartsChanged() }
+  }
+
+  /// As `attach`, for a caller that holds a lock which `visiblePartsChanged` takes.
+  /// - Parameter affected: devices are appended whose `visiblePartsChanged` is to be called when that lock is released.
+  public func attach(
+    _ device: any BusDevice, at base: UInt64, size: UInt64, priority: Priority = .fixed,
+    affecting affected: inout [any BusDevice]
+  ) -> Attachment {
     precondition(size > 0, "a region has a size")
     let (end, overflow) = base.addingReportingOverflow(size - 1)
     return map.withLock { map in
       let attachment = Attachment(number: map.nextNumber)
       map.nextNumber += 1
-      map.regions.append(
-        Region(
-          attachment: attachment, base: base, last: overflow ? .max : end, priority: priority, device: device))
+      let region = Region(
+        attachment: attachment, base: base, last: overflow ? .max : end, priority: priority, device: device)
+      affected += map.regions.filter { $0.overlaps(region) && region.precedes($0) }.map(\.device)
+      map.regions.append(region)
       map.segments = Self.flatten(map.regions)
       return attachment
     }
   }
 
-  /// Takes a region away. An access that found it before may still be in flight.
-  public func detach(_ attachment: Attachment) {
+  /// As `detach`, for a caller that holds a lock which `visiblePartsChanged` takes.
+  /// - Parameter affected: as `attach` has it.
+  public func detach(_ attachment: Attachment, affecting affected: inout [any BusDevice]) {
     map.withLock { map in
-      map.regions.removeAll { $0.attachment == attachment }
+      guard let index = map.regions.firstIndex(where: { $0.attachment == attachment }) else { return }
+      let region = map.regions.remove(at: index)
+      affected += map.regions.filter { $0.overlaps(region) && region.precedes($0) }.map(\.device)
       map.segments = Self.flatten(map.regions)
+    }
+  }
+
+  /// The parts of a region that no region with precedence covers.
+  /// - Returns: offsets from its start, in order; empty for one that is detached.
+  public func visibleParts(of attachment: Attachment) -> [Range<UInt64>] {
+    map.withLock { map in
+      guard let region = map.regions.first(where: { $0.attachment == attachment }) else { return [] }
+      // One region never covers all of the space: its size is at most its largest address.
+      var parts = [0..<region.last - region.base + 1]
+      for other in map.regions where other.overlaps(region) && other.precedes(region) {
+        let first = max(other.base, region.base) - region.base
+        let end = min(other.last, region.last) - region.base + 1
+        parts = parts.flatMap { part in
+          [
+            part.lowerBound..<max(part.lowerBound, min(part.upperBound, first)),
+            max(part.lowerBound, min(part.upperBound, end))..<part.upperBound,
+          ]
+        }.filter { !$0.isEmpty }
+      }
+      return parts
     }
   }
 
@@ -118,10 +179,7 @@ public final class AddressBus: Sendable {
 
   /// Cuts overlapping regions into disjoint segments in order of address.
   private static func flatten(_ regions: [Region]) -> [Segment] {
-    // Winners first; `sorted` is not stable, so the number of the attachment decides among equals.
-    let ranked = regions.sorted {
-      ($0.priority, $1.attachment.number) > ($1.priority, $0.attachment.number)
-    }
+    let ranked = regions.sorted { $0.precedes($1) }
     var starts = Set<UInt64>()
     for region in regions {
       starts.insert(region.base)

@@ -20,6 +20,8 @@ public final class Function: Sendable {
   private struct Placement {
     var base: UInt64?
     var attachment: AddressBus.Attachment?
+    /// What the model knows of it.
+    var parts: [Range<UInt64>] = []
   }
 
   public let description: FunctionDescription
@@ -268,21 +270,49 @@ public final class Function: Sendable {
 
   // MARK: Regions
 
+  private func bus(of bar: BaseAddressRegister) -> AddressBus {
+    bar.space == .io ? environment.ioBus : environment.memoryBus
+  }
+
   private func updatePlacement() {
+    var affected: [any BusDevice] = []
     placing.withLock { placements in
       let (space, model) = state.withLock { ($0.space, $0.model) }
       let decodes = powerState(in: space) == 0
       for (index, bar) in description.baseAddressRegisters.enumerated() {
         let base = decodes ? bar.base(in: space) : nil
         guard base != placements[index].base else { continue }
-        let bus = bar.space == .io ? environment.ioBus : environment.memoryBus
-        if let attachment = placements[index].attachment { bus.detach(attachment) }
+        let bus = bus(of: bar)
+        if let attachment = placements[index].attachment {
+          // The model's part goes first: what was hidden behind the BAR takes the place when the bus has it no more.
+          model?.placed(bar: bar.index, at: nil, visible: [])
+          bus.detach(attachment, affecting: &affected)
+        }
         placements[index] = Placement(base: base, attachment: nil)
         if let base {
-          placements[index].attachment = bus.attach(
-            Region(function: self, bar: bar.index), at: base, size: bar.size, priority: .movable)
+          let attachment = bus.attach(
+            Region(function: self, bar: bar.index), at: base, size: bar.size, priority: .movable, affecting: &affected)
+          let parts = bus.visibleParts(of: attachment)
+          placements[index].attachment = attachment
+          placements[index].parts = parts
+          model?.placed(bar: bar.index, at: base, visible: parts)
         }
-        model?.placed(bar: bar.index, at: base)
+      }
+    }
+    // Not with `placing` held: other functions take theirs.
+    for device in affected { device.visiblePartsChanged() }
+  }
+
+  /// Another region of a bus came or went.
+  private func updateVisibility() {
+    placing.withLock { placements in
+      let model = state.withLock { $0.model }
+      for (index, bar) in description.baseAddressRegisters.enumerated() {
+        guard let base = placements[index].base, let attachment = placements[index].attachment else { continue }
+        let parts = bus(of: bar).visibleParts(of: attachment)
+        guard parts != placements[index].parts else { continue }
+        placements[index].parts = parts
+        model?.placed(bar: bar.index, at: base, visible: parts)
       }
     }
   }
@@ -308,5 +338,7 @@ public final class Function: Sendable {
       if let msix = function.msix, msix.write(bar: bar, offset: offset, width: width, value: value) { return }
       function.model?.writeRegion(bar: bar, offset: offset, width: width, value: value)
     }
+
+    func visiblePartsChanged() { function.updateVisibility() }
   }
 }

@@ -10,8 +10,10 @@ public protocol FunctionModel: AnyObject, Sendable {
   /// Function Level Reset, or the reset of the whole board: back to the state after construction.
   func reset()
 
-  /// Where a BAR decodes now; nil while it does not.
-  func placed(bar: Int, at base: UInt64?)
+  /// Where a BAR decodes now; nil while it does not. Called again for the same place when `parts` change.
+  /// - Parameter parts: offsets of what the bus has it answer, in order: something else may be in its way. An accelerator
+  ///   may answer for these alone in the device's stead.
+  func placed(bar: Int, at base: UInt64?, visible parts: [Range<UInt64>])
 
   /// A chance to answer a configuration read in the hardware's stead: a window such as virtio's. nil: not mine.
   func readConfiguration(offset: Int, width: AccessWidth) -> UInt64?
@@ -28,7 +30,7 @@ extension FunctionModel {
   public func readRegion(bar: Int, offset: UInt64, width: AccessWidth) -> UInt64 { width.allOnes }
   public func writeRegion(bar: Int, offset: UInt64, width: AccessWidth, value: UInt64) {}
   public func reset() {}
-  public func placed(bar: Int, at base: UInt64?) {}
+  public func placed(bar: Int, at base: UInt64?, visible parts: [Range<UInt64>]) {}
   public func readConfiguration(offset: Int, width: AccessWidth) -> UInt64? { nil }
   public func configurationRead(offset: Int, width: AccessWidth, own: UInt64) -> UInt64 { own }
   public func configurationWritten(offset: Int, width: AccessWidth, value: UInt64) {}

@@ -7,10 +7,29 @@ import Testing
 private final class Probe: BusDevice {
   let name: UInt64
   private let log = Mutex<[(offset: UInt64, width: AccessWidth, value: UInt64)]>([])
+  private let changed = Mutex(false)
 
   init(_ name: UInt64) { self.name = name }
 
   var writes: [(offset: UInt64, width: AccessWidth, value: UInt64)] { log.withLock { $0 } }
+
+  /// What was written since the last call.
+  func takeWrites() -> [(offset: UInt64, width: AccessWidth, value: UInt64)] {
+    log.withLock { log in
+      defer { log = [] }
+      return log
+    }
+  }
+
+  func visiblePartsChanged() { changed.withLock { $0 = true } }
+
+  /// Whether that was called since it was asked last.
+  func takeChanged() -> Bool {
+    changed.withLock { changed in
+      defer { changed = false }
+      return changed
+    }
+  }
 
   func read(offset: UInt64, width: AccessWidth) -> UInt64 { name << 32 | (offset & 0xffff_ffff) }
   func write(offset: UInt64, width: AccessWidth, value: UInt64) { log.withLock { $0.append((offset, width, value)) } }
@@ -179,6 +198,54 @@ private func owner(_ bus: AddressBus, _ address: UInt64) -> UInt64? {
         #expect(bus.read(address: address, width: .byte) == winner.map { (address - $0.range.lowerBound) & 0xff })
       }
     }
+  }
+
+  @Test(arguments: 0..<20 as Range<UInt64>)
+  func `The visible parts of a region are where it answers, and it hears of each change`(seed: UInt64) {
+    struct Region {
+      let probe: Probe
+      let base: UInt64
+      let attachment: AddressBus.Attachment
+      var parts: [Range<UInt64>]
+    }
+    var random = SeededGenerator(seed: seed)
+    let bus = AddressBus()
+    var regions: [Region] = []
+    for name in 1...40 as ClosedRange<UInt64> {
+      if !regions.isEmpty, random.next() % 3 == 0 {
+        let gone = regions.remove(at: Int(random.next() % UInt64(regions.count)))
+        bus.detach(gone.attachment)
+        #expect(bus.visibleParts(of: gone.attachment) == [])
+      }
+      let base = random.next() % 256
+      let priority: AddressBus.Priority = random.next() % 2 == 0 ? .fixed : .movable
+      let probe = Probe(name)
+      let attachment = bus.attach(probe, at: base, size: 8 + random.next() % 64, priority: priority)
+      regions.append(
+        Region(probe: probe, base: base, attachment: attachment, parts: bus.visibleParts(of: attachment)))
+      for index in regions.indices {
+        let region = regions[index]
+        let parts = bus.visibleParts(of: region.attachment)
+        #expect(region.probe.takeChanged() || parts == region.parts)
+        regions[index].parts = parts
+        #expect(zip(parts, parts.dropFirst()).allSatisfy { $0.upperBound < $1.lowerBound })
+        _ = region.probe.takeWrites()
+        for offset in 0..<80 as Range<UInt64> {
+          bus.write(address: region.base + offset, width: .byte, value: 0)
+        }
+        #expect(region.probe.takeWrites().map(\.offset) == parts.flatMap { $0 })
+      }
+    }
+  }
+
+  @Test func `A region at the top of the space has its visible parts`() {
+    let bus = AddressBus()
+    let top = bus.attach(Probe(1), at: .max - 0xfff, size: 0x1000, priority: .movable)
+    #expect(bus.visibleParts(of: top) == [0..<0x1000])
+    _ = bus.attach(Probe(2), at: .max, size: 1)
+    #expect(bus.visibleParts(of: top) == [0..<0xfff])
+    _ = bus.attach(Probe(3), at: 0, size: .max)
+    #expect(bus.visibleParts(of: top) == [])
   }
 
   /// A device that is taken away while an access is in it: the access ends, the next does not find it.

@@ -86,10 +86,81 @@ import Testing
     function.write32(0x10, 0xd000_0000)
     #expect(board.memoryBus.read(address: 0xc000_0000, width: .byte) == nil)
     #expect(board.memoryBus.read(address: 0xd000_0ffc, width: .doubleword) == 0xffc)
-    #expect(model.take().first == .placed(bar: 0, base: 0xd000_0000))
+    #expect(model.take().prefix(2) == [.placed(bar: 0, base: nil), .placed(bar: 0, base: 0xd000_0000)])
     // The same address once more is no move.
     function.write32(0x10, 0xd000_0000)
     #expect(model.take() == [.configurationWritten(offset: 0x10, width: .doubleword, value: 0xd000_0000)])
+  }
+
+  @Test func `A model learns which parts of its BAR the bus gives it, and when that changes`() {
+    final class Chip: BusDevice {
+      func read(offset: UInt64, width: AccessWidth) -> UInt64 { 0xc }
+      func write(offset: UInt64, width: AccessWidth, value: UInt64) {}
+    }
+    func places(_ model: RecordingModel) -> [RecordingModel.Event] {
+      model.take().filter { if case .configurationWritten = $0 { false } else { true } }
+    }
+    let (first, firstModel) = bars([.init(index: 0, space: .memory32, size: 0x1000)])
+    let (second, secondModel) = bars([.init(index: 2, space: .memory32, size: 0x4000)])
+    first.write32(0x10, 0xc000_1000)
+    first.command(.memorySpaceEnable)
+    #expect(places(firstModel) == [.placed(bar: 0, base: 0xc000_1000)])
+    // Behind the first one, which was there before.
+    second.write32(0x18, 0xc000_0000)
+    second.command(.memorySpaceEnable)
+    let hole: [RecordingModel.Event] = [
+      .placed(bar: 2, base: 0xc000_0000), .visible(bar: 2, parts: [0..<0x1000, 0x2000..<0x4000]),
+    ]
+    #expect(places(secondModel) == hole)
+    #expect(places(firstModel) == [])
+    // It moves away, to beyond the second one, and back, where the second one is now.
+    first.write32(0x10, 0xc000_8000)
+    #expect(places(firstModel) == [.placed(bar: 0, base: nil), .placed(bar: 0, base: 0xc000_8000)])
+    #expect(places(secondModel) == [.placed(bar: 2, base: 0xc000_0000)])
+    first.write32(0x10, 0xc000_1000)
+    #expect(
+      places(firstModel) == [
+        .placed(bar: 0, base: nil), .placed(bar: 0, base: 0xc000_1000), .visible(bar: 0, parts: []),
+      ])
+    #expect(places(secondModel) == [])
+    second.command([])
+    #expect(places(secondModel) == [.placed(bar: 2, base: nil)])
+    #expect(places(firstModel) == [.placed(bar: 0, base: 0xc000_1000)])
+    // A chip of the board wins, even though it comes later.
+    let chip = board.memoryBus.attach(Chip(), at: 0xc000_1800, size: 0x100)
+    #expect(
+      places(firstModel) == [
+        .placed(bar: 0, base: 0xc000_1000), .visible(bar: 0, parts: [0..<0x800, 0x900..<0x1000]),
+      ])
+    board.memoryBus.detach(chip)
+    #expect(places(firstModel) == [.placed(bar: 0, base: 0xc000_1000)])
+  }
+
+  /// Two BARs that are moved over each other by two CPUs: neither waits for the other for ever, and in the end each model
+  /// knows what the bus has.
+  @Test(.timeLimit(.minutes(1)))
+  func `BARs that two CPUs move over each other end as the bus has them`() async {
+    let functions = (0..<2).map { _ in bars([.init(index: 0, space: .memory32, size: 0x1000)]) }
+    for (function, _) in functions { function.command(.memorySpaceEnable) }
+    await withTaskGroup(of: Void.self) { group in
+      for (function, _) in functions {
+        group.addTask {
+          for round in 0..<2_000 as Range<UInt32> { function.write32(0x10, 0xc000_0000 + round % 3 * 0x800 & ~0xfff) }
+        }
+      }
+    }
+    for (function, model) in functions {
+      // The last thing that it was told.
+      let visible = model.take().reduce(into: false) { visible, event in
+        switch event {
+        case .placed(_, let base): visible = base != nil
+        case .visible(_, let parts): visible = !parts.isEmpty
+        default: break
+        }
+      }
+      board.memoryBus.write(address: UInt64(function.read32(0x10) & ~0xf), width: .byte, value: 1)
+      #expect(visible == !model.take().isEmpty)
+    }
   }
 
   /// Linux sizes with decoding off, others do not: the region must be gone while the register holds ones, and

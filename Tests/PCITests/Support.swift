@@ -33,6 +33,8 @@ final class RecordingModel: FunctionModel {
     case write(bar: Int, offset: UInt64, width: AccessWidth, value: UInt64)
     case reset
     case placed(bar: Int, base: UInt64?)
+    /// Follows `placed` where something hides a part of the BAR.
+    case visible(bar: Int, parts: [Range<UInt64>])
     case configurationWritten(offset: Int, width: AccessWidth, value: UInt64)
   }
 
@@ -51,7 +53,12 @@ final class RecordingModel: FunctionModel {
     add(.write(bar: bar, offset: offset, width: width, value: value))
   }
   func reset() { add(.reset) }
-  func placed(bar: Int, at base: UInt64?) { add(.placed(bar: bar, base: base)) }
+  func placed(bar: Int, at base: UInt64?, visible parts: [Range<UInt64>]) {
+    add(.placed(bar: bar, base: base))
+    if base != nil, parts.count != 1 || parts[0].lowerBound != 0 || parts[0].upperBound.nonzeroBitCount != 1 {
+      add(.visible(bar: bar, parts: parts))
+    }
+  }
   func configurationWritten(offset: Int, width: AccessWidth, value: UInt64) {
     add(.configurationWritten(offset: offset, width: width, value: value))
   }

@@ -77,6 +77,9 @@ final class Board: Sendable {
     ioapic = IOAPICDevice(routes: pinRoutes, onEndOfInterrupt: { [interruptEnds] in interruptEnds.ended($0) })
     _ = memoryBus.attach(ioapic, at: BoardLayout.ioapic, size: IOAPICDevice.regionSize)
 
+    _ = memoryBus.attach(
+      NoDevice(), at: BoardLayout.localInterrupts.lowerBound, size: UInt64(BoardLayout.localInterrupts.count))
+
     let target = ConfigurationTarget(root: rootBus)
     _ = memoryBus.attach(
       EnhancedConfigurationAccess(target: target), at: BoardLayout.configurationAccess,
@@ -270,4 +273,11 @@ final class Board: Sendable {
       ioapic.endOfInterrupt(pin: pin)
     }
   }
+}
+
+/// A part of the address space that nothing on the bus answers, and that no BAR is to be seen in: the accelerator has the
+/// local APICs there.
+private final class NoDevice: BusDevice {
+  func read(offset: UInt64, width: AccessWidth) -> UInt64 { width.allOnes }
+  func write(offset: UInt64, width: AccessWidth, value: UInt64) {}
 }

@@ -8,6 +8,8 @@ public struct BoardLayout: Hashable, Sendable {
   static let configurationAccess: UInt64 = 0xb000_0000
   static let memory32Window: Range<UInt64> = 0xc000_0000..<0xfec0_0000
   static let ioapic: UInt64 = 0xfec0_0000
+  /// What a CPU's own local APIC answers, and messages go to.
+  static let localInterrupts: Range<UInt64> = 0xfee0_0000..<0xfef0_0000
   /// The first unit's page of registers; the others' follow.
   static let remappingUnit: UInt64 = 0xfed9_0000
   static let remappingUnitLimit = 16

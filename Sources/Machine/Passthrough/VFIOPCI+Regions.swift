@@ -85,6 +85,16 @@ extension VFIOPCI {
     return areas.map { VFIORegion.Area(offset: $0.lowerBound, size: $0.upperBound - $0.lowerBound) }
   }
 
+  /// The whole pages of an area of pages that lie within visible parts of its BAR.
+  static func pages(of area: VFIORegion.Area, within parts: [Range<UInt64>]) -> [VFIORegion.Area] {
+    parts.compactMap { part in
+      // Parts lie within a BAR, whose size is a power of two: rounding up does not overflow.
+      let first = max(area.offset, (part.lowerBound + 0xfff) & ~0xfff)
+      let end = min(area.offset + area.size, part.upperBound & ~0xfff)
+      return first < end ? VFIORegion.Area(offset: first, size: end - first) : nil
+    }
+  }
+
   static func description(
     _ space: HostConfigurationSpace, _ registers: [BaseAddressRegister]
   ) -> FunctionDescription {

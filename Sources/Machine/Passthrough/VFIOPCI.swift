@@ -188,7 +188,7 @@ final class VFIOPCI: FunctionModel {
     if let region = regions[bar] { device.write(region, offset: offset, width: width.rawValue, value: value) }
   }
 
-  func placed(bar: Int, at base: UInt64?) {
+  func placed(bar: Int, at base: UInt64?, visible parts: [Range<UInt64>]) {
     placed.withLock { placed in
       // The old place first: the slots of the two may overlap.
       placed.slots[bar] = nil
@@ -197,13 +197,15 @@ final class VFIOPCI: FunctionModel {
       setPower(0, &placed)
       var made: [any AnyObject & Sendable] = []
       for mapping in mappings {
-        let address = base &+ mapping.area.offset
-        if let slot = surroundings.deviceMemory?.map(
-          address, size: mapping.area.size, hostAddress: mapping.hostAddress)
-        {
-          made.append(slot)
+        for area in Self.pages(of: mapping.area, within: parts) {
+          let address = base &+ area.offset
+          if let slot = surroundings.deviceMemory?.map(
+            address, size: area.size, hostAddress: mapping.hostAddress + (area.offset - mapping.area.offset))
+          {
+            made.append(slot)
+          }
+          if let peer = surroundings.memory?.map(region, area, of: device, at: address) { made.append(peer) }
         }
-        if let peer = surroundings.memory?.map(region, mapping.area, of: device, at: address) { made.append(peer) }
       }
       placed.slots[bar] = made
     }

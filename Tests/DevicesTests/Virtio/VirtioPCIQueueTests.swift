@@ -41,6 +41,24 @@ import Testing
     try setup.driver.write(2, 0xffe, .word, 0)
   }
 
+  /// The second page of the I/O APIC's, for one: its own registers are there, not queues.
+  @Test func `A doorbell is only where the bus gives the BAR the place`() throws {
+    final class Chip: BusDevice {
+      func read(offset: UInt64, width: AccessWidth) -> UInt64 { 0xc }
+      func write(offset: UInt64, width: AccessWidth, value: UInt64) {}
+    }
+    let setup = EchoSetup()
+    func doorbells() -> [UInt64?] { setup.board.workers.workers.map(\.doorbell) }
+    let base = try #require(doorbells()[0])
+    #expect(doorbells() == [base, base + 4])
+    let chip = setup.board.memoryBus.attach(Chip(), at: base + 4, size: 0x20)
+    #expect(doorbells() == [base, nil])
+    setup.board.memoryBus.detach(chip)
+    #expect(doorbells() == [base, base + 4])
+    _ = setup.board.memoryBus.attach(Chip(), at: base & ~0xfff, size: 0x1000)
+    #expect(doorbells() == [nil, nil])
+  }
+
   @Test func doorbellsFollowTheBAR() throws {
     let setup = EchoSetup()
     let base = TestBoard.structuresBase + 0x3000

@@ -129,6 +129,32 @@ import Testing
     #expect(memory.mapped == [])
   }
 
+  /// The CPUs' memory slots follow the bus's rule: what is in the BAR's way keeps its place.
+  @Test func `A slot is only where the bus gives the BAR the place`() throws {
+    final class Chip: BusDevice {
+      func read(offset: UInt64, width: AccessWidth) -> UInt64 { 0xc }
+      func write(offset: UInt64, width: AccessWidth, value: UInt64) {}
+    }
+    let model = try make()
+    let function = model.function
+    let bar = try #require(function.description.baseAddressRegisters.first { $0.index == 2 })
+    _ = memoryBus.attach(Chip(), at: 0xd000_1000, size: 0x20)
+    function.place(bar, at: 0xd000_0000)
+    function.writeConfiguration(offset: 4, width: .word, value: 2)
+    #expect(memory.mapped == [.init(address: 0xd000_0000, size: 0x1000)])
+    #expect(memoryBus.read(address: 0xd000_1000, width: .byte) == 0xc)
+    // The rest of the chip's page is the device's, by a call.
+    #expect(memoryBus.read(address: 0xd000_1020, width: .byte) == 0x5a)
+    function.place(bar, at: 0xd000_4000)
+    #expect(memory.mapped == [.init(address: 0xd000_4000, size: 0x2000)])
+    let chip = memoryBus.attach(Chip(), at: 0xd000_4000, size: 0x1000)
+    #expect(memory.mapped == [.init(address: 0xd000_5000, size: 0x1000)])
+    memoryBus.detach(chip)
+    #expect(memory.mapped == [.init(address: 0xd000_4000, size: 0x2000)])
+    model.remove()
+    #expect(memory.mapped == [])
+  }
+
   @Test func vectorsAreHadWhenTheyAreUsed() throws {
     let model = try make()
     let function = model.function

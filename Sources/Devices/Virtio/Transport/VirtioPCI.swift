@@ -149,13 +149,14 @@ public final class VirtioPCI: FunctionModel, VirtioTransport {
     registers.withLock { reset(&$0) }
   }
 
-  public func placed(bar: Int, at base: UInt64?) {
+  public func placed(bar: Int, at base: UInt64?, visible parts: [Range<UInt64>]) {
     guard bar == VirtioCapabilities.bar else { return }
     for slot in slots {
-      slot.setDoorbell(
-        at: base.map {
-          $0 &+ VirtioCapabilities.notification &+ VirtioCapabilities.notificationStride &* UInt64(slot.index)
-        })
+      let stride = VirtioCapabilities.notificationStride
+      let offset = VirtioCapabilities.notification + stride * UInt64(slot.index)
+      // Where another region answers, a write is not for this queue.
+      let isVisible = parts.contains { $0.contains(offset) && stride <= $0.upperBound - offset }
+      slot.setDoorbell(at: isVisible ? base.map { $0 &+ offset } : nil)
     }
   }
 
