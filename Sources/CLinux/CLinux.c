@@ -3,12 +3,14 @@
 
 #include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <sys/eventfd.h>
 #include <sys/prctl.h>
 #include <sys/random.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <termios.h>
+#include <time.h>
 
 #define ANSWER(call)                      \
     ({                                    \
@@ -56,20 +58,73 @@ int nestling_zero_range(int descriptor, int64_t offset, int64_t count) {
     return ANSWER(fallocate(descriptor, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, offset, count));
 }
 
-int nestling_end_with_parent(void) {
-  if (prctl(PR_SET_PDEATHSIG, SIGTERM) < 0) return -errno;
-  return 0;
+int nestling_hold_standard_descriptors(void) {
+    for (int descriptor = STDIN_FILENO; descriptor <= STDERR_FILENO; descriptor++) {
+        if (fcntl(descriptor, F_GETFD) >= 0 || errno != EBADF) continue;
+        // open(2) takes the lowest number that is free: this one.
+        int held = ANSWER(open("/dev/null", descriptor == STDIN_FILENO ? O_RDONLY : O_WRONLY));
+        if (held < 0) return held;
+    }
+    return 0;
+}
+
+int nestling_join_within(unsigned long thread, unsigned int milliseconds) {
+    struct timespec end;
+    clock_gettime(CLOCK_MONOTONIC, &end);
+    end.tv_sec += milliseconds / 1000;
+    end.tv_nsec += milliseconds % 1000 * 1000000l;
+    if (end.tv_nsec >= 1000000000l) {
+        end.tv_nsec -= 1000000000l;
+        end.tv_sec++;
+    }
+    return -pthread_clockjoin_np(thread, NULL, CLOCK_MONOTONIC, &end);
+}
+
+int nestling_end_with_parent(int parent) {
+    if (prctl(PR_SET_PDEATHSIG, SIGTERM) < 0) return -errno;
+    // It may have ended before that, of which no signal tells.
+    if (getppid() == parent) return 0;
+    prctl(PR_SET_PDEATHSIG, 0);
+    return -ESRCH;
 }
 
 void nestling_name_thread(const char *name) { pthread_setname_np(pthread_self(), name); }
 
-// The terminal's mode is kept here as a signal handler needs it, too.
+// The terminal's mode is kept here as signal handlers need it, too.
 static struct termios terminal_before;
+static volatile sig_atomic_t terminal_is_raw;
+
+// For signal handlers, too: tcgetpgrp(3) and tcsetattr(3) may be called there (signal-safety(7)).
+static void put_terminal_back(void) {
+    // A process in the background leaves the terminal to its shell; to set it from there would stop the process (SIGTTOU).
+    pid_t foreground = tcgetpgrp(STDIN_FILENO);
+    if (foreground >= 0 && foreground != getpgrp()) return;
+    // TCSADRAIN would wait for a terminal that takes no output.
+    tcsetattr(STDIN_FILENO, TCSANOW, &terminal_before);
+}
 
 static void restore_terminal(int signal) {
-    // tcsetattr(3) may be called in a handler. SA_RESETHAND: the second time, the signal does what it does.
-    tcsetattr(STDIN_FILENO, TCSANOW, &terminal_before);
+    put_terminal_back();
+    // SA_RESETHAND: the second time, the signal does what it does.
     raise(signal);
+}
+
+static atomic_int status_at_end;
+
+static void end_now(int signal) {
+    (void)signal;
+    if (terminal_is_raw) put_terminal_back();
+    _exit(status_at_end);
+}
+
+void nestling_end_within(unsigned int seconds, int status) {
+    static atomic_flag begun = ATOMIC_FLAG_INIT;
+    status_at_end = status;
+    if (atomic_flag_test_and_set(&begun)) return;
+    struct sigaction action = {.sa_handler = end_now};
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGALRM, &action, NULL);
+    alarm(seconds);
 }
 
 int nestling_make_terminal_raw(void) {
@@ -84,9 +139,13 @@ int nestling_make_terminal_raw(void) {
     raw.c_oflag |= OPOST;
     raw.c_lflag &= ~(tcflag_t)(ECHO | ECHONL | ICANON | IEXTEN | ISIG);
     raw.c_cflag = (raw.c_cflag & ~(tcflag_t)(CSIZE | PARENB)) | CS8;
+    terminal_is_raw = 1;
     return tcsetattr(STDIN_FILENO, TCSANOW, &raw) < 0 ? -errno : 0;
 }
 
-void nestling_restore_terminal(void) { tcsetattr(STDIN_FILENO, TCSADRAIN, &terminal_before); }
+void nestling_restore_terminal(void) {
+    put_terminal_back();
+    terminal_is_raw = 0;
+}
 
 long nestling_thread_id(void) { return syscall(SYS_gettid); }

@@ -4,6 +4,8 @@ extension Control {
   /// Does what a command line asks for.
   /// - Returns: the process's exit status.
   public static func run(_ arguments: [String]) -> Int32 {
+    // There may be nowhere to say it.
+    guard HostProcess.prepare() else { return 1 }
     if let word = arguments.first, word.drop(while: { $0 == "-" }) == HostCheckText.command {
       let (text, status) = HostCheckText.run(Array(arguments.dropFirst()))
       StandardStreams.writeOutput(text)

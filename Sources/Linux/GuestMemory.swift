@@ -87,7 +87,13 @@ public final class GuestMemory: @unchecked Sendable {
     // SAFETY: a literal lives long enough.
     let descriptor = try checked(unsafe nestling_memfd_create("nestling-ram", pageShift), "memfd_create")
     let file = FileDescriptor(owning: descriptor)
-    if ftruncate(descriptor, size) < 0 { throw SystemError("ftruncate", "\(size) bytes of RAM", code: errno) }
+    if ftruncate(descriptor, size) < 0 {
+      let code = errno
+      let limit = code == EFBIG ? ResourceLimit.fileSize : nil
+      throw SystemError(
+        "ftruncate", "\(size) bytes of RAM", code: code,
+        because: limit.map { "it is a file, and files may have \($0) bytes here (RLIMIT_FSIZE, ulimit -f)" })
+    }
     return file
   }
 

@@ -11,4 +11,13 @@ public enum ResourceLimit {
     guard unsafe getrlimit(__rlimit_resource_t(__RLIMIT_MEMLOCK.rawValue), &limit) == 0 else { return 0 }
     return limit.rlim_cur == rlim_t.max ? nil : UInt64(limit.rlim_cur)
   }
+
+  /// Bytes that a file may have which this process writes or extends (RLIMIT_FSIZE), a memfd among them; nil for no
+  /// limit.
+  public static var fileSize: UInt64? {
+    var limit = rlimit()
+    // SAFETY: the kernel fills the structure.
+    guard unsafe getrlimit(__rlimit_resource_t(RLIMIT_FSIZE.rawValue), &limit) == 0 else { return nil }
+    return limit.rlim_cur == rlim_t.max ? nil : UInt64(limit.rlim_cur)
+  }
 }

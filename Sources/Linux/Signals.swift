@@ -6,15 +6,21 @@ public struct TerminationSignals: ~Copyable, Sendable {
   private let file: FileDescriptor
 
   /// Blocks SIGINT, SIGTERM and SIGHUP for this thread and those it starts; to be called before any is started.
-  /// A write to a closed socket or pipe is an error and no signal from then on.
+  /// A write that cannot be done is an error and no signal from then on.
   public init() throws(SystemError) {
-    signal(SIGPIPE, SIG_IGN)
+    Process.ignoreSignalsOfWrites()
     file = FileDescriptor(owning: try checked(nestling_termination_signals(), "signalfd"))
   }
 
   /// Has one of them come when the process that started this one ends, from now on.
-  public func includeEndOfParent() throws(SystemError) {
-    _ = try checked(nestling_end_with_parent(), "prctl")
+  /// - Parameter parent: the process that did.
+  /// - Throws: ESRCH where it has ended already.
+  public func includeEndOfParent(_ parent: Int32) throws(SystemError) {
+    let answer = nestling_end_with_parent(parent)
+    if answer == -ESRCH {
+      throw SystemError("prctl", code: ESRCH, because: "the process that started this one has ended already")
+    }
+    _ = try checked(answer, "prctl")
   }
 
   public var rawValue: Int32 { file.rawValue }

@@ -6,17 +6,21 @@ public struct SystemError: Error, Hashable, Sendable, CustomStringConvertible {
   /// A path, or another operand worth telling; empty if none is.
   public let operand: String
   public let code: Int32
+  /// What the errno's own text would not say; nil where that says it.
+  public let explanation: String?
 
-  public init(_ call: String, _ operand: String = "", code: Int32) {
+  public init(_ call: String, _ operand: String = "", code: Int32, because explanation: String? = nil) {
     self.call = call
     self.operand = operand
     self.code = code
+    self.explanation = explanation
   }
 
-  /// The errno's own text: "No such file or directory".
+  /// The explanation, or the errno's own text: "No such file or directory".
   public var reason: String {
+    if let explanation { return explanation }
     // SAFETY: the text is libc's own and stays; a code that libc does not know gets one too.
-    unsafe String(cString: strerror(code))
+    return unsafe String(cString: strerror(code))
   }
 
   public var description: String {

@@ -46,6 +46,23 @@ public final class Thread: @unchecked Sendable {
     pthread_join(handle, nil)
   }
 
+  /// Waits for its end, as long as it may take, and calls the thread back out of calls of the host after that. To be
+  /// called once, instead of the other `join`.
+  /// - Parameter milliseconds: how long it may take.
+  /// - Returns: false where it has not ended shortly after that either; it is left to itself then.
+  @discardableResult
+  public func join(patience milliseconds: UInt32) -> Bool {
+    if nestling_join_within(handle, milliseconds) == 0 { return true }
+    Self.installKick()
+    // The thread may be on its way into the next call when it is called back out of one.
+    for _ in 0..<20 {
+      kick()
+      if nestling_join_within(handle, 10) == 0 { return true }
+    }
+    pthread_detach(handle)
+    return false
+  }
+
   /// Has a blocking call of the thread return with EINTR. `installKick` comes first.
   public func kick() { pthread_kill(handle, Self.kickSignal) }
 

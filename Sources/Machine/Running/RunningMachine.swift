@@ -43,7 +43,7 @@ public final class RunningMachine {
     Thread.installKick()
     do {
       signals = try TerminationSignals()
-      if configuration.exitsWithParent { try signals.includeEndOfParent() }
+      if configuration.exitsWithParent { try signals.includeEndOfParent(Process.parent) }
       events = try EventQueue()
     } catch {
       throw .system(error)

@@ -1,0 +1,42 @@
+import Glibc
+import Linux
+import Testing
+
+@Suite(.timeLimit(.minutes(1))) struct ProcessTests {
+  @Test("a parent that ended before the request is noticed") func parent() throws {
+    let signals = try TerminationSignals()
+    let error = #expect(throws: SystemError.self) { try signals.includeEndOfParent(getpid()) }
+    #expect(error?.code == ESRCH)
+    #expect(error?.description == "prctl: the process that started this one has ended already")
+  }
+
+  @Test("a thread in a write that waits is called back out of it") func patience() throws {
+    signal(SIGPIPE, SIG_IGN)
+    var ends: [Int32] = [0, 0]
+    #expect(pipe(&ends) == 0)
+    let writer = ends[1]
+    let thread = try Thread(name: "writer") {
+      let bytes = [UInt8](repeating: 0, count: 1 << 20)
+      _ = write(writer, bytes, bytes.count)
+      let _ = write(writer, bytes, bytes.count)
+    }
+    #expect(thread.join(patience: 50))
+    close(ends[0])
+    close(ends[1])
+  }
+
+  @Test("one that does not end is left to itself") func impatience() throws {
+    let event = try EventDescriptor()
+    let raw = event.rawValue
+    let ended = try EventDescriptor()
+    let endedRaw = ended.rawValue
+    let thread = try Thread(name: "stuck") {
+      while !Poll.readable([raw])[0] {}
+      var one: UInt64 = 1
+      write(endedRaw, &one, 8)
+    }
+    #expect(!thread.join(patience: 10))
+    event.signal()
+    ended.wait()
+  }
+}
