@@ -24,16 +24,10 @@ public final class ScatteredFile: Sendable {
 
   /// Opens an image: a regular file or a block device.
   public init(opening path: String, readOnly: Bool, memory: GuestMemory) throws(SystemError) {
-    file = try FileDescriptor(opening: path, readOnly ? O_RDONLY : O_RDWR)
+    file = try FileDescriptor(openingImage: path, readOnly ? O_RDONLY : O_RDWR)
     self.path = path
     self.memory = memory
     isReadOnly = readOnly
-    var status = stat()
-    // SAFETY: the structure outlives the call.
-    if unsafe fstat(file.rawValue, &status) < 0 { throw SystemError("fstat", path, code: errno) }
-    guard status.st_mode & S_IFMT == S_IFREG || status.st_mode & S_IFMT == S_IFBLK else {
-      throw SystemError("open", path, code: status.st_mode & S_IFMT == S_IFDIR ? EISDIR : EINVAL)
-    }
     let end = lseek(file.rawValue, 0, SEEK_END)
     if end < 0 { throw SystemError("lseek", path, code: errno) }
     size = UInt64(end)

@@ -32,12 +32,25 @@ public struct TCPListener: ~Copyable, Sendable {
 
 extension FileDescriptor {
   /// Connects to a port of an IPv4 address.
-  public init(connectingTo host: String, port: UInt16) throws(SystemError) {
+  /// - Parameter patience: as long as it lasts, the other host's answer is waited for, for as long as TCP does.
+  public init(
+    connectingTo host: String, port: UInt16, patience: Patience = Patience(until: nil)
+  ) throws(SystemError) {
     let name = "\(host):\(port)"
     var address = try InternetAddress.make(host, port)
     let file = try InternetAddress.socket(name)
-    let code = unsafe InternetAddress.with(&address) { unsafe connect(file.rawValue, $0, $1) }
-    if code < 0 { throw SystemError("connect", name, code: errno) }
+    _ = fcntl(file.rawValue, F_SETFL, O_NONBLOCK)
+    if unsafe InternetAddress.with(&address, { unsafe connect(file.rawValue, $0, $1) }) < 0 {
+      // Interrupted or not, it goes on by itself (connect(2)).
+      guard errno == EINPROGRESS || errno == EINTR else { throw SystemError("connect", name, code: errno) }
+      try patience.wait(untilWritable: file.rawValue, "connect", name)
+      var code: Int32 = 0
+      var size = socklen_t(MemoryLayout<Int32>.size)
+      // SAFETY: an int, as SO_ERROR gives.
+      unsafe getsockopt(file.rawValue, SOL_SOCKET, SO_ERROR, &code, &size)
+      if code != 0 { throw SystemError("connect", name, code: code) }
+    }
+    _ = fcntl(file.rawValue, F_SETFL, 0)
     self = file
   }
 }

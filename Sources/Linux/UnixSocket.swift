@@ -22,6 +22,8 @@ public struct UnixListener: ~Copyable, Sendable {
     }
     if code < 0 { throw SystemError("bind", path, code: errno) }
     if listen(file.rawValue, 1) < 0 { throw SystemError("listen", path, code: errno) }
+    // A client may be gone between poll and accept, which must not wait for the next then.
+    _ = fcntl(file.rawValue, F_SETFL, O_NONBLOCK)
     var status = stat()
     // SAFETY: the structure outlives the call.
     if unsafe stat(path, &status) < 0 { throw SystemError("stat", path, code: errno) }
@@ -42,7 +44,7 @@ public struct UnixListener: ~Copyable, Sendable {
 
   public var rawValue: Int32 { file.rawValue }
 
-  /// Takes the next connection, waiting for it.
+  /// Takes the next connection; none there is an error.
   public func accept() throws(SystemError) -> FileDescriptor {
     FileDescriptor(owning: try checked(nestling_accept(file.rawValue), "accept", path))
   }
@@ -91,13 +93,19 @@ extension FileDescriptor {
   public func hangUp() { shutdown(rawValue, Int32(SHUT_RDWR)) }
 
   /// Connects to a socket in the file system.
-  public init(connectingTo path: String) throws(SystemError) {
-    let answer = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0)
+  /// - Parameter patience: as long as it lasts, a server is waited for whose queue of clients is full.
+  public init(connectingTo path: String, patience: Patience = Patience(until: nil)) throws(SystemError) {
+    let kind = Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue) | Int32(SOCK_NONBLOCK.rawValue)
+    let answer = socket(AF_UNIX, kind, 0)
     if answer < 0 { throw SystemError("socket", path, code: errno) }
     let file = FileDescriptor(owning: answer)
     var address = try UnixListener.address(path)
-    let code = unsafe UnixListener.withSocketAddress(&address) { unsafe connect(file.rawValue, $0, $1) }
-    if code < 0 { throw SystemError("connect", path, code: errno) }
+    while unsafe UnixListener.withSocketAddress(&address, { unsafe connect(file.rawValue, $0, $1) }) < 0 {
+      // The queue is full, which poll does not tell of (net/unix/af_unix.c, unix_stream_connect).
+      guard errno == EAGAIN || errno == EINTR else { throw SystemError("connect", path, code: errno) }
+      try patience.pause("connect", path)
+    }
+    _ = fcntl(file.rawValue, F_SETFL, 0)
     self = file
   }
 }

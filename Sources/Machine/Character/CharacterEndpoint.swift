@@ -36,7 +36,8 @@ struct CharacterEndpoint: ~Copyable {
   private init() {}
 
   /// Opens it, and where the options ask for it waits for the first client.
-  /// - Parameter interruption: a descriptor that has input when a person gives up that wait.
+  /// - Parameter interruption: a descriptor that has input when a person gives up that wait, or another: for a server,
+  ///   for the reader of a FIFO.
   init(_ options: any CharacterOptions, interruption: Int32?) throws(SystemError) {
     self.init()
     switch options {
@@ -44,22 +45,24 @@ struct CharacterEndpoint: ~Copyable {
       target = CharacterOutputBuffer.Target(try FileDescriptor(duplicating: STDOUT_FILENO))
       input = .standardInput
     case let options as FileCharacterOptions:
-      let flags = O_WRONLY | O_CREAT | (options.append ? O_APPEND : O_TRUNC)
-      target = CharacterOutputBuffer.Target(try FileDescriptor(opening: options.path, flags, mode: 0o666))
-    case let options as SocketCharacterOptions: try open(options, interruption)
+      target = CharacterOutputBuffer.Target(
+        try FileDescriptor(
+          openingOutput: options.path, options.append ? O_APPEND : O_TRUNC, patience: Patience(until: interruption)))
+    case let options as SocketCharacterOptions: try open(options, Patience(until: interruption))
     default: break
     }
   }
 
-  private mutating func open(_ options: SocketCharacterOptions, _ interruption: Int32?) throws(SystemError) {
+  private mutating func open(_ options: SocketCharacterOptions, _ patience: Patience) throws(SystemError) {
     input = .connection
     let host = options.host ?? ""
     let port = options.port ?? 0
     guard options.server else {
       if let path = options.path {
-        target = CharacterOutputBuffer.Target(try FileDescriptor(connectingTo: path))
+        target = CharacterOutputBuffer.Target(try FileDescriptor(connectingTo: path, patience: patience))
       } else {
-        target = CharacterOutputBuffer.Target(try FileDescriptor(connectingTo: host, port: port))
+        target = CharacterOutputBuffer.Target(
+          try FileDescriptor(connectingTo: host, port: port, patience: patience))
       }
       return
     }
@@ -70,12 +73,15 @@ struct CharacterEndpoint: ~Copyable {
       opened = .tcp(try TCPListener(at: host, port: port))
     }
     if options.waits {
+      let name = options.path ?? "\(host):\(port)"
       while target == nil {
-        if let interruption, Poll.readable([interruption, opened.rawValue])[0] {
-          throw SystemError("accept", options.path ?? "\(host):\(port)", code: EINTR)
+        try patience.wait(untilReadable: opened.rawValue, "accept", name)
+        do {
+          target = CharacterOutputBuffer.Target(try opened.accept())
+        } catch {
+          // A client that connected and went at once was none; one for whom the host has no descriptor waits.
+          try patience.pause("accept", name)
         }
-        // One who connected and went at once was none.
-        if let client = try? opened.accept() { target = CharacterOutputBuffer.Target(client) }
       }
     }
     listener = consume opened

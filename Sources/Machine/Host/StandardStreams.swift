@@ -15,7 +15,7 @@ public enum StandardStreams {
 
   /// Adds text to a file.
   public static func append(_ text: String, to path: String) throws(SystemError) {
-    let file = try FileDescriptor(opening: path, O_WRONLY | O_CREAT | O_APPEND, mode: 0o666)
+    let file = try FileDescriptor(openingOutput: path, O_APPEND)
     try file.write(Array(text.utf8))
   }
 }

@@ -62,7 +62,7 @@ final class ExpansionROM: Sendable {
 
   /// Reads a file that stands for a ROM.
   static func content(ofFile path: String) throws(SystemError) -> [UInt8] {
-    let file = try FileDescriptor(opening: path, 0)
+    let file = try FileDescriptor(openingSource: path)
     var bytes: [UInt8] = []
     while bytes.count <= limit, let more = try file.read(count: 1 << 16), !more.isEmpty { bytes += more }
     return bytes

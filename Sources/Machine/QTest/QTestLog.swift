@@ -5,12 +5,13 @@ import Linux
 final class QTestLog: Sendable {
   private let file: FileDescriptor
 
+  /// - Parameter patience: as long as it lasts, a FIFO without a reader is waited for.
   /// - Returns: nil for no log.
-  init?(_ log: QTestOptions.Log) throws(SystemError) {
+  init?(_ log: QTestOptions.Log, patience: Patience? = nil) throws(SystemError) {
     switch log {
     case .none: return nil
     case .standardError: file = try FileDescriptor(duplicating: STDERR_FILENO)
-    case .file(let path): file = try FileDescriptor(opening: path, O_WRONLY | O_CREAT | O_TRUNC, mode: 0o666)
+    case .file(let path): file = try FileDescriptor(openingOutput: path, O_TRUNC, patience: patience)
     }
   }
 

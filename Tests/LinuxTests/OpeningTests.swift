@@ -1,0 +1,74 @@
+import Glibc
+import Linux
+import Testing
+
+/// Opening and connecting never waits for the host alone: a descriptor with input ends it.
+@Suite(.timeLimit(.minutes(1))) struct OpeningTests {
+  private let folder = TemporaryFolder()
+
+  private func fifo() -> String {
+    let path = folder.file("fifo")
+    #expect(mkfifo(path, 0o600) == 0)
+    return path
+  }
+
+  private func signalled() throws -> EventDescriptor {
+    let event = try EventDescriptor()
+    event.signal()
+    return event
+  }
+
+  @Test("an image is a regular file or a block device, and a FIFO is refused without a wait") func images() throws {
+    let path = fifo()
+    for flags in [O_RDONLY, O_RDWR] {
+      let error = #expect(throws: SystemError.self) { _ = try FileDescriptor(openingImage: path, flags) }
+      #expect(error?.code == EINVAL && error?.reason == "neither a regular file nor a block device")
+    }
+    #expect(throws: SystemError.self) { _ = try FileDescriptor(openingImage: "/dev/zero", O_RDONLY) }
+    #expect(throws: SystemError("open", folder.path, code: EISDIR)) {
+      _ = try FileDescriptor(openingImage: folder.path, O_RDONLY)
+    }
+    let file = try FileDescriptor(openingImage: folder.make("image", [1, 2]), O_RDONLY)
+    #expect(fcntl(file.rawValue, F_GETFL) & O_NONBLOCK == 0)
+  }
+
+  @Test("a FIFO without a reader is waited for until the wait is given up, or there is one") func output() throws {
+    let path = fifo()
+    let event = try signalled()
+    #expect(throws: SystemError("open", path, code: EINTR)) {
+      _ = try FileDescriptor(openingOutput: path, 0, patience: Patience(until: event.rawValue))
+    }
+    let error = #expect(throws: SystemError.self) { _ = try FileDescriptor(openingOutput: path, 0) }
+    #expect(error?.code == ENXIO && error?.reason == "a FIFO that nobody reads")
+    event.take()
+    let reader = try Thread(name: "reader") {
+      usleep(100_000)
+      if let reader = try? FileDescriptor(opening: path, O_RDONLY) { _ = try? reader.read(count: 1) }
+    }
+    let file = try FileDescriptor(openingOutput: path, 0, patience: Patience(until: event.rawValue))
+    try file.write([1])
+    reader.join()
+  }
+
+  @Test("a server whose queue is full is waited for until the wait is given up") func aBusyServer() throws {
+    let path = folder.file("socket")
+    let listener = try UnixListener(at: path)
+    let event = try signalled()
+    var clients: [Int32] = []
+    defer { for client in clients { close(client) } }
+    let error = #expect(throws: SystemError.self) {
+      while clients.count < 100 {
+        let client = try FileDescriptor(connectingTo: path, patience: Patience(until: event.rawValue))
+        clients.append(dup(client.rawValue))
+      }
+    }
+    #expect(error == SystemError("connect", path, code: EINTR) && clients.count > 0)
+    _ = listener.rawValue
+  }
+
+  @Test("a listener without a client has none to give") func anIdleListener() throws {
+    let listener = try UnixListener(at: folder.file("socket"))
+    let error = #expect(throws: SystemError.self) { _ = try listener.accept() }
+    #expect(error?.code == EAGAIN)
+  }
+}
