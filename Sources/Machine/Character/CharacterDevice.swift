@@ -117,7 +117,8 @@ public final class CharacterDevice: Sendable {
       defer { state.reader = nil }
       return state.reader
     }
-    reader?.join()
+    // A terminal that another program reads as well may have it wait.
+    reader?.join(patience: 500)
     // The socket is gone from the file system, and a frontend that holds this device does not keep itself alive.
     state.withLock { state in
       state.listener = nil
@@ -164,8 +165,13 @@ public final class CharacterDevice: Sendable {
       }
       guard let listener else { return finish(&feed) }
       guard let ready = wait(for: [listener.listener.rawValue], delivering: &feed) else { return }
-      guard ready[0], let client = try? listener.listener.accept() else { continue }
-      setTarget(CharacterOutputBuffer.Target(client))
+      guard ready[0] else { continue }
+      do {
+        setTarget(CharacterOutputBuffer.Target(try listener.listener.accept()))
+      } catch {
+        // The client has gone; or it waits, as the host gives no descriptor now, and would be seen again at once.
+        if wait(for: [], delivering: &feed, atMost: Self.acceptPause) == nil { return }
+      }
     }
   }
 
@@ -198,12 +204,19 @@ public final class CharacterDevice: Sendable {
     while feed.hasPending, wait(for: [], delivering: &feed) != nil {}
   }
 
+  /// How long a client waits whom the host had no descriptor for, before another try, in milliseconds.
+  private static let acceptPause: Int32 = 100
+
   /// Gives the frontends what they take, then waits until they take more or one of the descriptors has something.
+  /// - Parameter milliseconds: at most so long; nil for as long as it takes.
   /// - Returns: for each descriptor whether it has; nil when Nestling ends.
-  private func wait(for descriptors: [Int32], delivering feed: inout CharacterFeed) -> [Bool]? {
+  private func wait(
+    for descriptors: [Int32], delivering feed: inout CharacterFeed, atMost milliseconds: Int32? = nil
+  ) -> [Bool]? {
     feed.deliver()
-    if descriptors.isEmpty, !feed.hasPending { return [] }
-    let ready = Poll.readable([stopEvent.rawValue, roomEvent.rawValue] + descriptors)
+    if descriptors.isEmpty, !feed.hasPending, milliseconds == nil { return [] }
+    let ready = Poll.readable(
+      [stopEvent.rawValue, roomEvent.rawValue] + descriptors, milliseconds: milliseconds ?? -1)
     if ready[0] || stopping.load(ordering: .acquiring) { return nil }
     if ready[1] { roomEvent.take() }
     return Array(ready.dropFirst(2))

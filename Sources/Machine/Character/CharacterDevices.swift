@@ -15,6 +15,7 @@ final class CharacterDevices: Sendable {
         devices.append(
           try CharacterDevice(options, interpreter: interpreter, interruption: interruption, onExit: onExit))
       } catch {
+        for device in devices { device.stop() }
         throw .file(option: "-chardev \(type(of: options).kindName),id=\(options.id?.text ?? "")", error)
       }
     }

@@ -89,13 +89,13 @@ final class CharacterOutputBuffer: Sendable {
     room.signal()
   }
 
-  /// Writes what is left, within reason, and ends.
+  /// Writes what is left, within reason, and ends. A terminal may have room and hold the write of it all the same.
   func stop() {
     state.withLock { $0.stopping = true }
     event.signal()
     room.signal()
     thread.withLock { thread in
-      thread?.join()
+      thread?.join(patience: UInt32(Self.patience))
       thread = nil
     }
   }
