@@ -1,21 +1,21 @@
 import CLinux
 
-/// The kernel's random numbers, straight into a guest's memory.
-public final class RandomSource: Sendable {
-  private let memory: GuestMemory
-
-  public init(memory: GuestMemory) { self.memory = memory }
-
-  /// - Returns: false where the range is not RAM.
-  public func fill(_ address: UInt64, count: Int) -> Bool {
-    guard count >= 0, let base = unsafe memory.pointer(address, UInt64(count)) else { return false }
+/// The kernel's random numbers: getrandom(2).
+public enum RandomSource {
+  /// Fills the front of an array.
+  /// - Parameter count: at most the array's.
+  /// - Returns: how many bytes are random now: all, but on a host that has no random numbers yet.
+  public static func fill(_ bytes: inout [UInt8], count: Int) -> Int {
+    let count = min(count, bytes.count)
     var done = 0
     while done < count {
-      // SAFETY: `pointer` has checked the range; getrandom(2) is told what remains of it.
-      let answer = unsafe nestling_getrandom(base + done, count - done)
-      if answer <= 0 { return false }
+      // SAFETY: the range lies within the array.
+      let answer = unsafe bytes.withUnsafeMutableBytes { buffer in
+        unsafe nestling_getrandom(buffer.baseAddress! + done, count - done)
+      }
+      if answer <= 0 { break }
       done += answer
     }
-    return true
+    return done
   }
 }

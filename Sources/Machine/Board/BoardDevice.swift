@@ -44,10 +44,10 @@ extension VirtioRNGOptions: BoardDevice {
     guard let address else { return }
     let source: any Devices.EntropySource
     switch configuration.entropySource(of: self) {
-    case .host: source = HostEntropy(memory: board.memory)
+    case .host: source = HostEntropy()
     case .file(let path):
       do {
-        source = try FileEntropy(opening: path, memory: board.memory)
+        source = try FileEntropy(opening: path)
       } catch {
         throw .file(option: "-object rng-random", error)
       }

@@ -9,25 +9,37 @@ import Testing
 @Suite struct VirtioEntropyTests {
   /// Counts upwards instead of being random.
   private final class CountingSource: EntropySource {
-    let memory: HeapMemory
-    private let state = Mutex((next: UInt8(0), dry: false))
+    private struct State {
+      var next: UInt8 = 0
+      /// What there is; nil for no end of it.
+      var supply: Int?
+      var handler: (@Sendable () -> Void)?
+    }
+    private let state = Mutex(State())
 
-    init(memory: HeapMemory) { self.memory = memory }
+    func runDry() { state.withLock { $0.supply = 0 } }
 
-    func runDry() { state.withLock { $0.dry = true } }
+    /// So many bytes come, which the device hears of.
+    func feed(_ count: Int) {
+      state.withLock { state in
+        state.supply = (state.supply ?? 0) + count
+        return state.handler
+      }?()
+    }
 
-    func fill(_ segments: [PhysicalSegment]) throws(EntropyError) {
-      if state.withLock({ $0.dry }) { throw EntropyError() }
-      for segment in segments {
-        let bytes = (0..<segment.count).map { _ in
-          state.withLock { state in
-            state.next &+= 1
-            return state.next
-          }
+    func take(_ count: Int, into bytes: inout [UInt8]) -> Int {
+      state.withLock { state in
+        let count = min(count, state.supply ?? count)
+        if let supply = state.supply { state.supply = supply - count }
+        for index in 0..<count {
+          state.next &+= 1
+          bytes[index] = state.next
         }
-        memory.store(bytes, at: segment.address)
+        return count
       }
     }
+
+    func onReady(_ handler: @escaping @Sendable () -> Void) { state.withLock { $0.handler = handler } }
   }
 
   /// A timer that runs when it is told to.
@@ -49,7 +61,7 @@ import Testing
 
   private func make(limit: EntropyLimit? = nil) throws -> (TestBoard, CountingSource, TestDriver, DriverQueue) {
     let board = TestBoard()
-    let source = CountingSource(memory: board.memory)
+    let source = CountingSource()
     let pci = VirtioPCI(
       device: VirtioEntropy(source: source, limit: limit), options: VirtioOptions(), environment: board.environment,
       address: RequesterID(bus: 0, device: 4, function: 0))
@@ -83,10 +95,41 @@ import Testing
     #expect(queue.takeUsed() == [.init(id: 0, length: 0x1_0000)])
   }
 
-  @Test func aDrySourceGivesNothing() throws {
+  /// 5.4.6.2: a device places one byte at least, so without one the request stays where it is.
+  @Test("a request waits for a source that has run dry, and gets what comes") func aDrySource() throws {
+    var (board, source, driver, queue) = try make()
+    source.runDry()
+    queue.submit([.writable(0x8_0000, 64)])
+    queue.submit([.writable(0x9_0000, 64)])
+    try driver.notify(0)
+    #expect(queue.takeUsed() == [])
+    source.feed(5)
+    #expect(queue.takeUsed() == [.init(id: 0, length: 5)])
+    #expect(board.memory.copy(0x8_0000, count: 6) == [1, 2, 3, 4, 5, 0])
+    source.feed(100)
+    #expect(queue.takeUsed() == [.init(id: 1, length: 64)])
+  }
+
+  @Test("a reset forgets a request that waits for the source") func aResetWhileDry() throws {
     var (_, source, driver, queue) = try make()
     source.runDry()
     queue.submit([.writable(0x8_0000, 64)])
+    try driver.notify(0)
+    try driver.negotiate()
+    var fresh = try driver.setUp(queue: 0, at: 0x2_0000)
+    source.feed(64)
+    #expect(queue.takeUsed() == [])
+    try driver.start()
+    fresh.submit([.writable(0x9_0000, 8)])
+    try driver.notify(0)
+    #expect(fresh.takeUsed() == [.init(id: 0, length: 8)])
+    #expect(queue.takeUsed() == [])
+  }
+
+  @Test("a request without room for a byte is given back at once") func aRequestWithoutRoom() throws {
+    var (_, source, driver, queue) = try make()
+    source.runDry()
+    queue.submit([.readable(0x8_0000, 8)])
     try driver.notify(0)
     #expect(queue.takeUsed() == [.init(id: 0, length: 0)])
   }

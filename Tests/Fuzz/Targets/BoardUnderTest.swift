@@ -44,7 +44,7 @@ final class BoardUnderTest {
     { parts, input in
       var options = VirtioOptions()
       options.iommuPlatform = input.byte() & 1 != 0
-      return parts.virtio(VirtioEntropy(source: FuzzEntropy(memory: parts.memory)), options)
+      return parts.virtio(VirtioEntropy(source: FuzzEntropy()), options)
     },
     { parts, input in
       let mask: UInt64 = input.byte() & 1 == 0 ? .max : 0xfff_ffff

@@ -45,15 +45,10 @@ final class FuzzDisk: BlockBackend {
 
 /// Not random, so that an input has the same effect each time.
 final class FuzzEntropy: EntropySource {
-  private let memory: HeapMemory
-
-  init(memory: HeapMemory) { self.memory = memory }
-
-  func fill(_ segments: [PhysicalSegment]) throws(EntropyError) {
-    for segment in segments {
-      guard memory.store([UInt8](repeating: 0x77, count: segment.count), at: segment.address) else {
-        throw EntropyError()
-      }
-    }
+  func take(_ count: Int, into bytes: inout [UInt8]) -> Int {
+    for index in 0..<count { bytes[index] = 0x77 }
+    return count
   }
+
+  func onReady(_ handler: @escaping @Sendable () -> Void) {}
 }

@@ -1,18 +1,23 @@
 import Hardware
 import Synchronization
 
-/// Where random bytes come from: the host's getrandom.
+/// Where random bytes come from: the host's getrandom, or a file of the host. None of the calls waits for the host.
 public protocol EntropySource: AnyObject, Sendable {
-  /// Fills guest physical runs, which are RAM; from any thread.
-  /// - Throws: where there is no randomness; the guest then gets an empty answer.
-  func fill(_ segments: [PhysicalSegment]) throws(EntropyError)
-}
+  /// Takes bytes that are there. For one thread at a time.
+  /// - Parameter count: at most so many, and no more than `bytes` has room for.
+  /// - Returns: how many there were, at the front of `bytes` now; 0 where there are none, and `onReady`'s handler is
+  ///   called when there are some.
+  func take(_ count: Int, into bytes: inout [UInt8]) -> Int
 
-public struct EntropyError: Error, Hashable, Sendable {
-  public init() {}
+  /// - Parameter handler: called from any thread.
+  func onReady(_ handler: @escaping @Sendable () -> Void)
 }
 
 /// A random number generator: virtio 1.2, section 5.4. One queue, whose buffers it fills.
+///
+/// A request gets what the source has, one byte at least (5.4.6.2); where it has none, the request stays in the queue
+/// until there is some. The bytes are here before the request's buffers are translated: no request of DMA is on its way
+/// while the host is waited for.
 public final class VirtioEntropy: VirtioDevice {
   /// A request gets this many bytes at most; a driver asks again for more (5.4.6.2 allows less than was asked for).
   static let requestLimit: UInt64 = 64 << 10
@@ -20,6 +25,8 @@ public final class VirtioEntropy: VirtioDevice {
   private let source: any EntropySource
   private let quota: EntropyQuota?
   private let owner = Mutex(WeakVirtioTransport())
+  /// For the queue's worker; as long as the longest request so far.
+  private let bytes = Mutex<[UInt8]>([])
 
   /// - Parameter limit: nil for as much as the guest asks for.
   public init(source: any EntropySource, limit: EntropyLimit? = nil) {
@@ -38,7 +45,10 @@ public final class VirtioEntropy: VirtioDevice {
 
   public func connect(to transport: any VirtioTransport) {
     owner.withLock { $0 = WeakVirtioTransport(transport) }
+    source.onReady { [weak self] in self?.wake() }
   }
+
+  private func wake() { owner.withLock { $0.transport }?.wake(queue: 0) }
 
   public func process(queue index: Int, _ queue: inout VirtQueue) throws(VirtQueueError) {
     repeat {
@@ -48,23 +58,27 @@ public final class VirtioEntropy: VirtioDevice {
         // What waits is served when the period ends; until then a notification would change nothing.
         if allowed == 0 { return }
         guard try queue.next() else { break }
-        try serve(&queue, limit: allowed)
+        guard try serve(&queue, limit: allowed) else {
+          // As above, when the source has something.
+          queue.putBack()
+          return
+        }
       }
     } while try queue.requestNotifications()
   }
 
-  private func serve(_ queue: inout VirtQueue, limit: UInt64) throws(VirtQueueError) {
+  /// - Returns: false where the source has nothing now.
+  private func serve(_ queue: inout VirtQueue, limit: UInt64) throws(VirtQueueError) -> Bool {
     let head = queue.chain.head
-    var written: UInt64 = 0
-    let request = queue.port.request()
-    do {
-      written = try queue.takeSegments(for: .write, limit: limit, during: request)
-    } catch { throw .memory(error) }
-    if written > 0 {
-      do { try source.fill(queue.segments) } catch { written = 0 }
+    let wanted = Int(min(queue.chain.writable.remaining, limit))
+    let written = try bytes.withLock { bytes throws(VirtQueueError) in
+      if bytes.count < wanted { bytes.append(contentsOf: repeatElement(0, count: wanted - bytes.count)) }
+      let count = wanted > 0 ? source.take(wanted, into: &bytes) : 0
+      do throws(DMAError) { return try queue.put(bytes, count: count) } catch { throw .memory(error) }
     }
-    request.end()
-    quota?.take(written) { [weak self] in self?.owner.withLock { $0.transport }?.wake(queue: 0) }
+    if written == 0, wanted > 0 { return false }
+    quota?.take(UInt64(written)) { [weak self] in self?.wake() }
     try queue.complete(head: head, written: UInt32(truncatingIfNeeded: written))
+    return true
   }
 }

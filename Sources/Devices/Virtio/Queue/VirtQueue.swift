@@ -79,6 +79,9 @@ public struct VirtQueue: Sendable {
     return true
   }
 
+  /// Leaves the chain that `next` took last in the available ring: `next` takes it again, as it stands then.
+  public mutating func putBack() { nextAvailable &-= 1 }
+
   /// Serves what is available with `body`, chain by chain, and what becomes available meanwhile, with the driver's
   /// notifications off; afterwards the driver notifies again.
   public mutating func drain(

@@ -21,10 +21,12 @@ extension VirtQueue {
   }
 
   /// Writes bytes into the next device-writable buffers.
+  /// - Parameter count: how many of them, from the front; nil for all.
   /// - Returns: how many found room.
-  public mutating func put(_ bytes: [UInt8]) throws(DMAError) -> Int {
+  public mutating func put(_ bytes: [UInt8], count: Int? = nil) throws(DMAError) -> Int {
+    let count = count ?? bytes.count
     var offset = 0
-    while offset < bytes.count, let buffer = chain.writable.peek(upTo: UInt64(bytes.count - offset)) {
+    while offset < count, let buffer = chain.writable.peek(upTo: UInt64(count - offset)) {
       let taken = Int(buffer.count)
       try port.write(bytes, offset..<offset + taken, to: buffer.address)
       chain.writable.advance(by: buffer.count)

@@ -1,0 +1,91 @@
+import Devices
+import Glibc
+import Linux
+import Synchronization
+
+/// virtio-rng over a file of the host: /dev/urandom, a hardware generator's device, a FIFO that a daemon feeds. A thread
+/// reads it, as much as a request wants and only when one does; so whatever the file has its readers wait for, nobody
+/// else here waits. A FIFO that nobody feeds, a file that has ended or one that fails is tried again from time to time
+/// for as long as a request wants bytes.
+final class FileEntropy: Devices.EntropySource {
+  /// What the thread and the source share, so that the thread does not keep the source alive.
+  ///
+  /// Lock order: its lock is a leaf; the handler is called without it.
+  private final class Reading: Sendable {
+    private struct State {
+      /// Bytes that were read and not taken yet.
+      var bytes: [UInt8] = []
+      /// How many a request waits for; 0 for none.
+      var wanted = 0
+      var handler: (@Sendable () -> Void)?
+    }
+
+    /// Between two reads of a file that had nothing, in milliseconds.
+    private static let pause: Int32 = 100
+
+    let file: FileDescriptor
+    let ended: EventDescriptor
+    let asked: EventDescriptor
+    private let state = Mutex(State())
+
+    init(opening path: String) throws(SystemError) {
+      file = try FileDescriptor(openingSource: path)
+      ended = try EventDescriptor()
+      asked = try EventDescriptor()
+    }
+
+    func onReady(_ handler: @escaping @Sendable () -> Void) { state.withLock { $0.handler = handler } }
+
+    func take(_ count: Int, into bytes: inout [UInt8]) -> Int {
+      let taken = state.withLock { state in
+        let taken = min(count, state.bytes.count)
+        if taken > 0 {
+          bytes.replaceSubrange(..<taken, with: state.bytes.prefix(taken))
+          state.bytes.removeFirst(taken)
+        } else {
+          state.wanted = count
+        }
+        return taken
+      }
+      if taken == 0 { asked.signal() }
+      return taken
+    }
+
+    func run() {
+      while true {
+        let wanted = state.withLock { $0.wanted }
+        let ready = Poll.readable([ended.rawValue, wanted > 0 ? file.rawValue : asked.rawValue])
+        if ready[0] { return }
+        guard wanted > 0 else {
+          asked.take()
+          continue
+        }
+        guard let bytes = try? file.read(count: wanted), !bytes.isEmpty else {
+          if Poll.readable([ended.rawValue], milliseconds: Self.pause)[0] { return }
+          continue
+        }
+        let handler = state.withLock { state in
+          state.bytes = bytes
+          state.wanted = 0
+          return state.handler
+        }
+        handler?()
+      }
+    }
+  }
+
+  private let reading: Reading
+
+  init(opening path: String) throws(SystemError) {
+    let reading = try Reading(opening: path)
+    self.reading = reading
+    // It ends with this object, or with the process where a read does not return.
+    _ = try Thread(name: "entropy") { reading.run() }
+  }
+
+  deinit { reading.ended.signal() }
+
+  func take(_ count: Int, into bytes: inout [UInt8]) -> Int { reading.take(count, into: &bytes) }
+
+  func onReady(_ handler: @escaping @Sendable () -> Void) { reading.onReady(handler) }
+}
