@@ -5,17 +5,19 @@ import VTd
 
 /// Writes trace events, a line each: `vtd_dmar_fault sid=00:02.0 fault=0x71 ...`.
 ///
-/// Lock order: its lock is a leaf. It is called with a unit's locks held, so a reader of a pipe that does not read
-/// stops the guest.
+/// Lock order: its lock is a leaf. It is called with a unit's locks held, so it does not wait for a reader: events that
+/// a pipe has no room for are lost, and a line that says how many stands in their place.
 final class TraceWriter: TraceSink {
   private let file: FileDescriptor
-  /// Keeps lines whole.
-  private let lock = Mutex(())
+  /// Keeps lines whole; counts events that were lost since the last line.
+  private let lost = Mutex(0)
 
-  /// - Parameter path: of a file, which is emptied first; nil for standard error.
-  init(path: String?) throws(SystemError) {
+  /// - Parameters:
+  ///   - path: of a file, which is emptied first; nil for standard error.
+  ///   - patience: as long as it lasts, a FIFO without a reader is waited for.
+  init(path: String?, patience: Patience? = nil) throws(SystemError) {
     if let path {
-      file = try FileDescriptor(opening: path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, mode: 0o666)
+      file = try FileDescriptor(openingOutput: path, O_TRUNC, patience: patience)
     } else {
       file = try FileDescriptor(duplicating: STDERR_FILENO)
     }
@@ -23,8 +25,20 @@ final class TraceWriter: TraceSink {
 
   func record(_ event: TraceEvent, unit: String?, _ arguments: [TraceArgument]) {
     let bytes = Array(TraceLine.text(event, unit: unit, arguments).utf8)
-    // A full disk or a closed pipe loses events, nothing else.
-    lock.withLock { _ in try? file.write(bytes) }
+    lost.withLock { lost in
+      // A pipe that has room takes a line (pipe(7), PIPE_BUF). A full disk or a closed pipe loses events, nothing else.
+      guard Poll.writable(file.rawValue, milliseconds: 0) else {
+        lost += 1
+        return
+      }
+      if lost > 0 {
+        let note = Array("trace_events_lost count=\(lost)\n".utf8)
+        lost = 0
+        try? file.write(note + bytes)
+      } else {
+        try? file.write(bytes)
+      }
+    }
   }
 }
 

@@ -28,6 +28,22 @@ struct TraceWriterTests {
     #expect(try text(of: path) == "")
   }
 
+  @Test("a pipe that nobody reads loses events and stops nobody", .timeLimit(.minutes(1))) func aFullPipe() throws {
+    let path = "/tmp/nestling-trace-\(UInt64.random(in: 0 ... .max)).fifo"
+    #expect(mkfifo(path, 0o600) == 0)
+    defer { unlink(path) }
+    let reader = try FileDescriptor(opening: path, O_RDONLY | O_NONBLOCK)
+    let guest = try Guest(trace: Trace([.registerWrite], unit: nil, sink: TraceWriter(path: path)))
+    for _ in 0..<10_000 { guest.write32(0x38, 0) }
+    var text: [UInt8] = []
+    while let more = try reader.read(count: 65536) { text += more }
+    guest.write32(0x38, 0)
+    let rest = String(decoding: try reader.read(count: 65536) ?? [], as: UTF8.self)
+    let line = "vtd_reg_write addr=0x38 size=4 value=0x0\n"
+    #expect(text.count % line.utf8.count == 0 && text.count < 10_000 * line.utf8.count)
+    #expect(rest == "trace_events_lost count=\(10_000 - text.count / line.utf8.count)\n" + line)
+  }
+
   @Test func aFolderIsNoFile() {
     #expect(throws: SystemError.self) { try TraceWriter(path: "/tmp") }
   }
