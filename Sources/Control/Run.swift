@@ -23,14 +23,14 @@ extension Control {
   }
 
   private static func run(_ configuration: MachineConfiguration) -> Int32 {
+    let notices = RunningNotices()
     do {
       let machine = try RunningMachine(configuration, interpreter: TerminalMultiplexer())
-      machine.control.addListener { notice in
-        if let text = text(of: notice) { StandardStreams.writeError(text) }
-      }
+      machine.control.addListener { notices.tell($0) }
       try Monitors.attach(configuration.monitors, to: machine)
-      machine.onPassthroughNotice { StandardStreams.writeError(ErrorText.line(for: $0)) }
+      machine.onPassthroughNotice { notices.tell($0) }
       let ending = try machine.run()
+      notices.finish()
       writeLog(of: machine, configuration)
       switch ending {
       case .shutdown, .quit: return 0
@@ -40,18 +40,9 @@ extension Control {
         return 1
       }
     } catch {
+      notices.finish()
       StandardStreams.writeError(ErrorText.line(for: error))
       return 1
-    }
-  }
-
-  /// What a person is told of a guest that goes on; nil for nothing.
-  private static func text(of notice: MachineNotice) -> String? {
-    switch notice {
-    case .tripleFault(let processor, let instructionPointer):
-      let place = instructionPointer.map { " at 0x" + String($0, radix: 16) } ?? ""
-      return "nestling: CPU \(processor): triple fault\(place); the guest is reset\n"
-    case .reset, .shutdown, .powerDown, .paused, .resumed, .deviceDeleted: return nil
     }
   }
 
