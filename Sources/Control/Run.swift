@@ -16,6 +16,7 @@ extension Control {
       StandardStreams.writeOutput(text)
       return 0
     case .fail(let line):
+      HostProcess.endSoon(status: 1)
       StandardStreams.writeError(line)
       return 1
     case .run(let configuration): return run(configuration)
@@ -24,22 +25,24 @@ extension Control {
 
   private static func run(_ configuration: MachineConfiguration) -> Int32 {
     let notices = RunningNotices()
+    var opened: RunningMachine?
     do {
-      let machine = try RunningMachine(configuration, interpreter: TerminalMultiplexer())
+      let machine = try RunningMachine(
+        configuration, interpreter: TerminalMultiplexer(), onEnding: { HostProcess.endSoon(status: $0) })
+      opened = machine
       machine.control.addListener { notices.tell($0) }
       try Monitors.attach(configuration.monitors, to: machine)
       machine.onPassthroughNotice { notices.tell($0) }
+      let remapping = machine.remapping
+      // Before the devices go: what they wait for must not take the log along.
+      machine.control.addListener { if case .shutdown = $0 { writeLog(of: remapping, configuration) } }
       let ending = try machine.run()
       notices.finish()
-      writeLog(of: machine, configuration)
-      switch ending {
-      case .shutdown, .quit: return 0
-      case .debugExit(let status): return status
-      case .crashed(let what):
-        StandardStreams.writeError("nestling: \(what)\n")
-        return 1
-      }
+      if case .crashed(let what) = ending { StandardStreams.writeError("nestling: \(what)\n") }
+      return ending.exitStatus
     } catch {
+      HostProcess.endSoon(status: 1)
+      opened?.abandon()
       notices.finish()
       StandardStreams.writeError(ErrorText.line(for: error))
       return 1
@@ -47,9 +50,9 @@ extension Control {
   }
 
   /// What `-d` asks for when Nestling ends.
-  private static func writeLog(of machine: RunningMachine, _ configuration: MachineConfiguration) {
+  private static func writeLog(of remapping: RemappingInspection, _ configuration: MachineConfiguration) {
     guard configuration.logItems.contains(.iommu) else { return }
-    let text = RemappingText.log(of: machine.remapping.units)
+    let text = RemappingText.log(of: remapping.units)
     guard let path = configuration.logPath else { return StandardStreams.writeError(text) }
     do {
       try StandardStreams.append(text, to: path)

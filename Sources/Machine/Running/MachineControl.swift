@@ -58,11 +58,14 @@ final class MachineController: MachineControl {
 
   private let events: EventQueue
   private let board: Board
+  private let quit: @Sendable (MachineCause) -> Void
   private let state = Mutex(State())
 
-  init(events: EventQueue, board: Board) {
+  /// - Parameter requestQuit: has the machine end.
+  init(events: EventQueue, board: Board, requestQuit: @escaping @Sendable (MachineCause) -> Void) {
     self.events = events
     self.board = board
+    quit = requestQuit
   }
 
   var status: MachineStatus { state.withLock { $0.status } }
@@ -70,7 +73,7 @@ final class MachineController: MachineControl {
   func set(_ status: MachineStatus) { state.withLock { $0.status = status } }
 
   func requestReset() { events.post(.hostReset) }
-  func requestQuit(_ cause: MachineCause) { events.post(.quit(cause)) }
+  func requestQuit(_ cause: MachineCause) { quit(cause) }
   func requestPause() { events.post(.pause) }
   func requestResume() { events.post(.resume) }
 

@@ -22,6 +22,15 @@ public final class RunningMachine {
     case debugExit(status: Int32)
     /// One line that says what happened.
     case crashed(String)
+
+    /// Nestling's.
+    public var exitStatus: Int32 {
+      switch self {
+      case .shutdown, .quit: 0
+      case .debugExit(let status): status
+      case .crashed: 1
+      }
+    }
   }
 
   private let configuration: MachineConfiguration
@@ -30,19 +39,34 @@ public final class RunningMachine {
   private let characters: CharacterDevices
   private let serial: SerialConnection?
   let events: EventQueue
+  private let terminationWatch: TerminationWatch?
   private let signals: TerminationSignals
+  private let onEnding: @Sendable (_ exitStatus: Int32) -> Void
   /// nil where nothing is booted.
   private let image: StartImage?
   private let qtest: QTestServer?
   private let controller: MachineController
 
   /// Steps 1 and 2.
-  /// - Parameter interpreter: looks through what is typed on standard input.
-  public init(_ configuration: MachineConfiguration, interpreter: any InputInterpreter) throws(StartError) {
+  /// - Parameters:
+  ///   - interpreter: looks through what is typed on standard input.
+  ///   - onEnding: called when the end begins, or is asked for, even where the machine's own thread cannot see to it;
+  ///     from any thread, and possibly more than once. nil for nobody who wants to know.
+  public init(
+    _ configuration: MachineConfiguration, interpreter: any InputInterpreter,
+    onEnding: (@Sendable (_ exitStatus: Int32) -> Void)? = nil
+  ) throws(StartError) {
     self.configuration = configuration
+    self.onEnding = onEnding ?? { _ in }
     Thread.installKick()
     do {
       signals = try TerminationSignals()
+      // Before anything is opened: whatever that waits for, a signal ends it.
+      if let onEnding {
+        terminationWatch = try TerminationWatch(signals.rawValue) { onEnding(Ending.quit.exitStatus) }
+      } else {
+        terminationWatch = nil
+      }
       if configuration.exitsWithParent { try signals.includeEndOfParent(Process.parent) }
       events = try EventQueue()
     } catch {
@@ -57,20 +81,34 @@ public final class RunningMachine {
     }
     if image == nil, configuration.accelerator != .qtest { throw .configuration(.nothingToBoot) }
     let events = events
-    characters = try CharacterDevices(
+    let requestQuit: @Sendable (MachineCause) -> Void = { cause in
+      onEnding?(Ending.quit.exitStatus)
+      events.post(.quit(cause))
+    }
+    let characters = try CharacterDevices(
       configuration.characterDevices, interpreter: interpreter, interruption: signals.rawValue,
-      onExit: { events.post(.quit(.terminal)) })
-    serial = try Self.makeSerial(configuration, characters)
-
-    board = try Self.makeBoard(
-      configuration, layout: layout, memory: memory, accelerator: accelerator, serialOutput: serial,
-      events: events)
+      onExit: { requestQuit(.terminal) })
+    self.characters = characters
+    let patience = Patience(until: signals.rawValue)
+    let processors: any Processors
+    let qtest: QTestServer?
+    do {
+      serial = try Self.makeSerial(configuration, characters)
+      board = try Self.makeBoard(
+        configuration, layout: layout, memory: memory, accelerator: accelerator, serialOutput: serial,
+        events: events, patience: patience)
+      processors = try accelerator.makeProcessors(board: board)
+      qtest = try Self.makeQTest(
+        configuration, characters, board: board, clock: (accelerator as? QTestAccelerator)?.steppedClock,
+        patience: patience)
+    } catch {
+      // Their sockets are not left behind in the file system.
+      characters.stop()
+      throw error
+    }
     remapping = board.inspection(of: configuration)
-    controller = MachineController(events: events, board: board)
-    let processors = try accelerator.makeProcessors(board: board)
+    controller = MachineController(events: events, board: board, requestQuit: requestQuit)
     self.processors = processors
-    let qtest = try Self.makeQTest(
-      configuration, characters, board: board, clock: (accelerator as? QTestAccelerator)?.steppedClock)
     self.qtest = qtest
     events.onPost {
       processors.requestStop()
@@ -118,12 +156,13 @@ public final class RunningMachine {
   }
 
   private static func makeQTest(
-    _ configuration: MachineConfiguration, _ characters: CharacterDevices, board: Board, clock: SteppedClock?
+    _ configuration: MachineConfiguration, _ characters: CharacterDevices, board: Board, clock: SteppedClock?,
+    patience: Patience
   ) throws(StartError) -> QTestServer? {
     guard let options = configuration.qtest else { return nil }
     let log: QTestLog?
     do {
-      log = try QTestLog(options.log)
+      log = try QTestLog(options.log, patience: patience)
     } catch {
       throw .file(option: "-qtest-log", error)
     }
@@ -149,7 +188,7 @@ public final class RunningMachine {
 
   private static func makeBoard(
     _ configuration: MachineConfiguration, layout: BoardLayout, memory: GuestMemory, accelerator: any Accelerator,
-    serialOutput: (any CharacterOutput)?, events: EventQueue
+    serialOutput: (any CharacterOutput)?, events: EventQueue, patience: Patience
   ) throws(StartError) -> Board {
     let placement: [RequesterID?]
     let units: [UnitPlacement]
@@ -162,7 +201,9 @@ public final class RunningMachine {
     let tracing = configuration.trace
     let writer: TraceWriter?
     do {
-      writer = try tracing.map { (tracing) throws(SystemError) in try TraceWriter(path: tracing.path) }
+      writer = try tracing.map { (tracing) throws(SystemError) in
+        try TraceWriter(path: tracing.path, patience: patience)
+      }
     } catch {
       throw .file(option: "-trace", error)
     }
@@ -341,6 +382,7 @@ public final class RunningMachine {
   }
 
   private func end(_ ending: Ending, _ cause: MachineCause) -> Ending {
+    onEnding(ending.exitStatus)
     controller.set(.shutdown)
     processors.stop()
     // Before the monitors' connections end.
@@ -348,6 +390,9 @@ public final class RunningMachine {
     stop()
     return ending
   }
+
+  /// Takes apart a machine that is not to run: its sockets are not left behind in the file system.
+  public func abandon() { stop() }
 
   private func stop() {
     events.onPost(nil)
