@@ -23,6 +23,7 @@ final class KVMAccelerator: Accelerator {
       }
       machine = try VirtualMachine(system: system, memory: memory, ioapicPins: IOAPIC.pinCount)
       files = HostDeviceFiles(of: machine)
+      localInterrupts = KVMLocalInterrupts(machine)
       identification = try ProcessorIdentification(system: system, processorCount: processorCount)
     } catch {
       throw .kvm(device: device, error)
@@ -30,7 +31,7 @@ final class KVMAccelerator: Accelerator {
   }
 
   var physicalAddressWidth: Int { identification.physicalAddressWidth }
-  var localInterrupts: any LocalInterrupts { machine }
+  let localInterrupts: any LocalInterrupts
   var doorbells: any Doorbells { machine }
   var deviceMemory: (any DeviceMemory)? { machine }
   var hostDeviceFiles: (any HostDeviceRegistry)? { files }
