@@ -18,6 +18,7 @@ extension ErrorText {
     case .error: "the device reports an error that it does not recover from; the guest is stopped"
     case .request: "the host wants the device back: it is taken from the guest"
     case .notReset(let error): "no reset brought it to its first state: \(error)"
+    case .interruptsRefused(let error): "the guest does not get all of its interrupts: \(error)"
     case .outOfPeersReach(let error):
       "its BARs are out of reach of the guest's other devices (peer-to-peer), which takes Linux 6.19 or later: "
         + "\(error)"

@@ -51,6 +51,8 @@ extension FakeKernel.State {
       let hasEvents = set.flags & UInt32(VFIO_IRQ_SET_DATA_EVENTFD) != 0
       let wanted = MemoryLayout<vfio_irq_set>.size + (hasEvents ? 4 * Int(set.count) : 0)
       guard Int(set.argsz) >= wanted else { return -EINVAL }
+      // vfio_msi_enable: it answers with what there is, and switches nothing on.
+      if let hostVectors, (1...2).contains(set.index), hasEvents, Int(set.count) > hostVectors { return hostVectors }
       let events = (0..<(hasEvents ? Int(set.count) : 0)).map {
         argument.load(fromByteOffset: MemoryLayout<vfio_irq_set>.size + 4 * $0, as: Int32.self)
       }

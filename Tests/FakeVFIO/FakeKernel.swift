@@ -107,6 +107,8 @@ package final class FakeKernel: SystemCalls {
     var caller: Int32 = -1
     /// Interrupts beyond the first ones need all of them set anew.
     package var refusesMoreInterrupts = false
+    /// MSI and MSI-X vectors that the host has; nil for no limit.
+    package var hostVectors: Int32?
   }
 
   package let state = Mutex(State())

@@ -1,3 +1,4 @@
+import Glibc
 import Hardware
 import Linux
 import Synchronization
@@ -22,6 +23,7 @@ final class PassthroughInterrupts: InterruptRouter {
     /// Vectors that the device signals.
     var signalled = 0
     var routes: [Kind: [any EventRoute]] = [:]
+    var told: Set<SystemError> = []
   }
 
   /// What INTx signals, and what unmasks it.
@@ -35,16 +37,22 @@ final class PassthroughInterrupts: InterruptRouter {
   /// In the order in which a function makes its routes: MSI-X's, then MSI's.
   private let msixCount: Int
   private let intx: Events?
+  private let tell: @Sendable (SystemError) -> Void
   private let state = Mutex(State())
 
   /// - Parameters:
   ///   - inner: the board's.
   ///   - intx: nil for a function without a pin.
-  init(_ device: VFIODevice, inner: any InterruptRouter, msixCount: Int, intx: Events?) {
+  ///   - tell: hears, once, why interrupts of the device do not come. It waits for nothing.
+  init(
+    _ device: VFIODevice, inner: any InterruptRouter, msixCount: Int, intx: Events?,
+    tell: @escaping @Sendable (SystemError) -> Void = { _ in }
+  ) {
     self.device = device
     self.inner = inner
     self.msixCount = msixCount
     self.intx = intx
+    self.tell = tell
   }
 
   /// Whether the accelerator gives out eventfds; asked once the function has its routes.
@@ -102,7 +110,7 @@ final class PassthroughInterrupts: InterruptRouter {
       state.kind = kind
       switch kind {
       case .none: break
-      case .intx: startINTx()
+      case .intx: startINTx(&state)
       case .msi, .msix: extend(&state)
       }
     }
@@ -127,11 +135,19 @@ final class PassthroughInterrupts: InterruptRouter {
     state.signalled = 0
   }
 
-  private func startINTx() {
+  private func startINTx(_ state: inout State) {
     guard let intx else { return }
-    // A device whose interrupts the kernel does not give has none: as if its wire were cut.
-    guard (try? device.signal(.intx, to: [intx.interrupt])) != nil else { return }
-    try? device.unmaskINTx(by: intx.unmask)
+    do {
+      try device.signal(.intx, to: [intx.interrupt])
+      try device.unmaskINTx(by: intx.unmask)
+    } catch {
+      // As if its wire were cut.
+      fail(error, &state)
+    }
+  }
+
+  private func fail(_ error: SystemError, _ state: inout State) {
+    if state.told.insert(error).inserted { tell(error) }
   }
 
   /// Has the device signal every vector that is used.
@@ -140,15 +156,24 @@ final class PassthroughInterrupts: InterruptRouter {
     guard wanted > state.signalled, let routes = state.routes[state.kind], wanted <= routes.count else { return }
     let kind: VFIOInterruptKind = state.kind == .msix ? .msix : .msi
     let events = routes[..<wanted].map { $0.event() }
-    if state.signalled > 0 {
+    if events.contains(nil) { fail(SystemError("eventfd", code: EMFILE), &state) }
+    let former = state.signalled
+    if former > 0 {
       // MSI-X can often have more without taking what there is away; what came meanwhile is not lost then.
-      if kind == .msix, (try? device.signal(kind, from: state.signalled, to: Array(events[state.signalled...]))) != nil
-      {
+      if kind == .msix, (try? device.signal(kind, from: former, to: Array(events[former...]))) != nil {
         state.signalled = wanted
         return
       }
       try? device.disable(kind)
     }
-    state.signalled = (try? device.signal(kind, to: events)) != nil ? wanted : 0
+    do {
+      try device.signal(kind, to: events)
+      state.signalled = wanted
+    } catch {
+      fail(error, &state)
+      // Those that it had, it keeps.
+      let kept = former > 0 && (try? device.signal(kind, to: Array(events[..<former]))) != nil
+      state.signalled = kept ? former : 0
+    }
   }
 }

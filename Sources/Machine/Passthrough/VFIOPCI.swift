@@ -84,7 +84,8 @@ final class VFIOPCI: FunctionModel {
       events = try PassthroughEvents()
       interrupts = PassthroughInterrupts(
         device, inner: environment.interrupts, msixCount: space.msix?.vectorCount ?? 0,
-        intx: space.interruptPin > 0 ? events.interrupt : nil)
+        intx: space.interruptPin > 0 ? events.interrupt : nil,
+        tell: { surroundings.tell(.interruptsRefused($0)) })
       function = Function(
         Self.description(space, bars.registers + (romRegister.map { [$0] } ?? [])), at: address,
         environment: PCIEnvironment(

@@ -42,11 +42,11 @@ import Testing
       interrupts: router, workers: InlineWorkerSource())
   }
 
-  private func make() throws -> VFIOPCI {
+  private func make(tell: @escaping @Sendable (PassthroughNotice.Kind) -> Void = { _ in }) throws -> VFIOPCI {
     let device = try VFIODevice(
       file: KernelFile(opening: "/dev/vfio/devices/vfio0", calls: kernel), to: IOMMUFD(calls: kernel))
     return try VFIOPCI(
-      device, environment: environment(), surroundings: .init(deviceMemory: memory),
+      device, environment: environment(), surroundings: .init(deviceMemory: memory, tell: tell),
       address: RequesterID(bus: 0, device: 5, function: 0))
   }
 
@@ -199,6 +199,44 @@ import Testing
     _ = takeInterruptSets()
     memoryBus.write(address: 0xd000_2010 + 12, width: .doubleword, value: 0)
     #expect(takeInterruptSets() == ["2 from 0 off", "2 from 0 [500, 501]"])
+    model.remove()
+  }
+
+  @Test("a host with too few vectors leaves those that came, and a person hears of it once")
+  func vectorsOfAHostThatHasTooFew() throws {
+    let told = Notes<PassthroughNotice.Kind>()
+    let model = try make { told.add($0) }
+    let function = model.function
+    let bar = try #require(function.description.baseAddressRegisters.first { $0.index == 2 })
+    function.place(bar, at: 0xd000_0000)
+    function.writeConfiguration(offset: 4, width: .word, value: 6)
+    kernel.state.withLock { state in
+      state.refusesMoreInterrupts = true
+      state.hostVectors = 1
+    }
+    function.writeConfiguration(offset: 0x72, width: .word, value: 0x8000)
+    memoryBus.write(address: 0xd000_2000 + 12, width: .doubleword, value: 0)
+    _ = takeInterruptSets()
+    #expect(told.all == [])
+    memoryBus.write(address: 0xd000_2010 + 12, width: .doubleword, value: 0)
+    #expect(takeInterruptSets() == ["2 from 0 off", "2 from 0 [500]"])
+    let error = SystemError(
+      "VFIO_DEVICE_SET_IRQS", code: ENOSPC, because: "the host has 1 of 2 vectors for it")
+    #expect(told.all == [.interruptsRefused(error)])
+    memoryBus.write(address: 0xd000_2010 + 12, width: .doubleword, value: 1)
+    memoryBus.write(address: 0xd000_2010 + 12, width: .doubleword, value: 0)
+    #expect(told.all.count == 1)
+    model.remove()
+  }
+
+  @Test("a host that refuses INTx is told of") func aHostThatRefusesTheWire() throws {
+    let told = Notes<PassthroughNotice.Kind>()
+    kernel.state.withLock { $0.failing[VFIO_DEVICE_SET_IRQS] = EBUSY }
+    let model = try make { told.add($0) }
+    #expect(
+      told.all == [
+        .interruptsRefused(SystemError("VFIO_DEVICE_SET_IRQS", "/dev/vfio/devices/vfio0", code: EBUSY))
+      ])
     model.remove()
   }
 
