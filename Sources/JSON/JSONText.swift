@@ -27,11 +27,16 @@ extension JSONValue {
     guard position >= 0, position < text.count else {
       throw ParseError(reason: "there is no value", position: position)
     }
-    let flags = JSON_REJECT_DUPLICATES | JSON_DISABLE_EOF_CHECK | JSON_DECODE_ANY | JSON_ALLOW_NUL
     var error = json_error_t()
-    // SAFETY: the count is what remains of the array behind the position, which lies within it.
-    let parsed = unsafe text.withUnsafeBytes { bytes in
-      unsafe json_loadb(bytes.baseAddress! + position, bytes.count - position, Int(flags), &error)
+    var wide = WideIntegers()
+    var parsed = unsafe parse(text, position, &error)
+    // SAFETY: Jansson has filled the error.
+    if unsafe parsed == nil, unsafe json_error_code(&error) == json_error_numeric_overflow {
+      var narrowed = text
+      if let taken = WideIntegers(takingFrom: &narrowed, at: position) {
+        wide = taken
+        unsafe parsed = parse(narrowed, position, &error)
+      }
     }
     guard let parsed = unsafe parsed else {
       // SAFETY: Jansson ends the text with a zero byte.
@@ -42,17 +47,29 @@ extension JSONValue {
     }
     // SAFETY: the reference is ours, and given back once.
     defer { unsafe json_decref(parsed) }
-    guard let value = unsafe convert(parsed, depth: 0) else {
+    guard let value = unsafe convert(parsed, depth: 0, &wide) else {
       throw ParseError(reason: "it is nested too deeply", position: position)
     }
     position += Int(error.position)
     return value
   }
 
+  /// - Returns: a reference that the caller gives back; nil for an error.
+  private static func parse(
+    _ text: [UInt8], _ position: Int, _ error: inout json_error_t
+  ) -> UnsafeMutablePointer<json_t>? {
+    let flags = JSON_REJECT_DUPLICATES | JSON_DISABLE_EOF_CHECK | JSON_DECODE_ANY | JSON_ALLOW_NUL
+    // SAFETY: the count is what remains of the array behind the position, which lies within it.
+    return unsafe text.withUnsafeBytes { bytes in
+      unsafe json_loadb(bytes.baseAddress! + position, bytes.count - position, Int(flags), &error)
+    }
+  }
+
   /// The value as text, without a line's end, as QEMU lays it out: `{"name": [1, 2]}`, and all of it in ASCII.
   /// - Parameter pretty: on several lines, indented by four.
   public func text(pretty: Bool = false) -> [UInt8] {
-    guard let built = unsafe build(depth: 0) else { return Array("null".utf8) }
+    var wide = WideIntegers()
+    guard let built = unsafe build(depth: 0, &wide) else { return Array("null".utf8) }
     // SAFETY: the references are ours, and given back once.
     defer { unsafe json_decref(built) }
     var flags = Int(JSON_ENCODE_ANY | JSON_ENSURE_ASCII)
@@ -60,19 +77,21 @@ extension JSONValue {
     // SAFETY: the first call writes nothing and tells the length, which the second one's buffer has.
     var text = [UInt8](repeating: 0, count: unsafe json_dumpb(built, nil, 0, flags))
     _ = unsafe text.withUnsafeMutableBytes { unsafe json_dumpb(built, $0.baseAddress, $0.count, flags) }
-    return text
+    return wide.restored(in: text)
   }
 
   /// - Returns: nil where it is nested too deeply.
-  private static func convert(_ json: UnsafeMutablePointer<json_t>, depth: Int) -> JSONValue? {
+  private static func convert(
+    _ json: UnsafeMutablePointer<json_t>, depth: Int, _ wide: inout WideIntegers
+  ) -> JSONValue? {
     guard depth <= depthLimit else { return nil }
     // SAFETY, for all of it: the kind says which calls are allowed; what they return belongs to the value.
     switch unsafe json.pointee.type {
     case JSON_NULL: return .null
     case JSON_TRUE: return .bool(true)
     case JSON_FALSE: return .bool(false)
-    case JSON_INTEGER: return unsafe .integer(json_integer_value(json))
-    case JSON_REAL: return unsafe .real(json_real_value(json))
+    case JSON_INTEGER: return unsafe wide.next(.integer(json_integer_value(json)))
+    case JSON_REAL: return unsafe wide.next(.real(json_real_value(json)))
     case JSON_STRING: return unsafe .string(string(json_string_value(json), json_string_length(json)))
     case JSON_ARRAY:
       var elements: [JSONValue] = []
@@ -80,7 +99,7 @@ extension JSONValue {
       elements.reserveCapacity(count)
       for index in 0..<count {
         guard let element = unsafe json_array_get(json, index),
-          let value = unsafe convert(element, depth: depth + 1)
+          let value = unsafe convert(element, depth: depth + 1, &wide)
         else { return nil }
         elements.append(value)
       }
@@ -90,7 +109,7 @@ extension JSONValue {
       var place = unsafe json_object_iter(json)
       while let here = unsafe place {
         guard let member = unsafe json_object_iter_value(here),
-          let value = unsafe convert(member, depth: depth + 1)
+          let value = unsafe convert(member, depth: depth + 1, &wide)
         else { return nil }
         unsafe object.append(string(json_object_iter_key(here), json_object_iter_key_len(here)), value)
         unsafe place = json_object_iter_next(json, here)
@@ -107,21 +126,28 @@ extension JSONValue {
   }
 
   /// - Returns: a reference that the caller gives back; nil where there is no memory, or it is nested too deeply.
-  private func build(depth: Int) -> UnsafeMutablePointer<json_t>? {
+  private func build(depth: Int, _ wide: inout WideIntegers) -> UnsafeMutablePointer<json_t>? {
     guard depth <= Self.depthLimit else { return nil }
     // SAFETY, for all of it: the strings live for the duration of the calls, which copy them; json_array_append_new
     // and json_object_setn_new take the reference over, nil as well, and fail then.
     switch self {
     case .null: return unsafe json_null()
     case .bool(let value): return unsafe value ? json_true() : json_false()
-    case .integer(let value): return unsafe json_integer(value)
-    case .real(let value): return unsafe json_real(value.isFinite ? value : 0)
+    case .integer(let value):
+      wide.note()
+      return unsafe json_integer(value)
+    case .unsigned(let value):
+      wide.note(value)
+      return unsafe json_integer(Int64(bitPattern: value))
+    case .real(let value):
+      wide.note()
+      return unsafe json_real(value.isFinite ? value : 0)
     case .string(let value):
       let characters = Self.characters(value)
       return unsafe json_stringn(characters, characters.count - 1)
     case .array(let elements):
       guard let array = unsafe json_array() else { return nil }
-      for element in elements where unsafe json_array_append_new(array, element.build(depth: depth + 1)) != 0 {
+      for element in elements where unsafe json_array_append_new(array, element.build(depth: depth + 1, &wide)) != 0 {
         unsafe json_decref(array)
         return nil
       }
@@ -131,7 +157,7 @@ extension JSONValue {
       for member in object.members {
         let name = Self.characters(member.name)
         let failed = unsafe json_object_setn_new(
-          built, name, name.count - 1, member.value.build(depth: depth + 1))
+          built, name, name.count - 1, member.value.build(depth: depth + 1, &wide))
         if failed != 0 {
           unsafe json_decref(built)
           return nil

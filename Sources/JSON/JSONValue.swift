@@ -3,6 +3,8 @@ public enum JSONValue: Hashable, Sendable {
   case null
   case bool(Bool)
   case integer(Int64)
+  /// An integer above Int64's range; a smaller one is an `integer`.
+  case unsigned(UInt64)
   /// Finite: JSON has no word for other numbers.
   case real(Double)
   case string(String)
@@ -13,9 +15,14 @@ public enum JSONValue: Hashable, Sendable {
   var isContainer: Bool {
     switch self {
     case .array, .object: true
-    case .null, .bool, .integer, .real, .string: false
+    case .null, .bool, .integer, .unsigned, .real, .string: false
     }
   }
+}
+
+extension JSONValue {
+  /// An integer of any size up to 2^64-1.
+  public init(_ value: UInt64) { self = Int64(exactly: value).map { .integer($0) } ?? .unsigned(value) }
 }
 
 extension JSONValue: ExpressibleByStringLiteral, ExpressibleByBooleanLiteral, ExpressibleByIntegerLiteral,

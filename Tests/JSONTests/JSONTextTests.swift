@@ -36,9 +36,38 @@ import Testing
     #expect(written(.null) == "null")
   }
 
+  /// QEMU's qnum: signed, then unsigned, then a real number.
+  @Test func integersOf64BitsAreExact() throws {
+    let text =
+      #"[{"a\"1": 18446744073709551615, "9": [9223372036854775807]}, 2.5, 9223372036854775808, -1, "#
+      + #""18446744073709551615\\", -9223372036854775808, 1e3, 18446744073709551614]"#
+    let value: JSONValue = [
+      ["a\"1": .unsigned(.max), "9": [.integer(.max)]], .real(2.5), .unsigned(1 << 63), -1,
+      "18446744073709551615\\", .integer(.min), .real(1000), .unsigned(.max - 1),
+    ]
+    #expect(try parse(text) == value)
+    #expect(written(value) == text.replacing("1e3", with: "1000.0"))
+    #expect(written(try parse("9223372036854775808"), pretty: true) == "9223372036854775808")
+    #expect(try parse("18446744073709551616") == .real(0x1p64))
+    #expect(try parse("-9223372036854775809") == .real(-0x1p63))
+    #expect(JSONValue(UInt64(1) << 63) == .unsigned(1 << 63) && JSONValue(UInt64(7)) == 7)
+  }
+
+  /// A place within the text, as it was given, and what follows it.
+  @Test func integersOf64BitsAmongErrorsAndOtherValues() throws {
+    let error = #expect(throws: JSONValue.ParseError.self) { try parse("[18446744073709551615 x]") }
+    #expect(error?.position == 23)
+    let text = Array("18446744073709551615 [9223372036854775808]17".utf8)
+    var position = 0
+    #expect(try JSONValue.next(in: text, at: &position) == .unsigned(.max))
+    #expect(try JSONValue.next(in: text, at: &position) == [.unsigned(1 << 63)])
+    #expect(try JSONValue.next(in: text, at: &position) == 17)
+  }
+
   @Test(arguments: [
     "", "{", "[1,]", "{\"a\" 1}", "nul", "01", "'a'", "{\"a\": 1, \"a\": 2}", "[1] 2", "\"\u{1}\"", "1e999",
-    "92233720368547758080", #""\ud800""#,
+    "018446744073709551615", "-", "18446744073709551615.", #""\ud800""#,
+    String(repeating: "9", count: 400),
   ])
   func whatIsNoValue(_ text: String) {
     #expect(throws: JSONValue.ParseError.self) { try parse(text) }

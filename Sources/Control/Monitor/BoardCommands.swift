@@ -30,7 +30,7 @@ extension MonitorCommands {
     MonitorCommand(
       "query-memory-size-summary", answers: .object("MemoryInfo", [SchemaMember("base-memory", .integer)])
     ) { (target) throws(MonitorError) in
-      ["base-memory": .integer(Int64(clamping: target.configuration.memory.size))]
+      ["base-memory": JSONValue(target.configuration.memory.size)]
     },
     MonitorCommand(
       "query-current-machine",

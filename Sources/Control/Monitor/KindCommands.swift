@@ -90,7 +90,7 @@ extension MonitorCommands {
   /// A default as JSON has it.
   private static func value(_ text: String, _ typeName: String) -> JSONValue {
     if typeName == "bool" { return .bool(text == "on") }
-    if typeName.hasPrefix("uint"), let number = Int64(text) { return .integer(number) }
+    if typeName.hasPrefix("uint"), let number = UInt64(text) { return JSONValue(number) }
     return .string(text)
   }
 }

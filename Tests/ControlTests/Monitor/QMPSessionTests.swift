@@ -80,6 +80,19 @@ import Testing
         ])
   }
 
+  /// QEMU's (qobject/qnum.c): exact up to 2^64-1, and no integer where a signed one is asked for.
+  @Test func integersOf64Bits() {
+    var client = QMPClient()
+    for number in ["18446744073709551615", "9223372036854775808", "-9223372036854775808"] {
+      #expect(
+        client.send(#"{"execute": "query-name", "id": [\#(number)]}"#) == [#"{"return": {}, "id": [\#(number)]}"#])
+    }
+    let arguments = #"{"command-line": "help", "cpu-index": 18446744073709551615}"#
+    #expect(
+      client.send(#"{"execute": "human-monitor-command", "arguments": \#(arguments)}"#)
+        == [generic("Invalid parameter type for 'cpu-index', expected: integer")])
+  }
+
   /// In pieces of one byte, in single quotes, two at once, and after garbage.
   @Test func requestsHoweverTheyArrive() {
     var client = QMPClient()
