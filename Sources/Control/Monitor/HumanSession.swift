@@ -70,8 +70,9 @@ package struct HumanSession {
     return answer.afterwards.map { act(.perform($0)) } ?? true
   }
 
-  /// With the line's ends that a raw terminal wants.
-  private static func bytes(_ text: String) -> [UInt8] {
+  /// With the line's ends that a raw terminal wants, and QEMU's monitor writes everywhere (monitor/monitor.c,
+  /// `monitor_puts`).
+  static func bytes(_ text: String) -> [UInt8] {
     var bytes: [UInt8] = []
     for byte in text.utf8 {
       if byte == 0x0a { bytes.append(0x0d) }

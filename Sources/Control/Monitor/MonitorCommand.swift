@@ -62,7 +62,7 @@ enum MonitorCommands {
         throw .generic("Parameter 'cpu-index' expects a CPU number")
       }
       let answer = HumanCommands.run(arguments.line, on: target)
-      let text = JSONValue.string(answer.text)
+      let text = JSONValue.string(String(decoding: HumanSession.bytes(answer.text), as: UTF8.self))
       guard let action = answer.afterwards else { return .answer(text) }
       return .answerThen(text, action)
     },

@@ -117,34 +117,37 @@ import Testing
     #expect(command["ret-type"] == "str")
   }
 
+  /// The lines end as QEMU's do.
   @Test func linesForPeople() {
     var client = QMPClient()
     func human(_ line: String) -> JSONValue? { client.ask("human-monitor-command", ["command-line": .string(line)]) }
-    #expect(human("info status") == "VM status: running\n")
-    #expect(human("info kvm") == "kvm support: enabled\n")
-    #expect(human("info cpus") == "* CPU #0: thread_id=4711\n")
-    #expect(human("info chardev") == "c0: filename=unix:/tmp/s,server=on\n")
-    #expect(human("info iommu") == "iommu0: as it is\n")
-    #expect(human("  info iommu translate 00:02.0:1 0x1000 ") == "translated 00:02.0:1 0x1000\n")
+    #expect(human("info status") == "VM status: running\r\n")
+    #expect(human("info kvm") == "kvm support: enabled\r\n")
+    #expect(human("info cpus") == "* CPU #0: thread_id=4711\r\n")
+    #expect(human("info chardev") == "c0: filename=unix:/tmp/s,server=on\r\n")
+    #expect(human("info iommu") == "iommu0: as it is\r\n")
+    #expect(human("  info iommu translate 00:02.0:1 0x1000 ") == "translated 00:02.0:1 0x1000\r\n")
     #expect(
-      human("info pci") == """
-          Bus  0, device   2, function 0:
-            Class 00ff: PCI device 1234:11e8
-              IRQ 11, pin A
-              BAR0: 32 bit memory at 0xc0000000 [0xc00fffff].
-              id "e0"
+      human("info pci")
+        == .string(
+          """
+            Bus  0, device   2, function 0:
+              Class 00ff: PCI device 1234:11e8
+                IRQ 11, pin A
+                BAR0: 32 bit memory at 0xc0000000 [0xc00fffff].
+                id "e0"
 
-        """)
-    #expect(human("nonsense") == "unknown command: 'nonsense'\n")
-    #expect(human("info nonsense") == "unknown command: 'info nonsense'\n")
-    #expect(human("stop now") == "stop: extraneous characters at the end of line\n")
-    #expect(human("stop") == "" && human("info status") == "VM status: paused\n")
+          """.replacing("\n", with: "\r\n")))
+    #expect(human("nonsense") == "unknown command: 'nonsense'\r\n")
+    #expect(human("info nonsense") == "unknown command: 'info nonsense'\r\n")
+    #expect(human("stop now") == "stop: extraneous characters at the end of line\r\n")
+    #expect(human("stop") == "" && human("info status") == "VM status: paused\r\n")
     #expect(human("") == "")
     #expect(human("q") == "" && client.machine.requests == ["quit"])
     guard case .string(let help)? = human("help"), case .string(let information)? = human("info") else {
       Issue.record("no help")
       return
     }
-    #expect(help.contains("quit|q -- quit the emulator\n") && information.contains("info version -- "))
+    #expect(help.contains("quit|q -- quit the emulator\r\n") && information.contains("info version -- "))
   }
 }
