@@ -3,14 +3,16 @@ import Synchronization
 
 /// Where a serial port's bytes go.
 public protocol CharacterOutput: AnyObject, Sendable {
-  /// Takes one byte. It runs on a vCPU's thread, so it may buffer but not wait for a reader.
-  func write(_ byte: UInt8)
+  /// Takes one byte. It runs on a vCPU's thread with the port's lock held, so it may buffer but neither wait for a
+  /// reader nor call the port.
+  /// - Returns: false where there is no room for it. `SerialPort.outputRoom` follows when there is.
+  func write(_ byte: UInt8) -> Bool
 }
 
 /// The wiring of a `UART16550`: eight I/O ports, an interrupt line, and the host's two ends.
 ///
-/// Lock order: the port's lock, then the interrupt line's. The output and the room handler are
-/// called without it, so they may call the port; bytes of one vCPU come out in its order.
+/// Lock order: the port's lock, then the interrupt line's and the output's. The room handler is
+/// called without it, so it may call the port.
 public final class SerialPort: ByteWideDevice {
   /// Size of the I/O region, in bytes.
   public static let regionSize: UInt64 = 8
@@ -47,6 +49,9 @@ public final class SerialPort: ByteWideDevice {
     state.withLock { $0.roomHandler = handler }
   }
 
+  /// The output takes bytes again. From any thread.
+  public func outputRoom() { access { _, _ in } }
+
   /// As at power-on: registers at their defaults, FIFOs empty.
   public func reset() {
     access { chip, _ in chip = UART16550() }
@@ -65,16 +70,16 @@ public final class SerialPort: ByteWideDevice {
   }
 
   private func access(_ body: (inout UART16550, inout UART16550.Effects) -> Void) {
-    let (transmitted, roomHandler) = state.withLock { state -> (UInt8?, (@Sendable () -> Void)?) in
+    let roomHandler = state.withLock { state -> (@Sendable () -> Void)? in
       let room = state.chip.receiveRoom
       var effects = UART16550.Effects()
       body(&state.chip, &effects)
+      while let byte = state.chip.nextToSend, output.write(byte) { state.chip.sent() }
       if effects.interruptFell { interrupt.set(false) }
       interrupt.set(state.chip.interrupt)
       let emptied = state.chip.receiverIsEmpty && state.chip.receiveRoom > room
-      return (effects.transmitted, emptied ? state.roomHandler : nil)
+      return emptied ? state.roomHandler : nil
     }
-    if let transmitted { output.write(transmitted) }
     roomHandler?()
   }
 }

@@ -1,15 +1,15 @@
 /// A 16550A serial controller as a value: registers in, bytes and the level of INTR out (National
 /// Semiconductor PC16550D data sheet, section 8). Its wiring is `SerialPort`.
 ///
-/// The line is infinitely fast. A byte written is sent before the write ends, so the transmitter is
-/// always empty; four character times pass at once, so what is in the receiver below its trigger
-/// level is a character timeout. INTR is as the chip drives it: a PC gates it by OUT2, we do not,
-/// like QEMU, since small kernels forget that bit.
+/// The line is infinitely fast, as long as the other end takes bytes: one written is sent before the
+/// write ends. While the other end takes none, THRE and TEMT are clear, and bytes stay in the holding
+/// register or the transmitter's FIFO; those that do not fit are lost, as on the chip. Four character
+/// times pass at once, so what is in the receiver below its trigger level is a character timeout.
+/// INTR is as the chip drives it: a PC gates it by OUT2, we do not, like QEMU, since small kernels
+/// forget that bit.
 public struct UART16550: Sendable {
   /// What an access did beyond the registers.
   public struct Effects: Hashable, Sendable {
-    /// The byte that left on the line.
-    public var transmitted: UInt8?
     /// INTR was low at some moment of the access, though it may be high again: an edge-triggered
     /// controller has to see that.
     public var interruptFell = false
@@ -32,6 +32,11 @@ public struct UART16550: Sendable {
   private var divisorLatch: UInt16 = 0
   /// The transmitter became empty, or its interrupt was enabled, and the guest has not been told.
   private var transmitterInterrupt = false
+
+  /// The transmitter's FIFO, or the holding register.
+  private var held = InlineArray<16, UInt8>(repeating: 0)
+  private var heldFirst = 0
+  private var heldCount = 0
 
   private var received = InlineArray<16, UInt8>(repeating: 0)
   private var receivedFirst = 0
@@ -110,9 +115,44 @@ public struct UART16550: Sendable {
   }
 
   private mutating func enableInterrupts(_ new: InterruptEnable) {
-    // The transmitter is empty, so enabling its interrupt is a cause: this is how drivers start.
-    if new.subtracting(interruptEnable).contains(.transmitterHoldingRegisterEmpty) { transmitterInterrupt = true }
+    // While the transmitter is empty, enabling its interrupt is a cause: this is how drivers start.
+    if heldCount == 0, new.subtracting(interruptEnable).contains(.transmitterHoldingRegisterEmpty) {
+      transmitterInterrupt = true
+    }
     interruptEnable = new
+  }
+
+  // MARK: Transmitter
+
+  /// The byte that leaves on the line next.
+  public var nextToSend: UInt8? { heldCount > 0 ? held[heldFirst] : nil }
+
+  /// The byte has left.
+  public mutating func sent() {
+    guard heldCount > 0 else { return }
+    heldFirst = (heldFirst + 1) % Self.fifoDepth
+    heldCount -= 1
+    if heldCount == 0 { transmitterInterrupt = true }
+  }
+
+  private mutating func transmit(_ byte: UInt8, _ effects: inout Effects) {
+    transmitterInterrupt = false
+    if !interrupt { effects.interruptFell = true }
+    if modemControl.contains(.loop) {
+      accept(byte)
+      if heldCount == 0 { transmitterInterrupt = true }
+    } else if heldCount < (fifosEnabled ? Self.fifoDepth : 1) {
+      held[(heldFirst + heldCount) % Self.fifoDepth] = byte
+      heldCount += 1
+    } else if !fifosEnabled {
+      // A full FIFO keeps what it has; the single holding register is written over.
+      held[heldFirst] = byte
+    }
+  }
+
+  private mutating func dropHeld() {
+    if heldCount > 0 { transmitterInterrupt = true }
+    heldCount = 0
   }
 
   // MARK: Data
@@ -123,13 +163,6 @@ public struct UART16550: Sendable {
   private var fifosEnabled: Bool { fifoControl.contains(.enable) }
   private var receiverCapacity: Int { fifosEnabled ? Self.fifoDepth : 1 }
   private var receiverTrigger: Int { fifosEnabled ? fifoControl.receiverTrigger : 1 }
-
-  private mutating func transmit(_ byte: UInt8, _ effects: inout Effects) {
-    transmitterInterrupt = false
-    if !interrupt { effects.interruptFell = true }
-    if modemControl.contains(.loop) { accept(byte) } else { effects.transmitted = byte }
-    transmitterInterrupt = true
-  }
 
   private mutating func accept(_ byte: UInt8) {
     if receivedCount < receiverCapacity {
@@ -155,12 +188,13 @@ public struct UART16550: Sendable {
   private mutating func controlFIFOs(_ new: FIFOControl) {
     let toggled = new.contains(.enable) != fifosEnabled
     if toggled || new.isSuperset(of: [.enable, .receiverReset]) { receivedCount = 0 }
+    if toggled || new.isSuperset(of: [.enable, .transmitterReset]) { dropHeld() }
     // Without the enable bit, the others are not programmed.
     fifoControl = new.contains(.enable) ? new : FIFOControl(rawValue: 0)
   }
 
   private mutating func takeLineStatus() -> UInt8 {
-    var status: LineStatus = [.transmitterHoldingRegisterEmpty, .transmitterEmpty]
+    var status: LineStatus = heldCount == 0 ? [.transmitterHoldingRegisterEmpty, .transmitterEmpty] : []
     if receivedCount > 0 { status.insert(.dataReady) }
     if overrun { status.insert(.overrunError) }
     overrun = false

@@ -33,6 +33,7 @@ extension UART16550 {
 
     static let enable = FIFOControl(rawValue: 0x01)
     static let receiverReset = FIFOControl(rawValue: 0x02)
+    static let transmitterReset = FIFOControl(rawValue: 0x04)
 
     /// Bits 7:6: how many bytes make received data available.
     var receiverTrigger: Int { [1, 4, 8, 14][Int(rawValue >> 6)] }

@@ -85,6 +85,7 @@ public final class CharacterDevice: Sendable {
   public func start() throws(SystemError) {
     let frontends = state.withLock { $0.frontends }
     if frontends.isEmpty { return }
+    output?.onRoom { for frontend in frontends { frontend.outputRoom() } }
     let reader: Thread
     switch input {
     case .none:
@@ -130,11 +131,12 @@ public final class CharacterDevice: Sendable {
 
   // MARK: What frontends call, from any thread
 
-  /// Sends one byte, or drops it where nobody takes it. It does not wait.
-  public func write(_ byte: UInt8) { output?.write(byte) }
+  /// Sends one byte; where nobody is there, it is dropped. It does not wait.
+  /// - Returns: false where too much is on its way already, as the other end does not read. `outputRoom` follows.
+  public func write(_ byte: UInt8) -> Bool { output?.write(byte) ?? true }
 
   /// Sends all of it or nothing. It does not wait.
-  /// - Returns: false where too much is on its way already, as the other end does not read.
+  /// - Returns: false where too much is on its way already, as the other end does not read. `outputRoom` follows.
   @discardableResult
   public func write(_ bytes: [UInt8]) -> Bool { output?.write(bytes) ?? true }
 

@@ -14,6 +14,9 @@ public protocol CharacterFrontend: AnyObject, Sendable {
   /// Bytes from there, never more than `receiveRoom`.
   func receive(_ bytes: ArraySlice<UInt8>)
 
+  /// Output that the device has refused would be taken now. From any thread, at any time.
+  func outputRoom()
+
   /// Who was there has gone. What is not written yet is dropped.
   func disconnected()
 
@@ -24,5 +27,6 @@ public protocol CharacterFrontend: AnyObject, Sendable {
 
 extension CharacterFrontend {
   public var receiveRoom: Int { .max }
+  public func outputRoom() {}
   public func focusChanged(_ focused: Bool) {}
 }

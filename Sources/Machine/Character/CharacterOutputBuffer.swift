@@ -11,11 +11,32 @@ final class CharacterOutputBuffer: Sendable {
   }
 
   private struct State {
+    /// What waits, but for what the thread is writing now.
     var bytes: [UInt8] = []
+    /// How many bytes have come, and how many of them have been written or dropped: what is between them waits.
+    var accepted: UInt64 = 0
+    var gone: UInt64 = 0
     var target: Target?
     var stopping = false
     /// Whether somebody waits for room.
     var hasWaiter = false
+    /// The value of `gone` that ends somebody's wait for room.
+    var roomAt: UInt64?
+    var onRoom: (@Sendable () -> Void)?
+
+    var waiting: Int { Int(accepted - gone) }
+
+    /// - Returns: whether the thread has to be woken.
+    mutating func append(_ new: some Collection<UInt8>) -> Bool {
+      defer { bytes += new }
+      accepted += UInt64(new.count)
+      return bytes.isEmpty && !new.isEmpty
+    }
+
+    mutating func awaitRoom(at position: UInt64) { roomAt = min(roomAt ?? .max, position) }
+
+    /// What was refused is taken again once half of it has gone: room comes in large pieces.
+    mutating func refuse() { awaitRoom(at: accepted - min(accepted, UInt64(CharacterOutputBuffer.limit / 2))) }
   }
 
   /// In bytes.
@@ -37,26 +58,29 @@ final class CharacterOutputBuffer: Sendable {
     thread.withLock { $0 = started }
   }
 
-  /// Takes one byte, or drops it where there is no room or nobody to get it. It does not wait.
-  func write(_ byte: UInt8) {
-    let wasEmpty = state.withLock { state in
-      guard state.target != nil, state.bytes.count < Self.limit else { return false }
-      state.bytes.append(byte)
-      return state.bytes.count == 1
-    }
-    if wasEmpty { event.signal() }
+  /// Sets what to call when bytes that were refused would be taken: from the thread that
+  /// writes, or the one that sets the target, with no lock held. It is called from here, too.
+  func onRoom(_ handler: (@Sendable () -> Void)?) {
+    state.withLock { $0.onRoom = handler }
+    handler?()
   }
+
+  /// Takes one byte; where nobody is there to get it, it is dropped. It does not wait.
+  /// - Returns: false where there is no room, and the byte is not taken.
+  func write(_ byte: UInt8) -> Bool { write(CollectionOfOne(byte)) }
 
   /// Takes all of it or none. It does not wait.
   /// - Returns: whether there was room. Where nobody is there to get it, it is taken and dropped.
-  func write(_ bytes: [UInt8]) -> Bool {
-    let (fits, wasEmpty) = state.withLock { state in
+  func write(_ bytes: some Collection<UInt8>) -> Bool {
+    let (fits, wakes) = state.withLock { state in
       if state.target == nil || bytes.isEmpty { return (true, false) }
-      guard state.bytes.count + bytes.count <= Self.limit else { return (false, false) }
-      state.bytes += bytes
-      return (true, state.bytes.count == bytes.count)
+      guard state.waiting + bytes.count <= Self.limit else {
+        state.refuse()
+        return (false, false)
+      }
+      return (true, state.append(bytes))
     }
-    if wasEmpty { event.signal() }
+    if wakes { event.signal() }
     return fits
   }
 
@@ -65,15 +89,16 @@ final class CharacterOutputBuffer: Sendable {
   func writeWaiting(_ bytes: [UInt8]) -> Bool {
     var rest = bytes[...]
     while !rest.isEmpty {
-      let (taken, wasEmpty) = state.withLock { state in
+      let (taken, wakes) = state.withLock { state in
         if state.target == nil || state.stopping { return (-1, false) }
-        let count = min(rest.count, Self.limit - state.bytes.count)
-        state.bytes += rest.prefix(count)
-        state.hasWaiter = count < rest.count
-        return (count, count > 0 && state.bytes.count == count)
+        let piece = rest.prefix(max(0, Self.limit - state.waiting))
+        let wakes = state.append(piece)
+        state.hasWaiter = piece.count < rest.count
+        if state.hasWaiter { state.refuse() }
+        return (piece.count, wakes)
       }
       if taken < 0 { return false }
-      if wasEmpty { event.signal() }
+      if wakes { event.signal() }
       rest = rest.dropFirst(taken)
       if !rest.isEmpty { room.wait() }
     }
@@ -82,11 +107,33 @@ final class CharacterOutputBuffer: Sendable {
 
   /// Where bytes go from now on; nil drops them. What is left of those for the one before is dropped.
   func setTarget(_ target: Target?) {
-    state.withLock { state in
-      if state.target !== target { state.bytes = [] }
+    change { state in
+      if state.target !== target {
+        state.bytes = []
+        state.gone = state.accepted
+      }
       state.target = target
     }
     room.signal()
+  }
+
+  /// Bytes have been written or dropped.
+  private func finish(_ count: Int, for target: Target) {
+    // Those for one who was there before are counted already.
+    change { state in if state.target === target { state.gone += UInt64(count) } }
+  }
+
+  /// Changes `gone`, and tells those who have waited for that.
+  private func change(_ body: (inout State) -> Void) {
+    let (handler, hasWaiter) = state.withLock { state -> ((@Sendable () -> Void)?, Bool) in
+      body(&state)
+      guard let position = state.roomAt, state.gone >= position else { return (nil, false) }
+      defer { state.hasWaiter = false }
+      state.roomAt = nil
+      return (state.onRoom, state.hasWaiter)
+    }
+    if hasWaiter { room.signal() }
+    handler?()
   }
 
   /// Writes what is left, within reason, and ends. A terminal may have room and hold the write of it all the same.
@@ -98,19 +145,16 @@ final class CharacterOutputBuffer: Sendable {
       thread?.join(patience: UInt32(Self.patience))
       thread = nil
     }
+    state.withLock { $0.onRoom = nil }
   }
 
   private func run() {
     while true {
       event.wait()
-      let (bytes, target, stopping, hasWaiter) = state.withLock { state in
-        defer {
-          state.bytes = []
-          state.hasWaiter = false
-        }
-        return (state.bytes, state.target, state.stopping, state.hasWaiter)
+      let (bytes, target, stopping) = state.withLock { state in
+        defer { state.bytes = [] }
+        return (state.bytes, state.target, state.stopping)
       }
-      if hasWaiter { room.signal() }
       if let target { drain(bytes, to: target) }
       if stopping { return }
     }
@@ -120,8 +164,11 @@ final class CharacterOutputBuffer: Sendable {
     var done = 0
     while done < bytes.count {
       if Poll.writable(target.file.rawValue, milliseconds: Self.patience) {
-        guard let count = try? target.file.writeSome(bytes, from: done) else { return }
+        guard let count = try? target.file.writeSome(bytes, from: done) else {
+          return finish(bytes.count - done, for: target)
+        }
         done += count
+        finish(count, for: target)
       } else if state.withLock({ $0.stopping || $0.target !== target }) {
         return
       }

@@ -11,7 +11,7 @@ final class SerialConnection: CharacterFrontend, CharacterOutput {
     try device.attach(self)
   }
 
-  func write(_ byte: UInt8) { device.write(byte) }
+  func write(_ byte: UInt8) -> Bool { device.write(byte) }
 
   /// Begins to pass input to the port; nil ends that, and what comes is lost.
   func connect(_ port: SerialPort?) {
@@ -26,6 +26,7 @@ final class SerialConnection: CharacterFrontend, CharacterOutput {
 
   var receiveRoom: Int { port.withLock { $0 }?.receiveRoom ?? 0 }
   func receive(_ bytes: ArraySlice<UInt8>) { port.withLock { $0 }?.receive(bytes) }
+  func outputRoom() { port.withLock { $0 }?.outputRoom() }
   func connected() {}
   func disconnected() {}
 }

@@ -2,12 +2,23 @@ import Devices
 import Hardware
 import Synchronization
 
-/// A byte sink that keeps what it got.
+/// A byte sink that keeps what it got, and takes no more than it has room for.
 final class RecordingOutput: CharacterOutput {
-  private let log = Mutex<[UInt8]>([])
+  private let log = Mutex<(bytes: [UInt8], room: Int)>(([], .max))
 
-  var bytes: [UInt8] { log.withLock { $0 } }
-  func write(_ byte: UInt8) { log.withLock { $0.append(byte) } }
+  var bytes: [UInt8] { log.withLock { $0.bytes } }
+  var room: Int {
+    get { log.withLock { $0.room } }
+    set { log.withLock { $0.room = newValue } }
+  }
+  func write(_ byte: UInt8) -> Bool {
+    log.withLock { log in
+      guard log.room > 0 else { return false }
+      log.room -= 1
+      log.bytes.append(byte)
+      return true
+    }
+  }
 }
 
 /// Every level a wire was set to, repeats left out, from low.

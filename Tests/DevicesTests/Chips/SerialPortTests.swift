@@ -290,18 +290,6 @@ private enum Register {
     #expect(calls.values == [16, 16, 16])
   }
 
-  @Test func outputMayAnswerThroughThePort() {
-    final class Echo: CharacterOutput {
-      let port = Calls<SerialPort>()
-      func write(_ byte: UInt8) { port.values.first?.receive([byte]) }
-    }
-    let echo = Echo()
-    let port = SerialPort(output: echo, interrupt: line)
-    echo.port.append(port)
-    port.writeByte(Register.data, 0x77)
-    #expect(port.readByte(Register.data) == 0x77)
-  }
-
   @Test func resetLowersTheLine() {
     port.writeByte(Register.interruptEnable, 0x01)
     port.writeByte(Register.lineControl, 0x03)

@@ -37,7 +37,7 @@ extension CharacterOutputBuffer {
     let pipe = makePipe()
     let output = try CharacterOutputBuffer(to: CharacterOutputBuffer.Target(FileDescriptor(owning: pipe.writer)))
     let bytes = pattern(200_000)
-    let writer = try Thread(name: "writer") { for byte in bytes { output.write(byte) } }
+    let writer = try Thread(name: "writer") { for byte in bytes { _ = output.write(byte) } }
     #expect(readAll(pipe.reader, bytes.count) == bytes)
     writer.join()
     output.write("Ende\n")
@@ -51,7 +51,7 @@ extension CharacterOutputBuffer {
     let bytes = pattern(50_000)
     do {
       let output = try CharacterOutputBuffer(to: CharacterOutputBuffer.Target(FileDescriptor(owning: pipe.writer)))
-      for byte in bytes { output.write(byte) }
+      for byte in bytes { _ = output.write(byte) }
       output.stop()
     }
     #expect(readAll(pipe.reader, bytes.count) == bytes)
@@ -64,7 +64,7 @@ extension CharacterOutputBuffer {
     let bytes = pattern(3 << 20)
     do {
       let output = try CharacterOutputBuffer(to: CharacterOutputBuffer.Target(FileDescriptor(owning: pipe.writer)))
-      for byte in bytes { output.write(byte) }
+      for byte in bytes { _ = output.write(byte) }
       output.stop()
     }
     #expect(fcntl(pipe.reader, F_SETFL, O_NONBLOCK) == 0)
@@ -79,8 +79,7 @@ extension CharacterOutputBuffer {
     let pipe = makePipe()
     let bytes = pattern(4 << 20)
     let output = try CharacterOutputBuffer(to: CharacterOutputBuffer.Target(FileDescriptor(owning: pipe.writer)))
-    for byte in bytes { output.write(byte) }
-    // The limit counts what waits, besides what is being written.
+    for byte in bytes { _ = output.write(byte) }
     let seen = readAll(pipe.reader, 1 << 20)
     #expect(seen == Array(bytes.prefix(1 << 20)))
     let drainer = try Thread(name: "drainer") { _ = readAll(pipe.reader) }
@@ -88,6 +87,34 @@ extension CharacterOutputBuffer {
     // With its last owner the writing end is closed, and the drainer sees the end.
     output.setTarget(nil)
     drainer.join()
+    close(pipe.reader)
+  }
+
+  @Test("a byte that is refused can be written once there is room, and none is lost")
+  func roomComes() throws {
+    let pipe = makePipe()
+    let output = try CharacterOutputBuffer(to: CharacterOutputBuffer.Target(FileDescriptor(owning: pipe.writer)))
+    let bytes = pattern(3 << 20)
+    let room = try EventDescriptor()
+    output.onRoom { room.signal() }
+    var refusals = 0
+    var written = 0
+    let seen = Notes<[UInt8]>()
+    var reader: Thread?
+    for byte in bytes {
+      while !output.write(byte) {
+        refusals += 1
+        if reader == nil {
+          reader = try Thread(name: "reader") { seen.add(readAll(pipe.reader, bytes.count)) }
+        }
+        room.wait()
+      }
+      written += 1
+    }
+    #expect(refusals > 0 && written == bytes.count)
+    reader?.join()
+    #expect(seen.all == [bytes])
+    output.stop()
     close(pipe.reader)
   }
 
@@ -250,6 +277,42 @@ extension CharacterOutputBuffer {
     #expect(seen == "x")
     try next.write(Array(" and more".utf8))
     #expect(receive(20, at: port) == "left behind and more")
+    connection.stop()
+  }
+
+  @Test("a guest that looks at THRE waits for a client that reads late, loses nothing, and goes on when it leaves")
+  func aClientThatReadsLate() throws {
+    let (connection, port) = try connect(socket(path, server: true, wait: false))
+    // With FIFOs, sixteen bytes for each look.
+    port.writeByte(0x01, at: 2)
+    var sent = 0
+    func isReady() -> Bool { port.readByte(at: 5) & 0x20 != 0 }
+    func sendUntilBusy(_ limit: Int) {
+      let end = sent + limit
+      while sent < end, isReady() {
+        for _ in 0..<16 {
+          port.writeByte(UInt8(truncatingIfNeeded: sent &* 31 ^ sent >> 7), at: 0)
+          sent += 1
+        }
+      }
+    }
+    sendUntilBusy(1 << 10)
+    // Nobody is there.
+    #expect(sent == 1 << 10 && isReady())
+    do {
+      let client = try FileDescriptor(connectingTo: path)
+      try client.write([0x2a])
+      #expect(receive(1, at: port) == "*")
+      let first = sent
+      sendUntilBusy(2 << 20)
+      #expect(sent < first + (2 << 20) && !isReady())
+      let bytes = readAll(client.rawValue, sent - first)
+      #expect(bytes == (first..<sent).map { UInt8(truncatingIfNeeded: $0 &* 31 ^ $0 >> 7) })
+      #expect(eventually { isReady() })
+      sendUntilBusy(2 << 20)
+      #expect(!isReady())
+    }
+    #expect(eventually { isReady() })
     connection.stop()
   }
 
