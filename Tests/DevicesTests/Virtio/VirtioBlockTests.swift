@@ -172,7 +172,8 @@ import Testing
     disk.board.memory.store([UInt8](repeating: 0xff, count: 32), at: TestDisk.data)
     let answer = try disk.request(Self.getID, [.writable(TestDisk.data, 24)])
     #expect(answer?.status == 0)
-    #expect(answer?.length == 21)
+    // The last four bytes before the status were not written.
+    #expect(answer?.length == 20)
     #expect(
       disk.board.memory.copy(TestDisk.data, count: 24)
         == Array("nest-0001".utf8) + [UInt8](repeating: 0, count: 11) + [0xff, 0xff, 0xff, 0xff])
@@ -235,7 +236,8 @@ import Testing
   func requestsOutsideTheDiskFail(sector: UInt64, count: Int) throws {
     var disk = try TestDisk()
     #expect(try disk.request(Self.read, sector: sector, [.writable(TestDisk.data, count)])?.status == 1)
-    #expect(try disk.request(Self.read, sector: sector, [.writable(TestDisk.data, count)])?.length == 1)
+    #expect(
+      try disk.request(Self.read, sector: sector, [.writable(TestDisk.data, count)])?.length == (count == 0 ? 1 : 0))
     #expect(try disk.request(Self.write, sector: sector, [.readable(TestDisk.data, count)])?.status == 1)
     #expect(disk.backend.operations.isEmpty)
     #expect(try disk.driver.status == 0xf)
@@ -248,6 +250,31 @@ import Testing
     #expect(try disk.request(Self.read, sector: 1, [.writable(TestDisk.data, 4096)])?.status == 1)
     #expect(try disk.request(Self.read, sector: 8, [.writable(TestDisk.data, 512)])?.status == 1)
     #expect(try disk.request(Self.read, sector: 8, [.writable(TestDisk.data, 4096)])?.status == 0)
+  }
+
+  /// virtio 1.2, 2.7.8.2: "at least len bytes", beginning at the first device-writable buffer.
+  @Test("The used length of a failed request covers only bytes that were written")
+  func usedLengthOfFailures() throws {
+    var disk = try TestDisk(sectors: 10240)
+    let backend = disk.backend
+    let parts = (0..<20).map { _ in DriverQueue.Buffer.writable(TestDisk.data, 256 << 10) }
+    backend.fail(with: .inputOutput)
+    #expect(try disk.request(Self.read, parts)?.length == 0)
+    // A failure without data to be written leaves the status, which is then the first byte.
+    #expect(try disk.request(Self.write, [.readable(TestDisk.data, 512)])?.length == 1)
+    #expect(try disk.request(Self.flush)?.length == 1)
+    // A command that writes less than it was given room for.
+    backend.fail(with: nil)
+    #expect(try disk.request(Self.flush, [.writable(TestDisk.data, 512)])?.length == 0)
+    // The second piece of 4 MiB fails.
+    let reads = SharedInteger()
+    backend.onRead {
+      reads.increment()
+      if reads.value == 2 { backend.fail(with: .inputOutput) }
+    }
+    let answer = try disk.request(Self.read, parts)
+    #expect(answer?.status == 1)
+    #expect(answer?.length == 4 << 20)
   }
 
   @Test func aReadOnlyDiskIsNotWritten() throws {

@@ -57,24 +57,32 @@ extension VirtioBlock {
 
     let room = queue.chain.writable.remaining
     var status = Status.ok
+    var written: UInt64 = 0
     do throws(Failure) {
-      try perform(kind, sector, &queue)
+      try perform(kind, sector, &queue, written: &written)
     } catch {
       guard let failed = error.status else { return }
       status = failed
     }
-    let written = room &- queue.chain.writable.remaining &+ 1
     try queue.store(status.rawValue, at: statusAddress)
+    // What the driver may rely on is an unbroken run from the first device-writable byte on (2.7.8.2): the status is
+    // part of it only where all before it is written.
+    if written == room { written &+= 1 }
     try queue.complete(head: head, written: UInt32(truncatingIfNeeded: written))
   }
 
-  private func perform(_ kind: UInt32, _ sector: UInt64, _ queue: inout VirtQueue) throws(Failure) {
+  /// - Parameter written: the bytes of data that were written, from the first device-writable one on; after a failure,
+  ///   too.
+  private func perform(
+    _ kind: UInt32, _ sector: UInt64, _ queue: inout VirtQueue, written: inout UInt64
+  ) throws(Failure) {
     switch kind {
     case Kind.read:
-      var offset = try range(sector, bytes: queue.chain.writable.remaining).lowerBound
+      let start = try range(sector, bytes: queue.chain.writable.remaining).lowerBound
       while queue.chain.writable.remaining > 0 {
-        offset &+= try transfer(.write, &queue) { segments throws(BlockError) in
-          try backend.read(at: offset, into: segments)
+        // Of a piece that fails, any part may have been written.
+        written &+= try transfer(.write, &queue) { segments throws(BlockError) in
+          try backend.read(at: start &+ written, into: segments)
         }
       }
     case Kind.write:
@@ -89,6 +97,8 @@ extension VirtioBlock {
     case Kind.flush:
       try call { () throws(BlockError) in try backend.flush() }
     case Kind.getID:
+      let room = queue.chain.writable.remaining
+      defer { written = room &- queue.chain.writable.remaining }
       do { _ = try queue.put(serial) } catch { throw .memory(error) }
     case Kind.discard where queue.features.contains(.blockDiscard):
       try forEachRange(&queue, limit: Self.discardLimit, flags: 0) { range, _ throws(BlockError) in
