@@ -131,6 +131,10 @@ public final class DMAEngine: FunctionModel, TranslationCache {
   }
 
   public func reset() {
+    // The command stops before its next page. Whoever reset the function may use its memory for something else, so the
+    // page in flight is waited for.
+    state.withLock { $0.generation &+= 1 }
+    job.withLock { $0 = nil }
     let released = state.withLock { state in
       let released = state.heldTags
       state = State(generation: state.generation &+ 1)

@@ -1,3 +1,4 @@
+import Glibc
 import Hardware
 import PCI
 import TestSupport
@@ -403,6 +404,33 @@ struct DMAEngineTests {
     #expect(run(2, destination: Self.virtual, count: 2) == 3)
     write(0x30, 0xffff_ffff)
     #expect(run(1, source: .max, count: .max) == 3)
+  }
+
+  @Test("A reset waits for the page in flight, and only for that")
+  func resetWaits() {
+    let memory = GatedMemory(size: 1 << 20)
+    let root = DirectRemapper(memory: memory)
+    let environment = PCIEnvironment(
+      memoryBus: AddressBus(), ioBus: AddressBus(), memory: memory, remapper: root, interrupts: router,
+      workers: ThreadedWorkerSource())
+    let device = DMAEngine(environment: environment, address: RequesterID(bus: 0, device: 4, function: 0))
+    device.function.writeConfiguration(offset: StandardOffset.command, width: .word, value: 0x6)
+    for (offset, value): (UInt64, UInt64) in [(0x20, 0x4000), (0x28, 0x4000), (0x10, 2)] {
+      device.writeRegion(bar: 0, offset: offset, width: .doubleword, value: value)
+    }
+    #expect(eventually { memory.waiting == 1 })
+    let isReset = SharedInteger()
+    let thread = TestThread {
+      device.function.reset()
+      isReset.increment()
+    }
+    // Time enough for a reset that does not wait.
+    usleep(100_000)
+    #expect(isReset.value == 0, "the page is still being written")
+    memory.open()
+    thread.join()
+    #expect(memory.written == 0x1000, "the three other pages are not")
+    device.remove()
   }
 
   @Test("The interrupt comes by the vector that was chosen, when the engine is not busy any more")
