@@ -13,8 +13,19 @@ public enum DMAError: Error, Hashable, Sendable {
   case disabled
   /// The IOMMU refused it, and has recorded the fault.
   case translation
-  /// It passed, but what is there is not RAM.
+  /// It passed, but what is there is not RAM; or it would go on at address 0 after the top of the address space.
   case notMemory
+}
+
+/// Refuses a transfer that would go on at address 0 after the top of the address space. Addresses of requests have 64
+/// bits (PCI Express Base 2.2.4.1), so nothing lies there.
+///
+/// The transfers of `MemoryPort` keep this rule by themselves. A device that cuts a transfer into requests checks the
+/// whole of it first: for each part alone, the part behind the top is a request like any other.
+@inline(__always)
+public func checkTransfer(at address: UInt64, count: UInt64) throws(DMAError) {
+  // The last byte may be the last one there is.
+  guard count == 0 || !address.addingReportingOverflow(count - 1).overflow else { throw .notMemory }
 }
 
 /// A run of guest physical addresses.
@@ -65,6 +76,7 @@ extension MemoryPort {
     _ address: UInt64, count: Int, for access: DMAAccess, into segments: inout [PhysicalSegment],
     during request: borrowing RequestInFlight
   ) throws(DMAError) {
+    try checkTransfer(at: address, count: UInt64(count))
     var address = address
     var remaining = count
     var joins = false
@@ -83,6 +95,7 @@ extension MemoryPort {
   }
 
   public func read(from address: UInt64, into bytes: inout MutableRawSpan) throws(DMAError) {
+    try checkTransfer(at: address, count: UInt64(bytes.byteCount))
     let phase = beginRequest()
     defer { endRequest(phase) }
     var offset = 0
@@ -95,6 +108,7 @@ extension MemoryPort {
   }
 
   public func write(_ bytes: RawSpan, to address: UInt64) throws(DMAError) {
+    try checkTransfer(at: address, count: UInt64(bytes.byteCount))
     let phase = beginRequest()
     defer { endRequest(phase) }
     var offset = 0

@@ -133,8 +133,29 @@ private final class ListedPort: MemoryPort {
     #expect(memory.copy(0xfff8, count: 8) == [UInt8](repeating: 0, count: 8))
     #expect(throws: DMAError.translation) { try write(port, [1], 0x1000) }
     #expect(throws: DMAError.translation) { try read(port, 0x1ff8, 16) }
-    // Past the top the address wraps, as an adder does; it does not trap.
-    #expect(throws: DMAError.notMemory) { try read(port, .max - 7, 32) }
+  }
+
+  @Test("A transfer over the top of the address space is refused whole, before anything is translated")
+  func theTop() throws {
+    let port = port([
+      .init(address: .max - 0xf, count: 0x10, physical: 0x1000), .init(address: 0, count: 0x1000, physical: 0x2000),
+    ])
+    #expect(throws: DMAError.notMemory) { try read(port, .max - 0xf, 32) }
+    #expect(throws: DMAError.notMemory) { try write(port, [UInt8](repeating: 1, count: 17), .max - 0xf) }
+    var segments: [PhysicalSegment] = []
+    #expect(throws: DMAError.notMemory) {
+      try port.resolve(.max, count: 2, for: .read, into: &segments, during: port.request())
+    }
+    #expect(port.requests.isEmpty)
+    #expect(segments.isEmpty)
+    #expect(memory.copy(0x1000, count: 16) == [UInt8](repeating: 0, count: 16))
+    // The last byte is one like any other.
+    try write(port, [UInt8](repeating: 2, count: 16), .max - 0xf)
+    #expect(memory.copy(0x100f, count: 1) == [2])
+    #expect(try read(port, .max, 1) == [2])
+    #expect(try read(port, .max, 0).isEmpty)
+    try port.resolve(.max - 0xf, count: 16, for: .read, into: &segments, during: port.request())
+    #expect(segments == [PhysicalSegment(address: 0x1000, count: 16)])
   }
 
   @Test func singleAccessesOfEachWidth() throws {

@@ -138,6 +138,10 @@ extension DMAEngine {
 
   private func transfer(_ job: inout DMAEngineJob, _ operation: DMAEngineRegisters.Operation) throws(Step) {
     let command = job.command
+    try perform { () throws(DMAError) in
+      if operation != .write { try checkTransfer(at: command.source, count: command.count) }
+      if operation != .read { try checkTransfer(at: command.destination, count: command.count) }
+    }
     var bytes = [UInt8](repeating: 0, count: Int(DMAEngineJob.pageSize))
     while job.done < command.count {
       guard state.withLock({ $0.generation }) == job.generation else { throw .finished(.ended) }

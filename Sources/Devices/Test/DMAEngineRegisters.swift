@@ -62,7 +62,7 @@ import Hardware
 /// | 3 | COUNT or OFFSET is out of range |
 /// | 4 | not enabled: Bus Master Enable, or a bit of ATS, PRI or PASID Control |
 /// | 5 | a request was refused by the IOMMU |
-/// | 6 | a request did not reach memory |
+/// | 6 | a request did not reach memory, or the transfer runs over the top of the address space |
 /// | 7 | translation: Unsupported Request |
 /// | 8 | translation: Completer Abort |
 /// | 9 | translation: the page does not grant what is wanted |

@@ -8,7 +8,8 @@ import Synchronization
 /// As in QEMU it is a conventional function: no PCI Express capability, and so no Function Level Reset. Where it is
 /// otherwise than in QEMU:
 /// - A transfer that is not within the buffer moves nothing, and completes. QEMU before 10 aborts, later ones reach
-///   past the buffer.
+///   past the buffer. So does one that would go on at address 0 after the top of the address space; if it reads, the
+///   buffer is zero there.
 /// - A transfer starts at once, not 100 ms after the command.
 /// - A reset of the board clears the registers.
 /// - The vector of MSI can be masked, as every MSI of this module.
@@ -110,6 +111,10 @@ public final class Edu: FunctionModel {
   /// QEMU answers it.
   private func move(_ range: Range<Int>, of buffer: inout [UInt8], _ transfer: EduRegisters.Transfer) {
     let address = transfer.address & mask
+    guard (try? checkTransfer(at: address, count: UInt64(range.count))) != nil else {
+      if !transfer.toMemory { for index in range { buffer[index] = 0 } }
+      return
+    }
     var start = range.lowerBound
     while start < range.upperBound {
       let at = address &+ UInt64(start - range.lowerBound)

@@ -77,6 +77,13 @@ public final class IOMMUTestDevice: FunctionModel {
     for index in pattern.indices {
       pattern[index] = UInt8(truncatingIfNeeded: IOMMUTestRegisters.pattern >> UInt32(8 * (index % 4)))
     }
+    let count = UInt64(transfer.count)
+    if (try? checkTransfer(at: transfer.virtualAddress, count: count)) == nil {
+      return IOMMUTestRegisters.Result.writeFailed
+    }
+    if (try? checkTransfer(at: transfer.physicalAddress, count: count)) == nil {
+      return IOMMUTestRegisters.Result.readFailed
+    }
     var done = 0
     while done < transfer.count {
       let count = min(Self.partSize, transfer.count - done)

@@ -406,6 +406,22 @@ struct DMAEngineTests {
     #expect(run(1, source: .max, count: .max) == 3)
   }
 
+  @Test("A transfer over the top of the address space moves nothing")
+  func top() {
+    root.map(.max - 0xfff, to: Self.physical)
+    root.map(0, to: Self.physical + 0x1000)
+    _ = fill(0x1000)
+    for command: UInt64 in [1, 2, 3] {
+      #expect(run(command, source: .max - 0x1f, destination: .max - 0x1f, count: 64) == 6)
+      #expect(read(0x38) == 0)
+    }
+    #expect(run(3, source: 0, destination: .max - 0x1f, count: 33) == 6)
+    #expect(run(3, source: .max - 0x1f, destination: 0, count: 33) == 6)
+    #expect(root.takeAccesses().isEmpty)
+    #expect(run(2, destination: .max - 0x1f, count: 32) == 1)
+    #expect(root.takeAccesses().map(\.address) == [.max - 0x1f])
+  }
+
   @Test("A reset waits for the page in flight, and only for that")
   func resetWaits() {
     let memory = GatedMemory(size: 1 << 20)

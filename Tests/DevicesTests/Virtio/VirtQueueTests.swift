@@ -316,11 +316,11 @@ private final class QueueOwner: VirtQueueOwner {
     #expect(Array(queue.bytes[0..<4]) == [1, 2, 3, 4])
     #expect(try queue.takeBytes(4) == 1)
     #expect(queue.bytes[0] == 5)
-    #expect(queue.takeLastByte() == 0x402)
+    #expect(try queue.takeLastByte() == 0x402)
     #expect(try queue.put([7, 8, 9, 10]) == 3)
     #expect(memory.copy(0x300, count: 1) == [7])
     #expect(memory.copy(0x400, count: 3) == [8, 9, 0])
-    #expect(queue.takeLastByte() == nil)
+    #expect(try queue.takeLastByte() == nil)
   }
 
   /// Whatever a driver leaves in its rings: an error or an end, never a trap, never without bound.

@@ -48,7 +48,7 @@ extension VirtioBlock {
   /// Serves the chain that was just taken.
   func serve(_ queue: inout VirtQueue) throws(VirtQueueError) {
     let head = queue.chain.head
-    guard let statusAddress = queue.takeLastByte() else { throw .request }
+    guard let statusAddress = try queue.takeLastByte() else { throw .request }
     let header: Int
     do { header = try queue.takeBytes(Self.headerSize) } catch { throw .memory(error) }
     guard header == Self.headerSize else { throw .request }

@@ -31,8 +31,10 @@ public struct DescriptorChain: Sendable {
     }
 
     /// The next bytes that lie in one buffer, at most `count` of them; nil at the end.
-    func peek(upTo count: UInt64) -> Buffer? {
+    /// - Throws: where the buffer runs over the top of the address space; nothing of it is taken then.
+    func peek(upTo count: UInt64) throws(DMAError) -> Buffer? {
       guard next < list.count, count > 0 else { return nil }
+      try checkTransfer(at: list[next].address, count: list[next].count)
       return Buffer(address: list[next].address, count: min(count, list[next].count))
     }
 
@@ -45,8 +47,10 @@ public struct DescriptorChain: Sendable {
     }
 
     /// Takes the last byte and returns its address; nil where nothing is left.
-    mutating func takeLastByte() -> UInt64? {
+    /// - Throws: where the buffer that it is in runs over the top of the address space.
+    mutating func takeLastByte() throws(DMAError) -> UInt64? {
       guard next < list.count, var last = list.popLast() else { return nil }
+      try checkTransfer(at: last.address, count: last.count)
       last.count &-= 1
       remaining &-= 1
       if last.count > 0 { list.append(last) }

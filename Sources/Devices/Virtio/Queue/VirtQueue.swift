@@ -73,7 +73,7 @@ public struct VirtQueue: Sendable {
       guard try refreshAvailable() else { return false }
     }
     let slot = UInt64(nextAvailable & mask)
-    let head = try load16(layout.driverArea &+ 4 &+ 2 &* slot)
+    let head = try load16(layout.driverArea, 4 + 2 * slot)
     try walk(from: head)
     nextAvailable &+= 1
     return true
@@ -99,7 +99,7 @@ public struct VirtQueue: Sendable {
   public func suppressNotifications() throws(VirtQueueError) {
     guard !features.contains(.eventIndex) else { return }
     // VIRTQ_USED_F_NO_NOTIFY
-    try store16(1, layout.deviceArea)
+    try store16(1, layout.deviceArea, 0)
   }
 
   /// Asks the driver to notify of the next chain that it makes available.
@@ -108,9 +108,9 @@ public struct VirtQueue: Sendable {
     guard owner.isRunning else { return false }
     if features.contains(.eventIndex) {
       // avail_event, after the used ring's entries
-      try store16(nextAvailable, layout.deviceArea &+ 4 &+ 8 &* UInt64(layout.size))
+      try store16(nextAvailable, layout.deviceArea, 4 + 8 * UInt64(layout.size))
     } else {
-      try store16(0, layout.deviceArea)
+      try store16(0, layout.deviceArea, 0)
     }
     // The wish must be visible before the index is read again, else both sides may wait for each other.
     atomicMemoryFence(ordering: .sequentiallyConsistent)
@@ -120,7 +120,7 @@ public struct VirtQueue: Sendable {
   /// - Returns: whether a chain is available.
   private mutating func refreshAvailable() throws(VirtQueueError) -> Bool {
     // The load acquires: entries and descriptors are read after the index that covers them.
-    let index = try load16(layout.driverArea &+ 2)
+    let index = try load16(layout.driverArea, 2)
     guard index &- nextAvailable <= layout.size else { throw .availableIndex }
     seenAvailable = index
     return index != nextAvailable
@@ -138,11 +138,11 @@ public struct VirtQueue: Sendable {
   }
 
   private mutating func addUsed(head: UInt16, written: UInt32) throws(VirtQueueError) {
-    let entry = layout.deviceArea &+ 4 &+ 8 &* UInt64(nextUsed & mask)
-    try store32(UInt32(head), entry)
-    try store32(written, entry &+ 4)
+    let entry = 4 + 8 * UInt64(nextUsed & mask)
+    try store32(UInt32(head), layout.deviceArea, entry)
+    try store32(written, layout.deviceArea, entry + 4)
     // The store releases: the entry, and the data before it, are visible before the index that covers them.
-    try store16(nextUsed &+ 1, layout.deviceArea &+ 2)
+    try store16(nextUsed &+ 1, layout.deviceArea, 2)
     nextUsed &+= 1
   }
 
@@ -151,27 +151,37 @@ public struct VirtQueue: Sendable {
     atomicMemoryFence(ordering: .sequentiallyConsistent)
     if features.contains(.eventIndex) {
       // used_event, after the available ring's entries; 2.7.7.2
-      let event = try load16(layout.driverArea &+ 4 &+ 2 &* UInt64(layout.size))
+      let event = try load16(layout.driverArea, 4 + 2 * UInt64(layout.size))
       let told = toldUsed
       toldUsed = nextUsed
       return nextUsed &- event &- 1 < nextUsed &- told
     }
     // VIRTQ_AVAIL_F_NO_INTERRUPT
-    return try load16(layout.driverArea) & 1 == 0
+    return try load16(layout.driverArea, 0) & 1 == 0
   }
 
-  // MARK: Ring accesses
+  // MARK: Ring accesses, at an offset in one of the driver's areas
 
-  private func load16(_ address: UInt64) throws(VirtQueueError) -> UInt16 {
+  private func load16(_ area: UInt64, _ offset: UInt64) throws(VirtQueueError) -> UInt16 {
+    let address = try Self.address(area, offset)
     do { return try port.loadUInt16(at: address) } catch { throw .memory(error) }
   }
 
-  private func store16(_ value: UInt16, _ address: UInt64) throws(VirtQueueError) {
+  private func store16(_ value: UInt16, _ area: UInt64, _ offset: UInt64) throws(VirtQueueError) {
+    let address = try Self.address(area, offset)
     do { try port.storeUInt16(value, at: address) } catch { throw .memory(error) }
   }
 
-  private func store32(_ value: UInt32, _ address: UInt64) throws(VirtQueueError) {
+  private func store32(_ value: UInt32, _ area: UInt64, _ offset: UInt64) throws(VirtQueueError) {
+    let address = try Self.address(area, offset)
     do { try port.storeUInt32(value, at: address) } catch { throw .memory(error) }
+  }
+
+  /// An area does not go on at address 0 after the top of the address space.
+  static func address(_ area: UInt64, _ offset: UInt64) throws(VirtQueueError) -> UInt64 {
+    let (address, overflow) = area.addingReportingOverflow(offset)
+    guard !overflow else { throw .memory(.notMemory) }
+    return address
   }
 }
 

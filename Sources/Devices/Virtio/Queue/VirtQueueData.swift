@@ -11,7 +11,7 @@ extension VirtQueue {
     if bytes.count < count { bytes.append(contentsOf: repeatElement(0, count: count - bytes.count)) }
     let port = port
     var offset = 0
-    while offset < count, let buffer = chain.readable.peek(upTo: UInt64(count - offset)) {
+    while offset < count, let buffer = try chain.readable.peek(upTo: UInt64(count - offset)) {
       let taken = Int(buffer.count)
       try port.read(from: buffer.address, into: &bytes, offset..<offset + taken)
       chain.readable.advance(by: buffer.count)
@@ -26,7 +26,7 @@ extension VirtQueue {
   public mutating func put(_ bytes: [UInt8], count: Int? = nil) throws(DMAError) -> Int {
     let count = count ?? bytes.count
     var offset = 0
-    while offset < count, let buffer = chain.writable.peek(upTo: UInt64(count - offset)) {
+    while offset < count, let buffer = try chain.writable.peek(upTo: UInt64(count - offset)) {
       let taken = Int(buffer.count)
       try port.write(bytes, offset..<offset + taken, to: buffer.address)
       chain.writable.advance(by: buffer.count)
@@ -58,7 +58,7 @@ extension VirtQueue {
   ) throws(DMAError) -> UInt64 {
     segments.removeAll(keepingCapacity: true)
     var total: UInt64 = 0
-    while let buffer = buffers.peek(upTo: limit &- total) {
+    while let buffer = try buffers.peek(upTo: limit &- total) {
       let segment = try port.translate(buffer.address, count: Int(buffer.count), for: access)
       let count = UInt64(segment.count)
       guard count > 0, port.memory.contains(segment.address, count: count) else { throw .notMemory }
@@ -76,7 +76,9 @@ extension VirtQueue {
 
   /// Sets the last device-writable byte aside, where a request has its status.
   /// - Returns: its address, nil where the chain has no room left.
-  public mutating func takeLastByte() -> UInt64? { chain.writable.takeLastByte() }
+  public mutating func takeLastByte() throws(VirtQueueError) -> UInt64? {
+    do { return try chain.writable.takeLastByte() } catch { throw .memory(error) }
+  }
 
   /// Writes a byte that was set aside.
   public func store(_ byte: UInt8, at address: UInt64) throws(VirtQueueError) {

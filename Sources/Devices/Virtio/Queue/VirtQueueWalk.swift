@@ -82,8 +82,9 @@ extension VirtQueue {
 
   private func descriptor(at index: UInt16) throws(VirtQueueError) -> Descriptor {
     // The table is aligned to 16 bytes, so one descriptor lies within one translation.
+    let address = try Self.address(layout.descriptorArea, 16 * UInt64(index))
     do {
-      let (low, high) = try port.loadUInt64Pair(at: layout.descriptorArea &+ 16 &* UInt64(index))
+      let (low, high) = try port.loadUInt64Pair(at: address)
       return Descriptor(low: low, high: high)
     } catch { throw .memory(error) }
   }
