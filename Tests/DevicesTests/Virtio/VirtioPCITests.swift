@@ -191,4 +191,37 @@ import Testing
     }
     #expect(setup.pci.status == [.acknowledge])
   }
+
+  /// virtio 1.2, 4.1.4.9: a write of any part of pci_cfg_data writes its first `length` bytes.
+  @Test("The window writes as many bytes as its length says, whatever part of the data the driver writes")
+  func theWindowWritesItsLength() throws {
+    let setup = EchoSetup()
+    let window = try setup.driver.capability(5).offset
+    let data = window + 16
+    func aim(_ offset: UInt64, _ length: UInt64) {
+      setup.pci.function.writeConfiguration(offset: window + 4, width: .byte, value: 4)
+      setup.pci.function.writeConfiguration(offset: window + 8, width: .doubleword, value: offset)
+      setup.pci.function.writeConfiguration(offset: window + 12, width: .doubleword, value: length)
+    }
+    func write(_ offset: Int, _ width: AccessWidth, _ value: UInt64) {
+      setup.pci.function.writeConfiguration(offset: data + offset, width: width, value: value)
+    }
+    // driver_feature_select, four bytes, by two writes of two.
+    aim(0x08, 4)
+    write(0, .word, 0x5678)
+    #expect(try setup.driver.common(0x08, .doubleword) == 0x5678)
+    write(2, .word, 0x1234)
+    #expect(try setup.driver.common(0x08, .doubleword) == 0x1234_5678)
+    write(3, .byte, 0xab)
+    #expect(try setup.driver.common(0x08, .doubleword) == 0xab34_5678)
+    // queue_select, two bytes, by a write of four.
+    aim(0x16, 2)
+    write(0, .doubleword, 0xffff_0001)
+    #expect(try setup.driver.common(0x16, .word) == 1)
+    // A read makes its bytes the first of the data, so that a write of others goes on from there.
+    aim(0x08, 4)
+    #expect(setup.driver.config(data, .byte) == 0x78)
+    write(1, .byte, 0x99)
+    #expect(try setup.driver.common(0x08, .doubleword) == 0xab34_9978)
+  }
 }

@@ -167,7 +167,14 @@ public final class VirtioPCI: FunctionModel, VirtioTransport {
       return nil
     }
     let value = readRegion(bar: VirtioCapabilities.bar, offset: at, width: length) & length.allOnes
-    return value >> UInt64(8 * (offset - data))
+    // The first `length` bytes of the data become what was read; the driver sees the data.
+    var all: UInt32 = 0
+    function.updateConfiguration { space in
+      all = space.get(UInt32.self, data)
+      all = all & ~UInt32(truncatingIfNeeded: length.allOnes) | UInt32(truncatingIfNeeded: value)
+      space.set(data, all)
+    }
+    return UInt64(all) >> UInt64(8 * (offset - data))
   }
 
   public func configurationWritten(offset: Int, width: AccessWidth, value: UInt64) {
@@ -177,10 +184,15 @@ public final class VirtioPCI: FunctionModel, VirtioTransport {
       if function.requester.busMasterEnable { for slot in slots where slot.isRunning { slot.wake() } }
       return
     }
-    guard let window = function.capabilityOffsets.last, offset == window + VirtioCapabilities.Window.data,
-      let (at, length) = windowTarget(window), length.rawValue <= width.rawValue
-    else { return }
-    writeRegion(bar: VirtioCapabilities.bar, offset: at, width: length, value: value & length.allOnes)
+    guard let window = function.capabilityOffsets.last else { return }
+    let data = window + VirtioCapabilities.Window.data
+    guard (data..<data + 4).overlaps(offset..<offset + width.rawValue), let (at, length) = windowTarget(window) else {
+      return
+    }
+    // Whatever part of the data was written: the write has the first `length` bytes of what stands there now.
+    var all: UInt32 = 0
+    function.updateConfiguration { all = $0.get(UInt32.self, data) }
+    writeRegion(bar: VirtioCapabilities.bar, offset: at, width: length, value: UInt64(all) & length.allOnes)
   }
 
   /// What the window of 4.1.4.9 shows now; nil where the driver set it to nothing that can be accessed.
