@@ -35,7 +35,8 @@ final class FileBackend: BlockBackend {
       try file.punchHole(at: range.lowerBound, count: range.upperBound - range.lowerBound)
     } catch {
       // A hint: storage that cannot do it keeps the data.
-      if error.code != EOPNOTSUPP { throw Self.convert(error) }
+      let error = Self.convert(error)
+      if error != .unsupported { throw error }
     }
   }
 
@@ -61,6 +62,9 @@ final class FileBackend: BlockBackend {
     case ENOSPC: .noSpace
     case EROFS, EBADF: .readOnly
     case EOPNOTSUPP: .unsupported
+    // fallocate(2) on a block device wants whole sectors, which may be larger than the guest's; on others it knows not
+    // every mode. For reads and writes, EINVAL is an error.
+    case EINVAL where error.call == "fallocate": .unsupported
     default: .inputOutput
     }
   }
