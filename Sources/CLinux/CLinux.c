@@ -58,6 +58,17 @@ int nestling_zero_range(int descriptor, int64_t offset, int64_t count) {
     return ANSWER(fallocate(descriptor, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, offset, count));
 }
 
+int nestling_lock_byte(int descriptor, int64_t at) {
+    struct flock lock = {.l_type = F_RDLCK, .l_whence = SEEK_SET, .l_start = at, .l_len = 1};
+    return ANSWER(fcntl(descriptor, F_OFD_SETLK, &lock));
+}
+
+int nestling_byte_is_locked(int descriptor, int64_t at) {
+    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = at, .l_len = 1};
+    int result = ANSWER(fcntl(descriptor, F_OFD_GETLK, &lock));
+    return result < 0 ? result : lock.l_type != F_UNLCK;
+}
+
 int nestling_hold_standard_descriptors(void) {
     for (int descriptor = STDIN_FILENO; descriptor <= STDERR_FILENO; descriptor++) {
         if (fcntl(descriptor, F_GETFD) >= 0 || errno != EBADF) continue;

@@ -19,7 +19,7 @@ public final class ScatteredFile: Sendable {
   public let isReadOnly: Bool
   /// In bytes, as it was when the file was opened.
   public let size: UInt64
-  private let file: FileDescriptor
+  let file: FileDescriptor
   public let memory: GuestMemory
 
   /// Opens an image: a regular file or a block device.

@@ -12,6 +12,8 @@ public enum StartError: Error, Sendable, CustomStringConvertible {
   case addressSpace(memorySize: UInt64, physicalAddressWidth: Int)
   /// A file that an option names.
   case file(option: String, SystemError)
+  /// Another process, or another option, uses an image in a way that does not go with this machine's.
+  case imageInUse(path: String, ImageLockError)
   case boot(BootError)
   case unit(UnitOptionError)
   case device(kind: String, problem: String)
@@ -28,6 +30,8 @@ public enum StartError: Error, Sendable, CustomStringConvertible {
     case .addressSpace(let size, let width):
       "-m: \(size >> 20) MiB of RAM do not fit the \(width) address bits of this host's guests"
     case .file(let option, let error): "\(option): \(error)"
+    case .imageInUse(let path, let error):
+      "-drive: \(path): Failed to get \(error.lockName) lock: is the image in use, by another process or option?"
     case .boot(let error): "\(error)"
     case .unit(let error): "-device intel-iommu: \(error)"
     case .device(let kind, let problem): "-device \(kind): \(problem)"
@@ -35,6 +39,17 @@ public enum StartError: Error, Sendable, CustomStringConvertible {
     case .placement(let error):
       "the BARs do not fit: \(error.address) BAR \(error.bar) of \(error.size) bytes"
     case .system(let error): "\(error)"
+    }
+  }
+}
+
+extension ImageLockError {
+  /// The lock that another user keeps from this one, in QEMU's words.
+  fileprivate var lockName: String {
+    switch self {
+    case .notGranted(let permission): "\"\(permission.name)\""
+    case .notShared(let permission): "shared \"\(permission.name)\""
+    case .unavailable, .system: "any"
     }
   }
 }

@@ -187,11 +187,12 @@ import Testing
   @Test func drives() throws {
     let machine = try configuration(
       "-kernel", "k", "-drive", "file=a,,b.img,if=none,id=a,format=raw,discard=unmap", "-drive",
-      "if=none,file=c.img,read-only=on", "-drive", "file=d.img,if=virtio", "-drive", "file=e.img,if=none,discard=off")
+      "if=none,file=c.img,read-only=on", "-drive", "file=d.img,if=virtio,file.locking=off", "-drive",
+      "file=e.img,if=none,discard=off")
     #expect(
       machine.blockNodes == [
         BlockNode(id: "a", path: "a,b.img", discardUnmaps: true), BlockNode(id: "none0", path: "c.img", readOnly: true),
-        BlockNode(id: "virtio0", path: "d.img"), BlockNode(id: "none1", path: "e.img"),
+        BlockNode(id: "virtio0", path: "d.img", locking: .off), BlockNode(id: "none1", path: "e.img"),
       ])
     #expect((machine.devices.first as? VirtioBlockOptions)?.drive == "virtio0")
     #expect(machine.devices.count == 1)
@@ -201,16 +202,17 @@ import Testing
     let machine = try configuration(
       "-kernel", "k", "-blockdev", "driver=file,node-name=f,filename=a.img,discard=unmap",
       "-blockdev", "driver=raw,node-name=r,file=f,discard=unmap",
-      "-blockdev", "raw,node-name=n,file.driver=file,file.filename=b.img,read-only=on",
-      "-blockdev", "driver=file,node-name=kept,filename=c.img",
+      "-blockdev", "raw,node-name=n,file.driver=file,file.filename=b.img,read-only=on,file.locking=on",
+      "-blockdev", "driver=file,node-name=kept,filename=c.img,locking=off",
       "-blockdev", "driver=raw,node-name=over,file=kept,discard=unmap",
       "-device", "virtio-blk,drive=r")
     #expect(
       machine.blockNodes == [
         BlockNode(id: "f", path: "a.img", discardUnmaps: true),
         BlockNode(id: "r", path: "a.img", discardUnmaps: true, underlying: "f"),
-        BlockNode(id: "n", path: "b.img", readOnly: true), BlockNode(id: "kept", path: "c.img"),
-        BlockNode(id: "over", path: "c.img", underlying: "kept"),
+        BlockNode(id: "n", path: "b.img", readOnly: true, locking: .on),
+        BlockNode(id: "kept", path: "c.img", locking: .off),
+        BlockNode(id: "over", path: "c.img", locking: .off, underlying: "kept"),
       ])
   }
 

@@ -224,6 +224,12 @@ import Testing
     -blockdev driver=raw,node-name=n,file=m: file: no node 'm' before this
     $ -blockdev driver=raw,node-name=n
     -blockdev driver=raw,node-name=n: driver=raw needs file=NODE, or file.driver=file with file.filename
+    $ -blockdev driver=raw,node-name=n,file.driver=file,file.filename=f,locking=on
+    -blockdev driver=raw,node-name=n,file.driver=file,file.filename=f,locking=on: locking goes with driver=file; raw has file.locking
+    $ -blockdev driver=file,node-name=n,filename=f,file.locking=off
+    -blockdev driver=file,node-name=n,filename=f,file.locking=off: file.locking goes with file.filename
+    $ -drive file=f,if=none,file.locking=maybe
+    -drive file=f,if=none,file.locking=maybe: file.locking must be on, off or auto, not 'maybe'
     """
 
   private struct Case {

@@ -69,6 +69,10 @@ int nestling_termination_signals(void);
 int nestling_take_signal(int descriptor);
 int nestling_punch_hole(int descriptor, int64_t offset, int64_t count);
 int nestling_zero_range(int descriptor, int64_t offset, int64_t count);
+/// A shared lock on one byte, which belongs to the open file (F_OFD_SETLK).
+int nestling_lock_byte(int descriptor, int64_t at);
+/// 1 where another open file has a lock on the byte, shared or exclusive; else 0.
+int nestling_byte_is_locked(int descriptor, int64_t at);
 /// Opens /dev/null as each of the descriptors 0, 1 and 2 that is closed: what is opened later would become standard
 /// input, output or error.
 int nestling_hold_standard_descriptors(void);

@@ -7,6 +7,7 @@ struct DriveArguments: TypedOptions {
   var id: Identifier?
   var readOnly = false
   var discard = DiscardWord.ignore
+  var locking = OnOffAuto.auto
 
   /// Whom a drive is plugged into without a `-device`. QEMU's own default is IDE, so it must be said.
   enum Interface: String, PropertyValue {
@@ -31,6 +32,7 @@ struct DriveArguments: TypedOptions {
     Property("format", settled: "raw", because: "only raw images are read", help: "Format of the image"),
     Property("readonly", aliases: ["read-only"], \.readOnly, help: "The guest cannot write"),
     Property("discard", \.discard, help: "Whether the guest's discard frees space: ignore (off) or unmap (on)"),
+    Property("file.locking", \.locking, help: "Lock the image against other users, as QEMU does: auto, on, off"),
     Property("media", settled: "disk", because: "there are only disks", help: "Kind of medium"),
     Property(
       "cache", settled: "writeback", because: "the host's page cache is always used", help: "Host's cache"),
@@ -61,6 +63,8 @@ struct BlockdevArguments: TypedOptions {
   var fileFilename: String?
   var readOnly = false
   var discard = DiscardWord.ignore
+  var locking: OnOffAuto?
+  var fileLocking: OnOffAuto?
 
   enum Driver: String, ChoiceValue {
     case file, raw
@@ -79,6 +83,8 @@ struct BlockdevArguments: TypedOptions {
     Property("file", \.file, help: "Of driver=raw: name of the node below"),
     Property("file.driver", \.fileDriver, help: "Of driver=raw: the node below, described here"),
     Property("file.filename", \.fileFilename, .notEmpty, help: "Of driver=raw: path of the node below"),
+    Property("locking", \.locking, help: "Of driver=file: lock it against other users, as QEMU does: auto, on, off"),
+    Property("file.locking", \.fileLocking, help: "Of driver=raw: the same of the node below, described here"),
     Property("read-only", \.readOnly, help: "The guest cannot write"),
     Property("discard", \.discard, help: "Whether the guest's discard frees space: ignore (off) or unmap (on)"),
     Property("cache.direct", settled: false, because: pageCache, help: "Pass by the host's page cache"),
@@ -95,6 +101,12 @@ struct BlockdevArguments: TypedOptions {
     PropertyRule(otherwise: "filename goes with driver=file; raw has file=NODE or file.filename") {
       $0.driver != .raw || $0.filename == nil
     },
+    PropertyRule(otherwise: "locking goes with driver=file; raw has file.locking") {
+      $0.driver != .raw || $0.locking == nil
+    },
+    PropertyRule(otherwise: "file.locking goes with file.filename") {
+      $0.fileLocking == nil || $0.fileFilename != nil
+    },
     PropertyRule(otherwise: "driver=raw needs file=NODE, or file.driver=file with file.filename") {
       $0.driver != .raw || $0.file != nil || ($0.fileDriver != nil && $0.fileFilename != nil)
     },
@@ -107,12 +119,13 @@ struct BlockdevArguments: TypedOptions {
   func node(over earlier: [BlockNode]) -> BlockNode {
     var node = BlockNode(
       id: nodeName?.text ?? "", path: filename ?? fileFilename ?? "", readOnly: readOnly,
-      discardUnmaps: discard.unmaps)
+      discardUnmaps: discard.unmaps, locking: locking ?? fileLocking ?? .auto)
     if let file {
       node.underlying = file.text
       // Whether there is such a node is for the check of the whole configuration.
       if let below = earlier.first(where: { $0.id == file.text }) {
         node.path = below.path
+        node.locking = below.locking
         // A discard reaches the file only if every node on the way passes it on.
         node.discardUnmaps = node.discardUnmaps && below.discardUnmaps
       }

@@ -6,7 +6,9 @@ enum DriveOption {
     let drive = try DriveArguments.parsing(text)
     let id = drive.id?.text ?? name(of: drive.interface, in: &draft)
     draft.configuration.blockNodes.append(
-      BlockNode(id: id, path: drive.file, readOnly: drive.readOnly, discardUnmaps: drive.discard.unmaps))
+      BlockNode(
+        id: id, path: drive.file, readOnly: drive.readOnly, discardUnmaps: drive.discard.unmaps,
+        locking: drive.locking))
     draft.blockNodeSources.append(draft.source)
     if drive.interface == .virtio {
       var device = VirtioBlockOptions()

@@ -21,12 +21,7 @@ extension VirtioBlockOptions: BoardDevice {
     options.discard = discard
     options.writeZeroes = writeZeroes
     options.transport = virtio.transport
-    let file: ScatteredFile
-    do {
-      file = try ScatteredFile(opening: node.path, readOnly: node.readOnly, memory: board.memory)
-    } catch {
-      throw .file(option: "-drive", error)
-    }
+    let file = try node.open(memory: board.memory)
     let backend = FileBackend(file, discardUnmaps: node.discardUnmaps)
     do {
       let disk = try VirtioBlock(options: options, backend: backend)

@@ -6,16 +6,20 @@ public struct BlockNode: Hashable, Sendable {
   public var readOnly: Bool
   /// Whether a guest's discard frees space in the file; else it does nothing.
   public var discardUnmaps: Bool
+  /// Whether the file is locked against other users while a device has it; auto: where the host can.
+  public var locking: OnOffAuto
   /// The node that this one is laid over (a raw node over a file node). `path` is the same.
   public var underlying: String?
 
   public init(
-    id: String, path: String, readOnly: Bool = false, discardUnmaps: Bool = false, underlying: String? = nil
+    id: String, path: String, readOnly: Bool = false, discardUnmaps: Bool = false, locking: OnOffAuto = .auto,
+    underlying: String? = nil
   ) {
     self.id = id
     self.path = path
     self.readOnly = readOnly
     self.discardUnmaps = discardUnmaps
+    self.locking = locking
     self.underlying = underlying
   }
 }

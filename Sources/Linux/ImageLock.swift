@@ -1,0 +1,76 @@
+import CLinux
+import Glibc
+
+/// What a user of an image does with it; the raw value is QEMU's number of the permission (BLK_PERM_*, as a bit).
+public enum ImagePermission: Int64, Hashable, Sendable {
+  case consistentRead = 0
+  case write = 1
+
+  /// QEMU's name.
+  public var name: String {
+    switch self {
+    case .consistentRead: "consistent read"
+    case .write: "write"
+    }
+  }
+}
+
+/// Why an image may not be used.
+public enum ImageLockError: Error, Hashable, Sendable {
+  /// Another user does not share what is wanted here.
+  case notGranted(ImagePermission)
+  /// Another user does what is not shared here.
+  case notShared(ImagePermission)
+  /// This file system, or this kernel, has no such locks.
+  case unavailable(SystemError)
+  case system(SystemError)
+}
+
+/// The locks by which the users of an image exclude each other, laid out as QEMU's (block/file-posix.c), so that the
+/// two programs exclude each other too: a shared lock on byte 100 + n says that permission n is in use, one on byte
+/// 200 + n that its holder does not share permission n.
+///
+/// They belong to the open file (F_OFD_SETLK of fcntl(2)): the same image opened twice in one process is a conflict,
+/// and the kernel drops them when the file is closed, even by a crash.
+extension ScatteredFile {
+  private enum Base {
+    static let used: Int64 = 100
+    static let notShared: Int64 = 200
+  }
+
+  /// Locks the image for as long as it is open. Every user reads; the one that may write bears no other writer, and a
+  /// reader bears none either, as QEMU's disks do without `share-rw=on`.
+  public func lock() throws(ImageLockError) {
+    let used: [ImagePermission] = isReadOnly ? [.consistentRead] : [.consistentRead, .write]
+    let notShared: [ImagePermission] = [.write]
+    for permission in used { try lock(byte: Base.used + permission.rawValue) }
+    for permission in notShared { try lock(byte: Base.notShared + permission.rawValue) }
+    // After the own locks: of two that come at once, one or both see the other.
+    for permission in used where try isLocked(byte: Base.notShared + permission.rawValue) {
+      throw .notGranted(permission)
+    }
+    for permission in notShared where try isLocked(byte: Base.used + permission.rawValue) {
+      throw .notShared(permission)
+    }
+  }
+
+  private func lock(byte: Int64) throws(ImageLockError) {
+    _ = try answered(nestling_lock_byte(file.rawValue, byte))
+  }
+
+  /// Whether another open file has a lock on the byte.
+  private func isLocked(byte: Int64) throws(ImageLockError) -> Bool {
+    try answered(nestling_byte_is_locked(file.rawValue, byte)) > 0
+  }
+
+  private func answered(_ answer: Int32) throws(ImageLockError) -> Int32 {
+    do {
+      return try checked(answer, "lock", path)
+    } catch {
+      switch error.code {
+      case EINVAL, ENOLCK, ENOSYS, EOPNOTSUPP: throw .unavailable(error)
+      default: throw .system(error)
+      }
+    }
+  }
+}

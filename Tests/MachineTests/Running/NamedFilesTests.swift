@@ -1,0 +1,73 @@
+import Glibc
+import Linux
+import Testing
+
+@testable import Machine
+
+/// What becomes of the files that options name when a machine starts.
+@Suite("Files that options name")
+struct NamedFilesTests {
+  private let folder = "/tmp/nestling-files-\(getpid())-\(UInt32.random(in: 0 ... .max))"
+  private var image: String { folder + "/disk" }
+  private var missing: String { folder + "/missing" }
+
+  init() throws {
+    mkdir(folder, 0o700)
+    try FileDescriptor(opening: image, O_WRONLY | O_CREAT, mode: 0o600).write([UInt8](repeating: 0, count: 4096))
+  }
+
+  private func configuration(
+    _ nodes: [BlockNode], disks: [String] = [], objects: [any ObjectOptions] = []
+  ) -> MachineConfiguration {
+    var configuration = MachineConfiguration()
+    configuration.accelerator = .qtest
+    configuration.memory.size = 16 << 20
+    configuration.blockNodes = nodes
+    configuration.objects = objects
+    configuration.devices = disks.map { id in
+      var device = VirtioBlockOptions()
+      device.drive = id
+      return device
+    }
+    return configuration
+  }
+
+  /// What the start says; nil where there is nothing wrong.
+  private func problem(_ configuration: MachineConfiguration) -> String? {
+    do {
+      let machine = try RunningMachine(configuration, interpreter: PassingInterpreter())
+      machine.control.requestQuit(.monitorQuit)
+      _ = try machine.run()
+      return nil
+    } catch {
+      return "\(error)"
+    }
+  }
+
+  @Test("An image has one writer, in one machine as in two")
+  func writers() throws {
+    let inUse = "-drive: \(image): Failed to get \"write\" lock: is the image in use, by another process or option?"
+    let nodes = [BlockNode(id: "a", path: image), BlockNode(id: "b", path: image)]
+    #expect(problem(configuration(nodes, disks: ["a", "b"])) == inUse)
+    // The failed start left no lock behind; nor does what is only named have one.
+    #expect(problem(configuration(nodes, disks: ["a"])) == nil)
+    let other = try ScatteredFile(
+      opening: image, readOnly: false, memory: try GuestMemory(size: 16 << 20, lowLimit: 16 << 20))
+    try other.lock()
+    #expect(problem(configuration(nodes, disks: ["a"])) == inUse)
+    #expect(problem(configuration(nodes)) == nil)
+    let reader = BlockNode(id: "a", path: image, readOnly: true)
+    #expect(
+      problem(configuration([reader], disks: ["a"]))
+        == "-drive: \(image): Failed to get shared \"write\" lock: is the image in use, by another process or option?")
+    let unlocked = nodes.map { BlockNode(id: $0.id, path: $0.path, locking: .off) }
+    #expect(problem(configuration(unlocked, disks: ["a", "b"])) == nil)
+    withExtendedLifetime(other) {}
+  }
+
+  @Test("Readers share an image")
+  func readers() {
+    let nodes = ["a", "b"].map { BlockNode(id: $0, path: image, readOnly: true) }
+    #expect(problem(configuration(nodes, disks: ["a", "b"])) == nil)
+  }
+}
