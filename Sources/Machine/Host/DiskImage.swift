@@ -24,3 +24,23 @@ extension BlockNode {
     }
   }
 }
+
+extension MachineConfiguration {
+  /// Opens and closes the files that options name and that no device uses, so that a mistake in a name shows at the
+  /// start. They are not locked: as in QEMU, who does not use an image keeps no one else from it.
+  func checkUnusedFiles(memory: GuestMemory) throws(StartError) {
+    let used = Set(devices.flatMap { $0.nodes.map(\.id) } + blockNodes.compactMap(\.underlying))
+    for node in blockNodes where !used.contains(node.id) { _ = try node.openUnlocked(memory: memory) }
+    let usedObjects = Set(devices.flatMap { $0.objects.map(\.id) })
+    for case let object as any EntropyObjectOptions in objects {
+      guard let id = object.id, !usedObjects.contains(id), case .file(let path) = object.entropySource else {
+        continue
+      }
+      do {
+        _ = try FileEntropy(opening: path, memory: memory)
+      } catch {
+        throw .file(option: "-object rng-random", error)
+      }
+    }
+  }
+}

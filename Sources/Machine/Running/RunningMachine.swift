@@ -198,6 +198,7 @@ public final class RunningMachine {
     } catch {
       throw .configuration(error)
     }
+    try configuration.checkUnusedFiles(memory: memory)
     let tracing = configuration.trace
     let writer: TraceWriter?
     do {

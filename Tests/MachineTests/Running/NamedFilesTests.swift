@@ -44,6 +44,19 @@ struct NamedFilesTests {
     }
   }
 
+  @Test("A file that no device uses is missed at the start all the same")
+  func unused() throws {
+    let absent = BlockNode(id: "a", path: missing)
+    #expect(problem(configuration([absent])) == "-drive: \(missing): No such file or directory")
+    var source = RNGRandomOptions()
+    source.id = try Identifier(text: "r")
+    source.path = missing
+    #expect(
+      problem(configuration([], objects: [source])) == "-object rng-random: \(missing): No such file or directory")
+    source.path = "/dev/urandom"
+    #expect(problem(configuration([BlockNode(id: "a", path: image)], objects: [source])) == nil)
+  }
+
   @Test("An image has one writer, in one machine as in two")
   func writers() throws {
     let inUse = "-drive: \(image): Failed to get \"write\" lock: is the image in use, by another process or option?"
