@@ -13,6 +13,8 @@ public final class DirectMemoryPort: MemoryPort {
     guard requester.busMasterEnable else { throw .disabled }
     return PhysicalSegment(address: address, count: count)
   }
+
+  public func noteUnclaimed() { requester.receiveMasterAbort() }
 }
 
 /// The board without an IOMMU.

@@ -61,9 +61,22 @@ public protocol MemoryPort: AnyObject, Sendable {
   /// - Returns: the physical run that `address` starts, at most `count` bytes long, all of it within
   ///   one translation. Whether it is RAM is for the access to find out.
   func translate(_ address: UInt64, count: Int, for access: DMAAccess) throws(DMAError) -> PhysicalSegment
+
+  /// Notes, where the function's driver can see it, that a request of this port found nothing that answers it.
+  func noteUnclaimed()
 }
 
 extension MemoryPort {
+  public func noteUnclaimed() {}
+
+  /// The error of a request that passed and that nothing answers. Another function's BAR answers none: a device may
+  /// hold a lock while it makes a request, and the other one's registers may want that lock, or wait for a request of
+  /// the other one's, so requests between devices could stand still for ever.
+  public func unclaimed() -> DMAError {
+    noteUnclaimed()
+    return .notMemory
+  }
+
   public func beginRequest() -> RequestsInFlight.Phase { inFlight.begin() }
   public func endRequest(_ phase: RequestsInFlight.Phase) { inFlight.end(phase) }
 
@@ -82,7 +95,7 @@ extension MemoryPort {
     var joins = false
     while remaining > 0 {
       let segment = try translate(address, count: remaining, for: access)
-      guard memory.contains(segment.address, count: UInt64(segment.count)) else { throw .notMemory }
+      guard memory.contains(segment.address, count: UInt64(segment.count)) else { throw unclaimed() }
       if joins, let last = segments.last, last.address &+ UInt64(last.count) == segment.address {
         segments[segments.count - 1].count += segment.count
       } else {
@@ -102,7 +115,7 @@ extension MemoryPort {
     while offset < bytes.byteCount {
       let segment = try translate(address &+ UInt64(offset), count: bytes.byteCount - offset, for: .read)
       var part = bytes._mutatingExtracting(offset..<offset + segment.count)
-      guard memory.read(from: segment.address, into: &part) else { throw .notMemory }
+      guard memory.read(from: segment.address, into: &part) else { throw unclaimed() }
       offset += segment.count
     }
   }
@@ -115,7 +128,7 @@ extension MemoryPort {
     while offset < bytes.byteCount {
       let segment = try translate(address &+ UInt64(offset), count: bytes.byteCount - offset, for: .write)
       guard memory.write(bytes.extracting(offset..<offset + segment.count), to: segment.address) else {
-        throw .notMemory
+        throw unclaimed()
       }
       offset += segment.count
     }
@@ -127,7 +140,7 @@ extension MemoryPort {
     let phase = beginRequest()
     defer { endRequest(phase) }
     guard let value = memory.loadUInt16(at: try translate(address, count: 2, for: .read).address) else {
-      throw .notMemory
+      throw unclaimed()
     }
     return value
   }
@@ -136,7 +149,7 @@ extension MemoryPort {
     let phase = beginRequest()
     defer { endRequest(phase) }
     guard let value = memory.loadUInt32(at: try translate(address, count: 4, for: .read).address) else {
-      throw .notMemory
+      throw unclaimed()
     }
     return value
   }
@@ -145,7 +158,7 @@ extension MemoryPort {
     let phase = beginRequest()
     defer { endRequest(phase) }
     guard let value = memory.loadUInt64(at: try translate(address, count: 8, for: .read).address) else {
-      throw .notMemory
+      throw unclaimed()
     }
     return value
   }
@@ -158,7 +171,7 @@ extension MemoryPort {
     let segment = try translate(address, count: 16, for: .read)
     guard segment.count == 16, let low = memory.loadUInt64(at: segment.address),
       let high = memory.loadUInt64(at: segment.address &+ 8)
-    else { throw .notMemory }
+    else { throw unclaimed() }
     return (low, high)
   }
 
@@ -166,7 +179,7 @@ extension MemoryPort {
     let phase = beginRequest()
     defer { endRequest(phase) }
     guard memory.storeUInt16(value, at: try translate(address, count: 2, for: .write).address) else {
-      throw .notMemory
+      throw unclaimed()
     }
   }
 
@@ -174,7 +187,7 @@ extension MemoryPort {
     let phase = beginRequest()
     defer { endRequest(phase) }
     guard memory.storeUInt32(value, at: try translate(address, count: 4, for: .write).address) else {
-      throw .notMemory
+      throw unclaimed()
     }
   }
 
@@ -182,7 +195,7 @@ extension MemoryPort {
     let phase = beginRequest()
     defer { endRequest(phase) }
     guard memory.storeUInt64(value, at: try translate(address, count: 8, for: .write).address) else {
-      throw .notMemory
+      throw unclaimed()
     }
   }
 }

@@ -6,6 +6,7 @@ import Synchronization
 public final class Requester: Sendable {
   private let identifier: Atomic<UInt16>
   private let busMaster = Atomic<Bool>(false)
+  private let masterAborted = Atomic<Bool>(false)
 
   public init(id: RequesterID, busMasterEnable: Bool = false) {
     identifier = Atomic(id.rawValue)
@@ -21,5 +22,14 @@ public final class Requester: Sendable {
   public var busMasterEnable: Bool {
     get { busMaster.load(ordering: .acquiring) }
     set { busMaster.store(newValue, ordering: .releasing) }
+  }
+
+  /// A request of the function found nothing at its address: Unsupported Request, on a conventional bus Master-Abort.
+  public func receiveMasterAbort() { masterAborted.store(true, ordering: .releasing) }
+
+  /// Whether there was one since the last call; for Received Master Abort, Status register bit 13.
+  public func takeMasterAbort() -> Bool {
+    // A read alone while there is none, as nearly always.
+    masterAborted.load(ordering: .relaxed) && masterAborted.exchange(false, ordering: .acquiring)
   }
 }

@@ -142,6 +142,7 @@ public final class Function: Sendable {
     if let answer = model?.readConfiguration(offset: offset, width: width) { return answer & width.allOnes }
     let pending = msi?.pending ?? 0
     let own = state.withLock { state in
+      noteMasterAbort(&state)
       var space = state.space
       if state.interruptAsserted {
         // Interrupt Status, Status bit 3.
@@ -163,6 +164,7 @@ public final class Function: Sendable {
         resets = (value >> shift)[bit: 7]
       }
       let power = powerState(in: state.space)
+      noteMasterAbort(&state)
       state.space.write(offset, width, value)
       keepToPowerStates(of: &state.space, from: power)
       if touched.overlaps(StandardOffset.command..<StandardOffset.command + 2) {
@@ -221,11 +223,19 @@ public final class Function: Sendable {
   /// All under the function's lock: a configuration write at the same time comes before it or after it, whole.
   private func clear(_ state: inout State) {
     requester.busMasterEnable = false
+    _ = requester.takeMasterAbort()
     state.space = resetSpace
     state.interruptAsserted = false
     driveInterrupt(state)
     msix?.reset()
     msi?.reset()
+  }
+
+  /// Received Master Abort, RW1C (PCI Local Bus 3.0, 6.2.3; PCI Express Base 7.5.1.1.4). Here it is set for writes too:
+  /// an Express requester gets no completion for those and could not tell.
+  private func noteMasterAbort(_ state: inout State) {
+    guard requester.takeMasterAbort() else { return }
+    state.space.set(StandardOffset.status, state.space.get(UInt16.self, StandardOffset.status) | 1 << 13)
   }
 
   /// What firmware does: gives a BAR its address. Decoding is enabled separately, by the command register.

@@ -86,6 +86,8 @@ final class TranslatedRequestPort: MemoryPort {
     // No further than the page, so that what is behind is checked for itself.
     return PhysicalSegment(address: address, count: min(count, 0x1000 - Int(address & 0xfff)))
   }
+
+  func noteUnclaimed() { requester.receiveMasterAbort() }
 }
 
 extension TranslationUnit {

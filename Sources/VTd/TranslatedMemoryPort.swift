@@ -45,6 +45,8 @@ public final class TranslatedMemoryPort: MemoryPort {
     }
   }
 
+  public func noteUnclaimed() { requester.receiveMasterAbort() }
+
   func set(_ mode: TranslationMode, forgetting: Bool) { state.withLock { $0.set(mode, forgetting: forgetting) } }
 
   /// - Returns: whether requests in flight may go by what was invalidated.

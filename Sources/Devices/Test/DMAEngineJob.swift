@@ -188,7 +188,7 @@ extension DMAEngine {
         var span = bytes.mutableSpan
         var raw = MutableRawSpan(_elements: &span)
         var part = raw._mutatingExtracting(done..<done + segment.count)
-        guard memory.memory.read(from: segment.address, into: &part) else { throw .notMemory }
+        guard memory.memory.read(from: segment.address, into: &part) else { throw memory.unclaimed() }
         done += segment.count
       }
     }

@@ -136,5 +136,7 @@ final class ScriptedRoot: DMARemapper {
       guard let page, page.rights.isSuperset(of: access) else { throw .translation }
       return PhysicalSegment(address: page.address | within, count: count)
     }
+
+    func noteUnclaimed() { requester.receiveMasterAbort() }
   }
 }

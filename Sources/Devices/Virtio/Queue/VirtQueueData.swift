@@ -61,7 +61,7 @@ extension VirtQueue {
     while let buffer = try buffers.peek(upTo: limit &- total) {
       let segment = try port.translate(buffer.address, count: Int(buffer.count), for: access)
       let count = UInt64(segment.count)
-      guard count > 0, port.memory.contains(segment.address, count: count) else { throw .notMemory }
+      guard count > 0, port.memory.contains(segment.address, count: count) else { throw port.unclaimed() }
       if let last = segments.last, last.address &+ UInt64(last.count) == segment.address {
         segments[segments.count - 1].count += segment.count
       } else {

@@ -78,5 +78,7 @@ final class PageRemapper: DMARemapper {
       let within = address & 0xfff
       return PhysicalSegment(address: page << 12 | within, count: min(count, Int(4096 - within)))
     }
+
+    func noteUnclaimed() { requester.receiveMasterAbort() }
   }
 }
