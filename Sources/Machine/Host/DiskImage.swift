@@ -37,7 +37,7 @@ extension MachineConfiguration {
         continue
       }
       do {
-        _ = try FileEntropy(opening: path, memory: memory)
+        _ = try FileEntropy(opening: path)
       } catch {
         throw .file(option: "-object rng-random", error)
       }
