@@ -6,6 +6,8 @@ import VTd
 /// Why a machine that was asked for does not start. Its description is one line.
 public enum StartError: Error, Sendable, CustomStringConvertible {
   case configuration(ConfigurationError)
+  /// A device does not fit the machine.
+  case refused(DeviceProblem)
   case kvm(device: String, KVMError)
   case memory(size: UInt64, SystemError)
   /// RAM does not fit below the host's guest physical address limit.
@@ -24,6 +26,7 @@ public enum StartError: Error, Sendable, CustomStringConvertible {
   public var description: String {
     switch self {
     case .configuration(let error): "\(error)"
+    case .refused(let problem): "\(problem)"
     case .kvm(let device, .call(let error)) where error.operand == device: "-accel kvm: \(error)"
     case .kvm(_, let error): "-accel kvm: \(error)"
     case .memory(let size, let error): "-m: \(size >> 20) MiB of RAM: \(error.reason)"

@@ -24,8 +24,8 @@ final class Board: Sendable {
   let interruptEnds = InterruptEnds()
   let passthrough: PassthroughObjects
 
-  /// What has been plugged in, in that order, and how each is taken off.
-  private let removals = Mutex<[(function: Function, remove: @Sendable () -> Void)]>([])
+  /// What has been plugged in.
+  let devices: DeviceTree
   private let ioapic: IOAPICDevice
   private let pinRoutes: [PinRoute]
   private let calendar: CMOSClock
@@ -37,12 +37,14 @@ final class Board: Sendable {
   ///   - units: empty for a board without an IOMMU.
   ///   - trace: makes what takes a unit's events; the name is nil where there is one unit.
   ///   - serialOutput: nil for a board without a serial port.
+  ///   - devices: none yet.
   init(
     memory: GuestMemory, accelerator: any Accelerator, layout: BoardLayout, processorCount: Int,
     units: [UnitPlacement], trace: (String?) -> Trace? = { _ in nil }, serialOutput: (any CharacterOutput)?,
-    events: EventQueue, passthrough: PassthroughObjects = PassthroughObjects()
+    events: EventQueue, devices: DeviceTree = DeviceTree(), passthrough: PassthroughObjects = PassthroughObjects()
   ) throws(UnitOptionError) {
     self.memory = memory
+    self.devices = devices
     self.passthrough = passthrough
     clock = accelerator.clock
     deviceMemory = accelerator.deviceMemory
@@ -134,7 +136,11 @@ final class Board: Sendable {
       (host, MachineConfiguration.hostBridgeAddress), (isa, MachineConfiguration.isaBridgeAddress),
     ] {
       let function = Function(description, at: address, environment: environment(at: address))
-      plug(function) { function.remove() }
+      do {
+        try plug(function, of: nil) { function.remove() }
+      } catch {
+        preconditionFailure("an empty bus has \(address)")
+      }
     }
   }
 
@@ -144,31 +150,67 @@ final class Board: Sendable {
   /// The unit that a function at an address is behind; nil for none.
   func unit(at address: RequesterID) -> TranslationUnit? { remapping.domain(of: address).unit?.unit }
 
-  /// Puts a function on bus 0 and wires its INTx. Its address was found free when the configuration was checked.
-  /// - Parameter removal: takes the device off the board and ends its workers.
-  func plug(_ function: Function, removal: @escaping @Sendable () -> Void) {
-    removals.withLock { $0.append((function, removal)) }
+  // MARK: Devices
+
+  /// Admits a device, builds it and plugs its functions in: the way of every device, at the start and later.
+  /// - Throws: why it does not fit, or what its backend's host says. Then nothing of it is left.
+  @discardableResult
+  func add(
+    _ options: any DeviceOptions, with configuration: MachineConfiguration
+  ) throws(StartError) -> Device {
+    let device: Device
+    do throws(DeviceProblem) {
+      device = try devices.admit(options)
+    } catch {
+      throw .refused(error)
+    }
+    // The IOMMU is no BoardDevice: the board is made with it.
+    guard let builder = options as? any BoardDevice else { return device }
+    do throws(StartError) {
+      try builder.build(device, on: self, with: configuration)
+    } catch {
+      unplug(device.identity)
+      throw error
+    }
+    return device
+  }
+
+  /// Puts a function on bus 0 and wires its INTx.
+  /// - Parameters:
+  ///   - identity: of the device that it belongs to; nil for a function of the board's own.
+  ///   - removal: takes the device's side away and ends its workers. Called at once where the address is taken.
+  func plug(
+    _ function: Function, of identity: DeviceIdentity?, removal: @escaping @Sendable () -> Void
+  ) throws(StartError) {
     let pin = function.description.interruptPin
     if pin > 0 {
       function.connect(
         interruptLine: ioapic.line(BoardLayout.pin(of: function.requester.id, interruptPin: pin)))
     }
-    try? rootBus.add(function)
+    do {
+      try rootBus.add(function)
+    } catch {
+      removal()
+      throw .device(kind: "PCI", problem: "\(error.address) has a function already")
+    }
+    devices.attach(DeviceTree.Part(function: function, remove: removal), to: identity)
   }
 
-  /// Takes a function off the board at once, as if it were pulled out: what the guest asks of it from now on answers all
+  /// Takes a device off the board at once, as if it were pulled out: what the guest asks of it from now on answers all
   /// ones, and nothing comes from it any more. Accesses in flight end as they will.
-  /// - Returns: false where there is none at the address.
+  /// - Returns: nil where it is gone already.
   @discardableResult
-  func unplug(_ address: RequesterID) -> Bool {
-    let removal = removals.withLock { removals -> (function: Function, remove: @Sendable () -> Void)? in
-      guard let index = removals.firstIndex(where: { $0.function.requester.id == address }) else { return nil }
-      return removals.remove(at: index)
+  func unplug(_ identity: DeviceIdentity) -> Device? {
+    guard let (device, parts) = devices.release(identity) else { return nil }
+    take(parts)
+    return device
+  }
+
+  private func take(_ parts: [DeviceTree.Part]) {
+    for part in parts {
+      rootBus.remove(part.function)
+      part.remove()
     }
-    guard let removal else { return false }
-    rootBus.remove(removal.function)
-    removal.remove()
-    return true
   }
 
   /// Does what firmware does for the root complex: gives BARs their addresses, and writes into each function's Interrupt
@@ -185,14 +227,7 @@ final class Board: Sendable {
 
   /// Takes every device off the board. No CPU is running.
   func removeDevices() {
-    let all = removals.withLock { removals in
-      defer { removals = [] }
-      return removals
-    }
-    for removal in all {
-      rootBus.remove(removal.function)
-      removal.remove()
-    }
+    take(devices.releaseAll())
     passthrough.removeAll()
   }
 
@@ -212,27 +247,24 @@ final class Board: Sendable {
   /// As a person presses it: the guest is asked to shut down.
   func pressPowerButton() { powerManagement.pressPowerButton() }
 
-  /// The units, and the functions by the names that the configuration gives them.
-  func inspection(of configuration: MachineConfiguration) -> RemappingInspection {
-    var names: [RequesterID: NamedFunction] = [:]
-    for (device, address) in zip(configuration.devices, (try? configuration.devicePlacement()) ?? []) {
-      guard let address else { continue }
-      names[address] = NamedFunction(id: device.id?.text, kindName: type(of: device).kindName, address: address)
-    }
-    for (address, name) in [
-      (MachineConfiguration.hostBridgeAddress, "host bridge"), (MachineConfiguration.isaBridgeAddress, "ISA bridge"),
-    ] {
-      names[address] = NamedFunction(id: nil, kindName: name, address: address)
-    }
-    return RemappingInspection(
+  /// The units, and the functions by their names.
+  var inspection: RemappingInspection {
+    RemappingInspection(
       units: remapping.units,
-      functions: { [rootBus, names] in
-        rootBus.all.map(\.requester.id).map {
-          names[$0] ?? NamedFunction(id: nil, kindName: "PCI function", address: $0)
+      functions: { [rootBus, devices] in
+        rootBus.all.map(\.requester.id).map { address in
+          if let device = devices.device(at: address) {
+            return NamedFunction(id: device.id?.text, kindName: device.typeName, address: address)
+          }
+          return NamedFunction(id: nil, kindName: Self.ownFunctions[address] ?? "PCI function", address: address)
         }
       },
       unitIndex: { [remapping] in remapping.unitIndex(of: $0) })
   }
+
+  private static let ownFunctions = [
+    MachineConfiguration.hostBridgeAddress: "host bridge", MachineConfiguration.isaBridgeAddress: "ISA bridge",
+  ]
 
   // MARK: Pins of the IOAPIC
 

@@ -6,13 +6,16 @@ import VTd
 /// How each kind of device is built onto a board, from the options that `DeviceKinds` lists. A kind that the board
 /// itself is made with (the IOMMU) builds nothing here.
 protocol BoardDevice {
-  /// - Parameter address: on bus 0; nil for a device that is not on PCI.
-  func build(on board: Board, at address: RequesterID?, with configuration: MachineConfiguration) throws(StartError)
+  /// Builds the device and plugs its functions. What fails leaves nothing but functions that were plugged, which the
+  /// board takes off.
+  func build(_ device: Device, on board: Board, with configuration: MachineConfiguration) throws(StartError)
 }
 
 extension VirtioBlockOptions: BoardDevice {
-  func build(on board: Board, at address: RequesterID?, with configuration: MachineConfiguration) throws(StartError) {
-    guard let address, let node = configuration.blockNodes.first(where: { $0.id == drive }) else { return }
+  func build(_ device: Device, on board: Board, with configuration: MachineConfiguration) throws(StartError) {
+    guard let address = device.address, let node = configuration.blockNodes.first(where: { $0.id == drive }) else {
+      return
+    }
     var options = Devices.VirtioBlockOptions()
     options.queueCount = Int(queueCount ?? UInt16(clamping: min(configuration.processors.count, 256)))
     options.queueSize = Int(queueSize)
@@ -25,9 +28,12 @@ extension VirtioBlockOptions: BoardDevice {
     let backend = FileBackend(file, discardUnmaps: node.discardUnmaps)
     do {
       let disk = try VirtioBlock(options: options, backend: backend)
-      board.plug(
+      try board.plug(
         VirtioPCI(
-          device: disk, options: options.transport, environment: board.environment(at: address), address: address))
+          device: disk, options: options.transport, environment: board.environment(at: address), address: address),
+        of: device)
+    } catch let error as StartError {
+      throw error
     } catch {
       throw .device(kind: Self.kindName, problem: "\(error)")
     }
@@ -35,8 +41,8 @@ extension VirtioBlockOptions: BoardDevice {
 }
 
 extension VirtioRNGOptions: BoardDevice {
-  func build(on board: Board, at address: RequesterID?, with configuration: MachineConfiguration) throws(StartError) {
-    guard let address else { return }
+  func build(_ device: Device, on board: Board, with configuration: MachineConfiguration) throws(StartError) {
+    guard let address = device.address else { return }
     let source: any Devices.EntropySource
     switch configuration.entropySource(of: self) {
     case .host: source = HostEntropy()
@@ -55,15 +61,15 @@ extension VirtioRNGOptions: BoardDevice {
         throw .system(error)
       }
     }
-    board.plug(
+    try board.plug(
       VirtioPCI(
         device: VirtioEntropy(source: source, limit: limit), options: virtio.transport,
-        environment: board.environment(at: address), address: address))
+        environment: board.environment(at: address), address: address), of: device)
   }
 }
 
 extension DebugExitOptions: BoardDevice {
-  func build(on board: Board, at address: RequesterID?, with configuration: MachineConfiguration) {
+  func build(_ device: Device, on board: Board, with configuration: MachineConfiguration) {
     let events = board.events
     _ = board.ioBus.attach(
       DebugExit { events.post(.debugExit(status: $0)) }, at: UInt64(base), size: UInt64(size))
@@ -71,7 +77,9 @@ extension DebugExitOptions: BoardDevice {
 }
 
 extension Board {
-  fileprivate func plug(_ device: VirtioPCI) { plug(device.function) { device.remove() } }
+  fileprivate func plug(_ model: VirtioPCI, of device: Device) throws(StartError) {
+    try plug(model.function, of: device.identity) { model.remove() }
+  }
 }
 
 extension VirtioPCIOptions {

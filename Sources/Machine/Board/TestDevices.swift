@@ -4,25 +4,25 @@ import Hardware
 // The devices that drive the IOMMU for tests, built onto a board.
 
 extension EduOptions: BoardDevice {
-  func build(on board: Board, at address: RequesterID?, with configuration: MachineConfiguration) {
-    guard let address else { return }
-    let device = Edu(mask: mask, environment: board.environment(at: address), address: address)
-    board.plug(device.function) { device.remove() }
+  func build(_ device: Device, on board: Board, with configuration: MachineConfiguration) throws(StartError) {
+    guard let address = device.address else { return }
+    let model = Edu(mask: mask, environment: board.environment(at: address), address: address)
+    try board.plug(model.function, of: device.identity) { model.remove() }
   }
 }
 
 extension IOMMUTestDeviceOptions: BoardDevice {
-  func build(on board: Board, at address: RequesterID?, with configuration: MachineConfiguration) {
-    guard let address else { return }
-    let device = IOMMUTestDevice(environment: board.environment(at: address), address: address)
-    board.plug(device.function) { device.remove() }
+  func build(_ device: Device, on board: Board, with configuration: MachineConfiguration) throws(StartError) {
+    guard let address = device.address else { return }
+    let model = IOMMUTestDevice(environment: board.environment(at: address), address: address)
+    try board.plug(model.function, of: device.identity) { model.remove() }
   }
 }
 
 extension DMAEngineOptions: BoardDevice {
-  func build(on board: Board, at address: RequesterID?, with configuration: MachineConfiguration) {
-    guard let address else { return }
-    let device = DMAEngine(environment: board.environment(at: address), address: address)
-    board.plug(device.function) { device.remove() }
+  func build(_ device: Device, on board: Board, with configuration: MachineConfiguration) throws(StartError) {
+    guard let address = device.address else { return }
+    let model = DMAEngine(environment: board.environment(at: address), address: address)
+    try board.plug(model.function, of: device.identity) { model.remove() }
   }
 }

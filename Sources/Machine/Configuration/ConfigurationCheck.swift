@@ -13,8 +13,6 @@ extension MachineConfiguration {
     if serials.count > 1 { throw .tooManySerialPorts(count: serials.count, highest: 1) }
     try checkCharacterDevices()
     try checkObjects()
-    var nodeUsers = try checkBlockNodes()
-    try checkDevices(nodeUsers: &nodeUsers)
     _ = try unitPlacement(try devicePlacement())
     if boot == nil, accelerator != .qtest { throw .nothingToBoot }
   }
@@ -66,7 +64,7 @@ extension MachineConfiguration {
   }
 
   /// - Returns: who uses which node, so far nodes only.
-  private func checkBlockNodes() throws(ConfigurationError) -> [String: BlockNodeUser] {
+  func checkBlockNodes() throws(ConfigurationError) -> [String: BlockNodeUser] {
     var earlier: [String: BlockNode] = [:]
     var users: [String: BlockNodeUser] = [:]
     for (index, node) in blockNodes.enumerated() {
@@ -84,31 +82,5 @@ extension MachineConfiguration {
       earlier[node.id] = node
     }
     return users
-  }
-
-  private func checkDevices(nodeUsers: inout [String: BlockNodeUser]) throws(ConfigurationError) {
-    var identifiers = Set<Identifier>()
-    for (index, device) in devices.enumerated() {
-      if let id = device.id, !identifiers.insert(id).inserted { throw .device(index: index, .duplicateID(id)) }
-      for use in device.nodes {
-        guard let node = blockNodes.first(where: { $0.id == use.id }) else {
-          throw .device(index: index, .unknownNode(use, known: blockNodes.map(\.id)))
-        }
-        // Two that write one file would each corrupt what the other's guest file system believes.
-        if !node.readOnly, let user = nodeUsers[use.id] {
-          throw .device(index: index, .nodeInUse(use, by: user))
-        }
-        nodeUsers[use.id] = .device(kindName: type(of: device).kindName, id: device.id)
-      }
-      for use in device.objects {
-        guard let object = objects.first(where: { $0.id == use.id }) else {
-          throw .device(index: index, .unknownObject(use, known: objects.compactMap { $0.id?.text }))
-        }
-        let kindName = type(of: object).kindName
-        guard use.kindNames.contains(kindName) else {
-          throw .device(index: index, .wrongObject(use, kindName: kindName))
-        }
-      }
-    }
   }
 }

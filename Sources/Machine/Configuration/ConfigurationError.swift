@@ -47,7 +47,7 @@ public enum ObjectProblem: Hashable, Sendable {
   case duplicateID(Identifier)
 }
 
-public enum DeviceProblem: Hashable, Sendable {
+public enum DeviceProblem: Error, Hashable, Sendable {
   case duplicateID(Identifier)
   case unknownNode(NodeUse, known: [String])
   case nodeInUse(NodeUse, by: BlockNodeUser)

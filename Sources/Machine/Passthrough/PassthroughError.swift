@@ -1,3 +1,4 @@
+import Hardware
 import Linux
 
 /// Why a device of the host is not passed through. Its description is one line: the device, what is missing, and what
@@ -31,6 +32,8 @@ public struct PassthroughError: Error, Hashable, Sendable, CustomStringConvertib
     /// The accelerator gives out no eventfds for interrupts.
     case accelerator
     case requirement(HostRequirement)
+    /// Another function has its address on the guest's bus.
+    case addressInUse(RequesterID)
   }
 
   /// As the options name it.
@@ -81,6 +84,7 @@ public struct PassthroughError: Error, Hashable, Sendable, CustomStringConvertib
     case .interrupts(let error): "its interrupts cannot be had: \(error)"
     case .accelerator: "it needs -accel kvm"
     case .requirement(let requirement): requirement.description
+    case .addressInUse(let address): "another function has the guest's \(address)"
     }
   }
 

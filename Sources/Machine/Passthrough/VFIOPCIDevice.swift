@@ -6,12 +6,12 @@ import VTd
 /// How a device of the host is built onto a board: found and opened, bound to its iommufd, judged, attached, shown on
 /// the bus, and kept in step with the unit before it.
 extension VFIOPCIOptions: BoardDevice {
-  func build(on board: Board, at address: RequesterID?, with configuration: MachineConfiguration) throws(StartError) {
-    guard let address else { return }
+  func build(_ device: Device, on board: Board, with configuration: MachineConfiguration) throws(StartError) {
+    guard let address = device.address else { return }
     let objects = configuration.objects.lazy.compactMap { $0 as? IOMMUFDOptions }
     guard let object = objects.first(where: { $0.id == iommufd }) else { return }
     do {
-      try build(on: board, at: address, object)
+      try build(device.identity, on: board, at: address, object)
     } catch {
       throw .passthrough(error)
     }
@@ -32,7 +32,9 @@ extension VFIOPCIOptions: BoardDevice {
     return (try found.open(calls: shared.calls), found.address)
   }
 
-  private func build(on board: Board, at address: RequesterID, _ object: IOMMUFDOptions) throws(PassthroughError) {
+  private func build(
+    _ identity: DeviceIdentity, on board: Board, at address: RequesterID, _ object: IOMMUFDOptions
+  ) throws(PassthroughError) {
     let shared = board.passthrough
     let (file, name) = try openHostDevice(shared)
     do throws(PassthroughError.Problem) {
@@ -71,7 +73,7 @@ extension VFIOPCIOptions: BoardDevice {
       do {
         try model.start { event in
           // Both are the machine's own thread's to carry out: this one is among what goes with the device.
-          events.post(event == .error ? .deviceError : .takeAway(address))
+          events.post(event == .error ? .deviceError : .surpriseRemoval(identity))
           shared.tell(PassthroughNotice(device: name, kind: event == .error ? .error : .request))
         }
       } catch {
@@ -88,11 +90,15 @@ extension VFIOPCIOptions: BoardDevice {
         model.servePageRequests(requests, of: device.id, bound, bindings)
       }
       bindings?.add(bound, for: model.function.requester)
-      board.plug(model.function) {
-        // Nothing of the guest's tables reaches the device any more, then nothing of the device the guest.
-        bindings?.remove(bound)
-        board.interruptEnds.remove(watch)
-        model.remove()
+      do {
+        try board.plug(model.function, of: identity) {
+          // Nothing of the guest's tables reaches the device any more, then nothing of the device the guest.
+          bindings?.remove(bound)
+          board.interruptEnds.remove(watch)
+          model.remove()
+        }
+      } catch {
+        throw .addressInUse(address)
       }
     } catch {
       throw PassthroughError(name, error)

@@ -24,13 +24,13 @@ public enum MachineEvent: Hashable, Sendable {
   case resume
   /// A passed-through device met an error: the guest must not run on.
   case deviceError
-  /// The function at this address is wanted by its host.
-  case takeAway(RequesterID)
+  /// A device goes at once, without its driver being asked: its host wants it back.
+  case surpriseRemoval(DeviceIdentity)
 
   /// Whether it is the host's wish, which holds whatever the guest does meanwhile.
   var isRequest: Bool {
     switch self {
-    case .quit, .hostReset, .pause, .resume, .deviceError, .takeAway: true
+    case .quit, .hostReset, .pause, .resume, .deviceError, .surpriseRemoval: true
     case .shutdown, .reset, .tripleFault, .debugExit, .crashed: false
     }
   }

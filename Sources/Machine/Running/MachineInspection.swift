@@ -44,12 +44,10 @@ public final class MachineInspection: Sendable {
 
   /// In the order of their addresses.
   public var functions: [Function] {
-    let placement = (try? configuration.devicePlacement()) ?? []
-    return board.rootBus.all.map { function in
+    board.rootBus.all.map { function in
       let address = function.requester.id
-      let index = placement.firstIndex { $0 == address }
       return Function(
-        address: address, id: index.flatMap { configuration.devices[$0].id?.text }, description: function.description,
+        address: address, id: board.devices.device(at: address)?.id?.text, description: function.description,
         regions: function.description.baseAddressRegisters.map { register in
           Function.Region(register: register, address: Self.address(of: register, function))
         }, interruptLine: UInt8(truncatingIfNeeded: function.readConfiguration(offset: 0x3c, width: .byte)))

@@ -76,8 +76,9 @@ public final class RunningMachine {
     let memory = try Self.makeMemory(configuration.memory)
     let accelerator = try Self.makeAccelerator(configuration, memory: memory)
     let layout = try Self.makeLayout(configuration, accelerator)
+    let units = try Self.placeUnits(configuration)
     image = try configuration.boot.map { boot throws(StartError) in
-      try StartImage(boot, for: configuration, layout: layout, memory: memory)
+      try StartImage(boot, for: configuration, units: units, layout: layout, memory: memory)
     }
     if image == nil, configuration.accelerator != .qtest { throw .configuration(.nothingToBoot) }
     let events = events
@@ -95,7 +96,7 @@ public final class RunningMachine {
     do {
       serial = try Self.makeSerial(configuration, characters)
       board = try Self.makeBoard(
-        configuration, layout: layout, memory: memory, accelerator: accelerator, serialOutput: serial,
+        configuration, units: units, layout: layout, memory: memory, accelerator: accelerator, serialOutput: serial,
         events: events, patience: patience)
       processors = try accelerator.makeProcessors(board: board)
       qtest = try Self.makeQTest(
@@ -106,7 +107,7 @@ public final class RunningMachine {
       characters.stop()
       throw error
     }
-    remapping = board.inspection(of: configuration)
+    remapping = board.inspection
     controller = MachineController(events: events, board: board, requestQuit: requestQuit)
     self.processors = processors
     self.qtest = qtest
@@ -186,15 +187,22 @@ public final class RunningMachine {
     return layout
   }
 
-  private static func makeBoard(
-    _ configuration: MachineConfiguration, layout: BoardLayout, memory: GuestMemory, accelerator: any Accelerator,
-    serialOutput: (any CharacterOutput)?, events: EventQueue, patience: Patience
-  ) throws(StartError) -> Board {
-    let placement: [RequesterID?]
-    let units: [UnitPlacement]
+  /// The remapping units, whose registers and scopes are the same for as long as the machine lives.
+  private static func placeUnits(_ configuration: MachineConfiguration) throws(StartError) -> [UnitPlacement] {
     do {
-      placement = try configuration.devicePlacement()
-      units = try configuration.unitPlacement(placement)
+      return try configuration.unitPlacement(try configuration.devicePlacement())
+    } catch {
+      throw .configuration(error)
+    }
+  }
+
+  private static func makeBoard(
+    _ configuration: MachineConfiguration, units: [UnitPlacement], layout: BoardLayout, memory: GuestMemory,
+    accelerator: any Accelerator, serialOutput: (any CharacterOutput)?, events: EventQueue, patience: Patience
+  ) throws(StartError) -> Board {
+    let devices: DeviceTree
+    do {
+      devices = DeviceTree(try DeviceAdmission(configuration))
     } catch {
       throw .configuration(error)
     }
@@ -216,16 +224,12 @@ public final class RunningMachine {
     do {
       board = try Board(
         memory: memory, accelerator: accelerator, layout: layout, processorCount: configuration.processors.count,
-        units: units, trace: trace, serialOutput: serialOutput, events: events)
+        units: units, trace: trace, serialOutput: serialOutput, events: events, devices: devices)
     } catch {
       throw .unit(error)
     }
     do {
-      for (device, address) in zip(configuration.devices, placement) {
-        if let device = device as? any BoardDevice {
-          try device.build(on: board, at: address, with: configuration)
-        }
-      }
+      for options in configuration.devices { try board.add(options, with: configuration) }
     } catch {
       // Devices of the host that are there already go back to it.
       board.removeDevices()
@@ -237,6 +241,9 @@ public final class RunningMachine {
 
   /// A character device of the configuration, for a frontend to be attached before the machine runs.
   public func characterDevice(_ id: Identifier) throws(StartError) -> CharacterDevice { try characters.device(id) }
+
+  /// Those that are there now, in the order of their admission.
+  var devices: [Device] { board.devices.all }
 
   /// To look at the machine.
   public var inspection: MachineInspection {
@@ -315,7 +322,7 @@ public final class RunningMachine {
     case .pause: return pause()
     case .resume: return resume()
     case .deviceError: return pause(as: .internalError)
-    case .takeAway(let address): return takeAway(address)
+    case .surpriseRemoval(let identity): return remove(identity)
     }
   }
 
@@ -352,13 +359,10 @@ public final class RunningMachine {
   }
 
   /// No CPU runs meanwhile. The machine goes on without the device.
-  private func takeAway(_ address: RequesterID) -> Ending? {
+  private func remove(_ identity: DeviceIdentity) -> Ending? {
     processors.stop()
     qtest?.pause()
-    if board.unplug(address) {
-      let (id, path) = configuration.deviceName(at: address)
-      controller.tell(.deviceDeleted(id, path: path))
-    }
+    if let device = board.unplug(identity) { controller.tell(.deviceDeleted(device.id, path: device.path)) }
     return controller.status == .running ? startProcessors() : nil
   }
 

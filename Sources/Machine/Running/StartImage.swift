@@ -10,8 +10,8 @@ struct StartImage {
 
   /// Opens the files and builds the tables.
   init(
-    _ boot: MachineConfiguration.BootSource, for configuration: MachineConfiguration, layout: BoardLayout,
-    memory: GuestMemory
+    _ boot: MachineConfiguration.BootSource, for configuration: MachineConfiguration, units: [UnitPlacement],
+    layout: BoardLayout, memory: GuestMemory
   ) throws(StartError) {
     self.boot = boot
     do {
@@ -23,12 +23,6 @@ struct StartImage {
       initialRAMDisk = try boot.initrd.map { path throws(SystemError) in try ImageFile(opening: path, memory: memory) }
     } catch {
       throw .file(option: "-initrd", error)
-    }
-    let units: [UnitPlacement]
-    do {
-      units = try configuration.unitPlacement(try configuration.devicePlacement())
-    } catch {
-      throw .configuration(error)
     }
     do {
       tables = try ACPITables.build(

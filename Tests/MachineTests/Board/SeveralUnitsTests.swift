@@ -64,7 +64,7 @@ struct SeveralUnitsTests {
     #expect(throws: DMAError.translation) { try port(five).loadUInt64(at: 0x1000) }
     #expect(try port(four).loadUInt64(at: 0x1000) == 0x9999)
 
-    let states = board.inspection(of: configuration).states()
+    let states = board.inspection.states()
     #expect(states.map(\.unit.name) == ["iommu0", "second"])
     #expect(states.map(\.snapshot.isTranslationEnabled) == [true, true])
     #expect(states.map { $0.functions.map(\.kindName) } == [["host bridge", "ISA bridge"], []])
@@ -77,7 +77,7 @@ struct SeveralUnitsTests {
   }
 
   @Test func anExplanationAsksTheRightUnit() throws {
-    let inspection = board.inspection(of: configuration)
+    let inspection = board.inspection
     func unitName(_ device: String) throws -> String {
       try inspection.translation(of: device, pasid: nil, address: 0, access: .read).unitName
     }
@@ -104,7 +104,7 @@ struct SeveralUnitsTests {
     // The IOAPIC is the first's.
     board.writeMemory(0xfec0_0000, 4, 0x10 + 2 * 3)
     board.writeMemory(0xfec0_0010, 4, 0x51)
-    #expect(board.inspection(of: configuration).states()[0].snapshot.counters.interruptsPassed >= 2)
+    #expect(board.inspection.states()[0].snapshot.counters.interruptsPassed >= 2)
   }
 }
 

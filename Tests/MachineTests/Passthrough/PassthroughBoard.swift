@@ -65,12 +65,11 @@ final class PassthroughBoard {
       accelerator: accelerator,
       layout: try #require(BoardLayout(memorySize: Self.memorySize, physicalAddressWidth: 46)), processorCount: 1,
       units: configuration.unitPlacement(addresses), serialOutput: nil, events: EventQueue(),
+      devices: DeviceTree(try DeviceAdmission(configuration)),
       passthrough: PassthroughObjects(calls: kernel, sysfs: self.sysfs.root, lockedMemory: { lockedMemory }))
     board.passthrough.listen { [told] in told.add($0) }
     do {
-      for (device, address) in zip(devices, addresses) {
-        try (device as? any BoardDevice)?.build(on: board, at: address, with: configuration)
-      }
+      for device in devices { try board.add(device, with: configuration) }
       board.passthrough.resetBuses()
       try board.placeResources()
     } catch {
@@ -90,6 +89,10 @@ final class PassthroughBoard {
   }
 
   func end() { board.removeDevices() }
+
+  func identity(_ address: RequesterID) throws -> DeviceIdentity {
+    try #require(board.devices.device(at: address)).identity
+  }
 
   deinit { board.removeDevices() }
 

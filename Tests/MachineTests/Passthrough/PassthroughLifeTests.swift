@@ -79,7 +79,7 @@ import VFIO
     machine.board.reset()
     try machine.board.placeResources()
     use(machine)
-    machine.board.unplug(machine.address(3))
+    machine.board.unplug(try machine.identity(machine.address(3)))
   }
 
   @Test func aLifeLeavesNothing() throws {
@@ -155,9 +155,9 @@ import VFIO
       }
       let before = counts()
       for round in 0..<200 as Range<UInt64> {
-        #expect(machine.board.unplug(address))
+        #expect(machine.board.unplug(try machine.identity(address)) != nil)
         #expect(kernel.state.withLock { $0.devices[0].boundTo } == nil)
-        try PassthroughBoard.device(0, "i0").build(on: machine.board, at: address, with: machine.configuration)
+        try machine.board.add(PassthroughBoard.device(0, "i0"), with: machine.configuration)
         try machine.board.placeResources()
         driver.setFirstStage(0x20_0000 + round << 12)
         #expect(driver.invalidateEntry())
@@ -202,8 +202,7 @@ import VFIO
     let kernel = FakeKernel.full(2) { number, device in if number == 0 { device.regions[2] = nil } }
     let machine = try PassthroughBoard(kernel, [PassthroughBoard.device(1, "i0")])
     #expect(machine.told.all == [], "there is nobody who could reach them")
-    try PassthroughBoard.device(0, "i0").build(
-      on: machine.board, at: RequesterID(bus: 0, device: 9, function: 0), with: machine.configuration)
+    try machine.board.add(PassthroughBoard.device(0, "i0"), with: machine.configuration)
     machine.board.reset()
     try machine.board.placeResources()
     let error = SystemError("VFIO_DEVICE_FEATURE_DMA_BUF", "/dev/vfio/devices/vfio1", code: ENOTTY)
@@ -347,13 +346,14 @@ import VFIO
     driver.setFirstStage(0x20_0000)
     driver.invalidateEntry()
     let address = machine.address(2)
+    let identity = try machine.identity(address)
     // It was reset.
     try machine.board.placeResources()
     let bar = machine.readConfiguration(address, 0x18) & 0xffff_fff0
     try signal(4, 0, kernel)
-    #expect(next(machine.board) == .takeAway(address))
+    #expect(next(machine.board) == .surpriseRemoval(identity))
     #expect(machine.board.readMemory(bar + 0x2100, 4) == 0x5a5a_5a5a, "until the machine's own thread comes to it")
-    #expect(machine.board.unplug(address) && !machine.board.unplug(address))
+    #expect(machine.board.unplug(identity) != nil && machine.board.unplug(identity) == nil)
     #expect(machine.readConfiguration(address, 0) == 0xffff_ffff && machine.readConfiguration(address, 0x70, 1) == 0xff)
     #expect(machine.board.readMemory(bar + 0x2100, 4) == 0xffff_ffff)
     machine.writeConfiguration(address, 4, 6, 2)
@@ -403,7 +403,7 @@ import VFIO
       }
       // All are at it, and get on when it is gone.
       #expect(eventually { rounds.allSatisfy { $0.value >= 4 } })
-      #expect(board.unplug(address))
+      #expect(board.unplug(try machine.identity(address)) != nil)
       let done = rounds.map(\.value)
       #expect(eventually { zip(rounds, done).allSatisfy { $0.value >= $1 + 4 } })
       ends.value = 1

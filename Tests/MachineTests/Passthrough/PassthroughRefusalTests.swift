@@ -136,8 +136,11 @@ import VTd
     }
     let before = state()
     let error = #expect(throws: StartError.self) {
-      try PassthroughBoard.device(1, "i0", test.options).build(
-        on: machine.board, at: RequesterID(bus: 0, device: 9, function: 0), with: machine.configuration)
+      try machine.board.add(
+        PassthroughBoard.device(1, "i0") {
+          test.options(&$0)
+          $0.function.address = RequesterID(bus: 0, device: 9, function: 0)
+        }, with: machine.configuration)
     }
     #expect(error?.description == "-device vfio-pci: 0000:02:00.0: " + test.line)
     #expect(state() == before)

@@ -38,7 +38,7 @@ import VTd
     let edu = Edu(
       mask: .max, environment: client.board.environment(at: RequesterID(bus: 0, device: 3, function: 0)),
       address: RequesterID(bus: 0, device: 3, function: 0))
-    client.board.plug(edu.function) { edu.remove() }
+    try client.board.plug(edu.function, of: nil) { edu.remove() }
   }
 
   // MARK: The driver

@@ -35,10 +35,11 @@ import Testing
     try run([named, EduOptions(), EduOptions()]) { machine, log in
       let all = machine.inspection.functions.map(\.address)
       let addresses = (1...3).map { RequesterID(bus: 0, device: $0, function: 0) }
-      machine.events.post(.takeAway(addresses[0]))
-      machine.events.post(.takeAway(addresses[2]))
-      // The second time there is none.
-      machine.events.post(.takeAway(addresses[2]))
+      let identities = machine.devices.map(\.identity)
+      machine.events.post(.surpriseRemoval(identities[0]))
+      machine.events.post(.surpriseRemoval(identities[2]))
+      // It is gone by now.
+      machine.events.post(.surpriseRemoval(identities[2]))
       #expect(eventually { log().count == 2 })
       #expect(
         log() == [

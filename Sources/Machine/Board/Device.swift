@@ -1,0 +1,19 @@
+import Hardware
+
+/// Names one device for as long as the machine lives. It is never used again, as an id, a path and an address are.
+public struct DeviceIdentity: Hashable, Sendable {
+  let number: UInt64
+}
+
+/// One device of a machine, from its admission until it is gone.
+public struct Device: Sendable {
+  public let identity: DeviceIdentity
+  public let options: any DeviceOptions
+  /// On bus 0; nil for a device that is not on PCI.
+  public let address: RequesterID?
+  /// In QEMU's object tree (QOM): `/machine/peripheral/ID`, or `/machine/peripheral-anon/device[N]` without an id.
+  public let path: String
+
+  public var id: Identifier? { options.id }
+  public var typeName: String { type(of: options).kindName }
+}

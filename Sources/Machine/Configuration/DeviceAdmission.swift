@@ -1,0 +1,85 @@
+import Hardware
+
+/// Whether one more device fits a machine as it is: its id, its block nodes and objects, its address on bus 0. A plain
+/// value that knows what the devices admitted so far have; it opens nothing.
+public struct DeviceAdmission: Sendable {
+  private let blockNodes: [BlockNode]
+  private let objects: [any ObjectOptions]
+  private var identifiers: Set<Identifier> = []
+  private var nodeUsers: [String: BlockNodeUser]
+  private var owners: [RequesterID: AddressOwner] = [
+    MachineConfiguration.hostBridgeAddress: .hostBridge, MachineConfiguration.isaBridgeAddress: .isaBridge,
+  ]
+  /// Addresses that devices of the command line ask for. Those that ask for none keep off them.
+  private let reserved: Set<RequesterID>
+
+  /// Of a machine without block nodes and objects.
+  public init() {
+    blockNodes = []
+    objects = []
+    nodeUsers = [:]
+    reserved = []
+  }
+
+  /// Of a machine that is to have a configuration's devices, none of which is admitted yet.
+  /// - Throws: what is wrong with the block nodes.
+  public init(_ configuration: MachineConfiguration) throws(ConfigurationError) {
+    blockNodes = configuration.blockNodes
+    objects = configuration.objects
+    nodeUsers = try configuration.checkBlockNodes()
+    reserved = Set(configuration.devices.compactMap { ($0 as? any PCIDeviceOptions)?.function.address })
+  }
+
+  /// Takes a device up, or leaves everything as it was.
+  /// - Returns: its address; nil for a device that is not on PCI.
+  public mutating func admit(_ device: any DeviceOptions) throws(DeviceProblem) -> RequesterID? {
+    if let id = device.id, identifiers.contains(id) { throw .duplicateID(id) }
+    for use in device.nodes { try check(use) }
+    for use in device.objects { try check(use) }
+    let owner = AddressOwner.device(kindName: type(of: device).kindName, id: device.id)
+    var address: RequesterID?
+    if let device = device as? any PCIDeviceOptions { address = try place(device.function) }
+
+    if let address { owners[address] = owner }
+    if let id = device.id { identifiers.insert(id) }
+    for use in device.nodes { nodeUsers[use.id] = .device(kindName: type(of: device).kindName, id: device.id) }
+    return address
+  }
+
+  /// Gives back what a device had.
+  public mutating func release(_ device: any DeviceOptions, at address: RequesterID?) {
+    if let id = device.id { identifiers.remove(id) }
+    if let address { owners[address] = nil }
+    let user = BlockNodeUser.device(kindName: type(of: device).kindName, id: device.id)
+    for use in device.nodes where nodeUsers[use.id] == user { nodeUsers[use.id] = nil }
+  }
+
+  private func check(_ use: NodeUse) throws(DeviceProblem) {
+    guard let node = blockNodes.first(where: { $0.id == use.id }) else {
+      throw .unknownNode(use, known: blockNodes.map(\.id))
+    }
+    // Two that write one file would each corrupt what the other's guest file system believes.
+    if !node.readOnly, let user = nodeUsers[use.id] { throw .nodeInUse(use, by: user) }
+  }
+
+  private func check(_ use: ObjectUse) throws(DeviceProblem) {
+    guard let object = objects.first(where: { $0.id == use.id }) else {
+      throw .unknownObject(use, known: objects.compactMap { $0.id?.text })
+    }
+    let kindName = type(of: object).kindName
+    guard use.kindNames.contains(kindName) else { throw .wrongObject(use, kindName: kindName) }
+  }
+
+  /// The address that a device asks for, or the first device number that is free.
+  private func place(_ function: PCIFunctionOptions) throws(DeviceProblem) -> RequesterID {
+    if let address = function.address {
+      if let owner = owners[address] { throw .addressTaken(address, by: owner) }
+      return address
+    }
+    let all = (1..<UInt8(0x1f)).lazy.map { RequesterID(bus: 0, device: $0, function: 0) }
+    guard let address = all.first(where: { owners[$0] == nil && !reserved.contains($0) }) else {
+      throw .noFreeAddress
+    }
+    return address
+  }
+}
