@@ -69,9 +69,9 @@ public protocol MemoryPort: AnyObject, Sendable {
 extension MemoryPort {
   public func noteUnclaimed() {}
 
-  /// The error of a request that passed and that nothing answers. Another function's BAR answers none: a device may
-  /// hold a lock while it makes a request, and the other one's registers may want that lock, or wait for a request of
-  /// the other one's, so requests between devices could stand still for ever.
+  /// The error of a request that passed and that nothing answers. Another function's BAR does not answer: a device may
+  /// hold a lock while it makes a request, and an access of the other one's registers may wait for that lock or for a
+  /// request that itself waits, so two devices could wait for each other for ever.
   public func unclaimed() -> DMAError {
     noteUnclaimed()
     return .notMemory

@@ -38,8 +38,8 @@ extension ScatteredFile {
     static let notShared: Int64 = 200
   }
 
-  /// Locks the image for as long as it is open. Every user reads; the one that may write bears no other writer, and a
-  /// reader bears none either, as QEMU's disks do without `share-rw=on`.
+  /// Locks the image for as long as it is open. As QEMU's disks without `share-rw=on`, neither a writer nor a reader
+  /// shares it with another writer.
   public func lock() throws(ImageLockError) {
     let used: [ImagePermission] = isReadOnly ? [.consistentRead] : [.consistentRead, .write]
     let notShared: [ImagePermission] = [.write]

@@ -131,8 +131,8 @@ public final class DMAEngine: FunctionModel, TranslationCache {
   }
 
   public func reset() {
-    // The command stops before its next page. Whoever reset the function may use its memory for something else, so the
-    // page in flight is waited for.
+    // The command stops before its next page. The reset waits for the page in flight: afterwards software may use the
+    // memory for something else.
     state.withLock { $0.generation &+= 1 }
     job.withLock { $0 = nil }
     let released = state.withLock { state in

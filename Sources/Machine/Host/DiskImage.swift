@@ -27,7 +27,7 @@ extension BlockNode {
 
 extension MachineConfiguration {
   /// Opens and closes the files that options name and that no device uses, so that a mistake in a name shows at the
-  /// start. They are not locked: as in QEMU, who does not use an image keeps no one else from it.
+  /// start. They are not locked: an image that no device uses excludes no other program.
   func checkUnusedFiles(memory: GuestMemory) throws(StartError) {
     let used = Set(devices.flatMap { $0.nodes.map(\.id) } + blockNodes.compactMap(\.underlying))
     for node in blockNodes where !used.contains(node.id) { _ = try node.openUnlocked(memory: memory) }

@@ -62,8 +62,8 @@ final class FileBackend: BlockBackend {
     case ENOSPC: .noSpace
     case EROFS, EBADF: .readOnly
     case EOPNOTSUPP: .unsupported
-    // fallocate(2) on a block device wants whole sectors, which may be larger than the guest's; on others it knows not
-    // every mode. For reads and writes, EINVAL is an error.
+    // fallocate(2) on a block device wants whole sectors, which may be larger than the guest's; other files do not
+    // know every mode. For reads and writes, EINVAL is an error.
     case EINVAL where error.call == "fallocate": .unsupported
     default: .inputOutput
     }
