@@ -117,25 +117,6 @@ final class CharacterOutputBuffer: Sendable {
     room.signal()
   }
 
-  /// Bytes have been written or dropped.
-  private func finish(_ count: Int, for target: Target) {
-    // Those for one who was there before are counted already.
-    change { state in if state.target === target { state.gone += UInt64(count) } }
-  }
-
-  /// Changes `gone`, and tells those who have waited for that.
-  private func change(_ body: (inout State) -> Void) {
-    let (handler, hasWaiter) = state.withLock { state -> ((@Sendable () -> Void)?, Bool) in
-      body(&state)
-      guard let position = state.roomAt, state.gone >= position else { return (nil, false) }
-      defer { state.hasWaiter = false }
-      state.roomAt = nil
-      return (state.onRoom, state.hasWaiter)
-    }
-    if hasWaiter { room.signal() }
-    handler?()
-  }
-
   /// Writes what is left, within reason, and ends. A terminal may have room and hold the write of it all the same.
   func stop() {
     state.withLock { $0.stopping = true }
@@ -173,5 +154,24 @@ final class CharacterOutputBuffer: Sendable {
         return
       }
     }
+  }
+
+  /// Bytes have been written or dropped.
+  private func finish(_ count: Int, for target: Target) {
+    // Those for one who was there before are counted already.
+    change { state in if state.target === target { state.gone += UInt64(count) } }
+  }
+
+  /// Changes `gone`, and tells those who have waited for that.
+  private func change(_ body: (inout State) -> Void) {
+    let (handler, hasWaiter) = state.withLock { state -> ((@Sendable () -> Void)?, Bool) in
+      body(&state)
+      guard let position = state.roomAt, state.gone >= position else { return (nil, false) }
+      defer { state.hasWaiter = false }
+      state.roomAt = nil
+      return (state.onRoom, state.hasWaiter)
+    }
+    if hasWaiter { room.signal() }
+    handler?()
   }
 }
