@@ -95,7 +95,7 @@ let package = Package(
       uses: [
         "Hardware", "PCI", "Devices", "VTd", "VFIO", "FakeVFIO", "CLinux", "KVM", "Linux", "VTdOracle", "TestSupport",
       ]),
-    tests(of: "Control", uses: ["Machine", "JSON", "VTd", "Hardware", "VTdOracle"]),
+    tests(of: "Control", uses: ["Machine", "JSON", "VTd", "Hardware", "Linux", "VTdOracle", "TestSupport"]),
     tests(of: "JSON"),
   ]
 )

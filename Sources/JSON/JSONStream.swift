@@ -43,13 +43,25 @@ public struct JSONStream: Sendable {
   }
 
   /// Takes what has arrived.
-  /// - Parameter emit: gets each value and each error, in order; false ends it, and what follows is dropped.
-  public mutating func receive(_ input: some Sequence<UInt8>, _ emit: (Item) -> Bool) {
+  /// - Parameter emit: gets each value and each error, in order; false when it takes no more now.
+  /// - Returns: how many bytes that used up; the rest is to come again.
+  @discardableResult
+  public mutating func receive(_ input: some Sequence<UInt8>, _ emit: (Item) -> Bool) -> Int {
+    var used = 0
     for byte in input {
-      if let item = take(byte), !emit(item) { return reset() }
+      let item = take(byte)
       // A word ends before the byte that shows it.
-      if pendingByte, let item = takePending(byte), !emit(item) { return reset() }
+      if pendingByte {
+        pendingByte = false
+        if let item, !emit(item) { return used }
+        used += 1
+        if let item = take(byte), !emit(item) { return used }
+      } else {
+        used += 1
+        if let item, !emit(item) { return used }
+      }
     }
+    return used
   }
 
   /// The stream has ended.
@@ -72,11 +84,6 @@ public struct JSONStream: Sendable {
   }
 
   private var pendingByte = false
-
-  private mutating func takePending(_ byte: UInt8) -> Item? {
-    pendingByte = false
-    return take(byte)
-  }
 
   private mutating func take(_ byte: UInt8) -> Item? {
     switch state {

@@ -69,14 +69,24 @@ import Testing
     #expect(items("17") == [.value(17)])
   }
 
-  @Test func theReceiverCanEndIt() {
+  /// What it has not used comes again, and nothing is lost or seen twice.
+  @Test func theReceiverCanPause() {
     var stream = JSONStream()
-    var seen = 0
-    stream.receive(Array("[] [] []".utf8)) { _ in
-      seen += 1
-      return false
+    var rest = Array("[] 1{\"a\": 2}true,'x'\u{1}[3]4\n".utf8)[...]
+    var seen: [JSONStream.Item] = []
+    while !rest.isEmpty {
+      let before = seen.count
+      let used = stream.receive(rest) {
+        seen.append($0)
+        return false
+      }
+      #expect(seen.count <= before + 1)
+      rest = rest.dropFirst(used)
     }
-    #expect(seen == 1 && stream.finish() == nil)
+    #expect(stream.finish() == nil && seen.count == 9)
+    #expect(
+      seen.filter { if case .value = $0 { true } else { false } }
+        == [.value([]), .value(1), .value(["a": 2]), .value(true), .value("x"), .value([3]), .value(4)])
   }
 
   /// Whatever comes, nothing traps, and an object afterwards is understood once a line's end has come.

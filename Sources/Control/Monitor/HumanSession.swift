@@ -19,12 +19,16 @@ package struct HumanSession {
   }
 
   /// Takes what was typed.
-  /// - Parameter act: false ends it: nobody is there any more.
+  /// - Parameter act: false when whoever types is behind in reading, and further lines wait.
+  /// - Returns: how many bytes that used up; the rest is to come again.
+  @discardableResult
   package mutating func receive(
     _ bytes: some Sequence<UInt8>, on target: any MonitorTarget, _ act: (QMPSession.Output) -> Bool
-  ) {
+  ) -> Int {
     var echo: [UInt8] = []
+    var used = 0
     for byte in bytes {
+      used += 1
       // A return and a newline are one line's end.
       let wasReturn = afterReturn
       afterReturn = byte == 0x0d
@@ -32,9 +36,9 @@ package struct HumanSession {
       case 0x0a where wasReturn: break
       case 0x0a, 0x0d:
         if echoes { echo += [0x0d, 0x0a] }
-        if !echo.isEmpty, !act(.send(echo)) { return }
+        if !echo.isEmpty { _ = act(.send(echo)) }
         echo = []
-        guard carryOut(on: target, act) else { return }
+        guard carryOut(on: target, act) else { return used }
       case 0x08, 0x7f:
         // Of a character of several bytes, all of them.
         while let last = line.popLast(), last & 0xc0 == 0x80 {}
@@ -55,6 +59,7 @@ package struct HumanSession {
       }
     }
     if !echo.isEmpty { _ = act(.send(echo)) }
+    return used
   }
 
   private mutating func carryOut(on target: any MonitorTarget, _ act: (QMPSession.Output) -> Bool) -> Bool {
@@ -66,8 +71,9 @@ package struct HumanSession {
       isTooLong
       ? HumanCommands.Answer(text: "a line can be \(Self.lineLimit) bytes long at most\n")
       : HumanCommands.run(String(decoding: line, as: UTF8.self), on: target)
-    guard act(.send(Self.bytes(answer.text + Self.prompt))) else { return false }
-    return answer.afterwards.map { act(.perform($0)) } ?? true
+    let goesOn = act(.send(Self.bytes(answer.text + Self.prompt)))
+    guard let action = answer.afterwards else { return goesOn }
+    return act(.perform(action)) && goesOn
   }
 
   /// With the line's ends that a raw terminal wants, and QEMU's monitor writes everywhere (monitor/monitor.c,

@@ -1,10 +1,15 @@
+import JSON
 import Machine
 import Synchronization
 
 /// A monitor at a character device: its sessions, one after the other, and the events for whoever has negotiated.
 ///
-/// Lock order: the session's lock is held while a command runs, which may take the machine's; then `takesEvents`, all
-/// that an event takes of ours. A client that does not read what it is sent is hung up on, and so holds up nobody else.
+/// A client that does not read what it is sent is waited for: its next command is carried out when it has read most of
+/// the answers before. Events for it are dropped while a megabyte waits, and X_EVENTS_DROPPED in their place says how
+/// many those were.
+///
+/// Lock order: the session's lock is held while a command runs, which may take the machine's; then `outgoing`, all
+/// that an event takes of ours.
 final class Monitor: CharacterFrontend {
   private enum Session {
     case control(QMPSession)
@@ -15,9 +20,18 @@ final class Monitor: CharacterFrontend {
   private let target: any MonitorTarget
   private let options: MonitorOptions
   private let session: Mutex<Session>
-  /// Held while the answer that brings events, and while an event, is sent: one who has the answer misses none.
-  private let takesEvents = Mutex(false)
+  /// Held while something is sent: one who has the answer that brings events misses none.
+  private let outgoing = Mutex(Outgoing())
   private let hasGreeted = Atomic<Bool>(false)
+
+  private struct Outgoing {
+    /// The client has negotiated.
+    var takesEvents = false
+    /// Where the latest answer ends.
+    var end: UInt64 = 0
+    /// How many events the client was not sent since it was last told.
+    var dropped: Int64 = 0
+  }
 
   /// Attaches itself.
   init(_ options: MonitorOptions, at device: CharacterDevice, of target: any MonitorTarget) throws(CharacterDevice
@@ -38,7 +52,7 @@ final class Monitor: CharacterFrontend {
   }
 
   func connected() {
-    takesEvents.withLock { $0 = false }
+    outgoing.withLock { $0 = Outgoing() }
     hasGreeted.store(false, ordering: .releasing)
     session.withLock { $0 = Self.makeSession(options, device) }
     // Behind a serial port's console a person sees nothing of the monitor until he comes to it.
@@ -59,49 +73,73 @@ final class Monitor: CharacterFrontend {
   func focusChanged(_ focused: Bool) {
     guard options.mode == .readline else { return }
     if focused, !hasGreeted.load(ordering: .acquiring) { return greet() }
-    if focused { send(Array(HumanSession.prompt.utf8)) } else if hasGreeted.load(ordering: .acquiring) { send([0x0a]) }
+    // Where it cannot be seen yet, it need not be there.
+    if focused {
+      device.write(Array(HumanSession.prompt.utf8))
+    } else if hasGreeted.load(ordering: .acquiring) {
+      device.write([0x0a])
+    }
   }
 
-  func receive(_ bytes: ArraySlice<UInt8>) {
-    session.withLock { session in
+  func receive(_ bytes: ArraySlice<UInt8>) -> Int {
+    if isBehind { return 0 }
+    return session.withLock { session in
       switch session {
       case .control(var qmp):
-        qmp.receive(bytes, on: target, act)
-        session = .control(qmp)
+        defer { session = .control(qmp) }
+        return qmp.receive(bytes, on: target, act)
       case .human(var human):
-        human.receive(bytes, on: target, act)
-        session = .human(human)
+        defer { session = .human(human) }
+        return human.receive(bytes, on: target, act)
       }
     }
   }
 
-  func disconnected() { takesEvents.withLock { $0 = false } }
+  func outputRoom() {
+    outgoing.withLock { _ = tellOfDropped(&$0) }
+    device.roomChanged()
+  }
+
+  func disconnected() { outgoing.withLock { $0 = Outgoing() } }
 
   private func act(_ output: QMPSession.Output) -> Bool {
     switch output {
-    case .send(let bytes): return send(bytes)
-    case .negotiated(let answer):
-      return takesEvents.withLock { takesEvents in
-        takesEvents = true
-        return send(answer)
-      }
+    case .send(let bytes): send(bytes)
+    case .negotiated(let answer): send(answer, thenEvents: true)
     case .perform(let action): action()
     }
+    return !isBehind
+  }
+
+  /// Whether the client has to read before it is answered further. If so, `outputRoom` follows.
+  private var isBehind: Bool { device.isBehind(outgoing.withLock { $0.end }) }
+
+  private func send(_ answer: [UInt8], thenEvents: Bool = false) {
+    outgoing.withLock { outgoing in
+      _ = tellOfDropped(&outgoing)
+      outgoing.end = device.send(answer)
+      if thenEvents { outgoing.takesEvents = true }
+    }
+  }
+
+  /// - Returns: false if there is no room for that, and so for no event after it.
+  private func tellOfDropped(_ outgoing: inout Outgoing) -> Bool {
+    if outgoing.dropped == 0 { return true }
+    let event = MonitorEventKind.eventsDropped.message(["count": .integer(outgoing.dropped)], at: HostTime.now)
+    guard device.write(line(event)) else { return false }
+    outgoing.dropped = 0
     return true
   }
 
-  /// - Returns: false if nobody reads there.
-  @discardableResult
-  private func send(_ bytes: [UInt8]) -> Bool {
-    if device.write(bytes) { return true }
-    device.disconnect()
-    return false
-  }
+  private func line(_ event: JSONValue) -> [UInt8] { QMPSession(pretty: options.pretty).line(event) }
 
   /// Something has happened to the machine. From the thread on which it did.
   func tell(_ notice: MachineNotice, at time: UInt64) {
     guard case .control = options.mode, let event = notice.event(at: time) else { return }
-    let line = QMPSession(pretty: options.pretty).line(event)
-    takesEvents.withLock { if $0 { send(line) } }
+    let line = line(event)
+    outgoing.withLock { outgoing in
+      guard outgoing.takesEvents else { return }
+      if !tellOfDropped(&outgoing) || !device.write(line) { outgoing.dropped += 1 }
+    }
   }
 }

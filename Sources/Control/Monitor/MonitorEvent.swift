@@ -1,9 +1,11 @@
 import JSON
 import Machine
 
-/// The events that QMP tells (qapi/run-state.json, qapi/qdev.json).
+/// The events that QMP tells (qapi/run-state.json, qapi/qdev.json), and one of ours.
 enum MonitorEventKind: String, CaseIterable {
   case deviceDeleted = "DEVICE_DELETED"
+  /// The client has not read, and so lost events that would stand here.
+  case eventsDropped = "X_EVENTS_DROPPED"
   case powerDown = "POWERDOWN"
   case reset = "RESET"
   case resume = "RESUME"
@@ -14,9 +16,23 @@ enum MonitorEventKind: String, CaseIterable {
   var members: [SchemaMember] {
     switch self {
     case .deviceDeleted: [SchemaMember("device", .string, optional: true), SchemaMember("path", .string)]
+    case .eventsDropped: [SchemaMember("count", .integer)]
     case .powerDown, .resume, .stop: []
     case .reset, .shutdown: [SchemaMember("guest", .boolean), SchemaMember("reason", MachineCause.reasons)]
     }
+  }
+
+  /// - Parameter time: nanoseconds since 1970.
+  func message(_ data: JSONValue? = nil, at time: UInt64) -> JSONValue {
+    var event: JSONObject = [
+      "timestamp": [
+        "seconds": .integer(Int64(clamping: time / 1_000_000_000)),
+        "microseconds": .integer(Int64(time / 1000 % 1_000_000)),
+      ],
+      "event": .string(rawValue),
+    ]
+    event["data"] = data
+    return .object(event)
   }
 }
 
@@ -39,15 +55,7 @@ extension MachineNotice {
       device["device"] = id.map { .string($0.text) }
       (kind, data) = (.deviceDeleted, .object(device))
     }
-    var event: JSONObject = [
-      "timestamp": [
-        "seconds": .integer(Int64(clamping: time / 1_000_000_000)),
-        "microseconds": .integer(Int64(time / 1000 % 1_000_000)),
-      ],
-      "event": .string(kind.rawValue),
-    ]
-    event["data"] = data
-    return .object(event)
+    return kind.message(data, at: time)
   }
 }
 

@@ -25,17 +25,21 @@ package struct QMPSession {
   func line(_ value: JSONValue) -> [UInt8] { value.text(pretty: pretty) + Array("\r\n".utf8) }
 
   /// Takes what has arrived.
-  /// - Parameter act: false ends it: nobody is there any more.
-  package mutating func receive(_ bytes: some Sequence<UInt8>, on target: any MonitorTarget, _ act: (Output) -> Bool) {
+  /// - Parameter act: false when the client is behind, and its further requests wait.
+  /// - Returns: how many bytes that used up; the rest is to come again.
+  @discardableResult
+  package mutating func receive(
+    _ bytes: some Sequence<UInt8>, on target: any MonitorTarget, _ act: (Output) -> Bool
+  ) -> Int {
     // Taken out, as the stream calls back into the session.
     var stream = stream
-    stream.receive(bytes) { item in
+    defer { self.stream = stream }
+    return stream.receive(bytes) { item in
       switch item {
       case .error(let text): act(.send(line(Self.error(.generic(text)))))
       case .value(let value): respond(to: value, on: target, act)
       }
     }
-    self.stream = stream
   }
 
   private mutating func respond(
@@ -52,7 +56,8 @@ package struct QMPSession {
       switch try command(request.name).run(request.arguments, target) {
       case .answer(let value): return act(.send(line(Self.answer(value, id))))
       case .answerThen(let value, let action):
-        return act(.send(line(Self.answer(value, id)))) && act(.perform(action))
+        let goesOn = act(.send(line(Self.answer(value, id))))
+        return act(.perform(action)) && goesOn
       }
     } catch {
       return act(.send(line(Self.error(error, id))))

@@ -140,18 +140,20 @@ public final class CharacterDevice: Sendable {
   @discardableResult
   public func write(_ bytes: [UInt8]) -> Bool { output?.write(bytes) ?? true }
 
+  /// Sends all of it, whatever is on its way already: an answer, whose sender looks at `isBehind` before the next. It
+  /// does not wait.
+  /// - Returns: where it ends, for `isBehind`.
+  public func send(_ answer: [UInt8]) -> UInt64 { output?.send(answer) ?? 0 }
+
+  /// Whether the other end is slow to read what was sent up to `end`. If so, `outputRoom` follows.
+  public func isBehind(_ end: UInt64) -> Bool { output?.isBehind(end) ?? false }
+
   /// Sends all of it, waiting while the other end is slow.
   /// - Returns: false where the other end has gone before it took all, or Nestling ends.
   public func writeWaiting(_ bytes: [UInt8]) -> Bool { output?.writeWaiting(bytes) ?? true }
 
   /// A frontend takes bytes again.
   public func roomChanged() { roomEvent.signal() }
-
-  /// Hangs up on a socket's client, who is told `disconnected` of soon. Nothing happens to other devices.
-  public func disconnect() {
-    guard case .connection = input else { return }
-    state.withLock { $0.target }?.file.hangUp()
-  }
 
   // MARK: The reader
 
@@ -163,6 +165,8 @@ public final class CharacterDevice: Sendable {
         feed.connected()
         guard pass(from: target, through: &feed) else { return }
         setTarget(nil)
+        // A monitor is no longer held up, and carries out what was asked of it; its next client has asked for nothing.
+        feed.deliver()
         feed.disconnected()
       }
       guard let listener else { return finish(&feed) }

@@ -46,7 +46,7 @@ struct CharacterFeed {
 
   private mutating func switchFocus() -> InputAction {
     guard frontends.count > 1 else { return .show("\nnestling: there is no monitor here\n") }
-    // What was typed before belongs to whoever had the focus then; a monitor takes it at once.
+    // What was typed before belongs to whoever had the focus then.
     deliver()
     frontends[focus].focusChanged(false)
     focus = (focus + 1) % frontends.count
@@ -58,11 +58,9 @@ struct CharacterFeed {
   mutating func deliver() {
     for (index, frontend) in frontends.enumerated() {
       while !pending[index].isEmpty {
-        let room = frontend.receiveRoom
-        guard room > 0 else { break }
-        let taken = pending[index].prefix(room)
-        pending[index].removeFirst(taken.count)
-        frontend.receive(taken)
+        let taken = frontend.receive(pending[index][...])
+        guard taken > 0 else { break }
+        pending[index].removeFirst(taken)
       }
     }
   }

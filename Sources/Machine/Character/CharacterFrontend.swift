@@ -4,17 +4,14 @@
 /// `focusChanged`, `disconnected`, and again. What takes long there holds up this device alone.
 /// `CharacterDevice.write` may be called from within, and from any other thread.
 public protocol CharacterFrontend: AnyObject, Sendable {
-  /// How many bytes it takes now. Who answers less than there is to come calls `CharacterDevice.roomChanged` when it
-  /// takes more.
-  var receiveRoom: Int { get }
-
   /// Somebody is at the host's end: a client of a socket; of other devices there is always somebody, from the start.
   func connected()
 
-  /// Bytes from there, never more than `receiveRoom`.
-  func receive(_ bytes: ArraySlice<UInt8>)
+  /// Bytes from there.
+  /// - Returns: how many of them it has taken. The rest comes again once it has called `CharacterDevice.roomChanged`.
+  func receive(_ bytes: ArraySlice<UInt8>) -> Int
 
-  /// Output that the device has refused would be taken now. From any thread, at any time.
+  /// Output that the device has refused would be taken now, or it is no longer behind. From any thread, at any time.
   func outputRoom()
 
   /// Who was there has gone. What is not written yet is dropped.
@@ -26,7 +23,6 @@ public protocol CharacterFrontend: AnyObject, Sendable {
 }
 
 extension CharacterFrontend {
-  public var receiveRoom: Int { .max }
   public func outputRoom() {}
   public func focusChanged(_ focused: Bool) {}
 }

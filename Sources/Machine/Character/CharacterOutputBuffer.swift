@@ -41,6 +41,8 @@ final class CharacterOutputBuffer: Sendable {
 
   /// In bytes.
   static let limit = 1 << 20
+  /// How far ahead of the other end an answer may be before it holds up the next one, in bytes.
+  static let answerLead: UInt64 = 1 << 16
   /// How long the rest may take when Nestling ends, in milliseconds.
   private static let patience: Int32 = 1000
 
@@ -58,7 +60,7 @@ final class CharacterOutputBuffer: Sendable {
     thread.withLock { $0 = started }
   }
 
-  /// Sets what to call when bytes that were refused would be taken: from the thread that
+  /// Sets what to call when bytes that were refused would be taken, or `isBehind` has changed: from the thread that
   /// writes, or the one that sets the target, with no lock held. It is called from here, too.
   func onRoom(_ handler: (@Sendable () -> Void)?) {
     state.withLock { $0.onRoom = handler }
@@ -82,6 +84,26 @@ final class CharacterOutputBuffer: Sendable {
     }
     if wakes { event.signal() }
     return fits
+  }
+
+  /// Takes all of it, whatever waits already. It does not wait.
+  /// - Returns: its end, for `isBehind`.
+  func send(_ bytes: [UInt8]) -> UInt64 {
+    let (end, wakes) = state.withLock { state in
+      let wakes = state.target == nil ? false : state.append(bytes)
+      return (state.accepted, wakes)
+    }
+    if wakes { event.signal() }
+    return end
+  }
+
+  /// Whether the other end has yet to read much of what was sent up to `end`. If so, `onRoom` tells of a change.
+  func isBehind(_ end: UInt64) -> Bool {
+    state.withLock { state in
+      guard state.target != nil, state.gone + Self.answerLead < end else { return false }
+      state.awaitRoom(at: end - Self.answerLead)
+      return true
+    }
   }
 
   /// Takes all of it, waiting for room.

@@ -71,16 +71,17 @@ final class QTestServer: CharacterFrontend {
 
   func disconnected() { log?.write("I", at: time, Array("CLOSED\n".utf8)) }
 
-  func receive(_ bytes: ArraySlice<UInt8>) {
+  func receive(_ bytes: ArraySlice<UInt8>) -> Int {
     client.withLock { $0.lines.append(bytes) }
     while let piece = client.withLock({ $0.lines.next() }) {
-      guard let unsent = carryOut(piece) else { return }
+      guard let unsent = carryOut(piece) else { break }
       sending.withLock { _ in
         // Somebody who has gone misses the answer.
         _ = send(session.takeNews() + unsent) { device.writeWaiting($0) }
       }
       sendNews()
     }
+    return bytes.count
   }
 
   private var time: UInt64 { Clock.monotonic() - client.withLock { $0.begin } }

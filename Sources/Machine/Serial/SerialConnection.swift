@@ -24,8 +24,12 @@ final class SerialConnection: CharacterFrontend, CharacterOutput {
     device.roomChanged()
   }
 
-  var receiveRoom: Int { port.withLock { $0 }?.receiveRoom ?? 0 }
-  func receive(_ bytes: ArraySlice<UInt8>) { port.withLock { $0 }?.receive(bytes) }
+  func receive(_ bytes: ArraySlice<UInt8>) -> Int {
+    guard let port = port.withLock({ $0 }) else { return 0 }
+    let taken = bytes.prefix(port.receiveRoom)
+    port.receive(taken)
+    return taken.count
+  }
   func outputRoom() { port.withLock { $0 }?.outputRoom() }
   func connected() {}
   func disconnected() {}

@@ -41,6 +41,26 @@ import Testing
     #expect(answers("\u{7f}\u{7f}q\n").1 == ["quit"])
   }
 
+  /// What is left comes again, and is carried out then.
+  @Test func furtherLinesWaitForAReaderWhoIsBehind() {
+    var session = HumanSession(echoes: false)
+    let machine = RecordingMachine()
+    let bytes = Array("info kvm\nq\nq\n".utf8)
+    var answers = 0
+    func receive(_ bytes: some Sequence<UInt8>) -> Int {
+      session.receive(bytes, on: machine) { output in
+        switch output {
+        case .send: answers += 1
+        case .perform(let action): action()
+        case .negotiated: break
+        }
+        return false
+      }
+    }
+    #expect(receive(bytes) == 9 && answers == 1 && machine.requests == [])
+    #expect(receive(bytes[9...]) == 2 && answers == 2 && machine.requests == ["quit"])
+  }
+
   @Test func aLineHasALimit() {
     let (text, _) = answers(String(repeating: "x", count: 100_000) + "\ninfo kvm\n")
     #expect(text.hasPrefix("a line can be 4096 bytes long at most\r\n(qemu) ") && text.contains("kvm support"))

@@ -110,14 +110,19 @@ import Testing
     #expect(client.send(#"{"execute": "query-name"}"#) == ["{\n    \"return\": {}\n}"])
   }
 
-  @Test func aClientThatGoesEndsIt() {
+  @Test func furtherRequestsWaitForAClientThatIsBehind() {
     var session = QMPSession()
+    let machine = RecordingMachine()
     var sent = 0
-    session.receive(Array("{}{}{}".utf8), on: RecordingMachine()) { _ in
-      sent += 1
-      return false
+    func receive(_ text: String) -> Int {
+      session.receive(Array(text.utf8), on: machine) { output in
+        if case .perform(let action) = output { action() } else { sent += 1 }
+        return false
+      }
     }
-    #expect(sent == 1)
+    #expect(receive(#"{"execute": "qmp_capabilities"}{}"#) == 31 && sent == 1)
+    // What a request asks for is done, whoever reads the answer when.
+    #expect(receive(#"{"execute": "quit"}{}"#) == 19 && sent == 2 && machine.requests == ["quit"])
   }
 
   /// The answer goes out before what may end the connection is begun.

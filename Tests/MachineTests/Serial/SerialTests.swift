@@ -118,6 +118,30 @@ extension CharacterOutputBuffer {
     close(pipe.reader)
   }
 
+  @Test("an answer is taken whatever waits; who has sent it is behind until most is read, or nobody is there")
+  func answers() throws {
+    let pipe = makePipe()
+    let output = try CharacterOutputBuffer(to: CharacterOutputBuffer.Target(FileDescriptor(owning: pipe.writer)))
+    let room = try EventDescriptor()
+    output.onRoom { room.signal() }
+    let bytes = pattern(1 << 20)
+    let first = output.send(bytes)
+    let second = output.send(bytes)
+    #expect(output.isBehind(first) && output.isBehind(second))
+    #expect(!output.write(bytes))
+    #expect(readAll(pipe.reader, bytes.count) == bytes)
+    while output.isBehind(first) { room.wait() }
+    #expect(output.isBehind(second))
+    #expect(readAll(pipe.reader, bytes.count) == bytes)
+    while output.isBehind(second) { room.wait() }
+    let third = output.send(bytes)
+    #expect(output.isBehind(third))
+    output.setTarget(nil)
+    #expect(room.take() && !output.isBehind(third) && output.write(1))
+    output.stop()
+    close(pipe.reader)
+  }
+
   @Test func withoutATargetBytesAreDropped() throws {
     let pipe = makePipe()
     let output = try CharacterOutputBuffer(to: nil)

@@ -1,0 +1,166 @@
+import Glibc
+import JSON
+import Linux
+import TestSupport
+import Testing
+
+@testable import Control
+@testable import Machine
+
+/// A client of QMP on a socket, which reads and writes when it likes.
+private final class SocketClient {
+  private let file: FileDescriptor
+  private var stream = JSONStream(sizeLimit: 16 << 20)
+  private var messages: [JSONValue] = []
+
+  init(_ file: consuming FileDescriptor) {
+    _ = fcntl(file.rawValue, F_SETFL, O_NONBLOCK)
+    self.file = file
+  }
+
+  private func isReady(_ events: Int32, _ milliseconds: Int32) -> Bool {
+    var entry = pollfd(fd: file.rawValue, events: Int16(events), revents: 0)
+    return poll(&entry, 1, milliseconds) > 0
+  }
+
+  /// Writes what is taken, until nothing has been for a quarter of a second.
+  /// - Returns: the rest.
+  func offer(_ bytes: ArraySlice<UInt8>) -> ArraySlice<UInt8> {
+    var rest = bytes
+    while !rest.isEmpty, isReady(POLLOUT, 250) {
+      let count = rest.withUnsafeBytes {
+        Glibc.send(file.rawValue, $0.baseAddress, min(65536, $0.count), Int32(MSG_NOSIGNAL))
+      }
+      if count <= 0 { break }
+      rest = rest.dropFirst(count)
+    }
+    return rest
+  }
+
+  func send(_ text: String) { #expect(offer(Array(text.utf8)[...]).isEmpty) }
+
+  /// The next message; nil at the end, or after some seconds without one.
+  func message() -> JSONObject? {
+    var buffer = [UInt8](repeating: 0, count: 65536)
+    while messages.isEmpty {
+      guard isReady(POLLIN, 20_000) else { return nil }
+      let count = read(file.rawValue, &buffer, buffer.count)
+      if count <= 0 { return nil }
+      stream.receive(buffer[..<count]) {
+        if case .value(let value) = $0 { messages.append(value) }
+        return true
+      }
+    }
+    guard case .object(let object) = messages.removeFirst() else { return nil }
+    return object
+  }
+}
+
+@Suite(.serialized, .timeLimit(.minutes(5))) struct SlowClientTests {
+  private let path = "/tmp/nestling-slow-\(getpid())"
+  private let machine = RecordingMachine()
+  private let device: CharacterDevice
+  private let monitor: Monitor
+
+  init() throws {
+    signal(SIGPIPE, SIG_IGN)
+    unlink(path)
+    var options = SocketCharacterOptions()
+    options.path = path
+    options.server = true
+    options.wait = false
+    device = try CharacterDevice(options)
+    var monitorOptions = MonitorOptions()
+    monitorOptions.mode = .control
+    monitor = try Monitor(monitorOptions, at: device, of: machine)
+    try device.start()
+  }
+
+  private func connect() throws -> SocketClient {
+    let client = SocketClient(try FileDescriptor(connectingTo: path))
+    #expect(client.message()?["QMP"] != nil)
+    client.send(#"{"execute": "qmp_capabilities"}"#)
+    #expect(client.message()?["return"] == [:])
+    return client
+  }
+
+  @Test("requests of a client that does not read wait, and it gets every answer once it reads")
+  func requestsWait() throws {
+    let client = try connect()
+    let count = 400
+    let requests = (0..<count).flatMap { Array(#"{"execute": "query-qmp-schema", "id": \#($0)}"#.utf8) }
+    // More than the socket takes, and what Nestling has read of it.
+    let padding = [UInt8](repeating: 0x20, count: 1 << 20)
+    var rest = client.offer((requests + padding + padding)[...])
+    #expect(!rest.isEmpty)
+    for number in 0..<count {
+      let answer = try #require(client.message(), "answer \(number)")
+      #expect(answer["id"] == .integer(Int64(number)) && answer["return"] != nil)
+      if number % 100 == 0 { rest = client.offer(rest) }
+    }
+    device.stop()
+  }
+
+  @Test("an answer may be longer than what waits for a slow client otherwise")
+  func longAnswer() throws {
+    let client = try connect()
+    // Each of these is six bytes in the answer.
+    let id = String(repeating: "ü", count: 400_000)
+    for _ in 0..<3 {
+      client.send(#"{"execute": "query-name", "id": "\#(id)"}"#)
+      let isWhole = client.message()?["id"] == .string(id)
+      #expect(isWhole)
+    }
+    device.stop()
+  }
+
+  @Test("events for a client that does not read are dropped beyond a bound, and it is told how many in their place")
+  func eventsAreBounded() throws {
+    let client = try connect()
+    let count = 20_000
+    for number in 0..<count { monitor.tell(.powerDown, at: UInt64(number) * 1000) }
+    var seen: Int64 = 0
+    var dropped: Int64 = 0
+    while dropped == 0 {
+      let event = try #require(client.message())
+      if event["event"] == "X_EVENTS_DROPPED" {
+        guard case .object(let data)? = event["data"], case .integer(let number)? = data["count"] else { break }
+        dropped = number
+      } else {
+        #expect(event["event"] == "POWERDOWN")
+        #expect(event["timestamp"] == ["seconds": 0, "microseconds": .integer(seen)])
+        seen += 1
+      }
+    }
+    #expect(seen > 5000 && dropped > 0 && seen + dropped == Int64(count), "\(seen) and \(dropped)")
+    monitor.tell(.powerDown, at: 0)
+    #expect(client.message()?["event"] == "POWERDOWN")
+    client.send(#"{"execute": "query-name"}"#)
+    #expect(client.message()?["return"] == [:])
+    device.stop()
+  }
+
+  @Test("the next client is served, and not with the requests of one who went without reading")
+  func nextClient() throws {
+    do {
+      let client = try connect()
+      let requests = (0..<300).flatMap { Array(#"{"execute": "query-qmp-schema", "id": \#($0)}"#.utf8) }
+      _ = client.offer(requests[...])
+    }
+    let next = try connect()
+    next.send(#"{"execute": "query-name", "id": "mine"}"#)
+    #expect(next.message() == ["return": [:], "id": "mine"])
+    device.stop()
+  }
+
+  @Test("what a client asks for last is done though it goes without reading the answers")
+  func lastWish() throws {
+    do {
+      let client = try connect()
+      for _ in 0..<200 { client.send(#"{"execute": "query-qmp-schema"}"#) }
+      client.send(#"{"execute": "system_reset"}"#)
+    }
+    #expect(eventually { machine.requests == ["reset"] })
+    device.stop()
+  }
+}
