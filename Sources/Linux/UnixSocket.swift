@@ -89,9 +89,6 @@ public struct UnixListener: ~Copyable, Sendable {
 }
 
 extension FileDescriptor {
-  /// Of a socket: ends both directions, so that whoever waits for input or output sees its end.
-  public func hangUp() { shutdown(rawValue, Int32(SHUT_RDWR)) }
-
   /// Connects to a socket in the file system.
   /// - Parameter patience: as long as it lasts, a server is waited for whose queue of clients is full.
   public init(connectingTo path: String, patience: Patience = Patience(until: nil)) throws(SystemError) {
