@@ -41,7 +41,9 @@ public struct TranslationCounters: Hashable, Sendable {
   public var doorbells: UInt64 = 0
   /// Invalidation wait descriptors completed.
   public var waits: UInt64 = 0
-  /// Interrupt requests that an interrupt remapping table entry answered.
+  /// Interrupt requests that an interrupt remapping table entry answered. Here and below, a request counts when it is
+  /// made, not when a route for it is worked out. Those of a passed-through device go from the host's VFIO to its KVM
+  /// without Nestling between, and are not counted.
   public var interruptsRemapped: UInt64 = 0
   /// Interrupt requests passed as they were: remapping disabled, or compatibility format allowed.
   public var interruptsPassed: UInt64 = 0

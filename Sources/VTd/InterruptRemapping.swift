@@ -149,11 +149,15 @@ final class InterruptRemapper: Sendable {
     }.sorted { $0.index < $1.index }
   }
 
-  func remap(_ message: InterruptMessage, from source: RequesterID) -> Result<InterruptMessage, Blocked> {
+  /// - Parameter isMade: the request is being made, so it is counted and traced. Else it is the route of requests to
+  ///   come that is worked out.
+  func remap(
+    _ message: InterruptMessage, from source: RequesterID, isMade: Bool
+  ) -> Result<InterruptMessage, Blocked> {
     state.withLock { state in
       do throws(Blocked) {
         guard let index = try index(of: message, state.mode) else {
-          state.counters.interruptsPassed &+= 1
+          if isMade { state.counters.interruptsPassed &+= 1 }
           return .success(message)
         }
         let entry = try entry(index, &state)
@@ -161,16 +165,11 @@ final class InterruptRemapper: Sendable {
           throw Blocked(
             reason: .interruptSourceValidation, index: index, isSuppressed: entry.faultProcessingDisabled)
         }
-        state.counters.interruptsRemapped &+= 1
         let remapped = entry.message(extended: state.mode.extended)
-        trace?.record(
-          .interruptRemapped,
-          [
-            .source(source), .number("index", index), .hex("addr", message.address), .hex("data", message.data),
-            .hex("addr2", remapped.address), .hex("data2", remapped.data),
-          ])
+        if isMade { note(message, remappedTo: remapped, by: index, from: source, &state.counters) }
         return .success(remapped)
       } catch {
+        guard isMade else { return .failure(error) }
         state.counters.interruptsBlocked &+= 1
         trace?.record(
           .interruptBlocked,
@@ -181,6 +180,30 @@ final class InterruptRemapper: Sendable {
         return .failure(error)
       }
     }
+  }
+
+  /// A request is made by a route that was worked out before.
+  func note(_ message: InterruptMessage, remappedTo remapped: InterruptMessage, from source: RequesterID) {
+    state.withLock { state in
+      if let index = try? index(of: message, state.mode) {
+        note(message, remappedTo: remapped, by: index, from: source, &state.counters)
+      } else {
+        state.counters.interruptsPassed &+= 1
+      }
+    }
+  }
+
+  private func note(
+    _ message: InterruptMessage, remappedTo remapped: InterruptMessage, by index: Int, from source: RequesterID,
+    _ counters: inout TranslationCounters
+  ) {
+    counters.interruptsRemapped &+= 1
+    trace?.record(
+      .interruptRemapped,
+      [
+        .source(source), .number("index", index), .hex("addr", message.address), .hex("data", message.data),
+        .hex("addr2", remapped.address), .hex("data2", remapped.data),
+      ])
   }
 
   /// - Returns: nil where the message is to pass as it is.

@@ -123,10 +123,11 @@ public final class TranslationUnit: BusDevice, DMARemapper {
   }
 
   /// What becomes of an interrupt request from `source`.
-  /// - Parameter recordFault: a refused request is recorded as a fault: it is really being sent. That may
-  ///   send the fault event through its route, so the caller holds no lock which that route takes.
+  /// - Parameter recordFault: the request is really being made: it is counted and traced, and recorded as a fault where
+  ///   it is refused. That may send the fault event through its route, so the caller holds no lock which that route
+  ///   takes.
   public func remap(_ message: InterruptMessage, from source: RequesterID, recordFault: Bool) -> RemappedInterrupt {
-    switch interrupts.remap(message, from: source) {
+    switch interrupts.remap(message, from: source, isMade: recordFault) {
     case .success(let remapped):
       return .deliver(remapped)
     case .failure(let blocked):
@@ -136,6 +137,11 @@ public final class TranslationUnit: BusDevice, DMARemapper {
       }
       return .blocked(blocked.reason)
     }
+  }
+
+  /// An interrupt request is made as `remap` has answered before: counts and traces it.
+  public func note(_ message: InterruptMessage, remappedTo remapped: InterruptMessage, from source: RequesterID) {
+    interrupts.note(message, remappedTo: remapped, from: source)
   }
 
   // MARK: Observers and counters

@@ -130,6 +130,7 @@ struct InterruptTests {
   func unrecorded() throws {
     let (guest, _) = try start()
     #expect(guest.unit.remap(message(1), from: device, recordFault: false) == .blocked(.interruptEntryNotPresent))
+    #expect(guest.unit.counters.interruptsBlocked == 0)
     #expect(guest.takeFault() == nil)
   }
 

@@ -99,7 +99,7 @@ struct TraceTests {
     guest.command(set: 25)
     for index in [5, 5, 6] as [UInt64] {
       _ = guest.unit.remap(
-        InterruptMessage(address: 0xfee0_0010 | index << 5, data: 0), from: source, recordFault: false)
+        InterruptMessage(address: 0xfee0_0010 | index << 5, data: 0), from: source, recordFault: true)
     }
     let events = recorder.take()
     #expect(

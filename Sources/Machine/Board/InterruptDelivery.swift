@@ -69,6 +69,11 @@ final class InterruptDelivery: InterruptRouter, InvalidationObserver, MessageSin
     }
   }
 
+  /// A request goes by a route that was resolved before.
+  fileprivate func note(_ message: InterruptMessage, resolved: InterruptMessage, from requester: Requester) {
+    unit.withLock { $0 }?.note(message, remappedTo: resolved, from: requester.id)
+  }
+
   /// How the messages of a function reach memory.
   fileprivate func makePort(for requester: Requester) -> any MemoryPort {
     if let unit = unit.withLock({ $0 }) { return unit.makePort(for: requester) }
@@ -158,6 +163,7 @@ class MessageRoute: @unchecked Sendable {
     state.withLock { state in
       guard let message = state.message else { return }
       if let resolved = state.resolved {
+        delivery.note(message, resolved: resolved, from: requester)
         send(resolved)
       } else if let port = state.port {
         // What is refused there, and recorded, is lost.

@@ -5,6 +5,14 @@ import VTd
 
 @testable import Machine
 
+/// The names of what is traced.
+private final class TraceNames: TraceSink {
+  private let notes = Notes<TraceEvent>()
+
+  var all: [TraceEvent] { notes.all }
+  func record(_ event: TraceEvent, unit: String?, _ arguments: [TraceArgument]) { notes.add(event) }
+}
+
 /// What becomes of messages, seen from where they arrive.
 @Suite struct MessageTests {
   private let memory = HeapMemory(size: 1 << 20)
@@ -80,6 +88,48 @@ import VTd
     route.set(InterruptMessage(address: upper << 32 | 0xfee3_0000, data: 0x43))
     route.signal()
     #expect(apics.sent.last == InterruptMessage(address: address, data: 0x43))
+  }
+
+  @Test("interrupts are counted and traced when they are made, not when their routes are worked out")
+  func requestsAreCounted() throws {
+    let delivery = delivery
+    let recorder = TraceNames()
+    let unit = try TranslationUnit(
+      options: UnitOptions(), memory: memory, faultEvent: delivery.makeUnremappedRoute(),
+      invalidationEvent: delivery.makeUnremappedRoute(), messages: delivery,
+      trace: Trace([.interruptRemapped, .interruptBlocked], sink: recorder), parking: SemaphoreParking())
+    delivery.remap(by: unit)
+    let counts = {
+      let counters = unit.counters
+      return [counters.interruptsRemapped, counters.interruptsPassed, counters.interruptsBlocked]
+    }
+    // IRTE 3: present, vector 0x55. Table of 256 entries at 0x8000; SIRTP, then IRE.
+    _ = memory.storeUInt64(0x55 << 16 | 1, at: 0x8030)
+    unit.write(offset: 0xb8, width: .quadword, value: 0x8007)
+    unit.write(offset: 0x18, width: .doubleword, value: 1 << 24)
+    let (passed, remapped, blocked) = (
+      delivery.makeRoute(for: requester), delivery.makeRoute(for: requester), delivery.makeRoute(for: requester)
+    )
+    passed.set(InterruptMessage(address: 0xfee0_0000, data: 0x41))
+    passed.signal()
+    #expect(counts() == [0, 1, 0])
+    // Each of these has every route worked out anew.
+    unit.write(offset: 0x18, width: .doubleword, value: 1 << 25)
+    remapped.set(InterruptMessage(address: 0xfee0_0010 | 3 << 5, data: 0))
+    blocked.set(InterruptMessage(address: 0xfee0_0010 | 4 << 5, data: 0))
+    for _ in 0..<3 { unit.write(offset: 0x18, width: .doubleword, value: 1 << 24 | 1 << 25) }
+    #expect(counts() == [0, 1, 0] && recorder.all.isEmpty)
+    for _ in 0..<3 { remapped.signal() }
+    blocked.signal()
+    passed.signal()
+    #expect(counts() == [3, 1, 2])
+    #expect(
+      recorder.all == [
+        .interruptRemapped, .interruptRemapped, .interruptRemapped, .interruptBlocked, .interruptBlocked,
+      ])
+    delivery.send(InterruptMessage(address: 0xfee0_0010 | 3 << 5, data: 0), from: requester.id)
+    #expect(counts() == [4, 1, 2])
+    #expect(apics.sent.count == 5)
   }
 
   /// A message to memory is DMA like any other: translated, or refused and recorded.
