@@ -26,7 +26,7 @@ DefinitionBlock ("", "DSDT", 2, "NESTLI", "NESTLING", 0x00000001)
             Name (WNDW, ResourceTemplate ()
             {
                 WordBusNumber (ResourceProducer, MinFixed, MaxFixed, PosDecode,
-                    0x0000, 0x0000, 0x001F, 0x0000, 0x0020)
+                    0x0000, 0x0000, 0x0000, 0x0000, 0x0001)
                 // The configuration mechanism's own ports.
                 IO (Decode16, 0x0CF8, 0x0CF8, 0x01, 0x08)
                 // What the ISA bridge passes on, then what functions get.
