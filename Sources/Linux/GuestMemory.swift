@@ -4,10 +4,10 @@ import Synchronization
 
 /// The RAM of a guest: memory mapped once, of which one part lies below 4 GiB and the rest above.
 ///
-/// A CPU's page fault costs an exit, so the host is to use large pages. It has them for anonymous memory nearly
-/// everywhere, for shared memory only where its `shmem_enabled` says so: RAM is anonymous unless others must map it.
-/// Both parts begin on a boundary of the large pages, in the guest and here, or KVM could not use them. Core dumps leave
-/// RAM out: it is the guest's, and large.
+/// Each page that a CPU touches first costs an exit, so the host should use large pages. Nearly every host gives them for
+/// anonymous memory, few for shared memory (`shmem_enabled`): RAM is anonymous unless other processes must map it.
+/// Both parts begin at a large page, in the guest and here, or KVM could not use it. Core dumps leave RAM out: it is the
+/// guest's, and large.
 ///
 /// Every access is checked against the two parts. The guest's CPUs and DMA go on at the same time, so what is
 /// read once may be different when read again; each caller reads a location that matters once.
@@ -37,9 +37,9 @@ public final class GuestMemory: @unchecked Sendable {
 
   /// One or two, in order of address.
   public let regions: [Region]
-  /// The memfd, open as long as this object; nil for anonymous memory.
-  public let fileDescriptor: Int32?
+  /// The memfd and its number; nil for anonymous memory.
   private let file: FileDescriptor?
+  private let fileDescriptor: Int32?
   private let mapping: Mapping
   private let isPinned = Atomic<Bool>(false)
   // Reached from other modules in line: each level of each walk of a page table is a load.

@@ -307,8 +307,7 @@ final class Board: Sendable {
   }
 }
 
-/// A part of the address space that nothing on the bus answers, and that no BAR is to be seen in: the accelerator has the
-/// local APICs there.
+/// Addresses that no device on the bus answers and no BAR may occupy: the accelerator has the local APICs there.
 private final class NoDevice: BusDevice {
   func read(offset: UInt64, width: AccessWidth) -> UInt64 { width.allOnes }
   func write(offset: UInt64, width: AccessWidth, value: UInt64) {}

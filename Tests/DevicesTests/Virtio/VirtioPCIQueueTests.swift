@@ -41,7 +41,7 @@ import Testing
     try setup.driver.write(2, 0xffe, .word, 0)
   }
 
-  /// The second page of the I/O APIC's, for one: its own registers are there, not queues.
+  /// A BAR moved over a chip of the board: writes there are the chip's.
   @Test func `A doorbell is only where the bus gives the BAR the place`() throws {
     final class Chip: BusDevice {
       func read(offset: UInt64, width: AccessWidth) -> UInt64 { 0xc }
