@@ -93,7 +93,7 @@ int nestling_join_within(unsigned long thread, unsigned int milliseconds) {
 
 int nestling_end_with_parent(int parent) {
     if (prctl(PR_SET_PDEATHSIG, SIGTERM) < 0) return -errno;
-    // It may have ended before that, of which no signal tells.
+    // The kernel sends no signal for a parent that ended before the call.
     if (getppid() == parent) return 0;
     prctl(PR_SET_PDEATHSIG, 0);
     return -ESRCH;
@@ -101,13 +101,13 @@ int nestling_end_with_parent(int parent) {
 
 void nestling_name_thread(const char *name) { pthread_setname_np(pthread_self(), name); }
 
-// The terminal's mode is kept here as signal handlers need it, too.
+// Signal handlers need the terminal's mode, so C keeps it.
 static struct termios terminal_before;
 static volatile sig_atomic_t terminal_is_raw;
 
-// For signal handlers, too: tcgetpgrp(3) and tcsetattr(3) may be called there (signal-safety(7)).
+// A signal handler may call this: tcgetpgrp(3) and tcsetattr(3) are safe there (signal-safety(7)).
 static void put_terminal_back(void) {
-    // A process in the background leaves the terminal to its shell; to set it from there would stop the process (SIGTTOU).
+    // In the background, the terminal belongs to the shell, and setting it would stop this process (SIGTTOU).
     pid_t foreground = tcgetpgrp(STDIN_FILENO);
     if (foreground >= 0 && foreground != getpgrp()) return;
     // TCSADRAIN would wait for a terminal that takes no output.

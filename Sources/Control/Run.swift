@@ -4,7 +4,7 @@ extension Control {
   /// Does what a command line asks for.
   /// - Returns: the process's exit status.
   public static func run(_ arguments: [String]) -> Int32 {
-    // There may be nowhere to say it.
+    // Without /dev/null there may be no standard error to report this on.
     guard HostProcess.prepare() else { return 1 }
     if let word = arguments.first, word.drop(while: { $0 == "-" }) == HostCheckText.command {
       let (text, status) = HostCheckText.run(Array(arguments.dropFirst()))
@@ -34,7 +34,7 @@ extension Control {
       try Monitors.attach(configuration.monitors, to: machine)
       machine.onPassthroughNotice { notices.tell($0) }
       let remapping = machine.remapping
-      // Before the devices go: what they wait for must not take the log along.
+      // The log is written before the devices are removed: a removal that hangs must not lose it.
       machine.control.addListener { if case .shutdown = $0 { writeLog(of: remapping, configuration) } }
       let ending = try machine.run()
       notices.finish()

@@ -1,8 +1,8 @@
 import Machine
 import Synchronization
 
-/// What a person hears of a machine that runs, on standard error. A guest can bring such a line about as often as it
-/// likes, so those of one kind have a limit.
+/// Lines about a running machine on standard error. A guest can cause a triple fault as often as it likes, so those
+/// lines have a limit.
 final class RunningNotices: Sendable {
   private let stream = NoticeStream()
   private let tripleFaults = Mutex(NoticeLimit())
@@ -20,7 +20,7 @@ final class RunningNotices: Sendable {
 
   func tell(_ notice: PassthroughNotice) { stream.write(ErrorText.line(for: notice)) }
 
-  /// The machine has ended. Returns when all is written, or cannot be soon.
+  /// Writes what is left when the machine has ended. It waits a second at most.
   func finish() {
     let omitted = tripleFaults.withLock { $0.takeOmitted() }
     if omitted > 0 { stream.write("nestling: \(omitted) more triple faults\n") }
@@ -28,9 +28,9 @@ final class RunningNotices: Sendable {
   }
 }
 
-/// Of many like notices the first passes, then one in a while, which says how many were left out.
+/// Limits notices of one kind: the first passes, then one in each interval, with the number of those left out.
 struct NoticeLimit: Sendable {
-  /// Between two that pass, in nanoseconds.
+  /// The least time between two that pass, in nanoseconds.
   static let interval: UInt64 = 10_000_000_000
 
   private var last: UInt64?
@@ -47,7 +47,7 @@ struct NoticeLimit: Sendable {
     return takeOmitted()
   }
 
-  /// How many were left out, of which nobody has heard yet.
+  /// How many were left out since the last one that passed; counts anew from here.
   mutating func takeOmitted() -> Int {
     defer { omitted = 0 }
     return omitted

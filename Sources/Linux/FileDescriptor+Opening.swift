@@ -1,11 +1,11 @@
 import CLinux
 import Glibc
 
-// Opening what an option names: none of it waits in open(2), where a FIFO waits for its other end and a serial line for
-// its carrier.
+// Opening files that options name, without waiting in open(2): there a FIFO waits for its other end, and a serial line
+// for its carrier.
 
 extension FileDescriptor {
-  /// What kind of file it is: one of S_IFMT's values, S_IFREG for a regular file.
+  /// The kind of file, one of the values of S_IFMT: S_IFREG for a regular file.
   var kind: mode_t {
     get throws(SystemError) {
       var status = stat()
@@ -15,7 +15,7 @@ extension FileDescriptor {
     }
   }
 
-  /// Opens a file that is read at any place: a regular file or a block device. Anything else is refused.
+  /// Opens a file with random access: a regular file or a block device. It refuses any other.
   public init(openingImage path: String, _ flags: Int32) throws(SystemError) {
     let file = try FileDescriptor(opening: path, flags | O_NONBLOCK | O_NOCTTY)
     let kind = try file.kind
@@ -28,17 +28,17 @@ extension FileDescriptor {
     self = file
   }
 
-  /// Opens a file of any kind but a folder that bytes come from. A read of one that has none now returns at once.
+  /// Opens a file of any kind but a folder for reading. A read returns at once where the file has no bytes now.
   public init(openingSource path: String) throws(SystemError) {
     let file = try FileDescriptor(opening: path, O_RDONLY | O_NONBLOCK | O_NOCTTY)
     if try file.kind == S_IFDIR { throw SystemError("open", path, code: EISDIR) }
     self = file
   }
 
-  /// Opens a file that gets output, or makes it. A write that its other end does not take fails with EAGAIN.
+  /// Opens or creates a file for output. A write that would wait for the reader fails with EAGAIN.
   /// - Parameters:
   ///   - flags: beside O_WRONLY and O_CREAT.
-  ///   - patience: as long as it lasts, a FIFO without a reader is waited for; nil for not at all, which is ENXIO.
+  ///   - patience: how long to wait for the reader of a FIFO; nil to throw ENXIO at once.
   public init(openingOutput path: String, _ flags: Int32, patience: Patience? = nil) throws(SystemError) {
     while true {
       do {
@@ -47,7 +47,7 @@ extension FileDescriptor {
         return
       } catch {
         guard error.code == ENXIO, Self.isFIFO(path) else { throw error }
-        guard let patience else { throw SystemError("open", path, code: ENXIO, because: "a FIFO that nobody reads") }
+        guard let patience else { throw SystemError("open", path, code: ENXIO, because: "a FIFO without a reader") }
         try patience.pause("open", path)
       }
     }
@@ -60,22 +60,22 @@ extension FileDescriptor {
   }
 }
 
-/// How long to wait for somebody at the host's end: until a descriptor has input, by which a person gives the wait up.
+/// How long to wait for the other end of a FIFO or a connection: until a descriptor has input, a signal for example.
 public struct Patience: Sendable {
   private let interruption: Int32?
 
-  /// - Parameter interruption: open as long as this value is used; nil for a wait without an end.
+  /// - Parameter interruption: the descriptor, open as long as this value is used; nil to wait without an end.
   public init(until interruption: Int32?) { self.interruption = interruption }
 
-  /// Waits a little, for what poll(2) does not tell of.
-  /// - Throws: EINTR when it is given up.
+  /// Waits for 50 ms: for a condition that poll(2) does not report.
+  /// - Throws: EINTR when the wait is over.
   public func pause(_ call: String, _ operand: String) throws(SystemError) {
     let over = Poll.readable(interruption.map { [$0] } ?? [], milliseconds: 50)
     if over.first == true { throw Self.givenUp(call, operand) }
   }
 
-  /// Waits until a write to the descriptor would not wait, or fail.
-  /// - Throws: EINTR when it is given up.
+  /// Waits until a write to the descriptor would not wait, or would fail.
+  /// - Throws: EINTR when the wait is over.
   func wait(untilWritable descriptor: Int32, _ call: String, _ operand: String) throws(SystemError) {
     var list = [pollfd(fd: descriptor, events: Int16(POLLOUT), revents: 0)]
     if let interruption { list.append(pollfd(fd: interruption, events: Int16(POLLIN), revents: 0)) }
@@ -85,7 +85,7 @@ public struct Patience: Sendable {
   }
 
   /// Waits until the descriptor has input.
-  /// - Throws: EINTR when it is given up.
+  /// - Throws: EINTR when the wait is over.
   public func wait(untilReadable descriptor: Int32, _ call: String, _ operand: String) throws(SystemError) {
     if Poll.readable((interruption.map { [$0] } ?? []) + [descriptor]).first == true, interruption != nil {
       throw Self.givenUp(call, operand)

@@ -12,8 +12,7 @@ public enum ResourceLimit {
     return limit.rlim_cur == rlim_t.max ? nil : UInt64(limit.rlim_cur)
   }
 
-  /// Bytes that a file may have which this process writes or extends (RLIMIT_FSIZE), a memfd among them; nil for no
-  /// limit.
+  /// The largest size of a file that this process writes, a memfd included, in bytes (RLIMIT_FSIZE); nil for no limit.
   public static var fileSize: UInt64? {
     var limit = rlimit()
     // SAFETY: the kernel fills the structure.

@@ -6,15 +6,15 @@ public struct TerminationSignals: ~Copyable, Sendable {
   private let file: FileDescriptor
 
   /// Blocks SIGINT, SIGTERM and SIGHUP for this thread and those it starts; to be called before any is started.
-  /// A write that cannot be done is an error and no signal from then on.
+  /// From then on a failed write is an error and no signal.
   public init() throws(SystemError) {
     Process.ignoreSignalsOfWrites()
     file = FileDescriptor(owning: try checked(nestling_termination_signals(), "signalfd"))
   }
 
   /// Has one of them come when the process that started this one ends, from now on.
-  /// - Parameter parent: the process that did.
-  /// - Throws: ESRCH where it has ended already.
+  /// - Parameter parent: that process.
+  /// - Throws: ESRCH if it has ended already.
   public func includeEndOfParent(_ parent: Int32) throws(SystemError) {
     let answer = nestling_end_with_parent(parent)
     if answer == -ESRCH {

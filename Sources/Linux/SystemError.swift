@@ -6,7 +6,7 @@ public struct SystemError: Error, Hashable, Sendable, CustomStringConvertible {
   /// A path, or another operand worth telling; empty if none is.
   public let operand: String
   public let code: Int32
-  /// What the errno's own text would not say; nil where that says it.
+  /// The reason in words of our own, where the errno's text is not clear; nil otherwise.
   public let explanation: String?
 
   public init(_ call: String, _ operand: String = "", code: Int32, because explanation: String? = nil) {

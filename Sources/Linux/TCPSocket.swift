@@ -32,7 +32,7 @@ public struct TCPListener: ~Copyable, Sendable {
 
 extension FileDescriptor {
   /// Connects to a port of an IPv4 address.
-  /// - Parameter patience: as long as it lasts, the other host's answer is waited for, for as long as TCP does.
+  /// - Parameter patience: how long to wait for the other host, within TCP's own time limit.
   public init(
     connectingTo host: String, port: UInt16, patience: Patience = Patience(until: nil)
   ) throws(SystemError) {
@@ -41,7 +41,7 @@ extension FileDescriptor {
     let file = try InternetAddress.socket(name)
     _ = fcntl(file.rawValue, F_SETFL, O_NONBLOCK)
     if unsafe InternetAddress.with(&address, { unsafe connect(file.rawValue, $0, $1) }) < 0 {
-      // Interrupted or not, it goes on by itself (connect(2)).
+      // An interrupted connect goes on in the background (connect(2)).
       guard errno == EINPROGRESS || errno == EINTR else { throw SystemError("connect", name, code: errno) }
       try patience.wait(untilWritable: file.rawValue, "connect", name)
       var code: Int32 = 0

@@ -46,15 +46,15 @@ public final class Thread: @unchecked Sendable {
     pthread_join(handle, nil)
   }
 
-  /// Waits for its end, as long as it may take, and calls the thread back out of calls of the host after that. To be
-  /// called once, instead of the other `join`.
-  /// - Parameter milliseconds: how long it may take.
-  /// - Returns: false where it has not ended shortly after that either; it is left to itself then.
+  /// Waits for the thread's end for a time, then interrupts its system calls and waits 0.2 s more. Must be called once,
+  /// instead of the other `join`.
+  /// - Parameter milliseconds: the time.
+  /// - Returns: false if the thread still runs; it is detached then.
   @discardableResult
   public func join(patience milliseconds: UInt32) -> Bool {
     if nestling_join_within(handle, milliseconds) == 0 { return true }
     Self.installKick()
-    // The thread may be on its way into the next call when it is called back out of one.
+    // Several times: a kick that comes between two system calls interrupts neither.
     for _ in 0..<20 {
       kick()
       if nestling_join_within(handle, 10) == 0 { return true }

@@ -90,7 +90,7 @@ public struct UnixListener: ~Copyable, Sendable {
 
 extension FileDescriptor {
   /// Connects to a socket in the file system.
-  /// - Parameter patience: as long as it lasts, a server is waited for whose queue of clients is full.
+  /// - Parameter patience: how long to wait for a server whose queue of clients is full.
   public init(connectingTo path: String, patience: Patience = Patience(until: nil)) throws(SystemError) {
     let kind = Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue) | Int32(SOCK_NONBLOCK.rawValue)
     let answer = socket(AF_UNIX, kind, 0)
@@ -98,7 +98,7 @@ extension FileDescriptor {
     let file = FileDescriptor(owning: answer)
     var address = try UnixListener.address(path)
     while unsafe UnixListener.withSocketAddress(&address, { unsafe connect(file.rawValue, $0, $1) }) < 0 {
-      // The queue is full, which poll does not tell of (net/unix/af_unix.c, unix_stream_connect).
+      // EAGAIN: the queue is full, and poll does not report room (net/unix/af_unix.c, unix_stream_connect).
       guard errno == EAGAIN || errno == EINTR else { throw SystemError("connect", path, code: errno) }
       try patience.pause("connect", path)
     }

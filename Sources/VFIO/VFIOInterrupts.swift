@@ -35,7 +35,7 @@ extension VFIODevice {
   /// - Parameters:
   ///   - first: the number of the first one.
   ///   - events: a descriptor each; nil for one that signals nothing.
-  /// - Throws: ENOSPC where the host has fewer vectors: none signals then.
+  /// - Throws: ENOSPC if the host has fewer vectors; then none signals.
   public func signal(_ kind: VFIOInterruptKind, from first: Int = 0, to events: [Int32?]) throws(SystemError) {
     try set(kind, first: first, action: Int(VFIO_IRQ_SET_ACTION_TRIGGER), events: events)
   }
@@ -68,7 +68,7 @@ extension VFIODevice {
       request.store(event ?? -1, at: type(of: request).headerSize + 4 * index)
     }
     let answer = try file.request("VFIO_DEVICE_SET_IRQS", VFIO_DEVICE_SET_IRQS, &request)
-    // How many it could have had (drivers/vfio/pci/vfio_pci_intrs.c, vfio_msi_enable): nothing is switched on.
+    // A positive answer is the number of vectors there are, and none is on (vfio_pci_intrs.c, vfio_msi_enable).
     if answer > 0 {
       throw SystemError(
         "VFIO_DEVICE_SET_IRQS", code: ENOSPC,

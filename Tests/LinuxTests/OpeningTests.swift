@@ -39,7 +39,7 @@ import Testing
       _ = try FileDescriptor(openingOutput: path, 0, patience: Patience(until: event.rawValue))
     }
     let error = #expect(throws: SystemError.self) { _ = try FileDescriptor(openingOutput: path, 0) }
-    #expect(error?.code == ENXIO && error?.reason == "a FIFO that nobody reads")
+    #expect(error?.code == ENXIO && error?.reason == "a FIFO without a reader")
     event.take()
     let reader = try Thread(name: "reader") {
       usleep(100_000)

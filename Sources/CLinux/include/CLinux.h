@@ -73,16 +73,15 @@ int nestling_zero_range(int descriptor, int64_t offset, int64_t count);
 int nestling_lock_byte(int descriptor, int64_t at);
 /// 1 where another open file has a lock on the byte, shared or exclusive; else 0.
 int nestling_byte_is_locked(int descriptor, int64_t at);
-/// Opens /dev/null as each of the descriptors 0, 1 and 2 that is closed: what is opened later would become standard
-/// input, output or error.
+/// Opens /dev/null as each of the descriptors 0, 1 and 2 that is closed. Otherwise a file that is opened later becomes
+/// standard input, output or error.
 int nestling_hold_standard_descriptors(void);
-/// Ends the process after that many seconds at the latest, whatever its threads wait for, with the terminal as it was
-/// before nestling_make_terminal_raw. Another call changes the status alone.
+/// Ends the process after that many seconds, whatever its threads wait for, and restores the terminal first. A second
+/// call changes only the status.
 void nestling_end_within(unsigned int seconds, int status);
 /// Joins a thread (a pthread_t) if it ends soon enough: 0 then, -ETIMEDOUT otherwise.
 int nestling_join_within(unsigned long thread, unsigned int milliseconds);
-// Has this process get SIGTERM when the one that started it ends (prctl(2), PR_SET_PDEATHSIG); -ESRCH where that one
-// has ended already.
+// Asks for SIGTERM when the parent ends (prctl(2), PR_SET_PDEATHSIG); -ESRCH if `parent` has ended already.
 int nestling_end_with_parent(int parent);
 void nestling_name_thread(const char *name);
 /// Input comes as it is typed; a signal that ends a crashing process first puts the terminal back.

@@ -118,7 +118,7 @@ public final class CharacterDevice: Sendable {
       defer { state.reader = nil }
       return state.reader
     }
-    // A terminal that another program reads as well may have it wait.
+    // The reader may wait in read(2) for input that another program on the same terminal has taken.
     reader?.join(patience: 500)
     // The socket is gone from the file system, and a frontend that holds this device does not keep itself alive.
     state.withLock { state in
@@ -175,7 +175,7 @@ public final class CharacterDevice: Sendable {
       do {
         setTarget(CharacterOutputBuffer.Target(try listener.listener.accept()))
       } catch {
-        // The client has gone; or it waits, as the host gives no descriptor now, and would be seen again at once.
+        // The client has gone; or the host has no descriptor left, and the next poll would report the client again.
         if wait(for: [], delivering: &feed, atMost: Self.acceptPause) == nil { return }
       }
     }
@@ -210,11 +210,11 @@ public final class CharacterDevice: Sendable {
     while feed.hasPending, wait(for: [], delivering: &feed) != nil {}
   }
 
-  /// How long a client waits whom the host had no descriptor for, before another try, in milliseconds.
+  /// The time between two tries of accept where the host has no descriptor left, in milliseconds.
   private static let acceptPause: Int32 = 100
 
   /// Gives the frontends what they take, then waits until they take more or one of the descriptors has something.
-  /// - Parameter milliseconds: at most so long; nil for as long as it takes.
+  /// - Parameter milliseconds: the longest wait; nil for no limit.
   /// - Returns: for each descriptor whether it has; nil when Nestling ends.
   private func wait(
     for descriptors: [Int32], delivering feed: inout CharacterFeed, atMost milliseconds: Int32? = nil

@@ -36,8 +36,8 @@ struct CharacterEndpoint: ~Copyable {
   private init() {}
 
   /// Opens it, and where the options ask for it waits for the first client.
-  /// - Parameter interruption: a descriptor that has input when a person gives up that wait, or another: for a server,
-  ///   for the reader of a FIFO.
+  /// - Parameter interruption: a descriptor that has input when that wait ends, or one for a server or for a FIFO's
+  ///   reader.
   init(_ options: any CharacterOptions, interruption: Int32?) throws(SystemError) {
     self.init()
     switch options {
@@ -79,7 +79,7 @@ struct CharacterEndpoint: ~Copyable {
         do {
           target = CharacterOutputBuffer.Target(try opened.accept())
         } catch {
-          // A client that connected and went at once was none; one for whom the host has no descriptor waits.
+          // The client has gone, or the host has no descriptor left.
           try patience.pause("accept", name)
         }
       }

@@ -139,7 +139,7 @@ final class CharacterOutputBuffer: Sendable {
     room.signal()
   }
 
-  /// Writes what is left, within reason, and ends. A terminal may have room and hold the write of it all the same.
+  /// Writes what is left, within reason, and ends. A write to a terminal may block although poll reported room.
   func stop() {
     state.withLock { $0.stopping = true }
     event.signal()

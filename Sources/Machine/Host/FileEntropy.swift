@@ -3,24 +3,23 @@ import Glibc
 import Linux
 import Synchronization
 
-/// virtio-rng over a file of the host: /dev/urandom, a hardware generator's device, a FIFO that a daemon feeds. A thread
-/// reads it, as much as a request wants and only when one does; so whatever the file has its readers wait for, nobody
-/// else here waits. A FIFO that nobody feeds, a file that has ended or one that fails is tried again from time to time
-/// for as long as a request wants bytes.
+/// virtio-rng over a file of the host: /dev/urandom, a generator's device, a FIFO that a daemon feeds. A thread
+/// reads it when a request wants bytes, and only as many; so only this thread waits for the file. A FIFO without a
+/// writer, a file at its end or one that fails is read again every 100 ms as long as a request wants bytes.
 final class FileEntropy: Devices.EntropySource {
-  /// What the thread and the source share, so that the thread does not keep the source alive.
+  /// The state that the thread and the source share. The thread does not keep the source alive.
   ///
   /// Lock order: its lock is a leaf; the handler is called without it.
   private final class Reading: Sendable {
     private struct State {
-      /// Bytes that were read and not taken yet.
+      /// Bytes read and not taken yet.
       var bytes: [UInt8] = []
-      /// How many a request waits for; 0 for none.
+      /// How many bytes a request waits for; 0 for none.
       var wanted = 0
       var handler: (@Sendable () -> Void)?
     }
 
-    /// Between two reads of a file that had nothing, in milliseconds.
+    /// The time between two reads of a file that had nothing, in milliseconds.
     private static let pause: Int32 = 100
 
     let file: FileDescriptor
@@ -79,7 +78,7 @@ final class FileEntropy: Devices.EntropySource {
   init(opening path: String) throws(SystemError) {
     let reading = try Reading(opening: path)
     self.reading = reading
-    // It ends with this object, or with the process where a read does not return.
+    // It ends with this object; where a read does not return, with the process.
     _ = try Thread(name: "entropy") { reading.run() }
   }
 

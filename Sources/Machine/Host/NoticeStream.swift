@@ -2,10 +2,10 @@ import Glibc
 import Linux
 import Synchronization
 
-/// Lines on standard error about a machine that runs. The caller never waits: a thread writes them, and those that find
-/// no room behind a reader that does not read are lost.
+/// Lines on standard error about a running machine. The caller never waits: a thread writes them, and a line is lost
+/// where a reader is 1 MiB behind.
 public final class NoticeStream: Sendable {
-  /// Made with the first line; most machines have none.
+  /// Made with the first line: most machines write none.
   private let output = Mutex<CharacterOutputBuffer?>(nil)
 
   public init() {}
@@ -21,7 +21,7 @@ public final class NoticeStream: Sendable {
     _ = output?.write(Array(text.utf8))
   }
 
-  /// Writes what is left, as far as that is possible soon. What comes later is lost.
+  /// Writes what is left, within a second. Later lines are lost.
   public func finish() {
     output.withLock { $0 }?.stop()
   }

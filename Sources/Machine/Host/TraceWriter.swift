@@ -5,16 +5,16 @@ import VTd
 
 /// Writes trace events, a line each: `vtd_dmar_fault sid=00:02.0 fault=0x71 ...`.
 ///
-/// Lock order: its lock is a leaf. It is called with a unit's locks held, so it does not wait for a reader: events that
-/// a pipe has no room for are lost, and a line that says how many stands in their place.
+/// Lock order: its lock is a leaf. A unit calls it with its locks held, so it does not wait for a reader: events that
+/// do not fit a pipe are lost, and the next line tells how many.
 final class TraceWriter: TraceSink {
   private let file: FileDescriptor
-  /// Keeps lines whole; counts events that were lost since the last line.
+  /// How many events were lost since the last line. The lock also keeps lines whole.
   private let lost = Mutex(0)
 
   /// - Parameters:
   ///   - path: of a file, which is emptied first; nil for standard error.
-  ///   - patience: as long as it lasts, a FIFO without a reader is waited for.
+  ///   - patience: how long to wait for the reader of a FIFO; nil to throw ENXIO at once.
   init(path: String?, patience: Patience? = nil) throws(SystemError) {
     if let path {
       file = try FileDescriptor(openingOutput: path, O_TRUNC, patience: patience)
@@ -26,7 +26,7 @@ final class TraceWriter: TraceSink {
   func record(_ event: TraceEvent, unit: String?, _ arguments: [TraceArgument]) {
     let bytes = Array(TraceLine.text(event, unit: unit, arguments).utf8)
     lost.withLock { lost in
-      // A pipe that has room takes a line (pipe(7), PIPE_BUF). A full disk or a closed pipe loses events, nothing else.
+      // A pipe with room takes a whole line (pipe(7), PIPE_BUF). A full disk or a closed pipe only loses events.
       guard Poll.writable(file.rawValue, milliseconds: 0) else {
         lost += 1
         return

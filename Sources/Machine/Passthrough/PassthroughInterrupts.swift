@@ -43,7 +43,7 @@ final class PassthroughInterrupts: InterruptRouter {
   /// - Parameters:
   ///   - inner: the board's.
   ///   - intx: nil for a function without a pin.
-  ///   - tell: hears, once, why interrupts of the device do not come. It waits for nothing.
+  ///   - tell: called once for each reason why interrupts of the device do not come. It must not wait.
   init(
     _ device: VFIODevice, inner: any InterruptRouter, msixCount: Int, intx: Events?,
     tell: @escaping @Sendable (SystemError) -> Void = { _ in }
@@ -171,7 +171,7 @@ final class PassthroughInterrupts: InterruptRouter {
       state.signalled = wanted
     } catch {
       fail(error, &state)
-      // Those that it had, it keeps.
+      // The device keeps the vectors that it had.
       let kept = former > 0 && (try? device.signal(kind, to: Array(events[..<former]))) != nil
       state.signalled = kept ? former : 0
     }

@@ -133,7 +133,7 @@ public struct PassthroughNotice: Hashable, Sendable {
     case request
     /// No reset brought it to its first state.
     case notReset(SystemError)
-    /// Some or all of its interrupts do not come: the host refused what the guest asked for.
+    /// The host refused interrupts that the guest asked for: some or all of them do not come.
     case interruptsRefused(SystemError)
     /// BARs are out of reach of other devices of the guest.
     case outOfPeersReach(SystemError)

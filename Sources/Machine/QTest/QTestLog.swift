@@ -5,7 +5,7 @@ import Linux
 final class QTestLog: Sendable {
   private let file: FileDescriptor
 
-  /// - Parameter patience: as long as it lasts, a FIFO without a reader is waited for.
+  /// - Parameter patience: how long to wait for the reader of a FIFO; nil to throw ENXIO at once.
   /// - Returns: nil for no log.
   init?(_ log: QTestOptions.Log, patience: Patience? = nil) throws(SystemError) {
     switch log {

@@ -61,7 +61,7 @@ final class MachineController: MachineControl {
   private let quit: @Sendable (MachineCause) -> Void
   private let state = Mutex(State())
 
-  /// - Parameter requestQuit: has the machine end.
+  /// - Parameter requestQuit: asks for the end of the machine.
   init(events: EventQueue, board: Board, requestQuit: @escaping @Sendable (MachineCause) -> Void) {
     self.events = events
     self.board = board

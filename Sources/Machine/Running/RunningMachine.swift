@@ -23,7 +23,7 @@ public final class RunningMachine {
     /// One line that says what happened.
     case crashed(String)
 
-    /// Nestling's.
+    /// The exit status of Nestling.
     public var exitStatus: Int32 {
       switch self {
       case .shutdown, .quit: 0
@@ -50,8 +50,8 @@ public final class RunningMachine {
   /// Steps 1 and 2.
   /// - Parameters:
   ///   - interpreter: looks through what is typed on standard input.
-  ///   - onEnding: called when the end begins, or is asked for, even where the machine's own thread cannot see to it;
-  ///     from any thread, and possibly more than once. nil for nobody who wants to know.
+  ///   - onEnding: called when the end begins or is requested, even while the machine's own thread hangs; from any
+  ///     thread, possibly more than once.
   public init(
     _ configuration: MachineConfiguration, interpreter: any InputInterpreter,
     onEnding: (@Sendable (_ exitStatus: Int32) -> Void)? = nil
@@ -61,7 +61,7 @@ public final class RunningMachine {
     Thread.installKick()
     do {
       signals = try TerminationSignals()
-      // Before anything is opened: whatever that waits for, a signal ends it.
+      // Before anything is opened, so that a signal ends a start that hangs.
       if let onEnding {
         terminationWatch = try TerminationWatch(signals.rawValue) { onEnding(Ending.quit.exitStatus) }
       } else {
@@ -103,7 +103,7 @@ public final class RunningMachine {
         configuration, characters, board: board, clock: (accelerator as? QTestAccelerator)?.steppedClock,
         patience: patience)
     } catch {
-      // Their sockets are not left behind in the file system.
+      // This removes their sockets from the file system.
       characters.stop()
       throw error
     }
@@ -396,7 +396,7 @@ public final class RunningMachine {
     return ending
   }
 
-  /// Takes apart a machine that is not to run: its sockets are not left behind in the file system.
+  /// Takes apart a machine that will not run, and removes its sockets from the file system.
   public func abandon() { stop() }
 
   private func stop() {

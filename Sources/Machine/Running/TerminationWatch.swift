@@ -1,13 +1,13 @@
 import Linux
 
-/// Sees that a signal asks for the end, even while the machine's own thread is in a call of the host that does not
-/// return: opening a file of a server that is gone, say. It takes no signal; that is the machine's.
+/// Notices a signal that asks for the end even while the machine's own thread hangs in a system call, in opening a file
+/// of a dead server for example. It leaves the signal for the machine to take.
 final class TerminationWatch: Sendable {
   private let end: EventDescriptor
   private let thread: Thread
 
   /// - Parameters:
-  ///   - signals: has input when one came; open as long as this object.
+  ///   - signals: a descriptor with input while a signal is pending; open as long as this object.
   ///   - handler: called once, on a thread of its own.
   init(_ signals: Int32, _ handler: @escaping @Sendable () -> Void) throws(SystemError) {
     let end = try EventDescriptor()

@@ -6,7 +6,7 @@ import Testing
 
 @testable import Machine
 
-/// virtio-rng's bytes from a file of the host that may have none: whoever takes them never waits.
+/// virtio-rng's bytes from a file of the host: taking them never waits for the file.
 @Suite(.timeLimit(.minutes(1))) struct FileEntropyTests {
   private let path = "/tmp/nestling-entropy-\(getpid())-\(UInt32.random(in: 0...UInt32.max))"
 

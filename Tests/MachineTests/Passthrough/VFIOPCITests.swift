@@ -202,7 +202,7 @@ import Testing
     model.remove()
   }
 
-  @Test("a host with too few vectors leaves those that came, and a person hears of it once")
+  @Test("a host with too few vectors keeps the ones it gave, and one notice says so")
   func vectorsOfAHostThatHasTooFew() throws {
     let told = Notes<PassthroughNotice.Kind>()
     let model = try make { told.add($0) }
@@ -229,7 +229,7 @@ import Testing
     model.remove()
   }
 
-  @Test("a host that refuses INTx is told of") func aHostThatRefusesTheWire() throws {
+  @Test("a host that refuses INTx causes a notice") func aHostThatRefusesTheWire() throws {
     let told = Notes<PassthroughNotice.Kind>()
     kernel.state.withLock { $0.failing[VFIO_DEVICE_SET_IRQS] = EBUSY }
     let model = try make { told.add($0) }

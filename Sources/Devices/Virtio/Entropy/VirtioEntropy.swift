@@ -1,12 +1,12 @@
 import Hardware
 import Synchronization
 
-/// Where random bytes come from: the host's getrandom, or a file of the host. None of the calls waits for the host.
+/// A source of random bytes: the host's getrandom, or a file of the host. No call waits for the host.
 public protocol EntropySource: AnyObject, Sendable {
-  /// Takes bytes that are there. For one thread at a time.
-  /// - Parameter count: at most so many, and no more than `bytes` has room for.
-  /// - Returns: how many there were, at the front of `bytes` now; 0 where there are none, and `onReady`'s handler is
-  ///   called when there are some.
+  /// Takes the bytes that the source has now. One thread at a time may call it.
+  /// - Parameter count: the most to take; `bytes` has room for as many.
+  /// - Returns: how many bytes it put at the front of `bytes`. After 0, the source calls `onReady`'s handler as soon as
+  ///   it has some.
   func take(_ count: Int, into bytes: inout [UInt8]) -> Int
 
   /// - Parameter handler: called from any thread.
@@ -16,8 +16,8 @@ public protocol EntropySource: AnyObject, Sendable {
 /// A random number generator: virtio 1.2, section 5.4. One queue, whose buffers it fills.
 ///
 /// A request gets what the source has, one byte at least (5.4.6.2); where it has none, the request stays in the queue
-/// until there is some. The bytes are here before the request's buffers are translated: no request of DMA is on its way
-/// while the host is waited for.
+/// until the source has some. The device has the bytes before it translates the request's buffers, so no DMA request is
+/// in flight while it waits for the host.
 public final class VirtioEntropy: VirtioDevice {
   /// A request gets this many bytes at most; a driver asks again for more (5.4.6.2 allows less than was asked for).
   static let requestLimit: UInt64 = 64 << 10
@@ -25,7 +25,7 @@ public final class VirtioEntropy: VirtioDevice {
   private let source: any EntropySource
   private let quota: EntropyQuota?
   private let owner = Mutex(WeakVirtioTransport())
-  /// For the queue's worker; as long as the longest request so far.
+  /// Used by the queue's worker; as long as the longest request so far.
   private let bytes = Mutex<[UInt8]>([])
 
   /// - Parameter limit: nil for as much as the guest asks for.
@@ -59,7 +59,7 @@ public final class VirtioEntropy: VirtioDevice {
         if allowed == 0 { return }
         guard try queue.next() else { break }
         guard try serve(&queue, limit: allowed) else {
-          // As above, when the source has something.
+          // `onReady` wakes the queue when the source has bytes.
           queue.putBack()
           return
         }

@@ -79,7 +79,7 @@ public struct VirtQueue: Sendable {
     return true
   }
 
-  /// Leaves the chain that `next` took last in the available ring: `next` takes it again, as it stands then.
+  /// Puts the chain that `next` took last back into the available ring. The following `next` reads it again.
   public mutating func putBack() { nextAvailable &-= 1 }
 
   /// Serves what is available with `body`, chain by chain, and what becomes available meanwhile, with the driver's

@@ -2,13 +2,13 @@ import Hardware
 import Linux
 import Synchronization
 
-/// Sends messages for eventfds that the kernel has no route for, and that others signal: a thread waits for them, which
-/// is made when there is the first.
+/// Sends the messages of eventfds that VFIO signals and that the kernel has no route for. One thread waits for all of
+/// them; the first one starts it.
 ///
-/// Lock order: a route's lock, then those here; a message is sent with the loop's held, so that none of an eventfd's is
-/// on its way once `stop` or another `send` has returned.
+/// Lock order: a route's lock, then the ones here. A message is sent with the loop's lock held, so an eventfd's old
+/// message is not sent any more once `stop` or another `send` has returned.
 final class InterruptRelay: Sendable {
-  /// An eventfd that outlives the wait for it.
+  /// An eventfd that stays open while the thread waits for it.
   final class Event: Sendable {
     let descriptor: EventDescriptor
     init() throws(SystemError) { descriptor = try EventDescriptor() }
@@ -17,7 +17,7 @@ final class InterruptRelay: Sendable {
   private let sender: @Sendable (InterruptMessage) -> Void
   private let loop = Mutex<Loop?>(nil)
 
-  /// - Parameter sender: sends a message to the local APICs; it waits for nothing.
+  /// - Parameter sender: sends a message to the local APICs. It must not wait.
   init(_ sender: @escaping @Sendable (InterruptMessage) -> Void) { self.sender = sender }
 
   deinit { loop.withLock { $0?.end() } }
@@ -25,17 +25,17 @@ final class InterruptRelay: Sendable {
   /// Sends a message now.
   func send(_ message: InterruptMessage) { sender(message) }
 
-  /// Has each signal of the eventfd send the message from now on, those that wait already included.
+  /// From now on each signal of the eventfd sends the message. Pending signals send it, too.
   func send(_ message: InterruptMessage, at event: Event) {
     let loop = loop.withLock { loop in
-      // Where the host gives neither thread nor descriptor, the next change of the route tries again.
+      // If the host has no thread or descriptor left, the next change of the route tries again.
       if loop == nil { loop = try? Loop(sender) }
       return loop
     }
     loop?.set(message, at: event)
   }
 
-  /// From now on signals of the eventfd add up.
+  /// From now on signals of the eventfd stay pending.
   func stop(_ event: Event) { loop.withLock { $0 }?.set(nil, at: event) }
 
   private final class Loop: Sendable {
@@ -63,7 +63,7 @@ final class InterruptRelay: Sendable {
         if let message { entries?[event.descriptor.rawValue] = Entry(event: event, message: message) }
         return former == nil && message != nil
       }
-      // One that is gone is found out when it is signalled.
+      // The thread notices a removed entry when its eventfd is signalled.
       if isNew { changed.signal() }
     }
 

@@ -13,8 +13,8 @@ protocol VectorTable: AnyObject, Sendable {
 
 extension InterruptRouting: VectorTable {}
 
-/// An eventfd that the kernel turns into the message (irqfd). Where its table of routes has no room, the message goes
-/// by a call of its own: at once where it is signalled here, by the relay where others signal the eventfd.
+/// An eventfd that the kernel turns into the message (irqfd). Where the kernel's table of routes has no room, each
+/// message is a call of its own: `signal` makes it, or the relay where VFIO signals the eventfd.
 final class KVMVector: MessageVector {
   private let table: any VectorTable
   private let relay: InterruptRelay
@@ -23,7 +23,7 @@ final class KVMVector: MessageVector {
   private let eventfd: InterruptRelay.Event?
   /// The kernel turns the eventfd into the message.
   private var attached = false
-  /// Others signal the eventfd, too.
+  /// VFIO has the eventfd.
   private var isGivenOut = false
   private var message: InterruptMessage?
 
@@ -49,7 +49,7 @@ final class KVMVector: MessageVector {
       try table.set(gsi, address: message.address, data: message.data)
       if !attached {
         relay.stop(eventfd)
-        // What was signalled meanwhile, the kernel sends now.
+        // The kernel sends now what was signalled meanwhile.
         try table.attach(eventfd.descriptor.rawValue, to: gsi)
       }
       attached = true
