@@ -50,6 +50,8 @@ final class VFIOPCI: FunctionModel {
   private struct State {
     /// Bits of the device's command register.
     var command: UInt16 = 0
+    /// Bus Master Enable stays off: the function is being removed.
+    var requestsEnded = false
     var interruptAsserted = false
     var pageRequests: PageRequestInterface?
     var awaitsBusReset = false
@@ -111,12 +113,20 @@ final class VFIOPCI: FunctionModel {
     surroundings.memory?.tellPeerProblem()
   }
 
+  /// Ends the device's requests for good, while its tables and their invalidations still hold: an access in flight on
+  /// another CPU cannot enable bus mastering again. The read comes back behind what the device posted before (PCI
+  /// Express Base 2.4.1).
+  func endRequests() {
+    state.withLock { $0.requestsEnded = true }
+    write(command: Self.decoding.rawValue)
+    _ = device.read(configuration, offset: UInt64(StandardOffset.command), width: 2)
+  }
+
   /// Takes the function off the board, whatever the guest does meanwhile: its BARs and its interrupts go, and what it
   /// would still ask of memory ends here. The device goes when nobody holds it any more.
   func remove() {
     surroundings.memory?.peers.remove(self)
-    // Its DMA ends before its tables do.
-    write(command: Self.decoding.rawValue)
+    endRequests()
     function.remove()
     // An access in flight may have placed a BAR once more after that.
     placed.withLock { $0.slots = [:] }
@@ -279,6 +289,7 @@ final class VFIOPCI: FunctionModel {
 
   private func write(command: UInt16) {
     state.withLock { state in
+      let command = state.requestsEnded ? command & ~Command.busMasterEnable.rawValue : command
       guard state.command != command else { return }
       state.command = command
       device.write(configuration, offset: UInt64(StandardOffset.command), width: 2, value: UInt64(command))

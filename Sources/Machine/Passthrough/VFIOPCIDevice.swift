@@ -92,7 +92,9 @@ extension VFIOPCIOptions: BoardDevice {
       bindings?.add(bound, for: model.function.requester)
       do {
         try board.plug(model.function, of: identity) {
-          // Nothing of the guest's tables reaches the device any more, then nothing of the device the guest.
+          // While the device can reach memory, what the guest unmaps must be unmapped on the host, too. So its requests
+          // end first, then the forwarding, then the rest of it.
+          model.endRequests()
           bindings?.remove(bound)
           board.interruptEnds.remove(watch)
           model.remove()

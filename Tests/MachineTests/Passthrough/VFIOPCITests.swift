@@ -50,6 +50,22 @@ import Testing
       address: RequesterID(bus: 0, device: 5, function: 0))
   }
 
+  @Test func `Ended requests stay ended, whatever the guest still writes`() throws {
+    let model = try make()
+    let function = model.function
+    function.writeConfiguration(offset: 4, width: .word, value: 6)
+    #expect(takeWrites().last == "7:4=0007")
+    model.endRequests()
+    #expect(takeWrites() == ["7:4=0003"])
+    // Accesses that were in flight, and a reset by a neighbour.
+    function.writeConfiguration(offset: 4, width: .word, value: 0)
+    function.writeConfiguration(offset: 4, width: .word, value: 6)
+    model.quiesce()
+    model.settle()
+    #expect(takeWrites().allSatisfy { !$0.hasPrefix("7:4=") || $0 == "7:4=0003" })
+    model.remove()
+  }
+
   /// Writes to the device's configuration space since the last call: offset and value.
   private func takeWrites() -> [String] {
     kernel.state.withLock { state in
