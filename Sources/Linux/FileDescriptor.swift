@@ -37,7 +37,8 @@ public struct FileDescriptor: ~Copyable, Sendable {
     throw SystemError("write", code: errno)
   }
 
-  /// Writes all of it, waiting as the file does.
+  /// Writes all of it, and waits for room where there is none: in write(2), or in poll(2) where the file is
+  /// non-blocking, as standard output may be that another process has, too.
   public func write(_ bytes: [UInt8]) throws(SystemError) {
     var offset = 0
     while offset < bytes.count {
@@ -47,6 +48,8 @@ public struct FileDescriptor: ~Copyable, Sendable {
       }
       if written >= 0 {
         offset += written
+      } else if errno == EAGAIN {
+        _ = Poll.writable(rawValue, milliseconds: -1)
       } else if errno != EINTR {
         throw SystemError("write", code: errno)
       }

@@ -1,5 +1,6 @@
 import Glibc
 import Linux
+import Synchronization
 import Testing
 
 /// Opening and connecting never waits for the host alone: a descriptor with input ends it.
@@ -48,6 +49,26 @@ import Testing
     let file = try FileDescriptor(openingOutput: path, 0, patience: Patience(until: event.rawValue))
     try file.write([1])
     reader.join()
+  }
+
+  @Test("a write to a FIFO that is read slowly waits for room, and loses nothing") func aSlowReader() throws {
+    let path = fifo()
+    let reader = try FileDescriptor(openingSource: path)
+    let file = try FileDescriptor(openingOutput: path, 0)
+    let text = (0..<1 << 18).map { UInt8(truncatingIfNeeded: $0 >> 8) }
+    let seen = Mutex<[UInt8]>([])
+    let raw = reader.rawValue
+    let thread = try Thread(name: "reader") {
+      let reader = FileDescriptor(owning: dup(raw))
+      while seen.withLock({ $0.count }) < text.count, Poll.readable([raw], milliseconds: 5000)[0] {
+        usleep(1000)
+        let more = (try? reader.read(count: 8192)) ?? []
+        seen.withLock { $0 += more }
+      }
+    }
+    try file.write(text)
+    thread.join()
+    #expect(seen.withLock { $0 } == text)
   }
 
   @Test("a server whose queue is full is waited for until the wait is given up") func aBusyServer() throws {

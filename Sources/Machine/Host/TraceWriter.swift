@@ -26,17 +26,13 @@ final class TraceWriter: TraceSink {
   func record(_ event: TraceEvent, unit: String?, _ arguments: [TraceArgument]) {
     let bytes = Array(TraceLine.text(event, unit: unit, arguments).utf8)
     lost.withLock { lost in
-      // A pipe with room takes a whole line (pipe(7), PIPE_BUF). A full disk or a closed pipe only loses events.
-      guard Poll.writable(file.rawValue, milliseconds: 0) else {
-        lost += 1
-        return
-      }
-      if lost > 0 {
-        let note = Array("trace_events_lost count=\(lost)\n".utf8)
+      let note = lost > 0 ? Array("trace_events_lost count=\(lost)\n".utf8) : []
+      // A pipe that has room takes both lines whole (pipe(7), PIPE_BUF). A full disk or a closed pipe loses events,
+      // nothing else.
+      if Poll.writable(file.rawValue, milliseconds: 0), (try? file.writeSome(note + bytes, from: 0)) != 0 {
         lost = 0
-        try? file.write(note + bytes)
       } else {
-        try? file.write(bytes)
+        lost += 1
       }
     }
   }
