@@ -1,10 +1,13 @@
 import CLinux
 import Glibc
+import Synchronization
 
 /// A POSIX thread that runs one function.
 @safe
 public final class Thread: @unchecked Sendable {
   private let handle: pthread_t
+  /// Whether somebody waits, or has waited, for its end.
+  private let isJoined = Atomic<Bool>(false)
 
   private final class Body {
     let name: String
@@ -41,8 +44,14 @@ public final class Thread: @unchecked Sendable {
     self.handle = handle
   }
 
+  /// A thread that nobody joins gives its stack back at its end.
+  deinit {
+    if !isJoined.load(ordering: .relaxed) { pthread_detach(handle) }
+  }
+
   /// Waits for its end. To be called once.
   public func join() {
+    isJoined.store(true, ordering: .relaxed)
     pthread_join(handle, nil)
   }
 
@@ -52,6 +61,7 @@ public final class Thread: @unchecked Sendable {
   /// - Returns: false if the thread still runs; it is detached then.
   @discardableResult
   public func join(patience milliseconds: UInt32) -> Bool {
+    isJoined.store(true, ordering: .relaxed)
     if nestling_join_within(handle, milliseconds) == 0 { return true }
     Self.installKick()
     // Several times: a kick that comes between two system calls interrupts neither.

@@ -1,5 +1,6 @@
 import Glibc
 import Linux
+import Synchronization
 import Testing
 
 @Suite(.timeLimit(.minutes(1))) struct ProcessTests {
@@ -23,6 +24,24 @@ import Testing
     #expect(thread.join(patience: 50))
     close(ends[0])
     close(ends[1])
+  }
+
+  @Test("threads that nobody joins give their stacks back") func stacks() throws {
+    let places = Mutex(Set<UInt>())
+    let count = 24
+    for _ in 0..<count {
+      let ended = try EventDescriptor()
+      let raw = ended.rawValue
+      _ = try Thread(name: "alone") {
+        var one: UInt64 = 1
+        withUnsafePointer(to: &one) { place in places.withLock { _ = $0.insert(UInt(bitPattern: place)) } }
+        write(raw, &one, 8)
+      }
+      ended.wait()
+      // It has yet to end.
+      usleep(5000)
+    }
+    #expect(places.withLock { $0.count } < count)
   }
 
   @Test("one that does not end is left to itself") func impatience() throws {
