@@ -23,7 +23,8 @@ final class PassthroughInterrupts: InterruptRouter {
     /// Vectors that the device signals.
     var signalled = 0
     var routes: [Kind: [any EventRoute]] = [:]
-    var told: Set<SystemError> = []
+    /// By errno: the guest chooses how many vectors it asks for, which the text names.
+    var told: Set<Int32> = []
   }
 
   /// What INTx signals, and what unmasks it.
@@ -147,7 +148,7 @@ final class PassthroughInterrupts: InterruptRouter {
   }
 
   private func fail(_ error: SystemError, _ state: inout State) {
-    if state.told.insert(error).inserted { tell(error) }
+    if state.told.insert(error.code).inserted { tell(error) }
   }
 
   /// Has the device signal every vector that is used.

@@ -241,6 +241,9 @@ import Testing
     #expect(told.all == [.interruptsRefused(error)])
     memoryBus.write(address: 0xd000_2010 + 12, width: .doubleword, value: 1)
     memoryBus.write(address: 0xd000_2010 + 12, width: .doubleword, value: 0)
+    // However many the guest asks for.
+    memoryBus.write(address: 0xd000_2020 + 12, width: .doubleword, value: 0)
+    memoryBus.write(address: 0xd000_2030 + 12, width: .doubleword, value: 0)
     #expect(told.all.count == 1)
     model.remove()
   }
