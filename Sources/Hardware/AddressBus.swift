@@ -9,9 +9,9 @@ public protocol BusDevice: AnyObject, Sendable {
   /// - Parameter value: bits beyond `width` are zero.
   func write(offset: UInt64, width: AccessWidth, value: UInt64)
 
-  /// `AddressBus.visibleParts` of a region of this device may have changed, as another region came or went. Called after
-  /// the change, with no lock of the bus held; calls may come late and in any order, so what counts is what the bus
-  /// says then.
+  /// The visible parts of one of this device's regions may have changed, because another region was attached or detached.
+  /// The bus calls this after the change, holding no lock. Calls may come late and out of order:
+  /// `AddressBus.visibleParts` has the present state.
   func visiblePartsChanged()
 }
 
@@ -22,8 +22,8 @@ extension BusDevice {
 /// An address space with devices in it: the memory bus, or the I/O ports.
 ///
 /// The guest moves regions about (BARs), so they may overlap: the board's fixed regions win over
-/// movable ones, and among equals the one that was attached first. An accelerator that answers for a region by itself,
-/// by a memory slot or an ioeventfd, keeps to that: it answers for the region's visible parts.
+/// movable ones, and among equals the one that was attached first. An accelerator that serves a region itself, by a
+/// memory slot or an ioeventfd, follows the same rule: it serves only the region's visible parts.
 ///
 /// Lock order: the bus lock is a leaf. It is never held across a call of a device; the reference
 /// that a lookup returns keeps the device alive while the access is in flight.
@@ -52,7 +52,7 @@ public final class AddressBus: Sendable {
 
     func overlaps(_ other: Region) -> Bool { base <= other.last && other.base <= last }
 
-    /// Whether it answers where the two overlap: numbers go up, so the one attached first has the smaller.
+    /// Whether this region answers where the two overlap. Numbers grow: the region attached first has the smaller one.
     func precedes(_ other: Region) -> Bool {
       (priority, other.attachment.number) > (other.priority, attachment.number)
     }
@@ -95,7 +95,8 @@ public final class AddressBus: Sendable {
   }
 
   /// As `attach`, for a caller that holds a lock which `visiblePartsChanged` takes.
-  /// - Parameter affected: devices are appended whose `visiblePartsChanged` is to be called when that lock is released.
+  /// - Parameter affected: receives the devices whose `visiblePartsChanged` the caller calls once it has released that
+  ///   lock.
   public func attach(
     _ device: any BusDevice, at base: UInt64, size: UInt64, priority: Priority = .fixed,
     affecting affected: inout [any BusDevice]
@@ -115,7 +116,7 @@ public final class AddressBus: Sendable {
   }
 
   /// As `detach`, for a caller that holds a lock which `visiblePartsChanged` takes.
-  /// - Parameter affected: as `attach` has it.
+  /// - Parameter affected: as of `attach`.
   public func detach(_ attachment: Attachment, affecting affected: inout [any BusDevice]) {
     map.withLock { map in
       guard let index = map.regions.firstIndex(where: { $0.attachment == attachment }) else { return }

@@ -52,7 +52,7 @@ public final class TranslationUnit: BusDevice, DMARemapper {
     var invalidations: [Invalidation] = []
     /// Their requests in flight may go by what was invalidated.
     var ports: [TranslatedMemoryPort] = []
-    /// Interrupt requests in flight may go by an entry or a table that is invalid now.
+    /// Interrupt requests in flight may still use an entry or a table that is invalid now.
     var concernsInterrupts = false
 
     mutating func append(_ port: TranslatedMemoryPort) {
@@ -396,7 +396,8 @@ public final class TranslationUnit: BusDevice, DMARemapper {
     pending.ports.removeAll(keepingCapacity: true)
     if pending.concernsInterrupts { interruptsInFlight.drain(parking: parking) }
     pending.concernsInterrupts = false
-    // One that was checked before what was invalidated, or before a wait descriptor with PD, is in the queue first.
+    // Page requests that were checked before the invalidation, or before a wait descriptor with PD, enter the queue
+    // first.
     if capabilities.pageRequests { pageRequestsInFlight.drain(parking: parking) }
     tellObservers(&pending)
   }

@@ -19,7 +19,7 @@ struct UnitRegisters: Sendable {
     var translationEnableChanged = false
     /// SRTP: another root table, or the same again.
     var rootTableSet = false
-    /// Requests in flight go by what was before.
+    /// Requests in flight may still use the old tables.
     var translationChanged: Bool { rootTableSet || translationEnableChanged }
     /// IRE, CFI or SIRTP.
     var interruptRemappingChanged = false
@@ -47,7 +47,7 @@ struct UnitRegisters: Sendable {
   /// What is in force. Global Status shows it, once it is complete.
   private(set) var globalStatus: GlobalCommand = []
   /// How many commands that change translation or interrupt remapping are in force, while requests in flight may
-  /// still go by what was before.
+  /// still use the old tables.
   private var incompleteCommands = 0
 
   init(_ capabilities: Capabilities) {
@@ -189,7 +189,7 @@ struct UnitRegisters: Sendable {
     showGlobalStatus()
   }
 
-  /// No request goes by what was before a command any more.
+  /// No request in flight still uses what a command replaced.
   mutating func completeGlobalCommand() {
     // A reset may have come between.
     incompleteCommands = max(incompleteCommands - 1, 0)

@@ -165,7 +165,7 @@ public final class CharacterDevice: Sendable {
         feed.connected()
         guard pass(from: target, through: &feed) else { return }
         setTarget(nil)
-        // A monitor is no longer held up, and carries out what was asked of it; its next client has asked for nothing.
+        // Monitors no longer wait for this client: they carry out the rest of its commands before the next one comes.
         feed.deliver()
         feed.disconnected()
       }

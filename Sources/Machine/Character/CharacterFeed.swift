@@ -46,7 +46,7 @@ struct CharacterFeed {
 
   private mutating func switchFocus() -> InputAction {
     guard frontends.count > 1 else { return .show("\nnestling: there is no monitor here\n") }
-    // What was typed before belongs to whoever had the focus then.
+    // Input from before the switch belongs to the frontend that had the focus.
     deliver()
     frontends[focus].focusChanged(false)
     focus = (focus + 1) % frontends.count

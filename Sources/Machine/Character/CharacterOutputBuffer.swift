@@ -11,7 +11,7 @@ final class CharacterOutputBuffer: Sendable {
   }
 
   private struct State {
-    /// What waits, but for what the thread is writing now.
+    /// Bytes that wait, without those that the thread is writing now.
     var bytes: [UInt8] = []
     /// How many bytes have come, and how many of them have been written or dropped: what is between them waits.
     var accepted: UInt64 = 0
@@ -20,7 +20,7 @@ final class CharacterOutputBuffer: Sendable {
     var stopping = false
     /// Whether somebody waits for room.
     var hasWaiter = false
-    /// The value of `gone` that ends somebody's wait for room.
+    /// The value of `gone` at which `onRoom` is called; nil while nothing waits for room.
     var roomAt: UInt64?
     var onRoom: (@Sendable () -> Void)?
 
@@ -41,7 +41,7 @@ final class CharacterOutputBuffer: Sendable {
 
   /// In bytes.
   static let limit = 1 << 20
-  /// How far ahead of the other end an answer may be before it holds up the next one, in bytes.
+  /// How many bytes up to an answer's end may be unread before the next answer waits.
   static let answerLead: UInt64 = 1 << 16
   /// How long the rest may take when Nestling ends, in milliseconds.
   private static let patience: Int32 = 1000
@@ -97,7 +97,7 @@ final class CharacterOutputBuffer: Sendable {
     return end
   }
 
-  /// Whether the other end has yet to read much of what was sent up to `end`. If so, `onRoom` tells of a change.
+  /// Whether more than `answerLead` of the bytes up to `end` are unread. If so, `onRoom` is called when that changes.
   func isBehind(_ end: UInt64) -> Bool {
     state.withLock { state in
       guard state.target != nil, state.gone + Self.answerLead < end else { return false }
@@ -180,11 +180,11 @@ final class CharacterOutputBuffer: Sendable {
 
   /// Bytes have been written or dropped.
   private func finish(_ count: Int, for target: Target) {
-    // Those for one who was there before are counted already.
+    // `setTarget` has counted the bytes of an earlier target.
     change { state in if state.target === target { state.gone += UInt64(count) } }
   }
 
-  /// Changes `gone`, and tells those who have waited for that.
+  /// Changes `gone`, and wakes what waits for that.
   private func change(_ body: (inout State) -> Void) {
     let (handler, hasWaiter) = state.withLock { state -> ((@Sendable () -> Void)?, Bool) in
       body(&state)

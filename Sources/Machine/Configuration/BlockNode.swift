@@ -6,7 +6,7 @@ public struct BlockNode: Hashable, Sendable {
   public var readOnly: Bool
   /// Whether a guest's discard frees space in the file; else it does nothing.
   public var discardUnmaps: Bool
-  /// Whether the file is locked against other users while a device has it; auto: where the host can.
+  /// Whether the file is locked against other users while a device uses it; auto: where the host has such locks.
   public var locking: OnOffAuto
   /// The node that this one is laid over (a raw node over a file node). `path` is the same.
   public var underlying: String?

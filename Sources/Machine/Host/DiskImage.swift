@@ -1,7 +1,7 @@
 import Linux
 
 extension BlockNode {
-  /// Opens the file for a device, which has it until it goes.
+  /// Opens the file for a device and locks it, until the device goes.
   func open(memory: GuestMemory) throws(StartError) -> ScatteredFile {
     let file = try openUnlocked(memory: memory)
     guard locking != .off else { return file }
