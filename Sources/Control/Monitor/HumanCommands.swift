@@ -34,13 +34,10 @@ enum HumanCommands {
       (words, target) in Answer(text: info(words, target))
     },
     HumanCommand("stop", "s", help: "stop emulation") { (_, target) in
-      target.pause()
-      return Answer()
+      answer { () throws(MonitorError) in try target.perform(.pause) }
     },
     HumanCommand("cont", "c", help: "resume emulation") { (_, target) in
-      if target.control.status == .internalError { return Answer(text: "Error: \(StatusProblem.needsReset)\n") }
-      target.resume()
-      return Answer()
+      answer { () throws(MonitorError) in try target.perform(.resume) }
     },
     HumanCommand("system_reset", help: "reset the system") { (_, target) in
       Answer { target.control.requestReset() }
@@ -64,6 +61,16 @@ enum HumanCommands {
       return Answer(text: "\(name): extraneous characters at the end of line\n")
     }
     return command.run(Array(words.dropFirst()), target)
+  }
+
+  /// Carries out what has nothing to tell but an error, in the form of QEMU's `hmp_handle_error`.
+  private static func answer(_ body: () throws(MonitorError) -> Void) -> Answer {
+    do throws(MonitorError) {
+      try body()
+      return Answer()
+    } catch {
+      return Answer(text: "Error: \(error.text)\n")
+    }
   }
 
   private static func help(_ name: String?) -> String {

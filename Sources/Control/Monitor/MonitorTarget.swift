@@ -9,10 +9,6 @@ package protocol MonitorTarget: AnyObject, Sendable {
   /// The kernel's numbers of the CPUs' threads; empty while there are none.
   var processorThreads: [Int] { get }
 
-  /// Has the CPUs stand still, or go on, and waits until they do or it is the end.
-  func pause()
-  func resume()
-
   /// `info iommu`
   func remappingText() -> String
   /// `info iommu translate`

@@ -5,19 +5,17 @@ final class Monitors: MonitorTarget {
   let control: any MachineControl
   private let inspection: MachineInspection
   private let remapping: RemappingInspection
-  private let wait: MachineWait
 
-  private init(_ machine: RunningMachine) throws(StartError) {
+  private init(_ machine: RunningMachine) {
     control = machine.control
     inspection = machine.inspection
     remapping = machine.remapping
-    wait = try MachineWait(control)
   }
 
   /// Attaches the monitors that the configuration asks for. To be called before the machine runs.
   static func attach(_ options: [MonitorOptions], to machine: RunningMachine) throws(StartError) {
     if options.isEmpty { return }
-    let target = try Monitors(machine)
+    let target = Monitors(machine)
     var monitors: [Monitor] = []
     for options in options {
       guard let id = options.device else { continue }
@@ -33,8 +31,6 @@ final class Monitors: MonitorTarget {
     machine.control.addListener { notice in
       let time = HostTime.now
       for monitor in attached { monitor.tell(notice, at: time) }
-      // Last, so that an event comes before the answer to the command that brought it about.
-      target.wait.noticed()
     }
   }
 
@@ -42,17 +38,6 @@ final class Monitors: MonitorTarget {
   var functions: [MachineInspection.Function] { inspection.functions }
   var characterDevices: [MachineInspection.CharacterState] { inspection.characterDevices }
   var processorThreads: [Int] { inspection.processorThreads }
-
-  func pause() {
-    guard control.status == .running else { return }
-    control.requestPause()
-    wait.wait { $0 != .running }
-  }
-
-  func resume() {
-    control.requestResume()
-    wait.wait { $0 == .running || $0 == .internalError }
-  }
 
   func remappingText() -> String { RemappingText.units(remapping.states()) }
 

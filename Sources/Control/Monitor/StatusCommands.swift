@@ -33,12 +33,11 @@ extension MonitorCommands {
       "query-name", answers: .object("NameInfo", [SchemaMember("name", .string, optional: true)])
     ) { (target) throws(MonitorError) in target.configuration.name.map { ["name": .string($0)] } ?? [:] },
     MonitorCommand("stop", NoArguments.self) { (_, target) throws(MonitorError) in
-      target.pause()
+      try target.perform(.pause)
       return .answer([:])
     },
     MonitorCommand("cont", NoArguments.self) { (_, target) throws(MonitorError) in
-      if target.control.status == .internalError { throw .generic(StatusProblem.needsReset) }
-      target.resume()
+      try target.perform(.resume)
       return .answer([:])
     },
     MonitorCommand("system_reset", NoArguments.self) { (_, target) throws(MonitorError) in
@@ -51,11 +50,6 @@ extension MonitorCommands {
       .answerThen([:]) { target.control.requestQuit(.monitorQuit) }
     },
   ]
-}
-
-/// QEMU's words for what a state does not admit.
-enum StatusProblem {
-  static let needsReset = "Resetting the Virtual Machine is required"
 }
 
 extension MachineStatus {

@@ -11,10 +11,9 @@ public protocol MachineControl: AnyObject, Sendable {
   func requestQuit(_ cause: MachineCause)
   /// Presses the power button: the guest is asked to shut itself down.
   func requestPowerDown()
-  /// Stops the CPUs.
-  func requestPause()
-  /// Has them go on.
-  func requestResume()
+  /// - Parameter answer: called once, with nil when the request has been carried out: on the machine's thread, or at
+  ///   once where the machine has ended. It must not wait for the machine.
+  func ask(_ request: MachineRequest, _ answer: @escaping @Sendable (RequestError?) -> Void)
 
   /// - Parameter listener: told of what happens, on the thread that carries it out. It must not wait for the machine.
   func addListener(_ listener: @escaping @Sendable (MachineNotice) -> Void)
@@ -74,8 +73,10 @@ final class MachineController: MachineControl {
 
   func requestReset() { events.post(.hostReset) }
   func requestQuit(_ cause: MachineCause) { quit(cause) }
-  func requestPause() { events.post(.pause) }
-  func requestResume() { events.post(.resume) }
+
+  func ask(_ request: MachineRequest, _ answer: @escaping @Sendable (RequestError?) -> Void) {
+    events.post(.request(PendingRequest(request, answer)))
+  }
 
   func requestPowerDown() {
     tell(.powerDown)

@@ -1,7 +1,7 @@
 import Hardware
 
 /// What the machine's own thread is to act on. Whoever brings it about posts it.
-public enum MachineEvent: Hashable, Sendable {
+enum MachineEvent: Hashable, Sendable {
   // What the guest does. All of it ends what runs.
 
   /// The guest switched itself off.
@@ -20,8 +20,8 @@ public enum MachineEvent: Hashable, Sendable {
   /// The end of Nestling.
   case quit(MachineCause)
   case hostReset
-  case pause
-  case resume
+  /// What a monitor waits for.
+  case request(PendingRequest)
   /// A passed-through device met an error: the guest must not run on.
   case deviceError
   /// A device goes at once, without its driver being asked: its host wants it back.
@@ -30,9 +30,14 @@ public enum MachineEvent: Hashable, Sendable {
   /// Whether it is the host's wish, which holds whatever the guest does meanwhile.
   var isRequest: Bool {
     switch self {
-    case .quit, .hostReset, .pause, .resume, .deviceError, .surpriseRemoval: true
+    case .quit, .hostReset, .request, .deviceError, .surpriseRemoval: true
     case .shutdown, .reset, .tripleFault, .debugExit, .crashed: false
     }
+  }
+
+  /// Whether the guest stops as soon as it is posted.
+  var haltsGuest: Bool {
+    if case .request(let pending) = self { pending.request.haltsGuest } else { true }
   }
 }
 

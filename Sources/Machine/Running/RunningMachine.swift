@@ -319,9 +319,10 @@ public final class RunningMachine {
       return resetByGuest()
     case .reset: return resetByGuest()
     case .hostReset: return reset(.monitorReset)
-    case .pause: return pause()
-    case .resume: return resume()
-    case .deviceError: return pause(as: .internalError)
+    case .request(let pending): return carryOut(pending)
+    case .deviceError:
+      pause(as: .internalError)
+      return nil
     case .surpriseRemoval(let identity): return remove(identity)
     }
   }
@@ -350,12 +351,29 @@ public final class RunningMachine {
     return nil
   }
 
-  private func pause(as status: MachineStatus = .paused) -> Ending? {
+  /// - Returns: nil where the machine goes on, whether or not the request was carried out.
+  private func carryOut(_ pending: PendingRequest) -> Ending? {
+    do {
+      switch pending.request {
+      case .pause: pause()
+      case .resume: try resume()
+      }
+      // After the notices of it: an event comes before the answer to the command that brought it about.
+      pending.answer()
+    } catch let error as RequestError {
+      pending.answer(error)
+    } catch {
+      pending.answer(.ended)
+      return end(.crashed("\(error)"), .guestCrash)
+    }
+    return nil
+  }
+
+  private func pause(as status: MachineStatus = .paused) {
     processors.stop()
-    guard controller.status == .running else { return nil }
+    guard controller.status == .running else { return }
     controller.set(status)
     controller.tell(.paused)
-    return nil
   }
 
   /// No CPU runs meanwhile. The machine goes on without the device.
@@ -363,21 +381,7 @@ public final class RunningMachine {
     processors.stop()
     qtest?.pause()
     if let device = board.unplug(identity) { controller.tell(.deviceDeleted(device.id, path: device.path)) }
-    return controller.status == .running ? startProcessors() : nil
-  }
-
-  private func resume() -> Ending? {
-    if controller.status == .internalError { return nil }
-    if controller.status != .running {
-      controller.set(.running)
-      controller.tell(.resumed)
-    }
-    return startProcessors()
-  }
-
-  /// Every event has stopped them, this one for nothing.
-  private func startProcessors() -> Ending? {
-    processors.stop()
+    guard controller.status == .running else { return nil }
     do {
       try processors.start()
     } catch {
@@ -386,9 +390,22 @@ public final class RunningMachine {
     return nil
   }
 
+  private func resume() throws {
+    switch controller.status {
+    case .running: return
+    case .internalError: throw RequestError.needsReset
+    case .prelaunch, .paused, .shutdown: break
+    }
+    controller.set(.running)
+    controller.tell(.resumed)
+    try processors.start()
+  }
+
   private func end(_ ending: Ending, _ cause: MachineCause) -> Ending {
     onEnding(ending.exitStatus)
     controller.set(.shutdown)
+    // Who waits for an answer waits no longer, whatever the end itself waits for.
+    events.close()
     processors.stop()
     // Before the monitors' connections end.
     controller.tell(.shutdown(cause))
@@ -400,7 +417,7 @@ public final class RunningMachine {
   public func abandon() { stop() }
 
   private func stop() {
-    events.onPost(nil)
+    events.close()
     processors.stop()
     qtest?.stop()
     board.removeDevices()

@@ -22,15 +22,19 @@ final class RecordingMachine: MonitorTarget, MachineControl {
   func requestReset() { ask("reset") }
   func requestQuit(_ cause: MachineCause) { ask("quit") }
   func requestPowerDown() { ask("power down") }
-  func requestPause() { ask("pause") }
-  func requestResume() { ask("resume") }
+  func ask(_ request: MachineRequest, _ answer: @escaping @Sendable (RequestError?) -> Void) {
+    switch request {
+    case .pause: current.withLock { $0 = .paused }
+    case .resume:
+      if status == .internalError { return answer(.needsReset) }
+      current.withLock { $0 = .running }
+    }
+    answer(nil)
+  }
   func addListener(_ listener: @escaping @Sendable (MachineNotice) -> Void) {}
 
   /// A device does.
   func fail() { current.withLock { $0 = .internalError } }
-
-  func pause() { current.withLock { $0 = .paused } }
-  func resume() { current.withLock { $0 = .running } }
 
   var functions: [MachineInspection.Function] {
     var description = FunctionDescription(vendorID: 0x1234, deviceID: 0x11e8, classCode: 0x00ff00)

@@ -64,11 +64,14 @@ private final class UnmovedMachine: MonitorTarget, MachineControl {
   func requestReset() {}
   func requestQuit(_ cause: MachineCause) {}
   func requestPowerDown() {}
-  func requestPause() {}
-  func requestResume() {}
+  func ask(_ request: MachineRequest, _ answer: @escaping @Sendable (RequestError?) -> Void) {
+    switch request {
+    case .pause: current.withLock { $0 = .paused }
+    case .resume: current.withLock { $0 = .running }
+    }
+    answer(nil)
+  }
   func addListener(_ listener: @escaping @Sendable (MachineNotice) -> Void) {}
-  func pause() { current.withLock { $0 = .paused } }
-  func resume() { current.withLock { $0 = .running } }
 
   var functions: [MachineInspection.Function] { [] }
   var characterDevices: [MachineInspection.CharacterState] { [] }

@@ -258,17 +258,17 @@ private func socketPath(_ name: String = #function) -> String {
     #expect(try client.ask("endianness") == "OK little")
     let control = try #require(machine.control)
     #expect(control.status == .running)
-    control.requestPause()
-    control.requestPause()
-    try wait("the pause") { control.status == .paused }
+    try control.perform(.pause)
+    try control.perform(.pause)
+    #expect(control.status == .paused)
     // A paused machine has no CPU that runs; a qtest client is none.
     #expect(try client.ask("endianness") == "OK little")
     control.requestReset()
     try wait("the reset") { machine.notices.contains(.reset(.monitorReset)) }
     #expect(try client.ask("endianness") == "OK little")
     #expect(control.status == .paused)
-    control.requestResume()
-    try wait("the resumption") { control.status == .running }
+    try control.perform(.resume)
+    #expect(control.status == .running)
     // The power button: PM1_STS bit 8.
     #expect(try client.ask("inw 0x600") == "OK 0x0000")
     control.requestPowerDown()
@@ -306,8 +306,8 @@ private func socketPath(_ name: String = #function) -> String {
       try Thread(name: "asker \(number)") {
         for _ in 0..<25 {
           control.requestReset()
-          control.requestPause()
-          control.requestResume()
+          control.ask(.pause) { _ in }
+          try? control.perform(.resume)
         }
       }
     }
@@ -315,7 +315,7 @@ private func socketPath(_ name: String = #function) -> String {
       #expect(try client.ask("writeb 0x1000 \(round)\nreadb 0x1000") == "OK"); _ = try client.line()
     }
     for thread in threads { thread.join() }
-    control.requestResume()
+    try control.perform(.resume)
     try wait("the resets") { machine.notices.filter { $0 == .reset(.monitorReset) }.count == 100 }
     try wait("the end of all that") { control.status == .running }
     #expect(try client.ask("endianness") == "OK little")

@@ -1,5 +1,6 @@
 import Linux
 import Synchronization
+import TestSupport
 import Testing
 
 @testable import Machine
@@ -23,14 +24,16 @@ import Testing
 
   @Test func requestsAreKeptInOrder() throws {
     let queue = try EventQueue()
-    for event in [.pause, .reset, .hostReset, .shutdown, .resume] as [MachineEvent] { queue.post(event) }
-    #expect(queue.take() == .pause)
+    let pause = MachineEvent.request(PendingRequest(.pause))
+    let resume = MachineEvent.request(PendingRequest(.resume))
+    for event in [pause, .reset, .hostReset, .shutdown, resume] { queue.post(event) }
+    #expect(queue.take() == pause)
     #expect(isReadable(queue))
     // The guest's reset takes what the guest did after it along.
     #expect(queue.take() == .reset)
     #expect(queue.take() == .hostReset)
     #expect(isReadable(queue))
-    #expect(queue.take() == .resume)
+    #expect(queue.take() == resume)
     #expect(!isReadable(queue))
     #expect(queue.take() == nil)
   }
@@ -44,11 +47,12 @@ import Testing
 
   @Test func whatTheGuestDidIsForgotten() throws {
     let queue = try EventQueue()
+    let pause = MachineEvent.request(PendingRequest(.pause))
     queue.post(.shutdown)
-    queue.post(.pause)
+    queue.post(pause)
     queue.post(.reset)
     #expect(queue.forgetGuestEvents() == nil)
-    #expect(queue.take() == .pause)
+    #expect(queue.take() == pause)
     #expect(queue.take() == nil)
     queue.post(.reset)
     queue.post(.quit(.signal))
@@ -61,10 +65,42 @@ import Testing
     let halts = Atomic<Int>(0)
     queue.onPost { halts.add(1, ordering: .relaxed) }
     queue.post(.reset)
-    queue.post(.pause)
+    queue.post(.request(PendingRequest(.pause)))
+    #expect(halts.load(ordering: .relaxed) == 2)
+    // Nothing that needs the CPUs to stand.
+    queue.post(.request(PendingRequest(.resume)))
     #expect(halts.load(ordering: .relaxed) == 2)
     queue.onPost(nil)
     queue.post(.shutdown)
     #expect(halts.load(ordering: .relaxed) == 2)
+  }
+
+  /// The answers that came, in order; nil is a success.
+  private func request(_ answers: Notes<RequestError?>) -> MachineEvent {
+    .request(PendingRequest(.pause) { answers.add($0) })
+  }
+
+  @Test func `A request that the end comes before is answered, once, with the end`() throws {
+    let queue = try EventQueue()
+    let answers = Notes<RequestError?>()
+    func ended(_ count: Int) -> Bool {
+      answers.all.count == count && answers.all.allSatisfy { if case .ended? = $0 { true } else { false } }
+    }
+    queue.post(request(answers))
+    queue.post(.quit(.signal))
+    queue.post(request(answers))
+    #expect(queue.take() == .quit(.signal) && ended(2))
+    queue.post(request(answers))
+    queue.post(.quit(.signal))
+    #expect(queue.forgetGuestEvents() == .quit(.signal) && ended(3))
+    queue.post(request(answers))
+    queue.post(.reset)
+    queue.close()
+    #expect(queue.take() == nil && ended(4))
+    // Nothing reads the queue any more.
+    queue.post(request(answers))
+    #expect(ended(5))
+    queue.close()
+    #expect(queue.take() == nil && ended(5))
   }
 }

@@ -61,19 +61,53 @@ import Testing
       machine.events.post(.deviceError)
       #expect(eventually { log() == [.paused] })
       #expect(machine.control.status == .internalError)
-      machine.control.requestResume()
-      machine.control.requestPause()
+      #expect { try machine.control.perform(.resume) } throws: {
+        if case .needsReset? = $0 as? RequestError { true } else { false }
+      }
+      try machine.control.perform(.pause)
+      #expect(machine.control.status == .internalError)
       machine.control.requestReset()
       #expect(eventually { machine.control.status == .prelaunch })
       #expect(log() == [.paused, .reset(.monitorReset)])
-      machine.control.requestResume()
-      #expect(eventually { machine.control.status == .running })
+      try machine.control.perform(.resume)
+      #expect(machine.control.status == .running)
       // One that comes while a person has it stopped changes nothing.
-      machine.control.requestPause()
+      try machine.control.perform(.pause)
       machine.events.post(.deviceError)
-      machine.control.requestResume()
-      #expect(eventually { log().count == 5 })
+      try machine.control.perform(.resume)
       #expect(log() == [.paused, .reset(.monitorReset), .resumed, .paused, .resumed])
     }
+  }
+
+  @Test func `A request is answered after its notice, and the end answers what it finds`() throws {
+    let held = Semaphore()
+    let reached = Semaphore()
+    let answers = Notes<RequestError?>()
+    var control: (any MachineControl)?
+    try run([]) { machine, log in
+      control = machine.control
+      for _ in 0..<20 {
+        try machine.control.perform(.pause)
+        #expect(log().last == .paused && machine.control.status == .paused)
+        try machine.control.perform(.resume)
+        #expect(log().last == .resumed && machine.control.status == .running)
+      }
+      // The machine's thread is busy; meanwhile a monitor asks, and the end comes.
+      machine.control.addListener {
+        if case .reset = $0 {
+          reached.signal()
+          held.wait()
+        }
+      }
+      machine.control.requestReset()
+      reached.wait()
+      machine.control.ask(.pause) { answers.add($0) }
+      machine.control.requestQuit(.monitorQuit)
+      #expect(answers.all.isEmpty)
+      held.signal()
+    }
+    func isEnded(_ error: (any Error)??) -> Bool { if case .ended?? = error as? RequestError?? { true } else { false } }
+    #expect(answers.all.count == 1 && isEnded(answers.all.first))
+    #expect { try control?.perform(.pause) } throws: { isEnded($0) }
   }
 }

@@ -1,0 +1,78 @@
+import Linux
+import Synchronization
+
+/// What a monitor asks of a running machine. The machine's own thread carries it out and answers.
+public enum MachineRequest: Sendable {
+  /// Stops the CPUs. Answered when none runs.
+  case pause
+  /// Starts the CPUs again. Answered when they run.
+  case resume
+
+  /// Whether the CPUs stop as soon as this is asked, before the machine's thread takes it up.
+  var haltsGuest: Bool {
+    switch self {
+    case .pause: true
+    case .resume: false
+    }
+  }
+}
+
+/// Why a machine did not carry out a request. Nothing has changed.
+public enum RequestError: Error, Sendable {
+  /// The machine ends, or has ended.
+  case ended
+  /// A device of the host failed the machine: a reset comes first.
+  case needsReset
+}
+
+/// A request on its way to the machine's thread. It is answered once.
+///
+/// Lock order: its lock is a leaf; the answer is given without it.
+final class PendingRequest: Hashable, Sendable {
+  let request: MachineRequest
+  private let receiver: Mutex<(@Sendable (RequestError?) -> Void)?>
+
+  /// - Parameter receiver: called once, on the machine's thread or the asker's. It waits for nothing.
+  init(_ request: MachineRequest, _ receiver: @escaping @Sendable (RequestError?) -> Void = { _ in }) {
+    self.request = request
+    self.receiver = Mutex(receiver)
+  }
+
+  /// - Parameter error: nil where the request has been carried out.
+  func answer(_ error: RequestError? = nil) {
+    let receiver = receiver.withLock { receiver in
+      defer { receiver = nil }
+      return receiver
+    }
+    receiver?(error)
+  }
+
+  static func == (a: PendingRequest, b: PendingRequest) -> Bool { a === b }
+  func hash(into hasher: inout Hasher) { hasher.combine(ObjectIdentifier(self)) }
+}
+
+/// Where an asker waits for the answer.
+private final class AnswerSlot: Sendable {
+  private let error = Mutex<RequestError?>(nil)
+  private let given = Semaphore()
+
+  func give(_ error: RequestError?) {
+    self.error.withLock { $0 = error }
+    given.signal()
+  }
+
+  func wait() -> RequestError? {
+    given.wait()
+    return error.withLock { $0 }
+  }
+}
+
+extension MachineControl {
+  /// Asks for something and waits until it is done. Must not be called on the machine's own thread, nor while holding
+  /// anything that the machine's thread needs.
+  public func perform(_ request: MachineRequest) throws(RequestError) {
+    let slot = AnswerSlot()
+    ask(request) { slot.give($0) }
+    if let error = slot.wait() { throw error }
+  }
+}
