@@ -48,7 +48,7 @@ extension ErrorText {
     }
   }
 
-  private static func text(for problem: DeviceProblem) -> String {
+  static func text(for problem: DeviceProblem) -> String {
     switch problem {
     case .duplicateID(let id): duplicate(id.text)
     case .unknownNode(let use, let known):

@@ -27,7 +27,7 @@ enum ErrorText {
   }
 
   /// The start of a text that is too long to repeat.
-  private static func shortened(_ text: String) -> String {
+  static func shortened(_ text: String) -> String {
     text.unicodeScalars.count <= 160 ? text : String(String.UnicodeScalarView(text.unicodeScalars.prefix(157))) + "..."
   }
 

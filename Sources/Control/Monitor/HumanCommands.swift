@@ -39,6 +39,18 @@ enum HumanCommands {
     HumanCommand("cont", "c", help: "resume emulation") { (_, target) in
       answer { () throws(MonitorError) in try target.perform(.resume) }
     },
+    HumanCommand(
+      "device_add", parameters: "driver[,prop=value][,...]", help: "add device, like -device on the command line"
+    ) {
+      (words, target) in
+      if let text = words.first, CommandOptions.asksHelp(text) { return Answer(text: HelpText.deviceKinds) }
+      return answer { () throws(MonitorError) in
+        try target.perform(.addDevice(try DeviceArguments.read(option: words.first ?? "")))
+      }
+    },
+    HumanCommand("device_del", parameters: "device", help: "remove device") { (words, target) in
+      named(words, "device_del") { (name) throws(MonitorError) in try target.perform(.removeDevice(name)) }
+    },
     HumanCommand("system_reset", help: "reset the system") { (_, target) in
       Answer { target.control.requestReset() }
     },
@@ -61,6 +73,16 @@ enum HumanCommands {
       return Answer(text: "\(name): extraneous characters at the end of line\n")
     }
     return command.run(Array(words.dropFirst()), target)
+  }
+
+  /// Carries out what takes one name.
+  private static func named(
+    _ words: [String], _ command: String, _ body: (String) throws(MonitorError) -> Void
+  ) -> Answer {
+    guard let name = words.first else {
+      return Answer(text: "\(command): string expected\nTry \"help \(command)\" for more information\n")
+    }
+    return answer { () throws(MonitorError) in try body(name) }
   }
 
   /// Carries out what has nothing to tell but an error, in the form of QEMU's `hmp_handle_error`.

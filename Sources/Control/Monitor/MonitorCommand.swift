@@ -24,6 +24,20 @@ struct MonitorCommand: Sendable {
     run = { (object, target) throws(MonitorError) in try body(try Arguments(object), target) }
   }
 
+  /// A command whose arguments are a device's, an object's or a node's properties: more than the schema names.
+  init(
+    _ name: String, open members: [SchemaMember],
+    _ body: @escaping @Sendable (JSONObject, any MonitorTarget) throws(MonitorError) -> Void
+  ) {
+    self.name = name
+    answer = .empty
+    arguments = members
+    run = { (object, target) throws(MonitorError) in
+      try body(object, target)
+      return .answer([:])
+    }
+  }
+
   /// A query without arguments.
   init(
     _ name: String, answers answer: SchemaType,
@@ -37,7 +51,8 @@ struct MonitorCommand: Sendable {
 
 /// Every command, in the order of their names. A new one is a line here and its entry in the file of its subject.
 enum MonitorCommands {
-  static let all: [MonitorCommand] = (statusCommands + boardCommands + kindCommands + introspectionCommands)
+  static let all: [MonitorCommand] =
+    (statusCommands + boardCommands + deviceCommands + kindCommands + introspectionCommands)
     .sorted { $0.name < $1.name }
 
   private static let byName: [String: MonitorCommand] = Dictionary(uniqueKeysWithValues: all.map { ($0.name, $0) })

@@ -1,13 +1,77 @@
+import Hardware
 import Machine
 
-/// What the machine answers, in QEMU's classes and words.
+/// What the machine answers, in QEMU's classes and words (qapi/qmp/qerror.h, system/qdev-monitor.c, hw/pci/pci.c).
 extension MonitorError {
   init(_ error: RequestError) {
     self =
       switch error {
       case .ended: .generic("The machine ends")
       case .needsReset: .generic("Resetting the Virtual Machine is required")
+      case .notPluggable: .generic("Parameter 'driver' expects a pluggable device type")
+      case .noSuchBus(let name): .generic("Bus \(ErrorText.quoted(name)) not found")
+      case .wrongBus(let kindName, let bus): .generic("Device '\(kindName)' can't go on \(bus.rawValue) bus")
+      case .noHotplug(let bus): .generic("Bus '\(bus)' does not support hotplugging")
+      case .noSuchDevice(let name): .deviceNotFound("Device \(ErrorText.quoted(name)) not found")
+      case .property(let kindName, let error): .generic(Self.text(error, kindName))
+      case .refused(let kindName, let problem): Self(problem, kindName)
+      case .failed(.file(_, let error)) where !error.operand.isEmpty:
+        .generic("Could not open \(ErrorText.quoted(error.operand)): \(error.reason)")
+      case .failed(let error): .generic(error.description)
       }
+  }
+
+  private static func text(_ error: PropertyError, _ kindName: String) -> String {
+    switch error {
+    case .unknown(let name, _): return "Property '\(kindName).\(ErrorText.shortened(name))' not found"
+    case .value(let name, let text, let problem):
+      switch problem {
+      case .notBoolean: return "Parameter '\(name)' expects 'on' or 'off'"
+      case .notNumber: return "Parameter '\(name)' expects integer"
+      case .notSize: return "Parameter '\(name)' expects size"
+      case .notIdentifier: return "Parameter '\(name)' expects an identifier"
+      case .notPCIAddress: return "Property '\(kindName).\(name)' doesn't take value \(ErrorText.quoted(text))"
+      case .notOneOf: return "Parameter '\(name)' does not accept value \(ErrorText.quoted(text))"
+      case .outOfRange, .notPowerOfTwo, .tooLong, .empty, .refused: break
+      }
+    case .contradiction, .rule: break
+    }
+    return ErrorText.text(for: error, owner: kindName)
+  }
+
+  private init(_ problem: DeviceProblem, _ kindName: String) {
+    self =
+      switch problem {
+      case .duplicateID(let id): .generic("Duplicate device ID '\(id)'")
+      case .unknownNode(let use, _):
+        .generic("Property '\(Self.owner(kindName)).\(use.property)' can't find value \(ErrorText.quoted(use.id))")
+      case .nodeInUse(let use, .device):
+        .generic("Drive \(ErrorText.quoted(use.id)) is already in use by another device")
+      case .unknownObject(let use, _): .deviceNotFound("Device \(ErrorText.quoted(use.id.text)) not found")
+      case .wrongObject(let use, _):
+        .generic(
+          "Invalid parameter type for '\(use.property)', expected: "
+            + (use.kindNames.count == 1 ? use.kindNames[0] : use.property + "-backend"))
+      case .addressTaken(let address, let owner):
+        .generic(
+          "PCI: slot \(address.device) function \(address.function) not available for \(kindName), in use by "
+            + Self.text(owner))
+      case .noFreeAddress: .generic("PCI: no slot/function available for \(kindName), all in use or reserved")
+      default: .generic(ErrorText.text(for: problem))
+      }
+  }
+
+  /// Where QEMU's property is: a virtio device on PCI is two devices there.
+  private static func owner(_ kindName: String) -> String {
+    kindName.hasPrefix("virtio-") && kindName.hasSuffix("-pci") ? kindName.dropLast(3) + "device" : kindName
+  }
+
+  private static func text(_ owner: AddressOwner) -> String {
+    switch owner {
+    case .hostBridge: "mch,id=(null)"
+    case .isaBridge: "ICH9-LPC,id=(null)"
+    case .device(let kindName, let id): "\(kindName),id=\(id?.text ?? "(null)")"
+    }
   }
 }
 

@@ -26,6 +26,8 @@ final class Board: Sendable {
 
   /// What has been plugged in.
   let devices: DeviceTree
+  /// What there is to plug into.
+  let buses = LiveBuses()
   private let ioapic: IOAPICDevice
   private let pinRoutes: [PinRoute]
   private let calendar: CMOSClock

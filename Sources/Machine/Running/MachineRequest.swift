@@ -7,12 +7,16 @@ public enum MachineRequest: Sendable {
   case pause
   /// Starts the CPUs again. Answered when they run.
   case resume
+  /// Answered when the guest can find the device.
+  case addDevice(DeviceDescription)
+  /// By its id or its path. Answered when the device is gone.
+  case removeDevice(String)
 
   /// Whether the CPUs stop as soon as this is asked, before the machine's thread takes it up.
   var haltsGuest: Bool {
     switch self {
     case .pause: true
-    case .resume: false
+    case .resume, .addDevice, .removeDevice: false
     }
   }
 }
@@ -23,6 +27,19 @@ public enum RequestError: Error, Sendable {
   case ended
   /// A device of the host failed the machine: a reset comes first.
   case needsReset
+  /// Such a device is made with the board, and only then.
+  case notPluggable
+  case noSuchBus(String)
+  /// The bus that is named is of this kind, which is not the device's.
+  case wrongBus(kindName: String, DeviceBus)
+  /// Nothing comes to this bus or goes from it while the machine runs.
+  case noHotplug(bus: String)
+  case noSuchDevice(String)
+  case property(kindName: String, PropertyError)
+  /// The device does not fit the machine as it is.
+  case refused(kindName: String, DeviceProblem)
+  /// What the device is over fails: a file, a device of the host.
+  case failed(StartError)
 }
 
 /// A request on its way to the machine's thread. It is answered once.

@@ -34,7 +34,7 @@ public final class RunningMachine {
   }
 
   private let configuration: MachineConfiguration
-  private let board: Board
+  let board: Board
   private let processors: any Processors
   private let characters: CharacterDevices
   private let serial: SerialConnection?
@@ -357,6 +357,8 @@ public final class RunningMachine {
       switch pending.request {
       case .pause: pause()
       case .resume: try resume()
+      case .addDevice(let description): try board.add(description, with: configuration)
+      case .removeDevice(let name): try takeAway(try board.removableDevice(named: name).identity)
       }
       // After the notices of it: an event comes before the answer to the command that brought it about.
       pending.answer()
@@ -376,18 +378,22 @@ public final class RunningMachine {
     controller.tell(.paused)
   }
 
-  /// No CPU runs meanwhile. The machine goes on without the device.
+  /// The machine goes on without the device.
   private func remove(_ identity: DeviceIdentity) -> Ending? {
-    processors.stop()
-    qtest?.pause()
-    if let device = board.unplug(identity) { controller.tell(.deviceDeleted(device.id, path: device.path)) }
-    guard controller.status == .running else { return nil }
     do {
-      try processors.start()
+      try takeAway(identity)
     } catch {
       return end(.crashed("\(error)"), .guestCrash)
     }
     return nil
+  }
+
+  /// No CPU runs meanwhile, as accesses of the guest to the device may be in flight.
+  private func takeAway(_ identity: DeviceIdentity) throws(SystemError) {
+    processors.stop()
+    qtest?.pause()
+    if let device = board.unplug(identity) { controller.tell(.deviceDeleted(device.id, path: device.path)) }
+    if controller.status == .running { try processors.start() }
   }
 
   private func resume() throws {

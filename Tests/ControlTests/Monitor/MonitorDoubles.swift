@@ -28,6 +28,15 @@ final class RecordingMachine: MonitorTarget, MachineControl {
     case .resume:
       if status == .internalError { return answer(.needsReset) }
       current.withLock { $0 = .running }
+    case .addDevice(let description):
+      do {
+        try ask("add \(description.options())")
+      } catch {
+        return answer(.property(kindName: description.kind.kindName, error))
+      }
+    case .removeDevice(let name):
+      if name == "nosuch" { return answer(.noSuchDevice(name)) }
+      ask("remove \(name)")
     }
     answer(nil)
   }

@@ -68,6 +68,7 @@ private final class UnmovedMachine: MonitorTarget, MachineControl {
     switch request {
     case .pause: current.withLock { $0 = .paused }
     case .resume: current.withLock { $0 = .running }
+    case .addDevice, .removeDevice: break
     }
     answer(nil)
   }

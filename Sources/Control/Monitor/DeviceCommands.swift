@@ -1,0 +1,56 @@
+import JSON
+import Machine
+
+/// Devices that come and go while the machine runs (qapi/qdev.json).
+extension MonitorCommands {
+  static let deviceCommands: [MonitorCommand] = [
+    MonitorCommand(
+      "device_add",
+      open: [
+        SchemaMember("driver", .string), SchemaMember("bus", .string, optional: true),
+        SchemaMember("id", .string, optional: true),
+      ]
+    ) { (object, target) throws(MonitorError) in
+      try target.perform(.addDevice(try DeviceArguments.read(try JSONProperties.lenient(object))))
+    },
+    MonitorCommand("device_del", DeviceNameArguments.self) { (arguments, target) throws(MonitorError) in
+      try target.perform(.removeDevice(arguments.id))
+      return .answer([:])
+    },
+  ]
+}
+
+struct DeviceNameArguments: CommandArguments {
+  var id = ""
+
+  static let fields: [ArgumentField<Self>] = [ArgumentField("id", \.id)]
+}
+
+/// What `device_add` says, in QMP and to people.
+enum DeviceArguments {
+  static func read(option text: String) throws(MonitorError) -> DeviceDescription {
+    let assignments: [PropertyAssignment]
+    do throws(OptionProblem) {
+      assignments = try OptionString.assignments(text, impliedName: "driver")
+    } catch {
+      throw .generic(ErrorText.text(for: error))
+    }
+    return try read(assignments)
+  }
+
+  static func read(_ assignments: [PropertyAssignment]) throws(MonitorError) -> DeviceDescription {
+    func value(_ name: String) -> String? { assignments.last { $0.name == name }?.value }
+    if let id = value("id"), (try? Identifier(text: id)) == nil {
+      throw .generic("Parameter 'id' expects an identifier")
+    }
+    guard let driver = value("driver"), !driver.isEmpty else { throw .generic("Parameter 'driver' is missing") }
+    guard let kind = DeviceKinds.named(driver) else {
+      if KindTree.all.contains(where: { $0.name == driver && $0.isAbstract }) {
+        throw .generic("Parameter 'driver' expects a non-abstract device type")
+      }
+      throw .generic("\(ErrorText.quoted(driver)) is not a valid device model name")
+    }
+    return DeviceDescription(
+      kind, bus: value("bus"), assignments.filter { $0.name != "driver" && $0.name != "bus" })
+  }
+}

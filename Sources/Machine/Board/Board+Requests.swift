@@ -1,0 +1,67 @@
+/// A device as a monitor describes it. Its values are read by the same table as the command line's, once it is known
+/// that its bus takes a device now.
+public struct DeviceDescription: Sendable {
+  public var kind: any DeviceOptions.Type
+  /// Nil for the bus that such devices are on where nothing is said.
+  public var bus: String?
+  /// Without `driver` and `bus`.
+  public var assignments: [PropertyAssignment]
+
+  public init(_ kind: any DeviceOptions.Type, bus: String? = nil, _ assignments: [PropertyAssignment]) {
+    self.kind = kind
+    self.bus = bus
+    self.assignments = assignments
+  }
+
+  func options() throws(PropertyError) -> any DeviceOptions {
+    // Only on PCI is the bus a property.
+    guard let bus, kind is any PCIDeviceOptions.Type else { return try kind.init(assignments) }
+    return try kind.init(assignments + [PropertyAssignment(name: "bus", value: bus)])
+  }
+}
+
+/// What monitors ask of the devices. In QEMU's order: of several things that are wrong the same one is told.
+extension Board {
+  /// Adds a device to the machine while it runs.
+  /// - Throws: why not; then nothing has changed.
+  func add(_ description: DeviceDescription, with configuration: MachineConfiguration) throws(RequestError) {
+    let kind = description.kind
+    if kind.bus == .system { throw .notPluggable }
+    let bus = try bus(for: description)
+    guard bus.isHotpluggable else { throw .noHotplug(bus: bus.name) }
+    let options: any DeviceOptions
+    do throws(PropertyError) {
+      options = try description.options()
+    } catch {
+      throw .property(kindName: kind.kindName, error)
+    }
+    do throws(StartError) {
+      try add(options, with: configuration)
+    } catch {
+      if case .refused(let problem) = error { throw .refused(kindName: kind.kindName, problem) }
+      throw .failed(error)
+    }
+  }
+
+  private func bus(for description: DeviceDescription) throws(RequestError) -> LiveBus {
+    let kind = description.kind
+    guard let name = description.bus else {
+      guard let bus = buses.standard(for: kind.bus) else { throw .noSuchBus(kind.bus.rawValue) }
+      return bus
+    }
+    guard let bus = buses.named(name) else { throw .noSuchBus(name) }
+    guard bus.kind == kind.bus else { throw .wrongBus(kindName: kind.kindName, bus.kind) }
+    return bus
+  }
+
+  /// A device that can be taken away while the machine runs.
+  /// - Parameter name: its id, or its path in QEMU's object tree.
+  func removableDevice(named name: String) throws(RequestError) -> Device {
+    guard let device = devices.all.first(where: { $0.path == name || $0.id?.text == name }) else {
+      throw .noSuchDevice(name)
+    }
+    let kind = type(of: device.options)
+    if let bus = buses.standard(for: kind.bus), !bus.isHotpluggable { throw .noHotplug(bus: bus.name) }
+    return device
+  }
+}

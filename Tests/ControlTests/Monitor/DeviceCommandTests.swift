@@ -1,0 +1,124 @@
+import Hardware
+import JSON
+import Machine
+import Testing
+
+@testable import Control
+
+/// `device_add` and `device_del`, word for word; the texts are those of QEMU 7.2.
+@Suite struct DeviceCommandTests {
+  private func error(_ class: String, _ text: String) -> [String] {
+    [#"{"error": {"class": "\#(`class`)", "desc": "\#(text)"}}"#]
+  }
+  private func generic(_ text: String) -> [String] { error("GenericError", text) }
+
+  @Test func `A device's values may be strings, numbers and booleans`() {
+    var client = QMPClient()
+    func add(_ arguments: String) -> [String] {
+      client.send(#"{"execute": "device_add", "arguments": \#(arguments)}"#)
+    }
+    #expect(add(#"{"driver": "edu", "id": "e0", "dma_mask": 4095, "addr": "7"}"#) == [#"{"return": {}}"#])
+    #expect(
+      add(#"{"driver": "virtio-rng", "max-bytes": "12", "period": 7, "iommu_platform": true, "event_idx": "off"}"#)
+        == [#"{"return": {}}"#])
+    var edu = EduOptions()
+    edu.id = try? Identifier(text: "e0")
+    edu.mask = 4095
+    edu.function.address = RequesterID(bus: 0, device: 7, function: 0)
+    var rng = VirtioRNGOptions()
+    rng.bytesPerPeriod = 12
+    rng.period = 7
+    rng.virtio.accessPlatform = true
+    rng.virtio.eventIndex = false
+    #expect(client.machine.requests == ["add \(edu)", "add \(rng)"])
+  }
+
+  @Test func `What is wrong with a device is told in QEMU's words`() {
+    var client = QMPClient()
+    let cases: [(String, String)] = [
+      ("{}", "Parameter 'driver' is missing"),
+      (#"{"driver": "foo"}"#, "'foo' is not a valid device model name"),
+      (#"{"driver": 1}"#, "'1' is not a valid device model name"),
+      (#"{"driver": "pci-device"}"#, "Parameter 'driver' expects a non-abstract device type"),
+      (#"{"driver": "foo", "id": "1x"}"#, "Parameter 'id' expects an identifier"),
+      (#"{"driver": "edu", "nosuch": 1}"#, "Property 'edu.nosuch' not found"),
+      (#"{"driver": "edu", "dma_mask": true}"#, "Parameter 'dma_mask' expects integer"),
+      (#"{"driver": "edu", "addr": "zz"}"#, "Property 'edu.addr' doesn't take value 'zz'"),
+      (#"{"driver": "virtio-blk-pci", "drive": "d", "discard": "x"}"#, "Parameter 'discard' expects 'on' or 'off'"),
+      (
+        #"{"driver": "virtio-blk-pci", "drive": "d", "logical_block_size": "x"}"#,
+        "Parameter 'logical_block_size' expects size"
+      ),
+      (#"{"driver": "edu", "addr": [1]}"#, "Invalid parameter type for 'addr', expected: string"),
+    ]
+    for (arguments, text) in cases {
+      #expect(
+        client.send(#"{"execute": "device_add", "arguments": \#(arguments)}"#) == generic(text), "\(arguments)")
+    }
+    #expect(client.send(#"{"execute": "device_del"}"#) == generic("Parameter 'id' is missing"))
+    #expect(
+      client.send(#"{"execute": "device_del", "arguments": {"id": 1}}"#)
+        == generic("Invalid parameter type for 'id', expected: string"))
+    #expect(
+      client.send(#"{"execute": "device_del", "arguments": {"id": "nosuch"}}"#)
+        == error("DeviceNotFound", "Device 'nosuch' not found"))
+    #expect(client.machine.requests.isEmpty)
+  }
+
+  @Test func `What the machine answers has QEMU's class and words`() throws {
+    let id = try Identifier(text: "e0")
+    let drive = NodeUse(property: "drive", id: "d")
+    let rng = ObjectUse(property: "rng", id: id, kindNames: ["rng-builtin", "rng-random"])
+    let iommufd = ObjectUse(property: "iommufd", id: id, kindNames: ["iommufd"])
+    let address = RequesterID(bus: 0, device: 3, function: 0)
+    func refused(_ kindName: String, _ problem: DeviceProblem) -> MonitorError {
+      MonitorError(.refused(kindName: kindName, problem))
+    }
+    let cases: [(MonitorError, MonitorError)] = [
+      (MonitorError(.noHotplug(bus: "pcie.0")), .generic("Bus 'pcie.0' does not support hotplugging")),
+      (MonitorError(.noSuchBus("rp9")), .generic("Bus 'rp9' not found")),
+      (MonitorError(.wrongBus(kindName: "edu", .isa)), .generic("Device 'edu' can't go on ISA bus")),
+      (MonitorError(.notPluggable), .generic("Parameter 'driver' expects a pluggable device type")),
+      (refused("edu", .duplicateID(id)), .generic("Duplicate device ID 'e0'")),
+      (
+        refused("virtio-blk-pci", .unknownNode(drive, known: [])),
+        .generic("Property 'virtio-blk-device.drive' can't find value 'd'")
+      ),
+      (
+        refused("virtio-blk-pci", .nodeInUse(drive, by: .device(kindName: "virtio-blk-pci", id: nil))),
+        .generic("Drive 'd' is already in use by another device")
+      ),
+      (refused("virtio-rng-pci", .unknownObject(rng, known: [])), .deviceNotFound("Device 'e0' not found")),
+      (
+        refused("virtio-rng-pci", .wrongObject(rng, kindName: "iommufd")),
+        .generic("Invalid parameter type for 'rng', expected: rng-backend")
+      ),
+      (
+        refused("vfio-pci", .wrongObject(iommufd, kindName: "rng-random")),
+        .generic("Invalid parameter type for 'iommufd', expected: iommufd")
+      ),
+      (
+        refused("edu", .addressTaken(address, by: .device(kindName: "edu", id: nil))),
+        .generic("PCI: slot 3 function 0 not available for edu, in use by edu,id=(null)")
+      ),
+      (
+        refused("edu", .noFreeAddress),
+        .generic("PCI: no slot/function available for edu, all in use or reserved")
+      ),
+    ]
+    for (error, expected) in cases { #expect(error == expected) }
+  }
+
+  @Test func `People add and remove devices as on the command line`() {
+    let machine = RecordingMachine()
+    func human(_ line: String) -> String { HumanCommands.run(line, on: machine).text }
+    #expect(human("device_add edu,id=e0,dma_mask=0xfff") == "" && human("device_del e0") == "")
+    #expect(machine.requests.count == 2 && machine.requests.last == "remove e0")
+    #expect(human("device_add") == "Error: Parameter 'driver' is missing\n")
+    #expect(human("device_add nope") == "Error: 'nope' is not a valid device model name\n")
+    #expect(human("device_add edu,nosuch=1") == "Error: Property 'edu.nosuch' not found\n")
+    #expect(human("device_del nosuch") == "Error: Device 'nosuch' not found\n")
+    #expect(human("device_del") == "device_del: string expected\nTry \"help device_del\" for more information\n")
+    #expect(human("device_add help").contains("name \"edu\", bus PCI"))
+  }
+}

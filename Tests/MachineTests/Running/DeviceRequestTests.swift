@@ -1,0 +1,156 @@
+import Hardware
+import Linux
+import PCI
+import TestSupport
+import Testing
+
+@testable import Machine
+
+/// What monitors ask of the devices of a machine that runs; without a CPU.
+@Suite struct DeviceRequestTests {
+  /// What a refusal must leave as it was.
+  private struct Picture: Equatable {
+    let devices: [DeviceIdentity]
+    let paths: [String]
+    let functions: [RequesterID]
+    let status: MachineStatus
+  }
+
+  private func picture(_ machine: RunningMachine) -> Picture {
+    Picture(
+      devices: machine.devices.map(\.identity), paths: machine.devices.map(\.path),
+      functions: machine.inspection.functions.map(\.address), status: machine.control.status)
+  }
+
+  private func run(_ body: (RunningMachine, Notes<MachineNotice>) throws -> Void) throws {
+    var configuration = MachineConfiguration()
+    configuration.accelerator = .qtest
+    configuration.memory.size = 64 << 20
+    var cold = EduOptions()
+    cold.id = try Identifier(text: "c0")
+    configuration.devices = [cold]
+    let machine = try RunningMachine(configuration, interpreter: PassingInterpreter())
+    let log = Notes<MachineNotice>()
+    machine.control.addListener { log.add($0) }
+    nonisolated(unsafe) let running = machine
+    let thread = try Thread(name: "machine") { _ = try? running.run() }
+    #expect(eventually { machine.control.status == .running })
+    try body(machine, log)
+    machine.control.requestQuit(.monitorQuit)
+    thread.join()
+  }
+
+  /// A machine whose root bus takes devices, as a root port's will.
+  private func runWithHotplug(_ body: (RunningMachine, Notes<MachineNotice>) throws -> Void) throws {
+    try run { machine, log in
+      machine.board.buses.set(LiveBus(name: "pcie.0", kind: .pci, isHotpluggable: true))
+      try body(machine, log)
+    }
+  }
+
+  private func add(
+    _ kind: any DeviceOptions.Type, bus: String? = nil, _ values: KeyValuePairs<String, String> = [:]
+  ) -> MachineRequest {
+    .addDevice(DeviceDescription(kind, bus: bus, values.map { PropertyAssignment(name: $0.key, value: $0.value) }))
+  }
+
+  /// Expects a refusal that changes nothing.
+  private func refused(
+    _ request: MachineRequest, by machine: RunningMachine, _ location: SourceLocation = #_sourceLocation,
+    _ matches: (RequestError) -> Bool
+  ) {
+    let before = picture(machine)
+    do throws(RequestError) {
+      try machine.control.perform(request)
+      Issue.record("it was carried out", sourceLocation: location)
+    } catch {
+      #expect(matches(error), "\(error)", sourceLocation: location)
+    }
+    #expect(picture(machine) == before, sourceLocation: location)
+  }
+
+  @Test func `No bus of the start takes or gives a device, and a refusal changes nothing`() throws {
+    try run { machine, log in
+      refused(add(EduOptions.self), by: machine) { if case .noHotplug("pcie.0") = $0 { true } else { false } }
+      // QEMU tells the bus before the property that is wrong.
+      refused(add(EduOptions.self, bus: "pcie.0", ["nosuch": "1"]), by: machine) {
+        if case .noHotplug("pcie.0") = $0 { true } else { false }
+      }
+      refused(add(EduOptions.self, bus: "rp9"), by: machine) { if case .noSuchBus("rp9") = $0 { true } else { false } }
+      refused(add(EduOptions.self, bus: "isa.0"), by: machine) {
+        if case .wrongBus("edu", .isa) = $0 { true } else { false }
+      }
+      refused(add(DebugExitOptions.self), by: machine) { if case .noHotplug("isa.0") = $0 { true } else { false } }
+      refused(add(IntelIOMMUOptions.self), by: machine) { if case .notPluggable = $0 { true } else { false } }
+      for name in ["c0", "/machine/peripheral/c0"] {
+        refused(.removeDevice(name), by: machine) { if case .noHotplug("pcie.0") = $0 { true } else { false } }
+      }
+      refused(.removeDevice("x"), by: machine) { if case .noSuchDevice("x") = $0 { true } else { false } }
+      #expect(log.all.isEmpty)
+    }
+  }
+
+  @Test func `A device is added to a running machine and taken away, ten times under one name`() throws {
+    try runWithHotplug { machine, log in
+      let before = picture(machine)
+      for round in 1...10 {
+        try machine.control.perform(add(EduOptions.self, bus: "pcie.0", ["id": "hot0", "addr": "7"]))
+        let address = RequesterID(bus: 0, device: 7, function: 0)
+        let function = try #require(machine.inspection.functions.first { $0.address == address })
+        #expect(function.id == "hot0" && function.description.deviceID == 0x11e8)
+        try machine.control.perform(.removeDevice(round.isMultiple(of: 2) ? "hot0" : "/machine/peripheral/hot0"))
+        // Told before the answer.
+        #expect(log.all.count == round)
+        #expect(picture(machine) == before)
+      }
+      #expect(Set(log.all) == [.deviceDeleted(try Identifier(text: "hot0"), path: "/machine/peripheral/hot0")])
+      // One without a name has a path.
+      try machine.control.perform(add(EduOptions.self))
+      try machine.control.perform(.removeDevice("/machine/peripheral-anon/device[0]"))
+      #expect(log.all.last == .deviceDeleted(nil, path: "/machine/peripheral-anon/device[0]"))
+      // Also while the machine stands, which stays so.
+      try machine.control.perform(.pause)
+      try machine.control.perform(add(EduOptions.self, ["id": "late"]))
+      try machine.control.perform(.removeDevice("late"))
+      #expect(machine.control.status == .paused && picture(machine).devices == before.devices)
+    }
+  }
+
+  @Test func `A device that does not fit is refused, and the machine is as it was`() throws {
+    try runWithHotplug { machine, log in
+      refused(add(EduOptions.self, ["id": "c0"]), by: machine) {
+        if case .refused("edu", .duplicateID) = $0 { true } else { false }
+      }
+      refused(add(EduOptions.self, ["addr": "1"]), by: machine) {
+        if case .refused("edu", .addressTaken) = $0 { true } else { false }
+      }
+      refused(add(EduOptions.self, ["nosuch": "1"]), by: machine) {
+        if case .property("edu", .unknown) = $0 { true } else { false }
+      }
+      refused(add(EduOptions.self, ["dma_mask": "on"]), by: machine) {
+        if case .property("edu", .value) = $0 { true } else { false }
+      }
+      refused(add(VirtioBlockOptions.self, ["drive": "nix"]), by: machine) {
+        if case .refused("virtio-blk-pci", .unknownNode) = $0 { true } else { false }
+      }
+      refused(add(VirtioRNGOptions.self, ["rng": "nix"]), by: machine) {
+        if case .refused("virtio-rng-pci", .unknownObject) = $0 { true } else { false }
+      }
+      // What was refused is free.
+      try machine.control.perform(add(EduOptions.self, ["id": "e1", "addr": "5"]))
+      #expect(log.all.isEmpty)
+    }
+  }
+
+  @Test func `To add a device the CPUs are not stopped`() throws {
+    let queue = try EventQueue()
+    let halts = SharedInteger()
+    queue.onPost { halts.increment() }
+    for request in [add(EduOptions.self), .removeDevice("x"), .resume] {
+      queue.post(.request(PendingRequest(request)))
+    }
+    #expect(halts.value == 0)
+    queue.post(.request(PendingRequest(.pause)))
+    #expect(halts.value == 1)
+  }
+}
