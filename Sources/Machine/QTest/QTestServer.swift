@@ -21,7 +21,7 @@ final class QTestServer: CharacterFrontend {
   private let sending = Mutex<Void>(())
   private let isOpen = Atomic<Bool>(false)
   private let ends = Atomic<Bool>(false)
-  /// Signalled when one of the two has changed.
+  /// Signalled when one of the two has changed, or the log takes commands again.
   private let changed: EventDescriptor
   /// For the device's thread alone.
   private let client = Mutex(Client())
@@ -35,6 +35,7 @@ final class QTestServer: CharacterFrontend {
     changed = try EventDescriptor()
     session = QTestSession(board: board, clock: clock)
     session.onNews { [weak self] in self?.sendNews() }
+    log?.onRoom { [weak self] in self?.changed.signal() }
     try device.attach(self)
   }
 
@@ -91,7 +92,10 @@ final class QTestServer: CharacterFrontend {
   /// - Returns: what is still to be sent; nil when the machine ends.
   private func carryOut(_ piece: QTestLines.Piece) -> [UInt8]? {
     guard case .line(let line) = piece else { return Array((QTestSession.text(of: .tooLong) + "\n").utf8) }
-    log?.write("R", at: time, Array(line) + [UInt8(ascii: "\n")])
+    while let log, !log.writeCommand(at: time, Array(line) + [UInt8(ascii: "\n")]) {
+      if ends.load(ordering: .acquiring) { return nil }
+      waitForChange()
+    }
     while !ends.load(ordering: .acquiring) {
       let unsent: [UInt8]? = execution.withLock { _ in
         guard isOpen.load(ordering: .acquiring) else { return nil }
@@ -104,10 +108,14 @@ final class QTestServer: CharacterFrontend {
         return sent == true ? [] : answer
       }
       if let unsent { return unsent }
-      _ = Poll.readable([changed.rawValue])
-      changed.take()
+      waitForChange()
     }
     return nil
+  }
+
+  private func waitForChange() {
+    _ = Poll.readable([changed.rawValue])
+    changed.take()
   }
 
   /// Sends what there is to tell, in order. It waits for nobody, as devices' locks may be held.
