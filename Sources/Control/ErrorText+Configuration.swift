@@ -38,7 +38,7 @@ extension ErrorText {
     }
   }
 
-  private static func text(for problem: BlockNodeProblem) -> String {
+  static func text(for problem: BlockNodeProblem) -> String {
     switch problem {
     case .duplicateID(let id): duplicate(id)
     case .unknownUnderlying(let name, let known):

@@ -208,10 +208,10 @@ import Testing
       "-device", "virtio-blk,drive=r")
     #expect(
       machine.blockNodes == [
-        BlockNode(id: "f", path: "a.img", discardUnmaps: true),
+        BlockNode(id: "f", path: "a.img", discardUnmaps: true, driver: .file),
         BlockNode(id: "r", path: "a.img", discardUnmaps: true, underlying: "f"),
         BlockNode(id: "n", path: "b.img", readOnly: true, locking: .on),
-        BlockNode(id: "kept", path: "c.img", locking: .off),
+        BlockNode(id: "kept", path: "c.img", locking: .off, driver: .file),
         BlockNode(id: "over", path: "c.img", locking: .off, underlying: "kept"),
       ])
   }
@@ -220,7 +220,9 @@ import Testing
     let machine = try configuration(
       "-kernel", "k", "-object", "rng-random,id=rng0,filename=/dev/hwrng", "-object", "rng-builtin,id=rng1", "-device",
       "virtio-rng-pci,rng=rng0", "-device", "virtio-rng-pci,rng=rng1,max-bytes=9223372036854775807,period=65536")
-    let sources = machine.devices.compactMap { $0 as? VirtioRNGOptions }.map { machine.entropySource(of: $0) }
+    let sources = machine.devices.compactMap { $0 as? VirtioRNGOptions }.map {
+      EntropySource(of: $0, among: machine.objects)
+    }
     #expect(sources == [.file(path: "/dev/hwrng"), .host])
   }
 

@@ -119,16 +119,11 @@ struct BlockdevArguments: TypedOptions {
   func node(over earlier: [BlockNode]) -> BlockNode {
     var node = BlockNode(
       id: nodeName?.text ?? "", path: filename ?? fileFilename ?? "", readOnly: readOnly,
-      discardUnmaps: discard.unmaps, locking: locking ?? fileLocking ?? .auto)
+      discardUnmaps: discard.unmaps, locking: locking ?? fileLocking ?? .auto, driver: driver == .file ? .file : .raw)
     if let file {
       node.underlying = file.text
       // Whether there is such a node is for the check of the whole configuration.
-      if let below = earlier.first(where: { $0.id == file.text }) {
-        node.path = below.path
-        node.locking = below.locking
-        // A discard reaches the file only if every node on the way passes it on.
-        node.discardUnmaps = node.discardUnmaps && below.discardUnmaps
-      }
+      if let below = earlier.first(where: { $0.id == file.text }) { node = node.laid(over: below) }
     }
     return node
   }

@@ -51,6 +51,15 @@ enum HumanCommands {
     HumanCommand("device_del", parameters: "device", help: "remove device") { (words, target) in
       named(words, "device_del") { (name) throws(MonitorError) in try target.perform(.removeDevice(name)) }
     },
+    HumanCommand("object_add", parameters: "[qom-type=]type,id=str[,prop=value][,...]", help: "create QOM object") {
+      (words, target) in
+      named(words, "object_add") { (text) throws(MonitorError) in
+        try target.perform(.addObject(try ObjectArguments.read(option: text)))
+      }
+    },
+    HumanCommand("object_del", parameters: "id", help: "destroy QOM object") { (words, target) in
+      named(words, "object_del") { (name) throws(MonitorError) in try ObjectArguments.remove(name, from: target) }
+    },
     HumanCommand("system_reset", help: "reset the system") { (_, target) in
       Answer { target.control.requestReset() }
     },

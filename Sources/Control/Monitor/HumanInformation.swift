@@ -11,6 +11,9 @@ extension HumanCommands {
   }
 
   private static let subjects: [Subject] = [
+    Subject(name: "block", parameters: "[-n] [device]", help: "show info of one block device or all block devices") {
+      (words, target) in BlockText.text(words, target.blockNodes)
+    },
     Subject(name: "chardev", help: "show the character devices") { (_, target) in
       target.characterDevices.map { "\($0.id): filename=\($0.name)\n" }.joined()
     },

@@ -25,3 +25,53 @@ enum JSONProperties {
     }
   }
 }
+
+extension JSONProperties {
+  /// One value that may be of any single type; nil for none.
+  static func lenient(_ value: JSONValue?, _ name: String) throws(MonitorError) -> String? {
+    guard let value else { return nil }
+    guard let text = text(of: value) else { throw .invalidType(name, expected: "string") }
+    return text
+  }
+
+  /// As QEMU takes an object's and a node's: each value has its property's type.
+  static func strict(
+    _ object: JSONObject, of kind: any TypedOptions.Type
+  ) throws(MonitorError) -> [PropertyAssignment] {
+    let properties = kind.propertyDescriptions
+    var assignments: [PropertyAssignment] = []
+    for member in object.members {
+      let property = properties.first { $0.name == member.name || $0.aliases.contains(member.name) }
+      guard let property else { throw .generic("Parameter \(ErrorText.quoted(member.name)) is unexpected") }
+      let (fits, expected): (Bool, String) =
+        switch member.value {
+        case .bool: (property.typeName == "bool", property.typeName)
+        case .integer, .unsigned: (isNumber(property.typeName), property.typeName)
+        case .string: (property.typeName != "bool" && !isNumber(property.typeName), property.typeName)
+        case .null, .array, .object, .real: (false, property.typeName)
+        }
+      guard fits, let text = text(of: member.value) else {
+        throw .invalidType(
+          member.name, expected: expected == "bool" ? "boolean" : isNumber(expected) ? "integer" : "string")
+      }
+      assignments.append(PropertyAssignment(name: member.name, value: text))
+    }
+    return assignments
+  }
+
+  private static func isNumber(_ typeName: String) -> Bool { typeName.hasPrefix("uint") || typeName == "size" }
+
+  /// The members of objects within, by names with a point: `{"cache": {"direct": true}}` is `cache.direct`.
+  static func flattened(_ object: JSONObject) throws(MonitorError) -> JSONObject {
+    var flat = JSONObject()
+    for member in object.members {
+      if member.name.contains(".") { throw .generic("Parameter \(ErrorText.quoted(member.name)) is unexpected") }
+      guard case .object(let inner) = member.value else {
+        flat[member.name] = member.value
+        continue
+      }
+      for part in inner.members { flat[member.name + "." + part.name] = part.value }
+    }
+    return flat
+  }
+}

@@ -52,7 +52,8 @@ struct MonitorCommand: Sendable {
 /// Every command, in the order of their names. A new one is a line here and its entry in the file of its subject.
 enum MonitorCommands {
   static let all: [MonitorCommand] =
-    (statusCommands + boardCommands + deviceCommands + kindCommands + introspectionCommands)
+    (statusCommands + boardCommands + deviceCommands + objectCommands + blockCommands + kindCommands
+    + introspectionCommands)
     .sorted { $0.name < $1.name }
 
   private static let byName: [String: MonitorCommand] = Dictionary(uniqueKeysWithValues: all.map { ($0.name, $0) })

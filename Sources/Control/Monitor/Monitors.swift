@@ -37,6 +37,7 @@ final class Monitors: MonitorTarget {
   var configuration: MachineConfiguration { inspection.configuration }
   var functions: [MachineInspection.Function] { inspection.functions }
   var characterDevices: [MachineInspection.CharacterState] { inspection.characterDevices }
+  var blockNodes: [MachineInspection.BlockState] { inspection.blockNodes }
   var processorThreads: [Int] { inspection.processorThreads }
 
   func remappingText() -> String { RemappingText.units(remapping.states()) }

@@ -18,10 +18,23 @@ extension MonitorError {
       case .failed(.file(_, let error)) where !error.operand.isEmpty:
         .generic("Could not open \(ErrorText.quoted(error.operand)): \(error.reason)")
       case .failed(let error): .generic(error.description)
+      case .node(.duplicateID(let id)): .generic("Duplicate nodes with node-name='\(id)'")
+      case .node(.unknownUnderlying(let name, _)):
+        .generic("Cannot find device=\(ErrorText.quoted(name)) nor node-name=\(ErrorText.quoted(name))")
+      case .node(let problem): .generic(ErrorText.text(for: problem))
+      case .backend(.noSuchNode(let id)):
+        .generic("Failed to find node with node-name=\(ErrorText.quoted(id))")
+      case .backend(.nodeInUse(let id, .device)): .generic("Node \(id) is in use")
+      case .backend(.nodeInUse(let id, .node)): .generic("Block device \(id) is in use")
+      case .backend(.duplicateObject(let id)):
+        .generic("attempt to add duplicate property '\(id)' to object (type 'container')")
+      case .backend(.noSuchObject(let id)): .generic("object '\(id)' not found")
+      case .backend(.objectInUse(let id)): .generic("object '\(id)' is in use, can not be deleted")
+      case .noDescriptor(let number): .generic("File descriptor named '\(number)' has not been found")
       }
   }
 
-  private static func text(_ error: PropertyError, _ kindName: String) -> String {
+  static func text(_ error: PropertyError, _ kindName: String) -> String {
     switch error {
     case .unknown(let name, _): return "Property '\(kindName).\(ErrorText.shortened(name))' not found"
     case .value(let name, let text, let problem):

@@ -1,3 +1,5 @@
+import Linux
+
 /// A device as a monitor describes it. Its values are read by the same table as the command line's, once it is known
 /// that its bus takes a device now.
 public struct DeviceDescription: Sendable {
@@ -35,6 +37,7 @@ extension Board {
     } catch {
       throw .property(kindName: kind.kindName, error)
     }
+    if let device = options as? VFIOPCIOptions, let descriptor = device.descriptor { throw .noDescriptor(descriptor) }
     do throws(StartError) {
       try add(options, with: configuration)
     } catch {
@@ -63,5 +66,62 @@ extension Board {
     let kind = type(of: device.options)
     if let bus = buses.standard(for: kind.bus), !bus.isHotpluggable { throw .noHotplug(bus: bus.name) }
     return device
+  }
+
+  // MARK: Backends
+
+  /// The file that the node names is known to be there.
+  func add(_ node: BlockNode) throws(RequestError) {
+    do {
+      try devices.add(node)
+    } catch {
+      throw .node(error)
+    }
+  }
+
+  func removeNode(_ id: String) throws(RequestError) {
+    do {
+      try devices.removeNode(id)
+    } catch {
+      throw .backend(error)
+    }
+  }
+
+  /// The file that the object names is known to be there.
+  func add(_ object: any ObjectOptions) throws(RequestError) {
+    guard let id = object.id else { return }
+    if let object = object as? IOMMUFDOptions, let descriptor = object.descriptor { throw .noDescriptor(descriptor) }
+    do {
+      try devices.add(object, id: id)
+    } catch {
+      throw .backend(error)
+    }
+  }
+
+  func removeObject(_ id: Identifier) throws(RequestError) {
+    do {
+      try devices.removeObject(id)
+    } catch {
+      throw .backend(error)
+    }
+    passthrough.remove(id)
+  }
+}
+
+extension MachineRequest {
+  /// Opens and closes the file that a new backend names, so that a mistake in a name shows at once. A file's server may
+  /// not answer: this is for the asker's thread.
+  func checkFile(memory: GuestMemory) throws(StartError) {
+    switch self {
+    case .addNode(let node) where node.underlying == nil: _ = try node.openUnlocked(memory: memory)
+    case .addObject(let object as any EntropyObjectOptions):
+      guard case .file(let path) = object.entropySource else { return }
+      do {
+        _ = try FileDescriptor(openingSource: path)
+      } catch {
+        throw .file(option: "-object", error)
+      }
+    case .addNode, .addObject, .pause, .resume, .addDevice, .removeDevice, .removeNode, .removeObject: break
+    }
   }
 }

@@ -13,7 +13,7 @@ protocol BoardDevice {
 
 extension VirtioBlockOptions: BoardDevice {
   func build(_ device: Device, on board: Board, with configuration: MachineConfiguration) throws(StartError) {
-    guard let address = device.address, let node = configuration.blockNodes.first(where: { $0.id == drive }) else {
+    guard let address = device.address, let node = board.devices.blockNodes.first(where: { $0.id == drive }) else {
       return
     }
     var options = Devices.VirtioBlockOptions()
@@ -44,7 +44,7 @@ extension VirtioRNGOptions: BoardDevice {
   func build(_ device: Device, on board: Board, with configuration: MachineConfiguration) throws(StartError) {
     guard let address = device.address else { return }
     let source: any Devices.EntropySource
-    switch configuration.entropySource(of: self) {
+    switch EntropySource(of: self, among: board.devices.objects) {
     case .host: source = HostEntropy()
     case .file(let path):
       do {

@@ -13,12 +13,12 @@ final class DeviceTree: Sendable {
     let remove: @Sendable () -> Void
   }
 
-  private struct Entry {
+  struct Entry {
     let device: Device
     var parts: [Part] = []
   }
 
-  private struct State {
+  struct State {
     var admission: DeviceAdmission
     var entries: [Entry] = []
     /// Functions of the board itself, which no option asked for.
@@ -28,7 +28,7 @@ final class DeviceTree: Sendable {
     var anonymousCount = 0
   }
 
-  private let state: Mutex<State>
+  let state: Mutex<State>
 
   /// - Parameter admission: what the machine has beside devices; it has admitted none yet.
   init(_ admission: DeviceAdmission = DeviceAdmission()) { state = Mutex(State(admission: admission)) }

@@ -1,5 +1,13 @@
 /// A file that a disk may be over, as `-drive` and `-blockdev` name it. Every one is raw.
 public struct BlockNode: Hashable, Sendable {
+  /// What QEMU calls it; nothing else depends on it.
+  public enum Driver: String, Hashable, Sendable {
+    /// The file itself.
+    case file
+    /// The raw format over a file.
+    case raw
+  }
+
   /// What a device's `drive=` names.
   public var id: String
   public var path: String
@@ -10,10 +18,11 @@ public struct BlockNode: Hashable, Sendable {
   public var locking: OnOffAuto
   /// The node that this one is laid over (a raw node over a file node). `path` is the same.
   public var underlying: String?
+  public var driver: Driver
 
   public init(
     id: String, path: String, readOnly: Bool = false, discardUnmaps: Bool = false, locking: OnOffAuto = .auto,
-    underlying: String? = nil
+    underlying: String? = nil, driver: Driver = .raw
   ) {
     self.id = id
     self.path = path
@@ -21,5 +30,16 @@ public struct BlockNode: Hashable, Sendable {
     self.discardUnmaps = discardUnmaps
     self.locking = locking
     self.underlying = underlying
+    self.driver = driver
+  }
+
+  /// The node as it is over the one that it names: with that one's file.
+  public func laid(over below: BlockNode) -> BlockNode {
+    var node = self
+    node.path = below.path
+    node.locking = below.locking
+    // A discard reaches the file only if every node on the way passes it on.
+    node.discardUnmaps = discardUnmaps && below.discardUnmaps
+    return node
   }
 }

@@ -63,8 +63,7 @@ extension MachineConfiguration {
     }
   }
 
-  /// - Returns: who uses which node, so far nodes only.
-  func checkBlockNodes() throws(ConfigurationError) -> [String: BlockNodeUser] {
+  func checkBlockNodes() throws(ConfigurationError) {
     var earlier: [String: BlockNode] = [:]
     var users: [String: BlockNodeUser] = [:]
     for (index, node) in blockNodes.enumerated() {
@@ -81,6 +80,5 @@ extension MachineConfiguration {
       }
       earlier[node.id] = node
     }
-    return users
   }
 }

@@ -35,7 +35,7 @@ public enum CharacterProblem: Hashable, Sendable {
   case inUse(Identifier)
 }
 
-public enum BlockNodeProblem: Hashable, Sendable {
+public enum BlockNodeProblem: Error, Hashable, Sendable {
   case duplicateID(String)
   case unknownUnderlying(String, known: [String])
   case underlyingInUse(String, by: BlockNodeUser)

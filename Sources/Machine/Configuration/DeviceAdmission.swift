@@ -3,10 +3,13 @@ import Hardware
 /// Whether one more device fits a machine as it is: its id, its block nodes and objects, its address on bus 0. A plain
 /// value that knows what the devices admitted so far have; it opens nothing.
 public struct DeviceAdmission: Sendable {
-  private let blockNodes: [BlockNode]
-  private let objects: [any ObjectOptions]
+  private(set) var blockNodes: [BlockNode]
+  private(set) var objects: [any ObjectOptions]
   private var identifiers: Set<Identifier> = []
-  private var nodeUsers: [String: BlockNodeUser]
+  /// A read-only node may have several.
+  private var nodeUsers: [String: [BlockNodeUser]] = [:]
+  /// How many devices have an object.
+  private var objectUsers: [Identifier: Int] = [:]
   private var owners: [RequesterID: AddressOwner] = [
     MachineConfiguration.hostBridgeAddress: .hostBridge, MachineConfiguration.isaBridgeAddress: .isaBridge,
   ]
@@ -17,7 +20,6 @@ public struct DeviceAdmission: Sendable {
   public init() {
     blockNodes = []
     objects = []
-    nodeUsers = [:]
     reserved = []
   }
 
@@ -26,8 +28,11 @@ public struct DeviceAdmission: Sendable {
   public init(_ configuration: MachineConfiguration) throws(ConfigurationError) {
     blockNodes = configuration.blockNodes
     objects = configuration.objects
-    nodeUsers = try configuration.checkBlockNodes()
     reserved = Set(configuration.devices.compactMap { ($0 as? any PCIDeviceOptions)?.function.address })
+    try configuration.checkBlockNodes()
+    for node in blockNodes {
+      if let name = node.underlying { nodeUsers[name, default: []].append(.node(node.id)) }
+    }
   }
 
   /// Takes a device up, or leaves everything as it was.
@@ -42,7 +47,9 @@ public struct DeviceAdmission: Sendable {
 
     if let address { owners[address] = owner }
     if let id = device.id { identifiers.insert(id) }
-    for use in device.nodes { nodeUsers[use.id] = .device(kindName: type(of: device).kindName, id: device.id) }
+    let user = BlockNodeUser.device(kindName: type(of: device).kindName, id: device.id)
+    for use in device.nodes { nodeUsers[use.id, default: []].append(user) }
+    for use in device.objects { objectUsers[use.id, default: 0] += 1 }
     return address
   }
 
@@ -51,7 +58,12 @@ public struct DeviceAdmission: Sendable {
     if let id = device.id { identifiers.remove(id) }
     if let address { owners[address] = nil }
     let user = BlockNodeUser.device(kindName: type(of: device).kindName, id: device.id)
-    for use in device.nodes where nodeUsers[use.id] == user { nodeUsers[use.id] = nil }
+    for use in device.nodes { remove(user, of: use.id) }
+    for use in device.objects { objectUsers[use.id, default: 1] -= 1 }
+  }
+
+  private mutating func remove(_ user: BlockNodeUser, of node: String) {
+    if let index = nodeUsers[node]?.firstIndex(of: user) { nodeUsers[node]?.remove(at: index) }
   }
 
   private func check(_ use: NodeUse) throws(DeviceProblem) {
@@ -59,7 +71,7 @@ public struct DeviceAdmission: Sendable {
       throw .unknownNode(use, known: blockNodes.map(\.id))
     }
     // Two that write one file would each corrupt what the other's guest file system believes.
-    if !node.readOnly, let user = nodeUsers[use.id] { throw .nodeInUse(use, by: user) }
+    if !node.readOnly, let user = nodeUsers[use.id]?.first { throw .nodeInUse(use, by: user) }
   }
 
   private func check(_ use: ObjectUse) throws(DeviceProblem) {
@@ -82,4 +94,47 @@ public struct DeviceAdmission: Sendable {
     }
     return address
   }
+
+  // MARK: Backends that come and go
+
+  /// Takes a node up, or leaves everything as it was.
+  mutating func add(_ node: BlockNode) throws(BlockNodeProblem) {
+    if blockNodes.contains(where: { $0.id == node.id }) { throw .duplicateID(node.id) }
+    guard let name = node.underlying else { return blockNodes.append(node) }
+    guard let below = blockNodes.first(where: { $0.id == name }) else {
+      throw .unknownUnderlying(name, known: blockNodes.map(\.id))
+    }
+    if below.readOnly, !node.readOnly { throw .underlyingReadOnly(name) }
+    if !below.readOnly, let user = nodeUsers[name]?.first { throw .underlyingInUse(name, by: user) }
+    blockNodes.append(node.laid(over: below))
+    nodeUsers[name, default: []].append(.node(node.id))
+  }
+
+  mutating func removeNode(_ id: String) throws(BackendProblem) {
+    guard let index = blockNodes.firstIndex(where: { $0.id == id }) else { throw .noSuchNode(id) }
+    if let user = nodeUsers[id]?.first { throw .nodeInUse(id, by: user) }
+    let node = blockNodes.remove(at: index)
+    if let name = node.underlying { remove(.node(id), of: name) }
+  }
+
+  mutating func add(_ object: any ObjectOptions, id: Identifier) throws(BackendProblem) {
+    if objects.contains(where: { $0.id == id }) { throw .duplicateObject(id) }
+    objects.append(object)
+  }
+
+  mutating func removeObject(_ id: Identifier) throws(BackendProblem) {
+    guard let index = objects.firstIndex(where: { $0.id == id }) else { throw .noSuchObject(id) }
+    let kind = type(of: objects[index])
+    if !kind.comesAndGoes || kind.staysWhileUsed && objectUsers[id, default: 0] > 0 { throw .objectInUse(id) }
+    objects.remove(at: index)
+  }
+}
+
+/// Why a backend does not come or go.
+public enum BackendProblem: Error, Hashable, Sendable {
+  case noSuchNode(String)
+  case nodeInUse(String, by: BlockNodeUser)
+  case duplicateObject(Identifier)
+  case noSuchObject(Identifier)
+  case objectInUse(Identifier)
 }

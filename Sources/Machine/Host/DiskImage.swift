@@ -16,7 +16,7 @@ extension BlockNode {
     return file
   }
 
-  fileprivate func openUnlocked(memory: GuestMemory) throws(StartError) -> ScatteredFile {
+  func openUnlocked(memory: GuestMemory) throws(StartError) -> ScatteredFile {
     do {
       return try ScatteredFile(opening: path, readOnly: readOnly, memory: memory)
     } catch {

@@ -85,6 +85,13 @@ final class PassthroughObjects: Sendable {
     state.withLock { $0.bindings[ObjectIdentifier(unit)] }
   }
 
+  /// Lets go of an iommufd object that no device names any more: RAM is no longer pinned for it.
+  func remove(_ id: Identifier) {
+    // Let go with the lock released, as its end waits for a thread.
+    let gone = state.withLock { $0.memories.removeValue(forKey: id) }
+    _ = gone
+  }
+
   /// Lets go of everything but the counts; the devices go first.
   func removeAll() {
     let gone = state.withLock { state in

@@ -8,7 +8,7 @@ import VTd
 extension VFIOPCIOptions: BoardDevice {
   func build(_ device: Device, on board: Board, with configuration: MachineConfiguration) throws(StartError) {
     guard let address = device.address else { return }
-    let objects = configuration.objects.lazy.compactMap { $0 as? IOMMUFDOptions }
+    let objects = board.devices.objects.lazy.compactMap { $0 as? IOMMUFDOptions }
     guard let object = objects.first(where: { $0.id == iommufd }) else { return }
     do {
       try build(device.identity, on: board, at: address, object)

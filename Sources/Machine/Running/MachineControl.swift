@@ -11,8 +11,9 @@ public protocol MachineControl: AnyObject, Sendable {
   func requestQuit(_ cause: MachineCause)
   /// Presses the power button: the guest is asked to shut itself down.
   func requestPowerDown()
+  /// It may wait for a file that the request names.
   /// - Parameter answer: called once, with nil when the request has been carried out: on the machine's thread, or at
-  ///   once where the machine has ended. It must not wait for the machine.
+  ///   once where that cannot be. It must not wait for the machine.
   func ask(_ request: MachineRequest, _ answer: @escaping @Sendable (RequestError?) -> Void)
 
   /// - Parameter listener: told of what happens, on the thread that carries it out. It must not wait for the machine.
@@ -75,6 +76,11 @@ final class MachineController: MachineControl {
   func requestQuit(_ cause: MachineCause) { quit(cause) }
 
   func ask(_ request: MachineRequest, _ answer: @escaping @Sendable (RequestError?) -> Void) {
+    do throws(StartError) {
+      try request.checkFile(memory: board.memory)
+    } catch {
+      return answer(.failed(error))
+    }
     events.post(.request(PendingRequest(request, answer)))
   }
 

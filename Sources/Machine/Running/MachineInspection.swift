@@ -1,4 +1,5 @@
 import Hardware
+import Linux
 import PCI
 
 /// A machine that runs, for those who look at it: monitors. Everything is read as it is at the moment, from any thread.
@@ -26,6 +27,15 @@ public final class MachineInspection: Sendable {
     /// What it is connected to, as QEMU tells it: `unix:/tmp/socket,server=on`.
     public let name: String
     public let hasFrontend: Bool
+  }
+
+  /// A block node, and what it has now.
+  public struct BlockState: Sendable {
+    public let node: BlockNode
+    /// Of its file, in bytes; nil where it cannot be opened.
+    public let size: UInt64?
+    /// The paths of the devices that have it.
+    public let users: [String]
   }
 
   public let configuration: MachineConfiguration
@@ -68,6 +78,16 @@ public final class MachineInspection: Sendable {
   public var characterDevices: [CharacterState] {
     characters.all.map {
       CharacterState(id: $0.options.id?.text ?? "", name: $0.options.endpointName, hasFrontend: $0.hasFrontend)
+    }
+  }
+
+  /// In the order in which they came. It may wait for their files.
+  public var blockNodes: [BlockState] {
+    let devices = board.devices.all
+    return board.devices.blockNodes.map { node in
+      BlockState(
+        node: node, size: try? ScatteredFile(opening: node.path, readOnly: true, memory: board.memory).size,
+        users: devices.filter { $0.options.nodes.contains { $0.id == node.id } }.map(\.path))
     }
   }
 

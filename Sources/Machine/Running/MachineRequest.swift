@@ -11,12 +11,17 @@ public enum MachineRequest: Sendable {
   case addDevice(DeviceDescription)
   /// By its id or its path. Answered when the device is gone.
   case removeDevice(String)
+  case addNode(BlockNode)
+  case removeNode(String)
+  /// One with an id.
+  case addObject(any ObjectOptions)
+  case removeObject(Identifier)
 
   /// Whether the CPUs stop as soon as this is asked, before the machine's thread takes it up.
   var haltsGuest: Bool {
     switch self {
     case .pause: true
-    case .resume, .addDevice, .removeDevice: false
+    case .resume, .addDevice, .removeDevice, .addNode, .removeNode, .addObject, .removeObject: false
     }
   }
 }
@@ -38,8 +43,12 @@ public enum RequestError: Error, Sendable {
   case property(kindName: String, PropertyError)
   /// The device does not fit the machine as it is.
   case refused(kindName: String, DeviceProblem)
-  /// What the device is over fails: a file, a device of the host.
+  /// What a device or a backend is over fails: a file, a device of the host.
   case failed(StartError)
+  case node(BlockNodeProblem)
+  case backend(BackendProblem)
+  /// No monitor handed this descriptor over. The number may be of a file of Nestling's own.
+  case noDescriptor(UInt32)
 }
 
 /// A request on its way to the machine's thread. It is answered once.

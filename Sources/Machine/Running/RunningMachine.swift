@@ -359,6 +359,10 @@ public final class RunningMachine {
       case .resume: try resume()
       case .addDevice(let description): try board.add(description, with: configuration)
       case .removeDevice(let name): try takeAway(try board.removableDevice(named: name).identity)
+      case .addNode(let node): try board.add(node)
+      case .removeNode(let id): try board.removeNode(id)
+      case .addObject(let object): try board.add(object)
+      case .removeObject(let id): try board.removeObject(id)
       }
       // After the notices of it: an event comes before the answer to the command that brought it about.
       pending.answer()

@@ -37,6 +37,10 @@ final class RecordingMachine: MonitorTarget, MachineControl {
     case .removeDevice(let name):
       if name == "nosuch" { return answer(.noSuchDevice(name)) }
       ask("remove \(name)")
+    case .addNode(let node): ask("add \(node)")
+    case .removeNode(let id): ask("remove node \(id)")
+    case .addObject(let object): ask("add \(object)")
+    case .removeObject(let id): ask("remove object \(id)")
     }
     answer(nil)
   }
@@ -57,6 +61,15 @@ final class RecordingMachine: MonitorTarget, MachineControl {
   }
   var characterDevices: [MachineInspection.CharacterState] {
     [MachineInspection.CharacterState(id: "c0", name: "unix:/tmp/s,server=on", hasFrontend: true)]
+  }
+  var blockNodes: [MachineInspection.BlockState] {
+    [
+      MachineInspection.BlockState(
+        node: BlockNode(id: "f", path: "/a.img", driver: .file), size: 4096, users: []),
+      MachineInspection.BlockState(
+        node: BlockNode(id: "r", path: "/a.img", readOnly: true, underlying: "f"), size: 4096,
+        users: ["/machine/peripheral/d0"]),
+    ]
   }
   var processorThreads: [Int] { [4711] }
   func remappingText() -> String { "iommu0: as it is\n" }

@@ -68,7 +68,7 @@ private final class UnmovedMachine: MonitorTarget, MachineControl {
     switch request {
     case .pause: current.withLock { $0 = .paused }
     case .resume: current.withLock { $0 = .running }
-    case .addDevice, .removeDevice: break
+    case .addDevice, .removeDevice, .addNode, .removeNode, .addObject, .removeObject: break
     }
     answer(nil)
   }
@@ -76,6 +76,7 @@ private final class UnmovedMachine: MonitorTarget, MachineControl {
 
   var functions: [MachineInspection.Function] { [] }
   var characterDevices: [MachineInspection.CharacterState] { [] }
+  var blockNodes: [MachineInspection.BlockState] { [] }
   var processorThreads: [Int] { [1] }
   func remappingText() -> String { "none\n" }
   func translationText(_ arguments: [String]) -> String { arguments.joined(separator: " ") + "\n" }

@@ -161,7 +161,7 @@ import Testing
   @Test func anEntropySourceIsFound() throws {
     var wanted = configuration()
     var device = VirtioRNGOptions()
-    #expect(wanted.entropySource(of: device) == .host)
+    #expect(EntropySource(of: device, among: wanted.objects) == .host)
     let id = try Identifier(text: "rng0")
     device.source = id
     wanted.devices = [device]
@@ -177,7 +177,7 @@ import Testing
     random.path = "/dev/hwrng"
     wanted.objects = [random]
     #expect(problem(wanted) == nil)
-    #expect(wanted.entropySource(of: device) == .file(path: "/dev/hwrng"))
+    #expect(EntropySource(of: device, among: wanted.objects) == .file(path: "/dev/hwrng"))
   }
 
   @Test func devicesAreGivenAddressesAroundThoseThatAskForOne() throws {

@@ -8,6 +8,7 @@ public struct IOMMUFDOptions: ObjectOptions, Hashable {
   public init() {}
 
   public static let kindName = "iommufd"
+  public static let staysWhileUsed = true
   public static let summary = "The host's /dev/iommu, for vfio-pci"
 
   public static let properties: [Property<Self>] = [

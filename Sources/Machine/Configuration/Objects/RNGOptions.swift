@@ -10,13 +10,14 @@ public enum EntropySource: Hashable, Sendable {
   case file(path: String)
 }
 
-extension MachineConfiguration {
-  /// Where this device's bytes come from, given that `check` passed.
-  public func entropySource(of device: VirtioRNGOptions) -> EntropySource {
+extension EntropySource {
+  /// Where a device's bytes come from, given that it was admitted beside these objects.
+  public init(of device: VirtioRNGOptions, among objects: [any ObjectOptions]) {
     for case let object as any EntropyObjectOptions in objects where object.id == device.source {
-      return object.entropySource
+      self = object.entropySource
+      return
     }
-    return .host
+    self = .host
   }
 }
 

@@ -1,0 +1,150 @@
+import JSON
+import Machine
+
+/// Block nodes that come and go while the machine runs, and what there is of them (qapi/block-core.json).
+extension MonitorCommands {
+  static let blockCommands: [MonitorCommand] = [
+    MonitorCommand(
+      "blockdev-add",
+      open: [
+        SchemaMember("driver", .enumeration("BlockdevDriver", ["file", "raw"])), SchemaMember("node-name", .string),
+        SchemaMember("read-only", .boolean, optional: true),
+        SchemaMember("discard", .enumeration("BlockdevDiscardOptions", ["ignore", "unmap"]), optional: true),
+      ]
+    ) { (object, target) throws(MonitorError) in
+      try target.perform(.addNode(try node(try JSONProperties.flattened(object))))
+    },
+    MonitorCommand("blockdev-del", NodeNameArguments.self) { (arguments, target) throws(MonitorError) in
+      try target.perform(.removeNode(arguments.name))
+      return .answer([:])
+    },
+    MonitorCommand(
+      "query-block",
+      answers: .array(
+        .object(
+          "BlockInfo",
+          [
+            SchemaMember("device", .string), SchemaMember("qdev", .string, optional: true),
+            SchemaMember("type", .string), SchemaMember("removable", .boolean), SchemaMember("locked", .boolean),
+            SchemaMember("inserted", nodeType, optional: true), SchemaMember("io-status", .string, optional: true),
+          ]))
+    ) { (target) throws(MonitorError) in
+      .array(
+        target.blockNodes.flatMap { state in
+          state.users.map { user -> JSONValue in
+            [
+              "io-status": "ok", "device": "", "locked": false, "removable": false, "inserted": describe(state),
+              "qdev": .string(user + "/virtio-backend"), "type": "unknown",
+            ]
+          }
+        })
+    },
+    MonitorCommand("query-named-block-nodes", NodeListArguments.self, answers: .array(nodeType)) {
+      (_, target) throws(MonitorError) in .answer(.array(target.blockNodes.map(describe)))
+    },
+  ]
+
+  /// - Parameter object: flattened.
+  private static func node(_ object: JSONObject) throws(MonitorError) -> BlockNode {
+    let assignments = try JSONProperties.strict(object, of: BlockdevArguments.self)
+    guard case .string(let driver)? = object["driver"] else { throw .generic("Parameter 'driver' is missing") }
+    let needed: [(String, Bool)] =
+      switch driver {
+      case "file": [("filename", object["filename"] == nil)]
+      case "raw" where object["file"] == nil:
+        [
+          ("file", object["file.driver"] == nil && object["file.filename"] == nil),
+          ("file.driver", object["file.driver"] == nil), ("file.filename", object["file.filename"] == nil),
+        ]
+      default: []
+      }
+    if let missing = needed.first(where: { $0.1 }) { throw .generic("Parameter '\(missing.0)' is missing") }
+    if BlockdevArguments.Driver(rawValue: driver) != nil {
+      guard case .string(let name)? = object["node-name"] else {
+        throw .generic("'node-name' must be specified for the root node")
+      }
+      if (try? Identifier(text: name)) == nil { throw .generic("Invalid node-name: \(ErrorText.quoted(name))") }
+    }
+    do throws(PropertyError) {
+      // A node below is found when the request is carried out.
+      return try BlockdevArguments(assignments).node(over: [])
+    } catch {
+      throw .unexpected(error, driver)
+    }
+  }
+
+  private static let nodeType = SchemaType.object(
+    "BlockDeviceInfo",
+    [
+      SchemaMember("file", .string), SchemaMember("node-name", .string, optional: true), SchemaMember("ro", .boolean),
+      SchemaMember("drv", .string), SchemaMember("backing_file_depth", .integer), SchemaMember("encrypted", .boolean),
+      SchemaMember("detect_zeroes", .string), SchemaMember("bps", .integer), SchemaMember("bps_rd", .integer),
+      SchemaMember("bps_wr", .integer), SchemaMember("iops", .integer), SchemaMember("iops_rd", .integer),
+      SchemaMember("iops_wr", .integer), SchemaMember("write_threshold", .integer),
+      SchemaMember(
+        "cache",
+        .object(
+          "BlockdevCacheInfo",
+          [
+            SchemaMember("writeback", .boolean), SchemaMember("direct", .boolean), SchemaMember("no-flush", .boolean),
+          ])),
+      SchemaMember(
+        "image",
+        .object(
+          "ImageInfo",
+          [
+            SchemaMember("filename", .string), SchemaMember("format", .string), SchemaMember("virtual-size", .integer),
+          ])),
+    ])
+
+  /// There is no throttling here, and no backing file.
+  private static func describe(_ state: MachineInspection.BlockState) -> JSONValue {
+    let node = state.node
+    return [
+      "iops_rd": 0, "detect_zeroes": "off",
+      "image": [
+        "virtual-size": JSONValue(state.size ?? 0), "filename": .string(node.path),
+        "format": .string(node.driver.rawValue),
+      ],
+      "iops_wr": 0, "ro": .bool(node.readOnly), "node-name": .string(node.id), "backing_file_depth": 0,
+      "drv": .string(node.driver.rawValue), "iops": 0, "bps_wr": 0, "write_threshold": 0, "encrypted": false, "bps": 0,
+      "bps_rd": 0, "cache": ["no-flush": false, "direct": false, "writeback": true], "file": .string(node.path),
+    ]
+  }
+}
+
+struct NodeNameArguments: CommandArguments {
+  var name = ""
+
+  static let fields: [ArgumentField<Self>] = [ArgumentField("node-name", \.name)]
+}
+
+struct NodeListArguments: CommandArguments {
+  /// Without what lies below; nothing is told of that in any case.
+  var flat: Bool?
+
+  static let fields: [ArgumentField<Self>] = [ArgumentField("flat", \.flat)]
+}
+
+/// `info block`, in QEMU's layout (block/monitor/block-hmp-cmds.c).
+enum BlockText {
+  static func text(_ words: [String], _ states: [MachineInspection.BlockState]) -> String {
+    let all = words.contains("-n")
+    let name = words.first { !$0.hasPrefix("-") }
+    let shown = states.filter { state in
+      if let name { return state.node.id == name }
+      return all || !state.users.isEmpty
+    }
+    return shown.flatMap { state in
+      let users: [String?] = all || state.users.isEmpty ? [nil] : state.users
+      return users.map { user in text(state, user: user) }
+    }.joined(separator: "\n")
+  }
+
+  private static func text(_ state: MachineInspection.BlockState, user: String?) -> String {
+    let node = state.node
+    var text = "\(node.id): \(node.path) (\(node.driver.rawValue)\(node.readOnly ? ", read-only" : ""))\n"
+    if let user { text += "    Attached to:      \(user)/virtio-backend\n" }
+    return text + "    Cache mode:       writeback\n"
+  }
+}

@@ -1,0 +1,73 @@
+import JSON
+import Machine
+
+/// Objects that come and go while the machine runs (qapi/qom.json).
+extension MonitorCommands {
+  static let objectCommands: [MonitorCommand] = [
+    MonitorCommand(
+      "object-add",
+      open: [
+        SchemaMember(
+          "qom-type", .enumeration("ObjectType", ObjectKinds.all.filter { $0.comesAndGoes }.map { $0.kindName })),
+        SchemaMember("id", .string),
+      ]
+    ) { (object, target) throws(MonitorError) in
+      let (kind, name) = try ObjectArguments.kind(try JSONProperties.lenient(object["qom-type"], "qom-type"))
+      var rest = object
+      rest["qom-type"] = nil
+      try target.perform(.addObject(try ObjectArguments.read(kind, name, try JSONProperties.strict(rest, of: kind))))
+    },
+    MonitorCommand("object-del", DeviceNameArguments.self) { (arguments, target) throws(MonitorError) in
+      try ObjectArguments.remove(arguments.id, from: target)
+      return .answer([:])
+    },
+  ]
+}
+
+/// What `object-add` says, in QMP and to people.
+enum ObjectArguments {
+  static func read(option text: String) throws(MonitorError) -> any ObjectOptions {
+    let assignments: [PropertyAssignment]
+    do throws(OptionProblem) {
+      assignments = try OptionString.assignments(text, impliedName: "qom-type")
+    } catch {
+      throw .generic(ErrorText.text(for: error))
+    }
+    let (kind, name) = try kind(assignments.last { $0.name == "qom-type" }?.value)
+    return try read(kind, name, assignments.filter { $0.name != "qom-type" })
+  }
+
+  static func kind(_ name: String?) throws(MonitorError) -> (kind: any ObjectOptions.Type, name: String) {
+    guard let name, !name.isEmpty else { throw .generic("Parameter 'qom-type' is missing") }
+    guard let kind = ObjectKinds.named(name), kind.comesAndGoes else {
+      throw .generic("Parameter 'qom-type' does not accept value \(ErrorText.quoted(name))")
+    }
+    return (kind, name)
+  }
+
+  static func read(
+    _ kind: any ObjectOptions.Type, _ name: String, _ assignments: [PropertyAssignment]
+  ) throws(MonitorError) -> any ObjectOptions {
+    let options: any ObjectOptions
+    do throws(PropertyError) {
+      options = try kind.init(assignments)
+    } catch {
+      throw .unexpected(error, name)
+    }
+    guard options.id != nil else { throw .generic("Parameter 'id' is missing") }
+    return options
+  }
+
+  static func remove(_ name: String, from target: any MonitorTarget) throws(MonitorError) {
+    guard let id = try? Identifier(text: name) else { throw .generic("object \(ErrorText.quoted(name)) not found") }
+    try target.perform(.removeObject(id))
+  }
+}
+
+extension MonitorError {
+  /// QEMU's words where the schema knows every property.
+  static func unexpected(_ error: PropertyError, _ kindName: String) -> Self {
+    if case .unknown(let name, _) = error { return .generic("Parameter \(ErrorText.quoted(name)) is unexpected") }
+    return .generic(text(error, kindName))
+  }
+}

@@ -1,0 +1,178 @@
+import Glibc
+import Linux
+import TestSupport
+import Testing
+
+@testable import Machine
+
+/// Block nodes and objects that come and go on a machine that runs; without a CPU.
+@Suite struct BackendRequestTests {
+  private let folder = "/tmp/nestling-backends-\(getpid())-\(UInt32.random(in: 0 ... .max))"
+  private var image: String { folder + "/disk" }
+
+  init() throws {
+    mkdir(folder, 0o700)
+    try FileDescriptor(opening: image, O_WRONLY | O_CREAT, mode: 0o600).write([UInt8](repeating: 0, count: 8192))
+  }
+
+  /// A machine whose root bus takes devices.
+  private func run(
+    _ configuration: MachineConfiguration = MachineConfiguration(), _ body: (RunningMachine) throws -> Void
+  )
+    throws
+  {
+    var configuration = configuration
+    configuration.accelerator = .qtest
+    configuration.memory.size = 64 << 20
+    let machine = try RunningMachine(configuration, interpreter: PassingInterpreter())
+    machine.board.buses.set(LiveBus(name: "pcie.0", kind: .pci, isHotpluggable: true))
+    nonisolated(unsafe) let running = machine
+    let thread = try Thread(name: "machine") { _ = try? running.run() }
+    #expect(eventually { machine.control.status == .running })
+    try body(machine)
+    machine.control.requestQuit(.monitorQuit)
+    thread.join()
+  }
+
+  private func picture(_ machine: RunningMachine) -> [String] {
+    machine.devices.map(\.path) + machine.inspection.blockNodes.map { "\($0.node) \($0.users)" }
+      + machine.board.devices.objects.map { "\($0)" }
+  }
+
+  /// Expects a refusal that changes nothing.
+  private func refused(
+    _ request: MachineRequest, by machine: RunningMachine, _ location: SourceLocation = #_sourceLocation,
+    _ matches: (RequestError) -> Bool
+  ) {
+    let before = picture(machine)
+    do throws(RequestError) {
+      try machine.control.perform(request)
+      Issue.record("it was carried out", sourceLocation: location)
+    } catch {
+      #expect(matches(error), "\(error)", sourceLocation: location)
+    }
+    #expect(picture(machine) == before, sourceLocation: location)
+  }
+
+  private func disk(_ id: String, over node: String) -> MachineRequest {
+    .addDevice(
+      DeviceDescription(
+        VirtioBlockOptions.self,
+        [PropertyAssignment(name: "id", value: id), PropertyAssignment(name: "drive", value: node)]))
+  }
+
+  /// Whether some other program could write the image.
+  private func isFree() throws -> Bool {
+    let file = try ScatteredFile(
+      opening: image, readOnly: false, memory: try GuestMemory(size: 16 << 20, lowLimit: 16 << 20))
+    return (try? file.lock()) != nil
+  }
+
+  @Test func `A node is added, carries a disk, and goes when the disk has gone`() throws {
+    try run { machine in
+      let control = machine.control
+      let start = picture(machine)
+      try control.perform(.addNode(BlockNode(id: "f", path: image, driver: .file)))
+      try control.perform(.addNode(BlockNode(id: "r", path: "", underlying: "f")))
+      #expect(machine.inspection.blockNodes.map(\.node.path) == [image, image])
+      #expect(machine.inspection.blockNodes.map(\.size) == [8192, 8192])
+      // As at the start, the image is locked while a device has it.
+      #expect(try isFree())
+      try control.perform(disk("d", over: "r"))
+      #expect(try !isFree())
+      #expect(machine.inspection.blockNodes.map(\.users) == [[], ["/machine/peripheral/d"]])
+      refused(.removeNode("r"), by: machine) { if case .backend(.nodeInUse("r", .device)) = $0 { true } else { false } }
+      refused(.removeNode("f"), by: machine) { if case .backend(.nodeInUse("f", .node)) = $0 { true } else { false } }
+      refused(disk("e", over: "r"), by: machine) { if case .refused(_, .nodeInUse) = $0 { true } else { false } }
+      refused(disk("e", over: "f"), by: machine) { if case .refused(_, .nodeInUse) = $0 { true } else { false } }
+      try control.perform(.removeDevice("d"))
+      #expect(try eventually { try isFree() })
+      try control.perform(.removeNode("r"))
+      try control.perform(.removeNode("f"))
+      #expect(picture(machine) == start)
+    }
+  }
+
+  @Test func `A node that does not fit is refused at once, and changes nothing`() throws {
+    try run { machine in
+      try machine.control.perform(.addNode(BlockNode(id: "ro", path: image, readOnly: true)))
+      refused(.addNode(BlockNode(id: "n", path: folder + "/missing")), by: machine) {
+        if case .failed(.file(_, let error)) = $0 { error.code == ENOENT } else { false }
+      }
+      refused(.addNode(BlockNode(id: "ro", path: image)), by: machine) {
+        if case .node(.duplicateID("ro")) = $0 { true } else { false }
+      }
+      refused(.addNode(BlockNode(id: "n", path: "", underlying: "nix")), by: machine) {
+        if case .node(.unknownUnderlying("nix", _)) = $0 { true } else { false }
+      }
+      refused(.addNode(BlockNode(id: "n", path: "", underlying: "ro")), by: machine) {
+        if case .node(.underlyingReadOnly("ro")) = $0 { true } else { false }
+      }
+      refused(.removeNode("nix"), by: machine) { if case .backend(.noSuchNode) = $0 { true } else { false } }
+      // Readers share a node, which stays until the last has gone.
+      try machine.control.perform(disk("a", over: "ro"))
+      try machine.control.perform(disk("b", over: "ro"))
+      try machine.control.perform(.removeDevice("b"))
+      refused(.removeNode("ro"), by: machine) { if case .backend(.nodeInUse) = $0 { true } else { false } }
+      try machine.control.perform(.removeDevice("a"))
+      try machine.control.perform(.removeNode("ro"))
+    }
+  }
+
+  @Test func `Objects come and go, but for one that the machine or a device needs`() throws {
+    var configuration = MachineConfiguration()
+    var ram = MemoryBackendMemfdOptions()
+    ram.id = try Identifier(text: "ram")
+    ram.size = ByteCount(64 << 20)
+    configuration.objects = [ram]
+    try run(configuration) { machine in
+      let control = machine.control
+      var random = RNGRandomOptions()
+      let id = try Identifier(text: "rng0")
+      random.id = id
+      random.path = folder + "/missing"
+      refused(.addObject(random), by: machine) {
+        if case .failed(.file(_, let error)) = $0 { error.code == ENOENT } else { false }
+      }
+      random.path = "/dev/urandom"
+      try control.perform(.addObject(random))
+      refused(.addObject(random), by: machine) { if case .backend(.duplicateObject) = $0 { true } else { false } }
+      try control.perform(
+        .addDevice(
+          DeviceDescription(
+            VirtioRNGOptions.self,
+            [PropertyAssignment(name: "id", value: "r"), PropertyAssignment(name: "rng", value: "rng0")])))
+      // As in QEMU: the device keeps what it reads.
+      try control.perform(.removeObject(id))
+      refused(.removeObject(id), by: machine) { if case .backend(.noSuchObject) = $0 { true } else { false } }
+      try control.perform(.removeDevice("r"))
+      refused(.removeObject(try Identifier(text: "ram")), by: machine) {
+        if case .backend(.objectInUse) = $0 { true } else { false }
+      }
+      // A number that nobody handed over may be a descriptor of Nestling's own.
+      var iommufd = IOMMUFDOptions()
+      iommufd.id = try Identifier(text: "i0")
+      iommufd.descriptor = 3
+      refused(.addObject(iommufd), by: machine) { if case .noDescriptor(3) = $0 { true } else { false } }
+      iommufd.descriptor = nil
+      try control.perform(.addObject(iommufd))
+      try control.perform(.removeObject(try Identifier(text: "i0")))
+    }
+  }
+
+  @Test func `An iommufd object stays as long as a device is on it`() throws {
+    let id = try Identifier(text: "i0")
+    var object = IOMMUFDOptions()
+    object.id = id
+    let tree = DeviceTree()
+    try tree.add(object, id: id)
+    let device = try tree.admit(
+      VFIOPCIOptions([
+        PropertyAssignment(name: "host", value: "01:00.0"), PropertyAssignment(name: "iommufd", value: "i0"),
+      ]))
+    #expect(throws: BackendProblem.objectInUse(id)) { try tree.removeObject(id) }
+    #expect(tree.release(device.identity) != nil)
+    try tree.removeObject(id)
+    #expect(throws: BackendProblem.noSuchObject(id)) { try tree.removeObject(id) }
+  }
+}
