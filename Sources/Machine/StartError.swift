@@ -40,7 +40,11 @@ public enum StartError: Error, Sendable, CustomStringConvertible {
     case .device(let kind, let problem): "-device \(kind): \(problem)"
     case .passthrough(let error): error.description
     case .placement(let error):
-      "the BARs do not fit: \(error.address) BAR \(error.bar) of \(error.size) bytes"
+      if let bar = error.bar {
+        "the BARs do not fit: \(error.address) BAR \(bar) of \(error.size) bytes"
+      } else {
+        "the windows of the ports do not fit: \(error.address) wants \(error.size)"
+      }
     case .system(let error): "\(error)"
     }
   }

@@ -4,17 +4,20 @@ import Synchronization
 /// The two ways to configuration space: ECAM (PCI Express Base 7.2.2) and the ports 0xCF8 and 0xCFC
 /// (PCI Local Bus 3.0, 3.2.2.3.2).
 public struct ConfigurationTarget: Sendable {
-  private let root: Bus
+  private let routes: BusRoutes
 
-  public init(root: Bus) { self.root = root }
+  public init(_ routes: BusRoutes) { self.routes = routes }
+
+  /// Of a root complex without ports.
+  public init(root: Bus) { self.init(BusRoutes(root: root)) }
 
   func read(_ id: RequesterID, _ offset: Int, _ width: AccessWidth) -> UInt64 {
-    guard id.bus == root.number, let function = root.function(at: id.deviceFunction) else { return width.allOnes }
+    guard let function = routes.function(at: id) else { return width.allOnes }
     return function.readConfiguration(offset: offset, width: width)
   }
 
   func write(_ id: RequesterID, _ offset: Int, _ width: AccessWidth, _ value: UInt64) {
-    guard id.bus == root.number, let function = root.function(at: id.deviceFunction) else { return }
+    guard let function = routes.function(at: id) else { return }
     function.writeConfiguration(offset: offset, width: width, value: value)
   }
 }

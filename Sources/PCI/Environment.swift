@@ -9,10 +9,12 @@ public struct PCIEnvironment: Sendable {
   public let remapper: any DMARemapper
   public let interrupts: any InterruptRouter
   public let workers: any QueueWorkerSource
+  /// The port that the function is below; nil on bus 0.
+  public let upstream: RootPort?
 
   public init(
     memoryBus: AddressBus, ioBus: AddressBus, memory: any PhysicalMemory, remapper: any DMARemapper,
-    interrupts: any InterruptRouter, workers: any QueueWorkerSource
+    interrupts: any InterruptRouter, workers: any QueueWorkerSource, upstream: RootPort? = nil
   ) {
     self.memoryBus = memoryBus
     self.ioBus = ioBus
@@ -20,5 +22,16 @@ public struct PCIEnvironment: Sendable {
     self.remapper = remapper
     self.interrupts = interrupts
     self.workers = workers
+    self.upstream = upstream
   }
+
+  /// The same ways out, below a port.
+  public func below(_ port: RootPort?) -> PCIEnvironment {
+    PCIEnvironment(
+      memoryBus: memoryBus, ioBus: ioBus, memory: memory, remapper: remapper, interrupts: interrupts,
+      workers: workers, upstream: port)
+  }
+
+  /// What a device is on the fabric: on bus 0 a part of the root complex, at the end of a link else.
+  public var endpointType: ExpressType { upstream == nil ? .rootComplexIntegratedEndpoint : .endpoint }
 }

@@ -1,10 +1,20 @@
 import Hardware
 
-/// The PCI Express capability: PCI Express Base 7.5.3, version 2, without the registers that a function has no
-/// link or slot for.
+/// The PCI Express capability: PCI Express Base 7.5.3, version 2. A function of the root complex has no link, and only a
+/// port has a slot; those registers are zero then. Links are of one lane at 2.5 GT/s.
 struct ExpressCapability {
   static let id: UInt8 = 0x10
   static let deviceControl = 0x08
+  static let linkControl = 0x10
+  static let linkStatus = 0x12
+  static let slotStatus = 0x1a
+
+  /// Link Control bit 4: Link Disable.
+  static let linkDisable: UInt16 = 1 << 4
+  /// Link Status bit 13: Data Link Layer Link Active.
+  static let linkActive: UInt16 = 1 << 13
+  /// Slot Status bit 6: Presence Detect State.
+  static let presenceDetect: UInt16 = 1 << 6
 
   /// Device Control bit 15: Initiate Function Level Reset; reads zero.
   static let initiateFunctionLevelReset: UInt16 = 1 << 15
@@ -13,25 +23,69 @@ struct ExpressCapability {
   let type: ExpressType
   /// The function's requests may carry an end-end TLP prefix: a PASID.
   var endToEndPrefix = false
+  var port: ExpressPort?
 
   var body: (bytes: [UInt8], writable: [UInt8]) {
     var bytes = [UInt8](repeating: 0, count: 0x3c - 2)
     var writable = bytes
     // Offsets below are the capability's own; its first two bytes are the identifier and the next pointer.
     bytes.store(UInt16(2) | UInt16(type.rawValue) << 4, at: 0x02 - 2)
-    // Role-Based Error Reporting, Function Level Reset; payload of 128 bytes.
-    bytes.store(UInt32(1) << 15 | UInt32(1) << 28, at: 0x04 - 2)
+    // Role-Based Error Reporting, Function Level Reset but for a port; payload of 128 bytes.
+    bytes.store(UInt32(1) << 15 | (port == nil ? UInt32(1) << 28 : 0), at: 0x04 - 2)
     // Device Control's defaults: relaxed ordering, no snoop, read requests of 512 bytes.
     bytes.store(UInt16(0x2810), at: 0x08 - 2)
     // Error reporting enables, relaxed ordering, payload and read request sizes, no snoop.
     writable.store(UInt16(0x78ff), at: 0x08 - 2)
     // Device Capabilities 2: End-End TLP Prefix Supported, Max End-End TLP Prefixes 1.
     if endToEndPrefix { bytes.store(UInt32(1) << 21 | UInt32(1) << 22, at: 0x24 - 2) }
+    if type != .rootComplexIntegratedEndpoint { addLink(&bytes, &writable) }
+    if let port { add(port, &bytes, &writable) }
     return (bytes, writable)
+  }
+
+  private func addLink(_ bytes: inout [UInt8], _ writable: inout [UInt8]) {
+    let oneLane: UInt32 = 1 << 4
+    let slowest: UInt32 = 1
+    // No ASPM, and that is told as of version 3 (ASPM Optionality Compliance).
+    bytes.store(slowest | oneLane | UInt32(1) << 22, at: 0x0c - 2)
+    bytes.store(UInt16(slowest | oneLane), at: Self.linkStatus - 2)
+    // ASPM, common clock, extended synch; the read completion boundary of an endpoint.
+    writable.store(UInt16(0xc3) | (port == nil ? 0x08 : 0), at: Self.linkControl - 2)
+    // Link Capabilities 2: 2.5 GT/s; Link Control 2: Target Link Speed.
+    bytes.store(UInt32(1) << 1, at: 0x2c - 2)
+    bytes.store(UInt16(1), at: 0x30 - 2)
+    writable.store(UInt16(0xf), at: 0x30 - 2)
+  }
+
+  /// The slot has no hot-plug elements.
+  private func add(_ port: ExpressPort, _ bytes: inout [UInt8], _ writable: inout [UInt8]) {
+    // Slot Implemented.
+    bytes.store(bytes.load(UInt16.self, at: 0x02 - 2) | 1 << 8, at: 0x02 - 2)
+    // Link Active Reporting, Port Number.
+    bytes.store(
+      bytes.load(UInt32.self, at: 0x0c - 2) | UInt32(1) << 20 | UInt32(port.portNumber) << 24, at: 0x0c - 2)
+    writable.store(writable.load(UInt16.self, at: Self.linkControl - 2) | Self.linkDisable, at: Self.linkControl - 2)
+    // Physical Slot Number.
+    bytes.store(UInt32(port.slotNumber & 0x1fff) << 19, at: 0x14 - 2)
+    // Root Control: system errors on errors, PME Interrupt Enable.
+    writable.store(UInt16(0xf), at: 0x1c - 2)
+  }
+}
+
+/// What tells one port of the fabric from another.
+public struct ExpressPort: Hashable, Sendable {
+  public var portNumber: UInt8
+  /// 0 to 0x1fff.
+  public var slotNumber: UInt16
+
+  public init(portNumber: UInt8, slotNumber: UInt16) {
+    self.portNumber = portNumber
+    self.slotNumber = slotNumber
   }
 }
 
 public enum ExpressType: UInt8, Sendable {
   case endpoint = 0
+  case rootPort = 4
   case rootComplexIntegratedEndpoint = 9
 }

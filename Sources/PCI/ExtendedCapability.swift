@@ -29,6 +29,29 @@ public struct ExtendedCapability: Hashable, Sendable {
       id: AccessControl.id, version: 1, body: body + [0, 0], writable: [0, 0] + body)
   }
 
+  /// Advanced Error Reporting of a root port (AER; 7.8.4). Software finds all of its registers, with their defaults; there
+  /// is no error that a link here could have.
+  public static var rootPortErrorReporting: ExtendedCapability {
+    let uncorrectable: UInt32 = 0x003f_f030
+    let correctable: UInt32 = 0x31c1
+    var body = [UInt8](repeating: 0, count: 0x38 - 4)
+    var writable = body
+    var clearable = body
+    clearable.store(uncorrectable, at: 0x04 - 4)
+    writable.store(uncorrectable, at: 0x08 - 4)
+    writable.store(uncorrectable, at: 0x0c - 4)
+    // What is fatal unless software says otherwise: data link, surprise down, flow control, overflow, malformed.
+    body.store(UInt32(0x0006_2030), at: 0x0c - 4)
+    clearable.store(correctable, at: 0x10 - 4)
+    writable.store(correctable, at: 0x14 - 4)
+    // Advisory Non-Fatal Error Mask.
+    body.store(UInt32(1) << 13, at: 0x14 - 4)
+    // Root Error Command and Status.
+    writable.store(UInt32(0x7), at: 0x2c - 4)
+    clearable.store(UInt32(0x7f), at: 0x30 - 4)
+    return ExtendedCapability(id: 0x0001, version: 2, body: body, writable: writable, writeOneToClear: clearable)
+  }
+
   /// Address Translation Service (ATS; 10.5.1): page-aligned requests, the whole of a request's capabilities but
   /// relaxed ordering.
   /// - Parameter invalidateQueueDepth: invalidate requests that the function takes at once, 1 to 32.

@@ -35,7 +35,7 @@ public final class Function: Sendable {
   public let extendedCapabilityOffsets: [Int]
 
   private let resetSpace: ConfigurationSpace
-  private let expressOffset: Int?
+  let expressOffset: Int?
   private let msixOffset: Int?
   private let msiOffset: Int?
   private let powerManagementOffset: Int?
@@ -46,7 +46,7 @@ public final class Function: Sendable {
   public init(_ description: FunctionDescription, at address: RequesterID, environment: PCIEnvironment) {
     self.description = description
     self.environment = environment
-    requester = Requester(id: address)
+    requester = Requester(id: address, upstream: environment.upstream?.function.requester)
 
     let given = description.configuration
     var space = given?.space ?? ConfigurationSpace()
@@ -60,8 +60,12 @@ public final class Function: Sendable {
     space.define(StandardOffset.classCode + 1, UInt16(truncatingIfNeeded: description.classCode >> 8))
     space.define(0x0c, UInt8(0), writable: 0xff)  // Cache Line Size
     space.define(StandardOffset.headerType, UInt8(description.multifunction ? 0x80 : 0))
-    space.define(StandardOffset.subsystemVendorID, description.subsystemVendorID)
-    space.define(StandardOffset.subsystemID, description.subsystemID)
+    if description.isBridge {
+      BridgeHeader.define(in: &space)
+    } else {
+      space.define(StandardOffset.subsystemVendorID, description.subsystemVendorID)
+      space.define(StandardOffset.subsystemID, description.subsystemID)
+    }
     space.define(StandardOffset.interruptLine, UInt8(0), writable: 0xff)
     space.define(StandardOffset.interruptPin, description.interruptPin)
     for bar in description.baseAddressRegisters { bar.define(in: &space) }
@@ -92,7 +96,7 @@ public final class Function: Sendable {
       expressOffset = given.expressOffset
     } else if let type = description.expressType {
       let carriesPASID = description.extendedCapabilities.contains { $0.id == ProcessAddressSpaceControl.id }
-      let body = ExpressCapability(type: type, endToEndPrefix: carriesPASID).body
+      let body = ExpressCapability(type: type, endToEndPrefix: carriesPASID, port: description.expressPort).body
       expressOffset = space.addCapability(id: ExpressCapability.id, body: body.bytes, writable: body.writable)
     } else {
       expressOffset = nil
@@ -159,7 +163,8 @@ public final class Function: Sendable {
     var resets = false
     let isRemoved = state.withLock { state in
       if state.isRemoved { return true }
-      if let expressOffset, touched.contains(expressOffset + ExpressCapability.deviceControl + 1) {
+      if !description.isBridge, let expressOffset, touched.contains(expressOffset + ExpressCapability.deviceControl + 1)
+      {
         let shift = 8 * (expressOffset + ExpressCapability.deviceControl + 1 - offset)
         resets = (value >> shift)[bit: 7]
       }
@@ -171,10 +176,7 @@ public final class Function: Sendable {
         let command = Command(rawValue: state.space.get(UInt16.self, StandardOffset.command))
         let couldSend = requester.busMasterEnable
         requester.busMasterEnable = command.contains(.busMasterEnable)
-        if !couldSend, requester.busMasterEnable {
-          msix?.sendPending()
-          if let msiOffset { msi?.update(from: state.space, at: msiOffset) }
-        }
+        if !couldSend, requester.busMasterEnable { sendPending(state) }
         driveInterrupt(state)
       }
       if let msixOffset, touched.overlaps(msixOffset + 2..<msixOffset + 4) {
@@ -206,6 +208,25 @@ public final class Function: Sendable {
   /// Where the first extended capability with this identifier is; nil where there is none.
   public func extendedCapability(_ id: UInt16) -> Int? {
     description.extendedCapabilities.firstIndex { $0.id == id }.map { extendedCapabilityOffsets[$0] }
+  }
+
+  /// The space as it stands, for a look at several registers at one moment.
+  var configuration: ConfigurationSpace { state.withLock { $0.space } }
+
+  /// The bridge above passes other addresses on than before, or requests from below where it did not, or no more.
+  func upstreamChanged() {
+    let command = state.withLock { state in
+      if requester.busMasterEnable { sendPending(state) }
+      return state.space.get(UInt16.self, StandardOffset.command)
+    }
+    updatePlacement()
+    model?.configurationWritten(offset: StandardOffset.command, width: .word, value: UInt64(command))
+  }
+
+  /// Requests can leave the function again.
+  private func sendPending(_ state: State) {
+    msix?.sendPending()
+    if let msiOffset { msi?.update(from: state.space, at: msiOffset) }
   }
 
   /// A change of registers by the function's own hardware: status bits that it sets, for example.
@@ -284,13 +305,19 @@ public final class Function: Sendable {
     bar.space == .io ? environment.ioBus : environment.memoryBus
   }
 
+  /// Where a BAR decodes: where it is placed, if the bridge above passes that on.
+  private func decodedBase(of bar: BaseAddressRegister, in space: ConfigurationSpace) -> UInt64? {
+    guard let base = bar.base(in: space), let port = environment.upstream else { return bar.base(in: space) }
+    return port.forwards(bar.space, base: base, size: bar.size) ? base : nil
+  }
+
   private func updatePlacement() {
     var affected: [any BusDevice] = []
     placing.withLock { placements in
       let (space, model) = state.withLock { ($0.space, $0.model) }
       let decodes = powerState(in: space) == 0
       for (index, bar) in description.baseAddressRegisters.enumerated() {
-        let base = decodes ? bar.base(in: space) : nil
+        let base = decodes ? decodedBase(of: bar, in: space) : nil
         guard base != placements[index].base else { continue }
         let bus = bus(of: bar)
         if let attachment = placements[index].attachment {

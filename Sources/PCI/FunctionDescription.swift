@@ -23,11 +23,15 @@ public struct FunctionDescription: Sendable {
   public var subsystemVendorID: UInt16 = 0
   public var subsystemID: UInt16 = 0
   public var multifunction = false
+  /// A bridge has a type 1 header, without BARs and subsystem IDs; else the header is of type 0.
+  public var isBridge = false
   /// 0 none, 1 INTA# … 4 INTD#.
   public var interruptPin: UInt8 = 0
   public var baseAddressRegisters: [BaseAddressRegister] = []
   /// nil: a conventional function without a PCI Express capability, and so without FLR.
   public var expressType: ExpressType?
+  /// What a port of the fabric has beside.
+  public var expressPort: ExpressPort?
   public var msix: MSIX.Layout?
   /// Number of MSI vectors; 0 for none.
   public var msiVectorCount = 0

@@ -22,7 +22,8 @@ public protocol FunctionModel: AnyObject, Sendable {
   /// - Parameter own: what the function's own space has.
   func configurationRead(offset: Int, width: AccessWidth, own: UInt64) -> UInt64
 
-  /// Told of a configuration write after it went through the masks.
+  /// Told of a configuration write after it went through the masks. Told of the Command register, too, when a bridge above
+  /// lets other addresses or requests pass than before.
   func configurationWritten(offset: Int, width: AccessWidth, value: UInt64)
 }
 

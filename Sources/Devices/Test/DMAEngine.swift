@@ -44,7 +44,7 @@ public final class DMAEngine: FunctionModel, TranslationCache {
     description.revisionID = 1
     description.subsystemVendorID = 0x1af4
     description.subsystemID = 0x1100
-    description.expressType = .rootComplexIntegratedEndpoint
+    description.expressType = environment.endpointType
     description.baseAddressRegisters = [
       .init(index: 0, space: .memory32, size: 0x1000),
       .init(index: 1, space: .memory32, size: 0x1000),

@@ -92,7 +92,8 @@ final class VFIOPCI: FunctionModel {
         Self.description(space, bars.registers + (romRegister.map { [$0] } ?? [])), at: address,
         environment: PCIEnvironment(
           memoryBus: environment.memoryBus, ioBus: environment.ioBus, memory: environment.memory,
-          remapper: environment.remapper, interrupts: interrupts, workers: environment.workers))
+          remapper: environment.remapper, interrupts: interrupts, workers: environment.workers,
+          upstream: environment.upstream))
     } catch {
       throw .registers(error)
     }
@@ -252,8 +253,10 @@ final class VFIOPCI: FunctionModel {
   func configurationWritten(offset: Int, width: AccessWidth, value: UInt64) {
     let touched = offset..<offset + width.rawValue
     if touched.overlaps(StandardOffset.command..<StandardOffset.command + 2) {
-      let own = Command(
+      var own = Command(
         rawValue: UInt16(truncatingIfNeeded: function.readConfiguration(offset: StandardOffset.command, width: .word)))
+      // A bridge above that passes no requests on is the guest's: the device must make none.
+      if !function.requester.busMasterEnable { own.remove(.busMasterEnable) }
       write(command: own.intersection(Self.passed).union(Self.decoding).rawValue)
     }
     if let control = powerControl, touched.contains(control) {

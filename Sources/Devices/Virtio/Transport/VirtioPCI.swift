@@ -31,8 +31,8 @@ public final class VirtioPCI: FunctionModel, VirtioTransport {
     let vectorCount = options.vectors ?? queueSizes.count + 1
     self.device = device
     function = Function(
-      Self.describe(device, queueCount: queueSizes.count, vectorCount: vectorCount), at: address,
-      environment: environment)
+      Self.describe(device, environment.endpointType, queueCount: queueSizes.count, vectorCount: vectorCount),
+      at: address, environment: environment)
     port =
       options.iommuPlatform
       ? environment.remapper.makePort(for: function.requester)
@@ -56,7 +56,7 @@ public final class VirtioPCI: FunctionModel, VirtioTransport {
   }
 
   private static func describe(
-    _ device: any VirtioDevice, queueCount: Int, vectorCount: Int
+    _ device: any VirtioDevice, _ type: ExpressType, queueCount: Int, vectorCount: Int
   ) -> FunctionDescription {
     precondition(queueCount * Int(VirtioCapabilities.notificationStride) <= 0x1000, "doorbells fit their page")
     var description = FunctionDescription(
@@ -65,7 +65,7 @@ public final class VirtioPCI: FunctionModel, VirtioTransport {
     description.subsystemVendorID = 0x1af4
     description.subsystemID = 0x1100
     description.interruptPin = 1
-    description.expressType = .rootComplexIntegratedEndpoint
+    description.expressType = type
     if vectorCount > 0 {
       let table = max(0x800, UInt64(vectorCount) * 16)
       let pending = (table + 0x7ff) & ~0x7ff

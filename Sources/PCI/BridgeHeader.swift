@@ -1,0 +1,103 @@
+import Hardware
+
+/// What a bridge's type 1 header says (PCI Express Base 7.5.1.3): which buses are behind it, and which addresses it
+/// passes on to them. A plain value, read from configuration space; any content of the registers is a valid one.
+struct BridgeHeader: Sendable {
+  enum Offset {
+    static let primaryBus = 0x18
+    static let secondaryBus = 0x19
+    static let subordinateBus = 0x1a
+    static let ioBase = 0x1c
+    static let ioLimit = 0x1d
+    static let secondaryStatus = 0x1e
+    static let memoryBase = 0x20
+    static let memoryLimit = 0x22
+    static let prefetchableBase = 0x24
+    static let prefetchableLimit = 0x26
+    static let prefetchableBaseUpper = 0x28
+    static let prefetchableLimitUpper = 0x2c
+    static let bridgeControl = 0x3e
+  }
+
+  /// Bits of Bridge Control (7.5.1.3.13).
+  enum Control {
+    static let parityErrorResponse: UInt16 = 1 << 0
+    static let serrEnable: UInt16 = 1 << 1
+    static let isaEnable: UInt16 = 1 << 2
+    static let secondaryBusReset: UInt16 = 1 << 6
+  }
+
+  /// Addresses of the first and the last byte; nil while the window is closed: its base is above its limit.
+  typealias Window = ClosedRange<UInt64>
+
+  var secondaryBus: UInt8
+  var subordinateBus: UInt8
+  var command: Command
+  var io: Window?
+  var memory: Window?
+  var prefetchable: Window?
+  /// Of each KiB of the I/O window only the first 256 bytes pass.
+  var isaEnable: Bool
+  var secondaryBusReset: Bool
+
+  init(_ space: ConfigurationSpace) {
+    func register<Value: FixedWidthInteger & UnsignedInteger>(_ type: Value.Type, _ offset: Int) -> UInt64 {
+      UInt64(space.get(type, offset))
+    }
+    func window(_ base: UInt64, _ limit: UInt64) -> Window? { base <= limit ? base...limit : nil }
+
+    secondaryBus = space.get(UInt8.self, Offset.secondaryBus)
+    subordinateBus = space.get(UInt8.self, Offset.subordinateBus)
+    command = Command(rawValue: space.get(UInt16.self, StandardOffset.command))
+    io = window(
+      (register(UInt8.self, Offset.ioBase) & 0xf0) << 8, (register(UInt8.self, Offset.ioLimit) & 0xf0) << 8 | 0xfff)
+    memory = window(
+      (register(UInt16.self, Offset.memoryBase) & 0xfff0) << 16,
+      (register(UInt16.self, Offset.memoryLimit) & 0xfff0) << 16 | 0xf_ffff)
+    prefetchable = window(
+      register(UInt32.self, Offset.prefetchableBaseUpper) << 32
+        | (register(UInt16.self, Offset.prefetchableBase) & 0xfff0) << 16,
+      register(UInt32.self, Offset.prefetchableLimitUpper) << 32
+        | (register(UInt16.self, Offset.prefetchableLimit) & 0xfff0) << 16 | 0xf_ffff)
+    let control = space.get(UInt16.self, Offset.bridgeControl)
+    isaEnable = control & Control.isaEnable != 0
+    secondaryBusReset = control & Control.secondaryBusReset != 0
+  }
+
+  /// Whether configuration requests to a bus are for the one right below.
+  func leads(to bus: UInt8) -> Bool { bus != 0 && bus == secondaryBus && bus <= subordinateBus }
+
+  /// Whether all of a BAR is in a window that is open. One that is only partly in it does not decode here at all.
+  /// - Parameter size: in bytes, not zero; `base + size - 1` does not overflow.
+  func forwards(_ space: BaseAddressRegister.Space, base: UInt64, size: UInt64) -> Bool {
+    let last = base + (size - 1)
+    func contains(_ window: Window?) -> Bool { window.map { $0.contains(base) && $0.contains(last) } ?? false }
+    guard space == .io else {
+      return command.contains(.memorySpaceEnable) && (contains(memory) || contains(prefetchable))
+    }
+    return command.contains(.ioSpaceEnable) && contains(io)
+      && (!isaEnable || (base & 0x300 == 0 && base & 0xff + size <= 0x100))
+  }
+
+  /// Lays the registers out, as they are after a reset: windows closed, buses without numbers.
+  static func define(in space: inout ConfigurationSpace) {
+    space.define(StandardOffset.headerType, space.get(UInt8.self, StandardOffset.headerType) | 1)
+    for offset in [Offset.primaryBus, Offset.secondaryBus, Offset.subordinateBus] {
+      space.define(offset, UInt8(0), writable: 0xff)
+    }
+    // 16-bit I/O addresses.
+    space.define(Offset.ioBase, UInt8(0xf0), writable: 0xf0)
+    space.define(Offset.ioLimit, UInt8(0), writable: 0xf0)
+    space.define(Offset.secondaryStatus, UInt16(0), writeOneToClear: 0xf900)
+    space.define(Offset.memoryBase, UInt16(0xfff0), writable: 0xfff0)
+    space.define(Offset.memoryLimit, UInt16(0), writable: 0xfff0)
+    // 64-bit addresses.
+    space.define(Offset.prefetchableBase, UInt16(0xfff1), writable: 0xfff0)
+    space.define(Offset.prefetchableLimit, UInt16(1), writable: 0xfff0)
+    space.define(Offset.prefetchableBaseUpper, UInt32(0), writable: .max)
+    space.define(Offset.prefetchableLimitUpper, UInt32(0), writable: .max)
+    space.define(
+      Offset.bridgeControl, UInt16(0),
+      writable: Control.parityErrorResponse | Control.serrEnable | Control.isaEnable | Control.secondaryBusReset)
+  }
+}

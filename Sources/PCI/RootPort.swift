@@ -1,0 +1,173 @@
+import Hardware
+import Synchronization
+
+/// A root port (PCI Express Base 1.3.1, 7.5.1.3): the bridge from bus 0 to one link. Its function is the registers; this
+/// acts on what software writes there. The link is up while it is neither disabled nor held in reset.
+///
+/// Lock order: `published`, then its function's lock. What is below it is called with neither held, after the new state
+/// is there to be asked for: whichever of two CPUs comes last acts on what both wrote.
+public final class RootPort: FunctionModel {
+  /// Room that firmware leaves for what is not there yet, in bytes; and buses beside the link's own.
+  public struct Reservation: Hashable, Sendable {
+    public var io: UInt64 = 0
+    public var memory: UInt64 = 0
+    public var prefetchable: UInt64 = 0
+    public var buses: UInt8 = 0
+
+    public init() {}
+  }
+
+  private struct Published {
+    var header: BridgeHeader
+    var isLinkUp = true
+  }
+
+  public let function: Function
+  /// The link below.
+  public let bus: Bus
+  public let reservation: Reservation
+  private let routes: BusRoutes
+  private let published: Mutex<Published>
+
+  /// QEMU's `pcie-root-port`.
+  /// - Parameter routes: of the root complex that the caller puts `function` on.
+  public init(
+    _ port: ExpressPort, reservation: Reservation = Reservation(), environment: PCIEnvironment, address: RequesterID,
+    routes: BusRoutes
+  ) {
+    var description = FunctionDescription(vendorID: 0x1b36, deviceID: 0x000c, classCode: 0x060400)
+    description.isBridge = true
+    description.interruptPin = 1
+    description.msiVectorCount = 1
+    description.expressType = .rootPort
+    description.expressPort = port
+    // Subsystem ID and Subsystem Vendor ID (PCI-to-PCI Bridge Architecture 1.2, 3.2.5.13), which the header has no
+    // registers for.
+    description.capabilities = [.init(id: 0x0d, body: [0, 0, 0x36, 0x1b, 0, 0])]
+    description.extendedCapabilities = [
+      .rootPortErrorReporting,
+      // True of it: requests from below go up, whomever they are for, with the source that its bus has.
+      .accessControl([.sourceValidation, .requestRedirect, .completionRedirect, .upstreamForwarding]),
+    ]
+    function = Function(description, at: address, environment: environment)
+    bus = Bus(number: 0, isLink: true)
+    self.reservation = reservation
+    self.routes = routes
+    published = Mutex(Published(header: BridgeHeader(function.configuration)))
+    function.install(self)
+    routes.add(self)
+  }
+
+  /// Takes the port off the board.
+  public func remove() {
+    routes.remove(self)
+    function.remove()
+  }
+
+  var header: BridgeHeader { published.withLock { $0.header } }
+  /// Whether what is below answers.
+  var isLinkUp: Bool { published.withLock { $0.isLinkUp } }
+
+  func forwards(_ space: BaseAddressRegister.Space, base: UInt64, size: UInt64) -> Bool {
+    published.withLock { $0.isLinkUp && $0.header.forwards(space, base: base, size: size) }
+  }
+
+  // MARK: FunctionModel
+
+  public func configurationWritten(offset: Int, width: AccessWidth, value: UInt64) {
+    let touched = offset..<offset + width.rawValue
+    let linkControl = (function.expressOffset ?? 0) + ExpressCapability.linkControl
+    guard
+      touched.overlaps(StandardOffset.command..<StandardOffset.command + 2)
+        || touched.overlaps(BridgeHeader.Offset.primaryBus..<0x30)
+        || touched.overlaps(BridgeHeader.Offset.bridgeControl..<BridgeHeader.Offset.bridgeControl + 2)
+        || touched.contains(linkControl)
+    else { return }
+    apply()
+  }
+
+  public func reset() { apply() }
+
+  /// Data Link Layer Link Active and Presence Detect State follow what is below.
+  public func configurationRead(offset: Int, width: AccessWidth, own: UInt64) -> UInt64 {
+    guard let express = function.expressOffset else { return own }
+    let isPresent = !bus.isEmpty
+    var value = own
+    for (register, bit, isSet) in [
+      (ExpressCapability.linkStatus, ExpressCapability.linkActive, isPresent && isLinkUp),
+      (ExpressCapability.slotStatus, ExpressCapability.presenceDetect, isPresent),
+    ] where isSet {
+      let shift = 8 * (express + register - offset)
+      // Smart shifts: what is not within the access falls out.
+      value |= UInt64(bit) << shift
+    }
+    return value & width.allOnes
+  }
+
+  private func apply() {
+    let (before, after) = published.withLock { published in
+      let before = published
+      let space = function.configuration
+      published.header = BridgeHeader(space)
+      let isDisabled =
+        function.expressOffset.map {
+          space.get(UInt16.self, $0 + ExpressCapability.linkControl) & ExpressCapability.linkDisable != 0
+        } ?? false
+      published.isLinkUp = !published.header.secondaryBusReset && !isDisabled
+      return (before, published)
+    }
+    routes.refresh()
+    let below = bus.all
+    if before.isLinkUp, !after.isLinkUp {
+      for function in below { function.reset() }
+    }
+    for function in below { function.upstreamChanged() }
+  }
+
+  // MARK: Firmware's part
+
+  /// Writes the numbers of its buses.
+  func number(primary: UInt8, secondary: UInt8, subordinate: UInt8) {
+    function.writeConfiguration(
+      offset: BridgeHeader.Offset.primaryBus, width: .doubleword,
+      value: UInt64(primary) | UInt64(secondary) << 8 | UInt64(subordinate) << 16)
+  }
+
+  /// Opens a window.
+  /// - Parameter range: aligned to 4 KiB for I/O and to 1 MiB for memory; not empty.
+  func open(_ window: BridgeWindow, _ range: Range<UInt64>) {
+    let base = range.lowerBound
+    let last = range.upperBound - 1
+    func write(_ offset: Int, _ width: AccessWidth, _ value: UInt64) {
+      function.writeConfiguration(offset: offset, width: width, value: value & width.allOnes)
+    }
+    switch window {
+    case .io: write(BridgeHeader.Offset.ioBase, .word, base >> 8 & 0xf0 | last & 0xf000)
+    case .memory: write(BridgeHeader.Offset.memoryBase, .doubleword, base >> 16 & 0xfff0 | last & 0xfff0_0000)
+    case .prefetchable:
+      write(BridgeHeader.Offset.prefetchableBaseUpper, .doubleword, base >> 32)
+      write(BridgeHeader.Offset.prefetchableLimitUpper, .doubleword, last >> 32)
+      write(BridgeHeader.Offset.prefetchableBase, .doubleword, base >> 16 & 0xfff0 | last & 0xfff0_0000)
+    }
+  }
+}
+
+/// The kinds of window that a bridge has.
+public enum BridgeWindow: CaseIterable, Hashable, Sendable {
+  case io
+  case memory
+  case prefetchable
+
+  /// In bytes, of a window's base and size.
+  var granule: UInt64 { self == .io ? 1 << 12 : 1 << 20 }
+
+  /// Where firmware puts a BAR. Only the prefetchable window may be above 4 GiB, so only what can be there goes into it.
+  init(of bar: BaseAddressRegister) {
+    self =
+      switch bar.space {
+      case .io: .io
+      case .memory64 where bar.prefetchable: .prefetchable
+      case .memory32, .memory64, .expansionROM: .memory
+      }
+  }
+}
