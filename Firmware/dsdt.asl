@@ -2,13 +2,15 @@
 // and interrupt routing, what sits on the ISA bus behind it, and the soft-off state (ACPI 6.5).
 //
 // The addresses are the board's fixed ones (Sources/Machine/ACPI/ACPIPlatform.swift has the same).
-// What depends on the machine, the 64-bit window, comes from an SSDT as two names. Compile with
-// Firmware/build-dsdt.
+// What depends on the machine, the 64-bit window and the number of buses, comes from an SSDT as names.
+// Compile with Firmware/build-dsdt.
 DefinitionBlock ("", "DSDT", 2, "NESTLI", "NESTLING", 0x00000001)
 {
     // Base and length in bytes; a length of zero means that there is no such window.
     External (\M64B, IntObj)
     External (\M64L, IntObj)
+    // The highest number of a bus.
+    External (\LBUS, IntObj)
 
     // SLP_TYP of the soft-off state, for PM1a_CNT and PM1b_CNT.
     Name (\_S5, Package () { 0, 0, 0, 0 })
@@ -26,7 +28,7 @@ DefinitionBlock ("", "DSDT", 2, "NESTLI", "NESTLING", 0x00000001)
             Name (WNDW, ResourceTemplate ()
             {
                 WordBusNumber (ResourceProducer, MinFixed, MaxFixed, PosDecode,
-                    0x0000, 0x0000, 0x0000, 0x0000, 0x0001)
+                    0x0000, 0x0000, 0x0000, 0x0000, 0x0001, , , BUSN)
                 // The configuration mechanism's own ports.
                 IO (Decode16, 0x0CF8, 0x0CF8, 0x01, 0x08)
                 // What the ISA bridge passes on, then what functions get.
@@ -47,6 +49,10 @@ DefinitionBlock ("", "DSDT", 2, "NESTLI", "NESTLING", 0x00000001)
 
             Method (_CRS, 0, Serialized)
             {
+                CreateWordField (WNDW, ^BUSN._MAX, BMAX)
+                CreateWordField (WNDW, ^BUSN._LEN, BLEN)
+                BMAX = \LBUS
+                BLEN = \LBUS + 1
                 If (\M64L == 0)
                 {
                     Return (WNDW)

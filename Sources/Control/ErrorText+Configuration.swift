@@ -76,6 +76,15 @@ extension ErrorText {
     case .addressTaken(let address, let owner):
       "addr: \(address.text) is taken by \(text(for: owner))"
     case .noFreeAddress: "no device number on bus 0 is left"
+    // QEMU's words, and the nearest names.
+    case .unknownBus(let name, let known):
+      "Bus \(quoted(name)) not found" + list("nearest", NearestNames.to(name, among: known))
+    case .notOnLink(let address):
+      "addr: slot \(address.device) is not valid below a root port, which only allows plugging into slot 0"
+    case .tooManyBuses(let count, let highest):
+      "the root ports have \(count) buses, and there are numbers for \(highest): lower bus-reserve"
+    case .slotTaken(let chassis, let slot):
+      "chassis \(chassis) has a slot \(slot) already: give each root port its own chassis or slot"
     }
   }
 

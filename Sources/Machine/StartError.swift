@@ -43,7 +43,7 @@ public enum StartError: Error, Sendable, CustomStringConvertible {
       if let bar = error.bar {
         "the BARs do not fit: \(error.address) BAR \(bar) of \(error.size) bytes"
       } else {
-        "the windows of the ports do not fit: \(error.address) wants \(error.size)"
+        "the windows of the ports do not fit: \(error.address) wants one of \(error.size) bytes"
       }
     case .system(let error): "\(error)"
     }

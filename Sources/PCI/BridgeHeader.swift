@@ -2,7 +2,7 @@ import Hardware
 
 /// What a bridge's type 1 header says (PCI Express Base 7.5.1.3): which buses are behind it, and which addresses it
 /// passes on to them. A plain value, read from configuration space; any content of the registers is a valid one.
-struct BridgeHeader: Sendable {
+public struct BridgeHeader: Sendable {
   enum Offset {
     static let primaryBus = 0x18
     static let secondaryBus = 0x19
@@ -27,37 +27,43 @@ struct BridgeHeader: Sendable {
     static let secondaryBusReset: UInt16 = 1 << 6
   }
 
-  /// Addresses of the first and the last byte; nil while the window is closed: its base is above its limit.
-  typealias Window = ClosedRange<UInt64>
+  /// Addresses of the first and the last byte. It is closed while the base is above the limit.
+  public struct Window: Hashable, Sendable {
+    public let base: UInt64
+    public let limit: UInt64
 
-  var secondaryBus: UInt8
-  var subordinateBus: UInt8
-  var command: Command
-  var io: Window?
-  var memory: Window?
-  var prefetchable: Window?
+    func contains(_ first: UInt64, _ last: UInt64) -> Bool { base <= first && last <= limit }
+  }
+
+  public let primaryBus: UInt8
+  public let secondaryBus: UInt8
+  public let subordinateBus: UInt8
+  let command: Command
+  public let io: Window
+  public let memory: Window
+  public let prefetchable: Window
   /// Of each KiB of the I/O window only the first 256 bytes pass.
-  var isaEnable: Bool
-  var secondaryBusReset: Bool
+  let isaEnable: Bool
+  let secondaryBusReset: Bool
 
-  init(_ space: ConfigurationSpace) {
+  public init(_ space: ConfigurationSpace) {
     func register<Value: FixedWidthInteger & UnsignedInteger>(_ type: Value.Type, _ offset: Int) -> UInt64 {
       UInt64(space.get(type, offset))
     }
-    func window(_ base: UInt64, _ limit: UInt64) -> Window? { base <= limit ? base...limit : nil }
-
+    primaryBus = space.get(UInt8.self, Offset.primaryBus)
     secondaryBus = space.get(UInt8.self, Offset.secondaryBus)
     subordinateBus = space.get(UInt8.self, Offset.subordinateBus)
     command = Command(rawValue: space.get(UInt16.self, StandardOffset.command))
-    io = window(
-      (register(UInt8.self, Offset.ioBase) & 0xf0) << 8, (register(UInt8.self, Offset.ioLimit) & 0xf0) << 8 | 0xfff)
-    memory = window(
-      (register(UInt16.self, Offset.memoryBase) & 0xfff0) << 16,
-      (register(UInt16.self, Offset.memoryLimit) & 0xfff0) << 16 | 0xf_ffff)
-    prefetchable = window(
-      register(UInt32.self, Offset.prefetchableBaseUpper) << 32
+    io = Window(
+      base: (register(UInt8.self, Offset.ioBase) & 0xf0) << 8,
+      limit: (register(UInt8.self, Offset.ioLimit) & 0xf0) << 8 | 0xfff)
+    memory = Window(
+      base: (register(UInt16.self, Offset.memoryBase) & 0xfff0) << 16,
+      limit: (register(UInt16.self, Offset.memoryLimit) & 0xfff0) << 16 | 0xf_ffff)
+    prefetchable = Window(
+      base: register(UInt32.self, Offset.prefetchableBaseUpper) << 32
         | (register(UInt16.self, Offset.prefetchableBase) & 0xfff0) << 16,
-      register(UInt32.self, Offset.prefetchableLimitUpper) << 32
+      limit: register(UInt32.self, Offset.prefetchableLimitUpper) << 32
         | (register(UInt16.self, Offset.prefetchableLimit) & 0xfff0) << 16 | 0xf_ffff)
     let control = space.get(UInt16.self, Offset.bridgeControl)
     isaEnable = control & Control.isaEnable != 0
@@ -71,11 +77,10 @@ struct BridgeHeader: Sendable {
   /// - Parameter size: in bytes, not zero; `base + size - 1` does not overflow.
   func forwards(_ space: BaseAddressRegister.Space, base: UInt64, size: UInt64) -> Bool {
     let last = base + (size - 1)
-    func contains(_ window: Window?) -> Bool { window.map { $0.contains(base) && $0.contains(last) } ?? false }
     guard space == .io else {
-      return command.contains(.memorySpaceEnable) && (contains(memory) || contains(prefetchable))
+      return command.contains(.memorySpaceEnable) && (memory.contains(base, last) || prefetchable.contains(base, last))
     }
-    return command.contains(.ioSpaceEnable) && contains(io)
+    return command.contains(.ioSpaceEnable) && io.contains(base, last)
       && (!isaEnable || (base & 0x300 == 0 && base & 0xff + size <= 0x100))
   }
 

@@ -2,7 +2,13 @@ import Hardware
 
 /// The PCI Express capability: PCI Express Base 7.5.3, version 2. A function of the root complex has no link, and only a
 /// port has a slot; those registers are zero then. Links are of one lane at 2.5 GT/s.
-struct ExpressCapability {
+public struct ExpressCapability {
+  /// The registers of an endpoint's link: one lane at 2.5 GT/s, no ASPM, and that told as of version 3 (ASPM Optionality
+  /// Compliance). Software may set ASPM, the read completion boundary, common clock, extended synch.
+  public static let link = (
+    capabilities: UInt32(1) | UInt32(1) << 4 | UInt32(1) << 22, controlMask: UInt16(0xcb), status: UInt16(0x11)
+  )
+
   static let id: UInt8 = 0x10
   static let deviceControl = 0x08
   static let linkControl = 0x10
@@ -44,13 +50,10 @@ struct ExpressCapability {
   }
 
   private func addLink(_ bytes: inout [UInt8], _ writable: inout [UInt8]) {
-    let oneLane: UInt32 = 1 << 4
-    let slowest: UInt32 = 1
-    // No ASPM, and that is told as of version 3 (ASPM Optionality Compliance).
-    bytes.store(slowest | oneLane | UInt32(1) << 22, at: 0x0c - 2)
-    bytes.store(UInt16(slowest | oneLane), at: Self.linkStatus - 2)
-    // ASPM, common clock, extended synch; the read completion boundary of an endpoint.
-    writable.store(UInt16(0xc3) | (port == nil ? 0x08 : 0), at: Self.linkControl - 2)
+    bytes.store(Self.link.capabilities, at: 0x0c - 2)
+    bytes.store(Self.link.status, at: Self.linkStatus - 2)
+    // A root port's read completion boundary is its own to say.
+    writable.store(Self.link.controlMask & (port == nil ? .max : ~0x08), at: Self.linkControl - 2)
     // Link Capabilities 2: 2.5 GT/s; Link Control 2: Target Link Speed.
     bytes.store(UInt32(1) << 1, at: 0x2c - 2)
     bytes.store(UInt16(1), at: 0x30 - 2)

@@ -214,8 +214,13 @@ public final class Function: Sendable {
   var configuration: ConfigurationSpace { state.withLock { $0.space } }
 
   /// The bridge above passes other addresses on than before, or requests from below where it did not, or no more.
-  func upstreamChanged() {
+  /// - Parameter isRenumbered: the function's own ID is another one.
+  func upstreamChanged(isRenumbered: Bool) {
     let command = state.withLock { state in
+      if isRenumbered {
+        msix?.retarget()
+        if let msiOffset { msi?.update(from: state.space, at: msiOffset) }
+      }
       if requester.busMasterEnable { sendPending(state) }
       return state.space.get(UInt16.self, StandardOffset.command)
     }

@@ -82,6 +82,13 @@ public final class MSIX: Sendable {
     }
   }
 
+  /// The requester has another ID now: what a message becomes may depend on that.
+  func retarget() {
+    state.withLock { state in
+      for vector in routes.indices { refresh(vector, &state) }
+    }
+  }
+
   /// Bus Master Enable is set again: what could not leave the function meanwhile leaves it now.
   func sendPending() {
     state.withLock { state in

@@ -64,7 +64,8 @@ public final class RootPort: FunctionModel {
     function.remove()
   }
 
-  var header: BridgeHeader { published.withLock { $0.header } }
+  /// As software has written it.
+  public var header: BridgeHeader { published.withLock { $0.header } }
   /// Whether what is below answers.
   var isLinkUp: Bool { published.withLock { $0.isLinkUp } }
 
@@ -121,7 +122,8 @@ public final class RootPort: FunctionModel {
     if before.isLinkUp, !after.isLinkUp {
       for function in below { function.reset() }
     }
-    for function in below { function.upstreamChanged() }
+    let isRenumbered = before.header.secondaryBus != after.header.secondaryBus
+    for function in below { function.upstreamChanged(isRenumbered: isRenumbered) }
   }
 
   // MARK: Firmware's part

@@ -196,7 +196,16 @@ import Testing
     -device virtio-rng-pci,addr=zz: addr must be a device number from 01 to 1e, hexadecimal, with an optional \
     '.0', not 'zz'
     $ -device virtio-rng-pci,bus=pcie.1
-    -device virtio-rng-pci,bus=pcie.1: bus cannot be 'pcie.1': pcie.0 is the only bus
+    -device virtio-rng-pci,bus=pcie.1: Bus 'pcie.1' not found; nearest: pcie.0
+    $ -device pcie-root-port,id=rp0 -device pcie-root-port,id=rp1
+    -device pcie-root-port,id=rp1: chassis 0 has a slot 0 already: give each root port its own chassis or slot
+    $ -device pcie-root-port,id=rp0 -device virtio-rng-pci,bus=rp0,addr=1
+    -device virtio-rng-pci,bus=rp0,addr=1: addr: slot 1 is not valid below a root port, which only allows plugging \
+    into slot 0
+    $ -device pcie-root-port,id=rp0 -device edu,bus=rp0,id=e -device edu,bus=rp0
+    -device edu,bus=rp0: addr: 00.0 is taken by edu 'e'
+    $ -device pcie-root-port,hotplug=on
+    -device pcie-root-port,hotplug=on: hotplug cannot be 'on': there is no hotplug yet
     $ -device virtio-rng-pci,rng=r
     -device virtio-rng-pci,rng=r: rng: no object 'r': there is no -object
     $ -device virtio-rng-pci,period=0

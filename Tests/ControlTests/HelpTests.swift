@@ -33,6 +33,9 @@ import Testing
   @Test func deviceKindsInQEMUsLayout() {
     #expect(
       printed("-device", "help") == """
+        Controller/Bridge/Hub devices:
+        name "pcie-root-port", bus PCI, desc "PCI Express Root Port"
+
         Storage devices:
         name "virtio-blk-pci", bus PCI, alias "virtio-blk", desc "Disk over a block node (-drive, -blockdev)"
 

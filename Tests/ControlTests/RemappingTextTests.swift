@@ -18,16 +18,18 @@ struct RemappingTextTests {
         RemappingUnit(
           UnitPlacement(
             name: "iommu0", options: options, registerBase: 0xfed9_0000, includesAll: includesAll,
-            hasIOAPIC: includesAll, functions: includesAll ? [] : [four]), unit: guest.unit)
+            hasIOAPIC: includesAll, functions: includesAll ? [] : [PCIPlace(four)]), unit: guest.unit)
       ]
     }
     let functions = [
       NamedFunction(id: nil, kindName: "host bridge", address: RequesterID(rawValue: 0)),
       NamedFunction(id: "d0", kindName: "edu", address: four),
     ]
+    let unitIndex: @Sendable (RequesterID) -> Int? = { [four, hasUnit = guest != nil] in
+      hasUnit && (includesAll || $0 == four) ? 0 : nil
+    }
     return RemappingInspection(
-      units: units ?? [], functions: { functions },
-      unitIndex: { [four, hasUnit = guest != nil] in hasUnit && (includesAll || $0 == four) ? 0 : nil })
+      units: units ?? [], functions: { functions.map { ($0, unitIndex($0.address)) } }, unitIndex: unitIndex)
   }
 
   private func answer(_ guest: Guest?, _ words: String, includesAll: Bool = true) -> String {

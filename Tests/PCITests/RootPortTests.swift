@@ -113,6 +113,19 @@ import Testing
     #expect(ports[0].function.requester.id == RequesterID(bus: 0, device: 2, function: 0))
   }
 
+  @Test func `messages are worked out anew when the bus is renumbered`() {
+    let function = functions[0]
+    function.command([.busMasterEnable, .memorySpaceEnable])
+    function.write32(EverythingOffset.msi + 4, 0xfee0_0000)
+    function.write16(EverythingOffset.msi + 12, 0x41)
+    function.write16(EverythingOffset.msi + 2, 1)
+    let before = board.router.setCount
+    ports[0].function.write32(Register.memoryWindow, 0xc010_c010)
+    #expect(board.router.setCount == before)
+    number(0, secondary: 5, subordinate: 5)
+    #expect(board.router.setCount > before)
+  }
+
   @Test func `requests pass while bus mastering is on in the function and in the port`() {
     let requester = functions[0].requester
     functions[0].command(.busMasterEnable)

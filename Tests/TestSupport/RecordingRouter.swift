@@ -9,8 +9,12 @@ public final class RecordingRouter: InterruptRouter {
   }
 
   private let log = Mutex<[Delivery]>([])
+  private let sets = Mutex(0)
 
   public init() {}
+
+  /// How often a route was given a message.
+  public var setCount: Int { sets.withLock { $0 } }
 
   public var deliveries: [Delivery] { log.withLock { $0 } }
   public var messages: [InterruptMessage] { deliveries.map(\.message) }
@@ -27,7 +31,10 @@ public final class RecordingRouter: InterruptRouter {
       self.requester = requester
     }
 
-    func set(_ new: InterruptMessage?) { message.withLock { $0 = new } }
+    func set(_ new: InterruptMessage?) {
+      message.withLock { $0 = new }
+      if new != nil { router.sets.withLock { $0 += 1 } }
+    }
 
     func signal() {
       guard let message = message.withLock({ $0 }) else { return }

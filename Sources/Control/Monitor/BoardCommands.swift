@@ -88,6 +88,7 @@ extension MonitorCommands {
   private static let functionType = SchemaType.object(
     "PciDeviceInfo",
     [
+      SchemaMember("pci_bridge", bridgeType, optional: true),
       SchemaMember("bus", .integer), SchemaMember("slot", .integer), SchemaMember("function", .integer),
       SchemaMember(
         "class_info",
@@ -115,6 +116,44 @@ extension MonitorCommands {
             ]))),
     ])
 
+  private static let rangeType = SchemaType.object(
+    "PciMemoryRange", [SchemaMember("base", .integer), SchemaMember("limit", .integer)])
+
+  /// `devices` are described as those of bus 0; the schema cannot refer back to them.
+  private static let bridgeType = SchemaType.object(
+    "PciBridgeInfo",
+    [
+      SchemaMember(
+        "bus",
+        .object(
+          "PciBusInfo",
+          [
+            SchemaMember("number", .integer), SchemaMember("secondary", .integer),
+            SchemaMember("subordinate", .integer), SchemaMember("io_range", rangeType),
+            SchemaMember("memory_range", rangeType), SchemaMember("prefetchable_range", rangeType),
+          ])),
+      SchemaMember("devices", .array(.any), optional: true),
+    ])
+
+  private static func bridge(_ bridge: MachineInspection.Bridge) -> JSONValue {
+    func range(_ window: BridgeHeader.Window) -> JSONValue {
+      [
+        "base": .integer(Int64(bitPattern: window.base)), "limit": .integer(Int64(bitPattern: window.limit)),
+      ]
+    }
+    let header = bridge.header
+    var object: JSONObject = [
+      "bus": [
+        "number": .integer(Int64(header.primaryBus)), "secondary": .integer(Int64(header.secondaryBus)),
+        "subordinate": .integer(Int64(header.subordinateBus)), "io_range": range(header.io),
+        "memory_range": range(header.memory), "prefetchable_range": range(header.prefetchable),
+      ]
+    ]
+    // QEMU leaves them out where software has not numbered the bus.
+    if header.secondaryBus != 0 { object["devices"] = .array(bridge.functions.map(function)) }
+    return .object(object)
+  }
+
   private static func function(_ function: MachineInspection.Function) -> JSONValue {
     let description = function.description
     var kind: JSONObject = ["class": .integer(Int64(description.classCode >> 8))]
@@ -132,6 +171,7 @@ extension MonitorCommands {
     object["irq_pin"] = .integer(Int64(description.interruptPin))
     object["qdev_id"] = .string(function.id ?? "")
     object["regions"] = .array(function.regions.map(region))
+    if let bridge = function.bridge { object["pci_bridge"] = self.bridge(bridge) }
     return .object(object)
   }
 

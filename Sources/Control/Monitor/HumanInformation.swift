@@ -79,6 +79,7 @@ extension HumanCommands {
       let pin = String(UnicodeScalar(UInt8(ascii: "A") &+ (description.interruptPin - 1) & 3))
       text += "      IRQ \(function.interruptLine), pin \(pin)\n"
     }
+    if let bridge = function.bridge { text += self.text(bridge.header) }
     for region in function.regions {
       let register = region.register
       let last = "0x" + hexadecimal(region.address &+ (register.size &- 1), register.space == .io ? 4 : 8)
@@ -91,7 +92,18 @@ extension HumanCommands {
       case .memory64: text += "64 bit\(register.prefetchable ? " prefetchable" : "") memory at \(base) [\(last)].\n"
       }
     }
-    return text + "      id \"\(function.id ?? "")\"\n"
+    text += "      id \"\(function.id ?? "")\"\n"
+    return text + (function.bridge?.functions.map(self.text).joined() ?? "")
+  }
+
+  private static func text(_ header: BridgeHeader) -> String {
+    func range(_ window: BridgeHeader.Window, _ digits: Int) -> String {
+      "[0x\(hexadecimal(window.base, digits)), 0x\(hexadecimal(window.limit, digits))].\n"
+    }
+    return "      BUS \(header.primaryBus).\n      secondary bus \(header.secondaryBus).\n"
+      + "      subordinate bus \(header.subordinateBus).\n"
+      + "      IO range " + range(header.io, 4) + "      memory range " + range(header.memory, 8)
+      + "      prefetchable memory range " + range(header.prefetchable, 8)
   }
 
   private static func hexadecimal(_ value: UInt64, _ digits: Int) -> String {

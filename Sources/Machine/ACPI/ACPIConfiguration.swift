@@ -7,12 +7,16 @@ public struct ACPIConfiguration: Hashable, Sendable {
   public var ioAPIC: IOAPIC
   /// The memory window above 4 GiB from which BARs are given out; nil or empty when there is none.
   public var highWindow: Range<UInt64>?
+  /// The highest number that a bus has.
+  public var lastBus: UInt8
   /// Nil without a remapping unit: then there is no DMAR table.
   public var remapping: DMARemapping?
 
   public init(
-    localAPICs: [UInt32], ioAPIC: IOAPIC = IOAPIC(), highWindow: Range<UInt64>? = nil, remapping: DMARemapping? = nil
+    localAPICs: [UInt32], ioAPIC: IOAPIC = IOAPIC(), highWindow: Range<UInt64>? = nil, lastBus: UInt8 = 0,
+    remapping: DMARemapping? = nil
   ) {
+    self.lastBus = lastBus
     self.localAPICs = localAPICs
     self.ioAPIC = ioAPIC
     self.highWindow = highWindow

@@ -3,9 +3,6 @@
 public enum ACPIPlatform {
   /// The enhanced configuration access mechanism, buses 0 to 255: 1 MiB a bus.
   public static let configurationRange: Range<UInt64> = 0xb000_0000..<0xc000_0000
-  /// The last bus that the tables tell of: there is no bridge to another one than bus 0. Linux looks for forgotten host
-  /// bridges on every bus up to it, device by device, which takes 64 exits for each bus.
-  public static let lastBus: UInt8 = 0
   /// The tables' place, where an operating system looks for the root pointer without being told.
   public static let tablesRange: Range<UInt64> = 0xe_0000..<0x10_0000
 

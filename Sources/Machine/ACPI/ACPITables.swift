@@ -34,8 +34,8 @@ public struct ACPITables: Hashable, Sendable {
     var descriptions = [
       layout.place("FACP", FixedDescription.table(firmwareControl: control, differentiated: differentiated)),
       layout.place("APIC", InterruptDescription.table(configuration)),
-      layout.place("MCFG", ConfigurationSpaceDescription.table()),
-      layout.place("SSDT", DynamicValues.table(highWindow: configuration.highWindow)),
+      layout.place("MCFG", ConfigurationSpaceDescription.table(lastBus: configuration.lastBus)),
+      layout.place("SSDT", DynamicValues.table(configuration)),
     ]
     if let remapping = configuration.remapping {
       descriptions.append(layout.place("DMAR", try RemappingDescription.table(remapping)))

@@ -11,10 +11,10 @@ extension DMARemapping {
       // x2APIC mode needs 32-bit destinations in every interrupt.
       x2APICOptOut: !units.allSatisfy { $0.options.offersExtendedInterrupts },
       units: units.map { unit in
-        var scopes = unit.functions.map { function in
+        var scopes = unit.functions.map { place in
           DeviceScope(
-            kind: .endpoint, startBus: function.bus,
-            path: [DeviceScope.Step(device: function.device, function: function.function)])
+            kind: unit.ports.contains(place) ? .subHierarchy : .endpoint, startBus: 0,
+            path: place.path.map { DeviceScope.Step(device: $0.device, function: $0.function) })
         }
         if unit.hasIOAPIC { scopes.append(.ioAPIC(id: 0, sourceID: BoardLayout.ioapicRequester)) }
         return Unit(registerBase: unit.registerBase, includesAll: unit.includesAll, scopes: scopes)

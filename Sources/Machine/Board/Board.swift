@@ -15,6 +15,7 @@ final class Board: Sendable {
   let memoryBus = AddressBus()
   let ioBus = AddressBus()
   let rootBus = Bus(number: 0)
+  let busRoutes: BusRoutes
   private let remapping: RemappingDomains
   let serial: SerialPort?
   /// nil where CPUs reach RAM alone without the board.
@@ -84,7 +85,8 @@ final class Board: Sendable {
     _ = memoryBus.attach(
       NoDevice(), at: BoardLayout.localInterrupts.lowerBound, size: UInt64(BoardLayout.localInterrupts.count))
 
-    let target = ConfigurationTarget(root: rootBus)
+    busRoutes = BusRoutes(root: rootBus)
+    let target = ConfigurationTarget(busRoutes)
     _ = memoryBus.attach(
       EnhancedConfigurationAccess(target: target), at: BoardLayout.configurationAccess,
       size: EnhancedConfigurationAccess.size)
@@ -146,11 +148,21 @@ final class Board: Sendable {
     }
   }
 
-  /// The ways out of a function at an address: through the unit that has it, if any.
-  func environment(at address: RequesterID) -> PCIEnvironment { remapping.domain(of: address).environment }
+  /// The ways out of a function: through the port that it is below, and the unit that has it, if any.
+  func environment(at place: PCIPlace) -> PCIEnvironment {
+    remapping.domain(of: place).environment.below(port(of: place))
+  }
 
-  /// The unit that a function at an address is behind; nil for none.
-  func unit(at address: RequesterID) -> TranslationUnit? { remapping.domain(of: address).unit?.unit }
+  /// - Parameter address: on bus 0.
+  func environment(at address: RequesterID) -> PCIEnvironment { environment(at: PCIPlace(address)) }
+
+  /// The unit that a function is behind; nil for none.
+  func unit(at place: PCIPlace) -> TranslationUnit? { remapping.domain(of: place).unit?.unit }
+
+  /// The root port that a place is below; nil on bus 0.
+  private func port(of place: PCIPlace) -> RootPort? {
+    place.port.flatMap { address in busRoutes.ports.first { $0.function.requester.id == address } }
+  }
 
   // MARK: Devices
 
@@ -177,7 +189,7 @@ final class Board: Sendable {
     return device
   }
 
-  /// Puts a function on bus 0 and wires its INTx.
+  /// Puts a function on its bus and wires its INTx.
   /// - Parameters:
   ///   - identity: of the device that it belongs to; nil for a function of the board's own.
   ///   - removal: takes the device's side away and ends its workers. Called at once where the address is taken.
@@ -186,11 +198,10 @@ final class Board: Sendable {
   ) throws(StartError) {
     let pin = function.description.interruptPin
     if pin > 0 {
-      function.connect(
-        interruptLine: ioapic.line(BoardLayout.pin(of: function.requester.id, interruptPin: pin)))
+      function.connect(interruptLine: ioapic.line(BoardLayout.pin(of: PCIPlace(function), interruptPin: pin)))
     }
     do {
-      try rootBus.add(function)
+      try bus(of: function).add(function)
     } catch {
       removal()
       throw .device(kind: "PCI", problem: "\(error.address) has a function already")
@@ -210,19 +221,24 @@ final class Board: Sendable {
 
   private func take(_ parts: [DeviceTree.Part]) {
     for part in parts {
-      rootBus.remove(part.function)
+      bus(of: part.function).remove(part.function)
       part.remove()
     }
   }
 
-  /// Does what firmware does for the root complex: gives BARs their addresses, and writes into each function's Interrupt
-  /// Line where its INTx is wired to (PCI Local Bus 3.0, 6.2.4), for guests that do not ask _PRT.
+  private func bus(of function: Function) -> Bus { function.environment.upstream?.bus ?? rootBus }
+
+  /// On bus 0, then below its ports.
+  private var functions: [Function] { rootBus.all + busRoutes.ports.flatMap(\.bus.all) }
+
+  /// Does what firmware does for the root complex: numbers buses, gives BARs their addresses and ports their windows, and
+  /// writes into each function's Interrupt Line where its INTx is wired to (PCI Local Bus 3.0, 6.2.4), for guests that do
+  /// not ask _PRT.
   func placeResources() throws(ResourcePlacement.NoRoom) {
-    let functions = rootBus.all
     var placement = ResourcePlacement(windows: layout.windows)
-    try placement.place(functions)
+    try placement.place(rootBus.all, ports: busRoutes.ports)
     for function in functions where function.description.interruptPin > 0 {
-      let pin = BoardLayout.pin(of: function.requester.id, interruptPin: function.description.interruptPin)
+      let pin = BoardLayout.pin(of: PCIPlace(function), interruptPin: function.description.interruptPin)
       function.writeConfiguration(offset: StandardOffset.interruptLine, width: .byte, value: UInt64(pin))
     }
   }
@@ -235,7 +251,7 @@ final class Board: Sendable {
 
   /// Puts every chip and function into its reset state. No CPU is running.
   func reset() {
-    for function in rootBus.all { function.reset() }
+    for function in functions { function.reset() }
     passthrough.resetBuses()
     for unit in remapping.units { unit.unit.reset() }
     ioapic.reset()
@@ -253,15 +269,22 @@ final class Board: Sendable {
   var inspection: RemappingInspection {
     RemappingInspection(
       units: remapping.units,
-      functions: { [rootBus, devices] in
-        rootBus.all.map(\.requester.id).map { address in
-          if let device = devices.device(at: address) {
-            return NamedFunction(id: device.id?.text, kindName: device.typeName, address: address)
-          }
-          return NamedFunction(id: nil, kindName: Self.ownFunctions[address] ?? "PCI function", address: address)
+      functions: { [rootBus, busRoutes, devices, remapping] in
+        (rootBus.all + busRoutes.ports.flatMap(\.bus.all)).map { function in
+          let device = devices.device(of: function)
+          let address = function.requester.id
+          let kindName = device?.typeName ?? Self.ownFunctions[address] ?? "PCI function"
+          return (
+            NamedFunction(id: device?.id?.text, kindName: kindName, address: address),
+            remapping.unitIndex(of: PCIPlace(function))
+          )
         }
       },
-      unitIndex: { [remapping] in remapping.unitIndex(of: $0) })
+      unitIndex: { [remapping, busRoutes] address in
+        if address.bus == 0 { return remapping.unitIndex(of: PCIPlace(address)) }
+        let port = busRoutes.port(above: address.bus)?.function.requester.id
+        return remapping.unitIndex(of: port.map { PCIPlace(address, below: $0) })
+      })
   }
 
   private static let ownFunctions = [
@@ -306,6 +329,13 @@ final class Board: Sendable {
       interruptEnds.ended(pin: pin)
       ioapic.endOfInterrupt(pin: pin)
     }
+  }
+}
+
+extension PCIPlace {
+  /// Of a function that is built.
+  init(_ function: Function) {
+    self.init(function.requester.id, below: function.environment.upstream?.function.requester.id)
   }
 }
 

@@ -1,6 +1,7 @@
 import Devices
 import Hardware
 import Linux
+import PCI
 import VTd
 
 /// How each kind of device is built onto a board, from the options that `DeviceKinds` lists. A kind that the board
@@ -13,7 +14,7 @@ protocol BoardDevice {
 
 extension VirtioBlockOptions: BoardDevice {
   func build(_ device: Device, on board: Board, with configuration: MachineConfiguration) throws(StartError) {
-    guard let address = device.address, let node = board.devices.blockNodes.first(where: { $0.id == drive }) else {
+    guard let place = device.place, let node = board.devices.blockNodes.first(where: { $0.id == drive }) else {
       return
     }
     var options = Devices.VirtioBlockOptions()
@@ -30,7 +31,7 @@ extension VirtioBlockOptions: BoardDevice {
       let disk = try VirtioBlock(options: options, backend: backend)
       try board.plug(
         VirtioPCI(
-          device: disk, options: options.transport, environment: board.environment(at: address), address: address),
+          device: disk, options: options.transport, environment: board.environment(at: place), address: place.address),
         of: device)
     } catch let error as StartError {
       throw error
@@ -42,7 +43,7 @@ extension VirtioBlockOptions: BoardDevice {
 
 extension VirtioRNGOptions: BoardDevice {
   func build(_ device: Device, on board: Board, with configuration: MachineConfiguration) throws(StartError) {
-    guard let address = device.address else { return }
+    guard let place = device.place else { return }
     let source: any Devices.EntropySource
     switch EntropySource(of: self, among: board.devices.objects) {
     case .host: source = HostEntropy()
@@ -64,7 +65,17 @@ extension VirtioRNGOptions: BoardDevice {
     try board.plug(
       VirtioPCI(
         device: VirtioEntropy(source: source, limit: limit), options: virtio.transport,
-        environment: board.environment(at: address), address: address), of: device)
+        environment: board.environment(at: place), address: place.address), of: device)
+  }
+}
+
+extension PCIERootPortOptions: BoardDevice {
+  func build(_ device: Device, on board: Board, with configuration: MachineConfiguration) throws(StartError) {
+    guard let place = device.place else { return }
+    let model = RootPort(
+      ExpressPort(portNumber: port, slotNumber: slot), reservation: reservation,
+      environment: board.environment(at: place), address: place.address, routes: board.busRoutes)
+    try board.plug(model.function, of: device.identity) { model.remove() }
   }
 }
 

@@ -37,6 +37,13 @@ public struct BoardLayout: Hashable, Sendable {
     16 + (Int(function.device) + Int(interruptPin) - 1) & 7
   }
 
+  /// As `pin(of:interruptPin:)`. Below a port the pins are swizzled by the device's number onto the port's own (PCI-to-PCI
+  /// Bridge Architecture 1.2, 9.1).
+  static func pin(of place: PCIPlace, interruptPin: UInt8) -> Int {
+    guard let port = place.port else { return pin(of: place.address, interruptPin: interruptPin) }
+    return pin(of: port, interruptPin: (interruptPin &- 1 &+ place.device) & 3 + 1)
+  }
+
   // MARK: What depends on the machine
 
   /// RAM that lies below 4 GiB, in bytes. q35 leaves the upper half to devices once there is much of it.

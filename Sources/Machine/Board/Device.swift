@@ -9,11 +9,13 @@ public struct DeviceIdentity: Hashable, Sendable {
 public struct Device: Sendable {
   public let identity: DeviceIdentity
   public let options: any DeviceOptions
-  /// On bus 0; nil for a device that is not on PCI.
-  public let address: RequesterID?
+  /// nil for a device that is not on PCI.
+  public let place: PCIPlace?
   /// In QEMU's object tree (QOM): `/machine/peripheral/ID`, or `/machine/peripheral-anon/device[N]` without an id.
   public let path: String
 
+  /// Device and function on its bus, whose number is the bus's; nil for a device that is not on PCI.
+  public var address: RequesterID? { place?.address }
   public var id: Identifier? { options.id }
   public var typeName: String { type(of: options).kindName }
 }

@@ -36,21 +36,29 @@ final class DeviceTree: Sendable {
   /// In the order of their admission.
   var all: [Device] { state.withLock { $0.entries.map(\.device) } }
 
+  /// - Parameter address: on bus 0.
   func device(at address: RequesterID) -> Device? {
-    state.withLock { $0.entries.first { $0.device.address == address }?.device }
+    state.withLock { $0.entries.first { $0.device.place == PCIPlace(address) }?.device }
+  }
+
+  /// The device that a function belongs to; nil for one of the board's own.
+  func device(of function: Function) -> Device? {
+    state.withLock { state in
+      state.entries.first { entry in entry.parts.contains { $0.function === function } }?.device
+    }
   }
 
   /// Takes a device up, if it fits beside those that are there. It has no function yet.
   func admit(_ options: any DeviceOptions) throws(DeviceProblem) -> Device {
     let admitted: Result<Device, DeviceProblem> = state.withLock { state in
       do throws(DeviceProblem) {
-        let address = try state.admission.admit(options)
+        let place = try state.admission.admit(options)
         state.lastNumber += 1
         let path =
           options.id.map { "/machine/peripheral/\($0)" } ?? "/machine/peripheral-anon/device[\(state.anonymousCount)]"
         if options.id == nil { state.anonymousCount += 1 }
         let device = Device(
-          identity: DeviceIdentity(number: state.lastNumber), options: options, address: address, path: path)
+          identity: DeviceIdentity(number: state.lastNumber), options: options, place: place, path: path)
         state.entries.append(Entry(device: device))
         return .success(device)
       } catch {
@@ -78,7 +86,7 @@ final class DeviceTree: Sendable {
     state.withLock { state in
       guard let index = state.entries.firstIndex(where: { $0.device.identity == identity }) else { return nil }
       let entry = state.entries.remove(at: index)
-      state.admission.release(entry.device.options, at: entry.device.address)
+      state.admission.release(entry.device.options, at: entry.device.place)
       return (entry.device, entry.parts)
     }
   }
@@ -88,7 +96,7 @@ final class DeviceTree: Sendable {
   func releaseAll() -> [Part] {
     state.withLock { state in
       defer {
-        for entry in state.entries { state.admission.release(entry.device.options, at: entry.device.address) }
+        for entry in state.entries { state.admission.release(entry.device.options, at: entry.device.place) }
         state.entries = []
         state.ownParts = []
       }

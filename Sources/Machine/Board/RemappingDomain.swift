@@ -11,12 +11,11 @@ struct RemappingDomain: Sendable {
   let environment: PCIEnvironment
 }
 
-/// Which function is behind which unit. Chosen by address when a function is built; the addresses of a unit do not
-/// change.
+/// Which function is behind which unit. Chosen by place when a function is built; the scope of a unit does not change.
 struct RemappingDomains: Sendable {
   /// Of the units, in the order given; then the one without.
   private let all: [RemappingDomain]
-  private let named: [RequesterID: Int]
+  private let named: [PCIPlace: Int]
   private let others: Int
   private let ioapicIndex: Int
 
@@ -29,7 +28,7 @@ struct RemappingDomains: Sendable {
     for placement in placements { all.append(try make(placement)) }
     all.append(try make(nil))
     self.all = all
-    var named: [RequesterID: Int] = [:]
+    var named: [PCIPlace: Int] = [:]
     for (index, placement) in placements.enumerated() {
       for function in placement.functions { named[function] = index }
     }
@@ -38,9 +37,10 @@ struct RemappingDomains: Sendable {
     ioapicIndex = placements.firstIndex(where: \.hasIOAPIC) ?? placements.count
   }
 
-  private func index(of address: RequesterID) -> Int { named[address] ?? others }
+  /// By its own name, or by that of the port above it.
+  private func index(of place: PCIPlace) -> Int { named[place] ?? place.port.flatMap { named[PCIPlace($0)] } ?? others }
 
-  func domain(of address: RequesterID) -> RemappingDomain { all[index(of: address)] }
+  func domain(of place: PCIPlace) -> RemappingDomain { all[index(of: place)] }
 
   /// Lets the units and what passes their remapping go of each other. The board goes.
   func end() { for domain in all { domain.interrupts.stopRemapping() } }
@@ -50,9 +50,10 @@ struct RemappingDomains: Sendable {
 
   var units: [RemappingUnit] { all.compactMap(\.unit) }
 
-  /// Which of `units` has an address; nil for none.
-  func unitIndex(of address: RequesterID) -> Int? {
-    let index = index(of: address)
+  /// Which of `units` has a function; nil for none.
+  /// - Parameter place: nil for one that is nowhere: no scope names it.
+  func unitIndex(of place: PCIPlace?) -> Int? {
+    let index = place.map(index) ?? others
     return index < all.count - 1 ? index : nil
   }
 }

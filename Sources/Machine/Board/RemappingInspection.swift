@@ -15,7 +15,7 @@ public struct RemappingUnit: Sendable {
   /// It remaps the IOAPIC's interrupts.
   public let hasIOAPIC: Bool
   /// The functions that its scope names.
-  public let scope: [RequesterID]
+  public let scope: [PCIPlace]
   let unit: TranslationUnit
   private let bindings: @Sendable (TranslationUnit) -> HostBindings?
 
@@ -83,14 +83,14 @@ public struct RemappingInspection: Sendable {
 
   /// In the order in which they were asked for.
   public let units: [RemappingUnit]
-  private let functions: @Sendable () -> [NamedFunction]
+  private let functions: @Sendable () -> [(function: NamedFunction, unit: Int?)]
   private let unitIndex: @Sendable (RequesterID) -> Int?
 
   /// - Parameters:
-  ///   - functions: those on the board now.
-  ///   - unitIndex: which of `units` is in charge of an address, if any.
+  ///   - functions: those on the board now, and which of `units` each is behind, if any.
+  ///   - unitIndex: the same of an address that need not have a function.
   init(
-    units: [RemappingUnit], functions: @escaping @Sendable () -> [NamedFunction],
+    units: [RemappingUnit], functions: @escaping @Sendable () -> [(function: NamedFunction, unit: Int?)],
     unitIndex: @escaping @Sendable (RequesterID) -> Int?
   ) {
     self.units = units
@@ -102,7 +102,7 @@ public struct RemappingInspection: Sendable {
   public func states() -> [RemappingUnitState] {
     let functions = functions()
     return units.enumerated().map { index, unit in
-      let own = functions.filter { unitIndex($0.address) == index }
+      let own = functions.filter { $0.unit == index }.map(\.function)
       return RemappingUnitState(
         unit: unit, snapshot: unit.unit.snapshot(of: own.map(\.address)), functions: own,
         attachments: unit.attachments)
@@ -118,13 +118,14 @@ public struct RemappingInspection: Sendable {
   ) throws(Problem) -> TranslationReport {
     guard !units.isEmpty else { throw .noUnit }
     let functions = functions()
-    let named = functions.first { $0.id == device }
-    guard let source = named?.address ?? RequesterID(name: device) else {
-      throw .unknownDevice(device, known: functions.map { $0.id ?? $0.address.description })
+    let named = functions.first { $0.function.id == device }
+    guard let source = named?.function.address ?? RequesterID(name: device) else {
+      throw .unknownDevice(device, known: functions.map { $0.function.id ?? $0.function.address.description })
     }
-    guard let index = unitIndex(source) else { throw .notRemapped(source) }
+    let there = named ?? functions.first { $0.function.address == source }
+    guard let index = there.map(\.unit) ?? unitIndex(source) else { throw .notRemapped(source) }
     return TranslationReport(
-      function: named ?? functions.first { $0.address == source }, source: source, unitName: units[index].name,
+      function: there?.function, source: source, unitName: units[index].name,
       explanation: units[index].unit.explanation(of: address, for: access, from: source, pasid: pasid))
   }
 }

@@ -5,24 +5,24 @@ import Hardware
 
 extension EduOptions: BoardDevice {
   func build(_ device: Device, on board: Board, with configuration: MachineConfiguration) throws(StartError) {
-    guard let address = device.address else { return }
-    let model = Edu(mask: mask, environment: board.environment(at: address), address: address)
+    guard let place = device.place else { return }
+    let model = Edu(mask: mask, environment: board.environment(at: place), address: place.address)
     try board.plug(model.function, of: device.identity) { model.remove() }
   }
 }
 
 extension IOMMUTestDeviceOptions: BoardDevice {
   func build(_ device: Device, on board: Board, with configuration: MachineConfiguration) throws(StartError) {
-    guard let address = device.address else { return }
-    let model = IOMMUTestDevice(environment: board.environment(at: address), address: address)
+    guard let place = device.place else { return }
+    let model = IOMMUTestDevice(environment: board.environment(at: place), address: place.address)
     try board.plug(model.function, of: device.identity) { model.remove() }
   }
 }
 
 extension DMAEngineOptions: BoardDevice {
   func build(_ device: Device, on board: Board, with configuration: MachineConfiguration) throws(StartError) {
-    guard let address = device.address else { return }
-    let model = DMAEngine(environment: board.environment(at: address), address: address)
+    guard let place = device.place else { return }
+    let model = DMAEngine(environment: board.environment(at: place), address: place.address)
     try board.plug(model.function, of: device.identity) { model.remove() }
   }
 }

@@ -14,7 +14,16 @@ extension MachineConfiguration {
     try checkCharacterDevices()
     try checkObjects()
     _ = try unitPlacement(try devicePlacement())
+    try checkBuses()
     if boot == nil, accelerator != .qtest { throw .nothingToBoot }
+  }
+
+  private func checkBuses() throws(ConfigurationError) {
+    let highest = Int(UInt8.max)
+    for index in devices.indices where devices[index] is PCIERootPortOptions {
+      let count = Self.lastBus(of: devices[...index])
+      if count > highest { throw .device(index: index, .tooManyBuses(count: count, highest: highest)) }
+    }
   }
 
   private func checkMemory() throws(ConfigurationError) {

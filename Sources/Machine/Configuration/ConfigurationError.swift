@@ -64,6 +64,14 @@ public enum DeviceProblem: Error, Hashable, Sendable {
   case deviceHasUnit(String, Identifier?)
   case addressTaken(RequesterID, by: AddressOwner)
   case noFreeAddress
+  /// No root port before it has the id.
+  case unknownBus(String, known: [String])
+  /// Below a port there is device 0 alone.
+  case notOnLink(RequesterID)
+  /// With it, root ports and what they reserve have more numbers than there are.
+  case tooManyBuses(count: Int, highest: Int)
+  /// Another port has both numbers.
+  case slotTaken(chassis: UInt8, slot: UInt16)
 }
 
 /// Who has a block node already.

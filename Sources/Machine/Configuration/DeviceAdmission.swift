@@ -1,6 +1,6 @@
 import Hardware
 
-/// Whether one more device fits a machine as it is: its id, its block nodes and objects, its address on bus 0. A plain
+/// Whether one more device fits a machine as it is: its id, its block nodes and objects, its place on PCI. A plain
 /// value that knows what the devices admitted so far have; it opens nothing.
 public struct DeviceAdmission: Sendable {
   private(set) var blockNodes: [BlockNode]
@@ -10,10 +10,14 @@ public struct DeviceAdmission: Sendable {
   private var nodeUsers: [String: [BlockNodeUser]] = [:]
   /// How many devices have an object.
   private var objectUsers: [Identifier: Int] = [:]
-  private var owners: [RequesterID: AddressOwner] = [
-    MachineConfiguration.hostBridgeAddress: .hostBridge, MachineConfiguration.isaBridgeAddress: .isaBridge,
+  private var owners: [PCIPlace: AddressOwner] = [
+    PCIPlace(MachineConfiguration.hostBridgeAddress): .hostBridge,
+    PCIPlace(MachineConfiguration.isaBridgeAddress): .isaBridge,
   ]
-  /// Addresses that devices of the command line ask for. Those that ask for none keep off them.
+  /// Root ports by their ids, which name the buses below them.
+  private var ports: [Identifier: RequesterID] = [:]
+  private var slots: Set<ChassisSlot> = []
+  /// Addresses on bus 0 that devices of the command line ask for. Those that ask for none keep off them.
   private let reserved: Set<RequesterID>
 
   /// Of a machine without block nodes and objects.
@@ -28,35 +32,61 @@ public struct DeviceAdmission: Sendable {
   public init(_ configuration: MachineConfiguration) throws(ConfigurationError) {
     blockNodes = configuration.blockNodes
     objects = configuration.objects
-    reserved = Set(configuration.devices.compactMap { ($0 as? any PCIDeviceOptions)?.function.address })
+    reserved = Set(
+      configuration.devices.compactMap { device in
+        guard let function = (device as? any PCIDeviceOptions)?.function else { return nil }
+        return function.bus == PCIFunctionOptions.rootBus ? function.address : nil
+      })
     try configuration.checkBlockNodes()
     for node in blockNodes {
       if let name = node.underlying { nodeUsers[name, default: []].append(.node(node.id)) }
     }
   }
 
+  private struct ChassisSlot: Hashable {
+    let chassis: UInt8
+    let slot: UInt16
+
+    init(_ port: PCIERootPortOptions) {
+      chassis = port.chassis
+      slot = port.slot
+    }
+  }
+
   /// Takes a device up, or leaves everything as it was.
-  /// - Returns: its address; nil for a device that is not on PCI.
-  public mutating func admit(_ device: any DeviceOptions) throws(DeviceProblem) -> RequesterID? {
+  /// - Returns: its place; nil for a device that is not on PCI.
+  public mutating func admit(_ device: any DeviceOptions) throws(DeviceProblem) -> PCIPlace? {
     if let id = device.id, identifiers.contains(id) { throw .duplicateID(id) }
     for use in device.nodes { try check(use) }
     for use in device.objects { try check(use) }
     let owner = AddressOwner.device(kindName: type(of: device).kindName, id: device.id)
-    var address: RequesterID?
-    if let device = device as? any PCIDeviceOptions { address = try place(device.function) }
+    let port = device as? PCIERootPortOptions
+    if let port, slots.contains(ChassisSlot(port)) {
+      throw .slotTaken(chassis: port.chassis, slot: port.slot)
+    }
+    var place: PCIPlace?
+    if let device = device as? any PCIDeviceOptions { place = try self.place(device.function) }
 
-    if let address { owners[address] = owner }
+    if let place { owners[place] = owner }
+    if let port, let place {
+      slots.insert(ChassisSlot(port))
+      if let id = port.id { ports[id] = place.address }
+    }
     if let id = device.id { identifiers.insert(id) }
     let user = BlockNodeUser.device(kindName: type(of: device).kindName, id: device.id)
     for use in device.nodes { nodeUsers[use.id, default: []].append(user) }
     for use in device.objects { objectUsers[use.id, default: 0] += 1 }
-    return address
+    return place
   }
 
   /// Gives back what a device had.
-  public mutating func release(_ device: any DeviceOptions, at address: RequesterID?) {
+  public mutating func release(_ device: any DeviceOptions, at place: PCIPlace?) {
     if let id = device.id { identifiers.remove(id) }
-    if let address { owners[address] = nil }
+    if let place { owners[place] = nil }
+    if let port = device as? PCIERootPortOptions {
+      slots.remove(ChassisSlot(port))
+      if let id = port.id { ports[id] = nil }
+    }
     let user = BlockNodeUser.device(kindName: type(of: device).kindName, id: device.id)
     for use in device.nodes { remove(user, of: use.id) }
     for use in device.objects { objectUsers[use.id, default: 1] -= 1 }
@@ -82,17 +112,31 @@ public struct DeviceAdmission: Sendable {
     guard use.kindNames.contains(kindName) else { throw .wrongObject(use, kindName: kindName) }
   }
 
-  /// The address that a device asks for, or the first device number that is free.
-  private func place(_ function: PCIFunctionOptions) throws(DeviceProblem) -> RequesterID {
+  /// The address that a device asks for, or the first device number that is free on its bus.
+  private func place(_ function: PCIFunctionOptions) throws(DeviceProblem) -> PCIPlace {
+    if function.bus != PCIFunctionOptions.rootBus { return try placeBelowPort(function) }
     if let address = function.address {
-      if let owner = owners[address] { throw .addressTaken(address, by: owner) }
-      return address
+      let place = PCIPlace(address)
+      if let owner = owners[place] { throw .addressTaken(address, by: owner) }
+      return place
     }
     let all = (1..<UInt8(0x1f)).lazy.map { RequesterID(bus: 0, device: $0, function: 0) }
-    guard let address = all.first(where: { owners[$0] == nil && !reserved.contains($0) }) else {
+    guard let address = all.first(where: { owners[PCIPlace($0)] == nil && !reserved.contains($0) }) else {
       throw .noFreeAddress
     }
-    return address
+    return PCIPlace(address)
+  }
+
+  /// A link leads to device 0 alone.
+  private func placeBelowPort(_ function: PCIFunctionOptions) throws(DeviceProblem) -> PCIPlace {
+    guard let id = try? Identifier(text: function.bus), let port = ports[id] else {
+      throw .unknownBus(function.bus, known: [PCIFunctionOptions.rootBus] + ports.keys.map(\.text).sorted())
+    }
+    let address = function.address ?? RequesterID(bus: 0, device: 0, function: 0)
+    guard address.device == 0 else { throw .notOnLink(address) }
+    let place = PCIPlace(address, below: port)
+    if let owner = owners[place] { throw .addressTaken(address, by: owner) }
+    return place
   }
 
   // MARK: Backends that come and go

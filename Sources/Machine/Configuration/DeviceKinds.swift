@@ -2,6 +2,7 @@
 public enum DeviceKinds {
   public static let all: [any DeviceOptions.Type] = [
     IntelIOMMUOptions.self,
+    PCIERootPortOptions.self,
     VirtioBlockOptions.self,
     VirtioRNGOptions.self,
     VFIOPCIOptions.self,

@@ -9,6 +9,7 @@ public enum DeviceBus: String, Sendable {
 
 /// Where `-device help` lists a kind.
 public enum DeviceCategory: String, CaseIterable, Sendable {
+  case bridge = "Controller/Bridge/Hub"
   case storage = "Storage"
   case misc = "Misc"
 }
@@ -65,17 +66,24 @@ extension PCIDeviceOptions {
 
 /// What every PCI device's options have.
 public struct PCIFunctionOptions: Hashable, Sendable {
+  /// The name of bus 0.
+  public static let rootBus = "pcie.0"
+
   /// Nil for the first device number that is free.
   public var address: RequesterID?
+  /// `rootBus`, or the id of a root port.
+  public var bus = Self.rootBus
 
   public init(address: RequesterID? = nil) { self.address = address }
 
-  static let properties: [Property<Self>] = [
+  static let addressProperties: [Property<Self>] = [
     Property(
-      "addr", \.address, .functionZero, help: "Device and optional function number, example: 06.0 or 06"),
-    Property(
-      "bus", settled: "pcie.0", because: "pcie.0 is the only bus", help: "Bus that the device is on"),
+      "addr", \.address, .functionZero, help: "Device and optional function number, example: 06.0 or 06")
   ]
+  static let properties: [Property<Self>] =
+    addressProperties + [
+      Property("bus", \.bus, .notEmpty, help: "Bus that the device is on: pcie.0, or the ID of a root port")
+    ]
 }
 
 extension PropertyConstraint where Value == RequesterID {

@@ -12,8 +12,15 @@ public struct UnitPlacement: Hashable, Sendable {
   public var includesAll: Bool
   /// It remaps the IOAPIC's interrupts.
   public var hasIOAPIC: Bool
-  /// The functions that its scope names, in order of address.
-  public var functions: [RequesterID]
+  /// The functions that its scope names, from bus 0 on in order of address.
+  public var functions: [PCIPlace]
+  /// Those of them that are root ports: with one, all that is below it.
+  public var ports: Set<PCIPlace> = []
+
+  /// Whether its scope has a function: by name, or by the port above it.
+  public func names(_ place: PCIPlace) -> Bool {
+    functions.contains(place) || place.port.map { ports.contains(PCIPlace($0)) } ?? false
+  }
 }
 
 extension MachineConfiguration {
@@ -21,11 +28,12 @@ extension MachineConfiguration {
   public static let ioapicName = "ioapic"
 
   /// The remapping units, in the order given.
-  /// - Parameter placement: the addresses of `devices`, in their order.
-  public func unitPlacement(_ placement: [RequesterID?]) throws(ConfigurationError) -> [UnitPlacement] {
+  /// - Parameter placement: the places of `devices`, in their order.
+  public func unitPlacement(_ placement: [PCIPlace?]) throws(ConfigurationError) -> [UnitPlacement] {
     var units: [UnitPlacement] = []
     /// Whose scope names what; nil for the IOAPIC.
-    var owners: [RequesterID?: Identifier?] = [:]
+    var owners: [PCIPlace?: Identifier?] = [:]
+    let allPorts = Set(zip(devices, placement).compactMap { $0 is PCIERootPortOptions ? $1 : nil })
     var all: Identifier??
     for (index, device) in devices.enumerated() {
       guard let options = device as? IntelIOMMUOptions else { continue }
@@ -41,17 +49,28 @@ extension MachineConfiguration {
         all = .some(options.id)
       }
       for name in options.devices?.names ?? [] {
-        let address = try self.address(ofDeviceNamed: name, placement, for: index)
-        if let owner = owners[address] { throw .device(index: index, .deviceHasUnit(name, owner)) }
-        owners[address] = .some(options.id)
-        if let address { unit.functions.append(address) } else { unit.hasIOAPIC = true }
+        let place = try self.place(ofDeviceNamed: name, placement, for: index)
+        if let owner = owners[place] { throw .device(index: index, .deviceHasUnit(name, owner)) }
+        owners[place] = .some(options.id)
+        guard let place else {
+          unit.hasIOAPIC = true
+          continue
+        }
+        unit.functions.append(place)
+        if allPorts.contains(place) { unit.ports.insert(place) }
+        // A port's scope has all below it: another unit cannot have a part of that.
+        if let other = units.first(where: { other in
+          place.port != nil && other.names(place) || other.functions.contains { $0.port == place.address }
+        }), place.port != nil || unit.ports.contains(place) {
+          throw .device(index: index, .deviceHasUnit(name, other.options.id))
+        }
       }
       unit.functions.sort()
       units.append(unit)
     }
     if owners[nil] == nil, let index = units.firstIndex(where: \.includesAll) { units[index].hasIOAPIC = true }
-    for (device, address) in zip(devices, placement) where device is VFIOPCIOptions {
-      let own = units.firstIndex { unit in address.map { unit.functions.contains($0) } ?? false }
+    for (device, place) in zip(devices, placement) where device is VFIOPCIOptions {
+      let own = units.firstIndex { unit in place.map(unit.names) ?? false }
       guard let index = own ?? units.firstIndex(where: \.includesAll) else { continue }
       units[index].options.cachingMode = units[index].options.cachingMode ?? true
     }
@@ -59,18 +78,18 @@ extension MachineConfiguration {
   }
 
   /// - Returns: nil for the IOAPIC.
-  private func address(
-    ofDeviceNamed name: String, _ placement: [RequesterID?], for unit: Int
-  ) throws(ConfigurationError) -> RequesterID? {
+  private func place(
+    ofDeviceNamed name: String, _ placement: [PCIPlace?], for unit: Int
+  ) throws(ConfigurationError) -> PCIPlace? {
     if let index = devices.firstIndex(where: { $0.id?.text == name }) {
-      guard index < placement.count, let address = placement[index] else {
+      guard index < placement.count, let place = placement[index] else {
         throw .device(index: unit, .notRemappable(name))
       }
-      return address
+      return place
     }
     if name == Self.ioapicName { return nil }
-    // Nothing need be there yet; bus 0 is all there is.
-    if let address = RequesterID(name: name), address.bus == 0, address.function == 0 { return address }
+    // Nothing need be there yet. What is below a port has no address of its own: the guest numbers its bus.
+    if let address = RequesterID(name: name), address.bus == 0, address.function == 0 { return PCIPlace(address) }
     throw .device(
       index: unit,
       .unknownDevice(name, known: devices.indices.compactMap { placement[$0] == nil ? nil : devices[$0].id?.text }))

@@ -33,6 +33,7 @@ struct HostConfigurationSpace: Sendable {
   /// The device has page requests, shown or not.
   private(set) var hasPageRequests = false
   private let services: TranslationServices
+  private let type: ExpressType
   /// Function Level Reset, by PCI Express or by Advanced Features.
   private(set) var hasFunctionLevelReset = false
   /// A way from D3hot to D0 resets it (No_Soft_Reset is clear).
@@ -41,9 +42,14 @@ struct HostConfigurationSpace: Sendable {
 
   /// - Parameters:
   ///   - bytes: the host's, 256 or 4096.
+  ///   - type: what the function is on the guest's fabric.
   ///   - services: what the guest's unit and the host offer the function together.
   ///   - offersReset: whether VFIO has a reset for the function alone. Then the guest has FLR, whatever it is on the host.
-  init(_ bytes: [UInt8], services: TranslationServices = [], offersReset: Bool = true) {
+  init(
+    _ bytes: [UInt8], type: ExpressType = .rootComplexIntegratedEndpoint, services: TranslationServices = [],
+    offersReset: Bool = true
+  ) {
+    self.type = type
     self.services = services
     self.offersReset = offersReset
     let bytes = bytes + [UInt8](repeating: 0, count: max(0, ConfigurationSpace.size - bytes.count))
@@ -129,12 +135,19 @@ struct HostConfigurationSpace: Sendable {
       pendingOffset: UInt64(pending & ~7))
   }
 
-  /// On bus 0 there is no link above it: an endpoint becomes one of the root complex, as QEMU has it.
+  /// On bus 0 there is no link above it: an endpoint becomes one of the root complex, as QEMU has it. Below a port its link
+  /// is the guest's, not the host's.
   private mutating func addExpress(at offset: Int, room: Int, _ bytes: [UInt8]) {
     given.expressOffset = offset
     let flags = bytes.load(UInt16.self, at: offset + 2)
     let version = flags & 0xf
-    given.space.define(offset + 2, version | UInt16(ExpressType.rootComplexIntegratedEndpoint.rawValue) << 4)
+    given.space.define(offset + 2, version | UInt16(type.rawValue) << 4)
+    if type != .rootComplexIntegratedEndpoint {
+      let link = ExpressCapability.link
+      given.space.define(offset + 0x0c, link.capabilities)
+      given.space.define(offset + 0x10, UInt16(0), writable: link.controlMask)
+      given.space.define(offset + 0x12, link.status)
+    }
     if bytes[offset + 7] & 0x10 != 0 { hasFunctionLevelReset = true }
     // Device Capabilities, with FLR as VFIO has it.
     pass(offset + 4..<offset + 8)

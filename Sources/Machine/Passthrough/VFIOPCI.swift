@@ -75,7 +75,8 @@ final class VFIOPCI: FunctionModel {
       let configuration = try device.region(7)
       self.configuration = configuration
       let bytes = try Self.bytes(of: configuration, device)
-      space = HostConfigurationSpace(bytes, services: services, offersReset: device.hasReset)
+      space = HostConfigurationSpace(
+        bytes, type: environment.endpointType, services: services, offersReset: device.hasReset)
       let bars = try Self.bars(bytes, device)
       regions = bars.regions
       mappings = Self.mappings(of: bars.regions, space.msix, device)

@@ -7,11 +7,11 @@ import VTd
 /// the bus, and kept in step with the unit before it.
 extension VFIOPCIOptions: BoardDevice {
   func build(_ device: Device, on board: Board, with configuration: MachineConfiguration) throws(StartError) {
-    guard let address = device.address else { return }
+    guard let place = device.place else { return }
     let objects = board.devices.objects.lazy.compactMap { $0 as? IOMMUFDOptions }
     guard let object = objects.first(where: { $0.id == iommufd }) else { return }
     do {
-      try build(device.identity, on: board, at: address, object)
+      try build(device.identity, on: board, at: place, object)
     } catch {
       throw .passthrough(error)
     }
@@ -33,7 +33,7 @@ extension VFIOPCIOptions: BoardDevice {
   }
 
   private func build(
-    _ identity: DeviceIdentity, on board: Board, at address: RequesterID, _ object: IOMMUFDOptions
+    _ identity: DeviceIdentity, on board: Board, at place: PCIPlace, _ object: IOMMUFDOptions
   ) throws(PassthroughError) {
     let shared = board.passthrough
     let (file, name) = try openHostDevice(shared)
@@ -42,7 +42,7 @@ extension VFIOPCIOptions: BoardDevice {
       let memory = try shared.memory(of: object, ram: board.memory)
       let registration = try Self.register(file, with: board.hostDeviceFiles)
       let device = try Self.bind(file, to: memory.iommufd)
-      let unit = board.unit(at: address)
+      let unit = board.unit(at: place)
       var hostOffersPageRequests = false
       if let unit {
         let information: HardwareInformation
@@ -64,11 +64,11 @@ extension VFIOPCIOptions: BoardDevice {
       }
       let services = Services(of: bound, behind: unit, hostOffersPageRequests: hostOffersPageRequests)
       let model = try VFIOPCI(
-        device, environment: board.environment(at: address),
+        device, environment: board.environment(at: place),
         surroundings: .init(
           deviceMemory: board.deviceMemory, memory: memory, registration: registration,
           tell: { shared.tell(PassthroughNotice(device: name, kind: $0)) }),
-        rom: rom, address: address, services: services.offered)
+        rom: rom, address: place.address, services: services.offered)
       let events = board.events
       do {
         try model.start { event in
@@ -80,7 +80,7 @@ extension VFIOPCIOptions: BoardDevice {
         model.remove()
         throw .interrupts(error)
       }
-      let pin = BoardLayout.pin(of: address, interruptPin: max(model.function.description.interruptPin, 1))
+      let pin = BoardLayout.pin(of: place, interruptPin: max(model.function.description.interruptPin, 1))
       let watch = board.interruptEnds.add(pin: pin) { [weak model] in model?.interruptEnded() }
       let bindings = unit.map { shared.bindings(of: $0) }
       if let refusal = services.refusal, model.hasPageRequests {
@@ -100,7 +100,7 @@ extension VFIOPCIOptions: BoardDevice {
           model.remove()
         }
       } catch {
-        throw .addressInUse(address)
+        throw .addressInUse(place.address)
       }
     } catch {
       throw PassthroughError(name, error)

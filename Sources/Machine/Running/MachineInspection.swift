@@ -19,6 +19,15 @@ public final class MachineInspection: Sendable {
     public let regions: [Region]
     /// Interrupt Line, which firmware and operating systems write for themselves.
     public let interruptLine: UInt8
+    /// nil for a function that is no bridge.
+    public var bridge: Bridge?
+  }
+
+  /// What a bridge leads to.
+  public struct Bridge: Sendable {
+    public let header: BridgeHeader
+    /// In the order of their addresses.
+    public let functions: [Function]
   }
 
   /// A character device.
@@ -52,16 +61,24 @@ public final class MachineInspection: Sendable {
     self.processors = processors
   }
 
-  /// In the order of their addresses.
+  /// Of bus 0, in the order of their addresses; the others are within the bridges.
   public var functions: [Function] {
-    board.rootBus.all.map { function in
-      let address = function.requester.id
-      return Function(
-        address: address, id: board.devices.device(at: address)?.id?.text, description: function.description,
-        regions: function.description.baseAddressRegisters.map { register in
-          Function.Region(register: register, address: Self.address(of: register, function))
-        }, interruptLine: UInt8(truncatingIfNeeded: function.readConfiguration(offset: 0x3c, width: .byte)))
+    let ports = board.busRoutes.ports
+    return board.rootBus.all.map { function in
+      let port = ports.first { $0.function === function }
+      return describe(
+        function, bridge: port.map { Bridge(header: $0.header, functions: $0.bus.all.map { describe($0) }) })
     }
+  }
+
+  private func describe(_ function: PCI.Function, bridge: Bridge? = nil) -> Function {
+    Function(
+      address: function.requester.id, id: board.devices.device(of: function)?.id?.text,
+      description: function.description,
+      regions: function.description.baseAddressRegisters.map { register in
+        Function.Region(register: register, address: Self.address(of: register, function))
+      }, interruptLine: UInt8(truncatingIfNeeded: function.readConfiguration(offset: 0x3c, width: .byte)),
+      bridge: bridge)
   }
 
   private static func address(of register: BaseAddressRegister, _ function: PCI.Function) -> UInt64 {

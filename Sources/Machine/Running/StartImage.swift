@@ -28,7 +28,7 @@ struct StartImage {
       tables = try ACPITables.build(
         ACPIConfiguration(
           localAPICs: (0..<UInt32(configuration.processors.count)).map { $0 }, highWindow: layout.memory64Window,
-          remapping: units.isEmpty ? nil : DMARemapping(units)))
+          lastBus: UInt8(clamping: configuration.lastBus), remapping: units.isEmpty ? nil : DMARemapping(units)))
     } catch {
       throw .device(kind: "ACPI", problem: error.description)
     }

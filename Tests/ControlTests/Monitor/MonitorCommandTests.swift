@@ -70,6 +70,19 @@ import Testing
           "mem_type_64": false,
         ]
       ])
+    let port = try #require(elements(bus["devices"]).last)
+    guard case .object(let bridge)? = port["pci_bridge"] else {
+      Issue.record("no bridge")
+      return
+    }
+    #expect(
+      bridge["bus"] == [
+        "number": 0, "secondary": 1, "subordinate": 2, "io_range": ["base": 0, "limit": 0xfff],
+        "memory_range": ["base": 0xc010_0000, "limit": 0xc01f_ffff],
+        "prefetchable_range": ["base": 0xfff0_0000, "limit": 0xf_ffff],
+      ])
+    let below = try #require(elements(bridge["devices"]).first)
+    #expect(below["bus"] == 1 && below["slot"] == 0 && below["qdev_id"] == "e1" && device["pci_bridge"] == nil)
   }
 
   @Test func kindsAndProperties() throws {
@@ -136,6 +149,19 @@ import Testing
                 IRQ 11, pin A
                 BAR0: 32 bit memory at 0xc0000000 [0xc00fffff].
                 id "e0"
+            Bus  0, device   4, function 0:
+              PCI bridge: PCI device 1b36:000c
+                BUS 0.
+                secondary bus 1.
+                subordinate bus 2.
+                IO range [0x0000, 0x0fff].
+                memory range [0xc0100000, 0xc01fffff].
+                prefetchable memory range [0xfff00000, 0x000fffff].
+                id "rp0"
+            Bus  1, device   0, function 0:
+              Class 00ff: PCI device 1234:11e8
+                IRQ 20, pin A
+                id "e1"
 
           """.replacing("\n", with: "\r\n")))
     #expect(human("nonsense") == "unknown command: 'nonsense'\r\n")

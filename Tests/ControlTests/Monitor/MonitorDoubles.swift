@@ -53,10 +53,22 @@ final class RecordingMachine: MonitorTarget, MachineControl {
     var description = FunctionDescription(vendorID: 0x1234, deviceID: 0x11e8, classCode: 0x00ff00)
     description.interruptPin = 1
     let register = BaseAddressRegister(index: 0, space: .memory32, size: 0x10_0000)
+    var port = FunctionDescription(vendorID: 0x1b36, deviceID: 0x000c, classCode: 0x060400)
+    port.isBridge = true
+    var space = ConfigurationSpace()
+    space.set(0x18, UInt32(0x0002_0100))
+    space.set(0x20, UInt32(0xc010_c010))
+    space.set(0x24, UInt32(0x0001_fff1))
+    let below = MachineInspection.Function(
+      address: RequesterID(bus: 1, device: 0, function: 0), id: "e1", description: description, regions: [],
+      interruptLine: 20)
     return [
       MachineInspection.Function(
         address: RequesterID(bus: 0, device: 2, function: 0), id: "e0", description: description,
-        regions: [MachineInspection.Function.Region(register: register, address: 0xc000_0000)], interruptLine: 11)
+        regions: [MachineInspection.Function.Region(register: register, address: 0xc000_0000)], interruptLine: 11),
+      MachineInspection.Function(
+        address: RequesterID(bus: 0, device: 4, function: 0), id: "rp0", description: port, regions: [],
+        interruptLine: 0, bridge: .init(header: BridgeHeader(space), functions: [below])),
     ]
   }
   var characterDevices: [MachineInspection.CharacterState] {

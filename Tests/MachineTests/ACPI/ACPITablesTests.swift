@@ -140,9 +140,18 @@ import Testing
       ])
   }
 
+  @Test func `MCFG and SSDT name the buses that there are, and no others`() throws {
+    var configuration = Self.configuration
+    configuration.lastBus = 9
+    #expect(try body("MCFG", configuration)[19] == 9)
+    #expect(
+      try body("SSDT", configuration).suffix(15) == [0x08, 0x5c] + Array("LBUS".utf8) + [0x0e, 9, 0, 0, 0, 0, 0, 0, 0])
+  }
+
   @Test func `SSDT has the high window, or none`() throws {
     func names(_ base: [UInt8], _ length: [UInt8]) -> [UInt8] {
-      [0x08, 0x5c] + Array("M64B".utf8) + [0x0e] + base + [0x08, 0x5c] + Array("M64L".utf8) + [0x0e] + length
+      func name(_ text: String, _ value: [UInt8]) -> [UInt8] { [0x08, 0x5c] + Array(text.utf8) + [0x0e] + value }
+      return name("M64B", base) + name("M64L", length) + name("LBUS", [0, 0, 0, 0, 0, 0, 0, 0])
     }
     let zero: [UInt8] = [0, 0, 0, 0, 0, 0, 0, 0]
     #expect(try body("SSDT") == names([0, 0, 0, 0, 0x40, 0, 0, 0], [0, 0, 0, 0, 0x40, 0, 0, 0]))

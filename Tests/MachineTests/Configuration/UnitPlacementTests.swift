@@ -28,7 +28,7 @@ struct UnitPlacementTests {
     return try configuration.unitPlacement(try configuration.devicePlacement())
   }
 
-  private func address(_ device: UInt8) -> RequesterID { RequesterID(bus: 0, device: device, function: 0) }
+  private func address(_ device: UInt8) -> PCIPlace { PCIPlace(RequesterID(bus: 0, device: device, function: 0)) }
 
   @Test func oneUnitHasAll() throws {
     let units = try place([unit(nil), random("a")])

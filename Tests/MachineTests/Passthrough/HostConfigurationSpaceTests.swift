@@ -80,6 +80,10 @@ import Testing
     advanced.store(UInt32(0x0306_5013), at: 0x60)
     #expect(HostConfigurationSpace(advanced).hasFunctionLevelReset)
     #expect(space.get(UInt32.self, 0x8c) == 0, "there is no link")
+    let below = HostConfigurationSpace(Self.image, type: .endpoint)
+    #expect(below.given.space.get(UInt16.self, 0x82) == 0x02)
+    #expect(below.given.space.get(UInt32.self, 0x8c) == 0x0040_0011 && below.given.space.get(UInt16.self, 0x92) == 0x11)
+    #expect(below.direct[0x8c..<0x94].allSatisfy { $0 == 0 }, "the link is the guest's")
   }
 
   @Test func powerStatesAreTheGuestsToChoose() {

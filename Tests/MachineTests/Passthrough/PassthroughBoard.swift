@@ -59,12 +59,13 @@ final class PassthroughBoard {
     configuration.objects = objects.map { Self.object($0) }
     self.configuration = configuration
     accelerator = EventAccelerator(kernel: kernel)
-    addresses = try configuration.devicePlacement()
+    let placement = try configuration.devicePlacement()
+    addresses = placement.map { $0?.address }
     board = try Board(
       memory: GuestMemory(size: Self.memorySize, lowLimit: BoardLayout.lowMemoryLimit(memorySize: Self.memorySize)),
       accelerator: accelerator,
       layout: try #require(BoardLayout(memorySize: Self.memorySize, physicalAddressWidth: 46)), processorCount: 1,
-      units: configuration.unitPlacement(addresses), serialOutput: nil, events: EventQueue(),
+      units: configuration.unitPlacement(placement), serialOutput: nil, events: EventQueue(),
       devices: DeviceTree(try DeviceAdmission(configuration)),
       passthrough: PassthroughObjects(calls: kernel, sysfs: self.sysfs.root, lockedMemory: { lockedMemory }))
     board.passthrough.listen { [told] in told.add($0) }

@@ -186,7 +186,7 @@ import VFIO
       #expect(driver.invalidatePages([0x1000, 0x2000]))
       #expect(kernel.state.withLock { $0.invalidations.map(\.entries.count) } == [2, 2], "one call for each table")
       // The emulated device translates by the very same entry.
-      let unit = try #require(machine.board.unit(at: machine.address(1)))
+      let unit = try #require(machine.board.unit(at: PCIPlace(machine.address(1))))
       #expect(
         unit.hostBinding(for: machine.address(1), pasid: nil).binding
           == unit.hostBinding(for: machine.address(2), pasid: nil).binding)

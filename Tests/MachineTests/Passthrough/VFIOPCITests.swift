@@ -42,12 +42,14 @@ import Testing
       interrupts: router, workers: InlineWorkerSource())
   }
 
-  private func make(tell: @escaping @Sendable (PassthroughNotice.Kind) -> Void = { _ in }) throws -> VFIOPCI {
+  private func make(
+    below port: RootPort? = nil, tell: @escaping @Sendable (PassthroughNotice.Kind) -> Void = { _ in }
+  ) throws -> VFIOPCI {
     let device = try VFIODevice(
       file: KernelFile(opening: "/dev/vfio/devices/vfio0", calls: kernel), to: IOMMUFD(calls: kernel))
     return try VFIOPCI(
-      device, environment: environment(), surroundings: .init(deviceMemory: memory, tell: tell),
-      address: RequesterID(bus: 0, device: 5, function: 0))
+      device, environment: environment().below(port), surroundings: .init(deviceMemory: memory, tell: tell),
+      address: RequesterID(bus: 0, device: port == nil ? 5 : 0, function: 0))
   }
 
   @Test func `Ended requests stay ended, whatever the guest still writes`() throws {
@@ -118,6 +120,27 @@ import Testing
     function.writeConfiguration(offset: 4, width: .word, value: 0)
     #expect(takeWrites() == ["7:4=0003"])
     model.remove()
+  }
+
+  @Test func `the device masters the bus only while the port above passes requests on`() throws {
+    let port = RootPort(
+      ExpressPort(portNumber: 0, slotNumber: 0), environment: environment(),
+      address: RequesterID(bus: 0, device: 4, function: 0), routes: BusRoutes(root: Bus(number: 0)))
+    let model = try make(below: port)
+    try port.bus.add(model.function)
+    _ = takeWrites()
+    model.function.writeConfiguration(offset: 4, width: .word, value: 4)
+    #expect(takeWrites() == [])
+    port.function.writeConfiguration(offset: 4, width: .word, value: 4)
+    #expect(takeWrites() == ["7:4=0007"])
+    port.function.writeConfiguration(offset: 4, width: .word, value: 0)
+    #expect(takeWrites() == ["7:4=0003"])
+    // Nor does a guest come by it that writes the device's own register meanwhile.
+    model.function.writeConfiguration(offset: 4, width: .word, value: 0)
+    model.function.writeConfiguration(offset: 4, width: .word, value: 4)
+    #expect(takeWrites() == [])
+    model.remove()
+    port.remove()
   }
 
   @Test func barsAreMemoryOfTheCPUsButForTheTable() throws {

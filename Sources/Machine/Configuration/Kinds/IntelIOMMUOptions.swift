@@ -50,7 +50,8 @@ public struct IntelIOMMUOptions: DeviceOptions, Hashable {
   public static let properties: [Property<Self>] = [
     Property(
       "devices", \.devices,
-      help: "Only for these: IDs or addresses of PCI devices, or ioapic, joined by +, example: disk0+05.0; "
+      help: "Only for these: IDs or addresses of PCI devices, or ioapic, joined by +, example: disk0+05.0 (a root port "
+        + "with all below it); "
         + "one intel-iommu without it has all others"),
     Property(
       "x-scalable-mode", aliases: ["scalable-mode"], \.scalableMode,

@@ -127,6 +127,14 @@ extension PropertyConstraint where Value == ByteCount {
   }
 }
 
+extension PropertyConstraint where Value == ByteCount {
+  public static func atMost(_ highest: ByteCount) -> Self {
+    Self { (value) throws(ValueError) in
+      guard value <= highest else { throw .outOfRange(lowest: 0, highest: highest.bytes) }
+    }
+  }
+}
+
 extension PropertyConstraint where Value == String {
   /// - Parameter bytes: the longest text, in UTF-8.
   public static func atMost(_ bytes: Int) -> Self {
