@@ -8,13 +8,24 @@ struct Edu {
   let function: Function
   private let base: UInt64
 
+  /// The one that a function is, decoding and mastering.
+  init?(_ function: Function) {
+    guard function.readPort(0) == Self.identity else { return nil }
+    function.writePort(4, function.readPort(4) & 0xffff | 0x6)
+    self.function = function
+    base = UInt64(function.readPort(0x10) & ~0xf)
+  }
+
+  /// The same one where its bus has another number now.
+  init(_ other: Edu, onBus bus: UInt32) {
+    function = Function(device: other.function.device, number: other.function.number, bus: bus)
+    base = other.base
+  }
+
   /// The first one on bus 0 behind another, decoding and mastering.
   static func find(after other: Edu? = nil) -> Edu? {
     for device in (other?.function.device ?? 0) + 1..<UInt32(31) {
-      let function = Function(device: device, number: 0)
-      guard function.readPort(0) == identity else { continue }
-      function.writePort(4, function.readPort(4) & 0xffff | 0x6)
-      return Edu(function: function, base: UInt64(function.readPort(0x10) & ~0xf))
+      if let edu = Edu(Function(device: device, number: 0)) { return edu }
     }
     return nil
   }

@@ -1,11 +1,12 @@
-/// Configuration space of bus 0 by both its mechanisms: ports 0xCF8 and 0xCFC (PCI 3.0, 3.2.2.3.2), and
+/// Configuration space by both its mechanisms: ports 0xCF8 and 0xCFC (PCI 3.0, 3.2.2.3.2), and
 /// the memory window that the MCFG table names (PCI Express, 7.2.2).
 
 struct Function {
   let device: UInt32
   let number: UInt32
+  var bus: UInt32 = 0
 
-  var index: UInt32 { device << 3 | number }
+  var index: UInt32 { bus << 8 | device << 3 | number }
 
   private func select(_ register: UInt32) {
     portWrite32(0xcf8, 1 << 31 | index << 8 | register & 0xfc)
@@ -31,6 +32,7 @@ struct Function {
     portWrite32(0xcfc, value)
   }
 
+  /// - Parameter window: for bus 0.
   func address(_ window: UInt64, _ register: UInt32) -> UInt64 {
     window + UInt64(index) << 12 + UInt64(register)
   }
@@ -41,5 +43,11 @@ enum EnhancedConfiguration {
   static var window: UInt64? {
     guard let table = ACPI.find(ACPI.memoryMappedConfiguration), load32(table + 4) >= 60 else { return nil }
     return load64(table + 44)
+  }
+
+  /// The last bus that the entry is for.
+  static var lastBus: UInt8? {
+    guard let table = ACPI.find(ACPI.memoryMappedConfiguration), load32(table + 4) >= 60 else { return nil }
+    return load8(table + 55)
   }
 }

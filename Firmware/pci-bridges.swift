@@ -1,0 +1,161 @@
+/// Two root ports with an edu below each, as a kernel walks them: the numbers and windows that firmware left, phantom
+/// functions, what gates addresses and requests, secondary bus reset, and the source of DMA after renumbering, under first
+/// stage. PCI Express Base 7.5.1.3; VT-d 4.1, 3.4. The command line of the machine has the ports at 00:04.0 and 00:05.0,
+/// the second with `bus-reserve=2`.
+
+private let absent: UInt32 = 0xffff_ffff
+private let page: UInt64 = 0x5a_1234_5000
+private let target: UInt64 = 0x5a_1234_6000
+private let marker: UInt64 = 0x0123_4567_89ab_cdef
+
+private enum Register {
+  static let command: UInt32 = 0x04
+  static let buses: UInt32 = 0x18
+  static let memoryWindow: UInt32 = 0x20
+  static let bridgeControl: UInt32 = 0x3c
+  static let secondaryBusReset: UInt32 = 1 << 22
+}
+
+private struct Port {
+  let function: Function
+
+  var secondary: UInt32 { function.readPort(Register.buses) >> 8 & 0xff }
+
+  func setCommand(_ bits: UInt32) { function.writePort(Register.command, bits) }
+  func number(_ bus: UInt32) { function.writePort(Register.buses, bus << 16 | bus << 8) }
+}
+
+private func checkPhantoms(_ bus: UInt32) {
+  var found = 0
+  for device in UInt32(0)..<32 {
+    for number in UInt32(0)..<8 where (device, number) != (0, 0) {
+      if Function(device: device, number: number, bus: bus).readPort(0) != absent { found += 1 }
+    }
+  }
+  Report.check("device 0 alone answers below a port", found == 0)
+}
+
+private func checkNumbers(_ ports: (Port, Port)) {
+  Report.check(
+    "both are bridges",
+    ports.0.function.readPort(0x08) >> 8 == 0x060400 && ports.1.function.readPort(0x08) >> 8 == 0x060400)
+  Report.check("with a type 1 header", ports.0.function.readPort8(0x0e) & 0x7f == 1)
+  Report.check("the first leads to bus 1", ports.0.function.readPort(Register.buses) == 0x0001_0100)
+  Report.check("the second to buses 2 to 4", ports.1.function.readPort(Register.buses) == 0x0004_0200)
+  Report.check("the tables name as many", EnhancedConfiguration.lastBus == 4)
+  var found = 0
+  for bus in UInt32(1)...255 where Function(device: 0, number: 0, bus: bus).readPort(0) != absent { found += 1 }
+  Report.check("no other bus has anything", found == 2)
+  checkPhantoms(1)
+  checkPhantoms(2)
+  if let window = EnhancedConfiguration.window {
+    let below = Function(device: 0, number: 0, bus: 1)
+    Report.check("memory and ports agree on bus 1", load32(below.address(window, 0)) == below.readPort(0))
+  } else {
+    Report.fail("no window for configuration")
+  }
+}
+
+private func checkWindows(_ port: Port, _ edu: Edu) {
+  let window = port.function.readPort(Register.memoryWindow)
+  let base = UInt64(window & 0xfff0) << 16
+  let limit = UInt64(window & 0xfff0_0000) | 0xf_ffff
+  let bar = UInt64(edu.function.readPort(0x10) & ~0xf)
+  Report.check("the window is over the BAR", base <= bar && bar + 0xf_ffff <= limit)
+  Report.check("edu is alive", edu.isAlive)
+  port.function.writePort(Register.memoryWindow, 0x0000_fff0)
+  Report.check("behind a closed window it is not there", load32(bar) == absent)
+  port.function.writePort(Register.memoryWindow, window)
+  port.setCommand(0)
+  Report.check("nor without Memory Space Enable of the port", load32(bar) == absent)
+  port.setCommand(0x6)
+  Report.check("with both it is again", edu.isAlive)
+}
+
+private func checkMastering(_ port: Port, _ edu: Edu, _ other: Edu) {
+  let source = Pages.take()
+  let destination = Pages.take()
+  store64(source, marker)
+  port.setCommand(0x2)
+  _ = edu.copy(from: source, to: destination)
+  Report.check("without Bus Master Enable of the port nothing is moved", load64(destination) == 0)
+  Report.check(
+    "what is below the other port moves", other.copy(from: source, to: destination) && load64(destination) == marker)
+  store64(destination, 0)
+  port.setCommand(0x6)
+  Report.check("with it, it is", edu.copy(from: source, to: destination) && load64(destination) == marker)
+}
+
+private func checkReset(_ port: Port, _ edu: Edu) {
+  let bar = edu.function.readPort(0x10)
+  let control = port.function.readPort(Register.bridgeControl)
+  port.function.writePort(Register.bridgeControl, control | Register.secondaryBusReset)
+  Report.check(
+    "in reset nothing answers below", edu.function.readPort(0) == absent && load32(UInt64(bar & ~0xf)) == absent)
+  port.function.writePort(Register.bridgeControl, control & ~Register.secondaryBusReset)
+  Report.check(
+    "after it, registers are as at the start",
+    edu.function.readPort(Register.command) & 0xffff == 0 && edu.function.readPort(0x10) == 0)
+  edu.function.writePort(0x10, bar)
+  edu.function.writePort(Register.command, 0x6)
+  Report.check("and the driver can begin again", edu.isAlive)
+}
+
+private func checkSources(_ port: Port, _ edu: Edu) {
+  let tables = PagingTables(.first)
+  let source = Pages.take()
+  let destination = Pages.take()
+  let leaf = PagingTables.present | PagingTables.writable | PagingTables.user
+  tables.map(page, to: source, leaf)
+  tables.map(target, to: destination, leaf)
+  let sources = SourceTables(source: 0)
+  SourceTables.setFirstStage(sources.makeScalable(), table: tables.root)
+  // The context table is for bus 1, and for none other.
+  let context = load64(sources.root)
+  store64(sources.root, 0)
+  store64(sources.root + 1 * 16, context)
+  guard RemappingUnit.translate(root: sources.root, isScalable: true) else { return }
+  store64(source, marker)
+  Report.check("DMA from bus 1 is translated", edu.copy(from: page, to: target) && load64(destination) == marker)
+  RemappingUnit.checkNoFault("without a fault")
+
+  port.number(9)
+  let moved = Edu(edu, onBus: 9)
+  Report.check("the bus answers by its new number", moved.function.readPort(0) != absent)
+  Report.check("and no more by its old one", edu.function.readPort(0) == absent)
+  Report.check("it is alive", moved.isAlive)
+  _ = moved.read(from: page)
+  if let fault = RemappingUnit.takeFault() {
+    Report.check("DMA has the new source, which has no tables", fault.source == 9 << 8)
+  } else {
+    Report.fail("DMA after renumbering is no fault")
+  }
+  store64(sources.root + 9 * 16, context)
+  _ = RemappingUnit.invalidateEverything(isScalable: true)
+  store64(destination, 0)
+  Report.check("with tables it is translated", moved.copy(from: page, to: target) && load64(destination) == marker)
+  RemappingUnit.checkNoFault("without a fault")
+  port.number(1)
+  store64(destination, 0)
+  Report.check("back on bus 1 as before", edu.copy(from: page, to: target) && load64(destination) == marker)
+  _ = RemappingUnit.command(RemappingUnit.Command.translationEnable, on: false)
+  RemappingUnit.checkNoFault("no fault is left")
+}
+
+func kernelMain() {
+  let ports = (Port(function: Function(device: 4, number: 0)), Port(function: Function(device: 5, number: 0)))
+  checkNumbers(ports)
+  ports.0.setCommand(0x6)
+  ports.1.setCommand(0x6)
+  guard let first = Edu(Function(device: 0, number: 0, bus: 1)),
+    let second = Edu(Function(device: 0, number: 0, bus: 2))
+  else { return Report.fail("there is no edu below a port") }
+  checkWindows(ports.0, first)
+  checkMastering(ports.0, first, second)
+  checkReset(ports.0, first)
+  Report.check("a reset below one port is none below the other", second.isAlive)
+  guard RemappingUnit.isThere, RemappingUnit.offers(RemappingUnit.scalableMode),
+    RemappingUnit.offers(RemappingUnit.firstStage)
+  else { return Report.fail("the unit offers no first stage") }
+  checkSources(ports.0, first)
+}
