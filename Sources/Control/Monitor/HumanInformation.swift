@@ -39,6 +39,7 @@ extension HumanCommands {
       target.configuration.name.map { $0 + "\n" } ?? ""
     },
     Subject(name: "pci", help: "show PCI info") { (_, target) in target.functions.map(text).joined() },
+    Subject(name: "qtree", help: "show device tree") { (_, target) in DeviceTreeText.text(target.devices) },
     Subject(name: "status", help: "show the current VM status") { (_, target) in
       switch target.control.status {
       case .running: "VM status: running\n"

@@ -87,8 +87,8 @@ extension MonitorCommands {
       })
   }
 
-  /// A default as JSON has it.
-  private static func value(_ text: String, _ typeName: String) -> JSONValue {
+  /// A property's value as JSON has it.
+  static func value(_ text: String, _ typeName: String) -> JSONValue {
     if typeName == "bool" { return .bool(text == "on") }
     if typeName.hasPrefix("uint"), let number = UInt64(text) { return JSONValue(number) }
     return .string(text)

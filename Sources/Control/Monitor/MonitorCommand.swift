@@ -52,7 +52,7 @@ struct MonitorCommand: Sendable {
 /// Every command, in the order of their names. A new one is a line here and its entry in the file of its subject.
 enum MonitorCommands {
   static let all: [MonitorCommand] =
-    (statusCommands + boardCommands + deviceCommands + objectCommands + blockCommands + kindCommands
+    (statusCommands + boardCommands + deviceCommands + objectCommands + blockCommands + kindCommands + treeCommands
     + introspectionCommands)
     .sorted { $0.name < $1.name }
 

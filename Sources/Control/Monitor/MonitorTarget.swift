@@ -6,6 +6,8 @@ package protocol MonitorTarget: AnyObject, Sendable {
   var configuration: MachineConfiguration { get }
   var functions: [MachineInspection.Function] { get }
   var characterDevices: [MachineInspection.CharacterState] { get }
+  var devices: [Device] { get }
+  var objects: [any ObjectOptions] { get }
   var blockNodes: [MachineInspection.BlockState] { get }
   /// The kernel's numbers of the CPUs' threads; empty while there are none.
   var processorThreads: [Int] { get }

@@ -37,6 +37,8 @@ final class Monitors: MonitorTarget {
   var configuration: MachineConfiguration { inspection.configuration }
   var functions: [MachineInspection.Function] { inspection.functions }
   var characterDevices: [MachineInspection.CharacterState] { inspection.characterDevices }
+  var devices: [Device] { inspection.devices }
+  var objects: [any ObjectOptions] { inspection.objects }
   var blockNodes: [MachineInspection.BlockState] { inspection.blockNodes }
   var processorThreads: [Int] { inspection.processorThreads }
 

@@ -98,6 +98,11 @@ public final class MachineInspection: Sendable {
     }
   }
 
+  /// In the order of their admission.
+  public var devices: [Device] { board.devices.all }
+  /// In the order in which they came.
+  public var objects: [any ObjectOptions] { board.devices.objects }
+
   /// In the order in which they came. It may wait for their files.
   public var blockNodes: [BlockState] {
     let devices = board.devices.all

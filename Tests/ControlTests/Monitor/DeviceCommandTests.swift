@@ -121,4 +121,28 @@ import Testing
     #expect(human("device_del") == "device_del: string expected\nTry \"help device_del\" for more information\n")
     #expect(human("device_add help").contains("name \"edu\", bus PCI"))
   }
+
+  @Test func `The tree of objects has devices and objects, by whole paths and by their ends`() {
+    var client = QMPClient()
+    func list(_ path: String) -> JSONValue? { client.ask("qom-list", ["path": .string(path)]) }
+    func get(_ path: String, _ property: String) -> JSONValue? {
+      client.ask("qom-get", ["path": .string(path), "property": .string(property)])
+    }
+    let type: JSONValue = ["name": "type", "type": "string"]
+    #expect(list("/machine/peripheral") == [type, ["name": "e0", "type": "child<edu>"]])
+    #expect(list("/machine/peripheral-anon") == [type, ["name": "device[0]", "type": "child<edu>"]])
+    #expect(list("/objects") == [type, ["name": "rng0", "type": "child<rng-random>"]])
+    #expect(get("/machine/peripheral/e0", "type") == "edu" && get("e0", "dma_mask") == 4095)
+    #expect(get("rng0", "filename") == "/dev/urandom" && get("/machine", "type") == "q35-machine")
+    #expect(get("/machine", "peripheral") == "/machine/peripheral")
+    #expect(
+      client.send(#"{"execute": "qom-list", "arguments": {"path": "/nix"}}"#)
+        == error("DeviceNotFound", "Device '/nix' not found"))
+    #expect(
+      client.send(#"{"execute": "qom-get", "arguments": {"path": "e0", "property": "nosuch"}}"#)
+        == generic("Property 'edu.nosuch' not found"))
+    let tree = HumanCommands.run("info qtree", on: RecordingMachine()).text
+    #expect(tree.contains("bus: pcie.0\n  type PCIE\n  dev: edu, id \"e0\"\n"))
+    #expect(tree.contains("    dma_mask = 4095 (0xfff)\n") && tree.contains("    addr 00:01.0\n"))
+  }
 }

@@ -74,6 +74,20 @@ final class RecordingMachine: MonitorTarget, MachineControl {
   var characterDevices: [MachineInspection.CharacterState] {
     [MachineInspection.CharacterState(id: "c0", name: "unix:/tmp/s,server=on", hasFrontend: true)]
   }
+  var devices: [Device] {
+    let tree = DeviceTree()
+    var edu = EduOptions()
+    edu.id = try? Identifier(text: "e0")
+    edu.mask = 4095
+    _ = try? tree.admit(edu)
+    _ = try? tree.admit(EduOptions())
+    return tree.all
+  }
+  var objects: [any ObjectOptions] {
+    var random = RNGRandomOptions()
+    random.id = try? Identifier(text: "rng0")
+    return [random]
+  }
   var blockNodes: [MachineInspection.BlockState] {
     [
       MachineInspection.BlockState(

@@ -76,6 +76,8 @@ private final class UnmovedMachine: MonitorTarget, MachineControl {
 
   var functions: [MachineInspection.Function] { [] }
   var characterDevices: [MachineInspection.CharacterState] { [] }
+  var devices: [Device] { [] }
+  var objects: [any ObjectOptions] { [] }
   var blockNodes: [MachineInspection.BlockState] { [] }
   var processorThreads: [Int] { [1] }
   func remappingText() -> String { "none\n" }

@@ -75,7 +75,20 @@ public struct PropertyDescription: Hashable, Sendable {
   public let defaultText: String?
 }
 
+/// A property with the value that it has.
+public struct PropertyState: Hashable, Sendable {
+  public let name: String
+  public let typeName: String
+  /// Nil where it is unset.
+  public let text: String?
+}
+
 extension TypedOptions {
+  /// In the order of the table.
+  public var propertyStates: [PropertyState] {
+    Self.allProperties.map { PropertyState(name: $0.name, typeName: $0.typeName, text: $0.show(self)) }
+  }
+
   public static var allProperties: [Property<Self>] { properties }
   public static var rules: [PropertyRule<Self>] { [] }
 

@@ -1,0 +1,134 @@
+import JSON
+import Machine
+
+/// QEMU's tree of objects (QOM), as far as there are such things here: the machine's devices, and what `-object` makes.
+struct ObjectTree {
+  /// One object: what it is, and what it has.
+  struct Node {
+    let path: String
+    let kindName: String
+    var properties: [PropertyState] = []
+    /// Names and kinds.
+    var children: [(name: String, kindName: String)] = []
+  }
+
+  private let nodes: [Node]
+
+  init(_ target: any MonitorTarget) {
+    let devices = target.devices
+    let machine = target.configuration.machineType.rawValue + "-machine"
+    func children(under folder: String) -> [(name: String, kindName: String)] {
+      devices.filter { $0.path.hasPrefix(folder) }.map { (String($0.path.dropFirst(folder.count)), $0.typeName) }
+    }
+    var nodes = [
+      Node(path: "/", kindName: "container", children: [("machine", machine), ("objects", "container")]),
+      Node(
+        path: "/machine", kindName: machine, children: [("peripheral", "container"), ("peripheral-anon", "container")]),
+    ]
+    for folder in ["/machine/peripheral", "/machine/peripheral-anon"] {
+      nodes.append(Node(path: folder, kindName: "container", children: children(under: folder + "/")))
+    }
+    var objects = Node(path: "/objects", kindName: "container")
+    for device in devices {
+      nodes.append(Node(path: device.path, kindName: device.typeName, properties: device.options.propertyStates))
+    }
+    for object in target.objects {
+      guard let id = object.id?.text else { continue }
+      let kindName = type(of: object).kindName
+      objects.children.append((id, kindName))
+      nodes.append(Node(path: "/objects/" + id, kindName: kindName, properties: object.propertyStates))
+    }
+    self.nodes = nodes + [objects]
+  }
+
+  /// - Parameter path: whole, or the end of one that no other object's path ends in.
+  func node(at path: String) throws(MonitorError) -> Node {
+    if path.hasPrefix("/") {
+      let whole = path.count > 1 && path.hasSuffix("/") ? String(path.dropLast()) : path
+      if let node = nodes.first(where: { $0.path == whole }) { return node }
+    } else if !path.isEmpty {
+      let found = nodes.filter { $0.path.hasSuffix("/" + path) }
+      if found.count > 1 { throw .generic("Path \(ErrorText.quoted(path)) does not uniquely identify an object") }
+      if let node = found.first { return node }
+    }
+    throw .deviceNotFound("Device \(ErrorText.quoted(path)) not found")
+  }
+}
+
+/// (qapi/qom.json)
+extension MonitorCommands {
+  static let treeCommands: [MonitorCommand] = [
+    MonitorCommand(
+      "qom-list", ObjectPathArguments.self,
+      answers: .array(
+        .object("ObjectPropertyName", [SchemaMember("name", .string), SchemaMember("type", .string)]))
+    ) { (arguments, target) throws(MonitorError) in
+      let node = try ObjectTree(target).node(at: arguments.path)
+      var list: [JSONValue] = [["name": "type", "type": "string"]]
+      for property in node.properties {
+        list.append(["name": .string(property.name), "type": .string(property.typeName)])
+      }
+      for child in node.children {
+        list.append(["name": .string(child.name), "type": .string("child<\(child.kindName)>")])
+      }
+      return .answer(.array(list))
+    },
+    MonitorCommand("qom-get", ObjectPropertyArguments.self, answers: .any) {
+      (arguments, target) throws(MonitorError) in
+      let tree = ObjectTree(target)
+      let node = try tree.node(at: arguments.path)
+      if arguments.property == "type" { return .answer(.string(node.kindName)) }
+      if let child = node.children.first(where: { $0.name == arguments.property }) {
+        return .answer(.string((node.path == "/" ? "" : node.path) + "/" + child.name))
+      }
+      guard let property = node.properties.first(where: { $0.name == arguments.property }) else {
+        throw .generic("Property '\(node.kindName).\(ErrorText.shortened(arguments.property))' not found")
+      }
+      return .answer(value(property.text ?? "", property.typeName))
+    },
+  ]
+}
+
+struct ObjectPathArguments: CommandArguments {
+  var path = ""
+
+  static let fields: [ArgumentField<Self>] = [ArgumentField("path", \.path)]
+}
+
+struct ObjectPropertyArguments: CommandArguments {
+  var path = ""
+  var property = ""
+
+  static let fields: [ArgumentField<Self>] = [ArgumentField("path", \.path), ArgumentField("property", \.property)]
+}
+
+/// `info qtree`, in QEMU's layout (system/qdev-monitor.c).
+enum DeviceTreeText {
+  static func text(_ devices: [Device]) -> String {
+    let buses: [(name: String, type: String, bus: DeviceBus)] = [
+      ("main-system-bus", "System", .system), ("pcie.0", "PCIE", .pci), ("isa.0", "ISA", .isa),
+    ]
+    return buses.map { name, type, bus in
+      "bus: \(name)\n  type \(type)\n"
+        + devices.filter { Swift.type(of: $0.options).bus == bus }.map(text).joined()
+    }.joined()
+  }
+
+  private static func text(_ device: Device) -> String {
+    var text = "  dev: \(device.typeName), id \"\(device.id?.text ?? "")\"\n"
+    for property in device.options.propertyStates where property.name != "id" {
+      text += "    \(property.name) = \(value(property))\n"
+    }
+    if let address = device.address { text += "    addr \(address)\n" }
+    return text
+  }
+
+  private static func value(_ property: PropertyState) -> String {
+    let text = property.text ?? ""
+    if property.typeName == "bool" { return text == "on" ? "true" : "false" }
+    if property.typeName.hasPrefix("uint"), let number = UInt64(text) {
+      return "\(text) (0x\(String(number, radix: 16)))"
+    }
+    return property.typeName == "str" ? "\"\(text)\"" : text
+  }
+}
