@@ -63,8 +63,10 @@ extension Board {
     guard let device = devices.all.first(where: { $0.path == name || $0.id?.text == name }) else {
       throw .noSuchDevice(name)
     }
-    let kind = type(of: device.options)
-    if let bus = buses.standard(for: kind.bus), !bus.isHotpluggable { throw .noHotplug(bus: bus.name) }
+    let own = (device.options as? any PCIDeviceOptions).flatMap { buses.named($0.function.bus) }
+    if let bus = own ?? buses.standard(for: type(of: device.options).bus), !bus.isHotpluggable {
+      throw .noHotplug(bus: bus.name)
+    }
     return device
   }
 

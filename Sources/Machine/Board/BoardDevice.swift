@@ -75,7 +75,13 @@ extension PCIERootPortOptions: BoardDevice {
     let model = RootPort(
       ExpressPort(portNumber: port, slotNumber: slot), reservation: reservation,
       environment: board.environment(at: place), address: place.address, routes: board.busRoutes)
-    try board.plug(model.function, of: device.identity) { model.remove() }
+    let name = id?.text
+    try board.plug(model.function, of: device.identity) { [buses = board.buses] in
+      if let name { buses.remove(name) }
+      model.remove()
+    }
+    // The link is a bus by the port's id.
+    if let name { board.buses.set(LiveBus(name: name, kind: .pci, isHotpluggable: false)) }
   }
 }
 

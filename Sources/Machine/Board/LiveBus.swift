@@ -8,7 +8,8 @@ struct LiveBus: Hashable, Sendable {
   let isHotpluggable: Bool
 }
 
-/// The buses of a board. Those of the start are q35's, with QEMU's names; none of them takes a device later.
+/// The buses of a board: q35's, with QEMU's names, and one below each root port that has an id. None takes a device
+/// later yet.
 ///
 /// Lock order: its lock is a leaf.
 final class LiveBuses: Sendable {
@@ -33,4 +34,6 @@ final class LiveBuses: Sendable {
       }
     }
   }
+
+  func remove(_ name: String) { buses.withLock { $0.removeAll { $0.name == name } } }
 }

@@ -28,7 +28,12 @@ import Testing
     configuration.memory.size = 64 << 20
     var cold = EduOptions()
     cold.id = try Identifier(text: "c0")
-    configuration.devices = [cold]
+    var port = PCIERootPortOptions()
+    port.id = try Identifier(text: "rp0")
+    var below = EduOptions()
+    below.id = try Identifier(text: "c1")
+    below.function.bus = "rp0"
+    configuration.devices = [cold, port, below]
     let machine = try RunningMachine(configuration, interpreter: PassingInterpreter())
     let log = Notes<MachineNotice>()
     machine.control.addListener { log.add($0) }
@@ -85,6 +90,10 @@ import Testing
       for name in ["c0", "/machine/peripheral/c0"] {
         refused(.removeDevice(name), by: machine) { if case .noHotplug("pcie.0") = $0 { true } else { false } }
       }
+      // A root port is a bus of its own.
+      refused(add(EduOptions.self, bus: "rp0"), by: machine) { if case .noHotplug("rp0") = $0 { true } else { false } }
+      refused(.removeDevice("c1"), by: machine) { if case .noHotplug("rp0") = $0 { true } else { false } }
+      refused(.removeDevice("rp0"), by: machine) { if case .noHotplug("pcie.0") = $0 { true } else { false } }
       refused(.removeDevice("x"), by: machine) { if case .noSuchDevice("x") = $0 { true } else { false } }
       #expect(log.all.isEmpty)
     }
