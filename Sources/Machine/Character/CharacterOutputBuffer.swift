@@ -43,8 +43,8 @@ final class CharacterOutputBuffer: Sendable {
   static let limit = 1 << 20
   /// How many bytes up to an answer's end may be unread before the next answer waits.
   static let answerLead: UInt64 = 1 << 16
-  /// How long the rest may take when Nestling ends, in milliseconds.
-  private static let patience: Int32 = 1000
+  /// How long the rest may take at the end, in milliseconds.
+  private let patience: Int32
 
   private let state: Mutex<State>
   private let event: EventDescriptor
@@ -52,7 +52,8 @@ final class CharacterOutputBuffer: Sendable {
   private let room: EventDescriptor
   private let thread = Mutex<Thread?>(nil)
 
-  init(to target: Target?) throws(SystemError) {
+  init(to target: Target?, patience: Int32 = 1000) throws(SystemError) {
+    self.patience = patience
     event = try EventDescriptor()
     room = try EventDescriptor()
     state = Mutex(State(target: target))
@@ -145,7 +146,7 @@ final class CharacterOutputBuffer: Sendable {
     event.signal()
     room.signal()
     thread.withLock { thread in
-      thread?.join(patience: UInt32(Self.patience))
+      thread?.join(patience: UInt32(max(patience, 0)))
       thread = nil
     }
     state.withLock { $0.onRoom = nil }
@@ -166,7 +167,7 @@ final class CharacterOutputBuffer: Sendable {
   private func drain(_ bytes: [UInt8], to target: Target) {
     var done = 0
     while done < bytes.count {
-      if Poll.writable(target.file.rawValue, milliseconds: Self.patience) {
+      if Poll.writable(target.file.rawValue, milliseconds: patience) {
         guard let count = try? target.file.writeSome(bytes, from: done) else {
           return finish(bytes.count - done, for: target)
         }

@@ -50,7 +50,9 @@ extension CharacterOutputBuffer {
     let pipe = makePipe()
     let bytes = pattern(50_000)
     do {
-      let output = try CharacterOutputBuffer(to: CharacterOutputBuffer.Target(FileDescriptor(owning: pipe.writer)))
+      // The thread that writes may get no processor for seconds on a loaded machine.
+      let output = try CharacterOutputBuffer(
+        to: CharacterOutputBuffer.Target(FileDescriptor(owning: pipe.writer)), patience: 60_000)
       for byte in bytes { _ = output.write(byte) }
       output.stop()
     }
