@@ -186,8 +186,8 @@ public final class GuestMemory: @unchecked Sendable {
     }
     if let fileDescriptor {
       _ = try checked(nestling_punch_hole(fileDescriptor, 0, Int64(mapping.size)), "fallocate", "RAM")
-    } else if !mapping.advise(MADV_DONTNEED) {
-      throw SystemError("madvise", "RAM", code: errno)
+    } else {
+      try mapping.renew()
     }
   }
 }

@@ -73,6 +73,18 @@ public struct Mapping: ~Copyable, @unchecked Sendable {
     unsafe madvise(base, size, advice) == 0
   }
 
+  /// Makes anonymous memory what it was at first: zeroed, without room of its own. The address stays.
+  public func renew() throws(SystemError) {
+    if !advise(MADV_DONTNEED) { try replacePages() }
+  }
+
+  /// The same on a kernel without madvise(2) (CONFIG_ADVISE_SYSCALLS): a new mapping takes the place of this one.
+  func replacePages() throws(SystemError) {
+    // SAFETY: the mapping's own range, which MAP_FIXED replaces in one step.
+    _ = unsafe try Self.check(
+      unsafe mmap(base, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0))
+  }
+
   deinit {
     // SAFETY: the range is this mapping's own and nobody is left who knows it.
     unsafe munmap(base, size)
