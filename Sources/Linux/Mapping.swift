@@ -45,7 +45,7 @@ public struct Mapping: ~Copyable, @unchecked Sendable {
     let before = -Int(bitPattern: start) & (alignment - 1)
     let after = before + (size + Self.pageSize - 1) & ~(Self.pageSize - 1)
     do throws(SystemError) {
-      // SAFETY: the range lies within the room, which nobody uses.
+      // SAFETY: the range lies within the room, which is not in use.
       unsafe base = try Self.check(
         unsafe mmap(start + before, size, PROT_READ | PROT_WRITE, flags | MAP_FIXED, file, offset))
     } catch {

@@ -6,7 +6,7 @@ import Synchronization
 @safe
 public final class Thread: @unchecked Sendable {
   private let handle: pthread_t
-  /// Whether somebody waits, or has waited, for its end.
+  /// Whether a `join` has begun.
   private let isJoined = Atomic<Bool>(false)
 
   private final class Body {
@@ -44,7 +44,7 @@ public final class Thread: @unchecked Sendable {
     self.handle = handle
   }
 
-  /// A thread that nobody joins gives its stack back at its end.
+  /// A thread that is never joined frees its stack when it ends.
   deinit {
     if !isJoined.load(ordering: .relaxed) { pthread_detach(handle) }
   }

@@ -26,7 +26,7 @@ import Testing
     close(ends[1])
   }
 
-  @Test("threads that nobody joins give their stacks back") func stacks() throws {
+  @Test("a thread that is never joined frees its stack when it ends") func stacks() throws {
     let places = Mutex(Set<UInt>())
     let count = 24
     for _ in 0..<count {

@@ -120,7 +120,7 @@ struct NodeNameArguments: CommandArguments {
 }
 
 struct NodeListArguments: CommandArguments {
-  /// Without what lies below; nothing is told of that in any case.
+  /// Leaves out backing nodes. No node here has one.
   var flat: Bool?
 
   static let fields: [ArgumentField<Self>] = [ArgumentField("flat", \.flat)]

@@ -19,7 +19,7 @@ package struct HumanSession {
   }
 
   /// Takes what was typed.
-  /// - Parameter act: false when whoever types is behind in reading, and further lines wait.
+  /// - Parameter act: false when the person's terminal is behind, and further lines wait.
   /// - Returns: how many bytes that used up; the rest is to come again.
   @discardableResult
   package mutating func receive(

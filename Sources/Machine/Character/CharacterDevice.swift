@@ -131,7 +131,7 @@ public final class CharacterDevice: Sendable {
 
   // MARK: What frontends call, from any thread
 
-  /// Sends one byte; where nobody is there, it is dropped. It does not wait.
+  /// Sends one byte without waiting. Without a reader the byte is dropped.
   /// - Returns: false where too much is on its way already, as the other end does not read. `outputRoom` follows.
   public func write(_ byte: UInt8) -> Bool { output?.write(byte) ?? true }
 

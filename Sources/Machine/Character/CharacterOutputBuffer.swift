@@ -68,7 +68,7 @@ final class CharacterOutputBuffer: Sendable {
     handler?()
   }
 
-  /// Takes one byte; where nobody is there to get it, it is dropped. It does not wait.
+  /// Takes one byte without waiting. Without a reader the byte is dropped.
   /// - Returns: false where there is no room, and the byte is not taken.
   func write(_ byte: UInt8) -> Bool { write(CollectionOfOne(byte)) }
 

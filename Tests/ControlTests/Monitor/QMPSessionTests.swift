@@ -121,7 +121,7 @@ import Testing
       }
     }
     #expect(receive(#"{"execute": "qmp_capabilities"}{}"#) == 31 && sent == 1)
-    // What a request asks for is done, whoever reads the answer when.
+    // A request is carried out whether its answer is read or not.
     #expect(receive(#"{"execute": "quit"}{}"#) == 19 && sent == 2 && machine.requests == ["quit"])
   }
 

@@ -149,7 +149,7 @@ import Testing
       refused(.removeObject(try Identifier(text: "ram")), by: machine) {
         if case .backend(.objectInUse) = $0 { true } else { false }
       }
-      // A number that nobody handed over may be a descriptor of Nestling's own.
+      // A number that was not handed over may be a descriptor of Nestling's own.
       var iommufd = IOMMUFDOptions()
       iommufd.id = try Identifier(text: "i0")
       iommufd.descriptor = 3
