@@ -44,7 +44,7 @@ final class CharacterOutputBuffer: Sendable {
   /// How many bytes up to an answer's end may be unread before the next answer waits.
   static let answerLead: UInt64 = 1 << 16
   /// How long the rest may take at the end, in milliseconds.
-  private let patience: Int32
+  private static let patience: Int32 = 1000
 
   private let state: Mutex<State>
   private let event: EventDescriptor
@@ -52,8 +52,7 @@ final class CharacterOutputBuffer: Sendable {
   private let room: EventDescriptor
   private let thread = Mutex<Thread?>(nil)
 
-  init(to target: Target?, patience: Int32 = 1000) throws(SystemError) {
-    self.patience = patience
+  init(to target: Target?) throws(SystemError) {
     event = try EventDescriptor()
     room = try EventDescriptor()
     state = Mutex(State(target: target))
@@ -146,7 +145,7 @@ final class CharacterOutputBuffer: Sendable {
     event.signal()
     room.signal()
     thread.withLock { thread in
-      thread?.join(patience: UInt32(max(patience, 0)))
+      thread?.join(patience: UInt32(Self.patience))
       thread = nil
     }
     state.withLock { $0.onRoom = nil }
@@ -167,7 +166,7 @@ final class CharacterOutputBuffer: Sendable {
   private func drain(_ bytes: [UInt8], to target: Target) {
     var done = 0
     while done < bytes.count {
-      if Poll.writable(target.file.rawValue, milliseconds: patience) {
+      if Poll.writable(target.file.rawValue, milliseconds: Self.patience) {
         guard let count = try? target.file.writeSome(bytes, from: done) else {
           return finish(bytes.count - done, for: target)
         }
