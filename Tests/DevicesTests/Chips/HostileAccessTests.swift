@@ -132,4 +132,26 @@ import Testing
     device.reset()
     #expect(!line.asserted)
   }
+
+  @Test(arguments: [UInt64(1), 2, 3]) func `ACPI hot plug`(seed: UInt64) {
+    let ejects = Calls<Int>()
+    let reports = Calls<Int>()
+    let device = ACPIHotplug(
+      slotCount: 3, raise: {}, onEject: { ejects.append($0) }, onStatus: { slot, _, _ in reports.append(slot) })
+    storm(device, size: ACPIHotplug.regionSize, seed: seed) { random in
+      let slot = Int.random(in: 0..<3, using: &random)
+      switch Int.random(in: 0..<6, using: &random) {
+      case 0: device.inserted(slot)
+      case 1: device.requestRemoval(slot)
+      case 2: device.emptied(slot, announcing: Bool.random(using: &random))
+      // Mostly slots that there are.
+      default: device.write(offset: 0x10, width: .doubleword, value: UInt64.random(in: 0..<4, using: &random))
+      }
+    }
+    #expect(Set(ejects.values) == [0, 1, 2])
+    #expect(Set(reports.values) == [0, 1, 2])
+    device.reset()
+    device.inserted(0)
+    #expect(device.read(offset: 0x20, width: .doubleword) == 0)
+  }
 }
