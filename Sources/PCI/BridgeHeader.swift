@@ -2,7 +2,7 @@ import Hardware
 
 /// What a bridge's type 1 header says (PCI Express Base 7.5.1.3): which buses are behind it, and which addresses it
 /// passes on to them. A plain value, read from configuration space; any content of the registers is a valid one.
-public struct BridgeHeader: Sendable {
+public struct BridgeHeader: Equatable, Sendable {
   enum Offset {
     static let primaryBus = 0x18
     static let secondaryBus = 0x19

@@ -57,8 +57,10 @@ public final class Bus: Sendable {
     }
   }
 
+  /// The function that answers at an address. On a link none does without function 0: that is how software learns of the
+  /// device, and it comes last.
   public func function(at deviceFunction: UInt8) -> Function? {
-    state.withLock { $0.functions[deviceFunction] }
+    state.withLock { isLink && $0.functions[0] == nil ? nil : $0.functions[deviceFunction] }
   }
 
   /// In order of address.
@@ -66,7 +68,8 @@ public final class Bus: Sendable {
     state.withLock { $0.functions.sorted { $0.key < $1.key }.map(\.value) }
   }
 
-  public var isEmpty: Bool { state.withLock { $0.functions.isEmpty } }
+  /// Whether no function answers.
+  public var isEmpty: Bool { state.withLock { isLink ? $0.functions[0] == nil : $0.functions.isEmpty } }
 
   /// The lowest device number without a function, from `first` on.
   public func freeDevice(from first: UInt8) -> UInt8? {

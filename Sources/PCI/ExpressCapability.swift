@@ -13,6 +13,7 @@ public struct ExpressCapability {
   static let deviceControl = 0x08
   static let linkControl = 0x10
   static let linkStatus = 0x12
+  static let slotControl = 0x18
   static let slotStatus = 0x1a
 
   /// Link Control bit 4: Link Disable.
@@ -60,7 +61,7 @@ public struct ExpressCapability {
     writable.store(UInt16(0xf), at: 0x30 - 2)
   }
 
-  /// The slot has no hot-plug elements.
+  /// Slot Control and Slot Status are `SlotRegisters`', or zero where nothing is plugged in later.
   private func add(_ port: ExpressPort, _ bytes: inout [UInt8], _ writable: inout [UInt8]) {
     // Slot Implemented.
     bytes.store(bytes.load(UInt16.self, at: 0x02 - 2) | 1 << 8, at: 0x02 - 2)
@@ -68,8 +69,9 @@ public struct ExpressCapability {
     bytes.store(
       bytes.load(UInt32.self, at: 0x0c - 2) | UInt32(1) << 20 | UInt32(port.portNumber) << 24, at: 0x0c - 2)
     writable.store(writable.load(UInt16.self, at: Self.linkControl - 2) | Self.linkDisable, at: Self.linkControl - 2)
-    // Physical Slot Number.
-    bytes.store(UInt32(port.slotNumber & 0x1fff) << 19, at: 0x14 - 2)
+    // Slot Capabilities, Physical Slot Number.
+    bytes.store(
+      (port.hotplug.map(SlotRegisters.capabilities) ?? 0) | UInt32(port.slotNumber & 0x1fff) << 19, at: 0x14 - 2)
     // Root Control: system errors on errors, PME Interrupt Enable.
     writable.store(UInt16(0xf), at: 0x1c - 2)
   }
@@ -80,6 +82,8 @@ public struct ExpressPort: Hashable, Sendable {
   public var portNumber: UInt8
   /// 0 to 0x1fff.
   public var slotNumber: UInt16
+  /// nil for a slot whose device stays.
+  var hotplug: HotplugWay?
 
   public init(portNumber: UInt8, slotNumber: UInt16) {
     self.portNumber = portNumber

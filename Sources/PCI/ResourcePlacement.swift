@@ -101,12 +101,13 @@ public struct ResourcePlacement: Sendable {
 
   public init(windows: Windows) { free = windows }
 
-  /// Places everything. 64-bit BARs go below 4 GiB while there is room, where a bare kernel can reach them, and above
+  /// Places everything, and leaves slots on or off. 64-bit BARs go below 4 GiB while there is room, where a bare kernel can reach them, and above
   /// otherwise.
   /// - Parameters:
   ///   - functions: of bus 0, the ports' among them.
   ///   - ports: in order of address, as their buses are numbered.
   public mutating func place(_ functions: [Function], ports: [RootPort] = []) throws(NoRoom) {
+    for port in ports { port.prepareSlot() }
     try number(ports)
     var wishes = functions.flatMap { function in
       function.description.baseAddressRegisters.map { Wish(function, $0) }

@@ -2,7 +2,8 @@ import Hardware
 import Synchronization
 
 /// A root port (PCI Express Base 1.3.1, 7.5.1.3): the bridge from bus 0 to one link. Its function is the registers; this
-/// acts on what software writes there. The link is up while it is neither disabled nor held in reset.
+/// acts on what software writes there. The link is up while it is neither disabled nor held in reset, and the slot has
+/// power. What a slot does whose device comes and goes is in `SlotRegisters`.
 ///
 /// Lock order: `published`, then its function's lock. What is below it is called with neither held, after the new state
 /// is there to be asked for: whichever of two CPUs comes last acts on what both wrote.
@@ -17,23 +18,35 @@ public final class RootPort: FunctionModel {
     public init() {}
   }
 
-  private struct Published {
+  private struct Published: Sendable {
     var header: BridgeHeader
     var isLinkUp = true
+    /// nil where nothing comes and goes.
+    var slot: SlotRegisters?
+    /// The slot's interrupt as it was last driven.
+    var interrupts = false
   }
 
   public let function: Function
   /// The link below.
   public let bus: Bus
   public let reservation: Reservation
+  /// nil for a slot whose device stays.
+  public let hotplug: HotplugWay?
   private let routes: BusRoutes
   private let published: Mutex<Published>
+  let onEject: @Sendable () -> Void
+  let onRefusal: @Sendable () -> Void
 
   /// QEMU's `pcie-root-port`.
-  /// - Parameter routes: of the root complex that the caller puts `function` on.
+  /// - Parameters:
+  ///   - routes: of the root complex that the caller puts `function` on.
+  ///   - onEject: software switched off the slot for good, with a device in it. On a vCPU's thread, with no lock held.
+  ///   - onRefusal: software took the wish to remove the device, and then kept it. Called as `onEject` is.
   public init(
-    _ port: ExpressPort, reservation: Reservation = Reservation(), environment: PCIEnvironment, address: RequesterID,
-    routes: BusRoutes
+    _ port: ExpressPort, hotplug: HotplugWay? = nil, reservation: Reservation = Reservation(),
+    environment: PCIEnvironment, address: RequesterID, routes: BusRoutes,
+    onEject: @escaping @Sendable () -> Void = {}, onRefusal: @escaping @Sendable () -> Void = {}
   ) {
     var description = FunctionDescription(vendorID: 0x1b36, deviceID: 0x000c, classCode: 0x060400)
     description.isBridge = true
@@ -41,6 +54,7 @@ public final class RootPort: FunctionModel {
     description.msiVectorCount = 1
     description.expressType = .rootPort
     description.expressPort = port
+    description.expressPort?.hotplug = hotplug
     // Subsystem ID and Subsystem Vendor ID (PCI-to-PCI Bridge Architecture 1.2, 3.2.5.13), which the header has no
     // registers for.
     description.capabilities = [.init(id: 0x0d, body: [0, 0, 0x36, 0x1b, 0, 0])]
@@ -52,8 +66,12 @@ public final class RootPort: FunctionModel {
     function = Function(description, at: address, environment: environment)
     bus = Bus(number: 0, isLink: true)
     self.reservation = reservation
+    self.hotplug = hotplug
     self.routes = routes
-    published = Mutex(Published(header: BridgeHeader(function.configuration)))
+    self.onEject = onEject
+    self.onRefusal = onRefusal
+    published = Mutex(
+      Published(header: BridgeHeader(function.configuration), slot: hotplug.map { SlotRegisters($0) }))
     function.install(self)
     routes.add(self)
   }
@@ -78,6 +96,7 @@ public final class RootPort: FunctionModel {
   public func configurationWritten(offset: Int, width: AccessWidth, value: UInt64) {
     let touched = offset..<offset + width.rawValue
     let linkControl = (function.expressOffset ?? 0) + ExpressCapability.linkControl
+    writeSlot(offset: offset, width: width, value: value)
     guard
       touched.overlaps(StandardOffset.command..<StandardOffset.command + 2)
         || touched.overlaps(BridgeHeader.Offset.primaryBus..<0x30)
@@ -87,36 +106,81 @@ public final class RootPort: FunctionModel {
     apply()
   }
 
-  public func reset() { apply() }
+  public func reset() {
+    prepareSlot()
+    apply()
+  }
 
-  /// Data Link Layer Link Active and Presence Detect State follow what is below.
+  /// Data Link Layer Link Active and Presence Detect State follow what is below; the slot's registers are its own.
   public func configurationRead(offset: Int, width: AccessWidth, own: UInt64) -> UInt64 {
-    guard let express = function.expressOffset else { return own }
-    let isPresent = !bus.isEmpty
+    guard let express = function.expressOffset,
+      (offset..<offset + width.rawValue).overlaps(
+        express + ExpressCapability.linkStatus..<express + ExpressCapability.slotStatus + 2)
+    else { return own }
+    let (slot, isLinkUp) = published.withLock { ($0.slot, $0.isLinkUp) }
+    let isPresent = slot?.isPresent ?? !bus.isEmpty
+    let isLinkActive = slot?.isLinkActive ?? (isPresent && isLinkUp)
     var value = own
-    for (register, bit, isSet) in [
-      (ExpressCapability.linkStatus, ExpressCapability.linkActive, isPresent && isLinkUp),
-      (ExpressCapability.slotStatus, ExpressCapability.presenceDetect, isPresent),
-    ] where isSet {
+    for (register, bits) in [
+      (ExpressCapability.linkStatus, isLinkActive ? ExpressCapability.linkActive : 0),
+      (ExpressCapability.slotControl, slot?.control ?? 0),
+      (ExpressCapability.slotStatus, slot?.status ?? (isPresent ? ExpressCapability.presenceDetect : 0)),
+    ] where bits != 0 {
       let shift = 8 * (express + register - offset)
       // Smart shifts: what is not within the access falls out.
-      value |= UInt64(bit) << shift
+      value |= UInt64(bits) << shift
     }
     return value & width.allOnes
   }
 
   private func apply() {
-    let (before, after) = published.withLock { published in
+    let (before, after, _) = publish { _ in }
+    act(before, after)
+  }
+
+  /// Changes the slot, and acts on what follows for the link and the interrupt.
+  func changeSlot<Result: Sendable>(_ change: (inout SlotRegisters) -> Result) -> Result? {
+    let (before, after, result) = publish { published in
+      published.slot.map { slot in
+        var slot = slot
+        defer { published.slot = slot }
+        return change(&slot)
+      }
+    }
+    if before.isLinkUp != after.isLinkUp { act(before, after) }
+    return result
+  }
+
+  /// Takes over what the registers say now.
+  /// - Parameter change: made in the same step.
+  private func publish<Result: Sendable>(
+    _ change: (inout Published) -> Result
+  ) -> (before: Published, after: Published, Result) {
+    let (before, after, result) = published.withLock { published in
       let before = published
+      let result = change(&published)
       let space = function.configuration
       published.header = BridgeHeader(space)
       let isDisabled =
         function.expressOffset.map {
           space.get(UInt16.self, $0 + ExpressCapability.linkControl) & ExpressCapability.linkDisable != 0
         } ?? false
-      published.isLinkUp = !published.header.secondaryBusReset && !isDisabled
-      return (before, published)
+      published.isLinkUp =
+        !published.header.secondaryBusReset && !isDisabled && published.slot?.isPowered != false
+      if let slot = published.slot {
+        published.slot?.linkBecame(active: slot.isPresent && published.isLinkUp)
+        published.interrupts = published.slot?.interrupts == true
+        // Under the lock, so that of two changes the later one stays.
+        if published.interrupts != before.interrupts { function.setINTx(published.interrupts) }
+      }
+      return (before, published, result)
     }
+    if after.interrupts, !before.interrupts { function.msi?.signal(0) }
+    return (before, after, result)
+  }
+
+  /// Has what is below follow.
+  private func act(_ before: Published, _ after: Published) {
     routes.refresh()
     let below = bus.all
     if before.isLinkUp, !after.isLinkUp {
@@ -127,6 +191,9 @@ public final class RootPort: FunctionModel {
   }
 
   // MARK: Firmware's part
+
+  /// Leaves the slot on with a device in it, and off without one.
+  func prepareSlot() { _ = changeSlot { $0.reset(isPresent: !bus.isEmpty) } }
 
   /// Writes the numbers of its buses.
   func number(primary: UInt8, secondary: UInt8, subordinate: UInt8) {
