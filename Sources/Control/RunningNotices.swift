@@ -14,7 +14,7 @@ final class RunningNotices: Sendable {
       let place = instructionPointer.map { " at 0x" + String($0, radix: 16) } ?? ""
       let others = omitted > 0 ? " (and \(omitted) more before)" : ""
       stream.write("nestling: CPU \(processor): triple fault\(place); the guest is reset\(others)\n")
-    case .reset, .shutdown, .powerDown, .paused, .resumed, .deviceDeleted: break
+    case .reset, .shutdown, .powerDown, .paused, .resumed, .deviceDeleted, .unplugRefused, .deviceStatus: break
     }
   }
 

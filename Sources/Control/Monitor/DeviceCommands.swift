@@ -13,8 +13,8 @@ extension MonitorCommands {
     ) { (object, target) throws(MonitorError) in
       try target.perform(.addDevice(try DeviceArguments.read(try JSONProperties.lenient(object))))
     },
-    MonitorCommand("device_del", DeviceNameArguments.self) { (arguments, target) throws(MonitorError) in
-      try target.perform(.removeDevice(arguments.id))
+    MonitorCommand("device_del", RemovalArguments.self) { (arguments, target) throws(MonitorError) in
+      try target.perform(.removeDevice(arguments.id, isSurprise: arguments.isSurprise ?? false))
       return .answer([:])
     },
   ]
@@ -24,6 +24,14 @@ struct DeviceNameArguments: CommandArguments {
   var id = ""
 
   static let fields: [ArgumentField<Self>] = [ArgumentField("id", \.id)]
+}
+
+struct RemovalArguments: CommandArguments {
+  var id = ""
+  /// Ours: the device is pulled out, and the guest is not asked.
+  var isSurprise: Bool?
+
+  static let fields: [ArgumentField<Self>] = [ArgumentField("id", \.id), ArgumentField("x-surprise", \.isSurprise)]
 }
 
 /// What `device_add` says, in QMP and to people.

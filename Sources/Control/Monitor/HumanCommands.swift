@@ -49,7 +49,9 @@ enum HumanCommands {
       }
     },
     HumanCommand("device_del", parameters: "device", help: "remove device") { (words, target) in
-      named(words, "device_del") { (name) throws(MonitorError) in try target.perform(.removeDevice(name)) }
+      named(words, "device_del") { (name) throws(MonitorError) in
+        try target.perform(.removeDevice(name, isSurprise: false))
+      }
     },
     HumanCommand("object_add", parameters: "[qom-type=]type,id=str[,prop=value][,...]", help: "create QOM object") {
       (words, target) in

@@ -54,6 +54,7 @@ extension MachineNotice {
       var device: JSONObject = ["path": .string(path)]
       device["device"] = id.map { .string($0.text) }
       (kind, data) = (.deviceDeleted, .object(device))
+    case .unplugRefused, .deviceStatus: return nil
     }
     return kind.message(data, at: time)
   }

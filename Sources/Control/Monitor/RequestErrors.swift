@@ -12,6 +12,9 @@ extension MonitorError {
       case .noSuchBus(let name): .generic("Bus \(ErrorText.quoted(name)) not found")
       case .wrongBus(let kindName, let bus): .generic("Device '\(kindName)' can't go on \(bus.rawValue) bus")
       case .noHotplug(let bus): .generic("Bus '\(bus)' does not support hotplugging")
+      case .alreadyLeaving(let name):
+        .generic("Device \(name) is already in the process of unplug")
+      case .guestBusy: .generic("Hot-unplug failed: guest is busy (power indicator blinking)")
       case .noSuchDevice(let name): .deviceNotFound("Device \(ErrorText.quoted(name)) not found")
       case .property(let kindName, let error): .generic(Self.text(error, kindName))
       case .refused(let kindName, let problem): Self(problem, kindName)

@@ -24,9 +24,9 @@ public struct DeviceDescription: Sendable {
 
 /// What monitors ask of the devices. In QEMU's order: of several things that are wrong the same one is told.
 extension Board {
-  /// Adds a device to the machine while it runs.
+  /// Admits a device while the machine runs.
   /// - Throws: why not; then nothing has changed.
-  func add(_ description: DeviceDescription, with configuration: MachineConfiguration) throws(RequestError) {
+  func admit(_ description: DeviceDescription) throws(RequestError) -> Device {
     let kind = description.kind
     if kind.bus == .system { throw .notPluggable }
     let bus = try bus(for: description)
@@ -38,11 +38,10 @@ extension Board {
       throw .property(kindName: kind.kindName, error)
     }
     if let device = options as? VFIOPCIOptions, let descriptor = device.descriptor { throw .noDescriptor(descriptor) }
-    do throws(StartError) {
-      try add(options, with: configuration)
+    do throws(DeviceProblem) {
+      return try devices.admit(options)
     } catch {
-      if case .refused(let problem) = error { throw .refused(kindName: kind.kindName, problem) }
-      throw .failed(error)
+      throw .refused(kindName: kind.kindName, error)
     }
   }
 

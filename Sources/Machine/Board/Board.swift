@@ -29,6 +29,9 @@ final class Board: Sendable {
   let devices: DeviceTree
   /// What there is to plug into.
   let buses = LiveBuses()
+  let slots: HotplugSlots
+  /// The windows of ports as they were placed last; empty where nothing has been placed.
+  private let placedWindows = Mutex<[RequesterID: BridgeHeader]>([:])
   private let ioapic: IOAPICDevice
   private let pinRoutes: [PinRoute]
   private let calendar: CMOSClock
@@ -41,10 +44,12 @@ final class Board: Sendable {
   ///   - trace: makes what takes a unit's events; the name is nil where there is one unit.
   ///   - serialOutput: nil for a board without a serial port.
   ///   - devices: none yet.
+  ///   - hotplugPorts: the addresses of ports with a slot, as the ACPI tables number them.
   init(
     memory: GuestMemory, accelerator: any Accelerator, layout: BoardLayout, processorCount: Int,
     units: [UnitPlacement], trace: (String?) -> Trace? = { _ in nil }, serialOutput: (any CharacterOutput)?,
-    events: EventQueue, devices: DeviceTree = DeviceTree(), passthrough: PassthroughObjects = PassthroughObjects()
+    events: EventQueue, devices: DeviceTree = DeviceTree(), passthrough: PassthroughObjects = PassthroughObjects(),
+    hotplug: HotplugWay = .acpi, hotplugPorts: [RequesterID] = []
   ) throws(UnitOptionError) {
     self.memory = memory
     self.devices = devices
@@ -114,6 +119,12 @@ final class Board: Sendable {
       clock: { [clock] in clock.now }, interrupt: ioapic.line(BoardLayout.systemControlPin),
       onPowerOff: { events.post(.shutdown) })
     _ = ioBus.attach(powerManagement, at: BoardLayout.powerManagement, size: PowerManagement.regionSize)
+    slots = HotplugSlots(hotplug, ports: hotplugPorts) { [powerManagement] in
+      powerManagement.raiseGeneralPurposeEvent(BoardLayout.hotplugEvent)
+    }
+    if let controller = slots.controller {
+      _ = ioBus.attach(controller, at: BoardLayout.hotplugController, size: ACPIHotplug.regionSize)
+    }
 
     if let serialOutput {
       let port = SerialPort(output: serialOutput, interrupt: ioapic.line(BoardLayout.serialPin))
@@ -123,6 +134,7 @@ final class Board: Sendable {
       serial = nil
     }
     addBridges()
+    slots.onEject { [weak self] in self?.eject(below: $0) }
   }
 
   deinit { remapping.end() }
@@ -141,7 +153,7 @@ final class Board: Sendable {
     ] {
       let function = Function(description, at: address, environment: environment(at: address))
       do {
-        try plug(function, of: nil) { function.remove() }
+        try plug(DeviceTree.Part(function: function) { function.remove() }, of: nil)
       } catch {
         preconditionFailure("an empty bus has \(address)")
       }
@@ -160,73 +172,11 @@ final class Board: Sendable {
   func unit(at place: PCIPlace) -> TranslationUnit? { remapping.domain(of: place).unit?.unit }
 
   /// The root port that a place is below; nil on bus 0.
-  private func port(of place: PCIPlace) -> RootPort? {
+  func port(of place: PCIPlace) -> RootPort? {
     place.port.flatMap { address in busRoutes.ports.first { $0.function.requester.id == address } }
   }
 
   // MARK: Devices
-
-  /// Admits a device, builds it and plugs its functions in: the way of every device, at the start and later.
-  /// - Throws: why it does not fit, or what its backend's host says. Then nothing of it is left.
-  @discardableResult
-  func add(
-    _ options: any DeviceOptions, with configuration: MachineConfiguration
-  ) throws(StartError) -> Device {
-    let device: Device
-    do throws(DeviceProblem) {
-      device = try devices.admit(options)
-    } catch {
-      throw .refused(error)
-    }
-    // The IOMMU is no BoardDevice: the board is made with it.
-    guard let builder = options as? any BoardDevice else { return device }
-    do throws(StartError) {
-      try builder.build(device, on: self, with: configuration)
-    } catch {
-      unplug(device.identity)
-      throw error
-    }
-    return device
-  }
-
-  /// Puts a function on its bus and wires its INTx.
-  /// - Parameters:
-  ///   - identity: of the device that it belongs to; nil for a function of the board's own.
-  ///   - removal: takes the device's side away and ends its workers. Called at once where the address is taken.
-  func plug(
-    _ function: Function, of identity: DeviceIdentity?, removal: @escaping @Sendable () -> Void
-  ) throws(StartError) {
-    let pin = function.description.interruptPin
-    if pin > 0 {
-      function.connect(interruptLine: ioapic.line(BoardLayout.pin(of: PCIPlace(function), interruptPin: pin)))
-    }
-    do {
-      try bus(of: function).add(function)
-    } catch {
-      removal()
-      throw .device(kind: "PCI", problem: "\(error.address) has a function already")
-    }
-    devices.attach(DeviceTree.Part(function: function, remove: removal), to: identity)
-  }
-
-  /// Takes a device off the board at once, as if it were pulled out: what the guest asks of it from now on answers all
-  /// ones, and nothing comes from it any more. Accesses in flight end as they will.
-  /// - Returns: nil where it is gone already.
-  @discardableResult
-  func unplug(_ identity: DeviceIdentity) -> Device? {
-    guard let (device, parts) = devices.release(identity) else { return nil }
-    take(parts)
-    return device
-  }
-
-  private func take(_ parts: [DeviceTree.Part]) {
-    for part in parts {
-      bus(of: part.function).remove(part.function)
-      part.remove()
-    }
-  }
-
-  private func bus(of function: Function) -> Bus { function.environment.upstream?.bus ?? rootBus }
 
   /// On bus 0, then below its ports.
   private var functions: [Function] { rootBus.all + busRoutes.ports.flatMap(\.bus.all) }
@@ -237,11 +187,16 @@ final class Board: Sendable {
   func placeResources() throws(ResourcePlacement.NoRoom) {
     var placement = ResourcePlacement(windows: layout.windows)
     try placement.place(rootBus.all, ports: busRoutes.ports)
+    let windows = busRoutes.ports.map { ($0.function.requester.id, $0.header) }
+    placedWindows.withLock { $0 = Dictionary(uniqueKeysWithValues: windows) }
     for function in functions where function.description.interruptPin > 0 {
       let pin = BoardLayout.pin(of: PCIPlace(function), interruptPin: function.description.interruptPin)
       function.writeConfiguration(offset: StandardOffset.interruptLine, width: .byte, value: UInt64(pin))
     }
   }
+
+  /// A port's windows as they were placed last; nil where nothing has been placed.
+  func placedWindows(of port: RootPort) -> BridgeHeader? { placedWindows.withLock { $0[port.function.requester.id] } }
 
   /// Takes every device off the board. No CPU is running.
   func removeDevices() {
@@ -252,6 +207,7 @@ final class Board: Sendable {
   /// Puts every chip and function into its reset state. No CPU is running.
   func reset() {
     for function in functions { function.reset() }
+    slots.controller?.reset()
     passthrough.resetBuses()
     for unit in remapping.units { unit.unit.reset() }
     ioapic.reset()

@@ -7,15 +7,18 @@ import VTd
 /// How each kind of device is built onto a board, from the options that `DeviceKinds` lists. A kind that the board
 /// itself is made with (the IOMMU) builds nothing here.
 protocol BoardDevice {
-  /// Builds the device and plugs its functions. What fails leaves nothing but functions that were plugged, which the
-  /// board takes off.
-  func build(_ device: Device, on board: Board, with configuration: MachineConfiguration) throws(StartError)
+  /// Makes the device's functions, which the board then plugs. It may wait for the host. What fails leaves nothing.
+  func build(
+    _ device: Device, on board: Board, with configuration: MachineConfiguration
+  ) throws(StartError) -> [DeviceTree.Part]
 }
 
 extension VirtioBlockOptions: BoardDevice {
-  func build(_ device: Device, on board: Board, with configuration: MachineConfiguration) throws(StartError) {
+  func build(
+    _ device: Device, on board: Board, with configuration: MachineConfiguration
+  ) throws(StartError) -> [DeviceTree.Part] {
     guard let place = device.place, let node = board.devices.blockNodes.first(where: { $0.id == drive }) else {
-      return
+      return []
     }
     var options = Devices.VirtioBlockOptions()
     options.queueCount = Int(queueCount ?? UInt16(clamping: min(configuration.processors.count, 256)))
@@ -29,12 +32,9 @@ extension VirtioBlockOptions: BoardDevice {
     let backend = FileBackend(file, discardUnmaps: node.discardUnmaps)
     do {
       let disk = try VirtioBlock(options: options, backend: backend)
-      try board.plug(
-        VirtioPCI(
-          device: disk, options: options.transport, environment: board.environment(at: place), address: place.address),
-        of: device)
-    } catch let error as StartError {
-      throw error
+      return part(
+        of: VirtioPCI(
+          device: disk, options: options.transport, environment: board.environment(at: place), address: place.address))
     } catch {
       throw .device(kind: Self.kindName, problem: "\(error)")
     }
@@ -42,8 +42,10 @@ extension VirtioBlockOptions: BoardDevice {
 }
 
 extension VirtioRNGOptions: BoardDevice {
-  func build(_ device: Device, on board: Board, with configuration: MachineConfiguration) throws(StartError) {
-    guard let place = device.place else { return }
+  func build(
+    _ device: Device, on board: Board, with configuration: MachineConfiguration
+  ) throws(StartError) -> [DeviceTree.Part] {
+    guard let place = device.place else { return [] }
     let source: any Devices.EntropySource
     switch EntropySource(of: self, among: board.devices.objects) {
     case .host: source = HostEntropy()
@@ -62,41 +64,48 @@ extension VirtioRNGOptions: BoardDevice {
         throw .system(error)
       }
     }
-    try board.plug(
-      VirtioPCI(
+    return part(
+      of: VirtioPCI(
         device: VirtioEntropy(source: source, limit: limit), options: virtio.transport,
-        environment: board.environment(at: place), address: place.address), of: device)
+        environment: board.environment(at: place), address: place.address))
   }
 }
 
 extension PCIERootPortOptions: BoardDevice {
-  func build(_ device: Device, on board: Board, with configuration: MachineConfiguration) throws(StartError) {
-    guard let place = device.place else { return }
+  func build(
+    _ device: Device, on board: Board, with configuration: MachineConfiguration
+  ) throws(StartError) -> [DeviceTree.Part] {
+    guard let place = device.place else { return [] }
     let model = RootPort(
-      ExpressPort(portNumber: port, slotNumber: slot), reservation: reservation,
-      environment: board.environment(at: place), address: place.address, routes: board.busRoutes)
+      ExpressPort(portNumber: port, slotNumber: slot), hotplug: hotplug ? board.slots.way : nil,
+      reservation: reservation, environment: board.environment(at: place), address: place.address,
+      routes: board.busRoutes, onEject: { [slots = board.slots] in slots.ejected(below: place.address) },
+      onRefusal: { [slots = board.slots] in slots.refused(below: place.address) })
+    if hotplug { board.slots.add(model) }
     let name = id?.text
-    try board.plug(model.function, of: device.identity) { [buses = board.buses] in
-      if let name { buses.remove(name) }
-      model.remove()
-    }
     // The link is a bus by the port's id.
-    if let name { board.buses.set(LiveBus(name: name, kind: .pci, isHotpluggable: false)) }
+    if let name { board.buses.set(LiveBus(name: name, kind: .pci, isHotpluggable: hotplug)) }
+    return [
+      DeviceTree.Part(function: model.function) { [buses = board.buses, slots = board.slots] in
+        if let name { buses.remove(name) }
+        slots.remove(model)
+        model.remove()
+      }
+    ]
   }
 }
 
 extension DebugExitOptions: BoardDevice {
-  func build(_ device: Device, on board: Board, with configuration: MachineConfiguration) {
+  func build(_ device: Device, on board: Board, with configuration: MachineConfiguration) -> [DeviceTree.Part] {
     let events = board.events
     _ = board.ioBus.attach(
       DebugExit { events.post(.debugExit(status: $0)) }, at: UInt64(base), size: UInt64(size))
+    return []
   }
 }
 
-extension Board {
-  fileprivate func plug(_ model: VirtioPCI, of device: Device) throws(StartError) {
-    try plug(model.function, of: device.identity) { model.remove() }
-  }
+private func part(of model: VirtioPCI) -> [DeviceTree.Part] {
+  [DeviceTree.Part(function: model.function) { model.remove() }]
 }
 
 extension VirtioPCIOptions {

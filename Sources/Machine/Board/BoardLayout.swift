@@ -21,6 +21,7 @@ public struct BoardLayout: Hashable, Sendable {
   static let serialPort: UInt64 = 0x3f8
   static let firmwareConfiguration: UInt64 = 0x510
   static let powerManagement: UInt64 = 0x600
+  static let hotplugController: UInt64 = 0xcc0
   static let configurationPorts: UInt64 = 0xcf8
   static let ioWindow: Range<UInt64> = 0x1000..<0x1_0000
 
@@ -28,6 +29,8 @@ public struct BoardLayout: Hashable, Sendable {
 
   static let serialPin = 4
   static let systemControlPin = 9
+  /// The general-purpose event of ACPI hotplug: `_E01` in the DSDT.
+  static let hotplugEvent = 1
   /// The source-id under which the IOAPIC's requests are remapped: bus 0xff, device 0, function 0.
   static let ioapicRequester = RequesterID(bus: 0xff, device: 0, function: 0)
 

@@ -17,5 +17,7 @@ public struct Device: Sendable {
   /// Device and function on its bus, whose number is the bus's; nil for a device that is not on PCI.
   public var address: RequesterID? { place?.address }
   public var id: Identifier? { options.id }
+  /// What requests and messages call it: its id, or its path.
+  public var name: String { id?.text ?? path }
   public var typeName: String { type(of: options).kindName }
 }

@@ -13,8 +13,20 @@ final class DeviceTree: Sendable {
     let remove: @Sendable () -> Void
   }
 
+  /// How far a device has come.
+  enum Phase: Hashable, Sendable {
+    /// Admitted; its functions are being built. Its id, address and backends are taken, and it is not listed.
+    case building
+    case plugged
+    /// The guest has been asked to let it go.
+    case removalRequested
+    /// Off its bus for good; its host side is being taken down.
+    case leaving
+  }
+
   struct Entry {
     let device: Device
+    var phase = Phase.building
     var parts: [Part] = []
   }
 
@@ -26,6 +38,8 @@ final class DeviceTree: Sendable {
     var lastNumber: UInt64 = 0
     /// Devices without an id so far: their paths are not used again either.
     var anonymousCount = 0
+    /// The machine has ended: nothing is admitted or plugged any more.
+    var isClosed = false
   }
 
   let state: Mutex<State>
@@ -33,8 +47,12 @@ final class DeviceTree: Sendable {
   /// - Parameter admission: what the machine has beside devices; it has admitted none yet.
   init(_ admission: DeviceAdmission = DeviceAdmission()) { state = Mutex(State(admission: admission)) }
 
-  /// In the order of their admission.
-  var all: [Device] { state.withLock { $0.entries.map(\.device) } }
+  /// Those that are built, in the order of their admission.
+  var all: [Device] { state.withLock { $0.entries.filter { $0.phase != .building }.map(\.device) } }
+
+  func phase(of identity: DeviceIdentity) -> Phase? {
+    state.withLock { $0.entries.first { $0.device.identity == identity }?.phase }
+  }
 
   /// - Parameter address: on bus 0.
   func device(at address: RequesterID) -> Device? {
@@ -70,13 +88,79 @@ final class DeviceTree: Sendable {
 
   /// Notes a function that is on the bus now.
   /// - Parameter identity: of the device that it belongs to; nil for one of the board's own.
-  func attach(_ part: Part, to identity: DeviceIdentity?) {
+  /// - Returns: false where the device is gone, or the machine has ended: the caller takes the function off again.
+  func attach(_ part: Part, to identity: DeviceIdentity?) -> Bool {
     state.withLock { state in
-      if let index = state.entries.firstIndex(where: { $0.device.identity == identity }) {
-        state.entries[index].parts.append(part)
-      } else {
+      if state.isClosed { return false }
+      guard let identity else {
         state.ownParts.append(part)
+        return true
       }
+      guard let index = state.entries.firstIndex(where: { $0.device.identity == identity }) else { return false }
+      state.entries[index].parts.append(part)
+      return true
+    }
+  }
+
+  /// The device is complete.
+  func finishBuilding(_ identity: DeviceIdentity) { change(identity, from: [.building], to: .plugged) }
+
+  /// - Returns: false where the device is not there, or on its way out.
+  @discardableResult
+  func noteRemovalRequest(_ identity: DeviceIdentity) -> Bool {
+    change(identity, from: [.plugged, .removalRequested], to: .removalRequested)
+  }
+
+  /// The guest keeps what is below a port.
+  /// - Returns: the devices that it had been asked for.
+  func withdrawRemovalRequests(below port: RequesterID) -> [Device] {
+    state.withLock { state in
+      var kept: [Device] = []
+      for index in state.entries.indices
+      where state.entries[index].phase == .removalRequested && state.entries[index].device.place?.port == port {
+        state.entries[index].phase = .plugged
+        kept.append(state.entries[index].device)
+      }
+      return kept
+    }
+  }
+
+  @discardableResult
+  private func change(_ identity: DeviceIdentity, from: Set<Phase>, to phase: Phase) -> Bool {
+    state.withLock { state in
+      guard let index = state.entries.firstIndex(where: { $0.device.identity == identity }),
+        from.contains(state.entries[index].phase)
+      else { return false }
+      state.entries[index].phase = phase
+      return true
+    }
+  }
+
+  /// Devices that begin to leave: each once, whoever calls.
+  /// - Parameter chosen: by device and phase, among those that are plugged.
+  func beginLeaving(where chosen: (Device, Phase) -> Bool) -> [Entry] {
+    state.withLock { state in
+      var leaving: [Entry] = []
+      for index in state.entries.indices {
+        let entry = state.entries[index]
+        guard entry.phase == .plugged || entry.phase == .removalRequested, chosen(entry.device, entry.phase) else {
+          continue
+        }
+        state.entries[index].phase = .leaving
+        leaving.append(state.entries[index])
+      }
+      return leaving
+    }
+  }
+
+  func parts(of identity: DeviceIdentity) -> [Part] {
+    state.withLock { $0.entries.first { $0.device.identity == identity }?.parts ?? [] }
+  }
+
+  /// The ports with a device below them that the guest has been asked for.
+  var portsWithRemovalRequests: Set<RequesterID> {
+    state.withLock { state in
+      Set(state.entries.compactMap { $0.phase == .removalRequested ? $0.device.place?.port : nil })
     }
   }
 
@@ -99,6 +183,7 @@ final class DeviceTree: Sendable {
         for entry in state.entries { state.admission.release(entry.device.options, at: entry.device.place) }
         state.entries = []
         state.ownParts = []
+        state.isClosed = true
       }
       return state.ownParts + state.entries.flatMap(\.parts)
     }

@@ -4,25 +4,25 @@ import Hardware
 // The devices that drive the IOMMU for tests, built onto a board.
 
 extension EduOptions: BoardDevice {
-  func build(_ device: Device, on board: Board, with configuration: MachineConfiguration) throws(StartError) {
-    guard let place = device.place else { return }
+  func build(_ device: Device, on board: Board, with configuration: MachineConfiguration) -> [DeviceTree.Part] {
+    guard let place = device.place else { return [] }
     let model = Edu(mask: mask, environment: board.environment(at: place), address: place.address)
-    try board.plug(model.function, of: device.identity) { model.remove() }
+    return [DeviceTree.Part(function: model.function) { model.remove() }]
   }
 }
 
 extension IOMMUTestDeviceOptions: BoardDevice {
-  func build(_ device: Device, on board: Board, with configuration: MachineConfiguration) throws(StartError) {
-    guard let place = device.place else { return }
+  func build(_ device: Device, on board: Board, with configuration: MachineConfiguration) -> [DeviceTree.Part] {
+    guard let place = device.place else { return [] }
     let model = IOMMUTestDevice(environment: board.environment(at: place), address: place.address)
-    try board.plug(model.function, of: device.identity) { model.remove() }
+    return [DeviceTree.Part(function: model.function) { model.remove() }]
   }
 }
 
 extension DMAEngineOptions: BoardDevice {
-  func build(_ device: Device, on board: Board, with configuration: MachineConfiguration) throws(StartError) {
-    guard let place = device.place else { return }
+  func build(_ device: Device, on board: Board, with configuration: MachineConfiguration) -> [DeviceTree.Part] {
+    guard let place = device.place else { return [] }
     let model = DMAEngine(environment: board.environment(at: place), address: place.address)
-    try board.plug(model.function, of: device.identity) { model.remove() }
+    return [DeviceTree.Part(function: model.function) { model.remove() }]
   }
 }

@@ -1,3 +1,5 @@
+import PCI
+
 /// The machine that is wanted, as values: from the command line, and later QMP; nothing here is text to parse.
 public struct MachineConfiguration: Sendable {
   /// The guest's name, for people; nil where nobody gave it one.
@@ -18,6 +20,8 @@ public struct MachineConfiguration: Sendable {
   public var objects: [any ObjectOptions] = []
   /// In the order given, which is the order in which they are built.
   public var devices: [any DeviceOptions] = []
+  /// How devices come and go below root ports.
+  public var hotplugWay = HotplugWay.acpi
   public var rebootAction = RebootAction.reset
   /// The CPUs stand still until a monitor's `cont`.
   public var startsPaused = false

@@ -6,12 +6,14 @@ import VTd
 /// How a device of the host is built onto a board: found and opened, bound to its iommufd, judged, attached, shown on
 /// the bus, and kept in step with the unit before it.
 extension VFIOPCIOptions: BoardDevice {
-  func build(_ device: Device, on board: Board, with configuration: MachineConfiguration) throws(StartError) {
-    guard let place = device.place else { return }
+  func build(
+    _ device: Device, on board: Board, with configuration: MachineConfiguration
+  ) throws(StartError) -> [DeviceTree.Part] {
+    guard let place = device.place else { return [] }
     let objects = board.devices.objects.lazy.compactMap { $0 as? IOMMUFDOptions }
-    guard let object = objects.first(where: { $0.id == iommufd }) else { return }
+    guard let object = objects.first(where: { $0.id == iommufd }) else { return [] }
     do {
-      try build(device.identity, on: board, at: place, object)
+      return [try build(device.identity, on: board, at: place, object)]
     } catch {
       throw .passthrough(error)
     }
@@ -34,7 +36,7 @@ extension VFIOPCIOptions: BoardDevice {
 
   private func build(
     _ identity: DeviceIdentity, on board: Board, at place: PCIPlace, _ object: IOMMUFDOptions
-  ) throws(PassthroughError) {
+  ) throws(PassthroughError) -> DeviceTree.Part {
     let shared = board.passthrough
     let (file, name) = try openHostDevice(shared)
     do throws(PassthroughError.Problem) {
@@ -90,17 +92,13 @@ extension VFIOPCIOptions: BoardDevice {
         model.servePageRequests(requests, of: device.id, bound, bindings)
       }
       bindings?.add(bound, for: model.function.requester)
-      do {
-        try board.plug(model.function, of: identity) {
-          // While the device can reach memory, what the guest unmaps must be unmapped on the host, too. So its requests
-          // end first, then the forwarding, then the rest of it.
-          model.endRequests()
-          bindings?.remove(bound)
-          board.interruptEnds.remove(watch)
-          model.remove()
-        }
-      } catch {
-        throw .addressInUse(place.address)
+      return DeviceTree.Part(function: model.function) { [interruptEnds = board.interruptEnds] in
+        // While the device can reach memory, what the guest unmaps must be unmapped on the host, too. So its requests
+        // end first, then the forwarding, then the rest of it.
+        model.endRequests()
+        bindings?.remove(bound)
+        interruptEnds.remove(watch)
+        model.remove()
       }
     } catch {
       throw PassthroughError(name, error)

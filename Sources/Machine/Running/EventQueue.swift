@@ -80,6 +80,12 @@ final class EventQueue: Sendable {
   }
 
   private static func refuse(_ events: [MachineEvent]) {
-    for case .request(let pending) in events { pending.answer(.ended) }
+    for event in events {
+      switch event {
+      case .request(let pending): pending.answer(.ended)
+      case .continuation(let rest): rest.cancel()
+      default: break
+      }
+    }
   }
 }

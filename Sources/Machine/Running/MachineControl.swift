@@ -45,6 +45,11 @@ public enum MachineNotice: Hashable, Sendable {
   case resumed
   /// A device is no more: its id, if it has one, and its path in QEMU's tree of objects.
   case deviceDeleted(Identifier?, path: String)
+  /// The guest keeps a device that it was asked for.
+  case unplugRefused(Identifier?, path: String)
+  /// What the guest says about a notification of a slot (_OST; ACPI 6.5, 6.3.5): the device in it, if it has an id, and
+  /// the values as the guest wrote them.
+  case deviceStatus(Identifier?, slot: String, source: Int64, status: Int64)
 }
 
 /// The machine's end of `MachineControl`.

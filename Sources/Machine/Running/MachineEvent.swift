@@ -24,20 +24,51 @@ enum MachineEvent: Hashable, Sendable {
   case request(PendingRequest)
   /// A passed-through device met an error: the guest must not run on.
   case deviceError
-  /// A device goes at once, without its driver being asked: its host wants it back.
+  /// The host wants a device back: the guest is asked for it, and loses it after so many milliseconds.
+  case hostRequest(DeviceIdentity, patience: UInt32)
+  /// A device goes at once, without the guest being asked.
   case surpriseRemoval(DeviceIdentity)
+
+  // What goes on meanwhile.
+
+  /// The guest has dropped what was pulled out from below a port.
+  case slotReleased(RequesterID)
+  /// Devices have left their buses, and are to be taken down.
+  case left([DeviceIdentity])
+  /// The rest of what waited for the host.
+  case continuation(Continuation)
 
   /// Whether it is the host's wish, which holds whatever the guest does meanwhile.
   var isRequest: Bool {
     switch self {
-    case .quit, .hostReset, .request, .deviceError, .surpriseRemoval: true
+    case .quit, .hostReset, .request, .deviceError, .hostRequest, .surpriseRemoval, .slotReleased, .left,
+      .continuation:
+      true
     case .shutdown, .reset, .tripleFault, .debugExit, .crashed: false
     }
   }
 
   /// Whether the guest stops as soon as it is posted.
   var haltsGuest: Bool {
-    if case .request(let pending) = self { pending.request.haltsGuest } else { true }
+    switch self {
+    case .request(let pending): pending.request.haltsGuest
+    case .hostRequest, .surpriseRemoval, .slotReleased, .left, .continuation: false
+    case .shutdown, .reset, .tripleFault, .debugExit, .crashed, .quit, .hostReset, .deviceError: true
+    }
+  }
+
+  /// What the machine's thread goes on with, once; or what is done instead where the machine ends before.
+  final class Continuation: Hashable, Sendable {
+    let run: @Sendable () -> Void
+    let cancel: @Sendable () -> Void
+
+    init(_ run: @escaping @Sendable () -> Void, orElse cancel: @escaping @Sendable () -> Void) {
+      self.run = run
+      self.cancel = cancel
+    }
+
+    static func == (a: Continuation, b: Continuation) -> Bool { a === b }
+    func hash(into hasher: inout Hasher) { hasher.combine(ObjectIdentifier(self)) }
   }
 }
 

@@ -9,8 +9,9 @@ public enum MachineRequest: Sendable {
   case resume
   /// Answered when the guest can find the device.
   case addDevice(DeviceDescription)
-  /// By its id or its path. Answered when the device is gone.
-  case removeDevice(String)
+  /// By its id or its path. Answered when the guest has been asked for it, or, if it is a surprise, when the device has
+  /// left its bus.
+  case removeDevice(String, isSurprise: Bool)
   case addNode(BlockNode)
   case removeNode(String)
   /// One with an id.
@@ -40,6 +41,10 @@ public enum RequestError: Error, Sendable {
   /// Nothing comes to this bus or goes from it while the machine runs.
   case noHotplug(bus: String)
   case noSuchDevice(String)
+  /// The device is on its way out.
+  case alreadyLeaving(String)
+  /// It is answering an earlier request for the slot.
+  case guestBusy
   case property(kindName: String, PropertyError)
   /// The device does not fit the machine as it is.
   case refused(kindName: String, DeviceProblem)

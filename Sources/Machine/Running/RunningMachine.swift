@@ -46,6 +46,7 @@ public final class RunningMachine {
   private let image: StartImage?
   private let qtest: QTestServer?
   private let controller: MachineController
+  private let hotplug: Hotplug
 
   /// Steps 1 and 2.
   /// - Parameters:
@@ -108,7 +109,11 @@ public final class RunningMachine {
       throw error
     }
     remapping = board.inspection
-    controller = MachineController(events: events, board: board, requestQuit: requestQuit)
+    let controller = MachineController(events: events, board: board, requestQuit: requestQuit)
+    self.controller = controller
+    hotplug = Hotplug(
+      board: board, configuration: configuration, guestHasStarted: { controller.status != .prelaunch },
+      tell: { controller.tell($0) })
     self.processors = processors
     self.qtest = qtest
     events.onPost {
@@ -201,8 +206,10 @@ public final class RunningMachine {
     accelerator: any Accelerator, serialOutput: (any CharacterOutput)?, events: EventQueue, patience: Patience
   ) throws(StartError) -> Board {
     let devices: DeviceTree
+    let hotplugPorts: [RequesterID]
     do {
       devices = DeviceTree(try DeviceAdmission(configuration))
+      hotplugPorts = try configuration.hotplugPorts()
     } catch {
       throw .configuration(error)
     }
@@ -224,7 +231,8 @@ public final class RunningMachine {
     do {
       board = try Board(
         memory: memory, accelerator: accelerator, layout: layout, processorCount: configuration.processors.count,
-        units: units, trace: trace, serialOutput: serialOutput, events: events, devices: devices)
+        units: units, trace: trace, serialOutput: serialOutput, events: events, devices: devices,
+        hotplug: configuration.hotplugWay, hotplugPorts: hotplugPorts)
     } catch {
       throw .unit(error)
     }
@@ -235,6 +243,7 @@ public final class RunningMachine {
       board.removeDevices()
       throw error
     }
+    board.slots.prepare()
     board.passthrough.resetBuses()
     return board
   }
@@ -263,15 +272,18 @@ public final class RunningMachine {
 
   /// Step 3.
   private func load() throws(StartError) {
-    // A qtest client gives the BARs their addresses itself, as there is no firmware that could have done it.
-    if configuration.accelerator != .qtest {
-      do {
-        try board.placeResources()
-      } catch {
-        throw .placement(error)
-      }
-    }
+    try placeResources()
     if let image { try processors.reset(entry: try image.load(into: board.memory, layout: board.layout)) }
+  }
+
+  private func placeResources() throws(StartError) {
+    // A qtest client gives the BARs their addresses itself, as there is no firmware that could have done it.
+    guard configuration.accelerator != .qtest else { return }
+    do {
+      try board.placeResources()
+    } catch {
+      throw .placement(error)
+    }
   }
 
   /// Steps 3 and 4. To be called once.
@@ -323,8 +335,13 @@ public final class RunningMachine {
     case .deviceError:
       pause(as: .internalError)
       return nil
-    case .surpriseRemoval(let identity): return remove(identity)
+    case .hostRequest(let identity, let patience): hotplug.takeBack(identity, patience: patience)
+    case .surpriseRemoval(let identity): hotplug.pull(identity)
+    case .slotReleased(let port): hotplug.slotReleased(port)
+    case .left(let identities): hotplug.takeDown(identities)
+    case .continuation(let rest): rest.run()
     }
+    return nil
   }
 
   private func resetByGuest() -> Ending? {
@@ -338,7 +355,9 @@ public final class RunningMachine {
     if case .quit(let cause)? = events.forgetGuestEvents() { return end(.quit, cause) }
     controller.tell(.reset(cause))
     do {
+      board.completeRemovals()
       board.reset()
+      hotplug.guestWasReset()
       // What was booted is not to see its former life; a qtest client finds RAM as it left it, as in QEMU.
       if image != nil { try board.memory.clear() }
       try load()
@@ -357,8 +376,10 @@ public final class RunningMachine {
       switch pending.request {
       case .pause: pause()
       case .resume: try resume()
-      case .addDevice(let description): try board.add(description, with: configuration)
-      case .removeDevice(let name): try takeAway(try board.removableDevice(named: name).identity)
+      case .addDevice(let description):
+        hotplug.add(description, answering: pending)
+        return nil
+      case .removeDevice(let name, let isSurprise): try hotplug.remove(name, isSurprise: isSurprise)
       case .addNode(let node): try board.add(node)
       case .removeNode(let id): try board.removeNode(id)
       case .addObject(let object): try board.add(object)
@@ -382,29 +403,15 @@ public final class RunningMachine {
     controller.tell(.paused)
   }
 
-  /// The machine goes on without the device.
-  private func remove(_ identity: DeviceIdentity) -> Ending? {
-    do {
-      try takeAway(identity)
-    } catch {
-      return end(.crashed("\(error)"), .guestCrash)
-    }
-    return nil
-  }
-
-  /// No CPU runs meanwhile, as accesses of the guest to the device may be in flight.
-  private func takeAway(_ identity: DeviceIdentity) throws(SystemError) {
-    processors.stop()
-    qtest?.pause()
-    if let device = board.unplug(identity) { controller.tell(.deviceDeleted(device.id, path: device.path)) }
-    if controller.status == .running { try processors.start() }
-  }
-
   private func resume() throws {
     switch controller.status {
     case .running: return
     case .internalError: throw RequestError.needsReset
-    case .prelaunch, .paused, .shutdown: break
+    case .prelaunch:
+      // Devices may have come since the guest was loaded, and gone.
+      board.slots.prepare()
+      try placeResources()
+    case .paused, .shutdown: break
     }
     controller.set(.running)
     controller.tell(.resumed)
@@ -430,6 +437,7 @@ public final class RunningMachine {
     events.close()
     processors.stop()
     qtest?.stop()
+    hotplug.stop()
     board.removeDevices()
     characters.stop()
     serial?.connect(nil)

@@ -34,7 +34,7 @@ final class RecordingMachine: MonitorTarget, MachineControl {
       } catch {
         return answer(.property(kindName: description.kind.kindName, error))
       }
-    case .removeDevice(let name):
+    case .removeDevice(let name, _):
       if name == "nosuch" { return answer(.noSuchDevice(name)) }
       ask("remove \(name)")
     case .addNode(let node): ask("add \(node)")

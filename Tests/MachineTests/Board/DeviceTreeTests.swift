@@ -63,10 +63,11 @@ import Testing
     let intruder = Edu(mask: .max, environment: board.environment(at: address), address: address)
     let removals = SharedInteger()
     #expect(throws: StartError.self) {
-      try board.plug(intruder.function, of: nil) {
-        intruder.remove()
-        removals.increment()
-      }
+      try board.plug(
+        DeviceTree.Part(function: intruder.function) {
+          intruder.remove()
+          removals.increment()
+        }, of: nil)
     }
     #expect(removals.value == 1)
     let there = try #require(board.rootBus.function(at: address.deviceFunction))

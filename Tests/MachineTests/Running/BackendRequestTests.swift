@@ -68,6 +68,12 @@ import Testing
     return (try? file.lock()) != nil
   }
 
+  /// A device leaves at once here, and its backends are free when it is no longer listed.
+  private func takeAway(_ name: String, from machine: RunningMachine) throws {
+    try machine.control.perform(.removeDevice(name, isSurprise: false))
+    #expect(eventually { !machine.devices.contains { $0.id?.text == name } })
+  }
+
   @Test func `A node is added, carries a disk, and goes when the disk has gone`() throws {
     try run { machine in
       let control = machine.control
@@ -85,7 +91,7 @@ import Testing
       refused(.removeNode("f"), by: machine) { if case .backend(.nodeInUse("f", .node)) = $0 { true } else { false } }
       refused(disk("e", over: "r"), by: machine) { if case .refused(_, .nodeInUse) = $0 { true } else { false } }
       refused(disk("e", over: "f"), by: machine) { if case .refused(_, .nodeInUse) = $0 { true } else { false } }
-      try control.perform(.removeDevice("d"))
+      try takeAway("d", from: machine)
       #expect(try eventually { try isFree() })
       try control.perform(.removeNode("r"))
       try control.perform(.removeNode("f"))
@@ -112,9 +118,9 @@ import Testing
       // Readers share a node, which stays until the last has gone.
       try machine.control.perform(disk("a", over: "ro"))
       try machine.control.perform(disk("b", over: "ro"))
-      try machine.control.perform(.removeDevice("b"))
+      try takeAway("b", from: machine)
       refused(.removeNode("ro"), by: machine) { if case .backend(.nodeInUse) = $0 { true } else { false } }
-      try machine.control.perform(.removeDevice("a"))
+      try takeAway("a", from: machine)
       try machine.control.perform(.removeNode("ro"))
     }
   }
@@ -145,7 +151,7 @@ import Testing
       // As in QEMU: the device keeps what it reads.
       try control.perform(.removeObject(id))
       refused(.removeObject(id), by: machine) { if case .backend(.noSuchObject) = $0 { true } else { false } }
-      try control.perform(.removeDevice("r"))
+      try takeAway("r", from: machine)
       refused(.removeObject(try Identifier(text: "ram")), by: machine) {
         if case .backend(.objectInUse) = $0 { true } else { false }
       }

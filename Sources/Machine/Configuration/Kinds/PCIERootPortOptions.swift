@@ -18,6 +18,8 @@ public struct PCIERootPortOptions: PCIDeviceOptions, Hashable {
   public var prefetchableReserve: ByteCount?
   /// Bus numbers beside its own bus's.
   public var busReserve: UInt8?
+  /// Whether devices come and go below it while the machine runs.
+  public var hotplug = true
 
   public init() {}
 
@@ -31,12 +33,12 @@ public struct PCIERootPortOptions: PCIDeviceOptions, Hashable {
   private static let settled: [Property<Self>] = [
     Property(
       "bus", settled: PCIFunctionOptions.rootBus, because: "a root port is on pcie.0", help: "Bus that the port is on"),
-    Property("hotplug", settled: false, because: "there is no hotplug yet", help: "Plug and unplug below the port"),
     Property(
       "multifunction", settled: false, because: "functions above 0 are not offered", help: "Other functions"),
   ]
 
   private static let numbers: [Property<Self>] = [
+    Property("hotplug", \.hotplug, help: "Plug and unplug below the port"),
     Property("chassis", \.chassis, help: "Number of the chassis; chassis and slot together are a port's own"),
     Property("slot", \.slot, .within(0...0x1fff), help: "Physical number of the slot"),
     Property("port", \.port, help: "Number of the port"),

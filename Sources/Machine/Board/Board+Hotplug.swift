@@ -1,0 +1,72 @@
+import Hardware
+import PCI
+
+/// Devices that come and go below root ports while the guest runs.
+extension Board {
+  /// Plugs a device in below a port, and announces it once its function 0 is there: functions above 0 come first, as in
+  /// QEMU.
+  /// - Parameter announcing: false before the guest starts, which finds the device by itself.
+  func insert(_ parts: [DeviceTree.Part], of device: Device, announcing: Bool = true) throws(StartError) {
+    if let problem = roomProblem(parts.map(\.function), at: device.place) {
+      for part in parts { part.remove() }
+      throw .placement(problem)
+    }
+    try plug(parts, of: device)
+    announce(device, toGuest: announcing)
+  }
+
+  /// Function 0 makes all of a device visible.
+  func announce(_ device: Device, toGuest: Bool) {
+    guard let place = device.place, let port = place.port, place.address.function == 0 else { return }
+    slots.inserted(below: port, announcing: toGuest)
+  }
+
+  /// Whether the BARs of new functions have no room in the windows of the port above, neither as the guest has set them
+  /// nor as they were placed at the start.
+  private func roomProblem(_ functions: [Function], at place: PCIPlace?) -> ResourcePlacement.NoRoom? {
+    guard let place, let port = port(of: place), let placed = placedWindows(of: port) else { return nil }
+    let all = port.bus.all + functions
+    return port.header.problem(placing: all) == nil ? nil : placed.problem(placing: all)
+  }
+
+  /// Gives up a device of which nothing is plugged.
+  func forget(_ identity: DeviceIdentity) { _ = devices.release(identity) }
+
+  /// The guest gave up what is below a port.
+  func eject(below port: RequesterID) { leave { device, _ in device.place?.port == port } }
+
+  /// Takes devices off their buses, at once and for good; a port's with all that is in its slot. Their host side is
+  /// taken down by the machine, which hears of it by `MachineEvent.left`. Waits for nothing.
+  /// - Parameter isSurprise: the guest did not give them up.
+  func leave(isSurprise: Bool = false, where chosen: (Device, DeviceTree.Phase) -> Bool) {
+    let entries = devices.beginLeaving(where: chosen)
+    guard !entries.isEmpty else { return }
+    refuse(entries.flatMap(\.parts))
+    for port in Set(entries.compactMap(\.device.place?.port)) {
+      slots.emptied(below: port, isSurprise: isSurprise)
+    }
+    events.post(.left(entries.map(\.device.identity)))
+  }
+
+  /// Takes a device away that the guest did not give up, and with it what shares its slot.
+  func pull(_ device: Device) {
+    leave(isSurprise: true) { other, _ in
+      other.identity == device.identity || device.place?.port != nil && other.place?.port == device.place?.port
+    }
+  }
+
+  /// Completes removals that the guest was asked for: a reset lets go of everything. No CPU is running.
+  func completeRemovals() {
+    let ports = devices.portsWithRemovalRequests
+    leave { device, phase in
+      phase == .removalRequested || device.place?.port.map { ports.contains($0) } == true
+    }
+  }
+
+  /// Takes down the host side of a device that has left its bus. It may wait for the host, for as long as that takes.
+  /// - Returns: nil where it is gone already.
+  func finishLeaving(_ identity: DeviceIdentity) -> Device? {
+    for part in devices.parts(of: identity) { part.remove() }
+    return devices.release(identity)?.device
+  }
+}
