@@ -5,7 +5,8 @@ import Synchronization
 /// Configuration writes change both while other threads make requests, so each is atomic.
 public final class Requester: Sendable {
   private let identifier: Atomic<UInt16>
-  private let busMaster = Atomic<Bool>(false)
+  /// Bit 0: the function's own Bus Master Enable. Bit 1: revoked.
+  private let busMaster = Atomic<UInt8>(0)
   private let masterAborted = Atomic<Bool>(false)
   private let upstream: Requester?
 
@@ -13,7 +14,7 @@ public final class Requester: Sendable {
   public init(id: RequesterID, busMasterEnable: Bool = false, upstream: Requester? = nil) {
     self.upstream = upstream
     identifier = Atomic(id.rawValue)
-    busMaster.store(busMasterEnable, ordering: .relaxed)
+    if busMasterEnable { busMaster.store(1, ordering: .relaxed) }
   }
 
   public var id: RequesterID {
@@ -24,9 +25,18 @@ public final class Requester: Sendable {
   /// Command register bit 2 (BME): without it no request leaves the function. Reads as clear while that of a bridge above
   /// is.
   public var busMasterEnable: Bool {
-    get { busMaster.load(ordering: .acquiring) && upstream?.busMasterEnable != false }
-    set { busMaster.store(newValue, ordering: .releasing) }
+    get { busMaster.load(ordering: .acquiring) == 1 && upstream?.busMasterEnable != false }
+    set {
+      if newValue {
+        busMaster.bitwiseOr(1, ordering: .releasing)
+      } else {
+        busMaster.bitwiseAnd(~1, ordering: .releasing)
+      }
+    }
   }
+
+  /// No request leaves the function any more: `busMasterEnable` is clear for good.
+  public func revoke() { busMaster.bitwiseOr(2, ordering: .sequentiallyConsistent) }
 
   /// A request of the function found nothing at its address: Unsupported Request, on a conventional bus Master-Abort.
   public func receiveMasterAbort() { masterAborted.store(true, ordering: .releasing) }

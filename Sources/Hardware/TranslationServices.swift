@@ -183,6 +183,17 @@ public protocol RequestPort: AnyObject, Sendable {
 
   /// From now on invalidations and page responses go to `cache`; nil takes it back, and answers what it did not.
   func connect(_ cache: (any TranslationCache)?)
+
+  /// As `RequestsInFlight.drain`, for all requests of the port, those to translate included. The function makes no new
+  /// ones.
+  func drain(parking: any Parking)
+}
+
+extension RequestPort {
+  public func drain(parking: any Parking) {
+    memoryPort(for: nil).inFlight.drain(parking: parking)
+    translatedPort.inFlight.drain(parking: parking)
+  }
 }
 
 extension DMARemapper {

@@ -60,6 +60,12 @@ final class RemappedRequestPort: RequestPort {
     }
     unit.setConnected(self, cache != nil)
   }
+
+  func drain(parking: any Parking) {
+    // A function uses one PASID at a time, so the port of the last one is the only one with requests.
+    let withPASID = state.withLock { $0.withPASID?.port }
+    for port in [withoutPASID, translated, withPASID] { port?.inFlight.drain(parking: parking) }
+  }
 }
 
 /// The port of translated requests: the address is physical, and what is checked is that the function may use
