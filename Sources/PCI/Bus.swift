@@ -38,6 +38,7 @@ public final class Bus: Sendable {
 
   /// Puts a function on the bus, whose number it takes.
   public func add(_ function: Function) throws(AddressInUse) {
+    function.join(self)
     let added = state.withLock { state in
       let address = function.requester.id
       precondition(!isLink || address.device == 0, "only device 0 is on a link")
@@ -47,6 +48,8 @@ public final class Bus: Sendable {
       return true
     }
     guard added else { throw AddressInUse(address: function.requester.id) }
+    // Refused meanwhile: either `refuse` found it here, or this finds it refused.
+    if function.environment.isRefused { remove(function) }
   }
 
   /// Takes a function off its address, which answers no more then. An access that found it before may be in flight.

@@ -1,6 +1,6 @@
 import Hardware
 
-/// What the board gives every function: the only ways out of a device.
+/// What the board gives every function. Each makes its own `DeviceEnvironment` of it: the only ways out of a device.
 public struct PCIEnvironment: Sendable {
   public let memoryBus: AddressBus
   public let ioBus: AddressBus
@@ -9,12 +9,15 @@ public struct PCIEnvironment: Sendable {
   public let remapper: any DMARemapper
   public let interrupts: any InterruptRouter
   public let workers: any QueueWorkerSource
+  /// Makes a place to sleep for a thread that waits until a device is out of use.
+  public let makeParking: @Sendable () -> any Parking
   /// The port that the function is below; nil on bus 0.
   public let upstream: RootPort?
 
   public init(
     memoryBus: AddressBus, ioBus: AddressBus, memory: any PhysicalMemory, remapper: any DMARemapper,
-    interrupts: any InterruptRouter, workers: any QueueWorkerSource, upstream: RootPort? = nil
+    interrupts: any InterruptRouter, workers: any QueueWorkerSource,
+    makeParking: @escaping @Sendable () -> any Parking, upstream: RootPort? = nil
   ) {
     self.memoryBus = memoryBus
     self.ioBus = ioBus
@@ -22,6 +25,7 @@ public struct PCIEnvironment: Sendable {
     self.remapper = remapper
     self.interrupts = interrupts
     self.workers = workers
+    self.makeParking = makeParking
     self.upstream = upstream
   }
 
@@ -29,7 +33,7 @@ public struct PCIEnvironment: Sendable {
   public func below(_ port: RootPort?) -> PCIEnvironment {
     PCIEnvironment(
       memoryBus: memoryBus, ioBus: ioBus, memory: memory, remapper: remapper, interrupts: interrupts,
-      workers: workers, upstream: port)
+      workers: workers, makeParking: makeParking, upstream: port)
   }
 
   /// What a device is on the fabric: on bus 0 a part of the root complex, at the end of a link else.

@@ -4,20 +4,34 @@ import Synchronization
 /// A PCI Express function: configuration space, BARs on the buses, MSI, MSI-X, INTx, Function Level Reset.
 /// What it is beyond that is its model.
 ///
-/// Lock order: the function's lock, then those of MSI-X, MSI, the interrupt line and the buses. The model is
+/// Lock order: the function's lock, then those of MSI-X, MSI, `wire`, the interrupt line and the buses. The model is
 /// called with none of them held; `placing` alone is held then, so that two vCPUs that move a BAR are told apart.
+/// `refuse` takes `wire` and the buses' locks, and only tries `placing`.
 public final class Function: Sendable {
   private struct State {
     var space: ConfigurationSpace
     var model: (any FunctionModel)?
-    var interruptLine: (any InterruptLine)?
     /// The device's wish; what is on the wire depends on Interrupt Disable too.
     var interruptAsserted = false
-    /// An access that was in flight when the function was taken off must not bring it back.
-    var isRemoved = false
+  }
+
+  private struct Wire {
+    var line: (any InterruptLine)?
+    var isCut = false
+  }
+
+  private struct WeakBus {
+    weak var bus: Bus?
+  }
+
+  private struct Placements {
+    var bars: [Placement]
+    /// Devices whose visible parts may have changed when the function was refused.
+    var uncovered: [any BusDevice] = []
   }
 
   private struct Placement {
+    /// Where the model knows it.
     var base: UInt64?
     var attachment: AddressBus.Attachment?
     /// What the model knows of it.
@@ -26,7 +40,7 @@ public final class Function: Sendable {
 
   public let description: FunctionDescription
   public let requester: Requester
-  public let environment: PCIEnvironment
+  public let environment: DeviceEnvironment
   public let msix: MSIX?
   public let msi: MSI?
   /// Offsets of the description's capabilities, in its order.
@@ -40,13 +54,16 @@ public final class Function: Sendable {
   private let msiOffset: Int?
   private let powerManagementOffset: Int?
   private let state: Mutex<State>
-  private let placing: Mutex<[Placement]>
+  private let placing: Mutex<Placements>
+  private let wire = Mutex(Wire())
+  private let bus = Mutex(WeakBus())
 
   /// - Parameter address: device and function; the bus number is that of the bus it is put on.
   public init(_ description: FunctionDescription, at address: RequesterID, environment: PCIEnvironment) {
     self.description = description
-    self.environment = environment
-    requester = Requester(id: address, upstream: environment.upstream?.function.requester)
+    let requester = Requester(id: address, upstream: environment.upstream?.function.requester)
+    self.requester = requester
+    self.environment = DeviceEnvironment(environment, requester: requester)
 
     let given = description.configuration
     var space = given?.space ?? ConfigurationSpace()
@@ -113,36 +130,68 @@ public final class Function: Sendable {
     }
     resetSpace = space
     state = Mutex(State(space: space))
-    placing = Mutex(Array(repeating: Placement(), count: description.baseAddressRegisters.count))
+    placing = Mutex(
+      Placements(bars: Array(repeating: Placement(), count: description.baseAddressRegisters.count)))
   }
 
-  /// Gives the function its behaviour. The two hold each other until `remove`.
+  /// Gives the function its behaviour. The two hold each other until `revoke`.
   public func install(_ model: any FunctionModel) {
     state.withLock { $0.model = model }
   }
 
   /// The wire that INTx drives; set by the bus that takes the function up.
   public func connect(interruptLine: (any InterruptLine)?) {
-    state.withLock { $0.interruptLine = interruptLine }
+    wire.withLock { if !$0.isCut { $0.line = interruptLine } }
   }
 
-  /// Takes the function off the buses and lets go of its model. Accesses in flight end as they will.
-  public func remove() {
-    state.withLock { state in
-      state.isRemoved = true
-      clear(&state)
+  var model: (any FunctionModel)? { state.withLock { $0.model } }
+
+  // MARK: Parts of its end
+
+  /// Called by the bus that takes the function up.
+  func join(_ new: Bus) { bus.withLock { $0.bus = new } }
+
+  func leaveBus() { bus.withLock { $0.bus }?.remove(self) }
+
+  /// INTx goes down and stays there.
+  func cutInterruptWire() {
+    wire.withLock { wire in
+      wire.isCut = true
+      wire.line?.set(false)
+      wire.line = nil
     }
-    updatePlacement()
-    state.withLock { $0.model = nil }
   }
 
-  private var model: (any FunctionModel)? { state.withLock { $0.model } }
+  /// Every register is as after a reset, no message has a route, and the model is let go.
+  func dropModel() {
+    state.withLock { state in
+      clear(&state)
+      state.model = nil
+    }
+  }
+
+  /// Calls `body` as an access of the function, unless that is refused.
+  private func access<Result>(_ body: () -> Result) -> Result? {
+    guard let phase = environment.gate.enter() else { return nil }
+    defer { environment.gate.leave(phase) }
+    return body()
+  }
 
   // MARK: Configuration accesses
 
   /// - Parameters:
   ///   - offset: 0 to 4095, with the width within the space.
   public func readConfiguration(offset: Int, width: AccessWidth) -> UInt64 {
+    access { readConfigurationNow(offset, width) } ?? width.allOnes
+  }
+
+  /// A register as software has written it, for the function's own use: also while an access is in flight that began
+  /// before the function was refused.
+  public func register(at offset: Int, width: AccessWidth) -> UInt64 {
+    state.withLock { $0.space.read(offset, width) }
+  }
+
+  private func readConfigurationNow(_ offset: Int, _ width: AccessWidth) -> UInt64 {
     if let answer = model?.readConfiguration(offset: offset, width: width) { return answer & width.allOnes }
     let pending = msi?.pending ?? 0
     let own = state.withLock { state in
@@ -159,10 +208,13 @@ public final class Function: Sendable {
   }
 
   public func writeConfiguration(offset: Int, width: AccessWidth, value: UInt64) {
+    access { writeConfigurationNow(offset, width, value) }
+  }
+
+  private func writeConfigurationNow(_ offset: Int, _ width: AccessWidth, _ value: UInt64) {
     let touched = offset..<offset + width.rawValue
     var resets = false
-    let isRemoved = state.withLock { state in
-      if state.isRemoved { return true }
+    state.withLock { state in
       if !description.isBridge, let expressOffset, touched.contains(expressOffset + ExpressCapability.deviceControl + 1)
       {
         let shift = 8 * (expressOffset + ExpressCapability.deviceControl + 1 - offset)
@@ -188,9 +240,7 @@ public final class Function: Sendable {
         msi?.update(from: state.space, at: msiOffset)
         driveInterrupt(state)
       }
-      return false
     }
-    if isRemoved { return }
     if resets {
       reset()
       return
@@ -215,7 +265,9 @@ public final class Function: Sendable {
 
   /// The bridge above passes other addresses on than before, or requests from below where it did not, or no more.
   /// - Parameter isRenumbered: the function's own ID is another one.
-  func upstreamChanged(isRenumbered: Bool) {
+  func upstreamChanged(isRenumbered: Bool) { access { followUpstream(isRenumbered) } }
+
+  private func followUpstream(_ isRenumbered: Bool) {
     let command = state.withLock { state in
       if isRenumbered {
         msix?.retarget()
@@ -241,9 +293,11 @@ public final class Function: Sendable {
 
   /// Function Level Reset, and the function's part of a board's reset.
   public func reset() {
-    state.withLock { clear(&$0) }
-    updatePlacement()
-    model?.reset()
+    access {
+      state.withLock { clear(&$0) }
+      updatePlacement()
+      model?.reset()
+    }
   }
 
   /// All under the function's lock: a configuration write at the same time comes before it or after it, whole.
@@ -266,10 +320,10 @@ public final class Function: Sendable {
 
   /// What firmware does: gives a BAR its address. Decoding is enabled separately, by the command register.
   public func place(_ bar: BaseAddressRegister, at base: UInt64) {
-    state.withLock { state in
-      if !state.isRemoved { bar.place(at: base, in: &state.space) }
+    access {
+      state.withLock { bar.place(at: base, in: &$0.space) }
+      updatePlacement()
     }
-    updatePlacement()
   }
 
   /// PowerState of the power management capability: 0 for D0, 3 for D3hot.
@@ -291,17 +345,16 @@ public final class Function: Sendable {
   /// Asserts or withdraws INTx. On the wire only while MSI, MSI-X and Interrupt Disable are off.
   public func setINTx(_ asserted: Bool) {
     state.withLock { state in
-      guard !state.isRemoved else { return }
       state.interruptAsserted = asserted
       driveInterrupt(state)
     }
   }
 
   private func driveInterrupt(_ state: State) {
-    guard let line = state.interruptLine else { return }
     let command = Command(rawValue: state.space.get(UInt16.self, StandardOffset.command))
     let usesMessages = msix?.isEnabled == true || msi?.isEnabled == true
-    line.set(state.interruptAsserted && !usesMessages && !command.contains(.interruptDisable))
+    let asserted = state.interruptAsserted && !usesMessages && !command.contains(.interruptDisable)
+    wire.withLock { $0.line?.set(asserted) }
   }
 
   // MARK: Regions
@@ -318,45 +371,76 @@ public final class Function: Sendable {
 
   private func updatePlacement() {
     var affected: [any BusDevice] = []
-    placing.withLock { placements in
+    placing.withLock { placing in
       let (space, model) = state.withLock { ($0.space, $0.model) }
-      let decodes = powerState(in: space) == 0
+      let decodes = powerState(in: space) == 0 && !environment.isRefused
       for (index, bar) in description.baseAddressRegisters.enumerated() {
         let base = decodes ? decodedBase(of: bar, in: space) : nil
-        guard base != placements[index].base else { continue }
+        guard base != placing.bars[index].base else { continue }
         let bus = bus(of: bar)
-        if let attachment = placements[index].attachment {
+        if placing.bars[index].base != nil {
           // The model's part goes first: what was hidden behind the BAR takes the place when the bus has it no more.
           model?.placed(bar: bar.index, at: nil, visible: [])
-          bus.detach(attachment, affecting: &affected)
+          if let attachment = placing.bars[index].attachment { bus.detach(attachment, affecting: &affected) }
         }
-        placements[index] = Placement(base: base, attachment: nil)
+        placing.bars[index] = Placement(base: base, attachment: nil)
         if let base {
           let attachment = bus.attach(
             Region(function: self, bar: bar.index), at: base, size: bar.size, priority: .movable, affecting: &affected)
           let parts = bus.visibleParts(of: attachment)
-          placements[index].attachment = attachment
-          placements[index].parts = parts
+          placing.bars[index].attachment = attachment
+          placing.bars[index].parts = parts
           model?.placed(bar: bar.index, at: base, visible: parts)
         }
       }
     }
+    finishPlacing()
     // Not with `placing` held: other functions take theirs.
     for device in affected { device.visiblePartsChanged() }
   }
 
   /// Another region of a bus came or went.
   private func updateVisibility() {
-    placing.withLock { placements in
+    placing.withLock { placing in
       let model = state.withLock { $0.model }
       for (index, bar) in description.baseAddressRegisters.enumerated() {
-        guard let base = placements[index].base, let attachment = placements[index].attachment else { continue }
+        guard let base = placing.bars[index].base, let attachment = placing.bars[index].attachment else { continue }
         let parts = bus(of: bar).visibleParts(of: attachment)
-        guard parts != placements[index].parts else { continue }
-        placements[index].parts = parts
+        guard parts != placing.bars[index].parts else { continue }
+        placing.bars[index].parts = parts
         model?.placed(bar: bar.index, at: base, visible: parts)
       }
     }
+    finishPlacing()
+  }
+
+  /// After `placing` was held.
+  private func finishPlacing() {
+    // Either `refuse` finds the lock free after this, or this finds the function refused.
+    atomicMemoryFence(ordering: .sequentiallyConsistent)
+    if environment.isRefused { detachRegions() }
+  }
+
+  /// With the function refused: its BARs leave the buses. Where `placing` is taken, its holder comes here next. The model
+  /// and what was hidden behind the BARs hear of it by `withdrawRegions`, as that may take host calls.
+  func detachRegions() {
+    _ = placing.withLockIfAvailable { placing in
+      for (index, bar) in description.baseAddressRegisters.enumerated() {
+        guard let attachment = placing.bars[index].attachment else { continue }
+        bus(of: bar).detach(attachment, affecting: &placing.uncovered)
+        placing.bars[index].attachment = nil
+      }
+    }
+  }
+
+  /// With the function refused and nothing of it in flight: the model has no BAR in place any more.
+  func withdrawRegions() {
+    updatePlacement()
+    let uncovered = placing.withLock { placing in
+      defer { placing.uncovered = [] }
+      return placing.uncovered
+    }
+    for device in uncovered { device.visiblePartsChanged() }
   }
 
   /// A BAR as the bus sees it.
@@ -370,15 +454,17 @@ public final class Function: Sendable {
     }
 
     func read(offset: UInt64, width: AccessWidth) -> UInt64 {
-      if let msix = function.msix, let value = msix.read(bar: bar, offset: offset, width: width) {
-        return value
-      }
-      return function.model?.readRegion(bar: bar, offset: offset, width: width) ?? width.allOnes
+      function.access {
+        if let msix = function.msix, let value = msix.read(bar: bar, offset: offset, width: width) { return value }
+        return function.model?.readRegion(bar: bar, offset: offset, width: width) ?? width.allOnes
+      } ?? width.allOnes
     }
 
     func write(offset: UInt64, width: AccessWidth, value: UInt64) {
-      if let msix = function.msix, msix.write(bar: bar, offset: offset, width: width, value: value) { return }
-      function.model?.writeRegion(bar: bar, offset: offset, width: width, value: value)
+      function.access {
+        if let msix = function.msix, msix.write(bar: bar, offset: offset, width: width, value: value) { return }
+        function.model?.writeRegion(bar: bar, offset: offset, width: width, value: value)
+      }
     }
 
     func visiblePartsChanged() { function.updateVisibility() }

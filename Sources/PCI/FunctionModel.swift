@@ -25,6 +25,13 @@ public protocol FunctionModel: AnyObject, Sendable {
   /// Told of a configuration write after it went through the masks. Told of the Command register, too, when a bridge above
   /// lets other addresses or requests pass than before.
   func configurationWritten(offset: Int, width: AccessWidth, value: UInt64)
+
+  /// The function is refused, and about to be revoked: ends the device's own requests as soon as it can, and has work
+  /// that is under way end early. Accesses of other CPUs may still be in flight, as may the device's workers be.
+  func endRequests()
+
+  /// Nothing of the function is in flight, and nothing will come: gives up what it has of the machine and the host.
+  func released()
 }
 
 extension FunctionModel {
@@ -35,4 +42,6 @@ extension FunctionModel {
   public func readConfiguration(offset: Int, width: AccessWidth) -> UInt64? { nil }
   public func configurationRead(offset: Int, width: AccessWidth, own: UInt64) -> UInt64 { own }
   public func configurationWritten(offset: Int, width: AccessWidth, value: UInt64) {}
+  public func endRequests() {}
+  public func released() {}
 }

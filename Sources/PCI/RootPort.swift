@@ -76,12 +76,6 @@ public final class RootPort: FunctionModel {
     routes.add(self)
   }
 
-  /// Takes the port off the board.
-  public func remove() {
-    routes.remove(self)
-    function.remove()
-  }
-
   /// As software has written it.
   public var header: BridgeHeader { published.withLock { $0.header } }
   /// Whether what is below answers.
@@ -110,6 +104,13 @@ public final class RootPort: FunctionModel {
     prepareSlot()
     apply()
   }
+
+  /// What is below goes first: its requests and interrupts pass the port, and nothing else leads to it.
+  public func endRequests() {
+    for function in bus.all.reversed() { function.revoke() }
+  }
+
+  public func released() { routes.remove(self) }
 
   /// Data Link Layer Link Active and Presence Detect State follow what is below; the slot's registers are its own.
   public func configurationRead(offset: Int, width: AccessWidth, own: UInt64) -> UInt64 {

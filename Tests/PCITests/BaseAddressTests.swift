@@ -249,7 +249,7 @@ import Testing
     function.write32(0x10, 0xc000_0000)
     function.command([.memorySpaceEnable, .busMasterEnable])
     _ = model.take()
-    function.remove()
+    function.revoke()
     #expect(model.take() == [.placed(bar: 0, base: nil)])
     #expect(board.memoryBus.read(address: 0xc000_0000, width: .byte) == nil)
     #expect(!function.requester.busMasterEnable)

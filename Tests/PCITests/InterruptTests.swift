@@ -73,7 +73,7 @@ import Testing
   @Test func removalReleasesTheWire() {
     let (function, _) = board.make(.everything)
     function.setINTx(true)
-    function.remove()
+    function.revoke()
     #expect(!board.line.asserted)
   }
 }

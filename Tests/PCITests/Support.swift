@@ -15,7 +15,7 @@ final class TestBoard {
   init() {
     environment = PCIEnvironment(
       memoryBus: memoryBus, ioBus: ioBus, memory: memory, remapper: DirectRemapper(memory: memory),
-      interrupts: router, workers: InlineWorkerSource())
+      interrupts: router, workers: InlineWorkerSource(), makeParking: { SemaphoreParking() })
   }
 
   func make(_ description: FunctionDescription, at address: UInt16 = 0x10) -> (Function, RecordingModel) {

@@ -55,19 +55,11 @@ public final class DMAEngine: FunctionModel, TranslationCache {
       .addressTranslation(invalidateQueueDepth: 32), .pageRequest(capacity: 32), .processAddressSpace(width: 20),
     ]
     function = Function(description, at: address, environment: environment)
-    port = environment.remapper.makeRequestPort(for: function.requester)
-    let made = environment.workers.makeWorker(name: "dma-engine") { [weak self] in self?.work() }
+    port = function.environment.makeRequestPort()
+    let made = function.environment.makeWorker(name: "dma-engine") { [weak self] in self?.work() }
     worker.withLock { $0 = made }
     function.install(self)
     port.connect(self)
-  }
-
-  /// Takes the function off its buses and ends its worker; waits for an access in flight.
-  public func remove() {
-    function.remove()
-    state.withLock { $0.generation &+= 1 }
-    port.connect(nil)
-    worker.withLock { $0.take() }?.stop()
   }
 
   func wake() { worker.withLock { $0 }?.wake() }
@@ -148,6 +140,11 @@ public final class DMAEngine: FunctionModel, TranslationCache {
     if released != 0 { port.completeInvalidations(released) }
   }
 
+  /// A command stops before its next page.
+  public func endRequests() { state.withLock { $0.generation &+= 1 } }
+
+  public func released() { port.connect(nil) }
+
   public func configurationWritten(offset: Int, width: AccessWidth, value: UInt64) {
     let enables = self.enables
     if !enables.translation { cache.withLock { $0.removeAll() } }
@@ -183,7 +180,7 @@ public final class DMAEngine: FunctionModel, TranslationCache {
   var enables: Enables {
     func word(_ id: UInt16, _ offset: Int) -> UInt16 {
       guard let at = function.extendedCapability(id) else { return 0 }
-      return UInt16(truncatingIfNeeded: function.readConfiguration(offset: at + offset, width: .word))
+      return UInt16(truncatingIfNeeded: function.register(at: at + offset, width: .word))
     }
     return Enables(
       translation: AddressTranslationControl(

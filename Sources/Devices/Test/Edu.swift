@@ -36,16 +36,10 @@ public final class Edu: FunctionModel {
     description.baseAddressRegisters = [.init(index: 0, space: .memory32, size: 1 << 20)]
     description.msiVectorCount = 1
     function = Function(description, at: address, environment: environment)
-    port = environment.remapper.makePort(for: function.requester)
-    let made = environment.workers.makeWorker(name: "edu") { [weak self] in self?.work() }
+    port = function.environment.makePort()
+    let made = function.environment.makeWorker(name: "edu") { [weak self] in self?.work() }
     worker.withLock { $0 = made }
     function.install(self)
-  }
-
-  /// Takes the function off its buses and ends its worker; waits for a transfer in flight.
-  public func remove() {
-    function.remove()
-    worker.withLock { $0.take() }?.stop()
   }
 
   // MARK: FunctionModel

@@ -24,13 +24,10 @@ public final class IOMMUTestDevice: FunctionModel {
     description.subsystemID = 0x1100
     description.baseAddressRegisters = [.init(index: 0, space: .memory32, size: 0x1000)]
     function = Function(description, at: address, environment: environment)
-    port = environment.remapper.makePort(for: function.requester)
+    port = function.environment.makePort()
     memory = environment.memory
     function.install(self)
   }
-
-  /// Takes the function off its buses.
-  public func remove() { function.remove() }
 
   // MARK: FunctionModel
 

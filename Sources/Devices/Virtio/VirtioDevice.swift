@@ -44,6 +44,8 @@ public protocol VirtioTransport: AnyObject, Sendable {
   func wake(queue index: Int)
   /// The device configuration changed: raises the generation and tells the driver.
   func configurationChanged()
+  /// A timer of the host as the device is to use it: it calls nothing once the device is unplugged.
+  func timer(_ timer: any OneShotTimer) -> any OneShotTimer
 }
 
 /// How a device remembers the transport that owns it.

@@ -35,7 +35,7 @@ extension Board {
   /// It may open files and pin RAM, and so wait for the host.
   func build(
     _ device: Device, with configuration: MachineConfiguration
-  ) throws(StartError) -> [DeviceTree.Part] {
+  ) throws(StartError) -> [Function] {
     // The IOMMU is no BoardDevice: the board is made with it.
     guard let builder = device.options as? any BoardDevice else { return [] }
     return try builder.build(device, on: self, with: configuration)
@@ -43,12 +43,12 @@ extension Board {
 
   /// Puts the functions of a device on their bus.
   /// - Throws: what is in their way. Then all of them are taken down, and the device is still admitted.
-  func plug(_ parts: [DeviceTree.Part], of device: Device) throws(StartError) {
-    for (index, part) in parts.enumerated() {
+  func plug(_ functions: [Function], of device: Device) throws(StartError) {
+    for (index, function) in functions.enumerated() {
       do throws(StartError) {
-        try plug(part, of: device.identity)
+        try plug(function, of: device.identity)
       } catch {
-        for rest in parts[(index + 1)...] { rest.remove() }
+        for rest in functions[(index + 1)...] { rest.revoke() }
         throw error
       }
     }
@@ -58,8 +58,7 @@ extension Board {
   /// Puts a function on its bus and wires its INTx.
   /// - Parameter identity: of the device that it belongs to; nil for a function of the board's own.
   /// - Throws: its address is taken, or the device is gone; the function is taken down.
-  func plug(_ part: DeviceTree.Part, of identity: DeviceIdentity?) throws(StartError) {
-    let function = part.function
+  func plug(_ function: Function, of identity: DeviceIdentity?) throws(StartError) {
     let pin = function.description.interruptPin
     if pin > 0 {
       function.connect(interruptLine: makeLine(BoardLayout.pin(of: PCIPlace(function), interruptPin: pin)))
@@ -67,11 +66,11 @@ extension Board {
     do {
       try bus(of: function).add(function)
     } catch {
-      part.remove()
+      function.revoke()
       throw .device(kind: "PCI", problem: "\(error.address) has a function already")
     }
-    if !devices.attach(part, to: identity) {
-      take([part])
+    if !devices.attach(function, to: identity) {
+      function.revoke()
       throw .device(kind: "PCI", problem: "the machine ends")
     }
   }
@@ -80,20 +79,15 @@ extension Board {
   /// - Returns: nil where it is gone already.
   @discardableResult
   func unplug(_ identity: DeviceIdentity) -> Device? {
-    guard let (device, parts) = devices.release(identity) else { return nil }
-    take(parts)
+    guard let (device, functions) = devices.release(identity) else { return nil }
+    revoke(functions)
     return device
   }
 
-  func take(_ parts: [DeviceTree.Part]) {
-    refuse(parts)
-    for part in parts { part.remove() }
-  }
-
-  /// Takes functions off their bus: what the guest asks of them from now on answers all ones, and nothing comes from them
-  /// any more. It waits for nothing, so a vCPU's thread may call it.
-  func refuse(_ parts: [DeviceTree.Part]) {
-    for part in parts { bus(of: part.function).remove(part.function) }
+  /// Takes functions off the board. All are refused first, so that none reaches another that is gone.
+  func revoke(_ functions: [Function]) {
+    for function in functions { function.refuse() }
+    for function in functions { function.revoke() }
   }
 
   func bus(of function: Function) -> Bus { function.environment.upstream?.bus ?? rootBus }

@@ -6,12 +6,12 @@ extension Board {
   /// Plugs a device in below a port, and announces it once its function 0 is there: functions above 0 come first, as in
   /// QEMU.
   /// - Parameter announcing: false before the guest starts, which finds the device by itself.
-  func insert(_ parts: [DeviceTree.Part], of device: Device, announcing: Bool = true) throws(StartError) {
-    if let problem = roomProblem(parts.map(\.function), at: device.place) {
-      for part in parts { part.remove() }
+  func insert(_ functions: [Function], of device: Device, announcing: Bool = true) throws(StartError) {
+    if let problem = roomProblem(functions, at: device.place) {
+      for function in functions { function.revoke() }
       throw .placement(problem)
     }
-    try plug(parts, of: device)
+    try plug(functions, of: device)
     announce(device, toGuest: announcing)
   }
 
@@ -41,7 +41,7 @@ extension Board {
   func leave(isSurprise: Bool = false, where chosen: (Device, DeviceTree.Phase) -> Bool) {
     let entries = devices.beginLeaving(where: chosen)
     guard !entries.isEmpty else { return }
-    refuse(entries.flatMap(\.parts))
+    for function in entries.flatMap(\.functions) { function.refuse() }
     for port in Set(entries.compactMap(\.device.place?.port)) {
       slots.emptied(below: port, isSurprise: isSurprise)
     }
@@ -66,7 +66,7 @@ extension Board {
   /// Takes down the host side of a device that has left its bus. It may wait for the host, for as long as that takes.
   /// - Returns: nil where it is gone already.
   func finishLeaving(_ identity: DeviceIdentity) -> Device? {
-    for part in devices.parts(of: identity) { part.remove() }
+    for function in devices.functions(of: identity) { function.revoke() }
     return devices.release(identity)?.device
   }
 }

@@ -77,7 +77,7 @@ final class Board: Sendable {
         environment: PCIEnvironment(
           memoryBus: memoryBus, ioBus: ioBus, memory: memory,
           remapper: unit?.unit ?? DirectRemapper(memory: memory) as any DMARemapper, interrupts: interrupts,
-          workers: workers))
+          workers: workers, makeParking: { ThreadParking() }))
     }
 
     let ioapicRequester = Requester(id: BoardLayout.ioapicRequester, busMasterEnable: true)
@@ -153,7 +153,7 @@ final class Board: Sendable {
     ] {
       let function = Function(description, at: address, environment: environment(at: address))
       do {
-        try plug(DeviceTree.Part(function: function) { function.remove() }, of: nil)
+        try plug(function, of: nil)
       } catch {
         preconditionFailure("an empty bus has \(address)")
       }
@@ -200,7 +200,8 @@ final class Board: Sendable {
 
   /// Takes every device off the board. No CPU is running.
   func removeDevices() {
-    take(devices.releaseAll())
+    // What is below a port came after it, and goes before it.
+    revoke(devices.releaseAll().reversed())
     passthrough.removeAll()
   }
 

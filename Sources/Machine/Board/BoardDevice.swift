@@ -10,13 +10,13 @@ protocol BoardDevice {
   /// Makes the device's functions, which the board then plugs. It may wait for the host. What fails leaves nothing.
   func build(
     _ device: Device, on board: Board, with configuration: MachineConfiguration
-  ) throws(StartError) -> [DeviceTree.Part]
+  ) throws(StartError) -> [Function]
 }
 
 extension VirtioBlockOptions: BoardDevice {
   func build(
     _ device: Device, on board: Board, with configuration: MachineConfiguration
-  ) throws(StartError) -> [DeviceTree.Part] {
+  ) throws(StartError) -> [Function] {
     guard let place = device.place, let node = board.devices.blockNodes.first(where: { $0.id == drive }) else {
       return []
     }
@@ -32,9 +32,9 @@ extension VirtioBlockOptions: BoardDevice {
     let backend = FileBackend(file, discardUnmaps: node.discardUnmaps)
     do {
       let disk = try VirtioBlock(options: options, backend: backend)
-      return part(
-        of: VirtioPCI(
-          device: disk, options: options.transport, environment: board.environment(at: place), address: place.address))
+      let model = VirtioPCI(
+        device: disk, options: options.transport, environment: board.environment(at: place), address: place.address)
+      return [model.function]
     } catch {
       throw .device(kind: Self.kindName, problem: "\(error)")
     }
@@ -44,7 +44,7 @@ extension VirtioBlockOptions: BoardDevice {
 extension VirtioRNGOptions: BoardDevice {
   func build(
     _ device: Device, on board: Board, with configuration: MachineConfiguration
-  ) throws(StartError) -> [DeviceTree.Part] {
+  ) throws(StartError) -> [Function] {
     guard let place = device.place else { return [] }
     let source: any Devices.EntropySource
     switch EntropySource(of: self, among: board.devices.objects) {
@@ -64,17 +64,17 @@ extension VirtioRNGOptions: BoardDevice {
         throw .system(error)
       }
     }
-    return part(
-      of: VirtioPCI(
-        device: VirtioEntropy(source: source, limit: limit), options: virtio.transport,
-        environment: board.environment(at: place), address: place.address))
+    let model = VirtioPCI(
+      device: VirtioEntropy(source: source, limit: limit), options: virtio.transport,
+      environment: board.environment(at: place), address: place.address)
+    return [model.function]
   }
 }
 
 extension PCIERootPortOptions: BoardDevice {
   func build(
     _ device: Device, on board: Board, with configuration: MachineConfiguration
-  ) throws(StartError) -> [DeviceTree.Part] {
+  ) throws(StartError) -> [Function] {
     guard let place = device.place else { return [] }
     let model = RootPort(
       ExpressPort(portNumber: port, slotNumber: slot), hotplug: hotplug ? board.slots.way : nil,
@@ -85,27 +85,21 @@ extension PCIERootPortOptions: BoardDevice {
     let name = id?.text
     // The link is a bus by the port's id.
     if let name { board.buses.set(LiveBus(name: name, kind: .pci, isHotpluggable: hotplug)) }
-    return [
-      DeviceTree.Part(function: model.function) { [buses = board.buses, slots = board.slots] in
-        if let name { buses.remove(name) }
-        slots.remove(model)
-        model.remove()
-      }
-    ]
+    model.function.environment.onRelease { [buses = board.buses, slots = board.slots] in
+      if let name { buses.remove(name) }
+      slots.remove(model.function.requester.id)
+    }
+    return [model.function]
   }
 }
 
 extension DebugExitOptions: BoardDevice {
-  func build(_ device: Device, on board: Board, with configuration: MachineConfiguration) -> [DeviceTree.Part] {
+  func build(_ device: Device, on board: Board, with configuration: MachineConfiguration) -> [Function] {
     let events = board.events
     _ = board.ioBus.attach(
       DebugExit { events.post(.debugExit(status: $0)) }, at: UInt64(base), size: UInt64(size))
     return []
   }
-}
-
-private func part(of model: VirtioPCI) -> [DeviceTree.Part] {
-  [DeviceTree.Part(function: model.function) { model.remove() }]
 }
 
 extension VirtioPCIOptions {

@@ -7,12 +7,6 @@ import Synchronization
 ///
 /// Lock order: its lock is a leaf. Devices are built and taken off without it.
 final class DeviceTree: Sendable {
-  /// A function on the bus, and what takes the device's side of it away.
-  struct Part: Sendable {
-    let function: Function
-    let remove: @Sendable () -> Void
-  }
-
   /// How far a device has come.
   enum Phase: Hashable, Sendable {
     /// Admitted; its functions are being built. Its id, address and backends are taken, and it is not listed.
@@ -27,14 +21,14 @@ final class DeviceTree: Sendable {
   struct Entry {
     let device: Device
     var phase = Phase.building
-    var parts: [Part] = []
+    var functions: [Function] = []
   }
 
   struct State {
     var admission: DeviceAdmission
     var entries: [Entry] = []
     /// Functions of the board itself, which no option asked for.
-    var ownParts: [Part] = []
+    var ownFunctions: [Function] = []
     var lastNumber: UInt64 = 0
     /// Devices without an id so far: their paths are not used again either.
     var anonymousCount = 0
@@ -62,7 +56,7 @@ final class DeviceTree: Sendable {
   /// The device that a function belongs to; nil for one of the board's own.
   func device(of function: Function) -> Device? {
     state.withLock { state in
-      state.entries.first { entry in entry.parts.contains { $0.function === function } }?.device
+      state.entries.first { entry in entry.functions.contains { $0 === function } }?.device
     }
   }
 
@@ -89,15 +83,15 @@ final class DeviceTree: Sendable {
   /// Notes a function that is on the bus now.
   /// - Parameter identity: of the device that it belongs to; nil for one of the board's own.
   /// - Returns: false where the device is gone, or the machine has ended: the caller takes the function off again.
-  func attach(_ part: Part, to identity: DeviceIdentity?) -> Bool {
+  func attach(_ function: Function, to identity: DeviceIdentity?) -> Bool {
     state.withLock { state in
       if state.isClosed { return false }
       guard let identity else {
-        state.ownParts.append(part)
+        state.ownFunctions.append(function)
         return true
       }
       guard let index = state.entries.firstIndex(where: { $0.device.identity == identity }) else { return false }
-      state.entries[index].parts.append(part)
+      state.entries[index].functions.append(function)
       return true
     }
   }
@@ -153,8 +147,8 @@ final class DeviceTree: Sendable {
     }
   }
 
-  func parts(of identity: DeviceIdentity) -> [Part] {
-    state.withLock { $0.entries.first { $0.device.identity == identity }?.parts ?? [] }
+  func functions(of identity: DeviceIdentity) -> [Function] {
+    state.withLock { $0.entries.first { $0.device.identity == identity }?.functions ?? [] }
   }
 
   /// The ports with a device below them that the guest has been asked for.
@@ -166,26 +160,26 @@ final class DeviceTree: Sendable {
 
   /// Gives up a device. Its id, address and backends are free again.
   /// - Returns: the device and its functions, still on the bus; nil where it is gone already.
-  func release(_ identity: DeviceIdentity) -> (device: Device, parts: [Part])? {
+  func release(_ identity: DeviceIdentity) -> (device: Device, functions: [Function])? {
     state.withLock { state in
       guard let index = state.entries.firstIndex(where: { $0.device.identity == identity }) else { return nil }
       let entry = state.entries.remove(at: index)
       state.admission.release(entry.device.options, at: entry.device.place)
-      return (entry.device, entry.parts)
+      return (entry.device, entry.functions)
     }
   }
 
   /// Gives up everything, at the end of the machine.
   /// - Returns: all functions, in the order in which they came.
-  func releaseAll() -> [Part] {
+  func releaseAll() -> [Function] {
     state.withLock { state in
       defer {
         for entry in state.entries { state.admission.release(entry.device.options, at: entry.device.place) }
         state.entries = []
-        state.ownParts = []
+        state.ownFunctions = []
         state.isClosed = true
       }
-      return state.ownParts + state.entries.flatMap(\.parts)
+      return state.ownFunctions + state.entries.flatMap(\.functions)
     }
   }
 }

@@ -78,7 +78,7 @@ final class HotplugSlots: Sendable {
   func refused(below port: RequesterID) { listener.refusal(port) }
 
   func add(_ port: RootPort) { ports.withLock { $0[port.function.requester.id] = port } }
-  func remove(_ port: RootPort) { ports.withLock { $0[port.function.requester.id] = nil } }
+  func remove(_ port: RequesterID) { ports.withLock { $0[port] = nil } }
 
   /// Function 0 of a device is below a port, and the others before it.
   /// - Parameter announcing: false before the guest starts, which finds it by itself.

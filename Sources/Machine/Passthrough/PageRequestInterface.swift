@@ -77,7 +77,7 @@ final class PageRequestInterface: TranslationCache, PageRequestTaker {
   private var control: PageRequestControl {
     PageRequestControl(
       rawValue: UInt16(
-        truncatingIfNeeded: function.readConfiguration(offset: offset + PageRequestControl.offset, width: .word)))
+        truncatingIfNeeded: function.register(at: offset + PageRequestControl.offset, width: .word)))
   }
 
   /// Of an access that reads these bytes.
@@ -111,8 +111,7 @@ extension VFIOPCI {
   ) {
     guard let offset = pageRequestOffset else { return }
     let interface = PageRequestInterface(
-      of: function, at: offset, port: function.environment.remapper.makeRequestPort(for: function.requester),
-      requests: requests, device: device
+      of: function, at: offset, port: function.environment.makeRequestPort(), requests: requests, device: device
     ) { [weak bound, weak bindings] error in
       guard let bound else { return }
       bound.refusePageRequests(error)

@@ -18,6 +18,8 @@ final class PassthroughInterrupts: InterruptRouter {
 
   private struct State {
     var kind = Kind.none
+    /// The device signals none any more.
+    var hasEnded = false
     /// Vectors that the guest has ever used since the reset, from 0 on.
     var used: [Kind: Int] = [:]
     /// Vectors that the device signals.
@@ -106,7 +108,7 @@ final class PassthroughInterrupts: InterruptRouter {
   /// The guest chose another kind, or none.
   func choose(_ kind: Kind) {
     state.withLock { state in
-      guard kind != state.kind else { return }
+      guard kind != state.kind, !state.hasEnded else { return }
       stop(&state)
       state.kind = kind
       switch kind {
@@ -124,6 +126,12 @@ final class PassthroughInterrupts: InterruptRouter {
       state.kind = .none
       state.used = [:]
     }
+  }
+
+  /// The function is gone. A reset with others may be under way that would choose a kind once more.
+  func end() {
+    state.withLock { $0.hasEnded = true }
+    reset()
   }
 
   private func stop(_ state: inout State) {

@@ -94,7 +94,7 @@ final class VFIOPCI: FunctionModel {
         environment: PCIEnvironment(
           memoryBus: environment.memoryBus, ioBus: environment.ioBus, memory: environment.memory,
           remapper: environment.remapper, interrupts: interrupts, workers: environment.workers,
-          upstream: environment.upstream))
+          makeParking: environment.makeParking, upstream: environment.upstream))
     } catch {
       throw .registers(error)
     }
@@ -108,6 +108,7 @@ final class VFIOPCI: FunctionModel {
 
   /// From now on the device's interrupts, errors and requests are heard, and a reset of others reckons with it.
   func start(_ handler: @escaping @Sendable (PassthroughEvents.Event) -> Void) throws(SystemError) {
+    function.environment.onStop { [events] in events.stop() }
     try events.start(of: device, name: "vfio \(function.requester.id)") { [weak self] event in
       if event == .interrupt { self?.interruptCame() } else { handler(event) }
     }
@@ -116,29 +117,24 @@ final class VFIOPCI: FunctionModel {
   }
 
   /// Ends the device's requests for good, while its tables and their invalidations still hold: an access in flight on
-  /// another CPU cannot enable bus mastering again. The read comes back behind what the device posted before (PCI
-  /// Express Base 2.4.1).
+  /// another CPU cannot enable bus mastering again, nor can a reset with others. The read comes back behind what the
+  /// device posted before (PCI Express Base 2.4.1).
   func endRequests() {
+    surroundings.memory?.peers.remove(self)
     state.withLock { $0.requestsEnded = true }
     write(command: Self.decoding.rawValue)
     _ = device.read(configuration, offset: UInt64(StandardOffset.command), width: 2)
   }
 
-  /// Takes the function off the board, whatever the guest does meanwhile: its BARs and its interrupts go, and what it
-  /// would still ask of memory ends here. The device goes when nobody holds it any more.
-  func remove() {
-    surroundings.memory?.peers.remove(self)
-    endRequests()
-    function.remove()
-    // An access in flight may have placed a BAR once more after that.
-    placed.withLock { $0.slots = [:] }
+  /// What the device would still ask of memory ends here, and its interrupts go. The device goes when nobody holds it any
+  /// more.
+  func released() {
     let ended = state.withLock { state in
       defer { state.pageRequests = nil }
       return state.pageRequests
     }
     ended?.stop()
-    interrupts.reset()
-    events.stop()
+    interrupts.end()
   }
 
   // MARK: Reset
@@ -255,14 +251,14 @@ final class VFIOPCI: FunctionModel {
     let touched = offset..<offset + width.rawValue
     if touched.overlaps(StandardOffset.command..<StandardOffset.command + 2) {
       var own = Command(
-        rawValue: UInt16(truncatingIfNeeded: function.readConfiguration(offset: StandardOffset.command, width: .word)))
+        rawValue: UInt16(truncatingIfNeeded: function.register(at: StandardOffset.command, width: .word)))
       // A bridge above that passes no requests on is the guest's: the device must make none.
       if !function.requester.busMasterEnable { own.remove(.busMasterEnable) }
       write(command: own.intersection(Self.passed).union(Self.decoding).rawValue)
     }
     if let control = powerControl, touched.contains(control) {
       placed.withLock { placed in
-        let power = UInt8(truncatingIfNeeded: function.readConfiguration(offset: control, width: .byte)) & 3
+        let power = UInt8(truncatingIfNeeded: function.register(at: control, width: .byte)) & 3
         // With BARs in place it is another CPU that wrote this, which comes here when it has taken them away.
         guard power == 0 || placed.slots.values.allSatisfy(\.isEmpty) else { return }
         setPower(power, &placed)

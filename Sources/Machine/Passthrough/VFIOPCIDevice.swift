@@ -1,5 +1,6 @@
 import Hardware
 import Linux
+import PCI
 import VFIO
 import VTd
 
@@ -8,7 +9,7 @@ import VTd
 extension VFIOPCIOptions: BoardDevice {
   func build(
     _ device: Device, on board: Board, with configuration: MachineConfiguration
-  ) throws(StartError) -> [DeviceTree.Part] {
+  ) throws(StartError) -> [Function] {
     guard let place = device.place else { return [] }
     let objects = board.devices.objects.lazy.compactMap { $0 as? IOMMUFDOptions }
     guard let object = objects.first(where: { $0.id == iommufd }) else { return [] }
@@ -36,7 +37,7 @@ extension VFIOPCIOptions: BoardDevice {
 
   private func build(
     _ identity: DeviceIdentity, on board: Board, at place: PCIPlace, _ object: IOMMUFDOptions
-  ) throws(PassthroughError) -> DeviceTree.Part {
+  ) throws(PassthroughError) -> Function {
     let shared = board.passthrough
     let (file, name) = try openHostDevice(shared)
     do throws(PassthroughError.Problem) {
@@ -79,7 +80,7 @@ extension VFIOPCIOptions: BoardDevice {
           shared.tell(PassthroughNotice(device: name, kind: event == .error ? .error : .request))
         }
       } catch {
-        model.remove()
+        model.function.revoke()
         throw .interrupts(error)
       }
       let pin = BoardLayout.pin(of: place, interruptPin: max(model.function.description.interruptPin, 1))
@@ -92,14 +93,13 @@ extension VFIOPCIOptions: BoardDevice {
         model.servePageRequests(requests, of: device.id, bound, bindings)
       }
       bindings?.add(bound, for: model.function.requester)
-      return DeviceTree.Part(function: model.function) { [interruptEnds = board.interruptEnds] in
-        // While the device can reach memory, what the guest unmaps must be unmapped on the host, too. So its requests
-        // end first, then the forwarding, then the rest of it.
-        model.endRequests()
+      // While the device can reach memory, what the guest unmaps must be unmapped on the host, too: the forwarding goes
+      // with the release, when the device's requests have ended.
+      model.function.environment.onRelease { [interruptEnds = board.interruptEnds] in
         bindings?.remove(bound)
         interruptEnds.remove(watch)
-        model.remove()
       }
+      return model.function
     } catch {
       throw PassthroughError(name, error)
     }

@@ -64,17 +64,17 @@ final class Hotplug: Sendable {
 
   private func build(_ device: Device, answering pending: PendingRequest) {
     do throws(StartError) {
-      let parts = try board.build(device, with: configuration)
+      let functions = try board.build(device, with: configuration)
       let rest = MachineEvent.Continuation { [board, guestHasStarted] in
         do throws(StartError) {
-          try board.insert(parts, of: device, announcing: guestHasStarted())
+          try board.insert(functions, of: device, announcing: guestHasStarted())
           pending.answer()
         } catch {
           board.forget(device.identity)
           pending.answer(.failed(error))
         }
       } orElse: { [board] in
-        for part in parts { part.remove() }
+        board.revoke(functions)
         board.forget(device.identity)
         pending.answer(.ended)
       }

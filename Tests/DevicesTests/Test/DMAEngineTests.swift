@@ -19,7 +19,7 @@ struct DMAEngineTests {
   init() {
     let environment = PCIEnvironment(
       memoryBus: AddressBus(), ioBus: AddressBus(), memory: root.memory, remapper: root, interrupts: router,
-      workers: InlineWorkerSource())
+      workers: InlineWorkerSource(), makeParking: { SemaphoreParking() })
     device = DMAEngine(environment: environment, address: RequesterID(bus: 0, device: 4, function: 0))
     enable()
   }
@@ -428,7 +428,7 @@ struct DMAEngineTests {
     let root = DirectRemapper(memory: memory)
     let environment = PCIEnvironment(
       memoryBus: AddressBus(), ioBus: AddressBus(), memory: memory, remapper: root, interrupts: router,
-      workers: ThreadedWorkerSource())
+      workers: ThreadedWorkerSource(), makeParking: { SemaphoreParking() })
     let device = DMAEngine(environment: environment, address: RequesterID(bus: 0, device: 4, function: 0))
     device.function.writeConfiguration(offset: StandardOffset.command, width: .word, value: 0x6)
     for (offset, value): (UInt64, UInt64) in [(0x20, 0x4000), (0x28, 0x4000), (0x10, 2)] {
@@ -446,7 +446,7 @@ struct DMAEngineTests {
     memory.open()
     thread.join()
     #expect(memory.written == 0x1000, "the three other pages are not")
-    device.remove()
+    device.function.revoke()
   }
 
   @Test("The interrupt comes by the vector that was chosen, when the engine is not busy any more")
@@ -490,6 +490,6 @@ struct DMAEngineTests {
     enable()
     root.map(Self.virtual, to: Self.physical)
     #expect(run(1, source: Self.virtual, count: 8) == 1)
-    device.remove()
+    device.function.revoke()
   }
 }

@@ -68,7 +68,7 @@ import Testing
 
   @Test func factorialRunsOnTheWorker() {
     let (device, edu, _) = make(workers: ThreadedWorkerSource())
-    defer { device.remove() }
+    defer { device.function.revoke() }
     edu.write(0x20, 0x80)
     edu.write(0x08, 5)
     #expect(eventually { edu.read(0x20) == 0x80 })
@@ -222,7 +222,7 @@ import Testing
 
   @Test func removedItIsGoneAndItsWorkerStopped() {
     let (device, edu, _) = make()
-    device.remove()
+    device.function.revoke()
     #expect(edu.board.workers.workers.map(\.stopped) == [true])
     #expect(edu.read(0x00) == nil)
     device.writeRegion(bar: 0, offset: 0x08, width: .doubleword, value: 3)

@@ -233,7 +233,7 @@ import Testing
   @Test func removalEndsTheWorkers() throws {
     let setup = EchoSetup()
     _ = try setup.run()
-    setup.pci.remove()
+    setup.pci.function.revoke()
     #expect(setup.board.workers.workers.allSatisfy { $0.stopped && $0.doorbell == nil })
     #expect(setup.board.memoryBus.read(address: TestBoard.structuresBase, width: .byte) == nil)
   }
@@ -244,7 +244,7 @@ import Testing
       let setup = EchoSetup()
       _ = try setup.run()
       released = setup.pci
-      setup.pci.remove()
+      setup.pci.function.revoke()
     }
     #expect(released == nil)
   }

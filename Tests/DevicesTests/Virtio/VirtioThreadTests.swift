@@ -41,7 +41,7 @@ import Testing
     #expect(disk.backend.operations.count == 1)
     #expect(disk.statusByte == 0xee)
     #expect(disk.queues[0].takeUsed() == [])
-    disk.pci.remove()
+    disk.pci.function.revoke()
   }
 
   @Test func manyResetsUnderLoad() throws {
@@ -78,7 +78,7 @@ import Testing
       }
     }
     #expect(try driver.status == 0xf)
-    disk.pci.remove()
+    disk.pci.function.revoke()
   }
 }
 

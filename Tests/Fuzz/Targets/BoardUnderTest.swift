@@ -49,15 +49,15 @@ final class BoardUnderTest {
     { parts, input in
       let mask: UInt64 = input.byte() & 1 == 0 ? .max : 0xfff_ffff
       let edu = Edu(mask: mask, environment: parts.environment, address: parts.address)
-      return (edu.function, { edu.remove() })
+      return (edu.function, { edu.function.revoke() })
     },
     { parts, _ in
       let device = IOMMUTestDevice(environment: parts.environment, address: parts.address)
-      return (device.function, { device.remove() })
+      return (device.function, { device.function.revoke() })
     },
     { parts, _ in
       let device = DMAEngine(environment: parts.environment, address: parts.address)
-      return (device.function, { device.remove() })
+      return (device.function, { device.function.revoke() })
     },
   ]
 
@@ -68,7 +68,7 @@ final class BoardUnderTest {
 
     func virtio(_ device: any VirtioDevice, _ options: VirtioOptions) -> (Function, () -> Void) {
       let device = VirtioPCI(device: device, options: options, environment: environment, address: address)
-      return (device.function, { device.remove() })
+      return (device.function, { device.function.revoke() })
     }
   }
 
@@ -84,7 +84,8 @@ final class BoardUnderTest {
       throw Finding(text: "options that fit are refused: \(error)")
     }
     let environment = PCIEnvironment(
-      memoryBus: memoryBus, ioBus: ioBus, memory: memory, remapper: unit, interrupts: router, workers: workers)
+      memoryBus: memoryBus, ioBus: ioBus, memory: memory, remapper: unit, interrupts: router, workers: workers,
+      makeParking: { FuzzParking() })
     (function, remove) = Self.kinds[input.choice(Self.kinds.count)](
       Parts(memory: memory, environment: environment), &input)
     function.connect(interruptLine: RecordingLine())

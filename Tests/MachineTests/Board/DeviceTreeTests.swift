@@ -62,12 +62,9 @@ import Testing
     let address = try #require(added.address)
     let intruder = Edu(mask: .max, environment: board.environment(at: address), address: address)
     let removals = SharedInteger()
+    intruder.function.environment.onRelease { removals.increment() }
     #expect(throws: StartError.self) {
-      try board.plug(
-        DeviceTree.Part(function: intruder.function) {
-          intruder.remove()
-          removals.increment()
-        }, of: nil)
+      try board.plug(intruder.function, of: nil)
     }
     #expect(removals.value == 1)
     let there = try #require(board.rootBus.function(at: address.deviceFunction))

@@ -21,7 +21,7 @@ import Testing
       description.interruptPin = pin
       let address = RequesterID(bus: 0, device: device, function: 0)
       let function = Function(description, at: address, environment: board.environment(at: address))
-      try board.plug(DeviceTree.Part(function: function) { function.remove() }, of: nil)
+      try board.plug(function, of: nil)
     }
     func lines() -> [UInt8: UInt64] {
       board.rootBus.all.reduce(into: [:]) { $0[$1.requester.id.device] = line($1) }

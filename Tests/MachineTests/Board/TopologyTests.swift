@@ -159,7 +159,7 @@ import VTd
     let below = try #require(board.busRoutes.ports[1].bus.function(at: 0))
     write(0, 9, 4, 6, 2)
     write(2, 0, 4, 6, 2)
-    let port = below.environment.remapper.makePort(for: below.requester)
+    let port = below.environment.makePort()
     #expect(try port.loadUInt64(at: 0x1000) == 0x1111)
     write(0, 9, 0x18, 0x0020_2000)
     #expect(try port.loadUInt64(at: 0x1000) == 0x2222)

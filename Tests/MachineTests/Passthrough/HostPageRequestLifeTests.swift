@@ -52,7 +52,7 @@ import VTdOracle
         #expect(chain.status() == 0x8100 && function.readConfiguration(offset: 0x1a4, width: .word) == 0)
       default:
         chain.bindings.remove(chain.bounds[0])
-        chain.models[0].remove()
+        chain.models[0].function.revoke()
       }
       #expect(kernel.responses.map(\.index).sorted() == [0, 1, 2] && kernel.responses.allSatisfy { !$0.isSuccess })
       #expect(kernel.outstandingCount == 0)

@@ -83,7 +83,7 @@ final class PageRequestChain {
   func end() {
     for (bound, model) in zip(bounds, models) {
       bindings.remove(bound)
-      model.remove()
+      model.function.revoke()
     }
   }
 
@@ -96,7 +96,7 @@ final class PageRequestChain {
       device,
       environment: PCIEnvironment(
         memoryBus: AddressBus(), ioBus: AddressBus(), memory: guest.memory, remapper: guest.unit,
-        interrupts: EventRouter(), workers: InlineWorkerSource()),
+        interrupts: EventRouter(), workers: InlineWorkerSource(), makeParking: { SemaphoreParking() }),
       address: NestingGuest.sources[number], services: [.addressTranslation, .pageRequests])
     model.function.writeConfiguration(offset: 4, width: .word, value: 4)
     model.function.writeConfiguration(offset: 0x1a4, width: .word, value: 1)

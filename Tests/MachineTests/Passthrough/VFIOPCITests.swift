@@ -39,7 +39,7 @@ import Testing
     let ram = HeapMemory(size: 0x1000)
     return PCIEnvironment(
       memoryBus: memoryBus, ioBus: AddressBus(), memory: ram, remapper: DirectRemapper(memory: ram),
-      interrupts: router, workers: InlineWorkerSource())
+      interrupts: router, workers: InlineWorkerSource(), makeParking: { SemaphoreParking() })
   }
 
   private func make(
@@ -50,6 +50,16 @@ import Testing
     return try VFIOPCI(
       device, environment: environment().below(port), surroundings: .init(deviceMemory: memory, tell: tell),
       address: RequesterID(bus: 0, device: port == nil ? 5 : 0, function: 0))
+  }
+
+  @Test func `A refusal makes no host call, and a revocation ends the device's requests first`() throws {
+    let model = try make()
+    model.function.writeConfiguration(offset: 4, width: .word, value: 6)
+    _ = takeWrites()
+    model.function.refuse()
+    #expect(takeWrites() == [])
+    model.function.revoke()
+    #expect(takeWrites().first == "7:4=0003")
   }
 
   @Test func `Ended requests stay ended, whatever the guest still writes`() throws {
@@ -65,7 +75,7 @@ import Testing
     model.quiesce()
     model.settle()
     #expect(takeWrites().allSatisfy { !$0.hasPrefix("7:4=") || $0 == "7:4=0003" })
-    model.remove()
+    model.function.revoke()
   }
 
   /// Writes to the device's configuration space since the last call: offset and value.
@@ -100,7 +110,7 @@ import Testing
     // What the device says now, not what it said at first.
     kernel.state.withLock { $0.devices[0].contents[7]?[0x8a] = 0x99 }
     #expect(function.readConfiguration(offset: 0x8a, width: .byte) == 0x99)
-    model.remove()
+    model.function.revoke()
   }
 
   @Test func writesReachTheDeviceWhereTheyMay() throws {
@@ -119,7 +129,7 @@ import Testing
     #expect(takeWrites() == [])
     function.writeConfiguration(offset: 4, width: .word, value: 0)
     #expect(takeWrites() == ["7:4=0003"])
-    model.remove()
+    model.function.revoke()
   }
 
   @Test func `the device masters the bus only while the port above passes requests on`() throws {
@@ -139,8 +149,8 @@ import Testing
     model.function.writeConfiguration(offset: 4, width: .word, value: 0)
     model.function.writeConfiguration(offset: 4, width: .word, value: 4)
     #expect(takeWrites() == [])
-    model.remove()
-    port.remove()
+    model.function.revoke()
+    port.function.revoke()
   }
 
   @Test func barsAreMemoryOfTheCPUsButForTheTable() throws {
@@ -164,7 +174,7 @@ import Testing
     function.writeConfiguration(offset: 4, width: .word, value: 0)
     #expect(memory.mapped == [])
     function.writeConfiguration(offset: 4, width: .word, value: 2)
-    model.remove()
+    model.function.revoke()
     #expect(memory.mapped == [])
   }
 
@@ -190,7 +200,7 @@ import Testing
     #expect(memory.mapped == [.init(address: 0xd000_5000, size: 0x1000)])
     memoryBus.detach(chip)
     #expect(memory.mapped == [.init(address: 0xd000_4000, size: 0x2000)])
-    model.remove()
+    model.function.revoke()
     #expect(memory.mapped == [])
   }
 
@@ -222,7 +232,7 @@ import Testing
     #expect(takeInterruptSets() == [])
     function.writeConfiguration(offset: 0x72, width: .word, value: 0)
     #expect(takeInterruptSets().first == "2 from 0 off")
-    model.remove()
+    model.function.revoke()
   }
 
   /// A kernel that gives no vectors beyond those it gave: they are all taken anew.
@@ -238,7 +248,7 @@ import Testing
     _ = takeInterruptSets()
     memoryBus.write(address: 0xd000_2010 + 12, width: .doubleword, value: 0)
     #expect(takeInterruptSets() == ["2 from 0 off", "2 from 0 [500, 501]"])
-    model.remove()
+    model.function.revoke()
   }
 
   @Test("a host with too few vectors keeps the ones it gave, and one notice says so")
@@ -268,7 +278,7 @@ import Testing
     memoryBus.write(address: 0xd000_2020 + 12, width: .doubleword, value: 0)
     memoryBus.write(address: 0xd000_2030 + 12, width: .doubleword, value: 0)
     #expect(told.all.count == 1)
-    model.remove()
+    model.function.revoke()
   }
 
   @Test("a host that refuses INTx causes a notice") func aHostThatRefusesTheWire() throws {
@@ -279,7 +289,7 @@ import Testing
       told.all == [
         .interruptsRefused(SystemError("VFIO_DEVICE_SET_IRQS", "/dev/vfio/devices/vfio0", code: EBUSY))
       ])
-    model.remove()
+    model.function.revoke()
   }
 
   @Test func theWireFollowsTheEndOfInterrupt() throws {
@@ -299,7 +309,7 @@ import Testing
     #expect(line.changes == 2)
     try signal()
     #expect(eventually { line.asserted })
-    model.remove()
+    model.function.revoke()
   }
 
   @Test func resetStopsDMAFirst() throws {
@@ -314,7 +324,7 @@ import Testing
     #expect(kernel.state.withLock { $0.calls.contains("RESET") })
     #expect(function.readConfiguration(offset: 4, width: .word) == 0)
     #expect(!function.requester.busMasterEnable)
-    model.remove()
+    model.function.revoke()
   }
 
   // MARK: Power states
@@ -339,7 +349,7 @@ import Testing
     #expect(memory.mapped == [.init(address: 0xd000_0000, size: 0x2000)])
     #expect(memoryBus.read(address: 0xd000_2100, width: .doubleword) == 0x5a5a_5a5a)
     #expect(function.readConfiguration(offset: 4, width: .word) == 6, "what the guest set stays")
-    model.remove()
+    model.function.revoke()
   }
 
   /// Two CPUs write the power state: what the first one did comes to the device when the second one's write is in the
@@ -357,7 +367,7 @@ import Testing
     #expect(takeWrites() == [] && memory.mapped.count == 1)
     function.writeConfiguration(offset: 0x44, width: .word, value: 3)
     #expect(takeWrites() == ["7:44=03"] && memory.mapped == [])
-    model.remove()
+    model.function.revoke()
   }
 
   @Test func powerStatesThatItDoesNotHaveAreNotTaken() throws {
@@ -375,7 +385,7 @@ import Testing
     }
     function.writeConfiguration(offset: 0x44, width: .byte, value: 3)
     #expect(takeWrites() == ["7:44=03"])
-    model.remove()
+    model.function.revoke()
   }
 
   @Test func resetBringsFullPower() throws {
@@ -386,7 +396,7 @@ import Testing
     model.function.reset()
     #expect(takeWrites().first == "7:44=00", "before the reset")
     #expect(model.function.readConfiguration(offset: 0x44, width: .word) == 0)
-    model.remove()
+    model.function.revoke()
   }
 
   // MARK: The expansion ROM
@@ -415,7 +425,7 @@ import Testing
     #expect(kernel.state.withLock { $0.calls } == [])
     function.writeConfiguration(offset: 4, width: .word, value: 0)
     #expect(memoryBus.read(address: 0xe000_0000, width: .word) == nil)
-    model.remove()
+    model.function.revoke()
   }
 
   @Test func aROMThatDoesNotAnswerIsNotAskedAgain() throws {
@@ -429,7 +439,7 @@ import Testing
     kernel.state.withLock { $0.calls = [] }
     for _ in 0..<5 { #expect(memoryBus.read(address: 0xe000_0000, width: .word) == 0xffff) }
     #expect(kernel.state.withLock { $0.calls } == ["read"])
-    model.remove()
+    model.function.revoke()
   }
 
   @Test func aFileInPlaceOfTheROM() throws {
@@ -440,7 +450,7 @@ import Testing
         file: KernelFile(opening: "/dev/vfio/devices/vfio0", calls: kernel), to: IOMMUFD(calls: kernel))
       let model = try VFIOPCI(
         device, environment: environment(), rom: source, address: RequesterID(bus: 0, device: 5, function: 0))
-      defer { model.remove() }
+      defer { model.function.revoke() }
       model.function.writeConfiguration(offset: 0x30, width: .doubleword, value: 0xffff_ffff)
       return model.function.readConfiguration(offset: 0x30, width: .doubleword)
     }
@@ -454,7 +464,7 @@ import Testing
     do {
       let model = try make()
       try model.start { _ in }
-      model.remove()
+      model.function.revoke()
     }
     #expect(kernel.complaints == [])
   }

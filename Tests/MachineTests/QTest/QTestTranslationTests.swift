@@ -38,7 +38,7 @@ import VTd
     let edu = Edu(
       mask: .max, environment: client.board.environment(at: RequesterID(bus: 0, device: 3, function: 0)),
       address: RequesterID(bus: 0, device: 3, function: 0))
-    try client.board.plug(DeviceTree.Part(function: edu.function) { edu.remove() }, of: nil)
+    try client.board.plug(edu.function, of: nil)
   }
 
   // MARK: The driver

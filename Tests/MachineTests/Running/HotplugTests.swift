@@ -225,7 +225,7 @@ import Testing
 
     func build(
       _ device: Device, on board: Board, with configuration: MachineConfiguration
-    ) throws(StartError) -> [DeviceTree.Part] {
+    ) throws(StartError) -> [Function] {
       Self.begun.increment()
       Self.gate.withLock { $0 }?.wait()
       if fails { throw .device(kind: "slow", problem: "the host fails it") }

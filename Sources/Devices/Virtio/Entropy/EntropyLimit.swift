@@ -24,11 +24,18 @@ final class EntropyQuota: Sendable {
   }
 
   private let limit: EntropyLimit
+  private let timer: Mutex<any OneShotTimer>
   private let state: Mutex<State>
 
   init(_ limit: EntropyLimit) {
     self.limit = limit
+    timer = Mutex(limit.timer)
     state = Mutex(State(remaining: limit.bytes))
+  }
+
+  /// The timer that ends periods from now on.
+  func use(_ new: (any OneShotTimer) -> any OneShotTimer) {
+    timer.withLock { $0 = new(limit.timer) }
   }
 
   /// What may be taken now, in bytes.
@@ -43,7 +50,7 @@ final class EntropyQuota: Sendable {
       return !state.periodRuns
     }
     guard starts else { return }
-    limit.timer.start(afterMilliseconds: limit.period) { [weak self] in
+    timer.withLock { $0 }.start(afterMilliseconds: limit.period) { [weak self] in
       self?.renew()
       renewed()
     }

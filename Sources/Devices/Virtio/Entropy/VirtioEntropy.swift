@@ -45,6 +45,7 @@ public final class VirtioEntropy: VirtioDevice {
 
   public func connect(to transport: any VirtioTransport) {
     owner.withLock { $0 = WeakVirtioTransport(transport) }
+    quota?.use { transport.timer($0) }
     source.onReady { [weak self] in self?.wake() }
   }
 

@@ -35,8 +35,8 @@ public final class VirtioPCI: FunctionModel, VirtioTransport {
       at: address, environment: environment)
     port =
       options.iommuPlatform
-      ? environment.remapper.makePort(for: function.requester)
-      : DirectMemoryPort(memory: environment.memory, requester: function.requester)
+      ? function.environment.makePort()
+      : function.environment.makeDirectPort()
     let interrupts = VirtioInterrupts(function: function)
     self.interrupts = interrupts
     slots = queueSizes.indices.map { VirtioQueueSlot(index: $0, device: device, interrupts: interrupts) }
@@ -46,7 +46,7 @@ public final class VirtioPCI: FunctionModel, VirtioTransport {
           offered: device.features.union(options.features), queueSizes: queueSizes, vectorCount: vectorCount)))
     for slot in slots {
       slot.setWorker(
-        environment.workers.makeWorker(name: "\(device.name) \(slot.index)") { [weak self, weak slot] in
+        function.environment.makeWorker(name: "\(device.name) \(slot.index)") { [weak self, weak slot] in
           guard let failure = slot?.serve() else { return }
           self?.fail(failure)
         })
@@ -82,17 +82,12 @@ public final class VirtioPCI: FunctionModel, VirtioTransport {
     return description
   }
 
-  /// Takes the function off its buses and ends its workers; waits for the requests in flight.
-  public func remove() {
-    function.remove()
-    reset()
-    for slot in slots { slot.retire() }
-  }
-
   /// The device status field as the driver would read it.
   public var status: VirtioStatus { registers.withLock { $0.common.status } }
 
   // MARK: VirtioTransport
+
+  public func timer(_ timer: any OneShotTimer) -> any OneShotTimer { function.environment.timer(timer) }
 
   public func wake(queue index: Int) {
     if slots.indices.contains(index) { slots[index].wake() }
@@ -149,6 +144,13 @@ public final class VirtioPCI: FunctionModel, VirtioTransport {
     registers.withLock { reset(&$0) }
   }
 
+  /// Each queue ends after the request in flight.
+  public func endRequests() {
+    for slot in slots { slot.halt() }
+  }
+
+  public func released() { reset() }
+
   public func placed(bar: Int, at base: UInt64?, visible parts: [Range<UInt64>]) {
     guard bar == VirtioCapabilities.bar else { return }
     for slot in slots {
@@ -198,7 +200,7 @@ public final class VirtioPCI: FunctionModel, VirtioTransport {
   /// What the window of 4.1.4.9 shows now; nil where the driver set it to nothing that can be accessed.
   private func windowTarget(_ window: Int) -> (offset: UInt64, width: AccessWidth)? {
     func field(_ at: Int, _ width: AccessWidth) -> UInt64 {
-      function.readConfiguration(offset: window + at, width: width)
+      function.register(at: window + at, width: width)
     }
     guard field(VirtioCapabilities.Window.bar, .byte) == UInt64(VirtioCapabilities.bar) else { return nil }
     let offset = field(VirtioCapabilities.Window.offset, .doubleword)

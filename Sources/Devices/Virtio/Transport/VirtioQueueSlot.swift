@@ -58,13 +58,6 @@ final class VirtioQueueSlot: VirtQueueOwner {
     session.withLock { $0 = nil }
   }
 
-  /// Ends the worker for good.
-  func retire() {
-    let worker = worker.withLock { $0.take() }
-    worker?.setDoorbell(at: nil)
-    worker?.stop()
-  }
-
   /// The worker's handler.
   /// - Returns: what made the queue unusable, if anything.
   func serve() -> Failure? {

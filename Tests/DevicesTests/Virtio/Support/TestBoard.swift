@@ -22,7 +22,8 @@ final class TestBoard {
     memory = remapper?.memory ?? HeapMemory(size: memorySize)
     environment = PCIEnvironment(
       memoryBus: memoryBus, ioBus: AddressBus(), memory: memory,
-      remapper: remapper ?? PageRemapper(memory: memory), interrupts: router, workers: other ?? workers)
+      remapper: remapper ?? PageRemapper(memory: memory), interrupts: router, workers: other ?? workers,
+      makeParking: { SemaphoreParking() })
   }
 
   /// What firmware does: BARs placed, decoding on; bus mastering is the driver's.
