@@ -2,7 +2,8 @@
 // and interrupt routing, what sits on the ISA bus behind it, and the soft-off state (ACPI 6.5).
 //
 // The addresses are the board's fixed ones (Sources/Machine/ACPI/ACPIPlatform.swift has the same).
-// What depends on the machine, the 64-bit window and the number of buses, comes from an SSDT as names.
+// What depends on the machine comes from an SSDT: the 64-bit window, the number of buses and the way of hot plug as names,
+// the slots as devices (Sources/Machine/ACPI/HotplugSlots.swift).
 // Compile with Firmware/build-dsdt.
 DefinitionBlock ("", "DSDT", 2, "NESTLI", "NESTLING", 0x00000001)
 {
@@ -11,6 +12,10 @@ DefinitionBlock ("", "DSDT", 2, "NESTLI", "NESTLING", 0x00000001)
     External (\M64L, IntObj)
     // The highest number of a bus.
     External (\LBUS, IntObj)
+    // Not zero: devices are plugged the native way of PCI Express.
+    External (\NHPC, IntObj)
+    // Notifies the device of a slot (its number) with a value.
+    External (\_SB.PCI0.PNTF, MethodObj)
 
     // SLP_TYP of the soft-off state, for PM1a_CNT and PM1b_CNT.
     Name (\_S5, Package () { 0, 0, 0, 0 })
@@ -66,10 +71,10 @@ DefinitionBlock ("", "DSDT", 2, "NESTLI", "NESTLING", 0x00000001)
                 Return (ConcatenateResTemplate (WNDW, WNDH))
             }
 
-            // Who controls what (PCI Firmware Specification 3.3, 4.5.1). The guest may have native
-            // hot plug (bit 0), power management events (2), advanced error reporting (3) and the
-            // PCI Express capability (4). There is no SHPC (1), and no latency tolerance or
-            // downstream port containment that would need an owner.
+            // Who controls what (PCI Firmware Specification 3.3, 4.5.1). The guest may have power
+            // management events (2), advanced error reporting (3) and the PCI Express capability
+            // (4), and native hot plug (0) where that is the machine's way. There is no SHPC (1),
+            // and no latency tolerance or downstream port containment that would need an owner.
             Method (_OSC, 4, NotSerialized)
             {
                 CreateDWordField (Arg3, 0x00, STAT)
@@ -86,7 +91,11 @@ DefinitionBlock ("", "DSDT", 2, "NESTLI", "NESTLING", 0x00000001)
                     Return (Arg3)
                 }
                 CreateDWordField (Arg3, 0x08, CTRL)
-                Local0 = CTRL & 0x1D
+                Local0 = CTRL & 0x1C
+                If (\NHPC)
+                {
+                    Local0 |= CTRL & 0x01
+                }
                 If (Local0 != CTRL)
                 {
                     // Capabilities masked.
@@ -94,6 +103,81 @@ DefinitionBlock ("", "DSDT", 2, "NESTLI", "NESTLING", 0x00000001)
                     CTRL = Local0
                 }
                 Return (Arg3)
+            }
+
+            // Hot plug by methods: QEMU's registers and names (Sources/Devices/Chips/
+            // ACPIHotplugRegisters.swift). BLCK keeps BNUM and what follows it together.
+            OperationRegion (PCIH, SystemIO, 0x0CC0, 0x24)
+            Field (PCIH, DWordAcc, NoLock, WriteAsZeros)
+            {
+                // A device has appeared; it is to be ejected; eject it: bit 0 of each.
+                PCIU, 32,
+                PCID, 32,
+                B0EJ, 32,
+                // The slot that the others are about.
+                Offset (0x10),
+                BNUM, 32,
+                // What is reported on, and the outcome.
+                Offset (0x18),
+                OSTE, 32,
+                OSTS, 32,
+                // The lowest slot with PCIU or PCID, all ones for none.
+                NEXT, 32
+            }
+
+            Mutex (BLCK, 0)
+
+            // The operating system has cleared the events that came before it: they are raised again.
+            Method (_INI, 0, NotSerialized)
+            {
+                NEXT = 0
+            }
+
+            // Ejects the device of slot Arg0.
+            Method (PCEJ, 1, NotSerialized)
+            {
+                Acquire (BLCK, 0xFFFF)
+                BNUM = Arg0
+                B0EJ = 1
+                Release (BLCK)
+            }
+
+            // Reports on slot Arg0: _OST's source event Arg1 and status Arg2.
+            Method (POST, 3, NotSerialized)
+            {
+                Acquire (BLCK, 0xFFFF)
+                BNUM = Arg0
+                OSTE = Arg1
+                OSTS = Arg2
+                Release (BLCK)
+            }
+
+            // Tells of what has come (1, device check), then of what is to go (3, eject request).
+            Method (PCNT, 0, NotSerialized)
+            {
+                Acquire (BLCK, 0xFFFF)
+                Local0 = NEXT
+                While (Local0 != 0xFFFFFFFF)
+                {
+                    BNUM = Local0
+                    Local1 = PCIU & 1
+                    Local2 = PCID & 1
+                    If (Local1)
+                    {
+                        PNTF (Local0, 1)
+                    }
+                    If (Local2)
+                    {
+                        PNTF (Local0, 3)
+                    }
+                    // It has nothing to tell, or is not there: this would go on forever.
+                    If (!(Local1 | Local2))
+                    {
+                        Break
+                    }
+                    Local0 = NEXT
+                }
+                Release (BLCK)
             }
 
             // Device D, pin P (INTA is 0): global system interrupt 16 + ((D + P) & 7).
@@ -192,7 +276,7 @@ DefinitionBlock ("", "DSDT", 2, "NESTLI", "NESTLING", 0x00000001)
         }
 
         // What must not be given to anything else: the enhanced configuration space, the ports of
-        // fw_cfg and of power management.
+        // fw_cfg, of power management and of hot plug.
         Device (RSVD)
         {
             Name (_HID, EisaId ("PNP0C02"))
@@ -203,7 +287,17 @@ DefinitionBlock ("", "DSDT", 2, "NESTLI", "NESTLING", 0x00000001)
                 IO (Decode16, 0x0510, 0x0510, 0x01, 0x02)
                 IO (Decode16, 0x0600, 0x0600, 0x01, 0x0C)
                 IO (Decode16, 0x0620, 0x0620, 0x01, 0x10)
+                IO (Decode16, 0x0CC0, 0x0CC0, 0x01, 0x24)
             })
+        }
+    }
+
+    Scope (\_GPE)
+    {
+        // General-purpose event 1, an edge: a slot has something to tell.
+        Method (_E01, 0, NotSerialized)
+        {
+            \_SB.PCI0.PCNT ()
         }
     }
 }

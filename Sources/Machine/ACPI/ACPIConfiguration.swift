@@ -1,4 +1,5 @@
 import Hardware
+import PCI
 
 /// What the tables say of one machine, beyond what is the same on all of them (`ACPIPlatform`).
 public struct ACPIConfiguration: Hashable, Sendable {
@@ -9,13 +10,18 @@ public struct ACPIConfiguration: Hashable, Sendable {
   public var highWindow: Range<UInt64>?
   /// The highest number that a bus has.
   public var lastBus: UInt8
+  /// How devices come and go in `hotplugSlots`, which are numbered in this order for the controller.
+  public var hotplugWay: HotplugWay
+  public var hotplugSlots: [HotplugSlot]
   /// Nil without a remapping unit: then there is no DMAR table.
   public var remapping: DMARemapping?
 
   public init(
     localAPICs: [UInt32], ioAPIC: IOAPIC = IOAPIC(), highWindow: Range<UInt64>? = nil, lastBus: UInt8 = 0,
-    remapping: DMARemapping? = nil
+    hotplugWay: HotplugWay = .acpi, hotplugSlots: [HotplugSlot] = [], remapping: DMARemapping? = nil
   ) {
+    self.hotplugWay = hotplugWay
+    self.hotplugSlots = hotplugSlots
     self.lastBus = lastBus
     self.localAPICs = localAPICs
     self.ioAPIC = ioAPIC

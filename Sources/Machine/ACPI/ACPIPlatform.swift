@@ -16,6 +16,8 @@ public enum ACPIPlatform {
   public static let timerPort: UInt16 = 0x608
   /// General-purpose event block 0: status, then enable (16 bytes).
   public static let generalPurposeEventPort: UInt16 = 0x620
+  /// The hot-plug controller (36 bytes), where QEMU's q35 has it.
+  public static let hotplugPort: UInt16 = 0xcc0
   /// Reset control register, and what resets the machine when written to it.
   public static let resetPort: UInt16 = 0xcf9
   public static let resetValue: UInt8 = 0x06

@@ -8,6 +8,8 @@ public struct MachineConfiguration: Sendable {
   public var machineType = MachineType.q35
   public var processors = ProcessorTopology()
   public var memory = MemoryConfiguration()
+  /// How devices come and go below root ports.
+  public var hotplugWay = HotplugWay.acpi
   /// Nil where there is nothing to boot.
   public var boot: BootSource?
   /// In the order given, which is the order in which they are opened.

@@ -24,11 +24,18 @@ struct StartImage {
     } catch {
       throw .file(option: "-initrd", error)
     }
+    let slots: [HotplugSlot]
+    do {
+      slots = configuration.hotplugSlots(try configuration.devicePlacement())
+    } catch {
+      throw .configuration(error)
+    }
     do {
       tables = try ACPITables.build(
         ACPIConfiguration(
           localAPICs: (0..<UInt32(configuration.processors.count)).map { $0 }, highWindow: layout.memory64Window,
-          lastBus: UInt8(clamping: configuration.lastBus), remapping: units.isEmpty ? nil : DMARemapping(units)))
+          lastBus: UInt8(clamping: configuration.lastBus), hotplugWay: configuration.hotplugWay, hotplugSlots: slots,
+          remapping: units.isEmpty ? nil : DMARemapping(units)))
     } catch {
       throw .device(kind: "ACPI", problem: error.description)
     }

@@ -21,6 +21,11 @@ import Testing
     Array(try #require(build(configuration).table(signature))[36...])
   }
 
+  /// The SSDT's names, which come before its devices.
+  private func names(_ configuration: ACPIConfiguration = Self.configuration) throws -> [UInt8] {
+    Array(try body("SSDT", configuration).prefix(4 * 15))
+  }
+
   private func sum(_ bytes: some Sequence<UInt8>) -> UInt8 { bytes.reduce(0, &+) }
 
   @Test func `Each table says its length, and sums up to zero`() throws {
@@ -145,17 +150,24 @@ import Testing
     configuration.lastBus = 9
     #expect(try body("MCFG", configuration)[19] == 9)
     #expect(
-      try body("SSDT", configuration).suffix(15) == [0x08, 0x5c] + Array("LBUS".utf8) + [0x0e, 9, 0, 0, 0, 0, 0, 0, 0])
+      try names(configuration)[30..<45] == [0x08, 0x5c] + Array("LBUS".utf8) + [0x0e, 9, 0, 0, 0, 0, 0, 0, 0])
   }
 
   @Test func `SSDT has the high window, or none`() throws {
-    func names(_ base: [UInt8], _ length: [UInt8]) -> [UInt8] {
-      func name(_ text: String, _ value: [UInt8]) -> [UInt8] { [0x08, 0x5c] + Array(text.utf8) + [0x0e] + value }
-      return name("M64B", base) + name("M64L", length) + name("LBUS", [0, 0, 0, 0, 0, 0, 0, 0])
-    }
     let zero: [UInt8] = [0, 0, 0, 0, 0, 0, 0, 0]
-    #expect(try body("SSDT") == names([0, 0, 0, 0, 0x40, 0, 0, 0], [0, 0, 0, 0, 0x40, 0, 0, 0]))
-    #expect(try body("SSDT", ACPIConfiguration(localAPICs: [0])) == names(zero, zero))
+    func expected(_ base: [UInt8], _ length: [UInt8]) -> [UInt8] {
+      func name(_ text: String, _ value: [UInt8]) -> [UInt8] { [0x08, 0x5c] + Array(text.utf8) + [0x0e] + value }
+      return name("M64B", base) + name("M64L", length) + name("LBUS", zero) + name("NHPC", zero)
+    }
+    #expect(try names() == expected([0, 0, 0, 0, 0x40, 0, 0, 0], [0, 0, 0, 0, 0x40, 0, 0, 0]))
+    #expect(try names(ACPIConfiguration(localAPICs: [0])) == expected(zero, zero))
+  }
+
+  @Test func `SSDT says whether hot plug is native`() throws {
+    var configuration = Self.configuration
+    configuration.hotplugWay = .native
+    #expect(
+      try names(configuration).suffix(15) == [0x08, 0x5c] + Array("NHPC".utf8) + [0x0e, 1, 0, 0, 0, 0, 0, 0, 0])
   }
 
   @Test func `DMAR with one unit`() throws {
@@ -255,10 +267,17 @@ import Testing
     let unitsFile = try #require(fopen("\(folder)/dmar-several.aml", "w"))
     defer { fclose(unitsFile) }
     #expect(fwrite(units, 1, units.count, unitsFile) == units.count)
-    // The same without a high window.
-    let values = try #require(build(ACPIConfiguration(localAPICs: [0])).table("SSDT"))
-    let file = try #require(fopen("\(folder)/ssdt-none.aml", "w"))
-    defer { fclose(file) }
-    #expect(fwrite(values, 1, values.count, file) == values.count)
+    // Without a high window; with slots, and the same natively.
+    let slots = [2, 29].map { HotplugSlot(port: RequesterID(bus: 0, device: $0, function: 0), number: UInt16($0) + 1) }
+    for (name, configuration) in [
+      ("none", ACPIConfiguration(localAPICs: [0])),
+      ("slots", ACPIConfiguration(localAPICs: [0], hotplugSlots: slots)),
+      ("native", ACPIConfiguration(localAPICs: [0], hotplugWay: .native, hotplugSlots: slots)),
+    ] {
+      let values = try #require(build(configuration).table("SSDT"))
+      let file = try #require(fopen("\(folder)/ssdt-\(name).aml", "w"))
+      defer { fclose(file) }
+      #expect(fwrite(values, 1, values.count, file) == values.count)
+    }
   }
 }

@@ -1,3 +1,4 @@
+import Devices
 import Hardware
 import Machine
 import Testing
@@ -44,7 +45,7 @@ import Testing
     for ports in [
       ports(0xcf8, count: 8), ports(0x3f8, count: 8) + [0x22, 1 << 4, 0], ports(0x70, count: 2),
       ports(ACPIPlatform.eventPort, count: 12), ports(ACPIPlatform.generalPurposeEventPort, count: 16),
-      ports(0x510, count: 2),
+      ports(0x510, count: 2), ports(ACPIPlatform.hotplugPort, count: UInt8(ACPIHotplug.regionSize)),
     ] {
       #expect(try contains(ports))
     }

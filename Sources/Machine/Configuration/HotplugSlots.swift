@@ -1,0 +1,48 @@
+import Hardware
+import PCI
+
+/// A slot below a root port whose devices come and go. Its place among the machine's slots is its number for the ACPI
+/// controller.
+public struct HotplugSlot: Hashable, Sendable {
+  /// The port's address on bus 0.
+  public var port: RequesterID
+  /// Physical Slot Number: what is printed beside the slot, and _SUN.
+  public var number: UInt16
+
+  public init(port: RequesterID, number: UInt16) {
+    self.port = port
+    self.number = number
+  }
+}
+
+extension MachineConfiguration {
+  /// In the order of the ports' addresses. Ports do not come later, so these are all.
+  /// - Parameter placement: of `devices`, as `devicePlacement` gives it.
+  public func hotplugSlots(_ placement: [PCIPlace?]) -> [HotplugSlot] {
+    let slots = zip(devices, placement).compactMap { device, place -> HotplugSlot? in
+      guard let port = device as? PCIERootPortOptions, port.isHotpluggable, let place else { return nil }
+      return HotplugSlot(port: place.address, number: port.slot)
+    }
+    return slots.sorted { $0.port.rawValue < $1.port.rawValue }
+  }
+}
+
+extension PCIERootPortOptions {
+  var isHotpluggable: Bool { true }
+}
+
+extension HotplugWay: PropertyValue {
+  public static var typeName: String { "str" }
+
+  public init(text: String) throws(ValueError) {
+    guard let way = Self.allCases.first(where: { $0.text == text }) else { throw .notOneOf(Self.allCases.map(\.text)) }
+    self = way
+  }
+
+  public var text: String {
+    switch self {
+    case .acpi: "acpi"
+    case .native: "native"
+    }
+  }
+}
