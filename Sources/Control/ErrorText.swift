@@ -85,6 +85,7 @@ enum ErrorText {
     case .parallelBackend: "parallel backend"
     case .traceEvent: "trace event"
     case .audioDriver: "audio driver"
+    case .globalProperty: "global property"
     }
   }
 

@@ -75,6 +75,23 @@ import Testing
     #expect(machine.accelerator == .kvm(device: "/dev/other"))
   }
 
+  @Test func `The way of hot plug is ACPI's, and native in QEMU's words or ours`() throws {
+    let property = "acpi-pci-hotplug-with-bridge-support"
+    for words in [
+      [], ["-machine", "q35,x-pci-hotplug=acpi"], ["-global", "ICH9-LPC.\(property)=on"],
+      ["-global", "ICH9-LPC.\(property)=off", "-global", "ICH9-LPC.\(property)=on"],
+    ] {
+      #expect(try configuration(["-kernel", "k"] + words).hotplugWay == .acpi)
+    }
+    for words in [
+      ["-machine", "q35,x-pci-hotplug=native"], ["-global", "ICH9-LPC.\(property)=off"],
+      ["-global", "driver=ICH9-LPC,property=\(property),value=no"],
+      ["-global", "ICH9-LPC.\(property)=off", "-M", "x-pci-hotplug=native"],
+    ] {
+      #expect(try configuration(["-kernel", "k"] + words).hotplugWay == .native)
+    }
+  }
+
   @Test func memoryFromABackend() throws {
     let machine = try configuration(
       "-kernel", "k", "-M", "q35,memory-backend=ram",

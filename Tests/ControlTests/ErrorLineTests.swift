@@ -33,6 +33,23 @@ import Testing
     -append ab: only allowed with -kernel
     $ -display gtk
     -display gtk: unknown display; there is only: none
+    $ -global virtio-blk-pci.serial=x
+    -global virtio-blk-pci.serial=x: unknown global property; there is only: \
+    ICH9-LPC.acpi-pci-hotplug-with-bridge-support
+    $ -global driver=ICH9-LPC,property=disable_s3,value=1
+    -global driver=ICH9-LPC,property=disable_s3,value=1: unknown global property; there is only: \
+    ICH9-LPC.acpi-pci-hotplug-with-bridge-support
+    $ -global driver=ICH9-LPC,property=acpi-pci-hotplug-with-bridge-support
+    -global driver=ICH9-LPC,property=acpi-pci-hotplug-with-bridge-support: driver, property and value are needed, as \
+    in DRIVER.PROPERTY=VALUE
+    $ -global ICH9-LPC.acpi-pci-hotplug-with-bridge-support=maybe
+    -global ICH9-LPC.acpi-pci-hotplug-with-bridge-support=maybe: ICH9-LPC.acpi-pci-hotplug-with-bridge-support must \
+    be on or off, not 'maybe'
+    $ -machine q35,x-pci-hotplug=shpc
+    -machine q35,x-pci-hotplug=shpc: x-pci-hotplug must be acpi or native, not 'shpc'
+    $ -machine q35,x-pci-hotplug=acpi -global ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off
+    -global ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off: x-pci-hotplug and \
+    ICH9-LPC.acpi-pci-hotplug-with-bridge-support are the same property, and say different things
     $ -monitor stdoi
     -monitor stdoi: unknown character backend; nearest: stdio
     $ -mon chardev=c

@@ -6,6 +6,12 @@ import Testing
 func configuration(
   _ words: String..., sourceLocation: SourceLocation = #_sourceLocation
 ) throws -> MachineConfiguration {
+  try configuration(words, sourceLocation: sourceLocation)
+}
+
+func configuration(
+  _ words: [String], sourceLocation: SourceLocation = #_sourceLocation
+) throws -> MachineConfiguration {
   switch Control.parse(words) {
   case .run(let configuration): return configuration
   case .print(let text), .fail(let text):

@@ -1,10 +1,12 @@
 import Machine
+import PCI
 
 /// What `-machine` says.
 struct MachineArguments: TypedOptions {
   var type = MachineConfiguration.MachineType.q35
   var accelerator: AcceleratorName?
   var memoryBackend: Identifier?
+  var hotplugWay: HotplugWay?
 
   static let splitOnly =
     "every interrupt passes the remapper, so the IOAPIC is Nestling's own: kernel-irqchip=split is what there is"
@@ -16,6 +18,8 @@ struct MachineArguments: TypedOptions {
       "kernel-irqchip", aliases: ["kernel_irqchip"], settled: InterruptChip.split, because: splitOnly,
       help: "Local APICs in the kernel, IOAPIC in Nestling"),
     Property("memory-backend", \.memoryBackend, help: "ID of a memory-backend-memfd object that is the RAM"),
+    Property(
+      "x-pci-hotplug", \.hotplugWay, help: "How devices are plugged below root ports: acpi (the default) or native"),
   ]
 }
 

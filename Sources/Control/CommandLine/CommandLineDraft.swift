@@ -1,4 +1,5 @@
 import Machine
+import PCI
 
 /// A command line half read: what the options have said so far, and where they said it.
 struct CommandLineDraft {
@@ -18,6 +19,8 @@ struct CommandLineDraft {
   var memory = MemoryArguments()
   var action = ActionArguments()
   var runWith = RunWithArguments()
+  /// As `-global` has it.
+  var globalHotplugWay: HotplugWay?
   var kernel: String?
   var initrd: String?
   var commandLine: String?
@@ -35,6 +38,7 @@ struct CommandLineDraft {
 
   /// Where each part came from.
   var machineSource = Source(option: "-machine", argument: "")
+  var globalSource = Source(option: "-global", argument: "")
   var acceleratorSource = Source(option: "-accel", argument: "")
   var processorSource = Source(option: "-smp", argument: "")
   var memorySource = Source(option: "-m", argument: "")
@@ -54,6 +58,7 @@ struct CommandLineDraft {
     var result = configuration
     result.machineType = machine.type
     result.accelerator = try finishAccelerator()
+    result.hotplugWay = try finishHotplugWay()
     result.rebootAction = action.reboot
     result.exitsWithParent = runWith.exitsWithParent
     do {
@@ -118,6 +123,14 @@ struct CommandLineDraft {
       if accelerator.device != nil { throw blame(acceleratorSource, .deviceWithoutKVM) }
       return .qtest
     }
+  }
+
+  private func finishHotplugWay() throws(CommandLineError) -> HotplugWay {
+    if let first = machine.hotplugWay, let second = globalHotplugWay, first != second {
+      let problem = PropertyError.contradiction(name: "x-pci-hotplug", otherName: GlobalArguments.acpiHotplug)
+      throw blame(globalSource, .property(problem, owner: nil))
+    }
+    return machine.hotplugWay ?? globalHotplugWay ?? .acpi
   }
 
   private func finishMemory(of result: inout MachineConfiguration) throws(CommandLineError) {

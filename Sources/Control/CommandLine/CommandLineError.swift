@@ -40,7 +40,7 @@ enum OptionProblem: Error, Hashable {
 
   enum WordKind: Hashable {
     case device, object, processorModel, display, network, characterDevice, characterBackend, logItem, adapter
-    case parallelBackend, audioDriver, traceEvent
+    case parallelBackend, audioDriver, traceEvent, globalProperty
   }
 
   enum TopologyProblem: Error, Hashable {

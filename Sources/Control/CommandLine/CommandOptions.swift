@@ -25,7 +25,8 @@ enum CommandOptions {
     CommandOption(
       "machine", "M", argument: "[type=]q35[,PROP=VALUE...]",
       help: "machine type and its properties (-machine q35,help lists them):",
-      "kernel-irqchip=split is what there is; memory-backend=ID takes RAM from an -object"
+      "kernel-irqchip=split is what there is; memory-backend=ID takes RAM from an -object;",
+      "x-pci-hotplug=acpi|native is how devices are plugged below root ports (acpi unless given)"
     ) { (draft, text) throws(OptionProblem) in
       draft.machineSource = draft.source
       if asksHelp(text) { return HelpText.machineTypes }
@@ -48,6 +49,14 @@ enum CommandOptions {
       draft.acceleratorSource = draft.source
       try agree(draft.accelerator.accelerator, .kvm)
       draft.accelerator.accelerator = .kvm
+      return nil
+    },
+    CommandOption(
+      "global", argument: "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=on|off",
+      help: "QEMU's way to say -machine x-pci-hotplug=acpi (on) or native (off)"
+    ) { (draft, text) throws(OptionProblem) in
+      draft.globalSource = draft.source
+      draft.globalHotplugWay = try GlobalArguments.reading(text).hotplugWay()
       return nil
     },
     CommandOption(
