@@ -1,5 +1,5 @@
 /// How devices come and go below a port: one way for the whole machine, which `_OSC` grants.
-public enum HotplugWay: Hashable, Sendable {
+public enum HotplugWay: Hashable, Sendable, CaseIterable {
   /// ACPI's `Notify` and `_EJ0` (ACPI 6.5, 5.6.6 and 6.3.3): a controller beside the ports asks for the slots.
   case acpi
   /// PCI Express' own: each port has an attention button, indicators and a power controller (PCI Express Base 6.7).

@@ -71,7 +71,7 @@ final class SlotBoard {
   func pullOut() {
     guard let function else { return }
     port.bus.remove(function)
-    function.remove()
+    function.revoke()
     self.function = nil
     port.emptied()
   }

@@ -120,7 +120,7 @@ final class Board: Sendable {
       onPowerOff: { events.post(.shutdown) })
     _ = ioBus.attach(powerManagement, at: BoardLayout.powerManagement, size: PowerManagement.regionSize)
     slots = HotplugSlots(hotplug, ports: hotplugPorts) { [powerManagement] in
-      powerManagement.raiseGeneralPurposeEvent(BoardLayout.hotplugEvent)
+      powerManagement.raiseGeneralPurposeEvent(ACPIHotplug.generalPurposeEvent)
     }
     if let controller = slots.controller {
       _ = ioBus.attach(controller, at: BoardLayout.hotplugController, size: ACPIHotplug.regionSize)

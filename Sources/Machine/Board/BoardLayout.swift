@@ -29,8 +29,6 @@ public struct BoardLayout: Hashable, Sendable {
 
   static let serialPin = 4
   static let systemControlPin = 9
-  /// The general-purpose event of ACPI hotplug: `_E01` in the DSDT.
-  static let hotplugEvent = 1
   /// The source-id under which the IOAPIC's requests are remapped: bus 0xff, device 0, function 0.
   static let ioapicRequester = RequesterID(bus: 0xff, device: 0, function: 0)
 

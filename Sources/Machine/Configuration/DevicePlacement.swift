@@ -22,12 +22,3 @@ extension MachineConfiguration {
     return placement
   }
 }
-
-extension MachineConfiguration {
-  /// The addresses of the root ports with a hot-plug slot, in their order, by which the ACPI tables number them.
-  func hotplugPorts() throws(ConfigurationError) -> [RequesterID] {
-    zip(devices, try devicePlacement()).compactMap { device, place in
-      (device as? PCIERootPortOptions)?.hotplug == true ? place?.address : nil
-    }.sorted()
-  }
-}

@@ -22,8 +22,6 @@ public struct MachineConfiguration: Sendable {
   public var objects: [any ObjectOptions] = []
   /// In the order given, which is the order in which they are built.
   public var devices: [any DeviceOptions] = []
-  /// How devices come and go below root ports.
-  public var hotplugWay = HotplugWay.acpi
   public var rebootAction = RebootAction.reset
   /// The CPUs stand still until a monitor's `cont`.
   public var startsPaused = false

@@ -209,7 +209,7 @@ public final class RunningMachine {
     let hotplugPorts: [RequesterID]
     do {
       devices = DeviceTree(try DeviceAdmission(configuration))
-      hotplugPorts = try configuration.hotplugPorts()
+      hotplugPorts = configuration.hotplugSlots(try configuration.devicePlacement()).map(\.port)
     } catch {
       throw .configuration(error)
     }

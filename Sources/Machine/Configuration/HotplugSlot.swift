@@ -20,15 +20,11 @@ extension MachineConfiguration {
   /// - Parameter placement: of `devices`, as `devicePlacement` gives it.
   public func hotplugSlots(_ placement: [PCIPlace?]) -> [HotplugSlot] {
     let slots = zip(devices, placement).compactMap { device, place -> HotplugSlot? in
-      guard let port = device as? PCIERootPortOptions, port.isHotpluggable, let place else { return nil }
+      guard let port = device as? PCIERootPortOptions, port.hotplug, let place else { return nil }
       return HotplugSlot(port: place.address, number: port.slot)
     }
     return slots.sorted { $0.port.rawValue < $1.port.rawValue }
   }
-}
-
-extension PCIERootPortOptions {
-  var isHotpluggable: Bool { true }
 }
 
 extension HotplugWay: PropertyValue {
