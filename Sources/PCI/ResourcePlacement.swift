@@ -38,6 +38,8 @@ public struct ResourcePlacement: Sendable {
     let window: BridgeWindow
     /// It may be above 4 GiB.
     let isWide: Bool
+    /// It is for nobody yet: it keeps off the room below 4 GiB that others may need.
+    var prefersHigh = false
 
     var address: RequesterID {
       switch subject {
@@ -51,6 +53,11 @@ public struct ResourcePlacement: Sendable {
     }
     /// Larger ones first, so that alignment wastes little.
     var order: (UInt64, RequesterID, Int) { (alignment, address, bar ?? 8) }
+
+    func isOf(_ port: RootPort, _ window: BridgeWindow) -> Bool {
+      guard case .window(let owner, let own, _) = subject else { return false }
+      return owner === port && own == window
+    }
 
     init(_ function: Function, _ bar: BaseAddressRegister) {
       subject = .register(function, bar)
@@ -80,6 +87,7 @@ public struct ResourcePlacement: Sendable {
       alignment = max(window.granule, sorted.first.map { Self.room(of: $0.1) } ?? 0)
       self.window = window
       isWide = window == .prefetchable
+      prefersHigh = isWide && sorted.isEmpty
     }
 
     /// Memory BARs have pages of their own.
@@ -109,23 +117,7 @@ public struct ResourcePlacement: Sendable {
   public mutating func place(_ functions: [Function], ports: [RootPort] = []) throws(NoRoom) {
     for port in ports { port.prepareSlot() }
     try number(ports)
-    var wishes = functions.flatMap { function in
-      function.description.baseAddressRegisters.map { Wish(function, $0) }
-    }
-    for port in ports {
-      let below = port.bus.all.flatMap { function in
-        function.description.baseAddressRegisters.map { (function, $0) }
-      }
-      let reserved = port.reservation
-      for (window, bytes) in [
-        (BridgeWindow.io, reserved.io), (.memory, reserved.memory), (.prefetchable, reserved.prefetchable),
-      ] {
-        if let wish = Wish(port, window, below, reserved: bytes) { wishes.append(wish) }
-      }
-    }
-    wishes.sort { a, b in (b.order.0, a.order.1, a.order.2) < (a.order.0, b.order.1, b.order.2) }
-    for wish in wishes {
-      guard let base = take(wish) else { throw NoRoom(address: wish.address, bar: wish.bar, size: wish.size) }
+    for (wish, base) in try plan(functions, ports) {
       wish.place(at: base)
       if case .window(let port, let window, _) = wish.subject {
         Self.enable(window == .io ? .ioSpaceEnable : .memorySpaceEnable, of: port.function)
@@ -135,6 +127,68 @@ public struct ResourcePlacement: Sendable {
       for bar in function.description.baseAddressRegisters {
         Self.enable(bar.space == .io ? .ioSpaceEnable : .memorySpaceEnable, of: function)
       }
+    }
+  }
+
+  /// Room below a port that devices come to later, in bytes of each kind of memory, as SeaBIOS leaves it. I/O is only
+  /// what is reserved.
+  static let hotplugRoom: UInt64 = 2 << 20
+
+  /// Finds a place for everything. Where the 32-bit window has too little for all that may come, each port has 1 MiB there;
+  /// where that is too much, too, what is there already comes first, and ports have the rest in order of address.
+  private mutating func plan(_ functions: [Function], _ ports: [RootPort]) throws(NoRoom) -> [(Wish, base: UInt64)] {
+    let all = free
+    let least = BridgeWindow.memory.granule
+    for memory in [Self.hotplugRoom, least] {
+      let room = [BridgeWindow.memory: memory, .prefetchable: Self.hotplugRoom]
+      if let plan = try? takeAll(wishes(functions, ports, hotplugRoom: room)) { return plan }
+      free = all
+    }
+    var plan = try takeAll(wishes(functions, ports, hotplugRoom: [:]))
+    for (window, room) in [(BridgeWindow.memory, least), (.prefetchable, Self.hotplugRoom)] {
+      for port in ports where !plan.contains(where: { $0.0.isOf(port, window) }) {
+        let bytes = Self.reserved(window, of: port, hotplugRoom: [window: room])
+        if let wish = Wish(port, window, [], reserved: bytes), let base = take(wish) { plan.append((wish, base)) }
+      }
+    }
+    return plan
+  }
+
+  private mutating func takeAll(_ wishes: [Wish]) throws(NoRoom) -> [(Wish, base: UInt64)] {
+    var plan: [(Wish, base: UInt64)] = []
+    for wish in wishes {
+      guard let base = take(wish) else { throw NoRoom(address: wish.address, bar: wish.bar, size: wish.size) }
+      plan.append((wish, base))
+    }
+    return plan
+  }
+
+  /// In the order in which they are had.
+  private func wishes(_ functions: [Function], _ ports: [RootPort], hotplugRoom: [BridgeWindow: UInt64]) -> [Wish] {
+    var wishes = functions.flatMap { function in
+      function.description.baseAddressRegisters.map { Wish(function, $0) }
+    }
+    for port in ports {
+      let below = port.bus.all.flatMap { function in
+        function.description.baseAddressRegisters.map { (function, $0) }
+      }
+      for window in BridgeWindow.allCases {
+        let reserved = Self.reserved(window, of: port, hotplugRoom: hotplugRoom)
+        if let wish = Wish(port, window, below, reserved: reserved) { wishes.append(wish) }
+      }
+    }
+    return wishes.sorted { a, b in (b.order.0, a.order.1, a.order.2) < (a.order.0, b.order.1, b.order.2) }
+  }
+
+  /// - Parameter hotplugRoom: for a port that devices come to later, where its options say nothing.
+  private static func reserved(
+    _ window: BridgeWindow, of port: RootPort, hotplugRoom: [BridgeWindow: UInt64]
+  ) -> UInt64 {
+    let standard = port.hotplug == nil ? 0 : hotplugRoom[window] ?? 0
+    return switch window {
+    case .io: port.reservation.io
+    case .memory: port.reservation.memory ?? standard
+    case .prefetchable: port.reservation.prefetchable ?? standard
     }
   }
 
@@ -159,6 +213,7 @@ public struct ResourcePlacement: Sendable {
 
   private mutating func take(_ wish: Wish) -> UInt64? {
     if wish.window == .io { return Self.take(wish, from: &free.io) }
+    if wish.prefersHigh, let base = Self.take(wish, from: &free.memory64) { return base }
     if let base = Self.take(wish, from: &free.memory32) { return base }
     return wish.isWide ? Self.take(wish, from: &free.memory64) : nil
   }

@@ -11,8 +11,9 @@ public final class RootPort: FunctionModel {
   /// Room that firmware leaves for what is not there yet, in bytes; and buses beside the link's own.
   public struct Reservation: Hashable, Sendable {
     public var io: UInt64 = 0
-    public var memory: UInt64 = 0
-    public var prefetchable: UInt64 = 0
+    /// nil for what firmware finds right: nothing where the device stays.
+    public var memory: UInt64?
+    public var prefetchable: UInt64?
     public var buses: UInt8 = 0
 
     public init() {}

@@ -221,8 +221,8 @@ import Testing
     into slot 0
     $ -device pcie-root-port,id=rp0 -device edu,bus=rp0,id=e -device edu,bus=rp0
     -device edu,bus=rp0: addr: 00.0 is taken by edu 'e'
-    $ -device pcie-root-port,hotplug=on
-    -device pcie-root-port,hotplug=on: hotplug cannot be 'on': there is no hotplug yet
+    $ -device pcie-root-port,hotplug=later
+    -device pcie-root-port,hotplug=later: hotplug must be on or off, not 'later'
     $ -device virtio-rng-pci,rng=r
     -device virtio-rng-pci,rng=r: rng: no object 'r': there is no -object
     $ -device virtio-rng-pci,period=0

@@ -12,7 +12,9 @@ public struct PCIERootPortOptions: PCIDeviceOptions, Hashable {
   public var slot: UInt16 = 0
   /// Port Number.
   public var port: UInt8 = 0
-  /// Room that is left in the windows for what is below; nil for as much as what is there needs.
+  /// Devices come and go below the port.
+  public var hotplug = true
+  /// Room that is left in the windows for what is below; nil for as much as what is there needs, and what may come.
   public var ioReserve: ByteCount?
   public var memoryReserve: ByteCount?
   public var prefetchableReserve: ByteCount?
@@ -42,6 +44,7 @@ public struct PCIERootPortOptions: PCIDeviceOptions, Hashable {
     Property("chassis", \.chassis, help: "Number of the chassis; chassis and slot together are a port's own"),
     Property("slot", \.slot, .within(0...0x1fff), help: "Physical number of the slot"),
     Property("port", \.port, help: "Number of the port"),
+    Property("hotplug", \.hotplug, help: "Plug and unplug below the port"),
   ]
 
   private static let reserves: [Property<Self>] = [
@@ -57,8 +60,8 @@ public struct PCIERootPortOptions: PCIDeviceOptions, Hashable {
   var reservation: RootPort.Reservation {
     var reservation = RootPort.Reservation()
     reservation.io = ioReserve?.bytes ?? 0
-    reservation.memory = memoryReserve?.bytes ?? 0
-    reservation.prefetchable = prefetchableReserve?.bytes ?? 0
+    reservation.memory = memoryReserve?.bytes
+    reservation.prefetchable = prefetchableReserve?.bytes
     reservation.buses = busReserve ?? 0
     return reservation
   }
