@@ -76,7 +76,14 @@ extension ErrorText {
     case .addressTaken(let address, let owner):
       "addr: \(address.text) is taken by \(text(for: owner))"
     case .noFreeAddress: "no device number on bus 0 is left"
-    // QEMU's words, and the nearest names.
+    // QEMU's words in these, and the nearest names.
+    case .singleFunction(let address):
+      "PCI: single function device can't be populated in function \(hexadecimal(address))"
+    case .functionPopulated(let address):
+      "PCI: \(String(address.device, radix: 16)).0 indicates single function, but \(hexadecimal(address)) is already "
+        + "populated."
+    case .functionZeroFound(let address, let owner):
+      "function 0 of slot \(address.device) is \(text(for: owner)) already: other functions come before it"
     case .unknownBus(let name, let known):
       "Bus \(quoted(name)) not found" + list("nearest", NearestNames.to(name, among: known))
     case .notOnLink(let address):
@@ -86,6 +93,10 @@ extension ErrorText {
     case .slotTaken(let chassis, let slot):
       "chassis \(chassis) has a slot \(slot) already: give each root port its own chassis or slot"
     }
+  }
+
+  private static func hexadecimal(_ address: RequesterID) -> String {
+    "\(String(address.device, radix: 16)).\(address.function)"
   }
 
   private static func unit(_ id: Identifier?) -> String {

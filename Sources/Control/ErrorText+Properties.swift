@@ -25,7 +25,7 @@ extension ErrorText {
       "must be a power of two between \(lowest) and \(highest), not \(quoted(value))"
     case .notOneOf(let words): "must be \(alternatives(words)), not \(quoted(value))"
     case .notPCIAddress:
-      "must be a device number from 01 to 1e, hexadecimal, with an optional '.0', not \(quoted(value))"
+      "must be a device number from 01 to 1e, hexadecimal, with an optional function from .0 to .7, not \(quoted(value))"
     case .notIdentifier: "must be a letter, then letters, digits, '-', '.' or '_', not \(quoted(value))"
     case .tooLong(let bytes): "can be \(bytes) bytes long at most"
     case .empty: "must not be empty"

@@ -13,11 +13,13 @@ public struct PCIEnvironment: Sendable {
   public let makeParking: @Sendable () -> any Parking
   /// The port that the function is below; nil on bus 0.
   public let upstream: RootPort?
+  /// There are other functions at the function's device number, and software is to look for them.
+  public let isMultifunction: Bool
 
   public init(
     memoryBus: AddressBus, ioBus: AddressBus, memory: any PhysicalMemory, remapper: any DMARemapper,
     interrupts: any InterruptRouter, workers: any QueueWorkerSource,
-    makeParking: @escaping @Sendable () -> any Parking, upstream: RootPort? = nil
+    makeParking: @escaping @Sendable () -> any Parking, upstream: RootPort? = nil, isMultifunction: Bool = false
   ) {
     self.memoryBus = memoryBus
     self.ioBus = ioBus
@@ -27,13 +29,14 @@ public struct PCIEnvironment: Sendable {
     self.workers = workers
     self.makeParking = makeParking
     self.upstream = upstream
+    self.isMultifunction = isMultifunction
   }
 
   /// The same ways out, below a port.
-  public func below(_ port: RootPort?) -> PCIEnvironment {
+  public func below(_ port: RootPort?, isMultifunction: Bool = false) -> PCIEnvironment {
     PCIEnvironment(
       memoryBus: memoryBus, ioBus: ioBus, memory: memory, remapper: remapper, interrupts: interrupts,
-      workers: workers, makeParking: makeParking, upstream: port)
+      workers: workers, makeParking: makeParking, upstream: port, isMultifunction: isMultifunction)
   }
 
   /// What a device is on the fabric: on bus 0 a part of the root complex, at the end of a link else.

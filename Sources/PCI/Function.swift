@@ -76,7 +76,7 @@ public final class Function: Sendable {
     space.define(StandardOffset.classCode, UInt8(truncatingIfNeeded: description.classCode))
     space.define(StandardOffset.classCode + 1, UInt16(truncatingIfNeeded: description.classCode >> 8))
     space.define(0x0c, UInt8(0), writable: 0xff)  // Cache Line Size
-    space.define(StandardOffset.headerType, UInt8(description.multifunction ? 0x80 : 0))
+    space.define(StandardOffset.headerType, UInt8(environment.isMultifunction ? 0x80 : 0))
     if description.isBridge {
       BridgeHeader.define(in: &space)
     } else {

@@ -22,7 +22,6 @@ public struct FunctionDescription: Sendable {
   public var classCode: UInt32
   public var subsystemVendorID: UInt16 = 0
   public var subsystemID: UInt16 = 0
-  public var multifunction = false
   /// A bridge has a type 1 header, without BARs and subsystem IDs; else the header is of type 0.
   public var isBridge = false
   /// 0 none, 1 INTA# … 4 INTD#.

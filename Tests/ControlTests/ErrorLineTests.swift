@@ -207,11 +207,13 @@ import Testing
     -device virtio-rng-pci,addr=1f: addr: 1f.0 is taken by the ISA bridge
     $ -device virtio-rng-pci,addr=2,id=r -device virtio-rng-pci,addr=2.0
     -device virtio-rng-pci,addr=2.0: addr: 02.0 is taken by virtio-rng-pci 'r'
-    $ -device virtio-rng-pci,addr=2.1
-    -device virtio-rng-pci,addr=2.1: addr cannot be '2.1': functions above 0 need multifunction, which is not offered
+    $ -device edu,addr=12 -device edu,addr=12.1
+    -device edu,addr=12.1: PCI: single function device can't be populated in function 12.1
+    $ -device edu,addr=1a.3,multifunction=on -device edu,addr=1a
+    -device edu,addr=1a: PCI: 1a.0 indicates single function, but 1a.3 is already populated.
     $ -device virtio-rng-pci,addr=zz
     -device virtio-rng-pci,addr=zz: addr must be a device number from 01 to 1e, hexadecimal, with an optional \
-    '.0', not 'zz'
+    function from .0 to .7, not 'zz'
     $ -device virtio-rng-pci,bus=pcie.1
     -device virtio-rng-pci,bus=pcie.1: Bus 'pcie.1' not found; nearest: pcie.0
     $ -device pcie-root-port,id=rp0 -device pcie-root-port,id=rp1

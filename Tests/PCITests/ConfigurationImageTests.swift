@@ -5,7 +5,7 @@ import Testing
 /// Configuration space byte by byte: reset values and masks, written down from PCI Express Base 7.5 and 7.7.
 @Suite struct ConfigurationImageTests {
   static let resetImage = [UInt8](rows: [
-    0x00: "f4 1a 42 10  00 00 10 00  01 00 80 01  00 00 80 00",
+    0x00: "f4 1a 42 10  00 00 10 00  01 00 80 01  00 00 00 00",
     // BAR 1 says I/O; 2 is 64-bit and prefetchable; 4 is 32-bit and prefetchable.
     0x10: "00 00 00 00  01 00 00 00  0c 00 00 00  00 00 00 00",
     0x20: "08 00 00 00  00 00 00 00  00 00 00 00  f4 1a 00 11",

@@ -39,7 +39,6 @@ import Testing
       ports.append(port)
       let environment = board.environment.below(port)
       var description = FunctionDescription.everything
-      description.multifunction = false
       description.expressType = environment.endpointType
       let function = Function(
         description, at: RequesterID(bus: 0, device: 0, function: 0), environment: environment)

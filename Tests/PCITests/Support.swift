@@ -75,7 +75,6 @@ extension FunctionDescription {
     description.revisionID = 1
     description.subsystemVendorID = 0x1af4
     description.subsystemID = 0x1100
-    description.multifunction = true
     description.interruptPin = 1
     description.baseAddressRegisters = [
       BaseAddressRegister(index: 0, space: .memory32, size: 0x1000),

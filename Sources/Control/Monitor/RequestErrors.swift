@@ -72,6 +72,10 @@ extension MonitorError {
         .generic(
           "PCI: slot \(address.device) function \(address.function) not available for \(kindName), in use by "
             + Self.text(owner))
+      case .functionZeroFound(let address, let owner):
+        .generic(
+          "PCI: slot \(address.device) function 0 already occupied by \(Self.kindName(owner)), new func "
+            + "\(kindName) cannot be exposed to guest.")
       case .noFreeAddress: .generic("PCI: no slot/function available for \(kindName), all in use or reserved")
       default: .generic(ErrorText.text(for: problem))
       }
@@ -80,6 +84,14 @@ extension MonitorError {
   /// Where QEMU's property is: a virtio device on PCI is two devices there.
   private static func owner(_ kindName: String) -> String {
     kindName.hasPrefix("virtio-") && kindName.hasSuffix("-pci") ? kindName.dropLast(3) + "device" : kindName
+  }
+
+  private static func kindName(_ owner: AddressOwner) -> String {
+    switch owner {
+    case .hostBridge: "mch"
+    case .isaBridge: "ICH9-LPC"
+    case .device(let kindName, _): kindName
+    }
   }
 
   private static func text(_ owner: AddressOwner) -> String {

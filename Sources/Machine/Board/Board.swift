@@ -162,7 +162,8 @@ final class Board: Sendable {
 
   /// The ways out of a function: through the port that it is below, and the unit that has it, if any.
   func environment(at place: PCIPlace) -> PCIEnvironment {
-    remapping.domain(of: place).environment.below(port(of: place))
+    remapping.domain(of: place).environment.below(
+      port(of: place), isMultifunction: devices.isMultifunction(at: place))
   }
 
   /// - Parameter address: on bus 0.

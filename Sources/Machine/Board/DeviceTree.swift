@@ -60,11 +60,20 @@ final class DeviceTree: Sendable {
     }
   }
 
+  /// Whether the device at a place says that there are other functions.
+  func isMultifunction(at place: PCIPlace) -> Bool {
+    state.withLock { state in
+      let options = state.entries.first { $0.device.place == place }?.device.options
+      return (options as? any PCIDeviceOptions)?.function.isMultifunction == true
+    }
+  }
+
   /// Takes a device up, if it fits beside those that are there. It has no function yet.
-  func admit(_ options: any DeviceOptions) throws(DeviceProblem) -> Device {
+  /// - Parameter isHotplugged: the machine runs.
+  func admit(_ options: any DeviceOptions, isHotplugged: Bool = false) throws(DeviceProblem) -> Device {
     let admitted: Result<Device, DeviceProblem> = state.withLock { state in
       do throws(DeviceProblem) {
-        let place = try state.admission.admit(options)
+        let place = try state.admission.admit(options, isHotplugged: isHotplugged)
         state.lastNumber += 1
         let path =
           options.id.map { "/machine/peripheral/\($0)" } ?? "/machine/peripheral-anon/device[\(state.anonymousCount)]"

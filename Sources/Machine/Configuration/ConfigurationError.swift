@@ -64,6 +64,12 @@ public enum DeviceProblem: Error, Hashable, Sendable {
   case deviceHasUnit(String, Identifier?)
   case addressTaken(RequesterID, by: AddressOwner)
   case noFreeAddress
+  /// Function 0 there says that it is alone.
+  case singleFunction(RequesterID)
+  /// The device, a function 0, says that it is alone, and there is this one.
+  case functionPopulated(RequesterID)
+  /// Software has found function 0 already and looks for no other.
+  case functionZeroFound(RequesterID, by: AddressOwner)
   /// No root port before it has the id.
   case unknownBus(String, known: [String])
   /// Below a port there is device 0 alone.

@@ -14,11 +14,13 @@ public struct DeviceAdmission: Sendable {
     PCIPlace(MachineConfiguration.hostBridgeAddress): .hostBridge,
     PCIPlace(MachineConfiguration.isaBridgeAddress): .isaBridge,
   ]
+  /// The places of devices that say that there are other functions.
+  private var multifunction: Set<PCIPlace> = []
   /// Root ports by their ids, which name the buses below them.
   private var ports: [Identifier: RequesterID] = [:]
   private var slots: Set<ChassisSlot> = []
-  /// Addresses on bus 0 that devices of the command line ask for. Those that ask for none keep off them.
-  private let reserved: Set<RequesterID>
+  /// Device numbers on bus 0 that devices of the command line ask for. Those that ask for none keep off them.
+  private let reserved: Set<UInt8>
 
   /// Of a machine without block nodes and objects.
   public init() {
@@ -35,7 +37,7 @@ public struct DeviceAdmission: Sendable {
     reserved = Set(
       configuration.devices.compactMap { device in
         guard let function = (device as? any PCIDeviceOptions)?.function else { return nil }
-        return function.bus == PCIFunctionOptions.rootBus ? function.address : nil
+        return function.bus == PCIFunctionOptions.rootBus ? function.address?.device : nil
       })
     try configuration.checkBlockNodes()
     for node in blockNodes {
@@ -54,8 +56,11 @@ public struct DeviceAdmission: Sendable {
   }
 
   /// Takes a device up, or leaves everything as it was.
+  /// - Parameter isHotplugged: the machine runs.
   /// - Returns: its place; nil for a device that is not on PCI.
-  public mutating func admit(_ device: any DeviceOptions) throws(DeviceProblem) -> PCIPlace? {
+  public mutating func admit(
+    _ device: any DeviceOptions, isHotplugged: Bool = false
+  ) throws(DeviceProblem) -> PCIPlace? {
     if let id = device.id, identifiers.contains(id) { throw .duplicateID(id) }
     for use in device.nodes { try check(use) }
     for use in device.objects { try check(use) }
@@ -65,7 +70,12 @@ public struct DeviceAdmission: Sendable {
       throw .slotTaken(chassis: port.chassis, slot: port.slot)
     }
     var place: PCIPlace?
-    if let device = device as? any PCIDeviceOptions { place = try self.place(device.function) }
+    if let function = (device as? any PCIDeviceOptions)?.function {
+      let wanted = try self.place(function)
+      try checkFunctions(at: wanted, isMultifunction: function.isMultifunction, isHotplugged: isHotplugged)
+      if function.isMultifunction { multifunction.insert(wanted) }
+      place = wanted
+    }
 
     if let place { owners[place] = owner }
     if let port, let place {
@@ -82,7 +92,10 @@ public struct DeviceAdmission: Sendable {
   /// Gives back what a device had.
   public mutating func release(_ device: any DeviceOptions, at place: PCIPlace?) {
     if let id = device.id { identifiers.remove(id) }
-    if let place { owners[place] = nil }
+    if let place {
+      owners[place] = nil
+      multifunction.remove(place)
+    }
     if let port = device as? PCIERootPortOptions {
       slots.remove(ChassisSlot(port))
       if let id = port.id { ports[id] = nil }
@@ -121,10 +134,25 @@ public struct DeviceAdmission: Sendable {
       return place
     }
     let all = (1..<UInt8(0x1f)).lazy.map { RequesterID(bus: 0, device: $0, function: 0) }
-    guard let address = all.first(where: { owners[PCIPlace($0)] == nil && !reserved.contains($0) }) else {
-      throw .noFreeAddress
+    let free = all.first { address in
+      !reserved.contains(address.device) && !(0..<8).contains { owners[PCIPlace(address).function($0)] != nil }
     }
-    return PCIPlace(address)
+    guard let free else { throw .noFreeAddress }
+    return PCIPlace(free)
+  }
+
+  /// QEMU's rules: function 0 says whether there are others, which need not say so themselves. On a machine that runs it
+  /// comes last, since software looks for the others when it finds that one.
+  private func checkFunctions(
+    at place: PCIPlace, isMultifunction: Bool, isHotplugged: Bool
+  ) throws(DeviceProblem) {
+    if place.address.function > 0 {
+      guard let owner = owners[place.function(0)] else { return }
+      if isHotplugged { throw .functionZeroFound(place.address, by: owner) }
+      if !multifunction.contains(place.function(0)) { throw .singleFunction(place.address) }
+    } else if !isMultifunction, let other = (1..<8).map(place.function).first(where: { owners[$0] != nil }) {
+      throw .functionPopulated(other.address)
+    }
   }
 
   /// A link leads to device 0 alone.

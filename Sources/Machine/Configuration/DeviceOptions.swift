@@ -73,26 +73,17 @@ public struct PCIFunctionOptions: Hashable, Sendable {
   public var address: RequesterID?
   /// `rootBus`, or the id of a root port.
   public var bus = Self.rootBus
+  /// There are other functions at its device number: what function 0 says so that software looks for them.
+  public var isMultifunction = false
 
   public init(address: RequesterID? = nil) { self.address = address }
 
   static let addressProperties: [Property<Self>] = [
-    Property(
-      "addr", \.address, .functionZero, help: "Device and optional function number, example: 06.0 or 06")
+    Property("addr", \.address, help: "Device and optional function number, example: 06.0 or 06"),
+    Property("multifunction", \.isMultifunction, help: "There are other functions at the device number"),
   ]
   static let properties: [Property<Self>] =
     addressProperties + [
       Property("bus", \.bus, .notEmpty, help: "Bus that the device is on: pcie.0, or the ID of a root port")
     ]
-}
-
-extension PropertyConstraint where Value == RequesterID {
-  /// A function above 0 would need a multi-function device at 0, or the guest does not look for it.
-  static var functionZero: Self {
-    Self { (value) throws(ValueError) in
-      guard value.function == 0 else {
-        throw .refused(reason: "functions above 0 need multifunction, which is not offered")
-      }
-    }
-  }
 }

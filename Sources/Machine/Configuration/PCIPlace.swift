@@ -14,6 +14,11 @@ public struct PCIPlace: Hashable, Comparable, Sendable, CustomStringConvertible 
 
   public var device: UInt8 { address.device }
 
+  /// Another function of the same device.
+  func function(_ number: UInt8) -> PCIPlace {
+    PCIPlace(RequesterID(bus: 0, device: device, function: number), below: port)
+  }
+
   /// Device and function on each bus, from bus 0 to its own.
   var path: [RequesterID] { port.map { [$0, address] } ?? [address] }
 

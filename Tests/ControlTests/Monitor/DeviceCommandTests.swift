@@ -102,6 +102,14 @@ import Testing
         .generic("PCI: slot 3 function 0 not available for edu, in use by edu,id=(null)")
       ),
       (
+        refused(
+          "edu",
+          .functionZeroFound(
+            RequesterID(bus: 0, device: 0x12, function: 1), by: .device(kindName: "dma-engine", id: nil))),
+        .generic(
+          "PCI: slot 18 function 0 already occupied by dma-engine, new func edu cannot be exposed to guest.")
+      ),
+      (
         refused("edu", .noFreeAddress),
         .generic("PCI: no slot/function available for edu, all in use or reserved")
       ),

@@ -127,8 +127,10 @@ import Testing
     #expect(disk.function.address == RequesterID(bus: 0, device: 6, function: 0))
   }
 
-  @Test func functionsAboveZeroAreRefused() {
-    #expect(throws: PropertyError.self) { try options(VirtioRNGOptions.self, ("addr", "06.1")) }
+  @Test func `an address has a function from 0 to 7`() throws {
+    let device = try options(VirtioRNGOptions.self, ("addr", "06.7"), ("multifunction", "on"))
+    #expect(device.function.address == RequesterID(bus: 0, device: 6, function: 7))
+    #expect(device.function.isMultifunction)
   }
 
   @Test(arguments: [

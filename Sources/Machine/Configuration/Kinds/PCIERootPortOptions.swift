@@ -34,9 +34,7 @@ public struct PCIERootPortOptions: PCIDeviceOptions, Hashable {
 
   private static let settled: [Property<Self>] = [
     Property(
-      "bus", settled: PCIFunctionOptions.rootBus, because: "a root port is on pcie.0", help: "Bus that the port is on"),
-    Property(
-      "multifunction", settled: false, because: "functions above 0 are not offered", help: "Other functions"),
+      "bus", settled: PCIFunctionOptions.rootBus, because: "a root port is on pcie.0", help: "Bus that the port is on")
   ]
 
   private static let numbers: [Property<Self>] = [

@@ -63,7 +63,6 @@ public struct VFIOPCIOptions: PCIDeviceOptions, Hashable {
       Property(
         "x-igd-opregion", settled: false, because: "there is no VGA", help: "Show the graphics device's OpRegion"),
       Property("x-vga", settled: false, because: "there is no VGA", help: "Legacy VGA ranges"),
-      Property("multifunction", settled: false, because: "every function is a device here", help: "Other functions"),
     ]
 
   public static let rules: [PropertyRule<Self>] = [
