@@ -134,17 +134,15 @@ public struct ResourcePlacement: Sendable {
   /// what is reserved.
   static let hotplugRoom: UInt64 = 2 << 20
 
-  /// Finds a place for everything. Where the 32-bit window has too little for all that may come, each port has 1 MiB there;
-  /// where that is too much, too, what is there already comes first, and ports have the rest in order of address.
+  /// Finds a place for everything. Where the windows have too little for all that may come, what is there already comes
+  /// first, and then the empty ports in order of address, with 1 MiB each below 4 GiB.
   private mutating func plan(_ functions: [Function], _ ports: [RootPort]) throws(NoRoom) -> [(Wish, base: UInt64)] {
     let all = free
-    let least = BridgeWindow.memory.granule
-    for memory in [Self.hotplugRoom, least] {
-      let room = [BridgeWindow.memory: memory, .prefetchable: Self.hotplugRoom]
-      if let plan = try? takeAll(wishes(functions, ports, hotplugRoom: room)) { return plan }
-      free = all
-    }
+    let room = [BridgeWindow.memory: Self.hotplugRoom, .prefetchable: Self.hotplugRoom]
+    if let plan = try? takeAll(wishes(functions, ports, hotplugRoom: room)) { return plan }
+    free = all
     var plan = try takeAll(wishes(functions, ports, hotplugRoom: [:]))
+    let least = BridgeWindow.memory.granule
     for (window, room) in [(BridgeWindow.memory, least), (.prefetchable, Self.hotplugRoom)] {
       for port in ports where !plan.contains(where: { $0.0.isOf(port, window) }) {
         let bytes = Self.reserved(window, of: port, hotplugRoom: [window: room])
