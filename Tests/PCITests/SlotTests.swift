@@ -34,6 +34,8 @@ final class SlotBoard {
   var ejectCount: Int { ejects.value }
   var refusalCount: Int { refusals.value }
   var isOccupied: Bool { function != nil }
+  /// The device of an eject is still there.
+  var isEjecting: Bool { ejects.value > takenEjects }
   /// Of the device in the slot.
   var identity: UInt32? { function?.read32(0) }
 
