@@ -21,8 +21,9 @@ extension Function {
   /// for nothing. Locks that are held across a call of the model or of the host are only tried; where one is taken, its
   /// holder does the rest when it is through. Accesses in flight end as they will, and cannot undo any of this.
   ///
-  /// What the model has with the host stays until `revoke`. A passed-through device goes on with its DMA, and CPUs reach
-  /// the pages of its BARs that are mapped; its translations are kept in step with the guest's as long.
+  /// The only host calls are those that take doorbells back, as a move of the BAR makes them. What the model has with the
+  /// host stays until `revoke`: a passed-through device goes on with its DMA, its translations kept in step with the
+  /// guest's, the kernel forwards the messages that it signals, and CPUs reach the pages of its BARs that are mapped.
   public func refuse() {
     // Counted as an access: a revocation on another thread waits until this is through.
     let phase = environment.gate.accesses.begin()
