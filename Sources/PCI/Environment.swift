@@ -32,6 +32,13 @@ public struct PCIEnvironment: Sendable {
     self.isMultifunction = isMultifunction
   }
 
+  /// The same ways out, with interrupts that pass another router.
+  public func routing(by interrupts: any InterruptRouter) -> PCIEnvironment {
+    PCIEnvironment(
+      memoryBus: memoryBus, ioBus: ioBus, memory: memory, remapper: remapper, interrupts: interrupts,
+      workers: workers, makeParking: makeParking, upstream: upstream, isMultifunction: isMultifunction)
+  }
+
   /// The same ways out, below a port.
   public func below(_ port: RootPort?, isMultifunction: Bool = false) -> PCIEnvironment {
     PCIEnvironment(

@@ -39,7 +39,7 @@ extension Board {
     }
     if let device = options as? VFIOPCIOptions, let descriptor = device.descriptor { throw .noDescriptor(descriptor) }
     do throws(DeviceProblem) {
-      return try devices.admit(options)
+      return try devices.admit(options, isHotplugged: true)
     } catch {
       throw .refused(kindName: kind.kindName, error)
     }

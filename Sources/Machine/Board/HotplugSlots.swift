@@ -102,9 +102,8 @@ final class HotplugSlots: Sendable {
 
   /// Asks the guest for what is below a port.
   func requestRemoval(below port: RequesterID) -> RemovalAnswer {
-    guard let controller, let number = numbers[port] else {
-      return ports.withLock { $0[port] }?.requestRemoval() ?? .unpowered
-    }
+    guard let controller else { return ports.withLock { $0[port] }?.requestRemoval() ?? .unpowered }
+    guard let number = numbers[port] else { return .unpowered }
     controller.requestRemoval(number)
     return .asked
   }

@@ -91,10 +91,7 @@ final class VFIOPCI: FunctionModel {
         tell: { surroundings.tell(.interruptsRefused($0)) })
       function = Function(
         Self.description(space, bars.registers + (romRegister.map { [$0] } ?? [])), at: address,
-        environment: PCIEnvironment(
-          memoryBus: environment.memoryBus, ioBus: environment.ioBus, memory: environment.memory,
-          remapper: environment.remapper, interrupts: interrupts, workers: environment.workers,
-          makeParking: environment.makeParking, upstream: environment.upstream))
+        environment: environment.routing(by: interrupts))
     } catch {
       throw .registers(error)
     }

@@ -20,8 +20,6 @@ public struct PCIERootPortOptions: PCIDeviceOptions, Hashable {
   public var prefetchableReserve: ByteCount?
   /// Bus numbers beside its own bus's.
   public var busReserve: UInt8?
-  /// Whether devices come and go below it while the machine runs.
-  public var hotplug = true
 
   public init() {}
 
@@ -38,7 +36,6 @@ public struct PCIERootPortOptions: PCIDeviceOptions, Hashable {
   ]
 
   private static let numbers: [Property<Self>] = [
-    Property("hotplug", \.hotplug, help: "Plug and unplug below the port"),
     Property("chassis", \.chassis, help: "Number of the chassis; chassis and slot together are a port's own"),
     Property("slot", \.slot, .within(0...0x1fff), help: "Physical number of the slot"),
     Property("port", \.port, help: "Number of the port"),
