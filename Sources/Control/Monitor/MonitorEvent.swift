@@ -1,9 +1,12 @@
 import JSON
 import Machine
 
-/// The events that QMP tells (qapi/run-state.json, qapi/qdev.json), and one of ours.
+/// The events that QMP tells (qapi/run-state.json, qapi/qdev.json, qapi/acpi.json), and one of ours.
 enum MonitorEventKind: String, CaseIterable {
+  /// The guest has reported how it got on with a device (ACPI 6.5, 6.3.5, _OST).
+  case deviceStatus = "ACPI_DEVICE_OST"
   case deviceDeleted = "DEVICE_DELETED"
+  case unplugRefused = "DEVICE_UNPLUG_GUEST_ERROR"
   /// The client has not read, and so lost events that would stand here.
   case eventsDropped = "X_EVENTS_DROPPED"
   case powerDown = "POWERDOWN"
@@ -15,12 +18,24 @@ enum MonitorEventKind: String, CaseIterable {
   /// What comes with it.
   var members: [SchemaMember] {
     switch self {
-    case .deviceDeleted: [SchemaMember("device", .string, optional: true), SchemaMember("path", .string)]
+    case .deviceStatus: [SchemaMember("info", Self.statusType)]
+    case .deviceDeleted, .unplugRefused:
+      [SchemaMember("device", .string, optional: true), SchemaMember("path", .string)]
     case .eventsDropped: [SchemaMember("count", .integer)]
     case .powerDown, .resume, .stop: []
     case .reset, .shutdown: [SchemaMember("guest", .boolean), SchemaMember("reason", MachineCause.reasons)]
     }
   }
+
+  /// QEMU's kinds of slots are DIMM and CPU. A slot of PCI is an extension of ours.
+  private static let statusType = SchemaType.object(
+    "ACPIOSTInfo",
+    [
+      SchemaMember("device", .string, optional: true), SchemaMember("slot", .string),
+      SchemaMember("slot-type", .enumeration("ACPISlotType", [pciSlot])), SchemaMember("source", .integer),
+      SchemaMember("status", .integer),
+    ])
+  fileprivate static let pciSlot = "PCI"
 
   /// - Parameter time: nanoseconds since 1970.
   func message(_ data: JSONValue? = nil, at time: UInt64) -> JSONValue {
@@ -50,13 +65,24 @@ extension MachineNotice {
     case .powerDown: kind = .powerDown
     case .paused: kind = .stop
     case .resumed: kind = .resume
-    case .deviceDeleted(let id, let path):
-      var device: JSONObject = ["path": .string(path)]
-      device["device"] = id.map { .string($0.text) }
-      (kind, data) = (.deviceDeleted, .object(device))
-    case .unplugRefused, .deviceStatus: return nil
+    case .deviceDeleted(let id, let path): (kind, data) = (.deviceDeleted, Self.device(id, path))
+    case .unplugRefused(let id, let path): (kind, data) = (.unplugRefused, Self.device(id, path))
+    case .deviceStatus(let id, let slot, let source, let status):
+      var information: JSONObject = [:]
+      information["device"] = id.map { .string($0.text) }
+      information["slot"] = .string(slot)
+      information["slot-type"] = .string(MonitorEventKind.pciSlot)
+      information["source"] = .integer(source)
+      information["status"] = .integer(status)
+      (kind, data) = (.deviceStatus, ["info": .object(information)])
     }
     return kind.message(data, at: time)
+  }
+
+  private static func device(_ id: Identifier?, _ path: String) -> JSONValue {
+    var device: JSONObject = ["path": .string(path)]
+    device["device"] = id.map { .string($0.text) }
+    return .object(device)
   }
 }
 

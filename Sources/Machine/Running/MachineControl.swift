@@ -45,10 +45,11 @@ public enum MachineNotice: Hashable, Sendable {
   case resumed
   /// A device is no more: its id, if it has one, and its path in QEMU's tree of objects.
   case deviceDeleted(Identifier?, path: String)
-  /// The guest keeps a device that it was asked for.
+  /// The guest has refused to give up a device, named as for `deviceDeleted`.
   case unplugRefused(Identifier?, path: String)
-  /// What the guest says about a notification of a slot (_OST; ACPI 6.5, 6.3.5): the device in it, if it has an id, and
-  /// the values as the guest wrote them.
+  /// The guest has reported by _OST how it got on with the device of a slot (ACPI 6.5, 6.3.5): nil for a slot that is
+  /// empty, or whose device has no id. `source` is the event that it reports on, 1 for a device check and 3 for an
+  /// eject request; `status` is 0 for success.
   case deviceStatus(Identifier?, slot: String, source: Int64, status: Int64)
 }
 

@@ -163,6 +163,19 @@ import Testing
     #expect(
       text(.deviceDeleted(nil, path: "/machine/peripheral-anon/device[0]")) == time
         + #""DEVICE_DELETED", "data": {"path": "/machine/peripheral-anon/device[0]"}}"#)
+    #expect(
+      text(.unplugRefused(try Identifier(text: "nic0"), path: "/machine/peripheral/nic0")) == time
+        + #""DEVICE_UNPLUG_GUEST_ERROR", "data": {"path": "/machine/peripheral/nic0", "device": "nic0"}}"#)
+    #expect(
+      text(.unplugRefused(nil, path: "/machine/peripheral-anon/device[0]")) == time
+        + #""DEVICE_UNPLUG_GUEST_ERROR", "data": {"path": "/machine/peripheral-anon/device[0]"}}"#)
+    #expect(
+      text(.deviceStatus(try Identifier(text: "nic0"), slot: "3", source: 3, status: 0x80)) == time
+        + #""ACPI_DEVICE_OST", "data": {"info": {"device": "nic0", "slot": "3", "slot-type": "PCI", "source": 3, "#
+        + #""status": 128}}}"#)
+    #expect(
+      text(.deviceStatus(nil, slot: "0", source: 1, status: 0)) == time
+        + #""ACPI_DEVICE_OST", "data": {"info": {"slot": "0", "slot-type": "PCI", "source": 1, "status": 0}}}"#)
     #expect(text(.powerDown) == time + #""POWERDOWN"}"#)
     #expect(text(.tripleFault(processor: 0, instructionPointer: nil)) == nil)
   }
