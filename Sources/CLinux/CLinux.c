@@ -33,6 +33,27 @@ int nestling_memfd_create(const char *name, unsigned int page_shift) {
 
 int nestling_accept(int listener) { return ANSWER(accept4(listener, NULL, NULL, SOCK_CLOEXEC)); }
 
+long nestling_receive(int from, void *into, size_t count, int passed[NESTLING_PASSED_LIMIT], unsigned int *passed_count) {
+    union {
+        struct cmsghdr header;
+        char bytes[CMSG_SPACE(sizeof(int) * NESTLING_PASSED_LIMIT)];
+    } control;
+    struct iovec part = {.iov_base = into, .iov_len = count};
+    struct msghdr message = {
+        .msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+    *passed_count = 0;
+    long result = ANSWER(recvmsg(from, &message, MSG_CMSG_CLOEXEC));
+    if (result < 0) return result;
+    for (struct cmsghdr *header = CMSG_FIRSTHDR(&message); header != NULL; header = CMSG_NXTHDR(&message, header)) {
+        if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;
+        size_t found = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+        // The control buffer has room for no more than the limit.
+        memcpy(passed, CMSG_DATA(header), found * sizeof(int));
+        *passed_count = (unsigned int)found;
+    }
+    return result;
+}
+
 long nestling_getrandom(void *into, size_t count) { return ANSWER(getrandom(into, count, 0)); }
 
 int nestling_termination_signals(void) {

@@ -18,14 +18,19 @@ extension FileDescriptor {
   /// Opens a file with random access: a regular file or a block device. It refuses any other.
   public init(openingImage path: String, _ flags: Int32) throws(SystemError) {
     let file = try FileDescriptor(opening: path, flags | O_NONBLOCK | O_NOCTTY)
-    let kind = try file.kind
+    try file.checkImage(path)
+    let set = fcntl(file.rawValue, F_GETFL)
+    _ = fcntl(file.rawValue, F_SETFL, set & ~O_NONBLOCK)
+    self = file
+  }
+
+  /// Refuses what has no random access: anything but a regular file or a block device.
+  func checkImage(_ path: String) throws(SystemError) {
+    let kind = try kind
     guard kind == S_IFREG || kind == S_IFBLK else {
       if kind == S_IFDIR { throw SystemError("open", path, code: EISDIR) }
       throw SystemError("open", path, code: EINVAL, because: "neither a regular file nor a block device")
     }
-    let set = fcntl(file.rawValue, F_GETFL)
-    _ = fcntl(file.rawValue, F_SETFL, set & ~O_NONBLOCK)
-    self = file
   }
 
   /// Opens a file of any kind but a folder for reading. A read returns at once where the file has no bytes now.

@@ -23,14 +23,30 @@ public final class ScatteredFile: Sendable {
   public let memory: GuestMemory
 
   /// Opens an image: a regular file or a block device.
-  public init(opening path: String, readOnly: Bool, memory: GuestMemory) throws(SystemError) {
-    file = try FileDescriptor(openingImage: path, readOnly ? O_RDONLY : O_RDWR)
-    self.path = path
-    self.memory = memory
-    isReadOnly = readOnly
+  public convenience init(opening path: String, readOnly: Bool, memory: GuestMemory) throws(SystemError) {
+    try self.init(FileDescriptor(openingImage: path, readOnly ? O_RDONLY : O_RDWR), path, readOnly, memory)
+  }
+
+  /// Of an image that is open, by a descriptor of its own.
+  /// - Parameter path: for messages.
+  public convenience init(
+    _ open: PassedDescriptor, named path: String, readOnly: Bool, memory: GuestMemory
+  ) throws(SystemError) {
+    let file = try FileDescriptor(duplicating: open.rawValue)
+    try file.checkImage(path)
+    try self.init(file, path, readOnly, memory)
+  }
+
+  private init(
+    _ file: consuming FileDescriptor, _ path: String, _ readOnly: Bool, _ memory: GuestMemory
+  ) throws(SystemError) {
     let end = lseek(file.rawValue, 0, SEEK_END)
     if end < 0 { throw SystemError("lseek", path, code: errno) }
     size = UInt64(end)
+    self.file = file
+    self.path = path
+    self.memory = memory
+    isReadOnly = readOnly
   }
 
   /// A copy of `count` bytes; fewer at the end of the file.

@@ -9,11 +9,14 @@ public final class KernelFile: Sendable {
   public let descriptor: Int32
   /// What it was opened by, for messages.
   public let name: String
+  /// Who closes it; nil for this object itself.
+  private let owner: PassedDescriptor?
 
   /// Opens for reading and writing.
   public init(opening path: String, calls: any SystemCalls) throws(SystemError) {
     self.calls = calls
     name = path
+    owner = nil
     descriptor = try checked(calls.open(path, flags: O_RDWR), "open", path)
   }
 
@@ -21,10 +24,19 @@ public final class KernelFile: Sendable {
   public init(owning descriptor: Int32, calls: any SystemCalls) {
     self.calls = calls
     self.descriptor = descriptor
+    owner = nil
     name = "fd \(descriptor)"
   }
 
-  deinit { calls.close(descriptor) }
+  /// Shares an open file, which is closed when its last owner goes.
+  public init(sharing file: PassedDescriptor, calls: any SystemCalls) {
+    self.calls = calls
+    owner = file
+    descriptor = file.rawValue
+    name = "fd \(descriptor)"
+  }
+
+  deinit { if owner == nil { calls.close(descriptor) } }
 
   /// A request with a structure, which the kernel reads and writes.
   /// - Parameter call: the request's name in the kernel's header.

@@ -61,6 +61,10 @@ int nestling_eventfd(void);
 /// page_shift: 0 for standard pages, 1 for huge pages of the default size, else the logarithm of the page's size.
 int nestling_memfd_create(const char *name, unsigned int page_shift);
 int nestling_accept(int listener);
+#define NESTLING_PASSED_LIMIT 16
+/// recvmsg(2). Descriptors that come with the bytes (SCM_RIGHTS) are stored close-on-exec; the kernel closes those
+/// beyond the limit. Answers how many bytes came.
+long nestling_receive(int from, void *into, size_t count, int passed[NESTLING_PASSED_LIMIT], unsigned int *passed_count);
 /// Answers how many bytes it wrote.
 long nestling_getrandom(void *into, size_t count);
 /// SIGINT, SIGTERM and SIGHUP are blocked for this thread and those to come, and arrive at the descriptor.

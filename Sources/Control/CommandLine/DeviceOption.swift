@@ -11,7 +11,9 @@ enum DeviceOption {
     }
     if CommandOptions.asksForProperties(text) { return HelpText.properties(of: kind, title: kind.kindName) }
     do {
-      draft.configuration.devices.append(try kind.init(assignments))
+      let options = try kind.init(assignments)
+      try KindArguments.checkDescriptor(of: options)
+      draft.configuration.devices.append(options)
     } catch {
       throw .property(error, owner: kind.kindName)
     }
@@ -31,7 +33,9 @@ enum ObjectOption {
     }
     if CommandOptions.asksForProperties(text) { return HelpText.properties(of: kind, title: kind.kindName) }
     do {
-      draft.configuration.objects.append(try kind.init(assignments))
+      let options = try kind.init(assignments)
+      try KindArguments.checkDescriptor(of: options)
+      draft.configuration.objects.append(options)
     } catch {
       throw .property(error, owner: kind.kindName)
     }
@@ -41,6 +45,12 @@ enum ObjectOption {
 }
 
 enum KindArguments {
+  /// Names of open files are a monitor's: at the start there are only the numbers of inherited ones.
+  static func checkDescriptor(of options: any KindOptions) throws(PropertyError) {
+    guard let file = (options as? any DescriptorTaking)?.file, file.number == nil else { return }
+    throw .value(name: "fd", text: file.text, .notNumber)
+  }
+
   /// Takes the kind's name out of an option string.
   static func split(
     _ text: String, impliedName: String, of wordKind: OptionProblem.WordKind

@@ -12,7 +12,13 @@ extension MonitorCommands {
         SchemaMember("discard", .enumeration("BlockdevDiscardOptions", ["ignore", "unmap"]), optional: true),
       ]
     ) { (object, target) throws(MonitorError) in
-      try target.perform(.addNode(try node(try JSONProperties.flattened(object))))
+      var node = try node(try JSONProperties.flattened(object))
+      do throws(DescriptorSets.Problem) {
+        node.file = try target.descriptors.sets.open(node.path, readOnly: node.readOnly)
+      } catch {
+        throw MonitorError(error)
+      }
+      try target.perform(.addNode(node))
     },
     MonitorCommand("blockdev-del", NodeNameArguments.self) { (arguments, target) throws(MonitorError) in
       try target.perform(.removeNode(arguments.name))

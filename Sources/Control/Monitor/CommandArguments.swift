@@ -44,6 +44,13 @@ struct ArgumentField<Arguments: Sendable>: Sendable {
     }
   }
 
+  init(_ name: String, _ path: any WritableKeyPath<Arguments, Int64> & Sendable) {
+    self.init(name: name, type: .integer, isOptional: false) { (arguments, value) throws(MonitorError) in
+      guard case .integer(let number) = value else { throw .invalidType(name, expected: "integer") }
+      arguments[keyPath: path] = number
+    }
+  }
+
   /// A list of words, each one of a few.
   init(_ name: String, _ path: any WritableKeyPath<Arguments, [String]> & Sendable, of words: SchemaType) {
     self.init(name: name, type: .array(words), isOptional: true) { (arguments, value) throws(MonitorError) in

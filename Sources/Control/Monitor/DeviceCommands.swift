@@ -11,7 +11,7 @@ extension MonitorCommands {
         SchemaMember("id", .string, optional: true),
       ]
     ) { (object, target) throws(MonitorError) in
-      try target.perform(.addDevice(try DeviceArguments.read(try JSONProperties.lenient(object))))
+      try DeviceArguments.add(try DeviceArguments.read(try JSONProperties.lenient(object)), to: target)
     },
     MonitorCommand("device_del", RemovalArguments.self) { (arguments, target) throws(MonitorError) in
       try target.perform(.removeDevice(arguments.id, isSurprise: arguments.isSurprise ?? false))
@@ -36,6 +36,15 @@ struct RemovalArguments: CommandArguments {
 
 /// What `device_add` says, in QMP and to people.
 enum DeviceArguments {
+  static func add(_ description: DeviceDescription, to target: any MonitorTarget) throws(MonitorError) {
+    let names = description.assignments.last { $0.name == "fd" && description.kind is any DescriptorTaking.Type }
+    try DescriptorArguments.perform(names?.value, on: target) { (file) throws(MonitorError) in
+      var description = description
+      description.file = file
+      try target.perform(.addDevice(description))
+    }
+  }
+
   static func read(option text: String) throws(MonitorError) -> DeviceDescription {
     let assignments: [PropertyAssignment]
     do throws(OptionProblem) {

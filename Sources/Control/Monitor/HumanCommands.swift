@@ -45,7 +45,7 @@ enum HumanCommands {
       (words, target) in
       if let text = words.first, CommandOptions.asksHelp(text) { return Answer(text: HelpText.deviceKinds) }
       return answer { () throws(MonitorError) in
-        try target.perform(.addDevice(try DeviceArguments.read(option: words.first ?? "")))
+        try DeviceArguments.add(try DeviceArguments.read(option: words.first ?? ""), to: target)
       }
     },
     HumanCommand("device_del", parameters: "device", help: "remove device") { (words, target) in
@@ -56,11 +56,21 @@ enum HumanCommands {
     HumanCommand("object_add", parameters: "[qom-type=]type,id=str[,prop=value][,...]", help: "create QOM object") {
       (words, target) in
       named(words, "object_add") { (text) throws(MonitorError) in
-        try target.perform(.addObject(try ObjectArguments.read(option: text)))
+        try ObjectArguments.add(try ObjectArguments.read(option: text), to: target)
       }
     },
     HumanCommand("object_del", parameters: "id", help: "destroy QOM object") { (words, target) in
       named(words, "object_del") { (name) throws(MonitorError) in try ObjectArguments.remove(name, from: target) }
+    },
+    HumanCommand(
+      "getfd", parameters: "getfd name", help: "receive a file descriptor via SCM rights and assign it a name"
+    ) { (words, target) in
+      named(words, "getfd") { (name) throws(MonitorError) in try DescriptorArguments.name(name, on: target) }
+    },
+    HumanCommand(
+      "closefd", parameters: "closefd name", help: "close a file descriptor previously passed via SCM rights"
+    ) { (words, target) in
+      named(words, "closefd") { (name) throws(MonitorError) in try DescriptorArguments.close(name, on: target) }
     },
     HumanCommand("system_reset", help: "reset the system") { (_, target) in
       Answer { target.control.requestReset() }

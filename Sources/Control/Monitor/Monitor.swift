@@ -52,6 +52,7 @@ final class Monitor: CharacterFrontend {
   }
 
   func connected() {
+    target.descriptors.setConnected(true)
     outgoing.withLock { $0 = Outgoing() }
     hasGreeted.store(false, ordering: .releasing)
     session.withLock { $0 = Self.makeSession(options, device) }
@@ -100,7 +101,12 @@ final class Monitor: CharacterFrontend {
     device.roomChanged()
   }
 
-  func disconnected() { outgoing.withLock { $0 = Outgoing() } }
+  func receive(_ files: [PassedFile]) { target.descriptors.offer(files) }
+
+  func disconnected() {
+    target.descriptors.setConnected(false)
+    outgoing.withLock { $0 = Outgoing() }
+  }
 
   private func act(_ output: QMPSession.Output) -> Bool {
     switch output {

@@ -9,6 +9,8 @@ package protocol MonitorTarget: AnyObject, Sendable {
   var devices: [Device] { get }
   var objects: [any ObjectOptions] { get }
   var blockNodes: [MachineInspection.BlockState] { get }
+  /// The open files of the monitor that asks.
+  var descriptors: MonitorDescriptors { get }
   /// The kernel's numbers of the CPUs' threads; empty while there are none.
   var processorThreads: [Int] { get }
 

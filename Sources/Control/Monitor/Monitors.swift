@@ -1,12 +1,14 @@
 import Machine
 
-/// The monitors of a running machine, and what they may ask of it.
+/// What a monitor of a running machine may ask of it.
 final class Monitors: MonitorTarget {
   let control: any MachineControl
   private let inspection: MachineInspection
   private let remapping: RemappingInspection
+  let descriptors: MonitorDescriptors
 
-  private init(_ machine: RunningMachine) {
+  private init(_ machine: RunningMachine, _ sets: DescriptorSets) {
+    descriptors = MonitorDescriptors(sets)
     control = machine.control
     inspection = machine.inspection
     remapping = machine.remapping
@@ -15,12 +17,12 @@ final class Monitors: MonitorTarget {
   /// Attaches the monitors that the configuration asks for. To be called before the machine runs.
   static func attach(_ options: [MonitorOptions], to machine: RunningMachine) throws(StartError) {
     if options.isEmpty { return }
-    let target = Monitors(machine)
+    let sets = DescriptorSets()
     var monitors: [Monitor] = []
     for options in options {
       guard let id = options.device else { continue }
       do {
-        monitors.append(try Monitor(options, at: try machine.characterDevice(id), of: target))
+        monitors.append(try Monitor(options, at: try machine.characterDevice(id), of: Monitors(machine, sets)))
       } catch let error as StartError {
         throw error
       } catch {

@@ -15,7 +15,8 @@ extension MonitorCommands {
       let (kind, name) = try ObjectArguments.kind(try JSONProperties.lenient(object["qom-type"], "qom-type"))
       var rest = object
       rest["qom-type"] = nil
-      try target.perform(.addObject(try ObjectArguments.read(kind, name, try JSONProperties.strict(rest, of: kind))))
+      try ObjectArguments.add(
+        try ObjectArguments.read(kind, name, try JSONProperties.strict(rest, of: kind)), to: target)
     },
     MonitorCommand("object-del", DeviceNameArguments.self) { (arguments, target) throws(MonitorError) in
       try ObjectArguments.remove(arguments.id, from: target)
@@ -26,6 +27,16 @@ extension MonitorCommands {
 
 /// What `object-add` says, in QMP and to people.
 enum ObjectArguments {
+  static func add(_ object: any ObjectOptions, to target: any MonitorTarget) throws(MonitorError) {
+    guard var taking = object as? any ObjectOptions & DescriptorTaking else {
+      return try target.perform(.addObject(object))
+    }
+    try DescriptorArguments.perform(taking.file?.text, on: target) { (file) throws(MonitorError) in
+      taking.file?.file = file
+      try target.perform(.addObject(taking))
+    }
+  }
+
   static func read(option text: String) throws(MonitorError) -> any ObjectOptions {
     let assignments: [PropertyAssignment]
     do throws(OptionProblem) {

@@ -33,7 +33,8 @@ extension MonitorError {
         .generic("attempt to add duplicate property '\(id)' to object (type 'container')")
       case .backend(.noSuchObject(let id)): .generic("object '\(id)' not found")
       case .backend(.objectInUse(let id)): .generic("object '\(id)' is in use, can not be deleted")
-      case .noDescriptor(let number): .generic("File descriptor named '\(number)' has not been found")
+      case .noDescriptor(let name):
+        .generic("File descriptor named \(ErrorText.quoted(name)) has not been found")
       }
   }
 

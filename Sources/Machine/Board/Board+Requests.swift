@@ -8,6 +8,8 @@ public struct DeviceDescription: Sendable {
   public var bus: String?
   /// Without `driver` and `bus`.
   public var assignments: [PropertyAssignment]
+  /// The open file that `fd` names.
+  public var file: PassedDescriptor?
 
   public init(_ kind: any DeviceOptions.Type, bus: String? = nil, _ assignments: [PropertyAssignment]) {
     self.kind = kind
@@ -16,9 +18,15 @@ public struct DeviceDescription: Sendable {
   }
 
   func options() throws(PropertyError) -> any DeviceOptions {
+    var assignments = assignments
     // Only on PCI is the bus a property.
-    guard let bus, kind is any PCIDeviceOptions.Type else { return try kind.init(assignments) }
-    return try kind.init(assignments + [PropertyAssignment(name: "bus", value: bus)])
+    if let bus, kind is any PCIDeviceOptions.Type {
+      assignments.append(PropertyAssignment(name: "bus", value: bus))
+    }
+    let options = try kind.init(assignments)
+    guard let file, var taking = options as? any DeviceOptions & DescriptorTaking else { return options }
+    taking.file?.file = file
+    return taking
   }
 }
 

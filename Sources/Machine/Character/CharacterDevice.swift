@@ -194,7 +194,7 @@ public final class CharacterDevice: Sendable {
       let wantsMore = feed.wantsMore
       guard let ready = wait(for: wantsMore ? [source.file.rawValue] : [], delivering: &feed) else { return false }
       guard wantsMore, ready[0] else { continue }
-      guard let bytes = try? source.file.read(count: CharacterFeed.piece), !bytes.isEmpty else { return true }
+      guard let bytes = read(from: source, into: &feed), !bytes.isEmpty else { return true }
       for action in feed.take(bytes) {
         switch action {
         case .exit: onExit()
@@ -203,6 +203,14 @@ public final class CharacterDevice: Sendable {
         }
       }
     }
+  }
+
+  /// - Returns: nil for a source that fails, or has nothing after all.
+  private func read(from source: CharacterOutputBuffer.Target, into feed: inout CharacterFeed) -> [UInt8]? {
+    guard case .connection = input else { return try? source.file.read(count: CharacterFeed.piece) }
+    guard let (bytes, files) = try? source.file.receive(count: CharacterFeed.piece) else { return nil }
+    feed.take(files)
+    return bytes
   }
 
   /// The source has ended: what came from it is delivered all the same.

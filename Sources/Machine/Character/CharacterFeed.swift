@@ -1,3 +1,5 @@
+import Linux
+
 /// What a character device has read and its frontends have not yet taken, and who of them has the focus. It belongs to
 /// the device's reader.
 struct CharacterFeed {
@@ -7,6 +9,9 @@ struct CharacterFeed {
   private let frontends: [any CharacterFrontend]
   private var pending: [[UInt8]]
   private var focus = 0
+  /// Open files that came with bytes: for whom, and after how many of its bytes that wait. Nothing is read on until it
+  /// has them, so those of one message wait here at most.
+  private var passed: (files: [PassedDescriptor], frontend: Int, position: Int)?
   private var interpreter: (any InputInterpreter)?
 
   init(frontends: [any CharacterFrontend], interpreter: (any InputInterpreter)?) {
@@ -16,7 +21,7 @@ struct CharacterFeed {
   }
 
   var hasPending: Bool { pending.contains { !$0.isEmpty } }
-  var wantsMore: Bool { pending[focus].count < Self.piece }
+  var wantsMore: Bool { pending[focus].count < Self.piece && passed == nil }
 
   func connected() {
     for (index, frontend) in frontends.enumerated() {
@@ -24,7 +29,16 @@ struct CharacterFeed {
       if index != focus { frontend.focusChanged(false) }
     }
   }
-  func disconnected() { for frontend in frontends { frontend.disconnected() } }
+
+  mutating func disconnected() {
+    passed = nil
+    for frontend in frontends { frontend.disconnected() }
+  }
+
+  /// Open files that came with the bytes that are taken next.
+  mutating func take(_ files: [PassedDescriptor]) {
+    if !files.isEmpty { passed = (files, focus, pending[focus].count) }
+  }
 
   /// Bytes that were read.
   /// - Returns: what is to be done, in order; a change of focus is done already.
@@ -57,10 +71,21 @@ struct CharacterFeed {
   /// Gives every frontend what it takes now.
   mutating func deliver() {
     for (index, frontend) in frontends.enumerated() {
-      while !pending[index].isEmpty {
-        let taken = frontend.receive(pending[index][...])
+      while true {
+        var ready = pending[index].count
+        if let passed, passed.frontend == index {
+          ready = passed.position
+          if ready == 0 {
+            self.passed = nil
+            frontend.receive(passed.files)
+            continue
+          }
+        }
+        guard ready > 0 else { break }
+        let taken = frontend.receive(pending[index][..<ready])
         guard taken > 0 else { break }
         pending[index].removeFirst(taken)
+        if passed?.frontend == index { passed?.position -= taken }
       }
     }
   }

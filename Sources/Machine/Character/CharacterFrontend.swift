@@ -1,3 +1,5 @@
+import Linux
+
 /// Who is at the guest's end of a character device: a serial port, a monitor, the qtest server.
 ///
 /// The device calls it on a thread of its own, one call after the other: `connected`, any number of `receive` and
@@ -11,6 +13,9 @@ public protocol CharacterFrontend: AnyObject, Sendable {
   /// - Returns: how many of them it has taken. The rest comes again once it has called `CharacterDevice.roomChanged`.
   func receive(_ bytes: ArraySlice<UInt8>) -> Int
 
+  /// Open files that came with the bytes that follow. A frontend that does not keep them closes them by that.
+  func receive(_ files: [PassedDescriptor])
+
   /// Output that the device has refused would be taken now, or it is no longer behind. From any thread, at any time.
   func outputRoom()
 
@@ -23,6 +28,7 @@ public protocol CharacterFrontend: AnyObject, Sendable {
 }
 
 extension CharacterFrontend {
+  public func receive(_ files: [PassedDescriptor]) {}
   public func outputRoom() {}
   public func focusChanged(_ focused: Bool) {}
 }

@@ -1,3 +1,5 @@
+import Linux
+
 /// A file that a disk may be over, as `-drive` and `-blockdev` name it. Every one is raw.
 public struct BlockNode: Hashable, Sendable {
   /// What QEMU calls it; nothing else depends on it.
@@ -19,6 +21,8 @@ public struct BlockNode: Hashable, Sendable {
   /// The node that this one is laid over (a raw node over a file node). `path` is the same.
   public var underlying: String?
   public var driver: Driver
+  /// The open file that a monitor's client handed over in a set (`path` is `/dev/fdset/N`); nil to open `path`.
+  public var file: PassedDescriptor?
 
   public init(
     id: String, path: String, readOnly: Bool = false, discardUnmaps: Bool = false, locking: OnOffAuto = .auto,
@@ -37,6 +41,7 @@ public struct BlockNode: Hashable, Sendable {
   public func laid(over below: BlockNode) -> BlockNode {
     var node = self
     node.path = below.path
+    node.file = below.file
     node.locking = below.locking
     // A discard reaches the file only if every node on the way passes it on.
     node.discardUnmaps = discardUnmaps && below.discardUnmaps

@@ -16,8 +16,11 @@ extension BlockNode {
     return file
   }
 
-  func openUnlocked(memory: GuestMemory) throws(StartError) -> ScatteredFile {
+  /// - Parameter readOnly: nil for what the node is.
+  func openUnlocked(memory: GuestMemory, readOnly: Bool? = nil) throws(StartError) -> ScatteredFile {
+    let readOnly = readOnly ?? self.readOnly
     do {
+      if let file { return try ScatteredFile(file, named: path, readOnly: readOnly, memory: memory) }
       return try ScatteredFile(opening: path, readOnly: readOnly, memory: memory)
     } catch {
       throw .file(option: "-drive", error)

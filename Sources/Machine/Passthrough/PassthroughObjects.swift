@@ -40,8 +40,8 @@ final class PassthroughObjects: Sendable {
       let iommufd: IOMMUFD
       do throws(SystemError) {
         iommufd =
-          if let descriptor = options.descriptor {
-            IOMMUFD(file: KernelFile(owning: Int32(clamping: descriptor), calls: calls))
+          if let file = options.file?.kernelFile(calls: calls) {
+            IOMMUFD(file: file)
           } else {
             try IOMMUFD(calls: calls)
           }

@@ -23,9 +23,7 @@ extension VFIOPCIOptions: BoardDevice {
   private func openHostDevice(
     _ shared: PassthroughObjects
   ) throws(PassthroughError) -> (file: KernelFile, name: String) {
-    if let descriptor {
-      return (KernelFile(owning: Int32(clamping: descriptor), calls: shared.calls), hostName)
-    }
+    if let file = file?.kernelFile(calls: shared.calls) { return (file, hostName) }
     let found =
       if let host {
         try HostDevice.find(address: host, sysfs: shared.sysfs)

@@ -108,7 +108,7 @@ public final class MachineInspection: Sendable {
     let devices = board.devices.all
     return board.devices.blockNodes.map { node in
       BlockState(
-        node: node, size: try? ScatteredFile(opening: node.path, readOnly: true, memory: board.memory).size,
+        node: node, size: try? node.openUnlocked(memory: board.memory, readOnly: true).size,
         users: devices.filter { $0.options.nodes.contains { $0.id == node.id } }.map(\.path))
     }
   }

@@ -52,8 +52,8 @@ public enum RequestError: Error, Sendable {
   case failed(StartError)
   case node(BlockNodeProblem)
   case backend(BackendProblem)
-  /// No monitor handed this descriptor over. The number may be of a file of Nestling's own.
-  case noDescriptor(UInt32)
+  /// The asker's monitor has no open file of that name. A number may be of a file of Nestling's own.
+  case noDescriptor(String)
 }
 
 /// A request on its way to the machine's thread. It is answered once.

@@ -106,7 +106,7 @@ import Testing
       (.backend(.duplicateObject(id)), "attempt to add duplicate property 'a' to object (type 'container')"),
       (.backend(.noSuchObject(id)), "object 'a' not found"),
       (.backend(.objectInUse(id)), "object 'a' is in use, can not be deleted"),
-      (.noDescriptor(5), "File descriptor named '5' has not been found"),
+      (.noDescriptor("5"), "File descriptor named '5' has not been found"),
     ]
     for (error, text) in cases { #expect(MonitorError(error) == .generic(text)) }
   }

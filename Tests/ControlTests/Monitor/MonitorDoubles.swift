@@ -11,6 +11,7 @@ final class RecordingMachine: MonitorTarget, MachineControl {
   private let asked = Mutex<[String]>([])
   private let current = Mutex(MachineStatus.running)
   let configuration: MachineConfiguration
+  let descriptors = MonitorDescriptors()
 
   init(_ configuration: MachineConfiguration = MachineConfiguration()) { self.configuration = configuration }
 

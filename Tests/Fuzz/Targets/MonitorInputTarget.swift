@@ -57,6 +57,7 @@ extension FuzzTarget {
 /// A machine that does nothing of what it is asked.
 private final class UnmovedMachine: MonitorTarget, MachineControl {
   let configuration = MachineConfiguration()
+  let descriptors = MonitorDescriptors()
   private let current = Mutex(MachineStatus.running)
 
   var control: any MachineControl { self }

@@ -125,6 +125,30 @@ import Testing
     }
   }
 
+  @Test func `A node over a file that was handed over carries a disk, and lets the file go at its end`() throws {
+    try run { machine in
+      let control = machine.control
+      weak var handedOver: PassedDescriptor?
+      do {
+        let file = PassedDescriptor(try FileDescriptor(opening: image, O_RDWR))
+        handedOver = file
+        // Nothing is opened by its path.
+        unlink(image)
+        var node = BlockNode(id: "h", path: "/dev/fdset/0", driver: .file)
+        node.file = file
+        try control.perform(.addNode(node))
+      }
+      try control.perform(.addNode(BlockNode(id: "r", path: "", underlying: "h")))
+      #expect(machine.inspection.blockNodes.map(\.size) == [8192, 8192])
+      try control.perform(disk("d", over: "r"))
+      try control.perform(.removeDevice("d"))
+      try control.perform(.removeNode("r"))
+      #expect(handedOver != nil)
+      try control.perform(.removeNode("h"))
+      #expect(eventually { handedOver == nil })
+    }
+  }
+
   @Test func `Objects come and go, but for one that the machine or a device needs`() throws {
     var configuration = MachineConfiguration()
     var ram = MemoryBackendMemfdOptions()
@@ -158,9 +182,9 @@ import Testing
       // A number that was not handed over may be a descriptor of Nestling's own.
       var iommufd = IOMMUFDOptions()
       iommufd.id = try Identifier(text: "i0")
-      iommufd.descriptor = 3
-      refused(.addObject(iommufd), by: machine) { if case .noDescriptor(3) = $0 { true } else { false } }
-      iommufd.descriptor = nil
+      iommufd.file = try DescriptorReference(text: "3")
+      refused(.addObject(iommufd), by: machine) { if case .noDescriptor("3") = $0 { true } else { false } }
+      iommufd.file = nil
       try control.perform(.addObject(iommufd))
       try control.perform(.removeObject(try Identifier(text: "i0")))
     }

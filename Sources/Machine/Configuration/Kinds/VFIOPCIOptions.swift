@@ -1,13 +1,13 @@
 /// `vfio-pci`: a PCI function of the host, passed through by the kernel's VFIO and iommufd. Names are QEMU's.
-public struct VFIOPCIOptions: PCIDeviceOptions, Hashable {
+public struct VFIOPCIOptions: PCIDeviceOptions, DescriptorTaking, Hashable {
   public var id: Identifier?
   public var function = PCIFunctionOptions()
   /// Its address on the host: `0000:01:00.0`, or `01:00.0`.
   public var host: String?
   /// Its folder in sysfs.
   public var sysfsFolder: String?
-  /// Its open device file (`/dev/vfio/devices/vfioN`), inherited.
-  public var descriptor: UInt32?
+  /// Its open device file (`/dev/vfio/devices/vfioN`).
+  public var file: DescriptorReference?
   /// The iommufd object.
   public var iommufd: Identifier?
   /// 0: no expansion ROM is shown.
@@ -23,7 +23,7 @@ public struct VFIOPCIOptions: PCIDeviceOptions, Hashable {
   }
 
   /// As a person names it.
-  public var hostName: String { host ?? sysfsFolder ?? descriptor.map { "fd \($0)" } ?? "" }
+  public var hostName: String { host ?? sysfsFolder ?? file.map { "fd \($0.text)" } ?? "" }
 
   public static let kindName = "vfio-pci"
   public static let summary = "A PCI function of the host, through VFIO and iommufd"
@@ -36,8 +36,7 @@ public struct VFIOPCIOptions: PCIDeviceOptions, Hashable {
     PCIFunctionOptions.properties.map { $0.within(\.function) } + [
       Property("host", \.host, .notEmpty, help: "Address on the host, example: 0000:01:00.0 or 01:00.0"),
       Property("sysfsdev", \.sysfsFolder, .notEmpty, help: "Its folder in sysfs instead"),
-      Property(
-        "fd", \.descriptor, .within(0...UInt32(Int32.max)), help: "Its open device file instead, inherited"),
+      descriptorProperty(help: "Its open device file instead"),
       Property("iommufd", \.iommufd, help: "ID of an iommufd object"),
       Property("rombar", \.romBar, .within(0...1), help: "Show the expansion ROM: 0 for no"),
       Property(
@@ -67,7 +66,7 @@ public struct VFIOPCIOptions: PCIDeviceOptions, Hashable {
 
   public static let rules: [PropertyRule<Self>] = [
     PropertyRule(otherwise: "one of host, sysfsdev and fd names the device") {
-      [$0.host != nil, $0.sysfsFolder != nil, $0.descriptor != nil].count(where: { $0 }) == 1
+      [$0.host != nil, $0.sysfsFolder != nil, $0.file != nil].count(where: { $0 }) == 1
     },
     PropertyRule(otherwise: "iommufd is missing: name an -object iommufd; VFIO's containers are not offered") {
       $0.iommufd != nil

@@ -1,0 +1,130 @@
+import JSON
+import Machine
+
+/// Open files that clients hand over on the monitor's socket (qapi/misc.json). Texts are those of monitor/fds.c.
+extension MonitorCommands {
+  static let descriptorCommands: [MonitorCommand] = [
+    MonitorCommand("getfd", DescriptorNameArguments.self) { (arguments, target) throws(MonitorError) in
+      try DescriptorArguments.name(arguments.name, on: target)
+      return .answer([:])
+    },
+    MonitorCommand("closefd", DescriptorNameArguments.self) { (arguments, target) throws(MonitorError) in
+      try DescriptorArguments.close(arguments.name, on: target)
+      return .answer([:])
+    },
+    MonitorCommand(
+      "add-fd", DescriptorSetArguments.self,
+      answers: .object("AddfdInfo", [SchemaMember("fdset-id", .integer), SchemaMember("fd", .integer)])
+    ) { (arguments, target) throws(MonitorError) in
+      let file = try DescriptorArguments.take(from: target)
+      do throws(DescriptorSets.Problem) {
+        let set = try target.descriptors.sets.add(file, to: arguments.set, note: arguments.note)
+        return .answer(["fdset-id": .integer(set), "fd": .integer(Int64(file.rawValue))])
+      } catch {
+        throw MonitorError(error)
+      }
+    },
+    MonitorCommand("remove-fd", DescriptorRemovalArguments.self) { (arguments, target) throws(MonitorError) in
+      do throws(DescriptorSets.Problem) {
+        try target.descriptors.sets.remove(arguments.set, member: arguments.member)
+      } catch {
+        throw MonitorError(error)
+      }
+      return .answer([:])
+    },
+    MonitorCommand(
+      "query-fdsets",
+      answers: .array(
+        .object(
+          "FdsetInfo",
+          [
+            SchemaMember("fdset-id", .integer),
+            SchemaMember(
+              "fds",
+              .array(
+                .object(
+                  "FdsetFdInfo", [SchemaMember("fd", .integer), SchemaMember("opaque", .string, optional: true)]))),
+          ]))
+    ) { (target) throws(MonitorError) in
+      .array(
+        target.descriptors.sets.all.map { set in
+          let members = set.members.map { member -> JSONValue in
+            var object: JSONObject = ["fd": .integer(Int64(member.file.rawValue))]
+            object["opaque"] = member.note.map { .string($0) }
+            return .object(object)
+          }
+          return ["fds": .array(members), "fdset-id": .integer(set.id)]
+        })
+    },
+  ]
+}
+
+/// What commands do with descriptors, in QMP and for people.
+enum DescriptorArguments {
+  static func take(from target: any MonitorTarget) throws(MonitorError) -> PassedFile {
+    guard let file = target.descriptors.takeOffered() else {
+      throw .generic("No file descriptor supplied via SCM_RIGHTS")
+    }
+    return file
+  }
+
+  static func name(_ name: String, on target: any MonitorTarget) throws(MonitorError) {
+    let file = try take(from: target)
+    // A number means an inherited descriptor wherever a name may stand.
+    if let first = name.utf8.first, (0x30...0x39).contains(first) {
+      throw .generic("Parameter 'fdname' expects a name not starting with a digit")
+    }
+    target.descriptors.name(file, name)
+  }
+
+  static func close(_ name: String, on target: any MonitorTarget) throws(MonitorError) {
+    guard target.descriptors.remove(name) else {
+      throw .generic("File descriptor named \(ErrorText.quoted(name)) not found")
+    }
+  }
+
+  /// Has the machine carry out a request that may take a named file, which the monitor has no longer then.
+  static func perform(
+    _ name: String?, on target: any MonitorTarget, _ body: (PassedFile?) throws(MonitorError) -> Void
+  ) throws(MonitorError) {
+    let file = name.flatMap { target.descriptors[$0] }
+    try body(file)
+    if let name, file != nil { target.descriptors.remove(name) }
+  }
+}
+
+extension MonitorError {
+  init(_ problem: DescriptorSets.Problem) {
+    self =
+      switch problem {
+      case .negativeID: .generic("Parameter 'fdset-id' expects a non-negative value")
+      case .notFound(let set, nil): .generic("File descriptor named 'fdset-id:\(set)' not found")
+      case .notFound(let set, let member?):
+        .generic("File descriptor named 'fdset-id:\(set), fd:\(member)' not found")
+      case .notNumber(let path): .generic("Could not parse fdset \(path)")
+      case .notOpened(let path, let readOnly, let error):
+        // O_RDONLY and O_RDWR.
+        .generic("Could not dup FD for \(path) flags \(readOnly ? 0 : 2): \(error.reason)")
+      }
+  }
+}
+
+struct DescriptorNameArguments: CommandArguments {
+  var name = ""
+
+  static let fields: [ArgumentField<Self>] = [ArgumentField("fdname", \.name)]
+}
+
+struct DescriptorSetArguments: CommandArguments {
+  var set: Int64?
+  var note: String?
+
+  static let fields: [ArgumentField<Self>] = [ArgumentField("fdset-id", \.set), ArgumentField("opaque", \.note)]
+}
+
+struct DescriptorRemovalArguments: CommandArguments {
+  var set: Int64 = 0
+  var member: Int64?
+
+  static let fields: [ArgumentField<Self>] = [ArgumentField("fdset-id", \.set), ArgumentField("fd", \.member)]
+}

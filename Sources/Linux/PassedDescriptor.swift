@@ -1,0 +1,52 @@
+import CLinux
+import Glibc
+
+/// An open file that another process has handed over (SCM_RIGHTS, unix(7)), or that has several owners here. It is
+/// closed when the last of them goes.
+public final class PassedDescriptor: Hashable, Sendable {
+  public let file: FileDescriptor
+  private let onClose: @Sendable () -> Void
+
+  /// - Parameter onClose: called when the last owner has gone, on that one's thread.
+  public init(_ file: consuming FileDescriptor, onClose: @escaping @Sendable () -> Void = {}) {
+    self.file = file
+    self.onClose = onClose
+  }
+
+  deinit { onClose() }
+
+  public var rawValue: Int32 { file.rawValue }
+
+  /// How it was opened: O_RDONLY, O_WRONLY or O_RDWR.
+  public var accessMode: Int32 {
+    get throws(SystemError) {
+      let flags = fcntl(rawValue, F_GETFL)
+      if flags < 0 { throw SystemError("fcntl", "fd \(rawValue)", code: errno) }
+      return flags & O_ACCMODE
+    }
+  }
+
+  public static func == (a: PassedDescriptor, b: PassedDescriptor) -> Bool { a === b }
+  public func hash(into hasher: inout Hasher) { hasher.combine(ObjectIdentifier(self)) }
+}
+
+extension FileDescriptor {
+  /// How many descriptors come with one read at most. The kernel closes the others of the message.
+  public static let passedLimit = Int(NESTLING_PASSED_LIMIT)
+
+  /// At most `count` bytes from a socket, none at its end, and the descriptors that came with them; of several messages
+  /// of the peer, those of one. nil where a non-blocking socket has nothing now.
+  public func receive(count: Int) throws(SystemError) -> (bytes: [UInt8], descriptors: [PassedDescriptor])? {
+    var bytes = [UInt8](repeating: 0, count: count)
+    var passed = [Int32](repeating: -1, count: Self.passedLimit)
+    var passedCount: UInt32 = 0
+    // SAFETY: the buffer is the array's and `count` bytes long, and the list has room for the limit.
+    let answer = unsafe bytes.withUnsafeMutableBytes { buffer in
+      unsafe nestling_receive(rawValue, buffer.baseAddress, buffer.count, &passed, &passedCount)
+    }
+    let descriptors = passed[..<Int(passedCount)].map { PassedDescriptor(FileDescriptor(owning: $0)) }
+    if answer == -Int(EAGAIN) { return nil }
+    if answer < 0 { throw SystemError("recvmsg", code: Int32(-answer)) }
+    return (Array(bytes[..<answer]), descriptors)
+  }
+}

@@ -1,0 +1,138 @@
+import Glibc
+import Linux
+import Synchronization
+
+/// Sets of open files that monitors' clients have handed over (`add-fd`). Opening `/dev/fdset/N` yields a duplicate of
+/// the file in set N that was opened for the same accesses (monitor/fds.c). All monitors of a machine share the sets.
+/// A set goes when no client is connected and no duplicate of it is open.
+///
+/// Lock order: its lock is a leaf; files are closed without it.
+public final class DescriptorSets: Sendable {
+  public struct Member: Sendable {
+    public let file: PassedDescriptor
+    /// What its client wants to find again in `query-fdsets`.
+    public let note: String?
+  }
+
+  public struct DescriptorSet: Sendable {
+    public let id: Int64
+    /// The latest first.
+    public fileprivate(set) var members: [Member] = []
+    fileprivate var duplicateCount = 0
+  }
+
+  public enum Problem: Error, Hashable, Sendable {
+    case negativeID
+    /// No such set, or no such member of it.
+    case notFound(set: Int64, member: Int64?)
+    /// What follows `/dev/fdset/` is no number.
+    case notNumber(path: String)
+    /// There is no such set (ENOENT), or no file in it for such accesses (EACCES).
+    case notOpened(path: String, readOnly: Bool, SystemError)
+  }
+
+  private struct State {
+    /// In the order of their numbers.
+    var sets: [DescriptorSet] = []
+    var clientCount = 0
+
+    func index(_ id: Int64) -> Int? { sets.firstIndex { $0.id == id } }
+  }
+
+  public static let folder = "/dev/fdset/"
+
+  private let state = Mutex(State())
+
+  public init() {}
+
+  /// In the order of their numbers.
+  public var all: [DescriptorSet] { state.withLock { $0.sets } }
+
+  /// - Parameter id: nil for the lowest number that is free.
+  /// - Returns: the set's number.
+  public func add(_ file: PassedDescriptor, to id: Int64?, note: String?) throws(Problem) -> Int64 {
+    if let id, id < 0 { throw .negativeID }
+    return state.withLock { state in
+      let taken = Set(state.sets.map(\.id))
+      let id = id ?? (0...).first { !taken.contains($0) } ?? 0
+      if state.index(id) == nil {
+        let place = state.sets.firstIndex { $0.id > id } ?? state.sets.endIndex
+        state.sets.insert(DescriptorSet(id: id), at: place)
+      }
+      if let index = state.index(id) { state.sets[index].members.insert(Member(file: file, note: note), at: 0) }
+      return id
+    }
+  }
+
+  /// Closes one file of a set, or all of them. What was opened from it stays open.
+  public func remove(_ id: Int64, member: Int64? = nil) throws(Problem) {
+    let gone = state.withLock { state -> [Member]? in
+      guard let index = state.index(id) else { return nil }
+      let gone = state.sets[index].members.filter { member == nil || Int64($0.file.rawValue) == member }
+      if member != nil, gone.isEmpty { return nil }
+      state.sets[index].members.removeAll { member == nil || Int64($0.file.rawValue) == member }
+      if state.sets[index].members.isEmpty, state.sets[index].duplicateCount == 0 { state.sets.remove(at: index) }
+      return gone
+    }
+    guard let gone else { throw .notFound(set: id, member: member) }
+    _ = gone
+  }
+
+  /// A duplicate of the file in a set that was opened for just these accesses.
+  /// - Parameters:
+  ///   - path: what follows `/dev/fdset/` is the set's number.
+  ///   - readOnly: else for reading and writing.
+  /// - Returns: nil for a path elsewhere.
+  public func open(_ path: String, readOnly: Bool) throws(Problem) -> PassedDescriptor? {
+    guard path.hasPrefix(Self.folder) else { return nil }
+    guard let id = Int64(path.dropFirst(Self.folder.count)), id >= 0 else { throw .notNumber(path: path) }
+    let found = state.withLock { state -> Result<PassedDescriptor, SystemError> in
+      guard let index = state.index(id) else { return .failure(SystemError("dup", path, code: ENOENT)) }
+      let accessMode = readOnly ? O_RDONLY : O_RDWR
+      let member = state.sets[index].members.first { (try? $0.file.accessMode) == accessMode }
+      guard let member else { return .failure(SystemError("dup", path, code: EACCES)) }
+      state.sets[index].duplicateCount += 1
+      return .success(member.file)
+    }
+    do throws(SystemError) {
+      let file = try found.get()
+      do throws(SystemError) {
+        return PassedDescriptor(try FileDescriptor(duplicating: file.rawValue)) { [self] in duplicateClosed(id) }
+      } catch {
+        duplicateClosed(id)
+        throw error
+      }
+    } catch {
+      throw .notOpened(path: path, readOnly: readOnly, error)
+    }
+  }
+
+  private func duplicateClosed(_ id: Int64) {
+    let gone = state.withLock { state -> [DescriptorSet] in
+      if let index = state.index(id) { state.sets[index].duplicateCount -= 1 }
+      return Self.prune(&state)
+    }
+    _ = gone
+  }
+
+  /// A monitor has a client now.
+  public func clientConnected() { state.withLock { $0.clientCount += 1 } }
+
+  public func clientDisconnected() {
+    let gone = state.withLock { state in
+      state.clientCount -= 1
+      return Self.prune(&state)
+    }
+    _ = gone
+  }
+
+  /// Takes out what has lost its use.
+  private static func prune(_ state: inout State) -> [DescriptorSet] {
+    let hasClient = state.clientCount > 0
+    func isOver(_ set: DescriptorSet) -> Bool {
+      set.duplicateCount == 0 && (!hasClient || set.members.isEmpty)
+    }
+    defer { state.sets.removeAll(where: isOver) }
+    return state.sets.filter(isOver)
+  }
+}

@@ -1,0 +1,62 @@
+import Glibc
+import Linux
+import TestSupport
+import Testing
+
+@Suite struct PassedDescriptorTests {
+  private let folder = TemporaryFolder()
+
+  private func probes(_ count: Int) -> [LeakProbe] { (0..<count).map { _ in LeakProbe() } }
+
+  @Test func `Descriptors come with the bytes of their message, and are closed with their last owner`() throws {
+    let path = folder.file("socket")
+    let listener = try UnixListener(at: path)
+    let client = try FileDescriptor(connectingTo: path)
+    let server = try listener.accept()
+    let probes = probes(2)
+    #expect(send([1, 2], with: probes.map(\.descriptor), over: client.rawValue) == 2)
+    #expect(send([3], with: [], over: client.rawValue) == 1)
+    for probe in probes { probe.letGo() }
+    do {
+      let (bytes, descriptors) = try #require(try server.receive(count: 16))
+      #expect(bytes == [1, 2] && descriptors.count == 2)
+      #expect(try descriptors.allSatisfy { try $0.accessMode == O_WRONLY })
+      #expect(descriptors.allSatisfy { fcntl($0.rawValue, F_GETFD) == FD_CLOEXEC })
+      #expect(!probes.contains { $0.isClosed })
+    }
+    #expect(probes.allSatisfy { $0.isClosed })
+    let (bytes, descriptors) = try #require(try server.receive(count: 16))
+    #expect(bytes == [3] && descriptors.isEmpty)
+  }
+
+  @Test func `Of more descriptors than the limit the rest is closed at once`() throws {
+    let path = folder.file("socket")
+    let listener = try UnixListener(at: path)
+    let client = try FileDescriptor(connectingTo: path)
+    let server = try listener.accept()
+    let probes = probes(FileDescriptor.passedLimit + 3)
+    #expect(send([1], with: probes.map(\.descriptor), over: client.rawValue) == 1)
+    for probe in probes { probe.letGo() }
+    let (_, descriptors) = try #require(try server.receive(count: 16))
+    #expect(descriptors.count == FileDescriptor.passedLimit)
+    #expect(probes.count { $0.isClosed } == 3)
+  }
+
+  @Test func `An image that was handed over is read and written, and anything else is refused`() throws {
+    let memory = try GuestMemory(size: 16 << 20, lowLimit: 16 << 20)
+    let path = folder.make("image", [1, 2, 3, 4])
+    let image = PassedDescriptor(try FileDescriptor(opening: path, O_RDWR))
+    let file = try ScatteredFile(image, named: "/dev/fdset/0", readOnly: false, memory: memory)
+    #expect(file.size == 4 && file.path == "/dev/fdset/0")
+    let nines: [UInt8] = [9, 9]
+    let isWritten = memory.write(nines.span.bytes, to: 0x1000)
+    #expect(isWritten)
+    try file.write(at: 1, from: [ScatteredFile.Segment(address: 0x1000, count: 2)])
+    #expect(try file.bytes(at: 0, count: 4) == [1, 9, 9, 4])
+    let pipe = LeakProbe()
+    let passed = PassedDescriptor(try FileDescriptor(duplicating: pipe.descriptor))
+    #expect(throws: SystemError.self) {
+      _ = try ScatteredFile(passed, named: "pipe", readOnly: false, memory: memory)
+    }
+  }
+}

@@ -1,0 +1,41 @@
+import FakeVFIO
+import Glibc
+import Linux
+import Testing
+
+@testable import Machine
+
+/// Devices and iommufd objects by open files that a monitor's client handed over, over a kernel of our own.
+@Suite struct HandedOverDeviceTests {
+  private func reference(_ path: String, _ kernel: FakeKernel) throws -> DescriptorReference {
+    var reference = try DescriptorReference(text: "name")
+    reference.file = PassedDescriptor(FileDescriptor(owning: kernel.open(path, flags: O_RDWR)))
+    return reference
+  }
+
+  @Test func `A device that was handed over is passed through, and its file is let go with it`() throws {
+    let kernel = FakeKernel.full(1) { _, _ in }
+    let path = kernel.state.withLock { $0.devices[0].path }
+    weak var handedOver: PassedDescriptor?
+    do {
+      let file = try reference(path, kernel)
+      handedOver = file.file
+      let machine = try PassthroughBoard(
+        kernel,
+        [
+          PassthroughBoard.options,
+          PassthroughBoard.device(0, "i0") {
+            $0.host = nil
+            $0.file = file
+          },
+        ])
+      let vendor = machine.readConfiguration(machine.address(1), 0, 2)
+      #expect(vendor != 0xffff)
+      machine.end()
+    }
+    // Closing it is for its owners, not for the board.
+    #expect(handedOver == nil)
+    #expect(kernel.complaints.filter { !$0.hasPrefix("file") } == [])
+    #expect(kernel.complaints.count == 1)
+  }
+}
