@@ -62,6 +62,17 @@ enum HumanCommands {
     HumanCommand("object_del", parameters: "id", help: "destroy QOM object") { (words, target) in
       named(words, "object_del") { (name) throws(MonitorError) in try ObjectArguments.remove(name, from: target) }
     },
+    HumanCommand("chardev-add", parameters: "args", help: "add chardev") { (words, target) in
+      named(words, "chardev-add") { (text) throws(MonitorError) in
+        let (id, options) = try CharacterKindArguments.read(option: text)
+        try CharacterKindArguments.add(options, id, to: target)
+      }
+    },
+    HumanCommand("chardev-remove", parameters: "id", help: "remove chardev") { (words, target) in
+      named(words, "chardev-remove") { (name) throws(MonitorError) in
+        try CharacterKindArguments.remove(name, from: target)
+      }
+    },
     HumanCommand(
       "getfd", parameters: "getfd name", help: "receive a file descriptor via SCM rights and assign it a name"
     ) { (words, target) in

@@ -53,7 +53,7 @@ struct MonitorCommand: Sendable {
 enum MonitorCommands {
   static let all: [MonitorCommand] =
     (statusCommands + boardCommands + deviceCommands + objectCommands + blockCommands + kindCommands + treeCommands
-    + descriptorCommands + introspectionCommands)
+    + descriptorCommands + characterCommands + introspectionCommands)
     .sorted { $0.name < $1.name }
 
   private static let byName: [String: MonitorCommand] = Dictionary(uniqueKeysWithValues: all.map { ($0.name, $0) })

@@ -14,6 +14,10 @@ package protocol MonitorTarget: AnyObject, Sendable {
   /// The kernel's numbers of the CPUs' threads; empty while there are none.
   var processorThreads: [Int] { get }
 
+  /// It may wait for the other end.
+  func addCharacterDevice(_ options: any CharacterOptions, id: Identifier) throws(CharacterDevices.Problem)
+  func removeCharacterDevice(_ name: String) throws(CharacterDevices.Problem)
+
   /// `info iommu`
   func remappingText() -> String
   /// `info iommu translate`

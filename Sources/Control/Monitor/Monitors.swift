@@ -5,6 +5,7 @@ final class Monitors: MonitorTarget {
   let control: any MachineControl
   private let inspection: MachineInspection
   private let remapping: RemappingInspection
+  private let characters: CharacterDevices
   let descriptors: MonitorDescriptors
 
   private init(_ machine: RunningMachine, _ sets: DescriptorSets) {
@@ -12,6 +13,7 @@ final class Monitors: MonitorTarget {
     control = machine.control
     inspection = machine.inspection
     remapping = machine.remapping
+    characters = machine.characters
   }
 
   /// Attaches the monitors that the configuration asks for. To be called before the machine runs.
@@ -43,6 +45,12 @@ final class Monitors: MonitorTarget {
   var objects: [any ObjectOptions] { inspection.objects }
   var blockNodes: [MachineInspection.BlockState] { inspection.blockNodes }
   var processorThreads: [Int] { inspection.processorThreads }
+
+  func addCharacterDevice(_ options: any CharacterOptions, id: Identifier) throws(CharacterDevices.Problem) {
+    try characters.add(options, id: id)
+  }
+
+  func removeCharacterDevice(_ name: String) throws(CharacterDevices.Problem) { try characters.remove(name) }
 
   func remappingText() -> String { RemappingText.units(remapping.states()) }
 

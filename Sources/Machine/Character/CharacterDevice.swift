@@ -76,6 +76,12 @@ public final class CharacterDevice: Sendable {
   /// Whether somebody here uses it.
   public var hasFrontend: Bool { state.withLock { !$0.frontends.isEmpty } }
 
+  /// What it is connected to, as QEMU tells it: `disconnected:` and the socket where there is no client.
+  var endpointName: String {
+    guard case .connection = input, state.withLock({ $0.target == nil }) else { return options.endpointName }
+    return "disconnected:" + options.endpointName
+  }
+
   /// Whether a person types into it, whose keys nobody shows: a terminal in raw mode.
   public var isTerminal: Bool {
     if case .standardInput = input { Terminal.isTerminal } else { false }

@@ -94,7 +94,7 @@ public final class MachineInspection: Sendable {
 
   public var characterDevices: [CharacterState] {
     characters.all.map {
-      CharacterState(id: $0.options.id?.text ?? "", name: $0.options.endpointName, hasFrontend: $0.hasFrontend)
+      CharacterState(id: $0.options.id?.text ?? "", name: $0.endpointName, hasFrontend: $0.hasFrontend)
     }
   }
 

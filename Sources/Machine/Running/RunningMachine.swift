@@ -36,7 +36,7 @@ public final class RunningMachine {
   private let configuration: MachineConfiguration
   let board: Board
   private let processors: any Processors
-  private let characters: CharacterDevices
+  public let characters: CharacterDevices
   private let serial: SerialConnection?
   let events: EventQueue
   private let terminationWatch: TerminationWatch?

@@ -98,6 +98,14 @@ final class RecordingMachine: MonitorTarget, MachineControl {
         users: ["/machine/peripheral/d0"]),
     ]
   }
+  func addCharacterDevice(_ options: any CharacterOptions, id: Identifier) throws(CharacterDevices.Problem) {
+    if id.text == "c0" { throw .duplicateID(id) }
+    ask("add \(id): \(options)")
+  }
+  func removeCharacterDevice(_ name: String) throws(CharacterDevices.Problem) {
+    if name == "c0" { throw .inUse(name) }
+    ask("remove chardev \(name)")
+  }
   var processorThreads: [Int] { [4711] }
   func remappingText() -> String { "iommu0: as it is\n" }
   func translationText(_ arguments: [String]) -> String { "translated \(arguments.joined(separator: " "))\n" }

@@ -80,6 +80,8 @@ private final class UnmovedMachine: MonitorTarget, MachineControl {
   var devices: [Device] { [] }
   var objects: [any ObjectOptions] { [] }
   var blockNodes: [MachineInspection.BlockState] { [] }
+  func addCharacterDevice(_ options: any CharacterOptions, id: Identifier) throws(CharacterDevices.Problem) {}
+  func removeCharacterDevice(_ name: String) throws(CharacterDevices.Problem) {}
   var processorThreads: [Int] { [1] }
   func remappingText() -> String { "none\n" }
   func translationText(_ arguments: [String]) -> String { arguments.joined(separator: " ") + "\n" }
