@@ -49,6 +49,26 @@ public final class ScatteredFile: Sendable {
     isReadOnly = readOnly
   }
 
+  /// In bytes, as it is now.
+  public var currentSize: UInt64 {
+    get throws(SystemError) {
+      let end = lseek(file.rawValue, 0, SEEK_END)
+      if end < 0 { throw SystemError("lseek", path, code: errno) }
+      return UInt64(end)
+    }
+  }
+
+  /// Whether it is a file whose size can be changed; a block device is as large as it is.
+  public var isRegular: Bool { get throws(SystemError) { try file.kind == S_IFREG } }
+
+  /// Changes the size of a regular file; what is new reads as zero.
+  public func resize(to size: UInt64) throws(SystemError) {
+    guard let size = Int(exactly: size) else { throw SystemError("ftruncate", path, code: EFBIG) }
+    while ftruncate(file.rawValue, size) < 0 {
+      if errno != EINTR { throw SystemError("ftruncate", path, code: errno) }
+    }
+  }
+
   /// A copy of `count` bytes; fewer at the end of the file.
   public func bytes(at offset: UInt64, count: Int) throws(SystemError) -> [UInt8] {
     guard let start = Int(exactly: offset) else { throw SystemError("read", path, code: EINVAL) }

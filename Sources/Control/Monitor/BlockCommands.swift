@@ -24,6 +24,10 @@ extension MonitorCommands {
       try target.perform(.removeNode(arguments.name))
       return .answer([:])
     },
+    MonitorCommand("block_resize", ResizeArguments.self) { (arguments, target) throws(MonitorError) in
+      try arguments.carryOut(on: target)
+      return .answer([:])
+    },
     MonitorCommand(
       "query-block",
       answers: .array(
@@ -123,6 +127,27 @@ struct NodeNameArguments: CommandArguments {
   var name = ""
 
   static let fields: [ArgumentField<Self>] = [ArgumentField("node-name", \.name)]
+}
+
+struct ResizeArguments: CommandArguments {
+  /// A drive is a node here.
+  var device: String?
+  var name: String?
+  /// In bytes.
+  var size: Int64 = 0
+
+  static let fields: [ArgumentField<Self>] = [
+    ArgumentField("device", \.device), ArgumentField("node-name", \.name), ArgumentField("size", \.size),
+  ]
+
+  func carryOut(on target: any MonitorTarget) throws(MonitorError) {
+    let nodes = target.blockNodes.map(\.node.id)
+    guard let id = [device, name].compactMap({ $0 }).first(where: nodes.contains) else {
+      throw .generic("Cannot find device='\(device ?? "")' nor node-name='\(name ?? "")'")
+    }
+    guard let size = UInt64(exactly: size) else { throw .generic("Parameter 'size' expects a >0 size") }
+    try target.perform(.resizeNode(id, to: size))
+  }
 }
 
 struct NodeListArguments: CommandArguments {

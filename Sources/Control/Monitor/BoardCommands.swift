@@ -33,6 +33,27 @@ extension MonitorCommands {
       ["base-memory": JSONValue(target.configuration.memory.size)]
     },
     MonitorCommand(
+      "query-memdev",
+      answers: .array(
+        .object(
+          "Memdev",
+          [
+            SchemaMember("id", .string, optional: true), SchemaMember("size", .integer),
+            SchemaMember("merge", .boolean),
+            SchemaMember("dump", .boolean), SchemaMember("prealloc", .boolean), SchemaMember("share", .boolean),
+            SchemaMember("reserve", .boolean, optional: true), SchemaMember("host-nodes", .array(.integer)),
+            SchemaMember("policy", .enumeration("HostMemPolicy", ["default"])),
+          ]))
+    ) { (target) throws(MonitorError) in
+      let backend = MemoryBackend(of: target.configuration)
+      return [
+        [
+          "id": .string(backend.id), "size": JSONValue(backend.size), "merge": false, "dump": false, "prealloc": false,
+          "share": .bool(backend.isShared), "reserve": .bool(backend.isReserved), "host-nodes": [], "policy": "default",
+        ]
+      ]
+    },
+    MonitorCommand(
       "query-current-machine",
       answers: .object("CurrentMachineParams", [SchemaMember("wakeup-suspend-support", .boolean)])
     ) { (_) throws(MonitorError) in ["wakeup-suspend-support": false] },
@@ -188,6 +209,30 @@ extension MonitorCommands {
       object["mem_type_64"] = .bool(register.space == .memory64)
     }
     return .object(object)
+  }
+}
+
+/// Guest RAM as QEMU tells it: by the id of the object that it is from, or QEMU's name for RAM without one. Core files
+/// leave it out, and pages are not merged with others (madvise(2)).
+struct MemoryBackend {
+  let id: String
+  let size: UInt64
+  let isShared: Bool
+  /// Huge pages are taken from the host's pool at the start.
+  let isReserved: Bool
+
+  init(of configuration: MachineConfiguration) {
+    let object = configuration.objects.first { $0 is MemoryBackendMemfdOptions }
+    id = object?.id?.text ?? "pc.ram"
+    size = configuration.memory.size
+    isReserved = configuration.memory.hugePages != nil
+    isShared = configuration.memory.isShared || isReserved
+  }
+
+  /// `info memdev`, in QEMU's layout (hw/core/machine-hmp-cmds.c).
+  var text: String {
+    "memory backend: \(id)\n  size:  \(size)\n  merge: false\n  dump: false\n  prealloc: false\n"
+      + "  share: \(isShared)\n  reserve: \(isReserved)\n  policy: default\n  host nodes: \n\n"
   }
 }
 

@@ -51,6 +51,17 @@ struct ArgumentField<Arguments: Sendable>: Sendable {
     }
   }
 
+  /// A word that is one of a few.
+  init(_ name: String, _ path: any WritableKeyPath<Arguments, String?> & Sendable, of words: SchemaType) {
+    self.init(name: name, type: words, isOptional: true) { (arguments, value) throws(MonitorError) in
+      let word = try Self.string(value, name)
+      if case .enumeration(_, let known) = words, !known.contains(word) {
+        throw .generic("Parameter '\(name)' does not accept value \(ErrorText.quoted(word))")
+      }
+      arguments[keyPath: path] = word
+    }
+  }
+
   /// A list of words, each one of a few.
   init(_ name: String, _ path: any WritableKeyPath<Arguments, [String]> & Sendable, of words: SchemaType) {
     self.init(name: name, type: .array(words), isOptional: true) { (arguments, value) throws(MonitorError) in

@@ -62,6 +62,18 @@ enum HumanCommands {
     HumanCommand("object_del", parameters: "id", help: "destroy QOM object") { (words, target) in
       named(words, "object_del") { (name) throws(MonitorError) in try ObjectArguments.remove(name, from: target) }
     },
+    HumanCommand("block_resize", parameters: "device size", help: "resize a block image") { (words, target) in
+      // Without a unit it is in MiB.
+      guard words.count > 1, let last = words[1].utf8.last,
+        let size = try? ByteCount(text: words[1] + ((0x30...0x39).contains(last) ? "M" : ""))
+      else {
+        return Answer(
+          text: "block_resize: a device and a size expected\nTry \"help block_resize\" for more information\n")
+      }
+      return answer { () throws(MonitorError) in
+        try ResizeArguments(device: words[0], size: Int64(clamping: size.bytes)).carryOut(on: target)
+      }
+    },
     HumanCommand("chardev-add", parameters: "args", help: "add chardev") { (words, target) in
       named(words, "chardev-add") { (text) throws(MonitorError) in
         let (id, options) = try CharacterKindArguments.read(option: text)

@@ -35,6 +35,9 @@ extension HumanCommands {
     Subject(name: "kvm", help: "show KVM information") { (_, target) in
       if case .kvm = target.configuration.accelerator { "kvm support: enabled\n" } else { "kvm support: disabled\n" }
     },
+    Subject(name: "memdev", help: "show memory backends") { (_, target) in
+      MemoryBackend(of: target.configuration).text
+    },
     Subject(name: "name", help: "show the current VM name") { (_, target) in
       target.configuration.name.map { $0 + "\n" } ?? ""
     },

@@ -33,6 +33,11 @@ extension MonitorError {
         .generic("attempt to add duplicate property '\(id)' to object (type 'container')")
       case .backend(.noSuchObject(let id)): .generic("object '\(id)' not found")
       case .backend(.objectInUse(let id)): .generic("object '\(id)' is in use, can not be deleted")
+      case .readOnlyNode: .generic("Image is read-only")
+      case .notResized(let error):
+        // A block device (block/file-posix.c, raw_co_truncate).
+        error.call == "resize"
+          ? .generic("Cannot grow device files") : .generic("Failed to resize file: \(error.reason)")
       case .noDescriptor(let name):
         .generic("File descriptor named \(ErrorText.quoted(name)) has not been found")
       }

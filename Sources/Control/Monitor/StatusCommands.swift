@@ -40,6 +40,10 @@ extension MonitorCommands {
       try target.perform(.resume)
       return .answer([:])
     },
+    MonitorCommand("set-action", ActionChoices.self) { (arguments, target) throws(MonitorError) in
+      try arguments.carryOut(on: target)
+      return .answer([:])
+    },
     MonitorCommand("system_reset", NoArguments.self) { (_, target) throws(MonitorError) in
       .answerThen([:]) { target.control.requestReset() }
     },
@@ -76,4 +80,34 @@ enum MonitorVersion {
     "qemu": ["major": .integer(level.major), "minor": .integer(level.minor), "micro": .integer(level.micro)],
     "package": .string("nestling-" + HelpText.versionNumber),
   ]
+}
+
+/// What `set-action` says (qapi/run-state.json). The guest's power-off ends Nestling, and there is no device that reports
+/// a panic, and no watchdog.
+struct ActionChoices: CommandArguments {
+  var reboot: String?
+  var shutdown: String?
+  var panic: String?
+  var watchdog: String?
+
+  static let fields: [ArgumentField<Self>] = [
+    ArgumentField("reboot", \.reboot, of: .enumeration("RebootAction", ["reset", "shutdown"])),
+    ArgumentField("shutdown", \.shutdown, of: .enumeration("ShutdownAction", ["poweroff", "pause"])),
+    ArgumentField("panic", \.panic, of: .enumeration("PanicAction", ["pause", "shutdown", "exit-failure", "none"])),
+    ArgumentField(
+      "watchdog", \.watchdog,
+      of: .enumeration(
+        "WatchdogAction", ["reset", "shutdown", "poweroff", "pause", "debug", "none", "inject-nmi"])),
+  ]
+
+  /// All of it or nothing.
+  func carryOut(on target: any MonitorTarget) throws(MonitorError) {
+    if shutdown == "pause" {
+      throw .generic("Parameter 'shutdown' cannot be 'pause': a guest that powers off ends Nestling")
+    }
+    if panic != nil { throw .generic("Parameter 'panic' cannot be set: no device reports a panic of the guest") }
+    if watchdog != nil { throw .generic("Parameter 'watchdog' cannot be set: there is no watchdog device") }
+    guard let reboot, let action = MachineConfiguration.RebootAction(rawValue: reboot) else { return }
+    try target.perform(.setRebootAction(action))
+  }
 }

@@ -96,6 +96,14 @@ extension Board {
     }
   }
 
+  /// Changes the size of a node's file, for the asker's thread: it waits for the host.
+  func resizeNode(_ id: String, to size: UInt64) throws(RequestError) {
+    let nodes = devices.blockNodes
+    guard let node = nodes.first(where: { $0.id == id }) else { throw .backend(.noSuchNode(id)) }
+    if node.readOnly { throw .readOnlyNode(id) }
+    try disks.resize(node, to: size, among: nodes, memory: memory)
+  }
+
   /// The file that the object names is known to be there.
   func add(_ object: any ObjectOptions) throws(RequestError) {
     guard let id = object.id else { return }
@@ -130,7 +138,9 @@ extension MachineRequest {
       } catch {
         throw .file(option: "-object", error)
       }
-    case .addNode, .addObject, .pause, .resume, .addDevice, .removeDevice, .removeNode, .removeObject: break
+    case .addNode, .addObject, .pause, .resume, .addDevice, .removeDevice, .removeNode, .removeObject, .resizeNode,
+      .setRebootAction:
+      break
     }
   }
 }

@@ -27,6 +27,7 @@ final class Board: Sendable {
 
   /// What has been plugged in.
   let devices: DeviceTree
+  let disks = OpenDisks()
   /// What there is to plug into.
   let buses = LiveBuses()
   let slots: HotplugSlots

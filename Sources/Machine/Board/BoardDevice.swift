@@ -34,6 +34,7 @@ extension VirtioBlockOptions: BoardDevice {
       let disk = try VirtioBlock(options: options, backend: backend)
       let model = VirtioPCI(
         device: disk, options: options.transport, environment: board.environment(at: place), address: place.address)
+      board.disks.add(node.id, backend, disk)
       return [model.function]
     } catch {
       throw .device(kind: Self.kindName, problem: "\(error)")

@@ -2,19 +2,41 @@ import Devices
 import Glibc
 import Hardware
 import Linux
+import Synchronization
 
-/// A disk's storage in a raw file or a block device of the host.
+/// A disk's storage in a raw file or a block device of the host, whose size may change.
 final class FileBackend: BlockBackend {
   private let file: ScatteredFile
   private let discardUnmaps: Bool
+  private let capacity: Atomic<UInt64>
+  /// Requests that write: a file shrinks when those have ended that believe in the size before.
+  private let writes = RequestsInFlight()
 
   /// - Parameter discardUnmaps: whether the guest's discard gives space back to the host.
   init(_ file: ScatteredFile, discardUnmaps: Bool) {
     self.file = file
     self.discardUnmaps = discardUnmaps
+    capacity = Atomic(file.size)
   }
 
-  var size: UInt64 { file.size }
+  var size: UInt64 { capacity.load(ordering: .acquiring) }
+
+  /// The size from now on. Returns when no request writes beyond it any more; those that come later fail there.
+  func setSize(_ size: UInt64) {
+    let earlier = capacity.exchange(size, ordering: .sequentiallyConsistent)
+    if size < earlier { writes.drain(parking: ThreadParking()) }
+  }
+
+  /// Carries out what writes, unless the disk has become too small for it.
+  private func writing(
+    _ range: Range<UInt64>, _ body: () throws(BlockError) -> Void
+  ) throws(BlockError) {
+    let phase = writes.begin()
+    defer { writes.end(phase) }
+    guard range.upperBound <= capacity.load(ordering: .sequentiallyConsistent) else { throw .inputOutput }
+    try body()
+  }
+
   var isReadOnly: Bool { file.isReadOnly }
 
   func read(at offset: UInt64, into segments: [PhysicalSegment]) throws(BlockError) {
@@ -22,7 +44,12 @@ final class FileBackend: BlockBackend {
   }
 
   func write(at offset: UInt64, from segments: [PhysicalSegment]) throws(BlockError) {
-    do { try file.write(at: offset, from: Self.convert(segments)) } catch { throw Self.convert(error) }
+    let count = segments.reduce(0) { $0 + UInt64($1.count) }
+    try writing(offset..<offset + count) { () throws(BlockError) in
+      do throws(SystemError) { try file.write(at: offset, from: Self.convert(segments)) } catch {
+        throw Self.convert(error)
+      }
+    }
   }
 
   func flush() throws(BlockError) {
@@ -31,25 +58,29 @@ final class FileBackend: BlockBackend {
 
   func discard(_ range: Range<UInt64>) throws(BlockError) {
     guard discardUnmaps else { return }
-    do {
-      try file.punchHole(at: range.lowerBound, count: range.upperBound - range.lowerBound)
-    } catch {
-      // A hint: storage that cannot do it keeps the data.
-      let error = Self.convert(error)
-      if error != .unsupported { throw error }
+    try writing(range) { () throws(BlockError) in
+      do throws(SystemError) {
+        try file.punchHole(at: range.lowerBound, count: range.upperBound - range.lowerBound)
+      } catch {
+        // A hint: storage that cannot do it keeps the data.
+        let error = Self.convert(error)
+        if error != .unsupported { throw error }
+      }
     }
   }
 
   func writeZeroes(_ range: Range<UInt64>, mayUnmap: Bool) throws(BlockError) {
     let count = range.upperBound - range.lowerBound
-    do {
-      if mayUnmap, discardUnmaps {
-        try file.punchHole(at: range.lowerBound, count: count)
-      } else {
-        try file.zero(at: range.lowerBound, count: count)
+    try writing(range) { () throws(BlockError) in
+      do throws(SystemError) {
+        if mayUnmap, discardUnmaps {
+          try file.punchHole(at: range.lowerBound, count: count)
+        } else {
+          try file.zero(at: range.lowerBound, count: count)
+        }
+      } catch {
+        throw Self.convert(error)
       }
-    } catch {
-      throw Self.convert(error)
     }
   }
 

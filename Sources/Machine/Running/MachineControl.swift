@@ -82,6 +82,15 @@ final class MachineController: MachineControl {
   func requestQuit(_ cause: MachineCause) { quit(cause) }
 
   func ask(_ request: MachineRequest, _ answer: @escaping @Sendable (RequestError?) -> Void) {
+    if case .resizeNode(let id, let size) = request {
+      // Nothing of it is the machine's thread's to do, and it waits for the host.
+      do throws(RequestError) {
+        try board.resizeNode(id, to: size)
+      } catch {
+        return answer(error)
+      }
+      return answer(nil)
+    }
     do throws(StartError) {
       try request.checkFile(memory: board.memory)
     } catch {

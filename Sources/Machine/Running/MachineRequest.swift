@@ -17,12 +17,18 @@ public enum MachineRequest: Sendable {
   /// One with an id.
   case addObject(any ObjectOptions)
   case removeObject(Identifier)
+  /// Answered when the disks over the node have told their drivers of the new size, in bytes.
+  case resizeNode(String, to: UInt64)
+  /// What the guest's reset does from now on.
+  case setRebootAction(MachineConfiguration.RebootAction)
 
   /// Whether the CPUs stop as soon as this is asked, before the machine's thread takes it up.
   var haltsGuest: Bool {
     switch self {
     case .pause: true
-    case .resume, .addDevice, .removeDevice, .addNode, .removeNode, .addObject, .removeObject: false
+    case .resume, .addDevice, .removeDevice, .addNode, .removeNode, .addObject, .removeObject, .resizeNode,
+      .setRebootAction:
+      false
     }
   }
 }
@@ -54,6 +60,9 @@ public enum RequestError: Error, Sendable {
   case backend(BackendProblem)
   /// The asker's monitor has no open file of that name. A number may be of a file of Nestling's own.
   case noDescriptor(String)
+  /// A node that is not for writing keeps its size.
+  case readOnlyNode(String)
+  case notResized(SystemError)
 }
 
 /// A request on its way to the machine's thread. It is answered once.

@@ -34,6 +34,7 @@ public final class RunningMachine {
   }
 
   private let configuration: MachineConfiguration
+  private var rebootAction: MachineConfiguration.RebootAction
   let board: Board
   private let processors: any Processors
   public let characters: CharacterDevices
@@ -58,6 +59,7 @@ public final class RunningMachine {
     onEnding: (@Sendable (_ exitStatus: Int32) -> Void)? = nil
   ) throws(StartError) {
     self.configuration = configuration
+    rebootAction = configuration.rebootAction
     self.onEnding = onEnding ?? { _ in }
     Thread.installKick()
     do {
@@ -345,7 +347,7 @@ public final class RunningMachine {
   }
 
   private func resetByGuest() -> Ending? {
-    configuration.rebootAction == .reset ? reset(.guestReset) : end(.shutdown, .guestReset)
+    rebootAction == .reset ? reset(.guestReset) : end(.shutdown, .guestReset)
   }
 
   private func reset(_ cause: MachineCause) -> Ending? {
@@ -384,6 +386,8 @@ public final class RunningMachine {
       case .removeNode(let id): try board.removeNode(id)
       case .addObject(let object): try board.add(object)
       case .removeObject(let id): try board.removeObject(id)
+      case .resizeNode(let id, let size): try board.resizeNode(id, to: size)
+      case .setRebootAction(let action): rebootAction = action
       }
       // After the notices of it: an event comes before the answer to the command that brought it about.
       pending.answer()

@@ -128,6 +128,35 @@ import Testing
     #expect(first["image"] == ["virtual-size": 4096, "filename": "/a.img", "format": "file"])
   }
 
+  @Test func `A node is resized by its name or as a device, and what cannot be is told in QEMU's words`() {
+    var client = QMPClient()
+    let cases: [(String, String)] = [
+      ("{}", "Parameter 'size' is missing"),
+      (#"{"size": 1}"#, "Cannot find device='' nor node-name=''"),
+      (#"{"device": "x", "size": 1}"#, "Cannot find device='x' nor node-name=''"),
+      (#"{"node-name": "x", "size": 1}"#, "Cannot find device='' nor node-name='x'"),
+      (#"{"node-name": "f", "size": -1}"#, "Parameter 'size' expects a >0 size"),
+      (#"{"node-name": "f", "size": "1M"}"#, "Invalid parameter type for 'size', expected: integer"),
+      (#"{"node-name": "r", "size": 8192}"#, "Image is read-only"),
+    ]
+    for (arguments, text) in cases {
+      #expect(
+        client.send(#"{"execute": "block_resize", "arguments": \#(arguments)}"#) == generic(text), "\(arguments)")
+    }
+    #expect(client.machine.requests.isEmpty)
+    #expect(client.ask("block_resize", ["node-name": "f", "size": 8192]) == [:])
+    #expect(client.ask("block_resize", ["device": "f", "node-name": "x", "size": 0]) == [:])
+    func human(_ line: String) -> String { HumanCommands.run(line, on: client.machine).text }
+    // Without a unit, in MiB.
+    #expect(human("block_resize f 2") == "" && human("block_resize f 4k") == "")
+    #expect(human("block_resize x 1M") == "Error: Cannot find device='x' nor node-name=''\n")
+    #expect(human("block_resize f").hasPrefix("block_resize: "))
+    #expect(
+      client.machine.requests == [
+        "resize f to 8192", "resize f to 0", "resize f to 2097152", "resize f to 4096",
+      ])
+  }
+
   @Test func `People see and change backends as in QEMU`() {
     let machine = RecordingMachine()
     func human(_ line: String) -> String { HumanCommands.run(line, on: machine).text }

@@ -176,4 +176,37 @@ import Testing
     }
     #expect(help.contains("quit|q -- quit the emulator\r\n") && information.contains("info version -- "))
   }
-}
+
+  @Test func `set-action applies what there is, and refuses the rest before it does anything`() {
+    var client = QMPClient()
+    func refusal(_ arguments: String) -> String {
+      client.send(#"{"execute": "set-action", "arguments": \#(arguments)}"#).first ?? ""
+    }
+    #expect(refusal(#"{"reboot": "x"}"#).contains("Parameter 'reboot' does not accept value 'x'"))
+    #expect(refusal(#"{"reboot": "shutdown", "shutdown": "pause"}"#).contains("'shutdown' cannot be 'pause'"))
+    #expect(refusal(#"{"reboot": "shutdown", "panic": "none"}"#).contains("'panic' cannot be set"))
+    #expect(refusal(#"{"reboot": "shutdown", "watchdog": "reset"}"#).contains("'watchdog' cannot be set"))
+    #expect(client.machine.requests.isEmpty)
+    #expect(client.ask("set-action") == [:] && client.machine.requests.isEmpty)
+    #expect(client.ask("set-action", ["reboot": "shutdown", "shutdown": "poweroff"]) == [:])
+    #expect(client.ask("set-action", ["reboot": "reset"]) == [:])
+    #expect(client.machine.requests == ["reboot is shutdown", "reboot is reset"])
+  }
+
+  @Test func `query-memdev tells of the RAM and the object that it is from`() throws {
+    var client = QMPClient()
+    let first = elements(client.ask("query-memdev")).first
+    #expect(first?["id"] == "pc.ram" && first?["size"] == 134_217_728 && first?["share"] == false)
+    var configuration = MachineConfiguration()
+    var object = MemoryBackendMemfdOptions()
+    object.id = try Identifier(text: "ram0")
+    configuration.objects = [object]
+    configuration.memory.isShared = true
+    configuration.memory.size = 64 << 20
+    var other = QMPClient(RecordingMachine(configuration))
+    let second = elements(other.ask("query-memdev")).first
+    #expect(second?["id"] == "ram0" && second?["size"] == 67_108_864 && second?["share"] == true)
+    let text = HumanCommands.run("info memdev", on: other.machine).text
+    #expect(text.hasPrefix("memory backend: ram0\n  size:  67108864\n"))
+  }
+

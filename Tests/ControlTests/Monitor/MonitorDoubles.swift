@@ -42,6 +42,10 @@ final class RecordingMachine: MonitorTarget, MachineControl {
     case .removeNode(let id): ask("remove node \(id)")
     case .addObject(let object): ask("add \(object)")
     case .removeObject(let id): ask("remove object \(id)")
+    case .resizeNode(let id, let size):
+      if id == "r" { return answer(.readOnlyNode(id)) }
+      ask("resize \(id) to \(size)")
+    case .setRebootAction(let action): ask("reboot is \(action)")
     }
     answer(nil)
   }

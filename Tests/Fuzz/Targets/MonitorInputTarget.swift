@@ -69,7 +69,8 @@ private final class UnmovedMachine: MonitorTarget, MachineControl {
     switch request {
     case .pause: current.withLock { $0 = .paused }
     case .resume: current.withLock { $0 = .running }
-    case .addDevice, .removeDevice, .addNode, .removeNode, .addObject, .removeObject: break
+    case .addDevice, .removeDevice, .addNode, .removeNode, .addObject, .removeObject, .resizeNode, .setRebootAction:
+      break
     }
     answer(nil)
   }

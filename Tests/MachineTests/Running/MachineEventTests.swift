@@ -55,6 +55,32 @@ import Testing
     }
   }
 
+  @Test func `A reset of the guest ends the machine once a monitor has asked for that`() throws {
+    var configuration = MachineConfiguration()
+    configuration.accelerator = .qtest
+    configuration.memory.size = 64 << 20
+    let machine = try RunningMachine(configuration, interpreter: PassingInterpreter())
+    let endings = Notes<RunningMachine.Ending>()
+    let notices = Notes<MachineNotice>()
+    machine.control.addListener { notices.add($0) }
+    nonisolated(unsafe) let running = machine
+    let thread = try Thread(name: "machine") { if let ending = try? running.run() { endings.add(ending) } }
+    #expect(eventually { machine.control.status == .running })
+    machine.events.post(.reset)
+    #expect(eventually { notices.all == [.reset(.guestReset)] })
+    try machine.control.perform(.setRebootAction(.shutdown))
+    try machine.control.perform(.setRebootAction(.reset))
+    machine.events.post(.reset)
+    #expect(eventually { notices.all.count == 2 })
+    try machine.control.perform(.setRebootAction(.shutdown))
+    // A monitor's own reset is none of the guest's.
+    machine.control.requestReset()
+    #expect(eventually { notices.all.last == .reset(.monitorReset) })
+    machine.events.post(.reset)
+    thread.join()
+    #expect(endings.all == [.shutdown] && notices.all.last == .shutdown(.guestReset))
+  }
+
   /// QEMU's RUN_STATE_INTERNAL_ERROR: nothing but a reset leads out of it.
   @Test func anErrorOfADeviceStopsTheMachine() throws {
     try run([]) { machine, log in

@@ -1,0 +1,77 @@
+import Devices
+import Glibc
+import Linux
+import Synchronization
+
+/// The disks that have their files open, by the block nodes that they are over, and what changes the size of a file
+/// under them (`block_resize`).
+///
+/// Lock order: `resizing` is held while the host changes a file, and only those who change sizes wait for it; `entries`
+/// is a leaf.
+final class OpenDisks: Sendable {
+  private struct Entry {
+    let node: String
+    weak var backend: FileBackend?
+    weak var disk: VirtioBlock?
+  }
+
+  /// Disks that have gone are dropped when the next one comes.
+  private let entries = Mutex<[Entry]>([])
+  private let resizing = Mutex<Void>(())
+
+  func add(_ node: String, _ backend: FileBackend, _ disk: VirtioBlock) {
+    entries.withLock { entries in
+      entries.removeAll { $0.disk == nil }
+      entries.append(Entry(node: node, backend: backend, disk: disk))
+    }
+  }
+
+  private func over(_ nodes: [String]) -> [(backend: FileBackend, disk: VirtioBlock)] {
+    entries.withLock { entries in
+      entries.compactMap { entry in
+        guard nodes.contains(entry.node), let backend = entry.backend, let disk = entry.disk else { return nil }
+        return (backend, disk)
+      }
+    }
+  }
+
+  /// Changes the size of a node's file. Their drivers learn it of all disks over it, by an interrupt. It waits for the
+  /// host's file system, and for writes that are under way where the file shrinks.
+  /// - Parameter nodes: those of the machine.
+  func resize(_ node: BlockNode, to size: UInt64, among nodes: [BlockNode], memory: GuestMemory) throws(RequestError) {
+    let base = node.underlying ?? node.id
+    let family = nodes.filter { $0.id == base || $0.underlying == base }.map(\.id)
+    try resizing.withLock { _ throws(RequestError) in
+      let open = over(family)
+      let file: ScatteredFile
+      do throws(StartError) {
+        // A disk has locked it. Where there is none, no other program may be using it.
+        file = try open.isEmpty ? node.open(memory: memory) : node.openUnlocked(memory: memory)
+      } catch {
+        throw .failed(error)
+      }
+      var reached: UInt64 = 0
+      do throws(SystemError) {
+        let earlier = try file.currentSize
+        if try file.isRegular {
+          if size < earlier { for (backend, _) in open { backend.setSize(size) } }
+          do throws(SystemError) {
+            try file.resize(to: size)
+          } catch {
+            for (backend, _) in open { backend.setSize(earlier) }
+            throw error
+          }
+        } else if size > earlier {
+          throw SystemError("resize", node.path, code: EINVAL, because: "a block device")
+        }
+        reached = try file.currentSize
+      } catch {
+        throw .notResized(error)
+      }
+      for (backend, disk) in open {
+        backend.setSize(reached)
+        disk.capacityChanged()
+      }
+    }
+  }
+}
