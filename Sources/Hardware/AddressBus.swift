@@ -126,6 +126,22 @@ public final class AddressBus: Sendable {
     }
   }
 
+  /// A region that is attached now.
+  public struct AttachedRegion: Sendable {
+    public let first: UInt64
+    /// Address of the last byte.
+    public let last: UInt64
+    public let priority: Priority
+    public let device: any BusDevice
+  }
+
+  /// In the order of their addresses, then as they were attached.
+  public var attachedRegions: [AttachedRegion] {
+    map.withLock { $0.regions }.sorted { ($0.base, $0.attachment.number) < ($1.base, $1.attachment.number) }.map {
+      AttachedRegion(first: $0.base, last: $0.last, priority: $0.priority, device: $0.device)
+    }
+  }
+
   /// The parts of a region that no region with precedence covers.
   /// - Returns: offsets from its start, in order; empty for one that is detached.
   public func visibleParts(of attachment: Attachment) -> [Range<UInt64>] {

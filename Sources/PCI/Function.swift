@@ -444,9 +444,9 @@ public final class Function: Sendable {
   }
 
   /// A BAR as the bus sees it.
-  private final class Region: BusDevice {
-    private let function: Function
-    private let bar: Int
+  private final class Region: BaseAddressRegion {
+    let function: Function
+    let bar: Int
 
     init(function: Function, bar: Int) {
       self.function = function
@@ -469,4 +469,10 @@ public final class Function: Sendable {
 
     func visiblePartsChanged() { function.updateVisibility() }
   }
+}
+
+/// What a bus has attached for a BAR.
+public protocol BaseAddressRegion: BusDevice {
+  var function: Function { get }
+  var bar: Int { get }
 }

@@ -38,10 +38,14 @@ extension HumanCommands {
     Subject(name: "memdev", help: "show memory backends") { (_, target) in
       MemoryBackend(of: target.configuration).text
     },
+    Subject(name: "mtree", help: "show memory tree") { (_, target) in AddressSpaceText.text(target.addressSpaces) },
     Subject(name: "name", help: "show the current VM name") { (_, target) in
       target.configuration.name.map { $0 + "\n" } ?? ""
     },
     Subject(name: "pci", help: "show PCI info") { (_, target) in target.functions.map(text).joined() },
+    Subject(name: "qom-tree", parameters: "[path]", help: "show QOM composition tree") { (words, target) in
+      ObjectTree(target).text(from: words.first ?? "/machine")
+    },
     Subject(name: "qtree", help: "show device tree") { (_, target) in DeviceTreeText.text(target.devices) },
     Subject(name: "status", help: "show the current VM status") { (_, target) in
       switch target.control.status {

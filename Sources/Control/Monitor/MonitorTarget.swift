@@ -9,6 +9,7 @@ package protocol MonitorTarget: AnyObject, Sendable {
   var devices: [Device] { get }
   var objects: [any ObjectOptions] { get }
   var blockNodes: [MachineInspection.BlockState] { get }
+  var addressSpaces: [MachineInspection.AddressSpace] { get }
   /// The open files of the monitor that asks.
   var descriptors: MonitorDescriptors { get }
   /// The kernel's numbers of the CPUs' threads; empty while there are none.

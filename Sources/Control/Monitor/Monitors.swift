@@ -44,6 +44,7 @@ final class Monitors: MonitorTarget {
   var devices: [Device] { inspection.devices }
   var objects: [any ObjectOptions] { inspection.objects }
   var blockNodes: [MachineInspection.BlockState] { inspection.blockNodes }
+  var addressSpaces: [MachineInspection.AddressSpace] { inspection.addressSpaces }
   var processorThreads: [Int] { inspection.processorThreads }
 
   func addCharacterDevice(_ options: any CharacterOptions, id: Identifier) throws(CharacterDevices.Problem) {

@@ -55,6 +55,29 @@ struct ObjectTree {
   }
 }
 
+/// `info qom-tree`, in QEMU's layout (qom/qom-hmp-cmds.c).
+extension ObjectTree {
+  func text(from path: String) -> String {
+    do throws(MonitorError) {
+      return text(of: try node(at: path), depth: 0)
+    } catch {
+      return error.errorClass == .deviceNotFound
+        ? "Path \(ErrorText.quoted(path)) could not be resolved.\n"
+        : "Warning: Path \(ErrorText.quoted(path)) is ambiguous.\n"
+    }
+  }
+
+  private func text(of node: Node, depth: Int) -> String {
+    let name = node.path.split(separator: "/").last.map(String.init) ?? ""
+    let line = String(repeating: "  ", count: depth) + "/\(name) (\(node.kindName))\n"
+    let folder = node.path == "/" ? "" : node.path
+    let children = node.children.sorted { $0.name < $1.name }.compactMap { child in
+      nodes.first { $0.path == folder + "/" + child.name }
+    }
+    return line + children.map { text(of: $0, depth: depth + 1) }.joined()
+  }
+}
+
 /// (qapi/qom.json)
 extension MonitorCommands {
   static let treeCommands: [MonitorCommand] = [

@@ -298,8 +298,10 @@ extension PCIPlace {
   }
 }
 
-/// Addresses that no device on the bus answers and no BAR may occupy: the accelerator has the local APICs there.
-private final class NoDevice: BusDevice {
-  func read(offset: UInt64, width: AccessWidth) -> UInt64 { width.allOnes }
-  func write(offset: UInt64, width: AccessWidth, value: UInt64) {}
+extension Board {
+  /// Addresses that no device on the bus answers and no BAR may occupy: the accelerator has the local APICs there.
+  final class NoDevice: BusDevice {
+    func read(offset: UInt64, width: AccessWidth) -> UInt64 { width.allOnes }
+    func write(offset: UInt64, width: AccessWidth, value: UInt64) {}
+  }
 }

@@ -48,7 +48,7 @@ public final class MachineInspection: Sendable {
   }
 
   public let configuration: MachineConfiguration
-  private let board: Board
+  let board: Board
   private let characters: CharacterDevices
   private let processors: any Processors
 

@@ -210,3 +210,33 @@ import Testing
     #expect(text.hasPrefix("memory backend: ram0\n  size:  67108864\n"))
   }
 
+  @Test func `info mtree and info qom-tree have QEMU's layouts`() {
+    let machine = RecordingMachine()
+    let memory = """
+      address-space: memory
+        0000000000000000-ffffffffffffffff (prio 0, i/o): system
+          0000000000000000-0000000003ffffff (prio 0, ram): ram-below-4g
+          0000000000000000-ffffffffffffffff (prio -1, i/o): pci
+            00000000c0000000-00000000c00fffff (prio 1, i/o): edu 00:02.0 BAR0
+          00000000fec00000-00000000fec00fff (prio 0, i/o): ioapic
+
+      address-space: I/O
+        0000000000000000-000000000000ffff (prio 0, i/o): io
+          0000000000000070-0000000000000071 (prio 0, i/o): rtc
+
+      """
+    #expect(HumanCommands.run("info mtree", on: machine).text == memory)
+    let tree = """
+      /machine (q35-machine)
+        /peripheral (container)
+          /e0 (edu)
+        /peripheral-anon (container)
+          /device[0] (edu)
+
+      """
+    #expect(HumanCommands.run("info qom-tree", on: machine).text == tree)
+    #expect(
+      HumanCommands.run("info qom-tree /objects", on: machine).text == "/objects (container)\n  /rng0 (rng-random)\n")
+    #expect(HumanCommands.run("info qom-tree nix", on: machine).text == "Path 'nix' could not be resolved.\n")
+  }
+}

@@ -110,6 +110,21 @@ final class RecordingMachine: MonitorTarget, MachineControl {
     if name == "c0" { throw .inUse(name) }
     ask("remove chardev \(name)")
   }
+  var addressSpaces: [MachineInspection.AddressSpace] {
+    typealias Region = MachineInspection.AddressSpace.Region
+    return [
+      MachineInspection.AddressSpace(
+        name: "memory", rootName: "system", last: .max,
+        regions: [
+          Region(first: 0, last: 0x3ff_ffff, name: "ram-below-4g", isRAM: true, isMovable: false),
+          Region(first: 0xc000_0000, last: 0xc00f_ffff, name: "edu 00:02.0 BAR0", isRAM: false, isMovable: true),
+          Region(first: 0xfec0_0000, last: 0xfec0_0fff, name: "ioapic", isRAM: false, isMovable: false),
+        ]),
+      MachineInspection.AddressSpace(
+        name: "I/O", rootName: "io", last: 0xffff,
+        regions: [Region(first: 0x70, last: 0x71, name: "rtc", isRAM: false, isMovable: false)]),
+    ]
+  }
   var processorThreads: [Int] { [4711] }
   func remappingText() -> String { "iommu0: as it is\n" }
   func translationText(_ arguments: [String]) -> String { "translated \(arguments.joined(separator: " "))\n" }

@@ -83,6 +83,7 @@ private final class UnmovedMachine: MonitorTarget, MachineControl {
   var blockNodes: [MachineInspection.BlockState] { [] }
   func addCharacterDevice(_ options: any CharacterOptions, id: Identifier) throws(CharacterDevices.Problem) {}
   func removeCharacterDevice(_ name: String) throws(CharacterDevices.Problem) {}
+  var addressSpaces: [MachineInspection.AddressSpace] { [] }
   var processorThreads: [Int] { [1] }
   func remappingText() -> String { "none\n" }
   func translationText(_ arguments: [String]) -> String { arguments.joined(separator: " ") + "\n" }

@@ -81,6 +81,24 @@ import Testing
     #expect(endings.all == [.shutdown] && notices.all.last == .shutdown(.guestReset))
   }
 
+  @Test func `The address spaces of a machine have its chips, its RAM and the BARs that are placed`() throws {
+    try run([EduOptions()]) { machine, _ in
+      let spaces = machine.inspection.addressSpaces
+      #expect(spaces.map(\.name) == ["memory", "I/O"])
+      let memory = spaces[0].regions
+      #expect(memory.first?.name == "ram-below-4g" && memory.first?.last == 0x3ff_ffff)
+      #expect(memory.contains { $0.name == "ioapic" && $0.first == 0xfec0_0000 && $0.last == 0xfec0_0fff })
+      #expect(!memory.contains { $0.isMovable })
+      #expect(spaces[1].regions.contains { $0.name == "rtc" && $0.first == 0x70 })
+      let configuration = BoardLayout.configurationAccess + UInt64(1 << 3) << 12
+      machine.board.writeMemory(configuration + 0x10, 4, 0xc000_0000)
+      machine.board.writeMemory(configuration + 4, 2, 2)
+      let bars = machine.inspection.addressSpaces[0].regions.filter(\.isMovable)
+      #expect(bars.map(\.name) == ["edu 00:01.0 BAR0"] && bars.first?.first == 0xc000_0000)
+      #expect(bars.first?.last == 0xc00f_ffff)
+    }
+  }
+
   /// QEMU's RUN_STATE_INTERNAL_ERROR: nothing but a reset leads out of it.
   @Test func anErrorOfADeviceStopsTheMachine() throws {
     try run([]) { machine, log in
