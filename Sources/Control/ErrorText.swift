@@ -59,6 +59,7 @@ enum ErrorText {
       "unknown \(noun(kind))"
         + (known.count == 1 ? list("there is only", known) : list("nearest", NearestNames.to(name, among: known)))
     case .property(let error, let owner): text(for: error, owner: owner)
+    case .json(let text): text
     case .empty: "it needs a file's name"
     case .needsQTest: "only allowed with -qtest"
     case .otherAccelerator(let name): "another option asks for \(quoted(name)), and there is one accelerator"

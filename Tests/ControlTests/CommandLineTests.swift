@@ -248,4 +248,41 @@ import Testing
     #expect(try configuration("-kernel", "k", "-no-reboot", "-action", "reboot=reset").rebootAction == .reset)
     #expect(try configuration("-kernel", "k", "-action", "shutdown=poweroff").rebootAction == .reset)
   }
+
+  @Test func `-device and -object take JSON with typed values, and make what the option strings make`() throws {
+    func devices(_ words: [String]) throws -> String {
+      guard case .run(let configuration) = Control.parse(["-kernel", "k"] + words) else { throw NoConfiguration() }
+      return "\(configuration.devices) \(configuration.objects)"
+    }
+    let cases: [(json: [String], option: [String])] = [
+      (
+        ["-device", #"{"driver":"edu","id":"e0","dma_mask":4095,"addr":"7"}"#],
+        ["-device", "edu,id=e0,dma_mask=4095,addr=7"]
+      ),
+      // As a number it has the function in its three low bits.
+      (["-device", "{'driver':'edu','addr':56}"], ["-device", "edu,addr=7"]),
+      (
+        [
+          "-object", #"{"qom-type":"rng-random","id":"r","filename":"/dev/urandom"}"#, "-device",
+          #"{"driver":"virtio-rng-pci","rng":"r","event_idx":false,"max-bytes":1024,"period":1000}"#,
+        ],
+        [
+          "-object", "rng-random,id=r,filename=/dev/urandom", "-device",
+          "virtio-rng-pci,rng=r,event_idx=off,max-bytes=1024,period=1000",
+        ]
+      ),
+      (
+        [
+          "-m", "64M", "-machine", "q35,memory-backend=m", "-object",
+          #"{"qom-type":"memory-backend-memfd","id":"m","size":67108864,"share":true}"#,
+        ],
+        ["-m", "64M", "-machine", "q35,memory-backend=m", "-object", "memory-backend-memfd,id=m,size=64M"]
+      ),
+    ]
+    for (json, option) in cases {
+      let made = try devices(json)
+      let expected = try devices(option)
+      #expect(made == expected)
+    }
+  }
 }

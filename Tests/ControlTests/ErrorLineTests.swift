@@ -14,6 +14,35 @@ import Testing
     -device nosuch: unknown device; nearest: edu, vfio-pci, virtio-blk
     $
     there is nothing to boot: add -kernel FILE (-help lists the options)
+    # JSON, in QEMU's words.
+    $ -device {"driver":"nix"}
+    -device {"driver":"nix"}: 'nix' is not a valid device model name
+    $ -device {"id":"x"}
+    -device {"id":"x"}: Parameter 'driver' is missing
+    $ -device {"driver":"edu","nosuch":1}
+    -device {"driver":"edu","nosuch":1}: Property 'edu.nosuch' not found
+    $ -device {"driver":"edu","dma_mask":"0x10"}
+    -device {"driver":"edu","dma_mask":"0x10"}: Parameter 'dma_mask' expects uint64
+    $ -device {"driver":"edu","dma_mask":true}
+    -device {"driver":"edu","dma_mask":true}: Parameter 'dma_mask' expects uint64
+    $ -device {"driver":"edu","addr":[1]}
+    -device {"driver":"edu","addr":[1]}: Invalid parameter type for 'addr', expected int or str
+    $ -device {"driver":"edu","addr":"zz"}
+    -device {"driver":"edu","addr":"zz"}: Property 'edu.addr' doesn't take value 'zz'
+    $ -device {"driver":"virtio-rng-pci","event_idx":"off"}
+    -device {"driver":"virtio-rng-pci","event_idx":"off"}: Invalid parameter type for 'event_idx', expected: boolean
+    $ -device {"driver":"edu"
+    -device {"driver":"edu": JSON parse error, premature EOI
+    $ -device {"driver":"edu"}x
+    -device {"driver":"edu"}x: Expecting at most one JSON value
+    $ -object {"qom-type":"nix","id":"a"}
+    -object {"qom-type":"nix","id":"a"}: Parameter 'qom-type' does not accept value 'nix'
+    $ -object {"qom-type":"rng-builtin"}
+    -object {"qom-type":"rng-builtin"}: Parameter 'id' is missing
+    $ -object {"qom-type":"rng-random","id":"a","filename":7}
+    -object {"qom-type":"rng-random","id":"a","filename":7}: Invalid parameter type for 'filename', expected: string
+    $ -object {"qom-type":"rng-random","id":"a","nosuch":7}
+    -object {"qom-type":"rng-random","id":"a","nosuch":7}: Parameter 'nosuch' is unexpected
     # Options.
     $ -devcie x
     -devcie: unknown option; nearest: -device

@@ -21,6 +21,8 @@ enum OptionProblem: Error, Hashable {
   case unknown(WordKind, name: String, known: [String])
   /// - Parameter owner: the kind of device or object; nil for the option itself.
   case property(PropertyError, owner: String?)
+  /// Of an argument in JSON, in QEMU's words.
+  case json(String)
   /// `-kernel ''`.
   case empty
   /// `-initrd` and `-append` without `-kernel`.

@@ -5,6 +5,12 @@ enum DeviceOption {
   @Sendable
   static func read(_ draft: inout CommandLineDraft, _ text: String) throws(OptionProblem) -> String? {
     if CommandOptions.asksHelp(text) { return HelpText.deviceKinds }
+    if let object = try JSONOption.object(text) {
+      let options = try JSONOption.device(object)
+      draft.configuration.devices.append(options)
+      draft.deviceSources.append(draft.source)
+      return nil
+    }
     let (name, assignments) = try KindArguments.split(text, impliedName: "driver", of: .device)
     guard let kind = DeviceKinds.named(name) else {
       throw .unknown(.device, name: name, known: DeviceKinds.all.flatMap { [$0.kindName] + $0.kindAliases })
@@ -27,6 +33,12 @@ enum ObjectOption {
   @Sendable
   static func read(_ draft: inout CommandLineDraft, _ text: String) throws(OptionProblem) -> String? {
     if CommandOptions.asksHelp(text) { return HelpText.objectKinds }
+    if let object = try JSONOption.object(text) {
+      let options = try JSONOption.object(object)
+      draft.configuration.objects.append(options)
+      draft.objectSources.append(draft.source)
+      return nil
+    }
     let (name, assignments) = try KindArguments.split(text, impliedName: "qom-type", of: .object)
     guard let kind = ObjectKinds.named(name) else {
       throw .unknown(.object, name: name, known: ObjectKinds.all.map { $0.kindName })

@@ -59,7 +59,7 @@ extension JSONProperties {
     return assignments
   }
 
-  private static func isNumber(_ typeName: String) -> Bool { typeName.hasPrefix("uint") || typeName == "size" }
+  static func isNumber(_ typeName: String) -> Bool { typeName.hasPrefix("uint") || typeName == "size" }
 
   /// The members of objects within, by names with a point: `{"cache": {"direct": true}}` is `cache.direct`.
   static func flattened(_ object: JSONObject) throws(MonitorError) -> JSONObject {

@@ -48,9 +48,12 @@ enum ObjectArguments {
     return try read(kind, name, assignments.filter { $0.name != "qom-type" })
   }
 
-  static func kind(_ name: String?) throws(MonitorError) -> (kind: any ObjectOptions.Type, name: String) {
+  /// - Parameter atStart: of a machine that does not run yet, which takes every kind.
+  static func kind(
+    _ name: String?, atStart: Bool = false
+  ) throws(MonitorError) -> (kind: any ObjectOptions.Type, name: String) {
     guard let name, !name.isEmpty else { throw .generic("Parameter 'qom-type' is missing") }
-    guard let kind = ObjectKinds.named(name), kind.comesAndGoes else {
+    guard let kind = ObjectKinds.named(name), atStart || kind.comesAndGoes else {
       throw .generic("Parameter 'qom-type' does not accept value \(ErrorText.quoted(name))")
     }
     return (kind, name)
