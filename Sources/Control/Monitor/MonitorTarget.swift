@@ -15,6 +15,8 @@ package protocol MonitorTarget: AnyObject, Sendable {
   /// The kernel's numbers of the CPUs' threads; empty while there are none.
   var processorThreads: [Int] { get }
 
+  /// `MachineInspection.files(removedBy:)`
+  func files(removedBy request: MachineRequest) -> [PassedFile]
   /// It may wait for the other end.
   func addCharacterDevice(_ options: any CharacterOptions, id: Identifier) throws(CharacterDevices.Problem)
   func removeCharacterDevice(_ name: String) throws(CharacterDevices.Problem)

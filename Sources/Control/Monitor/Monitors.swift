@@ -47,6 +47,8 @@ final class Monitors: MonitorTarget {
   var addressSpaces: [MachineInspection.AddressSpace] { inspection.addressSpaces }
   var processorThreads: [Int] { inspection.processorThreads }
 
+  func files(removedBy request: MachineRequest) -> [PassedFile] { inspection.files(removedBy: request) }
+
   func addCharacterDevice(_ options: any CharacterOptions, id: Identifier) throws(CharacterDevices.Problem) {
     try characters.add(options, id: id)
   }

@@ -112,6 +112,8 @@ extension MonitorError {
 extension MonitorTarget {
   /// Has the machine carry something out, and waits until it has.
   func perform(_ request: MachineRequest) throws(MonitorError) {
+    let files = files(removedBy: request)
+    defer { withExtendedLifetime(files) {} }
     do throws(RequestError) {
       try control.perform(request)
     } catch {

@@ -113,6 +113,17 @@ public final class MachineInspection: Sendable {
     }
   }
 
+  /// The files that go with what a request removes, if it is the last user. Held by the asker they are closed on its
+  /// thread, and not on the machine's: closing waits for the host.
+  public func files(removedBy request: MachineRequest) -> [PassedDescriptor] {
+    switch request {
+    case .removeNode(let id): return board.devices.blockNodes.filter { $0.id == id }.compactMap(\.file)
+    case .removeObject(let id):
+      return board.devices.objects.filter { $0.id == id }.compactMap { ($0 as? any DescriptorTaking)?.file?.file }
+    default: return []
+    }
+  }
+
   /// The kernel's numbers of the CPUs' threads, in the CPUs' order; empty while there are none.
   public var processorThreads: [Int] { processors.threadIDs }
 }

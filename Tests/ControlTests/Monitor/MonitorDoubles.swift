@@ -102,6 +102,7 @@ final class RecordingMachine: MonitorTarget, MachineControl {
         users: ["/machine/peripheral/d0"]),
     ]
   }
+  func files(removedBy request: MachineRequest) -> [PassedFile] { [] }
   func addCharacterDevice(_ options: any CharacterOptions, id: Identifier) throws(CharacterDevices.Problem) {
     if id.text == "c0" { throw .duplicateID(id) }
     ask("add \(id): \(options)")

@@ -81,6 +81,7 @@ private final class UnmovedMachine: MonitorTarget, MachineControl {
   var devices: [Device] { [] }
   var objects: [any ObjectOptions] { [] }
   var blockNodes: [MachineInspection.BlockState] { [] }
+  func files(removedBy request: MachineRequest) -> [PassedFile] { [] }
   func addCharacterDevice(_ options: any CharacterOptions, id: Identifier) throws(CharacterDevices.Problem) {}
   func removeCharacterDevice(_ name: String) throws(CharacterDevices.Problem) {}
   var addressSpaces: [MachineInspection.AddressSpace] { [] }

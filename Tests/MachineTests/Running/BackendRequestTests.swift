@@ -142,9 +142,14 @@ import Testing
       #expect(machine.inspection.blockNodes.map(\.size) == [8192, 8192])
       try control.perform(disk("d", over: "r"))
       try control.perform(.removeDevice("d"))
+      #expect(machine.inspection.files(removedBy: .removeNode("r")) == [handedOver])
       try control.perform(.removeNode("r"))
-      #expect(handedOver != nil)
-      try control.perform(.removeNode("h"))
+      do {
+        // The asker holds it, so the machine's thread does not close it.
+        let files = machine.inspection.files(removedBy: .removeNode("h"))
+        try control.perform(.removeNode("h"))
+        #expect(machine.inspection.blockNodes.isEmpty && files == [handedOver])
+      }
       #expect(eventually { handedOver == nil })
     }
   }

@@ -77,8 +77,10 @@ import Testing
     machine.control.requestReset()
     #expect(eventually { notices.all.last == .reset(.monitorReset) })
     machine.events.post(.reset)
+    #expect(eventually { endings.all == [.shutdown] })
+    #expect(notices.all.last == .shutdown(.guestReset))
+    machine.control.requestQuit(.monitorQuit)
     thread.join()
-    #expect(endings.all == [.shutdown] && notices.all.last == .shutdown(.guestReset))
   }
 
   @Test func `The address spaces of a machine have its chips, its RAM and the BARs that are placed`() throws {
