@@ -53,10 +53,11 @@ import Testing
     #expect(isWritten)
     try file.write(at: 1, from: [ScatteredFile.Segment(address: 0x1000, count: 2)])
     #expect(try file.bytes(at: 0, count: 4) == [1, 9, 9, 4])
-    let pipe = LeakProbe()
-    let passed = PassedDescriptor(try FileDescriptor(duplicating: pipe.descriptor))
-    #expect(throws: SystemError.self) {
-      _ = try ScatteredFile(passed, named: "pipe", readOnly: false, memory: memory)
+    for other in ["/dev/null", folder.path] {
+      let passed = PassedDescriptor(try FileDescriptor(opening: other, O_RDONLY))
+      #expect(throws: SystemError.self) {
+        _ = try ScatteredFile(passed, named: other, readOnly: true, memory: memory)
+      }
     }
   }
 }

@@ -91,6 +91,16 @@ import Testing
     #expect(client.carryOut("closefd", ["fdname": "b"]) == "File descriptor named 'b' not found")
     #expect(client.carryOut("closefd", ["fdname": "a"]) == [:])
     #expect(second.isClosed)
+    // The commands for people, on the same connection.
+    let third = LeakProbe()
+    func human(_ line: String, _ descriptors: [Int32] = []) -> JSONValue? {
+      client.carryOut("human-monitor-command", ["command-line": .string(line)], descriptors)
+    }
+    #expect(human("getfd h") == "Error: No file descriptor supplied via SCM_RIGHTS\r\n")
+    #expect(human("getfd h", [third.descriptor]) == "")
+    third.letGo()
+    #expect(human("closefd g") == "Error: File descriptor named 'g' not found\r\n")
+    #expect(!third.isClosed && human("closefd h") == "" && third.isClosed)
     device.stop()
   }
 
