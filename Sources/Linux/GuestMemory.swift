@@ -41,7 +41,8 @@ public final class GuestMemory: @unchecked Sendable {
   private let file: FileDescriptor?
   private let fileDescriptor: Int32?
   private let mapping: Mapping
-  private let isPinned = Atomic<Bool>(false)
+  /// How many pins there are. Held while pages are given back, so that nothing is pinned meanwhile.
+  private let pins = Mutex(0)
   // Reached from other modules in line: each level of each walk of a page table is a load.
   @usableFromInline let lowSize: UInt64
   @usableFromInline let highSize: UInt64
@@ -174,16 +175,34 @@ public final class GuestMemory: @unchecked Sendable {
     return true
   }
 
-  /// From now on its pages stay where they are: somebody outside of this process knows them, as an IOMMU does.
-  public func pin() { isPinned.store(true, ordering: .relaxed) }
+  /// Keeps the pages of RAM where they are for as long as it is held: an IOMMU knows them, say.
+  public final class Pin: Sendable {
+    private let memory: GuestMemory
+
+    fileprivate init(_ memory: GuestMemory) {
+      self.memory = memory
+      memory.pins.withLock { $0 += 1 }
+    }
+
+    deinit { memory.pins.withLock { $0 -= 1 } }
+  }
+
+  /// From its return on no page goes. It waits for no more than a `clear` that is under way.
+  public func pin() -> Pin { Pin(self) }
+
+  public var isPinned: Bool { pins.withLock { $0 > 0 } }
 
   /// Zeroes all of it, giving the pages back to the host unless they are pinned.
   public func clear() throws(SystemError) {
-    if isPinned.load(ordering: .relaxed) {
-      // SAFETY: the mapping's own range.
-      unsafe memset(mapping.base, 0, mapping.size)
-      return
+    let isPinned = try pins.withLock { (pins) throws(SystemError) in
+      if pins == 0 { try giveBack() }
+      return pins > 0
     }
+    // SAFETY: the mapping's own range.
+    if isPinned { unsafe memset(mapping.base, 0, mapping.size) }
+  }
+
+  private func giveBack() throws(SystemError) {
     if let fileDescriptor {
       _ = try checked(nestling_punch_hole(fileDescriptor, 0, Int64(mapping.size)), "fallocate", "RAM")
     } else {

@@ -31,6 +31,7 @@ public final class IOMMUFD: Sendable {
 public final class IOAddressSpace: AttachmentTarget {
   public let owner: IOMMUFD
   public let id: UInt32
+  private let backing: (any AnyObject & Sendable)?
 
   /// What a device may do to a mapping.
   public struct Access: OptionSet, Hashable, Sendable {
@@ -40,7 +41,10 @@ public final class IOAddressSpace: AttachmentTarget {
     public static let write = Access(rawValue: UInt32(IOMMU_IOAS_MAP_WRITEABLE))
   }
 
-  public init(of owner: IOMMUFD) throws(SystemError) {
+  /// - Parameter backing: what keeps the memory that is going to be mapped where it is; let go when the kernel has let
+  ///   go of the memory.
+  public init(of owner: IOMMUFD, backing: (any AnyObject & Sendable)? = nil) throws(SystemError) {
+    self.backing = backing
     var request = iommu_ioas_alloc()
     request.size = byteCount(of: iommu_ioas_alloc.self)
     try owner.file.request("IOMMU_IOAS_ALLOC", IOMMU_IOAS_ALLOC, &request)

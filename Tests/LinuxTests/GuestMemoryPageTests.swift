@@ -96,9 +96,36 @@ import Testing
     let memory = try GuestMemory(size: 2 * Self.large, lowLimit: 2 * Self.large, backing: backing)
     let base = memory.hostAddress(of: memory.regions[0])
     #expect(memory.storeUInt64(.max, at: 0x1000))
-    memory.pin()
+    let first = memory.pin()
+    var second: GuestMemory.Pin? = memory.pin()
     try memory.clear()
     #expect(memory.loadUInt64(at: 0x1000) == 0)
     #expect(try area(at: base).size("Rss") == Int(2 * Self.large >> 10))
+    second = nil
+    try memory.clear()
+    #expect(try second == nil && area(at: base).size("Rss") == Int(2 * Self.large >> 10), "one is left")
+    _ = consume first
+    try memory.clear()
+    #expect(try area(at: base).size("Rss") == 0, "nobody knows the pages any more")
+  }
+
+  /// A reset on one thread, a device that is plugged on another.
+  @Test(arguments: [.anonymous, .shared] as [GuestMemory.Backing])
+  func `What is pinned while a clear is under way stays`(backing: GuestMemory.Backing) throws {
+    let memory = try GuestMemory(size: 8 * Self.large, lowLimit: 8 * Self.large, backing: backing)
+    let base = memory.hostAddress(of: memory.regions[0])
+    func touch() -> Bool {
+      stride(from: 0, to: 8 * Self.large, by: 0x1000).allSatisfy { memory.storeUInt64(1, at: $0) }
+    }
+    for round in 0..<80 {
+      #expect(touch())
+      let clear = try Thread(name: "clear") { try? memory.clear() }
+      usleep(UInt32(round) * 4)
+      let pin = memory.pin()
+      #expect(touch())
+      clear.join()
+      #expect(try area(at: base).size("Rss") == Int(8 * Self.large >> 10))
+      _ = consume pin
+    }
   }
 }

@@ -44,8 +44,7 @@ final class PassthroughMemory: Sendable {
   init(of iommufd: IOMMUFD, name: String? = nil, memory: GuestMemory) throws(SystemError) {
     self.iommufd = iommufd
     self.name = name
-    space = try IOAddressSpace(of: iommufd)
-    memory.pin()
+    space = try IOAddressSpace(of: iommufd, backing: memory.pin())
     for region in memory.regions {
       try space.map(region.address, size: region.size, to: memory.hostAddress(of: region), [.read, .write])
     }
