@@ -13,6 +13,7 @@ extension FakeKernel.State {
       // One file at a time.
       guard devices[index].boundFile == nil else { return -EINVAL }
       if let problem = devices[index].bindingProblem { return problem }
+      if isOwned(index, byOtherThan: pointer.pointee.iommufd) { return -EPERM }
       devices[index].boundFile = descriptor
       devices[index].boundTo = pointer.pointee.iommufd
       devices[index].id = 1000 + UInt32(index)
@@ -140,9 +141,7 @@ extension FakeKernel.State {
     case nil: return -ENOENT
     }
     if let code = refusesPageRequests(of: index, on: id) { return code }
-    answerFaults(of: index, leaving: devices[index].attachedTo)
-    devices[index].attachedTo = id
-    return 0
+    return attachGroup(of: index, to: id)
   }
 
   private func regionInformation(_ index: Int, _ argument: UnsafeMutableRawPointer) -> Int32 {

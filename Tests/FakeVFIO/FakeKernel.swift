@@ -10,6 +10,8 @@ package final class FakeKernel: SystemCalls {
     package var path: String
     /// Devices of one kind can share a parent.
     package var iommu: Int
+    /// The IOMMU group: the functions of one have one page table. nil: a group of its own.
+    package var group: Int?
     package var capability: UInt64 = 0x2f << 16
     package var extendedCapability: UInt64
     package var isVTd = true
