@@ -14,6 +14,8 @@ extension ErrorText {
     case .supervisorRequests:
       "its DMA is blocked: the guest asks for supervisor privilege without PASID, which no host has"
     case .hostRefused(let error): "its DMA is blocked: the host refused the guest's tables: \(error)"
+    case .blockedWithSibling(let sibling):
+      "its DMA is blocked while that of \(sibling) is: they are of one IOMMU group, which the host blocks as a whole"
     case .pageRequestsRefused(let error): "the guest gets none of its page requests: \(error)"
     case .error: "the device reports an error that it does not recover from; the guest is stopped"
     case .request: "the host wants the device back: it is taken from the guest"

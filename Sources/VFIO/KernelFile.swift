@@ -38,6 +38,9 @@ public final class KernelFile: Sendable {
 
   deinit { if owner == nil { calls.close(descriptor) } }
 
+  /// Of the device that it stands for; nil for a file that is no device's.
+  public var deviceNumber: (major: UInt32, minor: UInt32)? { calls.deviceNumber(of: descriptor) }
+
   /// A request with a structure, which the kernel reads and writes.
   /// - Parameter call: the request's name in the kernel's header.
   @discardableResult

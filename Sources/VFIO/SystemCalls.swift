@@ -16,6 +16,8 @@ public protocol SystemCalls: Sendable {
   /// mmap(2), shared. Answers the address, or -errno.
   func map(_ descriptor: Int32, at offset: UInt64, size: Int, writable: Bool) -> Int
   func unmap(_ address: Int, size: Int)
+  /// Of the device that a file stands for (st_rdev of fstat(2)); nil for a file that is no device's.
+  func deviceNumber(of descriptor: Int32) -> (major: UInt32, minor: UInt32)?
 }
 
 /// The kernel itself.
@@ -73,5 +75,17 @@ public struct HostSystemCalls: SystemCalls {
   public func unmap(_ address: Int, size: Int) {
     // SAFETY: the range is what `map` answered, and its owner has let go of it.
     _ = unsafe munmap(UnsafeMutableRawPointer(bitPattern: address), size)
+  }
+
+  public func deviceNumber(of descriptor: Int32) -> (major: UInt32, minor: UInt32)? {
+    var status = stat()
+    // SAFETY: the structure lives for the duration of the call.
+    guard unsafe fstat(descriptor, &status) == 0, status.st_mode & S_IFMT == S_IFCHR else { return nil }
+    // As gnu_dev_major(3) and gnu_dev_minor(3) take it apart.
+    let number = UInt64(status.st_rdev)
+    return (
+      UInt32(truncatingIfNeeded: number >> 8 & 0xfff | number >> 32 & ~0xfff),
+      UInt32(truncatingIfNeeded: number & 0xff | number >> 12 & ~0xff)
+    )
   }
 }

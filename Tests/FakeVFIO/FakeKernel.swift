@@ -227,6 +227,16 @@ package final class FakeKernel: SystemCalls {
 
   package func unmap(_ address: Int, size: Int) { state.withLock { $0.hostMappings -= 1 } }
 
+  package func deviceNumber(of descriptor: Int32) -> (major: UInt32, minor: UInt32)? {
+    state.withLock { state in
+      guard case .device(let index) = state.files[descriptor] else { return nil }
+      return (Self.deviceMajor, UInt32(index))
+    }
+  }
+
+  /// Of VFIO's device files, which are numbered in their order.
+  package static let deviceMajor: UInt32 = 511
+
   package func ioctl(_ descriptor: Int32, _ request: UInt32, _ argument: UnsafeMutableRawPointer?) -> Int32 {
     state.withLock { state in
       if let code = state.fails(Self.names[request] ?? "\(request)", request) { return code }

@@ -7,8 +7,8 @@ import VTd
 ///
 /// Blocked, the device is detached: the host's IOMMU then refuses its requests.
 ///
-/// Lock order: called with the unit's bindings locked; then `PassthroughMemory`'s, or that of the page requests and
-/// then the device's.
+/// Lock order: called with the unit's bindings locked; then `PassthroughMemory`'s, or that of the page requests, then
+/// that of its group and the device's.
 final class HostBoundDevice: HostTranslation {
   /// What a person is to know of it.
   enum Notice: Hashable, Sendable {
@@ -18,6 +18,8 @@ final class HostBoundDevice: HostTranslation {
     case refused(SystemError)
     /// The host does not hand its page requests over any more.
     case pageRequestsRefused(SystemError)
+    /// Its requests are refused because those of another function of its IOMMU group are.
+    case blockedWithSibling(String)
   }
 
   private struct State {
@@ -31,6 +33,7 @@ final class HostBoundDevice: HostTranslation {
   }
 
   private let device: VFIODevice
+  private let group: HostGroup.Member
   let memory: PassthroughMemory
   /// Its way to the guest's memory, under the guest's own tables or without.
   private let secondStage: any AttachmentTarget
@@ -39,13 +42,22 @@ final class HostBoundDevice: HostTranslation {
 
   /// Attaches the device to the guest's memory.
   init(
-    _ device: VFIODevice, memory: PassthroughMemory, nests: Bool, tell: @escaping @Sendable (Notice) -> Void
+    _ device: VFIODevice, memory: PassthroughMemory, nests: Bool, group: HostGroup.Member = HostGroup.alone(),
+    tell: @escaping @Sendable (Notice) -> Void
   ) throws(SystemError) {
     self.device = device
     self.memory = memory
+    self.group = group
     self.tell = tell
-    secondStage = try memory.attach(device, nests: nests)
+    guard nests else {
+      secondStage = memory.space
+      state = Mutex(State())
+      try group.attach(self, to: secondStage)
+      return
+    }
+    secondStage = try memory.attachToParent(device)
     state = Mutex(State(attached: secondStage))
+    group.note(self, attachedTo: secondStage)
   }
 
   /// What the host translates its requests by now; nil while they are refused.
@@ -112,21 +124,27 @@ final class HostBoundDevice: HostTranslation {
   ) throws(SystemError) {
     let (attached, requests) = state.withLock { ($0.attached, $0.pageRequests) }
     if let target, attached === target { return }
-    func change() throws(SystemError) {
-      if let target { try device.attach(to: target) } else { try device.detach() }
-    }
+    func change() throws(SystemError) { try group.attach(self, to: target) }
     if let requests {
       try requests.changingTable(of: device.id, ridPASID: ridPASID, change)
     } else {
       try change()
     }
-    state.withLock { state in
-      state.attached = target
-      state.firstStage = firstStage
-    }
+    state.withLock { $0.firstStage = firstStage }
   }
 
-  private func notice(_ notice: Notice) {
+  /// For its group, which decides about the attachments of all its functions.
+  func move(to target: (any AttachmentTarget)?) throws(SystemError) {
+    if let target {
+      guard attached !== target else { return }
+      try device.attach(to: target)
+    } else {
+      try device.detach()
+    }
+    state.withLock { $0.attached = target }
+  }
+
+  func notice(_ notice: Notice) {
     if state.withLock({ $0.told.insert(notice).inserted }) { tell(notice) }
   }
 

@@ -33,6 +33,32 @@ struct HostDevice: Hashable, Sendable {
       deviceFile: file.map { "/dev/vfio/devices/\($0)" })
   }
 
+  /// The function that an open device file of VFIO's stands for; nil where sysfs does not show it.
+  static func find(of file: KernelFile, sysfs: String) -> HostDevice? {
+    // /sys/dev/char/511:0 -> ../../devices/pci0000:00/0000:01:00.0/vfio-dev/vfio0
+    guard let number = file.deviceNumber,
+      let link = try? Folder.link("\(sysfs)/dev/char/\(number.major):\(number.minor)")
+    else { return nil }
+    let parts = link.split(separator: "/")
+    guard parts.count >= 3, parts[parts.count - 2] == "vfio-dev" else { return nil }
+    return try? find(folder: "\(sysfs)/bus/pci/devices/\(parts[parts.count - 3])")
+  }
+
+  /// The first other function of its IOMMU group that a driver of the host has, which keeps the group from VFIO.
+  func sibling(withDriverIn sysfs: String) -> (address: String, driver: String)? {
+    guard let group else { return nil }
+    let folder = "\(sysfs)/kernel/iommu_groups/\(group)/devices"
+    for member in (try? Folder.names(in: folder)) ?? [] where member != address {
+      let link = try? Folder.link("\(folder)/\(member)/driver")
+      // These do not use the DMA API (`driver_managed_dma`).
+      guard let driver = link?.split(separator: "/").last.map(String.init), !driver.contains("vfio"),
+        driver != "pci-stub", driver != "pcieport"
+      else { continue }
+      return (member, driver)
+    }
+    return nil
+  }
+
   /// With the domain, in lower case; nil for what is no address: `DDDD:BB:DD.F`.
   static func fullAddress(_ name: String) -> String? {
     var parts = name.lowercased().split(separator: ":", omittingEmptySubsequences: false).map(String.init)

@@ -18,6 +18,12 @@ public struct PassthroughError: Error, Hashable, Sendable, CustomStringConvertib
     case iommufd(SystemError)
     /// VFIO_DEVICE_BIND_IOMMUFD.
     case bind(SystemError)
+    /// A driver of the host has another function of its IOMMU group.
+    case groupHasDriver(sibling: String, driver: String)
+    /// The machine has another function of its IOMMU group, and one of them is behind a unit with first stage.
+    case sharedGroup(sibling: String)
+    /// The machine has another function of its IOMMU group, on another iommufd object.
+    case groupOfOtherObject(sibling: String, object: String)
     case map(SystemError)
     case attach(SystemError)
     /// RAM cannot be pinned: the limit and what is wanted, in bytes; nil where there is no limit.
@@ -62,6 +68,15 @@ public struct PassthroughError: Error, Hashable, Sendable, CustomStringConvertib
     case .iommufd(let error) where error.code == 2 /* ENOENT */:
       "there is no /dev/iommu: the host's kernel needs CONFIG_IOMMUFD"
     case .iommufd(let error): "\(error)"
+    case .groupHasDriver(let sibling, let driver):
+      "the driver \(driver) has \(sibling) of the same IOMMU group; bind that to vfio-pci as well: "
+        + Self.bindCommand(sibling, driver: driver)
+    case .sharedGroup(let sibling):
+      "the guest has \(sibling) of the same IOMMU group, for which the host has one page table: behind x-flts=on a guest "
+        + "has only one function of a group"
+    case .groupOfOtherObject(let sibling, let object):
+      "the guest has \(sibling) of the same IOMMU group on the iommufd object \(object), which has all of the group: use "
+        + "iommufd=\(object)"
     case .bind(let error) where error.code == 1 /* EPERM */:
       "the host's interrupts are not isolated: it needs interrupt remapping (intremap=on, and an IOMMU that has it)"
     case .bind(let error) where error.code == 22 /* EINVAL */:

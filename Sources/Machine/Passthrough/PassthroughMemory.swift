@@ -10,7 +10,8 @@ import VTd
 /// Nothing is mapped read-only, which a nesting parent may not have where the host's IOMMU has erratum 772415; Linux
 /// 6.12 takes every one to have it.
 ///
-/// Lock order: `state`, then a device's attachment, or that of the peers.
+/// Lock order: `state`, then that of the peers. It is not held while the kernel pins or maps RAM: a CPU that invalidates
+/// wants it.
 final class PassthroughMemory: Sendable {
   /// A parent, and a guest's table on it.
   private struct NestedKey: Hashable {
@@ -22,8 +23,12 @@ final class PassthroughMemory: Sendable {
   private struct WeakNested {
     weak var table: NestedTable?
   }
+  /// A second stage goes with the last device on it.
+  private struct WeakParent {
+    weak var table: HardwarePageTable?
+  }
   private struct State {
-    var parents: [HardwarePageTable] = []
+    var parents: [WeakParent] = []
     var nested: [NestedKey: WeakNested] = [:]
     var pageRequests: HostPageRequestThread?
     var nothing: IOAddressSpace?
@@ -50,29 +55,27 @@ final class PassthroughMemory: Sendable {
     }
   }
 
-  /// Attaches a device to the guest's memory.
-  /// - Parameter nests: whether first stages of the guest may come on top.
+  /// Attaches a device to the guest's memory, so that first stages of the guest may come on top.
   /// - Returns: what it is attached to.
-  func attach(_ device: VFIODevice, nests: Bool) throws(SystemError) -> any AttachmentTarget {
-    guard nests else {
-      try device.attach(to: space)
-      return space
-    }
-    return try state.withLock { (state) throws(SystemError) -> any AttachmentTarget in
-      for parent in state.parents {
-        do throws(SystemError) {
-          try device.attach(to: parent)
-          return parent
-        } catch {
-          // Another IOMMU, or one that differs: it gets a parent of its own.
-          guard error.code == EINVAL else { throw error }
-        }
+  func attachToParent(_ device: VFIODevice) throws(SystemError) -> HardwarePageTable {
+    // No other one is made meanwhile: devices are built one after the other. So the lock is not held while the kernel
+    // maps RAM, which takes long.
+    for parent in state.withLock({ $0.parents.compactMap(\.table) }) {
+      do throws(SystemError) {
+        try device.attach(to: parent)
+        return parent
+      } catch {
+        // Another IOMMU, or one that differs: it gets a parent of its own.
+        guard error.code == EINVAL else { throw error }
       }
-      let parent = try HardwarePageTable(parentOver: space, for: device.id)
-      try device.attach(to: parent)
-      state.parents.append(parent)
-      return parent
     }
+    let parent = try HardwarePageTable(parentOver: space, for: device.id)
+    try device.attach(to: parent)
+    state.withLock { state in
+      state.parents.removeAll { $0.table == nil }
+      state.parents.append(WeakParent(table: parent))
+    }
+    return parent
   }
 
   // MARK: Peers
@@ -98,8 +101,8 @@ final class PassthroughMemory: Sendable {
     if let problem { problem.function.tell(.outOfPeersReach(problem.error)) }
   }
 
-  /// How many second stages the devices needed so far.
-  var parentCount: Int { state.withLock { $0.parents.count } }
+  /// How many second stages the devices need.
+  var parentCount: Int { state.withLock { $0.parents.count { $0.table != nil } } }
 
   /// The host's table for a first stage of the guest: one for all devices on the same parent.
   /// - Parameter queue: where page requests go that it does not answer; nil: the host refuses them.

@@ -22,6 +22,7 @@ final class PassthroughObjects: Sendable {
   let sysfs: String
   /// RLIMIT_MEMLOCK, in bytes; nil for none.
   let lockedMemory: @Sendable () -> UInt64?
+  let groups = HostGroups()
   private let state = Mutex(State())
 
   init(
@@ -132,6 +133,8 @@ public struct PassthroughNotice: Hashable, Sendable {
     case supervisorRequests
     /// The host refused what the guest asked for; its requests are refused.
     case hostRefused(SystemError)
+    /// Its requests are refused while those of another function of its IOMMU group are.
+    case blockedWithSibling(String)
     /// The host answers the device's page requests by itself: the guest sees none.
     case pageRequestsRefused(SystemError)
     /// The device met an error that it does not recover from: the guest is stopped.

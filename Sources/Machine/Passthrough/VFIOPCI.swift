@@ -35,6 +35,8 @@ final class VFIOPCI: FunctionModel {
     var memory: PassthroughMemory?
     /// Told of the device's file already; held as long as the function.
     var registration: HostDeviceRegistration?
+    /// Its place in its IOMMU group, which it gives up when it is removed.
+    var group: HostGroup.Member?
     /// What a person is to know; each is told once.
     var tell: @Sendable (PassthroughNotice.Kind) -> Void = { _ in }
   }
@@ -123,14 +125,23 @@ final class VFIOPCI: FunctionModel {
     _ = device.read(configuration, offset: UInt64(StandardOffset.command), width: 2)
   }
 
-  /// What the device would still ask of memory ends here, and its interrupts go. The device goes when nobody holds it any
-  /// more.
-  func released() {
+  /// Answers the device's page requests and detaches it, before what it reached is unmapped: the host's IOMMU refuses
+  /// whatever it still sends. Not by the device's end alone, which others may put off.
+  func detach() {
     let ended = state.withLock { state in
       defer { state.pageRequests = nil }
       return state.pageRequests
     }
+    // Before the kernel answers by itself, and gives cookies out again.
     ended?.stop()
+    try? device.detach()
+    surroundings.group?.leave()
+  }
+
+  /// What the device would still ask of memory ends here, and its interrupts go. The device goes when nobody holds it any
+  /// more.
+  func released() {
+    detach()
     interrupts.end()
   }
 

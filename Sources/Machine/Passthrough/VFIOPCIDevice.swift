@@ -1,3 +1,4 @@
+import Glibc
 import Hardware
 import Linux
 import PCI
@@ -22,28 +23,32 @@ extension VFIOPCIOptions: BoardDevice {
 
   private func openHostDevice(
     _ shared: PassthroughObjects
-  ) throws(PassthroughError) -> (file: KernelFile, name: String) {
-    if let file = file?.kernelFile(calls: shared.calls) { return (file, hostName) }
+  ) throws(PassthroughError) -> (file: KernelFile, found: HostDevice?, name: String) {
+    if let file = file?.kernelFile(calls: shared.calls) {
+      return (file, HostDevice.find(of: file, sysfs: shared.sysfs), hostName)
+    }
     let found =
       if let host {
         try HostDevice.find(address: host, sysfs: shared.sysfs)
       } else {
         try HostDevice.find(folder: sysfsFolder ?? "")
       }
-    return (try found.open(calls: shared.calls), found.address)
+    return (try found.open(calls: shared.calls), found, found.address)
   }
 
   private func build(
     _ identity: DeviceIdentity, on board: Board, at place: PCIPlace, _ object: IOMMUFDOptions
   ) throws(PassthroughError) -> Function {
     let shared = board.passthrough
-    let (file, name) = try openHostDevice(shared)
+    let (file, found, name) = try openHostDevice(shared)
     do throws(PassthroughError.Problem) {
       let rom = try romSource()
+      let unit = board.unit(at: place)
+      let group = try shared.groups.join(
+        found?.group, as: found?.address ?? name, iommufd: object.id, nests: unit?.options.firstStage == true)
       let memory = try shared.memory(of: object, ram: board.memory)
       let registration = try Self.register(file, with: board.hostDeviceFiles)
-      let device = try Self.bind(file, to: memory.iommufd)
-      let unit = board.unit(at: place)
+      let device = try Self.bind(file, found, to: memory.iommufd, sysfs: shared.sysfs)
       var hostOffersPageRequests = false
       if let unit {
         let information: HardwareInformation
@@ -57,7 +62,9 @@ extension VFIOPCIOptions: BoardDevice {
       }
       let bound: HostBoundDevice
       do {
-        bound = try HostBoundDevice(device, memory: memory, nests: unit?.options.firstStage == true) { notice in
+        bound = try HostBoundDevice(
+          device, memory: memory, nests: unit?.options.firstStage == true, group: group
+        ) { notice in
           shared.tell(PassthroughNotice(device: name, notice))
         }
       } catch {
@@ -68,6 +75,7 @@ extension VFIOPCIOptions: BoardDevice {
         device, environment: board.environment(at: place),
         surroundings: .init(
           deviceMemory: board.deviceMemory, memory: memory, registration: registration,
+          group: group,
           tell: { shared.tell(PassthroughNotice(device: name, kind: $0)) }),
         rom: rom, address: place.address, services: services.offered)
       let events = board.events
@@ -93,8 +101,9 @@ extension VFIOPCIOptions: BoardDevice {
       bindings?.add(bound, for: model.function.requester)
       // While the device can reach memory, what the guest unmaps must be unmapped on the host, too: the forwarding goes
       // with the release, when the device's requests have ended.
-      model.function.environment.onRelease { [interruptEnds = board.interruptEnds] in
+      model.function.environment.onRelease { [interruptEnds = board.interruptEnds, weak model] in
         bindings?.remove(bound)
+        model?.detach()
         interruptEnds.remove(watch)
       }
       return model.function
@@ -130,10 +139,16 @@ extension VFIOPCIOptions: BoardDevice {
     }
   }
 
-  private static func bind(_ file: KernelFile, to iommufd: IOMMUFD) throws(PassthroughError.Problem) -> VFIODevice {
+  private static func bind(
+    _ file: KernelFile, _ found: HostDevice?, to iommufd: IOMMUFD, sysfs: String
+  ) throws(PassthroughError.Problem) -> VFIODevice {
     do {
       return try VFIODevice(file: file, to: iommufd)
     } catch {
+      // The group's owner is another (iommu_device_claim_dma_owner): often the kernel, for a driver of its own.
+      if error.code == EPERM || error.code == EBUSY, let sibling = found?.sibling(withDriverIn: sysfs) {
+        throw .groupHasDriver(sibling: sibling.address, driver: sibling.driver)
+      }
       throw .bind(error)
     }
   }
@@ -166,6 +181,7 @@ extension PassthroughNotice {
       switch notice {
       case .refused(let error): .hostRefused(error)
       case .pageRequestsRefused(let error): .pageRequestsRefused(error)
+      case .blockedWithSibling(let sibling): .blockedWithSibling(sibling)
       case .blocked(.supervisorRequests): .supervisorRequests
       case .blocked: .guestSecondStage
       }

@@ -56,3 +56,16 @@ extension FakeKernel {
     }
   }
 }
+
+extension FakeKernel {
+  /// What of the kernel this process has: its files, the objects of its iommufds, mappings, attachments. To be the same
+  /// after what changes nothing.
+  var standing: [String] {
+    state.withLock { state in
+      state.files.map { "file \($0)" }.sorted() + state.objects.map { "object \($0)" }.sorted()
+        + state.mapped.flatMap { space, mappings in mappings.map { "IOAS \(space): \($0)" } }.sorted()
+        + ["\(state.hostMappings) mmaps"]
+        + state.devices.map { "\($0.path): \($0.boundTo ?? 0), \($0.attachedTo ?? 0)" }
+    }
+  }
+}

@@ -1,3 +1,4 @@
+import FakeVFIO
 import Glibc
 
 @testable import Machine
@@ -38,7 +39,13 @@ final class FakeSysfs {
     mkdir(folder, 0o755)
     if let driver { symlink("../../../bus/pci/drivers/\(driver)", "\(folder)/driver") }
     if let group { symlink("../../../kernel/iommu_groups/\(group)", "\(folder)/iommu_group") }
-    if let file { makeFolder("sys/bus/pci/devices/\(address)/vfio-dev/\(file)") }
+    guard let file else { return }
+    makeFolder("sys/bus/pci/devices/\(address)/vfio-dev/\(file)")
+    guard let minor = UInt32(file.drop { !$0.isNumber }) else { return }
+    makeFolder("sys/dev/char")
+    symlink(
+      "../../devices/pci0000:00/0000:00:1c.0/\(address)/vfio-dev/\(file)",
+      "\(root)/dev/char/\(FakeKernel.deviceMajor):\(minor)")
   }
 
   func addGroup(_ name: String, type: String, _ members: [String]) {

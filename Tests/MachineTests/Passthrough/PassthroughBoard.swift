@@ -83,7 +83,7 @@ final class PassthroughBoard {
     let sysfs = FakeSysfs()
     for (number, device) in kernel.state.withLock({ $0.devices }).enumerated() {
       sysfs.add(
-        "0000:0\(number + 1):00.0", driver: "vfio-pci", group: "\(number)",
+        "0000:0\(number + 1):00.0", driver: "vfio-pci", group: "\(device.group ?? number)",
         file: device.path.split(separator: "/").last.map(String.init))
     }
     return sysfs
