@@ -34,6 +34,7 @@ extension FakeKernel.State {
       guard let argument else { return -EFAULT }
       return attach(index, to: argument.load(as: vfio_device_attach_iommufd_pt.self).pt_id)
     case VFIO_DEVICE_DETACH_IOMMUFD_PT:
+      steps.append(.detach(device: index))
       answerFaults(of: index, leaving: devices[index].attachedTo)
       devices[index].attachedTo = nil
     case VFIO_DEVICE_GET_REGION_INFO:

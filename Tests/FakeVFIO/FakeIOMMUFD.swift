@@ -35,7 +35,7 @@ extension FakeKernel.State {
         violations.append("destroy of \(id), which is in use")
         return -EBUSY
       }
-      objects[id] = nil
+      if let object = objects.removeValue(forKey: id) { steps.append(.destroy(object)) }
       mapped[id] = nil
       faultQueues[id] = nil
       queueOfTable[id] = nil
@@ -65,6 +65,7 @@ extension FakeKernel.State {
     case IOMMU_IOAS_UNMAP:
       let unmap = argument.load(as: iommu_ioas_unmap.self)
       guard mapped[unmap.ioas_id]?.removeValue(forKey: unmap.iova)?.size == unmap.length else { return -ENOENT }
+      steps.append(.unmap)
     case IOMMU_IOAS_IOVA_RANGES:
       let pointer = argument.assumingMemoryBound(to: iommu_ioas_iova_ranges.self)
       let room = pointer.pointee.num_iovas

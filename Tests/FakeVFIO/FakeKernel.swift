@@ -62,7 +62,20 @@ package final class FakeKernel: SystemCalls {
     case dmaBuffer
   }
 
+  /// What takes something from a device, in the order in which it happened.
+  package enum Step: Equatable {
+    /// Bus Master Enable was cleared.
+    case busMasterOff(device: Int)
+    case detach(device: Int)
+    /// Of a mapping in an address space, and of a BAR in this process.
+    case unmap
+    case unmapBAR
+    case destroy(Object)
+    case close(File)
+  }
+
   package struct State {
+    package var steps: [Step] = []
     package var files: [Int32: File] = [:]
     /// Beyond what this process may have open, as some descriptors are real.
     package var nextFile: Int32 = 1 << 24
@@ -114,6 +127,8 @@ package final class FakeKernel: SystemCalls {
   }
 
   package let state = Mutex(State())
+  /// Called with the name of each request before the kernel does anything, to keep a caller waiting in the kernel.
+  package let beforeRequest = Mutex<(@Sendable (String) -> Void)?>(nil)
 
   deinit { for event in state.withLock({ $0.events.values }) { _ = Glibc.close(event) } }
 
@@ -155,6 +170,7 @@ package final class FakeKernel: SystemCalls {
 
   package func close(_ descriptor: Int32) {
     state.withLock { state in
+      if let file = state.files[descriptor] { state.steps.append(.close(file)) }
       switch state.files.removeValue(forKey: descriptor) {
       case .device(let index):
         guard state.devices[index].boundFile == descriptor else { break }
@@ -209,6 +225,9 @@ package final class FakeKernel: SystemCalls {
         let region = UInt32(offset >> 40)
         let start = Int(offset & 0xff_ffff)
         state.devices[index].writes.append((region, UInt64(start), Array(buffer)))
+        if region == 7, start == 4, buffer.first.map({ $0 & 4 == 0 }) == true {
+          state.steps.append(.busMasterOff(device: index))
+        }
         if let contents = state.devices[index].contents[region], start + buffer.count <= contents.count {
           state.devices[index].contents[region]?.replaceSubrange(start..<start + buffer.count, with: buffer)
         }
@@ -225,7 +244,12 @@ package final class FakeKernel: SystemCalls {
     }
   }
 
-  package func unmap(_ address: Int, size: Int) { state.withLock { $0.hostMappings -= 1 } }
+  package func unmap(_ address: Int, size: Int) {
+    state.withLock { state in
+      state.hostMappings -= 1
+      state.steps.append(.unmapBAR)
+    }
+  }
 
   package func deviceNumber(of descriptor: Int32) -> (major: UInt32, minor: UInt32)? {
     state.withLock { state in
@@ -238,7 +262,8 @@ package final class FakeKernel: SystemCalls {
   package static let deviceMajor: UInt32 = 511
 
   package func ioctl(_ descriptor: Int32, _ request: UInt32, _ argument: UnsafeMutableRawPointer?) -> Int32 {
-    state.withLock { state in
+    beforeRequest.withLock { $0 }?(Self.names[request] ?? "\(request)")
+    return state.withLock { state in
       if let code = state.fails(Self.names[request] ?? "\(request)", request) { return code }
       switch state.files[descriptor] {
       case .iommufd:

@@ -1,4 +1,5 @@
 import Linux
+import Synchronization
 import VFIO
 
 /// The thread that waits for a fault queue of the kernel's and serves it, as long as this is held.
@@ -6,6 +7,7 @@ final class HostPageRequestThread: Sendable {
   /// What the thread holds, which is not this.
   private final class End: Sendable {
     let event: EventDescriptor
+    let threadID = Atomic<Int>(0)
     init() throws(SystemError) { event = try EventDescriptor() }
   }
 
@@ -17,6 +19,7 @@ final class HostPageRequestThread: Sendable {
     let requests = try HostPageRequests(of: iommufd)
     let end = try End()
     thread = try Thread(name: "page requests") {
+      end.threadID.store(Thread.currentID, ordering: .relaxed)
       while !requests.isBroken {
         let ready = Poll.readable([requests.queue.descriptor, end.event.rawValue])
         if ready[1] { return }
@@ -29,6 +32,7 @@ final class HostPageRequestThread: Sendable {
 
   deinit {
     end.event.signal()
-    thread.join()
+    // The last device may go while the thread is at one of its requests, and so be the thread's to end.
+    if end.threadID.load(ordering: .relaxed) != Thread.currentID { thread.join() }
   }
 }

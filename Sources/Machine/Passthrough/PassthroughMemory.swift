@@ -10,6 +10,8 @@ import VTd
 /// Nothing is mapped read-only, which a nesting parent may not have where the host's IOMMU has erratum 772415; Linux
 /// 6.12 takes every one to have it.
 ///
+/// Its devices hold it: with the last of them all of this goes, and RAM is no longer pinned.
+///
 /// Lock order: `state`, then that of the peers. It is not held while the kernel pins or maps RAM: a CPU that invalidates
 /// wants it.
 final class PassthroughMemory: Sendable {

@@ -7,10 +7,17 @@ import VTd
 /// What the passed-through devices of one machine share: the iommufd objects with their memory, the bindings of each
 /// unit, and who is to hear what a person should know.
 ///
-/// Lock order: `state` is held while an iommufd is opened and RAM mapped; it is taken before nothing of the board's.
+/// Lock order: `building`, which only those who build devices wait for: it is held while an iommufd is opened and RAM
+/// mapped; then `state`, across no call of the host's.
 final class PassthroughObjects: Sendable {
+  private struct Weak {
+    weak var memory: PassthroughMemory?
+  }
   private struct State {
-    var memories: [Identifier: PassthroughMemory] = [:]
+    /// Their devices hold them.
+    var memories: [Identifier: Weak] = [:]
+    /// Those whose files were given to us: they cannot be opened again.
+    var inherited: [Identifier: IOMMUFD] = [:]
     var bindings: [ObjectIdentifier: HostBindings] = [:]
     var notices: [PassthroughNotice] = []
     var listener: (@Sendable (PassthroughNotice) -> Void)?
@@ -23,6 +30,7 @@ final class PassthroughObjects: Sendable {
   /// RLIMIT_MEMLOCK, in bytes; nil for none.
   let lockedMemory: @Sendable () -> UInt64?
   let groups = HostGroups()
+  private let building = Mutex(())
   private let state = Mutex(State())
 
   init(
@@ -34,29 +42,33 @@ final class PassthroughObjects: Sendable {
     self.lockedMemory = lockedMemory
   }
 
-  /// The memory of an iommufd object, opened and mapped for the first device that names it.
+  /// The memory of an iommufd object, which is opened, and RAM mapped, for the first device that names it.
   func memory(of options: IOMMUFDOptions, ram: GuestMemory) throws(PassthroughError.Problem) -> PassthroughMemory {
-    try state.withLock { (state) throws(PassthroughError.Problem) in
-      if let id = options.id, let memory = state.memories[id] { return memory }
+    try building.withLock { _ throws(PassthroughError.Problem) in
+      let existing = state.withLock { state in options.id.flatMap { state.memories[$0]?.memory } }
+      if let existing { return existing }
       let iommufd: IOMMUFD
       do throws(SystemError) {
-        iommufd =
-          if let file = options.file?.kernelFile(calls: calls) {
-            IOMMUFD(file: file)
-          } else {
-            try IOMMUFD(calls: calls)
-          }
+        iommufd = try self.iommufd(of: options)
       } catch {
         throw .iommufd(error)
       }
       do throws(SystemError) {
         let memory = try PassthroughMemory(of: iommufd, name: options.id?.text, memory: ram)
-        if let id = options.id { state.memories[id] = memory }
+        if let id = options.id { state.withLock { $0.memories[id] = Weak(memory: memory) } }
         return memory
       } catch {
         throw problem(of: error, ram: ram) ?? .map(error)
       }
     }
+  }
+
+  private func iommufd(of options: IOMMUFDOptions) throws(SystemError) -> IOMMUFD {
+    guard let descriptor = options.descriptor else { return try IOMMUFD(calls: calls) }
+    if let id = options.id, let iommufd = state.withLock({ $0.inherited[id] }) { return iommufd }
+    let iommufd = IOMMUFD(file: KernelFile(owning: Int32(clamping: descriptor), calls: calls))
+    if let id = options.id { state.withLock { $0.inherited[id] = iommufd } }
+    return iommufd
   }
 
   /// What a person can do something about, where RAM is mapped or a device attached to it: that pins RAM.
@@ -69,7 +81,10 @@ final class PassthroughObjects: Sendable {
 
   /// The bus resets that functions wait for. No CPU is running.
   func resetBuses() {
-    for memory in state.withLock({ Array($0.memories.values) }) { memory.peers.resetBuses() }
+    let memories = state.withLock { state in
+      return state.memories.values.compactMap(\.memory)
+    }
+    for memory in memories { memory.peers.resetBuses() }
   }
 
   func bindings(of unit: TranslationUnit) -> HostBindings {
@@ -86,18 +101,22 @@ final class PassthroughObjects: Sendable {
     state.withLock { $0.bindings[ObjectIdentifier(unit)] }
   }
 
-  /// Lets go of an iommufd object that no device names any more: RAM is no longer pinned for it.
+  /// Lets go of an iommufd object that no device names any more.
   func remove(_ id: Identifier) {
-    // Let go with the lock released, as its end waits for a thread.
-    let gone = state.withLock { $0.memories.removeValue(forKey: id) }
+    // Let go with the lock released, as its end is calls of the host.
+    let gone = state.withLock { state in
+      state.memories[id] = nil
+      return state.inherited.removeValue(forKey: id)
+    }
     _ = gone
   }
 
   /// Lets go of everything but the counts; the devices go first.
   func removeAll() {
     let gone = state.withLock { state in
-      defer { state.memories = [:] }
-      return state.memories
+      defer { state.inherited = [:] }
+      state.memories = [:]
+      return state.inherited
     }
     _ = gone
   }
