@@ -64,9 +64,9 @@ final class PassthroughObjects: Sendable {
   }
 
   private func iommufd(of options: IOMMUFDOptions) throws(SystemError) -> IOMMUFD {
-    guard let descriptor = options.descriptor else { return try IOMMUFD(calls: calls) }
     if let id = options.id, let iommufd = state.withLock({ $0.inherited[id] }) { return iommufd }
-    let iommufd = IOMMUFD(file: KernelFile(owning: Int32(clamping: descriptor), calls: calls))
+    guard let file = options.file?.kernelFile(calls: calls) else { return try IOMMUFD(calls: calls) }
+    let iommufd = IOMMUFD(file: file)
     if let id = options.id { state.withLock { $0.inherited[id] = iommufd } }
     return iommufd
   }
