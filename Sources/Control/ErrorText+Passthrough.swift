@@ -19,6 +19,9 @@ extension ErrorText {
     case .pageRequestsRefused(let error): "the guest gets none of its page requests: \(error)"
     case .error: "the device reports an error that it does not recover from; the guest is stopped"
     case .request: "the host wants the device back: it is taken from the guest"
+    case .notResetBeside(let others):
+      "the guest gets it without a reset, as it left its last user: only a reset of its bus would do, which takes along "
+        + "\(others.joined(separator: ", ")), and the guest uses that; the next reset of the machine resets all"
     case .notReset(let error): "no reset brought it to its first state: \(error)"
     case .interruptsRefused(let error): "the guest does not get all of its interrupts: \(error)"
     case .outOfPeersReach(let error):

@@ -7,8 +7,8 @@ import VFIO
 /// all of them are: with the machine, not with one of them.
 extension VFIOPCI {
   enum ResetProblem: Error {
-    /// A bus reset would do, and would take others of the guest with it.
-    case isShared
+    /// A bus reset would do, and would take these of the guest with it.
+    case isShared([VFIOPCI])
     case failed(SystemError)
   }
 
@@ -33,14 +33,16 @@ extension VFIOPCI {
   }
 
   private func resetBus() throws(ResetProblem) {
+    let others: [VFIOPCI]
     do throws(SystemError) {
       let reset = try device.busReset()
       guard reset.isAllowed else { throw Self.isNotAllowed }
-      if surroundingPeers(of: reset).isEmpty { return try device.resetBus() }
+      others = surroundingPeers(of: reset)
+      if others.isEmpty { return try device.resetBus() }
     } catch {
       throw .failed(error)
     }
-    throw .isShared
+    throw .isShared(others)
   }
 
   /// What the kernel would say of a bus reset that takes others' devices along.

@@ -18,6 +18,7 @@ final class PassthroughObjects: Sendable {
     var memories: [Identifier: Weak] = [:]
     /// Those whose files were given to us: they cannot be opened again.
     var inherited: [Identifier: IOMMUFD] = [:]
+    var areBusesReset = false
     var bindings: [ObjectIdentifier: HostBindings] = [:]
     var notices: [PassthroughNotice] = []
     var listener: (@Sendable (PassthroughNotice) -> Void)?
@@ -82,10 +83,14 @@ final class PassthroughObjects: Sendable {
   /// The bus resets that functions wait for. No CPU is running.
   func resetBuses() {
     let memories = state.withLock { state in
+      state.areBusesReset = true
       return state.memories.values.compactMap(\.memory)
     }
     for memory in memories { memory.peers.resetBuses() }
   }
+
+  /// Whether the machine has started: the guest uses the functions that it has, so none of them is reset for another.
+  var areBusesReset: Bool { state.withLock { $0.areBusesReset } }
 
   func bindings(of unit: TranslationUnit) -> HostBindings {
     state.withLock { state in
@@ -160,6 +165,8 @@ public struct PassthroughNotice: Hashable, Sendable {
     case error
     /// The host wants the device back: it is taken from the guest.
     case request
+    /// It came while the guest ran, and only a reset of its bus would reset it, with these functions of the guest.
+    case notResetBeside([String])
     /// No reset brought it to its first state.
     case notReset(SystemError)
     /// The host refused interrupts that the guest asked for: some or all of them do not come.

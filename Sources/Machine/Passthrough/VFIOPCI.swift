@@ -37,6 +37,10 @@ final class VFIOPCI: FunctionModel {
     var registration: HostDeviceRegistration?
     /// Its place in its IOMMU group, which it gives up when it is removed.
     var group: HostGroup.Member?
+    /// As the options name it.
+    var name = ""
+    /// Other functions that it may share a bus with are in use.
+    var guestRuns = false
     /// What a person is to know; each is told once.
     var tell: @Sendable (PassthroughNotice.Kind) -> Void = { _ in }
   }
@@ -99,8 +103,7 @@ final class VFIOPCI: FunctionModel {
     }
     guard interrupts.isPossible else { throw .accelerator }
     function.install(self)
-    // What shares its bus may be yet to come.
-    reset(mayBePutOff: true)
+    reset(isFirst: true)
   }
 
   // MARK: Life
@@ -147,18 +150,24 @@ final class VFIOPCI: FunctionModel {
 
   // MARK: Reset
 
-  func reset() { reset(mayBePutOff: false) }
+  func reset() { reset(isFirst: false) }
 
-  /// What a bus reset alone brings back is put off where others share that, until all of them are quiet.
-  private func reset(mayBePutOff: Bool) {
+  /// What a bus reset alone brings back is put off where others share that, until all of them are quiet: with the
+  /// machine's next reset.
+  /// - Parameter isFirst: of a function that the guest does not have yet. Before the machine starts, what shares its bus
+  ///   may be yet to come; while it runs, the guest uses what shares its bus.
+  private func reset(isFirst: Bool) {
     quiesce()
     var waits = false
     do throws(ResetProblem) {
       try resetDevice()
     } catch {
       switch error {
-      case .isShared: waits = true
-      case .failed(let error): if mayBePutOff { waits = true } else { tell(.notReset(error)) }
+      case .isShared(let others):
+        waits = true
+        if isFirst, surroundings.guestRuns { tell(.notResetBeside(others.map(\.surroundings.name))) }
+      case .failed(let error):
+        if isFirst, !surroundings.guestRuns { waits = true } else { tell(.notReset(error)) }
       }
     }
     state.withLock { $0.awaitsBusReset = waits }

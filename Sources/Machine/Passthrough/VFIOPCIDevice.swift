@@ -75,7 +75,7 @@ extension VFIOPCIOptions: BoardDevice {
         device, environment: board.environment(at: place),
         surroundings: .init(
           deviceMemory: board.deviceMemory, memory: memory, registration: registration,
-          group: group,
+          group: group, name: name, guestRuns: shared.areBusesReset,
           tell: { shared.tell(PassthroughNotice(device: name, kind: $0)) }),
         rom: rom, address: place.address, services: services.offered)
       let events = board.events
