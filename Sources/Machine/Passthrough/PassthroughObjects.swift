@@ -163,7 +163,7 @@ public struct PassthroughNotice: Hashable, Sendable {
     case pageRequestsRefused(SystemError)
     /// The device met an error that it does not recover from: the guest is stopped.
     case error
-    /// The host wants the device back: it is taken from the guest.
+    /// The host wants the device back: the guest loses it within its patience.
     case request
     /// It came while the guest ran, and only a reset of its bus would reset it, with these functions of the guest.
     case notResetBeside([String])

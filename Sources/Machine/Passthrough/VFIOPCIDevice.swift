@@ -82,7 +82,7 @@ extension VFIOPCIOptions: BoardDevice {
       do {
         try model.start { event in
           // Both are the machine's own thread's to carry out: this one is among what goes with the device.
-          events.post(event == .error ? .deviceError : .surpriseRemoval(identity))
+          events.post(event == .error ? .deviceError : .hostRequest(identity, patience: requestPatience))
           shared.tell(PassthroughNotice(device: name, kind: event == .error ? .error : .request))
         }
       } catch {

@@ -339,6 +339,21 @@ import VFIO
     #expect(kernel.complaints == [])
   }
 
+  @Test(arguments: [0, 1500] as [UInt32])
+  func `The host's request comes with the guest's patience`(_ patience: UInt32) throws {
+    let kernel = FakeKernel.full(1)
+    let options = try VFIOPCIOptions([
+      PropertyAssignment(name: "host", value: "0000:01:00.0"), PropertyAssignment(name: "iommufd", value: "i0"),
+      PropertyAssignment(name: "x-req-patience", value: "\(patience)"),
+    ])
+    let machine = try PassthroughBoard(kernel, [options])
+    let identity = try machine.identity(machine.address(0))
+    try signal(4, 0, kernel)
+    #expect(next(machine.board) == .hostRequest(identity, patience: patience))
+    machine.end()
+    #expect(kernel.complaints == [])
+  }
+
   @Test func aRequestTakesTheDeviceFromTheGuest() throws {
     let kernel = Self.makeKernel()
     let machine = try Self.makeBoard(kernel)
@@ -351,7 +366,7 @@ import VFIO
     try machine.board.placeResources()
     let bar = machine.readConfiguration(address, 0x18) & 0xffff_fff0
     try signal(4, 0, kernel)
-    #expect(next(machine.board) == .surpriseRemoval(identity))
+    #expect(next(machine.board) == .hostRequest(identity, patience: 8000))
     #expect(machine.board.readMemory(bar + 0x2100, 4) == 0x5a5a_5a5a, "until the machine's own thread comes to it")
     #expect(machine.board.unplug(identity) != nil && machine.board.unplug(identity) == nil)
     #expect(machine.readConfiguration(address, 0) == 0xffff_ffff && machine.readConfiguration(address, 0x70, 1) == 0xff)

@@ -14,6 +14,11 @@ public struct VFIOPCIOptions: PCIDeviceOptions, DescriptorTaking, Hashable {
   public var romBar: UInt32 = 1
   /// What is shown as its expansion ROM; nil for its own, and empty for none.
   public var romFile: String?
+  /// How long the guest may take to give it up when the host wants it back, in milliseconds; 0: it loses it at once.
+  ///
+  /// More than the five seconds that Linux waits after a slot's attention button (pciehp_ctrl.c), and less than the ten
+  /// after which the host's kernel asks again (vfio_unregister_group_dev).
+  public var requestPatience: UInt32 = 8000
 
   public init() {}
 
@@ -52,6 +57,9 @@ public struct VFIOPCIOptions: PCIDeviceOptions, DescriptorTaking, Hashable {
         help: "Migration of the device"),
       Property(
         "x-req", settled: true, because: "the host always gets it back on request", help: "Heed the host's requests"),
+      Property(
+        "x-req-patience", \.requestPatience,
+        help: "Milliseconds that the guest has to give it up on the host's request; 0: it loses it at once"),
       Property("x-no-kvm-intx", settled: false, because: inKernel, help: "Have INTx pass the monitor"),
       Property("x-no-kvm-msi", settled: false, because: inKernel, help: "Have MSI pass the monitor"),
       Property("x-no-kvm-msix", settled: false, because: inKernel, help: "Have MSI-X pass the monitor"),
