@@ -1,0 +1,461 @@
+/* hotplug: says on the console, at once, which disks and PCI functions appear and go, and uses each.
+ *
+ * It reads the kernel's uevents. T is the guest's uptime in ms, PLACE the path of PCI functions, PORT/FUNCTION:
+ *   guest: + T vda PLACE           a disk appeared; also for those found at the start
+ *   guest: - T vda PLACE           it went
+ *   guest: + T pci PLACE VVVV:DDDD likewise any other PCI function below a port (a disk's own has no line)
+ *   guest: ok T vda SEED GENERATION  the disk holds the pattern of SEED; 64 KiB of pattern GENERATION were written to it
+ *                                  from 1 MiB on, and read back
+ *   guest: ok T PLACE edu          edu's registers answer
+ *   guest: end T NAME COUNT        a worker was using it when it went, after COUNT requests
+ *   guest: ready T                 everything that was there at the start has its line
+ *   guest: FAIL ...                anything else
+ * Each line of standard input is a command:
+ *   io N       N workers use each disk and edu that appears from now on, until it goes
+ *   mark TEXT  prints "guest: mark T TEXT", and writes it to the kernel's log
+ *   log        prints the kernel's log, each line after "guest: log: ", then "guest: log ends"; the log is then empty
+ *   pci        prints "guest: pci ADDRESS..." of all functions
+ *   reboot     resets the machine
+ *   end        ends the program
+ * A disk is laid out as Images/hotplug_machine.py writes it: 4 KiB blocks of 64-bit words; the first 64 blocks hold the
+ * pattern of generation 0, but for the magic number and the seed in the first two words.
+ */
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/netlink.h>
+#include <poll.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/klog.h>
+#include <sys/mman.h>
+#include <sys/reboot.h>
+#include <sys/socket.h>
+#include <termios.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { BLOCK = 4096, WORDS = BLOCK / 8, PIECE = 16, FIXED = 64, WRITTEN = 256, LOOSE = 512, BLOCKS = 2048, MOST = 128 };
+static const uint64_t MAGIC = 0x676c7074756f6821; /* as in hotplug_machine.py */
+
+static int workers;
+static char known[MOST][80]; /* the "vda PLACE" and "pci PLACE" that have had a line */
+
+static double uptime(void)
+{
+	struct timespec now;
+	clock_gettime(CLOCK_BOOTTIME, &now);
+	return now.tv_sec * 1e3 + now.tv_nsec / 1e6;
+}
+
+/* One write, so that lines of several processes do not mix. */
+static void say(const char *format, ...)
+{
+	char line[512];
+	va_list list;
+	va_start(list, format);
+	int size = vsnprintf(line, sizeof line - 1, format, list);
+	va_end(list);
+	if (size > (int)sizeof line - 2)
+		size = sizeof line - 2;
+	line[size++] = '\n';
+	if (write(1, line, size) != size)
+		_exit(1);
+}
+
+/* The first line of a file, or an empty one. */
+static char *first_line(char *buffer, int size, const char *format, ...)
+{
+	char path[256];
+	va_list list;
+	va_start(list, format);
+	vsnprintf(path, sizeof path, format, list);
+	va_end(list);
+	int file = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t got = file < 0 ? 0 : read(file, buffer, size - 1);
+	if (file >= 0)
+		close(file);
+	buffer[got > 0 ? got : 0] = 0;
+	buffer[strcspn(buffer, "\n")] = 0;
+	return buffer;
+}
+
+static void put_line(const char *path, const char *text)
+{
+	int file = open(path, O_WRONLY | O_CLOEXEC);
+	if (file < 0 || write(file, text, strlen(text)) < 0)
+		say("guest: FAIL %s: %s", path, strerror(errno));
+	if (file >= 0)
+		close(file);
+}
+
+static uint64_t word(uint64_t seed, uint64_t block, uint64_t generation, int index)
+{
+	return (seed << 48 ^ block << 32 ^ generation) * 0x9e3779b97f4a7c15u + index * 0x632be59bd9b4e019u;
+}
+
+/* The pattern of blocks from FIRST on, into or against a buffer. */
+static void fill(uint64_t *words, uint64_t seed, uint64_t first, int count, uint64_t generation)
+{
+	for (int i = 0; i < count * WORDS; i++)
+		words[i] = word(seed, first + i / WORDS, generation, i % WORDS);
+}
+
+static int matches(const uint64_t *words, uint64_t seed, uint64_t first, int count, uint64_t generation)
+{
+	for (int i = 0; i < count * WORDS; i++)
+		if (words[i] != word(seed, first + i / WORDS, generation, i % WORDS) && !(first == 0 && i < 2))
+			return 0;
+	return 1;
+}
+
+/* A request failed: right if the disk has gone or is going, wrong if it stays. */
+static void failed(const char *name, const char *sequence, const char *what, long count)
+{
+	int error = errno;
+	char now[32];
+	for (int i = 0; i < 1000; i++, usleep(10000))
+		if (strcmp(first_line(now, sizeof now, "/sys/block/%s/diskseq", name), sequence)) {
+			say("guest: end %.3f %s %ld", uptime(), name, count);
+			_exit(0);
+		}
+	say("guest: FAIL %.3f %s %s: %s, and it stays", uptime(), name, what, strerror(error));
+	_exit(1);
+}
+
+static void wrong(const char *name, const char *what)
+{
+	say("guest: FAIL %.3f %s: %s", uptime(), name, what);
+	_exit(1);
+}
+
+/* A process of its own for the disk: the pattern read, another one written and read back; then as WORKERS demands. */
+static void use_disk(const char *name)
+{
+	char path[64], sequence[32];
+	uint64_t *buffer = aligned_alloc(BLOCK, PIECE * BLOCK);
+	first_line(sequence, sizeof sequence, "/sys/block/%s/diskseq", name);
+	snprintf(path, sizeof path, "/dev/%s", name);
+	int disk = open(path, O_RDWR | O_DIRECT | O_CLOEXEC);
+	if (disk < 0)
+		failed(name, sequence, "open", 0);
+	const ssize_t size = PIECE * BLOCK;
+	uint64_t seed = 0, generation = (uint64_t)uptime();
+	for (int first = 0; first < FIXED; first += PIECE) {
+		if (pread(disk, buffer, size, (off_t)first * BLOCK) != size)
+			failed(name, sequence, "read", 0);
+		if (first == 0) {
+			seed = buffer[1];
+			if (buffer[0] != MAGIC)
+				wrong(name, "no pattern");
+		}
+		if (!matches(buffer, seed, first, PIECE, 0))
+			wrong(name, "another pattern");
+	}
+	fill(buffer, seed, WRITTEN, PIECE, generation);
+	if (pwrite(disk, buffer, size, (off_t)WRITTEN * BLOCK) != size)
+		failed(name, sequence, "write", 0);
+	memset(buffer, 0xee, size);
+	if (pread(disk, buffer, size, (off_t)WRITTEN * BLOCK) != size)
+		failed(name, sequence, "read", 0);
+	if (!matches(buffer, seed, WRITTEN, PIECE, generation))
+		wrong(name, "what was written is not what was read");
+	say("guest: ok %.3f %s %llu %llu", uptime(), name, (unsigned long long)seed, (unsigned long long)generation);
+	if (!workers)
+		_exit(0);
+	int mine = 0;
+	while (mine + 1 < workers && fork() > 0)
+		mine++;
+	unsigned share = (BLOCKS - LOOSE) / workers, first = LOOSE + mine * share, random = getpid() * 2654435761u;
+	for (long count = 0;; count++) {
+		random = random * 1664525u + 1013904223u;
+		int blocks = 1 + (random >> 16) % PIECE;
+		unsigned place = first + (random >> 20) % (share - blocks);
+		fill(buffer, seed, place, blocks, ++generation);
+		if (pwrite(disk, buffer, blocks * BLOCK, (off_t)place * BLOCK) != blocks * BLOCK)
+			failed(name, sequence, "write", count);
+		memset(buffer, 0xee, size);
+		if (pread(disk, buffer, blocks * BLOCK, (off_t)place * BLOCK) != blocks * BLOCK)
+			failed(name, sequence, "read", count);
+		if (!matches(buffer, seed, place, blocks, generation))
+			wrong(name, "what was written is not what was read");
+	}
+}
+
+static sigjmp_buf taken_away;
+static void on_bus_error(int signal)
+{
+	(void)signal;
+	siglongjmp(taken_away, 1);
+}
+
+/* A process of its own for edu: its identity, its liveness register; then as WORKERS demands. */
+static void use_edu(const char *place)
+{
+	const char *slash = strrchr(place, '/');
+	static long count; /* static: a jump out of the loop keeps it */
+	char path[128];
+	int file = -1;
+	/* The kernel makes the file a moment after it tells of the function. */
+	for (int i = 0; i < 500 && file < 0; i++, usleep(10000)) {
+		snprintf(path, sizeof path, "/sys/bus/pci/devices/0000:%s/enable", slash ? slash + 1 : place);
+		int enable = open(path, O_WRONLY | O_CLOEXEC);
+		if (enable < 0 || write(enable, "1", 1) != 1) {
+			if (enable >= 0)
+				close(enable);
+			continue;
+		}
+		close(enable);
+		snprintf(path, sizeof path, "/sys/bus/pci/devices/0000:%s/resource0", slash ? slash + 1 : place);
+		file = open(path, O_RDWR | O_SYNC | O_CLOEXEC);
+	}
+	if (file < 0)
+		wrong(place, "no BAR to map");
+	volatile uint32_t *registers = mmap(0, BLOCK, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+	if (registers == MAP_FAILED)
+		wrong(place, "its BAR cannot be mapped");
+	signal(SIGBUS, on_bus_error);
+	if (!sigsetjmp(taken_away, 1)) {
+		/* Where nothing answers, Nestling has all ones, and QEMU zeros. */
+		while (registers[0] == 0x010000ed) {
+			registers[1] = 0x12340000 + count;
+			if (registers[1] != ~(uint32_t)(0x12340000 + count) && registers[0] == 0x010000ed)
+				wrong(place, "edu's liveness register is wrong");
+			if (count++ == 0)
+				say("guest: ok %.3f %s edu", uptime(), place);
+			if (!workers)
+				_exit(0);
+		}
+	}
+	/* Right if it has gone or is going. */
+	for (int i = 0; i < 1000 && !access(path, F_OK); i++)
+		usleep(10000);
+	if (!access(path, F_OK))
+		wrong(place, "edu does not answer, and it stays");
+	say("guest: end %.3f %s %ld", uptime(), place, count);
+	_exit(0);
+}
+
+static void start(void (*use)(const char *), const char *name)
+{
+	if (fork() == 0) {
+		use(name);
+		_exit(0);
+	}
+}
+
+/* Whether KEY is noted, after noting it or taking the note away. */
+static int noted(const char *key, int is_there)
+{
+	int free_place = -1;
+	for (int i = 0; i < MOST; i++) {
+		if (!strcmp(known[i], key)) {
+			if (!is_there)
+				known[i][0] = 0;
+			return 1;
+		}
+		if (!known[i][0])
+			free_place = i;
+	}
+	if (is_there && free_place >= 0)
+		snprintf(known[free_place], sizeof known[0], "%s", key);
+	return 0;
+}
+
+/* From a path in sysfs: its PCI addresses without the domain, with slashes between. */
+static void place_of(const char *path, char *place, int size)
+{
+	unsigned domain, bus, device, function;
+	int end;
+	place[0] = 0;
+	for (const char *part = path; (part = strchr(part, '/')); part++) {
+		if (sscanf(part, "/%4x:%2x:%2x.%1x%n", &domain, &bus, &device, &function, &end) != 4 || (part[end] && part[end] != '/'))
+			continue;
+		int length = strlen(place);
+		snprintf(place + length, size - length, "%s%02x:%02x.%x", length ? "/" : "", bus, device, function);
+	}
+}
+
+static void disk_event(int is_there, const char *name, const char *path)
+{
+	char place[48], key[80];
+	place_of(path, place, sizeof place);
+	snprintf(key, sizeof key, "%.20s %.48s", name, place);
+	if (noted(key, is_there) == is_there)
+		return;
+	say("guest: %c %.3f %s", is_there ? '+' : '-', uptime(), key);
+	if (is_there)
+		start(use_disk, name);
+}
+
+/* IDENTITY: "VVVV:DDDD". The disks' own functions have no line, for each character takes its time. */
+static void function_event(int is_there, const char *path, const char *identity, unsigned class)
+{
+	char place[48], key[80], small[16];
+	place_of(path, place, sizeof place);
+	if (!strchr(place, '/') || class >> 16 == 1)
+		return;
+	snprintf(key, sizeof key, "pci %.48s", place);
+	if (noted(key, is_there) == is_there)
+		return;
+	snprintf(small, sizeof small, "%.9s", identity);
+	for (char *c = small; *c; c++)
+		*c |= 0x20;
+	say("guest: %c %.3f %s %s", is_there ? '+' : '-', uptime(), key, small);
+	if (is_there && !strcmp(small, "1234:11e8"))
+		start(use_edu, place);
+}
+
+/* A message of the kernel: strings, each with a zero after it. */
+static void uevent(const char *message, int size)
+{
+	const char *action = "", *subsystem = "", *type = "", *name = "", *path = "", *identity = "", *class = "0";
+	for (const char *at = message; at < message + size; at += strlen(at) + 1) {
+		if (!strncmp(at, "ACTION=", 7)) action = at + 7;
+		if (!strncmp(at, "SUBSYSTEM=", 10)) subsystem = at + 10;
+		if (!strncmp(at, "DEVTYPE=", 8)) type = at + 8;
+		if (!strncmp(at, "DEVNAME=", 8)) name = at + 8;
+		if (!strncmp(at, "DEVPATH=", 8)) path = at + 8;
+		if (!strncmp(at, "PCI_ID=", 7)) identity = at + 7;
+		if (!strncmp(at, "PCI_CLASS=", 10)) class = at + 10;
+	}
+	int is_there = !strcmp(action, "add");
+	if (!is_there && strcmp(action, "remove"))
+		return;
+	if (!strcmp(subsystem, "block") && !strcmp(type, "disk"))
+		disk_event(is_there, name, path);
+	if (!strcmp(subsystem, "pci"))
+		function_event(is_there, path, identity, strtoul(class, 0, 16));
+}
+
+/* What is there already. */
+static void look_around(void)
+{
+	char link[512], vendor[16], device[16], class[16], identity[16];
+	DIR *folder = opendir("/sys/block");
+	for (struct dirent *entry; folder && (entry = readdir(folder));) {
+		char path[300];
+		snprintf(path, sizeof path, "/sys/block/%s", entry->d_name);
+		ssize_t size = readlink(path, link, sizeof link - 1);
+		if (size <= 0)
+			continue;
+		link[size] = 0;
+		if (strstr(link, "/pci"))
+			disk_event(1, entry->d_name, link);
+	}
+	if (folder)
+		closedir(folder);
+	folder = opendir("/sys/bus/pci/devices");
+	for (struct dirent *entry; folder && (entry = readdir(folder));) {
+		char path[300];
+		snprintf(path, sizeof path, "/sys/bus/pci/devices/%s", entry->d_name);
+		ssize_t size = readlink(path, link, sizeof link - 1);
+		if (size <= 0)
+			continue;
+		link[size] = 0;
+		first_line(vendor, sizeof vendor, "%s/vendor", path);
+		first_line(device, sizeof device, "%s/device", path);
+		first_line(class, sizeof class, "%s/class", path);
+		if (strlen(vendor) < 3 || strlen(device) < 3)
+			continue;
+		snprintf(identity, sizeof identity, "%.4s:%.4s", vendor + 2, device + 2);
+		function_event(1, link, identity, strtoul(class, 0, 16));
+	}
+	if (folder)
+		closedir(folder);
+}
+
+static void print_log(void)
+{
+	static char log[1 << 20];
+	int size = klogctl(4, log, sizeof log - 1); /* reads and clears */
+	log[size > 0 ? size : 0] = 0;
+	for (char *line = strtok(log, "\n"); line; line = strtok(0, "\n")) {
+		char *level = *line == '<' ? strchr(line, '>') : 0;
+		say("guest: log: %.400s", level ? level + 1 : line);
+	}
+	say("guest: log ends");
+}
+
+static void print_functions(void)
+{
+	char line[480] = "guest: pci";
+	DIR *folder = opendir("/sys/bus/pci/devices");
+	for (struct dirent *entry; folder && (entry = readdir(folder));)
+		if (entry->d_name[0] != '.')
+			snprintf(line + strlen(line), sizeof line - strlen(line), " %s", entry->d_name + 5);
+	if (folder)
+		closedir(folder);
+	say("%s", line);
+}
+
+/* Whether the program goes on. */
+static int command(char *line)
+{
+	char text[300];
+	if (!strncmp(line, "io ", 3)) {
+		workers = atoi(line + 3);
+		say("guest: io %d", workers);
+	} else if (!strncmp(line, "mark ", 5)) {
+		snprintf(text, sizeof text, "<6>mark: %.200s\n", line + 5);
+		put_line("/dev/kmsg", text);
+		say("guest: mark %.3f %s", uptime(), line + 5);
+	} else if (!strcmp(line, "log")) {
+		print_log();
+	} else if (!strcmp(line, "pci")) {
+		print_functions();
+	} else if (!strcmp(line, "reboot")) {
+		reboot(RB_AUTOBOOT);
+	} else if (!strcmp(line, "end")) {
+		return 0;
+	} else if (line[0]) {
+		say("guest: FAIL no command '%.40s'", line);
+	}
+	return 1;
+}
+
+int main(void)
+{
+	struct sockaddr_nl address = {.nl_family = AF_NETLINK, .nl_groups = 1};
+	int events = socket(AF_NETLINK, SOCK_DGRAM | SOCK_CLOEXEC, NETLINK_KOBJECT_UEVENT), room = 16 << 20;
+	setsockopt(events, SOL_SOCKET, SO_RCVBUFFORCE, &room, sizeof room);
+	if (events < 0 || bind(events, (struct sockaddr *)&address, sizeof address)) {
+		say("guest: FAIL no uevents: %s", strerror(errno));
+		return 1;
+	}
+	struct termios mode;
+	if (!tcgetattr(0, &mode)) {
+		mode.c_lflag &= ~ECHO;
+		tcsetattr(0, TCSANOW, &mode);
+	}
+	signal(SIGCHLD, SIG_IGN);
+	klogctl(8, 0, 1); /* the kernel's lines would come amid these; a panic's and an Oops's still come */
+	look_around();
+	say("guest: ready %.3f", uptime());
+	struct pollfd both[] = {{.fd = events, .events = POLLIN}, {.fd = 0, .events = POLLIN}};
+	for (;;) {
+		char message[8192];
+		poll(both, 2, -1);
+		if (both[0].revents) {
+			ssize_t size = recv(events, message, sizeof message - 1, 0);
+			if (size < 0)
+				say("guest: FAIL uevents: %s", strerror(errno));
+			else
+				message[size] = 0, uevent(message, size);
+		} else if (both[1].revents) {
+			ssize_t size = read(0, message, sizeof message - 1);
+			if (size <= 0)
+				return size < 0;
+			message[size] = 0;
+			for (char *line = strtok(message, "\r\n"); line; line = strtok(0, "\r\n"))
+				if (!command(line))
+					return 0;
+		}
+	}
+}
