@@ -55,6 +55,7 @@ extension MachineInspection {
     case is ConfigurationAndResetPorts: return "pci-conf"
     case is CMOSClock: return "rtc"
     case is FirmwareConfiguration: return "fwcfg"
+    case is ACPIHotplug: return "acpi-pci-hotplug"
     case is PowerManagement: return "ich9-pm"
     case is SerialPort: return "serial"
     case is DebugExit: return "isa-debug-exit"

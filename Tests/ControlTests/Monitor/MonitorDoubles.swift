@@ -84,8 +84,9 @@ final class RecordingMachine: MonitorTarget, MachineControl {
     var edu = EduOptions()
     edu.id = try? Identifier(text: "e0")
     edu.mask = 4095
-    _ = try? tree.admit(edu)
-    _ = try? tree.admit(EduOptions())
+    for options in [edu, EduOptions()] {
+      if let device = try? tree.admit(options) { tree.finishBuilding(device.identity) }
+    }
     return tree.all
   }
   var objects: [any ObjectOptions] {

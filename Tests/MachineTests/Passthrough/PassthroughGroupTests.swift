@@ -200,7 +200,7 @@ import VTd
           + descriptors.enumerated().map { number, descriptor in
             PassthroughBoard.device(number, "i0") { options in
               options.host = nil
-              options.descriptor = descriptor
+              options.file = try? DescriptorReference(text: "\(descriptor)")
             }
           })
     }

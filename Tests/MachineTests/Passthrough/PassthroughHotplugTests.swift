@@ -147,7 +147,7 @@ import VTd
     do {
       let shared = PassthroughObjects(calls: kernel)
       var object = PassthroughBoard.object("i0")
-      object.descriptor = UInt32(descriptor)
+      object.file = try DescriptorReference(text: "\(descriptor)")
       let ram = try GuestMemory(size: 16 << 20, lowLimit: 16 << 20)
       for _ in 0..<3 {
         let memory = try shared.memory(of: object, ram: ram)

@@ -141,7 +141,7 @@ import Testing
       try control.perform(.addNode(BlockNode(id: "r", path: "", underlying: "h")))
       #expect(machine.inspection.blockNodes.map(\.size) == [8192, 8192])
       try control.perform(disk("d", over: "r"))
-      try control.perform(.removeDevice("d"))
+      try takeAway("d", from: machine)
       #expect(machine.inspection.files(removedBy: .removeNode("r")) == [handedOver])
       try control.perform(.removeNode("r"))
       do {
