@@ -18,7 +18,7 @@ extension ErrorText {
       "its DMA is blocked while that of \(sibling) is: they are of one IOMMU group, which the host blocks as a whole"
     case .pageRequestsRefused(let error): "the guest gets none of its page requests: \(error)"
     case .error: "the device reports an error that it does not recover from; the guest is stopped"
-    case .request: "the host wants the device back: it is taken from the guest"
+    case .request: "the host wants the device back: the guest is asked for it, and loses it when its time is up"
     case .notResetBeside(let others):
       "the guest gets it without a reset, as it left its last user: only a reset of its bus would do, which takes along "
         + "\(others.joined(separator: ", ")), and the guest uses that; the next reset of the machine resets all"

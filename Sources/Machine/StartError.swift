@@ -1,3 +1,4 @@
+import Hardware
 import KVM
 import Linux
 import PCI
@@ -21,6 +22,8 @@ public enum StartError: Error, Sendable, CustomStringConvertible {
   case device(kind: String, problem: String)
   case passthrough(PassthroughError)
   case placement(ResourcePlacement.NoRoom)
+  /// A device that comes while the machine runs finds no room below its port.
+  case window(WindowProblem)
   case system(SystemError)
 
   public var description: String {
@@ -45,9 +48,20 @@ public enum StartError: Error, Sendable, CustomStringConvertible {
       } else {
         "the windows of the ports do not fit: \(error.address) wants one of \(error.size) bytes"
       }
+    case .window(let problem):
+      "BAR \(problem.bar) of \(problem.size) bytes does not fit the windows of the port at \(problem.port)"
     case .system(let error): "\(error)"
     }
   }
+}
+
+/// A BAR that does not fit the windows of a port.
+public struct WindowProblem: Hashable, Sendable {
+  /// The port's address.
+  public let port: RequesterID
+  public let bar: Int
+  /// In bytes.
+  public let size: UInt64
 }
 
 extension ImageLockError {

@@ -14,8 +14,9 @@ public struct RevocationTimes: Hashable, Sendable {
 
 /// The end of a function: refused, drained, released. There is no other way off the board.
 extension Function {
-  /// Takes the function from the guest at once. Configuration accesses answer all ones, the BARs and doorbells leave the
-  /// buses, its own requests are refused for good, and it sends no interrupt.
+  /// Takes the function from the guest at once. Configuration accesses answer all ones, the BARs leave the buses, its own
+  /// requests are refused for good, and it sends no interrupt. A doorbell that the kernel watches wakes a worker that does
+  /// nothing, until `revoke`: to take it from the kernel would keep the CPU for milliseconds.
   ///
   /// From any thread, that of a CPU within an access of this very function included, and from several at once: it waits
   /// for nothing. Locks that are held across a call of the model or of the host are only tried; where one is taken, its
@@ -32,7 +33,6 @@ extension Function {
     requester.revoke()
     leaveBus()
     cutInterruptWire()
-    environment.withdrawDoorbells()
     detachRegions()
   }
 
@@ -51,6 +51,7 @@ extension Function {
       refuse()
       let refused = now()
       times.refuse = refused &- start
+      environment.withdrawDoorbells()
       let model = model
       model?.endRequests()
       environment.drain()

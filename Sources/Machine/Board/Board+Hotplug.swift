@@ -6,11 +6,9 @@ extension Board {
   /// Plugs a device in below a port, and announces it once its function 0 is there: functions above 0 come first, as in
   /// QEMU.
   /// - Parameter announcing: false before the guest starts, which finds the device by itself.
+  /// - Throws: what is in the way. The caller takes the functions down, which may wait for the host.
   func insert(_ functions: [Function], of device: Device, announcing: Bool = true) throws(StartError) {
-    if let problem = roomProblem(functions, at: device.place) {
-      for function in functions { function.revoke() }
-      throw .placement(problem)
-    }
+    if let problem = roomProblem(functions, at: device.place) { throw .window(problem) }
     try plug(functions, of: device)
     announce(device, toGuest: announcing)
   }
@@ -23,10 +21,11 @@ extension Board {
 
   /// Whether the BARs of new functions have no room in the windows of the port above, neither as the guest has set them
   /// nor as they were placed at the start.
-  private func roomProblem(_ functions: [Function], at place: PCIPlace?) -> ResourcePlacement.NoRoom? {
+  private func roomProblem(_ functions: [Function], at place: PCIPlace?) -> WindowProblem? {
     guard let place, let port = port(of: place), let placed = placedWindows(of: port) else { return nil }
     let all = port.bus.all + functions
-    return port.header.problem(placing: all) == nil ? nil : placed.problem(placing: all)
+    guard port.header.problem(placing: all) != nil, let problem = placed.problem(placing: all) else { return nil }
+    return WindowProblem(port: port.function.requester.id, bar: problem.bar ?? 0, size: problem.size)
   }
 
   /// Gives up a device of which nothing is plugged.

@@ -4,13 +4,26 @@ import Synchronization
 
 /// A queue's worker: a thread that waits for an eventfd, which the guest's doorbell signals by ioeventfd
 /// where the accelerator has that.
+///
+/// The kernel takes milliseconds to attach a doorbell, as it waits for all CPUs. So the worker does it, not the CPU that
+/// places the BAR: until then the guest's write is an exit, and wakes the worker all the same. A doorbell is detached at
+/// once, as something else may come to its address.
+///
+/// Lock order: `doorbell` is a leaf; the accelerator is called with it held.
 final class EventWorker: QueueWorker {
   private let event: EventDescriptor
   private let doorbells: any Doorbells
   private let stopping = Atomic<Bool>(false)
-  private let doorbell = Mutex<UInt64?>(nil)
+  private let doorbell = Mutex(Doorbell())
   private let thread = Mutex<Thread?>(nil)
   private let handler: @Sendable () -> Void
+
+  private struct Doorbell {
+    var wanted: UInt64?
+    var attached: UInt64?
+    /// The worker has tried to attach what is wanted.
+    var isTried = true
+  }
 
   init(name: String, doorbells: any Doorbells, handler: @escaping @Sendable () -> Void) throws(SystemError) {
     event = try EventDescriptor()
@@ -24,6 +37,7 @@ final class EventWorker: QueueWorker {
     while true {
       event.wait()
       if stopping.load(ordering: .acquiring) { return }
+      attachDoorbell()
       handler()
     }
   }
@@ -31,12 +45,23 @@ final class EventWorker: QueueWorker {
   func wake() { event.signal() }
 
   func setDoorbell(at address: UInt64?) {
-    doorbell.withLock { current in
-      guard current != address else { return }
-      if let current { doorbells.detach(event.rawValue, fromDoorbell: current) }
-      current = nil
+    let hasChanged = doorbell.withLock { doorbell in
+      guard doorbell.wanted != address else { return false }
+      doorbell.wanted = address
+      doorbell.isTried = false
+      if let attached = doorbell.attached { doorbells.detach(event.rawValue, fromDoorbell: attached) }
+      doorbell.attached = nil
+      return address != nil
+    }
+    if hasChanged { event.signal() }
+  }
+
+  private func attachDoorbell() {
+    doorbell.withLock { doorbell in
+      guard !doorbell.isTried, let address = doorbell.wanted else { return }
+      doorbell.isTried = true
       // Where KVM will not, two doorbells at one address for example, the write comes as an exit and wakes us.
-      if let address, doorbells.attach(event.rawValue, toDoorbell: address) { current = address }
+      if doorbells.attach(event.rawValue, toDoorbell: address) { doorbell.attached = address }
     }
   }
 

@@ -1,5 +1,6 @@
 import Hardware
 import Linux
+import PCI
 import Synchronization
 
 /// Devices that come and go while the machine runs. What may wait for the host has a thread of its own: opening images,
@@ -65,13 +66,12 @@ final class Hotplug: Sendable {
   private func build(_ device: Device, answering pending: PendingRequest) {
     do throws(StartError) {
       let functions = try board.build(device, with: configuration)
-      let rest = MachineEvent.Continuation { [board, guestHasStarted] in
+      let rest = MachineEvent.Continuation { [self, board, guestHasStarted] in
         do throws(StartError) {
           try board.insert(functions, of: device, announcing: guestHasStarted())
           pending.answer()
         } catch {
-          board.forget(device.identity)
-          pending.answer(.failed(error))
+          self.undo(functions, of: device, pending, .failed(error))
         }
       } orElse: { [board] in
         board.revoke(functions)
@@ -84,6 +84,16 @@ final class Hotplug: Sendable {
       board.forget(device.identity)
       pending.answer(.failed(error))
     }
+  }
+
+  /// Takes down a device that was built and does not fit.
+  private func undo(_ functions: [Function], of device: Device, _ pending: PendingRequest, _ error: RequestError) {
+    let undo: @Sendable () -> Void = { [board] in
+      board.revoke(functions)
+      board.forget(device.identity)
+      pending.answer(error)
+    }
+    work.submit(undo, orElse: undo)
   }
 
   /// Plugs a device in, now or when its slot is free.
