@@ -48,8 +48,9 @@ extension Board {
   }
 
   /// Takes a device away that the guest did not give up, and with it what shares its slot.
-  func pull(_ device: Device) {
-    leave(isSurprise: true) { other, _ in
+  /// - Parameter isSurprise: false where the guest has not seen the device.
+  func pull(_ device: Device, isSurprise: Bool = true) {
+    leave(isSurprise: isSurprise) { other, _ in
       other.identity == device.identity || device.place?.port != nil && other.place?.port == device.place?.port
     }
   }

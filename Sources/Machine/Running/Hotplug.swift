@@ -133,9 +133,11 @@ final class Hotplug: Sendable {
 
   private func ask(for device: Device) throws(RequestError) {
     guard board.devices.phase(of: device.identity) != .leaving else { throw .alreadyLeaving(device.name) }
-    guard guestHasStarted(), let place = device.place, let port = place.port else { return board.pull(device) }
+    guard let place = device.place, let port = place.port else { return board.pull(device) }
     // The guest does not see the functions of a slot without function 0.
-    guard board.port(of: place)?.bus.function(at: 0) != nil else { return board.pull(device) }
+    guard guestHasStarted(), board.port(of: place)?.bus.function(at: 0) != nil else {
+      return board.pull(device, isSurprise: false)
+    }
     // Before the guest is asked: it may answer at once. All that is in the slot goes with it.
     board.devices.noteRemovalRequest(device.identity)
     switch board.slots.requestRemoval(below: port) {
@@ -156,7 +158,13 @@ final class Hotplug: Sendable {
     } catch {
       // It may be answering an earlier request; the time limit holds all the same.
     }
-    limits.withLock { $0[identity] = timer }
+    // The host asks again and again; the limit counts from its first request.
+    let isFirst = limits.withLock { limits in
+      guard limits[identity] == nil else { return false }
+      limits[identity] = timer
+      return true
+    }
+    guard isFirst else { return }
     timer.start(afterMilliseconds: milliseconds) { [events = board.events] in events.post(.surpriseRemoval(identity)) }
   }
 

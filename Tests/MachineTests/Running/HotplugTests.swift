@@ -148,6 +148,61 @@ import Testing
     }
   }
 
+  @Test func `A function that the guest cannot see goes unasked, and leaves its slot free`() throws {
+    try run { machine, guest, log in
+      func add(_ id: String, _ function: Int) -> MachineRequest {
+        let values = [("id", id), ("addr", "0.\(function)"), ("multifunction", "on")]
+        return .addDevice(
+          DeviceDescription(
+            EduOptions.self, bus: "rp0", values.map { PropertyAssignment(name: $0.0, value: $0.1) }))
+      }
+      try machine.control.perform(add("one", 1))
+      #expect(try guest.identity(below: 1) == Self.nothing && guest.look(0) == (false, false))
+      try machine.control.perform(.removeDevice("one", isSurprise: false))
+      let gone = try deleted("one")
+      #expect(eventually { log.all == [gone] })
+      // Function 0 makes both visible, and takes both along.
+      try machine.control.perform(add("one", 1))
+      try machine.control.perform(add("zero", 0))
+      #expect(try guest.look(0) == (true, false) && guest.identity(below: 1) == Self.edu)
+      try machine.control.perform(.removeDevice("one", isSurprise: false))
+      #expect(guest.look(0) == (false, true))
+      guest.eject(0)
+      let both = Set([gone, try deleted("zero")])
+      #expect(eventually { log.all.count == 3 } && Set(log.all.suffix(2)) == both)
+    }
+  }
+
+  @Test func `A device that its host wants back is asked for, and pulled when its time is up`() throws {
+    try run { machine, guest, log in
+      for id in ["patient", "kept"] { try machine.control.perform(self.add(id, on: id == "kept" ? "rp1" : "rp0")) }
+      _ = (guest.look(0), guest.look(1))
+      func identity(_ id: String) throws -> DeviceIdentity {
+        try #require(machine.devices.first { $0.id?.text == id }).identity
+      }
+      // One guest gives it up in time.
+      machine.events.post(.hostRequest(try identity("patient"), patience: 60_000))
+      #expect(eventually { guest.look(0) == (false, true) })
+      guest.eject(0)
+      let patient = try deleted("patient")
+      #expect(eventually { log.all == [patient] })
+      // The other does not, however often its host repeats itself. The clock is the test's.
+      machine.events.post(.hostRequest(try identity("kept"), patience: 50))
+      machine.events.post(.hostRequest(try identity("kept"), patience: 60_000))
+      #expect(eventually { guest.look(1) == (false, true) })
+      // Requests are carried out in order: the second one has been seen when this is refused.
+      refused(.removeDevice("none", isSurprise: false), by: machine) { _ in true }
+      let clock = try #require(machine.board.clock as? SteppedClock)
+      _ = clock.advance(to: clock.now + 49_000_000)
+      refused(.removeDevice("none", isSurprise: false), by: machine) { _ in true }
+      #expect(try guest.identity(below: 2) == Self.edu)
+      _ = clock.advance(to: clock.now + 2_000_000)
+      let kept = try deleted("kept")
+      #expect(eventually { log.all == [patient, kept] })
+      #expect(try guest.identity(below: 2) == Self.nothing)
+    }
+  }
+
   @Test func `A guest that keeps a device is heard, and can be asked again`() throws {
     try run { machine, guest, log in
       try machine.control.perform(add("a", on: "rp0"))
