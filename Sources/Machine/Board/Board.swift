@@ -46,11 +46,12 @@ final class Board: Sendable {
   ///   - serialOutput: nil for a board without a serial port.
   ///   - devices: none yet.
   ///   - hotplugPorts: the addresses of ports with a slot, as the ACPI tables number them.
+  ///   - workers: of the devices; nil for threads.
   init(
     memory: GuestMemory, accelerator: any Accelerator, layout: BoardLayout, processorCount: Int,
     units: [UnitPlacement], trace: (String?) -> Trace? = { _ in nil }, serialOutput: (any CharacterOutput)?,
     events: EventQueue, devices: DeviceTree = DeviceTree(), passthrough: PassthroughObjects = PassthroughObjects(),
-    hotplug: HotplugWay = .acpi, hotplugPorts: [RequesterID] = []
+    hotplug: HotplugWay = .acpi, hotplugPorts: [RequesterID] = [], workers: (any QueueWorkerSource)? = nil
   ) throws(UnitOptionError) {
     self.memory = memory
     self.devices = devices
@@ -60,7 +61,7 @@ final class Board: Sendable {
     hostDeviceFiles = accelerator.hostDeviceFiles
     self.layout = layout
     self.events = events
-    let workers = EventWorkerSource(doorbells: accelerator.doorbells)
+    let workers = workers ?? EventWorkerSource(doorbells: accelerator.doorbells)
     remapping = try RemappingDomains(units) { [memoryBus, ioBus, passthrough] (placement) throws(UnitOptionError) in
       let interrupts = InterruptDelivery(localInterrupts: accelerator.localInterrupts, memory: memory)
       let unit = try placement.map { (placement) throws(UnitOptionError) in

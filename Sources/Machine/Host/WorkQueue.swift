@@ -1,10 +1,19 @@
 import Linux
 import Synchronization
 
-/// A thread that does pieces of work in order: what may wait for the host, so that no vCPU, monitor or reset waits for it.
+/// Does pieces of work in order: what may wait for the host, so that no vCPU, monitor or reset waits for it.
+protocol HostWork: AnyObject, Sendable {
+  /// Has a piece of work done after those before it.
+  /// - Parameter cancel: called instead of `run` where the work stops first, or the host has no thread to give.
+  func submit(_ run: @escaping @Sendable () -> Void, orElse cancel: @escaping @Sendable () -> Void)
+  /// Cancels what has not begun, and waits for what has, for a time: the host may never answer it.
+  func stop()
+}
+
+/// Host work on a thread of its own.
 ///
 /// Lock order: its lock is a leaf; work runs without it.
-final class WorkQueue: Sendable {
+final class WorkQueue: HostWork {
   private struct Piece: Sendable {
     let run: @Sendable () -> Void
     let cancel: @Sendable () -> Void
@@ -23,8 +32,6 @@ final class WorkQueue: Sendable {
   /// - Parameter name: of the thread, which is made for the first piece of work.
   init(name: String) { self.name = name }
 
-  /// Has a piece of work done after those before it.
-  /// - Parameter cancel: called instead of `run` where the queue stops first, or the host has no thread to give.
   func submit(_ run: @escaping @Sendable () -> Void, orElse cancel: @escaping @Sendable () -> Void) {
     let piece = Piece(run: run, cancel: cancel)
     let isAccepted = state.withLock { state in
@@ -49,7 +56,6 @@ final class WorkQueue: Sendable {
     }
   }
 
-  /// Cancels what has not begun, and waits for what has, for a time: the host may never answer it.
   func stop() {
     let (pieces, thread) = state.withLock { state in
       defer {

@@ -15,7 +15,7 @@ final class Hotplug: Sendable {
   private let tell: @Sendable (MachineNotice) -> Void
   /// Whether the guest has run since it was loaded.
   private let guestHasStarted: @Sendable () -> Bool
-  private let work = WorkQueue(name: "hotplug")
+  private let work: any HostWork
   /// Time limits for guests that were asked for a device of the host, while they run.
   private let limits = Mutex<[DeviceIdentity: any OneShotTimer]>([:])
   /// Devices that wait until the guest has dropped what was pulled out of their slot: its driver must not take the one
@@ -30,13 +30,16 @@ final class Hotplug: Sendable {
   /// How long a device waits for a slot, in milliseconds. A guest that knows nothing of hotplug never drops anything.
   private static let slotPatience: UInt32 = 5000
 
-  /// - Parameter tell: called on any thread. It waits for nothing.
+  /// - Parameters:
+  ///   - work: does what may wait for the host.
+  ///   - tell: called on any thread. It waits for nothing.
   init(
-    board: Board, configuration: MachineConfiguration, guestHasStarted: @escaping @Sendable () -> Bool,
-    tell: @escaping @Sendable (MachineNotice) -> Void
+    board: Board, configuration: MachineConfiguration, work: any HostWork = WorkQueue(name: "hotplug"),
+    guestHasStarted: @escaping @Sendable () -> Bool, tell: @escaping @Sendable (MachineNotice) -> Void
   ) {
     self.board = board
     self.configuration = configuration
+    self.work = work
     self.guestHasStarted = guestHasStarted
     self.tell = tell
     let events = board.events
