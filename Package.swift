@@ -74,12 +74,18 @@ let package = Package(
         .swiftLanguageMode(.v6), .treatAllWarnings(as: .error), .enableUpcomingFeature("ExistentialAny"),
         .unsafeFlags(["-cross-module-optimization"], .when(configuration: .release)),
       ]),
-    // What the fuzzers run, and the unit tests replay from the committed corpus.
+    // What the fuzzers run, and the unit tests replay from the committed corpus. TESTABLE: the machine is built so that
+    // tests see its insides, as `Tests/fuzz` has it in a release build, too.
     .target(
       name: "FuzzTargets",
-      dependencies: ["Control", "JSON", "Machine", "VTd", "Devices", "PCI", "Hardware", "TestSupport", "VTdOracle"],
+      dependencies: [
+        "Control", "JSON", "Machine", "VTd", "Devices", "PCI", "Linux", "Hardware", "TestSupport", "VTdOracle",
+      ],
       path: "Tests/Fuzz/Targets",
-      swiftSettings: [.swiftLanguageMode(.v6), .treatAllWarnings(as: .error), .enableUpcomingFeature("ExistentialAny")]),
+      swiftSettings: [
+        .swiftLanguageMode(.v6), .treatAllWarnings(as: .error), .enableUpcomingFeature("ExistentialAny"),
+        .define("TESTABLE", .when(configuration: .debug)),
+      ]),
     .testTarget(
       name: "FuzzTests", dependencies: ["FuzzTargets"],
       swiftSettings: [.swiftLanguageMode(.v6), .treatAllWarnings(as: .error), .enableUpcomingFeature("ExistentialAny")]),

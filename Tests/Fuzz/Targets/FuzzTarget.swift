@@ -21,7 +21,8 @@ public struct FuzzTarget: Sendable {
     }
   }
 
-  public static let all: [FuzzTarget] = [.registers, .queue, .tables, .configuration, .options, .monitor]
+  public static let all: [FuzzTarget] =
+    [.registers, .queue, .tables, .configuration, .options, .monitor] + ofTheMachine
 }
 
 /// An answer that must not be.
