@@ -38,16 +38,20 @@ public final class RootPort: FunctionModel {
   private let published: Mutex<Published>
   let onEject: @Sendable () -> Void
   let onRefusal: @Sendable () -> Void
+  private let onSlotChange: (@Sendable (SlotChange) -> Void)?
 
   /// QEMU's `pcie-root-port`.
   /// - Parameters:
   ///   - routes: of the root complex that the caller puts `function` on.
   ///   - onEject: software switched off the slot for good, with a device in it. On a vCPU's thread, with no lock held.
   ///   - onRefusal: software took the wish to remove the device, and then kept it. Called as `onEject` is.
+  ///   - onSlotChange: the slot's registers have changed, other than by a reset. On any thread, with no lock held: of two
+  ///     changes at once, the later may come first. Waits for nothing.
   public init(
     _ port: ExpressPort, hotplug: HotplugWay? = nil, reservation: Reservation = Reservation(),
     environment: PCIEnvironment, address: RequesterID, routes: BusRoutes,
-    onEject: @escaping @Sendable () -> Void = {}, onRefusal: @escaping @Sendable () -> Void = {}
+    onEject: @escaping @Sendable () -> Void = {}, onRefusal: @escaping @Sendable () -> Void = {},
+    onSlotChange: (@Sendable (SlotChange) -> Void)? = nil
   ) {
     var description = FunctionDescription(vendorID: 0x1b36, deviceID: 0x000c, classCode: 0x060400)
     description.isBridge = true
@@ -71,6 +75,7 @@ public final class RootPort: FunctionModel {
     self.routes = routes
     self.onEject = onEject
     self.onRefusal = onRefusal
+    self.onSlotChange = onSlotChange
     published = Mutex(
       Published(header: BridgeHeader(function.configuration), slot: hotplug.map { SlotRegisters($0) }))
     function.install(self)
@@ -137,11 +142,15 @@ public final class RootPort: FunctionModel {
 
   private func apply() {
     let (before, after, _) = publish { _ in }
+    tell(before, after)
     act(before, after)
   }
 
   /// Changes the slot, and acts on what follows for the link and the interrupt.
-  func changeSlot<Result: Sendable>(_ change: (inout SlotRegisters) -> Result) -> Result? {
+  /// - Parameter isReset: what happens is no event.
+  func changeSlot<Result: Sendable>(
+    isReset: Bool = false, _ change: (inout SlotRegisters) -> Result
+  ) -> Result? {
     let (before, after, result) = publish { published in
       published.slot.map { slot in
         var slot = slot
@@ -149,6 +158,7 @@ public final class RootPort: FunctionModel {
         return change(&slot)
       }
     }
+    if !isReset { tell(before, after) }
     if before.isLinkUp != after.isLinkUp { act(before, after) }
     return result
   }
@@ -181,6 +191,12 @@ public final class RootPort: FunctionModel {
     return (before, after, result)
   }
 
+  private func tell(_ before: Published, _ after: Published) {
+    guard let onSlotChange, let old = before.slot, let new = after.slot else { return }
+    let change = SlotChange(before: .init(old), after: .init(new))
+    if change.before != change.after { onSlotChange(change) }
+  }
+
   /// Has what is below follow.
   private func act(_ before: Published, _ after: Published) {
     routes.refresh()
@@ -195,7 +211,7 @@ public final class RootPort: FunctionModel {
   // MARK: Firmware's part
 
   /// Leaves the slot on with a device in it, and off without one.
-  func prepareSlot() { _ = changeSlot { $0.reset(isPresent: !bus.isEmpty) } }
+  func prepareSlot() { _ = changeSlot(isReset: true) { $0.reset(isPresent: !bus.isEmpty) } }
 
   /// Writes the numbers of its buses.
   func number(primary: UInt8, secondary: UInt8, subordinate: UInt8) {

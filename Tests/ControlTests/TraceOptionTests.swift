@@ -15,9 +15,18 @@ struct TraceOptionTests {
     #expect(try configuration("-kernel", "k", "-trace", "*").trace?.events.count == TraceEvent.allCases.count)
   }
 
+  @Test func `Patterns name events of units and of the machine alike`() throws {
+    let native = try #require(configuration("-kernel", "k", "-trace", "pcie_*").trace)
+    #expect(native.machineEvents == [.slotControlWritten, .slotEventSet] && native.events.isEmpty)
+    let both = try #require(configuration("-kernel", "k", "-trace", "*_d*", "-trace", "acpi_pci_eject_slot").trace)
+    #expect(both.machineEvents.isSuperset(of: [.removalRead, .drained, .deleted, .slotEjected]))
+    #expect(both.events.contains(.translationEnabled) && !both.machineEvents.contains(.built))
+  }
+
   @Test func helpListsThem() throws {
     let names = try #require(printed("-trace", "help")).split(separator: "\n").map(String.init)
-    #expect(names.count == TraceEvent.allCases.count)
+    #expect(names.count == TraceEvent.allCases.count + MachineTraceEvent.allCases.count)
+    #expect(Set(names).count == names.count && names.contains("acpi_pci_unplug_request"))
     #expect(names == names.sorted() && names.contains("vtd_inv_desc_wait_sw"))
   }
 

@@ -1,5 +1,4 @@
 import Machine
-import VTd
 
 /// What `-trace` says.
 struct TraceArguments: TypedOptions {
@@ -15,5 +14,5 @@ struct TraceArguments: TypedOptions {
     PropertyRule(otherwise: "no event is named: PATTERN or enable=PATTERN") { $0.enable != nil }
   ]
 
-  static var eventNames: String { TraceEvent.allCases.map(\.name).sorted().joined(separator: "\n") + "\n" }
+  static var eventNames: String { TraceConfiguration.names.joined(separator: "\n") + "\n" }
 }

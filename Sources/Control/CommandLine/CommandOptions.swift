@@ -241,18 +241,16 @@ enum CommandOptions {
     },
     CommandOption(
       "trace", argument: "[enable=]PATTERN[,file=FILE]",
-      help: "write the IOMMU's trace events whose names match (-trace help lists them) to standard error,",
-      "or a file; * stands for any characters"
+      help: "write the trace events of IOMMUs and hotplug whose names match (-trace help lists them)",
+      "to standard error, or a file; * stands for any characters"
     ) { (draft, text) throws(OptionProblem) in
       if asksHelp(text) { return TraceArguments.eventNames }
       let arguments = try TraceArguments.parsing(text, impliedName: "enable")
       var trace = draft.configuration.trace ?? TraceConfiguration()
       if let pattern = arguments.enable {
-        let events = TraceConfiguration.events(matching: pattern)
-        guard !events.isEmpty else {
-          throw .unknown(.traceEvent, name: pattern, known: TraceEvent.allCases.map(\.name))
+        guard trace.add(matching: pattern) else {
+          throw .unknown(.traceEvent, name: pattern, known: TraceConfiguration.names)
         }
-        trace.events.formUnion(events)
       }
       if let path = arguments.file { trace.path = path }
       draft.configuration.trace = trace

@@ -20,22 +20,34 @@ public final class ACPIHotplug: BusDevice {
   private let onEject: @Sendable (Int) -> Void
   private let onRelease: @Sendable (Int) -> Void
   private let onStatus: @Sendable (_ slot: Int, _ source: UInt32, _ status: UInt32) -> Void
+  private let onAnnouncementRead: (@Sendable (Announcement) -> Void)?
+
+  /// What the guest has read of a slot.
+  public enum Announcement: Hashable, Sendable {
+    /// Whether a device has appeared.
+    case up(slot: Int, Bool)
+    /// Whether a device is to be ejected.
+    case down(slot: Int, Bool)
+  }
 
   /// - Parameters:
   ///   - raise: raises `generalPurposeEvent`.
   ///   - onEject: the guest gives back the device of an occupied slot, asked to or not. The slot counts as empty already.
   ///   - onRelease: the guest has dropped the device that was pulled out of a slot.
   ///   - onStatus: what the guest says of an event (_OST; ACPI 6.5, 6.3.5). Any numbers: they are the guest's.
+  ///   - onAnnouncementRead: the guest has looked whether something is announced. Waits for nothing.
   public init(
     slotCount: Int, raise: @escaping @Sendable () -> Void, onEject: @escaping @Sendable (Int) -> Void,
     onRelease: @escaping @Sendable (Int) -> Void = { _ in },
-    onStatus: @escaping @Sendable (_ slot: Int, _ source: UInt32, _ status: UInt32) -> Void = { _, _, _ in }
+    onStatus: @escaping @Sendable (_ slot: Int, _ source: UInt32, _ status: UInt32) -> Void = { _, _, _ in },
+    onAnnouncementRead: (@Sendable (Announcement) -> Void)? = nil
   ) {
     self.slotCount = slotCount
     self.raise = raise
     self.onEject = onEject
     self.onRelease = onRelease
     self.onStatus = onStatus
+    self.onAnnouncementRead = onAnnouncementRead
     registers = Mutex(ACPIHotplugRegisters(slotCount: slotCount))
   }
 
@@ -63,7 +75,15 @@ public final class ACPIHotplug: BusDevice {
   public func reset() { registers.withLock { $0.reset() } }
 
   public func read(offset: UInt64, width: AccessWidth) -> UInt64 {
-    registers.withLock { $0.read(offset: offset, width: width) }
+    let (value, slot) = registers.withLock { ($0.read(offset: offset, width: width), $0.selected) }
+    if let onAnnouncementRead, let slot {
+      switch offset {
+      case ACPIHotplugRegisters.Offset.up: onAnnouncementRead(.up(slot: slot, value & 1 != 0))
+      case ACPIHotplugRegisters.Offset.down: onAnnouncementRead(.down(slot: slot, value & 1 != 0))
+      default: break
+      }
+    }
+    return value
   }
 
   public func write(offset: UInt64, width: AccessWidth, value: UInt64) {

@@ -77,7 +77,7 @@ public struct ACPIHotplugRegisters: Sendable {
     }
   }
 
-  private enum Offset {
+  enum Offset {
     static let up: UInt64 = 0x00
     static let down: UInt64 = 0x04
     static let eject: UInt64 = 0x08
@@ -141,7 +141,8 @@ public struct ACPIHotplugRegisters: Sendable {
 
   // MARK: The guest's side
 
-  private var selected: Int? { Int(exactly: select).flatMap { slots.indices.contains($0) ? $0 : nil } }
+  /// nil where `select` is no slot.
+  var selected: Int? { Int(exactly: select).flatMap { slots.indices.contains($0) ? $0 : nil } }
 
   private var next: UInt32 { slots.firstIndex(where: \.isPending).map { UInt32(truncatingIfNeeded: $0) } ?? .max }
 

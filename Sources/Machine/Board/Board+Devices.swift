@@ -20,6 +20,7 @@ extension Board {
     } catch {
       throw .refused(error)
     }
+    trace.recordAdmission(device)
     do throws(StartError) {
       try plug(try build(device, with: configuration), of: device)
       announce(device, toGuest: false)
@@ -38,12 +39,18 @@ extension Board {
   ) throws(StartError) -> [Function] {
     // The IOMMU is no BoardDevice: the board is made with it.
     guard let builder = device.options as? any BoardDevice else { return [] }
-    return try builder.build(device, on: self, with: configuration)
+    return try trace.timing(.built, device) { () throws(StartError) in
+      try builder.build(device, on: self, with: configuration)
+    }
   }
 
   /// Puts the functions of a device on their bus.
   /// - Throws: what is in their way. Then all of them are taken down, and the device is still admitted.
   func plug(_ functions: [Function], of device: Device) throws(StartError) {
+    try trace.timing(.plugged, device) { () throws(StartError) in try plugAll(functions, of: device) }
+  }
+
+  private func plugAll(_ functions: [Function], of device: Device) throws(StartError) {
     for (index, function) in functions.enumerated() {
       do throws(StartError) {
         try plug(function, of: device.identity)

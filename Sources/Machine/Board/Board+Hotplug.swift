@@ -1,4 +1,5 @@
 import Hardware
+import Linux
 import PCI
 
 /// Devices that come and go below root ports while the guest runs.
@@ -29,7 +30,9 @@ extension Board {
   }
 
   /// Gives up a device of which nothing is plugged.
-  func forget(_ identity: DeviceIdentity) { _ = devices.release(identity) }
+  func forget(_ identity: DeviceIdentity) {
+    if let (device, _) = devices.release(identity) { trace.record(.givenUp, device) }
+  }
 
   /// The guest gave up what is below a port.
   func eject(below port: RequesterID) { leave { device, _ in device.place?.port == port } }
@@ -40,9 +43,14 @@ extension Board {
   func leave(isSurprise: Bool = false, where chosen: (Device, DeviceTree.Phase) -> Bool) {
     let entries = devices.beginLeaving(where: chosen)
     guard !entries.isEmpty else { return }
+    let start = trace.tells(.leftBus) ? Clock.monotonic() : 0
     for function in entries.flatMap(\.functions) { function.refuse() }
     for port in Set(entries.compactMap(\.device.place?.port)) {
       slots.emptied(below: port, isSurprise: isSurprise)
+    }
+    for entry in entries {
+      trace.record(
+        .leftBus, entry.device, [.flag("surprise", isSurprise), .number("ns", Clock.monotonic() &- start)])
     }
     events.post(.left(entries.map(\.device.identity)))
   }
@@ -66,7 +74,11 @@ extension Board {
   /// Takes down the host side of a device that has left its bus. It may wait for the host, for as long as that takes.
   /// - Returns: nil where it is gone already.
   func finishLeaving(_ identity: DeviceIdentity) -> Device? {
-    for function in devices.functions(of: identity) { function.revoke() }
-    return devices.release(identity)?.device
+    let times = devices.functions(of: identity).map { $0.revoke(now: Clock.monotonic) }
+    guard let device = devices.release(identity)?.device else { return nil }
+    trace.record(.drained, device, [.number("ns", times.reduce(0) { $0 &+ $1.drain })])
+    trace.record(.released, device, [.number("ns", times.reduce(0) { $0 &+ $1.release })])
+    trace.record(.deleted, device)
+    return device
   }
 }

@@ -47,7 +47,9 @@ extension Board {
     }
     if let device = options as? VFIOPCIOptions, let descriptor = device.descriptor { throw .noDescriptor(descriptor) }
     do throws(DeviceProblem) {
-      return try devices.admit(options, isHotplugged: true)
+      let device = try devices.admit(options, isHotplugged: true)
+      trace.recordAdmission(device)
+      return device
     } catch {
       throw .refused(kindName: kind.kindName, error)
     }

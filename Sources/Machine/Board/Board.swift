@@ -25,6 +25,7 @@ final class Board: Sendable {
   let interruptEnds = InterruptEnds()
   let passthrough: PassthroughObjects
 
+  let trace: MachineTrace
   /// What has been plugged in.
   let devices: DeviceTree
   let disks = OpenDisks()
@@ -43,18 +44,21 @@ final class Board: Sendable {
   /// - Parameters:
   ///   - units: empty for a board without an IOMMU.
   ///   - trace: makes what takes a unit's events; the name is nil where there is one unit.
+  ///   - machineTrace: takes the events of devices and slots.
   ///   - serialOutput: nil for a board without a serial port.
   ///   - devices: none yet.
   ///   - hotplugPorts: the addresses of ports with a slot, as the ACPI tables number them.
   ///   - workers: of the devices; nil for threads.
   init(
     memory: GuestMemory, accelerator: any Accelerator, layout: BoardLayout, processorCount: Int,
-    units: [UnitPlacement], trace: (String?) -> Trace? = { _ in nil }, serialOutput: (any CharacterOutput)?,
+    units: [UnitPlacement], trace: (String?) -> Trace? = { _ in nil }, machineTrace: MachineTrace = .off,
+    serialOutput: (any CharacterOutput)?,
     events: EventQueue, devices: DeviceTree = DeviceTree(), passthrough: PassthroughObjects = PassthroughObjects(),
     hotplug: HotplugWay = .acpi, hotplugPorts: [RequesterID] = [], workers: (any QueueWorkerSource)? = nil
   ) throws(UnitOptionError) {
     self.memory = memory
     self.devices = devices
+    self.trace = machineTrace
     self.passthrough = passthrough
     clock = accelerator.clock
     deviceMemory = accelerator.deviceMemory
@@ -121,7 +125,7 @@ final class Board: Sendable {
       clock: { [clock] in clock.now }, interrupt: ioapic.line(BoardLayout.systemControlPin),
       onPowerOff: { events.post(.shutdown) })
     _ = ioBus.attach(powerManagement, at: BoardLayout.powerManagement, size: PowerManagement.regionSize)
-    slots = HotplugSlots(hotplug, ports: hotplugPorts) { [powerManagement] in
+    slots = HotplugSlots(hotplug, ports: hotplugPorts, trace: machineTrace) { [powerManagement] in
       powerManagement.raiseGeneralPurposeEvent(ACPIHotplug.generalPurposeEvent)
     }
     if let controller = slots.controller {

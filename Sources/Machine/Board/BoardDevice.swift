@@ -81,7 +81,8 @@ extension PCIERootPortOptions: BoardDevice {
       ExpressPort(portNumber: port, slotNumber: slot), hotplug: hotplug ? board.slots.way : nil,
       reservation: reservation, environment: board.environment(at: place), address: place.address,
       routes: board.busRoutes, onEject: { [slots = board.slots] in slots.ejected(below: place.address) },
-      onRefusal: { [slots = board.slots] in slots.refused(below: place.address) })
+      onRefusal: { [slots = board.slots] in slots.refused(below: place.address) },
+      onSlotChange: hotplug ? board.slots.changeListener(of: place.address) : nil)
     if hotplug { board.slots.add(model) }
     let name = id?.text
     // The link is a bus by the port's id.

@@ -15,6 +15,7 @@ final class HotplugSlots: Sendable {
   private let numbers: [RequesterID: Int]
   private let ports = Mutex<[RequesterID: RootPort]>([:])
   private let listener: Listener
+  private let trace: MachineTrace
 
   /// Whom the guest's answers go to. Apart from the rest, as chips hold it.
   private final class Listener: Sendable {
@@ -38,19 +39,38 @@ final class HotplugSlots: Sendable {
   /// - Parameters:
   ///   - addresses: of the ports with a slot, as the ACPI tables number them.
   ///   - raise: raises the general-purpose event of ACPI hotplug.
-  init(_ way: HotplugWay, ports addresses: [RequesterID], raise: @escaping @Sendable () -> Void) {
+  init(
+    _ way: HotplugWay, ports addresses: [RequesterID], trace: MachineTrace = .off, raise: @escaping @Sendable () -> Void
+  ) {
     self.way = way
+    self.trace = trace
     numbers = Dictionary(uniqueKeysWithValues: addresses.enumerated().map { ($1, $0) })
     let listener = Listener()
     self.listener = listener
-    controller =
-      way == .acpi
-      ? ACPIHotplug(
-        slotCount: addresses.count, raise: raise,
-        onEject: { if addresses.indices.contains($0) { listener.eject(addresses[$0]) } },
-        onRelease: { if addresses.indices.contains($0) { listener.release(addresses[$0]) } },
-        onStatus: { if addresses.indices.contains($0) { listener.status(addresses[$0], $1, $2) } })
-      : nil
+    controller = way == .acpi ? Self.makeController(addresses, listener, trace, raise: raise) : nil
+  }
+
+  private static func makeController(
+    _ addresses: [RequesterID], _ listener: Listener, _ trace: MachineTrace, raise: @escaping @Sendable () -> Void
+  ) -> ACPIHotplug {
+    var onAnnouncementRead: (@Sendable (ACPIHotplug.Announcement) -> Void)?
+    if trace.tells(.appearanceRead) || trace.tells(.removalRead) {
+      onAnnouncementRead = { announcement in trace.record(announcement) }
+    }
+    return ACPIHotplug(
+      slotCount: addresses.count, raise: raise,
+      onEject: { slot in
+        trace.recordEject(slot)
+        if addresses.indices.contains(slot) { listener.eject(addresses[slot]) }
+      },
+      onRelease: { slot in
+        trace.recordEject(slot)
+        if addresses.indices.contains(slot) { listener.release(addresses[slot]) }
+      },
+      onStatus: { slot, source, status in
+        trace.recordReport(slot, source: source, status: status)
+        if addresses.indices.contains(slot) { listener.status(addresses[slot], source, status) }
+      }, onAnnouncementRead: onAnnouncementRead)
   }
 
   /// - Parameter handler: the guest gives up what is below a port. On a vCPU's thread, with no lock held.
@@ -76,6 +96,12 @@ final class HotplugSlots: Sendable {
   /// Ports tell the same by their registers.
   func ejected(below port: RequesterID) { listener.eject(port) }
   func refused(below port: RequesterID) { listener.refusal(port) }
+
+  /// What looks on as the registers of a port's slot change; nil where that is not wanted.
+  func changeListener(of port: RequesterID) -> (@Sendable (SlotChange) -> Void)? {
+    guard trace.tells(.slotControlWritten) || trace.tells(.slotEventSet) else { return nil }
+    return { [trace] in trace.record($0, below: port) }
+  }
 
   func add(_ port: RootPort) { ports.withLock { $0[port.function.requester.id] = port } }
   func remove(_ port: RequesterID) { ports.withLock { $0[port] = nil } }
@@ -104,6 +130,7 @@ final class HotplugSlots: Sendable {
   func requestRemoval(below port: RequesterID) -> RemovalAnswer {
     guard let controller else { return ports.withLock { $0[port] }?.requestRemoval() ?? .unpowered }
     guard let number = numbers[port] else { return .unpowered }
+    trace.record(.unplugRequested, [.number("bsel", number)])
     controller.requestRemoval(number)
     return .asked
   }

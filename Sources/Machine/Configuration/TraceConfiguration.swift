@@ -2,13 +2,29 @@ import VTd
 
 /// What `-trace` asks for.
 public struct TraceConfiguration: Hashable, Sendable {
+  /// Of the units.
   public var events: Set<TraceEvent> = []
+  /// Of the machine.
+  public var machineEvents: Set<MachineTraceEvent> = []
   /// Where events are written; nil for standard error.
   public var path: String?
 
   public init() {}
 
-  /// The events whose name a pattern has: `*` stands for any characters, also none.
+  /// The names of all events, sorted.
+  public static let names = (TraceEvent.allCases.map(\.name) + MachineTraceEvent.allCases.map(\.name)).sorted()
+
+  /// Adds the events whose name a pattern has: `*` stands for any characters, also none.
+  /// - Returns: false where there are none.
+  public mutating func add(matching pattern: String) -> Bool {
+    let ofUnits = Self.events(matching: pattern)
+    let ofMachine = MachineTraceEvent.allCases.filter { Self.matches(Array($0.name.utf8), Array(pattern.utf8)) }
+    events.formUnion(ofUnits)
+    machineEvents.formUnion(ofMachine)
+    return !ofUnits.isEmpty || !ofMachine.isEmpty
+  }
+
+  /// The units' events whose name a pattern has.
   public static func events(matching pattern: String) -> [TraceEvent] {
     TraceEvent.allCases.filter { matches(Array($0.name.utf8), Array(pattern.utf8)) }
   }

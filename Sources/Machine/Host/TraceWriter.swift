@@ -7,7 +7,7 @@ import VTd
 ///
 /// Lock order: its lock is a leaf. A unit calls it with its locks held, so it does not wait for a reader: events that
 /// do not fit a pipe are lost, and the next line tells how many.
-final class TraceWriter: TraceSink {
+final class TraceWriter: TraceSink, MachineTraceSink {
   private let file: FileDescriptor
   /// How many events were lost since the last line. The lock also keeps lines whole.
   private let lost = Mutex(0)
@@ -24,7 +24,15 @@ final class TraceWriter: TraceSink {
   }
 
   func record(_ event: TraceEvent, unit: String?, _ arguments: [TraceArgument]) {
-    let bytes = Array(TraceLine.text(event, unit: unit, arguments).utf8)
+    write(TraceLine.text(event.name, unit: unit, arguments))
+  }
+
+  func record(_ event: MachineTraceEvent, _ arguments: [TraceArgument]) {
+    write(TraceLine.text(event.name, arguments))
+  }
+
+  private func write(_ line: String) {
+    let bytes = Array(line.utf8)
     lost.withLock { lost in
       let note = lost > 0 ? Array("trace_events_lost count=\(lost)\n".utf8) : []
       // A pipe that has room takes both lines whole (pipe(7), PIPE_BUF). A full disk or a closed pipe loses events,
@@ -40,8 +48,8 @@ final class TraceWriter: TraceSink {
 
 /// An event as text.
 enum TraceLine {
-  static func text(_ event: TraceEvent, unit: String?, _ arguments: [TraceArgument]) -> String {
-    var line = event.name
+  static func text(_ event: String, unit: String? = nil, _ arguments: [TraceArgument]) -> String {
+    var line = event
     if let unit { line += " unit=" + unit }
     for argument in arguments { line += " " + argument.name + "=" + text(argument.value) }
     return line + "\n"

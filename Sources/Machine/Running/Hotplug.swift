@@ -143,6 +143,7 @@ final class Hotplug: Sendable {
     }
     // Before the guest is asked: it may answer at once. All that is in the slot goes with it.
     board.devices.noteRemovalRequest(device.identity)
+    board.trace.record(.removalRequested, device)
     switch board.slots.requestRemoval(below: port) {
     case .asked, .deferred: break
     case .unpowered: board.eject(below: port)
@@ -190,6 +191,7 @@ final class Hotplug: Sendable {
   /// The guest keeps what it was asked for.
   private func refused(below port: RequesterID) {
     for device in board.devices.withdrawRemovalRequests(below: port) {
+      board.trace.record(.kept, device)
       tell(.unplugRefused(device.id, path: device.path))
     }
   }

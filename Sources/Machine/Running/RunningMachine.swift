@@ -233,7 +233,8 @@ public final class RunningMachine {
     do {
       board = try Board(
         memory: memory, accelerator: accelerator, layout: layout, processorCount: configuration.processors.count,
-        units: units, trace: trace, serialOutput: serialOutput, events: events, devices: devices,
+        units: units, trace: trace, machineTrace: MachineTrace(tracing?.machineEvents ?? [], sink: writer),
+        serialOutput: serialOutput, events: events, devices: devices,
         hotplug: configuration.hotplugWay, hotplugPorts: hotplugPorts)
     } catch {
       throw .unit(error)

@@ -14,19 +14,21 @@ public struct TraceArgument: Hashable, Sendable {
   public let name: String
   public let value: Value
 
-  static func hex(_ name: String, _ value: some FixedWidthInteger & UnsignedInteger) -> TraceArgument {
+  public static func hex(_ name: String, _ value: some FixedWidthInteger & UnsignedInteger) -> TraceArgument {
     TraceArgument(name: name, value: .hexadecimal(UInt64(value)))
   }
 
-  static func number(_ name: String, _ value: some FixedWidthInteger) -> TraceArgument {
+  public static func number(_ name: String, _ value: some FixedWidthInteger) -> TraceArgument {
     TraceArgument(name: name, value: .decimal(UInt64(clamping: value)))
   }
 
-  static func flag(_ name: String, _ value: Bool) -> TraceArgument { TraceArgument(name: name, value: .flag(value)) }
+  public static func flag(_ name: String, _ value: Bool) -> TraceArgument {
+    TraceArgument(name: name, value: .flag(value))
+  }
 
-  static func source(_ value: RequesterID) -> TraceArgument { TraceArgument(name: "sid", value: .source(value)) }
+  public static func source(_ value: RequesterID) -> TraceArgument { TraceArgument(name: "sid", value: .source(value)) }
 
-  static func word(_ name: String, _ value: String) -> TraceArgument {
+  public static func word(_ name: String, _ value: String) -> TraceArgument {
     TraceArgument(name: name, value: .word(value))
   }
 }
