@@ -111,6 +111,15 @@ public final class VCPU: @unchecked Sendable {
     }
   }
 
+  /// Whether `next` goes on with the last exit instead of entering the guest.
+  public var hasPiece: Bool {
+    switch unfinished {
+    case .none: false
+    case .port(_, let remaining): remaining > 0
+    case .memory(let next, let count): next < count
+    }
+  }
+
   private func nextPiece() -> VMExit? {
     switch unfinished {
     case .none: return nil

@@ -95,4 +95,7 @@ public final class Thread: @unchecked Sendable {
 
   /// The kernel's number of the calling thread.
   public static var currentID: Int { nestling_thread_id() }
+
+  /// How often the scheduler has taken the processor from the calling thread (getrusage(2), `ru_nivcsw`).
+  public static var preemptions: Int { nestling_thread_preemptions() }
 }

@@ -93,6 +93,8 @@ int nestling_make_terminal_raw(void);
 /// Back to how it was before nestling_make_terminal_raw, which succeeded.
 void nestling_restore_terminal(void);
 long nestling_thread_id(void);
+/// Involuntary context switches of the calling thread.
+long nestling_thread_preemptions(void);
 
 // MARK: Single accesses to memory that a guest writes at the same time.
 

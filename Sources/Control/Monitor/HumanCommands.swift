@@ -95,6 +95,13 @@ enum HumanCommands {
     ) { (words, target) in
       named(words, "closefd") { (name) throws(MonitorError) in try DescriptorArguments.close(name, on: target) }
     },
+    HumanCommand(
+      "exit_times", parameters: "on|off", help: "measure, from now on, how long exits keep each CPU out of the guest"
+    ) { (words, target) in
+      guard words == ["on"] || words == ["off"] else { return Answer(text: "exit_times: on or off expected\n") }
+      target.measureExits(words == ["on"])
+      return Answer()
+    },
     HumanCommand("system_reset", help: "reset the system") { (_, target) in
       Answer { target.control.requestReset() }
     },

@@ -24,6 +24,9 @@ extension HumanCommands {
           + (index < threads.count ? " thread_id=\(threads[index])" : "") + "\n"
       }.joined()
     },
+    Subject(name: "exits", help: "show how long exits have kept each CPU out of the guest") { (_, target) in
+      ExitText.text(target.exitSummaries)
+    },
     Subject(
       name: "iommu", parameters: "[translate DEVICE[:PASID] ADDRESS [read|write]]",
       help: "show the IOMMUs: tables, caches, counters; or how they translate one address"

@@ -14,6 +14,10 @@ package protocol MonitorTarget: AnyObject, Sendable {
   var descriptors: MonitorDescriptors { get }
   /// The kernel's numbers of the CPUs' threads; empty while there are none.
   var processorThreads: [Int] { get }
+  /// In the CPUs' order; empty while nothing is measured.
+  var exitSummaries: [ExitSummary] { get }
+  /// Begins to measure how long exits keep CPUs out of the guest, anew, or ends that.
+  func measureExits(_ isOn: Bool)
 
   /// `MachineInspection.files(removedBy:)`
   func files(removedBy request: MachineRequest) -> [PassedFile]

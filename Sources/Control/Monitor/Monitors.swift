@@ -46,6 +46,8 @@ final class Monitors: MonitorTarget {
   var blockNodes: [MachineInspection.BlockState] { inspection.blockNodes }
   var addressSpaces: [MachineInspection.AddressSpace] { inspection.addressSpaces }
   var processorThreads: [Int] { inspection.processorThreads }
+  var exitSummaries: [ExitSummary] { inspection.exitSummaries }
+  func measureExits(_ isOn: Bool) { inspection.measureExits(isOn) }
 
   func files(removedBy request: MachineRequest) -> [PassedFile] { inspection.files(removedBy: request) }
 

@@ -93,10 +93,16 @@ protocol Processors: AnyObject, Sendable {
   func stop()
   /// The kernel's numbers of the threads that run them, in their order; empty while there are none.
   var threadIDs: [Int] { get }
+  /// Begins to measure how long exits keep CPUs out of the guest, anew, or ends that.
+  func measureExits(_ isOn: Bool)
+  /// In the CPUs' order; empty while nothing is measured.
+  var exitSummaries: [ExitSummary] { get }
 }
 
 extension Processors {
   var threadIDs: [Int] { [] }
+  func measureExits(_ isOn: Bool) {}
+  var exitSummaries: [ExitSummary] { [] }
 }
 
 /// The clock by which a guest's time goes.

@@ -126,6 +126,11 @@ public final class MachineInspection: Sendable {
 
   /// The kernel's numbers of the CPUs' threads, in the CPUs' order; empty while there are none.
   public var processorThreads: [Int] { processors.threadIDs }
+
+  /// How long exits have kept the CPUs out of the guest, in the CPUs' order; empty while nothing is measured.
+  public var exitSummaries: [ExitSummary] { processors.exitSummaries }
+  /// Begins to measure that, anew, or ends it.
+  public func measureExits(_ isOn: Bool) { processors.measureExits(isOn) }
 }
 
 extension CharacterOptions {

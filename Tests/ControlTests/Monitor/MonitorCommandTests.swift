@@ -210,6 +210,21 @@ import Testing
     #expect(text.hasPrefix("memory backend: ram0\n  size:  67108864\n"))
   }
 
+  @Test func `exit_times begins and ends the measuring that info exits tells`() {
+    let machine = RecordingMachine()
+    func human(_ line: String) -> String { HumanCommands.run(line, on: machine).text }
+    #expect(human("info exits") == "exit times: off (exit_times on begins)\n")
+    #expect(human("exit_times") == "exit_times: on or off expected\n" && human("exit_times maybe") != "")
+    #expect(machine.requests.isEmpty)
+    #expect(human("exit_times on") == "")
+    #expect(
+      human("info exits")
+        == "CPU #0: exits=4 mean_ns=11000 longest_ns=30000 (port 0x64 read) undisturbed_ns=9000 (port 0xcc8 write 0x1)\n"
+    )
+    #expect(human("exit_times off") == "" && human("info exits").contains("off"))
+    #expect(machine.requests == ["measure exits: true", "measure exits: false"])
+  }
+
   @Test func `info mtree and info qom-tree have QEMU's layouts`() {
     let machine = RecordingMachine()
     let memory = """

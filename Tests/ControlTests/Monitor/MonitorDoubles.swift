@@ -10,6 +10,7 @@ import Synchronization
 final class RecordingMachine: MonitorTarget, MachineControl {
   private let asked = Mutex<[String]>([])
   private let current = Mutex(MachineStatus.running)
+  private let measured = Mutex<[ExitSummary]>([])
   let configuration: MachineConfiguration
   let descriptors = MonitorDescriptors()
 
@@ -128,6 +129,16 @@ final class RecordingMachine: MonitorTarget, MachineControl {
     ]
   }
   var processorThreads: [Int] { [4711] }
+  var exitSummaries: [ExitSummary] { measured.withLock { $0 } }
+  func measureExits(_ isOn: Bool) {
+    ask("measure exits: \(isOn)")
+    var summary = ExitSummary()
+    summary.count = 4
+    summary.total = 44_000
+    summary.longest = .init(time: 30_000, cause: "port 0x64 read")
+    summary.longestUndisturbed = .init(time: 9_000, cause: "port 0xcc8 write 0x1")
+    measured.withLock { $0 = isOn ? [summary] : [] }
+  }
   func remappingText() -> String { "iommu0: as it is\n" }
   func translationText(_ arguments: [String]) -> String { "translated \(arguments.joined(separator: " "))\n" }
 }

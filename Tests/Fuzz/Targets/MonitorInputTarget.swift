@@ -86,6 +86,8 @@ private final class UnmovedMachine: MonitorTarget, MachineControl {
   func removeCharacterDevice(_ name: String) throws(CharacterDevices.Problem) {}
   var addressSpaces: [MachineInspection.AddressSpace] { [] }
   var processorThreads: [Int] { [1] }
+  var exitSummaries: [ExitSummary] { [] }
+  func measureExits(_ isOn: Bool) {}
   func remappingText() -> String { "none\n" }
   func translationText(_ arguments: [String]) -> String { arguments.joined(separator: " ") + "\n" }
 }

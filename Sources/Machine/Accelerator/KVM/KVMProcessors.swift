@@ -6,6 +6,8 @@ import Synchronization
 /// The guest's CPUs, each on a thread of its own, between a start and a stop.
 final class KVMProcessors: Processors {
   private let vcpus: [VCPU]
+  /// In the CPUs' order.
+  private let exitTimes: [ExitTimes]
   private let resetStates: [VCPUState]
   private let threads = Mutex<[Thread]>([])
   private let numbers = Mutex<[Int: Int]>([:])
@@ -25,6 +27,7 @@ final class KVMProcessors: Processors {
       states.append(try vcpu.readState())
     }
     self.vcpus = vcpus
+    exitTimes = vcpus.map { _ in ExitTimes() }
     resetStates = states
   }
 
@@ -43,7 +46,7 @@ final class KVMProcessors: Processors {
     for vcpu in vcpus {
       let thread = try Thread(name: "vCPU \(vcpu.id)") { [self] in
         numbers.withLock { $0[vcpu.id] = Thread.currentID }
-        run(vcpu)
+        run(vcpu, exitTimes[vcpu.id])
       }
       threads.withLock { $0.append(thread) }
     }
@@ -69,10 +72,21 @@ final class KVMProcessors: Processors {
     numbers.withLock { $0 = [:] }
   }
 
-  private func run(_ vcpu: VCPU) {
+  func measureExits(_ isOn: Bool) {
+    for times in exitTimes { times.measure(isOn) }
+  }
+
+  var exitSummaries: [ExitSummary] { exitTimes.compactMap(\.read) }
+
+  private func run(_ vcpu: VCPU, _ times: ExitTimes) {
+    var beginning: ExitTimes.Beginning?
     while !stopping.load(ordering: .acquiring) {
       do {
-        switch try vcpu.next() {
+        // An exit that comes in pieces lasts until the last of them is handled.
+        if !vcpu.hasPiece, let begun = beginning.take() { times.end(begun) }
+        let exit = try vcpu.next()
+        if beginning == nil { beginning = times.begin(exit) }
+        switch exit {
         case .portRead(let port, let width):
           vcpu.supply(board.readPort(port, width))
         case .portWrite(let port, let width, let value):

@@ -1,0 +1,29 @@
+/// The exits of one CPU since measuring began. Times in nanoseconds.
+public struct ExitSummary: Hashable, Sendable {
+  public struct Longest: Hashable, Sendable {
+    public var time: UInt64 = 0
+    /// What the guest did: `port 0xcc8 write`.
+    public var cause = ""
+
+    public init(time: UInt64 = 0, cause: String = "") {
+      self.time = time
+      self.cause = cause
+    }
+  }
+
+  public var count: UInt64 = 0
+  public var total: UInt64 = 0
+  public var longest = Longest()
+  /// Likewise of those during which the host's scheduler did not take the processor from the thread. Waiting for a lock or
+  /// for the host is in it.
+  public var longestUndisturbed = Longest()
+
+  public init() {}
+
+  mutating func add(_ time: UInt64, _ cause: @autoclosure () -> String, isUndisturbed: Bool) {
+    count += 1
+    total &+= time
+    if time > longest.time { longest = Longest(time: time, cause: cause()) }
+    if isUndisturbed, time > longestUndisturbed.time { longestUndisturbed = Longest(time: time, cause: cause()) }
+  }
+}
