@@ -37,7 +37,7 @@ extension Board {
   func build(
     _ device: Device, with configuration: MachineConfiguration
   ) throws(StartError) -> [Function] {
-    // The IOMMU is no BoardDevice: the board is made with it.
+    // Only the IOMMU is none: the board is made with it.
     guard let builder = device.options as? any BoardDevice else { return [] }
     return try trace.timing(.built, device) { () throws(StartError) in
       try builder.build(device, on: self, with: configuration)

@@ -1,7 +1,7 @@
 /// Every kind of device that can be asked for. A new kind is a file in `Kinds` and a line here.
 public enum DeviceKinds {
-  public static let all: [any DeviceOptions.Type] = [
-    IntelIOMMUOptions.self,
+  /// Those that are built onto a board. A kind that says no way to do so does not compile here.
+  static let pluggable: [any (DeviceOptions & BoardDevice).Type] = [
     PCIERootPortOptions.self,
     VirtioBlockOptions.self,
     VirtioRNGOptions.self,
@@ -11,6 +11,9 @@ public enum DeviceKinds {
     DMAEngineOptions.self,
     DebugExitOptions.self,
   ]
+
+  /// The board is made with its IOMMUs, so they are no devices that are built onto it.
+  public static let all: [any DeviceOptions.Type] = [IntelIOMMUOptions.self] + pluggable.map { $0 }
 
   public static func named(_ name: String) -> (any DeviceOptions.Type)? {
     all.first { $0.kindName == name || $0.kindAliases.contains(name) }

@@ -1,3 +1,6 @@
+import Devices
+import PCI
+
 /// `isa-debug-exit`: a port; a write of VALUE ends Nestling with status `VALUE << 1 | 1`.
 ///
 /// QEMU's default ports are 0x501 and 0x502; ours are those that test kernels ask QEMU for.
@@ -23,4 +26,13 @@ public struct DebugExitOptions: DeviceOptions, Hashable {
   public static let rules: [PropertyRule<Self>] = [
     PropertyRule(otherwise: "iobase and iosize reach past port 0xffff") { Int($0.base) + Int($0.size) <= 0x10000 }
   ]
+}
+
+extension DebugExitOptions: BoardDevice {
+  func build(_ device: Device, on board: Board, with configuration: MachineConfiguration) -> [Function] {
+    let events = board.events
+    _ = board.ioBus.attach(
+      DebugExit { events.post(.debugExit(status: $0)) }, at: UInt64(base), size: UInt64(size))
+    return []
+  }
 }

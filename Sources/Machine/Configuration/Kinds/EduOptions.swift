@@ -1,3 +1,6 @@
+import Devices
+import PCI
+
 /// `edu`: QEMU's educational device, here to drive the IOMMU. Names and defaults are QEMU's.
 public struct EduOptions: PCIDeviceOptions, Hashable {
   public var id: Identifier?
@@ -15,4 +18,12 @@ public struct EduOptions: PCIDeviceOptions, Hashable {
     PCIFunctionOptions.properties.map { $0.within(\.function) } + [
       Property("dma_mask", \.mask, help: "Mask of the addresses that its DMA can reach")
     ]
+}
+
+extension EduOptions: BoardDevice {
+  func build(_ device: Device, on board: Board, with configuration: MachineConfiguration) -> [Function] {
+    guard let place = device.place else { return [] }
+    let model = Edu(mask: mask, environment: board.environment(at: place), address: place.address)
+    return [model.function]
+  }
 }

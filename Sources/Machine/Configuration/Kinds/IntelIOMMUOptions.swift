@@ -90,3 +90,25 @@ public struct IntelIOMMUOptions: DeviceOptions, Hashable {
     }
   ]
 }
+
+extension IntelIOMMUOptions {
+  /// The unit's own options, from those of the command line.
+  var unitOptions: UnitOptions {
+    var options = UnitOptions()
+    options.scalableMode = scalableMode
+    options.firstStage = firstStage || nested
+    options.nested = nested
+    options.addressWidth = Int(addressWidth)
+    options.interruptRemapping = offersInterruptRemapping
+    options.extendedInterruptMode = offersExtendedInterrupts ? .on : .off
+    options.cachingMode = cachingMode ?? false
+    options.snoopControl = snoopControl
+    options.deviceIOTLB = deviceIOTLB
+    options.pasidBits = Int(pasidBits)
+    options.svm = svm
+    options.fs1gp = firstStage1GPages
+    options.dmaTranslation = dmaTranslation
+    options.staleTranslationMethod = staleTransientMapping
+    return options
+  }
+}

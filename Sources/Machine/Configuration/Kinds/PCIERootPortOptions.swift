@@ -62,6 +62,29 @@ public struct PCIERootPortOptions: PCIDeviceOptions, Hashable {
   }
 }
 
+extension PCIERootPortOptions: BoardDevice {
+  func build(
+    _ device: Device, on board: Board, with configuration: MachineConfiguration
+  ) throws(StartError) -> [Function] {
+    guard let place = device.place else { return [] }
+    let model = RootPort(
+      ExpressPort(portNumber: port, slotNumber: slot), hotplug: hotplug ? board.slots.way : nil,
+      reservation: reservation, environment: board.environment(at: place), address: place.address,
+      routes: board.busRoutes, onEject: { [slots = board.slots] in slots.ejected(below: place.address) },
+      onRefusal: { [slots = board.slots] in slots.refused(below: place.address) },
+      onSlotChange: hotplug ? board.slots.changeListener(of: place.address) : nil)
+    if hotplug { board.slots.add(model) }
+    let name = id?.text
+    // The link is a bus by the port's id.
+    if let name { board.buses.set(LiveBus(name: name, kind: .pci, isHotpluggable: hotplug)) }
+    model.function.environment.onRelease { [buses = board.buses, slots = board.slots] in
+      if let name { buses.remove(name) }
+      slots.remove(model.function.requester.id)
+    }
+    return [model.function]
+  }
+}
+
 extension MachineConfiguration {
   /// The highest number that firmware gives to a bus. The ACPI tables name the buses up to it: Linux looks for forgotten
   /// host bridges on every one of them, device by device, which takes 64 exits for each bus.

@@ -1,3 +1,6 @@
+import Devices
+import PCI
+
 /// `virtio-blk-pci`: a disk over a block node (virtio 1.2, 5.2). Names and defaults are QEMU's.
 public struct VirtioBlockOptions: PCIDeviceOptions, Hashable {
   public var id: Identifier?
@@ -43,4 +46,33 @@ public struct VirtioBlockOptions: PCIDeviceOptions, Hashable {
   public static let rules: [PropertyRule<Self>] = [
     PropertyRule(otherwise: "drive is missing: name a -drive or -blockdev") { !$0.drive.isEmpty }
   ]
+}
+
+extension VirtioBlockOptions: BoardDevice {
+  func build(
+    _ device: Device, on board: Board, with configuration: MachineConfiguration
+  ) throws(StartError) -> [Function] {
+    guard let place = device.place, let node = board.devices.blockNodes.first(where: { $0.id == drive }) else {
+      return []
+    }
+    var options = Devices.VirtioBlockOptions()
+    options.queueCount = Int(queueCount ?? UInt16(clamping: min(configuration.processors.count, 256)))
+    options.queueSize = Int(queueSize)
+    options.serial = serial
+    options.logicalBlockSize = Int(clamping: logicalBlockSize.bytes)
+    options.discard = discard
+    options.writeZeroes = writeZeroes
+    options.transport = virtio.transport
+    let file = try node.open(memory: board.memory)
+    let backend = FileBackend(file, discardUnmaps: node.discardUnmaps)
+    do {
+      let disk = try VirtioBlock(options: options, backend: backend)
+      let model = VirtioPCI(
+        device: disk, options: options.transport, environment: board.environment(at: place), address: place.address)
+      board.disks.add(node.id, backend, disk)
+      return [model.function]
+    } catch {
+      throw .device(kind: Self.kindName, problem: "\(error)")
+    }
+  }
 }

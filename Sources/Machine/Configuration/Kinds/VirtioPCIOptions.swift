@@ -1,3 +1,5 @@
+import Devices
+
 /// What every virtio device on PCI has among its options (virtio 1.2, 2.2 and 6): part of a kind, not one itself.
 public struct VirtioPCIOptions: Hashable, Sendable {
   public var function = PCIFunctionOptions()
@@ -20,4 +22,13 @@ public struct VirtioPCIOptions: Hashable, Sendable {
         help: "No legacy interface: always so"),
       Property("disable-modern", settled: false, because: modernOnly, help: "No virtio 1.x interface: never so"),
     ]
+}
+
+extension VirtioPCIOptions {
+  var transport: VirtioOptions {
+    var options = VirtioOptions()
+    options.iommuPlatform = accessPlatform
+    options.eventIndex = eventIndex
+    return options
+  }
 }

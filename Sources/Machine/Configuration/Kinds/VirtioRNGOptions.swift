@@ -1,3 +1,7 @@
+import Devices
+import Hardware
+import PCI
+
 /// `virtio-rng-pci`: entropy for the guest (virtio 1.2, 5.4). Names and defaults are QEMU's.
 public struct VirtioRNGOptions: PCIDeviceOptions, Hashable {
   public var id: Identifier?
@@ -33,4 +37,34 @@ public struct VirtioRNGOptions: PCIDeviceOptions, Hashable {
       Property("max-bytes", \.bytesPerPeriod, help: "Bytes at most in each period"),
       Property("period", \.period, .within(1...UInt32.max), help: "Length of a period in milliseconds"),
     ]
+}
+
+extension VirtioRNGOptions: BoardDevice {
+  func build(
+    _ device: Device, on board: Board, with configuration: MachineConfiguration
+  ) throws(StartError) -> [Function] {
+    guard let place = device.place else { return [] }
+    let source: any Devices.EntropySource
+    switch EntropySource(of: self, among: board.devices.objects) {
+    case .host: source = HostEntropy()
+    case .file(let path):
+      do {
+        source = try FileEntropy(opening: path)
+      } catch {
+        throw .file(option: "-object rng-random", error)
+      }
+    }
+    var limit: EntropyLimit?
+    if bytesPerPeriod != Self.unlimited {
+      do {
+        limit = EntropyLimit(bytes: bytesPerPeriod, period: period, timer: try board.clock.makeTimer())
+      } catch {
+        throw .system(error)
+      }
+    }
+    let model = VirtioPCI(
+      device: VirtioEntropy(source: source, limit: limit), options: virtio.transport,
+      environment: board.environment(at: place), address: place.address)
+    return [model.function]
+  }
 }
