@@ -2,7 +2,7 @@
 /// switched on and enumerated, makes translated DMA, and is given up or pulled out, as many times as `rounds=` says. PCI
 /// Express Base 6.7, 7.5.3.9 to 7.5.3.11; ACPI 6.5, 5.6.4, with QEMU's docs/specs/acpi_pci_hotplug.rst.
 ///
-/// Who plugs is told by lines on the console: `WANTS N`, `HAS N`, `GONE N`.
+/// It tells the driver script what it wants by lines on the console: `WANTS N`, `HAS N`, `GONE N`.
 
 private let absent: UInt32 = 0xffff_ffff
 private let page: UInt64 = 0x5a_1234_5000

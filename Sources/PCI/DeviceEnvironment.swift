@@ -121,7 +121,7 @@ public final class DeviceEnvironment: Sendable {
 /// Whether a device may be reached, and who is at it.
 final class DeviceGate: Sendable {
   private let closed = Atomic<Bool>(false)
-  /// Accesses of the device's registers, by CPUs and by whoever acts in their stead.
+  /// Accesses of the device's registers, by CPUs and by code that acts for them.
   let accesses = RequestsInFlight()
 
   var isClosed: Bool { closed.load(ordering: .sequentiallyConsistent) }

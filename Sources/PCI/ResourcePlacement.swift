@@ -38,7 +38,7 @@ public struct ResourcePlacement: Sendable {
     let window: BridgeWindow
     /// It may be above 4 GiB.
     let isWide: Bool
-    /// It is for nobody yet: it keeps off the room below 4 GiB that others may need.
+    /// Nothing needs it yet: it stays above 4 GiB, as others may need the room below.
     var prefersHigh = false
 
     var address: RequesterID {

@@ -152,7 +152,7 @@ struct SlotRegisters: Sendable {
 
   /// Draws the conclusions from a command.
   private mutating func commanded(_ before: SlotRegisters) -> Outcome {
-    // A press that nobody listened to is one that a driver clears as it starts.
+    // A driver clears the button's event as it starts: a press before that must be repeated.
     if removal == .pressed, control[bit: Control.attentionButtonPressedEnable],
       !before.control[bit: Control.attentionButtonPressedEnable]
     {
@@ -227,7 +227,7 @@ struct SlotRegisters: Sendable {
     events.insert(.linkStateChanged)
   }
 
-  /// Somebody wants the device out: asks software for it, if it must be asked.
+  /// Asks software to give up the device, where software must be asked.
   mutating func requestRemoval() -> RemovalAnswer {
     guard isPresent, !isEjected, !isOff else { return .unpowered }
     switch removal {

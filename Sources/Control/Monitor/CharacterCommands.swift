@@ -154,7 +154,7 @@ extension MonitorError {
   }
 }
 
-/// An object within a command's arguments, whose members are told by their whole path
+/// An object within a command's arguments, whose members errors name by their whole path
 /// (qapi/qobject-input-visitor.c).
 struct NestedArguments {
   private var members: JSONObject

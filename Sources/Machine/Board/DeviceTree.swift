@@ -139,7 +139,7 @@ final class DeviceTree: Sendable {
     }
   }
 
-  /// Devices that begin to leave: each once, whoever calls.
+  /// Marks devices as leaving. Each is returned once, also when two threads call.
   /// - Parameter chosen: by device and phase, among those that are plugged.
   func beginLeaving(where chosen: (Device, Phase) -> Bool) -> [Entry] {
     state.withLock { state in

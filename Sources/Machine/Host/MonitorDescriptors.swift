@@ -42,7 +42,7 @@ public final class MonitorDescriptors: Sendable {
 
   public subscript(_ name: String) -> PassedDescriptor? { state.withLock { $0.named[name] } }
 
-  /// Gives the file up: it is closed, unless somebody else has it by now.
+  /// Gives the file up. It closes unless another owner holds it.
   /// - Returns: false where there is none.
   @discardableResult
   public func remove(_ name: String) -> Bool {

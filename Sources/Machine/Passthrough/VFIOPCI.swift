@@ -141,8 +141,7 @@ final class VFIOPCI: FunctionModel {
     surroundings.group?.leave()
   }
 
-  /// What the device would still ask of memory ends here, and its interrupts go. The device goes when nobody holds it any
-  /// more.
+  /// Stops page requests and interrupts. The device's file closes with its last owner.
   func released() {
     detach()
     interrupts.end()
