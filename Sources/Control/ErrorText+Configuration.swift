@@ -16,7 +16,7 @@ extension ErrorText {
     case .topologyNotOffered: "all CPUs are cores of one socket yet: sockets and threads can only be 1"
     case .tooManySerialPorts(let count, let highest):
       "\(count) serial ports are asked for, and there is \(highest) (COM1)"
-    case .characterDevice(_, let problem), .serial(_, let problem), .monitor(_, let problem), .qtest(let problem):
+    case .chardev(_, let problem), .serial(_, let problem), .monitor(_, let problem), .qtest(let problem):
       text(for: problem)
     case .blockNode(_, let problem): text(for: problem)
     case .object(_, .missingID): "id is missing: an object has a name"
@@ -28,7 +28,7 @@ extension ErrorText {
   private static func duplicate(_ id: String) -> String { "id \(quoted(id)) is taken already" }
 
   // QEMU's words.
-  private static func text(for problem: CharacterProblem) -> String {
+  private static func text(for problem: ChardevProblem) -> String {
     switch problem {
     case .missingID: "chardev: no id specified"
     case .duplicateID(let id): "Duplicate ID '\(id)' for chardev"
@@ -64,7 +64,7 @@ extension ErrorText {
         : "\(use.property): no object \(quoted(use.id.text))"
           + list("nearest", NearestNames.to(use.id.text, among: known))
     case .wrongObject(let use, let kind):
-      "\(use.property): \(quoted(use.id.text)) is a \(kind); it takes: " + use.kindNames.joined(separator: ", ")
+      "\(use.property): \(quoted(use.id.text)) is a \(kind); it takes: " + use.typeNames.joined(separator: ", ")
     case .tooManyUnits(let highest): "there can be \(highest) units at most"
     case .otherUnitIncludesAll(let id):
       "\(unit(id)) has all devices already: add devices= to one of them"

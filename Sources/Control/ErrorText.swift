@@ -79,8 +79,8 @@ enum ErrorText {
     case .processorModel: "CPU model"
     case .display: "display"
     case .network: "network"
-    case .characterDevice: "character device"
-    case .characterBackend: "character backend"
+    case .chardev: "character device"
+    case .chardevBackend: "character backend"
     case .logItem: "log item"
     case .adapter: "display adapter"
     case .parallelBackend: "parallel backend"
@@ -104,7 +104,7 @@ enum ErrorText {
     switch problem {
     case .unknown(let id, let known):
       "memory-backend: no object \(quoted(id.text))" + list("nearest", NearestNames.to(id.text, among: known))
-    case .wrongKind(let id, let kind): "memory-backend: \(quoted(id.text)) is an \(kind), not a memory-backend-memfd"
+    case .wrongType(let id, let kind): "memory-backend: \(quoted(id.text)) is an \(kind), not a memory-backend-memfd"
     case .sizeMismatch(let machine, let backend):
       "memory-backend has \(size(backend)), but -m asks for \(size(machine))"
     case .unused(let id): "nothing uses it: add -machine memory-backend=\(id)"

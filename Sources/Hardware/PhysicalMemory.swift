@@ -11,9 +11,9 @@ public protocol PhysicalMemory: AnyObject, Sendable {
   func storeUInt32(_ value: UInt32, at address: UInt64) -> Bool
   func storeUInt64(_ value: UInt64, at address: UInt64) -> Bool
 
-  /// As `descend` below does it by `loadUInt64`; in the protocol so that a memory does it in one call.
-  func descend(
-    _ input: UInt64, from table: UInt64, level: Int, required: UInt64, barred: UInt64
+  /// As `walkTables` below does it by `loadUInt64`; in the protocol so that a memory does it in one call.
+  func walkTables(
+    _ input: UInt64, from table: UInt64, level: Int, mustHave: UInt64, mustNotHave: UInt64
   ) -> PagingPosition
 
   /// One atomic read-modify-write, for accessed and dirty bits.

@@ -166,10 +166,10 @@ public protocol TranslationCache: AnyObject, Sendable {
 /// All that one function can ask of memory and of who translates for it.
 public protocol RequestPort: AnyObject, Sendable {
   /// The port of untranslated requests. Execute Requested is not the port's: each access says it.
-  func memoryPort(for prefix: PASIDPrefix?) -> any MemoryPort
+  func dmaPort(for prefix: PASIDPrefix?) -> any DMAPort
 
   /// The port of requests whose addresses are translated (AT 10b).
-  var translatedPort: any MemoryPort { get }
+  var translatedPort: any DMAPort { get }
 
   /// A translation request (AT 01b) for the page that has `address`.
   /// - Parameter noWrite: NW: the page will not be written.
@@ -191,7 +191,7 @@ public protocol RequestPort: AnyObject, Sendable {
 
 extension RequestPort {
   public func drain(parking: any Parking) {
-    memoryPort(for: nil).inFlight.drain(parking: parking)
+    dmaPort(for: nil).inFlight.drain(parking: parking)
     translatedPort.inFlight.drain(parking: parking)
   }
 }
@@ -205,16 +205,16 @@ extension DMARemapper {
 
 /// The requests of a function for which nobody translates: a root complex without ATS.
 public final class UntranslatedRequestPort: RequestPort {
-  private let port: any MemoryPort
-  private let refusing: RefusingMemoryPort
+  private let port: any DMAPort
+  private let refusing: RefusingDMAPort
 
-  public init(_ port: any MemoryPort) {
+  public init(_ port: any DMAPort) {
     self.port = port
-    refusing = RefusingMemoryPort(memory: port.memory)
+    refusing = RefusingDMAPort(memory: port.memory)
   }
 
-  public func memoryPort(for prefix: PASIDPrefix?) -> any MemoryPort { prefix == nil ? port : refusing }
-  public var translatedPort: any MemoryPort { refusing }
+  public func dmaPort(for prefix: PASIDPrefix?) -> any DMAPort { prefix == nil ? port : refusing }
+  public var translatedPort: any DMAPort { refusing }
   public func translate(_ address: UInt64, noWrite: Bool, prefix: PASIDPrefix?) -> TranslationCompletion {
     .unsupportedRequest
   }
@@ -224,7 +224,7 @@ public final class UntranslatedRequestPort: RequestPort {
 }
 
 /// A port whose requests are all refused.
-final class RefusingMemoryPort: MemoryPort {
+final class RefusingDMAPort: DMAPort {
   let memory: any PhysicalMemory
   let inFlight = RequestsInFlight()
 

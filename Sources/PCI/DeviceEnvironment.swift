@@ -41,11 +41,11 @@ public final class DeviceEnvironment: Sendable {
   // MARK: What a device asks for
 
   /// The port of the function's requests, through the IOMMU where one stands before it.
-  public func makePort() -> any MemoryPort { recorded(surroundings.remapper.makePort(for: requester)) }
+  public func makePort() -> any DMAPort { recorded(surroundings.remapper.makePort(for: requester)) }
 
   /// A port past the IOMMU: addresses are guest physical.
-  public func makeDirectPort() -> any MemoryPort {
-    recorded(DirectMemoryPort(memory: surroundings.memory, requester: requester))
+  public func makeDirectPort() -> any DMAPort {
+    recorded(DirectDMAPort(memory: surroundings.memory, requester: requester))
   }
 
   /// Requests with and without PASID, translation requests and page requests.
@@ -55,7 +55,7 @@ public final class DeviceEnvironment: Sendable {
     return port
   }
 
-  private func recorded(_ port: any MemoryPort) -> any MemoryPort {
+  private func recorded(_ port: any DMAPort) -> any DMAPort {
     let requests = port.inFlight
     records.withLock { $0.ports.append(requests) }
     return port

@@ -39,7 +39,7 @@ public struct FunctionDescription: Sendable {
   public var extendedCapabilities: [ExtendedCapability] = []
   /// nil: the space is laid out from what this description says. Else capabilities are what is given, and
   /// `expressType` is not asked for.
-  public var configuration: GivenConfiguration?
+  public var configuration: ConfigurationLayout?
 
   public init(vendorID: UInt16, deviceID: UInt16, classCode: UInt32) {
     self.vendorID = vendorID

@@ -80,7 +80,7 @@ struct FirstStageTable: Hashable, Sendable {
     // An entry like this needs no second look: it leads on, restricts nothing and is marked.
     var required = FirstStageEntry.present | FirstStageEntry.writable | FirstStageEntry.user | FirstStageEntry.accessed
     if extendedAccessed { required |= FirstStageEntry.extendedAccessed }
-    let barred = rules.firstStageReserved(level: 5, isLeaf: false)
+    let forbidden = rules.firstStageReserved(level: 5, isLeaf: false)
     var table = root
     var granted = FirstStageEntry.writable | FirstStageEntry.user
     var level = levels
@@ -93,7 +93,7 @@ struct FirstStageTable: Hashable, Sendable {
         address = try physical(place, nested, isRoot: level == levels, for: .read, rules: rules, memory: memory)
         loaded = memory.loadUInt64(at: address)
       } else {
-        let position = memory.descend(input, from: table, level: level, required: required, barred: barred)
+        let position = memory.walkTables(input, from: table, level: level, mustHave: required, mustNotHave: forbidden)
         place = position.address
         address = place
         loaded = position.entry

@@ -4,7 +4,7 @@
 import Hardware
 
 /// One port's translation: what the unit's tables say of its source, as far as it is cached, and its
-/// IOTLB. A plain value; `TranslatedMemoryPort` puts a lock around it.
+/// IOTLB. A plain value; `RemappingPort` puts a lock around it.
 ///
 /// Each cache keeps its entries until they are invalidated (VT-d 6.2): the context entry, the
 /// PASID-table entry and the pages. Entries that are not present or wrong are cached in caching mode only.
@@ -47,7 +47,7 @@ struct PortTranslation: Sendable {
   /// Likewise the PASID-table entry of a PASID, or the directory entry above it.
   private var pasidRefusal: (pasid: UInt32, refusal: Refusal)?
   /// Likewise pages; nil where caching mode is not offered.
-  private var refusedPages: RefusedPages?
+  private var refusedPages: NotPresentCache?
 
   /// Requests of a former source may be in flight, in a domain that is not known any more.
   private var hasStrays = false
@@ -60,7 +60,7 @@ struct PortTranslation: Sendable {
     self.isPrivileged = isPrivileged
     self.capabilities = capabilities
     self.rules = rules
-    if capabilities.cachingMode { refusedPages = RefusedPages() }
+    if capabilities.cachingMode { refusedPages = NotPresentCache() }
     self.trace = trace
   }
 

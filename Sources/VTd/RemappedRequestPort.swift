@@ -9,25 +9,25 @@ final class RemappedRequestPort: RequestPort {
   private struct State {
     var cache: (any TranslationCache)?
     /// The port of the PASID prefix that was used last: a function uses one at a time.
-    var withPASID: (prefix: PASIDPrefix, port: any MemoryPort)?
+    var withPASID: (prefix: PASIDPrefix, port: any DMAPort)?
   }
 
   private let unit: TranslationUnit
   let requester: Requester
-  private let withoutPASID: any MemoryPort
-  let translated: TranslatedRequestPort
+  private let withoutPASID: any DMAPort
+  let translated: ATSTranslatedPort
   private let state = Mutex(State())
 
   init(unit: TranslationUnit, requester: Requester) {
     self.unit = unit
     self.requester = requester
     withoutPASID = unit.makePort(for: requester)
-    translated = TranslatedRequestPort(unit: unit, requester: requester, anchor: unit.makePort(for: requester))
+    translated = ATSTranslatedPort(unit: unit, requester: requester, anchor: unit.makePort(for: requester))
   }
 
   var cache: (any TranslationCache)? { state.withLock { $0.cache } }
 
-  func memoryPort(for prefix: PASIDPrefix?) -> any MemoryPort {
+  func dmaPort(for prefix: PASIDPrefix?) -> any DMAPort {
     guard var prefix else { return withoutPASID }
     prefix.executes = false
     if let port = state.withLock({ $0.withPASID?.prefix == prefix ? $0.withPASID?.port : nil }) { return port }
@@ -36,7 +36,7 @@ final class RemappedRequestPort: RequestPort {
     return port
   }
 
-  var translatedPort: any MemoryPort { translated }
+  var translatedPort: any DMAPort { translated }
 
   func translate(_ address: UInt64, noWrite: Bool, prefix: PASIDPrefix?) -> TranslationCompletion {
     guard requester.busMasterEnable else { return .unsupportedRequest }
@@ -70,14 +70,14 @@ final class RemappedRequestPort: RequestPort {
 
 /// The port of translated requests: the address is physical, and what is checked is that the function may use
 /// such (VT-d 4.2).
-final class TranslatedRequestPort: MemoryPort {
+final class ATSTranslatedPort: DMAPort {
   let memory: any PhysicalMemory
   private let unit: TranslationUnit
   private let requester: Requester
   /// A port that the unit knows, whose requests in flight it drains. Nothing is translated by it.
-  private let anchor: any MemoryPort
+  private let anchor: any DMAPort
 
-  init(unit: TranslationUnit, requester: Requester, anchor: any MemoryPort) {
+  init(unit: TranslationUnit, requester: Requester, anchor: any DMAPort) {
     self.unit = unit
     self.requester = requester
     self.anchor = anchor

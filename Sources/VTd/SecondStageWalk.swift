@@ -42,12 +42,12 @@ struct SecondStageTable: Hashable, Sendable {
     // An entry like this needs no second look: it leads on, restricts nothing and is marked.
     var required = SecondStageEntry.readable | SecondStageEntry.writable
     if accessedDirty { required |= SecondStageEntry.accessed }
-    let barred = rules.secondStageReserved(level: 5, isLeaf: false)
+    let forbidden = rules.secondStageReserved(level: 5, isLeaf: false)
     var table = root
     var granted = SecondStageEntry.readable | SecondStageEntry.writable
     var level = levels
     while true {
-      let position = memory.descend(input, from: table, level: level, required: required, barred: barred)
+      let position = memory.walkTables(input, from: table, level: level, mustHave: required, mustNotHave: forbidden)
       let address = position.address
       level = position.level
       guard let entry = position.entry else {

@@ -14,7 +14,7 @@ public final class TranslationUnit: BusDevice, DMARemapper {
   public let capabilities: Capabilities
 
   struct Ports {
-    var all: [TranslatedMemoryPort] = []
+    var all: [RemappingPort] = []
     var mode = TranslationMode()
     /// Counts of ports that are gone.
     var retired = TranslationCounters()
@@ -51,11 +51,11 @@ public final class TranslationUnit: BusDevice, DMARemapper {
     /// What observers have not been told yet, in the guest's order.
     var invalidations: [Invalidation] = []
     /// Their requests in flight may go by what was invalidated.
-    var ports: [TranslatedMemoryPort] = []
+    var ports: [RemappingPort] = []
     /// Interrupt requests in flight may still use an entry or a table that is invalid now.
     var concernsInterrupts = false
 
-    mutating func append(_ port: TranslatedMemoryPort) {
+    mutating func append(_ port: RemappingPort) {
       if !ports.contains(where: { $0 === port }) { ports.append(port) }
     }
   }
@@ -93,22 +93,22 @@ public final class TranslationUnit: BusDevice, DMARemapper {
   // MARK: Requests
 
   /// The port of a function's requests without PASID.
-  public func makePort(for requester: Requester) -> any MemoryPort { makePort(for: requester, pasid: nil) }
+  public func makePort(for requester: Requester) -> any DMAPort { makePort(for: requester, pasid: nil) }
 
   /// The port of a function's requests with one PASID, or without.
-  public func makePort(for requester: Requester, pasid: UInt32?) -> any MemoryPort {
+  public func makePort(for requester: Requester, pasid: UInt32?) -> any DMAPort {
     makePort(for: requester, pasid: pasid, isPrivileged: false)
   }
 
   /// - Parameter isPrivileged: the requests have Privileged Mode Requested set; only with a PASID.
-  func makePort(for requester: Requester, pasid: UInt32?, isPrivileged: Bool) -> any MemoryPort {
+  func makePort(for requester: Requester, pasid: UInt32?, isPrivileged: Bool) -> any DMAPort {
     let reachable: any PhysicalMemory =
       messages.map {
         RequesterMemory(ram: memory, requester: requester, messages: $0, inFlight: interruptsInFlight)
       } ?? memory
     let translation = PortTranslation(
       requestPASID: pasid, isPrivileged: isPrivileged, capabilities: capabilities, rules: rules, trace: trace)
-    let port = TranslatedMemoryPort(
+    let port = RemappingPort(
       requester: requester, memory: reachable, ram: memory, registers: registers, translation: translation)
     ports.withLock { ports in
       // Ports that only this list still knows belong to functions that are gone.

@@ -14,7 +14,7 @@ import Testing
     #expect(machine.memory.size == 128 << 20)
     #expect(machine.serials == [.character(try Identifier(text: "serial0"))])
     #expect(machine.monitors.map(\.device) == [try Identifier(text: "serial0")])
-    #expect((machine.characterDevices.first as? StdioCharacterOptions)?.multiplexed == true)
+    #expect((machine.chardevs.first as? StdioChardevOptions)?.multiplexed == true)
     #expect(machine.rebootAction == .reset)
     #expect(machine.devices.isEmpty && machine.blockNodes.isEmpty && machine.objects.isEmpty)
     #expect(machine.logItems.isEmpty && machine.logPath == nil)
@@ -111,36 +111,36 @@ import Testing
 
   private struct Backend: Sendable {
     var text: String
-    var device: any CharacterOptions
+    var device: any ChardevOptions
   }
 
   private static let backends: [Backend] = {
-    func stdio(multiplexed: Bool = false) -> StdioCharacterOptions {
-      var options = StdioCharacterOptions()
+    func stdio(multiplexed: Bool = false) -> StdioChardevOptions {
+      var options = StdioChardevOptions()
       options.multiplexed = multiplexed
       return options
     }
-    func file(_ path: String) -> FileCharacterOptions {
-      var options = FileCharacterOptions()
+    func file(_ path: String) -> FileChardevOptions {
+      var options = FileChardevOptions()
       options.path = path
       return options
     }
-    func unix(_ path: String, server: Bool = false, wait: Bool? = nil) -> SocketCharacterOptions {
-      var options = SocketCharacterOptions()
+    func unix(_ path: String, server: Bool = false, wait: Bool? = nil) -> SocketChardevOptions {
+      var options = SocketChardevOptions()
       options.path = path
       options.server = server
       options.wait = wait
       return options
     }
-    func tcp(_ host: String, _ port: UInt16, server: Bool = false) -> SocketCharacterOptions {
-      var options = SocketCharacterOptions()
+    func tcp(_ host: String, _ port: UInt16, server: Bool = false) -> SocketChardevOptions {
+      var options = SocketChardevOptions()
       options.host = host
       options.port = port
       options.server = server
       return options
     }
     return [
-      Backend(text: "null", device: NullCharacterOptions()), Backend(text: "stdio", device: stdio()),
+      Backend(text: "null", device: NullChardevOptions()), Backend(text: "stdio", device: stdio()),
       Backend(text: "mon:stdio", device: stdio(multiplexed: true)),
       Backend(text: "file:/tmp/a,b", device: file("/tmp/a,b")), Backend(text: "unix:/tmp/s", device: unix("/tmp/s")),
       Backend(text: "unix:/tmp/s,server=on", device: unix("/tmp/s", server: true)),
@@ -158,8 +158,8 @@ import Testing
     var wanted = backend.device
     wanted.id = try Identifier(text: "serial0")
     #expect(machine.serials == [.character(try Identifier(text: "serial0"))])
-    try #require(machine.characterDevices.count == 1)
-    #expect(String(describing: machine.characterDevices[0]) == String(describing: wanted))
+    try #require(machine.chardevs.count == 1)
+    #expect(String(describing: machine.chardevs[0]) == String(describing: wanted))
     #expect(machine.monitors.count == (backend.text.hasPrefix("mon:") ? 1 : 0))
   }
 
@@ -169,7 +169,7 @@ import Testing
       "-qmp", "unix:/tmp/a,server,nowait", "-qmp-pretty", "null", "-monitor", "stdio", "-monitor", "none", "-chardev",
       "null,id=s", "-serial", "chardev:s", "-mon", "m", "-chardev", "null,id=m")
     #expect(
-      machine.characterDevices.compactMap { $0.id?.text } == [
+      machine.chardevs.compactMap { $0.id?.text } == [
         "q", "compat_monitor0", "compat_monitor1", "compat_monitor2", "s", "m",
       ])
     #expect(
@@ -182,9 +182,9 @@ import Testing
   /// The default serial port takes the terminal, unless somebody has it.
   @Test func theDefaultSerialPortGivesWay() throws {
     let machine = try configuration("-kernel", "k", "-qmp", "stdio")
-    #expect(machine.characterDevices.last is NullCharacterOptions && machine.monitors.count == 1)
+    #expect(machine.chardevs.last is NullChardevOptions && machine.monitors.count == 1)
     let other = try configuration("-kernel", "k", "-monitor", "none")
-    #expect((other.characterDevices.first as? StdioCharacterOptions)?.multiplexed == false && other.monitors.isEmpty)
+    #expect((other.chardevs.first as? StdioChardevOptions)?.multiplexed == false && other.monitors.isEmpty)
   }
 
   @Test func noDefaultsMeansNoSerialPort() throws {

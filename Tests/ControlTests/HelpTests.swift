@@ -30,7 +30,7 @@ import Testing
     #expect(printed("-device", "help", "-nosuch") != nil)
   }
 
-  @Test func deviceKindsInQEMUsLayout() {
+  @Test func deviceTypesInQEMUsLayout() {
     #expect(
       printed("-device", "help") == """
         Controller/Bridge/Hub devices:
@@ -53,17 +53,17 @@ import Testing
   }
 
   @Test func everyPropertyOfEveryKindIsListed() throws {
-    for kind in DeviceKinds.all {
-      let help = try #require(printed("-device", "\(kind.kindName),help"))
-      #expect(help.hasPrefix("\(kind.kindName) options:\n"))
+    for kind in DeviceTypes.all {
+      let help = try #require(printed("-device", "\(kind.typeName),help"))
+      #expect(help.hasPrefix("\(kind.typeName) options:\n"))
       for property in kind.propertyDescriptions {
         #expect(help.contains("  \(property.name)=<\(property.typeName)>"))
         for alias in property.aliases { #expect(help.contains(alias)) }
       }
     }
-    for kind in ObjectKinds.all {
-      #expect(try #require(printed("-object", "help")).contains(kind.kindName))
-      let help = try #require(printed("-object", "\(kind.kindName),help"))
+    for kind in ObjectTypes.all {
+      #expect(try #require(printed("-object", "help")).contains(kind.typeName))
+      let help = try #require(printed("-object", "\(kind.typeName),help"))
       for property in kind.propertyDescriptions { #expect(help.contains("  \(property.name)=<")) }
     }
   }

@@ -15,25 +15,25 @@ import Testing
     #expect(machine.boot == nil)
     #expect(machine.exitsWithParent)
     #expect(machine.qtest?.log == .file(path: "/dev/null"))
-    let socket = try #require(device(machine) as? SocketCharacterOptions)
+    let socket = try #require(device(machine) as? SocketChardevOptions)
     #expect(socket.path == "/tmp/qtest-1.sock" && !socket.server)
     // There is no person at the terminal.
     #expect(machine.serials == [.character(try Identifier(text: "serial0"))])
-    #expect(machine.characterDevices.last is NullCharacterOptions)
+    #expect(machine.chardevs.last is NullChardevOptions)
     #expect(machine.monitors.count == 1)
   }
 
   /// The character device that the client is on.
-  private func device(_ machine: MachineConfiguration) -> (any CharacterOptions)? {
-    machine.characterDevices.first { $0.id == machine.qtest?.device }
+  private func device(_ machine: MachineConfiguration) -> (any ChardevOptions)? {
+    machine.chardevs.first { $0.id == machine.qtest?.device }
   }
 
   @Test func backends() throws {
-    #expect(device(try configuration("-accel", "qtest", "-qtest", "stdio")) is StdioCharacterOptions)
+    #expect(device(try configuration("-accel", "qtest", "-qtest", "stdio")) is StdioChardevOptions)
     let server = try configuration("-accel", "qtest", "-qtest", "unix:/tmp/s,server=on,wait=off")
-    #expect((device(server) as? SocketCharacterOptions)?.server == true)
+    #expect((device(server) as? SocketChardevOptions)?.server == true)
     let named = try configuration("-accel", "qtest", "-chardev", "socket,id=a,path=s", "-qtest", "chardev:a")
-    #expect((device(named) as? SocketCharacterOptions)?.path == "s")
+    #expect((device(named) as? SocketChardevOptions)?.path == "s")
   }
 
   @Test func logs() throws {

@@ -22,8 +22,8 @@ struct RemappingTextTests {
       ]
     }
     let functions = [
-      NamedFunction(id: nil, kindName: "host bridge", address: RequesterID(rawValue: 0)),
-      NamedFunction(id: "d0", kindName: "edu", address: four),
+      NamedFunction(id: nil, typeName: "host bridge", address: RequesterID(rawValue: 0)),
+      NamedFunction(id: "d0", typeName: "edu", address: four),
     ]
     let unitIndex: @Sendable (RequesterID) -> Int? = { [four, hasUnit = guest != nil] in
       hasUnit && (includesAll || $0 == four) ? 0 : nil

@@ -11,7 +11,7 @@ import Testing
     var description = FunctionDescription.plain
     description.baseAddressRegisters = registers
     if let power {
-      var given = GivenConfiguration(space: ConfigurationSpace())
+      var given = ConfigurationLayout(space: ConfigurationSpace())
       given.powerManagementOffset = 0x40
       given.space.define(0x42, power)
       given.space.define(0x44, UInt16(0), writable: UInt16(3))

@@ -260,11 +260,11 @@ import Testing
     arguments: ["port", "direct port", "request port", "translated"])
   func requests(kind: String) throws {
     let (function, _) = try make()
-    let port: any MemoryPort =
+    let port: any DMAPort =
       switch kind {
       case "port": function.environment.makePort()
       case "direct port": function.environment.makeDirectPort()
-      case "request port": function.environment.makeRequestPort().memoryPort(for: nil)
+      case "request port": function.environment.makeRequestPort().dmaPort(for: nil)
       default: function.environment.makeRequestPort().translatedPort
       }
     let phase = port.beginRequest()

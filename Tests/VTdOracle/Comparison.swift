@@ -29,7 +29,7 @@ package struct Comparison {
   let subject: Subject
   let seed: UInt64
   let guest: Guest
-  let port: any MemoryPort
+  let port: any DMAPort
   private var walker: ReferenceWalker
   var tables: RandomTables
   let bits: Int

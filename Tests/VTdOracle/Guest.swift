@@ -256,7 +256,7 @@ package final class Guest {
     )
   }
 
-  package func port(_ source: RequesterID, pasid: UInt32? = nil) -> any MemoryPort {
+  package func port(_ source: RequesterID, pasid: UInt32? = nil) -> any DMAPort {
     unit.makePort(for: Requester(id: source, busMasterEnable: true), pasid: pasid)
   }
 }
@@ -267,7 +267,7 @@ package enum Answer: Equatable {
   case refused(DMAError)
 }
 
-extension MemoryPort {
+extension DMAPort {
   package func answer(_ address: UInt64, count: Int = 8, _ access: DMAAccess = .read) -> Answer {
     do {
       let segment = try translate(address, count: count, for: access)

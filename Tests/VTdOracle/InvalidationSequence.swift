@@ -24,7 +24,7 @@ package struct InvalidationSequence<Source: Choices> {
   private let layout: SequenceTables
   private var interrupts: SequenceInterrupts
   private var tables: ReferenceTables
-  private var ports: [(port: any MemoryPort, model: CacheModel)] = []
+  private var ports: [(port: any DMAPort, model: CacheModel)] = []
   private var choices: Source
   private var addresses: [UInt64] = []
   private var isEnabled = true

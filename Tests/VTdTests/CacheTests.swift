@@ -26,7 +26,7 @@ struct CacheTests {
 
   /// Pages n at 0x1_0000_0000 + n * 4 KiB, going to 0x20_0000 + n * 4 KiB, domain 5; a 2 MiB page at 0x8000_0000.
   func firstStage(nested: Bool = false) throws -> (
-    guest: Guest, port: any MemoryPort, table: UInt64, tables: Guest.ScalableTables
+    guest: Guest, port: any DMAPort, table: UInt64, tables: Guest.ScalableTables
   ) {
     let guest = nested ? try Guest.nested() : try Guest.firstStage()
     let table = guest.page()
@@ -290,7 +290,7 @@ struct CacheTests {
   @Test("Invalidations reach every port; a port that is gone keeps its counts")
   func ports() throws {
     let (guest, port, table, _) = try firstStage()
-    var other: (any MemoryPort)? = guest.port(source)
+    var other: (any DMAPort)? = guest.port(source)
     #expect(port.answer(page(1)) == .at(0x20_1000, 8))
     #expect(other?.answer(page(1)) == .at(0x20_1000, 8))
     guest.store(0, at: guest.slot(of: page(1), in: table, levels: 4))

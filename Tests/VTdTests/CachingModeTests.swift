@@ -22,7 +22,7 @@ struct CachingModeTests {
   /// Mends it, and expects the request to go on being refused after `survivors`, until each of `removers`; without
   /// caching mode, expects it to pass at once.
   private func expect(
-    _ guest: Guest, _ port: any MemoryPort, _ wrong: Wrong, access: DMAAccess = .read, survivors: [[UInt64]],
+    _ guest: Guest, _ port: any DMAPort, _ wrong: Wrong, access: DMAAccess = .read, survivors: [[UInt64]],
     removers: [[UInt64]]
   ) {
     for remover in removers {
@@ -50,7 +50,7 @@ struct CachingModeTests {
   // MARK: Legacy mode
 
   private func legacy(_ cachingMode: Bool) throws -> (
-    guest: Guest, port: any MemoryPort, root: UInt64, context: UInt64, slot: UInt64
+    guest: Guest, port: any DMAPort, root: UInt64, context: UInt64, slot: UInt64
   ) {
     let guest = try Guest { $0.cachingMode = cachingMode }
     let table = guest.page()
@@ -179,7 +179,7 @@ struct CachingModeTests {
   // MARK: Scalable mode
 
   private func scalable(_ cachingMode: Bool, type: UInt64) throws -> (
-    guest: Guest, port: any MemoryPort, tables: Guest.ScalableTables, first: UInt64, second: UInt64
+    guest: Guest, port: any DMAPort, tables: Guest.ScalableTables, first: UInt64, second: UInt64
   ) {
     let guest = try Guest.nested { $0.cachingMode = cachingMode }
     let first = guest.page()

@@ -13,7 +13,7 @@ struct DrainTests {
   private static let input: UInt64 = 0x1_0000_0000
 
   /// Scalable mode, first stage, domain 5, one page.
-  private func started(_ change: (inout UnitOptions) -> Void = { _ in }) throws -> (Guest, any MemoryPort, UInt64) {
+  private func started(_ change: (inout UnitOptions) -> Void = { _ in }) throws -> (Guest, any DMAPort, UInt64) {
     let guest = try Guest.firstStage(change)
     let table = guest.page()
     guest.map(Self.input, in: table, levels: 4, entry: 0x20_0067, tableBits: 0x27)
@@ -27,7 +27,7 @@ struct DrainTests {
   /// Has `ring` run on a thread while a request is in flight, and checks that it waits for that and for no later one.
   /// - Parameter isComplete: what software looks at.
   private func expectDrain(
-    _ guest: Guest, _ port: any MemoryPort, ring: @escaping @Sendable () -> Void, isComplete: () -> Bool
+    _ guest: Guest, _ port: any DMAPort, ring: @escaping @Sendable () -> Void, isComplete: () -> Bool
   ) {
     _ = guest.observer.take()
     let before = port.request()
@@ -164,7 +164,7 @@ struct DrainTests {
 
   /// Runs `ring` while a function's interrupt is on its way to the local APIC, and checks that it waits for that.
   private func expectInterruptDrain(
-    _ guest: Guest, _ port: any MemoryPort, ring: @escaping @Sendable () -> Void, isComplete: () -> Bool
+    _ guest: Guest, _ port: any DMAPort, ring: @escaping @Sendable () -> Void, isComplete: () -> Bool
   ) {
     let (arrived, release) = (TestSemaphore(), TestSemaphore())
     guest.sink.onMessage {

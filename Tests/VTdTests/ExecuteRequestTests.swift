@@ -45,7 +45,7 @@ struct ExecuteRequestTests {
       Self.source, Guest.pasidEntry(type: 1, firstStage: table, second: 1 << 23, third: test.third))
     let prefix = PASIDPrefix(pasid: 0, isPrivileged: test.isPrivileged, executes: true)
     let port = guest.requestPort(Self.source)
-    let memory = port.memoryPort(for: prefix)
+    let memory = port.dmaPort(for: prefix)
     // A read of the page is cached, and gives no right to execute.
     #expect(memory.answer(Self.input) == .at(0x20_0000, 8))
     if let reason = test.reason {
@@ -72,7 +72,7 @@ struct ExecuteRequestTests {
       let table = guest.page()
       guest.map(Self.input, in: table, levels: 4, entry: 0x20_0067, tableBits: 0x27)
       _ = guest.startScalable(Self.source, Guest.pasidEntry(type: 1, firstStage: table, third: third))
-      let memory = guest.requestPort(Self.source).memoryPort(for: PASIDPrefix(pasid: 0))
+      let memory = guest.requestPort(Self.source).dmaPort(for: PASIDPrefix(pasid: 0))
       #expect(memory.answer(Self.input, [.read, .execute]) == .refused(.translation))
       #expect(guest.takeFault()?.reason == reason)
     }
@@ -87,7 +87,7 @@ struct ExecuteRequestTests {
       _ = guest.startScalable(Self.source, Guest.pasidEntry(type: type, secondStage: table, second: 1 << 23))
       let prefix = PASIDPrefix(pasid: 0, executes: true)
       let port = guest.requestPort(Self.source)
-      #expect(port.memoryPort(for: prefix).answer(Self.input, [.read, .execute]) == .at(Self.input, 8))
+      #expect(port.dmaPort(for: prefix).answer(Self.input, [.read, .execute]) == .at(Self.input, 8))
       guard case .success(let page) = port.translate(Self.input, noWrite: false, prefix: prefix) else {
         Issue.record("not translated")
         return

@@ -10,7 +10,7 @@ struct FirstStageTests {
 
   struct Setup {
     let guest: Guest
-    let port: any MemoryPort
+    let port: any DMAPort
     let table: UInt64
     let tables: Guest.ScalableTables
   }

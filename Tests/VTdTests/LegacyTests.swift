@@ -12,7 +12,7 @@ struct LegacyTests {
   func start(
     type: UInt64 = 0, addressWidth: UInt64 = 2, faultDisable: Bool = false,
     options: (inout UnitOptions) -> Void = { _ in }
-  ) throws -> (guest: Guest, port: any MemoryPort, table: UInt64, root: UInt64, context: UInt64) {
+  ) throws -> (guest: Guest, port: any DMAPort, table: UInt64, root: UInt64, context: UInt64) {
     let guest = try Guest(options)
     let table = guest.page()
     guest.map(

@@ -135,7 +135,7 @@ struct PageRequestTests {
   @Test("What is cached for the page goes with the request")
   func implicitInvalidation() throws {
     let (guest, port, _) = try started()
-    let memory = port.memoryPort(for: nil)
+    let memory = port.dmaPort(for: nil)
     #expect(memory.answer(0x1000) == .at(0x20_0000, 8))
     let misses = guest.unit.counters.iotlbMisses
     #expect(port.requestPage(request(0x1000, prefix: PASIDPrefix(pasid: 0))) == .queued)

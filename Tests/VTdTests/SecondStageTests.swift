@@ -9,7 +9,7 @@ struct SecondStageTests {
   let source = RequesterID(bus: 0, device: 4, function: 0)
 
   func second(first: UInt64 = 0, second: UInt64 = 0, addressWidth: UInt64 = 2, nested: Bool = false) throws -> (
-    guest: Guest, port: any MemoryPort, table: UInt64, tables: Guest.ScalableTables
+    guest: Guest, port: any DMAPort, table: UInt64, tables: Guest.ScalableTables
   ) {
     let guest = nested ? try Guest.nested() : try Guest.scalable()
     let table = guest.page()
@@ -154,7 +154,7 @@ struct SecondStageTests {
 
   struct Nested {
     let guest: Guest
-    let port: any MemoryPort
+    let port: any DMAPort
     /// Guest physical, which is host physical plus `offset` here.
     let first: UInt64
     let second: UInt64

@@ -164,7 +164,7 @@ struct TranslationRequestTests {
       #expect(found?.isReadable == access)
       #expect(guest.takeFault() == nil)
       // Untranslated, the missing SRE is a fault that says so.
-      let memory = guest.requestPort(source).memoryPort(for: prefix)
+      let memory = guest.requestPort(source).dmaPort(for: prefix)
       if access {
         #expect(memory.answer(Self.input) == .at(0x20_0000, 8))
       } else {
@@ -206,8 +206,8 @@ struct TranslationRequestTests {
   func withoutUnit() throws {
     let guest = try Guest()
     let port = DirectRemapper(memory: guest.memory).makeRequestPort(for: Requester(id: source, busMasterEnable: true))
-    #expect(port.memoryPort(for: nil).answer(0x1000) == .at(0x1000, 8))
-    #expect(port.memoryPort(for: PASIDPrefix(pasid: 1)).answer(0x1000) == .refused(.translation))
+    #expect(port.dmaPort(for: nil).answer(0x1000) == .at(0x1000, 8))
+    #expect(port.dmaPort(for: PASIDPrefix(pasid: 1)).answer(0x1000) == .refused(.translation))
     #expect(port.translatedPort.answer(0x1000) == .refused(.translation))
     #expect(port.translate(0x1000, noWrite: false, prefix: nil) == .unsupportedRequest)
     #expect(port.requestPage(.stopMarker(pasid: 1)) == .discarded)

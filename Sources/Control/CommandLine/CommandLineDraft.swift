@@ -45,7 +45,7 @@ struct CommandLineDraft {
   var initrdSource = Source(option: "-initrd", argument: "")
   var commandLineSource = Source(option: "-append", argument: "")
   var serialSources: [Source] = []
-  var characterSources: [Source] = []
+  var chardevSources: [Source] = []
   var monitorSources: [Source] = []
   var qtestSource = Source(option: "-qtest", argument: "")
   var qtestLogSource = Source(option: "-qtest-log", argument: "")
@@ -97,15 +97,15 @@ struct CommandLineDraft {
     guard let id = try? Identifier(text: "serial0") else { return }
     result.serials = [.character(id)]
     let isDriven = result.qtest != nil || result.accelerator == .qtest
-    guard !isDriven, !result.characterDevices.contains(where: { $0 is StdioCharacterOptions }) else {
-      var options = NullCharacterOptions()
+    guard !isDriven, !result.chardevs.contains(where: { $0 is StdioChardevOptions }) else {
+      var options = NullChardevOptions()
       options.id = id
-      return result.characterDevices.append(options)
+      return result.chardevs.append(options)
     }
-    var options = StdioCharacterOptions()
+    var options = StdioChardevOptions()
     options.id = id
     options.multiplexed = hasDefaultMonitor
-    result.characterDevices.append(options)
+    result.chardevs.append(options)
     if hasDefaultMonitor {
       var monitor = MonitorOptions()
       monitor.device = id
@@ -141,7 +141,7 @@ struct CommandLineDraft {
         throw blame(machineSource, .memoryBackend(.unknown(id, known: known)))
       }
       guard let backend = object as? MemoryBackendMemfdOptions, let size = backend.size?.bytes else {
-        throw blame(machineSource, .memoryBackend(.wrongKind(id, kindName: type(of: object).kindName)))
+        throw blame(machineSource, .memoryBackend(.wrongType(id, typeName: type(of: object).typeName)))
       }
       if let machineSize = memory.size?.bytes, machineSize != size {
         throw blame(machineSource, .memoryBackend(.sizeMismatch(machine: machineSize, backend: size)))
@@ -171,7 +171,7 @@ struct CommandLineDraft {
       machine.memoryBackend != nil && memory.size == nil ? machineSource : memorySource
     case .processorsOutOfRange, .topologyNotOffered: processorSource
     case .tooManySerialPorts(_, let highest): serialSources.dropFirst(highest).first
-    case .characterDevice(let index, _): index < characterSources.count ? characterSources[index] : nil
+    case .chardev(let index, _): index < chardevSources.count ? chardevSources[index] : nil
     case .serial(let index, _): index < serialSources.count ? serialSources[index] : nil
     case .monitor(let index, _): index < monitorSources.count ? monitorSources[index] : nil
     case .qtest: qtestSource

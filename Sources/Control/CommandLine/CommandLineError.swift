@@ -41,7 +41,7 @@ enum OptionProblem: Error, Hashable {
   case configuration(ConfigurationError)
 
   enum WordKind: Hashable {
-    case device, object, processorModel, display, network, characterDevice, characterBackend, logItem, adapter
+    case device, object, processorModel, display, network, chardev, chardevBackend, logItem, adapter
     case parallelBackend, audioDriver, traceEvent, globalProperty
   }
 
@@ -54,7 +54,7 @@ enum OptionProblem: Error, Hashable {
 
   enum MemoryBackendProblem: Hashable {
     case unknown(Identifier, known: [String])
-    case wrongKind(Identifier, kindName: String)
+    case wrongType(Identifier, typeName: String)
     /// In bytes.
     case sizeMismatch(machine: UInt64, backend: UInt64)
     case unused(Identifier)

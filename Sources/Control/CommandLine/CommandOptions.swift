@@ -150,37 +150,37 @@ enum CommandOptions {
     CommandOption(
       "chardev", argument: "KIND,id=ID[,PROP=VALUE...]",
       help: "add a character device, for -serial chardev:ID and -mon (-chardev help lists the kinds,",
-      "-chardev KIND,help its properties)", action: CharacterArguments.readDevice),
+      "-chardev KIND,help its properties)", action: ChardevArguments.readDevice),
     CommandOption(
       "serial", argument: "BACKEND",
       help: "serial port: none, null, stdio (Ctrl-A h for its commands), mon:stdio (the monitor behind it, too),",
       "file:PATH, unix:PATH[,server=on][,wait=off], tcp:HOST:PORT[,server=on][,wait=off], chardev:ID;",
       "mon:stdio unless given"
     ) { (draft, text) throws(OptionProblem) in
-      try CharacterArguments.readSerial(&draft, text)
+      try ChardevArguments.readSerial(&draft, text)
       return nil
     },
     CommandOption(
       "mon", argument: "[chardev=]ID[,mode=readline|control][,pretty=on]",
       help: "a monitor on a character device: for people, or QMP"
     ) { (draft, text) throws(OptionProblem) in
-      try CharacterArguments.readMonitor(&draft, text)
+      try ChardevArguments.readMonitor(&draft, text)
       return nil
     },
     CommandOption(
       "monitor", argument: "BACKEND", help: "a monitor for people, on a backend as those of -serial"
     ) { (draft, text) throws(OptionProblem) in
-      try CharacterArguments.readMonitor(&draft, on: text, .readline)
+      try ChardevArguments.readMonitor(&draft, on: text, .readline)
       return nil
     },
     CommandOption("qmp", argument: "BACKEND", help: "a monitor for programs (QMP)") {
       (draft, text) throws(OptionProblem) in
-      try CharacterArguments.readMonitor(&draft, on: text, .control)
+      try ChardevArguments.readMonitor(&draft, on: text, .control)
       return nil
     },
     CommandOption("qmp-pretty", argument: "BACKEND", help: "the same, with answers on several lines") {
       (draft, text) throws(OptionProblem) in
-      try CharacterArguments.readMonitor(&draft, on: text, .control, pretty: true)
+      try ChardevArguments.readMonitor(&draft, on: text, .control, pretty: true)
       return nil
     },
     CommandOption("nographic", help: "no display, serial port and monitor on stdio: as is so anyway") {
@@ -260,7 +260,7 @@ enum CommandOptions {
       "qtest", argument: "BACKEND", help: "a client drives the board by QEMU's qtest protocol, on a backend as",
       "those of -serial"
     ) { (draft, text) throws(OptionProblem) in
-      try CharacterArguments.readQTest(&draft, text)
+      try ChardevArguments.readQTest(&draft, text)
       return nil
     },
     CommandOption(

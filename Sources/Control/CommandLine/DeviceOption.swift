@@ -4,24 +4,24 @@ import Machine
 enum DeviceOption {
   @Sendable
   static func read(_ draft: inout CommandLineDraft, _ text: String) throws(OptionProblem) -> String? {
-    if CommandOptions.asksHelp(text) { return HelpText.deviceKinds }
+    if CommandOptions.asksHelp(text) { return HelpText.deviceTypes }
     if let object = try JSONOption.object(text) {
       let options = try JSONOption.device(object)
       draft.configuration.devices.append(options)
       draft.deviceSources.append(draft.source)
       return nil
     }
-    let (name, assignments) = try KindArguments.split(text, impliedName: "driver", of: .device)
-    guard let kind = DeviceKinds.named(name) else {
-      throw .unknown(.device, name: name, known: DeviceKinds.all.flatMap { [$0.kindName] + $0.kindAliases })
+    let (name, assignments) = try QOMArguments.split(text, impliedName: "driver", of: .device)
+    guard let kind = DeviceTypes.named(name) else {
+      throw .unknown(.device, name: name, known: DeviceTypes.all.flatMap { [$0.typeName] + $0.typeAliases })
     }
-    if CommandOptions.asksForProperties(text) { return HelpText.properties(of: kind, title: kind.kindName) }
+    if CommandOptions.asksForProperties(text) { return HelpText.properties(of: kind, title: kind.typeName) }
     do {
       let options = try kind.init(assignments)
-      try KindArguments.checkDescriptor(of: options)
+      try QOMArguments.checkDescriptor(of: options)
       draft.configuration.devices.append(options)
     } catch {
-      throw .property(error, owner: kind.kindName)
+      throw .property(error, owner: kind.typeName)
     }
     draft.deviceSources.append(draft.source)
     return nil
@@ -32,33 +32,33 @@ enum DeviceOption {
 enum ObjectOption {
   @Sendable
   static func read(_ draft: inout CommandLineDraft, _ text: String) throws(OptionProblem) -> String? {
-    if CommandOptions.asksHelp(text) { return HelpText.objectKinds }
+    if CommandOptions.asksHelp(text) { return HelpText.objectTypes }
     if let object = try JSONOption.object(text) {
       let options = try JSONOption.object(object)
       draft.configuration.objects.append(options)
       draft.objectSources.append(draft.source)
       return nil
     }
-    let (name, assignments) = try KindArguments.split(text, impliedName: "qom-type", of: .object)
-    guard let kind = ObjectKinds.named(name) else {
-      throw .unknown(.object, name: name, known: ObjectKinds.all.map { $0.kindName })
+    let (name, assignments) = try QOMArguments.split(text, impliedName: "qom-type", of: .object)
+    guard let kind = ObjectTypes.named(name) else {
+      throw .unknown(.object, name: name, known: ObjectTypes.all.map { $0.typeName })
     }
-    if CommandOptions.asksForProperties(text) { return HelpText.properties(of: kind, title: kind.kindName) }
+    if CommandOptions.asksForProperties(text) { return HelpText.properties(of: kind, title: kind.typeName) }
     do {
       let options = try kind.init(assignments)
-      try KindArguments.checkDescriptor(of: options)
+      try QOMArguments.checkDescriptor(of: options)
       draft.configuration.objects.append(options)
     } catch {
-      throw .property(error, owner: kind.kindName)
+      throw .property(error, owner: kind.typeName)
     }
     draft.objectSources.append(draft.source)
     return nil
   }
 }
 
-enum KindArguments {
+enum QOMArguments {
   /// Names of open files are a monitor's: at the start there are only the numbers of inherited ones.
-  static func checkDescriptor(of options: any KindOptions) throws(PropertyError) {
+  static func checkDescriptor(of options: any QOMOptions) throws(PropertyError) {
     guard let file = (options as? any DescriptorTaking)?.file, file.number == nil else { return }
     throw .value(name: "fd", text: file.text, .notNumber)
   }

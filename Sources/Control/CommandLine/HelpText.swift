@@ -35,30 +35,30 @@ enum HelpText {
   }
 
   /// QEMU's layout of `-device help`.
-  static var deviceKinds: String {
+  static var deviceTypes: String {
     var text = ""
     for category in DeviceCategory.allCases {
-      let kinds = DeviceKinds.all.filter { $0.category == category }.sorted { $0.kindName < $1.kindName }
+      let kinds = DeviceTypes.all.filter { $0.category == category }.sorted { $0.typeName < $1.typeName }
       if kinds.isEmpty { continue }
       text += (text.isEmpty ? "" : "\n") + "\(category.rawValue) devices:\n"
       for kind in kinds {
-        text += "name \"\(kind.kindName)\", bus \(kind.bus.rawValue)"
-        for alias in kind.kindAliases { text += ", alias \"\(alias)\"" }
+        text += "name \"\(kind.typeName)\", bus \(kind.bus.rawValue)"
+        for alias in kind.typeAliases { text += ", alias \"\(alias)\"" }
         text += ", desc \"\(kind.summary)\"\n"
       }
     }
     return text
   }
 
-  static var objectKinds: String {
-    let kinds = ObjectKinds.all.sorted { $0.kindName < $1.kindName }
-    let width = (kinds.map { $0.kindName.count }.max() ?? 0) + 2
+  static var objectTypes: String {
+    let kinds = ObjectTypes.all.sorted { $0.typeName < $1.typeName }
+    let width = (kinds.map { $0.typeName.count }.max() ?? 0) + 2
     return "List of user creatable objects:\n"
-      + kinds.map { lines("  " + $0.kindName, [$0.summary], indent: width + 2) }.joined()
+      + kinds.map { lines("  " + $0.typeName, [$0.summary], indent: width + 2) }.joined()
   }
 
-  static var characterKinds: String {
-    "Available chardev backend types:\n" + CharacterKinds.all.map { "  \($0.kindName)\n" }.sorted().joined()
+  static var chardevTypes: String {
+    "Available chardev backend types:\n" + ChardevTypes.all.map { "  \($0.typeName)\n" }.sorted().joined()
   }
 
   /// QEMU's layout of `-device KIND,help`.

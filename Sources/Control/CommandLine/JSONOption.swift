@@ -33,10 +33,10 @@ enum JSONOption {
       let assignments = try JSONProperties.typed(rest, of: kind)
       do throws(PropertyError) {
         let options = try kind.init(assignments)
-        try KindArguments.checkDescriptor(of: options)
+        try QOMArguments.checkDescriptor(of: options)
         return options
       } catch {
-        throw .generic(MonitorError.text(error, kind.kindName))
+        throw .generic(MonitorError.text(error, kind.typeName))
       }
     } catch {
       throw .json(error.text)
@@ -51,9 +51,9 @@ enum JSONOption {
       rest["qom-type"] = nil
       let options = try ObjectArguments.read(kind, name ?? "", try JSONProperties.strict(rest, of: kind))
       do throws(PropertyError) {
-        try KindArguments.checkDescriptor(of: options)
+        try QOMArguments.checkDescriptor(of: options)
       } catch {
-        throw .unexpected(error, kind.kindName)
+        throw .unexpected(error, kind.typeName)
       }
       return options
     } catch {

@@ -46,7 +46,7 @@ public enum RemappingText {
 
   static func name(of function: NamedFunction?) -> String {
     guard let function else { return "" }
-    return function.id.map { "\(function.kindName) '\($0)'" } ?? function.kindName
+    return function.id.map { "\(function.typeName) '\($0)'" } ?? function.typeName
   }
 
   private static func scope(_ unit: RemappingUnit, isOnly: Bool) -> String {

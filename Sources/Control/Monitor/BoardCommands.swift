@@ -67,7 +67,7 @@ extension MonitorCommands {
           ]))
     ) { (target) throws(MonitorError) in
       .array(
-        target.characterDevices.map { device in
+        target.chardevs.map { device in
           [
             "frontend-open": .bool(device.hasFrontend), "filename": .string(device.name), "label": .string(device.id),
           ]

@@ -61,8 +61,8 @@ enum DeviceArguments {
       throw .generic("Parameter 'id' expects an identifier")
     }
     guard let driver = value("driver"), !driver.isEmpty else { throw .generic("Parameter 'driver' is missing") }
-    guard let kind = DeviceKinds.named(driver) else {
-      if KindTree.all.contains(where: { $0.name == driver && $0.isAbstract }) {
+    guard let kind = DeviceTypes.named(driver) else {
+      if QOMTypeTree.all.contains(where: { $0.name == driver && $0.isAbstract }) {
         throw .generic("Parameter 'driver' expects a non-abstract device type")
       }
       throw .generic("\(ErrorText.quoted(driver)) is not a valid device model name")

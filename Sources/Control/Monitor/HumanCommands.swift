@@ -43,7 +43,7 @@ enum HumanCommands {
       "device_add", parameters: "driver[,prop=value][,...]", help: "add device, like -device on the command line"
     ) {
       (words, target) in
-      if let text = words.first, CommandOptions.asksHelp(text) { return Answer(text: HelpText.deviceKinds) }
+      if let text = words.first, CommandOptions.asksHelp(text) { return Answer(text: HelpText.deviceTypes) }
       return answer { () throws(MonitorError) in
         try DeviceArguments.add(try DeviceArguments.read(option: words.first ?? ""), to: target)
       }
@@ -76,13 +76,13 @@ enum HumanCommands {
     },
     HumanCommand("chardev-add", parameters: "args", help: "add chardev") { (words, target) in
       named(words, "chardev-add") { (text) throws(MonitorError) in
-        let (id, options) = try CharacterKindArguments.read(option: text)
-        try CharacterKindArguments.add(options, id, to: target)
+        let (id, options) = try ChardevTypeArguments.read(option: text)
+        try ChardevTypeArguments.add(options, id, to: target)
       }
     },
     HumanCommand("chardev-remove", parameters: "id", help: "remove chardev") { (words, target) in
       named(words, "chardev-remove") { (name) throws(MonitorError) in
-        try CharacterKindArguments.remove(name, from: target)
+        try ChardevTypeArguments.remove(name, from: target)
       }
     },
     HumanCommand(

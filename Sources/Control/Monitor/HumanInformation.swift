@@ -15,7 +15,7 @@ extension HumanCommands {
       (words, target) in BlockText.text(words, target.blockNodes)
     },
     Subject(name: "chardev", help: "show the character devices") { (_, target) in
-      target.characterDevices.map { "\($0.id): filename=\($0.name)\n" }.joined()
+      target.chardevs.map { "\($0.id): filename=\($0.name)\n" }.joined()
     },
     Subject(name: "cpus", help: "show infos for each CPU") { (_, target) in
       let threads = target.processorThreads

@@ -10,13 +10,13 @@ import Synchronization
 ///
 /// Lock order: the session's lock is held while a command runs, which may take the machine's; then `outgoing`, all
 /// that an event takes of ours.
-final class Monitor: CharacterFrontend {
+final class Monitor: ChardevFrontend {
   private enum Session {
     case control(QMPSession)
     case human(HumanSession)
   }
 
-  private let device: CharacterDevice
+  private let device: Chardev
   private let target: any MonitorTarget
   private let options: MonitorOptions
   private let session: Mutex<Session>
@@ -34,7 +34,7 @@ final class Monitor: CharacterFrontend {
   }
 
   /// Attaches itself.
-  init(_ options: MonitorOptions, at device: CharacterDevice, of target: any MonitorTarget) throws(CharacterDevice
+  init(_ options: MonitorOptions, at device: Chardev, of target: any MonitorTarget) throws(Chardev
     .InUse)
   {
     self.device = device
@@ -44,7 +44,7 @@ final class Monitor: CharacterFrontend {
     try device.attach(self)
   }
 
-  private static func makeSession(_ options: MonitorOptions, _ device: CharacterDevice) -> Session {
+  private static func makeSession(_ options: MonitorOptions, _ device: Chardev) -> Session {
     switch options.mode {
     case .control: .control(QMPSession(pretty: options.pretty))
     case .readline: .human(HumanSession(echoes: device.isTerminal))
@@ -131,7 +131,7 @@ final class Monitor: CharacterFrontend {
   /// - Returns: false if there is no room for that, and so for no event after it.
   private func tellOfDropped(_ outgoing: inout Outgoing) -> Bool {
     if outgoing.dropped == 0 { return true }
-    let event = MonitorEventKind.eventsDropped.message(["count": .integer(outgoing.dropped)], at: HostTime.now)
+    let event = MonitorEventName.eventsDropped.message(["count": .integer(outgoing.dropped)], at: HostTime.now)
     guard device.write(line(event)) else { return false }
     outgoing.dropped = 0
     return true

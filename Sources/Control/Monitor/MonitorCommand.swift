@@ -52,15 +52,15 @@ struct MonitorCommand: Sendable {
 /// Every command, in the order of their names. A new one is a line here and its entry in the file of its subject.
 enum MonitorCommands {
   static let all: [MonitorCommand] =
-    (statusCommands + boardCommands + deviceCommands + objectCommands + blockCommands + kindCommands + treeCommands
-    + descriptorCommands + characterCommands + introspectionCommands)
+    (statusCommands + boardCommands + deviceCommands + objectCommands + blockCommands + typeCommands + treeCommands
+    + descriptorCommands + chardevCommands + introspectionCommands)
     .sorted { $0.name < $1.name }
 
   private static let byName: [String: MonitorCommand] = Dictionary(uniqueKeysWithValues: all.map { ($0.name, $0) })
 
   static func named(_ name: String) -> MonitorCommand? { byName[name] }
 
-  private static let schema = SchemaWriter.schema(of: all, events: MonitorEventKind.allCases)
+  private static let schema = SchemaWriter.schema(of: all, events: MonitorEventName.allCases)
 
   private static let introspectionCommands: [MonitorCommand] = [
     MonitorCommand(

@@ -2,7 +2,7 @@ import JSON
 import Machine
 
 /// The events that QMP tells (qapi/run-state.json, qapi/qdev.json, qapi/acpi.json), and one of ours.
-enum MonitorEventKind: String, CaseIterable {
+enum MonitorEventName: String, CaseIterable {
   /// The guest has reported how it got on with a device (ACPI 6.5, 6.3.5, _OST).
   case deviceStatus = "ACPI_DEVICE_OST"
   case deviceDeleted = "DEVICE_DELETED"
@@ -56,7 +56,7 @@ extension MachineNotice {
   /// - Parameter time: nanoseconds since 1970.
   /// - Returns: nil for what QMP does not tell.
   func event(at time: UInt64) -> JSONValue? {
-    let kind: MonitorEventKind
+    let kind: MonitorEventName
     var data: JSONValue?
     switch self {
     case .tripleFault: return nil
@@ -71,7 +71,7 @@ extension MachineNotice {
       var information: JSONObject = [:]
       information["device"] = id.map { .string($0.text) }
       information["slot"] = .string(slot)
-      information["slot-type"] = .string(MonitorEventKind.pciSlot)
+      information["slot-type"] = .string(MonitorEventName.pciSlot)
       information["source"] = .integer(source)
       information["status"] = .integer(status)
       (kind, data) = (.deviceStatus, ["info": .object(information)])

@@ -5,7 +5,7 @@ package protocol MonitorTarget: AnyObject, Sendable {
   var control: any MachineControl { get }
   var configuration: MachineConfiguration { get }
   var functions: [MachineInspection.Function] { get }
-  var characterDevices: [MachineInspection.CharacterState] { get }
+  var chardevs: [MachineInspection.ChardevState] { get }
   var devices: [Device] { get }
   var objects: [any ObjectOptions] { get }
   var blockNodes: [MachineInspection.BlockState] { get }
@@ -22,8 +22,8 @@ package protocol MonitorTarget: AnyObject, Sendable {
   /// `MachineInspection.files(removedBy:)`
   func files(removedBy request: MachineRequest) -> [PassedFile]
   /// It may wait for the other end.
-  func addCharacterDevice(_ options: any CharacterOptions, id: Identifier) throws(CharacterDevices.Problem)
-  func removeCharacterDevice(_ name: String) throws(CharacterDevices.Problem)
+  func addChardev(_ options: any ChardevOptions, id: Identifier) throws(Chardevs.Problem)
+  func removeChardev(_ name: String) throws(Chardevs.Problem)
 
   /// `info iommu`
   func remappingText() -> String

@@ -5,7 +5,7 @@ final class Monitors: MonitorTarget {
   let control: any MachineControl
   private let inspection: MachineInspection
   private let remapping: RemappingInspection
-  private let characters: CharacterDevices
+  private let characters: Chardevs
   let descriptors: MonitorDescriptors
 
   private init(_ machine: RunningMachine, _ sets: DescriptorSets) {
@@ -24,7 +24,7 @@ final class Monitors: MonitorTarget {
     for options in options {
       guard let id = options.device else { continue }
       do {
-        monitors.append(try Monitor(options, at: try machine.characterDevice(id), of: Monitors(machine, sets)))
+        monitors.append(try Monitor(options, at: try machine.chardev(id), of: Monitors(machine, sets)))
       } catch let error as StartError {
         throw error
       } catch {
@@ -40,7 +40,7 @@ final class Monitors: MonitorTarget {
 
   var configuration: MachineConfiguration { inspection.configuration }
   var functions: [MachineInspection.Function] { inspection.functions }
-  var characterDevices: [MachineInspection.CharacterState] { inspection.characterDevices }
+  var chardevs: [MachineInspection.ChardevState] { inspection.chardevs }
   var devices: [Device] { inspection.devices }
   var objects: [any ObjectOptions] { inspection.objects }
   var blockNodes: [MachineInspection.BlockState] { inspection.blockNodes }
@@ -51,11 +51,11 @@ final class Monitors: MonitorTarget {
 
   func files(removedBy request: MachineRequest) -> [PassedFile] { inspection.files(removedBy: request) }
 
-  func addCharacterDevice(_ options: any CharacterOptions, id: Identifier) throws(CharacterDevices.Problem) {
+  func addChardev(_ options: any ChardevOptions, id: Identifier) throws(Chardevs.Problem) {
     try characters.add(options, id: id)
   }
 
-  func removeCharacterDevice(_ name: String) throws(CharacterDevices.Problem) { try characters.remove(name) }
+  func removeChardev(_ name: String) throws(Chardevs.Problem) { try characters.remove(name) }
 
   func remappingText() -> String { RemappingText.units(remapping.states()) }
 

@@ -8,7 +8,7 @@ extension MonitorCommands {
       "object-add",
       open: [
         SchemaMember(
-          "qom-type", .enumeration("ObjectType", ObjectKinds.all.filter { $0.comesAndGoes }.map { $0.kindName })),
+          "qom-type", .enumeration("ObjectType", ObjectTypes.all.filter { $0.comesAndGoes }.map { $0.typeName })),
         SchemaMember("id", .string),
       ]
     ) { (object, target) throws(MonitorError) in
@@ -53,7 +53,7 @@ enum ObjectArguments {
     _ name: String?, atStart: Bool = false
   ) throws(MonitorError) -> (kind: any ObjectOptions.Type, name: String) {
     guard let name, !name.isEmpty else { throw .generic("Parameter 'qom-type' is missing") }
-    guard let kind = ObjectKinds.named(name), atStart || kind.comesAndGoes else {
+    guard let kind = ObjectTypes.named(name), atStart || kind.comesAndGoes else {
       throw .generic("Parameter 'qom-type' does not accept value \(ErrorText.quoted(name))")
     }
     return (kind, name)
@@ -80,8 +80,8 @@ enum ObjectArguments {
 
 extension MonitorError {
   /// QEMU's words where the schema knows every property.
-  static func unexpected(_ error: PropertyError, _ kindName: String) -> Self {
+  static func unexpected(_ error: PropertyError, _ typeName: String) -> Self {
     if case .unknown(let name, _) = error { return .generic("Parameter \(ErrorText.quoted(name)) is unexpected") }
-    return .generic(text(error, kindName))
+    return .generic(text(error, typeName))
   }
 }

@@ -6,10 +6,10 @@ struct ObjectTree {
   /// One object: what it is, and what it has.
   struct Node {
     let path: String
-    let kindName: String
+    let typeName: String
     var properties: [PropertyState] = []
     /// Names and kinds.
-    var children: [(name: String, kindName: String)] = []
+    var children: [(name: String, typeName: String)] = []
   }
 
   private let nodes: [Node]
@@ -17,26 +17,26 @@ struct ObjectTree {
   init(_ target: any MonitorTarget) {
     let devices = target.devices
     let machine = target.configuration.machineType.rawValue + "-machine"
-    func children(under folder: String) -> [(name: String, kindName: String)] {
+    func children(under folder: String) -> [(name: String, typeName: String)] {
       devices.filter { $0.path.hasPrefix(folder) }.map { (String($0.path.dropFirst(folder.count)), $0.typeName) }
     }
     var nodes = [
-      Node(path: "/", kindName: "container", children: [("machine", machine), ("objects", "container")]),
+      Node(path: "/", typeName: "container", children: [("machine", machine), ("objects", "container")]),
       Node(
-        path: "/machine", kindName: machine, children: [("peripheral", "container"), ("peripheral-anon", "container")]),
+        path: "/machine", typeName: machine, children: [("peripheral", "container"), ("peripheral-anon", "container")]),
     ]
     for folder in ["/machine/peripheral", "/machine/peripheral-anon"] {
-      nodes.append(Node(path: folder, kindName: "container", children: children(under: folder + "/")))
+      nodes.append(Node(path: folder, typeName: "container", children: children(under: folder + "/")))
     }
-    var objects = Node(path: "/objects", kindName: "container")
+    var objects = Node(path: "/objects", typeName: "container")
     for device in devices {
-      nodes.append(Node(path: device.path, kindName: device.typeName, properties: device.options.propertyStates))
+      nodes.append(Node(path: device.path, typeName: device.typeName, properties: device.options.propertyStates))
     }
     for object in target.objects {
       guard let id = object.id?.text else { continue }
-      let kindName = type(of: object).kindName
-      objects.children.append((id, kindName))
-      nodes.append(Node(path: "/objects/" + id, kindName: kindName, properties: object.propertyStates))
+      let typeName = type(of: object).typeName
+      objects.children.append((id, typeName))
+      nodes.append(Node(path: "/objects/" + id, typeName: typeName, properties: object.propertyStates))
     }
     self.nodes = nodes + [objects]
   }
@@ -69,7 +69,7 @@ extension ObjectTree {
 
   private func text(of node: Node, depth: Int) -> String {
     let name = node.path.split(separator: "/").last.map(String.init) ?? ""
-    let line = String(repeating: "  ", count: depth) + "/\(name) (\(node.kindName))\n"
+    let line = String(repeating: "  ", count: depth) + "/\(name) (\(node.typeName))\n"
     let folder = node.path == "/" ? "" : node.path
     let children = node.children.sorted { $0.name < $1.name }.compactMap { child in
       nodes.first { $0.path == folder + "/" + child.name }
@@ -92,7 +92,7 @@ extension MonitorCommands {
         list.append(["name": .string(property.name), "type": .string(property.typeName)])
       }
       for child in node.children {
-        list.append(["name": .string(child.name), "type": .string("child<\(child.kindName)>")])
+        list.append(["name": .string(child.name), "type": .string("child<\(child.typeName)>")])
       }
       return .answer(.array(list))
     },
@@ -100,12 +100,12 @@ extension MonitorCommands {
       (arguments, target) throws(MonitorError) in
       let tree = ObjectTree(target)
       let node = try tree.node(at: arguments.path)
-      if arguments.property == "type" { return .answer(.string(node.kindName)) }
+      if arguments.property == "type" { return .answer(.string(node.typeName)) }
       if let child = node.children.first(where: { $0.name == arguments.property }) {
         return .answer(.string((node.path == "/" ? "" : node.path) + "/" + child.name))
       }
       guard let property = node.properties.first(where: { $0.name == arguments.property }) else {
-        throw .generic("Property '\(node.kindName).\(ErrorText.shortened(arguments.property))' not found")
+        throw .generic("Property '\(node.typeName).\(ErrorText.shortened(arguments.property))' not found")
       }
       return .answer(value(property.text ?? "", property.typeName))
     },

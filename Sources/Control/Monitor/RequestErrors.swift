@@ -10,14 +10,14 @@ extension MonitorError {
       case .needsReset: .generic("Resetting the Virtual Machine is required")
       case .notPluggable: .generic("Parameter 'driver' expects a pluggable device type")
       case .noSuchBus(let name): .generic("Bus \(ErrorText.quoted(name)) not found")
-      case .wrongBus(let kindName, let bus): .generic("Device '\(kindName)' can't go on \(bus.rawValue) bus")
+      case .wrongBus(let typeName, let bus): .generic("Device '\(typeName)' can't go on \(bus.rawValue) bus")
       case .noHotplug(let bus): .generic("Bus '\(bus)' does not support hotplugging")
       case .alreadyLeaving(let name):
         .generic("Device \(name) is already in the process of unplug")
       case .guestBusy: .generic("Hot-unplug failed: guest is busy (power indicator blinking)")
       case .noSuchDevice(let name): .deviceNotFound("Device \(ErrorText.quoted(name)) not found")
-      case .property(let kindName, let error): .generic(Self.text(error, kindName))
-      case .refused(let kindName, let problem): Self(problem, kindName)
+      case .property(let typeName, let error): .generic(Self.text(error, typeName))
+      case .refused(let typeName, let problem): Self(problem, typeName)
       case .failed(.file(_, let error)) where !error.operand.isEmpty:
         .generic("Could not open \(ErrorText.quoted(error.operand)): \(error.reason)")
       case .failed(let error): .generic(error.description)
@@ -43,60 +43,60 @@ extension MonitorError {
       }
   }
 
-  static func text(_ error: PropertyError, _ kindName: String) -> String {
+  static func text(_ error: PropertyError, _ typeName: String) -> String {
     switch error {
-    case .unknown(let name, _): return "Property '\(kindName).\(ErrorText.shortened(name))' not found"
+    case .unknown(let name, _): return "Property '\(typeName).\(ErrorText.shortened(name))' not found"
     case .value(let name, let text, let problem):
       switch problem {
       case .notBoolean: return "Parameter '\(name)' expects 'on' or 'off'"
       case .notNumber: return "Parameter '\(name)' expects integer"
       case .notSize: return "Parameter '\(name)' expects size"
       case .notIdentifier: return "Parameter '\(name)' expects an identifier"
-      case .notPCIAddress: return "Property '\(kindName).\(name)' doesn't take value \(ErrorText.quoted(text))"
+      case .notPCIAddress: return "Property '\(typeName).\(name)' doesn't take value \(ErrorText.quoted(text))"
       case .notOneOf: return "Parameter '\(name)' does not accept value \(ErrorText.quoted(text))"
       case .outOfRange, .notPowerOfTwo, .tooLong, .empty, .refused: break
       }
     case .contradiction, .rule: break
     }
-    return ErrorText.text(for: error, owner: kindName)
+    return ErrorText.text(for: error, owner: typeName)
   }
 
-  private init(_ problem: DeviceProblem, _ kindName: String) {
+  private init(_ problem: DeviceProblem, _ typeName: String) {
     self =
       switch problem {
       case .duplicateID(let id): .generic("Duplicate device ID '\(id)'")
       case .unknownNode(let use, _):
-        .generic("Property '\(Self.owner(kindName)).\(use.property)' can't find value \(ErrorText.quoted(use.id))")
+        .generic("Property '\(Self.owner(typeName)).\(use.property)' can't find value \(ErrorText.quoted(use.id))")
       case .nodeInUse(let use, .device):
         .generic("Drive \(ErrorText.quoted(use.id)) is already in use by another device")
       case .unknownObject(let use, _): .deviceNotFound("Device \(ErrorText.quoted(use.id.text)) not found")
       case .wrongObject(let use, _):
         .generic(
           "Invalid parameter type for '\(use.property)', expected: "
-            + (use.kindNames.count == 1 ? use.kindNames[0] : use.property + "-backend"))
+            + (use.typeNames.count == 1 ? use.typeNames[0] : use.property + "-backend"))
       case .addressTaken(let address, let owner):
         .generic(
-          "PCI: slot \(address.device) function \(address.function) not available for \(kindName), in use by "
+          "PCI: slot \(address.device) function \(address.function) not available for \(typeName), in use by "
             + Self.text(owner))
       case .functionZeroFound(let address, let owner):
         .generic(
-          "PCI: slot \(address.device) function 0 already occupied by \(Self.kindName(owner)), new func "
-            + "\(kindName) cannot be exposed to guest.")
-      case .noFreeAddress: .generic("PCI: no slot/function available for \(kindName), all in use or reserved")
+          "PCI: slot \(address.device) function 0 already occupied by \(Self.typeName(owner)), new func "
+            + "\(typeName) cannot be exposed to guest.")
+      case .noFreeAddress: .generic("PCI: no slot/function available for \(typeName), all in use or reserved")
       default: .generic(ErrorText.text(for: problem))
       }
   }
 
   /// Where QEMU's property is: a virtio device on PCI is two devices there.
-  private static func owner(_ kindName: String) -> String {
-    kindName.hasPrefix("virtio-") && kindName.hasSuffix("-pci") ? kindName.dropLast(3) + "device" : kindName
+  private static func owner(_ typeName: String) -> String {
+    typeName.hasPrefix("virtio-") && typeName.hasSuffix("-pci") ? typeName.dropLast(3) + "device" : typeName
   }
 
-  private static func kindName(_ owner: AddressOwner) -> String {
+  private static func typeName(_ owner: AddressOwner) -> String {
     switch owner {
     case .hostBridge: "mch"
     case .isaBridge: "ICH9-LPC"
-    case .device(let kindName, _): kindName
+    case .device(let typeName, _): typeName
     }
   }
 
@@ -104,7 +104,7 @@ extension MonitorError {
     switch owner {
     case .hostBridge: "mch,id=(null)"
     case .isaBridge: "ICH9-LPC,id=(null)"
-    case .device(let kindName, let id): "\(kindName),id=\(id?.text ?? "(null)")"
+    case .device(let typeName, let id): "\(typeName),id=\(id?.text ?? "(null)")"
     }
   }
 }

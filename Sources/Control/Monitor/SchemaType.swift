@@ -27,7 +27,7 @@ struct SchemaWriter {
   private var entities: [JSONValue] = []
   private var names: [SchemaType: String] = [:]
 
-  static func schema(of commands: [MonitorCommand], events: [MonitorEventKind]) -> JSONValue {
+  static func schema(of commands: [MonitorCommand], events: [MonitorEventName]) -> JSONValue {
     var writer = SchemaWriter()
     for command in commands {
       let argument = writer.name(.object(command.name + "-arg", command.arguments))

@@ -2,7 +2,7 @@ import Hardware
 import Synchronization
 
 /// Where a serial port's bytes go.
-public protocol CharacterOutput: AnyObject, Sendable {
+public protocol ChardevOutput: AnyObject, Sendable {
   /// Takes one byte. It runs on a vCPU's thread with the port's lock held, so it may buffer but neither wait for a
   /// reader nor call the port.
   /// - Returns: false where there is no room for it. `SerialPort.outputRoom` follows when there is.
@@ -23,10 +23,10 @@ public final class SerialPort: ByteWideDevice {
   }
 
   private let state = Mutex(State())
-  private let output: any CharacterOutput
+  private let output: any ChardevOutput
   private let interrupt: any InterruptLine
 
-  public init(output: any CharacterOutput, interrupt: any InterruptLine) {
+  public init(output: any ChardevOutput, interrupt: any InterruptLine) {
     self.output = output
     self.interrupt = interrupt
   }

@@ -99,7 +99,7 @@ public struct UART16550: Sendable {
     if interruptEnable.contains(.receiverLineStatus), overrun { return .receiverLineStatus }
     if interruptEnable.contains(.receivedDataAvailable), receivedCount > 0 {
       if receivedCount >= receiverTrigger { return .receivedDataAvailable }
-      if timeoutElapsed { return .characterTimeout }
+      if timeoutElapsed { return .chardevTimeout }
     }
     if interruptEnable.contains(.transmitterHoldingRegisterEmpty), transmitterInterrupt {
       return .transmitterHoldingRegisterEmpty

@@ -24,7 +24,7 @@ extension UART16550 {
     case transmitterHoldingRegisterEmpty = 0x2
     case receivedDataAvailable = 0x4
     case receiverLineStatus = 0x6
-    case characterTimeout = 0xc
+    case chardevTimeout = 0xc
   }
 
   /// FCR.

@@ -208,11 +208,11 @@ extension DMAEngine {
   /// Makes one access in the way that the command asks for.
   private func access(
     _ job: inout DMAEngineJob, _ access: Access,
-    _ body: (any MemoryPort, UInt64, DMAAccess) throws(DMAError) -> Void
+    _ body: (any DMAPort, UInt64, DMAAccess) throws(DMAError) -> Void
   ) throws(Step) {
     let command = job.command
     guard command.usesDeviceTLB else {
-      let memory = command.isTranslated ? port.translatedPort : port.memoryPort(for: job.prefix)
+      let memory = command.isTranslated ? port.translatedPort : port.dmaPort(for: job.prefix)
       try perform { () throws(DMAError) in try body(memory, access.address, access.wanted) }
       return
     }
@@ -228,7 +228,7 @@ extension DMAEngine {
       }
       guard let translation else { throw .finished(.completerAbort) }
       if translation.isUntranslatedOnly {
-        let memory = port.memoryPort(for: job.prefix)
+        let memory = port.dmaPort(for: job.prefix)
         try perform { () throws(DMAError) in try body(memory, access.address, access.wanted) }
         return
       }

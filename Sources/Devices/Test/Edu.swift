@@ -18,7 +18,7 @@ import Synchronization
 public final class Edu: FunctionModel {
   public let function: Function
   private let mask: UInt64
-  private let port: any MemoryPort
+  private let port: any DMAPort
   private let registers = Mutex(EduRegisters())
   private let buffer = Mutex([UInt8](repeating: 0, count: EduRegisters.bufferSize))
   private let worker = Mutex<(any QueueWorker)?>(nil)

@@ -13,7 +13,7 @@ import Synchronization
 /// The attributes are those of Arm's security states. VT-d has none, so they are only checked, as QEMU checks them.
 public final class IOMMUTestDevice: FunctionModel {
   public let function: Function
-  private let port: any MemoryPort
+  private let port: any DMAPort
   private let memory: any PhysicalMemory
   private let registers = Mutex(IOMMUTestRegisters())
 

@@ -43,7 +43,7 @@ extension Board {
     do throws(PropertyError) {
       options = try description.options()
     } catch {
-      throw .property(kindName: kind.kindName, error)
+      throw .property(typeName: kind.typeName, error)
     }
     if let device = options as? VFIOPCIOptions, let descriptor = device.descriptor { throw .noDescriptor(descriptor) }
     do throws(DeviceProblem) {
@@ -51,7 +51,7 @@ extension Board {
       trace.recordAdmission(device)
       return device
     } catch {
-      throw .refused(kindName: kind.kindName, error)
+      throw .refused(typeName: kind.typeName, error)
     }
   }
 
@@ -62,7 +62,7 @@ extension Board {
       return bus
     }
     guard let bus = buses.named(name) else { throw .noSuchBus(name) }
-    guard bus.kind == kind.bus else { throw .wrongBus(kindName: kind.kindName, bus.kind) }
+    guard bus.kind == kind.bus else { throw .wrongBus(typeName: kind.typeName, bus.kind) }
     return bus
   }
 

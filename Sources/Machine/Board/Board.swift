@@ -16,13 +16,13 @@ final class Board: Sendable {
   let ioBus = AddressBus()
   let rootBus = Bus(number: 0)
   let busRoutes: BusRoutes
-  private let remapping: RemappingDomains
+  private let remapping: RemappingScopes
   let serial: SerialPort?
   /// nil where CPUs reach RAM alone without the board.
   let deviceMemory: (any DeviceMemory)?
   /// nil where nobody need know of the host's devices.
   let hostDeviceFiles: (any HostDeviceRegistry)?
-  let interruptEnds = InterruptEnds()
+  let interruptEnds = EOIListeners()
   let passthrough: PassthroughObjects
 
   let trace: MachineTrace
@@ -52,7 +52,7 @@ final class Board: Sendable {
   init(
     memory: GuestMemory, accelerator: any Accelerator, layout: BoardLayout, processorCount: Int,
     units: [UnitPlacement], trace: (String?) -> Trace? = { _ in nil }, machineTrace: MachineTrace = .off,
-    serialOutput: (any CharacterOutput)?,
+    serialOutput: (any ChardevOutput)?,
     events: EventQueue, devices: DeviceTree = DeviceTree(), passthrough: PassthroughObjects = PassthroughObjects(),
     hotplug: HotplugWay = .acpi, hotplugPorts: [RequesterID] = [], workers: (any QueueWorkerSource)? = nil
   ) throws(UnitOptionError) {
@@ -66,7 +66,7 @@ final class Board: Sendable {
     self.layout = layout
     self.events = events
     let workers = workers ?? EventWorkerSource(doorbells: accelerator.doorbells)
-    remapping = try RemappingDomains(units) { [memoryBus, ioBus, passthrough] (placement) throws(UnitOptionError) in
+    remapping = try RemappingScopes(units) { [memoryBus, ioBus, passthrough] (placement) throws(UnitOptionError) in
       let interrupts = InterruptDelivery(localInterrupts: accelerator.localInterrupts, memory: memory)
       let unit = try placement.map { (placement) throws(UnitOptionError) in
         let unit = try TranslationUnit(
@@ -78,7 +78,7 @@ final class Board: Sendable {
         _ = memoryBus.attach(unit, at: placement.registerBase, size: 0x1000)
         return RemappingUnit(placement, unit: unit) { [passthrough] in passthrough.existingBindings(of: $0) }
       }
-      return RemappingDomain(
+      return RemappingScope(
         unit: unit, interrupts: interrupts,
         environment: PCIEnvironment(
           memoryBus: memoryBus, ioBus: ioBus, memory: memory,
@@ -168,7 +168,7 @@ final class Board: Sendable {
 
   /// The ways out of a function: through the port that it is below, and the unit that has it, if any.
   func environment(at place: PCIPlace) -> PCIEnvironment {
-    remapping.domain(of: place).environment.below(
+    remapping.scope(of: place).environment.below(
       port(of: place), isMultifunction: devices.isMultifunction(at: place))
   }
 
@@ -176,7 +176,7 @@ final class Board: Sendable {
   func environment(at address: RequesterID) -> PCIEnvironment { environment(at: PCIPlace(address)) }
 
   /// The unit that a function is behind; nil for none.
-  func unit(at place: PCIPlace) -> TranslationUnit? { remapping.domain(of: place).unit?.unit }
+  func unit(at place: PCIPlace) -> TranslationUnit? { remapping.scope(of: place).unit?.unit }
 
   /// The root port that a place is below; nil on bus 0.
   func port(of place: PCIPlace) -> RootPort? {
@@ -237,9 +237,9 @@ final class Board: Sendable {
         (rootBus.all + busRoutes.ports.flatMap(\.bus.all)).map { function in
           let device = devices.device(of: function)
           let address = function.requester.id
-          let kindName = device?.typeName ?? Self.ownFunctions[address] ?? "PCI function"
+          let typeName = device?.typeName ?? Self.ownFunctions[address] ?? "PCI function"
           return (
-            NamedFunction(id: device?.id?.text, kindName: kindName, address: address),
+            NamedFunction(id: device?.id?.text, typeName: typeName, address: address),
             remapping.unitIndex(of: PCIPlace(function))
           )
         }

@@ -1,6 +1,6 @@
 import PCI
 
-/// How a kind of device is built onto a board. Each kind in `DeviceKinds` is; the IOMMU is not, as the board is made with
+/// How a kind of device is built onto a board. Each kind in `DeviceTypes` is; the IOMMU is not, as the board is made with
 /// it.
 protocol BoardDevice {
   /// Makes the device's functions, which the board then plugs. It may wait for the host. What fails leaves nothing.

@@ -19,5 +19,5 @@ public struct Device: Sendable {
   public var id: Identifier? { options.id }
   /// What requests and messages call it: its id, or its path.
   public var name: String { id?.text ?? path }
-  public var typeName: String { type(of: options).kindName }
+  public var typeName: String { type(of: options).typeName }
 }

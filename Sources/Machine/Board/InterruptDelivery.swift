@@ -75,9 +75,9 @@ final class InterruptDelivery: InterruptRouter, InvalidationObserver, MessageSin
   }
 
   /// How the messages of a function reach memory.
-  fileprivate func makePort(for requester: Requester) -> any MemoryPort {
+  fileprivate func makePort(for requester: Requester) -> any DMAPort {
     if let unit = unit.withLock({ $0 }) { return unit.makePort(for: requester) }
-    return DirectMemoryPort(memory: memory, requester: requester)
+    return DirectDMAPort(memory: memory, requester: requester)
   }
 
   /// Sends one of the unit's own messages.
@@ -128,7 +128,7 @@ class MessageRoute: @unchecked Sendable {
     /// What the remapper made of it; nil where it refused, or where there is no message.
     var resolved: InterruptMessage?
     /// What the message is written through, if it goes to memory.
-    var port: (any MemoryPort)?
+    var port: (any DMAPort)?
   }
 
   fileprivate let delivery: InterruptDelivery

@@ -47,7 +47,7 @@ public struct RemappingUnit: Sendable {
 /// A function on the board as people name it.
 public struct NamedFunction: Hashable, Sendable {
   public let id: String?
-  public let kindName: String
+  public let typeName: String
   public let address: RequesterID
 }
 

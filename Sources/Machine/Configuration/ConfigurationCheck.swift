@@ -11,7 +11,7 @@ extension MachineConfiguration {
     if processors.sockets != 1 || processors.threadsPerCore != 1 { throw .topologyNotOffered(processors) }
     // COM1 is the only port of the board.
     if serials.count > 1 { throw .tooManySerialPorts(count: serials.count, highest: 1) }
-    try checkCharacterDevices()
+    try checkChardevs()
     try checkObjects()
     _ = try unitPlacement(try devicePlacement())
     try checkBuses()
@@ -38,20 +38,20 @@ extension MachineConfiguration {
     }
   }
 
-  private func checkCharacterDevices() throws(ConfigurationError) {
-    var devices: [Identifier: any CharacterOptions] = [:]
+  private func checkChardevs() throws(ConfigurationError) {
+    var devices: [Identifier: any ChardevOptions] = [:]
     var hasStandardInput = false
-    for (index, device) in characterDevices.enumerated() {
-      guard let id = device.id else { throw .characterDevice(index: index, .missingID) }
-      if devices[id] != nil { throw .characterDevice(index: index, .duplicateID(id)) }
+    for (index, device) in chardevs.enumerated() {
+      guard let id = device.id else { throw .chardev(index: index, .missingID) }
+      if devices[id] != nil { throw .chardev(index: index, .duplicateID(id)) }
       devices[id] = device
-      if device is StdioCharacterOptions {
-        if hasStandardInput { throw .characterDevice(index: index, .standardInputTaken) }
+      if device is StdioChardevOptions {
+        if hasStandardInput { throw .chardev(index: index, .standardInputTaken) }
         hasStandardInput = true
       }
     }
     var used = Set<Identifier>()
-    func use(_ id: Identifier) -> CharacterProblem? {
+    func use(_ id: Identifier) -> ChardevProblem? {
       guard let device = devices[id] else { return .notFound(id) }
       return used.insert(id).inserted || device.multiplexed ? nil : .inUse(id)
     }

@@ -11,13 +11,13 @@ public enum ConfigurationError: Error, Hashable, Sendable {
   /// CPUID tells of one socket of single-threaded cores yet.
   case topologyNotOffered(ProcessorTopology)
   case tooManySerialPorts(count: Int, highest: Int)
-  /// - Parameter index: into `characterDevices`.
-  case characterDevice(index: Int, CharacterProblem)
+  /// - Parameter index: into `chardevs`.
+  case chardev(index: Int, ChardevProblem)
   /// - Parameter index: into `serials`.
-  case serial(index: Int, CharacterProblem)
+  case serial(index: Int, ChardevProblem)
   /// - Parameter index: into `monitors`.
-  case monitor(index: Int, CharacterProblem)
-  case qtest(CharacterProblem)
+  case monitor(index: Int, ChardevProblem)
+  case qtest(ChardevProblem)
   /// - Parameter index: into `blockNodes`.
   case blockNode(index: Int, BlockNodeProblem)
   /// - Parameter index: into `objects`.
@@ -26,7 +26,7 @@ public enum ConfigurationError: Error, Hashable, Sendable {
   case device(index: Int, DeviceProblem)
 }
 
-public enum CharacterProblem: Hashable, Sendable {
+public enum ChardevProblem: Hashable, Sendable {
   case missingID
   case duplicateID(Identifier)
   case standardInputTaken
@@ -52,7 +52,7 @@ public enum DeviceProblem: Error, Hashable, Sendable {
   case unknownNode(NodeUse, known: [String])
   case nodeInUse(NodeUse, by: BlockNodeUser)
   case unknownObject(ObjectUse, known: [String])
-  case wrongObject(ObjectUse, kindName: String)
+  case wrongObject(ObjectUse, typeName: String)
   case tooManyUnits(highest: Int)
   /// Two remapping units name no devices. The other's id.
   case otherUnitIncludesAll(Identifier?)
@@ -82,7 +82,7 @@ public enum DeviceProblem: Error, Hashable, Sendable {
 
 /// Who has a block node already.
 public enum BlockNodeUser: Hashable, Sendable {
-  case device(kindName: String, id: Identifier?)
+  case device(typeName: String, id: Identifier?)
   case node(String)
 }
 
@@ -90,5 +90,5 @@ public enum BlockNodeUser: Hashable, Sendable {
 public enum AddressOwner: Hashable, Sendable {
   case hostBridge
   case isaBridge
-  case device(kindName: String, id: Identifier?)
+  case device(typeName: String, id: Identifier?)
 }

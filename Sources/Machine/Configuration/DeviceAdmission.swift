@@ -64,7 +64,7 @@ public struct DeviceAdmission: Sendable {
     if let id = device.id, identifiers.contains(id) { throw .duplicateID(id) }
     for use in device.nodes { try check(use) }
     for use in device.objects { try check(use) }
-    let owner = AddressOwner.device(kindName: type(of: device).kindName, id: device.id)
+    let owner = AddressOwner.device(typeName: type(of: device).typeName, id: device.id)
     let port = device as? PCIERootPortOptions
     if let port, slots.contains(ChassisSlot(port)) {
       throw .slotTaken(chassis: port.chassis, slot: port.slot)
@@ -83,7 +83,7 @@ public struct DeviceAdmission: Sendable {
       if let id = port.id { ports[id] = place.address }
     }
     if let id = device.id { identifiers.insert(id) }
-    let user = BlockNodeUser.device(kindName: type(of: device).kindName, id: device.id)
+    let user = BlockNodeUser.device(typeName: type(of: device).typeName, id: device.id)
     for use in device.nodes { nodeUsers[use.id, default: []].append(user) }
     for use in device.objects { objectUsers[use.id, default: 0] += 1 }
     return place
@@ -100,7 +100,7 @@ public struct DeviceAdmission: Sendable {
       slots.remove(ChassisSlot(port))
       if let id = port.id { ports[id] = nil }
     }
-    let user = BlockNodeUser.device(kindName: type(of: device).kindName, id: device.id)
+    let user = BlockNodeUser.device(typeName: type(of: device).typeName, id: device.id)
     for use in device.nodes { remove(user, of: use.id) }
     for use in device.objects { objectUsers[use.id, default: 1] -= 1 }
   }
@@ -121,8 +121,8 @@ public struct DeviceAdmission: Sendable {
     guard let object = objects.first(where: { $0.id == use.id }) else {
       throw .unknownObject(use, known: objects.compactMap { $0.id?.text })
     }
-    let kindName = type(of: object).kindName
-    guard use.kindNames.contains(kindName) else { throw .wrongObject(use, kindName: kindName) }
+    let typeName = type(of: object).typeName
+    guard use.typeNames.contains(typeName) else { throw .wrongObject(use, typeName: typeName) }
   }
 
   /// The address that a device asks for, or the first device number that is free on its bus.

@@ -15,7 +15,7 @@ public enum DeviceCategory: String, CaseIterable, Sendable {
 }
 
 /// The options of a device: all that is needed to build one, from the command line, QMP or a test.
-public protocol DeviceOptions: KindOptions {
+public protocol DeviceOptions: QOMOptions {
   static var bus: DeviceBus { get }
   static var category: DeviceCategory { get }
 
@@ -46,12 +46,12 @@ public struct ObjectUse: Hashable, Sendable {
   public var property: String
   public var id: Identifier
   /// The kinds that will do.
-  public var kindNames: [String]
+  public var typeNames: [String]
 
-  public init(property: String, id: Identifier, kindNames: [String]) {
+  public init(property: String, id: Identifier, typeNames: [String]) {
     self.property = property
     self.id = id
-    self.kindNames = kindNames
+    self.typeNames = typeNames
   }
 }
 

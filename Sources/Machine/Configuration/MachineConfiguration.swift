@@ -13,7 +13,7 @@ public struct MachineConfiguration: Sendable {
   /// Nil where there is nothing to boot.
   public var boot: BootSource?
   /// In the order given, which is the order in which they are opened.
-  public var characterDevices: [any CharacterOptions] = []
+  public var chardevs: [any ChardevOptions] = []
   /// COM1 and on. Empty, or `.none` in a place, for no port there.
   public var serials: [SerialBackend] = []
   public var monitors: [MonitorOptions] = []

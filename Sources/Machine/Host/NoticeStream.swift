@@ -6,7 +6,7 @@ import Synchronization
 /// where a reader is 1 MiB behind.
 public final class NoticeStream: Sendable {
   /// Made with the first line: most machines write none.
-  private let output = Mutex<CharacterOutputBuffer?>(nil)
+  private let output = Mutex<ChardevOutputBuffer?>(nil)
 
   public init() {}
 
@@ -14,7 +14,7 @@ public final class NoticeStream: Sendable {
   public func write(_ text: String) {
     let output = output.withLock { output in
       if output == nil, let file = try? FileDescriptor(duplicating: STDERR_FILENO) {
-        output = try? CharacterOutputBuffer(to: CharacterOutputBuffer.Target(file))
+        output = try? ChardevOutputBuffer(to: ChardevOutputBuffer.Target(file))
       }
       return output
     }

@@ -20,7 +20,7 @@ struct HostConfigurationSpace: Sendable {
     static let extended: Set<UInt16> = [0x0001, 0x0003, 0x000b]
   }
 
-  private(set) var given = GivenConfiguration(space: ConfigurationSpace())
+  private(set) var given = ConfigurationLayout(space: ConfigurationSpace())
   private(set) var msix: MSIX.Layout?
   private(set) var msiVectorCount = 0
   /// Bits that are read from the device, and written to it.

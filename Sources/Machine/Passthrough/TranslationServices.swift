@@ -48,7 +48,7 @@ struct TranslationServices: OptionSet, Hashable, Sendable {
   }
 }
 
-extension GivenConfiguration {
+extension ConfigurationLayout {
   /// - Parameter offset: of what follows the capability's header.
   mutating func define(_ capability: ExtendedCapability, at offset: Int) {
     for (index, byte) in capability.body.enumerated() {

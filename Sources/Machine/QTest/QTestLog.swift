@@ -7,8 +7,8 @@ import Synchronization
 /// A thread writes them, as a device's lock may be held where a line comes from, or the machine's thread may wait. While
 /// the log's reader is behind, the client's next command waits: nothing is lost.
 final class QTestLog: Sendable {
-  private let output: CharacterOutputBuffer
-  /// Where the latest line ends, for `CharacterOutputBuffer.isBehind`.
+  private let output: ChardevOutputBuffer
+  /// Where the latest line ends, for `ChardevOutputBuffer.isBehind`.
   private let end = Mutex<UInt64>(0)
 
   /// - Parameter patience: how long to wait for the reader of a FIFO; nil to throw ENXIO at once.
@@ -20,7 +20,7 @@ final class QTestLog: Sendable {
     case .standardError: file = try FileDescriptor(duplicating: STDERR_FILENO)
     case .file(let path): file = try FileDescriptor(openingOutput: path, O_TRUNC, patience: patience)
     }
-    output = try CharacterOutputBuffer(to: CharacterOutputBuffer.Target(file))
+    output = try ChardevOutputBuffer(to: ChardevOutputBuffer.Target(file))
   }
 
   /// Writes what is left, as far as the reader takes it soon.

@@ -7,14 +7,14 @@ import Synchronization
 /// Lock order: `execution`, held while a command is carried out, then everything that a CPU's access takes; `sending` is
 /// apart from those, and whoever comes by while it is held leaves the news to its holder. `pause` takes `execution`, so
 /// it is not for a thread that carries out a command; `requestPause` is.
-final class QTestServer: CharacterFrontend {
+final class QTestServer: ChardevFrontend {
   private struct Client {
     var lines = QTestLines(limit: QTestSession.longestLine)
     /// When it connected, in nanoseconds of the monotonic clock.
     var begin = Clock.monotonic()
   }
 
-  private let device: CharacterDevice
+  private let device: Chardev
   private let log: QTestLog?
   private let session: QTestSession
   private let execution = Mutex<Void>(())
@@ -28,7 +28,7 @@ final class QTestServer: CharacterFrontend {
 
   /// - Parameter clock: what the client moves; nil where the CPUs have a time of their own.
   init(
-    on device: CharacterDevice, log: QTestLog?, board: Board, clock: SteppedClock?
+    on device: Chardev, log: QTestLog?, board: Board, clock: SteppedClock?
   ) throws {
     self.device = device
     self.log = log

@@ -31,7 +31,7 @@ public final class MachineInspection: Sendable {
   }
 
   /// A character device.
-  public struct CharacterState: Hashable, Sendable {
+  public struct ChardevState: Hashable, Sendable {
     public let id: String
     /// What it is connected to, as QEMU tells it: `unix:/tmp/socket,server=on`.
     public let name: String
@@ -49,11 +49,11 @@ public final class MachineInspection: Sendable {
 
   public let configuration: MachineConfiguration
   let board: Board
-  private let characters: CharacterDevices
+  private let characters: Chardevs
   private let processors: any Processors
 
   init(
-    _ configuration: MachineConfiguration, board: Board, characters: CharacterDevices, processors: any Processors
+    _ configuration: MachineConfiguration, board: Board, characters: Chardevs, processors: any Processors
   ) {
     self.configuration = configuration
     self.board = board
@@ -92,9 +92,9 @@ public final class MachineInspection: Sendable {
     }
   }
 
-  public var characterDevices: [CharacterState] {
+  public var chardevs: [ChardevState] {
     characters.all.map {
-      CharacterState(id: $0.options.id?.text ?? "", name: $0.endpointName, hasFrontend: $0.hasFrontend)
+      ChardevState(id: $0.options.id?.text ?? "", name: $0.endpointName, hasFrontend: $0.hasFrontend)
     }
   }
 
@@ -133,15 +133,15 @@ public final class MachineInspection: Sendable {
   public func measureExits(_ isOn: Bool) { processors.measureExits(isOn) }
 }
 
-extension CharacterOptions {
+extension ChardevOptions {
   /// What it is connected to, as QEMU tells it.
   var endpointName: String {
     switch self {
-    case let options as SocketCharacterOptions:
+    case let options as SocketChardevOptions:
       let name = options.path.map { "unix:" + $0 } ?? "tcp:\(options.host ?? ""):\(options.port ?? 0)"
       return name + (options.server ? ",server=on" : "")
-    case is FileCharacterOptions: return "file"
-    default: return Self.kindName
+    case is FileChardevOptions: return "file"
+    default: return Self.typeName
     }
   }
 }

@@ -43,7 +43,7 @@ public enum RequestError: Error, Sendable {
   case notPluggable
   case noSuchBus(String)
   /// The bus that is named is of this kind, which is not the device's.
-  case wrongBus(kindName: String, DeviceBus)
+  case wrongBus(typeName: String, DeviceBus)
   /// Nothing comes to this bus or goes from it while the machine runs.
   case noHotplug(bus: String)
   case noSuchDevice(String)
@@ -51,9 +51,9 @@ public enum RequestError: Error, Sendable {
   case alreadyLeaving(String)
   /// It is answering an earlier request for the slot.
   case guestBusy
-  case property(kindName: String, PropertyError)
+  case property(typeName: String, PropertyError)
   /// The device does not fit the machine as it is.
-  case refused(kindName: String, DeviceProblem)
+  case refused(typeName: String, DeviceProblem)
   /// What a device or a backend is over fails: a file, a device of the host.
   case failed(StartError)
   case node(BlockNodeProblem)

@@ -37,7 +37,7 @@ public final class RunningMachine {
   private var rebootAction: MachineConfiguration.RebootAction
   let board: Board
   private let processors: any Processors
-  public let characters: CharacterDevices
+  public let characters: Chardevs
   private let serial: SerialConnection?
   let events: EventQueue
   private let terminationWatch: TerminationWatch?
@@ -89,8 +89,8 @@ public final class RunningMachine {
       onEnding?(Ending.quit.exitStatus)
       events.post(.quit(cause))
     }
-    let characters = try CharacterDevices(
-      configuration.characterDevices, interpreter: interpreter, interruption: signals.rawValue,
+    let characters = try Chardevs(
+      configuration.chardevs, interpreter: interpreter, interruption: signals.rawValue,
       onExit: { requestQuit(.terminal) })
     self.characters = characters
     let patience = Patience(until: signals.rawValue)
@@ -151,7 +151,7 @@ public final class RunningMachine {
   }
 
   private static func makeSerial(
-    _ configuration: MachineConfiguration, _ characters: CharacterDevices
+    _ configuration: MachineConfiguration, _ characters: Chardevs
   ) throws(StartError) -> SerialConnection? {
     guard case .character(let id)? = configuration.serials.first else { return nil }
     do {
@@ -164,7 +164,7 @@ public final class RunningMachine {
   }
 
   private static func makeQTest(
-    _ configuration: MachineConfiguration, _ characters: CharacterDevices, board: Board, clock: SteppedClock?,
+    _ configuration: MachineConfiguration, _ characters: Chardevs, board: Board, clock: SteppedClock?,
     patience: Patience
   ) throws(StartError) -> QTestServer? {
     guard let options = configuration.qtest else { return nil }
@@ -205,7 +205,7 @@ public final class RunningMachine {
 
   private static func makeBoard(
     _ configuration: MachineConfiguration, units: [UnitPlacement], layout: BoardLayout, memory: GuestMemory,
-    accelerator: any Accelerator, serialOutput: (any CharacterOutput)?, events: EventQueue, patience: Patience
+    accelerator: any Accelerator, serialOutput: (any ChardevOutput)?, events: EventQueue, patience: Patience
   ) throws(StartError) -> Board {
     let devices: DeviceTree
     let hotplugPorts: [RequesterID]
@@ -252,7 +252,7 @@ public final class RunningMachine {
   }
 
   /// A character device of the configuration, for a frontend to be attached before the machine runs.
-  public func characterDevice(_ id: Identifier) throws(StartError) -> CharacterDevice { try characters.device(id) }
+  public func chardev(_ id: Identifier) throws(StartError) -> Chardev { try characters.device(id) }
 
   /// Those that are there now, in the order of their admission.
   var devices: [Device] { board.devices.all }

@@ -2,11 +2,11 @@ import Devices
 import Synchronization
 
 /// A serial port's place at a character device.
-final class SerialConnection: CharacterFrontend, CharacterOutput {
-  private let device: CharacterDevice
+final class SerialConnection: ChardevFrontend, ChardevOutput {
+  private let device: Chardev
   private let port = Mutex<SerialPort?>(nil)
 
-  init(to device: CharacterDevice) throws(CharacterDevice.InUse) {
+  init(to device: Chardev) throws(Chardev.InUse) {
     self.device = device
     try device.attach(self)
   }

@@ -23,7 +23,7 @@ final class Subject: @unchecked Sendable {
   private static let domain: UInt16 = 5
 
   let guest: Guest
-  let ports: [any MemoryPort]
+  let ports: [any DMAPort]
   let cUnit: OpaquePointer
   let cPorts: [OpaquePointer]
 

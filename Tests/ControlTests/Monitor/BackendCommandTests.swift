@@ -101,7 +101,7 @@ import Testing
       (.node(.duplicateID("f")), "Duplicate nodes with node-name='f'"),
       (.node(.unknownUnderlying("nix", known: [])), "Cannot find device='nix' nor node-name='nix'"),
       (.backend(.noSuchNode("nix")), "Failed to find node with node-name='nix'"),
-      (.backend(.nodeInUse("r", by: .device(kindName: "virtio-blk-pci", id: nil))), "Node r is in use"),
+      (.backend(.nodeInUse("r", by: .device(typeName: "virtio-blk-pci", id: nil))), "Node r is in use"),
       (.backend(.nodeInUse("f", by: .node("r"))), "Block device f is in use"),
       (.backend(.duplicateObject(id)), "attempt to add duplicate property 'a' to object (type 'container')"),
       (.backend(.noSuchObject(id)), "object 'a' not found"),

@@ -11,16 +11,16 @@ import Testing
 @Suite(.timeLimit(.minutes(5))) struct DescriptorCommandTests {
   private let path = "/tmp/nestling-descriptors-\(getpid())-\(UInt32.random(in: 0 ... .max))"
   private let machine = RecordingMachine()
-  private let device: CharacterDevice
+  private let device: Chardev
   private let monitor: Monitor
 
   init() throws {
     signal(SIGPIPE, SIG_IGN)
-    var options = SocketCharacterOptions()
+    var options = SocketChardevOptions()
     options.path = path
     options.server = true
     options.wait = false
-    device = try CharacterDevice(options)
+    device = try Chardev(options)
     var monitorOptions = MonitorOptions()
     monitorOptions.mode = .control
     monitor = try Monitor(monitorOptions, at: device, of: machine)

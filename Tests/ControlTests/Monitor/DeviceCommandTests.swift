@@ -68,16 +68,16 @@ import Testing
   @Test func `What the machine answers has QEMU's class and words`() throws {
     let id = try Identifier(text: "e0")
     let drive = NodeUse(property: "drive", id: "d")
-    let rng = ObjectUse(property: "rng", id: id, kindNames: ["rng-builtin", "rng-random"])
-    let iommufd = ObjectUse(property: "iommufd", id: id, kindNames: ["iommufd"])
+    let rng = ObjectUse(property: "rng", id: id, typeNames: ["rng-builtin", "rng-random"])
+    let iommufd = ObjectUse(property: "iommufd", id: id, typeNames: ["iommufd"])
     let address = RequesterID(bus: 0, device: 3, function: 0)
-    func refused(_ kindName: String, _ problem: DeviceProblem) -> MonitorError {
-      MonitorError(.refused(kindName: kindName, problem))
+    func refused(_ typeName: String, _ problem: DeviceProblem) -> MonitorError {
+      MonitorError(.refused(typeName: typeName, problem))
     }
     let cases: [(MonitorError, MonitorError)] = [
       (MonitorError(.noHotplug(bus: "pcie.0")), .generic("Bus 'pcie.0' does not support hotplugging")),
       (MonitorError(.noSuchBus("rp9")), .generic("Bus 'rp9' not found")),
-      (MonitorError(.wrongBus(kindName: "edu", .isa)), .generic("Device 'edu' can't go on ISA bus")),
+      (MonitorError(.wrongBus(typeName: "edu", .isa)), .generic("Device 'edu' can't go on ISA bus")),
       (MonitorError(.notPluggable), .generic("Parameter 'driver' expects a pluggable device type")),
       (refused("edu", .duplicateID(id)), .generic("Duplicate device ID 'e0'")),
       (
@@ -85,27 +85,27 @@ import Testing
         .generic("Property 'virtio-blk-device.drive' can't find value 'd'")
       ),
       (
-        refused("virtio-blk-pci", .nodeInUse(drive, by: .device(kindName: "virtio-blk-pci", id: nil))),
+        refused("virtio-blk-pci", .nodeInUse(drive, by: .device(typeName: "virtio-blk-pci", id: nil))),
         .generic("Drive 'd' is already in use by another device")
       ),
       (refused("virtio-rng-pci", .unknownObject(rng, known: [])), .deviceNotFound("Device 'e0' not found")),
       (
-        refused("virtio-rng-pci", .wrongObject(rng, kindName: "iommufd")),
+        refused("virtio-rng-pci", .wrongObject(rng, typeName: "iommufd")),
         .generic("Invalid parameter type for 'rng', expected: rng-backend")
       ),
       (
-        refused("vfio-pci", .wrongObject(iommufd, kindName: "rng-random")),
+        refused("vfio-pci", .wrongObject(iommufd, typeName: "rng-random")),
         .generic("Invalid parameter type for 'iommufd', expected: iommufd")
       ),
       (
-        refused("edu", .addressTaken(address, by: .device(kindName: "edu", id: nil))),
+        refused("edu", .addressTaken(address, by: .device(typeName: "edu", id: nil))),
         .generic("PCI: slot 3 function 0 not available for edu, in use by edu,id=(null)")
       ),
       (
         refused(
           "edu",
           .functionZeroFound(
-            RequesterID(bus: 0, device: 0x12, function: 1), by: .device(kindName: "dma-engine", id: nil))),
+            RequesterID(bus: 0, device: 0x12, function: 1), by: .device(typeName: "dma-engine", id: nil))),
         .generic(
           "PCI: slot 18 function 0 already occupied by dma-engine, new func edu cannot be exposed to guest.")
       ),

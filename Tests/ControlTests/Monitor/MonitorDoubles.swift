@@ -34,7 +34,7 @@ final class RecordingMachine: MonitorTarget, MachineControl {
       do {
         try ask("add \(description.options())")
       } catch {
-        return answer(.property(kindName: description.kind.kindName, error))
+        return answer(.property(typeName: description.kind.typeName, error))
       }
     case .removeDevice(let name, _):
       if name == "nosuch" { return answer(.noSuchDevice(name)) }
@@ -77,8 +77,8 @@ final class RecordingMachine: MonitorTarget, MachineControl {
         interruptLine: 0, bridge: .init(header: BridgeHeader(space), functions: [below])),
     ]
   }
-  var characterDevices: [MachineInspection.CharacterState] {
-    [MachineInspection.CharacterState(id: "c0", name: "unix:/tmp/s,server=on", hasFrontend: true)]
+  var chardevs: [MachineInspection.ChardevState] {
+    [MachineInspection.ChardevState(id: "c0", name: "unix:/tmp/s,server=on", hasFrontend: true)]
   }
   var devices: [Device] {
     let tree = DeviceTree()
@@ -105,11 +105,11 @@ final class RecordingMachine: MonitorTarget, MachineControl {
     ]
   }
   func files(removedBy request: MachineRequest) -> [PassedFile] { [] }
-  func addCharacterDevice(_ options: any CharacterOptions, id: Identifier) throws(CharacterDevices.Problem) {
+  func addChardev(_ options: any ChardevOptions, id: Identifier) throws(Chardevs.Problem) {
     if id.text == "c0" { throw .duplicateID(id) }
     ask("add \(id): \(options)")
   }
-  func removeCharacterDevice(_ name: String) throws(CharacterDevices.Problem) {
+  func removeChardev(_ name: String) throws(Chardevs.Problem) {
     if name == "c0" { throw .inUse(name) }
     ask("remove chardev \(name)")
   }

@@ -59,17 +59,17 @@ private final class SocketClient {
 @Suite(.serialized, .timeLimit(.minutes(5))) struct SlowClientTests {
   private let path = "/tmp/nestling-slow-\(getpid())"
   private let machine = RecordingMachine()
-  private let device: CharacterDevice
+  private let device: Chardev
   private let monitor: Monitor
 
   init() throws {
     signal(SIGPIPE, SIG_IGN)
     unlink(path)
-    var options = SocketCharacterOptions()
+    var options = SocketChardevOptions()
     options.path = path
     options.server = true
     options.wait = false
-    device = try CharacterDevice(options)
+    device = try Chardev(options)
     var monitorOptions = MonitorOptions()
     monitorOptions.mode = .control
     monitor = try Monitor(monitorOptions, at: device, of: machine)

@@ -3,7 +3,7 @@ import Hardware
 import Synchronization
 
 /// A byte sink that keeps what it got, and takes no more than it has room for.
-final class RecordingOutput: CharacterOutput {
+final class RecordingOutput: ChardevOutput {
   private let log = Mutex<(bytes: [UInt8], room: Int)>(([], .max))
 
   var bytes: [UInt8] { log.withLock { $0.bytes } }

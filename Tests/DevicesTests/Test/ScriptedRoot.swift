@@ -62,7 +62,7 @@ final class ScriptedRoot: DMARemapper {
     }
   }
 
-  func makePort(for requester: Requester) -> any MemoryPort {
+  func makePort(for requester: Requester) -> any DMAPort {
     Port(root: self, requester: requester, kind: .untranslated, prefix: nil)
   }
 
@@ -77,11 +77,11 @@ final class ScriptedRoot: DMARemapper {
       self.requester = requester
     }
 
-    func memoryPort(for prefix: PASIDPrefix?) -> any MemoryPort {
+    func dmaPort(for prefix: PASIDPrefix?) -> any DMAPort {
       Port(root: root, requester: requester, kind: .untranslated, prefix: prefix)
     }
 
-    var translatedPort: any MemoryPort { Port(root: root, requester: requester, kind: .translated, prefix: nil) }
+    var translatedPort: any DMAPort { Port(root: root, requester: requester, kind: .translated, prefix: nil) }
 
     func translate(_ address: UInt64, noWrite: Bool, prefix: PASIDPrefix?) -> TranslationCompletion {
       let (completion, hook) = root.state.withLock { state -> (TranslationCompletion, (@Sendable () -> Void)?) in
@@ -109,7 +109,7 @@ final class ScriptedRoot: DMARemapper {
     func connect(_ cache: (any TranslationCache)?) { root.state.withLock { $0.cache = cache } }
   }
 
-  private final class Port: MemoryPort {
+  private final class Port: DMAPort {
     let root: ScriptedRoot
     let requester: Requester
     let kind: Access.Kind

@@ -21,7 +21,7 @@ private final class QueueOwner: VirtQueueOwner {
 
   private func make(size: UInt16 = 8, features: VirtioFeatures = indirect) -> (DriverQueue, VirtQueue) {
     let driver = DriverQueue(memory: memory, size: size, at: 0x1_0000)
-    let port = DirectMemoryPort(
+    let port = DirectDMAPort(
       memory: memory, requester: Requester(id: RequesterID(rawValue: 8), busMasterEnable: true))
     return (driver, VirtQueue(layout: driver.layout(), features: features, port: port, owner: owner))
   }
@@ -176,7 +176,7 @@ private final class QueueOwner: VirtQueueOwner {
   @Test func refusesRingsOutsideRAM() {
     let layout = VirtQueue.Layout(
       size: 8, descriptorArea: .max - 15, driverArea: .max - 1, deviceArea: 0x1000_0000)
-    let port = DirectMemoryPort(
+    let port = DirectDMAPort(
       memory: memory, requester: Requester(id: RequesterID(rawValue: 8), busMasterEnable: true))
     var queue = VirtQueue(layout: layout, features: Self.indirect, port: port, owner: owner)
     #expect(throws: VirtQueueError.memory(.notMemory)) { try queue.complete(head: 0, written: 0) }
@@ -269,7 +269,7 @@ private final class QueueOwner: VirtQueueOwner {
     let requester = Requester(id: RequesterID(rawValue: 8), busMasterEnable: true)
     var queue = VirtQueue(
       layout: driver.layout(), features: Self.indirect,
-      port: DirectMemoryPort(memory: memory, requester: requester), owner: owner)
+      port: DirectDMAPort(memory: memory, requester: requester), owner: owner)
     var copy = driver
     copy.submit([.writable(0x100, 1)])
     requester.busMasterEnable = false
@@ -329,7 +329,7 @@ private final class QueueOwner: VirtQueueOwner {
     var generator = SeededGenerator(seed: seed)
     let memory = HeapMemory(size: 0x8000)
     let driver = DriverQueue(memory: memory, size: 16, at: 0x1000)
-    let port = DirectMemoryPort(
+    let port = DirectDMAPort(
       memory: memory, requester: Requester(id: RequesterID(rawValue: 8), busMasterEnable: true))
     for _ in 0..<50 {
       for index in 0..<UInt16(16) {

@@ -77,13 +77,13 @@ private final class UnmovedMachine: MonitorTarget, MachineControl {
   func addListener(_ listener: @escaping @Sendable (MachineNotice) -> Void) {}
 
   var functions: [MachineInspection.Function] { [] }
-  var characterDevices: [MachineInspection.CharacterState] { [] }
+  var chardevs: [MachineInspection.ChardevState] { [] }
   var devices: [Device] { [] }
   var objects: [any ObjectOptions] { [] }
   var blockNodes: [MachineInspection.BlockState] { [] }
   func files(removedBy request: MachineRequest) -> [PassedFile] { [] }
-  func addCharacterDevice(_ options: any CharacterOptions, id: Identifier) throws(CharacterDevices.Problem) {}
-  func removeCharacterDevice(_ name: String) throws(CharacterDevices.Problem) {}
+  func addChardev(_ options: any ChardevOptions, id: Identifier) throws(Chardevs.Problem) {}
+  func removeChardev(_ name: String) throws(Chardevs.Problem) {}
   var addressSpaces: [MachineInspection.AddressSpace] { [] }
   var processorThreads: [Int] { [1] }
   var exitSummaries: [ExitSummary] { [] }

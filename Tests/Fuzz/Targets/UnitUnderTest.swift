@@ -33,7 +33,7 @@ final class UnitUnderTest {
   let messages = RecordingSink()
   let timer = FuzzTimer()
   let requesters: [Requester]
-  private(set) var ports: [any MemoryPort]
+  private(set) var ports: [any DMAPort]
 
   /// The registers that do something, and the upper halves of those of 64 bits.
   static let offsets: [UInt64] = [

@@ -42,11 +42,11 @@ import Testing
     }
     let first = try tree.admit(disk("a", "d", at: 3))
     let three = RequesterID(bus: 0, device: 3, function: 0)
-    let owner = AddressOwner.device(kindName: "virtio-blk-pci", id: first.id)
+    let owner = AddressOwner.device(typeName: "virtio-blk-pci", id: first.id)
     #expect(throws: DeviceProblem.duplicateID(try Identifier(text: "a"))) { try tree.admit(edu("a")) }
     #expect(throws: DeviceProblem.addressTaken(three, by: owner)) { try tree.admit(edu("b", at: 3)) }
     let use = NodeUse(property: "drive", id: "d")
-    #expect(throws: DeviceProblem.nodeInUse(use, by: .device(kindName: "virtio-blk-pci", id: first.id))) {
+    #expect(throws: DeviceProblem.nodeInUse(use, by: .device(typeName: "virtio-blk-pci", id: first.id))) {
       try tree.admit(disk("b", "d", at: 4))
     }
     // Neither the id nor the address of what was refused is taken.

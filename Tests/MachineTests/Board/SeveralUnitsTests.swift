@@ -31,7 +31,7 @@ struct SeveralUnitsTests {
       units: configuration.unitPlacement(configuration.devicePlacement()), serialOutput: nil, events: EventQueue())
   }
 
-  private func port(_ address: RequesterID) -> any MemoryPort {
+  private func port(_ address: RequesterID) -> any DMAPort {
     board.environment(at: address).remapper.makePort(for: Requester(id: address, busMasterEnable: true))
   }
 
@@ -67,7 +67,7 @@ struct SeveralUnitsTests {
     let states = board.inspection.states()
     #expect(states.map(\.unit.name) == ["iommu0", "second"])
     #expect(states.map(\.snapshot.isTranslationEnabled) == [true, true])
-    #expect(states.map { $0.functions.map(\.kindName) } == [["host bridge", "ISA bridge"], []])
+    #expect(states.map { $0.functions.map(\.typeName) } == [["host bridge", "ISA bridge"], []])
     #expect(states[0].snapshot.counters.faults == 1)
     #expect(states[1].snapshot.counters.firstStageWalks >= 1)
 

@@ -70,30 +70,30 @@ import Testing
     #expect(problem(wanted) == .tooManySerialPorts(count: 2, highest: 1))
   }
 
-  @Test func characterDevicesHaveOneFrontendUnlessMultiplexed() throws {
+  @Test func chardevDevicesHaveOneFrontendUnlessMultiplexed() throws {
     let id = try Identifier(text: "c0")
     var wanted = configuration()
     wanted.serials = [.character(id)]
     #expect(problem(wanted) == .serial(index: 0, .notFound(id)))
-    var device = NullCharacterOptions()
-    wanted.characterDevices = [device]
-    #expect(problem(wanted) == .characterDevice(index: 0, .missingID))
+    var device = NullChardevOptions()
+    wanted.chardevs = [device]
+    #expect(problem(wanted) == .chardev(index: 0, .missingID))
     device.id = id
-    wanted.characterDevices = [device]
+    wanted.chardevs = [device]
     #expect(problem(wanted) == nil)
     wanted.monitors = [try MonitorOptions([PropertyAssignment(name: "chardev", value: "c0")])]
     #expect(problem(wanted) == .monitor(index: 0, .inUse(id)))
     device.multiplexed = true
-    wanted.characterDevices = [device, device]
-    #expect(problem(wanted) == .characterDevice(index: 1, .duplicateID(id)))
-    wanted.characterDevices = [device]
+    wanted.chardevs = [device, device]
+    #expect(problem(wanted) == .chardev(index: 1, .duplicateID(id)))
+    wanted.chardevs = [device]
     #expect(problem(wanted) == nil)
-    var first = StdioCharacterOptions()
+    var first = StdioChardevOptions()
     first.id = try Identifier(text: "s0")
     var second = first
     second.id = try Identifier(text: "s1")
-    wanted.characterDevices += [first, second]
-    #expect(problem(wanted) == .characterDevice(index: 2, .standardInputTaken))
+    wanted.chardevs += [first, second]
+    #expect(problem(wanted) == .chardev(index: 2, .standardInputTaken))
   }
 
   @Test func devicesNameNodesThatExist() throws {
@@ -108,7 +108,7 @@ import Testing
     var wanted = configuration()
     wanted.blockNodes = [BlockNode(id: "disk", path: "a.img")]
     wanted.devices = [try disk("disk", id: "one"), try disk("disk")]
-    let user = BlockNodeUser.device(kindName: "virtio-blk-pci", id: try Identifier(text: "one"))
+    let user = BlockNodeUser.device(typeName: "virtio-blk-pci", id: try Identifier(text: "one"))
     #expect(
       problem(wanted) == .device(index: 1, .nodeInUse(NodeUse(property: "drive", id: "disk"), by: user)))
     wanted.blockNodes[0].readOnly = true
@@ -166,12 +166,12 @@ import Testing
     device.source = id
     wanted.devices = [device]
     let kinds = ["rng-builtin", "rng-random"]
-    let use = ObjectUse(property: "rng", id: id, kindNames: kinds)
+    let use = ObjectUse(property: "rng", id: id, typeNames: kinds)
     #expect(problem(wanted) == .device(index: 0, .unknownObject(use, known: [])))
     var memory = MemoryBackendMemfdOptions()
     memory.id = id
     wanted.objects = [memory]
-    #expect(problem(wanted) == .device(index: 0, .wrongObject(use, kindName: "memory-backend-memfd")))
+    #expect(problem(wanted) == .device(index: 0, .wrongObject(use, typeName: "memory-backend-memfd")))
     var random = RNGRandomOptions()
     random.id = id
     random.path = "/dev/hwrng"
@@ -198,7 +198,7 @@ import Testing
     wanted.devices = [try disk("d", at: 5), try disk("d", at: 5)]
     #expect(
       problem(wanted)
-        == .device(index: 1, .addressTaken(five, by: .device(kindName: "virtio-blk-pci", id: nil))))
+        == .device(index: 1, .addressTaken(five, by: .device(typeName: "virtio-blk-pci", id: nil))))
     wanted.devices = [try disk("d", at: 0)]
     #expect(
       problem(wanted)

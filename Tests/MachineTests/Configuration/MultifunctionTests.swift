@@ -42,7 +42,7 @@ import Testing
     for function in 1...7 as ClosedRange<UInt8> {
       #expect(try admission.admit(edu(6, function)) == PCIPlace(address(6, function)))
     }
-    let owner = AddressOwner.device(kindName: "edu", id: nil)
+    let owner = AddressOwner.device(typeName: "edu", id: nil)
     #expect(throws: DeviceProblem.addressTaken(address(6, 3), by: owner)) { try admission.admit(edu(6, 3)) }
     // A function 0 that goes takes what it said along.
     admission.release(try edu(6, 0, multifunction: true), at: six)
@@ -65,7 +65,7 @@ import Testing
     _ = try admission.admit(port("rp0", 0))
     _ = try admission.admit(edu(0, 1, bus: "rp0"), isHotplugged: true)
     _ = try admission.admit(edu(0, 0, multifunction: true, bus: "rp0"), isHotplugged: true)
-    let owner = AddressOwner.device(kindName: "edu", id: nil)
+    let owner = AddressOwner.device(typeName: "edu", id: nil)
     #expect(throws: DeviceProblem.functionZeroFound(address(0, 2), by: owner)) {
       try admission.admit(edu(0, 2, bus: "rp0"), isHotplugged: true)
     }
@@ -79,8 +79,8 @@ import Testing
 
   @Test func `every kind of PCI device takes multifunction`() throws {
     func names<Kind: PCIDeviceOptions>(_ kind: Kind.Type) -> [String] { kind.properties.map(\.name) }
-    for kind in DeviceKinds.all.compactMap({ $0 as? any PCIDeviceOptions.Type }) {
-      #expect(names(kind).contains("multifunction"), "\(kind.kindName)")
+    for kind in DeviceTypes.all.compactMap({ $0 as? any PCIDeviceOptions.Type }) {
+      #expect(names(kind).contains("multifunction"), "\(kind.typeName)")
     }
   }
 

@@ -3,7 +3,7 @@ import Machine
 import Testing
 
 @Suite struct TypedOptionsTests {
-  private func options<Options: KindOptions>(
+  private func options<Options: QOMOptions>(
     _ type: Options.Type, _ assignments: (String, String?)...
   ) throws(PropertyError) -> Options {
     try Options(assignments.map { PropertyAssignment(name: $0.0, value: $0.1) })
@@ -163,17 +163,17 @@ import Testing
   }
 
   @Test func tablesNameNothingTwice() {
-    let kinds: [any KindOptions.Type] = DeviceKinds.all + ObjectKinds.all
-    #expect(Set(kinds.map { $0.kindName }).count == kinds.count)
+    let kinds: [any QOMOptions.Type] = DeviceTypes.all + ObjectTypes.all
+    #expect(Set(kinds.map { $0.typeName }).count == kinds.count)
     for kind in kinds {
       let names = kind.propertyDescriptions.flatMap { [$0.name] + $0.aliases }
-      #expect(Set(names).count == names.count, "\(kind.kindName)")
+      #expect(Set(names).count == names.count, "\(kind.typeName)")
       #expect(kind.propertyDescriptions.allSatisfy { !$0.help.isEmpty })
     }
   }
 
   @Test func everyDefaultIsAValueOfItsProperty() {
-    for kind in DeviceKinds.all {
+    for kind in DeviceTypes.all {
       for property in kind.propertyDescriptions {
         guard let text = property.defaultText, !text.isEmpty else { continue }
         do throws(PropertyError) {
@@ -181,7 +181,7 @@ import Testing
         } catch {
           // A default may need other properties beside it, but is never of the wrong type.
           guard case .rule = error else {
-            Issue.record("\(kind.kindName).\(property.name)=\(text): \(error)")
+            Issue.record("\(kind.typeName).\(property.name)=\(text): \(error)")
             continue
           }
         }
@@ -190,9 +190,9 @@ import Testing
   }
 
   @Test func kindsAreFoundByEitherName() {
-    #expect(DeviceKinds.named("virtio-blk") == VirtioBlockOptions.self)
-    #expect(DeviceKinds.named("virtio-blk-pci") == VirtioBlockOptions.self)
-    #expect(DeviceKinds.named("nosuch") == nil)
-    #expect(ObjectKinds.named("rng-random") == RNGRandomOptions.self)
+    #expect(DeviceTypes.named("virtio-blk") == VirtioBlockOptions.self)
+    #expect(DeviceTypes.named("virtio-blk-pci") == VirtioBlockOptions.self)
+    #expect(DeviceTypes.named("nosuch") == nil)
+    #expect(ObjectTypes.named("rng-random") == RNGRandomOptions.self)
   }
 }

@@ -52,8 +52,8 @@ final class QTestClient {
   }
 }
 
-private func socket(_ path: String, id: String? = nil) throws -> SocketCharacterOptions {
-  var options = SocketCharacterOptions()
+private func socket(_ path: String, id: String? = nil) throws -> SocketChardevOptions {
+  var options = SocketChardevOptions()
   options.id = try id.map { text throws in try Identifier(text: text) }
   options.path = path
   options.server = true
@@ -69,14 +69,14 @@ private func socketPath(_ name: String = #function) -> String {
   /// A server on a socket of its own.
   private final class Served {
     let board: QTestBoard
-    let device: CharacterDevice
+    let device: Chardev
     let server: QTestServer
     let path: String
 
     init(log: QTestOptions.Log = .none, _ name: String = #function) throws {
       path = socketPath(name)
       board = try QTestBoard()
-      device = try CharacterDevice(socket(path))
+      device = try Chardev(socket(path))
       server = try QTestServer(on: device, log: try QTestLog(log), board: board.board, clock: board.clock)
       try device.start()
     }
@@ -216,7 +216,7 @@ private func socketPath(_ name: String = #function) -> String {
     var configuration = MachineConfiguration()
     configuration.accelerator = .qtest
     configuration.serials = []
-    configuration.characterDevices = [try socket(path, id: "qtest")]
+    configuration.chardevs = [try socket(path, id: "qtest")]
     var options = QTestOptions(device: try Identifier(text: "qtest"))
     options.log = .none
     configuration.qtest = options

@@ -271,7 +271,7 @@ import Testing
     var id: Identifier?
     var function = PCIFunctionOptions()
 
-    static let kindName = "slow"
+    static let typeName = "slow"
     static let summary = "A device whose host is slow"
     static let category = DeviceCategory.misc
     static let properties: [Property<Self>] =

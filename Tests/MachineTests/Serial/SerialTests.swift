@@ -26,16 +26,16 @@ private func readAll(_ descriptor: Int32, _ count: Int = .max) -> [UInt8] {
   return bytes
 }
 
-extension CharacterOutputBuffer {
+extension ChardevOutputBuffer {
   fileprivate func write(_ text: String) { #expect(write(Array(text.utf8))) }
 }
 
-@Suite(.timeLimit(.minutes(5))) struct CharacterOutputBufferTests {
+@Suite(.timeLimit(.minutes(5))) struct ChardevOutputBufferTests {
   private func pattern(_ count: Int) -> [UInt8] { (0..<count).map { UInt8(truncatingIfNeeded: $0 &* 31 ^ $0 >> 7) } }
 
   @Test func bytesComeOutInOrder() throws {
     let pipe = makePipe()
-    let output = try CharacterOutputBuffer(to: CharacterOutputBuffer.Target(FileDescriptor(owning: pipe.writer)))
+    let output = try ChardevOutputBuffer(to: ChardevOutputBuffer.Target(FileDescriptor(owning: pipe.writer)))
     let bytes = pattern(200_000)
     let writer = try Thread(name: "writer") { for byte in bytes { _ = output.write(byte) } }
     #expect(readAll(pipe.reader, bytes.count) == bytes)
@@ -51,7 +51,7 @@ extension CharacterOutputBuffer {
     // A pipe has 16 pages, and a write that does not fit the rest of one begins another: it holds 32 KiB for certain.
     let bytes = pattern(30_000)
     do {
-      let output = try CharacterOutputBuffer(to: CharacterOutputBuffer.Target(FileDescriptor(owning: pipe.writer)))
+      let output = try ChardevOutputBuffer(to: ChardevOutputBuffer.Target(FileDescriptor(owning: pipe.writer)))
       for byte in bytes { _ = output.write(byte) }
       output.stop()
     }
@@ -64,7 +64,7 @@ extension CharacterOutputBuffer {
     let pipe = makePipe()
     let bytes = pattern(3 << 20)
     do {
-      let output = try CharacterOutputBuffer(to: CharacterOutputBuffer.Target(FileDescriptor(owning: pipe.writer)))
+      let output = try ChardevOutputBuffer(to: ChardevOutputBuffer.Target(FileDescriptor(owning: pipe.writer)))
       for byte in bytes { _ = output.write(byte) }
       output.stop()
     }
@@ -79,7 +79,7 @@ extension CharacterOutputBuffer {
   @Test func aReaderThatIsLateGetsTheFirstBytes() throws {
     let pipe = makePipe()
     let bytes = pattern(4 << 20)
-    let output = try CharacterOutputBuffer(to: CharacterOutputBuffer.Target(FileDescriptor(owning: pipe.writer)))
+    let output = try ChardevOutputBuffer(to: ChardevOutputBuffer.Target(FileDescriptor(owning: pipe.writer)))
     for byte in bytes { _ = output.write(byte) }
     let seen = readAll(pipe.reader, 1 << 20)
     #expect(seen == Array(bytes.prefix(1 << 20)))
@@ -94,7 +94,7 @@ extension CharacterOutputBuffer {
   @Test("a byte that is refused can be written once there is room, and none is lost")
   func roomComes() throws {
     let pipe = makePipe()
-    let output = try CharacterOutputBuffer(to: CharacterOutputBuffer.Target(FileDescriptor(owning: pipe.writer)))
+    let output = try ChardevOutputBuffer(to: ChardevOutputBuffer.Target(FileDescriptor(owning: pipe.writer)))
     let bytes = pattern(3 << 20)
     let room = try EventDescriptor()
     output.onRoom { room.signal() }
@@ -122,7 +122,7 @@ extension CharacterOutputBuffer {
   @Test("an answer is always taken; its sender must wait until most of it is read or the reader leaves")
   func answers() throws {
     let pipe = makePipe()
-    let output = try CharacterOutputBuffer(to: CharacterOutputBuffer.Target(FileDescriptor(owning: pipe.writer)))
+    let output = try ChardevOutputBuffer(to: ChardevOutputBuffer.Target(FileDescriptor(owning: pipe.writer)))
     let room = try EventDescriptor()
     output.onRoom { room.signal() }
     let bytes = pattern(1 << 20)
@@ -145,9 +145,9 @@ extension CharacterOutputBuffer {
 
   @Test func withoutATargetBytesAreDropped() throws {
     let pipe = makePipe()
-    let output = try CharacterOutputBuffer(to: nil)
+    let output = try ChardevOutputBuffer(to: nil)
     output.write("lost")
-    output.setTarget(CharacterOutputBuffer.Target(FileDescriptor(owning: pipe.writer)))
+    output.setTarget(ChardevOutputBuffer.Target(FileDescriptor(owning: pipe.writer)))
     output.write("kept")
     #expect(readAll(pipe.reader, 4) == Array("kept".utf8))
     output.stop()
@@ -157,11 +157,11 @@ extension CharacterOutputBuffer {
   @Test func aReaderThatGoesIsNoHarm() throws {
     let first = makePipe()
     let second = makePipe()
-    let output = try CharacterOutputBuffer(to: CharacterOutputBuffer.Target(FileDescriptor(owning: first.writer)))
+    let output = try ChardevOutputBuffer(to: ChardevOutputBuffer.Target(FileDescriptor(owning: first.writer)))
     close(first.reader)
     for _ in 0..<100 { output.write("into the void ") }
     usleep(50_000)
-    output.setTarget(CharacterOutputBuffer.Target(FileDescriptor(owning: second.writer)))
+    output.setTarget(ChardevOutputBuffer.Target(FileDescriptor(owning: second.writer)))
     output.write("!")
     var last: UInt8 = 0
     while last != UInt8(ascii: "!"), let byte = readAll(second.reader, 1).first { last = byte }
@@ -186,10 +186,10 @@ extension CharacterOutputBuffer {
   }
 
   private final class Connection {
-    let device: CharacterDevice
+    let device: Chardev
     private let serial: SerialConnection
 
-    init(_ device: CharacterDevice, _ serial: SerialConnection) {
+    init(_ device: Chardev, _ serial: SerialConnection) {
       self.device = device
       self.serial = serial
     }
@@ -210,28 +210,27 @@ extension CharacterOutputBuffer {
     unlink(path)
   }
 
-  private func socket(_ path: String, server: Bool, wait: Bool? = nil) -> SocketCharacterOptions {
-    var options = SocketCharacterOptions()
+  private func socket(_ path: String, server: Bool, wait: Bool? = nil) -> SocketChardevOptions {
+    var options = SocketChardevOptions()
     options.path = path
     options.server = server
     options.wait = wait
     return options
   }
 
-  private func file(_ path: String) -> FileCharacterOptions {
-    var options = FileCharacterOptions()
+  private func file(_ path: String) -> FileChardevOptions {
+    var options = FileChardevOptions()
     options.path = path
     return options
   }
 
-  private func open(_ options: any CharacterOptions, interruption: Int32? = nil) throws(SystemError) -> CharacterDevice
-  {
+  private func open(_ options: any ChardevOptions, interruption: Int32? = nil) throws(SystemError) -> Chardev {
     let events = events
-    return try CharacterDevice(
+    return try Chardev(
       options, interpreter: Passing(), interruption: interruption, onExit: { events.post(.quit(.terminal)) })
   }
 
-  private func connect(_ options: any CharacterOptions) throws -> (Connection, SerialPort) {
+  private func connect(_ options: any ChardevOptions) throws -> (Connection, SerialPort) {
     let device = try open(options)
     let serial = try SerialConnection(to: device)
     let port = SerialPort(output: serial, interrupt: RecordingLine())
@@ -408,7 +407,7 @@ extension CharacterOutputBuffer {
     let pipe = makePipe()
     let saved = dup(STDIN_FILENO)
     dup2(pipe.reader, STDIN_FILENO)
-    let (connection, port) = try connect(StdioCharacterOptions())
+    let (connection, port) = try connect(StdioChardevOptions())
     dup2(saved, STDIN_FILENO)
     close(saved)
     #expect(write(pipe.writer, "ab!c", 4) == 4)

@@ -30,7 +30,7 @@ public struct VirtQueue: Sendable {
   public let layout: Layout
   /// What was negotiated, the device type's features included.
   public let features: VirtioFeatures
-  public let port: any MemoryPort
+  public let port: any DMAPort
   private let owner: any VirtQueueOwner
 
   /// The chain that `next` took last.
@@ -50,7 +50,7 @@ public struct VirtQueue: Sendable {
   private var toldUsed: UInt16 = 0
 
   /// - Parameter layout: its size must be a power of two.
-  public init(layout: Layout, features: VirtioFeatures, port: any MemoryPort, owner: any VirtQueueOwner) {
+  public init(layout: Layout, features: VirtioFeatures, port: any DMAPort, owner: any VirtQueueOwner) {
     precondition(layout.size.nonzeroBitCount == 1, "a split queue's size is a power of two")
     self.layout = layout
     self.features = features

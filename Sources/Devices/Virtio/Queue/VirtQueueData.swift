@@ -54,7 +54,7 @@ extension VirtQueue {
 
   private static func take(
     from buffers: inout DescriptorChain.Buffers, into segments: inout [PhysicalSegment], for access: DMAAccess,
-    limit: UInt64, port: any MemoryPort
+    limit: UInt64, port: any DMAPort
   ) throws(DMAError) -> UInt64 {
     segments.removeAll(keepingCapacity: true)
     var total: UInt64 = 0

@@ -16,7 +16,7 @@ public final class VirtioPCI: FunctionModel, VirtioTransport {
 
   public let function: Function
   public let device: any VirtioDevice
-  private let port: any MemoryPort
+  private let port: any DMAPort
   private let interrupts: VirtioInterrupts
   private let slots: [VirtioQueueSlot]
   private let registers: Mutex<Registers>

@@ -7,7 +7,7 @@ public struct IOMMUFDOptions: ObjectOptions, DescriptorTaking, Hashable {
 
   public init() {}
 
-  public static let kindName = "iommufd"
+  public static let typeName = "iommufd"
   public static let staysWhileUsed = true
   public static let summary = "The host's /dev/iommu, for vfio-pci"
 

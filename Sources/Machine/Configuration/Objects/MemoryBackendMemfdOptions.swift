@@ -9,7 +9,7 @@ public struct MemoryBackendMemfdOptions: ObjectOptions, Hashable {
 
   public init() {}
 
-  public static let kindName = "memory-backend-memfd"
+  public static let typeName = "memory-backend-memfd"
   public static let comesAndGoes = false
   public static let summary = "Guest RAM, with huge pages where asked for (-machine memory-backend=ID)"
 

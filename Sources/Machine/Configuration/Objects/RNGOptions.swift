@@ -28,7 +28,7 @@ public struct RNGBuiltinOptions: EntropyObjectOptions, Hashable {
 
   public var entropySource: EntropySource { .host }
 
-  public static let kindName = "rng-builtin"
+  public static let typeName = "rng-builtin"
   public static let summary = "Entropy from the host's getrandom"
   public static let properties: [Property<Self>] = []
 }
@@ -41,7 +41,7 @@ public struct RNGRandomOptions: EntropyObjectOptions, Hashable {
 
   public var entropySource: EntropySource { .file(path: path) }
 
-  public static let kindName = "rng-random"
+  public static let typeName = "rng-random"
   public static let summary = "Entropy from a file or device"
   public static let properties: [Property<Self>] = [
     Property("filename", \.path, .notEmpty, help: "File to read")

@@ -23,7 +23,7 @@ public struct DescriptorReference: PropertyValue {
 }
 
 /// A kind of device or object whose `fd` names an open file.
-public protocol DescriptorTaking: KindOptions {
+public protocol DescriptorTaking: QOMOptions {
   var file: DescriptorReference? { get set }
 }
 

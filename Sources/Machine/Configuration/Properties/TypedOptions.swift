@@ -13,18 +13,18 @@ public protocol TypedOptions: Sendable {
 }
 
 /// The options of one kind of device or object.
-public protocol KindOptions: TypedOptions {
+public protocol QOMOptions: TypedOptions {
   /// As typed after `-device` or `-object`.
-  static var kindName: String { get }
+  static var typeName: String { get }
   /// Other names for the kind.
-  static var kindAliases: [String] { get }
+  static var typeAliases: [String] { get }
   static var summary: String { get }
 
   var id: Identifier? { get set }
 }
 
-extension KindOptions {
-  public static var kindAliases: [String] { [] }
+extension QOMOptions {
+  public static var typeAliases: [String] { [] }
 
   public static var allProperties: [Property<Self>] {
     [Property("id", \.id, help: "Name by which other options refer to it")] + properties

@@ -57,9 +57,9 @@ final class PageRemapper: DMARemapper {
 
   func unmap(_ address: UInt64) { pages.withLock { $0[address >> 12] = nil } }
 
-  func makePort(for requester: Requester) -> any MemoryPort { Port(remapper: self, requester: requester) }
+  func makePort(for requester: Requester) -> any DMAPort { Port(remapper: self, requester: requester) }
 
-  private final class Port: MemoryPort {
+  private final class Port: DMAPort {
     let remapper: PageRemapper
     let requester: Requester
     let inFlight = RequestsInFlight()

@@ -1,0 +1,163 @@
+import Machine
+
+/// What `-chardev`, `-serial`, `-mon`, `-monitor` and `-qmp` say. A backend that is described in place becomes a
+/// character device of its own, with the id that QEMU gives it (chardev/char.c, `qemu_chr_parse_compat`).
+enum ChardevArguments {
+  enum Backend {
+    case none
+    case named(Identifier)
+    case described(any ChardevOptions, withMonitor: Bool)
+  }
+
+  static let backends = [
+    "none", "null", "stdio", "mon:stdio", "file:PATH", "unix:PATH,server=on,wait=off",
+    "tcp:HOST:PORT,server=on,wait=off", "chardev:ID",
+  ]
+
+  static func parse(_ text: String) throws(OptionProblem) -> Backend {
+    if text == "none" { return .none }
+    if let rest = text.after("chardev:") {
+      do {
+        return .named(try Identifier(text: rest))
+      } catch {
+        throw .property(.value(name: "chardev", text: rest, error), owner: nil)
+      }
+    }
+    if let rest = text.after("mon:") {
+      guard let options = try options(rest) else {
+        throw .unknown(.chardevBackend, name: text, known: backends)
+      }
+      return .described(options, withMonitor: true)
+    }
+    guard let options = try options(text) else { throw .unknown(.chardevBackend, name: text, known: backends) }
+    return .described(options, withMonitor: false)
+  }
+
+  private static func options(_ text: String) throws(OptionProblem) -> (any ChardevOptions)? {
+    switch text {
+    case "null": return NullChardevOptions()
+    case "stdio": return StdioChardevOptions()
+    default: break
+    }
+    if let path = text.after("file:") {
+      // The whole rest is the path, commas and all.
+      var options = FileChardevOptions()
+      if path.isEmpty { throw .empty }
+      options.path = path
+      return options
+    }
+    if let rest = text.after("unix:") { return try SocketChardevOptions.parsing(rest, impliedName: "path") }
+    if let rest = text.after("tcp:") {
+      // HOST:PORT, and then properties; no host is every address.
+      let parts = rest.split(separator: ",", maxSplits: 1, omittingEmptySubsequences: false)
+      guard let colon = parts[0].lastIndex(of: ":") else {
+        throw .property(.rule("chardev: socket: no port given"), owner: nil)
+      }
+      let host = colon == parts[0].startIndex ? "0.0.0.0" : String(parts[0][..<colon])
+      let tail = parts.count > 1 ? "," + parts[1] : ""
+      return try SocketChardevOptions.parsing(
+        "host=" + host + ",port=" + parts[0][parts[0].index(after: colon)...] + tail)
+    }
+    return nil
+  }
+
+  // MARK: What the options do
+
+  static func readQTest(_ draft: inout CommandLineDraft, _ text: String) throws(OptionProblem) {
+    draft.qtestSource = draft.source
+    let backend = try parse(text)
+    guard let id = try draft.character(backend, label: "qtest") else {
+      throw .unknown(.chardevBackend, name: text, known: backends.filter { $0 != "none" })
+    }
+    draft.qtestDevice = id
+    if case .described(_, withMonitor: true) = backend { draft.addMonitor(on: id) }
+  }
+
+  @Sendable
+  static func readDevice(_ draft: inout CommandLineDraft, _ text: String) throws(OptionProblem) -> String? {
+    if CommandOptions.asksHelp(text) { return HelpText.chardevTypes }
+    let (name, assignments) = try QOMArguments.split(text, impliedName: "backend", of: .chardev)
+    guard let kind = ChardevTypes.named(name) else {
+      throw .unknown(.chardev, name: name, known: ChardevTypes.all.map { $0.typeName })
+    }
+    if CommandOptions.asksForProperties(text) { return HelpText.properties(of: kind, title: kind.typeName) }
+    do {
+      draft.configuration.chardevs.append(try kind.init(assignments))
+    } catch {
+      throw .property(error, owner: kind.typeName)
+    }
+    draft.chardevSources.append(draft.source)
+    return nil
+  }
+
+  static func readSerial(_ draft: inout CommandLineDraft, _ text: String) throws(OptionProblem) {
+    let label = "serial\(draft.serials?.count ?? 0)"
+    let backend = try parse(text)
+    draft.serialSources.append(draft.source)
+    let serial: SerialBackend
+    if let id = try draft.character(backend, label: label) {
+      serial = .character(id)
+      if case .described(_, withMonitor: true) = backend { draft.addMonitor(on: id) }
+    } else {
+      serial = .none
+    }
+    draft.serials = (draft.serials ?? []) + [serial]
+  }
+
+  /// `-mon`
+  static func readMonitor(_ draft: inout CommandLineDraft, _ text: String) throws(OptionProblem) {
+    draft.hasDefaultMonitor = false
+    draft.configuration.monitors.append(try MonitorOptions.parsing(text, impliedName: "chardev"))
+    draft.monitorSources.append(draft.source)
+  }
+
+  /// `-monitor` and `-qmp`
+  static func readMonitor(
+    _ draft: inout CommandLineDraft, on text: String, _ mode: MonitorOptions.Mode, pretty: Bool = false
+  ) throws(OptionProblem) {
+    draft.hasDefaultMonitor = false
+    let label = "compat_monitor\(draft.describedMonitors)"
+    let backend = try parse(text)
+    guard let id = try draft.character(backend, label: label) else { return }
+    draft.describedMonitors += 1
+    draft.addMonitor(on: id, mode, pretty: pretty)
+  }
+}
+
+extension CommandLineDraft {
+  /// - Returns: the id of the character device that it is; nil for none.
+  fileprivate mutating func character(
+    _ backend: ChardevArguments.Backend, label: String
+  ) throws(OptionProblem) -> Identifier? {
+    switch backend {
+    case .none: return nil
+    case .named(let id): return id
+    case .described(let described, let withMonitor):
+      guard let id = try? Identifier(text: label) else { return nil }
+      var options = described
+      options.id = id
+      if withMonitor { options.multiplexed = true }
+      configuration.chardevs.append(options)
+      chardevSources.append(source)
+      return id
+    }
+  }
+
+  fileprivate mutating func addMonitor(
+    on id: Identifier, _ mode: MonitorOptions.Mode = .readline, pretty: Bool = false
+  ) {
+    var monitor = MonitorOptions()
+    monitor.device = id
+    monitor.mode = mode
+    monitor.pretty = pretty
+    configuration.monitors.append(monitor)
+    monitorSources.append(source)
+  }
+}
+
+extension String {
+  /// What follows a prefix.
+  fileprivate func after(_ prefix: String) -> String? {
+    hasPrefix(prefix) ? String(dropFirst(prefix.count)) : nil
+  }
+}

@@ -1,0 +1,199 @@
+import JSON
+import Machine
+
+/// Character devices that come and go while the machine runs (qapi/char.json). What is not in its schema here, QEMU has
+/// and Nestling has not.
+extension MonitorCommands {
+  static let chardevCommands: [MonitorCommand] = [
+    MonitorCommand(
+      "chardev-add",
+      open: [
+        SchemaMember("id", .string),
+        SchemaMember(
+          "backend",
+          .object(
+            "ChardevBackend",
+            [
+              SchemaMember(
+                "type", .enumeration("ChardevBackendKind", ChardevTypeArguments.kinds.map { $0.typeName })),
+              SchemaMember("data", .any),
+            ])),
+      ]
+    ) { (object, target) throws(MonitorError) in
+      let (id, options) = try ChardevTypeArguments.read(object)
+      try ChardevTypeArguments.add(options, id, to: target)
+    },
+    MonitorCommand("chardev-remove", DeviceNameArguments.self) { (arguments, target) throws(MonitorError) in
+      try ChardevTypeArguments.remove(arguments.id, from: target)
+      return .answer([:])
+    },
+  ]
+}
+
+/// What `chardev-add` says, in QMP and to people.
+enum ChardevTypeArguments {
+  /// Standard input is taken or left at the start.
+  static let kinds: [any ChardevOptions.Type] = [
+    FileChardevOptions.self, NullChardevOptions.self, SocketChardevOptions.self,
+  ]
+
+  static func add(
+    _ options: any ChardevOptions, _ name: String, to target: any MonitorTarget
+  ) throws(MonitorError) {
+    guard let id = try? Identifier(text: name) else { throw .generic("Parameter 'id' expects an identifier") }
+    do throws(Chardevs.Problem) {
+      try target.addChardev(options, id: id)
+    } catch {
+      throw MonitorError(error)
+    }
+  }
+
+  static func remove(_ name: String, from target: any MonitorTarget) throws(MonitorError) {
+    do throws(Chardevs.Problem) {
+      try target.removeChardev(name)
+    } catch {
+      throw MonitorError(error)
+    }
+  }
+
+  /// As on the command line.
+  static func read(option text: String) throws(MonitorError) -> (id: String, options: any ChardevOptions) {
+    let assignments: [PropertyAssignment]
+    do throws(OptionProblem) {
+      assignments = try OptionString.assignments(text, impliedName: "backend")
+    } catch {
+      throw .generic(ErrorText.text(for: error))
+    }
+    func value(_ name: String) -> String? { assignments.last { $0.name == name }?.value }
+    guard let id = value("id") else { throw .generic("Parameter 'id' is missing") }
+    guard let typeName = value("backend") else { throw .generic("Parameter 'backend' is missing") }
+    guard let kind = kinds.first(where: { $0.typeName == typeName }) else {
+      throw .generic("\(ErrorText.quoted(typeName)) is not a valid char driver name")
+    }
+    return (id, try options(kind, id, assignments.filter { $0.name != "backend" && $0.name != "id" }))
+  }
+
+  static func read(_ object: JSONObject) throws(MonitorError) -> (id: String, options: any ChardevOptions) {
+    var arguments = NestedArguments(object)
+    let id = try arguments.string("id")
+    var backend = try arguments.object("backend")
+    try arguments.end()
+    let typeName = try backend.string("type")
+    guard let kind = kinds.first(where: { $0.typeName == typeName }) else {
+      throw .generic("Parameter 'type' does not accept value \(ErrorText.quoted(typeName))")
+    }
+    var data = try backend.object("data")
+    try backend.end()
+    var assignments: [PropertyAssignment] = []
+    func set(_ name: String, _ value: String?) {
+      if let value { assignments.append(PropertyAssignment(name: name, value: value)) }
+    }
+    switch kind {
+    case is FileChardevOptions.Type:
+      set("path", try data.string("out"))
+      set("append", try data.optionalBoolean("append")?.text)
+    case is SocketChardevOptions.Type:
+      try readAddress(try data.object("addr"), set)
+      let server = try data.optionalBoolean("server") ?? true
+      set("server", server.text)
+      set("wait", (try data.optionalBoolean("wait") ?? (server ? false : nil))?.text)
+      set("telnet", try data.optionalBoolean("telnet")?.text)
+    default: break
+    }
+    try data.end()
+    return (id, try options(kind, id, assignments))
+  }
+
+  /// SocketAddressLegacy.
+  private static func readAddress(
+    _ address: NestedArguments, _ set: (String, String?) -> Void
+  ) throws(MonitorError) {
+    var address = address
+    let typeName = try address.string("type")
+    var data = try address.object("data")
+    try address.end()
+    switch typeName {
+    case "unix": set("path", try data.string("path"))
+    case "inet":
+      set("host", try data.string("host"))
+      set("port", try data.string("port"))
+    default: throw .generic("Parameter 'type' does not accept value \(ErrorText.quoted(typeName))")
+    }
+    try data.end()
+  }
+
+  private static func options(
+    _ kind: any ChardevOptions.Type, _ id: String, _ assignments: [PropertyAssignment]
+  ) throws(MonitorError) -> any ChardevOptions {
+    do throws(PropertyError) {
+      return try kind.init(assignments)
+    } catch {
+      throw .generic("Failed to add chardev \(ErrorText.quoted(id)): " + MonitorError.text(error, kind.typeName))
+    }
+  }
+}
+
+extension MonitorError {
+  init(_ problem: Chardevs.Problem) {
+    self =
+      switch problem {
+      case .duplicateID(let id): .generic("Chardev with id '\(id)' already exists")
+      case .notFound(let name): .generic("Chardev \(ErrorText.quoted(name)) not found")
+      case .inUse(let name): .generic("Chardev '\(name)' is busy")
+      case .ended: .generic("The machine ends")
+      case .notOpened(let id, let error):
+        switch error.call {
+        case "open": .generic("Failed to add chardev '\(id)': Could not open '\(error.operand)': \(error.reason)")
+        case "connect":
+          .generic("Failed to add chardev '\(id)': Failed to connect to '\(error.operand)': \(error.reason)")
+        case "bind":
+          .generic("Failed to add chardev '\(id)': Failed to bind socket to \(error.operand): \(error.reason)")
+        default: .generic("Failed to add chardev '\(id)': \(error)")
+        }
+      }
+  }
+}
+
+/// An object within a command's arguments, whose members errors name by their whole path
+/// (qapi/qobject-input-visitor.c).
+struct NestedArguments {
+  private var members: JSONObject
+  private let prefix: String
+
+  init(_ object: JSONObject, prefix: String = "") {
+    members = object
+    self.prefix = prefix
+  }
+
+  private mutating func take(_ name: String) -> JSONValue? {
+    defer { members[name] = nil }
+    return members[name]
+  }
+
+  private func missing(_ name: String) -> MonitorError { .generic("Parameter '\(prefix + name)' is missing") }
+
+  mutating func string(_ name: String) throws(MonitorError) -> String {
+    guard let value = take(name) else { throw missing(name) }
+    guard case .string(let text) = value else { throw .invalidType(prefix + name, expected: "string") }
+    return text
+  }
+
+  mutating func optionalBoolean(_ name: String) throws(MonitorError) -> Bool? {
+    guard let value = take(name) else { return nil }
+    guard case .bool(let flag) = value else { throw .invalidType(prefix + name, expected: "boolean") }
+    return flag
+  }
+
+  mutating func object(_ name: String) throws(MonitorError) -> NestedArguments {
+    guard let value = take(name) else { throw missing(name) }
+    guard case .object(let object) = value else { throw .invalidType(prefix + name, expected: "object") }
+    return NestedArguments(object, prefix: prefix + name + ".")
+  }
+
+  /// Refuses what nothing has read.
+  func end() throws(MonitorError) {
+    if let member = members.members.first {
+      throw .generic("Parameter \(ErrorText.quoted(prefix + member.name)) is unexpected")
+    }
+  }
+}

@@ -1,0 +1,144 @@
+import JSON
+import Machine
+
+/// What there can be: machines, kinds of devices and objects, their properties (qapi/qom.json, qapi/qdev.json).
+extension MonitorCommands {
+  static let typeCommands: [MonitorCommand] = [
+    MonitorCommand(
+      "query-machines",
+      answers: .array(
+        .object(
+          "MachineInfo",
+          [
+            SchemaMember("name", .string), SchemaMember("is-default", .boolean, optional: true),
+            SchemaMember("cpu-max", .integer), SchemaMember("hotpluggable-cpus", .boolean),
+            SchemaMember("numa-mem-supported", .boolean), SchemaMember("deprecated", .boolean),
+            SchemaMember("acpi", .boolean),
+          ]))
+    ) { (_) throws(MonitorError) in
+      .array(
+        MachineConfiguration.MachineType.allCases.map { type in
+          [
+            "name": .string(type.rawValue), "is-default": true,
+            "cpu-max": .integer(Int64(ProcessorTopology.maximumCount)), "hotpluggable-cpus": false,
+            "numa-mem-supported": false, "deprecated": false, "acpi": true,
+          ]
+        })
+    },
+    MonitorCommand(
+      "qom-list-types", TypeListArguments.self,
+      answers: .array(
+        .object(
+          "ObjectTypeInfo",
+          [
+            SchemaMember("name", .string), SchemaMember("abstract", .boolean, optional: true),
+            SchemaMember("parent", .string, optional: true),
+          ]))
+    ) { (arguments, _) throws(MonitorError) in
+      let listed = QOMTypeTree.all.filter { kind in
+        (arguments.abstract ?? false || !kind.isAbstract)
+          && (arguments.implements.map { QOMTypeTree.path(to: kind).contains($0) } ?? true)
+      }
+      return .answer(
+        .array(
+          listed.map { kind in
+            var object: JSONObject = ["name": .string(kind.name)]
+            if kind.isAbstract { object["abstract"] = true }
+            object["parent"] = kind.parent.map { .string($0) }
+            return .object(object)
+          }))
+    },
+    MonitorCommand(
+      "device-list-properties", PropertyListArguments.self, answers: .array(propertyType)
+    ) { (arguments, _) throws(MonitorError) in
+      guard let kind = DeviceTypes.named(arguments.typeName) else {
+        if QOMTypeTree.all.contains(where: { $0.name == arguments.typeName }) {
+          throw .generic("Parameter 'typename' expects a non-abstract device type")
+        }
+        throw .deviceNotFound("Device '\(arguments.typeName)' not found")
+      }
+      return .answer(properties(of: kind))
+    },
+    MonitorCommand(
+      "qom-list-properties", PropertyListArguments.self, answers: .array(propertyType)
+    ) { (arguments, _) throws(MonitorError) in
+      if let kind = DeviceTypes.named(arguments.typeName) { return .answer(properties(of: kind)) }
+      if let kind = ObjectTypes.named(arguments.typeName) { return .answer(properties(of: kind)) }
+      if QOMTypeTree.all.contains(where: { $0.name == arguments.typeName }) { return .answer([]) }
+      throw .deviceNotFound("Class '\(arguments.typeName)' not found")
+    },
+  ]
+
+  private static let propertyType = SchemaType.object(
+    "ObjectPropertyInfo",
+    [
+      SchemaMember("name", .string), SchemaMember("type", .string),
+      SchemaMember("description", .string, optional: true), SchemaMember("default-value", .any, optional: true),
+    ])
+
+  private static func properties(of kind: any TypedOptions.Type) -> JSONValue {
+    .array(
+      kind.propertyDescriptions.map { property in
+        var object: JSONObject = [
+          "name": .string(property.name), "type": .string(property.typeName), "description": .string(property.help),
+        ]
+        if let text = property.defaultText, !text.isEmpty { object["default-value"] = value(text, property.typeName) }
+        return .object(object)
+      })
+  }
+
+  /// A property's value as JSON has it.
+  static func value(_ text: String, _ typeName: String) -> JSONValue {
+    if typeName == "bool" { return .bool(text == "on") }
+    if typeName.hasPrefix("uint"), let number = UInt64(text) { return JSONValue(number) }
+    return .string(text)
+  }
+}
+
+struct TypeListArguments: CommandArguments {
+  var implements: String?
+  var abstract: Bool?
+
+  static let fields: [ArgumentField<Self>] = [
+    ArgumentField("implements", \.implements), ArgumentField("abstract", \.abstract),
+  ]
+}
+
+struct PropertyListArguments: CommandArguments {
+  var typeName = ""
+
+  static let fields: [ArgumentField<Self>] = [ArgumentField("typename", \.typeName)]
+}
+
+/// The kinds of things as QEMU's tree of types has them, short of what only QEMU has.
+struct QOMTypeTree {
+  let name: String
+  let parent: String?
+  var isAbstract = false
+
+  static let all: [QOMTypeTree] =
+    [
+      QOMTypeTree(name: "object", parent: nil, isAbstract: true),
+      QOMTypeTree(name: "machine", parent: "object", isAbstract: true),
+      QOMTypeTree(name: "device", parent: "object", isAbstract: true),
+      QOMTypeTree(name: "pci-device", parent: "device", isAbstract: true),
+      QOMTypeTree(name: "sys-bus-device", parent: "device", isAbstract: true),
+      QOMTypeTree(name: "isa-device", parent: "device", isAbstract: true),
+    ] + MachineConfiguration.MachineType.allCases.map { QOMTypeTree(name: $0.rawValue + "-machine", parent: "machine") }
+    + DeviceTypes.all.map { kind in
+      let parent =
+        switch kind.bus {
+        case .pci: "pci-device"
+        case .isa: "isa-device"
+        case .system: "sys-bus-device"
+        }
+      return QOMTypeTree(name: kind.typeName, parent: parent)
+    } + ObjectTypes.all.map { QOMTypeTree(name: $0.typeName, parent: "object") }
+
+  /// Its own name, and those of all that it is.
+  static func path(to kind: QOMTypeTree) -> [String] {
+    var path = [kind.name]
+    while let last = path.last, let parent = all.first(where: { $0.name == last })?.parent { path.append(parent) }
+    return path
+  }
+}

@@ -1,0 +1,89 @@
+import Glibc
+import Linux
+
+/// A character device's end at the host, opened: what its options come to.
+struct ChardevEndpoint: ~Copyable {
+  enum Input {
+    case none
+    case standardInput
+    case connection
+  }
+
+  enum Listener: ~Copyable {
+    case unix(UnixListener)
+    case tcp(TCPListener)
+
+    var rawValue: Int32 {
+      switch self {
+      case .unix(let listener): listener.rawValue
+      case .tcp(let listener): listener.rawValue
+      }
+    }
+
+    func accept() throws(SystemError) -> FileDescriptor {
+      switch self {
+      case .unix(let listener): try listener.accept()
+      case .tcp(let listener): try listener.accept()
+      }
+    }
+  }
+
+  var input = Input.none
+  /// Who is there from the start; nil for nobody, and for `null`.
+  var target: ChardevOutputBuffer.Target?
+  var listener: Listener?
+
+  private init() {}
+
+  /// Opens it, and where the options ask for it waits for the first client.
+  /// - Parameter interruption: a descriptor that has input when that wait ends, or one for a server or for a FIFO's
+  ///   reader.
+  init(_ options: any ChardevOptions, interruption: Int32?) throws(SystemError) {
+    self.init()
+    switch options {
+    case is StdioChardevOptions:
+      target = ChardevOutputBuffer.Target(try FileDescriptor(duplicating: STDOUT_FILENO))
+      input = .standardInput
+    case let options as FileChardevOptions:
+      target = ChardevOutputBuffer.Target(
+        try FileDescriptor(
+          openingOutput: options.path, options.append ? O_APPEND : O_TRUNC, patience: Patience(until: interruption)))
+    case let options as SocketChardevOptions: try open(options, Patience(until: interruption))
+    default: break
+    }
+  }
+
+  private mutating func open(_ options: SocketChardevOptions, _ patience: Patience) throws(SystemError) {
+    input = .connection
+    let host = options.host ?? ""
+    let port = options.port ?? 0
+    guard options.server else {
+      if let path = options.path {
+        target = ChardevOutputBuffer.Target(try FileDescriptor(connectingTo: path, patience: patience))
+      } else {
+        target = ChardevOutputBuffer.Target(
+          try FileDescriptor(connectingTo: host, port: port, patience: patience))
+      }
+      return
+    }
+    let opened: Listener
+    if let path = options.path {
+      opened = .unix(try UnixListener(at: path))
+    } else {
+      opened = .tcp(try TCPListener(at: host, port: port))
+    }
+    if options.waits {
+      let name = options.path ?? "\(host):\(port)"
+      while target == nil {
+        try patience.wait(untilReadable: opened.rawValue, "accept", name)
+        do {
+          target = ChardevOutputBuffer.Target(try opened.accept())
+        } catch {
+          // The client has gone, or the host has no descriptor left.
+          try patience.pause("accept", name)
+        }
+      }
+    }
+    listener = consume opened
+  }
+}

@@ -1,0 +1,92 @@
+import Linux
+
+/// What a character device has read and its frontends have not yet taken, and who of them has the focus. It belongs to
+/// the device's reader.
+struct ChardevFeed {
+  /// How much is read at once, in bytes.
+  static let piece = 4096
+
+  private let frontends: [any ChardevFrontend]
+  private var pending: [[UInt8]]
+  private var focus = 0
+  /// Open files that came with bytes: for whom, and after how many of its bytes that wait. Nothing is read on until it
+  /// has them, so those of one message wait here at most.
+  private var passed: (files: [PassedDescriptor], frontend: Int, position: Int)?
+  private var interpreter: (any InputInterpreter)?
+
+  init(frontends: [any ChardevFrontend], interpreter: (any InputInterpreter)?) {
+    self.frontends = frontends
+    self.interpreter = interpreter
+    pending = frontends.map { _ in [] }
+  }
+
+  var hasPending: Bool { pending.contains { !$0.isEmpty } }
+  var wantsMore: Bool { pending[focus].count < Self.piece && passed == nil }
+
+  func connected() {
+    for (index, frontend) in frontends.enumerated() {
+      frontend.connected()
+      if index != focus { frontend.focusChanged(false) }
+    }
+  }
+
+  mutating func disconnected() {
+    passed = nil
+    for frontend in frontends { frontend.disconnected() }
+  }
+
+  /// Open files that came with the bytes that are taken next.
+  mutating func take(_ files: [PassedDescriptor]) {
+    if !files.isEmpty { passed = (files, focus, pending[focus].count) }
+  }
+
+  /// Bytes that were read.
+  /// - Returns: what is to be done, in order; a change of focus is done already.
+  mutating func take(_ bytes: [UInt8]) -> [InputAction] {
+    guard interpreter != nil else {
+      pending[focus] += bytes
+      return []
+    }
+    var rest = bytes[...]
+    var actions: [InputAction] = []
+    while !rest.isEmpty, let step = interpreter?.receive(rest, guestBytes: &pending[focus]) {
+      rest = rest.dropFirst(max(1, step.used))
+      guard let action = step.action else { continue }
+      actions.append(action == .switchFocus ? switchFocus() : action)
+      if action == .exit { break }
+    }
+    return actions
+  }
+
+  private mutating func switchFocus() -> InputAction {
+    guard frontends.count > 1 else { return .show("\nnestling: there is no monitor here\n") }
+    // Input from before the switch belongs to the frontend that had the focus.
+    deliver()
+    frontends[focus].focusChanged(false)
+    focus = (focus + 1) % frontends.count
+    frontends[focus].focusChanged(true)
+    return .switchFocus
+  }
+
+  /// Gives every frontend what it takes now.
+  mutating func deliver() {
+    for (index, frontend) in frontends.enumerated() {
+      while true {
+        var ready = pending[index].count
+        if let passed, passed.frontend == index {
+          ready = passed.position
+          if ready == 0 {
+            self.passed = nil
+            frontend.receive(passed.files)
+            continue
+          }
+        }
+        guard ready > 0 else { break }
+        let taken = frontend.receive(pending[index][..<ready])
+        guard taken > 0 else { break }
+        pending[index].removeFirst(taken)
+        if passed?.frontend == index { passed?.position -= taken }
+      }
+    }
+  }
+}

@@ -1,0 +1,116 @@
+import Linux
+import Synchronization
+
+/// The character devices of a machine, by their ids: those of the start, and those that monitors add later.
+///
+/// Lock order: its lock is taken before a device's. Devices are opened and stopped without it.
+public final class Chardevs: Sendable {
+  /// Why a device does not come or go while the machine runs.
+  public enum Problem: Error, Hashable, Sendable {
+    case duplicateID(Identifier)
+    case notFound(String)
+    case inUse(String)
+    case notOpened(Identifier, SystemError)
+    /// The machine has ended.
+    case ended
+  }
+
+  private struct State {
+    var devices: [Chardev]
+    /// Ids of devices that are being opened.
+    var reserved: Set<Identifier> = []
+    var hasEnded = false
+  }
+
+  private let state: Mutex<State>
+  /// Ends the waits of openings.
+  private let end: EventDescriptor
+
+  /// Opens them in the order given.
+  init(
+    _ options: [any ChardevOptions], interpreter: any InputInterpreter, interruption: Int32,
+    onExit: @escaping @Sendable () -> Void
+  ) throws(StartError) {
+    do {
+      end = try EventDescriptor()
+    } catch {
+      throw .system(error)
+    }
+    var devices: [Chardev] = []
+    for options in options {
+      do {
+        devices.append(
+          try Chardev(options, interpreter: interpreter, interruption: interruption, onExit: onExit))
+      } catch {
+        for device in devices { device.stop() }
+        throw .file(option: "-chardev \(type(of: options).typeName),id=\(options.id?.text ?? "")", error)
+      }
+    }
+    state = Mutex(State(devices: devices))
+  }
+
+  var all: [Chardev] { state.withLock { $0.devices } }
+
+  func device(_ id: Identifier) throws(StartError) -> Chardev {
+    guard let device = all.first(where: { $0.options.id == id }) else {
+      throw .device(kind: "chardev", problem: "chardev \"\(id)\" not found")
+    }
+    return device
+  }
+
+  func start() throws(SystemError) { for device in all { try device.start() } }
+
+  /// Of those that never started, too.
+  func stop() {
+    let devices = state.withLock { state in
+      state.hasEnded = true
+      return state.devices
+    }
+    end.signal()
+    for device in devices { device.stop() }
+  }
+
+  /// Opens one more, which no frontend has. It may wait for a server, a client or the reader of a FIFO, until the
+  /// machine ends.
+  public func add(_ options: any ChardevOptions, id: Identifier) throws(Problem) {
+    let problem = state.withLock { state -> Problem? in
+      if state.hasEnded { return .ended }
+      if state.reserved.contains(id) || state.devices.contains(where: { $0.options.id == id }) {
+        return .duplicateID(id)
+      }
+      state.reserved.insert(id)
+      return nil
+    }
+    if let problem { throw problem }
+    var options = options
+    options.id = id
+    let device: Chardev
+    do {
+      device = try Chardev(options, interruption: end.rawValue)
+    } catch {
+      state.withLock { _ = $0.reserved.remove(id) }
+      throw .notOpened(id, error)
+    }
+    let hasEnded = state.withLock { state in
+      state.reserved.remove(id)
+      if !state.hasEnded { state.devices.append(device) }
+      return state.hasEnded
+    }
+    if hasEnded {
+      device.stop()
+      throw .ended
+    }
+  }
+
+  /// Closes one that no frontend has.
+  public func remove(_ name: String) throws(Problem) {
+    let found = state.withLock { state -> Result<Chardev, Problem> in
+      guard let index = state.devices.firstIndex(where: { $0.options.id?.text == name }) else {
+        return .failure(.notFound(name))
+      }
+      if state.devices[index].hasFrontend { return .failure(.inUse(name)) }
+      return .success(state.devices.remove(at: index))
+    }
+    try found.get().stop()
+  }
+}

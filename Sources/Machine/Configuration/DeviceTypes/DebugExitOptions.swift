@@ -1,0 +1,38 @@
+import Devices
+import PCI
+
+/// `isa-debug-exit`: a port; a write of VALUE ends Nestling with status `VALUE << 1 | 1`.
+///
+/// QEMU's default ports are 0x501 and 0x502; ours are those that test kernels ask QEMU for.
+public struct DebugExitOptions: DeviceOptions, Hashable {
+  public var id: Identifier?
+  /// First port.
+  public var base: UInt16 = 0xf4
+  /// In ports.
+  public var size: UInt16 = 4
+
+  public init() {}
+
+  public static let typeName = "isa-debug-exit"
+  public static let summary = "Port by which a guest ends Nestling with a status"
+  public static let bus = DeviceBus.isa
+  public static let category = DeviceCategory.misc
+
+  public static let properties: [Property<Self>] = [
+    Property("iobase", \.base, help: "First port"),
+    Property("iosize", \.size, .oneOf([1, 2, 4]), help: "Ports: 1, 2 or 4"),
+  ]
+
+  public static let rules: [PropertyRule<Self>] = [
+    PropertyRule(otherwise: "iobase and iosize reach past port 0xffff") { Int($0.base) + Int($0.size) <= 0x10000 }
+  ]
+}
+
+extension DebugExitOptions: BoardDevice {
+  func build(_ device: Device, on board: Board, with configuration: MachineConfiguration) -> [Function] {
+    let events = board.events
+    _ = board.ioBus.attach(
+      DebugExit { events.post(.debugExit(status: $0)) }, at: UInt64(base), size: UInt64(size))
+    return []
+  }
+}

@@ -1,0 +1,114 @@
+import VTd
+
+/// `intel-iommu`: what the VT-d unit offers. Names and defaults are QEMU's (hw/i386/intel_iommu.c,
+/// hw/i386/x86-iommu.c), `x-nested` is ours. The capabilities meant are those of CAP_REG and ECAP_REG,
+/// VT-d 11.4.2 and 11.4.3.
+public struct IntelIOMMUOptions: DeviceOptions, Hashable {
+  public var id: Identifier?
+  /// What it translates for; nil for every device that no other unit names.
+  public var devices: DeviceNames?
+  /// Scalable mode (ECAP.SMTS).
+  public var scalableMode = false
+  /// First-stage translation (ECAP.FSTS). Without `nested`, scalable mode has no second stage then.
+  public var firstStage = false
+  /// First stage, second stage and nesting of the two together (ECAP.FSTS, SSTS, NEST), whatever `firstStage` says.
+  public var nested = false
+  /// Bits of a DMA address (CAP.MGAW, CAP.SAGAW): 39, 48 or 57.
+  public var addressWidth: UInt8 = 48
+  public var interruptRemapping = OnOffAuto.auto
+  public var extendedInterrupts = OnOffAuto.auto
+  /// The guest invalidates on not-present to present, too (CAP.CM). Nil is on with a passed-through device behind the
+  /// unit, whose host can follow no entry that it is not told of.
+  public var cachingMode: Bool?
+  /// Devices may cache translations (ECAP.DT).
+  public var deviceIOTLB = false
+  /// Second-stage entries may force snooping (ECAP.SC).
+  public var snoopControl = false
+  /// Width of a PASID (ECAP.PASID, ECAP.PSS); 0 for no PASIDs on requests.
+  public var pasidBits: UInt8 = 0
+  /// Page requests (ECAP.PRS).
+  public var svm = false
+  /// 1 GiB pages in first stage (CAP.FS1GP).
+  public var firstStage1GPages = true
+  /// DMA remapping at all; off leaves interrupt remapping alone (CAP.SAGAW = 0).
+  public var dmaTranslation = true
+  /// Accepts the transient-mapping bit that old guests set in second-stage entries.
+  public var staleTransientMapping = false
+
+  public init() {}
+
+  /// What `intremap` comes to. The local APICs are in the kernel and the IOAPIC is not, so it can be had.
+  public var offersInterruptRemapping: Bool { interruptRemapping.resolved(auto: true) }
+  /// What `eim` comes to (ECAP.EIM): x2APIC destinations of 32 bits.
+  public var offersExtendedInterrupts: Bool { extendedInterrupts.resolved(auto: offersInterruptRemapping) }
+
+  public static let typeName = "intel-iommu"
+  public static let summary = "Intel IOMMU (VT-d) DMA Remapping device"
+  public static let bus = DeviceBus.system
+  public static let category = DeviceCategory.misc
+
+  public static let properties: [Property<Self>] = [
+    Property(
+      "devices", \.devices,
+      help: "Only for these: IDs or addresses of PCI devices, or ioapic, joined by +, example: disk0+05.0 (a root port "
+        + "with all below it); "
+        + "one intel-iommu without it has all others"),
+    Property(
+      "x-scalable-mode", aliases: ["scalable-mode"], \.scalableMode,
+      help: "Scalable mode: PASID tables (also scalable-mode)"),
+    Property(
+      "x-flts", aliases: ["fsts"], \.firstStage,
+      help: "First-stage translation instead of second stage, in scalable mode (also fsts)"),
+    Property(
+      "x-nested", \.nested, help: "First stage, second stage and nested translation together, in scalable mode"),
+    Property("aw-bits", \.addressWidth, .oneOf([39, 48, 57]), help: "Bits of a DMA address: 39, 48 or 57"),
+    Property("intremap", \.interruptRemapping, help: "Interrupt remapping, on/off/auto (auto is on)"),
+    Property(
+      "eim", \.extendedInterrupts, help: "Extended interrupt mode (x2APIC), on/off/auto (auto follows intremap)"),
+    Property(
+      "caching-mode", \.cachingMode,
+      help: "The guest tells when an entry becomes present; on with a vfio-pci behind the unit, off else"),
+    Property("device-iotlb", \.deviceIOTLB, help: "Device IOTLBs: address translation services (ATS)"),
+    Property("snoop-control", \.snoopControl, help: "Second-stage entries may force snooping"),
+    Property("pasid-bits", \.pasidBits, .within(0...20), help: "Width of a PASID on requests, 0 for none"),
+    Property("svm", \.svm, help: "Shared virtual memory: page requests of devices (PRI)"),
+    Property("fs1gp", \.firstStage1GPages, help: "1 GiB pages in first stage"),
+    Property("dma-translation", \.dmaTranslation, help: "DMA remapping; off leaves interrupt remapping only"),
+    Property(
+      "stale-tm", \.staleTransientMapping, help: "Accept the stale TM bit in second-stage entries of old guests"),
+  ]
+
+  public static let rules: [PropertyRule<Self>] = [
+    // The unit knows what it cannot be.
+    PropertyRule { options in
+      do throws(UnitOptionError) {
+        try options.unitOptions.validate()
+        return nil
+      } catch {
+        return error.description
+      }
+    }
+  ]
+}
+
+extension IntelIOMMUOptions {
+  /// The unit's own options, from those of the command line.
+  var unitOptions: UnitOptions {
+    var options = UnitOptions()
+    options.scalableMode = scalableMode
+    options.firstStage = firstStage || nested
+    options.nested = nested
+    options.addressWidth = Int(addressWidth)
+    options.interruptRemapping = offersInterruptRemapping
+    options.extendedInterruptMode = offersExtendedInterrupts ? .on : .off
+    options.cachingMode = cachingMode ?? false
+    options.snoopControl = snoopControl
+    options.deviceIOTLB = deviceIOTLB
+    options.pasidBits = Int(pasidBits)
+    options.svm = svm
+    options.fs1gp = firstStage1GPages
+    options.dmaTranslation = dmaTranslation
+    options.staleTranslationMethod = staleTransientMapping
+    return options
+  }
+}

@@ -1,0 +1,98 @@
+import Hardware
+import PCI
+
+/// `pcie-root-port`: a port of the root complex with one slot below it, whose bus has the port's id as its name. Names
+/// and defaults are QEMU's.
+public struct PCIERootPortOptions: PCIDeviceOptions, Hashable {
+  public var id: Identifier?
+  public var function = PCIFunctionOptions()
+  /// With `slot`, what no other port has.
+  public var chassis: UInt8 = 0
+  /// Physical Slot Number.
+  public var slot: UInt16 = 0
+  /// Port Number.
+  public var port: UInt8 = 0
+  /// Devices come and go below the port.
+  public var hotplug = true
+  /// Room that is left in the windows for what is below; nil for as much as what is there needs, and what may come.
+  public var ioReserve: ByteCount?
+  public var memoryReserve: ByteCount?
+  public var prefetchableReserve: ByteCount?
+  /// Bus numbers beside its own bus's.
+  public var busReserve: UInt8?
+
+  public init() {}
+
+  public static let typeName = "pcie-root-port"
+  public static let summary = "PCI Express Root Port"
+  public static let category = DeviceCategory.bridge
+
+  public static let properties: [Property<Self>] =
+    PCIFunctionOptions.addressProperties.map { $0.within(\.function) } + settled + numbers + reserves
+
+  private static let settled: [Property<Self>] = [
+    Property(
+      "bus", settled: PCIFunctionOptions.rootBus, because: "a root port is on pcie.0", help: "Bus that the port is on")
+  ]
+
+  private static let numbers: [Property<Self>] = [
+    Property("chassis", \.chassis, help: "Number of the chassis; chassis and slot together are a port's own"),
+    Property("slot", \.slot, .within(0...0x1fff), help: "Physical number of the slot"),
+    Property("port", \.port, help: "Number of the port"),
+    Property("hotplug", \.hotplug, help: "Plug and unplug below the port"),
+  ]
+
+  private static let reserves: [Property<Self>] = [
+    Property("io-reserve", \.ioReserve, .atMost(0x1_0000), help: "I/O ports to keep for what is below, in bytes"),
+    Property("mem-reserve", \.memoryReserve, .atMost(0x1_0000_0000), help: "32-bit memory to keep for what is below"),
+    Property(
+      "pref64-reserve", \.prefetchableReserve, .atMost(0x10_0000_0000_0000),
+      help: "64-bit prefetchable memory to keep for what is below"),
+    Property(
+      "bus-reserve", \.busReserve, .within(0...254), help: "Bus numbers to keep, beside that of the port's own bus"),
+  ]
+
+  var reservation: RootPort.Reservation {
+    var reservation = RootPort.Reservation()
+    reservation.io = ioReserve?.bytes ?? 0
+    reservation.memory = memoryReserve?.bytes
+    reservation.prefetchable = prefetchableReserve?.bytes
+    reservation.buses = busReserve ?? 0
+    return reservation
+  }
+}
+
+extension PCIERootPortOptions: BoardDevice {
+  func build(
+    _ device: Device, on board: Board, with configuration: MachineConfiguration
+  ) throws(StartError) -> [Function] {
+    guard let place = device.place else { return [] }
+    let model = RootPort(
+      ExpressPort(portNumber: port, slotNumber: slot), hotplug: hotplug ? board.slots.way : nil,
+      reservation: reservation, environment: board.environment(at: place), address: place.address,
+      routes: board.busRoutes, onEject: { [slots = board.slots] in slots.ejected(below: place.address) },
+      onRefusal: { [slots = board.slots] in slots.refused(below: place.address) },
+      onSlotChange: hotplug ? board.slots.changeListener(of: place.address) : nil)
+    if hotplug { board.slots.add(model) }
+    let name = id?.text
+    // The link is a bus by the port's id.
+    if let name { board.buses.set(LiveBus(name: name, kind: .pci, isHotpluggable: hotplug)) }
+    model.function.environment.onRelease { [buses = board.buses, slots = board.slots] in
+      if let name { buses.remove(name) }
+      slots.remove(model.function.requester.id)
+    }
+    return [model.function]
+  }
+}
+
+extension MachineConfiguration {
+  /// The highest number that firmware gives to a bus. The ACPI tables name the buses up to it: Linux looks for forgotten
+  /// host bridges on every one of them, device by device, which takes 64 exits for each bus.
+  var lastBus: Int { Self.lastBus(of: devices[...]) }
+
+  static func lastBus(of devices: ArraySlice<any DeviceOptions>) -> Int {
+    devices.reduce(0) { last, device in
+      (device as? PCIERootPortOptions).map { last + 1 + Int($0.busReserve ?? 0) } ?? last
+    }
+  }
+}

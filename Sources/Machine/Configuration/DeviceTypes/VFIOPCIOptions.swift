@@ -1,0 +1,83 @@
+/// `vfio-pci`: a PCI function of the host, passed through by the kernel's VFIO and iommufd. Names are QEMU's.
+public struct VFIOPCIOptions: PCIDeviceOptions, DescriptorTaking, Hashable {
+  public var id: Identifier?
+  public var function = PCIFunctionOptions()
+  /// Its address on the host: `0000:01:00.0`, or `01:00.0`.
+  public var host: String?
+  /// Its folder in sysfs.
+  public var sysfsFolder: String?
+  /// Its open device file (`/dev/vfio/devices/vfioN`).
+  public var file: DescriptorReference?
+  /// The iommufd object.
+  public var iommufd: Identifier?
+  /// 0: no expansion ROM is shown.
+  public var romBar: UInt32 = 1
+  /// What is shown as its expansion ROM; nil for its own, and empty for none.
+  public var romFile: String?
+  /// How long the guest may take to give it up when the host wants it back, in milliseconds; 0: it loses it at once.
+  ///
+  /// More than the five seconds that Linux waits after a slot's attention button (pciehp_ctrl.c), and less than the ten
+  /// after which the host's kernel asks again (vfio_unregister_group_dev).
+  public var requestPatience: UInt32 = 8000
+
+  public init() {}
+
+  public var objects: [ObjectUse] {
+    guard let iommufd else { return [] }
+    return [ObjectUse(property: "iommufd", id: iommufd, typeNames: [IOMMUFDOptions.typeName])]
+  }
+
+  /// As a person names it.
+  public var hostName: String { host ?? sysfsFolder ?? file.map { "fd \($0.text)" } ?? "" }
+
+  public static let typeName = "vfio-pci"
+  public static let summary = "A PCI function of the host, through VFIO and iommufd"
+  public static let category = DeviceCategory.misc
+
+  private static let inKernel = "its interrupts go from VFIO to KVM within the kernel"
+  private static let identity = "the guest sees the host's identity"
+
+  public static let properties: [Property<Self>] =
+    PCIFunctionOptions.properties.map { $0.within(\.function) } + [
+      Property("host", \.host, .notEmpty, help: "Address on the host, example: 0000:01:00.0 or 01:00.0"),
+      Property("sysfsdev", \.sysfsFolder, .notEmpty, help: "Its folder in sysfs instead"),
+      descriptorProperty(help: "Its open device file instead"),
+      Property("iommufd", \.iommufd, help: "ID of an iommufd object"),
+      Property("rombar", \.romBar, .within(0...1), help: "Show the expansion ROM: 0 for no"),
+      Property(
+        "romfile", \.romFile, help: "File to show as the expansion ROM, empty for none; the device's own if not given"),
+      Property(
+        "romsize", settled: UInt32.max, because: "the ROM's BAR is as large as the ROM", help: "Size of the ROM's BAR"),
+      Property("x-no-mmap", settled: false, because: "BARs are always mapped where they can be", help: "Map no BAR"),
+      Property(
+        "x-msix-relocation", settled: "off", because: "the MSI-X table stays where the device has it",
+        help: "Move the MSI-X table"),
+      Property(
+        "enable-migration", settled: OnOffAuto.off, orAlso: [.auto], because: "there is no migration",
+        help: "Migration of the device"),
+      Property(
+        "x-req", settled: true, because: "the host always gets it back on request", help: "Heed the host's requests"),
+      Property(
+        "x-req-patience", \.requestPatience,
+        help: "Milliseconds that the guest has to give it up on the host's request; 0: it loses it at once"),
+      Property("x-no-kvm-intx", settled: false, because: inKernel, help: "Have INTx pass the monitor"),
+      Property("x-no-kvm-msi", settled: false, because: inKernel, help: "Have MSI pass the monitor"),
+      Property("x-no-kvm-msix", settled: false, because: inKernel, help: "Have MSI-X pass the monitor"),
+      Property("x-pci-vendor-id", settled: UInt32.max, because: identity, help: "Show another vendor ID"),
+      Property("x-pci-device-id", settled: UInt32.max, because: identity, help: "Show another device ID"),
+      Property("x-pci-sub-vendor-id", settled: UInt32.max, because: identity, help: "Show another subsystem vendor ID"),
+      Property("x-pci-sub-device-id", settled: UInt32.max, because: identity, help: "Show another subsystem ID"),
+      Property(
+        "x-igd-opregion", settled: false, because: "there is no VGA", help: "Show the graphics device's OpRegion"),
+      Property("x-vga", settled: false, because: "there is no VGA", help: "Legacy VGA ranges"),
+    ]
+
+  public static let rules: [PropertyRule<Self>] = [
+    PropertyRule(otherwise: "one of host, sysfsdev and fd names the device") {
+      [$0.host != nil, $0.sysfsFolder != nil, $0.file != nil].count(where: { $0 }) == 1
+    },
+    PropertyRule(otherwise: "iommufd is missing: name an -object iommufd; VFIO's containers are not offered") {
+      $0.iommufd != nil
+    },
+  ]
+}

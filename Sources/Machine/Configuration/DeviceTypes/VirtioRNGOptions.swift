@@ -1,0 +1,70 @@
+import Devices
+import Hardware
+import PCI
+
+/// `virtio-rng-pci`: entropy for the guest (virtio 1.2, 5.4). Names and defaults are QEMU's.
+public struct VirtioRNGOptions: PCIDeviceOptions, Hashable {
+  public var id: Identifier?
+  public var virtio = VirtioPCIOptions()
+  /// The id of an rng object; nil for the host's getrandom.
+  public var source: Identifier?
+  /// Bytes at most in each period.
+  public var bytesPerPeriod = Self.unlimited
+  /// Length of a period in milliseconds.
+  public var period: UInt32 = 65536
+
+  public init() {}
+
+  public var function: PCIFunctionOptions { virtio.function }
+  public var objects: [ObjectUse] {
+    guard let source else { return [] }
+    return [
+      ObjectUse(property: "rng", id: source, typeNames: [RNGBuiltinOptions.typeName, RNGRandomOptions.typeName])
+    ]
+  }
+
+  public static let typeName = "virtio-rng-pci"
+  public static let typeAliases = ["virtio-rng"]
+  public static let summary = "Entropy for the guest"
+  public static let category = DeviceCategory.misc
+
+  /// QEMU's default, INT64_MAX: as much as the guest takes.
+  public static let unlimited = UInt64(Int64.max)
+
+  public static let properties: [Property<Self>] =
+    VirtioPCIOptions.properties.map { $0.within(\.virtio) } + [
+      Property("rng", \.source, help: "ID of an rng object; the host's getrandom where not given"),
+      Property("max-bytes", \.bytesPerPeriod, help: "Bytes at most in each period"),
+      Property("period", \.period, .within(1...UInt32.max), help: "Length of a period in milliseconds"),
+    ]
+}
+
+extension VirtioRNGOptions: BoardDevice {
+  func build(
+    _ device: Device, on board: Board, with configuration: MachineConfiguration
+  ) throws(StartError) -> [Function] {
+    guard let place = device.place else { return [] }
+    let source: any Devices.EntropySource
+    switch EntropySource(of: self, among: board.devices.objects) {
+    case .host: source = HostEntropy()
+    case .file(let path):
+      do {
+        source = try FileEntropy(opening: path)
+      } catch {
+        throw .file(option: "-object rng-random", error)
+      }
+    }
+    var limit: EntropyLimit?
+    if bytesPerPeriod != Self.unlimited {
+      do {
+        limit = EntropyLimit(bytes: bytesPerPeriod, period: period, timer: try board.clock.makeTimer())
+      } catch {
+        throw .system(error)
+      }
+    }
+    let model = VirtioPCI(
+      device: VirtioEntropy(source: source, limit: limit), options: virtio.transport,
+      environment: board.environment(at: place), address: place.address)
+    return [model.function]
+  }
+}
