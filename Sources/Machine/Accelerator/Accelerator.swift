@@ -30,13 +30,13 @@ protocol LocalInterrupts: AnyObject, Sendable {
   func makeVector() -> any MessageVector
 
   /// Says which message a level-triggered pin of the IOAPIC sends from now on, so that the end of that interrupt comes
-  /// back to the board; nil for none.
+  /// back to the board; nil for none. A change is slow.
   func setLevelTriggered(pin: Int, _ message: InterruptMessage?)
 }
 
 /// One vector's way to a local APIC. Its owner calls it under a lock of its own.
 protocol MessageVector: AnyObject {
-  /// Changes what `signal` sends. Not cheap.
+  /// Changes what `signal` sends. Slow once `event` was asked for: the kernel's table of routes is rewritten.
   func set(_ message: InterruptMessage)
   func signal()
 

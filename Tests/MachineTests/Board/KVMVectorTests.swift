@@ -13,11 +13,13 @@ import Testing
   /// The kernel's table: full when told to be. Signals of an attached eventfd stay in it.
   private final class Table: VectorTable {
     let isFull = Mutex(false)
+    let changes = Mutex(0)
     let attached = Mutex<[Int32]>([])
 
     func allocate() -> UInt32 { 24 }
     func free(_ gsi: UInt32) {}
     func set(_ gsi: UInt32, address: UInt64, data: UInt32) throws(KVMError) {
+      changes.withLock { $0 += 1 }
       if isFull.withLock({ $0 }) { throw .call(SystemError("KVM_SET_GSI_ROUTING", code: EINVAL)) }
     }
     func attach(_ event: Int32, to gsi: UInt32) throws(KVMError) { attached.withLock { $0.append(event) } }
@@ -43,6 +45,27 @@ import Testing
   }
 
   private func isPending(_ event: Int32) -> Bool { Poll.readable([event], milliseconds: 0)[0] }
+
+  @Test("a vector that only this process signals needs no route in the kernel's table") func noRoute() throws {
+    let vector = KVMVector(table: table, relay: relay)
+    vector.signal()
+    for data in 1...3 as ClosedRange<UInt32> {
+      vector.set(message(data))
+      vector.signal()
+    }
+    #expect(sent.all == [1, 2, 3])
+    #expect(table.changes.withLock { $0 } == 0 && table.attached.withLock { $0 }.isEmpty)
+    vector.hold()
+    vector.signal()
+    #expect(sent.all == [1, 2, 3])
+  }
+
+  @Test("an eventfd asked for after the message was set sends it") func anEventfdAskedForLate() throws {
+    let vector = KVMVector(table: table, relay: relay)
+    vector.set(message(1))
+    let event = try #require(vector.event)
+    #expect(table.changes.withLock { $0 } == 1 && table.attached.withLock { $0 } == [event])
+  }
 
   @Test("with the kernel's table full, a signal of others sends the message all the same") func aFullTable() throws {
     let vector = KVMVector(table: table, relay: relay)

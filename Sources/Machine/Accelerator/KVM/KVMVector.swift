@@ -13,74 +13,88 @@ protocol VectorTable: AnyObject, Sendable {
 
 extension InterruptRouting: VectorTable {}
 
-/// An eventfd that the kernel turns into the message (irqfd). Where the kernel's table of routes has no room, each
-/// message is a call of its own: `signal` makes it, or the relay where VFIO signals the eventfd.
+/// One vector of MSI or MSI-X.
+///
+/// A device in this process sends each message with KVM_SIGNAL_MSI. It needs no route in the kernel's table, which is
+/// rewritten whole at each change: drivers set vectors often, and each rewrite takes milliseconds where the host is a
+/// guest itself. Others, such as VFIO, signal an eventfd, which the kernel turns into the message (irqfd). Where the
+/// table has no room for its route, the relay sends the messages of the eventfd.
 final class KVMVector: MessageVector {
+  /// The eventfd that others signal, with its number in the kernel's table.
+  private struct Outlet {
+    let event: InterruptRelay.Event
+    let gsi: UInt32
+    /// The kernel turns the eventfd into the message.
+    var isAttached = false
+
+    var descriptor: Int32 { event.descriptor.rawValue }
+  }
+
   private let table: any VectorTable
   private let relay: InterruptRelay
-  private let gsi: UInt32
-  /// nil where the host gives no more descriptors.
-  private let eventfd: InterruptRelay.Event?
-  /// The kernel turns the eventfd into the message.
-  private var attached = false
-  /// VFIO has the eventfd.
-  private var isGivenOut = false
+  /// Made when others ask for the eventfd.
+  private var outlet: Outlet?
   private var message: InterruptMessage?
 
   init(table: any VectorTable, relay: InterruptRelay) {
     self.table = table
     self.relay = relay
-    gsi = table.allocate()
-    eventfd = try? InterruptRelay.Event()
   }
 
   deinit {
-    if let eventfd {
-      relay.stop(eventfd)
-      if attached { try? table.detach(eventfd.descriptor.rawValue, from: gsi) }
-    }
-    table.free(gsi)
+    disconnect()
+    if let outlet { table.free(outlet.gsi) }
   }
 
   func set(_ message: InterruptMessage) {
     self.message = message
-    guard let eventfd else { return }
-    do {
-      try table.set(gsi, address: message.address, data: message.data)
-      if !attached {
-        relay.stop(eventfd)
-        // The kernel sends now what was signalled meanwhile.
-        try table.attach(eventfd.descriptor.rawValue, to: gsi)
-      }
-      attached = true
-    } catch {
-      if attached { try? table.detach(eventfd.descriptor.rawValue, from: gsi) }
-      attached = false
-      if isGivenOut { relay.send(message, at: eventfd) }
-    }
+    connect(message)
   }
 
   var event: Int32? {
-    guard let eventfd else { return nil }
-    isGivenOut = true
-    if !attached, let message { relay.send(message, at: eventfd) }
-    return eventfd.descriptor.rawValue
+    if outlet == nil, let event = try? InterruptRelay.Event() {
+      outlet = Outlet(event: event, gsi: table.allocate())
+      if let message { connect(message) }
+    }
+    return outlet?.descriptor
   }
 
   func hold() {
     message = nil
-    guard let eventfd else { return }
-    relay.stop(eventfd)
-    guard attached else { return }
-    try? table.detach(eventfd.descriptor.rawValue, from: gsi)
-    attached = false
+    disconnect()
   }
 
   func signal() {
-    if attached, let eventfd {
-      eventfd.descriptor.signal()
+    if let outlet, outlet.isAttached {
+      outlet.event.descriptor.signal()
     } else if let message {
       relay.send(message)
     }
+  }
+
+  /// From now on the eventfd sends this message.
+  private func connect(_ message: InterruptMessage) {
+    guard let outlet else { return }
+    do {
+      try table.set(outlet.gsi, address: message.address, data: message.data)
+      if !outlet.isAttached {
+        relay.stop(outlet.event)
+        // The kernel now sends what was signalled meanwhile.
+        try table.attach(outlet.descriptor, to: outlet.gsi)
+        self.outlet?.isAttached = true
+      }
+    } catch {
+      disconnect()
+      relay.send(message, at: outlet.event)
+    }
+  }
+
+  /// From now on signals of the eventfd stay pending.
+  private func disconnect() {
+    guard let outlet else { return }
+    relay.stop(outlet.event)
+    guard outlet.isAttached else { return }
+    try? table.detach(outlet.descriptor, from: outlet.gsi)
+    self.outlet?.isAttached = false
   }
 }
