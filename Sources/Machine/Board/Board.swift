@@ -219,6 +219,7 @@ final class Board: Sendable {
     passthrough.resetBuses()
     for unit in remapping.units { unit.unit.reset() }
     ioapic.reset()
+    for route in pinRoutes { route.reset() }
     calendar.reset()
     firmwareConfiguration.reset()
     resetControl.reset()

@@ -233,9 +233,14 @@ final class PinRoute: MessageRoute, InterruptRoute, @unchecked Sendable {
   private static func isLevelTriggered(_ message: InterruptMessage) -> Bool { message.data[bit: 15] }
 
   override fileprivate func install(_ resolved: InterruptMessage?) {
-    let message = resolved.flatMap { Self.isLevelTriggered($0) ? $0 : nil }
-    delivery.localInterrupts.setLevelTriggered(pin: pin, message)
+    // A pin that sends nothing for now keeps its route. Linux masks the SCI's pin at each interrupt, and the kernel's
+    // table costs too much to be rewritten twice for that. `ends` ignores the end of a vector that the pin does not send.
+    guard let resolved else { return }
+    delivery.localInterrupts.setLevelTriggered(pin: pin, Self.isLevelTriggered(resolved) ? resolved : nil)
   }
+
+  /// Takes the pin's route away, after the IOAPIC was reset.
+  func reset() { delivery.localInterrupts.setLevelTriggered(pin: pin, nil) }
 
   override fileprivate func send(_ resolved: InterruptMessage) { delivery.localInterrupts.send(resolved) }
 

@@ -38,6 +38,7 @@ struct InterruptDeliveryTests {
     for round in 0..<3 as Range<UInt32> {
       let routes = (0..<16).map { _ in delivery.makeRoute(for: requester) }
       for (index, route) in routes.enumerated() { route.set(message(0x40 + 16 * round + UInt32(index))) }
+      for case let route as any EventRoute in routes.prefix(8) { #expect(route.event() != nil) }
       for route in routes { route.signal() }
       #expect(try guest.requests() == Set(0x40..<0x50 + 16 * round))
     }
@@ -60,6 +61,26 @@ struct InterruptDeliveryTests {
     pin.set(nil)
     pin.signal()
     #expect(try guest.requests() == [0x41, 0x42])
+  }
+
+  @Test("a level-triggered pin keeps its route in the kernel's table while it is masked") func aMaskedPinKeepsItsRoute()
+    throws
+  {
+    let interrupts = RecordingInterrupts()
+    let delivery = InterruptDelivery(
+      localInterrupts: interrupts, memory: try GuestMemory(size: 0x1000, lowLimit: 0x1000))
+    let pin = delivery.makePinRoute(pin: 9, requester: requester)
+    let level = message(0x41 | 1 << 15)
+    pin.set(level)
+    pin.set(nil)
+    #expect(!pin.ends(vector: 0x41))
+    pin.signal()
+    #expect(interrupts.sent.isEmpty && interrupts.levelTriggered == [9: level])
+    pin.set(message(0x42))
+    #expect(interrupts.levelTriggered == [:])
+    pin.set(level)
+    pin.reset()
+    #expect(interrupts.levelTriggered == [:])
   }
 
   /// With remapping on, what a route sends is the table's, at once for routes that were set before; and what the table
