@@ -2,12 +2,13 @@ import CLinux
 import Linux
 import Synchronization
 
-/// KVM's own device "vfio" (Documentation/virt/kvm/devices/vfio.rst): the files of the host's devices that a virtual
-/// machine has, so that KVM knows of DMA beside the caches. It keeps each file open until it is taken away.
+/// KVM's pseudo-device "vfio" (Documentation/virt/kvm/devices/vfio.rst). It holds the VFIO device files of a virtual
+/// machine, so that KVM knows which DMA is not coherent with the caches. It keeps each file open until the file is
+/// removed.
 ///
 /// Lock order: its lock is held across KVM's calls.
 public final class HostDeviceFiles: Sendable {
-  /// Not copyable, so not to be kept in an Optional's place of its own.
+  /// A class, because an Optional cannot hold the non-copyable descriptor inside the mutex.
   private final class Device: Sendable {
     let file: FileDescriptor
     init(owning descriptor: Int32) { file = FileDescriptor(owning: descriptor) }
@@ -18,7 +19,8 @@ public final class HostDeviceFiles: Sendable {
 
   public init(of machine: VirtualMachine) { self.machine = machine }
 
-  /// KVM_DEV_VFIO_FILE_ADD. Before the device is bound, as some drivers want to know the machine then.
+  /// Adds a file (KVM_DEV_VFIO_FILE_ADD). Must be called before the device is bound: some drivers need the machine
+  /// then.
   public func add(_ descriptor: Int32) throws(SystemError) {
     try device.withLock { (device) throws(SystemError) in
       let made: Device
@@ -28,7 +30,7 @@ public final class HostDeviceFiles: Sendable {
     }
   }
 
-  /// KVM_DEV_VFIO_FILE_DEL, with the descriptor still open.
+  /// Removes a file (KVM_DEV_VFIO_FILE_DEL). The descriptor must still be open.
   public func remove(_ descriptor: Int32) {
     device.withLock { device in
       guard let device else { return }
@@ -48,7 +50,7 @@ public final class HostDeviceFiles: Sendable {
     _ device: Device, _ attribute: UInt64, _ call: String, _ descriptor: Int32
   ) throws(SystemError) {
     var descriptor = descriptor
-    // SAFETY: the kernel reads the structure and the descriptor's number, which stay for the call.
+    // SAFETY: the kernel reads the structure and the descriptor's number; both live until the call returns.
     let answer = unsafe withUnsafeMutablePointer(to: &descriptor) { pointer in
       var request = kvm_device_attr(
         flags: 0, group: UInt32(KVM_DEV_VFIO_FILE), attr: attribute, addr: UInt64(UInt(bitPattern: pointer)))

@@ -2,13 +2,13 @@ import CLinux
 import Linux
 import Synchronization
 
-/// The kernel's table of interrupt routes: which message a GSI sends. It can only be replaced whole, and that is
-/// slow, so an entry that stays as it is costs nothing.
+/// The kernel's table of interrupt routes: which message a GSI sends. The kernel can only replace the whole table,
+/// which is slow, so setting an entry to the value it already has makes no call.
 ///
 /// Lock order: its lock is a leaf.
 public final class InterruptRouting: Sendable {
   private struct State {
-    /// By GSI; nil where the number is taken but has no message.
+    /// By GSI; nil if the number is allocated but has no message.
     var entries: [UInt32: kvm_irq_routing_entry] = [:]
     var taken: Set<UInt32> = []
   }
@@ -17,13 +17,13 @@ public final class InterruptRouting: Sendable {
   private let firstFree: UInt32
   private let state = Mutex(State())
 
-  /// - Parameter machine: the virtual machine's descriptor, open as long as this object is used.
+  /// - Parameter machine: the virtual machine's descriptor, which must stay open while this object is in use.
   init(machine: Int32, firstFree: Int) {
     self.machine = machine
     self.firstFree = UInt32(firstFree)
   }
 
-  /// A number of one's own, beyond the IOAPIC's pins.
+  /// Allocates a GSI above the IOAPIC's pins.
   public func allocate() -> UInt32 {
     state.withLock { state in
       var gsi = firstFree
@@ -40,7 +40,7 @@ public final class InterruptRouting: Sendable {
     }
   }
 
-  /// Has a GSI send this message.
+  /// Sets the message that a GSI sends.
   public func set(_ gsi: UInt32, address: UInt64, data: UInt32) throws(KVMError) {
     let answer = state.withLock { state -> Int32 in
       var entry = kvm_irq_routing_entry()
@@ -57,24 +57,24 @@ public final class InterruptRouting: Sendable {
       }
       state.entries[gsi] = entry
       let answer = replace(state)
-      // What the kernel refuses must not stay, or it would refuse every table from now on.
+      // Remove an entry that the kernel refused, or the kernel would refuse every later table as well.
       if answer < 0 { state.entries[gsi] = old }
       return answer
     }
     try VirtualMachine.check(answer, "KVM_SET_GSI_ROUTING")
   }
 
-  /// Takes a GSI's message away; its number stays taken.
+  /// Removes a GSI's message; the number stays allocated.
   public func clear(_ gsi: UInt32) {
     state.withLock { state in
       if state.entries.removeValue(forKey: gsi) != nil { _ = replace(state) }
     }
   }
 
-  /// KVM_IRQFD: signalling the eventfd sends the GSI's message.
+  /// Makes the eventfd send the GSI's message (KVM_IRQFD).
   public func attach(_ event: Int32, to gsi: UInt32) throws(KVMError) { try irqfd(event, gsi, flags: 0) }
 
-  /// Takes `attach` back.
+  /// Undoes `attach`.
   public func detach(_ event: Int32, from gsi: UInt32) throws(KVMError) {
     try irqfd(event, gsi, flags: UInt32(KVM_IRQFD_FLAG_DEASSIGN))
   }

@@ -1,11 +1,11 @@
 import Linux
 
-/// Why a machine cannot be run by this host's KVM.
+/// Why this host's KVM cannot run the machine.
 public enum KVMError: Error, Hashable, Sendable, CustomStringConvertible {
   case call(SystemError)
-  /// The kernel speaks another version of the interface than 12.
+  /// The kernel's version of the interface is not 12.
   case version(Int32)
-  /// A capability that there is no doing without, by its name in <linux/kvm.h>.
+  /// A required capability is missing; its name in <linux/kvm.h>.
   case missingCapability(String)
   case tooManyProcessors(asked: Int, most: Int)
 

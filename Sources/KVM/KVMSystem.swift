@@ -2,10 +2,10 @@ import CLinux
 import Glibc
 import Linux
 
-/// /dev/kvm: what this host's KVM can do, and the source of virtual machines.
+/// /dev/kvm: reports what this host's KVM can do and creates virtual machines.
 public final class KVMSystem: Sendable {
   let file: FileDescriptor
-  /// Bytes of the page run that each vCPU shares with the kernel.
+  /// Size in bytes of the memory that each vCPU shares with the kernel.
   let runSize: Int
 
   public init(path: String = "/dev/kvm") throws(KVMError) {
@@ -36,24 +36,24 @@ public final class KVMSystem: Sendable {
     (KVM_CAP_IMMEDIATE_EXIT, "KVM_CAP_IMMEDIATE_EXIT"),
   ]
 
-  /// KVM_CHECK_EXTENSION: 0 where there is no such capability, else 1 or its measure.
+  /// Returns the value of a capability (KVM_CHECK_EXTENSION): 0 if KVM lacks it, else 1 or a count.
   public func extent(of capability: Int) -> Int {
     Int(max(0, nestling_ioctl_value(file.rawValue, KVM_CHECK_EXTENSION, UInt(capability))))
   }
 
-  /// How many vCPUs a virtual machine may have.
+  /// The largest number of vCPUs in a virtual machine.
   public var processorLimit: Int { max(1, extent(of: Int(KVM_CAP_MAX_VCPUS))) }
 
   public var offersDeadlineTimer: Bool { extent(of: Int(KVM_CAP_TSC_DEADLINE_TIMER)) != 0 }
 
-  /// KVM_GET_SUPPORTED_CPUID: what the host and KVM together can show a guest.
+  /// Returns the CPUID entries that the host and KVM together support (KVM_GET_SUPPORTED_CPUID).
   public func supportedProcessorIdentification() throws(KVMError) -> [kvm_cpuid_entry2] {
     var room = 128
     while true {
       let header = MemoryLayout<kvm_cpuid2>.stride
       let stride = MemoryLayout<kvm_cpuid_entry2>.stride
       var buffer = [UInt64](repeating: 0, count: (header + room * stride) / 8)
-      // SAFETY: the buffer has room for the header and the entries that it announces.
+      // SAFETY: the buffer has room for the header and the number of entries that the header states.
       let (answer, entries) = unsafe buffer.withUnsafeMutableBytes { bytes -> (Int32, [kvm_cpuid_entry2]) in
         unsafe bytes.storeBytes(of: UInt32(room), as: UInt32.self)
         let answer = unsafe nestling_ioctl(file.rawValue, KVM_GET_SUPPORTED_CPUID, bytes.baseAddress)
@@ -72,11 +72,11 @@ public final class KVMSystem: Sendable {
     }
   }
 
-  /// KVM_GET_MSR_INDEX_LIST: the registers that make up a vCPU's state.
+  /// Returns the indices of the MSRs that belong to a vCPU's state (KVM_GET_MSR_INDEX_LIST).
   func stateRegisterIndices() throws(KVMError) -> [UInt32] {
     var buffer = [UInt32](repeating: 0, count: 1025)
     buffer[0] = 1024
-    // SAFETY: the first word says how many follow it.
+    // SAFETY: the first word states how many words follow it.
     let answer = unsafe buffer.withUnsafeMutableBytes {
       unsafe nestling_ioctl(file.rawValue, KVM_GET_MSR_INDEX_LIST, $0.baseAddress)
     }

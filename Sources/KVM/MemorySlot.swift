@@ -2,18 +2,18 @@ import CLinux
 import Linux
 import Synchronization
 
-/// Memory of ours that the guest's CPUs reach at guest physical addresses without an exit, beside RAM: the registers
-/// of a passed-through device. It ends with its last owner.
+/// Host memory other than RAM that the guest's CPUs access without an exit: the registers of a passed-through device.
+/// The slot is removed with the last reference.
 public final class MemorySlot: Sendable {
   private let machine: VirtualMachine
   private let number: UInt32
   private let address: UInt64
 
-  /// KVM_SET_USER_MEMORY_REGION.
+  /// Adds the slot (KVM_SET_USER_MEMORY_REGION).
   /// - Parameters:
-  ///   - address: guest physical; aligned to pages, as the others are. No other slot may be there.
-  ///   - size: in bytes.
-  ///   - hostAddress: mapped as long as this object lives.
+  ///   - address: guest physical, page-aligned; must not overlap another slot.
+  ///   - size: in bytes, a multiple of the page size.
+  ///   - hostAddress: page-aligned; must stay mapped as long as this object exists.
   public init(
     of machine: VirtualMachine, at address: UInt64, size: UInt64, hostAddress: UInt64
   ) throws(KVMError) {
@@ -29,7 +29,7 @@ public final class MemorySlot: Sendable {
   }
 
   deinit {
-    // A size of nothing takes it away, and no CPU is in it any more when the call returns.
+    // Size 0 removes the slot. When the call returns, no CPU is accessing it.
     try? Self.set(machine, number, address, size: 0, hostAddress: 0)
     machine.slotNumbers.giveBack(number)
   }
@@ -39,13 +39,13 @@ public final class MemorySlot: Sendable {
   ) throws(KVMError) {
     var slot = kvm_userspace_memory_region(
       slot: number, flags: 0, guest_phys_addr: address, memory_size: size, userspace_addr: hostAddress)
-    // SAFETY: the kernel reads the structure; its owner keeps the memory that it names mapped.
+    // SAFETY: the kernel reads the structure; the slot's owner keeps the memory that it names mapped.
     try VirtualMachine.check(
       unsafe nestling_ioctl(machine.file.rawValue, KVM_SET_USER_MEMORY_REGION, &slot), "KVM_SET_USER_MEMORY_REGION")
   }
 }
 
-/// Numbers of memory slots that are free, from those of RAM on.
+/// Free numbers of memory slots; RAM has the lowest ones.
 ///
 /// Lock order: its lock is a leaf.
 final class SlotNumbers: Sendable {

@@ -1,23 +1,24 @@
 import CLinux
 
-/// Where and how the first CPU starts, beyond its reset state.
+/// The state in which the first CPU starts, where it differs from the reset state.
 public enum ProcessorEntry: Hashable, Sendable {
-  /// 64-bit code with paging. Code and data segments are flat; the table that their selectors name lies at
+  /// 64-bit code with paging. Code and data segments are flat; their selectors refer to the descriptor table at
   /// `descriptorTableBase`.
   case longMode(
     instructionPointer: UInt64, rsi: UInt64, pageTableRoot: UInt64, descriptorTableBase: UInt64,
     descriptorTableLimit: UInt16, codeSelector: UInt16, dataSelector: UInt16)
-  /// 32-bit code without paging, segments flat.
+  /// 32-bit code without paging; segments are flat.
   case protectedMode(instructionPointer: UInt32, eax: UInt32, ebx: UInt32)
 }
 
 extension VCPU {
-  /// Puts the CPU at its entry. It is in its reset state.
+  /// Sets the CPU's registers for the entry. The CPU must be in its reset state.
   public func enter(_ entry: ProcessorEntry, from reset: VCPUState) throws(KVMError) {
     var registers = kvm_regs()
     var system = reset.system
     registers.rflags = 2
-    // A reset leaves CR0.CD and NW set (Intel SDM volume 3, table 10-1); firmware enables the caches.
+    // A reset leaves CR0.CD and NW set (Intel SDM volume 3, table 10-1). Firmware enables the caches; there is none
+    // here.
     system.cr0 &= ~(1 << 30 | 1 << 29)
     switch entry {
     case .longMode(let rip, let rsi, let root, let tableBase, let tableLimit, let code, let data):
@@ -40,7 +41,7 @@ extension VCPU {
       Self.setData(&system, Self.flatSegment(selector: 0x10, type: 0x3))
       system.cr0 |= 1
     }
-    // A task register that Intel's VM entry accepts: a busy 32-bit TSS.
+    // Intel's VM entry requires a valid task register: a busy 32-bit TSS.
     system.tr.type = 0xb
     system.tr.present = 1
     try set(registers: registers, system: system)
@@ -54,7 +55,7 @@ extension VCPU {
     system.ss = segment
   }
 
-  /// - Parameter type: 0xb execute/read, 0x3 read/write, both accessed.
+  /// - Parameter type: 0xb for execute/read, 0x3 for read/write, both with the accessed bit.
   private static func flatSegment(selector: UInt16, type: UInt8, isLong: Bool = false) -> kvm_segment {
     var segment = kvm_segment()
     segment.limit = 0xffff_ffff

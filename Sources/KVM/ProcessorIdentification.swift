@@ -1,13 +1,13 @@
 import CLinux
 
-/// What CPUID tells a vCPU: the host's supported set, with the parts that KVM leaves to us. Intel SDM volume 2,
-/// "CPUID"; AMD APM volume 3, appendix E.
+/// The CPUID entries of a vCPU: the host's supported set, with the fields filled in that KVM leaves to user space.
+/// Intel SDM volume 2, "CPUID"; AMD APM volume 3, appendix E.
 public struct ProcessorIdentification: Sendable {
   private let supported: [kvm_cpuid_entry2]
   private let processorCount: Int
   private let offersDeadlineTimer: Bool
 
-  /// - Parameter processorCount: one package, one thread a core.
+  /// - Parameter processorCount: all are in one package, with one thread per core.
   public init(system: KVMSystem, processorCount: Int) throws(KVMError) {
     self.init(
       supported: try system.supportedProcessorIdentification(), processorCount: processorCount,
@@ -20,8 +20,9 @@ public struct ProcessorIdentification: Sendable {
     self.offersDeadlineTimer = offersDeadlineTimer
   }
 
-  /// Width of guest physical addresses: leaf 0x8000_0008, EAX bits 7:0; 36 where the host does not say. Bits 23:16 are
-  /// less where KVM cannot map as much as the processor addresses (4-level EPT or NPT below 52 bits); 0: the same.
+  /// Width in bits of guest physical addresses: leaf 0x8000_0008, EAX bits 7:0; 36 if the host has no such leaf. Bits
+  /// 23:16 are smaller where KVM cannot map all that the processor addresses (4-level EPT or NPT below 52 bits); 0
+  /// means the same width.
   public var physicalAddressWidth: Int {
     guard let leaf = supported.first(where: { $0.function == 0x8000_0008 }) else { return 36 }
     let processorWidth = Int(leaf.eax & 0xff)
@@ -29,7 +30,7 @@ public struct ProcessorIdentification: Sendable {
     return mappableWidth == 0 ? processorWidth : min(processorWidth, mappableWidth)
   }
 
-  /// Bits of an APIC ID that tell a package's processors apart.
+  /// How many bits of an APIC ID distinguish the processors of a package.
   private var processorBits: UInt32 {
     UInt32(Int.bitWidth - (processorCount - 1).leadingZeroBitCount)
   }
@@ -41,7 +42,7 @@ public struct ProcessorIdentification: Sendable {
       switch entry.function {
       case 0x1: patchFeatures(&entry, id)
       case 0x4: patchCacheSharing(&entry, coresShift: 26)
-      // Replaced below by levels of our own.
+      // `topology` replaces these below.
       case 0xb, 0x1f: continue
       case 0x8000_0008:
         // ECX: NC, the number of processors less one, and ApicIdCoreIdSize.
@@ -64,14 +65,14 @@ public struct ProcessorIdentification: Sendable {
 
   private func patchFeatures(_ entry: inout kvm_cpuid_entry2, _ id: UInt32) {
     entry.ebx = entry.ebx & 0xffff | UInt32(min(processorCount, 255)) << 16 | (id & 0xff) << 24
-    entry.ecx |= 1 << 31  // a hypervisor is there
-    entry.ecx |= 1 << 21  // x2APIC, which KVM's local APIC always can
+    entry.ecx |= 1 << 31  // HYPERVISOR
+    entry.ecx |= 1 << 21  // x2APIC, which KVM's local APIC always supports
     if offersDeadlineTimer { entry.ecx |= 1 << 24 }
     let hyperThreading: UInt32 = 1 << 28
     entry.edx = processorCount > 1 ? entry.edx | hyperThreading : entry.edx & ~hyperThreading
   }
 
-  /// How many processors share a cache: of levels 1 and 2 one, of level 3 all.
+  /// Sets how many processors share a cache: levels 1 and 2 belong to one processor, level 3 to all.
   private func patchCacheSharing(_ entry: inout kvm_cpuid_entry2, coresShift: UInt32?) {
     guard entry.eax & 0x1f != 0 else { return }
     let level = entry.eax >> 5 & 7
@@ -82,7 +83,8 @@ public struct ProcessorIdentification: Sendable {
     }
   }
 
-  /// Leaf 0xB or 0x1F: a thread level with one thread, a core level with all, and the end of the list.
+  /// Returns leaf 0xB or 0x1F: a thread level with one thread, a core level with all processors, and the end of the
+  /// list.
   private func topology(leaf: UInt32, _ id: UInt32) -> [kvm_cpuid_entry2] {
     let levels: [(shift: UInt32, count: UInt32, type: UInt32)] = [
       (0, 1, 1), (processorBits, UInt32(processorCount), 2), (0, 0, 0),

@@ -2,15 +2,15 @@ import CLinux
 import Glibc
 import Linux
 
-/// A virtual CPU. All but `requestExit` is for the one thread that runs it.
+/// A virtual CPU. Only the thread that runs it may use it; `requestExit` alone may be called from any thread.
 @safe
 public final class VCPU: @unchecked Sendable {
-  /// What is left of an exit that is handed out in pieces.
+  /// The rest of an exit that `next` returns in pieces.
   private enum Unfinished {
     case none
-    /// Elements of a string instruction; the byte offset of the next within the shared page.
+    /// Elements of a string instruction: the next one's byte offset in the shared page, and how many are left.
     case port(offset: Int, remaining: Int)
-    /// Bytes of a memory access: the next, and how many there are.
+    /// Bytes of a memory access: the index of the next one, and how many there are.
     case memory(next: Int, count: Int)
   }
 
@@ -20,9 +20,9 @@ public final class VCPU: @unchecked Sendable {
   private let shared: Mapping
   private let run: UnsafeMutablePointer<kvm_run>
   private var unfinished = Unfinished.none
-  /// Width of the read that waits for `supply`.
+  /// Width in bytes of the last read that `next` returned; `supply` answers it.
   private var pendingWidth = 0
-  /// Whether the kernel is in the middle of an instruction: it ends port and memory accesses when it runs next.
+  /// Whether the kernel is in the middle of an instruction. It completes port and memory accesses in the next KVM_RUN.
   private var accessPending = false
 
   public init(id: Int, of machine: VirtualMachine) throws(KVMError) {
@@ -40,21 +40,21 @@ public final class VCPU: @unchecked Sendable {
     unsafe run = shared.base.assumingMemoryBound(to: kvm_run.self)
   }
 
-  /// Whether the processor has XCR0, and so KVM_GET_XCRS.
+  /// Whether the processor has XCR0; KVM_GET_XCRS exists only then.
   var hasExtendedControl: Bool { machine.system.extent(of: Int(KVM_CAP_XCRS)) != 0 }
 
   func stateRegisterIndices() throws(KVMError) -> [UInt32] { try machine.system.stateRegisterIndices() }
 
-  /// Has the next or the current `run` come back at once, as `interrupted`. From any thread; a CPU that is in
-  /// the guest needs a signal besides.
+  /// Makes the current or next `run` return at once, as `interrupted`. Any thread may call it. A CPU that is executing
+  /// guest code needs a signal as well.
   public func requestExit() { unsafe run.pointee.immediate_exit = 1 }
 
-  /// Takes `requestExit` back.
+  /// Cancels `requestExit`.
   public func clearExitRequest() { unsafe run.pointee.immediate_exit = 0 }
 
-  /// Runs the guest until something is to be done for it.
+  /// Runs the guest until it needs something from us.
   ///
-  /// - Throws: what KVM_RUN answered, other than a signal's.
+  /// - Throws: KVM_RUN's error, except for a signal.
   public func next() throws(KVMError) -> VMExit {
     if let piece = nextPiece() { return piece }
     accessPending = false
@@ -63,7 +63,7 @@ public final class VCPU: @unchecked Sendable {
       if answer == -EINTR || answer == -EAGAIN { return .interrupted }
       throw .call(SystemError("KVM_RUN", "CPU \(id)", code: -answer))
     }
-    // SAFETY, for the rest of this file: the kernel has filled the member of the union that the reason names.
+    // SAFETY, for the rest of this file: the kernel has filled the union's member that the exit reason selects.
     switch Int(unsafe run.pointee.exit_reason) {
     case KVM_EXIT_IO:
       accessPending = true
@@ -85,14 +85,15 @@ public final class VCPU: @unchecked Sendable {
     }
   }
 
-  /// Ends the instruction that the CPU stopped in, whatever it does: its state is about to be replaced, and the kernel
-  /// would otherwise complete it into the new one (Documentation/virt/kvm/api.rst, KVM_RUN).
+  /// Completes the instruction that the CPU stopped in and discards its result. The CPU's state is about to be
+  /// replaced; without this, the kernel would complete the old instruction into the new state
+  /// (Documentation/virt/kvm/api.rst, KVM_RUN).
   func abandonAccess() {
     let immediate = unsafe run.pointee.immediate_exit
     defer { unsafe run.pointee.immediate_exit = immediate }
     unsafe run.pointee.immediate_exit = 1
     unfinished = .none
-    // KVM goes back to the guest, and so comes out, after 1024 elements of a string instruction.
+    // KVM reenters the guest, and so returns here, after 1024 elements of a string instruction.
     for _ in 0..<4096 where accessPending {
       accessPending = nestling_kvm_run(file.rawValue) >= 0
     }
@@ -103,7 +104,7 @@ public final class VCPU: @unchecked Sendable {
   public func supply(_ value: UInt64) {
     switch unfinished {
     case .port(let offset, _):
-      // The element just handed out lies before the next one.
+      // The element that `next` returned lies before the next one.
       store(value, pendingWidth, at: offset - pendingWidth)
     case .memory(let next, _):
       store(value, pendingWidth, at: NESTLING_KVM_RUN_MMIO_DATA + next - pendingWidth)
@@ -111,7 +112,7 @@ public final class VCPU: @unchecked Sendable {
     }
   }
 
-  /// Whether `next` goes on with the last exit instead of entering the guest.
+  /// Whether `next` will return another piece of the last exit instead of entering the guest.
   public var hasPiece: Bool {
     switch unfinished {
     case .none: false
@@ -141,7 +142,7 @@ public final class VCPU: @unchecked Sendable {
         unfinished = .none
         return nil
       }
-      // The largest power of two that is left: 8 as a rule, 2 and 1 of a 3-byte remainder.
+      // The largest power of two that fits: usually 8; a 3-byte remainder gives 2 and 1.
       var width = 8
       while width > count - next { width /= 2 }
       unfinished = .memory(next: next + width, count: count)
@@ -154,7 +155,7 @@ public final class VCPU: @unchecked Sendable {
     }
   }
 
-  /// - Parameter offset: within the shared pages, as is `offset + width`.
+  /// - Parameter offset: within the shared page; `offset + width` must be, too.
   private func load(_ width: Int, at offset: Int) -> UInt64 {
     var value: UInt64 = 0
     for index in 0..<width {

@@ -1,7 +1,7 @@
 import CLinux
 import Linux
 
-/// The architectural state of a vCPU, as far as a reset must put it back. Taken once, right after construction.
+/// The architectural state of a vCPU that a reset must restore. Read once, right after construction.
 public struct VCPUState: Sendable {
   var registers = kvm_regs()
   var system = kvm_sregs()
@@ -16,7 +16,7 @@ public struct VCPUState: Sendable {
 
 extension VCPU {
   private func call(_ request: UInt32, _ argument: UnsafeMutableRawPointer, _ name: String) throws(KVMError) {
-    // SAFETY: each caller passes the structure whose size the request's number carries.
+    // SAFETY: each caller passes the structure whose size the request number encodes.
     try VirtualMachine.check(unsafe nestling_ioctl(file.rawValue, request, argument), name)
   }
 
@@ -25,7 +25,7 @@ extension VCPU {
     let header = MemoryLayout<kvm_cpuid2>.stride
     let stride = MemoryLayout<kvm_cpuid_entry2>.stride
     var buffer = [UInt64](repeating: 0, count: (header + entries.count * stride) / 8)
-    // SAFETY: the buffer holds the header and as many entries as it announces.
+    // SAFETY: the buffer holds the header and the number of entries that the header states.
     let answer = unsafe buffer.withUnsafeMutableBytes { bytes in
       unsafe bytes.storeBytes(of: UInt32(entries.count), as: UInt32.self)
       for (index, entry) in entries.enumerated() {
@@ -36,7 +36,7 @@ extension VCPU {
     try VirtualMachine.check(answer, "KVM_SET_CPUID2")
   }
 
-  /// RIP, for a report.
+  /// Returns RIP, for error reports.
   public func instructionPointer() throws(KVMError) -> UInt64 {
     var registers = kvm_regs()
     try unsafe call(KVM_GET_REGS, &registers, "KVM_GET_REGS")
@@ -59,7 +59,7 @@ extension VCPU {
     return state
   }
 
-  /// Back to a state that `readState` took.
+  /// Restores a state that `readState` returned.
   public func restore(_ state: VCPUState) throws(KVMError) {
     abandonAccess()
     var state = state
@@ -81,8 +81,8 @@ extension VCPU {
     try unsafe call(KVM_SET_REGS, &registers, "KVM_SET_REGS")
   }
 
-  /// Time goes on across a reset: IA32_TIME_STAMP_COUNTER, IA32_TSC_ADJUST, IA32_TSC_DEADLINE, and the APIC's
-  /// base, which KVM_SET_SREGS sets.
+  /// MSRs that a reset does not restore. Time continues across a reset: IA32_TIME_STAMP_COUNTER, IA32_TSC_ADJUST,
+  /// IA32_TSC_DEADLINE. KVM_SET_SREGS sets the APIC base.
   private static let runningCounters: Set<UInt32> = [0x10, 0x3b, 0x6e0, 0x1b]
 
   private struct OneRegister {
@@ -90,20 +90,20 @@ extension VCPU {
     var entry = kvm_msr_entry()
   }
 
-  /// nil where this vCPU does not have it.
+  /// Returns nil if this vCPU does not have the register.
   private func modelSpecificRegister(_ index: UInt32) -> kvm_msr_entry? {
     var request = OneRegister()
     request.entry.index = index
-    // SAFETY: the header announces the one entry that follows it.
+    // SAFETY: the header states that one entry follows it.
     let answer = unsafe nestling_ioctl(file.rawValue, KVM_GET_MSRS, &request)
     return answer == 1 ? request.entry : nil
   }
 
-  /// A register that cannot be written keeps its value; KVM has some that only read.
+  /// Sets a register. A read-only one keeps its value; KVM lists some of those.
   private func setModelSpecificRegister(_ entry: kvm_msr_entry) {
     var request = OneRegister()
     request.entry = entry
-    // SAFETY: the header announces the one entry that follows it.
+    // SAFETY: the header states that one entry follows it.
     _ = unsafe nestling_ioctl(file.rawValue, KVM_SET_MSRS, &request)
   }
 }

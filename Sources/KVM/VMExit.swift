@@ -1,23 +1,23 @@
-/// Why a vCPU came back from the guest. Accesses have 1, 2, 4 or 8 bytes: a string instruction, or an access that
-/// straddles a page, comes as several exits, one after the other.
+/// Why a vCPU returned from the guest. Each access has 1, 2, 4 or 8 bytes: a string instruction, or an access that
+/// crosses a page, is several exits in sequence.
 public enum VMExit: Hashable, Sendable {
-  /// To be answered by `supply` before the next run.
+  /// The caller must answer with `supply` before the next run.
   case portRead(port: UInt16, width: Int)
   case portWrite(port: UInt16, width: Int, value: UInt64)
-  /// To be answered by `supply` before the next run.
+  /// The caller must answer with `supply` before the next run.
   case memoryRead(address: UInt64, width: Int)
   case memoryWrite(address: UInt64, width: Int, value: UInt64)
-  /// A local APIC has ended a level-triggered interrupt that a pin of the IOAPIC is routed to.
+  /// A local APIC ended a level-triggered interrupt that an IOAPIC pin is routed to.
   case endOfInterrupt(vector: UInt8)
   /// Triple fault.
   case shutdown
-  /// HLT where the kernel does not wait itself.
+  /// HLT, where the kernel itself does not wait.
   case halt
-  /// A signal or an immediate exit: nothing happened in the guest.
+  /// A signal or a requested exit: the guest did nothing.
   case interrupted
   /// KVM_SYSTEM_EVENT_…
   case systemEvent(type: UInt32)
-  /// KVM could not go on: an instruction it does not emulate, for example (suberror 1).
+  /// KVM cannot continue: for example, an instruction that it does not emulate (suberror 1).
   case internalError(suberror: UInt32)
   case entryFailed(reason: UInt64)
   case unknown(reason: UInt32)

@@ -2,18 +2,18 @@ import CLinux
 import Glibc
 import Linux
 
-/// A virtual machine with a split interrupt controller: the local APICs are the kernel's, everything before them
-/// is ours, so that each interrupt passes the remapper.
+/// A virtual machine with a split interrupt controller: the kernel has the local APICs and we have the rest, so that
+/// each interrupt passes the remapper.
 public final class VirtualMachine: Sendable {
   public let system: KVMSystem
   public let routing: InterruptRouting
   let file: FileDescriptor
   let slotNumbers: SlotNumbers
-  /// Kept mapped as long as the kernel knows its address.
+  /// Must stay mapped as long as the kernel knows its address.
   private let memory: GuestMemory
 
-  /// - Parameter ioapicPins: GSIs below this number are pins of the IOAPIC: the end of a level-triggered interrupt
-  ///   that one of them is routed to comes back as an exit.
+  /// - Parameter ioapicPins: the number of IOAPIC pins, which are the first GSIs. The EOI of a level-triggered
+  ///   interrupt that is routed to one of them is an exit.
   public init(system: KVMSystem, memory: GuestMemory, ioapicPins: Int) throws(KVMError) {
     self.system = system
     self.memory = memory
@@ -23,10 +23,10 @@ public final class VirtualMachine: Sendable {
     file = FileDescriptor(owning: answer)
     routing = InterruptRouting(machine: answer, firstFree: ioapicPins)
 
-    // Intel's KVM wants four pages that no guest uses; below the firmware's usual place, as QEMU has it.
+    // KVM on Intel needs four pages that the guest does not use. They lie below the firmware's usual place, as in QEMU.
     try Self.check(nestling_ioctl_value(answer, KVM_SET_TSS_ADDR, 0xfeff_d000), "KVM_SET_TSS_ADDR")
     var identity: UInt64 = 0xfeff_c000
-    // SAFETY: eight bytes, as the request wants.
+    // SAFETY: the request takes eight bytes.
     try Self.check(unsafe nestling_ioctl(answer, KVM_SET_IDENTITY_MAP_ADDR, &identity), "KVM_SET_IDENTITY_MAP_ADDR")
     try enable(Int(KVM_CAP_SPLIT_IRQCHIP), UInt64(ioapicPins), "KVM_CAP_SPLIT_IRQCHIP")
     if system.extent(of: Int(KVM_CAP_X2APIC_API)) != 0 {
@@ -37,7 +37,7 @@ public final class VirtualMachine: Sendable {
       var slot = kvm_userspace_memory_region(
         slot: UInt32(slot), flags: 0, guest_phys_addr: region.address, memory_size: region.size,
         userspace_addr: memory.hostAddress(of: region))
-      // SAFETY: the kernel reads the structure; the memory it names stays mapped as long as this object.
+      // SAFETY: the kernel reads the structure; the memory that it names stays mapped as long as this object exists.
       try Self.check(
         unsafe nestling_ioctl(answer, KVM_SET_USER_MEMORY_REGION, &slot), "KVM_SET_USER_MEMORY_REGION")
     }
@@ -55,7 +55,7 @@ public final class VirtualMachine: Sendable {
     try Self.check(unsafe nestling_ioctl(file.rawValue, KVM_ENABLE_CAP, &request), name)
   }
 
-  /// KVM_SIGNAL_MSI: sends one message to the local APICs.
+  /// Sends one message to the local APICs (KVM_SIGNAL_MSI).
   public func signal(address: UInt64, data: UInt32) {
     var message = kvm_msi()
     message.address_lo = UInt32(truncatingIfNeeded: address)
@@ -65,13 +65,12 @@ public final class VirtualMachine: Sendable {
     _ = unsafe nestling_ioctl(file.rawValue, KVM_SIGNAL_MSI, &message)
   }
 
-  /// KVM_IOEVENTFD: from now on a write to this guest physical address, of any width, adds to the eventfd without
-  /// an exit.
+  /// Makes each write to this guest physical address, of any width, signal the eventfd without an exit (KVM_IOEVENTFD).
   public func bind(_ event: Int32, toWriteAt address: UInt64) throws(KVMError) {
     try ioeventfd(event, address, flags: 0)
   }
 
-  /// Takes `bind` back.
+  /// Undoes `bind`.
   public func unbind(_ event: Int32, fromWriteAt address: UInt64) throws(KVMError) {
     try ioeventfd(event, address, flags: UInt32(KVM_IOEVENTFD_FLAG_DEASSIGN))
   }
