@@ -1,7 +1,7 @@
 import CLinux
 import Glibc
 
-/// An eventfd: a counter that threads and the kernel add to, and that a thread waits for.
+/// An eventfd: a counter that threads and the kernel increment and that a thread waits for.
 public struct EventDescriptor: ~Copyable, Sendable {
   private let file: FileDescriptor
 
@@ -11,27 +11,28 @@ public struct EventDescriptor: ~Copyable, Sendable {
 
   public var rawValue: Int32 { file.rawValue }
 
-  /// Adds one. A counter at its limit has been signalled already, so that refusal is no loss.
+  /// Adds one. If the counter is at its limit, write(2) fails, but the counter is nonzero already and the waiter wakes.
   public func signal() {
     var one: UInt64 = 1
-    // SAFETY: eight bytes, as eventfd(2) wants.
+    // SAFETY: eventfd(2) takes eight bytes.
     _ = unsafe withUnsafeBytes(of: &one) { unsafe Glibc.write(file.rawValue, $0.baseAddress, 8) }
   }
 
-  /// Waits until signalled, and takes all signals so far.
+  /// Waits until the counter is nonzero, and resets it to zero.
   public func wait() {
     while !take() {
       var poll = pollfd(fd: file.rawValue, events: Int16(POLLIN), revents: 0)
-      // SAFETY: one element, as the count says.
+      // SAFETY: the count is one, and so is the number of elements.
       _ = unsafe Glibc.poll(&poll, 1, -1)
     }
   }
 
-  /// Takes the signals so far, if any.
+  /// Resets the counter to zero.
+  /// - Returns: whether it was nonzero.
   @discardableResult
   public func take() -> Bool {
     var count: UInt64 = 0
-    // SAFETY: eight bytes, as eventfd(2) wants.
+    // SAFETY: eventfd(2) returns eight bytes.
     return unsafe withUnsafeMutableBytes(of: &count) { unsafe Glibc.read(file.rawValue, $0.baseAddress, 8) } == 8
   }
 }

@@ -1,11 +1,11 @@
 import CLinux
 import Glibc
 
-// Opening files that options name, without waiting in open(2): there a FIFO waits for its other end, and a serial line
+// Opening files that options name, without blocking in open(2), where a FIFO waits for its other end and a serial line
 // for its carrier.
 
 extension FileDescriptor {
-  /// The kind of file, one of the values of S_IFMT: S_IFREG for a regular file.
+  /// The file's type, one of the values of S_IFMT: S_IFREG for a regular file.
   var kind: mode_t {
     get throws(SystemError) {
       var status = stat()
@@ -15,7 +15,7 @@ extension FileDescriptor {
     }
   }
 
-  /// Opens a file with random access: a regular file or a block device. It refuses any other.
+  /// Opens a file with random access: a regular file or a block device. Refuses any other file.
   public init(openingImage path: String, _ flags: Int32) throws(SystemError) {
     let file = try FileDescriptor(opening: path, flags | O_NONBLOCK | O_NOCTTY)
     try file.checkImage(path)
@@ -24,7 +24,7 @@ extension FileDescriptor {
     self = file
   }
 
-  /// Refuses what has no random access: anything but a regular file or a block device.
+  /// Throws unless the file has random access: unless it is a regular file or a block device.
   func checkImage(_ path: String) throws(SystemError) {
     let kind = try kind
     guard kind == S_IFREG || kind == S_IFBLK else {
@@ -33,7 +33,7 @@ extension FileDescriptor {
     }
   }
 
-  /// Opens a file of any kind but a folder for reading. A read returns at once where the file has no bytes now.
+  /// Opens any file but a directory for reading. A read returns at once if the file has no bytes now.
   public init(openingSource path: String) throws(SystemError) {
     let file = try FileDescriptor(opening: path, O_RDONLY | O_NONBLOCK | O_NOCTTY)
     if try file.kind == S_IFDIR { throw SystemError("open", path, code: EISDIR) }
@@ -42,8 +42,8 @@ extension FileDescriptor {
 
   /// Opens or creates a file for output. A write that would wait for the reader fails with EAGAIN.
   /// - Parameters:
-  ///   - flags: beside O_WRONLY and O_CREAT.
-  ///   - patience: how long to wait for the reader of a FIFO; nil to throw ENXIO at once.
+  ///   - flags: in addition to O_WRONLY and O_CREAT.
+  ///   - patience: how long to wait until the FIFO has a reader; nil to throw ENXIO at once.
   public init(openingOutput path: String, _ flags: Int32, patience: Patience? = nil) throws(SystemError) {
     while true {
       do {
@@ -65,21 +65,22 @@ extension FileDescriptor {
   }
 }
 
-/// How long to wait for the other end of a FIFO or a connection: until a descriptor has input, a signal for example.
+/// How long to wait for the other end of a FIFO or a connection: until a given descriptor, a signalfd for example, has
+/// input.
 public struct Patience: Sendable {
   private let interruption: Int32?
 
-  /// - Parameter interruption: the descriptor, open as long as this value is used; nil to wait without an end.
+  /// - Parameter interruption: the descriptor, open as long as this value is used; nil to wait forever.
   public init(until interruption: Int32?) { self.interruption = interruption }
 
-  /// Waits for 50 ms: for a condition that poll(2) does not report.
+  /// Waits for 50 ms. For conditions that poll(2) does not report.
   /// - Throws: EINTR when the wait is over.
   public func pause(_ call: String, _ operand: String) throws(SystemError) {
     let over = Poll.readable(interruption.map { [$0] } ?? [], milliseconds: 50)
     if over.first == true { throw Self.givenUp(call, operand) }
   }
 
-  /// Waits until a write to the descriptor would not wait, or would fail.
+  /// Waits until a write to the descriptor would not block.
   /// - Throws: EINTR when the wait is over.
   func wait(untilWritable descriptor: Int32, _ call: String, _ operand: String) throws(SystemError) {
     var list = [pollfd(fd: descriptor, events: Int16(POLLOUT), revents: 0)]

@@ -1,21 +1,21 @@
 import CLinux
 import Glibc
 
-/// An open file that is closed when its owner goes.
+/// An open file descriptor, closed when its owner is destroyed.
 public struct FileDescriptor: ~Copyable, Sendable {
   public let rawValue: Int32
 
-  /// Takes over an open descriptor.
+  /// Takes ownership of an open descriptor.
   public init(owning rawValue: Int32) { self.rawValue = rawValue }
 
-  /// open(2) with O_CLOEXEC.
+  /// Opens a file (open(2) with O_CLOEXEC).
   public init(opening path: String, _ flags: Int32, mode: UInt32 = 0) throws(SystemError) {
     // SAFETY: the path lives for the duration of the call.
     let answer = unsafe path.withCString { unsafe nestling_open($0, flags, mode) }
     rawValue = try checked(answer, "open", path)
   }
 
-  /// Another descriptor for what is open already: standard input, for example, which is not ours to close.
+  /// Duplicates an open descriptor: standard input, for example, which we must not close.
   public init(duplicating descriptor: Int32) throws(SystemError) {
     let answer = fcntl(descriptor, F_DUPFD_CLOEXEC, 3)
     if answer < 0 { throw SystemError("dup", code: errno) }
@@ -24,9 +24,9 @@ public struct FileDescriptor: ~Copyable, Sendable {
 
   deinit { close(rawValue) }
 
-  /// Writes what can be written now of the bytes from `offset` on, and at most 4 KiB: after `Poll.writable` this does
-  /// not wait, not even on a pipe (POSIX's PIPE_BUF).
-  /// - Returns: how many bytes went.
+  /// Writes as many bytes from `offset` on as it can without waiting, at most 4 KiB. After `Poll.writable` it does not
+  /// block, not even on a pipe (POSIX's PIPE_BUF).
+  /// - Returns: how many bytes were written.
   public func writeSome(_ bytes: [UInt8], from offset: Int) throws(SystemError) -> Int {
     let count = min(bytes.count - offset, 4096)
     guard offset >= 0, count > 0 else { return 0 }
@@ -37,12 +37,12 @@ public struct FileDescriptor: ~Copyable, Sendable {
     throw SystemError("write", code: errno)
   }
 
-  /// Writes all of it, and waits for room where there is none: in write(2), or in poll(2) where the file is
-  /// non-blocking, as standard output may be that another process has, too.
+  /// Writes all bytes and waits for room: in write(2), or in poll(2) if the file is non-blocking. Standard output may
+  /// be non-blocking, because another process shares the open file.
   public func write(_ bytes: [UInt8]) throws(SystemError) {
     var offset = 0
     while offset < bytes.count {
-      // SAFETY: the count is what remains of the array.
+      // SAFETY: the count is the rest of the array.
       let written = unsafe bytes.withUnsafeBytes { buffer in
         unsafe Glibc.write(rawValue, buffer.baseAddress! + offset, buffer.count - offset)
       }
@@ -56,7 +56,7 @@ public struct FileDescriptor: ~Copyable, Sendable {
     }
   }
 
-  /// At most `count` bytes; none at the end of the file. nil where a non-blocking file has nothing now.
+  /// Reads at most `count` bytes: none at the end of the file, nil if a non-blocking file has nothing now.
   public func read(count: Int) throws(SystemError) -> [UInt8]? {
     var bytes = [UInt8](repeating: 0, count: count)
     while true {

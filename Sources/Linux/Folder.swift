@@ -1,8 +1,8 @@
 import Glibc
 
-/// Names in a folder, and where links go: what sysfs is read by.
+/// Directory entries, symbolic links and small text files: what reading sysfs needs.
 public enum Folder {
-  /// In alphabetical order, without `.` and `..`.
+  /// Returns the names in a directory in alphabetical order, without `.` and `..`.
   public static func names(in path: String) throws(SystemError) -> [String] {
     // SAFETY: the path lives for the duration of the call.
     guard let folder = unsafe path.withCString({ unsafe opendir($0) }) else {
@@ -10,7 +10,7 @@ public enum Folder {
     }
     defer { unsafe closedir(folder) }
     var names: [String] = []
-    // SAFETY: an entry is libc's and stays until the next call; its name ends with a zero.
+    // SAFETY: libc owns the entry until the next call; its name ends with a zero.
     while let entry = unsafe readdir(folder) {
       let name = unsafe withUnsafePointer(to: &entry.pointee.d_name) { pointer in
         unsafe pointer.withMemoryRebound(to: CChar.self, capacity: 256) { unsafe String(cString: $0) }
@@ -20,10 +20,10 @@ public enum Folder {
     return names.sorted()
   }
 
-  /// What a symbolic link says, as it says it.
+  /// Returns the target of a symbolic link, unresolved.
   public static func link(_ path: String) throws(SystemError) -> String {
     var bytes = [UInt8](repeating: 0, count: Int(PATH_MAX))
-    // SAFETY: the buffer is as long as is said, and the path lives for the duration of the call.
+    // SAFETY: the call gets the buffer's size, and the path lives until it returns.
     let count = unsafe path.withCString { path in
       unsafe bytes.withUnsafeMutableBytes { buffer in
         unsafe readlink(path, buffer.bindMemory(to: CChar.self).baseAddress!, buffer.count)
@@ -33,8 +33,8 @@ public enum Folder {
     return String(decoding: bytes[..<count], as: UTF8.self)
   }
 
-  /// A small text file, without the white space around it.
-  /// - Parameter limit: in bytes; what is beyond is left out, in steps of 4 KiB.
+  /// Returns the contents of a small text file, without leading and trailing white space.
+  /// - Parameter limit: in bytes, rounded up to 4 KiB; the rest of the file is not read.
   public static func text(of path: String, limit: Int = 1 << 16) throws(SystemError) -> String {
     let file = try FileDescriptor(opening: path, O_RDONLY)
     var bytes: [UInt8] = []

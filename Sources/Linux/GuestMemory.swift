@@ -2,48 +2,48 @@ import CLinux
 import Glibc
 import Synchronization
 
-/// The RAM of a guest: memory mapped once, of which one part lies below 4 GiB and the rest above.
+/// The RAM of a guest: one mapping, whose first part lies below 4 GiB in the guest and whose rest lies above.
 ///
-/// Each page that a CPU touches first costs an exit, so the host should use large pages. Nearly every host gives them for
-/// anonymous memory, few for shared memory (`shmem_enabled`): RAM is anonymous unless other processes must map it.
-/// Both parts begin at a large page, in the guest and here, or KVM could not use it. Core dumps leave RAM out: it is the
-/// guest's, and large.
+/// The first touch of each page by a CPU costs an exit, so the host should use large pages. Nearly every host has large
+/// pages for anonymous memory, few have them for shared memory (`shmem_enabled`). So RAM is anonymous unless other
+/// processes must map it. Both parts begin at a large page, in the guest and in the host; otherwise KVM could not map
+/// them with large pages. Core dumps do not include RAM: it is large and belongs to the guest.
 ///
-/// Every access is checked against the two parts. The guest's CPUs and DMA go on at the same time, so what is
-/// read once may be different when read again; each caller reads a location that matters once.
+/// Every access is checked against the two parts. The guest's CPUs and DMA run at the same time, so a second read may
+/// return another value; each caller reads a location that matters once.
 @safe
 public final class GuestMemory: @unchecked Sendable {
-  /// A run of guest physical addresses that is RAM.
+  /// A range of guest physical addresses that is RAM.
   public struct Region: Sendable {
     public let address: UInt64
     /// In bytes.
     public let size: UInt64
-    /// Where it begins in the mapping, and in the memfd if there is one.
+    /// Its offset in the mapping, and in the memfd if there is one.
     public let fileOffset: UInt64
   }
 
   public enum Backing: Hashable, Sendable {
-    /// Memory of this process alone.
+    /// Memory that only this process maps.
     case anonymous
     /// A memfd, which other processes can map.
     case shared
-    /// A memfd with pages from hugetlbfs's pool; nil for the default size.
+    /// A memfd whose pages come from hugetlbfs's pool; nil for the default page size.
     case hugePages(UInt64?)
   }
 
   public static let highBase: UInt64 = 1 << 32
-  /// What x86 maps by one entry of a page directory, in bytes.
+  /// What one entry of an x86 page directory maps, in bytes.
   public static let largePageSize: UInt64 = 2 << 20
 
-  /// One or two, in order of address.
+  /// One or two regions, in order of address.
   public let regions: [Region]
   /// The memfd and its number; nil for anonymous memory.
   private let file: FileDescriptor?
   private let fileDescriptor: Int32?
   private let mapping: Mapping
-  /// How many pins there are. Held while pages are given back, so that nothing is pinned meanwhile.
+  /// The number of pins. `clear` holds the lock while it returns pages to the host, so that no pin is taken meanwhile.
   private let pins = Mutex(0)
-  // Reached from other modules in line: each level of each walk of a page table is a load.
+  // Other modules inline the accesses: each level of each page-table walk is a load.
   @usableFromInline let lowSize: UInt64
   @usableFromInline let highSize: UInt64
   @usableFromInline let low: UnsafeMutableRawPointer
@@ -51,7 +51,8 @@ public final class GuestMemory: @unchecked Sendable {
 
   /// - Parameters:
   ///   - size: of all RAM, in bytes, not zero.
-  ///   - lowLimit: how much of it at most lies below 4 GiB; a multiple of `largePageSize`, or the upper part has none.
+  ///   - lowLimit: how much of it lies below 4 GiB at most. If it is not a multiple of `largePageSize`, the upper part
+  ///     has no large pages.
   public init(size: UInt64, lowLimit: UInt64, backing: Backing = .anonymous) throws(SystemError) {
     guard let total = Int(exactly: size) else { throw SystemError("mmap", "\(size) bytes", code: ENOMEM) }
     switch backing {
@@ -66,12 +67,12 @@ public final class GuestMemory: @unchecked Sendable {
       self.file = consume file
     case .hugePages(let pageSize):
       let file = try Self.makeFile(size: total, pageShift: pageSize.map { UInt32($0.trailingZeroBitCount) } ?? 1)
-      // The kernel aligns it to its pages by itself.
+      // The kernel aligns this mapping to its huge pages.
       mapping = try Mapping(of: file, size: total, reserving: true)
       fileDescriptor = file.rawValue
       self.file = consume file
     }
-    // A host without large pages refuses the advice, and has small ones.
+    // A host without large pages refuses the advice and uses small ones.
     mapping.advise(MADV_HUGEPAGE)
     mapping.advise(MADV_DONTDUMP)
     lowSize = min(size, lowLimit)
@@ -83,9 +84,10 @@ public final class GuestMemory: @unchecked Sendable {
     self.regions = regions
   }
 
-  /// - Parameter pageShift: 0 for ordinary pages, 1 for huge ones of the default size, else their size's exponent.
+  /// - Parameter pageShift: 0 for ordinary pages, 1 for huge pages of the default size, else the logarithm of their
+  ///   size.
   private static func makeFile(size: Int, pageShift: UInt32) throws(SystemError) -> FileDescriptor {
-    // SAFETY: a literal lives long enough.
+    // SAFETY: a literal is never freed.
     let descriptor = try checked(unsafe nestling_memfd_create("nestling-ram", pageShift), "memfd_create")
     let file = FileDescriptor(owning: descriptor)
     if ftruncate(descriptor, size) < 0 {
@@ -98,12 +100,12 @@ public final class GuestMemory: @unchecked Sendable {
     return file
   }
 
-  /// The host's address of a region, as a number: KVM wants it so.
+  /// Returns the host's address of a region, as the number that KVM needs.
   public func hostAddress(of region: Region) -> UInt64 {
     unsafe UInt64(UInt(bitPattern: mapping.base)) + region.fileOffset
   }
 
-  /// Where the range is mapped, or nil if any of it is not RAM.
+  /// Returns the host's address of the range, or nil if any of it is not RAM.
   @inlinable @inline(__always)
   func pointer(_ address: UInt64, _ count: UInt64) -> UnsafeMutableRawPointer? {
     if address < lowSize {
@@ -175,7 +177,7 @@ public final class GuestMemory: @unchecked Sendable {
     return true
   }
 
-  /// Keeps the pages of RAM where they are for as long as it is held: an IOMMU knows them, say.
+  /// Keeps the pages of RAM in place as long as it exists: for example, because an IOMMU maps them.
   public final class Pin: Sendable {
     private let memory: GuestMemory
 
@@ -187,18 +189,18 @@ public final class GuestMemory: @unchecked Sendable {
     deinit { memory.pins.withLock { $0 -= 1 } }
   }
 
-  /// From its return on no page goes. It waits for no more than a `clear` that is under way.
+  /// Pins RAM: after it returns, no page is given back to the host. It waits at most for a `clear` in progress.
   public func pin() -> Pin { Pin(self) }
 
   public var isPinned: Bool { pins.withLock { $0 > 0 } }
 
-  /// Zeroes all of it, giving the pages back to the host unless they are pinned.
+  /// Zeroes all RAM. It gives the pages back to the host unless they are pinned.
   public func clear() throws(SystemError) {
     let isPinned = try pins.withLock { (pins) throws(SystemError) in
       if pins == 0 { try giveBack() }
       return pins > 0
     }
-    // SAFETY: the mapping's own range.
+    // SAFETY: the range is the whole mapping.
     if isPinned { unsafe memset(mapping.base, 0, mapping.size) }
   }
 

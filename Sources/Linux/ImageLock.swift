@@ -1,7 +1,7 @@
 import CLinux
 import Glibc
 
-/// What a user of an image does with it; the raw value is QEMU's number of the permission (BLK_PERM_*, as a bit).
+/// What a user of an image does with it; the raw value is the bit number of QEMU's permission (BLK_PERM_*).
 public enum ImagePermission: Int64, Hashable, Sendable {
   case consistentRead = 0
   case write = 1
@@ -15,37 +15,37 @@ public enum ImagePermission: Int64, Hashable, Sendable {
   }
 }
 
-/// Why an image may not be used.
+/// Why an image cannot be locked.
 public enum ImageLockError: Error, Hashable, Sendable {
-  /// Another user does not share what is wanted here.
+  /// Another user does not share this permission, which we need.
   case notGranted(ImagePermission)
-  /// Another user does what is not shared here.
+  /// Another user has this permission, which we do not share.
   case notShared(ImagePermission)
-  /// This file system, or this kernel, has no such locks.
+  /// This file system or kernel has no such locks.
   case unavailable(SystemError)
   case system(SystemError)
 }
 
-/// The locks by which the users of an image exclude each other, laid out as QEMU's (block/file-posix.c), so that the
-/// two programs exclude each other too: a shared lock on byte 100 + n says that permission n is in use, one on byte
-/// 200 + n that its holder does not share permission n.
+/// The locks by which users of an image exclude each other. The layout is QEMU's (block/file-posix.c), so that the two
+/// programs exclude each other, too. A shared lock on byte 100 + n means that permission n is in use; one on byte 200 +
+/// n means that its holder does not share permission n.
 ///
-/// They belong to the open file (F_OFD_SETLK of fcntl(2)): the same image opened twice in one process is a conflict,
-/// and the kernel drops them when the file is closed, even by a crash.
+/// The locks belong to the open file (F_OFD_SETLK of fcntl(2)). The same image opened twice in one process is a
+/// conflict, and the kernel drops the locks when the file is closed, even by a crash.
 extension ScatteredFile {
   private enum Base {
     static let used: Int64 = 100
     static let notShared: Int64 = 200
   }
 
-  /// Locks the image for as long as it is open. As QEMU's disks without `share-rw=on`, neither a writer nor a reader
-  /// shares it with another writer.
+  /// Locks the image for as long as it is open. As with QEMU's disks without `share-rw=on`, readers and writers exclude
+  /// other writers.
   public func lock() throws(ImageLockError) {
     let used: [ImagePermission] = isReadOnly ? [.consistentRead] : [.consistentRead, .write]
     let notShared: [ImagePermission] = [.write]
     for permission in used { try lock(byte: Base.used + permission.rawValue) }
     for permission in notShared { try lock(byte: Base.notShared + permission.rawValue) }
-    // After the own locks: of two that come at once, one or both see the other.
+    // Check after taking our own locks: if two users start at once, at least one of them sees the other.
     for permission in used where try isLocked(byte: Base.notShared + permission.rawValue) {
       throw .notGranted(permission)
     }

@@ -1,13 +1,13 @@
 import CLinux
 import Glibc
 
-/// An open file that another process has handed over (SCM_RIGHTS, unix(7)), or that has several owners here. It is
-/// closed when the last of them goes.
+/// An open file that another process has passed to this one (SCM_RIGHTS, unix(7)), or that has several owners here. It
+/// is closed with its last owner.
 public final class PassedDescriptor: Hashable, Sendable {
   public let file: FileDescriptor
   private let onClose: @Sendable () -> Void
 
-  /// - Parameter onClose: called when the last owner has gone, on that one's thread.
+  /// - Parameter onClose: called after the last owner is gone, on the thread that released it.
   public init(_ file: consuming FileDescriptor, onClose: @escaping @Sendable () -> Void = {}) {
     self.file = file
     self.onClose = onClose
@@ -17,7 +17,7 @@ public final class PassedDescriptor: Hashable, Sendable {
 
   public var rawValue: Int32 { file.rawValue }
 
-  /// How it was opened: O_RDONLY, O_WRONLY or O_RDWR.
+  /// The access mode of open(2): O_RDONLY, O_WRONLY or O_RDWR.
   public var accessMode: Int32 {
     get throws(SystemError) {
       let flags = fcntl(rawValue, F_GETFL)
@@ -31,16 +31,17 @@ public final class PassedDescriptor: Hashable, Sendable {
 }
 
 extension FileDescriptor {
-  /// How many descriptors come with one read at most. The kernel closes the others of the message.
+  /// The largest number of descriptors in one read. The kernel closes the message's other descriptors.
   public static let passedLimit = Int(NESTLING_PASSED_LIMIT)
 
-  /// At most `count` bytes from a socket, none at its end, and the descriptors that came with them; of several messages
-  /// of the peer, those of one. nil where a non-blocking socket has nothing now.
+  /// Reads at most `count` bytes from a socket and the descriptors that came with them. The bytes of one read come from
+  /// at most one message with descriptors. Returns no bytes at the socket's end, and nil if a non-blocking socket has
+  /// nothing now.
   public func receive(count: Int) throws(SystemError) -> (bytes: [UInt8], descriptors: [PassedDescriptor])? {
     var bytes = [UInt8](repeating: 0, count: count)
     var passed = [Int32](repeating: -1, count: Self.passedLimit)
     var passedCount: UInt32 = 0
-    // SAFETY: the buffer is the array's and `count` bytes long, and the list has room for the limit.
+    // SAFETY: the buffer is `count` bytes long, and the list has room for the limit.
     let answer = unsafe bytes.withUnsafeMutableBytes { buffer in
       unsafe nestling_receive(rawValue, buffer.baseAddress, buffer.count, &passed, &passedCount)
     }

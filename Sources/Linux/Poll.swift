@@ -1,10 +1,10 @@
 import Glibc
 
-/// Waiting for several descriptors at once: poll(2).
+/// Waits for several descriptors at once: poll(2).
 public enum Poll {
-  /// Waits until one of them has input or has hung up.
-  /// - Parameter milliseconds: at most so long; -1 for as long as it takes.
-  /// - Returns: for each whether it has.
+  /// Waits until a descriptor has input or has hung up.
+  /// - Parameter milliseconds: the longest time to wait; -1 for no limit.
+  /// - Returns: for each descriptor whether it has.
   public static func readable(_ descriptors: [Int32], milliseconds: Int32 = -1) -> [Bool] {
     var list = descriptors.map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
     while true {
@@ -15,11 +15,12 @@ public enum Poll {
     return list.map { $0.revents != 0 }
   }
 
-  /// Waits until a write would not wait, or fail.
-  /// - Parameter milliseconds: at most so long.
+  /// Waits until a write would not block.
+  /// - Parameter milliseconds: the longest time to wait; -1 for no limit.
+  /// - Returns: whether a write returns at once, perhaps with an error.
   public static func writable(_ descriptor: Int32, milliseconds: Int32) -> Bool {
     var entry = pollfd(fd: descriptor, events: Int16(POLLOUT), revents: 0)
-    // SAFETY: one element, as the count says.
+    // SAFETY: the count is one, and so is the number of elements.
     return unsafe poll(&entry, 1, milliseconds) > 0
   }
 }

@@ -1,13 +1,13 @@
 import CLinux
 import Glibc
 
-/// This process, as its host starts and ends it.
+/// How this process starts and ends.
 public enum Process {
-  /// The process that started this one, as read the first time; `prepare` reads it.
+  /// The process that started this one: getppid(2) at the first use, which is in `prepare`.
   public static let parent: Int32 = getppid()
 
-  /// Must be the first call in `main`. Opens /dev/null as standard input, output or error where that is closed, and
-  /// ignores the signals of failed writes.
+  /// Prepares the process. Must be the first call in `main`. It opens /dev/null as standard input, output or error
+  /// where that is closed, and ignores the signals of failed writes.
   public static func prepare() throws(SystemError) {
     _ = parent
     _ = try checked(nestling_hold_standard_descriptors(), "open", "/dev/null")
@@ -20,16 +20,16 @@ public enum Process {
     unsafe pthread_sigmask(SIG_UNBLOCK, &set, nil)
   }
 
-  /// From now on a write to a closed socket or pipe (SIGPIPE), or beyond the limit of a file's size (SIGXFSZ,
-  /// setrlimit(2)), fails with an error and does not end the process.
+  /// Makes a write fail with an error instead of ending the process, when its socket or pipe is closed (SIGPIPE) or the
+  /// file would exceed the size limit (SIGXFSZ, setrlimit(2)).
   public static func ignoreSignalsOfWrites() {
     signal(SIGPIPE, SIG_IGN)
     signal(SIGXFSZ, SIG_IGN)
   }
 
-  /// Ends the process after a time, whatever its threads wait for, and restores the terminal first.
+  /// Ends the process after a time, even if its threads are blocked, and restores the terminal first.
   /// - Parameters:
-  ///   - seconds: from the first call on. A second call changes only the status.
+  ///   - seconds: counted from the first call. A second call changes only the status.
   ///   - status: the exit status.
   public static func end(within seconds: UInt32, status: Int32) { nestling_end_within(seconds, status) }
 }

@@ -2,9 +2,9 @@ import CLinux
 
 /// The kernel's random numbers: getrandom(2).
 public enum RandomSource {
-  /// Fills the front of an array.
-  /// - Parameter count: at most the array's.
-  /// - Returns: how many bytes are random now: all, but on a host that has no random numbers yet.
+  /// Fills the start of an array with random bytes.
+  /// - Parameter count: at most the array's size.
+  /// - Returns: how many bytes are random now: all, except on a host whose random source is not ready.
   public static func fill(_ bytes: inout [UInt8], count: Int) -> Int {
     let count = min(count, bytes.count)
     var done = 0

@@ -1,9 +1,9 @@
 import Glibc
 
-/// Limits that the kernel sets a process (getrlimit(2)).
+/// Resource limits of this process (getrlimit(2)).
 public enum ResourceLimit {
-  /// Bytes of memory that may be locked (RLIMIT_MEMLOCK); nil for no limit, which a privileged process has whatever
-  /// the number says.
+  /// How many bytes of memory may be locked (RLIMIT_MEMLOCK); nil for no limit. A privileged process has none, whatever
+  /// the number is.
   public static var lockedMemory: UInt64? {
     if geteuid() == 0 { return nil }
     var limit = rlimit()
@@ -12,7 +12,7 @@ public enum ResourceLimit {
     return limit.rlim_cur == rlim_t.max ? nil : UInt64(limit.rlim_cur)
   }
 
-  /// The largest size of a file that this process writes, a memfd included, in bytes (RLIMIT_FSIZE); nil for no limit.
+  /// The largest file that this process may write, in bytes (RLIMIT_FSIZE); nil for no limit. A memfd counts as a file.
   public static var fileSize: UInt64? {
     var limit = rlimit()
     // SAFETY: the kernel fills the structure.

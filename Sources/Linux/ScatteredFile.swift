@@ -1,9 +1,9 @@
 import CLinux
 import Glibc
 
-/// A raw file whose bytes go straight to and from a guest's memory, without a copy in between.
+/// A raw image whose bytes move directly between the file and guest memory, without a copy.
 public final class ScatteredFile: Sendable {
-  /// A run of guest physical addresses.
+  /// A range of guest physical addresses.
   public struct Segment: Hashable, Sendable {
     public let address: UInt64
     /// In bytes.
@@ -17,7 +17,7 @@ public final class ScatteredFile: Sendable {
 
   public let path: String
   public let isReadOnly: Bool
-  /// In bytes, as it was when the file was opened.
+  /// In bytes, when the file was opened.
   public let size: UInt64
   let file: FileDescriptor
   public let memory: GuestMemory
@@ -27,7 +27,7 @@ public final class ScatteredFile: Sendable {
     try self.init(FileDescriptor(openingImage: path, readOnly ? O_RDONLY : O_RDWR), path, readOnly, memory)
   }
 
-  /// Of an image that is open, by a descriptor of its own.
+  /// Opens an image from an open descriptor, which it duplicates.
   /// - Parameter path: for messages.
   public convenience init(
     _ open: PassedDescriptor, named path: String, readOnly: Bool, memory: GuestMemory
@@ -49,7 +49,7 @@ public final class ScatteredFile: Sendable {
     isReadOnly = readOnly
   }
 
-  /// In bytes, as it is now.
+  /// In bytes, now.
   public var currentSize: UInt64 {
     get throws(SystemError) {
       let end = lseek(file.rawValue, 0, SEEK_END)
@@ -58,10 +58,10 @@ public final class ScatteredFile: Sendable {
     }
   }
 
-  /// Whether it is a file whose size can be changed; a block device is as large as it is.
+  /// Whether it is a regular file, whose size can change; a block device's cannot.
   public var isRegular: Bool { get throws(SystemError) { try file.kind == S_IFREG } }
 
-  /// Changes the size of a regular file; what is new reads as zero.
+  /// Changes the size of a regular file; new bytes read as zero.
   public func resize(to size: UInt64) throws(SystemError) {
     guard let size = Int(exactly: size) else { throw SystemError("ftruncate", path, code: EFBIG) }
     while ftruncate(file.rawValue, size) < 0 {
@@ -69,13 +69,13 @@ public final class ScatteredFile: Sendable {
     }
   }
 
-  /// A copy of `count` bytes; fewer at the end of the file.
+  /// Returns a copy of `count` bytes, or fewer at the end of the file.
   public func bytes(at offset: UInt64, count: Int) throws(SystemError) -> [UInt8] {
     guard let start = Int(exactly: offset) else { throw SystemError("read", path, code: EINVAL) }
     var bytes = [UInt8](repeating: 0, count: count)
     var done = 0
     while done < count {
-      // SAFETY: the count is what remains of the array.
+      // SAFETY: the count is the rest of the array.
       let answer = unsafe bytes.withUnsafeMutableBytes {
         unsafe pread(file.rawValue, $0.baseAddress! + done, count - done, start + done)
       }
@@ -95,19 +95,19 @@ public final class ScatteredFile: Sendable {
     try unsafe transfer(offset, segments, "write") { unsafe pwritev($0, $1, $2, $3) }
   }
 
-  /// Has everything written reach the disk.
+  /// Waits until everything written has reached the disk.
   public func synchronize() throws(SystemError) {
     while fdatasync(file.rawValue) < 0 {
       if errno != EINTR { throw SystemError("fdatasync", path, code: errno) }
     }
   }
 
-  /// Gives the range back to the file system; it reads as zero from then on.
+  /// Deallocates the range in the file system; it then reads as zero.
   public func punchHole(at offset: UInt64, count: UInt64) throws(SystemError) {
     try range(offset, count) { nestling_punch_hole(file.rawValue, $0, $1) }
   }
 
-  /// Has the range read as zero, its blocks kept.
+  /// Makes the range read as zero and keeps its blocks allocated.
   public func zero(at offset: UInt64, count: UInt64) throws(SystemError) {
     try range(offset, count) { nestling_zero_range(file.rawValue, $0, $1) }
   }
@@ -119,7 +119,7 @@ public final class ScatteredFile: Sendable {
     _ = try checked(call(offset, count), "fallocate", path)
   }
 
-  /// Moves all bytes of the segments, in as many calls as the kernel wants.
+  /// Moves all bytes of the segments, in as many calls as the kernel needs.
   private func transfer(
     _ offset: UInt64, _ segments: [Segment], _ name: String,
     _ call: (Int32, UnsafePointer<iovec>, Int32, Int) -> Int
@@ -128,7 +128,7 @@ public final class ScatteredFile: Sendable {
     // IOV_MAX of Linux.
     let most = 1024
     var next = 0
-    /// Bytes of segment `next` that are done.
+    /// Bytes of segment `next` that have been moved.
     var done = 0
     while next < segments.count {
       if segments[next].count == 0 {
@@ -138,7 +138,7 @@ public final class ScatteredFile: Sendable {
       let parts = min(segments.count - next, most)
       let moved: Int
       do throws(SystemError) {
-        // SAFETY: each pointer is checked to cover its segment; the list lives for the duration of the call.
+        // SAFETY: each pointer is checked to cover its segment; the list lives until the call returns.
         moved = try unsafe withUnsafeTemporaryAllocation(of: iovec.self, capacity: parts) {
           list throws(SystemError) -> Int in
           for index in 0..<parts {
@@ -157,7 +157,7 @@ public final class ScatteredFile: Sendable {
         if error.code == EINTR { continue }
         throw error
       }
-      // The file has shrunk since it was opened.
+      // The file is shorter than when it was opened.
       if moved == 0 { throw SystemError(name, path, code: EIO) }
       offset += moved
       done += moved

@@ -1,19 +1,19 @@
 import CLinux
 import Glibc
 
-/// Signals that ask the process to end, taken by a descriptor and not by a handler.
+/// The signals that ask the process to end, read from a descriptor instead of handled.
 public struct TerminationSignals: ~Copyable, Sendable {
   private let file: FileDescriptor
 
-  /// Blocks SIGINT, SIGTERM and SIGHUP for this thread and those it starts; to be called before any is started.
-  /// From then on a failed write is an error and no signal.
+  /// Blocks SIGINT, SIGTERM and SIGHUP for this thread and those it starts. Must be called before any thread is
+  /// started. After it, a failed write is an error instead of a signal.
   public init() throws(SystemError) {
     Process.ignoreSignalsOfWrites()
     file = FileDescriptor(owning: try checked(nestling_termination_signals(), "signalfd"))
   }
 
-  /// Has one of them come when the process that started this one ends, from now on.
-  /// - Parameter parent: that process.
+  /// Asks the kernel to send SIGTERM when the process that started this one ends.
+  /// - Parameter parent: the id of that process.
   /// - Throws: ESRCH if it has ended already.
   public func includeEndOfParent(_ parent: Int32) throws(SystemError) {
     let answer = nestling_end_with_parent(parent)
@@ -25,7 +25,7 @@ public struct TerminationSignals: ~Copyable, Sendable {
 
   public var rawValue: Int32 { file.rawValue }
 
-  /// The number of a signal that came, or nil.
+  /// Returns the number of a pending signal, or nil.
   public func take() -> Int32? {
     let number = nestling_take_signal(file.rawValue)
     return number > 0 ? number : nil

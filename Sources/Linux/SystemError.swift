@@ -1,12 +1,12 @@
 import Glibc
 
-/// A system call that failed: which, on what, with which errno.
+/// A failed system call: its name, its operand and its errno.
 public struct SystemError: Error, Hashable, Sendable, CustomStringConvertible {
   public let call: String
-  /// A path, or another operand worth telling; empty if none is.
+  /// A path, or another operand that helps the reader; empty if there is none.
   public let operand: String
   public let code: Int32
-  /// The reason in words of our own, where the errno's text is not clear; nil otherwise.
+  /// The reason in our own words, where the errno's text is not clear; nil otherwise.
   public let explanation: String?
 
   public init(_ call: String, _ operand: String = "", code: Int32, because explanation: String? = nil) {
@@ -16,10 +16,10 @@ public struct SystemError: Error, Hashable, Sendable, CustomStringConvertible {
     self.explanation = explanation
   }
 
-  /// The explanation, or the errno's own text: "No such file or directory".
+  /// The explanation, or the errno's text: "No such file or directory".
   public var reason: String {
     if let explanation { return explanation }
-    // SAFETY: the text is libc's own and stays; a code that libc does not know gets one too.
+    // SAFETY: libc owns the text, and returns one for unknown codes as well.
     return unsafe String(cString: strerror(code))
   }
 
@@ -28,7 +28,7 @@ public struct SystemError: Error, Hashable, Sendable, CustomStringConvertible {
   }
 }
 
-/// Turns the C module's answer, a value or -errno, into a result.
+/// Converts the C module's result, a value or -errno.
 public func checked(_ answer: Int32, _ call: String, _ operand: String = "") throws(SystemError) -> Int32 {
   if answer < 0 { throw SystemError(call, operand, code: -answer) }
   return answer

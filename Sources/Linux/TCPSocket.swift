@@ -11,12 +11,12 @@ public struct TCPListener: ~Copyable, Sendable {
     var address = try InternetAddress.make(host, port)
     let file = try InternetAddress.socket(name)
     var yes: Int32 = 1
-    // SAFETY: an int, as SO_REUSEADDR wants.
+    // SAFETY: SO_REUSEADDR takes an int.
     unsafe setsockopt(file.rawValue, SOL_SOCKET, SO_REUSEADDR, &yes, socklen_t(MemoryLayout<Int32>.size))
     let code = unsafe InternetAddress.with(&address) { unsafe Glibc.bind(file.rawValue, $0, $1) }
     if code < 0 { throw SystemError("bind", name, code: errno) }
     if listen(file.rawValue, 1) < 0 { throw SystemError("listen", name, code: errno) }
-    // A client may be gone between poll and accept, which must not wait for the next then.
+    // A client may disconnect between poll and accept; accept must not wait for the next one then.
     _ = fcntl(file.rawValue, F_SETFL, O_NONBLOCK)
     self.file = file
     self.name = name
@@ -24,7 +24,7 @@ public struct TCPListener: ~Copyable, Sendable {
 
   public var rawValue: Int32 { file.rawValue }
 
-  /// Takes the next connection; none there is an error.
+  /// Accepts the next connection; throws EAGAIN if there is none.
   public func accept() throws(SystemError) -> FileDescriptor {
     FileDescriptor(owning: try checked(nestling_accept(file.rawValue), "accept", name))
   }
@@ -41,12 +41,12 @@ extension FileDescriptor {
     let file = try InternetAddress.socket(name)
     _ = fcntl(file.rawValue, F_SETFL, O_NONBLOCK)
     if unsafe InternetAddress.with(&address, { unsafe connect(file.rawValue, $0, $1) }) < 0 {
-      // An interrupted connect goes on in the background (connect(2)).
+      // An interrupted connect continues in the background (connect(2)).
       guard errno == EINPROGRESS || errno == EINTR else { throw SystemError("connect", name, code: errno) }
       try patience.wait(untilWritable: file.rawValue, "connect", name)
       var code: Int32 = 0
       var size = socklen_t(MemoryLayout<Int32>.size)
-      // SAFETY: an int, as SO_ERROR gives.
+      // SAFETY: SO_ERROR returns an int.
       unsafe getsockopt(file.rawValue, SOL_SOCKET, SO_ERROR, &code, &size)
       if code != 0 { throw SystemError("connect", name, code: code) }
     }
@@ -55,13 +55,13 @@ extension FileDescriptor {
   }
 }
 
-/// Names are not looked up: that would need the host's name service, which a static executable has not.
+/// Host names are not resolved: that would need the host's name service, which a static executable lacks.
 private enum InternetAddress {
   static func make(_ host: String, _ port: UInt16) throws(SystemError) -> sockaddr_in {
     var address = sockaddr_in()
     address.sin_family = sa_family_t(AF_INET)
     address.sin_port = port.bigEndian
-    // SAFETY: the structure is as long as an IPv4 address is.
+    // SAFETY: the structure has the size of an IPv4 address.
     let known = unsafe inet_pton(AF_INET, host == "localhost" ? "127.0.0.1" : host, &address.sin_addr)
     if known != 1 { throw SystemError("inet_pton", "'\(host)' as an IPv4 address", code: EINVAL) }
     return address
@@ -76,7 +76,7 @@ private enum InternetAddress {
   static func with(
     _ address: inout sockaddr_in, _ call: (UnsafePointer<sockaddr>, socklen_t) -> Int32
   ) -> Int32 {
-    // SAFETY: sockaddr_in is a sockaddr by its first field, and the length says how much of it there is.
+    // SAFETY: sockaddr_in begins like sockaddr, and the call gets its size.
     unsafe withUnsafePointer(to: &address) { pointer in
       unsafe pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { bound in
         unsafe call(bound, socklen_t(MemoryLayout<sockaddr_in>.size))

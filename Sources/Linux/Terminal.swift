@@ -2,20 +2,20 @@ import CLinux
 import Glibc
 import Synchronization
 
-/// The terminal on standard input: raw while a guest has it, as it was afterwards, or after a crash.
+/// The terminal on standard input: raw while a guest uses it, restored afterwards and after a crash.
 public enum Terminal {
   private static let isRaw = Mutex(false)
 
   public static var isTerminal: Bool { isatty(STDIN_FILENO) == 1 }
 
-  /// Every key goes to the guest as it is typed, Ctrl-C included. Without a terminal nothing happens.
+  /// Makes each key reach the guest as it is typed, Ctrl-C included. Does nothing without a terminal.
   public static func makeRaw() {
     isRaw.withLock { isRaw in
       if !isRaw, isTerminal { isRaw = nestling_make_terminal_raw() == 0 }
     }
   }
 
-  /// Back to what it was before `makeRaw`. May be called any number of times.
+  /// Restores the mode from before `makeRaw`. May be called any number of times.
   public static func restore() {
     isRaw.withLock { isRaw in
       if isRaw { nestling_restore_terminal() }

@@ -6,7 +6,7 @@ import Synchronization
 @safe
 public final class Thread: @unchecked Sendable {
   private let handle: pthread_t
-  /// Whether a `join` has begun.
+  /// Whether `join` has been called.
   private let isJoined = Atomic<Bool>(false)
 
   private final class Body {
@@ -18,13 +18,13 @@ public final class Thread: @unchecked Sendable {
     }
   }
 
-  /// The signal that calls a thread back out of a blocking system call.
+  /// The signal that interrupts a blocking system call of a thread.
   private static let kickSignal = SIGUSR1
 
   /// - Parameter name: for ps(1) and gdb(1); the kernel keeps 15 bytes of it.
   public init(name: String, _ run: @escaping @Sendable () -> Void) throws(SystemError) {
     var handle = pthread_t()
-    // SAFETY: the body is retained here and taken over by the thread, which alone releases it.
+    // SAFETY: the body is retained here; the thread takes it over and releases it.
     let body = unsafe Unmanaged.passRetained(Body(name: name, run: run))
     let code = unsafe pthread_create(
       &handle, nil,
@@ -44,27 +44,27 @@ public final class Thread: @unchecked Sendable {
     self.handle = handle
   }
 
-  /// A thread that is never joined frees its stack when it ends.
+  /// A thread that was never joined frees its own stack when it ends.
   deinit {
     if !isJoined.load(ordering: .relaxed) { pthread_detach(handle) }
   }
 
-  /// Waits for its end. To be called once.
+  /// Waits until the thread ends. Must be called at most once.
   public func join() {
     isJoined.store(true, ordering: .relaxed)
     pthread_join(handle, nil)
   }
 
-  /// Waits for the thread's end for a time, then interrupts its system calls and waits 0.2 s more. Must be called once,
+  /// Waits for the thread's end, then interrupts its system calls and waits 0.2 s more. Must be called at most once,
   /// instead of the other `join`.
-  /// - Parameter milliseconds: the time.
-  /// - Returns: false if the thread still runs; it is detached then.
+  /// - Parameter milliseconds: how long to wait before interrupting.
+  /// - Returns: false if the thread still runs; it is then detached.
   @discardableResult
   public func join(patience milliseconds: UInt32) -> Bool {
     isJoined.store(true, ordering: .relaxed)
     if nestling_join_within(handle, milliseconds) == 0 { return true }
     Self.installKick()
-    // Several times: a kick that comes between two system calls interrupts neither.
+    // Kick several times: a kick between two system calls interrupts neither.
     for _ in 0..<20 {
       kick()
       if nestling_join_within(handle, 10) == 0 { return true }
@@ -73,10 +73,10 @@ public final class Thread: @unchecked Sendable {
     return false
   }
 
-  /// Has a blocking call of the thread return with EINTR. `installKick` comes first.
+  /// Interrupts a blocking call of the thread, which returns EINTR. `installKick` must have been called.
   public func kick() { pthread_kill(handle, Self.kickSignal) }
 
-  /// The thread that starts another one may have the signal blocked, as libdispatch's workers have, and hand that down.
+  /// Unblocks the signal: a new thread inherits the mask of its creator, and libdispatch's workers block it.
   private static func admitKick() {
     var set = sigset_t()
     // SAFETY: the set outlives the calls.
@@ -85,17 +85,17 @@ public final class Thread: @unchecked Sendable {
     unsafe pthread_sigmask(SIG_UNBLOCK, &set, nil)
   }
 
-  /// Makes the kick signal do nothing but interrupt.
+  /// Installs an empty handler for the kick signal, so that it interrupts and does nothing else.
   public static func installKick() {
     var action = sigaction()
     unsafe action.__sigaction_handler.sa_handler = { _ in }
-    // SAFETY: the handler touches nothing.
+    // SAFETY: the handler accesses nothing.
     unsafe sigaction(kickSignal, &action, nil)
   }
 
-  /// The kernel's number of the calling thread.
+  /// The kernel's id of the calling thread.
   public static var currentID: Int { nestling_thread_id() }
 
-  /// How often the scheduler has taken the processor from the calling thread (getrusage(2), `ru_nivcsw`).
+  /// How often the scheduler has preempted the calling thread (getrusage(2), `ru_nivcsw`).
   public static var preemptions: Int { nestling_thread_preemptions() }
 }

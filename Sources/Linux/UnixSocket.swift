@@ -1,14 +1,14 @@
 import CLinux
 import Glibc
 
-/// A listening socket in the file system, taken away again by its owner.
+/// A listening socket in the file system. Its owner removes it again.
 public struct UnixListener: ~Copyable, Sendable {
   private let file: FileDescriptor
   public let path: String
   private let device: UInt64
   private let inode: UInt64
 
-  /// Listens at a path. A socket that a dead process left there is replaced; a live one is refused.
+  /// Listens at a path. Replaces a socket that a dead process left there, and refuses a live one.
   public init(at path: String) throws(SystemError) {
     let answer = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0)
     if answer < 0 { throw SystemError("socket", path, code: errno) }
@@ -22,7 +22,7 @@ public struct UnixListener: ~Copyable, Sendable {
     }
     if code < 0 { throw SystemError("bind", path, code: errno) }
     if listen(file.rawValue, 1) < 0 { throw SystemError("listen", path, code: errno) }
-    // A client may be gone between poll and accept, which must not wait for the next then.
+    // A client may disconnect between poll and accept; accept must not wait for the next one then.
     _ = fcntl(file.rawValue, F_SETFL, O_NONBLOCK)
     var status = stat()
     // SAFETY: the structure outlives the call.
@@ -34,7 +34,7 @@ public struct UnixListener: ~Copyable, Sendable {
   }
 
   deinit {
-    // Somebody may have put another socket there since; that one is not ours to remove.
+    // Another process may have put its own socket there since; that one must stay.
     var status = stat()
     // SAFETY: the structure outlives the call.
     if unsafe stat(path, &status) == 0, UInt64(status.st_dev) == device, UInt64(status.st_ino) == inode {
@@ -44,7 +44,7 @@ public struct UnixListener: ~Copyable, Sendable {
 
   public var rawValue: Int32 { file.rawValue }
 
-  /// Takes the next connection; none there is an error.
+  /// Accepts the next connection; throws EAGAIN if there is none.
   public func accept() throws(SystemError) -> FileDescriptor {
     FileDescriptor(owning: try checked(nestling_accept(file.rawValue), "accept", path))
   }
@@ -65,7 +65,7 @@ public struct UnixListener: ~Copyable, Sendable {
   static func withSocketAddress(
     _ address: inout sockaddr_un, _ call: (UnsafePointer<sockaddr>, socklen_t) -> Int32
   ) -> Int32 {
-    // SAFETY: sockaddr_un is a sockaddr by its first field, and the length says how much of it there is.
+    // SAFETY: sockaddr_un begins like sockaddr, and the call gets its size.
     unsafe withUnsafePointer(to: &address) { pointer in
       unsafe pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { bound in
         unsafe call(bound, socklen_t(MemoryLayout<sockaddr_un>.size))
@@ -77,9 +77,8 @@ public struct UnixListener: ~Copyable, Sendable {
     var status = stat()
     // SAFETY: the structure outlives the call.
     guard unsafe lstat(path, &status) == 0, status.st_mode & S_IFMT == S_IFSOCK else { return false }
-    // A datagram socket cannot connect to a stream socket: to a live one it is of the wrong type (EPROTOTYPE), and
-    // whoever listens there is not troubled with a client; where nobody has it any more, it is refused
-    // (net/unix/af_unix.c, unix_find_bsd).
+    // Probe with a datagram socket. A live stream socket refuses it as the wrong type (EPROTOTYPE), so that its server
+    // gets no client. A socket that no process has open refuses the connection (net/unix/af_unix.c, unix_find_bsd).
     let probe = socket(AF_UNIX, Int32(SOCK_DGRAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0)
     guard probe >= 0 else { return false }
     defer { close(probe) }
