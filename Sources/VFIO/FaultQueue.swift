@@ -3,23 +3,23 @@ import Glibc
 import Linux
 import Synchronization
 
-/// Page requests of devices that nested page tables could not answer (IOMMU_FAULT_QUEUE_ALLOC): read here, answered
-/// here.
+/// The page requests of devices that nested page tables could not answer (IOMMU_FAULT_QUEUE_ALLOC). This object reads
+/// them from the kernel and sends the answers back.
 ///
-/// The kernel hands over whole groups, each with a cookie that is taken again by another group as soon as it is
-/// answered: by `respond`, or by the kernel itself (as invalid) when the device's page table is replaced or taken
-/// from it.
+/// The kernel returns whole groups of requests, each with a cookie. The group is answered by `respond`, or by the
+/// kernel itself (as invalid) when the device's page table is replaced or detached. Then the kernel may reuse the
+/// cookie for another group.
 public final class FaultQueue: Sendable {
   /// struct iommu_hwpt_pgfault.
   public struct PageRequest: Hashable, Sendable {
-    /// As VFIO_DEVICE_BIND_IOMMUFD answered it.
+    /// The device's id in the iommufd, from VFIO_DEVICE_BIND_IOMMUFD.
     public var device: UInt32
     public var pasid: UInt32?
     public var group: UInt32
     public var isLastOfGroup: Bool
     public var permissions: Permissions
     public var address: UInt64
-    /// Names the group in the answer: the same for all of its requests.
+    /// Identifies the group in the answer: the same for all of its requests.
     public var cookie: UInt32
 
     public init(
@@ -51,14 +51,14 @@ public final class FaultQueue: Sendable {
     case invalid = 1
   }
 
-  /// Of one group. The kernel has devices keep to 2048 outstanding requests.
+  /// The most requests in one group. The kernel limits devices to 2048 outstanding requests.
   public static let mostRequests = 4096
 
   private let owner: IOMMUFD
   let id: UInt32
-  /// nil only at the end: the kernel destroys the queue once its file is closed.
+  /// nil only during deinit: the kernel destroys the queue after its file is closed.
   private let file: Mutex<KernelFile?>
-  /// Readable while there are requests.
+  /// Readable while requests are pending.
   public let descriptor: Int32
 
   public init(of owner: IOMMUFD) throws(SystemError) {
@@ -76,8 +76,8 @@ public final class FaultQueue: Sendable {
     owner.destroy(id)
   }
 
-  /// What is there now, in whole groups; nothing is waited for.
-  /// - Throws: EINVAL for a group of more than `mostRequests`, which stays.
+  /// Returns the pending requests, in whole groups, without waiting.
+  /// - Throws: EINVAL for a group of more than `mostRequests`, which stays in the queue.
   public func read() throws(SystemError) -> [PageRequest] {
     var room = 64
     while true {
@@ -91,7 +91,7 @@ public final class FaultQueue: Sendable {
       if answer > 0 {
         return faults.prefix(answer / MemoryLayout<iommu_hwpt_pgfault>.size).map(PageRequest.init)
       }
-      // The first group does not fit, which older kernels answer as they do where there is none: with nothing.
+      // The first group does not fit. Older kernels then answer with 0 bytes, as for an empty queue.
       if answer == 0 || answer == -Int(EINVAL), room < Self.mostRequests {
         room *= 4
         continue
@@ -102,7 +102,7 @@ public final class FaultQueue: Sendable {
   }
 
   /// Answers a group.
-  /// - Throws: EINVAL for one that is answered already.
+  /// - Throws: EINVAL if it is answered already.
   public func respond(to cookie: UInt32, _ response: Response) throws(SystemError) {
     var answer = iommu_hwpt_page_response(cookie: cookie, code: response.rawValue)
     // SAFETY: the kernel reads the structure.

@@ -1,13 +1,13 @@
 import CLinux
 import Linux
 
-/// What the host's IOMMU before a device is and can: IOMMU_GET_HW_INFO.
+/// The type and capabilities of the host IOMMU that a device is behind: IOMMU_GET_HW_INFO.
 public struct HardwareInformation: Hashable, Sendable {
-  /// VT-d's capability registers (VT-d 11.4.2, 11.4.3), as the kernel shows them.
+  /// VT-d's capability registers (VT-d 11.4.2, 11.4.3), as the kernel reports them.
   public struct VTd: Hashable, Sendable {
     public var capability: UInt64
     public var extendedCapability: UInt64
-    /// Erratum 772415 of Sapphire Rapids: read-only mappings of a nesting parent can be written through.
+    /// Erratum 772415 of Sapphire Rapids: a device can write through read-only mappings of a nesting parent.
     public var hasReadOnlyErratum: Bool
 
     public init(capability: UInt64, extendedCapability: UInt64, hasReadOnlyErratum: Bool) {
@@ -16,7 +16,7 @@ public struct HardwareInformation: Hashable, Sendable {
       self.hasReadOnlyErratum = hasReadOnlyErratum
     }
 
-    /// ECAP.SMTS, SSTS, FSTS and NEST together: what nested translation is made of.
+    /// ECAP.SMTS, SSTS, FSTS and NEST: nested translation needs all of them.
     public var offersNesting: Bool {
       extendedCapability >> 43 & 1 != 0 && extendedCapability >> 46 & 1 != 0 && extendedCapability >> 47 & 1 != 0
         && extendedCapability >> 26 & 1 != 0
@@ -29,7 +29,7 @@ public struct HardwareInformation: Hashable, Sendable {
     public var offersFirstStageGigabytePages: Bool { capability >> 56 & 1 != 0 }
     /// CAP.FS5LP.
     public var offersFiveLevels: Bool { capability >> 60 & 1 != 0 }
-    /// Bits of a PASID (ECAP.PASID, PSS); 0 where there are none.
+    /// Width of a PASID in bits (ECAP.PASID, PSS); 0 without PASID support.
     public var pasidBits: Int { extendedCapability >> 40 & 1 != 0 ? Int(extendedCapability >> 35 & 0x1f) + 1 : 0 }
     /// ECAP.PRS.
     public var offersPageRequests: Bool { extendedCapability >> 29 & 1 != 0 }
@@ -50,7 +50,8 @@ public struct HardwareInformation: Hashable, Sendable {
 }
 
 extension IOMMUFD {
-  /// - Parameter device: as VFIO_DEVICE_BIND_IOMMUFD answered it.
+  /// Asks the kernel about the IOMMU of a device.
+  /// - Parameter device: the id from VFIO_DEVICE_BIND_IOMMUFD.
   public func hardwareInformation(device: UInt32) throws(SystemError) -> HardwareInformation {
     var data = iommu_hw_info_vtd()
     var request = iommu_hw_info()

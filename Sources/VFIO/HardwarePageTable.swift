@@ -1,12 +1,12 @@
 import CLinux
 import Linux
 
-/// A hardware page table (HWPT): what a device is attached to. A parent is the kernel's own second stage over an
-/// address space; a nested one is the guest's first stage, in the guest's memory, on top of a parent.
+/// A hardware page table (HWPT), to which devices are attached. A parent is the kernel's own second stage over an
+/// address space; a nested one is the guest's first stage, in guest memory, on top of a parent.
 public final class HardwarePageTable: AttachmentTarget {
-  /// A first-stage table as the guest's PASID-table entry has it: struct iommu_hwpt_vtd_s1.
+  /// A first-stage table as the guest's PASID-table entry describes it: struct iommu_hwpt_vtd_s1.
   public struct FirstStage: Hashable, Sendable {
-    /// FSPTPTR: guest physical, which is the second stage's input.
+    /// FSPTPTR: a guest physical address, which the second stage translates.
     public var root: UInt64
     /// 48, or 57 for five levels.
     public var addressWidth: UInt32
@@ -34,7 +34,7 @@ public final class HardwarePageTable: AttachmentTarget {
     }
   }
 
-  /// What a nested table is made on.
+  /// What this table lies on: a parent's address space, or a nested table's parent.
   private enum Base: Sendable {
     case addressSpace(IOAddressSpace)
     case parent(HardwarePageTable)
@@ -45,8 +45,8 @@ public final class HardwarePageTable: AttachmentTarget {
   private let base: Base
   private let faults: FaultQueue?
 
-  /// A second stage over an address space, that nested tables can be put on.
-  /// - Parameter device: whose IOMMU it is for. Another device may share it if its IOMMU is alike.
+  /// Allocates a second stage over an address space, as a parent of nested tables.
+  /// - Parameter device: the device for whose IOMMU it is. Another device may share it if its IOMMU is compatible.
   public init(parentOver space: IOAddressSpace, for device: UInt32) throws(SystemError) {
     var request = iommu_hwpt_alloc()
     request.size = byteCount(of: iommu_hwpt_alloc.self)
@@ -60,8 +60,8 @@ public final class HardwarePageTable: AttachmentTarget {
     faults = nil
   }
 
-  /// The guest's first stage on a parent.
-  /// - Parameter faults: where page requests that the table does not answer go; nil: they are refused.
+  /// Allocates a nested table: the guest's first stage on a parent.
+  /// - Parameter faults: the queue of page requests that the table does not answer; nil to refuse them.
   public init(
     nesting table: FirstStage, on parent: HardwarePageTable, for device: UInt32, faults: FaultQueue? = nil
   ) throws(SystemError) {
@@ -92,10 +92,10 @@ public final class HardwarePageTable: AttachmentTarget {
 
   deinit { owner.destroy(id) }
 
-  /// The parent of a nested one.
+  /// The parent of a nested table; nil for a parent.
   public var parent: HardwarePageTable? { if case .parent(let parent) = base { parent } else { nil } }
 
-  /// What the second stage is made over: a nested one's parent's.
+  /// The address space below the second stage, which is the parent's for a nested table.
   public var addressSpace: IOAddressSpace? {
     switch base {
     case .addressSpace(let space): space
@@ -103,11 +103,11 @@ public final class HardwarePageTable: AttachmentTarget {
     }
   }
 
-  /// First-stage mappings that the guest took back: struct iommu_hwpt_vtd_s1_invalidate.
+  /// First-stage mappings that the guest has invalidated: struct iommu_hwpt_vtd_s1_invalidate.
   public struct Invalidation: Hashable, Sendable {
     /// Aligned to 4 KiB.
     public var address: UInt64
-    /// In 4 KiB pages; `.max`, with address 0, for all of them.
+    /// In 4 KiB pages; `.max`, with address 0, for all pages.
     public var pages: UInt64
     public var leafOnly: Bool
 
@@ -120,7 +120,7 @@ public final class HardwarePageTable: AttachmentTarget {
     public static let all = Invalidation(address: 0, pages: .max, leafOnly: false)
   }
 
-  /// IOMMU_HWPT_INVALIDATE: all of them in one call.
+  /// Invalidates in one call (IOMMU_HWPT_INVALIDATE).
   public func invalidate(_ invalidations: [Invalidation]) throws(SystemError) {
     guard !invalidations.isEmpty else { return }
     var entries = invalidations.map { invalidation in

@@ -2,11 +2,11 @@ import CLinux
 import Glibc
 import Linux
 
-/// iommufd (`/dev/iommu`, <linux/iommufd.h>): the kernel object that owns I/O address spaces and page tables, and that
-/// devices are bound to.
+/// iommufd (`/dev/iommu`, <linux/iommufd.h>): the kernel object that owns I/O address spaces and page tables, and to
+/// which devices are bound.
 ///
-/// What is made of it destroys itself when its last owner goes; a page table holds on to its parent, so that the
-/// order is always the kernel's: children first.
+/// Each object allocated from it is destroyed with its last reference. A page table keeps a reference to its parent, so
+/// that children are destroyed first, as the kernel requires.
 public final class IOMMUFD: Sendable {
   public static let path = "/dev/iommu"
 
@@ -18,7 +18,8 @@ public final class IOMMUFD: Sendable {
     self.init(file: try KernelFile(opening: Self.path, calls: calls))
   }
 
-  /// IOMMU_DESTROY. The kernel refuses (EBUSY) what is still in use, which the owners' order rules out.
+  /// Destroys an object (IOMMU_DESTROY). The kernel refuses (EBUSY) while it is in use; the references above exclude
+  /// that.
   func destroy(_ id: UInt32) {
     var request = iommu_destroy()
     request.size = byteCount(of: iommu_destroy.self)
@@ -27,7 +28,7 @@ public final class IOMMUFD: Sendable {
   }
 }
 
-/// An I/O address space (IOAS): which of our memory a device reaches, at which addresses.
+/// An I/O address space (IOAS): which of our memory a device can access, and at which addresses.
 public final class IOAddressSpace: AttachmentTarget {
   public let owner: IOMMUFD
   public let id: UInt32
@@ -41,8 +42,8 @@ public final class IOAddressSpace: AttachmentTarget {
     public static let write = Access(rawValue: UInt32(IOMMU_IOAS_MAP_WRITEABLE))
   }
 
-  /// - Parameter backing: what keeps the memory that is going to be mapped where it is; let go when the kernel has let
-  ///   go of the memory.
+  /// - Parameter backing: keeps the memory in place that will be mapped. It is released after the kernel has unmapped
+  ///   the memory.
   public init(of owner: IOMMUFD, backing: (any AnyObject & Sendable)? = nil) throws(SystemError) {
     self.backing = backing
     var request = iommu_ioas_alloc()
@@ -54,9 +55,9 @@ public final class IOAddressSpace: AttachmentTarget {
 
   deinit { owner.destroy(id) }
 
-  /// IOMMU_IOAS_MAP at a fixed address: pins the pages.
+  /// Maps our memory at a fixed address and pins its pages (IOMMU_IOAS_MAP).
   /// - Parameters:
-  ///   - hostAddress: of our own memory; aligned to pages, as the others are.
+  ///   - hostAddress: in this process; page-aligned, as are the other two.
   ///   - size: in bytes.
   public func map(_ address: UInt64, size: UInt64, to hostAddress: UInt64, _ access: Access) throws(SystemError) {
     var request = iommu_ioas_map()
@@ -69,8 +70,8 @@ public final class IOAddressSpace: AttachmentTarget {
     try owner.file.request("IOMMU_IOAS_MAP", IOMMU_IOAS_MAP, &request)
   }
 
-  /// IOMMU_IOAS_MAP_FILE at a fixed address: what a dma-buf stands for, from its start.
-  /// - Parameter size: in bytes; aligned to pages, as the address is.
+  /// Maps a dma-buf, from its start, at a fixed address (IOMMU_IOAS_MAP_FILE).
+  /// - Parameter size: in bytes; page-aligned, as is the address.
   public func map(_ address: UInt64, size: UInt64, to buffer: KernelFile, _ access: Access) throws(SystemError) {
     var request = iommu_ioas_map_file()
     request.size = byteCount(of: iommu_ioas_map_file.self)
@@ -82,7 +83,7 @@ public final class IOAddressSpace: AttachmentTarget {
     try owner.file.request("IOMMU_IOAS_MAP_FILE", IOMMU_IOAS_MAP_FILE, &request)
   }
 
-  /// IOMMU_IOAS_UNMAP of whole mappings.
+  /// Unmaps whole mappings (IOMMU_IOAS_UNMAP).
   public func unmap(_ address: UInt64, size: UInt64) throws(SystemError) {
     var request = iommu_ioas_unmap()
     request.size = byteCount(of: iommu_ioas_unmap.self)
@@ -92,8 +93,8 @@ public final class IOAddressSpace: AttachmentTarget {
     try owner.file.request("IOMMU_IOAS_UNMAP", IOMMU_IOAS_UNMAP, &request)
   }
 
-  /// IOMMU_IOAS_IOVA_RANGES: the addresses that every device attached now can drive. The hole of the interrupt
-  /// addresses (0xFEE0_0000) is not among them.
+  /// Returns the addresses that all attached devices can use (IOMMU_IOAS_IOVA_RANGES). They leave out the interrupt
+  /// addresses at 0xFEE0_0000.
   public func allowedRanges() throws(SystemError) -> [ClosedRange<UInt64>] {
     var ranges = [iommu_iova_range](repeating: iommu_iova_range(), count: 64)
     while true {
@@ -102,14 +103,14 @@ public final class IOAddressSpace: AttachmentTarget {
       request.ioas_id = id
       request.num_iovas = UInt32(ranges.count)
       do {
-        // SAFETY: the kernel fills the array, as many as were said to fit; it stays for the call.
+        // SAFETY: the kernel fills at most the stated number of elements; the array lives until the call returns.
         let file = owner.file
         try unsafe ranges.withUnsafeMutableBufferPointer { (buffer) throws(SystemError) in
           request.allowed_iovas = UInt64(UInt(bitPattern: buffer.baseAddress))
           try file.request("IOMMU_IOAS_IOVA_RANGES", IOMMU_IOAS_IOVA_RANGES, &request)
         }
       } catch {
-        // It tells how many there are.
+        // The kernel has set `num_iovas` to the number of ranges.
         guard error.code == EMSGSIZE, Int(request.num_iovas) > ranges.count, request.num_iovas <= 4096 else {
           throw error
         }

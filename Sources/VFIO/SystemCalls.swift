@@ -1,26 +1,26 @@
 import CLinux
 import Glibc
 
-/// The system calls that VFIO and iommufd are made of, in one place that a test can put its own kernel behind.
+/// The system calls that VFIO and iommufd need, in one place, so that a test can substitute its own kernel.
 ///
-/// Every call answers as the C module's do: a value, or -errno.
+/// Every call returns what the C module returns: a value, or -errno.
 public protocol SystemCalls: Sendable {
   func open(_ path: String, flags: Int32) -> Int32
   func close(_ descriptor: Int32)
-  /// - Parameter argument: the structure that the request takes; nil for one without.
+  /// - Parameter argument: the request's structure; nil if it has none.
   func ioctl(_ descriptor: Int32, _ request: UInt32, _ argument: UnsafeMutableRawPointer?) -> Int32
-  /// pread(2), or read(2) without an offset: all of the buffer or fewer bytes.
+  /// Calls pread(2), or read(2) without an offset. May return fewer bytes than the buffer holds.
   func read(_ descriptor: Int32, at offset: UInt64?, into buffer: UnsafeMutableRawBufferPointer) -> Int
-  /// pwrite(2), or write(2).
+  /// Calls pwrite(2), or write(2) without an offset.
   func write(_ descriptor: Int32, at offset: UInt64?, from buffer: UnsafeRawBufferPointer) -> Int
-  /// mmap(2), shared. Answers the address, or -errno.
+  /// Maps the file shared (mmap(2)). Returns the address, or -errno.
   func map(_ descriptor: Int32, at offset: UInt64, size: Int, writable: Bool) -> Int
   func unmap(_ address: Int, size: Int)
-  /// Of the device that a file stands for (st_rdev of fstat(2)); nil for a file that is no device's.
+  /// Returns the number of the device behind a file (st_rdev of fstat(2)); nil if the file is not a device file.
   func deviceNumber(of descriptor: Int32) -> (major: UInt32, minor: UInt32)?
 }
 
-/// The kernel itself.
+/// The system calls of the real kernel.
 public struct HostSystemCalls: SystemCalls {
   public init() {}
 
@@ -32,7 +32,7 @@ public struct HostSystemCalls: SystemCalls {
   public func close(_ descriptor: Int32) { _ = Glibc.close(descriptor) }
 
   public func ioctl(_ descriptor: Int32, _ request: UInt32, _ argument: UnsafeMutableRawPointer?) -> Int32 {
-    // SAFETY: the caller gives the structure that the request names.
+    // SAFETY: the caller passes the request's structure.
     unsafe nestling_ioctl(descriptor, request, argument)
   }
 
@@ -66,14 +66,14 @@ public struct HostSystemCalls: SystemCalls {
 
   public func map(_ descriptor: Int32, at offset: UInt64, size: Int, writable: Bool) -> Int {
     let protection = writable ? PROT_READ | PROT_WRITE : PROT_READ
-    // SAFETY: the kernel chooses the place; nothing is there yet.
+    // SAFETY: the kernel chooses an unused range.
     let answer = unsafe mmap(nil, size, protection, MAP_SHARED, descriptor, Int(truncatingIfNeeded: offset))
     guard let answer = unsafe answer, unsafe answer != MAP_FAILED else { return -Int(errno) }
     return Int(bitPattern: answer)
   }
 
   public func unmap(_ address: Int, size: Int) {
-    // SAFETY: the range is what `map` answered, and its owner has let go of it.
+    // SAFETY: the range is what `map` returned, and its owner no longer uses it.
     _ = unsafe munmap(UnsafeMutableRawPointer(bitPattern: address), size)
   }
 
@@ -81,7 +81,7 @@ public struct HostSystemCalls: SystemCalls {
     var status = stat()
     // SAFETY: the structure lives for the duration of the call.
     guard unsafe fstat(descriptor, &status) == 0, status.st_mode & S_IFMT == S_IFCHR else { return nil }
-    // As gnu_dev_major(3) and gnu_dev_minor(3) take it apart.
+    // Decode it as gnu_dev_major(3) and gnu_dev_minor(3) do.
     let number = UInt64(status.st_rdev)
     return (
       UInt32(truncatingIfNeeded: number >> 8 & 0xfff | number >> 32 & ~0xfff),

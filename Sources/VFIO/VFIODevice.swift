@@ -3,15 +3,16 @@ import Glibc
 import Linux
 import Synchronization
 
-/// What a device can be attached to: an address space, over which the kernel then makes a page table, or a page table.
+/// What a device can be attached to: a page table, or an address space, for which the kernel then makes a page table.
 public protocol AttachmentTarget: AnyObject, Sendable {
   var id: UInt32 { get }
 }
 
-/// A PCI device that this process owns through vfio-pci's device file (<linux/vfio.h>): bound to an iommufd, attached
-/// to page tables, its regions and interrupts at hand.
+/// A PCI device that this process owns through vfio-pci's device file (<linux/vfio.h>): it is bound to an iommufd and
+/// attached to page tables, and gives access to its regions and interrupts.
 ///
-/// At its end it is detached before what it was attached to can go, whoever else still holds the device's file.
+/// The deinit detaches the device before its page table can be destroyed, even if the device's file stays open
+/// elsewhere.
 ///
 /// Lock order: `attachment` is a leaf.
 public final class VFIODevice: Sendable {
@@ -19,13 +20,13 @@ public final class VFIODevice: Sendable {
   public let iommufd: IOMMUFD
   /// The device's number within the iommufd.
   public let id: UInt32
-  /// VFIO_DEVICE_FLAGS_RESET: the device has a reset of its own.
+  /// VFIO_DEVICE_FLAGS_RESET: the kernel can reset the device.
   public let hasReset: Bool
-  /// How many kinds of interrupts it has (VFIO_PCI_*_IRQ_INDEX).
+  /// The number of interrupt types (VFIO_PCI_*_IRQ_INDEX).
   public let interruptKinds: UInt32
   private let attachment = Mutex<(any AttachmentTarget)?>(nil)
 
-  /// Binds the device (VFIO_DEVICE_BIND_IOMMUFD). Until then the kernel answers nothing else.
+  /// Binds the device (VFIO_DEVICE_BIND_IOMMUFD). Until then the kernel refuses every other request.
   public init(file: KernelFile, to iommufd: IOMMUFD) throws(SystemError) {
     var bind = vfio_device_bind_iommufd()
     bind.argsz = byteCount(of: vfio_device_bind_iommufd.self)
@@ -48,8 +49,8 @@ public final class VFIODevice: Sendable {
 
   // MARK: Page tables
 
-  /// VFIO_DEVICE_ATTACH_IOMMUFD_PT: replaces what the device was attached to without a moment in between. The device
-  /// holds on to what it is attached to, so that the kernel is never asked to destroy that.
+  /// Attaches the device and atomically replaces its former page table (VFIO_DEVICE_ATTACH_IOMMUFD_PT). The device
+  /// keeps a reference to the target, so that the target is not destroyed while it is attached.
   public func attach(to target: any AttachmentTarget) throws(SystemError) {
     var request = vfio_device_attach_iommufd_pt()
     request.argsz = byteCount(of: vfio_device_attach_iommufd_pt.self)
@@ -59,11 +60,11 @@ public final class VFIODevice: Sendable {
       defer { attachment = target }
       return attachment
     }
-    // Let go with the lock released: its end is a call of its own.
+    // Release it after the lock: destroying it is a system call.
     _ = replaced
   }
 
-  /// VFIO_DEVICE_DETACH_IOMMUFD_PT: from now on the device's DMA is blocked.
+  /// Detaches the device, which blocks its DMA (VFIO_DEVICE_DETACH_IOMMUFD_PT).
   public func detach() throws(SystemError) {
     var request = vfio_device_detach_iommufd_pt()
     request.argsz = byteCount(of: vfio_device_detach_iommufd_pt.self)
@@ -78,20 +79,20 @@ public final class VFIODevice: Sendable {
 
   // MARK: Reset
 
-  /// VFIO_DEVICE_RESET: FLR where the function has it, else what the kernel finds.
+  /// Resets the device by FLR if the function has it, else by another method that the kernel finds (VFIO_DEVICE_RESET).
   public func reset() throws(SystemError) {
     try file.request("VFIO_DEVICE_RESET", VFIO_DEVICE_RESET)
   }
 
-  /// What a reset of its bus would reset as well.
+  /// The functions that a reset of the device's bus would reset.
   public struct BusReset: Hashable, Sendable {
-    /// Whose a function is, as far as the reset is concerned.
+    /// Who owns a function, as far as the reset is concerned.
     public enum Owner: Hashable, Sendable {
-      /// A device that is bound to the same iommufd, by its number there.
+      /// A device that is bound to the same iommufd, by its id there.
       case device(UInt32)
-      /// Nobody has it open, and nobody but us could.
+      /// Unused: no process has it open, and only this one could open it.
       case unused
-      /// The host's, or somebody else's.
+      /// The host or another process uses it.
       case other
 
       init(_ id: UInt32) {
@@ -109,12 +110,12 @@ public final class VFIODevice: Sendable {
       public var bus: UInt8
       public var deviceFunction: UInt8
     }
-    /// Whether all of them are ours, so that the reset is allowed.
+    /// Whether all of them are ours, so that the kernel allows the reset.
     public var isAllowed: Bool
     public var functions: [Function]
   }
 
-  /// VFIO_DEVICE_GET_PCI_HOT_RESET_INFO.
+  /// Asks which functions a bus reset would reset (VFIO_DEVICE_GET_PCI_HOT_RESET_INFO).
   public func busReset() throws(SystemError) -> BusReset {
     let entrySize = MemoryLayout<vfio_pci_dependent_device>.size
     var room = 32
@@ -124,7 +125,7 @@ public final class VFIODevice: Sendable {
       do {
         try file.request("VFIO_DEVICE_GET_PCI_HOT_RESET_INFO", VFIO_DEVICE_GET_PCI_HOT_RESET_INFO, &request)
       } catch {
-        // It says how many there are.
+        // The kernel has set `count` to the number of functions.
         let count = Int(request.header.count)
         guard error.code == ENOSPC, count > room, count <= 4096 else { throw error }
         room = count
@@ -134,7 +135,7 @@ public final class VFIODevice: Sendable {
         request.load(vfio_pci_dependent_device.self, at: type(of: request).headerSize + entrySize * index)
       }
       return BusReset(
-        // Without device numbers there are groups' in their place, which say nothing here.
+        // Without this flag, the ids are those of groups and do not help here.
         isAllowed: request.header.flags & UInt32(VFIO_PCI_HOT_RESET_FLAG_DEV_ID) != 0
           && request.header.flags & UInt32(VFIO_PCI_HOT_RESET_FLAG_DEV_ID_OWNED) != 0,
         functions: functions.map {
@@ -143,7 +144,7 @@ public final class VFIODevice: Sendable {
     }
   }
 
-  /// VFIO_DEVICE_PCI_HOT_RESET, allowed where every function of the bus is ours.
+  /// Resets the bus (VFIO_DEVICE_PCI_HOT_RESET). The kernel allows it if every function of the bus is ours.
   public func resetBus() throws(SystemError) {
     var request = vfio_pci_hot_reset()
     request.argsz = byteCount(of: vfio_pci_hot_reset.self)

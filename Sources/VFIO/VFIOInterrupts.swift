@@ -2,7 +2,7 @@ import CLinux
 import Glibc
 import Linux
 
-/// Interrupts of a VFIO device, by kind (VFIO_DEVICE_GET_IRQ_INFO, VFIO_DEVICE_SET_IRQS): each a number of eventfds
+/// The interrupt types of a VFIO device (VFIO_DEVICE_GET_IRQ_INFO, VFIO_DEVICE_SET_IRQS). Each is a number of eventfds
 /// that the kernel signals.
 public enum VFIOInterruptKind: UInt32, Hashable, Sendable, CaseIterable {
   case intx = 0
@@ -10,12 +10,12 @@ public enum VFIOInterruptKind: UInt32, Hashable, Sendable, CaseIterable {
   case msix = 2
   /// An uncorrectable error of the device (AER).
   case error = 3
-  /// The host wants the device back.
+  /// The host asks us to release the device.
   case request = 4
 }
 
 extension VFIODevice {
-  /// How many interrupts of a kind there are; 0 for none.
+  /// Returns how many interrupts of a type the device has; 0 for none.
   public func interruptCount(_ kind: VFIOInterruptKind) throws(SystemError) -> Int {
     guard kind.rawValue < interruptKinds else { return 0 }
     var info = vfio_irq_info()
@@ -24,28 +24,28 @@ extension VFIODevice {
     do {
       try file.request("VFIO_DEVICE_GET_IRQ_INFO", VFIO_DEVICE_GET_IRQ_INFO, &info)
     } catch {
-      // The error interrupt of a device without PCI Express.
+      // A device without PCI Express has no error interrupt.
       if kind == .error, error.code == EINVAL { return 0 }
       throw error
     }
     return info.flags & UInt32(VFIO_IRQ_INFO_EVENTFD) != 0 ? Int(clamping: info.count) : 0
   }
 
-  /// Has interrupts signal eventfds from now on.
+  /// Makes interrupts signal eventfds from now on.
   /// - Parameters:
-  ///   - first: the number of the first one.
-  ///   - events: a descriptor each; nil for one that signals nothing.
-  /// - Throws: ENOSPC if the host has fewer vectors; then none signals.
+  ///   - first: the number of the first interrupt.
+  ///   - events: a descriptor for each; nil to signal nothing.
+  /// - Throws: ENOSPC if the host has fewer vectors; then no interrupt signals.
   public func signal(_ kind: VFIOInterruptKind, from first: Int = 0, to events: [Int32?]) throws(SystemError) {
     try set(kind, first: first, action: Int(VFIO_IRQ_SET_ACTION_TRIGGER), events: events)
   }
 
-  /// Has an eventfd unmask INTx, which the kernel masks by itself each time it comes.
+  /// Makes an eventfd unmask INTx, which the kernel masks each time it arrives.
   public func unmaskINTx(by event: Int32) throws(SystemError) {
     try set(.intx, first: 0, action: Int(VFIO_IRQ_SET_ACTION_UNMASK), events: [event])
   }
 
-  /// Switches a kind of interrupts off.
+  /// Disables all interrupts of a type.
   public func disable(_ kind: VFIOInterruptKind) throws(SystemError) {
     var request = vfio_irq_set()
     request.argsz = byteCount(of: vfio_irq_set.self)
@@ -68,7 +68,8 @@ extension VFIODevice {
       request.store(event ?? -1, at: type(of: request).headerSize + 4 * index)
     }
     let answer = try file.request("VFIO_DEVICE_SET_IRQS", VFIO_DEVICE_SET_IRQS, &request)
-    // A positive answer is the number of vectors there are, and none is on (vfio_pci_intrs.c, vfio_msi_enable).
+    // A positive result is the number of available vectors; the kernel has enabled none (vfio_pci_intrs.c,
+    // vfio_msi_enable).
     if answer > 0 {
       throw SystemError(
         "VFIO_DEVICE_SET_IRQS", code: ENOSPC,

@@ -4,7 +4,7 @@ import Linux
 
 /// A region of a VFIO device: a BAR, the ROM, or configuration space (VFIO_DEVICE_GET_REGION_INFO).
 public struct VFIORegion: Hashable, Sendable {
-  /// Bytes of the region that may be mapped.
+  /// A part of the region that may be mapped.
   public struct Area: Hashable, Sendable {
     public var offset: UInt64
     public var size: UInt64
@@ -15,17 +15,17 @@ public struct VFIORegion: Hashable, Sendable {
     }
   }
 
-  /// VFIO_PCI_*_REGION_INDEX: 0 to 5 the BARs, 6 the ROM, 7 configuration space.
+  /// VFIO_PCI_*_REGION_INDEX: 0 to 5 for the BARs, 6 for the ROM, 7 for configuration space.
   public let index: UInt32
   /// In bytes; 0 where the device has no such region.
   public let size: UInt64
-  /// Of its first byte in the device file.
+  /// The region's offset in the device file.
   public let offset: UInt64
   public let isReadable: Bool
   public let isWritable: Bool
-  /// What may be mapped: all of it, the areas that the kernel names, or nothing.
+  /// The parts that may be mapped: all, those that the kernel lists, or none.
   public let mappableAreas: [Area]
-  /// The page of the MSI-X table may be mapped, too.
+  /// Whether the page of the MSI-X table may be mapped, too.
   public let mapsMSIXTable: Bool
 }
 
@@ -37,7 +37,7 @@ extension VFIODevice {
       request.header.argsz = UInt32(clamping: request.count)
       request.header.index = index
       try file.request("VFIO_DEVICE_GET_REGION_INFO", VFIO_DEVICE_GET_REGION_INFO, &request)
-      // With capabilities, the kernel says how much room it wants and waits to be asked again.
+      // If there are capabilities, the kernel states how much room they need and expects a second request.
       let wanted = Int(request.header.argsz)
       if wanted > request.count, wanted <= 1 << 20 {
         room = wanted - type(of: request).headerSize
@@ -70,7 +70,8 @@ extension VFIODevice {
       mapsMSIXTable: mapsMSIXTable)
   }
 
-  /// The chain of capabilities with their offsets. It ends at an offset of zero, and here after 64 at the latest.
+  /// Returns the chain of capabilities with their offsets. The chain ends at offset zero; a limit of 64 guards against
+  /// a loop.
   private static func capabilities(
     of request: VariableRequest<vfio_region_info>
   ) -> [(offset: Int, header: vfio_info_cap_header)] {
@@ -97,9 +98,9 @@ extension VFIODevice {
     }
   }
 
-  /// VFIO_DEVICE_FEATURE_DMA_BUF: a part of a region as a file that others of the kernel can have mapped, for requests
-  /// from one device to another.
-  /// - Parameter area: aligned to pages.
+  /// Exports a part of a region as a dma-buf (VFIO_DEVICE_FEATURE_DMA_BUF), which iommufd can map for requests from one
+  /// device to another.
+  /// - Parameter area: page-aligned.
   public func dmaBuffer(of region: VFIORegion, _ area: VFIORegion.Area) throws(SystemError) -> KernelFile {
     typealias Feature = vfio_device_feature_dma_buf
     let first = MemoryLayout<vfio_device_feature>.size
@@ -117,12 +118,12 @@ extension VFIODevice {
 
   // MARK: Accesses
 
-  /// Reads by the kernel, with one access of the device where the width is 1, 2, 4 or (lately) 8 bytes.
-  /// - Returns: nil where the device does not answer: an error, or it is gone.
+  /// Reads through the kernel. Widths of 1, 2, 4 and (in recent kernels) 8 bytes are a single access to the device.
+  /// - Returns: nil if the read fails: because of an error, or because the device is gone.
   public func read(_ region: VFIORegion, offset: UInt64, width: Int) -> UInt64? {
     guard (1...8).contains(width), offset <= region.size, UInt64(width) <= region.size - offset else { return nil }
     var value: UInt64 = 0
-    // SAFETY: at most eight bytes of the eight; x86 is little-endian.
+    // SAFETY: `width` is at most eight, the size of the value. x86 is little-endian.
     let answer = unsafe withUnsafeMutableBytes(of: &value) { buffer in
       unsafe file.calls.read(
         file.descriptor, at: region.offset &+ offset, into: UnsafeMutableRawBufferPointer(rebasing: buffer[..<width]))
@@ -130,13 +131,13 @@ extension VFIODevice {
     return answer == width ? value : nil
   }
 
-  /// Reads all of it, as far as the device answers.
-  /// - Parameter limit: in bytes, at most.
+  /// Reads the region from its start until a read fails.
+  /// - Parameter limit: in bytes.
   public func contents(of region: VFIORegion, limit: Int) -> [UInt8] {
     var bytes = [UInt8](repeating: 0, count: min(Int(clamping: region.size), max(limit, 0)))
     var count = 0
     while count < bytes.count {
-      // SAFETY: what is left of the array.
+      // SAFETY: the range is the rest of the array.
       let answer = unsafe bytes.withUnsafeMutableBytes { buffer in
         unsafe file.calls.read(
           file.descriptor, at: region.offset &+ UInt64(count),
@@ -148,12 +149,12 @@ extension VFIODevice {
     return Array(bytes[..<count])
   }
 
-  /// - Returns: whether the device took it.
+  /// - Returns: whether the device accepted the write.
   @discardableResult
   public func write(_ region: VFIORegion, offset: UInt64, width: Int, value: UInt64) -> Bool {
     guard (1...8).contains(width), offset <= region.size, UInt64(width) <= region.size - offset else { return false }
     var value = value
-    // SAFETY: at most eight bytes of the eight.
+    // SAFETY: `width` is at most eight, the size of the value.
     let answer = unsafe withUnsafeBytes(of: &value) { buffer in
       unsafe file.calls.write(
         file.descriptor, at: region.offset &+ offset, from: UnsafeRawBufferPointer(rebasing: buffer[..<width]))
@@ -162,10 +163,10 @@ extension VFIODevice {
   }
 }
 
-/// Part of a region, mapped into our memory for the guest to reach without us.
+/// A part of a region, mapped into this process for the guest to access without an exit.
 public final class RegionMapping: Sendable {
   public let area: VFIORegion.Area
-  /// In our own memory.
+  /// In this process.
   public let hostAddress: UInt64
   /// Keeps the device open as long as its memory is mapped.
   private let file: KernelFile

@@ -1,12 +1,13 @@
 import Linux
 
-/// A request's structure with what follows it in memory: the kernel's way to hand over a list.
+/// A request's structure followed by a list, which is how the kernel passes lists.
 ///
-/// Loads are bounds-checked and answer nil beyond the end: an offset that the kernel gave is no reason to trap.
+/// Accesses are bounds-checked: a load beyond the end returns nil, because an offset from the kernel must not cause a
+/// trap.
 struct VariableRequest<Header> {
   private(set) var bytes: [UInt8]
 
-  /// - Parameter room: in bytes, behind the structure.
+  /// - Parameter room: bytes for the list.
   init(_ header: Header, room: Int) {
     bytes = [UInt8](repeating: 0, count: MemoryLayout<Header>.size + room)
     self.header = header
@@ -17,7 +18,7 @@ struct VariableRequest<Header> {
 
   var header: Header {
     get {
-      // SAFETY: the array is at least as long as the structure, and aligned for it.
+      // SAFETY: the array has at least the structure's size and is aligned for it.
       unsafe bytes.withUnsafeBytes { unsafe $0.load(as: Header.self) }
     }
     set { store(newValue, at: 0) }
@@ -40,7 +41,8 @@ struct VariableRequest<Header> {
     offset >= 0 && offset <= bytes.count - MemoryLayout<Value>.size && offset % MemoryLayout<Value>.alignment == 0
   }
 
-  /// - Parameter body: answers as a system call does. It gets all of the bytes, for as long as it runs.
+  /// Calls `body` with all of the bytes; the pointer is valid until it returns.
+  /// - Parameter body: returns what a system call returns.
   mutating func withBytes(_ body: (UnsafeMutableRawPointer?) -> Int32) -> Int32 {
     unsafe bytes.withUnsafeMutableBytes { unsafe body($0.baseAddress) }
   }
