@@ -48,7 +48,7 @@ long nestling_receive(int from, void *into, size_t count, int passed[NESTLING_PA
     for (struct cmsghdr *header = CMSG_FIRSTHDR(&message); header != NULL; header = CMSG_NXTHDR(&message, header)) {
         if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;
         size_t found = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-        // The control buffer has room for no more than the limit.
+        // The control buffer limits the count.
         memcpy(passed, CMSG_DATA(header), found * sizeof(int));
         *passed_count = (unsigned int)found;
     }
@@ -94,7 +94,7 @@ int nestling_byte_is_locked(int descriptor, int64_t at) {
 int nestling_hold_standard_descriptors(void) {
     for (int descriptor = STDIN_FILENO; descriptor <= STDERR_FILENO; descriptor++) {
         if (fcntl(descriptor, F_GETFD) >= 0 || errno != EBADF) continue;
-        // open(2) takes the lowest number that is free: this one.
+        // open(2) returns the lowest free number: this one.
         int held = ANSWER(open("/dev/null", descriptor == STDIN_FILENO ? O_RDONLY : O_WRONLY));
         if (held < 0) return held;
     }
@@ -123,7 +123,7 @@ int nestling_end_with_parent(int parent) {
 
 void nestling_name_thread(const char *name) { pthread_setname_np(pthread_self(), name); }
 
-// Signal handlers need the terminal's mode, so C keeps it.
+// C keeps the terminal's mode, because signal handlers need it.
 static struct termios terminal_before;
 static volatile sig_atomic_t terminal_is_raw;
 
@@ -138,7 +138,7 @@ static void put_terminal_back(void) {
 
 static void restore_terminal(int signal) {
     put_terminal_back();
-    // SA_RESETHAND: the second time, the signal does what it does.
+    // SA_RESETHAND restored the default action, which the raised signal now takes.
     raise(signal);
 }
 

@@ -1,8 +1,8 @@
-// The kernel's user-space interface, as far as Nestling uses it: structures and request numbers under the kernel's
+// The part of the kernel's user-space interface that Nestling uses: structures and request numbers under the kernel's
 // own names, and the calls that Swift cannot make itself.
 //
-// Debian 12's headers are Linux 6.1's and lack iommufd and the VFIO device files, so nothing of <linux/…> is
-// included. A test compares every size, offset and number here with the headers of the kernel that the lab boots.
+// Nothing of <linux/…> is included: Debian 12's headers are Linux 6.1's and lack iommufd and the VFIO device files. A
+// test compares every size, offset and number here with the headers of the kernel that the lab boots.
 #pragma once
 
 #include <errno.h>
@@ -20,9 +20,9 @@
 #include "CLinuxLater.h"
 #include "CLinuxVFIO.h"
 
-// MARK: Calls. Each answers what the call answers, or -errno.
+// MARK: Calls. Each returns the call's result, or -errno.
 
-/// ioctl(2), again when a signal interrupts it.
+/// Calls ioctl(2), again if a signal interrupts it.
 static inline int nestling_ioctl(int descriptor, unsigned int request, void *argument) {
     int result;
     do
@@ -31,7 +31,7 @@ static inline int nestling_ioctl(int descriptor, unsigned int request, void *arg
     return result < 0 ? -errno : result;
 }
 
-/// ioctl(2) with a number for argument.
+/// Calls ioctl(2) with a number as its argument.
 static inline int nestling_ioctl_value(int descriptor, unsigned int request, unsigned long argument) {
     int result;
     do
@@ -40,13 +40,13 @@ static inline int nestling_ioctl_value(int descriptor, unsigned int request, uns
     return result < 0 ? -errno : result;
 }
 
-/// KVM_RUN: a signal is how a vCPU is called back, so -EINTR is an answer and no reason to try again.
+/// Calls KVM_RUN. It does not retry: a signal brings a vCPU back, so -EINTR is a result.
 static inline int nestling_kvm_run(int vcpu) {
     int result = ioctl(vcpu, KVM_RUN, 0ul);
     return result < 0 ? -errno : result;
 }
 
-/// open(2), which Swift does not import as it takes a variable number of arguments.
+/// Calls open(2), which Swift does not import because its number of arguments varies.
 static inline int nestling_open(const char *path, int flags, unsigned int mode) {
     int result;
     do
@@ -55,42 +55,43 @@ static inline int nestling_open(const char *path, int flags, unsigned int mode) 
     return result < 0 ? -errno : result;
 }
 
-// What the Glibc module does not show, being GNU's own; see CLinux.c.
+// GNU functions that the Glibc module does not export; see CLinux.c.
 
 int nestling_eventfd(void);
-/// page_shift: 0 for standard pages, 1 for huge pages of the default size, else the logarithm of the page's size.
+/// page_shift: 0 for standard pages, 1 for huge pages of the default size, else the logarithm of the page size.
 int nestling_memfd_create(const char *name, unsigned int page_shift);
 int nestling_accept(int listener);
 #define NESTLING_PASSED_LIMIT 16
-/// recvmsg(2). Descriptors that come with the bytes (SCM_RIGHTS) are stored close-on-exec; the kernel closes those
-/// beyond the limit. Answers how many bytes came.
+/// Calls recvmsg(2). Stores the descriptors that come with the bytes (SCM_RIGHTS) as close-on-exec; the kernel closes
+/// those beyond the limit. Returns the number of bytes.
 long nestling_receive(int from, void *into, size_t count, int passed[NESTLING_PASSED_LIMIT], unsigned int *passed_count);
-/// Answers how many bytes it wrote.
+/// Returns the number of bytes written.
 long nestling_getrandom(void *into, size_t count);
-/// SIGINT, SIGTERM and SIGHUP are blocked for this thread and those to come, and arrive at the descriptor.
+/// Blocks SIGINT, SIGTERM and SIGHUP for this thread and those it starts later; returns a descriptor that receives
+/// them.
 int nestling_termination_signals(void);
-/// The number of a signal that came; 0 for none.
+/// Returns the number of a pending signal; 0 for none.
 int nestling_take_signal(int descriptor);
 int nestling_punch_hole(int descriptor, int64_t offset, int64_t count);
 int nestling_zero_range(int descriptor, int64_t offset, int64_t count);
-/// A shared lock on one byte, which belongs to the open file (F_OFD_SETLK).
+/// Takes a shared lock on one byte, which belongs to the open file (F_OFD_SETLK).
 int nestling_lock_byte(int descriptor, int64_t at);
-/// 1 where another open file has a lock on the byte, shared or exclusive; else 0.
+/// Returns 1 if another open file has a lock on the byte, shared or exclusive; else 0.
 int nestling_byte_is_locked(int descriptor, int64_t at);
 /// Opens /dev/null as each of the descriptors 0, 1 and 2 that is closed. Otherwise a file that is opened later becomes
 /// standard input, output or error.
 int nestling_hold_standard_descriptors(void);
-/// Ends the process after that many seconds, whatever its threads wait for, and restores the terminal first. A second
+/// Ends the process after that many seconds, even if its threads are blocked, and restores the terminal first. A second
 /// call changes only the status.
 void nestling_end_within(unsigned int seconds, int status);
-/// Joins a thread (a pthread_t) if it ends soon enough: 0 then, -ETIMEDOUT otherwise.
+/// Joins a thread (a pthread_t) if it ends in time: returns 0 then, -ETIMEDOUT otherwise.
 int nestling_join_within(unsigned long thread, unsigned int milliseconds);
-// Asks for SIGTERM when the parent ends (prctl(2), PR_SET_PDEATHSIG); -ESRCH if `parent` has ended already.
+// Asks for SIGTERM when the parent ends (prctl(2), PR_SET_PDEATHSIG); returns -ESRCH if `parent` has ended already.
 int nestling_end_with_parent(int parent);
 void nestling_name_thread(const char *name);
-/// Input comes as it is typed; a signal that ends a crashing process first puts the terminal back.
+/// Makes input arrive as it is typed. A signal that ends a crashing process restores the terminal first.
 int nestling_make_terminal_raw(void);
-/// Back to how it was before nestling_make_terminal_raw, which succeeded.
+/// Restores the mode from before nestling_make_terminal_raw, which must have succeeded.
 void nestling_restore_terminal(void);
 long nestling_thread_id(void);
 /// Involuntary context switches of the calling thread.
@@ -100,13 +101,13 @@ long nestling_thread_preemptions(void);
 
 static inline uint16_t nestling_load16(const void *at) { return __atomic_load_n((const uint16_t *)at, __ATOMIC_ACQUIRE); }
 static inline uint32_t nestling_load32(const void *at) { return __atomic_load_n((const uint32_t *)at, __ATOMIC_ACQUIRE); }
-/* In line wherever it is called from: each level of each walk is one. */
+/* Always inlined: each level of each page-table walk is one load. */
 __attribute__((always_inline)) static inline uint64_t nestling_load64(const void *at) { return __atomic_load_n((const uint64_t *)at, __ATOMIC_ACQUIRE); }
 static inline void nestling_store16(void *at, uint16_t value) { __atomic_store_n((uint16_t *)at, value, __ATOMIC_RELEASE); }
 static inline void nestling_store32(void *at, uint32_t value) { __atomic_store_n((uint32_t *)at, value, __ATOMIC_RELEASE); }
 static inline void nestling_store64(void *at, uint64_t value) { __atomic_store_n((uint64_t *)at, value, __ATOMIC_RELEASE); }
 
-/// Answers what was there before.
+/// Returns the former value.
 static inline uint64_t nestling_compare_exchange64(void *at, uint64_t expected, uint64_t desired) {
     __atomic_compare_exchange_n((uint64_t *)at, &expected, desired, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
     return expected;

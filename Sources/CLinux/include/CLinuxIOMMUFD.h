@@ -1,5 +1,5 @@
-// <linux/iommufd.h> of Linux 6.12, as far as Nestling uses it. Every structure begins with its own size, by which the
-// kernel tells versions apart.
+// The part of <linux/iommufd.h> of Linux 6.12 that Nestling uses. Every structure begins with its size, by which the
+// kernel distinguishes versions.
 #pragma once
 
 #include <stdint.h>

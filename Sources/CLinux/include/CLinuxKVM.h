@@ -1,4 +1,4 @@
-// <linux/kvm.h> and <asm/kvm.h> of Linux 6.12, x86-64, as far as Nestling uses them.
+// The part of <linux/kvm.h> and <asm/kvm.h> of Linux 6.12, x86-64, that Nestling uses.
 #pragma once
 
 #include <stddef.h>
@@ -143,7 +143,7 @@ struct kvm_sregs {
     uint64_t interrupt_bitmap[4];
 };
 
-/// Kept and put back as it is: its fields are not looked into.
+/// Saved and restored as a whole; no field is used.
 struct kvm_fpu {
     uint8_t state[416];
 };
@@ -191,17 +191,17 @@ struct kvm_mp_state {
     uint32_t mp_state;
 };
 
-/// Kept and put back as it is.
+/// Saved and restored as a whole.
 struct kvm_vcpu_events {
     uint8_t state[64];
 };
 
-/// Kept and put back as it is.
+/// Saved and restored as a whole.
 struct kvm_debugregs {
     uint8_t state[128];
 };
 
-/// Kept and put back as it is.
+/// Saved and restored as a whole.
 struct kvm_xcrs {
     uint8_t state[392];
 };
@@ -213,7 +213,7 @@ struct kvm_enable_cap {
     uint8_t pad[64];
 };
 
-/// The kernel's with its union reduced to MSI.
+/// The kernel's structure with its union reduced to MSI.
 struct kvm_irq_routing_entry {
     uint32_t gsi;
     uint32_t type;
@@ -273,7 +273,7 @@ struct kvm_device_attr {
     uint64_t addr;
 };
 
-/// The page that a vCPU shares with the kernel, up to the fields that are used.
+/// The start of the memory that a vCPU shares with the kernel, up to the last field used.
 struct kvm_run {
     uint8_t request_interrupt_window;
     uint8_t immediate_exit;
@@ -318,5 +318,5 @@ struct kvm_run {
     };
 };
 
-/// Swift has no offset for a member of a union.
+/// The offset of a union's member, which Swift cannot compute.
 enum { NESTLING_KVM_RUN_MMIO_DATA = offsetof(struct kvm_run, mmio.data) };

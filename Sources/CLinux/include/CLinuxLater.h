@@ -1,5 +1,5 @@
-// What <linux/iommufd.h> and <linux/vfio.h> have beyond those of Linux 6.12, which answers ENOTTY: a file mapped into an
-// address space, and a region of a device as such a file, a dma-buf (both together from 6.19 on).
+// Requests of <linux/iommufd.h> and <linux/vfio.h> that Linux 6.12 lacks and answers with ENOTTY: mapping a file into
+// an address space, and exporting a region of a device as such a file, a dma-buf (both together from 6.19 on).
 #pragma once
 
 #include <stdint.h>

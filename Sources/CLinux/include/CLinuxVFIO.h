@@ -1,5 +1,5 @@
-// <linux/vfio.h> of Linux 6.12, as far as Nestling uses it: the device file of its own (cdev) and iommufd, no groups
-// and no containers. Every structure begins with its own size, what follows it in memory included.
+// The part of <linux/vfio.h> of Linux 6.12 that Nestling uses: device files (cdev) and iommufd, no groups and no
+// containers. Every structure begins with its size, which includes the list that follows it.
 #pragma once
 
 #include <stdint.h>
@@ -138,7 +138,7 @@ struct vfio_pci_hot_reset_info {
     uint32_t count;
 };
 
-// Descriptors of groups would follow it; with device files of their own there are none.
+// Group descriptors would follow it; device files need none.
 struct vfio_pci_hot_reset {
     uint32_t argsz;
     uint32_t flags;
