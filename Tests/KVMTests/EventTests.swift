@@ -3,14 +3,15 @@ import Testing
 
 @testable import KVM
 
-/// Events that pass the kernel without us: doorbells out of the guest, interrupts into it.
+/// Events that the kernel passes on without an exit: doorbells from the guest, interrupts to it.
 @Suite(.serialized, .enabled(if: TestGuest.isPossible, "/dev/kvm cannot be used here"), .timeLimit(.minutes(5)))
 struct EventTests {
   private func taken(_ event: borrowing EventDescriptor) -> Int {
     event.take() ? 1 : 0
   }
 
-  @Test func aDoorbellIsRungWithoutAnExit() throws {
+  @Test("a write to a bound address signals the eventfd without an exit, and a read does not")
+  func aDoorbellIsRungWithoutAnExit() throws {
     // mov [ebx], al; mov [ebx], ax; mov [ebx], eax; mov [ebx + 4], eax
     let ring: [UInt8] = [0x88, 0x03, 0x66, 0x89, 0x03, 0x89, 0x03, 0x89, 0x43, 0x04]
     let guest = try TestGuest(ring + TestGuest.done)
@@ -19,7 +20,7 @@ struct EventTests {
     #expect(try guest.untilDone() == [.memoryWrite(address: TestGuest.device + 4, width: 4, value: 0)])
     var rung = taken(event)
     #expect(rung == 1)
-    // A read is no ring.
+    // A read does not signal.
     guest.store([0x8b, 0x03] + TestGuest.done, at: TestGuest.code)
     try guest.enter()
     #expect(try guest.untilDone() == [.memoryRead(address: TestGuest.device, width: 4)])
@@ -33,7 +34,8 @@ struct EventTests {
     #expect(rung == 0)
   }
 
-  @Test func unbindingWhatIsNotBoundIsAnError() throws {
+  @Test("unbinding an unbound doorbell and binding a bad descriptor are errors")
+  func unbindingWhatIsNotBoundIsAnError() throws {
     let guest = try TestGuest(TestGuest.done)
     let event = try EventDescriptor()
     #expect(throws: KVMError.self) { try guest.machine.unbind(event.rawValue, fromWriteAt: 0xd000_0000) }
@@ -44,15 +46,15 @@ struct EventTests {
 
   private static let table: UInt64 = 0x4000
 
-  /// A guest with its local APIC on that waits in HLT. Vector 0x40 writes 0x40 to port 0x80 and ends the interrupt;
-  /// 0x41 the same with its own number. A handler does not return, it waits for the next one: a host whose KVM emulates
-  /// every instruction has no IRET for 32-bit code.
+  /// A guest with its local APIC enabled that waits in HLT. The handler of vector 0x40 writes 0x40 to port 0x80 and
+  /// ends the interrupt; that of 0x41 does the same with its own number. A handler does not return but waits for the
+  /// next interrupt: a host whose KVM emulates every instruction has no IRET for 32-bit code.
   private func interruptible() throws -> TestGuest {
     let guest = try TestGuest(
       [0xc7, 0x05] + TestGuest.little(0xfee0_00f0) + TestGuest.little(0x1ff)  // software enable
         + [0xbc] + TestGuest.little(0x8000)  // mov esp
         + [0x0f, 0x01, 0x1d] + TestGuest.little(0x3ff0) + [0xfb]  // lidt; sti
-        + [0xe6, 0x81, 0xf4, 0xeb, 0xfd])  // out 0x81, al; hlt; jmp back to it
+        + [0xe6, 0x81, 0xf4, 0xeb, 0xfd])  // out 0x81, al; hlt; jmp to the hlt
     guest.store([0xff, 0x07] + TestGuest.little(UInt32(Self.table)), at: 0x3ff0)
     for vector in [0x40, 0x41] as [UInt8] {
       let handler = 0x1100 + UInt64(vector - 0x40) * 0x40
@@ -70,7 +72,7 @@ struct EventTests {
 
   private let message: UInt64 = 0xfee0_0000
 
-  @Test func aMessageReachesTheLocalAPIC() throws {
+  @Test("a signalled message reaches the local APIC") func aMessageReachesTheLocalAPIC() throws {
     let guest = try interruptible()
     for vector in [0x40, 0x41, 0x40] as [UInt32] {
       guest.machine.signal(address: message, data: vector)
@@ -79,7 +81,7 @@ struct EventTests {
     }
   }
 
-  @Test func anEventSendsTheMessageOfItsRoute() throws {
+  @Test("an eventfd sends the current message of its route") func anEventSendsTheMessageOfItsRoute() throws {
     let guest = try interruptible()
     let routing = guest.machine.routing
     let event = try EventDescriptor()
@@ -90,12 +92,13 @@ struct EventTests {
     try routing.attach(event.rawValue, to: gsi)
     event.signal()
     #expect(try guest.next() == .portWrite(port: 0x80, width: 1, value: 0x40))
-    // Another message for the same number, and one more route beside it.
+    // Another message for the same number, and a second route.
     try routing.set(gsi + 1, address: message, data: 0x40)
     try routing.set(gsi, address: message, data: 0x41)
     event.signal()
     #expect(try guest.next() == .portWrite(port: 0x80, width: 1, value: 0x41))
-    // Detached, and then without a route, nothing comes: the next interrupt is the one sent directly.
+    // Once the eventfd is detached, and later once its route is cleared, it sends nothing: the next interrupt is the
+    // one signalled directly.
     try routing.detach(event.rawValue, from: gsi)
     event.signal()
     guest.machine.signal(address: message, data: 0x40)
@@ -103,7 +106,7 @@ struct EventTests {
     event.take()
     try routing.attach(event.rawValue, to: gsi)
     routing.clear(gsi)
-    // The kernel looks at what it cannot send at once again later, so the route must stay away from here on.
+    // The kernel retries later what it cannot send now, so the route must stay cleared from here on.
     event.signal()
     guest.machine.signal(address: message, data: 0x40)
     #expect(try guest.next() == .portWrite(port: 0x80, width: 1, value: 0x40))
@@ -112,8 +115,8 @@ struct EventTests {
     #expect(routing.allocate() == gsi)
   }
 
-  /// A level-triggered interrupt that a pin is routed to comes back when the guest ends it; others do not.
-  @Test func theEndOfAPinsInterruptIsAnExit() throws {
+  /// Only a level-triggered interrupt that a pin is routed to causes an exit.
+  @Test("the EOI of a level-triggered interrupt of a pin is an exit") func theEndOfAPinsInterruptIsAnExit() throws {
     let guest = try interruptible()
     let level: UInt32 = 1 << 15 | 1 << 14
     try guest.machine.routing.set(4, address: message, data: 0x40 | level)
@@ -127,8 +130,8 @@ struct EventTests {
     #expect(try guest.next() == .portWrite(port: 0x80, width: 1, value: 0x41))
   }
 
-  /// One number that the kernel does not take must not spoil the table for the others.
-  @Test func aRefusedRouteLeavesTheOthers() throws {
+  /// The kernel takes the whole table at once, so a bad entry must not stay in it.
+  @Test("a route that the kernel refuses does not affect the others") func aRefusedRouteLeavesTheOthers() throws {
     let guest = try interruptible()
     let routing = guest.machine.routing
     let event = try EventDescriptor()
@@ -143,7 +146,7 @@ struct EventTests {
 }
 
 @Suite struct KVMSystemTests {
-  @Test func whatIsNoKVMIsRefused() {
+  @Test("a file that is not /dev/kvm is refused with its name") func whatIsNoKVMIsRefused() {
     #expect(throws: KVMError.self) { try KVMSystem(path: "/dev/nosuch") }
     #expect(throws: KVMError.self) { try KVMSystem(path: "/dev/null") }
     let error = #expect(throws: KVMError.self) { try KVMSystem(path: "/dev/nosuch") }
@@ -152,7 +155,9 @@ struct EventTests {
     #expect("\(KVMError.tooManyProcessors(asked: 9, most: 8))" == "9 CPUs asked for, KVM here runs at most 8")
   }
 
-  @Test(.enabled(if: TestGuest.isPossible, "/dev/kvm cannot be used here"))
+  @Test(
+    "the supported CPUID entries include the basic leaves",
+    .enabled(if: TestGuest.isPossible, "/dev/kvm cannot be used here"))
   func itsSupportedSetHasTheBasicLeaves() throws {
     let system = try KVMSystem()
     #expect(system.processorLimit >= 1)

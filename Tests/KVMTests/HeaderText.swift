@@ -1,9 +1,9 @@
-/// What a C header of ours declares, read from its text: so that whatever is added to it is compared, listed or not.
-/// It understands the C that these headers are written in, and no more.
+/// The declarations of one of our C headers, read from its text, so that a test compares every declaration without a
+/// list of its own. It understands only the subset of C that these headers use.
 struct HeaderText {
   struct Structure {
     let name: String
-    /// Members without members of their own, as C writes them: `io.port`.
+    /// Members that have no members themselves, as C writes them: `io.port`.
     let fields: [String]
   }
 
@@ -22,7 +22,7 @@ struct HeaderText {
       } else if words.first == "struct", words.last == "{", words.count == 3 {
         structures.append(Structure(name: String(words[1]), fields: Self.fields(Self.takeBody(&rest))))
       } else if words.first == "enum", words.contains("{") {
-        // One on a line of its own begins where the line ended.
+        // If the brace ends the line, the body begins on the next one.
         let body = line.contains("}") ? line.drop { $0 != "{" }.dropFirst().prefix { $0 != "}" } : Self.takeBody(&rest)
         for part in Self.split(body, at: ",") {
           let name = part.prefix { $0 != "=" }.filter { !$0.isWhitespace }
@@ -48,7 +48,7 @@ struct HeaderText {
     return line
   }
 
-  /// Up to the brace that closes one opened before.
+  /// Returns the text up to the brace that closes one already open.
   private static func takeBody(_ rest: inout Substring) -> Substring {
     var depth = 1
     var end = rest.startIndex
@@ -63,7 +63,7 @@ struct HeaderText {
     return body
   }
 
-  /// Splits where no parenthesis is open.
+  /// Splits at separators outside parentheses.
   private static func split(_ text: Substring, at separator: Character) -> [Substring] {
     var parts: [Substring] = []
     var depth = 0

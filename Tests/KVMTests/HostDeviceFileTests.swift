@@ -4,22 +4,21 @@ import Testing
 
 @testable import KVM
 
-/// KVM's own device for the host's devices. That one of VFIO's files is taken is for the lab to show; here, that others are
-/// not, and leave nothing.
+/// KVM's pseudo-device for VFIO files. Here it must refuse other files; the lab shows that it accepts VFIO's.
 @Suite(.serialized, .enabled(if: TestGuest.isPossible, "/dev/kvm cannot be used here"))
 struct HostDeviceFileTests {
-  @Test func aFileThatIsNoneOfVFIOs() throws {
+  @Test("KVM refuses a file that is not VFIO's, and removing it does nothing") func aFileThatIsNoneOfVFIOs() throws {
     let guest = try TestGuest(TestGuest.done)
     let files = HostDeviceFiles(of: guest.machine)
     let event = try EventDescriptor()
     let error = #expect(throws: SystemError.self) { try files.add(event.rawValue) }
-    // Without VFIO in the kernel there is no such device; with it, it takes VFIO's files alone.
+    // A kernel without VFIO has no such device; one with VFIO accepts only VFIO's files.
     #expect(
       error.map { ["KVM_CREATE_DEVICE", "KVM_DEV_VFIO_FILE_ADD"].contains($0.call) && $0.code != EFAULT } == true,
       "\(String(describing: error))")
     let none = #expect(throws: SystemError.self) { try files.add(-1) }
     #expect(none?.call == error?.call)
-    // What was never added is no reason to trap.
+    // Removing a file that was never added must not trap.
     files.remove(event.rawValue)
   }
 }

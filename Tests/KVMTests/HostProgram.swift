@@ -1,14 +1,14 @@
 import Glibc
 
-/// A program of the host, run to its end.
+/// A program on the host, run to its end.
 enum HostProgram {
   struct Result {
     let status: Int32
     let output: String
   }
 
-  /// - Parameter words: the program, looked for in PATH, and its arguments.
-  /// - Returns: nil where it could not be started. The output holds both streams.
+  /// - Parameter words: the program, looked up in PATH, and its arguments.
+  /// - Returns: nil if it could not be started. The output contains both streams.
   static func run(_ words: [String]) -> Result? {
     var ends: [Int32] = [0, 0]
     guard pipe(&ends) == 0 else { return nil }

@@ -1,18 +1,18 @@
 import Glibc
 import Testing
 
-/// The kernel's interface as `CLinux` writes it down, against the headers of the kernel that the lab boots.
+/// Compares the kernel's interface as `CLinux` declares it with the headers of the kernel that the lab boots.
 ///
-/// Two C programs print every size, offset, width and number that our header declares, one with our header and one
-/// with the kernel's; their outputs must be the same. What they print is read from our header's text, so that nothing
-/// added there escapes, and what the kernel does not have does not compile.
+/// Two C programs print every size, offset, width and number that our header declares, one compiled with our header and
+/// one with the kernel's; their outputs must be equal. The list of declarations is read from our header's text, so that
+/// no addition is missed. A declaration that the kernel lacks does not compile.
 @Suite struct LayoutTests {
-  /// What each header of ours repeats.
+  /// The kernel's headers that each of our headers repeats.
   private static let originals = [
     "CLinuxIOMMUFD.h": ["linux/iommufd.h"], "CLinuxKVM.h": ["linux/kvm.h"], "CLinuxVFIO.h": ["linux/vfio.h"],
   ]
 
-  /// Of kernels that the lab does not boot.
+  /// Our header for kernels that the lab does not boot.
   private static let later = "CLinuxLater.h"
 
   /// Our names where they differ from the kernel's.
@@ -24,12 +24,12 @@ import Testing
   ]
   private static let kernelConstants = ["NESTLING_KVM_RUN_MMIO_DATA": "offsetof(struct kvm_run, mmio.data)"]
 
-  /// Bytes that the kernel has no name for: a structure kept whole, or what is left of a union.
+  /// Bytes without a name in the kernel: a structure kept whole, or the rest of a union.
   private static let ownFields: Set<String> = [
     "kvm_fpu.state", "kvm_vcpu_events.state", "kvm_debugregs.state", "kvm_xcrs.state",
     "kvm_irq_routing_entry.msi.pad",
   ]
-  /// Structures of which only the beginning is declared: smaller than the kernel's, never larger.
+  /// Structures of which we declare only the beginning; they are smaller than the kernel's.
   private static let beginnings: Set<String> = ["kvm_run"]
 
   private static let include: String = {
@@ -68,7 +68,7 @@ import Testing
     return String(decoding: bytes.prefix(max(0, count)), as: UTF8.self)
   }
 
-  /// The program, with either side's names.
+  /// Returns the program, with our names or the kernel's.
   private static func program(_ header: HeaderText, includes: [String], ofKernel: Bool) -> String {
     var lines = ["#include <stddef.h>", "#include <stdio.h>"] + includes.map { "#include <\($0)>" }
     lines.append("#define SIZE(s) printf(\"sizeof %s = %zu\\n\", #s, sizeof(struct s))")
@@ -91,7 +91,7 @@ import Testing
     return lines.joined(separator: "\n") + "\n"
   }
 
-  /// Compiles and runs; the lines it printed.
+  /// Compiles and runs a program; returns the lines it printed.
   private static func lines(of source: String, includePath: String) throws -> [Substring] {
     var template = Array("/tmp/nestling-layout-XXXXXX".utf8CString)
     let folder = template.withUnsafeMutableBufferPointer { String(cString: mkdtemp($0.baseAddress!)) }
@@ -112,6 +112,7 @@ import Testing
   }
 
   @Test(
+    "every size, offset and number in our headers equals the kernel's",
     .enabled(if: hasCompiler, "no C compiler (cc) here"),
     .enabled(if: kernelHeaders != nil, "no kernel headers: Images/kernel has not been run"))
   func everyDeclarationIsTheKernels() throws {
@@ -131,8 +132,10 @@ import Testing
     }
   }
 
-  /// What is later than the lab's kernel, against <linux/iommufd.h> and <linux/vfio.h> of Linux 6.19 as they were read.
-  @Test(.enabled(if: hasCompiler, "no C compiler (cc) here"))
+  /// Compares with <linux/iommufd.h> and <linux/vfio.h> of Linux 6.19, whose values are copied here.
+  @Test(
+    "the declarations newer than the lab's kernel have the layout of Linux 6.19",
+    .enabled(if: hasCompiler, "no C compiler (cc) here"))
   func whatIsLaterIsAsItWasRead() throws {
     let header = HeaderText(Self.text(of: "\(Self.include)/\(Self.later)"))
     let lines = try Self.lines(
@@ -152,8 +155,8 @@ import Testing
       ])
   }
 
-  /// The names are all found: counted here in another way than the reader finds them.
-  @Test func nothingInTheHeaderIsOverlooked() {
+  /// Counts the declarations in another way than the parser.
+  @Test("the header parser finds every declaration") func nothingInTheHeaderIsOverlooked() {
     let text = Self.text(of: "\(Self.include)/CLinuxKVM.h")
     let header = HeaderText(text)
     let lines = text.split(separator: "\n")
@@ -162,15 +165,15 @@ import Testing
     let requests = lines.count { $0.hasPrefix("NESTLING_REQUEST(") }
     let enumerators = lines.count { $0.hasPrefix("    KVM_") && $0.contains(" = ") }
     #expect(requests > 30 && enumerators > 35)
-    // The last is the one of an enumeration on a single line.
+    // The one more is the enumeration on a single line.
     #expect(header.constants.count == requests + enumerators + 1)
     #expect(header.constants.last == "NESTLING_KVM_RUN_MMIO_DATA")
     let exceptions = Set(Self.kernelNames.keys).union(Self.ownFields)
     let fields = Set(header.structures.flatMap { structure in structure.fields.map { "\(structure.name).\($0)" } })
-    for exception in exceptions { #expect(fields.contains(exception), "\(exception) is no more") }
+    for exception in exceptions { #expect(fields.contains(exception), "\(exception) no longer exists") }
   }
 
-  @Test func theReaderOfHeaders() {
+  @Test("the header parser reads requests, constants and nested members") func theReaderOfHeaders() {
     let header = HeaderText(
       """
       #pragma once

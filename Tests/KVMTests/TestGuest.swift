@@ -6,14 +6,14 @@ import Testing
 
 /// A machine with one CPU and 1 MiB of RAM that runs a few bytes of code.
 final class TestGuest {
-  /// Whether this host lets us run guests at all.
+  /// Whether this host allows running guests.
   static let isPossible: Bool = {
     guard (try? KVMSystem()) != nil else { return false }
     return true
   }()
 
   static let code: UInt64 = 0x1000
-  /// Nothing answers there but the test.
+  /// An address that only the test answers.
   static let device: UInt64 = 0xd000_0000
   static let ioapicPins = 24
 
@@ -53,7 +53,7 @@ final class TestGuest {
     return bytes
   }
 
-  /// The next exit that is none of the host's own signals.
+  /// Returns the next exit, ignoring interruptions by signals of the host.
   func next() throws -> VMExit {
     while true {
       let exit = try vcpu.next()
@@ -61,7 +61,7 @@ final class TestGuest {
     }
   }
 
-  /// Exits up to the write to port 0xf4 that ends each test's code; reads are answered.
+  /// Returns the exits before the write to port 0xf4 that ends each test's code, and answers reads.
   func untilDone(limit: Int = 64, _ answer: (VMExit) -> UInt64 = { _ in 0 }) throws -> [VMExit] {
     var exits: [VMExit] = []
     while exits.count < limit {

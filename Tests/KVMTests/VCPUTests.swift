@@ -7,7 +7,7 @@ import Testing
 
 @Suite(.serialized, .enabled(if: TestGuest.isPossible, "/dev/kvm cannot be used here"), .timeLimit(.minutes(5)))
 struct VCPUTests {
-  @Test func portWritesOfEachWidth() throws {
+  @Test("port writes of 1, 2 and 4 bytes are exits with their value") func portWritesOfEachWidth() throws {
     let guest = try TestGuest(
       [0xba] + TestGuest.little(0x1234)  // mov edx, 0x1234
         + [0xb8] + TestGuest.little(0xa1b2_c3d4)  // mov eax, 0xa1b2c3d4
@@ -20,7 +20,7 @@ struct VCPUTests {
       ])
   }
 
-  @Test func portReadsOfEachWidth() throws {
+  @Test("the answer of a port read reaches the register, in 1, 2 and 4 bytes") func portReadsOfEachWidth() throws {
     let guest = try TestGuest(
       [0xba] + TestGuest.little(0xfffc) + [0xb8] + TestGuest.little(0xa1b2_c3d4)
         + [0xec, 0xef]  // in al, dx; out dx, eax
@@ -37,8 +37,10 @@ struct VCPUTests {
       ])
   }
 
-  /// However many elements KVM hands out at once, each comes as an exit of its own, in order.
-  @Test(arguments: [(1, [0xf3, 0x6e]), (2, [0xf3, 0x66, 0x6f]), (4, [0xf3, 0x6f])] as [(Int, [UInt8])])
+  /// However many elements KVM returns at once, each is an exit of its own, in order.
+  @Test(
+    "each element of a string output is an exit of its own",
+    arguments: [(1, [0xf3, 0x6e]), (2, [0xf3, 0x66, 0x6f]), (4, [0xf3, 0x6f])] as [(Int, [UInt8])])
   func stringOutput(width: Int, instruction: [UInt8]) throws {
     let count = 7
     let guest = try TestGuest(
@@ -58,7 +60,9 @@ struct VCPUTests {
     #expect(try guest.untilDone() == expected)
   }
 
-  @Test(arguments: [(1, [0xf3, 0x6c]), (2, [0xf3, 0x66, 0x6d]), (4, [0xf3, 0x6d])] as [(Int, [UInt8])])
+  @Test(
+    "each element of a string input is answered by an exit of its own",
+    arguments: [(1, [0xf3, 0x6c]), (2, [0xf3, 0x66, 0x6d]), (4, [0xf3, 0x6d])] as [(Int, [UInt8])])
   func stringInput(width: Int, instruction: [UInt8]) throws {
     let count = 5
     let guest = try TestGuest(
@@ -75,7 +79,7 @@ struct VCPUTests {
     #expect(guest.load(0x3000, count * width + 1) == expected + [0])
   }
 
-  @Test func memoryWritesOfEachWidth() throws {
+  @Test("memory writes of 1, 2 and 4 bytes are exits with their value") func memoryWritesOfEachWidth() throws {
     let guest = try TestGuest(
       [0xb8] + TestGuest.little(0x8899_aabb)
         + [0x88, 0x03, 0x66, 0x89, 0x43, 0x02, 0x89, 0x43, 0x04]  // mov [ebx], al; [ebx + 2], ax; [ebx + 4], eax
@@ -88,7 +92,7 @@ struct VCPUTests {
       ])
   }
 
-  @Test func memoryReadsOfEachWidth() throws {
+  @Test("the answer of a memory read reaches the register, in 1, 2 and 4 bytes") func memoryReadsOfEachWidth() throws {
     let guest = try TestGuest(
       [0xba] + TestGuest.little(0x80) + [0xb8] + TestGuest.little(0xa1b2_c3d4)
         + [0x8a, 0x03, 0xef]  // mov al, [ebx]; out dx, eax
@@ -103,8 +107,8 @@ struct VCPUTests {
       ])
   }
 
-  /// 64-bit code: the long mode entry, and accesses of 8 bytes, one of them across two pages of a device.
-  @Test func quadwordsInLongMode() throws {
+  /// 64-bit code: the long-mode entry and accesses of 8 bytes, one of them across two pages of a device.
+  @Test("8-byte accesses work in long mode, also across two pages") func quadwordsInLongMode() throws {
     let guest = try TestGuest([])
     let device: UInt64 = 0x20_0000
     guest.store(
@@ -112,7 +116,7 @@ struct VCPUTests {
         + [0x48, 0x8b, 0x43, 0x08, 0x48, 0x89, 0x83, 0xfc, 0x0f, 0, 0]  // mov rax, [rbx + 8]; mov [rbx + 0xffc], rax
         + [0x48, 0x8b, 0x83, 0xfe, 0x1f, 0, 0, 0x48, 0x89, 0x06]  // mov rax, [rbx + 0x1ffe]; mov [rsi], rax
         + TestGuest.done, at: TestGuest.code)
-    // The first 4 MiB as they are, in pages of 2 MiB.
+    // An identity mapping of the first 4 MiB, in pages of 2 MiB.
     _ = guest.memory.storeUInt64(0x1_1003, at: 0x1_0000)
     _ = guest.memory.storeUInt64(0x1_2003, at: 0x1_1000)
     _ = guest.memory.storeUInt64(0x83, at: 0x1_2000)
@@ -127,7 +131,7 @@ struct VCPUTests {
         descriptorTableLimit: 0x17, codeSelector: 0x08, dataSelector: 0x10), from: guest.reset)
     var written: [UInt64: UInt8] = [:]
     var readBytes = 0
-    // Each byte of a read answers with the low byte of its address.
+    // Each byte of a read is the low byte of its address.
     let exits = try guest.untilDone { exit in
       guard case .memoryRead(let address, let width) = exit else { return 0 }
       readBytes += width
@@ -144,12 +148,12 @@ struct VCPUTests {
     #expect(guest.load(0x5000, 8) == [0xfe, 0xff, 0, 1, 2, 3, 4, 5])
   }
 
-  @Test func aTripleFaultIsAShutdown() throws {
+  @Test("a triple fault is a shutdown exit") func aTripleFaultIsAShutdown() throws {
     let guest = try TestGuest([0x0f, 0x0b])  // ud2, with no interrupt table
     #expect(try guest.next() == .shutdown)
   }
 
-  @Test func anExitRequestComesBackAtOnce() throws {
+  @Test("a requested exit interrupts each run until it is cleared") func anExitRequestComesBackAtOnce() throws {
     let guest = try TestGuest([0xe6, 0x80] + TestGuest.done)
     guest.vcpu.requestExit()
     for _ in 0..<3 { #expect(try guest.vcpu.next() == .interrupted) }
@@ -157,8 +161,10 @@ struct VCPUTests {
     #expect(try guest.untilDone() == [.portWrite(port: 0x80, width: 1, value: 0)])
   }
 
-  /// A CPU that runs, and one that waits in HLT, both come back when another thread asks.
-  @Test(arguments: [[0xeb, 0xfe], [0xf4, 0xeb, 0xfd]] as [[UInt8]])
+  /// One CPU runs and one waits in HLT; both must return when another thread asks.
+  @Test(
+    "another thread can interrupt a running and a halted CPU",
+    arguments: [[0xeb, 0xfe], [0xf4, 0xeb, 0xfd]] as [[UInt8]])
   func anotherThreadCallsTheCPUBack(code: [UInt8]) throws {
     final class Shared: Sendable {
       let vcpu: VCPU
@@ -172,7 +178,7 @@ struct VCPUTests {
       let exit = try? shared.vcpu.next()
       shared.exit.withLock { $0 = exit }
     }
-    // Time to get into the guest; if it does not suffice the request comes first, which must do as well.
+    // Time to enter the guest. If it is too short, the request comes first, which must work as well.
     usleep(20_000)
     shared.vcpu.requestExit()
     thread.kick()
@@ -182,12 +188,13 @@ struct VCPUTests {
 
   // MARK: Reset
 
-  /// `out dx, eax` and others show what the code began with.
+  /// `out dx, eax`: shows EAX at the start of the code.
   private static let report: [UInt8] = [0xba] + TestGuest.little(0x99) + [0xef] + TestGuest.done
 
-  /// The CPU is reset in the middle of an instruction that waits for its answer, or that has more to say. Nothing of
-  /// that instruction may be left: neither exits of its own, nor a register that it would have written.
+  /// The CPU is reset in the middle of an instruction that waits for its answer or has more elements. Nothing of that
+  /// instruction may remain: no exit, and no register that it would have written.
   @Test(
+    "a reset discards an unfinished access",
     arguments: [
       [0xed],  // in eax, dx
       [0x8b, 0x03],  // mov eax, [ebx]
@@ -205,7 +212,7 @@ struct VCPUTests {
     #expect(try guest.untilDone() == [.portWrite(port: 0x99, width: 4, value: 0x1122_3344)])
   }
 
-  /// CR0.CD and NW: bits 30 and 29. A host with a non-coherent device honours them.
+  /// CR0.CD and NW: bits 30 and 29. KVM honours them on a host with a non-coherent device.
   @Test func `The boot CPU starts with its caches enabled`() throws {
     let guest = try TestGuest(TestGuest.done)
     #expect(try guest.vcpu.readState().system.cr0 & 3 << 29 == 0)
@@ -225,7 +232,7 @@ struct VCPUTests {
     #expect(guest.reset.system.cr0 & 3 << 29 != 0, "what a reset leaves")
   }
 
-  @Test func restoringPutsTheStateBack() throws {
+  @Test("restoring the reset state resets registers, MSRs and the local APIC") func restoringPutsTheStateBack() throws {
     let guest = try TestGuest(
       // SYSENTER_CS, an ordinary MSR: mov ecx, 0x174; mov eax, 0x1234; xor edx, edx; wrmsr
       [0xb9] + TestGuest.little(0x174) + [0xb8] + TestGuest.little(0x1234) + [0x31, 0xd2, 0x0f, 0x30]
@@ -252,7 +259,7 @@ struct VCPUTests {
     #expect(state.localAPIC.words == reset.localAPIC.words)
     #expect(state.modelSpecific.first { $0.index == 0x174 }?.data == 0)
     #expect(state.modelSpecific.map(\.index) == reset.modelSpecific.map(\.index))
-    // And it runs again.
+    // The CPU can run again.
     try guest.enter()
     #expect(try guest.untilDone().isEmpty)
   }
