@@ -9,7 +9,7 @@ import Testing
     #expect(taken == expected)
   }
 
-  @Test func signalsAreTakenTogether() throws {
+  @Test("one take returns all signals so far") func signalsAreTakenTogether() throws {
     let event = try EventDescriptor()
     expect(event, taken: false)
     event.signal()
@@ -22,17 +22,17 @@ import Testing
     expect(event, taken: false)
   }
 
-  @Test func manySignalsDoNotBlock() throws {
+  @Test("a signal at the counter's limit neither blocks nor fails") func manySignalsDoNotBlock() throws {
     let event = try EventDescriptor()
     var almostFull = UInt64.max - 1
     #expect(write(event.rawValue, &almostFull, 8) == 8)
-    // One more would be more than the counter holds; it must neither wait nor fail.
+    // One more exceeds the counter; signalling must neither wait nor fail.
     event.signal()
     event.wait()
     expect(event, taken: false)
   }
 
-  @Test func aThreadWaitsForIt() throws {
+  @Test("a signal wakes the thread that waits for it") func aThreadWaitsForIt() throws {
     let (there, back) = (Shared(try EventDescriptor()), Shared(try EventDescriptor()))
     let thread = try Thread(name: "echo") {
       for _ in 0..<100 {
@@ -49,7 +49,7 @@ import Testing
     expect(back.value, taken: false)
   }
 
-  /// A descriptor for two threads.
+  /// A descriptor that two threads share.
   private final class Shared: Sendable {
     let value: EventDescriptor
     init(_ value: consuming EventDescriptor) { self.value = value }
@@ -57,7 +57,7 @@ import Testing
 }
 
 @Suite struct FileDescriptorTests {
-  // The expectation macros copy what they look at, and a descriptor cannot be copied.
+  // The expectation macros copy their operands, and a descriptor cannot be copied.
   private func read(_ file: borrowing FileDescriptor, _ count: Int) throws -> [UInt8]? { try file.read(count: count) }
   private func some(_ file: borrowing FileDescriptor, _ bytes: [UInt8], from offset: Int) throws -> Int {
     try file.writeSome(bytes, from: offset)
@@ -65,21 +65,21 @@ import Testing
 
   private let folder = TemporaryFolder()
 
-  @Test func closesWhenItsOwnerGoes() throws {
+  @Test("a descriptor is closed with its owner") func closesWhenItsOwnerGoes() throws {
     var number: Int32 = -1
     do {
       let file = try FileDescriptor(opening: "/dev/null", O_RDONLY)
       number = file.rawValue
       #expect(fcntl(number, F_GETFD) == FD_CLOEXEC)
     }
-    // Another test's thread may have the number by now, but then for another file.
+    // Another test's thread may have reused the number by now, but for another file.
     var status = stat()
     var null = stat()
     stat("/dev/null", &null)
     #expect(fstat(number, &status) < 0 || status.st_rdev != null.st_rdev || status.st_ino != null.st_ino)
   }
 
-  @Test func whatCannotBeOpenedIsNamed() {
+  @Test("an error names the path that cannot be opened") func whatCannotBeOpenedIsNamed() {
     let error = #expect(throws: SystemError.self) {
       _ = try FileDescriptor(opening: folder.file("missing"), O_RDONLY)
     }
@@ -88,7 +88,7 @@ import Testing
     #expect(throws: SystemError.self) { _ = try FileDescriptor(duplicating: -1) }
   }
 
-  @Test func readsUntilTheEnd() throws {
+  @Test("reads return the bytes up to the end, and then none") func readsUntilTheEnd() throws {
     let file = try FileDescriptor(opening: folder.make("three", [1, 2, 3]), O_RDONLY)
     #expect(try read(file, 2) == [1, 2])
     #expect(try read(file, 2) == [3])
@@ -97,7 +97,7 @@ import Testing
     #expect(throws: SystemError.self) { _ = try file.writeSome([1], from: 0) }
   }
 
-  @Test func writesAllOrSome() throws {
+  @Test("write writes all bytes, and writeSome at most 4 KiB") func writesAllOrSome() throws {
     let path = folder.make("out", [])
     let file = try FileDescriptor(opening: path, O_RDWR)
     let bytes = (0..<10_000).map { UInt8(truncatingIfNeeded: $0) }
@@ -111,14 +111,14 @@ import Testing
     #expect(try read(again, 100_000) == bytes + bytes[..<4096] + [bytes[9_999]])
   }
 
-  @Test func nothingNowIsNil() throws {
+  @Test("a read without data is nil, and a write to a full pipe writes nothing") func nothingNowIsNil() throws {
     var ends: [Int32] = [0, 0]
     #expect(pipe(&ends) == 0)
     for end in ends { #expect(fcntl(end, F_SETFL, O_NONBLOCK) == 0) }
     let reader = FileDescriptor(owning: ends[0])
     let writer = FileDescriptor(owning: ends[1])
     #expect(try read(reader, 1) == nil)
-    // A full pipe is no error and no wait.
+    // Writing to a full pipe neither fails nor waits.
     var total = 0
     let block = [UInt8](repeating: 1, count: 4096)
     while true {
@@ -134,7 +134,7 @@ import Testing
 }
 
 @Suite struct ThreadTests {
-  @Test func aKickInterruptsABlockingRead() throws {
+  @Test("a kick interrupts a blocking read") func aKickInterruptsABlockingRead() throws {
     Thread.installKick()
     var ends: [Int32] = [0, 0]
     #expect(pipe(&ends) == 0)
@@ -148,7 +148,7 @@ import Testing
         shared.result.withLock { $0 = (count, code) }
         shared.ended.store(true, ordering: .releasing)
       }
-      // The kick may come before the read has begun, so it comes again until the read is over.
+      // A kick may come before the read begins, so kick until the read has returned.
       while !shared.ended.load(ordering: .acquiring) {
         thread.kick()
         usleep(1_000)
@@ -167,7 +167,7 @@ import Testing
     let ended = Atomic<Bool>(false)
   }
 
-  @Test func threadsHaveNamesAndNumbers() throws {
+  @Test("threads have their names, up to 15 bytes, and ids of their own") func threadsHaveNamesAndNumbers() throws {
     let box = Names()
     for name in ["serial", "a name that is longer than the kernel keeps", "näme with ümläuts"] {
       let thread = try Thread(name: name) {
@@ -190,20 +190,20 @@ import Testing
 }
 
 @Suite struct SystemErrorTests {
-  @Test func textNamesTheOperandOrElseTheCall() {
+  @Test("an error's text names the operand, or else the call") func textNamesTheOperandOrElseTheCall() {
     #expect(SystemError("open", "/etc/x", code: EACCES).description == "/etc/x: Permission denied")
     #expect(SystemError("KVM_RUN", code: EFAULT).description == "KVM_RUN: Bad address")
     #expect(SystemError("x", code: 12345).reason == "Unknown error 12345")
   }
 
-  @Test func answersBecomeValuesOrErrors() throws {
+  @Test("a negative answer becomes an error, and any other a value") func answersBecomeValuesOrErrors() throws {
     #expect(try checked(7, "x") == 7)
     #expect(try checked(0, "x") == 0)
     let error = #expect(throws: SystemError.self) { try checked(-ENOSPC, "fallocate", "disk") }
     #expect(error == SystemError("fallocate", "disk", code: ENOSPC))
   }
 
-  @Test func clocksGoForward() {
+  @Test("the monotonic clock does not go back, and the real-time clock has a plausible date") func clocksGoForward() {
     let first = Clock.monotonic()
     #expect(Clock.monotonic() >= first)
     // 2020 to 2100.

@@ -2,7 +2,7 @@ import Glibc
 import Linux
 import Testing
 
-/// What sysfs is read by, on a folder of our own.
+/// Reads a directory as sysfs is read.
 final class FolderTests {
   private let folder: String
 
@@ -20,20 +20,21 @@ final class FolderTests {
     try FileDescriptor(opening: "\(folder)/\(name)", O_WRONLY | O_CREAT, mode: 0o600).write(bytes)
   }
 
-  @Test func namesAreInOrderWithoutTheDots() throws {
+  @Test("names are sorted, without the entries for the folder and its parent")
+  func namesAreInOrderWithoutTheDots() throws {
     #expect(try Folder.names(in: folder) == [])
     for name in ["b", ".c", "a"] { try write([], to: name) }
     #expect(try Folder.names(in: folder) == [".c", "a", "b"])
   }
 
-  @Test func aLinkIsToldAsItIs() throws {
+  @Test("a link's target is returned unresolved") func aLinkIsToldAsItIs() throws {
     #expect(symlink("../there/is no such", "\(folder)/link") == 0)
     #expect(try Folder.link("\(folder)/link") == "../there/is no such")
     try write([], to: "file")
     #expect(throws: SystemError("readlink", "\(folder)/file", code: EINVAL)) { try Folder.link("\(self.folder)/file") }
   }
 
-  @Test func textIsTrimmedAndLimited() throws {
+  @Test("text is trimmed and limited") func textIsTrimmedAndLimited() throws {
     try write(Array(" \n 0x8086 \t\n".utf8), to: "vendor")
     #expect(try Folder.text(of: "\(folder)/vendor") == "0x8086")
     try write(Array("\n ".utf8), to: "blank")
@@ -44,7 +45,7 @@ final class FolderTests {
     #expect(try Folder.text(of: "\(folder)/long", limit: 1 << 20).utf8.count == 100_000)
   }
 
-  @Test func whatIsNotThereIsAnError() {
+  @Test("a missing folder, link or file is an error with its path") func whatIsNotThereIsAnError() {
     #expect(throws: SystemError("opendir", "\(folder)/none", code: ENOENT)) {
       try Folder.names(in: "\(self.folder)/none")
     }

@@ -2,9 +2,9 @@ import Glibc
 import Linux
 import Testing
 
-/// What the kernel knows of guest RAM: /proc/self/smaps (proc(5)).
+/// What the kernel reports about guest RAM: /proc/self/smaps (proc(5)).
 @Suite struct GuestMemoryPageTests {
-  /// A mapping's lines.
+  /// The lines of one mapping.
   private struct Area {
     let base: UInt64
     let end: UInt64
@@ -16,7 +16,7 @@ import Testing
     func size(_ name: String) -> Int { fields[name]?.first.flatMap { Int($0) } ?? 0 }
   }
 
-  /// The mapping that an address lies in.
+  /// Returns the mapping that contains an address.
   private func area(at address: UInt64) throws -> Area {
     let file = try FileDescriptor(opening: "/proc/self/smaps", O_RDONLY)
     var text: [UInt8] = []
@@ -42,14 +42,14 @@ import Testing
 
   @Test(arguments: [.anonymous, .shared] as [GuestMemory.Backing])
   func `Guest addresses and the host's share their large pages`(backing: GuestMemory.Backing) throws {
-    // More than one, as the kernel's choice may be aligned by accident.
+    // Several, because one mapping of the kernel's choice may be aligned by accident.
     let several = try (0..<4).map { _ in
       try GuestMemory(size: 4 * Self.large + 0x3000, lowLimit: 2 * Self.large, backing: backing)
     }
     for memory in several {
       #expect(memory.regions.map(\.address) == [0, 1 << 32])
       for region in memory.regions { #expect((memory.hostAddress(of: region) ^ region.address) % Self.large == 0) }
-      // Nothing of what was reserved to align it is left.
+      // Nothing is left of the reservation for the alignment.
       let base = memory.hostAddress(of: memory.regions[0])
       let area = try area(at: base)
       #expect(area.base == base)
@@ -61,7 +61,7 @@ import Testing
   func `Large pages are asked for, and core dumps leave RAM out`(backing: GuestMemory.Backing) throws {
     let memory = try GuestMemory(size: 4 * Self.large, lowLimit: 2 * Self.large, backing: backing)
     let flags = try area(at: memory.hostAddress(of: memory.regions[0])).flags
-    // "sh": others can map it.
+    // "sh": other processes can map it.
     #expect(flags.contains("sh") == (backing == .shared))
     #expect(flags.contains("dd"))
     #expect(flags.contains("hg") == Self.hostHasLargePages)
@@ -103,13 +103,13 @@ import Testing
     #expect(try area(at: base).size("Rss") == Int(2 * Self.large >> 10))
     second = nil
     try memory.clear()
-    #expect(try second == nil && area(at: base).size("Rss") == Int(2 * Self.large >> 10), "one is left")
+    #expect(try second == nil && area(at: base).size("Rss") == Int(2 * Self.large >> 10), "one pin is left")
     _ = consume first
     try memory.clear()
-    #expect(try area(at: base).size("Rss") == 0, "nobody knows the pages any more")
+    #expect(try area(at: base).size("Rss") == 0, "no pin is left")
   }
 
-  /// A reset on one thread, a device that is plugged on another.
+  /// One thread resets the machine while another plugs a device.
   @Test(arguments: [.anonymous, .shared] as [GuestMemory.Backing])
   func `What is pinned while a clear is under way stays`(backing: GuestMemory.Backing) throws {
     let memory = try GuestMemory(size: 8 * Self.large, lowLimit: 8 * Self.large, backing: backing)

@@ -6,7 +6,7 @@ import Testing
   private static let low: UInt64 = 0x3000
   private static let high: UInt64 = 1 << 32
 
-  /// 12 KiB below 4 GiB and 8 KiB above.
+  /// Returns memory with 12 KiB below 4 GiB and 8 KiB above.
   private func split() throws -> GuestMemory { try GuestMemory(size: 0x5000, lowLimit: Self.low) }
 
   private func read(_ memory: GuestMemory, _ address: UInt64, _ count: Int) -> [UInt8]? {
@@ -20,7 +20,7 @@ import Testing
     memory.write(bytes.span.bytes, to: address)
   }
 
-  @Test func itsRegions() throws {
+  @Test("RAM beyond the low limit is a second region at 4 GiB") func itsRegions() throws {
     let small = try GuestMemory(size: 0x2000, lowLimit: Self.low)
     #expect(small.regions.count == 1)
     #expect(small.regions[0].size == 0x2000)
@@ -34,21 +34,22 @@ import Testing
     #expect(!exact.contains(Self.high, count: 1))
   }
 
-  @Test func containsEveryEdge() throws {
+  @Test("a range is RAM only if one region contains all of it") func containsEveryEdge() throws {
     let memory = try split()
     for (address, count, expected) in [
       (0, 1, true), (0, 0x3000, true), (0, 0x3001, false), (0x2fff, 1, true), (0x2fff, 2, false), (0x3000, 1, false),
       (Self.high - 1, 1, false), (Self.high - 1, 2, false), (Self.high, 0x2000, true), (Self.high, 0x2001, false),
       (Self.high + 0x1fff, 1, true), (Self.high + 0x2000, 1, false), (0, .max, false), (1, .max, false),
       (Self.high, .max, false), (.max, 1, false), (.max, .max, false), (.max - 7, 8, false), (1 << 63, 1, false),
-      // The whole of both would be right by size, but the hole is between them.
+      // By size these fit, but the hole lies between the two regions.
       (0, 0x5000, false), (0x2000, Self.high, false),
     ] as [(UInt64, UInt64, Bool)] {
       #expect(memory.contains(address, count: count) == expected, "\(address), \(count)")
     }
   }
 
-  @Test func numberedAccessesAtTheEdges() throws {
+  @Test("accesses of 2, 4 and 8 bytes work up to each region's end, and not beyond")
+  func numberedAccessesAtTheEdges() throws {
     let memory = try split()
     for end in [Self.low, Self.high + 0x2000] {
       #expect(memory.storeUInt16(0x1122, at: end - 2))
@@ -70,7 +71,7 @@ import Testing
     }
   }
 
-  @Test func numberedAccessesWantAlignment() throws {
+  @Test("accesses of 2, 4 and 8 bytes require alignment") func numberedAccessesWantAlignment() throws {
     let memory = try split()
     for address in 0..<16 as Range<UInt64> {
       #expect((memory.loadUInt16(at: address) != nil) == (address % 2 == 0))
@@ -84,7 +85,7 @@ import Testing
     #expect(memory.loadUInt64(at: Self.low - 4) == nil)
   }
 
-  @Test func compareAndExchange() throws {
+  @Test("compare-exchange returns the old value and stores only on a match") func compareAndExchange() throws {
     let memory = try split()
     #expect(memory.compareExchangeUInt64(at: 8, expected: 0, desired: 5) == 0)
     #expect(memory.compareExchangeUInt64(at: 8, expected: 0, desired: 6) == 5)
@@ -93,7 +94,7 @@ import Testing
     #expect(memory.loadUInt64(at: 8) == .max)
   }
 
-  @Test func exchangesOfThreadsAreNotLost() async throws {
+  @Test("concurrent compare-exchanges lose no update") func exchangesOfThreadsAreNotLost() async throws {
     let memory = try split()
     await withTaskGroup(of: Void.self) { group in
       for _ in 0..<4 {
@@ -109,7 +110,7 @@ import Testing
     #expect(memory.loadUInt64(at: 16) == 20_000)
   }
 
-  @Test func copiesAreWholeOrNothing() throws {
+  @Test("a copy moves all bytes or none") func copiesAreWholeOrNothing() throws {
     let memory = try split()
     #expect(write(memory, Self.low - 4, [1, 2, 3, 4]))
     #expect(read(memory, Self.low - 4, 4) == [1, 2, 3, 4])
@@ -118,7 +119,7 @@ import Testing
     #expect(read(memory, Self.low - 4, 5) == nil)
     #expect(write(memory, Self.high, [5, 6, 7]))
     #expect(read(memory, Self.high + 1, 2) == [6, 7])
-    // The parts are neighbours in the file, not in the guest.
+    // The two regions are adjacent in the file, not in the guest.
     #expect(memory.loadUInt32(at: Self.high) == 0x0007_0605)
     #expect(read(memory, .max, 1) == nil)
     #expect(!write(memory, .max - 3, [1, 2, 3, 4, 5, 6, 7, 8]))
@@ -126,7 +127,7 @@ import Testing
     #expect(write(memory, 0, []))
   }
 
-  @Test func clearingZeroesAllOfIt() throws {
+  @Test("clearing zeroes both regions") func clearingZeroesAllOfIt() throws {
     let memory = try split()
     for address in [0, Self.low - 8, Self.high, Self.high + 0x1ff8] {
       #expect(memory.storeUInt64(.max, at: address))
@@ -137,14 +138,14 @@ import Testing
     #expect(memory.loadUInt64(at: 0) == 1)
   }
 
-  @Test func sizesThatNoHostHas() {
+  @Test("a size that no host has is an error") func sizesThatNoHostHas() {
     for size in [0, .max, 1 << 63, UInt64(Int.max)] as [UInt64] {
       #expect(throws: SystemError.self) { try GuestMemory(size: size, lowLimit: 1 << 31) }
     }
   }
 
-  /// More huge pages than the pool has are an error at once, not a SIGBUS later.
-  @Test func hugePagesThatAreNotThere() {
+  /// More huge pages than the pool has are an error at once, instead of a SIGBUS later.
+  @Test("missing huge pages and bad page sizes are errors") func hugePagesThatAreNotThere() {
     #expect(throws: SystemError.self) {
       try GuestMemory(size: 1 << 46, lowLimit: 1 << 31, backing: .hugePages(2 << 20))
     }
@@ -153,7 +154,7 @@ import Testing
     }
   }
 
-  @Test func randomNumbersFillTheFrontOfAnArray() {
+  @Test("random bytes fill the start of an array, up to the count") func randomNumbersFillTheFrontOfAnArray() {
     var bytes = [UInt8](repeating: 0, count: 0x1100)
     #expect(RandomSource.fill(&bytes, count: 0x1000) == 0x1000)
     #expect(Set(bytes[..<0x1000]).count > 200)

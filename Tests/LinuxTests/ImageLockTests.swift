@@ -2,8 +2,9 @@ import Glibc
 import Linux
 import Testing
 
-/// Locks as QEMU's file driver has them: bytes 100 and on for what is used, 200 and on for what is not shared.
-@Suite("Locks of images")
+/// Locks as QEMU's file driver takes them: bytes from 100 on for permissions in use, from 200 on for permissions not
+/// shared.
+@Suite("image locks")
 struct ImageLockTests {
   private let folder = TemporaryFolder()
   private let memory: GuestMemory
@@ -18,7 +19,7 @@ struct ImageLockTests {
     try ScatteredFile(opening: path, readOnly: readOnly, memory: memory)
   }
 
-  @Test("Two writers exclude each other, even in one process, until the first is closed")
+  @Test("two writers exclude each other, even in one process, until the first closes its file")
   func writers() throws {
     do {
       let first = try open(readOnly: false)
@@ -32,7 +33,7 @@ struct ImageLockTests {
     withExtendedLifetime(third) {}
   }
 
-  @Test("Readers share an image with each other, and with no writer")
+  @Test("readers share an image with each other but not with a writer")
   func readers() throws {
     do {
       let first = try open(readOnly: true)
@@ -50,7 +51,7 @@ struct ImageLockTests {
     withExtendedLifetime(writer) {}
   }
 
-  /// What `flock` looks like in /proc/locks: `1: OFDLCK ADVISORY READ -1 fe:00:1234 100 101`.
+  /// Returns the locked bytes. A line of /proc/locks: `1: OFDLCK ADVISORY READ -1 fe:00:1234 100 101`.
   private func lockedBytes() throws -> Set<Int> {
     var status = stat()
     unsafe stat(path, &status)
@@ -69,7 +70,7 @@ struct ImageLockTests {
     return bytes
   }
 
-  @Test("The bytes are those that QEMU looks at")
+  @Test("the locked bytes are the ones that QEMU uses")
   func layout() throws {
     do {
       let reader = try open(readOnly: true)

@@ -3,7 +3,7 @@ import Linux
 import Synchronization
 import Testing
 
-/// Opening and connecting never waits for the host alone: a descriptor with input ends it.
+/// Opening and connecting can be interrupted: the wait ends when a given descriptor has input.
 @Suite(.timeLimit(.minutes(1))) struct OpeningTests {
   private let folder = TemporaryFolder()
 
@@ -19,7 +19,7 @@ import Testing
     return event
   }
 
-  @Test("an image is a regular file or a block device, and a FIFO is refused without a wait") func images() throws {
+  @Test("an image is a regular file or a block device, and a FIFO is refused without waiting") func images() throws {
     let path = fifo()
     for flags in [O_RDONLY, O_RDWR] {
       let error = #expect(throws: SystemError.self) { _ = try FileDescriptor(openingImage: path, flags) }
@@ -33,7 +33,7 @@ import Testing
     #expect(fcntl(file.rawValue, F_GETFL) & O_NONBLOCK == 0)
   }
 
-  @Test("a FIFO without a reader is waited for until the wait is given up, or there is one") func output() throws {
+  @Test("opening a FIFO for output waits until it has a reader or the wait is interrupted") func output() throws {
     let path = fifo()
     let event = try signalled()
     #expect(throws: SystemError("open", path, code: EINTR)) {
@@ -51,7 +51,7 @@ import Testing
     reader.join()
   }
 
-  @Test("a write to a FIFO that is read slowly waits for room, and loses nothing") func aSlowReader() throws {
+  @Test("a write to a FIFO with a slow reader waits for room and loses nothing") func aSlowReader() throws {
     let path = fifo()
     let reader = try FileDescriptor(openingSource: path)
     let file = try FileDescriptor(openingOutput: path, 0)
@@ -71,7 +71,7 @@ import Testing
     #expect(seen.withLock { $0 } == text)
   }
 
-  @Test("a server whose queue is full is waited for until the wait is given up") func aBusyServer() throws {
+  @Test("connecting to a server with a full queue waits until it is interrupted") func aBusyServer() throws {
     let path = folder.file("socket")
     let listener = try UnixListener(at: path)
     let event = try signalled()
@@ -87,7 +87,7 @@ import Testing
     _ = listener.rawValue
   }
 
-  @Test("a listener without a client has none to give") func anIdleListener() throws {
+  @Test("accepting without a client is EAGAIN") func anIdleListener() throws {
     let listener = try UnixListener(at: folder.file("socket"))
     let error = #expect(throws: SystemError.self) { _ = try listener.accept() }
     #expect(error?.code == EAGAIN)

@@ -4,14 +4,14 @@ import Synchronization
 import Testing
 
 @Suite(.timeLimit(.minutes(1))) struct ProcessTests {
-  @Test("a parent that ended before the request is noticed") func parent() throws {
+  @Test("a parent that ended before the request is an error") func parent() throws {
     let signals = try TerminationSignals()
     let error = #expect(throws: SystemError.self) { try signals.includeEndOfParent(getpid()) }
     #expect(error?.code == ESRCH)
     #expect(error?.description == "prctl: the process that started this one has ended already")
   }
 
-  @Test("a thread in a write that waits is called back out of it") func patience() throws {
+  @Test("join interrupts a thread that is blocked in a write") func patience() throws {
     signal(SIGPIPE, SIG_IGN)
     var ends: [Int32] = [0, 0]
     #expect(pipe(&ends) == 0)
@@ -38,13 +38,13 @@ import Testing
         write(raw, &one, 8)
       }
       ended.wait()
-      // It has yet to end.
+      // Give the thread time to end.
       usleep(5000)
     }
     #expect(places.withLock { $0.count } < count)
   }
 
-  @Test("one that does not end is left to itself") func impatience() throws {
+  @Test("join gives up on a thread that does not end") func impatience() throws {
     let event = try EventDescriptor()
     let raw = event.rawValue
     let ended = try EventDescriptor()

@@ -20,7 +20,7 @@ import Testing
     return memory.read(from: address, into: &raw) ? bytes : nil
   }
 
-  @Test func readsIntoManyPlaces() throws {
+  @Test("one read fills several segments") func readsIntoManyPlaces() throws {
     let bytes = pattern(0x3000)
     let file = try ScatteredFile(opening: folder.make("disk", bytes), readOnly: false, memory: memory)
     #expect(file.size == 0x3000)
@@ -35,8 +35,8 @@ import Testing
     #expect(copy(0x1f_fff0, 16) == Array(bytes[0x1102..<0x1112]))
   }
 
-  /// More than IOV_MAX segments, none of the same length as its neighbour.
-  @Test(arguments: [1023, 1024, 1025, 3000])
+  /// More than IOV_MAX segments; neighbours differ in length.
+  @Test("any number of segments is read and written", arguments: [1023, 1024, 1025, 3000])
   func manySegments(count: Int) throws {
     var segments: [Segment] = []
     var address: UInt64 = 0x1000
@@ -65,7 +65,7 @@ import Testing
     #expect(try file.bytes(at: 0, count: total) == expected)
   }
 
-  @Test func segmentsWithoutBytes() throws {
+  @Test("empty segments move nothing") func segmentsWithoutBytes() throws {
     let file = try ScatteredFile(opening: folder.make("disk", pattern(64)), readOnly: false, memory: memory)
     try file.read(at: 0, into: [])
     try file.read(
@@ -79,7 +79,7 @@ import Testing
     try file.read(at: 0, into: [Segment(address: 0, count: 0)])
   }
 
-  @Test func aFileThatEndsTooSoon() throws {
+  @Test("a read beyond the end of the file is an error") func aFileThatEndsTooSoon() throws {
     let path = folder.make("disk", pattern(0x1000))
     let file = try ScatteredFile(opening: path, readOnly: false, memory: memory)
     let error = #expect(throws: SystemError.self) {
@@ -96,7 +96,7 @@ import Testing
     #expect(throws: SystemError.self) { try file.bytes(at: .max, count: 1) }
   }
 
-  @Test func offsetsThatNoFileHas() throws {
+  @Test("an offset or size that no file can have is an error") func offsetsThatNoFileHas() throws {
     let file = try ScatteredFile(opening: folder.make("disk", pattern(64)), readOnly: false, memory: memory)
     for offset in [UInt64(Int.max), 1 << 63, .max] {
       #expect(throws: SystemError.self) { try file.read(at: offset, into: [Segment(address: 0, count: 8)]) }
@@ -107,7 +107,7 @@ import Testing
     #expect(try file.bytes(at: 0, count: 64) == pattern(64))
   }
 
-  @Test func segmentsThatAreNotMemory() throws {
+  @Test("a segment outside RAM is an error, and nothing moves") func segmentsThatAreNotMemory() throws {
     let file = try ScatteredFile(opening: folder.make("disk", pattern(0x1000)), readOnly: false, memory: memory)
     for address in [0x20_0000, 0x1f_ffff, (1 << 32) - 1, (1 << 32) + 0x20_0000, .max, .max - 1] as [UInt64] {
       let error = #expect(throws: SystemError.self) {
@@ -116,12 +116,12 @@ import Testing
       #expect(error?.code == EFAULT)
       #expect(throws: SystemError.self) { try file.write(at: 0, from: [Segment(address: address, count: 2)]) }
     }
-    // Nothing moved: the whole batch is checked before the call.
+    // Nothing has moved: the whole batch is checked before the call.
     #expect(copy(0, 4) == [0, 0, 0, 0])
     #expect(try file.bytes(at: 0, count: 0x1000) == pattern(0x1000))
   }
 
-  @Test func aReadOnlyFileIsNotWritten() throws {
+  @Test("a read-only file can be read and not written") func aReadOnlyFileIsNotWritten() throws {
     let file = try ScatteredFile(opening: folder.make("disk", pattern(64)), readOnly: true, memory: memory)
     #expect(file.isReadOnly)
     let error = #expect(throws: SystemError.self) { try file.write(at: 0, from: [Segment(address: 0, count: 4)]) }
@@ -131,7 +131,7 @@ import Testing
     try file.read(at: 0, into: [Segment(address: 0, count: 64)])
   }
 
-  @Test func whatIsNoImage() {
+  @Test("a path that is not an image is an error that names it") func whatIsNoImage() {
     for (path, code) in [
       (folder.file("missing"), ENOENT), (folder.path, EISDIR), ("/dev/null", EINVAL),
       (folder.make("secret", []) + "/below", ENOTDIR),
@@ -144,25 +144,25 @@ import Testing
     }
   }
 
-  @Test func holesReadAsZero() throws {
+  @Test("a punched hole reads as zero, and the file keeps its size") func holesReadAsZero() throws {
     let file = try ScatteredFile(opening: folder.make("disk", pattern(0x4000)), readOnly: false, memory: memory)
     do {
       try file.punchHole(at: 0x1000, count: 0x1000)
     } catch {
-      // The file system of /tmp need not be able to.
+      // The file system of /tmp may not support it.
       #expect(error.code == EOPNOTSUPP)
       return
     }
     #expect(try file.bytes(at: 0x1000, count: 0x1000) == [UInt8](repeating: 0, count: 0x1000))
     #expect(try file.bytes(at: 0xfff, count: 1) == [pattern(0x4000)[0xfff]])
     #expect(try file.bytes(at: 0x2000, count: 0x2000) == Array(pattern(0x4000)[0x2000...]))
-    // Never longer than it was.
+    // The file does not grow.
     try file.punchHole(at: 0x3000, count: 0x10000)
     #expect(try file.bytes(at: 0, count: 0x10000).count == 0x4000)
     try file.synchronize()
   }
 
-  @Test func zeroedRangesReadAsZero() throws {
+  @Test("a zeroed range reads as zero") func zeroedRangesReadAsZero() throws {
     let file = try ScatteredFile(opening: folder.make("disk", pattern(0x4000)), readOnly: false, memory: memory)
     do {
       try file.zero(at: 0x1001, count: 0xfff)

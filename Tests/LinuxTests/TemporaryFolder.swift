@@ -1,6 +1,6 @@
 import Glibc
 
-/// A folder of a test's own, gone with it.
+/// A temporary folder of one test, removed with this object.
 final class TemporaryFolder {
   let path: String
 
@@ -24,7 +24,7 @@ final class TemporaryFolder {
 
   func file(_ name: String) -> String { "\(path)/\(name)" }
 
-  /// A file with these bytes; its path.
+  /// Creates a file with these bytes and returns its path.
   func make(_ name: String, _ bytes: [UInt8]) -> String {
     let descriptor = open(file(name), O_WRONLY | O_CREAT | O_TRUNC, 0o600)
     var done = 0

@@ -7,7 +7,7 @@ import Testing
 
   private func exists(_ path: String) -> Bool { access(path, F_OK) == 0 }
 
-  /// A socket as a process leaves it that was killed: bound, and nobody there.
+  /// Leaves a socket behind as a killed process does: bound, with no process listening.
   private func leaveStale(_ path: String) throws {
     let saved = path + ".saved"
     do {
@@ -19,7 +19,7 @@ import Testing
     #expect(exists(path))
   }
 
-  @Test func connectsAndCarriesBytes() throws {
+  @Test("a connection carries bytes both ways") func connectsAndCarriesBytes() throws {
     let path = folder.file("socket")
     let listener = try UnixListener(at: path)
     let client = try FileDescriptor(connectingTo: path)
@@ -32,7 +32,7 @@ import Testing
     #expect(back == [4])
   }
 
-  @Test func goneWithItsOwner() throws {
+  @Test("the socket is removed with its owner") func goneWithItsOwner() throws {
     let path = folder.file("socket")
     do {
       let listener = try UnixListener(at: path)
@@ -43,7 +43,7 @@ import Testing
     _ = try UnixListener(at: path)
   }
 
-  @Test func aStaleOneIsReplaced() throws {
+  @Test("a stale socket is replaced") func aStaleOneIsReplaced() throws {
     let path = folder.file("socket")
     try leaveStale(path)
     #expect(throws: SystemError.self) { _ = try FileDescriptor(connectingTo: path) }
@@ -52,7 +52,7 @@ import Testing
     _ = try listener.accept()
   }
 
-  @Test func aLiveOneIsRefused() throws {
+  @Test("a live socket is refused") func aLiveOneIsRefused() throws {
     let path = folder.file("socket")
     let listener = try UnixListener(at: path)
     let error = #expect(throws: SystemError.self) { _ = try UnixListener(at: path) }
@@ -61,8 +61,8 @@ import Testing
     _ = listener.rawValue
   }
 
-  /// Its queue of connections is full: it is alive all the same, and asking must not wait.
-  @Test func aLiveAndBusyOneIsRefusedAtOnce() throws {
+  /// A full queue of connections does not make the socket stale, and the check must not wait.
+  @Test("a live socket with a full queue is refused at once") func aLiveAndBusyOneIsRefusedAtOnce() throws {
     let path = folder.file("socket")
     let listener = try UnixListener(at: path)
     var waiting: [Int32] = []
@@ -85,15 +85,15 @@ import Testing
     _ = listener.rawValue
   }
 
-  @Test func anotherFileIsNotReplaced() throws {
+  @Test("a regular file at the path is not replaced") func anotherFileIsNotReplaced() throws {
     let path = folder.make("file", [1, 2, 3])
     let error = #expect(throws: SystemError.self) { _ = try UnixListener(at: path) }
     #expect(error?.code == EADDRINUSE)
     #expect(exists(path))
   }
 
-  /// The path is somebody else's by now: it stays.
-  @Test func anothersSocketStays() throws {
+  /// The path belongs to another file by now, so it stays.
+  @Test("a file that replaced the socket is not removed") func anothersSocketStays() throws {
     let path = folder.file("socket")
     do {
       let listener = try UnixListener(at: path)
@@ -104,7 +104,7 @@ import Testing
     #expect(exists(path))
   }
 
-  @Test func pathsThatNoSocketCanHave() {
+  @Test("a path that no socket can have is an error") func pathsThatNoSocketCanHave() {
     let long = folder.file(String(repeating: "x", count: 108))
     #expect(throws: SystemError("bind", long, code: ENAMETOOLONG)) { _ = try UnixListener(at: long) }
     #expect(throws: SystemError.self) { _ = try FileDescriptor(connectingTo: long) }
@@ -113,7 +113,7 @@ import Testing
     #expect(throws: SystemError.self) { _ = try UnixListener(at: folder.file("no/such/folder")) }
   }
 
-  @Test func theLongestPath() throws {
+  @Test("a path of 107 bytes, the longest possible, works") func theLongestPath() throws {
     let path = folder.file(String(repeating: "x", count: 107 - folder.path.utf8.count - 1))
     #expect(path.utf8.count == 107)
     let listener = try UnixListener(at: path)
