@@ -6,7 +6,7 @@ import Testing
 
 @testable import VFIO
 
-/// Address spaces and page tables against a kernel of our own.
+/// Address spaces and page tables against the fake kernel.
 @Suite struct AddressSpaceTests {
   private let kernel = FakeKernel(devices: [
     .init(path: "/dev/vfio/devices/vfio0"), .init(path: "/dev/vfio/devices/vfio1"),
@@ -17,7 +17,8 @@ import Testing
     try VFIODevice(file: KernelFile(opening: "/dev/vfio/devices/vfio\(number)", calls: kernel), to: iommufd)
   }
 
-  @Test func mappingsCarryTheirRights() throws {
+  @Test("a mapping has its access rights, and unmapping an unmapped range is an error")
+  func mappingsCarryTheirRights() throws {
     do {
       let space = try IOAddressSpace(of: IOMMUFD(calls: kernel))
       try space.map(0x1_0000_0000, size: 0x20_0000, to: 0x7000_0000, [.read, .write])
@@ -33,7 +34,7 @@ import Testing
     #expect(kernel.complaints == [])
   }
 
-  @Test func whatTheHostsIOMMUIs() throws {
+  @Test("the hardware information has the capabilities of each device's IOMMU") func whatTheHostsIOMMUIs() throws {
     let iommufd = try IOMMUFD(calls: kernel)
     let first = try device(0, of: iommufd)
     let vtd = try #require(try iommufd.hardwareInformation(device: first.id).vtd)
@@ -44,7 +45,8 @@ import Testing
     #expect(try iommufd.hardwareInformation(device: first.id).vtd == nil)
   }
 
-  @Test func devicesShareAParentWhereTheirIOMMUsAreAlike() throws {
+  @Test("devices share a parent if their IOMMUs are compatible")
+  func devicesShareAParentWhereTheirIOMMUsAreAlike() throws {
     do {
       let iommufd = try IOMMUFD(calls: kernel)
       let space = try IOAddressSpace(of: iommufd)
@@ -57,14 +59,14 @@ import Testing
       #expect(refusal?.code == EINVAL)
       let other = try HardwarePageTable(parentOver: space, for: devices[2].id)
       try devices[2].attach(to: other)
-      // A nesting parent takes nothing read-only (the erratum's rule, which 6.12 has for all).
+      // A nesting parent refuses read-only mappings (the erratum's rule, which 6.12 applies to all).
       #expect(throws: SystemError.self) { try space.map(0x1000, size: 0x1000, to: 0x7100_0000, .read) }
       for device in devices { try device.detach() }
     }
     #expect(kernel.complaints == [])
   }
 
-  @Test func aNestedTableHoldsItsParent() throws {
+  @Test("a nested table keeps its parent") func aNestedTableHoldsItsParent() throws {
     do {
       let iommufd = try IOMMUFD(calls: kernel)
       let device = try device(0, of: iommufd)
@@ -75,7 +77,7 @@ import Testing
         nested = try HardwarePageTable(
           nesting: .init(root: 0x1234_5000, addressWidth: 48, writeProtectEnable: true), on: parent, for: device.id)
       }
-      // Their other owners are gone; the nested table needs them.
+      // Only the nested table refers to the parent and the address space now.
       #expect(kernel.state.withLock { $0.objects.count } == 3)
       try device.attach(to: try #require(nested))
       try nested?.invalidate([.init(address: 0x4000, pages: 2, leafOnly: true), .all])
@@ -91,8 +93,9 @@ import Testing
     #expect(kernel.complaints == [])
   }
 
-  /// A bring-up like a machine's, with each call failing in turn: nothing is left, and nothing freed out of order.
-  @Test func nothingLeaksWhicheverCallFails() throws {
+  /// A bring-up like a machine's, in which each call fails in turn: nothing is leaked, and nothing is freed out of
+  /// order.
+  @Test("a bring-up leaks nothing, whichever call fails") func nothingLeaksWhicheverCallFails() throws {
     for calls in 0..<64 {
       let kernel = FakeKernel()
       kernel.state.withLock { $0.callsBeforeFailure = calls }
@@ -100,7 +103,7 @@ import Testing
       do throws(SystemError) { try bringUp(kernel) } catch { failure = error }
       #expect(kernel.complaints == [], "call \(calls)")
       guard failure != nil else {
-        // Every call has succeeded: there are no more to fail.
+        // No call was left to fail.
         #expect(calls >= 13)
         return
       }
@@ -126,8 +129,8 @@ import Testing
     try device.detach()
   }
 
-  /// Closing the device's file detaches it, so that the tables it was on can go.
-  @Test func attachReplaceDetachTwoHundredTimes() throws {
+  /// Attaching another table, or detaching, releases the former table.
+  @Test("replacing a device's table 200 times leaks no table") func attachReplaceDetachTwoHundredTimes() throws {
     do {
       let iommufd = try IOMMUFD(calls: kernel)
       let device = try device(0, of: iommufd)
@@ -139,7 +142,7 @@ import Testing
             nesting: .init(root: UInt64(round) << 12, addressWidth: 48), on: parent, for: device.id)
           try device.attach(to: next)
         }
-        // The one before is gone, as nobody else has it.
+        // The former table is gone: the device had the only reference to it.
         #expect(kernel.state.withLock { $0.objects.count } == 3)
         if round % 3 == 0 {
           try device.attach(to: parent)

@@ -6,7 +6,7 @@ import Testing
 
 @testable import VFIO
 
-/// Regions, interrupts and resets of a device, against a kernel of our own.
+/// Regions, interrupts and resets of a device, against the fake kernel.
 @Suite struct DeviceTests {
   private let kernel = FakeKernel()
 
@@ -15,7 +15,7 @@ import Testing
       file: KernelFile(opening: "/dev/vfio/devices/vfio0", calls: kernel), to: IOMMUFD(calls: kernel))
   }
 
-  @Test func aDeviceThatIsNotThere() {
+  @Test("opening a missing device is an error with its path") func aDeviceThatIsNotThere() {
     let error = #expect(throws: SystemError.self) {
       try KernelFile(opening: "/dev/vfio/devices/vfio9", calls: kernel)
     }
@@ -23,7 +23,7 @@ import Testing
     #expect(kernel.complaints == [])
   }
 
-  @Test func regions() throws {
+  @Test("a region has its size, rights and mappable areas") func regions() throws {
     kernel.state.withLock { state in
       // read, write, mmap
       state.devices[0].regions[0] = (0x1000, 0b111, [])
@@ -43,11 +43,11 @@ import Testing
     #expect(throws: SystemError.self) { try device.region(9) }
   }
 
-  @Test func accessesStayWithinTheRegion() throws {
+  @Test("accesses stay within the region") func accessesStayWithinTheRegion() throws {
     kernel.state.withLock { $0.devices[0].regions[7] = (256, 0b011, []) }
     let device = try device()
     let region = try device.region(7)
-    // The kernel of the test answers with the offset's low byte, and counts on.
+    // The fake kernel returns consecutive bytes from the offset's low byte on.
     #expect(device.read(region, offset: 0x10, width: 4) == 0x1312_1110)
     #expect(device.read(region, offset: 0xff, width: 1) == 0xff)
     #expect(device.write(region, offset: 4, width: 2, value: 7))
@@ -57,7 +57,7 @@ import Testing
     }
   }
 
-  @Test func aMappingKeepsTheDeviceOpen() throws {
+  @Test("a region's mapping keeps the device open") func aMappingKeepsTheDeviceOpen() throws {
     kernel.state.withLock { $0.devices[0].regions[0] = (0x1000, 0b111, []) }
     do {
       var device: VFIODevice? = try device()
@@ -71,10 +71,10 @@ import Testing
     #expect(kernel.complaints == [])
   }
 
-  @Test func interrupts() throws {
+  @Test("interrupts are counted, signalled, unmasked and disabled by type") func interrupts() throws {
     let device = try device()
     #expect(try device.interruptCount(.msix) == 8)
-    // Without PCI Express there is no error interrupt: the kernel says EINVAL.
+    // A device without PCI Express has no error interrupt: the kernel returns EINVAL.
     #expect(try device.interruptCount(.error) == 0)
     try device.signal(.msix, from: 2, to: [17, nil, 19])
     try device.unmaskINTx(by: 23)
@@ -83,18 +83,18 @@ import Testing
     #expect(sets.map(\.events) == [[17, -1, 19], [23], []])
     #expect(sets.map(\.index) == [2, 0, 2])
     #expect(sets.map(\.start) == [2, 0, 0])
-    // Eventfds trigger; an eventfd unmasks; nothing triggers.
+    // The actions are: eventfds trigger, an eventfd unmasks, and no data triggers.
     #expect(sets.map(\.flags) == [0x24, 0x14, 0x21])
   }
 
-  @Test func resets() throws {
+  @Test("a bus reset is allowed only if all functions on the bus are ours or unused") func resets() throws {
     let device = try device()
     #expect(device.hasReset)
     try device.reset()
     let alone = try device.busReset()
     #expect(
       alone.isAllowed && alone.functions == [.init(owner: .device(1000), segment: 0, bus: 5, deviceFunction: 0)])
-    // More than were asked for at first: others that nobody but us could open.
+    // More functions than the first request had room for, which only this process could open.
     kernel.state.withLock { $0.strangers = Array(repeating: 0, count: 99) }
     let reset = try device.busReset()
     #expect(reset.isAllowed && reset.functions.count == 100)
@@ -113,14 +113,14 @@ import Testing
     }
   }
 
-  @Test func aBARAsAFileOfItsOwn() throws {
+  @Test("a BAR exported as a dma-buf can be mapped into an address space") func aBARAsAFileOfItsOwn() throws {
     kernel.state.withLock { $0.devices[0].regions[0] = (0x4000, 0b111, []) }
     do {
       let device = try device()
       let region = try device.region(0)
       let space = try IOAddressSpace(of: device.iommufd)
       let area = VFIORegion.Area(offset: 0x1000, size: 0x2000)
-      // Linux 6.12 has no such thing.
+      // Linux 6.12 lacks the request.
       #expect(throws: SystemError.self) { try device.dmaBuffer(of: region, area) }
       kernel.state.withLock { $0.hasDMABuffers = true }
       do {
@@ -128,7 +128,7 @@ import Testing
         try space.map(0xd000_0000, size: area.size, to: buffer, [.read, .write])
         #expect(throws: SystemError.self) { try space.map(0xd000_1000, size: area.size, to: buffer, [.read, .write]) }
       }
-      // The mapping outlives the descriptor.
+      // The mapping stays after the descriptor is closed.
       #expect(kernel.state.withLock { $0.files.count } == 2)
       #expect(kernel.state.withLock { $0.mapped[space.id]?[0xd000_0000]?.size } == 0x2000)
       try space.unmap(0xd000_0000, size: area.size)
@@ -137,7 +137,7 @@ import Testing
     #expect(kernel.complaints == [])
   }
 
-  @Test func theROMIsReadWhole() throws {
+  @Test("the ROM is read up to where the device stops answering") func theROMIsReadWhole() throws {
     let content = (0..<5000).map { UInt8(truncatingIfNeeded: $0 &* 7) }
     kernel.state.withLock { state in
       state.devices[0].regions[6] = (8192, 0b001, [])
@@ -145,7 +145,7 @@ import Testing
     }
     let device = try device()
     let region = try device.region(6)
-    // The device's register is larger than what it has; beyond its end it does not answer.
+    // The ROM's BAR is larger than its contents; reads beyond their end fail.
     #expect(device.contents(of: region, limit: 1 << 24) == content)
     #expect(device.contents(of: region, limit: 100) == Array(content[..<100]))
     #expect(device.contents(of: region, limit: -1) == [])

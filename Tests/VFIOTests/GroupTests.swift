@@ -5,7 +5,7 @@ import Testing
 
 @testable import VFIO
 
-/// What the kernel does with the functions of one IOMMU group, and that the fake kernel does the same.
+/// What the kernel does with the functions of one IOMMU group; the fake kernel must do the same.
 @Suite struct GroupTests {
   private let kernel = FakeKernel(
     devices: (0..<3).map { number in
@@ -28,7 +28,7 @@ import Testing
       let table = try HardwarePageTable(
         nesting: .init(root: 0x5000, addressWidth: 48), on: parent, for: devices[0].id)
       try devices[0].attach(to: table)
-      #expect(kernel.translation(1) == .nested(on: parent.id, root: 0x5000), "it was not asked for")
+      #expect(kernel.translation(1) == .nested(on: parent.id, root: 0x5000), "moved with its group")
       #expect(kernel.translation(2) == .parent(of: space.id, iommu: 0))
       try devices[1].attach(to: parent)
       #expect(kernel.translation(0) == .parent(of: space.id, iommu: 0))
