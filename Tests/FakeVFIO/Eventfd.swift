@@ -1,6 +1,6 @@
 import Glibc
 
-/// Eventfds of this process, by the kernel's numbers for them (fdinfo's eventfd-id).
+/// Eventfds of this process, identified by the kernel's number for each (eventfd-id in fdinfo).
 package enum Eventfd {
   package static func identity(of descriptor: Int32) -> String? {
     let file = Glibc.open("/proc/self/fdinfo/\(descriptor)", O_RDONLY)

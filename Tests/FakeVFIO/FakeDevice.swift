@@ -1,8 +1,8 @@
 import CLinux
 import Glibc
 
-/// The calls of a device's file (include/uapi/linux/vfio.h): binding and attaching, regions, interrupts, resets alone and
-/// with the bus, BARs as files of their own; and its power states.
+/// The calls of a VFIO device file (include/uapi/linux/vfio.h): binding and attaching, regions, interrupts, resets of a
+/// function and of its bus, BARs exported as dma-bufs. Also the device's power states.
 extension FakeKernel.State {
   mutating func device(
     _ index: Int, _ descriptor: Int32, _ request: UInt32, _ argument: UnsafeMutableRawPointer?
@@ -10,7 +10,7 @@ extension FakeKernel.State {
     if request == VFIO_DEVICE_BIND_IOMMUFD, let argument {
       let pointer = argument.assumingMemoryBound(to: vfio_device_bind_iommufd.self)
       guard files[pointer.pointee.iommufd] == .iommufd else { return -EBADF }
-      // One file at a time.
+      // Only one file of a device can be bound.
       guard devices[index].boundFile == nil else { return -EINVAL }
       if let problem = devices[index].bindingProblem { return problem }
       if isOwned(index, byOtherThan: pointer.pointee.iommufd) { return -EPERM }
@@ -53,7 +53,7 @@ extension FakeKernel.State {
       let hasEvents = set.flags & UInt32(VFIO_IRQ_SET_DATA_EVENTFD) != 0
       let wanted = MemoryLayout<vfio_irq_set>.size + (hasEvents ? 4 * Int(set.count) : 0)
       guard Int(set.argsz) >= wanted else { return -EINVAL }
-      // vfio_msi_enable: it answers with what there is, and switches nothing on.
+      // vfio_msi_enable returns the number of available vectors and enables none.
       if let hostVectors, (1...2).contains(set.index), hasEvents, Int(set.count) > hostVectors { return hostVectors }
       let events = (0..<(hasEvents ? Int(set.count) : 0)).map {
         argument.load(fromByteOffset: MemoryLayout<vfio_irq_set>.size + 4 * $0, as: Int32.self)
@@ -87,7 +87,7 @@ extension FakeKernel.State {
     devices[index].power = 0
   }
 
-  /// As vfio_pci_dependent_device has it.
+  /// Returns what vfio_pci_dependent_device's `devid` says.
   private func owner(of other: Int, for index: Int) -> UInt32 {
     guard let iommufd = devices[other].boundTo else { return UInt32(VFIO_PCI_DEVID_OWNED) }
     return iommufd == devices[index].boundTo ? devices[other].id : .max
@@ -132,7 +132,7 @@ extension FakeKernel.State {
   }
 
   private mutating func attach(_ index: Int, to id: UInt32) -> Int32 {
-    // Each iommufd has numbers of its own.
+    // An object id is valid only in its own iommufd.
     guard owners[id] == devices[index].boundTo else { return -ENOENT }
     switch objects[id] {
     case .addressSpace: break
@@ -155,7 +155,7 @@ extension FakeKernel.State {
     pointer.pointee.offset = UInt64(pointer.pointee.index) << 40
     guard let sparse = region?.sparse, !sparse.isEmpty else { return 0 }
     pointer.pointee.flags |= UInt32(VFIO_REGION_INFO_FLAG_CAPS)
-    // Two capabilities: the table of MSI-X may be mapped, and the areas.
+    // Two capabilities: the MSI-X table may be mapped, and the list of areas.
     let first = MemoryLayout<vfio_region_info>.size
     let second = first + MemoryLayout<vfio_info_cap_header>.size
     let wanted = second + MemoryLayout<vfio_region_info_cap_sparse_mmap>.size + 16 * sparse.count
@@ -184,7 +184,7 @@ extension FakeKernel.State {
 
   // MARK: Power
 
-  /// Regions other than configuration space do not answer out of D0.
+  /// Returns whether an access fails: outside D0 only configuration space answers.
   func isAsleep(_ index: Int, _ offset: UInt64) -> Bool { devices[index].power == 3 && offset >> 40 != 7 }
 
   mutating func takePower(_ index: Int, _ offset: UInt64, _ bytes: UnsafeRawBufferPointer) {

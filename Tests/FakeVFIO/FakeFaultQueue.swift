@@ -1,8 +1,8 @@
 import CLinux
 import Glibc
 
-/// A fault queue of the fake kernel (drivers/iommu/iommufd/fault.c, io-pgfault.c): groups wait to be read, then for their
-/// response under a cookie, the lowest that is free.
+/// A fault queue of the fake kernel (drivers/iommu/iommufd/fault.c, io-pgfault.c). A group waits to be read and then,
+/// under the lowest free cookie, for its response.
 package struct FakeFaultQueue {
   package struct Group: Equatable {
     package var device: UInt32
@@ -11,7 +11,7 @@ package struct FakeFaultQueue {
     package var addresses: [UInt64]
   }
 
-  /// Readable while there are groups to read: a descriptor of this process, so that poll(2) knows it.
+  /// Readable while groups wait to be read. A real descriptor of this process, so that poll(2) works.
   let descriptor: Int32
   var waiting: [Group] = []
   package fileprivate(set) var outstanding: [UInt32: Group] = [:]
@@ -20,7 +20,7 @@ package struct FakeFaultQueue {
 
   func close() { _ = Glibc.close(descriptor) }
 
-  /// Has the descriptor say whether there is something.
+  /// Makes the descriptor readable exactly while groups wait to be read.
   func signal() {
     var count: UInt64 = 0
     _ = Glibc.read(descriptor, &count, 8)
@@ -34,7 +34,7 @@ package struct FakeResponse: Equatable {
   package var device: Int
   package var index: UInt32
   package var isSuccess: Bool
-  /// By the kernel itself.
+  /// Whether the kernel itself answered.
   package var isAutomatic: Bool
 
   package init(device: Int, index: UInt32, isSuccess: Bool, isAutomatic: Bool = false) {
@@ -46,7 +46,7 @@ package struct FakeResponse: Equatable {
 }
 
 extension FakeKernel {
-  /// A device sends a group of page requests, a page each.
+  /// Makes a device send a group of page requests, one page each.
   package func requestPages(of device: Int, group: UInt32, pasid: UInt32? = 0, _ addresses: [UInt64]) {
     state.withLock { state in
       guard let table = state.devices[device].attachedTo, let queue = state.queueOfTable[table] else {
@@ -60,7 +60,7 @@ extension FakeKernel {
   }
 
   package var responses: [FakeResponse] { state.withLock { $0.responses } }
-  /// Groups that were read and not answered.
+  /// How many groups were read but not answered.
   package var outstandingCount: Int { state.withLock { $0.faultQueues.values.reduce(0) { $0 + $1.outstanding.count } } }
 }
 
@@ -115,7 +115,7 @@ extension FakeKernel.State {
       FakeResponse(device: device, index: group.index, isSuccess: isSuccess, isAutomatic: isAutomatic))
   }
 
-  /// What a device that leaves a table has there, is answered as invalid.
+  /// Answers a device's groups as invalid when it leaves a table.
   mutating func answerFaults(of device: Int, leaving table: UInt32?) {
     guard let table, let id = queueOfTable[table], var queue = faultQueues[id] else { return }
     let own = devices[device].id
@@ -129,8 +129,8 @@ extension FakeKernel.State {
     faultQueues[id] = queue
   }
 
-  /// Whether a device's page requests can be taken when it comes to a table: the kernel before 6.15 has ATS enabled only
-  /// on tables of its own, and page requests need that when they are enabled.
+  /// Returns the error if the table has a fault queue that the device cannot use, else nil. A kernel before 6.15
+  /// enables ATS only on its own tables, and enabling page requests needs ATS.
   func refusesPageRequests(of device: Int, on table: UInt32) -> Int32? {
     guard queueOfTable[table] != nil else { return nil }
     guard devices[device].hasPageRequests else { return -ENODEV }

@@ -2,7 +2,7 @@ import CLinux
 import Glibc
 
 /// The calls of /dev/iommu (include/uapi/linux/iommufd.h): address spaces, page tables over them, invalidations, fault
-/// queues. An object that is in use is not freed.
+/// queues. An object in use cannot be destroyed.
 extension FakeKernel.State {
   private mutating func add(_ object: FakeKernel.Object) -> UInt32 {
     nextObject += 1
@@ -46,7 +46,7 @@ extension FakeKernel.State {
       let map = argument.load(as: iommu_ioas_map.self)
       guard objects[map.ioas_id] == .addressSpace else { return -ENOENT }
       guard map.user_va % 4096 == 0, map.iova % 4096 == 0, map.length % 4096 == 0 else { return -EINVAL }
-      // A nesting parent takes no read-only mapping on 6.12.
+      // Linux 6.12 refuses read-only mappings in a nesting parent's address space.
       let hasParent = objects.values.contains { if case .parent(map.ioas_id, _) = $0 { true } else { false } }
       if hasParent, map.flags & UInt32(IOMMU_IOAS_MAP_WRITEABLE) == 0 { return -EINVAL }
       mapped[map.ioas_id, default: [:]][map.iova] = (map.length, map.flags)

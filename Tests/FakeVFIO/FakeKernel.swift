@@ -3,14 +3,14 @@ import Glibc
 import Synchronization
 import VFIO
 
-/// iommufd and VFIO as a kernel has them, as far as our module asks: descriptors, objects with their users, devices.
-/// It keeps the kernel's rules of order, and can have any call fail.
+/// The part of iommufd and VFIO that our module uses: descriptors, objects with their users, devices. It checks the
+/// kernel's rules of order and can make any call fail.
 package final class FakeKernel: SystemCalls {
   package struct Device {
     package var path: String
-    /// Devices of one kind can share a parent.
+    /// Which IOMMU the device is behind. Devices with the same number can share a parent.
     package var iommu: Int
-    /// The IOMMU group: the functions of one have one page table. nil: a group of its own.
+    /// The IOMMU group, whose functions share one page table; nil for a group with this device alone.
     package var group: Int?
     package var capability: UInt64 = 0x2f << 16
     package var extendedCapability: UInt64
@@ -21,21 +21,21 @@ package final class FakeKernel: SystemCalls {
     package var boundTo: Int32?
     package var id: UInt32 = 0
     package var attachedTo: UInt32?
-    /// By region; one without answers each byte with its offset.
+    /// By region. A region without contents returns each byte's offset.
     package var contents: [UInt32: [UInt8]] = [:]
     package var writes: [(region: UInt32, offset: UInt64, bytes: [UInt8])] = []
-    /// The file of those that are open that is bound.
+    /// The one open file of the device that is bound.
     package var boundFile: Int32?
     /// VFIO_DEVICE_FLAGS_RESET.
     package var hasReset = true
-    /// Functions on one bus are reset together; nil: the bus cannot be reset.
+    /// Functions on one bus are reset together; nil if the bus cannot be reset.
     package var bus: Int? = 5
-    /// How often it has been reset, alone or with its bus.
+    /// How often the device has been reset, alone or with its bus.
     package var resets = 0
-    /// Where PowerState is in its configuration space, and what it is.
+    /// The offset of PowerState in configuration space; `power` is its value.
     package var powerOffset: UInt64?
     package var power: UInt8 = 0
-    /// What binding answers, as -errno: the group is in use, say.
+    /// The -errno that binding returns: for example, because the group is in use.
     package var bindingProblem: Int32?
 
     package init(
@@ -62,13 +62,14 @@ package final class FakeKernel: SystemCalls {
     case dmaBuffer
   }
 
-  /// What takes something from a device, in the order in which it happened.
+  /// Steps of taking a device away, in the order in which they happened.
   package enum Step: Equatable {
     /// Bus Master Enable was cleared.
     case busMasterOff(device: Int)
     case detach(device: Int)
-    /// Of a mapping in an address space, and of a BAR in this process.
+    /// A range was unmapped from an address space.
     case unmap
+    /// A BAR was unmapped from this process.
     case unmapBAR
     case destroy(Object)
     case close(File)
@@ -77,7 +78,7 @@ package final class FakeKernel: SystemCalls {
   package struct State {
     package var steps: [Step] = []
     package var files: [Int32: File] = [:]
-    /// Beyond what this process may have open, as some descriptors are real.
+    /// Above the descriptors of this process, because some descriptors are real.
     package var nextFile: Int32 = 1 << 24
     package var objects: [UInt32: Object] = [:]
     package var nextObject: UInt32 = 1
@@ -87,47 +88,48 @@ package final class FakeKernel: SystemCalls {
     package var hostMappings = 0
     /// Names of the requests, in order.
     package var calls: [String] = []
-    /// What broke the kernel's rules, which our module must never do.
+    /// Violations of the kernel's rules. There must be none.
     var violations: [String] = []
     package var faultQueues: [UInt32: FakeFaultQueue] = [:]
     /// By nested table.
     package var queueOfTable: [UInt32: UInt32] = [:]
     package var responses: [FakeResponse] = []
-    /// A fault queue's read answers EINVAL where its first group does not fit; else with nothing, as kernels once did.
+    /// A fault queue's read returns EINVAL if its first group does not fit. If false, it returns no bytes, as older
+    /// kernels do.
     package var tellsWhatDoesNotFit = true
-    /// To groups that are not outstanding.
+    /// Responses to groups that are not outstanding.
     package var refusedResponses = 0
     package var invalidations: [(table: UInt32, entries: [iommu_hwpt_vtd_s1_invalidate])] = []
     package var interruptSets: [(flags: UInt32, index: UInt32, start: UInt32, events: [Int32])] = []
-    /// Calls that still succeed before one fails; nil: none fails.
+    /// How many calls succeed before one fails; nil if none fails.
     package var callsBeforeFailure: Int?
     package var failure: Int32 = EIO
-    /// The one that did.
+    /// The call that failed.
     package var failed: String?
-    /// A request that fails whenever it comes.
+    /// Requests that always fail, and with which errno.
     package var failing: [UInt32: Int32] = [:]
-    /// The same for some devices alone.
+    /// The same for single devices.
     package var failingDevices: [Int: [UInt32: Int32]] = [:]
-    /// What opening /dev/iommu answers, as errno.
+    /// The errno that opening /dev/iommu returns.
     package var iommufdProblem: Int32?
-    /// Functions that a bus has beside ours.
+    /// Owners of the other functions on the devices' bus.
     package var strangers: [UInt32] = []
-    /// As Linux 6.19 has, and 6.12 has not.
+    /// Linux 6.19 has them, 6.12 does not.
     package var hasDMABuffers = false
-    /// The eventfds that interrupts were ever to signal, by their numbers, each with a descriptor of our own: as long as
-    /// that is open, the real kernel gives the number to no other.
+    /// The eventfds that interrupts were ever set to signal, by the kernel's number, each with a duplicate descriptor.
+    /// While that is open, the real kernel does not reuse the number.
     package var events: [String: Int32] = [:]
     /// The iommufd of each object.
     package var owners: [UInt32: Int32] = [:]
     var caller: Int32 = -1
-    /// Interrupts beyond the first ones need all of them set anew.
+    /// Whether SET_IRQS is refused for a start above 0: adding interrupts then means setting all of them again.
     package var refusesMoreInterrupts = false
-    /// MSI and MSI-X vectors that the host has; nil for no limit.
+    /// How many MSI and MSI-X vectors the host has; nil for no limit.
     package var hostVectors: Int32?
   }
 
   package let state = Mutex(State())
-  /// Called with the name of each request before the kernel does anything, to keep a caller waiting in the kernel.
+  /// Called with each request's name before the kernel handles it; it can block the caller there.
   package let beforeRequest = Mutex<(@Sendable (String) -> Void)?>(nil)
 
   deinit { for event in state.withLock({ $0.events.values }) { _ = Glibc.close(event) } }
@@ -136,8 +138,7 @@ package final class FakeKernel: SystemCalls {
     state.withLock { $0.devices = devices }
   }
 
-  /// What the kernel has against those that used it: rules that were broken, and, when every owner is gone, what is
-  /// still there.
+  /// What went wrong: violations of the rules and, once all owners are gone, everything that was leaked.
   package var complaints: [String] {
     let open = Eventfd.allOpen
     return state.withLock { state in
@@ -179,7 +180,7 @@ package final class FakeKernel: SystemCalls {
         state.devices[index].boundTo = nil
         state.devices[index].boundFile = nil
       case .iommufd:
-        // The kernel frees what is left; our module is to have freed it before.
+        // The real kernel frees what is left, but our module must free it before.
         let left = state.objects.filter { state.owners[$0.key] == descriptor }
         if !left.isEmpty { state.violations.append("iommufd closed with objects \(left)") }
       case .faultQueue(let id): state.faultQueues[id]?.close()
@@ -201,7 +202,7 @@ package final class FakeKernel: SystemCalls {
       var bytes = (0..<UInt64(buffer.count)).map { UInt8(truncatingIfNeeded: offset &+ $0) }
       if case .device(let index) = file, let contents = state.devices[index].contents[UInt32(offset >> 40)] {
         let start = Int(offset & 0xff_ffff)
-        // As for a ROM, what there is.
+        // As for a ROM, the read returns what there is.
         guard start < contents.count else { return 0 }
         bytes = Array(contents[start..<min(start + buffer.count, contents.count)])
       }
@@ -258,7 +259,7 @@ package final class FakeKernel: SystemCalls {
     }
   }
 
-  /// Of VFIO's device files, which are numbered in their order.
+  /// The major number of VFIO's device files; the minor number is the device's index.
   package static let deviceMajor: UInt32 = 511
 
   package func ioctl(_ descriptor: Int32, _ request: UInt32, _ argument: UnsafeMutableRawPointer?) -> Int32 {
@@ -291,7 +292,7 @@ package final class FakeKernel: SystemCalls {
 extension FakeKernel.State {
   package mutating func fails(_ name: String, _ request: UInt32) -> Int32? {
     calls.append(name)
-    // What frees is not refused: there is nothing that a caller could do about it.
+    // Requests that free something do not fail: a caller could not react.
     if request == IOMMU_DESTROY || request == VFIO_DEVICE_DETACH_IOMMUFD_PT { return nil }
     if let code = failing[request] { return -code }
     guard let left = callsBeforeFailure, left >= 0 else { return nil }
