@@ -1,7 +1,7 @@
 import Glibc
 
-/// Waits for what another thread brings about: so long that a loaded machine does not matter, and not for ever.
-/// - Returns: whether it came to be so.
+/// Waits for a condition that another thread makes true. The limit of 20 s is long enough for a loaded machine.
+/// - Returns: whether the condition became true.
 public func eventually(_ condition: () throws -> Bool) rethrows -> Bool {
   let end = ContinuousClock.now + .seconds(20)
   while try !condition() {

@@ -26,7 +26,7 @@ public final class HeapMemory: PhysicalMemory {
     guard address % UInt64(width) == 0 else { return nil }
     return bytes.withLock { bytes in
       guard let at = offset(address, UInt64(width), in: bytes.count) else { return nil }
-      // All at once: the fuzzers spend much of their time here.
+      // A single unaligned load: the fuzzers spend much of their time here.
       return Value(littleEndian: bytes.withUnsafeBytes { $0.loadUnaligned(fromByteOffset: at, as: type) })
     }
   }
@@ -80,7 +80,7 @@ public final class HeapMemory: PhysicalMemory {
     bytes.withLock { offset(address, count, in: $0.count) != nil }
   }
 
-  /// The bytes there, or nil where not all of it is RAM.
+  /// Returns a copy of the range, or nil if any of it is not RAM.
   public func copy(_ address: UInt64, count: Int) -> [UInt8]? {
     bytes.withLock { bytes in
       guard let at = offset(address, UInt64(count), in: bytes.count) else { return nil }

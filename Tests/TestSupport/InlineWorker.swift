@@ -7,7 +7,7 @@ public final class InlineWorkerSource: QueueWorkerSource {
 
   public init() {}
 
-  /// In the order they were asked for.
+  /// The workers in the order in which they were created.
   public var workers: [InlineWorker] { made.withLock { $0 } }
 
   public func makeWorker(name: String, handler: @escaping @Sendable () -> Void) -> any QueueWorker {

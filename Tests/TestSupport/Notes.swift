@@ -1,6 +1,6 @@
 import Synchronization
 
-/// What threads of a test note down, in its order.
+/// A log that several threads of a test append to.
 public final class Notes<Element: Sendable>: Sendable {
   private let notes = Mutex<[Element]>([])
 

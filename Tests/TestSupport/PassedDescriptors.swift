@@ -1,7 +1,7 @@
 import Glibc
 
-/// Sends bytes and open descriptors with them (SCM_RIGHTS), which stay open here.
-/// - Returns: how many bytes went; negative where none did.
+/// Sends bytes together with open descriptors (SCM_RIGHTS), which stay open here.
+/// - Returns: how many bytes were sent; negative on an error.
 @discardableResult
 public func send(_ bytes: [UInt8], with descriptors: [Int32], over socket: Int32) -> Int {
   // struct cmsghdr: length, level and type of the message, then its data.
@@ -33,7 +33,7 @@ public func send(_ bytes: [UInt8], with descriptors: [Int32], over socket: Int32
   }
 }
 
-/// A pipe whose write end is handed over: once the last copy of that is closed, the read end is at its end.
+/// A pipe whose write end is passed on. Once its last copy is closed, the read end reports a hang-up.
 public final class LeakProbe {
   private let readEnd: Int32
   private var writeEnd: Int32
@@ -50,16 +50,16 @@ public final class LeakProbe {
     if writeEnd >= 0 { close(writeEnd) }
   }
 
-  /// To be sent.
+  /// The write end, to be passed on.
   public var descriptor: Int32 { writeEnd }
 
-  /// Gives up the copy here.
+  /// Closes the copy in this object.
   public func letGo() {
     close(writeEnd)
     writeEnd = -1
   }
 
-  /// Whether every copy is closed.
+  /// Whether every copy of the write end is closed.
   public var isClosed: Bool {
     var entry = pollfd(fd: readEnd, events: Int16(POLLIN), revents: 0)
     return poll(&entry, 1, 0) == 1 && entry.revents & Int16(POLLHUP) != 0

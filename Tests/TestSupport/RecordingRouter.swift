@@ -1,7 +1,7 @@
 import Hardware
 import Synchronization
 
-/// Interrupt routes that write down what was sent, by whom.
+/// Interrupt routes that record each message and its requester.
 public final class RecordingRouter: InterruptRouter {
   public struct Delivery: Hashable, Sendable {
     public let requester: RequesterID
@@ -13,7 +13,7 @@ public final class RecordingRouter: InterruptRouter {
 
   public init() {}
 
-  /// How often a route was given a message.
+  /// How often a route was set to a message.
   public var setCount: Int { sets.withLock { $0 } }
 
   public var deliveries: [Delivery] { log.withLock { $0 } }
@@ -43,7 +43,7 @@ public final class RecordingRouter: InterruptRouter {
   }
 }
 
-/// A wire that remembers its level and how often it changed.
+/// An interrupt line that records its level and how often the level changed.
 public final class RecordingLine: InterruptLine {
   private let state = Mutex((asserted: false, changes: 0))
 

@@ -1,4 +1,4 @@
-/// Random numbers that a seed determines, so that a failure can be had again: SplitMix64.
+/// Random numbers determined by a seed, so that a failure can be reproduced: SplitMix64.
 public struct SeededGenerator: RandomNumberGenerator {
   private var state: UInt64
 

@@ -1,7 +1,7 @@
 import Glibc
 import Hardware
 
-/// A counter that threads wait on while it is zero, on the C library's semaphore.
+/// A counter on which threads wait while it is zero: the C library's semaphore.
 public final class TestSemaphore: @unchecked Sendable {
   private let semaphore = UnsafeMutablePointer<sem_t>.allocate(capacity: 1)
 
@@ -16,7 +16,7 @@ public final class TestSemaphore: @unchecked Sendable {
   public func wait() { while sem_wait(semaphore) != 0 {} }
 }
 
-/// A parking place that tells when somebody comes to sleep there.
+/// A parking place whose user can wait until a thread parks.
 public final class SemaphoreParking: Parking {
   private let permits = TestSemaphore()
   private let sleepers = TestSemaphore()
@@ -30,6 +30,6 @@ public final class SemaphoreParking: Parking {
 
   public func unpark() { permits.signal() }
 
-  /// Returns when a thread has come to sleep, once for each time that one did.
+  /// Waits until a thread parks. Each park ends one wait.
   public func waitForSleeper() { sleepers.wait() }
 }

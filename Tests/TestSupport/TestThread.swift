@@ -1,6 +1,6 @@
 import Glibc
 
-/// A POSIX thread, for tests in which one waits for another: the threads of Swift's own pool must not.
+/// A POSIX thread, for tests in which one thread waits for another: a thread of Swift's own pool must not block.
 public final class TestThread: @unchecked Sendable {
   private final class Body {
     let run: @Sendable () -> Void
@@ -19,6 +19,6 @@ public final class TestThread: @unchecked Sendable {
     precondition(code == 0, "no thread")
   }
 
-  /// To be called once.
+  /// Waits until the thread ends. Must be called at most once.
   public func join() { pthread_join(handle, nil) }
 }

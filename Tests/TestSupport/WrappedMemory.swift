@@ -1,6 +1,6 @@
 import Hardware
 
-/// Memory of a test that is plain memory but for the accesses it is made for.
+/// Memory that forwards all accesses to plain memory, except those that a test overrides.
 public protocol WrappedMemory: PhysicalMemory {
   var memory: HeapMemory { get }
 }
