@@ -3,7 +3,7 @@ import Synchronization
 import TestSupport
 import Testing
 
-/// Answers with its name in the upper half and the offset in the lower, and writes down what it gets.
+/// A device that records writes. A read returns its name in the upper half and the offset in the lower half.
 private final class Probe: BusDevice {
   let name: UInt64
   private let log = Mutex<[(offset: UInt64, width: AccessWidth, value: UInt64)]>([])
@@ -13,7 +13,7 @@ private final class Probe: BusDevice {
 
   var writes: [(offset: UInt64, width: AccessWidth, value: UInt64)] { log.withLock { $0 } }
 
-  /// What was written since the last call.
+  /// Returns the writes since the last call.
   func takeWrites() -> [(offset: UInt64, width: AccessWidth, value: UInt64)] {
     log.withLock { log in
       defer { log = [] }
@@ -23,7 +23,7 @@ private final class Probe: BusDevice {
 
   func visiblePartsChanged() { changed.withLock { $0 = true } }
 
-  /// Whether that was called since it was asked last.
+  /// Returns whether `visiblePartsChanged` was called since the last call.
   func takeChanged() -> Bool {
     changed.withLock { changed in
       defer { changed = false }
@@ -35,13 +35,13 @@ private final class Probe: BusDevice {
   func write(offset: UInt64, width: AccessWidth, value: UInt64) { log.withLock { $0.append((offset, width, value)) } }
 }
 
-/// Which device answers a byte there.
+/// Returns the name of the device that answers at an address.
 private func owner(_ bus: AddressBus, _ address: UInt64) -> UInt64? {
   bus.read(address: address, width: .quadword).map { $0 >> 32 }
 }
 
 @Suite struct AddressBusTests {
-  @Test func anEmptyBusAnswersNothing() {
+  @Test("an empty bus answers no access") func anEmptyBusAnswersNothing() {
     let bus = AddressBus()
     for width in AccessWidth.allCases {
       for address: UInt64 in [0, 1, 0x1000, .max - 7, .max] {
@@ -51,7 +51,8 @@ private func owner(_ bus: AddressBus, _ address: UInt64) -> UInt64? {
     }
   }
 
-  @Test func accessesCarryTheOffsetAndAreCutToTheirWidth() {
+  @Test("a device gets the offset in its region and a value of the access width")
+  func accessesCarryTheOffsetAndAreCutToTheirWidth() {
     let bus = AddressBus()
     let device = Probe(0xabcd_ef01)
     _ = bus.attach(device, at: 0x1000, size: 0x100)
@@ -66,7 +67,7 @@ private func owner(_ bus: AddressBus, _ address: UInt64) -> UInt64? {
     #expect(writes.map(\.value) == [0xff, 0x2345])
   }
 
-  @Test func anAccessBeyondARegionsEdgeIsNotAnswered() {
+  @Test("an access beyond a region's edge is not answered") func anAccessBeyondARegionsEdgeIsNotAnswered() {
     let bus = AddressBus()
     let device = Probe(1)
     _ = bus.attach(device, at: 0x1000, size: 0x10)
@@ -81,7 +82,7 @@ private func owner(_ bus: AddressBus, _ address: UInt64) -> UInt64? {
     #expect(device.writes.isEmpty)
   }
 
-  @Test func anAccessAcrossTwoRegionsIsNotAnswered() {
+  @Test("an access across two regions is not answered") func anAccessAcrossTwoRegionsIsNotAnswered() {
     let bus = AddressBus()
     let (low, high) = (Probe(1), Probe(2))
     _ = bus.attach(low, at: 0x1000, size: 0x10)
@@ -91,7 +92,7 @@ private func owner(_ bus: AddressBus, _ address: UInt64) -> UInt64? {
     #expect(low.writes.isEmpty && high.writes.isEmpty)
   }
 
-  @Test func fixedWinsOverMovableInEitherOrder() {
+  @Test("a fixed region hides a movable one, whichever was attached first") func fixedWinsOverMovableInEitherOrder() {
     for fixedFirst in [true, false] {
       let bus = AddressBus()
       let (board, bar) = (Probe(1), Probe(2))
@@ -109,7 +110,8 @@ private func owner(_ bus: AddressBus, _ address: UInt64) -> UInt64? {
     }
   }
 
-  @Test func amongEqualsTheFirstWinsAndTheNextAppearsBehindIt() {
+  @Test("of two overlapping movable regions the first answers until it is detached")
+  func amongEqualsTheFirstWinsAndTheNextAppearsBehindIt() {
     let bus = AddressBus()
     let (first, second) = (Probe(1), Probe(2))
     let attachment = bus.attach(first, at: 0x1000, size: 0x1000, priority: .movable)
@@ -121,7 +123,8 @@ private func owner(_ bus: AddressBus, _ address: UInt64) -> UInt64? {
     #expect(owner(bus, 0x1800) == 2)
   }
 
-  @Test func oneDeviceTwiceAtTheSameBaseStaysWhenOneGoes() {
+  @Test("a device attached twice at one base stays there when one attachment is removed")
+  func oneDeviceTwiceAtTheSameBaseStaysWhenOneGoes() {
     let bus = AddressBus()
     let device = Probe(1)
     let short = bus.attach(device, at: 0x1000, size: 0x10)
@@ -134,7 +137,7 @@ private func owner(_ bus: AddressBus, _ address: UInt64) -> UInt64? {
     #expect(owner(bus, 0x1008) == nil)
   }
 
-  @Test func theTopOfTheSpace() {
+  @Test("accesses up to the last address work, and none wraps around") func theTopOfTheSpace() {
     let bus = AddressBus()
     let (low, top) = (Probe(1), Probe(2))
     _ = bus.attach(low, at: 0, size: 0x1000)
@@ -142,14 +145,14 @@ private func owner(_ bus: AddressBus, _ address: UInt64) -> UInt64? {
     #expect(bus.read(address: .max, width: .byte) == 0xff)
     #expect(bus.read(address: .max - 7, width: .quadword) == 2 << 32 | 0xff8)
     #expect(bus.read(address: .max - 3, width: .doubleword) == 0xffc)
-    // Neither trapped nor wrapped round to the device at 0.
+    // The access neither traps nor wraps around to the device at 0.
     #expect(bus.read(address: .max, width: .word) == nil)
     #expect(bus.read(address: .max - 6, width: .quadword) == nil)
     #expect(!bus.write(address: .max - 1, width: .doubleword, value: 0))
     #expect(low.writes.isEmpty && top.writes.isEmpty)
   }
 
-  @Test func aRegionThatWouldRunPastTheTopEndsThere() {
+  @Test("a region beyond the top of the address space ends at the top") func aRegionThatWouldRunPastTheTopEndsThere() {
     let bus = AddressBus()
     let device = Probe(1)
     let attachment = bus.attach(device, at: .max - 0xf, size: .max)
@@ -160,7 +163,7 @@ private func owner(_ bus: AddressBus, _ address: UInt64) -> UInt64? {
     #expect(bus.read(address: .max, width: .byte) == nil)
   }
 
-  @Test func aRegionOfTheWholeSpaceButItsLastByte() {
+  @Test("a region may cover the whole space except its last byte") func aRegionOfTheWholeSpaceButItsLastByte() {
     let bus = AddressBus()
     _ = bus.attach(Probe(1), at: 0, size: .max)
     #expect(owner(bus, 0) == 1)
@@ -170,8 +173,8 @@ private func owner(_ bus: AddressBus, _ address: UInt64) -> UInt64? {
     #expect(owner(bus, 1 << 63) == 1)
   }
 
-  /// Random regions, each byte of a small space against the rule as it is written down.
-  @Test(arguments: 0..<20 as Range<UInt64>)
+  /// Random regions: each byte of a small space is checked against the rule as stated.
+  @Test("random overlapping regions follow the priorities", arguments: 0..<20 as Range<UInt64>)
   func randomOverlapsFollowTheRule(seed: UInt64) {
     struct Region {
       let name: UInt64
@@ -248,8 +251,8 @@ private func owner(_ bus: AddressBus, _ address: UInt64) -> UInt64? {
     #expect(bus.visibleParts(of: top) == [])
   }
 
-  /// A device that is taken away while an access is in it: the access ends, the next does not find it.
-  @Test func detachingDoesNotWaitForAnAccessInFlight() {
+  /// A device is detached during an access to it: that access completes, and the next one does not reach the device.
+  @Test("detaching does not wait for an access in flight") func detachingDoesNotWaitForAnAccessInFlight() {
     final class Detaching: BusDevice {
       let bus: AddressBus
       let attachment = Mutex<AddressBus.Attachment?>(nil)
@@ -268,9 +271,9 @@ private func owner(_ bus: AddressBus, _ address: UInt64) -> UInt64? {
     #expect(bus.read(address: 0x1000, width: .byte) == nil)
   }
 
-  /// Regions come and go on two threads while two others access: a fixed one always answers, a movable one with
-  /// its own offset or not at all.
-  @Test func accessesWhileRegionsMove() async {
+  /// Two threads attach and detach regions while two others access them. A fixed region always answers; a movable one
+  /// answers with its own offset or not at all.
+  @Test("accesses are correct while regions are attached and detached") func accessesWhileRegionsMove() async {
     let bus = AddressBus()
     _ = bus.attach(Probe(1), at: 0x8000, size: 0x1000)
     await withTaskGroup(of: Int.self) { group in

@@ -3,6 +3,7 @@ import Testing
 
 @Suite struct BitFieldsTests {
   @Test(
+    "lowBits sets that many low bits, and at most all",
     arguments: [
       (0, 0), (1, 1), (8, 0xff), (31, 0x7fff_ffff), (63, 0x7fff_ffff_ffff_ffff), (64, UInt64.max), (65, .max),
       (1000, .max),
@@ -11,14 +12,14 @@ import Testing
     #expect(UInt64.lowBits(count) == expected)
   }
 
-  @Test func lowBitsOfNarrowTypes() {
+  @Test("lowBits of a narrow type stops at its width") func lowBitsOfNarrowTypes() {
     #expect(UInt8.lowBits(8) == 0xff)
     #expect(UInt8.lowBits(7) == 0x7f)
     #expect(UInt16.lowBits(16) == 0xffff)
     #expect(UInt16.lowBits(17) == 0xffff)
   }
 
-  @Test func singleBits() {
+  @Test("setting a single bit changes no other") func singleBits() {
     for position in 0..<64 {
       var value: UInt64 = 0
       value[bit: position] = true
@@ -33,8 +34,8 @@ import Testing
     }
   }
 
-  /// Every field of a 32-bit register, against arithmetic of its own on a wider type.
-  @Test func everyFieldOfARegister() {
+  /// Every field of a 32-bit register, compared with arithmetic on a wider type.
+  @Test("reading and writing any field of a register affects that field alone") func everyFieldOfARegister() {
     let pattern: UInt32 = 0xa5c3_0f96
     for low in 0..<32 {
       for high in low..<32 {
@@ -49,7 +50,7 @@ import Testing
     }
   }
 
-  @Test func aStoreDropsWhatIsBeyondTheField() {
+  @Test("a store drops the bits beyond the field") func aStoreDropsWhatIsBeyondTheField() {
     var value: UInt16 = 0
     value[bits: 4...7] = 0xfff5
     #expect(value == 0x50)
@@ -60,7 +61,7 @@ import Testing
     #expect(value == 0x3eef)
   }
 
-  @Test func allOnesOfEachWidth() {
+  @Test("access widths have their mask of ones, and only 1, 2, 4 and 8 are widths") func allOnesOfEachWidth() {
     #expect(AccessWidth.allCases.map(\.allOnes) == [0xff, 0xffff, 0xffff_ffff, .max])
     #expect(AccessWidth(rawValue: 3) == nil)
     #expect(AccessWidth(rawValue: 0) == nil)
@@ -68,7 +69,7 @@ import Testing
 }
 
 @Suite struct LittleEndianBytesTests {
-  @Test func loadsStoresAndAppends() {
+  @Test("little-endian values are appended, loaded and stored at any offset") func loadsStoresAndAppends() {
     var bytes: [UInt8] = []
     bytes.append(littleEndian: UInt8(0x01))
     bytes.append(littleEndian: UInt16(0x0302))
@@ -85,7 +86,7 @@ import Testing
 }
 
 @Suite struct RequesterTests {
-  @Test func fieldsOfARequesterID() {
+  @Test("a requester ID consists of bus, device and function") func fieldsOfARequesterID() {
     let id = RequesterID(bus: 0xab, device: 0x1f, function: 7)
     #expect(id.rawValue == 0xabff)
     #expect(id.bus == 0xab)
@@ -96,25 +97,25 @@ import Testing
     #expect(RequesterID(bus: 1, device: 33, function: 9) == RequesterID(bus: 1, device: 1, function: 1))
   }
 
-  @Test func everyRequesterIDSurvivesItsParts() {
+  @Test("every requester ID equals the one built from its fields") func everyRequesterIDSurvivesItsParts() {
     for raw in UInt16.min...UInt16.max {
       let id = RequesterID(rawValue: raw)
       #expect(RequesterID(bus: id.bus, device: id.device, function: id.function) == id)
     }
   }
 
-  @Test func namesAsLspciPrintsThem() {
+  @Test("requester IDs print as in lspci") func namesAsLspciPrintsThem() {
     #expect("\(RequesterID(bus: 0, device: 2, function: 0))" == "00:02.0")
     #expect("\(RequesterID(bus: 0xff, device: 0x1f, function: 7))" == "ff:1f.7")
     #expect("\(RequesterID(rawValue: 0xff00))" == "ff:00.0")
   }
 
-  @Test func orderIsThatOfTheBus() {
+  @Test("requester IDs are ordered by bus, device and function") func orderIsThatOfTheBus() {
     let ids = [0x0108, 0x0010, 0x00ff, 0x0011].map { RequesterID(rawValue: $0) }
     #expect(ids.sorted().map(\.rawValue) == [0x0010, 0x0011, 0x00ff, 0x0108])
   }
 
-  @Test func aRequesterStartsWithoutBusMastering() {
+  @Test("a requester starts with bus mastering disabled") func aRequesterStartsWithoutBusMastering() {
     let requester = Requester(id: RequesterID(rawValue: 0x10))
     #expect(!requester.busMasterEnable)
     requester.busMasterEnable = true

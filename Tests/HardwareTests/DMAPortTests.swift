@@ -3,7 +3,7 @@ import Synchronization
 import TestSupport
 import Testing
 
-/// A port whose translations are listed: runs of the device's addresses, each to a physical address.
+/// A port with a fixed list of translations: ranges of device addresses, each with a physical address.
 private final class ListedPort: DMAPort {
   struct Run: Sendable {
     let address: UInt64
@@ -51,7 +51,8 @@ private final class ListedPort: DMAPort {
     try port.write(bytes.span.bytes, to: address)
   }
 
-  @Test func resolveSplitsWhereTranslationsEnd() throws {
+  @Test("resolve starts a new segment where translations are not contiguous")
+  func resolveSplitsWhereTranslationsEnd() throws {
     let port = port([
       .init(address: 0x10_0000, count: 0x1000, physical: 0x3000),
       .init(address: 0x10_1000, count: 0x1000, physical: 0x1000),
@@ -63,7 +64,7 @@ private final class ListedPort: DMAPort {
     #expect(port.requests.map(\.count) == [0x20, 0x10])
   }
 
-  @Test func resolveJoinsWhatIsAdjacent() throws {
+  @Test("resolve joins physically adjacent translations") func resolveJoinsWhatIsAdjacent() throws {
     let port = port([
       .init(address: 0x10_0000, count: 0x1000, physical: 0x3000),
       .init(address: 0x10_1000, count: 0x1000, physical: 0x4000),
@@ -74,8 +75,9 @@ private final class ListedPort: DMAPort {
     #expect(segments == [PhysicalSegment(address: 0x3800, count: 0x2000)])
   }
 
-  /// Two requests that end up side by side stay two: a caller counts them.
-  @Test func resolveDoesNotJoinWithWhatWasThereBefore() throws {
+  /// Two resolved requests stay two segments even if they are adjacent: a caller counts them.
+  @Test("resolve does not extend a segment of an earlier request")
+  func resolveDoesNotJoinWithWhatWasThereBefore() throws {
     let port = port([.init(address: 0, count: 0x10000, physical: 0)])
     var segments: [PhysicalSegment] = []
     try port.resolve(0x1000, count: 0x100, for: .read, into: &segments, during: port.request())
@@ -85,7 +87,8 @@ private final class ListedPort: DMAPort {
     #expect(segments.count == 2)
   }
 
-  @Test func resolveRefusesWhatIsNotMemoryOrNotTranslated() {
+  @Test("resolve refuses a range outside RAM or without a translation")
+  func resolveRefusesWhatIsNotMemoryOrNotTranslated() {
     let port = port([
       .init(address: 0, count: 0x1000, physical: 0xfff0),
       .init(address: 0x2000, count: 0x1000, physical: .max - 0x7ff),
@@ -109,7 +112,7 @@ private final class ListedPort: DMAPort {
     }
   }
 
-  @Test func readsAndWritesFollowTheSplits() throws {
+  @Test("reads and writes follow translations that are not contiguous") func readsAndWritesFollowTheSplits() throws {
     let port = port([
       .init(address: 0x100, count: 3, physical: 0x200),
       .init(address: 0x103, count: 5, physical: 0x1ffd),
@@ -122,7 +125,7 @@ private final class ListedPort: DMAPort {
     #expect(Set(port.requests.map(\.access)) == [.read, .write])
   }
 
-  @Test func readsAndWritesRefuse() {
+  @Test("reads and writes outside RAM or without a translation are refused") func readsAndWritesRefuse() {
     let port = port([
       .init(address: 0, count: 0x1000, physical: 0xfff8),
       .init(address: 0x1000, count: 0x1000, physical: 0x1000, access: .read),
@@ -135,7 +138,7 @@ private final class ListedPort: DMAPort {
     #expect(throws: DMAError.translation) { try read(port, 0x1ff8, 16) }
   }
 
-  @Test("A transfer over the top of the address space is refused whole, before anything is translated")
+  @Test("a transfer across the top of the address space is refused whole, before any translation")
   func theTop() throws {
     let port = port([
       .init(address: .max - 0xf, count: 0x10, physical: 0x1000), .init(address: 0, count: 0x1000, physical: 0x2000),
@@ -149,7 +152,7 @@ private final class ListedPort: DMAPort {
     #expect(port.requests.isEmpty)
     #expect(segments.isEmpty)
     #expect(memory.copy(0x1000, count: 16) == [UInt8](repeating: 0, count: 16))
-    // The last byte is one like any other.
+    // The last byte of the address space is accessible.
     try write(port, [UInt8](repeating: 2, count: 16), .max - 0xf)
     #expect(memory.copy(0x100f, count: 1) == [2])
     #expect(try read(port, .max, 1) == [2])
@@ -158,7 +161,8 @@ private final class ListedPort: DMAPort {
     #expect(segments == [PhysicalSegment(address: 0x1000, count: 16)])
   }
 
-  @Test func singleAccessesOfEachWidth() throws {
+  @Test("single accesses of 2, 4 and 8 bytes are translated, and refused if misaligned")
+  func singleAccessesOfEachWidth() throws {
     let port = port([.init(address: 0x8000, count: 0x1000, physical: 0x1000)])
     try port.storeUInt64(0x8877_6655_4433_2211, at: 0x8010)
     #expect(memory.copy(0x1010, count: 8) == [0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88])
@@ -173,7 +177,8 @@ private final class ListedPort: DMAPort {
     #expect(throws: DMAError.translation) { try port.loadUInt16(at: 0x9000) }
   }
 
-  @Test func aDirectPortGoesByBusMasterEnable() throws {
+  @Test("a direct port refuses all requests while bus mastering is off")
+  func aDirectPortGoesByBusMasterEnable() throws {
     let requester = Requester(id: RequesterID(rawValue: 0x10))
     let port = DirectRemapper(memory: memory).makePort(for: requester)
     #expect(throws: DMAError.disabled) { try port.loadUInt32(at: 0) }

@@ -3,7 +3,7 @@ import TestSupport
 import Testing
 
 @Suite(.timeLimit(.minutes(5))) struct RequestsInFlightTests {
-  @Test func nothingInFlightIsNotWaitedFor() {
+  @Test("a drain without requests returns at once") func nothingInFlightIsNotWaitedFor() {
     let requests = RequestsInFlight()
     let parking = SemaphoreParking()
     for _ in 0..<5 {
@@ -14,8 +14,8 @@ import Testing
     }
   }
 
-  /// Requests that begin while a drain waits belong to the next one, however many drains there were.
-  @Test func aDrainWaitsForWhatBeganBefore() {
+  /// A request that begins during a drain belongs to the next one, however many drains there were before.
+  @Test("a drain waits only for requests that began before it") func aDrainWaitsForWhatBeganBefore() {
     let requests = RequestsInFlight()
     var held = requests.begin()
     for _ in 0..<8 {
@@ -37,8 +37,8 @@ import Testing
     requests.end(held)
   }
 
-  /// One end of many is not enough.
-  @Test func aDrainWaitsForAll() {
+  /// It is not enough that one of several requests ends.
+  @Test("a drain waits for all requests") func aDrainWaitsForAll() {
     let requests = RequestsInFlight()
     let parking = SemaphoreParking()
     let held = (0..<100).map { _ in requests.begin() }
@@ -55,11 +55,11 @@ import Testing
     }
   }
 
-  /// Three threads begin and end without pause; what a drain promises is looked at from the outside.
-  @Test func manyThreads() {
+  /// Three threads begin and end requests without a pause; another one checks that no request outlives a drain.
+  @Test("no request outlives a drain that began after it, with many threads") func manyThreads() {
     let requests = RequestsInFlight()
     let parking = SemaphoreParking()
-    // What requests may use now; each notes what it uses while it is in flight.
+    // What requests may use now. Each records what it uses while it is in flight.
     let current = SharedInteger()
     let stop = SharedInteger()
     let uses = (0..<3).map { _ in SharedInteger(-1) }
