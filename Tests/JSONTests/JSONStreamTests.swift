@@ -17,7 +17,7 @@ import Testing
 
   private func items(_ text: String) -> [JSONStream.Item] { items([Array(text.utf8)]) }
 
-  @Test func valuesHoweverTheyArrive() {
+  @Test("values are the same however their bytes are split") func valuesHoweverTheyArrive() {
     let text = Array("{\"a\": [1, \"}\\\"]\"]}{'b': 'c\"d\\'\\\\'}\r\n12 true\"x\"null".utf8)
     let wanted: [JSONStream.Item] = [
       .value(["a": [1, "}\"]"]]), .value(["b": "c\"d'\\"]), .value(12), .value(true), .value("x"), .value(.null),
@@ -26,11 +26,13 @@ import Testing
     #expect(items(text.map { [$0] }) == wanted)
   }
 
-  /// From QEMU's tests/qtest/qmp-test.c: each is one error, and what follows is understood.
-  @Test(arguments: [
-    "{]\n", "{\u{1}", "\u{1}", "{\"bad \u{1}", "{\"execute\": \"x\", \"id\":\"\n", "%p", "@", "{@",
-    "{'a': 'b\n",
-  ])
+  /// From QEMU's tests/qtest/qmp-test.c: each text is one error, and the value after it is parsed.
+  @Test(
+    "the stream recovers after an error",
+    arguments: [
+      "{]\n", "{\u{1}", "\u{1}", "{\"bad \u{1}", "{\"execute\": \"x\", \"id\":\"\n", "%p", "@", "{@",
+      "{'a': 'b\n",
+    ])
   func recoversAfterAnError(_ text: String) {
     let seen = items(text + "{\"a\": 1}")
     #expect(seen.count == 2, "\(seen)")
@@ -41,14 +43,14 @@ import Testing
     #expect(seen.last == .value(["a": 1]))
   }
 
-  @Test func bytesThatNoUTF8Has() {
+  @Test("bytes that are not UTF-8 are one error") func bytesThatNoUTF8Has() {
     for bad in [[0x7b, 0xff], [0x7b, 0x22, 0x61, 0xff], [0xff]] as [[UInt8]] {
       let seen = items([bad + Array("[]".utf8)])
       #expect(seen.count == 2 && seen.last == .value([]), "\(bad) \(seen)")
     }
   }
 
-  @Test func sizeIsLimited() {
+  @Test("a token longer than the limit is an error, and the next line is parsed") func sizeIsLimited() {
     let text = "\"" + String(repeating: "x", count: 5000) + "\"\n[1]"
     let seen = items([Array(text.utf8)], sizeLimit: 4096)
     #expect(seen.first == .error("JSON token size limit exceeded"))
@@ -57,20 +59,20 @@ import Testing
     #expect(items([Array(short.utf8)], sizeLimit: 4096).count == 1)
   }
 
-  @Test func depthIsLimited() {
+  @Test("nesting deeper than the limit is an error") func depthIsLimited() {
     let seen = items([[UInt8](repeating: UInt8(ascii: "["), count: 1_000_000), Array("\n{}".utf8)])
     #expect(seen.contains(.error("JSON nesting depth limit exceeded")))
     #expect(seen.count < 1000)
   }
 
-  @Test func halfAValueIsNone() {
+  @Test("an incomplete value at the end is an error") func halfAValueIsNone() {
     #expect(items("{\"a\": ") == [.error("JSON parse error, expecting value")])
     #expect(items("  \n") == [])
     #expect(items("17") == [.value(17)])
   }
 
-  /// What it has not used comes again, and nothing is lost or seen twice.
-  @Test func theReceiverCanPause() {
+  /// The receiver passes the unused bytes again; nothing is lost or seen twice.
+  @Test("a receiver that pauses after each item loses nothing") func theReceiverCanPause() {
     var stream = JSONStream()
     var rest = Array("[] 1{\"a\": 2}true,'x'\u{1}[3]4\n".utf8)[...]
     var seen: [JSONStream.Item] = []
@@ -89,8 +91,8 @@ import Testing
         == [.value([]), .value(1), .value(["a": 2]), .value(true), .value("x"), .value([3]), .value(4)])
   }
 
-  /// Whatever comes, nothing traps, and an object afterwards is understood once a line's end has come.
-  @Test func noise() {
+  /// No input traps. After arbitrary bytes, control characters end any open token, and the next value is parsed.
+  @Test("after random bytes the next value is parsed") func noise() {
     var random = UInt64(0x1234_5678_9abc_def0)
     for _ in 0..<2000 {
       var bytes: [UInt8] = []
@@ -101,7 +103,7 @@ import Testing
         let alphabet = Array("{}[]\"'\\,:-1etrn \u{1}ü".utf8) + [0xff]
         bytes.append(alphabet[Int(random % UInt64(alphabet.count))])
       }
-      // An escape, a string and a word may be open; none of them outlasts these.
+      // An escape, a string and a word may be open. Two control characters end them all.
       let seen = items([bytes + [1, 1] + Array("[7]".utf8)])
       #expect(seen.last == .value([7]), "\(bytes)")
     }

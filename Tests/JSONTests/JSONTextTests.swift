@@ -7,7 +7,7 @@ import Testing
     String(decoding: value.text(pretty: pretty), as: UTF8.self)
   }
 
-  @Test func everyKind() throws {
+  @Test("values of every type are parsed") func everyKind() throws {
     #expect(try parse(" null ") == .null)
     #expect(try parse("true") == true)
     #expect(try parse("-9223372036854775808") == .integer(.min))
@@ -16,8 +16,8 @@ import Testing
     #expect(try parse(#"{"b": [1, {}], "a": ""}"#) == ["b": [1, [:]], "a": ""])
   }
 
-  /// The order of members is kept, both ways, and non-ASCII is written out.
-  @Test func layoutIsQEMUs() throws {
+  /// The order of members is kept both ways, and non-ASCII characters are escaped.
+  @Test("text has QEMU's layout, plain and pretty") func layoutIsQEMUs() throws {
     let text = #"{"zebra": {"x": -1, "y": []}, "apple": [true, null, 2.5, "\u00FC\"\\\u0000"], "": {}}"#
     #expect(written(try parse(text)) == text)
     #expect(
@@ -36,8 +36,8 @@ import Testing
     #expect(written(.null) == "null")
   }
 
-  /// QEMU's qnum: signed, then unsigned, then a real number.
-  @Test func integersOf64BitsAreExact() throws {
+  /// QEMU's qnum: first signed, then unsigned, then a real number.
+  @Test("integers of 64 bits are exact") func integersOf64BitsAreExact() throws {
     let text =
       #"[{"a\"1": 18446744073709551615, "9": [9223372036854775807]}, 2.5, 9223372036854775808, -1, "#
       + #""18446744073709551615\\", -9223372036854775808, 1e3, 18446744073709551614]"#
@@ -53,8 +53,9 @@ import Testing
     #expect(JSONValue(UInt64(1) << 63) == .unsigned(1 << 63) && JSONValue(UInt64(7)) == 7)
   }
 
-  /// A place within the text, as it was given, and what follows it.
-  @Test func integersOf64BitsAmongErrorsAndOtherValues() throws {
+  /// Error positions count in the original text; the values after a large integer are parsed.
+  @Test("64-bit integers do not shift the positions of errors and values")
+  func integersOf64BitsAmongErrorsAndOtherValues() throws {
     let error = #expect(throws: JSONValue.ParseError.self) { try parse("[18446744073709551615 x]") }
     #expect(error?.position == 23)
     let text = Array("18446744073709551615 [9223372036854775808]17".utf8)
@@ -64,20 +65,22 @@ import Testing
     #expect(try JSONValue.next(in: text, at: &position) == 17)
   }
 
-  @Test(arguments: [
-    "", "{", "[1,]", "{\"a\" 1}", "nul", "01", "'a'", "{\"a\": 1, \"a\": 2}", "[1] 2", "\"\u{1}\"", "1e999",
-    "018446744073709551615", "-", "18446744073709551615.", #""\ud800""#,
-    String(repeating: "9", count: 400),
-  ])
+  @Test(
+    "malformed text is an error",
+    arguments: [
+      "", "{", "[1,]", "{\"a\" 1}", "nul", "01", "'a'", "{\"a\": 1, \"a\": 2}", "[1] 2", "\"\u{1}\"", "1e999",
+      "018446744073709551615", "-", "18446744073709551615.", #""\ud800""#,
+      String(repeating: "9", count: 400),
+    ])
   func whatIsNoValue(_ text: String) {
     #expect(throws: JSONValue.ParseError.self) { try parse(text) }
   }
 
-  @Test func invalidUTF8IsRefused() {
+  @Test("invalid UTF-8 is an error") func invalidUTF8IsRefused() {
     #expect(throws: JSONValue.ParseError.self) { try JSONValue(parsing: [0x22, 0xc3, 0x28, 0x22]) }
   }
 
-  @Test func oneValueAfterTheOther() throws {
+  @Test("values are parsed one after the other") func oneValueAfterTheOther() throws {
     let text = Array(#"{"a":1} [2]3 "#.utf8)
     var position = 0
     #expect(try JSONValue.next(in: text, at: &position) == ["a": 1])
@@ -89,7 +92,7 @@ import Testing
     #expect(throws: JSONValue.ParseError.self) { try JSONValue.next(in: text, at: &position) }
   }
 
-  @Test func depthHasALimit() throws {
+  @Test("nesting of 1000 levels is parsed, and deeper nesting is an error") func depthHasALimit() throws {
     func nested(_ depth: Int) -> String { String(repeating: "[", count: depth) + String(repeating: "]", count: depth) }
     let deep = try parse(nested(1000))
     #expect(written(deep) == nested(1000))
@@ -97,7 +100,7 @@ import Testing
     #expect(throws: JSONValue.ParseError.self) { try parse(nested(100_000)) }
   }
 
-  @Test func membersByName() {
+  @Test("members are read, set and removed by name, in order") func membersByName() {
     var object = JSONObject()
     object["a"] = 1
     object["b"] = 2
