@@ -2,10 +2,10 @@ import FuzzTargets
 import Glibc
 import Testing
 
-/// The committed corpus once more, without libFuzzer: what was once found stays fixed.
-@Suite("The fuzzers' corpus")
+/// Replays the committed corpus without libFuzzer, so that fixed bugs stay fixed.
+@Suite("fuzzing corpus")
 struct CorpusTests {
-  @Test("Every seed runs, and finds nothing", arguments: FuzzTarget.all.map(\.name))
+  @Test("no input of the corpus has a finding", arguments: FuzzTarget.all.map(\.name))
   func replay(_ name: String) throws {
     let target = try #require(FuzzTarget.all.first { $0.name == name })
     let folder = "\(Self.corpus)/\(name)"
@@ -14,14 +14,14 @@ struct CorpusTests {
     for file in files {
       let bytes = try #require(Self.content(of: "\(folder)/\(file)"))
       if let finding = target.run(bytes) { Issue.record("\(folder)/\(file): \(finding)") }
-      // Cut short it is another program.
+      // The first half is another input.
       if let finding = target.run(Array(bytes.prefix(bytes.count / 2))) {
         Issue.record("\(folder)/\(file), the first half: \(finding)")
       }
     }
   }
 
-  /// Tests/Fuzz/Corpus, from where this file is.
+  /// Tests/Fuzz/Corpus, relative to this file.
   private static let corpus: String = {
     let parts = #filePath.split(separator: "/").dropLast(2)
     return "/" + parts.joined(separator: "/") + "/Fuzz/Corpus"
