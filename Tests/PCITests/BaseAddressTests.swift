@@ -3,7 +3,7 @@ import PCI
 import TestSupport
 import Testing
 
-/// Sizing, placing and moving BARs, with the gates before them.
+/// Sizing, placing and moving BARs, and the Command bits that enable them.
 @Suite struct BaseAddressTests {
   private let board = TestBoard()
 
@@ -13,7 +13,7 @@ import Testing
     return board.make(description)
   }
 
-  @Test func sizingA32BitBAR() {
+  @Test("a 32-bit BAR reads back its size mask and decodes where it is placed") func sizingA32BitBAR() {
     let (function, _) = bars([.init(index: 0, space: .memory32, size: 0x4000)])
     function.write32(0x10, .max)
     #expect(function.read32(0x10) == 0xffff_c000)
@@ -24,7 +24,7 @@ import Testing
     #expect(board.memoryBus.read(address: 0xc000_4000, width: .byte) == nil)
   }
 
-  @Test func sizingA64BitBAR() {
+  @Test("a 64-bit BAR reads back its size mask and decodes where it is placed") func sizingA64BitBAR() {
     let (function, _) = bars([.init(index: 2, space: .memory64, size: 8 << 30, prefetchable: true)])
     function.write32(0x18, .max)
     function.write32(0x1c, .max)
@@ -38,7 +38,7 @@ import Testing
     #expect(board.memoryBus.read(address: 0x42_0000_0000, width: .byte) == nil)
   }
 
-  @Test func sizingAnIOBAR() {
+  @Test("an I/O BAR reads back its size mask and decodes where it is placed") func sizingAnIOBAR() {
     let (function, _) = bars([.init(index: 5, space: .io, size: 0x40)])
     function.write32(0x24, .max)
     #expect(function.read32(0x24) == 0xffff_ffc1)
@@ -50,7 +50,7 @@ import Testing
     #expect(board.memoryBus.read(address: 0x1040, width: .byte) == nil)
   }
 
-  @Test func eachSpaceHasItsOwnGate() {
+  @Test("memory and I/O BARs decode only while their space is enabled") func eachSpaceHasItsOwnGate() {
     let (function, model) = bars([
       .init(index: 0, space: .memory32, size: 0x1000), .init(index: 1, space: .io, size: 0x10),
     ])
@@ -74,11 +74,11 @@ import Testing
         .placed(bar: 0, base: 0xc000_0000), .placed(bar: 1, base: 0x1000), .placed(bar: 0, base: nil),
         .placed(bar: 1, base: nil),
       ])
-    // The addresses outlast the gate.
+    // Disabling the space keeps the addresses.
     #expect(function.read32(0x10) == 0xc000_0000)
   }
 
-  @Test func movingWhileDecoding() {
+  @Test("a BAR that is written while it decodes moves at once") func movingWhileDecoding() {
     let (function, model) = bars([.init(index: 0, space: .memory32, size: 0x1000)])
     function.write32(0x10, 0xc000_0000)
     function.command(.memorySpaceEnable)
@@ -87,7 +87,7 @@ import Testing
     #expect(board.memoryBus.read(address: 0xc000_0000, width: .byte) == nil)
     #expect(board.memoryBus.read(address: 0xd000_0ffc, width: .doubleword) == 0xffc)
     #expect(model.take().prefix(2) == [.placed(bar: 0, base: nil), .placed(bar: 0, base: 0xd000_0000)])
-    // The same address once more is no move.
+    // Writing the same address again does not move the BAR.
     function.write32(0x10, 0xd000_0000)
     #expect(model.take() == [.configurationWritten(offset: 0x10, width: .doubleword, value: 0xd000_0000)])
   }
@@ -105,7 +105,7 @@ import Testing
     first.write32(0x10, 0xc000_1000)
     first.command(.memorySpaceEnable)
     #expect(places(firstModel) == [.placed(bar: 0, base: 0xc000_1000)])
-    // Behind the first one, which was there before.
+    // This BAR lies behind the first one, which was there before.
     second.write32(0x18, 0xc000_0000)
     second.command(.memorySpaceEnable)
     let hole: [RecordingModel.Event] = [
@@ -113,7 +113,7 @@ import Testing
     ]
     #expect(places(secondModel) == hole)
     #expect(places(firstModel) == [])
-    // It moves away, to beyond the second one, and back, where the second one is now.
+    // The first BAR moves beyond the second one, and back, where it is now hidden by the second one.
     first.write32(0x10, 0xc000_8000)
     #expect(places(firstModel) == [.placed(bar: 0, base: nil), .placed(bar: 0, base: 0xc000_8000)])
     #expect(places(secondModel) == [.placed(bar: 2, base: 0xc000_0000)])
@@ -126,7 +126,7 @@ import Testing
     second.command([])
     #expect(places(secondModel) == [.placed(bar: 2, base: nil)])
     #expect(places(firstModel) == [.placed(bar: 0, base: 0xc000_1000)])
-    // A chip of the board wins, even though it comes later.
+    // A fixed device of the board hides a BAR, even though it is attached later.
     let chip = board.memoryBus.attach(Chip(), at: 0xc000_1800, size: 0x100)
     #expect(
       places(firstModel) == [
@@ -136,8 +136,8 @@ import Testing
     #expect(places(firstModel) == [.placed(bar: 0, base: 0xc000_1000)])
   }
 
-  /// Two BARs that are moved over each other by two CPUs: neither waits for the other for ever, and in the end each model
-  /// knows what the bus has.
+  /// Two CPUs move two BARs over each other: neither waits for the other forever, and at the end each model knows the
+  /// parts that the bus gives it.
   @Test(.timeLimit(.minutes(1)))
   func `BARs that two CPUs move over each other end as the bus has them`() async {
     let functions = (0..<2).map { _ in bars([.init(index: 0, space: .memory32, size: 0x1000)]) }
@@ -150,7 +150,7 @@ import Testing
       }
     }
     for (function, model) in functions {
-      // The last thing that it was told.
+      // The last notification.
       let visible = model.take().reduce(into: false) { visible, event in
         switch event {
         case .placed(_, let base): visible = base != nil
@@ -163,9 +163,9 @@ import Testing
     }
   }
 
-  /// Linux sizes with decoding off, others do not: the region must be gone while the register holds ones, and
-  /// back afterwards, and nothing else may have been covered by it.
-  @Test func sizingWhileDecoding() {
+  /// Linux sizes a BAR with decoding off, other systems do not. While the register holds ones, the region must be gone,
+  /// and afterwards it must be back. It must not hide anything in between.
+  @Test("a BAR that is sized while decoding does not decode during the sizing") func sizingWhileDecoding() {
     let (function, _) = bars([
       .init(index: 0, space: .memory32, size: 0x1000), .init(index: 1, space: .io, size: 0x10),
       .init(index: 2, space: .memory64, size: 0x4000),
@@ -187,7 +187,7 @@ import Testing
     }
   }
 
-  @Test func nothingDecodesAtZero() {
+  @Test("a BAR at address 0 does not decode") func nothingDecodesAtZero() {
     let (function, model) = bars([
       .init(index: 0, space: .memory32, size: 0x1000), .init(index: 1, space: .io, size: 0x10),
       .init(index: 2, space: .memory64, size: 0x1000),
@@ -198,7 +198,7 @@ import Testing
     #expect(model.take().count == 1)
   }
 
-  @Test func theHighestAddresses() {
+  @Test("BARs decode at the highest addresses, and I/O BARs within 64 KiB") func theHighestAddresses() {
     let (function, _) = bars([
       .init(index: 0, space: .memory32, size: 0x1000), .init(index: 1, space: .io, size: 0x10),
       .init(index: 2, space: .memory64, size: 0x1000),
@@ -209,7 +209,7 @@ import Testing
     function.write32(0x18, 0xffff_e000)
     function.write32(0x1c, .max)
     #expect(board.memoryBus.read(address: .max - 0x1fff, width: .byte) != nil)
-    // A legacy device may well sit at the last ports, but not past them.
+    // A legacy device may use the last ports, but none beyond them.
     function.write32(0x14, 0xfff0)
     #expect(board.ioBus.read(address: 0xffff, width: .byte) == 0xf)
     function.write32(0x14, 0x1_0000)
@@ -217,7 +217,7 @@ import Testing
     #expect(board.ioBus.read(address: 0xffff, width: .byte) == nil)
   }
 
-  @Test func theBoardsOwnRegionsAreNotCovered() {
+  @Test("a BAR does not hide the board's fixed regions") func theBoardsOwnRegionsAreNotCovered() {
     final class Fixed: BusDevice {
       func read(offset: UInt64, width: AccessWidth) -> UInt64 { 0x77 }
       func write(offset: UInt64, width: AccessWidth, value: UInt64) {}
@@ -231,7 +231,7 @@ import Testing
     #expect(board.memoryBus.read(address: 0xfee0_1000, width: .doubleword) == 0xe0_1000)
   }
 
-  @Test func aByteOfTheRegisterMovesToo() {
+  @Test("a write of one byte of a BAR moves it") func aByteOfTheRegisterMovesToo() {
     let (function, _) = bars([.init(index: 0, space: .memory32, size: 0x1000)])
     function.command(.memorySpaceEnable)
     function.write8(0x13, 0xc1)
@@ -239,12 +239,12 @@ import Testing
     function.write8(0x11, 0xff)
     #expect(board.memoryBus.read(address: 0xc100_f000, width: .byte) != nil)
     #expect(board.memoryBus.read(address: 0xc100_0000, width: .byte) == nil)
-    // A write that begins before the register and ends in it counts as well.
+    // So does a write that begins before the register and ends in it.
     function.writeConfiguration(offset: 0x0c, width: .quadword, value: 0xc200_0000 << 32)
     #expect(board.memoryBus.read(address: 0xc200_0000, width: .byte) != nil)
   }
 
-  @Test func removalTakesTheRegionsAway() {
+  @Test("revoking a function removes its regions and ignores later writes") func removalTakesTheRegionsAway() {
     let (function, model) = bars([.init(index: 0, space: .memory32, size: 0x1000)])
     function.write32(0x10, 0xc000_0000)
     function.command([.memorySpaceEnable, .busMasterEnable])
@@ -253,7 +253,7 @@ import Testing
     #expect(model.take() == [.placed(bar: 0, base: nil)])
     #expect(board.memoryBus.read(address: 0xc000_0000, width: .byte) == nil)
     #expect(!function.requester.busMasterEnable)
-    // An access that was on its way when the function went must not bring it back.
+    // An access that was in flight when the function was revoked must not bring it back.
     function.write32(0x10, 0xc000_0000)
     function.command([.memorySpaceEnable, .busMasterEnable])
     #expect(board.memoryBus.read(address: 0xc000_0000, width: .byte) == nil)

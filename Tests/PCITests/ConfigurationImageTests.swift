@@ -2,18 +2,18 @@ import Hardware
 import PCI
 import Testing
 
-/// Configuration space byte by byte: reset values and masks, written down from PCI Express Base 7.5 and 7.7.
+/// Configuration space byte by byte: reset values and write masks from PCI Express Base 7.5 and 7.7.
 @Suite struct ConfigurationImageTests {
   static let resetImage = [UInt8](rows: [
     0x00: "f4 1a 42 10  00 00 10 00  01 00 80 01  00 00 00 00",
-    // BAR 1 says I/O; 2 is 64-bit and prefetchable; 4 is 32-bit and prefetchable.
+    // BAR 1 is I/O; 2 is 64-bit and prefetchable; 4 is 32-bit and prefetchable.
     0x10: "00 00 00 00  01 00 00 00  0c 00 00 00  00 00 00 00",
     0x20: "08 00 00 00  00 00 00 00  00 00 00 00  f4 1a 00 11",
     0x30: "00 00 00 00  40 00 00 00  00 00 00 00  00 01 00 00",
-    // MSI-X with 3 vectors, table at BAR 0 + 0, pending bits at BAR 0 + 0x800; MSI with 4, 64-bit, maskable.
+    // MSI-X with 3 vectors, table at BAR 0 + 0, pending bits at BAR 0 + 0x800; MSI with 4 vectors, 64-bit, maskable.
     0x40: "11 4c 02 00  00 00 00 00  00 08 00 00  05 64 84 01",
-    // PCI Express version 2, root complex integrated endpoint; role-based errors, FLR. Device Control: relaxed
-    // ordering, no snoop and read requests of 512 bytes are the defaults of 7.5.3.4.
+    // PCI Express version 2, root complex integrated endpoint; role-based errors, FLR. Device Control has the defaults
+    // of 7.5.3.4: relaxed ordering, no snoop, read requests of 512 bytes.
     0x60: "00 00 00 00  10 a0 92 00  00 80 00 10  10 28 00 00",
     0xa0: "09 00 05 aa  bb 00 00 00",
   ])
@@ -25,20 +25,22 @@ import Testing
     0x30: "00 00 00 00  00 00 00 00  00 00 00 00  ff 00 00 00",
     0x40: "00 00 00 c0  00 00 00 00  00 00 00 00  00 00 71 00",
     0x50: "fc ff ff ff  ff ff ff ff  ff ff 00 00  0f 00 00 00",
-    // Device Control's bit 15 starts a reset and reads zero; it is not probed here.
+    // Device Control's bit 15 starts a reset and reads zero; this test does not set it.
     0x60: "00 00 00 00  00 00 00 00  00 00 00 00  ff 78 00 00",
     0xa0: "00 00 00 ff  00 00 00 00",
   ])
 
   private func image(_ function: Function) -> [UInt8] { (0..<256).map { function.read8($0) } }
 
-  @Test func resetValues() {
+  @Test("configuration space has its reset values") func resetValues() {
     let (function, _) = TestBoard().make(.everything)
     #expect(image(function).dump == Self.resetImage.dump)
     for offset in stride(from: 0x100, to: 4096, by: 4) { #expect(function.read32(offset) == 0) }
   }
 
-  @Test(arguments: [AccessWidth.byte, .word, .doubleword, .quadword])
+  @Test(
+    "exactly the bits of the write mask are writable, with each access width",
+    arguments: [AccessWidth.byte, .word, .doubleword, .quadword])
   func writableBits(width: AccessWidth) {
     let (function, _) = TestBoard().make(.everything)
     let flr = EverythingOffset.express + 9
@@ -53,11 +55,11 @@ import Testing
       for byte in 0..<width.rawValue { zeroes.append(function.read8(offset + byte)) }
     }
     #expect(zip(ones, zeroes).map { $0 & ~$1 }.dump == Self.writableImage.dump)
-    // What software cannot change is as it was.
+    // Read-only bits have their reset value.
     #expect(zeroes.dump == zip(Self.resetImage, Self.writableImage).map { $0 & ~$1 }.dump)
   }
 
-  @Test func nothingBeyondTheHeaderIsWritable() {
+  @Test("nothing is writable beyond 256 bytes without extended capabilities") func nothingBeyondTheHeaderIsWritable() {
     let (function, _) = TestBoard().make(.everything)
     for offset in stride(from: 0x100, to: 4096, by: 4) {
       function.write32(offset, .max)
@@ -65,7 +67,8 @@ import Testing
     }
   }
 
-  @Test func aBareFunctionHasNoCapabilities() {
+  @Test("a function without capabilities has no list, no interrupt pin and no BARs")
+  func aBareFunctionHasNoCapabilities() {
     let (function, _) = TestBoard().make(.plain)
     #expect(function.read16(StandardOffset.status) == 0)
     #expect(function.read8(StandardOffset.capabilitiesPointer) == 0)
@@ -76,7 +79,7 @@ import Testing
     }
   }
 
-  @Test func theCapabilityListHasAllOfThemAndEnds() {
+  @Test("the capability list contains each capability and ends") func theCapabilityListHasAllOfThemAndEnds() {
     let (function, _) = TestBoard().make(.everything)
     var found: [UInt8] = []
     var offset = Int(function.read8(StandardOffset.capabilitiesPointer))
@@ -89,7 +92,7 @@ import Testing
     #expect(function.capabilityOffsets == [EverythingOffset.vendor])
   }
 
-  @Test func accessesOfAnyAlignmentSeeTheSameBytes() {
+  @Test("accesses of any width and alignment read the same bytes") func accessesOfAnyAlignmentSeeTheSameBytes() {
     let (function, _) = TestBoard().make(.everything)
     for width in AccessWidth.allCases {
       for offset in 0...256 - width.rawValue {
@@ -102,7 +105,8 @@ import Testing
 }
 
 @Suite struct ConfigurationSpaceTests {
-  @Test func writeOneToClearKeepsWhatIsNotCleared() {
+  @Test("a write of one clears a status bit, and a write of zero keeps it")
+  func writeOneToClearKeepsWhatIsNotCleared() {
     var space = ConfigurationSpace()
     space.define(6, UInt16(0), writeOneToClear: 0xf900)
     space.set(6, UInt16(0xf910))
@@ -117,7 +121,8 @@ import Testing
     #expect(space.get(UInt16.self, 6) == 0x0010)
   }
 
-  @Test func accessesThatDoNotFitAreOnesAndNothing() {
+  @Test("an access that does not fit into configuration space reads ones and writes nothing")
+  func accessesThatDoNotFitAreOnesAndNothing() {
     var space = ConfigurationSpace()
     space.define(4092, UInt32(0), writable: .max)
     for (offset, width) in [(4093, AccessWidth.doubleword), (4096, .byte), (-1, .byte), (4089, .quadword)] {
@@ -129,7 +134,7 @@ import Testing
     #expect(space.read(4092, .doubleword) == 0x1234_5678)
   }
 
-  @Test func extendedCapabilitiesAreChained() {
+  @Test("extended capabilities form a chain") func extendedCapabilitiesAreChained() {
     var space = ConfigurationSpace()
     let first = space.addExtendedCapability(id: 0x000b, version: 1, body: [1, 2, 3, 4, 5], writable: [0xff])
     let second = space.addExtendedCapability(id: 0x0023, version: 1, body: [UInt8](repeating: 0, count: 8))

@@ -21,7 +21,7 @@ import Testing
   private let base: UInt64 = 2 << 15 | 3 << 12
   private let portBase: UInt64 = 0x8000_0000 | 2 << 11 | 3 << 8
 
-  @Test func enhancedReadsEveryByte() {
+  @Test("ECAM reads every byte of a function") func enhancedReadsEveryByte() {
     for width in AccessWidth.allCases {
       for offset in stride(from: 0, to: 256, by: width.rawValue) {
         var value: UInt64 = 0
@@ -33,14 +33,14 @@ import Testing
     }
   }
 
-  @Test func enhancedWritesReachTheFunction() {
+  @Test("ECAM writes reach the function") func enhancedWritesReachTheFunction() {
     enhanced.write(offset: base + 0x3c, width: .byte, value: 0x0b)
     #expect(function.read8(0x3c) == 0x0b)
     enhanced.write(offset: base + 0x10, width: .doubleword, value: 0xffff_ffff)
     #expect(enhanced.read(offset: base + 0x10, width: .doubleword) == 0xffff_f000)
   }
 
-  @Test func absentFunctionsReadAllOnes() {
+  @Test("ECAM reads all ones where no function is") func absentFunctionsReadAllOnes() {
     for address in [0, 0x8000, 2 << 15, base + 0x1000, 31 << 15 | 7 << 12, 1 << 20, base + 1 << 20, 255 << 20]
       as [UInt64]
     {
@@ -54,7 +54,7 @@ import Testing
     #expect(enhanced.read(offset: base + 0xffc, width: .doubleword) == 0)
   }
 
-  @Test func enhancedAccessesAcrossFunctionsAreNotAnswered() {
+  @Test("an ECAM access across two functions is not answered") func enhancedAccessesAcrossFunctionsAreNotAnswered() {
     #expect(enhanced.read(offset: base + 0xffe, width: .doubleword) == 0xffff_ffff)
     #expect(enhanced.read(offset: base - 1, width: .word) == 0xffff)
     #expect(enhanced.read(offset: base + 0xff9, width: .quadword) == .max)
@@ -63,18 +63,19 @@ import Testing
     #expect((0..<256).map { function.read8($0) } == ConfigurationImageTests.resetImage)
   }
 
-  @Test func portsWantTheEnableBit() {
+  @Test("the data port answers only with the enable bit set") func portsWantTheEnableBit() {
     ports.write(offset: 0, width: .doubleword, value: portBase & ~0x8000_0000)
     #expect(ports.read(offset: 4, width: .doubleword) == 0xffff_ffff)
     ports.write(offset: 0, width: .doubleword, value: portBase)
     #expect(ports.read(offset: 4, width: .doubleword) == 0x1042_1af4)
   }
 
-  @Test func theAddressRegisterKeepsItsBitsAndNoOthers() {
+  @Test("the address register keeps its writable bits and accepts only doublewords")
+  func theAddressRegisterKeepsItsBitsAndNoOthers() {
     #expect(ports.read(offset: 0, width: .doubleword) == 0)
     ports.write(offset: 0, width: .doubleword, value: 0xffff_ffff)
     #expect(ports.read(offset: 0, width: .doubleword) == 0x80ff_ffff)
-    // It is only there for doublewords.
+    // It exists only for doubleword accesses.
     for width in [AccessWidth.byte, .word] {
       ports.write(offset: 0, width: width, value: 0)
       #expect(ports.read(offset: 0, width: width) == width.allOnes)
@@ -84,7 +85,7 @@ import Testing
     #expect(ports.read(offset: 0, width: .doubleword) == 0x80ff_ffff)
   }
 
-  @Test func byteLanesOfTheDataPort() {
+  @Test("bytes and words of the data port select the byte lanes") func byteLanesOfTheDataPort() {
     for register in stride(from: 0, to: 256, by: 4) {
       ports.write(offset: 0, width: .doubleword, value: portBase | UInt64(register))
       for lane in 0..<4 {
@@ -98,7 +99,7 @@ import Testing
         #expect(ports.read(offset: 4 + UInt64(lane), width: .word) == high << 8 | low)
       }
     }
-    // The lane may be the address register's, too; an access never passes the end of the doubleword.
+    // The address register may also select the lane; an access never extends beyond the doubleword.
     for lane in 0..<4 {
       ports.write(offset: 0, width: .doubleword, value: portBase | UInt64(lane))
       #expect(ports.read(offset: 4, width: .byte) == UInt64(ConfigurationImageTests.resetImage[lane]))
@@ -114,7 +115,7 @@ import Testing
     #expect(function.read16(4) == 0x0400)
   }
 
-  @Test func accessesPastTheDataPortAreNotAnswered() {
+  @Test("an access beyond the data port is not answered") func accessesPastTheDataPortAreNotAnswered() {
     ports.write(offset: 0, width: .doubleword, value: portBase)
     #expect(ports.read(offset: 5, width: .doubleword) == 0xffff_ffff)
     #expect(ports.read(offset: 7, width: .word) == 0xffff)
@@ -125,7 +126,7 @@ import Testing
     #expect(ports.read(offset: 0, width: .doubleword) == portBase)
   }
 
-  @Test func portsSeeAbsentFunctionsAsOnes() {
+  @Test("the ports read all ones where no function is") func portsSeeAbsentFunctionsAsOnes() {
     for address in [0x8000_0000, portBase | 1 << 16, portBase ^ 1 << 8, portBase | 0xff << 16] as [UInt64] {
       ports.write(offset: 0, width: .doubleword, value: address)
       #expect(ports.read(offset: 4, width: .doubleword) == 0xffff_ffff)
@@ -133,7 +134,7 @@ import Testing
     }
   }
 
-  @Test func twoFunctionsCannotShareAnAddress() {
+  @Test("two functions cannot have the same address") func twoFunctionsCannotShareAnAddress() {
     let other = Function(.plain, at: RequesterID(bus: 0, device: 2, function: 3), environment: board.environment)
     let error = #expect(throws: Bus.AddressInUse.self) { try bus.add(other) }
     #expect(error?.address == RequesterID(bus: 0, device: 2, function: 3))

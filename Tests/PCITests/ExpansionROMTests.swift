@@ -3,7 +3,7 @@ import PCI
 import TestSupport
 import Testing
 
-/// The Expansion ROM Base Address register, power states that take the BARs away, and a function that is pulled out.
+/// The Expansion ROM Base Address register, power states that disable the BARs, and removing a function from its bus.
 @Suite struct ExpansionROMTests {
   private let board = TestBoard()
 
@@ -20,7 +20,7 @@ import Testing
     return board.make(description)
   }
 
-  @Test func theROMHasAnEnableBitOfItsOwn() {
+  @Test("the ROM decodes only with its own enable bit set") func theROMHasAnEnableBitOfItsOwn() {
     let (function, model) = make([
       .init(index: BaseAddressRegister.expansionROMIndex, space: .expansionROM, size: 0x10000)
     ])
@@ -36,11 +36,11 @@ import Testing
     #expect(board.memoryBus.read(address: 0xd000_fff8, width: .quadword) == 6 << 32 | 0xfff8)
     function.command([])
     #expect(board.memoryBus.read(address: 0xd000_0000, width: .byte) == nil)
-    // The six are not touched by it.
+    // The six BARs are not affected.
     #expect((0..<6).allSatisfy { function.read32(0x10 + 4 * $0) == 0 })
   }
 
-  @Test func theROMGetsAPlaceAndStaysOff() throws {
+  @Test("firmware places the ROM and leaves it disabled") func theROMGetsAPlaceAndStaysOff() throws {
     let (function, _) = make([.init(index: 6, space: .expansionROM, size: 0x800)])
     var placement = ResourcePlacement(
       windows: .init(io: 0x1000..<0x1_0000, memory32: 0xc000_0000..<0xfec0_0000, memory64: 0..<0))
@@ -49,7 +49,9 @@ import Testing
     #expect(board.memoryBus.read(address: 0xc000_0000, width: .byte) == nil)
   }
 
-  @Test(arguments: [(0x0600, [0, 1, 2, 3]), (0x0000, [0, 3]), (0x0200, [0, 1, 3])] as [(UInt16, [UInt16])])
+  @Test(
+    "BARs decode only in D0, and unsupported power states are ignored",
+    arguments: [(0x0600, [0, 1, 2, 3]), (0x0000, [0, 3]), (0x0200, [0, 1, 3])] as [(UInt16, [UInt16])])
   func barsAnswerInD0Alone(_ capabilities: UInt16, _ states: [UInt16]) {
     let (function, model) = make([.init(index: 0, space: .memory32, size: 0x1000)], power: capabilities)
     function.write32(0x10, 0xd000_0000)
@@ -67,12 +69,12 @@ import Testing
     #expect(function.read16(0x44) == 0)
   }
 
-  @Test func aFunctionIsPulledOut() throws {
+  @Test("a function can be removed from its bus, and its address used again") func aFunctionIsPulledOut() throws {
     let bus = Bus(number: 0)
     let (first, _) = make([])
     let (second, _) = make([])
     try bus.add(first)
-    // Another one at the same address was never on the bus.
+    // Another function with the same address was never on the bus.
     bus.remove(second)
     #expect(bus.function(at: 0x10) === first)
     bus.remove(first)

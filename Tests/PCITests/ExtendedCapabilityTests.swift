@@ -3,7 +3,7 @@ import Testing
 
 @testable import PCI
 
-@Suite("Extended capabilities of a function")
+@Suite("extended capabilities of a function")
 struct ExtendedCapabilityTests {
   static let all: [ExtendedCapability] = [
     .addressTranslation(invalidateQueueDepth: 32), .pageRequest(capacity: 32), .processAddressSpace(width: 20),
@@ -17,12 +17,12 @@ struct ExtendedCapabilityTests {
     return TestBoard().make(description)
   }
 
-  @Test("The list at 0x100, byte by byte")
+  @Test("extended capabilities from 0x100 on have their reset values")
   func image() {
     let (function, _) = make()
     let words: [UInt32] = [
-      0x1081_000f, 0x0000_0020,  // ATS: depth 32 as 0, page aligned
-      0x1181_0013, 0x8100_0000, 0x0000_0020, 0x0000_0000,  // PRI: stopped, PASID required in responses; 32
+      0x1081_000f, 0x0000_0020,  // ATS: depth 32 encoded as 0, page-aligned requests
+      0x1181_0013, 0x8100_0000, 0x0000_0020, 0x0000_0000,  // PRI: stopped, PASID required in responses; capacity 32
       0x1201_001b, 0x0000_1406,  // PASID: 20 bits, execute and privileged
       0x0001_000d, 0x0000_001d,  // ACS
     ]
@@ -33,7 +33,7 @@ struct ExtendedCapabilityTests {
     #expect(function.extendedCapability(0x0b) == nil)
   }
 
-  @Test("Software changes the enables and nothing else")
+  @Test("software can change the enable bits and nothing else")
   func masks() {
     let (function, model) = make()
     for offset in stride(from: 0x100, to: 0x128, by: 4) { function.write32(offset, .max) }
@@ -52,7 +52,7 @@ struct ExtendedCapabilityTests {
     #expect(function.read32(0x10c) == 0x8100_0000)
   }
 
-  @Test("Status bits that the hardware sets are cleared by writing one")
+  @Test("a write of one clears the status bits that hardware sets")
   func status() {
     let (function, _) = make()
     let offset = 0x108 + PageRequestStatus.offset
@@ -66,7 +66,7 @@ struct ExtendedCapabilityTests {
     #expect(function.read16(offset) == 0x8000)
   }
 
-  @Test("Who carries PASIDs supports end-end TLP prefixes")
+  @Test("a function with the PASID capability supports end-end TLP prefixes")
   func endToEndPrefix() {
     for (capabilities, expected): ([ExtendedCapability], UInt32) in [
       ([.processAddressSpace(width: 8)], 0x0060_0000), ([.addressTranslation(invalidateQueueDepth: 1)], 0),

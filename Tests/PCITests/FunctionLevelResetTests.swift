@@ -8,7 +8,7 @@ import Testing
   private let board = TestBoard()
   private let deviceControl = EverythingOffset.express + 8
 
-  /// Everything that a driver can have set up.
+  /// Returns a function in which everything is set up that a driver can set up.
   private func makeBusy() -> (Function, RecordingModel) {
     let (function, model) = board.make(.everything)
     function.write32(0x10, 0xc000_0000)
@@ -37,7 +37,7 @@ import Testing
     #expect(!function.requester.busMasterEnable)
     #expect(function.msix?.isEnabled == false)
     #expect(!board.line.asserted)
-    // The table and the pending bits are as out of reset, once they can be seen again.
+    // The MSI-X table and the pending bits have their reset values, once they decode again.
     function.write32(0x10, 0xc000_0000)
     function.command([.memorySpaceEnable, .busMasterEnable])
     #expect(board.memoryBus.read(address: 0xc000_0000, width: .quadword) == 0)
@@ -47,7 +47,9 @@ import Testing
     #expect(board.router.messages.isEmpty)
   }
 
-  @Test(arguments: [AccessWidth.byte, .word, .doubleword, .quadword])
+  @Test(
+    "writing the initiate bit, with any access width, resets the function",
+    arguments: [AccessWidth.byte, .word, .doubleword, .quadword])
   func initiatingItResetsTheFunction(width: AccessWidth) {
     let (function, model) = makeBusy()
     switch width {
@@ -66,26 +68,26 @@ import Testing
     expectFresh(function)
   }
 
-  @Test func theBoardsResetDoesTheSame() {
+  @Test("the board's reset does the same") func theBoardsResetDoesTheSame() {
     let (function, model) = makeBusy()
     function.reset()
     #expect(model.take().contains(.reset))
     expectFresh(function)
   }
 
-  @Test func otherBitsOfDeviceControlDoNotReset() {
+  @Test("other bits of Device Control do not reset the function") func otherBitsOfDeviceControlDoNotReset() {
     let (function, model) = makeBusy()
     function.write16(deviceControl, 0x7fff)
     #expect(!model.take().contains(.reset))
     #expect(function.read16(deviceControl) == 0x78ff)
     function.write8(deviceControl, 0xff)
     #expect(!model.take().contains(.reset))
-    // Nor does the same bit of the register beside it.
+    // Neither does the same bit of the neighbouring register, Device Status.
     function.write16(deviceControl + 2, 0x8000)
     #expect(!model.take().contains(.reset))
   }
 
-  @Test func aConventionalFunctionHasNone() {
+  @Test("a conventional function has no function-level reset") func aConventionalFunctionHasNone() {
     let (function, model) = board.make(.plain)
     for offset in stride(from: 0x40, to: 0x100, by: 4) { function.write32(offset, .max) }
     #expect(!model.take().contains(.reset))

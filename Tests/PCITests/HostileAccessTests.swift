@@ -3,13 +3,13 @@ import PCI
 import TestSupport
 import Testing
 
-/// Whatever a guest does to a function, nothing traps, read-only bits stay, and the buses show what the registers say.
+/// Whatever a guest does to a function, nothing traps, read-only bits stay, and the buses match the registers.
 @Suite struct HostileAccessTests {
   private static func width(_ random: inout SeededGenerator) -> AccessWidth {
     AccessWidth(rawValue: 1 << Int(random.next() % 4)) ?? .byte
   }
 
-  /// Values that mean something more often than chance has them.
+  /// Returns values that have a meaning more often than random ones.
   private static func value(_ random: inout SeededGenerator) -> UInt64 {
     switch random.next() % 6 {
     case 0: 0
@@ -20,7 +20,7 @@ import Testing
     }
   }
 
-  @Test(arguments: 0..<12 as Range<UInt64>)
+  @Test("after random accesses the buses match the registers", arguments: 0..<12 as Range<UInt64>)
   func randomAccesses(seed: UInt64) {
     var random = SeededGenerator(seed: seed)
     let board = TestBoard()
@@ -44,7 +44,7 @@ import Testing
       case 6: function.msi?.signal(Int(random.next() % 6) - 1)
       case 7: function.setINTx(value & 1 != 0)
       default:
-        // At what the registers say is decoded, and beside it.
+        // At an address that a BAR decodes, and close to it.
         let bar = [0x10, 0x14, 0x18, 0x20][Int(random.next() % 4)]
         var address = UInt64(function.read32(bar) & ~0xf)
         if bar == 0x18 { address |= UInt64(function.read32(0x1c)) << 32 }
@@ -78,14 +78,15 @@ import Testing
         expected |= UInt32(ConfigurationImageTests.resetImage[offset + byte]) << (8 * UInt32(byte))
       }
       if offset == 0x04 { readOnly &= ~(8 << 16) }
-      // MSI's pending bits are the function's own.
+      // The function itself sets MSI's pending bits.
       if offset == 0x60 { readOnly = 0 }
       #expect(function.read32(offset) & readOnly == expected & readOnly, "offset \(offset)")
     }
   }
 
-  /// Two threads move the same BARs, two others access them, one resets: at the end the bus agrees with the registers.
-  @Test func threadsFightOverABar() async {
+  /// Two threads move the same BARs, two others access them, one resets. At the end the bus matches the registers.
+  @Test("after concurrent moves, accesses and resets a BAR decodes where its register says")
+  func threadsFightOverABar() async {
     let board = TestBoard()
     let (function, _) = board.make(.everything)
     let memoryBus = board.memoryBus

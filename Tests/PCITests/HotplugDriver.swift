@@ -3,10 +3,10 @@ import PCI
 import TestSupport
 import Testing
 
-/// What an operating system does to a slot of the native way: the accesses that Linux 6.12's pciehp makes, in its order,
-/// with its states and what it drops. It sleeps nowhere; its timer fires when nothing else is left to do.
+/// An operating system's driver of a native slot. It makes the accesses of Linux 6.12's pciehp, in its order, with its
+/// states and the events that it drops. It never sleeps; its timer fires when nothing else is left to do.
 ///
-/// An interrupt is served where it comes, between two accesses: one that is lost leaves the driver stuck.
+/// An interrupt is served between two accesses, right when it arrives. A lost interrupt leaves the driver stuck.
 final class HotplugDriver {
   enum State { case off, on, blinkingOff, blinkingOn, poweringOn, poweringOff }
 
@@ -24,19 +24,19 @@ final class HotplugDriver {
     static let command: UInt16 = 1 << 4
     static let link: UInt16 = 1 << 8
     static let all: UInt16 = button | presence | command | link
-    /// Its own: the blinking is over.
+    /// The driver's own event: the indicator has finished blinking.
     static let disable: UInt16 = 1 << 15
   }
 
   private(set) var state = State.off
-  /// What the identity register of the device read that is in use.
+  /// The identity register of the device in use, as the driver read it.
   private(set) var device: UInt32?
-  /// How often a device came into use, and how often the button was seen.
+  /// How often a device came into use, and how often a button press was seen.
   private(set) var additions = 0
   private(set) var presses = 0
-  /// Moments so far: one before each access, and one in each sleep.
+  /// The number of moments so far: one before each access, and one in each sleep.
   private(set) var moments = 0
-  /// Called at each.
+  /// Called at each moment with its number.
   var atMoment: (Int) -> Void = { _ in }
 
   private let port: RootPort
@@ -58,7 +58,7 @@ final class HotplugDriver {
     served = router.deliveries.count
   }
 
-  /// The bus scan, then the driver's start.
+  /// Scans the bus and starts the driver.
   func start() {
     port.function.write32(0x18, 0x0001_0100)
     let msi = 0x40
@@ -83,7 +83,7 @@ final class HotplugDriver {
     run()
   }
 
-  /// Until nothing is left to do.
+  /// Runs until nothing is left to do.
   func run() {
     for _ in 0..<1000 {
       serve()
@@ -141,7 +141,7 @@ final class HotplugDriver {
     isCommandPending = true
     write(Register.control, old & ~mask | value & mask)
     if isCommandPending {
-      // Interrupts are off: it polls.
+      // Interrupts are disabled, so the driver polls.
       #expect(read(Register.status) & Event.command != 0, "a command is not completed")
       write(Register.status, Event.command)
       isCommandPending = false
@@ -249,7 +249,7 @@ final class HotplugDriver {
     state = .off
   }
 
-  /// With the second that Linux waits, and the events that it drops after it.
+  /// Turns power off, waits the second that Linux waits, and drops the events of that second, as Linux does.
   private func powerOff() {
     command(0x400, mask: 0x400)
     pause()

@@ -3,7 +3,7 @@ import PCI
 import TestSupport
 import Testing
 
-/// Room that firmware leaves below ports for devices that come later.
+/// The address space that firmware reserves below ports for devices that are plugged later.
 @Suite struct HotplugRoomTests {
   private let board = TestBoard()
   private let routes = BusRoutes(root: Bus(number: 0))
@@ -15,7 +15,7 @@ import Testing
     static let prefetchableBaseUpper = 0x28
   }
 
-  /// Windows with so much room below 4 GiB, in bytes.
+  /// Returns windows of these sizes, in bytes; `memory32` is below 4 GiB.
   private static func windows(memory32: UInt64, memory64: UInt64 = 1 << 36) -> ResourcePlacement.Windows {
     .init(
       io: 0x1000..<0x1_0000, memory32: 0xc000_0000..<0xc000_0000 + memory32,
@@ -47,7 +47,7 @@ import Testing
     try placement.place(routes.root.all, ports: routes.ports)
   }
 
-  /// In MiB; 0 for a closed one.
+  /// Returns the window's size in MiB; 0 for a closed window.
   private func size(_ port: RootPort, _ register: Int) -> Int {
     let value = port.function.read32(register)
     let base = Int(value & 0xfff0) >> 4
@@ -61,7 +61,7 @@ import Testing
     let fixed = try makePort(1, nil)
     try place(Self.windows(memory32: 64 << 20))
     #expect(port.function.read32(Register.memoryWindow) == 0xc010_c000)
-    // Above 4 GiB, where there is plenty.
+    // Above 4 GiB, where there is enough.
     #expect(port.function.read32(Register.prefetchableWindow) == 0x0011_0001)
     #expect(port.function.read32(Register.prefetchableBaseUpper) == 0x10)
     #expect(port.function.read16(Register.ioWindow) == 0x00f0)

@@ -7,7 +7,7 @@ import Testing
   private let board = TestBoard()
   private let disable = Command.interruptDisable
 
-  @Test func theWireFollowsTheDevice() {
+  @Test("the interrupt line and status follow the device") func theWireFollowsTheDevice() {
     let (function, _) = board.make(.everything)
     #expect(function.read16(StandardOffset.status) & 8 == 0)
     function.setINTx(true)
@@ -20,7 +20,8 @@ import Testing
     #expect(function.read16(StandardOffset.status) & 8 == 0)
   }
 
-  @Test func interruptDisableCutsTheWireButNotTheStatus() {
+  @Test("Interrupt Disable releases the line and keeps the status bit")
+  func interruptDisableCutsTheWireButNotTheStatus() {
     let (function, _) = board.make(.everything)
     function.setINTx(true)
     function.command(disable)
@@ -31,13 +32,13 @@ import Testing
     #expect(!board.line.asserted)
     function.command([])
     #expect(board.line.asserted)
-    // Writing the status bit does nothing.
+    // The status bit is read-only.
     function.write16(StandardOffset.status, .max)
     #expect(function.read16(StandardOffset.status) & 8 != 0)
     #expect(board.line.asserted)
   }
 
-  @Test func aByteWriteReachesInterruptDisable() {
+  @Test("a byte write of Command changes Interrupt Disable") func aByteWriteReachesInterruptDisable() {
     let (function, _) = board.make(.everything)
     function.setINTx(true)
     function.write8(StandardOffset.command + 1, 4)
@@ -49,7 +50,7 @@ import Testing
     #expect(board.line.asserted)
   }
 
-  @Test func messagesTakeTheWirePlace() {
+  @Test("enabling MSI-X or MSI releases the interrupt line") func messagesTakeTheWirePlace() {
     let (function, _) = board.make(.everything)
     function.setINTx(true)
     function.write16(EverythingOffset.msix + 2, 0x8000)
@@ -62,7 +63,7 @@ import Testing
     #expect(board.line.asserted)
   }
 
-  @Test func aResetReleasesTheWire() {
+  @Test("a reset releases the interrupt line") func aResetReleasesTheWire() {
     let (function, _) = board.make(.everything)
     function.setINTx(true)
     function.reset()
@@ -70,7 +71,7 @@ import Testing
     #expect(function.read16(StandardOffset.status) & 8 == 0)
   }
 
-  @Test func removalReleasesTheWire() {
+  @Test("revoking a function releases the interrupt line") func removalReleasesTheWire() {
     let (function, _) = board.make(.everything)
     function.setINTx(true)
     function.revoke()
@@ -83,7 +84,7 @@ import Testing
   private static let base: UInt64 = 0xc000_0000
   private static let pending: UInt64 = 0xc000_0800
 
-  /// A function with vectors 0 to 2 programmed and unmasked, MSI-X still off.
+  /// Returns a function with vectors 0 to 2 programmed and unmasked; MSI-X is disabled.
   private func make() -> Function {
     let (function, _) = board.make(.everything)
     function.write32(0x10, UInt32(Self.base))
@@ -111,7 +112,7 @@ import Testing
     InterruptMessage(address: vector << 32 | 0xfee0_1000, data: 0x40 + UInt32(vector))
   }
 
-  @Test func entriesComeOutOfResetMaskedAndZero() {
+  @Test("MSI-X table entries are zero and masked after a reset") func entriesComeOutOfResetMaskedAndZero() {
     let (function, _) = board.make(.everything)
     function.write32(0x10, UInt32(Self.base))
     function.command(.memorySpaceEnable)
@@ -121,7 +122,7 @@ import Testing
     }
   }
 
-  @Test func aVectorSendsItsMessage() {
+  @Test("an enabled vector sends its message") func aVectorSendsItsMessage() {
     let function = make()
     let msix = function.msix
     msix?.signal(1)
@@ -138,7 +139,8 @@ import Testing
     #expect(board.router.messages.count == 3)
   }
 
-  @Test func aMaskedVectorIsPendingAndIsSentOnceWhenUnmasked() {
+  @Test("a masked vector is pending and sends one message when it is unmasked")
+  func aMaskedVectorIsPendingAndIsSentOnceWhenUnmasked() {
     let function = make()
     control(function, 0x8000)
     store(1, 12, 1)
@@ -146,7 +148,7 @@ import Testing
     function.msix?.signal(1)
     #expect(board.router.messages.isEmpty)
     #expect(board.memoryBus.read(address: Self.pending, width: .quadword) == 0b010)
-    // The message may change meanwhile; the new one counts.
+    // If the message changes meanwhile, the new one is sent.
     store(1, 8, 0x99)
     store(1, 12, 0)
     #expect(board.router.messages == [InterruptMessage(address: 0x1_fee0_1000, data: 0x99)])
@@ -156,7 +158,7 @@ import Testing
     #expect(board.router.messages.count == 1)
   }
 
-  @Test func theFunctionMaskHoldsAllVectors() {
+  @Test("the function mask masks all vectors") func theFunctionMaskHoldsAllVectors() {
     let function = make()
     control(function, 0xc000)
     function.msix?.signal(0)
@@ -171,7 +173,7 @@ import Testing
     #expect(board.router.messages == [message(0), message(2)])
   }
 
-  @Test func pendingBitsCannotBeWritten() {
+  @Test("the pending bits are read-only") func pendingBitsCannotBeWritten() {
     let function = make()
     control(function, 0xc000)
     function.msix?.signal(0)
@@ -183,22 +185,22 @@ import Testing
     }
   }
 
-  @Test func quadwordsReachBothHalves() {
+  @Test("a quadword write changes both halves") func quadwordsReachBothHalves() {
     let function = make()
     board.memoryBus.write(address: Self.base, width: .quadword, value: 0x0000_0100_fee0_2007)
     board.memoryBus.write(address: Self.base + 8, width: .quadword, value: 0x0000_0000_0000_0055)
-    // The two lowest address bits are zero.
+    // The two lowest address bits read as zero.
     #expect(load(0, 0, .quadword) == 0x0000_0100_fee0_2004)
     control(function, 0x8000)
     function.msix?.signal(0)
     #expect(board.router.messages == [InterruptMessage(address: 0x100_fee0_2004, data: 0x55)])
     board.memoryBus.write(address: Self.base + 8, width: .quadword, value: .max)
-    // Of Vector Control only the mask is there.
+    // Only the mask bit of Vector Control exists.
     #expect(load(0, 8, .quadword) == 0x1_ffff_ffff)
   }
 
-  /// PCI Express Base 7.7.2: software uses aligned doublewords and quadwords; we drop the rest.
-  @Test func otherWidthsReadAndDoNotWrite() {
+  /// PCI Express Base 7.7.2: software uses aligned doublewords and quadwords. We ignore other writes.
+  @Test("other widths can read the MSI-X table but not write it") func otherWidthsReadAndDoNotWrite() {
     _ = make()
     #expect(load(2, 1, .byte) == 0x10)
     #expect(load(2, 2, .word) == 0xfee0)
@@ -211,20 +213,21 @@ import Testing
     #expect(load(2, 8, .quadword) == 0x42)
   }
 
-  @Test func vectorsOutOfRangeDoNothing() {
+  @Test("a vector that does not exist sends nothing") func vectorsOutOfRangeDoNothing() {
     let function = make()
     control(function, 0x8000)
     for vector in [-1, 3, 4, 2048, Int.max, Int.min] { function.msix?.signal(vector) }
     #expect(board.router.messages.isEmpty)
   }
 
-  @Test func withoutBusMasteringNothingLeaves() {
+  @Test("MSI-X sends nothing while bus mastering is off, and a pending vector stays pending")
+  func withoutBusMasteringNothingLeaves() {
     let function = make()
     control(function, 0x8000)
     function.command(.memorySpaceEnable)
     function.msix?.signal(0)
     #expect(board.router.messages.isEmpty)
-    // Not when a vector is unmasked either, though it was pending before.
+    // The same holds when a pending vector is unmasked.
     function.command([.memorySpaceEnable, .busMasterEnable])
     store(1, 12, 1)
     function.msix?.signal(1)
@@ -237,7 +240,8 @@ import Testing
     #expect(board.memoryBus.read(address: Self.pending, width: .byte) == 0)
   }
 
-  @Test func whatIsBeyondTableAndPendingBitsIsTheModels() {
+  @Test("accesses outside the MSI-X table and pending bits reach the model")
+  func whatIsBeyondTableAndPendingBitsIsTheModels() {
     let (function, model) = board.make(.everything)
     function.write32(0x10, UInt32(Self.base))
     function.command(.memorySpaceEnable)
@@ -253,7 +257,7 @@ import Testing
       ])
   }
 
-  @Test func aTableOf2048VectorsWithItsPendingBits() {
+  @Test("an MSI-X table of 2048 vectors works, with its pending bits") func aTableOf2048VectorsWithItsPendingBits() {
     var description = FunctionDescription.plain
     description.baseAddressRegisters = [.init(index: 4, space: .memory64, size: 0x10000)]
     description.msix = MSIX.Layout(vectorCount: 2048, bar: 4, tableOffset: 0, pendingOffset: 0x8000)
@@ -277,7 +281,7 @@ import Testing
     #expect(board.memoryBus.read(address: 0xc000_8007, width: .word) == 0x180)
   }
 
-  @Test func enablingWithAByteWrite() {
+  @Test("a byte write can enable MSI-X") func enablingWithAByteWrite() {
     let function = make()
     function.write8(EverythingOffset.msix + 3, 0x80)
     function.msix?.signal(0)
@@ -301,13 +305,13 @@ import Testing
 
   private func message(_ data: UInt32) -> InterruptMessage { InterruptMessage(address: 0x200_fee0_3000, data: data) }
 
-  @Test func oneGrantedVectorServesAll() {
+  @Test("with one granted vector, all vectors send the same message") func oneGrantedVectorServesAll() {
     let function = make(granted: 0, data: 0x4133)
     for vector in 0..<4 { function.msi?.signal(vector) }
     #expect(board.router.messages == Array(repeating: message(0x4133), count: 4))
   }
 
-  @Test func grantedVectorsReplaceTheLowBits() {
+  @Test("the vector number replaces the low bits of the data") func grantedVectorsReplaceTheLowBits() {
     let function = make(granted: 2, data: 0x4132)
     for vector in 0..<4 { function.msi?.signal(vector) }
     #expect(board.router.messages.map(\.data) == [0x4130, 0x4131, 0x4132, 0x4133])
@@ -317,8 +321,8 @@ import Testing
     #expect(board.router.messages.dropFirst(before).map(\.data) == [0x4132, 0x4133, 0x4132, 0x4133])
   }
 
-  @Test func moreThanOfferedIsNotGranted() {
-    // 32 and both reserved encodings, of a function that offers 4.
+  @Test("granting more vectors than the function supports grants all of them") func moreThanOfferedIsNotGranted() {
+    // 32 and both reserved encodings, for a function with 4 vectors.
     for granted in [5, 6, 7] as [UInt16] {
       let function = make(granted: granted)
       let before = board.router.messages.count
@@ -327,7 +331,7 @@ import Testing
     }
   }
 
-  @Test func maskedVectorsArePendingUntilUnmasked() {
+  @Test("a masked MSI vector is pending until it is unmasked") func maskedVectorsArePendingUntilUnmasked() {
     let function = make(granted: 2)
     function.write32(at + 16, 0b1010)
     function.msi?.signal(1)
@@ -346,7 +350,8 @@ import Testing
     #expect(function.read32(at + 20) == 0)
   }
 
-  @Test func disabledOrWithoutBusMasteringNothingLeaves() {
+  @Test("MSI sends nothing while disabled or without bus mastering, and a pending vector stays pending")
+  func disabledOrWithoutBusMasteringNothingLeaves() {
     let function = make(granted: 0)
     function.write16(at + 2, 0)
     function.msi?.signal(0)
@@ -366,13 +371,13 @@ import Testing
     #expect(function.read32(at + 20) == 0)
   }
 
-  @Test func vectorsOutOfRangeDoNothing() {
+  @Test("a vector that does not exist sends nothing") func vectorsOutOfRangeDoNothing() {
     let function = make(granted: 2)
     for vector in [-1, 4, 32, Int.max, Int.min] { function.msi?.signal(vector) }
     #expect(board.router.messages.isEmpty)
   }
 
-  @Test func thirtyTwoVectors() {
+  @Test("32 MSI vectors work") func thirtyTwoVectors() {
     var description = FunctionDescription.plain
     description.msiVectorCount = 32
     let (function, _) = board.make(description)
@@ -387,7 +392,7 @@ import Testing
     #expect(board.router.messages.map(\.data) == Array(0..<32))
   }
 
-  @Test func aResetForgetsEverything() {
+  @Test("a reset clears MSI's registers and pending bits") func aResetForgetsEverything() {
     let function = make(granted: 2)
     function.write32(at + 16, 1)
     function.msi?.signal(0)

@@ -15,7 +15,7 @@ import Testing
       description, at: RequesterID(bus: 0, device: device, function: 0), environment: board.environment)
   }
 
-  /// The ranges that the functions decode, by reading their registers as software does.
+  /// Returns the ranges that the functions decode, read from their registers as software reads them.
   private func ranges(_ functions: [Function], _ space: (BaseAddressRegister.Space) -> Bool) -> [Range<UInt64>] {
     functions.flatMap { function in
       function.description.baseAddressRegisters.filter { space($0.space) }.map { bar in
@@ -26,7 +26,8 @@ import Testing
     }
   }
 
-  @Test func everythingIsAlignedApartAndDecoding() throws {
+  @Test("firmware places all BARs aligned, without overlaps, and enables decoding")
+  func everythingIsAlignedApartAndDecoding() throws {
     let functions = (1..<20 as Range<UInt8>).map { device in
       function(
         device,
@@ -44,7 +45,7 @@ import Testing
       for range in all {
         #expect(range.lowerBound % UInt64(range.count) == 0)
         #expect(range.clamped(to: window) == range)
-        // Memory BARs have pages of their own, so that they can be mapped into guests.
+        // Each memory BAR has its own pages, so that it can be mapped into guests.
         if !isIO { #expect(range.lowerBound % 4096 == 0) }
         let bus = isIO ? board.ioBus : board.memoryBus
         #expect(bus.read(address: range.lowerBound, width: .byte) != nil)
@@ -58,7 +59,7 @@ import Testing
     }
   }
 
-  @Test func largeOnesSpillAbove4GiB() throws {
+  @Test("large 64-bit BARs that do not fit below 4 GiB are placed above") func largeOnesSpillAbove4GiB() throws {
     let big = function(1, [.init(index: 0, space: .memory64, size: 512 << 20, prefetchable: true)])
     let bigger = function(2, [.init(index: 0, space: .memory64, size: 4 << 30, prefetchable: true)])
     let second = function(3, [.init(index: 0, space: .memory64, size: 512 << 20, prefetchable: true)])
@@ -72,7 +73,7 @@ import Testing
     #expect(memory[3] == 0xe000_0000..<0xe000_1000)
   }
 
-  @Test func whatFindsNoRoomIsNamed() {
+  @Test("the error names the function and BAR without space") func whatFindsNoRoomIsNamed() {
     let fits = function(1, [.init(index: 0, space: .memory32, size: 512 << 20)])
     let tooMuch = function(2, [.init(index: 3, space: .memory32, size: 512 << 20)])
     var placement = ResourcePlacement(windows: Self.windows)
@@ -90,7 +91,7 @@ import Testing
     }
   }
 
-  @Test func aWindowIsUsedToItsEnd() throws {
+  @Test("a window is used to its end") func aWindowIsUsedToItsEnd() throws {
     let windows = ResourcePlacement.Windows(io: 0x1000..<0x1010, memory32: 0xc000_0000..<0xc000_2000, memory64: 0..<0)
     let functions = [1, 2].map { function($0, [.init(index: 0, space: .memory64, size: 0x1000)]) }
     var placement = ResourcePlacement(windows: windows)
@@ -101,7 +102,7 @@ import Testing
     }
   }
 
-  @Test func functionsWithoutBARsAreLeftAlone() throws {
+  @Test("functions without BARs are not changed") func functionsWithoutBARsAreLeftAlone() throws {
     let bridge = function(0, [])
     bridge.command(.busMasterEnable)
     var placement = ResourcePlacement(windows: Self.windows)
@@ -109,8 +110,8 @@ import Testing
     #expect(bridge.read16(StandardOffset.command) == Command.busMasterEnable.rawValue)
   }
 
-  /// A board's reset places all of it again, where it was.
-  @Test func placingAgainAfterAReset() throws {
+  /// After a reset of the board, everything is placed where it was.
+  @Test("placing again after a reset gives the same addresses") func placingAgainAfterAReset() throws {
     let functions = (1..<6 as Range<UInt8>).map {
       function($0, [.init(index: 0, space: .memory64, size: 0x4000), .init(index: 2, space: .io, size: 0x20)])
     }

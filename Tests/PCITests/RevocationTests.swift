@@ -4,7 +4,7 @@ import Synchronization
 import TestSupport
 import Testing
 
-/// The end of a function: what is gone at once, what a revocation waits for, and what cannot undo it.
+/// The end of a function: what stops at once, what revoke waits for, and what cannot undo it.
 @Suite struct RevocationTests {
   private static let base: UInt64 = 0xc000_0000
 
@@ -37,8 +37,8 @@ import Testing
     return (function, model)
   }
 
-  /// Revokes a function while something of it is in flight.
-  /// - Parameter end: ends what is in flight.
+  /// Revokes a function while one of its operations is in flight, and checks that revoke waits.
+  /// - Parameter end: ends the operation in flight.
   private func revokeWaits(for function: Function, until end: () -> Void) {
     let before = parking.sleepers.value
     let isRevoked = SharedInteger()
@@ -47,7 +47,7 @@ import Testing
       isRevoked.increment()
     }
     #expect(eventually { parking.sleepers.value > before || isRevoked.value == 1 })
-    #expect(isRevoked.value == 0, "something is in flight")
+    #expect(isRevoked.value == 0, "revoke must wait for the operation in flight")
     end()
     thread.join()
     #expect(isRevoked.value == 1)
@@ -94,7 +94,7 @@ import Testing
     #expect(memoryBus.read(address: 0xd000_0000, width: .byte) == nil)
     #expect(!function.requester.busMasterEnable)
     function.requester.busMasterEnable = true
-    #expect(!function.requester.busMasterEnable, "for good")
+    #expect(!function.requester.busMasterEnable, "permanently")
     function.revoke()
   }
 
@@ -134,7 +134,7 @@ import Testing
     let access = TestThread { function.write32(0x10, 0xd000_0000) }
     model.entered.wait()
     function.refuse()
-    // Still there, as the move has it; its model is not.
+    // The region is still on the bus, where the move put it; the model is not reached.
     #expect(memoryBus.read(address: 0xd000_0000, width: .byte) == 0xff && model.accesses.value == 0)
     revokeWaits(for: function) {
       model.blocksPlacing.value = 0
@@ -142,7 +142,7 @@ import Testing
     }
     access.join()
     for base in [Self.base, 0xd000_0000] { #expect(memoryBus.read(address: base, width: .byte) == nil) }
-    #expect(model.base.withLock { $0 } == nil, "the model has it nowhere")
+    #expect(model.base.withLock { $0 } == nil, "the model's BAR is nowhere")
   }
 
   @Test func `Revoked amid moves of its BAR on two other threads, it leaves no region behind`() throws {
@@ -174,7 +174,7 @@ import Testing
     _ = memoryBus.attach(hidden, at: Self.base, size: 0x1000, priority: .movable)
     function.refuse()
     #expect(memoryBus.read(address: Self.base, width: .byte) == 0x77)
-    #expect(hidden.changes.value == 0, "that may take locks and host calls")
+    #expect(hidden.changes.value == 0, "refuse must not notify: a notification may take locks and call the host")
     function.revoke()
     #expect(hidden.changes.value == 1)
   }
@@ -230,12 +230,12 @@ import Testing
     #expect(host.doorbell == 0x1000 && served.value == 1)
     function.refuse()
     #expect(host.doorbell == 0x1000 && !host.stopped)
-    // As a write would that came through the kernel.
+    // As a doorbell write that came through the kernel does.
     host.wake()
     #expect(served.value == 1)
     worker.setDoorbell(at: 0x2000)
     worker.wake()
-    // As a write would that came through the kernel.
+    // As a doorbell write that came through the kernel does.
     host.wake()
     #expect(host.doorbell == nil && served.value == 1)
     function.revoke()
@@ -256,7 +256,7 @@ import Testing
   }
 
   @Test(
-    "A request in flight holds up revoke, and not refuse",
+    "revoke waits for a request in flight, and refuse does not",
     arguments: ["port", "direct port", "request port", "translated"])
   func requests(kind: String) throws {
     let (function, _) = try make()
@@ -344,7 +344,7 @@ import Testing
 
 // MARK: - Doubles
 
-/// A parking place that counts who came to sleep there.
+/// A parking place that counts the threads that park.
 private final class WatchedParking: Parking {
   let sleepers = SharedInteger()
   private let permits = TestSemaphore()
@@ -357,7 +357,7 @@ private final class WatchedParking: Parking {
   func unpark() { permits.signal() }
 }
 
-/// A device whose accesses wait until the test lets them leave.
+/// A device whose accesses wait until the test releases them.
 private final class GatedModel: FunctionModel {
   let entered = TestSemaphore()
   let mayLeave = TestSemaphore()
@@ -417,7 +417,7 @@ private final class HiddenDevice: BusDevice {
   func visiblePartsChanged() { changes.increment() }
 }
 
-/// Routes whose message changes only when the test lets it.
+/// Routes whose message changes only when the test allows it.
 private final class GatedRouter: InterruptRouter {
   let entered = TestSemaphore()
   let mayLeave = TestSemaphore()
@@ -451,7 +451,7 @@ private final class GatedRouter: InterruptRouter {
   }
 }
 
-/// One worker, whose doorbell is set when the test lets it.
+/// One worker, whose doorbell is set only when the test allows it.
 private final class GatedDoorbellSource: QueueWorkerSource {
   final class Worker: QueueWorker {
     let entered = TestSemaphore()
@@ -488,7 +488,7 @@ private final class LoggingWorkers: QueueWorkerSource {
   func makeWorker(name: String, handler: @escaping @Sendable () -> Void) -> any QueueWorker { Worker(log) }
 }
 
-/// A timer that runs when the test says so.
+/// A timer that fires when the test calls `fire`.
 private final class HandTimer: OneShotTimer {
   private let handler = Mutex<(@Sendable () -> Void)?>(nil)
 

@@ -3,7 +3,7 @@ import PCI
 import TestSupport
 import Testing
 
-/// A root complex with two ports and a function below each, as software sees it.
+/// A root complex with two ports and a function below each, as software sees them.
 @Suite struct RootPortTests {
   private let board = TestBoard()
   private let root = Bus(number: 0)
@@ -13,7 +13,7 @@ import Testing
   private let models: [RecordingModel]
   private let access: EnhancedConfigurationAccess
 
-  /// Of the ports.
+  /// Registers of the ports.
   private enum Register {
     static let buses = 0x18
     static let ioWindow = 0x1c
@@ -79,7 +79,7 @@ import Testing
     number(0, secondary: 0x40, subordinate: 0x40)
     #expect(read(1, 0, 0) == .max)
     #expect(read(0x40, 0, 0) == identity)
-    // Above its subordinate number, and bus 0, a link is not to be reached.
+    // A secondary number above the subordinate one, or 0, makes the link unreachable.
     number(0, secondary: 0x41, subordinate: 0x40)
     #expect(read(0x41, 0, 0) == .max)
     number(0, secondary: 0, subordinate: 0xff)
@@ -131,7 +131,7 @@ import Testing
     #expect(!requester.busMasterEnable)
     ports[0].function.command(.busMasterEnable)
     #expect(requester.busMasterEnable)
-    // The model hears of it, as of its own Command register.
+    // The model is notified, as if its own Command register were written.
     #expect(models[0].take().contains(.configurationWritten(offset: 4, width: .word, value: 4)))
     ports[0].function.command([])
     #expect(!requester.busMasterEnable)
@@ -147,7 +147,7 @@ import Testing
     function.command([.memorySpaceEnable, .ioSpaceEnable])
     func decodes(_ address: UInt64) -> Bool { board.memoryBus.read(address: address, width: .byte) != nil }
     #expect(!decodes(0xc010_0000))
-    // 1 MiB from 0xc0100000; the 64-bit one stays closed.
+    // 1 MiB at 0xc0100000; the 64-bit window stays closed.
     port.write32(Register.memoryWindow, 0xc010_c010)
     #expect(!decodes(0xc010_0000))
     port.command(.memorySpaceEnable)
@@ -157,7 +157,7 @@ import Testing
     port.write32(Register.prefetchableBaseUpper, 0x20)
     port.write32(Register.prefetchableLimitUpper, 0x20)
     #expect(decodes(0x20_0000_0000))
-    // It is 16 MiB: half a window is none.
+    // The BAR has 16 MiB and the window has 8: a BAR must lie in the window completely.
     port.write32(Register.prefetchableWindow, 0x0070_0000)
     #expect(!decodes(0x20_0000_0000))
     port.write32(Register.memoryWindow, 0xc010_c020)
@@ -282,7 +282,7 @@ import Testing
     #expect(throws: ResourcePlacement.NoRoom.self) { try again.place([], ports: [greedy]) }
   }
 
-  /// Any write to any register of a port, with requests of every kind in between: nothing traps.
+  /// Random writes to all registers of a port, with requests in between: nothing traps.
   @Test func `software may write anything into a port`() {
     var seed: UInt64 = 0x9e37_79b9_7f4a_7c15
     func next() -> UInt64 {

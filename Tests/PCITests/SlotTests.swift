@@ -4,7 +4,7 @@ import Synchronization
 import TestSupport
 import Testing
 
-/// A port whose slot is plugged and unplugged while software runs, and what stands for the board above it.
+/// A port whose slot is plugged and unplugged while software runs, and a stand-in for the board above it.
 final class SlotBoard {
   let board = TestBoard()
   let root = Bus(number: 0)
@@ -34,9 +34,9 @@ final class SlotBoard {
   var ejectCount: Int { ejects.value }
   var refusalCount: Int { refusals.value }
   var isOccupied: Bool { function != nil }
-  /// The device of an eject is still there.
+  /// Whether an ejected device is still in the slot.
   var isEjecting: Bool { ejects.value > takenEjects }
-  /// Of the device in the slot.
+  /// The identity register of the device in the slot.
   var identity: UInt32? { function?.read32(0) }
 
   func makeFunction(number: UInt8 = 0) -> (Function, RecordingModel) {
@@ -51,7 +51,7 @@ final class SlotBoard {
     return (function, model)
   }
 
-  /// There when the machine starts.
+  /// Adds a device that is present when the machine starts.
   @discardableResult
   func coldPlug() -> RecordingModel {
     let (function, model) = makeFunction()
@@ -78,7 +78,7 @@ final class SlotBoard {
     port.emptied()
   }
 
-  /// Takes the device of an eject.
+  /// Removes the device that software has ejected.
   func takeEjected() {
     guard ejects.value > takenEjects else { return }
     #expect(ejects.value == takenEjects + 1 && function != nil, "ejected without a device")
@@ -110,7 +110,7 @@ final class SlotBoard {
 }
 
 @Suite struct SlotTests {
-  /// From Slot Capabilities on: capabilities, control, status.
+  /// Returns Slot Capabilities, then Slot Control and Status.
   private func registers(_ slot: SlotBoard) -> [UInt32] {
     [slot.port.function.read32(slot.express + 0x14), slot.port.function.read32(slot.express + 0x18)]
   }
@@ -165,7 +165,7 @@ final class SlotBoard {
     function.write32(slot.express + 0x14, .max)
     function.write32(slot.express + 0x10, .max)
     #expect(slot.status == 0)
-    // With both in one access, what the command sets stays.
+    // In one access to both registers, the command's completion stays set.
     function.write32(slot.express + 0x18, 0xffff_07c0)
     #expect(slot.status == 0x10)
   }
@@ -192,7 +192,7 @@ final class SlotBoard {
     slot.port.function.write16(0x4c, 0x51)
     slot.port.function.command(.busMasterEnable)
     func sent() -> Int { slot.board.router.deliveries.count }
-    // Presence is not enabled, the link's event is; no interrupt before Hot-Plug Interrupt Enable.
+    // The link's event is enabled and presence is not. No interrupt before Hot-Plug Interrupt Enable.
     slot.control = 0x17c0
     slot.status = 0xffff
     slot.insert()
@@ -209,7 +209,7 @@ final class SlotBoard {
     slot.control = 0x07f0
     #expect(!slot.board.line.asserted)
     slot.control = 0x07e0
-    // Message signalled.
+    // With MSI enabled.
     slot.port.function.write16(0x42, 1)
     #expect(sent() == 0)
     slot.control = 0x17f8
@@ -240,7 +240,7 @@ final class SlotBoard {
     slot.access.write(offset: 1 << 20 | 0x04, width: .word, value: 2)
     #expect(slot.board.memoryBus.read(address: 0xc010_0000, width: .byte) != nil)
     _ = model.take()
-    // The indicator stays on: this is no eject.
+    // The indicator stays on, so this is no eject.
     slot.control = 0x05c0
     #expect(read(0) == 0xffff_ffff)
     #expect(slot.board.memoryBus.read(address: 0xc010_0000, width: .byte) == nil)

@@ -3,8 +3,8 @@ import PCI
 import TestSupport
 import Testing
 
-/// Software that writes anything anywhere into a port, while devices come and go. What must hold then holds after each
-/// step, and a driver that starts after a reset finds a slot that works.
+/// Software writes anything anywhere into a port while devices come and go. The invariants hold after each step, and a
+/// driver that starts after a reset finds a working slot.
 @Suite struct SlotUnderAnythingTests {
   private enum Step: CaseIterable {
     case writeExpress, writeControl, writeAnywhere, number, insert, pullOut, takeEjected, request, reset
@@ -26,7 +26,7 @@ import Testing
           offset: slot.express + .random(in: 0x08...0x1c, using: &generator), width: width,
           value: generator.next() & width.allOnes)
       case .writeControl:
-        // As a driver would: one field at a time.
+        // As a driver writes: one field at a time.
         let field = ([0x0001, 0x1039, 0x0300, 0x0400, 0x0700] as [UInt16]).randomElement(using: &generator) ?? 0
         slot.control = control & ~field | UInt16(truncatingIfNeeded: generator.next()) & field
       case .writeAnywhere:
@@ -36,7 +36,7 @@ import Testing
       case .insert where !slot.isOccupied:
         let pressed = slot.status & 1
         slot.insert()
-        #expect(slot.status & 0x109 == 0x108 | pressed, "presence and link have changed, and nothing is pressed")
+        #expect(slot.status & 0x109 == 0x108 | pressed, "presence and link have changed, and the button has not")
         #expect(slot.ejectCount == ejects)
       case .pullOut where !slot.isEjecting: slot.pullOut()
       case .request where !slot.isEjecting: _ = slot.requestRemoval()

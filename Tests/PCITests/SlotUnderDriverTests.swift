@@ -2,11 +2,12 @@ import PCI
 import TestSupport
 import Testing
 
-/// A native slot with a driver that does what Linux does, and somebody who plugs and unplugs at each of its moments.
+/// A native slot with a driver that does what Linux does, while devices are plugged and unplugged at each of its
+/// moments.
 @Suite struct SlotUnderDriverTests {
   private enum Start: CaseIterable { case empty, full }
 
-  /// A slot with a driver that has come to rest.
+  /// Returns a slot whose driver has started and has nothing to do.
   private func running(_ start: Start) throws -> (SlotBoard, HotplugDriver) {
     let slot = try SlotBoard(.native)
     if start == .full { slot.coldPlug() }
@@ -23,11 +24,12 @@ import Testing
     driver.state != .blinkingOn && driver.device == nil && !slot.isOccupied && slot.control & 0x0700 == 0x0700
   }
 
-  /// Runs a course once to see how many moments it has, then once for each, with something done at that moment.
+  /// Runs a scenario once to count its moments, then once for each moment, with an action at that moment.
   /// - Parameters:
-  ///   - prepare: what comes before the moments count.
-  ///   - course: what the driver goes through.
-  ///   - check: after both.
+  ///   - prepare: runs before the moments count.
+  ///   - course: the scenario.
+  ///   - action: runs at the moment.
+  ///   - check: runs after both.
   private func atEachMoment(
     of prepare: () throws -> (SlotBoard, HotplugDriver), _ course: (SlotBoard, HotplugDriver) -> Void,
     do action: @escaping (SlotBoard) -> Void, check: (SlotBoard, HotplugDriver, Int) -> Void
@@ -38,7 +40,7 @@ import Testing
     driver.run()
     let count = driver.moments - first
     #expect(count > 5)
-    // The last one comes when all is done.
+    // The last moment is after the scenario.
     for moment in 0...count {
       let (slot, driver) = try prepare()
       let first = driver.moments
@@ -63,7 +65,7 @@ import Testing
     }
   }
 
-  /// A removal from a full slot, an insertion into an empty one.
+  /// Begins a removal from a full slot, or an insertion into an empty one.
   private func begin(_ start: Start, _ slot: SlotBoard) {
     if start == .full { #expect(slot.requestRemoval() == .asked) } else { slot.insert() }
   }

@@ -3,7 +3,7 @@ import PCI
 import Synchronization
 import TestSupport
 
-/// Buses and doubles for functions: what a board is to them.
+/// Buses and doubles that stand in for a function's board.
 final class TestBoard {
   let memory = HeapMemory(size: 0x10000)
   let memoryBus = AddressBus()
@@ -27,20 +27,20 @@ final class TestBoard {
   }
 }
 
-/// A device that remembers what it is told, and answers its regions with the BAR's number and the offset.
+/// A device that records its notifications. A read of a region returns the BAR's number and the offset.
 final class RecordingModel: FunctionModel {
   enum Event: Hashable, Sendable {
     case write(bar: Int, offset: UInt64, width: AccessWidth, value: UInt64)
     case reset
     case placed(bar: Int, base: UInt64?)
-    /// Follows `placed` where something hides a part of the BAR.
+    /// Follows `placed` if something hides a part of the BAR.
     case visible(bar: Int, parts: [Range<UInt64>])
     case configurationWritten(offset: Int, width: AccessWidth, value: UInt64)
   }
 
   private let log = Mutex<[Event]>([])
 
-  /// What was told since the last call.
+  /// Returns the events since the last call.
   func take() -> [Event] {
     log.withLock { log in
       defer { log = [] }
@@ -69,7 +69,7 @@ final class RecordingModel: FunctionModel {
 extension FunctionDescription {
   static var plain: FunctionDescription { FunctionDescription(vendorID: 0x1af4, deviceID: 0x1042, classCode: 0x018000) }
 
-  /// One of everything: each kind of BAR, each capability.
+  /// A function with each type of BAR and each capability.
   static var everything: FunctionDescription {
     var description = FunctionDescription.plain
     description.revisionID = 1
@@ -110,12 +110,12 @@ extension Function {
     writeConfiguration(offset: offset, width: .doubleword, value: UInt64(value))
   }
 
-  /// The Command register, as a driver sets it.
+  /// Writes the Command register, as a driver does.
   func command(_ command: Command) { write16(StandardOffset.command, command.rawValue) }
 }
 
 extension Array where Element == UInt8 {
-  /// 256 bytes from rows of hexadecimal digits; rows that are left out are zero.
+  /// Creates 256 bytes from rows of hexadecimal digits; omitted rows are zero.
   init(rows: [Int: String]) {
     self.init(repeating: 0, count: 256)
     for (offset, text) in rows {
@@ -125,7 +125,7 @@ extension Array where Element == UInt8 {
     }
   }
 
-  /// Rows of 16 bytes, so that a difference can be seen.
+  /// Rows of 16 bytes, which make a difference readable.
   var dump: [String] {
     stride(from: 0, to: count, by: 16).map { row in
       let bytes = self[row..<Swift.min(row + 16, count)].map { ($0 < 16 ? "0" : "") + String($0, radix: 16) }
