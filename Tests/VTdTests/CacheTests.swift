@@ -4,12 +4,12 @@ import VTdOracle
 
 @testable import VTd
 
-/// Entries stay until the guest invalidates them, at the granularity that it names and no finer.
-@Suite("Caches and invalidation")
+/// Entries stay cached until the guest invalidates them. Each granularity removes at least what it names.
+@Suite("caches and invalidation")
 struct CacheTests {
   let source = RequesterID(bus: 0, device: 3, function: 0)
 
-  /// Descriptors.
+  /// Invalidation descriptors.
   static func contextCache(_ granularity: UInt64, domain: UInt64 = 0, source: UInt64 = 0, mask: UInt64 = 0) -> [UInt64]
   { [1 | granularity << 4 | domain << 16 | source << 32 | mask << 48, 0] }
   static func iotlb(_ granularity: UInt64, domain: UInt64 = 0, address: UInt64 = 0, mask: UInt64 = 0) -> [UInt64] {
@@ -24,7 +24,8 @@ struct CacheTests {
 
   // MARK: First stage
 
-  /// Pages n at 0x1_0000_0000 + n * 4 KiB, going to 0x20_0000 + n * 4 KiB, domain 5; a 2 MiB page at 0x8000_0000.
+  /// Sets up pages n at 0x1_0000_0000 + n * 4 KiB, mapped to 0x20_0000 + n * 4 KiB in domain 5, and a 2 MiB page at
+  /// 0x8000_0000.
   func firstStage(nested: Bool = false) throws -> (
     guest: Guest, port: any DMAPort, table: UInt64, tables: Guest.ScalableTables
   ) {
@@ -44,7 +45,7 @@ struct CacheTests {
 
   func page(_ n: UInt64) -> UInt64 { 0x1_0000_0000 + n * 0x1000 }
 
-  @Test("A page stays cached until its PASID's, its domain's or its own invalidation")
+  @Test("a page stays cached until an invalidation of its PASID, its domain or itself")
   func pages() throws {
     let (guest, port, table, _) = try firstStage()
     let slot = guest.slot(of: page(3), in: table, levels: 4)
@@ -66,7 +67,7 @@ struct CacheTests {
       Self.pasidIOTLB(3, domain: 5, pasid: 0, mask: 63),
       // Bits from MGAW up are ignored.
       Self.pasidIOTLB(3, domain: 5, pasid: 0, address: 0xabcd << 48 | page(3)),
-      // By second-stage address: all of the domain's first-stage entries go.
+      // An invalidation by second-stage address removes all first-stage entries of the domain.
       Self.iotlb(3, domain: 5, address: page(3)), Self.iotlb(3, domain: 5, address: 0x5000),
       Self.iotlb(1), Self.iotlb(2, domain: 5),
     ]
@@ -85,7 +86,7 @@ struct CacheTests {
     }
   }
 
-  @Test("Disabled translation empties the caches of a unit that offers scalable mode, and of no other")
+  @Test("disabling translation empties the caches of a unit with scalable mode, and of no other")
   func translationDisabled() throws {
     let (guest, port, table, _) = try firstStage()
     #expect(port.answer(page(3)) == .at(0x20_3000, 8))
@@ -107,7 +108,7 @@ struct CacheTests {
     #expect(legacyPort.answer(0x5000) == .at(0x20_0000, 8))
   }
 
-  @Test("A page at the upper half's canonical address goes whatever stands above MGAW")
+  @Test("a page in the upper canonical half is invalidated whatever the bits above MGAW are")
   func upperHalf() throws {
     let (guest, port, table, _) = try firstStage()
     let address: UInt64 = 0xffff_8000_0000_5000
@@ -123,7 +124,7 @@ struct CacheTests {
     }
   }
 
-  @Test("An invalidation within a large page takes the large page")
+  @Test("an invalidation within a large page removes it")
   func largePage() throws {
     let (guest, port, table, _) = try firstStage()
     #expect(port.answer(0x8012_3456) == .at(0x72_3456, 8))
@@ -134,18 +135,18 @@ struct CacheTests {
     #expect(port.answer(0x8000_0000) == .refused(.translation))
   }
 
-  @Test("A large range is swept without its neighbours")
+  @Test("a large range is invalidated without its neighbours")
   func largeRange() throws {
     let (guest, port, table, _) = try firstStage()
     for n: UInt64 in 0..<600 { #expect(port.answer(page(n)) == .at(0x20_0000 + n * 0x1000, 8)) }
     for n: UInt64 in 0..<600 { guest.store(0, at: guest.slot(of: page(n), in: table, levels: 4)) }
-    // 512 pages from the first: those behind may be cached still (or have been evicted).
+    // 512 pages from the first one. The pages after them may still be cached, or may have been evicted.
     #expect(guest.submitAndWait(Self.pasidIOTLB(3, domain: 5, pasid: 0, address: page(0), mask: 9)))
     for n: UInt64 in 0..<512 { #expect(port.answer(page(n)) == .refused(.translation)) }
     #expect(port.answer(page(599)) == .at(0x20_0000 + 599 * 0x1000, 8))
   }
 
-  @Test("Filling the cache evicts, and never mixes pages up")
+  @Test("a full cache evicts entries and never confuses pages")
   func capacity() throws {
     let (guest, port, _, _) = try firstStage()
     for _ in 0..<3 {
@@ -157,7 +158,7 @@ struct CacheTests {
     #expect(counters.iotlbHits + counters.iotlbMisses == 1800)
   }
 
-  @Test("The PASID-table entry stays cached until a PASID-cache invalidation names it")
+  @Test("a PASID-table entry stays cached until a PASID-cache invalidation names it")
   func pasidEntry() throws {
     let (guest, port, _, tables) = try firstStage()
     let other = guest.page()
@@ -175,7 +176,7 @@ struct CacheTests {
         #expect(port.answer(page(0)) == .at(0x20_0000, 8), "stale, after \(survivor.map { String($0, radix: 16) })")
       }
       #expect(guest.submitAndWait(remover))
-      // The page is cached under the same domain still.
+      // The page is still cached under the same domain.
       #expect(port.answer(page(0)) == .at(0x20_0000, 8))
       #expect(guest.submitAndWait(Self.iotlb(1)))
       #expect(port.answer(page(0)) == .at(0x50_0000, 8))
@@ -185,7 +186,7 @@ struct CacheTests {
     }
   }
 
-  @Test("The scalable context entry stays cached until a context-cache invalidation names its device")
+  @Test("a scalable context entry stays cached until a context-cache invalidation names its device")
   func scalableContext() throws {
     let (guest, port, _, tables) = try firstStage()
     #expect(port.answer(page(0)) == .at(0x20_0000, 8))
@@ -207,7 +208,7 @@ struct CacheTests {
       #expect(guest.submitAndWait(remover))
       #expect(port.answer(page(0)) == .refused(.translation))
       #expect(guest.takeFault()?.reason == 0x41)
-      // What was not present is not cached.
+      // An entry that is not present is not cached.
       guest.store(good, at: tables.context)
       #expect(port.answer(page(0)) == .at(0x20_0000, 8))
     }
@@ -215,7 +216,7 @@ struct CacheTests {
 
   // MARK: Second stage
 
-  @Test("Legacy: context by device, domain and globally; pages by page, domain and globally")
+  @Test("in legacy mode, contexts are invalidated by device, domain or globally, and pages by page, domain or globally")
   func legacy() throws {
     let guest = try Guest()
     let table = guest.page()
@@ -261,7 +262,7 @@ struct CacheTests {
     }
   }
 
-  @Test("Nested pages go by PASID, by domain, and by any second-stage page of the domain")
+  @Test("nested pages are invalidated by PASID, by domain and by any second-stage page of the domain")
   func nested() throws {
     let (guest, port, table, tables) = try firstStage(nested: true)
     // An identity second stage below, one 1 GiB page.
@@ -287,7 +288,7 @@ struct CacheTests {
     }
   }
 
-  @Test("Invalidations reach every port; a port that is gone keeps its counts")
+  @Test("invalidations reach every port, and a port's counts stay after it is gone")
   func ports() throws {
     let (guest, port, table, _) = try firstStage()
     var other: (any DMAPort)? = guest.port(source)
@@ -306,7 +307,7 @@ struct CacheTests {
     #expect(before.waits == 1)
   }
 
-  @Test("Observers hear everything in order, and before the wait completes")
+  @Test("observers receive each invalidation in order, before the wait completes")
   func observers() throws {
     let (guest, _, _, _) = try firstStage()
     _ = guest.observer.take()

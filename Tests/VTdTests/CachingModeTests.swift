@@ -4,14 +4,14 @@ import VTdOracle
 
 @testable import VTd
 
-/// Caching mode (VT-d 6.1): what is not present or wrong stays cached until it is invalidated. Without it, nothing of
-/// the kind is cached.
-@Suite("Caching mode")
+/// Caching mode (VT-d 6.1): an entry that is not present or malformed stays cached until it is invalidated. Without
+/// caching mode, such entries are not cached.
+@Suite("caching mode")
 struct CachingModeTests {
   let source = RequesterID(bus: 0, device: 3, function: 0)
   private static let input: UInt64 = 0x5000
 
-  /// Something in the guest's tables that refuses a request, and what software stores there to mend it.
+  /// An entry in the guest's tables that refuses a request, and the value that corrects it.
   private struct Wrong {
     var address: UInt64
     var bad: UInt64
@@ -19,15 +19,15 @@ struct CachingModeTests {
     var reason: UInt8
   }
 
-  /// Mends it, and expects the request to go on being refused after `survivors`, until each of `removers`; without
-  /// caching mode, expects it to pass at once.
+  /// Corrects the entry. With caching mode, expects that the request is still refused after each of `survivors`, and
+  /// passes after each of `removers`. Without caching mode, expects that the request passes at once.
   private func expect(
     _ guest: Guest, _ port: any DMAPort, _ wrong: Wrong, access: DMAAccess = .read, survivors: [[UInt64]],
     removers: [[UInt64]]
   ) {
     for remover in removers {
       guest.store(wrong.bad, at: wrong.address)
-      // In the reverse direction every mode needs an invalidation.
+      // A change in the other direction needs an invalidation in every mode.
       #expect(guest.submitAndWait(CacheTests.contextCache(1), CacheTests.iotlb(1)))
       if guest.unit.options.scalableMode { #expect(guest.submitAndWait(CacheTests.pasidCache(3))) }
       #expect(port.answer(Self.input, access) == .refused(.translation))
@@ -62,11 +62,11 @@ struct CachingModeTests {
     return (guest, guest.port(source), root, context, guest.slot(of: Self.input, in: table, levels: 4))
   }
 
-  @Test("A legacy context entry, under domain 0", arguments: [true, false])
+  @Test("a bad legacy context entry is cached under domain 0", arguments: [true, false])
   func legacyContext(cachingMode: Bool) throws {
     let (guest, port, _, context, _) = try legacy(cachingMode)
     let good = guest.load(context)
-    // Not present, with a reserved bit, of a type that is not offered.
+    // Not present; with a reserved bit; of a translation type that the unit does not offer.
     for (bad, reason): (UInt64, UInt8) in [(good & ~1, 0x02), (good | 1 << 5, 0x0b), (good | 1 << 2, 0x03)] {
       expect(
         guest, port, Wrong(address: context, bad: bad, good: good, reason: reason),
@@ -81,7 +81,7 @@ struct CachingModeTests {
     }
   }
 
-  @Test("Faults about root entries, and about tables that are not RAM, are not cached", arguments: [true, false])
+  @Test("faults in root entries and tables outside RAM are not cached", arguments: [true, false])
   func notCached(cachingMode: Bool) throws {
     let (guest, port, root, context, _) = try legacy(cachingMode)
     let (rootEntry, contextEntry) = (guest.load(root), guest.load(context))
@@ -94,13 +94,13 @@ struct CachingModeTests {
       #expect(port.answer(Self.input) == .refused(.translation))
       #expect(guest.takeFault()?.reason == reason)
       guest.store(good, at: address)
-      // The context entry that points to no RAM is good, and cached.
+      // The context entry whose table is outside RAM is valid itself, and so is cached.
       if reason == 0x07 { #expect(guest.submitAndWait(CacheTests.contextCache(1))) }
       #expect(port.answer(Self.input) == .at(0x20_0000, 8))
     }
   }
 
-  @Test("A legacy page, under its domain", arguments: [true, false])
+  @Test("a refused page is cached under its legacy domain", arguments: [true, false])
   func legacyPage(cachingMode: Bool) throws {
     let (guest, port, _, _, slot) = try legacy(cachingMode)
     let survivors = [
@@ -120,7 +120,7 @@ struct CachingModeTests {
     }
   }
 
-  @Test("What refuses a write does not refuse a read; another page is another matter")
+  @Test("a cached refusal of a write affects neither reads nor other pages")
   func access() throws {
     let (guest, port, _, _, slot) = try legacy(true)
     guest.store(0x20_0001, at: slot)
@@ -133,7 +133,7 @@ struct CachingModeTests {
     #expect(port.answer(Self.input + 0x1000, .write) == .at(0x30_0000, 8))
   }
 
-  @Test("More refused pages than are kept: some are looked at again, none is mixed up")
+  @Test("with more refused pages than the cache holds, some are walked again and none is confused")
   func capacity() throws {
     let (guest, port, _, _, slot) = try legacy(true)
     for page: UInt64 in 1...200 { #expect(port.answer(Self.input + page << 12) == .refused(.translation)) }
@@ -147,7 +147,7 @@ struct CachingModeTests {
     for page: UInt64 in 1...200 { #expect(port.answer(Self.input + page << 12) == .at(0x30_0000 + page << 12, 8)) }
   }
 
-  @Test("Faults that are not to be recorded are not, cached or not")
+  @Test("suppressed faults are not recorded, whether they are cached or not")
   func suppression() throws {
     let (guest, port, _, context, _) = try legacy(true)
     guest.store(guest.load(context) & ~1 | 2, at: context)
@@ -159,7 +159,7 @@ struct CachingModeTests {
     #expect(guest.unit.counters.contextWalks == 1)
   }
 
-  @Test("Setting the root table pointer takes everything out")
+  @Test("setting the root table pointer removes all cached refusals")
   func rootTable() throws {
     let (guest, port, root, context, slot) = try legacy(true)
     let good = guest.load(context)
@@ -200,7 +200,7 @@ struct CachingModeTests {
     return (guest, guest.port(source), tables, first, second)
   }
 
-  @Test("A scalable context entry", arguments: [true, false])
+  @Test("a bad scalable context entry is cached", arguments: [true, false])
   func scalableContext(cachingMode: Bool) throws {
     let (guest, port, tables, _, _) = try scalable(cachingMode, type: 1)
     let good = guest.load(tables.context)
@@ -214,7 +214,7 @@ struct CachingModeTests {
     }
   }
 
-  @Test("A PASID-table entry and its directory entry, under the PASID and any domain", arguments: [true, false])
+  @Test("a bad PASID-table or directory entry is cached under its PASID and any domain", arguments: [true, false])
   func pasidEntry(cachingMode: Bool) throws {
     let (guest, port, tables, _, _) = try scalable(cachingMode, type: 1)
     let (entry, directory) = (guest.load(tables.entry), guest.load(tables.directory))
@@ -238,7 +238,7 @@ struct CachingModeTests {
     }
   }
 
-  @Test("A second-stage page in scalable mode", arguments: [true, false])
+  @Test("a refused second-stage page is cached in scalable mode", arguments: [true, false])
   func secondStage(cachingMode: Bool) throws {
     let (guest, port, _, _, second) = try scalable(cachingMode, type: 2)
     let slot = guest.slot(of: Self.input, in: second, levels: 4)
@@ -257,7 +257,7 @@ struct CachingModeTests {
     }
   }
 
-  @Test("Nested: what the second stage refuses, the page or a table of the first stage", arguments: [true, false])
+  @Test("a second-stage refusal of a first-stage table or page is cached", arguments: [true, false])
   func nested(cachingMode: Bool) throws {
     let (guest, port, _, first, second) = try scalable(cachingMode, type: 3)
     let page = guest.slot(of: 0x20_0000, in: second, levels: 4)
@@ -278,7 +278,7 @@ struct CachingModeTests {
     }
   }
 
-  @Test("What the first stage refuses is never cached", arguments: [1, 3] as [UInt64])
+  @Test("a first-stage refusal is never cached", arguments: [1, 3] as [UInt64])
   func firstStage(type: UInt64) throws {
     let (guest, port, _, first, _) = try scalable(true, type: type)
     let slot = guest.slot(of: Self.input, in: first, levels: 4)

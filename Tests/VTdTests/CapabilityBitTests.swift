@@ -4,14 +4,14 @@ import VTdOracle
 
 @testable import VTd
 
-/// Each bit of CAP and ECAP (VT-d 11.4.2, 11.4.3): on a unit that sets it, what it stands for works; on a unit that
-/// leaves it clear, software that uses it anyway gets nothing for it.
-@Suite("Capability bits")
+/// Each bit of CAP and ECAP (VT-d 11.4.2, 11.4.3). Where a unit sets a bit, its feature works; where it does not,
+/// software that uses the feature has no effect.
+@Suite("capability bits")
 struct CapabilityBitTests {
   static let source = RequesterID(bus: 0, device: 3, function: 0)
   static let input: UInt64 = 0x1_2345_6000
 
-  /// One unit of each kind that options can make.
+  /// A unit with one combination of options.
   struct Unit: Sendable, CustomTestStringConvertible {
     let testDescription: String
     let options: UnitOptions
@@ -86,25 +86,25 @@ struct CapabilityBitTests {
 
   // MARK: A request behind tables that use one bit
 
-  /// What a scalable-mode setting has in its context entry and the PASID-table entry of PASID 0.
+  /// The context entry and the PASID-table entry of PASID 0.
   struct Entries {
     var words: (UInt64, UInt64, UInt64)
     var contextLow: UInt64 = 0
     var contextHigh: UInt64 = 0
-    /// The entry of another PASID is the same.
+    /// The PASID whose entry is used.
     var pasid: UInt32 = 0
   }
 
   struct Scalable {
     let guest: Guest
     let tables: Guest.ScalableTables
-    /// Of the stage that requests go through first.
+    /// Root of the stage that requests use first.
     let root: UInt64
     let second: UInt64
 
     var leaf: UInt64 { guest.slot(of: CapabilityBitTests.input, in: root, levels: 4) }
 
-    /// nil where the request passes, else its fault reason.
+    /// Returns the fault reason; nil if the request passes.
     func reason(_ access: DMAAccess = .read, pasid: UInt32? = nil) -> UInt8? {
       if case .at = guest.port(CapabilityBitTests.source, pasid: pasid).answer(CapabilityBitTests.input, access) {
         return nil
@@ -113,8 +113,9 @@ struct CapabilityBitTests {
     }
   }
 
-  /// Scalable mode through the first stage where there is one, else through the second. `input` is at 0x20_0000.
-  /// - Parameter tableBits: of the first stage's entries; accessed and dirty unless given.
+  /// Sets up scalable mode with the first stage if the unit has one, else with the second. `input` is mapped to
+  /// 0x20_0000.
+  /// - Parameter tableBits: of the first stage's table entries; by default with the accessed bit set.
   private func scalable(
     _ unit: Unit, tableBits: UInt64 = 0x27, leafBits: UInt64 = 0x67, _ edit: (inout Entries) -> Void = { _ in }
   ) throws -> Scalable {
@@ -122,7 +123,7 @@ struct CapabilityBitTests {
     let first = guest.page()
     let second = guest.page()
     guest.map(Self.input, in: first, levels: 4, entry: 0x20_0000 | leafBits, tableBits: tableBits)
-    // The second stage maps the tables where they are, and the input, too.
+    // The second stage maps the tables to themselves, and the input as well.
     for page: UInt64 in 0..<0x400 { guest.map(page << 12, in: second, levels: 4, entry: page << 12 | 3, tableBits: 3) }
     guest.map(Self.input, in: second, levels: 4, entry: 0x20_0003, tableBits: 3)
     var entries = Entries(
@@ -147,7 +148,7 @@ struct CapabilityBitTests {
       guest: guest, tables: tables, root: unit.options.firstStage ? first : second, second: second)
   }
 
-  /// Whether a request passes in scalable mode.
+  /// Returns whether a request passes in scalable mode.
   private func passes(
     _ unit: Unit, _ access: DMAAccess = .read, pasid: UInt32? = nil, _ edit: (inout Entries) -> Void
   ) throws -> Bool {
@@ -155,7 +156,7 @@ struct CapabilityBitTests {
     return try scalable(unit, edit).reason(access, pasid: pasid) == nil
   }
 
-  /// The fault reason of a request in legacy mode; nil: it passes.
+  /// Returns the fault reason of a request in legacy mode; nil if it passes.
   private func legacy(
     _ unit: Unit, type: UInt64 = 0, width: UInt64? = nil, address: UInt64 = 0x5000, leaf: UInt64 = 0x20_0003,
     level: Int = 1
@@ -174,7 +175,7 @@ struct CapabilityBitTests {
 
   // MARK: CAP
 
-  @Test("AFL, RWBF, PLMR, PHMR are clear: their commands and registers do nothing", arguments: units)
+  @Test("AFL, RWBF, PLMR and PHMR are clear, and their commands and registers do nothing", arguments: units)
   func commandsNotOffered(unit: Unit) throws {
     #expect(unit.capabilities.capability[bits: 3...6] == 0)
     let guest = try unit.guest()
@@ -207,12 +208,12 @@ struct CapabilityBitTests {
     #expect((guest.takeFault()?.reason == 0x02) == unit.cap(7))
   }
 
-  @Test("SAGAW: the address widths that entries may choose", arguments: units, [1, 2, 3] as [UInt64])
+  @Test("SAGAW lists the address widths that entries may select", arguments: units, [1, 2, 3] as [UInt64])
   func addressWidths(unit: Unit, width: UInt64) throws {
     #expect((try legacy(unit, width: width) == nil) == unit.cap(8 + Int(width)))
   }
 
-  @Test("MGAW: an address beyond it is refused, within it is not", arguments: units)
+  @Test("MGAW: an address beyond it is refused, and one within passes", arguments: units)
   func guestAddressWidth(unit: Unit) throws {
     guard unit.options.dmaTranslation else { return }
     let bits = Int(unit.capabilities.capability[bits: 16...21]) + 1
@@ -222,14 +223,14 @@ struct CapabilityBitTests {
     if bits < 57 { #expect(try legacy(unit, width: width, address: 1 << UInt64(bits)) == 0x04) }
   }
 
-  @Test("SSLPS: second-stage pages of 2 MiB and 1 GiB", arguments: units, [34, 35])
+  @Test("SSLPS: second-stage pages of 2 MiB and 1 GiB work where offered", arguments: units, [34, 35])
   func largePages(unit: Unit, bit: Int) throws {
     guard unit.options.dmaTranslation else { return }
     let leaf: UInt64 = bit == 34 ? 0x20_0083 : 0x83
     #expect((try legacy(unit, leaf: leaf, level: bit - 32) == nil) == unit.cap(bit))
   }
 
-  @Test("PSI and MAMV: page-selective invalidations up to 2 to the MAMV pages", arguments: units)
+  @Test("PSI and MAMV: page-selective invalidations cover up to 2 to the MAMV pages", arguments: units)
   func pageSelective(unit: Unit) throws {
     #expect(unit.cap(39))
     let most = unit.capabilities.capability[bits: 48...53]
@@ -239,7 +240,7 @@ struct CapabilityBitTests {
     #expect(!guest.submitAndWait(CacheTests.iotlb(3, domain: 1, address: 0, mask: most + 1)))
   }
 
-  @Test("FRO and NFR: as many fault records as said, where said", arguments: units)
+  @Test("FRO and NFR give the place and number of the fault records", arguments: units)
   func faultRecords(unit: Unit) throws {
     let guest = try unit.guest()
     let place = Int(unit.capabilities.capability[bits: 24...33]) * 16
@@ -254,7 +255,7 @@ struct CapabilityBitTests {
     #expect(guest.read32(0x34)[bit: 0], "PFO")
   }
 
-  @Test("DWD and DRD: set or clear, an invalidation may ask for a drain", arguments: units)
+  @Test("DWD and DRD: an invalidation may request a drain, whether they are set or not", arguments: units)
   func drain(unit: Unit) throws {
     #expect(unit.cap(54) == unit.options.dmaDrain && unit.cap(55) == unit.options.dmaDrain)
     let guest = try unit.guest()
@@ -262,7 +263,7 @@ struct CapabilityBitTests {
     #expect(guest.submitAndWait([2 | 1 << 4 | 0xc0, 0]))
   }
 
-  @Test("FS1GP: first-stage pages of 1 GiB", arguments: units)
+  @Test("FS1GP: first-stage pages of 1 GiB work where offered", arguments: units)
   func firstStageGigabytePages(unit: Unit) throws {
     guard unit.options.firstStage else { return #expect(!unit.cap(56)) }
     let setting = try scalable(unit)
@@ -271,7 +272,7 @@ struct CapabilityBitTests {
     #expect((setting.reason() == nil) == unit.cap(56))
   }
 
-  @Test("FS5LP: five-level first-stage tables", arguments: units)
+  @Test("FS5LP: five-level first-stage tables work where offered", arguments: units)
   func fiveLevels(unit: Unit) throws {
     guard unit.options.firstStage else { return #expect(!unit.cap(60)) }
     let setting = try scalable(unit)
@@ -281,7 +282,7 @@ struct CapabilityBitTests {
     #expect((setting.reason() == nil) == unit.cap(60))
   }
 
-  @Test("PI is clear: a posted interrupt entry is refused", arguments: units)
+  @Test("PI is clear, and a posted interrupt entry is refused", arguments: units)
   func postedInterrupts(unit: Unit) throws {
     #expect(!unit.cap(59))
     guard unit.ecap(3) else { return }
@@ -290,7 +291,7 @@ struct CapabilityBitTests {
 
   // MARK: ECAP
 
-  @Test("C: walks see what is in memory, whether the bit is set or not", arguments: units)
+  @Test("C: walks read memory, whether the bit is set or not", arguments: units)
   func coherent(unit: Unit) throws {
     #expect(unit.ecap(0) == unit.options.nested)
     guard unit.options.scalableMode else { return }
@@ -299,14 +300,14 @@ struct CapabilityBitTests {
     #expect(setting.reason() != nil)
   }
 
-  @Test("QI: the invalidation queue", arguments: units)
+  @Test("QI: the invalidation queue works", arguments: units)
   func queue(unit: Unit) throws {
     let guest = try unit.guest()
     guest.enableQueue(wide: unit.options.scalableMode)
     #expect(guest.submitAndWait([1 | 1 << 4, 0]) == unit.ecap(1))
   }
 
-  @Test("DT: translation type 01 of context entries, and DTE", arguments: units)
+  @Test("DT: translation type 01, DTE and device-TLB invalidations work where offered", arguments: units)
   func deviceTLB(unit: Unit) throws {
     if unit.options.dmaTranslation { #expect((try legacy(unit, type: 1) == nil) == unit.ecap(2)) }
     if unit.options.scalableMode { #expect(try passes(unit) { $0.contextLow = 1 << 2 } == unit.ecap(2)) }
@@ -315,7 +316,7 @@ struct CapabilityBitTests {
     #expect(guest.submitAndWait([3, 0]) == unit.ecap(2))
   }
 
-  /// What becomes of an interrupt request for entry 0.
+  /// Returns the result of an interrupt request for entry 0.
   private func interrupt(_ unit: Unit, low: UInt64, extended: Bool = false) throws -> RemappedInterrupt {
     let guest = try unit.guest()
     let table = guest.page()
@@ -327,14 +328,14 @@ struct CapabilityBitTests {
       InterruptMessage(address: 0xfee0_0010, data: 0), from: Self.source, recordFault: false)
   }
 
-  @Test("IR: interrupt requests are remapped", arguments: units)
+  @Test("IR: interrupt requests are remapped where offered", arguments: units)
   func interruptRemapping(unit: Unit) throws {
     let answer = try interrupt(unit, low: 1 | 0x41 << 16)
     guard case .deliver(let message) = answer else { return #expect(Bool(false), "\(answer)") }
     #expect((message.data & 0xff == 0x41) == unit.ecap(3))
   }
 
-  @Test("EIM: 32-bit destinations", arguments: units)
+  @Test("EIM: 32-bit destinations work where offered", arguments: units)
   func extendedInterruptMode(unit: Unit) throws {
     guard unit.ecap(3) else { return #expect(!unit.ecap(4)) }
     let answer = try interrupt(unit, low: 1 | 0x1_0203 << 32, extended: true)
@@ -344,14 +345,14 @@ struct CapabilityBitTests {
     #expect((guest.read32(0x44) == .max) == unit.ecap(4), "FEUADDR")
   }
 
-  @Test("PT: pass-through", arguments: units)
+  @Test("PT: pass-through works where offered", arguments: units)
   func passThrough(unit: Unit) throws {
     if unit.options.dmaTranslation { #expect((try legacy(unit, type: 2) == nil) == unit.ecap(6)) }
     guard unit.options.scalableMode else { return }
     #expect(try passes(unit) { $0.words = Guest.pasidEntry(type: 4) } == unit.ecap(6))
   }
 
-  @Test("SC: SNP of second-stage leaves; PGSNP is ignored without it", arguments: units)
+  @Test("SC: SNP is legal in second-stage leaves where offered, and PGSNP is ignored elsewhere", arguments: units)
   func snoopControl(unit: Unit) throws {
     guard unit.options.dmaTranslation else { return }
     // In scalable mode SNP is ignored where it is not offered.
@@ -360,7 +361,7 @@ struct CapabilityBitTests {
     if unit.options.scalableMode { #expect(try passes(unit) { $0.words.1 |= 1 << 24 }) }
   }
 
-  @Test("IRO: the IOTLB registers are where it says", arguments: units)
+  @Test("IRO gives the place of the IOTLB registers", arguments: units)
   func iotlbRegisters(unit: Unit) throws {
     let guest = try unit.guest()
     let place = Int(unit.capabilities.extended[bits: 8...17]) * 16
@@ -368,7 +369,7 @@ struct CapabilityBitTests {
     #expect(guest.read64(place + 8) >> 57 == 1 << 3 | 1)
   }
 
-  @Test("MHMV: an interrupt entry invalidation reaches 2 to the MHMV entries", arguments: units)
+  @Test("MHMV: an interrupt entry invalidation covers up to 2 to the MHMV entries", arguments: units)
   func handleMask(unit: Unit) throws {
     let most = unit.capabilities.extended[bits: 20...23]
     #expect((most == 15) == unit.ecap(3))
@@ -379,13 +380,13 @@ struct CapabilityBitTests {
     if unit.ecap(3) { #expect(guest.observer.take() == [.interruptEntries(0...0x7fff)]) }
   }
 
-  @Test("NEST: nested translation", arguments: units)
+  @Test("NEST: nested translation works where offered", arguments: units)
   func nested(unit: Unit) throws {
     guard unit.options.firstStage else { return #expect(!unit.ecap(26)) }
     #expect(try passes(unit) { $0.words.0 |= 3 << 6 } == unit.ecap(26))
   }
 
-  @Test("PRS: page requests, PRE and responses", arguments: units)
+  @Test("PRS: PRE and page requests work where offered", arguments: units)
   func pageRequests(unit: Unit) throws {
     guard unit.options.scalableMode else { return #expect(!unit.ecap(29)) }
     let setting = try scalable(unit) { $0.contextLow = 1 << 4 | (unit.ecap(2) ? 1 << 2 : 0) }
@@ -396,7 +397,7 @@ struct CapabilityBitTests {
     #expect((outcome == .queued) == unit.ecap(29))
   }
 
-  @Test("ERS: ERE of first-stage entries, and requests to execute", arguments: units)
+  @Test("ERS: ERE and execute requests work where offered", arguments: units)
   func executeRequests(unit: Unit) throws {
     guard unit.options.firstStage, unit.options.pasidBits > 0 else { return #expect(!unit.ecap(30)) }
     let access: DMAAccess = [.read, .execute]
@@ -408,13 +409,13 @@ struct CapabilityBitTests {
     #expect(try !passes(unit, access, pasid: 0) { $0.contextLow = 1 << 3 }, "without ERE")
   }
 
-  @Test("SRS: SRE of first-stage entries", arguments: units)
+  @Test("SRS: SRE works where offered", arguments: units)
   func supervisorRequests(unit: Unit) throws {
     guard unit.options.scalableMode else { return #expect(!unit.ecap(31)) }
     #expect(try passes(unit) { $0.words.2 |= 1 } == unit.ecap(31))
   }
 
-  @Test("NWFS: a translation request that will not write gets no write right", arguments: units)
+  @Test("NWFS: a translation request with the no-write flag gets no write permission", arguments: units)
   func noWriteFlag(unit: Unit) throws {
     guard unit.options.scalableMode, unit.ecap(2) else { return #expect(!unit.ecap(33)) }
     let setting = try scalable(unit) { $0.contextLow = 1 << 2 }
@@ -423,7 +424,7 @@ struct CapabilityBitTests {
     #expect(page.isWritable != unit.ecap(33))
   }
 
-  @Test("EAFS: EAFE, and EA set by walks", arguments: units)
+  @Test("EAFS: EAFE works where offered, and walks set EA", arguments: units)
   func extendedAccessed(unit: Unit) throws {
     guard unit.options.firstStage else { return #expect(!unit.ecap(34)) }
     let setting = try scalable(unit) { $0.words = ($0.words.0, $0.words.1 | 1 << 23, $0.words.2 | 1 << 7) }
@@ -431,7 +432,7 @@ struct CapabilityBitTests {
     #expect(setting.guest.load(setting.leaf)[bit: 10] == unit.ecap(34))
   }
 
-  @Test("PSS and PASID: requests with PASID as wide as said, and no wider", arguments: units)
+  @Test("PSS and PASID: requests may have PASIDs of that width and no wider", arguments: units)
   func pasids(unit: Unit) throws {
     guard unit.options.scalableMode else { return #expect(!unit.ecap(40)) }
     let bits = unit.ecap(40) ? unit.capabilities.extended[bits: 35...39] + 1 : 0
@@ -447,7 +448,7 @@ struct CapabilityBitTests {
     if bits < 20 { #expect(try reason(1 << UInt32(bits)) == 0x46) }
   }
 
-  @Test("PASIDs beyond PSS get no translation and no page either", arguments: units)
+  @Test("PASIDs beyond PSS get neither a translation nor a page", arguments: units)
   func widePASIDs(unit: Unit) throws {
     guard unit.ecap(40), unit.ecap(2), unit.options.pasidBits < 20 else { return }
     let pasid: UInt32 = 1 << UInt32(unit.options.pasidBits)
@@ -465,7 +466,7 @@ struct CapabilityBitTests {
     #expect(setting.guest.takeFault()?.reason == 0x46)
   }
 
-  @Test("DIT is clear: PFSID of a device-TLB invalidation is reserved", arguments: units)
+  @Test("DIT is clear, and PFSID of a device-TLB invalidation is reserved", arguments: units)
   func throttling(unit: Unit) throws {
     #expect(!unit.ecap(41))
     let guest = try unit.guest()
@@ -473,7 +474,7 @@ struct CapabilityBitTests {
     #expect(!guest.submitAndWait([3 | 1 << 12, 0]))
   }
 
-  @Test("PDS: a wait descriptor may drain page requests", arguments: units)
+  @Test("PDS: a wait descriptor may drain page requests where offered", arguments: units)
   func pageRequestDrain(unit: Unit) throws {
     let guest = try unit.guest()
     guest.enableQueue(wide: unit.options.scalableMode)
@@ -481,14 +482,14 @@ struct CapabilityBitTests {
     #expect((guest.memory.loadUInt32(at: guest.statusPage) == 1) == unit.ecap(42))
   }
 
-  @Test("SMTS: the table mode of RTADDR", arguments: units)
+  @Test("SMTS: RTADDR's table mode is writable where offered", arguments: units)
   func scalableMode(unit: Unit) throws {
     let guest = try unit.guest()
     guest.write64(0x20, 0xc00)
     #expect((guest.read64(0x20) == 0xc00) == unit.ecap(43))
   }
 
-  @Test("VCS is clear: there are no virtual command registers", arguments: units)
+  @Test("VCS is clear, and there are no virtual command registers", arguments: units)
   func virtualCommands(unit: Unit) throws {
     #expect(!unit.ecap(44))
     let guest = try unit.guest()
@@ -498,7 +499,7 @@ struct CapabilityBitTests {
     }
   }
 
-  @Test("SSADS: accessed and dirty bits of second-stage entries", arguments: units)
+  @Test("SSADS: second-stage accessed and dirty bits work where offered", arguments: units)
   func secondStageAccessedDirty(unit: Unit) throws {
     guard unit.ecap(46) else { return #expect(!unit.ecap(45)) }
     let setting = try scalable(unit) {
@@ -510,7 +511,7 @@ struct CapabilityBitTests {
     #expect(leaf & 0x300 == (unit.ecap(45) ? 0x300 : 0))
   }
 
-  @Test("SSTS and FSTS: the stages of PASID-table entries", arguments: units)
+  @Test("SSTS and FSTS: PASID-table entries may select the offered stages", arguments: units)
   func stages(unit: Unit) throws {
     guard unit.options.scalableMode else { return #expect(!unit.ecap(46) && !unit.ecap(47)) }
     #expect(try passes(unit) { $0.words.0 = $0.words.0 & ~(7 << 6) | 2 << 6 | 2 << 2 } == unit.ecap(46))
@@ -519,7 +520,7 @@ struct CapabilityBitTests {
     #expect((setting.reason() == 0x5b) != unit.ecap(47))
   }
 
-  @Test("SMPWC: PWSNP, and no accessed bit is set by walks without it", arguments: units)
+  @Test("SMPWC: PWSNP works where offered, and without PWSNP walks must not set accessed bits", arguments: units)
   func pageWalkCoherency(unit: Unit) throws {
     #expect(unit.ecap(48) || !unit.options.svm, "shared virtual addressing needs it")
     guard unit.options.firstStage else { return #expect(!unit.ecap(48)) }
@@ -528,7 +529,7 @@ struct CapabilityBitTests {
     #expect(reason == (unit.ecap(48) ? 0x90 : nil))
   }
 
-  @Test("RPS: RID_PASID; without it requests without PASID go by PASID 0", arguments: units)
+  @Test("RPS: RID_PASID works where offered, and otherwise requests without PASID use PASID 0", arguments: units)
   func ridPASID(unit: Unit) throws {
     guard unit.options.scalableMode else { return #expect(!unit.ecap(49)) }
     // PASID 0 has an entry, PASID 9 has none.
@@ -536,7 +537,7 @@ struct CapabilityBitTests {
     #expect(setting.reason() == (unit.ecap(49) ? 0x59 : nil))
   }
 
-  @Test("ADMS is clear: abort-DMA mode is not a table mode", arguments: units)
+  @Test("ADMS is clear, and abort-DMA mode is not a table mode", arguments: units)
   func abortDMA(unit: Unit) throws {
     #expect(!unit.ecap(52))
     guard unit.options.scalableMode else { return }
@@ -546,7 +547,7 @@ struct CapabilityBitTests {
     #expect(setting.reason() == 0x30)
   }
 
-  @Test("RPRIVS: RID_PRIV makes requests without PASID a supervisor's", arguments: units)
+  @Test("RPRIVS: RID_PRIV makes requests without PASID supervisor requests", arguments: units)
   func ridPrivilege(unit: Unit) throws {
     guard unit.options.firstStage, unit.ecap(31) else { return #expect(!unit.ecap(53)) }
     // A supervisor's page: U/S is clear.
@@ -557,7 +558,7 @@ struct CapabilityBitTests {
     #expect((setting.reason() == nil) == unit.ecap(53))
   }
 
-  @Test("No bit is set that no test here is about", arguments: units)
+  @Test("each capability bit that is set has a test here", arguments: units)
   func tested(unit: Unit) {
     let cap: UInt64 =
       .lowBits(3) | 1 << 7 | 0xe00 | 0x3f << 16 | 0x3ff << 24 | 3 << 34 | 1 << 39 | 0xff << 40 | 0x3f << 48 | 3 << 54
@@ -568,7 +569,7 @@ struct CapabilityBitTests {
     #expect(unit.capabilities.extended & ~ecap == 0)
   }
 
-  @Test("ND: domain identifiers of 16 bits", arguments: units)
+  @Test("ND: domain identifiers have 16 bits", arguments: units)
   func domains(unit: Unit) throws {
     #expect(unit.capabilities.capability[bits: 0...2] == 6)
     let guest = try unit.guest()

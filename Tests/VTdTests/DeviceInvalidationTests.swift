@@ -5,8 +5,8 @@ import VTdOracle
 
 @testable import VTd
 
-/// Device-TLB invalidations and who answers them (VT-d 6.5.2.5, 6.5.2.6, 6.5.2.10, 6.5.2.11).
-@Suite("Device-TLB invalidations", .timeLimit(.minutes(5)))
+/// Device-TLB invalidations and their completions (VT-d 6.5.2.5, 6.5.2.6, 6.5.2.10, 6.5.2.11).
+@Suite("device-TLB invalidations", .timeLimit(.minutes(5)))
 struct DeviceInvalidationTests {
   let source = RequesterID(rawValue: 0x18)
   let timer = HandTimer()
@@ -27,7 +27,7 @@ struct DeviceInvalidationTests {
 
   func status(_ guest: Guest) -> UInt32 { guest.read32(0x34) & 0x70 }
 
-  @Test("The function is told what goes, and who answers at once holds nothing up")
+  @Test("a function receives each invalidation, and completing at once delays nothing")
   func atOnce() throws {
     let (guest, _, cache) = try started(answersAtOnce: true)
     #expect(guest.submitAndWait(Self.whole, [0x4_0018_0008, 0x5800], [0x0018_0008, 0x5001]))
@@ -41,13 +41,13 @@ struct DeviceInvalidationTests {
     #expect(status(guest) == 0)
   }
 
-  @Test("A wait descriptor is parked until the function answers; the vCPU is not")
+  @Test("a wait descriptor is parked until the function completes, and the vCPU continues")
   func later() throws {
     let (guest, port, cache) = try started()
     #expect(!guest.submitAndWait(Self.whole, Self.whole))
-    #expect(guest.read64(0x80) == guest.read64(0x88), "all is fetched")
+    #expect(guest.read64(0x80) == guest.read64(0x88), "all descriptors are fetched")
     #expect(timer.isRunning)
-    // What is behind the wait waits, too.
+    // Descriptors after the wait are parked, too.
     guest.submit([2 | 1 << 4, 0])
     #expect(guest.read64(0x80) != guest.read64(0x88))
     port.completeInvalidations(1)
@@ -63,7 +63,7 @@ struct DeviceInvalidationTests {
     #expect(guest.submitAndWait([2 | 1 << 4, 0]))
   }
 
-  @Test("Answers from another thread complete the wait, again and again")
+  @Test("completions from another thread complete the wait each time")
   func threads() throws {
     let (guest, port, cache) = try started()
     for round in 1...200 {
@@ -79,7 +79,7 @@ struct DeviceInvalidationTests {
     #expect(status(guest) == 0)
   }
 
-  @Test("Who does not answer makes ITE: the wait is aborted, the queue stops, and goes on when ITE is cleared")
+  @Test("a timeout sets ITE, aborts the wait and stops the queue until software clears ITE")
   func timeout() throws {
     let (guest, port, cache) = try started()
     guest.write32(0x38, 0)
@@ -91,24 +91,24 @@ struct DeviceInvalidationTests {
     #expect(guest.read64(0xb0)[bits: 32...47] == 0x18)
     #expect(guest.events.deliveries.map(\.requester) == [Guest.faultSource])
     #expect(!timer.isRunning)
-    // Nothing is fetched.
+    // The queue does not fetch.
     cache.answerAtOnce(true)
     #expect(!guest.submitAndWait(Self.whole))
     #expect(cache.invalidations.count == 1)
     guest.write32(0x34, 0x40)
     #expect(guest.memory.loadUInt32(at: guest.statusPage) == 2)
     #expect(guest.read64(0x80) == guest.read64(0x88))
-    // The answer comes too late: nobody waits for it.
+    // The completion comes too late: no invalidation waits for it.
     port.completeInvalidations(1)
     #expect(status(guest) == 0x20)
     #expect(guest.read64(0xb0)[bits: 48...63] == 0x18)
-    // ICE stops nothing.
+    // ICE does not stop the queue.
     #expect(guest.submitAndWait(Self.whole))
     guest.write32(0x34, 0x20)
     #expect(status(guest) == 0)
   }
 
-  @Test("The error record keeps the first source until software clears the error")
+  @Test("the error record keeps the first source until software clears the error")
   func firstSource() throws {
     let (guest, _, _) = try started()
     let other = guest.requestPort(RequesterID(rawValue: 0x20))
@@ -120,7 +120,7 @@ struct DeviceInvalidationTests {
     third.completeInvalidations(1)
     #expect(guest.read64(0xb0)[bits: 48...63] == 0x28)
 
-    // Two functions do not answer in time.
+    // Two functions do not complete in time.
     let cache = RecordingCache(other, answersAtOnce: false)
     guest.submit(Self.whole)
     timer.fire()
@@ -132,7 +132,7 @@ struct DeviceInvalidationTests {
     #expect(cache.invalidations.count == 1)
   }
 
-  @Test("An answer with a wrong tag, or from another function, is ICE; the right one still counts")
+  @Test("a completion with a wrong tag or from another function sets ICE, and the right one still counts")
   func wrongAnswer() throws {
     let (guest, port, _) = try started()
     #expect(!guest.submitAndWait(Self.whole))
@@ -146,14 +146,14 @@ struct DeviceInvalidationTests {
     #expect(guest.memory.loadUInt32(at: guest.statusPage) == 1)
   }
 
-  @Test("Without a timer, who does not answer at once has timed out")
+  @Test("without a timer, an invalidation that is not completed at once has timed out")
   func noTimer() throws {
     let (guest, _, _) = try started(timed: false)
     #expect(!guest.submitAndWait(Self.whole))
     #expect(status(guest) == 0x40)
   }
 
-  @Test("Of more invalidations than tags, the rest follow as answers come")
+  @Test("invalidations beyond the number of tags follow as completions arrive")
   func tags() throws {
     let (guest, port, cache) = try started()
     for _ in 0..<40 { guest.submit(Self.whole) }
@@ -167,7 +167,7 @@ struct DeviceInvalidationTests {
     #expect(status(guest) == 0)
   }
 
-  @Test("A function that goes takes what it did not answer with it")
+  @Test("removing a function completes its outstanding invalidations")
   func removal() throws {
     let (guest, port, _) = try started()
     #expect(!guest.submitAndWait(Self.whole))
@@ -177,7 +177,7 @@ struct DeviceInvalidationTests {
     #expect(status(guest) == 0)
   }
 
-  @Test("A queue that was disabled meanwhile hears nothing of its wait; a reset forgets all")
+  @Test("disabling the queue drops its wait, and a reset drops everything")
   func disabled() throws {
     let (guest, port, _) = try started()
     #expect(!guest.submitAndWait(Self.whole))

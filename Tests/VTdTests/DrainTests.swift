@@ -5,14 +5,14 @@ import VTdOracle
 
 @testable import VTd
 
-/// An invalidation is complete when no request in flight goes by what it removed (VT-d 6.5.5): before that, software
-/// sees neither the status of a wait descriptor, nor its interrupt, nor a busy bit clear, nor a new Global Status.
-@Suite("Draining of requests in flight", .timeLimit(.minutes(5)))
+/// An invalidation is complete when no request in flight uses what it removed (VT-d 6.5.5). Until then software sees no
+/// status of a wait descriptor, no completion interrupt, no cleared busy bit and no new Global Status.
+@Suite("draining of requests in flight", .timeLimit(.minutes(5)))
 struct DrainTests {
   let source = RequesterID(bus: 0, device: 3, function: 0)
   private static let input: UInt64 = 0x1_0000_0000
 
-  /// Scalable mode, first stage, domain 5, one page.
+  /// Sets up scalable mode with a first stage in domain 5 and one page.
   private func started(_ change: (inout UnitOptions) -> Void = { _ in }) throws -> (Guest, any DMAPort, UInt64) {
     let guest = try Guest.firstStage(change)
     let table = guest.page()
@@ -24,8 +24,9 @@ struct DrainTests {
     return (guest, port, guest.slot(of: Self.input, in: table, levels: 4))
   }
 
-  /// Has `ring` run on a thread while a request is in flight, and checks that it waits for that and for no later one.
-  /// - Parameter isComplete: what software looks at.
+  /// Runs `ring` on a thread while a request is in flight, and checks that it waits for that request and for no later
+  /// one.
+  /// - Parameter isComplete: what software polls.
   private func expectDrain(
     _ guest: Guest, _ port: any DMAPort, ring: @escaping @Sendable () -> Void, isComplete: () -> Bool
   ) {
@@ -35,7 +36,7 @@ struct DrainTests {
     guest.parking.waitForSleeper()
     #expect(!isComplete())
     #expect(guest.observer.take().isEmpty)
-    // Neither holds it up, though one is in flight to the end.
+    // Neither of these requests delays it, though `after` is in flight until the end.
     let after = port.request()
     _ = port.answer(Self.input)
     before.end()
@@ -45,7 +46,7 @@ struct DrainTests {
   }
 
   @Test(
-    "A wait descriptor completes when what was in flight before it has ended",
+    "a wait descriptor completes after the requests that were in flight before it",
     arguments: [
       CacheTests.pasidIOTLB(3, domain: 5, pasid: 0, address: input), CacheTests.pasidIOTLB(2, domain: 5, pasid: 0),
       CacheTests.iotlb(1), CacheTests.iotlb(2, domain: 5), CacheTests.iotlb(3, domain: 5, address: input),
@@ -62,7 +63,7 @@ struct DrainTests {
     }
   }
 
-  @Test("What is in flight in another domain, or of another device, is not waited for")
+  @Test("a wait ignores requests in flight of another domain or device")
   func others() throws {
     let (guest, port, _) = try started()
     let request = port.request()
@@ -76,13 +77,13 @@ struct DrainTests {
     request.end()
   }
 
-  @Test("A request of the requester's former address is waited for, whatever its domain was")
+  @Test("a wait includes requests made under the requester's former address")
   func formerSource() throws {
     let guest = try Guest.firstStage()
     let table = guest.page()
     guest.map(Self.input, in: table, levels: 4, entry: 0x20_0067, tableBits: 0x27)
     let tables = guest.scalableTables(source: source, words: Guest.pasidEntry(type: 1, firstStage: table))
-    // The next function has domain 6.
+    // The next function is in domain 6.
     let directory = guest.page()
     let other = guest.page()
     guest.store(directory | 1, at: tables.context + 32)
@@ -107,7 +108,7 @@ struct DrainTests {
     thread.join()
   }
 
-  @Test("The invalidation event comes after what was in flight")
+  @Test("the invalidation event follows the requests in flight")
   func interrupt() throws {
     let (guest, port, _) = try started()
     guest.write32(0xa4, 0x77)
@@ -121,7 +122,7 @@ struct DrainTests {
     }
   }
 
-  @Test("A register-based invalidation is busy until then", arguments: [0x28, 0xf8])
+  @Test("a register-based invalidation is busy while earlier requests are in flight", arguments: [0x28, 0xf8])
   func registers(offset: Int) throws {
     let guest = try Guest()
     let table = guest.page()
@@ -139,7 +140,7 @@ struct DrainTests {
     }
   }
 
-  @Test("Global Status shows TES and RTPS when nothing goes by what was before")
+  @Test("Global Status shows TES and RTPS only when no request uses the former tables")
   func globalStatus() throws {
     let (guest, port, _) = try started()
     let shared = Shared(guest)
@@ -162,7 +163,8 @@ struct DrainTests {
     #expect(guest.status == 0xc400_0000)
   }
 
-  /// Runs `ring` while a function's interrupt is on its way to the local APIC, and checks that it waits for that.
+  /// Runs `ring` while a function's interrupt is on its way to the local APIC, and checks that it waits for the
+  /// interrupt.
   private func expectInterruptDrain(
     _ guest: Guest, _ port: any DMAPort, ring: @escaping @Sendable () -> Void, isComplete: () -> Bool
   ) {
@@ -183,7 +185,7 @@ struct DrainTests {
     #expect(isComplete())
   }
 
-  @Test("An interrupt entry invalidation waits for the interrupts that functions are making by DMA")
+  @Test("an interrupt entry invalidation waits for interrupts in flight")
   func interruptEntries() throws {
     let (guest, port, _) = try started()
     let shared = Shared(guest)
@@ -194,7 +196,7 @@ struct DrainTests {
     }
   }
 
-  @Test("IRES, CFIS and IRTPS show after the interrupts that functions were making by DMA")
+  @Test("IRES, CFIS and IRTPS change only after interrupts in flight")
   func interruptStatus() throws {
     let (guest, port, _) = try started()
     let shared = Shared(guest)
@@ -212,7 +214,7 @@ struct DrainTests {
     }
   }
 
-  @Test("A page request that is being checked is in the queue before a wait with PD completes")
+  @Test("a page request in progress is queued before a wait with PD completes")
   func pageRequests() throws {
     let memory = HookedMemory(size: Guest.memorySize)
     let guest = try Guest.firstStage(memory: memory) { TranslationRequestTests.all(&$0) }
@@ -244,7 +246,7 @@ struct DrainTests {
     #expect(guest.read64(0xc8) == 32)
   }
 
-  @Test("A reset while a command waits leaves the reset's status")
+  @Test("a reset while a command waits leaves the reset's status")
   func resetMeanwhile() throws {
     let (guest, port, _) = try started()
     let shared = Shared(guest)
@@ -261,7 +263,7 @@ struct DrainTests {
     #expect(guest.status == 0x8000_0000)
   }
 
-  @Test("A request in flight may fault and read registers while it is waited for")
+  @Test("a request in flight may fault while it is waited for")
   func faults() throws {
     let (guest, port, _) = try started()
     let shared = Shared(guest)
@@ -275,7 +277,7 @@ struct DrainTests {
     thread.join()
   }
 
-  @Test("After an unmap is complete, the page never changes")
+  @Test("after an unmap is complete, the page never changes")
   func unmap() throws {
     let (guest, port, slot) = try started()
     let shared = Shared(guest)
@@ -283,7 +285,7 @@ struct DrainTests {
     #expect(guest.submitAndWait(CacheTests.iotlb(1)))
     let stop = SharedInteger()
     let attempts = SharedInteger()
-    // One device that writes as drivers do, and one that writes for long into what it translated once.
+    // The device writes as drivers do, and also writes for a long time to an address that it translated once.
     let writer = TestThread {
       var value: UInt64 = 1
       let bytes = [UInt8](repeating: 0xa5, count: 64)
@@ -322,7 +324,7 @@ struct DrainTests {
 
 private struct DrainTestError: Error {}
 
-/// The guest's side is one thread at a time here, whichever it is.
+/// Several threads use the guest, but only one at a time.
 private struct Shared: @unchecked Sendable {
   let guest: Guest
   init(_ guest: Guest) { self.guest = guest }

@@ -4,8 +4,8 @@ import VTdOracle
 
 @testable import VTd
 
-/// Requests to execute: ERE, XD and NXE, SMEP (VT-d 3.6.1, 9.6).
-@Suite("Requests to execute")
+/// Execute requests: ERE, XD and NXE, SMEP (VT-d 3.6.1, 9.6).
+@Suite("execute requests")
 struct ExecuteRequestTests {
   static let input: UInt64 = 0x1_0000_0000
   static let source = RequesterID(bus: 0, device: 3, function: 0)
@@ -19,7 +19,7 @@ struct ExecuteRequestTests {
     var third: UInt64
     var entry: UInt64
     var isPrivileged = false
-    /// nil: it may execute.
+    /// The fault's reason; nil if execution is permitted.
     var reason: UInt8?
   }
 
@@ -35,7 +35,7 @@ struct ExecuteRequestTests {
     Case(third: ere | smep, entry: 0x20_0067),
   ]
 
-  @Test("Untranslated and by translation request", arguments: cases)
+  @Test("untranslated requests and translation requests obey ERE, XD, NXE and SMEP", arguments: cases)
   func permission(_ test: Case) throws {
     let guest = try Guest.nested { TranslationRequestTests.all(&$0) }
     #expect(guest.read64(0x10)[bit: 30])
@@ -46,7 +46,7 @@ struct ExecuteRequestTests {
     let prefix = PASIDPrefix(pasid: 0, isPrivileged: test.isPrivileged, executes: true)
     let port = guest.requestPort(Self.source)
     let memory = port.dmaPort(for: prefix)
-    // A read of the page is cached, and gives no right to execute.
+    // The page's read right is cached; it must not permit execution.
     #expect(memory.answer(Self.input) == .at(0x20_0000, 8))
     if let reason = test.reason {
       #expect(memory.answer(Self.input, [.read, .execute]) == .refused(.translation))
@@ -64,7 +64,7 @@ struct ExecuteRequestTests {
     #expect(guest.takeFault() == nil)
   }
 
-  @Test("Without ECAP.ERS the bits are reserved, and nobody executes")
+  @Test("without ECAP.ERS the bits are reserved, and no request may execute")
   func notOffered() throws {
     for (third, reason): (UInt64, UInt8) in [(0, 0x5c), (Self.ere, 0x5a), (Self.smep, 0x5a)] {
       let guest = try Guest.firstStage { TranslationRequestTests.all(&$0) }
@@ -78,7 +78,7 @@ struct ExecuteRequestTests {
     }
   }
 
-  @Test("Where no first stage judges, what may be read may be executed")
+  @Test("without a first stage, readable pages are executable")
   func secondStage() throws {
     for type: UInt64 in [2, 4] {
       let guest = try Guest.nested { TranslationRequestTests.all(&$0) }

@@ -4,11 +4,11 @@ import VTdOracle
 
 @testable import VTd
 
-/// What the unit says of itself, against what it does.
+/// What the unit reports about itself, compared with what it does.
 struct ExplanationTests {
   static let seed: UInt64 = .random(in: .min ... .max)
 
-  @Test("Explained as made, and nothing is left behind", arguments: Comparison.Subject.allCases)
+  @Test("an explanation has the real request's result and no side effect", arguments: Comparison.Subject.allCases)
   func agreement(_ subject: Comparison.Subject) throws {
     var verdicts: [UInt8: Int] = [:]
     for round: UInt64 in 0..<3 {
@@ -19,15 +19,15 @@ struct ExplanationTests {
     #expect(verdicts.count >= 3, "\(subject), seed \(Self.seed): \(verdicts)")
   }
 
-  @Test func structuresAgree() throws {
+  @Test("structures explained and walked are the same") func structuresAgree() throws {
     let comparison = try StructureComparison(seed: Self.seed, rounds: 1500)
     #expect(comparison.difference == nil)
     #expect(comparison.verdicts.count >= 15, "seed \(Self.seed): \(comparison.verdicts)")
     #expect(comparison.suppressed > 0, "seed \(Self.seed)")
   }
 
-  /// A write to 0x3000 in nested translation: four first-stage entries, each found by four second-stage ones.
-  @Test func aNestedWalkShowsEveryEntry() throws {
+  /// A write to 0x3000 in nested translation: four first-stage entries, each reached through four second-stage ones.
+  @Test("the explanation of a nested walk contains every entry") func aNestedWalkShowsEveryEntry() throws {
     let guest = try Guest.nested()
     let first = guest.page()
     let second = guest.page()
@@ -54,14 +54,14 @@ struct ExplanationTests {
     #expect(leaf.index == 3)
     #expect(leaf.output == 0x7000)
     #expect(leaf.bitsToSet == 0x40)
-    // To set D, the page table itself is written, by way of the second stage.
+    // Setting D writes the page table itself, through the second stage.
     #expect(leaf.belowUpdate.map(\.level) == [4, 3, 2, 1])
     #expect(explanation.stepsBelow.map(\.output).last == 0x9000)
     #expect(explanation.result == .page(output: 0x9010, size: 0x1000, readable: true, writable: true))
   }
 
-  /// The cache says otherwise than the tables: the guest has not invalidated.
-  @Test func aStaleEntryIsShown() throws {
+  /// The cache differs from the tables because the guest has not invalidated.
+  @Test("the explanation shows a stale cached entry") func aStaleEntryIsShown() throws {
     let guest = try Guest.firstStage()
     let root = guest.page()
     guest.map(0x3000, in: root, levels: 4, entry: 0x7000 | Guest.firstStageLeaf, tableBits: Guest.firstStageTable)
@@ -80,14 +80,14 @@ struct ExplanationTests {
     withExtendedLifetime(port) {}
   }
 
-  @Test func aSnapshotHasTablesCachesAndRegisters() throws {
+  @Test("a snapshot contains tables, caches and registers") func aSnapshotHasTablesCachesAndRegisters() throws {
     let guest = try Guest.firstStage { $0.pasidBits = 20 }
     let root = guest.page()
     guest.map(0x3000, in: root, levels: 4, entry: 0x7000 | Guest.firstStageLeaf, tableBits: Guest.firstStageTable)
     let source = RequesterID(bus: 0, device: 3, function: 0)
     let tables = guest.scalableTables(source: source, words: Guest.pasidEntry(type: 1, domain: 9, firstStage: root))
     guest.store(guest.load(tables.context) | 8, at: tables.context)
-    // PASID 65, by another directory entry, passes through.
+    // PASID 65, from another directory entry, is pass-through.
     let other = guest.page()
     guest.store(other | 1, at: tables.directory + 8)
     guest.store(0x109, at: other + 64)
@@ -107,7 +107,7 @@ struct ExplanationTests {
     #expect(snapshot.sources[0].pasids.map(\.number) == [0, 65])
     #expect(snapshot.sources[0].pasids.map(\.isForRequestsWithout) == [true, false])
     guard case .roots(let roots) = snapshot.sources[0].pasids[0].outcome else {
-      Issue.record("PASID 0 leads nowhere")
+      Issue.record("PASID 0 has no table roots")
       return
     }
     #expect(roots.domain == 9)
@@ -125,8 +125,8 @@ struct ExplanationTests {
     withExtendedLifetime(ports) {}
   }
 
-  /// 64 times 64 PASIDs: the listing ends.
-  @Test func aListingIsBounded() throws {
+  /// 64 times 64 PASIDs: the list must end.
+  @Test("a list of PASIDs is bounded, and marked as cut") func aListingIsBounded() throws {
     let guest = try Guest.firstStage { $0.pasidBits = 20 }
     let source = RequesterID(bus: 0, device: 3, function: 0)
     let tables = guest.scalableTables(source: source, words: Guest.pasidEntry(type: 4))
@@ -139,7 +139,7 @@ struct ExplanationTests {
     #expect(found.isCut)
   }
 
-  @Test func refusalsOfCachingModeAreListed() throws {
+  @Test("a snapshot lists refusals cached by caching mode") func refusalsOfCachingModeAreListed() throws {
     let guest = try Guest { $0.cachingMode = true }
     let root = guest.page()
     let one = RequesterID(bus: 0, device: 3, function: 0)
@@ -157,7 +157,7 @@ struct ExplanationTests {
     withExtendedLifetime(ports) {}
   }
 
-  @Test func interruptEntriesAreListed() throws {
+  @Test("a snapshot lists cached interrupt entries") func interruptEntriesAreListed() throws {
     let guest = try Guest()
     let table = guest.page()
     guest.store(0x0000_0100_0041_0001, at: table + 5 * 16)
@@ -172,7 +172,7 @@ struct ExplanationTests {
     #expect(remapping.cached == [CachedInterruptEntry(index: 5, low: 0x0000_0100_0041_0001, high: 0)])
   }
 
-  @Test func everyConditionHasItsOwnName() {
+  @Test("each fault condition has its own name") func everyConditionHasItsOwnName() {
     let names = FaultReason.allCases.compactMap(\.condition)
     #expect(Set(names).count == names.count)
     #expect(FaultReason.allCases.count - names.count == 7)

@@ -4,12 +4,12 @@ import VTdOracle
 
 @testable import VTd
 
-@Suite("Fault recording")
+@Suite("fault recording")
 struct FaultTests {
   let first = RequesterID(bus: 0, device: 1, function: 0)
   let second = RequesterID(bus: 0, device: 2, function: 0)
 
-  /// Translation on, with a root table that has nothing.
+  /// Enables translation with an empty root table.
   func start() throws -> Guest {
     let guest = try Guest()
     guest.setRootTable(guest.page(), scalable: false)
@@ -21,7 +21,7 @@ struct FaultTests {
 
   let message = InterruptMessage(address: 0xfee0_2000, data: 0x4041)
 
-  @Test("The record, as drivers read it")
+  @Test("a fault record has the layout that drivers read")
   func record() throws {
     let guest = try start()
     #expect(guest.port(second).answer(0xabcd_e123, .write) == .refused(.translation))
@@ -35,7 +35,7 @@ struct FaultTests {
     #expect(guest.read64(0x228) == 0xc000_0001_0000_0010)
   }
 
-  @Test("A second source overflows, the same one collapses; PFO stops recording until cleared")
+  @Test("a second source overflows, the same source is merged, and PFO stops recording until it is cleared")
   func overflow() throws {
     let guest = try start()
     let (one, two) = (guest.port(first), guest.port(second))
@@ -48,7 +48,7 @@ struct FaultTests {
     guest.write32(0x22c, 0x8000_0000)
     #expect(guest.read32(0x34) == 1)
     #expect(two.answer(0x3000) == .refused(.translation))
-    #expect(guest.takeFault() == nil, "not while PFO is set")
+    #expect(guest.takeFault() == nil, "nothing is recorded while PFO is set")
     guest.write32(0x34, 1)
     #expect(guest.read32(0x34) == 0)
     #expect(two.answer(0x3000) == .refused(.translation))
@@ -56,7 +56,7 @@ struct FaultTests {
     #expect(guest.unit.counters.faults == 5)
   }
 
-  @Test("The event: once for the first condition, masked it stays pending, served it does not")
+  @Test("the fault event is sent once, stays pending while masked, and is dropped once served")
   func event() throws {
     let guest = try start()
     let (one, two) = (guest.port(first), guest.port(second))
@@ -66,13 +66,13 @@ struct FaultTests {
     guest.write32(0x38, 0)
     #expect(guest.events.messages == [message])
     #expect(guest.read32(0x38) == 0)
-    _ = two.answer(0x1000)  // overflow: a condition is pending already
+    _ = two.answer(0x1000)  // overflow: a condition is already pending
     #expect(guest.events.messages.count == 1)
     guest.write32(0x22c, 0x8000_0000)
     guest.write32(0x34, 1)
     _ = two.answer(0x1000)
     #expect(guest.events.messages == [message, message])
-    // Masked, then served by clearing the record: nothing left to send.
+    // Masked, then served by clearing the record: nothing is left to send.
     guest.write32(0x22c, 0x8000_0000)
     guest.write32(0x38, 0x8000_0000)
     _ = two.answer(0x1000)
@@ -84,7 +84,7 @@ struct FaultTests {
     #expect(guest.events.deliveries.allSatisfy { $0.requester == Guest.faultSource })
   }
 
-  @Test("The message is the one in the registers when the event is sent")
+  @Test("the message has the registers' values at the time it is sent")
   func messageChange() throws {
     let guest = try start()
     guest.write32(0x38, 0)
@@ -97,7 +97,7 @@ struct FaultTests {
       guest.events.messages == [message, InterruptMessage(address: 0x300_fee0_2000, data: 0x4042)])
   }
 
-  @Test("PPF cannot be written away")
+  @Test("PPF cannot be cleared by writing it")
   func pendingBit() throws {
     let guest = try start()
     _ = guest.port(first).answer(0x1000)
@@ -108,7 +108,7 @@ struct FaultTests {
     #expect(guest.read64(0x220) == 0x1000)
   }
 
-  @Test("Codes are the specification's numbers")
+  @Test("fault codes are the specification's numbers")
   func codes() {
     #expect(FaultReason.allCases.count == Set(FaultReason.allCases.map(\.rawValue)).count)
     #expect(FaultReason(rawValue: 0x71) == .firstStageEntryNotPresent)

@@ -4,7 +4,7 @@ import VTdOracle
 
 @testable import VTd
 
-@Suite("Scalable mode, first stage")
+@Suite("first stage in scalable mode")
 struct FirstStageTests {
   let source = RequesterID(bus: 0, device: 3, function: 0)
 
@@ -15,7 +15,7 @@ struct FirstStageTests {
     let tables: Guest.ScalableTables
   }
 
-  /// One page, 0x7f00_1234_5000, read-write, marked accessed and dirty.
+  /// Sets up one page at 0x7f00_1234_5000: read-write, with accessed and dirty bits set.
   func start(
     source: RequesterID? = nil, first: UInt64 = 0, second: UInt64 = 0, third: UInt64 = 0, levels: Int = 4,
     options: (inout UnitOptions) -> Void = { _ in }
@@ -35,7 +35,7 @@ struct FirstStageTests {
     return Setup(guest: guest, port: guest.port(source), table: table, tables: tables)
   }
 
-  @Test("A page, by 4 and by 5 levels", arguments: [4, 5])
+  @Test("a page is translated with 4 and 5 levels, once, and then cached", arguments: [4, 5])
   func page(levels: Int) throws {
     let setup = try start(levels: levels) { if levels == 5 { $0.addressWidth = 57 } }
     #expect(setup.port.answer(0x7f00_1234_5678, count: 0x1000) == .at(0x20_0678, 0x988))
@@ -48,21 +48,21 @@ struct FirstStageTests {
     #expect(counters.pasidWalks == 1)
   }
 
-  @Test("Devices above 15 are in the upper context table")
+  @Test("devices above 15 use the upper context table")
   func upperContext() throws {
     let source = RequesterID(bus: 9, device: 17, function: 3)
     let setup = try start(source: source)
     #expect(setup.port.answer(0x7f00_1234_5000) == .at(0x20_0000, 8))
   }
 
-  @Test("Five levels that are not offered, and unknown paging modes", arguments: [1, 2, 3] as [UInt64])
+  @Test("unsupported paging modes are faults", arguments: [1, 2, 3] as [UInt64])
   func pagingMode(mode: UInt64) throws {
     let setup = try start(third: mode << 2)
     #expect(setup.port.answer(0x7f00_1234_5000) == .refused(.translation))
     #expect(setup.guest.takeFault()?.reason == 0x5b)
   }
 
-  @Test("Large pages; 1 GiB only where offered", arguments: [true, false])
+  @Test("large pages are translated, and 1 GiB pages only where offered", arguments: [true, false])
   func largePages(gigabyte: Bool) throws {
     let setup = try start { $0.fs1gp = gigabyte }
     let guest = setup.guest
@@ -75,7 +75,7 @@ struct FirstStageTests {
       #expect(setup.port.answer(0x1_8765_4321) == .refused(.translation))
       #expect(guest.takeFault()?.reason == 0x72)
     }
-    // Bit 12 of a large leaf is PAT; those above are reserved.
+    // Bit 12 of a large leaf is PAT; the address bits above it are reserved.
     guest.map(0x4040_0000, in: setup.table, levels: 4, entry: 0x60_10e7, atLevel: 2, tableBits: 0x27)
     guest.map(0x4060_0000, in: setup.table, levels: 4, entry: 0x60_20e7, atLevel: 2, tableBits: 0x27)
     #expect(setup.port.answer(0x4040_0000) == .at(0x60_0000, 8))
@@ -83,7 +83,7 @@ struct FirstStageTests {
     #expect(guest.takeFault()?.reason == 0x72)
   }
 
-  @Test("Addresses must be canonical")
+  @Test("a non-canonical address is a fault")
   func canonical() throws {
     let setup = try start()
     setup.guest.map(
@@ -95,7 +95,7 @@ struct FirstStageTests {
     }
   }
 
-  @Test("Present, R/W, U/S at every level")
+  @Test("present, R/W and U/S are checked at every level")
   func permissions() throws {
     let setup = try start()
     let guest = setup.guest
@@ -118,7 +118,7 @@ struct FirstStageTests {
     }
   }
 
-  @Test("Reserved bits and tables out of memory")
+  @Test("reserved bits and tables outside RAM are faults at every level")
   func badEntries() throws {
     let setup = try start()
     let guest = setup.guest
@@ -128,7 +128,7 @@ struct FirstStageTests {
       guest.store(good | 1 << 50, at: slot)
       #expect(setup.port.answer(0x7f00_1234_5000) == .refused(.translation))
       #expect(guest.takeFault()?.reason == 0x72)
-      // Bits 62:52, and 63 without execute requests, are ignored.
+      // Bits 62:52 are ignored, and so is bit 63 without execute requests.
       guest.store(good | 0xfff << 52, at: slot)
       #expect(setup.port.answer(0x7f00_1234_5000) == .at(0x20_0000, 8))
       guest.forgetAll()
@@ -145,7 +145,7 @@ struct FirstStageTests {
     #expect(guest.takeFault()?.reason == 0x72)
   }
 
-  @Test("The table's pointer out of memory, and beyond the host's width")
+  @Test("a first-stage root outside RAM or beyond the host address width is a fault")
   func badRoot() throws {
     let setup = try start()
     setup.guest.store(0x70_0000_0000, at: setup.tables.entry + 16)
@@ -158,7 +158,7 @@ struct FirstStageTests {
     #expect(setup.guest.takeFault()?.reason == 0x5a)
   }
 
-  @Test("Output in the interrupt range")
+  @Test("an output address in the interrupt range is a fault")
   func interruptOutput() throws {
     let setup = try start()
     setup.guest.map(0x5000, in: setup.table, levels: 4, entry: 0xfee0_1067, tableBits: 0x27)
@@ -166,7 +166,7 @@ struct FirstStageTests {
     #expect(setup.guest.takeFault()?.reason == 0x87)
   }
 
-  @Test("Accessed bits at every level on a read; dirty at the leaf on a write, though a read cached it")
+  @Test("a read sets accessed bits at every level, and a write sets the leaf's dirty bit, even after a cached read")
   func accessedDirty() throws {
     let setup = try start()
     let guest = setup.guest
@@ -183,11 +183,11 @@ struct FirstStageTests {
     let walks = guest.unit.counters.firstStageWalks
     #expect(setup.port.answer(0x4000_0000, .write) == .at(0x20_5000, 8))
     #expect(guest.unit.counters.firstStageWalks == walks)
-    // No EA bits unless asked for.
+    // No EA bits unless the PASID entry enables them.
     #expect(slots.allSatisfy { guest.load($0) & 0x400 == 0 })
   }
 
-  @Test("Extended accessed bits where the entry enables them")
+  @Test("extended accessed bits are set if the PASID entry enables them")
   func extendedAccessed() throws {
     let setup = try start(second: 1 << 23, third: 0x80) { $0.nested = true }
     let leaf = setup.guest.slot(of: 0x7f00_1234_5000, in: setup.table, levels: 4)
@@ -195,7 +195,7 @@ struct FirstStageTests {
     #expect(setup.guest.load(leaf) == 0x20_0467)
   }
 
-  @Test("A walk that does not snoop may not update entries")
+  @Test("a walk that does not snoop must not update entries")
   func updateWithoutSnoop() throws {
     let setup = try start { $0.nested = true }
     #expect(setup.port.answer(0x7f00_1234_5000) == .at(0x20_0000, 8), "A and D are set already")
@@ -204,7 +204,7 @@ struct FirstStageTests {
     #expect(setup.guest.takeFault()?.reason == 0x90)
   }
 
-  @Test("Supervisor requests: RID_PRIV, SRE, U/S, WPE")
+  @Test("supervisor requests obey RID_PRIV, SRE, U/S and WPE")
   func supervisor() throws {
     let setup = try start { $0.nested = true }
     let guest = setup.guest
@@ -223,7 +223,7 @@ struct FirstStageTests {
     #expect(guest.takeFault()?.reason == 0x85)
   }
 
-  @Test("Requests with PASID")
+  @Test("requests with PASID use their own entry, and have their own faults")
   func pasid() throws {
     let setup = try start { $0.pasidBits = 20 }
     let guest = setup.guest
@@ -245,7 +245,7 @@ struct FirstStageTests {
     #expect(port.answer(0x9010) == .at(0x21_0010, 8))
     #expect(setup.port.answer(0x9010) == .refused(.translation))
     #expect(guest.takeFault()?.pasid == nil)
-    // The interrupt range is no place for them.
+    // Requests with PASID must not use the interrupt range.
     #expect(port.answer(0xfee0_0000, .write) == .refused(.translation))
     fault = guest.takeFault()
     #expect(fault?.reason == 0x87 && fault?.isRead == false)
@@ -260,20 +260,20 @@ struct FirstStageTests {
     #expect(guest.takeFault()?.reason == 0x31)
   }
 
-  @Test("PGSNP is ignored without snoop control, as Linux before 5.18 sets it")
+  @Test("PGSNP is ignored without snoop control, because Linux before 5.18 sets it")
   func pageSnoop() throws {
     let setup = try start(second: 1 << 24)
     #expect(setup.port.answer(0x7f00_1234_5000) == .at(0x20_0000, 8))
   }
 
-  @Test("RID_PASID chooses the entry of requests without PASID")
+  @Test("RID_PASID selects the entry of requests without PASID")
   func ridPASID() throws {
     let setup = try start { $0.nested = true }
     let guest = setup.guest
     guest.store(0x2000, at: setup.tables.context + 8)
     #expect(setup.port.answer(0x7f00_1234_5000) == .refused(.translation))
     #expect(guest.takeFault()?.reason == 0x48)
-    // A directory of 256 entries has it.
+    // A directory of 256 entries includes it.
     guest.store(guest.load(setup.tables.context) | 1 << 9, at: setup.tables.context)
     guest.forgetAll()
     #expect(setup.port.answer(0x7f00_1234_5000) == .refused(.translation))
@@ -283,7 +283,7 @@ struct FirstStageTests {
     #expect(setup.port.answer(0x7f00_1234_5000) == .at(0x20_0000, 8))
   }
 
-  @Test("Entries on the way that are not present, wrong or not in memory")
+  @Test("each entry on the path is a fault if it is absent, malformed or outside RAM")
   func entries() throws {
     let setup = try start()
     let guest = setup.guest
@@ -319,10 +319,10 @@ struct FirstStageTests {
     for type: UInt64 in [0, 2, 3, 5, 6, 7] {
       expect(entry & ~0x1c0 | type << 6, at: tables.entry, 0x5b, "PGTT \(type)")
     }
-    #expect(setup.port.answer(0x7f00_1234_5000) == .at(0x20_0000, 8), "nothing wrong was cached")
+    #expect(setup.port.answer(0x7f00_1234_5000) == .at(0x20_0000, 8), "no malformed entry was cached")
   }
 
-  @Test("FPD of the context, the directory or the PASID entry")
+  @Test("FPD in the context, directory or PASID entry suppresses the fault")
   func faultProcessingDisable() throws {
     let setup = try start()
     let guest = setup.guest
@@ -330,11 +330,11 @@ struct FirstStageTests {
       guest.store(guest.load(address) | 2, at: address)
       guest.setRootTable(setup.tables.root, scalable: true)
       #expect(setup.port.answer(0x1000) == .refused(.translation))
-      #expect(setup.port.answer(0x1000) == .refused(.translation), "from the caches, too")
+      #expect(setup.port.answer(0x1000) == .refused(.translation), "from the cache as well")
       #expect(guest.takeFault() == nil)
       guest.store(guest.load(address) & ~2, at: address)
     }
-    // As Linux leaves an entry that it tore down.
+    // Linux leaves such an entry after it removes a device.
     guest.store(2, at: setup.tables.entry)
     guest.setRootTable(setup.tables.root, scalable: true)
     #expect(setup.port.answer(0x1000) == .refused(.translation))
@@ -344,7 +344,7 @@ struct FirstStageTests {
     #expect(guest.takeFault()?.reason == 0x59)
   }
 
-  @Test("Reserved table modes block everything", arguments: [2, 3] as [UInt64])
+  @Test("reserved table modes block all requests", arguments: [2, 3] as [UInt64])
   func tableMode(mode: UInt64) throws {
     let setup = try start()
     setup.guest.write64(0x20, setup.tables.root | mode << 10)

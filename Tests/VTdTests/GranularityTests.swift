@@ -4,14 +4,14 @@ import VTdOracle
 
 @testable import VTd
 
-/// Which cached entry an invalidation takes and which it leaves, where a request's entries are not all good, or not
-/// all of one kind (VT-d 6.5.2.1 to 6.5.2.4).
-@Suite("What invalidations reach")
+/// Which cached entries an invalidation removes and which it leaves, when a request's entries are partly bad or of
+/// different types (VT-d 6.5.2.1 to 6.5.2.4).
+@Suite("scope of invalidations")
 struct GranularityTests {
   let source = RequesterID(bus: 0, device: 3, function: 0)
   private static let input: UInt64 = 0x5000
 
-  /// Scalable mode: `input` is at 0x20_0000 in a first and at 0x30_0000 in a second stage.
+  /// Sets up scalable mode: `input` is mapped to 0x20_0000 in the first stage and to 0x30_0000 in the second.
   private func started(_ words: (_ first: UInt64, _ second: UInt64) -> (UInt64, UInt64, UInt64)) throws -> (
     guest: Guest, tables: Guest.ScalableTables, first: UInt64, second: UInt64
   ) {
@@ -34,22 +34,22 @@ struct GranularityTests {
     guest.store(words.2, at: address + 16)
   }
 
-  @Test("A context entry that does not let a request through is not cached")
+  @Test("a context entry that refuses a request is not cached")
   func contextThatRefuses() throws {
     let (guest, tables, first, _) = try started { first, _ in Guest.pasidEntry(type: 1, firstStage: first) }
     storeEntry(guest, Guest.pasidEntry(type: 1, firstStage: first), at: tables.entry + 64)
     let port = guest.port(source, pasid: 1)
-    // Not the second time either: a cached entry is not checked again.
+    // The repetitions matter: a cached entry would not be checked again.
     for _ in 0..<3 {
       #expect(port.answer(Self.input) == .refused(.translation))
       #expect(guest.takeFault()?.reason == 0x45)
     }
-    // PASIDE: with no invalidation, as caching mode is off.
+    // PASIDE is set without an invalidation, because caching mode is off.
     guest.store(guest.load(tables.context) | 1 << 3, at: tables.context)
     #expect(port.answer(Self.input) == .at(0x20_0000, 8))
   }
 
-  @Test("Another RID_PASID is followed, even to an entry that is wrong, and nothing goes by the one before")
+  @Test("a changed RID_PASID takes effect, even with a bad entry, and the former entry is no longer used")
   func otherPASID() throws {
     let (guest, tables, first, _) = try started { first, _ in Guest.pasidEntry(type: 1, firstStage: first) }
     let port = guest.port(source)
@@ -62,7 +62,7 @@ struct GranularityTests {
     }
     storeEntry(guest, Guest.pasidEntry(type: 1, domain: 6, firstStage: first), at: tables.entry + 64)
     #expect(port.answer(Self.input) == .at(0x20_0000, 8))
-    // It is domain 6's now, and PASID 1's.
+    // The page now belongs to domain 6 and PASID 1.
     let other = guest.page()
     guest.map(Self.input, in: other, levels: 4, entry: 0x40_0067, tableBits: 0x27)
     storeEntry(guest, Guest.pasidEntry(type: 1, domain: 6, firstStage: other), at: tables.entry + 64)
@@ -79,7 +79,7 @@ struct GranularityTests {
     #expect(port.answer(Self.input) == .at(0x40_0000, 8))
   }
 
-  @Test("Scalable second stage: pages by domain and page, not by PASID; the hint IH spares no leaf")
+  @Test("second-stage pages are invalidated by domain and page, not by PASID, and IH keeps no leaf")
   func scalableSecondStage() throws {
     let (guest, _, _, second) = try started { _, second in Guest.pasidEntry(type: 2, secondStage: second) }
     let port = guest.port(source)
@@ -108,7 +108,7 @@ struct GranularityTests {
     }
   }
 
-  @Test("A large page of the second stage goes with any page in it")
+  @Test("a large second-stage page is invalidated by any page in it")
   func largeSecondStagePage() throws {
     let (guest, _, _, second) = try started { _, second in Guest.pasidEntry(type: 2, secondStage: second) }
     guest.map(0x8000_0000, in: second, levels: 4, entry: 0x40_0083, atLevel: 2, tableBits: 3)
@@ -122,14 +122,14 @@ struct GranularityTests {
     #expect(port.answer(0x8010_0000) == .at(0x70_0000, 8))
   }
 
-  @Test("Nested: the PASID-table entry by its domain and PASID; pages by first-stage address")
+  @Test("a nested PASID-table entry is invalidated by its domain and PASID, and pages by first-stage address")
   func nested() throws {
     let (guest, tables, first, second) = try started { first, second in
       Guest.pasidEntry(type: 3, firstStage: first, secondStage: second, second: 1 << 23)
     }
     let port = guest.port(source)
     #expect(port.answer(Self.input) == .at(0x20_0000, 8))
-    // To second stage alone.
+    // Change to the second stage alone.
     let other = Guest.pasidEntry(type: 2, secondStage: second)
     let own = Guest.pasidEntry(type: 3, firstStage: first, secondStage: second, second: 1 << 23)
     for remover in [
@@ -144,7 +144,7 @@ struct GranularityTests {
         #expect(port.answer(Self.input) == .at(0x20_0000, 8))
       }
       #expect(guest.submitAndWait(remover))
-      // Pages of nested translation, though cached, are not second stage's.
+      // Cached pages of nested translation must not serve the second stage alone.
       #expect(port.answer(Self.input) == .at(0x30_0000, 8))
       storeEntry(guest, own, at: tables.entry)
       #expect(guest.submitAndWait(remover))
@@ -164,7 +164,7 @@ struct GranularityTests {
     #expect(port.answer(Self.input) == .at(0x21_0000, 8))
   }
 
-  @Test("Nested: a second-stage page's invalidation takes all nested entries of its domain")
+  @Test("invalidating a second-stage page removes all nested entries of its domain")
   func nestedBySecondStagePage() throws {
     let (guest, _, first, _) = try started { first, second in
       Guest.pasidEntry(type: 3, firstStage: first, secondStage: second, second: 1 << 23)
@@ -178,7 +178,7 @@ struct GranularityTests {
     #expect(port.answer(Self.input) == .at(0x21_0000, 8))
   }
 
-  @Test("Pass-through has a domain, too")
+  @Test("a pass-through entry is invalidated by its domain as well")
   func passThrough() throws {
     let (guest, tables, first, _) = try started { _, _ in Guest.pasidEntry(type: 4) }
     let port = guest.port(source)
@@ -192,7 +192,7 @@ struct GranularityTests {
     #expect(port.answer(Self.input) == .at(0x20_0000, 8))
   }
 
-  @Test("The function mask leaves bits of the source out", arguments: [0, 1, 2, 3] as [UInt64])
+  @Test("the function mask excludes bits of the source", arguments: [0, 1, 2, 3] as [UInt64])
   func functionMask(mask: UInt64) throws {
     let (guest, tables, _, _) = try started { _, _ in Guest.pasidEntry(type: 4) }
     let port = guest.port(source)

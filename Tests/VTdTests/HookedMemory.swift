@@ -2,7 +2,7 @@ import Hardware
 import Synchronization
 import TestSupport
 
-/// RAM that runs an action before a load from one address, to stop a walk where a test wants it.
+/// RAM that runs an action before a load from one address, so that a test can stop a walk there.
 final class HookedMemory: WrappedMemory {
   let memory: HeapMemory
   private let hook = Mutex<(address: UInt64, action: @Sendable () -> Void)?>(nil)

@@ -4,14 +4,14 @@ import VTdOracle
 
 @testable import VTd
 
-/// What a host is asked for the functions behind a unit, when the guest does what.
-@Suite("Host bindings")
+/// What the unit asks of the host for its functions, depending on what the guest does.
+@Suite("host bindings")
 struct HostBindingTests {
   typealias Cache = CacheTests
   typealias Event = RecordingHost.Event
 
   static let source = RequesterID(bus: 0, device: 3, function: 0)
-  /// Shares the tables of `source`: its context entry is a copy.
+  /// Uses the same tables as `source`: its context entry is a copy.
   static let neighbour = RequesterID(bus: 0, device: 4, function: 0)
 
   struct Setup {
@@ -22,7 +22,8 @@ struct HostBindingTests {
     let function: RecordingHost.Function
     let other: RecordingHost.Function
 
-    /// Tables of two functions, PASID 0, domain 5, both present; translation is off, and nothing is added.
+    /// Sets up tables of two functions with PASID 0 and domain 5, both present. Translation is off, and no function is
+    /// added.
     init(_ words: (UInt64, UInt64, UInt64), _ options: (inout UnitOptions) -> Void = { _ in }) throws {
       guest = try Guest.firstStage {
         $0.cachingMode = true
@@ -45,7 +46,7 @@ struct HostBindingTests {
       guest.enableTranslation()
     }
 
-    /// Writes the PASID-table entry of PASID 0, the word with P last.
+    /// Writes the PASID-table entry of PASID 0. The word with P is last.
     func write(_ words: (UInt64, UInt64, UInt64)) {
       guest.store(words.1, at: tables.entry + 8)
       guest.store(words.2, at: tables.entry + 16)
@@ -61,18 +62,18 @@ struct HostBindingTests {
   }
   static let passThrough = Guest.pasidEntry(type: 4)
 
-  @Test("Off, pass-through, first stage, another root, off: bound anew each time, the old freed after")
+  @Test("each change of tables or mode binds anew and then frees the old table")
   func transitions() throws {
     let setup = try Setup(Self.passThrough)
     let (guest, host) = (setup.guest, setup.host)
     setup.add()
     #expect(host.take() == [.bind("a", .secondStage)])
     setup.enable()
-    // Pass-through is the same binding: nothing to do.
+    // Pass-through is the same binding, so nothing changes.
     #expect(host.take() == [])
 
     setup.write(Self.entry(0x20_0000))
-    #expect(host.take() == [], "a table is not read until it is invalidated")
+    #expect(host.take() == [], "an entry is not read again until it is invalidated")
     #expect(guest.submitAndWait(Cache.pasidCache(1, domain: 5)))
     #expect(host.take() == [.bind("a", .firstStage(Self.stage(0x20_0000)))])
 
@@ -87,7 +88,7 @@ struct HostBindingTests {
     #expect(guest.takeFault() == nil)
   }
 
-  @Test("An entry's flags, levels, domain and PASID reach the host")
+  @Test("the entry's flags, levels, domain and PASID reach the host")
   func fields() throws {
     let setup = try Setup(
       Guest.pasidEntry(type: 1, domain: 0x1234, firstStage: 0x20_0000, third: 1 << 7 | 1 << 4 | 1 << 2 | 1)
@@ -106,7 +107,7 @@ struct HostBindingTests {
     #expect(stage.addressWidth == 57 && Self.stage(0).addressWidth == 48)
   }
 
-  @Test("Requests without PASID go by the entry of RID_PASID")
+  @Test("requests without PASID use the entry of RID_PASID")
   func ridPASID() throws {
     let setup = try Setup(Self.entry(0x20_0000)) { $0.nested = true }
     let guest = setup.guest
@@ -127,7 +128,7 @@ struct HostBindingTests {
 
   // MARK: Which invalidations reread
 
-  @Test("Each granularity that covers an entry has it reread, and no other")
+  @Test("only an invalidation that covers an entry makes the unit read it again")
   func granularities() throws {
     let covering: [[UInt64]] = [
       Cache.contextCache(1), Cache.contextCache(2, domain: 1), Cache.contextCache(3, source: 0x18),
@@ -152,11 +153,11 @@ struct HostBindingTests {
         setup.host.take() == [.bind("a", .firstStage(Self.stage(0x30_0000))), .free(Self.stage(0x20_0000))],
         "\(descriptor)")
       #expect(setup.guest.submitAndWait(descriptor))
-      #expect(setup.host.take() == [], "what is as it was is not bound again")
+      #expect(setup.host.take() == [], "an unchanged entry is not bound again")
     }
   }
 
-  @Test("An entry that becomes present is bound by an invalidation of its new domain")
+  @Test("an entry that becomes present is bound by an invalidation of its new domain")
   func becomesPresent() throws {
     let setup = try Setup((0, 0, 0))
     setup.enable()
@@ -165,11 +166,11 @@ struct HostBindingTests {
     setup.write(Self.entry(0x20_0000, domain: 77))
     #expect(setup.guest.submitAndWait(Cache.pasidCache(1, domain: 77)))
     #expect(setup.host.take() == [.bind("a", .firstStage(Self.stage(0x20_0000, domain: 77)))])
-    // No request met a fault, so none is recorded.
+    // No request faulted, so no fault is recorded.
     #expect(setup.guest.takeFault() == nil)
   }
 
-  @Test("Legacy mode: pass-through is the second stage, the guest's own second stage is blocked, with a fault")
+  @Test("legacy pass-through uses the host's second stage, and a guest's second stage is blocked with a fault")
   func legacy() throws {
     let guest = try Guest { $0.cachingMode = true }
     let host = RecordingHost()
@@ -187,7 +188,7 @@ struct HostBindingTests {
     #expect(fault.reason == FaultReason.contextEntryInvalid.rawValue && fault.source == Self.source.rawValue)
   }
 
-  @Test("What only a copy could follow is blocked, and the guest told", arguments: [2, 3] as [UInt64])
+  @Test("an entry that would need shadowing is blocked, with a fault", arguments: [2, 3] as [UInt64])
   func guestSecondStage(type: UInt64) throws {
     let setup = try Setup(Guest.pasidEntry(type: type, firstStage: 0x20_0000, secondStage: 0x30_0000)) {
       $0.nested = true
@@ -199,7 +200,7 @@ struct HostBindingTests {
     #expect(fault.reason == FaultReason.pasidEntryInvalid.rawValue)
   }
 
-  @Test("Supervisor privilege without PASID is blocked")
+  @Test("supervisor privilege without PASID is blocked")
   func ridPrivilege() throws {
     let setup = try Setup(Guest.pasidEntry(type: 1, firstStage: 0x20_0000, third: 1)) { $0.nested = true }
     setup.guest.store(1 << 20, at: setup.tables.context + 8)
@@ -211,7 +212,7 @@ struct HostBindingTests {
 
   // MARK: First-stage invalidations
 
-  @Test("A thousand pages by one doorbell are one call, in the guest's order")
+  @Test("one doorbell for a thousand pages is one call, in the guest's order")
   func batching() throws {
     let setup = try Setup(Self.entry(0x20_0000))
     setup.enable()
@@ -234,13 +235,13 @@ struct HostBindingTests {
     #expect(all[1] == FirstStageInvalidation(address: 0xf_ffff_e000, pageCount: 2, leafOnly: false))
     #expect(setup.bindings.counters.invalidationCalls == 1)
 
-    // Past what is worth telling one by one, it is one that covers them.
+    // Beyond the limit of single pages, the call has one invalidation of everything.
     for page: UInt64 in 0..<1000 { setup.guest.put(Cache.pasidIOTLB(3, domain: 5, pasid: 0, address: page << 12)) }
     #expect(setup.guest.submitAndWait())
     #expect(setup.host.take() == [.invalidate(Self.stage(0x20_0000), [.all])])
   }
 
-  @Test("Each granularity, as the host takes it")
+  @Test("each granularity reaches the host")
   func invalidations() throws {
     let setup = try Setup(Self.entry(0x20_0000))
     setup.enable()
@@ -270,13 +271,13 @@ struct HostBindingTests {
       #expect(
         setup.host.take() == (expected.isEmpty ? [] : [.invalidate(Self.stage(0x20_0000), expected)]), "\(descriptor)")
     }
-    // Without a first stage there is nothing to invalidate.
+    // Without a first stage, the host has nothing to invalidate.
     setup.write(Self.passThrough)
     #expect(setup.guest.submitAndWait(Cache.pasidCache(3), Cache.iotlb(1)))
     #expect(setup.host.take() == [.bind("a", .secondStage), .free(Self.stage(0x20_0000))])
   }
 
-  @Test("A device TLB's invalidations are the table's, but where the unit's own came just before")
+  @Test("device-TLB invalidations invalidate the host's table, unless the unit's own have just done it")
   func deviceTLB() throws {
     let setup = try Setup(Self.entry(0x20_0000)) {
       $0.deviceIOTLB = true
@@ -302,25 +303,25 @@ struct HostBindingTests {
       #expect(guest.submitAndWait())
       #expect(host.take() == (wanted.map { [.invalidate(Self.stage(0x20_0000), $0)] } ?? []), name)
     }
-    sends(deviceTLB(Self.source, 0x5000), asks: [page(0x5000)], "alone")
-    sends(deviceTLB(Self.neighbour, pasid: 0, 0x5000), asks: [page(0x5000)], "the other user's, by PASID")
+    sends(deviceTLB(Self.source, 0x5000), asks: [page(0x5000)], "a single one")
+    sends(deviceTLB(Self.neighbour, pasid: 0, 0x5000), asks: [page(0x5000)], "of the other function, by PASID")
     // The lowest zero bit from 12 up gives the size: 16 KiB.
     sends(deviceTLB(Self.source, 0x4000 | 0x1000 | 1), asks: [page(0x4000, 4)], "a range")
     sends(deviceTLB(Self.source, 0x7fff_ffff_ffff_f001), asks: [.all], "all")
-    sends(deviceTLB(Self.source, pasid: 3, 0x5000), asks: nil, "another PASID's")
-    sends([8 | UInt64(Self.source.rawValue) << 16, 0x5001], asks: [page(0x5000)], "every PASID's")
-    sends(deviceTLB(RequesterID(rawValue: 0x99), 0x5000), asks: nil, "another function's")
+    sends(deviceTLB(Self.source, pasid: 3, 0x5000), asks: nil, "of another PASID")
+    sends([8 | UInt64(Self.source.rawValue) << 16, 0x5001], asks: [page(0x5000)], "of every PASID")
+    sends(deviceTLB(RequesterID(rawValue: 0x99), 0x5000), asks: nil, "of another function")
     let unit = FirstStageInvalidation(address: 0x4000, pageCount: 4, leafOnly: false)
     sends(
       pages(0x4000, mask: 2), deviceTLB(Self.source, 0x5000), deviceTLB(Self.neighbour, 0x4000 | 0x1000 | 1),
-      asks: [unit], "within the unit's")
-    sends(pages(0x4000, mask: 2), deviceTLB(Self.source, 0x8000), asks: [unit, page(0x8000)], "beyond it")
+      asks: [unit], "within the unit's range")
+    sends(pages(0x4000, mask: 2), deviceTLB(Self.source, 0x8000), asks: [unit, page(0x8000)], "beyond that range")
     sends(
-      deviceTLB(Self.source, 0x5000), pages(0x4000, mask: 2), asks: [page(0x5000), unit], "before it")
+      deviceTLB(Self.source, 0x5000), pages(0x4000, mask: 2), asks: [page(0x5000), unit], "before the unit's")
     #expect(setup.bindings.counters.invalidationCalls == 8)
   }
 
-  @Test("A binding is made anew where it is asked for")
+  @Test("a binding can be renewed, for that function alone")
   func renew() throws {
     let setup = try Setup(Self.entry(0x20_0000))
     setup.enable()
@@ -333,7 +334,7 @@ struct HostBindingTests {
     #expect(setup.bindings.binding(of: setup.function) == .firstStage(Self.stage(0x20_0000)))
   }
 
-  @Test("Two functions in one domain share a table, and its calls; it goes with the last")
+  @Test("functions in one domain share a table and its calls, and it is freed with the last one")
   func sharing() throws {
     let setup = try Setup(Self.entry(0x20_0000))
     setup.enable()
@@ -344,7 +345,7 @@ struct HostBindingTests {
     #expect(setup.guest.submitAndWait(Cache.pasidIOTLB(2, domain: 5, pasid: 0)))
     #expect(setup.host.take() == [.invalidate(Self.stage(0x20_0000), [.all])])
 
-    // One leaves; what is invalidated in the same delivery reaches the table that the other is on.
+    // One function leaves. The invalidation in the same delivery reaches the table that the other still uses.
     setup.guest.store(0, at: setup.tables.context)
     #expect(
       setup.guest.submitAndWait(
@@ -364,7 +365,7 @@ struct HostBindingTests {
 
   // MARK: Refusals, reset, unplug
 
-  @Test("A refused binding leaves the function blocked, and the guest with a fault; the next invalidation tries again")
+  @Test("a refused binding blocks the function with a fault, and the next invalidation tries again")
   func refusedBinding() throws {
     let setup = try Setup(Self.entry(0x20_0000))
     setup.add()
@@ -379,14 +380,14 @@ struct HostBindingTests {
     #expect(setup.bindings.counters.refusals == 1)
 
     #expect(setup.guest.submitAndWait(Cache.pasidIOTLB(2, domain: 5, pasid: 0)))
-    #expect(setup.host.take() == [], "it has no table")
+    #expect(setup.host.take() == [], "the function has no table")
     setup.host.refusesBindings = false
     #expect(setup.guest.submitAndWait(Cache.pasidCache(1, domain: 5)))
     #expect(setup.host.take() == [wanted])
     #expect(setup.guest.takeFault() == nil)
   }
 
-  @Test("A fault that the entry suppresses is not recorded")
+  @Test("a fault that the entry suppresses is not recorded")
   func suppressed() throws {
     let setup = try Setup(Guest.pasidEntry(type: 1, firstStage: 0x20_0000, first: 2))
     setup.add()
@@ -396,7 +397,7 @@ struct HostBindingTests {
     #expect(setup.guest.takeFault() == nil)
   }
 
-  @Test("Where the host fails to invalidate, whoever could reach what was taken back is blocked")
+  @Test("if the host fails to invalidate, all functions on the table are blocked")
   func refusedInvalidation() throws {
     let setup = try Setup(Self.entry(0x20_0000))
     setup.enable()
@@ -413,7 +414,7 @@ struct HostBindingTests {
     #expect(setup.guest.takeFault() != nil)
   }
 
-  @Test("Reset goes back to guest physical memory")
+  @Test("a reset binds functions to guest physical memory again")
   func reset() throws {
     let setup = try Setup(Self.entry(0x20_0000))
     setup.enable()
@@ -423,7 +424,7 @@ struct HostBindingTests {
     #expect(setup.host.take() == [.bind("a", .secondStage), .free(Self.stage(0x20_0000))])
   }
 
-  @Test("A function that is gone is not asked any more, and the unit let go")
+  @Test("a removed function gets no more calls")
   func remove() throws {
     let setup = try Setup(Self.entry(0x20_0000))
     setup.enable()
@@ -431,7 +432,7 @@ struct HostBindingTests {
     setup.addOther()
     _ = setup.host.take()
     setup.bindings.remove(setup.function)
-    #expect(setup.host.take() == [], "the other holds the table")
+    #expect(setup.host.take() == [], "the other function keeps the table")
     setup.guest.command(clear: 31)
     #expect(setup.host.take() == [.bind("b", .secondStage), .free(Self.stage(0x20_0000))])
     setup.bindings.remove(setup.other)
@@ -440,7 +441,7 @@ struct HostBindingTests {
     #expect(setup.bindings.binding(of: setup.function) == nil)
   }
 
-  @Test("A fault that the host met is recorded as the unit's own")
+  @Test("a fault that the host met is recorded as the unit's own")
   func hostFault() throws {
     let setup = try Setup(Self.entry(0x20_0000))
     setup.enable()
@@ -452,7 +453,7 @@ struct HostBindingTests {
     #expect(fault.pasid == 3)
   }
 
-  @Test("Root tables and entries of any content bind or block, and never trap")
+  @Test("root tables and entries of any content bind or block, and never trap")
   func anyTables() throws {
     var random = SeededGenerator(seed: 0x6e65_7374)
     for _ in 0..<300 {
@@ -475,7 +476,7 @@ struct HostBindingTests {
       setup.enable()
       #expect(setup.guest.submitAndWait(Cache.pasidCache(3), Cache.iotlb(1)))
       let held = try #require(setup.bindings.binding(of: setup.function))
-      // An emulated function's requests pass exactly where a passed-through one's would.
+      // Requests of an emulated function pass exactly when those of a passed-through one would.
       if held == .secondStage {
         #expect(setup.guest.port(Self.source).answer(0x5000) == .at(0x5000, 8))
       }

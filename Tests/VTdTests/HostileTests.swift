@@ -5,9 +5,9 @@ import VTdOracle
 
 @testable import VTd
 
-/// Nothing that a guest writes into registers, queue or tables traps, hangs, or lets a request out of RAM
-/// by a path that the tables do not give.
-@Suite("Hostile guests")
+/// Nothing that a guest writes into registers, queue or tables causes a trap or a hang, or lets a request reach memory
+/// that the tables do not map.
+@Suite("hostile guests")
 struct HostileTests {
   static let seed: UInt64 = .random(in: .min ... .max)
 
@@ -29,12 +29,12 @@ struct HostileTests {
     },
   ]
 
-  @Test("Random register accesses, requests and interrupts over random memory", arguments: 0..<3)
+  @Test("random register accesses, requests and interrupts do no harm", arguments: 0..<3)
   func random(shape: Int) throws {
     let seed = Self.seed &+ UInt64(shape)
     var random = SeededGenerator(seed: seed)
     let guest = try Guest(Self.shapes[shape])
-    // Memory of plausible entries.
+    // Fill memory with plausible entries.
     for address in stride(from: UInt64(0), to: 0x8_0000, by: 8) {
       let kind = random.next() % 8
       let pointer = (random.next() % 0x80) << 12
@@ -59,7 +59,7 @@ struct HostileTests {
           random.next() % 8 == 0 ? random.next() % 0x1010 : offsets[Int(random.next() % UInt64(offsets.count))]
         if [0x20, 0x90, 0xb8].contains(offset) { value = (value & 0xc07) | (random.next() % 0x80) << 12 }
         if offset == 0x88 { value &= 0xfff }
-        // Often: everything that is on stays on.
+        // Usually keep everything enabled that is enabled.
         if offset == 0x18 { value = UInt64(guest.status) & 0x8680_0000 | 1 << (23 + random.next() % 9) }
         guest.unit.write(offset: offset, width: width, value: value & width.allOnes)
       case 2:
@@ -85,7 +85,7 @@ struct HostileTests {
     #expect(ports[0].answer(0x123) == .at(0x123, 8))
   }
 
-  @Test("Random descriptors", arguments: [false, true])
+  @Test("random descriptors are decoded or refused", arguments: [false, true])
   func descriptors(wide: Bool) throws {
     var random = SeededGenerator(seed: Self.seed)
     let capabilities = Capabilities(
@@ -96,7 +96,7 @@ struct HostileTests {
       })
     var decoded = 0
     for _ in 0..<200_000 {
-      // In half of them few bits are set, so that many have none that is reserved.
+      // Half of them have few bits set, so that many have no reserved bit set.
       let few = random.next() % 2 == 0 ? random.next() & random.next() & random.next() : .max
       let bits = DescriptorBits(
         low: random.next() & few & ~(random.next() & random.next()) & 0xffff_ffff_0fff_f03f | random.next() % 9,
@@ -107,13 +107,13 @@ struct HostileTests {
     #expect(decoded > 1000, "seed \(Self.seed)")
   }
 
-  @Test("A guest that keeps feeding the queue from one processor does not hold up another")
+  @Test("a processor that keeps filling the queue does not delay another one")
   func endlessQueue() async throws {
     let guest = try Guest()
     guest.enableQueue(wide: false)
     for offset in stride(from: UInt64(0), to: 0x1000, by: 16) { guest.store(0x12, at: guest.queueBase + offset) }
     let unit = guest.unit
-    // Doorbells from two threads, each chasing the other's tail, while a third reads and translates.
+    // Two threads ring the doorbell, each moving the other's tail, while a third reads registers and translates.
     let source = RequesterID(rawValue: 0x18)
     let port = guest.port(source)
     await withTaskGroup(of: Void.self) { group in
@@ -132,12 +132,12 @@ struct HostileTests {
       }
     }
     #expect(guest.read32(0x34) == 0)
-    // At rest: the last doorbell was served to its end.
+    // Afterwards, the last doorbell has been served completely.
     guest.write64(0x88, 0)
     #expect(guest.read64(0x80) == 0)
   }
 
-  @Test("Translations, faults, invalidations and mode changes from several threads")
+  @Test("concurrent translations, faults, invalidations and mode changes give correct addresses")
   func threads() async throws {
     let guest = try Guest.firstStage()
     let source = RequesterID(rawValue: 0x18)
@@ -157,7 +157,7 @@ struct HostileTests {
           for round: UInt64 in 0..<4000 {
             let n = (round &* 31 &+ thread) % 66
             let answer = port.answer(0x10_0000 + n * 0x1000, round % 2 == 0 ? .read : .write)
-            // With translation off for a moment the address passes as it is.
+            // While translation is off, the address passes unchanged.
             let plain = Answer.at(0x10_0000 + n * 0x1000, 8)
             #expect(
               answer == plain

@@ -4,12 +4,12 @@ import VTdOracle
 
 @testable import VTd
 
-@Suite("Interrupt remapping")
+@Suite("interrupt remapping")
 struct InterruptTests {
   let device = RequesterID(bus: 0, device: 3, function: 0)
   let ioapic = RequesterID(rawValue: 0xff00)
 
-  /// A table of `2 << size` entries, remapping enabled.
+  /// Sets up a table of `2 << size` entries and enables remapping.
   func start(extended: Bool = true, size: UInt64 = 7, options: (inout UnitOptions) -> Void = { _ in }) throws -> (
     guest: Guest, table: UInt64
   ) {
@@ -22,7 +22,7 @@ struct InterruptTests {
     return (guest, table)
   }
 
-  /// As Linux's prepare_irte: present, physical, redirection hint, fixed, edge.
+  /// An entry as Linux's prepare_irte writes it: present, physical, redirection hint, fixed, edge.
   func entry(vector: UInt64, destination: UInt64, low: UInt64 = 0x9) -> UInt64 {
     destination << 32 | vector << 16 | low
   }
@@ -30,7 +30,7 @@ struct InterruptTests {
     1 << 18 | qualifier << 16 | UInt64(source.rawValue)
   }
 
-  /// A message in remappable format.
+  /// Returns a message in remappable format.
   func message(_ handle: UInt64, subhandle: UInt32? = nil) -> InterruptMessage {
     InterruptMessage(
       address: 0xfee0_0010 | (handle & 0x7fff) << 5 | (handle >> 15) << 2 | (subhandle == nil ? 0 : 8),
@@ -41,7 +41,7 @@ struct InterruptTests {
     guest.unit.remap(message, from: source ?? device, recordFault: true)
   }
 
-  @Test("Disabled, messages pass as they are")
+  @Test("while remapping is disabled, messages pass unchanged")
   func disabled() throws {
     let guest = try Guest()
     let message = InterruptMessage(address: 0xfee0_1234, data: 0x4567)
@@ -49,7 +49,7 @@ struct InterruptTests {
     #expect(guest.unit.counters.interruptsPassed == 1)
   }
 
-  @Test("A 32-bit destination goes where KVM looks for it")
+  @Test("a 32-bit destination is encoded as KVM expects it")
   func extendedMode() throws {
     let (guest, table) = try start()
     guest.store(entry(vector: 0x51, destination: 0x0123_4567), at: table + 5 * 16)
@@ -59,19 +59,19 @@ struct InterruptTests {
     #expect(guest.unit.counters.interruptsRemapped == 1)
   }
 
-  @Test("An 8-bit destination, logical, lowest priority, level")
+  @Test("an 8-bit destination, logical mode, lowest priority and level are remapped")
   func compatibleMode() throws {
     let (guest, table) = try start(extended: false)
     guest.store(entry(vector: 0x61, destination: 0x0300, low: 0x1 | 4 | 0x10 | 1 << 5), at: table + 16)
     guest.store(verify(ioapic), at: table + 24)
     #expect(
       remap(guest, message(1), from: ioapic) == .deliver(InterruptMessage(address: 0xfee0_3004, data: 0xc161)))
-    // Destination bits other than 15:8 are reserved.
+    // Only destination bits 15:8 are not reserved.
     guest.store(entry(vector: 0x61, destination: 0x1_0300), at: table + 32)
     #expect(remap(guest, message(2)) == .blocked(.interruptEntryReserved))
   }
 
-  @Test("Subhandles add to the handle; handle bit 15 is address bit 2")
+  @Test("a subhandle is added to the handle, and bit 15 of the handle is address bit 2")
   func subhandles() throws {
     let (guest, table) = try start(size: 15)
     guest.store(entry(vector: 0x31, destination: 1), at: table + 12 * 16)
@@ -79,13 +79,13 @@ struct InterruptTests {
     #expect(InterruptRequest(message(0x8003)) == .remappable(index: 0x8003))
     #expect(InterruptRequest(message(0xffff, subhandle: 0xffff)) == .remappable(index: 0x1fffe))
     #expect(remap(guest, message(0xffff, subhandle: 0xffff)) == .blocked(.interruptIndexBeyondTable))
-    // Without a subhandle data is the IOAPIC's own affair.
+    // Without a subhandle, the data belongs to the IOAPIC and is ignored.
     var withData = message(12)
     withData.data = 0xffff_ffff
     #expect(remap(guest, withData) == .deliver(InterruptMessage(address: 0xfee0_1008, data: 0x4031)))
   }
 
-  @Test("Each fault, with its index in bits 63:48 and the source beside")
+  @Test("each fault is recorded with its index in bits 63:48 and its source")
   func faults() throws {
     let (guest, table) = try start()
     func expect(_ reason: FaultReason, _ message: InterruptMessage, index: UInt64, recorded: Bool = true) {
@@ -123,10 +123,10 @@ struct InterruptTests {
     guest.command(set: 24)
     expect(.interruptEntryAccess, message(1), index: 1)
     #expect(guest.unit.counters.interruptsBlocked == 16)
-    #expect(guest.unit.counters.faults == 0, "those are of DMA")
+    #expect(guest.unit.counters.faults == 0, "this counter is for DMA faults")
   }
 
-  @Test("A question does not record")
+  @Test("remapping without recording changes no counter and records no fault")
   func unrecorded() throws {
     let (guest, _) = try start()
     #expect(guest.unit.remap(message(1), from: device, recordFault: false) == .blocked(.interruptEntryNotPresent))
@@ -135,7 +135,7 @@ struct InterruptTests {
   }
 
   @Test(
-    "Source validation: type and qualifier",
+    "source validation obeys type and qualifier",
     arguments: [
       (0, 0, 0xffff, true), (1, 0, 0x18, true), (1, 0, 0x19, false), (1, 1, 0x1c, true), (1, 1, 0x1a, false),
       (1, 2, 0x1e, true), (1, 2, 0x19, false), (1, 3, 0x1f, true), (1, 3, 0x20, false), (3, 0, 0x18, false),
@@ -145,7 +145,7 @@ struct InterruptTests {
     #expect(entry.accepts(RequesterID(rawValue: source)) == accepted)
   }
 
-  @Test("Validation by bus: from SID[15:8] to SID[7:0]")
+  @Test("validation by bus accepts buses from SID[15:8] to SID[7:0]")
   func busValidation() {
     let entry = InterruptEntry(low: 1, high: 0x0204 | 2 << 18)
     for bus: UInt8 in 0..<8 {
@@ -153,7 +153,7 @@ struct InterruptTests {
     }
   }
 
-  @Test("Compatibility format: CFI lets it through, but never with 32-bit destinations", arguments: [false, true])
+  @Test("CFI permits the compatibility format, but never with 32-bit destinations", arguments: [false, true])
   func compatibilityFormat(extended: Bool) throws {
     let (guest, _) = try start(extended: extended)
     let message = InterruptMessage(address: 0xfee0_1000, data: 0x41)
@@ -164,14 +164,14 @@ struct InterruptTests {
     #expect(remap(guest, message) == .blocked(.compatibilityFormatBlocked))
   }
 
-  @Test("Without EIM, EIME cannot be set")
+  @Test("without EIM, EIME cannot be set")
   func noExtendedMode() throws {
     let (guest, table) = try start { $0.extendedInterruptMode = .off }
     guest.store(entry(vector: 0x61, destination: 0x0300), at: table)
     #expect(remap(guest, message(0)) == .deliver(InterruptMessage(address: 0xfee0_3008, data: 0x4061)))
   }
 
-  @Test("Entries are cached until an invalidation names them")
+  @Test("entries are cached until an invalidation names them")
   func cache() throws {
     let (guest, table) = try start()
     let slot = table + 20 * 16
@@ -193,7 +193,7 @@ struct InterruptTests {
       #expect(remap(guest, message(20)) == after)
       #expect(guest.submitAndWait([4, 0]))
     }
-    // Not present is not cached.
+    // An entry that is not present is not cached.
     guest.store(0, at: slot)
     #expect(guest.submitAndWait([4, 0]))
     #expect(remap(guest, message(20)) == .blocked(.interruptEntryNotPresent))
@@ -201,7 +201,7 @@ struct InterruptTests {
     #expect(remap(guest, message(20)) == after)
   }
 
-  @Test("Observers hear of entries, and of remapping as a whole")
+  @Test("observers are notified of invalidated entries and of changes of remapping")
   func observers() throws {
     let (guest, _) = try start()
     #expect(guest.observer.take() == [.interruptRemappingChanged, .interruptRemappingChanged])

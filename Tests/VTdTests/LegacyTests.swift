@@ -4,11 +4,11 @@ import VTdOracle
 
 @testable import VTd
 
-@Suite("Legacy mode")
+@Suite("legacy mode")
 struct LegacyTests {
   let source = RequesterID(bus: 2, device: 31, function: 5)
 
-  /// A guest in legacy mode with one 4 KiB page, read-write, at 0x7654_3000.
+  /// Sets up legacy mode with one 4 KiB page, read-write, at 0x7654_3000.
   func start(
     type: UInt64 = 0, addressWidth: UInt64 = 2, faultDisable: Bool = false,
     options: (inout UnitOptions) -> Void = { _ in }
@@ -24,7 +24,7 @@ struct LegacyTests {
     return (guest, guest.port(source), table, root, context)
   }
 
-  @Test("While translation is disabled requests pass as they are, if the function may master the bus")
+  @Test("while translation is disabled, requests pass unchanged if the function has bus mastering enabled")
   func disabled() throws {
     let guest = try Guest()
     let requester = Requester(id: source)
@@ -35,7 +35,7 @@ struct LegacyTests {
     #expect(guest.unit.counters.untranslatedRequests == 1)
   }
 
-  @Test("Second stage, 3 to 5 levels", arguments: [1, 2, 3] as [UInt64])
+  @Test("the second stage translates with 3 to 5 levels", arguments: [1, 2, 3] as [UInt64])
   func levels(addressWidth: UInt64) throws {
     let (guest, port, _, _, _) = try start(addressWidth: addressWidth) { $0.addressWidth = 57 }
     #expect(port.answer(0x7654_3210) == .at(0x20_0210, 8))
@@ -47,7 +47,7 @@ struct LegacyTests {
   }
 
   @Test(
-    "An address width that SAGAW does not offer makes the context entry invalid", arguments: [0, 3, 4, 7] as [UInt64])
+    "an address width that SAGAW does not offer makes the context entry invalid", arguments: [0, 3, 4, 7] as [UInt64])
   func badAddressWidth(field: UInt64) throws {
     let (guest, port, _, _, context) = try start()
     guest.store(7 << 8 | field, at: context + 8)
@@ -55,20 +55,20 @@ struct LegacyTests {
     #expect(guest.takeFault()?.reason == 0x03)
   }
 
-  @Test("Large pages")
+  @Test("large pages are translated, and their addresses must be aligned")
   func largePages() throws {
     let (guest, port, table, _, _) = try start()
     guest.map(0x4020_0000, in: table, levels: 4, entry: 0x60_0083, atLevel: 2, tableBits: 3)
     guest.map(0x1_8000_0000, in: table, levels: 4, entry: 0x4000_0083, atLevel: 3, tableBits: 3)
     #expect(port.answer(0x4023_4567, count: 1 << 30) == .at(0x63_4567, 0x20_0000 - 0x3_4567))
     #expect(port.answer(0x1_8765_4321, count: .max) == .at(0x4765_4321, 0x4000_0000 - 0x765_4321))
-    // Misaligned addresses in large leaves are reserved bits.
+    // Low address bits of a large leaf are reserved.
     guest.map(0x4040_0000, in: table, levels: 4, entry: 0x60_1083, atLevel: 2, tableBits: 3)
     #expect(port.answer(0x4040_0000) == .refused(.translation))
     #expect(guest.takeFault()?.reason == 0x0c)
   }
 
-  @Test("Rights are what every level grants")
+  @Test("an access needs permission at every level")
   func rights() throws {
     let (guest, port, table, _, _) = try start()
     guest.map(0x7654_4000, in: table, levels: 4, entry: 0x20_1001, tableBits: 3)
@@ -88,7 +88,7 @@ struct LegacyTests {
     #expect(guest.takeFault()?.reason == 0x06)
   }
 
-  @Test("What is not there: no leaf, no table, beyond the width, in the interrupt range")
+  @Test("a missing leaf, a table outside RAM, and addresses beyond the width or in the interrupt range are faults")
   func missing() throws {
     let (guest, port, table, _, _) = try start()
     #expect(port.answer(0x7654_6000) == .refused(.translation))
@@ -107,7 +107,7 @@ struct LegacyTests {
     #expect(guest.takeFault()?.reason == 0x0e)
   }
 
-  @Test("Reserved bits of paging entries")
+  @Test("reserved bits of paging entries are faults, and ignored bits are not")
   func reservedBits() throws {
     let (guest, port, table, _, _) = try start()
     let leaf = guest.slot(of: 0x7654_3000, in: table, levels: 4)
@@ -127,7 +127,7 @@ struct LegacyTests {
     #expect(guest.takeFault()?.reason == 0x0c)
   }
 
-  @Test("Root and context entries that are not present, wrong or not in memory")
+  @Test("root and context entries that are absent, malformed or outside RAM are faults")
   func entries() throws {
     let (guest, port, _, root, context) = try start()
     let rootEntry = root + 2 * 16
@@ -165,11 +165,11 @@ struct LegacyTests {
     expect(0x08, "root table not memory")
   }
 
-  @Test("Pass-through, with and without the capability")
+  @Test("pass-through works only with its capability")
   func passThrough() throws {
     let (guest, port, _, _, _) = try start(type: 2)
     #expect(port.answer(0x12345, count: 1 << 20) == .at(0x12345, 1 << 20))
-    // A run stops before the interrupt range.
+    // A segment ends before the interrupt range.
     #expect(port.answer(0xfedf_fff0, count: 0x100) == .at(0xfedf_fff0, 0x10))
     #expect(port.answer(1 << 48) == .refused(.translation))
     #expect(guest.takeFault()?.reason == 0x04)
@@ -180,13 +180,13 @@ struct LegacyTests {
     #expect(other.takeFault()?.reason == 0x03)
   }
 
-  @Test("The device-TLB translation type is second stage for untranslated requests")
+  @Test("with the device-TLB type, untranslated requests use the second stage")
   func deviceTLBType() throws {
     let (_, port, _, _, _) = try start(type: 1) { $0.deviceIOTLB = true }
     #expect(port.answer(0x7654_3000) == .at(0x20_0000, 8))
   }
 
-  @Test("Fault Processing Disable keeps qualified faults to itself, and only those")
+  @Test("Fault Processing Disable suppresses qualified faults only")
   func faultProcessingDisable() throws {
     let (guest, port, _, root, context) = try start(faultDisable: true)
     #expect(port.answer(0x1000) == .refused(.translation))
@@ -195,13 +195,13 @@ struct LegacyTests {
     guest.store(guest.load(context) & ~1, at: context)
     guest.write64(0x28, 1 << 63 | 1 << 61)
     #expect(port.answer(0x1000) == .refused(.translation))
-    #expect(guest.takeFault() == nil, "not present, with FPD")
+    #expect(guest.takeFault() == nil, "the entry is not present, but has FPD")
     guest.store(0, at: root + 2 * 16)
     #expect(port.answer(0x1000) == .refused(.translation))
     #expect(guest.takeFault()?.reason == 0x01)
   }
 
-  @Test("TM is reserved unless stale-tm says that it is not")
+  @Test("TM is reserved except with stale-tm")
   func staleTranslationMethod() throws {
     let (_, port, table, _, _) = try start(type: 1) {
       $0.deviceIOTLB = true
@@ -220,17 +220,17 @@ struct LegacyTests {
     #expect(looser.answer(0x7654_3000) == .at(0x20_0000, 8))
   }
 
-  @Test("Writes to the interrupt range are interrupt requests, before any translation")
+  @Test("writes to the interrupt range are interrupt requests, without translation")
   func interruptRange() throws {
     let (guest, port, table, _, _) = try start()
-    // A 2 MiB page over the range does not make it memory.
+    // A 2 MiB mapping of the range does not make it memory.
     guest.map(0xfee0_0000, in: table, levels: 4, entry: 0x60_0083, atLevel: 2, tableBits: 3)
     try port.storeUInt32(0x4041, at: 0xfee0_100c)
     #expect(
       guest.sink.deliveries == [
         RecordingSink.Delivery(source: source, message: InterruptMessage(address: 0xfee0_100c, data: 0x4041))
       ])
-    // The same by any write of four aligned bytes, and by no other.
+    // A byte write of four aligned bytes does the same; other sizes do not.
     let bytes: [UInt8] = [0x42, 0x40, 0, 0, 0, 0, 0, 0]
     try port.write(bytes.span.bytes.extracting(0..<4), to: 0xfee0_200c)
     #expect(
@@ -242,13 +242,13 @@ struct LegacyTests {
     #expect(guest.sink.deliveries.count == 2)
     #expect(throws: DMAError.notMemory) { try port.loadUInt32(at: 0xfee0_1000) }
     #expect(throws: DMAError.notMemory) { try port.storeUInt64(1, at: 0xfee0_1000) }
-    // Beside the range, the page is a page: but a run ends where the range begins.
+    // Next to the range the mapping works; a segment ends where the range begins.
     #expect(port.answer(0xfef0_0000) == .at(0x70_0000, 8))
     #expect(port.answer(0xfee0_1000, count: 0x2000) == .at(0xfee0_1000, 0x1000))
     #expect(guest.takeFault() == nil)
   }
 
-  @Test("A function that gets another address gets its own context, at once")
+  @Test("a function with a new address uses its new context at once")
   func renumbered() throws {
     let (guest, _, _, _, _) = try start()
     let requester = Requester(id: source, busMasterEnable: true)

@@ -2,7 +2,7 @@ import Testing
 
 @testable import VTd
 
-@Suite("Options of the remapping unit")
+@Suite("options of the remapping unit")
 struct OptionsTests {
   static func options(_ change: (inout UnitOptions) -> Void) -> UnitOptions {
     var options = UnitOptions()
@@ -19,7 +19,7 @@ struct OptionsTests {
     }
   }
 
-  @Test("What fits is accepted")
+  @Test("consistent options are accepted")
   func accepted() {
     #expect(error { _ in } == nil)
     #expect(error { $0.scalableMode = true } == nil)
@@ -38,14 +38,14 @@ struct OptionsTests {
       } == nil)
   }
 
-  @Test("First stage without scalable mode is refused in QEMU's words")
+  @Test("first stage without scalable mode is refused with QEMU's text")
   func firstStageAlone() {
     let error = error { $0.firstStage = true }
     #expect(error?.option == "x-flts")
     #expect(error.map { "\($0)" } == "x-flts is only available in scalable mode")
   }
 
-  @Test("Each contradiction names the option it is about")
+  @Test("each contradiction names its option")
   func contradictions() {
     #expect(error { $0.nested = true }?.option == "x-nested")
     #expect(
@@ -85,7 +85,7 @@ struct OptionsTests {
       }?.option == "dma-translation")
   }
 
-  @Test("Page requests need what QEMU says they need, in its words")
+  @Test("page requests need the same options as in QEMU, with its texts")
   func pageRequests() {
     var options = UnitOptions()
     options.scalableMode = true
@@ -108,9 +108,9 @@ struct OptionsTests {
     #expect(problem() == nil)
   }
 
-  /// The first two are what Linux prints under QEMU with the same options (there with caching mode).
+  /// Linux prints the first two under QEMU with the same options (there with caching mode).
   @Test(
-    "Capability registers are QEMU's, bit for bit",
+    "capability registers equal QEMU's, bit for bit",
     arguments: [
       (
         OptionsTests.options {

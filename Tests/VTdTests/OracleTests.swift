@@ -1,11 +1,11 @@
 import Testing
 import VTdOracle
 
-@Suite("The unit against a walker written apart")
+@Suite("the unit against an independent walker")
 struct OracleTests {
   static let seed: UInt64 = .random(in: .min ... .max)
 
-  @Test("Random tables and requests, and what they mark", arguments: Comparison.Subject.allCases)
+  @Test("answers, accessed and dirty bits match the walker on random tables", arguments: Comparison.Subject.allCases)
   func compare(_ subject: Comparison.Subject) throws {
     var verdicts: [UInt8: Int] = [:]
     for round: UInt64 in 0..<3 {
@@ -13,14 +13,14 @@ struct OracleTests {
       if let difference = result.difference { Issue.record("\(difference)") }
       verdicts.merge(result.verdicts, uniquingKeysWith: +)
     }
-    // The tables are such that requests pass, and that they meet several faults. How many depends on the seed: a
-    // fault near the root of one round's tables leaves few.
+    // Some requests must pass, and several kinds of fault must occur. How many depends on the seed: a fault near the
+    // root of one round's tables leaves few.
     #expect(verdicts[0, default: 0] > 0, "\(subject), seed \(Self.seed): \(verdicts)")
     #expect(verdicts.count >= 5, "\(subject), seed \(Self.seed): \(verdicts)")
   }
 
   @Test(
-    "Random invalidation sequences: an answer is the tables' or what a cache may still hold",
+    "after random invalidations each answer is from the tables or one that a cache may still hold",
     arguments: InvalidationSequence<RandomChoices>.Mode.allCases)
   func sequences(_ mode: InvalidationSequence<RandomChoices>.Mode) throws {
     var passed = 0
@@ -34,7 +34,7 @@ struct OracleTests {
       interrupts.delivered += result.deliveredInterrupts
       interrupts.stale += result.staleInterrupts
     }
-    // Caches took part, and not they alone.
+    // Some answers must come from the caches, and some from the tables.
     #expect(passed > 0 && stale > 0, "seed \(Self.seed): \(passed) passed, \(stale) stale")
     #expect(interrupts.delivered > 0 && interrupts.stale > 0, "seed \(Self.seed): of interrupts \(interrupts)")
   }

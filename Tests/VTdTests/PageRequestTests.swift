@@ -5,11 +5,11 @@ import VTdOracle
 @testable import VTd
 
 /// The page request queue and page group responses (VT-d 7.4 to 7.7, 11.4.11).
-@Suite("Page requests")
+@Suite("page requests")
 struct PageRequestTests {
   let source = RequesterID(rawValue: 0x18)
 
-  /// PRE beside DTE and PASIDE.
+  /// Sets up PRE in addition to DTE and PASIDE.
   func started(contextBits: UInt64 = 0x1c, queue: Bool = true) throws -> (Guest, any RequestPort, UInt64) {
     let guest = try Guest.firstStage { TranslationRequestTests.all(&$0) }
     let table = guest.page()
@@ -26,7 +26,7 @@ struct PageRequestTests {
     PageRequest(address: address, prefix: prefix, reads: true, writes: true, isLastInGroup: last, groupIndex: index)
   }
 
-  @Test("The descriptor, bit by bit")
+  @Test("a page request descriptor has the specified bits")
   func descriptor() throws {
     let (guest, port, base) = try started()
     let prefix = PASIDPrefix(pasid: 0xabcde, isPrivileged: true, executes: true)
@@ -44,7 +44,7 @@ struct PageRequestTests {
     #expect(guest.unit.counters.pageRequests == 3)
   }
 
-  @Test("The event: the first request raises it, once until it is served")
+  @Test("the first request raises the event, once until software serves it")
   func event() throws {
     let (guest, port, _) = try started()
     #expect(guest.read32(0xe0) == 0x8000_0000)
@@ -63,7 +63,7 @@ struct PageRequestTests {
     #expect(guest.read32(0xdc) == 0)
     #expect(port.requestPage(request()) == .queued)
     #expect(guest.events.messages.count == 2)
-    // Masked and served, it is pending no more.
+    // An event that is served while masked is no longer pending.
     guest.write32(0xdc, 1)
     guest.write32(0xe0, 0x8000_0000)
     #expect(port.requestPage(request()) == .queued)
@@ -72,24 +72,24 @@ struct PageRequestTests {
     #expect(guest.read32(0xe0) == 0x8000_0000)
   }
 
-  @Test("A full queue overflows: the last of a group is answered with success, others are lost")
+  @Test("on overflow the last request of a group is answered with success, and others are lost")
   func overflow() throws {
     let (guest, port, _) = try started()
     for _ in 0..<127 { #expect(port.requestPage(request()) == .queued) }
     #expect(port.requestPage(request()) == .answered(.success))
     #expect(guest.read32(0xdc) == 3)
     #expect(guest.read64(0xc8) == 127 * 32)
-    // There is room, but software has not served the overflow.
+    // There is room, but software has not cleared the overflow.
     guest.write64(0xc0, 64)
     #expect(port.requestPage(request()) == .answered(.success))
     #expect(port.requestPage(request(last: false)) == .discarded)
     guest.write32(0xdc, 2)
     #expect(port.requestPage(request()) == .queued)
-    #expect(guest.read64(0xc8) == 0, "the tail is around")
+    #expect(guest.read64(0xc8) == 0, "the tail has wrapped around")
     #expect(guest.takeFault() == nil)
   }
 
-  @Test("Any head, tail and address that software writes")
+  @Test("no head, tail or address that software writes causes harm")
   func hostileRegisters() throws {
     let (guest, port, _) = try started(queue: false)
     guest.write64(0xd0, .max)
@@ -104,7 +104,7 @@ struct PageRequestTests {
     }
   }
 
-  @Test("What the tables forbid is answered here, with a fault of a page request")
+  @Test("a request that the tables forbid is answered by the unit and recorded as a page request's fault")
   func forbidden() throws {
     for (contextBits, reason): (UInt64, UInt8) in [(0xc, 0x47), (0x18, 0x44), (0x14, 0x45)] {
       let (guest, port, _) = try started(contextBits: contextBits)
@@ -123,7 +123,7 @@ struct PageRequestTests {
     #expect(port.requestPage(request()) == .answered(.invalidRequest))
   }
 
-  @Test("The fault of a page request has type 01b, whatever it asks for", arguments: [false, true])
+  @Test("the fault of a page request has type 01b for reads and writes", arguments: [false, true])
   func faultType(writes: Bool) throws {
     let (guest, port, _) = try started(contextBits: 0xc)
     _ = port.requestPage(
@@ -132,7 +132,7 @@ struct PageRequestTests {
     #expect(high[bit: 63] && !high[bit: 62] && high[bit: 28], "F, T1, T2")
   }
 
-  @Test("What is cached for the page goes with the request")
+  @Test("a page request invalidates the cached page")
   func implicitInvalidation() throws {
     let (guest, port, _) = try started()
     let memory = port.dmaPort(for: nil)
@@ -143,7 +143,7 @@ struct PageRequestTests {
     #expect(guest.unit.counters.iotlbMisses == misses + 1)
   }
 
-  @Test("Responses reach the function")
+  @Test("responses reach the function")
   func responses() throws {
     let (guest, port, _) = try started()
     let cache = RecordingCache(port)
@@ -162,7 +162,7 @@ struct PageRequestTests {
     port.connect(nil)
   }
 
-  @Test("Reserved bits of a response, and the drain flag of a wait")
+  @Test("reserved bits of a response are an error, and a wait may drain page requests")
   func reserved() throws {
     let (guest, _, _) = try started()
     guest.enableQueue(wide: true)
@@ -179,7 +179,7 @@ struct PageRequestTests {
     }
   }
 
-  @Test("Without svm there are no registers, no responses and no queue")
+  @Test("without svm there are no registers, responses and queue")
   func notOffered() throws {
     let guest = try Guest.firstStage {
       $0.deviceIOTLB = true
@@ -195,7 +195,7 @@ struct PageRequestTests {
     #expect(guest.read64(0xb0) & 0xf == 3)
   }
 
-  @Test("ECAP says PRS, NWFS and PDS")
+  @Test("ECAP reports PRS, NWFS and PDS")
   func capabilities() throws {
     let (guest, _, _) = try started()
     let ecap = guest.read64(0x10)

@@ -4,16 +4,16 @@ import VTdOracle
 
 @testable import VTd
 
-@Suite("Invalidation queue")
+@Suite("invalidation queue")
 struct QueueTests {
-  /// IQE set, its reason, and the head.
+  /// Returns the reason of the queue error; nil if IQE is clear.
   func error(_ guest: Guest) -> UInt64? {
     guard guest.read32(0x34) & 0x10 != 0 else { return nil }
     return guest.read64(0xb0) & 0xf
   }
   func clearError(_ guest: Guest) { guest.write32(0x34, 0x10) }
 
-  @Test("Waits write their status, in both widths, around the end of the queue", arguments: [false, true])
+  @Test("waits write their status around the end of the queue, with both descriptor widths", arguments: [false, true])
   func laps(wide: Bool) throws {
     let guest = try Guest { $0.scalableMode = wide }
     guest.enableQueue(wide: wide)
@@ -23,7 +23,7 @@ struct QueueTests {
     #expect(guest.unit.counters.waits == 1000)
   }
 
-  @Test("Disabled, nothing is fetched; enabled, what is there already is")
+  @Test("a disabled queue fetches nothing, and enabling it fetches what is there")
   func enable() throws {
     let guest = try Guest()
     let queue = guest.page()
@@ -41,7 +41,7 @@ struct QueueTests {
     #expect(guest.status & 1 << 26 == 0)
   }
 
-  @Test("Every descriptor that is wrong stops the queue at itself, saying why")
+  @Test("each malformed descriptor stops the queue at itself with its reason")
   func errors() throws {
     let guest = try Guest.scalable {
       $0.deviceIOTLB = true
@@ -68,18 +68,18 @@ struct QueueTests {
       #expect(!guest.submitAndWait(descriptor), "\(what)")
       #expect(error(guest) == reason, "\(what)")
       #expect(guest.read64(0x80) == head, "\(what)")
-      // Nothing is fetched while IQE is set; then software puts something better in its place.
+      // Nothing is fetched while IQE is set. Then software replaces the descriptor with a valid one.
       #expect(!guest.submitAndWait([2 | 1 << 4, 0]))
       guest.store(2 | 1 << 4, at: guest.queueBase + head)
       for word: UInt64 in 1...3 { guest.store(0, at: guest.queueBase + head + word * 8) }
       clearError(guest)
-      #expect(guest.read64(0x80) == guest.read64(0x88), "the queue goes on when IQE is cleared")
+      #expect(guest.read64(0x80) == guest.read64(0x88), "the queue continues when IQE is cleared")
       head = guest.read64(0x80)
     }
     #expect(guest.submitAndWait([2 | 1 << 4, 0]))
   }
 
-  @Test("Descriptors of what is not offered have an invalid type")
+  @Test("descriptors of missing features have an invalid type")
   func notOffered() throws {
     for (type, change) in [
       (3, { _ in }), (4, { $0.interruptRemapping = false }), (6, { _ in }), (7, { _ in }), (8, { _ in }),
@@ -91,7 +91,7 @@ struct QueueTests {
     }
   }
 
-  @Test("In legacy mode, descriptor types of scalable mode are invalid (Table 23)")
+  @Test("in legacy mode, descriptor types of scalable mode are invalid (Table 23)")
   func typesOfScalableMode() throws {
     let guest = try Guest.firstStage { TranslationRequestTests.all(&$0) }
     guest.enableQueue(wide: true)
@@ -103,7 +103,7 @@ struct QueueTests {
     }
   }
 
-  @Test("A reserved table mode stops the queue at any descriptor", arguments: [2, 3] as [UInt64])
+  @Test("a reserved table mode stops the queue at any descriptor", arguments: [2, 3] as [UInt64])
   func reservedTableMode(mode: UInt64) throws {
     let guest = try Guest.scalable()
     guest.write64(0x20, guest.page() | mode << 10)
@@ -113,7 +113,7 @@ struct QueueTests {
     #expect(error(guest) == 7)
   }
 
-  @Test("Scalable mode needs wide descriptors, and they need a unit that offers scalable mode")
+  @Test("scalable mode needs wide descriptors, which need a unit with scalable mode")
   func widths() throws {
     let scalable = try Guest.scalable()
     scalable.setRootTable(scalable.page(), scalable: true)
@@ -126,7 +126,7 @@ struct QueueTests {
     #expect(error(legacy) == 5)
   }
 
-  @Test("Tails beyond the queue, between descriptors, and queues out of memory")
+  @Test("a bad tail and a queue outside RAM are queue errors")
   func tails() throws {
     var guest = try Guest.scalable()
     guest.enableQueue(wide: true)
@@ -144,7 +144,7 @@ struct QueueTests {
     #expect(guest.read64(0x80) == 0)
   }
 
-  @Test("The biggest queue, full")
+  @Test("the largest queue works when it is full")
   func bigQueue() throws {
     let guest = try Guest()
     let queue: UInt64 = 0x40_0000
@@ -156,7 +156,7 @@ struct QueueTests {
     #expect(guest.unit.counters.iotlbInvalidations == 32767)
   }
 
-  @Test("A status address that is not memory is the guest's loss")
+  @Test("a status address outside RAM is ignored")
   func statusAddress() throws {
     let guest = try Guest()
     guest.enableQueue(wide: false)
@@ -165,7 +165,7 @@ struct QueueTests {
     #expect(guest.read64(0x80) == 32)
   }
 
-  @Test("The invalidation event: status, mask, pending, once until served")
+  @Test("the invalidation event obeys its mask, and is sent once until served")
   func completionEvent() throws {
     let guest = try Guest()
     guest.enableQueue(wide: false)
@@ -178,7 +178,7 @@ struct QueueTests {
     #expect(guest.read32(0x9c) == 1)
     #expect(guest.read32(0xa0) == 0xc000_0000)
     #expect(guest.events.deliveries.isEmpty)
-    // Served while masked: not pending any more.
+    // Served while masked: no longer pending.
     guest.write32(0x9c, 1)
     #expect(guest.read32(0x9c) == 0)
     #expect(guest.read32(0xa0) == 0x8000_0000)
@@ -195,7 +195,7 @@ struct QueueTests {
     #expect(guest.events.deliveries.allSatisfy { $0.requester == Guest.completionSource })
   }
 
-  @Test("Queue errors raise the fault event")
+  @Test("queue errors raise the fault event")
   func errorEvent() throws {
     let guest = try Guest()
     guest.enableQueue(wide: false)
@@ -204,7 +204,7 @@ struct QueueTests {
     #expect(guest.events.deliveries.map(\.requester) == [Guest.faultSource])
   }
 
-  @Test("Device-TLB ranges, as ATS encodes them")
+  @Test("device-TLB ranges are decoded as ATS encodes them")
   func deviceTLB() throws {
     let guest = try Guest.scalable {
       $0.deviceIOTLB = true
@@ -236,7 +236,7 @@ struct QueueTests {
   }
 
   @Test(
-    "Page ranges",
+    "a page range is aligned to its size and may cover the whole space",
     arguments: [
       (0x1234_5678, 0, 0x1234_5000, 0x1234_5fff), (0x1234_5678, 4, 0x1234_0000, 0x1234_ffff), (.max, 51, 1 << 63, .max),
       (.max, 52, 0, .max), (.max, 63, 0, .max), (0, 0, 0, 0xfff),

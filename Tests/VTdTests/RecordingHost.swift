@@ -2,12 +2,12 @@ import Synchronization
 
 @testable import VTd
 
-/// Hosts of several functions, that write down what they are asked and refuse what they are told to.
+/// Host translation of several functions. It records each call and refuses what the test asks it to refuse.
 final class RecordingHost: Sendable {
   enum Event: Hashable, Sendable {
     case bind(String, HostBinding)
     case invalidate(GuestFirstStage, [FirstStageInvalidation])
-    /// Nobody holds it any more.
+    /// The table has no reference left.
     case free(GuestFirstStage)
   }
 

@@ -4,9 +4,9 @@ import VTdOracle
 
 @testable import VTd
 
-@Suite("Registers")
+@Suite("registers")
 struct RegisterTests {
-  /// Every 64-bit word of the page that is not zero.
+  /// Returns every 64-bit word of the register page that is not zero.
   func image(_ guest: Guest) -> [Int: UInt64] {
     var image: [Int: UInt64] = [:]
     for offset in stride(from: 0, to: 0x1000, by: 8) {
@@ -16,7 +16,7 @@ struct RegisterTests {
     return image
   }
 
-  @Test("Reset values: all zero but version, capabilities and the masks of the events")
+  @Test("after a reset only version, capabilities and event masks are not zero")
   func resetImage() throws {
     let expected: [Int: UInt64] = [
       0x00: 0x10, 0x08: 0xd2_008c_222f_0606, 0x10: 0xf0_0f5a, 0x38: 0x8000_0000, 0xa0: 0x8000_0000,
@@ -25,7 +25,7 @@ struct RegisterTests {
     #expect(image(guest) == expected)
   }
 
-  @Test("Everything written is gone after a reset, and the caches with it")
+  @Test("a reset clears everything written and all caches")
   func reset() throws {
     let guest = try Guest.firstStage()
     let before = image(guest)
@@ -47,10 +47,10 @@ struct RegisterTests {
     #expect(guest.observer.take().suffix(2) == [.translationChanged, .interruptRemappingChanged])
   }
 
-  @Test("Only writable bits change", arguments: [false, true])
+  @Test("only writable bits change", arguments: [false, true])
   func masks(scalable: Bool) throws {
     let guest = try Guest { $0.scalableMode = scalable }
-    // Registers without effect on others, and what all ones leave in them.
+    // Registers without effect on others, and their value after writing all ones.
     let expected: [(offset: Int, value: UInt64)] = [
       (0x00, 0x10), (0x20, scalable ? 0xffff_ffff_fc00 : 0xffff_ffff_f000), (0x3c, 0xffff), (0x40, 0xffff_fffc),
       (0x44, 0xffff_ffff), (0x64, 0), (0x90, 0xffff_ffff_f807), (0xa4, 0xffff),
@@ -64,7 +64,7 @@ struct RegisterTests {
     #expect(guest.read64(0x08) == Capabilities(guest.unit.options).capability)
   }
 
-  @Test("Bytes, words and unaligned accesses reach exactly the bytes they name")
+  @Test("partial and unaligned accesses affect exactly their bytes")
   func partial() throws {
     let guest = try Guest()
     guest.write64(0x20, 0x1234_5678_9000)
@@ -76,7 +76,7 @@ struct RegisterTests {
     #expect(guest.read64(0x20) == 0x1234_56aa_9000)
     guest.unit.write(offset: 0x23, width: .word, value: 0xbbcc)
     #expect(guest.read64(0x20) == 0x12bb_ccaa_9000)
-    // The last bytes of the page, and beyond it.
+    // The last bytes of the page, and bytes beyond it.
     #expect(guest.unit.read(offset: 0xffc, width: .quadword) == 0)
     #expect(guest.unit.read(offset: 0x1000, width: .doubleword) == 0)
     #expect(guest.unit.read(offset: .max, width: .quadword) == 0)
@@ -84,7 +84,7 @@ struct RegisterTests {
     guest.unit.write(offset: .max, width: .quadword, value: .max)
   }
 
-  @Test("Xen writes the fault event's two addresses at once")
+  @Test("one quadword write sets both addresses of the fault event, as Xen does")
   func messageAddressPair() throws {
     let guest = try Guest()
     guest.write64(0x40, 0x0000_0100_fee0_1004)
@@ -92,7 +92,7 @@ struct RegisterTests {
     #expect(guest.read32(0x44) == 0x100)
   }
 
-  @Test("The command register reads as zero; status keeps what was commanded")
+  @Test("the command register reads as zero, and the status register reflects commands")
   func command() throws {
     let guest = try Guest()
     guest.command(set: 31)
@@ -104,15 +104,15 @@ struct RegisterTests {
     guest.command(set: 25)
     guest.command(set: 23)
     #expect(guest.status == 0xc380_0000)
-    // A write of the top byte alone says nothing about CFI.
+    // A write of the top byte alone does not change CFI.
     guest.unit.write(offset: 0x1b, width: .byte, value: 0)
     #expect(guest.status == 0x4180_0000)
-    // Write buffer flush: nothing to do, never busy. Fault logs: not offered.
+    // Write buffer flush has nothing to do and is never busy. Fault logs are not supported.
     guest.write32(0x18, 0x3880_0000)
     #expect(guest.status == 0x4180_0000)
   }
 
-  @Test("Without interrupt remapping its commands do nothing")
+  @Test("without interrupt remapping its commands do nothing")
   func noInterruptRemapping() throws {
     let guest = try Guest { $0.interruptRemapping = false }
     guest.write32(0x18, 0x0380_0000)
@@ -121,7 +121,7 @@ struct RegisterTests {
     #expect(guest.read64(0xb8) == 0)
   }
 
-  @Test("Register-based invalidation completes at once, with the granularity that was asked for")
+  @Test("register-based invalidation completes at once with the requested granularity")
   func registerInvalidation() throws {
     let guest = try Guest()
     _ = guest.observer.take()
@@ -138,19 +138,19 @@ struct RegisterTests {
       .pagesOfDomain(9, PageRange(address: 0x1234_4000, addressMask: 2), leafOnly: true),
     ]
     #expect(guest.observer.take() == expected)
-    // Reserved granularity, and an address mask beyond MAMV: nothing done, and IAIG says so.
+    // A reserved granularity, and an address mask beyond MAMV: nothing is invalidated, and IAIG reports it.
     guest.write64(0x28, 1 << 63)
     #expect(guest.read64(0x28) >> 59 == 0)
     guest.write64(0xf0, 19)
     guest.write64(0xf8, 1 << 63 | 3 << 60)
     #expect(guest.read64(0xf8) >> 57 == 3 << 3)
     #expect(guest.observer.take().isEmpty)
-    // The upper half alone starts it, too.
+    // A write of the upper half alone starts it as well.
     guest.write32(0x2c, 0xa000_0000)
     #expect(guest.read32(0x2c) >> 27 == 0b0101)
   }
 
-  @Test("Address bits from MGAW up in IVA are ignored")
+  @Test("address bits from MGAW up in IVA are ignored")
   func invalidateAddress() throws {
     let guest = try Guest { $0.addressWidth = 39 }
     _ = guest.observer.take()
@@ -160,7 +160,7 @@ struct RegisterTests {
     #expect(guest.observer.take() == [expected])
   }
 
-  @Test("Scalable mode ignores register-based invalidations: they complete with granularity 00b")
+  @Test("in scalable mode register-based invalidations are ignored and complete with granularity 00b")
   func registerInvalidationInScalableMode() throws {
     let guest = try Guest.scalable()
     guest.setRootTable(guest.page(), scalable: true)

@@ -4,7 +4,7 @@ import VTdOracle
 
 @testable import VTd
 
-/// A function's cache that writes down what it is told, and answers as it is asked to.
+/// A function's translation cache that records each notification. It completes invalidations at once if configured so.
 final class RecordingCache: TranslationCache {
   private struct State {
     var invalidations: [InvalidateRequest] = []
@@ -36,7 +36,7 @@ final class RecordingCache: TranslationCache {
   func receive(_ response: PageGroupResponse) { state.withLock { $0.responses.append(response) } }
 }
 
-/// A timer that runs out when the test says so.
+/// A timer that fires when the test calls `fire`.
 final class HandTimer: OneShotTimer {
   private let handler = Mutex<(@Sendable () -> Void)?>(nil)
 
@@ -60,7 +60,7 @@ extension Guest {
     unit.makeRequestPort(for: Requester(id: source, busMasterEnable: true))
   }
 
-  /// Scalable mode with one device behind `scalableTables`, DTE, PASIDE and what `contextBits` adds.
+  /// Sets up scalable mode with one device: DTE, PASIDE and what `contextBits` adds.
   func startScalable(
     _ source: RequesterID, _ words: (UInt64, UInt64, UInt64), contextBits: UInt64 = 0xc
   ) -> ScalableTables {

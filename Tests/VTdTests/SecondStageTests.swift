@@ -4,7 +4,7 @@ import VTdOracle
 
 @testable import VTd
 
-@Suite("Scalable mode, second stage and nested")
+@Suite("second stage and nested translation in scalable mode")
 struct SecondStageTests {
   let source = RequesterID(bus: 0, device: 4, function: 0)
 
@@ -23,7 +23,7 @@ struct SecondStageTests {
     return (guest, guest.port(source), table, tables)
   }
 
-  @Test("A page by 3 and 4 levels", arguments: [1, 2] as [UInt64])
+  @Test("a page is translated with 3 and 4 levels", arguments: [1, 2] as [UInt64])
   func page(addressWidth: UInt64) throws {
     let (guest, port, _, _) = try second(addressWidth: addressWidth)
     #expect(port.answer(0x7654_3010, .write) == .at(0x20_0010, 8))
@@ -32,7 +32,7 @@ struct SecondStageTests {
     #expect(guest.takeFault()?.reason == 0x83)
   }
 
-  @Test("Faults have the codes of scalable mode")
+  @Test("faults have the codes of scalable mode")
   func faults() throws {
     let (guest, port, table, tables) = try second()
     func expect(_ entry: UInt64, _ access: DMAAccess, _ reason: UInt8) {
@@ -58,7 +58,7 @@ struct SecondStageTests {
     #expect(guest.takeFault()?.reason == 0x5b)
   }
 
-  @Test("Snoop bits are allowed in leaves, not in tables")
+  @Test("snoop bits are allowed in leaves, but not in table entries")
   func snoop() throws {
     let (guest, port, table, _) = try second()
     guest.store(0x20_0803, at: guest.slot(of: 0x7654_3000, in: table, levels: 4))
@@ -70,7 +70,7 @@ struct SecondStageTests {
     #expect(guest.takeFault()?.reason == 0x7a)
   }
 
-  @Test("Accessed and dirty bits where the entry enables them")
+  @Test("accessed and dirty bits are set if the PASID entry enables them")
   func accessedDirty() throws {
     let (guest, port, table, tables) = try second(first: 0x200, second: 1 << 23, nested: true)
     let slots = (1...4).map { guest.slot(of: 0x7654_3000, in: table, levels: 4, level: $0) }
@@ -78,7 +78,7 @@ struct SecondStageTests {
     #expect(slots.allSatisfy { guest.load($0) & 0x300 == 0x100 })
     #expect(port.answer(0x7654_3000, .write) == .at(0x20_0000, 8))
     #expect(guest.load(slots[0]) == 0x20_0303)
-    // Without snooping an update is a fault.
+    // Without snooping, an update is a fault.
     guest.store(5, at: tables.entry + 8)
     guest.store(0x20_0003, at: slots[0])
     guest.setRootTable(tables.root, scalable: true)
@@ -86,7 +86,7 @@ struct SecondStageTests {
     #expect(guest.takeFault()?.reason == 0x7c)
   }
 
-  @Test("Pass-through")
+  @Test("pass-through returns the address itself, up to the guest address width")
   func passThrough() throws {
     let (guest, port, _, tables) = try second()
     guest.store(guest.load(tables.entry) & ~0x1c0 | 4 << 6, at: tables.entry)
@@ -97,7 +97,7 @@ struct SecondStageTests {
 
   // MARK: Nested
 
-  @Test("Nested: a write that the second stage refuses leaves the first-stage leaf clean", arguments: [false, true])
+  @Test("a write that the second stage refuses does not set the first stage's dirty bit", arguments: [false, true])
   func refusedWriteMarksNothing(byTranslationRequest: Bool) throws {
     let guest = try Guest.nested {
       $0.deviceIOTLB = true
@@ -107,7 +107,7 @@ struct SecondStageTests {
     let second = guest.page()
     let input: UInt64 = 0x1_2345_6000
     guest.map(input, in: first, levels: 4, entry: 0x50_0007, tableBits: 0x7)
-    // The page that the leaf names is read-only in second stage; the tables are not.
+    // The page that the leaf maps is read-only in the second stage; the tables are not.
     for page: UInt64 in 0..<0x400 { guest.map(page << 12, in: second, levels: 4, entry: page << 12 | 3, tableBits: 3) }
     guest.map(0x50_0000, in: second, levels: 4, entry: 0x50_0001, tableBits: 3)
     let slot = guest.slot(of: input, in: first, levels: 4)
@@ -126,14 +126,14 @@ struct SecondStageTests {
     #expect(!guest.load(slot)[bit: 6], "D of the first-stage leaf")
     #expect(!guest.load(dataSlot)[bit: 9], "D of the second-stage leaf")
 
-    // Once the second stage lets it, both are dirty.
+    // Once the second stage permits the write, both leaves are dirty.
     guest.store(0x50_0003, at: dataSlot)
     guest.forgetAll()
     #expect(guest.port(source).answer(input, .write) == .at(0x50_0000, 8))
     #expect(guest.load(slot)[bit: 6] && guest.load(dataSlot)[bit: 9])
   }
 
-  @Test("Nested: a leaf in a table that the second stage protects is not written, and nothing below is dirty")
+  @Test("a leaf in a table that the second stage protects is not updated, and no second-stage dirty bit is set")
   func protectedTable() throws {
     let guest = try Guest.nested()
     let first = guest.page()
@@ -155,20 +155,20 @@ struct SecondStageTests {
   struct Nested {
     let guest: Guest
     let port: any DMAPort
-    /// Guest physical, which is host physical plus `offset` here.
+    /// Guest physical; the host physical address plus `offset`.
     let first: UInt64
     let second: UInt64
   }
 
   static let offset: UInt64 = 0x4_0000_0000
 
-  /// First stage in memory that the second stage puts at `offset`, page by page; IOVA 0x1_2345_6000 goes to
-  /// guest physical 0x5000 + offset.
+  /// Sets up a first stage whose tables the second stage maps at `offset`, page by page. IOVA 0x1_2345_6000 is mapped
+  /// to guest physical 0x5000 + offset.
   func nested(addressWidth: UInt64 = 2) throws -> Nested {
     let levels = Int(addressWidth) + 2
     let guest = try Guest.nested()
     let table = guest.page()
-    // Table pointers hold guest physical addresses.
+    // Table pointers are guest physical addresses.
     let pages = (0..<3).map { _ in guest.page() }
     let input: UInt64 = 0x1_2345_6000
     var above = table
@@ -193,18 +193,18 @@ struct SecondStageTests {
     return Nested(guest: guest, port: guest.port(source), first: table, second: root)
   }
 
-  @Test("Every address of the first stage goes through the second")
+  @Test("the second stage translates every address of the first stage")
   func nestedPage() throws {
     let setup = try nested()
     #expect(setup.port.answer(0x1_2345_6010, .write) == .at(0x20_0010, 8))
     #expect(setup.port.answer(0x1_2345_6010) == .at(0x20_0010, 8))
     #expect(setup.guest.unit.counters.nestedWalks == 1)
     #expect(setup.guest.unit.counters.iotlbHits == 1)
-    // The accessed bits went to the real tables.
+    // The accessed bits are in the tables themselves.
     #expect(setup.guest.load(setup.first) & 0x20 != 0)
   }
 
-  @Test("A nested page is as small as the smaller of the two")
+  @Test("a nested page has the smaller of the two sizes")
   func nestedSizes() throws {
     let setup = try nested()
     let guest = setup.guest
@@ -216,7 +216,7 @@ struct SecondStageTests {
     #expect(guest.takeFault()?.reason == 0x79)
   }
 
-  @Test("What the second stage denies the first")
+  @Test("a second-stage refusal of each first-stage access has its own fault")
   func nestedFaults() throws {
     func expect(
       _ reason: UInt8, _ access: DMAAccess = .read, addressWidth: UInt64 = 2, _ change: (Nested, Guest) -> Void
@@ -238,15 +238,15 @@ struct SecondStageTests {
     try expect(0x79) { $1.store(0, at: slot($0, 0x5000)) }
     try expect(0x85, .write) { $1.store(0x20_0001, at: slot($0, 0x5000)) }
     try expect(0x87) { $1.store(0xfee0_0003, at: slot($0, 0x5000)) }
-    // A table beyond the second stage's 39 bits, and an output beyond them: here a 1 GiB page.
+    // A table beyond the second stage's 39 bits, and an output beyond them: here, of a 1 GiB page.
     try expect(0x74, addressWidth: 1) { $1.store(1 << 40 | 0x27, at: $0.first) }
     try expect(0x84, addressWidth: 1) { $1.store(1 << 40 | 0xe7, at: place($0) + 4 * 8) }
   }
 
-  @Test("A first-stage table pointer may be any guest physical address")
+  @Test("a first-stage root beyond the second stage's width is a nested fault")
   func nestedPointerBeyond() throws {
     let setup = try nested()
-    // FSPTPTR beyond 48 bits.
+    // FSPTPTR is beyond 48 bits.
     setup.guest.unit.reset()
     let tables = setup.guest.scalableTables(
       source: source,

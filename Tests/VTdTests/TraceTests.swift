@@ -5,7 +5,7 @@ import VTdOracle
 
 @testable import VTd
 
-/// What a unit tells of its work, and that it tells only what it was asked for.
+/// The trace events of a unit; it emits only the enabled ones.
 struct TraceTests {
   private final class Recorder: TraceSink {
     private let log = Mutex<[(event: TraceEvent, unit: String?, arguments: [TraceArgument])]>([])
@@ -34,7 +34,7 @@ struct TraceTests {
     arguments.first { $0.name == name }?.value
   }
 
-  @Test func requestsAreTold() throws {
+  @Test("walks and faults are traced with their arguments, and cache hits are not") func requestsAreTold() throws {
     let guest = try guest([.contextCached, .pasidEntryCached, .walked, .faulted]) {
       $0.scalableMode = true
       $0.firstStage = true
@@ -50,7 +50,7 @@ struct TraceTests {
     #expect(value("gpa", in: first[2].arguments) == .hexadecimal(0x7010))
     #expect(value("mask", in: first[2].arguments) == .hexadecimal(0xfff))
     #expect(value("domain", in: first[2].arguments) == .hexadecimal(5))
-    // A hit is no event.
+    // A cache hit is no event.
     _ = port.answer(0x3020)
     #expect(recorder.take().isEmpty)
     _ = port.answer(0x4000, .write)
@@ -62,7 +62,7 @@ struct TraceTests {
     #expect(value("suppressed", in: fault[0].arguments) == .flag(false))
   }
 
-  @Test func registersAndQueueAreTold() throws {
+  @Test("register accesses, descriptors and queue errors are traced") func registersAndQueueAreTold() throws {
     let guest = try guest(TraceEvent.allCases, unit: "b") { $0.scalableMode = true }
     guest.enableQueue(wide: true)
     #expect(recorder.take().map(\.event).contains(.queueEnabled))
@@ -75,7 +75,7 @@ struct TraceTests {
     guest.enableTranslation()
     #expect(recorder.take().last?.event == .translationEnabled)
 
-    // Context cache of domain 7; IOTLB of domain 7; PASID cache of domain 7; and a wait.
+    // An invalidation of domain 7 in each cache (context, IOTLB, PASID), and a wait.
     #expect(guest.submitAndWait([0x7_0021], [0x7_0022], [0x7_0007]))
     let events = recorder.take().map(\.event).filter { $0 != .registerWrite }
     #expect(
@@ -85,12 +85,12 @@ struct TraceTests {
       ])
     guest.submit([0xf])
     #expect(recorder.take().map(\.event).suffix(2) == [.descriptor, .queueError])
-    // The error is a fault event, once that is unmasked.
+    // The queue error raises a fault event once the event is unmasked.
     guest.write32(0x38, 0)
     #expect(recorder.take().map(\.event) == [.registerWrite, .eventRaised])
   }
 
-  @Test func interruptsAreTold() throws {
+  @Test("interrupt entries and remapped and blocked interrupts are traced") func interruptsAreTold() throws {
     let guest = try guest([.interruptEntryRead, .interruptRemapped, .interruptBlocked]) { _ in }
     let table = guest.page()
     guest.store(0x0000_0100_0041_0001, at: table + 5 * 16)
@@ -109,7 +109,7 @@ struct TraceTests {
     #expect(value("fault", in: events[4].arguments) == .hexadecimal(0x22))
   }
 
-  @Test func eventsAreSwitchedAnyTime() throws {
+  @Test("events can be switched on and off at any time") func eventsAreSwitchedAnyTime() throws {
     let trace = Trace([], sink: recorder)
     let guest = try Guest(trace: trace)
     _ = guest.read32(0)
@@ -124,7 +124,7 @@ struct TraceTests {
     #expect(recorder.take().isEmpty)
   }
 
-  @Test func namesDiffer() {
+  @Test("event names are unique, and event numbers fit into 64 bits") func namesDiffer() {
     #expect(Set(TraceEvent.allCases.map(\.name)).count == TraceEvent.allCases.count)
     #expect(TraceEvent.allCases.allSatisfy { $0.rawValue < 64 && $0.name.hasPrefix("vtd_") })
   }

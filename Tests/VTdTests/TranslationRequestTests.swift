@@ -5,7 +5,7 @@ import VTdOracle
 @testable import VTd
 
 /// Translation requests and translated requests (VT-d 4.1, 4.2, 7.1.3).
-@Suite("Translation requests")
+@Suite("translation requests")
 struct TranslationRequestTests {
   let source = RequesterID(bus: 0, device: 3, function: 0)
   static let input: UInt64 = 0x1_0000_0000
@@ -46,7 +46,7 @@ struct TranslationRequestTests {
   }
 
   @Test(
-    "Legacy: TT 01 translates, with the page's size and rights",
+    "translation type 01 answers with the page's size and rights",
     arguments: [(3, true, true), (1, true, false), (2, false, true)] as [(UInt64, Bool, Bool)])
   func legacyRights(bits: UInt64, reads: Bool, writes: Bool) throws {
     let guest = try legacy(type: 1, entry: 0x20_0000 | bits)
@@ -57,7 +57,7 @@ struct TranslationRequestTests {
     #expect(guest.unit.counters.translationRequests == 1)
   }
 
-  @Test("A large page is told as such")
+  @Test("the completion states the size of a large page")
   func largePage() throws {
     let guest = try scalable { guest, table in
       guest.map(Self.input, in: table, levels: 4, entry: 0x40_00e7, atLevel: 2, tableBits: 0x27)
@@ -66,7 +66,7 @@ struct TranslationRequestTests {
     #expect(guest.requestPort(source).translate(Self.input + 0x5678, noWrite: false, prefix: nil) == .success(expected))
   }
 
-  @Test("Missing permission is success without access, and no fault")
+  @Test("a missing permission is a success without access, and no fault")
   func missing() throws {
     let guest = try legacy(type: 1, entry: 0)
     #expect(guest.requestPort(source).translate(Self.input, noWrite: false, prefix: nil) == .success(.noAccess()))
@@ -80,7 +80,7 @@ struct TranslationRequestTests {
     #expect(first.takeFault() == nil)
   }
 
-  @Test("A read-only page is read-only, and is not marked dirty; one that may be written is marked at once")
+  @Test("only a page that becomes writable for the device is marked dirty, and at once")
   func dirty() throws {
     for (entry, noWrite, writes, expected): (UInt64, Bool, Bool, UInt64) in [
       (0x20_0005, false, false, 0x20_0025), (0x20_0007, false, true, 0x20_0067), (0x20_0007, true, false, 0x20_0027),
@@ -97,7 +97,7 @@ struct TranslationRequestTests {
     }
   }
 
-  @Test("What the tables do not allow is an unsupported request, with a fault of a translation request")
+  @Test("a request that the tables do not allow is unsupported, and recorded as a translation request's fault")
   func unsupported() throws {
     let guest = try legacy(type: 0, entry: 0x20_0003)
     let port = guest.requestPort(source)
@@ -123,7 +123,7 @@ struct TranslationRequestTests {
     #expect(absent.takeFault()?.reason == 0x59)
   }
 
-  @Test("What the unit cannot read, or is wrong, is a completer abort")
+  @Test("an unreadable or malformed entry is a completer abort")
   func abort() throws {
     let guest = try scalable { guest, table in
       guest.map(Self.input, in: table, levels: 4, entry: 0x8_0000_0000_0027, tableBits: 0x27)
@@ -132,7 +132,7 @@ struct TranslationRequestTests {
     #expect(guest.takeFault()?.reason == 0x72)
   }
 
-  @Test("While remapping is off nobody translates, and no translated request passes")
+  @Test("while remapping is off, translation requests and translated requests are refused")
   func disabled() throws {
     let guest = try legacy(type: 1, entry: 0x20_0003)
     guest.command(clear: 31)
@@ -142,7 +142,7 @@ struct TranslationRequestTests {
     #expect(guest.takeFault() == nil)
   }
 
-  @Test("Addresses of interrupts, and those that no table reaches, are a fault without access")
+  @Test("interrupt addresses and unreachable addresses are a fault and a success without access")
   func addresses() throws {
     let guest = try scalable { _, _ in }
     let port = guest.requestPort(source)
@@ -152,7 +152,7 @@ struct TranslationRequestTests {
     }
   }
 
-  @Test("Privileged requests need SRE; their rights are told as privileged")
+  @Test("privileged requests need SRE, and their rights are marked as privileged")
   func privileged() throws {
     let prefix = PASIDPrefix(pasid: 0, isPrivileged: true)
     for (third, access): (UInt64, Bool) in [(0, false), (1, true)] {
@@ -163,7 +163,7 @@ struct TranslationRequestTests {
       #expect(found?.isPrivileged == true)
       #expect(found?.isReadable == access)
       #expect(guest.takeFault() == nil)
-      // Untranslated, the missing SRE is a fault that says so.
+      // For an untranslated request, the missing SRE has its own fault.
       let memory = guest.requestPort(source).dmaPort(for: prefix)
       if access {
         #expect(memory.answer(Self.input) == .at(0x20_0000, 8))
@@ -175,7 +175,7 @@ struct TranslationRequestTests {
     }
   }
 
-  @Test("Translated requests pass for who may use a device TLB, page by page, and for no other")
+  @Test("translated requests pass only for a device that may use a device TLB, page by page")
   func translated() throws {
     for (type, passes): (UInt64, Bool) in [(1, true), (0, false)] {
       let guest = try legacy(type: type, entry: 0x20_0003)
@@ -193,7 +193,7 @@ struct TranslationRequestTests {
     }
   }
 
-  @Test("Without Bus Master Enable nothing leaves the function")
+  @Test("without Bus Master Enable no request leaves the function")
   func busMaster() throws {
     let guest = try legacy(type: 1, entry: 0x20_0003)
     let port = guest.unit.makeRequestPort(for: Requester(id: source))
@@ -202,7 +202,7 @@ struct TranslationRequestTests {
     #expect(guest.takeFault() == nil)
   }
 
-  @Test("Without an IOMMU, only untranslated requests without PASID pass")
+  @Test("without an IOMMU only untranslated requests without PASID pass")
   func withoutUnit() throws {
     let guest = try Guest()
     let port = DirectRemapper(memory: guest.memory).makeRequestPort(for: Requester(id: source, busMasterEnable: true))

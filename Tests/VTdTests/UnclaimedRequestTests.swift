@@ -5,14 +5,14 @@ import VTdOracle
 
 @testable import VTd
 
-/// Requests that the unit lets through and that find no RAM: no fault of the unit's, but the function has it in its
-/// Status register.
-@Suite("Requests that nothing answers")
+/// Requests that the unit translates to an address without RAM: the unit has no fault, but the function's Status
+/// register records a master abort.
+@Suite("requests to addresses without RAM")
 struct UnclaimedRequestTests {
   private static let source = RequesterID(bus: 0, device: 3, function: 0)
   private static let input: UInt64 = 0x1_0000_0000
 
-  @Test("A mapping to where no RAM is leaves Received Master Abort and no fault; a fault leaves none")
+  @Test("a mapping to an address without RAM sets Received Master Abort and is no fault; a fault does not set it")
   func unclaimed() throws {
     let guest = try Guest.firstStage { _ in }
     let table = guest.page()
