@@ -1,16 +1,17 @@
 import Hardware
 import VTd
 
-/// What the caches of one port may hold (VT-d 6.2): everything that its requests met and that no invalidation has
-/// covered since. A request may be answered by any of it, or by the tables as they are now; by nothing else.
+/// What the caches of one port may hold (VT-d 6.2): every entry that its requests used and that no invalidation has
+/// covered since. A request may be answered from any of these entries or from the current tables, and from nothing
+/// else.
 ///
-/// A unit may forget at any time, so that it takes out more than it must is no difference.
+/// A unit may evict at any time, so removing more than necessary is no difference.
 struct CacheModel {
   typealias Verdict = ReferenceWalker.Verdict
   typealias Path = ReferenceTables.Path
   typealias Context = ReferenceTables.Context
 
-  /// What a cached page is found by.
+  /// The key of a cached page.
   private struct Page: Hashable {
     var kind: Path.Kind
     var domain: UInt16
@@ -27,16 +28,16 @@ struct CacheModel {
     var writable: Bool
   }
 
-  /// A refusal of a page.
+  /// A cached refusal of a page.
   private struct RefusedPage: Hashable {
     var page: Page
     var write: Bool
-    /// Before FPD.
+    /// The fault code, before FPD suppresses it.
     var code: UInt8
   }
 
   let source: UInt16
-  /// Of the port's requests.
+  /// The PASID of the port's requests.
   let pasid: UInt32?
   private let isScalable: Bool
 
@@ -44,7 +45,7 @@ struct CacheModel {
   private var paths: [UInt32: Set<Path>] = [:]
   private var pages: [Page: Set<Output>] = [:]
 
-  /// Entries that are not present or wrong stay cached, too (6.1), with FPD as it was then.
+  /// Entries that are not present or malformed stay cached as well (6.1), with the FPD of that time.
   private let cachingMode: Bool
   private var refusedContexts: Set<UInt8> = []
   private var refusedPASIDs: [UInt32: Set<UInt8>] = [:]
@@ -59,7 +60,8 @@ struct CacheModel {
 
   // MARK: Requests
 
-  /// All answers that a request may get; those of the tables as they are now are kept as what may be cached.
+  /// Returns all answers that a request may get, and the current one. The current tables' entries are added to what may
+  /// be cached.
   mutating func answers(_ address: UInt64, write: Bool, _ tables: ReferenceTables) -> (all: Set<Verdict>, now: Verdict)
   {
     var all: Set<Verdict> = []
@@ -83,7 +85,7 @@ struct CacheModel {
           refusedPASIDs[number, default: []].insert(error.reason)
         }
       }
-      // Without PASIDE no cached entry is looked at, and legacy mode has no entries of its own below the context.
+      // Without PASIDE no cached entry is used. Legacy mode has no cached entries below the context.
       if context.isScalable {
         if pasid != nil, context.low & 8 == 0 { continue }
         for path in paths[number, default: []] { follow(path, address, write, tables, &all) }
@@ -127,12 +129,12 @@ struct CacheModel {
     }
   }
 
-  /// As software sees it.
+  /// Returns a verdict as software sees it: FPD suppresses the reason.
   private static func recorded(_ verdict: Verdict, _ path: Path) -> Verdict {
     if case .fault = verdict, path.silent { .fault(0) } else { verdict }
   }
 
-  /// Keeps a refusal by second stage.
+  /// Keeps a second-stage refusal.
   private mutating func keep(_ code: UInt8, _ path: Path, _ address: UInt64, _ write: Bool) {
     let page = Page(
       kind: path.kind, domain: path.domain, pasid: path.pasid, shift: 12, first: (address >> 12) << 12)
@@ -143,7 +145,7 @@ struct CacheModel {
   }
 
   private mutating func keep(_ path: Path, _ address: UInt64, _ output: UInt64, _ leaf: ReferenceWalker.Leaf) {
-    // Pages that reach the interrupt addresses are not translated as one.
+    // A page that overlaps the interrupt addresses is cached in 4 KiB pieces.
     func touches(_ address: UInt64, _ shift: UInt64) -> Bool {
       let first = (address >> shift) << shift
       return first <= 0xfeef_ffff && first | ((1 << shift) - 1) >= 0xfee0_0000
@@ -155,7 +157,7 @@ struct CacheModel {
       Output(first: (output >> shift) << shift, readable: leaf.readable, writable: leaf.writable))
   }
 
-  /// By the tables alone.
+  /// Returns the verdict of the current tables.
   private func now(_ address: UInt64, write: Bool, _ tables: ReferenceTables) -> Verdict {
     if address >> 20 == 0xfee, pasid == nil { return .at(address) }
     do throws(ReferenceTables.Refusal) {
@@ -178,13 +180,13 @@ struct CacheModel {
     refusedPages = []
   }
 
-  /// Takes out what an invalidation covers, and no more than it must (VT-d 6.5.2, tables of each descriptor).
+  /// Removes what an invalidation covers, and no more (VT-d 6.5.2, tables of each descriptor).
   mutating func invalidate(_ invalidation: Invalidation) {
     switch invalidation {
     case .allContexts: forgetContexts()
     case .contextsOfDomain(let domain):
       contexts = contexts.filter { !$0.isScalable && $0.domain != domain }
-      // In legacy mode those that are not present are in domain 0, which the sequences do not name.
+      // In legacy mode, entries that are not present are in domain 0, which the sequences do not name.
       if isScalable { refusedContexts = [] }
     case .contextsOfDevice(let device, let mask):
       let ignored: UInt16 = [0, 4, 6, 7][Int(mask.rawValue)]

@@ -1,13 +1,13 @@
-/// What decides the steps of a comparison: a seeded generator, or a fuzzer's bytes.
+/// The source of a comparison's decisions: a seeded generator or a fuzzer's bytes.
 package protocol Choices {
-  /// No more steps are wanted.
+  /// Whether the comparison should stop.
   var isAtEnd: Bool { get }
-  /// - Returns: one of `count` choices, `count` being at most 256.
+  /// Returns one of `count` choices; `count` is at most 256.
   mutating func choice(_ count: UInt64) -> UInt64
   mutating func bits() -> UInt64
 }
 
-/// Choices without end.
+/// Endless random choices.
 package struct RandomChoices: Choices {
   private var random: SeededGenerator
   package init(seed: UInt64) { random = SeededGenerator(seed: seed) }
@@ -18,6 +18,6 @@ package struct RandomChoices: Choices {
 
 extension Choices {
   mutating func pick<Element>(_ list: [Element]) -> Element { list[Int(choice(UInt64(list.count)))] }
-  /// Once in `count` times.
+  /// Returns true once in `count` times.
   mutating func rarely(_ count: UInt64) -> Bool { choice(count) == 1 }
 }

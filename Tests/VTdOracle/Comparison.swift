@@ -1,9 +1,9 @@
 import Hardware
 import VTd
 
-/// The unit against the walker: random tables and requests, each answered by both.
+/// Compares the unit with the walker: both answer random requests on random tables.
 package struct Comparison {
-  /// What translates.
+  /// What translates the requests.
   package enum Subject: Hashable, Sendable, CaseIterable {
     case firstStage4
     case firstStage4WithoutGigabytePages
@@ -16,13 +16,13 @@ package struct Comparison {
     case nested4
   }
 
-  /// The first request on which the two were not of one mind.
+  /// The first request for which the two differ.
   package struct Difference: Sendable, CustomStringConvertible {
     package let description: String
   }
 
   package private(set) var accesses = 0
-  /// How often which fault reason was met; 0: none, the request passed.
+  /// How often each fault reason occurred; 0 counts the requests that passed.
   package private(set) var verdicts: [UInt8: Int] = [:]
   package private(set) var difference: Difference?
 
@@ -34,8 +34,8 @@ package struct Comparison {
   var tables: RandomTables
   let bits: Int
 
-  /// Compares, up to the first difference, tables of one seed.
-  /// - Parameter accesses: how many requests.
+  /// Compares the two on the tables of one seed, up to the first difference.
+  /// - Parameter accesses: the number of requests.
   package static func run(_ subject: Subject, seed: UInt64, accesses: Int) throws -> Comparison {
     var comparison = try Comparison(subject, seed: seed)
     while comparison.accesses < accesses, comparison.difference == nil { comparison.step() }
@@ -47,7 +47,7 @@ package struct Comparison {
     self.seed = seed
     tables = RandomTables(seed: seed)
     let source = Self.source
-    // The tables stay as they are, so that what caching mode keeps of them stays true.
+    // The tables do not change, so what caching mode keeps stays true.
     let cachingMode = seed % 2 == 1
     switch subject {
     case .firstStage4, .firstStage4WithoutGigabytePages, .firstStage5:
@@ -112,7 +112,7 @@ package struct Comparison {
     ReferenceWalker(memory: guest.memory, tables: tables, hostWidth: guest.unit.options.hostAddressWidth)
   }
 
-  /// One request, and now and then an invalidation before it.
+  /// Makes one request, sometimes after an invalidation.
   private mutating func step() {
     let input = tables.address(bits: bits)
     let write = tables.choice(3) == 0
@@ -154,8 +154,8 @@ extension Guest {
 }
 
 extension RandomTables {
-  /// Makes it likely that the addresses in first-stage tables lead to such: the low second-stage indices
-  /// that they use go down to a page table that has them.
+  /// Makes it likely that addresses in first-stage tables lead to first-stage tables: the low second-stage indices that
+  /// they use reach a page table that maps them.
   mutating func leadToTables(_ second: [UInt64], of guest: Guest, levels: Int, first: [UInt64]) {
     for level in 0..<levels - 1 { guest.store(second[level + 1] | 3, at: second[level]) }
     for slot: UInt64 in 0..<512 where choice(8) != 0 {

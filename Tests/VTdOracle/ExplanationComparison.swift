@@ -1,13 +1,13 @@
 import Hardware
 import VTd
 
-// The unit's explanations against its own answers: random tables and requests, each explained first, then made.
+// Compares the unit's explanations with its answers: each random request is first explained, then made.
 
 extension Comparison {
   static let source = RequesterID(rawValue: 0x18)
 
-  /// Explains and makes requests, up to the first that does not go as explained.
-  /// - Returns: the difference, and how often which fault reason was met; 0: none.
+  /// Explains and makes requests, up to the first one whose result differs.
+  /// - Returns: the difference, and how often each fault reason occurred; 0 counts requests that passed.
   package static func explain(
     _ subject: Subject, seed: UInt64, accesses: Int
   ) throws -> (difference: Difference?, verdicts: [UInt8: Int]) {
@@ -22,7 +22,7 @@ extension Comparison {
   private mutating func explainOne(_ number: Int, _ verdicts: inout [UInt8: Int]) -> Difference? {
     let input = tables.address(bits: bits)
     let access: DMAAccess = tables.choice(3) == 0 ? .write : .read
-    // Rights of a page are those of a walk, which a cached copy would spare.
+    // The explanation gives the rights of a walk; a cached page would skip the walk.
     guest.forgetAll()
     let looks = number % 32 == 0
     let before = looks ? guest.image : []
@@ -39,7 +39,7 @@ extension Comparison {
     case .at(let output, _) where input >> 20 == 0xfee && output == input:
       actual = .interruptRequest
     case .at(let output, _):
-      // How it is cached is what can be seen of its size and rights.
+      // The cached page shows the size and rights.
       let cached = guest.unit.snapshot(of: []).caches.flatMap(\.pages)
       guard cached.count == 1, let page = cached.first else {
         return Difference(description: "\(subject), seed \(seed), request \(number): \(cached.count) pages cached")
@@ -66,7 +66,7 @@ extension Comparison {
     return nil
   }
 
-  /// A page that touches the interrupt range is cached as 4 KiB, whatever its size.
+  /// Returns whether the two agree. A page that overlaps the interrupt range is cached as 4 KiB, whatever its size.
   private static func agree(
     _ explained: TranslationExplanation.Result, _ actual: TranslationExplanation.Result, _ input: UInt64
   ) -> Bool {
@@ -83,7 +83,7 @@ extension Comparison {
 }
 
 extension Guest {
-  /// All pages given out, as they are.
+  /// The contents of all allocated pages.
   package var image: [UInt8] {
     let start: UInt64 = 0x10_0000
     var bytes = [UInt8](repeating: 0, count: Int(nextPage - start))
@@ -94,10 +94,10 @@ extension Guest {
   }
 }
 
-/// Root, context and PASID entries with a bit or two wrong: what a request meets there is what the explanation says.
+/// Compares explanations and requests on root, context and PASID entries with one or two wrong bits.
 package struct StructureComparison {
   package private(set) var verdicts: [FaultReason: Int] = [:]
-  /// Faults that Fault Processing Disable kept from being recorded.
+  /// How many faults Fault Processing Disable suppressed.
   package private(set) var suppressed = 0
   package private(set) var difference: String?
 
@@ -152,7 +152,7 @@ package struct StructureComparison {
         words: Guest.pasidEntry(
           type: random.choice(6), firstStage: first, secondStage: second, addressWidth: chance(8) ? 4 : 2,
           first: chance(4) ? 2 : 0, second: chance(2) ? 1 << 23 : 0))
-      // FPD in the directory, PASIDE and RID_PASID in the context entry, now and then.
+      // Sometimes set FPD in the directory, and PASIDE and RID_PASID in the context entry.
       if chance(8) { guest.store(guest.load(tables.directory) | 2, at: tables.directory) }
       if chance(2) { guest.store(guest.load(tables.context) | 8, at: tables.context) }
       if chance(8) { guest.store(random.choice(0x10_0000), at: tables.context + 8) }

@@ -3,8 +3,8 @@ import Synchronization
 import TestSupport
 import VTd
 
-/// A driver's view of one unit: guest memory with a page allocator, the registers, the queue, and
-/// ways to build each table.
+/// A driver's view of one unit: guest memory with a page allocator, the registers, the queue, and functions that build
+/// each table.
 package final class Guest {
   package static let memorySize = 8 << 20
 
@@ -12,7 +12,7 @@ package final class Guest {
   package let events = RecordingRouter()
   package let sink = RecordingSink()
   package let observer = RecordingObserver()
-  /// Where who rings a doorbell waits for requests in flight.
+  /// Where a thread that rings a doorbell waits for requests in flight.
   package let parking = SemaphoreParking()
   package let unit: TranslationUnit
 
@@ -24,7 +24,7 @@ package final class Guest {
   package private(set) var statusPage: UInt64 = 0
   private var statusCount: UInt32 = 0
 
-  /// Source of the unit's own interrupts, to tell them apart in the log.
+  /// The sources of the unit's own interrupts, which distinguish them in the log.
   package static let faultSource = RequesterID(rawValue: 0xfff0)
   package static let completionSource = RequesterID(rawValue: 0xfff1)
   package static let pageRequestSource = RequesterID(rawValue: 0xfff2)
@@ -88,7 +88,7 @@ package final class Guest {
 
   package var status: UInt32 { read32(0x1c) }
 
-  /// As drivers do: what is on, and one bit more.
+  /// Sets or clears one command bit and keeps the others, as drivers do.
   package func command(set bit: Int) { write32(0x18, (status & 0x8680_0000) | 1 << UInt32(bit)) }
   package func command(clear bit: Int) { write32(0x18, (status & 0x8680_0000) & ~(1 << UInt32(bit))) }
 
@@ -98,10 +98,10 @@ package final class Guest {
   }
   package func enableTranslation() { command(set: 31) }
 
-  /// Empties the unit's caches in any table mode: sets the root table pointer again.
+  /// Empties the unit's caches in any table mode, by setting the root table pointer again.
   package func forgetAll() { command(set: 30) }
 
-  /// The fault recording register, if it has a fault; cleared when taken.
+  /// Returns and clears the fault in the fault recording register; nil if there is none.
   package func takeFault() -> (reason: UInt8, source: UInt16, address: UInt64, isRead: Bool, pasid: UInt32?)? {
     let high = read64(0x228)
     guard high[bit: 63] else { return nil }
@@ -115,7 +115,7 @@ package final class Guest {
 
   // MARK: Memory
 
-  /// A zeroed page. The pages stay below 8 MiB.
+  /// Allocates zeroed pages, below 8 MiB.
   package func page(count: UInt64 = 1) -> UInt64 {
     defer { nextPage += 0x1000 * count }
     return nextPage
@@ -148,7 +148,7 @@ package final class Guest {
     write64(0x88, queueTail)
   }
 
-  /// Puts a descriptor into the queue; the tail stays until others are submitted.
+  /// Puts a descriptor into the queue without moving the tail.
   package func put(_ descriptor: [UInt64]) {
     for word in 0..<(queueWide ? 4 : 2) {
       store(word < descriptor.count ? descriptor[word] : 0, at: queueBase + queueTail + UInt64(word) * 8)
@@ -156,7 +156,7 @@ package final class Guest {
     queueTail = (queueTail + (queueWide ? 32 : 16)) % queueSize
   }
 
-  /// Submits, with a wait descriptor behind.
+  /// Submits descriptors, followed by a wait descriptor.
   /// - Returns: whether the wait completed.
   package func submitAndWait(_ descriptors: [UInt64]...) -> Bool {
     statusCount += 1
@@ -174,15 +174,15 @@ package final class Guest {
 
   // MARK: Tables
 
-  /// Writes a paging entry, making the tables above it.
-  /// - Parameter tableBits: of the entries that point to tables made here.
+  /// Writes a paging entry and creates the tables above it.
+  /// - Parameter tableBits: low bits of the entries that point to the created tables.
   package func map(
     _ input: UInt64, in root: UInt64, levels: Int, entry: UInt64, atLevel leaf: Int = 1, tableBits: UInt64
   ) {
     store(entry, at: slot(of: input, in: root, levels: levels, level: leaf, tableBits: tableBits))
   }
 
-  /// Where the entry for `input` at `level` is.
+  /// Returns the address of the entry for `input` at `level`.
   package func slot(of input: UInt64, in root: UInt64, levels: Int, level leaf: Int = 1, tableBits: UInt64 = 0)
     -> UInt64
   {
@@ -202,10 +202,10 @@ package final class Guest {
   }
 
   package static let firstStageTable: UInt64 = 0x27  // P, R/W, U/S, A
-  package static let firstStageLeaf: UInt64 = 0x67  // and D
+  package static let firstStageLeaf: UInt64 = 0x67  // with D
   package static let secondStageBits: UInt64 = 0x3  // R, W
 
-  /// Root and context table of legacy mode, with one device.
+  /// Builds root and context table of legacy mode, with one device.
   package func legacyTables(
     source: RequesterID, secondStage: UInt64, type: UInt64 = 0, addressWidth: UInt64 = 2, domain: UInt16 = 7,
     faultDisable: Bool = false
@@ -224,11 +224,11 @@ package final class Guest {
     package var rootHalf: UInt64
     package var context: UInt64
     package var directory: UInt64
-    /// Of PASID 0.
+    /// The entry of PASID 0.
     package var entry: UInt64
   }
 
-  /// Root, context, PASID directory and PASID table of scalable mode, with one device and PASID 0.
+  /// Builds root, context, PASID directory and PASID table of scalable mode, with one device and PASID 0.
   package func scalableTables(source: RequesterID, words: (UInt64, UInt64, UInt64)) -> ScalableTables {
     let root = page()
     let contexts = page()
@@ -246,7 +246,7 @@ package final class Guest {
     return ScalableTables(root: root, rootHalf: rootHalf, context: context, directory: directory, entry: table)
   }
 
-  /// The words of a PASID-table entry.
+  /// Returns the first three words of a PASID-table entry.
   package static func pasidEntry(
     type: UInt64, domain: UInt16 = 5, firstStage: UInt64 = 0, secondStage: UInt64 = 0, addressWidth: UInt64 = 2,
     first: UInt64 = 0, second: UInt64 = 0, third: UInt64 = 0
@@ -261,7 +261,7 @@ package final class Guest {
   }
 }
 
-/// Where a request ends up, or why not.
+/// The translation of a request, or why it was refused.
 package enum Answer: Equatable {
   case at(UInt64, Int)
   case refused(DMAError)
@@ -292,7 +292,7 @@ package final class RecordingSink: MessageSink {
   private let log = Mutex<[Delivery]>([])
   private let hook = Mutex<(@Sendable () -> Void)?>(nil)
   package var deliveries: [Delivery] { log.withLock { $0 } }
-  /// Runs before each message is delivered.
+  /// Sets an action that runs before each message is delivered.
   package func onMessage(_ action: @escaping @Sendable () -> Void) { hook.withLock { $0 = action } }
   package func send(_ message: InterruptMessage, from requester: RequesterID) {
     hook.withLock { $0 }?()

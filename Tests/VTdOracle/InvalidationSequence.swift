@@ -2,8 +2,8 @@ import Hardware
 import TestSupport
 import VTd
 
-/// A sequence of steps: tables change, software invalidates this or that, or nothing, and requests are answered. Each
-/// answer must be one that the caches may hold (`CacheModel`) or that the tables give now (`ReferenceTables`).
+/// A sequence of steps: tables change, software invalidates something, and requests are answered. Each answer must be
+/// one that the caches may hold (`CacheModel`) or that the current tables give (`ReferenceTables`).
 package struct InvalidationSequence<Source: Choices> {
   package enum Mode: Hashable, Sendable, CaseIterable {
     case legacy, secondStage, firstStage, nested
@@ -14,7 +14,7 @@ package struct InvalidationSequence<Source: Choices> {
   package private(set) var staleAnswers = 0
   package private(set) var invalidations = 0
   package private(set) var passed = 0
-  /// Of the interrupt requests: those delivered, and those answered as only the cache can have.
+  /// Interrupt requests: those delivered, and those that only the cache can have answered so.
   package var deliveredInterrupts: Int { interrupts.delivered }
   package var staleInterrupts: Int { interrupts.staleAnswers }
   package private(set) var difference: Comparison.Difference?
@@ -29,13 +29,13 @@ package struct InvalidationSequence<Source: Choices> {
   private var addresses: [UInt64] = []
   private var isEnabled = true
   private var stepsSinceAll = 0
-  /// The last steps, where they are wanted.
+  /// The last steps, if they are recorded.
   private var trail: [String]?
 
   /// - Parameters:
-  ///   - label: what to call it in the account of a difference: the seed.
-  ///   - pagesSeed: of the first paging tables.
-  ///   - keepsTrail: the account of a difference has the steps before it.
+  ///   - label: names the sequence in a difference: the seed.
+  ///   - pagesSeed: the seed of the first paging tables.
+  ///   - keepsTrail: whether a difference includes the steps before it.
   package init(
     _ mode: Mode, choices: Source, pagesSeed: UInt64, label: String, keepsTrail: Bool = false
   ) throws {
@@ -46,7 +46,7 @@ package struct InvalidationSequence<Source: Choices> {
     let isWide = choices.choice(8) == 1
     let gigabyte = choices.choice(4) != 1
     let cachesRefusals = choices.choice(3) == 1
-    // The pages are few and from 1 MiB on.
+    // The sequence uses few pages, from 1 MiB on.
     guest = try Guest(memory: HeapMemory(size: 2 << 20)) {
       $0.scalableMode = mode != .legacy
       $0.firstStage = mode == .firstStage || mode == .nested
@@ -82,7 +82,7 @@ package struct InvalidationSequence<Source: Choices> {
     ports.append((guest.port(RequesterID(rawValue: source), pasid: pasid), model))
   }
 
-  /// Goes on until so many requests were answered, the choices end, or there is a difference.
+  /// Runs until that many requests were answered, the choices end, or there is a difference.
   package mutating func run(accesses count: Int) {
     while accesses < count, difference == nil, !choices.isAtEnd { step() }
   }
@@ -117,12 +117,12 @@ package struct InvalidationSequence<Source: Choices> {
 
   private mutating func access() {
     let index = Int(choices.choice(UInt64(ports.count)))
-    // Mostly one that was asked for before, at another place of its page.
+    // Usually repeat a former address, perhaps in another place of its page.
     let address = choices.pick(addresses) ^ choices.pick([0, 0, 0, 0x8, 0x1000, 0x1_0000])
     _ = request(index, address, choices.choice(3) == 0)
   }
 
-  /// - Returns: whether its answer was one of those it may get.
+  /// - Returns: whether the answer was one of the permitted ones.
   private mutating func request(_ index: Int, _ address: UInt64, _ write: Bool) -> Bool {
     accesses += 1
     if isEnabled {
@@ -166,8 +166,8 @@ package struct InvalidationSequence<Source: Choices> {
 
   private func hex(_ value: UInt64) -> String { String(value, radix: 16) }
 
-  /// A request, a change of what it went by, perhaps an invalidation of it or of something like it, and the request
-  /// again: what chance alone seldom brings together.
+  /// Makes a request, changes an entry that it used, perhaps invalidates it or something similar, and repeats the
+  /// request: a combination that is rare by chance.
   private mutating func revisit() {
     let index = Int(choices.choice(UInt64(ports.count)))
     let address = choices.pick(addresses)
@@ -213,7 +213,7 @@ package struct InvalidationSequence<Source: Choices> {
   private mutating func invalidate(_ request: SequenceInvalidation) {
     invalidations += 1
     note("\(request.invalidation)")
-    // Scalable mode ignores the registers (VT-d 6.5.1).
+    // Scalable mode ignores the invalidation registers (VT-d 6.5.1).
     guard request.submit(to: guest, byRegister: choices.choice(4) == 0 && !layout.isScalable) else {
       difference = Comparison.Difference(
         description: "\(label), after request \(accesses): \(request.invalidation) is not completed")
@@ -222,7 +222,7 @@ package struct InvalidationSequence<Source: Choices> {
     for index in ports.indices { ports[index].model.invalidate(request.invalidation) }
   }
 
-  /// What software does that wants to be sure: contexts, PASIDs, pages, in this order.
+  /// Invalidates everything as careful software does: contexts, PASIDs, pages, in this order.
   private mutating func forgetEverything() {
     stepsSinceAll = 0
     invalidations += 1
@@ -236,13 +236,14 @@ package struct InvalidationSequence<Source: Choices> {
     for index in ports.indices { ports[index].model.forgetAll() }
   }
 
-  /// Software invalidates everything after it set a root table (VT-d 6.6).
+  /// Sets the root table and invalidates everything, as software must (VT-d 6.6).
   private mutating func setRootTable() {
     guest.setRootTable(layout.root, scalable: layout.isScalable)
     forgetEverything()
   }
 
-  /// Off, a unit that offers scalable mode forgets everything; another keeps its caches as they are.
+  /// Turns translation off or on. Turning it off empties the caches of a unit with scalable mode, but not those of
+  /// another.
   private mutating func toggleTranslation() {
     isEnabled.toggle()
     let text = isEnabled ? "translation on" : "translation off"
@@ -255,12 +256,12 @@ package struct InvalidationSequence<Source: Choices> {
 }
 
 extension InvalidationSequence where Source == RandomChoices {
-  /// A sequence of its own for a seed, up to the first difference.
+  /// Runs the sequence of a seed, up to the first difference.
   package static func run(_ mode: Mode, seed: UInt64, accesses: Int) throws -> InvalidationSequence {
     var sequence = try of(mode, seed: seed, keepsTrail: false)
     sequence.run(accesses: accesses)
     guard sequence.difference != nil else { return sequence }
-    // Once more, for the steps that led there.
+    // Run it again to record the steps that led there.
     sequence = try of(mode, seed: seed, keepsTrail: true)
     sequence.run(accesses: accesses)
     return sequence

@@ -1,13 +1,13 @@
 import Hardware
 
-/// Tables of random entries in a few pages, so that walks go deep, loop and cross, and requests that meet
-/// in them again and again.
+/// Random tables in a few pages, so that walks go deep, loop and cross, and random requests that use the same entries
+/// again and again.
 struct RandomTables {
   var random: SeededGenerator
 
   init(seed: UInt64) { random = SeededGenerator(seed: seed) }
 
-  /// - Returns: one of `count` choices.
+  /// Returns one of `count` choices.
   mutating func choice(_ count: UInt64) -> UInt64 { random.next() % count }
 
   enum Stage {
@@ -15,7 +15,7 @@ struct RandomTables {
     case second
   }
 
-  /// Fills pages with entries that are likely present, their rights and their odd bits unlikely wrong.
+  /// Fills pages with entries that are usually present and valid.
   /// - Parameter targets: the pages that most entries point to.
   mutating func fill(_ pages: [UInt64], of guest: Guest, _ stage: Stage, to targets: [UInt64]) {
     for page in pages {
@@ -38,8 +38,8 @@ struct RandomTables {
     }
   }
 
-  /// An address of which each level's index is one of a few.
-  /// - Parameter bits: what the tables cover.
+  /// Returns an address whose index at each level is one of a few.
+  /// - Parameter bits: the width that the tables cover.
   mutating func address(bits: Int) -> UInt64 {
     var address = random.next() & 0xfff
     for level in 0..<5 { address |= choice(choice(4) == 0 ? 512 : 6) << UInt64(12 + 9 * level) }

@@ -1,13 +1,13 @@
 import Hardware
 import VTd
 
-/// The unit's tables read afresh, from the root table on, written apart from the unit: each step is a function of
-/// memory as it is now, and keeps nothing.
+/// Reads the unit's tables from the root table on, independently of the unit's code. Each step is a function of the
+/// current memory, and nothing is kept.
 struct ReferenceTables {
-  /// A request that comes to nothing here.
+  /// A request that the tables refuse.
   struct Refusal: Error, Hashable {
     let code: UInt8
-    /// FPD: it is not recorded.
+    /// Whether FPD suppresses the fault.
     let silent: Bool
 
     init(_ code: UInt8, silent: Bool = false) {
@@ -15,22 +15,22 @@ struct ReferenceTables {
       self.silent = silent
     }
 
-    /// 0 stands for a fault that is not recorded.
+    /// The recorded reason; 0 if the fault is not recorded.
     var reason: UInt8 { silent ? 0 : code }
   }
 
-  /// A context entry of either mode, its programming good.
+  /// A valid context entry of either mode.
   struct Context: Hashable {
     var low: UInt64
     var high: UInt64
     var isScalable: Bool
 
     var silent: Bool { low & 2 != 0 }
-    /// Legacy mode only.
+    /// In legacy mode only.
     var domain: UInt16 { UInt16(truncatingIfNeeded: high >> 8) }
   }
 
-  /// What requests go through, and what their pages are tagged with in caches.
+  /// What translates a request, and the tags of its pages in caches.
   struct Path: Hashable {
     enum Kind { case passThrough, first, second, nested }
     var kind: Kind
@@ -56,7 +56,7 @@ struct ReferenceTables {
 
   private var width: Int { options.hostAddressWidth }
 
-  /// Whether an address has bits that no physical one has.
+  /// Returns whether an address exceeds the host address width.
   private func beyond(_ address: UInt64) -> Bool { address >> UInt64(width) != 0 }
 
   private func pair(_ address: UInt64) -> (UInt64, UInt64)? {
@@ -110,7 +110,7 @@ struct ReferenceTables {
     return Context(low: low, high: high, isScalable: true)
   }
 
-  /// AW, as far as CAP.SAGAW offers it.
+  /// Returns the levels for AW, or nil if CAP.SAGAW does not offer them.
   private func secondStageLevels(_ field: UInt64) -> Int? {
     guard options.dmaTranslation else { return nil }
     return switch field {
@@ -123,7 +123,7 @@ struct ReferenceTables {
 
   // MARK: PASID tables
 
-  /// The PASID that a request goes by: its own, or RID_PASID, which x-nested offers.
+  /// Returns the PASID that a request uses: its own, or RID_PASID, which x-nested offers.
   func pasid(_ own: UInt32?, _ context: Context) -> UInt32 {
     own ?? (options.nested ? UInt32(bits(context.high, 0, 19)) : 0)
   }
@@ -189,10 +189,10 @@ struct ReferenceTables {
     var wrong = bits(words[0], 5, 5) + bits(words[0], 10, 11) + bits(words[1], 16, 22) != 0
     if beyond(words[0]) || beyond(words[2]) && !nestedType { wrong = true }
     if bits(words[2], 8, 11) != 0 { wrong = true }
-    // ERE and SMEP belong to requests to execute, which x-nested offers together with PASIDs.
+    // ERE and SMEP belong to execute requests, which x-nested offers together with PASIDs.
     let executes = options.nested && options.pasidBits > 0
     if !executes && bits(words[2], 1, 1) + bits(words[2], 6, 6) != 0 { wrong = true }
-    // SSADE and EAFE belong to what x-nested offers, PWSNP to x-nested and svm, SRE to supervisors' requests.
+    // x-nested offers SSADE and EAFE; x-nested and svm offer PWSNP; supervisor requests need SRE.
     if !options.nested && bits(words[0], 9, 9) + bits(words[2], 7, 7) != 0 { wrong = true }
     if !(options.nested || options.svm) && bits(words[1], 23, 23) != 0 { wrong = true }
     if !options.offersScalableSecondStage && bits(words[2], 0, 0) != 0 { wrong = true }
@@ -210,9 +210,8 @@ struct ReferenceTables {
 
   // MARK: Pages
 
-  /// The last step, through paging tables.
-  /// - Returns: where a request ends up, whether or not its fault is recorded, what a cache may keep of it, and where
-  ///   the paging entries are that it went by.
+  /// Walks the paging tables.
+  /// - Returns: the verdict before FPD, what a cache may keep, and the addresses of the paging entries used.
   func walk(
     _ path: Path, _ address: UInt64, write: Bool
   ) -> (verdict: ReferenceWalker.Verdict, leaf: ReferenceWalker.Leaf?, entries: [UInt64]) {

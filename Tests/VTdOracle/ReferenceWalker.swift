@@ -1,14 +1,14 @@
 import Hardware
 
-/// A walker written apart from the unit's, from the tables of the specification: slow, by recursion over
-/// arrays of bits, without caches. It leaves memory as it is, and keeps what a walk would change of it.
+/// A walker written from the specification's tables, independently of the unit: slow, recursive, without caches. It
+/// does not change memory, but records the changes that a walk would make.
 package struct ReferenceWalker {
   package enum Verdict: Hashable, Sendable {
     case at(UInt64)
     case fault(UInt8)
   }
 
-  /// What a walk for a request goes through.
+  /// The tables that translate a request.
   package enum Tables: Sendable {
     case first(root: UInt64, levels: Int)
     case second(root: UInt64, levels: Int)
@@ -19,42 +19,42 @@ package struct ReferenceWalker {
   let memory: any PhysicalMemory
   let tables: Tables
   let hostWidth: Int
-  /// 1 GiB pages in the first stage.
+  /// Whether the first stage offers 1 GiB pages.
   var gigabyte = true
-  /// Fault codes of scalable mode.
+  /// Whether faults have the codes of scalable mode.
   var scalable = true
-  /// The second stage keeps accessed and dirty bits.
+  /// Whether the second stage sets accessed and dirty bits.
   var secondStageMarks = false
-  /// Levels of the first stage in nested translation.
+  /// The levels of the first stage in nested translation.
   var nestedFirstLevels = 4
-  /// A supervisor's request, and whether its writes need R/W.
+  /// Whether it is a supervisor request, and whether its writes need R/W.
   var supervisor = false
   var writeProtect = false
-  /// The first stage keeps EA bits.
+  /// Whether the first stage sets EA bits.
   var extendedAccessed = false
-  /// Entries may be updated: PWSNP, or no unit that asks for it.
+  /// Whether entries may be updated: with PWSNP, or on a unit that does not need it.
   var snooped = true
-  /// Bit 11 of second-stage leaves means something; where nil, in scalable mode.
+  /// Whether bit 11 of second-stage leaves is legal; nil means in scalable mode only.
   var snoopBit: Bool?
-  /// Bit 62 of second-stage leaves is ignored.
+  /// Whether bit 62 of second-stage leaves is ignored.
   var ignoresTransient = false
 
-  /// What a cache may keep of a walk that came to an end.
+  /// What a cache may keep of a successful walk.
   struct Leaf: Hashable, Sendable {
     /// Log2 of the page size.
     var shift: UInt64
     var readable: Bool
-    /// Rights allow it, and the page is marked dirty where such marks are kept.
+    /// Whether writes are permitted and, if dirty bits are set, the page is marked dirty.
     var writable: Bool
   }
 
-  /// Where the entries are that the last walk read.
+  /// Addresses of the entries that the last walk read.
   private(set) var visited: [UInt64] = []
 
-  /// Of the last walk, if its verdict is an address.
+  /// The leaf of the last walk, if its verdict is an address.
   private(set) var leaf = Leaf(shift: 12, readable: false, writable: false)
 
-  /// Entries with the accessed and dirty bits that the last walk set, by address.
+  /// The entries that the last walk changed, by address, with their accessed and dirty bits.
   package private(set) var marked: [UInt64: UInt64] = [:]
 
   init(memory: any PhysicalMemory, tables: Tables, hostWidth: Int) {
@@ -63,7 +63,7 @@ package struct ReferenceWalker {
     self.hostWidth = hostWidth
   }
 
-  /// What is to become of a request.
+  /// Returns the result of a request.
   package mutating func verdict(_ input: UInt64, write: Bool) -> Verdict {
     marked = [:]
     visited = []
@@ -77,7 +77,7 @@ package struct ReferenceWalker {
     return output / 0x10_0000 == 0xfee ? .fault(scalable ? 0x87 : 0x0e) : found
   }
 
-  /// Bits low...high, as a list of positions.
+  /// Returns whether any of the bits low...high is set.
   private func anySet(_ value: UInt64, _ low: Int, _ high: Int) -> Bool {
     low <= high && (low...high).contains { value & (1 << UInt64($0)) != 0 }
   }
@@ -92,7 +92,7 @@ package struct ReferenceWalker {
     if entry | bits != entry { marked[address] = entry | bits }
   }
 
-  /// Where `input` is in the page that a leaf points to.
+  /// Returns the address of `input` in the page that a leaf points to.
   private func within(_ page: UInt64, _ level: Int, _ input: UInt64) -> UInt64 {
     let size = UInt64(4096) << UInt64(9 * (level - 1))
     return page / size * size + input % size
@@ -128,7 +128,7 @@ package struct ReferenceWalker {
       let bits: UInt64 = (leaf && write ? 0x60 : 0x20) + (extendedAccessed ? 0x400 : 0)
       if entry & bits != bits {
         if !snooped { return .fault(0x90) }
-        // Whether the table may be written comes before where the request goes, and marks nothing.
+        // Check whether the table may be written before the request's output, but mark nothing yet.
         var probe = self
         probe.secondStageMarks = false
         if case .fault(let reason) = probe.below(guest, write: true, isRoot: isRoot) { return .fault(reason) }
@@ -143,7 +143,7 @@ package struct ReferenceWalker {
         end = (.at(output), upper)
         if case .nested(_, let second, let secondLevels) = tables {
           let verdict = secondStage(output, root: second, levels: secondLevels, write: write)
-          // A refused request marks no leaf.
+          // A refused request does not mark the leaf.
           if case .fault(let reason) = verdict { return .fault(reason == 0x83 ? 0x84 : reason) }
           let lower = self.leaf
           end = (
@@ -156,7 +156,7 @@ package struct ReferenceWalker {
       }
       if entry & bits != bits {
         if case .fault(let reason) = below(guest, write: true, isRoot: isRoot) { return .fault(reason) }
-        // The second stage may have marked this very entry meanwhile.
+        // The second stage may have marked this same entry meanwhile.
         mark(place, load(place) ?? entry, bits)
       }
       if let end {
@@ -165,10 +165,10 @@ package struct ReferenceWalker {
       }
       table = address
     }
-    return .fault(0)  // not reached: level 1 is a leaf
+    return .fault(0)  // unreachable: level 1 is a leaf
   }
 
-  /// Where an entry of a first-stage table is in memory.
+  /// Returns the memory address of a first-stage entry.
   private mutating func below(_ guest: UInt64, write: Bool, isRoot: Bool) -> Verdict {
     guard case .nested(_, let second, let secondLevels) = tables else { return .at(guest) }
     switch secondStage(guest, root: second, levels: secondLevels, write: write) {
@@ -214,6 +214,6 @@ package struct ReferenceWalker {
       }
       table = address
     }
-    return .fault(0)  // not reached: level 1 is a leaf
+    return .fault(0)  // unreachable: level 1 is a leaf
   }
 }

@@ -1,4 +1,4 @@
 import TestSupport
 
-/// For those that know the oracle alone, such as `Tests/bench`.
+/// For users that import only the oracle, such as `Tests/bench`.
 package typealias SeededGenerator = TestSupport.SeededGenerator

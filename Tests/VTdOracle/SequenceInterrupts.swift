@@ -1,11 +1,11 @@
 import Hardware
 import VTd
 
-/// Interrupt remapping in a sequence of steps: a table of a few entries that change, invalidations of the interrupt
-/// entry cache, and requests, each of which must be remapped by an entry as it is now or as it was when it was
-/// good and no invalidation has covered it since (VT-d 5.1, 6.2.6).
+/// Interrupt remapping in a sequence of steps: a table of a few changing entries, invalidations of the interrupt entry
+/// cache, and requests. Each request must be remapped by the current entry, or by a former valid one that no
+/// invalidation has covered since (VT-d 5.1, 6.2.6).
 struct SequenceInterrupts {
-  /// An entry, low and high.
+  /// An entry's low and high 64 bits.
   private struct Entry: Hashable {
     var low: UInt64
     var high: UInt64
@@ -13,7 +13,7 @@ struct SequenceInterrupts {
 
   private enum Verdict: Hashable {
     case message(InterruptMessage)
-    /// And whether it is recorded.
+    /// The fault reason, and whether it is not recorded.
     case blocked(UInt8, silent: Bool)
   }
 
@@ -28,7 +28,7 @@ struct SequenceInterrupts {
   /// Answers that only the cache can have given.
   private(set) var staleAnswers = 0
 
-  /// Sets the table up, and turns remapping on.
+  /// Sets up the table and enables remapping.
   init(_ guest: Guest, _ choices: inout some Choices) {
     self.guest = guest
     table = guest.page()
@@ -56,7 +56,7 @@ struct SequenceInterrupts {
     guest.store(high, at: place + 8)
   }
 
-  /// - Returns: what was done, for a person.
+  /// - Returns: a description of the change.
   mutating func change(_ choices: inout some Choices) -> String {
     let index = choices.choice(8)
     Self.store(&choices, at: table + index * 16, in: guest, isExtended)
@@ -64,7 +64,7 @@ struct SequenceInterrupts {
     return "interrupt entry \(index): 0x\(String(words.0, radix: 16)) 0x\(String(words.1, radix: 16))"
   }
 
-  /// - Returns: what was done, or nil where the unit does not say that it is done.
+  /// - Returns: a description, or nil if the unit does not report completion.
   mutating func invalidate(_ choices: inout some Choices) -> String? {
     if choices.choice(4) == 0 {
       guard guest.submitAndWait([4, 0]) else { return nil }
@@ -80,8 +80,8 @@ struct SequenceInterrupts {
 
   // MARK: Requests
 
-  /// One interrupt request.
-  /// - Returns: what the unit did that it must not; nil where all is well.
+  /// Makes one interrupt request.
+  /// - Returns: what the unit did wrong; nil if nothing.
   mutating func request(_ choices: inout some Choices) -> String? {
     let source = choices.pick(SequenceTables.sources)
     let index = choices.rarely(16) ? choices.choice(64) : choices.choice(8)
@@ -136,7 +136,7 @@ struct SequenceInterrupts {
   }
 
   private func isWrong(_ entry: Entry) -> Bool {
-    // IM is reserved without posting, as is what is beyond an 8-bit destination.
+    // IM is reserved without posting, as are the bits beyond an 8-bit destination.
     let reserved: UInt64 = isExtended ? 0xff00_f000 : 0xffff_00ff_ff00_f000
     return entry.low & reserved != 0 || entry.high >> 20 != 0
   }
@@ -156,7 +156,7 @@ struct SequenceInterrupts {
     }
     guard isFromThere else { return .blocked(0x26, silent: entry.low & 2 != 0) }
     let destination = isExtended ? entry.low >> 32 : entry.low >> 40 & 0xff
-    let flags = entry.low & 0xc  // DM and RH stand where the message has them
+    let flags = entry.low & 0xc  // DM and RH have the same positions in the message
     let address = 0xfee0_0000 + (destination % 256) * 0x1000 + flags + (destination / 256) << 40
     let data = entry.low >> 16 & 0xff | (entry.low >> 5 & 7) << 8 | 1 << 14 | (entry.low >> 4 & 1) << 15
     return .message(InterruptMessage(address: address, data: UInt32(data)))

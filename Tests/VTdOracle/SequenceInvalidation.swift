@@ -1,24 +1,24 @@
 import Hardware
 import VTd
 
-/// An invalidation as software asks for it: a descriptor of the queue, or a command in a register.
+/// An invalidation that software requests: a queue descriptor or a register command.
 struct SequenceInvalidation {
-  /// What it asks for.
+  /// What is invalidated.
   let invalidation: Invalidation
-  /// Its descriptor's low and high 64 bits.
+  /// The descriptor's low and high 64 bits.
   let descriptor: (UInt64, UInt64)
-  /// The register of 64 bits and its value, with IVA for a page; nil where there is none (VT-d 6.5.1).
+  /// The 64-bit register and its value, with IVA for pages; nil if no register can do it (VT-d 6.5.1).
   let command: (offset: Int, value: UInt64, address: UInt64?)?
 
-  /// What a request is cached by.
+  /// The tags of a cached entry.
   struct Aim {
     var domain: UInt16
     var pasid: UInt32
     var source: UInt16
   }
 
-  /// One of any granularity, for what the sequence's tables have.
-  /// - Parameter aim: what it is mostly about; nil for anything.
+  /// Creates an invalidation of any granularity that fits the sequence's tables.
+  /// - Parameter aim: what it usually names; nil for anything.
   init(_ choices: inout some Choices, isScalable: Bool, address: UInt64, at aim: Aim? = nil) {
     var domain = choices.pick(SequenceTables.domains)
     var pasid = choices.pick(SequenceTables.pasids)
@@ -78,14 +78,14 @@ struct SequenceInvalidation {
     }
   }
 
-  /// Asks the unit for it.
-  /// - Returns: whether the unit says that it is done.
+  /// Submits it to the unit.
+  /// - Returns: whether the unit reports completion.
   func submit(to guest: Guest, byRegister: Bool) -> Bool {
     guard byRegister, let command else { return guest.submitAndWait([descriptor.0, descriptor.1]) }
     if let address = command.address { guest.write64(0xf0, address) }
     guest.write64(command.offset, command.value)
     let done = guest.read64(command.offset)
-    // The granularity that was done is the one that was asked for: CAIG, IAIG.
+    // The granularity performed (CAIG, IAIG) must be the requested one.
     let actual = command.offset == 0x28 ? done >> 59 & 3 : done >> 57 & 3
     let wanted = command.offset == 0x28 ? command.value >> 61 & 3 : command.value >> 60 & 3
     return done >> 63 == 0 && actual == wanted

@@ -1,11 +1,11 @@
 import Hardware
 import VTd
 
-/// The tables that a sequence of steps changes: few pages, so that steps meet, and entries that are likely good.
+/// The tables that a sequence of steps changes: few pages, so that steps affect each other, and mostly valid entries.
 struct SequenceTables {
-  /// What requests come from: the third is in the upper half of its bus's contexts, the last on another bus.
+  /// The sources of requests: the third is in the upper half of its bus's contexts, the last on another bus.
   static let sources: [UInt16] = [0x18, 0x19, 0xc0, 0x100]
-  /// Those that tables are made for; 65 is in the second page of its directory.
+  /// The PASIDs that the tables have; 65 is in the second page of its directory.
   static let pasids: [UInt32] = [0, 1, 65]
   static let domains: [UInt16] = [1, 2, 3]
 
@@ -35,7 +35,7 @@ struct SequenceTables {
   func fill(_ choices: inout some Choices, pagesSeed: UInt64) {
     var random = RandomTables(seed: pagesSeed)
     if guest.unit.options.nested {
-      // Few addresses of the second stage, so that first-stage tables lead to such.
+      // Few second-stage addresses, so that first-stage tables lead to first-stage tables.
       random.fill(first, of: guest, .first, to: [0, 0x1000, 0x2000, 0x20_0000, 0x4000_0000] + first)
       random.fill(second, of: guest, .second, to: second + first + first)
       random.leadToTables(second, of: guest, levels: 4, first: first)
@@ -64,8 +64,8 @@ struct SequenceTables {
 
   // MARK: One change
 
-  /// Changes one entry of some level, most often to another good one.
-  /// - Returns: what was done, for a person.
+  /// Changes one entry of some level, usually to another valid one.
+  /// - Returns: a description of the change.
   func change(_ choices: inout some Choices) -> String {
     switch choices.choice(16) {
     case 0:
@@ -100,20 +100,20 @@ struct SequenceTables {
     }
   }
 
-  /// Changes an entry that a translation goes by: other rights, another page, or none.
-  /// - Returns: what was done, for a person.
+  /// Changes an entry that a translation uses: other rights, another page, or not present.
+  /// - Returns: a description of the change.
   func change(entryAt place: UInt64, _ choices: inout some Choices) -> String {
     guest.store(guest.load(place) ^ choices.pick([1, 2, 3, 0x1000, 0x3000, 0x20_0000, 0x60_0000, 1 << 30]), at: place)
     return "paging entry: \(text(place, 1))"
   }
 
-  /// Words of memory, for a person.
+  /// Returns words of memory as text.
   private func text(_ place: UInt64, _ count: UInt64) -> String {
     let words = (0..<count).map { "0x" + String(guest.load(place + $0 * 8), radix: 16) }
     return "0x\(String(place, radix: 16)) = " + words.joined(separator: " ")
   }
 
-  /// - Returns: where the entry is.
+  /// - Returns: the address of the entry.
   @discardableResult
   private func storeContext(_ source: UInt16, _ choices: inout some Choices, plain: Bool = false) -> UInt64 {
     let low: UInt64
@@ -147,7 +147,7 @@ struct SequenceTables {
     if options.nested { types += [3, 3, 3] }
     if !plain { types += [4, 0] }
     let type = choices.pick(types)
-    // Of the second stages one has the first stage's tables in reach.
+    // One of the second-stage tables maps the first stage's tables.
     let below = type == 3 && choices.choice(4) != 0 ? second[0] : choices.pick(second)
     var first: UInt64 = below | type << 6 | 2 << 2 | 1
     var second: UInt64 = UInt64(choices.pick(Self.domains)) | (options.nested ? 1 << 23 : 0)
