@@ -1,4 +1,4 @@
-/* The device's loop, in a file of its own: what it calls is not compiled into it. */
+/* The device's loop, in a separate file so that the compiler does not inline what it calls. */
 #include "CWalker.h"
 
 uint64_t cw_translate_all(struct cw_port *port, const uint64_t *addresses, size_t count, size_t rounds) {

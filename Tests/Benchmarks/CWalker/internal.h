@@ -1,4 +1,4 @@
-/* What the files of this walker share. */
+/* Declarations shared by the files of this walker. */
 #ifndef CWALKER_INTERNAL_H
 #define CWALKER_INTERNAL_H
 
@@ -11,7 +11,7 @@
 #define ADDRESS_BITS 0x000ffffffffff000ull
 #define ATTEMPTS 16
 
-/* Reserved bits by level and by what the entry is. */
+/* Reserved bits by level, for each type of entry. */
 struct rules {
     int host_width, guest_width;
     uint64_t first_table[6], first_leaf[6], second_table[6], second_leaf[6];
@@ -29,9 +29,9 @@ struct mapping {
 };
 
 struct tlb_entry {
-    uint64_t page; /* and the size class plus one */
+    uint64_t page; /* with the size class plus one in the low bits */
     uint64_t tag;
-    uint64_t output; /* and the rights */
+    uint64_t output; /* with the rights in the low bits */
 };
 
 #define TLB_SET_BITS 8
@@ -48,7 +48,7 @@ struct cw_port {
     atomic_bool bus_master;
     _Atomic uint16_t requester;
     struct cw_unit *unit;
-    pthread_mutex_t lock; /* what follows */
+    pthread_mutex_t lock; /* protects the fields below */
     bool enabled, ready;
     uint16_t source;
     uint64_t tag;
@@ -63,7 +63,7 @@ struct cw_unit {
     pthread_mutex_t ports_lock;
     struct cw_port *ports[8];
     unsigned port_count;
-    pthread_mutex_t registers_lock; /* the queue's state */
+    pthread_mutex_t registers_lock; /* protects the queue's state */
     uint64_t queue_base, queue_size, head, tail;
     pthread_mutex_t queue_lock; /* held while a doorbell is served */
     uint64_t invalidations, waits;
@@ -87,7 +87,7 @@ static inline bool ram_load64(const struct ram *ram, uint64_t address, uint64_t 
     return true;
 }
 
-/* Answers through `found` what was there. */
+/* Stores the former value in `found`. */
 static inline bool ram_compare_exchange64(const struct ram *ram, uint64_t address, uint64_t expected,
                                           uint64_t desired, uint64_t *found) {
     if (address & 7) return false;

@@ -91,7 +91,7 @@ static void invalidate_pages(struct cw_unit *unit, uint16_t domain, uint32_t pas
     unit->invalidations++;
 }
 
-/* One descriptor. Returns 1 where there may be another, 0 where not, -1 where it was wrong. */
+/* Serves one descriptor. Returns 1 if another may follow, 0 if not, -1 if it is malformed. */
 static int serve(struct cw_unit *unit) {
     pthread_mutex_lock(&unit->registers_lock);
     uint64_t head = unit->head, tail = unit->tail;

@@ -6,7 +6,7 @@ enum { SS_R = 1, SS_W = 2, SS_A = 0x100, SS_D = 0x200 };
 
 static uint64_t low_bits(int count) { return (1ull << count) - 1; }
 
-/* -1: an entry changed meanwhile. */
+/* Returns -1 if an entry changed meanwhile. */
 static int second_attempt(const struct cw_path *path, const struct rules *rules, const struct ram *ram,
                           uint64_t input, enum cw_access access, struct mapping *mapping) {
     uint64_t table = path->second_root, granted = SS_R | SS_W;
@@ -57,7 +57,7 @@ static uint64_t output_of(const struct mapping *mapping, uint64_t input) {
     return mapping->output | (input & low_bits(mapping->shift));
 }
 
-/* Where a first-stage entry is in memory. */
+/* Finds the memory address of a first-stage entry. */
 static int table_place(const struct cw_path *path, const struct rules *rules, const struct ram *ram,
                        uint64_t place, bool root, enum cw_access access, uint64_t *address) {
     struct mapping mapping;

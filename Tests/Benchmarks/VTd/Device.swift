@@ -1,7 +1,7 @@
 import Hardware
 
-/// What a device's thread does: translates each address in turn, `rounds` times over.
-/// - Returns: the sum of what came out.
+/// Translates each address in turn, `rounds` times, as a device's thread does.
+/// - Returns: the sum of the results.
 @inline(never)
 func translateAll(_ port: any DMAPort, _ addresses: [UInt64], rounds: Int) throws(DMAError) -> UInt64 {
   var sum: UInt64 = 0

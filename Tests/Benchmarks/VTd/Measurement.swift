@@ -2,23 +2,23 @@ import CWalker
 import Hardware
 import Synchronization
 
-/// One row of the table: an operation, done by the unit and by the C walker, by one thread and by two.
+/// One row of the table: an operation of the unit and of the C walker, on one thread and on two.
 struct Measurement {
   let name: String
-  /// By number of threads less one.
+  /// Samples by number of threads minus one.
   var unit: [[Sample]] = [[], []]
   var c: [[Sample]] = [[], []]
 
   init(_ name: String) { self.name = name }
 
-  /// Median nanoseconds of an operation.
+  /// Returns the median nanoseconds of an operation.
   func unitTime(threads: Int) -> Double { median(unit[threads - 1].map(\.nanoseconds)) }
   func cTime(threads: Int) -> Double { median(c[threads - 1].map(\.nanoseconds)) }
 }
 
 extension Subject {
-  /// Translations of all `addresses`, again and again, by the two devices' ports.
-  /// - Parameter cached: whether they are to be found in the IOTLB; checked afterwards.
+  /// Measures translations of all `addresses`, repeated, by the two devices' ports.
+  /// - Parameter cached: whether the IOTLB must have them; checked afterwards.
   func translations(
     _ name: String, _ addresses: [UInt64], cached: Bool, passes: Int, rounds: Int
   ) throws -> Measurement {
@@ -61,8 +61,8 @@ extension Subject {
 
   private var cHits: UInt64 { cPorts.reduce(0) { $0 + cw_hits($1) } }
 
-  /// Invalidations through the queue: by one thread alone, and while another's requests hit on the second
-  /// device's port.
+  /// Measures invalidations through the queue: by one thread alone, and while another thread's requests hit on the
+  /// second device's port.
   func invalidations(_ name: String, batches: Int, rounds: Int) throws -> Measurement {
     let operations = batches * Self.batch
     var result = Measurement(name)

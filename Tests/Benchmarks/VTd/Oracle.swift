@@ -1,11 +1,11 @@
 import VTdOracle
 
-/// Compares the unit with the walker written apart: over random tables of every kind that stay as they are, and, for
-/// two in five of the accesses, over tables that change while the caches are invalidated here and there.
+/// Compares the unit with the independent walker: on random tables of every type that do not change and, for two fifths
+/// of the accesses, on tables that change while caches are invalidated.
 /// - Parameters:
-///   - accesses: at least so many in all.
-///   - seed: of the first tables; the next ones' follow it.
-/// - Returns: the first difference, or nil for none.
+///   - accesses: the total number.
+///   - seed: of the first tables; the next ones have the following seeds.
+/// - Returns: the first difference; nil if there is none.
 func compareWithOracle(accesses: Int, seed: UInt64) throws -> Comparison.Difference? {
   let inSequences = accesses * 2 / 5
   if let difference = try compareSequences(accesses: inSequences, seed: seed) { return difference }
@@ -59,7 +59,7 @@ private func compareSequences(accesses: Int, seed: UInt64) throws -> Comparison.
   print(
     """
     \(done) accesses in \(sequences) random sequences with \(invalidations) invalidations, \(passed) passed, \
-    \(stale) answered from caches that the tables no longer agreed with: no difference
+    \(stale) answered from stale caches: no difference
     """)
   return nil
 }

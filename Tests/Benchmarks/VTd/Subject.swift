@@ -3,22 +3,22 @@ import Hardware
 import Linux
 import VTdOracle
 
-/// The guest's RAM is what the unit calls physical memory, as in the machine.
+/// As in the machine, the guest's RAM is the unit's physical memory.
 extension GuestMemory: PhysicalMemory {}
 
-/// One unit with two devices, each with tables of its own, and the C walker with the same bytes.
+/// One unit with two devices, each with its own tables, and the C walker with the same memory contents.
 final class Subject: @unchecked Sendable {
   enum Translation {
     /// PGTT 001: four levels.
     case firstStage
-    /// PGTT 011: four levels, each through four.
+    /// PGTT 011: four levels, each translated by four second-stage levels.
     case nested
   }
 
   static let memorySize: UInt64 = 32 << 20
   static let mappedPages: UInt64 = 2048
   private static let firstAddress: UInt64 = 0x12_3450_0000
-  /// Behind what the tables take.
+  /// Above the tables.
   private static let dataBase: UInt64 = 16 << 20
   private static let domain: UInt16 = 5
 
@@ -27,19 +27,18 @@ final class Subject: @unchecked Sendable {
   let cUnit: OpaquePointer
   let cPorts: [OpaquePointer]
 
-  /// Every mapped page, in an order without a pattern: with four times as many pages as the IOTLB has
-  /// entries, next to none is found there.
+  /// Every mapped page, in random order. There are four times as many pages as IOTLB entries, so hits are rare.
   let everyPage: [UInt64]
-  /// Few enough to stay cached.
+  /// Few enough pages to stay cached.
   let fewPages: [UInt64]
 
-  /// How many descriptors a doorbell is rung for; the last is a wait.
+  /// How many descriptors one doorbell submits; the last is a wait.
   static let batch = 64
 
   init(_ translation: Translation) throws {
     let memory = try GuestMemory(size: Self.memorySize, lowLimit: 0x8000_0000)
     guest = try Guest.nested(memory: memory)
-    // What it writes down is for tests.
+    // The recording observer is for tests only.
     guest.unit.removeObserver(guest.observer)
     let isNested = translation == .nested
     let second = isNested ? Self.identityTable(in: guest) : 0
@@ -58,7 +57,7 @@ final class Subject: @unchecked Sendable {
         root = tables.root
         contexts = tables.context - UInt64(source.deviceFunction) * 32
       } else {
-        // Its context entry joins the first's table.
+        // This context entry goes into the first device's table.
         let place = contexts + UInt64(source.deviceFunction) * 32
         for offset: UInt64 in [0, 8, 16, 24] {
           guest.store(guest.load(tables.context + offset), at: place + offset)
@@ -102,7 +101,7 @@ final class Subject: @unchecked Sendable {
     }
   }
 
-  /// Pages of 4 KiB, accessed and dirty.
+  /// Builds a first stage of 4 KiB pages with accessed and dirty bits set.
   private static func firstStageTable(in guest: Guest, device: UInt64) -> UInt64 {
     let root = guest.page()
     for page in 0..<mappedPages {
@@ -113,7 +112,7 @@ final class Subject: @unchecked Sendable {
     return root
   }
 
-  /// A second stage of 4 KiB pages for all RAM, accessed and dirty.
+  /// Builds a second stage of 4 KiB pages for all RAM, with accessed and dirty bits set.
   private static func identityTable(in guest: Guest) -> UInt64 {
     let root = guest.page()
     for page in 0..<memorySize >> 12 {
@@ -122,7 +121,7 @@ final class Subject: @unchecked Sendable {
     return root
   }
 
-  /// Two batches, which fill the queue: invalidations of single pages of the first device, and a wait.
+  /// Fills the queue with two batches, each of single-page invalidations of the first device and a wait.
   private static func fillQueue(of guest: Guest) throws {
     guest.enableQueue(wide: true)
     for slot in 0..<UInt64(0x1000 / 32) {
@@ -133,13 +132,13 @@ final class Subject: @unchecked Sendable {
     }
   }
 
-  /// Rings the unit's doorbell once for every batch.
+  /// Rings the unit's doorbell once per batch.
   func invalidate(batches: Int) throws {
     for _ in 0..<batches {
       tail = (tail + UInt64(Self.batch) * 32) % 0x1000
       guest.write64(0x88, tail)
     }
-    // The wait behind the last descriptor stored its slot.
+    // The last wait descriptor has stored its slot number.
     let last = (tail == 0 ? 0x1000 : tail) / 32
     guard guest.memory.loadUInt32(at: guest.statusPage) == UInt32(last) else {
       throw BenchmarkError("the queue stopped")

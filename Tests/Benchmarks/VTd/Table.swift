@@ -1,4 +1,4 @@
-/// Prints what was measured, in columns.
+/// Prints the measurements in columns.
 struct Table {
   private static let widths = [36, 9, 9, 9, 7, 9, 9, 9]
 
@@ -23,7 +23,7 @@ struct Table {
     }
   }
 
-  /// Invalidations by the second, and not what scales: there is one queue.
+  /// Prints invalidations per second. They do not scale with threads, because there is one queue.
   static func printRates(_ measurement: Measurement) {
     Swift.print("")
     row([measurement.name, "", "Nestling", "plain C", "ratio"])
@@ -43,7 +43,7 @@ struct Table {
     Swift.print(line)
   }
 
-  /// Rounded to `digits` decimal places.
+  /// Rounds to `digits` decimal places.
   private static func fixed(_ value: Double, _ digits: Int) -> String {
     guard value.isFinite else { return "-" }
     var scale = 1.0

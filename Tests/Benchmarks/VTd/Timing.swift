@@ -2,20 +2,20 @@ import CWalker
 import Linux
 import Synchronization
 
-/// What one run of one or two threads took.
+/// The result of one run of one or two threads.
 struct Sample {
-  /// Processor time of a thread per operation, in nanoseconds: others on the machine do not count.
+  /// Processor time of a thread per operation, in nanoseconds; other processes do not count.
   var nanoseconds: Double
-  /// How often threads gave their processor up to wait: 0 where none waited for the other.
+  /// How often threads blocked (voluntary context switches); 0 if none waited for another.
   var waits: UInt64
-  /// What the operations came to, to compare with another's.
+  /// Sum of the operations' results, to compare with another implementation.
   var sum: UInt64
 }
 
-/// Runs `body` on as many threads at once, which start together, and means over them.
+/// Runs `body` on several threads that start together, and averages over them.
 /// - Parameters:
-///   - operations: how many each does.
-///   - body: gets the thread's number, and returns what its operations came to.
+///   - operations: the number per thread.
+///   - body: gets the thread's number and returns the sum of its operations' results.
 func measure(threads: Int, operations: Int, _ body: @escaping @Sendable (Int) throws -> UInt64) throws -> Sample {
   let gathering = Gathering()
   let running = try (0..<threads).map { number in
@@ -50,7 +50,7 @@ func median(_ values: [Double]) -> Double {
   return sorted.isEmpty ? 0 : sorted[sorted.count / 2]
 }
 
-/// Runs `body` while another thread does `other` over and over.
+/// Runs `body` while another thread repeats `other`.
 func beside(_ other: @escaping @Sendable () throws -> Void, _ body: () throws -> Sample) throws -> Sample {
   let state = Beside()
   let thread = try Thread(name: "other device") {

@@ -1,4 +1,4 @@
-// vtd-bench: how long the VT-d unit's hot paths take, beside a plain C walker that does the same checks.
+// vtd-bench: measures the VT-d unit's hot paths and those of a plain C walker that does the same checks.
 // vtd-bench --oracle COUNT [--seed N]: compares the unit with the walker of Tests/VTdOracle instead.
 
 import Glibc
@@ -14,13 +14,13 @@ var seed = UInt64.random(in: .min ... .max)
 var rounds = 21
 var words = CommandLine.arguments.dropFirst()
 while let option = words.popFirst() {
-  guard let value = words.popFirst() else { fail("'\(option)' wants a number", status: 2) }
+  guard let value = words.popFirst() else { fail("'\(option)' needs a number", status: 2) }
   switch option {
   case "--oracle":
-    guard let count = Int(value), count > 0 else { fail("'\(value)' is no count of accesses", status: 2) }
+    guard let count = Int(value), count > 0 else { fail("'\(value)' is not a count of accesses", status: 2) }
     accesses = count
   case "--seed":
-    guard let number = UInt64(value) else { fail("'\(value)' is no seed", status: 2) }
+    guard let number = UInt64(value) else { fail("'\(value)' is not a seed", status: 2) }
     seed = number
   case "--rounds":
     guard let number = Int(value), (1...1000).contains(number) else { fail("'\(value)' is not 1 to 1000", status: 2) }
@@ -43,7 +43,7 @@ do {
         try nested.translations(
           "nested miss, 4 levels in 4", nested.everyPage, cached: false, passes: 5, rounds: rounds),
       ], rounds: rounds)
-    Table.printRates(try first.invalidations("invalidations, millions a second", batches: 500, rounds: rounds))
+    Table.printRates(try first.invalidations("invalidations, millions per second", batches: 500, rounds: rounds))
   }
 } catch {
   fail("\(error)", status: 1)

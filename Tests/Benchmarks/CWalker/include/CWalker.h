@@ -1,8 +1,8 @@
-/* The VT-d unit's hot paths in plain C, to measure the Swift ones against: a port's IOTLB under a mutex, the
- * first-stage, second-stage and nested walks with their accessed and dirty bits, and the invalidation queue's
- * PASID-based page descriptors with their wait. The checks are those of Sources/VTd, the entries' and
- * registers' formats those of VT-d 4.1. What is set up once (context entry, PASID-table entry) comes in
- * checked, as the unit has it cached. */
+/* The VT-d unit's hot paths in plain C, as a baseline for the Swift ones: a port's IOTLB under a mutex, the
+ * first-stage, second-stage and nested walks with accessed and dirty bits, and the invalidation queue's
+ * PASID-based page descriptors and waits. The checks are those of Sources/VTd; the formats of entries and
+ * registers are those of VT-d 4.1. Entries that are set up once (context entry, PASID-table entry) are passed
+ * in already checked, as the unit has them cached. */
 #ifndef CWALKER_H
 #define CWALKER_H
 
@@ -16,7 +16,7 @@ struct cw_port;
 enum cw_stages { CW_FIRST = 1, CW_SECOND = 2, CW_BOTH = 3 };
 enum cw_access { CW_READ = 1, CW_WRITE = 2 };
 
-/* What the cached entries of a source say. */
+/* The cached entries of a source. */
 struct cw_path {
     uint16_t domain;
     uint32_t pasid;
@@ -33,16 +33,16 @@ struct cw_segment {
     uint64_t count;
 };
 
-/* RAM from 0 to low_size, and from 4 GiB on. Zeroed; NULL where there is no memory for it. */
+/* Creates a unit with zeroed RAM from 0 to low_size and from 4 GiB on. Returns NULL if there is no memory. */
 struct cw_unit *cw_unit_create(uint64_t low_size, uint64_t high_size, int host_width, int guest_width,
                                bool gigabyte_pages);
 void cw_unit_destroy(struct cw_unit *unit);
-/* The bytes of the low RAM, to be filled. */
+/* Returns the low RAM, for the caller to fill. */
 uint8_t *cw_unit_ram(struct cw_unit *unit);
-/* Where the queue is: 256-bit descriptors. */
+/* Sets the place of the queue, which has 256-bit descriptors. */
 void cw_unit_set_queue(struct cw_unit *unit, uint64_t base, uint64_t size);
 
-/* At most 8 a unit; NULL beyond. */
+/* Creates a port. Returns NULL beyond 8 per unit. */
 struct cw_port *cw_port_create(struct cw_unit *unit, uint16_t source, const struct cw_path *path);
 void cw_port_set_bus_master(struct cw_port *port, bool enable);
 
@@ -50,20 +50,20 @@ void cw_port_set_bus_master(struct cw_port *port, bool enable);
 int cw_translate(struct cw_port *port, uint64_t address, uint64_t count, enum cw_access access,
                  struct cw_segment *segment);
 
-/* The tail register is written. Returns false where a descriptor was wrong. */
+/* Writes the tail register. Returns false if a descriptor is malformed. */
 bool cw_ring(struct cw_unit *unit, uint64_t tail);
 
-/* What a device's thread does: translates each address in turn, `rounds` times over. Returns the sum of what
- * came out; -1 where a request was refused. */
+/* Translates each address in turn, `rounds` times, as a device's thread does. Returns the sum of the results;
+ * -1 if a request was refused. */
 uint64_t cw_translate_all(struct cw_port *port, const uint64_t *addresses, size_t count, size_t rounds);
 
 uint64_t cw_hits(const struct cw_port *port);
 uint64_t cw_misses(const struct cw_port *port);
 
-/* CLOCK_MONOTONIC, and the calling thread's processor time, in nanoseconds. */
+/* Return CLOCK_MONOTONIC and the calling thread's processor time, in nanoseconds. */
 uint64_t cw_wall_time(void);
 uint64_t cw_thread_time(void);
-/* How often the calling thread gave its processor up to wait for something. */
+/* Returns how often the calling thread blocked (voluntary context switches). */
 uint64_t cw_thread_waits(void);
 
 #endif
