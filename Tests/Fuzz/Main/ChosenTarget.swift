@@ -1,8 +1,8 @@
 import FuzzTargets
 import Glibc
 
-/// The target that `--target=NAME` names; libFuzzer itself passes over words with two dashes, and hands them
-/// to the processes that it starts.
+/// The target that `--target=NAME` names. libFuzzer itself ignores arguments with two dashes and passes them to the
+/// processes that it starts.
 enum ChosenTarget {
   static let target: FuzzTarget = {
     let prefix = "--target="

@@ -1,5 +1,5 @@
-// nestling-fuzz --target=NAME [libFuzzer's options] [CORPUS…]: one fuzz target under libFuzzer. Built by
-// `Tests/fuzz`; a trap and a wrong answer end it alike, with the input in a file.
+// nestling-fuzz --target=NAME [libFuzzer's options] [CORPUS…]: runs one fuzz target under libFuzzer. `Tests/fuzz`
+// builds it. Both a trap and a wrong result end it and leave the input in a file.
 
 import CFuzzer
 import FuzzTargets

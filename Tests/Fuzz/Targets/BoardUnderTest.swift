@@ -5,10 +5,10 @@ import TestSupport
 import VTd
 import VTdOracle
 
-/// One device of each kind on bus 0, behind a unit, with the ways to it that a guest has: the memory bus, the I/O
-/// ports, configuration space by both mechanisms.
+/// One device, of a type that the input selects, on bus 0 behind a unit, with all ways in which a guest reaches it: the
+/// memory bus, the I/O ports and both mechanisms of configuration space.
 final class BoardUnderTest {
-  /// Where the device under test has its BARs, one after another.
+  /// The address of the device's first BAR; the others follow.
   static let window: UInt64 = 0xc000_0000
 
   let memory = HeapMemory(size: FuzzMemory.size)
@@ -21,8 +21,8 @@ final class BoardUnderTest {
   let function: Function
   private(set) var bases: [UInt64] = []
   private let remove: () -> Void
-  /// Regions of the memory bus and of the I/O bus: the ways to configuration space hold the functions, which hold
-  /// the buses.
+  /// Regions on the memory bus and the I/O bus. They must be detached: the configuration mechanisms refer to the
+  /// functions, and those to the buses.
   private var attachments: [(bus: AddressBus, attachment: AddressBus.Attachment)] = []
 
   private static let kinds: [@Sendable (Parts, inout FuzzInput) -> (Function, () -> Void)] = [
@@ -35,7 +35,7 @@ final class BoardUnderTest {
       options.transport.eventIndex = form & 16 == 0
       options.serial = "fuzz"
       if form & 32 != 0 { options.logicalBlockSize = 4096 }
-      // The options are within their ranges, so it is made.
+      // The options are within their ranges, so this cannot fail.
       let disk = try? VirtioBlock(
         options: options, backend: FuzzDisk(memory: parts.memory, isReadOnly: form & 64 != 0))
       guard let disk else { preconditionFailure("options in range are refused") }
@@ -117,14 +117,14 @@ final class BoardUnderTest {
     try Finding.unless(value <= width.allOnes, "\(value) read as \(width)")
   }
 
-  /// Unplugged, it answers no more, and nothing that was under way does harm.
+  /// Unplugs the device, and checks that it no longer answers and that pending work does no harm.
   func unplug() throws(Finding) {
     for (bus, attachment) in attachments { bus.detach(attachment) }
     remove()
     workers.run()
     for base in bases {
-      try Finding.unless(memoryBus.read(address: base, width: .doubleword) == nil, "answers at \(base) when removed")
+      try Finding.unless(memoryBus.read(address: base, width: .doubleword) == nil, "removed, it answers at \(base)")
     }
-    try Finding.unless(!function.requester.busMasterEnable, "may master the bus when removed")
+    try Finding.unless(!function.requester.busMasterEnable, "a removed device may master the bus")
   }
 }

@@ -1,7 +1,7 @@
 import Hardware
 
-// A device of each kind by all that a driver, or an attacker, reaches: configuration space, BARs, the tables of
-// MSI-X, virtio's structures and rings, with the unit before it.
+// A device of each type, accessed in every way that a driver or an attacker can: configuration space, BARs, MSI-X
+// tables, virtio's structures and rings. The unit is in front of it.
 
 extension FuzzTarget {
   static let configuration = FuzzTarget("configuration") { input throws(Finding) in
@@ -23,7 +23,7 @@ extension FuzzTarget {
       case 8: driver.virtioStart(&input)
       case 9, 10: driver.offerChain(&input)
       case 11:
-        // What the device does while the driver is not looking.
+        // Let the device do its pending work.
         board.workers.run()
         if input.choice(4) == 0 { board.timer.runOut() }
       case 12: driver.notify(&input)
@@ -46,14 +46,14 @@ extension FuzzTarget {
   }
 }
 
-/// Steps of a driver, each of them with something that may be wrong.
+/// Steps of a driver, each with something that may be wrong.
 private struct FuzzDriver {
   let board: BoardUnderTest
 
-  /// Descriptor table, available ring and used ring, a page each, from this address on for each queue.
+  /// Returns the address of a queue's rings: descriptor table, available ring and used ring, one page each.
   private static func rings(_ queue: UInt64) -> UInt64 { 0x1_0000 + queue * 0x3000 }
 
-  /// Where virtio's structures are: the last BAR.
+  /// The address of virtio's structures: the last BAR.
   private var structures: UInt64 { board.bases.last ?? 0 }
 
   func configurationWrite(_ input: inout FuzzInput) {
@@ -73,7 +73,7 @@ private struct FuzzDriver {
     board.write(structures + offset, width, value)
   }
 
-  /// One field of the common configuration.
+  /// Writes one field of the common configuration.
   func virtioField(_ input: inout FuzzInput) {
     let fields: [(UInt64, AccessWidth)] = [
       (0x00, .doubleword), (0x08, .doubleword), (0x0c, .doubleword), (0x10, .word), (0x14, .byte), (0x16, .word),
@@ -84,7 +84,7 @@ private struct FuzzDriver {
     common(offset, width, input.value())
   }
 
-  /// Brings the device up as a driver does.
+  /// Initializes the device as a driver does.
   func virtioStart(_ input: inout FuzzInput) {
     common(0x14, .byte, 0)
     common(0x14, .byte, 3)
@@ -107,7 +107,7 @@ private struct FuzzDriver {
     common(0x14, .byte, 0xf)
   }
 
-  /// A chain of descriptors in a queue of 8, made available.
+  /// Makes a chain of descriptors available in a queue of 8.
   func offerChain(_ input: inout FuzzInput) {
     let queue = UInt64(input.choice(4))
     let table = Self.rings(queue)
@@ -136,7 +136,7 @@ private struct FuzzDriver {
       memory.storeUInt64(length | flags << 32 | ((first + index + 1) % 8) << 48, at: at + 8)
     }
     if input.choice(2) == 0 {
-      // A header of virtio-blk at the first buffer: type, sector.
+      // A header of virtio-blk in the first buffer: type, sector.
       let header = memory.loadUInt64(at: table + first * 16) ?? 0
       memory.storeUInt64(UInt64(input.byte() & 0xf), at: header)
       memory.storeUInt64(input.value(), at: header &+ 8)
@@ -154,18 +154,18 @@ private struct FuzzDriver {
 
   private func notify(_ queue: UInt64) { board.write(structures + 0x3000 + queue * 4, .word, queue) }
 
-  /// ATS, PRI and PASID, where the function has them, mostly on.
+  /// Enables ATS, PRI and PASID if the function has them; sometimes writes other values.
   func enableServices(_ input: inout FuzzInput) {
     for (id, offset, on) in [(0x0f, 6, 0x8000), (0x13, 4, 1), (0x1b, 6, 7)] as [(UInt16, Int, UInt64)] {
       guard let at = board.function.extendedCapability(id) else { continue }
       let value = input.choice(4) == 0 ? input.value() : on
       board.function.writeConfiguration(offset: at + offset, width: .word, value: value & 0xffff)
     }
-    // Page requests go to a page of their own, invalidations are descriptors of a driver's.
+    // The page request queue has its own page.
     board.write(0xfed9_00d0, .quadword, 0x3000)
   }
 
-  /// A command of dma-engine.
+  /// Starts a command of dma-engine.
   func engine(_ input: inout FuzzInput) {
     let base = board.bases.first ?? 0
     board.write(base + 0x14, .doubleword, UInt64(input.byte() & 3))
@@ -177,7 +177,7 @@ private struct FuzzDriver {
     board.write(base + 0x10, .doubleword, UInt64(input.word()) | UInt64(input.byte()) << 16)
   }
 
-  /// What edu and iommu-testdev do, by their registers.
+  /// Operates edu or iommu-testdev through their registers.
   func device(_ input: inout FuzzInput) {
     let base = board.bases.first ?? 0
     switch input.choice(4) {

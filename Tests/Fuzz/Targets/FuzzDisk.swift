@@ -3,7 +3,7 @@ import Hardware
 import Synchronization
 import TestSupport
 
-/// A disk of some sectors in an array. It trusts its caller to have checked ranges, so a trap here is a finding.
+/// A disk of a few sectors in an array. Its caller must check ranges, so a trap here is a finding.
 final class FuzzDisk: BlockBackend {
   private let memory: HeapMemory
   private let content = Mutex([UInt8](repeating: 0x5a, count: 40 * 512))
@@ -43,7 +43,7 @@ final class FuzzDisk: BlockBackend {
   }
 }
 
-/// Not random, so that an input has the same effect each time.
+/// Constant bytes, so that an input always has the same effect.
 final class FuzzEntropy: EntropySource {
   func take(_ count: Int, into bytes: inout [UInt8]) -> Int {
     for index in 0..<count { bytes[index] = 0x77 }

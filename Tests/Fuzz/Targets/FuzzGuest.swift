@@ -4,7 +4,7 @@
 
   @testable import Machine
 
-  /// What a guest does to ports, slots and devices, as its CPUs do it: some of it as drivers do, some of it wrong.
+  /// What a guest does to ports, slots and devices with CPU accesses; some as drivers do, some wrong.
   struct FuzzGuest {
     let machine: MachineUnderTest
 
@@ -19,7 +19,7 @@
       return nil
     }
 
-    /// A write to configuration space, by one mechanism or the other.
+    /// Writes to configuration space by one of the two mechanisms.
     private func write(_ bus: UInt8, _ deviceFunction: UInt8, _ offset: Int, _ width: Int, _ value: UInt64) {
       let target = UInt64(bus) << 8 | UInt64(deviceFunction)
       if offset < 0x100, offset & 1 == 0 {
@@ -32,7 +32,7 @@
 
     private func port(_ input: inout FuzzInput) -> UInt8 { UInt8(1 + input.choice(4)) << 3 }
 
-    /// Bus numbers, windows, Command, Bridge Control and Link Control of a port.
+    /// Writes bus numbers, windows, Command, Bridge Control or Link Control of a port.
     func writePort(_ input: inout FuzzInput) {
       let port = port(&input)
       let registers: [(Int, Int)] = [
@@ -55,7 +55,7 @@
       board.rootBus.function(at: port).flatMap { Self.capability(0x10, of: $0) } ?? 0x40
     }
 
-    /// Slot Control and Slot Status: the commands of a driver, or anything.
+    /// Writes Slot Control or Slot Status: a driver's command, or anything.
     func writeSlot(_ input: inout FuzzInput) {
       let port = port(&input)
       let slot = express(port) + 0x18
@@ -67,7 +67,7 @@
       case 3: write(0, port, slot, 2, enables | 0x0300)
       case 4: write(0, port, slot + 2, 2, 0x1ff)
       case 5:
-        // The whole of switching off.
+        // The complete sequence of switching off.
         for value: UInt64 in [0x0200, 0x0600, 0x0700] { write(0, port, slot, 2, enables | value) }
       case 6:
         for value: UInt64 in [0x0200, 0x0100] { write(0, port, slot, 2, enables | value) }
@@ -77,7 +77,7 @@
 
     private func controller(_ offset: UInt64) -> UInt16 { UInt16(BoardLayout.hotplugController + offset) }
 
-    /// Any access of the ACPI controller.
+    /// Makes any access to the ACPI hotplug controller.
     func useController(_ input: inout FuzzInput) {
       let offset = UInt64(input.choice(0x24))
       let width = 1 << input.choice(3)
@@ -88,7 +88,7 @@
       }
     }
 
-    /// What the methods of the DSDT do about a slot.
+    /// Does what the DSDT's methods do about a slot.
     func ejectOrReport(_ input: inout FuzzInput) {
       let form = input.byte()
       board.writePort(controller(0x10), 4, UInt64(form & 3))
@@ -102,7 +102,7 @@
       board.writePort(controller(0x1c), 4, UInt64(form >> 6))
     }
 
-    /// An access of something that a BAR decodes.
+    /// Accesses an address that a BAR decodes.
     func accessRegion(_ input: inout FuzzInput) {
       let regions = board.memoryBus.attachedRegions.filter { $0.priority == .movable }
       guard !regions.isEmpty else { return }
@@ -116,7 +116,7 @@
       }
     }
 
-    /// Switches on what there is, as a guest does that finds everything.
+    /// Enables everything, as a guest that has found all devices does.
     func enable(_ input: inout FuzzInput) {
       let form = input.byte()
       for port in board.busRoutes.ports {
@@ -140,7 +140,7 @@
       }
     }
 
-    /// DMA of an edu, to RAM or to another device.
+    /// Starts DMA of an edu, to RAM or to another device.
     func transfer(_ input: inout FuzzInput) {
       let regions = board.memoryBus.attachedRegions.filter { $0.priority == .movable }
       guard !regions.isEmpty else { return }
@@ -161,10 +161,10 @@
       write(UInt8(bus), deviceFunction, offset, 1 << input.choice(3), input.value())
     }
 
-    /// By the port that q35 has for it.
+    /// Resets the machine through q35's reset port.
     func reset() { board.writePort(0xcf9, 1, 0x06) }
 
-    /// The chips around: power management, the unit's registers.
+    /// Writes to the other chips: power management, the unit's registers.
     func writeChip(_ input: inout FuzzInput) {
       if input.choice(2) == 0 {
         let address = UInt16(BoardLayout.powerManagement) + UInt16(input.choice(0x30))

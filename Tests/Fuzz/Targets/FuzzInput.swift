@@ -1,7 +1,7 @@
 import Hardware
 
-/// Bytes as a small program: each choice takes one byte, each value a byte for its form and what the form
-/// needs, so that a changed byte changes one step and leaves the others what they were. At the end all is zero.
+/// The input's bytes as a small program. Each choice takes one byte; each value takes a byte for its form and the bytes
+/// that the form needs. So a changed byte changes one step and keeps the others. After the end, all bytes are zero.
 struct FuzzInput {
   private let bytes: [UInt8]
   private var position = 0
@@ -24,14 +24,14 @@ struct FuzzInput {
 
   mutating func word() -> UInt16 { UInt16(truncatingIfNeeded: little(2)) }
 
-  /// - Returns: 0 to `count` - 1; `count` is at most 256.
+  /// Returns 0 to `count` - 1; `count` is at most 256.
   mutating func choice(_ count: Int) -> Int { Int(byte()) % count }
 
   mutating func pick<Element>(_ list: [Element]) -> Element { list[choice(list.count)] }
 
   mutating func width() -> AccessWidth { AccessWidth.allCases[choice(4)] }
 
-  /// A number of 64 bits that means something more often than chance has it.
+  /// Returns a 64-bit number that is meaningful more often than a random one.
   mutating func value() -> UInt64 {
     switch choice(12) {
     case 0: 0
@@ -49,7 +49,7 @@ struct FuzzInput {
     }
   }
 
-  /// The address of a page, most often one of RAM.
+  /// Returns the address of a page, usually in RAM.
   mutating func address() -> UInt64 {
     let page = byte()
     switch page {
@@ -62,7 +62,7 @@ struct FuzzInput {
   }
 }
 
-/// RAM for one input.
+/// The RAM of one input.
 enum FuzzMemory {
   static let pages = 64
   static let size = pages << 12

@@ -1,5 +1,5 @@
-/// Something that takes arbitrary bytes: run under libFuzzer by `Tests/fuzz`, and over the committed corpus by
-/// the unit tests.
+/// A test that takes arbitrary bytes. `Tests/fuzz` runs it under libFuzzer, and the unit tests run it on the committed
+/// corpus.
 public struct FuzzTarget: Sendable {
   public let name: String
   private let body: @Sendable (inout FuzzInput) throws(Finding) -> Void
@@ -9,8 +9,8 @@ public struct FuzzTarget: Sendable {
     self.body = body
   }
 
-  /// Runs one input. A trap is a finding, too.
-  /// - Returns: what was wrong, or nil.
+  /// Runs one input. A trap is a finding as well.
+  /// - Returns: what was wrong; nil if nothing.
   public func run(_ bytes: [UInt8]) -> String? {
     var input = FuzzInput(bytes)
     do {
@@ -25,7 +25,7 @@ public struct FuzzTarget: Sendable {
     [.registers, .queue, .tables, .configuration, .options, .monitor] + ofTheMachine
 }
 
-/// An answer that must not be.
+/// A wrong result.
 struct Finding: Error {
   let text: String
 

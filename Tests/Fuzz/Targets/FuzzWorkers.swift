@@ -1,7 +1,7 @@
 import Hardware
 import Synchronization
 
-/// Workers that run when the target says so: what a thread does some time after its wake-up.
+/// Workers that run when the target calls `run`, as a thread runs some time after its wake-up.
 final class FuzzWorkers: QueueWorkerSource {
   private let workers = Mutex<[FuzzWorker]>([])
 
@@ -11,7 +11,7 @@ final class FuzzWorkers: QueueWorkerSource {
     return worker
   }
 
-  /// Runs what was woken, once each.
+  /// Runs each woken worker once.
   func run() {
     for worker in workers.withLock({ $0 }) { worker.run() }
   }
@@ -36,7 +36,7 @@ final class FuzzWorker: QueueWorker {
   }
 }
 
-/// A timer that runs out when the target says so.
+/// A timer that fires when the target calls `runOut`.
 final class FuzzTimer: OneShotTimer {
   private let handler = Mutex<(@Sendable () -> Void)?>(nil)
 
@@ -53,7 +53,8 @@ final class FuzzTimer: OneShotTimer {
   }
 }
 
-/// An input runs on one thread, on which no request can be in flight when an invalidation waits for it.
+/// Parking that must not be used: an input runs on one thread, so no request can be in flight when an invalidation
+/// waits for it.
 final class FuzzParking: Parking {
   func park() { preconditionFailure("the only thread waits for itself") }
   func unpark() {}

@@ -4,11 +4,11 @@
 
   @testable import Machine
 
-  // Devices, block nodes and objects that come and go, in the order and at the moments that the input says, while the
-  // guest writes to the ports, to the ACPI controller and to the devices, and is reset.
+  // Devices, block nodes and objects come and go as the input decides, while the guest writes to the ports, the ACPI
+  // controller and the devices, and is reset.
 
   extension FuzzTarget {
-    /// What needs more of the machine than others may see.
+    /// Targets that need the machine's internals.
     static let ofTheMachine = [hotplug]
 
     static let hotplug = FuzzTarget("hotplug") { input throws(Finding) in
@@ -22,7 +22,7 @@
       do {
         machine = try MachineUnderTest(way: form & 1 == 0 ? .acpi : .native, unit: unit)
       } catch {
-        throw Finding(text: "the machine is not made: \(error)")
+        throw Finding(text: "the machine cannot be created: \(error)")
       }
       if form & 8 == 0 { machine.start() }
       let guest = FuzzGuest(machine: machine)
@@ -46,7 +46,7 @@
         case 14: person.lookAway(&input)
         default: try pass(machine, guest, person, &input)
         }
-        // Mostly all of it happens at once; else what is asked next comes in between.
+        // Usually all pending work is done at once; otherwise the next request comes in between.
         if step & 0x30 == 0 {
           _ = machine.work.run()
         } else if step & 0x30 == 0x10 {
@@ -75,7 +75,7 @@
     }
   }
 
-  /// What monitors and the host ask for.
+  /// Requests of monitors and of the host.
   private struct FuzzPerson {
     let machine: MachineUnderTest
 
@@ -93,7 +93,7 @@
       if number < 7 { set("id", "d\(number)") }
       let place = input.byte()
       if place & 0x1c != 0 {
-        // Function 0, mostly.
+        // Usually function 0.
         let function = place & 0x10 == 0 ? 0 : place >> 2 & 3
         set("addr", "\(place & 0xe0 == 0xe0 ? 1 : 0).\(function)")
         if place & 0x20 != 0 { set("multifunction", "on") }
@@ -141,7 +141,7 @@
       }
     }
 
-    /// Time goes by for one part of the machine and not for another.
+    /// Lets one part of the machine do its work while the others wait.
     func lookAway(_ input: inout FuzzInput) {
       switch input.choice(4) {
       case 0: _ = machine.work.run()
@@ -151,7 +151,7 @@
       }
     }
 
-    /// The host wants a device back.
+    /// The host requests a device back.
     func takeBack(_ input: inout FuzzInput) {
       let devices = machine.board.devices.all.filter { $0.place?.port != nil && $0.id?.text != "stays" }
       let patience = UInt32(input.byte()) * 10

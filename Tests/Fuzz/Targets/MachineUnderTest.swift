@@ -8,8 +8,8 @@
 
   @testable import Machine
 
-  /// A board with root ports and the machine's own part of hotplug, on one thread: what the machine does on its own
-  /// thread and what may wait for the host are done when the input says so. Guest accesses are made as a CPU makes them.
+  /// A board with root ports and the machine's hotplug, on one thread. The work of the machine's thread and of threads
+  /// that may wait for the host is done when the input decides. Guest accesses are made as a CPU makes them.
   final class MachineUnderTest {
     static let ports = ["rp0", "rp1", "rp2", "fixed"]
 
@@ -18,14 +18,14 @@
     let workers = FuzzWorkers()
     let work = FuzzHostWork()
     let clock: SteppedClock
-    /// Whether the guest has switched itself off, or the machine cannot go on.
+    /// Whether the guest has switched itself off or the machine cannot continue.
     private(set) var hasEnded = false
 
     private let accelerator = QTestAccelerator()
     private let configuration: MachineConfiguration
     private let log = Log()
     private let hasStarted = SharedInteger()
-    /// Of the board without what comes and goes.
+    /// The board's regions without the devices that come and go.
     private let firstRegions: Set<ObjectIdentifier>
     private let firstDevices: [DeviceIdentity]
     private var present: Set<DeviceIdentity> = []
@@ -37,7 +37,7 @@
       let device: DeviceIdentity
     }
 
-    /// What monitors hear.
+    /// Counts of requests, answers and events as monitors see them.
     private final class Log: Sendable {
       struct Counts {
         var asked = 0
@@ -111,8 +111,8 @@
           }))
     }
 
-    /// Acts on one event.
-    /// - Returns: false where there is none.
+    /// Handles one event.
+    /// - Returns: false if there is none.
     func act() throws(Finding) -> Bool {
       guard !hasEnded, let event = board.events.take() else { return false }
       switch event {
@@ -150,7 +150,7 @@
       return nil
     }
 
-    /// As `RunningMachine` does it.
+    /// Resets as `RunningMachine` does.
     private func reset() throws(Finding) {
       _ = board.events.forgetGuestEvents()
       board.completeRemovals()
@@ -159,12 +159,12 @@
       do {
         try board.placeResources()
       } catch {
-        throw Finding(text: "what was plugged has no room after a reset: \(error)")
+        throw Finding(text: "plugged devices have no space after a reset: \(error)")
       }
-      try Finding.unless(board.devices.portsWithRemovalRequests.isEmpty, "a removal outlasts a reset")
+      try Finding.unless(board.devices.portsWithRemovalRequests.isEmpty, "a removal request remains after a reset")
     }
 
-    /// Lets everything happen that is under way, but for what waits for time or for the guest.
+    /// Handles all pending work, except what waits for time or for the guest.
     func settle() throws(Finding) {
       var rounds = 0
       while true {
@@ -172,7 +172,7 @@
         let hasActed = try act()
         guard isBusy || hasActed else { break }
         rounds += 1
-        try Finding.unless(rounds < 1000, "the machine comes to no rest")
+        try Finding.unless(rounds < 1000, "the machine never becomes idle")
       }
       workers.run()
     }
@@ -183,14 +183,14 @@
       Set((board.memoryBus.attachedRegions + board.ioBus.attachedRegions).map { ObjectIdentifier($0.device) })
     }
 
-    /// What must hold after each step.
+    /// Checks the invariants after each step.
     func check() throws(Finding) {
       let buses = [board.rootBus] + board.busRoutes.ports.map(\.bus)
       for bus in buses {
         for function in bus.all {
           if let device = board.devices.device(of: function) {
             try Finding.unless(
-              board.devices.phase(of: device.identity) != .leaving, "\(device.path) leaves, and is on its bus")
+              board.devices.phase(of: device.identity) != .leaving, "\(device.path) is leaving, but is on its bus")
             if !known.contains(where: { $0.function === function }) {
               known.append(WeakFunction(function: function, device: device.identity))
             }
@@ -201,12 +201,12 @@
       }
       let devices = board.devices.all
       for device in devices {
-        try Finding.unless(!gone.contains(device.identity), "\(device.path) is back")
+        try Finding.unless(!gone.contains(device.identity), "\(device.path) has come back")
         let phase = board.devices.phase(of: device.identity)
         guard phase == .plugged || phase == .removalRequested else { continue }
         for function in board.devices.functions(of: device.identity) {
           try Finding.unless(
-            board.bus(of: function).all.contains { $0 === function }, "\(device.path) is plugged, and on no bus")
+            board.bus(of: function).all.contains { $0 === function }, "\(device.path) is plugged, but is on no bus")
         }
       }
       let now = Set(devices.map(\.identity))
@@ -215,25 +215,25 @@
       try checkFunctions()
       try checkSlots()
       try Finding.unless(
-        Set(firstDevices).isSubset(of: now) || hasEnded, "a device went whose bus takes and gives none")
+        Set(firstDevices).isSubset(of: now) || hasEnded, "a device left a bus without hotplug")
     }
 
-    /// What has left decodes nothing, answers nothing and reaches nothing.
+    /// Checks that devices that have left decode nothing, answer nothing and make no requests.
     private func checkFunctions() throws(Finding) {
       for region in board.memoryBus.attachedRegions + board.ioBus.attachedRegions {
         guard let bar = region.device as? any BaseAddressRegion else { continue }
-        try Finding.unless(!bar.function.environment.isRefused, "a BAR of what is gone is on the bus")
+        try Finding.unless(!bar.function.environment.isRefused, "a BAR of a removed device is on the bus")
       }
       known.removeAll { $0.function == nil }
       for entry in known {
         guard let function = entry.function, gone.contains(entry.device) else { continue }
-        try Finding.unless(!function.requester.busMasterEnable, "what is gone may master the bus")
+        try Finding.unless(!function.requester.busMasterEnable, "a removed device may master the bus")
         try Finding.unless(
-          function.readConfiguration(offset: 0, width: .doubleword) == 0xffff_ffff, "what is gone answers")
+          function.readConfiguration(offset: 0, width: .doubleword) == 0xffff_ffff, "a removed device answers")
       }
     }
 
-    /// Slot Status says whether there is something in the slot.
+    /// Checks that Slot Status reports whether the slot is occupied.
     private func checkSlots() throws(Finding) {
       for port in board.busRoutes.ports {
         guard let express = FuzzGuest.capability(0x10, of: port.function) else { continue }
@@ -244,7 +244,7 @@
       }
     }
 
-    /// Takes away all that came. Names, slots and backends must be free then, and nothing be left of any of it.
+    /// Removes all devices that came. Then names, slots and backends must be free, and nothing may be leaked.
     func finish() throws(Finding) {
       if !hasEnded {
         try clear()
@@ -256,18 +256,18 @@
       board.removeDevices()
       workers.run()
       try Finding.unless(
-        Self.regions(of: board) == firstRegions, "regions are left: \(Self.regions(of: board).count)")
+        Self.regions(of: board) == firstRegions, "regions are leaked: \(Self.regions(of: board).count)")
       let counts = log.counts.withLock { $0 }
       try Finding.unless(counts.asked == counts.answered, "\(counts.asked) requests, \(counts.answered) answers")
       if !hasEnded {
-        try Finding.unless(counts.added == counts.deleted, "\(counts.added) came, \(counts.deleted) were told gone")
+        try Finding.unless(counts.added == counts.deleted, "\(counts.added) added, \(counts.deleted) reported deleted")
       }
       for entry in known where entry.function != nil {
-        throw Finding(text: "a function is held by something when its board has none")
+        throw Finding(text: "a function is still referenced after its board has removed it")
       }
     }
 
-    /// Pulls what comes and goes, until there is none and none waits.
+    /// Removes all devices that can go, until none is left and no request waits.
     private func clear() throws(Finding) {
       for _ in 0..<4 {
         try settle()
@@ -275,7 +275,7 @@
           ask(.removeDevice(device.path, isSurprise: true))
         }
         try settle()
-        // A slot's patience with its guest.
+        // The time that a slot waits for its guest.
         _ = clock.advance(to: clock.now + 10_000_000_000)
         try settle()
         try check()
@@ -283,7 +283,7 @@
       }
       try Finding.unless(
         board.devices.all.map(\.identity) == firstDevices,
-        "left: \(board.devices.all.map(\.path).joined(separator: " "))")
+        "devices left: \(board.devices.all.map(\.path).joined(separator: " "))")
     }
 
     private func checkNothingIsTaken() throws(Finding) {
@@ -317,7 +317,7 @@
     }
   }
 
-  /// Host work that is done when the input says so.
+  /// Host work that is done when the input decides.
   final class FuzzHostWork: HostWork {
     private struct Piece: Sendable {
       let run: @Sendable () -> Void
@@ -334,8 +334,8 @@
       if !isAccepted { cancel() }
     }
 
-    /// Does the piece that came first.
-    /// - Returns: false where there is none.
+    /// Does the oldest piece of work.
+    /// - Returns: false if there is none.
     func run() -> Bool {
       let piece = state.withLock { $0.pieces.isEmpty ? nil : $0.pieces.removeFirst() }
       piece?.run()
@@ -351,7 +351,7 @@
     }
   }
 
-  /// A file without a name, for disks.
+  /// An unlinked file, for disks.
   enum FuzzImage {
     static let path: String = {
       var template = Array("/tmp/nestling-fuzz-XXXXXX".utf8CString)

@@ -3,8 +3,8 @@ import JSON
 import Machine
 import Synchronization
 
-// What a client sends to a monitor: QMP's stream of JSON, negotiated or not, and the lines of the monitor for
-// people. Each answer of QMP is one line of JSON, which is read again.
+// What a client sends to a monitor: a stream of JSON for QMP, negotiated or not, or lines for the human monitor. Each
+// answer of QMP must be one line of JSON.
 
 extension FuzzTarget {
   static let monitor = FuzzTarget("monitor") { input throws(Finding) in
@@ -12,7 +12,7 @@ extension FuzzTarget {
     let machine = UnmovedMachine()
     var bytes: [UInt8] = []
     while !input.isEmpty { bytes.append(input.byte()) }
-    // In one piece, or in pieces.
+    // Send the bytes in one piece or in several.
     let size = form & 0x80 == 0 ? bytes.count + 1 : Int(form >> 2 & 0xf) + 1
     var answer: [UInt8] = []
     func act(_ output: QMPSession.Output) -> Bool {
@@ -34,12 +34,12 @@ extension FuzzTarget {
     for start in stride(from: 0, to: bytes.count, by: size) {
       session.receive(bytes[start..<min(start + size, bytes.count)], on: machine, act)
     }
-    // All that was answered is JSON again, a message a time.
+    // All answers must be JSON, one message after the other.
     var position = 0
     while position < answer.count {
       do {
         let value = try JSONValue.next(in: answer, at: &position)
-        guard case .object(let object) = value else { throw Finding(text: "an answer that is no object") }
+        guard case .object(let object) = value else { throw Finding(text: "an answer that is not an object") }
         try Finding.unless(
           object["return"] != nil || object["error"] != nil, "an answer that is neither a return nor an error")
         while position < answer.count, answer[position] <= 0x20 { position += 1 }
@@ -54,7 +54,7 @@ extension FuzzTarget {
   }
 }
 
-/// A machine that does nothing of what it is asked.
+/// A machine that does nothing it is asked to do, except pause and resume.
 private final class UnmovedMachine: MonitorTarget, MachineControl {
   let configuration = MachineConfiguration()
   let descriptors = MonitorDescriptors()

@@ -1,8 +1,8 @@
 import Control
 import Glibc
 
-// The command line: one argument a line of the input, as bytes that need be no text. Reading it opens nothing,
-// so it comes to the same where nothing can be opened.
+// The command line: one argument per line of the input, as bytes that need not be text. Parsing opens nothing, so the
+// result does not depend on the host's files.
 
 extension FuzzTarget {
   static let options = FuzzTarget("options") { input throws(Finding) in
@@ -10,9 +10,10 @@ extension FuzzTarget {
     switch Control.parse(words) {
     case .run, .print: break
     case .fail(let text):
-      // As bytes: what a person typed may begin with an accent, which would be one character with our space.
+      // Compare bytes: an argument may begin with a combining accent, which would merge with our space into one
+      // character.
       try Finding.unless(
-        text.utf8.starts(with: "nestling: ".utf8) && text.utf8.last == 0x0a, "not a line of ours: '\(text)'")
+        text.utf8.starts(with: "nestling: ".utf8) && text.utf8.last == 0x0a, "not a line in our format: '\(text)'")
       try Finding.unless(
         text.unicodeScalars.dropLast().allSatisfy { $0.value >= 0x20 && $0.value != 0x7f },
         "control characters in '\(text)'")
@@ -24,7 +25,7 @@ extension FuzzTarget {
 }
 
 extension FuzzInput {
-  /// What is left, cut at newlines. What is no UTF-8 is repaired, as Swift does with a program's arguments.
+  /// Returns the rest of the input, split at newlines. Invalid UTF-8 is repaired as in Swift's program arguments.
   mutating func lines() -> [String] {
     var lines: [String] = []
     var line: [UInt8] = []

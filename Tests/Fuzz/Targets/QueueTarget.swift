@@ -1,7 +1,7 @@
 import Hardware
 
-// The invalidation queue: descriptors that are nearly right, in 128 and 256 bits, at any place and for any tail,
-// with waits whose status goes anywhere: into the queue, into tables, past RAM.
+// The invalidation queue: nearly valid descriptors of 128 and 256 bits, at any address and for any tail. Waits write
+// their status anywhere: into the queue, into tables, beyond RAM.
 
 extension FuzzTarget {
   static let queue = FuzzTarget("queue") { input throws(Finding) in
@@ -19,7 +19,7 @@ extension FuzzTarget {
         doorbells += 1
         subject.write(0x88, input.width(), input.value())
       case 10:
-        // As a driver does after an error, and as none does.
+        // As a driver does after an error, or arbitrarily.
         doorbells += 1
         subject.write(0x34, .doubleword, input.choice(2) == 0 ? 0x71 : input.value())
       case 11:
@@ -39,7 +39,7 @@ extension FuzzTarget {
   }
 }
 
-/// Where software thinks that its queue is.
+/// The queue as software sees it.
 private struct FuzzQueue {
   let base: UInt64
   let isWide: Bool
@@ -58,7 +58,7 @@ private struct FuzzQueue {
   private var size: UInt64 { 0x1000 << order }
   private var step: UInt64 { isWide ? 32 : 16 }
 
-  /// Off, then on again, the tables' mode with it.
+  /// Disables the queue and enables it again, with the tables' mode.
   func enable(on subject: UnitUnderTest) {
     let others = subject.unit.read(offset: 0x1c, width: .doubleword) & 0x8280_0000
     subject.write(0x18, .doubleword, others)
@@ -69,7 +69,7 @@ private struct FuzzQueue {
     subject.write(0x18, .doubleword, others | 1 << 26)
   }
 
-  /// One descriptor at the tail, which moves on.
+  /// Puts one descriptor at the tail and moves the tail.
   mutating func put(_ input: inout FuzzInput, into subject: UnitUnderTest) {
     let words = Self.descriptor(&input)
     for (index, word) in words.enumerated() where UInt64(index) * 8 < step {
@@ -78,7 +78,7 @@ private struct FuzzQueue {
     tail = (tail + step) % size
   }
 
-  /// The same descriptor all over the queue, or the first two pages of a long one: more is only slower.
+  /// Fills the queue with one descriptor, up to two pages: more would only be slower.
   mutating func fill(_ input: inout FuzzInput, in subject: UnitUnderTest) {
     let words = Self.descriptor(&input)
     for place in stride(from: UInt64(0), to: min(size, 0x2000), by: Int(step)) {
@@ -114,7 +114,7 @@ private struct FuzzQueue {
       low |= input.value()
       high = input.value()
     }
-    // Now and then a bit that may be reserved.
+    // Sometimes flip a bit that may be reserved.
     let odd = input.byte()
     if odd < 64 { low ^= 1 << UInt64(odd) }
     return [low, high, odd == 0xff ? input.value() : 0, 0]

@@ -1,4 +1,4 @@
-// The unit's register page, written in any way, with guest memory written and devices' accesses in between.
+// The unit's registers are written in any way, with writes to guest memory and devices' requests in between.
 
 extension FuzzTarget {
   static let registers = FuzzTarget("registers") { input throws(Finding) in

@@ -1,15 +1,15 @@
 import VTdOracle
 
-// Translation structures of every mode, changed entry by entry, and requests of several functions with and without
-// PASID, each answer compared with the walker and the caches' model of Tests/VTdOracle. So it finds what is
-// answered wrongly, not only what traps.
+// Translation structures of every mode change entry by entry, while several functions make requests with and without
+// PASID. Each answer is compared with the walker and cache model of Tests/VTdOracle, so this target finds wrong answers
+// as well as traps.
 
 extension FuzzTarget {
   static let tables = FuzzTarget("tables") { input throws(Finding) in
     let mode = InvalidationSequence<FuzzChoices>.Mode.allCases[input.choice(4)]
     let seed = UInt64(input.byte())
     if try difference(mode, seed, input, keepsTrail: false) != nil,
-      // Once more, for the steps that led there.
+      // Run it again to record the steps that led there.
       let difference = try difference(mode, seed, input, keepsTrail: true)
     {
       throw difference
@@ -30,7 +30,7 @@ private func difference(
   }
 }
 
-/// The bytes of an input as what decides a sequence's steps.
+/// Decides a sequence's steps by the bytes of an input.
 struct FuzzChoices: Choices {
   private var input: FuzzInput
 

@@ -4,7 +4,7 @@ import VTd
 import VTdOracle
 
 extension UnitOptions {
-  /// Any options that fit together, from two bytes.
+  /// Creates any consistent options from two bytes.
   init(_ input: inout FuzzInput) {
     self.init()
     let flags = input.word()
@@ -26,7 +26,7 @@ extension UnitOptions {
   }
 }
 
-/// A unit in fuzz-chosen options over a little RAM, with functions behind it.
+/// A unit with options chosen by the input, a little RAM and several functions.
 final class UnitUnderTest {
   let memory = HeapMemory(size: FuzzMemory.size)
   let unit: TranslationUnit
@@ -35,7 +35,7 @@ final class UnitUnderTest {
   let requesters: [Requester]
   private(set) var ports: [any DMAPort]
 
-  /// The registers that do something, and the upper halves of those of 64 bits.
+  /// The registers with an effect, and the upper halves of 64-bit ones.
   static let offsets: [UInt64] = [
     0x18, 0x20, 0x24, 0x28, 0x2c, 0x34, 0x38, 0x3c, 0x40, 0x44, 0x64, 0x80, 0x88, 0x90, 0x94, 0x9c, 0xa0, 0xa4, 0xa8,
     0xac, 0xb0, 0xb8, 0xbc, 0xc0, 0xc8, 0xd0, 0xdc, 0xe0, 0xe4, 0xe8, 0xec, 0xf0, 0xf4, 0xf8, 0xfc, 0x220, 0x228, 0x22c,
@@ -63,7 +63,7 @@ final class UnitUnderTest {
     ports.append(unit.makePort(for: requesters[2], pasid: 65))
   }
 
-  /// A write to a register, most often a whole one that does something.
+  /// Writes a register, usually a whole one with an effect.
   func writeRegister(_ input: inout FuzzInput) throws(Finding) {
     let place = input.byte()
     let offset: UInt64
@@ -75,7 +75,7 @@ final class UnitUnderTest {
       offset = UInt64(input.word() % 0x1010)
       width = input.width()
     }
-    // Commands are given to what is on already, as drivers give them, or as they are.
+    // A command either changes one bit of the current status, as drivers do, or is arbitrary.
     if offset == 0x18, place & 0x40 == 0 {
       let status = unit.read(offset: 0x1c, width: .doubleword)
       write(0x18, .doubleword, status & 0x8680_0000 ^ 1 << UInt64(23 + input.choice(9)))
@@ -89,13 +89,13 @@ final class UnitUnderTest {
     unit.write(offset: offset, width: width, value: value)
   }
 
-  /// A few bytes of RAM, or a page of the same entry.
+  /// Writes a few bytes of RAM, or several entries.
   func writeMemory(_ input: inout FuzzInput) {
     let address = input.address() &+ UInt64(input.byte()) * 16
     let value = input.value()
     switch input.choice(4) {
     case 0:
-      // Entries that go to successive pages.
+      // Entries that point to successive pages.
       for index: UInt64 in 0..<64 { memory.storeUInt64(value &+ index << 12, at: address &+ index * 8) }
     case 1:
       memory.storeUInt64(value, at: address)
@@ -142,24 +142,24 @@ final class UnitUnderTest {
     }
   }
 
-  /// What holds whatever software did.
+  /// Checks the invariants that hold whatever software did.
   func checkRegisters() throws(Finding) {
     let status = unit.read(offset: 0x1c, width: .doubleword)
     let head = unit.read(offset: 0x80, width: .quadword)
-    try Finding.unless(unit.read(offset: 0x18, width: .doubleword) == 0, "GCMD reads as something")
+    try Finding.unless(unit.read(offset: 0x18, width: .doubleword) == 0, "GCMD does not read as zero")
     try Finding.unless(head & 0xf == 0 && head < 0x8_0000, "IQH is \(head)")
     try Finding.unless(
       unit.read(offset: 0x08, width: .quadword) == unit.capabilities.capability
         && unit.read(offset: 0x10, width: .quadword) == unit.capabilities.extended, "CAP or ECAP changed")
-    // A queue that runs has been read up to its tail, or says why not.
+    // A running queue has been read up to its tail, or reports an error.
     guard status & 1 << 26 != 0 else { return }
-    // None of the functions here has a cache of its own that could keep a wait descriptor parked.
+    // No function here has a translation cache that could keep a wait descriptor parked.
     let faults = unit.read(offset: 0x34, width: .doubleword)
     let tail = unit.read(offset: 0x88, width: .quadword)
     try Finding.unless(faults & 0x50 != 0 || head == tail, "IQH is \(head), IQT \(tail), FSTS \(faults)")
   }
 
-  /// Reset, everything is as it was made.
+  /// Checks that a reset restores the initial state.
   func checkReset() throws(Finding) {
     unit.reset()
     for offset in stride(from: UInt64(0x18), to: 0x1000, by: 8) {
@@ -169,7 +169,7 @@ final class UnitUnderTest {
     }
     for requester in requesters { requester.busMasterEnable = true }
     for port in ports {
-      try Finding.unless(port.answer(0x123) == .at(0x123, 8), "after reset a request is not passed as it is")
+      try Finding.unless(port.answer(0x123) == .at(0x123, 8), "after reset a request does not pass unchanged")
     }
   }
 }
