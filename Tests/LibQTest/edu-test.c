@@ -1,5 +1,5 @@
-// edu behind a VT-d unit, by libqtest and libqos's PCI layer: the device is found and its BAR placed as libqos does it,
-// its DMA passes a second-stage table of legacy mode, what is not mapped is a fault, and MSI goes to memory.
+// edu behind a VT-d unit, tested with libqtest and libqos's PCI layer. libqos finds the device and places its BAR. The
+// device's DMA uses a second-stage table of legacy mode, an unmapped address is a fault, and MSI writes to memory.
 
 #include "qemu/osdep.h"
 #include "libqtest.h"
@@ -9,7 +9,7 @@
 
 enum { UNIT = 0xfed90000, DEVICE = 4 };
 
-// Where things are in RAM.
+// Addresses in RAM.
 enum {
   ROOT = 0x100000,
   CONTEXT = 0x101000,
@@ -49,7 +49,7 @@ static void end(Board *board) {
   qtest_quit(board->machine);
 }
 
-// Root, context with a 3-level table in domain 7, one page read and write; then SRTP and TE.
+// Writes root, context with a 3-level table in domain 7, and one read-write page; then sets SRTP and TE.
 static void translate(QTestState *machine) {
   qtest_writeq(machine, ROOT, CONTEXT | 1);
   qtest_writeq(machine, CONTEXT + (DEVICE << 3) * 16, TABLE | 1);
@@ -64,7 +64,7 @@ static void translate(QTestState *machine) {
   g_assert_cmphex(qtest_readl(machine, UNIT + 0x1c), ==, 3u << 30);
 }
 
-// Moves bytes between the device's buffer and memory. QEMU's edu takes 100 ms of virtual time for it, ours a moment.
+// Moves bytes between the device's buffer and memory. QEMU's edu takes 100 ms of virtual time; ours finishes at once.
 static void transfer(Board *board, uint64_t address, uint64_t count, bool to_memory, bool interrupts) {
   qpci_io_writeq(board->edu, board->bar, 0x80, to_memory ? 0x40000 : address);
   qpci_io_writeq(board->edu, board->bar, 0x88, to_memory ? address : 0x40000);
@@ -114,7 +114,7 @@ static void fault(void) {
   g_assert_cmphex(qtest_readl(board.machine, UNIT + 0x34) & 2, ==, 2);
   uint64_t record = UNIT + (qtest_readq(board.machine, UNIT + 8) >> 24 & 0x3ff) * 16;
   g_assert_cmphex(qtest_readq(board.machine, record), ==, ADDRESS + 0x1000);
-  // F; a write; reason 5, write permission; the source.
+  // F; a write; reason 5 (write permission); the source.
   g_assert_cmphex(qtest_readq(board.machine, record + 8) & ~(1ull << 62), ==, 1ull << 63 | 5ull << 32 | DEVICE << 3);
   char found[9];
   qtest_bufread(board.machine, PAGE, found, 9);

@@ -1,5 +1,5 @@
-// What QEMU's libqtest wants of QEMU's utilities and is quicker written anew than compiled with all that they need:
-// messages on standard error, and sockets.
+// The functions of QEMU's utilities that libqtest needs, namely messages on standard error and sockets. Writing them
+// again is simpler than compiling QEMU's with all their dependencies.
 
 #include "qemu/osdep.h"
 #include "qemu/error-report.h"
@@ -35,7 +35,7 @@ void warn_report(const char *format, ...) {
   va_end(arguments);
 }
 
-// libqos announces its drivers to QEMU's test graph, which is not used here.
+// libqos registers its drivers in QEMU's test graph, which is not used here.
 void register_module_init(void (*announce)(void), module_init_type type) {}
 
 int socket_init(void) { return 0; }

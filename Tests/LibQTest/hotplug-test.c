@@ -1,5 +1,5 @@
-// Hotplug of virtio devices below a root port, by libqtest and libqos's PCI layer, in both ways: what virtio-blk-test and
-// virtio-rng-test of QEMU do on `pc`, where the bus itself takes devices.
+// Hotplug of virtio devices below a root port, tested with libqtest and libqos's PCI layer, by ACPI and native PCIe.
+// QEMU's virtio-blk-test and virtio-rng-test do the same on `pc`, where the root bus itself supports hotplug.
 
 #include "qemu/osdep.h"
 #include "libqtest.h"
@@ -9,7 +9,7 @@
 
 enum { PORT = 4, BUS = 1, ROUNDS = 3 };
 
-// The controller's registers, where QEMU's q35 has them (docs/specs/acpi_pci_hotplug.rst).
+// The ACPI hotplug controller's registers, at the addresses of QEMU's q35 (docs/specs/acpi_pci_hotplug.rst).
 enum { UP = 0xcc0, DOWN = 0xcc4, EJECT = 0xcc8, SELECT = 0xcd0 };
 
 typedef struct {
@@ -27,7 +27,7 @@ typedef struct {
   uint8_t express;
 } Board;
 
-// Does what firmware does: the port leads to bus 1, and passes on where libqos places BARs.
+// Does what firmware does: the port leads to bus 1 and forwards the range in which libqos places BARs.
 static Board start(const char *way) {
   Board board = {.machine = qtest_initf("-M q35 -nodefaults -device pcie-root-port,id=p1,addr=4 "
                                         "-drive if=none,id=drive1,file=disk.img,format=raw %s",
@@ -53,7 +53,7 @@ static QPCIDevice *find(Board *board) { return qpci_device_find(board->bus, BUS 
 
 static void check_empty(Board *board) { g_assert_null(find(board)); }
 
-// The device is there, and a driver gets through to it.
+// Checks that the device is there and that a driver can access it.
 static void check_device(Board *board, const Kind *kind) {
   QPCIDevice *device = find(board);
   g_assert_nonnull(device);
@@ -103,7 +103,7 @@ static uint16_t events(Board *board) {
 
 static void control(Board *board, uint16_t value) {
   qpci_config_writew(board->port, board->express + PCI_EXP_SLTCTL, value);
-  // What follows waits until the command is complete.
+  // The command must be complete before the next step.
   g_assert_cmphex(events(board) & PCI_EXP_SLTSTA_CC, ==, PCI_EXP_SLTSTA_CC);
 }
 
