@@ -204,7 +204,7 @@ private func owner(_ bus: AddressBus, _ address: UInt64) -> UInt64? {
   }
 
   @Test(arguments: 0..<20 as Range<UInt64>)
-  func `The visible parts of a region are where it answers, and it hears of each change`(seed: UInt64) {
+  func `a region answers exactly in its visible parts, and its device is notified of each change`(seed: UInt64) {
     struct Region {
       let probe: Probe
       let base: UInt64
@@ -241,7 +241,7 @@ private func owner(_ bus: AddressBus, _ address: UInt64) -> UInt64? {
     }
   }
 
-  @Test func `A region at the top of the space has its visible parts`() {
+  @Test func `a region at the top of the space has visible parts`() {
     let bus = AddressBus()
     let top = bus.attach(Probe(1), at: .max - 0xfff, size: 0x1000, priority: .movable)
     #expect(bus.visibleParts(of: top) == [0..<0x1000])

@@ -149,7 +149,7 @@ import Testing
   }
 
   @Test(arguments: [(0x003030, 48), (0x303034, 48), (0x343934, 52), (0x343030, 48), (0x2f3030, 47)] as [(UInt32, Int)])
-  func `Guest physical addresses are no wider than KVM can map`(eax: UInt32, width: Int) {
+  func `guest physical addresses are no wider than KVM can map`(eax: UInt32, width: Int) {
     let identification = ProcessorIdentification(
       supported: [Self.entry(0x8000_0008, eax: eax)], processorCount: 1, offersDeadlineTimer: true)
     #expect(identification.physicalAddressWidth == width)

@@ -213,7 +213,7 @@ struct VCPUTests {
   }
 
   /// CR0.CD and NW: bits 30 and 29. KVM honours them on a host with a non-coherent device.
-  @Test func `The boot CPU starts with its caches enabled`() throws {
+  @Test func `the boot CPU starts with its caches enabled`() throws {
     let guest = try TestGuest(TestGuest.done)
     #expect(try guest.vcpu.readState().system.cr0 & 3 << 29 == 0)
     // mov eax, cr0; mov edx, 0x99; out dx, eax

@@ -41,7 +41,7 @@ import Testing
   private static let large = GuestMemory.largePageSize
 
   @Test(arguments: [.anonymous, .shared] as [GuestMemory.Backing])
-  func `Guest addresses and the host's share their large pages`(backing: GuestMemory.Backing) throws {
+  func `guest and host addresses have the same offset in their large pages`(backing: GuestMemory.Backing) throws {
     // Several, because one mapping of the kernel's choice may be aligned by accident.
     let several = try (0..<4).map { _ in
       try GuestMemory(size: 4 * Self.large + 0x3000, lowLimit: 2 * Self.large, backing: backing)
@@ -58,7 +58,7 @@ import Testing
   }
 
   @Test(arguments: [.anonymous, .shared] as [GuestMemory.Backing])
-  func `Large pages are asked for, and core dumps leave RAM out`(backing: GuestMemory.Backing) throws {
+  func `RAM uses large pages if the host has them, and core dumps leave it out`(backing: GuestMemory.Backing) throws {
     let memory = try GuestMemory(size: 4 * Self.large, lowLimit: 2 * Self.large, backing: backing)
     let flags = try area(at: memory.hostAddress(of: memory.regions[0])).flags
     // "sh": other processes can map it.
@@ -70,7 +70,7 @@ import Testing
   private static let hostHasLargePages = access("/sys/kernel/mm/transparent_hugepage", F_OK) == 0
 
   @Test(.enabled(if: hostGivesLargePages, "this host has no transparent huge pages"))
-  func `The first access brings a large page, before a reset and after it`() throws {
+  func `the first access allocates a large page, before a reset and after it`() throws {
     let memory = try GuestMemory(size: 8 * Self.large, lowLimit: 4 * Self.large)
     let base = memory.hostAddress(of: memory.regions[0])
     for _ in 0..<2 {
@@ -92,7 +92,7 @@ import Testing
   }()
 
   @Test(arguments: [.anonymous, .shared] as [GuestMemory.Backing])
-  func `Memory that is pinned keeps its pages when it is cleared`(backing: GuestMemory.Backing) throws {
+  func `clearing pinned memory keeps its pages`(backing: GuestMemory.Backing) throws {
     let memory = try GuestMemory(size: 2 * Self.large, lowLimit: 2 * Self.large, backing: backing)
     let base = memory.hostAddress(of: memory.regions[0])
     #expect(memory.storeUInt64(.max, at: 0x1000))
@@ -111,7 +111,7 @@ import Testing
 
   /// One thread resets the machine while another plugs a device.
   @Test(arguments: [.anonymous, .shared] as [GuestMemory.Backing])
-  func `What is pinned while a clear is under way stays`(backing: GuestMemory.Backing) throws {
+  func `a pin taken during a clear keeps the pages`(backing: GuestMemory.Backing) throws {
     let memory = try GuestMemory(size: 8 * Self.large, lowLimit: 8 * Self.large, backing: backing)
     let base = memory.hostAddress(of: memory.regions[0])
     func touch() -> Bool {

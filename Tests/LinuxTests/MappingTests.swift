@@ -5,7 +5,7 @@ import Testing
 
 @Suite struct MappingTests {
   @Test(arguments: [false, true])
-  func `Anonymous memory is zero again in the same place, with madvise and without`(replacing: Bool) throws {
+  func `renewed anonymous memory is zero at the same address, with madvise and without`(replacing: Bool) throws {
     let size = 4 << 20
     let mapping = try Mapping(anonymous: size, alignment: 2 << 20)
     let base = unsafe mapping.base

@@ -8,7 +8,7 @@ import Testing
 
   private func probes(_ count: Int) -> [LeakProbe] { (0..<count).map { _ in LeakProbe() } }
 
-  @Test func `Descriptors come with the bytes of their message, and are closed with their last owner`() throws {
+  @Test func `descriptors arrive with the bytes of their message and are closed with their last owner`() throws {
     let path = folder.file("socket")
     let listener = try UnixListener(at: path)
     let client = try FileDescriptor(connectingTo: path)
@@ -29,7 +29,7 @@ import Testing
     #expect(bytes == [3] && descriptors.isEmpty)
   }
 
-  @Test func `Of more descriptors than the limit the rest is closed at once`() throws {
+  @Test func `the kernel closes the descriptors beyond the limit at once`() throws {
     let path = folder.file("socket")
     let listener = try UnixListener(at: path)
     let client = try FileDescriptor(connectingTo: path)
@@ -42,7 +42,7 @@ import Testing
     #expect(probes.count { $0.isClosed } == 3)
   }
 
-  @Test func `An image that was handed over is read and written, and anything else is refused`() throws {
+  @Test func `a passed image can be read and written, and any other file is refused`() throws {
     let memory = try GuestMemory(size: 16 << 20, lowLimit: 16 << 20)
     let path = folder.make("image", [1, 2, 3, 4])
     let image = PassedDescriptor(try FileDescriptor(opening: path, O_RDWR))

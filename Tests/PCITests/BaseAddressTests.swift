@@ -92,7 +92,7 @@ import Testing
     #expect(model.take() == [.configurationWritten(offset: 0x10, width: .doubleword, value: 0xd000_0000)])
   }
 
-  @Test func `A model learns which parts of its BAR the bus gives it, and when that changes`() {
+  @Test func `a model is notified of the visible parts of its BAR and of each change`() {
     final class Chip: BusDevice {
       func read(offset: UInt64, width: AccessWidth) -> UInt64 { 0xc }
       func write(offset: UInt64, width: AccessWidth, value: UInt64) {}
@@ -139,7 +139,7 @@ import Testing
   /// Two CPUs move two BARs over each other: neither waits for the other forever, and at the end each model knows the
   /// parts that the bus gives it.
   @Test(.timeLimit(.minutes(1)))
-  func `BARs that two CPUs move over each other end as the bus has them`() async {
+  func `models of BARs that two CPUs move over each other end with the bus's view`() async {
     let functions = (0..<2).map { _ in bars([.init(index: 0, space: .memory32, size: 0x1000)]) }
     for (function, _) in functions { function.command(.memorySpaceEnable) }
     await withTaskGroup(of: Void.self) { group in

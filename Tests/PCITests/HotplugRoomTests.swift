@@ -56,7 +56,7 @@ import Testing
   }
 
   @Test(arguments: [HotplugWay.native, .acpi])
-  func `an empty port has 2 MiB of each kind of memory, and no I/O`(way: HotplugWay) throws {
+  func `an empty port gets 2 MiB of each kind of memory, and no I/O`(way: HotplugWay) throws {
     let port = try makePort(0, way)
     let fixed = try makePort(1, nil)
     try place(Self.windows(memory32: 64 << 20))
@@ -70,7 +70,7 @@ import Testing
     #expect(fixed.function.read16(StandardOffset.command) == 0)
   }
 
-  @Test func `what is reserved counts, be it nothing`() throws {
+  @Test func `an explicit reservation replaces the default, even if it is zero`() throws {
     var reservation = RootPort.Reservation()
     reservation.io = 0x100
     reservation.memory = 0
@@ -82,7 +82,7 @@ import Testing
     #expect(size(port, Register.prefetchableWindow) == 5)
   }
 
-  @Test func `a port with a device has no less room, for one that takes its place`() throws {
+  @Test func `a port with a device gets no less than the default, for a later device`() throws {
     let small = try makePort(0)
     let large = try makePort(1)
     _ = try plug(small, [BaseAddressRegister(index: 0, space: .memory32, size: 0x1000)])
@@ -95,21 +95,21 @@ import Testing
     #expect(size(large, Register.prefetchableWindow) == 16)
   }
 
-  @Test func `every port has its room below 4 GiB on a full bus`() throws {
+  @Test func `on a full bus every port gets its reservation below 4 GiB`() throws {
     let ports = try (0..<240).map { try makePort($0) }
     try place(Self.windows(memory32: 0xfec0_0000 - 0xc000_0000))
     #expect(ports.allSatisfy { size($0, Register.memoryWindow) == 2 })
     #expect(ports.allSatisfy { size($0, Register.prefetchableWindow) == 2 })
   }
 
-  @Test func `where there is too little below 4 GiB each port has less`() throws {
+  @Test func `if space below 4 GiB is short, each port gets less`() throws {
     let ports = try (0..<8).map { try makePort($0) }
     try place(Self.windows(memory32: 9 << 20))
     #expect(ports.map { size($0, Register.memoryWindow) } == Array(repeating: 1, count: 8))
     #expect(ports.map { size($0, Register.prefetchableWindow) } == Array(repeating: 2, count: 8))
   }
 
-  @Test func `where there is far too little what is there comes first, and then the first ports`() throws {
+  @Test func `if space is very short, existing devices come first, then the first ports`() throws {
     let ports = try (0..<8).map { try makePort($0) }
     let device = try plug(ports[7], [BaseAddressRegister(index: 0, space: .memory32, size: 4 << 20)])
     try place(Self.windows(memory32: 7 << 20))
@@ -119,7 +119,7 @@ import Testing
     #expect(board.memoryBus.read(address: 0xc000_0000, width: .byte) != nil)
   }
 
-  @Test func `no room at all for what may come is no error, and for what is there it is one`() throws {
+  @Test func `no space for reservations is no error, but no space for a device is`() throws {
     let port = try makePort(0)
     try place(Self.windows(memory32: 0, memory64: 0))
     #expect(size(port, Register.memoryWindow) == 0)

@@ -55,7 +55,7 @@ import Testing
 
   // MARK: Accesses
 
-  @Test func `An access in flight holds up revoke, and not refuse`() throws {
+  @Test func `revoke waits for an access in flight, and refuse does not`() throws {
     let (function, model) = try make()
     let answer = SharedInteger()
     let access = TestThread { [memoryBus] in
@@ -70,7 +70,7 @@ import Testing
     #expect(answer.value == 0x55 && model.accesses.value == 1)
   }
 
-  @Test func `A configuration access in flight holds up revoke, and not refuse`() throws {
+  @Test func `revoke waits for a configuration access in flight, and refuse does not`() throws {
     let (function, model) = try make()
     model.blocksConfiguration.value = 1
     let access = TestThread { function.write8(0x0c, 1) }
@@ -80,7 +80,7 @@ import Testing
     access.join()
   }
 
-  @Test func `A refused function is off its bus, answers all ones and takes no writes`() throws {
+  @Test func `a refused function is off its bus, reads all ones and ignores writes`() throws {
     let (function, model) = try make()
     function.refuse()
     #expect(root.isEmpty)
@@ -98,7 +98,7 @@ import Testing
     function.revoke()
   }
 
-  @Test func `A function that was refused before its bus took it up does not stay there`() throws {
+  @Test func `a function refused before it is added to a bus does not stay there`() throws {
     let (function, _) = try make()
     function.refuse()
     let other = Bus(number: 1)
@@ -107,7 +107,7 @@ import Testing
     function.revoke()
   }
 
-  @Test func `An access may refuse its own function`() throws {
+  @Test func `an access may refuse its own function`() throws {
     let (function, model) = try make()
     model.onWrite.withLock { $0 = { [weak function] in function?.refuse() } }
     memoryBus.write(address: Self.base, width: .byte, value: 1)
@@ -115,7 +115,7 @@ import Testing
     function.revoke()
   }
 
-  @Test func `Refusals and revocations from several threads at once`() throws {
+  @Test func `concurrent refusals and revocations release the function once`() throws {
     for _ in 0..<50 {
       let (function, model) = try make()
       let threads =
@@ -128,7 +128,7 @@ import Testing
 
   // MARK: BARs
 
-  @Test func `A BAR that is being moved holds up neither refuse nor stays on the bus`() throws {
+  @Test func `refuse does not wait for a BAR that is being moved, and the BAR does not stay`() throws {
     let (function, model) = try make()
     model.blocksPlacing.value = 1
     let access = TestThread { function.write32(0x10, 0xd000_0000) }
@@ -145,7 +145,7 @@ import Testing
     #expect(model.base.withLock { $0 } == nil, "the model's BAR is nowhere")
   }
 
-  @Test func `Revoked amid moves of its BAR on two other threads, it leaves no region behind`() throws {
+  @Test func `a function revoked during moves of its BAR leaves no region behind`() throws {
     for _ in 0..<50 {
       let (function, model) = try make()
       let ends = SharedInteger()
@@ -168,7 +168,7 @@ import Testing
     }
   }
 
-  @Test func `What was hidden behind a BAR hears of it`() throws {
+  @Test func `a device that was hidden behind a revoked BAR is notified`() throws {
     let (function, _) = try make()
     let hidden = HiddenDevice()
     _ = memoryBus.attach(hidden, at: Self.base, size: 0x1000, priority: .movable)
@@ -181,7 +181,7 @@ import Testing
 
   // MARK: Interrupts
 
-  @Test func `A refused function sends no interrupt`() throws {
+  @Test func `a refused function sends no interrupt`() throws {
     let router = RecordingRouter()
     let (function, _) = try make(interrupts: router, msix: true)
     function.setINTx(true)
@@ -199,7 +199,7 @@ import Testing
     #expect(router.messages.isEmpty)
   }
 
-  @Test func `A write of the MSI-X table in flight leaves no route`() throws {
+  @Test func `a write of the MSI-X table in flight leaves no interrupt route`() throws {
     let router = GatedRouter()
     let (function, _) = try make(interrupts: router, msix: true)
     function.write16(EverythingOffset.msix + 2, 0x8000)
@@ -220,7 +220,7 @@ import Testing
 
   // MARK: Workers, requests, timers
 
-  @Test func `A refused function's workers serve nothing, and its doorbells go when it is revoked`() throws {
+  @Test func `a refused function's workers do nothing, and its doorbells are removed with revoke`() throws {
     let (function, _) = try make()
     let served = SharedInteger()
     let worker = function.environment.makeWorker(name: "queue") { served.increment() }
@@ -242,7 +242,7 @@ import Testing
     #expect(host.stopped && host.doorbell == nil)
   }
 
-  @Test func `A doorbell that is being set holds up no refusal, and does not stay`() throws {
+  @Test func `refuse does not wait for a doorbell that is being set, and the doorbell does not stay`() throws {
     let source = GatedDoorbellSource()
     let (function, _) = try make(workers: source)
     let worker = function.environment.makeWorker(name: "queue") {}
@@ -273,7 +273,7 @@ import Testing
     revokeWaits(for: function) { port.endRequest(phase) }
   }
 
-  @Test func `A timer that fires late calls nothing, and one that is calling holds up revoke`() throws {
+  @Test func `after refuse a late timer calls nothing, and revoke waits for a call in progress`() throws {
     let (function, _) = try make()
     let host = HandTimer()
     let timer = function.environment.timer(host)
@@ -300,7 +300,7 @@ import Testing
 
   // MARK: Order
 
-  @Test func `One order: requests end, then workers, then the board lets go, then the model`() throws {
+  @Test func `revoke ends requests, then workers, then the board's resources, then the model`() throws {
     let log = Notes<String>()
     let (function, model) = try make(workers: LoggingWorkers(log))
     _ = function.environment.makeWorker(name: "queue") {}
@@ -320,7 +320,7 @@ import Testing
     #expect(function.revoke() == RevocationTimes())
   }
 
-  @Test func `A port goes after what is below it`() throws {
+  @Test func `revoking a port first revokes what is below it`() throws {
     let routes = BusRoutes(root: root)
     let environment = PCIEnvironment(
       memoryBus: memoryBus, ioBus: AddressBus(), memory: memory, remapper: DirectRemapper(memory: memory),

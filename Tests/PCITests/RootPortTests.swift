@@ -71,7 +71,7 @@ import Testing
     #expect(ports[0].function.read32(0x08) >> 8 == 0x060400)
   }
 
-  @Test func `configuration requests follow the numbers that software writes`() {
+  @Test func `configuration requests follow the bus numbers that software writes`() {
     number(0, secondary: 1, subordinate: 1)
     number(1, secondary: 9, subordinate: 200)
     #expect(read(1, 0, 0) == identity)
@@ -95,7 +95,7 @@ import Testing
     }
   }
 
-  @Test func `where two ports claim a number the first has it`() {
+  @Test func `if two ports claim a bus number, the first one has it`() {
     functions[1].write8(0x3c, 0x55)
     number(0, secondary: 7, subordinate: 7)
     number(1, secondary: 7, subordinate: 7)
@@ -104,7 +104,7 @@ import Testing
     #expect(read(7, 0, 0x3c) & 0xff == 0x55)
   }
 
-  @Test func `a requester has the number of its bus`() {
+  @Test func `a requester ID has the number of its bus`() {
     number(0, secondary: 5, subordinate: 5)
     #expect(functions[0].requester.id == RequesterID(bus: 5, device: 0, function: 0))
     number(0, secondary: 0xfe, subordinate: 0xff)
@@ -112,7 +112,7 @@ import Testing
     #expect(ports[0].function.requester.id == RequesterID(bus: 0, device: 2, function: 0))
   }
 
-  @Test func `messages are worked out anew when the bus is renumbered`() {
+  @Test func `renumbering a bus sets its functions' interrupt routes again`() {
     let function = functions[0]
     function.command([.busMasterEnable, .memorySpaceEnable])
     function.write32(EverythingOffset.msi + 4, 0xfee0_0000)
@@ -125,7 +125,7 @@ import Testing
     #expect(board.router.setCount > before)
   }
 
-  @Test func `requests pass while bus mastering is on in the function and in the port`() {
+  @Test func `requests pass only with bus mastering enabled in the function and the port`() {
     let requester = functions[0].requester
     functions[0].command(.busMasterEnable)
     #expect(!requester.busMasterEnable)
@@ -138,7 +138,7 @@ import Testing
     #expect(!functions[1].requester.busMasterEnable)
   }
 
-  @Test func `a BAR decodes within an open window of a port whose memory space is on`() {
+  @Test func `a BAR decodes only within an open window of a port with memory space enabled`() {
     let function = functions[0]
     let port = ports[0].function
     function.write32(0x10, 0xc010_0000)
@@ -167,7 +167,7 @@ import Testing
     #expect(!decodes(0xc010_0000))
   }
 
-  @Test func `an I/O BAR decodes within the I/O window, and with ISA Enable in a quarter of it`() {
+  @Test func `an I/O BAR decodes within the I/O window, of which ISA Enable leaves a quarter`() {
     functions[0].write32(0x14, 0x2100)
     functions[0].command(.ioSpaceEnable)
     func decodes() -> Bool { board.ioBus.read(address: 0x2100, width: .byte) != nil }
@@ -182,7 +182,7 @@ import Testing
     #expect(board.ioBus.read(address: 0x2400, width: .byte) != nil)
   }
 
-  @Test func `secondary bus reset resets what is below and keeps it from answering`() {
+  @Test func `a secondary bus reset resets the device below and stops it from answering`() {
     number(0, secondary: 1, subordinate: 1)
     functions[0].write8(0x3c, 0x77)
     _ = models[0].take()
@@ -226,7 +226,7 @@ import Testing
     #expect(board.environment.endpointType == .rootComplexIntegratedEndpoint)
   }
 
-  @Test func `a reset takes numbers and windows away`() {
+  @Test func `a reset clears bus numbers and windows`() {
     number(0, secondary: 1, subordinate: 1)
     ports[0].function.write32(Register.memoryWindow, 0xc010_c010)
     ports[0].function.reset()
@@ -234,7 +234,7 @@ import Testing
     #expect(ports[0].function.read32(Register.memoryWindow) == 0x0000_fff0)
   }
 
-  @Test func `firmware numbers the buses and opens windows over what is below`() throws {
+  @Test func `firmware numbers the buses and opens windows for the devices below`() throws {
     var placement = ResourcePlacement(
       windows: .init(
         io: 0x1000..<0x1_0000, memory32: 0xc000_0000..<0xfec0_0000, memory64: 0x10_0000_0000..<0x20_0000_0000))
@@ -253,7 +253,7 @@ import Testing
     }
   }
 
-  @Test func `firmware leaves the room that is reserved, and closes what is not wanted`() throws {
+  @Test func `firmware opens windows for reservations, and closes unused ones`() throws {
     var reservation = RootPort.Reservation()
     reservation.memory = 3 << 20
     reservation.prefetchable = 1 << 32

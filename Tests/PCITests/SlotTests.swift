@@ -125,7 +125,7 @@ final class SlotBoard {
     #expect(slot.linkStatus == 0x2011)
   }
 
-  @Test func `a slot of the ACPI way is hot-plug capable and has no commands`() throws {
+  @Test func `a slot with ACPI hotplug is hot-plug capable and has no commands`() throws {
     let slot = try SlotBoard(.acpi)
     #expect(registers(slot) == [7 << 19 | 1 << 18 | 0x40, 0])
     slot.insert()
@@ -142,7 +142,7 @@ final class SlotBoard {
     #expect(registers(slot) == [7 << 19 | 1 << 18 | 0x40, 0x0040_0000])
   }
 
-  @Test func `a slot whose device stays has no elements`() throws {
+  @Test func `a slot without hotplug has no slot elements`() throws {
     let slot = try SlotBoard(nil)
     slot.coldPlug()
     slot.control = 0xffff
@@ -151,7 +151,7 @@ final class SlotBoard {
   }
 
   @Test(arguments: [AccessWidth.byte, .word, .doubleword])
-  func `every write of Slot Control is completed, and of Slot Status none`(width: AccessWidth) throws {
+  func `every write of Slot Control completes a command, and none of Slot Status does`(width: AccessWidth) throws {
     let slot = try SlotBoard(.native)
     let function = slot.port.function
     for offset in stride(from: 0, to: 2, by: min(width.rawValue, 2)) {
@@ -170,7 +170,7 @@ final class SlotBoard {
     #expect(slot.status == 0x10)
   }
 
-  @Test func `only bits with an element behind them can be written`() throws {
+  @Test func `only bits of existing slot elements are writable`() throws {
     let slot = try SlotBoard(.native)
     slot.control = 0xffff
     #expect(slot.control == 0x17f9)
@@ -186,7 +186,7 @@ final class SlotBoard {
     #expect(slot.status == 0x0040)
   }
 
-  @Test func `a message is sent when the first enabled event comes, and a wire follows the level`() throws {
+  @Test func `the first enabled event sends a message, and the interrupt line follows the level`() throws {
     let slot = try SlotBoard(.native)
     slot.port.function.write32(0x44, 0xfee0_0000)
     slot.port.function.write16(0x4c, 0x51)
@@ -229,7 +229,7 @@ final class SlotBoard {
     #expect(sent() == 3)
   }
 
-  @Test func `without power nothing in the slot answers, and it is as after a reset when power is back`() throws {
+  @Test func `a device in a slot without power does not answer, and has its reset values when power is back`() throws {
     let slot = try SlotBoard(.native)
     let model = slot.coldPlug()
     slot.port.function.write32(0x18, 0x0001_0100)
@@ -256,7 +256,7 @@ final class SlotBoard {
     #expect(slot.status == 0x0150)
   }
 
-  @Test func `a link that is disabled or reset has changed its state`() throws {
+  @Test func `disabling or resetting a link sets its state-changed bit`() throws {
     let slot = try SlotBoard(.native)
     slot.coldPlug()
     slot.port.function.write16(slot.express + 0x10, 0x10)
@@ -271,7 +271,7 @@ final class SlotBoard {
   }
 
   @Test(arguments: [[UInt16](arrayLiteral: 0x05c0, 0x07c0), [0x03c0, 0x07c0], [0x07c0]])
-  func `an eject is when power and indicator are off, in any order, and once`(writes: [UInt16]) throws {
+  func `power and indicator off, in any order, ejects the device once`(writes: [UInt16]) throws {
     let slot = try SlotBoard(.native)
     slot.coldPlug()
     for (index, value) in writes.enumerated() {
@@ -289,7 +289,7 @@ final class SlotBoard {
     #expect(slot.ejectCount == 1)
   }
 
-  @Test func `a reset leaves what is in the slot there and forgets what was asked`() throws {
+  @Test func `a reset keeps the device in the slot and discards pending requests`() throws {
     let slot = try SlotBoard(.native)
     slot.insert()
     slot.control = 0x12f9
@@ -310,7 +310,7 @@ final class SlotBoard {
     #expect(!slot.board.line.asserted)
   }
 
-  @Test func `firmware finds a slot empty or full and leaves it off or on`() throws {
+  @Test func `firmware turns a full slot on`() throws {
     let slot = try SlotBoard(.native)
     let (function, _) = slot.makeFunction()
     try slot.port.bus.add(function)
@@ -322,7 +322,7 @@ final class SlotBoard {
     #expect(slot.linkStatus == 0x2011)
   }
 
-  @Test func `functions above 0 below a port answer once function 0 is there`() throws {
+  @Test func `functions above 0 below a port answer only while function 0 is there`() throws {
     let slot = try SlotBoard(.native)
     slot.port.function.write32(0x18, 0x0001_0100)
     func read(_ number: UInt64) -> UInt64 { slot.access.read(offset: 1 << 20 | number << 12, width: .doubleword) }

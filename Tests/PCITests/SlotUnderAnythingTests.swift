@@ -11,7 +11,7 @@ import Testing
   }
 
   @Test(arguments: 1...12 as ClosedRange<UInt64>)
-  func `whatever software writes, the slot says what is true and ejects only what is switched off`(seed: UInt64) throws
+  func `after any write the slot's registers are true, and only a slot that is switched off ejects`(seed: UInt64) throws
   {
     var generator = SeededGenerator(seed: seed)
     let slot = try SlotBoard(.native)

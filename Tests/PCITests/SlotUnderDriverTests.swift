@@ -70,7 +70,7 @@ import Testing
     if start == .full { #expect(slot.requestRemoval() == .asked) } else { slot.insert() }
   }
 
-  @Test func `a device comes, is used, and goes, again and again`() throws {
+  @Test func `devices are plugged, used and removed again and again`() throws {
     let (slot, driver) = try running(.empty)
     #expect(isOff(slot, driver))
     for round in 1...4 {
@@ -89,7 +89,7 @@ import Testing
     #expect(slot.refusalCount == 0)
   }
 
-  @Test func `a device that is there at the start is used and can go`() throws {
+  @Test func `a device that is present at the start is used and can be removed`() throws {
     let (slot, driver) = try running(.full)
     #expect(isOn(slot, driver))
     #expect(driver.additions == 0)
@@ -99,7 +99,7 @@ import Testing
     #expect(isOff(slot, driver))
   }
 
-  @Test func `a removal that is asked for at any moment of an insertion happens, and the next device comes`() throws {
+  @Test func `a removal requested at any moment of an insertion happens, and the next device works`() throws {
     try atEachMoment(
       of: { try running(.empty) }, { slot, _ in slot.insert() },
       do: { slot in #expect([.asked, .deferred, .unpowered].contains(slot.requestRemoval())) },
@@ -112,7 +112,7 @@ import Testing
       })
   }
 
-  @Test func `a removal that is asked for again at any moment is neither pressed twice nor cancelled`() throws {
+  @Test func `repeating a removal request at any moment neither presses the button twice nor cancels it`() throws {
     try atEachMoment(
       of: { try running(.full) }, { slot, _ in #expect(slot.requestRemoval() == .asked) },
       do: { slot in if slot.isOccupied { #expect([.busy, .unpowered].contains(slot.port.requestRemoval())) } },
@@ -124,7 +124,7 @@ import Testing
       })
   }
 
-  @Test func `a removal that is asked for at any moment of the driver's start happens`() throws {
+  @Test func `a removal requested at any moment of the driver's start happens`() throws {
     for start in Start.allCases {
       try atEachMoment(
         of: {
@@ -142,7 +142,7 @@ import Testing
     }
   }
 
-  @Test func `a device that comes at any moment of the driver's start stays`() throws {
+  @Test func `a device plugged at any moment of the driver's start stays`() throws {
     try atEachMoment(
       of: {
         let slot = try SlotBoard(.native)
@@ -154,7 +154,7 @@ import Testing
       })
   }
 
-  @Test func `a device that is pulled out at any moment is gone, and the next one comes`() throws {
+  @Test func `after surprise removal at any moment the device is gone, and the next one works`() throws {
     for start in Start.allCases {
       try atEachMoment(
         of: { try running(start) }, { slot, _ in begin(start, slot) },
@@ -168,7 +168,7 @@ import Testing
     }
   }
 
-  @Test func `a device that takes another's place at any moment stays`() throws {
+  @Test func `a device that replaces another at any moment stays`() throws {
     for start in Start.allCases {
       var ejects = 0
       try atEachMoment(
@@ -185,7 +185,7 @@ import Testing
     }
   }
 
-  @Test func `software that changes its mind refuses, and can be asked again`() throws {
+  @Test func `software can refuse a removal, and a later request works`() throws {
     let (slot, driver) = try running(.full)
     #expect(slot.requestRemoval() == .asked)
     slot.status = 0xffff

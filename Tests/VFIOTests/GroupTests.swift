@@ -18,7 +18,7 @@ import Testing
     try VFIODevice(file: KernelFile(opening: "/dev/vfio/devices/vfio\(number)", calls: kernel), to: iommufd)
   }
 
-  @Test func `A group has one page table: to attach one function moves the other`() throws {
+  @Test func `a group has one page table, so attaching one function moves the other`() throws {
     do {
       let iommufd = try IOMMUFD(calls: kernel)
       let devices = try (0..<3).map { try device($0, iommufd) }
@@ -36,7 +36,7 @@ import Testing
     #expect(kernel.complaints == [])
   }
 
-  @Test func `A detached function goes by its group's table until the last one is detached`() throws {
+  @Test func `a detached function keeps its group's table until the last function is detached`() throws {
     do {
       let iommufd = try IOMMUFD(calls: kernel)
       let devices = try (0..<2).map { try device($0, iommufd) }
@@ -54,7 +54,7 @@ import Testing
     #expect(kernel.complaints == [])
   }
 
-  @Test func `A group belongs to one iommufd`() throws {
+  @Test func `a group belongs to one iommufd`() throws {
     do {
       let first = try IOMMUFD(calls: kernel)
       let second = try IOMMUFD(calls: kernel)
