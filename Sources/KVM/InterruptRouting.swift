@@ -92,7 +92,7 @@ public final class InterruptRouting: Sendable {
     let header = MemoryLayout<kvm_irq_routing>.stride
     let stride = MemoryLayout<kvm_irq_routing_entry>.stride
     var buffer = [UInt64](repeating: 0, count: (header + state.entries.count * stride) / 8)
-    // SAFETY: the buffer holds the header and as many entries as it announces.
+    // SAFETY: the buffer holds the header and the number of entries that the header states.
     return unsafe buffer.withUnsafeMutableBytes { bytes in
       unsafe bytes.storeBytes(of: UInt32(state.entries.count), as: UInt32.self)
       for (index, entry) in state.entries.values.enumerated() {

@@ -12,9 +12,9 @@ public enum KVMError: Error, Hashable, Sendable, CustomStringConvertible {
   public var description: String {
     switch self {
     case .call(let error): error.description
-    case .version(let version): "KVM API version \(version), where 12 is needed"
+    case .version(let version): "KVM's API version is \(version), but must be 12"
     case .missingCapability(let name): "this kernel's KVM lacks \(name)"
-    case .tooManyProcessors(let asked, let most): "\(asked) CPUs asked for, KVM here runs at most \(most)"
+    case .tooManyProcessors(let asked, let most): "\(asked) CPUs requested, but KVM here supports at most \(most)"
     }
   }
 }

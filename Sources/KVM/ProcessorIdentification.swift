@@ -35,7 +35,7 @@ public struct ProcessorIdentification: Sendable {
     UInt32(Int.bitWidth - (processorCount - 1).leadingZeroBitCount)
   }
 
-  /// The entries for the vCPU with this APIC ID.
+  /// Returns the CPUID entries of the vCPU with this APIC ID.
   public func entries(for id: UInt32) -> [kvm_cpuid_entry2] {
     var entries: [kvm_cpuid_entry2] = []
     for var entry in supported {
@@ -45,7 +45,7 @@ public struct ProcessorIdentification: Sendable {
       // `topology` replaces these below.
       case 0xb, 0x1f: continue
       case 0x8000_0008:
-        // ECX: NC, the number of processors less one, and ApicIdCoreIdSize.
+        // ECX: NC, the number of processors minus one, and ApicIdCoreIdSize.
         entry.ecx = UInt32(processorCount - 1) & 0xff | processorBits << 12
       case 0x8000_001d: patchCacheSharing(&entry, coresShift: nil)
       case 0x8000_001e:

@@ -20,7 +20,7 @@ extension VCPU {
     try VirtualMachine.check(unsafe nestling_ioctl(file.rawValue, request, argument), name)
   }
 
-  /// KVM_SET_CPUID2.
+  /// Sets the CPUID entries (KVM_SET_CPUID2).
   public func setProcessorIdentification(_ entries: [kvm_cpuid_entry2]) throws(KVMError) {
     let header = MemoryLayout<kvm_cpuid2>.stride
     let stride = MemoryLayout<kvm_cpuid_entry2>.stride

@@ -2,10 +2,10 @@ import Glibc
 
 /// The host's clocks.
 public enum Clock {
-  /// Nanoseconds of CLOCK_MONOTONIC.
+  /// Returns nanoseconds of CLOCK_MONOTONIC.
   public static func monotonic() -> UInt64 { read(CLOCK_MONOTONIC) }
 
-  /// Nanoseconds since 1970-01-01 UTC.
+  /// Returns nanoseconds since 1970-01-01 UTC.
   public static func realtime() -> UInt64 { read(CLOCK_REALTIME) }
 
   private static func read(_ clock: clockid_t) -> UInt64 {

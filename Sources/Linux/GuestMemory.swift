@@ -95,7 +95,7 @@ public final class GuestMemory: @unchecked Sendable {
       let limit = code == EFBIG ? ResourceLimit.fileSize : nil
       throw SystemError(
         "ftruncate", "\(size) bytes of RAM", code: code,
-        because: limit.map { "it is a file, and files may have \($0) bytes here (RLIMIT_FSIZE, ulimit -f)" })
+        because: limit.map { "it is a file, and files are limited to \($0) bytes (RLIMIT_FSIZE, ulimit -f)" })
     }
     return file
   }

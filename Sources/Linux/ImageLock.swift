@@ -58,7 +58,7 @@ extension ScatteredFile {
     _ = try answered(nestling_lock_byte(file.rawValue, byte))
   }
 
-  /// Whether another open file has a lock on the byte.
+  /// Returns whether another open file has a lock on the byte.
   private func isLocked(byte: Int64) throws(ImageLockError) -> Bool {
     try answered(nestling_byte_is_locked(file.rawValue, byte)) > 0
   }

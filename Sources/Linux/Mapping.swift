@@ -8,7 +8,7 @@ public struct Mapping: ~Copyable, @unchecked Sendable {
   /// In bytes.
   public let size: Int
 
-  /// A shared mapping of a file.
+  /// Maps a file, shared with other processes.
   /// - Parameters:
   ///   - size: in bytes, not zero.
   ///   - reserving: whether the host must reserve all of it now. A huge page that is missing later is a SIGBUS.

@@ -152,7 +152,7 @@ struct EventTests {
     let error = #expect(throws: KVMError.self) { try KVMSystem(path: "/dev/nosuch") }
     #expect(error?.description == "/dev/nosuch: No such file or directory")
     #expect("\(KVMError.missingCapability("KVM_CAP_IRQFD"))" == "this kernel's KVM lacks KVM_CAP_IRQFD")
-    #expect("\(KVMError.tooManyProcessors(asked: 9, most: 8))" == "9 CPUs asked for, KVM here runs at most 8")
+    #expect("\(KVMError.tooManyProcessors(asked: 9, most: 8))" == "9 CPUs requested, but KVM here supports at most 8")
   }
 
   @Test(

@@ -122,7 +122,7 @@ import Testing
     #expect(headers == Self.originals.keys.sorted())
     for name in headers {
       let header = HeaderText(Self.text(of: "\(Self.include)/\(name)"))
-      let originals = try #require(Self.originals[name], "say which of the kernel's headers \(name) repeats")
+      let originals = try #require(Self.originals[name], "add the kernel headers that \(name) repeats")
       let ours = try Self.lines(
         of: Self.program(header, includes: [name], ofKernel: false), includePath: Self.include)
       let kernels = try Self.lines(

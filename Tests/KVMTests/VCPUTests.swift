@@ -229,7 +229,7 @@ struct VCPUTests {
         instructionPointer: 0x1000, rsi: 0, pageTableRoot: 0x8000, descriptorTableBase: 0, descriptorTableLimit: 0x17,
         codeSelector: 8, dataSelector: 0x10), from: guest.reset)
     #expect(try guest.vcpu.readState().system.cr0 & 3 << 29 == 0)
-    #expect(guest.reset.system.cr0 & 3 << 29 != 0, "what a reset leaves")
+    #expect(guest.reset.system.cr0 & 3 << 29 != 0, "a reset leaves them set")
   }
 
   @Test("restoring the reset state resets registers, MSRs and the local APIC") func restoringPutsTheStateBack() throws {

@@ -101,7 +101,7 @@ final class HotplugDriver {
         return
       }
     }
-    Issue.record("the driver never comes to rest")
+    Issue.record("the driver never becomes idle")
   }
 
   // MARK: Accesses

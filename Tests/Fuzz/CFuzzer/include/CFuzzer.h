@@ -1,4 +1,4 @@
-// The one call of libFuzzer's that a program with its own main needs (compiler-rt, FuzzerInterface.h).
+// The only function of libFuzzer that a program with its own main needs (compiler-rt, FuzzerInterface.h).
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
