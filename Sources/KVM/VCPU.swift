@@ -45,8 +45,8 @@ public final class VCPU: @unchecked Sendable {
 
   func stateRegisterIndices() throws(KVMError) -> [UInt32] { try machine.system.stateRegisterIndices() }
 
-  /// Makes the current or next `run` return at once, as `interrupted`. Any thread may call it. A CPU that is executing
-  /// guest code needs a signal as well.
+  /// Makes KVM_RUN, in progress or the next one, return at once: `next` returns `interrupted`. Any thread may call this.
+  /// A CPU that is executing guest code needs a signal as well.
   public func requestExit() { unsafe run.pointee.immediate_exit = 1 }
 
   /// Cancels `requestExit`.
