@@ -3,7 +3,7 @@ import Hardware
 import Machine
 import Testing
 
-/// The tables as bytes, as the specifications draw them.
+/// Compares the generated ACPI tables with the bytes that the specifications prescribe.
 @Suite struct ACPITablesTests {
   private static let remapping = DMARemapping(
     hostAddressWidth: 48, interruptRemapping: true, x2APICOptOut: false,
@@ -16,12 +16,12 @@ import Testing
     try ACPITables.build(configuration)
   }
 
-  /// A table's bytes behind its header.
+  /// Returns a table's bytes after its header.
   private func body(_ signature: String, _ configuration: ACPIConfiguration = Self.configuration) throws -> [UInt8] {
     Array(try #require(build(configuration).table(signature))[36...])
   }
 
-  /// The SSDT's names, which come before its devices.
+  /// Returns the SSDT's four named integers, which precede its devices.
   private func names(_ configuration: ACPIConfiguration = Self.configuration) throws -> [UInt8] {
     Array(try body("SSDT", configuration).prefix(4 * 15))
   }
@@ -83,7 +83,7 @@ import Testing
     var table = try #require(build().table("FACP"))
     #expect(table.count == 276)
     #expect(table[8] == 6)
-    // The pointers are the subject of another test.
+    // Another test checks the pointers.
     for offset in [36, 40, 140] { table.store(UInt32(0), at: offset) }
     var expected = [UInt8](repeating: 0, count: 276)
     func put(_ offset: Int, _ bytes: UInt8...) { expected.replaceSubrange(offset..<offset + bytes.count, with: bytes) }
@@ -191,7 +191,9 @@ import Testing
     }
   }
 
-  @Test func `DMAR with several units has the one that includes all last, and ports behind them`() throws {
+  @Test func `DMAR with several units has the one that includes all last, and ports behind them`()
+    throws
+  {
     var configuration = Self.configuration
     configuration.remapping?.units.append(
       DMARemapping.Unit(
@@ -242,7 +244,7 @@ import Testing
     #expect(tables.address + UInt64(tables.bytes.count) <= 0x10_0000)
   }
 
-  /// For `Tests/acpi-check`, which has iasl read them.
+  /// Writes the tables to files for `Tests/acpi-check`, which passes them to iasl.
   @Test(.enabled(if: getenv("NESTLING_ACPI_DUMP") != nil, "NESTLING_ACPI_DUMP names no folder"))
   func `Dump for iasl`() throws {
     let folder = try #require(getenv("NESTLING_ACPI_DUMP").map { String(cString: $0) })
@@ -267,7 +269,7 @@ import Testing
     let unitsFile = try #require(fopen("\(folder)/dmar-several.aml", "w"))
     defer { fclose(unitsFile) }
     #expect(fwrite(units, 1, units.count, unitsFile) == units.count)
-    // Without a high window; with slots, and the same natively.
+    // Without a high window; with slots and ACPI hotplug; with slots and native hotplug.
     let slots = [2, 29].map { HotplugSlot(port: RequesterID(bus: 0, device: $0, function: 0), number: UInt16($0) + 1) }
     for (name, configuration) in [
       ("none", ACPIConfiguration(localAPICs: [0])),

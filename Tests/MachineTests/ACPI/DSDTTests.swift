@@ -3,8 +3,8 @@ import Hardware
 import Machine
 import Testing
 
-/// What the compiled DSDT says, against the board's addresses: found as the bytes that ACPI machine
-/// language has for it (ACPI 6.5, 6.4 and 20.2).
+/// Checks the compiled DSDT against the board's addresses. It searches for the bytes that encode them in ACPI machine
+/// language (ACPI 6.5, 6.4 and 20.2).
 @Suite struct DSDTTests {
   private func table() throws -> [UInt8] {
     try #require(ACPITables.build(ACPIConfiguration(localAPICs: [0])).table("DSDT"))
@@ -17,7 +17,7 @@ import Testing
 
   private func name(_ name: String, _ value: [UInt8]) -> [UInt8] { [0x08] + Array(name.utf8) + value }
 
-  /// An I/O port descriptor, 16 bits decoded.
+  /// Returns an I/O port descriptor that decodes 16 address bits.
   private func ports(_ first: UInt16, count: UInt8) -> [UInt8] {
     let low = UInt8(truncatingIfNeeded: first)
     let high = UInt8(truncatingIfNeeded: first >> 8)
@@ -55,7 +55,7 @@ import Testing
     // Word address space: I/O, range 0x1000 to 0xffff.
     #expect(
       try contains([0x88, 0x0d, 0, 1, 0x0c, 3, 0, 0, 0, 0x10, 0xff, 0xff, 0, 0, 0, 0xf0]))
-    // Word address space: bus 0. Others are named where there are ports.
+    // Word address space: bus 0. Root ports add further buses.
     #expect(try contains([0x88, 0x0d, 0, 2, 0x0c, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]))
     // Doubleword address space: memory, 0xc0000000 to 0xfebfffff.
     #expect(

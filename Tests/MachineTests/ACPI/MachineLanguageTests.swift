@@ -2,7 +2,7 @@ import Testing
 
 @testable import Machine
 
-/// ACPI machine language against ACPI 6.5, 20.2.
+/// Checks the encoder of ACPI machine language against ACPI 6.5, 20.2.
 @Suite struct MachineLanguageTests {
   @Test func `Names are padded to four characters, and prefixed by how many segments they have`() {
     func text(_ path: String) -> String {

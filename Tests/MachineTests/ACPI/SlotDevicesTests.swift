@@ -2,23 +2,23 @@ import Hardware
 import Machine
 import Testing
 
-/// What the SSDT says of slots, as iasl compiles the same (`-on`: names as written).
+/// Compares the SSDT's slots with the bytes that iasl compiles for the same text (`-on`: names as written).
 @Suite struct SlotDevicesTests {
   private static let slots = [
     HotplugSlot(port: RequesterID(bus: 0, device: 2, function: 0), number: 3),
     HotplugSlot(port: RequesterID(bus: 0, device: 0x1d, function: 5), number: 0x1fff),
   ]
 
-  /// The SSDT's bytes from the scope of the host bridge on.
+  /// Returns the SSDT's bytes from the host bridge's scope on.
   private func scope(_ configuration: ACPIConfiguration) throws -> [UInt8] {
     let table = try #require(ACPITables.build(configuration).table("SSDT"))
-    // Four names of 15 bytes each stand before it.
+    // Four names of 15 bytes each precede the scope.
     return Array(table[(36 + 4 * 15)...])
   }
 
   private func text(_ text: String) -> [UInt8] { Array(text.utf8) }
 
-  /// What is there where no slot is: Scope (\_SB.PCI0) { Method (PNTF, 2) {} }
+  /// The scope of a machine without slots: Scope (\_SB.PCI0) { Method (PNTF, 2) {} }
   private var empty: [UInt8] {
     [0x10, 0x12, 0x5c, 0x2e] + text("_SB_PCI0") + [0x14, 6] + text("PNTF") + [2]
   }

@@ -5,7 +5,7 @@ import Testing
 
 @testable import Machine
 
-/// One device at a time, as the start and a monitor add them.
+/// Adds devices one at a time, as start-up and a monitor do.
 @Suite struct DeviceTreeTests {
   private func edu(_ id: String? = nil, at device: UInt8? = nil) throws -> EduOptions {
     var options = EduOptions()
@@ -49,7 +49,7 @@ import Testing
     #expect(throws: DeviceProblem.nodeInUse(use, by: .device(typeName: "virtio-blk-pci", id: first.id))) {
       try tree.admit(disk("b", "d", at: 4))
     }
-    // Neither the id nor the address of what was refused is taken.
+    // The refused devices hold neither an id nor an address.
     #expect(try tree.admit(edu("b", at: 4)).address == RequesterID(bus: 0, device: 4, function: 0))
     #expect(tree.release(first.identity) != nil)
     #expect(try tree.admit(disk("c", "d", at: 3)).address == three)

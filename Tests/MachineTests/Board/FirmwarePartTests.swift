@@ -5,7 +5,7 @@ import Testing
 
 @testable import Machine
 
-/// What firmware leaves in functions for an operating system, as there is no firmware.
+/// Checks the set-up of functions that firmware would do for an operating system: there is no firmware.
 @Suite struct FirmwarePartTests {
   private func line(_ function: Function) -> UInt64 {
     function.readConfiguration(offset: StandardOffset.interruptLine, width: .byte)
@@ -31,7 +31,7 @@ import Testing
     let expected: [UInt8: UInt64] = [0: 0, 3: 19, 4: 20, 9: 17, 12: 22, 13: 0, 31: 0]
     try board.placeResources()
     #expect(lines() == expected)
-    // A driver's register: what it writes stays, until a reset.
+    // The register belongs to the driver: a written value stays until a reset.
     for function in board.rootBus.all {
       function.writeConfiguration(offset: StandardOffset.interruptLine, width: .byte, value: 0xa5)
     }

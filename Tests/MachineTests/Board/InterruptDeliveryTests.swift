@@ -7,14 +7,15 @@ import VTd
 
 @testable import Machine
 
-/// From a source's message to the local APIC of a real CPU, with and without a remapper in between.
+/// Sends messages from a source to the local APIC of a real CPU, with and without a remapper in between.
 @Suite(.serialized, .enabled(if: APICGuest.isPossible, "/dev/kvm cannot be used here"), .timeLimit(.minutes(5)))
 struct InterruptDeliveryTests {
   private let requester = Requester(id: RequesterID(bus: 0, device: 2, function: 0), busMasterEnable: true)
 
   private func message(_ vector: UInt32) -> InterruptMessage { InterruptMessage(address: 0xfee0_0000, data: vector) }
 
-  @Test func aRouteSendsWhatIsSet() throws {
+  @Test("a route sends the message that is set, and none once it is cleared")
+  func aRouteSendsWhatIsSet() throws {
     let guest = try APICGuest()
     let route = guest.delivery.makeRoute(for: requester)
     route.signal()
@@ -32,7 +33,8 @@ struct InterruptDeliveryTests {
     #expect(try guest.requests() == [0x41, 0x42, 0x43])
   }
 
-  @Test func manyRoutesComeAndGo() throws {
+  @Test("routes return their GSIs when they are freed")
+  func manyRoutesComeAndGo() throws {
     let guest = try APICGuest()
     let delivery = guest.delivery
     for round in 0..<3 as Range<UInt32> {
@@ -42,11 +44,12 @@ struct InterruptDeliveryTests {
       for route in routes { route.signal() }
       #expect(try guest.requests() == Set(0x40..<0x50 + 16 * round))
     }
-    // Each took its numbers back.
+    // Every GSI is free again: the first one after the IOAPIC's pins is 24.
     #expect(guest.machine.routing.allocate() == 24)
   }
 
-  @Test func aLevelTriggeredPinKnowsItsVector() throws {
+  @Test("a level-triggered pin knows the vector whose EOI it waits for")
+  func aLevelTriggeredPinKnowsItsVector() throws {
     let guest = try APICGuest()
     let pin = guest.delivery.makePinRoute(pin: 16, requester: requester)
     #expect(!pin.ends(vector: 0x41))
@@ -83,9 +86,10 @@ struct InterruptDeliveryTests {
     #expect(interrupts.levelTriggered == [:])
   }
 
-  /// With remapping on, what a route sends is the table's, at once for routes that were set before; and what the table
-  /// does not have is not sent.
-  @Test func aRemapperComesBetween() throws {
+  /// With remapping on, a route sends the interrupt of its table entry, even if its message was set before. Without an
+  /// entry it sends nothing.
+  @Test("with remapping on, a route sends the table's interrupt, and nothing without an entry")
+  func aRemapperComesBetween() throws {
     let guest = try APICGuest()
     let delivery = guest.delivery
     let unit = try TranslationUnit(
@@ -123,8 +127,8 @@ struct InterruptDeliveryTests {
   }
 }
 
-/// A CPU whose local APIC is on and whose interrupts are off: what arrives stays in the request register, and the
-/// guest's code reports that when asked.
+/// A CPU with its local APIC enabled and its interrupts disabled. A vector that arrives stays in the interrupt request
+/// register, which the guest's code reports through port 0x80.
 final class APICGuest {
   static let isPossible: Bool = (try? KVMSystem()) != nil
 
@@ -143,17 +147,17 @@ final class APICGuest {
     try vcpu.setProcessorIdentification(identification.entries(for: 0))
     var code: [UInt8] = [0xba, 0x80, 0, 0, 0]  // mov edx, 0x80
     code += [0xc7, 0x05, 0xf0, 0x00, 0xe0, 0xfe, 0xff, 0x01, 0, 0]  // spurious interrupt vector: software enable
-    // The eight words of the request register, then over again.
+    // The code reads the eight words of the request register in a loop.
     for word in 0..<8 as Range<UInt8> { code += [0xa1, word << 4, 0x02, 0xe0, 0xfe, 0xef] }
     let back = code.count - 15 + 2
     code += [0xeb, UInt8(bitPattern: Int8(-back))]
     _ = memory.write(code, to: 0x1000)
     try vcpu.enter(.protectedMode(instructionPointer: 0x1000, eax: 0, ebx: 0), from: try vcpu.readState())
-    // Its APIC takes nothing before the guest has switched it on.
+    // The APIC accepts nothing before the guest has enabled it.
     #expect(try requests().isEmpty)
   }
 
-  /// Vectors in the request register.
+  /// Returns the vectors in the interrupt request register.
   func requests() throws -> Set<UInt32> {
     var vectors: Set<UInt32> = []
     var word: UInt32 = 0

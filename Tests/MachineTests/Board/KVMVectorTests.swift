@@ -8,9 +8,9 @@ import Testing
 
 @testable import Machine
 
-/// A vector whose eventfd others signal, as VFIO does, over a table of routes that may be full.
+/// Tests a vector whose eventfd another party signals, as VFIO does, with a routing table that may be full.
 @Suite struct KVMVectorTests {
-  /// The kernel's table: full when told to be. Signals of an attached eventfd stay in it.
+  /// A double of the kernel's routing table that can be made full. Signals of an attached eventfd stay in the eventfd.
   private final class Table: VectorTable {
     let isFull = Mutex(false)
     let changes = Mutex(0)
@@ -39,7 +39,7 @@ import Testing
 
   private func message(_ data: UInt32) -> InterruptMessage { InterruptMessage(address: 0xfee0_0000, data: data) }
 
-  /// What VFIO does.
+  /// Signals the eventfd as VFIO does.
   private func signal(_ event: Int32) throws {
     try FileDescriptor(duplicating: event).write([1, 0, 0, 0, 0, 0, 0, 0])
   }
@@ -60,14 +60,16 @@ import Testing
     #expect(sent.all == [1, 2, 3])
   }
 
-  @Test("an eventfd asked for after the message was set sends it") func anEventfdAskedForLate() throws {
+  @Test("an eventfd requested after the message was set sends that message")
+  func anEventfdAskedForLate() throws {
     let vector = KVMVector(table: table, relay: relay)
     vector.set(message(1))
     let event = try #require(vector.event)
     #expect(table.changes.withLock { $0 } == 1 && table.attached.withLock { $0 } == [event])
   }
 
-  @Test("with the kernel's table full, a signal of others sends the message all the same") func aFullTable() throws {
+  @Test("with the kernel's table full, an external signal still sends the message")
+  func aFullTable() throws {
     let vector = KVMVector(table: table, relay: relay)
     let event = try #require(vector.event)
     vector.set(message(1))
@@ -84,7 +86,8 @@ import Testing
     #expect(sent.all == [2, 3, 3])
   }
 
-  @Test("held, signals add up; they are sent with the next message") func held() throws {
+  @Test("signals of a held vector are kept and sent with the next message")
+  func held() throws {
     table.isFull.withLock { $0 = true }
     let vector = KVMVector(table: table, relay: relay)
     vector.set(message(1))
@@ -98,7 +101,8 @@ import Testing
     #expect(eventually { sent.all == [2] })
   }
 
-  @Test("with room in the table again, the kernel has the eventfd and the relay has not") func roomAgain() throws {
+  @Test("once the table has room again, the kernel handles the eventfd instead of the relay")
+  func roomAgain() throws {
     table.isFull.withLock { $0 = true }
     let vector = KVMVector(table: table, relay: relay)
     let event = try #require(vector.event)
@@ -113,7 +117,8 @@ import Testing
     #expect(isPending(event) && sent.all == [1])
   }
 
-  @Test("the kernel's own table, filled up", .enabled(if: APICGuest.isPossible)) func aRealTable() throws {
+  @Test("a vector sends its message although the kernel's own table is full", .enabled(if: APICGuest.isPossible))
+  func aRealTable() throws {
     let guest = try APICGuest()
     // KVM_MAX_IRQ_ROUTES: GSIs from 4096 on have no route.
     while guest.machine.routing.allocate() < 4095 {}

@@ -5,7 +5,7 @@ import VTd
 
 @testable import Machine
 
-/// The names of what is traced.
+/// Records the names of traced events.
 private final class TraceNames: TraceSink {
   private let notes = Notes<TraceEvent>()
 
@@ -13,14 +13,15 @@ private final class TraceNames: TraceSink {
   func record(_ event: TraceEvent, unit: String?, _ arguments: [TraceArgument]) { notes.add(event) }
 }
 
-/// What becomes of messages, seen from where they arrive.
+/// Follows messages from a route to their destination: a local APIC or memory.
 @Suite struct MessageTests {
   private let memory = HeapMemory(size: 1 << 20)
   private let apics = RecordingInterrupts()
   private let requester = Requester(id: RequesterID(bus: 0, device: 2, function: 0), busMasterEnable: true)
   private var delivery: InterruptDelivery { InterruptDelivery(localInterrupts: apics, memory: memory) }
 
-  @Test func interruptAddressesReachTheLocalAPICs() {
+  @Test("a message to an interrupt address reaches the local APICs")
+  func interruptAddressesReachTheLocalAPICs() {
     let route = delivery.makeRoute(for: requester)
     for address in [0xfee0_0000, 0xfeef_fffc] as [UInt64] {
       let message = InterruptMessage(address: address, data: 0x41)
@@ -31,26 +32,28 @@ private final class TraceNames: TraceSink {
     #expect(apics.sent.count == 2)
   }
 
-  @Test func otherAddressesAreMemory() throws {
+  @Test("a message to any other address is a memory write")
+  func otherAddressesAreMemory() throws {
     let route = delivery.makeRoute(for: requester)
     route.set(InterruptMessage(address: 0x8000, data: 0x1234_5678))
     #expect(memory.loadUInt32(at: 0x8000) == 0)
     route.signal()
     #expect(memory.loadUInt32(at: 0x8000) == 0x1234_5678)
-    // Neither RAM nor an interrupt: lost.
+    // These addresses are neither RAM nor interrupts: the messages are lost.
     for address in [0xfed0_0000, 0xfef0_0000, 0x1_0000_0000, 0x1_fee0_0000, .max - 3] as [UInt64] {
       route.set(InterruptMessage(address: address, data: 1))
       route.signal()
     }
     #expect(apics.sent.isEmpty)
-    // Back to an interrupt.
+    // The route sends interrupts again.
     route.set(InterruptMessage(address: 0xfee0_0000, data: 0x42))
     route.signal()
     #expect(apics.sent == [InterruptMessage(address: 0xfee0_0000, data: 0x42)])
     #expect(memory.loadUInt32(at: 0x8000) == 0x1234_5678)
   }
 
-  @Test func aMessageToMemoryNeedsBusMastering() {
+  @Test("a message to memory needs bus mastering")
+  func aMessageToMemoryNeedsBusMastering() {
     let route = delivery.makeRoute(for: requester)
     route.set(InterruptMessage(address: 0x8000, data: 1))
     requester.busMasterEnable = false
@@ -67,14 +70,14 @@ private final class TraceNames: TraceSink {
       options: UnitOptions(), memory: memory, faultEvent: delivery.makeUnremappedRoute(),
       invalidationEvent: delivery.makeUnremappedRoute(), messages: delivery, parking: SemaphoreParking())
     func write32(_ offset: UInt64, _ value: UInt64) { unit.write(offset: offset, width: .doubleword, value: value) }
-    // FECTL and IECTL, each with its message behind it.
+    // FECTL and IECTL, each followed by its message registers.
     for (control, vector) in [(0x38, 0x41), (0xa0, 0x42)] as [(UInt64, UInt64)] {
       write32(control + 4, vector)
       write32(control + 8, 0xfee3_0000)
       write32(control + 12, upper)
       write32(control, 0)
     }
-    // A queue with one invalidation wait (IF), then a tail that is none (IQE).
+    // The queue has one invalidation wait (IF); then the tail is set outside the queue (IQE).
     _ = memory.storeUInt64(1 << 4 | 5, at: 0x3000)
     unit.write(offset: 0x90, width: .quadword, value: 0x3000)
     write32(0x18, 1 << 26)
@@ -83,14 +86,14 @@ private final class TraceNames: TraceSink {
     let address = destination << 32 | 0xfee3_0000
     #expect(
       apics.sent == [InterruptMessage(address: address, data: 0x42), InterruptMessage(address: address, data: 0x41)])
-    // What the page request event takes is a route of the same kind.
+    // The page request event uses the same type of route.
     let route = delivery.makeUnremappedRoute()
     route.set(InterruptMessage(address: upper << 32 | 0xfee3_0000, data: 0x43))
     route.signal()
     #expect(apics.sent.last == InterruptMessage(address: address, data: 0x43))
   }
 
-  @Test("interrupts are counted and traced when they are made, not when their routes are worked out")
+  @Test("interrupts are counted and traced when they are sent, not when their routes are computed")
   func requestsAreCounted() throws {
     let delivery = delivery
     let recorder = TraceNames()
@@ -113,7 +116,7 @@ private final class TraceNames: TraceSink {
     passed.set(InterruptMessage(address: 0xfee0_0000, data: 0x41))
     passed.signal()
     #expect(counts() == [0, 1, 0])
-    // Each of these has every route worked out anew.
+    // Each of these writes recomputes every route.
     unit.write(offset: 0x18, width: .doubleword, value: 1 << 25)
     remapped.set(InterruptMessage(address: 0xfee0_0010 | 3 << 5, data: 0))
     blocked.set(InterruptMessage(address: 0xfee0_0010 | 4 << 5, data: 0))
@@ -132,8 +135,9 @@ private final class TraceNames: TraceSink {
     #expect(apics.sent.count == 5)
   }
 
-  /// A message to memory is DMA like any other: translated, or refused and recorded.
-  @Test func aMessageToMemoryIsTranslated() throws {
+  /// A message to memory is DMA: the unit translates it, or refuses and records it.
+  @Test("the unit translates a message to memory like any other DMA")
+  func aMessageToMemoryIsTranslated() throws {
     let delivery = delivery
     let event = delivery.makeUnremappedRoute()
     let unit = try TranslationUnit(

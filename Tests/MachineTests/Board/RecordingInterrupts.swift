@@ -3,7 +3,7 @@ import Synchronization
 
 @testable import Machine
 
-/// Local APICs that only remember what they were sent.
+/// Local APICs that only record the messages sent to them.
 final class RecordingInterrupts: LocalInterrupts {
   private let messages = Mutex<[InterruptMessage]>([])
 

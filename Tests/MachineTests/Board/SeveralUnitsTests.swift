@@ -7,7 +7,7 @@ import VTd
 
 @testable import Machine
 
-/// A board with two unlike units: a legacy one for all, a scalable one for 00:04.0.
+/// Tests a board with two different units: a scalable one for 00:04.0 and a legacy one for all other devices.
 struct SeveralUnitsTests {
   private let accelerator = RecordingAccelerator()
   private let board: Board
@@ -42,7 +42,8 @@ struct SeveralUnitsTests {
     board.writeMemory(0xfed9_0018 + 0x1000 * unit, 4, status | 1 << bit)
   }
 
-  @Test func eachTranslatesForItsOwn() throws {
+  @Test("each unit translates for its own devices")
+  func eachTranslatesForItsOwn() throws {
     #expect(board.readMemory(0xfed9_0010, 8) & 1 << 43 == 0)
     #expect(board.readMemory(0xfed9_1010, 8) & 1 << 43 != 0)
     // PASID 0 of 00:04.0: first stage, 0x1000 to 0x9000.
@@ -59,7 +60,8 @@ struct SeveralUnitsTests {
     #expect(try port(four).loadUInt64(at: 0x1000) == 0x9999)
     #expect(try port(five).loadUInt64(at: 0x1000) == 0x1111)
 
-    // The other one on, too: it has no root table, so what it has is refused; the first goes on.
+    // The other unit now translates, too. It has no root table, so it refuses its devices' requests; unit 1 is
+    // unaffected.
     command(0, 31)
     #expect(throws: DMAError.translation) { try port(five).loadUInt64(at: 0x1000) }
     #expect(try port(four).loadUInt64(at: 0x1000) == 0x9999)
@@ -76,7 +78,8 @@ struct SeveralUnitsTests {
     #expect(board.readMemory(0xfed9_101c, 4) == 0)
   }
 
-  @Test func anExplanationAsksTheRightUnit() throws {
+  @Test("an explanation names the unit that translates for the device")
+  func anExplanationAsksTheRightUnit() throws {
     let inspection = board.inspection
     func unitName(_ device: String) throws -> String {
       try inspection.translation(of: device, pasid: nil, address: 0, access: .read).unitName
@@ -86,8 +89,9 @@ struct SeveralUnitsTests {
     #expect(throws: RemappingInspection.Problem.self) { try unitName("nobody") }
   }
 
-  @Test func eachRemapsItsOwnInterrupts() throws {
-    // Interrupt remapping on in the second, with nothing in its table.
+  @Test("each unit remaps the interrupts of its own devices")
+  func eachRemapsItsOwnInterrupts() throws {
+    // The second unit remaps interrupts with an empty table.
     board.writeMemory(0xfed9_10b8, 8, 0x20_0007)
     command(1, 24)
     command(1, 25)
@@ -101,14 +105,14 @@ struct SeveralUnitsTests {
     #expect(board.readMemory(0xfed9_1034, 4) & 2 != 0)  // 00:04.0's was blocked
     #expect(board.readMemory(0xfed9_0034, 4) == 0)
 
-    // The IOAPIC is the first's.
+    // The IOAPIC belongs to the first unit.
     board.writeMemory(0xfec0_0000, 4, 0x10 + 2 * 3)
     board.writeMemory(0xfec0_0010, 4, 0x51)
     #expect(board.inspection.states()[0].snapshot.counters.interruptsPassed == 1)
   }
 }
 
-/// An accelerator without CPUs, that keeps what is sent to the local APICs.
+/// An accelerator without CPUs that records the messages to the local APICs.
 private final class RecordingAccelerator: Accelerator {
   let interrupts = RecordingInterrupts()
   let physicalAddressWidth = 39

@@ -7,7 +7,7 @@ import VTd
 
 @testable import Machine
 
-/// A board with two root ports, a device below each, and a unit that has one of the ports.
+/// Tests a board with two root ports, a device below each, and a unit that covers one of the ports.
 @Suite struct TopologyTests {
   private let board: Board
   private let units: [UnitPlacement]
@@ -79,7 +79,7 @@ import VTd
         #expect(read(bus, 0, 0) == 0x11e8_1234)
         #expect(board.readMemory(read(bus, 0, 0x10), 4) == 0x0100_00ed)
       }
-      // Device 0's INTA# is the port's.
+      // INTA# of device 0 is INTA# of the port.
       #expect(read(1, 0, 0x3c, 1) == 20)
       #expect(read(2, 0, 0x3c, 1) == 17)
       board.reset()
@@ -136,8 +136,8 @@ import VTd
   }
 
   @Test func `requests carry the number that the bus has now`() throws {
-    // Bus 2 device 0 and bus 0x20 device 0 of the second unit, first stage: 0x1000 to 0x9000 for the one, 0xa000 for the
-    // other.
+    // In the second unit, the first stage of bus 2 device 0 maps 0x1000 to 0x9000, that of bus 0x20 device 0 maps it to
+    // 0xa000.
     func store(_ value: UInt64, _ address: UInt64) { _ = board.memory.storeUInt64(value, at: address) }
     for (bus, base, target) in [(2, 0x20_0000, 0x9000), (0x20, 0x30_0000, 0xa000)] as [(UInt64, UInt64, UInt64)] {
       store(base | 1, 0x10_0000 + bus * 16)
@@ -163,7 +163,7 @@ import VTd
     #expect(try port.loadUInt64(at: 0x1000) == 0x1111)
     write(0, 9, 0x18, 0x0020_2000)
     #expect(try port.loadUInt64(at: 0x1000) == 0x2222)
-    // Without Bus Master Enable of the port nothing passes.
+    // Without the port's Bus Master Enable nothing passes.
     write(0, 9, 4, 2, 2)
     #expect(throws: DMAError.self) { try port.loadUInt64(at: 0x1000) }
   }

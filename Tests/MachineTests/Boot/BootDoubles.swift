@@ -35,7 +35,7 @@ struct ArrayImage: ImageSource {
   }
 }
 
-/// An image whose every read fails, as that of a file on a broken disk does.
+/// An image whose every read fails, like a file on a broken disk.
 struct BrokenImage: ImageSource {
   var size: UInt64 { 1 << 20 }
 
@@ -46,7 +46,7 @@ struct BrokenImage: ImageSource {
   }
 }
 
-/// Memory that keeps nothing, and counts what it is given: for many loads in short time.
+/// Memory that stores nothing and counts the writes, so that many loads take little time.
 final class CountingMemory: PhysicalMemory {
   let size: UInt64
   private let count = Mutex(0)
@@ -72,7 +72,7 @@ final class CountingMemory: PhysicalMemory {
   func compareExchangeUInt64(at address: UInt64, expected: UInt64, desired: UInt64) -> UInt64? { nil }
 }
 
-/// A guest's memory with what a boot puts into it.
+/// A guest's memory and the boot request for it.
 struct BootBench {
   let memory: HeapMemory
   var layout: GuestMemoryLayout
@@ -94,7 +94,7 @@ struct BootBench {
     ).load(into: memory)
   }
 
-  /// What stops the boot; nil when nothing does.
+  /// Returns the error that stops the boot, or nil when the boot succeeds.
   func refusal(_ kernel: [UInt8]) -> BootError? {
     do throws(BootError) {
       _ = try load(kernel)
@@ -106,7 +106,7 @@ struct BootBench {
   func word(_ address: UInt64) -> UInt32 { bytes(address, 4).load(UInt32.self, at: 0) }
   func long(_ address: UInt64) -> UInt64 { bytes(address, 8).load(UInt64.self, at: 0) }
 
-  /// The zero-terminated string there.
+  /// Returns the zero-terminated string at `address`.
   func text(_ address: UInt64) -> String {
     var characters: [UInt8] = []
     while let byte = memory.copy(address + UInt64(characters.count), count: 1)?.first, byte != 0 {
@@ -116,10 +116,10 @@ struct BootBench {
   }
 }
 
-/// Bytes that tell where in a file they are from.
+/// Returns bytes that differ by their position.
 func pattern(_ count: Int, seed: UInt8 = 7) -> [UInt8] {
   (0..<count).map { UInt8(truncatingIfNeeded: $0 &* 31 &+ $0 >> 8) &+ seed }
 }
 
-/// The smallest thing that passes for an initrd: a cpio header and filling.
+/// Returns the smallest content that is accepted as an initrd: a cpio magic number and filler.
 func cpio(_ count: Int) -> [UInt8] { Array("070701".utf8) + pattern(count - 6) }

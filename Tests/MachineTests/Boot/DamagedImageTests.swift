@@ -3,7 +3,7 @@ import Machine
 import TestSupport
 import Testing
 
-/// Whatever a file holds, loading it ends: with an entry that lies in RAM, or with one line.
+/// Loads files with arbitrary content: each load ends with an entry point in RAM or with a one-line error.
 @Suite struct DamagedImageTests {
   private static let kernels: [(name: String, bytes: [UInt8])] = [
     ("bzImage", SyntheticLinux().bytes),
@@ -51,7 +51,7 @@ import Testing
         #expect(!error.description.isEmpty && !error.description.contains("\n"))
       }
     }
-    // Damage of both kinds has been met.
+    // Both outcomes occurred often enough.
     #expect(refused > 100)
     #expect(loaded > 50)
   }

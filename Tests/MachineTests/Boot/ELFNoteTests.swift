@@ -2,9 +2,9 @@ import Hardware
 import Machine
 import Testing
 
-/// The PVH entry note among others: where linkers put it, and what damage beside it must not hide.
+/// Finds the PVH entry note among other notes, with each padding that linkers use and next to damaged notes.
 @Suite struct ELFNoteTests {
-  /// A note padded as its segment's alignment wants.
+  /// Returns a note whose parts are padded to multiples of `padding`.
   private func note(_ owner: String, _ type: UInt32, _ content: [UInt8], padding: Int) -> [UInt8] {
     func pad(_ bytes: [UInt8]) -> [UInt8] { bytes + [UInt8](repeating: 0, count: -bytes.count & (padding - 1)) }
     var bytes: [UInt8] = []
@@ -20,7 +20,7 @@ import Testing
     return note("Xen", 18, content, padding: padding)
   }
 
-  /// Where a kernel with these note segments is entered.
+  /// Returns the entry point of a kernel with these note segments.
   private func enter(_ segments: [(alignment: UInt64, bytes: [UInt8])]) throws -> UInt32? {
     var elf = SyntheticELF.pvh
     elf.segments.removeLast()
@@ -69,7 +69,7 @@ import Testing
     }
   }
 
-  /// Each segment is within the bound; together they would be read for minutes.
+  /// Each segment is within the bound, but the sum is not: many such segments would take minutes to read.
   @Test func `The sum of all notes is bounded`() {
     var elf = SyntheticELF.pvh
     elf.segments.removeLast()

@@ -37,7 +37,7 @@ import Testing
     let linux = SyntheticLinux()
     let entry = try enter(bench, linux)
     let parameters = entry.bootParameters
-    // The header as it stands in the file, but for what the loader fills in.
+    // The header is the file's, except for the fields that the loader fills in.
     var expected = Array(linux.bytes[0x1f1..<0x26c])
     expected[0x210 - 0x1f1] = 0xff
     let commandLine = bench.word(parameters + 0x228)
@@ -106,7 +106,7 @@ import Testing
 
     parameters = try enter(bench, SyntheticLinux(initialRAMDiskLast: 0x5f_ffff)).bootParameters
     #expect(bench.word(parameters + 0x218) == 0x5f_e000)
-    // Where the kernel will unpack itself is not free.
+    // The range where the kernel unpacks itself is not free.
     parameters = try enter(bench, SyntheticLinux(initialSize: 0x5f_f000)).bootParameters
     #expect(bench.word(parameters + 0x218) == 0x1f_e000)
   }
@@ -122,7 +122,7 @@ import Testing
     let bench = BootBench(size: 16 << 20)
     #expect(try enter(bench, SyntheticLinux(preferredAddress: 0)).instructionPointer == 0x20_0200)
     #expect(try enter(bench, SyntheticLinux(preferredAddress: 0x30_1000)).instructionPointer == 0x40_0200)
-    // On the smaller alignment where the greater one leads out of RAM.
+    // The kernel takes the smaller alignment where the larger one leads out of RAM.
     let tight = SyntheticLinux(alignment: 0x100_0000, preferredAddress: 0x30_1000)
     #expect(try enter(bench, tight).instructionPointer == 0x40_0200)
     let fixed = SyntheticLinux(relocatable: false, preferredAddress: 0x30_1000)

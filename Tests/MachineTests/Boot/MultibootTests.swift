@@ -128,7 +128,8 @@ import Testing
         header: addresses[0], load: addresses[1], loadEnd: addresses[2], bssEnd: addresses[3])
     }
     for addresses: [UInt32] in [
-      // The header before what is loaded; further into it than into the file; ends before their starts.
+      // The header lies before the loaded range; the header lies further into that range than into the file; an end
+      // lies before its start.
       [0x10_0000, 0x10_0020, 0, 0, 0x10_0020], [0x10_0024, 0x10_0000, 0, 0, 0x10_0020],
       [0x10_0020, 0x10_0000, 0x10_0000, 0, 0x10_0020], [0x10_0020, 0x10_0000, 0xf_0000, 0, 0x10_0020],
       [0x10_0020, 0x10_0000, 0x10_0800, 0x10_0700, 0x10_0020], [0x10_0020, 0x10_0000, 0, 1, 0x10_0020],

@@ -84,7 +84,7 @@ import Testing
     }
     let size = UInt64(SyntheticELF.pvh.bytes.count)
     #expect(refusal { $0.segments.removeLast() } == .noEntryNote)
-    // The second note: of another type, of another owner.
+    // The second note has another type, then another owner.
     #expect(refusal { $0.segments[2].content[0x20] = 17 } == .noEntryNote)
     #expect(refusal { $0.segments[2].content[0x24] = 0x78 } == .noEntryNote)
     #expect(refusal { $0.segments.removeFirst(2) } == .noSegments)

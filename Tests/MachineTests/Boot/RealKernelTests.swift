@@ -3,7 +3,7 @@ import Hardware
 import Machine
 import Testing
 
-/// The kernel that Images/kernel builds, where it has been built.
+/// Loads the kernel of Images/kernel, where it has been built.
 @Suite struct RealKernelTests {
   private static let folder: String? = {
     func variable(_ name: String) -> String? { getenv(name).map { String(cString: $0) } }
@@ -63,7 +63,7 @@ import Testing
     }
     #expect(entry.instructionPointer >= 0x10_0000)
     #expect(bench.word(UInt64(entry.startInformation)) == 0x336e_c578)
-    // Linux's entry starts with cld, in all versions.
+    // Linux's entry point starts with cld in all versions.
     #expect(bench.bytes(UInt64(entry.instructionPointer), 1) == [0xfc])
   }
 }

@@ -1,6 +1,6 @@
 import Hardware
 
-/// A bzImage whose every field that matters can be set wrong.
+/// A bzImage. Each field that the loader reads can be set to a wrong value.
 struct SyntheticLinux {
   var setupSectors: UInt8 = 3
   var payload = pattern(0x3000)
@@ -8,7 +8,7 @@ struct SyntheticLinux {
   var systemSize: UInt32?
   var bootFlag: UInt16 = 0xaa55
   var version: UInt16 = 0x20f
-  /// The jump's operand: where the header ends, less 0x202.
+  /// The operand of the jump: the end of the header, less 0x202.
   var headerLength: UInt8 = 0x6a
   var loadFlags: UInt8 = 1
   var extendedLoadFlags: UInt16 = 1
@@ -19,10 +19,10 @@ struct SyntheticLinux {
   var initialSize: UInt32 = 0x10_0000
   var commandLineLimit: UInt32 = 2047
   var initialRAMDiskLast: UInt32 = 0x7fff_ffff
-  /// What follows the kernel in the file, as a signature does.
+  /// Bytes after the kernel in the file, such as a signature.
   var tail: [UInt8] = []
 
-  /// Where the payload starts in the file.
+  /// The payload's offset in the file.
   var payloadOffset: Int { ((setupSectors == 0 ? 4 : Int(setupSectors)) + 1) * 512 }
 
   var bytes: [UInt8] {
@@ -71,7 +71,7 @@ struct SyntheticELF {
   var programHeaderSize: UInt16?
   var programHeaderCount: UInt16?
 
-  /// Where segment contents start.
+  /// The file offset of the first segment's content.
   static let contentOffset = 0x400
 
   var bytes: [UInt8] {
@@ -153,7 +153,7 @@ struct SyntheticMultiboot {
     return bytes
   }
 
-  /// An ELF kernel linked high and loaded at 1 MiB, the header at the start of its only segment.
+  /// Returns an ELF kernel linked high and loaded at 1 MiB, with the header at the start of its only segment.
   static func elf(is64Bit: Bool, header: SyntheticMultiboot = SyntheticMultiboot()) -> SyntheticELF {
     let base: UInt64 = is64Bit ? 0xffff_ffff_8010_0000 : 0xc010_0000
     return SyntheticELF(
@@ -164,7 +164,7 @@ struct SyntheticMultiboot {
       ])
   }
 
-  /// A kernel that is no ELF file: its header, 0x20 bytes into the file, says where all goes.
+  /// Returns a kernel that is not an ELF file: its header, 0x20 bytes into the file, holds the load addresses.
   static func flat(loadEnd: UInt32 = 0x10_0800, bssEnd: UInt32 = 0x10_2000, entry: UInt32 = 0x10_0100) -> [UInt8] {
     let header = SyntheticMultiboot(
       flags: 1 << 16 | 3, addresses: [0x10_0020, 0x10_0000, loadEnd, bssEnd, entry])

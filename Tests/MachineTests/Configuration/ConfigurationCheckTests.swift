@@ -3,7 +3,7 @@ import Machine
 import Testing
 
 @Suite struct ConfigurationCheckTests {
-  /// What boots, with nothing in it.
+  /// Returns a bootable configuration without devices.
   private func configuration() -> MachineConfiguration {
     var configuration = MachineConfiguration()
     configuration.boot = MachineConfiguration.BootSource(kernel: "vmlinuz")
@@ -27,15 +27,18 @@ import Testing
     }
   }
 
-  @Test func aPlainMachineIsFine() {
+  @Test("a plain machine passes the check")
+  func aPlainMachineIsFine() {
     #expect(problem(configuration()) == nil)
   }
 
-  @Test func somethingMustBoot() {
+  @Test("a machine with nothing to boot is refused")
+  func somethingMustBoot() {
     #expect(problem(MachineConfiguration()) == .nothingToBoot)
   }
 
-  @Test func memoryHasBounds() {
+  @Test("RAM outside its bounds, or not a multiple of the page size, is refused")
+  func memoryHasBounds() {
     var wanted = configuration()
     for (size, fits) in [
       (UInt64(16) << 20, true), (16 << 20 - 4096, false), (0, false), (1 << 45, true), (1 << 46, false), (.max, false),
@@ -52,7 +55,8 @@ import Testing
     #expect(problem(wanted) == nil)
   }
 
-  @Test func processorsHaveBounds() {
+  @Test("0 CPUs, more than 4096 CPUs and several sockets are refused")
+  func processorsHaveBounds() {
     var wanted = configuration()
     wanted.processors = ProcessorTopology(sockets: 0)
     #expect(problem(wanted) == .processorsOutOfRange(count: 0, highest: 4096))
@@ -64,13 +68,15 @@ import Testing
     #expect(problem(wanted) == nil)
   }
 
-  @Test func thereIsOneSerialPort() {
+  @Test("a second serial port is refused")
+  func thereIsOneSerialPort() {
     var wanted = configuration()
     wanted.serials = [.none, .none]
     #expect(problem(wanted) == .tooManySerialPorts(count: 2, highest: 1))
   }
 
-  @Test func chardevDevicesHaveOneFrontendUnlessMultiplexed() throws {
+  @Test("a chardev has one frontend unless it is multiplexed")
+  func chardevDevicesHaveOneFrontendUnlessMultiplexed() throws {
     let id = try Identifier(text: "c0")
     var wanted = configuration()
     wanted.serials = [.character(id)]
@@ -96,7 +102,8 @@ import Testing
     #expect(problem(wanted) == .chardev(index: 2, .standardInputTaken))
   }
 
-  @Test func devicesNameNodesThatExist() throws {
+  @Test("a device that names an unknown block node is refused")
+  func devicesNameNodesThatExist() throws {
     var wanted = configuration()
     wanted.blockNodes = [BlockNode(id: "disk", path: "a.img")]
     wanted.devices = [try disk("dsik")]
@@ -104,7 +111,8 @@ import Testing
       problem(wanted) == .device(index: 0, .unknownNode(NodeUse(property: "drive", id: "dsik"), known: ["disk"])))
   }
 
-  @Test func aWritableNodeHasOneUser() throws {
+  @Test("a writable block node has one user; a read-only one may have several")
+  func aWritableNodeHasOneUser() throws {
     var wanted = configuration()
     wanted.blockNodes = [BlockNode(id: "disk", path: "a.img")]
     wanted.devices = [try disk("disk", id: "one"), try disk("disk")]
@@ -115,7 +123,8 @@ import Testing
     #expect(problem(wanted) == nil)
   }
 
-  @Test func nodesLieOverOtherNodes() throws {
+  @Test("a block node may lie over another node that exists, is unused and is not read-only")
+  func nodesLieOverOtherNodes() throws {
     var wanted = configuration()
     wanted.blockNodes = [
       BlockNode(id: "file", path: "a.img"), BlockNode(id: "raw", path: "a.img", underlying: "file"),
@@ -139,7 +148,8 @@ import Testing
     #expect(problem(wanted) == .blockNode(index: 1, .underlyingReadOnly("file")))
   }
 
-  @Test func identifiersAreUnique() throws {
+  @Test("ids are required, and unique among objects and among devices")
+  func identifiersAreUnique() throws {
     var wanted = configuration()
     let id = try Identifier(text: "rng")
     var random = RNGRandomOptions()
@@ -153,12 +163,13 @@ import Testing
     var device = VirtioRNGOptions()
     device.id = id
     wanted.devices = [device]
-    #expect(problem(wanted) == nil, "objects and devices have names of their own")
+    #expect(problem(wanted) == nil, "objects and devices have separate namespaces")
     wanted.devices.append(device)
     #expect(problem(wanted) == .device(index: 1, .duplicateID(id)))
   }
 
-  @Test func anEntropySourceIsFound() throws {
+  @Test("a virtio-rng device finds its entropy source; a missing object or one of another type is refused")
+  func anEntropySourceIsFound() throws {
     var wanted = configuration()
     var device = VirtioRNGOptions()
     #expect(EntropySource(of: device, among: wanted.objects) == .host)
@@ -180,7 +191,8 @@ import Testing
     #expect(EntropySource(of: device, among: wanted.objects) == .file(path: "/dev/hwrng"))
   }
 
-  @Test func devicesAreGivenAddressesAroundThoseThatAskForOne() throws {
+  @Test("devices without an address get addresses that no other device asks for")
+  func devicesAreGivenAddressesAroundThoseThatAskForOne() throws {
     var wanted = configuration()
     wanted.blockNodes = [BlockNode(id: "d", path: "a.img", readOnly: true)]
     wanted.devices = [
@@ -191,7 +203,8 @@ import Testing
     #expect(placement.map { $0?.device } == [2, nil, 1, 4, 3, 5])
   }
 
-  @Test func addressesDoNotMeet() throws {
+  @Test("two devices at one address are refused, and so is a device at a bridge's address")
+  func addressesDoNotMeet() throws {
     var wanted = configuration()
     wanted.blockNodes = [BlockNode(id: "d", path: "a.img", readOnly: true)]
     let five = RequesterID(bus: 0, device: 5, function: 0)
@@ -209,7 +222,8 @@ import Testing
         == .device(index: 0, .addressTaken(MachineConfiguration.isaBridgeAddress, by: .isaBridge)))
   }
 
-  @Test func busZeroHasRoomForThirty() {
+  @Test("bus 0 has room for thirty devices, and no more")
+  func busZeroHasRoomForThirty() {
     var wanted = configuration()
     wanted.devices = [any DeviceOptions](repeating: VirtioRNGOptions(), count: 30)
     #expect(problem(wanted) == nil)

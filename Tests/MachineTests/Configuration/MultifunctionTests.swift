@@ -6,7 +6,7 @@ import Testing
 
 @testable import Machine
 
-/// Devices that share a device number: QEMU's rules, and what software finds.
+/// Functions that share a device number follow QEMU's rules, and software finds them.
 @Suite struct MultifunctionTests {
   private func edu(
     _ device: UInt8, _ function: UInt8, multifunction: Bool = false, bus: String = "pcie.0"
@@ -44,7 +44,7 @@ import Testing
     }
     let owner = AddressOwner.device(typeName: "edu", id: nil)
     #expect(throws: DeviceProblem.addressTaken(address(6, 3), by: owner)) { try admission.admit(edu(6, 3)) }
-    // A function 0 that goes takes what it said along.
+    // The multifunction property goes with function 0.
     admission.release(try edu(6, 0, multifunction: true), at: six)
     #expect(throws: DeviceProblem.functionPopulated(address(6, 1))) { try admission.admit(edu(6, 0)) }
   }
@@ -55,7 +55,7 @@ import Testing
     _ = try admission.admit(edu(5, 2, multifunction: true))
     #expect(throws: DeviceProblem.functionPopulated(address(5, 2))) { try admission.admit(edu(5, 0)) }
     _ = try admission.admit(edu(5, 0, multifunction: true))
-    // Nor does a bridge of the board's.
+    // Neither do the board's bridges.
     #expect(throws: DeviceProblem.singleFunction(address(0, 1))) { try admission.admit(edu(0, 1)) }
     #expect(throws: DeviceProblem.singleFunction(address(31, 1))) { try admission.admit(edu(31, 1)) }
   }
@@ -108,7 +108,7 @@ import Testing
       #expect(read(2, 0, 0, 0x0e, 1) == 0x80)
       for (bus, device, function) in [(0, 5, 0), (0, 5, 1), (2, 0, 0), (2, 0, 6)] as [(UInt8, UInt8, UInt8)] {
         #expect(read(bus, device, function, 0) == 0x11e8_1234)
-        // Each has its BAR, and its pin.
+        // Each function has its BAR and its pin.
         #expect(board.readMemory(read(bus, device, function, 0x10), 4) == 0x0100_00ed)
         #expect(read(bus, device, function, 0x3c, 1) == (bus == 0 ? 21 : 20))
       }

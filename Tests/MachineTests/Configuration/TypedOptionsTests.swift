@@ -9,7 +9,8 @@ import Testing
     try Options(assignments.map { PropertyAssignment(name: $0.0, value: $0.1) })
   }
 
-  @Test func defaultsAreQEMUs() {
+  @Test("defaults are QEMU's")
+  func defaultsAreQEMUs() {
     let unit = IntelIOMMUOptions()
     #expect(!unit.scalableMode && !unit.firstStage && !unit.nested && unit.cachingMode == nil && !unit.deviceIOTLB)
     #expect(unit.addressWidth == 48 && unit.firstStage1GPages && unit.dmaTranslation)
@@ -20,7 +21,8 @@ import Testing
     #expect(DebugExitOptions().base == 0xf4 && DebugExitOptions().size == 4)
   }
 
-  @Test func everyPropertyReachesItsField() throws {
+  @Test("every property reaches its field")
+  func everyPropertyReachesItsField() throws {
     let unit = try options(
       IntelIOMMUOptions.self, ("id", "iommu0"), ("x-scalable-mode", "on"), ("x-flts", "on"), ("x-nested", "on"),
       ("aw-bits", "57"), ("intremap", "off"), ("eim", "off"), ("caching-mode", "on"), ("device-iotlb", "on"),
@@ -63,23 +65,25 @@ import Testing
     #expect(exit.base == 0x501 && exit.size == 2)
   }
 
-  @Test(arguments: ["on", "yes", "true", "y"])
+  @Test("each word for true turns a property on", arguments: ["on", "yes", "true", "y"])
   func trueWords(_ word: String) throws {
     #expect(try options(IntelIOMMUOptions.self, ("caching-mode", word)).cachingMode == true)
   }
 
-  @Test(arguments: ["off", "no", "false", "n"])
+  @Test("each word for false turns a property off", arguments: ["off", "no", "false", "n"])
   func falseWords(_ word: String) throws {
     #expect(try !options(IntelIOMMUOptions.self, ("fs1gp", word)).firstStage1GPages)
   }
 
-  @Test func bareNamesAreFlags() throws {
+  @Test("a bare name turns a flag on, and a leading no turns it off")
+  func bareNamesAreFlags() throws {
     #expect(try options(IntelIOMMUOptions.self, ("caching-mode", nil)).cachingMode == true)
     #expect(try !options(IntelIOMMUOptions.self, ("nofs1gp", nil)).firstStage1GPages)
     #expect(throws: PropertyError.self) { try options(IntelIOMMUOptions.self, ("nofs1gp", "on")) }
   }
 
-  @Test func bothSpellingsMeanOneProperty() throws {
+  @Test("both spellings mean one property, and a contradiction between them is refused")
+  func bothSpellingsMeanOneProperty() throws {
     let old = try options(IntelIOMMUOptions.self, ("x-scalable-mode", "on"), ("x-flts", "on"))
     let new = try options(IntelIOMMUOptions.self, ("scalable-mode", "on"), ("fsts", "on"))
     let both = try options(
@@ -91,11 +95,13 @@ import Testing
     }
   }
 
-  @Test func theLaterOfTwoEqualNamesWins() throws {
+  @Test("the later of two equal names wins")
+  func theLaterOfTwoEqualNamesWins() throws {
     #expect(try options(IntelIOMMUOptions.self, ("aw-bits", "39"), ("aw-bits", "48")).addressWidth == 48)
   }
 
-  @Test func valuesOutOfTypeAreNamed() {
+  @Test("a value of the wrong type is refused with its reason")
+  func valuesOutOfTypeAreNamed() {
     func fails(_ name: String, _ text: String, _ error: ValueError) {
       #expect(throws: PropertyError.value(name: name, text: text, error)) {
         try options(VirtioBlockOptions.self, ("drive", "d"), (name, text))
@@ -121,7 +127,9 @@ import Testing
     fails("disable-legacy", "x", .notOneOf(["on", "off", "auto"]))
   }
 
-  @Test(arguments: ["06", "6", "06.0", "6.0", "0x6", "0x6.0x0"])
+  @Test(
+    "an address may be written in decimal or hexadecimal, with or without its function",
+    arguments: ["06", "6", "06.0", "6.0", "0x6", "0x6.0x0"])
   func addresses(_ text: String) throws {
     let disk = try options(VirtioBlockOptions.self, ("drive", "d"), ("addr", text))
     #expect(disk.function.address == RequesterID(bus: 0, device: 6, function: 0))
@@ -133,15 +141,17 @@ import Testing
     #expect(device.function.isMultifunction)
   }
 
-  @Test(arguments: [
-    [("x-flts", "on")],
-    [("x-nested", "on"), ("x-flts", "on")],
-    [("x-scalable-mode", "on"), ("x-flts", "on"), ("aw-bits", "39")],
-    [("pasid-bits", "16")],
-    [("eim", "on"), ("intremap", "off")],
-    [("x-scalable-mode", "on"), ("x-flts", "on"), ("dma-translation", "off")],
-    [("stale-tm", "on")],
-  ])
+  @Test(
+    "properties that break a rule of the unit together are refused",
+    arguments: [
+      [("x-flts", "on")],
+      [("x-nested", "on"), ("x-flts", "on")],
+      [("x-scalable-mode", "on"), ("x-flts", "on"), ("aw-bits", "39")],
+      [("pasid-bits", "16")],
+      [("eim", "on"), ("intremap", "off")],
+      [("x-scalable-mode", "on"), ("x-flts", "on"), ("dma-translation", "off")],
+      [("stale-tm", "on")],
+    ])
   func rulesOfTheUnit(_ assignments: [(String, String)]) {
     do throws(PropertyError) {
       _ = try IntelIOMMUOptions(assignments.map { PropertyAssignment(name: $0.0, value: $0.1) })
@@ -154,7 +164,8 @@ import Testing
     }
   }
 
-  @Test func interruptModesFollowOneAnother() throws {
+  @Test("extended interrupt mode follows interrupt remapping")
+  func interruptModesFollowOneAnother() throws {
     let off = try options(IntelIOMMUOptions.self, ("intremap", "off"))
     #expect(!off.offersInterruptRemapping && !off.offersExtendedInterrupts)
     let auto = try options(IntelIOMMUOptions.self, ("intremap", "auto"), ("eim", "auto"))
@@ -162,7 +173,8 @@ import Testing
     #expect(try !options(IntelIOMMUOptions.self, ("eim", "off")).offersExtendedInterrupts)
   }
 
-  @Test func tablesNameNothingTwice() {
+  @Test("no type and no property is named twice, and every property has a help text")
+  func tablesNameNothingTwice() {
     let kinds: [any QOMOptions.Type] = DeviceTypes.all + ObjectTypes.all
     #expect(Set(kinds.map { $0.typeName }).count == kinds.count)
     for kind in kinds {
@@ -172,14 +184,15 @@ import Testing
     }
   }
 
-  @Test func everyDefaultIsAValueOfItsProperty() {
+  @Test("every default is a valid value of its property")
+  func everyDefaultIsAValueOfItsProperty() {
     for kind in DeviceTypes.all {
       for property in kind.propertyDescriptions {
         guard let text = property.defaultText, !text.isEmpty else { continue }
         do throws(PropertyError) {
           _ = try kind.init([PropertyAssignment(name: property.name, value: text)])
         } catch {
-          // A default may need other properties beside it, but is never of the wrong type.
+          // A default may require other properties, but its type is never wrong.
           guard case .rule = error else {
             Issue.record("\(kind.typeName).\(property.name)=\(text): \(error)")
             continue
@@ -189,7 +202,8 @@ import Testing
     }
   }
 
-  @Test func kindsAreFoundByEitherName() {
+  @Test("a device type is found by either of its names")
+  func kindsAreFoundByEitherName() {
     #expect(DeviceTypes.named("virtio-blk") == VirtioBlockOptions.self)
     #expect(DeviceTypes.named("virtio-blk-pci") == VirtioBlockOptions.self)
     #expect(DeviceTypes.named("nosuch") == nil)

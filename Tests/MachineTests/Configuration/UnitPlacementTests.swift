@@ -3,7 +3,7 @@ import Testing
 
 @testable import Machine
 
-/// Several remapping units: what each is in charge of, and what the DMAR table says of them.
+/// Tests several remapping units: which devices each covers, and how the DMAR table describes them.
 struct UnitPlacementTests {
   private func unit(_ devices: String?, id: String? = nil, _ change: (inout IntelIOMMUOptions) -> Void = { _ in })
     throws -> IntelIOMMUOptions
@@ -30,7 +30,8 @@ struct UnitPlacementTests {
 
   private func address(_ device: UInt8) -> PCIPlace { PCIPlace(RequesterID(bus: 0, device: device, function: 0)) }
 
-  @Test func oneUnitHasAll() throws {
+  @Test("a single unit covers all devices")
+  func oneUnitHasAll() throws {
     let units = try place([unit(nil), random("a")])
     #expect(units.map(\.name) == ["iommu0"])
     #expect(units[0].includesAll && units[0].hasIOAPIC && units[0].functions.isEmpty)
@@ -38,7 +39,8 @@ struct UnitPlacementTests {
     #expect(try place([random("a")]).isEmpty)
   }
 
-  @Test func unitsNameTheirDevices() throws {
+  @Test("each unit covers the devices it names, and the unit that names none covers the rest")
+  func unitsNameTheirDevices() throws {
     let units = try place([
       unit(nil, id: "rest"), random("a"), unit("b+06.0"), random("b", at: 9), unit("00:07.0+1f", id: "last"),
     ])
@@ -49,29 +51,33 @@ struct UnitPlacementTests {
     #expect(units.map(\.functions) == [[], [address(6), address(9)], [address(7), address(0x1f)]])
   }
 
-  /// An id comes before an address that is written like it.
-  @Test func anIdentifierMayLookLikeAnAddress() throws {
+  /// An id takes precedence over an address that is written alike.
+  @Test("an id that looks like an address is found before the address")
+  func anIdentifierMayLookLikeAnAddress() throws {
     #expect(try place([unit("a"), random("a", at: 3)])[0].functions == [address(3)])
     #expect(try place([unit("a"), random("b", at: 3)])[0].functions == [address(10)])
   }
 
-  @Test func theIOAPICCanBeNamed() throws {
+  @Test("a unit can name the IOAPIC, and only one can")
+  func theIOAPICCanBeNamed() throws {
     let units = try place([unit(nil), unit("ioapic+04.0")])
     #expect(units.map(\.hasIOAPIC) == [false, true])
-    // Without a unit that has all others, nobody remaps the IOAPIC unless it is named.
+    // Without a unit that covers all other devices, the IOAPIC is not remapped unless a unit names it.
     #expect(try place([unit("04.0")]).map(\.hasIOAPIC) == [false])
     #expect(throws: ConfigurationError.device(index: 1, .deviceHasUnit("ioapic", nil))) {
       try place([unit("ioapic"), unit("ioapic")])
     }
   }
 
-  @Test func thereAreSixteen() throws {
+  @Test("there can be sixteen units, and no more")
+  func thereAreSixteen() throws {
     let units = try (1...17).map { try unit(String($0, radix: 16)) }
     #expect(try place(Array(units.prefix(16))).last?.registerBase == 0xfed9_f000)
     #expect(throws: ConfigurationError.device(index: 16, .tooManyUnits(highest: 16))) { try place(units) }
   }
 
-  @Test func theDMARTableTellsOfEach() throws {
+  @Test("the DMAR table describes each unit")
+  func theDMARTableTellsOfEach() throws {
     let units = try place([
       unit(nil) { $0.addressWidth = 39 }, random("a", at: 4),
       unit("a+02.0") {
@@ -91,8 +97,9 @@ struct UnitPlacementTests {
       ])
   }
 
-  /// Where one unit lacks 32-bit destinations, the guest is asked to stay out of x2APIC mode.
-  @Test func unlikeUnitsShareFlags() throws {
+  /// The guest is asked to stay out of x2APIC mode if any unit lacks 32-bit destinations.
+  @Test("the DMAR flags follow from all units together")
+  func unlikeUnitsShareFlags() throws {
     let some = DMARemapping(try place([unit(nil), unit("04.0") { $0.extendedInterrupts = .off }]))
     #expect(some.interruptRemapping && some.x2APICOptOut)
     #expect(some.translationServices.isEmpty)

@@ -4,9 +4,9 @@ import Testing
 
 @testable import Machine
 
-/// The thread that serves a queue, and its doorbell in the kernel.
+/// Tests the thread that serves a queue, and its doorbell in the kernel.
 @Suite struct EventWorkerTests {
-  /// A kernel that attaches a doorbell when the test lets it.
+  /// A kernel that attaches a doorbell once the test opens its gate.
   private final class SlowDoorbells: Doorbells {
     let gate = SharedInteger()
     let attached = Mutex<Set<UInt64>>([])
@@ -63,7 +63,7 @@ import Testing
     worker.setDoorbell(at: 0x2000)
     #expect(eventually { doorbells.all == [0x1000, 0x2000] })
     worker.stop()
-    // What it never had, it does not give back.
+    // The worker does not detach a doorbell that it never had.
     #expect(doorbells.all == [0x1000])
   }
 }

@@ -18,9 +18,9 @@ struct FileBackendTests {
     unlink(path)
   }
 
-  /// fallocate(2) answers EINVAL where it cannot do what is asked: a block device with sectors of 4 KiB does so for a
-  /// range of 512 bytes, every file for an empty one.
-  @Test("EINVAL of fallocate is no I/O error: zeroes are unsupported, a discard is left out")
+  /// fallocate(2) returns EINVAL for a range that it cannot handle: on a block device with sectors of 4 KiB for a range
+  /// of 512 bytes, on every file for an empty range.
+  @Test("EINVAL of fallocate is no I/O error: zeroes are unsupported, and a discard is skipped")
   func invalidRange() throws {
     for unmaps in [false, true] {
       let backend = FileBackend(file, discardUnmaps: unmaps)

@@ -6,11 +6,11 @@ import Testing
 
 @testable import Machine
 
-/// virtio-rng's bytes from a file of the host: taking them never waits for the file.
+/// virtio-rng takes bytes from a file of the host and never waits for that file.
 @Suite(.timeLimit(.minutes(1))) struct FileEntropyTests {
   private let path = "/tmp/nestling-entropy-\(getpid())-\(UInt32.random(in: 0...UInt32.max))"
 
-  /// Takes up to `count` bytes, waiting for them by `onReady` alone.
+  /// Takes up to `count` bytes after waiting for `onReady`.
   private func wait(_ source: FileEntropy, _ count: Int) -> [UInt8] {
     let isReady = Atomic<Bool>(true)
     source.onReady { isReady.store(true, ordering: .releasing) }
@@ -24,7 +24,8 @@ import Testing
     return Array(bytes[..<taken])
   }
 
-  @Test("a FIFO gives what its writers write, one after the other, and nothing meanwhile") func aFIFO() throws {
+  @Test("a FIFO gives the bytes of its writers in turn, and nothing between them")
+  func aFIFO() throws {
     #expect(mkfifo(path, 0o600) == 0)
     defer { unlink(path) }
     let source = try FileEntropy(opening: path)
@@ -43,7 +44,8 @@ import Testing
     #expect(wait(source, 8) == [UInt8](12..<20))
   }
 
-  @Test("a file that has ended gives what is added to it, and no byte twice") func aFile() throws {
+  @Test("a file read to its end gives the bytes appended later, and no byte twice")
+  func aFile() throws {
     let file = try FileDescriptor(opening: path, O_WRONLY | O_CREAT, mode: 0o600)
     defer { unlink(path) }
     try file.write([7, 8])
@@ -55,11 +57,13 @@ import Testing
     #expect(wait(source, 8) == [9])
   }
 
-  @Test("a character device gives all that is asked for") func aDevice() throws {
+  @Test("a character device gives all the bytes requested")
+  func aDevice() throws {
     #expect(wait(try FileEntropy(opening: "/dev/urandom"), 5000).count == 5000)
   }
 
-  @Test("a folder is no source") func aFolder() {
+  @Test("a folder is refused as a source")
+  func aFolder() {
     #expect(throws: SystemError("open", "/tmp", code: EISDIR)) { _ = try FileEntropy(opening: "/tmp") }
   }
 }

@@ -7,9 +7,10 @@ import VTdOracle
 
 @testable import Machine
 
-/// Events on their way into a file.
+/// Writes trace events to a file.
 struct TraceWriterTests {
-  @Test func aLineAnEvent() throws {
+  @Test("each event is one line of the file")
+  func aLineAnEvent() throws {
     let path = "/tmp/nestling-trace-\(UInt64.random(in: 0 ... .max)).log"
     defer { unlink(path) }
     let guest = try Guest(trace: Trace([.registerWrite, .faulted], unit: "a", sink: TraceWriter(path: path)))
@@ -23,7 +24,7 @@ struct TraceWriterTests {
         vtd_dmar_fault unit=a sid=01:02.3 fault=0x1 addr=0x5000 write=1 suppressed=0
 
         """)
-    // A new run starts anew.
+    // A new writer empties the file.
     _ = try TraceWriter(path: path)
     #expect(try text(of: path) == "")
   }
@@ -45,7 +46,8 @@ struct TraceWriterTests {
     #expect(rest == "trace_events_lost count=\(10_000 - text.count / line.utf8.count)\n" + line)
   }
 
-  @Test func aFolderIsNoFile() {
+  @Test("a folder is refused as a trace file")
+  func aFolderIsNoFile() {
     #expect(throws: SystemError.self) { try TraceWriter(path: "/tmp") }
   }
 

@@ -6,7 +6,7 @@ import Testing
 
 @testable import Machine
 
-/// CPUs that do nothing, whose local APICs take eventfds, and whose memory is only noted down.
+/// An accelerator whose CPUs do nothing and whose local APICs accept eventfds. It only records memory slots.
 final class EventAccelerator: Accelerator {
   let physicalAddressWidth = 46
   let clock: any MachineClock
@@ -29,7 +29,7 @@ final class EventAccelerator: Accelerator {
     QTestAccelerator().makeProcessors(board: board)
   }
 
-  /// KVM's device "vfio", as a part of the fake kernel.
+  /// KVM's device "vfio" as a part of the fake kernel.
   final class Registry: HostDeviceRegistry {
     private let kernel: FakeKernel
     private let files = Mutex<[Int32]>([])
@@ -42,12 +42,12 @@ final class EventAccelerator: Accelerator {
         (state.fails("KVM_DEV_VFIO_FILE_ADD", 0), state.devices.contains { $0.boundFile == descriptor })
       }
       if let problem { throw SystemError("KVM_DEV_VFIO_FILE_ADD", code: -problem) }
-      #expect(!isBound, "some drivers want to know the machine when they are bound")
+      #expect(!isBound, "some drivers need the VM when they are bound")
       files.withLock { $0.append(descriptor) }
     }
 
     func remove(_ descriptor: Int32) {
-      #expect(kernel.state.withLock { $0.files[descriptor] != nil }, "open still")
+      #expect(kernel.state.withLock { $0.files[descriptor] != nil }, "the file is still open")
       files.withLock { $0.removeAll { $0 == descriptor } }
     }
   }

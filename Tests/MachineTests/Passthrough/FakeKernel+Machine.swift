@@ -5,15 +5,15 @@ import VFIO
 
 @testable import Machine
 
-/// What tests of a machine's parts do with a kernel of our own, and see of it.
+/// Helpers for tests of a machine's parts on the fake kernel.
 extension FakeKernel {
-  /// Devices that have all that a device can have.
-  /// - Parameter change: of the device with this number.
+  /// Returns a kernel with `count` devices that have every feature.
+  /// - Parameter change: Changes the device with this number.
   static func full(_ count: Int, _ change: (Int, inout Device) -> Void = { _, _ in }) -> FakeKernel {
     FakeKernel(
       devices: (0..<count).map { number in
         var device = Device(path: "/dev/vfio/devices/vfio\(number)")
-        // Without extended capabilities, to be read sooner.
+        // The image has no extended capabilities, so that reading it takes less time.
         var image = Array(HostConfigurationSpaceTests.image[..<256])
         image.store(UInt32(0x4), at: 0x18)
         image.store(UInt32(0x1), at: 0x20)
@@ -32,24 +32,24 @@ extension FakeKernel {
       })
   }
 
-  /// 16 MiB of a guest's RAM, mapped for its devices.
+  /// Maps 16 MiB of a guest's RAM for its devices.
   func makeMemory(name: String? = nil) throws -> PassthroughMemory {
     try PassthroughMemory(
       of: IOMMUFD(calls: self), name: name, memory: GuestMemory(size: 16 << 20, lowLimit: 16 << 20))
   }
 
-  /// The device with this number, bound.
+  /// Opens and binds the device with this number.
   func openDevice(_ number: Int, for memory: PassthroughMemory) throws -> VFIODevice {
     try VFIODevice(
       file: KernelFile(opening: "/dev/vfio/devices/vfio\(number)", calls: self), to: memory.iommufd)
   }
 
-  /// What a device goes by; nil for nothing.
+  /// Returns the object that a device is attached to, or nil.
   func attached(_ number: Int) -> Object? {
     state.withLock { state in state.devices[number].attachedTo.flatMap { state.objects[$0] } }
   }
 
-  /// Where the first stages of the nested tables are, in order.
+  /// The root addresses of the nested tables' first stages, in order.
   var nestedRoots: [UInt64] {
     state.withLock { state in
       state.objects.values.compactMap { if case .nested(_, let root) = $0 { root } else { nil } }.sorted()
@@ -58,8 +58,8 @@ extension FakeKernel {
 }
 
 extension FakeKernel {
-  /// What of the kernel this process has: its files, the objects of its iommufds, mappings, attachments. To be the same
-  /// after what changes nothing.
+  /// The kernel's resources that this process holds: files, objects of its iommufds, mappings and attachments. An
+  /// operation without a lasting effect must leave them unchanged.
   var standing: [String] {
     state.withLock { state in
       state.files.map { "file \($0)" }.sorted() + state.objects.map { "object \($0)" }.sorted()

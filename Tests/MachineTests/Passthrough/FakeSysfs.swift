@@ -3,9 +3,9 @@ import Glibc
 
 @testable import Machine
 
-/// A sysfs of our own, with what else of a host's files is asked for, gone with the test.
+/// A temporary sysfs, with other files of a host that a test needs. It is deleted with the test.
 final class FakeSysfs {
-  /// In which it is mounted as `/sys`.
+  /// The folder that holds it as `sys`.
   let parent: String
   var root: String { "\(parent)/sys" }
 
@@ -17,7 +17,7 @@ final class FakeSysfs {
 
   deinit { system("rm -rf \(parent)") }
 
-  /// With those above it.
+  /// Creates a folder and its parents.
   private func makeFolder(_ path: String) {
     var folder = parent
     for part in path.split(separator: "/") {
@@ -26,7 +26,7 @@ final class FakeSysfs {
     }
   }
 
-  /// - Parameter path: below `parent`.
+  /// - Parameter path: The path below `parent`.
   func write(_ text: String, to path: String) {
     makeFolder(path.split(separator: "/").dropLast().joined(separator: "/"))
     let descriptor = open("\(parent)/\(path)", O_WRONLY | O_CREAT, 0o644)

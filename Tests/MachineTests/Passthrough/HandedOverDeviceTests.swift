@@ -5,7 +5,7 @@ import Testing
 
 @testable import Machine
 
-/// Devices and iommufd objects by open files that a monitor's client handed over, over a kernel of our own.
+/// Tests devices given as open files, which a monitor's client passed, on the fake kernel.
 @Suite struct HandedOverDeviceTests {
   private func reference(_ path: String, _ kernel: FakeKernel) throws -> DescriptorReference {
     var reference = try DescriptorReference(text: "name")
@@ -33,7 +33,7 @@ import Testing
       #expect(vendor != 0xffff)
       machine.end()
     }
-    // Closing it is for its owners, not for the board.
+    // The file's owners close it; the board does not.
     #expect(handedOver == nil)
     #expect(kernel.complaints.filter { !$0.hasPrefix("file") } == [])
     #expect(kernel.complaints.count == 1)

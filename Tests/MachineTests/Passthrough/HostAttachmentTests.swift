@@ -10,9 +10,9 @@ import VTdOracle
 @testable import Machine
 @testable import VTd
 
-/// What `info iommu` and `-d iommu` have from the host's side.
+/// Checks the host's part of `info iommu` and `-d iommu`.
 @Suite struct HostAttachmentTests {
-  /// A unit with one device behind it, its first stage at 2 MiB, on a kernel of our own.
+  /// A unit with one device behind it, its first stage at 2 MiB, on the fake kernel.
   private struct Chain {
     let kernel = FakeKernel()
     let nesting: NestingGuest
@@ -31,7 +31,8 @@ import VTdOracle
     var attachment: HostAttachment? { bindings.boundFunctions.first.map(HostAttachment.init) }
   }
 
-  @Test func theKernelsNumbersFollowTheGuest() throws {
+  @Test("the reported ids of kernel objects follow the guest's changes")
+  func theKernelsNumbersFollowTheGuest() throws {
     let chain = try Chain()
     let objects = { chain.kernel.state.withLock { $0.objects } }
     func id(_ matches: (FakeKernel.Object) -> Bool) -> UInt32? { objects().first { matches($0.value) }?.key }
@@ -57,8 +58,10 @@ import VTdOracle
     #expect(chain.bindings.boundFunctions.isEmpty)
   }
 
-  /// A guest that takes pages back: one call of the kernel for each doorbell at most.
-  @Test(arguments: [(pages: 1000, perDoorbell: 1), (1000, 16), (1000, 250), (400, 400), (1000, 1000)])
+  /// A guest unmaps pages: each doorbell costs at most one kernel call.
+  @Test(
+    "invalidations cost one kernel call for each doorbell",
+    arguments: [(pages: 1000, perDoorbell: 1), (1000, 16), (1000, 250), (400, 400), (1000, 1000)])
   func invalidationsCostACallForEachDoorbell(pages: Int, perDoorbell: Int) throws {
     let chain = try Chain()
     chain.nesting.enableTranslation()
@@ -73,7 +76,7 @@ import VTdOracle
     let calls = chain.kernel.state.withLock { $0.invalidations }
     #expect(doorbells == UInt64((pages + perDoorbell - 1) / perDoorbell))
     #expect(UInt64(calls.count) == doorbells && chain.bindings.counters.invalidationCalls == doorbells)
-    // Many are handed over as one of all.
+    // Many invalidations are passed to the kernel as one that covers everything.
     #expect(calls.reduce(0) { $0 + $1.entries.count } == (perDoorbell > 512 ? 1 : pages))
     chain.bindings.remove(chain.bound)
   }

@@ -11,9 +11,9 @@ import VTdOracle
 @testable import Machine
 @testable import VTd
 
-/// The guest's unit, its tables, and the kernel's iommufd behind: what the one asks, the other is to get.
+/// Checks that requests to the guest's unit reach the kernel's iommufd.
 @Suite struct HostBoundDeviceTests {
-  /// Two alike devices, and one behind another IOMMU.
+  /// Two devices behind one IOMMU, and one behind another.
   private let kernel = FakeKernel(devices: [
     .init(path: "/dev/vfio/devices/vfio0"), .init(path: "/dev/vfio/devices/vfio1"),
     .init(path: "/dev/vfio/devices/vfio2", iommu: 1),
@@ -39,15 +39,16 @@ import VTdOracle
   private func attached(_ number: Int) -> FakeKernel.Object? { kernel.attached(number) }
   private var nestedCount: Int { kernel.nestedRoots.count }
 
-  @Test func memoryIsMappedOnceForAllDevices() throws {
+  @Test("guest memory is mapped once for all devices")
+  func memoryIsMappedOnceForAllDevices() throws {
     do {
       let memory = try memory()
       let mapped = kernel.state.withLock { $0.mapped.values.first ?? [:] }
       #expect(mapped[0]?.size == 16 << 20 && mapped[1 << 32]?.size == 16 << 20 && mapped.count == 2)
-      #expect(mapped.values.allSatisfy { $0.flags == 0b111 }, "nothing is read-only: the erratum's rule")
+      #expect(mapped.values.allSatisfy { $0.flags == 0b111 }, "no mapping is read-only: erratum 772415")
       let devices = try (0..<3).map { try device($0, memory) }
       let bounds = try devices.map { try bound($0, memory) }
-      #expect(memory.parentCount == 2, "alike IOMMUs share a parent, the other has its own")
+      #expect(memory.parentCount == 2, "devices of like IOMMUs share a parent, the other has its own")
       #expect(attached(0) == attached(1) && attached(0) != attached(2))
       #expect(kernel.state.withLock { $0.calls.count { $0 == "IOAS_MAP" } } == 2)
       _ = bounds
@@ -55,7 +56,8 @@ import VTdOracle
     #expect(kernel.complaints == [])
   }
 
-  @Test func withoutFirstStageTheKernelsOwnTableWillDo() throws {
+  @Test("without first stage a device is attached to the kernel's own table")
+  func withoutFirstStageTheKernelsOwnTableWillDo() throws {
     kernel.state.withLock { $0.devices[0].extendedCapability = 0 }
     do {
       let memory = try memory()
@@ -68,7 +70,8 @@ import VTdOracle
     #expect(kernel.complaints == [])
   }
 
-  @Test func devicesShareANestedTableAndLetGoOfIt() throws {
+  @Test("devices of like IOMMUs share a nested table, which is freed with its last user")
+  func devicesShareANestedTableAndLetGoOfIt() throws {
     do {
       let memory = try memory()
       let devices = try (0..<3).map { try device($0, memory) }
@@ -88,7 +91,8 @@ import VTdOracle
     #expect(kernel.complaints == [])
   }
 
-  @Test func whatAPersonIsToldIsToldOnce() throws {
+  @Test("each notice for a person is sent once")
+  func whatAPersonIsToldIsToldOnce() throws {
     let told = Notes<HostBoundDevice.Notice>()
     let memory = try memory()
     let device = try device(0, memory)
@@ -104,7 +108,7 @@ import VTdOracle
     #expect(told.all == [.blocked(.guestSecondStage), .refused(refusal)])
   }
 
-  /// Two devices from their start through their tables to their end.
+  /// Takes two devices from their start through several tables to their end.
   private func sequence(on kernel: FakeKernel) throws {
     let memory = try kernel.makeMemory()
     for number in 0..<2 {
@@ -118,15 +122,16 @@ import VTdOracle
     }
   }
 
-  /// Start, tables, changes, the end: each call of the kernel failing in turn leaves nothing behind.
-  @Test func nothingLeaksWhicheverCallFails() throws {
+  /// In each round another kernel call of the sequence fails.
+  @Test("a failure of any kernel call leaves nothing behind")
+  func nothingLeaksWhicheverCallFails() throws {
     var failures = 0
     for calls in 0..<64 {
       let kernel = FakeKernel(devices: [.init(path: "/dev/vfio/devices/vfio0"), .init(path: "/dev/vfio/devices/vfio1")])
       kernel.state.withLock { $0.callsBeforeFailure = calls }
       do {
         try sequence(on: kernel)
-        // Every call has succeeded: there are no more to fail.
+        // Every call succeeded: there are no more calls that can fail.
         #expect(failures >= 20)
         #expect(kernel.complaints == [])
         return
@@ -138,7 +143,8 @@ import VTdOracle
     Issue.record("the sequence did not end within 64 calls")
   }
 
-  @Test func twoHundredCyclesLeaveNothing() throws {
+  @Test("two hundred changes of the table leave nothing behind")
+  func twoHundredCyclesLeaveNothing() throws {
     do {
       let memory = try memory()
       let device = try device(0, memory)
@@ -158,7 +164,7 @@ import VTdOracle
 
   // MARK: From the guest's registers to the kernel's calls
 
-  /// A unit with two devices behind it, both by the same tables.
+  /// A unit with two devices that use the same tables.
   private struct Chain {
     let nesting: NestingGuest
     let bounds: [HostBoundDevice]
@@ -181,7 +187,8 @@ import VTdOracle
     func end() { for bound in bounds { nesting.bindings.remove(bound) } }
   }
 
-  @Test func aThousandPagesAreOneCallForBothDevices() throws {
+  @Test("a thousand invalidated pages cost one kernel call for both devices")
+  func aThousandPagesAreOneCallForBothDevices() throws {
     do {
       let memory = try memory()
       let chain = try Chain(self, memory)
@@ -199,8 +206,9 @@ import VTdOracle
     #expect(kernel.complaints == [])
   }
 
-  /// What the guest took back is reachable still: both go, and a person is told of each why.
-  @Test func anInvalidationThatIsRefusedIsTold() throws {
+  /// The pages that the guest unmapped are still reachable: both devices are blocked, each with a notice of the reason.
+  @Test("a refused invalidation blocks both devices and is reported for each")
+  func anInvalidationThatIsRefusedIsTold() throws {
     let told = [Notes<HostBoundDevice.Notice>(), Notes<HostBoundDevice.Notice>()]
     do {
       let memory = try memory()
@@ -219,7 +227,8 @@ import VTdOracle
     #expect(kernel.complaints == [])
   }
 
-  @Test func aRefusalIsTheGuestsFaultNotTheMachinesEnd() throws {
+  @Test("a refused table is a fault for the guest, and the machine goes on")
+  func aRefusalIsTheGuestsFaultNotTheMachinesEnd() throws {
     do {
       let memory = try memory()
       let chain = try Chain(self, memory)

@@ -5,7 +5,7 @@ import Testing
 
 @testable import Machine
 
-/// What of a host function's configuration space the guest gets to see.
+/// Checks which parts of a host function's configuration space the guest sees.
 @Suite struct HostConfigurationSpaceTests {
   /// An endpoint: power management at 0x40, MSI at 0x50, MSI-X at 0x70, PCI Express at 0x80, vendor data at 0xc0; AER
   /// at 0x100, SR-IOV at 0x140, a serial number at 0x180.
@@ -32,11 +32,11 @@ import Testing
     return bytes
   }
 
-  /// Where the capabilities are, by their identifiers; nil for a list without an end.
+  /// Returns the offsets of the capabilities by identifier, or nil for a list without an end.
   private func list(_ space: ConfigurationSpace) -> [UInt8: Int]? {
     var found: [UInt8: Int] = [:]
     var offset = Int(space.get(UInt8.self, 0x34))
-    // There is room for 48 of four bytes.
+    // The space has room for 48 capabilities of four bytes.
     for _ in 0..<48 where offset != 0 {
       found[space.get(UInt8.self, offset)] = offset
       offset = Int(space.get(UInt8.self, offset + 1))
@@ -44,7 +44,7 @@ import Testing
     return offset == 0 ? found : nil
   }
 
-  /// The same for the extended ones, 960 of which have room.
+  /// Returns the same for the extended capabilities; the space has room for 960.
   private func extendedList(_ space: ConfigurationSpace) -> [UInt16: Int]? {
     var found: [UInt16: Int] = [:]
     var offset = 0x100
@@ -56,22 +56,24 @@ import Testing
     return offset == 0 ? found : nil
   }
 
-  @Test func capabilitiesStayWhereTheyAre() throws {
+  @Test("capabilities keep their offsets")
+  func capabilitiesStayWhereTheyAre() throws {
     let space = HostConfigurationSpace(Self.image)
     #expect(list(space.given.space) == [0x01: 0x40, 0x11: 0x70, 0x10: 0x80, 0x09: 0xc0])
     #expect(space.given.msixOffset == 0x70 && space.given.expressOffset == 0x80)
     let layout = try #require(space.msix)
     #expect(layout.vectorCount == 4 && layout.bar == 2 && layout.tableOffset == 0x2000)
     #expect(layout.pendingBar == 2 && layout.pendingOffset == 0x3000)
-    // A function with MSI-X does without MSI.
+    // A function with MSI-X offers no MSI.
     #expect(space.msiVectorCount == 0 && space.given.msiOffset == nil)
     #expect(space.interruptPin == 1)
   }
 
-  @Test func thePlaceOnTheFabricIsTheGuests() {
+  @Test("the guest sees its own port type, reset and link")
+  func thePlaceOnTheFabricIsTheGuests() {
     let space = HostConfigurationSpace(Self.image).given.space
     #expect(space.get(UInt16.self, 0x82) == 0x92, "version 2, an endpoint of the root complex")
-    #expect(space.get(UInt8.self, 0x87) & 0x10 != 0, "FLR, which VFIO makes of what reset there is")
+    #expect(space.get(UInt8.self, 0x87) & 0x10 != 0, "FLR, which VFIO performs with any reset there is")
     #expect(!HostConfigurationSpace(Self.image).hasFunctionLevelReset)
     let without = HostConfigurationSpace(Self.image, offersReset: false)
     #expect(without.given.space.get(UInt8.self, 0x87) & 0x10 == 0 && without.direct[0x87] & 0x10 == 0)
@@ -86,11 +88,12 @@ import Testing
     #expect(below.direct[0x8c..<0x94].allSatisfy { $0 == 0 }, "the link is the guest's")
   }
 
-  @Test func powerStatesAreTheGuestsToChoose() {
+  @Test("power management is emulated and starts in D0")
+  func powerStatesAreTheGuestsToChoose() {
     let space = HostConfigurationSpace(Self.image)
     var own = space.given.space
     #expect(space.given.powerManagementOffset == 0x40 && space.isResetByPowerStates)
-    #expect(own.get(UInt16.self, 0x44) == 0, "D0, whatever the host's was; No_Soft_Reset is the host's")
+    #expect(own.get(UInt16.self, 0x44) == 0, "D0 regardless of the host's state; No_Soft_Reset is the host's")
     own.write(0x44, .word, 0xffff)
     #expect(own.get(UInt16.self, 0x44) == 3)
     var kept = Self.image
@@ -101,18 +104,20 @@ import Testing
     #expect(space.direct[0x44..<0x46].allSatisfy { $0 == 0 })
   }
 
-  @Test func whatReachesTheDevice() {
+  @Test("writes to device control and vendor data reach the device; those to BARs and MSI-X do not")
+  func whatReachesTheDevice() {
     let direct = HostConfigurationSpace(Self.image).direct
     #expect(direct[0x00..<0x06].allSatisfy { $0 == 0 }, "identity and command")
     #expect(direct[0x10..<0x40].allSatisfy { $0 == 0 }, "BARs, ROM, pointers, interrupt")
     #expect(direct[0x70..<0x7c].allSatisfy { $0 == 0 }, "MSI-X")
     #expect(direct[0x88] == 0xff && direct[0x89] == 0x7f, "device control, less the reset")
-    #expect(direct[0xc2..<0xc8].allSatisfy { $0 == 0xff } && direct[0xc8] == 0, "vendor data, as long as it says")
+    #expect(direct[0xc2..<0xc8].allSatisfy { $0 == 0xff } && direct[0xc8] == 0, "vendor data, for its stated length")
     #expect(direct[0x104..<0x140].allSatisfy { $0 == 0xff } && direct[0x140..<0x180].allSatisfy { $0 == 0 })
     #expect(direct[0x184] == 0xff)
   }
 
-  @Test func extendedCapabilitiesThatCannotBePassedAreLeftOut() {
+  @Test("extended capabilities that cannot be passed are left out")
+  func extendedCapabilitiesThatCannotBePassedAreLeftOut() {
     let space = HostConfigurationSpace(Self.image).given.space
     #expect(space.get(UInt32.self, 0x100) == 0x1801_0001)
     #expect(space.get(UInt32.self, 0x140) == 0)
@@ -120,11 +125,11 @@ import Testing
     var image = Self.image
     image.store(UInt32(0x1401_0019), at: 0x100)
     let without = HostConfigurationSpace(image).given.space
-    #expect(without.get(UInt32.self, 0x100) == 0x1800_ffff, "the list begins at 0x100 whatever is there")
+    #expect(without.get(UInt32.self, 0x100) == 0x1800_ffff, "the list always begins at 0x100")
   }
 
-  /// MSI where the host's has the form of ours, or in a gap that has room for it.
-  @Test(arguments: [0x0180, 0x0080, 0x0000] as [UInt16])
+  /// MSI keeps the host's offset where the host's has the form of ours; otherwise it takes a gap with room for it.
+  @Test("MSI is placed at the host's offset or in a gap", arguments: [0x0180, 0x0080, 0x0000] as [UInt16])
   func msi(_ control: UInt16) {
     var image = Self.image
     image[0x41] = 0x50
@@ -134,24 +139,26 @@ import Testing
     let space = HostConfigurationSpace(image)
     #expect(space.msix == nil && space.msiVectorCount == 4 && space.given.msiOffset == 0x50)
     #expect(list(space.given.space)?[5] == 0x50)
-    // What follows at once leaves no room there.
+    // Data directly behind it leaves no room there.
     image.store(UInt32(0xffff_ffff), at: 0x60)
     let crowded = HostConfigurationSpace(image)
     if control == 0x180 {
-      // Its own bytes are its own, whatever they are.
+      // The capability may use its own bytes, whatever they hold.
       #expect(crowded.given.msiOffset == 0x50)
     } else {
       #expect(crowded.given.msiOffset == 0x48)
     }
   }
 
-  /// A control register of power management that is zero is no gap: what the guest wrote to MSI would be power states.
-  @Test func msiIsNotPutOverPowerManagement() {
+  /// A control register of power management that is zero is not a gap: the guest's writes to MSI would change power
+  /// states.
+  @Test("MSI never overlaps power management")
+  func msiIsNotPutOverPowerManagement() {
     var image = Self.image
     image[0x41] = 0x60
     image.store(UInt32(0), at: 0x44)
     image.store(UInt32(0), at: 0x50)
-    // MSI without 64-bit addresses and masks, and no room behind it for them.
+    // MSI has neither 64-bit addresses nor masks, and no room behind it for them.
     image.store(UInt32(0x0004_8005), at: 0x60)
     image.store(UInt32(0xffff_ffff), at: 0x6c)
     for at in 0x70..<0x7c { image[at] = 0 }
@@ -160,7 +167,8 @@ import Testing
     #expect(space.given.msiOffset == 0x48)
   }
 
-  @Test func anyImageMakesASpaceThatEnds() {
+  @Test("any image yields capability lists that end")
+  func anyImageMakesASpaceThatEnds() {
     let seed = UInt64.random(in: 0 ... .max)
     var random = SeededGenerator(seed: seed)
     for _ in 0..<500 {
@@ -170,7 +178,7 @@ import Testing
         #expect(list(space) != nil && extendedList(space) != nil, "seed \(seed)")
       }
     }
-    // Lists that go round.
+    // Circular lists.
     var round = Self.image
     round[0xc1] = 0x40
     round.store(UInt32(0x1001_0003), at: 0x180)

@@ -8,7 +8,7 @@ import VTd
 
 @testable import Machine
 
-/// A device in sysfs, and each thing that can be in its way.
+/// Finds a device in sysfs and names each obstacle to opening it.
 @Suite struct HostDeviceTests {
   private let kernel = FakeKernel(devices: [.init(path: "/dev/vfio/devices/vfio7")])
 
@@ -21,7 +21,8 @@ import VTd
     }
   }
 
-  @Test func aBoundDeviceIsOpened() throws {
+  @Test("a device bound to vfio-pci is found by either form of its address, and opened")
+  func aBoundDeviceIsOpened() throws {
     let sysfs = FakeSysfs()
     sysfs.add("0000:01:00.0", driver: "vfio-pci", group: "12", file: "vfio7")
     for name in ["0000:01:00.0", "01:00.0"] {
@@ -35,15 +36,18 @@ import VTd
     #expect(kernel.complaints == [])
   }
 
-  @Test(arguments: [
-    "", ":", "1:0.0", "01:00", "01:20.0", "01:00.8", "01:00.0.0", "x1:00.0", "0000:0000:01:00.0", "../01:00.0",
-  ])
+  @Test(
+    "text that is not a PCI address is refused",
+    arguments: [
+      "", ":", "1:0.0", "01:00", "01:20.0", "01:00.8", "01:00.0.0", "x1:00.0", "0000:0000:01:00.0", "../01:00.0",
+    ])
   func notAnAddress(_ name: String) {
     #expect(HostDevice.fullAddress(name) == nil)
     #expect(throws: PassthroughError(name, .notAnAddress)) { try HostDevice.find(address: name) }
   }
 
-  @Test func whatIsInTheWayIsNamedWithWhatToDo() throws {
+  @Test("each obstacle is named together with its remedy")
+  func whatIsInTheWayIsNamedWithWhatToDo() throws {
     let sysfs = FakeSysfs()
     sysfs.add("0000:02:00.0", driver: "nvme", group: "3")
     sysfs.add("0000:03:00.0", group: "4")
@@ -65,7 +69,8 @@ import VTd
     #expect(refusal(try sysfs.find("06:00.0"))?.contains("/dev/vfio/devices/vfio9: No such file") == true)
   }
 
-  @Test func aHostIsLookedAtAndLeftAsItWas() throws {
+  @Test("a host check reports the state of the host and changes nothing")
+  func aHostIsLookedAtAndLeftAsItWas() throws {
     let sysfs = FakeSysfs()
     sysfs.add("0000:01:00.0", driver: "vfio-pci", group: "12", file: "vfio7")
     sysfs.add("0000:02:00.0", driver: "nvme", group: "3")
@@ -107,8 +112,9 @@ import VTd
       plain.devices[0].nestingProblem?.problem == .requirement(.nesting(missing: ["SMTS", "NEST", "FSTS", "SSTS"])))
   }
 
-  /// EINVAL of one call is not the advice for EINVAL of the other.
-  @Test(arguments: [VFIO_DEVICE_BIND_IOMMUFD, IOMMU_GET_HW_INFO])
+  /// The advice for EINVAL differs between the calls.
+  @Test(
+    "a host check names the call that the kernel refused", arguments: [VFIO_DEVICE_BIND_IOMMUFD, IOMMU_GET_HW_INFO])
   func aHostThatRefusesIsToldByTheCall(_ call: UInt32) throws {
     let sysfs = FakeSysfs()
     sysfs.add("0000:01:00.0", driver: "vfio-pci", group: "12", file: "vfio7")
@@ -122,18 +128,20 @@ import VTd
     #expect(kernel.complaints == [])
   }
 
-  /// Each kernel's answer that a person can do something about.
-  @Test(arguments: [
-    (PassthroughError.Problem.iommufd(SystemError("open", "/dev/iommu", code: ENOENT)), "CONFIG_IOMMUFD"),
-    (.bind(SystemError("VFIO_DEVICE_BIND_IOMMUFD", code: EPERM)), "interrupt remapping"),
-    (.bind(SystemError("VFIO_DEVICE_BIND_IOMMUFD", code: EBUSY)), "IOMMU group is in use"),
-    (
-      .lockedMemory(limit: 8 << 20, wanted: 1 << 30),
-      "1024 MiB of RAM cannot be pinned for it: the memory lock limit is 8"
-    ),
-    (.acceleratorRegistration(SystemError("KVM_CREATE_DEVICE", "vfio", code: ENODEV)), "CONFIG_KVM_VFIO"),
-    (.accelerator, "-accel kvm"),
-  ])
+  /// The kernel's errors that a person can resolve.
+  @Test(
+    "each refusal names its remedy in one line",
+    arguments: [
+      (PassthroughError.Problem.iommufd(SystemError("open", "/dev/iommu", code: ENOENT)), "CONFIG_IOMMUFD"),
+      (.bind(SystemError("VFIO_DEVICE_BIND_IOMMUFD", code: EPERM)), "interrupt remapping"),
+      (.bind(SystemError("VFIO_DEVICE_BIND_IOMMUFD", code: EBUSY)), "IOMMU group is in use"),
+      (
+        .lockedMemory(limit: 8 << 20, wanted: 1 << 30),
+        "1024 MiB of RAM cannot be pinned for it: the memory lock limit is 8"
+      ),
+      (.acceleratorRegistration(SystemError("KVM_CREATE_DEVICE", "vfio", code: ENODEV)), "CONFIG_KVM_VFIO"),
+      (.accelerator, "-accel kvm"),
+    ])
   func refusalsSayWhatToDo(_ problem: PassthroughError.Problem, _ words: String) {
     let line = PassthroughError("0000:01:00.0", problem).description
     #expect(line.hasPrefix("-device vfio-pci: 0000:01:00.0: ") && line.contains(words) && !line.contains("\n"))
@@ -160,7 +168,8 @@ import VTd
     return options
   }
 
-  @Test func whatTheHostMustHave() {
+  @Test("each capability that the unit needs and the host lacks is named")
+  func whatTheHostMustHave() {
     #expect(HostRequirement.missing(for: unit(), on: host()) == nil)
     #expect(HostRequirement.missing(for: unit(), on: HardwareInformation(vtd: nil, capabilities: 0)) == .vtd)
     for (name, bit) in [("SMTS", 43), ("NEST", 26), ("FSTS", 47), ("SSTS", 46)] as [(String, UInt64)] {
@@ -188,8 +197,9 @@ import VTd
     #expect(HostRequirement.missing(for: unit { $0.cachingMode = false }, on: host()) == .cachingMode)
   }
 
-  /// Without first stage, whatever translates to the guest's memory will do.
-  @Test func anyIOMMUWillDoWithoutFirstStage() {
+  /// Without first stage, any IOMMU that translates to the guest's memory suffices.
+  @Test("without first stage any IOMMU suffices")
+  func anyIOMMUWillDoWithoutFirstStage() {
     let plain = unit { $0.firstStage = false }
     #expect(HostRequirement.missing(for: plain, on: HardwareInformation(vtd: nil, capabilities: 0)) == nil)
     #expect(HostRequirement.missing(for: plain, on: host(width: 39, ecap: 0, capability: 0)) == nil)

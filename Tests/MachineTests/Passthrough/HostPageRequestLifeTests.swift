@@ -12,16 +12,19 @@ import VTdOracle
 @testable import Machine
 @testable import VTd
 
-/// Page requests of the host's devices while tables come and go and the kernel refuses: each is answered, once.
+/// Checks that each page request of the host's devices is answered exactly once while tables change and kernel calls
+/// fail.
 @Suite struct HostPageRequestLifeTests {
-  // MARK: What is outstanding when things change
+  // MARK: Outstanding requests during changes
 
-  @Test func aTableThatIsReplacedTakesItsRequestsWithIt() throws {
+  @Test("replacing a table answers its outstanding requests")
+  func aTableThatIsReplacedTakesItsRequestsWithIt() throws {
     try PageRequestChain.run(devices: 2) { chain, kernel in
       chain.request(group: 5)
       #expect(chain.setTable(0x30_0000))
       #expect(kernel.responses == [FakeResponse(device: 0, index: 5, isSuccess: false, isAutomatic: true)])
-      // The kernel gives the cookie to the next, which is another device's: the late response is not its.
+      // The kernel reuses the cookie for the next request, of another device. The late response must not answer that
+      // one.
       chain.request(1, group: 5)
       #expect(kernel.outstandingCount == 1)
       #expect(chain.respond(group: 5))
@@ -31,7 +34,9 @@ import VTdOracle
     }
   }
 
-  @Test(arguments: ["blocked", "second stage", "unit's reset", "function's reset", "PRI's reset", "unplug"])
+  @Test(
+    "no outstanding request is lost in a change",
+    arguments: ["blocked", "second stage", "unit's reset", "function's reset", "PRI's reset", "unplug"])
   func nothingOutstandingIsLost(_ change: String) throws {
     let kernel = try PageRequestChain.run { chain, kernel in
       let function = chain.models[0].function
@@ -45,9 +50,9 @@ import VTdOracle
       case "function's reset": function.reset()
       case "PRI's reset":
         function.writeConfiguration(offset: 0x1a4, width: .word, value: 3)
-        #expect(kernel.responses == [], "not while they are enabled")
+        #expect(kernel.responses == [], "not while page requests are enabled")
         function.writeConfiguration(offset: 0x1a4, width: .word, value: 0)
-        #expect(chain.status() == 0x8000, "not stopped: there are some outstanding")
+        #expect(chain.status() == 0x8000, "not stopped: some are outstanding")
         function.writeConfiguration(offset: 0x1a4, width: .word, value: 2)
         #expect(chain.status() == 0x8100 && function.readConfiguration(offset: 0x1a4, width: .word) == 0)
       default:
@@ -60,8 +65,10 @@ import VTdOracle
     #expect(kernel.responses.count == 3)
   }
 
-  /// From nothing to a table again: the kernel takes page requests only after a table of its own.
-  @Test func pageRequestsComeBack() throws {
+  /// A device without a table gets one again. The kernel attaches a table with page requests only after a table of the
+  /// kernel's own.
+  @Test("page requests work again after the device had no table")
+  func pageRequestsComeBack() throws {
     try PageRequestChain.run { chain, kernel in
       let words = chain.guest.load(chain.tables.entry)
       for round in 1...3 {
@@ -77,9 +84,11 @@ import VTdOracle
     }
   }
 
-  // MARK: What the kernel refuses
+  // MARK: Refusals of the kernel
 
-  @Test(arguments: [IOMMU_FAULT_QUEUE_ALLOC, IOMMU_HWPT_ALLOC, VFIO_DEVICE_ATTACH_IOMMUFD_PT, 0])
+  @Test(
+    "page requests that the kernel refuses at the start are not offered",
+    arguments: [IOMMU_FAULT_QUEUE_ALLOC, IOMMU_HWPT_ALLOC, VFIO_DEVICE_ATTACH_IOMMUFD_PT, 0])
   func whatIsRefusedAtTheStartIsNotShown(_ call: UInt32) throws {
     let kernel = PageRequestChain.makeKernel()
     do {
@@ -94,14 +103,15 @@ import VTdOracle
       #expect(kernel.attached(0) == before)
       let stage = GuestFirstStage(root: 0x5000, levels: 4, domain: 5, pasid: 0)
       let table = try bound.bind(nil, to: .firstStage(stage))
-      #expect(table != nil && kernel.state.withLock { $0.queueOfTable.isEmpty }, "without, as before")
+      #expect(table != nil && kernel.state.withLock { $0.queueOfTable.isEmpty }, "without page requests, as before")
       _ = try bound.bind(nil, to: .secondStage)
     }
     #expect(kernel.complaints == [])
   }
 
-  /// What the kernel took at the start it refuses later: the guest's table goes without, and that is told once.
-  @Test func aLaterRefusalIsToldOnce() throws {
+  /// The kernel accepts page requests at the start and refuses them later: the guest's table is used without them.
+  @Test("a later refusal is reported once")
+  func aLaterRefusalIsToldOnce() throws {
     try PageRequestChain.run { chain, kernel in
       kernel.state.withLock { $0.devices[0].hasPageRequests = false }
       for root: UInt64 in [0x30_0000, 0x40_0000] {
@@ -116,8 +126,9 @@ import VTdOracle
     }
   }
 
-  /// A group beyond all measure blocks the kernel's queue: the devices go on without it.
-  @Test func aQueueThatCannotBeReadIsGivenUp() throws {
+  /// An oversized group blocks the kernel's queue: the devices continue without it.
+  @Test("a queue that cannot be read is given up")
+  func aQueueThatCannotBeReadIsGivenUp() throws {
     try PageRequestChain.run(devices: 2) { chain, kernel in
       chain.request(1, group: 4)
       kernel.requestPages(of: 0, group: 1, (0..<5000).map { $0 << 12 })
@@ -127,7 +138,7 @@ import VTdOracle
       let refusal = SystemError("read", "fault queue", code: EINVAL)
       #expect(eventually { chain.notices.all == [.pageRequestsRefused(refusal), .pageRequestsRefused(refusal)] })
       #expect(chain.take().count == 1 && chain.respond(1, group: 4))
-      #expect(kernel.responses.count == 3, "the late response is nobody's")
+      #expect(kernel.responses.count == 3, "the late response answers no request")
       #expect(
         eventually {
           kernel.state.withLock { state in
@@ -137,7 +148,7 @@ import VTdOracle
     }
   }
 
-  /// Whoever hears that a queue is given up, on its thread.
+  /// Receives the failure of a queue, on the queue's thread.
   private final class Hearer: PageRequestTaker {
     let hasHeard = Atomic(false)
     let mayGoOn = Atomic(false)
@@ -157,8 +168,9 @@ import VTdOracle
     }
   }
 
-  /// A device that comes while the queue's thread still puts others on tables without it.
-  @Test func aQueueThatIsGivenUpIsReplacedWithoutWaitingForItsDevices() throws {
+  /// Adds a device while the queue's thread still moves the others to tables without the queue.
+  @Test("a queue that is given up is replaced without waiting for its devices")
+  func aQueueThatIsGivenUpIsReplacedWithoutWaitingForItsDevices() throws {
     let kernel = PageRequestChain.makeKernel()
     do {
       let memory = try kernel.makeMemory()
@@ -177,7 +189,7 @@ import VTdOracle
         }
       }
       let isDone = eventually { hearer.isDone.load(ordering: .acquiring) }
-      try #require(isDone, "the two wait for each other")
+      try #require(isDone, "the two threads wait for each other")
       another.join()
       let isReplaced = hearer.isReplaced.load(ordering: .acquiring)
       #expect(isReplaced)
@@ -185,15 +197,16 @@ import VTdOracle
       late.mayGoOn.store(true, ordering: .releasing)
       requests.add(late, for: 77)
       let hasHeard = late.hasHeard.load(ordering: .acquiring)
-      #expect(hasHeard, "who comes to a queue that has failed")
+      #expect(hasHeard, "a taker added to a failed queue is notified")
       requests.remove(77)
       requests.remove(device.id)
     }
     #expect(kernel.complaints == [])
   }
 
-  /// From the start to the end, each call of the kernel failing in turn leaves nothing behind.
-  @Test func nothingLeaksWhicheverCallFails() {
+  /// In each round another kernel call fails.
+  @Test("a failure of any kernel call leaves nothing behind")
+  func nothingLeaksWhicheverCallFails() {
     for calls in 0..<80 {
       let kernel = PageRequestChain.makeKernel()
       kernel.state.withLock { $0.callsBeforeFailure = calls }
@@ -217,9 +230,9 @@ import VTdOracle
     Issue.record("the sequence did not end within 80 calls")
   }
 
-  /// Requests and changes of tables, each call of the kernel failing in turn: every request is answered once, by the guest
-  /// or by the kernel.
-  @Test func everyRequestIsAnsweredWhicheverCallFails() throws {
+  /// In each round another kernel call fails while requests arrive and tables change.
+  @Test("every request is answered once, by the guest or by the kernel, whichever call fails")
+  func everyRequestIsAnsweredWhicheverCallFails() throws {
     for calls in 0..<80 {
       let kernel = try PageRequestChain.run { chain, kernel in
         kernel.state.withLock { $0.callsBeforeFailure = calls }

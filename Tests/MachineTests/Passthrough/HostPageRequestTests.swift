@@ -7,11 +7,12 @@ import VTdOracle
 @testable import Machine
 @testable import VTd
 
-/// Page requests from the kernel's fault queue to the guest's page request queue, and the guest's responses to the kernel.
+/// Follows page requests from the kernel's fault queue to the guest's page request queue, and the responses back.
 @Suite struct HostPageRequestTests {
-  // MARK: The way there and back
+  // MARK: Requests and responses
 
-  @Test func aRequestReachesTheGuestAndItsResponseTheKernel() throws {
+  @Test("a request reaches the guest, and its response reaches the kernel")
+  func aRequestReachesTheGuestAndItsResponseTheKernel() throws {
     try PageRequestChain.run { chain, kernel in
       kernel.requestPages(of: 0, group: 0x1a5, [0x1234_5000, 0x1234_6000])
       #expect(eventually { chain.count == 2 })
@@ -29,8 +30,9 @@ import VTdOracle
     }
   }
 
-  /// As kernels after 6.12 hand them over.
-  @Test func requestsWithoutPASID() throws {
+  /// Kernels after 6.12 pass requests without PASID as such.
+  @Test("requests with and without PASID are answered apart")
+  func requestsWithoutPASID() throws {
     try PageRequestChain.run { chain, kernel in
       kernel.requestPages(of: 0, group: 9, pasid: nil, [0x1234_5000])
       kernel.requestPages(of: 0, group: 9, [0x1234_6000])
@@ -42,8 +44,9 @@ import VTdOracle
     }
   }
 
-  /// A response for each device, whatever the order; both by the same queue and the same table.
-  @Test func devicesAreToldApart() throws {
+  /// Both devices share one queue and one table; their responses may come in either order.
+  @Test("equal groups of two devices are answered apart")
+  func devicesAreToldApart() throws {
     try PageRequestChain.run(devices: 2) { chain, kernel in
       #expect(kernel.state.withLock { $0.queueOfTable.count } == 1, "they share the table")
       for device in 0..<2 { chain.request(device, group: 7) }
@@ -56,7 +59,8 @@ import VTdOracle
     }
   }
 
-  @Test(arguments: [true, false]) func aGroupMayBeLong(_ tellsWhatDoesNotFit: Bool) throws {
+  @Test("a group of a hundred requests reaches the guest in order", arguments: [true, false])
+  func aGroupMayBeLong(_ tellsWhatDoesNotFit: Bool) throws {
     try PageRequestChain.run { chain, kernel in
       kernel.state.withLock { $0.tellsWhatDoesNotFit = tellsWhatDoesNotFit }
       kernel.requestPages(of: 0, group: 1, (0..<100).map { 0x10_0000 + $0 << 12 })
@@ -66,21 +70,23 @@ import VTdOracle
     }
   }
 
-  /// Before a response goes, what was invalidated before it is.
-  @Test func invalidationsComeBeforeTheResponse() throws {
+  /// The kernel must complete an invalidation before it gets the response that follows.
+  @Test("an invalidation reaches the kernel before the response that follows it")
+  func invalidationsComeBeforeTheResponse() throws {
     try PageRequestChain.run { chain, kernel in
       chain.request(group: 1)
       kernel.state.withLock { $0.calls = [] }
       chain.guest.submit([6 | 3 << 4 | 5 << 16, 0x5000], [0x9 | 1 << 4 | 0x18 << 16, 1 << 3])
       #expect(kernel.responses.count == 1)
-      // The queue's thread reads when it likes.
+      // The queue's thread may read at any time.
       #expect(kernel.state.withLock { $0.calls.filter { $0 != "read" } } == ["INVALIDATE", "respond"])
     }
   }
 
-  // MARK: What the guest does wrong
+  // MARK: Wrong responses and requests
 
-  @Test func responsesThatFitNothingChangeNothing() throws {
+  @Test("a response that matches no request changes nothing")
+  func responsesThatFitNothingChangeNothing() throws {
     try PageRequestChain.run(devices: 2) { chain, kernel in
       chain.request(group: 5)
       #expect(chain.respond(group: 6), "another group")
@@ -90,15 +96,16 @@ import VTdOracle
       #expect(chain.respond(1, group: 5), "another device")
       #expect(chain.respond(group: 5, pasid: 9), "another PASID")
       #expect(chain.guest.submitAndWait([0x9 | 0x18 << 16, 5 << 3]), "without PASID")
-      #expect(chain.guest.submitAndWait([0x9 | 1 << 4 | 0x99 << 16, 5 << 3]), "nobody")
+      #expect(chain.guest.submitAndWait([0x9 | 1 << 4 | 0x99 << 16, 5 << 3]), "a function that does not exist")
       #expect(kernel.responses == [] && kernel.state.withLock { $0.refusedResponses } == 0)
       #expect(chain.respond(group: 5) && chain.respond(group: 5, code: 1), "twice")
       #expect(kernel.responses == [FakeResponse(device: 0, index: 5, isSuccess: true)])
-      #expect(kernel.state.withLock { $0.refusedResponses } == 0, "the kernel hears of no other")
+      #expect(kernel.state.withLock { $0.refusedResponses } == 0, "the kernel gets no other response")
     }
   }
 
-  @Test func aFailureIsInvalidForTheHostAndShownToTheGuest() throws {
+  @Test("a failure is invalid for the host and shown to the guest")
+  func aFailureIsInvalidForTheHostAndShownToTheGuest() throws {
     try PageRequestChain.run { chain, kernel in
       chain.request(group: 5)
       #expect(chain.respond(group: 5, code: 15))
@@ -107,8 +114,9 @@ import VTdOracle
     }
   }
 
-  /// The index comes again before its response, which the function may not do.
-  @Test func anIndexThatIsOutstandingIsAnsweredAsInvalid() throws {
+  /// The function reuses an index before its response, which it must not do.
+  @Test("a request with an outstanding index is answered as invalid")
+  func anIndexThatIsOutstandingIsAnsweredAsInvalid() throws {
     try PageRequestChain.run { chain, kernel in
       chain.request(group: 5)
       for _ in 0..<50 { kernel.requestPages(of: 0, group: 5, [0x6000]) }
@@ -120,9 +128,10 @@ import VTdOracle
     }
   }
 
-  // MARK: Where the guest sees none
+  // MARK: Requests that the guest does not see
 
-  @Test func anOverflowIsAnsweredWithSuccess() throws {
+  @Test("a request that overflows the guest's queue is answered with success")
+  func anOverflowIsAnsweredWithSuccess() throws {
     try PageRequestChain.run { chain, kernel in
       for group in 0..<130 as Range<UInt32> { kernel.requestPages(of: 0, group: group, [0x5000]) }
       #expect(eventually { kernel.responses.count == 3 })
@@ -133,11 +142,12 @@ import VTdOracle
     }
   }
 
-  @Test func whatTheGuestDidNotEnableIsInvalid() throws {
+  @Test("a request that the guest did not enable is answered as invalid")
+  func whatTheGuestDidNotEnableIsInvalid() throws {
     try PageRequestChain.run { chain, kernel in
       let function = chain.models[0].function
       var count = 0
-      /// - Parameter change: made, and taken back with true.
+      /// - Parameter change: Makes the change, or reverts it if its argument is true.
       func refused(_ name: Comment, pasid: UInt32? = 0, fault: FaultReason? = nil, _ change: (Bool) -> Void) {
         change(false)
         count += 1
@@ -157,12 +167,12 @@ import VTdOracle
         chain.guest.store($0 ? context : context & ~0x8, at: chain.tables.context)
       }
       refused("another PASID", pasid: 5) { _ in }
-      // The requests' own PASID is the guest's 0 only where RID_PASID is.
+      // PASID 0 of a request is the guest's PASID 0 only if RID_PASID is 0.
       let entry = [0, 8, 16].map { chain.guest.load(chain.tables.entry + $0) }
       for (index, word) in entry.enumerated() {
         chain.guest.store(word, at: chain.tables.entry + 64 + UInt64(index) * 8)
       }
-      refused("PASID 0 beside another RID_PASID") { isBack in
+      refused("PASID 0 with another RID_PASID") { isBack in
         chain.guest.store(isBack ? 0 : 1, at: chain.tables.context + 8)
         _ = chain.guest.submitAndWait([1 | 1 << 4], [7 | 3 << 4])
       }

@@ -6,8 +6,8 @@ import VTdOracle
 @testable import Machine
 @testable import VTd
 
-/// A guest's unit that is to nest, with what binds the host's devices to its tables: functions at 00:03.0 and 00:04.0 go
-/// by one PASID-table entry, whose first stage is at 2 MiB, in domain 5. Translation is off at first.
+/// A guest's nesting unit with its bindings of the host's devices. The functions 00:03.0 and 00:04.0 share one
+/// PASID-table entry, whose first stage is at 2 MiB, in domain 5. Translation is off at the start.
 struct NestingGuest {
   static let sources = [
     RequesterID(bus: 0, device: 3, function: 0), RequesterID(bus: 0, device: 4, function: 0),
@@ -17,7 +17,7 @@ struct NestingGuest {
   let tables: Guest.ScalableTables
   let bindings: HostBindings
 
-  /// - Parameter context: further bits of the context entries.
+  /// - Parameter context: Additional bits of the context entries.
   init(context: UInt64 = 0, _ change: (inout UnitOptions) -> Void = { _ in }) throws {
     guest = try Guest.firstStage {
       $0.cachingMode = true
@@ -38,10 +38,11 @@ struct NestingGuest {
     guest.enableTranslation()
   }
 
-  /// - Returns: whether the unit came to the wait behind it.
+  /// Invalidates the PASID-cache entry.
+  /// - Returns: Whether the unit reached the wait descriptor behind it.
   func invalidateEntry() -> Bool { guest.submitAndWait([7 | 1 << 4 | 5 << 16, 0]) }
 
-  /// Has the entry point to another first stage.
+  /// Points the entry to another first stage and invalidates it.
   func setTable(_ root: UInt64) -> Bool {
     guest.store(root, at: tables.entry + 16)
     return invalidateEntry()

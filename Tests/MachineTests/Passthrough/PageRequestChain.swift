@@ -9,8 +9,8 @@ import VTdOracle
 @testable import Machine
 @testable import VTd
 
-/// A guest with a unit that offers page requests, and devices of the host behind it, on a first stage: from the kernel's
-/// fault queue to the guest's page request queue, and back.
+/// A guest's unit that offers page requests, with devices of the host on a first stage behind it. It connects the
+/// kernel's fault queue with the guest's page request queue.
 final class PageRequestChain {
   /// The host's function, with ATS at 0x140 and PRI at 0x1a0.
   static var image: [UInt8] {
@@ -41,7 +41,7 @@ final class PageRequestChain {
   private let kernel: FakeKernel
   private let queue: UInt64
   private let memory: PassthroughMemory
-  /// What a person is told.
+  /// The notices for a person.
   let notices = Notes<HostBoundDevice.Notice>()
   private(set) var bounds: [HostBoundDevice] = []
   private(set) var models: [VFIOPCI] = []
@@ -66,8 +66,8 @@ final class PageRequestChain {
     nesting.enableTranslation()
   }
 
-  /// Runs the body with a chain and ends that; then nothing is left of it in the kernel.
-  /// - Returns: the kernel.
+  /// Runs the body with a chain, ends the chain and checks that the kernel holds nothing of it.
+  /// - Returns: The kernel.
   @discardableResult
   static func run(devices: Int = 1, _ body: (PageRequestChain, FakeKernel) throws -> Void) throws -> FakeKernel {
     let kernel = makeKernel()
@@ -106,19 +106,19 @@ final class PageRequestChain {
     models.append(model)
   }
 
-  // MARK: What the guest sees and does
+  // MARK: The guest's side
 
-  /// How many page requests are in the guest's queue.
+  /// The number of page requests in the guest's queue.
   var count: UInt64 { (guest.read64(0xc8) &- guest.read64(0xc0)) % 4096 / 32 }
 
-  /// A group of one request that reaches the guest.
+  /// Sends a group of one request and waits until it reaches the guest.
   func request(_ device: Int = 0, group: UInt32, sourceLocation: SourceLocation = #_sourceLocation) {
     let before = count
     kernel.requestPages(of: device, group: group, [0x5000])
     #expect(eventually { count == before + 1 }, sourceLocation: sourceLocation)
   }
 
-  /// Page requests in the guest's queue, each its two words, and takes them.
+  /// Takes the page requests from the guest's queue and returns the two words of each.
   func take() -> [[UInt64]] {
     var found: [[UInt64]] = []
     var head = guest.read64(0xc0)
@@ -131,15 +131,15 @@ final class PageRequestChain {
     return found
   }
 
-  /// The guest's response.
-  /// - Returns: whether the unit came by it.
+  /// Submits the guest's response.
+  /// - Returns: Whether the unit processed it.
   func respond(_ device: Int = 0, group: UInt64, code: UInt64 = 0, pasid: UInt64 = 0) -> Bool {
     guest.submitAndWait([
       0x9 | 1 << 4 | code << 12 | UInt64(NestingGuest.sources[device].rawValue) << 16 | pasid << 32, group << 3,
     ])
   }
 
-  /// The status of a function's PRI.
+  /// Returns the status of a function's PRI.
   func status(_ device: Int = 0) -> UInt64 { models[device].function.readConfiguration(offset: 0x1a6, width: .word) }
 
   // MARK: Tables

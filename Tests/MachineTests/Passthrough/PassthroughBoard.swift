@@ -9,14 +9,14 @@ import VTdOracle
 
 @testable import Machine
 
-/// A whole board without CPUs, with devices that a kernel of our own passes through, and what a driver of its unit does.
+/// A whole board without CPUs, with devices that the fake kernel passes through and a driver of its unit.
 final class PassthroughBoard {
   static let memorySize: UInt64 = 16 << 20
   static let options: IntelIOMMUOptions = {
     var unit = IntelIOMMUOptions()
     unit.scalableMode = true
     unit.firstStage = true
-    // The fake's host has none.
+    // The fake host has no 1 GiB pages.
     unit.firstStage1GPages = false
     return unit
   }()
@@ -29,7 +29,7 @@ final class PassthroughBoard {
   let addresses: [RequesterID?]
   let told = Notes<PassthroughNotice>()
 
-  /// An iommufd object, and devices of the host by their numbers in the kernel.
+  /// Returns the options of an iommufd object.
   static func object(_ id: String) -> IOMMUFDOptions {
     var object = IOMMUFDOptions()
     object.id = try? Identifier(text: id)
@@ -47,7 +47,7 @@ final class PassthroughBoard {
     return options
   }
 
-  /// - Parameter devices: built in this order. What fails takes all of it down again.
+  /// - Parameter devices: The devices in the order of construction. A failure removes all of them.
   init(
     _ kernel: FakeKernel, _ devices: [any DeviceOptions], objects: [String] = ["i0"],
     lockedMemory: UInt64? = nil, sysfs: FakeSysfs? = nil
@@ -97,7 +97,7 @@ final class PassthroughBoard {
 
   deinit { board.removeDevices() }
 
-  // MARK: What a driver does
+  // MARK: The driver's side
 
   func address(_ index: Int) -> RequesterID { addresses[index] ?? RequesterID(rawValue: 0) }
 
@@ -113,7 +113,7 @@ final class PassthroughBoard {
     board.writeMemory(place(function, offset), width, value)
   }
 
-  /// The unit's tables for some functions, all with the same PASID table, and its queue.
+  /// A driver of the unit: its tables for some functions, which share one PASID table, and its queue.
   final class Driver {
     private let board: Board
     private let base: UInt64
@@ -146,7 +146,7 @@ final class PassthroughBoard {
       board.writeMemory(base + 0x18, 4, set ? on | 1 << bit : on & ~(1 << bit))
     }
 
-    /// PASID 0 goes by a first stage from now on; 0: by none.
+    /// Sets the first stage of PASID 0. If `table` is 0, the entry becomes not present.
     func setFirstStage(_ table: UInt64) {
       let words = Guest.pasidEntry(type: 1, firstStage: table)
       store(words.2, at: entry + 16)
@@ -173,7 +173,8 @@ final class PassthroughBoard {
 
     func disable() { command(31, set: false) }
 
-    /// - Returns: whether the unit came to the wait behind them.
+    /// Submits descriptors and a wait behind them.
+    /// - Returns: Whether the unit completed the wait.
     @discardableResult
     func submit(_ descriptors: [(UInt64, UInt64)]) -> Bool {
       waits += 1
@@ -185,7 +186,7 @@ final class PassthroughBoard {
       return board.memory.loadUInt32(at: status) == UInt32(waits)
     }
 
-    /// Of PASID 0 in domain 5.
+    /// Invalidates the PASID-cache entry of PASID 0 in domain 5.
     @discardableResult
     func invalidateEntry() -> Bool { submit([(7 | 1 << 4 | 5 << 16, 0)]) }
 

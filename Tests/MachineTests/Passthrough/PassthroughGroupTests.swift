@@ -9,16 +9,16 @@ import VTd
 
 @testable import Machine
 
-/// Functions of one IOMMU group on a whole board, over a kernel that has one page table for all of them.
+/// Tests functions of one IOMMU group on a whole board; the kernel has one page table for the group.
 @Suite struct PassthroughGroupTests {
-  /// Two functions of a group, and one alone.
+  /// Returns a kernel with two functions of one group and a third function in another.
   private static func makeKernel() -> FakeKernel {
     let kernel = FakeKernel.full(3) { number, device in if number < 2 { device.group = 100 } }
     kernel.state.withLock { $0.hasDMABuffers = true }
     return kernel
   }
 
-  /// Without first stage: a guest's first stage does not come here.
+  /// A unit without first stage: under first stage the second function is refused.
   private static let plainUnit: IntelIOMMUOptions = {
     var unit = PassthroughBoard.options
     unit.firstStage = false
@@ -43,14 +43,14 @@ import VTd
     #expect(kernel.complaints == [])
   }
 
-  /// A function that the guest's tables block must not go on by its sibling's attachment.
+  /// A function that the guest's tables block must not reach memory through its sibling's attachment.
   @Test func `While one function of a group is blocked, none of them reaches memory`() throws {
     let kernel = Self.makeKernel()
     do {
       let machine = try PassthroughBoard(
         kernel, [Self.plainUnit, PassthroughBoard.device(0, "i0"), PassthroughBoard.device(1, "i0")])
       #expect(Self.places(kernel) == [.addressSpace, .addressSpace])
-      // The second has no context entry.
+      // The second function has no context entry.
       let first = machine.driver(of: [1])
       first.setPassThrough()
       first.enable()
@@ -67,7 +67,7 @@ import VTd
       #expect(both.invalidateEntry() && Self.places(kernel) == [nil, nil])
       both.setPassThrough()
       #expect(both.invalidateEntry() && Self.places(kernel) == [.addressSpace, .addressSpace])
-      // The first was blocked before the second.
+      // The first function was blocked before the second.
       #expect(
         machine.told.all.dropFirst() == [
           PassthroughNotice(device: "0000:02:00.0", kind: .blockedWithSibling("0000:01:00.0"))
@@ -90,7 +90,7 @@ import VTd
       #expect(kernel.translation(0) == .addressSpace)
       #expect(machine.board.unplug(try machine.identity(machine.address(1))) != nil)
       try machine.board.add(PassthroughBoard.device(1, "i0"), with: machine.configuration)
-      // At the first function's address, which has an entry; the other one's has none.
+      // It has the first function's address, which has an entry; the other address has none.
       #expect(kernel.translation(1) == .addressSpace)
       try machine.board.add(PassthroughBoard.device(0, "i0"), with: machine.configuration)
       #expect(Self.places(kernel) == [nil, nil])
@@ -101,7 +101,7 @@ import VTd
     #expect(kernel.complaints == [])
   }
 
-  /// What the host refuses to one of them leaves none attached.
+  /// If the host refuses to attach one of the functions, none stays attached.
   @Test func `A function that cannot be attached again blocks its siblings`() throws {
     let kernel = Self.makeKernel()
     do {
@@ -155,7 +155,7 @@ import VTd
       }
       #expect(error?.description == "-device vfio-pci: 0000:02:00.0: " + Self.sharedLine)
       #expect(kernel.standing == before && kernel.nestedRoots == [0x20_0000])
-      // When the first has gone, there is room for the second.
+      // Once the first function is gone, the second is accepted.
       #expect(machine.board.unplug(try machine.identity(machine.address(1))) != nil)
       try machine.board.add(PassthroughBoard.device(1, object), with: machine.configuration)
       if case .nested = kernel.translation(1) {} else { Issue.record("not on its first stage") }
@@ -164,7 +164,7 @@ import VTd
     #expect(kernel.complaints == [])
   }
 
-  /// One that is behind no unit would move with the other one's tables, and keep it from being blocked.
+  /// A sibling behind no unit would follow the other function's tables and keep it from being blocked.
   @Test func `Under first stage there is no sibling without a unit either`() throws {
     for order in [[0, 1], [1, 0]] {
       let kernel = Self.makeKernel()
@@ -189,7 +189,7 @@ import VTd
     #expect(kernel.complaints == [])
   }
 
-  /// As libvirt hands them over.
+  /// libvirt passes device files this way.
   @Test func `The group of a device file that is inherited is found as well`() throws {
     let kernel = Self.makeKernel()
     let descriptors = (0..<2).map { UInt32(kernel.open("/dev/vfio/devices/vfio\($0)", flags: 0)) }

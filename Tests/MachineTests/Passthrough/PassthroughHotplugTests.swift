@@ -10,12 +10,12 @@ import VTd
 
 @testable import Machine
 
-/// Devices of the host that come and go while the guest runs, over a kernel of our own: what fails leaves no trace, what
-/// the kernel takes long for keeps nobody else waiting, and what goes leaves nothing mapped.
+/// Adds and removes devices of the host while the guest runs, on the fake kernel. A failure leaves no trace, a slow
+/// kernel call blocks no other thread, and a removed device leaves nothing mapped.
 @Suite struct PassthroughHotplugTests {
   // MARK: Failures
 
-  /// All that a device added in vain must leave as it was.
+  /// Returns all state that a failed addition of a device must leave unchanged.
   private static func standing(_ machine: PassthroughBoard) -> [String] {
     machine.kernel.standing + machine.accelerator.registry.all.map { "registered \($0)" }
       + machine.accelerator.slots.mapped.map { "slot \($0)" }
@@ -23,8 +23,8 @@ import VTd
       + machine.board.devices.all.map { "device \($0.path)" }
   }
 
-  /// Each call of the kernel in turn fails while a device is added to a running machine: the first one on its object, and
-  /// one on an object that has a device, behind another IOMMU.
+  /// In each round another kernel call fails while a device is added to a running machine: the first device of its
+  /// object, or one behind another IOMMU on an object that already has a device.
   @Test(arguments: [EIO, ENOMEM, EINVAL, EPERM], ["i0", "i1"])
   func `A device that cannot be added leaves host and guest as they were`(_ code: Int32, _ object: String) throws {
     let kernel = FakeKernel.full(2) { number, device in device.iommu = number }
@@ -65,10 +65,10 @@ import VTd
     #expect(kernel.complaints == [])
   }
 
-  // MARK: What the kernel takes long for
+  // MARK: Slow kernel calls
 
-  /// The kernel is at one request for the device that is added; meanwhile a CPU invalidates, a monitor looks at the
-  /// unit, an object goes, and buses are reset.
+  /// The kernel is busy with one request for the new device. Meanwhile a CPU invalidates, a monitor inspects the unit,
+  /// an object is deleted and buses are reset.
   @Test(
     arguments: [
       ("i1", "IOAS_MAP"), ("i1", "HWPT_ALLOC"), ("i1", "ATTACH"), ("i0", "HWPT_ALLOC"), ("i0", "ATTACH"),
@@ -118,7 +118,7 @@ import VTd
     #expect(kernel.complaints == [])
   }
 
-  /// As it does where nothing was ever passed through.
+  /// The memory is then as on a machine that never passed a device through.
   @Test func `With the last device of an object RAM is pinned no more`() throws {
     let kernel = FakeKernel.full(2)
     do {
@@ -140,7 +140,7 @@ import VTd
     #expect(kernel.complaints == [])
   }
 
-  /// An object whose file was handed over cannot open it again.
+  /// An object with an inherited file cannot open that file again.
   @Test func `An inherited iommufd serves one device after another`() throws {
     let kernel = FakeKernel.full(1)
     let descriptor = kernel.open("/dev/iommu", flags: 0)
@@ -166,7 +166,7 @@ import VTd
 
   // MARK: Resets
 
-  /// Two functions without a reset of their own on one bus.
+  /// The two functions share a bus, and neither has a function-level reset.
   @Test func `A device that comes does not reset a bus of which the guest uses another function`() throws {
     let kernel = FakeKernel.full(2) { _, device in
       device.hasReset = false
@@ -179,7 +179,7 @@ import VTd
     machine.writeConfiguration(machine.address(0), 4, 6, 2)
     try machine.board.add(PassthroughBoard.device(1, "i0"), with: machine.configuration)
     #expect(resets() == [1, 1])
-    // The one that the guest uses is as it was.
+    // The function that the guest uses is unchanged.
     #expect(kernel.state.withLock { $0.devices[0].contents[7]?[4] } == 7)
     #expect(
       machine.told.all == [PassthroughNotice(device: "0000:02:00.0", kind: .notResetBeside(["0000:01:00.0"]))])
@@ -189,7 +189,7 @@ import VTd
     #expect(kernel.complaints == [])
   }
 
-  /// At the start the reason may go away with the devices to come. Later there are none to wait for.
+  /// At the start, devices that follow may remove the reason. Later no more devices follow.
   @Test func `A device that comes without a reset says so at once`() throws {
     let kernel = FakeKernel.full(2) { number, device in
       device.hasReset = number == 0
@@ -210,7 +210,7 @@ import VTd
 
   // MARK: Surprise removal
 
-  /// The device is at its DMA, on the guest's first stage, with its BAR placed and mapped for others.
+  /// The device does DMA through the guest's first stage, and its BAR is placed and mapped for peers.
   @Test func `A surprise removal ends requests, detaches, unmaps and closes, in this order`() throws {
     let kernel = FakeKernel.full(2) { number, device in device.iommu = number }
     kernel.state.withLock { $0.hasDMABuffers = true }
@@ -228,10 +228,10 @@ import VTd
     // RAM and the BAR.
     #expect(kernel.state.withLock { $0.mapped.values.map(\.count).sorted() } == [2, 2])
     kernel.state.withLock { $0.steps = [] }
-    // An access in flight, which holds the function beyond its removal.
+    // An access in flight holds the function beyond its removal.
     let inFlight = try #require(machine.board.rootBus.function(at: address.deviceFunction))
     #expect(machine.board.unplug(device.identity) != nil)
-    #expect(kernel.translation(1) == nil, "not when the last access ends, but now")
+    #expect(kernel.translation(1) == nil, "detached now, not when the last access ends")
     _ = consume inFlight
     let steps = kernel.state.withLock { $0.steps }
     func first(_ isWanted: (FakeKernel.Step) -> Bool) -> Int { steps.firstIndex(where: isWanted) ?? -1 }

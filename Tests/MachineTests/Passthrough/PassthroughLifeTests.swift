@@ -11,10 +11,11 @@ import VFIO
 
 @testable import Machine
 
-/// Passed-through devices on a whole board, from their start to their end, over a kernel of our own: several iommufd
-/// objects at once, emulated devices beside them, resets, errors, the host's requests. Whatever fails, nothing is left.
+/// Follows passed-through devices on a whole board from start to end, on the fake kernel: several iommufd objects,
+/// emulated devices, resets, errors, the host's requests. No failure leaves anything behind.
 @Suite struct PassthroughLifeTests {
-  /// One device with a reset of its own on `i0`; two that share a bus, without one, on `i1`, behind another IOMMU.
+  /// Returns a kernel with three devices: one with a function-level reset, for `i0`, and two without, on one bus behind
+  /// another IOMMU, for `i1`.
   private static func makeKernel() -> FakeKernel {
     let kernel = FakeKernel.full(3) { number, device in
       guard number > 0 else {
@@ -29,7 +30,7 @@ import VFIO
     return kernel
   }
 
-  /// The unit, an emulated device, the three.
+  /// Returns the unit, an emulated device and the three passed-through devices.
   private static func devices() -> [any DeviceOptions] {
     [
       PassthroughBoard.options, EduOptions(), PassthroughBoard.device(0, "i0"), PassthroughBoard.device(1, "i1"),
@@ -41,9 +42,9 @@ import VFIO
     try PassthroughBoard(kernel, devices(), objects: ["i0", "i1"], sysfs: sysfs)
   }
 
-  // MARK: A life
+  // MARK: From start to end
 
-  /// What a guest does from one reset to the next: drivers, tables, power states, a reset of one function.
+  /// Does what a guest does between two resets: drivers, tables, power states, a reset of one function.
   @discardableResult
   private static func use(_ machine: PassthroughBoard) -> PassthroughBoard.Driver {
     let functions = [2, 3, 4]
@@ -82,7 +83,8 @@ import VFIO
     machine.board.unplug(try machine.identity(machine.address(3)))
   }
 
-  @Test func aLifeLeavesNothing() throws {
+  @Test("a machine that starts, runs and ends leaves nothing behind")
+  func aLifeLeavesNothing() throws {
     let kernel = Self.makeKernel()
     weak var board: Board?
     weak var registry: EventAccelerator.Registry?
@@ -92,7 +94,7 @@ import VFIO
       registry = machine.accelerator.registry
       #expect(machine.accelerator.registry.all.count == 3)
       #expect(machine.accelerator.slots.mapped.count == 3)
-      // RAM and the BAR of the one; RAM and two BARs.
+      // RAM and one BAR on `i0`; RAM and two BARs on `i1`.
       #expect(kernel.state.withLock { $0.mapped.values.map(\.count).sorted() } == [2, 3])
       try Self.live(machine)
       #expect(machine.told.all == [])
@@ -101,16 +103,16 @@ import VFIO
       #expect(machine.accelerator.registry.all == [] && machine.accelerator.slots.mapped == [])
     }
     #expect(kernel.complaints == [])
-    #expect(board == nil && registry == nil, "nobody holds the board")
-    // There is no call that such a life does without, but these.
+    #expect(board == nil && registry == nil, "nothing holds the board")
+    // The sequence makes every known call except these.
     let made = Set(kernel.state.withLock { $0.calls })
     let all = Set(FakeKernel.names.values).union(["open", "mmap", "read", "write", "KVM_DEV_VFIO_FILE_ADD"])
     #expect(all.subtracting(made).subtracting(["FAULT_ALLOC"]) == ["IOVA_RANGES"])
     #expect(made.subtracting(all) == [])
   }
 
-  /// Each call in turn fails once, with the errors that there are: the machine starts and lives on, or does not start.
-  @Test(arguments: [EIO, ENOMEM, EINVAL])
+  /// In each round another call fails once: the machine either does not start or goes on.
+  @Test("a failure of any kernel call leaves nothing behind", arguments: [EIO, ENOMEM, EINVAL])
   func nothingLeaksWhicheverCallFails(_ code: Int32) throws {
     let sysfs = PassthroughBoard.sysfs(of: Self.makeKernel())
     var refused = 0
@@ -137,10 +139,11 @@ import VFIO
         return
       }
     }
-    Issue.record("the life did not end within 4000 calls")
+    Issue.record("the sequence did not end within 4000 calls")
   }
 
-  @Test func twoHundredCyclesLeaveNothing() throws {
+  @Test("two hundred cycles of unplug and plug leave nothing behind")
+  func twoHundredCyclesLeaveNothing() throws {
     let kernel = Self.makeKernel()
     do {
       let machine = try Self.makeBoard(kernel)
@@ -171,7 +174,8 @@ import VFIO
 
   // MARK: Several iommufd objects, and emulated devices
 
-  @Test func devicesOfTwoObjectsAreBoundTogether() throws {
+  @Test("devices of two iommufd objects and an emulated device share one table of the guest")
+  func devicesOfTwoObjectsAreBoundTogether() throws {
     let kernel = Self.makeKernel()
     do {
       let machine = try Self.makeBoard(kernel)
@@ -181,11 +185,11 @@ import VFIO
       let driver = machine.driver(of: [1, 2, 3, 4])
       driver.setFirstStage(0x20_0000)
       driver.enable()
-      // One table of the guest is one on each iommufd; the emulated device has none.
+      // The guest's table is one nested table on each iommufd; the emulated device needs none.
       #expect(kernel.nestedRoots == [0x20_0000, 0x20_0000])
       #expect(driver.invalidatePages([0x1000, 0x2000]))
       #expect(kernel.state.withLock { $0.invalidations.map(\.entries.count) } == [2, 2], "one call for each table")
-      // The emulated device translates by the very same entry.
+      // The emulated device translates by the same entry.
       let unit = try #require(machine.board.unit(at: PCIPlace(machine.address(1))))
       #expect(
         unit.hostBinding(for: machine.address(1), pasid: nil).binding
@@ -197,11 +201,12 @@ import VFIO
     #expect(kernel.complaints == [])
   }
 
-  /// A kernel without dma-bufs of BARs is told of once, with others there, by the name of a device that it is true of.
-  @Test func barsThatPeersDoNotReachAreTold() throws {
+  /// If the kernel cannot export BARs as dma-bufs, one notice names an affected device, as soon as there is a peer.
+  @Test("BARs that peers cannot reach are reported once")
+  func barsThatPeersDoNotReachAreTold() throws {
     let kernel = FakeKernel.full(2) { number, device in if number == 0 { device.regions[2] = nil } }
     let machine = try PassthroughBoard(kernel, [PassthroughBoard.device(1, "i0")])
-    #expect(machine.told.all == [], "there is nobody who could reach them")
+    #expect(machine.told.all == [], "there is no peer that could reach them")
     try machine.board.add(PassthroughBoard.device(0, "i0"), with: machine.configuration)
     machine.board.reset()
     try machine.board.placeResources()
@@ -211,8 +216,9 @@ import VFIO
     #expect(kernel.complaints == [])
   }
 
-  /// Over RAM, or over another's: the guest put it there, and the host has nothing to do with it.
-  @Test func barsThatTheGuestPutsOverOthersAreNotTold() throws {
+  /// The guest places a BAR over RAM or over another BAR: this is not the host's problem.
+  @Test("a BAR that the guest places over RAM or another BAR is not reported")
+  func barsThatTheGuestPutsOverOthersAreNotTold() throws {
     let kernel = FakeKernel.full(2)
     kernel.state.withLock { $0.hasDMABuffers = true }
     let machine = try PassthroughBoard(kernel, [PassthroughBoard.device(0, "i0"), PassthroughBoard.device(1, "i0")])
@@ -228,8 +234,9 @@ import VFIO
     #expect(kernel.complaints == [])
   }
 
-  /// Without an IOMMU of the guest, the kernel's own table over the guest's memory does.
-  @Test func withoutAUnitNothingNests() throws {
+  /// Without an IOMMU of the guest's, the kernel's own table over the guest's memory suffices.
+  @Test("without a unit nothing nests")
+  func withoutAUnitNothingNests() throws {
     let kernel = Self.makeKernel()
     do {
       let machine = try PassthroughBoard(
@@ -243,8 +250,9 @@ import VFIO
 
   // MARK: Reset
 
-  /// DMA is off and the interrupts are gone before, full power and the plain second stage are there after.
-  @Test func theMachinesReset() throws {
+  /// DMA and interrupts are off before the devices' reset; full power and the plain second stage are back after it.
+  @Test("a machine reset resets each device once and returns it to full power and second stage")
+  func theMachinesReset() throws {
     let kernel = Self.makeKernel()
     let machine = try Self.makeBoard(kernel)
     let driver = Self.use(machine)
@@ -273,7 +281,7 @@ import VFIO
       let function = machine.address(index)
       #expect(machine.readConfiguration(function, 4, 2) == 0 && machine.readConfiguration(function, 0x44, 2) == 0)
       #expect(machine.readConfiguration(function, 0x72, 2) & 0x8000 == 0)
-      // The last word that the device had of its bus mastering.
+      // The first and the last write to the command register leave bus mastering off.
       let commands = kernel.state.withLock { $0.devices[index - 2].writes.filter { $0.offset == 4 } }
       #expect(commands.first?.bytes == [3, 0] && commands.last?.bytes == [3, 0])
     }
@@ -282,7 +290,8 @@ import VFIO
     #expect(kernel.complaints == [])
   }
 
-  @Test func aBusThatIsSharedWithTheHostIsNotReset() throws {
+  @Test("a bus shared with the host is not reset, which is reported once")
+  func aBusThatIsSharedWithTheHostIsNotReset() throws {
     let kernel = FakeKernel.full(1) { $1.hasReset = false }
     kernel.state.withLock { $0.strangers = [.max] }
     let machine = try PassthroughBoard(kernel, [PassthroughBoard.device(0, "i0")])
@@ -290,7 +299,7 @@ import VFIO
     machine.board.reset()
     let error = SystemError("VFIO_DEVICE_PCI_HOT_RESET", code: EPERM)
     #expect(machine.told.all == [PassthroughNotice(device: "0000:01:00.0", kind: .notReset(error))], "once")
-    // FLR is not offered where there is none.
+    // FLR is not offered if the function cannot be reset.
     #expect(machine.readConfiguration(machine.address(0), 0x84) & 1 << 28 == 0)
     kernel.state.withLock { $0.strangers = [] }
     machine.board.reset()
@@ -299,8 +308,9 @@ import VFIO
     #expect(kernel.complaints == [])
   }
 
-  /// No way through D3hot where a bus reset does better; a bus that cannot be reset leaves that way.
+  /// A bus reset is better than a reset through D3hot, which is the fallback if the bus cannot be reset.
   @Test(
+    "FLR is preferred to a bus reset, and a bus reset to one through D3hot",
     arguments: [
       (false, 7, "HOT_RESET"), (false, nil, "RESET"), (true, 5, "RESET"),
     ] as [(Bool, Int?, String)])
@@ -316,7 +326,7 @@ import VFIO
     #expect(kernel.complaints == [])
   }
 
-  // MARK: What the host tells
+  // MARK: Signals of the host
 
   private func signal(_ kind: UInt32, _ device: Int, _ kernel: FakeKernel) throws {
     let sets = kernel.state.withLock { $0.interruptSets.filter { $0.index == kind && !$0.events.isEmpty } }
@@ -328,7 +338,8 @@ import VFIO
     return board.events.take()
   }
 
-  @Test func anErrorStopsTheGuest() throws {
+  @Test("a device error stops the guest and is reported")
+  func anErrorStopsTheGuest() throws {
     let kernel = FakeKernel.full(1)
     let machine = try PassthroughBoard(kernel, [PassthroughBoard.device(0, "i0")])
     try signal(3, 0, kernel)
@@ -354,7 +365,8 @@ import VFIO
     #expect(kernel.complaints == [])
   }
 
-  @Test func aRequestTakesTheDeviceFromTheGuest() throws {
+  @Test("a request of the host takes the device from the guest and returns it to the host")
+  func aRequestTakesTheDeviceFromTheGuest() throws {
     let kernel = Self.makeKernel()
     let machine = try Self.makeBoard(kernel)
     let driver = Self.use(machine)
@@ -362,25 +374,25 @@ import VFIO
     driver.invalidateEntry()
     let address = machine.address(2)
     let identity = try machine.identity(address)
-    // It was reset.
+    // The guest reset this function, which cleared its BARs.
     try machine.board.placeResources()
     let bar = machine.readConfiguration(address, 0x18) & 0xffff_fff0
     try signal(4, 0, kernel)
     #expect(next(machine.board) == .hostRequest(identity, patience: 8000))
-    #expect(machine.board.readMemory(bar + 0x2100, 4) == 0x5a5a_5a5a, "until the machine's own thread comes to it")
+    #expect(machine.board.readMemory(bar + 0x2100, 4) == 0x5a5a_5a5a, "until the machine's thread handles the request")
     #expect(machine.board.unplug(identity) != nil && machine.board.unplug(identity) == nil)
     #expect(machine.readConfiguration(address, 0) == 0xffff_ffff && machine.readConfiguration(address, 0x70, 1) == 0xff)
     #expect(machine.board.readMemory(bar + 0x2100, 4) == 0xffff_ffff)
     machine.writeConfiguration(address, 4, 6, 2)
     machine.board.writeMemory(bar, 4, 1)
-    // The host has its device back: bound to nobody, attached to nothing, nowhere mapped.
+    // The host has its device back: it is not bound, not attached and not mapped.
     kernel.state.withLock { state in
       #expect(state.devices[0].boundTo == nil && state.devices[0].attachedTo == nil)
       #expect(!state.files.values.contains(.device(0)) && state.files.values.contains(.device(1)))
       #expect(state.hostMappings == 2 && state.mapped.values.map(\.count).sorted() == [3])
     }
     #expect(machine.accelerator.registry.all.count == 2 && machine.accelerator.slots.mapped.count == 2)
-    // The others live on, and the tables that only it went by are gone.
+    // The other devices go on; tables that only the removed device used are gone.
     #expect(kernel.nestedRoots == [0x20_0000])
     driver.setFirstStage(0x30_0000)
     #expect(driver.invalidateEntry() && kernel.nestedRoots == [0x30_0000])
@@ -391,8 +403,9 @@ import VFIO
     #expect(kernel.complaints == [])
   }
 
-  /// CPUs that are at the device while it goes get an answer, the device's or all ones, and hold nothing for long.
-  @Test func accessesInFlightWhileItGoes() throws {
+  /// CPUs that access the device during its removal read its value or all ones, and are not delayed.
+  @Test("accesses during a removal complete")
+  func accessesInFlightWhileItGoes() throws {
     for _ in 0..<20 {
       let kernel = FakeKernel.full(1)
       let machine = try PassthroughBoard(kernel, [PassthroughBoard.device(0, "i0")])
@@ -416,7 +429,7 @@ import VFIO
           }
         }
       }
-      // All are at it, and get on when it is gone.
+      // All threads access the device, and continue after it is gone.
       #expect(eventually { rounds.allSatisfy { $0.value >= 4 } })
       #expect(board.unplug(try machine.identity(address)) != nil)
       let done = rounds.map(\.value)

@@ -9,12 +9,12 @@ import VTd
 
 @testable import Machine
 
-/// Each thing of the host's that keeps a device from the guest: one line with the device, what is missing and the option
-/// that asked for it, at start; and the same line later, with the machine as it was.
+/// Each obstacle on the host gives one line with the device, what is missing and the option that requires it. The line
+/// is the same at the start and later, when the machine stays unchanged.
 @Suite struct PassthroughRefusalTests {
   struct Case: CustomTestStringConvertible, Sendable {
     let testDescription: String
-    /// Behind `-device vfio-pci: 0000:02:00.0: `.
+    /// The text after `-device vfio-pci: 0000:02:00.0: `.
     let line: String
     let unit: @Sendable (inout IntelIOMMUOptions) -> Void
     let lockedMemory: UInt64?
@@ -105,7 +105,8 @@ import VTd
     return [unit, PassthroughBoard.device(0, "i0")]
   }
 
-  @Test(arguments: cases) func atStart(_ test: Case) throws {
+  @Test("each obstacle is refused at the start with its line", arguments: cases)
+  func atStart(_ test: Case) throws {
     let kernel = Self.makeKernel()
     kernel.state.withLock { test.change(&$0) }
     let sysfs = PassthroughBoard.sysfs(of: Self.makeKernel())
@@ -119,8 +120,9 @@ import VTd
     #expect(kernel.complaints == [])
   }
 
-  /// The other device keeps its tables, and nothing of the one that was refused stays.
-  @Test(arguments: cases) func whileTheGuestRuns(_ test: Case) throws {
+  /// The other device keeps its tables, and nothing of the refused device remains.
+  @Test("each obstacle is refused while the guest runs, and the machine stays unchanged", arguments: cases)
+  func whileTheGuestRuns(_ test: Case) throws {
     let kernel = Self.makeKernel()
     kernel.state.withLock { test.change(&$0) }
     let machine = try PassthroughBoard(
@@ -152,8 +154,9 @@ import VTd
     #expect(kernel.complaints == [])
   }
 
-  /// What sysfs tells, and what the options say, before any call.
-  @Test func whatSysfsTells() throws {
+  /// These refusals follow from sysfs, before any call.
+  @Test("a device that sysfs shows as unusable is refused with the remedy")
+  func whatSysfsTells() throws {
     let kernel = Self.makeKernel()
     let sysfs = FakeSysfs()
     sysfs.add("0000:01:00.0", driver: "nvme", group: "1")
@@ -173,7 +176,8 @@ import VTd
     #expect(kernel.complaints == [])
   }
 
-  @Test func withoutIOMMUFD() throws {
+  @Test("the refusal names a missing or inaccessible /dev/iommu")
+  func withoutIOMMUFD() throws {
     for (code, words) in [
       (ENOENT, "there is no /dev/iommu: the host's kernel needs CONFIG_IOMMUFD"),
       (EACCES, "/dev/iommu: Permission denied"),

@@ -4,15 +4,18 @@ import Testing
 
 @testable import Machine
 
-/// ATS and PRI of a host's function, as its guest is shown them.
+/// Checks how a guest sees ATS and PRI of a host's function.
 @Suite struct TranslationServiceTests {
-  @Test func theGuestsRegistersAreItsOwn() {
+  @Test("the control registers of ATS and PRI are the guest's")
+  func theGuestsRegistersAreItsOwn() {
     let all = HostConfigurationSpace(PageRequestChain.image, services: [.addressTranslation, .pageRequests])
     var space = all.given.space
     #expect(space.get(UInt32.self, 0x100) == 0x1401_0001 && space.get(UInt32.self, 0x180) == 0x1a01_0003)
     #expect(space.get(UInt32.self, 0x140) == 0x1801_000f && space.get(UInt32.self, 0x1a0) == 0x0001_0013)
     #expect(all.direct[0x140..<0x180].allSatisfy { $0 == 0 } && all.direct[0x1a0..<0x1b0].allSatisfy { $0 == 0 })
-    #expect(space.get(UInt32.self, 0x144) == 0x0000_0025, "ATS's abilities are the device's, its control the guest's")
+    #expect(
+      space.get(UInt32.self, 0x144) == 0x0000_0025,
+      "the capabilities of ATS are the device's, its control is the guest's")
     space.write(0x144, .doubleword, 0xffff_ffff)
     #expect(space.get(UInt32.self, 0x144) == 0x801f_0025)
     #expect(space.get(UInt32.self, 0x1a4) == 0x8100_0000, "stopped; a response needs its PASID")
@@ -28,7 +31,8 @@ import Testing
     #expect(none.given.space.get(UInt32.self, 0x100) == 0x1801_0001 && none.translationServices.isEmpty)
   }
 
-  @Test func aCapabilityAtTheSpacesEndIsLeftOut() {
+  @Test("a capability that does not fit at the end of the space is left out")
+  func aCapabilityAtTheSpacesEndIsLeftOut() {
     var image = PageRequestChain.image
     image.store(UInt32(0xff81_0003), at: 0x180)
     image.store(UInt32(0x0001_0013), at: 0xff8)
@@ -36,7 +40,8 @@ import Testing
     #expect(space.translationServices == [0x0f: 0x140])
   }
 
-  @Test func nothingOfItReachesTheDevice() throws {
+  @Test("no write to ATS or PRI reaches the device")
+  func nothingOfItReachesTheDevice() throws {
     try PageRequestChain.run { chain, kernel in
       kernel.state.withLock { $0.devices[0].writes = [] }
       let function = chain.models[0].function

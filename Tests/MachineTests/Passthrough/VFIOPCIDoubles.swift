@@ -3,7 +3,7 @@ import Synchronization
 
 @testable import Machine
 
-/// Routes that say what they were told, with eventfds that are only numbers.
+/// Makes routes that record their message and whose eventfds are plain numbers.
 final class EventRouter: InterruptRouter {
   let routes = Mutex<[Route]>([])
 
@@ -24,7 +24,7 @@ final class EventRouter: InterruptRouter {
   }
 }
 
-/// CPUs' view of a device's memory.
+/// Records which memory of devices the CPUs have mapped.
 final class RecordingDeviceMemory: DeviceMemory {
   struct Area: Hashable, Sendable {
     let address: UInt64

@@ -11,7 +11,7 @@ import Testing
 
 @testable import Machine
 
-/// A host's function on the guest's bus, over a kernel of our own: what the guest's accesses come to.
+/// Checks what a guest's accesses to a host's function on its bus cause, on the fake kernel.
 @Suite struct VFIOPCITests {
   private let kernel = FakeKernel()
   private let router = EventRouter()
@@ -78,7 +78,7 @@ import Testing
     model.function.revoke()
   }
 
-  /// Writes to the device's configuration space since the last call: offset and value.
+  /// Returns the writes to the device since the last call: region, offset and value.
   private func takeWrites() -> [String] {
     kernel.state.withLock { state in
       defer { state.devices[0].writes = [] }
@@ -96,7 +96,8 @@ import Testing
     }
   }
 
-  @Test func theGuestSeesTheHostsFunction() throws {
+  @Test("the guest sees the host's function")
+  func theGuestSeesTheHostsFunction() throws {
     let model = try make()
     let function = model.function
     #expect(function.readConfiguration(offset: 0, width: .doubleword) == 0x1042_1af4)
@@ -107,13 +108,14 @@ import Testing
     #expect(function.readConfiguration(offset: 0x70, width: .doubleword) == 0x0003_8011)
     #expect(function.readConfiguration(offset: 0x74, width: .doubleword) == 0x2002)
     #expect(function.readConfiguration(offset: 0x78, width: .doubleword) == 0x3002)
-    // What the device says now, not what it said at first.
+    // The device's current value, not the one at the start.
     kernel.state.withLock { $0.devices[0].contents[7]?[0x8a] = 0x99 }
     #expect(function.readConfiguration(offset: 0x8a, width: .byte) == 0x99)
     model.function.revoke()
   }
 
-  @Test func writesReachTheDeviceWhereTheyMay() throws {
+  @Test("writes that may reach the device do, each as one access")
+  func writesReachTheDeviceWhereTheyMay() throws {
     let model = try make()
     let function = model.function
     _ = takeWrites()
@@ -122,7 +124,7 @@ import Testing
     function.writeConfiguration(offset: 0x18, width: .doubleword, value: 0xd000_0000)
     function.writeConfiguration(offset: 0x3c, width: .byte, value: 11)
     #expect(takeWrites() == [], "BARs and interrupt line are the guest's own")
-    // Bus mastering goes on; decoding is on for good, whatever the guest has.
+    // Bus mastering is turned on. Decoding in the device stays on, whatever the guest writes.
     function.writeConfiguration(offset: 4, width: .word, value: 0x406)
     #expect(takeWrites() == ["7:4=0007"])
     function.writeConfiguration(offset: 4, width: .word, value: 0x4)
@@ -145,7 +147,7 @@ import Testing
     #expect(takeWrites() == ["7:4=0007"])
     port.function.writeConfiguration(offset: 4, width: .word, value: 0)
     #expect(takeWrites() == ["7:4=0003"])
-    // Nor does a guest come by it that writes the device's own register meanwhile.
+    // A guest that writes the device's own register meanwhile does not change this.
     model.function.writeConfiguration(offset: 4, width: .word, value: 0)
     model.function.writeConfiguration(offset: 4, width: .word, value: 4)
     #expect(takeWrites() == [])
@@ -153,7 +155,8 @@ import Testing
     port.function.revoke()
   }
 
-  @Test func barsAreMemoryOfTheCPUsButForTheTable() throws {
+  @Test("BARs are memory of the CPUs, except the page of the MSI-X table")
+  func barsAreMemoryOfTheCPUsButForTheTable() throws {
     let model = try make()
     let function = model.function
     let bar = try #require(function.description.baseAddressRegisters.first { $0.index == 2 })
@@ -161,14 +164,14 @@ import Testing
     #expect(memory.mapped == [])
     function.writeConfiguration(offset: 4, width: .word, value: 2)
     #expect(memory.mapped == [.init(address: 0xd000_0000, size: 0x2000)])
-    // The table is ours, the page around it is the device's, by a call.
+    // The table is emulated. The rest of its page is the device's and costs a host call.
     #expect(memoryBus.read(address: 0xd000_2000 + 12, width: .doubleword) == 1)
     #expect(memoryBus.read(address: 0xd000_2100, width: .doubleword) == 0x5a5a_5a5a)
     _ = takeWrites()
     memoryBus.write(address: 0xd000_2104, width: .word, value: 0xbeef)
     #expect(takeWrites() == ["2:2104=beef"])
     memoryBus.write(address: 0xd000_2000, width: .doubleword, value: 0xfee0_0000)
-    #expect(takeWrites() == [], "the device's own table stays as VFIO has it")
+    #expect(takeWrites() == [], "the device's own table stays as VFIO programs it")
     function.place(bar, at: 0xe000_0000)
     #expect(memory.mapped == [.init(address: 0xe000_0000, size: 0x2000)])
     function.writeConfiguration(offset: 4, width: .word, value: 0)
@@ -178,7 +181,7 @@ import Testing
     #expect(memory.mapped == [])
   }
 
-  /// The CPUs' memory slots follow the bus's rule: what is in the BAR's way keeps its place.
+  /// The CPUs' memory slots follow the bus's rule: a region that is already at an address keeps it.
   @Test func `A slot is only where the bus gives the BAR the place`() throws {
     final class Chip: BusDevice {
       func read(offset: UInt64, width: AccessWidth) -> UInt64 { 0xc }
@@ -192,7 +195,7 @@ import Testing
     function.writeConfiguration(offset: 4, width: .word, value: 2)
     #expect(memory.mapped == [.init(address: 0xd000_0000, size: 0x1000)])
     #expect(memoryBus.read(address: 0xd000_1000, width: .byte) == 0xc)
-    // The rest of the chip's page is the device's, by a call.
+    // The rest of the chip's page is the device's and costs a host call.
     #expect(memoryBus.read(address: 0xd000_1020, width: .byte) == 0x5a)
     function.place(bar, at: 0xd000_4000)
     #expect(memory.mapped == [.init(address: 0xd000_4000, size: 0x2000)])
@@ -204,13 +207,14 @@ import Testing
     #expect(memory.mapped == [])
   }
 
-  @Test func vectorsAreHadWhenTheyAreUsed() throws {
+  @Test("host vectors are allocated on first use")
+  func vectorsAreHadWhenTheyAreUsed() throws {
     let model = try make()
     let function = model.function
     let bar = try #require(function.description.baseAddressRegisters.first { $0.index == 2 })
     function.place(bar, at: 0xd000_0000)
     function.writeConfiguration(offset: 4, width: .word, value: 6)
-    #expect(takeInterruptSets().map { $0.prefix(7) } == ["0 from ", "0 from "], "INTx and what unmasks it")
+    #expect(takeInterruptSets().map { $0.prefix(7) } == ["0 from ", "0 from "], "INTx and its unmask eventfd")
     function.writeConfiguration(offset: 0x72, width: .word, value: 0x8000)
     #expect(takeInterruptSets() == ["0 from 0 off"], "no vector is used yet")
     func unmask(_ vector: UInt64) {
@@ -225,7 +229,7 @@ import Testing
       router.routes.withLock { $0[0].message.withLock { $0 } } == InterruptMessage(address: 0xfee0_0000, data: 0x40))
     unmask(2)
     #expect(takeInterruptSets() == ["2 from 1 [501, 502]"])
-    // Masked, the eventfd has no message, and the device goes on signalling it.
+    // While the vector is masked, its eventfd has no message, and the device still signals it.
     memoryBus.write(address: 0xd000_2000 + 12, width: .doubleword, value: 1)
     #expect(takeInterruptSets() == [] && router.routes.withLock { $0[0].message.withLock { $0 } } == nil)
     unmask(0)
@@ -235,8 +239,9 @@ import Testing
     model.function.revoke()
   }
 
-  /// A kernel that gives no vectors beyond those it gave: they are all taken anew.
-  @Test func vectorsOfAKernelThatCannotAdd() throws {
+  /// The kernel cannot add vectors to those in use: all are freed and allocated again.
+  @Test("if the kernel cannot add vectors, all of them are allocated again")
+  func vectorsOfAKernelThatCannotAdd() throws {
     let model = try make()
     let function = model.function
     let bar = try #require(function.description.baseAddressRegisters.first { $0.index == 2 })
@@ -251,7 +256,7 @@ import Testing
     model.function.revoke()
   }
 
-  @Test("a host with too few vectors keeps the ones it gave, and one notice says so")
+  @Test("on a host with too few vectors the device keeps those it has, and one notice says so")
   func vectorsOfAHostThatHasTooFew() throws {
     let told = Notes<PassthroughNotice.Kind>()
     let model = try make { told.add($0) }
@@ -274,7 +279,7 @@ import Testing
     #expect(told.all == [.interruptsRefused(error)])
     memoryBus.write(address: 0xd000_2010 + 12, width: .doubleword, value: 1)
     memoryBus.write(address: 0xd000_2010 + 12, width: .doubleword, value: 0)
-    // However many the guest asks for.
+    // Further vectors that the guest unmasks cause no further notice.
     memoryBus.write(address: 0xd000_2020 + 12, width: .doubleword, value: 0)
     memoryBus.write(address: 0xd000_2030 + 12, width: .doubleword, value: 0)
     #expect(told.all.count == 1)
@@ -292,7 +297,8 @@ import Testing
     model.function.revoke()
   }
 
-  @Test func theWireFollowsTheEndOfInterrupt() throws {
+  @Test("INTx is deasserted at the end of interrupt and asserted by the next signal")
+  func theWireFollowsTheEndOfInterrupt() throws {
     let line = RecordingLine()
     let model = try make()
     model.function.connect(interruptLine: line)
@@ -304,7 +310,7 @@ import Testing
     #expect(eventually { line.asserted })
     model.interruptEnded()
     #expect(!line.asserted)
-    // Another's interrupt on the same pin changes nothing.
+    // The end of another device's interrupt on the same pin changes nothing.
     model.interruptEnded()
     #expect(line.changes == 2)
     try signal()
@@ -312,7 +318,8 @@ import Testing
     model.function.revoke()
   }
 
-  @Test func resetStopsDMAFirst() throws {
+  @Test("a reset stops DMA first")
+  func resetStopsDMAFirst() throws {
     let model = try make()
     let function = model.function
     function.writeConfiguration(offset: 4, width: .word, value: 6)
@@ -329,8 +336,9 @@ import Testing
 
   // MARK: Power states
 
-  /// Out of D0 no CPU finds the BARs, and the device is told after they are gone, and before they are back.
-  @Test func powerStatesReachTheDevice() throws {
+  /// Outside D0 no CPU reaches the BARs. They are unmapped before the device leaves D0 and mapped after it returns.
+  @Test("power states reach the device, and its BARs are mapped only in D0")
+  func powerStatesReachTheDevice() throws {
     kernel.state.withLock { $0.devices[0].powerOffset = 0x44 }
     let model = try make()
     let function = model.function
@@ -342,19 +350,20 @@ import Testing
     #expect(takeWrites() == ["7:44=03"] && kernel.state.withLock { $0.devices[0].power } == 3)
     #expect(memory.mapped == [] && memoryBus.read(address: 0xd000_2100, width: .doubleword) == nil)
     #expect(function.readConfiguration(offset: 0x44, width: .word) == 3)
-    // Configuration space answers all the time.
+    // Configuration space always answers.
     #expect(function.readConfiguration(offset: 0, width: .doubleword) == 0x1042_1af4)
     function.writeConfiguration(offset: 0x44, width: .word, value: 0)
     #expect(takeWrites() == ["7:44=00"] && kernel.state.withLock { $0.devices[0].power } == 0)
     #expect(memory.mapped == [.init(address: 0xd000_0000, size: 0x2000)])
     #expect(memoryBus.read(address: 0xd000_2100, width: .doubleword) == 0x5a5a_5a5a)
-    #expect(function.readConfiguration(offset: 4, width: .word) == 6, "what the guest set stays")
+    #expect(function.readConfiguration(offset: 4, width: .word) == 6, "the guest's command register is unchanged")
     model.function.revoke()
   }
 
-  /// Two CPUs write the power state: what the first one did comes to the device when the second one's write is in the
-  /// register, and the BARs are still where a third CPU may access them.
-  @Test func theDeviceStaysAwakeWhileItsBARsAreThere() throws {
+  /// Two CPUs write the power state. When the first CPU's write is processed, the register already holds the second
+  /// one's value, and the BARs are still mapped, where a third CPU may access them.
+  @Test("the device stays in D0 while its BARs are mapped")
+  func theDeviceStaysAwakeWhileItsBARsAreThere() throws {
     kernel.state.withLock { $0.devices[0].powerOffset = 0x44 }
     let model = try make()
     let function = model.function
@@ -370,7 +379,8 @@ import Testing
     model.function.revoke()
   }
 
-  @Test func powerStatesThatItDoesNotHaveAreNotTaken() throws {
+  @Test("a power state that the device does not have is ignored")
+  func powerStatesThatItDoesNotHaveAreNotTaken() throws {
     kernel.state.withLock { state in
       state.devices[0].powerOffset = 0x44
       // No D1 and no D2.
@@ -388,7 +398,8 @@ import Testing
     model.function.revoke()
   }
 
-  @Test func resetBringsFullPower() throws {
+  @Test("a reset first returns the device to full power")
+  func resetBringsFullPower() throws {
     kernel.state.withLock { $0.devices[0].powerOffset = 0x44 }
     let model = try make()
     model.function.writeConfiguration(offset: 0x44, width: .word, value: 3)
@@ -401,7 +412,8 @@ import Testing
 
   // MARK: The expansion ROM
 
-  @Test func theROMIsWhereTheGuestPutsIt() throws {
+  @Test("the ROM answers where the guest puts it, and is read from the device once")
+  func theROMIsWhereTheGuestPutsIt() throws {
     kernel.state.withLock { state in
       state.devices[0].regions[6] = (0x3000, 0b001, [])
       state.devices[0].contents[6] = [0x55, 0xaa] + [UInt8](repeating: 7, count: 0x1ffe)
@@ -412,7 +424,7 @@ import Testing
     #expect(function.readConfiguration(offset: 0x30, width: .doubleword) == 0xffff_c001, "16 KiB, a power of two")
     function.writeConfiguration(offset: 0x30, width: .doubleword, value: 0xe000_0000)
     function.writeConfiguration(offset: 4, width: .word, value: 2)
-    #expect(memoryBus.read(address: 0xe000_0000, width: .word) == nil, "its own enable bit, too")
+    #expect(memoryBus.read(address: 0xe000_0000, width: .word) == nil, "the ROM's own enable bit is needed, too")
     function.writeConfiguration(offset: 0x30, width: .doubleword, value: 0xe000_0001)
     #expect(memoryBus.read(address: 0xe000_0000, width: .word) == 0xaa55)
     kernel.state.withLock { $0.calls = [] }
@@ -428,7 +440,8 @@ import Testing
     model.function.revoke()
   }
 
-  @Test func aROMThatDoesNotAnswerIsNotAskedAgain() throws {
+  @Test("a ROM that cannot be read is not read again")
+  func aROMThatDoesNotAnswerIsNotAskedAgain() throws {
     kernel.state.withLock { state in
       state.devices[0].regions[6] = (0x1000, 0b001, [])
       state.devices[0].contents[6] = []
@@ -442,7 +455,8 @@ import Testing
     model.function.revoke()
   }
 
-  @Test func aFileInPlaceOfTheROM() throws {
+  @Test("a file replaces the device's ROM")
+  func aFileInPlaceOfTheROM() throws {
     kernel.state.withLock { $0.devices[0].regions[6] = (0x3000, 0b001, []) }
     func romRegister(_ source: ExpansionROM.Source) throws -> UInt64 {
       let kernel = FakeKernel.full(1)
@@ -460,7 +474,8 @@ import Testing
     #expect(try romRegister(.nowhere) == 0)
   }
 
-  @Test func nothingIsLeft() throws {
+  @Test("a revoked function leaves nothing behind")
+  func nothingIsLeft() throws {
     do {
       let model = try make()
       try model.start { _ in }
@@ -469,7 +484,8 @@ import Testing
     #expect(kernel.complaints == [])
   }
 
-  @Test func areasAreWholePagesWithoutTheTrapped() {
+  @Test("mapped areas are whole pages without the trapped ranges")
+  func areasAreWholePagesWithoutTheTrapped() {
     func areas(_ mappable: [(UInt64, UInt64)], _ trapped: [Range<UInt64>]) -> [Range<UInt64>] {
       let region = VFIORegion(
         index: 0, size: 0x10000, offset: 0, isReadable: true, isWritable: true,

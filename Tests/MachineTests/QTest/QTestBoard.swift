@@ -33,7 +33,7 @@ final class QTestBoard {
   deinit { board.removeDevices() }
 
   /// Sends one line.
-  /// - Returns: the answer, without its last newline, after the news.
+  /// - Returns: The pending news and the answer, without the last newline.
   func send(_ line: String) -> String { send(Array(line.utf8)) }
 
   func send(_ line: [UInt8]) -> String {
@@ -54,7 +54,7 @@ final class QTestBoard {
     return try #require(UInt64(digits, radix: 16), sourceLocation: sourceLocation)
   }
 
-  // MARK: What a driver does
+  // MARK: The driver's side
 
   func readConfiguration(_ function: UInt8, _ offset: Int) throws -> UInt32 {
     order("outl 0xcf8 \(1 << 31 | Int(function) << 8 | offset)")
@@ -71,9 +71,9 @@ final class QTestBoard {
   func store32(_ value: UInt32, at address: UInt64) { order("writel \(address) \(value)") }
   func load32(_ address: UInt64) throws -> UInt32 { UInt32(truncatingIfNeeded: try ask("readl \(address)")) }
 
-  /// Waits for what a device's own thread brings about.
+  /// Waits for an effect of a device's own thread.
   func wait(_ what: String, sourceLocation: SourceLocation = #_sourceLocation, _ condition: () throws -> Bool) throws {
     let came = try eventually(condition)
-    try #require(came, "\(what) does not come", sourceLocation: sourceLocation)
+    try #require(came, "\(what) did not occur", sourceLocation: sourceLocation)
   }
 }

@@ -6,12 +6,12 @@ import Testing
 
 @testable import Machine
 
-/// A client at a socket, as libqtest is one.
+/// A client at a socket, like libqtest.
 final class QTestClient {
   private let socket: FileDescriptor
   private var received: [UInt8] = []
 
-  /// Tries until somebody listens there.
+  /// Connects to the socket; retries for 20 seconds until a server listens.
   init(path: String) throws {
     let end = Clock.monotonic() + 20_000_000_000
     while true {
@@ -27,7 +27,7 @@ final class QTestClient {
 
   func send(_ text: String) throws { try socket.write(Array(text.utf8)) }
 
-  /// The next line; nil at the end.
+  /// Returns the next line, or nil at the end.
   func line() throws -> String? {
     while true {
       if let end = received.firstIndex(of: UInt8(ascii: "\n")) {
@@ -46,7 +46,7 @@ final class QTestClient {
     return try line()
   }
 
-  /// Whether something comes within a time.
+  /// Returns whether input arrives within a time.
   func hears(milliseconds: Int32) -> Bool {
     !received.isEmpty || Poll.readable([socket.rawValue], milliseconds: milliseconds)[0]
   }
@@ -66,7 +66,7 @@ private func socketPath(_ name: String = #function) -> String {
 }
 
 @Suite(.timeLimit(.minutes(5))) struct QTestServerTests {
-  /// A server on a socket of its own.
+  /// A server on its own socket.
   private final class Served {
     let board: QTestBoard
     let device: Chardev
@@ -87,7 +87,8 @@ private func socketPath(_ name: String = #function) -> String {
     }
   }
 
-  @Test func oneClientAfterTheOther() throws {
+  @Test("clients are served one after another")
+  func oneClientAfterTheOther() throws {
     let served = try Served()
     served.server.resume()
     for round in 0..<3 {
@@ -98,7 +99,8 @@ private func socketPath(_ name: String = #function) -> String {
     served.stop()
   }
 
-  @Test func commandsWaitWhilePaused() throws {
+  @Test("commands wait while the server is paused")
+  func commandsWaitWhilePaused() throws {
     let served = try Served()
     let client = try QTestClient(path: served.path)
     try client.send("writeb 0x1000 1\n")
@@ -109,13 +111,14 @@ private func socketPath(_ name: String = #function) -> String {
     served.server.pause()
     try client.send("writeb 0x1000 2\n")
     #expect(!client.hears(milliseconds: 50))
-    // What waits does not keep anybody from ending.
+    // A command that waits does not delay the end.
     served.stop()
     #expect(try served.board.load(0x1000) == 1)
   }
 
-  /// News come while the client asks for nothing.
-  @Test func interruptsComeByThemselves() throws {
+  /// News arrive although the client sends nothing.
+  @Test("interrupts are reported without a command")
+  func interruptsComeByThemselves() throws {
     let served = try Served()
     served.server.resume()
     let client = try QTestClient(path: served.path)
@@ -128,7 +131,8 @@ private func socketPath(_ name: String = #function) -> String {
     served.stop()
   }
 
-  @Test func aLineWithoutEnd() throws {
+  @Test("a line without an end is refused, and the next line is answered")
+  func aLineWithoutEnd() throws {
     let served = try Served()
     served.server.resume()
     let client = try QTestClient(path: served.path)
@@ -139,8 +143,9 @@ private func socketPath(_ name: String = #function) -> String {
     served.stop()
   }
 
-  /// A client that asks and never reads must not keep the server from its end.
-  @Test func aClientThatDoesNotRead() throws {
+  /// A client that sends a command and never reads must not delay the server's end.
+  @Test("a client that does not read does not delay the server's end")
+  func aClientThatDoesNotRead() throws {
     let served = try Served()
     served.server.resume()
     let client = try QTestClient(path: served.path)
@@ -149,7 +154,8 @@ private func socketPath(_ name: String = #function) -> String {
     served.stop()
   }
 
-  @Test func theLogTellsWhatPassed() throws {
+  @Test("the log holds each line with its direction")
+  func theLogTellsWhatPassed() throws {
     let log = socketPath() + ".log"
     let served = try Served(log: .file(path: log))
     served.server.resume()
@@ -170,9 +176,9 @@ private func socketPath(_ name: String = #function) -> String {
   }
 }
 
-/// A machine from its configuration to its end, without a CPU: what a monitor asks of it, and hears.
+/// Runs a machine without a CPU from its configuration to its end, with a monitor's requests and notices.
 @Suite(.serialized, .timeLimit(.minutes(5))) struct RunningMachineTests {
-  /// A machine on a thread of its own, with a client.
+  /// A machine on its own thread.
   private final class Running: Sendable {
     private struct State {
       var control: (any MachineControl)?
@@ -225,19 +231,20 @@ private func socketPath(_ name: String = #function) -> String {
 
   private func wait(_ what: String, _ condition: () -> Bool) throws {
     let came = eventually(condition)
-    try #require(came, "\(what) does not come")
+    try #require(came, "\(what) did not occur")
   }
 
-  @Test func aResetByTheClient() throws {
+  @Test("a reset by the client is complete before its next command")
+  func aResetByTheClient() throws {
     let path = socketPath()
     let machine = try Running(try configuration(path))
     let client = try QTestClient(path: path)
-    // A BAR's register and RAM: the one is lost in a reset, the other is not.
+    // A reset clears the Interrupt Line register and keeps RAM.
     #expect(try client.ask("outl 0xcf8 0x8000003c") == "OK")
     #expect(try client.ask("outb 0xcfc 0x55") == "OK")
     #expect(try client.ask("inb 0xcfc") == "OK 0x0055")
     #expect(try client.ask("writeb 0x1000 0x66") == "OK")
-    // The next command finds the reset done, however fast it follows.
+    // The reset is complete before the next command, however fast that follows.
     try client.send("outb 0xcf9 6\noutl 0xcf8 0x8000003c\ninb 0xcfc\nreadb 0x1000\n")
     #expect(try client.line() == "OK")
     #expect(try client.line() == "OK")
@@ -251,7 +258,8 @@ private func socketPath(_ name: String = #function) -> String {
     #expect(try client.line() == nil)
   }
 
-  @Test func whatAMonitorAsks() throws {
+  @Test("a monitor pauses, resets, resumes and powers down the machine")
+  func whatAMonitorAsks() throws {
     let path = socketPath()
     let machine = try Running(try configuration(path))
     let client = try QTestClient(path: path)
@@ -261,7 +269,7 @@ private func socketPath(_ name: String = #function) -> String {
     try control.perform(.pause)
     try control.perform(.pause)
     #expect(control.status == .paused)
-    // A paused machine has no CPU that runs; a qtest client is none.
+    // A paused machine has no running CPU; a qtest client is not a CPU.
     #expect(try client.ask("endianness") == "OK little")
     control.requestReset()
     try wait("the reset") { machine.notices.contains(.reset(.monitorReset)) }
@@ -280,14 +288,15 @@ private func socketPath(_ name: String = #function) -> String {
       machine.notices == [.paused, .reset(.monitorReset), .resumed, .powerDown, .shutdown(.guestShutdown)])
   }
 
-  @Test func aGuestsResetMayBeTheEnd() throws {
+  @Test("with reboot=shutdown the guest's reset ends the machine, and a monitor's does not")
+  func aGuestsResetMayBeTheEnd() throws {
     let path = socketPath()
     var configuration = try configuration(path)
     configuration.rebootAction = .shutdown
     let machine = try Running(configuration)
     let client = try QTestClient(path: path)
     #expect(try client.ask("endianness") == "OK little")
-    // A monitor's is none.
+    // A monitor's reset does not end the machine.
     machine.control?.requestReset()
     try wait("the reset") { machine.notices == [.reset(.monitorReset)] }
     #expect(try client.ask("outb 0xcf9 6") == "OK")
@@ -295,8 +304,9 @@ private func socketPath(_ name: String = #function) -> String {
     #expect(machine.notices == [.reset(.monitorReset), .shutdown(.guestReset)])
   }
 
-  /// Many requests from several threads at once: each reset is carried out, and the machine is left running.
-  @Test func requestsFromManyThreads() throws {
+  /// Several threads send many requests at once.
+  @Test("each reset that many threads request is carried out, and the machine runs afterwards")
+  func requestsFromManyThreads() throws {
     let path = socketPath()
     let machine = try Running(try configuration(path))
     let client = try QTestClient(path: path)
@@ -317,7 +327,7 @@ private func socketPath(_ name: String = #function) -> String {
     for thread in threads { thread.join() }
     try control.perform(.resume)
     try wait("the resets") { machine.notices.filter { $0 == .reset(.monitorReset) }.count == 100 }
-    try wait("the end of all that") { control.status == .running }
+    try wait("the running state") { control.status == .running }
     #expect(try client.ask("endianness") == "OK little")
     control.requestQuit(.monitorQuit)
     #expect(try machine.ending() == .quit)

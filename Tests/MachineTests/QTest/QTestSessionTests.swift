@@ -4,9 +4,10 @@ import Testing
 
 @testable import Machine
 
-/// The protocol, as QEMU's system/qtest.c answers it.
+/// Compares the answers with those of QEMU's system/qtest.c.
 @Suite struct QTestSessionTests {
-  @Test func numbersInMemory() throws {
+  @Test("numbers of each width are read from and written to memory")
+  func numbersInMemory() throws {
     let client = try QTestBoard()
     #expect(client.send("writeq 0x1000 0x1122334455667788") == "OK")
     for (command, answer) in [
@@ -19,7 +20,8 @@ import Testing
     #expect(client.send("readq 0x1000") == "OK 0xfffffffecdef77ff")
   }
 
-  @Test func blocksOfMemory() throws {
+  @Test("blocks of memory are read and written in hexadecimal and in base64")
+  func blocksOfMemory() throws {
     let client = try QTestBoard()
     client.order("write 0x2000 6 0x0123456789AB")
     #expect(client.send("read 0x2000 6") == "OK 0x0123456789ab")
@@ -42,20 +44,22 @@ import Testing
     #expect(client.send("readb 0x2000") == "OK 0x00000000000000ee")
   }
 
-  /// Where RAM ends a block goes on over the bus, and where nothing answers it reads as ones.
-  @Test func theEndOfMemory() throws {
+  /// Beyond RAM a block continues over the bus, and an address without a device reads as ones.
+  @Test("a block continues beyond RAM and wraps at the end of the address space")
+  func theEndOfMemory() throws {
     let client = try QTestBoard(unit: .init())
     let end = QTestBoard.memorySize
     client.order("memset \(end - 2) 4 0x5a")
     #expect(client.send("read \(end - 4) 8") == "OK 0x00005a5affffffff")
-    // The unit's version register and the word above it, byte by byte where they are not aligned.
+    // The unit's version register and the word above it; unaligned accesses go byte by byte.
     #expect(client.send("read 0xfed90000 8") == "OK 0x1000000000000000")
     #expect(client.send("read 0xfed8ffff 3") == "OK 0xff1000")
     // The address space wraps.
     #expect(client.send("read 0xfffffffffffffffe 4") == "OK 0xffff0000")
   }
 
-  @Test func ports() throws {
+  @Test("ports are read and written, and a port without a device reads as ones")
+  func ports() throws {
     let client = try QTestBoard()
     client.order("outl 0xcf8 0x80000000")
     #expect(client.send("inl 0xcfc") == "OK 0x29c08086")
@@ -67,7 +71,8 @@ import Testing
     client.order("outw 0x1234 0x12345")
   }
 
-  @Test func time() throws {
+  @Test("the clock moves by command only, and fires the timers that it passes")
+  func time() throws {
     let client = try QTestBoard()
     #expect(client.send("clock_step").hasPrefix("FAIL cannot advance clock to the next deadline"))
     #expect(client.send("clock_step 100") == "OK 100")
@@ -94,8 +99,9 @@ import Testing
     #expect(client.send("clock_set 0x8000000000000000") == "ERR invalid number '0x8000000000000000'")
   }
 
-  /// PM_TMR counts 3.579545 MHz of the virtual clock, and nothing else.
-  @Test func thePowerManagementTimerFollows() throws {
+  /// PM_TMR counts the virtual clock at 3.579545 MHz.
+  @Test("the power management timer follows the virtual clock")
+  func thePowerManagementTimerFollows() throws {
     let client = try QTestBoard()
     let start = try client.ask("inl 0x608")
     #expect(try client.ask("inl 0x608") == start)
@@ -103,16 +109,17 @@ import Testing
     #expect(try client.ask("inl 0x608") == (start + 3_579_545) & 0xff_ffff)
   }
 
-  @Test func interrupts() throws {
+  @Test("pins of the IOAPIC can be set, and their changes are reported once intercepted")
+  func interrupts() throws {
     let client = try QTestBoard()
-    // Nobody listens yet.
+    // The pins are not intercepted yet.
     client.order("set_irq_in ioapic unnamed-gpio-in 5 1")
     client.order("irq_intercept_in ioapic")
     client.order("irq_intercept_in /machine/q35/ioapic")
     #expect(client.send("set_irq_in ioapic unnamed-gpio-in 11 1") == "IRQ raise 11\nOK")
     #expect(client.send("set_irq_in ioapic unnamed-gpio-in 11 1") == "OK")
     #expect(client.send("set_irq_in ioapic unnamed-gpio-in 11 0") == "IRQ lower 11\nOK")
-    // It was up all the time, so there is nothing to tell.
+    // Its rise was not reported, so its fall is not reported either.
     #expect(client.send("set_irq_in ioapic unnamed-gpio-in 5 0") == "OK")
     #expect(client.send("irq_intercept_in pic") == "FAIL Unknown device")
     #expect(client.send("irq_intercept_in ioapic name").hasPrefix("FAIL Interception of named in-GPIOs"))
@@ -124,8 +131,9 @@ import Testing
     #expect(client.send("set_irq_in ioapic other 1 1") == "FAIL Unknown pin")
   }
 
-  /// A pin that was told of passes on all the same: to the APIC, by the redirection table's message.
-  @Test func interceptedInterruptsPass() throws {
+  /// An intercepted pin still reaches the APIC, with the message of its redirection entry.
+  @Test("intercepted interrupts still reach the local APICs")
+  func interceptedInterruptsPass() throws {
     let client = try QTestBoard()
     client.order("irq_intercept_in ioapic")
     // Entry 6: vector 0x31, edge, unmasked.
@@ -138,7 +146,8 @@ import Testing
     #expect(client.interrupts.sent == [InterruptMessage(address: 0xfee0_0000, data: 0x31)])
   }
 
-  @Test func whatElseThereIs() throws {
+  @Test("the remaining commands, empty lines and extra spaces are handled")
+  func whatElseThereIs() throws {
     let client = try QTestBoard()
     #expect(client.send("endianness") == "OK little")
     #expect(client.send("module_load hw- qxl") == "FAIL")
@@ -148,7 +157,8 @@ import Testing
     #expect(client.send("  inl   0x1234  ") == "OK 0xffffffff")
   }
 
-  @Test func withoutASteppedClockThereIsNoStepping() throws {
+  @Test("without a stepped clock there are no clock commands")
+  func withoutASteppedClockThereIsNoStepping() throws {
     let client = try QTestBoard()
     let session = QTestSession(board: client.board, clock: nil)
     for command in ["clock_step", "clock_set"] {
@@ -157,9 +167,10 @@ import Testing
     }
   }
 
-  // MARK: What is wrong
+  // MARK: Errors
 
   @Test(
+    "each malformed command gets its error",
     arguments: [
       ("inb", "ERR missing argument"), ("outl 1", "ERR missing argument"), ("readq", "ERR missing argument"),
       ("write 0 1", "ERR missing argument"), ("memset 0 1", "ERR missing argument"),
@@ -180,8 +191,9 @@ import Testing
     #expect(try QTestBoard().send(line) == answer)
   }
 
-  /// Whatever the bytes, there is one answer, and it is one of the three kinds.
-  @Test(.timeLimit(.minutes(5))) func anyBytes() throws {
+  /// A line of any bytes gets one answer of the three kinds.
+  @Test("a line of any bytes is answered with OK, FAIL or ERR", .timeLimit(.minutes(5)))
+  func anyBytes() throws {
     let client = try QTestBoard(unit: .init())
     let words = [
       "inb", "outl", "readq", "writel", "read", "write", "b64read", "b64write", "memset", "clock_step", "clock_set",
@@ -219,7 +231,8 @@ import Testing
     return all
   }
 
-  @Test func howeverTheBytesCome() {
+  @Test("lines are the same however their bytes arrive")
+  func howeverTheBytesCome() {
     let text = Array("inb 1\n\noutb 2 3\nrest".utf8)
     for step in 1...text.count {
       var cutter = QTestLines(limit: 100)
@@ -232,7 +245,8 @@ import Testing
     }
   }
 
-  @Test func aLineBeyondTheLimitIsPassedOver() {
+  @Test("a line beyond the limit is skipped")
+  func aLineBeyondTheLimitIsPassedOver() {
     for step in [1, 3, 7, 1000] {
       var cutter = QTestLines(limit: 8)
       let text = Array(("12345678\n123456789\n" + String(repeating: "x", count: 100) + "\nend\n").utf8)

@@ -6,14 +6,14 @@ import VTd
 
 @testable import Machine
 
-/// A VT-d unit and `edu` on a whole board, driven as a driver drives them, without a CPU: found by configuration
-/// accesses, programmed by MMIO, with every table in RAM.
+/// Drives a VT-d unit and `edu` on a whole board without a CPU, as a driver does: finds the device by configuration
+/// accesses and programs both by MMIO, with every table in RAM.
 @Suite(.timeLimit(.minutes(5))) struct QTestTranslationTests {
   private static let unit: UInt64 = 0xfed9_0000
   private static let bar: UInt64 = 0xe000_0000
   private static let function: UInt8 = 3 << 3
 
-  // Where things are in RAM.
+  // The layout of RAM.
   private static let root: UInt64 = 0x10_0000
   private static let context: UInt64 = 0x10_1000
   private static let directory: UInt64 = 0x10_2000
@@ -51,7 +51,7 @@ import VTd
       if identifier != 0xffff_ffff { found[device] = identifier }
     }
     #expect(found == [0: 0x29c0_8086, 3: 0x11e8_1234, 31: 0x2918_8086])
-    // As out of reset: no firmware has been here.
+    // The state after a reset: no firmware has run.
     #expect(try client.readConfiguration(Self.function, 4) & 7 == 0)
     #expect(try client.readConfiguration(Self.function, 0x10) == 0)
     client.writeConfiguration(Self.function, 0x10, 0xffff_ffff)
@@ -63,7 +63,8 @@ import VTd
 
   private func entry(_ index: UInt64, of level: UInt64) -> UInt64 { Self.firstStage + level * 0x1000 + index * 8 }
 
-  /// Scalable mode, the device's requests without PASID by first stage: one page at `address`.
+  /// Enables scalable mode. A first stage translates the device's requests without PASID and maps one page at
+  /// `address`.
   private func translate() throws {
     client.store(Self.context | 1, at: Self.root)
     let context = Self.context + UInt64(Self.function) * 32
@@ -86,13 +87,13 @@ import VTd
     command(1 << 26 | 1 << 31, expecting: 1 << 26 | 1 << 30 | 1 << 31)
   }
 
-  /// GCMD, and what GSTS comes to.
+  /// Writes GCMD and expects a value of GSTS.
   private func command(_ value: UInt32, expecting status: UInt32) {
     client.store32(value, at: Self.unit + 0x18)
     #expect((try? client.load32(Self.unit + 0x1c)) == status)
   }
 
-  /// Submits a descriptor of 256 bits and a wait, and waits.
+  /// Submits a descriptor of 256 bits and a wait descriptor, and waits for the latter's status.
   private func submit(_ low: UInt64, _ high: UInt64) throws {
     let tail = try client.load(Self.unit + 0x88)
     var at = tail
@@ -108,7 +109,7 @@ import VTd
     #expect(try client.load32(Self.unit + 0x34) == 0)
   }
 
-  /// Has the device move bytes between its buffer and memory.
+  /// Makes the device move bytes between its buffer and memory.
   private func transfer(_ address: UInt64, count: UInt64, toMemory: Bool, interrupts: Bool = false) throws {
     client.store(toMemory ? 0x40000 : address, at: Self.bar + 0x80)
     client.store(toMemory ? address : 0x40000, at: Self.bar + 0x88)
@@ -119,7 +120,8 @@ import VTd
 
   // MARK: Tests
 
-  @Test func firstStage() throws {
+  @Test("DMA is translated by the first stage, which sets accessed and dirty bits")
+  func firstStage() throws {
     try findDevice()
     try translate()
     client.order("write \(Self.page + 0x10) 8 0x0102030405060708")
@@ -133,9 +135,9 @@ import VTd
     #expect(try client.load32(Self.unit + 0x34) == 0)
   }
 
-  /// What is not mapped is a fault: recorded, told by a message that a client without a CPU can see in RAM, and
-  /// nothing is moved.
-  @Test func fault() throws {
+  /// The unit records a fault and sends its message to RAM, where a client without a CPU can see it.
+  @Test("an access to an unmapped or read-only page is a recorded fault and moves no data")
+  func fault() throws {
     try findDevice()
     try translate()
     client.store32(0xfa, at: Self.unit + 0x3c)
@@ -163,14 +165,15 @@ import VTd
   }
 
   /// A changed entry takes effect with its invalidation, and no later.
-  @Test func invalidation() throws {
+  @Test("a changed entry takes effect with its invalidation")
+  func invalidation() throws {
     try findDevice()
     try translate()
     client.order("write \(Self.page) 4 0x11111111")
     client.order("write \(Self.otherPage) 4 0x22222222")
     func seen() throws -> UInt32 {
       try transfer(Self.address, count: 4, toMemory: false)
-      // Where translation does not matter: through the other page's own mapping.
+      // The bytes return through the mapping of another page.
       client.store(0x30_0000 | 7, at: entry(5, of: 3))
       try transfer(Self.address + 0x1000, count: 4, toMemory: true)
       return try client.load32(0x30_0000)
@@ -184,15 +187,16 @@ import VTd
     // All of PASID 0.
     try submit(6 | 2 << 4 | 5 << 16, 0)
     #expect(try seen() == 0x1111_1111)
-    // Gone, and so is what was cached.
+    // The entry is removed, and its cached translation is invalidated.
     client.store(0, at: entry(4, of: 3))
     try submit(6 | 2 << 4 | 5 << 16, 0)
     try transfer(Self.address, count: 4, toMemory: false)
     #expect(try client.load32(Self.unit + 0x34) & 2 == 2)
   }
 
-  /// The pin of INTA# of device 3, GSI 19, as the client sees it.
-  @Test func interruptByPin() throws {
+  /// INTA# of device 3 is GSI 19.
+  @Test("the device's interrupt pin is reported by its GSI")
+  func interruptByPin() throws {
     try findDevice()
     client.order("irq_intercept_in ioapic")
     #expect(client.send("writel \(Self.bar + 0x60) 1") == "IRQ raise 19\nOK")
@@ -200,8 +204,9 @@ import VTd
     #expect(client.send("writel \(Self.bar + 0x64) 1") == "IRQ lower 19\nOK")
   }
 
-  /// MSI is a write by DMA: to RAM it is translated as the device's other requests are.
-  @Test func messageToMemory() throws {
+  /// An MSI is a DMA write: to RAM it is translated like the device's other requests.
+  @Test("an MSI to RAM is translated, and an MSI to an interrupt address is an interrupt")
+  func messageToMemory() throws {
     try findDevice()
     let capability = Int(try client.readConfiguration(Self.function, 0x34) & 0xff)
     #expect(try client.readConfiguration(Self.function, capability) & 0xff == 5)

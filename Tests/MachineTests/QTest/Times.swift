@@ -1,6 +1,6 @@
 import Synchronization
 
-/// Numbers that handlers write down.
+/// Times that handlers record.
 final class Times: Sendable {
   private let list = Mutex<[UInt64]>([])
 

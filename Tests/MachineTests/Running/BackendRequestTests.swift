@@ -5,7 +5,7 @@ import Testing
 
 @testable import Machine
 
-/// Block nodes and objects that come and go on a machine that runs; without a CPU.
+/// Adds and removes block nodes and objects of a running machine without a CPU.
 @Suite struct BackendRequestTests {
   private let folder = "/tmp/nestling-backends-\(getpid())-\(UInt32.random(in: 0 ... .max))"
   private var image: String { folder + "/disk" }
@@ -15,7 +15,7 @@ import Testing
     try FileDescriptor(opening: image, O_WRONLY | O_CREAT, mode: 0o600).write([UInt8](repeating: 0, count: 8192))
   }
 
-  /// A machine whose root bus takes devices.
+  /// Runs a machine whose root bus accepts devices.
   private func run(
     _ configuration: MachineConfiguration = MachineConfiguration(), _ body: (RunningMachine) throws -> Void
   )
@@ -61,14 +61,14 @@ import Testing
         [PropertyAssignment(name: "id", value: id), PropertyAssignment(name: "drive", value: node)]))
   }
 
-  /// Whether some other program could write the image.
+  /// Returns whether another program could write the image.
   private func isFree() throws -> Bool {
     let file = try ScatteredFile(
       opening: image, readOnly: false, memory: try GuestMemory(size: 16 << 20, lowLimit: 16 << 20))
     return (try? file.lock()) != nil
   }
 
-  /// A device leaves at once here, and its backends are free when it is no longer listed.
+  /// Removes a device. Here it leaves at once, and its backends are free once it is no longer listed.
   private func takeAway(_ name: String, from machine: RunningMachine) throws {
     try machine.control.perform(.removeDevice(name, isSurprise: false))
     #expect(eventually { !machine.devices.contains { $0.id?.text == name } })
@@ -82,7 +82,7 @@ import Testing
       try control.perform(.addNode(BlockNode(id: "r", path: "", underlying: "f")))
       #expect(machine.inspection.blockNodes.map(\.node.path) == [image, image])
       #expect(machine.inspection.blockNodes.map(\.size) == [8192, 8192])
-      // As at the start, the image is locked while a device has it.
+      // The image is locked while a device uses it.
       #expect(try isFree())
       try control.perform(disk("d", over: "r"))
       #expect(try !isFree())
@@ -115,7 +115,7 @@ import Testing
         if case .node(.underlyingReadOnly("ro")) = $0 { true } else { false }
       }
       refused(.removeNode("nix"), by: machine) { if case .backend(.noSuchNode) = $0 { true } else { false } }
-      // Readers share a node, which stays until the last has gone.
+      // Readers share a node, which stays in use until the last reader is removed.
       try machine.control.perform(disk("a", over: "ro"))
       try machine.control.perform(disk("b", over: "ro"))
       try takeAway("b", from: machine)
@@ -132,7 +132,7 @@ import Testing
       do {
         let file = PassedDescriptor(try FileDescriptor(opening: image, O_RDWR))
         handedOver = file
-        // Nothing is opened by its path.
+        // Nothing opens the file by its path.
         unlink(image)
         var node = BlockNode(id: "h", path: "/dev/fdset/0", driver: .file)
         node.file = file
@@ -145,7 +145,7 @@ import Testing
       #expect(machine.inspection.files(removedBy: .removeNode("r")) == [handedOver])
       try control.perform(.removeNode("r"))
       do {
-        // The asker holds it, so the machine's thread does not close it.
+        // The requester holds the file, so the machine's thread does not close it.
         let files = machine.inspection.files(removedBy: .removeNode("h"))
         try control.perform(.removeNode("h"))
         #expect(machine.inspection.blockNodes.isEmpty && files == [handedOver])
@@ -177,14 +177,14 @@ import Testing
           DeviceDescription(
             VirtioRNGOptions.self,
             [PropertyAssignment(name: "id", value: "r"), PropertyAssignment(name: "rng", value: "rng0")])))
-      // As in QEMU: the device keeps what it reads.
+      // As in QEMU, the device keeps its source.
       try control.perform(.removeObject(id))
       refused(.removeObject(id), by: machine) { if case .backend(.noSuchObject) = $0 { true } else { false } }
       try takeAway("r", from: machine)
       refused(.removeObject(try Identifier(text: "ram")), by: machine) {
         if case .backend(.objectInUse) = $0 { true } else { false }
       }
-      // A number that was not handed over may be a descriptor of Nestling's own.
+      // A number that no client passed may be one of Nestling's own descriptors.
       var iommufd = IOMMUFDOptions()
       iommufd.id = try Identifier(text: "i0")
       iommufd.file = try DescriptorReference(text: "3")

@@ -5,7 +5,7 @@ import Testing
 
 @testable import Machine
 
-/// Character devices that come and go while a machine runs.
+/// Adds and removes chardevs while a machine runs.
 @Suite struct ChardevsTests {
   private let folder = "/tmp/nestling-characters-\(getpid())-\(UInt32.random(in: 0 ... .max))"
   private let devices: Chardevs
@@ -25,7 +25,7 @@ import Testing
     return options
   }
 
-  /// Why a device is not added; nil where it is.
+  /// Returns why a device is not added, or nil if it is.
   private func problem(_ options: any ChardevOptions, _ id: Identifier) -> Chardevs.Problem? {
     do throws(Chardevs.Problem) {
       try devices.add(options, id: id)

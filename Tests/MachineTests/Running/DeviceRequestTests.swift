@@ -6,9 +6,9 @@ import Testing
 
 @testable import Machine
 
-/// What monitors ask of the devices of a machine that runs; without a CPU.
+/// Adds and removes devices of a running machine without a CPU, as monitors do.
 @Suite struct DeviceRequestTests {
-  /// What a refusal must leave as it was.
+  /// The state that a refusal must leave unchanged.
   private struct Picture: Equatable {
     let devices: [DeviceIdentity]
     let paths: [String]
@@ -46,7 +46,7 @@ import Testing
     thread.join()
   }
 
-  /// A machine whose root bus takes devices, as the bus of a root port does.
+  /// Runs a machine whose root bus accepts devices, like the bus of a root port.
   private func runWithHotplug(_ body: (RunningMachine, Notes<MachineNotice>) throws -> Void) throws {
     try run { machine, log in
       machine.board.buses.set(LiveBus(name: "pcie.0", kind: .pci, isHotpluggable: true))
@@ -78,7 +78,7 @@ import Testing
   @Test func `No bus of the start takes or gives a device, and a refusal changes nothing`() throws {
     try run { machine, log in
       refused(add(EduOptions.self), by: machine) { if case .noHotplug("pcie.0") = $0 { true } else { false } }
-      // QEMU tells the bus before the property that is wrong.
+      // Like QEMU, the refusal names the bus rather than the wrong property.
       refused(add(EduOptions.self, bus: "pcie.0", ["nosuch": "1"]), by: machine) {
         if case .noHotplug("pcie.0") = $0 { true } else { false }
       }
@@ -93,7 +93,7 @@ import Testing
           if case .noHotplug("pcie.0") = $0 { true } else { false }
         }
       }
-      // A root port is a bus of its own.
+      // A root port has its own bus.
       refused(add(EduOptions.self, bus: "rp0"), by: machine) { if case .noHotplug("rp0") = $0 { true } else { false } }
       refused(.removeDevice("c1", isSurprise: false), by: machine) {
         if case .noHotplug("rp0") = $0 { true } else { false }
@@ -128,7 +128,7 @@ import Testing
       refused(add(VirtioRNGOptions.self, ["rng": "nix"]), by: machine) {
         if case .refused("virtio-rng-pci", .unknownObject) = $0 { true } else { false }
       }
-      // What was refused is free.
+      // The ids and addresses of refused devices are free.
       try machine.control.perform(add(EduOptions.self, ["id": "e1", "addr": "5"]))
       #expect(log.all.isEmpty)
     }

@@ -6,10 +6,11 @@ import Testing
 @testable import Machine
 
 @Suite struct EventQueueTests {
-  /// Whether the descriptor says that there is something.
+  /// Returns whether the descriptor signals an event.
   private func isReadable(_ queue: EventQueue) -> Bool { Poll.readable([queue.rawValue], milliseconds: 0)[0] }
 
-  @Test func theFirstOfSeveralDecides() throws {
+  @Test("the first of several events of the guest decides")
+  func theFirstOfSeveralDecides() throws {
     let queue = try EventQueue()
     #expect(queue.take() == nil)
     queue.post(.debugExit(status: 7))
@@ -22,14 +23,15 @@ import Testing
     #expect(queue.take() == .reset)
   }
 
-  @Test func requestsAreKeptInOrder() throws {
+  @Test("requests are kept in order")
+  func requestsAreKeptInOrder() throws {
     let queue = try EventQueue()
     let pause = MachineEvent.request(PendingRequest(.pause))
     let resume = MachineEvent.request(PendingRequest(.resume))
     for event in [pause, .reset, .hostReset, .shutdown, resume] { queue.post(event) }
     #expect(queue.take() == pause)
     #expect(isReadable(queue))
-    // The guest's reset takes what the guest did after it along.
+    // The guest's reset also removes the guest's later events.
     #expect(queue.take() == .reset)
     #expect(queue.take() == .hostReset)
     #expect(isReadable(queue))
@@ -38,14 +40,16 @@ import Testing
     #expect(queue.take() == nil)
   }
 
-  @Test func aWishToEndGoesFirst() throws {
+  @Test("a request to quit precedes other events, and the first such request decides")
+  func aWishToEndGoesFirst() throws {
     let queue = try EventQueue()
     for event in [.shutdown, .hostReset, .quit(.terminal), .quit(.monitorQuit)] as [MachineEvent] { queue.post(event) }
     #expect(queue.take() == .quit(.terminal))
     #expect(queue.take() == nil)
   }
 
-  @Test func whatTheGuestDidIsForgotten() throws {
+  @Test("the guest's events can be forgotten, and requests remain")
+  func whatTheGuestDidIsForgotten() throws {
     let queue = try EventQueue()
     let pause = MachineEvent.request(PendingRequest(.pause))
     queue.post(.shutdown)
@@ -60,14 +64,15 @@ import Testing
     #expect(queue.take() == nil)
   }
 
-  @Test func thePosterHalts() throws {
+  @Test("posting an event that needs stopped CPUs halts them")
+  func thePosterHalts() throws {
     let queue = try EventQueue()
     let halts = Atomic<Int>(0)
     queue.onPost { halts.add(1, ordering: .relaxed) }
     queue.post(.reset)
     queue.post(.request(PendingRequest(.pause)))
     #expect(halts.load(ordering: .relaxed) == 2)
-    // Nothing that needs the CPUs to stand.
+    // This request does not need stopped CPUs.
     queue.post(.request(PendingRequest(.resume)))
     #expect(halts.load(ordering: .relaxed) == 2)
     queue.onPost(nil)
@@ -75,7 +80,7 @@ import Testing
     #expect(halts.load(ordering: .relaxed) == 2)
   }
 
-  /// The answers that came, in order; nil is a success.
+  /// Returns a request that records its answer; nil is success.
   private func request(_ answers: Notes<RequestError?>) -> MachineEvent {
     .request(PendingRequest(.pause) { answers.add($0) })
   }
@@ -97,7 +102,7 @@ import Testing
     queue.post(.reset)
     queue.close()
     #expect(queue.take() == nil && ended(4))
-    // Nothing reads the queue any more.
+    // Nothing reads the queue after it is closed.
     queue.post(request(answers))
     #expect(ended(5))
     queue.close()

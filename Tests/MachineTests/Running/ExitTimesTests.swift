@@ -5,11 +5,11 @@ import Testing
 
 @testable import Machine
 
-/// How long exits keep a CPU out of the guest.
+/// Measures how long exits keep a CPU out of the guest.
 @Suite struct ExitTimesTests {
   private static let hasKVM = (try? FileDescriptor(opening: "/dev/kvm", 2)) != nil
 
-  /// Port 0x300 takes its time; others answer at once.
+  /// A device whose port 0x300 takes 300 ms. Its other ports answer at once.
   private final class SlowDevice: BusDevice {
     static let nanoseconds: UInt64 = 300_000_000
 
@@ -51,7 +51,7 @@ import Testing
     #expect(summary.longest.time >= SlowDevice.nanoseconds && summary.longest.cause == "port 0x300 write 0x0")
     #expect(summary.longestUndisturbed.time <= summary.longest.time)
     #expect(summary.total >= summary.longest.time)
-    // Anew.
+    // A new measurement starts at zero.
     processors.measureExits(true)
     #expect(processors.exitSummaries[0].count < summary.count)
     processors.measureExits(false)

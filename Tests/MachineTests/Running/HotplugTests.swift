@@ -7,10 +7,10 @@ import Testing
 
 @testable import Machine
 
-/// Devices that come and go below root ports of a machine that runs without a CPU: the test does what a guest's ACPI
+/// Adds and removes devices below root ports of a running machine without a CPU. The test acts as a guest's ACPI
 /// methods do.
 @Suite struct HotplugTests {
-  /// Two ports, `rp0` with a hot-plug slot at 1.0 and `rp1` at 2.0, and `fixed` without at 3.0.
+  /// Runs a machine with three ports: `rp0` at 1.0 and `rp1` at 2.0 with hotplug slots, and `fixed` at 3.0 without.
   private func run(
     _ more: [any DeviceOptions] = [], _ body: (RunningMachine, Guest, Notes<MachineNotice>) throws -> Void
   ) throws {
@@ -37,13 +37,14 @@ import Testing
     thread.join()
   }
 
-  /// What an operating system does, by the ports of the ACPI controller.
+  /// Acts as an operating system through the ports of the ACPI hotplug controller.
   private struct Guest {
     let board: Board
 
     private func port(_ offset: UInt64) -> UInt16 { UInt16(BoardLayout.hotplugController + offset) }
 
-    /// - Returns: whether a device is announced in a slot, and whether one is wanted back.
+    /// Reads the state of a slot.
+    /// - Returns: Whether a device was inserted, and whether its removal is requested.
     func look(_ slot: UInt64) -> (up: Bool, down: Bool) {
       board.writePort(port(0x10), 4, slot)
       return (board.readPort(port(0x00), 4) == 1, board.readPort(port(0x04), 4) == 1)
@@ -60,7 +61,7 @@ import Testing
       board.writePort(port(0x1c), 4, status)
     }
 
-    /// Vendor and device of function 0 below a port.
+    /// Returns vendor and device of function 0 below a port.
     func identity(below port: Int) throws -> UInt64 {
       let model = try #require(board.busRoutes.ports.first { Int($0.function.requester.id.device) == port })
       return model.bus.function(at: 0)?.readConfiguration(offset: 0, width: .doubleword) ?? 0xffff_ffff
@@ -86,7 +87,7 @@ import Testing
         #expect(try guest.identity(below: 1) == Self.edu)
         #expect(guest.look(0) == (true, false))
         try machine.control.perform(.removeDevice("hot0", isSurprise: false))
-        // Until the guest has ejected it, it is there.
+        // The device stays until the guest ejects it.
         #expect(guest.look(0) == (false, true))
         #expect(try guest.identity(below: 1) == Self.edu && log.all.count == round - 1)
         guest.eject(0)
@@ -121,7 +122,7 @@ import Testing
       let gone = try deleted("b")
       #expect(eventually { log.all.contains(gone) })
       #expect(try guest.identity(below: 1) == Self.edu && guest.identity(below: 2) == Self.nothing)
-      // The guest that starts finds what is there by itself.
+      // A guest that starts finds the devices by enumeration.
       #expect(guest.look(0) == (false, false) && guest.look(1) == (false, false))
       // The slot is free for another.
       try machine.control.perform(add("b", on: "rp1"))
@@ -139,7 +140,7 @@ import Testing
       #expect(eventually { log.all == [gone] })
       let isAdded = SharedInteger()
       machine.control.ask(add("a", on: "rp0")) { error in isAdded.value = error == nil ? 1 : 2 }
-      // Another port's device comes after it, and does not wait.
+      // A later device of another port does not wait.
       try machine.control.perform(add("b", on: "rp1"))
       #expect(isAdded.value == 0 && guest.look(0) == (false, true))
       guest.eject(0)
@@ -161,7 +162,7 @@ import Testing
       try machine.control.perform(.removeDevice("one", isSurprise: false))
       let gone = try deleted("one")
       #expect(eventually { log.all == [gone] })
-      // Function 0 makes both visible, and takes both along.
+      // Function 0 makes both functions visible, and the ejection removes both.
       try machine.control.perform(add("one", 1))
       try machine.control.perform(add("zero", 0))
       #expect(try guest.look(0) == (true, false) && guest.identity(below: 1) == Self.edu)
@@ -180,17 +181,17 @@ import Testing
       func identity(_ id: String) throws -> DeviceIdentity {
         try #require(machine.devices.first { $0.id?.text == id }).identity
       }
-      // One guest gives it up in time.
+      // The guest ejects the first device in time.
       machine.events.post(.hostRequest(try identity("patient"), patience: 60_000))
       #expect(eventually { guest.look(0) == (false, true) })
       guest.eject(0)
       let patient = try deleted("patient")
       #expect(eventually { log.all == [patient] })
-      // The other does not, however often its host repeats itself. The clock is the test's.
+      // The guest keeps the second device although the host repeats its request. The test moves the clock.
       machine.events.post(.hostRequest(try identity("kept"), patience: 50))
       machine.events.post(.hostRequest(try identity("kept"), patience: 60_000))
       #expect(eventually { guest.look(1) == (false, true) })
-      // Requests are carried out in order: the second one has been seen when this is refused.
+      // Requests are carried out in order: when this one is refused, the host's second request has been handled.
       refused(.removeDevice("none", isSurprise: false), by: machine) { _ in true }
       let clock = try #require(machine.board.clock as? SteppedClock)
       _ = clock.advance(to: clock.now + 49_000_000)
@@ -218,14 +219,14 @@ import Testing
         log.all.prefix(2) == [
           .deviceStatus(id, slot: "00:01.0", source: 3, status: 1), .unplugRefused(id, path: "/machine/peripheral/a"),
         ])
-      // A reset does not take what the guest has kept.
+      // A reset does not remove a device that the guest kept.
       machine.control.requestReset()
       #expect(eventually { log.all.count == 5 })
       #expect(try guest.identity(below: 1) == Self.edu)
     }
   }
 
-  /// Compares what a refusal must leave as it was.
+  /// Expects a refusal that changes nothing.
   private func refused(
     _ request: MachineRequest, by machine: RunningMachine, _ location: SourceLocation = #_sourceLocation,
     _ matches: (RequestError) -> Bool
@@ -263,7 +264,7 @@ import Testing
 
   // MARK: A host that does not answer
 
-  /// Waits in its building until the test lets it go on.
+  /// A device whose construction waits until the test opens the gate.
   private struct SlowOptions: PCIDeviceOptions, BoardDevice {
     static let gate = Mutex<Semaphore?>(nil)
     static let begun = SharedInteger()
@@ -311,7 +312,7 @@ import Testing
       }
       ask("a", on: "rp0")
       #expect(eventually { SlowOptions.begun.value == 1 })
-      // It is not there yet, but its id and its slot are taken.
+      // The device is not present yet, but its id and its slot are taken.
       #expect(machine.devices.compactMap(\.id?.text) == ["rp0", "rp1", "fixed"])
       refused(add("a", on: "rp1"), by: machine) { if case .refused("edu", .duplicateID) = $0 { true } else { false } }
       machine.control.requestReset()
@@ -325,7 +326,7 @@ import Testing
       gate.signal()
       #expect(eventually { answers.all == ["a added", "b failed"] })
       #expect(machine.devices.compactMap(\.id?.text) == ["rp0", "rp1", "fixed", "a"])
-      // One is being built as the machine ends, the next has not begun.
+      // The device is under construction when the machine ends.
       ask("b", on: "rp1")
       #expect(eventually { SlowOptions.begun.value == 3 })
     }

@@ -9,15 +9,15 @@ import VTd
 
 @testable import Machine
 
-/// What the machine tells of devices that come and go.
+/// Checks the trace of devices that are added and removed.
 @Suite struct HotplugTraceTests {
   private final class Recorder: MachineTraceSink {
     let notes = Notes<(event: MachineTraceEvent, arguments: [TraceArgument])>()
     func record(_ event: MachineTraceEvent, _ arguments: [TraceArgument]) { notes.add((event, arguments)) }
   }
 
-  /// Runs a machine without a CPU, with a hot-plug slot below `rp0` at 1.0.
-  /// - Returns: the lines of the trace.
+  /// Runs a machine without a CPU, with a hotplug slot below `rp0` at 1.0.
+  /// - Returns: The lines of the trace.
   private func run(
     _ pattern: String, _ way: HotplugWay = .acpi, _ body: (RunningMachine) throws -> Void
   ) throws -> [String] {
@@ -53,7 +53,7 @@ import VTd
     .addDevice(DeviceDescription(EduOptions.self, bus: "rp0", [PropertyAssignment(name: "id", value: id)]))
   }
 
-  /// A line's duration is at least 0 and below the limit of the test.
+  /// Replaces each duration by `ns` if it is below 60 seconds.
   private func withoutTimes(_ lines: [String]) -> [String] {
     lines.map { line in
       guard let place = line.firstRange(of: " ns=") else { return line }

@@ -5,11 +5,11 @@ import Testing
 
 @testable import Machine
 
-/// A machine without CPUs, from its start to its end, and what its own thread carries out of what devices of the host
-/// ask for.
+/// Runs a machine without CPUs from its start to its end. Its thread carries out what devices of the host and monitors
+/// request.
 @Suite struct MachineEventTests {
-  /// Runs one on a thread of its own while the body asks things of it; then ends it.
-  /// - Parameter body: gets the machine, and what happened to it so far.
+  /// Runs a machine on its own thread during the body, then ends it.
+  /// - Parameter body: Gets the machine and a function that returns the notices so far.
   private func run(_ devices: [any DeviceOptions], _ body: (RunningMachine, () -> [MachineNotice]) throws -> Void)
     throws
   {
@@ -29,7 +29,8 @@ import Testing
     #expect(machine.control.status == .shutdown)
   }
 
-  @Test func aDeviceIsTakenAwayWhileTheMachineRuns() throws {
+  @Test("a surprise removal deletes a device of a running machine, once")
+  func aDeviceIsTakenAwayWhileTheMachineRuns() throws {
     var named = EduOptions()
     named.id = try Identifier(text: "edu0")
     try run([named, EduOptions(), EduOptions()]) { machine, log in
@@ -38,7 +39,7 @@ import Testing
       let identities = machine.devices.map(\.identity)
       machine.events.post(.surpriseRemoval(identities[0]))
       machine.events.post(.surpriseRemoval(identities[2]))
-      // It is gone by now.
+      // This device is already gone.
       machine.events.post(.surpriseRemoval(identities[2]))
       #expect(eventually { log().count == 2 })
       #expect(
@@ -49,7 +50,7 @@ import Testing
       #expect(machine.control.status == .running)
       #expect(machine.inspection.functions.map(\.address) == all.filter { $0 != addresses[0] && $0 != addresses[2] })
       machine.control.requestReset()
-      // In the order of events: what the second removal had done would be told before it.
+      // Events are handled in order: a notice of the repeated removal would precede this one.
       #expect(eventually { log().last == .reset(.monitorReset) } && log().count == 3)
       #expect(machine.control.status == .running)
     }
@@ -73,7 +74,7 @@ import Testing
     machine.events.post(.reset)
     #expect(eventually { notices.all.count == 2 })
     try machine.control.perform(.setRebootAction(.shutdown))
-    // A monitor's own reset is none of the guest's.
+    // A monitor's reset does not count as the guest's.
     machine.control.requestReset()
     #expect(eventually { notices.all.last == .reset(.monitorReset) })
     machine.events.post(.reset)
@@ -101,8 +102,9 @@ import Testing
     }
   }
 
-  /// QEMU's RUN_STATE_INTERNAL_ERROR: nothing but a reset leads out of it.
-  @Test func anErrorOfADeviceStopsTheMachine() throws {
+  /// As in QEMU's RUN_STATE_INTERNAL_ERROR, only a reset leaves this state.
+  @Test("a device error stops the machine until a reset")
+  func anErrorOfADeviceStopsTheMachine() throws {
     try run([]) { machine, log in
       machine.events.post(.deviceError)
       #expect(eventually { log() == [.paused] })
@@ -117,7 +119,7 @@ import Testing
       #expect(log() == [.paused, .reset(.monitorReset)])
       try machine.control.perform(.resume)
       #expect(machine.control.status == .running)
-      // One that comes while a person has it stopped changes nothing.
+      // An error during a monitor's pause changes nothing.
       try machine.control.perform(.pause)
       machine.events.post(.deviceError)
       try machine.control.perform(.resume)
@@ -138,7 +140,7 @@ import Testing
         try machine.control.perform(.resume)
         #expect(log().last == .resumed && machine.control.status == .running)
       }
-      // The machine's thread is busy; meanwhile a monitor asks, and the end comes.
+      // The machine's thread is busy. Meanwhile a monitor sends a request and the end is requested.
       machine.control.addListener {
         if case .reset = $0 {
           reached.signal()

@@ -5,7 +5,7 @@ import Testing
 
 @testable import Machine
 
-/// What becomes of the files that options name when a machine starts.
+/// Checks how the start of a machine opens and locks the files that options name.
 @Suite("Files that options name")
 struct NamedFilesTests {
   private let folder = "/tmp/nestling-files-\(getpid())-\(UInt32.random(in: 0 ... .max))"
@@ -33,7 +33,7 @@ struct NamedFilesTests {
     return configuration
   }
 
-  /// What the start says; nil where there is nothing wrong.
+  /// Returns the error of the start, or nil if there is none.
   private func problem(_ configuration: MachineConfiguration) -> String? {
     do {
       let machine = try RunningMachine(configuration, interpreter: PassingInterpreter())
@@ -45,7 +45,7 @@ struct NamedFilesTests {
     }
   }
 
-  @Test("A file that no device uses is missed at the start all the same")
+  @Test("a missing file stops the start even if no device uses it")
   func unused() throws {
     let absent = BlockNode(id: "a", path: missing)
     #expect(problem(configuration([absent])) == "-drive: \(missing): No such file or directory")
@@ -58,13 +58,13 @@ struct NamedFilesTests {
     #expect(problem(configuration([BlockNode(id: "a", path: image)], objects: [source])) == nil)
   }
 
-  @Test("An image has one writer, in one machine as in two")
+  @Test("an image has one writer, within one machine and across two")
   func writers() throws {
     let inUse = "-drive: \(image): Failed to get \"write\" lock: is the image in use, by another process or option?"
     let nodes = [BlockNode(id: "a", path: image), BlockNode(id: "b", path: image)]
     #expect(problem(configuration(nodes, disks: ["a", "b"])) == inUse)
-    // The failed start left no lock behind; nor does what is only named have one.
-    // A child that another test is starting keeps the lock until its exec closes the file: hence the waiting.
+    // The failed start left no lock behind, and a node without a device takes none. The test waits because a child
+    // process that another test starts keeps the lock until its exec closes the file.
     #expect(eventually { problem(configuration(nodes, disks: ["a"])) == nil })
     let other = try ScatteredFile(
       opening: image, readOnly: false, memory: try GuestMemory(size: 16 << 20, lowLimit: 16 << 20))
@@ -80,7 +80,7 @@ struct NamedFilesTests {
     withExtendedLifetime(other) {}
   }
 
-  @Test("Readers share an image")
+  @Test("readers share an image")
   func readers() {
     let nodes = ["a", "b"].map { BlockNode(id: $0, path: image, readOnly: true) }
     #expect(problem(configuration(nodes, disks: ["a", "b"])) == nil)

@@ -1,6 +1,6 @@
 @testable import Machine
 
-/// All that is typed is the guest's.
+/// An interpreter that passes all input to the guest.
 struct PassingInterpreter: InputInterpreter {
   func receive(_ bytes: ArraySlice<UInt8>, guestBytes: inout [UInt8]) -> (used: Int, action: InputAction?) {
     guestBytes += bytes

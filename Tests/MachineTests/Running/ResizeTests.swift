@@ -8,7 +8,7 @@ import Testing
 
 @testable import Machine
 
-/// Images whose size changes under a disk of a machine that runs; without a CPU.
+/// Resizes images of a running machine without a CPU.
 @Suite struct ResizeTests {
   private let image = "/tmp/nestling-resize-\(getpid())-\(UInt32.random(in: 0 ... .max))"
 
@@ -37,7 +37,7 @@ import Testing
     unlink(image)
   }
 
-  /// The structures of the disk, in a BAR that a driver has placed and started.
+  /// A driver that has placed the disk's BAR and started the device.
   private struct Driver {
     let board: Board
     let base: UInt64 = 0xd000_0000
@@ -57,9 +57,9 @@ import Testing
 
     var status: UInt64 { board.readMemory(base + 0x14, 1) }
     var generation: UInt64 { board.readMemory(base + 0x15, 1) }
-    /// Reading it clears it: bit 1 is a change of the configuration.
+    /// Reads and thereby clears the ISR status; bit 1 is a change of the configuration.
     func takeInterrupts() -> UInt64 { board.readMemory(base + 0x1000, 1) }
-    /// In sectors.
+    /// The capacity in sectors.
     var capacity: UInt64 { board.readMemory(base + 0x2000, 8) }
   }
 
@@ -103,7 +103,7 @@ import Testing
       refused("ro", 4096, by: machine) { if case .readOnlyNode("ro") = $0 { true } else { false } }
       refused("nix", 4096, by: machine) { if case .backend(.noSuchNode("nix")) = $0 { true } else { false } }
       refused("r", .max, by: machine) { if case .notResized(let error) = $0 { error.code == EFBIG } else { false } }
-      // A node of its own on a file that a disk has is another program's, for all that the lock knows.
+      // To the lock, a second node on a disk's file is like another program.
       try machine.control.perform(.addNode(BlockNode(id: "again", path: image, driver: .file)))
       refused("again", 4096, by: machine) {
         if case .failed(.imageInUse) = $0 { true } else { false }

@@ -14,7 +14,7 @@ private func makePipe() -> (reader: Int32, writer: Int32) {
   return (ends[0], ends[1])
 }
 
-/// At most `count` bytes, waiting for as many; fewer at the end.
+/// Reads until `count` bytes have arrived or the input ends.
 private func readAll(_ descriptor: Int32, _ count: Int = .max) -> [UInt8] {
   var bytes: [UInt8] = []
   var buffer = [UInt8](repeating: 0, count: 65536)
@@ -33,7 +33,8 @@ extension ChardevOutputBuffer {
 @Suite(.timeLimit(.minutes(5))) struct ChardevOutputBufferTests {
   private func pattern(_ count: Int) -> [UInt8] { (0..<count).map { UInt8(truncatingIfNeeded: $0 &* 31 ^ $0 >> 7) } }
 
-  @Test func bytesComeOutInOrder() throws {
+  @Test("bytes come out in order")
+  func bytesComeOutInOrder() throws {
     let pipe = makePipe()
     let output = try ChardevOutputBuffer(to: ChardevOutputBuffer.Target(FileDescriptor(owning: pipe.writer)))
     let bytes = pattern(200_000)
@@ -46,9 +47,11 @@ extension ChardevOutputBuffer {
     close(pipe.reader)
   }
 
-  @Test func whatIsLeftIsWrittenAtTheEnd() throws {
+  @Test("buffered bytes are written when the output stops")
+  func whatIsLeftIsWrittenAtTheEnd() throws {
     let pipe = makePipe()
-    // A pipe has 16 pages, and a write that does not fit the rest of one begins another: it holds 32 KiB for certain.
+    // A pipe has 16 pages, and a write that does not fit into the rest of a page begins another: the pipe holds at
+    // least 32 KiB.
     let bytes = pattern(30_000)
     do {
       let output = try ChardevOutputBuffer(to: ChardevOutputBuffer.Target(FileDescriptor(owning: pipe.writer)))
@@ -59,8 +62,9 @@ extension ChardevOutputBuffer {
     close(pipe.reader)
   }
 
-  /// Nobody reads: writing does not wait, memory has a limit, and stopping ends.
-  @Test func nobodyReads() throws {
+  /// Without a reader, writing does not wait, memory has a limit, and stopping ends.
+  @Test("without a reader writes do not wait, memory is bounded and stopping ends")
+  func nobodyReads() throws {
     let pipe = makePipe()
     let bytes = pattern(3 << 20)
     do {
@@ -70,13 +74,14 @@ extension ChardevOutputBuffer {
     }
     #expect(fcntl(pipe.reader, F_SETFL, O_NONBLOCK) == 0)
     let seen = readAll(pipe.reader)
-    // What fits a pipe, from the beginning and without a gap.
+    // The pipe holds the first bytes, without a gap.
     #expect(seen.count >= 4096 && seen.count < 1 << 20)
     #expect(seen == Array(bytes.prefix(seen.count)))
     close(pipe.reader)
   }
 
-  @Test func aReaderThatIsLateGetsTheFirstBytes() throws {
+  @Test("a late reader gets the first bytes")
+  func aReaderThatIsLateGetsTheFirstBytes() throws {
     let pipe = makePipe()
     let bytes = pattern(4 << 20)
     let output = try ChardevOutputBuffer(to: ChardevOutputBuffer.Target(FileDescriptor(owning: pipe.writer)))
@@ -85,13 +90,13 @@ extension ChardevOutputBuffer {
     #expect(seen == Array(bytes.prefix(1 << 20)))
     let drainer = try Thread(name: "drainer") { _ = readAll(pipe.reader) }
     output.stop()
-    // With its last owner the writing end is closed, and the drainer sees the end.
+    // The last owner closes the writing end, and the drainer sees the end.
     output.setTarget(nil)
     drainer.join()
     close(pipe.reader)
   }
 
-  @Test("a byte that is refused can be written once there is room, and none is lost")
+  @Test("a refused byte can be written once there is room, and no byte is lost")
   func roomComes() throws {
     let pipe = makePipe()
     let output = try ChardevOutputBuffer(to: ChardevOutputBuffer.Target(FileDescriptor(owning: pipe.writer)))
@@ -119,7 +124,7 @@ extension ChardevOutputBuffer {
     close(pipe.reader)
   }
 
-  @Test("an answer is always taken; its sender must wait until most of it is read or the reader leaves")
+  @Test("an answer is always accepted; its sender waits until most of it is read or the reader leaves")
   func answers() throws {
     let pipe = makePipe()
     let output = try ChardevOutputBuffer(to: ChardevOutputBuffer.Target(FileDescriptor(owning: pipe.writer)))
@@ -143,7 +148,8 @@ extension ChardevOutputBuffer {
     close(pipe.reader)
   }
 
-  @Test func withoutATargetBytesAreDropped() throws {
+  @Test("without a target bytes are dropped")
+  func withoutATargetBytesAreDropped() throws {
     let pipe = makePipe()
     let output = try ChardevOutputBuffer(to: nil)
     output.write("lost")
@@ -154,7 +160,8 @@ extension ChardevOutputBuffer {
     close(pipe.reader)
   }
 
-  @Test func aReaderThatGoesIsNoHarm() throws {
+  @Test("output goes to a new target after the reader of the old one has left")
+  func aReaderThatGoesIsNoHarm() throws {
     let first = makePipe()
     let second = makePipe()
     let output = try ChardevOutputBuffer(to: ChardevOutputBuffer.Target(FileDescriptor(owning: first.writer)))
@@ -241,7 +248,7 @@ extension ChardevOutputBuffer {
 
   private func send(_ text: String, from port: SerialPort) { for byte in text.utf8 { port.writeByte(byte, at: 0) } }
 
-  /// What the guest reads, waiting as long as it takes.
+  /// Returns what the guest reads, and waits up to 20 seconds for it.
   private func receive(_ count: Int, at port: SerialPort) -> String {
     var bytes: [UInt8] = []
     for _ in 0..<20_000 where bytes.count < count {
@@ -255,7 +262,8 @@ extension ChardevOutputBuffer {
     String(decoding: readAll(client.rawValue, count), as: UTF8.self)
   }
 
-  @Test func aFileGetsTheOutput() throws {
+  @Test("a file gets the output, and a file that cannot be opened is an error")
+  func aFileGetsTheOutput() throws {
     let (connection, port) = try connect(self.file(path))
     send("hello\n", from: port)
     connection.stop()
@@ -269,7 +277,8 @@ extension ChardevOutputBuffer {
     #expect(error?.code == ENOENT)
   }
 
-  @Test func aSocketServesOneClientAfterTheOther() throws {
+  @Test("a socket serves one client after another, and is removed at the end")
+  func aSocketServesOneClientAfterTheOther() throws {
     let (connection, port) = try connect(socket(path, server: true, wait: false))
     for round in 0..<3 {
       let client = try FileDescriptor(connectingTo: path)
@@ -283,15 +292,16 @@ extension ChardevOutputBuffer {
     #expect(access(path, F_OK) != 0)
   }
 
-  /// A client sends more than the guest takes and goes. The next is served all the same, and nothing sent is lost.
-  @Test func aClientThatLeavesUnreadInputDoesNotBlockTheNext() throws {
+  /// A client sends more than the guest reads, and leaves. The next client is served, and no input is lost.
+  @Test("unread input of a client that left does not block the next client")
+  func aClientThatLeavesUnreadInputDoesNotBlockTheNext() throws {
     let (connection, port) = try connect(socket(path, server: true, wait: false))
     do {
       let client = try FileDescriptor(connectingTo: path)
       try client.write(Array("left behind".utf8))
     }
     let next = try FileDescriptor(connectingTo: path)
-    // Its output arrives once it has been accepted, which is all that is waited for here.
+    // Output reaches the client once it has been accepted, which is what this loop waits for.
     var seen = ""
     for _ in 0..<5_000 where seen.isEmpty {
       send("x", from: port)
@@ -304,10 +314,10 @@ extension ChardevOutputBuffer {
     connection.stop()
   }
 
-  @Test("a guest that looks at THRE waits for a client that reads late, loses nothing, and goes on when it leaves")
+  @Test("a guest that polls THRE waits for a late reader, loses no byte, and goes on when the reader leaves")
   func aClientThatReadsLate() throws {
     let (connection, port) = try connect(socket(path, server: true, wait: false))
-    // With FIFOs, sixteen bytes for each look.
+    // With FIFOs, sixteen bytes follow each poll.
     port.writeByte(0x01, at: 2)
     var sent = 0
     func isReady() -> Bool { port.readByte(at: 5) & 0x20 != 0 }
@@ -321,7 +331,7 @@ extension ChardevOutputBuffer {
       }
     }
     sendUntilBusy(1 << 10)
-    // Without a reader.
+    // No client is connected yet.
     #expect(sent == 1 << 10 && isReady())
     do {
       let client = try FileDescriptor(connectingTo: path)
@@ -340,7 +350,8 @@ extension ChardevOutputBuffer {
     connection.stop()
   }
 
-  @Test func aClientSocketConnectsToAServer() throws {
+  @Test("a client socket connects to a server, and fails without one")
+  func aClientSocketConnectsToAServer() throws {
     let listener = try UnixListener(at: path)
     let (connection, port) = try connect(socket(path, server: false))
     let server = try listener.accept()
@@ -355,7 +366,8 @@ extension ChardevOutputBuffer {
     }
   }
 
-  @Test func waitingForAClient() throws {
+  @Test("a server with wait=on starts once a client connects")
+  func waitingForAClient() throws {
     let path = self.path
     let client = try Thread(name: "client") {
       for _ in 0..<5_000 {
@@ -372,8 +384,9 @@ extension ChardevOutputBuffer {
     connection.stop()
   }
 
-  /// A person who gives up the wait is let go, and the socket is not left behind.
-  @Test func theWaitForAClientCanBeGivenUp() throws {
+  /// An interruption ends the wait and leaves no socket behind.
+  @Test("the wait for a client can be interrupted")
+  func theWaitForAClientCanBeGivenUp() throws {
     let signal = try EventDescriptor()
     signal.signal()
     let error = #expect(throws: SystemError.self) {
@@ -383,7 +396,8 @@ extension ChardevOutputBuffer {
     #expect(access(path, F_OK) != 0)
   }
 
-  @Test func theSocketGoesWithTheConnection() throws {
+  @Test("the socket is removed with the connection")
+  func theSocketGoesWithTheConnection() throws {
     do {
       let (connection, _) = try connect(socket(path, server: true, wait: false))
       connection.stop()
@@ -391,8 +405,9 @@ extension ChardevOutputBuffer {
     #expect(access(path, F_OK) != 0)
   }
 
-  /// A blocked client, and input that the guest never takes: stopping ends all the same.
-  @Test func stoppingDoesNotWaitForAnybody() throws {
+  /// The client does not read, and the guest does not take its input: stopping ends nevertheless.
+  @Test("stopping waits neither for the client nor for the guest")
+  func stoppingDoesNotWaitForAnybody() throws {
     let (connection, port) = try connect(socket(path, server: true, wait: false))
     let client = try FileDescriptor(connectingTo: path)
     try client.write([UInt8](repeating: 65, count: 10_000))
@@ -402,8 +417,9 @@ extension ChardevOutputBuffer {
     _ = client.rawValue
   }
 
-  /// Standard input, replaced by a pipe for the while: the interpreter takes its commands out.
-  @Test func standardInputPassesTheInterpreter() throws {
+  /// A pipe replaces standard input for a moment.
+  @Test("the interpreter removes its commands from standard input")
+  func standardInputPassesTheInterpreter() throws {
     let pipe = makePipe()
     let saved = dup(STDIN_FILENO)
     dup2(pipe.reader, STDIN_FILENO)
