@@ -2,9 +2,10 @@ import Control
 import Machine
 import Testing
 
-/// Command lines as people type them, and the machine that each asks for.
+/// Parses command lines as people type them and checks the machine that each describes.
 @Suite struct CommandLineTests {
-  @Test func theLeastThatBoots() throws {
+  @Test("-kernel alone describes a machine, with QEMU's defaults")
+  func theLeastThatBoots() throws {
     let machine = try configuration("-kernel", "vmlinuz")
     #expect(machine.boot == MachineConfiguration.BootSource(kernel: "vmlinuz"))
     #expect(machine.accelerator == .kvm(device: "/dev/kvm"))
@@ -20,7 +21,8 @@ import Testing
     #expect(machine.logItems.isEmpty && machine.logPath == nil)
   }
 
-  @Test func theDemo() throws {
+  @Test("a full command line of QEMU sets every part of the machine")
+  func theDemo() throws {
     let machine = try configuration(
       "-M", "q35,accel=kvm,kernel-irqchip=split", "-cpu", "host", "-smp", "4", "-m", "512",
       "-kernel", "bzImage", "-initrd", "initrd.gz", "-append", "console=ttyS0 intel_iommu=on,sm_on",
@@ -47,7 +49,8 @@ import Testing
     #expect((machine.devices[3] as? DebugExitOptions)?.base == 0xf4)
   }
 
-  @Test func twoDashesAreAsGoodAsOne() throws {
+  @Test("two dashes mean the same as one")
+  func twoDashesAreAsGoodAsOne() throws {
     let machine = try configuration("--kernel", "k", "--m", "64", "--no-reboot")
     #expect(machine.memory.size == 64 << 20 && machine.rebootAction == .shutdown)
   }
@@ -58,17 +61,20 @@ import Testing
     ("16", 16_777_216), ("67108864B", 67_108_864),
   ]
 
-  @Test(arguments: sizes)
+  @Test("-m takes MiB or a size with a suffix", arguments: sizes)
   func memorySizes(_ text: String, _ size: UInt64) throws {
     #expect(try configuration("-kernel", "k", "-m", text).memory.size == size)
   }
 
-  @Test(arguments: ["4", "cpus=4", "4,cores=4", "cores=4", "4,sockets=1,threads=1", "4,maxcpus=4,dies=1,clusters=1"])
+  @Test(
+    "each notation of four CPUs makes four cores of one socket",
+    arguments: ["4", "cpus=4", "4,cores=4", "cores=4", "4,sockets=1,threads=1", "4,maxcpus=4,dies=1,clusters=1"])
   func processors(_ text: String) throws {
     #expect(try configuration("-kernel", "k", "-smp", text).processors == ProcessorTopology(coresPerSocket: 4))
   }
 
-  @Test func machineOptionsAddUp() throws {
+  @Test("several -machine and -accel options add up")
+  func machineOptionsAddUp() throws {
     let machine = try configuration(
       "-kernel", "k", "-machine", "q35", "-machine", "accel=kvm:tcg", "-machine", "kernel_irqchip=split",
       "-accel", "kvm,device=/dev/other,kernel-irqchip=split", "-enable-kvm")
@@ -92,7 +98,8 @@ import Testing
     }
   }
 
-  @Test func memoryFromABackend() throws {
+  @Test("a memory backend provides the RAM of the machine")
+  func memoryFromABackend() throws {
     let machine = try configuration(
       "-kernel", "k", "-M", "q35,memory-backend=ram",
       "-object", "memory-backend-memfd,id=ram,size=1G,hugetlb=on,hugetlbsize=2M,share=on")
@@ -104,7 +111,7 @@ import Testing
     let plain = try configuration(
       "-kernel", "k", "-M", "memory-backend=ram", "-object", "memory-backend-memfd,id=ram,size=64M")
     #expect(plain.memory.size == 64 << 20 && plain.memory.hugePages == nil)
-    // Only what others may map is a memfd.
+    // Only RAM that others may map is a memfd.
     #expect(machine.memory.isShared && host.memory.isShared && plain.memory.isShared)
     #expect(try !configuration("-kernel", "k", "-m", "64M").memory.isShared)
   }
@@ -152,7 +159,7 @@ import Testing
     ]
   }()
 
-  @Test(arguments: backends)
+  @Test("-serial takes each kind of backend", arguments: backends)
   private func serialBackends(_ backend: Backend) throws {
     let machine = try configuration("-kernel", "k", "-serial", backend.text)
     var wanted = backend.device
@@ -163,7 +170,8 @@ import Testing
     #expect(machine.monitors.count == (backend.text.hasPrefix("mon:") ? 1 : 0))
   }
 
-  @Test func monitors() throws {
+  @Test("each option for a monitor makes one, with its chardev and mode")
+  func monitors() throws {
     let machine = try configuration(
       "-kernel", "k", "-chardev", "socket,id=q,path=/tmp/q,server=on,wait=off", "-mon", "chardev=q,mode=control",
       "-qmp", "unix:/tmp/a,server,nowait", "-qmp-pretty", "null", "-monitor", "stdio", "-monitor", "none", "-chardev",
@@ -179,29 +187,33 @@ import Testing
     #expect(machine.serials == [.character(try Identifier(text: "s"))])
   }
 
-  /// The default serial port takes the terminal, unless somebody has it.
-  @Test func theDefaultSerialPortGivesWay() throws {
+  /// The default serial port takes the terminal, unless another option uses it.
+  @Test("the default serial port leaves the terminal and the monitor to other options")
+  func theDefaultSerialPortGivesWay() throws {
     let machine = try configuration("-kernel", "k", "-qmp", "stdio")
     #expect(machine.chardevs.last is NullChardevOptions && machine.monitors.count == 1)
     let other = try configuration("-kernel", "k", "-monitor", "none")
     #expect((other.chardevs.first as? StdioChardevOptions)?.multiplexed == false && other.monitors.isEmpty)
   }
 
-  @Test func noDefaultsMeansNoSerialPort() throws {
+  @Test("-nodefaults leaves out the serial port and the monitor")
+  func noDefaultsMeansNoSerialPort() throws {
     #expect(try configuration("-kernel", "k", "-nodefaults").serials == [])
     #expect(try configuration("-nodefaults", "-kernel", "k", "-serial", "none").serials == [.none])
     let machine = try configuration("-nodefaults", "-kernel", "k", "-serial", "stdio")
     #expect(machine.serials.count == 1 && machine.monitors.isEmpty)
   }
 
-  @Test func whatIsSoAnywayIsAccepted() throws {
+  @Test("options that are true anyway are accepted")
+  func whatIsSoAnywayIsAccepted() throws {
     let machine = try configuration(
       "-no-user-config", "-display", "none", "-vga", "none", "-net", "none", "-nic", "none", "-monitor", "none",
       "-parallel", "none", "-nographic", "-kernel", "k")
     #expect(machine.serials.count == 1 && machine.monitors.isEmpty && machine.devices.isEmpty)
   }
 
-  @Test func drives() throws {
+  @Test("-drive makes a block node, and with if=virtio a disk as well")
+  func drives() throws {
     let machine = try configuration(
       "-kernel", "k", "-drive", "file=a,,b.img,if=none,id=a,format=raw,discard=unmap", "-drive",
       "if=none,file=c.img,read-only=on", "-drive", "file=d.img,if=virtio,file.locking=off", "-drive",
@@ -215,7 +227,8 @@ import Testing
     #expect(machine.devices.count == 1)
   }
 
-  @Test func blockNodes() throws {
+  @Test("-blockdev makes nodes, nested or over one another")
+  func blockNodes() throws {
     let machine = try configuration(
       "-kernel", "k", "-blockdev", "driver=file,node-name=f,filename=a.img,discard=unmap",
       "-blockdev", "driver=raw,node-name=r,file=f,discard=unmap",
@@ -233,7 +246,8 @@ import Testing
       ])
   }
 
-  @Test func entropyObjects() throws {
+  @Test("-object makes the entropy sources of virtio-rng devices")
+  func entropyObjects() throws {
     let machine = try configuration(
       "-kernel", "k", "-object", "rng-random,id=rng0,filename=/dev/hwrng", "-object", "rng-builtin,id=rng1", "-device",
       "virtio-rng-pci,rng=rng0", "-device", "virtio-rng-pci,rng=rng1,max-bytes=9223372036854775807,period=65536")
@@ -243,7 +257,8 @@ import Testing
     #expect(sources == [.file(path: "/dev/hwrng"), .host])
   }
 
-  @Test func whatAResetDoes() throws {
+  @Test("-action and -no-reboot set what a guest's reset does")
+  func whatAResetDoes() throws {
     #expect(try configuration("-kernel", "k", "-action", "reboot=shutdown").rebootAction == .shutdown)
     #expect(try configuration("-kernel", "k", "-no-reboot", "-action", "reboot=reset").rebootAction == .reset)
     #expect(try configuration("-kernel", "k", "-action", "shutdown=poweroff").rebootAction == .reset)
@@ -259,7 +274,7 @@ import Testing
         ["-device", #"{"driver":"edu","id":"e0","dma_mask":4095,"addr":"7"}"#],
         ["-device", "edu,id=e0,dma_mask=4095,addr=7"]
       ),
-      // As a number it has the function in its three low bits.
+      // As a number, addr has the function in its three low bits.
       (["-device", "{'driver':'edu','addr':56}"], ["-device", "edu,addr=7"]),
       (
         [

@@ -1,9 +1,9 @@
 import Control
 import Testing
 
-/// The one line for each mistake, word for word. The program's name is left out.
+/// Compares the error line of each mistake word for word, without the program's name.
 @Suite struct ErrorLineTests {
-  /// After `$`, the words of a command line, `''` for an empty one; below, its error line.
+  /// Each `$` precedes the words of a command line, `''` for an empty one; the lines below are its error line.
   private static let cases = """
     # From the issue.
     $ -device intel-iommu,x-flts=on
@@ -306,7 +306,8 @@ import Testing
     return parsed
   }
 
-  @Test func everyLineWordForWord() {
+  @Test("each mistake gives its error line, word for word")
+  func everyLineWordForWord() {
     let cases = Self.parsed()
     #expect(cases.count > 60)
     for wanted in cases {
@@ -314,14 +315,16 @@ import Testing
     }
   }
 
-  @Test func aLineStaysOneLine() {
+  @Test("control characters are escaped, and an error stays one line")
+  func aLineStaysOneLine() {
     #expect(
       failure(["-device", "a\nb\u{1b}[2Jc\u{202e}"])
         == "nestling: -device a\\u{a}b\\u{1b}[2Jc\\u{202e}: unknown device; nearest: vfio-pci, dma-engine, edu"
     )
   }
 
-  @Test func aLongArgumentIsNotRepeatedWhole() throws {
+  @Test("a long argument is cut in the error line")
+  func aLongArgumentIsNotRepeatedWhole() throws {
     let line = try #require(failure(["-device", String(repeating: "x", count: 1 << 20)]))
     #expect(line.utf8.count < 400 && line.contains("xxx...: unknown device"))
   }

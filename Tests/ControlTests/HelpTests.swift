@@ -4,7 +4,7 @@ import Testing
 @testable import Control
 
 @Suite struct HelpTests {
-  @Test(arguments: ["-help", "--help", "-h"])
+  @Test("help names every option", arguments: ["-help", "--help", "-h"])
   func helpNamesEveryOption(_ word: String) throws {
     let help = try #require(printed(word))
     for option in CommandOptions.all {
@@ -15,22 +15,26 @@ import Testing
     #expect(help.split(separator: "\n").allSatisfy { $0.count <= 120 })
   }
 
-  @Test func optionsAreNamedOnce() {
+  @Test("no option's name is used twice")
+  func optionsAreNamedOnce() {
     let names = CommandOptions.all.flatMap(\.names)
     #expect(Set(names).count == names.count)
   }
 
-  @Test func version() {
+  @Test("-version prints name and version")
+  func version() {
     #expect(printed("-version") == "Nestling emulator version 0.1.0\n")
     #expect(printed("--version") == "Nestling emulator version 0.1.0\n")
   }
 
-  @Test func helpNeedsNothingToBoot() {
+  @Test("help needs nothing to boot, and ignores later mistakes")
+  func helpNeedsNothingToBoot() {
     #expect(printed("-m", "64", "-help") != nil)
     #expect(printed("-device", "help", "-nosuch") != nil)
   }
 
-  @Test func deviceTypesInQEMUsLayout() {
+  @Test("device types are listed in QEMU's layout")
+  func deviceTypesInQEMUsLayout() {
     #expect(
       printed("-device", "help") == """
         Controller/Bridge/Hub devices:
@@ -52,7 +56,8 @@ import Testing
     #expect(printed("-device", "?") == printed("-device", "help"))
   }
 
-  @Test func everyPropertyOfEveryKindIsListed() throws {
+  @Test("every property of every device type and object type is listed")
+  func everyPropertyOfEveryKindIsListed() throws {
     for kind in DeviceTypes.all {
       let help = try #require(printed("-device", "\(kind.typeName),help"))
       #expect(help.hasPrefix("\(kind.typeName) options:\n"))
@@ -68,7 +73,8 @@ import Testing
     }
   }
 
-  @Test func propertiesInQEMUsLayout() throws {
+  @Test("properties are listed in QEMU's layout")
+  func propertiesInQEMUsLayout() throws {
     let lines = try #require(printed("-device", "intel-iommu,help")).split(separator: "\n").map(String.init)
     #expect(
       lines.contains(
@@ -78,7 +84,8 @@ import Testing
     #expect(lines.contains { $0.hasPrefix("  x-scalable-mode=<bool> - ") })
   }
 
-  @Test func smallHelps() throws {
+  @Test("-machine, -accel, -cpu and -d have a help text")
+  func smallHelps() throws {
     #expect(try #require(printed("-machine", "help")).contains("q35"))
     #expect(try #require(printed("-M", "q35,help")).contains("kernel-irqchip=<str>"))
     #expect(try #require(printed("-accel", "help")).contains("kvm"))

@@ -3,9 +3,10 @@ import Testing
 @testable import Control
 @testable import Machine
 
-/// What `check-host` tells of a host that has nothing of it.
+/// Checks the text of `check-host` for a host without IOMMU and VFIO.
 @Suite struct HostCheckTextTests {
-  @Test func aHostWithoutAnything() {
+  @Test("a host without anything is described line by line, and is not ready")
+  func aHostWithoutAnything() {
     let check = HostCheck(devices: ["00:03.0", "nonsense"], root: "/nonexistent")
     let lines = HostCheckText.text(of: check).split(separator: "\n").map(String.init)
     func line(_ name: String) -> String? {

@@ -2,9 +2,9 @@ import Control
 import Machine
 import Testing
 
-/// Command lines that nobody types: whatever the words, there is an answer, and an error is one line.
+/// Parses random command lines: each has an answer, and an error is one line.
 @Suite struct HostileCommandLineTests {
-  /// xorshift64*, so that a failure can be had again.
+  /// An xorshift64* generator: its seed reproduces a failure.
   struct Random: RandomNumberGenerator {
     var state: UInt64
 
@@ -30,7 +30,7 @@ import Testing
     "1f.7", "é", "\u{0}", "\n", "\u{202e}", "👩‍👩‍👧‍👦", "help", "?", "no", "nono", " ",
   ]
 
-  @Test(arguments: [1, 2, 3, 0xdead_beef] as [UInt64])
+  @Test("any words are answered: run, print, or fail in one line", arguments: [1, 2, 3, 0xdead_beef] as [UInt64])
   func anyWordsHaveAnAnswer(_ seed: UInt64) throws {
     var random = Random(state: seed)
     var answers: Set<String> = []
@@ -47,7 +47,7 @@ import Testing
       switch Control.parse(words) {
       case .run(let machine):
         answers.insert("run")
-        // What is accepted is what the checks promise.
+        // An accepted configuration is within the limits of the checks.
         #expect((16 << 20...1 << 45).contains(machine.memory.size))
         #expect((1...4096).contains(machine.processors.count))
       case .print: answers.insert("print")
@@ -61,7 +61,8 @@ import Testing
     #expect(answers == ["run", "print", "fail"])
   }
 
-  @Test func manyDevicesTakeNoLongTime() {
+  @Test("two thousand drives are parsed without delay")
+  func manyDevicesTakeNoLongTime() {
     let words = ["-kernel", "k"] + (0..<2000).flatMap { ["-drive", "file=f\($0),if=none,readonly=on"] }
     guard case .run(let machine) = Control.parse(words) else {
       Issue.record("refused")

@@ -3,7 +3,8 @@ import Testing
 @testable import Control
 
 @Suite struct NoticeLimitTests {
-  @Test("of many like notices one passes in ten seconds, and each is counted") func one() {
+  @Test("of many equal notices one passes in ten seconds, and the others are counted")
+  func one() {
     var limit = NoticeLimit()
     let second: UInt64 = 1_000_000_000
     #expect(limit.admit(at: 5 * second) == 0)

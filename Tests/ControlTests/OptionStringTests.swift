@@ -3,7 +3,7 @@ import Testing
 @testable import Control
 
 @Suite struct OptionStringTests {
-  /// The assignments as `[name=value][flag]`.
+  /// Returns the assignments as `[name=value][flag]`.
   private func assignments(_ text: String, impliedName: String? = nil) throws -> String {
     try OptionString.assignments(text, impliedName: impliedName).map {
       "[" + $0.name + ($0.value.map { "=" + $0 } ?? "") + "]"
@@ -26,7 +26,7 @@ import Testing
     ("a=ä,ö=ü", "[a=ä][ö=ü]"),
   ]
 
-  @Test(arguments: plain)
+  @Test("an option string is split into names and values, and a doubled comma is a comma", arguments: plain)
   func words(_ text: String, _ expected: String) throws {
     #expect(try assignments(text) == expected)
   }
@@ -40,12 +40,12 @@ import Testing
     (",a=1", "[first=][a=1]"),
   ]
 
-  @Test(arguments: implied)
+  @Test("a first value without a name gets the implied name", arguments: implied)
   func impliedFirstName(_ text: String, _ expected: String) throws {
     #expect(try assignments(text, impliedName: "first") == expected)
   }
 
-  @Test(arguments: ["=1", "a=1,=2"])
+  @Test("a value without a name is refused", arguments: ["=1", "a=1,=2"])
   func aNameMustStandBeforeItsValue(_ text: String) {
     #expect(throws: OptionProblem.emptyName) { try OptionString.assignments(text) }
   }

@@ -3,7 +3,7 @@ import Testing
 
 @testable import Control
 
-/// How `-smp` is completed, as QEMU 6.2 and later do it.
+/// Completes `-smp` as QEMU 6.2 and later do.
 @Suite struct ProcessorArgumentsTests {
   private static let groupings: [(String, Int, Int, Int)] = [
     ("4", 1, 4, 1), ("cpus=4", 1, 4, 1), ("4,sockets=2", 2, 2, 1), ("4,threads=2", 1, 2, 2),
@@ -12,7 +12,7 @@ import Testing
     ("maxcpus=2", 1, 2, 1), ("8,sockets=2,cores=2,threads=2", 2, 2, 2),
   ]
 
-  @Test(arguments: groupings)
+  @Test("missing counts of sockets, cores and threads are completed as in QEMU", arguments: groupings)
   func topologies(_ text: String, _ sockets: Int, _ cores: Int, _ threads: Int) throws {
     let topology = try ProcessorArguments.parsing(text, impliedName: "cpus").topology()
     #expect(topology == ProcessorTopology(sockets: sockets, coresPerSocket: cores, threadsPerCore: threads))

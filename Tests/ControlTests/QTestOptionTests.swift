@@ -3,8 +3,9 @@ import Machine
 import Testing
 
 @Suite struct QTestOptionTests {
-  /// What QEMU 10's libqtest passes.
-  @Test func libqtestsCommandLine() throws {
+  /// The options that libqtest of QEMU 10 passes.
+  @Test("the command line of libqtest is accepted")
+  func libqtestsCommandLine() throws {
     let machine = try configuration(
       "-qtest", "unix:/tmp/qtest-1.sock", "-qtest-log", "/dev/null",
       "-chardev", "socket,path=/tmp/qtest-1.qmp,id=char0", "-mon", "chardev=char0,mode=control", "-display", "none",
@@ -17,18 +18,19 @@ import Testing
     #expect(machine.qtest?.log == .file(path: "/dev/null"))
     let socket = try #require(device(machine) as? SocketChardevOptions)
     #expect(socket.path == "/tmp/qtest-1.sock" && !socket.server)
-    // There is no person at the terminal.
+    // The default serial port does not take the terminal.
     #expect(machine.serials == [.character(try Identifier(text: "serial0"))])
     #expect(machine.chardevs.last is NullChardevOptions)
     #expect(machine.monitors.count == 1)
   }
 
-  /// The character device that the client is on.
+  /// Returns the chardev of the client.
   private func device(_ machine: MachineConfiguration) -> (any ChardevOptions)? {
     machine.chardevs.first { $0.id == machine.qtest?.device }
   }
 
-  @Test func backends() throws {
+  @Test("-qtest takes each kind of backend")
+  func backends() throws {
     #expect(device(try configuration("-accel", "qtest", "-qtest", "stdio")) is StdioChardevOptions)
     let server = try configuration("-accel", "qtest", "-qtest", "unix:/tmp/s,server=on,wait=off")
     #expect((device(server) as? SocketChardevOptions)?.server == true)
@@ -36,7 +38,8 @@ import Testing
     #expect((device(named) as? SocketChardevOptions)?.path == "s")
   }
 
-  @Test func logs() throws {
+  @Test("-qtest-log names a file, or none")
+  func logs() throws {
     let words = ["-accel", "qtest", "-qtest", "stdio", "-qtest-log"]
     for (text, log) in [("none", .none), ("file", .file(path: "file"))] as [(String, QTestOptions.Log)] {
       guard case .run(let machine) = Control.parse(words + [text]) else {
@@ -47,17 +50,19 @@ import Testing
     }
   }
 
-  @Test func accelerators() throws {
+  @Test("qtest is an accelerator, and a client can also drive a machine with CPUs")
+  func accelerators() throws {
     #expect(try configuration("-M", "q35,accel=qtest").accelerator == .qtest)
     #expect(try configuration("-M", "accel=qtest:kvm", "-accel", "qtest").accelerator == .qtest)
     #expect(try configuration("-kernel", "k").accelerator == .kvm(device: "/dev/kvm"))
-    // A kernel may be there, and a client may drive a machine that has CPUs.
+    // A kernel is allowed, and a client may drive a machine that has CPUs.
     #expect(try configuration("-accel", "qtest", "-kernel", "k").boot?.kernel == "k")
     let driven = try configuration("-kernel", "k", "-qtest", "unix:s")
     #expect(driven.accelerator == .kvm(device: "/dev/kvm") && driven.qtest != nil)
   }
 
   @Test(
+    "a contradictory or unknown option is refused with the reason",
     arguments: [
       (["-accel", "qtest", "-accel", "kvm"], "another option asks for 'qtest'"),
       (["-accel", "qtest", "-enable-kvm"], "another option asks for 'qtest'"),
@@ -81,7 +86,8 @@ import Testing
     #expect(line.contains(text), "\(line)")
   }
 
-  @Test func noSound() throws {
+  @Test("audio options that ask for no sound are accepted")
+  func noSound() throws {
     for words in [["-audio", "none"], ["-audio", "driver=none"], ["-audiodev", "none,id=a0"]] {
       guard case .run = Control.parse(words + ["-kernel", "k"]) else {
         Issue.record("\(words)")

@@ -2,7 +2,7 @@ import Control
 import Machine
 import Testing
 
-/// The configuration that a command line of words comes to.
+/// Returns the configuration of a command line.
 func configuration(
   _ words: String..., sourceLocation: SourceLocation = #_sourceLocation
 ) throws -> MachineConfiguration {
@@ -22,13 +22,13 @@ func configuration(
 
 struct NoConfiguration: Error {}
 
-/// The error line of a command line, without its newline; nil where there is none.
+/// Returns the error line of a command line without its newline, or nil if there is none.
 func failure(_ words: [String]) -> String? {
   guard case .fail(let text) = Control.parse(words), text.last == "\n" else { return nil }
   return String(text.dropLast())
 }
 
-/// What a command line prints instead of running.
+/// Returns what a command line prints instead of running, or nil if it prints nothing.
 func printed(_ words: String...) -> String? {
   guard case .print(let text) = Control.parse(words) else { return nil }
   return text

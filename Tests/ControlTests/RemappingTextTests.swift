@@ -6,7 +6,7 @@ import VTdOracle
 @testable import Control
 @testable import Machine
 
-/// What `info iommu` and `info iommu translate` say, word for word.
+/// Compares `info iommu` and `info iommu translate` word for word.
 struct RemappingTextTests {
   private let four = RequesterID(bus: 0, device: 4, function: 0)
 
@@ -41,7 +41,7 @@ struct RemappingTextTests {
     }
   }
 
-  /// First stage alone: 0x3000 to 0x7000.
+  /// Returns a guest whose first stage maps 0x3000 to 0x7000.
   private func firstStage() throws -> Guest {
     let guest = try Guest.firstStage()
     let root = guest.page()
@@ -50,7 +50,8 @@ struct RemappingTextTests {
     return guest
   }
 
-  @Test func aFirstStageWalk() throws {
+  @Test("a first-stage walk is printed entry by entry, with its page or fault")
+  func aFirstStageWalk() throws {
     let guest = try firstStage()
     #expect(
       answer(guest, "d0 0x3010") == """
@@ -74,7 +75,8 @@ struct RemappingTextTests {
     #expect(refused.hasSuffix("  = fault 0x71 (SFS.2): a first-stage entry is not present\n"))
   }
 
-  @Test func aStalePage() throws {
+  @Test("a cached page that the tables contradict is reported as a missing invalidation")
+  func aStalePage() throws {
     let guest = try firstStage()
     let port = guest.port(four)
     _ = port.answer(0x3000)
@@ -90,7 +92,8 @@ struct RemappingTextTests {
     withExtendedLifetime(port) {}
   }
 
-  @Test func unitsWithTheirTablesAndCaches() throws {
+  @Test("a unit is printed with its registers, tables, caches and counters")
+  func unitsWithTheirTablesAndCaches() throws {
     let guest = try firstStage()
     let port = guest.port(four)
     _ = port.answer(0x3000)
@@ -134,12 +137,13 @@ struct RemappingTextTests {
     withExtendedLifetime(port) {}
   }
 
-  /// 512 pages cached, a fault recorded, an interrupt entry cached.
-  @Test func whatIsLongIsCut() throws {
+  /// Caches pages and an interrupt entry, and records a fault.
+  @Test("long lists are cut, and faults and interrupt entries are printed")
+  func whatIsLongIsCut() throws {
     let guest = try firstStage()
     guest.store(0x20_0000 | 0xe7, at: 0x102000)
     let port = guest.port(four)
-    // Around the interrupt range each 4 KiB is an entry of its own.
+    // Around the interrupt range, each 4 KiB is a separate entry.
     guest.store(0xfee0_0000 - 0x20_0000 | 0xe7, at: 0x102008)
     for page in 0..<100 as Range<UInt64> {
       guest.map(
@@ -173,7 +177,8 @@ struct RemappingTextTests {
     withExtendedLifetime(port) {}
   }
 
-  @Test func aNestedWalk() throws {
+  @Test("a nested walk is printed with the second-stage walk of each address")
+  func aNestedWalk() throws {
     let guest = try Guest.nested()
     let first = guest.page()
     let second = guest.page()
@@ -215,7 +220,8 @@ struct RemappingTextTests {
     #expect(answer(guest, "d0 0x3010 read").hasSuffix("  = 0x9010, page of 4K, to be cached as r-\n"))
   }
 
-  @Test func mistakes() throws {
+  @Test("each mistake in info iommu translate gets its line")
+  func mistakes() throws {
     let guest = try firstStage()
     let usage = "usage: info iommu translate DEVICE[:PASID] ADDRESS [read|write]"
     for (words, line) in [
@@ -234,7 +240,8 @@ struct RemappingTextTests {
     #expect(RemappingText.units([]) == "There is no IOMMU.\n")
   }
 
-  @Test func whatTheHostHas() {
+  @Test("each host attachment is described in one line")
+  func whatTheHostHas() {
     let stage = GuestFirstStage(root: 0x12_3000, levels: 4, domain: 5, pasid: 0)
     let cases: [(HostBinding?, HostAttachment.Target, String?, String)] = [
       (
@@ -256,7 +263,8 @@ struct RemappingTextTests {
     }
   }
 
-  @Test func theLogNamesUnitsWhereThereAreSeveral() throws {
+  @Test("the log names units if there are several")
+  func theLogNamesUnitsWhereThereAreSeveral() throws {
     let guest = try firstStage()
     let unit = inspection(guest).units[0]
     #expect(RemappingText.log(of: [unit]).hasPrefix("iommu: IOTLB hits: 0\n"))

@@ -21,29 +21,33 @@ import Testing
 
   private let escape = TerminalMultiplexer.escape
 
-  @Test func everythingElseIsTheGuests() {
+  @Test("every byte except the escape reaches the guest")
+  func everythingElseIsTheGuests() {
     let bytes = (UInt8(0)...255).filter { $0 != 1 }
     let (guest, actions) = receive(bytes)
     #expect(guest == bytes && actions.isEmpty)
   }
 
-  @Test func twoEscapesSendOne() {
+  @Test("two escapes send one")
+  func twoEscapesSendOne() {
     let (guest, actions) = receive([0x61, escape, escape, 0x78])
     #expect(guest == [0x61, 0x01, 0x78] && actions.isEmpty)
   }
 
-  @Test(arguments: [UInt8(ascii: "x"), UInt8(ascii: "X")])
+  @Test("an escape and x end Nestling", arguments: [UInt8(ascii: "x"), UInt8(ascii: "X")])
   func exitEndsIt(_ letter: UInt8) {
     let (guest, actions) = receive([0x61, escape, letter, 0x62])
     #expect(guest == [0x61] && actions == [.exit])
   }
 
-  @Test func anEscapeMayComeAlone() {
+  @Test("an escape may arrive before its letter")
+  func anEscapeMayComeAlone() {
     let (guest, actions) = receive([escape], [UInt8(ascii: "x")])
     #expect(guest.isEmpty && actions == [.exit])
   }
 
-  @Test func helpIsShown() {
+  @Test("an escape and h show the help")
+  func helpIsShown() {
     let (guest, actions) = receive([escape, UInt8(ascii: "h"), 0x61])
     #expect(guest == [0x61])
     guard actions.count == 1, case .show(let help) = actions[0] else {
@@ -53,15 +57,17 @@ import Testing
     #expect(help.contains("C-a x    exit emulator"))
   }
 
-  /// What comes behind is not used up: it is for somebody else.
-  @Test func theFocusIsSwitchedInPlace() {
+  /// The rest of the input is not consumed: it belongs to the next focus.
+  @Test("an escape and c switch the focus at once")
+  func theFocusIsSwitchedInPlace() {
     var multiplexer = TerminalMultiplexer()
     var guest: [UInt8] = []
     let (used, action) = multiplexer.receive([0x61, escape, UInt8(ascii: "c"), 0x62], guestBytes: &guest)
     #expect(used == 3 && action == .switchFocus && guest == [0x61])
   }
 
-  @Test func aLetterWithoutMeaningIsDropped() {
+  @Test("an escape with an unknown letter is dropped")
+  func aLetterWithoutMeaningIsDropped() {
     let (guest, actions) = receive([escape, UInt8(ascii: "q"), UInt8(ascii: "x")])
     #expect(guest == [UInt8(ascii: "x")] && actions.isEmpty)
   }

@@ -3,7 +3,8 @@ import Testing
 import VTd
 
 struct TraceOptionTests {
-  @Test func patternsNameEvents() throws {
+  @Test("-trace selects events by patterns, and several options add up")
+  func patternsNameEvents() throws {
     #expect(try configuration("-kernel", "k").trace == nil)
     let one = try #require(configuration("-kernel", "k", "-trace", "vtd_dmar_fault").trace)
     #expect(one.events == [.faulted] && one.path == nil)
@@ -23,14 +24,16 @@ struct TraceOptionTests {
     #expect(both.events.contains(.translationEnabled) && !both.machineEvents.contains(.built))
   }
 
-  @Test func helpListsThem() throws {
+  @Test("help lists all events, sorted")
+  func helpListsThem() throws {
     let names = try #require(printed("-trace", "help")).split(separator: "\n").map(String.init)
     #expect(names.count == TraceEvent.allCases.count + MachineTraceEvent.allCases.count)
     #expect(Set(names).count == names.count && names.contains("acpi_pci_unplug_request"))
     #expect(names == names.sorted() && names.contains("vtd_inv_desc_wait_sw"))
   }
 
-  @Test func aPatternsStarTakesAnything() {
+  @Test("a star in a pattern matches any text, and many stars take no long time")
+  func aPatternsStarTakesAnything() {
     func count(_ pattern: String) -> Int { TraceConfiguration.events(matching: pattern).count }
     #expect(count("vtd_inv_desc") == 1)
     #expect(count("*_desc_*_p*") == 3)  // iotlb_pages, iotlb_pasid, iotlb_pasid_pages

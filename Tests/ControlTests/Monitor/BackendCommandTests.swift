@@ -4,7 +4,7 @@ import Testing
 
 @testable import Control
 
-/// `object-add`, `blockdev-add` and what goes with them, word for word; the texts are those of QEMU 7.2.
+/// Compares `object-add`, `blockdev-add` and related commands with QEMU 7.2, word for word.
 @Suite struct BackendCommandTests {
   private func generic(_ text: String) -> [String] {
     [#"{"error": {"class": "GenericError", "desc": "\#(text)"}}"#]
@@ -77,7 +77,7 @@ import Testing
     let cases: [(String, String)] = [
       ("{}", "Parameter 'qom-type' is missing"),
       (#"{"qom-type": "foo", "id": "a"}"#, "Parameter 'qom-type' does not accept value 'foo'"),
-      // RAM is the machine's from its start.
+      // RAM belongs to the machine from its start.
       (
         #"{"qom-type": "memory-backend-memfd", "id": "a"}"#,
         "Parameter 'qom-type' does not accept value 'memory-backend-memfd'"
@@ -147,7 +147,7 @@ import Testing
     #expect(client.ask("block_resize", ["node-name": "f", "size": 8192]) == [:])
     #expect(client.ask("block_resize", ["device": "f", "node-name": "x", "size": 0]) == [:])
     func human(_ line: String) -> String { HumanCommands.run(line, on: client.machine).text }
-    // Without a unit, in MiB.
+    // Without a unit the size is in MiB.
     #expect(human("block_resize f 2") == "" && human("block_resize f 4k") == "")
     #expect(human("block_resize x 1M") == "Error: Cannot find device='x' nor node-name=''\n")
     #expect(human("block_resize f").hasPrefix("block_resize: "))

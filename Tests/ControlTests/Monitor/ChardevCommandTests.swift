@@ -4,7 +4,7 @@ import Testing
 
 @testable import Control
 
-/// `chardev-add` and `chardev-remove`, word for word; the texts are those of QEMU 7.2.
+/// Compares `chardev-add` and `chardev-remove` with QEMU 7.2, word for word.
 @Suite struct ChardevCommandTests {
   private func generic(_ text: String) -> [String] {
     [#"{"error": {"class": "GenericError", "desc": "\#(text)"}}"#]
@@ -29,7 +29,7 @@ import Testing
     var server = SocketChardevOptions()
     server.path = "/s"
     server.server = true
-    // Unlike on the command line, it does not wait for a client.
+    // Unlike on the command line, the server does not wait for a client.
     server.wait = false
     var connecting = SocketChardevOptions()
     connecting.host = "localhost"

@@ -7,7 +7,7 @@ import Testing
 @testable import Control
 @testable import Machine
 
-/// Open files that a client of QMP hands over; the texts are those of QEMU 7.2.
+/// Tests open files that a QMP client passes. The texts are those of QEMU 7.2.
 @Suite(.timeLimit(.minutes(5))) struct DescriptorCommandTests {
   private let path = "/tmp/nestling-descriptors-\(getpid())-\(UInt32.random(in: 0 ... .max))"
   private let machine = RecordingMachine()
@@ -59,7 +59,7 @@ import Testing
       return answer()
     }
 
-    /// The answer, or the text of the error.
+    /// Returns the answer, or the text of the error.
     func carryOut(_ name: String, _ arguments: JSONObject = [:], _ descriptors: [Int32] = []) -> JSONValue? {
       let request: JSONObject = ["execute": .string(name), "arguments": .object(arguments)]
       let answer = ask(String(decoding: JSONValue.object(request).text(), as: UTF8.self), descriptors)
@@ -91,7 +91,7 @@ import Testing
     #expect(client.carryOut("closefd", ["fdname": "b"]) == "File descriptor named 'b' not found")
     #expect(client.carryOut("closefd", ["fdname": "a"]) == [:])
     #expect(second.isClosed)
-    // The commands for people, on the same connection.
+    // The commands of the human monitor, on the same connection.
     let third = LeakProbe()
     func human(_ line: String, _ descriptors: [Int32] = []) -> JSONValue? {
       client.carryOut("human-monitor-command", ["command-line": .string(line)], descriptors)
@@ -109,7 +109,7 @@ import Testing
     let probes = (0..<250).map { _ in LeakProbe() }
     #expect(client.carryOut("query-status", [:], probes[..<200].map(\.descriptor)) != nil)
     for probe in probes[..<200] { probe.letGo() }
-    // Those of one message at most wait for a command.
+    // At most the descriptors of one message wait for a command.
     #expect(probes[..<200].count { !$0.isClosed } <= FileDescriptor.passedLimit)
     #expect(client.carryOut("getfd", ["fdname": "kept"], probes[200...].map(\.descriptor)) == [:])
     for probe in probes[200...] { probe.letGo() }
@@ -140,7 +140,7 @@ import Testing
 
   @Test func `Requests that follow each other at once get each its own descriptor`() throws {
     let client = try Client(path)
-    // More answers than wait for a client that reads none, and few enough requests for the socket to hold.
+    // The answers exceed the buffer for a client that does not read, and the requests fit into the socket.
     let probes = (0..<30).map { _ in LeakProbe() }
     for (index, probe) in probes.enumerated() {
       client.send(#"{"execute": "query-qmp-schema"}{"execute": "query-qmp-schema"}"#)
@@ -226,7 +226,7 @@ import Testing
     #expect(add("/dev/fdset/3", "m") == [:])
     #expect(machine.requests.count == 2 && machine.requests.allSatisfy { $0.contains("/dev/fdset/3") })
     #expect(client.carryOut("remove-fd", ["fdset-id": 3]) == [:])
-    // The machine that only remembers the words of a request holds no duplicate.
+    // The recording machine keeps only the text of a request, and no duplicate.
     #expect(client.carryOut("query-fdsets") == [])
     device.stop()
   }
@@ -246,7 +246,7 @@ import Testing
     #expect(client.carryOut("closefd", ["fdname": "iommu"]) == "File descriptor named 'iommu' not found")
     #expect(client.carryOut("device_add", ["driver": "vfio-pci", "iommufd": "i0", "fd": "dev"]) == [:])
     #expect(client.carryOut("closefd", ["fdname": "dev"]) == "File descriptor named 'dev' not found")
-    // The machine that remembers nothing but words has let go of both.
+    // The recording machine keeps only text, so both files are closed.
     #expect(file.isClosed)
     #expect(machine.requests.count == 2 && machine.requests.allSatisfy { $0.contains("PassedDescriptor") })
     device.stop()

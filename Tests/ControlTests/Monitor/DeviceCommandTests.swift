@@ -5,7 +5,7 @@ import Testing
 
 @testable import Control
 
-/// `device_add` and `device_del`, word for word; the texts are those of QEMU 7.2.
+/// Compares `device_add` and `device_del` with QEMU 7.2, word for word.
 @Suite struct DeviceCommandTests {
   private func error(_ class: String, _ text: String) -> [String] {
     [#"{"error": {"class": "\#(`class`)", "desc": "\#(text)"}}"#]

@@ -20,12 +20,14 @@ import Testing
     return (text, machine.requests)
   }
 
-  @Test func theGreetingEndsInQEMUsPrompt() {
+  @Test("the greeting ends in QEMU's prompt")
+  func theGreetingEndsInQEMUsPrompt() {
     let text = String(decoding: HumanSession(echoes: false).greeting, as: UTF8.self)
     #expect(text == "Nestling 0.1.0 monitor - type 'help' for more information\r\n(qemu) ")
   }
 
-  @Test func aLineIsAnswered() {
+  @Test("each line is answered, and half a line is not")
+  func aLineIsAnswered() {
     #expect(answers("info sta", "tus\n").0 == "VM status: running\r\n(qemu) ")
     #expect(answers("info status\r\ninfo kvm\r").0 == "VM status: running\r\n(qemu) kvm support: enabled\r\n(qemu) ")
     #expect(answers("\n").0 == "(qemu) ")
@@ -33,7 +35,8 @@ import Testing
     #expect(answers("half a line").0 == "")
   }
 
-  @Test func whatIsTypedIsShownAndCanBeTakenBack() {
+  @Test("typed characters are echoed and can be deleted")
+  func whatIsTypedIsShownAndCanBeTakenBack() {
     let (text, requests) = answers("qx\u{7f}\r", echoes: true)
     #expect(text == "qx\u{8} \u{8}\r\n(qemu) " && requests == ["quit"])
     #expect(answers("äö\u{7f}\u{7f}q\n").1 == ["quit"])
@@ -41,8 +44,9 @@ import Testing
     #expect(answers("\u{7f}\u{7f}q\n").1 == ["quit"])
   }
 
-  /// What is left comes again, and is carried out then.
-  @Test func furtherLinesWaitForAReaderWhoIsBehind() {
+  /// The caller passes the unused bytes again, and the session carries them out then.
+  @Test("further lines wait for a reader that is behind")
+  func furtherLinesWaitForAReaderWhoIsBehind() {
     var session = HumanSession(echoes: false)
     let machine = RecordingMachine()
     let bytes = Array("info kvm\nq\nq\n".utf8)
@@ -61,7 +65,8 @@ import Testing
     #expect(receive(bytes[9...]) == 2 && answers == 2 && machine.requests == ["quit"])
   }
 
-  @Test func aLineHasALimit() {
+  @Test("a line beyond the limit is refused")
+  func aLineHasALimit() {
     let (text, _) = answers(String(repeating: "x", count: 100_000) + "\ninfo kvm\n")
     #expect(text.hasPrefix("a line can be 4096 bytes long at most\r\n(qemu) ") && text.contains("kvm support"))
   }

@@ -13,7 +13,8 @@ import Testing
     elements(value).compactMap { if case .string(let name)? = $0["name"] { name } else { nil } }
   }
 
-  @Test func status() {
+  @Test("status queries follow the machine, and requests reach it")
+  func status() {
     var client = QMPClient()
     #expect(client.ask("query-status") == ["status": "running", "running": true])
     #expect(client.ask("stop") == [:])
@@ -24,8 +25,9 @@ import Testing
     #expect(client.machine.requests == ["reset", "power down"])
   }
 
-  /// QEMU's words and state: nothing but a reset leads out of an error of a device.
-  @Test func aMachineThatADeviceFailed() {
+  /// The words and the state are QEMU's: only a reset leads out of a device error.
+  @Test("a machine that a device stopped refuses cont until a reset")
+  func aMachineThatADeviceFailed() {
     let machine = RecordingMachine()
     machine.fail()
     var client = QMPClient(machine)
@@ -39,7 +41,8 @@ import Testing
     #expect(machine.status == .internalError)
   }
 
-  @Test func theMachine() throws {
+  @Test("queries describe the machine")
+  func theMachine() throws {
     var configuration = MachineConfiguration()
     configuration.name = "guest0"
     configuration.processors = ProcessorTopology(coresPerSocket: 2)
@@ -85,7 +88,8 @@ import Testing
     #expect(below["bus"] == 1 && below["slot"] == 0 && below["qdev_id"] == "e1" && device["pci_bridge"] == nil)
   }
 
-  @Test func kindsAndProperties() throws {
+  @Test("types and their properties are listed")
+  func kindsAndProperties() throws {
     var client = QMPClient()
     #expect(names(client.ask("qom-list-types", ["implements": "machine"])) == ["q35-machine"])
     let devices = names(client.ask("qom-list-types", ["implements": "device"]))
@@ -104,8 +108,9 @@ import Testing
     #expect(names(client.ask("qom-list-properties", ["typename": "rng-random"])).contains("filename"))
   }
 
-  /// The schema tells every command and event, and each type that it names is there.
-  @Test func theSchemaIsWhole() throws {
+  /// The schema has every command and event, and every type that it refers to.
+  @Test("the schema is complete")
+  func theSchemaIsWhole() throws {
     var client = QMPClient()
     let entities = elements(client.ask("query-qmp-schema"))
     let commands = names(client.ask("query-commands"))
@@ -130,8 +135,9 @@ import Testing
     #expect(command["ret-type"] == "str")
   }
 
-  /// The lines end as QEMU's do.
-  @Test func linesForPeople() {
+  /// Lines end in CR LF as QEMU's do.
+  @Test("human commands answer in QEMU's layout")
+  func linesForPeople() {
     var client = QMPClient()
     func human(_ line: String) -> JSONValue? { client.ask("human-monitor-command", ["command-line": .string(line)]) }
     #expect(human("info status") == "VM status: running\r\n")

@@ -6,7 +6,7 @@ import Synchronization
 @testable import Control
 @testable import Machine
 
-/// A machine that carries out nothing, and remembers what it was asked.
+/// A machine that carries out nothing and records the requests.
 final class RecordingMachine: MonitorTarget, MachineControl {
   private let asked = Mutex<[String]>([])
   private let current = Mutex(MachineStatus.running)
@@ -52,7 +52,7 @@ final class RecordingMachine: MonitorTarget, MachineControl {
   }
   func addListener(_ listener: @escaping @Sendable (MachineNotice) -> Void) {}
 
-  /// A device does.
+  /// Sets the state after a device error.
   func fail() { current.withLock { $0 = .internalError } }
 
   var functions: [MachineInspection.Function] {
@@ -143,7 +143,7 @@ final class RecordingMachine: MonitorTarget, MachineControl {
   func translationText(_ arguments: [String]) -> String { "translated \(arguments.joined(separator: " "))\n" }
 }
 
-/// A client's view of a session: what it sends, and each line that it gets.
+/// A QMP client that sends requests to a session and gets the answers as lines.
 struct QMPClient {
   private var session: QMPSession
   let machine: RecordingMachine
@@ -157,7 +157,8 @@ struct QMPClient {
 
   var greeting: String { String(decoding: session.greeting, as: UTF8.self) }
 
-  /// - Returns: what came back, a line each.
+  /// Sends text to the session.
+  /// - Returns: The lines of the answer.
   mutating func send(_ text: String) -> [String] { send(Array(text.utf8)) }
 
   mutating func send(_ bytes: [UInt8]) -> [String] {
@@ -175,7 +176,7 @@ struct QMPClient {
     return answer.split(separator: "\r\n").map(String.init)
   }
 
-  /// What a command returns.
+  /// Returns a command's return value, or nil for an error.
   mutating func ask(_ name: String, _ arguments: JSONObject? = nil) -> JSONValue? {
     var request: JSONObject = ["execute": .string(name)]
     request["arguments"] = arguments.map { .object($0) }

@@ -4,7 +4,7 @@ import Testing
 
 @testable import Control
 
-/// What goes over the wire, word for word; the errors are those of QEMU's tests/qtest/qmp-test.c.
+/// Compares the protocol word for word. The errors are those of QEMU's tests/qtest/qmp-test.c.
 @Suite struct QMPSessionTests {
   private func generic(_ text: String) -> String {
     #"{"error": {"class": "GenericError", "desc": "\#(text)"}}"#
@@ -13,7 +13,8 @@ import Testing
     #"{"error": {"class": "CommandNotFound", "desc": "\#(text)"}}"#
   }
 
-  @Test func theGreeting() {
+  @Test("the greeting has QEMU's form")
+  func theGreeting() {
     let client = QMPClient(negotiate: false)
     #expect(
       client.greeting
@@ -21,7 +22,8 @@ import Testing
         + #""capabilities": []}}"# + "\r\n")
   }
 
-  @Test func negotiation() {
+  @Test("commands need the negotiation of capabilities, which happens once")
+  func negotiation() {
     var client = QMPClient(negotiate: false)
     let expecting = notFound("Expecting capabilities negotiation with 'qmp_capabilities'")
     #expect(client.send(#"{"execute": "query-version"}"#) == [expecting])
@@ -40,7 +42,8 @@ import Testing
         == [notFound("Capabilities negotiation is already complete, command ignored")])
   }
 
-  @Test func malformedRequests() {
+  @Test("each malformed request gets QEMU's error")
+  func malformedRequests() {
     var client = QMPClient()
     let cases: [(String, String)] = [
       ("null\n", "QMP input must be a JSON object"), ("[]", "QMP input must be a JSON object"),
@@ -68,7 +71,8 @@ import Testing
     #expect(client.send(#"{"execute": "no-such-cmd"}"#) == [notFound("The command no-such-cmd has not been found")])
   }
 
-  @Test func theIdComesBackAsItWas() {
+  @Test("the id is returned unchanged")
+  func theIdComesBackAsItWas() {
     var client = QMPClient()
     #expect(
       client.send(#"{"execute": "query-name", "id": {"a": [null, 1.5, "x"]}}"#)
@@ -80,8 +84,10 @@ import Testing
         ])
   }
 
-  /// QEMU's (qobject/qnum.c): exact up to 2^64-1, and no integer where a signed one is asked for.
-  @Test func integersOf64Bits() {
+  /// As in QEMU (qobject/qnum.c), integers are exact up to 2^64-1, but above 2^63-1 they are no integers where a signed
+  /// one is expected.
+  @Test("integers of 64 bits are returned exactly, and refused where they exceed a signed one")
+  func integersOf64Bits() {
     var client = QMPClient()
     for number in ["18446744073709551615", "9223372036854775808", "-9223372036854775808"] {
       #expect(
@@ -93,8 +99,9 @@ import Testing
         == [generic("Invalid parameter type for 'cpu-index', expected: integer")])
   }
 
-  /// In pieces of one byte, in single quotes, two at once, and after garbage.
-  @Test func requestsHoweverTheyArrive() {
+  /// The requests arrive byte by byte, in single quotes, two at once, and after garbage.
+  @Test("requests are answered however they arrive")
+  func requestsHoweverTheyArrive() {
     var client = QMPClient()
     var seen: [String] = []
     for byte in "{'execute': 'query-kvm'}\r\n".utf8 { seen += client.send([byte]) }
@@ -105,12 +112,14 @@ import Testing
     #expect(answers.dropLast().allSatisfy { $0.contains("JSON parse error") })
   }
 
-  @Test func prettyAnswersHaveLines() {
+  @Test("pretty answers have indented lines")
+  func prettyAnswersHaveLines() {
     var client = QMPClient(pretty: true)
     #expect(client.send(#"{"execute": "query-name"}"#) == ["{\n    \"return\": {}\n}"])
   }
 
-  @Test func furtherRequestsWaitForAClientThatIsBehind() {
+  @Test("further requests wait for a client that is behind")
+  func furtherRequestsWaitForAClientThatIsBehind() {
     var session = QMPSession()
     let machine = RecordingMachine()
     var sent = 0
@@ -121,12 +130,13 @@ import Testing
       }
     }
     #expect(receive(#"{"execute": "qmp_capabilities"}{}"#) == 31 && sent == 1)
-    // A request is carried out whether its answer is read or not.
+    // A request is carried out whether or not its answer is read.
     #expect(receive(#"{"execute": "quit"}{}"#) == 19 && sent == 2 && machine.requests == ["quit"])
   }
 
-  /// The answer goes out before what may end the connection is begun.
-  @Test func theAnswerComesBeforeTheEnd() {
+  /// The answer is sent before an action starts that may end the connection.
+  @Test("the answer is sent before the machine ends")
+  func theAnswerComesBeforeTheEnd() {
     let machine = RecordingMachine()
     var session = QMPSession()
     var order: [String] = []
@@ -142,7 +152,8 @@ import Testing
     #expect(order == ["negotiated, []", "answer, []"] && machine.requests == ["quit"])
   }
 
-  @Test func events() throws {
+  @Test("each notice becomes QEMU's event with its timestamp and data")
+  func events() throws {
     func text(_ notice: MachineNotice) -> String? {
       notice.event(at: 1_700_000_000_123_456_789).map { String(decoding: $0.text(), as: UTF8.self) }
     }

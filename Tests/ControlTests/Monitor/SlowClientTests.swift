@@ -7,7 +7,7 @@ import Testing
 @testable import Control
 @testable import Machine
 
-/// A client of QMP on a socket, which reads and writes when it likes.
+/// A QMP client on a socket that reads and writes only on demand.
 private final class SocketClient {
   private let file: FileDescriptor
   private var stream = JSONStream(sizeLimit: 16 << 20)
@@ -23,8 +23,8 @@ private final class SocketClient {
     return poll(&entry, 1, milliseconds) > 0
   }
 
-  /// Writes what is taken, until nothing has been for a quarter of a second.
-  /// - Returns: the rest.
+  /// Writes bytes until the socket accepts none for a quarter of a second.
+  /// - Returns: The rest.
   func offer(_ bytes: ArraySlice<UInt8>) -> ArraySlice<UInt8> {
     var rest = bytes
     while !rest.isEmpty, isReady(POLLOUT, 250) {
@@ -39,7 +39,7 @@ private final class SocketClient {
 
   func send(_ text: String) { #expect(offer(Array(text.utf8)[...]).isEmpty) }
 
-  /// The next message; nil at the end, or after some seconds without one.
+  /// Returns the next message, or nil at the end or after 20 seconds without one.
   func message() -> JSONObject? {
     var buffer = [UInt8](repeating: 0, count: 65536)
     while messages.isEmpty {
@@ -89,7 +89,7 @@ private final class SocketClient {
     let client = try connect()
     let count = 400
     let requests = (0..<count).flatMap { Array(#"{"execute": "query-qmp-schema", "id": \#($0)}"#.utf8) }
-    // More than the socket takes, and what Nestling has read of it.
+    // With the padding, this is more than the socket and Nestling take.
     let padding = [UInt8](repeating: 0x20, count: 1 << 20)
     var rest = client.offer((requests + padding + padding)[...])
     #expect(!rest.isEmpty)
@@ -101,10 +101,10 @@ private final class SocketClient {
     device.stop()
   }
 
-  @Test("an answer may be longer than what waits for a slow client otherwise")
+  @Test("an answer may be longer than the buffer for a slow client")
   func longAnswer() throws {
     let client = try connect()
-    // Each of these is six bytes in the answer.
+    // Each ü takes six bytes in the answer.
     let id = String(repeating: "ü", count: 400_000)
     for _ in 0..<3 {
       client.send(#"{"execute": "query-name", "id": "\#(id)"}"#)
@@ -114,7 +114,7 @@ private final class SocketClient {
     device.stop()
   }
 
-  @Test("events for a client that does not read are dropped beyond a bound, and it is told how many in their place")
+  @Test("events for a client that does not read are dropped beyond a bound, and their count is sent instead")
   func eventsAreBounded() throws {
     let client = try connect()
     let count = 20_000
@@ -140,7 +140,7 @@ private final class SocketClient {
     device.stop()
   }
 
-  @Test("the next client is served, and not with the requests of one who went without reading")
+  @Test("the next client is served, without the requests of one that left without reading")
   func nextClient() throws {
     do {
       let client = try connect()
@@ -153,7 +153,7 @@ private final class SocketClient {
     device.stop()
   }
 
-  @Test("what a client asks for last is done though it goes without reading the answers")
+  @Test("a client's last request is carried out although the client leaves without reading")
   func lastWish() throws {
     do {
       let client = try connect()
