@@ -5,10 +5,10 @@ import Testing
 
 @testable import Devices
 
-/// Transfers over the top of the address space: what a guest maps at address 0 is not reached by them.
+/// Transfers across the top of the address space must not reach what a guest maps at address 0.
 @Suite("The top of the address space")
 struct AddressSpaceTopTests {
-  /// The last page, and where it and the first page are in RAM.
+  /// The last page of the address space, and the addresses of the last and the first page in RAM.
   private static let top: UInt64 = 0xffff_ffff_ffff_f000
   private static let topPhysical: UInt64 = 0x30_0000
   private static let bottomPhysical: UInt64 = 0x31_0000
@@ -39,11 +39,11 @@ struct AddressSpaceTopTests {
   }
 
   @Test(
-    "A disk refuses a buffer over the top as an error of the request",
+    "a disk refuses a buffer across the top as an error of the request",
     arguments: [(top, 8192), (top + 0xe00, 1024), (.max, 512), (top + 0x800, 0x80_0800)] as [(UInt64, Int)])
   func diskBuffers(address: UInt64, count: Int) throws {
     var disk = try disk()
-    // Read, and the disk's name.
+    // A read, and a query of the disk's name.
     for kind: UInt32 in [0, 8] {
       disk.prepare(kind, 0)
       disk.queues[0].submit([
@@ -66,7 +66,7 @@ struct AddressSpaceTopTests {
     #expect(try disk.request(0, [.writable(TestDisk.data, 512)])?.status == 0)
   }
 
-  @Test("A buffer that ends with the last byte of the address space is served")
+  @Test("a buffer that ends with the last byte of the address space is served")
   func lastByte() throws {
     var disk = try disk()
     disk.prepare(0, 0)
@@ -79,7 +79,7 @@ struct AddressSpaceTopTests {
     #expect(remapper.memory.copy(Self.topPhysical + 0xe00, count: 512) == Array(disk.backend.bytes[..<512]))
   }
 
-  @Test("A request whose header or status lies over the top asks for a reset")
+  @Test("a disk asks for a reset if a request's header or status lies across the top")
   func diskHeaders() throws {
     for isHeader in [true, false] {
       var disk = try disk()
@@ -94,7 +94,7 @@ struct AddressSpaceTopTests {
     }
   }
 
-  @Test("A ring over the top is not used at address 0")
+  @Test("a ring across the top is not used at address 0")
   func rings() throws {
     for area in ["descriptors", "driver", "device"] {
       remapper.memory.store([UInt8](repeating: 0, count: 4096), at: Self.topPhysical)
@@ -135,7 +135,7 @@ struct AddressSpaceTopTests {
     func signalUsed() {}
   }
 
-  @Test("edu moves nothing over the top, either way")
+  @Test("edu moves nothing across the top, in either direction")
   func edu() {
     let board = TestBoard(remapper: remapper)
     let device = Edu(
@@ -150,7 +150,7 @@ struct AddressSpaceTopTests {
     transfer(from: 0x40000, to: .max - 0x1f, count: 64, command: 7)
     expectUntouched()
     #expect(edu.read(0x24) == 0x100, "it completes")
-    // Both pages into the buffer: it is zero, not the marks.
+    // Both transfers into the buffer leave it zero, without the marks.
     transfer(from: 0, to: 0x40000, count: 64, command: 1)
     transfer(from: .max - 0x1f, to: 0x40000, count: 64, command: 1)
     transfer(from: 0x40000, to: Self.top, count: 64, command: 3)
@@ -159,7 +159,7 @@ struct AddressSpaceTopTests {
     #expect(remapper.memory.copy(Self.topPhysical + 0xfe0, count: 32) == [UInt8](repeating: 0, count: 32))
   }
 
-  @Test("iommu-testdev refuses both addresses over the top")
+  @Test("iommu-testdev refuses each of its addresses across the top")
   func testDevice() {
     let board = TestBoard(remapper: remapper)
     let device = IOMMUTestDevice(
@@ -173,7 +173,7 @@ struct AddressSpaceTopTests {
       _ = function.read(0)
       return function.read(0x10)
     }
-    // In parts of 4 KiB, the second of which would be at 0.
+    // The transfer has parts of 4 KiB, the second of which would be at 0.
     #expect(run(to: Self.top, expectedAt: Self.topPhysical) == 0xdead_0002)
     expectUntouched()
     remapper.map(0x10_0000, to: 0x10_0000, count: 0x2000)

@@ -7,7 +7,7 @@ import Testing
 
 @testable import Devices
 
-/// Every kind of device ends in the one way, whatever it is at.
+/// Checks that devices of every type end in the same way, whatever they are doing.
 @Suite struct DeviceRevocationTests {
   enum Kind: CaseIterable {
     case edu
@@ -39,21 +39,21 @@ import Testing
 
   private static func base(of bar: BaseAddressRegister) -> UInt64 { 0xc000_0000 + UInt64(bar.index) << 24 }
 
-  /// Puts a function on a bus, with its BARs in place and requests of its own allowed.
+  /// Puts a function on a bus, places its BARs and enables bus mastering.
   private static func plug(_ function: Function, _ bus: Bus) throws {
     try bus.add(function)
     for bar in function.description.baseAddressRegisters { function.place(bar, at: base(of: bar)) }
     function.writeConfiguration(offset: StandardOffset.command, width: .word, value: 6)
   }
 
-  /// Revokes a function on another thread, which takes as long as what is in flight.
+  /// Revokes a function on another thread and checks that this waits for what is in flight.
   private static func revokeWaits(for function: Function, until end: () -> Void) {
     let isRevoked = SharedInteger()
     let thread = TestThread {
       function.revoke()
       isRevoked.increment()
     }
-    // Time enough for a revocation that does not wait.
+    // This is enough time for a revocation that does not wait.
     usleep(50_000)
     #expect(isRevoked.value == 0, "something is in flight")
     end()
@@ -61,7 +61,7 @@ import Testing
     #expect(isRevoked.value == 1)
   }
 
-  @Test("Refused it is gone, revoked it is let go", arguments: Kind.allCases)
+  @Test("a refused device no longer answers, and a revoked one is released", arguments: Kind.allCases)
   func gone(kind: Kind) throws {
     let board = TestBoard()
     let bus = Bus(number: 0)
@@ -87,7 +87,7 @@ import Testing
     #expect(released == nil)
   }
 
-  @Test("A page in flight holds up revoke, and not refuse", arguments: [Kind.edu, .iommuTestDevice, .dmaEngine])
+  @Test("a page in flight delays revoke, but not refuse", arguments: [Kind.edu, .iommuTestDevice, .dmaEngine])
   func requests(kind: Kind) throws {
     let memory = GatedMemory(size: 1 << 20)
     let memoryBus = AddressBus()
@@ -107,7 +107,7 @@ import Testing
     for (offset, value) in registers {
       memoryBus.write(address: 0xc000_0000 + offset, width: kind == .edu ? .quadword : .doubleword, value: value)
     }
-    // The transfer of iommu-testdev takes place within a read.
+    // iommu-testdev does its transfer within a read.
     let access = TestThread {
       if kind == .iommuTestDevice { _ = memoryBus.read(address: 0xc000_0000, width: .doubleword) }
     }
@@ -179,14 +179,14 @@ import Testing
 
 // MARK: - Doubles
 
-/// What all devices have, whatever they are.
+/// A device of any type, with its function.
 protocol Described { var function: Function { get } }
 extension Edu: Described {}
 extension IOMMUTestDevice: Described {}
 extension DMAEngine: Described {}
 extension VirtioPCI: Described {}
 
-/// Gives bytes when the test lets it.
+/// A source that gives bytes once the test allows it.
 private final class GatedSource: Devices.EntropySource {
   let entered = TestSemaphore()
   let mayLeave = TestSemaphore()
@@ -202,7 +202,7 @@ private final class GatedSource: Devices.EntropySource {
   func onReady(_ handler: @escaping @Sendable () -> Void) {}
 }
 
-/// A timer that runs when the test says so.
+/// A timer that the test fires.
 private final class HandTimer: OneShotTimer {
   private let handler = Mutex<(@Sendable () -> Void)?>(nil)
 

@@ -5,17 +5,17 @@ import Testing
 
 @testable import Devices
 
-/// Requests that pass the IOMMU and find no RAM: at another function's BAR, or at nothing. They are refused, and the
-/// driver can see it.
+/// Requests that pass the IOMMU and find no RAM, at another function's BAR or at nothing, are refused, and the driver
+/// can see it.
 @Suite("Requests to other functions' BARs")
 struct PeerRequestTests {
   private static let receivedMasterAbort: UInt64 = 1 << 13
-  /// Where the remapper has the BAR of the other function.
+  /// The address that the remapper maps to the other function's BAR.
   private static let virtual: UInt64 = 0x5000_0000
 
   private let remapper = PageRemapper(memory: HeapMemory(size: 4 << 20))
   private let board: TestBoard
-  /// The other function: liveness at 0x04 shows the inverse of what was written.
+  /// The other function: its liveness register at 0x04 reads as the inverse of the value written.
   private let peer: TestFunction
   private let peerDevice: Edu
 
@@ -44,9 +44,9 @@ struct PeerRequestTests {
     }
     func clear() { function.writeConfiguration(offset: StandardOffset.status, width: .word, value: 0x2000) }
     transfer(from: 0x40000, to: 0x10_0000, command: 3)
-    #expect(status(function) & Self.receivedMasterAbort == 0, "what reaches RAM sets nothing")
+    #expect(status(function) & Self.receivedMasterAbort == 0, "a transfer to RAM sets nothing")
     transfer(from: 0x40000, to: 0x7000_0000, command: 3)
-    #expect(status(function) & Self.receivedMasterAbort == 0, "what the IOMMU refuses is the IOMMU's to tell")
+    #expect(status(function) & Self.receivedMasterAbort == 0, "the IOMMU itself reports what it refuses")
     transfer(from: 0x40000, to: Self.virtual, command: 3)
     #expect(status(function) & Self.receivedMasterAbort != 0)
     #expect(peer.read(0x04) == 0xffff_edcb)
@@ -54,7 +54,7 @@ struct PeerRequestTests {
     #expect(status(function) & Self.receivedMasterAbort != 0, "a read leaves it")
     clear()
     #expect(status(function) & Self.receivedMasterAbort == 0)
-    // The identification of the other function does not arrive: zeroes do.
+    // Zeroes arrive instead of the other function's identification.
     transfer(from: Self.virtual, to: 0x40000, command: 1)
     transfer(from: 0x40000, to: 0x10_0000, command: 3)
     #expect(board.memory.loadUInt64(at: 0x10_0000) == 0)
@@ -67,7 +67,7 @@ struct PeerRequestTests {
     #expect(status(function) & Self.receivedMasterAbort == 0, "without Bus Master Enable no request is made")
   }
 
-  @Test("A disk's data, and its rings")
+  @Test("a disk with its data or rings in another BAR has Received Master Abort")
   func disk() throws {
     var disk = try TestDisk(remapper: remapper)
     // Without iommu_platform, addresses are physical.
@@ -85,7 +85,7 @@ struct PeerRequestTests {
     #expect(status(disk.pci.function) & Self.receivedMasterAbort != 0)
   }
 
-  @Test("dma-engine and iommu-testdev have results of their own besides")
+  @Test("dma-engine and iommu-testdev have Received Master Abort and their own result codes")
   func others() {
     let engine = DMAEngine(
       environment: board.environment, address: RequesterID(bus: 0, device: 4, function: 0))

@@ -2,7 +2,7 @@ import Devices
 import Hardware
 import Testing
 
-/// The guest's side is driven as the DSDT's methods drive it.
+/// Acts for the guest as the DSDT's methods do.
 @Suite struct ACPIHotplugTests {
   private struct Report: Hashable, Sendable {
     var slot: Int
@@ -32,7 +32,7 @@ import Testing
 
   private var next: UInt64 { read(0x20) }
 
-  /// What the event's method notifies: slot and value.
+  /// Returns slot and value of each notification by the event's method.
   private func notifications() -> [[UInt64]] {
     var found: [[UInt64]] = []
     while next != Self.none, found.count < 100 {
@@ -136,7 +136,7 @@ import Testing
     eject(0)
     report(0, 3)
     #expect(ejects.values == [0])
-    // The next device is ejected as any other.
+    // The next device can be ejected like any other.
     #expect(notifications() == [[0, 1]])
     report(0, 1)
     eject(0)
@@ -279,7 +279,7 @@ import Testing
   }
 
   @Test func `The handlers may use the controller`() {
-    // With its lock held they would hang.
+    // If the controller held its lock, they would hang.
     let slots = Calls<ACPIHotplug>()
     let device = ACPIHotplug(
       slotCount: 1, raise: { for slots in slots.values { _ = slots.awaitsRelease(0) } },

@@ -5,6 +5,7 @@ import Testing
 
 @Suite struct DebugExitTests {
   @Test(
+    "the exit status is twice the value plus one",
     arguments: [
       (.byte, 0, 1), (.byte, 0x10, 0x21), (.word, 0x1234, 0x2469),
       (.doubleword, 0x8000_0001, 3), (.doubleword, 0xffff_ffff, -1),
@@ -25,6 +26,7 @@ import Testing
   init() { control = ResetControl { [resets] in resets.append($0) } }
 
   @Test(
+    "the rising reset bit resets, in the way that the other bits select",
     arguments: [
       (0x04, .processors), (0x06, .platform), (0x0e, .powerCycle), (0x0c, .processors),
     ] as [(UInt8, ResetControlRegister.Reset)])
@@ -40,14 +42,15 @@ import Testing
     #expect(resets.values == [reset, reset])
   }
 
-  @Test func readsBackItsThreeBitsUntilReset() {
+  @Test("the register reads back its three bits until a reset")
+  func readsBackItsThreeBitsUntilReset() {
     control.writeByte(0, 0xff)
     #expect(control.readByte(0) == 0x0e)
     control.reset()
     #expect(control.readByte(0) == 0)
   }
 
-  /// Remembers the accesses that reach it.
+  /// A device that records the accesses that reach it.
   private final class Configuration: BusDevice {
     let log = Calls<String>()
     func read(offset: UInt64, width: AccessWidth) -> UInt64 {
@@ -59,7 +62,8 @@ import Testing
     }
   }
 
-  @Test func liesWithinTheConfigurationPorts() {
+  @Test("the reset register answers byte accesses among the configuration ports")
+  func liesWithinTheConfigurationPorts() {
     let configuration = Configuration()
     let bus = AddressBus()
     _ = bus.attach(

@@ -27,7 +27,8 @@ import Testing
   /// Second, minute, hour, day of week, day, month, year, century.
   private var time: [UInt8] { [0x00, 0x02, 0x04, 0x06, 0x07, 0x08, 0x09, 0x32].map(read) }
 
-  /// As Linux's mc146818_set_time does: stop, write, let go of the control register, then the dividers.
+  /// Sets the time like Linux's mc146818_set_time: stops the clock, writes the time, and restores the control register,
+  /// then the dividers.
   private func setTime(_ values: [UInt8]) {
     let (control, frequency) = (read(0x0b), read(0x0a))
     write(0x0b, control | 0x80)
@@ -37,7 +38,8 @@ import Testing
     write(0x0a, frequency)
   }
 
-  @Test func powersOnWithTheHostsTimeInBCD() {
+  @Test("the clock powers on with the host's time in BCD")
+  func powersOnWithTheHostsTimeInBCD() {
     #expect(time == [0x09, 0x05, 0x13, 0x05, 0x29, 0x02, 0x24, 0x20])
     #expect(read(0x0a) == 0x26)
     #expect(read(0x0b) == 0x02)
@@ -46,6 +48,7 @@ import Testing
   }
 
   @Test(
+    "the control register selects BCD or binary, and 12 or 24 hours",
     arguments: [
       (0x00, [0x09, 0x05, 0x81, 0x05, 0x29, 0x02, 0x24, 0x20]),
       (0x02, [0x09, 0x05, 0x13, 0x05, 0x29, 0x02, 0x24, 0x20]),
@@ -57,8 +60,9 @@ import Testing
     #expect(time == expected)
   }
 
-  /// Midnight is 12 in the morning, noon 12 in the afternoon.
-  @Test(arguments: [(0, 0x12), (1, 0x01), (11, 0x11), (12, 0x92), (13, 0x81), (23, 0x91)] as [(Int64, UInt8)])
+  @Test(
+    "on the 12-hour clock midnight is 12 in the morning and noon 12 in the afternoon",
+    arguments: [(0, 0x12), (1, 0x01), (11, 0x11), (12, 0x92), (13, 0x81), (23, 0x91)] as [(Int64, UInt8)])
   func hoursOfTheTwelveHourClock(hour: Int64, expected: UInt8) {
     write(0x0b, 0x00)
     host.now = ClockReading(seconds: hour * 3600, nanoseconds: 0)
@@ -68,8 +72,9 @@ import Testing
     #expect(Int64(read(0x04)) == hour)
   }
 
-  /// Seconds since 1970, and in binary second, minute, hour, day of week, day, month, year, century.
+  /// Seconds since 1970, and in binary: second, minute, hour, day of week, day, month, year, century.
   @Test(
+    "dates follow the calendar over leap years and centuries",
     arguments: [
       (0, [0, 0, 0, 5, 1, 1, 70, 19]),
       (951_782_399, [59, 59, 23, 2, 28, 2, 0, 20]),
@@ -88,7 +93,8 @@ import Testing
     #expect(time == expected)
   }
 
-  @Test func updateInProgressIsShortAndWarnsOfTheUpdate() {
+  @Test("update-in-progress is short and announces the update")
+  func updateInProgressIsShortAndWarnsOfTheUpdate() {
     let second = Self.leapDay
     host.now = ClockReading(seconds: second, nanoseconds: 999_755_999)
     #expect(read(0x0a) == 0x26)
@@ -97,16 +103,17 @@ import Testing
     host.now = ClockReading(seconds: second + 1, nanoseconds: 0)
     #expect(read(0x0a) == 0x26)
     #expect(read(0x00) == 0x10)
-    // A clock that is stopped has no updates.
+    // A stopped clock has no updates.
     host.now = ClockReading(seconds: second, nanoseconds: 999_999_999)
     write(0x0b, 0x82)
     #expect(read(0x0a) == 0x26)
   }
 
-  @Test func settingTheTimeKeepsAnOffset() {
+  @Test("setting the time keeps an offset to the host's clock")
+  func settingTheTimeKeepsAnOffset() {
     setTime([0x58, 0x59, 0x23, 0x31, 0x12, 0x99, 0x19])
     #expect(time == [0x58, 0x59, 0x23, 0x06, 0x31, 0x12, 0x99, 0x19])
-    // The dividers were let go: the first update comes after half a second.
+    // The dividers have restarted: the first update follows after half a second.
     advance(nanoseconds: 499_999_999)
     #expect(read(0x00) == 0x58)
     advance(nanoseconds: 1)
@@ -118,7 +125,8 @@ import Testing
     #expect(read(0x09) == 0x00)
   }
 
-  @Test func stoppedRegistersAreMemory() {
+  @Test("the registers of a stopped clock are memory")
+  func stoppedRegistersAreMemory() {
     write(0x0b, 0x82)
     write(0x00, 0xee)
     write(0x06, 0x07)
@@ -128,7 +136,8 @@ import Testing
     #expect(read(0x02) == 0x05)
   }
 
-  @Test func withoutDividerResetTheSecondsPhaseStays() {
+  @Test("without a divider reset the phase of the second stays")
+  func withoutDividerResetTheSecondsPhaseStays() {
     write(0x0b, 0x82)
     write(0x00, 0x30)
     write(0x0b, 0x02)
@@ -138,7 +147,8 @@ import Testing
     #expect(read(0x00) == 0x31)
   }
 
-  @Test func aRunningClockTakesEachRegisterAtOnce() {
+  @Test("a running clock takes each register at once")
+  func aRunningClockTakesEachRegisterAtOnce() {
     write(0x02, 0x59)
     write(0x04, 0x22)
     #expect(time == [0x09, 0x59, 0x22, 0x05, 0x29, 0x02, 0x24, 0x20])
@@ -146,14 +156,16 @@ import Testing
     #expect(time == [0x09, 0x00, 0x23, 0x05, 0x29, 0x02, 0x24, 0x20])
   }
 
-  @Test func timesThatDoNotExistCarry() {
+  @Test("a time that does not exist carries over")
+  func timesThatDoNotExistCarry() {
     setTime([0x75, 0x59, 0x23, 0x31, 0x12, 0x24, 0x20])
     #expect(time == [0x15, 0x00, 0x00, 0x04, 0x01, 0x01, 0x25, 0x20])
     setTime([0x00, 0x00, 0x00, 0x00, 0x00, 0x25, 0x20])  // Month 0, day 0.
     #expect(Array(time[4...]) == [0x30, 0x11, 0x24, 0x20])
   }
 
-  @Test func memoryKeepsItsBytes() {
+  @Test("memory keeps its bytes")
+  func memoryKeepsItsBytes() {
     for address in UInt8(0x0e)..<0x80 where address != 0x32 { write(address, address ^ 0xff) }
     for address in UInt8(0x0e)..<0x80 where address != 0x32 { #expect(read(address) == address ^ 0xff) }
     write(0x80 | 0x70, 0x11)  // Bit 7 masks NMI.
@@ -166,7 +178,8 @@ import Testing
 
   // MARK: Flags
 
-  @Test func updateEndedIsSetOncePerReadAndRequestsWhenEnabled() {
+  @Test("update-ended is set once per read and requests an interrupt when enabled")
+  func updateEndedIsSetOncePerReadAndRequestsWhenEnabled() {
     write(0x0a, 0x20)  // No periodic rate.
     write(0x01, 0xfe)  // No alarm either: not a time, nor the top bits of any.
     write(0x03, 0x7f)
@@ -183,8 +196,10 @@ import Testing
     #expect(read(0x0c) == 0)
   }
 
-  /// Alarm second, minute and hour (BCD, top bits: any), how long until it matches from 13:05:09.
+  /// Alarm second, minute and hour (BCD; with the top bits set, any value), and the seconds from 13:05:09 until it
+  /// matches.
   @Test(
+    "an alarm matches once, at its time",
     arguments: [
       ([0x10, 0x05, 0x13], 1),
       ([0x09, 0x05, 0x13], 86_400),
@@ -206,7 +221,8 @@ import Testing
     #expect(read(0x0c) & 0x20 == 0)
   }
 
-  @Test func anAlarmBetweenTwoReadsIsSeen() {
+  @Test("an alarm between two reads is seen")
+  func anAlarmBetweenTwoReadsIsSeen() {
     write(0x01, 0x30)
     write(0x03, 0xff)
     write(0x05, 0xff)
@@ -216,7 +232,9 @@ import Testing
   }
 
   /// Rate and period in nanoseconds, rounded up.
-  @Test(arguments: [(0x03, 122_071), (0x06, 976_563), (0x0f, 500_000_000), (0x01, 3_906_250)] as [(UInt8, Int64)])
+  @Test(
+    "the periodic flag is set after each period",
+    arguments: [(0x03, 122_071), (0x06, 976_563), (0x0f, 500_000_000), (0x01, 3_906_250)] as [(UInt8, Int64)])
   func periodicRates(rate: UInt8, period: Int64) {
     host.now = ClockReading(seconds: Self.leapDay, nanoseconds: 0)
     write(0x0a, 0x20 | rate)
@@ -227,18 +245,21 @@ import Testing
     #expect(read(0x0c) & 0x40 == 0x40)
   }
 
-  @Test func resetDisablesInterruptsOnly() {
+  @Test("a reset disables interrupts and keeps format and memory")
+  func resetDisablesInterruptsOnly() {
     write(0x0b, 0x76)
     write(0x40, 0x5a)
     advance(seconds: 2)
     clock.reset()
-    #expect(clock.readByte(1) == 11)  // The index is the second's again.
+    #expect(clock.readByte(1) == 11)  // The index selects the seconds again.
     #expect(read(0x0b) == 0x06)
     #expect(read(0x40) == 0x5a)
   }
 
-  /// Linux's mc146818_avoid_UIP: read seconds, see UIP clear, read all, see UIP and seconds the same.
-  @Test func linuxReadsTheTimeInOneTurn() {
+  /// Linux's mc146818_avoid_UIP reads the seconds, sees UIP clear, reads everything, and sees UIP clear and the seconds
+  /// unchanged.
+  @Test("Linux reads the time in one pass")
+  func linuxReadsTheTimeInOneTurn() {
     let second = read(0x00)
     #expect(read(0x0a) & 0x80 == 0)
     let first = time

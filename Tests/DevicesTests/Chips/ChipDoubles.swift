@@ -2,7 +2,7 @@ import Devices
 import Hardware
 import Synchronization
 
-/// A byte sink that keeps what it got, and takes no more than it has room for.
+/// A byte sink that records the bytes, and accepts no more than it has room for.
 final class RecordingOutput: ChardevOutput {
   private let log = Mutex<(bytes: [UInt8], room: Int)>(([], .max))
 
@@ -21,7 +21,7 @@ final class RecordingOutput: ChardevOutput {
   }
 }
 
-/// Every level a wire was set to, repeats left out, from low.
+/// Records every change of a wire's level, which starts low.
 final class LevelLog: InterruptLine {
   private let log = Mutex<[Bool]>([])
 
@@ -34,7 +34,7 @@ final class LevelLog: InterruptLine {
   }
 }
 
-/// Counts or collects what a closure was called with.
+/// Collects the values that a closure was called with.
 final class Calls<Value: Sendable>: Sendable {
   private let log = Mutex<[Value]>([])
 

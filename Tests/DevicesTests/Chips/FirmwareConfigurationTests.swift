@@ -13,6 +13,7 @@ import Testing
   }
 
   @Test(
+    "each item reads as its bytes, then as zeroes",
     arguments: [
       (0x0000, [0x51, 0x45, 0x4d, 0x55, 0]),  // "QEMU", then nothing
       (0x0001, [1, 0, 0, 0, 0]),
@@ -30,7 +31,8 @@ import Testing
     #expect(read(FirmwareConfiguration(items: items()), key, count: expected.count) == expected)
   }
 
-  @Test func selectingStartsOver() {
+  @Test("selecting an item starts at its first byte")
+  func selectingStartsOver() {
     let device = FirmwareConfiguration(items: items())
     #expect(device.readByte(1) == 0x51)
     #expect(device.readByte(1) == 0x45)
@@ -44,13 +46,15 @@ import Testing
     #expect(device.readByte(1) == 0x51)
   }
 
-  @Test func onlyBytesAreRead() {
+  @Test("only byte accesses read data")
+  func onlyBytesAreRead() {
     let device = FirmwareConfiguration(items: items())
     #expect(device.read(offset: 0, width: .word) == 0xffff)
     #expect(device.readByte(1) == 0x51)
   }
 
-  @Test func directoryListsFilesByName() throws {
+  @Test("the directory lists files by name")
+  func directoryListsFilesByName() throws {
     var items = items()
     try items.addFile(named: "opt/b", contents: [1, 2, 3])
     try items.addFile(named: "etc/a", contents: [UInt8](repeating: 7, count: 0x102))
@@ -65,7 +69,8 @@ import Testing
     #expect(read(device, 0x21, count: 4) == [1, 2, 3, 0])
   }
 
-  @Test func refusesFilesThatTheDirectoryCannotShow() throws {
+  @Test("files that the directory cannot show are refused")
+  func refusesFilesThatTheDirectoryCannotShow() throws {
     var items = items()
     try items.addFile(named: String(repeating: "n", count: 55), contents: [])
     let long = String(repeating: "n", count: 56)

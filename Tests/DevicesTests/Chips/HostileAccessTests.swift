@@ -3,9 +3,9 @@ import Hardware
 import TestSupport
 import Testing
 
-/// Every chip under seeded random accesses: any width at any offset, within the region and beyond it,
-/// with the host's side moving at the same time. A trap ends the test process; what is checked
-/// besides is that a read gives no more than its width and that the chip still works afterwards.
+/// Sends seeded random accesses to every chip: any width at any offset, within the region and beyond it, while the
+/// host's side changes. A trap ends the test process. The tests also check that a read returns no more than its width
+/// and that the chip still works afterwards.
 @Suite struct HostileAccessTests {
   private func storm(
     _ device: any BusDevice, size: UInt64, seed: UInt64, count: Int = 20_000,
@@ -30,7 +30,8 @@ import Testing
     }
   }
 
-  @Test(arguments: [UInt64(1), 2, 3]) func serialPort(seed: UInt64) {
+  @Test("a serial port survives random accesses and input", arguments: [UInt64(1), 2, 3])
+  func serialPort(seed: UInt64) {
     let output = RecordingOutput()
     let line = RecordingLine()
     let port = SerialPort(output: output, interrupt: line)
@@ -46,12 +47,13 @@ import Testing
     #expect(output.bytes.last == 0x42)
   }
 
-  @Test(arguments: [UInt64(1), 2, 3]) func ioapic(seed: UInt64) {
+  @Test("an I/O APIC survives random accesses and sends only well-formed messages", arguments: [UInt64(1), 2, 3])
+  func ioapic(seed: UInt64) {
     let router = RecordingRouter()
     let requester = Requester(id: RequesterID(rawValue: 0xff00))
     let controller = IOAPICDevice(routes: (0..<24).map { _ in router.makeRoute(for: requester) })
     let lines = (0..<48).map { controller.line($0 % 24) }
-    // Mostly the three registers, and the low selectors.
+    // Mostly accesses the three registers and the low selectors.
     storm(controller, size: IOAPICDevice.regionSize, seed: seed) { random in
       switch Int.random(in: 0..<4, using: &random) {
       case 0: lines[Int.random(in: 0..<48, using: &random)].set(Bool.random(using: &random))
@@ -74,14 +76,15 @@ import Testing
     #expect(router.messages.last?.data == 0x77)
   }
 
-  @Test(arguments: [UInt64(1), 2, 3]) func cmosClock(seed: UInt64) {
+  @Test("the CMOS clock survives random accesses and times", arguments: [UInt64(1), 2, 3])
+  func cmosClock(seed: UInt64) {
     let host = TestClock(ClockReading(seconds: 1_700_000_000, nanoseconds: 0))
     let clock = CMOSClock { host.now }
     storm(clock, size: CMOSClock.regionSize, seed: seed) { random in
       switch Int.random(in: 0..<8, using: &random) {
       case 0: host.now = ClockReading(seconds: host.now.seconds, nanoseconds: Int64(random.next() % 4_000_000_000))
       case 1: host.now = ClockReading(seconds: Int64(bitPattern: random.next()), nanoseconds: 0)
-      // Mostly the time and control registers, any value in them.
+      // Mostly writes any value to the time and control registers.
       case 2...5: clock.write(offset: 0, width: .word, value: random.next() & 0xff0f)
       case 6: clock.write(offset: 0, width: .byte, value: UInt64.random(in: 0..<16, using: &random))
       default: #expect(clock.read(offset: 1, width: .byte) <= 0xff)
@@ -91,7 +94,8 @@ import Testing
     #expect(clock.readByte(1) == 0x5a)
   }
 
-  @Test func firmwareConfiguration() {
+  @Test("the firmware configuration survives random accesses")
+  func firmwareConfiguration() {
     let items = FirmwareConfigurationItems(memorySize: .max, processorCount: .max, maximumProcessorCount: .max)
     let device = FirmwareConfiguration(items: items)
     storm(device, size: FirmwareConfiguration.regionSize, seed: 1) { random in
@@ -101,14 +105,16 @@ import Testing
     #expect(device.readByte(1) == 0x51)
   }
 
-  @Test func debugExit() {
+  @Test("random accesses to the debug exit give odd statuses only")
+  func debugExit() {
     let exits = Calls<Int32>()
     storm(DebugExit { exits.append($0) }, size: DebugExit.regionSize, seed: 1)
     #expect(!exits.values.isEmpty)
     #expect(exits.values.allSatisfy { $0 & 1 == 1 })
   }
 
-  @Test func resetControl() {
+  @Test("reset control survives random accesses, which reach every type of reset")
+  func resetControl() {
     let resets = Calls<ResetControlRegister.Reset>()
     let control = ResetControl { resets.append($0) }
     let ports = ConfigurationAndResetPorts(configuration: DebugExit { _ in }, resetControl: control)
@@ -117,7 +123,8 @@ import Testing
     #expect(Set(resets.values) == [.processors, .platform, .powerCycle])
   }
 
-  @Test(arguments: [UInt64(1), 2, 3]) func powerManagement(seed: UInt64) {
+  @Test("power management survives random accesses and events", arguments: [UInt64(1), 2, 3])
+  func powerManagement(seed: UInt64) {
     let clock = TestClock<UInt64>(0)
     let line = RecordingLine()
     let powerOffs = Calls<Bool>()
@@ -144,7 +151,7 @@ import Testing
       case 0: device.inserted(slot)
       case 1: device.requestRemoval(slot)
       case 2: device.emptied(slot, announcing: Bool.random(using: &random))
-      // Mostly slots that there are.
+      // Mostly selects existing slots.
       default: device.write(offset: 0x10, width: .doubleword, value: UInt64.random(in: 0..<4, using: &random))
       }
     }

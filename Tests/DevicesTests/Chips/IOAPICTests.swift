@@ -4,7 +4,7 @@ import Synchronization
 import TestSupport
 import Testing
 
-/// A route that keeps what it was set to and how often, over a recording router.
+/// A route that records its message, how often it was set, and what it sent.
 private final class CountingRoute: InterruptRoute {
   private let state = Mutex((message: InterruptMessage?.none, sets: 0, sent: [InterruptMessage]()))
 
@@ -42,7 +42,7 @@ private final class CountingRoute: InterruptRoute {
     controller.write(offset: 0x10, width: .doubleword, value: UInt64(value))
   }
 
-  /// As Linux writes an entry: the upper half first, the mask bit last.
+  /// Writes an entry like Linux: the upper half first, the mask bit last.
   private func program(_ pin: UInt8, _ entry: UInt64) {
     write(0x11 + 2 * pin, UInt32(truncatingIfNeeded: entry >> 32))
     write(0x10 + 2 * pin, UInt32(truncatingIfNeeded: entry))
@@ -58,7 +58,8 @@ private final class CountingRoute: InterruptRoute {
 
   // MARK: Registers
 
-  @Test func identifiesItself() {
+  @Test("the controller identifies itself, and only its id is writable")
+  func identifiesItself() {
     #expect(read(0x00) == 0x0200_0000)
     #expect(read(0x01) == 0x0017_0020)
     #expect(read(0x02) == 0x0200_0000)
@@ -68,7 +69,8 @@ private final class CountingRoute: InterruptRoute {
     #expect(read(0x01) == 0x0017_0020)
   }
 
-  @Test func entriesAreMaskedAfterReset() {
+  @Test("entries are masked after a reset, and other indices read as zero")
+  func entriesAreMaskedAfterReset() {
     for pin in UInt8(0)..<24 {
       #expect(read(0x10 + 2 * pin) == 0x0001_0000)
       #expect(read(0x11 + 2 * pin) == 0)
@@ -77,7 +79,8 @@ private final class CountingRoute: InterruptRoute {
     #expect(read(0xff) == 0)
   }
 
-  @Test func entriesKeepTheirWritableBits() {
+  @Test("entries keep their writable bits")
+  func entriesKeepTheirWritableBits() {
     write(0x3f, 0xffff_ffff)
     write(0x3e, 0xffff_ffff)
     #expect(read(0x3e) == 0x0001_afff)  // Not delivery status, remote IRR, reserved.
@@ -86,7 +89,8 @@ private final class CountingRoute: InterruptRoute {
     #expect(controller.entry(22) == .reset)
   }
 
-  @Test func selectReadsBackAndTheWindowTakesDoublewordsOnly() {
+  @Test("the selector reads back, and the window takes doublewords only")
+  func selectReadsBackAndTheWindowTakesDoublewordsOnly() {
     controller.write(offset: 0, width: .byte, value: 0x12)
     #expect(controller.read(offset: 0, width: .byte) == 0x12)
     controller.write(offset: 0x10, width: .byte, value: 0x55)
@@ -99,6 +103,7 @@ private final class CountingRoute: InterruptRoute {
   /// Entry, address, data: destination and mode, delivery mode, trigger mode; then remappable
   /// format: index 14:0 from bits 63:49, index 15 from bit 11.
   @Test(
+    "an entry gives its message, in compatibility and in remappable format",
     arguments: [
       (0x0000_0000_0000_0031, 0xfee0_0000, 0x0000_0031),
       (0x0300_0000_0000_0930, 0xfee0_3004, 0x0000_0130),
@@ -114,14 +119,16 @@ private final class CountingRoute: InterruptRoute {
     #expect(routes[7].message == InterruptMessage(address: address, data: data))
   }
 
-  @Test func maskingTakesTheMessageAway() {
+  @Test("masking an entry removes its message")
+  func maskingTakesTheMessageAway() {
     program(4, edge)
     #expect(routes[4].message != nil)
     program(4, edge | masked)
     #expect(routes[4].message == nil)
   }
 
-  @Test func routesAreSetOnlyWhenTheMessageChanges() {
+  @Test("a route is set only when its message changes")
+  func routesAreSetOnlyWhenTheMessageChanges() {
     program(4, edge)
     #expect(routes[4].sets == 1)
     program(4, edge)
@@ -133,7 +140,8 @@ private final class CountingRoute: InterruptRoute {
 
   // MARK: Edge
 
-  @Test func anEdgeSendsOnce() {
+  @Test("an edge is sent once")
+  func anEdgeSendsOnce() {
     program(4, edge)
     let line = controller.line(4)
     line.set(true)
@@ -146,7 +154,8 @@ private final class CountingRoute: InterruptRoute {
     #expect(controller.entry(4).remoteIRR == false)
   }
 
-  @Test func anEdgeOnAMaskedPinIsLost() {
+  @Test("an edge on a masked pin is lost")
+  func anEdgeOnAMaskedPinIsLost() {
     let line = controller.line(4)
     program(4, edge | masked)
     line.set(true)
@@ -159,7 +168,8 @@ private final class CountingRoute: InterruptRoute {
 
   // MARK: Level
 
-  @Test func aLevelIsSentAgainAtTheEndOfInterruptWhileAsserted() {
+  @Test("a level is sent again at the end of interrupt while it is asserted")
+  func aLevelIsSentAgainAtTheEndOfInterruptWhileAsserted() {
     program(16, level)
     let line = controller.line(16)
     line.set(true)
@@ -178,7 +188,8 @@ private final class CountingRoute: InterruptRoute {
     #expect(!controller.entry(16).remoteIRR)
   }
 
-  @Test func endsByRegisterVectorAndPin() {
+  @Test("an interrupt ends by the EOI register, by its vector and by its pin")
+  func endsByRegisterVectorAndPin() {
     program(16, level)
     program(17, level & ~0xff | 0x32)
     let lines = [controller.line(16), controller.line(17)]
@@ -195,7 +206,8 @@ private final class CountingRoute: InterruptRoute {
     #expect(routes.map(\.sent.count).reduce(0, +) == 4)
   }
 
-  @Test func endDoesNotTouchEdgeTriggeredPins() {
+  @Test("an end of interrupt does not affect edge-triggered pins")
+  func endDoesNotTouchEdgeTriggeredPins() {
     let ended = Calls<[Int]>()
     let controller = IOAPICDevice(routes: routes) { ended.append(Array($0)) }
     controller.write(offset: 0, width: .doubleword, value: 0x10)
@@ -207,7 +219,8 @@ private final class CountingRoute: InterruptRoute {
     #expect(ended.values.isEmpty)
   }
 
-  @Test func aLevelWaitsBehindTheMask() {
+  @Test("a level waits while it is masked")
+  func aLevelWaitsBehindTheMask() {
     program(16, level | masked)
     let line = controller.line(16)
     line.set(true)
@@ -217,20 +230,22 @@ private final class CountingRoute: InterruptRoute {
     #expect(controller.entry(16).remoteIRR)
   }
 
-  @Test func aLevelThatCameBeforeTheEntryIsSeen() {
+  @Test("a level that was asserted before its entry is written is sent")
+  func aLevelThatCameBeforeTheEntryIsSeen() {
     let line = controller.line(9)
     line.set(true)
     program(9, level)
     #expect(routes[9].sent.count == 1)
   }
 
-  /// A threaded handler: mask, end of interrupt, handle, unmask.
-  @Test func endWhileMaskedIsNotLost() {
+  /// A threaded handler masks the pin, ends the interrupt, handles it and unmasks the pin.
+  @Test("an end of interrupt while masked is not lost")
+  func endWhileMaskedIsNotLost() {
     program(16, level)
     let line = controller.line(16)
     line.set(true)
     program(16, level | masked)
-    // KVM reports the end only of vectors that it finds in the routes.
+    // KVM reports the end only of vectors that it finds in its routes.
     #expect(routes[16].message == InterruptMessage(address: 0xfee0_0000, data: 0xc031))
     #expect(controller.entry(16).remoteIRR)
     controller.endOfInterrupt(vector: 0x31)
@@ -241,14 +256,15 @@ private final class CountingRoute: InterruptRoute {
     #expect(routes[16].sent.count == 2)
   }
 
-  @Test func remoteIRRIsReadOnlyAndClearsWithEdgeTrigger() {
+  @Test("remote IRR is read-only and is cleared by edge trigger mode")
+  func remoteIRRIsReadOnlyAndClearsWithEdgeTrigger() {
     program(16, level)
     let line = controller.line(16)
     line.set(true)
     program(16, level)
     #expect(controller.entry(16).remoteIRR)
     #expect(routes[16].sent.count == 1)
-    // How software without an EOI register ends it.
+    // Software without an EOI register ends the interrupt this way.
     program(16, edge | masked)
     #expect(!controller.entry(16).remoteIRR)
     program(16, level | masked)
@@ -258,7 +274,8 @@ private final class CountingRoute: InterruptRoute {
     #expect(controller.entry(17).rawValue == level)
   }
 
-  @Test func endHandlerHearsOfInterruptsThatWentPast() {
+  @Test("the end handler gets the level-triggered pins of every ended vector")
+  func endHandlerHearsOfInterruptsThatWentPast() {
     let ended = Calls<[Int]>()
     let controller = IOAPICDevice(routes: routes) { ended.append(Array($0)) }
     for pin in [UInt64(3), 20] {
@@ -273,7 +290,8 @@ private final class CountingRoute: InterruptRoute {
     #expect(controller.levelTriggeredPins(vector: 0x30).isEmpty)
   }
 
-  @Test func endHandlerMayDriveALine() {
+  @Test("the end handler may drive a line")
+  func endHandlerMayDriveALine() {
     let lines = Calls<any InterruptLine>()
     let controller = IOAPICDevice(routes: routes) { _ in lines.values.first?.set(false) }
     controller.write(offset: 0, width: .doubleword, value: 0x10)
@@ -288,7 +306,8 @@ private final class CountingRoute: InterruptRoute {
 
   // MARK: Lines
 
-  @Test func aPinIsAssertedWhileAnyOfItsLinesIs() {
+  @Test("a pin is asserted while any of its lines is")
+  func aPinIsAssertedWhileAnyOfItsLinesIs() {
     program(18, level)
     let first = controller.line(18)
     let second = controller.line(18)
@@ -306,7 +325,8 @@ private final class CountingRoute: InterruptRoute {
     #expect(routes[18].sent.count == 3)
   }
 
-  @Test func aLineThatIsLetGoOfIsNotAsserted() {
+  @Test("a released line is not asserted")
+  func aLineThatIsLetGoOfIsNotAsserted() {
     program(18, level)
     do {
       let unplugged = controller.line(18)
@@ -317,7 +337,8 @@ private final class CountingRoute: InterruptRoute {
     #expect(routes[18].sent.count == 1)
   }
 
-  @Test func linesOfManyThreadsAddUp() async {
+  @Test("the lines of many threads add up")
+  func linesOfManyThreadsAddUp() async {
     program(18, level)
     let lines = (0..<4).map { _ in controller.line(18) }
     await withTaskGroup { group in
@@ -338,7 +359,8 @@ private final class CountingRoute: InterruptRoute {
     #expect(routes[18].sent.count == quiet + 1)
   }
 
-  @Test func aSerialPortOnAnEdgePinSendsForEveryByte() {
+  @Test("a serial port on an edge-triggered pin sends an interrupt for every byte")
+  func aSerialPortOnAnEdgePinSendsForEveryByte() {
     program(4, edge)
     let output = RecordingOutput()
     let port = SerialPort(output: output, interrupt: controller.line(4))
@@ -352,7 +374,8 @@ private final class CountingRoute: InterruptRoute {
     #expect(output.bytes.count == 20)
   }
 
-  @Test func resetMasksEveryPinButKeepsTheLines() {
+  @Test("a reset masks every pin but keeps the lines")
+  func resetMasksEveryPinButKeepsTheLines() {
     program(16, level)
     write(0x00, 0x0f00_0000)
     let line = controller.line(16)
@@ -365,7 +388,8 @@ private final class CountingRoute: InterruptRoute {
     #expect(routes[16].sent.count == 2)
   }
 
-  @Test func everyPinSendsAsTheRequesterOfItsRoute() {
+  @Test("every pin sends as the requester of its route")
+  func everyPinSendsAsTheRequesterOfItsRoute() {
     let router = RecordingRouter()
     let requester = Requester(id: RequesterID(rawValue: 0xff00), busMasterEnable: true)
     let controller = IOAPICDevice(routes: (0..<24).map { _ in router.makeRoute(for: requester) })

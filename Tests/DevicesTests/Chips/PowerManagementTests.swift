@@ -21,13 +21,15 @@ import Testing
     device.write(offset: offset, width: width, value: value)
   }
 
-  @Test func powersOnInACPIMode() {
+  @Test("power management powers on in ACPI mode")
+  func powersOnInACPIMode() {
     #expect(read(0x00, .quadword) == 0x0000_0001_0000_0000)
     #expect(read(0x30, .quadword) == 0)
     #expect(!line.asserted)
   }
 
-  @Test func powerButtonRaisesSCIUntilTheGuestClearsIt() {
+  @Test("the power button raises the SCI until the guest clears it")
+  func powerButtonRaisesSCIUntilTheGuestClearsIt() {
     write(0x02, 0x0100)
     device.pressPowerButton()
     #expect(read(0x00) == 0x0100)
@@ -39,7 +41,8 @@ import Testing
     #expect(!line.asserted)
   }
 
-  @Test func anEventThatIsNotEnabledWaits() {
+  @Test("an event that is not enabled waits")
+  func anEventThatIsNotEnabledWaits() {
     device.pressPowerButton()
     #expect(!line.asserted)
     write(0x03, 0x01, .byte)
@@ -51,12 +54,14 @@ import Testing
     #expect(read(0x00) == 0)
   }
 
-  @Test func enablesKeepOnlyTheirBits() {
+  @Test("the enable register keeps only its bits")
+  func enablesKeepOnlyTheirBits() {
     write(0x02, 0xffff)
     #expect(read(0x02) == 0x0721)
   }
 
-  @Test func controlKeepsSleepTypeAndAlwaysRoutesToSCI() {
+  @Test("the control register keeps the sleep type and always routes to the SCI")
+  func controlKeepsSleepTypeAndAlwaysRoutesToSCI() {
     write(0x04, 0x1c00 | 0x0002)
     #expect(read(0x04) == 0x1c03)
     write(0x04, 0xdfff)
@@ -66,7 +71,8 @@ import Testing
     #expect(powerOffs.values.isEmpty)
   }
 
-  @Test(arguments: 0..<8) func onlySoftOffPowersOff(type: UInt64) {
+  @Test("only the sleep type of soft-off powers off", arguments: 0..<8)
+  func onlySoftOffPowersOff(type: UInt64) {
     write(0x04, type << 10 | 1)
     #expect(powerOffs.values.isEmpty)
     write(0x04, type << 10 | 0x2001)
@@ -74,7 +80,8 @@ import Testing
     #expect(read(0x04) == type << 10 | 1)
   }
 
-  @Test func sleepEnableActsInAByteOrWiderWriteToo() {
+  @Test("sleep enable acts in a byte write and in wider writes")
+  func sleepEnableActsInAByteOrWiderWriteToo() {
     write(0x05, 0x20, .byte)
     write(0x04, 0x2001, .doubleword)
     #expect(powerOffs.values.count == 2)
@@ -82,6 +89,7 @@ import Testing
 
   /// Nanoseconds, and the timer's value: 3.579545 MHz, 24 bits.
   @Test(
+    "the timer counts 3.579545 MHz in 24 bits and is read-only",
     arguments: [
       (0, 0), (279, 0), (280, 1), (1_000_000, 3_579), (1_000_000_000, 3_579_545),
       (4_686_968_874, 0xff_ffff), (4_686_968_875, 0), (.max, 0xa5_bec0),
@@ -94,7 +102,8 @@ import Testing
     #expect(read(0x0a, .byte) == ticks >> 16)
   }
 
-  @Test func timerCarryIsAnEvent() {
+  @Test("a change of the timer's top bit is an event")
+  func timerCarryIsAnEvent() {
     write(0x02, 0x0001)
     clock.now = 2_343_484_437
     #expect(read(0x08, .doubleword) == 0x7f_ffff)
@@ -108,7 +117,8 @@ import Testing
     #expect(read(0x00) == 0x0001)
   }
 
-  @Test func generalPurposeEvents() {
+  @Test("general-purpose events raise the SCI until their status is cleared")
+  func generalPurposeEvents() {
     write(0x2d, 0x02, .byte)
     #expect(read(0x28, .quadword) == 0x0000_0200_0000_0000)
     device.raiseGeneralPurposeEvent(41)
@@ -122,7 +132,8 @@ import Testing
     #expect(read(0x20, .quadword) == 0)
   }
 
-  @Test func resetLowersSCI() {
+  @Test("a reset lowers the SCI")
+  func resetLowersSCI() {
     write(0x02, 0x0100)
     device.pressPowerButton()
     device.reset()

@@ -24,7 +24,8 @@ private enum Register {
 
   private func identification() -> UInt8 { port.readByte(Register.interruptIdentification) }
 
-  @Test func powersOnEmptyAndSilent() {
+  @Test("the port powers on empty and silent")
+  func powersOnEmptyAndSilent() {
     let registers = (1...7).map { port.readByte(UInt64($0)) }
     // IER, IIR (none pending), LCR, MCR, LSR (THRE, TEMT), MSR (DCD, DSR, CTS), SCR
     #expect(registers == [0x00, 0x01, 0x00, 0x00, 0x60, 0xb0, 0x00])
@@ -32,7 +33,8 @@ private enum Register {
     #expect(port.receiveRoom == 1)
   }
 
-  @Test func sendsBytesInOrderAndIsReadyAtOnce() {
+  @Test("bytes are sent in order, and the transmitter is ready at once")
+  func sendsBytesInOrderAndIsReadyAtOnce() {
     for byte in Array("hello".utf8) {
       #expect(port.readByte(Register.lineStatus) & 0x60 == 0x60)
       port.writeByte(Register.data, byte)
@@ -40,7 +42,8 @@ private enum Register {
     #expect(output.bytes == Array("hello".utf8))
   }
 
-  @Test func divisorLatchHidesDataAndInterruptEnable() {
+  @Test("the divisor latch hides the data and interrupt enable registers")
+  func divisorLatchHidesDataAndInterruptEnable() {
     port.writeByte(Register.interruptEnable, 0x05)
     port.writeByte(Register.lineControl, 0x83)
     port.writeByte(0, 0x0c)
@@ -53,7 +56,8 @@ private enum Register {
     #expect(output.bytes.isEmpty)
   }
 
-  @Test func unimplementedBitsReadZero() {
+  @Test("unimplemented bits read as zero")
+  func unimplementedBitsReadZero() {
     port.writeByte(Register.interruptEnable, 0xff)
     port.writeByte(Register.modemControl, 0xff)
     port.writeByte(Register.scratch, 0xa5)
@@ -62,7 +66,8 @@ private enum Register {
     #expect(port.readByte(Register.scratch) == 0xa5)
   }
 
-  @Test func widerAccessIsSplitIntoBytes() {
+  @Test("a wider access is split into bytes")
+  func widerAccessIsSplitIntoBytes() {
     port.write(offset: 6, width: .word, value: 0x5aff)
     #expect(port.readByte(Register.scratch) == 0x5a)
     #expect(port.read(offset: 4, width: .doubleword) == 0x5ab0_6000)
@@ -71,8 +76,9 @@ private enum Register {
 
   // MARK: Transmit interrupt
 
-  @Test func enablingTheTransmitInterruptRaisesIt() {
-    // What Linux does to find out whether the chip re-asserts it.
+  @Test("enabling the transmit interrupt raises it")
+  func enablingTheTransmitInterruptRaisesIt() {
+    // Linux does this to find out whether the chip asserts the interrupt again.
     for _ in 0..<2 {
       port.writeByte(Register.interruptEnable, 0x02)
       #expect(identification() == 0x02)
@@ -82,14 +88,16 @@ private enum Register {
     #expect(line.levels == [true, false, true, false])
   }
 
-  @Test func keepingTheTransmitInterruptEnabledIsNoNewCause() {
+  @Test("a transmit interrupt that stays enabled is not raised again")
+  func keepingTheTransmitInterruptEnabledIsNoNewCause() {
     port.writeByte(Register.interruptEnable, 0x02)
     #expect(identification() == 0x02)
     port.writeByte(Register.interruptEnable, 0x03)
     #expect(identification() == 0x01)
   }
 
-  @Test func everyByteSentIsANewEdge() {
+  @Test("every byte sent is a new edge")
+  func everyByteSentIsANewEdge() {
     port.writeByte(Register.interruptEnable, 0x02)
     #expect(line.levels == [true])
     port.writeByte(Register.data, 0x41)
@@ -100,7 +108,8 @@ private enum Register {
     #expect(line.levels == [true, false, true, false, true])
   }
 
-  @Test func sendingDoesNotLowerTheLineWhileInputIsPending() {
+  @Test("sending does not lower the line while input is pending")
+  func sendingDoesNotLowerTheLineWhileInputIsPending() {
     port.writeByte(Register.interruptEnable, 0x03)
     port.receive([0x31])
     port.writeByte(Register.data, 0x41)
@@ -112,7 +121,8 @@ private enum Register {
 
   // MARK: Receive
 
-  @Test func withoutFIFOsOneByteIsReceived() {
+  @Test("without FIFOs one byte is received")
+  func withoutFIFOsOneByteIsReceived() {
     port.writeByte(Register.interruptEnable, 0x01)
     port.receive([0x61])
     #expect(port.receiveRoom == 0)
@@ -126,14 +136,17 @@ private enum Register {
     #expect(port.readByte(Register.data) == 0)
   }
 
-  @Test func withoutFIFOsAnOverrunReplacesTheByte() {
+  @Test("without FIFOs an overrun replaces the byte")
+  func withoutFIFOsAnOverrunReplacesTheByte() {
     port.receive([0x61, 0x62])
     #expect(port.readByte(Register.lineStatus) == 0x63)
     #expect(port.readByte(Register.lineStatus) == 0x61)
     #expect(port.readByte(Register.data) == 0x62)
   }
 
-  @Test(arguments: [(0x01, 1), (0x41, 4), (0x81, 8), (0xc1, 14)] as [(UInt8, Int)])
+  @Test(
+    "the receive interrupt comes at the trigger level",
+    arguments: [(0x01, 1), (0x41, 4), (0x81, 8), (0xc1, 14)] as [(UInt8, Int)])
   func triggerLevels(control: UInt8, level: Int) {
     port.writeByte(Register.fifoControl, control)
     port.writeByte(Register.interruptEnable, 0x01)
@@ -145,7 +158,8 @@ private enum Register {
     #expect(identification() == (level == 1 ? 0xc1 : 0xcc))
   }
 
-  @Test func fullFIFOKeepsItsBytesOnOverrun() {
+  @Test("a full FIFO keeps its bytes on overrun")
+  func fullFIFOKeepsItsBytesOnOverrun() {
     port.writeByte(Register.fifoControl, 0xc1)
     #expect(port.receiveRoom == 16)
     port.receive(0..<20)
@@ -155,7 +169,8 @@ private enum Register {
     #expect(port.readByte(Register.lineStatus) == 0x60)
   }
 
-  @Test func fifoWrapsAround() {
+  @Test("the FIFO wraps around")
+  func fifoWrapsAround() {
     port.writeByte(Register.fifoControl, 0x01)
     var read: [UInt8] = []
     for start in stride(from: UInt8(0), to: 200, by: 10) {
@@ -165,7 +180,8 @@ private enum Register {
     #expect(read == Array(0..<200))
   }
 
-  @Test func aHandlerThatReadsOneByteAnInterruptGetsThemAll() {
+  @Test("a handler that reads one byte per interrupt gets them all")
+  func aHandlerThatReadsOneByteAnInterruptGetsThemAll() {
     port.writeByte(Register.fifoControl, 0x81)
     port.writeByte(Register.interruptEnable, 0x01)
     port.receive([1, 2, 3])
@@ -179,7 +195,8 @@ private enum Register {
     #expect(line.levels.last == false)
   }
 
-  @Test func resettingTheReceiverFIFOKeepsTheMode() {
+  @Test("a reset of the receiver FIFO keeps the mode")
+  func resettingTheReceiverFIFOKeepsTheMode() {
     port.writeByte(Register.fifoControl, 0x01)
     port.receive([1, 2, 3])
     port.writeByte(Register.fifoControl, 0x03)
@@ -191,7 +208,8 @@ private enum Register {
     #expect(port.readByte(Register.lineStatus) == 0x61)
   }
 
-  @Test func switchingFIFOsEmptiesThem() {
+  @Test("switching the FIFOs empties them")
+  func switchingFIFOsEmptiesThem() {
     port.writeByte(Register.fifoControl, 0x01)
     port.receive([1, 2, 3])
     port.writeByte(Register.fifoControl, 0xc0)  // Without bit 0 the trigger is not programmed.
@@ -202,9 +220,10 @@ private enum Register {
 
   // MARK: Priority
 
-  @Test func causesComeByPriority() {
+  @Test("causes are identified by priority")
+  func causesComeByPriority() {
     port.writeByte(Register.fifoControl, 0x01)
-    // A change of CTS and DSR by way of loopback, for a modem status cause.
+    // A change of CTS and DSR through loopback is a modem status cause.
     port.writeByte(Register.modemControl, 0x10)
     port.writeByte(Register.modemControl, 0x00)
     port.receive([UInt8](repeating: 7, count: 17))
@@ -217,11 +236,12 @@ private enum Register {
     #expect(identification() == 0xc0)
     #expect(port.readByte(Register.modemStatus) == 0xbb)
     #expect(identification() == 0xc1)
-    // High from the first cause to the last.
+    // The line is high from the first cause to the last.
     #expect(line.levels == [true, false])
   }
 
-  @Test func causesThatAreNotEnabledAreSilent() {
+  @Test("causes that are not enabled are silent")
+  func causesThatAreNotEnabledAreSilent() {
     port.receive([1, 2])
     #expect(line.levels.isEmpty)
     port.writeByte(Register.interruptEnable, 0x04)
@@ -231,7 +251,8 @@ private enum Register {
 
   // MARK: Loopback
 
-  @Test func loopbackReturnsBytesAndSendsNone() {
+  @Test("loopback returns bytes and sends none")
+  func loopbackReturnsBytesAndSendsNone() {
     port.writeByte(Register.modemControl, 0x10)
     #expect(port.receiveRoom == 0)
     port.receive([0x99])
@@ -243,7 +264,9 @@ private enum Register {
   }
 
   /// MCR outputs DTR, RTS, OUT1, OUT2 come back as DSR, CTS, RI, DCD.
-  @Test(arguments: [(0x11, 0x20), (0x12, 0x10), (0x14, 0x40), (0x18, 0x80), (0x1a, 0x90)] as [(UInt8, UInt8)])
+  @Test(
+    "loopback returns the modem outputs",
+    arguments: [(0x11, 0x20), (0x12, 0x10), (0x14, 0x40), (0x18, 0x80), (0x1a, 0x90)] as [(UInt8, UInt8)])
   func loopbackReturnsModemOutputs(control: UInt8, status: UInt8) {
     port.writeByte(Register.modemControl, control)
     #expect(port.readByte(Register.modemStatus) & 0xf0 == status)
@@ -251,7 +274,8 @@ private enum Register {
     #expect(port.readByte(Register.modemStatus) & 0xf0 == 0xb0)
   }
 
-  @Test func ringIndicatorCountsItsTrailingEdgeOnly() {
+  @Test("the ring indicator counts its trailing edge only")
+  func ringIndicatorCountsItsTrailingEdgeOnly() {
     port.writeByte(Register.modemControl, 0x1b)  // All inputs but RI as the peer drives them.
     #expect(port.readByte(Register.modemStatus) == 0xb0)
     port.writeByte(Register.modemControl, 0x1f)
@@ -263,7 +287,8 @@ private enum Register {
 
   // MARK: Room
 
-  @Test func tellsOfRoomWhenTheGuestHasReadAll() {
+  @Test("the port reports room when the guest has read all bytes")
+  func tellsOfRoomWhenTheGuestHasReadAll() {
     let calls = Calls<Int>()
     port.writeByte(Register.fifoControl, 0x01)
     port.onReceiveRoom { [port] in calls.append(port.receiveRoom) }
@@ -277,7 +302,8 @@ private enum Register {
     #expect(calls.values == [16])
   }
 
-  @Test func tellsOfRoomAfterLoopbackAndFIFOReset() {
+  @Test("the port reports room after loopback and after a FIFO reset")
+  func tellsOfRoomAfterLoopbackAndFIFOReset() {
     let calls = Calls<Int>()
     port.onReceiveRoom { [port] in calls.append(port.receiveRoom) }
     port.writeByte(Register.fifoControl, 0x01)
@@ -290,7 +316,8 @@ private enum Register {
     #expect(calls.values == [16, 16, 16])
   }
 
-  @Test func resetLowersTheLine() {
+  @Test("a reset lowers the line")
+  func resetLowersTheLine() {
     port.writeByte(Register.interruptEnable, 0x01)
     port.writeByte(Register.lineControl, 0x03)
     port.receive([1])

@@ -2,7 +2,8 @@ import Devices
 import Hardware
 import Testing
 
-/// The transmitter while the host's end takes nothing (PC16550D data sheet, 8.6.1 FIFO interrupt mode, 8.4 LSR).
+/// Tests the transmitter while the host's end accepts nothing (PC16550D data sheet, 8.6.1 FIFO interrupt mode, 8.4
+/// LSR).
 @Suite struct SerialTransmitterTests {
   let output = RecordingOutput()
   let line = LevelLog()
@@ -11,7 +12,7 @@ import Testing
   init() { port = SerialPort(output: output, interrupt: line) }
 
   private var isEmpty: Bool {
-    // THRE and TEMT are one, as a byte that has left the FIFO is out.
+    // THRE and TEMT are equal, as a byte that has left the FIFO is sent.
     let status = port.readByte(5) & 0x60
     #expect(status == 0x60 || status == 0)
     return status == 0x60
@@ -24,7 +25,7 @@ import Testing
   }
 
   @Test(
-    "a driver that looks at THRE before each byte loses none, with and without FIFOs", arguments: [0, 1] as [UInt8])
+    "a driver that polls THRE before each byte loses none, with and without FIFOs", arguments: [0, 1] as [UInt8])
   func polledDriver(fifoControl: UInt8) {
     port.writeByte(2, fifoControl)
     output.room = 3
@@ -43,7 +44,7 @@ import Testing
     #expect(output.bytes == sent)
   }
 
-  @Test("THRE holds clear while there is no room, and its interrupt comes when there is", arguments: [0, 1] as [UInt8])
+  @Test("THRE stays clear while there is no room, and its interrupt comes when there is", arguments: [0, 1] as [UInt8])
   func interrupt(fifoControl: UInt8) {
     port.writeByte(2, fifoControl)
     let identification = fifoControl == 0 ? 0x01 : 0xc1 as UInt8
@@ -52,7 +53,7 @@ import Testing
     output.room = 0
     send("A")
     #expect(!isEmpty && port.readByte(2) == identification && line.levels == [true, false])
-    // Not by enabling it again, as the transmitter is not empty.
+    // Enabling the interrupt again does not raise it, as the transmitter is not empty.
     port.writeByte(1, 0x00)
     port.writeByte(1, 0x02)
     #expect(port.readByte(2) == identification && line.levels == [true, false])
@@ -63,7 +64,7 @@ import Testing
     #expect(line.levels.last == false)
   }
 
-  @Test("with FIFOs a burst of 16 bytes after THRE is kept whole, and THRE comes when all have left")
+  @Test("with FIFOs a burst of 16 bytes after THRE is kept whole, and THRE follows when all have left")
   func burst() {
     port.writeByte(2, 0x01)
     port.writeByte(1, 0x02)
@@ -76,7 +77,7 @@ import Testing
     #expect(isEmpty && line.levels.last == true && output.bytes == Array(0..<16))
   }
 
-  @Test("who writes all the same loses what the chip has no place for")
+  @Test("a driver that writes without room loses the bytes that do not fit")
   func impoliteDriver() {
     output.room = 0
     send("abc")

@@ -6,7 +6,7 @@ import Testing
 
 @testable import Devices
 
-/// What `DMAEngineRegisters` tells a driver, and that a hostile one can do no harm.
+/// Checks the interface that `DMAEngineRegisters` describes to a driver, and that a hostile driver does no harm.
 @Suite("dma-engine", .timeLimit(.minutes(5)))
 struct DMAEngineTests {
   let root = ScriptedRoot(memory: HeapMemory(size: 1 << 20))
@@ -69,7 +69,7 @@ struct DMAEngineTests {
     return bytes
   }
 
-  @Test("Identity, BARs and capabilities")
+  @Test("the function shows its identity, BARs and capabilities")
   func identity() {
     func configuration(_ offset: Int) -> UInt64 {
       device.function.readConfiguration(offset: offset, width: .doubleword)
@@ -88,7 +88,7 @@ struct DMAEngineTests {
     #expect(read(2) == 0)
   }
 
-  @Test("Untranslated writes and reads cross pages, with the PASID prefix that was asked for")
+  @Test("untranslated writes and reads cross pages, with the requested PASID prefix")
   func untranslated() throws {
     root.map(Self.virtual, to: Self.physical)
     root.map(Self.virtual + 0x1000, to: Self.physical + 0x5000)
@@ -110,7 +110,7 @@ struct DMAEngineTests {
     #expect(root.takeAsked().isEmpty)
   }
 
-  @Test("Execute requests are reads that say so")
+  @Test("execute requests are reads with the execute permission")
   func execute() {
     root.map(Self.virtual, to: Self.physical, [.read, .execute])
     #expect(run(1 | 1 << 4 | 1 << 6, source: Self.virtual, count: 8) == 1)
@@ -119,7 +119,7 @@ struct DMAEngineTests {
     #expect(run(1 | 1 << 4 | 1 << 6, source: Self.virtual, count: 8) == 5)
   }
 
-  @Test("A copy goes as far as it can, and says how far")
+  @Test("a copy goes as far as it can, and reports how far")
   func copy() {
     root.map(Self.virtual, to: Self.physical)
     root.map(Self.virtual + 0x10000, to: 0x10000)
@@ -130,7 +130,7 @@ struct DMAEngineTests {
     #expect(run(3, count: 1 << 30 | 1) == 3)
   }
 
-  @Test("Addresses beyond memory, and a function that may not master the bus")
+  @Test("an address beyond memory and a function without bus mastering give their results")
   func unreachable() {
     root.map(Self.virtual, to: 0x1000_0000)
     #expect(run(1, source: Self.virtual, count: 4) == 6)
@@ -138,7 +138,7 @@ struct DMAEngineTests {
     #expect(run(1, source: Self.virtual, count: 4) == 4)
   }
 
-  @Test("By the device TLB: asked once, cached, accessed by translated requests")
+  @Test("through the device TLB a page is translated once, cached, and accessed by translated requests")
   func deviceTLB() {
     root.map(Self.virtual, to: Self.physical)
     #expect(run(2 | 1 << 8, destination: Self.virtual + 8, count: 8) == 1)
@@ -155,13 +155,13 @@ struct DMAEngineTests {
     #expect(root.takeAsked().map(\.noWrite) == [true])
     #expect(read(0x78) == 2)
     #expect(read(0x7c) == 2)
-    // ATS off empties it.
+    // Turning ATS off empties the device TLB.
     control(AddressTranslationControl.id, 6, 0)
     #expect(read(0x78) == 0)
     #expect(run(1 | 1 << 8, source: Self.virtual, count: 8) == 4)
   }
 
-  @Test("Answers without access, untranslated only, unsupported and aborted")
+  @Test("a translation without access, untranslated only, unsupported or aborted gives its result")
   func answers() {
     #expect(run(1 | 1 << 8, source: Self.virtual, count: 8) == 9)
     root.map(Self.virtual, to: Self.physical, .read)
@@ -175,7 +175,7 @@ struct DMAEngineTests {
     #expect(run(4, source: Self.virtual) == 8)
   }
 
-  @Test("The translate command shows the answer")
+  @Test("the translate command shows the translation")
   func translate() {
     root.state.withLock {
       $0.completion = .success(
@@ -197,7 +197,7 @@ struct DMAEngineTests {
     #expect(read(0x78) == 1)
   }
 
-  @Test("Translated as it is: the address goes out without asking")
+  @Test("a raw translated request sends its address without a translation request")
   func raw() {
     root.memory.store([9, 8, 7, 6], at: 0x9000)
     #expect(run(1 | 1 << 9, source: 0x9000, count: 4) == 1)
@@ -212,7 +212,7 @@ struct DMAEngineTests {
     root.cache?.invalidate(InvalidateRequest(tag: tag, pasid: pasid, isGlobal: global, first: first, last: last))
   }
 
-  @Test("Invalidations take what they name, and are counted and shown")
+  @Test("invalidations remove what they name, and are counted and shown")
   func invalidations() {
     for page: UInt64 in 0..<4 { root.map(Self.virtual + page << 12, to: Self.physical) }
     write(0x14, 3)
@@ -237,7 +237,7 @@ struct DMAEngineTests {
     #expect(root.state.withLock { $0.completed } == [1, 2, 4, 8, 16])
   }
 
-  @Test("Answers at once, later, never and wrong; what is held can be answered")
+  @Test("an invalidation is answered at once, later, never or wrongly, and a held one can be answered")
   func answering() {
     write(0x08, 1)
     invalidate(5)
@@ -258,17 +258,17 @@ struct DMAEngineTests {
     write(0x08, 2)
     invalidate(9)
     device.function.reset()
-    #expect(root.state.withLock { $0.completed }.last == 1 << 9, "a reset answers what is held")
+    #expect(root.state.withLock { $0.completed }.last == 1 << 9, "a reset answers held invalidations")
     #expect(read(0x08) == 0)
   }
 
-  @Test("An answer that an invalidation overtook is neither cached nor used")
+  @Test("a translation that an invalidation overtook is neither cached nor used")
   func overtaken() {
     root.map(Self.virtual, to: Self.physical)
     let root = self.root
     root.state.withLock { state in
       state.onTranslate = {
-        // Once: the page moves, and the function is told while its answer is on the way.
+        // Once, the page moves, and its invalidation arrives while the translation is in flight.
         root.state.withLock { $0.onTranslate = nil }
         root.map(Self.virtual, to: 0x9000)
         root.cache?.invalidate(
@@ -280,7 +280,7 @@ struct DMAEngineTests {
     #expect(root.takeAccesses().map(\.address) == [0x9000])
   }
 
-  @Test("A page request command waits for the response")
+  @Test("a page request command waits for the response")
   func pageRequest() {
     write(0x14, 3)
     run(5 | 1 << 4 | 1 << 12 | 1 << 14 | 0x155 << 16, source: Self.virtual | 0x123)
@@ -291,7 +291,7 @@ struct DMAEngineTests {
           address: Self.virtual | 0x123, prefix: PASIDPrefix(pasid: 3), reads: true, writes: false,
           isLastInGroup: true, groupIndex: 0x155)
       ])
-    // Not the one that is waited for.
+    // This is not the awaited response.
     root.cache?.receive(PageGroupResponse(code: .success, groupIndex: 1, pasid: 3))
     #expect(isBusy)
     #expect(word(PageRequestControl.id, 6) & 2 != 0, "unexpected group index")
@@ -308,13 +308,13 @@ struct DMAEngineTests {
       #expect(result == expected)
     }
     #expect(word(PageRequestControl.id, 6) & 1 != 0, "response failure")
-    // Not the last of its group: done when it is sent.
+    // A request that is not the last of its group is done when it is sent.
     #expect(run(5 | 1 << 12, source: Self.virtual) == 1)
     #expect(run(6 | 1 << 4) == 1)
     #expect(root.state.withLock { $0.pageRequests.last } == .stopMarker(pasid: 3))
   }
 
-  @Test("A transfer asks for the pages it needs, and goes on")
+  @Test("a transfer requests the pages that it needs, and continues")
   func faultingTransfer() {
     root.map(Self.virtual, to: Self.physical)
     let bytes = fill(0x2000)
@@ -330,7 +330,7 @@ struct DMAEngineTests {
     #expect(root.state.withLock { $0.pageRequests.map(\.address) } == [Self.virtual + 0x1000])
   }
 
-  @Test("Software that only says yes, and a root complex that answers by itself, do not hold the engine for ever")
+  @Test("success responses without a mapping do not hold the engine for ever")
   func patience() {
     run(1 | 1 << 8 | 1 << 10, source: Self.virtual, count: 8)
     var answers = 0
@@ -348,12 +348,12 @@ struct DMAEngineTests {
     #expect(run(5 | 1 << 12 | 1 << 14, source: Self.virtual) == 11)
   }
 
-  @Test("A command that waits can be ended, by the register, by a reset and by PRI's")
+  @Test("a waiting command is ended by the register, by a reset and by a reset of PRI")
   func ending() {
     run(5 | 1 << 12 | 1 << 14, source: Self.virtual)
     #expect(isBusy)
     write(0x18, 0xdead)
-    #expect(read(0x18) == Self.virtual & 0xffff_ffff, "what it was started with stands still")
+    #expect(read(0x18) == Self.virtual & 0xffff_ffff, "the operands of a running command do not change")
     write(0x08, 1 << 8)
     #expect(!isBusy)
     #expect(result == 12)
@@ -374,7 +374,7 @@ struct DMAEngineTests {
     #expect(run(1, source: Self.virtual, count: 8) == 1)
   }
 
-  @Test("Each command needs its enable bits")
+  @Test("each command needs its enable bits")
   func enables() {
     root.map(Self.virtual, to: Self.physical)
     control(ProcessAddressSpaceControl.id, 6, 1)
@@ -392,7 +392,7 @@ struct DMAEngineTests {
     }
   }
 
-  @Test("Commands that make no sense")
+  @Test("a malformed command gives its result")
   func nonsense() {
     for command: UInt64 in [
       0, 7, 15, 1 | 1 << 5, 1 | 1 << 6, 1 | 1 << 10, 1 | 1 << 8 | 1 << 9, 1 | 1 << 4 | 1 << 9, 1 | 1 << 12, 1 | 1 << 15,
@@ -406,7 +406,7 @@ struct DMAEngineTests {
     #expect(run(1, source: .max, count: .max) == 3)
   }
 
-  @Test("A transfer over the top of the address space moves nothing")
+  @Test("a transfer across the top of the address space moves nothing")
   func top() {
     root.map(.max - 0xfff, to: Self.physical)
     root.map(0, to: Self.physical + 0x1000)
@@ -422,7 +422,7 @@ struct DMAEngineTests {
     #expect(root.takeAccesses().map(\.address) == [.max - 0x1f])
   }
 
-  @Test("A reset waits for the page in flight, and only for that")
+  @Test("a reset waits for the page in flight, and for no more")
   func resetWaits() {
     let memory = GatedMemory(size: 1 << 20)
     let root = DirectRemapper(memory: memory)
@@ -440,7 +440,7 @@ struct DMAEngineTests {
       device.function.reset()
       isReset.increment()
     }
-    // Time enough for a reset that does not wait.
+    // This is enough time for a reset that does not wait.
     usleep(100_000)
     #expect(isReset.value == 0, "the page is still being written")
     memory.open()
@@ -449,7 +449,7 @@ struct DMAEngineTests {
     device.function.revoke()
   }
 
-  @Test("The interrupt comes by the vector that was chosen, when the engine is not busy any more")
+  @Test("the interrupt uses the chosen vector, and comes once the engine is idle")
   func interrupt() {
     // BAR 1 has the table; the third vector's entry is at 0x20. The capability is the first.
     let table = device.function.description.baseAddressRegisters[1]
@@ -466,7 +466,7 @@ struct DMAEngineTests {
     #expect(router.messages.count == 1)
   }
 
-  @Test("Any writes, in any order", arguments: [1, 2, 3] as [UInt64])
+  @Test("random register writes do no harm", arguments: [1, 2, 3] as [UInt64])
   func hostile(seed: UInt64) {
     var random = SeededGenerator(seed: seed)
     for page: UInt64 in 0..<16 { root.map(page << 12, to: page << 12, DMAAccess(rawValue: UInt8(page % 8))) }

@@ -5,11 +5,11 @@ import Testing
 
 @testable import Devices
 
-/// What QEMU's docs/specs/edu.rst says, and that a hostile driver can do no harm.
+/// Checks the behaviour that QEMU's docs/specs/edu.rst describes, and that a hostile driver does no harm.
 @Suite struct EduTests {
   private static let buffer: UInt64 = 0x40000
 
-  /// - Parameter workers: the board's own run at once, as part of the write that wakes them.
+  /// - Parameter workers: The device's workers. Those of the board run at once, within the write that wakes them.
   private func make(
     mask: UInt64 = 0xfff_ffff, mapping pages: [UInt64: UInt64] = [:], workers: (any QueueWorkerSource)? = nil
   ) -> (device: Edu, edu: TestFunction, remapper: PageRemapper) {
@@ -29,7 +29,8 @@ import Testing
     edu.write(0x98, command, .quadword)
   }
 
-  @Test func identity() {
+  @Test("the function shows QEMU's identity, one MSI vector and a BAR of 1 MiB")
+  func identity() {
     let (device, edu, _) = make()
     func configuration(_ offset: Int) -> UInt64 {
       device.function.readConfiguration(offset: offset, width: .doubleword)
@@ -48,13 +49,15 @@ import Testing
     #expect(edu.read(0x00) == 0x0100_00ed)
   }
 
-  @Test func livenessIsTheInverse() {
+  @Test("the liveness register reads as the inverse of the value written")
+  func livenessIsTheInverse() {
     let (_, edu, _) = make()
     edu.write(0x04, 0x1234_5678)
     #expect(edu.read(0x04) == 0xedcb_a987)
   }
 
   @Test(
+    "a factorial is computed modulo 2 to the 32",
     arguments: [
       (0, 1), (1, 1), (5, 120), (12, 479_001_600), (13, 1_932_053_504), (33, 0x8000_0000), (34, 0), (0xffff_ffff, 0),
     ] as [(UInt64, UInt64)])
@@ -66,7 +69,8 @@ import Testing
     #expect(edu.read(0x24) == 0)
   }
 
-  @Test func factorialRunsOnTheWorker() {
+  @Test("the worker computes the factorial and then interrupts")
+  func factorialRunsOnTheWorker() {
     let (device, edu, _) = make(workers: ThreadedWorkerSource())
     defer { device.function.revoke() }
     edu.write(0x20, 0x80)
@@ -77,7 +81,8 @@ import Testing
     #expect(edu.board.line.asserted)
   }
 
-  @Test func raisedInterruptStaysUntilAllOfItIsAcknowledged() {
+  @Test("a raised interrupt stays until all its bits are acknowledged")
+  func raisedInterruptStaysUntilAllOfItIsAcknowledged() {
     let (_, edu, _) = make()
     edu.write(0x60, 0x6)
     #expect(edu.read(0x24) == 0x6)
@@ -91,7 +96,8 @@ import Testing
     #expect(!edu.board.line.asserted)
   }
 
-  @Test func messageInsteadOfTheWire() {
+  @Test("with MSI an interrupt is a message and not the wire")
+  func messageInsteadOfTheWire() {
     let (device, edu, _) = make()
     let capability = Int(device.function.readConfiguration(offset: 0x34, width: .byte))
     device.function.writeConfiguration(offset: capability + 4, width: .doubleword, value: 0xfee0_1000)
@@ -104,10 +110,11 @@ import Testing
     #expect(!edu.board.line.asserted)
   }
 
-  @Test func transfersGoThroughTheRemapper() {
+  @Test("transfers go through the remapper")
+  func transfersGoThroughTheRemapper() {
     let (_, edu, remapper) = make(mapping: [0x10_0000: 0x3000, 0x10_1000: 0x8000])
     let bytes = (0..<100).map { UInt8($0) }
-    // Across a page, which is elsewhere in memory.
+    // The transfer crosses into a page that is elsewhere in memory.
     remapper.memory.store(Array(bytes[..<50]), at: 0x3fce)
     remapper.memory.store(Array(bytes[50...]), at: 0x8000)
     transfer(edu, from: 0x10_0fce, to: Self.buffer, count: 100, command: 1)
@@ -120,7 +127,8 @@ import Testing
     #expect(remapper.refused.isEmpty)
   }
 
-  @Test func whatTheRemapperRefusesIsLeftOut() {
+  @Test("pages that the remapper refuses are left out")
+  func whatTheRemapperRefusesIsLeftOut() {
     let (_, edu, remapper) = make(mapping: [0x10_0000: 0x3000])
     remapper.memory.store([UInt8](repeating: 0xaa, count: 4096), at: 0x3000)
     transfer(edu, from: 0x10_0000, to: Self.buffer, count: 4096, command: 1)
@@ -131,21 +139,24 @@ import Testing
       remapper.memory.copy(0x3000, count: 64)
         == [UInt8](repeating: 0xaa, count: 16) + [UInt8](repeating: 0, count: 16)
         + [UInt8](repeating: 0xaa, count: 32))
-    // Refused alone: the transfer completes, and says so.
+    // A transfer that is refused entirely still completes and interrupts.
     transfer(edu, from: Self.buffer, to: 0x20_0000, count: 4, command: 7)
     #expect(edu.read(0x98) == 6)
     #expect(edu.read(0x24) == 0x100)
     #expect(remapper.refused == [0x10_1000, 0x20_0000])
   }
 
-  @Test(arguments: [(0xfff_ffff, 0x5000), (0xffff_ffff_ffff_ffff, 0xabc_1000_5000)] as [(UInt64, UInt64)])
+  @Test(
+    "addresses are reduced to the mask",
+    arguments: [(0xfff_ffff, 0x5000), (0xffff_ffff_ffff_ffff, 0xabc_1000_5000)] as [(UInt64, UInt64)])
   func addressesAreReducedToTheMask(mask: UInt64, seen: UInt64) {
     let (_, edu, remapper) = make(mask: mask)
     transfer(edu, from: 0xabc_1000_5000, to: Self.buffer, count: 4, command: 1)
     #expect(remapper.refused == [seen])
   }
 
-  @Test func noTransferWithoutBusMastering() {
+  @Test("there is no transfer without bus mastering")
+  func noTransferWithoutBusMastering() {
     let (device, edu, remapper) = make(mapping: [0: 0x3000])
     device.function.writeConfiguration(offset: StandardOffset.command, width: .word, value: 0x2)
     remapper.memory.store([1, 2, 3, 4, 5], at: 0x3000)
@@ -155,6 +166,7 @@ import Testing
   }
 
   @Test(
+    "a transfer outside the buffer moves nothing",
     arguments: [
       (0x3_ffff, 4), (0x4_0000, 4097), (0x4_0fff, 2), (0x4_1000, 1), (0, 4), (.max, 1), (.max, .max), (0x4_0000, .max),
       (0x8000_0000_0004_0000, 4),
@@ -169,12 +181,13 @@ import Testing
     #expect(edu.read(0x98) == 2)
     #expect(remapper.memory.copy(0x3000, count: 0x3000) == [UInt8](repeating: 0xaa, count: 0x3000))
     #expect(remapper.refused.isEmpty)
-    // The whole buffer is as it was: zero.
+    // The whole buffer is still zero.
     transfer(edu, from: Self.buffer, to: 0, count: 4096, command: 3)
     #expect(remapper.memory.copy(0x3000, count: 4096) == [UInt8](repeating: 0, count: 4096))
   }
 
-  @Test func widths() {
+  @Test("registers below 0x80 take four bytes, and those from 0x80 on four or eight")
+  func widths() {
     let (_, edu, _) = make()
     // Below 0x80 four bytes only, from there four or eight.
     #expect(edu.read(0x00, .quadword) == .max)
@@ -194,17 +207,19 @@ import Testing
     // Eight bytes in the middle are two accesses, the second of them to the destination.
     edu.write(0x84, 0x99 << 32, .quadword)
     #expect(edu.read(0x88, .quadword) == 0x99)
-    // The buffer is the DMA engine's alone.
+    // Only the DMA engine reaches the buffer.
     #expect(edu.read(Self.buffer) == 0xffff_ffff)
   }
 
-  @Test func commandWithoutStartIsDropped() {
+  @Test("a command without the start bit is dropped")
+  func commandWithoutStartIsDropped() {
     let (_, edu, _) = make()
     edu.write(0x98, 6)
     #expect(edu.read(0x98) == 0)
   }
 
-  @Test func resetClears() {
+  @Test("a reset clears the registers and the buffer")
+  func resetClears() {
     let (device, edu, remapper) = make(mapping: [0: 0x3000])
     remapper.memory.store([9, 9, 9, 9], at: 0x3000)
     transfer(edu, from: 0, to: Self.buffer, count: 4, command: 1)
@@ -220,7 +235,8 @@ import Testing
     #expect(remapper.memory.copy(0x3000, count: 4) == [0, 0, 0, 0])
   }
 
-  @Test func removedItIsGoneAndItsWorkerStopped() {
+  @Test("a removed device is gone, and its worker has stopped")
+  func removedItIsGoneAndItsWorkerStopped() {
     let (device, edu, _) = make()
     device.function.revoke()
     #expect(edu.board.workers.workers.map(\.stopped) == [true])
@@ -229,7 +245,8 @@ import Testing
     #expect(device.readRegion(bar: 0, offset: 0x20, width: .doubleword) == 1)
   }
 
-  @Test func randomAccessesDoNoHarm() {
+  @Test("random accesses do no harm")
+  func randomAccessesDoNoHarm() {
     let seed = UInt64.random(in: 0 ... .max)
     var random = SeededGenerator(seed: seed)
     let (_, edu, _) = make(mapping: [0: 0x3000])

@@ -2,7 +2,7 @@ import Hardware
 import Synchronization
 import TestSupport
 
-/// Memory whose writes wait for a gate, so that a test can look while one is in flight.
+/// Memory whose writes wait for a gate, so that a test can act while a write is in flight.
 final class GatedMemory: WrappedMemory {
   let memory: HeapMemory
   private let gate = SemaphoreParking()
@@ -10,11 +10,11 @@ final class GatedMemory: WrappedMemory {
 
   init(size: Int) { memory = HeapMemory(size: size) }
 
-  /// Writes that came so far, and bytes that were written.
+  /// The writes that arrived, and the bytes written.
   var waiting: Int { state.withLock { $0.waiting } }
   var written: Int { state.withLock { $0.written } }
 
-  /// Lets the write that waits, and all later ones, pass.
+  /// Opens the gate for the waiting write and all later ones.
   func open() {
     state.withLock { $0.isOpen = true }
     gate.unpark()

@@ -5,7 +5,7 @@ import Testing
 
 @testable import Devices
 
-/// What QEMU's docs/specs/iommu-testdev.rst says of registers and results.
+/// Checks registers and results as QEMU's docs/specs/iommu-testdev.rst describes them.
 @Suite struct IOMMUTestDeviceTests {
   private static let pattern: [UInt8] = [0x78, 0x56, 0x34, 0x12]
 
@@ -17,7 +17,7 @@ import Testing
     return (TestFunction(device.function, on: board), remapper)
   }
 
-  /// Sets a transfer up, arms it and triggers it.
+  /// Programs a transfer, arms it and triggers it.
   private func run(_ device: TestFunction, to address: UInt64, expectedAt physical: UInt64, count: UInt64) -> UInt64? {
     device.write(0x04, address & 0xffff_ffff)
     device.write(0x08, address >> 32)
@@ -30,7 +30,8 @@ import Testing
     return device.read(0x10)
   }
 
-  @Test func identity() {
+  @Test("the function shows QEMU's identity and initial values")
+  func identity() {
     let (device, _) = make()
     #expect(device.function.readConfiguration(offset: 0, width: .doubleword) == 0x0005_1b36)
     #expect(device.function.readConfiguration(offset: 8, width: .doubleword) == 0x00ff_0000)
@@ -39,7 +40,8 @@ import Testing
     #expect(device.read(0x18) == 2)
   }
 
-  @Test func registersHoldWhatIsWritten() {
+  @Test("registers keep what is written, except for the doorbell")
+  func registersHoldWhatIsWritten() {
     let (device, _) = make()
     for (offset, value) in [(0x04, 1), (0x08, 2), (0x0c, 3), (0x10, 4), (0x18, 5), (0x1c, 6), (0x20, 7)]
       as [(UInt64, UInt64)]
@@ -47,11 +49,11 @@ import Testing
       device.write(offset, value << 24 | value)
       #expect(device.read(offset) == value << 24 | value)
     }
-    // The doorbell reads as zero, as does what is no register.
+    // The doorbell reads as zero, and so do offsets without a register.
     device.write(0x14, 1)
     #expect(device.read(0x14) == 0)
     #expect(device.read(0x24) == 0)
-    // Four bytes are one access, eight are two, and there are no others.
+    // An access of four bytes is one register, an access of eight is two; other widths are ignored.
     #expect(device.read(0x04, .quadword) == 0x0200_0002_0100_0001)
     #expect(device.read(0x04, .word) == 0)
     device.write(0x04, 0, .byte)
@@ -61,17 +63,19 @@ import Testing
     #expect(device.read(0x20) == 0x1122_3344)
   }
 
-  @Test func patternIsWrittenWhereTheTableSays() {
+  @Test("the pattern is written where the table maps it")
+  func patternIsWrittenWhereTheTableSays() {
     let (device, remapper) = make(mapping: [0x8_0000_0000: 0x5000, 0x8_0000_1000: 0x9000])
     #expect(run(device, to: 0x8_0000_0010, expectedAt: 0x5010, count: 7) == 0)
     #expect(remapper.memory.copy(0x500e, count: 11) == [0, 0] + Self.pattern + Self.pattern[..<3] + [0, 0])
-    // More than a part at once.
+    // This transfer has several parts.
     remapper.map(0x10_0000, to: 0x2_0000, count: 0x3000)
     #expect(run(device, to: 0x10_0000, expectedAt: 0x2_0000, count: 0x2801) == 0)
     #expect(remapper.memory.copy(0x2_27fc, count: 6) == Self.pattern + [0x78, 0])
   }
 
-  @Test func resultsOfWhatGoesWrong() {
+  @Test("each failure has its result")
+  func resultsOfWhatGoesWrong() {
     let (device, remapper) = make(mapping: [0x1000: 0x5000])
     #expect(device.read(0x00) == 0)
     #expect(device.read(0x10) == 0xdead_0005)
@@ -82,13 +86,14 @@ import Testing
     #expect(run(device, to: 0x1000, expectedAt: .max, count: 4) == 0xdead_0003)
     #expect(run(device, to: 0x1000, expectedAt: 0x6000, count: 4) == 0xdead_0004)
     #expect(run(device, to: .max, expectedAt: 0, count: 0x10_0000) == 0xdead_0002)
-    // What was armed is used up.
+    // The trigger has disarmed the device.
     #expect(device.read(0x00) == 0)
     #expect(device.read(0x10) == 0xdead_0005)
   }
 
-  /// The read that triggers a transfer waits for it, so 1 MiB is the most; what is more moves nothing.
-  @Test func lengthIsBounded() {
+  /// The read that triggers a transfer waits for it, so the limit is 1 MiB. A longer transfer moves nothing.
+  @Test("a transfer has at most 1 MiB")
+  func lengthIsBounded() {
     let (device, remapper) = make()
     remapper.map(0x800_0000, to: 0, count: 0x10_0000)
     for count in [0x10_0001, 0x8000_0000, 0xffff_ffff] as [UInt64] {
@@ -100,7 +105,8 @@ import Testing
     #expect(remapper.memory.copy(0xf_fffc, count: 4) == Self.pattern)
   }
 
-  @Test func disarmed() {
+  @Test("a disarmed device transfers nothing")
+  func disarmed() {
     let (device, remapper) = make(mapping: [0x1000: 0x5000])
     device.write(0x04, 0x1000)
     device.write(0x0c, 4)
@@ -113,6 +119,7 @@ import Testing
   }
 
   @Test(
+    "attributes that contradict each other are refused",
     arguments: [
       (0b0000, 0), (0b0001, 0), (0b1000, 0xdead_0006), (0b1001, 0), (0b1010, 0), (0b1011, 0xdead_0006), (0b1100, 0),
       (0b1111, 0),
@@ -123,7 +130,8 @@ import Testing
     #expect(run(device, to: 0x1000, expectedAt: 0x5000, count: 4) == result)
   }
 
-  @Test func resetClears() {
+  @Test("a reset clears the registers and disarms the device")
+  func resetClears() {
     let (device, _) = make(mapping: [0x1000: 0x5000])
     #expect(run(device, to: 0x1000, expectedAt: 0x5000, count: 4) == 0)
     device.write(0x14, 1)

@@ -2,7 +2,7 @@ import Hardware
 import Synchronization
 import TestSupport
 
-/// A root complex with translation services whose pages the test writes down, and which writes down what it is asked.
+/// A root complex with translation services. The test sets its pages, and it records the requests.
 final class ScriptedRoot: DMARemapper {
   struct Page: Hashable, Sendable {
     var address: UInt64
@@ -47,7 +47,7 @@ final class ScriptedRoot: DMARemapper {
 
   var cache: (any TranslationCache)? { state.withLock { $0.cache } }
 
-  /// What was asked since the last call.
+  /// Returns the translation requests since the last call.
   func takeAsked() -> [Asked] {
     state.withLock { state in
       defer { state.asked = [] }

@@ -5,7 +5,7 @@ import Testing
 
 @testable import Devices
 
-/// A queue without a transport.
+/// The owner of a queue without a transport.
 private final class QueueOwner: VirtQueueOwner {
   private let state = Mutex((running: true, signals: 0))
   var isRunning: Bool { state.withLock { $0.running } }
@@ -26,7 +26,7 @@ private final class QueueOwner: VirtQueueOwner {
     return (driver, VirtQueue(layout: driver.layout(), features: features, port: port, owner: owner))
   }
 
-  /// Buffers as the chain has them.
+  /// Returns the buffers of a chain.
   private func buffers(_ chain: DescriptorChain) -> [DriverQueue.Buffer] {
     chain.readable.list.map { .init(address: $0.address, count: UInt32($0.count), writable: false) }
       + chain.writable.list.map { .init(address: $0.address, count: UInt32($0.count), writable: true) }
@@ -39,7 +39,8 @@ private final class QueueOwner: VirtQueueOwner {
     #expect(got.map(\.writable) == expected.map(\.writable))
   }
 
-  @Test func takesChainsInTheOrderOfTheAvailableRing() throws {
+  @Test("chains are taken in the order of the available ring")
+  func takesChainsInTheOrderOfTheAvailableRing() throws {
     var (driver, queue) = make()
     let first: [DriverQueue.Buffer] = [.readable(0x100, 16), .readable(0x200, 512), .writable(0x800, 1)]
     let second: [DriverQueue.Buffer] = [.writable(0x900, 7)]
@@ -54,7 +55,8 @@ private final class QueueOwner: VirtQueueOwner {
     #expect(try !queue.next())
   }
 
-  @Test func fillsTheUsedRingByteForByte() throws {
+  @Test("the used ring is filled byte for byte")
+  func fillsTheUsedRingByteForByte() throws {
     var (driver, queue) = make(size: 2)
     for written: UInt32 in [0x1122_3344, 5, 6] {
       driver.submit([.writable(0x100, 16)])
@@ -68,7 +70,8 @@ private final class QueueOwner: VirtQueueOwner {
       ])
   }
 
-  @Test func followsAnIndirectTableAfterDirectDescriptors() throws {
+  @Test("an indirect table may follow direct descriptors")
+  func followsAnIndirectTableAfterDirectDescriptors() throws {
     var (driver, queue) = make()
     driver.writeDescriptor(5, address: 0x100, length: 16, flags: 1, next: 2)
     driver.writeDescriptor(2, address: 0x4008, length: 32, flags: 4)
@@ -79,7 +82,8 @@ private final class QueueOwner: VirtQueueOwner {
     expectSame(queue.chain, [.readable(0x100, 16), .readable(0x200, 8), .writable(0x300, 9)])
   }
 
-  @Test func takesAnIndirectTableLargerThanTheQueue() throws {
+  @Test("an indirect table may be larger than the queue")
+  func takesAnIndirectTableLargerThanTheQueue() throws {
     var (driver, queue) = make(size: 8)
     let buffers = (0..<UInt64(40)).map { DriverQueue.Buffer.writable(0x1000 + 16 * $0, 16) }
     driver.submit(buffers, indirectAt: 0x4000)
@@ -87,7 +91,8 @@ private final class QueueOwner: VirtQueueOwner {
     #expect(queue.chain.writable.list.count == 40)
   }
 
-  @Test func skipsEmptyBuffers() throws {
+  @Test("empty buffers are skipped")
+  func skipsEmptyBuffers() throws {
     var (driver, queue) = make()
     driver.submit([.readable(0x100, 0), .readable(0x200, 4), .writable(0x300, 0), .writable(0x400, 1)])
     #expect(try queue.next())
@@ -166,14 +171,15 @@ private final class QueueOwner: VirtQueueOwner {
     },
   ]
 
-  @Test(arguments: malformed)
+  @Test("each malformed ring is refused with its error", arguments: malformed)
   func refusesWhatIsMalformed(_ malformed: Malformed) {
     var (driver, queue) = make(features: malformed.features)
     malformed.lay(&driver)
     #expect(throws: malformed.error) { try queue.next() }
   }
 
-  @Test func refusesRingsOutsideRAM() {
+  @Test("rings outside RAM are refused")
+  func refusesRingsOutsideRAM() {
     let layout = VirtQueue.Layout(
       size: 8, descriptorArea: .max - 15, driverArea: .max - 1, deviceArea: 0x1000_0000)
     let port = DirectDMAPort(
@@ -184,7 +190,8 @@ private final class QueueOwner: VirtQueueOwner {
     #expect(throws: VirtQueueError.memory(.notMemory)) { try queue.suppressNotifications() }
   }
 
-  @Test func flagsSuppressInterruptsAndNotifications() throws {
+  @Test("flags suppress interrupts and notifications")
+  func flagsSuppressInterruptsAndNotifications() throws {
     var (driver, queue) = make()
     driver.setNoInterrupt(true)
     driver.submit([.writable(0x100, 1)])
@@ -202,7 +209,8 @@ private final class QueueOwner: VirtQueueOwner {
     #expect(owner.signals == 1)
   }
 
-  @Test func eventIndexInterruptsWhenItIsPassedAndAsksForTheNextChain() throws {
+  @Test("an event index interrupts when it is passed, and asks for the next chain")
+  func eventIndexInterruptsWhenItIsPassedAndAsksForTheNextChain() throws {
     var (driver, queue) = make(features: [.version1, .eventIndex])
     // The flag means nothing once the event index is negotiated.
     driver.setNoInterrupt(true)
@@ -221,7 +229,8 @@ private final class QueueOwner: VirtQueueOwner {
     #expect(!driver.noNotify)
   }
 
-  @Test func indicesWrapAt65536() throws {
+  @Test("indices wrap at 65536")
+  func indicesWrapAt65536() throws {
     var (driver, queue) = make(features: [.version1, .eventIndex])
     // Four chains at a time keep this short; the driver asks for one interrupt, across the wrap.
     driver.setUsedEvent(0xffff)
@@ -238,7 +247,8 @@ private final class QueueOwner: VirtQueueOwner {
     #expect(owner.signals == 1)
   }
 
-  @Test func servesWhatBecomesAvailableMeanwhile() throws {
+  @Test("chains that become available during service are served")
+  func servesWhatBecomesAvailableMeanwhile() throws {
     var (driver, queue) = make(features: [.version1, .eventIndex])
     driver.submit([.writable(0x100, 1)])
     var served = 0
@@ -251,7 +261,8 @@ private final class QueueOwner: VirtQueueOwner {
     #expect(driver.takeUsed().count == 20)
   }
 
-  @Test func takesNothingMoreOnceHalted() throws {
+  @Test("a halted queue takes no more chains")
+  func takesNothingMoreOnceHalted() throws {
     var (driver, queue) = make()
     for _ in 0..<3 { driver.submit([.writable(0x100, 1)]) }
     var served = 0
@@ -264,7 +275,8 @@ private final class QueueOwner: VirtQueueOwner {
     #expect(try !queue.requestNotifications())
   }
 
-  @Test func disabledPortLosesNoChain() throws {
+  @Test("a disabled port loses no chain")
+  func disabledPortLosesNoChain() throws {
     let driver = DriverQueue(memory: memory, size: 8, at: 0x1_0000)
     let requester = Requester(id: RequesterID(rawValue: 8), busMasterEnable: true)
     var queue = VirtQueue(
@@ -278,7 +290,8 @@ private final class QueueOwner: VirtQueueOwner {
     #expect(try queue.next())
   }
 
-  @Test func segmentsJoinAndComeInPieces() throws {
+  @Test("adjacent segments join, and segments can be taken in pieces")
+  func segmentsJoinAndComeInPieces() throws {
     var (driver, queue) = make()
     driver.submit([.writable(0x1000, 0x100), .writable(0x1100, 0x100), .writable(0x4000, 0x80)])
     #expect(try queue.next())
@@ -290,10 +303,11 @@ private final class QueueOwner: VirtQueueOwner {
     #expect(try queue.takeSegments(for: .write, limit: .max, during: queue.port.request()) == 0)
   }
 
-  @Test func segmentsAreBoundedInNumber() throws {
+  @Test("the number of segments is bounded")
+  func segmentsAreBoundedInNumber() throws {
     let remapper = PageRemapper(memory: memory)
     remapper.map(0x1_0000, to: 0x1_0000, count: 0x3000)
-    // 1100 pages that take turns between two physical ones, so that no two join.
+    // 1100 pages alternate between two physical ones, so that no two join.
     for page in 0..<UInt64(1100) { remapper.map(0x10_0000 + page << 12, to: page % 2 << 13, count: 4096) }
     var driver = DriverQueue(memory: memory, size: 8, at: 0x1_0000)
     let port = remapper.makePort(for: Requester(id: RequesterID(rawValue: 8), busMasterEnable: true))
@@ -306,7 +320,8 @@ private final class QueueOwner: VirtQueueOwner {
     #expect(queue.segments.count == 76)
   }
 
-  @Test func bytesCrossBuffers() throws {
+  @Test("bytes cross buffers")
+  func bytesCrossBuffers() throws {
     var (driver, queue) = make()
     memory.store([1, 2, 3], at: 0x100)
     memory.store([4, 5], at: 0x200)
@@ -323,8 +338,8 @@ private final class QueueOwner: VirtQueueOwner {
     #expect(try queue.takeLastByte() == nil)
   }
 
-  /// Whatever a driver leaves in its rings: an error or an end, never a trap, never without bound.
-  @Test(arguments: 0..<40)
+  /// Random rings end with an error or after a bounded number of chains, and never trap.
+  @Test("the service of random rings ends", arguments: 0..<40)
   func randomRingsEnd(seed: UInt64) {
     var generator = SeededGenerator(seed: seed)
     let memory = HeapMemory(size: 0x8000)

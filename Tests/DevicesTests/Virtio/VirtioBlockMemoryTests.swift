@@ -5,7 +5,7 @@ import Testing
 
 @testable import Devices
 
-/// A disk before memory that is translated, refused, or full of nonsense.
+/// Tests a disk whose memory is translated, refused or random.
 @Suite struct VirtioBlockMemoryTests {
   private static let shift: UInt64 = 0x7_0000_0000
 
@@ -17,9 +17,10 @@ import Testing
     return (remapper, try TestDisk(options, remapper: remapper, offset: Self.shift))
   }
 
-  @Test func ringsAndDataAreTranslated() throws {
+  @Test("rings and data are translated")
+  func ringsAndDataAreTranslated() throws {
     var (remapper, disk) = try translated()
-    // Two pages that lie the other way round in memory.
+    // Two pages lie in reverse order in memory.
     remapper.map(Self.shift + TestDisk.data, to: TestDisk.data + 0x1000, count: 4096)
     remapper.map(Self.shift + TestDisk.data + 0x1000, to: TestDisk.data, count: 4096)
     #expect(try disk.request(0, [.writable(TestDisk.data, 8192)])?.status == 0)
@@ -28,7 +29,8 @@ import Testing
     #expect(remapper.refused == [])
   }
 
-  @Test func refusedDataIsAnErrorOfTheRequest() throws {
+  @Test("refused data is an error of the request")
+  func refusedDataIsAnErrorOfTheRequest() throws {
     var (remapper, disk) = try translated()
     remapper.unmap(Self.shift + TestDisk.data + 0x1000)
     let answer = try disk.request(0, [.writable(TestDisk.data, 8192)])
@@ -39,7 +41,8 @@ import Testing
     #expect(try disk.driver.status == 0xf)
   }
 
-  @Test func aRefusedRingAsksForAReset() throws {
+  @Test("the device asks for a reset if a ring is refused")
+  func aRefusedRingAsksForAReset() throws {
     var (remapper, disk) = try translated()
     remapper.unmap(Self.shift + disk.queues[0].available)
     #expect(try disk.request(4) == nil)
@@ -47,16 +50,17 @@ import Testing
     #expect(remapper.refused == [Self.shift + disk.queues[0].available + 2])
   }
 
-  @Test func withoutIOMMUPlatformAddressesArePhysical() throws {
+  @Test("without iommu_platform addresses are physical")
+  func withoutIOMMUPlatformAddressesArePhysical() throws {
     let remapper = PageRemapper(memory: HeapMemory(size: 4 << 20))
     var disk = try TestDisk(remapper: remapper)
     #expect(try disk.request(0, [.writable(TestDisk.data, 512)])?.status == 0)
     #expect(remapper.refused == [])
   }
 
-  /// Rings and request headers of chance, notified and reset over and over: nothing traps, no byte outside the
-  /// rings' and buffers' RAM is asked for, and the device works after each reset.
-  @Test(arguments: 0..<12)
+  /// Serves random rings and request headers, with many notifications and resets: nothing traps, no byte outside the
+  /// RAM of rings and buffers is accessed, and the device works after each reset.
+  @Test("random memory never traps", arguments: 0..<12)
   func randomMemoryNeverTraps(seed: UInt64) throws {
     var generator = SeededGenerator(seed: seed)
     let board = TestBoard(memorySize: 0x2_0000)
@@ -86,7 +90,7 @@ import Testing
           flags: UInt16.random(in: 0..<5, using: &generator), next: UInt16.random(in: 0..<17, using: &generator))
       }
       try driver.start()
-      // A sound request first, else most rounds would end at once.
+      // A valid request comes first; otherwise most rounds would end at once.
       board.memory.store([4] + [UInt8](repeating: 0, count: 15), at: 0x800)
       queue.writeDescriptor(14, address: 0x800, length: 16, flags: 1, next: 15)
       queue.writeDescriptor(15, address: 0x900, length: 1, flags: 2)

@@ -23,12 +23,13 @@ import Testing
 
   // MARK: Identity
 
-  @Test func configurationByteForByte() throws {
+  @Test("the configuration matches byte for byte")
+  func configurationByteForByte() throws {
     var options = VirtioBlockOptions()
     options.queueCount = 4
     options.logicalBlockSize = 1024
     options.physicalBlockSize = 4096
-    // 65 sectors: the last is no whole block.
+    // Of 65 sectors the last is not a whole block.
     let disk = try TestDisk(options, sectors: 65)
     let golden: [UInt8] = [
       64, 0, 0, 0, 0, 0, 0, 0,  // capacity
@@ -45,7 +46,8 @@ import Testing
     #expect(disk.driver.config(0x08, .doubleword) == 0x0100_0001)
   }
 
-  @Test func featuresFollowOptionsAndBackend() throws {
+  @Test("features follow the options and the backend")
+  func featuresFollowOptionsAndBackend() throws {
     let ring: UInt64 = 1 << 28 | 1 << 29 | 1 << 32 | 1 << 40
     let always: UInt64 = 1 << 2 | 1 << 6 | 1 << 9
     #expect(try TestDisk().driver.offered() == ring | always | 1 << 13 | 1 << 14)
@@ -58,7 +60,8 @@ import Testing
     #expect(try TestDisk(options).driver.offered() == ring | always | 1 << 12 | 1 << 10)
   }
 
-  @Test func optionsAreChecked() {
+  @Test("each invalid option is refused")
+  func optionsAreChecked() {
     func problem(_ change: (inout VirtioBlockOptions) -> Void) -> VirtioBlockOptions.Problem? {
       var options = VirtioBlockOptions()
       change(&options)
@@ -83,7 +86,8 @@ import Testing
 
   // MARK: Data
 
-  @Test func readsIntoSeveralBuffers() throws {
+  @Test("a read fills several buffers without a copy")
+  func readsIntoSeveralBuffers() throws {
     var disk = try TestDisk()
     let answer = try disk.request(
       Self.read, sector: 3, [.writable(TestDisk.data, 700), .writable(TestDisk.data + 0x1000, 324)])
@@ -92,7 +96,7 @@ import Testing
     let expected = Array(disk.backend.bytes[3 * 512..<5 * 512])
     #expect(disk.board.memory.copy(TestDisk.data, count: 700) == Array(expected[0..<700]))
     #expect(disk.board.memory.copy(TestDisk.data + 0x1000, count: 324) == Array(expected[700...]))
-    // One call with the guest's own memory: no copy in between.
+    // One call has the guest's own memory: there is no copy in between.
     #expect(
       disk.backend.operations == [
         .read(
@@ -104,7 +108,8 @@ import Testing
       ])
   }
 
-  @Test func writesAndFlushes() throws {
+  @Test("writes and flushes reach the backend")
+  func writesAndFlushes() throws {
     var disk = try TestDisk()
     let bytes = [UInt8](repeating: 0xa5, count: 1024)
     disk.board.memory.store(bytes, at: TestDisk.data)
@@ -117,7 +122,8 @@ import Testing
     #expect(disk.backend.operations.count == 2)
   }
 
-  @Test func aDriverThatCannotFlushGetsAWriteThroughDisk() throws {
+  @Test("a driver that cannot flush gets a write-through disk")
+  func aDriverThatCannotFlushGetsAWriteThroughDisk() throws {
     var disk = try TestDisk(features: 1 << 32 | 1 << 14)
     try disk.request(Self.write, [.readable(TestDisk.data, 512)])
     disk.board.memory.store(Self.range(0, 1), at: TestDisk.data)
@@ -126,10 +132,11 @@ import Testing
     #expect(disk.backend.operations.last == .flush)
   }
 
-  @Test func headersAndStatusMayLieAnywhere() throws {
+  @Test("a header may have two parts, and the status may end the data's buffer")
+  func headersAndStatusMayLieAnywhere() throws {
     var disk = try TestDisk()
     disk.prepare(Self.read, 1)
-    // The header in two parts, and the status at the end of the data.
+    // The header has two parts, and the status is at the end of the data.
     disk.queues[0].submit([
       .readable(TestDisk.header, 5), .readable(TestDisk.header + 5, 11), .writable(TestDisk.data, 513),
     ])
@@ -138,7 +145,8 @@ import Testing
     #expect(disk.board.memory.copy(TestDisk.data, count: 513) == Array(disk.backend.bytes[512..<1024]) + [0])
   }
 
-  @Test func indirectRequests() throws {
+  @Test("an indirect request is served")
+  func indirectRequests() throws {
     var disk = try TestDisk()
     disk.prepare(Self.read, 0)
     let parts = (0..<UInt64(128)).map { DriverQueue.Buffer.writable(TestDisk.data + 0x1000 * $0, 4) }
@@ -150,7 +158,8 @@ import Testing
     #expect(disk.board.memory.copy(TestDisk.data + 0x7f000, count: 4) == Array(disk.backend.bytes[508..<512]))
   }
 
-  @Test func largeRequestsComeInPieces() throws {
+  @Test("a large request is served in pieces")
+  func largeRequestsComeInPieces() throws {
     var disk = try TestDisk(sectors: 10240)
     // 5 MiB in twenty descriptors over the same quarter of a MiB.
     let parts = (0..<20).map { _ in DriverQueue.Buffer.writable(TestDisk.data, 256 << 10) }
@@ -165,7 +174,8 @@ import Testing
       disk.board.memory.copy(TestDisk.data, count: 256 << 10) == Array(disk.backend.bytes[19 << 18..<20 << 18]))
   }
 
-  @Test func identifiesItself() throws {
+  @Test("the disk returns its serial, cut to the buffer")
+  func identifiesItself() throws {
     var options = VirtioBlockOptions()
     options.serial = "nest-0001"
     var disk = try TestDisk(options)
@@ -182,7 +192,8 @@ import Testing
 
   // MARK: Discard and write zeroes
 
-  @Test func discardsAndZeroesRanges() throws {
+  @Test("ranges are discarded and zeroed")
+  func discardsAndZeroesRanges() throws {
     var disk = try TestDisk()
     disk.board.memory.store(Self.range(1, 2) + Self.range(60, 4) + Self.range(5, 0), at: TestDisk.data)
     #expect(try disk.request(Self.discard, [.readable(TestDisk.data, 48)])?.status == 0)
@@ -198,7 +209,8 @@ import Testing
     #expect(disk.backend.bytes[4096..<4608].allSatisfy { $0 == 0 })
   }
 
-  @Test func badRangesChangeNothing() throws {
+  @Test("a bad range changes nothing")
+  func badRangesChangeNothing() throws {
     var disk = try TestDisk()
     let cases: [(UInt32, [UInt8], UInt8)] = [
       (Self.discard, Self.range(0, 1) + Self.range(63, 2), 1),
@@ -219,7 +231,8 @@ import Testing
     #expect(disk.backend.operations.isEmpty)
   }
 
-  @Test func whatWasNotNegotiatedIsUnsupported() throws {
+  @Test("a command that was not negotiated is unsupported")
+  func whatWasNotNegotiatedIsUnsupported() throws {
     var disk = try TestDisk(features: 1 << 32)
     disk.board.memory.store(Self.range(0, 1), at: TestDisk.data)
     #expect(try disk.request(Self.discard, [.readable(TestDisk.data, 16)])?.status == 2)
@@ -230,9 +243,11 @@ import Testing
 
   // MARK: Refusals
 
-  @Test(arguments: [
-    (64, 512), (63, 1024), (UInt64.max, 512), (0x8000_0000_0000_0000, 512), (0, 511), (0, 513), (1 << 55, 0),
-  ])
+  @Test(
+    "a request outside the disk fails",
+    arguments: [
+      (64, 512), (63, 1024), (UInt64.max, 512), (0x8000_0000_0000_0000, 512), (0, 511), (0, 513), (1 << 55, 0),
+    ])
   func requestsOutsideTheDiskFail(sector: UInt64, count: Int) throws {
     var disk = try TestDisk()
     #expect(try disk.request(Self.read, sector: sector, [.writable(TestDisk.data, count)])?.status == 1)
@@ -243,7 +258,8 @@ import Testing
     #expect(try disk.driver.status == 0xf)
   }
 
-  @Test func requestsKeepToLogicalBlocks() throws {
+  @Test("a request must have whole logical blocks")
+  func requestsKeepToLogicalBlocks() throws {
     var options = VirtioBlockOptions()
     options.logicalBlockSize = 4096
     var disk = try TestDisk(options)
@@ -253,17 +269,17 @@ import Testing
   }
 
   /// virtio 1.2, 2.7.8.2: "at least len bytes", beginning at the first device-writable buffer.
-  @Test("The used length of a failed request covers only bytes that were written")
+  @Test("the used length of a failed request covers only bytes that were written")
   func usedLengthOfFailures() throws {
     var disk = try TestDisk(sectors: 10240)
     let backend = disk.backend
     let parts = (0..<20).map { _ in DriverQueue.Buffer.writable(TestDisk.data, 256 << 10) }
     backend.fail(with: .inputOutput)
     #expect(try disk.request(Self.read, parts)?.length == 0)
-    // A failure without data to be written leaves the status, which is then the first byte.
+    // Without data to write, the status is the first byte and counts.
     #expect(try disk.request(Self.write, [.readable(TestDisk.data, 512)])?.length == 1)
     #expect(try disk.request(Self.flush)?.length == 1)
-    // A command that writes less than it was given room for.
+    // This command writes less than its buffers hold.
     backend.fail(with: nil)
     #expect(try disk.request(Self.flush, [.writable(TestDisk.data, 512)])?.length == 0)
     // The second piece of 4 MiB fails.
@@ -277,14 +293,16 @@ import Testing
     #expect(answer?.length == 4 << 20)
   }
 
-  @Test func aReadOnlyDiskIsNotWritten() throws {
+  @Test("a read-only disk is not written")
+  func aReadOnlyDiskIsNotWritten() throws {
     var disk = try TestDisk(readOnly: true)
     #expect(try disk.request(Self.write, [.readable(TestDisk.data, 512)])?.status == 1)
     #expect(disk.backend.operations.isEmpty)
     #expect(try disk.request(Self.read, [.writable(TestDisk.data, 512)])?.status == 0)
   }
 
-  @Test func errorsOfTheBackendAreStatuses() throws {
+  @Test("errors of the backend become statuses")
+  func errorsOfTheBackendAreStatuses() throws {
     var disk = try TestDisk()
     for (error, status): (BlockError, UInt8) in [
       (.inputOutput, 1), (.noSpace, 1), (.readOnly, 1), (.unsupported, 2),
@@ -298,7 +316,8 @@ import Testing
     #expect(try disk.request(Self.read, [.writable(TestDisk.data, 512)])?.status == 0)
   }
 
-  @Test func whatIsNoRequestAsksForAReset() throws {
+  @Test("the device asks for a reset if a chain is not a request")
+  func whatIsNoRequestAsksForAReset() throws {
     for buffers: [DriverQueue.Buffer] in [
       [.readable(TestDisk.header, 15), .writable(TestDisk.status, 1)],
       [.readable(TestDisk.header, 16)],
@@ -315,7 +334,8 @@ import Testing
     }
   }
 
-  @Test func dataOutsideRAMIsAnError() throws {
+  @Test("data outside RAM is an error")
+  func dataOutsideRAMIsAnError() throws {
     var disk = try TestDisk()
     #expect(try disk.request(Self.read, [.writable(0x4000_0000, 512)])?.status == 1)
     #expect(try disk.request(Self.write, [.readable(.max - 100, 512)])?.status == 1)
@@ -324,7 +344,8 @@ import Testing
 
   // MARK: Queues
 
-  @Test func queuesWorkSideBySide() throws {
+  @Test("several queues work side by side")
+  func queuesWorkSideBySide() throws {
     var options = VirtioBlockOptions()
     options.queueCount = 3
     var disk = try TestDisk(options)
@@ -337,7 +358,8 @@ import Testing
     #expect(disk.board.workers.workers.map(\.name) == ["virtio-blk 0", "virtio-blk 1", "virtio-blk 2"])
   }
 
-  @Test func aResetEndsARequestBetweenItsPieces() throws {
+  @Test("a device that breaks ends a request between its pieces")
+  func aResetEndsARequestBetweenItsPieces() throws {
     var options = VirtioBlockOptions()
     options.queueCount = 2
     var disk = try TestDisk(options, sectors: 10240)
@@ -355,7 +377,8 @@ import Testing
     #expect(try driver.status == 0x4f)
   }
 
-  @Test func tellsOfANewSize() throws {
+  @Test("a new size interrupts the driver and changes the capacity")
+  func tellsOfANewSize() throws {
     let disk = try TestDisk()
     _ = try disk.driver.read(3, 0, .byte)
     disk.backend.resize(to: 128 * 512)

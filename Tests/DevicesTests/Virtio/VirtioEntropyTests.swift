@@ -7,11 +7,11 @@ import Testing
 @testable import Devices
 
 @Suite struct VirtioEntropyTests {
-  /// Counts upwards instead of being random.
+  /// A source that counts upwards instead of being random.
   private final class CountingSource: EntropySource {
     private struct State {
       var next: UInt8 = 0
-      /// What there is; nil for no end of it.
+      /// The bytes that are available; nil for an endless supply.
       var supply: Int?
       var handler: (@Sendable () -> Void)?
     }
@@ -19,7 +19,7 @@ import Testing
 
     func runDry() { state.withLock { $0.supply = 0 } }
 
-    /// So many bytes come, which the device hears of.
+    /// Adds bytes and notifies the device.
     func feed(_ count: Int) {
       state.withLock { state in
         state.supply = (state.supply ?? 0) + count
@@ -42,11 +42,11 @@ import Testing
     func onReady(_ handler: @escaping @Sendable () -> Void) { state.withLock { $0.handler = handler } }
   }
 
-  /// A timer that runs when it is told to.
+  /// A timer that the test fires.
   private final class HandTimer: OneShotTimer {
     private let state = Mutex((handler: (@Sendable () -> Void)?.none, times: [UInt32]()))
 
-    /// Each time that it was started for.
+    /// The milliseconds of each start.
     var times: [UInt32] { state.withLock { $0.times } }
 
     func start(afterMilliseconds milliseconds: UInt32, _ handler: @escaping @Sendable () -> Void) {
@@ -73,13 +73,15 @@ import Testing
     return (board, source, driver, queue)
   }
 
-  @Test func showsNoDeviceConfiguration() throws {
+  @Test("the device has no configuration structure")
+  func showsNoDeviceConfiguration() throws {
     let (_, _, driver, _) = try make()
     #expect(driver.config(0x00, .doubleword) == 0x1044_1af4)
     #expect(driver.capabilities.map(\.type) == [1, 2, 3, 5])
   }
 
-  @Test func fillsWhatItIsGiven() throws {
+  @Test("the buffers of a request are filled")
+  func fillsWhatItIsGiven() throws {
     var (board, _, driver, queue) = try make()
     queue.submit([.writable(0x8_0000, 3), .writable(0x9_0000, 2)])
     try driver.notify(0)
@@ -88,15 +90,17 @@ import Testing
     #expect(board.memory.copy(0x9_0000, count: 3) == [4, 5, 0])
   }
 
-  @Test func aRequestHasABound() throws {
+  @Test("a request is served up to a bound")
+  func aRequestHasABound() throws {
     var (_, _, driver, queue) = try make()
     queue.submit([.writable(0x8_0000, 0x2_0000)])
     try driver.notify(0)
     #expect(queue.takeUsed() == [.init(id: 0, length: 0x1_0000)])
   }
 
-  /// 5.4.6.2: a device places one byte at least, so without one the request stays where it is.
-  @Test("a request waits for a source that has run dry, and gets what comes") func aDrySource() throws {
+  /// virtio 1.2, 5.4.6.2: a device places at least one byte, so a request waits while there is none.
+  @Test("a request waits for a source that has run dry, and gets the bytes that arrive")
+  func aDrySource() throws {
     var (board, source, driver, queue) = try make()
     source.runDry()
     queue.submit([.writable(0x8_0000, 64)])
@@ -126,7 +130,8 @@ import Testing
     #expect(queue.takeUsed() == [])
   }
 
-  @Test("a request without room for a byte is given back at once") func aRequestWithoutRoom() throws {
+  @Test("a request without room for a byte is returned at once")
+  func aRequestWithoutRoom() throws {
     var (_, source, driver, queue) = try make()
     source.runDry()
     queue.submit([.readable(0x8_0000, 8)])
@@ -134,12 +139,13 @@ import Testing
     #expect(queue.takeUsed() == [.init(id: 0, length: 0)])
   }
 
-  @Test func aLimitHoldsForEachPeriod() throws {
+  @Test("a limit applies to each period")
+  func aLimitHoldsForEachPeriod() throws {
     let timer = HandTimer()
     var (_, _, driver, queue) = try make(limit: EntropyLimit(bytes: 100, period: 250, timer: timer))
     for _ in 0..<4 { queue.submit([.writable(0x8_0000, 64)]) }
     try driver.notify(0)
-    // The second request gets what is left, the third waits, whatever the driver does.
+    // The second request gets the rest, and the third waits, whatever the driver does.
     #expect(queue.takeUsed() == [.init(id: 0, length: 64), .init(id: 1, length: 36)])
     #expect(timer.times == [250])
     try driver.notify(0)
@@ -147,7 +153,7 @@ import Testing
     timer.fire()
     #expect(queue.takeUsed() == [.init(id: 2, length: 64), .init(id: 3, length: 36)])
     #expect(timer.times == [250, 250])
-    // A reset is no way around it.
+    // A reset does not lift the limit.
     try driver.negotiate()
     var fresh = try driver.setUp(queue: 0, at: 0x2_0000)
     try driver.start()
@@ -158,7 +164,8 @@ import Testing
     #expect(fresh.takeUsed() == [.init(id: 0, length: 64)])
   }
 
-  @Test func aBufferOutsideRAMAsksForAReset() throws {
+  @Test("the device asks for a reset if a buffer is outside RAM")
+  func aBufferOutsideRAMAsksForAReset() throws {
     var (_, _, driver, queue) = try make()
     queue.submit([.writable(0x4000_0000, 64)])
     try driver.notify(0)

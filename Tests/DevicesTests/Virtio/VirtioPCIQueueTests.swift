@@ -4,18 +4,20 @@ import PCI
 import TestSupport
 import Testing
 
-/// Queues in service behind the PCI transport, their interrupts, failures and resets.
+/// Tests queues behind the PCI transport: service, interrupts, failures and resets.
 @Suite struct VirtioPCIQueueTests {
   // MARK: Service
 
-  @Test func servesAQueueOnNotification() throws {
+  @Test("a queue is served on notification")
+  func servesAQueueOnNotification() throws {
     let setup = EchoSetup()
     var queue = try setup.run()
     #expect(try setup.echo([1, 2, 3, 4], &queue) == [1, 2, 3, 4])
     #expect(try setup.echo([5], &queue) == [5])
   }
 
-  @Test func servesNothingBeforeDriverOKAndWhatWaitedThen() throws {
+  @Test("nothing is served before DRIVER_OK, and waiting chains are served then")
+  func servesNothingBeforeDriverOKAndWhatWaitedThen() throws {
     let setup = EchoSetup()
     try setup.driver.negotiate()
     var queue = try setup.driver.setUp(queue: 0, at: EchoSetup.rings)
@@ -27,7 +29,8 @@ import Testing
     #expect(queue.takeUsed() == [.init(id: 0, length: 4)])
   }
 
-  @Test func notificationsNameTheirQueueByAddress() throws {
+  @Test("a notification names its queue by its address")
+  func notificationsNameTheirQueueByAddress() throws {
     let setup = EchoSetup()
     _ = try setup.run()
     var second = try setup.driver.setUp(queue: 1, at: EchoSetup.rings + DriverQueue.footprint)
@@ -36,12 +39,12 @@ import Testing
     #expect(second.takeUsed() == [])
     try setup.driver.write(2, 4, .doubleword, 0)
     #expect(second.takeUsed().count == 1)
-    // Past the last queue, and askew.
+    // These notifications are past the last queue, and misaligned.
     try setup.driver.write(2, 8, .word, 0)
     try setup.driver.write(2, 0xffe, .word, 0)
   }
 
-  /// A BAR moved over a chip of the board: writes there are the chip's.
+  /// The BAR overlaps a chip of the board: writes there reach the chip.
   @Test func `A doorbell is only where the bus gives the BAR the place`() throws {
     final class Chip: BusDevice {
       func read(offset: UInt64, width: AccessWidth) -> UInt64 { 0xc }
@@ -59,7 +62,8 @@ import Testing
     #expect(doorbells() == [nil, nil])
   }
 
-  @Test func doorbellsFollowTheBAR() throws {
+  @Test("doorbells follow the BAR")
+  func doorbellsFollowTheBAR() throws {
     let setup = EchoSetup()
     let base = TestBoard.structuresBase + 0x3000
     #expect(setup.board.workers.workers.map(\.doorbell) == [base, base + 4])
@@ -74,7 +78,8 @@ import Testing
     #expect(try setup.echo([9], &queue) == [9])
   }
 
-  @Test func messagesGoToTheirVectors() throws {
+  @Test("messages use the vectors of their queue and of the configuration")
+  func messagesGoToTheirVectors() throws {
     let setup = EchoSetup()
     setup.driver.enableMSIX(vectors: 3)
     try setup.driver.negotiate(1 << 32)
@@ -87,7 +92,7 @@ import Testing
     setup.device.transport?.configurationChanged()
     #expect(setup.driver.messages == [0x41, 0x42])
     #expect(!setup.board.line.asserted)
-    // The status tells of the configuration alone, and no wire is left asserted behind it.
+    // The ISR status shows the configuration change alone, and no wire stays asserted.
     #expect(setup.driver.config(0x06, .word)[bit: 3] == false)
     #expect(try setup.driver.read(3, 0, .byte) == 2)
     // Without a vector there is no message.
@@ -97,7 +102,8 @@ import Testing
     #expect(setup.driver.messages == [0x41, 0x42])
   }
 
-  @Test func withoutMSIXTheStatusAndTheWireTell() throws {
+  @Test("without MSI-X the ISR status and the wire signal interrupts")
+  func withoutMSIXTheStatusAndTheWireTell() throws {
     let setup = EchoSetup()
     var queue = try setup.run(1 << 32)
     #expect(!setup.board.line.asserted)
@@ -112,16 +118,18 @@ import Testing
     #expect(!setup.board.line.asserted)
   }
 
-  @Test func theGenerationCountsConfigurationChanges() throws {
+  @Test("the generation counts configuration changes")
+  func theGenerationCountsConfigurationChanges() throws {
     let setup = EchoSetup()
     let before = try setup.driver.common(0x15, .byte)
     setup.device.transport?.configurationChanged()
     #expect(try setup.driver.common(0x15, .byte) == before + 1)
-    // No driver, no interrupt.
+    // Without a driver there is no interrupt.
     #expect(!setup.board.line.asserted)
   }
 
-  @Test func deviceConfigurationIsTheDevices() throws {
+  @Test("the device configuration is the device's, up to its end")
+  func deviceConfigurationIsTheDevices() throws {
     let driver = EchoSetup().driver
     #expect(try driver.read(4, 2, .doubleword) == 0x0504_0302)
     try driver.write(4, 6, .word, 0xaabb)
@@ -132,7 +140,8 @@ import Testing
     #expect(try driver.read(4, 0xffc, .doubleword) == 0)
   }
 
-  @Test func wakesAQueueForItsDevice() throws {
+  @Test("a device can wake its queue")
+  func wakesAQueueForItsDevice() throws {
     let setup = EchoSetup()
     var queue = try setup.run()
     queue.submit([.readable(EchoSetup.data, 1), .writable(EchoSetup.data + 0x1000, 1)])
@@ -143,7 +152,8 @@ import Testing
 
   // MARK: Failure and reset
 
-  @Test func malformedRingsAskForAReset() throws {
+  @Test("a malformed ring stops the device, which asks for a reset once")
+  func malformedRingsAskForAReset() throws {
     let setup = EchoSetup()
     setup.driver.enableMSIX(vectors: 3)
     try setup.driver.negotiate(1 << 32)
@@ -155,19 +165,20 @@ import Testing
     try setup.driver.notify(0)
     #expect(try setup.driver.status == 0x4f)
     #expect(setup.driver.messages == [0x40])
-    // The rest of the device stands still, too, and says so once.
+    // The other queue has stopped, too, and the request for a reset is not repeated.
     second.submit([.readable(EchoSetup.data, 1), .writable(EchoSetup.data + 0x1000, 1)])
     try setup.driver.notify(1)
     try setup.driver.notify(0)
     #expect(second.takeUsed() == [])
     #expect(setup.driver.messages == [0x40])
-    // A reset cures it.
+    // A reset ends this state.
     setup.board.memory.store([UInt8](repeating: 0, count: Int(DriverQueue.footprint)), at: EchoSetup.rings)
     var fresh = try setup.run()
     #expect(try setup.echo([7], &fresh) == [7])
   }
 
-  @Test func resetForgetsTheDriver() throws {
+  @Test("a reset clears what the driver has set")
+  func resetForgetsTheDriver() throws {
     let setup = EchoSetup()
     var queue = try setup.run(vector: 1)
     try setup.driver.setCommon(0x10, .word, 2)
@@ -183,7 +194,8 @@ import Testing
     #expect(try setup.driver.common(0x20, .quadword) == 0)
   }
 
-  @Test func functionLevelResetIsAReset() throws {
+  @Test("a function-level reset resets the device")
+  func functionLevelResetIsAReset() throws {
     let setup = EchoSetup()
     _ = try setup.run()
     var pointer = Int(setup.driver.config(0x34, .byte))
@@ -197,7 +209,8 @@ import Testing
     #expect(try setup.echo([3], &queue) == [3])
   }
 
-  @Test func oneQueueCanBeResetAlone() throws {
+  @Test("a single queue can be reset")
+  func oneQueueCanBeResetAlone() throws {
     let setup = EchoSetup()
     var queue = try setup.run(1 << 32 | 1 << 40)
     #expect(try setup.echo([1], &queue) == [1])
@@ -211,14 +224,16 @@ import Testing
     #expect(try setup.echo([2], &fresh) == [2])
   }
 
-  @Test func queueResetNeedsItsFeature() throws {
+  @Test("a queue reset needs its feature")
+  func queueResetNeedsItsFeature() throws {
     let setup = EchoSetup()
     var queue = try setup.run(1 << 32)
     try setup.driver.setCommon(0x3a, .word, 1)
     #expect(try setup.echo([1], &queue) == [1])
   }
 
-  @Test func withoutBusMasterNothingMovesAndNothingIsLost() throws {
+  @Test("without bus mastering nothing moves and nothing is lost")
+  func withoutBusMasterNothingMovesAndNothingIsLost() throws {
     let setup = EchoSetup()
     var queue = try setup.run()
     setup.driver.setBusMaster(false)
@@ -230,7 +245,8 @@ import Testing
     #expect(queue.takeUsed().count == 1)
   }
 
-  @Test func removalEndsTheWorkers() throws {
+  @Test("a removal ends the workers")
+  func removalEndsTheWorkers() throws {
     let setup = EchoSetup()
     _ = try setup.run()
     setup.pci.function.revoke()
@@ -238,7 +254,8 @@ import Testing
     #expect(setup.board.memoryBus.read(address: TestBoard.structuresBase, width: .byte) == nil)
   }
 
-  @Test func aRemovedDeviceIsLetGo() throws {
+  @Test("a removed device is released")
+  func aRemovedDeviceIsLetGo() throws {
     weak var released: VirtioPCI?
     do {
       let setup = EchoSetup()
@@ -251,8 +268,8 @@ import Testing
 
   // MARK: Hostile drivers
 
-  /// Accesses of chance to all registers, in any order, width and alignment; afterwards a sane driver is served.
-  @Test(arguments: 0..<8)
+  /// Sends random accesses to all registers, in any order, width and alignment. Afterwards a correct driver is served.
+  @Test("random accesses never trap", arguments: 0..<8)
   func randomAccessesNeverTrap(seed: UInt64) throws {
     var generator = SeededGenerator(seed: seed)
     let setup = EchoSetup()
@@ -260,7 +277,7 @@ import Testing
     for _ in 0..<4000 {
       let width = AccessWidth.allCases.randomElement(using: &generator)!
       var value = UInt64.random(in: .min ... .max, using: &generator) & width.allOnes
-      // Mostly the first bytes of a page, where the registers are; mostly small values, which mean something.
+      // Mostly accesses the first bytes of a page, where the registers are, with small values, which have a meaning.
       if Bool.random(using: &generator) { value &= 0xf }
       var offset = UInt64.random(in: 0..<4, using: &generator) << 12
       offset += UInt64.random(in: 0..<(Bool.random(using: &generator) ? 0x40 : 0xff9), using: &generator)
@@ -273,7 +290,7 @@ import Testing
       default: _ = setup.driver.config(Int.random(in: 0..<0x1000 - 8, using: &generator), width)
       }
       if setup.pci.status.contains(.driverOK) { started += 1 }
-      // Chance alone would hardly get through the negotiation.
+      // Random accesses alone would rarely complete the negotiation.
       if UInt8.random(in: 0..<200, using: &generator) == 0 {
         setup.board.plug(setup.pci)
         try setup.driver.negotiate()

@@ -4,13 +4,14 @@ import PCI
 import TestSupport
 import Testing
 
-/// The PCI transport as a driver sees it: virtio 1.2, 4.1.
+/// Tests the PCI transport as a driver sees it: virtio 1.2, 4.1.
 @Suite struct VirtioPCITests {
   private static let offeredByAll: UInt64 = 1 << 28 | 1 << 29 | 1 << 32 | 1 << 40
 
-  // MARK: What the function shows
+  // MARK: Identity and capabilities
 
-  @Test func identity() {
+  @Test("the function shows its identity and its BARs")
+  func identity() {
     let setup = EchoSetup()
     let config = setup.driver.config
     #expect(config(0x00, .doubleword) == 0x106a_1af4)
@@ -26,7 +27,8 @@ import Testing
     #expect(config(0x14, .doubleword) == 0xffff_f000)
   }
 
-  @Test func capabilitiesLeadToTheStructures() throws {
+  @Test("capabilities lead to the structures")
+  func capabilitiesLeadToTheStructures() throws {
     let driver = EchoSetup().driver
     #expect(driver.capabilities.map(\.type) == [1, 2, 3, 4, 5])
     #expect(driver.capabilities.map(\.length) == [16, 20, 16, 16, 20])
@@ -37,7 +39,8 @@ import Testing
     #expect(driver.config(try driver.capability(2).offset + 16, .doubleword) == 4)
   }
 
-  @Test func isAnIntegratedEndpointWithFunctionLevelReset() throws {
+  @Test("the function is an integrated endpoint with function-level reset")
+  func isAnIntegratedEndpointWithFunctionLevelReset() throws {
     let driver = EchoSetup().driver
     var pointer = Int(driver.config(0x34, .byte))
     while driver.config(pointer, .byte) != 0x10 {
@@ -48,7 +51,8 @@ import Testing
     #expect(driver.config(pointer + 4, .doubleword)[bit: 28])
   }
 
-  @Test func vectorsFollowTheOption() throws {
+  @Test("the number of vectors follows the option")
+  func vectorsFollowTheOption() throws {
     var options = VirtioOptions()
     options.vectors = 0
     #expect(EchoSetup(options).pci.function.msix == nil)
@@ -61,7 +65,8 @@ import Testing
 
   // MARK: Negotiation and status
 
-  @Test func offersWhatTheOptionsSay() throws {
+  @Test("offered features follow the options")
+  func offersWhatTheOptionsSay() throws {
     #expect(try EchoSetup().driver.offered() == Self.offeredByAll | 1 << 3)
     var options = VirtioOptions()
     options.eventIndex = false
@@ -71,22 +76,25 @@ import Testing
     #expect(try EchoSetup(options).driver.offered() == 1 << 3 | 1 << 32 | 1 << 33)
   }
 
-  @Test func refusesADriverWithoutVersion1() throws {
+  @Test("a driver without VERSION_1 is refused")
+  func refusesADriverWithoutVersion1() throws {
     let driver = EchoSetup().driver
     #expect(throws: TestDriver.Failure.self) { try driver.negotiate(1 << 3) }
     #expect(try driver.status == 0x3)
-    // DRIVER_OK means nothing then.
+    // DRIVER_OK has no effect then.
     try driver.setStatus(0xf)
     #expect(try driver.status == 0x3)
     try driver.negotiate(1 << 32)
   }
 
-  @Test func refusesWhatItDidNotOffer() throws {
+  @Test("features that were not offered are refused")
+  func refusesWhatItDidNotOffer() throws {
     let driver = EchoSetup().driver
     #expect(throws: TestDriver.Failure.self) { try driver.negotiate(1 << 32 | 1 << 34) }
   }
 
-  @Test func insistsOnAccessPlatform() throws {
+  @Test("with iommu_platform a driver must accept ACCESS_PLATFORM")
+  func insistsOnAccessPlatform() throws {
     var options = VirtioOptions()
     options.iommuPlatform = true
     let driver = EchoSetup(options).driver
@@ -94,7 +102,8 @@ import Testing
     try driver.negotiate(1 << 32 | 1 << 33)
   }
 
-  @Test func featuresAreFixedOnceAccepted() throws {
+  @Test("accepted features are fixed")
+  func featuresAreFixedOnceAccepted() throws {
     let driver = EchoSetup().driver
     try driver.negotiate(1 << 32)
     try driver.setCommon(0x08, .doubleword, 0)
@@ -102,13 +111,14 @@ import Testing
     #expect(try driver.common(0x0c, .doubleword) == 0)
   }
 
-  @Test func statusBitsStayUntilReset() throws {
+  @Test("status bits stay until a reset")
+  func statusBitsStayUntilReset() throws {
     let setup = EchoSetup()
     try setup.driver.negotiate()
     try setup.driver.start()
     try setup.driver.setStatus(0x80)
     #expect(try setup.driver.status == 0x8f)
-    // DEVICE_NEEDS_RESET is the device's own.
+    // Only the device sets DEVICE_NEEDS_RESET.
     try setup.driver.setStatus(0x40)
     #expect(try setup.driver.status == 0x8f)
     try setup.driver.setStatus(0)
@@ -116,7 +126,8 @@ import Testing
     #expect(setup.device.resets == 2)
   }
 
-  @Test func commonConfigurationReadsBack() throws {
+  @Test("the common configuration reads back")
+  func commonConfigurationReadsBack() throws {
     let driver = EchoSetup().driver
     #expect(try driver.common(0x12, .word) == 2)
     #expect(try driver.common(0x10, .word) == 0xffff)
@@ -129,7 +140,7 @@ import Testing
       try driver.setCommon(0x18, .word, size)
       #expect(try driver.common(0x18, .word) == expected)
     }
-    // An address whole or in halves; a vector that is not there reads back as none.
+    // An address may be written whole or in halves. A vector that does not exist reads back as none.
     try driver.setCommon(0x20, .quadword, 0x1122_3344_5566_7788)
     #expect(try driver.common(0x20, .doubleword) == 0x5566_7788)
     try driver.setCommon(0x24, .doubleword, 0x99aa_bbcc)
@@ -138,7 +149,7 @@ import Testing
     #expect(try driver.common(0x1a, .word) == 2)
     try driver.setCommon(0x1a, .word, 3)
     #expect(try driver.common(0x1a, .word) == 0xffff)
-    // A queue that is not there.
+    // This queue does not exist.
     try driver.setCommon(0x16, .word, 2)
     #expect(try driver.common(0x18, .word) == 0)
     try driver.setCommon(0x1c, .word, 1)
@@ -149,7 +160,8 @@ import Testing
     #expect(try driver.common(0x3a, .quadword) == 0)
   }
 
-  @Test func anEnabledQueueIsFixed() throws {
+  @Test("an enabled queue is fixed")
+  func anEnabledQueueIsFixed() throws {
     let setup = EchoSetup()
     try setup.driver.negotiate()
     let queue = try setup.driver.setUp(queue: 0, size: 32, at: EchoSetup.rings)
@@ -163,7 +175,8 @@ import Testing
 
   // MARK: The window in configuration space
 
-  @Test func theWindowReachesTheStructures() throws {
+  @Test("the window in configuration space reaches the structures")
+  func theWindowReachesTheStructures() throws {
     let setup = EchoSetup()
     let window = try setup.driver.capability(5).offset
     func aim(_ bar: UInt64, _ offset: UInt64, _ length: UInt64) {
@@ -181,7 +194,8 @@ import Testing
     aim(4, 0x2004, 4)
     #expect(setup.driver.config(data, .doubleword) == 0x0706_0504)
     #expect(setup.driver.config(data + 2, .word) == 0x0706)
-    // Nothing there: other BARs, odd lengths, askew or past the end. The data are then a register like any other.
+    // These targets reach nothing: other BARs, odd lengths, misaligned or past the end. The data is then an ordinary
+    // register.
     for (bar, offset, length): (UInt64, UInt64, UInt64) in [
       (1, 0, 4), (4, 0, 3), (4, 0, 8), (4, 0, 0), (4, 0x3ffe, 4), (4, 0x4000, 1), (4, 0xffff_ffff, 1),
     ] {
@@ -193,7 +207,7 @@ import Testing
   }
 
   /// virtio 1.2, 4.1.4.9: a write of any part of pci_cfg_data writes its first `length` bytes.
-  @Test("The window writes as many bytes as its length says, whatever part of the data the driver writes")
+  @Test("the window writes as many bytes as its length says, whichever part of the data the driver writes")
   func theWindowWritesItsLength() throws {
     let setup = EchoSetup()
     let window = try setup.driver.capability(5).offset
@@ -206,7 +220,7 @@ import Testing
     func write(_ offset: Int, _ width: AccessWidth, _ value: UInt64) {
       setup.pci.function.writeConfiguration(offset: data + offset, width: width, value: value)
     }
-    // driver_feature_select, four bytes, by two writes of two.
+    // driver_feature_select has four bytes: two writes of two bytes.
     aim(0x08, 4)
     write(0, .word, 0x5678)
     #expect(try setup.driver.common(0x08, .doubleword) == 0x5678)
@@ -214,11 +228,11 @@ import Testing
     #expect(try setup.driver.common(0x08, .doubleword) == 0x1234_5678)
     write(3, .byte, 0xab)
     #expect(try setup.driver.common(0x08, .doubleword) == 0xab34_5678)
-    // queue_select, two bytes, by a write of four.
+    // queue_select has two bytes: one write of four bytes.
     aim(0x16, 2)
     write(0, .doubleword, 0xffff_0001)
     #expect(try setup.driver.common(0x16, .word) == 1)
-    // A read makes its bytes the first of the data, so that a write of others goes on from there.
+    // A read puts the bytes it reads into the data, and a later write of other bytes combines with them.
     aim(0x08, 4)
     #expect(setup.driver.config(data, .byte) == 0x78)
     write(1, .byte, 0x99)

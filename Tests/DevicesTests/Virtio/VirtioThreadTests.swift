@@ -6,14 +6,15 @@ import Synchronization
 import TestSupport
 import Testing
 
-/// Queues served by threads, as on the host, while the driver does what it likes.
+/// Tests queues that threads serve, as on the host, while the driver resets the device.
 @Suite struct VirtioThreadTests {
   private static func parts() -> [DriverQueue.Buffer] {
     // 8 MiB: two pieces.
     (0..<32).map { _ in DriverQueue.Buffer.writable(TestDisk.data, 256 << 10) }
   }
 
-  @Test func resetWaitsForTheRequestInFlightAndNoLonger() throws {
+  @Test("a reset waits for the request in flight, and no longer")
+  func resetWaitsForTheRequestInFlightAndNoLonger() throws {
     var disk = try TestDisk(sectors: 16384, workers: ThreadedWorkerSource())
     let entered = Shared(false)
     let leave = Shared(false)
@@ -30,21 +31,22 @@ import Testing
       pci.writeRegion(bar: 4, offset: 0x14, width: .byte, value: 0)
       isReset.value = true
     }
-    // A notification does not wait for the request, nor does the reset end before it.
+    // A notification does not wait for the request, and the reset does not end before the request.
     try disk.driver.write(2, 0, .word, 0)
     usleep(20_000)
     #expect(!isReset.value)
     leave.value = true
     resetting.join()
     #expect(isReset.value)
-    // The second piece was never read, and the driver's memory is its own again.
+    // The second piece was never read, and the device no longer uses the driver's memory.
     #expect(disk.backend.operations.count == 1)
     #expect(disk.statusByte == 0xee)
     #expect(disk.queues[0].takeUsed() == [])
     disk.pci.function.revoke()
   }
 
-  @Test func manyResetsUnderLoad() throws {
+  @Test("many resets under load leave a working device")
+  func manyResetsUnderLoad() throws {
     var options = VirtioBlockOptions()
     options.queueCount = 2
     let disk = try TestDisk(options, workers: ThreadedWorkerSource())

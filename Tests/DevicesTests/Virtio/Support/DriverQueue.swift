@@ -22,7 +22,7 @@ struct DriverQueue {
     var length: UInt32
   }
 
-  /// Bytes that a queue of 256 descriptors takes: table, available ring, used ring, a page aligned each.
+  /// The bytes of a queue of 256 descriptors: table, available ring and used ring, each aligned to a page.
   static let footprint: UInt64 = 0x3000
 
   let memory: HeapMemory
@@ -43,7 +43,7 @@ struct DriverQueue {
     used = base + 0x2000
   }
 
-  /// - Parameter offset: what the device adds to addresses that the IOMMU takes away.
+  /// - Parameter offset: The value that the device's addresses have in addition, and that the IOMMU removes.
   func layout(offset: UInt64 = 0) -> VirtQueue.Layout {
     VirtQueue.Layout(
       size: size, descriptorArea: table + offset, driverArea: available + offset, deviceArea: used + offset)
@@ -76,7 +76,7 @@ struct DriverQueue {
     return head
   }
 
-  /// A chain of one descriptor that refers to a table.
+  /// Submits a chain of one descriptor that refers to a table.
   @discardableResult
   mutating func submit(_ buffers: [Buffer], indirectAt table: UInt64, deviceAddress: UInt64? = nil) -> UInt16 {
     for (position, buffer) in buffers.enumerated() {
@@ -99,7 +99,7 @@ struct DriverQueue {
     memory.storeUInt16(availableIndex, at: available + 2)
   }
 
-  /// Entries of the used ring since the last call.
+  /// Returns the entries of the used ring since the last call.
   mutating func takeUsed() -> [Used] {
     var entries: [Used] = []
     while seenUsed != memory.loadUInt16(at: used + 2) {

@@ -16,7 +16,7 @@ final class EchoDevice: VirtioDevice {
   var configuration: [UInt8] { registers.withLock { $0 } }
 
   var resets: Int { counts.withLock { $0.resets } }
-  /// Times that `process` was called.
+  /// The number of calls of `process`.
   var processed: Int { counts.withLock { $0.processed } }
   var transport: (any VirtioTransport)? { owner.withLock { $0.transport } }
 

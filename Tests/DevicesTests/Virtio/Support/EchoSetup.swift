@@ -31,7 +31,7 @@ struct EchoSetup {
     return queue
   }
 
-  /// Sends bytes through queue 0 and returns what came back.
+  /// Sends bytes through queue 0 and returns the bytes that the device wrote.
   func echo(_ bytes: [UInt8], _ queue: inout DriverQueue) throws -> [UInt8]? {
     board.memory.store(bytes, at: EchoSetup.data)
     queue.submit([

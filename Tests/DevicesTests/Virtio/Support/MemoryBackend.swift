@@ -3,7 +3,7 @@ import Hardware
 import Synchronization
 import TestSupport
 
-/// A disk in an array, which writes down what it was asked.
+/// A disk in an array that records its operations.
 final class MemoryBackend: BlockBackend {
   enum Operation: Equatable {
     case read(UInt64, [PhysicalSegment])
@@ -37,7 +37,7 @@ final class MemoryBackend: BlockBackend {
     }
   }
 
-  /// From now on everything fails this way.
+  /// Makes all later operations fail with this error, or none if it is nil.
   func fail(with error: BlockError?) { failure.withLock { $0 = error } }
   /// Runs in each read, before any data moves.
   func onRead(_ body: (@Sendable () -> Void)?) { beforeRead.withLock { $0 = body } }

@@ -4,7 +4,7 @@ import PCI
 import Synchronization
 import TestSupport
 
-/// RAM, buses and doubles for one function; what a board is to a driver.
+/// RAM, buses and doubles for one function: a board as a driver sees it.
 final class TestBoard {
   static let structuresBase: UInt64 = 0x8_0000_0000
   static let tableBase: UInt64 = 0xc000_0000
@@ -26,7 +26,7 @@ final class TestBoard {
       makeParking: { SemaphoreParking() })
   }
 
-  /// What firmware does: BARs placed, decoding on; bus mastering is the driver's.
+  /// Places the BARs and enables decoding, as firmware does. Bus mastering is left to the driver.
   func plug(_ device: VirtioPCI) {
     device.function.connect(interruptLine: line)
     for bar in device.function.description.baseAddressRegisters {
@@ -36,7 +36,7 @@ final class TestBoard {
   }
 }
 
-/// An IOMMU of 4 KiB pages: what is not in its map is refused.
+/// An IOMMU with pages of 4 KiB that refuses unmapped addresses.
 final class PageRemapper: DMARemapper {
   let memory: HeapMemory
   private let pages = Mutex<[UInt64: UInt64]>([:])
@@ -44,7 +44,7 @@ final class PageRemapper: DMARemapper {
 
   init(memory: HeapMemory) { self.memory = memory }
 
-  /// Addresses that were refused, in order.
+  /// The refused addresses, in order.
   var refused: [UInt64] { refusals.withLock { $0 } }
 
   func map(_ address: UInt64, to physical: UInt64, count: UInt64) {

@@ -17,19 +17,19 @@ struct TestDisk {
   let pci: VirtioPCI
   let driver: TestDriver
   var queues: [DriverQueue] = []
-  /// From physical addresses to the device's.
+  /// The difference from physical addresses to the device's.
   let offset: UInt64
 
   /// - Parameters:
-  ///   - features: nil for all that is offered.
-  ///   - offset: what the driver adds to each address.
+  ///   - features: The features to accept; nil for all that are offered.
+  ///   - offset: The value that the driver adds to each address.
   init(
     _ options: VirtioBlockOptions = VirtioBlockOptions(), sectors: Int = 64, readOnly: Bool = false,
     features: UInt64? = nil, remapper: PageRemapper? = nil, offset: UInt64 = 0,
     workers: (any QueueWorkerSource)? = nil
   ) throws {
     board = TestBoard(remapper: remapper, workers: workers)
-    // A pattern of 64 sectors, over and over.
+    // A pattern of 64 sectors repeats.
     let pattern = (0..<64 * 512).map { UInt8(truncatingIfNeeded: $0 / 512 &+ $0 &* 7) }
     var content: [UInt8] = []
     while content.count < sectors * 512 { content += pattern }
@@ -65,8 +65,8 @@ struct TestDisk {
   var statusByte: UInt8? { board.memory.copy(Self.status, count: 1)?.first }
 
   /// Makes a request on a queue and notifies.
-  /// - Parameter buffers: the data, with physical addresses.
-  /// - Returns: the status byte and the used length; nil where the device did not give the chain back.
+  /// - Parameter buffers: The data, with physical addresses.
+  /// - Returns: The status byte and the used length, or nil if the device did not return the chain.
   @discardableResult
   mutating func request(
     _ type: UInt32, sector: UInt64 = 0, _ buffers: [DriverQueue.Buffer] = [], queue index: Int = 0

@@ -3,7 +3,7 @@ import Hardware
 import PCI
 import TestSupport
 
-/// A driver that knows nothing but configuration space and what its capabilities lead to, as one in a guest.
+/// A driver that, like one in a guest, uses only configuration space and the structures that its capabilities lead to.
 final class TestDriver {
   struct Capability: Equatable {
     var offset: Int
@@ -55,7 +55,7 @@ final class TestDriver {
     return found
   }
 
-  /// Where a structure is on the memory bus, by the BAR registers.
+  /// Returns the address of a structure on the memory bus, from the BAR registers.
   func address(of type: UInt8) throws -> UInt64 {
     let capability = try capability(type)
     let register = 0x10 + 4 * Int(capability.bar)
@@ -83,7 +83,7 @@ final class TestDriver {
 
   func setStatus(_ value: UInt8) throws { try setCommon(0x14, .byte, UInt64(value)) }
 
-  /// What the device offers.
+  /// Returns the features that the device offers.
   func offered() throws -> UInt64 {
     try setCommon(0x00, .doubleword, 0)
     let low = try common(0x04, .doubleword)
@@ -91,8 +91,8 @@ final class TestDriver {
     return try common(0x04, .doubleword) << 32 | low
   }
 
-  /// Reset to FEATURES_OK.
-  /// - Parameter features: nil for all that is offered.
+  /// Resets the device and negotiates up to FEATURES_OK.
+  /// - Parameter features: The features to accept; nil for all that are offered.
   func negotiate(_ features: UInt64? = nil) throws {
     setBusMaster(true)
     try setStatus(0)
@@ -109,7 +109,7 @@ final class TestDriver {
   }
 
   /// Lays out and enables a queue.
-  /// - Parameter offset: from physical addresses to those that the device must use.
+  /// - Parameter offset: The difference from physical addresses to those that the device must use.
   func setUp(
     queue index: UInt16, size: UInt16? = nil, at base: UInt64, vector: UInt16 = 0xffff, offset: UInt64 = 0
   ) throws -> DriverQueue {
@@ -152,6 +152,6 @@ final class TestDriver {
     }
   }
 
-  /// Data of the messages that arrived.
+  /// The data of the messages that arrived.
   var messages: [UInt32] { board.router.messages.map(\.data) }
 }

@@ -3,7 +3,7 @@ import Hardware
 import Synchronization
 import TestSupport
 
-/// Workers that are threads, as on the host: a wake is remembered, and served soon.
+/// Makes workers that are threads, as on the host: a wake is kept and served soon.
 final class ThreadedWorkerSource: QueueWorkerSource {
   func makeWorker(name: String, handler: @escaping @Sendable () -> Void) -> any QueueWorker {
     ThreadedWorker(handler)
