@@ -28,7 +28,7 @@ import Testing
 
   private func sum(_ bytes: some Sequence<UInt8>) -> UInt8 { bytes.reduce(0, &+) }
 
-  @Test func `Each table says its length, and sums up to zero`() throws {
+  @Test func `each table states its length, and its bytes sum to zero`() throws {
     let tables = try build()
     #expect(
       tables.tables.map(\.signature) == ["RSD PTR ", "FACS", "DSDT", "FACP", "APIC", "MCFG", "SSDT", "DMAR", "XSDT"])
@@ -46,7 +46,7 @@ import Testing
     #expect(tables.tables.last?.range.upperBound == tables.bytes.count)
   }
 
-  @Test func `The root pointer is at 0xe0000 and leads to every table`() throws {
+  @Test func `the root pointer lies at 0xe0000 and leads to every table`() throws {
     let tables = try build()
     #expect(tables.address == 0xe_0000)
     #expect(tables.rootPointer == 0xe_0000)
@@ -72,14 +72,14 @@ import Testing
     #expect(fixed.load(UInt64.self, at: 140) == UInt64(fixed.load(UInt32.self, at: 40)))
   }
 
-  @Test func `Without a remapping unit there is no DMAR table`() throws {
+  @Test func `without a remapping unit there is no DMAR table`() throws {
     var configuration = Self.configuration
     configuration.remapping = nil
     #expect(try build(configuration).table("DMAR") == nil)
     #expect(try body("XSDT", configuration).count == 4 * 8)
   }
 
-  @Test func `FADT`() throws {
+  @Test func `the FADT names the board's ports, their lengths and the platform's features`() throws {
     var table = try #require(build().table("FACP"))
     #expect(table.count == 276)
     #expect(table[8] == 6)
@@ -108,7 +108,7 @@ import Testing
     #expect(Array(table[36...]) == Array(expected[36...]))
   }
 
-  @Test func `FACS is on a multiple of 64`() throws {
+  @Test func `the FACS is aligned to 64 bytes`() throws {
     let tables = try build()
     let table = try #require(tables.table("FACS"))
     var expected = Array("FACS".utf8) + [64] + [UInt8](repeating: 0, count: 59)
@@ -117,7 +117,7 @@ import Testing
     #expect(try #require(tables.tables.first { $0.signature == "FACS" }).range.lowerBound % 64 == 0)
   }
 
-  @Test func `MADT`() throws {
+  @Test func `the MADT lists local APICs, x2APICs from id 255 on, the I/O APIC, the SCI and the NMI`() throws {
     #expect(
       try body("APIC") == [
         0, 0, 0xe0, 0xfe, 0, 0, 0, 0,  // local APICs; no 8259
@@ -138,14 +138,14 @@ import Testing
       ])
   }
 
-  @Test func `MCFG`() throws {
+  @Test func `the MCFG places the configuration space of bus 0 at 0xb0000000`() throws {
     #expect(
       try body("MCFG") == [
         0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xb0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
       ])
   }
 
-  @Test func `MCFG and SSDT name the buses that there are, and no others`() throws {
+  @Test func `the MCFG and the SSDT name the buses that exist, and no others`() throws {
     var configuration = Self.configuration
     configuration.lastBus = 9
     #expect(try body("MCFG", configuration)[19] == 9)
@@ -153,7 +153,7 @@ import Testing
       try names(configuration)[30..<45] == [0x08, 0x5c] + Array("LBUS".utf8) + [0x0e, 9, 0, 0, 0, 0, 0, 0, 0])
   }
 
-  @Test func `SSDT has the high window, or none`() throws {
+  @Test func `the SSDT has the high window, or zeros without one`() throws {
     let zero: [UInt8] = [0, 0, 0, 0, 0, 0, 0, 0]
     func expected(_ base: [UInt8], _ length: [UInt8]) -> [UInt8] {
       func name(_ text: String, _ value: [UInt8]) -> [UInt8] { [0x08, 0x5c] + Array(text.utf8) + [0x0e] + value }
@@ -163,14 +163,14 @@ import Testing
     #expect(try names(ACPIConfiguration(localAPICs: [0])) == expected(zero, zero))
   }
 
-  @Test func `SSDT says whether hot plug is native`() throws {
+  @Test func `the SSDT states whether hotplug is native`() throws {
     var configuration = Self.configuration
     configuration.hotplugWay = .native
     #expect(
       try names(configuration).suffix(15) == [0x08, 0x5c] + Array("NHPC".utf8) + [0x0e, 1, 0, 0, 0, 0, 0, 0, 0])
   }
 
-  @Test func `DMAR with one unit`() throws {
+  @Test func `the DMAR table describes one unit with all PCI devices and the I/O APIC`() throws {
     #expect(
       try body("DMAR") == [
         47, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,  // host address width, INTR_REMAP
@@ -179,7 +179,7 @@ import Testing
       ])
   }
 
-  @Test func `DMAR's flags say what the unit was told`() throws {
+  @Test func `the DMAR flags follow the options for interrupt remapping and x2APIC`() throws {
     for (remapping, optOut, flags) in [
       (false, false, 0), (true, false, 1), (true, true, 3), (false, true, 2),
     ] as [(Bool, Bool, UInt8)] {
@@ -191,7 +191,7 @@ import Testing
     }
   }
 
-  @Test func `DMAR with several units has the one that includes all last, and ports behind them`()
+  @Test func `the DMAR table lists the unit that includes all last, then the root ports with translation services`()
     throws
   {
     var configuration = Self.configuration
@@ -221,7 +221,7 @@ import Testing
       ])
   }
 
-  @Test func `What does not fit into the tables is refused`() {
+  @Test func `what does not fit into the tables is refused`() {
     #expect(throws: ACPIError.self) { try ACPITables.build(ACPIConfiguration(localAPICs: Array(0..<9000))) }
     var configuration = Self.configuration
     configuration.remapping?.hostAddressWidth = 0
@@ -239,14 +239,14 @@ import Testing
     #expect(throws: Never.self) { try ACPITables.build(configuration) }
   }
 
-  @Test func `The tables of a large machine stay below 1 MiB`() throws {
+  @Test func `the tables of a large machine stay below 1 MiB`() throws {
     let tables = try build(ACPIConfiguration(localAPICs: Array(0..<4096), remapping: Self.remapping))
     #expect(tables.address + UInt64(tables.bytes.count) <= 0x10_0000)
   }
 
   /// Writes the tables to files for `Tests/acpi-check`, which passes them to iasl.
   @Test(.enabled(if: getenv("NESTLING_ACPI_DUMP") != nil, "NESTLING_ACPI_DUMP names no folder"))
-  func `Dump for iasl`() throws {
+  func `the tables are written to files for iasl`() throws {
     let folder = try #require(getenv("NESTLING_ACPI_DUMP").map { String(cString: $0) })
     let tables = try build()
     for table in tables.tables where table.signature != "RSD PTR " {

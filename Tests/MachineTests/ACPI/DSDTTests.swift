@@ -24,7 +24,7 @@ import Testing
     return [0x47, 0x01, low, high, low, high, 0x01, count]
   }
 
-  @Test func `Devices have their plug and play ids`() throws {
+  @Test func `devices have their plug and play ids`() throws {
     for (id, code) in [
       ("PNP0A08", [0x41, 0xd0, 0x0a, 0x08]), ("PNP0C02", [0x41, 0xd0, 0x0c, 0x02]),
       ("PNP0501", [0x41, 0xd0, 0x05, 0x01]), ("PNP0B00", [0x41, 0xd0, 0x0b, 0x00]),
@@ -33,7 +33,7 @@ import Testing
     }
   }
 
-  @Test func `The configuration space is kept free`() throws {
+  @Test func `the configuration space is reserved`() throws {
     let range = ACPIPlatform.configurationRange
     var descriptor: [UInt8] = [0x86, 9, 0, 1]
     descriptor.append(littleEndian: UInt32(range.lowerBound))
@@ -41,7 +41,7 @@ import Testing
     #expect(try contains(descriptor))
   }
 
-  @Test func `The ports are the board's`() throws {
+  @Test func `the DSDT names the board's ports`() throws {
     for ports in [
       ports(0xcf8, count: 8), ports(0x3f8, count: 8) + [0x22, 1 << 4, 0], ports(0x70, count: 2),
       ports(ACPIPlatform.eventPort, count: 12), ports(ACPIPlatform.generalPurposeEventPort, count: 16),
@@ -51,7 +51,7 @@ import Testing
     }
   }
 
-  @Test func `The windows are the board's`() throws {
+  @Test func `the DSDT names the board's windows`() throws {
     // Word address space: I/O, range 0x1000 to 0xffff.
     #expect(
       try contains([0x88, 0x0d, 0, 1, 0x0c, 3, 0, 0, 0, 0x10, 0xff, 0xff, 0, 0, 0, 0xf0]))
@@ -64,7 +64,7 @@ import Testing
       ]))
   }
 
-  @Test func `Each pin of each device has its interrupt`() throws {
+  @Test func `each pin of each device has its interrupt`() throws {
     func integer(_ value: UInt8) -> [UInt8] { value <= 1 ? [value] : [0x0a, value] }
     let table = try table()
     let start = try #require(table.indices.first { table[$0...].starts(with: Array("_PRT".utf8)) })
@@ -83,7 +83,7 @@ import Testing
     }
   }
 
-  @Test func `The soft-off state's sleep type is the board's`() throws {
+  @Test func `_S5 names the board's sleep type for soft-off`() throws {
     #expect(try contains([0x08] + Array("_S5_".utf8) + [0x12, 6, 4, ACPIPlatform.softOffSleepType, 0, 0, 0]))
   }
 }

@@ -4,7 +4,7 @@ import Testing
 
 /// Checks the encoder of ACPI machine language against ACPI 6.5, 20.2.
 @Suite struct MachineLanguageTests {
-  @Test func `Names are padded to four characters, and prefixed by how many segments they have`() {
+  @Test func `names are padded to four characters and prefixed by their number of segments`() {
     func text(_ path: String) -> String {
       String(decoding: MachineLanguage.nameString(path), as: UTF8.self)
     }
@@ -15,7 +15,7 @@ import Testing
     #expect(MachineLanguage.nameString(#"\"#) == [0x5c, 0])
   }
 
-  @Test func `Integers take the shortest form`() {
+  @Test func `integers take the shortest form`() {
     for (value, bytes) in [
       (0, [0]), (1, [1]), (2, [0x0a, 2]), (0xff, [0x0a, 0xff]), (0x100, [0x0b, 0, 1]), (0xffff, [0x0b, 0xff, 0xff]),
       (0x1_0000, [0x0c, 0, 0, 1, 0]), (0xffff_ffff, [0x0c, 0xff, 0xff, 0xff, 0xff]),
@@ -25,7 +25,7 @@ import Testing
     }
   }
 
-  @Test func `A length counts its own bytes, which are as few as can be`() {
+  @Test func `a length counts its own bytes and uses as few of them as possible`() {
     for (size, length) in [
       (0, [1]), (0x3e, [0x3f]), (0x3f, [0x41, 4]), (0xffd, [0x4f, 0xff]), (0xffe, [0x81, 0x00, 0x01]),
       (0xf_fffc, [0x8f, 0xff, 0xff]), (0xf_fffd, [0xc1, 0x00, 0x00, 0x01]),

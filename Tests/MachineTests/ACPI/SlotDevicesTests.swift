@@ -23,7 +23,7 @@ import Testing
     [0x10, 0x12, 0x5c, 0x2e] + text("_SB_PCI0") + [0x14, 6] + text("PNTF") + [2]
   }
 
-  @Test func `Each slot is a device below its port, and is notified by its number`() throws {
+  @Test func `each slot is a device below its port and is notified by its number`() throws {
     var expected: [UInt8] = [0x10, 0x44, 0x0b, 0x5c, 0x2e] + text("_SB_PCI0")
     expected += [0x5b, 0x82, 0x3d] + text("S10_") + [0x08] + text("_ADR") + [0x0c, 0, 0, 2, 0]
     expected += [0x5b, 0x82, 0x2c] + text("S00_") + [0x08] + text("_ADR") + [0] + [0x08] + text("_SUN") + [0x0a, 3]
@@ -40,12 +40,12 @@ import Testing
     #expect(try scope(ACPIConfiguration(localAPICs: [0], hotplugSlots: Self.slots)) == expected)
   }
 
-  @Test func `Without slots, and in the native way, there is no device`() throws {
+  @Test func `without slots, or with native hotplug, there is no device`() throws {
     #expect(try scope(ACPIConfiguration(localAPICs: [0])) == empty)
     #expect(try scope(ACPIConfiguration(localAPICs: [0], hotplugWay: .native, hotplugSlots: Self.slots)) == empty)
   }
 
-  @Test func `As many slots as bus 0 has functions fit into the tables`() throws {
+  @Test func `tables with a slot for each function of bus 0 fit below 1 MiB`() throws {
     let slots = (0...255).map { HotplugSlot(port: RequesterID(rawValue: $0), number: $0) }
     let tables = try ACPITables.build(ACPIConfiguration(localAPICs: Array(0..<4096), hotplugSlots: slots))
     #expect(tables.address + UInt64(tables.bytes.count) <= 0x10_0000)

@@ -14,7 +14,7 @@ import Testing
     return options
   }
 
-  @Test func `An identity and an anonymous path are not used again, an id and an address are`() throws {
+  @Test func `an identity and an anonymous path are never reused; an id and an address are`() throws {
     let tree = DeviceTree()
     let first = try tree.admit(edu("a"))
     let second = try tree.admit(edu())
@@ -29,7 +29,7 @@ import Testing
     #expect(tree.device(at: RequesterID(bus: 0, device: 1, function: 0))?.identity == again.identity)
   }
 
-  @Test func `A device that does not fit leaves nothing behind`() throws {
+  @Test func `a refused device leaves nothing behind`() throws {
     var configuration = MachineConfiguration()
     configuration.blockNodes = [BlockNode(id: "d", path: "disk.img")]
     let tree = DeviceTree(try DeviceAdmission(configuration))
@@ -55,7 +55,7 @@ import Testing
     #expect(try tree.admit(disk("c", "d", at: 3)).address == three)
   }
 
-  @Test func `A collision on the bus is an error, and the device's side is taken away`() throws {
+  @Test func `a collision on the bus is an error, and the new device releases its resources`() throws {
     let client = try QTestBoard()
     let board = client.board
     let added = try board.add(edu("a", at: 5), with: MachineConfiguration())

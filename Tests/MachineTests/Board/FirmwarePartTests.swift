@@ -11,7 +11,7 @@ import Testing
     function.readConfiguration(offset: StandardOffset.interruptLine, width: .byte)
   }
 
-  @Test func `Interrupt Line is the pin that _PRT says, again after a reset`() throws {
+  @Test func `Interrupt Line holds the GSI that _PRT names, also after a reset`() throws {
     let machine = try QTestBoard()
     defer { withExtendedLifetime(machine) {} }
     let board = machine.board

@@ -64,7 +64,7 @@ private final class TraceNames: TraceSink {
   /// Bits 31:8 of the upper address register are the destination's; its bits 7:0 are reserved.
   @Test(
     arguments: [(0x0100, 0x0100), (0x0001_0100, 0x0001_0100), (0xffff_ffff, 0xffff_ff00), (1, 0)] as [(UInt64, UInt64)])
-  func `The unit's events reach CPUs with a destination above 255`(upper: UInt64, destination: UInt64) throws {
+  func `the unit's events reach CPUs with a destination above 255`(upper: UInt64, destination: UInt64) throws {
     let delivery = delivery
     let unit = try TranslationUnit(
       options: UnitOptions(), memory: memory, faultEvent: delivery.makeUnremappedRoute(),

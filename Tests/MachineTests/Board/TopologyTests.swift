@@ -71,7 +71,7 @@ import VTd
     board.writeMemory(BoardLayout.configurationAccess + UInt64(id.rawValue) << 12 + offset, width, value)
   }
 
-  @Test func `firmware leaves buses, windows, BARs and interrupt lines, again after a reset`() throws {
+  @Test func `buses, windows, BARs and interrupt lines are set up at the start and after a reset`() throws {
     for _ in 0..<2 {
       #expect(read(0, 4, 0x18) == 0x0001_0100)
       #expect(read(0, 9, 0x18) == 0x0002_0200)
@@ -94,7 +94,7 @@ import VTd
     #expect((1...4).map { BoardLayout.pin(of: place, interruptPin: $0) } == [22, 23, 20, 21])
   }
 
-  @Test func `DRHD scopes name a port with all below it, and a device below one by its path`() throws {
+  @Test func `a DRHD scope names a port with everything below it, or a device below a port by its path`() throws {
     func scopes(_ devices: String) throws -> [DMARemapping.DeviceScope] {
       let wanted = Self.configuration(
         [try Self.unit(devices)] + configuration.devices.dropFirst(2).map { $0 })
@@ -111,7 +111,7 @@ import VTd
       ])
   }
 
-  @Test func `a unit cannot have a part of what another has with a port`() throws {
+  @Test func `two units cannot share a port and a device below it`() throws {
     for (first, second) in [("rp1", "b"), ("b", "rp1")] {
       let wanted = Self.configuration(
         [try Self.unit(first), try Self.unit(second)] + configuration.devices.dropFirst(2).map { $0 })
@@ -121,7 +121,7 @@ import VTd
     }
   }
 
-  @Test func `a unit finds a function by its path, whatever the numbers of the buses`() throws {
+  @Test func `a unit finds a function by its path, independent of bus numbers`() throws {
     let below = try #require(board.devices.all.first { $0.id?.text == "b" }?.place)
     #expect(below.port?.device == 9)
     func owners() -> [[String?]] { board.inspection.states().map { $0.functions.map(\.id) } }
@@ -135,7 +135,7 @@ import VTd
     #expect(report.unitName == "iommu1" && report.function?.id == "b")
   }
 
-  @Test func `requests carry the number that the bus has now`() throws {
+  @Test func `requests carry the current number of their bus`() throws {
     // In the second unit, the first stage of bus 2 device 0 maps 0x1000 to 0x9000, that of bus 0x20 device 0 maps it to
     // 0xa000.
     func store(_ value: UInt64, _ address: UInt64) { _ = board.memory.storeUInt64(value, at: address) }
@@ -168,7 +168,7 @@ import VTd
     #expect(throws: DMAError.self) { try port.loadUInt64(at: 0x1000) }
   }
 
-  @Test func `as many buses are named as the configuration has`() throws {
+  @Test func `the last bus follows from the configured ports, and a bus above 255 is refused`() throws {
     #expect(configuration.lastBus == 2)
     var wide = try Self.port("rp0", at: 4, slot: 1)
     wide.busReserve = 254
@@ -179,7 +179,7 @@ import VTd
     #expect(throws: ConfigurationError.device(index: 1, .tooManyBuses(count: 256, highest: 255))) { try wanted.check() }
   }
 
-  @Test func `a device below a port leaves and its place is free again`() throws {
+  @Test func `unplugging a device below a port frees its place`() throws {
     let device = try #require(board.devices.all.first { $0.id?.text == "b" })
     let address = read(2, 0, 0x10)
     #expect(board.unplug(device.identity) != nil)

@@ -13,7 +13,7 @@ import Testing
     ("Multiboot flat", SyntheticMultiboot.flat()),
   ]
 
-  @Test(arguments: kernels.indices) func `Random damage never traps`(index: Int) throws {
+  @Test(arguments: kernels.indices) func `random damage never traps`(index: Int) throws {
     let memorySize: UInt64 = 8 << 20
     var random = SeededGenerator(seed: UInt64(index) &* 7919 &+ 42)
     let whole = Self.kernels[index].bytes
@@ -56,7 +56,7 @@ import Testing
     #expect(loaded > 50)
   }
 
-  @Test(arguments: kernels.indices) func `A file cut off early is refused, at whatever byte`(index: Int) {
+  @Test(arguments: kernels.indices) func `a file cut off at any early byte is refused`(index: Int) {
     let memory = CountingMemory(size: 8 << 20)
     let whole = Self.kernels[index].bytes
     for size in 0..<0x500 {
@@ -68,7 +68,7 @@ import Testing
     #expect(memory.writes == 0)
   }
 
-  @Test func `Memory that is not there is said to be missing`() {
+  @Test func `loading into absent memory reports that it is missing`() {
     let memory = CountingMemory(size: 0x8000)
     for kernel in Self.kernels {
       let request = BootRequest(
@@ -86,7 +86,7 @@ import Testing
     }
   }
 
-  @Test func `A machine with almost no RAM is refused, not trapped on`() {
+  @Test func `a machine with almost no RAM is refused without a trap`() {
     for size: UInt64 in [0, 1, 0x1000, 0x7001, 0x10_0000, 0x10_0001] {
       for kernel in Self.kernels {
         let request = BootRequest(
@@ -97,7 +97,7 @@ import Testing
     }
   }
 
-  @Test func `A kernel that cannot be read is named`() {
+  @Test func `the error names a kernel that cannot be read`() {
     let request = BootRequest(
       kernel: BootFile(image: BrokenImage(), name: "k"), layout: GuestMemoryLayout(lowRAMEnd: 8 << 20))
     #expect(throws: BootError.readFailed(.kernel, .host(errno: 5))) { try request.load(into: CountingMemory(size: 0)) }

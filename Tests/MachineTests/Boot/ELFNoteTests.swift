@@ -34,20 +34,20 @@ import Testing
   }
 
   @Test(arguments: [5, 8, 20] as [Int])
-  func `A segment aligned to 8 has notes padded to 8, or to 4 by older linkers`(size: Int) throws {
+  func `a segment aligned to 8 has notes padded to 8, or to 4 by older linkers`(size: Int) throws {
     for padding in [8, 4] {
       let bytes = note("GNU", 3, pattern(size), padding: padding) + entry(padding: padding)
       #expect(try enter([(8, bytes)]) == 0x10_0040, "padded to \(padding)")
     }
   }
 
-  @Test func `Other alignments mean padding to 4`() throws {
+  @Test func `other alignments mean padding to 4`() throws {
     for alignment in [0, 1, 4, 16] as [UInt64] {
       #expect(try enter([(alignment, note("GNU", 3, pattern(20), padding: 4) + entry())]) == 0x10_0040)
     }
   }
 
-  @Test func `A segment that cannot be parsed does not hide the note of another`() throws {
+  @Test func `a segment that cannot be parsed does not hide the note of another`() throws {
     let damaged = [UInt8](repeating: 0xff, count: 40)
     #expect(try enter([(4, damaged), (4, entry())]) == 0x10_0040)
     #expect(try enter([(8, damaged), (4, entry())]) == 0x10_0040)
@@ -57,7 +57,7 @@ import Testing
     #expect(throws: BootError.noEntryNote) { try enter([(4, [])]) }
   }
 
-  @Test func `A segment beyond the file or larger than any does not hide the note of another`() throws {
+  @Test func `a segment beyond the file or of excessive size does not hide the note of another`() throws {
     for (offset, size) in [(1 << 40, 16), (0, 2 << 20), (0, .max)] as [(UInt64, UInt64)] {
       var elf = SyntheticELF.pvh
       elf.segments.insert(
@@ -70,7 +70,7 @@ import Testing
   }
 
   /// Each segment is within the bound, but the sum is not: many such segments would take minutes to read.
-  @Test func `The sum of all notes is bounded`() {
+  @Test func `the sum of all notes is bounded`() {
     var elf = SyntheticELF.pvh
     elf.segments.removeLast()
     let notes = note("GNU", 3, pattern(0x4_0000), padding: 4)

@@ -15,16 +15,16 @@ import Testing
     return bench.refusal(kernel)
   }
 
-  @Test(arguments: archives) func `What Linux unpacks is taken`(start: [UInt8]) {
+  @Test(arguments: archives) func `each archive format that Linux unpacks is accepted`(start: [UInt8]) {
     #expect(refusal(start + pattern(64)) == nil)
   }
 
   @Test(arguments: archives.filter { $0.count < 14 })
-  func `Less than the smallest archive is refused, whatever it starts with`(start: [UInt8]) {
+  func `fewer bytes than the smallest archive are refused, whatever they start with`(start: [UInt8]) {
     #expect(refusal(start) == .initialRAMDiskUnrecognised(size: UInt64(start.count)))
   }
 
-  @Test func `Three bytes are refused, for both kinds of Linux kernel`() {
+  @Test func `three bytes are refused as an initrd, for a bzImage and for a PVH kernel`() {
     for kernel in [SyntheticLinux().bytes, SyntheticELF.pvh.bytes] {
       let error = refusal([0x61, 0x62, 0x0a], kernel: kernel)
       #expect(error == .initialRAMDiskUnrecognised(size: 3))
@@ -32,13 +32,13 @@ import Testing
     }
   }
 
-  @Test func `Empty and unknown contents are refused`() {
+  @Test func `empty and unknown contents are refused`() {
     #expect(refusal([]) == .initialRAMDiskUnrecognised(size: 0))
     #expect(refusal(Array("070700".utf8) + pattern(100)) == .initialRAMDiskUnrecognised(size: 106))
     #expect(refusal([UInt8](repeating: 0, count: 4096)) == .initialRAMDiskUnrecognised(size: 4096))
   }
 
-  @Test func `A disk that cannot be read is named`() {
+  @Test func `the error names an initrd that cannot be read`() {
     let bench = BootBench(size: 8 << 20)
     let request = BootRequest(
       kernel: BootFile(image: ArrayImage(SyntheticLinux().bytes, memory: bench.memory), name: "k"),

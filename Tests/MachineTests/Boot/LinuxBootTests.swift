@@ -10,7 +10,7 @@ import Testing
     return entry
   }
 
-  @Test func `The kernel lies at its preferred address and starts 0x200 bytes in`() throws {
+  @Test func `the kernel lies at its preferred address and starts 0x200 bytes in`() throws {
     let bench = BootBench(size: 8 << 20)
     let linux = SyntheticLinux()
     let entry = try enter(bench, linux)
@@ -18,14 +18,14 @@ import Testing
     #expect(bench.bytes(0x20_0000, linux.payload.count) == linux.payload)
   }
 
-  @Test func `Zero setup sectors stand for four`() throws {
+  @Test func `zero setup sectors mean four`() throws {
     let bench = BootBench(size: 8 << 20)
     let linux = SyntheticLinux(setupSectors: 0)
     _ = try enter(bench, linux)
     #expect(bench.bytes(0x20_0000, 16) == Array(linux.payload[..<16]))
   }
 
-  @Test func `What follows the kernel in the file is not loaded`() throws {
+  @Test func `data after the kernel in the file is not loaded`() throws {
     let bench = BootBench(size: 8 << 20)
     let linux = SyntheticLinux(tail: [1, 2, 3, 4])
     _ = try enter(bench, linux)
@@ -60,13 +60,13 @@ import Testing
     #expect(bench.bytes(parameters + 0x1e8, 1) == [5])
   }
 
-  @Test func `Without ACPI tables the root pointer is zero`() throws {
+  @Test func `without ACPI tables the root pointer is zero`() throws {
     var bench = BootBench(size: 8 << 20)
     bench.rootPointer = nil
     #expect(bench.long(try enter(bench).bootParameters + 0x70) == 0)
   }
 
-  @Test func `The page tables map the first 4 GiB to themselves`() throws {
+  @Test func `the page tables identity-map the first 4 GiB`() throws {
     let bench = BootBench(size: 8 << 20)
     let root = try enter(bench).pageTableRoot
     #expect(root % 4096 == 0)
@@ -85,7 +85,7 @@ import Testing
     #expect(translate(1 << 32) == nil)
   }
 
-  @Test func `The descriptor table has flat segments behind the boot selectors`() throws {
+  @Test func `the boot selectors name flat segments of the descriptor table`() throws {
     let bench = BootBench(size: 8 << 20)
     let entry = try enter(bench)
     #expect(entry.descriptorTableLimit == 31)
@@ -96,7 +96,7 @@ import Testing
     #expect(data == 0x00cf_9300_0000_ffff)
   }
 
-  @Test func `The initrd is page aligned and as high as it may be`() throws {
+  @Test func `the initrd is page aligned and as high as allowed`() throws {
     var bench = BootBench(size: 8 << 20)
     bench.initialRAMDisk = cpio(5000)
     var parameters = try enter(bench).bootParameters
@@ -111,14 +111,14 @@ import Testing
     #expect(bench.word(parameters + 0x218) == 0x1f_e000)
   }
 
-  @Test func `Without an initrd its fields are zero`() throws {
+  @Test func `without an initrd its fields are zero`() throws {
     let bench = BootBench(size: 8 << 20)
     let parameters = try enter(bench).bootParameters
     #expect(bench.word(parameters + 0x218) == 0)
     #expect(bench.word(parameters + 0x21c) == 0)
   }
 
-  @Test func `A relocatable kernel without a place at its preference lies on its alignment`() throws {
+  @Test func `a relocatable kernel that cannot use its preferred address is loaded at its alignment`() throws {
     let bench = BootBench(size: 16 << 20)
     #expect(try enter(bench, SyntheticLinux(preferredAddress: 0)).instructionPointer == 0x20_0200)
     #expect(try enter(bench, SyntheticLinux(preferredAddress: 0x30_1000)).instructionPointer == 0x40_0200)
@@ -129,7 +129,7 @@ import Testing
     #expect(try enter(bench, fixed).instructionPointer == 0x30_1200)
   }
 
-  @Test func `A kernel larger than RAM is refused with both sizes`() {
+  @Test func `a kernel larger than RAM is refused with both sizes`() {
     let bench = BootBench(size: 8 << 20)
     let linux = SyntheticLinux(initialSize: 0x70_0000)
     let refusal = bench.refusal(linux.bytes)
@@ -138,7 +138,7 @@ import Testing
     #expect(refusal?.description.contains("8388608") == true)
   }
 
-  @Test func `An initrd larger than the room is refused with both sizes`() {
+  @Test func `an initrd larger than the available room is refused with both sizes`() {
     var bench = BootBench(size: 8 << 20)
     bench.initialRAMDisk = cpio(0x50_0001)
     #expect(
@@ -146,7 +146,7 @@ import Testing
         == .initialRAMDiskDoesNotFit(size: 0x50_0001, available: 0x50_0000))
   }
 
-  @Test func `A command line may be as long as the kernel takes, and no longer`() throws {
+  @Test func `a command line may be as long as the kernel's limit, and no longer`() throws {
     var bench = BootBench(size: 8 << 20)
     bench.commandLine = String(repeating: "x", count: 2047)
     let entry = try enter(bench)
@@ -158,7 +158,7 @@ import Testing
       bench.refusal(SyntheticLinux(commandLineLimit: .max).bytes) == .noRoom(.commandLine, size: 1 << 20 + 1))
   }
 
-  @Test func `Each kernel that cannot be started says why`() {
+  @Test func `each kernel that cannot be started is refused with its reason`() {
     let bench = BootBench(size: 8 << 20)
     func refusal(_ change: (inout SyntheticLinux) -> Void) -> BootError? {
       var linux = SyntheticLinux()
@@ -196,7 +196,7 @@ import Testing
       } == .kernelDoesNotFit(address: 0x9_0000, size: 0x10_0000, memoryEnd: 8 << 20))
   }
 
-  @Test func `A bzImage cut off anywhere is refused`() {
+  @Test func `a bzImage cut off at any point is refused`() {
     let bench = BootBench(size: 8 << 20)
     let whole = SyntheticLinux().bytes
     for size in [0, 1, 0x1f0, 0x202, 0x205] {

@@ -10,7 +10,7 @@ import Testing
     return entry
   }
 
-  @Test(arguments: [false, true]) func `An ELF kernel of either class starts at its physical entry`(is64Bit: Bool)
+  @Test(arguments: [false, true]) func `an ELF kernel of either class starts at its physical entry`(is64Bit: Bool)
     throws
   {
     let bench = BootBench(size: 8 << 20)
@@ -25,13 +25,13 @@ import Testing
     #expect(bench.bytes(0x10_3000, 1) == [0xff])
   }
 
-  @Test func `An entry point that is physical already stays as it is`() throws {
+  @Test func `an entry point that is already physical is kept`() throws {
     var elf = SyntheticMultiboot.elf(is64Bit: false)
     elf.entry = 0x10_0010
     #expect(try enter(BootBench(size: 8 << 20), elf.bytes).instructionPointer == 0x10_0010)
   }
 
-  @Test func `The boot information leads to all that the kernel is handed`() throws {
+  @Test func `the boot information points to everything that the kernel receives`() throws {
     var bench = BootBench(size: 8 << 20)
     bench.initialRAMDisk = [1, 2, 3]
     let information = UInt64(try enter(bench, SyntheticMultiboot.elf(is64Bit: false).bytes).startInformation)
@@ -62,14 +62,14 @@ import Testing
       ])
   }
 
-  @Test func `Without a module the flag is clear`() throws {
+  @Test func `without a module the module flag is clear`() throws {
     let bench = BootBench(size: 8 << 20)
     let information = UInt64(try enter(bench, SyntheticMultiboot.elf(is64Bit: true).bytes).startInformation)
     #expect(bench.word(information) == 1 << 0 | 1 << 2 | 1 << 6 | 1 << 9)
     #expect(bench.word(information + 20) == 0)
   }
 
-  @Test func `An empty module is one`() throws {
+  @Test func `an empty module is still a module`() throws {
     var bench = BootBench(size: 8 << 20)
     bench.initialRAMDisk = []
     let information = UInt64(try enter(bench, SyntheticMultiboot.elf(is64Bit: true).bytes).startInformation)
@@ -77,7 +77,7 @@ import Testing
     #expect(bench.word(module) == bench.word(module + 4))
   }
 
-  @Test func `A kernel that gives addresses is loaded by them`() throws {
+  @Test func `a header with load addresses places the kernel there`() throws {
     let bench = BootBench(size: 8 << 20)
     #expect(bench.memory.store([UInt8](repeating: 0xff, count: 0x4000), at: 0x10_0000))
     let kernel = SyntheticMultiboot.flat()
@@ -88,7 +88,7 @@ import Testing
     #expect(bench.bytes(0x10_2000, 1) == [0xff])
   }
 
-  @Test func `Zero for the ends stands for all of the file and no more`() throws {
+  @Test func `zero end addresses load the whole file and clear nothing after it`() throws {
     let bench = BootBench(size: 8 << 20)
     #expect(bench.memory.store([UInt8](repeating: 0xff, count: 0x4000), at: 0x10_0000))
     let kernel = SyntheticMultiboot.flat(loadEnd: 0, bssEnd: 0)
@@ -97,7 +97,7 @@ import Testing
     #expect(bench.bytes(0x10_0000 + UInt64(kernel.count), 1) == [0xff])
   }
 
-  @Test func `A header counts on multiples of 4 in the first 8 KiB, with its checksum right`() {
+  @Test func `a header is valid only at a multiple of 4 in the first 8 KiB and with a correct checksum`() {
     let bench = BootBench(size: 8 << 20)
     let header = SyntheticMultiboot(flags: 1 << 16 | 3, addresses: [0x10_0000, 0x10_0000, 0, 0, 0x10_0000])
     func refusal(padding: Int, _ header: SyntheticMultiboot) -> BootError? {
@@ -113,7 +113,7 @@ import Testing
     #expect(refusal(padding: 0, wrong) == .unknownFormat(size: 96))
   }
 
-  @Test func `Each kernel that cannot be started says why`() {
+  @Test func `each kernel that cannot be started is refused with its reason`() {
     let bench = BootBench(size: 8 << 20)
     #expect(bench.refusal(SyntheticMultiboot().bytes + pattern(64)) == .notELF)
     #expect(

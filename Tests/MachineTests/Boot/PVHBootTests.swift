@@ -10,7 +10,7 @@ import Testing
     return entry
   }
 
-  @Test func `Segments lie at their physical addresses and the rest of them is zero`() throws {
+  @Test func `segments lie at their physical addresses, and their memory beyond the file data is zero`() throws {
     let bench = BootBench(size: 8 << 20)
     #expect(bench.memory.store([UInt8](repeating: 0xff, count: 8 << 20), at: 0))
     let entry = try enter(bench)
@@ -22,7 +22,7 @@ import Testing
     #expect(bench.bytes(0x20_0000 + 0x1_2345, 1) == [0xff])
   }
 
-  @Test func `The start information leads to all that the kernel is handed`() throws {
+  @Test func `the start information points to everything that the kernel receives`() throws {
     var bench = BootBench(size: 8 << 20)
     bench.initialRAMDisk = cpio(4097)
     bench.layout.highRAMEnd = 0x1_4000_0000
@@ -50,14 +50,14 @@ import Testing
       ])
   }
 
-  @Test func `Without an initrd there is no module`() throws {
+  @Test func `without an initrd there is no module`() throws {
     let bench = BootBench(size: 8 << 20)
     let start = UInt64(try enter(bench).startInformation)
     #expect(bench.word(start + 12) == 0)
     #expect(bench.long(start + 16) == 0)
   }
 
-  @Test func `An entry note of four bytes will do`() throws {
+  @Test func `an entry note of four bytes is accepted`() throws {
     var elf = SyntheticELF.pvh
     var entry: [UInt8] = []
     entry.append(littleEndian: UInt32(0x10_0044))
@@ -65,7 +65,7 @@ import Testing
     #expect(try enter(BootBench(size: 8 << 20), elf).instructionPointer == 0x10_0044)
   }
 
-  @Test func `Boot data keeps out of a kernel in low memory`() throws {
+  @Test func `boot data does not overlap a kernel in low memory`() throws {
     let bench = BootBench(size: 8 << 20)
     var elf = SyntheticELF.pvh
     elf.segments[1].physicalAddress = 0x6000
@@ -75,7 +75,7 @@ import Testing
     #expect(bench.bytes(0x6000, 0x700) == pattern(0x700, seed: 9))
   }
 
-  @Test func `Each kernel that cannot be started says why`() {
+  @Test func `each kernel that cannot be started is refused with its reason`() {
     let bench = BootBench(size: 8 << 20)
     func refusal(_ change: (inout SyntheticELF) -> Void) -> BootError? {
       var elf = SyntheticELF.pvh
@@ -126,7 +126,7 @@ import Testing
       refusal { $0.segments[2].content.replaceSubrange(0..<4, with: [255, 255, 255, 255]) } == .noteInvalid(offset: 0))
   }
 
-  @Test func `An entry beyond 4 GiB is refused`() {
+  @Test func `an entry beyond 4 GiB is refused`() {
     var elf = SyntheticELF.pvh
     var entry: [UInt8] = []
     entry.append(littleEndian: UInt64(0x1_0010_0040))

@@ -37,7 +37,7 @@ import Testing
   }
 
   @Test(.enabled(if: folder != nil, "no kernel in the cache: run Images/kernel"))
-  func `The bzImage is loaded where it wants to be`() throws {
+  func `the bzImage is loaded at its preferred address`() throws {
     let bench = BootBench(size: 64 << 20)
     let image = try Self.read("bzImage")
     guard case .longMode(let entry) = try bench.load(image) else {
@@ -54,7 +54,7 @@ import Testing
   }
 
   @Test(.enabled(if: folder != nil, "no kernel in the cache: run Images/kernel"))
-  func `The vmlinux starts at its PVH entry`() throws {
+  func `the vmlinux starts at its PVH entry`() throws {
     let bench = BootBench(size: 64 << 20)
     let image = try Self.read("vmlinux")
     guard case .protectedMode(let entry) = try bench.load(image) else {

@@ -4,7 +4,7 @@ import Testing
 @testable import Machine
 
 @Suite struct HotplugSlotsTests {
-  @Test func `Slots are those of the ports, in the order of their addresses`() throws {
+  @Test func `hotplug slots are those of the ports, in the order of their addresses`() throws {
     var configuration = MachineConfiguration()
     for (address, slot) in [("6", 1), ("4", 7), ("5", 0)] as [(String, UInt16)] {
       var port = PCIERootPortOptions()

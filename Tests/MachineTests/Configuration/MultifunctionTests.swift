@@ -31,7 +31,7 @@ import Testing
     RequesterID(bus: 0, device: device, function: function)
   }
 
-  @Test func `function 0 says whether there are others, which need not say so themselves`() throws {
+  @Test func `function 0 must have multifunction before other functions join it; they need not have it`() throws {
     var admission = DeviceAdmission()
     _ = try admission.admit(edu(5, 0))
     #expect(throws: DeviceProblem.singleFunction(address(5, 1))) { try admission.admit(edu(5, 1)) }
@@ -49,7 +49,7 @@ import Testing
     #expect(throws: DeviceProblem.functionPopulated(address(6, 1))) { try admission.admit(edu(6, 0)) }
   }
 
-  @Test func `a function 0 that says it is alone does not join others`() throws {
+  @Test func `a function 0 without multifunction does not join others`() throws {
     var admission = DeviceAdmission()
     _ = try admission.admit(edu(5, 4))
     _ = try admission.admit(edu(5, 2, multifunction: true))
@@ -60,7 +60,7 @@ import Testing
     #expect(throws: DeviceProblem.singleFunction(address(31, 1))) { try admission.admit(edu(31, 1)) }
   }
 
-  @Test func `on a machine that runs function 0 comes last`() throws {
+  @Test func `on a running machine function 0 is added last`() throws {
     var admission = DeviceAdmission()
     _ = try admission.admit(port("rp0", 0))
     _ = try admission.admit(edu(0, 1, bus: "rp0"), isHotplugged: true)
@@ -71,13 +71,13 @@ import Testing
     }
   }
 
-  @Test func `a device without an address keeps off numbers that have functions`() throws {
+  @Test func `a device without an address avoids device numbers that have functions`() throws {
     var configuration = MachineConfiguration()
     configuration.devices = [EduOptions(), try edu(2, 3), try edu(1, 1), EduOptions()]
     #expect(try configuration.devicePlacement().map { $0?.device } == [3, 2, 1, 4])
   }
 
-  @Test func `every kind of PCI device takes multifunction`() throws {
+  @Test func `every type of PCI device accepts multifunction`() throws {
     func names<Kind: PCIDeviceOptions>(_ kind: Kind.Type) -> [String] { kind.properties.map(\.name) }
     for kind in DeviceTypes.all.compactMap({ $0 as? any PCIDeviceOptions.Type }) {
       #expect(names(kind).contains("multifunction"), "\(kind.typeName)")

@@ -23,7 +23,7 @@ import Testing
     var all: Set<UInt64> { attached.withLock { $0 } }
   }
 
-  @Test func `A doorbell is attached without holding up the CPU that places it, and detached at once`() throws {
+  @Test func `a doorbell is attached without delaying the CPU that places it, and detached at once`() throws {
     let doorbells = SlowDoorbells()
     let served = SharedInteger()
     let worker = try EventWorker(name: "queue", doorbells: doorbells) { served.increment() }
@@ -46,7 +46,7 @@ import Testing
     #expect(doorbells.all == [])
   }
 
-  @Test func `A doorbell that the kernel refuses is tried once for each place`() throws {
+  @Test func `a doorbell that the kernel refuses is tried once at each address`() throws {
     let doorbells = SlowDoorbells()
     doorbells.gate.increment()
     doorbells.attached.withLock { $0 = [0x1000] }

@@ -13,7 +13,7 @@ import Testing
     return reference
   }
 
-  @Test func `A device that was handed over is passed through, and its file is let go with it`() throws {
+  @Test func `a device given as an open file is passed through, and its file is released with it`() throws {
     let kernel = FakeKernel.full(1) { _, _ in }
     let path = kernel.state.withLock { $0.devices[0].path }
     weak var handedOver: PassedDescriptor?

@@ -29,7 +29,7 @@ import VTd
 
   // MARK: Without first stage
 
-  @Test func `Without an IOMMU of the guest's, functions of a group share its memory`() throws {
+  @Test func `without an IOMMU of the guest's, functions of a group share its memory`() throws {
     let kernel = Self.makeKernel()
     do {
       let machine = try PassthroughBoard(kernel, [PassthroughBoard.device(0, "i0"), PassthroughBoard.device(1, "i0")])
@@ -44,7 +44,7 @@ import VTd
   }
 
   /// A function that the guest's tables block must not reach memory through its sibling's attachment.
-  @Test func `While one function of a group is blocked, none of them reaches memory`() throws {
+  @Test func `while one function of a group is blocked, none of them reaches memory`() throws {
     let kernel = Self.makeKernel()
     do {
       let machine = try PassthroughBoard(
@@ -77,7 +77,7 @@ import VTd
     #expect(kernel.complaints == [])
   }
 
-  @Test func `A blocked function that goes lets its siblings go on, and one that comes does not`() throws {
+  @Test func `removing a blocked function unblocks its siblings, and adding one blocks them`() throws {
     let kernel = Self.makeKernel()
     do {
       let machine = try PassthroughBoard(
@@ -102,7 +102,7 @@ import VTd
   }
 
   /// If the host refuses to attach one of the functions, none stays attached.
-  @Test func `A function that cannot be attached again blocks its siblings`() throws {
+  @Test func `a function that cannot be attached again blocks its siblings`() throws {
     let kernel = Self.makeKernel()
     do {
       let machine = try PassthroughBoard(
@@ -129,7 +129,7 @@ import VTd
     "the guest has 0000:01:00.0 of the same IOMMU group, for which the host has one page table: behind x-flts=on a guest "
     + "has only one function of a group"
 
-  @Test func `Under first stage a second function of a group is refused at start`() throws {
+  @Test func `under first stage a second function of a group is refused at start`() throws {
     let kernel = Self.makeKernel()
     let error = #expect(throws: StartError.self) {
       try PassthroughBoard(
@@ -140,7 +140,7 @@ import VTd
   }
 
   @Test(arguments: ["i0", "i1"])
-  func `Under first stage a second function is refused later, and the first keeps its table`(_ object: String) throws {
+  func `under first stage a second function is refused later, and the first keeps its table`(_ object: String) throws {
     let kernel = Self.makeKernel()
     do {
       let machine = try PassthroughBoard(
@@ -165,7 +165,7 @@ import VTd
   }
 
   /// A sibling behind no unit would follow the other function's tables and keep it from being blocked.
-  @Test func `Under first stage there is no sibling without a unit either`() throws {
+  @Test func `under first stage a sibling without a unit is refused as well`() throws {
     for order in [[0, 1], [1, 0]] {
       let kernel = Self.makeKernel()
       var unit = PassthroughBoard.options
@@ -177,7 +177,7 @@ import VTd
     }
   }
 
-  @Test func `Functions of a group are on one iommufd object`() throws {
+  @Test func `functions of a group must use one iommufd object`() throws {
     let kernel = Self.makeKernel()
     let error = #expect(throws: StartError.self) {
       try PassthroughBoard(
@@ -190,7 +190,7 @@ import VTd
   }
 
   /// libvirt passes device files this way.
-  @Test func `The group of a device file that is inherited is found as well`() throws {
+  @Test func `the group of an inherited device file is found as well`() throws {
     let kernel = Self.makeKernel()
     let descriptors = (0..<2).map { UInt32(kernel.open("/dev/vfio/devices/vfio\($0)", flags: 0)) }
     let error = #expect(throws: StartError.self) {
@@ -208,7 +208,7 @@ import VTd
     #expect(kernel.complaints == [])
   }
 
-  @Test func `A driver of the host that has a sibling is named`() throws {
+  @Test func `the refusal names the host driver that has a sibling`() throws {
     let kernel = Self.makeKernel()
     kernel.state.withLock { $0.devices[0].bindingProblem = -EPERM }
     let sysfs = PassthroughBoard.sysfs(of: kernel)

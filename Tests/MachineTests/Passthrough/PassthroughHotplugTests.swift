@@ -26,7 +26,7 @@ import VTd
   /// In each round another kernel call fails while a device is added to a running machine: the first device of its
   /// object, or one behind another IOMMU on an object that already has a device.
   @Test(arguments: [EIO, ENOMEM, EINVAL, EPERM], ["i0", "i1"])
-  func `A device that cannot be added leaves host and guest as they were`(_ code: Int32, _ object: String) throws {
+  func `a device that cannot be added leaves host and guest unchanged`(_ code: Int32, _ object: String) throws {
     let kernel = FakeKernel.full(2) { number, device in device.iommu = number }
     kernel.state.withLock { $0.hasDMABuffers = true }
     let machine = try PassthroughBoard(
@@ -73,7 +73,7 @@ import VTd
     arguments: [
       ("i1", "IOAS_MAP"), ("i1", "HWPT_ALLOC"), ("i1", "ATTACH"), ("i0", "HWPT_ALLOC"), ("i0", "ATTACH"),
     ])
-  func `While RAM is pinned for a device, others get on`(_ object: String, _ request: String) throws {
+  func `while RAM is pinned for a device, other threads make progress`(_ object: String, _ request: String) throws {
     let kernel = FakeKernel.full(2) { number, device in device.iommu = number }
     let machine = try PassthroughBoard(
       kernel, [PassthroughBoard.options, PassthroughBoard.device(0, "i0")], objects: ["i0", "i1"])
@@ -119,7 +119,7 @@ import VTd
   }
 
   /// The memory is then as on a machine that never passed a device through.
-  @Test func `With the last device of an object RAM is pinned no more`() throws {
+  @Test func `RAM is unpinned with the last passed-through device`() throws {
     let kernel = FakeKernel.full(2)
     do {
       var unit = PassthroughBoard.options
@@ -141,7 +141,7 @@ import VTd
   }
 
   /// An object with an inherited file cannot open that file again.
-  @Test func `An inherited iommufd serves one device after another`() throws {
+  @Test func `an inherited iommufd serves one device after another`() throws {
     let kernel = FakeKernel.full(1)
     let descriptor = kernel.open("/dev/iommu", flags: 0)
     do {
@@ -167,7 +167,7 @@ import VTd
   // MARK: Resets
 
   /// The two functions share a bus, and neither has a function-level reset.
-  @Test func `A device that comes does not reset a bus of which the guest uses another function`() throws {
+  @Test func `adding a device does not reset a bus whose other function the guest uses`() throws {
     let kernel = FakeKernel.full(2) { _, device in
       device.hasReset = false
       device.bus = 20
@@ -190,7 +190,7 @@ import VTd
   }
 
   /// At the start, devices that follow may remove the reason. Later no more devices follow.
-  @Test func `A device that comes without a reset says so at once`() throws {
+  @Test func `a device added later without a reset is reported at once`() throws {
     let kernel = FakeKernel.full(2) { number, device in
       device.hasReset = number == 0
       if number == 1 { device.bus = 20 }
@@ -211,7 +211,7 @@ import VTd
   // MARK: Surprise removal
 
   /// The device does DMA through the guest's first stage, and its BAR is placed and mapped for peers.
-  @Test func `A surprise removal ends requests, detaches, unmaps and closes, in this order`() throws {
+  @Test func `a surprise removal ends requests, detaches, unmaps and closes, in this order`() throws {
     let kernel = FakeKernel.full(2) { number, device in device.iommu = number }
     kernel.state.withLock { $0.hasDMABuffers = true }
     let machine = try PassthroughBoard(

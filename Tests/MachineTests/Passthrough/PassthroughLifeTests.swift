@@ -351,7 +351,7 @@ import VFIO
   }
 
   @Test(arguments: [0, 1500] as [UInt32])
-  func `The host's request comes with the guest's patience`(_ patience: UInt32) throws {
+  func `a request of the host carries the guest's patience`(_ patience: UInt32) throws {
     let kernel = FakeKernel.full(1)
     let options = try VFIOPCIOptions([
       PropertyAssignment(name: "host", value: "0000:01:00.0"), PropertyAssignment(name: "iommufd", value: "i0"),

@@ -52,7 +52,7 @@ import Testing
       address: RequesterID(bus: 0, device: port == nil ? 5 : 0, function: 0))
   }
 
-  @Test func `A refusal makes no host call, and a revocation ends the device's requests first`() throws {
+  @Test func `refusing accesses makes no host call, and a revocation first ends the device's requests`() throws {
     let model = try make()
     model.function.writeConfiguration(offset: 4, width: .word, value: 6)
     _ = takeWrites()
@@ -62,7 +62,7 @@ import Testing
     #expect(takeWrites().first == "7:4=0003")
   }
 
-  @Test func `Ended requests stay ended, whatever the guest still writes`() throws {
+  @Test func `ended requests stay ended, whatever the guest writes later`() throws {
     let model = try make()
     let function = model.function
     function.writeConfiguration(offset: 4, width: .word, value: 6)
@@ -134,7 +134,7 @@ import Testing
     model.function.revoke()
   }
 
-  @Test func `the device masters the bus only while the port above passes requests on`() throws {
+  @Test func `the device masters the bus only while the port above forwards requests`() throws {
     let port = RootPort(
       ExpressPort(portNumber: 0, slotNumber: 0), environment: environment(),
       address: RequesterID(bus: 0, device: 4, function: 0), routes: BusRoutes(root: Bus(number: 0)))
@@ -182,7 +182,7 @@ import Testing
   }
 
   /// The CPUs' memory slots follow the bus's rule: a region that is already at an address keeps it.
-  @Test func `A slot is only where the bus gives the BAR the place`() throws {
+  @Test func `a slot exists only where the bus gives the address to the BAR`() throws {
     final class Chip: BusDevice {
       func read(offset: UInt64, width: AccessWidth) -> UInt64 { 0xc }
       func write(offset: UInt64, width: AccessWidth, value: UInt64) {}

@@ -74,7 +74,7 @@ import Testing
     #expect(eventually { !machine.devices.contains { $0.id?.text == name } })
   }
 
-  @Test func `A node is added, carries a disk, and goes when the disk has gone`() throws {
+  @Test func `a node is added, serves a disk, and is removed after the disk`() throws {
     try run { machine in
       let control = machine.control
       let start = picture(machine)
@@ -99,7 +99,7 @@ import Testing
     }
   }
 
-  @Test func `A node that does not fit is refused at once, and changes nothing`() throws {
+  @Test func `a node that does not fit is refused and changes nothing`() throws {
     try run { machine in
       try machine.control.perform(.addNode(BlockNode(id: "ro", path: image, readOnly: true)))
       refused(.addNode(BlockNode(id: "n", path: folder + "/missing")), by: machine) {
@@ -125,7 +125,7 @@ import Testing
     }
   }
 
-  @Test func `A node over a file that was handed over carries a disk, and lets the file go at its end`() throws {
+  @Test func `a node over a passed file serves a disk and releases the file at its end`() throws {
     try run { machine in
       let control = machine.control
       weak var handedOver: PassedDescriptor?
@@ -154,7 +154,7 @@ import Testing
     }
   }
 
-  @Test func `Objects come and go, but for one that the machine or a device needs`() throws {
+  @Test func `objects are added and removed, except those that the machine or a device needs`() throws {
     var configuration = MachineConfiguration()
     var ram = MemoryBackendMemfdOptions()
     ram.id = try Identifier(text: "ram")
@@ -195,7 +195,7 @@ import Testing
     }
   }
 
-  @Test func `An iommufd object stays as long as a device is on it`() throws {
+  @Test func `an iommufd object stays as long as a device uses it`() throws {
     let id = try Identifier(text: "i0")
     var object = IOMMUFDOptions()
     object.id = id

@@ -37,7 +37,7 @@ import Testing
 
   private var names: [String] { devices.all.map(\.endpointName) }
 
-  @Test func `Files and sockets open when they are added, and close when they are removed`() throws {
+  @Test func `files and sockets open when they are added and close when they are removed`() throws {
     let socket = folder + "/socket"
     var file = FileChardevOptions()
     file.path = folder + "/file"
@@ -57,7 +57,7 @@ import Testing
     devices.stop()
   }
 
-  @Test func `What does not fit is refused, and changes nothing`() throws {
+  @Test func `a chardev that does not fit is refused and changes nothing`() throws {
     let cold = try Identifier(text: "cold")
     let id = try Identifier(text: "x")
     #expect(problem(server("/x"), cold) == .duplicateID(cold))
@@ -78,7 +78,7 @@ import Testing
     #expect(problem(NullChardevOptions(), id) == .ended)
   }
 
-  @Test func `A server that waits for its client waits no longer when the machine ends`() throws {
+  @Test func `a server that waits for its client stops waiting when the machine ends`() throws {
     let path = folder + "/waits"
     let devices = devices
     let options = server(path, wait: true)

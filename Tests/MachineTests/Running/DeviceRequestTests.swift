@@ -75,7 +75,7 @@ import Testing
     #expect(picture(machine) == before, sourceLocation: location)
   }
 
-  @Test func `No bus of the start takes or gives a device, and a refusal changes nothing`() throws {
+  @Test func `no bus of the start accepts or releases a device, and a refusal changes nothing`() throws {
     try run { machine, log in
       refused(add(EduOptions.self), by: machine) { if case .noHotplug("pcie.0") = $0 { true } else { false } }
       // Like QEMU, the refusal names the bus rather than the wrong property.
@@ -108,7 +108,7 @@ import Testing
     }
   }
 
-  @Test func `A device that does not fit is refused, and the machine is as it was`() throws {
+  @Test func `a device that does not fit is refused, and the machine is unchanged`() throws {
     try runWithHotplug { machine, log in
       refused(add(EduOptions.self, ["id": "c0"]), by: machine) {
         if case .refused("edu", .duplicateID) = $0 { true } else { false }
@@ -134,7 +134,7 @@ import Testing
     }
   }
 
-  @Test func `To add a device the CPUs are not stopped`() throws {
+  @Test func `the CPUs are not stopped to add or remove a device`() throws {
     let queue = try EventQueue()
     let halts = SharedInteger()
     queue.onPost { halts.increment() }

@@ -85,7 +85,7 @@ import Testing
     .request(PendingRequest(.pause) { answers.add($0) })
   }
 
-  @Test func `A request that the end comes before is answered, once, with the end`() throws {
+  @Test func `a request that the end overtakes is answered once, with the end`() throws {
     let queue = try EventQueue()
     let answers = Notes<RequestError?>()
     func ended(_ count: Int) -> Bool {

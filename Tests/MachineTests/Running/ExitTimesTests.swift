@@ -22,7 +22,7 @@ import Testing
   }
 
   @Test(.enabled(if: hasKVM))
-  func `The longest exit is told with what the guest did, and only while that is asked for`()
+  func `the longest exit is reported with its cause, and only while exits are measured`()
     throws
   {
     let size: UInt64 = 64 << 20
@@ -59,7 +59,7 @@ import Testing
   }
 
   @Test
-  func `An exit during which the scheduler took the processor is the longest, and not the longest undisturbed one`() {
+  func `an exit during a preemption may be the longest, but not the longest undisturbed one`() {
     var summary = ExitSummary()
     summary.add(5, "a", isUndisturbed: true)
     summary.add(900, "b", isUndisturbed: false)

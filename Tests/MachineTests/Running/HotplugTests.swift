@@ -79,7 +79,7 @@ import Testing
     .deviceDeleted(try Identifier(text: id), path: "/machine/peripheral/\(id)")
   }
 
-  @Test func `A device comes and goes fifty times under one name, when the guest gives it up`() throws {
+  @Test func `a device is added and removed fifty times under one name, each time until the guest ejects it`() throws {
     try run { machine, guest, log in
       let before = machine.devices.map(\.identity)
       for round in 1...50 {
@@ -99,7 +99,7 @@ import Testing
     }
   }
 
-  @Test func `A device that the guest ejects by itself is deleted`() throws {
+  @Test func `a device that the guest ejects on its own is deleted`() throws {
     try run { machine, guest, log in
       try machine.control.perform(add("a", on: "rp0"))
       try machine.control.perform(add("b", on: "rp1"))
@@ -113,7 +113,7 @@ import Testing
     }
   }
 
-  @Test func `A guest's reset keeps devices, and completes what was asked for`() throws {
+  @Test func `a guest's reset keeps devices and completes requested removals`() throws {
     try run { machine, guest, log in
       try machine.control.perform(add("a", on: "rp0"))
       try machine.control.perform(add("b", on: "rp1"))
@@ -130,7 +130,8 @@ import Testing
     }
   }
 
-  @Test func `A device that is pulled is gone at once, and the next one waits until the guest has dropped it`() throws {
+  @Test func `a surprise removal takes effect at once, and the slot's next device waits until the guest ejects`() throws
+  {
     try run { machine, guest, log in
       try machine.control.perform(add("a", on: "rp0"))
       #expect(guest.look(0) == (true, false))
@@ -149,7 +150,7 @@ import Testing
     }
   }
 
-  @Test func `A function that the guest cannot see goes unasked, and leaves its slot free`() throws {
+  @Test func `a function that the guest cannot see is removed without its consent, and its slot stays free`() throws {
     try run { machine, guest, log in
       func add(_ id: String, _ function: Int) -> MachineRequest {
         let values = [("id", id), ("addr", "0.\(function)"), ("multifunction", "on")]
@@ -174,7 +175,7 @@ import Testing
     }
   }
 
-  @Test func `A device that its host wants back is asked for, and pulled when its time is up`() throws {
+  @Test func `a device that its host wants back is requested from the guest, and removed when the time is up`() throws {
     try run { machine, guest, log in
       for id in ["patient", "kept"] { try machine.control.perform(self.add(id, on: id == "kept" ? "rp1" : "rp0")) }
       _ = (guest.look(0), guest.look(1))
@@ -204,7 +205,7 @@ import Testing
     }
   }
 
-  @Test func `A guest that keeps a device is heard, and can be asked again`() throws {
+  @Test func `a guest that keeps a device is reported, and can be asked again`() throws {
     try run { machine, guest, log in
       try machine.control.perform(add("a", on: "rp0"))
       _ = guest.look(0)
@@ -244,7 +245,7 @@ import Testing
     #expect(picture() == before, sourceLocation: location)
   }
 
-  @Test func `What cannot come or go is refused, and changes nothing`() throws {
+  @Test func `a device that cannot be added or removed is refused, and nothing changes`() throws {
     try run { machine, guest, log in
       try machine.control.perform(add("a", on: "rp0"))
       refused(add("a", on: "rp1"), by: machine) { if case .refused("edu", .duplicateID) = $0 { true } else { false } }
@@ -291,7 +292,7 @@ import Testing
     }
   }
 
-  @Test func `A device that waits for its host holds up neither requests nor a reset, and can fail or end`() throws {
+  @Test func `a device that waits for its host delays neither requests nor a reset, and may fail or end`() throws {
     let gate = Semaphore()
     SlowOptions.gate.withLock { $0 = gate }
     SlowOptions.begun.value = 0

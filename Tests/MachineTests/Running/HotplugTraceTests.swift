@@ -62,7 +62,7 @@ import VTd
     }
   }
 
-  @Test func `A device's life by ACPI is told step by step, with durations`() throws {
+  @Test func `a device's life under ACPI hotplug is traced step by step, with durations`() throws {
     let lines = try run("*") { machine in
       let guest = machine.board
       func port(_ offset: UInt64) -> UInt16 { UInt16(BoardLayout.hotplugController + offset) }
@@ -89,7 +89,7 @@ import VTd
       ])
   }
 
-  @Test func `The native slot's button, power and indicators are told`() throws {
+  @Test func `the button, power and indicators of a native slot are traced`() throws {
     let lines = try run("pcie_*", .native) { machine in
       let port = try #require(machine.board.busRoutes.ports.first).function
       var express = Int(port.readConfiguration(offset: 0x34, width: .byte))
@@ -120,7 +120,7 @@ import VTd
       ])
   }
 
-  @Test func `A device that fails to be built is given up, and one that is pulled was a surprise`() throws {
+  @Test func `a device that cannot be built is traced as given up, and a surprise removal as a surprise`() throws {
     let lines = try run("device_*") { machine in
       let path = "/tmp/nestling-entropy-\(UInt64.random(in: 0 ... .max))"
       close(open(path, O_CREAT | O_WRONLY, 0o600))
@@ -145,7 +145,7 @@ import VTd
       ])
   }
 
-  @Test func `An event that is off is neither told nor worked out`() {
+  @Test func `an event that is off is not recorded, and its arguments are not computed`() {
     let recorder = Recorder()
     let trace = MachineTrace([.drained], sink: recorder)
     let count = SharedInteger()

@@ -56,7 +56,7 @@ import Testing
     }
   }
 
-  @Test func `A reset of the guest ends the machine once a monitor has asked for that`() throws {
+  @Test func `a guest's reset ends the machine once a monitor has set that reboot action`() throws {
     var configuration = MachineConfiguration()
     configuration.accelerator = .qtest
     configuration.memory.size = 64 << 20
@@ -84,7 +84,7 @@ import Testing
     thread.join()
   }
 
-  @Test func `The address spaces of a machine have its chips, its RAM and the BARs that are placed`() throws {
+  @Test func `the address spaces of a machine have its chips, its RAM and the placed BARs`() throws {
     try run([EduOptions()]) { machine, _ in
       let spaces = machine.inspection.addressSpaces
       #expect(spaces.map(\.name) == ["memory", "I/O"])
@@ -127,7 +127,7 @@ import Testing
     }
   }
 
-  @Test func `A request is answered after its notice, and the end answers what it finds`() throws {
+  @Test func `a request is answered after its notice, and the end answers the remaining ones`() throws {
     let held = Semaphore()
     let reached = Semaphore()
     let answers = Notes<RequestError?>()

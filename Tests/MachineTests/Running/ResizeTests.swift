@@ -68,7 +68,7 @@ import Testing
     return stat(image, &status) == 0 ? status.st_size : -1
   }
 
-  @Test func `The driver of a disk learns by an interrupt that its image has grown or shrunk`() throws {
+  @Test func `an interrupt reports to a disk's driver that the image has grown or shrunk`() throws {
     try run { machine in
       let driver = Driver(machine.board)
       #expect(driver.status == 0xf && driver.capacity == 16 && driver.takeInterrupts() == 0)
@@ -96,7 +96,7 @@ import Testing
     }
   }
 
-  @Test func `An image that cannot change its size keeps it, and its disk says nothing`() throws {
+  @Test func `an image that cannot change its size keeps it, and its disk sends no interrupt`() throws {
     try run { machine in
       let driver = Driver(machine.board)
       try machine.control.perform(.addNode(BlockNode(id: "ro", path: image, readOnly: true, driver: .file)))
@@ -112,7 +112,7 @@ import Testing
     }
   }
 
-  @Test func `A node that no disk has is resized as well`() throws {
+  @Test func `a node without a disk is resized as well`() throws {
     try run { machine in
       let other = image + ".other"
       defer { unlink(other) }
@@ -123,7 +123,7 @@ import Testing
     }
   }
 
-  @Test func `A disk writes nothing beyond the end that its image has now`() throws {
+  @Test func `a disk writes nothing beyond the current end of its image`() throws {
     let memory = try GuestMemory(size: 0x40_0000, lowLimit: 0x20_0000)
     let file = try ScatteredFile(opening: image, readOnly: false, memory: memory)
     unlink(image)
