@@ -81,7 +81,7 @@ import Testing
     #expect(machine.accelerator == .kvm(device: "/dev/other"))
   }
 
-  @Test func `The way of hot plug is ACPI's, and native in QEMU's words or ours`() throws {
+  @Test func `hotplug is ACPI's by default, and native in QEMU's words or Nestling's`() throws {
     let property = "acpi-pci-hotplug-with-bridge-support"
     for words in [
       [], ["-machine", "q35,x-pci-hotplug=acpi"], ["-global", "ICH9-LPC.\(property)=on"],
@@ -264,7 +264,7 @@ import Testing
     #expect(try configuration("-kernel", "k", "-action", "shutdown=poweroff").rebootAction == .reset)
   }
 
-  @Test func `-device and -object take JSON with typed values, and make what the option strings make`() throws {
+  @Test func `-device and -object take JSON with typed values, with the same result as option strings`() throws {
     func devices(_ words: [String]) throws -> String {
       guard case .run(let configuration) = Control.parse(["-kernel", "k"] + words) else { throw NoConfiguration() }
       return "\(configuration.devices) \(configuration.objects)"

@@ -16,7 +16,7 @@ struct TraceOptionTests {
     #expect(try configuration("-kernel", "k", "-trace", "*").trace?.events.count == TraceEvent.allCases.count)
   }
 
-  @Test func `Patterns name events of units and of the machine alike`() throws {
+  @Test func `patterns name events of units and of the machine alike`() throws {
     let native = try #require(configuration("-kernel", "k", "-trace", "pcie_*").trace)
     #expect(native.machineEvents == [.slotControlWritten, .slotEventSet] && native.events.isEmpty)
     let both = try #require(configuration("-kernel", "k", "-trace", "*_d*", "-trace", "acpi_pci_eject_slot").trace)

@@ -10,7 +10,7 @@ import Testing
     [#"{"error": {"class": "GenericError", "desc": "\#(text)"}}"#]
   }
 
-  @Test func `A node is described with typed values, and objects within`() {
+  @Test func `a node is described with typed values and nested objects`() {
     var client = QMPClient()
     func add(_ arguments: String) -> [String] {
       client.send(#"{"execute": "blockdev-add", "arguments": \#(arguments)}"#)
@@ -28,7 +28,7 @@ import Testing
       ])
   }
 
-  @Test func `What is wrong with a node is told in QEMU's words`() {
+  @Test func `an error in a node has QEMU's words`() {
     var client = QMPClient()
     let cases: [(String, String)] = [
       ("{}", "Parameter 'driver' is missing"),
@@ -63,7 +63,7 @@ import Testing
     #expect(client.machine.requests.isEmpty)
   }
 
-  @Test func `An object is described with typed values`() {
+  @Test func `an object is described with typed values`() {
     var client = QMPClient()
     func add(_ arguments: String) -> [String] {
       client.send(#"{"execute": "object-add", "arguments": \#(arguments)}"#)
@@ -95,7 +95,7 @@ import Testing
       client.send(#"{"execute": "object-del", "arguments": {"id": "1"}}"#) == generic("object '1' not found"))
   }
 
-  @Test func `What the machine answers has QEMU's words`() throws {
+  @Test func `refusals of the machine have QEMU's words`() throws {
     let id = try Identifier(text: "a")
     let cases: [(RequestError, String)] = [
       (.node(.duplicateID("f")), "Duplicate nodes with node-name='f'"),
@@ -111,7 +111,7 @@ import Testing
     for (error, text) in cases { #expect(MonitorError(error) == .generic(text)) }
   }
 
-  @Test func `Nodes are told as QEMU tells them`() {
+  @Test func `nodes are listed as in QEMU`() {
     var client = QMPClient()
     guard case .array(let disks)? = client.ask("query-block"), case .object(let disk)? = disks.first,
       case .object(let inserted)? = disk["inserted"],
@@ -128,7 +128,7 @@ import Testing
     #expect(first["image"] == ["virtual-size": 4096, "filename": "/a.img", "format": "file"])
   }
 
-  @Test func `A node is resized by its name or as a device, and what cannot be is told in QEMU's words`() {
+  @Test func `a node is resized by its name or as a device, and refusals have QEMU's words`() {
     var client = QMPClient()
     let cases: [(String, String)] = [
       ("{}", "Parameter 'size' is missing"),
@@ -157,7 +157,7 @@ import Testing
       ])
   }
 
-  @Test func `People see and change backends as in QEMU`() {
+  @Test func `the human monitor shows and changes backends as in QEMU`() {
     let machine = RecordingMachine()
     func human(_ line: String) -> String { HumanCommands.run(line, on: machine).text }
     let attached = """

@@ -10,7 +10,7 @@ import Testing
     [#"{"error": {"class": "GenericError", "desc": "\#(text)"}}"#]
   }
 
-  @Test func `Character devices are described as QEMU's clients do`() throws {
+  @Test func `chardevs are described as QEMU's clients do`() throws {
     var client = QMPClient()
     let done = [#"{"return": {}}"#]
     func add(_ id: String, _ backend: String) -> [String] {
@@ -41,7 +41,7 @@ import Testing
       ])
   }
 
-  @Test func `What is wrong with a character device is told in QEMU's words`() {
+  @Test func `an error in a chardev has QEMU's words`() {
     var client = QMPClient()
     let unix = #"{"type": "unix", "data": {"path": "/s"}}"#
     let cases: [(String, String)] = [
@@ -80,7 +80,7 @@ import Testing
     #expect(client.machine.requests.isEmpty)
   }
 
-  @Test func `People add and remove character devices as on the command line`() {
+  @Test func `the human monitor adds and removes chardevs as on the command line`() {
     let machine = RecordingMachine()
     func human(_ line: String) -> String { HumanCommands.run(line, on: machine).text }
     #expect(human("chardev-add null,id=q") == "" && human("chardev-remove q") == "")

@@ -73,7 +73,7 @@ import Testing
 
   private let none: JSONValue = "No file descriptor supplied via SCM_RIGHTS"
 
-  @Test func `A descriptor gets a name, which another takes over, and closefd closes it`() throws {
+  @Test func `a descriptor gets a name, which a later one takes over, and closefd closes it`() throws {
     let client = try Client(path)
     let first = LeakProbe()
     let second = LeakProbe()
@@ -104,7 +104,7 @@ import Testing
     device.stop()
   }
 
-  @Test func `Descriptors that no command takes are closed, however many there are`() throws {
+  @Test func `descriptors that no command takes are closed, however many there are`() throws {
     let client = try Client(path)
     let probes = (0..<250).map { _ in LeakProbe() }
     #expect(client.carryOut("query-status", [:], probes[..<200].map(\.descriptor)) != nil)
@@ -119,7 +119,7 @@ import Testing
     device.stop()
   }
 
-  @Test func `What came for no command is closed with the connection, and a name lasts`() throws {
+  @Test func `descriptors without a command are closed with the connection, and named ones stay`() throws {
     let probe = LeakProbe()
     let named = LeakProbe()
     do {
@@ -138,7 +138,7 @@ import Testing
     device.stop()
   }
 
-  @Test func `Requests that follow each other at once get each its own descriptor`() throws {
+  @Test func `each of several requests sent at once gets its own descriptor`() throws {
     let client = try Client(path)
     // The answers exceed the buffer for a client that does not read, and the requests fit into the socket.
     let probes = (0..<30).map { _ in LeakProbe() }
@@ -156,7 +156,7 @@ import Testing
     device.stop()
   }
 
-  @Test func `Descriptors come in sets, which go with the last client`() throws {
+  @Test func `descriptors are kept in sets, which are removed with the last client`() throws {
     let probes = (0..<4).map { _ in LeakProbe() }
     do {
       let client = try Client(path)
@@ -204,7 +204,7 @@ import Testing
     device.stop()
   }
 
-  @Test func `A node opens the file of a set that was opened for the same accesses, and keeps the set`() throws {
+  @Test func `a node opens the file of a set that has the same access mode`() throws {
     let image = path + ".img"
     defer { unlink(image) }
     try FileDescriptor(opening: image, O_WRONLY | O_CREAT, mode: 0o600).write([1])
@@ -236,7 +236,7 @@ import Testing
     return .integer(Int64(members.first?.file.rawValue ?? -1))
   }
 
-  @Test func `A device and an object take a named file, which the monitor has no longer then`() throws {
+  @Test func `a device and an object take a named file over from the monitor`() throws {
     let client = try Client(path)
     let file = LeakProbe()
     #expect(client.carryOut("getfd", ["fdname": "dev"], [file.descriptor]) == [:])

@@ -12,7 +12,7 @@ import Testing
   }
   private func generic(_ text: String) -> [String] { error("GenericError", text) }
 
-  @Test func `A device's values may be strings, numbers and booleans`() {
+  @Test func `a device's values may be strings, numbers and booleans`() {
     var client = QMPClient()
     func add(_ arguments: String) -> [String] {
       client.send(#"{"execute": "device_add", "arguments": \#(arguments)}"#)
@@ -33,7 +33,7 @@ import Testing
     #expect(client.machine.requests == ["add \(edu)", "add \(rng)"])
   }
 
-  @Test func `What is wrong with a device is told in QEMU's words`() {
+  @Test func `an error in a device has QEMU's words`() {
     var client = QMPClient()
     let cases: [(String, String)] = [
       ("{}", "Parameter 'driver' is missing"),
@@ -65,7 +65,7 @@ import Testing
     #expect(client.machine.requests.isEmpty)
   }
 
-  @Test func `What the machine answers has QEMU's class and words`() throws {
+  @Test func `refusals of the machine have QEMU's class and words`() throws {
     let id = try Identifier(text: "e0")
     let drive = NodeUse(property: "drive", id: "d")
     let rng = ObjectUse(property: "rng", id: id, typeNames: ["rng-builtin", "rng-random"])
@@ -117,7 +117,7 @@ import Testing
     for (error, expected) in cases { #expect(error == expected) }
   }
 
-  @Test func `People add and remove devices as on the command line`() {
+  @Test func `the human monitor adds and removes devices as on the command line`() {
     let machine = RecordingMachine()
     func human(_ line: String) -> String { HumanCommands.run(line, on: machine).text }
     #expect(human("device_add edu,id=e0,dma_mask=0xfff") == "" && human("device_del e0") == "")
@@ -130,7 +130,7 @@ import Testing
     #expect(human("device_add help").contains("name \"edu\", bus PCI"))
   }
 
-  @Test func `The tree of objects has devices and objects, by whole paths and by their ends`() {
+  @Test func `the object tree has devices and objects, found by a full path or its end`() {
     var client = QMPClient()
     func list(_ path: String) -> JSONValue? { client.ask("qom-list", ["path": .string(path)]) }
     func get(_ path: String, _ property: String) -> JSONValue? {

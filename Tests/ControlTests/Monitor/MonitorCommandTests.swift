@@ -183,7 +183,7 @@ import Testing
     #expect(help.contains("quit|q -- quit the emulator\r\n") && information.contains("info version -- "))
   }
 
-  @Test func `set-action applies what there is, and refuses the rest before it does anything`() {
+  @Test func `set-action applies supported actions, and refuses others before it changes anything`() {
     var client = QMPClient()
     func refusal(_ arguments: String) -> String {
       client.send(#"{"execute": "set-action", "arguments": \#(arguments)}"#).first ?? ""
@@ -199,7 +199,7 @@ import Testing
     #expect(client.machine.requests == ["reboot is shutdown", "reboot is reset"])
   }
 
-  @Test func `query-memdev tells of the RAM and the object that it is from`() throws {
+  @Test func `query-memdev describes the RAM and its memory backend`() throws {
     var client = QMPClient()
     let first = elements(client.ask("query-memdev")).first
     #expect(first?["id"] == "pc.ram" && first?["size"] == 134_217_728 && first?["share"] == false)
@@ -216,7 +216,7 @@ import Testing
     #expect(text.hasPrefix("memory backend: ram0\n  size:  67108864\n"))
   }
 
-  @Test func `exit_times begins and ends the measuring that info exits tells`() {
+  @Test func `exit_times starts and stops the measurement that info exits prints`() {
     let machine = RecordingMachine()
     func human(_ line: String) -> String { HumanCommands.run(line, on: machine).text }
     #expect(human("info exits") == "exit times: off (exit_times on begins)\n")
