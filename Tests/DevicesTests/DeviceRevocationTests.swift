@@ -118,7 +118,7 @@ import Testing
     #expect(memory.waiting == 1, "what was in flight, and no more")
   }
 
-  @Test func `A disk's request in flight holds up revoke, and not refuse`() throws {
+  @Test func `a disk's request in flight delays revoke, but not refuse`() throws {
     var disk = try TestDisk(sectors: 16384, workers: ThreadedWorkerSource())
     let entered = Shared(false)
     let leave = Shared(false)
@@ -135,7 +135,7 @@ import Testing
     #expect(disk.backend.operations.count == 1, "the second piece was never read")
   }
 
-  @Test func `An entropy request in flight holds up revoke, and not refuse`() throws {
+  @Test func `an entropy request in flight delays revoke, but not refuse`() throws {
     let source = GatedSource()
     var (pci, driver, queue) = try Self.entropy(VirtioEntropy(source: source), workers: ThreadedWorkerSource())
     queue.submit([.writable(0x8_0000, 16)])
@@ -146,7 +146,7 @@ import Testing
     #expect(queue.takeUsed().isEmpty)
   }
 
-  @Test func `A period that ends after the device was refused takes no entropy`() throws {
+  @Test func `a period that ends after the device was refused takes no entropy`() throws {
     let source = GatedSource()
     source.mayLeave.signal()
     source.mayLeave.signal()

@@ -55,7 +55,7 @@ import Testing
     write(0x1c, status)
   }
 
-  @Test func `A new device raises the event and is announced once`() {
+  @Test func `a new device raises the event and is announced once`() {
     #expect(next == Self.none)
     device.inserted(2)
     #expect(events.values.count == 1)
@@ -64,7 +64,7 @@ import Testing
     #expect(notifications() == [])
   }
 
-  @Test func `A device of the start is not announced`() {
+  @Test func `a device that is present at the start is not announced`() {
     device.inserted(1, announcing: false)
     #expect(events.values.isEmpty)
     #expect(next == Self.none)
@@ -72,7 +72,7 @@ import Testing
     #expect(notifications() == [[1, 3]])
   }
 
-  @Test func `A request is announced once, and the eject answers it`() {
+  @Test func `a removal request is announced once, and the eject answers it`() {
     device.inserted(0, announcing: false)
     device.requestRemoval(0)
     #expect(events.values.count == 1)
@@ -86,20 +86,20 @@ import Testing
     #expect(events.values.count == 1)
   }
 
-  @Test func `The lower slot comes first, and each has its own bits`() {
+  @Test func `the lower slot comes first, and each slot has its own bits`() {
     for slot in [3, 1] { device.inserted(slot) }
     device.inserted(2, announcing: false)
     device.requestRemoval(2)
     #expect(notifications() == [[1, 1], [2, 3], [3, 1]])
   }
 
-  @Test func `Asked for before the guest has looked, a device is announced and then asked for`() {
+  @Test func `a device whose removal is requested before the guest looks is announced first`() {
     device.inserted(0)
     device.requestRemoval(0)
     #expect(notifications() == [[0, 1], [0, 3]])
   }
 
-  @Test func `A device that follows a request is not asked for`() {
+  @Test func `a removal request does not apply to the slot's next device`() {
     device.inserted(0, announcing: false)
     device.requestRemoval(0)
     eject(0)
@@ -109,13 +109,13 @@ import Testing
     #expect(ejects.values == [0])
   }
 
-  @Test func `A guest may eject what nobody asked for`() {
+  @Test func `a guest may eject a device without a request`() {
     device.inserted(3, announcing: false)
     eject(3)
     #expect(ejects.values == [3])
   }
 
-  @Test func `An empty slot ejects nothing, and is asked for nothing`() {
+  @Test func `an empty slot ejects nothing and takes no removal request`() {
     eject(1)
     device.requestRemoval(1)
     #expect(ejects.values.isEmpty)
@@ -123,7 +123,7 @@ import Testing
     #expect(next == Self.none)
   }
 
-  @Test func `The second eject of a device asked for twice spares the next device`() {
+  @Test func `the second eject after two requests spares the next device`() {
     device.inserted(0, announcing: false)
     for _ in 0..<2 {
       device.requestRemoval(0)
@@ -143,7 +143,7 @@ import Testing
     #expect(ejects.values == [0, 0])
   }
 
-  @Test func `A request that the guest lost takes nothing from the next device`() {
+  @Test func `a request that the guest lost takes nothing from the next device`() {
     device.inserted(0, announcing: false)
     for _ in 0..<2 {
       device.requestRemoval(0)
@@ -159,7 +159,7 @@ import Testing
     #expect(ejects.values == [0, 0])
   }
 
-  @Test func `A request that was reported is no longer open`() {
+  @Test func `a request whose status was reported is no longer open`() {
     device.inserted(0, announcing: false)
     device.requestRemoval(0)
     #expect(notifications() == [[0, 3]])
@@ -172,7 +172,7 @@ import Testing
     #expect(ejects.values == [0, 0])
   }
 
-  @Test func `A device that was pulled out is to be dropped, and the next one waits for that`() {
+  @Test func `after a surprise removal the next device waits until the guest drops the old one`() {
     device.inserted(0, announcing: false)
     device.emptied(0, announcing: true)
     #expect(device.awaitsRelease(0))
@@ -191,7 +191,7 @@ import Testing
     #expect(ejects.values == [0])
   }
 
-  @Test func `The eject that was asked for before the device was pulled out is the release`() {
+  @Test func `an eject that was requested before a surprise removal counts as the release`() {
     device.inserted(0, announcing: false)
     device.requestRemoval(0)
     #expect(notifications() == [[0, 3]])
@@ -205,7 +205,7 @@ import Testing
     #expect(notifications() == [[0, 1]])
   }
 
-  @Test func `Two devices pulled out before the guest looks are dropped as one`() {
+  @Test func `two surprise removals before the guest looks are dropped as one`() {
     device.inserted(0, announcing: false)
     device.emptied(0, announcing: true)
     device.inserted(0)
@@ -216,7 +216,7 @@ import Testing
     #expect(notifications() == [])
   }
 
-  @Test func `A reset forgets what was to be announced, and keeps the devices`() {
+  @Test func `a reset forgets pending announcements and keeps the devices`() {
     device.inserted(0)
     device.inserted(1, announcing: false)
     device.requestRemoval(1)
@@ -231,7 +231,7 @@ import Testing
     #expect(ejects.values == [0, 1])
   }
 
-  @Test func `What the guest reports is passed on, for slots that there are`() {
+  @Test func `the guest's status reports are passed on, for existing slots only`() {
     report(1, 3, 0)
     report(0, 0x103, 0x81)
     report(4, 3, 0)
@@ -242,7 +242,7 @@ import Testing
       ])
   }
 
-  @Test func `A slot that there is not reads zero and does nothing`() {
+  @Test func `a slot that does not exist reads as zero and does nothing`() {
     for slot in 0..<4 { device.inserted(slot, announcing: false) }
     for select: UInt64 in [4, 0x8000_0000, 0xffff_ffff] {
       write(0x10, select)
@@ -255,7 +255,7 @@ import Testing
     #expect(read(0x0c) == 1)
   }
 
-  @Test func `Only bit 0 ejects, there being one device on a link`() {
+  @Test func `only bit 0 ejects, as a link has one device`() {
     device.inserted(0, announcing: false)
     write(0x08, 0xffff_fffe)
     #expect(ejects.values.isEmpty)
@@ -263,14 +263,14 @@ import Testing
     #expect(ejects.values == [0])
   }
 
-  @Test func `A read of other bytes of a register clears nothing`() {
+  @Test func `a read of other bytes of a register clears nothing`() {
     device.inserted(0)
     #expect(device.read(offset: 0x01, width: .byte) == 0)
     #expect(device.read(offset: 0x02, width: .word) == 0)
     #expect(device.read(offset: 0x00, width: .byte) == 1)
   }
 
-  @Test func `An operating system that cleared an event can have it raised again`() {
+  @Test func `an operating system that cleared the event can raise it again`() {
     write(0x20, 0)
     #expect(events.values.isEmpty)
     device.inserted(0)
@@ -278,7 +278,7 @@ import Testing
     #expect(events.values.count == 2)
   }
 
-  @Test func `The handlers may use the controller`() {
+  @Test func `the handlers may use the controller`() {
     // If the controller held its lock, they would hang.
     let slots = Calls<ACPIHotplug>()
     let device = ACPIHotplug(

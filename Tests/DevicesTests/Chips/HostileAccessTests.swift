@@ -140,7 +140,7 @@ import Testing
     #expect(!line.asserted)
   }
 
-  @Test(arguments: [UInt64(1), 2, 3]) func `ACPI hot plug`(seed: UInt64) {
+  @Test(arguments: [UInt64(1), 2, 3]) func `ACPI hotplug survives random accesses`(seed: UInt64) {
     let ejects = Calls<Int>()
     let reports = Calls<Int>()
     let device = ACPIHotplug(

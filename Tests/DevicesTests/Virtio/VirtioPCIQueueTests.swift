@@ -45,7 +45,7 @@ import Testing
   }
 
   /// The BAR overlaps a chip of the board: writes there reach the chip.
-  @Test func `A doorbell is only where the bus gives the BAR the place`() throws {
+  @Test func `a doorbell exists only where the bus gives the address to the BAR`() throws {
     final class Chip: BusDevice {
       func read(offset: UInt64, width: AccessWidth) -> UInt64 { 0xc }
       func write(offset: UInt64, width: AccessWidth, value: UInt64) {}
