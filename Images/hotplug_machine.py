@@ -1,16 +1,19 @@
-"""One virtual machine with empty root ports whose guest tells what appears below them: what Images/hotplug-storm,
-Tests/compare-hotplug and Tests/lab/hotplug share.
+"""hotplug_machine: one virtual machine with empty root ports, whose guest reports what appears below them.
+  machine = hotplug_machine.Machine(".build/release/nestling", "/tmp/scratch", way="acpi", ports=4); machine.ready()
 
-The VMM is Nestling or a QEMU: both take the same words. QMP is spoken by a client of a few lines here, and not by
-QEMU's own (qemu.qmp): each message and each line of the guest gets its time when it arrives, and one thread waits for
-all of them, which the emulated processor of the lab has less trouble with than with an event loop.
+Images/hotplug-storm, Tests/compare-hotplug and Tests/lab/hotplug share it. The VMM is Nestling or a QEMU; both take the
+same options. The small QMP client here replaces QEMU's own (qemu.qmp): it gives each message and each line of the guest
+its time of arrival, and one thread waits for all of them. The emulated processor of the lab is too slow for an event loop.
+
+Environment:
+  KERNEL, INITRD  the guest's images (built with Images/kernel and Images/initramfs)
 """
 import collections, json, os, re, select, socket, struct, subprocess, sys, time
 
 images = os.path.dirname(os.path.realpath(__file__))
 first_slot = 4  # of the root ports, on pcie.0
 
-# The layout of a disk, as Images/guest/hotplug.c reads it: 4 KiB blocks of 64-bit words.
+# The layout of a disk, which Images/guest/hotplug.c reads: 4 KiB blocks of 64-bit words.
 MAGIC, BLOCK, FIXED, WRITTEN, BLOCKS = 0x676C7074756F6821, 4096, 64, 256, 2048
 MASK = (1 << 64) - 1
 
@@ -31,7 +34,7 @@ def make_disk(path, seed):
 
 
 def holds(path, seed, generation):
-    """Whether the guest's 64 KiB of this generation have come to the file."""
+    """Returns whether the file holds the guest's 64 KiB of this generation."""
     with open(path, "rb") as file:
         file.seek(WRITTEN * BLOCK)
         data = file.read(16 * BLOCK)
@@ -40,7 +43,7 @@ def holds(path, seed, generation):
 
 
 def has_usable_kvm():
-    """Whether guests run here: the rule of Images/lab."""
+    """Returns whether guests run here: the rule of Images/lab."""
     if not (os.access("/dev/kvm", os.R_OK | os.W_OK)):
         return False
     with open("/proc/cpuinfo", encoding="ascii") as file:
@@ -48,7 +51,7 @@ def has_usable_kvm():
 
 
 def enter_lab(seconds):
-    """Where guests run already, returns. Elsewhere runs this very command in Images/lab, in its place."""
+    """Returns where guests run. Elsewhere replaces this process with the same command in Images/lab."""
     for name, recipe in ("KERNEL", ["kernel", "bzImage"]), ("INITRD", ["initramfs", "guest"]):
         if name not in os.environ:
             command = [os.path.join(images, recipe[0]), *recipe[1:]]
@@ -60,11 +63,11 @@ def enter_lab(seconds):
 
 
 class Failure(Exception):
-    """What the machine or its guest should have done and has not."""
+    """The machine or its guest did not do what it should."""
 
 
 class Machine:
-    """Starts at once. `lines` and `events` hold what has come, each with its time by time.monotonic()."""
+    """A machine that starts at once. `lines` and `events` hold what has arrived, each with its time.monotonic()."""
 
     def __init__(self, vmm, scratch, way="acpi", ports=1, cpus=2, iommu="none", memory=256, words="", options=(),
                  kernel=None, initrd=None):
@@ -104,17 +107,17 @@ class Machine:
         self.line_began = 0.0
         self.connect()
 
-    def unit(self, kind):
-        """-device intel-iommu for this VMM: QEMU 11 renamed the properties that were experimental."""
-        if kind == "legacy":
+    def unit(self, mode):
+        """Returns the -device intel-iommu for this VMM. QEMU 11 renamed the properties that were experimental."""
+        if mode == "legacy":
             return "intel-iommu,intremap=on"
         known = subprocess.run([self.vmm, "-device", "intel-iommu,help"], stdout=subprocess.PIPE, text=True,
                                check=False).stdout if self.is_qemu else "x-scalable-mode x-flts"
         scalable = "x-scalable-mode" if "x-scalable-mode" in known else "scalable-mode"
         first = next((name for name in ("x-flts", "fsts") if name in known), None)
-        if kind == "first" and not first:
+        if mode == "first" and not first:
             raise Failure(f"{self.name} has no first stage")
-        return f"intel-iommu,intremap=on,{scalable}=on" + (f",{first}={'on' if kind == 'first' else 'off'}" if first else "")
+        return f"intel-iommu,intremap=on,{scalable}=on" + (f",{first}={'on' if mode == 'first' else 'off'}" if first else "")
 
     def connect(self):
         self.socket = socket.socket(socket.AF_UNIX)
@@ -133,10 +136,10 @@ class Machine:
         self.next_id = 0
         self.ask("qmp_capabilities")
 
-    # What comes in.
+    # Input.
 
     def pump(self, seconds):
-        """Takes in what has come, waiting so long for the first of it."""
+        """Reads what has arrived; waits up to so many seconds for the first of it."""
         ready, _, _ = select.select(self.sources, [], [], max(0, seconds))
         now = time.monotonic()
         for source in ready:
@@ -148,7 +151,7 @@ class Machine:
 
     def take_messages(self, data, now):
         if not data:
-            # The console's last lines are still to come; their end says what there is to say.
+            # The console's last lines may still arrive. The end of the console is the end of the machine.
             self.sources.remove(self.socket)
         self.message += data
         *complete, self.message = self.message.split(b"\n")
@@ -163,7 +166,7 @@ class Machine:
     def take_lines(self, data, now):
         if not data:
             raise Failure(f"{self.name} ended")
-        # A line's time is that of its first character.
+        # The time of a line is that of its first character.
         if not self.console:
             self.line_began = now
         self.console += data
@@ -177,7 +180,7 @@ class Machine:
             self.line_began = now
 
     def wait(self, condition, seconds, what):
-        """Until condition() is true; its value."""
+        """Waits until condition() is true. Returns its value."""
         end = time.monotonic() + seconds
         while not (value := condition()):
             if time.monotonic() > end:
@@ -186,7 +189,7 @@ class Machine:
         return value
 
     def wait_line(self, pattern, seconds, since=0):
-        """The time and the match of the first line from number `since` on that has the pattern."""
+        """Returns the time and the match of the first line, from number `since` on, that has the pattern."""
         search = re.compile(pattern).search
         position = since
 
@@ -208,10 +211,10 @@ class Machine:
             return None
         return self.wait(found, seconds, f"{name} {data}")
 
-    # What goes out.
+    # Output.
 
     def send(self, name, arguments=None):
-        """Sends a command without waiting; its number, and the time just before."""
+        """Sends a command without waiting. Returns its number, and the time just before."""
         self.next_id += 1
         request = {"execute": name, "id": self.next_id}
         if arguments:
@@ -235,7 +238,7 @@ class Machine:
         return self.answer(self.send(name, arguments)[0])
 
     def guest(self, command):
-        """One of the commands of Images/guest/hotplug.c."""
+        """Sends one of the commands of Images/guest/hotplug.c."""
         try:
             self.process.stdin.write(command.encode() + b"\n")
             self.process.stdin.flush()
@@ -246,21 +249,21 @@ class Machine:
         self.wait_line(r"^guest: ready ", seconds, since)
 
     def device(self, driver, port, **properties):
-        """The arguments of device_add for a device below a port."""
+        """Returns the arguments of device_add for a device below a port."""
         arguments = {"driver": driver, "id": f"d{port}", "bus": f"rp{port}", **properties}
         if driver.startswith("virtio-") and self.has_unit:
             arguments["iommu_platform"] = True
         return arguments
 
     def log(self):
-        """The guest kernel's log since the last time."""
+        """Returns the guest kernel's log since the last call."""
         since = len(self.lines)
         self.guest("log")
         self.wait_line("^guest: log ends", 60, since)
         return [line[len("guest: log: "):] for _, line in self.lines[since:] if line.startswith("guest: log: ")]
 
     def end(self):
-        """Has the guest look at its log and power off; what was wrong with it and with the VMM's end."""
+        """Makes the guest check its log and power off. Returns what was wrong in the guest and with the end of the VMM."""
         status = None
         try:
             if self.process.poll() is None:
@@ -277,17 +280,17 @@ class Machine:
         self.close()
         wrong = self.complaints()
         if not any(line == "guest: done" for _, line in self.lines):
-            wrong.append("the guest did not come to its end")
+            wrong.append("the guest did not run to its end")
         if status != 0:
             with open(self.errors, encoding="utf-8", errors="replace") as file:
                 wrong += [f"{self.name} ended with status {status}", *file.read().splitlines()[-5:]]
         return wrong
 
     def complaints(self):
-        """The guest's lines that must not be there."""
+        """Returns the guest's lines that must not occur."""
         bad = re.compile(r"guest: FAIL|guest: log: .*(WARNING:|BUG:|Oops|DMAR:.*fault (addr|reason))|Kernel panic|"
                          r"^.{0,20}(BUG|Oops):")
-        # The lab's own: see Images/guest/init.
+        # The lab itself causes one warning: see Images/guest/init.
         return [line for _, line in self.lines if bad.search(line) and "kernel/fpu/xstate.c" not in line]
 
     def kill(self):
@@ -300,11 +303,11 @@ class Machine:
         try:
             self.process.stdin.close()
         except OSError:
-            pass  # what was not taken any more
+            pass  # the guest took no more input
         self.process.stdout.close()
 
     def holdings(self):
-        """What the process has: descriptors, threads and mappings by kind, memory in KiB beyond guest RAM."""
+        """Returns what the process holds: descriptors, threads and mappings by kind, and memory in KiB without guest RAM."""
         base = f"/proc/{self.process.pid}"
         kinds = collections.Counter()
         for number in os.listdir(base + "/fd"):

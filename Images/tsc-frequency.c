@@ -1,8 +1,10 @@
-/* Prints the frequency of this machine's time stamp counter in kHz, measured against CLOCK_MONOTONIC over 0.2 s.
+/* tsc-frequency: prints the frequency of this machine's time stamp counter in kHz, measured against CLOCK_MONOTONIC over
+ * 0.2 s.
+ *   gcc -O2 -o tsc-frequency Images/tsc-frequency.c && ./tsc-frequency
  *
- * The lab tells it to the outer guest (tsc_early_khz=), whose counter QEMU's TCG takes from the machine's. Left to
- * itself, on a busy machine the outer kernel measures it wrongly at first, by more than the 250 ppm that KVM
- * tolerates; KVM then gives its guests a counter that stands in no relation to their deadline timers. */
+ * The lab passes it to the outer guest (tsc_early_khz=): QEMU's TCG derives the guest's counter from the machine's. On a
+ * busy machine, the outer kernel's own first measurement is wrong by more than the 250 ppm that KVM tolerates. KVM then
+ * gives its guests a counter that does not match their deadline timers. */
 #include <stdint.h>
 #include <stdio.h>
 #include <time.h>
@@ -12,8 +14,8 @@ struct moment {
     uint64_t nanoseconds, ticks;
 };
 
-/* Both clocks at once: of several readings the one that took the fewest ticks, so that a preemption between the
- * two does not count. */
+/* Reads both clocks at once. Of several readings it returns the one that took the fewest ticks, so that a preemption
+ * between the two clocks does not count. */
 static struct moment now(void) {
     struct moment best = {0, 0};
     uint64_t shortest = UINT64_MAX;

@@ -1,10 +1,11 @@
 /* fault FOLDER IOVA: makes a virtio-pci device that has no driver read its first queue at IOVA.
- * fault FOLDER queue: prints where a driver has put the descriptors of that queue.
+ * fault FOLDER queue: prints the address that a driver has given to the descriptors of that queue.
+ *   fault /sys/bus/pci/devices/0000:00:02.0 0xdead0000
  *
- * FOLDER is the function's in sysfs. Nothing maps IOVA, or nothing any more, so the IOMMU must refuse the device's read
- * of the ring and record a fault. The device is driven by hand through its common configuration
- * (virtio 1.2, 4.1.4) as a driver would, features first, so that the device has no reason of its own
- * to stay silent. Exit status 0: the device was told to go, or asked.
+ * FOLDER is the function's folder in sysfs. IOVA is not mapped, or not mapped any more, so the IOMMU must refuse the
+ * device's read of the ring and record a fault. The program writes the common configuration (virtio 1.2, 4.1.4) as a
+ * driver would, features first, so that the device has no other reason not to read. Exit status 0: the device was
+ * notified, or the address was printed.
  */
 #include <fcntl.h>
 #include <stdint.h>
@@ -34,7 +35,7 @@ static uint32_t config_read(int offset, int width)
 	return value;
 }
 
-/* The window that a capability of the given type points at; extra is what follows the capability. */
+/* Maps the window that a capability of the given type points at. extra receives the word after the capability. */
 static volatile uint8_t *window(const char *folder, int type, uint32_t *extra)
 {
 	for (int at = config_read(0x34, 1), seen = 0; at && seen < 48; at = config_read(at + 1, 1), seen++) {
@@ -87,7 +88,7 @@ int main(int count, char **words)
 		return 0;
 	}
 
-	/* Memory Space and Bus Master: the driver that was unbound cleared the latter. */
+	/* Memory Space and Bus Master: unbinding the driver cleared Bus Master. */
 	uint16_t command = config_read(4, 2) | 6;
 	if (pwrite(config, &command, 2, 4) != 2)
 		die("the command register cannot be written");
@@ -100,7 +101,7 @@ int main(int count, char **words)
 		usleep(1000);
 	put8(common, 20, ACKNOWLEDGE | DRIVER);
 	/* device_feature_select, device_feature; driver_feature_select, driver_feature: bits 31:0. With
-	 * EVENT_IDX (29) a device has nothing to write before it has read. */
+	 * EVENT_IDX (29) the device writes nothing before its first read. */
 	put32(common, 0, 0);
 	uint32_t offered = *(volatile uint32_t *)(common + 4);
 	put32(common, 8, 0);
@@ -114,7 +115,7 @@ int main(int count, char **words)
 	uint16_t size = *(volatile uint16_t *)(common + 24);
 	if (!size)
 		die("the device has no queue 0");
-	put_address(common, 32, iova); /* queue_desc; queue_driver, queue_device: all in one page */
+	put_address(common, 32, iova); /* queue_desc, queue_driver, queue_device: all in one page */
 	put_address(common, 40, iova);
 	put_address(common, 48, iova);
 	put16(common, 28, 1);                   /* queue_enable */

@@ -1,27 +1,30 @@
-/* hotplug: says on the console, at once, which disks and PCI functions appear and go, and uses each.
+/* hotplug: prints at once which disks and PCI functions appear and disappear, and uses each of them.
+ *   printf 'io 1\n' | hotplug
  *
- * It reads the kernel's uevents. T is the guest's uptime in ms, PLACE the path of PCI functions, PORT/FUNCTION:
- *   guest: + T vda PLACE           a disk appeared; also for those found at the start
- *   guest: - T vda PLACE           it went
- *   guest: + T pci PLACE VVVV:DDDD likewise any other PCI function below a port (a disk's own has no line)
- *   guest: ok T vda SEED GENERATION  the disk holds the pattern of SEED; 64 KiB of pattern GENERATION were written to it
- *                                  from 1 MiB on, and read back
- *   guest: ok T PLACE edu          edu's registers answer
- *   guest: end T NAME COUNT        a worker was using it when it went, after COUNT requests
- *   guest: ready T                 everything that was there at the start has its line
+ * It reads the kernel's uevents. In its lines, T is the guest's uptime in ms, PLACE the path of PCI functions,
+ * PORT/FUNCTION:
+ *   guest: + T vda PLACE           a disk appeared, or was there at the start
+ *   guest: - T vda PLACE           a disk disappeared
+ *   guest: + T pci PLACE VVVV:DDDD the same for another PCI function below a port, also with -; the function of a disk has
+ *                                  no line
+ *   guest: ok T vda SEED GENERATION  the disk holds the pattern of SEED; the program has written 64 KiB of pattern
+ *                                  GENERATION to it from 1 MiB on, and read them back
+ *   guest: ok T PLACE edu          edu's registers work
+ *   guest: end T NAME COUNT        a worker was using the device when it disappeared, after COUNT requests
+ *   guest: ready T                 every device that was there at the start has its line
  *   guest: FAIL ...                anything else
  * Each line of standard input is a command:
- *   io N       N workers use each disk and edu that appears from now on, until it goes
+ *   io N       N workers use each disk and edu that appears from now on, until it disappears
  *   mark TEXT  prints "guest: mark T TEXT", and writes it to the kernel's log
- *   log        prints the kernel's log, each line after "guest: log: ", then "guest: log ends"; the log is then empty
- *   pci        prints "guest: pci ADDRESS..." of all functions
- *   sum N      prints "guest: sha256 of N MiB of /dev/vda: ..., domain ..." of each disk: of what lies beyond the pattern
- *              and the program's own writes (from 8 MiB on), read past the page cache, and the type of its group's domain
- *              where it has one; then "guest: sums end"
+ *   log        prints the kernel's log, each line after "guest: log: ", then "guest: log ends", and empties the log
+ *   pci        prints "guest: pci ADDRESS..." with all functions
+ *   sum N      prints "guest: sha256 of N MiB of /dev/vda: ..., domain ..." for each disk, then "guest: sums end". The sum
+ *              starts at 8 MiB, after the pattern and the program's own writes, and bypasses the page cache. The domain is
+ *              the type of the disk's IOMMU group, if it has one.
  *   reboot     resets the machine
  *   end        ends the program
- * A disk is laid out as Images/hotplug_machine.py writes it: 4 KiB blocks of 64-bit words; the first 64 blocks hold the
- * pattern of generation 0, but for the magic number and the seed in the first two words.
+ * Images/hotplug_machine.py writes the disks: 4 KiB blocks of 64-bit words. The first 64 blocks hold the pattern of
+ * generation 0, except for the magic number and the seed in the first two words.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -49,7 +52,7 @@ enum { BLOCK = 4096, WORDS = BLOCK / 8, PIECE = 16, FIXED = 64, WRITTEN = 256, L
 static const uint64_t MAGIC = 0x676c7074756f6821; /* as in hotplug_machine.py */
 
 static int workers;
-static char known[MOST][80]; /* the "vda PLACE" and "pci PLACE" that have had a line */
+static char known[MOST][80]; /* each "vda PLACE" and "pci PLACE" that is there and has had its line */
 
 static double uptime(void)
 {
@@ -58,8 +61,8 @@ static double uptime(void)
 	return now.tv_sec * 1e3 + now.tv_nsec / 1e6;
 }
 
-/* One write, so that lines of several processes do not mix. */
-static void say(const char *format, ...)
+/* Prints a line with one write, so that lines of several processes do not mix. */
+static void print_line(const char *format, ...)
 {
 	char line[512];
 	va_list list;
@@ -73,7 +76,7 @@ static void say(const char *format, ...)
 		_exit(1);
 }
 
-/* The first line of a file, or an empty one. */
+/* Returns the first line of a file, or an empty string. */
 static char *first_line(char *buffer, int size, const char *format, ...)
 {
 	char path[256];
@@ -94,7 +97,7 @@ static void put_line(const char *path, const char *text)
 {
 	int file = open(path, O_WRONLY | O_CLOEXEC);
 	if (file < 0 || write(file, text, strlen(text)) < 0)
-		say("guest: FAIL %s: %s", path, strerror(errno));
+		print_line("guest: FAIL %s: %s", path, strerror(errno));
 	if (file >= 0)
 		close(file);
 }
@@ -104,7 +107,7 @@ static uint64_t word(uint64_t seed, uint64_t block, uint64_t generation, int ind
 	return (seed << 48 ^ block << 32 ^ generation) * 0x9e3779b97f4a7c15u + index * 0x632be59bd9b4e019u;
 }
 
-/* The pattern of blocks from FIRST on, into or against a buffer. */
+/* The pattern of count blocks from first on: fill writes it to a buffer, matches compares a buffer with it. */
 static void fill(uint64_t *words, uint64_t seed, uint64_t first, int count, uint64_t generation)
 {
 	for (int i = 0; i < count * WORDS; i++)
@@ -119,27 +122,28 @@ static int matches(const uint64_t *words, uint64_t seed, uint64_t first, int cou
 	return 1;
 }
 
-/* A request failed: right if the disk has gone or is going, wrong if it stays. */
+/* A request failed. That is right if the disk has disappeared or does so within 10 s, else wrong. */
 static void failed(const char *name, const char *sequence, const char *what, long count)
 {
 	int error = errno;
 	char now[32];
 	for (int i = 0; i < 1000; i++, usleep(10000))
 		if (strcmp(first_line(now, sizeof now, "/sys/block/%s/diskseq", name), sequence)) {
-			say("guest: end %.3f %s %ld", uptime(), name, count);
+			print_line("guest: end %.3f %s %ld", uptime(), name, count);
 			_exit(0);
 		}
-	say("guest: FAIL %.3f %s %s: %s, and it stays", uptime(), name, what, strerror(error));
+	print_line("guest: FAIL %.3f %s %s: %s, but the disk is still there", uptime(), name, what, strerror(error));
 	_exit(1);
 }
 
 static void wrong(const char *name, const char *what)
 {
-	say("guest: FAIL %.3f %s: %s", uptime(), name, what);
+	print_line("guest: FAIL %.3f %s: %s", uptime(), name, what);
 	_exit(1);
 }
 
-/* A process of its own for the disk: the pattern read, another one written and read back; then as WORKERS demands. */
+/* Runs in a separate process: reads the disk's pattern, writes another one and reads it back, then uses the disk with as
+ * many workers as `workers` says. */
 static void use_disk(const char *name)
 {
 	char path[64], sequence[32];
@@ -169,8 +173,8 @@ static void use_disk(const char *name)
 	if (pread(disk, buffer, size, (off_t)WRITTEN * BLOCK) != size)
 		failed(name, sequence, "read", 0);
 	if (!matches(buffer, seed, WRITTEN, PIECE, generation))
-		wrong(name, "what was written is not what was read");
-	say("guest: ok %.3f %s %llu %llu", uptime(), name, (unsigned long long)seed, (unsigned long long)generation);
+		wrong(name, "the data read differs from the data written");
+	print_line("guest: ok %.3f %s %llu %llu", uptime(), name, (unsigned long long)seed, (unsigned long long)generation);
 	if (!workers)
 		_exit(0);
 	int mine = 0;
@@ -188,25 +192,26 @@ static void use_disk(const char *name)
 		if (pread(disk, buffer, blocks * BLOCK, (off_t)place * BLOCK) != blocks * BLOCK)
 			failed(name, sequence, "read", count);
 		if (!matches(buffer, seed, place, blocks, generation))
-			wrong(name, "what was written is not what was read");
+			wrong(name, "the data read differs from the data written");
 	}
 }
 
-static sigjmp_buf taken_away;
+static sigjmp_buf unplugged;
 static void on_bus_error(int signal)
 {
 	(void)signal;
-	siglongjmp(taken_away, 1);
+	siglongjmp(unplugged, 1);
 }
 
-/* A process of its own for edu: its identity, its liveness register; then as WORKERS demands. */
+/* Runs in a separate process: checks edu's identity and liveness register once, or until edu disappears if there are
+ * workers. */
 static void use_edu(const char *place)
 {
 	const char *slash = strrchr(place, '/');
 	static long count; /* static: a jump out of the loop keeps it */
 	char path[128];
 	int file = -1;
-	/* The kernel makes the file a moment after it tells of the function. */
+	/* The kernel creates the file a moment after the uevent of the function. */
 	for (int i = 0; i < 500 && file < 0; i++, usleep(10000)) {
 		snprintf(path, sizeof path, "/sys/bus/pci/devices/0000:%s/enable", slash ? slash + 1 : place);
 		int enable = open(path, O_WRONLY | O_CLOEXEC);
@@ -225,24 +230,24 @@ static void use_edu(const char *place)
 	if (registers == MAP_FAILED)
 		wrong(place, "its BAR cannot be mapped");
 	signal(SIGBUS, on_bus_error);
-	if (!sigsetjmp(taken_away, 1)) {
-		/* Where nothing answers, Nestling has all ones, and QEMU zeros. */
+	if (!sigsetjmp(unplugged, 1)) {
+		/* A read of a removed device gives all ones with Nestling, and zero with QEMU. */
 		while (registers[0] == 0x010000ed) {
 			registers[1] = 0x12340000 + count;
 			if (registers[1] != ~(uint32_t)(0x12340000 + count) && registers[0] == 0x010000ed)
 				wrong(place, "edu's liveness register is wrong");
 			if (count++ == 0)
-				say("guest: ok %.3f %s edu", uptime(), place);
+				print_line("guest: ok %.3f %s edu", uptime(), place);
 			if (!workers)
 				_exit(0);
 		}
 	}
-	/* Right if it has gone or is going. */
+	/* edu may have disappeared, or may do so within 10 s. */
 	for (int i = 0; i < 1000 && !access(path, F_OK); i++)
 		usleep(10000);
 	if (!access(path, F_OK))
-		wrong(place, "edu does not answer, and it stays");
-	say("guest: end %.3f %s %ld", uptime(), place, count);
+		wrong(place, "edu does not answer, but it is still there");
+	print_line("guest: end %.3f %s %ld", uptime(), place, count);
 	_exit(0);
 }
 
@@ -254,8 +259,8 @@ static void start(void (*use)(const char *), const char *name)
 	}
 }
 
-/* Whether KEY is noted, after noting it or taking the note away. */
-static int noted(const char *key, int is_there)
+/* Adds key to the known devices, or removes it. Returns whether it was known before. */
+static int was_known(const char *key, int is_there)
 {
 	int free_place = -1;
 	for (int i = 0; i < MOST; i++) {
@@ -272,7 +277,7 @@ static int noted(const char *key, int is_there)
 	return 0;
 }
 
-/* From a path in sysfs: its PCI addresses without the domain, with slashes between. */
+/* Extracts the PCI addresses from a path in sysfs, without the domain, separated by slashes. */
 static void place_of(const char *path, char *place, int size)
 {
 	unsigned domain, bus, device, function;
@@ -291,14 +296,14 @@ static void disk_event(int is_there, const char *name, const char *path)
 	char place[48], key[80];
 	place_of(path, place, sizeof place);
 	snprintf(key, sizeof key, "%.20s %.48s", name, place);
-	if (noted(key, is_there) == is_there)
+	if (was_known(key, is_there) == is_there)
 		return;
-	say("guest: %c %.3f %s", is_there ? '+' : '-', uptime(), key);
+	print_line("guest: %c %.3f %s", is_there ? '+' : '-', uptime(), key);
 	if (is_there)
 		start(use_disk, name);
 }
 
-/* IDENTITY: "VVVV:DDDD". The disks' own functions have no line, for each character takes its time. */
+/* identity is "VVVV:DDDD". The functions of disks have no line, because each character costs time. */
 static void function_event(int is_there, const char *path, const char *identity, unsigned class)
 {
 	char place[48], key[80], small[16];
@@ -306,17 +311,17 @@ static void function_event(int is_there, const char *path, const char *identity,
 	if (!strchr(place, '/') || class >> 16 == 1)
 		return;
 	snprintf(key, sizeof key, "pci %.48s", place);
-	if (noted(key, is_there) == is_there)
+	if (was_known(key, is_there) == is_there)
 		return;
 	snprintf(small, sizeof small, "%.9s", identity);
 	for (char *c = small; *c; c++)
 		*c |= 0x20;
-	say("guest: %c %.3f %s %s", is_there ? '+' : '-', uptime(), key, small);
+	print_line("guest: %c %.3f %s %s", is_there ? '+' : '-', uptime(), key, small);
 	if (is_there && !strcmp(small, "1234:11e8"))
 		start(use_edu, place);
 }
 
-/* A message of the kernel: strings, each with a zero after it. */
+/* Handles a message of the kernel: strings, each with a zero after it. */
 static void uevent(const char *message, int size)
 {
 	const char *action = "", *subsystem = "", *type = "", *name = "", *path = "", *identity = "", *class = "0";
@@ -338,8 +343,8 @@ static void uevent(const char *message, int size)
 		function_event(is_there, path, identity, strtoul(class, 0, 16));
 }
 
-/* What is there already. */
-static void look_around(void)
+/* Reports the disks and functions that are there at the start. */
+static void report_present(void)
 {
 	char link[512], vendor[16], device[16], class[16], identity[16];
 	DIR *folder = opendir("/sys/block");
@@ -382,9 +387,9 @@ static void print_log(void)
 	log[size > 0 ? size : 0] = 0;
 	for (char *line = strtok(log, "\n"); line; line = strtok(0, "\n")) {
 		char *level = *line == '<' ? strchr(line, '>') : 0;
-		say("guest: log: %.400s", level ? level + 1 : line);
+		print_line("guest: log: %.400s", level ? level + 1 : line);
 	}
-	say("guest: log ends");
+	print_line("guest: log ends");
 }
 
 static void print_functions(void)
@@ -396,10 +401,10 @@ static void print_functions(void)
 			snprintf(line + strlen(line), sizeof line - strlen(line), " %s", entry->d_name + 5);
 	if (folder)
 		closedir(folder);
-	say("%s", line);
+	print_line("%s", line);
 }
 
-/* Runs to its end, so no disk that goes meanwhile is told of. */
+/* Blocks until the sums are done; no line about a disk comes in between. */
 static void print_sums(int megabytes)
 {
 	char script[400];
@@ -417,21 +422,21 @@ static void print_sums(int megabytes)
 	}
 	int status;
 	if (child < 0 || waitpid(child, &status, 0) != child || status)
-		say("guest: FAIL no sums");
+		print_line("guest: FAIL no sums");
 	signal(SIGCHLD, SIG_IGN);
 }
 
-/* Whether the program goes on. */
+/* Carries out a command. Returns whether the program continues. */
 static int command(char *line)
 {
 	char text[300];
 	if (!strncmp(line, "io ", 3)) {
 		workers = atoi(line + 3);
-		say("guest: io %d", workers);
+		print_line("guest: io %d", workers);
 	} else if (!strncmp(line, "mark ", 5)) {
 		snprintf(text, sizeof text, "<6>mark: %.200s\n", line + 5);
 		put_line("/dev/kmsg", text);
-		say("guest: mark %.3f %s", uptime(), line + 5);
+		print_line("guest: mark %.3f %s", uptime(), line + 5);
 	} else if (!strcmp(line, "log")) {
 		print_log();
 	} else if (!strcmp(line, "pci")) {
@@ -443,7 +448,7 @@ static int command(char *line)
 	} else if (!strcmp(line, "end")) {
 		return 0;
 	} else if (line[0]) {
-		say("guest: FAIL no command '%.40s'", line);
+		print_line("guest: FAIL no command '%.40s'", line);
 	}
 	return 1;
 }
@@ -454,7 +459,7 @@ int main(void)
 	int events = socket(AF_NETLINK, SOCK_DGRAM | SOCK_CLOEXEC, NETLINK_KOBJECT_UEVENT), room = 16 << 20;
 	setsockopt(events, SOL_SOCKET, SO_RCVBUFFORCE, &room, sizeof room);
 	if (events < 0 || bind(events, (struct sockaddr *)&address, sizeof address)) {
-		say("guest: FAIL no uevents: %s", strerror(errno));
+		print_line("guest: FAIL no uevents: %s", strerror(errno));
 		return 1;
 	}
 	struct termios mode;
@@ -463,9 +468,9 @@ int main(void)
 		tcsetattr(0, TCSANOW, &mode);
 	}
 	signal(SIGCHLD, SIG_IGN);
-	klogctl(8, 0, 1); /* the kernel's lines would come amid these; a panic's and an Oops's still come */
-	look_around();
-	say("guest: ready %.3f", uptime());
+	klogctl(8, 0, 1); /* keeps the kernel's lines out of these; those of a panic or an Oops still come */
+	report_present();
+	print_line("guest: ready %.3f", uptime());
 	struct pollfd both[] = {{.fd = events, .events = POLLIN}, {.fd = 0, .events = POLLIN}};
 	for (;;) {
 		char message[8192];
@@ -473,7 +478,7 @@ int main(void)
 		if (both[0].revents) {
 			ssize_t size = recv(events, message, sizeof message - 1, 0);
 			if (size < 0)
-				say("guest: FAIL uevents: %s", strerror(errno));
+				print_line("guest: FAIL uevents: %s", strerror(errno));
 			else
 				message[size] = 0, uevent(message, size);
 		} else if (both[1].revents) {

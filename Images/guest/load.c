@@ -1,10 +1,11 @@
-/* load DEVICE SECONDS THREADS: writes and reads a block device past the page cache, several threads at once, and
- * looks at every word that it reads.
+/* load DEVICE SECONDS THREADS: writes and reads a block device without the page cache, in several threads, and checks
+ * every word that it reads.
+ *   load /dev/vda 10 4
  *
- * Each thread has a region of its own. A block of 4 KiB holds words that follow from its number and from how
- * often it was written, so one that is old, or is another's, is seen. Buffers begin anywhere in a larger piece of
- * memory, and sizes vary: each request has other pages to be mapped for the device, and to be unmapped after it. At
- * the end each region is read once more as a whole. Exit status 0: every word was right.
+ * Each thread has its own region. The words of a 4 KiB block are computed from its number and from how often it was
+ * written, so the check finds old data and data of another block. Buffers begin anywhere in a larger piece of memory, and
+ * sizes vary, so that each request maps and unmaps different pages for the device. At the end each thread reads its
+ * region once more. Exit status 0: every word was right.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -68,7 +69,7 @@ static void fail(const char *what, uint64_t block)
 		printf("guest: FAIL load: %s at block %llu: %s\n", what, (unsigned long long)block, strerror(errno));
 }
 
-/* Either writes new content to blocks or looks at what they hold. */
+/* Writes new content to blocks, or reads them and checks their content. */
 static void transfer(struct region *region, unsigned start, unsigned count, int writes)
 {
 	unsigned char *buffer = region->pool + next(region) % (POOL_BLOCKS - count) * BLOCK;
@@ -88,13 +89,13 @@ static void transfer(struct region *region, unsigned start, unsigned count, int 
 			fail("read", region->first + start);
 		for (unsigned i = 0; i < count; i++)
 			if (!matches((uint64_t *)(buffer + i * BLOCK), region->first + start + i, region->generation[start + i]))
-				fail("what was read is not what was written", region->first + start + i);
+				fail("the data read differs from the data written", region->first + start + i);
 		read_back += size;
 	}
 	requests++;
 }
 
-/* Ends the program when no request has come back for long, which is a device or an interrupt that got lost. */
+/* Ends the program when no request has completed for 30 s: a device or an interrupt was lost. */
 static void *watch(void *argument)
 {
 	(void)argument;
@@ -105,7 +106,7 @@ static void *watch(void *argument)
 			still = -1;
 		before = requests;
 	}
-	printf("guest: FAIL load: no request came back for 30 s, after %llu\n", (unsigned long long)before);
+	printf("guest: FAIL load: no request completed for 30 s, after %llu\n", (unsigned long long)before);
 	_exit(1);
 }
 
@@ -116,7 +117,7 @@ static void *work(void *argument)
 		transfer(region, start, MOST_BLOCKS, 1);
 	while (time(0) < end && !wrong) {
 		unsigned count = 1 + next(region) % MOST_BLOCKS;
-		/* Small requests are as frequent as large ones. */
+		/* Makes half of the requests small. */
 		if (next(region) & 1)
 			count = 1 + count % 4;
 		transfer(region, next(region) % (REGION_BLOCKS - count + 1), count, next(region) % 5 < 2);

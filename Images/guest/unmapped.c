@@ -1,13 +1,15 @@
-/* unmapped FOLDER type1|iommufd|nested ROUNDS: shows that a page which was unmapped is out of a device's reach at once.
+/* unmapped FOLDER type1|iommufd|nested ROUNDS: checks that a device cannot reach a page from the moment it is unmapped.
+ * unmapped FOLDER thousand 1: maps 1,000 pages with VFIO's type 1 and unmaps them together, with pauses in which another
+ * program can read the unit's counters.
+ *   unmapped /sys/bus/pci/devices/0000:00:03.0 nested 100
  *
- * FOLDER is the sysfs folder of edu, bound to vfio-pci. In each round a page is mapped for it, by VFIO's type 1, by
- * iommufd, or by a first-stage table of this program's own that lies in memory which iommufd maps (VT-d 3.8): edu
- * writes to it, which must arrive. Then the page is unmapped, or its entry taken away and invalidated, and edu writes
- * again at once, which must not. Exit status 0: so it was in every round. That each such write is a fault is for
- * others to see: in the kernel's log and in the unit's counts.
- *
- * unmapped FOLDER thousand 1: maps 1,000 pages by VFIO's type 1 and unmaps them at once, slowly enough for somebody else
- * to read the unit's counts before and after.
+ * FOLDER is the sysfs folder of edu, bound to vfio-pci. Each round maps a page for edu:
+ *   type1    with VFIO's type 1
+ *   iommufd  with iommufd
+ *   nested   with a first-stage table of this program, in memory that iommufd maps (VT-d 3.8)
+ * edu's write to the page must arrive. Then the round unmaps the page, or clears and invalidates its entry, and edu writes
+ * again at once. This write must not arrive. Exit status 0: every round was right. The caller checks the faults, in the
+ * kernel's log and in the unit's counters.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -26,9 +28,9 @@
 enum { PAGE = 4096, COUNT = 64, SOURCE = 0, TARGET, PML4, DIRECTORY_POINTERS, DIRECTORY, TABLE, PAGES };
 enum { EDU_SOURCE = 0x80, EDU_DESTINATION = 0x88, EDU_COUNT = 0x90, EDU_COMMAND = 0x98, EDU_BUFFER = 0x40000 };
 
-/* Where edu finds the page that it reads, and around where the one that it writes. */
+/* The address of the page that edu reads. The page that it writes is in the 509 pages after it. */
 static const uint64_t base = 0x5a12200000;
-/* Nested, the addresses that the second stage maps this program's memory at. */
+/* With nested: the addresses at which the second stage maps this program's memory. */
 static const uint64_t physical = 0x3000000000;
 
 static enum { TYPE1, IOMMUFD, NESTED } mode;
@@ -70,7 +72,7 @@ static void unmap_below(uint64_t address)
 	}
 }
 
-/* Entries of the first stage: present, writable, user. */
+/* Sets an entry of the first stage: present, writable, user. */
 static void set(int table, uint64_t index, int page)
 {
 	((volatile uint64_t *)(memory + table * PAGE))[index & 511] = page < 0 ? 0 : (physical + page * PAGE) | 7;
@@ -84,7 +86,7 @@ static void map(uint64_t address, int page)
 		map_below(address, page);
 }
 
-/* Nested, by turns: the first stage's entry goes, or the second stage's page under it. */
+/* With nested, alternates between clearing the first-stage entry and unmapping the second-stage page below it. */
 static void unmap(uint64_t address, unsigned round)
 {
 	if (mode != NESTED) {
@@ -114,7 +116,7 @@ static void map_again(uint64_t address, unsigned round)
 	}
 }
 
-/* The name after which the link, or the first entry of the folder, is. */
+/* Reads the last part of a link's target, or the name of the first entry of a folder. */
 static void name_of(const char *folder, const char *what, char *name, int is_link)
 {
 	char path[PATH_MAX], target[PATH_MAX];
@@ -204,7 +206,7 @@ static void start_device(void)
 	if (registers == MAP_FAILED)
 		die("mmap of BAR 0");
 	if (*(volatile uint32_t *)registers != 0x010000ed)
-		die("it is no edu");
+		die("the device is not edu");
 }
 
 static void transfer(uint64_t from, uint64_t to, uint64_t command)
@@ -215,7 +217,7 @@ static void transfer(uint64_t from, uint64_t to, uint64_t command)
 	*(volatile uint64_t *)(registers + EDU_COMMAND) = command;
 	for (int tries = 0; *(volatile uint64_t *)(registers + EDU_COMMAND) & 1; tries++) {
 		if (tries > 10000)
-			die("the transfer does not end");
+			die("the transfer does not complete");
 		usleep(100);
 	}
 }
@@ -282,7 +284,7 @@ int main(int count, char **words)
 		unmap(address, round);
 		transfer(EDU_BUFFER, address + 128, 3);
 		if (!is_all(target, 0x5a, PAGE))
-			die("a write to a page that was unmapped arrived");
+			die("a write to an unmapped page arrived");
 		map_again(address, round);
 	}
 	printf("guest: %u writes arrived in mapped pages, none of %u in the same pages unmapped (%s)\n", rounds, rounds, words[2]);

@@ -1,5 +1,7 @@
-/* monitor PATH COMMAND: says one line to a monitor for people on a Unix socket and shows what it answers. Exit status
- * 1: there is nobody, or no answer.
+/* monitor PATH COMMAND: sends one line to a monitor for people on a Unix socket and prints its answer.
+ *   monitor /tmp/monitor "info iommu"
+ *
+ * Exit status 1: no monitor listens, or it does not answer within 20 s.
  */
 #include <stdio.h>
 #include <string.h>
@@ -10,7 +12,7 @@
 
 static const char prompt[] = "(qemu) ";
 
-/* Reads up to the prompt; shows what came before it, in lines with plain ends. */
+/* Reads up to the prompt. If shows is set, prints the text before it, without carriage returns. */
 static int answer(int monitor, int shows)
 {
 	static char text[1 << 20];
@@ -30,7 +32,6 @@ static int answer(int monitor, int shows)
 int main(int count, char **words)
 {
 	struct sockaddr_un name = {.sun_family = AF_UNIX};
-	/* Whoever is slow is given up. */
 	struct timeval patience = {.tv_sec = 20};
 	if (count != 3 || strlen(words[1]) >= sizeof name.sun_path) {
 		fprintf(stderr, "usage: monitor PATH COMMAND\n");
@@ -45,6 +46,6 @@ int main(int count, char **words)
 	}
 	if (!answer(monitor, 0) || dprintf(monitor, "%s\n", words[2]) < 0)
 		return 1;
-	/* One that ends the machine may have no answer. */
+	/* quit ends the machine, so its answer may not arrive. */
 	return !answer(monitor, 1) && strcmp(words[2], "quit");
 }

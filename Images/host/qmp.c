@@ -1,6 +1,10 @@
-/* qmp PATH COMMAND [NAME=VALUE...] [-- TEXT...]: one command for a QMP server on a Unix socket, its arguments strings.
- * Shows the server's answer. With TEXTs it waits for an event, too, and shows it: the first one since the command whose line
- * has all of them. Exit status 1: an error, or nothing for 60 s.
+/* qmp PATH COMMAND [NAME=VALUE...] [-- TEXT...]: sends one command to a QMP server on a Unix socket and prints its answer.
+ *   qmp /tmp/qmp device_del id=d0 -- DEVICE_DELETED '"d0"'
+ *
+ *   NAME=VALUE  an argument of the command; the value is sent as a string
+ *   -- TEXT...  also waits for an event and prints it: the first one after the command whose line contains all TEXTs
+ *
+ * Exit status 1: the server answers with an error, or 60 s pass.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,7 +15,7 @@
 
 static FILE *server;
 
-/* The next message, a line. */
+/* Returns the next message, a line. */
 static const char *message(void)
 {
 	static char line[1 << 16];
@@ -22,7 +26,7 @@ static const char *message(void)
 	return line;
 }
 
-/* Whether a message is an event with all of the texts. */
+/* Returns whether a message is an event that contains all texts; prints it if so. */
 static int is_event(const char *line, char **texts)
 {
 	if (!*texts || !strstr(line, "\"event\""))
