@@ -1,10 +1,10 @@
-// The board's devices that do not enumerate themselves: the PCI Express host bridge with its windows
-// and interrupt routing, what sits on the ISA bus behind it, and the soft-off state (ACPI 6.5).
+// dsdt.asl: the board's devices that cannot be enumerated: the PCI Express host bridge with its windows and interrupt
+// routing, the devices on the ISA bus behind it, and the soft-off state (ACPI 6.5). Compile it with:
+//   Firmware/build-dsdt
 //
-// The addresses are the board's fixed ones (Sources/Machine/ACPI/ACPIPlatform.swift has the same).
-// What depends on the machine comes from an SSDT: the 64-bit window, the number of buses and the way of hot plug as names,
-// the slots as devices (Sources/Machine/ACPI/HotplugSlots.swift).
-// Compile with Firmware/build-dsdt.
+// The addresses are the board's fixed ones (Sources/Machine/ACPI/ACPIPlatform.swift has the same). An SSDT has what
+// depends on the machine: the 64-bit window, the number of buses and the way of hotplug as names, the slots as devices
+// (Sources/Machine/ACPI/HotplugSlots.swift).
 DefinitionBlock ("", "DSDT", 2, "NESTLI", "NESTLING", 0x00000001)
 {
     // Base and length in bytes; a length of zero means that there is no such window.
@@ -12,9 +12,9 @@ DefinitionBlock ("", "DSDT", 2, "NESTLI", "NESTLING", 0x00000001)
     External (\M64L, IntObj)
     // The highest number of a bus.
     External (\LBUS, IntObj)
-    // Not zero: devices are plugged the native way of PCI Express.
+    // Not zero: devices are plugged natively, by the slot registers of PCI Express.
     External (\NHPC, IntObj)
-    // Notifies the device of a slot (its number) with a value.
+    // Notifies the device of a slot, given by its number, with a value.
     External (\_SB.PCI0.PNTF, MethodObj)
 
     // SLP_TYP of the soft-off state, for PM1a_CNT and PM1b_CNT.
@@ -34,9 +34,9 @@ DefinitionBlock ("", "DSDT", 2, "NESTLI", "NESTLING", 0x00000001)
             {
                 WordBusNumber (ResourceProducer, MinFixed, MaxFixed, PosDecode,
                     0x0000, 0x0000, 0x0000, 0x0000, 0x0001, , , BUSN)
-                // The configuration mechanism's own ports.
+                // The ports of the configuration mechanism.
                 IO (Decode16, 0x0CF8, 0x0CF8, 0x01, 0x08)
-                // What the ISA bridge passes on, then what functions get.
+                // The ports of the ISA bridge, then those for functions.
                 WordIO (ResourceProducer, MinFixed, MaxFixed, PosDecode, EntireRange,
                     0x0000, 0x0000, 0x0CF7, 0x0000, 0x0CF8)
                 WordIO (ResourceProducer, MinFixed, MaxFixed, PosDecode, EntireRange,
@@ -71,10 +71,10 @@ DefinitionBlock ("", "DSDT", 2, "NESTLI", "NESTLING", 0x00000001)
                 Return (ConcatenateResTemplate (WNDW, WNDH))
             }
 
-            // Who controls what (PCI Firmware Specification 3.3, 4.5.1). The guest may have power
-            // management events (2), advanced error reporting (3) and the PCI Express capability
-            // (4), and native hot plug (0) where that is the machine's way. There is no SHPC (1),
-            // and no latency tolerance or downstream port containment that would need an owner.
+            // Grants control of features (PCI Firmware Specification 3.3, 4.5.1): power management
+            // events (2), advanced error reporting (3), the PCI Express capability (4), and native
+            // hotplug (0) if the machine uses it. There is no SHPC (1), and no latency tolerance or
+            // downstream port containment that would need an owner.
             Method (_OSC, 4, NotSerialized)
             {
                 CreateDWordField (Arg3, 0x00, STAT)
@@ -105,19 +105,19 @@ DefinitionBlock ("", "DSDT", 2, "NESTLI", "NESTLING", 0x00000001)
                 Return (Arg3)
             }
 
-            // Hot plug by methods: QEMU's registers and names (Sources/Devices/Chips/
-            // ACPIHotplugRegisters.swift). BLCK keeps BNUM and what follows it together.
+            // Hotplug by methods, with QEMU's registers and names (Sources/Devices/Chips/
+            // ACPIHotplugRegisters.swift). BLCK makes BNUM and the access after it one step.
             OperationRegion (PCIH, SystemIO, 0x0CC0, 0x24)
             Field (PCIH, DWordAcc, NoLock, WriteAsZeros)
             {
-                // A device has appeared; it is to be ejected; eject it: bit 0 of each.
+                // Bit 0 of each: a device has appeared; its ejection is requested; eject it.
                 PCIU, 32,
                 PCID, 32,
                 B0EJ, 32,
-                // The slot that the others are about.
+                // The slot for the other registers.
                 Offset (0x10),
                 BNUM, 32,
-                // What is reported on, and the outcome.
+                // The event of a report, and its status.
                 Offset (0x18),
                 OSTE, 32,
                 OSTS, 32,
@@ -127,7 +127,7 @@ DefinitionBlock ("", "DSDT", 2, "NESTLI", "NESTLING", 0x00000001)
 
             Mutex (BLCK, 0)
 
-            // The operating system has cleared the events that came before it: they are raised again.
+            // The operating system has cleared earlier events, so this raises them again.
             Method (_INI, 0, NotSerialized)
             {
                 NEXT = 0
@@ -152,7 +152,7 @@ DefinitionBlock ("", "DSDT", 2, "NESTLI", "NESTLING", 0x00000001)
                 Release (BLCK)
             }
 
-            // Tells of what has come (1, device check), then of what is to go (3, eject request).
+            // Notifies new devices (1, device check), then those to eject (3, eject request).
             Method (PCNT, 0, NotSerialized)
             {
                 Acquire (BLCK, 0xFFFF)
@@ -170,7 +170,7 @@ DefinitionBlock ("", "DSDT", 2, "NESTLI", "NESTLING", 0x00000001)
                     {
                         PNTF (Local0, 3)
                     }
-                    // It has nothing to tell, or is not there: this would go on forever.
+                    // The slot has no event, or does not exist. Continuing would loop forever.
                     If (!(Local1 | Local2))
                     {
                         Break
@@ -275,8 +275,8 @@ DefinitionBlock ("", "DSDT", 2, "NESTLI", "NESTLING", 0x00000001)
             }
         }
 
-        // What must not be given to anything else: the enhanced configuration space, the ports of
-        // fw_cfg, of power management and of hot plug.
+        // Reserved resources: the enhanced configuration space, the ports of fw_cfg, of power
+        // management and of hotplug.
         Device (RSVD)
         {
             Name (_HID, EisaId ("PNP0C02"))
@@ -294,7 +294,7 @@ DefinitionBlock ("", "DSDT", 2, "NESTLI", "NESTLING", 0x00000001)
 
     Scope (\_GPE)
     {
-        // General-purpose event 1, an edge: a slot has something to tell.
+        // General-purpose event 1, edge-triggered: a slot has an event.
         Method (_E01, 0, NotSerialized)
         {
             \_SB.PCI0.PCNT ()

@@ -1,4 +1,6 @@
-/// The least a machine must do: load an ELF, run it, print on COM1, take the exit code.
+/// hello: the least that a machine must do: load an ELF, run it, print on COM1, take the exit code.
+///
+///     Tests/lab/kernel .build/release/nestling "$(Firmware/build)/hello"
 
 func kernelMain() {
   put("hello from a guest")

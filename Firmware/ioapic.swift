@@ -1,5 +1,5 @@
-/// A device's interrupt through the I/O APIC: COM1's transmitter says that it is empty, by pin 4.
-/// 82093AA I/O APIC, 3.1; PC16550D, 8.6.
+/// Tests a device's interrupt through the I/O APIC: COM1's transmitter is empty and raises pin 4. 82093AA I/O APIC,
+/// 3.1; PC16550D, 8.6.
 
 private let com1: UInt16 = 0x3f8
 private let interruptEnable = com1 + 1
@@ -20,21 +20,21 @@ func kernelMain() {
   put(lastPin + 1)
   put(" pins")
   endLine()
-  Report.check("it has 24 pins", lastPin == 23)
+  Report.check("the I/O APIC has 24 pins", lastPin == 23)
 
   chip.redirect(pin: 4, to: LocalAPIC.identifier, vector: Interrupts.device, masked: false)
   let written = chip.read(0x18)
-  Report.check("a redirection entry holds what is written", written & 0x1_00ff == Interrupts.device)
+  Report.check("a redirection entry holds the written value", written & 0x1_00ff == Interrupts.device)
   enableInterrupts()
-  // Nothing is being sent, so the interrupt is due as soon as it is enabled.
+  // The transmitter is empty, so the interrupt comes as soon as it is enabled.
   while portRead8(com1 + 5) & 0x40 == 0 { pauseProcessor() }
   portWrite8(interruptEnable, transmitterEmpty)
   let came = wait(ticks: 1_000_000_000) { Interrupts.count(Interrupts.device) != 0 }
   let reason = portRead8(interruptIdentification) & 0xf
   portWrite8(interruptEnable, 0)
   Report.check("the transmitter's interrupt arrives", came)
-  Report.check("the chip says why", reason == 2)
-  Report.check("it comes once", Interrupts.count(Interrupts.device) == 1)
+  Report.check("the chip reports the transmitter as the reason", reason == 2)
+  Report.check("the interrupt comes once", Interrupts.count(Interrupts.device) == 1)
 
   chip.redirect(pin: 4, to: LocalAPIC.identifier, vector: Interrupts.device, masked: true)
   while portRead8(com1 + 5) & 0x40 == 0 { pauseProcessor() }

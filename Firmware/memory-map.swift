@@ -1,6 +1,5 @@
-/// The loader's memory map against what is there: both ends of each usable entry hold what is written
-/// to them, all at once, so that none is an alias of another; nothing overlaps; `memory=MiB` on the
-/// command line is how much there should be.
+/// Tests the loader's memory map: both ends of each usable entry hold what is written to them, all at the same time, so
+/// that no end is an alias of another, and no entries overlap. `memory=MiB` on the command line is the expected size.
 
 private struct Probe {
   var address: UInt64
@@ -40,9 +39,9 @@ func kernelMain() {
       count += 2
     }
   }
-  Report.check("a memory map is there", hasMap && count > 0)
-  Report.check("its usable entries are in order and do not overlap", isOrdered)
-  Report.check("none of them covers the board's devices", !coversDevices)
+  Report.check("there is a memory map", hasMap && count > 0)
+  Report.check("the usable entries are in order and do not overlap", isOrdered)
+  Report.check("no usable entry covers the board's devices", !coversDevices)
 
   for index in 0..<count {
     let at = Window.address(of: probes[index].address)
@@ -54,7 +53,7 @@ func kernelMain() {
   where load64(Window.address(of: probes[index].address)) != pattern(probes[index].address) {
     wrong = probes[index].address
   }
-  // In the reverse order, should two be the same after all.
+  // In reverse order, in case two addresses are the same memory.
   for step in 0..<count {
     let index = count - 1 - step
     store64(Window.address(of: probes[index].address), probes[index].saved)
@@ -71,12 +70,12 @@ func kernelMain() {
   if let sizes = Multiboot.lowerAndUpper {
     Report.check("lower memory is 512 to 640 KiB", sizes.lower >= 512 && sizes.lower <= 640)
     let upper = UInt64(sizes.upper) << 10
-    // The map may say more exactly where it ends.
+    // The map may give the end more exactly.
     Report.check(
       "upper memory agrees with the map",
       upper > 0 && upperEnd >= 0x10_0000 + upper && upperEnd - 0x10_0000 - upper < 0x40_0000)
   } else {
-    Report.fail("no sizes of lower and upper memory")
+    Report.fail("the loader gives no sizes of lower and upper memory")
   }
 
   if let megabytes = Multiboot.number("memory") {
@@ -85,8 +84,8 @@ func kernelMain() {
     put(usable >> 10)
     put(" KiB")
     endLine()
-    // What firmware and the hole below 1 MiB take.
+    // The firmware and the hole below 1 MiB take up to 2 MiB.
     Report.check(
-      "all of the machine's memory is usable but for 2 MiB", usable <= expected && usable + 2 << 20 >= expected)
+      "at most 2 MiB of the machine's memory are not usable", usable <= expected && usable + 2 << 20 >= expected)
   }
 }

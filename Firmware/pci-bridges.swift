@@ -1,6 +1,6 @@
-/// Two root ports with an edu below each, as a kernel walks them: the numbers and windows that firmware left, phantom
-/// functions, what gates addresses and requests, secondary bus reset, and the source of DMA after renumbering, under first
-/// stage. PCI Express Base 7.5.1.3; VT-d 4.1, 3.4. The command line of the machine has the ports at 00:04.0 and 00:05.0,
+/// Tests two root ports with an edu below each: the bus numbers and windows that the firmware set, phantom functions,
+/// the bits that block addresses and requests, secondary bus reset, and the source of DMA after the bus has another
+/// number, with first stage. PCI Express Base 7.5.1.3; VT-d 4.1, 3.4. The machine has the ports at 00:04.0 and 00:05.0,
 /// the second with `bus-reserve=2`.
 
 private let absent: UInt32 = 0xffff_ffff
@@ -32,27 +32,28 @@ private func checkPhantoms(_ bus: UInt32) {
       if Function(device: device, number: number, bus: bus).readPort(0) != absent { found += 1 }
     }
   }
-  Report.check("device 0 alone answers below a port", found == 0)
+  Report.check("only device 0 answers below a port", found == 0)
 }
 
 private func checkNumbers(_ ports: (Port, Port)) {
   Report.check(
-    "both are bridges",
+    "both ports are bridges",
     ports.0.function.readPort(0x08) >> 8 == 0x060400 && ports.1.function.readPort(0x08) >> 8 == 0x060400)
-  Report.check("with a type 1 header", ports.0.function.readPort8(0x0e) & 0x7f == 1)
-  Report.check("the first leads to bus 1", ports.0.function.readPort(Register.buses) == 0x0001_0100)
-  Report.check("the second to buses 2 to 4", ports.1.function.readPort(Register.buses) == 0x0004_0200)
-  Report.check("the tables name as many", EnhancedConfiguration.lastBus == 4)
+  Report.check("the port has a type 1 header", ports.0.function.readPort8(0x0e) & 0x7f == 1)
+  Report.check("the first port leads to bus 1", ports.0.function.readPort(Register.buses) == 0x0001_0100)
+  Report.check("the second port leads to buses 2 to 4", ports.1.function.readPort(Register.buses) == 0x0004_0200)
+  Report.check("the MCFG table names as many buses", EnhancedConfiguration.lastBus == 4)
   var found = 0
   for bus in UInt32(1)...255 where Function(device: 0, number: 0, bus: bus).readPort(0) != absent { found += 1 }
-  Report.check("no other bus has anything", found == 2)
+  Report.check("no other bus has a function", found == 2)
   checkPhantoms(1)
   checkPhantoms(2)
   if let window = EnhancedConfiguration.window {
     let below = Function(device: 0, number: 0, bus: 1)
-    Report.check("memory and ports agree on bus 1", load32(below.address(window, 0)) == below.readPort(0))
+    Report.check(
+      "configuration by memory and by ports agrees on bus 1", load32(below.address(window, 0)) == below.readPort(0))
   } else {
-    Report.fail("no window for configuration")
+    Report.fail("there is no memory window for configuration")
   }
 }
 
@@ -61,15 +62,15 @@ private func checkWindows(_ port: Port, _ edu: Edu) {
   let base = UInt64(window & 0xfff0) << 16
   let limit = UInt64(window & 0xfff0_0000) | 0xf_ffff
   let bar = UInt64(edu.function.readPort(0x10) & ~0xf)
-  Report.check("the window is over the BAR", base <= bar && bar + 0xf_ffff <= limit)
+  Report.check("the port's window contains the BAR", base <= bar && bar + 0xf_ffff <= limit)
   Report.check("edu is alive", edu.isAlive)
   port.function.writePort(Register.memoryWindow, 0x0000_fff0)
-  Report.check("behind a closed window it is not there", load32(bar) == absent)
+  Report.check("behind a closed window edu does not answer", load32(bar) == absent)
   port.function.writePort(Register.memoryWindow, window)
   port.setCommand(0)
-  Report.check("nor without Memory Space Enable of the port", load32(bar) == absent)
+  Report.check("without the port's Memory Space Enable edu does not answer", load32(bar) == absent)
   port.setCommand(0x6)
-  Report.check("with both it is again", edu.isAlive)
+  Report.check("with both edu answers again", edu.isAlive)
 }
 
 private func checkMastering(_ port: Port, _ edu: Edu, _ other: Edu) {
@@ -78,12 +79,13 @@ private func checkMastering(_ port: Port, _ edu: Edu, _ other: Edu) {
   store64(source, marker)
   port.setCommand(0x2)
   _ = edu.copy(from: source, to: destination)
-  Report.check("without Bus Master Enable of the port nothing is moved", load64(destination) == 0)
+  Report.check("without the port's Bus Master Enable no DMA arrives", load64(destination) == 0)
   Report.check(
-    "what is below the other port moves", other.copy(from: source, to: destination) && load64(destination) == marker)
+    "DMA from below the other port arrives", other.copy(from: source, to: destination) && load64(destination) == marker)
   store64(destination, 0)
   port.setCommand(0x6)
-  Report.check("with it, it is", edu.copy(from: source, to: destination) && load64(destination) == marker)
+  Report.check(
+    "with Bus Master Enable the DMA arrives", edu.copy(from: source, to: destination) && load64(destination) == marker)
 }
 
 private func checkReset(_ port: Port, _ edu: Edu) {
@@ -91,14 +93,15 @@ private func checkReset(_ port: Port, _ edu: Edu) {
   let control = port.function.readPort(Register.bridgeControl)
   port.function.writePort(Register.bridgeControl, control | Register.secondaryBusReset)
   Report.check(
-    "in reset nothing answers below", edu.function.readPort(0) == absent && load32(UInt64(bar & ~0xf)) == absent)
+    "during a secondary bus reset nothing answers below the port",
+    edu.function.readPort(0) == absent && load32(UInt64(bar & ~0xf)) == absent)
   port.function.writePort(Register.bridgeControl, control & ~Register.secondaryBusReset)
   Report.check(
-    "after it, registers are as at the start",
+    "after the reset, registers have their initial values",
     edu.function.readPort(Register.command) & 0xffff == 0 && edu.function.readPort(0x10) == 0)
   edu.function.writePort(0x10, bar)
   edu.function.writePort(Register.command, 0x6)
-  Report.check("and the driver can begin again", edu.isAlive)
+  Report.check("after the reset, edu works again", edu.isAlive)
 }
 
 private func checkSources(_ port: Port, _ edu: Edu) {
@@ -110,36 +113,38 @@ private func checkSources(_ port: Port, _ edu: Edu) {
   tables.map(target, to: destination, leaf)
   let sources = SourceTables(source: 0)
   SourceTables.setFirstStage(sources.makeScalable(), table: tables.root)
-  // The context table is for bus 1, and for none other.
+  // The context table is for bus 1 only.
   let context = load64(sources.root)
   store64(sources.root, 0)
   store64(sources.root + 1 * 16, context)
   guard RemappingUnit.translate(root: sources.root, isScalable: true) else { return }
   store64(source, marker)
   Report.check("DMA from bus 1 is translated", edu.copy(from: page, to: target) && load64(destination) == marker)
-  RemappingUnit.checkNoFault("without a fault")
+  RemappingUnit.checkNoFault("the request causes no fault")
 
   port.number(9)
   let moved = Edu(edu, onBus: 9)
-  Report.check("the bus answers by its new number", moved.function.readPort(0) != absent)
-  Report.check("and no more by its old one", edu.function.readPort(0) == absent)
-  Report.check("it is alive", moved.isAlive)
+  Report.check("the bus answers at its new number", moved.function.readPort(0) != absent)
+  Report.check("the bus does not answer at its old number", edu.function.readPort(0) == absent)
+  Report.check("edu is alive on the renumbered bus", moved.isAlive)
   _ = moved.read(from: page)
   if let fault = RemappingUnit.takeFault() {
-    Report.check("DMA has the new source, which has no tables", fault.source == 9 << 8)
+    Report.check("DMA has the new source-id, which has no tables", fault.source == 9 << 8)
   } else {
-    Report.fail("DMA after renumbering is no fault")
+    Report.fail("DMA after renumbering causes no fault")
   }
   store64(sources.root + 9 * 16, context)
   _ = RemappingUnit.invalidateEverything(isScalable: true)
   store64(destination, 0)
-  Report.check("with tables it is translated", moved.copy(from: page, to: target) && load64(destination) == marker)
-  RemappingUnit.checkNoFault("without a fault")
+  Report.check(
+    "with tables for the new source-id DMA is translated",
+    moved.copy(from: page, to: target) && load64(destination) == marker)
+  RemappingUnit.checkNoFault("the request causes no fault")
   port.number(1)
   store64(destination, 0)
-  Report.check("back on bus 1 as before", edu.copy(from: page, to: target) && load64(destination) == marker)
+  Report.check("back on bus 1, DMA is translated", edu.copy(from: page, to: target) && load64(destination) == marker)
   _ = RemappingUnit.command(RemappingUnit.Command.translationEnable, on: false)
-  RemappingUnit.checkNoFault("no fault is left")
+  RemappingUnit.checkNoFault("no fault record remains")
 }
 
 func kernelMain() {
@@ -153,7 +158,7 @@ func kernelMain() {
   checkWindows(ports.0, first)
   checkMastering(ports.0, first, second)
   checkReset(ports.0, first)
-  Report.check("a reset below one port is none below the other", second.isAlive)
+  Report.check("a reset below one port does not reset below the other", second.isAlive)
   guard RemappingUnit.isThere, RemappingUnit.offers(RemappingUnit.scalableMode),
     RemappingUnit.offers(RemappingUnit.firstStage)
   else { return Report.fail("the unit offers no first stage") }

@@ -1,8 +1,10 @@
-/// The guest's side of hotplug, by ACPI or natively, whichever the port has: an edu comes below the port at 00:04.0, is
-/// switched on and enumerated, makes translated DMA, and is given up or pulled out, as many times as `rounds=` says. PCI
-/// Express Base 6.7, 7.5.3.9 to 7.5.3.11; ACPI 6.5, 5.6.4, with QEMU's docs/specs/acpi_pci_hotplug.rst.
+/// The guest's side of hotplug, by ACPI or natively, depending on the port: an edu appears below the port at 00:04.0,
+/// is switched on and enumerated, makes translated DMA, and is released or removed by surprise, in as many rounds as
+/// `rounds=` gives. PCI Express Base 6.7, 7.5.3.9 to 7.5.3.11; ACPI 6.5, 5.6.4, with QEMU's
+/// docs/specs/acpi_pci_hotplug.rst.
 ///
-/// It tells the driver script what it wants by lines on the console: `WANTS N`, `HAS N`, `GONE N`.
+/// Lines on the console tell the script Tests/lab/hotplug-kernel the state of round N: `WANTS N` (plug a device), `HAS
+/// N` (unplug it), `GONE N` (the device is released).
 
 private let absent: UInt32 = 0xffff_ffff
 private let page: UInt64 = 0x5a_1234_5000
@@ -10,7 +12,7 @@ private let target: UInt64 = 0x5a_1234_6000
 private let marker: UInt64 = 0x0123_4567_89ab_cdef
 private let bus: UInt32 = 1
 
-/// The port's Slot Control and Slot Status, as one register of 32 bits: events are cleared by writing them.
+/// The port's Slot Control and Slot Status, as one register of 32 bits. Writing a one clears an event.
 private struct NativeSlot {
   enum Event {
     static let attentionButton: UInt32 = 1 << 16
@@ -27,7 +29,7 @@ private struct NativeSlot {
     static let off: UInt32 = 0x0700
   }
 
-  /// Attention button, presence, command, the interrupt, link; the attention indicator off.
+  /// Enables attention button, presence, command, the interrupt and link; the attention indicator is off.
   private static let enables: UInt32 = 0x1039 | 0x00c0
 
   let port: Function
@@ -36,22 +38,22 @@ private struct NativeSlot {
   var register: UInt32 { port.readPort(express + 0x18) }
   var isLinkActive: Bool { port.readPort(express + 0x10) & 1 << 29 != 0 }
 
-  /// Forgets all events so far, and the interrupts that they brought. Slot Control is not written: that would be a command.
+  /// Clears all events so far, and forgets their interrupts. It does not write Slot Control, which would be a command.
   func clear() {
     interruptsSeen = Interrupts.count(Interrupts.device)
-    // Reading has selected the register.
+    // The read above selects the register.
     let status = UInt16(truncatingIfNeeded: register >> 16)
     portWrite16(0xcfe, status)
   }
 
-  /// A command, until it is completed.
+  /// Writes a command, and waits for its completion.
   func command(_ bits: UInt32) -> Bool {
     port.writePort(express + 0x18, Self.enables | bits | Event.command)
     return wait(ticks: RemappingUnit.patience) { register & Event.command != 0 }
   }
 
-  /// Waits for events, which an interrupt announces, and clears all there are.
-  /// - Returns: Slot Status before; nil where none comes in time.
+  /// Waits for the interrupt of an event, and clears all events.
+  /// - Returns: Slot Status before that; nil if no event comes in time.
   func event(_ events: UInt32) -> UInt32? {
     var status: UInt32 = 0
     let came = wait(ticks: patience) {
@@ -65,7 +67,7 @@ private struct NativeSlot {
   }
 }
 
-/// Those of events that are cleared.
+/// The number of interrupts whose events are cleared.
 nonisolated(unsafe) private var interruptsSeen: UInt32 = 0
 
 /// The ACPI controller and its general-purpose event.
@@ -77,7 +79,9 @@ private enum Controller {
   private static let ejection: UInt16 = 0xcc8
   private static let select: UInt16 = 0xcd0
 
-  /// - Returns: whether a device has come to slot 0, and whether one is wanted back; nil where nothing happens in time.
+  /// - Returns: whether a device was plugged into slot 0, and whether its removal is requested; nil if nothing happens
+  ///   in
+  ///   time.
   static func notification() -> (up: Bool, down: Bool)? {
     guard wait(ticks: patience, until: { portRead8(eventStatus) & event != 0 }) else { return nil }
     portWrite8(eventStatus, event)
@@ -91,10 +95,10 @@ private enum Controller {
   }
 }
 
-/// The person at the monitor may be slow.
+/// The script that plugs devices may be slow.
 private let patience: UInt64 = 40_000_000_000
 
-private func say(_ text: StaticString, _ round: UInt64) {
+private func printLine(_ text: StaticString, _ round: UInt64) {
   put(text)
   put(round)
   endLine()
@@ -116,12 +120,12 @@ private func setMessage(of port: Function) {
 
 private struct Guest {
   let port: Function
-  /// nil by ACPI.
+  /// nil with ACPI hotplug.
   let slot: NativeSlot?
-  /// Where devices below the port go.
+  /// The memory address of devices below the port.
   let room: UInt64
   let root: UInt64
-  /// What bus 1 has in the root table while there is a device.
+  /// The root table's entry for bus 1 while there is a device.
   let context: UInt64
   let source = Pages.take()
   let destination = Pages.take()
@@ -153,13 +157,13 @@ private struct Guest {
   private func arrival() -> Bool {
     guard let slot else { return Controller.notification()?.up == true }
     guard let status = slot.event(NativeSlot.Event.presence | NativeSlot.Event.link) else { return false }
-    Report.check("a device comes without the button", status & NativeSlot.Event.attentionButton == 0)
-    Report.check("presence is there", slot.register & NativeSlot.Event.presenceState != 0)
-    Report.check("unpowered, nothing answers", function.readPort(0) == absent)
+    Report.check("a device appears without the attention button", status & NativeSlot.Event.attentionButton == 0)
+    Report.check("the slot reports presence", slot.register & NativeSlot.Event.presenceState != 0)
+    Report.check("without power nothing answers", function.readPort(0) == absent)
     Report.check(
-      "the slot is switched on", slot.command(NativeSlot.Command.blink) && slot.command(NativeSlot.Command.on))
+      "the slot's power goes on", slot.command(NativeSlot.Command.blink) && slot.command(NativeSlot.Command.on))
     guard wait(ticks: RemappingUnit.patience, until: { slot.isLinkActive }) else { return false }
-    // That the link is up now is no news.
+    // Clear the event of the link that is now up.
     slot.clear()
     return true
   }
@@ -168,24 +172,25 @@ private struct Guest {
     guard wait(ticks: RemappingUnit.patience, until: { function.readPort(0) != absent }) else {
       return Report.fail("nothing answers below the port")
     }
-    Report.check("it comes as from its reset", function.readPort(4) & 0xffff == 0 && function.readPort(0x10) == 0)
+    Report.check(
+      "registers have their values after reset", function.readPort(4) & 0xffff == 0 && function.readPort(0x10) == 0)
     function.writePort(0x10, UInt32(truncatingIfNeeded: room))
-    guard let edu = Edu(function) else { return Report.fail("no edu came") }
+    guard let edu = Edu(function) else { return Report.fail("the device is not edu") }
     Report.check("edu is alive", edu.isAlive)
     _ = edu.read(from: page)
     if let fault = RemappingUnit.takeFault() {
-      Report.check("its DMA is refused before it has tables", fault.source == bus << 8)
+      Report.check("DMA is refused before edu has tables", fault.source == bus << 8)
     } else {
-      Report.fail("its DMA before it has tables is no fault")
+      Report.fail("DMA before edu has tables causes no fault")
     }
     setTables(true)
     store64(source, marker)
     store64(destination, 0)
-    Report.check("its DMA is translated", edu.copy(from: page, to: target) && load64(destination) == marker)
-    RemappingUnit.checkNoFault("without a fault")
+    Report.check("DMA with tables is translated", edu.copy(from: page, to: target) && load64(destination) == marker)
+    RemappingUnit.checkNoFault("translated DMA causes no fault")
   }
 
-  /// Waits until the device is wanted back, or pulled out.
+  /// Waits until the removal of the device is requested, or the device is gone.
   private func departure() -> Bool {
     guard let slot else { return Controller.notification()?.down == true }
     return slot.event(
@@ -199,27 +204,27 @@ private struct Guest {
     guard let slot else { return Controller.eject() }
     if !isPulled { _ = slot.command(NativeSlot.Command.blink) }
     Report.check(
-      "the slot is switched off", slot.command(NativeSlot.Command.blinkOff) && slot.command(NativeSlot.Command.off))
+      "the slot's power goes off", slot.command(NativeSlot.Command.blinkOff) && slot.command(NativeSlot.Command.off))
   }
 
   func round(_ number: UInt64) -> Bool {
     Report.check("the slot is empty", isEmpty)
-    say("WANTS ", number)
+    printLine("WANTS ", number)
     guard arrival() else { return false }
     use()
-    say("HAS ", number)
+    printLine("HAS ", number)
     guard departure() else { return false }
     giveUp()
-    Report.check("nothing is left below the port", isEmpty)
+    Report.check("nothing answers below the port any more", isEmpty)
     if let slot {
       Report.check(
-        "presence is gone",
+        "the slot reports no presence",
         wait(ticks: RemappingUnit.patience) {
           slot.register & NativeSlot.Event.presenceState == 0
         })
       slot.clear()
     }
-    say("GONE ", number)
+    printLine("GONE ", number)
     return true
   }
 }
@@ -227,7 +232,7 @@ private struct Guest {
 func kernelMain() {
   let port = Function(device: 4, number: 0)
   let express = capability(0x10, of: port)
-  guard express != 0 else { return Report.fail("there is no port") }
+  guard express != 0 else { return Report.fail("there is no root port") }
   guard RemappingUnit.isThere, RemappingUnit.offers(RemappingUnit.scalableMode),
     RemappingUnit.offers(RemappingUnit.firstStage)
   else { return Report.fail("the unit offers no first stage") }
@@ -236,20 +241,20 @@ func kernelMain() {
   let capabilities = port.readPort(express + 0x14)
   Report.check("the slot is hot-plug capable", capabilities & 1 << 6 != 0)
   var slot: NativeSlot?
-  // An attention button is of the native way.
+  // Only a native slot has an attention button.
   if capabilities & 1 != 0 {
     setMessage(of: port)
     enableInterrupts()
     let native = NativeSlot(port: port, express: express)
     Report.check("an empty slot is off", native.register & 0x0700 == NativeSlot.Command.off)
-    Report.check("a command is completed", native.command(NativeSlot.Command.off))
+    Report.check("a slot command completes", native.command(NativeSlot.Command.off))
     native.clear()
     slot = native
   }
   put(slot == nil ? "by ACPI\n" : "natively\n")
   guard let guest = Guest(port: port, slot: slot) else { return }
   for number in 1...(Multiboot.number("rounds") ?? 1) where !Report.hasFailed {
-    if !guest.round(number) { Report.fail("nothing comes, or nothing is wanted back") }
+    if !guest.round(number) { Report.fail("no device appears, or no removal is requested") }
   }
   disableInterrupts()
 }

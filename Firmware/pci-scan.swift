@@ -1,5 +1,5 @@
-/// Bus 0 as a kernel finds it: by ports and by memory, which must agree; the size of each BAR; and, if
-/// the command line has `expect=DD.F:VVVV:IIII,…`, exactly these functions.
+/// Tests bus 0: configuration by ports and by memory, which must agree, and the size of each BAR. If the command line
+/// has `expect=DD.F:VVVV:IIII,…`, the bus must have exactly these functions.
 
 private let absent: UInt32 = 0xffff_ffff
 
@@ -20,23 +20,23 @@ private func fail(_ why: StaticString, _ function: Function, _ register: UInt32)
   Report.countFailure()
 }
 
-/// Each doubleword by both ways, and the identity by narrower accesses too.
+/// Compares each doubleword in both mechanisms, and the identity with narrower accesses as well.
 private func compare(_ function: Function, _ window: UInt64) {
   for register in stride(from: UInt32(0), to: 0x100, by: 4)
   where function.readPort(register) != load32(function.address(window, register)) {
-    fail("ports and memory differ", function, register)
+    fail("ports and memory give different values", function, register)
   }
   let identity = function.readPort(0)
   for offset in UInt32(0)..<4 {
     let byte = UInt8(truncatingIfNeeded: identity >> (offset * 8))
     if function.readPort8(offset) != byte || load8(function.address(window, offset)) != byte {
-      fail("a byte is not that of the doubleword", function, offset)
+      fail("a byte differs from the doubleword", function, offset)
     }
   }
   for half in UInt32(0)..<2 {
     let word = UInt16(truncatingIfNeeded: identity >> (half * 16))
     if function.readPort16(half * 2) != word || load16(function.address(window, half * 2)) != word {
-      fail("a word is not that of the doubleword", function, half * 2)
+      fail("a word differs from the doubleword", function, half * 2)
     }
   }
 }
@@ -47,13 +47,13 @@ private func sizingMask(_ function: Function, _ register: UInt32) -> UInt32 {
   function.writePort(register, absent)
   let mask = function.readPort(register)
   function.writePort(register, original)
-  if function.readPort(register) != original { fail("a BAR did not take its value back", function, register) }
+  if function.readPort(register) != original { fail("a BAR does not keep its old value", function, register) }
   return mask
 }
 
 private func sizeBARs(_ function: Function) {
   let command = function.readPort(0x04)
-  // Memory and I/O decoding off while the BARs move; the status half is write-1-to-clear.
+  // Turns memory and I/O decoding off while the BARs change. The status half is write-1-to-clear.
   function.writePort(0x04, command & 0xfffc)
   var register: UInt32 = 0x10
   while register < 0x28 {
@@ -77,7 +77,7 @@ private func sizeBARs(_ function: Function) {
         wide = UInt64(mask & ~0xf) | UInt64(sizingMask(function, register)) << 32
         register += 4
       } else if mask & 6 != 0 {
-        fail("a BAR of a reserved type", function, at)
+        fail("a BAR has a reserved type", function, at)
         continue
       }
       size = ~wide &+ 1
@@ -89,12 +89,12 @@ private func sizeBARs(_ function: Function) {
     put(size)
     put(" bytes")
     endLine()
-    if size & (size &- 1) != 0 || size < (isPort ? 4 : 16) { fail("a BAR's size is no power of two", function, at) }
+    if size & (size &- 1) != 0 || size < (isPort ? 4 : 16) { fail("a BAR's size is not a power of two", function, at) }
   }
   function.writePort(0x04, command & 0xffff)
 }
 
-/// - Returns: the identity that the command line expects of a function; nil where it expects none.
+/// - Returns: the identity that the command line expects of a function; nil if it expects none.
 private func expectedIdentity(_ function: Function, _ text: (address: UInt64, count: UInt64)) -> UInt32? {
   var at = text.address
   while at < text.address + text.count {
@@ -112,7 +112,7 @@ private func expectedIdentity(_ function: Function, _ text: (address: UInt64, co
 
 func kernelMain() {
   guard let window = EnhancedConfiguration.window else {
-    Report.fail("no MCFG table")
+    Report.fail("there is no MCFG table")
     return
   }
   let expected = Multiboot.option("expect")
@@ -123,11 +123,11 @@ func kernelMain() {
     for number in 0...last {
       let function = Function(device: device, number: number)
       let identity = function.readPort(0)
-      if load32(function.address(window, 0)) != identity { fail("ports and memory differ", function, 0) }
+      if load32(function.address(window, 0)) != identity { fail("ports and memory give different values", function, 0) }
       let wanted = expected.map { expectedIdentity(function, $0) ?? absent } ?? identity
       if identity != wanted {
         fail(
-          identity == absent ? "an expected function is missing" : "not the function that is expected here",
+          identity == absent ? "an expected function is missing" : "another function than the expected one",
           function, 0)
       }
       if identity == absent { continue }
@@ -145,6 +145,6 @@ func kernelMain() {
       if function.readPort(0x0c) >> 16 & 0x7f == 0 { sizeBARs(function) }
     }
   }
-  Report.check("functions were found", found > 0)
-  if !Report.hasFailed { Report.pass(expected == nil ? "scan" : "scan, as expected") }
+  Report.check("the bus has functions", found > 0)
+  if !Report.hasFailed { Report.pass(expected == nil ? "scan" : "scan: the functions are the expected ones") }
 }

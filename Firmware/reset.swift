@@ -1,5 +1,5 @@
-/// A reset starts the guest anew, whichever way it comes about: port 0xCF9, then a triple fault. The RAM of
-/// the clock (CMOS) outlives it and counts the starts. What firmware leaves is there again.
+/// Tests that a reset restarts the guest, first by port 0xCF9 and then by a triple fault. The RAM of the clock (CMOS)
+/// keeps its content across a reset and counts the starts. The firmware's settings are there again after each reset.
 
 private func readClock(_ index: UInt8) -> UInt8 {
   portWrite8(0x70, index)
@@ -22,14 +22,14 @@ func kernelMain() {
   put(starts + 1)
   endLine()
 
-  Report.check("the scratch register of COM1 is as at power-on", portRead8(0x3f8 + 7) == 0)
+  Report.check("COM1's scratch register has its power-on value", portRead8(0x3f8 + 7) == 0)
   portWrite8(0x3f8 + 7, 0x5a)
-  // The board's slots are wired to the I/O APIC's pins 16 to 23 in turn, as _PRT says. PCI 3.0, 6.2.4.
+  // The board wires its slots to the I/O APIC's pins 16 to 23 in turn, as _PRT describes. PCI 3.0, 6.2.4.
   let function = Function(device: 1, number: 0)
   let pin = function.readPort8(0x3d)
   let wire = 16 + (UInt8(function.device) &+ pin &- 1) & 7
   Report.check(
-    "the first device's Interrupt Line is the pin it is wired to", pin > 0 && function.readPort8(0x3c) == wire)
+    "the first device's Interrupt Line is the pin that it is wired to", pin > 0 && function.readPort8(0x3c) == wire)
   function.writePort(0x3c, 0xff)
   switch starts {
   case 0:
@@ -39,7 +39,7 @@ func kernelMain() {
     loadEmptyInterruptTable()
     causeFault()
   default:
-    Report.pass("two resets, three starts")
+    Report.pass("two resets give three starts")
     return
   }
   while true { halt() }

@@ -1,5 +1,5 @@
-/// Two or more processors and their local APICs: the timer in both its forms, the start of the others,
-/// and an interrupt to each of them and back. `cpus=N` on the command line is how many there should be.
+/// Tests two or more processors and their local APICs: both modes of the timer, the start of the other processors, and
+/// an interrupt to each of them and back. `cpus=N` on the command line is the expected number.
 
 /// Ticks of the TSC in about four seconds: a guest in a guest on a loaded host may wait long.
 private let patience: UInt64 = 10_000_000_000
@@ -12,7 +12,7 @@ private func checkTimers() {
   Report.check(
     "the one-shot timer fires", wait(ticks: patience) { Interrupts.count(Interrupts.timer) == 1 })
   Report.check(
-    "and only once", !wait(ticks: patience / 500) { Interrupts.count(Interrupts.timer) != 1 })
+    "the one-shot timer fires only once", !wait(ticks: patience / 500) { Interrupts.count(Interrupts.timer) != 1 })
 
   guard LocalAPIC.hasDeadlineTimer else {
     put("SKIP the processor has no TSC deadline timer\n")
@@ -28,7 +28,7 @@ private func checkTimers() {
   let now = readTimestamp()
   disableInterrupts()
   Report.check("the deadline timer fires", fired)
-  Report.check("and not before its time", now >= deadline)
+  Report.check("the deadline timer does not fire early", now >= deadline)
   LocalAPIC.write(.timer, 1 << 16)  // masked
 }
 
@@ -63,7 +63,9 @@ func kernelMain() {
     disableInterrupts()
   }
   Report.check("the MADT lists processors", hasTable && listed > 0)
-  Report.check("all others started", started + 1 == listed)
-  Report.check("each answered an interrupt with one", answered == started)
-  if let expected = Multiboot.number("cpus") { Report.check("as many as were asked for", listed == expected) }
+  Report.check("all other processors start", started + 1 == listed)
+  Report.check("each processor answers an interrupt with an interrupt", answered == started)
+  if let expected = Multiboot.number("cpus") {
+    Report.check("the number of processors is the expected one", listed == expected)
+  }
 }

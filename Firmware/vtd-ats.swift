@@ -1,6 +1,6 @@
-/// Functions with a cache of their own: translation requests and translated requests (VT-d 4.1, chapter 4), device-TLB
-/// invalidations that are answered, held, answered wrongly, and not at all (6.5.2.5, 6.5.2.6, 6.5.2.10), and page requests
-/// with their responses (7.4 to 7.7).
+/// Tests functions with a device-TLB: translation requests and translated requests (VT-d 4.1, chapter 4), device-TLB
+/// invalidations that the function answers, holds, answers with a wrong tag, or never answers (6.5.2.5, 6.5.2.6,
+/// 6.5.2.10), and page requests with their responses (7.4 to 7.7).
 
 private typealias Register = RemappingUnit.Register
 
@@ -61,14 +61,14 @@ private struct Setup {
     engine.begin(command | flags, pasid: pasid, from: source, to: destination)
   }
 
-  /// Whether what the engine reads by its own cache is a value.
+  /// Returns whether the engine reads a value through its own cache.
   func reads(_ value: UInt64) -> Bool {
     store64(result, ~value)
     return run(Engine.Operation.copy | Engine.byCache, from: page, to: sink) == Engine.Result.success
       && load64(result) == value
   }
 
-  /// Puts the invalidation of a range of the function's cache into the queue.
+  /// Queues the invalidation of a range of the function's cache.
   func enqueueInvalidation(of address: UInt64, isSized: Bool = false) {
     if pasid == 0 {
       RemappingUnit.enqueue(0x3 | engine.source << 32, address | (isSized ? 1 : 0))
@@ -84,7 +84,7 @@ private struct Setup {
 
   func invalidatePages() { _ = RemappingUnit.invalidateTranslations() }
 
-  /// Of the machine's own making: the fault has a reason, the source and the page; the rest is in other tests.
+  /// Checks a fault's reason, source and page. Other kernels check the rest of a record.
   func checkFault(_ name: StaticString, _ reason: UInt64, at address: UInt64) {
     let fault = RemappingUnit.takeFault()
     if let fault, fault.reason == reason, fault.source == engine.source, fault.address == address & ~0xfff {
@@ -105,53 +105,55 @@ private func checkTranslations(_ setup: Setup) {
   }
   let small = answer(page + 0x123)
   Report.check(
-    "a translation is the page's, with its rights and size",
+    "a translation gives the page with its rights and size",
     small.result == Engine.Result.success && small.page == setup.memory && small.rights & 0x3 == 3
       && small.rights >> 8 & 0xff == 12)
   let large = answer(largePage + 0x12_3456)
-  Report.check("so for 2 MiB", large.page == setup.large && large.rights & 0x3 == 3 && large.rights >> 8 & 0xff == 21)
-  Report.check("a read-only page is to be read", answer(readOnlyPage).rights & 0x3 == 1)
+  Report.check(
+    "a translation gives a 2 MiB page with its rights and size",
+    large.page == setup.large && large.rights & 0x3 == 3 && large.rights >> 8 & 0xff == 21)
+  Report.check("a translation of a read-only page gives only read", answer(readOnlyPage).rights & 0x3 == 1)
   let missing = answer(missingPage)
-  Report.check("a missing one has no rights", missing.rights & 0x3 == 0)
-  RemappingUnit.checkNoFault("which is no fault")
+  Report.check("a translation of a missing page gives no rights", missing.rights & 0x3 == 0)
+  RemappingUnit.checkNoFault("a translation of a missing page causes no fault")
   if setup.tables.stage == .first {
     let entry = setup.tables.entry(page, level: 1)
-    Report.check("it was set dirty, as a write may follow", load64(entry) & PagingTables.dirty != 0)
+    Report.check("a translation sets D, because a write may follow", load64(entry) & PagingTables.dirty != 0)
     store64(entry, load64(entry) & ~PagingTables.dirty)
     setup.invalidatePages()
     if RemappingUnit.offers(RemappingUnit.noWriteFlag) {
       Report.check(
-        "not with the no-write flag",
+        "a translation with the no-write flag does not set D",
         answer(page, Engine.noWrite).rights & 3 == 1 && load64(entry) & PagingTables.dirty == 0)
     }
   }
   Report.check(
-    "a translated request goes where it says",
+    "a translated request uses its address",
     engine.run(Engine.Operation.copy | Engine.translated, from: setup.memory, to: setup.readOnly)
       == Engine.Result.success
       && load64(setup.readOnly) == marker)
-  RemappingUnit.checkNoFault("and is no fault")
+  RemappingUnit.checkNoFault("a translated request causes no fault")
 }
 
-/// - Parameter disable: has the tables say that the function may not, or may again.
+/// - Parameter disable: changes the tables so that they forbid ATS to the function (true), or allow it again (false).
 private func checkRefusals(_ setup: Setup, reason: UInt64, disable: (Bool) -> Void) {
-  put("what the tables do not allow\n")
+  put("refused requests\n")
   disable(true)
   RemappingUnit.invalidateEverything(isScalable: setup.isScalable)
   Report.check(
-    "a translation request is unsupported",
+    "a forbidden translation request gets Unsupported Request",
     setup.run(Engine.Operation.translate, from: page) == Engine.Result.unsupportedRequest)
-  setup.checkFault("and that is recorded", reason, at: page)
+  setup.checkFault("the refusal is recorded", reason, at: page)
   Report.check(
-    "a translated request is refused",
+    "a forbidden translated request is refused",
     setup.engine.run(Engine.Operation.copy | Engine.translated, from: setup.memory, to: setup.result)
       == Engine.Result.refused)
-  setup.checkFault("and that is recorded", reason, at: setup.memory)
+  setup.checkFault("the refusal is recorded", reason, at: setup.memory)
   disable(false)
   RemappingUnit.invalidateEverything(isScalable: setup.isScalable)
   setup.engine.enableTranslation(false)
   Report.check(
-    "without ATS Enable it asks nothing",
+    "without ATS Enable the function sends no translation request",
     setup.run(Engine.Operation.translate, from: page) == Engine.Result.notEnabled)
   setup.engine.enableTranslation()
 }
@@ -165,25 +167,28 @@ private func checkInvalidations(_ setup: Setup) {
   store64(moved, other)
   let entry = setup.tables.entry(page, level: 1)
   _ = setup.invalidateCache(0x7fff_ffff_ffff_f000, isSized: true)
-  Report.check("a copy by it is right", setup.reads(marker) && engine.get(Engine.Register.cached) >= 2)
+  Report.check(
+    "a copy through the function's cache is right", setup.reads(marker) && engine.get(Engine.Register.cached) >= 2)
   store64(entry, moved | setup.leaf)
   setup.invalidatePages()
-  Report.check("an invalidation of the unit's cache leaves it be", setup.reads(marker))
+  Report.check("an invalidation of the unit's IOTLB leaves the function's cache", setup.reads(marker))
   _ = setup.invalidateCache(page + Pages.size)
-  Report.check("so does that of another page", setup.reads(marker))
+  Report.check("a device-TLB invalidation of another page leaves the page cached", setup.reads(marker))
   let before = engine.get(Engine.Register.invalidations)
-  Report.check("the page's is answered", setup.invalidateCache(page))
+  Report.check("the function answers the page's invalidation", setup.invalidateCache(page))
   Report.check(
-    "it was one message, for that page",
+    "the invalidation is one message, for that page",
     engine.get(Engine.Register.invalidations) == before + 1 && engine.get64(Engine.Register.invalidatedFirst) == page
       && engine.get64(Engine.Register.invalidatedLast) == page | 0xfff)
-  let told = engine.get(Engine.Register.invalidatedPASID)
-  Report.check("with the PASID, or without", setup.pasid == 0 ? told >> 31 == 0 : told == 1 << 31 | UInt32(setup.pasid))
-  Report.check("and the new page counts", setup.reads(other))
+  let tag = engine.get(Engine.Register.invalidatedPASID)
+  Report.check(
+    "the message has the PASID if the request had one",
+    setup.pasid == 0 ? tag >> 31 == 0 : tag == 1 << 31 | UInt32(setup.pasid))
+  Report.check("after the invalidation the function uses the new page", setup.reads(other))
   // With S, the lowest zero bit from 12 up gives the size: 16 KiB.
   _ = setup.invalidateCache(page & ~0x3fff | 0x1000, isSized: true)
   Report.check(
-    "a range is told as such",
+    "the message of a range has the whole range",
     engine.get64(Engine.Register.invalidatedFirst) == page & ~0x3fff
       && engine.get64(Engine.Register.invalidatedLast) == page | 0x3fff)
   store64(entry, setup.memory | setup.leaf)
@@ -204,47 +209,49 @@ private func checkAnswers(_ setup: Setup) {
 
   engine.set(Engine.Register.control, Engine.Answer.later)
   submit(1)
-  Report.check("one that comes later is waited for", soon { load32(place) == 1 } && status() == 0)
+  Report.check("a wait completes after a late answer", soon { load32(place) == 1 } && status() == 0)
 
   engine.set(Engine.Register.control, Engine.Answer.never)
   submit(2)
   Report.check(
-    "while one is held the wait does not complete", engine.get(Engine.Register.held) == 1 && load32(place) == 1)
+    "a wait does not complete while an answer is missing", engine.get(Engine.Register.held) == 1 && load32(place) == 1)
   engine.set(Engine.Register.control, Engine.Answer.heldNow)
-  Report.check("answered, it does", soon { load32(place) == 2 } && status() == 0)
+  Report.check("the wait completes after the answer", soon { load32(place) == 2 } && status() == 0)
 
   engine.set(Engine.Register.control, Engine.Answer.never)
   submit(3)
-  Report.check("one that never comes times out", soon { status() & timeout != 0 })
-  Report.check("for that function", RemappingUnit.read64(Register.queueErrorRecord) >> 32 & 0xffff == engine.source)
-  Report.check("and the wait is not completed", load32(place) == 2)
+  Report.check("an invalidation without an answer times out", soon { status() & timeout != 0 })
+  Report.check(
+    "the time-out names the function", RemappingUnit.read64(Register.queueErrorRecord) >> 32 & 0xffff == engine.source)
+  Report.check("a time-out does not complete the wait", load32(place) == 2)
   submit(4)
-  Report.check("nothing is fetched before that is served", !wait(ticks: 20_000_000) { load32(place) != 2 })
-  // What was held is forgotten by its function.
+  Report.check("the unit fetches nothing before ITE is cleared", !wait(ticks: 20_000_000) { load32(place) != 2 })
+  // The function forgets the held invalidation.
   engine.set(Engine.Register.control, Engine.Answer.atOnce)
   RemappingUnit.write32(Register.faultStatus, timeout)
-  Report.check("served, the queue goes on", soon { load32(place) == 4 })
-  // What it still held is of no invalidation any more.
+  Report.check("after ITE is cleared the queue continues", soon { load32(place) == 4 })
+  // The held answer belongs to no invalidation any more.
   engine.set(Engine.Register.control, Engine.Answer.heldNow)
-  Report.check("an answer that nobody waits for is an error", soon { status() & completionError != 0 })
-  Report.check("of that function", RemappingUnit.read64(Register.queueErrorRecord) >> 48 == engine.source)
+  Report.check("an answer without an invalidation is a completion error", soon { status() & completionError != 0 })
+  Report.check(
+    "the completion error names the function", RemappingUnit.read64(Register.queueErrorRecord) >> 48 == engine.source)
   RemappingUnit.write32(Register.faultStatus, completionError)
-  Report.check("which is cleared by a one", status() == 0)
+  Report.check("writing a one clears ICE", status() == 0)
 
   engine.set(Engine.Register.control, Engine.Answer.wrongly)
   submit(5)
-  Report.check("so is an answer with a wrong tag", soon { status() & completionError != 0 })
-  Report.check("and the right one is missing", soon { status() & timeout != 0 } && load32(place) == 4)
+  Report.check("an answer with a wrong tag is a completion error", soon { status() & completionError != 0 })
+  Report.check("the invalidation with the right tag times out", soon { status() & timeout != 0 } && load32(place) == 4)
   engine.set(Engine.Register.control, Engine.Answer.atOnce | Engine.Answer.heldNow)
   RemappingUnit.write32(Register.faultStatus, timeout | completionError)
   submit(6)
-  Report.check("after it the queue serves", soon { load32(place) == 6 })
+  Report.check("after both errors are cleared the queue continues", soon { load32(place) == 6 })
   RemappingUnit.write32(Register.faultStatus, timeout | completionError)
 
-  // More than there are tags, and no answer yet to any.
+  // More invalidations than tags, all without an answer at first.
   engine.set(Engine.Register.control, Engine.Answer.later)
   for _ in 0..<60 { setup.enqueueInvalidation(of: page) }
-  Report.check("more invalidations than tags are all answered", RemappingUnit.submitAndWait() && status() == 0)
+  Report.check("more invalidations than tags all complete", RemappingUnit.submitAndWait() && status() == 0)
   engine.set(Engine.Register.control, Engine.Answer.atOnce)
 }
 
@@ -263,67 +270,71 @@ private func checkPageRequests(_ setup: Setup, context: UInt64) {
   PageRequests.startQueue()
 
   Report.check(
-    "where the context entry does not allow them they are invalid",
+    "a page request that the context entry forbids is invalid",
     setup.run(request(1), from: missingPage) == Engine.Result.invalidRequest && PageRequests.count == 0)
-  setup.checkFault("and that is recorded", Reason.pageRequestNotEnabled, at: missingPage)
+  setup.checkFault("the refusal is recorded", Reason.pageRequestNotEnabled, at: missingPage)
   store64(context, load64(context) | 1 << 4)
   RemappingUnit.invalidateEverything(isScalable: true)
 
-  // The event, once for what is not served.
+  // The event comes once until it is served.
   RemappingUnit.setEvent(PageRequests.eventControl, vector: event, to: LocalAPIC.identifier)
   RemappingUnit.write32(PageRequests.eventControl, 0)
   enableInterrupts()
   let before = Interrupts.count(event)
   setup.begin(request(0x1a5), from: missingPage + 0x123)
-  Report.check("one brings the event", soon { Interrupts.count(event) == before + 1 })
-  Report.check("and waits", engine.get(Engine.Register.status) & 1 != 0)
+  Report.check("a page request brings the event", soon { Interrupts.count(event) == before + 1 })
+  Report.check("the function waits for its response", engine.get(Engine.Register.status) & 1 != 0)
   disableInterrupts()
   RemappingUnit.write32(PageRequests.eventControl, RemappingUnit.eventMask)
   let found = PageRequests.take()
   let prefix: UInt64 = setup.pasid == 0 ? 0 : 1 << 8 | setup.pasid << 32
-  Report.check("it says who", found?.low == 1 | prefix | engine.source << 16)
-  Report.check("and what: read, write, last, group and page", found?.high == missingPage | 0x1a5 << 3 | 7)
+  Report.check("the page request has the function's source-id", found?.low == 1 | prefix | engine.source << 16)
+  Report.check("the page request has read, write, last, group and page", found?.high == missingPage | 0x1a5 << 3 | 7)
   Report.check(
-    "a response reaches the function",
+    "the response reaches the function",
     respond(.success, 0x1a5) && engine.end() == Engine.Result.success)
 
   setup.begin(request(2, writes: false), from: missingPage)
-  Report.check("a read alone is told", PageRequests.take()?.high == missingPage | 2 << 3 | 5)
+  Report.check("a page request for a read has only read set", PageRequests.take()?.high == missingPage | 2 << 3 | 5)
   Report.check(
-    "an invalid request's response",
+    "the response Invalid Request reaches the function",
     respond(.invalid, 2) && engine.end() == Engine.Result.invalidRequest)
   setup.begin(request(3), from: missingPage)
   _ = PageRequests.take()
   Report.check(
-    "another group's response is not the one",
+    "another group's response does not end the request",
     respond(.success, 4) && engine.get(Engine.Register.status) & 1 != 0)
-  Report.check("a failure's", respond(.failure, 3) && engine.end() == Engine.Result.responseFailure)
+  Report.check(
+    "the response Failure reaches the function", respond(.failure, 3) && engine.end() == Engine.Result.responseFailure)
 
-  // The whole way: an access finds no page, requests it, and goes on.
+  // The whole sequence: an access finds no page, requests it, and continues.
   let fresh = Pages.take()
   store64(setup.memory, marker)
   setup.begin(Engine.Operation.copy | Engine.byCache | Engine.requestPages | 9 << 16, from: page, to: missingPage + 8)
-  Report.check("an access requests its page", (PageRequests.take()?.high ?? 0) & ~0xfff == missingPage)
+  Report.check("an access requests its missing page", (PageRequests.take()?.high ?? 0) & ~0xfff == missingPage)
   setup.tables.map(missingPage, to: fresh, setup.leaf)
   Report.check(
-    "mapped and answered, it goes on",
+    "after the response the access continues",
     respond(.success, 9) && engine.end() == Engine.Result.success && load64(fresh + 8) == marker)
   store64(setup.tables.entry(missingPage, level: 1), 0)
   _ = RemappingUnit.invalidateTranslations()
   _ = setup.invalidateCache(missingPage)
 
-  // As many as fit, one less than its entries; then it overflows, and what cannot be queued is answered with success.
-  Report.check("none is left in the queue", PageRequests.count == 0)
+  // As many requests as fit, one less than the queue's entries. Then it overflows, and the unit answers the request
+  // that it cannot queue with success.
+  Report.check("the queue is empty", PageRequests.count == 0)
   for _ in 0..<PageRequests.room { _ = setup.run(Engine.Operation.request | Engine.read, from: missingPage) }
-  Report.check("a full queue", PageRequests.count == PageRequests.room && !PageRequests.hasOverflowed)
-  Report.check("overflows, and answers by itself", setup.run(request(7), from: missingPage) == Engine.Result.success)
-  Report.check("as PRO says", PageRequests.hasOverflowed)
+  Report.check("a full queue is no overflow", PageRequests.count == PageRequests.room && !PageRequests.hasOverflowed)
+  Report.check(
+    "the unit answers a request beyond the queue's size with success",
+    setup.run(request(7), from: missingPage) == Engine.Result.success)
+  Report.check("a request beyond the queue's size sets PRO", PageRequests.hasOverflowed)
   PageRequests.drop()
   setup.begin(request(8), from: missingPage)
   Report.check(
-    "served, it queues again",
+    "after PRO is cleared the unit queues requests again",
     PageRequests.take() != nil && respond(.success, 8) && engine.end() == Engine.Result.success)
-  RemappingUnit.checkNoFault("nothing of it is a fault")
+  RemappingUnit.checkNoFault("none of these requests causes a fault")
 }
 
 // MARK: Modes
@@ -382,5 +393,5 @@ func kernelMain() {
     if RemappingUnit.offers(RemappingUnit.pasids) { checkScalable(engine, pasid: number) }
   }
   RemappingUnit.command(RemappingUnit.Command.translationEnable, on: false)
-  RemappingUnit.checkNoFault("no fault is left")
+  RemappingUnit.checkNoFault("no fault record remains")
 }

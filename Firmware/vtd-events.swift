@@ -1,7 +1,8 @@
-/// The unit's own events at every processor: the fault event and the invalidation completion event, by a physical and by
-/// a logical x2APIC destination. From the ninth processor on a logical destination has bits above 7 (Intel SDM volume 3,
-/// 12.10.2.2), which are in the event's upper address register: VT-d 4.1, 11.4.7 and 11.4.9. Neither event is remapped,
-/// so 32-bit destinations need no interrupt remapping, but EIM. `cpus=N` on the command line is how many there are.
+/// Tests the unit's own events at every processor: the fault event and the invalidation completion event, with a
+/// physical and with a logical x2APIC destination. From the ninth processor on, a logical destination has bits above 7
+/// (Intel SDM volume 3, 12.10.2.2), which are in the event's upper address register: VT-d 4.1, 11.4.7 and 11.4.9. The
+/// unit does not remap its events, so 32-bit destinations need EIM but no interrupt remapping. `cpus=N` on the command
+/// line is the number of processors.
 
 private typealias Register = RemappingUnit.Register
 
@@ -12,7 +13,7 @@ private enum Vector {
 
 private let queueError: UInt32 = 1 << 4
 
-/// The logical x2APIC ID: the cluster in bits 31:16, a bit for the processor in 15:0.
+/// Returns the logical x2APIC ID: the cluster in bits 31:16, a bit for the processor in 15:0.
 private func logical(_ identifier: UInt32) -> UInt32 { (identifier >> 4) << 16 | 1 << (identifier & 0xf) }
 
 /// Sets an event's message: the data, and the address with destination bits 7:0 and, in the upper half, 31:8.
@@ -23,7 +24,7 @@ private func program(_ control: UInt64, vector: UInt32, to destination: UInt32, 
   RemappingUnit.write32(control, 0)
 }
 
-/// Whether one interrupt comes at a processor, and none at another.
+/// Returns whether one interrupt comes at the processor, and none at another.
 private func arrives(_ vector: UInt32, at processor: UInt32, after action: () -> Void) -> Bool {
   let here = Interrupts.count(vector, on: processor)
   let all = Interrupts.count(vector)
@@ -37,7 +38,7 @@ private func makeFault() {
   RemappingUnit.ring()
 }
 
-/// Puts the queue to rights after `makeFault`.
+/// Restarts the queue after `makeFault`.
 private func takeFault() {
   RemappingUnit.command(RemappingUnit.Command.queueEnable, on: false)
   RemappingUnit.write32(Register.faultStatus, queueError)
@@ -51,7 +52,7 @@ private func makeCompletion() {
 
 private func takeCompletion() { RemappingUnit.write32(Register.completionStatus, 1) }
 
-/// A line that names the processor.
+/// Prints the result of a check with the processor's number.
 private func report(_ name: StaticString, at processor: UInt32, _ holds: Bool) {
   put(holds ? "PASS " : "FAIL ")
   put(name)
@@ -61,17 +62,20 @@ private func report(_ name: StaticString, at processor: UInt32, _ holds: Bool) {
   if !holds { Report.countFailure() }
 }
 
-/// Both events at a processor.
+/// Checks both events at a processor.
 private func check(_ processor: UInt32, isLogical: Bool) {
   let destination = isLogical ? logical(processor) : processor
   program(Register.faultEventControl, vector: Vector.fault, to: destination, isLogical: isLogical)
   report(
-    isLogical ? "the fault event by a logical destination" : "the fault event by a physical destination",
+    isLogical
+      ? "the fault event arrives by a logical destination" : "the fault event arrives by a physical destination",
     at: processor, arrives(Vector.fault, at: processor, after: makeFault))
   takeFault()
   program(Register.completionEventControl, vector: Vector.completion, to: destination, isLogical: isLogical)
   report(
-    isLogical ? "the completion event by a logical destination" : "the completion event by a physical destination",
+    isLogical
+      ? "the completion event arrives by a logical destination"
+      : "the completion event arrives by a physical destination",
     at: processor, arrives(Vector.completion, at: processor, after: makeCompletion))
   takeCompletion()
 }
@@ -86,7 +90,7 @@ func kernelMain() {
     if identifier != bootProcessor, Processors.start(identifier, patience: RemappingUnit.patience) { count += 1 }
   }
   if let expected = Multiboot.number("cpus") {
-    Report.check("all processors started", UInt64(count) == expected)
+    Report.check("all processors start", UInt64(count) == expected)
   }
   RemappingUnit.startQueue(isWide: false)
   enableInterrupts()
@@ -94,7 +98,7 @@ func kernelMain() {
   if !hasUpperAddress {
     RemappingUnit.write32(Register.faultEventControl + 12, 0x100)
     Report.check(
-      "without EIM there is no upper address", RemappingUnit.read32(Register.faultEventControl + 12) == 0)
+      "without EIM the upper address register is zero", RemappingUnit.read32(Register.faultEventControl + 12) == 0)
   }
   _ = ACPI.forEachProcessor { identifier in
     check(identifier, isLogical: false)

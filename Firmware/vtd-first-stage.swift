@@ -1,5 +1,5 @@
-/// First-stage translation of a device's requests: the unit is programmed here, edu makes the requests. VT-d 4.1, 3.6
-/// and 9.7 for the tables, 7.1.3 for the faults, 6.2 and 6.5.2.4 for what stays cached until it is invalidated.
+/// Tests first-stage translation: the kernel programs the unit, and edu makes the requests. VT-d 4.1, 3.6 and 9.7 for
+/// the tables, 7.1.3 for the faults, 6.2 and 6.5.2.4 for entries that stay cached until they are invalidated.
 
 private let sourcePage: UInt64 = 0x5a_1234_5000
 private let readOnlyPage: UInt64 = 0x5a_1234_6000
@@ -34,7 +34,7 @@ private struct Setup {
     load64(tables.entry(address, level: level)) & bits == bits
   }
 
-  /// Whether what the device reads at an address is a value: it copies it to the large page.
+  /// Returns whether the device reads a value at an address. The device copies it to the large page.
   func reads(_ value: UInt64, at address: UInt64) -> Bool {
     store64(large + 0x800, ~value)
     return edu.read(from: address) && edu.write(to: largePage + 0x800) && load64(large + 0x800) == value
@@ -46,51 +46,54 @@ private func checkTranslation(_ setup: Setup) {
   store64(setup.source + 0x108, marker)
   Report.check(
     "a read and a write complete", edu.read(from: sourcePage + 0x108) && edu.write(to: largePage + 0x12_3458))
-  Report.check("they go where the table says", load64(setup.large + 0x12_3458) == marker)
-  RemappingUnit.checkNoFault("and are no fault")
+  Report.check("the data arrives where the table points", load64(setup.large + 0x12_3458) == marker)
+  RemappingUnit.checkNoFault("the read and the write cause no fault")
   var accessed = true
   for level in 1...UInt64(4) where !setup.has(PagingTables.accessed, sourcePage, level: level) { accessed = false }
-  Report.check("the read set A on each level", accessed)
-  Report.check("and not D", !setup.has(PagingTables.dirty, sourcePage))
-  Report.check("the write set A and D of the 2 MiB page", setup.has(0x60, largePage, level: 2))
-  Report.check("and A alone above it", load64(setup.tables.entry(largePage, level: 3)) & 0x60 == 0x20)
-  Report.check("what was not accessed has no A", !setup.has(PagingTables.accessed, readOnlyPage))
+  Report.check("the read sets A on each level", accessed)
+  Report.check("the read does not set D", !setup.has(PagingTables.dirty, sourcePage))
+  Report.check("the write sets A and D of the 2 MiB page", setup.has(0x60, largePage, level: 2))
+  Report.check(
+    "the write sets only A above the 2 MiB page", load64(setup.tables.entry(largePage, level: 3)) & 0x60 == 0x20)
+  Report.check("a page without access has no A", !setup.has(PagingTables.accessed, readOnlyPage))
 
-  // One request over the end of a page whose neighbour is elsewhere in memory.
+  // One request across the end of a page. The next page is elsewhere in memory.
   store64(setup.source + 0xff8, other)
   Report.check(
-    "a request goes on in the next page",
+    "a request continues in the next page",
     edu.read(from: sourcePage + 0xff8, count: 16)
       && edu.write(to: largePage + 0x1ff8, count: 16) && load64(setup.large + 0x1ff8) == other
       && load64(setup.large + 0x2000) == marker)
-  RemappingUnit.checkNoFault("without a fault")
+  RemappingUnit.checkNoFault("the request causes no fault")
 }
 
 private func checkFaults(_ setup: Setup) {
   let edu = setup.edu
   Report.check("a refused write completes", edu.write(to: missingPage + 0x10))
-  Report.check("FSTS.PPF is set", RemappingUnit.hasPendingFault)
+  Report.check("a refused write sets FSTS.PPF", RemappingUnit.hasPendingFault)
   RemappingUnit.checkFault(
-    "a write to a page that is not present", reason: Reason.entryNotPresent, source: edu.source, low: missingPage,
+    "a write to a page that is not present is a fault", reason: Reason.entryNotPresent, source: edu.source,
+    low: missingPage,
     isRead: false)
-  edu.checkRead("a read of it", from: missingPage, Reason.entryNotPresent)
-  edu.checkWrite("a write where no table is", to: 1 << 40, Reason.entryNotPresent)
+  edu.checkRead("a read of a page that is not present is a fault", from: missingPage, Reason.entryNotPresent)
+  edu.checkWrite("a write without a page table is a fault", to: 1 << 40, Reason.entryNotPresent)
 
   let readOnly = load64(setup.tables.entry(readOnlyPage, level: 1)) & 0x000f_ffff_ffff_f000
   let before = load64(readOnly + 0x20)
-  edu.checkWrite("a write to a read-only page", to: readOnlyPage + 0x20, Reason.writePermission)
+  edu.checkWrite("a write to a read-only page is a fault", to: readOnlyPage + 0x20, Reason.writePermission)
   Report.check(
-    "it changes nothing", load64(readOnly + 0x20) == before && !setup.has(PagingTables.dirty, readOnlyPage))
-  Report.check("a read of it is served", setup.reads(before, at: readOnlyPage + 0x20))
-  RemappingUnit.checkNoFault("and is no fault")
+    "a refused write changes neither memory nor D",
+    load64(readOnly + 0x20) == before && !setup.has(PagingTables.dirty, readOnlyPage))
+  Report.check("a read of a read-only page succeeds", setup.reads(before, at: readOnlyPage + 0x20))
+  RemappingUnit.checkNoFault("a read of a read-only page causes no fault")
 
-  edu.checkRead("a supervisor's page", from: supervisorPage, Reason.userPrivilege)
-  edu.checkRead("an address that is not canonical", from: 1 << 47, Reason.notCanonical)
+  edu.checkRead("a read of a supervisor page is a fault", from: supervisorPage, Reason.userPrivilege)
+  edu.checkRead("an address that is not canonical is a fault", from: 1 << 47, Reason.notCanonical)
 
   let entry = setup.tables.entry(missingPage, level: 2)
   let kept = load64(entry)
   store64(entry, 1 << 20 | PagingTables.large | leaf)
-  edu.checkRead("an entry with reserved bits", from: missingPage | 0x1f_f000, Reason.entryReserved)
+  edu.checkRead("an entry with reserved bits is a fault", from: missingPage | 0x1f_f000, Reason.entryReserved)
   store64(entry, kept)
 }
 
@@ -102,42 +105,44 @@ private func checkStaleness(_ setup: Setup) {
   let moved = Pages.take()
   store64(setup.source, marker)
   store64(moved, other)
-  Report.check("a page is cached by a request", setup.reads(marker, at: sourcePage))
+  Report.check("a request caches its page", setup.reads(marker, at: sourcePage))
   store64(entry, moved | leaf)
-  Report.check("another entry changes nothing yet", setup.reads(marker, at: sourcePage))
+  Report.check("a changed entry has no effect before an invalidation", setup.reads(marker, at: sourcePage))
   _ = RemappingUnit.invalidatePage(sourcePage + Pages.size, pasid: pasid, domain: domain)
-  Report.check("nor does the next page's invalidation", setup.reads(marker, at: sourcePage))
+  Report.check("the next page's invalidation leaves the page cached", setup.reads(marker, at: sourcePage))
   _ = RemappingUnit.invalidatePage(sourcePage, pasid: pasid, domain: domain + 1)
   _ = RemappingUnit.invalidatePage(sourcePage, pasid: pasid + 1, domain: domain)
-  Report.check("nor another domain's or PASID's", setup.reads(marker, at: sourcePage))
+  Report.check("another domain's or PASID's invalidation leaves the page cached", setup.reads(marker, at: sourcePage))
   Report.check(
-    "the queue takes the page's", RemappingUnit.invalidatePage(sourcePage, pasid: pasid, domain: domain))
-  Report.check("and the new entry counts", setup.reads(other, at: sourcePage))
+    "the queue completes the page's invalidation",
+    RemappingUnit.invalidatePage(sourcePage, pasid: pasid, domain: domain))
+  Report.check("after the page's invalidation the new entry has effect", setup.reads(other, at: sourcePage))
 
   store64(entry, 0)
-  Report.check("an entry taken away stays cached", setup.reads(other, at: sourcePage))
-  RemappingUnit.checkNoFault("without a fault")
+  Report.check("a cleared entry stays cached", setup.reads(other, at: sourcePage))
+  RemappingUnit.checkNoFault("the request causes no fault")
   _ = RemappingUnit.invalidateTranslations(pasid: pasid, domain: domain)
-  edu.checkRead("after the PASID's invalidation it is gone", from: sourcePage, Reason.entryNotPresent)
+  edu.checkRead("after the PASID's invalidation a cleared entry is a fault", from: sourcePage, Reason.entryNotPresent)
   store64(entry, setup.source | leaf)
-  Report.check("what was not present is not cached", setup.reads(marker, at: sourcePage))
+  Report.check("an entry that is not present is not cached", setup.reads(marker, at: sourcePage))
 
   let present = load64(setup.pasidEntry)
   store64(setup.pasidEntry, present & ~1)
   _ = RemappingUnit.invalidateTranslations(pasid: pasid, domain: domain)
-  Report.check("a PASID-table entry stays cached", setup.reads(marker, at: sourcePage))
+  Report.check("a cleared PASID-table entry stays cached", setup.reads(marker, at: sourcePage))
   _ = RemappingUnit.invalidatePASID(pasid, domain: domain)
-  edu.checkRead("until its invalidation", from: sourcePage, Reason.pasidEntryNotPresent)
+  edu.checkRead(
+    "after its invalidation a cleared PASID-table entry is a fault", from: sourcePage, Reason.pasidEntryNotPresent)
   store64(setup.pasidEntry, present)
-  Report.check("present again it serves again", setup.reads(marker, at: sourcePage))
+  Report.check("an entry that is present again translates again", setup.reads(marker, at: sourcePage))
 
   let context = load64(setup.sources.scalableContextEntry)
   store64(setup.sources.scalableContextEntry, context & ~1)
   _ = RemappingUnit.invalidateContexts()
   _ = RemappingUnit.invalidatePASIDs()
-  edu.checkRead("a context entry that is not present", from: sourcePage, Reason.contextEntryNotPresent)
+  edu.checkRead("a context entry that is not present is a fault", from: sourcePage, Reason.contextEntryNotPresent)
   store64(setup.sources.scalableContextEntry, context)
-  Report.check("present again it serves again", setup.reads(marker, at: sourcePage))
+  Report.check("an entry that is present again translates again", setup.reads(marker, at: sourcePage))
 }
 
 func kernelMain() {
@@ -162,7 +167,7 @@ func kernelMain() {
 
   store64(setup.source, marker)
   Report.check(
-    "without translation addresses are physical",
+    "without translation, addresses are physical",
     edu.read(from: setup.source) && edu.write(to: setup.large)
       && load64(setup.large) == marker)
   guard RemappingUnit.translate(root: sources.root, isScalable: true) else { return }
@@ -170,8 +175,8 @@ func kernelMain() {
   checkFaults(setup)
   checkStaleness(setup)
   Report.check(
-    "translation off, addresses are physical",
+    "after translation goes off, addresses are physical",
     RemappingUnit.command(RemappingUnit.Command.translationEnable, on: false) && edu.read(from: setup.source)
       && edu.write(to: setup.large) && load64(setup.large) == marker)
-  RemappingUnit.checkNoFault("no fault is left")
+  RemappingUnit.checkNoFault("no fault record remains")
 }

@@ -1,7 +1,7 @@
-/// A guest that does its worst to the unit, while another of its processors works: queues without end, that write over
-/// themselves, of nonsense, and where no memory is; tails, registers and tables at random. The machine must live, the
-/// other processor go on, and its device's DMA, which nobody touches the tables of, stay right. No time is judged: each
-/// attack goes on until the other processor has got on with its work, and that must happen.
+/// Tests a guest that attacks the unit while another processor works: queues that never end, that overwrite themselves,
+/// with nonsense, and without memory; random tails, registers and tables. The machine must survive, the other processor
+/// must continue, and the DMA of its device, whose tables do not change, must stay right. There is no time limit on
+/// progress: each attack lasts until the other processor has done some work.
 
 private typealias Register = RemappingUnit.Register
 
@@ -11,13 +11,13 @@ private let nowhere: UInt64 = 1 << 38
 private let domain: UInt64 = 0x2a
 private let hostileDomain: UInt64 = 0x2b
 private let good: UInt64 = 0x2 | 2 << 4 | hostileDomain << 16
-/// Turns of the other processor that an attack must see.
+/// Turns that the other processor must complete during an attack.
 private let turns: UInt64 = 8
 
-// MARK: The processor that works
+// MARK: The working processor
 
 private enum Worker {
-  /// Words of a page: what is done, what went wrong, whether DMA counts, whether to stop.
+  /// A page of shared words: turns done, wrong turns, whether to check DMA, whether to stop.
   nonisolated(unsafe) static var page: UInt64 = 0
   nonisolated(unsafe) static var memory: (source: UInt64, sink: UInt64) = (0, 0)
   nonisolated(unsafe) static var edu: Edu?
@@ -49,7 +49,9 @@ private enum Worker {
 private struct Random {
   nonisolated(unsafe) private static var state: UInt64 = 0
 
-  /// - Parameter seed: any but 0, small ones too: they are spread over all bits, since xorshift takes long to.
+  /// - Parameter seed: any number except 0. The multiplication spreads small seeds over all bits, for which xorshift
+  ///   alone
+  ///   needs many steps.
   static func restart(seed: UInt64) { state = seed &* 0x9e37_79b9_7f4a_7c15 }
 
   static func next() -> UInt64 {
@@ -64,15 +66,15 @@ private struct Attack {
   let edu: Edu
   let sources: SourceTables
   let isScalable: Bool
-  /// Of the hostile function's PASID entry; 0 in legacy mode.
+  /// The address of the hostile function's PASID entry; 0 in legacy mode.
   let entry: UInt64
   /// 512 KiB: the largest queue.
   let memory: UInt64
 
-  /// Repeats an attack until the other processor has worked through it, then looks whether all is well.
-  /// - Parameter seed: the attack's own. How many rounds it takes until the other processor has got on is a matter of
-  ///   time: from one generator for all, each attack would go on from wherever the ones before it happened to end, and
-  ///   no two runs would do the same. So the first rounds of every attack are the same in every run and every mode.
+  /// Repeats an attack until the other processor has done its turns, then checks the results.
+  /// - Parameter seed: a seed for this attack only. The number of rounds depends on time. With one generator for all
+  ///   attacks, each would start where the previous ones happened to end, and no two runs would be the same. So the
+  ///   first rounds of every attack are the same in every run and every mode.
   func run(_ name: StaticString, seed: UInt64, rounds: UInt64, judgesDMA: Bool = true, _ attack: (UInt64) -> Void) {
     Random.restart(seed: seed)
     Worker.judgesDMA = judgesDMA
@@ -100,7 +102,7 @@ private struct Attack {
     Report.countFailure()
   }
 
-  /// The queue as a driver has it, and no faults left.
+  /// Restores the queue of a driver, and clears all faults.
   private func restore(_ isTranslating: Bool) {
     RemappingUnit.command(RemappingUnit.Command.queueEnable, on: false)
     clearFaults()
@@ -108,12 +110,14 @@ private struct Attack {
       RemappingUnit.startQueue(isWide: isScalable)
     } else {
       RemappingUnit.command(RemappingUnit.Command.interruptRemappingEnable, on: false)
-      if !RemappingUnit.translate(root: sources.root, isScalable: isScalable) { Report.fail("it does not recover") }
+      if !RemappingUnit.translate(root: sources.root, isScalable: isScalable) {
+        Report.fail("the unit does not recover from the attack")
+      }
     }
-    if !RemappingUnit.submit(good) { Report.fail("the queue does not serve after it") }
+    if !RemappingUnit.submit(good) { Report.fail("the queue does not work after the attack") }
     let before = Worker.done
     if !wait(ticks: 4 * RemappingUnit.patience, until: { Worker.done &- before >= 2 }) {
-      Report.fail("the other processor stands still after it")
+      Report.fail("the other processor stops after the attack")
     }
     Worker.judgesDMA = true
   }
@@ -123,7 +127,7 @@ private struct Attack {
     RemappingUnit.write32(Register.faultStatus, 0x71)
   }
 
-  /// Another queue: 4 KiB shifted left by a size of 0 to 7.
+  /// Starts another queue, of 4 KiB shifted left by size (0 to 7).
   func startQueue(at address: UInt64, size: UInt64, isWide: Bool) {
     RemappingUnit.command(RemappingUnit.Command.queueEnable, on: false)
     RemappingUnit.write64(Register.queueTail, 0)
@@ -148,7 +152,7 @@ private struct Attack {
       at += size
     }
     startQueue(at: memory, size: 0, isWide: isScalable)
-    run("a queue that is always full", seed: 1, rounds: 100) { _ in
+    run("the machine survives a queue that is always full", seed: 1, rounds: 100) { _ in
       RemappingUnit.write64(Register.queueTail, (RemappingUnit.read64(Register.queueHead) &- size) & 0xfff)
     }
   }
@@ -157,19 +161,19 @@ private struct Attack {
     Pages.fill(memory, 512 << 10, with: 0)
     var at: UInt64 = 0
     while at < 512 << 10 {
-      // Pages one by one: none of these is cheap.
+      // Page by page, because these are the most expensive.
       place(0x2 | 3 << 4 | domain << 16, at << 12, at: at)
       at += size
     }
     startQueue(at: memory, size: 7, isWide: isScalable)
-    run("the largest queue, full", seed: 2, rounds: 4) { _ in
+    run("the machine survives the largest queue when it is full", seed: 2, rounds: 4) { _ in
       RemappingUnit.write64(Register.queueTail, (RemappingUnit.read64(Register.queueHead) &- size) & 0x7_ffff)
     }
   }
 
-  /// Each wait writes a wait over the next descriptor, over itself, or over the one before.
+  /// Makes each wait overwrite the next descriptor, itself, or the one before with a wait.
   func queueThatWritesItself() {
-    run("waits that write over the queue", seed: 3, rounds: 24) { round in
+    run("the machine survives waits that overwrite the queue", seed: 3, rounds: 24) { round in
       Pages.fill(memory, 4096, with: 0)
       var at: UInt64 = 0
       while at < 4096 {
@@ -179,7 +183,7 @@ private struct Attack {
         case 1: target = at
         default: target = (at &- size) & 0xfff
         }
-        // What is written is a wait again, or no type at all.
+        // The written data is again a wait, or no valid type.
         let data: UInt64 = round % 4 == 3 ? Random.next() >> 32 : 0x5 | 1 << 5
         place(0x5 | 1 << 5 | data << 32, memory + target, at: at)
         at += size
@@ -192,13 +196,13 @@ private struct Attack {
     }
   }
 
-  /// Statuses for the unit's own tail, the APICs, configuration space, and where nothing is.
+  /// Makes waits write to the unit's own tail, the APICs, configuration space, and addresses without memory.
   func waitsForElsewhere() {
     let places: InlineArray<8, UInt64> = [
       0xfed9_0088, 0xfed9_0018, 0xfee0_0300, 0xfec0_0010, 0xb000_8004, nowhere, .max & ~3, 0xffff_fffc,
     ]
     startQueue(at: memory, size: 0, isWide: isScalable)
-    run("waits that write where no memory is", seed: 4, rounds: 100) { round in
+    run("the machine survives waits that write to addresses without memory", seed: 4, rounds: 100) { round in
       let at = RemappingUnit.read64(Register.queueTail)
       Pages.fill(memory + at, size, with: 0)
       place(0x5 | 1 << 5 | 1 << 4 | Random.next() << 32, places[Int(round % 8)], at: at)
@@ -209,13 +213,13 @@ private struct Attack {
   }
 
   func nonsense() {
-    run("descriptors of nonsense", seed: 5, rounds: 30) { round in
+    run("the machine survives descriptors of nonsense", seed: 5, rounds: 30) { round in
       var at: UInt64 = 0
       while at < 1024 {
         var low = Random.next()
-        // Half of them have a type that there is, and few reserved bits.
+        // Half of them have a valid type and few reserved bits.
         if at & 32 != 0 { low = low & 0x000f_ffff_ffff_003f & ~0xf | Random.next() % 9 }
-        // A wait's address is beyond all memory: what it may overwrite is tried elsewhere.
+        // A wait's address is beyond all memory. Another attack tests overwriting.
         place(low, Random.next() | 1 << 63, at: at)
         at += 16
       }
@@ -226,7 +230,7 @@ private struct Attack {
   }
 
   func tails() {
-    run("tails at random, and queues anywhere", seed: 6, rounds: 80) { round in
+    run("the machine survives random tails and queue addresses", seed: 6, rounds: 80) { round in
       let start: UInt64
       switch round % 6 {
       case 0: start = nowhere
@@ -248,7 +252,7 @@ private struct Attack {
 
   // MARK: Tables
 
-  /// Tables whose entries point to themselves, changed while they are walked.
+  /// Walks tables whose entries point to themselves, and changes them at the same time.
   func tablesOfThemselves(_ stage: PagingTables.Stage) {
     let root = Pages.take()
     for index in 0..<UInt64(512) { store64(root + index * 8, root | stage.rawValue) }
@@ -260,8 +264,8 @@ private struct Attack {
       SourceTables.setSecondStage(entry, table: root, domain: hostileDomain)
     }
     RemappingUnit.invalidateEverything(isScalable: isScalable)
-    run("tables that point to themselves", seed: 7, rounds: 30) { round in
-      // Every address is the table itself: what the device writes it walks next.
+    run("the machine survives tables that point to themselves", seed: 7, rounds: 30) { round in
+      // Every address is the table itself: the next walk uses what the device has written.
       _ = edu.copy(from: Random.next() & 0x7fff_ffff_f000, to: Random.next() & 0x7fff_ffff_fff8)
       let changed = root + Random.next() % 512 * 8
       store64(changed, round % 3 == 0 ? Random.next() : root | stage.rawValue)
@@ -271,14 +275,14 @@ private struct Attack {
     for index in 0..<UInt64(512) { store64(root + index * 8, root | stage.rawValue) }
   }
 
-  /// The nested stages as one table: each level's way to an entry is that table again.
+  /// Uses one table for both nested stages, so that each level leads to that table again.
   func nestedTablesOfThemselves() {
     let root = Pages.take()
-    // Good for either stage at each level but the page's own: present, writable, user; readable, writable.
+    // Valid for both stages at each level except the last: present, writable, user; readable, writable.
     for index in 0..<UInt64(512) { store64(root + index * 8, root | 7) }
     SourceTables.setNested(entry, table: root, over: root, accessedDirty: true, domain: hostileDomain)
     RemappingUnit.invalidateEverything(isScalable: true)
-    run("both stages in one table that points to itself", seed: 8, rounds: 30) { round in
+    run("the machine survives both stages in one table that points to itself", seed: 8, rounds: 30) { round in
       _ = edu.copy(from: Random.next() & 0x7fff_ffff_f000, to: Random.next() & 0x7fff_ffff_fff8)
       store64(root + Random.next() % 512 * 8, round % 3 == 0 ? Random.next() : root | 7)
       _ = RemappingUnit.invalidateTranslations(domain: hostileDomain)
@@ -286,14 +290,14 @@ private struct Attack {
     }
   }
 
-  /// The function's own entries at random: context, directory, PASID.
+  /// Writes random values to the function's own entries.
   func entries() {
     let context =
       isScalable ? sources.of(source: edu.source).scalableContextEntry : sources.of(source: edu.source).contextEntry
     let words: UInt64 = isScalable ? 4 : 2
     var kept: InlineArray<4, UInt64> = [0, 0, 0, 0]
     for word in 0..<words { kept[Int(word)] = load64(context + word * 8) }
-    run("entries of nonsense for one function", seed: 9, rounds: 50) { round in
+    run("the machine survives nonsense in one function's entries", seed: 9, rounds: 50) { round in
       let chosen = Random.next() % words * 8
       store64(context + chosen, round % 2 == 0 ? Random.next() : sources.root | 1)
       _ = RemappingUnit.invalidateContexts()
@@ -307,7 +311,8 @@ private struct Attack {
 
   // MARK: Registers
 
-  /// Not the messages of the unit's events: those would be interrupts of any kind, which is no attack on the unit.
+  /// Returns whether an offset belongs to an event's message. Random messages would be arbitrary interrupts, which do
+  /// not attack the unit.
   private static func isEvent(_ offset: UInt64) -> Bool {
     offset + 8 > 0x38 && offset < 0x48 || offset + 8 > 0xa0 && offset < 0xb0
   }
@@ -321,8 +326,8 @@ private struct Attack {
   }
 
   func registers() {
-    run("registers at random, but for those that translation goes by", seed: 10, rounds: 300) { round in
-      // Half of them where there are registers.
+    run("the machine survives random writes to registers except those of translation", seed: 10, rounds: 300) { round in
+      // Half of the offsets are in the range that has registers.
       let offset = Random.next() % (round % 2 == 0 ? 0x100 : 0x1000)
       if Self.isEvent(offset) || offset + 8 > 0x18 && offset < 0x28 { return }
       Self.write(offset, Random.next())
@@ -331,11 +336,11 @@ private struct Attack {
   }
 
   func allRegisters() {
-    run("registers at random, all of them", seed: 11, rounds: 300, judgesDMA: false) { round in
+    run("the machine survives random writes to all registers", seed: 11, rounds: 300, judgesDMA: false) { round in
       let offset = Random.next() % (round % 2 == 0 ? 0x100 : 0x1000)
       if Self.isEvent(offset) { return }
       Self.write(offset, Random.next())
-      // An address of tables is of no use until the command that takes it.
+      // A table address has no effect before the command that loads it.
       if round % 5 == 0 { RemappingUnit.write32(Register.globalCommand, UInt32(truncatingIfNeeded: Random.next())) }
     }
   }
@@ -394,9 +399,9 @@ func kernelMain() {
 
   Worker.stop()
   Report.check(
-    "the other processor comes to its end", wait(ticks: RemappingUnit.patience) { Processors.finishedCount != finished }
+    "the other processor finishes", wait(ticks: RemappingUnit.patience) { Processors.finishedCount != finished }
   )
-  Report.check("all of its DMA was right", Worker.wrong == 0)
+  Report.check("all DMA of the other processor is right", Worker.wrong == 0)
   put(Worker.done)
   put(" copies by the other processor\n")
 }

@@ -1,5 +1,6 @@
-/// Interrupt remapping: edu's message in remappable format through an entry of the table, delivered or blocked, and the
-/// fault event. VT-d 4.1, 5.1 for the formats, 9.9 for the entries, 5.1.4.1 for the faults, 6.5.2.7 for the cache.
+/// Tests interrupt remapping: edu sends messages in remappable format, which an entry of the table delivers or blocks,
+/// and the fault event. VT-d 4.1, 5.1 for the formats, 9.9 for the entries, 5.1.4.1 for the faults, 6.5.2.7 for the
+/// cache.
 
 private enum Vector {
   static let compatible: UInt32 = 0x50
@@ -18,7 +19,7 @@ private enum Reason {
 
 private let messageBase: UInt32 = 0xfee0_0000
 private let index: UInt64 = 5
-/// Ticks in which an interrupt that is not to come would have come.
+/// Ticks after which an interrupt that must not come would have come.
 private let silence: UInt64 = 20_000_000
 
 private struct Setup {
@@ -27,7 +28,7 @@ private struct Setup {
   /// 32-bit destinations: EIME.
   let isExtended: Bool
 
-  /// An entry for this processor: fixed, edge, present.
+  /// Writes an entry for this processor: fixed, edge, present.
   func set(_ index: UInt64, vector: UInt32, validation: UInt64, source: UInt64) {
     let destination = UInt64(LocalAPIC.identifier) << (isExtended ? 32 : 40)
     store64(table + index * 16 + 8, validation << 18 | source)
@@ -36,7 +37,7 @@ private struct Setup {
 
   func clear(_ index: UInt64) { store64(table + index * 16, 0) }
 
-  /// - Parameter subhandle: added to the index, in the data (SHV); nil for none.
+  /// - Parameter subhandle: the data, which the unit adds to the index (SHV); nil for none.
   func send(_ index: UInt64, subhandle: UInt32? = nil) {
     let handle = UInt32(truncatingIfNeeded: index)
     let address = messageBase | (handle & 0x7fff) << 5 | 1 << 4 | (subhandle == nil ? 0 : 1 << 3) | (handle >> 15) << 2
@@ -49,7 +50,7 @@ private struct Setup {
   }
 }
 
-/// Whether one interrupt comes by this vector, and none by the others, after something was done.
+/// Returns whether the action brings one interrupt with this vector, and none with the others.
 private func arrives(_ vector: UInt32, after action: () -> Void) -> Bool {
   let before = Interrupts.count(vector)
   let others = sum() &- before
@@ -73,9 +74,10 @@ private func sum() -> UInt32 {
 private func checkRemapping(_ setup: Setup) {
   let edu = setup.edu
   setup.set(index, vector: Vector.remapped, validation: 1, source: edu.source)
-  Report.check("the entry's vector is delivered", arrives(Vector.remapped) { setup.send(index) })
-  Report.check("a subhandle is added", arrives(Vector.remapped) { setup.send(index - 3, subhandle: 3) })
-  RemappingUnit.checkNoFault("and neither is a fault")
+  Report.check("a message brings its entry's vector", arrives(Vector.remapped) { setup.send(index) })
+  Report.check(
+    "the unit adds a subhandle to the index", arrives(Vector.remapped) { setup.send(index - 3, subhandle: 3) })
+  RemappingUnit.checkNoFault("the two messages cause no fault")
 
   let blocked = staysSilent {
     edu.setMessage(
@@ -83,71 +85,77 @@ private func checkRemapping(_ setup: Setup) {
     edu.raise()
   }
   Report.check("a message in compatibility format is blocked", blocked)
-  setup.checkFault("and recorded", Reason.compatibilityFormatBlocked, index: 0)
+  setup.checkFault("the blocked message is recorded", Reason.compatibilityFormatBlocked, index: 0)
 
-  // The unit keeps a good entry until it is invalidated.
-  Report.check("the entry is in use", arrives(Vector.remapped) { setup.send(index) })
+  // The unit caches a valid entry until it is invalidated.
+  Report.check("a message caches its entry", arrives(Vector.remapped) { setup.send(index) })
   setup.set(index, vector: Vector.changed, validation: 1, source: edu.source)
-  Report.check("another vector does not count yet", arrives(Vector.remapped) { edu.raise() })
+  Report.check("a changed entry has no effect before an invalidation", arrives(Vector.remapped) { edu.raise() })
   _ = RemappingUnit.invalidateInterruptEntry(index + 1)
-  Report.check("nor after another entry's invalidation", arrives(Vector.remapped) { edu.raise() })
+  Report.check("another entry's invalidation leaves the entry cached", arrives(Vector.remapped) { edu.raise() })
   _ = RemappingUnit.invalidateInterruptEntry(index)
-  Report.check("but after its own", arrives(Vector.changed) { edu.raise() })
+  Report.check("after its own invalidation the changed entry has effect", arrives(Vector.changed) { edu.raise() })
   setup.clear(index)
-  Report.check("an entry taken away is still in use", arrives(Vector.changed) { edu.raise() })
+  Report.check("a cleared entry stays cached", arrives(Vector.changed) { edu.raise() })
   _ = RemappingUnit.invalidateInterruptEntries()
-  RemappingUnit.checkNoFault("its invalidation alone is no fault")
-  Report.check("after it the interrupt is blocked", staysSilent { edu.raise() })
-  setup.checkFault("and recorded", Reason.entryNotPresent, index: index)
+  RemappingUnit.checkNoFault("the invalidation of a cleared entry causes no fault")
+  Report.check("after its invalidation a cleared entry blocks the message", staysSilent { edu.raise() })
+  setup.checkFault("the blocked message is recorded", Reason.entryNotPresent, index: index)
 }
 
 private func checkBlocking(_ setup: Setup) {
   let edu = setup.edu
-  /// An entry's words as they are, seen by the unit.
+  /// Writes an entry, invalidates the cache, and sends its message.
   func send(_ number: UInt64, validation: UInt64, source: UInt64) {
     setup.set(number, vector: Vector.remapped, validation: validation, source: source)
     _ = RemappingUnit.invalidateInterruptEntries()
     setup.send(number)
   }
   Report.check(
-    "without validation any source will do", arrives(Vector.remapped) { send(9, validation: 0, source: 0xffff) })
-  Report.check("another function's entry blocks", staysSilent { send(9, validation: 1, source: edu.source ^ 8) })
-  setup.checkFault("and records", Reason.sourceValidation, index: 9)
-  Report.check("another bus's range blocks", staysSilent { send(9, validation: 2, source: 0x0102) })
-  setup.checkFault("and records", Reason.sourceValidation, index: 9)
-  Report.check("its own bus's does not", arrives(Vector.remapped) { send(9, validation: 2, source: 0x0001) })
+    "without validation every source passes", arrives(Vector.remapped) { send(9, validation: 0, source: 0xffff) })
   Report.check(
-    "an entry with reserved bits blocks",
+    "an entry for another function blocks the message", staysSilent { send(9, validation: 1, source: edu.source ^ 8) })
+  setup.checkFault("the blocked message is recorded", Reason.sourceValidation, index: 9)
+  Report.check(
+    "an entry for another bus range blocks the message", staysSilent { send(9, validation: 2, source: 0x0102) })
+  setup.checkFault("the blocked message is recorded", Reason.sourceValidation, index: 9)
+  Report.check(
+    "an entry for the function's bus range delivers",
+    arrives(Vector.remapped) { send(9, validation: 2, source: 0x0001) })
+  Report.check(
+    "an entry with reserved bits blocks the message",
     staysSilent {
       setup.set(10, vector: Vector.remapped, validation: 0, source: 0)
       store64(setup.table + 10 * 16, load64(setup.table + 10 * 16) | 1 << 12)
       setup.send(10)
     })
-  setup.checkFault("and records", Reason.entryReserved, index: 10)
-  Report.check("an index beyond the table blocks", staysSilent { setup.send(256) })
-  setup.checkFault("and records", Reason.indexBeyondTable, index: 256)
+  setup.checkFault("the blocked message is recorded", Reason.entryReserved, index: 10)
+  Report.check("an index beyond the table blocks the message", staysSilent { setup.send(256) })
+  setup.checkFault("the blocked message is recorded", Reason.indexBeyondTable, index: 256)
   Report.check(
-    "the table's last entry works", arrives(Vector.remapped) { send(255, validation: 1, source: edu.source) })
+    "the table's last entry delivers", arrives(Vector.remapped) { send(255, validation: 1, source: edu.source) })
 
-  // Fault Processing Disable: refused all the same, and not recorded.
+  // Fault Processing Disable: the unit refuses the request, and does not record it.
   setup.set(11, vector: Vector.remapped, validation: 1, source: edu.source ^ 8)
   store64(setup.table + 11 * 16, load64(setup.table + 11 * 16) | 1 << 1)
-  Report.check("an entry that disables fault processing blocks", staysSilent { setup.send(11) })
-  RemappingUnit.checkNoFault("and records nothing")
+  Report.check("an invalid entry with FPD blocks the message", staysSilent { setup.send(11) })
+  RemappingUnit.checkNoFault("an entry with FPD records no fault")
 }
 
 private func checkFaultEvent(_ setup: Setup) {
   typealias Register = RemappingUnit.Register
   RemappingUnit.setEvent(Register.faultEventControl, vector: Vector.fault, to: LocalAPIC.identifier)
   setup.clear(12)
-  Report.check("the fault event is masked at first", staysSilent { setup.send(12) })
-  Report.check("but pending", RemappingUnit.read32(Register.faultEventControl) & RemappingUnit.eventPending != 0)
+  Report.check("a masked fault event brings no interrupt", staysSilent { setup.send(12) })
   Report.check(
-    "unmasked it comes, past the remapper",
+    "the masked fault event is pending",
+    RemappingUnit.read32(Register.faultEventControl) & RemappingUnit.eventPending != 0)
+  Report.check(
+    "unmasking brings the fault event without remapping",
     arrives(Vector.fault) { RemappingUnit.write32(Register.faultEventControl, 0) })
-  setup.checkFault("with its record", Reason.entryNotPresent, index: 12)
-  Report.check("it comes at once for the next fault", arrives(Vector.fault) { setup.send(12) })
-  setup.checkFault("with its record", Reason.entryNotPresent, index: 12)
+  setup.checkFault("the fault event has its record", Reason.entryNotPresent, index: 12)
+  Report.check("the next fault brings the fault event at once", arrives(Vector.fault) { setup.send(12) })
+  setup.checkFault("the fault event has its record", Reason.entryNotPresent, index: 12)
   RemappingUnit.write32(Register.faultEventControl, RemappingUnit.eventMask)
 }
 
@@ -159,7 +167,7 @@ private func check(_ edu: Edu, isExtended: Bool) {
   checkBlocking(setup)
   checkFaultEvent(setup)
   Report.check(
-    "it goes off", RemappingUnit.command(RemappingUnit.Command.interruptRemappingEnable, on: false))
+    "interrupt remapping goes off", RemappingUnit.command(RemappingUnit.Command.interruptRemappingEnable, on: false))
 }
 
 func kernelMain() {
@@ -175,14 +183,14 @@ func kernelMain() {
     edu.setMessage(address: message, data: Vector.compatible)
     edu.raise()
   }
-  Report.check("without remapping a message goes where it says", passes)
+  Report.check("without remapping a message goes to its own destination", passes)
   check(edu, isExtended: false)
   if RemappingUnit.offers(RemappingUnit.extendedInterrupts) { check(edu, isExtended: true) }
   let passesAgain = arrives(Vector.compatible) {
     edu.setMessage(address: message, data: Vector.compatible)
     edu.raise()
   }
-  Report.check("remapping off, a message goes where it says", passesAgain)
-  RemappingUnit.checkNoFault("no fault is left")
+  Report.check("after remapping goes off a message goes to its own destination", passesAgain)
+  RemappingUnit.checkNoFault("no fault record remains")
   disableInterrupts()
 }

@@ -1,16 +1,16 @@
-/// Interrupt remapping of the I/O APIC's pins and of messages: edge and level, masks, the end of an interrupt, another
-/// processor by another entry, source validation, compatibility format. COM1's transmitter drives an edge, edu's pin a
-/// level. VT-d 4.1, 5.1 for the formats and checks, 5.1.5.1 for the I/O APIC, 9.9 for the entries.
+/// Tests interrupt remapping of the I/O APIC's pins and of messages: edge and level, masks, the end of an interrupt,
+/// another processor through another entry, source validation, compatibility format. COM1's transmitter drives an edge,
+/// edu's pin a level. VT-d 4.1, 5.1 for the formats and checks, 5.1.5.1 for the I/O APIC, 9.9 for the entries.
 
 private let com1: UInt16 = 0x3f8
 private let com1Pin: UInt32 = 4
 private let transmitterEmpty: UInt8 = 2
-/// The I/O APIC's source-id, as the DMAR table's device scope has it.
+/// The I/O APIC's source-id, from the DMAR table's device scope.
 private let sourceOfPins: UInt64 = 0xff00
-/// Ticks in which an interrupt that is not to come would have come.
+/// Ticks after which an interrupt that must not come would have come.
 private let silence: UInt64 = 20_000_000
 
-/// What the pins' entries in the I/O APIC have for a vector; the remapping table has others.
+/// The vector in the I/O APIC's entries. The remapping table has other vectors.
 private let vectorOfPin: UInt32 = 0x61
 
 private enum Vector {
@@ -39,10 +39,10 @@ private struct Setup {
   let table: UInt64
   let isExtended: Bool
 
-  /// edu's INTA: pin 16 and up, by its device number.
+  /// The pin of edu's INTA: 16 and up, selected by its device number.
   var eduPin: UInt32 { 16 + edu.function.device & 7 }
 
-  /// An entry: fixed delivery to one processor.
+  /// Writes an entry with fixed delivery to one processor, and invalidates it.
   func set(
     _ index: UInt64, vector: UInt32, to processor: UInt32, source: UInt64, isLevel: Bool = false, bits: UInt64 = 0
   ) {
@@ -52,7 +52,7 @@ private struct Setup {
     _ = RemappingUnit.invalidateInterruptEntry(index)
   }
 
-  /// Has edu send its message by an entry.
+  /// Makes edu send a message that uses an entry.
   func prepareMessage(_ index: UInt64) {
     let handle = UInt32(truncatingIfNeeded: index)
     edu.setMessage(address: 0xfee0_0000 | (handle & 0x7fff) << 5 | 1 << 4, data: 0)
@@ -69,7 +69,7 @@ private func sum() -> UInt32 {
   return sum
 }
 
-/// Whether just one interrupt comes, by this vector, at this processor.
+/// Returns whether exactly one interrupt comes, with this vector and at this processor.
 private func arrives(_ vector: UInt32, at processor: UInt32, after action: () -> Void) -> Bool {
   let before = Interrupts.count(vector, on: processor)
   let all = sum()
@@ -84,10 +84,10 @@ private func staysSilent(after action: () -> Void) -> Bool {
   return !wait(ticks: silence) { sum() != before }
 }
 
-/// COM1 says that its transmitter is empty: it is, so the edge comes at once.
+/// Enables the interrupt of COM1's empty transmitter, so that the edge comes at once.
 private func edge() {
   portWrite8(com1 + 1, 0)
-  // What the console put must be gone, or it would bring an edge of its own.
+  // Wait for the console's output, which would cause another edge.
   while portRead8(com1 + 5) & 0x40 == 0 { pauseProcessor() }
   portWrite8(com1 + 1, transmitterEmpty)
 }
@@ -109,56 +109,59 @@ private func checkEdge(_ setup: Setup, own: UInt32, another: UInt32?) {
   let chip = setup.chip
   setup.set(Index.edge, vector: Vector.edge, to: own, source: sourceOfPins)
   chip.remap(pin: com1Pin, index: UInt32(Index.edge), vector: vectorOfPin)
-  Report.check("the table's vector comes, not the pin's", arrives(Vector.edge, at: own, after: raiseEdge))
-  Report.check("and again", arrives(Vector.edge, at: own, after: raiseEdge))
+  Report.check("the interrupt has the table's vector, not the pin's", arrives(Vector.edge, at: own, after: raiseEdge))
+  Report.check("the next edge also brings an interrupt", arrives(Vector.edge, at: own, after: raiseEdge))
   chip.mask(pin: com1Pin)
-  Report.check("masked, it does not", staysSilent(after: raiseEdge))
-  Report.check("and unmasking does not bring the lost edge", staysSilent { chip.unmask(pin: com1Pin) })
-  Report.check("but the next one comes", arrives(Vector.edge, at: own, after: raiseEdge))
+  Report.check("a masked pin brings no interrupt", staysSilent(after: raiseEdge))
+  Report.check("unmasking does not bring the lost edge", staysSilent { chip.unmask(pin: com1Pin) })
+  Report.check("after unmasking the next edge brings an interrupt", arrives(Vector.edge, at: own, after: raiseEdge))
 
-  // Another vector, and where there is one another processor: in force when the entry is invalidated.
+  // Another vector and, if there is one, another processor. They take effect when the entry is invalidated.
   let target = another ?? own
   let place = setup.table + Index.edge * 16
   let kept = load64(place)
   setup.set(Index.edge, vector: Vector.edge + 8, to: target, source: sourceOfPins)
-  Report.check("another entry counts after its invalidation", arrives(Vector.edge + 8, at: target, after: raiseEdge))
+  Report.check(
+    "after its invalidation another entry has effect", arrives(Vector.edge + 8, at: target, after: raiseEdge))
   store64(place, kept)
-  Report.check("a changed one not before", arrives(Vector.edge + 8, at: target, after: raiseEdge))
+  Report.check(
+    "a changed entry has no effect before its invalidation", arrives(Vector.edge + 8, at: target, after: raiseEdge))
   _ = RemappingUnit.invalidateInterruptEntry(Index.edge)
-  Report.check("but then", arrives(Vector.edge, at: own, after: raiseEdge))
-  RemappingUnit.checkNoFault("nothing of it is a fault")
+  Report.check("after its invalidation the changed entry has effect", arrives(Vector.edge, at: own, after: raiseEdge))
+  RemappingUnit.checkNoFault("none of these interrupts causes a fault")
 
   setup.set(Index.edge, vector: Vector.edge, to: own, source: setup.edu.source)
-  Report.check("an entry for another source blocks", staysSilent(after: raiseEdge))
-  setup.checkFault("and that is recorded of the I/O APIC", Reason.sourceValidation, index: Index.edge)
+  Report.check("an entry for another source blocks the interrupt", staysSilent(after: raiseEdge))
+  setup.checkFault("the fault has the I/O APIC's source-id", Reason.sourceValidation, index: Index.edge)
   store64(place, 0)
   _ = RemappingUnit.invalidateInterruptEntry(Index.edge)
-  Report.check("an entry that is not present blocks", staysSilent(after: raiseEdge))
-  setup.checkFault("and that is recorded", Reason.entryNotPresent, index: Index.edge)
+  Report.check("an entry that is not present blocks the interrupt", staysSilent(after: raiseEdge))
+  setup.checkFault("the blocked interrupt is recorded", Reason.entryNotPresent, index: Index.edge)
   setup.set(Index.edge, vector: Vector.edge, to: own, source: sourceOfPins)
-  Report.check("present again, it serves", arrives(Vector.edge, at: own, after: raiseEdge))
+  Report.check("an entry that is present again delivers", arrives(Vector.edge, at: own, after: raiseEdge))
 
-  // An index above 15 bits has its last bit apart.
+  // Bit 15 of an index is in another place than bits 14:0.
   chip.remap(pin: com1Pin, index: 0x8000 | UInt32(Index.edge), vector: vectorOfPin)
-  Report.check("an index beyond the table blocks", staysSilent(after: raiseEdge))
-  setup.checkFault("and that is recorded", 0x21, index: 0x8000 | Index.edge)
+  Report.check("an index beyond the table blocks the interrupt", staysSilent(after: raiseEdge))
+  setup.checkFault("the blocked interrupt is recorded", 0x21, index: 0x8000 | Index.edge)
   chip.mask(pin: com1Pin)
 }
 
-/// A level-triggered interrupt comes again after each end until its line is lowered, which the handler does at the
-/// fifth: by then ends have come back to the pin, although its vector is another one.
+/// The state of a level-triggered interrupt, which comes again after each end of interrupt until its line is lowered.
+/// The handler lowers the line at the fifth: then ends of interrupt have reached the pin, although the pin's vector
+/// differs.
 nonisolated(unsafe) private var storm: (edu: Edu, left: UInt32)?
 
-private func lowerAtLast(_ vector: UInt32) {
+private func lowerAtFifth(_ vector: UInt32) {
   guard vector & 0xf0 == Vector.level & 0xf0, let (edu, left) = storm else { return }
   if !LocalAPIC.isInService(vector) { endsEarly = true }
   storm = (edu, left &- 1)
   if left == 1 { edu.lowerPin() }
 }
 
-/// A handler found that its interrupt is not in service: the local APIC ended it as it delivered it (Linux 6.18's
-/// kvm-pvm does). Then the pin hears of an end that the handler has not got to, and, where that is before the line is
-/// lowered, sends one more. A local APIC as the SDM has it (volume 3, 12.8.5) waits for the handler.
+/// Whether a handler found that its interrupt is not in service: the local APIC ended it when it delivered it, as Linux
+/// 6.18's kvm-pvm does. Then the pin receives an end of interrupt before the handler's own, and sends one more
+/// interrupt if the line is still raised. A local APIC that follows the SDM (volume 3, 12.8.5) waits for the handler.
 nonisolated(unsafe) private var endsEarly = false
 
 private func storms(_ vector: UInt32, at processor: UInt32, after action: () -> Void) -> Bool {
@@ -169,7 +172,7 @@ private func storms(_ vector: UInt32, at processor: UInt32, after action: () -> 
   _ = wait(ticks: silence) { sum() &- all != 5 }
   let extra = sum() &- all &- 5
   if endsEarly, extra == 1 {
-    put("one more came: this local APIC ends an interrupt before its handler does\n")
+    put("one more interrupt came: this local APIC ends an interrupt before its handler does\n")
     if came, !wait(ticks: silence, until: { sum() &- all != 6 }) { return true }
   }
   if came, extra == 0 { return true }
@@ -190,31 +193,37 @@ private func checkLevel(_ setup: Setup, own: UInt32, another: UInt32?) {
   chip.remap(pin: pin, index: UInt32(Index.level), vector: vectorOfPin, bits: IOAPIC.level | 1 << 13)
 
   Report.check(
-    "masked, the level does not come",
+    "a masked level brings no interrupt",
     staysSilent {
       chip.mask(pin: pin)
       edu.raisePin()
     })
   disableInterrupts()
   chip.unmask(pin: pin)
-  Report.check("unmasked it is sent: remote IRR is set", chip.state(pin) & IOAPIC.remoteIRR != 0)
+  Report.check("an unmasked level sets remote IRR", chip.state(pin) & IOAPIC.remoteIRR != 0)
   storm = (edu, 5)
-  Interrupts.beforeEnd = lowerAtLast
+  Interrupts.beforeEnd = lowerAtFifth
   Report.check(
-    "each end brings the next while the level stays", storms(Vector.level, at: own) { enableInterrupts() })
-  Report.check("the last is ended", wait(ticks: RemappingUnit.patience) { chip.state(pin) & IOAPIC.remoteIRR == 0 })
-  RemappingUnit.checkNoFault("nothing of it is a fault")
+    "each end of interrupt brings the next while the level stays", storms(Vector.level, at: own) { enableInterrupts() })
+  Report.check(
+    "the last end of interrupt clears remote IRR",
+    wait(ticks: RemappingUnit.patience) { chip.state(pin) & IOAPIC.remoteIRR == 0 })
+  RemappingUnit.checkNoFault("none of these interrupts causes a fault")
 
   let target = another ?? own
   setup.set(Index.level, vector: Vector.level + 8, to: target, source: sourceOfPins, isLevel: true)
   storm = (edu, 5)
-  Report.check("so by another entry", storms(Vector.level + 8, at: target) { edu.raisePin() })
-  Report.check("and ends", wait(ticks: RemappingUnit.patience) { chip.state(pin) & IOAPIC.remoteIRR == 0 })
+  Report.check(
+    "each end of interrupt brings the next through another entry",
+    storms(Vector.level + 8, at: target) { edu.raisePin() })
+  Report.check(
+    "the last end of interrupt clears remote IRR again",
+    wait(ticks: RemappingUnit.patience) { chip.state(pin) & IOAPIC.remoteIRR == 0 })
   Interrupts.beforeEnd = nil
 
   setup.set(Index.level, vector: Vector.level, to: own, source: edu.source, isLevel: true)
-  Report.check("the function's own source-id is not the pin's", staysSilent { edu.raisePin() })
-  setup.checkFault("which is recorded", Reason.sourceValidation, index: Index.level)
+  Report.check("an entry for the function's source-id blocks its pin", staysSilent { edu.raisePin() })
+  setup.checkFault("the blocked interrupt is recorded", Reason.sourceValidation, index: Index.level)
   edu.lowerPin()
   chip.mask(pin: pin)
 }
@@ -226,19 +235,20 @@ private func checkCompatibility(_ setup: Setup, own: UInt32) {
   let chip = setup.chip
   RemappingUnit.command(RemappingUnit.Command.compatibilityFormat, on: false)
   chip.redirect(pin: com1Pin, to: own, vector: Vector.compatible)
-  Report.check("not allowed, it is blocked", staysSilent(after: raiseEdge))
-  setup.checkFault("and that is recorded", Reason.compatibilityFormatBlocked, index: 0)
+  Report.check("compatibility format that is not allowed is blocked", staysSilent(after: raiseEdge))
+  setup.checkFault("the blocked interrupt is recorded", Reason.compatibilityFormatBlocked, index: 0)
   RemappingUnit.command(RemappingUnit.Command.compatibilityFormat)
   if setup.isExtended {
-    Report.check("with 32-bit destinations it is not to be allowed", staysSilent(after: raiseEdge))
-    setup.checkFault("and that is recorded", Reason.compatibilityFormatBlocked, index: 0)
+    Report.check(
+      "with 32-bit destinations compatibility format is blocked even if allowed", staysSilent(after: raiseEdge))
+    setup.checkFault("the blocked interrupt is recorded", Reason.compatibilityFormatBlocked, index: 0)
   } else {
-    Report.check("allowed, it passes", arrives(Vector.compatible, at: own, after: raiseEdge))
-    RemappingUnit.checkNoFault("and is no fault")
+    Report.check("allowed compatibility format passes", arrives(Vector.compatible, at: own, after: raiseEdge))
+    RemappingUnit.checkNoFault("allowed compatibility format causes no fault")
   }
   RemappingUnit.command(RemappingUnit.Command.compatibilityFormat, on: false)
-  Report.check("not allowed again, it is blocked again", staysSilent(after: raiseEdge))
-  setup.checkFault("and recorded", Reason.compatibilityFormatBlocked, index: 0)
+  Report.check("compatibility format is blocked again when it is not allowed again", staysSilent(after: raiseEdge))
+  setup.checkFault("the interrupt that is blocked again is recorded", Reason.compatibilityFormatBlocked, index: 0)
   chip.mask(pin: com1Pin)
 }
 
@@ -249,19 +259,24 @@ private func checkMessages(_ setup: Setup, own: UInt32, another: UInt32?) {
   let edu = setup.edu
   setup.set(Index.message, vector: Vector.message, to: own, source: edu.source)
   setup.prepareMessage(Index.message)
-  Report.check("a message comes by its entry", arrives(Vector.message, at: own) { edu.raise() })
+  Report.check("a message is delivered through its entry", arrives(Vector.message, at: own) { edu.raise() })
   if let another {
     let place = setup.table + Index.message * 16
     let kept = load64(place)
     setup.set(Index.message, vector: Vector.message, to: another, source: edu.source)
-    Report.check("another entry moves it to the other processor", arrives(Vector.message, at: another) { edu.raise() })
+    Report.check(
+      "another entry delivers the message to the other processor", arrives(Vector.message, at: another) { edu.raise() })
     store64(place, kept)
-    Report.check("a changed one does not", arrives(Vector.message, at: another) { edu.raise() })
+    Report.check(
+      "a changed entry has no effect on the message before its invalidation",
+      arrives(Vector.message, at: another) { edu.raise() })
     _ = RemappingUnit.invalidateInterruptEntries()
-    Report.check("before its invalidation, which brings it back", arrives(Vector.message, at: own) { edu.raise() })
+    Report.check(
+      "after its invalidation the message goes to the first processor again",
+      arrives(Vector.message, at: own) { edu.raise() })
   }
-  // Logical destinations with the redirection hint, lowest priority: either processor, and only one. In x2APIC mode
-  // the first cluster's members are bits 0 and 1.
+  // A logical destination with the redirection hint and lowest priority: one of the two processors. In x2APIC mode bits
+  // 0 and 1 are the first cluster's members.
   if LocalAPIC.isX2APIC, setup.isExtended, another != nil {
     let logical: UInt64 = 1 << 2
     let hint: UInt64 = 1 << 3
@@ -271,24 +286,26 @@ private func checkMessages(_ setup: Setup, own: UInt32, another: UInt32?) {
     for _ in 0..<8 { edu.raise() }
     let came = wait(ticks: RemappingUnit.patience) { Interrupts.count(Vector.message) != before }
     _ = wait(ticks: silence) { Interrupts.count(Vector.message) &- before >= 8 }
-    // Some may be one by the time they are taken; none is taken twice.
+    // Some interrupts may merge before they are delivered. None is delivered twice.
     Report.check(
-      "with the redirection hint each goes to one of both", came && Interrupts.count(Vector.message) &- before <= 8)
+      "with the redirection hint each message goes to one of the two processors",
+      came && Interrupts.count(Vector.message) &- before <= 8)
     setup.set(Index.message, vector: Vector.message, to: 3, source: edu.source, bits: logical)
     let both = Interrupts.count(Vector.message, on: own)
     let others = Interrupts.count(Vector.message, on: another ?? own)
     edu.raise()
     Report.check(
-      "without it, fixed, to both",
+      "without the hint, a fixed message goes to both processors",
       wait(ticks: RemappingUnit.patience) {
         Interrupts.count(Vector.message, on: own) == both &+ 1
           && Interrupts.count(Vector.message, on: another ?? own) == others &+ 1
       })
   }
-  RemappingUnit.checkNoFault("nothing of it is a fault")
+  RemappingUnit.checkNoFault("none of these interrupts causes a fault")
   setup.set(Index.message, vector: Vector.message, to: own, source: sourceOfPins)
-  Report.check("the I/O APIC's entry is not the function's", staysSilent { edu.raise() })
-  setup.checkFault("which is recorded", Reason.sourceValidation, index: Index.message, source: edu.source)
+  Report.check("an entry for the I/O APIC blocks the function's message", staysSilent { edu.raise() })
+  setup.checkFault(
+    "the blocked interrupt is recorded", Reason.sourceValidation, index: Index.message, source: edu.source)
 }
 
 private func check(_ edu: Edu, _ chip: IOAPIC, table: UInt64, own: UInt32, another: UInt32?, isExtended: Bool) {
@@ -320,7 +337,8 @@ func kernelMain() {
   enableInterrupts()
   let chip = IOAPIC(base: base)
   chip.redirect(pin: com1Pin, to: own, vector: Vector.compatible)
-  Report.check("without remapping a pin's entry is as it says", arrives(Vector.compatible, at: own, after: raiseEdge))
+  Report.check(
+    "without remapping the pin's own entry has effect", arrives(Vector.compatible, at: own, after: raiseEdge))
   chip.mask(pin: com1Pin)
 
   let table = Pages.take()
@@ -329,7 +347,8 @@ func kernelMain() {
     check(edu, chip, table: table, own: own, another: another, isExtended: true)
   }
   chip.redirect(pin: com1Pin, to: own, vector: Vector.compatible)
-  Report.check("remapping off, a pin's entry is as it says", arrives(Vector.compatible, at: own, after: raiseEdge))
-  RemappingUnit.checkNoFault("no fault is left")
+  Report.check(
+    "after remapping goes off the pin's own entry has effect", arrives(Vector.compatible, at: own, after: raiseEdge))
+  RemappingUnit.checkNoFault("no fault record remains")
   disableInterrupts()
 }

@@ -1,8 +1,8 @@
-/// Nested translation of a device's requests: first-stage tables that lie at guest physical addresses, which a second
-/// stage maps elsewhere. VT-d 4.1, 3.8 for the walk, 3.6.2 and 3.7.2 for accessed and dirty bits, 7.1.3 for the faults of
-/// either stage.
+/// Tests nested translation: first-stage tables at guest physical addresses, which a second stage maps to other
+/// addresses. VT-d 4.1, 3.8 for the walk, 3.6.2 and 3.7.2 for accessed and dirty bits, 7.1.3 for the faults of both
+/// stages.
 
-/// Guest physical pages start here, where the machine has no memory: 39 bits, so that three levels reach them.
+/// The first guest physical page. The machine has no memory there, and 39 bits reach it, so three levels are enough.
 private let guestBase: UInt64 = 0x30_0000_0000
 private let page: UInt64 = 0x5a_1234_5000
 private let readOnlyPage: UInt64 = 0x5a_1234_6000
@@ -42,7 +42,7 @@ private enum Reason {
   static let interruptAddress: UInt64 = 0x87
 }
 
-/// The guest's memory as the second stage shows it, and the first-stage tables in it.
+/// The guest's memory behind the second stage, and the first-stage tables in it.
 private struct Guest {
   let second: PagingTables
   /// A guest physical address.
@@ -54,7 +54,7 @@ private struct Guest {
     root = Self.take(in: second)
   }
 
-  /// Guest physical pages are apart from each other, so that none is reached by way of its neighbour.
+  /// Takes a guest physical page. Pages are not adjacent, so that no request reaches one past the end of another.
   static func take(in second: PagingTables, _ bits: UInt64 = readWrite) -> UInt64 {
     let address = next
     next += 3 * Pages.size
@@ -64,15 +64,15 @@ private struct Guest {
 
   func take(_ bits: UInt64 = readWrite) -> UInt64 { Self.take(in: second, bits) }
 
-  /// Where the entry is that maps a guest physical page of 4 KiB.
+  /// Returns the address of the entry that maps a guest physical page of 4 KiB.
   func secondEntry(_ address: UInt64) -> UInt64 { second.entry(address, level: 1) }
 
-  /// The physical address of a guest physical one.
+  /// Returns the physical address of a guest physical one.
   func physical(_ address: UInt64) -> UInt64 {
     load64(secondEntry(address)) & PagingTables.addressBits | address & (Pages.size - 1)
   }
 
-  /// The guest physical address of the table that has the entry of a level.
+  /// Returns the guest physical address of the table that has the entry of a level.
   func table(_ address: UInt64, level: UInt64) -> UInt64 {
     var table = root
     var current: UInt64 = 4
@@ -85,7 +85,7 @@ private struct Guest {
     return table
   }
 
-  /// The physical address of the first-stage entry of a level.
+  /// Returns the physical address of the first-stage entry of a level.
   func entry(_ address: UInt64, level: UInt64 = 1) -> UInt64 {
     physical(table(address, level: level)) + (address >> (12 + 9 * (level - 1)) & 0x1ff) * 8
   }
@@ -117,13 +117,13 @@ private struct Setup {
 
   var result: UInt64 { load64(large + 0x800) }
 
-  /// Whether what the device reads at an address is a value: it copies it to the large page.
+  /// Returns whether the device reads a value at an address. The device copies it to the large page.
   func reads(_ value: UInt64, at address: UInt64) -> Bool {
     store64(large + 0x800, ~value)
     return edu.copy(from: address, to: largePage + 0x800) && result == value
   }
 
-  /// Of the whole domain: the kernel's checks are about what is in the tables now.
+  /// Invalidates the whole domain, so that the next requests use the tables as they are now.
   func forget() { _ = RemappingUnit.invalidateTranslations(domain: SourceTables.domain) }
 
   func setEntry(accessedDirty: Bool = false, width: UInt64 = SourceTables.width48, root: UInt64? = nil) {
@@ -133,7 +133,7 @@ private struct Setup {
     forget()
   }
 
-  /// Does something while an entry in memory, of either stage, is another, and puts it back.
+  /// Runs the body while an entry in memory, of either stage, has another value, and restores it.
   func with(_ place: UInt64, _ value: UInt64, _ body: () -> Void) {
     let kept = load64(place)
     store64(place, value)
@@ -165,22 +165,22 @@ private func map(_ setup: Setup) {
 private func checkTranslation(_ setup: Setup) {
   let guest = setup.guest
   store64(guest.physical(setup.data) + 0x108, marker)
-  Report.check("a request goes through both stages", setup.reads(marker, at: page + 0x108))
+  Report.check("a request is translated by both stages", setup.reads(marker, at: page + 0x108))
   store64(setup.large + 0x12_3450, other)
-  Report.check("so through 4 KiB over 2 MiB", setup.reads(other, at: withinLargePage + 0x450))
-  // Neighbours in the first stage's 2 MiB, apart in memory; what lies between them is backwards.
+  Report.check("a 4 KiB page over a 2 MiB page translates", setup.reads(other, at: withinLargePage + 0x450))
+  // Pages that are adjacent in the first stage's 2 MiB page and apart in memory, in reverse order.
   let split = load64(guest.entry(splitPage, level: 2)) & PagingTables.addressBits
   store64(guest.physical(split + 2 * Pages.size) + 0x10, marker)
   store64(guest.physical(split + Pages.size) + 0x10, other)
-  Report.check("and through 2 MiB over 4 KiB", setup.reads(marker, at: splitPage + 2 * Pages.size + 0x10))
-  Report.check("the next 4 KiB of it are elsewhere", setup.reads(other, at: splitPage + Pages.size + 0x10))
+  Report.check("a 2 MiB page over 4 KiB pages translates", setup.reads(marker, at: splitPage + 2 * Pages.size + 0x10))
+  Report.check("the next 4 KiB of it are in another page", setup.reads(other, at: splitPage + Pages.size + 0x10))
   store64(guest.physical(split) + 0xff8, marker)
   store64(guest.physical(split + Pages.size), other)
   Report.check(
-    "one request goes over their border",
+    "one request crosses their border",
     setup.edu.copy(from: splitPage + 0xff8, to: largePage + 0x1ff8, count: 16)
       && load64(setup.large + 0x1ff8) == marker && load64(setup.large + 0x2000) == other)
-  RemappingUnit.checkNoFault("nothing of it is a fault")
+  RemappingUnit.checkNoFault("none of these requests causes a fault")
 }
 
 private func checkAccessedDirty(_ setup: Setup) {
@@ -197,18 +197,18 @@ private func checkAccessedDirty(_ setup: Setup) {
 
   _ = setup.edu.read(from: freshPage)
   Report.check("a read sets A in the first stage", load64(guest.entry(freshPage)) & 0x60 == PagingTables.accessed)
-  Report.check("and A, not D, of its page in the second", second(fresh) == PagingTables.secondAccessed)
-  Report.check("the table with A set is dirty in the second", second(leafTable) == both)
+  Report.check("a read sets A and not D of its page in the second stage", second(fresh) == PagingTables.secondAccessed)
+  Report.check("a table in which A is set is dirty in the second stage", second(leafTable) == both)
   Report.check(
-    "so are the second stage's own tables accessed",
+    "the second stage's own tables have A set",
     load64(guest.second.entry(fresh, level: 2)) & PagingTables.secondAccessed != 0
       && load64(guest.second.entry(fresh, level: 4)) & PagingTables.secondAccessed != 0)
 
-  // Nothing is left to set: the table is only read now.
+  // A is set already, so the walk only reads the table.
   store64(guest.secondEntry(leafTable), load64(guest.secondEntry(leafTable)) & ~both)
   setup.forget()
   _ = setup.edu.read(from: freshPage)
-  Report.check("a table only read is not dirty", second(leafTable) == PagingTables.secondAccessed)
+  Report.check("a table that is only read is not dirty", second(leafTable) == PagingTables.secondAccessed)
   _ = setup.edu.write(to: freshPage)
   Report.check(
     "a write sets D in both stages",
@@ -220,103 +220,104 @@ private func checkAccessedDirty(_ setup: Setup) {
   store64(guest.entry(freshPage), load64(guest.entry(freshPage)) & ~0x60)
   setup.forget()
   _ = setup.edu.write(to: freshPage)
-  Report.check("without SSADE the second stage's stay", second(fresh) == 0)
-  Report.check("and the first stage's do not", load64(guest.entry(freshPage)) & 0x60 == 0x60)
-  RemappingUnit.checkNoFault("nothing of it is a fault")
+  Report.check("without SSADE the second stage's bits do not change", second(fresh) == 0)
+  Report.check("without SSADE the first stage's bits are set", load64(guest.entry(freshPage)) & 0x60 == 0x60)
+  RemappingUnit.checkNoFault("none of these requests causes a fault")
 }
 
 private func checkFirstStageFaults(_ setup: Setup) {
   put("faults of the first stage\n")
   let guest = setup.guest
-  setup.edu.checkRead("a page that is not present", from: missingPage, Reason.entryNotPresent)
-  setup.edu.checkWrite("a write to a read-only page", to: readOnlyPage, Reason.writePermission)
+  setup.edu.checkRead("a first-stage page that is not present is a fault", from: missingPage, Reason.entryNotPresent)
+  setup.edu.checkWrite("a write to a read-only first-stage page is a fault", to: readOnlyPage, Reason.writePermission)
   setup.with(guest.entry(page, level: 2), 1 << 20 | PagingTables.large | leaf) {
-    setup.edu.checkRead("an entry with reserved bits", from: page, Reason.entryReserved)
+    setup.edu.checkRead("an entry with reserved bits is a fault", from: page, Reason.entryReserved)
   }
   let table = guest.table(page, level: 1)
   let place = guest.secondEntry(table)
-  // Where the machine has no memory: the second stage is willing, and the read fails.
+  // The second stage allows the access, but the machine has no memory there, so the read fails.
   setup.with(place, 1 << 40 | readWrite) {
-    setup.edu.checkRead("a table where no memory is", from: page, Reason.entryAccess)
+    setup.edu.checkRead("a first-stage table without memory is a fault", from: page, Reason.entryAccess)
   }
   setup.with(guest.secondEntry(guest.root), 1 << 40 | readWrite) {
-    setup.edu.checkRead("a root where no memory is", from: page, Reason.rootAccess)
+    setup.edu.checkRead("a first-stage root without memory is a fault", from: page, Reason.rootAccess)
   }
   setup.with(place, load64(place) & ~PagingTables.readable) {
-    setup.edu.checkRead("a table that may not be read", from: page, Reason.entryReadPermission)
+    setup.edu.checkRead("a first-stage table that must not be read is a fault", from: page, Reason.entryReadPermission)
   }
   let root = guest.secondEntry(guest.root)
   setup.with(root, load64(root) & ~PagingTables.readable) {
-    setup.edu.checkRead("a root that may not be read", from: page, Reason.rootReadPermission)
+    setup.edu.checkRead("a first-stage root that must not be read is a fault", from: page, Reason.rootReadPermission)
   }
-  // A is to be set, and the second stage does not let the table be written.
+  // The walk must set A, and the second stage does not allow a write of the table.
   let entry = guest.entry(page)
   setup.with(place, load64(place) & ~PagingTables.writable) {
     store64(entry, load64(entry) & ~0x60)
-    setup.edu.checkRead("a table that may not be written", from: page, Reason.entryWritePermission)
-    Report.check("and is not", load64(entry) & 0x60 == 0)
+    setup.edu.checkRead(
+      "setting A in a table that must not be written is a fault", from: page, Reason.entryWritePermission)
+    Report.check("the walk does not write that table", load64(entry) & 0x60 == 0)
     store64(entry, load64(entry) | PagingTables.accessed)
     _ = setup.edu.read(from: page)
-    RemappingUnit.checkNoFault("which does not matter when A is set already")
+    RemappingUnit.checkNoFault("a table that must not be written causes no fault if A is set already")
   }
 }
 
 private func checkSecondStageFaults(_ setup: Setup) {
   put("faults of the second stage\n")
   let guest = setup.guest
-  setup.edu.checkRead("a guest page that is not present", from: overMissingPage, Reason.secondNotPresent)
-  setup.edu.checkWrite("a write to a guest page that is read-only", to: overReadOnlyPage, Reason.writePermission)
-  Report.check("a read of it is served", setup.reads(0, at: overReadOnlyPage))
-  setup.edu.checkRead("a read of a guest page that is write-only", from: overWriteOnlyPage, Reason.readPermission)
+  setup.edu.checkRead("a guest page that is not present is a fault", from: overMissingPage, Reason.secondNotPresent)
+  setup.edu.checkWrite("a write to a read-only guest page is a fault", to: overReadOnlyPage, Reason.writePermission)
+  Report.check("a read of a read-only guest page succeeds", setup.reads(0, at: overReadOnlyPage))
+  setup.edu.checkRead("a read of a write-only guest page is a fault", from: overWriteOnlyPage, Reason.readPermission)
   let place = guest.secondEntry(setup.data)
   setup.with(place, load64(place) | 1 << 51) {
-    setup.edu.checkRead("an entry with reserved bits", from: page, Reason.secondReserved)
+    setup.edu.checkRead("an entry with reserved bits is a fault", from: page, Reason.secondReserved)
   }
   setup.with(place, 0xfee0_0000 | readWrite) {
-    setup.edu.checkWrite("a page in the interrupt range", to: page, Reason.interruptAddress)
+    setup.edu.checkWrite("a guest page in the interrupt range is a fault", to: page, Reason.interruptAddress)
   }
-  // The tables of data alone: a guest address far from the first stage's tables.
+  // A guest address far from the first stage's tables, so that only the data needs these second-stage tables.
   let far = guestBase + 8 << 30
   guest.second.map(far, to: Pages.take(), readWrite)
   setup.with(guest.entry(page), far | leaf) {
     store64(setup.large, 0)
     _ = setup.edu.read(from: page)
-    RemappingUnit.checkNoFault("another part of the guest's memory serves")
+    RemappingUnit.checkNoFault("another part of the guest's memory translates")
     setup.with(guest.second.entry(far, level: 3), 1 << 40 | readWrite) {
-      setup.edu.checkRead("a second-stage table where no memory is", from: page, Reason.secondEntryAccess)
+      setup.edu.checkRead("a second-stage table without memory is a fault", from: page, Reason.secondEntryAccess)
     }
   }
   let present = load64(setup.pasidEntry)
   store64(setup.pasidEntry, present & 0xfff | 1 << 40)
   _ = RemappingUnit.invalidatePASIDs()
   setup.forget()
-  setup.edu.checkRead("a second-stage root where no memory is", from: page, Reason.secondRootAccess)
+  setup.edu.checkRead("a second-stage root without memory is a fault", from: page, Reason.secondRootAccess)
   store64(setup.pasidEntry, present)
   _ = RemappingUnit.invalidatePASIDs()
-  Report.check("as before, it serves", setup.reads(load64(guest.physical(setup.data)), at: page))
+  Report.check("the restored tables translate", setup.reads(load64(guest.physical(setup.data)), at: page))
 }
 
-/// A second stage of three levels: guest physical addresses have 39 bits.
+/// Checks a second stage of three levels: guest physical addresses have 39 bits.
 private func checkWidth(_ setup: Setup) {
   put("a second stage of 39 bits\n")
   let guest = setup.guest
-  // The 4-level table's first entry points to what is the root of three levels.
+  // The 4-level table's first entry points to the table that is the root of three levels.
   let narrow = load64(guest.second.entry(guestBase, level: 4)) & PagingTables.addressBits
   SourceTables.setNested(setup.pasidEntry, table: guest.root, over: narrow, width: 1)
   _ = RemappingUnit.invalidatePASIDs()
   setup.forget()
-  Report.check("it serves", setup.reads(load64(guest.physical(setup.data)), at: page))
+  Report.check("a second stage of 39 bits translates", setup.reads(load64(guest.physical(setup.data)), at: page))
   setup.with(guest.entry(page), 1 << 40 | leaf) {
-    setup.edu.checkRead("a page beyond it", from: page, Reason.outputBeyondWidth)
+    setup.edu.checkRead("a page beyond 39 bits is a fault", from: page, Reason.outputBeyondWidth)
   }
   setup.with(guest.entry(page, level: 2), 1 << 40 | leaf) {
-    setup.edu.checkRead("a table beyond it", from: page, Reason.entryBeyondWidth)
+    setup.edu.checkRead("a table beyond 39 bits is a fault", from: page, Reason.entryBeyondWidth)
   }
   setup.setEntry()
 }
 
 private func checkStaleness(_ setup: Setup) {
-  put("what stays cached\n")
+  put("caches\n")
   let guest = setup.guest
   let domain = SourceTables.domain
   let pasid = SourceTables.pasid
@@ -326,31 +327,31 @@ private func checkStaleness(_ setup: Setup) {
   let place = guest.secondEntry(setup.data)
   let kept = load64(place)
 
-  Report.check("a page is cached by a request", setup.reads(marker, at: page))
+  Report.check("a request caches its page", setup.reads(marker, at: page))
   store64(place, moved | readWrite)
-  Report.check("another second-stage entry changes nothing yet", setup.reads(marker, at: page))
+  Report.check("a changed second-stage entry has no effect before an invalidation", setup.reads(marker, at: page))
   _ = RemappingUnit.invalidatePage(setup.data, domain: domain + 1)
-  Report.check("nor does another domain's invalidation", setup.reads(marker, at: page))
+  Report.check("another domain's invalidation leaves the page cached", setup.reads(marker, at: page))
   _ = RemappingUnit.invalidatePage(setup.data, domain: domain)
-  Report.check("but that of the guest page", setup.reads(other, at: page))
+  Report.check("after the guest page's invalidation the second-stage entry has effect", setup.reads(other, at: page))
   store64(place, kept)
   _ = RemappingUnit.invalidatePage(page + Pages.size, pasid: pasid, domain: domain)
-  Report.check("nor does the next page's of the first stage", setup.reads(other, at: page))
+  Report.check("the next first-stage page's invalidation leaves the page cached", setup.reads(other, at: page))
   _ = RemappingUnit.invalidatePage(page, pasid: pasid, domain: domain)
-  Report.check("but the page's own", setup.reads(marker, at: page))
+  Report.check("the page's own first-stage invalidation removes it", setup.reads(marker, at: page))
 
   let entry = guest.entry(page)
   let first = load64(entry)
   store64(entry, setup.readOnly | leaf)
   store64(guest.physical(setup.readOnly), other)
-  Report.check("another first-stage entry changes nothing yet", setup.reads(marker, at: page))
+  Report.check("a changed first-stage entry has no effect before an invalidation", setup.reads(marker, at: page))
   _ = RemappingUnit.invalidateTranslations(pasid: pasid, domain: domain)
-  Report.check("but after the PASID's invalidation", setup.reads(other, at: page))
+  Report.check("after the PASID's invalidation the first-stage entry has effect", setup.reads(other, at: page))
   store64(entry, 0)
   _ = RemappingUnit.invalidateTranslations(domain: domain)
-  setup.edu.checkRead("taken away, and the domain invalidated, it is gone", from: page, Reason.entryNotPresent)
+  setup.edu.checkRead("after the domain's invalidation a cleared entry is a fault", from: page, Reason.entryNotPresent)
   store64(entry, first)
-  Report.check("present again it serves again", setup.reads(marker, at: page))
+  Report.check("an entry that is present again translates again", setup.reads(marker, at: page))
 }
 
 func kernelMain() {
@@ -369,5 +370,5 @@ func kernelMain() {
   checkWidth(setup)
   checkStaleness(setup)
   RemappingUnit.command(RemappingUnit.Command.translationEnable, on: false)
-  RemappingUnit.checkNoFault("no fault is left")
+  RemappingUnit.checkNoFault("no fault record remains")
 }

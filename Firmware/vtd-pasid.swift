@@ -1,6 +1,6 @@
-/// Requests with PASID: each PASID's own tables, of either stage, nested, and passed through; what a request without one
-/// gets; privilege; faults with what they record of the PASID; and what invalidations take by PASID. VT-d 4.1, 3.4.3,
-/// 3.10 and 7.1.3; 9.4 to 9.6 for the entries.
+/// Tests requests with PASID: each PASID's own tables with first stage, second stage, nested and pass-through; requests
+/// without PASID; privilege; the PASID in fault records; and invalidations of one PASID. VT-d 4.1, 3.4.3, 3.10 and
+/// 7.1.3; 9.4 to 9.6 for the entries.
 
 private let page: UInt64 = 0x12_3456_7000
 private let readOnlyPage: UInt64 = 0x12_3456_8000
@@ -32,7 +32,7 @@ private enum Reason {
   static let inLegacyMode: UInt64 = 0x31
 }
 
-/// What one PASID's tables map, and what stands in its pages.
+/// The tables of one PASID, and the content of its pages.
 private struct Space {
   let tables: PagingTables
   let memory = Pages.take()
@@ -51,7 +51,7 @@ private struct Space {
     }
   }
 
-  /// Whether what a PASID reads at the page and writes to the sink is this space's.
+  /// Returns whether a PASID reads this space's page and writes to this space's sink.
   func serves(_ engine: Engine, _ pasid: UInt64?) -> Bool {
     store64(result, 0)
     let flags: UInt32 = pasid == nil ? 0 : Engine.withPASID
@@ -60,7 +60,7 @@ private struct Space {
   }
 }
 
-/// A fault's record has the PASID (PV, PP), and the privilege that was asked for (PRIV).
+/// Checks that the fault record has the PASID (PV, PP) and the requested privilege (PRIV).
 private func checkFault(
   _ name: StaticString, _ reason: UInt64, source: UInt64, pasid: UInt64, at address: UInt64, isRead: Bool,
   isPrivileged: Bool = false
@@ -85,11 +85,11 @@ private func checkSpaces(_ engine: Engine, _ sources: SourceTables, _ own: UInt6
   let two = Space(.first, mark: 0x102)
   SourceTables.setFirstStage(own, table: base.tables.root)
   SourceTables.setFirstStage(table + Number.one * 64, table: one.tables.root)
-  // The same domain for all: what is cached of one PASID is not the other's.
+  // The same domain for all, because cached pages of one PASID must not serve another.
   SourceTables.setFirstStage(table + Number.two * 64, table: two.tables.root)
   let second = Space(.second, mark: 0x103)
   if hasSecond { SourceTables.setSecondStage(table + Number.second * 64, table: second.tables.root, domain: 0x30) }
-  // Nested: the second stage maps all of the machine's memory where it is, but the page elsewhere.
+  // Nested: the second stage maps all of the machine's memory to itself.
   let over = PagingTables(.second)
   let nested = Space(.first, mark: 0x104)
   if isNested {
@@ -99,20 +99,21 @@ private func checkSpaces(_ engine: Engine, _ sources: SourceTables, _ own: UInt6
   SourceTables.setPassThrough(table + Number.passThrough * 64, domain: 0x32)
   guard RemappingUnit.translate(root: sources.root, isScalable: true) else { return }
 
-  put("each PASID its own\n")
-  Report.check("a request without PASID goes by RID_PASID", base.serves(engine, nil))
-  Report.check("one with a PASID by that one's tables", one.serves(engine, Number.one))
-  Report.check("another's by its own", two.serves(engine, Number.two))
+  put("each PASID has its own tables\n")
+  Report.check("a request without PASID uses RID_PASID's tables", base.serves(engine, nil))
+  Report.check("a request with a PASID uses that PASID's tables", one.serves(engine, Number.one))
+  Report.check("a request with another PASID uses the other's tables", two.serves(engine, Number.two))
   Report.check(
-    "by turns, too", one.serves(engine, Number.one) && base.serves(engine, nil) && two.serves(engine, Number.two))
-  if hasSecond { Report.check("a PASID through second stage", second.serves(engine, Number.second)) }
-  if isNested { Report.check("a nested one", nested.serves(engine, Number.nested)) }
+    "alternating PASIDs use their own tables",
+    one.serves(engine, Number.one) && base.serves(engine, nil) && two.serves(engine, Number.two))
+  if hasSecond { Report.check("a PASID with second stage is translated", second.serves(engine, Number.second)) }
+  if isNested { Report.check("a nested PASID is translated", nested.serves(engine, Number.nested)) }
   store64(two.result, 0)
   Report.check(
-    "a passed-through one",
+    "a PASID with pass-through uses physical addresses",
     engine.run(Engine.Operation.copy | Engine.withPASID, pasid: Number.passThrough, from: one.memory, to: two.result)
       == Engine.Result.success && load64(two.result) == one.mark)
-  RemappingUnit.checkNoFault("nothing of it is a fault")
+  RemappingUnit.checkNoFault("none of these requests causes a fault")
 
   checkFaults(engine, sources)
   checkPrivilege(engine, table + Number.one * 64)
@@ -125,20 +126,24 @@ private func checkFaults(_ engine: Engine, _ sources: SourceTables) {
     let result = engine.run(
       Engine.Operation.copy | Engine.withPASID, pasid: pasid, from: writes ? page : address, to: writes ? address : sink
     )
-    if result != Engine.Result.refused { Report.fail("what follows is not refused") }
+    if result != Engine.Result.refused { Report.fail("the request of the next check is not refused") }
     checkFault(name, reason, source: engine.source, pasid: pasid, at: address, isRead: !writes)
   }
-  refuses("a page that is not present", Reason.entryNotPresent, pasid: Number.one, at: missingPage)
-  refuses("a write to a read-only page", Reason.writePermission, pasid: Number.two, at: readOnlyPage, writes: true)
-  refuses("a supervisor's page", Reason.userPrivilege, pasid: Number.one, at: supervisorPage)
-  refuses("a PASID entry that is not present", Reason.pasidEntryNotPresent, pasid: Number.missing, at: page)
-  refuses("a PASID beyond the directory", Reason.pasidBeyondDirectory, pasid: 128 * 64, at: page)
-  refuses("the interrupt range, by a PASID", Reason.interruptAddress, pasid: Number.one, at: 0xfee0_0000)
+  refuses("a page that is not present is a fault", Reason.entryNotPresent, pasid: Number.one, at: missingPage)
+  refuses(
+    "a write to a read-only page is a fault", Reason.writePermission, pasid: Number.two, at: readOnlyPage, writes: true)
+  refuses("a read of a supervisor page is a fault", Reason.userPrivilege, pasid: Number.one, at: supervisorPage)
+  refuses("a PASID entry that is not present is a fault", Reason.pasidEntryNotPresent, pasid: Number.missing, at: page)
+  refuses("a PASID beyond the directory is a fault", Reason.pasidBeyondDirectory, pasid: 128 * 64, at: page)
+  refuses(
+    "a request with PASID to the interrupt range is a fault", Reason.interruptAddress, pasid: Number.one,
+    at: 0xfee0_0000)
   let context = sources.scalableContextEntry
   let kept = load64(context)
   store64(context, kept & ~(1 << 3))
   RemappingUnit.invalidateEverything(isScalable: true)
-  refuses("PASIDs that the context entry does not enable", Reason.pasidNotEnabled, pasid: Number.one, at: page)
+  refuses(
+    "a PASID that the context entry does not enable is a fault", Reason.pasidNotEnabled, pasid: Number.one, at: page)
   store64(context, kept)
   RemappingUnit.invalidateEverything(isScalable: true)
 }
@@ -150,45 +155,46 @@ private func checkPrivilege(_ engine: Engine, _ entry: UInt64) {
   func run() -> UInt32 { engine.run(command, pasid: Number.one, from: supervisorPage, to: sink) }
   _ = run()
   checkFault(
-    "a privileged request where they are not enabled", Reason.supervisorNotEnabled, source: engine.source,
+    "a privileged request without SRE is a fault", Reason.supervisorNotEnabled, source: engine.source,
     pasid: Number.one, at: supervisorPage, isRead: true, isPrivileged: true)
   store64(entry + 16, load64(entry + 16) | 1)
   RemappingUnit.invalidateEverything(isScalable: true)
-  Report.check("enabled, it reads a supervisor's page", run() == Engine.Result.success)
+  Report.check("with SRE a privileged request reads a supervisor page", run() == Engine.Result.success)
   Report.check(
-    "and writes a read-only one",
+    "with SRE a privileged request writes a read-only page",
     engine.run(command, pasid: Number.one, from: page, to: readOnlyPage) == Engine.Result.success)
   store64(entry + 16, load64(entry + 16) | 1 << 4)
   RemappingUnit.invalidateEverything(isScalable: true)
   _ = engine.run(command, pasid: Number.one, from: page, to: readOnlyPage)
   checkFault(
-    "but not with WPE", Reason.writePermission, source: engine.source, pasid: Number.one, at: readOnlyPage,
+    "with WPE a privileged write to a read-only page is a fault", Reason.writePermission, source: engine.source,
+    pasid: Number.one, at: readOnlyPage,
     isRead: false, isPrivileged: true)
   store64(entry + 16, load64(entry + 16) & ~0x11)
   RemappingUnit.invalidateEverything(isScalable: true)
 }
 
 private func checkInvalidations(_ engine: Engine, _ one: Space, _ two: Space, _ base: Space) {
-  put("what stays cached, by PASID\n")
+  put("caches of each PASID\n")
   let domain = SourceTables.domain
   let entry = one.tables.entry(page, level: 1)
   let other = Space(.first, mark: one.mark)
   store64(other.memory, one.mark)
-  Report.check("a page is cached", one.serves(engine, Number.one))
+  Report.check("a request caches its page", one.serves(engine, Number.one))
   store64(one.memory, 0)
   store64(entry, other.memory | leaf)
   func isStale() -> Bool { !one.serves(engine, Number.one) }
-  Report.check("another entry changes nothing yet", isStale())
+  Report.check("a changed entry has no effect before an invalidation", isStale())
   _ = RemappingUnit.invalidatePage(page, pasid: Number.two, domain: domain)
-  Report.check("nor does another PASID's invalidation", isStale())
+  Report.check("another PASID's invalidation leaves the page cached", isStale())
   _ = RemappingUnit.invalidatePage(page, pasid: Number.one, domain: domain + 1)
-  Report.check("nor another domain's", isStale())
+  Report.check("another domain's invalidation leaves the page cached", isStale())
   _ = RemappingUnit.invalidateTranslations(pasid: Number.withoutPASID, domain: domain)
-  Report.check("nor that of RID_PASID", isStale())
+  Report.check("RID_PASID's invalidation leaves the page cached", isStale())
   _ = RemappingUnit.invalidatePage(page, pasid: Number.one, domain: domain)
-  Report.check("but the page's of the PASID", one.serves(engine, Number.one))
-  Report.check("the others serve as before", two.serves(engine, Number.two) && base.serves(engine, nil))
-  RemappingUnit.checkNoFault("nothing of it is a fault")
+  Report.check("after the PASID's page invalidation the new entry has effect", one.serves(engine, Number.one))
+  Report.check("the other PASIDs still translate", two.serves(engine, Number.two) && base.serves(engine, nil))
+  RemappingUnit.checkNoFault("none of these requests causes a fault")
 }
 
 private func checkLegacy(_ engine: Engine) {
@@ -199,11 +205,12 @@ private func checkLegacy(_ engine: Engine) {
   sources.setLegacy(type: 0, table: tables.root)
   guard RemappingUnit.translate(root: sources.root, isScalable: false) else { return }
   Report.check(
-    "a request with PASID is refused",
+    "in legacy mode a request with PASID is refused",
     engine.run(Engine.Operation.copy | Engine.withPASID, pasid: Number.one, from: page, to: page)
       == Engine.Result.refused)
   checkFault(
-    "and recorded", Reason.inLegacyMode, source: engine.source, pasid: Number.one, at: page, isRead: true)
+    "the refused request with PASID is recorded", Reason.inLegacyMode, source: engine.source, pasid: Number.one,
+    at: page, isRead: true)
 }
 
 func kernelMain() {
@@ -213,18 +220,18 @@ func kernelMain() {
   else {
     return Report.fail("the unit offers no first stage, or no PASIDs")
   }
-  Report.check("it has ATS, PRI and PASID", engine.hasCapabilities)
+  Report.check("dma-engine has ATS, PRI and PASID", engine.hasCapabilities)
   let sources = SourceTables(source: engine.source)
   let own = sources.makeScalable()
   store64(sources.scalableContextEntry, load64(sources.scalableContextEntry) | 1 << 3)
   engine.enablePASID(false)
   Report.check(
-    "without PASID Enable it sends none",
+    "without PASID Enable dma-engine sends no PASID",
     engine.run(Engine.Operation.copy | Engine.withPASID, pasid: 1, from: Pages.take(), to: Pages.take())
       == Engine.Result.notEnabled)
   engine.enablePASID()
   checkSpaces(engine, sources, own)
   checkLegacy(engine)
   RemappingUnit.command(RemappingUnit.Command.translationEnable, on: false)
-  RemappingUnit.checkNoFault("no fault is left")
+  RemappingUnit.checkNoFault("no fault record remains")
 }

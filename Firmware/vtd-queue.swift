@@ -1,5 +1,5 @@
-/// The invalidation queue: both widths of descriptors, the way round its end, waits with status and interrupt, and each
-/// of its errors with the way out of it. VT-d 4.1, 6.5.2 and 11.4.9.
+/// Tests the invalidation queue: both widths of descriptors, the wrap at its end, waits with status and interrupt, and
+/// each of its errors with the recovery from it. VT-d 4.1, 6.5.2 and 11.4.9.
 
 private typealias Register = RemappingUnit.Register
 
@@ -16,18 +16,18 @@ private enum Problem {
 
 private let completion: UInt32 = 0x53
 private let queueError: UInt32 = 1 << 4
-/// Invalidates all contexts: good in every mode.
+/// Invalidates all contexts: valid in every mode.
 private let good: UInt64 = 0x1 | 1 << 4
-/// Where no machine of these tests has memory, and within every address width.
+/// An address without memory in every machine of these tests, within every address width.
 private let nowhere: UInt64 = 1 << 38
-/// Ticks in which an interrupt that is not to come would have come.
+/// Ticks after which an interrupt that must not come would have come.
 private let silence: UInt64 = 20_000_000
 
 private func status() -> UInt32 { RemappingUnit.read32(Register.faultStatus) }
 private func head() -> UInt64 { RemappingUnit.read64(Register.queueHead) }
 private func soon(_ condition: () -> Bool) -> Bool { wait(ticks: RemappingUnit.patience, until: condition) }
 
-/// A wait that writes a number to a place.
+/// Queues a wait that writes a number to a place.
 private func enqueueWait(_ number: UInt64, at place: UInt64, interrupts: Bool = false) {
   RemappingUnit.enqueue(0x5 | 1 << 5 | (interrupts ? 1 << 4 : 0) | number << 32, place)
 }
@@ -37,16 +37,16 @@ private func checkOrder(isWide: Bool) {
   let size: UInt64 = isWide ? 32 : 16
   let capacity = Pages.size / size
   let place = Pages.take()
-  Report.check("it starts at its beginning", head() == 0)
+  Report.check("a new queue starts at its beginning", head() == 0)
 
-  // Three laps, in pieces that meet the end differently.
+  // Three laps, in pieces that wrap at different places.
   var number: UInt64 = 0
   var inOrder = true
   while number < 3 * capacity {
     let first = number
     while number < first + 41 {
       number += 1
-      // Each writes a place of its own, and all of them the last.
+      // Each wait writes one of 50 places. The wait after the loop writes the last place.
       enqueueWait(number, at: place + 8 * (number % 50))
       if number % 5 == 0 { RemappingUnit.enqueue(good) }
     }
@@ -55,19 +55,19 @@ private func checkOrder(isWide: Bool) {
     if !soon({ load32(place + 0x800) == UInt32(number) }) { inOrder = false }
     for written in first + 1...number where load32(place + 8 * (written % 50)) != UInt32(written) { inOrder = false }
   }
-  Report.check("three laps are done, each piece whole before its wait", inOrder)
-  Report.check("the head is where the tail is", head() == RemappingUnit.read64(Register.queueTail))
+  Report.check("three laps complete, each piece before its wait", inOrder)
+  Report.check("the head reaches the tail", head() == RemappingUnit.read64(Register.queueTail))
 
-  // As many as fit: one less than its entries.
+  // As many descriptors as fit: one less than the queue's entries.
   for _ in 0..<capacity - 2 { RemappingUnit.enqueue(good) }
-  Report.check("a full queue is done", RemappingUnit.submitAndWait())
+  Report.check("a full queue completes", RemappingUnit.submitAndWait())
   RemappingUnit.command(RemappingUnit.Command.queueEnable, on: false)
   enqueueWait(1, at: place + 0x808)
   RemappingUnit.ring()
-  Report.check("disabled, it does nothing", load32(place + 0x808) == 0 && status() == 0)
+  Report.check("a disabled queue does nothing", load32(place + 0x808) == 0 && status() == 0)
 }
 
-/// 8 KiB instead of 4.
+/// Checks a queue of 8 KiB instead of 4.
 private func checkSize() {
   let memory = Pages.take(2 * Pages.size)
   let place = Pages.take()
@@ -82,12 +82,12 @@ private func checkSize() {
   RemappingUnit.write64(Register.queueTail, 511 * 16)
   var whole = soon { head() == 511 * 16 }
   for index in 0..<UInt64(511) where load32(place + index * 4) != UInt32(index + 1) { whole = false }
-  Report.check("a queue of two pages is done", whole)
+  Report.check("a queue of two pages completes", whole)
 }
 
 // MARK: Errors
 
-/// Whether it stops at the first descriptor, and goes on when that is good and the error cleared.
+/// Checks that the queue stops at the first descriptor, and continues when that is valid and the error cleared.
 private func checkError(
   _ name: StaticString, _ problem: UInt64, _ low: UInt64, _ high: UInt64 = 0, upper: UInt64 = 0, isWide: Bool
 ) {
@@ -109,7 +109,9 @@ private func checkError(
   if stops, stays, goesOn { return Report.pass(name) }
   put("FAIL ")
   put(name)
-  put(stops ? stays ? ": it does not go on, problem " : ": it does not stay, problem " : ": it does not stop, problem ")
+  put(
+    stops
+      ? stays ? ": it does not continue, error " : ": it does not stay stopped, error " : ": it does not stop, error ")
   put(RemappingUnit.read64(Register.queueErrorRecord) & 0xf)
   endLine()
   Report.countFailure()
@@ -119,31 +121,31 @@ private func checkDescriptors(isWide: Bool, isScalable: Bool) {
   func check(_ name: StaticString, _ problem: UInt64, _ low: UInt64, _ high: UInt64 = 0, upper: UInt64 = 0) {
     checkError(name, problem, low, high, upper: upper, isWide: isWide)
   }
-  check("a type that there is not", Problem.type, 0xf)
-  check("type 0", Problem.type, 0)
-  check("a type by its upper bits", Problem.type, 0x1 | 1 << 9)
-  check("reserved bits of a context invalidation", Problem.reserved, good | 1 << 50)
-  check("in its upper half", Problem.reserved, good, 1)
-  check("its granularity 0", Problem.reserved, 0x1)
-  check("an IOTLB invalidation's granularity 0", Problem.reserved, 0x2)
-  check("its address mask beyond what is offered", Problem.reserved, 0x2 | 3 << 4, 19)
-  check("reserved bits of a wait", Problem.reserved, 0x5 | 1 << 5 | 1 << 8, 0x1000)
-  if isWide { check("reserved bits of the second half", Problem.reserved, good, upper: 1 << 63) }
+  check("an undefined type is an error", Problem.type, 0xf)
+  check("type 0 is an error", Problem.type, 0)
+  check("a type with upper bits is an error", Problem.type, 0x1 | 1 << 9)
+  check("reserved bits of a context invalidation are an error", Problem.reserved, good | 1 << 50)
+  check("reserved bits of its upper half are an error", Problem.reserved, good, 1)
+  check("granularity 0 of a context invalidation is an error", Problem.reserved, 0x1)
+  check("granularity 0 of an IOTLB invalidation is an error", Problem.reserved, 0x2)
+  check("an address mask beyond the offered one is an error", Problem.reserved, 0x2 | 3 << 4, 19)
+  check("reserved bits of a wait are an error", Problem.reserved, 0x5 | 1 << 5 | 1 << 8, 0x1000)
+  if isWide { check("reserved bits of the second half are an error", Problem.reserved, good, upper: 1 << 63) }
   if !RemappingUnit.offers(RemappingUnit.deviceTLB) {
-    check("a device-TLB invalidation, which is not offered", Problem.type, 0x3)
+    check("a device-TLB invalidation that is not offered is an error", Problem.type, 0x3)
   }
   if !RemappingUnit.offers(RemappingUnit.scalableMode) {
-    check("a PASID-cache invalidation, which is not offered", Problem.type, 0x7 | 3 << 4)
+    check("a PASID-cache invalidation that is not offered is an error", Problem.type, 0x7 | 3 << 4)
   } else if isScalable {
-    check("a PASID-cache invalidation's granularity 2", Problem.reserved, 0x7 | 2 << 4)
-    check("a PASID-based IOTLB invalidation's granularity 0", Problem.reserved, 0x6)
+    check("granularity 2 of a PASID-cache invalidation is an error", Problem.reserved, 0x7 | 2 << 4)
+    check("granularity 0 of a PASID-based IOTLB invalidation is an error", Problem.reserved, 0x6)
   } else {
-    check("a PASID-cache invalidation in legacy mode", Problem.type, 0x7 | 3 << 4)
-    check("a PASID-based IOTLB invalidation in legacy mode", Problem.type, 0x6 | 2 << 4)
+    check("a PASID-cache invalidation in legacy mode is an error", Problem.type, 0x7 | 3 << 4)
+    check("a PASID-based IOTLB invalidation in legacy mode is an error", Problem.type, 0x6 | 2 << 4)
   }
 }
 
-/// Errors of the tail and of the queue's place.
+/// Checks errors of the tail and of the queue's address.
 private func checkPlace(isWide: Bool) {
   let place = Pages.take()
   func checkTail(_ name: StaticString, _ tail: UInt64, _ problem: UInt64) {
@@ -151,14 +153,14 @@ private func checkPlace(isWide: Bool) {
     enqueueWait(tail, at: place)
     RemappingUnit.write64(Register.queueTail, tail)
     let stops = status() == queueError && RemappingUnit.read64(Register.queueErrorRecord) & 0xf == problem
-    // A good tail, and the error cleared.
+    // Writes a valid tail and clears the error.
     RemappingUnit.ring()
     RemappingUnit.write32(Register.faultStatus, queueError)
     Report.check(name, stops && soon { load32(place) == UInt32(tail) } && status() == 0)
   }
-  checkTail("a tail beyond the queue", 0x1000, Problem.tail)
-  checkTail("one far beyond it", 0x7_ffe0, Problem.tail)
-  if isWide { checkTail("a tail within a descriptor", 0x30, Problem.misaligned) }
+  checkTail("a tail beyond the queue is an error", 0x1000, Problem.tail)
+  checkTail("a tail far beyond the queue is an error", 0x7_ffe0, Problem.tail)
+  if isWide { checkTail("a tail within a descriptor is an error", 0x30, Problem.misaligned) }
 
   RemappingUnit.command(RemappingUnit.Command.queueEnable, on: false)
   RemappingUnit.write64(Register.queueTail, 0)
@@ -166,12 +168,12 @@ private func checkPlace(isWide: Bool) {
   RemappingUnit.command(RemappingUnit.Command.queueEnable)
   RemappingUnit.write64(Register.queueTail, 64)
   Report.check(
-    "a queue where no memory is",
+    "a queue without memory is an error",
     status() == queueError && RemappingUnit.read64(Register.queueErrorRecord) & 0xf == Problem.fetch)
   RemappingUnit.command(RemappingUnit.Command.queueEnable, on: false)
   RemappingUnit.write32(Register.faultStatus, queueError)
   RemappingUnit.startQueue(isWide: isWide)
-  Report.check("another place serves again", RemappingUnit.submit(good))
+  Report.check("a queue at another address works again", RemappingUnit.submit(good))
 }
 
 // MARK: The completion event
@@ -202,34 +204,36 @@ private func checkCompletion(isWide: Bool) {
   RemappingUnit.setEvent(Register.completionEventControl, vector: completion, to: LocalAPIC.identifier)
   enableInterrupts()
 
-  Report.check("masked, it does not come", staysSilent { submit(1) })
-  Report.check("the status is written all the same", load32(place) == 1)
+  Report.check("a masked completion event does not come", staysSilent { submit(1) })
+  Report.check("a masked completion event does not prevent the status", load32(place) == 1)
   Report.check(
-    "IWC is set, and the event pending",
+    "IWC is set and the completion event is pending",
     RemappingUnit.read32(Register.completionStatus) == 1 && control() == mask | pending)
-  Report.check("unmasked, it comes", arrives { RemappingUnit.write32(Register.completionEventControl, 0) })
-  Report.check("before it is served, another does not", staysSilent { submit(2) })
+  Report.check(
+    "unmasking brings the completion event", arrives { RemappingUnit.write32(Register.completionEventControl, 0) })
+  Report.check("before IWC is cleared another completion brings no event", staysSilent { submit(2) })
   serve()
-  Report.check("served, IWC is clear", RemappingUnit.read32(Register.completionStatus) == 0)
-  Report.check("and the next one comes", arrives { submit(3) })
+  Report.check("writing a one clears IWC", RemappingUnit.read32(Register.completionStatus) == 0)
+  Report.check("the next completion brings the event", arrives { submit(3) })
   serve()
   RemappingUnit.write32(Register.completionEventControl, mask)
   submit(4)
   serve()
-  Report.check("served while it is pending, it is not any more", control() == mask)
-  Report.check("and does not come", staysSilent { RemappingUnit.write32(Register.completionEventControl, 0) })
+  Report.check("clearing IWC clears a pending event", control() == mask)
   Report.check(
-    "a wait for the status alone brings none",
+    "a cleared event does not come", staysSilent { RemappingUnit.write32(Register.completionEventControl, 0) })
+  Report.check(
+    "a wait without IF brings no event",
     staysSilent {
       enqueueWait(5, at: place)
       RemappingUnit.ring()
     })
-  Report.check("but its status", load32(place) == 5)
+  Report.check("a wait without IF writes its status", load32(place) == 5)
   RemappingUnit.write32(Register.completionEventControl, mask)
   disableInterrupts()
 }
 
-/// A queue of which no descriptor is fetched.
+/// Checks that the unit fetches no descriptor of a queue.
 private func checkNoFetch(_ name: StaticString, _ problem: UInt64, isWide: Bool) {
   RemappingUnit.startQueue(isWide: isWide)
   RemappingUnit.enqueue(good)
@@ -254,7 +258,7 @@ func kernelMain() {
   checkPlace(isWide: false)
   checkCompletion(isWide: false)
   guard RemappingUnit.offers(RemappingUnit.scalableMode) else {
-    return checkNoFetch("256-bit descriptors are refused without scalable mode", Problem.width, isWide: true)
+    return checkNoFetch("256-bit descriptors are an error without scalable mode", Problem.width, isWide: true)
   }
 
   put("256-bit descriptors\n")
@@ -266,7 +270,7 @@ func kernelMain() {
   RemappingUnit.startQueue(isWide: true)
   setTableMode(1)
   checkDescriptors(isWide: true, isScalable: true)
-  checkNoFetch("128-bit descriptors are refused", Problem.width, isWide: false)
+  checkNoFetch("128-bit descriptors are an error in scalable mode", Problem.width, isWide: false)
   setTableMode(2)
-  checkNoFetch("any are refused in a table mode that is reserved", Problem.tableMode, isWide: true)
+  checkNoFetch("every descriptor is an error in a reserved table mode", Problem.tableMode, isWide: true)
 }

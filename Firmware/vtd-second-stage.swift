@@ -1,5 +1,5 @@
-/// Second-stage translation of a device's requests, in legacy mode and, where the unit has it, in scalable mode: the
-/// unit is programmed here, edu makes the requests. VT-d 4.1, 3.7 and 9.8 for the tables, 9.1 to 9.6 for what points to
+/// Tests second-stage translation in legacy mode and, if the unit has it, in scalable mode: the kernel programs the
+/// unit, and edu makes the requests. VT-d 4.1, 3.7 and 9.8 for the tables, 9.1 to 9.6 for the entries that point to
 /// them, 7.1.3 for the faults.
 
 private let page: UInt64 = 0x12_3456_7000
@@ -8,7 +8,7 @@ private let writeOnlyPage: UInt64 = 0x12_3456_9000
 private let missingPage: UInt64 = 0x12_3456_a000
 /// 2 MiB.
 private let largePage: UInt64 = 0x7f_c000_0000
-/// 1 GiB, of the machine's first memory.
+/// 1 GiB, which maps the start of the machine's memory.
 private let hugePage: UInt64 = 0x55_4000_0000
 private let marker: UInt64 = 0x0123_4567_89ab_cdef
 private let other: UInt64 = 0xfedc_ba98_7654_3210
@@ -16,7 +16,7 @@ private let other: UInt64 = 0xfedc_ba98_7654_3210
 private let readable: UInt64 = 1 << 0
 private let writable: UInt64 = 1 << 1
 
-/// Fault reasons that the two modes have different codes for: VT-d 7.1.3.
+/// Fault reasons whose codes differ between the two modes: VT-d 7.1.3.
 private struct Reasons {
   let writePermission: UInt64
   let readPermission: UInt64
@@ -58,7 +58,7 @@ private struct Setup {
     store64(readOnly, other)
   }
 
-  /// Whether what the device reads at an address is a value: it copies it to the large page.
+  /// Returns whether the device reads a value at an address. The device copies it to the large page.
   func reads(_ value: UInt64, at address: UInt64) -> Bool {
     store64(large + 0x800, ~value)
     return edu.read(from: address) && edu.write(to: largePage + 0x800) && load64(large + 0x800) == value
@@ -68,28 +68,29 @@ private struct Setup {
 private func checkTranslation(_ setup: Setup) {
   let edu = setup.edu
   Report.check("a read and a write complete", edu.read(from: page) && edu.write(to: largePage + 0x12_3450))
-  Report.check("they go where the table says", load64(setup.large + 0x12_3450) == marker)
+  Report.check("the data arrives where the table points", load64(setup.large + 0x12_3450) == marker)
   Report.check(
-    "so through a 1 GiB page",
+    "a 1 GiB page translates",
     edu.write(to: hugePage + setup.large + 0x1_0008)
       && load64(setup.large + 0x1_0008) == marker)
-  Report.check("a read-only page is read", setup.reads(other, at: readOnlyPage))
-  Report.check("a write-only page is written", edu.write(to: writeOnlyPage + 8) && load64(setup.writeOnly + 8) == other)
-  RemappingUnit.checkNoFault("and nothing is a fault")
+  Report.check("a read-only page can be read", setup.reads(other, at: readOnlyPage))
+  Report.check(
+    "a write-only page can be written", edu.write(to: writeOnlyPage + 8) && load64(setup.writeOnly + 8) == other)
+  RemappingUnit.checkNoFault("none of these requests causes a fault")
 }
 
 private func checkFaults(_ setup: Setup) {
   let reasons = setup.reasons
-  setup.edu.checkWrite("a write to a page that is not present", to: missingPage + 8, reasons.writeMissing)
-  setup.edu.checkRead("a read of it", from: missingPage + 8, reasons.readMissing)
-  setup.edu.checkRead("a read where no table is", from: 1 << 40, reasons.readMissing)
-  setup.edu.checkWrite("a write to a read-only page", to: readOnlyPage, reasons.writePermission)
-  Report.check("it changes nothing", load64(setup.readOnly) == other)
-  setup.edu.checkRead("a read of a write-only page", from: writeOnlyPage, reasons.readPermission)
-  setup.edu.checkRead("an address beyond the width", from: 1 << 48, reasons.beyondWidth)
+  setup.edu.checkWrite("a write to a page that is not present is a fault", to: missingPage + 8, reasons.writeMissing)
+  setup.edu.checkRead("a read of a page that is not present is a fault", from: missingPage + 8, reasons.readMissing)
+  setup.edu.checkRead("a read without a page table is a fault", from: 1 << 40, reasons.readMissing)
+  setup.edu.checkWrite("a write to a read-only page is a fault", to: readOnlyPage, reasons.writePermission)
+  Report.check("a refused write changes no memory", load64(setup.readOnly) == other)
+  setup.edu.checkRead("a read of a write-only page is a fault", from: writeOnlyPage, reasons.readPermission)
+  setup.edu.checkRead("an address beyond the width is a fault", from: 1 << 48, reasons.beyondWidth)
   let entry = setup.tables.entry(missingPage, level: 1)
   store64(entry, setup.small | readable | 1 << 51)
-  setup.edu.checkRead("an entry with reserved bits", from: missingPage, reasons.reserved)
+  setup.edu.checkRead("an entry with reserved bits is a fault", from: missingPage, reasons.reserved)
   store64(entry, 0)
 }
 
@@ -98,21 +99,22 @@ private func checkStaleness(_ setup: Setup) {
   let entry = setup.tables.entry(page, level: 1)
   let moved = Pages.take()
   store64(moved, other)
-  Report.check("a page is cached by a request", setup.reads(marker, at: page))
+  Report.check("a request caches its page", setup.reads(marker, at: page))
   store64(entry, moved | readable | writable)
-  Report.check("another entry changes nothing yet", setup.reads(marker, at: page))
+  Report.check("a changed entry has no effect before an invalidation", setup.reads(marker, at: page))
   _ = RemappingUnit.invalidatePage(page + Pages.size, domain: domain)
   _ = RemappingUnit.invalidatePage(page, domain: domain + 1)
-  Report.check("nor does another page's or domain's invalidation", setup.reads(marker, at: page))
-  Report.check("the queue takes the page's", RemappingUnit.invalidatePage(page, domain: domain))
-  Report.check("and the new entry counts", setup.reads(other, at: page))
+  Report.check("another page's or domain's invalidation leaves the page cached", setup.reads(marker, at: page))
+  Report.check("the queue completes the page's invalidation", RemappingUnit.invalidatePage(page, domain: domain))
+  Report.check("after the page's invalidation the new entry has effect", setup.reads(other, at: page))
   store64(entry, 0)
-  Report.check("an entry taken away stays cached", setup.reads(other, at: page))
-  RemappingUnit.checkNoFault("without a fault")
+  Report.check("a cleared entry stays cached", setup.reads(other, at: page))
+  RemappingUnit.checkNoFault("the request causes no fault")
   _ = RemappingUnit.invalidateTranslations(domain: domain)
-  setup.edu.checkRead("after the domain's invalidation it is gone", from: page, setup.reasons.readMissing)
+  setup.edu.checkRead(
+    "after the domain's invalidation a cleared entry is a fault", from: page, setup.reasons.readMissing)
   store64(entry, setup.small | readable | writable)
-  Report.check("what was not present is not cached", setup.reads(marker, at: page))
+  Report.check("an entry that is not present is not cached", setup.reads(marker, at: page))
 }
 
 private func checkLegacy(_ edu: Edu) {
@@ -127,30 +129,30 @@ private func checkLegacy(_ edu: Edu) {
 
   let context = load64(sources.contextEntry)
   store64(sources.contextEntry, context & ~1)
-  Report.check("a context entry stays cached", setup.reads(marker, at: page))
+  Report.check("a cleared context entry stays cached", setup.reads(marker, at: page))
   _ = RemappingUnit.invalidateContexts()
   _ = RemappingUnit.invalidateTranslations()
-  setup.edu.checkRead("until its invalidation", from: page, Reasons.contextEntryNotPresent)
+  setup.edu.checkRead("after its invalidation a cleared entry is a fault", from: page, Reasons.contextEntryNotPresent)
   let width = load64(sources.contextEntry + 8)
   store64(sources.contextEntry + 8, width & ~7 | 5)
   store64(sources.contextEntry, context)
-  setup.edu.checkRead("a width that is not offered", from: page, Reasons.contextEntryInvalid)
+  setup.edu.checkRead("a width that is not offered is a fault", from: page, Reasons.contextEntryInvalid)
   store64(sources.contextEntry + 8, width)
   let root = load64(sources.root)
   store64(sources.root, 0)
   _ = RemappingUnit.invalidateContexts()
-  setup.edu.checkRead("a root entry that is not present", from: page, Reasons.rootEntryNotPresent)
+  setup.edu.checkRead("a root entry that is not present is a fault", from: page, Reasons.rootEntryNotPresent)
   store64(sources.root, root)
-  Report.check("present again it serves again", setup.reads(marker, at: page))
+  Report.check("an entry that is present again translates again", setup.reads(marker, at: page))
 
   guard RemappingUnit.offers(RemappingUnit.passThrough) else { return }
   sources.setLegacy(type: 2, table: 0)
   _ = RemappingUnit.invalidateContexts()
   _ = RemappingUnit.invalidateTranslations()
   Report.check(
-    "passed through, addresses are physical",
+    "with pass-through, addresses are physical",
     edu.read(from: setup.readOnly) && edu.write(to: setup.large + 16) && load64(setup.large + 16) == other)
-  RemappingUnit.checkNoFault("without a fault")
+  RemappingUnit.checkNoFault("the request causes no fault")
 }
 
 private func checkScalable(_ edu: Edu) {
@@ -166,20 +168,20 @@ private func checkScalable(_ edu: Edu) {
 
   let present = load64(entry)
   store64(entry, present & ~1)
-  Report.check("a PASID-table entry stays cached", setup.reads(marker, at: page))
+  Report.check("a cleared PASID-table entry stays cached", setup.reads(marker, at: page))
   _ = RemappingUnit.invalidatePASID(SourceTables.pasid, domain: SourceTables.domain)
-  setup.edu.checkRead("until its invalidation", from: page, Reasons.pasidEntryNotPresent)
+  setup.edu.checkRead("after its invalidation a cleared entry is a fault", from: page, Reasons.pasidEntryNotPresent)
   store64(entry, present)
-  Report.check("present again it serves again", setup.reads(marker, at: page))
+  Report.check("an entry that is present again translates again", setup.reads(marker, at: page))
 
   guard RemappingUnit.offers(RemappingUnit.passThrough) else { return }
   SourceTables.setPassThrough(entry)
   _ = RemappingUnit.invalidatePASIDs()
   _ = RemappingUnit.invalidateTranslations()
   Report.check(
-    "passed through, addresses are physical",
+    "with pass-through, addresses are physical",
     edu.read(from: setup.readOnly) && edu.write(to: setup.large + 16) && load64(setup.large + 16) == other)
-  RemappingUnit.checkNoFault("without a fault")
+  RemappingUnit.checkNoFault("the request causes no fault")
 }
 
 func kernelMain() {

@@ -1,19 +1,19 @@
-/// What stays in force until it is invalidated, and how much each invalidation takes: two functions in two domains with
-/// three pages each. All entries of one kind are changed at once, which must change nothing; then comes one
-/// invalidation, and just what it covers must be as the entries say now. VT-d 4.1, 6.2 for the caches, 6.5.1 for
-/// invalidation by register and 6.5.2 for the queue's descriptors.
+/// Tests which entries stay cached until they are invalidated, and what each invalidation removes, with two functions
+/// in two domains and three pages each. The kernel changes all entries of one kind, which must have no effect. Then it
+/// makes one invalidation, and exactly the entries that it covers must have effect. VT-d 4.1, 6.2 for the caches, 6.5.1
+/// for invalidation by register and 6.5.2 for the queue's descriptors.
 
 private let smallPage: UInt64 = 0x12_3456_6000
 private let nextPage: UInt64 = smallPage + Pages.size
 /// 2 MiB.
 private let largePage: UInt64 = 0x12_4000_0000
-/// Where a function leaves what it read.
+/// The address to which a function copies what it reads.
 private let sink: UInt64 = 0x12_3460_0000
 private let domainA: UInt64 = 0x2a
 private let domainB: UInt64 = 0x07
 private var pasid: UInt64 { SourceTables.pasid }
 
-/// What an invalidation is to take: a bit for each page of each function.
+/// The pages that an invalidation must remove: a bit for each page of each function.
 private struct Covered: Equatable {
   let rawValue: UInt64
 
@@ -29,7 +29,7 @@ private struct Covered: Equatable {
   static let smallAndNextA = Covered(rawValue: 3)
 }
 
-/// A function, and two sets of tables that differ in what the pages hold.
+/// A function, and two sets of tables that map its pages to different memory.
 private struct Subject {
   let edu: Edu
   let domain: UInt64
@@ -60,7 +60,7 @@ private struct Subject {
     }
   }
 
-  /// Which of the two memories the function reads at a page now; nil for neither.
+  /// Returns which of the two memories the function reads at a page now; nil for neither.
   func generation(_ page: UInt64) -> UInt64? {
     store64(sinkMemory, .max)
     guard edu.copy(from: Self.address(page), to: sink) else { return nil }
@@ -68,7 +68,7 @@ private struct Subject {
     return found & ~1 == domain << 32 | page << 8 ? found & 1 : nil
   }
 
-  /// Exchanges what the two sets map the pages to.
+  /// Exchanges the page entries of the two sets of tables.
   func exchangePages() {
     for page in 0..<Covered.pages {
       exchangeWords(
@@ -78,7 +78,7 @@ private struct Subject {
   }
 }
 
-/// Which of the tables the entries name now.
+/// Whether the entries point to the other tables now.
 nonisolated(unsafe) private var usesOthers = false
 
 private func exchangeWords(_ one: UInt64, _ other: UInt64) {
@@ -100,7 +100,7 @@ private struct Setup {
 
   func forgetAll() { RemappingUnit.invalidateEverything(isScalable: isScalable) }
 
-  /// The pages that are read as of a generation; nil where anything else is read.
+  /// Returns the pages that the functions read with a generation's content; nil if a page has other content.
   func pages(of generation: UInt64) -> Covered? {
     var found: UInt64 = 0
     for page in 0..<Covered.pages * 2 {
@@ -112,9 +112,10 @@ private struct Setup {
   }
 
   /// - Parameters:
-  ///   - exchange: changes entries of both functions so that each page is elsewhere, or back.
-  ///   - before: what must go for the change to be seen, and is not what is tried.
-  ///   - invalidate: says whether it was done.
+  ///   - exchange: changes entries of both functions, so that each page has other memory.
+  ///   - before: invalidates other caches that would hide the change.
+  ///   - after: the same after the invalidation.
+  ///   - invalidate: the invalidation under test; returns whether it completed.
   func expect(
     _ name: StaticString, _ expected: Covered, exchange: () -> Void, before: () -> Void = {},
     after: () -> Void = {}, by invalidate: () -> Bool
@@ -144,7 +145,7 @@ private struct Setup {
       Report.countFailure()
     }
     forgetAll()
-    if pages(of: generation ^ 1) != .all { Report.fail("and what everything's invalidation leaves") }
+    if pages(of: generation ^ 1) != .all { Report.fail("an invalidation of everything leaves cached pages") }
   }
 
   func expectPages(_ name: StaticString, _ expected: Covered, by invalidate: () -> Bool) {
@@ -159,74 +160,92 @@ private struct Setup {
 
 // MARK: Pages
 
-/// By the queue: VT-d 6.5.2.3.
+/// Checks invalidations of pages through the queue: VT-d 6.5.2.3.
 private func checkPages(_ setup: Setup) {
-  setup.expectPages("the global invalidation takes all", .all) { RemappingUnit.invalidateTranslations() }
-  setup.expectPages("a domain's takes its own", .a) { RemappingUnit.invalidateTranslations(domain: domainA) }
-  setup.expectPages("the other domain's as well", .b) { RemappingUnit.invalidateTranslations(domain: domainB) }
-  setup.expectPages("a third domain's takes nothing", .none) { RemappingUnit.invalidateTranslations(domain: 9) }
-  setup.expectPages("a context invalidation takes no page", .none) { RemappingUnit.invalidateContexts() }
+  setup.expectPages("the global invalidation removes all pages", .all) { RemappingUnit.invalidateTranslations() }
+  setup.expectPages("a domain's invalidation removes only its own entries", .a) {
+    RemappingUnit.invalidateTranslations(domain: domainA)
+  }
+  setup.expectPages("the other domain's invalidation removes its own entries", .b) {
+    RemappingUnit.invalidateTranslations(domain: domainB)
+  }
+  setup.expectPages("a third domain's invalidation removes nothing", .none) {
+    RemappingUnit.invalidateTranslations(domain: 9)
+  }
+  setup.expectPages("a context invalidation removes no page", .none) { RemappingUnit.invalidateContexts() }
   if setup.isScalable {
-    setup.expectPages("nor does the PASID cache's", .none) { RemappingUnit.invalidatePASIDs() }
+    setup.expectPages("a PASID-cache invalidation removes no page", .none) { RemappingUnit.invalidatePASIDs() }
   }
   if RemappingUnit.offers(RemappingUnit.interruptRemapping) {
-    setup.expectPages("nor does the interrupt entries'", .none) { RemappingUnit.invalidateInterruptEntries() }
+    setup.expectPages("an interrupt entry invalidation removes no page", .none) {
+      RemappingUnit.invalidateInterruptEntries()
+    }
   }
 }
 
-/// Second-stage pages: VT-d 6.5.2.3.
+/// Checks invalidations of second-stage pages: VT-d 6.5.2.3.
 private func checkPageSelective(_ setup: Setup) {
   func invalidate(_ address: UInt64, _ mask: UInt64, _ domain: UInt64) -> Bool {
     RemappingUnit.invalidatePage(address | mask, domain: domain)
   }
-  setup.expectPages("one page's takes that one", .smallA) { invalidate(smallPage, 0, domainA) }
-  setup.expectPages("so for the next page", .nextA) { invalidate(nextPage, 0, domainA) }
-  setup.expectPages("so in the other domain", .smallB) { invalidate(smallPage, 0, domainB) }
-  setup.expectPages("two pages' takes two", .smallAndNextA) { invalidate(smallPage, 1, domainA) }
-  setup.expectPages("any page in 2 MiB takes the large page", .largeA) { invalidate(largePage + 0x7_f000, 0, domainA) }
-  setup.expectPages("the page behind it takes nothing", .none) {
+  setup.expectPages("one page's invalidation removes that page", .smallA) { invalidate(smallPage, 0, domainA) }
+  setup.expectPages("the next page's invalidation removes that page", .nextA) { invalidate(nextPage, 0, domainA) }
+  setup.expectPages("one page's invalidation in the other domain removes that page", .smallB) {
+    invalidate(smallPage, 0, domainB)
+  }
+  setup.expectPages("an invalidation of two pages removes two", .smallAndNextA) { invalidate(smallPage, 1, domainA) }
+  setup.expectPages("an invalidation of any page in 2 MiB removes the large page", .largeA) {
+    invalidate(largePage + 0x7_f000, 0, domainA)
+  }
+  setup.expectPages("an invalidation of the page behind it removes nothing", .none) {
     invalidate(largePage + Pages.largeSize, 0, domainA)
   }
-  setup.expectPages("1 GiB that has them all takes them", .a) {
+  setup.expectPages("invalidations of 1 GiB remove all pages in it", .a) {
     invalidate(0x12_0000_0000, 18, domainA) && invalidate(0x12_4000_0000, 18, domainA)
   }
-  setup.expectPages("a third domain's takes nothing", .none) { invalidate(smallPage, 0, 9) }
+  setup.expectPages("a third domain's invalidation removes nothing", .none) { invalidate(smallPage, 0, 9) }
   setup.expectPages("address bits beyond MGAW are ignored", .smallA) { invalidate(smallPage | 1 << 60, 0, domainA) }
 }
 
-/// First-stage pages: VT-d 6.5.2.4.
+/// Checks invalidations of first-stage pages: VT-d 6.5.2.4.
 private func checkPASIDSelective(_ setup: Setup) {
   func invalidate(_ address: UInt64, _ mask: UInt64, _ domain: UInt64, _ number: UInt64) -> Bool {
     RemappingUnit.invalidatePage(address | mask, pasid: number, domain: domain)
   }
-  setup.expectPages("a PASID's takes all of it", .a) {
+  setup.expectPages("a PASID's invalidation removes all of its pages", .a) {
     RemappingUnit.invalidateTranslations(pasid: pasid, domain: domainA)
   }
-  setup.expectPages("another PASID's takes nothing", .none) {
+  setup.expectPages("another PASID's invalidation removes nothing", .none) {
     RemappingUnit.invalidateTranslations(pasid: pasid + 1, domain: domainA)
   }
-  setup.expectPages("nor does the PASID's in a third domain", .none) {
+  setup.expectPages("the PASID's invalidation in a third domain removes nothing", .none) {
     RemappingUnit.invalidateTranslations(pasid: pasid, domain: 9)
   }
-  setup.expectPages("one page's takes that one", .smallA) { invalidate(smallPage, 0, domainA, pasid) }
-  setup.expectPages("so in the other domain", .smallB) { invalidate(smallPage, 0, domainB, pasid) }
-  setup.expectPages("two pages' takes two", .smallAndNextA) { invalidate(smallPage, 1, domainA, pasid) }
-  setup.expectPages("any page in 2 MiB takes the large page", .largeA) {
+  setup.expectPages("one page's invalidation removes that page", .smallA) { invalidate(smallPage, 0, domainA, pasid) }
+  setup.expectPages("one page's invalidation in the other domain removes that page", .smallB) {
+    invalidate(smallPage, 0, domainB, pasid)
+  }
+  setup.expectPages("an invalidation of two pages removes two", .smallAndNextA) {
+    invalidate(smallPage, 1, domainA, pasid)
+  }
+  setup.expectPages("an invalidation of any page in 2 MiB removes the large page", .largeA) {
     invalidate(largePage + 0x7_f000, 0, domainA, pasid)
   }
-  setup.expectPages("another PASID's page takes nothing", .none) { invalidate(smallPage, 0, domainA, pasid + 1) }
+  setup.expectPages("another PASID's page invalidation removes nothing", .none) {
+    invalidate(smallPage, 0, domainA, pasid + 1)
+  }
   setup.expectPages("address bits beyond MGAW are ignored", .smallA) {
     invalidate(smallPage | 1 << 60, 0, domainA, pasid)
   }
-  // By second-stage address: which first-stage pages are there is not known, so all of the domain go.
-  setup.expectPages("a second-stage page's takes the domain", .a) {
+  // The unit does not know which first-stage pages use a second-stage address, so it removes all of the domain.
+  setup.expectPages("a second-stage page's invalidation removes the domain's pages", .a) {
     RemappingUnit.invalidatePage(smallPage, domain: domainA)
   }
 }
 
-/// Register-based invalidation does nothing in scalable mode: VT-d 6.5.1.
+/// Checks that register-based invalidation does nothing in scalable mode: VT-d 6.5.1.
 private func checkIgnoredRegisters(_ setup: Setup) {
-  setup.expectPages("a register-based invalidation does nothing, and says so", .none) {
+  setup.expectPages("a register-based invalidation does nothing and reports that", .none) {
     RemappingUnit.write64(RemappingUnit.invalidateCommand, 1 << 63 | 1 << 60)
     RemappingUnit.write64(RemappingUnit.Register.contextCommand, 1 << 63 | 1 << 61)
     return RemappingUnit.read64(RemappingUnit.invalidateCommand) >> 57 == 1 << 3
@@ -236,7 +255,7 @@ private func checkIgnoredRegisters(_ setup: Setup) {
 
 // MARK: By register
 
-/// Only while the queue is off: VT-d 6.5.1.
+/// Checks register-based invalidation, which works only while the queue is off: VT-d 6.5.1.
 private func checkRegisters(_ setup: Setup, contexts: () -> Void) {
   put("by register\n")
   RemappingUnit.command(RemappingUnit.Command.queueEnable, on: false)
@@ -250,7 +269,7 @@ private func checkRegisters(_ setup: Setup, contexts: () -> Void) {
   }
   func forget() {
     RemappingUnit.write64(RemappingUnit.Register.contextCommand, 1 << 63 | 1 << 61)
-    if !pages(1) { Report.fail("the global invalidation is not done") }
+    if !pages(1) { Report.fail("the global invalidation does not complete") }
   }
   func expect(_ name: StaticString, _ expected: Covered, by invalidate: () -> Bool) {
     let generation = setup.a.generation(0) ?? 2
@@ -262,11 +281,13 @@ private func checkRegisters(_ setup: Setup, contexts: () -> Void) {
     Report.check(name, cached == .all && stale == .all && isDone && setup.pages(of: generation ^ 1) == expected)
     forget()
   }
-  expect("the global invalidation takes all", .all) { pages(1) }
-  expect("a domain's takes its own", .a) { pages(2, domain: domainA) }
-  expect("one page's takes that one", .smallA) { pages(3, domain: domainA, address: smallPage) }
-  expect("two pages' takes two", .smallAndNextA) { pages(3, domain: domainA, address: smallPage | 1) }
-  expect("a third domain's takes nothing", .none) { pages(2, domain: 9) }
+  expect("the global invalidation removes all pages", .all) { pages(1) }
+  expect("a domain's invalidation removes only its own entries", .a) { pages(2, domain: domainA) }
+  expect("one page's invalidation removes that page", .smallA) { pages(3, domain: domainA, address: smallPage) }
+  expect("an invalidation of two pages removes two", .smallAndNextA) {
+    pages(3, domain: domainA, address: smallPage | 1)
+  }
+  expect("a third domain's invalidation removes nothing", .none) { pages(2, domain: 9) }
   contexts()
   RemappingUnit.startQueue(isWide: setup.isScalable)
 }
@@ -297,14 +318,16 @@ private func checkLegacy(_ edu: Edu, _ other: Edu) {
       RemappingUnit.submit(0x1 | low)
     }
   }
-  expect("the global invalidation takes both", .all, 1 << 4)
-  expect("a domain's takes its own", .a, 2 << 4 | domainA << 16)
-  expect("a third domain's takes none", .none, 2 << 4 | 9 << 16)
-  expect("one function's takes that one", .a, 3 << 4 | domainA << 16 | edu.source << 32)
-  expect("so for the other", .b, 3 << 4 | domainB << 16 | other.source << 32)
-  expect("a neighbour's takes none", .none, 3 << 4 | domainA << 16 | (edu.source | 2) << 32)
-  expect("unless its number is masked", .a, 3 << 4 | domainA << 16 | (edu.source | 2) << 32 | 2 << 48)
-  setup.expect("the pages' takes no context entry", .none, exchange: exchange) {
+  expect("the global invalidation removes both entries", .all, 1 << 4)
+  expect("a domain's invalidation removes only its own entries", .a, 2 << 4 | domainA << 16)
+  expect("a third domain's invalidation removes no entry", .none, 2 << 4 | 9 << 16)
+  expect("one function's invalidation removes its entry", .a, 3 << 4 | domainA << 16 | edu.source << 32)
+  expect("the other function's invalidation removes its entry", .b, 3 << 4 | domainB << 16 | other.source << 32)
+  expect("a neighbour's invalidation removes no entry", .none, 3 << 4 | domainA << 16 | (edu.source | 2) << 32)
+  expect(
+    "a neighbour's invalidation with a mask removes the entry", .a,
+    3 << 4 | domainA << 16 | (edu.source | 2) << 32 | 2 << 48)
+  setup.expect("a page invalidation removes no context entry", .none, exchange: exchange) {
     RemappingUnit.invalidateTranslations(domain: 9)
   }
 
@@ -324,11 +347,11 @@ private func checkLegacy(_ edu: Edu, _ other: Edu) {
       RemappingUnit.write64(RemappingUnit.Register.contextCommand, 1 << 63 | 1 << 61)
       forget()
     }
-    expect("the global context invalidation takes both", .all, 1 << 61)
-    expect("a domain's takes its own", .a, 2 << 61 | domainA)
-    expect("one function's takes that one", .b, 3 << 61 | domainB | other.source << 16)
+    expect("the global context invalidation removes both entries", .all, 1 << 61)
+    expect("a domain's invalidation removes only its own entries", .a, 2 << 61 | domainA)
+    expect("one function's invalidation removes its entry", .b, 3 << 61 | domainB | other.source << 16)
   }
-  RemappingUnit.checkNoFault("nothing of it is a fault")
+  RemappingUnit.checkNoFault("none of these requests causes a fault")
 }
 
 // MARK: Scalable mode
@@ -367,18 +390,18 @@ private func checkScalable(_ edu: Edu, _ other: Edu, stage: PagingTables.Stage) 
       RemappingUnit.submit(0x7 | low)
     }
   }
-  expect("the global invalidation takes both", .all, 3 << 4)
-  expect("a domain's takes its own", .b, domainB << 16)
-  expect("a PASID's in one domain takes that", .a, 1 << 4 | domainA << 16 | pasid << 32)
-  expect("another PASID's takes none", .none, 1 << 4 | domainA << 16 | (pasid + 1) << 32)
-  expect("nor does the PASID's in a third domain", .none, 1 << 4 | 9 << 16 | pasid << 32)
+  expect("the global invalidation removes both entries", .all, 3 << 4)
+  expect("a domain's invalidation removes only its own entries", .b, domainB << 16)
+  expect("a PASID's invalidation in one domain removes its entry", .a, 1 << 4 | domainA << 16 | pasid << 32)
+  expect("another PASID's invalidation removes no entry", .none, 1 << 4 | domainA << 16 | (pasid + 1) << 32)
+  expect("the PASID's invalidation in a third domain removes nothing", .none, 1 << 4 | 9 << 16 | pasid << 32)
   setup.expect(
-    "a context invalidation takes no PASID-table entry", .none, exchange: exchange, before: forgetPages,
+    "a context invalidation removes no PASID-table entry", .none, exchange: exchange, before: forgetPages,
     after: forgetPages
   ) { RemappingUnit.invalidateContexts() }
 
   put("context entries\n")
-  // Second directories, whose entries go by the other tables.
+  // Second directories, whose entries point to the other tables.
   let spare = SourceTables(source: edu.source)
   let othersSpare = spare.of(source: other.source)
   set(spare.makeScalable(), setup.a, other: !usesOthers)
@@ -396,12 +419,13 @@ private func checkScalable(_ edu: Edu, _ other: Edu, stage: PagingTables.Stage) 
       RemappingUnit.submit(0x1 | low)
     }
   }
-  expectContexts("the global invalidation takes both", .all, 1 << 4)
-  expectContexts("one function's takes that one", .a, 3 << 4 | edu.source << 32)
-  expectContexts("so for the other", .b, 3 << 4 | other.source << 32)
-  expectContexts("a neighbour's takes none", .none, 3 << 4 | (edu.source | 1) << 32)
-  expectContexts("unless its number is masked", .a, 3 << 4 | (edu.source | 7) << 32 | 3 << 48)
-  RemappingUnit.checkNoFault("nothing of it is a fault")
+  expectContexts("the global invalidation removes both entries", .all, 1 << 4)
+  expectContexts("one function's invalidation removes its entry", .a, 3 << 4 | edu.source << 32)
+  expectContexts("the other function's invalidation removes its entry", .b, 3 << 4 | other.source << 32)
+  expectContexts("a neighbour's invalidation removes no entry", .none, 3 << 4 | (edu.source | 1) << 32)
+  expectContexts(
+    "a neighbour's invalidation with a mask removes the entry", .a, 3 << 4 | (edu.source | 7) << 32 | 3 << 48)
+  RemappingUnit.checkNoFault("none of these requests causes a fault")
 }
 
 func kernelMain() {
@@ -413,5 +437,5 @@ func kernelMain() {
     if RemappingUnit.offers(RemappingUnit.firstStage) { checkScalable(edu, other, stage: .first) }
   }
   RemappingUnit.command(RemappingUnit.Command.translationEnable, on: false)
-  RemappingUnit.checkNoFault("no fault is left")
+  RemappingUnit.checkNoFault("no fault record remains")
 }

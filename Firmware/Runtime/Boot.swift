@@ -1,11 +1,12 @@
-/// What a Multiboot 1 loader handed over (0.6.96, section 3.3), and the first Swift that runs.
+/// Boot: the information of a Multiboot 1 loader (0.6.96, section 3.3), and the first Swift code that runs.
 
-/// Physical addresses up to 4 GiB are mapped as they are; those above are seen through a window.
+/// Access to physical addresses: those up to 4 GiB are mapped one to one, those above through a window.
 struct Window {
   private static let base: UInt64 = 512 << 30
   private static let pageSize: UInt64 = 2 << 20
 
-  /// - Returns: where the byte at `physical` can be reached until the next call, to the end of its 2 MiB.
+  /// Maps a physical address.
+  /// - Returns: an address that reaches the byte at `physical`, and the rest of its 2 MiB, until the next call.
   static func address(of physical: UInt64) -> UInt64 {
     if physical < 4 << 30 { return physical }
     store64(addressOfWindowDirectory(), physical & ~(pageSize - 1) | 0x83)
@@ -84,7 +85,7 @@ enum Multiboot {
   }
 }
 
-/// Where hexadecimal digits at `at` end, and their value.
+/// Returns the value of the hexadecimal digits at `at`, and the address of their end.
 func parseHexadecimal(_ at: UInt64) -> (value: UInt64, end: UInt64) {
   var at = at
   var value: UInt64 = 0
@@ -99,7 +100,7 @@ func parseHexadecimal(_ at: UInt64) -> (value: UInt64, end: UInt64) {
   }
 }
 
-/// Waits until the condition holds, but no longer than so many ticks of the TSC.
+/// Waits until the condition holds, for at most so many ticks of the TSC. Returns whether it holds.
 func wait(ticks: UInt64, until condition: () -> Bool) -> Bool {
   let start = readTimestamp()
   while readTimestamp() &- start < ticks {

@@ -1,4 +1,4 @@
-/// What a test kernel says, on COM1, and how it ends: by isa-debug-exit.
+/// Console: a test kernel's output on COM1, and its end through isa-debug-exit.
 
 enum Console {
   private static let port: UInt16 = 0x3f8
@@ -21,7 +21,7 @@ enum Console {
   }
 }
 
-/// A number to be printed in base 16.
+/// A number to print in base 16.
 struct Hexadecimal {
   let value: UInt64
   let digits: Int
@@ -54,8 +54,8 @@ func put(_ number: some BinaryInteger) { put(UInt64(truncatingIfNeeded: number),
 func put(_ number: Hexadecimal) { put(number.value, base: 16, digits: number.digits) }
 func endLine() { Console.put(0x0a) }
 
-/// What the kernel was told to check, counted: `PASS name` or `FAIL why` each, and the exit code at
-/// the end, which the machine turns into a process status of 33 when all passed.
+/// The results of a kernel's checks. Each check prints `PASS name` or `FAIL why`. At the end the machine turns the exit
+/// code into the process status, 33 if all passed.
 struct Report {
   private static let debugExit: UInt16 = 0xf4
   private static let success: UInt32 = 0x10
@@ -78,7 +78,7 @@ struct Report {
 
   static var hasFailed: Bool { failures != 0 }
 
-  /// A failure whose line the caller has begun and ends itself.
+  /// Counts a failure whose line the caller prints.
   static func countFailure() { failures += 1 }
 
   static func check(_ name: StaticString, _ holds: Bool) {
@@ -87,7 +87,7 @@ struct Report {
 
   static func end() -> Never {
     portWrite32(debugExit, failures == 0 ? success : failure)
-    put("FAIL nothing answers at port 0xF4\n")
+    put("FAIL no device answers at port 0xF4\n")
     while true { halt() }
   }
 }

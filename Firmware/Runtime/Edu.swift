@@ -1,5 +1,5 @@
-/// QEMU's educational device as its driver sees it: docs/specs/edu.rst. It makes the requests that a unit is to
-/// translate.
+/// QEMU's educational device from its driver's side (docs/specs/edu.rst). It makes the requests that the unit
+/// translates.
 
 struct Edu {
   static let buffer: UInt64 = 0x40000
@@ -8,7 +8,7 @@ struct Edu {
   let function: Function
   private let base: UInt64
 
-  /// The one that a function is, decoding and mastering.
+  /// The edu at a function, with memory decoding and bus mastering on; nil if the function is no edu.
   init?(_ function: Function) {
     guard function.readPort(0) == Self.identity else { return nil }
     function.writePort(4, function.readPort(4) & 0xffff | 0x6)
@@ -16,13 +16,13 @@ struct Edu {
     base = UInt64(function.readPort(0x10) & ~0xf)
   }
 
-  /// The same one where its bus has another number now.
+  /// The same device after its bus has got another number.
   init(_ other: Edu, onBus bus: UInt32) {
     function = Function(device: other.function.device, number: other.function.number, bus: bus)
     base = other.base
   }
 
-  /// The first one on bus 0 behind another, decoding and mastering.
+  /// Returns the first edu on bus 0 after another one, with memory decoding and bus mastering on.
   static func find(after other: Edu? = nil) -> Edu? {
     for device in (other?.function.device ?? 0) + 1..<UInt32(31) {
       if let edu = Edu(Function(device: device, number: 0)) { return edu }
@@ -38,7 +38,7 @@ struct Edu {
 
   // MARK: DMA
 
-  /// - Returns: whether it completed: what the unit refused completes, too.
+  /// - Returns: whether the transfer completed. One that the unit refuses also completes.
   private func transfer(from source: UInt64, to destination: UInt64, count: UInt64, command: UInt64) -> Bool {
     store64(base + 0x80, source)
     store64(base + 0x88, destination)
@@ -52,23 +52,23 @@ struct Edu {
     transfer(from: address, to: Self.buffer, count: count, command: 1)
   }
 
-  /// Copies the start of its buffer, what was read last, to memory.
+  /// Copies the start of its buffer, which holds the last read, to memory.
   func write(to address: UInt64, count: UInt64 = 8) -> Bool {
     transfer(from: Self.buffer, to: address, count: count, command: 3)
   }
 
-  /// From memory to memory, by way of its buffer.
+  /// Copies from memory to memory through its buffer.
   func copy(from source: UInt64, to destination: UInt64, count: UInt64 = 8) -> Bool {
     read(from: source, count: count) && write(to: destination, count: count)
   }
 
-  /// Reads, and says whether just this fault of it was recorded.
+  /// Reads, and checks that exactly this fault is recorded.
   func checkRead(_ name: StaticString, from address: UInt64, _ reason: UInt64) {
     _ = read(from: address)
     RemappingUnit.checkFault(name, reason: reason, source: source, low: address & ~0xfff, isRead: true)
   }
 
-  /// Writes, and says whether just this fault of it was recorded.
+  /// Writes, and checks that exactly this fault is recorded.
   func checkWrite(_ name: StaticString, to address: UInt64, _ reason: UInt64) {
     _ = write(to: address)
     RemappingUnit.checkFault(name, reason: reason, source: source, low: address & ~0xfff, isRead: false)
@@ -76,11 +76,11 @@ struct Edu {
 
   // MARK: Interrupts
 
-  /// Asserts its pin, until `lowerPin`; where it sends messages, sends one.
+  /// Asserts its pin until `lowerPin`, or sends a message if messages are enabled.
   func raisePin() { store32(base + 0x60, 1) }
   func lowerPin() { store32(base + 0x64, 1) }
 
-  /// Raises its interrupt and takes it back at once: a message, once sent, stays sent.
+  /// Raises its interrupt and lowers it at once. A message stays sent.
   func raise() {
     raisePin()
     lowerPin()
@@ -95,13 +95,13 @@ struct Edu {
     return capability
   }
 
-  /// Has the device use its pin again.
+  /// Makes the device use its pin again.
   func disableMessages() {
     let capability = messageCapability
     if capability != 0 { function.writePort(capability, function.readPort(capability) & ~0x0001_0000) }
   }
 
-  /// Has the device send its interrupt as this message.
+  /// Makes the device send its interrupt as this message.
   func setMessage(address: UInt32, data: UInt32) {
     let capability = messageCapability
     guard capability != 0 else { return Report.fail("edu has no MSI capability") }

@@ -1,4 +1,4 @@
-/// Nestling's `dma-engine` as its driver sees it (its registers are told in Sources/Devices/Test/DMAEngineRegisters):
+/// Nestling's `dma-engine` from its driver's side (Sources/Devices/Test/DMAEngineRegisters describes its registers):
 /// requests with PASID, translation requests and translated requests, page requests.
 
 struct Engine {
@@ -57,7 +57,7 @@ struct Engine {
     static let responseFailure: UInt32 = 11
   }
 
-  /// How it answers invalidations.
+  /// How the engine answers invalidations.
   enum Answer {
     static let atOnce: UInt32 = 0
     static let later: UInt32 = 1
@@ -70,7 +70,7 @@ struct Engine {
   private let window: UInt64
   private let base: UInt64
 
-  /// The first one on bus 0, decoding and mastering.
+  /// Returns the first engine on bus 0, with memory decoding and bus mastering on.
   static func find() -> Engine? {
     guard let window = EnhancedConfiguration.window else { return nil }
     for device in 1..<UInt32(31) {
@@ -90,7 +90,7 @@ struct Engine {
 
   // MARK: Capabilities
 
-  /// The address of an extended capability in the configuration window; nil where it has none.
+  /// Returns the address of an extended capability in the configuration window; nil if there is none.
   func capability(_ identifier: UInt32) -> UInt64? {
     var at: UInt32 = 0x100
     while at >= 0x100 {
@@ -103,15 +103,15 @@ struct Engine {
 
   var hasCapabilities: Bool { capability(0x0f) != nil && capability(0x13) != nil && capability(0x1b) != nil }
 
-  /// PASID: enabled, with execute and privileged requests.
+  /// Enables PASID, with execute and privileged requests.
   func enablePASID(_ isOn: Bool = true) {
     if let at = capability(0x1b) { store16(at + 6, isOn ? 0x7 : 0) }
   }
-  /// ATS: enabled, pages of 4 KiB and more.
+  /// Enables ATS, with pages of 4 KiB and more.
   func enableTranslation(_ isOn: Bool = true) {
     if let at = capability(0x0f) { store16(at + 6, isOn ? 0x8000 : 0) }
   }
-  /// PRI: enabled, with all that it has outstanding.
+  /// Enables PRI, with the largest number of outstanding requests.
   func enablePageRequests(_ isOn: Bool = true) {
     guard let at = capability(0x13) else { return }
     store32(at + 12, 32)
@@ -130,7 +130,8 @@ struct Engine {
     store32(base + Register.command, command)
   }
 
-  /// - Returns: its result; 0 where it does not end.
+  /// Waits for the end of a command.
+  /// - Returns: the result; 0 if the command does not end.
   func end() -> UInt32 {
     guard wait(ticks: RemappingUnit.patience, until: { get(Register.status) & Self.isBusy == 0 }) else { return 0 }
     return get(Register.status) >> 8 & 0xff

@@ -17,15 +17,15 @@ struct IOAPIC {
     store32(base + 0x10, value)
   }
 
-  /// An entry's low half: its vector, and what it says of the interrupt under way.
+  /// Returns an entry's low half: its vector, and the state of its interrupt.
   func state(_ pin: UInt32) -> UInt32 { read(0x10 + pin * 2) }
 
-  /// Compatibility format: fixed delivery to one processor.
+  /// Writes an entry in compatibility format, with fixed delivery to one processor.
   func redirect(pin: UInt32, to destination: UInt32, vector: UInt32, bits: UInt32 = 0, masked: Bool = false) {
     set(pin, low: vector | bits | (masked ? Self.masked : 0), high: destination << 24)
   }
 
-  /// Remappable format: by an entry of the interrupt remapping table.
+  /// Writes an entry in remappable format, for an entry of the interrupt remapping table.
   func remap(pin: UInt32, index: UInt32, vector: UInt32, bits: UInt32 = 0, masked: Bool = false) {
     let low = vector | bits | (index >> 15) << 11 | (masked ? Self.masked : 0)
     set(pin, low: low, high: (index & 0x7fff) << 17 | 1 << 16)
@@ -34,7 +34,7 @@ struct IOAPIC {
   func mask(pin: UInt32) { write(0x10 + pin * 2, state(pin) | Self.masked) }
   func unmask(pin: UInt32) { write(0x10 + pin * 2, state(pin) & ~Self.masked) }
 
-  /// The halves in an order that nothing half-made is sent by.
+  /// Writes both halves while the pin is masked, so that a half-written entry sends nothing.
   private func set(_ pin: UInt32, low: UInt32, high: UInt32) {
     write(0x10 + pin * 2, Self.masked)
     write(0x11 + pin * 2, high)

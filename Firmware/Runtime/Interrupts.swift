@@ -1,4 +1,5 @@
-/// Vectors: exceptions end the kernel with a line that names them; others are counted for each processor and vector.
+/// Interrupts: an exception ends the kernel with a line that names it. All other vectors are counted for each
+/// processor.
 
 enum Interrupts {
   static let base: UInt32 = 0x30
@@ -8,12 +9,12 @@ enum Interrupts {
   static let device: UInt32 = 0x50
   static let spurious: UInt32 = 0xff
 
-  /// APIC identifiers that have counts of their own; a larger one shares with a smaller.
+  /// The number of APIC identifiers with separate counts; a larger identifier shares a count with a smaller one.
   private static let processors: UInt32 = 16
-  /// Static storage, one for each processor and vector, so that no two processors write one.
+  /// One count for each processor and vector, so that no two processors write the same one.
   nonisolated(unsafe) private static var counts = InlineArray<4096, UInt32>(repeating: 0)
 
-  /// On all processors.
+  /// Returns a vector's count on all processors.
   static func count(_ vector: UInt32) -> UInt32 {
     var sum: UInt32 = 0
     for processor in 0..<processors { sum &+= count(vector, on: processor) }
@@ -22,7 +23,7 @@ enum Interrupts {
 
   /// - Parameter processor: an APIC identifier.
   static func count(_ vector: UInt32, on processor: UInt32) -> UInt32 {
-    // A volatile load: the handler changes it behind the compiler's back.
+    // A volatile load, because the compiler does not see the handler's writes.
     let place = UInt64(processor % processors) << 8 | UInt64(vector & 0xff)
     return unsafe withUnsafePointer(to: &counts) { load32(UInt64(UInt(bitPattern: $0)) + place * 4) }
   }
@@ -47,7 +48,7 @@ enum Interrupts {
       store64(table + vector * 16 + 8, handler >> 32)
     }
     load()
-    // Where there are 8259s, firmware left them on vectors that are exceptions'.
+    // If there are 8259s, the firmware has left them on exception vectors, so mask them.
     portWrite8(0x21, 0xff)
     portWrite8(0xa1, 0xff)
   }

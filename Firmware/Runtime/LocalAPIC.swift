@@ -1,8 +1,7 @@
-/// The local APIC in its x2APIC form where the processor has it, else through memory.
-/// Intel SDM volume 3, chapter 12.
+/// The local APIC, in x2APIC mode if the processor has it, else through memory. Intel SDM volume 3, chapter 12.
 
 enum LocalAPIC {
-  /// Offsets of the memory form; an x2APIC's MSR is 0x800 + offset / 16.
+  /// Offsets in memory. The MSR of an x2APIC is 0x800 + offset / 16.
   enum Register: UInt32 {
     case identifier = 0x020
     case version = 0x030
@@ -25,7 +24,7 @@ enum LocalAPIC {
 
   static var hasDeadlineTimer: Bool { cpuid(1, 0).ecx & 1 << 24 != 0 }
 
-  /// To be called on each processor.
+  /// Enables the local APIC. Each processor must call it.
   static func start() {
     let enable: UInt64 = 1 << 11
     let extended: UInt64 = 1 << 10
@@ -36,7 +35,7 @@ enum LocalAPIC {
     write(.spuriousVector, softwareEnable | Interrupts.spurious)
   }
 
-  /// - Parameter index: of registers that are several alike, 16 bytes apart.
+  /// - Parameter index: selects one of several equal registers, 16 bytes apart.
   static func read(_ register: Register, index: UInt32 = 0) -> UInt32 {
     let offset = register.rawValue + index * 16
     if isX2APIC { return UInt32(truncatingIfNeeded: readMSR(0x800 + offset >> 4)) }
@@ -56,7 +55,7 @@ enum LocalAPIC {
     return isX2APIC ? value : value >> 24
   }
 
-  /// Whether an interrupt with this vector was delivered to this processor and not ended yet.
+  /// Returns whether this processor has an interrupt with this vector in service: delivered and not ended.
   static func isInService(_ vector: UInt32) -> Bool {
     read(.inService, index: vector / 32) & 1 << (vector % 32) != 0
   }

@@ -1,5 +1,5 @@
-/// Configuration space by both its mechanisms: ports 0xCF8 and 0xCFC (PCI 3.0, 3.2.2.3.2), and
-/// the memory window that the MCFG table names (PCI Express, 7.2.2).
+/// Configuration space through both mechanisms: ports 0xCF8 and 0xCFC (PCI 3.0, 3.2.2.3.2), and the memory window in
+/// the MCFG table (PCI Express, 7.2.2).
 
 struct Function {
   let device: UInt32
@@ -32,7 +32,7 @@ struct Function {
     portWrite32(0xcfc, value)
   }
 
-  /// - Parameter window: for bus 0.
+  /// - Parameter window: the window for bus 0.
   func address(_ window: UInt64, _ register: UInt32) -> UInt64 {
     window + UInt64(index) << 12 + UInt64(register)
   }
@@ -45,7 +45,7 @@ enum EnhancedConfiguration {
     return load64(table + 44)
   }
 
-  /// The last bus that the entry is for.
+  /// The last bus of the first entry.
   static var lastBus: UInt8? {
     guard let table = ACPI.find(ACPI.memoryMappedConfiguration), load32(table + 4) >= 60 else { return nil }
     return load8(table + 55)

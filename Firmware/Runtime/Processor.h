@@ -1,4 +1,4 @@
-/* What Swift has no words for: ports, model-specific registers, descriptor tables, volatile access. */
+/* Instructions that Swift cannot express: ports, model-specific registers, descriptor tables, volatile access. */
 #pragma once
 #include <stdint.h>
 
@@ -9,7 +9,7 @@ static inline void portWrite8(uint16_t port, uint8_t v) { __asm__ volatile("outb
 static inline void portWrite16(uint16_t port, uint16_t v) { __asm__ volatile("outw %0, %1" ::"a"(v), "Nd"(port)); }
 static inline void portWrite32(uint16_t port, uint32_t v) { __asm__ volatile("outl %0, %1" ::"a"(v), "Nd"(port)); }
 
-/* Single instructions of one width: a hypervisor that emulates them sees what is written here. */
+/* Each access is a single instruction of one width, so that a hypervisor emulates exactly that access. */
 static inline uint8_t load8(uint64_t at) { uint8_t v; __asm__ volatile("movb (%1), %0" : "=q"(v) : "r"(at) : "memory"); return v; }
 static inline uint16_t load16(uint64_t at) { uint16_t v; __asm__ volatile("movw (%1), %0" : "=r"(v) : "r"(at) : "memory"); return v; }
 static inline uint32_t load32(uint64_t at) { uint32_t v; __asm__ volatile("movl (%1), %0" : "=r"(v) : "r"(at) : "memory"); return v; }
@@ -47,7 +47,7 @@ static inline struct CPUIDResult cpuid(uint32_t leaf, uint32_t subleaf)
 static inline void enableInterrupts(void) { __asm__ volatile("sti" ::: "memory"); }
 static inline void disableInterrupts(void) { __asm__ volatile("cli" ::: "memory"); }
 static inline void halt(void) { __asm__ volatile("hlt" ::: "memory"); }
-/* Interrupts are taken only from the halt on: none is missed between a test and this. */
+/* Enables interrupts together with the halt, so that none is missed between a test and this. */
 static inline void waitForInterrupt(void) { __asm__ volatile("sti; hlt; cli" ::: "memory"); }
 static inline void pauseProcessor(void) { __asm__ volatile("pause" ::: "memory"); }
 static inline void invalidatePage(uint64_t at) { __asm__ volatile("invlpg (%0)" ::"r"(at) : "memory"); }
@@ -56,7 +56,7 @@ static inline void loadEmptyInterruptTable(void)
 	struct __attribute__((packed)) { uint16_t limit; uint64_t base; } p = {0, 0};
 	__asm__ volatile("lidt %0" ::"m"(p) : "memory");
 }
-/* Without an interrupt table, the fault that ends in a shutdown. */
+/* Causes an exception, which without an interrupt table ends in a shutdown. */
 static inline void causeFault(void) { __asm__ volatile("ud2"); }
 static inline void loadInterruptTable(uint64_t base)
 {
@@ -64,7 +64,7 @@ static inline void loadInterruptTable(uint64_t base)
 	__asm__ volatile("lidt %0" ::"m"(p) : "memory");
 }
 
-/* Addresses of what boot.S and link.ld define. */
+/* Addresses of symbols of boot.S and link.ld. */
 extern uint8_t interruptStubs[], interruptDescriptors[], windowDirectory[], trampolineStart[], trampolineEnd[],
 	processorsArrived[], imageEnd[];
 static inline uint64_t addressOfInterruptStubs(void) { return (uint64_t)interruptStubs; }

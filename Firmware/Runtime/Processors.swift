@@ -1,8 +1,8 @@
-/// Application processors: started by INIT and start-up IPIs, then asleep until interrupts come, or work is given.
+/// Application processors: INIT and start-up IPIs start them. Then they sleep until interrupts or work arrive.
 /// Intel SDM volume 3, 11.4 "Multiple-Processor (MP) Initialization".
 
 enum Processors {
-  /// Where the trampoline is copied to: the page that the start-up IPI names.
+  /// The address of the trampoline's copy, the page in the start-up IPI.
   private static let trampoline: UInt64 = 0x8000
   nonisolated(unsafe) private static var ready: UInt32 = 0
 
@@ -12,7 +12,7 @@ enum Processors {
 
   static func countReady() { ready &+= 1 }
 
-  /// What the application processors are to do once, and how often one has finished.
+  /// Work for an application processor, and how often one has finished work.
   nonisolated(unsafe) fileprivate static var work: (@convention(c) () -> Void)?
   nonisolated(unsafe) fileprivate static var finished: UInt32 = 0
 
@@ -20,14 +20,14 @@ enum Processors {
     unsafe withUnsafePointer(to: &finished) { load32(UInt64(UInt(bitPattern: $0))) }
   }
 
-  /// Has a started processor do something; `finishedCount` says when it is done.
+  /// Gives work to a started processor. `finishedCount` increases when it has finished.
   static func give(_ work: @convention(c) @escaping () -> Void, to identifier: UInt32) {
     self.work = work
     LocalAPIC.sendFixed(vector: Interrupts.ping, to: identifier)
   }
 
   /// Starts the first processor of the MADT that is not this one.
-  /// - Returns: its APIC identifier, or nil where there is none, or where it does not start.
+  /// - Returns: its APIC identifier, or nil if there is none or it does not start.
   static func startAnother(patience: UInt64) -> UInt32? {
     bootProcessor = LocalAPIC.identifier
     var found: UInt32?
@@ -36,7 +36,7 @@ enum Processors {
     return found
   }
 
-  /// Starts one processor, and waits until it takes interrupts.
+  /// Starts one processor, and waits until it accepts interrupts.
   static func start(_ identifier: UInt32, patience: UInt64) -> Bool {
     for offset in 0..<sizeOfTrampoline() {
       store8(trampoline + offset, load8(addressOfTrampoline() + offset))
@@ -46,14 +46,14 @@ enum Processors {
     _ = wait(ticks: patience / 2000) { false }
     LocalAPIC.sendStartUp(page: UInt32(trampoline >> 12), to: identifier)
     if wait(ticks: patience / 10, until: { readyCount != before }) { return true }
-    // Once more, as the manual advises; a processor that has started ignores it.
+    // A second time, as the manual recommends. A processor that has started ignores it.
     LocalAPIC.sendStartUp(page: UInt32(trampoline >> 12), to: identifier)
     return wait(ticks: patience, until: { readyCount != before })
   }
 }
 
-/// What an application processor does for ever: it answers each ping with a pong to all others' common
-/// counter, so the one that asked sees it.
+/// Runs on an application processor for ever: carries out work, and answers each ping with a pong to the boot
+/// processor.
 @_cdecl("applicationMain")
 func applicationMain(index: UInt32) {
   Interrupts.load()
@@ -62,8 +62,8 @@ func applicationMain(index: UInt32) {
   var answered = Interrupts.count(Interrupts.ping)
   while true {
     waitForInterrupt()
-    // The end of an interrupt must leave the processor before it halts again: an emulator of instructions under
-    // /dev/kvm was seen to keep it until another exit. Nothing answers at this port.
+    // The end of an interrupt must reach the machine before the processor halts again. An instruction emulator under
+    // /dev/kvm delayed it until the next exit, so this read causes one. No device answers at this port.
     _ = portRead8(0x80)
     let pings = Interrupts.count(Interrupts.ping)
     if pings != answered {
@@ -78,5 +78,5 @@ func applicationMain(index: UInt32) {
   }
 }
 
-/// The identifier that pongs go to.
+/// The APIC identifier that receives pongs.
 nonisolated(unsafe) var bootProcessor: UInt32 = 0

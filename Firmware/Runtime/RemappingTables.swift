@@ -1,9 +1,9 @@
-/// The tables that a VT-d unit walks, as its software writes them: VT-d 4.1, chapter 9. Bus 0 only, and in scalable mode
-/// devices 0 to 15, and PASIDs below 64.
+/// The tables that software writes for a VT-d unit: VT-d 4.1, chapter 9. Only bus 0, in scalable mode only devices 0 to
+/// 15 and PASIDs below 64.
 
-/// Paging tables of 4 levels, of either stage; the two differ in their bits only.
+/// Paging tables of 4 levels, of either stage. The stages differ only in their bits.
 struct PagingTables {
-  /// Bits that an entry which points to a table has.
+  /// The bits of an entry that points to a table.
   enum Stage: UInt64 {
     /// Present, writable, user.
     case first = 0x7
@@ -21,7 +21,7 @@ struct PagingTables {
   static let readable: UInt64 = 1 << 0
   static let secondAccessed: UInt64 = 1 << 8
   static let secondDirty: UInt64 = 1 << 9
-  /// Both stages; `writable`, too, is bit 1 in both.
+  /// Both stages. `writable` is also bit 1 in both.
   static let large: UInt64 = 1 << 7
   static let addressBits: UInt64 = 0x000f_ffff_ffff_f000
 
@@ -33,7 +33,7 @@ struct PagingTables {
     self.stage = stage
   }
 
-  /// Where the entry of a level (1: page table) for an address is. Tables on the way are made.
+  /// Returns the address of the entry of a level (1: page table), and creates the tables above it.
   func entry(_ address: UInt64, level: UInt64) -> UInt64 {
     var table = root
     var current: UInt64 = 4
@@ -46,16 +46,16 @@ struct PagingTables {
     }
   }
 
-  /// - Parameter bits: those of the leaf, its size aside.
+  /// - Parameter bits: the bits of the leaf, without its size.
   func map(_ address: UInt64, to physical: UInt64, level: UInt64 = 1, _ bits: UInt64) {
     store64(entry(address, level: level), physical | bits | (level > 1 ? Self.large : 0))
   }
 }
 
-/// Root table and context tables, as far as they are about one function.
+/// The root and context tables of one function.
 struct SourceTables {
   static let domain: UInt64 = 0x2a
-  /// The PASID of requests without one: RID_PASID, where the unit has the field.
+  /// The PASID of requests without one: RID_PASID, if the unit has the field.
   static var pasid: UInt64 { RemappingUnit.offers(RemappingUnit.ridPASID) ? 3 : 0 }
   static let width48: UInt64 = 2
 
@@ -75,7 +75,7 @@ struct SourceTables {
     self.source = source
   }
 
-  /// The same tables' entries for another function.
+  /// Returns the entries of the same tables for another function.
   func of(source: UInt64) -> SourceTables { SourceTables(root: root, context: context, source: source) }
 
   // MARK: Legacy mode
@@ -92,7 +92,8 @@ struct SourceTables {
 
   var scalableContextEntry: UInt64 { context + (source & 0x7f) * 32 }
 
-  /// - Returns: where the PASID-table entry of its requests is, all zeros.
+  /// Creates a PASID directory and table.
+  /// - Returns: the address of the function's PASID-table entry, all zeros.
   func makeScalable() -> UInt64 {
     let directory = Pages.take()
     let table = Pages.take()
@@ -102,7 +103,7 @@ struct SourceTables {
     return table + Self.pasid * 64
   }
 
-  /// PWSNP where the unit has it: without it, it then may not set A and D.
+  /// Returns the entry's second word, with PWSNP if the unit has it: such a unit must not set A and D without it.
   private static func second(_ domain: UInt64) -> UInt64 {
     domain | (RemappingUnit.offers(RemappingUnit.pageWalkCoherency) ? 1 << 23 : 0)
   }
@@ -120,8 +121,8 @@ struct SourceTables {
   }
 
   /// - Parameters:
-  ///   - table: the first stage's, as an address that the second stage maps.
-  ///   - accessedDirty: the second stage keeps A and D, too (SSADE).
+  ///   - table: the first stage's table, at an address that the second stage maps.
+  ///   - accessedDirty: walks also set A and D of the second stage (SSADE).
   ///   - width: AW of the second stage: 2 for 4 levels, 1 for 3.
   static func setNested(
     _ entry: UInt64, table: UInt64, over second: UInt64, accessedDirty: Bool = false, width: UInt64 = width48,

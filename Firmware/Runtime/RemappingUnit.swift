@@ -1,9 +1,9 @@
-/// The VT-d unit as its driver programs it: global commands, the invalidation queue, fault records. VT-d 4.1, chapter 11
+/// The VT-d unit from its driver's side: global commands, the invalidation queue, fault records. VT-d 4.1, chapter 11
 /// for the registers and 6.5.2 for the queue's descriptors.
 
 enum RemappingUnit {
   private static let base: UInt64 = 0xfed9_0000
-  /// Ticks of the TSC that anything may take: a guest in a guest on a loaded host may wait long.
+  /// Ticks of the TSC that an operation may take. A nested guest on a loaded host may wait long.
   static let patience: UInt64 = 10_000_000_000
 
   enum Register {
@@ -64,7 +64,7 @@ enum RemappingUnit {
   static let eventMask: UInt32 = 1 << 31
   static let eventPending: UInt32 = 1 << 30
 
-  /// Where an event's message goes: the registers for it follow its control register, for each event alike.
+  /// Sets an event's message. For each event, the message registers follow its control register.
   static func setEvent(_ control: UInt64, vector: UInt32, to processor: UInt32) {
     write32(control + 4, vector)
     write32(control + 8, 0xfee0_0000 | processor << 12)
@@ -73,12 +73,12 @@ enum RemappingUnit {
 
   // MARK: Global commands
 
-  /// What stays as it is while another command is given: VT-d 11.4.4.1.
+  /// The bits that a command must keep: VT-d 11.4.4.1.
   private static let persistent =
     Command.translationEnable | Command.queueEnable | Command.interruptRemappingEnable
     | Command.compatibilityFormat
 
-  /// Gives a command, and waits until the status says that it is done.
+  /// Writes a command, and waits until the status shows it.
   @discardableResult
   static func command(_ bit: UInt32, on: Bool = true) -> Bool {
     let kept = read32(Register.globalStatus) & persistent & ~bit
@@ -86,8 +86,8 @@ enum RemappingUnit {
     return wait(ticks: patience) { (read32(Register.globalStatus) & bit != 0) == on }
   }
 
-  /// Turns translation on by another root table, with a queue of descriptors that fit its mode.
-  /// - Returns: whether it came on; where it does not, that is told as a failure.
+  /// Turns translation on with another root table, and starts a queue of descriptors for its mode.
+  /// - Returns: whether translation is on. If not, this has reported a failure.
   static func translate(root: UInt64, isScalable: Bool) -> Bool {
     command(Command.translationEnable, on: false)
     startQueue(isWide: isScalable)
@@ -98,11 +98,11 @@ enum RemappingUnit {
     return false
   }
 
-  /// Turns interrupt remapping on by a table of 256 entries.
+  /// Turns interrupt remapping on with a table of 256 entries.
   /// - Parameter isExtended: 32-bit destinations: EIME.
-  /// - Returns: whether it came on; where it does not, that is told as a failure.
+  /// - Returns: whether remapping is on. If not, this has reported a failure.
   static func remapInterrupts(by table: UInt64, isExtended: Bool) -> Bool {
-    // The number of entries is 2 to the power of this field and one.
+    // The number of entries is 2 to the power of this field plus one.
     let tableSize: UInt64 = 7
     write64(Register.interruptTableAddress, table | (isExtended ? 1 << 11 : 0) | tableSize)
     if command(Command.setInterruptTable), invalidateInterruptEntries(), command(Command.interruptRemappingEnable) {
@@ -112,7 +112,7 @@ enum RemappingUnit {
     return false
   }
 
-  /// The registers of invalidation by register: VT-d 11.4.6.
+  /// The registers of register-based invalidation: VT-d 11.4.6.
   static var invalidateAddress: UInt64 { (read64(Register.extendedCapability) >> 8 & 0x3ff) * 16 }
   static var invalidateCommand: UInt64 { invalidateAddress + 8 }
   /// The first fault recording register.
@@ -139,7 +139,7 @@ enum RemappingUnit {
     command(Command.queueEnable)
   }
 
-  /// Puts a descriptor into the queue and does not say so yet.
+  /// Queues a descriptor, and does not write the tail.
   static func enqueue(_ low: UInt64, _ high: UInt64 = 0) {
     Pages.fill(queue + tail, descriptorSize, with: 0)
     store64(queue + tail, low)
@@ -147,11 +147,11 @@ enum RemappingUnit {
     tail = (tail + descriptorSize) % Pages.size
   }
 
-  /// Tells the unit of what was put into the queue.
+  /// Writes the tail, so that the unit fetches the queued descriptors.
   static func ring() { write64(Register.queueTail, tail) }
 
-  /// Submits what was put into the queue, and a descriptor that waits for it.
-  /// - Returns: whether the wait's status was written.
+  /// Queues a wait descriptor and writes the tail.
+  /// - Returns: whether the unit has written the wait's status.
   static func submitAndWait() -> Bool {
     waits &+= 1
     let number = waits
@@ -161,13 +161,13 @@ enum RemappingUnit {
       && load32(status) == number
   }
 
-  /// Submits one descriptor and one that waits for it.
+  /// Queues one descriptor and a wait descriptor, and writes the tail.
   static func submit(_ low: UInt64, _ high: UInt64 = 0) -> Bool {
     enqueue(low, high)
     return submitAndWait()
   }
 
-  /// Everything that requests are translated by.
+  /// Invalidates all caches that translation uses.
   @discardableResult
   static func invalidateEverything(isScalable: Bool) -> Bool {
     invalidateContexts() && (!isScalable || invalidatePASIDs()) && invalidateTranslations()
@@ -180,11 +180,11 @@ enum RemappingUnit {
   }
   static func invalidateTranslations() -> Bool { submit(0x2 | 1 << 4) }
   static func invalidateTranslations(domain: UInt64) -> Bool { submit(0x2 | 2 << 4 | domain << 16) }
-  /// The second stage's page at an address.
+  /// Invalidates the second stage's page at an address.
   static func invalidatePage(_ address: UInt64, domain: UInt64) -> Bool {
     submit(0x2 | 3 << 4 | domain << 16, address)
   }
-  /// The first stage's page at an address.
+  /// Invalidates the first stage's page at an address.
   static func invalidatePage(_ address: UInt64, pasid: UInt64, domain: UInt64) -> Bool {
     submit(0x6 | 3 << 4 | domain << 16 | pasid << 32, address)
   }
@@ -204,16 +204,16 @@ enum RemappingUnit {
     var source: UInt64 { high & 0xffff }
     var isRead: Bool { high >> 62 & 1 != 0 }
     var hasPASID: Bool { high >> 31 & 1 != 0 }
-    /// Of the page, for a DMA request.
+    /// The page's address, for a DMA request.
     var address: UInt64 { low & ~0xfff }
-    /// Of an interrupt request.
+    /// The index of an interrupt request.
     var index: UInt64 { low >> 48 }
   }
 
   private static let pendingFault: UInt32 = 1 << 1
   static var hasPendingFault: Bool { read32(Register.faultStatus) & pendingFault != 0 }
 
-  /// The fault that the status points at, and its record emptied.
+  /// Takes the fault that the status points at, and clears its record.
   static func takeFault() -> Fault? {
     let status = read32(Register.faultStatus)
     guard status & pendingFault != 0 else { return nil }
@@ -224,7 +224,7 @@ enum RemappingUnit {
     return fault
   }
 
-  /// Says whether just this fault was recorded, and takes it.
+  /// Checks that exactly this fault is recorded, and takes it.
   static func checkFault(
     _ name: StaticString, reason: UInt64, source: UInt64, low: UInt64, isRead: Bool
   ) {
@@ -242,7 +242,7 @@ enum RemappingUnit {
     fail(name, recorded: fault)
   }
 
-  /// A failure whose line tells what was recorded instead.
+  /// Reports a failure, with the recorded fault.
   static func fail(_ name: StaticString, recorded fault: Fault?, wanted: (reason: UInt64, low: UInt64)? = nil) {
     put("FAIL ")
     put(name)

@@ -1,7 +1,7 @@
-/// As much of ACPI as the kernels need: finding a table by its signature. ACPI 6.5, 5.2.5 to 5.2.8.
+/// The part of ACPI that the kernels need: finding a table by its signature. ACPI 6.5, 5.2.5 to 5.2.8.
 
 enum ACPI {
-  /// A signature as it stands in memory: `"APIC"` is 0x43495041.
+  /// Signatures as they are in memory: `"APIC"` is 0x43495041.
   static let multipleAPIC: UInt32 = 0x4349_5041
   static let memoryMappedConfiguration: UInt32 = 0x4746_434d
 
@@ -11,7 +11,7 @@ enum ACPI {
     return sum
   }
 
-  /// The Root System Description Pointer: in the first KiB of the EBDA, or from 0xE0000 on.
+  /// Finds the Root System Description Pointer, in the first KiB of the EBDA or from 0xE0000 on.
   private static func findPointer() -> UInt64? {
     let extended = UInt64(load16(0x40e)) << 4
     return search(extended, extended + 1024) ?? search(0xe0000, 0x100000)
@@ -27,8 +27,8 @@ enum ACPI {
     return nil
   }
 
-  /// - Returns: the address of the table's header; its length is the doubleword at 4. Nil where there is
-  ///   none, or where a checksum on the way is wrong.
+  /// - Returns: the address of the table's header, whose length is the doubleword at 4; nil if there is none, or if a
+  ///   checksum is wrong.
   static func find(_ signature: UInt32) -> UInt64? {
     guard let pointer = findPointer() else { return nil }
     let isExtended = load8(pointer + 15) >= 2 && load64(pointer + 24) != 0

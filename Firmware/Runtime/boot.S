@@ -1,5 +1,5 @@
-/* The way from a Multiboot 1 loader to Swift: header, page tables, long mode, interrupt stubs, and the
- * trampoline by which an application processor comes the same way. Multiboot 0.6.96, 3.1 and 3.2.
+/* Boots from a Multiboot 1 loader to Swift: header, page tables, long mode, interrupt stubs, and the trampoline that boots
+ * an application processor. Multiboot 0.6.96, 3.1 and 3.2.
  */
         .set    MULTIBOOT_MAGIC, 0x1BADB002
         .set    MULTIBOOT_FLAGS, 0x00000003             # modules on pages; memory map wanted
@@ -43,7 +43,7 @@ bootEntry:
         addl    $0x1000, %eax
         addl    $8, %ebx
         loop    2b
-        # The window: one 2 MiB page at 512 GiB that Swift lays over what is further up.
+        # The window: one 2 MiB page at 512 GiB that Swift points at memory above 4 GiB.
         movl    $windowDirectory + PRESENT_WRITABLE, windowDirectoryPointers
         movl    $pageDirectoryPointers + PRESENT_WRITABLE, pageMapLevel4
         movl    $windowDirectoryPointers + PRESENT_WRITABLE, pageMapLevel4 + 8
@@ -59,7 +59,7 @@ bootEntry:
         hlt
         jmp     4b
 
-        # Turns on long mode on the common tables; the caller jumps into 64-bit code. Uses eax, ecx, edx.
+        # Turns on long mode with the common tables. The caller jumps to 64-bit code. Uses eax, ecx, edx.
         .code32
 enterLongMode:
         lgdt    gdtPointer
@@ -89,8 +89,8 @@ loadSegments:
         movl    %eax, %gs
         ret
 
-        # An application processor starts in real mode at the page its start-up IPI names: this is
-        # copied to 0x8000. Its stack is told by the order in which processors arrive.
+        # An application processor starts in real mode at the page in its start-up IPI. This code is
+        # copied to 0x8000. The order in which processors arrive selects their stacks.
         .section .rodata
         .balign 16
         .globl  trampolineStart, trampolineEnd
@@ -188,7 +188,7 @@ interruptCommon:
         addq    $16, %rsp
         iretq
 
-        # What the compiler may call without being asked. rep movsb and stosb need no SSE.
+        # Functions that the compiler may call implicitly. rep movsb and stosb need no SSE.
         .globl  memcpy, memmove, memset
 memmove:
         movq    %rdi, %rax
@@ -196,7 +196,7 @@ memmove:
         subq    %rsi, %rcx
         cmpq    %rdx, %rcx
         jae     memcpy
-        # The target lies within the source: backwards.
+        # The target overlaps the source, so copy backwards.
         movq    %rdx, %rcx
         leaq    -1(%rdi,%rdx), %rdi
         leaq    -1(%rsi,%rdx), %rsi
