@@ -3,7 +3,8 @@
 
 Images/hotplug-storm, Tests/compare-hotplug and Tests/lab/hotplug share it. The VMM is Nestling or a QEMU; both take the
 same options. The small QMP client here replaces QEMU's own (qemu.qmp): it gives each message and each line of the guest
-its time of arrival, and one thread waits for all of them. The emulated processor of the lab is too slow for an event loop.
+its time of arrival, and one thread waits for all of them. The emulated processor of the lab is too slow for an event
+loop.
 
 Environment:
   KERNEL, INITRD  the guest's images (built with Images/kernel and Images/initramfs)
@@ -263,7 +264,7 @@ class Machine:
         return [line[len("guest: log: "):] for _, line in self.lines[since:] if line.startswith("guest: log: ")]
 
     def end(self):
-        """Makes the guest check its log and power off. Returns what was wrong in the guest and with the end of the VMM."""
+        """Makes the guest check its log and power off. Returns what was wrong, in the guest and with the VMM's end."""
         status = None
         try:
             if self.process.poll() is None:
@@ -307,7 +308,7 @@ class Machine:
         self.process.stdout.close()
 
     def holdings(self):
-        """Returns what the process holds: descriptors, threads and mappings by kind, and memory in KiB without guest RAM."""
+        """Returns the process's descriptors, threads and mappings by kind, and its memory in KiB without guest RAM."""
         base = f"/proc/{self.process.pid}"
         kinds = collections.Counter()
         for number in os.listdir(base + "/fd"):

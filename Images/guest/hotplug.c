@@ -5,8 +5,8 @@
  * PORT/FUNCTION:
  *   guest: + T vda PLACE           a disk appeared, or was there at the start
  *   guest: - T vda PLACE           a disk disappeared
- *   guest: + T pci PLACE VVVV:DDDD the same for another PCI function below a port, also with -; the function of a disk has
- *                                  no line
+ *   guest: + T pci PLACE VVVV:DDDD the same for another PCI function below a port, also with -; the function of a disk
+ *                                  has no line
  *   guest: ok T vda SEED GENERATION  the disk holds the pattern of SEED; the program has written 64 KiB of pattern
  *                                  GENERATION to it from 1 MiB on, and read them back
  *   guest: ok T PLACE edu          edu's registers work
@@ -18,9 +18,9 @@
  *   mark TEXT  prints "guest: mark T TEXT", and writes it to the kernel's log
  *   log        prints the kernel's log, each line after "guest: log: ", then "guest: log ends", and empties the log
  *   pci        prints "guest: pci ADDRESS..." with all functions
- *   sum N      prints "guest: sha256 of N MiB of /dev/vda: ..., domain ..." for each disk, then "guest: sums end". The sum
- *              starts at 8 MiB, after the pattern and the program's own writes, and bypasses the page cache. The domain is
- *              the type of the disk's IOMMU group, if it has one.
+ *   sum N      prints "guest: sha256 of N MiB of /dev/vda: ..., domain ..." for each disk, then "guest: sums end". The
+ *              sum starts at 8 MiB, after the pattern and the program's own writes, and bypasses the page cache. The
+ *              domain is the type of the disk's IOMMU group, if it has one.
  *   reboot     resets the machine
  *   end        ends the program
  * Images/hotplug_machine.py writes the disks: 4 KiB blocks of 64-bit words. The first 64 blocks hold the pattern of

@@ -3,8 +3,8 @@
  *   load /dev/vda 10 4
  *
  * Each thread has its own region. The words of a 4 KiB block are computed from its number and from how often it was
- * written, so the check finds old data and data of another block. Buffers begin anywhere in a larger piece of memory, and
- * sizes vary, so that each request maps and unmaps different pages for the device. At the end each thread reads its
+ * written, so the check finds old data and data of another block. Buffers begin anywhere in a larger piece of memory,
+ * and sizes vary, so that each request maps and unmaps different pages for the device. At the end each thread reads its
  * region once more. Exit status 0: every word was right.
  */
 #define _GNU_SOURCE

@@ -1,15 +1,15 @@
 /* unmapped FOLDER type1|iommufd|nested ROUNDS: checks that a device cannot reach a page from the moment it is unmapped.
- * unmapped FOLDER thousand 1: maps 1,000 pages with VFIO's type 1 and unmaps them together, with pauses in which another
- * program can read the unit's counters.
+ * unmapped FOLDER thousand 1: maps 1,000 pages with VFIO's type 1 and unmaps them together, with pauses in which
+ * another program can read the unit's counters.
  *   unmapped /sys/bus/pci/devices/0000:00:03.0 nested 100
  *
  * FOLDER is the sysfs folder of edu, bound to vfio-pci. Each round maps a page for edu:
  *   type1    with VFIO's type 1
  *   iommufd  with iommufd
  *   nested   with a first-stage table of this program, in memory that iommufd maps (VT-d 3.8)
- * edu's write to the page must arrive. Then the round unmaps the page, or clears and invalidates its entry, and edu writes
- * again at once. This write must not arrive. Exit status 0: every round was right. The caller checks the faults, in the
- * kernel's log and in the unit's counters.
+ * edu's write to the page must arrive. Then the round unmaps the page, or clears and invalidates its entry, and edu
+ * writes again at once. This write must not arrive. Exit status 0: every round was right. The caller checks the faults,
+ * in the kernel's log and in the unit's counters.
  */
 #include <errno.h>
 #include <fcntl.h>
