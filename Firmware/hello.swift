@@ -1,6 +1,6 @@
 /// hello: the least that a machine must do: load an ELF, run it, print on COM1, take the exit code.
 ///
-///     Tests/lab/kernel .build/release/nestling "$(Firmware/build)/hello"
+///     Tests/lab/kernel NESTLING "$(Firmware/build)/hello"
 
 func kernelMain() {
   put("hello from a guest")

@@ -1,5 +1,7 @@
 /// Tests a device's interrupt through the I/O APIC: COM1's transmitter is empty and raises pin 4. 82093AA I/O APIC,
 /// 3.1; PC16550D, 8.6.
+///
+///     Tests/lab/kernel NESTLING "$(Firmware/build)/ioapic"
 
 private let com1: UInt16 = 0x3f8
 private let interruptEnable = com1 + 1

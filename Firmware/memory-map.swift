@@ -1,5 +1,7 @@
 /// Tests the loader's memory map: both ends of each usable entry hold what is written to them, all at the same time, so
 /// that no end is an alias of another, and no entries overlap. `memory=MiB` on the command line is the expected size.
+///
+///     Tests/lab/kernel NESTLING "$(Firmware/build)/memory-map" -m 64
 
 private struct Probe {
   var address: UInt64

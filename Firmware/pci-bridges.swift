@@ -2,6 +2,10 @@
 /// the bits that block addresses and requests, secondary bus reset, and the source of DMA after the bus has another
 /// number, with first stage. PCI Express Base 7.5.1.3; VT-d 4.1, 3.4. The machine has the ports at 00:04.0 and 00:05.0,
 /// the second with `bus-reserve=2`.
+///
+///     Tests/lab/kernel NESTLING "$(Firmware/build)/pci-bridges" -device intel-iommu,x-scalable-mode=on,x-flts=on \
+///       -device pcie-root-port,id=rp0,addr=4,slot=1 -device pcie-root-port,id=rp1,addr=5,slot=2,bus-reserve=2 \
+///       -device edu,bus=rp0,dma_mask=0xffffffffffffffff -device edu,bus=rp1,dma_mask=0xffffffffffffffff
 
 private let absent: UInt32 = 0xffff_ffff
 private let page: UInt64 = 0x5a_1234_5000

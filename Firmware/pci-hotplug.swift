@@ -3,8 +3,12 @@
 /// `rounds=` gives. PCI Express Base 6.7, 7.5.3.9 to 7.5.3.11; ACPI 6.5, 5.6.4, with QEMU's
 /// docs/specs/acpi_pci_hotplug.rst.
 ///
-/// Lines on the console tell the script Tests/lab/hotplug-kernel the state of round N: `WANTS N` (plug a device), `HAS
-/// N` (unplug it), `GONE N` (the device is released).
+///     Tests/lab/hotplug-kernel NESTLING "$(Firmware/build)/pci-hotplug" acpi
+///
+/// Lines on the console give the script Tests/lab/hotplug-kernel the state of round N:
+/// - `WANTS N`: plug a device.
+/// - `HAS N`: unplug it.
+/// - `GONE N`: the device is released.
 
 private let absent: UInt32 = 0xffff_ffff
 private let page: UInt64 = 0x5a_1234_5000

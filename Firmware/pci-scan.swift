@@ -1,5 +1,7 @@
 /// Tests bus 0: configuration by ports and by memory, which must agree, and the size of each BAR. If the command line
 /// has `expect=DD.F:VVVV:IIII,…`, the bus must have exactly these functions.
+///
+///     Tests/lab/kernel NESTLING "$(Firmware/build)/pci-scan" -device intel-iommu
 
 private let absent: UInt32 = 0xffff_ffff
 

@@ -1,5 +1,7 @@
 /// Tests that a reset restarts the guest, first by port 0xCF9 and then by a triple fault. The RAM of the clock (CMOS)
 /// keeps its content across a reset and counts the starts. The firmware's settings are there again after each reset.
+///
+///     Tests/lab/kernel NESTLING "$(Firmware/build)/reset" -action reboot=reset
 
 private func readClock(_ index: UInt8) -> UInt8 {
   portWrite8(0x70, index)

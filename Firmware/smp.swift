@@ -1,5 +1,7 @@
 /// Tests two or more processors and their local APICs: both modes of the timer, the start of the other processors, and
 /// an interrupt to each of them and back. `cpus=N` on the command line is the expected number.
+///
+///     Tests/lab/kernel NESTLING "$(Firmware/build)/smp" -smp 4
 
 /// Ticks of the TSC in about four seconds: a guest in a guest on a loaded host may wait long.
 private let patience: UInt64 = 10_000_000_000

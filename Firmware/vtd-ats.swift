@@ -1,6 +1,10 @@
 /// Tests functions with a device-TLB: translation requests and translated requests (VT-d 4.1, chapter 4), device-TLB
 /// invalidations that the function answers, holds, answers with a wrong tag, or never answers (6.5.2.5, 6.5.2.6,
 /// 6.5.2.10), and page requests with their responses (7.4 to 7.7).
+///
+///     Tests/lab/kernel NESTLING "$(Firmware/build)/vtd-ats" \
+///       -device intel-iommu,x-scalable-mode=on,x-flts=on,x-nested=on,pasid-bits=20,svm=on,device-iotlb=on \
+///       -device dma-engine
 
 private typealias Register = RemappingUnit.Register
 

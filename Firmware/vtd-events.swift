@@ -3,6 +3,8 @@
 /// (Intel SDM volume 3, 12.10.2.2), which are in the event's upper address register: VT-d 4.1, 11.4.7 and 11.4.9. The
 /// unit does not remap its events, so 32-bit destinations need EIM but no interrupt remapping. `cpus=N` on the command
 /// line is the number of processors.
+///
+///     Tests/lab/kernel NESTLING "$(Firmware/build)/vtd-events" -smp 16 -device intel-iommu,intremap=on,eim=on
 
 private typealias Register = RemappingUnit.Register
 

@@ -1,6 +1,10 @@
 /// Tests every fault that the tables can cause, in legacy and in scalable mode; the content of its record; the bits
 /// that suppress a record; and the fault event. VT-d 4.1, 7.1.3 for the conditions, 7.3 for recording and 7.4 for the
 /// event. `vtd-nested` has the faults of nested translation, `vtd-interrupts` those of interrupt requests.
+///
+///     Tests/lab/kernel NESTLING "$(Firmware/build)/vtd-faults" \
+///       -device intel-iommu,x-scalable-mode=on,x-flts=on,x-nested=on \
+///       -device edu,dma_mask=0xffffffffffffffff -device edu,dma_mask=0xffffffffffffffff
 
 private let page: UInt64 = 0x12_3456_7000
 private let readOnlyPage: UInt64 = 0x12_3456_8000

@@ -1,5 +1,8 @@
 /// Tests first-stage translation: the kernel programs the unit, and edu makes the requests. VT-d 4.1, 3.6 and 9.7 for
 /// the tables, 7.1.3 for the faults, 6.2 and 6.5.2.4 for entries that stay cached until they are invalidated.
+///
+///     Tests/lab/kernel NESTLING "$(Firmware/build)/vtd-first-stage" \
+///       -device intel-iommu,x-scalable-mode=on,x-flts=on -device edu,dma_mask=0xffffffffffffffff
 
 private let sourcePage: UInt64 = 0x5a_1234_5000
 private let readOnlyPage: UInt64 = 0x5a_1234_6000

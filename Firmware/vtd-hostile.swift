@@ -2,6 +2,10 @@
 /// with nonsense, and without memory; random tails, registers and tables. The machine must survive, the other processor
 /// must continue, and the DMA of its device, whose tables do not change, must stay right. There is no time limit on
 /// progress: each attack lasts until the other processor has done some work.
+///
+///     Tests/lab/kernel NESTLING "$(Firmware/build)/vtd-hostile" \
+///       -device intel-iommu,x-scalable-mode=on,x-flts=on \
+///       -device edu,dma_mask=0xffffffffffffffff -device edu,dma_mask=0xffffffffffffffff
 
 private typealias Register = RemappingUnit.Register
 

@@ -1,6 +1,8 @@
 /// Tests interrupt remapping: edu sends messages in remappable format, which an entry of the table delivers or blocks,
 /// and the fault event. VT-d 4.1, 5.1 for the formats, 9.9 for the entries, 5.1.4.1 for the faults, 6.5.2.7 for the
 /// cache.
+///
+///     Tests/lab/kernel NESTLING "$(Firmware/build)/vtd-interrupts" -device intel-iommu -device edu
 
 private enum Vector {
   static let compatible: UInt32 = 0x50

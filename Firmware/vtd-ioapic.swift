@@ -1,6 +1,8 @@
 /// Tests interrupt remapping of the I/O APIC's pins and of messages: edge and level, masks, the end of an interrupt,
 /// another processor through another entry, source validation, compatibility format. COM1's transmitter drives an edge,
 /// edu's pin a level. VT-d 4.1, 5.1 for the formats and checks, 5.1.5.1 for the I/O APIC, 9.9 for the entries.
+///
+///     Tests/lab/kernel NESTLING "$(Firmware/build)/vtd-ioapic" -smp 2 -device intel-iommu,eim=on -device edu
 
 private let com1: UInt16 = 0x3f8
 private let com1Pin: UInt32 = 4

@@ -1,6 +1,9 @@
 /// Tests nested translation: first-stage tables at guest physical addresses, which a second stage maps to other
 /// addresses. VT-d 4.1, 3.8 for the walk, 3.6.2 and 3.7.2 for accessed and dirty bits, 7.1.3 for the faults of both
 /// stages.
+///
+///     Tests/lab/kernel NESTLING "$(Firmware/build)/vtd-nested" \
+///       -device intel-iommu,x-scalable-mode=on,x-flts=on,x-nested=on -device edu,dma_mask=0xffffffffffffffff
 
 /// The first guest physical page. The machine has no memory there, and 39 bits reach it, so three levels are enough.
 private let guestBase: UInt64 = 0x30_0000_0000

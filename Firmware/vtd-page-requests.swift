@@ -2,6 +2,10 @@
 /// page is requested, mapped and written to; responses without a request; a long group; an overflow; a table that is
 /// replaced while a request is open (VT-d 7.4 to 7.7). The kernel works with an emulated function and with one that is
 /// passed through, whose host answers the requests that the guest leaves open.
+///
+///     Tests/lab/kernel NESTLING "$(Firmware/build)/vtd-page-requests" \
+///       -device intel-iommu,x-scalable-mode=on,x-flts=on,x-nested=on,pasid-bits=20,svm=on,device-iotlb=on \
+///       -device dma-engine
 
 private let page: UInt64 = 0x12_3456_7000
 private let missingPage: UInt64 = 0x12_3456_a000

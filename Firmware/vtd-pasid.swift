@@ -1,6 +1,9 @@
 /// Tests requests with PASID: each PASID's own tables with first stage, second stage, nested and pass-through; requests
 /// without PASID; privilege; the PASID in fault records; and invalidations of one PASID. VT-d 4.1, 3.4.3, 3.10 and
 /// 7.1.3; 9.4 to 9.6 for the entries.
+///
+///     Tests/lab/kernel NESTLING "$(Firmware/build)/vtd-pasid" \
+///       -device intel-iommu,x-scalable-mode=on,x-flts=on,x-nested=on,pasid-bits=20,device-iotlb=on -device dma-engine
 
 private let page: UInt64 = 0x12_3456_7000
 private let readOnlyPage: UInt64 = 0x12_3456_8000

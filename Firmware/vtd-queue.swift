@@ -1,5 +1,8 @@
 /// Tests the invalidation queue: both widths of descriptors, the wrap at its end, waits with status and interrupt, and
 /// each of its errors with the recovery from it. VT-d 4.1, 6.5.2 and 11.4.9.
+///
+///     Tests/lab/kernel NESTLING "$(Firmware/build)/vtd-queue" \
+///       -device intel-iommu,x-scalable-mode=on,x-flts=on,x-nested=on
 
 private typealias Register = RemappingUnit.Register
 

@@ -1,6 +1,9 @@
 /// Tests second-stage translation in legacy mode and, if the unit has it, in scalable mode: the kernel programs the
 /// unit, and edu makes the requests. VT-d 4.1, 3.7 and 9.8 for the tables, 9.1 to 9.6 for the entries that point to
 /// them, 7.1.3 for the faults.
+///
+///     Tests/lab/kernel NESTLING "$(Firmware/build)/vtd-second-stage" \
+///       -device intel-iommu,x-scalable-mode=on -device edu,dma_mask=0xffffffffffffffff
 
 private let page: UInt64 = 0x12_3456_7000
 private let readOnlyPage: UInt64 = 0x12_3456_8000

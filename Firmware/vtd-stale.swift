@@ -2,6 +2,10 @@
 /// in two domains and three pages each. The kernel changes all entries of one kind, which must have no effect. Then it
 /// makes one invalidation, and exactly the entries that it covers must have effect. VT-d 4.1, 6.2 for the caches, 6.5.1
 /// for invalidation by register and 6.5.2 for the queue's descriptors.
+///
+///     Tests/lab/kernel NESTLING "$(Firmware/build)/vtd-stale" \
+///       -device intel-iommu,x-scalable-mode=on,x-flts=on \
+///       -device edu,dma_mask=0xffffffffffffffff -device edu,dma_mask=0xffffffffffffffff
 
 private let smallPage: UInt64 = 0x12_3456_6000
 private let nextPage: UInt64 = smallPage + Pages.size
