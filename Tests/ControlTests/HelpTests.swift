@@ -78,7 +78,7 @@ import Testing
     let lines = try #require(printed("-device", "intel-iommu,help")).split(separator: "\n").map(String.init)
     #expect(
       lines.contains(
-        "  caching-mode=<bool>    - The guest tells when an entry becomes present; on with a vfio-pci behind the unit, off else"
+        "  caching-mode=<bool>    - The guest also invalidates entries that become present; on with a vfio-pci behind the unit, else off"
       ))
     #expect(lines.contains("  aw-bits=<uint8>        - Bits of a DMA address: 39, 48 or 57 (default: 48)"))
     #expect(lines.contains { $0.hasPrefix("  x-scalable-mode=<bool> - ") })

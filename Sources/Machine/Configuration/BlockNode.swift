@@ -1,8 +1,8 @@
 import Linux
 
-/// A file that a disk may be over, as `-drive` and `-blockdev` name it. Every one is raw.
+/// A node of the block layer, as `-drive` and `-blockdev` define it: a raw image file that a disk can use.
 public struct BlockNode: Hashable, Sendable {
-  /// What QEMU calls it; nothing else depends on it.
+  /// The driver's name in QEMU, which only monitors show.
   public enum Driver: String, Hashable, Sendable {
     /// The file itself.
     case file
@@ -10,18 +10,18 @@ public struct BlockNode: Hashable, Sendable {
     case raw
   }
 
-  /// What a device's `drive=` names.
+  /// The name that a device gives in `drive=`.
   public var id: String
   public var path: String
   public var readOnly: Bool
-  /// Whether a guest's discard frees space in the file; else it does nothing.
+  /// Whether a guest's discard frees space in the file; otherwise it does nothing.
   public var discardUnmaps: Bool
-  /// Whether the file is locked against other users while a device uses it; auto: where the host has such locks.
+  /// Whether a device locks the file against other programs while it uses it; `auto`: if the host supports such locks.
   public var locking: OnOffAuto
-  /// The node that this one is laid over (a raw node over a file node). `path` is the same.
+  /// The node below this one (a file node below a raw node). Both have the same `path`.
   public var underlying: String?
   public var driver: Driver
-  /// The open file that a monitor's client handed over in a set (`path` is `/dev/fdset/N`); nil to open `path`.
+  /// The open file that a monitor's client passed in a set (`path` is `/dev/fdset/N`); nil if Nestling opens `path`.
   public var file: PassedDescriptor?
 
   public init(
@@ -37,7 +37,7 @@ public struct BlockNode: Hashable, Sendable {
     self.driver = driver
   }
 
-  /// The node as it is over the one that it names: with that one's file.
+  /// Returns the node with the path, the file and the locking of the node below it.
   public func laid(over below: BlockNode) -> BlockNode {
     var node = self
     node.path = below.path

@@ -1,15 +1,14 @@
-/// What must hold between the parts of a configuration. Opens nothing: whether files are there, and how
-/// many CPUs the host's KVM takes, is found at start.
+/// Checks between the parts of a configuration. They open nothing: start-up finds out whether files exist and how many
+/// CPUs the host's KVM supports.
 extension MachineConfiguration {
-  /// Checks everything but that there is something to boot, which comes last: then a mistake elsewhere is
-  /// the one that is told.
+  /// Checks everything. A missing kernel comes last, so that any other mistake is reported first.
   public func check() throws(ConfigurationError) {
     try checkMemory()
     guard (1...ProcessorTopology.maximumCount).contains(processors.count) else {
       throw .processorsOutOfRange(count: processors.count, highest: ProcessorTopology.maximumCount)
     }
     if processors.sockets != 1 || processors.threadsPerCore != 1 { throw .topologyNotOffered(processors) }
-    // COM1 is the only port of the board.
+    // The board has one serial port, COM1.
     if serials.count > 1 { throw .tooManySerialPorts(count: serials.count, highest: 1) }
     try checkChardevs()
     try checkObjects()

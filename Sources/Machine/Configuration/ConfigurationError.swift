@@ -1,6 +1,6 @@
 import Hardware
 
-/// Why a configuration makes no machine, found before anything is opened.
+/// A mistake in a configuration, found before anything is opened.
 public enum ConfigurationError: Error, Hashable, Sendable {
   case nothingToBoot
   /// In bytes.
@@ -8,7 +8,7 @@ public enum ConfigurationError: Error, Hashable, Sendable {
   /// In bytes.
   case memoryNotMultiple(size: UInt64, pageSize: UInt64)
   case processorsOutOfRange(count: Int, highest: Int)
-  /// CPUID tells of one socket of single-threaded cores yet.
+  /// So far CPUID describes only one socket of single-threaded cores.
   case topologyNotOffered(ProcessorTopology)
   case tooManySerialPorts(count: Int, highest: Int)
   /// - Parameter index: into `chardevs`.
@@ -31,7 +31,7 @@ public enum ChardevProblem: Hashable, Sendable {
   case duplicateID(Identifier)
   case standardInputTaken
   case notFound(Identifier)
-  /// By another frontend, and it is not multiplexed.
+  /// Another frontend uses the device, which is not multiplexed.
   case inUse(Identifier)
 }
 
@@ -54,39 +54,39 @@ public enum DeviceProblem: Error, Hashable, Sendable {
   case unknownObject(ObjectUse, known: [String])
   case wrongObject(ObjectUse, typeName: String)
   case tooManyUnits(highest: Int)
-  /// Two remapping units name no devices. The other's id.
+  /// Two remapping units have no `devices=`. The value is the other unit's id.
   case otherUnitIncludesAll(Identifier?)
-  /// What a remapping unit is to translate for is neither a device's id nor an address.
+  /// A name in a remapping unit's `devices=` is neither a device's id nor an address.
   case unknownDevice(String, known: [String])
-  /// It is not on PCI.
+  /// The named device is not on PCI.
   case notRemappable(String)
-  /// A remapping unit names it already. That unit's id.
+  /// Another remapping unit already includes the named device. The second value is that unit's id.
   case deviceHasUnit(String, Identifier?)
   case addressTaken(RequesterID, by: AddressOwner)
   case noFreeAddress
-  /// Function 0 there says that it is alone.
+  /// Function 0 of the same device number has no `multifunction=on`.
   case singleFunction(RequesterID)
-  /// The device, a function 0, says that it is alone, and there is this one.
+  /// The device is a function 0 without `multifunction=on`, but this other function exists.
   case functionPopulated(RequesterID)
-  /// Software has found function 0 already and looks for no other.
+  /// The guest has already found function 0, and does not look for further functions.
   case functionZeroFound(RequesterID, by: AddressOwner)
-  /// No root port before it has the id.
+  /// No earlier root port has this id.
   case unknownBus(String, known: [String])
-  /// Below a port there is device 0 alone.
+  /// The link below a port has only device 0.
   case notOnLink(RequesterID)
-  /// With it, root ports and what they reserve have more numbers than there are.
+  /// With this device, the root ports and their reservations need more bus numbers than exist.
   case tooManyBuses(count: Int, highest: Int)
-  /// Another port has both numbers.
+  /// Another port has the same chassis and slot numbers.
   case slotTaken(chassis: UInt8, slot: UInt16)
 }
 
-/// Who has a block node already.
+/// The user of a block node.
 public enum BlockNodeUser: Hashable, Sendable {
   case device(typeName: String, id: Identifier?)
   case node(String)
 }
 
-/// Who sits at an address on bus 0.
+/// The function that occupies a PCI address.
 public enum AddressOwner: Hashable, Sendable {
   case hostBridge
   case isaBridge

@@ -1,36 +1,36 @@
 import Hardware
 
-/// Whether one more device fits a machine as it is: its id, its block nodes and objects, its place on PCI. A plain
-/// value that knows what the devices admitted so far have; it opens nothing.
+/// Checks whether one more device fits into the machine: its id, its block nodes and objects, its place on PCI. A plain
+/// value that records what the admitted devices use; it opens nothing.
 public struct DeviceAdmission: Sendable {
   private(set) var blockNodes: [BlockNode]
   private(set) var objects: [any ObjectOptions]
   private var identifiers: Set<Identifier> = []
-  /// A read-only node may have several.
+  /// The users of each node. Only a read-only node can have several.
   private var nodeUsers: [String: [BlockNodeUser]] = [:]
-  /// How many devices have an object.
+  /// The number of devices that use each object.
   private var objectUsers: [Identifier: Int] = [:]
   private var owners: [PCIPlace: AddressOwner] = [
     PCIPlace(MachineConfiguration.hostBridgeAddress): .hostBridge,
     PCIPlace(MachineConfiguration.isaBridgeAddress): .isaBridge,
   ]
-  /// The places of devices that say that there are other functions.
+  /// The places of functions with `multifunction=on`.
   private var multifunction: Set<PCIPlace> = []
   /// Root ports by their ids, which name the buses below them.
   private var ports: [Identifier: RequesterID] = [:]
   private var slots: Set<ChassisSlot> = []
-  /// Device numbers on bus 0 that devices of the command line ask for. Those that ask for none keep off them.
+  /// Device numbers on bus 0 that the command line gives in `addr=`. Devices without `addr=` do not get these.
   private let reserved: Set<UInt8>
 
-  /// Of a machine without block nodes and objects.
+  /// Creates the admission of a machine without block nodes and objects.
   public init() {
     blockNodes = []
     objects = []
     reserved = []
   }
 
-  /// Of a machine that is to have a configuration's devices, none of which is admitted yet.
-  /// - Throws: what is wrong with the block nodes.
+  /// Creates the admission of a machine with a configuration's block nodes and objects. No device is admitted yet.
+  /// - Throws: a mistake in the block nodes.
   public init(_ configuration: MachineConfiguration) throws(ConfigurationError) {
     blockNodes = configuration.blockNodes
     objects = configuration.objects
@@ -55,9 +55,9 @@ public struct DeviceAdmission: Sendable {
     }
   }
 
-  /// Takes a device up, or leaves everything as it was.
-  /// - Parameter isHotplugged: the machine runs.
-  /// - Returns: its place; nil for a device that is not on PCI.
+  /// Admits a device, or throws and changes nothing.
+  /// - Parameter isHotplugged: whether the machine already runs.
+  /// - Returns: the device's place; nil for a device that is not on PCI.
   public mutating func admit(
     _ device: any DeviceOptions, isHotplugged: Bool = false
   ) throws(DeviceProblem) -> PCIPlace? {
@@ -89,7 +89,7 @@ public struct DeviceAdmission: Sendable {
     return place
   }
 
-  /// Gives back what a device had.
+  /// Frees what an admitted device used.
   public mutating func release(_ device: any DeviceOptions, at place: PCIPlace?) {
     if let id = device.id { identifiers.remove(id) }
     if let place {
@@ -113,7 +113,7 @@ public struct DeviceAdmission: Sendable {
     guard let node = blockNodes.first(where: { $0.id == use.id }) else {
       throw .unknownNode(use, known: blockNodes.map(\.id))
     }
-    // Two that write one file would each corrupt what the other's guest file system believes.
+    // Two disks that write to one file would corrupt each other's file system.
     if !node.readOnly, let user = nodeUsers[use.id]?.first { throw .nodeInUse(use, by: user) }
   }
 
@@ -125,7 +125,7 @@ public struct DeviceAdmission: Sendable {
     guard use.typeNames.contains(typeName) else { throw .wrongObject(use, typeName: typeName) }
   }
 
-  /// The address that a device asks for, or the first device number that is free on its bus.
+  /// Returns the address that a device asks for, or the first free device number on its bus.
   private func place(_ function: PCIFunctionOptions) throws(DeviceProblem) -> PCIPlace {
     if function.bus != PCIFunctionOptions.rootBus { return try placeBelowPort(function) }
     if let address = function.address {
@@ -141,8 +141,9 @@ public struct DeviceAdmission: Sendable {
     return PCIPlace(free)
   }
 
-  /// QEMU's rules: function 0 says whether there are others, which need not say so themselves. On a machine that runs it
-  /// comes last, since software looks for the others when it finds that one.
+  /// Checks QEMU's rules for several functions: function 0 needs `multifunction=on` if there are others, which need not
+  /// set it. On a running machine function 0 must be plugged last, because software looks for the others when it finds
+  /// function 0.
   private func checkFunctions(
     at place: PCIPlace, isMultifunction: Bool, isHotplugged: Bool
   ) throws(DeviceProblem) {
@@ -155,7 +156,7 @@ public struct DeviceAdmission: Sendable {
     }
   }
 
-  /// A link leads to device 0 alone.
+  /// Returns a place on the link below a port. The link has only device 0.
   private func placeBelowPort(_ function: PCIFunctionOptions) throws(DeviceProblem) -> PCIPlace {
     guard let id = try? Identifier(text: function.bus), let port = ports[id] else {
       throw .unknownBus(function.bus, known: [PCIFunctionOptions.rootBus] + ports.keys.map(\.text).sorted())
@@ -167,9 +168,9 @@ public struct DeviceAdmission: Sendable {
     return place
   }
 
-  // MARK: Backends that come and go
+  // MARK: Backends, added and removed at run time
 
-  /// Takes a node up, or leaves everything as it was.
+  /// Adds a node, or throws and changes nothing.
   mutating func add(_ node: BlockNode) throws(BlockNodeProblem) {
     if blockNodes.contains(where: { $0.id == node.id }) { throw .duplicateID(node.id) }
     guard let name = node.underlying else { return blockNodes.append(node) }
@@ -202,7 +203,7 @@ public struct DeviceAdmission: Sendable {
   }
 }
 
-/// Why a backend does not come or go.
+/// Why a backend cannot be added or removed.
 public enum BackendProblem: Error, Hashable, Sendable {
   case noSuchNode(String)
   case nodeInUse(String, by: BlockNodeUser)

@@ -1,27 +1,27 @@
 import Hardware
 
-/// Where a kind of device plugs in.
+/// The bus that a device type plugs into.
 public enum DeviceBus: String, Sendable {
   case system = "System"
   case pci = "PCI"
   case isa = "ISA"
 }
 
-/// Where `-device help` lists a kind.
+/// The heading under which `-device help` lists a device type.
 public enum DeviceCategory: String, CaseIterable, Sendable {
   case bridge = "Controller/Bridge/Hub"
   case storage = "Storage"
   case misc = "Misc"
 }
 
-/// The options of a device: all that is needed to build one, from the command line, QMP or a test.
+/// The options of a device: everything that its build needs, whether they come from the command line, QMP or a test.
 public protocol DeviceOptions: QOMOptions {
   static var bus: DeviceBus { get }
   static var category: DeviceCategory { get }
 
   /// The block nodes that the device uses, by property and id.
   var nodes: [NodeUse] { get }
-  /// The other objects that it uses, by property and id.
+  /// The objects (`-object`) that the device uses, by property and id.
   var objects: [ObjectUse] { get }
 }
 
@@ -45,7 +45,7 @@ public struct NodeUse: Hashable, Sendable {
 public struct ObjectUse: Hashable, Sendable {
   public var property: String
   public var id: Identifier
-  /// The kinds that will do.
+  /// The object types that the property accepts.
   public var typeNames: [String]
 
   public init(property: String, id: Identifier, typeNames: [String]) {
@@ -64,16 +64,16 @@ extension PCIDeviceOptions {
   public static var bus: DeviceBus { .pci }
 }
 
-/// What every PCI device's options have.
+/// The options that every PCI device has.
 public struct PCIFunctionOptions: Hashable, Sendable {
   /// The name of bus 0.
   public static let rootBus = "pcie.0"
 
-  /// Nil for the first device number that is free.
+  /// Nil for the first free device number.
   public var address: RequesterID?
   /// `rootBus`, or the id of a root port.
   public var bus = Self.rootBus
-  /// There are other functions at its device number: what function 0 says so that software looks for them.
+  /// Whether the device number has other functions. Function 0 shows this to software, which then looks for them.
   public var isMultifunction = false
 
   public init(address: RequesterID? = nil) { self.address = address }

@@ -1,13 +1,13 @@
 import Hardware
 
-/// Where the devices of the command line sit.
+/// The places of the command line's devices.
 extension MachineConfiguration {
   /// 00:00.0 and 00:1f.0, as on every q35.
   public static let hostBridgeAddress = RequesterID(bus: 0, device: 0, function: 0)
   public static let isaBridgeAddress = RequesterID(bus: 0, device: 0x1f, function: 0)
 
-  /// The places that the machine's start will give its devices, for what must know them before there is a board:
-  /// the check of the configuration, and the scopes of remapping units.
+  /// Returns the places that start-up will give the devices. The check of a configuration and the scopes of remapping
+  /// units need the places before the board exists.
   /// - Returns: a place for each of `devices`, in their order; nil for one that is not on PCI.
   public func devicePlacement() throws(ConfigurationError) -> [PCIPlace?] {
     var admission = try DeviceAdmission(self)

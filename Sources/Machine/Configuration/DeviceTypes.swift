@@ -1,6 +1,6 @@
-/// Every kind of device that can be asked for. A new kind is a file in `Kinds` and a line here.
+/// Every device type of `-device`. A new device type is a file in the folder `DeviceTypes` and a line here.
 public enum DeviceTypes {
-  /// Those that are built onto a board. A kind that says no way to do so does not compile here.
+  /// The types that are built onto a board. A type without `build` does not compile here.
   static let pluggable: [any (DeviceOptions & BoardDevice).Type] = [
     PCIERootPortOptions.self,
     VirtioBlockOptions.self,
@@ -12,7 +12,7 @@ public enum DeviceTypes {
     DebugExitOptions.self,
   ]
 
-  /// The board is made with its IOMMUs, so they are no devices that are built onto it.
+  /// All device types. `intel-iommu` is not among the pluggable ones, because the board is made with its IOMMUs.
   public static let all: [any DeviceOptions.Type] = [IntelIOMMUOptions.self] + pluggable.map { $0 }
 
   public static func named(_ name: String) -> (any DeviceOptions.Type)? {

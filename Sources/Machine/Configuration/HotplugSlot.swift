@@ -1,12 +1,12 @@
 import Hardware
 import PCI
 
-/// A slot below a root port whose devices come and go. Its place among the machine's slots is its number for the ACPI
+/// A slot below a root port that supports hotplug. Its index among the machine's slots is its number in the ACPI
 /// controller.
 public struct HotplugSlot: Hashable, Sendable {
   /// The port's address on bus 0.
   public var port: RequesterID
-  /// Physical Slot Number: what is printed beside the slot, and _SUN.
+  /// Physical Slot Number, which ACPI shows as _SUN.
   public var number: UInt16
 
   public init(port: RequesterID, number: UInt16) {
@@ -16,8 +16,8 @@ public struct HotplugSlot: Hashable, Sendable {
 }
 
 extension MachineConfiguration {
-  /// In the order of the ports' addresses. Ports do not come later, so these are all.
-  /// - Parameter placement: of `devices`, as `devicePlacement` gives it.
+  /// Returns all slots, in the order of the ports' addresses. Ports cannot be hotplugged, so no slot is added later.
+  /// - Parameter placement: the places of `devices`, from `devicePlacement`.
   public func hotplugSlots(_ placement: [PCIPlace?]) -> [HotplugSlot] {
     let slots = zip(devices, placement).compactMap { device, place -> HotplugSlot? in
       guard let port = device as? PCIERootPortOptions, port.hotplug, let place else { return nil }

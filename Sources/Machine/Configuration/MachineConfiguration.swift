@@ -1,20 +1,20 @@
 import PCI
 
-/// The machine that is wanted, as values: from the command line, and later QMP; nothing here is text to parse.
+/// The requested machine, as typed values: nothing here is text to parse.
 public struct MachineConfiguration: Sendable {
-  /// The guest's name, for people; nil where nobody gave it one.
+  /// The guest's name, for people; nil without `-name`.
   public var name: String?
   public var accelerator = Accelerator.kvm(device: "/dev/kvm")
   public var machineType = MachineType.q35
   public var processors = ProcessorTopology()
   public var memory = MemoryConfiguration()
-  /// How devices come and go below root ports.
+  /// How devices are plugged and unplugged below root ports.
   public var hotplugWay = HotplugWay.acpi
-  /// Nil where there is nothing to boot.
+  /// Nil if there is nothing to boot.
   public var boot: BootSource?
   /// In the order given, which is the order in which they are opened.
   public var chardevs: [any ChardevOptions] = []
-  /// COM1 and on. Empty, or `.none` in a place, for no port there.
+  /// The serial ports from COM1 on. A missing entry, or `.none`, means that there is no such port.
   public var serials: [SerialBackend] = []
   public var monitors: [MonitorOptions] = []
   public var blockNodes: [BlockNode] = []
@@ -23,23 +23,23 @@ public struct MachineConfiguration: Sendable {
   /// In the order given, which is the order in which they are built.
   public var devices: [any DeviceOptions] = []
   public var rebootAction = RebootAction.reset
-  /// The CPUs stand still until a monitor's `cont`.
+  /// Whether the CPUs wait for a monitor's `cont`.
   public var startsPaused = false
   /// Whether Nestling is killed when the process that started it ends.
   public var exitsWithParent = false
   public var logItems: Set<LogItem> = []
-  /// Where log items go; nil for standard error.
+  /// The file for log items; nil for standard error.
   public var logPath: String?
-  /// Nil where no trace event is wanted.
+  /// Nil without trace events.
   public var trace: TraceConfiguration?
-  /// Nil where no qtest client drives the board.
+  /// Nil if no qtest client drives the board.
   public var qtest: QTestOptions?
 
   public init() {}
 
   public enum Accelerator: Hashable, Sendable {
     case kvm(device: String)
-    /// No CPU: what one would do comes by `MachineConfiguration.qtest`, and nothing needs to be booted.
+    /// No CPU: the qtest client (`MachineConfiguration.qtest`) makes a CPU's accesses, and no kernel is needed.
     case qtest
   }
 
@@ -47,13 +47,13 @@ public struct MachineConfiguration: Sendable {
     case q35
   }
 
-  /// What the guest's reset does.
+  /// The action on a guest's reset.
   public enum RebootAction: String, ChoiceValue {
     case reset
     case shutdown
   }
 
-  /// What is loaded into guest memory before it starts.
+  /// What Nestling loads into guest memory before the guest starts.
   public struct BootSource: Hashable, Sendable {
     /// A bzImage, an ELF with a PVH note, or a Multiboot ELF.
     public var kernel: String
@@ -67,7 +67,7 @@ public struct MachineConfiguration: Sendable {
     }
   }
 
-  /// What `-d` asks for.
+  /// An item of `-d`.
   public enum LogItem: String, ChoiceValue {
     /// The IOMMU's counters, when Nestling ends.
     case iommu
@@ -78,9 +78,9 @@ public struct MachineConfiguration: Sendable {
 public struct MemoryConfiguration: Hashable, Sendable {
   /// In bytes, a multiple of the page size used.
   public var size: UInt64 = 128 << 20
-  /// Whether other processes can map it: it is a memfd then, for which few hosts have large pages.
+  /// Whether other processes can map the RAM, which is a memfd then. Few hosts use transparent huge pages for a memfd.
   public var isShared = false
-  /// From the host's pool of huge pages, which makes it shared; nil for ordinary pages.
+  /// The size of the pages from the host's pool of huge pages, which makes the RAM shared; nil for ordinary pages.
   public var hugePages: HugePageSize?
 
   public init() {}
@@ -92,7 +92,7 @@ public struct MemoryConfiguration: Hashable, Sendable {
   }
 
   public static let minimumSize: UInt64 = 16 << 20
-  /// What fits 46 bits of physical address with room for the 64-bit window of BARs above it.
+  /// Fits into 46 bits of physical address, with room above it for the 64-bit window of BARs.
   public static let maximumSize: UInt64 = 1 << 45
 }
 
@@ -110,6 +110,6 @@ public struct ProcessorTopology: Hashable, Sendable {
 
   public var count: Int { sockets * coresPerSocket * threadsPerCore }
 
-  /// More than any KVM has (KVM_MAX_VCPUS is at most 4096); the host's own limit is asked at start.
+  /// The largest KVM_MAX_VCPUS of any kernel; start-up asks the host's KVM for its own limit.
   public static let maximumCount = 4096
 }

@@ -1,9 +1,9 @@
-/// A monitor: by which character device, and what is spoken there (`-mon`).
+/// A monitor (`-mon`): its character device and its protocol.
 public struct MonitorOptions: TypedOptions, Hashable {
   public var id: Identifier?
   public var device: Identifier?
   public var mode = Mode.readline
-  /// Of the control mode: answers on several lines, indented.
+  /// Whether answers are indented, on several lines; only for mode `control`.
   public var pretty = false
 
   public enum Mode: String, ChoiceValue {
@@ -17,9 +17,9 @@ public struct MonitorOptions: TypedOptions, Hashable {
 
   public static let properties: [Property<Self>] = [
     Property("id", \.id, help: "Name of the monitor"),
-    Property("chardev", \.device, help: "ID of the character device that it is on"),
+    Property("chardev", \.device, help: "ID of its character device"),
     Property("mode", \.mode, help: "readline for people, control for QMP"),
-    Property("pretty", \.pretty, help: "Of mode=control: answers on several lines"),
+    Property("pretty", \.pretty, help: "Answers on several lines, with mode=control"),
   ]
 
   // monitor_init (monitor/monitor.c).

@@ -1,8 +1,9 @@
-/// The options of an `-object`: something that devices or the machine use, not a device itself.
+/// The options of an `-object`, which devices or the machine use.
 public protocol ObjectOptions: QOMOptions {
-  /// Whether `object-add` makes one while the machine runs. If not, the machine has it until its end.
+  /// Whether `object-add` and `object-del` accept the type. If not, the object exists from the machine's start to its
+  /// end.
   static var comesAndGoes: Bool { get }
-  /// Whether it stays as long as a device uses it. If not, a device that has it keeps what it needs.
+  /// Whether `object-del` is refused while a device uses the object. If not, the device keeps what it needs of it.
   static var staysWhileUsed: Bool { get }
 }
 
@@ -11,7 +12,7 @@ extension ObjectOptions {
   public static var staysWhileUsed: Bool { false }
 }
 
-/// Every kind of object that can be asked for. A new kind is a file in `Objects` and a line here.
+/// Every object type of `-object`. A new type is a file in the folder `Objects` and a line here.
 public enum ObjectTypes {
   public static let all: [any ObjectOptions.Type] = [
     IOMMUFDOptions.self,

@@ -1,10 +1,11 @@
 import Hardware
 
-/// Where a function is, from bus 0 on: by the port that it is below, not by a bus number, which is the guest's to change.
+/// The place of a function: the port above it and its address. There is no bus number, because the guest can change
+/// those.
 public struct PCIPlace: Hashable, Comparable, Sendable, CustomStringConvertible {
   /// The root port's address; nil for a function on bus 0.
   public let port: RequesterID?
-  /// Device and function on its bus. The bus number in it is 0, and says nothing.
+  /// Device and function on its bus. The bus number is always 0 and has no meaning.
   public let address: RequesterID
 
   public init(_ address: RequesterID, below port: RequesterID? = nil) {
@@ -14,7 +15,7 @@ public struct PCIPlace: Hashable, Comparable, Sendable, CustomStringConvertible 
 
   public var device: UInt8 { address.device }
 
-  /// Another function of the same device.
+  /// Returns another function of the same device.
   func function(_ number: UInt8) -> PCIPlace {
     PCIPlace(RequesterID(bus: 0, device: device, function: number), below: port)
   }

@@ -1,16 +1,16 @@
-/// What `-qtest` and `-qtest-log` say.
+/// The options `-qtest` and `-qtest-log`.
 public struct QTestOptions: Hashable, Sendable {
-  /// The character device that the client is on.
+  /// The id of the client's character device.
   public var device: Identifier
   public var log = Log.standardError
 
   public init(device: Identifier) { self.device = device }
 
-  /// Where every command and answer is written down.
+  /// The destination of the log of commands and answers.
   public enum Log: Hashable, Sendable {
     case none
     case standardError
-    /// A file, which is emptied first.
+    /// A file, which is truncated first.
     case file(path: String)
   }
 }

@@ -1,12 +1,12 @@
 import VTd
 
-/// What `-trace` asks for.
+/// The events of `-trace`, and their destination.
 public struct TraceConfiguration: Hashable, Sendable {
-  /// Of the units.
+  /// Events of the remapping units.
   public var events: Set<TraceEvent> = []
-  /// Of the machine.
+  /// Events of the machine.
   public var machineEvents: Set<MachineTraceEvent> = []
-  /// Where events are written; nil for standard error.
+  /// The file for the events; nil for standard error.
   public var path: String?
 
   public init() {}
@@ -14,8 +14,8 @@ public struct TraceConfiguration: Hashable, Sendable {
   /// The names of all events, sorted.
   public static let names = (TraceEvent.allCases.map(\.name) + MachineTraceEvent.allCases.map(\.name)).sorted()
 
-  /// Adds the events whose name a pattern has: `*` stands for any characters, also none.
-  /// - Returns: false where there are none.
+  /// Adds the events whose names match a pattern, in which `*` matches any number of characters.
+  /// - Returns: false if no event matches.
   public mutating func add(matching pattern: String) -> Bool {
     let ofUnits = Self.events(matching: pattern)
     let ofMachine = MachineTraceEvent.allCases.filter { Self.matches(Array($0.name.utf8), Array(pattern.utf8)) }
@@ -24,16 +24,16 @@ public struct TraceConfiguration: Hashable, Sendable {
     return !ofUnits.isEmpty || !ofMachine.isEmpty
   }
 
-  /// The units' events whose name a pattern has.
+  /// Returns the units' events whose names match a pattern.
   public static func events(matching pattern: String) -> [TraceEvent] {
     TraceEvent.allCases.filter { matches(Array($0.name.utf8), Array(pattern.utf8)) }
   }
 
-  /// Goes back to the last `*` only, so long patterns take no longer than their length times the name's.
+  /// Matches a name. It backtracks only to the last `*`, so the time is at most the product of the two lengths.
   private static func matches(_ name: [UInt8], _ pattern: [UInt8]) -> Bool {
     var position = 0
     var place = 0
-    /// After the last `*`, and how much of the name that one has taken.
+    /// The pattern's place after the last `*`, and the name's position up to which that `*` matches.
     var retry: (place: Int, position: Int)?
     while position < name.count {
       if place < pattern.count, pattern[place] == UInt8(ascii: "*") {

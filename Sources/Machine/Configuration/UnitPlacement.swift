@@ -1,37 +1,37 @@
 import Hardware
 
-/// One remapping unit on the board: its registers, and what is behind it. Fixed at start, whatever comes to or goes
-/// from the addresses later.
+/// One remapping unit on the board: its registers and its scope. Both are fixed at the start; hotplug does not change
+/// them.
 public struct UnitPlacement: Hashable, Sendable {
-  /// Its id, or `iommu0` and on for one without.
+  /// The unit's id. A unit without one is `iommuN`, where N is its index.
   public var name: String
   public var options: IntelIOMMUOptions
   /// Guest physical address of its page of registers.
   public var registerBase: UInt64
-  /// INCLUDE_PCI_ALL: it has what no other unit's scope names.
+  /// INCLUDE_PCI_ALL: the unit covers every device that no other unit's scope includes.
   public var includesAll: Bool
-  /// It remaps the IOAPIC's interrupts.
+  /// Whether the unit remaps the IOAPIC's interrupts.
   public var hasIOAPIC: Bool
-  /// The functions that its scope names, from bus 0 on in order of address.
+  /// The functions that its scope names, sorted by their paths from bus 0.
   public var functions: [PCIPlace]
-  /// Those of them that are root ports: with one, all that is below it.
+  /// The root ports among `functions`. A port stands for everything below it, too.
   public var ports: Set<PCIPlace> = []
 
-  /// Whether its scope has a function: by name, or by the port above it.
+  /// Returns whether its scope includes a function, by name or by the port above it.
   public func names(_ place: PCIPlace) -> Bool {
     functions.contains(place) || place.port.map { ports.contains(PCIPlace($0)) } ?? false
   }
 }
 
 extension MachineConfiguration {
-  /// What `devices=` calls the IOAPIC.
+  /// The IOAPIC's name in `devices=`.
   public static let ioapicName = "ioapic"
 
-  /// The remapping units, in the order given.
+  /// Returns the remapping units, in the order given.
   /// - Parameter placement: the places of `devices`, in their order.
   public func unitPlacement(_ placement: [PCIPlace?]) throws(ConfigurationError) -> [UnitPlacement] {
     var units: [UnitPlacement] = []
-    /// Whose scope names what; nil for the IOAPIC.
+    /// The id of the unit whose scope names a place. The key nil stands for the IOAPIC.
     var owners: [PCIPlace?: Identifier?] = [:]
     let allPorts = Set(zip(devices, placement).compactMap { $0 is PCIERootPortOptions ? $1 : nil })
     var all: Identifier??
@@ -58,7 +58,7 @@ extension MachineConfiguration {
         }
         unit.functions.append(place)
         if allPorts.contains(place) { unit.ports.insert(place) }
-        // A port's scope has all below it: another unit cannot have a part of that.
+        // A port's scope includes everything below it, so another unit cannot have a part of that.
         if let other = units.first(where: { other in
           place.port != nil && other.names(place) || other.functions.contains { $0.port == place.address }
         }), place.port != nil || unit.ports.contains(place) {
@@ -77,6 +77,7 @@ extension MachineConfiguration {
     return units
   }
 
+  /// Finds the place that a name in `devices=` stands for.
   /// - Returns: nil for the IOAPIC.
   private func place(
     ofDeviceNamed name: String, _ placement: [PCIPlace?], for unit: Int
@@ -88,7 +89,7 @@ extension MachineConfiguration {
       return place
     }
     if name == Self.ioapicName { return nil }
-    // Nothing need be there yet. What is below a port has no address of its own: the guest numbers its bus.
+    // The address may still be empty. A function below a port has no fixed address, because the guest numbers its bus.
     if let address = RequesterID(name: name), address.bus == 0, address.function == 0 { return PCIPlace(address) }
     throw .device(
       index: unit,

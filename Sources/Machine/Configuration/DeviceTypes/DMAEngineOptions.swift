@@ -1,8 +1,8 @@
 import Devices
 import PCI
 
-/// `dma-engine`: Nestling's own endpoint with PASID, address translation and page requests, for tests of the IOMMU. QEMU
-/// has no such device. What its driver sees is told in `Devices/Test/DMAEngineRegisters.swift`.
+/// `dma-engine`: Nestling's own endpoint with PASID, address translation and page requests, for tests of the IOMMU.
+/// QEMU has no such device. `Devices/Test/DMAEngineRegisters.swift` describes its registers.
 public struct DMAEngineOptions: PCIDeviceOptions, Hashable {
   public var id: Identifier?
   public var function = PCIFunctionOptions()

@@ -1,14 +1,14 @@
 import Devices
 import PCI
 
-/// `isa-debug-exit`: a port; a write of VALUE ends Nestling with status `VALUE << 1 | 1`.
+/// `isa-debug-exit`: an I/O port. A write of VALUE ends Nestling with the exit status `VALUE << 1 | 1`.
 ///
-/// QEMU's default ports are 0x501 and 0x502; ours are those that test kernels ask QEMU for.
+/// QEMU's default ports are 0x501 and 0x502; ours are the ports that test kernels request from QEMU.
 public struct DebugExitOptions: DeviceOptions, Hashable {
   public var id: Identifier?
-  /// First port.
+  /// The first port.
   public var base: UInt16 = 0xf4
-  /// In ports.
+  /// The number of ports.
   public var size: UInt16 = 4
 
   public init() {}

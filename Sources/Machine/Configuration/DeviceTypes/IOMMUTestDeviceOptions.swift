@@ -1,7 +1,8 @@
 import Devices
 import PCI
 
-/// `iommu-testdev`: QEMU's device for tests of an IOMMU without an operating system. It has no options of its own.
+/// `iommu-testdev`: QEMU's device for tests of an IOMMU without an operating system. It has only the options of every
+/// PCI device.
 public struct IOMMUTestDeviceOptions: PCIDeviceOptions, Hashable {
   public var id: Identifier?
   public var function = PCIFunctionOptions()

@@ -1,15 +1,15 @@
 import VTd
 
-/// `intel-iommu`: what the VT-d unit offers. Names and defaults are QEMU's (hw/i386/intel_iommu.c,
-/// hw/i386/x86-iommu.c), `x-nested` is ours. The capabilities meant are those of CAP_REG and ECAP_REG,
-/// VT-d 11.4.2 and 11.4.3.
+/// `intel-iommu`: the options of a VT-d unit. Names and defaults are QEMU's (hw/i386/intel_iommu.c,
+/// hw/i386/x86-iommu.c); only `x-nested` is ours. CAP and ECAP below are the registers CAP_REG and ECAP_REG (VT-d
+/// 11.4.2 and 11.4.3).
 public struct IntelIOMMUOptions: DeviceOptions, Hashable {
   public var id: Identifier?
-  /// What it translates for; nil for every device that no other unit names.
+  /// The devices that the unit translates for; nil for every device that no other unit names.
   public var devices: DeviceNames?
   /// Scalable mode (ECAP.SMTS).
   public var scalableMode = false
-  /// First-stage translation (ECAP.FSTS). Without `nested`, scalable mode has no second stage then.
+  /// First-stage translation (ECAP.FSTS). Without `nested` it replaces the second stage in scalable mode.
   public var firstStage = false
   /// First stage, second stage and nesting of the two together (ECAP.FSTS, SSTS, NEST), whatever `firstStage` says.
   public var nested = false
@@ -17,8 +17,8 @@ public struct IntelIOMMUOptions: DeviceOptions, Hashable {
   public var addressWidth: UInt8 = 48
   public var interruptRemapping = OnOffAuto.auto
   public var extendedInterrupts = OnOffAuto.auto
-  /// The guest invalidates on not-present to present, too (CAP.CM). Nil is on with a passed-through device behind the
-  /// unit, whose host can follow no entry that it is not told of.
+  /// Caching mode (CAP.CM): the guest also invalidates an entry that becomes present. Nil: on if a passed-through
+  /// device is behind the unit, because the host must follow each such entry; otherwise off.
   public var cachingMode: Bool?
   /// Devices may cache translations (ECAP.DT).
   public var deviceIOTLB = false
@@ -30,16 +30,16 @@ public struct IntelIOMMUOptions: DeviceOptions, Hashable {
   public var svm = false
   /// 1 GiB pages in first stage (CAP.FS1GP).
   public var firstStage1GPages = true
-  /// DMA remapping at all; off leaves interrupt remapping alone (CAP.SAGAW = 0).
+  /// DMA remapping; off leaves only interrupt remapping (CAP.SAGAW = 0).
   public var dmaTranslation = true
-  /// Accepts the transient-mapping bit that old guests set in second-stage entries.
+  /// Whether the unit accepts the transient-mapping bit that old guests set in second-stage entries.
   public var staleTransientMapping = false
 
   public init() {}
 
-  /// What `intremap` comes to. The local APICs are in the kernel and the IOAPIC is not, so it can be had.
+  /// The value of `intremap`. `auto` is on, because only the local APICs are in the kernel and the IOAPIC is ours.
   public var offersInterruptRemapping: Bool { interruptRemapping.resolved(auto: true) }
-  /// What `eim` comes to (ECAP.EIM): x2APIC destinations of 32 bits.
+  /// The value of `eim` (ECAP.EIM), 32-bit x2APIC destinations. `auto` follows `intremap`.
   public var offersExtendedInterrupts: Bool { extendedInterrupts.resolved(auto: offersInterruptRemapping) }
 
   public static let typeName = "intel-iommu"
@@ -50,9 +50,8 @@ public struct IntelIOMMUOptions: DeviceOptions, Hashable {
   public static let properties: [Property<Self>] = [
     Property(
       "devices", \.devices,
-      help: "Only for these: IDs or addresses of PCI devices, or ioapic, joined by +, example: disk0+05.0 (a root port "
-        + "with all below it); "
-        + "one intel-iommu without it has all others"),
+      help: "Translate only for these: IDs or addresses of PCI devices, or ioapic, joined by +, example: disk0+05.0 (a "
+        + "root port includes all below it); one intel-iommu without it has all others"),
     Property(
       "x-scalable-mode", aliases: ["scalable-mode"], \.scalableMode,
       help: "Scalable mode: PASID tables (also scalable-mode)"),
@@ -67,7 +66,7 @@ public struct IntelIOMMUOptions: DeviceOptions, Hashable {
       "eim", \.extendedInterrupts, help: "Extended interrupt mode (x2APIC), on/off/auto (auto follows intremap)"),
     Property(
       "caching-mode", \.cachingMode,
-      help: "The guest tells when an entry becomes present; on with a vfio-pci behind the unit, off else"),
+      help: "The guest also invalidates entries that become present; on with a vfio-pci behind the unit, else off"),
     Property("device-iotlb", \.deviceIOTLB, help: "Device IOTLBs: address translation services (ATS)"),
     Property("snoop-control", \.snoopControl, help: "Second-stage entries may force snooping"),
     Property("pasid-bits", \.pasidBits, .within(0...20), help: "Width of a PASID on requests, 0 for none"),
@@ -79,7 +78,7 @@ public struct IntelIOMMUOptions: DeviceOptions, Hashable {
   ]
 
   public static let rules: [PropertyRule<Self>] = [
-    // The unit knows what it cannot be.
+    // The unit checks its own options.
     PropertyRule { options in
       do throws(UnitOptionError) {
         try options.unitOptions.validate()
@@ -92,7 +91,7 @@ public struct IntelIOMMUOptions: DeviceOptions, Hashable {
 }
 
 extension IntelIOMMUOptions {
-  /// The unit's own options, from those of the command line.
+  /// The unit's options, made from those of the command line.
   var unitOptions: UnitOptions {
     var options = UnitOptions()
     options.scalableMode = scalableMode

@@ -1,24 +1,24 @@
 import Hardware
 import PCI
 
-/// `pcie-root-port`: a port of the root complex with one slot below it, whose bus has the port's id as its name. Names
-/// and defaults are QEMU's.
+/// `pcie-root-port`: a port of the root complex with one slot below it. The id of the port is the name of the bus below
+/// it. Names and defaults are QEMU's.
 public struct PCIERootPortOptions: PCIDeviceOptions, Hashable {
   public var id: Identifier?
   public var function = PCIFunctionOptions()
-  /// With `slot`, what no other port has.
+  /// Chassis number. No other port has the same chassis and slot numbers.
   public var chassis: UInt8 = 0
   /// Physical Slot Number.
   public var slot: UInt16 = 0
   /// Port Number.
   public var port: UInt8 = 0
-  /// Devices come and go below the port.
+  /// Whether devices can be plugged and unplugged below the port.
   public var hotplug = true
-  /// Room that is left in the windows for what is below; nil for as much as what is there needs, and what may come.
+  /// Bytes to reserve below the port for later devices. Nil for memory: firmware decides; nil for I/O: none.
   public var ioReserve: ByteCount?
   public var memoryReserve: ByteCount?
   public var prefetchableReserve: ByteCount?
-  /// Bus numbers beside its own bus's.
+  /// Bus numbers to reserve, in addition to the number of the port's own bus.
   public var busReserve: UInt8?
 
   public init() {}
@@ -36,20 +36,20 @@ public struct PCIERootPortOptions: PCIDeviceOptions, Hashable {
   ]
 
   private static let numbers: [Property<Self>] = [
-    Property("chassis", \.chassis, help: "Number of the chassis; chassis and slot together are a port's own"),
+    Property("chassis", \.chassis, help: "Number of the chassis; chassis and slot together identify a port"),
     Property("slot", \.slot, .within(0...0x1fff), help: "Physical number of the slot"),
     Property("port", \.port, help: "Number of the port"),
-    Property("hotplug", \.hotplug, help: "Plug and unplug below the port"),
+    Property("hotplug", \.hotplug, help: "Allow plug and unplug below the port"),
   ]
 
   private static let reserves: [Property<Self>] = [
-    Property("io-reserve", \.ioReserve, .atMost(0x1_0000), help: "I/O ports to keep for what is below, in bytes"),
-    Property("mem-reserve", \.memoryReserve, .atMost(0x1_0000_0000), help: "32-bit memory to keep for what is below"),
+    Property("io-reserve", \.ioReserve, .atMost(0x1_0000), help: "I/O space to reserve below the port, in bytes"),
+    Property("mem-reserve", \.memoryReserve, .atMost(0x1_0000_0000), help: "32-bit memory to reserve below the port"),
     Property(
       "pref64-reserve", \.prefetchableReserve, .atMost(0x10_0000_0000_0000),
-      help: "64-bit prefetchable memory to keep for what is below"),
+      help: "64-bit prefetchable memory to reserve below the port"),
     Property(
-      "bus-reserve", \.busReserve, .within(0...254), help: "Bus numbers to keep, beside that of the port's own bus"),
+      "bus-reserve", \.busReserve, .within(0...254), help: "Bus numbers to reserve, besides the port's own bus"),
   ]
 
   var reservation: RootPort.Reservation {
@@ -75,7 +75,7 @@ extension PCIERootPortOptions: BoardDevice {
       onSlotChange: hotplug ? board.slots.changeListener(of: place.address) : nil)
     if hotplug { board.slots.add(model) }
     let name = id?.text
-    // The link is a bus by the port's id.
+    // The id of the port is the name of the bus below it.
     if let name { board.buses.set(LiveBus(name: name, kind: .pci, isHotpluggable: hotplug)) }
     model.function.environment.onRelease { [buses = board.buses, slots = board.slots] in
       if let name { buses.remove(name) }
@@ -86,8 +86,8 @@ extension PCIERootPortOptions: BoardDevice {
 }
 
 extension MachineConfiguration {
-  /// The highest number that firmware gives to a bus. The ACPI tables name the buses up to it: Linux looks for forgotten
-  /// host bridges on every one of them, device by device, which takes 64 exits for each bus.
+  /// The highest bus number that firmware assigns. The ACPI tables end the bus range there: Linux probes every bus in
+  /// the range for forgotten host bridges, device by device, which costs 64 exits per bus.
   var lastBus: Int { Self.lastBus(of: devices[...]) }
 
   static func lastBus(of devices: ArraySlice<any DeviceOptions>) -> Int {

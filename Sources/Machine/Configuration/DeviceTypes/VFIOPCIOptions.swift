@@ -8,16 +8,16 @@ public struct VFIOPCIOptions: PCIDeviceOptions, DescriptorTaking, Hashable {
   public var sysfsFolder: String?
   /// Its open device file (`/dev/vfio/devices/vfioN`).
   public var file: DescriptorReference?
-  /// The iommufd object.
+  /// The id of the iommufd object.
   public var iommufd: Identifier?
-  /// 0: no expansion ROM is shown.
+  /// 0 hides the expansion ROM from the guest.
   public var romBar: UInt32 = 1
-  /// What is shown as its expansion ROM; nil for its own, and empty for none.
+  /// The file that the guest sees as the expansion ROM; nil for the device's own ROM, empty for none.
   public var romFile: String?
-  /// How long the guest may take to give it up when the host wants it back, in milliseconds; 0: it loses it at once.
+  /// How long the guest may take to release the device on the host's request, in milliseconds; 0 removes it at once.
   ///
-  /// More than the five seconds that Linux waits after a slot's attention button (pciehp_ctrl.c), and less than the ten
-  /// after which the host's kernel asks again (vfio_unregister_group_dev).
+  /// The default is longer than the five seconds that Linux waits after a slot's attention button (pciehp_ctrl.c), and
+  /// shorter than the ten seconds after which the host's kernel asks again (vfio_unregister_group_dev).
   public var requestPatience: UInt32 = 8000
 
   public init() {}
@@ -27,7 +27,7 @@ public struct VFIOPCIOptions: PCIDeviceOptions, DescriptorTaking, Hashable {
     return [ObjectUse(property: "iommufd", id: iommufd, typeNames: [IOMMUFDOptions.typeName])]
   }
 
-  /// As a person names it.
+  /// The device in messages, as the options name it.
   public var hostName: String { host ?? sysfsFolder ?? file.map { "fd \($0.text)" } ?? "" }
 
   public static let typeName = "vfio-pci"
@@ -56,13 +56,13 @@ public struct VFIOPCIOptions: PCIDeviceOptions, DescriptorTaking, Hashable {
         "enable-migration", settled: OnOffAuto.off, orAlso: [.auto], because: "there is no migration",
         help: "Migration of the device"),
       Property(
-        "x-req", settled: true, because: "the host always gets it back on request", help: "Heed the host's requests"),
+        "x-req", settled: true, because: "the host always gets it back on request", help: "Obey the host's requests"),
       Property(
         "x-req-patience", \.requestPatience,
-        help: "Milliseconds that the guest has to give it up on the host's request; 0: it loses it at once"),
-      Property("x-no-kvm-intx", settled: false, because: inKernel, help: "Have INTx pass the monitor"),
-      Property("x-no-kvm-msi", settled: false, because: inKernel, help: "Have MSI pass the monitor"),
-      Property("x-no-kvm-msix", settled: false, because: inKernel, help: "Have MSI-X pass the monitor"),
+        help: "Milliseconds that the guest has to release the device on the host's request; 0 removes it at once"),
+      Property("x-no-kvm-intx", settled: false, because: inKernel, help: "Deliver INTx through Nestling"),
+      Property("x-no-kvm-msi", settled: false, because: inKernel, help: "Deliver MSI through Nestling"),
+      Property("x-no-kvm-msix", settled: false, because: inKernel, help: "Deliver MSI-X through Nestling"),
       Property("x-pci-vendor-id", settled: UInt32.max, because: identity, help: "Show another vendor ID"),
       Property("x-pci-device-id", settled: UInt32.max, because: identity, help: "Show another device ID"),
       Property("x-pci-sub-vendor-id", settled: UInt32.max, because: identity, help: "Show another subsystem vendor ID"),

@@ -1,17 +1,17 @@
 import Devices
 import PCI
 
-/// `virtio-blk-pci`: a disk over a block node (virtio 1.2, 5.2). Names and defaults are QEMU's.
+/// `virtio-blk-pci`: a disk on a block node (virtio 1.2, 5.2). Names and defaults are QEMU's.
 public struct VirtioBlockOptions: PCIDeviceOptions, Hashable {
   public var id: Identifier?
   public var virtio = VirtioPCIOptions()
-  /// The id of the block node that the disk is over.
+  /// The id of the disk's block node.
   public var drive = ""
-  /// Nil for one a vCPU.
+  /// Nil for one queue per vCPU.
   public var queueCount: UInt16?
-  /// Descriptors a queue, a power of two.
+  /// Descriptors per queue, a power of two.
   public var queueSize: UInt16 = 256
-  /// What VIRTIO_BLK_T_GET_ID answers, at most 20 bytes.
+  /// The answer to VIRTIO_BLK_T_GET_ID, at most 20 bytes.
   public var serial = ""
   /// In bytes.
   public var logicalBlockSize: ByteCount = 512
@@ -33,8 +33,8 @@ public struct VirtioBlockOptions: PCIDeviceOptions, Hashable {
   public static let properties: [Property<Self>] =
     VirtioPCIOptions.properties.map { $0.within(\.virtio) } + [
       Property("drive", \.drive, .notEmpty, help: "Node name or ID of a block device to use as a backend"),
-      Property("num-queues", \.queueCount, .within(1...256), help: "Request queues, one a CPU where not given"),
-      Property("queue-size", \.queueSize, .powerOfTwo(within: 4...1024), help: "Descriptors a queue, a power of two"),
+      Property("num-queues", \.queueCount, .within(1...256), help: "Request queues; default: one per CPU"),
+      Property("queue-size", \.queueSize, .powerOfTwo(within: 4...1024), help: "Descriptors per queue, a power of two"),
       Property("serial", \.serial, .atMost(20), help: "Serial number that the guest sees"),
       Property(
         "logical_block_size", \.logicalBlockSize, .powerOfTwo(within: 512...2_097_152),

@@ -8,7 +8,7 @@ public struct VirtioRNGOptions: PCIDeviceOptions, Hashable {
   public var virtio = VirtioPCIOptions()
   /// The id of an rng object; nil for the host's getrandom.
   public var source: Identifier?
-  /// Bytes at most in each period.
+  /// The most bytes that the guest gets in one period.
   public var bytesPerPeriod = Self.unlimited
   /// Length of a period in milliseconds.
   public var period: UInt32 = 65536
@@ -28,13 +28,13 @@ public struct VirtioRNGOptions: PCIDeviceOptions, Hashable {
   public static let summary = "Entropy for the guest"
   public static let category = DeviceCategory.misc
 
-  /// QEMU's default, INT64_MAX: as much as the guest takes.
+  /// No limit: QEMU's default, INT64_MAX.
   public static let unlimited = UInt64(Int64.max)
 
   public static let properties: [Property<Self>] =
     VirtioPCIOptions.properties.map { $0.within(\.virtio) } + [
-      Property("rng", \.source, help: "ID of an rng object; the host's getrandom where not given"),
-      Property("max-bytes", \.bytesPerPeriod, help: "Bytes at most in each period"),
+      Property("rng", \.source, help: "ID of an rng object; default: the host's getrandom"),
+      Property("max-bytes", \.bytesPerPeriod, help: "Most bytes in one period"),
       Property("period", \.period, .within(1...UInt32.max), help: "Length of a period in milliseconds"),
     ]
 }

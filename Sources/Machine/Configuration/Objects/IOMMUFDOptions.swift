@@ -1,5 +1,5 @@
-/// `iommufd`: the kernel's object by which devices of the host are passed through (<linux/iommufd.h>). Devices that
-/// name the same one share its address space. Names and defaults are QEMU's.
+/// `iommufd`: the kernel's object for passing devices through (<linux/iommufd.h>). Devices that name the same object
+/// share its address space. Names and defaults are QEMU's.
 public struct IOMMUFDOptions: ObjectOptions, DescriptorTaking, Hashable {
   public var id: Identifier?
   /// An open `/dev/iommu`; nil to open it.
@@ -12,6 +12,6 @@ public struct IOMMUFDOptions: ObjectOptions, DescriptorTaking, Hashable {
   public static let summary = "The host's /dev/iommu, for vfio-pci"
 
   public static let properties: [Property<Self>] = [
-    descriptorProperty(help: "Open /dev/iommu; opened where not given")
+    descriptorProperty(help: "An open /dev/iommu; by default Nestling opens it")
   ]
 }

@@ -1,9 +1,9 @@
-/// `rng-builtin` and `rng-random`: where virtio-rng's entropy comes from.
+/// `rng-builtin` and `rng-random`: sources of virtio-rng's entropy.
 public protocol EntropyObjectOptions: ObjectOptions {
   var entropySource: EntropySource { get }
 }
 
-/// Where random bytes are read from.
+/// A source of random bytes.
 public enum EntropySource: Hashable, Sendable {
   /// getrandom(2).
   case host
@@ -11,7 +11,7 @@ public enum EntropySource: Hashable, Sendable {
 }
 
 extension EntropySource {
-  /// Where a device's bytes come from, given that it was admitted beside these objects.
+  /// Finds a device's source among the objects that the device was admitted with.
   public init(of device: VirtioRNGOptions, among objects: [any ObjectOptions]) {
     for case let object as any EntropyObjectOptions in objects where object.id == device.source {
       self = object.entropySource

@@ -1,11 +1,11 @@
 import Linux
 import VFIO
 
-/// An open file that an option names: by the number of a descriptor that Nestling has inherited, or by the name under
-/// which a monitor's client has handed it over (`getfd`).
+/// An open file that an option names: by the number of an inherited descriptor, or by the name under which a monitor's
+/// client has passed it (`getfd`).
 public struct DescriptorReference: PropertyValue {
   public let text: String
-  /// What the name stands for; nil where no monitor has it.
+  /// The file with this name; nil if no monitor has one.
   public var file: PassedDescriptor?
 
   public static var typeName: String { "str" }
@@ -15,20 +15,20 @@ public struct DescriptorReference: PropertyValue {
     self.text = text
   }
 
-  /// Of an inherited descriptor; nil for a name.
+  /// The number of an inherited descriptor; nil for a name.
   public var number: Int32? {
     guard let number = NumberText.unsigned(text.utf8) else { return nil }
     return Int32(exactly: number)
   }
 }
 
-/// A kind of device or object whose `fd` names an open file.
+/// A device or object type whose `fd` names an open file.
 public protocol DescriptorTaking: QOMOptions {
   var file: DescriptorReference? { get set }
 }
 
 extension DescriptorTaking {
-  /// What no monitor has handed over: a number, or a name that none knows.
+  /// The text of `fd` if no monitor has the file: a number, or an unknown name.
   public var descriptor: String? { file?.file == nil ? file?.text : nil }
 
   static func descriptorProperty(help: String) -> Property<Self> {
@@ -37,7 +37,8 @@ extension DescriptorTaking {
 }
 
 extension DescriptorReference {
-  /// - Returns: nil for a name that stands for nothing: options with one are refused before.
+  /// Opens the file for the host's calls.
+  /// - Returns: nil for an unknown name. Such options are refused earlier.
   func kernelFile(calls: any SystemCalls) -> KernelFile? {
     if let file { return KernelFile(sharing: file, calls: calls) }
     return number.map { KernelFile(owning: $0, calls: calls) }

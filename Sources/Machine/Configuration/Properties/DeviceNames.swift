@@ -1,4 +1,4 @@
-/// Devices by their ids or addresses, several joined by `+`: a comma would end the property.
+/// Ids or addresses of devices, joined by `+`, because a comma would end the property.
 public struct DeviceNames: PropertyValue {
   /// At least one.
   public let names: [String]

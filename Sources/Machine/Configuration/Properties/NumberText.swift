@@ -1,6 +1,6 @@
 /// Numbers and sizes in QEMU's spelling (util/cutils.c: `qemu_strtou64`, `qemu_strtosz`).
 public enum NumberText {
-  /// Decimal, or hexadecimal with 0x. A leading zero is refused, since to QEMU it means octal.
+  /// Parses a decimal number, or a hexadecimal one with 0x. Refuses a leading zero, which means octal in QEMU.
   public static func unsigned(_ text: some Collection<UInt8>) -> UInt64? {
     var digits = text[...]
     var radix: UInt64 = 10
@@ -12,7 +12,7 @@ public enum NumberText {
     return unsigned(digits, radix: radix)
   }
 
-  /// Digits of the radix and nothing else, at least one of them.
+  /// Parses one or more digits of the radix, and nothing else.
   static func unsigned(_ digits: some Collection<UInt8>, radix: UInt64) -> UInt64? {
     if digits.isEmpty { return nil }
     var value: UInt64 = 0
@@ -39,8 +39,8 @@ public enum NumberText {
     (0x65, "E", 60), (0x70, "P", 50), (0x74, "T", 40), (0x67, "G", 30), (0x6d, "M", 20), (0x6b, "K", 10), (0x62, "", 0),
   ]
 
-  /// A size in bytes: `512`, `1.5G`, `64k`, `0x1000`.
-  /// - Parameter unit: what a number without a suffix counts, in bytes.
+  /// Parses a size and returns it in bytes: `512`, `1.5G`, `64k`, `0x1000`.
+  /// - Parameter unit: the unit of a number without a suffix, in bytes.
   public static func size(_ text: some Collection<UInt8>, unit: UInt64) -> UInt64? {
     if let whole = unsigned(text) {
       let (bytes, overflow) = whole.multipliedReportingOverflow(by: unit)
@@ -67,13 +67,13 @@ public enum NumberText {
     return overflow || carry ? nil : sum
   }
 
-  /// The decimal fraction 0.DIGITS of a scale, rounded down.
+  /// Returns the decimal fraction 0.DIGITS of a scale, rounded down.
   private static func part(_ digits: some Collection<UInt8>, of scale: UInt64) -> UInt64? {
-    // 18 digits: their power of ten still fits.
+    // 10 to the power of 18 still fits into 64 bits.
     guard digits.count <= 18, let numerator = unsigned(digits, radix: 10) else { return nil }
     var denominator: UInt64 = 1
     for _ in digits { denominator *= 10 }
-    // The numerator is the smaller, so the quotient is less than the scale.
+    // The numerator is less than the denominator, so the quotient is less than the scale.
     return denominator.dividingFullWidth(scale.multipliedFullWidth(by: numerator)).quotient
   }
 

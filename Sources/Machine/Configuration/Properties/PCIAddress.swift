@@ -1,6 +1,6 @@
 import Hardware
 
-/// `addr=`: device and optional function on bus 0, hexadecimal, as QEMU has it (hw/core/qdev-properties-system.c).
+/// `addr=`: device and optional function on bus 0, hexadecimal, as in QEMU (hw/core/qdev-properties-system.c).
 extension RequesterID: PropertyValue {
   public static var typeName: String { "str" }
 

@@ -1,7 +1,7 @@
-/// One property of a kind of device or object, as data: its names, its type, where its value is kept.
+/// One property of a device or object type, as data: its names, its type, and the field that holds its value.
 ///
-/// A kind's table of these is all that the command line, help and QMP know of it. The default is the
-/// value that the options have when nothing is given, so it stands in one place.
+/// The command line, help and QMP know a type only by its table of properties. The default is the value of the field in
+/// new options, so it is written in one place.
 public struct Property<Options: Sendable>: Sendable {
   public let name: String
   /// Other spellings of the same property.
@@ -27,7 +27,7 @@ public struct Property<Options: Sendable>: Sendable {
     show = { $0[keyPath: path].text }
   }
 
-  /// A property that may stay unset.
+  /// Creates a property that may stay unset.
   public init<Value: PropertyValue>(
     _ name: String, aliases: [String] = [], _ path: any WritableKeyPath<Options, Value?> & Sendable,
     _ constraint: PropertyConstraint<Value> = .any, help: String
@@ -44,7 +44,7 @@ public struct Property<Options: Sendable>: Sendable {
     show = { $0[keyPath: path]?.text }
   }
 
-  /// A property that QEMU has and whose value here is settled: other values are refused, with the reason.
+  /// Creates a property of QEMU that has one fixed value here. Other values are refused, with the reason.
   public init<Value: PropertyValue>(
     _ name: String, aliases: [String] = [], settled: Value, orAlso others: [Value] = [], because reason: String,
     help: String
@@ -73,7 +73,7 @@ public struct Property<Options: Sendable>: Sendable {
     self.show = show
   }
 
-  /// The same property of options that contain these.
+  /// Returns the same property for options that contain these.
   func within<Outer: Sendable>(_ path: any WritableKeyPath<Outer, Options> & Sendable) -> Property<Outer> {
     let assign = assign
     let show = show
@@ -86,7 +86,7 @@ public struct Property<Options: Sendable>: Sendable {
   func answers(to spelling: String) -> Bool { name == spelling || aliases.contains(spelling) }
 }
 
-/// What a value must be beyond its type.
+/// A condition on a value, beyond its type.
 public struct PropertyConstraint<Value: PropertyValue>: Sendable {
   let check: @Sendable (Value) throws(ValueError) -> Void
 
@@ -136,7 +136,7 @@ extension PropertyConstraint where Value == ByteCount {
 }
 
 extension PropertyConstraint where Value == String {
-  /// - Parameter bytes: the longest text, in UTF-8.
+  /// - Parameter bytes: the limit of the text's length, in UTF-8.
   public static func atMost(_ bytes: Int) -> Self {
     Self { (value) throws(ValueError) in
       guard value.utf8.count <= bytes else { throw .tooLong(bytes: bytes) }

@@ -1,14 +1,14 @@
-/// What a property may hold, and the text that stands for it: QEMU's spelling of booleans, numbers,
-/// sizes and names (qapi/string input visitor, util/cutils.c).
+/// A value of a property, with its text form: QEMU's spelling of booleans, numbers, sizes and names (qapi/string input
+/// visitor, util/cutils.c).
 public protocol PropertyValue: Sendable, Hashable {
-  /// As help prints it between `<` and `>`.
+  /// The type's name, which help prints between `<` and `>`.
   static var typeName: String { get }
   init(text: String) throws(ValueError)
-  /// As a person would type it.
+  /// The value as a person types it.
   var text: String { get }
 }
 
-/// Why a text is no value of a property. The text itself stands in the error around this one.
+/// Why a text is not a value of a property. The enclosing error holds the text.
 public enum ValueError: Error, Hashable, Sendable {
   case notBoolean
   /// A whole number: decimal, or hexadecimal with 0x.
@@ -24,7 +24,7 @@ public enum ValueError: Error, Hashable, Sendable {
   case notIdentifier
   case tooLong(bytes: Int)
   case empty
-  /// Known, and not offered. The reason comes from the table of properties, as help does.
+  /// A known value that is not supported. The reason comes from the table of properties.
   case refused(reason: String)
 }
 
@@ -59,7 +59,7 @@ public enum OnOffAuto: String, CaseIterable, PropertyValue {
 
   public var text: String { rawValue }
 
-  /// What it comes to where `auto` means the given value.
+  /// Returns whether it is on, with the given meaning of `auto`.
   public func resolved(auto: Bool) -> Bool {
     switch self {
     case .on: true
@@ -123,13 +123,13 @@ public struct ByteCount: PropertyValue, Comparable, ExpressibleByIntegerLiteral 
     self.bytes = bytes
   }
 
-  /// In the largest unit that divides it.
+  /// The number in the largest unit that divides it.
   public var text: String { NumberText.sizeText(bytes) }
 
   public static func < (a: ByteCount, b: ByteCount) -> Bool { a.bytes < b.bytes }
 }
 
-/// A value that is one of a few words.
+/// A value out of a few words.
 public protocol ChoiceValue: PropertyValue, CaseIterable, RawRepresentable where RawValue == String {}
 
 extension ChoiceValue {

@@ -1,22 +1,22 @@
-/// Options as a struct: a typed field for each property, and the table that fills it from names and values.
+/// Options as a struct: a typed field for each property, and the table that fills the fields from names and values.
 ///
-/// After `init(_:)` nothing is looked up by name: the fields are the truth.
+/// After `init(_:)` code reads the fields; it looks up nothing by name.
 public protocol TypedOptions: Sendable {
-  /// Every property at its default.
+  /// Creates options with every property at its default.
   init()
 
   static var properties: [Property<Self>] { get }
-  /// `properties`, and those that a refining protocol adds for all of its kinds.
+  /// `properties`, and those that a refining protocol adds to all its types.
   static var allProperties: [Property<Self>] { get }
-  /// What must hold between properties, checked in order once all of them are set.
+  /// Conditions between properties, checked in order after all of them are set.
   static var rules: [PropertyRule<Self>] { get }
 }
 
-/// The options of one kind of device or object.
+/// The options of one device or object type.
 public protocol QOMOptions: TypedOptions {
-  /// As typed after `-device` or `-object`.
+  /// The name after `-device` or `-object`.
   static var typeName: String { get }
-  /// Other names for the kind.
+  /// Other names of the type.
   static var typeAliases: [String] { get }
   static var summary: String { get }
 
@@ -31,9 +31,9 @@ extension QOMOptions {
   }
 }
 
-/// Something that must hold between properties.
+/// A condition between properties.
 public struct PropertyRule<Options: Sendable>: Sendable {
-  /// What is wrong, or nil: part of the table, as help is.
+  /// Returns the message if the condition does not hold, otherwise nil.
   let problem: @Sendable (Options) -> String?
 
   public init(_ problem: @escaping @Sendable (Options) -> String?) { self.problem = problem }
@@ -43,10 +43,10 @@ public struct PropertyRule<Options: Sendable>: Sendable {
   }
 }
 
-/// A name and a value as somebody gave them.
+/// A property's name and value as text, not checked yet.
 public struct PropertyAssignment: Hashable, Sendable {
   public var name: String
-  /// Nil where only the name was given: then it is `on`, or `off` for a name with `no` before it.
+  /// Nil if only the name was given. This means `on`, or `off` for a name with the prefix `no`.
   public var value: String?
 
   public init(name: String, value: String?) {
@@ -55,13 +55,13 @@ public struct PropertyAssignment: Hashable, Sendable {
   }
 }
 
-/// Why names and values make no options.
+/// Why names and values are not valid options.
 public enum PropertyError: Error, Hashable, Sendable {
   case unknown(name: String, known: [String])
   case value(name: String, text: String, ValueError)
-  /// Two spellings of one property say different things.
+  /// Two spellings of one property have different values.
   case contradiction(name: String, otherName: String)
-  /// A rule does not hold; the text is the table's.
+  /// A rule does not hold. The text is the rule's message.
   case rule(String)
 }
 
@@ -71,20 +71,20 @@ public struct PropertyDescription: Hashable, Sendable {
   public let aliases: [String]
   public let typeName: String
   public let help: String
-  /// Nil where the property is unset by default.
+  /// Nil if the property is unset by default.
   public let defaultText: String?
 }
 
-/// A property with the value that it has.
+/// A property with its current value.
 public struct PropertyState: Hashable, Sendable {
   public let name: String
   public let typeName: String
-  /// Nil where it is unset.
+  /// Nil if it is unset.
   public let text: String?
 }
 
 extension TypedOptions {
-  /// In the order of the table.
+  /// The properties with their values, in the order of the table.
   public var propertyStates: [PropertyState] {
     Self.allProperties.map { PropertyState(name: $0.name, typeName: $0.typeName, text: $0.show(self)) }
   }
@@ -92,7 +92,7 @@ extension TypedOptions {
   public static var allProperties: [Property<Self>] { properties }
   public static var rules: [PropertyRule<Self>] { [] }
 
-  /// In the order of their names.
+  /// The properties, sorted by name.
   public static var propertyDescriptions: [PropertyDescription] {
     let defaults = Self()
     return allProperties.map {
@@ -106,8 +106,8 @@ extension TypedOptions {
     try apply(assignments)
   }
 
-  /// Sets the named properties and checks the rules. A name given twice takes the later value, as in
-  /// QEMU; two spellings of one property must agree.
+  /// Sets the named properties and checks the rules. If a name is given twice, the later value counts, as in QEMU. Two
+  /// spellings of one property must agree.
   public mutating func apply(_ assignments: [PropertyAssignment]) throws(PropertyError) {
     let properties = Self.allProperties
     var given: [String: (spelling: String, text: String)] = [:]
@@ -116,7 +116,7 @@ extension TypedOptions {
       var text = assignment.value ?? "on"
       var property = properties.first { $0.answers(to: name) }
       if property == nil, assignment.value == nil, name.hasPrefix("no") {
-        // QEMU's old way to say off: `nowait`.
+        // QEMU's old form of `off`: `nowait`.
         name = String(name.dropFirst(2))
         text = "off"
         property = properties.first { $0.answers(to: name) }
@@ -129,7 +129,7 @@ extension TypedOptions {
       } catch {
         throw .value(name: name, text: text, error)
       }
-      // Compared as they are kept: `on` and `yes` are the same thing.
+      // Compares parsed values: `on` and `yes` are equal.
       let value = property.show(self) ?? text
       if let earlier = given[property.name], earlier.spelling != name, earlier.text != value {
         throw .contradiction(name: earlier.spelling, otherName: name)
