@@ -2,13 +2,13 @@ import Glibc
 import Linux
 import Synchronization
 
-/// A character device: bytes between its frontends and somebody at the host's end. Whatever carries bytes to and from
-/// a person or a program is one of these: the serial port, monitors, the qtest server.
+/// A character device: carries bytes between its frontends (a serial port, a monitor, the qtest server) and its peer on
+/// the host, a person or a program.
 ///
 /// Two threads serve it between `start` and `stop`: one reads and calls the frontends, the other writes. Lock order:
-/// the locks here are leaves; no frontend is called with one held.
+/// the locks here are leaves; no frontend is called while one is held.
 public final class Chardev: Sendable {
-  /// Only one frontend can have a device that is not multiplexed.
+  /// The device has a frontend already and is not multiplexed.
   public struct InUse: Error, Hashable, Sendable, CustomStringConvertible {
     public let id: String
     public var description: String { "chardev '\(id)' is already in use" }
@@ -36,11 +36,11 @@ public final class Chardev: Sendable {
     init(_ listener: consuming ChardevEndpoint.Listener) { self.listener = listener }
   }
 
-  /// Opens it, and where the options ask for it waits for the first client.
+  /// Opens the device. A socket server waits for its first client if the options ask for that.
   /// - Parameters:
-  ///   - interpreter: looks through what is typed on standard input, and into any multiplexed device.
-  ///   - interruption: a descriptor that has input when a person gives up the wait for a client.
-  ///   - onExit: a person at this device has asked for Nestling's end.
+  ///   - interpreter: finds commands in the input of `stdio` and of every multiplexed device.
+  ///   - interruption: a descriptor that becomes readable when a person cancels the wait for a client.
+  ///   - onExit: called when a person at this device ends Nestling.
   public init(
     _ options: any ChardevOptions, interpreter: (any InputInterpreter)? = nil, interruption: Int32? = nil,
     onExit: @escaping @Sendable () -> Void = {}
@@ -63,7 +63,7 @@ public final class Chardev: Sendable {
     }
   }
 
-  /// Gives it a frontend; of several of a multiplexed device the first has the focus. To be called before `start`.
+  /// Attaches a frontend. Must be called before `start`. The first frontend of a multiplexed device gets the focus.
   public func attach(_ frontend: any ChardevFrontend) throws(InUse) {
     let attached = state.withLock { state in
       guard state.frontends.isEmpty || options.multiplexed else { return false }
@@ -73,21 +73,21 @@ public final class Chardev: Sendable {
     if !attached { throw InUse(id: options.id?.text ?? type(of: options).typeName) }
   }
 
-  /// Whether somebody here uses it.
+  /// Whether a frontend is attached.
   public var hasFrontend: Bool { state.withLock { !$0.frontends.isEmpty } }
 
-  /// What it is connected to, as QEMU tells it: `disconnected:` and the socket where there is no client.
+  /// The name of the host's end, as in QEMU: with the prefix `disconnected:` for a socket without a client.
   var endpointName: String {
     guard case .connection = input, state.withLock({ $0.target == nil }) else { return options.endpointName }
     return "disconnected:" + options.endpointName
   }
 
-  /// Whether a person types into it, whose keys nobody shows: a terminal in raw mode.
+  /// Whether its input is a terminal. The terminal is in raw mode, so it does not echo the keys.
   public var isTerminal: Bool {
     if case .standardInput = input { Terminal.isTerminal } else { false }
   }
 
-  /// Begins to pass bytes. Where nothing can ever come in, `connected` is called from here.
+  /// Starts to pass bytes. For a device without input it calls the frontends' `connected` itself.
   public func start() throws(SystemError) {
     let frontends = state.withLock { $0.frontends }
     if frontends.isEmpty { return }
@@ -114,19 +114,19 @@ public final class Chardev: Sendable {
     state.withLock { $0.reader = reader }
   }
 
-  /// Ends input, and output once it is written. The terminal is as it was before. Not for a frontend to call.
+  /// Ends the input, writes the remaining output, and restores the terminal. A frontend must not call it.
   public func stop() {
     stopping.store(true, ordering: .releasing)
     stopEvent.signal()
-    // A frontend that waits for room is let go by the output's end, so that comes first.
+    // The end of the output releases a frontend that waits for room, so it comes first.
     output?.stop()
     let reader = state.withLock { state in
       defer { state.reader = nil }
       return state.reader
     }
-    // The reader may wait in read(2) for input that another program on the same terminal has taken.
+    // The reader may wait in read(2) for input that another program on the same terminal took.
     reader?.join(patience: 500)
-    // The socket is gone from the file system, and a frontend that holds this device does not keep itself alive.
+    // Removes the socket from the file system, and the reference cycle with frontends that hold this device.
     state.withLock { state in
       state.listener = nil
       state.frontends = []
@@ -135,35 +135,34 @@ public final class Chardev: Sendable {
     if case .standardInput = input { Terminal.restore() }
   }
 
-  // MARK: What frontends call, from any thread
+  // MARK: Calls of the frontends, from any thread
 
-  /// Sends one byte without waiting. Without a reader the byte is dropped.
-  /// - Returns: false where too much is on its way already, as the other end does not read. `outputRoom` follows.
+  /// Sends one byte without waiting. Without a peer it drops the byte.
+  /// - Returns: false if the buffer is full because the peer does not read. `outputRoom` follows.
   public func write(_ byte: UInt8) -> Bool { output?.write(byte) ?? true }
 
-  /// Sends all of it or nothing. It does not wait.
-  /// - Returns: false where too much is on its way already, as the other end does not read. `outputRoom` follows.
+  /// Sends all bytes or none, without waiting.
+  /// - Returns: false if the buffer is full because the peer does not read. `outputRoom` follows.
   @discardableResult
   public func write(_ bytes: [UInt8]) -> Bool { output?.write(bytes) ?? true }
 
-  /// Sends all of it, whatever is on its way already: an answer, whose sender looks at `isBehind` before the next. It
-  /// does not wait.
-  /// - Returns: where it ends, for `isBehind`.
+  /// Sends an answer without waiting, however full the buffer is. The sender checks `isBehind` before its next answer.
+  /// - Returns: the position of the answer's end, for `isBehind`.
   public func send(_ answer: [UInt8]) -> UInt64 { output?.send(answer) ?? 0 }
 
-  /// Whether the other end is slow to read what was sent up to `end`. If so, `outputRoom` follows.
+  /// Returns whether the peer is slow to read the output up to `end`. If so, `outputRoom` follows.
   public func isBehind(_ end: UInt64) -> Bool { output?.isBehind(end) ?? false }
 
-  /// Sends all of it, waiting while the other end is slow.
-  /// - Returns: false where the other end has gone before it took all, or Nestling ends.
+  /// Sends all bytes. Waits while the buffer is full.
+  /// - Returns: false if the peer disconnects before it has read all bytes, or if Nestling ends.
   public func writeWaiting(_ bytes: [UInt8]) -> Bool { output?.writeWaiting(bytes) ?? true }
 
-  /// A frontend takes bytes again.
+  /// Offers input to the frontends again: one of them takes bytes again.
   public func roomChanged() { roomEvent.signal() }
 
-  // MARK: The reader
+  // MARK: The reader's thread
 
-  /// One connection after the other; a client's socket has but one.
+  /// Serves one connection after the other. A socket that is a client itself has only one.
   private func serve(_ feed: inout ChardevFeed) {
     let listener = state.withLock { $0.listener }
     while true {
@@ -171,7 +170,7 @@ public final class Chardev: Sendable {
         feed.connected()
         guard pass(from: target, through: &feed) else { return }
         setTarget(nil)
-        // Monitors no longer wait for this client: they carry out the rest of its commands before the next one comes.
+        // Monitors no longer wait for this client, so they carry out the rest of its commands before the next client.
         feed.deliver()
         feed.disconnected()
       }
@@ -181,7 +180,7 @@ public final class Chardev: Sendable {
       do {
         setTarget(ChardevOutputBuffer.Target(try listener.listener.accept()))
       } catch {
-        // The client has gone; or the host has no descriptor left, and the next poll would report the client again.
+        // The client is gone; or the host has no free descriptor, and the next poll would report the client again.
         if wait(for: [], delivering: &feed, atMost: Self.acceptPause) == nil { return }
       }
     }
@@ -192,11 +191,11 @@ public final class Chardev: Sendable {
     output?.setTarget(target)
   }
 
-  /// Passes bytes on until the source ends.
-  /// - Returns: false when it is Nestling that ends.
+  /// Passes bytes from the source to the frontends until the source ends.
+  /// - Returns: false if Nestling ends first.
   private func pass(from source: ChardevOutputBuffer.Target, through feed: inout ChardevFeed) -> Bool {
     while true {
-      // What is typed is read even when the guest takes nothing: it may be Ctrl-A X.
+      // Reads ahead even if the guest takes nothing: the input may be Ctrl-A X.
       let wantsMore = feed.wantsMore
       guard let ready = wait(for: wantsMore ? [source.file.rawValue] : [], delivering: &feed) else { return false }
       guard wantsMore, ready[0] else { continue }
@@ -211,7 +210,7 @@ public final class Chardev: Sendable {
     }
   }
 
-  /// - Returns: nil for a source that fails, or has nothing after all.
+  /// - Returns: nil if the source fails or has no input.
   private func read(from source: ChardevOutputBuffer.Target, into feed: inout ChardevFeed) -> [UInt8]? {
     guard case .connection = input else { return try? source.file.read(count: ChardevFeed.piece) }
     guard let (bytes, files) = try? source.file.receive(count: ChardevFeed.piece) else { return nil }
@@ -219,17 +218,17 @@ public final class Chardev: Sendable {
     return bytes
   }
 
-  /// The source has ended: what came from it is delivered all the same.
+  /// Delivers the rest of the input after its source has ended.
   private func finish(_ feed: inout ChardevFeed) {
     while feed.hasPending, wait(for: [], delivering: &feed) != nil {}
   }
 
-  /// The time between two tries of accept where the host has no descriptor left, in milliseconds.
+  /// The pause after a failed accept, in milliseconds.
   private static let acceptPause: Int32 = 100
 
-  /// Gives the frontends what they take, then waits until they take more or one of the descriptors has something.
+  /// Delivers input to the frontends, then waits until they take more or one of the descriptors is readable.
   /// - Parameter milliseconds: the longest wait; nil for no limit.
-  /// - Returns: for each descriptor whether it has; nil when Nestling ends.
+  /// - Returns: for each descriptor whether it is readable; nil if Nestling ends.
   private func wait(
     for descriptors: [Int32], delivering feed: inout ChardevFeed, atMost milliseconds: Int32? = nil
   ) -> [Bool]? {

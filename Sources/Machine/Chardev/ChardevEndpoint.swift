@@ -1,7 +1,7 @@
 import Glibc
 import Linux
 
-/// A character device's end at the host, opened: what its options come to.
+/// The host's end of a character device, opened from its options.
 struct ChardevEndpoint: ~Copyable {
   enum Input {
     case none
@@ -29,15 +29,15 @@ struct ChardevEndpoint: ~Copyable {
   }
 
   var input = Input.none
-  /// Who is there from the start; nil for nobody, and for `null`.
+  /// The peer at the start; nil if there is none yet, and for `null`.
   var target: ChardevOutputBuffer.Target?
   var listener: Listener?
 
   private init() {}
 
-  /// Opens it, and where the options ask for it waits for the first client.
-  /// - Parameter interruption: a descriptor that has input when that wait ends, or one for a server or for a FIFO's
-  ///   reader.
+  /// Opens the host's end. A socket server waits for its first client if the options ask for that.
+  /// - Parameter interruption: a descriptor that becomes readable to cancel that wait, or the wait for a server or for
+  ///   a FIFO's reader.
   init(_ options: any ChardevOptions, interruption: Int32?) throws(SystemError) {
     self.init()
     switch options {
@@ -79,7 +79,7 @@ struct ChardevEndpoint: ~Copyable {
         do {
           target = ChardevOutputBuffer.Target(try opened.accept())
         } catch {
-          // The client has gone, or the host has no descriptor left.
+          // The client is gone, or the host has no free descriptor.
           try patience.pause("accept", name)
         }
       }

@@ -1,16 +1,16 @@
 import Linux
 
-/// What a character device has read and its frontends have not yet taken, and who of them has the focus. It belongs to
-/// the device's reader.
+/// Input that a character device has read and its frontends have not taken yet, and the frontend with the focus. Only
+/// the device's reader uses it.
 struct ChardevFeed {
-  /// How much is read at once, in bytes.
+  /// The size of one read, in bytes.
   static let piece = 4096
 
   private let frontends: [any ChardevFrontend]
   private var pending: [[UInt8]]
   private var focus = 0
-  /// Open files that came with bytes: for whom, and after how many of its bytes that wait. Nothing is read on until it
-  /// has them, so those of one message wait here at most.
+  /// Open files that came with bytes, the frontend that gets them, and how many of its waiting bytes come before them.
+  /// The device reads on only after the frontend has the files, so at most those of one message wait here.
   private var passed: (files: [PassedDescriptor], frontend: Int, position: Int)?
   private var interpreter: (any InputInterpreter)?
 
@@ -35,13 +35,13 @@ struct ChardevFeed {
     for frontend in frontends { frontend.disconnected() }
   }
 
-  /// Open files that came with the bytes that are taken next.
+  /// Takes open files that came with the next bytes.
   mutating func take(_ files: [PassedDescriptor]) {
     if !files.isEmpty { passed = (files, focus, pending[focus].count) }
   }
 
-  /// Bytes that were read.
-  /// - Returns: what is to be done, in order; a change of focus is done already.
+  /// Takes bytes that were read.
+  /// - Returns: the actions for the caller, in order. A change of focus is already carried out.
   mutating func take(_ bytes: [UInt8]) -> [InputAction] {
     guard interpreter != nil else {
       pending[focus] += bytes
@@ -68,7 +68,7 @@ struct ChardevFeed {
     return .switchFocus
   }
 
-  /// Gives every frontend what it takes now.
+  /// Delivers to every frontend as many bytes as it takes now.
   mutating func deliver() {
     for (index, frontend) in frontends.enumerated() {
       while true {

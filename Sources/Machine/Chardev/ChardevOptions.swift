@@ -1,12 +1,11 @@
-/// The options of a character device: where bytes come from and go to at the host's end (`-chardev`). Names and
-/// defaults are QEMU's.
+/// The options of a character device (`-chardev`), which describe the host's end. Names and defaults are QEMU's.
 public protocol ChardevOptions: QOMOptions {
-  /// Several frontends take turns, by Ctrl-A C.
+  /// Whether several frontends share the device; Ctrl-A C switches between them.
   var multiplexed: Bool { get set }
 }
 
-/// Every kind of character device. A new kind is a file in this folder, a line here, and what opens it
-/// (`ChardevEndpoint`).
+/// Every type of character device. A new type is its options, a line here, and the code in `ChardevEndpoint` that opens
+/// it.
 public enum ChardevTypes {
   public static let all: [any ChardevOptions.Type] = [
     SocketChardevOptions.self,
@@ -22,11 +21,11 @@ public enum ChardevTypes {
 
 extension ChardevOptions {
   static func multiplexing(_ path: any WritableKeyPath<Self, Bool> & Sendable) -> Property<Self> {
-    Property("mux", path, help: "Several frontends share it; Ctrl-A C passes from one to the next")
+    Property("mux", path, help: "Several frontends share it; Ctrl-A C switches to the next")
   }
 }
 
-/// `null`: takes everything, gives nothing.
+/// `null`: drops all output and has no input.
 public struct NullChardevOptions: ChardevOptions, Hashable {
   public var id: Identifier?
   public var multiplexed = false
@@ -34,7 +33,7 @@ public struct NullChardevOptions: ChardevOptions, Hashable {
   public init() {}
 
   public static let typeName = "null"
-  public static let summary = "Nobody: output is dropped, input never comes"
+  public static let summary = "Drops all output and has no input"
   public static let properties: [Property<Self>] = [multiplexing(\.multiplexed)]
 }
 
@@ -55,12 +54,12 @@ public struct StdioChardevOptions: ChardevOptions, Hashable {
   ]
 }
 
-/// `file`: output alone.
+/// `file`: output only.
 public struct FileChardevOptions: ChardevOptions, Hashable {
   public var id: Identifier?
   public var multiplexed = false
   public var path = ""
-  /// Else the file is emptied first.
+  /// Whether the file keeps its content; otherwise it is truncated first.
   public var append = false
 
   public init() {}
@@ -68,8 +67,8 @@ public struct FileChardevOptions: ChardevOptions, Hashable {
   public static let typeName = "file"
   public static let summary = "Output into a file"
   public static let properties: [Property<Self>] = [
-    Property("path", \.path, help: "File that gets the output"),
-    Property("append", \.append, help: "Keep what is in the file"),
+    Property("path", \.path, help: "File for the output"),
+    Property("append", \.append, help: "Append to the file's content"),
     multiplexing(\.multiplexed),
   ]
   public static let rules: [PropertyRule<Self>] = [

@@ -1,32 +1,33 @@
 import Linux
 import Synchronization
 
-/// Bytes on their way to a host's file that may be slow: whoever writes leaves them here and goes on, a thread
-/// writes them. It holds a limited number.
+/// A bounded buffer of bytes for a file of the host that may be slow: callers append bytes without waiting, and a
+/// thread writes them.
 final class ChardevOutputBuffer: Sendable {
-  /// What is open at the moment; a socket's clients come and go.
+  /// The open file that gets the bytes. A socket has one for each client.
   final class Target: Sendable {
     let file: FileDescriptor
     init(_ file: consuming FileDescriptor) { self.file = file }
   }
 
   private struct State {
-    /// Bytes that wait, without those that the thread is writing now.
+    /// The waiting bytes, without those that the thread is writing now.
     var bytes: [UInt8] = []
-    /// How many bytes have come, and how many of them have been written or dropped: what is between them waits.
+    /// How many bytes were accepted, and how many of these were written or dropped. The others are waiting.
     var accepted: UInt64 = 0
     var gone: UInt64 = 0
     var target: Target?
     var stopping = false
-    /// Whether somebody waits for room.
+    /// Whether a caller of `writeWaiting` waits for room.
     var hasWaiter = false
-    /// The value of `gone` at which `onRoom` is called; nil while nothing waits for room.
+    /// The value of `gone` at which `onRoom` is called; nil if no caller needs room.
     var roomAt: UInt64?
     var onRoom: (@Sendable () -> Void)?
 
     var waiting: Int { Int(accepted - gone) }
 
-    /// - Returns: whether the thread has to be woken.
+    /// Appends bytes.
+    /// - Returns: whether the caller must wake the thread.
     mutating func append(_ new: some Collection<UInt8>) -> Bool {
       defer { bytes += new }
       accepted += UInt64(new.count)
@@ -35,20 +36,20 @@ final class ChardevOutputBuffer: Sendable {
 
     mutating func awaitRoom(at position: UInt64) { roomAt = min(roomAt ?? .max, position) }
 
-    /// What was refused is taken again once half of it has gone: room comes in large pieces.
+    /// Plans the call of `onRoom` for when half of the buffer is free, so that room comes in large pieces.
     mutating func refuse() { awaitRoom(at: accepted - min(accepted, UInt64(ChardevOutputBuffer.limit / 2))) }
   }
 
-  /// In bytes.
+  /// The size of the buffer, in bytes.
   static let limit = 1 << 20
-  /// How many bytes up to an answer's end may be unread before the next answer waits.
+  /// How many bytes up to an answer's end may still be unwritten when the next answer is sent.
   static let answerLead: UInt64 = 1 << 16
-  /// How long the rest may take at the end, in milliseconds.
+  /// How long `stop` waits for the rest of the output, in milliseconds.
   private static let patience: Int32 = 1000
 
   private let state: Mutex<State>
   private let event: EventDescriptor
-  /// Signalled when there is room again, if somebody waits for it.
+  /// Signalled when there is room again, if a caller of `writeWaiting` waits for it.
   private let room: EventDescriptor
   private let thread = Mutex<Thread?>(nil)
 
@@ -60,19 +61,20 @@ final class ChardevOutputBuffer: Sendable {
     thread.withLock { $0 = started }
   }
 
-  /// Sets what to call when bytes that were refused would be taken, or `isBehind` has changed: from the thread that
-  /// writes, or the one that sets the target, with no lock held. It is called from here, too.
+  /// Sets the handler for when the buffer accepts bytes again after it has refused some, or when `isBehind` has
+  /// changed. The writing thread or the caller of `setTarget` calls it, with no lock held. This function calls it once,
+  /// too.
   func onRoom(_ handler: (@Sendable () -> Void)?) {
     state.withLock { $0.onRoom = handler }
     handler?()
   }
 
-  /// Takes one byte without waiting. Without a reader the byte is dropped.
-  /// - Returns: false where there is no room, and the byte is not taken.
+  /// Takes one byte without waiting. Without a target it drops the byte.
+  /// - Returns: false if the buffer is full; then it does not take the byte.
   func write(_ byte: UInt8) -> Bool { write(CollectionOfOne(byte)) }
 
-  /// Takes all of it or none. It does not wait.
-  /// - Returns: whether there was room. Where nobody is there to get it, it is taken and dropped.
+  /// Takes all bytes or none, without waiting.
+  /// - Returns: whether there was room. Without a target it drops the bytes and returns true.
   func write(_ bytes: some Collection<UInt8>) -> Bool {
     let (fits, wakes) = state.withLock { state in
       if state.target == nil || bytes.isEmpty { return (true, false) }
@@ -86,8 +88,8 @@ final class ChardevOutputBuffer: Sendable {
     return fits
   }
 
-  /// Takes all of it, whatever waits already. It does not wait.
-  /// - Returns: its end, for `isBehind`.
+  /// Takes all bytes without waiting, however full the buffer is.
+  /// - Returns: the position of their end, for `isBehind`.
   func send(_ bytes: [UInt8]) -> UInt64 {
     let (end, wakes) = state.withLock { state in
       let wakes = state.target == nil ? false : state.append(bytes)
@@ -97,7 +99,8 @@ final class ChardevOutputBuffer: Sendable {
     return end
   }
 
-  /// Whether more than `answerLead` of the bytes up to `end` are unread. If so, `onRoom` is called when that changes.
+  /// Returns whether more than `answerLead` of the bytes up to `end` are unwritten. If so, `onRoom` is called when that
+  /// changes.
   func isBehind(_ end: UInt64) -> Bool {
     state.withLock { state in
       guard state.target != nil, state.gone + Self.answerLead < end else { return false }
@@ -106,8 +109,8 @@ final class ChardevOutputBuffer: Sendable {
     }
   }
 
-  /// Takes all of it, waiting for room.
-  /// - Returns: false if whoever was to get it has gone, or it is the end.
+  /// Takes all bytes. Waits for room.
+  /// - Returns: false if the target is gone, or `stop` was called.
   func writeWaiting(_ bytes: [UInt8]) -> Bool {
     var rest = bytes[...]
     while !rest.isEmpty {
@@ -127,7 +130,7 @@ final class ChardevOutputBuffer: Sendable {
     return true
   }
 
-  /// Where bytes go from now on; nil drops them. What is left of those for the one before is dropped.
+  /// Sets the target of the next bytes; nil drops them. Drops the remaining bytes of the earlier target.
   func setTarget(_ target: Target?) {
     change { state in
       if state.target !== target {
@@ -139,7 +142,8 @@ final class ChardevOutputBuffer: Sendable {
     room.signal()
   }
 
-  /// Writes what is left, within reason, and ends. A write to a terminal may block although poll reported room.
+  /// Ends the thread after it has written the remaining bytes. It waits only for a limited time, because a write to a
+  /// terminal may block although poll reported room.
   func stop() {
     state.withLock { $0.stopping = true }
     event.signal()
@@ -178,13 +182,13 @@ final class ChardevOutputBuffer: Sendable {
     }
   }
 
-  /// Bytes have been written or dropped.
+  /// Counts bytes that were written or dropped.
   private func finish(_ count: Int, for target: Target) {
     // `setTarget` has counted the bytes of an earlier target.
     change { state in if state.target === target { state.gone += UInt64(count) } }
   }
 
-  /// Changes `gone`, and wakes what waits for that.
+  /// Changes the state, then wakes the callers that wait for a value of `gone`.
   private func change(_ body: (inout State) -> Void) {
     let (handler, hasWaiter) = state.withLock { state -> ((@Sendable () -> Void)?, Bool) in
       body(&state)

@@ -1,11 +1,11 @@
 import Linux
 import Synchronization
 
-/// The character devices of a machine, by their ids: those of the start, and those that monitors add later.
+/// The character devices of a machine, by their ids: those of the command line, and those that monitors add later.
 ///
 /// Lock order: its lock is taken before a device's. Devices are opened and stopped without it.
 public final class Chardevs: Sendable {
-  /// Why a device does not come or go while the machine runs.
+  /// Why a device cannot be added or removed while the machine runs.
   public enum Problem: Error, Hashable, Sendable {
     case duplicateID(Identifier)
     case notFound(String)
@@ -23,10 +23,10 @@ public final class Chardevs: Sendable {
   }
 
   private let state: Mutex<State>
-  /// Ends the waits of openings.
+  /// Cancels the waits of devices that are being opened.
   private let end: EventDescriptor
 
-  /// Opens them in the order given.
+  /// Opens the devices in the order given.
   init(
     _ options: [any ChardevOptions], interpreter: any InputInterpreter, interruption: Int32,
     onExit: @escaping @Sendable () -> Void
@@ -60,7 +60,7 @@ public final class Chardevs: Sendable {
 
   func start() throws(SystemError) { for device in all { try device.start() } }
 
-  /// Of those that never started, too.
+  /// Stops all devices, including those that never started.
   func stop() {
     let devices = state.withLock { state in
       state.hasEnded = true
@@ -70,7 +70,7 @@ public final class Chardevs: Sendable {
     for device in devices { device.stop() }
   }
 
-  /// Opens one more, which no frontend has. It may wait for a server, a client or the reader of a FIFO, until the
+  /// Opens one more device, without a frontend. It may wait for a server, a client or the reader of a FIFO, until the
   /// machine ends.
   public func add(_ options: any ChardevOptions, id: Identifier) throws(Problem) {
     let problem = state.withLock { state -> Problem? in
@@ -102,7 +102,7 @@ public final class Chardevs: Sendable {
     }
   }
 
-  /// Closes one that no frontend has.
+  /// Closes a device without a frontend.
   public func remove(_ name: String) throws(Problem) {
     let found = state.withLock { state -> Result<Chardev, Problem> in
       guard let index = state.devices.firstIndex(where: { $0.options.id?.text == name }) else {

@@ -1,15 +1,15 @@
-/// Looks through what is typed for commands to Nestling itself, before a frontend gets it.
+/// Finds commands to Nestling in typed input, before a frontend gets the input.
 public protocol InputInterpreter: Sendable {
-  /// - Parameter guestBytes: what is for whoever has the focus is appended there, up to the first action.
-  /// - Returns: how much of the input that used up, and what is to be done then; nil for nothing more.
+  /// - Parameter guestBytes: gets the bytes for the frontend with the focus, up to the first action.
+  /// - Returns: how many bytes of the input are used, and the action to carry out then; nil if there is none.
   mutating func receive(_ bytes: ArraySlice<UInt8>, guestBytes: inout [UInt8]) -> (used: Int, action: InputAction?)
 }
 
 public enum InputAction: Hashable, Sendable {
   /// End Nestling.
   case exit
-  /// Text for the terminal alone.
+  /// Show text on the terminal only.
   case show(String)
-  /// What follows is for the next frontend.
+  /// Give the focus to the next frontend.
   case switchFocus
 }

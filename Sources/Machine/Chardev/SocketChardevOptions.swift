@@ -1,16 +1,16 @@
-/// `socket`: a stream, in the file system or over TCP; a server's clients come one after the other.
+/// `socket`: a stream socket in the file system or over TCP. A server serves one client after the other.
 public struct SocketChardevOptions: ChardevOptions, Hashable {
   public var id: Identifier?
   public var multiplexed = false
-  /// Of a socket in the file system.
+  /// The path of a socket in the file system.
   public var path: String?
-  /// An IPv4 address, or `localhost`; of TCP.
+  /// The address of a TCP socket: IPv4, or `localhost`.
   public var host: String?
-  /// Of TCP.
+  /// The port of a TCP socket.
   public var port: UInt16?
-  /// Listen, instead of connecting.
+  /// Whether the socket listens instead of connecting.
   public var server = false
-  /// The guest starts when somebody has connected. Nil for the default: a server waits.
+  /// Whether the guest starts only after a client has connected. Nil for the default: a server waits.
   public var wait: Bool?
 
   public init() {}
@@ -25,8 +25,8 @@ public struct SocketChardevOptions: ChardevOptions, Hashable {
     Property("host", \.host, help: "IPv4 address, or localhost, of a TCP socket"),
     Property("port", \.port, .within(1...65535), help: "Port of a TCP socket"),
     Property("server", \.server, help: "Listen, instead of connecting"),
-    Property("wait", \.wait, help: "The guest starts when somebody has connected (default on, server only)"),
-    Property("telnet", settled: false, because: "the telnet protocol is not spoken", help: "Speak telnet"),
+    Property("wait", \.wait, help: "The guest starts after a client has connected (default on, server only)"),
+    Property("telnet", settled: false, because: "the telnet protocol is not supported", help: "Speak telnet"),
     multiplexing(\.multiplexed),
   ]
 
@@ -37,7 +37,7 @@ public struct SocketChardevOptions: ChardevOptions, Hashable {
     },
     PropertyRule(otherwise: "chardev: socket: no host/path/fd given") { $0.path ?? $0.host ?? "" != "" },
     PropertyRule(otherwise: "chardev: socket: no port given") { $0.host == nil || $0.port != nil },
-    PropertyRule(otherwise: "port goes with host") { $0.port == nil || $0.host != nil },
+    PropertyRule(otherwise: "port needs host") { $0.port == nil || $0.host != nil },
     PropertyRule(otherwise: "'wait' option is incompatible with socket in client connect mode") {
       $0.wait == nil || $0.server
     },
