@@ -2,15 +2,15 @@ import Glibc
 import Linux
 import Synchronization
 
-/// Sets of open files that monitors' clients have handed over (`add-fd`). Opening `/dev/fdset/N` yields a duplicate of
-/// the file in set N that was opened for the same accesses (monitor/fds.c). All monitors of a machine share the sets.
-/// A set goes when no client is connected and no duplicate of it is open.
+/// Sets of open files that monitors' clients have passed (`add-fd`). Opening `/dev/fdset/N` returns a duplicate of the
+/// file in set N that was opened with the same access mode (monitor/fds.c). All monitors of a machine share the sets. A
+/// set is removed when no client is connected and no duplicate of its files is open.
 ///
 /// Lock order: its lock is a leaf; files are closed without it.
 public final class DescriptorSets: Sendable {
   public struct Member: Sendable {
     public let file: PassedDescriptor
-    /// What its client wants to find again in `query-fdsets`.
+    /// The client's own text, which `query-fdsets` returns.
     public let note: String?
   }
 
@@ -25,9 +25,9 @@ public final class DescriptorSets: Sendable {
     case negativeID
     /// No such set, or no such member of it.
     case notFound(set: Int64, member: Int64?)
-    /// What follows `/dev/fdset/` is no number.
+    /// The text after `/dev/fdset/` is not a number.
     case notNumber(path: String)
-    /// There is no such set (ENOENT), or no file in it for such accesses (EACCES).
+    /// There is no such set (ENOENT), or it has no file with this access mode (EACCES).
     case notOpened(path: String, readOnly: Bool, SystemError)
   }
 
@@ -48,7 +48,8 @@ public final class DescriptorSets: Sendable {
   /// In the order of their numbers.
   public var all: [DescriptorSet] { state.withLock { $0.sets } }
 
-  /// - Parameter id: nil for the lowest number that is free.
+  /// Adds a file to a set, which is created if it does not exist.
+  /// - Parameter id: nil for the lowest free number.
   /// - Returns: the set's number.
   public func add(_ file: PassedDescriptor, to id: Int64?, note: String?) throws(Problem) -> Int64 {
     if let id, id < 0 { throw .negativeID }
@@ -64,7 +65,7 @@ public final class DescriptorSets: Sendable {
     }
   }
 
-  /// Closes one file of a set, or all of them. What was opened from it stays open.
+  /// Closes one file of a set, or all of them. Duplicates stay open.
   public func remove(_ id: Int64, member: Int64? = nil) throws(Problem) {
     let gone = state.withLock { state -> [Member]? in
       guard let index = state.index(id) else { return nil }
@@ -78,11 +79,11 @@ public final class DescriptorSets: Sendable {
     _ = gone
   }
 
-  /// A duplicate of the file in a set that was opened for just these accesses.
+  /// Opens a duplicate of the file in a set that was opened with exactly this access mode.
   /// - Parameters:
-  ///   - path: what follows `/dev/fdset/` is the set's number.
-  ///   - readOnly: else for reading and writing.
-  /// - Returns: nil for a path elsewhere.
+  ///   - path: `/dev/fdset/` and the set's number.
+  ///   - readOnly: whether the access mode is reading; otherwise it is reading and writing.
+  /// - Returns: nil for any other path.
   public func open(_ path: String, readOnly: Bool) throws(Problem) -> PassedDescriptor? {
     guard path.hasPrefix(Self.folder) else { return nil }
     guard let id = Int64(path.dropFirst(Self.folder.count)), id >= 0 else { throw .notNumber(path: path) }
@@ -115,7 +116,7 @@ public final class DescriptorSets: Sendable {
     _ = gone
   }
 
-  /// A monitor has a client now.
+  /// Counts a client that has connected to a monitor.
   public func clientConnected() { state.withLock { $0.clientCount += 1 } }
 
   public func clientDisconnected() {
@@ -126,7 +127,8 @@ public final class DescriptorSets: Sendable {
     _ = gone
   }
 
-  /// Takes out what has lost its use.
+  /// Removes the sets that are no longer used.
+  /// - Returns: these sets. The caller releases them, which closes their files, without the lock.
   private static func prune(_ state: inout State) -> [DescriptorSet] {
     let hasClient = state.clientCount > 0
     func isOver(_ set: DescriptorSet) -> Bool {

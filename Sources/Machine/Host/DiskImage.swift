@@ -1,7 +1,7 @@
 import Linux
 
 extension BlockNode {
-  /// Opens the file for a device and locks it, until the device goes.
+  /// Opens the file for a device and locks it until the device is gone.
   func open(memory: GuestMemory) throws(StartError) -> ScatteredFile {
     let file = try openUnlocked(memory: memory)
     guard locking != .off else { return file }
@@ -16,7 +16,7 @@ extension BlockNode {
     return file
   }
 
-  /// - Parameter readOnly: nil for what the node is.
+  /// - Parameter readOnly: nil for the node's own setting.
   func openUnlocked(memory: GuestMemory, readOnly: Bool? = nil) throws(StartError) -> ScatteredFile {
     let readOnly = readOnly ?? self.readOnly
     do {
@@ -29,8 +29,8 @@ extension BlockNode {
 }
 
 extension MachineConfiguration {
-  /// Opens and closes the files that options name and that no device uses, so that a mistake in a name shows at the
-  /// start. They are not locked: an image that no device uses excludes no other program.
+  /// Opens and closes the files that options name and no device uses, so that a wrong name is found at the start. It
+  /// does not lock them: an image that no device uses must not exclude other programs.
   func checkUnusedFiles(memory: GuestMemory) throws(StartError) {
     let used = Set(devices.flatMap { $0.nodes.map(\.id) } + blockNodes.compactMap(\.underlying))
     for node in blockNodes where !used.contains(node.id) { _ = try node.openUnlocked(memory: memory) }

@@ -2,12 +2,12 @@ import Hardware
 import Linux
 import Synchronization
 
-/// A queue's worker: a thread that waits for an eventfd, which the guest's doorbell signals by ioeventfd
-/// where the accelerator has that.
+/// A queue's worker: a thread that waits for an eventfd. The guest's doorbell signals it by ioeventfd if the
+/// accelerator supports that.
 ///
-/// The kernel takes milliseconds to attach a doorbell, as it waits for all CPUs. So the worker does it, not the CPU that
-/// places the BAR: until then the guest's write is an exit, and wakes the worker all the same. A doorbell is detached at
-/// once, as something else may come to its address.
+/// The kernel takes milliseconds to attach a doorbell, because it waits for all CPUs. So the worker attaches it, not
+/// the CPU that places the BAR: until then the guest's write is an exit, which wakes the worker, too. A doorbell is
+/// detached at once, because another BAR may be placed at its address.
 ///
 /// Lock order: `doorbell` is a leaf; the accelerator is called with it held.
 final class EventWorker: QueueWorker {
@@ -21,7 +21,7 @@ final class EventWorker: QueueWorker {
   private struct Doorbell {
     var wanted: UInt64?
     var attached: UInt64?
-    /// The worker has tried to attach what is wanted.
+    /// Whether the worker has tried to attach the wanted doorbell.
     var isTried = true
   }
 
@@ -60,7 +60,7 @@ final class EventWorker: QueueWorker {
     doorbell.withLock { doorbell in
       guard !doorbell.isTried, let address = doorbell.wanted else { return }
       doorbell.isTried = true
-      // Where KVM will not, two doorbells at one address for example, the write comes as an exit and wakes us.
+      // If KVM refuses, for example two doorbells at one address, the write is an exit and wakes the worker.
       if doorbells.attach(event.rawValue, toDoorbell: address) { doorbell.attached = address }
     }
   }
@@ -91,7 +91,7 @@ final class EventWorkerSource: QueueWorkerSource {
   }
 }
 
-/// What is left when the host gives no more threads or descriptors: the vCPU serves the queue itself.
+/// The fallback when the host has no more threads or descriptors: the vCPU serves the queue itself.
 private final class InlineWorker: QueueWorker {
   private let handler: @Sendable () -> Void
   private let stopped = Mutex(false)

@@ -4,15 +4,15 @@ import Hardware
 import Linux
 import Synchronization
 
-/// A disk's storage in a raw file or a block device of the host, whose size may change.
+/// A disk's storage in a raw file or a block device of the host. Its size may change.
 final class FileBackend: BlockBackend {
   private let file: ScatteredFile
   private let discardUnmaps: Bool
   private let capacity: Atomic<UInt64>
-  /// Requests that write: a file shrinks when those have ended that believe in the size before.
+  /// Requests that write. Before a file shrinks, those that started with the earlier size must end.
   private let writes = RequestsInFlight()
 
-  /// - Parameter discardUnmaps: whether the guest's discard gives space back to the host.
+  /// - Parameter discardUnmaps: whether the guest's discard frees space on the host.
   init(_ file: ScatteredFile, discardUnmaps: Bool) {
     self.file = file
     self.discardUnmaps = discardUnmaps
@@ -21,13 +21,13 @@ final class FileBackend: BlockBackend {
 
   var size: UInt64 { capacity.load(ordering: .acquiring) }
 
-  /// The size from now on. Returns when no request writes beyond it any more; those that come later fail there.
+  /// Sets the size. Returns when no request writes beyond it any more; later ones fail there.
   func setSize(_ size: UInt64) {
     let earlier = capacity.exchange(size, ordering: .sequentiallyConsistent)
     if size < earlier { writes.drain(parking: ThreadParking()) }
   }
 
-  /// Carries out what writes, unless the disk has become too small for it.
+  /// Carries out a write, unless the disk has become too small for it.
   private func writing(
     _ range: Range<UInt64>, _ body: () throws(BlockError) -> Void
   ) throws(BlockError) {
@@ -62,7 +62,7 @@ final class FileBackend: BlockBackend {
       do throws(SystemError) {
         try file.punchHole(at: range.lowerBound, count: range.upperBound - range.lowerBound)
       } catch {
-        // A hint: storage that cannot do it keeps the data.
+        // Discard is a hint: storage without support for it keeps the data.
         let error = Self.convert(error)
         if error != .unsupported { throw error }
       }
@@ -93,8 +93,8 @@ final class FileBackend: BlockBackend {
     case ENOSPC: .noSpace
     case EROFS, EBADF: .readOnly
     case EOPNOTSUPP: .unsupported
-    // fallocate(2) on a block device wants whole sectors, which may be larger than the guest's; other files do not
-    // know every mode. For reads and writes, EINVAL is an error.
+    // fallocate(2) on a block device needs whole sectors, which may be larger than the guest's; other files do not
+    // support every mode. For reads and writes, EINVAL is an error.
     case EINVAL where error.call == "fallocate": .unsupported
     default: .inputOutput
     }

@@ -3,9 +3,9 @@ import Glibc
 import Linux
 import Synchronization
 
-/// virtio-rng over a file of the host: /dev/urandom, a generator's device, a FIFO that a daemon feeds. A thread
-/// reads it when a request wants bytes, and only as many; so only this thread waits for the file. A FIFO without a
-/// writer, a file at its end or one that fails is read again every 100 ms as long as a request wants bytes.
+/// Entropy from a file of the host: /dev/urandom, a generator's device, a FIFO that a daemon feeds. A thread reads the
+/// file when a request needs bytes, and only as many; so only this thread waits for the file. While a request needs
+/// bytes, it reads again every 100 ms a FIFO without a writer, a file at its end, or a file that fails.
 final class FileEntropy: Devices.EntropySource {
   /// The state that the thread and the source share. The thread does not keep the source alive.
   ///
@@ -19,7 +19,7 @@ final class FileEntropy: Devices.EntropySource {
       var handler: (@Sendable () -> Void)?
     }
 
-    /// The time between two reads of a file that had nothing, in milliseconds.
+    /// The pause after a read without bytes, in milliseconds.
     private static let pause: Int32 = 100
 
     let file: FileDescriptor
@@ -78,7 +78,7 @@ final class FileEntropy: Devices.EntropySource {
   init(opening path: String) throws(SystemError) {
     let reading = try Reading(opening: path)
     self.reading = reading
-    // It ends with this object; where a read does not return, with the process.
+    // The thread ends with this object, or with the process if its read does not return.
     _ = try Thread(name: "entropy") { reading.run() }
   }
 

@@ -1,6 +1,6 @@
 import Hardware
 import Linux
 
-/// The guest's RAM is what the guest's side calls physical memory: the two were written for each other, in modules
-/// that do not know each other.
+/// The guest's RAM is the physical memory of the guest's side. The two types fit each other, but neither module imports
+/// the other.
 extension GuestMemory: PhysicalMemory {}

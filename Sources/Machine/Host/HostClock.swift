@@ -2,7 +2,7 @@ import Devices
 import Hardware
 import Linux
 
-/// The host's time, for guests that run in it.
+/// The host's monotonic time, for a guest that runs in real time.
 final class HostClock: MachineClock {
   var now: UInt64 { Clock.monotonic() }
 

@@ -1,7 +1,7 @@
 import Devices
 import Linux
 
-/// virtio-rng over getrandom(2), which does not wait once the host has started.
+/// Entropy from getrandom(2), which does not block once the host has booted.
 final class HostEntropy: Devices.EntropySource {
   func take(_ count: Int, into bytes: inout [UInt8]) -> Int { RandomSource.fill(&bytes, count: count) }
 

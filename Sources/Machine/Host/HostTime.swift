@@ -1,8 +1,9 @@
 import Linux
 
-/// The host's time of day, in nanoseconds since 1970.
+/// The host's clocks, in nanoseconds.
 public enum HostTime {
+  /// The time of day since 1970.
   public static var now: UInt64 { Clock.realtime() }
-  /// Nanoseconds since some moment: a time that never goes back.
+  /// The time since an unspecified moment, which never goes back.
   public static var monotonic: UInt64 { Clock.monotonic() }
 }

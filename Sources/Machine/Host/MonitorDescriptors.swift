@@ -1,9 +1,9 @@
 import Linux
 import Synchronization
 
-/// The open files that the clients of one monitor have handed over (SCM_RIGHTS): those that came with the latest
-/// message that had any, until a command takes one; and those that have names (`getfd`). The named ones stay while
-/// clients come and go, and are closed with the monitor.
+/// The open files that the clients of one monitor have passed (SCM_RIGHTS): the files of the latest message that had
+/// any, until a command takes one; and those with names (`getfd`). The named ones stay when a client disconnects, and
+/// close with the monitor.
 ///
 /// Lock order: its lock is a leaf; files are closed without it.
 public final class MonitorDescriptors: Sendable {
@@ -18,13 +18,13 @@ public final class MonitorDescriptors: Sendable {
 
   public init(_ sets: DescriptorSets = DescriptorSets()) { self.sets = sets }
 
-  /// They came with a message. Those of an earlier one that no command took are closed.
+  /// Offers the files of a message to the next command. Closes those of an earlier message that no command took.
   public func offer(_ files: [PassedDescriptor]) {
     let earlier = exchangeOffered(for: files)
     _ = earlier
   }
 
-  /// Takes the first of those that came; the others are closed.
+  /// Takes the first offered file and closes the others.
   public func takeOffered() -> PassedDescriptor? { exchangeOffered(for: []).first }
 
   private func exchangeOffered(for files: [PassedDescriptor]) -> [PassedDescriptor] {
@@ -34,7 +34,7 @@ public final class MonitorDescriptors: Sendable {
     }
   }
 
-  /// A file of that name is closed.
+  /// Gives a file a name. Closes an earlier file of that name.
   public func name(_ file: PassedDescriptor, _ name: String) {
     let earlier = state.withLock { $0.named.updateValue(file, forKey: name) }
     _ = earlier
@@ -42,15 +42,15 @@ public final class MonitorDescriptors: Sendable {
 
   public subscript(_ name: String) -> PassedDescriptor? { state.withLock { $0.named[name] } }
 
-  /// Gives the file up. It closes unless another owner holds it.
-  /// - Returns: false where there is none.
+  /// Removes a name. Its file closes unless it has another owner.
+  /// - Returns: false if there is no such name.
   @discardableResult
   public func remove(_ name: String) -> Bool {
     let file = state.withLock { $0.named.removeValue(forKey: name) }
     return file != nil
   }
 
-  /// A client comes or goes.
+  /// A client has connected or disconnected. Closes the offered files.
   public func setConnected(_ connected: Bool) {
     offer([])
     let changes = state.withLock { state in
@@ -62,5 +62,5 @@ public final class MonitorDescriptors: Sendable {
   }
 }
 
-/// For modules that know nothing of the host's calls.
+/// For `Control`, which does not import `Linux`.
 public typealias PassedFile = PassedDescriptor

@@ -3,11 +3,9 @@ import Glibc
 import Linux
 import Synchronization
 
-/// The disks that have their files open, by the block nodes that they are over, and what changes the size of a file
-/// under them (`block_resize`).
+/// The open disks by their block nodes, and the change of a file's size under them (`block_resize`).
 ///
-/// Lock order: `resizing` is held while the host changes a file, and only those who change sizes wait for it; `entries`
-/// is a leaf.
+/// Lock order: `resizing` is held while the host changes a file, and only resizes wait for it; `entries` is a leaf.
 final class OpenDisks: Sendable {
   private struct Entry {
     let node: String
@@ -15,7 +13,7 @@ final class OpenDisks: Sendable {
     weak var disk: VirtioBlock?
   }
 
-  /// Disks that have gone are dropped when the next one comes.
+  /// `add` removes the entries of disks that are gone.
   private let entries = Mutex<[Entry]>([])
   private let resizing = Mutex<Void>(())
 
@@ -35,9 +33,9 @@ final class OpenDisks: Sendable {
     }
   }
 
-  /// Changes the size of a node's file. Their drivers learn it of all disks over it, by an interrupt. It waits for the
-  /// host's file system, and for writes that are under way where the file shrinks.
-  /// - Parameter nodes: those of the machine.
+  /// Changes the size of a node's file. An interrupt of each disk on the file notifies its driver. Waits for the host's
+  /// file system and, if the file shrinks, for the writes in progress.
+  /// - Parameter nodes: all nodes of the machine.
   func resize(_ node: BlockNode, to size: UInt64, among nodes: [BlockNode], memory: GuestMemory) throws(RequestError) {
     let base = node.underlying ?? node.id
     let family = nodes.filter { $0.id == base || $0.underlying == base }.map(\.id)
@@ -45,7 +43,7 @@ final class OpenDisks: Sendable {
       let open = over(family)
       let file: ScatteredFile
       do throws(StartError) {
-        // A disk has locked it. Where there is none, no other program may be using it.
+        // An open disk has locked the file. Without one the file is locked here, against other programs.
         file = try open.isEmpty ? node.open(memory: memory) : node.openUnlocked(memory: memory)
       } catch {
         throw .failed(error)

@@ -1,9 +1,9 @@
 import Glibc
 import Linux
 
-/// Where Nestling's own words go.
+/// Nestling's standard output and standard error.
 public enum StandardStreams {
-  /// Text for a person or a pipe. Nobody may be reading any more; that is no error.
+  /// Writes text for a person or a pipe. It is no error if the reader of the pipe is gone.
   public static func writeOutput(_ text: String) { write(text, to: STDOUT_FILENO) }
 
   public static func writeError(_ text: String) { write(text, to: STDERR_FILENO) }
@@ -13,7 +13,7 @@ public enum StandardStreams {
     try? file.write(Array(text.utf8))
   }
 
-  /// Adds text to a file.
+  /// Appends text to a file.
   public static func append(_ text: String, to path: String) throws(SystemError) {
     let file = try FileDescriptor(openingOutput: path, O_APPEND)
     try file.write(Array(text.utf8))

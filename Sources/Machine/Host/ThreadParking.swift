@@ -1,7 +1,7 @@
 import Hardware
 import Linux
 
-/// Where a thread of the host sleeps on behalf of the guest's side.
+/// Blocks a thread of the host for the guest's side.
 final class ThreadParking: Parking {
   private let semaphore = Semaphore()
 

@@ -2,14 +2,14 @@ import Hardware
 import Linux
 import Synchronization
 
-/// A one-shot timer on a thread of its own, which is made when the timer is started first and ends with it.
+/// A one-shot timer with its own thread, which starts when the timer is started first and ends with it.
 final class ThreadTimer: OneShotTimer {
   /// What the thread and the timer share, so that the thread does not keep the timer alive.
   ///
   /// Lock order: its lock is a leaf; the handler is called without it.
   private final class Schedule: Sendable {
     struct State {
-      /// When to call, in nanoseconds of the monotonic clock, and whom; nil while nothing is due.
+      /// The handler and its time, in nanoseconds of the monotonic clock; nil if the timer is not running.
       var due: (time: UInt64, handler: @Sendable () -> Void)?
       var ends = false
     }
@@ -54,7 +54,7 @@ final class ThreadTimer: OneShotTimer {
     schedule.state.withLock { $0.due = (Clock.monotonic() &+ UInt64(milliseconds) * 1_000_000, handler) }
     schedule.changed.signal()
     thread.withLock { thread in
-      // Where the host gives no thread, the period does not end: the guest gets less, not more.
+      // If the host has no thread, a period of virtio-rng never ends: the guest gets less entropy, not more.
       if thread == nil { thread = try? Thread(name: "timer") { [schedule] in schedule.run() } }
     }
   }

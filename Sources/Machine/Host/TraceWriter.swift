@@ -3,17 +3,17 @@ import Linux
 import Synchronization
 import VTd
 
-/// Writes trace events, a line each: `vtd_dmar_fault sid=00:02.0 fault=0x71 ...`.
+/// Writes trace events, one line each: `vtd_dmar_fault sid=00:02.0 fault=0x71 ...`.
 ///
 /// Lock order: its lock is a leaf. A unit calls it with its locks held, so it does not wait for a reader: events that
-/// do not fit a pipe are lost, and the next line tells how many.
+/// do not fit into a pipe are lost, and the next line gives their number.
 final class TraceWriter: TraceSink, MachineTraceSink {
   private let file: FileDescriptor
   /// How many events were lost since the last line. The lock also keeps lines whole.
   private let lost = Mutex(0)
 
   /// - Parameters:
-  ///   - path: of a file, which is emptied first; nil for standard error.
+  ///   - path: a file, which is truncated first; nil for standard error.
   ///   - patience: how long to wait for the reader of a FIFO; nil to throw ENXIO at once.
   init(path: String?, patience: Patience? = nil) throws(SystemError) {
     if let path {
@@ -35,8 +35,7 @@ final class TraceWriter: TraceSink, MachineTraceSink {
     let bytes = Array(line.utf8)
     lost.withLock { lost in
       let note = lost > 0 ? Array("trace_events_lost count=\(lost)\n".utf8) : []
-      // A pipe that has room takes both lines whole (pipe(7), PIPE_BUF). A full disk or a closed pipe loses events,
-      // nothing else.
+      // A pipe with room takes both lines whole (pipe(7), PIPE_BUF). A full disk or a closed pipe loses only events.
       if Poll.writable(file.rawValue, milliseconds: 0), (try? file.writeSome(note + bytes, from: 0)) != 0 {
         lost = 0
       } else {

@@ -1,16 +1,16 @@
 import Linux
 import Synchronization
 
-/// Does pieces of work in order: what may wait for the host, so that no vCPU, monitor or reset waits for it.
+/// Runs pieces of work in order. The work may wait for the host, so that no vCPU, monitor or reset has to.
 protocol HostWork: AnyObject, Sendable {
-  /// Has a piece of work done after those before it.
-  /// - Parameter cancel: called instead of `run` where the work stops first, or the host has no thread to give.
+  /// Submits a piece of work, which runs after the earlier ones.
+  /// - Parameter cancel: called instead of `run` if the queue stops first, or if the host has no thread.
   func submit(_ run: @escaping @Sendable () -> Void, orElse cancel: @escaping @Sendable () -> Void)
-  /// Cancels what has not begun, and waits for what has, for a time: the host may never answer it.
+  /// Cancels work that has not begun. Waits for work in progress, but not for ever: the host may never answer it.
   func stop()
 }
 
-/// Host work on a thread of its own.
+/// Host work on one thread.
 ///
 /// Lock order: its lock is a leaf; work runs without it.
 final class WorkQueue: HostWork {
@@ -29,7 +29,7 @@ final class WorkQueue: HostWork {
   private let available = Semaphore()
   private let state = Mutex(State())
 
-  /// - Parameter name: of the thread, which is made for the first piece of work.
+  /// - Parameter name: the name of the thread, which starts with the first piece of work.
   init(name: String) { self.name = name }
 
   func submit(_ run: @escaping @Sendable () -> Void, orElse cancel: @escaping @Sendable () -> Void) {
@@ -70,6 +70,6 @@ final class WorkQueue: HostWork {
     thread?.join(patience: Self.patience)
   }
 
-  /// In milliseconds.
+  /// How long `stop` waits, in milliseconds.
   private static let patience: UInt32 = 1000
 }
