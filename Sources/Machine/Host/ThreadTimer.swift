@@ -54,7 +54,7 @@ final class ThreadTimer: OneShotTimer {
     schedule.state.withLock { $0.due = (Clock.monotonic() &+ UInt64(milliseconds) * 1_000_000, handler) }
     schedule.changed.signal()
     thread.withLock { thread in
-      // If the host has no thread, a period of virtio-rng never ends: the guest gets less entropy, not more.
+      // If the host has no thread, the timer never fires. For virtio-rng the guest then gets less entropy, not more.
       if thread == nil { thread = try? Thread(name: "timer") { [schedule] in schedule.run() } }
     }
   }

@@ -4,29 +4,29 @@ import PCI
 import Synchronization
 import VFIO
 
-/// What the guest finds where it places the Expansion ROM Base Address register (PCI Express Base 7.5.1.2.4) of a
-/// passed-through function: the device's own ROM, or a file's content in its place. Nothing runs it here, as there is no
-/// firmware; drivers of the guest read it.
+/// The expansion ROM of a passed-through function, at the guest's Expansion ROM Base Address (PCI Express Base
+/// 7.5.1.2.4): the device's own ROM, or the content of a file instead. No firmware runs it here; the guest's drivers
+/// read it.
 ///
 /// Lock order: its lock is held while the device's ROM is read, once.
 final class ExpansionROM: Sendable {
-  /// Where it comes from (`rombar=`, `romfile=`).
+  /// The origin of the ROM (`rombar=`, `romfile=`).
   enum Source: Hashable, Sendable {
     case device
     case file([UInt8])
     case nowhere
   }
 
-  /// The most that the register can have.
+  /// The largest ROM that the register allows, in bytes.
   static let limit = 1 << 24
 
-  /// Of the register: a power of two.
+  /// The size that the register decodes: a power of two.
   let size: UInt64
   private let read: @Sendable () -> [UInt8]
-  /// nil until somebody wants to know.
+  /// The content; nil until the guest reads it.
   private let bytes = Mutex<[UInt8]?>(nil)
 
-  /// - Returns: nil where there is none.
+  /// - Returns: nil if there is no ROM.
   init?(_ source: Source, of device: VFIODevice) throws(SystemError) {
     let count: UInt64
     switch source {
@@ -37,7 +37,7 @@ final class ExpansionROM: Sendable {
     case .device:
       let region = try device.region(UInt32(BaseAddressRegister.expansionROMIndex))
       count = region.isReadable ? region.size : 0
-      // Slow, and some devices do not survive it: not before somebody wants to know.
+      // The read is slow, and some devices hang on it. So it waits for the guest's first read.
       read = { device.contents(of: region, limit: Self.limit) }
     }
     guard count > 0, count <= Self.limit else { return nil }
@@ -46,7 +46,7 @@ final class ExpansionROM: Sendable {
     self.size = size
   }
 
-  /// All ones behind the content's end.
+  /// Reads the ROM; bytes beyond its end are all ones.
   func read(offset: UInt64, width: AccessWidth) -> UInt64 {
     bytes.withLock { known in
       let bytes = known ?? read()
@@ -60,7 +60,7 @@ final class ExpansionROM: Sendable {
     }
   }
 
-  /// Reads a file that stands for a ROM.
+  /// Reads the file of `romfile=`.
   static func content(ofFile path: String) throws(SystemError) -> [UInt8] {
     let file = try FileDescriptor(openingSource: path)
     var bytes: [UInt8] = []

@@ -2,18 +2,18 @@ import Glibc
 import Linux
 import VFIO
 
-/// How a passed-through function gets its reset: by itself where it can, else with its whole bus, where all that is on it
-/// is ours (VFIO_DEVICE_RESET, VFIO_DEVICE_PCI_HOT_RESET). A bus that several functions of the guest share is reset when
-/// all of them are: with the machine, not with one of them.
+/// The reset of a passed-through function: the function alone if it supports that (VFIO_DEVICE_RESET), otherwise its
+/// whole bus if every function on it is ours (VFIO_DEVICE_PCI_HOT_RESET). A bus that several functions of the guest
+/// share is reset only when all of them are: at the machine's reset, not at the reset of one function.
 extension VFIOPCI {
   enum ResetProblem: Error {
-    /// A bus reset would do, and would take these of the guest with it.
+    /// Only a bus reset is possible, and it would also reset these functions of the guest.
     case isShared([VFIOPCI])
     case failed(SystemError)
   }
 
   func resetDevice() throws(ResetProblem) {
-    // A way through D3hot resets less than a bus reset does, and is what VFIO has where there is no better.
+    // A transition through D3hot resets less than a bus reset. VFIO uses it if the function has nothing better.
     let isWeak = space.isResetByPowerStates && !space.hasFunctionLevelReset
     var own: SystemError?
     if device.hasReset, !isWeak {
@@ -45,10 +45,10 @@ extension VFIOPCI {
     throw .isShared(others)
   }
 
-  /// What the kernel would say of a bus reset that takes others' devices along.
+  /// The kernel's error for a bus reset that would include devices of other owners.
   static var isNotAllowed: SystemError { SystemError("VFIO_DEVICE_PCI_HOT_RESET", code: EPERM) }
 
-  /// Others of the guest that a bus reset takes along.
+  /// Returns the guest's other functions that a bus reset includes.
   func surroundingPeers(of reset: VFIODevice.BusReset) -> [VFIOPCI] {
     guard let peers = surroundings.memory?.peers else { return [] }
     return reset.functions.compactMap { function in

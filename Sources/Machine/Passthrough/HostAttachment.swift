@@ -2,22 +2,22 @@ import Hardware
 import VFIO
 import VTd
 
-/// What the host translates a passed-through function's requests by, in the kernel's numbers (<linux/iommufd.h>): for
-/// somebody who wants to know which table translated what.
+/// What the host uses to translate a passed-through function's requests, in the kernel's numbers (<linux/iommufd.h>).
+/// It shows a person which table translates a request.
 public struct HostAttachment: Hashable, Sendable {
   public enum Target: Hashable, Sendable {
     /// Detached: the host refuses every request.
     case none
-    /// A page table that the kernel keeps by itself for an address space (IOAS).
+    /// The page table that the kernel itself keeps for an address space (IOAS).
     case addressSpace(UInt32)
-    /// A second stage that first stages can be put on.
+    /// A second stage that can be the parent of first stages.
     case parent(UInt32, addressSpace: UInt32?)
     /// The guest's first stage on a parent.
     case nested(UInt32, parent: UInt32, addressSpace: UInt32?)
   }
 
   public let source: RequesterID
-  /// What the guest's tables ask for; nil before anything was bound.
+  /// The translation that the guest's tables ask for; nil before the first binding.
   public let binding: HostBinding?
   public let target: Target
   /// The iommufd object's id.

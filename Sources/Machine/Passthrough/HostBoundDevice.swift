@@ -3,39 +3,39 @@ import Synchronization
 import VFIO
 import VTd
 
-/// A passed-through device's translation on the host: what the guest's unit asks for, done by iommufd.
+/// A passed-through device's translation on the host: carries out with iommufd what the guest's unit asks for.
 ///
-/// Blocked, the device is detached: the host's IOMMU then refuses its requests.
+/// A blocked device is detached: the host's IOMMU then refuses its requests.
 ///
-/// Lock order: called with the unit's bindings locked; then `PassthroughMemory`'s, or that of the page requests, then
-/// that of its group and the device's.
+/// Lock order: the caller holds the lock of the unit's bindings; then the lock of `PassthroughMemory` or of the page
+/// requests, then that of the group and the device's.
 final class HostBoundDevice: HostTranslation {
-  /// What a person is to know of it.
+  /// An event that is reported to a person.
   enum Notice: Hashable, Sendable {
-    /// Its requests are refused from now on, and why.
+    /// The device's requests are refused from now on, for this reason.
     case blocked(HostBinding.BlockReason)
-    /// The host refused what the guest asked for.
+    /// The host refused the translation that the guest asked for.
     case refused(SystemError)
-    /// The host does not hand its page requests over any more.
+    /// The host no longer hands over the device's page requests.
     case pageRequestsRefused(SystemError)
-    /// Its requests are refused because those of another function of its IOMMU group are.
+    /// The device's requests are refused because those of another function of its IOMMU group are.
     case blockedWithSibling(String)
   }
 
   private struct State {
     var attached: (any AttachmentTarget)?
-    /// What it is attached to, where that is the guest's first stage.
+    /// The attached first stage of the guest; nil for any other target.
     var firstStage: NestedTable?
-    /// nil: the host answers its page requests.
+    /// Nil if the host answers the device's page requests.
     var pageRequests: HostPageRequests?
-    /// Each is told once.
+    /// The notices that were reported: each is reported once.
     var told: Set<Notice> = []
   }
 
   private let device: VFIODevice
   private let group: HostGroup.Member
   let memory: PassthroughMemory
-  /// Its way to the guest's memory, under the guest's own tables or without.
+  /// The translation to the guest's memory, used alone or as the parent of the guest's first stages.
   private let secondStage: any AttachmentTarget
   private let state: Mutex<State>
   private let tell: @Sendable (Notice) -> Void
@@ -60,11 +60,11 @@ final class HostBoundDevice: HostTranslation {
     group.note(self, attachedTo: secondStage)
   }
 
-  /// What the host translates its requests by now; nil while they are refused.
+  /// What the host now uses to translate the device's requests; nil while they are refused.
   var attached: (any AttachmentTarget)? { state.withLock { $0.attached } }
 
   func bind(_ pasid: UInt32?, to binding: HostBinding) throws(HostRefusal) -> (any HostFirstStage)? {
-    // Requests with PASID are the kernel's from 6.15 on; the unit does not ask for them yet.
+    // The kernel supports requests with PASID from 6.15 on; the unit does not ask for them yet.
     guard pasid == nil else { throw HostRefusal() }
     do {
       switch binding {
@@ -97,7 +97,7 @@ final class HostBoundDevice: HostTranslation {
     do {
       return try attach(stage, on: parent, requests)
     } catch {
-      // Without them, if that is what the host minds.
+      // The host may have refused only the page requests, so tries again without them.
       let nested = try attach(stage, on: parent, nil)
       refusePageRequests(error)
       return nested
@@ -108,17 +108,17 @@ final class HostBoundDevice: HostTranslation {
     _ stage: GuestFirstStage, on parent: HardwarePageTable, _ requests: HostPageRequests?
   ) throws(SystemError) -> NestedTable {
     let nested = try memory.nestedTable(stage, on: parent, for: device, queue: requests?.queue)
-    // Linux before 6.15 takes a device's page requests only where ATS is enabled, which it is by a table of the
-    // kernel's own.
+    // Linux before 6.15 accepts a fault queue for a device only while its ATS is enabled. Attaching the device to a
+    // table of the kernel enables ATS.
     if requests != nil, state.withLock({ $0.attached == nil }) { try attach(memory.nothing()) }
     try attach(nested.table, as: nested, ridPASID: stage.pasid)
     return nested
   }
 
   /// - Parameters:
-  ///   - target: nil for nothing.
-  ///   - firstStage: that the target is.
-  ///   - ridPASID: of the entry that a first stage comes from.
+  ///   - target: nil to detach the device.
+  ///   - firstStage: the first stage whose table the target is.
+  ///   - ridPASID: the PASID of the entry that holds the first stage.
   private func attach(
     _ target: (any AttachmentTarget)?, as firstStage: NestedTable? = nil, ridPASID: UInt32? = nil
   ) throws(SystemError) {
@@ -133,7 +133,7 @@ final class HostBoundDevice: HostTranslation {
     state.withLock { $0.firstStage = firstStage }
   }
 
-  /// For its group, which decides about the attachments of all its functions.
+  /// Attaches or detaches the device. Only its group calls this, as it decides the attachments of all its functions.
   func move(to target: (any AttachmentTarget)?) throws(SystemError) {
     if let target {
       guard attached !== target else { return }
@@ -150,13 +150,14 @@ final class HostBoundDevice: HostTranslation {
 
   // MARK: Page requests
 
-  /// Has the host hand the device's page requests over, from its next first stage on. Tried at once, so that the guest
-  /// is shown nothing that will not be.
-  /// - Throws: what the kernel says to it: its IOMMU has none, the device has none, it is a virtual function.
+  /// Asks the host to hand over the device's page requests from its next first stage on. Tries this at once, so that
+  /// the guest sees the capability only if it works.
+  /// - Throws: the kernel's error: its IOMMU or the device has no page requests, or the device is a virtual function.
+  /// - Returns: nil if the device is behind a unit without first stage.
   func offerPageRequests() throws(SystemError) -> HostPageRequests? {
     guard let parent = secondStage as? HardwarePageTable else { return nil }
     let requests = try memory.pageRequests()
-    // A table of which nothing is walked: the device sends no requests yet.
+    // The host does not walk this table: the device sends no requests yet.
     let trial = GuestFirstStage(root: 0, levels: 4, domain: 0, pasid: 0)
     state.withLock { $0.pageRequests = requests }
     do throws(SystemError) {
@@ -170,7 +171,7 @@ final class HostBoundDevice: HostTranslation {
     return requests
   }
 
-  /// From the next first stage on the host answers the device's page requests.
+  /// Stops asking for page requests: from the next first stage on, the host answers them.
   func refusePageRequests(_ error: SystemError) {
     state.withLock { $0.pageRequests = nil }
     notice(.pageRequestsRefused(error))

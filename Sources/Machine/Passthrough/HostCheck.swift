@@ -2,22 +2,23 @@ import Linux
 import VFIO
 import VTd
 
-/// What this host can do for passed-through devices, looked at and tried: nothing is left changed.
+/// What this host supports for passed-through devices: reads sysfs, and opens and binds devices. It leaves nothing
+/// changed.
 public struct HostCheck: Sendable {
-  /// A remapping unit of the host's, as its driver shows it.
+  /// A remapping unit of the host, as its driver shows it.
   public struct Unit: Hashable, Sendable {
     public let name: String
-    /// `1:0`
+    /// The version of its architecture, such as `1:0`.
     public let version: String
-    /// nil where sysfs shows none.
+    /// Nil if sysfs does not show them.
     public let capabilities: HardwareInformation.VTd?
     /// ECAP.IR.
     public var remapsInterrupts: Bool { capabilities.map { $0.extendedCapability >> 3 & 1 != 0 } ?? false }
-    /// ECAP.SMTS, NEST, FSTS and SSTS that are missing.
+    /// Those of ECAP.SMTS, NEST, FSTS and SSTS that are missing.
     public var missingForNesting: [String] { capabilities.map(HostRequirement.missingForNesting) ?? [] }
   }
 
-  /// An IOMMU group: what is passed through together, or not at all.
+  /// An IOMMU group: its devices are passed through together, or not at all.
   public struct Group: Hashable, Sendable {
     public struct Member: Hashable, Sendable {
       public let address: String
@@ -25,8 +26,8 @@ public struct HostCheck: Sendable {
     }
 
     public let name: String
-    /// What its devices are attached to while the host's drivers have them: `DMA-FQ`, `identity`; nil where sysfs shows
-    /// none.
+    /// The type of domain of its devices while host drivers use them: `DMA-FQ`, `identity`; nil if sysfs does not show
+    /// it.
     public let type: String?
     public let members: [Member]
   }
@@ -35,38 +36,38 @@ public struct HostCheck: Sendable {
     public let address: String
     public let driver: String?
     public let group: Group?
-    /// The unit in front of it.
+    /// The unit that translates its requests.
     public let unit: String?
-    /// What keeps it from being passed through to a guest without first stage; nil for nothing.
+    /// Why it cannot be passed through to a guest without first stage; nil if it can.
     public let problem: PassthroughError?
-    /// What keeps it from having x-flts=on above that; nil for nothing.
+    /// Why it cannot be passed through with x-flts=on, beyond `problem`; nil if it can.
     public let nestingProblem: PassthroughError?
   }
 
   public let kernelRelease: String
-  /// What the kernel was built with, of what matters here; nil where it does not tell.
+  /// The kernel's build options that passthrough needs; nil if its configuration file cannot be read.
   public let kernelOptions: [KernelOption]?
   /// Words of the kernel's command line about IOMMUs and VFIO.
   public let commandLine: [String]
-  /// Why /dev/kvm, and /dev/iommu, cannot be opened; nil where they can.
+  /// Why /dev/kvm and /dev/iommu cannot be opened; nil if they can.
   public let kvmProblem: SystemError?
   public let iommufdProblem: SystemError?
-  /// VFIO makes device files of its own (CONFIG_VFIO_DEVICE_CDEV).
+  /// Whether VFIO makes a file for each device (CONFIG_VFIO_DEVICE_CDEV).
   public let hasDeviceFiles: Bool
-  /// In bytes; nil for no limit.
+  /// The limit of locked memory in bytes; nil for no limit.
   public let lockedMemory: UInt64?
   public let units: [Unit]
   public let devices: [Device]
-  /// How many there are of each type; without a type under an empty name.
+  /// The number of IOMMU groups of each type. An empty name stands for groups without a type.
   public let groupCounts: [String: Int]
 
-  /// Looks.
-  /// - Parameter names: of devices, as `host=` takes them.
+  /// Checks this host.
+  /// - Parameter names: the addresses of devices, as in `host=`.
   public init(devices names: [String]) {
     self.init(devices: names, root: "")
   }
 
-  /// - Parameter root: in which /sys, /proc and /boot are.
+  /// - Parameter root: the folder that contains /sys, /proc and /boot.
   init(devices names: [String], root: String, calls: any SystemCalls = HostSystemCalls()) {
     let sysfs = "\(root)/sys"
     let release = (try? Folder.text(of: "\(root)/proc/sys/kernel/osrelease")) ?? "unknown"
@@ -119,7 +120,7 @@ public struct HostCheck: Sendable {
     }
   }
 
-  /// Whether a guest with x-flts=on can have every device asked for, or with none asked for, some device.
+  /// Whether every named device can be passed through with x-flts=on; without named devices, whether any device could.
   public var isReady: Bool {
     kvmProblem == nil && iommufdProblem == nil
       && (devices.isEmpty
@@ -150,8 +151,8 @@ public struct HostCheck: Sendable {
       nestingProblem: nestingProblem)
   }
 
-  /// Opens and binds it, as a machine does, and lets it go.
-  /// - Returns: what its IOMMU has not for x-flts=on.
+  /// Opens and binds a device as a machine does, and closes it.
+  /// - Returns: the first requirement of x-flts=on that its IOMMU does not meet.
   private static func attempt(
     _ found: HostDevice, _ calls: any SystemCalls
   ) throws(PassthroughError) -> HostRequirement? {

@@ -1,13 +1,13 @@
 import Hardware
 import PCI
 
-/// A host function's configuration space, as the guest is to see it: laid out as the host's, without what cannot be
-/// passed on, and for each bit whether the guest's accesses reach the device (PCI Express Base 7.5 and 7.6).
+/// A host function's configuration space as the guest sees it (PCI Express Base 7.5 and 7.6): with the host's layout,
+/// without capabilities that cannot be passed through, and for each bit whether the guest's accesses reach the device.
 ///
-/// VFIO guards the device; this decides what the machine answers itself: BARs and decoding, messages, the place on
-/// the fabric, and power states, which are followed by the device.
+/// VFIO protects the device. This type decides what the machine answers itself: BARs and decoding, MSI and MSI-X, the
+/// place on the fabric, and power states, which the machine then sets in the device.
 struct HostConfigurationSpace: Sendable {
-  /// A capability's identifiers.
+  /// Identifiers of capabilities.
   private enum Identifier {
     static let powerManagement: UInt8 = 0x01
     static let vitalProductData: UInt8 = 0x03
@@ -16,35 +16,35 @@ struct HostConfigurationSpace: Sendable {
     static let express: UInt8 = 0x10
     static let msix: UInt8 = 0x11
     static let advancedFeatures: UInt8 = 0x13
-    /// What is passed on beyond those: errors, serial number, vendor-specific.
+    /// The extended capabilities that are passed through: errors, serial number, vendor-specific.
     static let extended: Set<UInt16> = [0x0001, 0x0003, 0x000b]
   }
 
   private(set) var given = ConfigurationLayout(space: ConfigurationSpace())
   private(set) var msix: MSIX.Layout?
   private(set) var msiVectorCount = 0
-  /// Bits that are read from the device, and written to it.
+  /// The bits that are read from the device and written to it.
   private(set) var direct = [UInt8](repeating: 0, count: ConfigurationSpace.size)
-  /// As the host's header has it: 0 for none.
+  /// The Interrupt Pin of the host's header: 0 for none.
   let interruptPin: UInt8
   let header: [UInt8]
-  /// Where capabilities of these identifiers are, of those that may be shown.
+  /// The offsets of the capabilities of translation services that the guest sees, by identifier.
   private(set) var translationServices: [UInt16: Int] = [:]
-  /// The device has page requests, shown or not.
+  /// Whether the device has page requests, whether the guest sees them or not.
   private(set) var hasPageRequests = false
   private let services: TranslationServices
   private let type: ExpressType
-  /// Function Level Reset, by PCI Express or by Advanced Features.
+  /// Whether the device has Function Level Reset, in its PCI Express or Advanced Features capability.
   private(set) var hasFunctionLevelReset = false
-  /// A way from D3hot to D0 resets it (No_Soft_Reset is clear).
+  /// Whether the transition from D3hot to D0 resets the device (No_Soft_Reset is clear).
   private(set) var isResetByPowerStates = false
   private let offersReset: Bool
 
   /// - Parameters:
-  ///   - bytes: the host's, 256 or 4096.
-  ///   - type: what the function is on the guest's fabric.
-  ///   - services: what the guest's unit and the host offer the function together.
-  ///   - offersReset: whether VFIO has a reset for the function alone. Then the guest has FLR, whatever it is on the host.
+  ///   - bytes: the host's configuration space, 256 or 4096 bytes.
+  ///   - type: the type of the function on the guest's fabric.
+  ///   - services: the services that both the guest's unit and the host offer.
+  ///   - offersReset: whether VFIO can reset the function alone. Then the guest sees FLR, whatever reset the host has.
   init(
     _ bytes: [UInt8], type: ExpressType = .rootComplexIntegratedEndpoint, services: TranslationServices = [],
     offersReset: Bool = true
@@ -55,7 +55,7 @@ struct HostConfigurationSpace: Sendable {
     let bytes = bytes + [UInt8](repeating: 0, count: max(0, ConfigurationSpace.size - bytes.count))
     header = Array(bytes[..<0x40])
     interruptPin = min(bytes[StandardOffset.interruptPin], 4)
-    // The status register is the device's, but for what the capabilities make of it.
+    // The status register is the device's, except the Capabilities List bit.
     direct[StandardOffset.status] = 0xe8
     direct[StandardOffset.status + 1] = 0xff
     addCapabilities(bytes)
@@ -67,12 +67,12 @@ struct HostConfigurationSpace: Sendable {
   private mutating func addCapabilities(_ bytes: [UInt8]) {
     var entries: [(offset: Int, id: UInt8)] = []
     var offset = Int(bytes[StandardOffset.capabilitiesPointer] & 0xfc)
-    // One that goes round ends where it has been before.
+    // A list with a loop ends at the first repeated offset.
     while offset >= 0x40, bytes[StandardOffset.status] & 0x10 != 0, !entries.contains(where: { $0.offset == offset }) {
       entries.append((offset, bytes[offset]))
       offset = Int(bytes[offset + 1] & 0xfc)
     }
-    /// How far a capability may reach: to the next one.
+    /// Returns the number of bytes from a capability to the next one.
     func room(at offset: Int) -> Int { (entries.map(\.offset).filter { $0 > offset }.min() ?? 0x100) - offset }
 
     var shown: [(offset: Int, id: UInt8)] = []
@@ -90,11 +90,12 @@ struct HostConfigurationSpace: Sendable {
     if !shown.isEmpty { given.space.set(StandardOffset.status, UInt16(0x10)) }
   }
 
-  /// - Returns: whether the guest is to see it. MSI is decided when all others have their places.
+  /// Adds a capability.
+  /// - Returns: whether the guest sees it. `addMSI` adds MSI after all others have their places.
   private mutating func add(_ id: UInt8, at offset: Int, room: Int, _ bytes: [UInt8]) -> Bool {
     switch id {
     case Identifier.powerManagement where room >= 8:
-      // The state is the guest's to write, out of D0 as it starts. No PME: nobody would hear of it.
+      // The guest writes the power state, which starts as D0. PME is hidden, because nothing here handles it.
       let noSoftReset = bytes.load(UInt16.self, at: offset + 4) & 1 << 3
       isResetByPowerStates = noSoftReset == 0
       given.space.define(offset + 2, bytes.load(UInt16.self, at: offset + 2) & 0x07ff)
@@ -102,7 +103,7 @@ struct HostConfigurationSpace: Sendable {
       given.powerManagementOffset = offset
       return true
     case Identifier.advancedFeatures where room >= 6:
-      // Its reset is offered by PCI Express, or not at all.
+      // The guest sees a reset only in the PCI Express capability.
       if bytes[offset + 3] & 3 == 3 { hasFunctionLevelReset = true }
       return false
     case Identifier.msix where room >= 12 && msix == nil:
@@ -135,8 +136,9 @@ struct HostConfigurationSpace: Sendable {
       pendingOffset: UInt64(pending & ~7))
   }
 
-  /// On bus 0 there is no link above it: an endpoint becomes one of the root complex, as QEMU has it. Below a port its link
-  /// is the guest's, not the host's.
+  /// Adds the PCI Express capability. On bus 0 there is no link above the function, so an endpoint becomes a root
+  /// complex integrated endpoint, as in QEMU. Below a port the link registers describe the guest's link, not the
+  /// host's.
   private mutating func addExpress(at offset: Int, room: Int, _ bytes: [UInt8]) {
     given.expressOffset = offset
     let flags = bytes.load(UInt16.self, at: offset + 2)
@@ -149,17 +151,18 @@ struct HostConfigurationSpace: Sendable {
       given.space.define(offset + 0x12, link.status)
     }
     if bytes[offset + 7] & 0x10 != 0 { hasFunctionLevelReset = true }
-    // Device Capabilities, with FLR as VFIO has it.
+    // Device Capabilities, with FLR if VFIO can reset the function.
     pass(offset + 4..<offset + 8)
     direct[offset + 7] &= ~0x10
     given.space.define(offset + 7, UInt8(offersReset ? 0x10 : 0))
-    // Device Control and Status; Initiate FLR comes to us, not to the device.
+    // Device Control and Status. The machine handles Initiate FLR; the bit does not reach the device.
     pass(offset + 8..<offset + 12)
     direct[offset + 9] &= 0x7f
     if version >= 2, room >= 0x2c { pass(offset + 0x24..<offset + 0x2c) }
   }
 
-  /// MSI as our own: where the host's has the form that ours has, or in a gap. A function with MSI-X does without.
+  /// Adds MSI, which the machine emulates: at the host's offset if there is room for the machine's form, otherwise in a
+  /// gap. A function with MSI-X gets no MSI.
   private mutating func addMSI(
     _ entries: [(offset: Int, id: UInt8)], _ bytes: [UInt8], _ shown: inout [(offset: Int, id: UInt8)]
   ) {
@@ -168,9 +171,9 @@ struct HostConfigurationSpace: Sendable {
     let size = 24
     var taken = [Bool](repeating: false, count: 0x100)
     for at in 0..<0x100 { taken[at] = at < 0x40 || bytes[at] != 0 || direct[at] != 0 }
-    // In D0, with nothing set, its control register is zero.
+    // The power management registers can read as zero, which would look like a gap.
     if let power = given.powerManagementOffset { for at in power..<power + 8 { taken[at] = true } }
-    // 64-bit addresses are 4 bytes more, masks 10.
+    // 64-bit addresses add 4 bytes, masks 10.
     let own = 10 + (control[bit: 7] ? 4 : 0) + (control[bit: 8] ? 10 : 0)
     for at in host.offset..<min(host.offset + own, 0x100) { taken[at] = false }
     let places = [host.offset] + stride(from: 0x40, through: 0x100 - size, by: 4)
@@ -204,7 +207,7 @@ struct HostConfigurationSpace: Sendable {
         || services.shows(id) && entry.offset <= ConfigurationSpace.size - TranslationServices.room
     }
     guard !shown.isEmpty else { return }
-    // The list begins at 0x100 whatever is there: an identifier that nobody has stands for what is left out.
+    // The list must begin at 0x100. If the capability there is hidden, the unused identifier 0xffff takes its place.
     var list = shown
     if list[0].offset != 0x100 { list.insert((0x100, 0xffff), at: 0) }
     for (index, entry) in list.enumerated() {

@@ -1,20 +1,20 @@
 import Linux
 import VFIO
 
-/// A PCI function of the host, as sysfs tells of it: found by its address, or by its folder.
+/// A PCI function of the host, as sysfs shows it: found by its address, or by its folder.
 struct HostDevice: Hashable, Sendable {
   /// `0000:01:00.0`
   let address: String
-  /// Below /sys.
+  /// Its folder below /sys.
   let folder: String
-  /// The driver that has it.
+  /// The driver that it is bound to.
   let driver: String?
   let group: String?
   /// VFIO's file for it: `/dev/vfio/devices/vfio0`.
   let deviceFile: String?
 
   /// - Parameters:
-  ///   - name: as a person writes it, with or without the domain.
+  ///   - name: the address, with or without the domain.
   ///   - sysfs: where sysfs is mounted.
   static func find(address name: String, sysfs: String = "/sys") throws(PassthroughError) -> HostDevice {
     guard let address = fullAddress(name) else { throw PassthroughError(name, .notAnAddress) }
@@ -33,7 +33,7 @@ struct HostDevice: Hashable, Sendable {
       deviceFile: file.map { "/dev/vfio/devices/\($0)" })
   }
 
-  /// The function that an open device file of VFIO's stands for; nil where sysfs does not show it.
+  /// Finds the function of an open device file of VFIO; nil if sysfs does not show it.
   static func find(of file: KernelFile, sysfs: String) -> HostDevice? {
     // /sys/dev/char/511:0 -> ../../devices/pci0000:00/0000:01:00.0/vfio-dev/vfio0
     guard let number = file.deviceNumber,
@@ -44,13 +44,14 @@ struct HostDevice: Hashable, Sendable {
     return try? find(folder: "\(sysfs)/bus/pci/devices/\(parts[parts.count - 3])")
   }
 
-  /// The first other function of its IOMMU group that a driver of the host has, which keeps the group from VFIO.
+  /// Returns the first other function of its IOMMU group that is bound to a driver of the host. Such a driver keeps
+  /// VFIO from owning the group.
   func sibling(withDriverIn sysfs: String) -> (address: String, driver: String)? {
     guard let group else { return nil }
     let folder = "\(sysfs)/kernel/iommu_groups/\(group)/devices"
     for member in (try? Folder.names(in: folder)) ?? [] where member != address {
       let link = try? Folder.link("\(folder)/\(member)/driver")
-      // These do not use the DMA API (`driver_managed_dma`).
+      // The drivers named here do not use the DMA API (`driver_managed_dma`).
       guard let driver = link?.split(separator: "/").last.map(String.init), !driver.contains("vfio"),
         driver != "pci-stub", driver != "pcieport"
       else { continue }
@@ -59,7 +60,7 @@ struct HostDevice: Hashable, Sendable {
     return nil
   }
 
-  /// With the domain, in lower case; nil for what is no address: `DDDD:BB:DD.F`.
+  /// Returns an address as `DDDD:BB:DD.F`, in lower case; nil if the text is not an address.
   static func fullAddress(_ name: String) -> String? {
     var parts = name.lowercased().split(separator: ":", omittingEmptySubsequences: false).map(String.init)
     if parts.count == 2 { parts.insert("0000", at: 0) }
@@ -76,7 +77,7 @@ struct HostDevice: Hashable, Sendable {
     return parts.joined(separator: ":")
   }
 
-  /// Opens its device file, or says what is in the way.
+  /// Opens its device file, or throws why there is none.
   func open(calls: any SystemCalls) throws(PassthroughError) -> KernelFile {
     guard let deviceFile else {
       if group == nil { throw PassthroughError(address, .noIOMMUGroup) }

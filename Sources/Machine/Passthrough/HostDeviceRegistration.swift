@@ -1,7 +1,8 @@
 import Linux
 import VFIO
 
-/// A device file that the accelerator knows of, from before the device is bound until after its DMA has ended.
+/// The registration of a device file with the accelerator, from before the device is bound until after its DMA has
+/// ended.
 final class HostDeviceRegistration: Sendable {
   private let registry: any HostDeviceRegistry
   private let file: KernelFile

@@ -3,16 +3,17 @@ import Linux
 import Synchronization
 import VFIO
 
-/// The functions of one IOMMU group of the host's that the machine has.
+/// The machine's functions of one IOMMU group of the host.
 ///
-/// The host's IOMMU does not tell the functions of a group apart, so iommufd keeps one page table for all of them
-/// (drivers/iommu/iommufd/device.c, `iommufd_group`): attaching one function elsewhere moves the others, and a function
-/// that is detached goes on by the table of those that are not. The guest may not know that they belong together. So:
+/// The host's IOMMU cannot distinguish the functions of a group, so iommufd keeps one page table for all of them
+/// (drivers/iommu/iommufd/device.c, `iommufd_group`): attaching one function to another table moves the others, and a
+/// detached function still uses the table of the attached ones. The guest may not know that the functions form a group.
+/// Therefore:
 ///
-/// - Behind a unit that offers first stage, a function is the machine's only one of its group: the guest gives each
-///   function a table of its own.
-/// - Otherwise all of them go by the guest's memory, or none does: while one is blocked, all are detached.
-/// - All of them are on one iommufd object, as a group has one owner.
+/// - Behind a unit that offers first stage, a function must be the machine's only one of its group, because the guest
+///   gives each function its own table.
+/// - Otherwise all of them use the guest's memory, or none does: while one is blocked, all are detached.
+/// - All of them are on one iommufd object, because a group has one owner.
 ///
 /// Lock order: after the bindings of the functions' units; `state` is held across the host's calls; then that of a
 /// `HostBoundDevice`, and the device's attachment.
@@ -23,7 +24,7 @@ final class HostGroup: Sendable {
     /// Whether its unit offers first stage.
     let nests: Bool
     weak var device: HostBoundDevice?
-    /// Where its unit wants it attached; nil: blocked.
+    /// The target that its unit wants; nil if the unit blocks it.
     var wanted: (any AttachmentTarget)?
   }
   fileprivate struct State {
@@ -33,7 +34,7 @@ final class HostGroup: Sendable {
 
   private let state = Mutex(State())
 
-  /// A function's place in its group, from before it is bound until it is removed.
+  /// A function's membership in its group, from before it is bound until it is removed.
   final class Member: Sendable {
     private let group: HostGroup
     private let key: UInt64
@@ -45,10 +46,10 @@ final class HostGroup: Sendable {
 
     deinit { leave() }
 
-    /// Gives the place up, when the function's requests have ended and it is detached.
+    /// Ends the membership, after the function's requests have ended and it is detached.
     func leave() { group.leave(key) }
 
-    /// Notes where a function is attached already.
+    /// Records the target that a function is already attached to.
     func note(_ device: HostBoundDevice, attachedTo target: any AttachmentTarget) {
       group.state.withLock { state in
         state.entries[key]?.device = device
@@ -56,22 +57,22 @@ final class HostGroup: Sendable {
       }
     }
 
-    /// Attaches a function, unless another one of the group is blocked.
-    /// - Parameter target: nil blocks it, and the others with it.
-    /// - Throws: what the host says, where it refused one of them.
+    /// Attaches a function, unless another function of the group is blocked.
+    /// - Parameter target: nil blocks the function, and the others with it.
+    /// - Throws: the host's error if it refused one of them.
     func attach(_ device: HostBoundDevice, to target: (any AttachmentTarget)?) throws(SystemError) {
       let (held, problem) = group.state.withLock { state in
         state.entries[key]?.device = device
         state.entries[key]?.wanted = target
         return HostGroup.settle(state)
       }
-      // Let go with the lock released: the end of the last one is calls of its own.
+      // Released without the lock: the end of a device makes calls of the host.
       _ = held
       if let problem { throw problem }
     }
   }
 
-  /// A group of which the machine has one function, and sysfs tells nothing.
+  /// Returns the only member of a group that sysfs does not show.
   static func alone() -> Member {
     let group = HostGroup()
     return Member(of: group, group.state.withLock { $0.add(Entry(name: "", iommufd: nil, nests: false)) })
@@ -81,7 +82,7 @@ final class HostGroup: Sendable {
     Member(
       of: self,
       try state.withLock { (state) throws(PassthroughError.Problem) in
-        // The kernel refuses to have the same function twice.
+        // The kernel itself refuses the same function twice.
         for other in state.entries.values where other.name != entry.name {
           if other.nests || entry.nests { throw .sharedGroup(sibling: other.name) }
           if other.iommufd != entry.iommufd {
@@ -95,7 +96,7 @@ final class HostGroup: Sendable {
   fileprivate func leave(_ key: UInt64) {
     let (held, problem) = state.withLock { state -> ([HostBoundDevice], SystemError?) in
       let gone = state.entries.removeValue(forKey: key)
-      // Those that it kept blocked go on.
+      // The function blocked the others: attaches them again.
       guard gone != nil, gone?.wanted == nil else { return ([], nil) }
       return Self.settle(state)
     }
@@ -104,8 +105,8 @@ final class HostGroup: Sendable {
     }
   }
 
-  /// Attaches all of them, or detaches all.
-  /// - Returns: all of them, and what the host refused.
+  /// Attaches all functions, or detaches all if one is blocked.
+  /// - Returns: all functions, and the first error of the host.
   private static func settle(_ state: State) -> ([HostBoundDevice], SystemError?) {
     let present = state.entries.sorted { $0.key < $1.key }.compactMap { entry in
       entry.value.device.map { (device: $0, wanted: entry.value.wanted, name: entry.value.name) }
@@ -132,7 +133,7 @@ extension HostGroup.State {
   }
 }
 
-/// The groups of which the machine has functions, by their names in sysfs.
+/// The machine's groups, by their names in sysfs.
 ///
 /// Lock order: its lock, then a group's.
 final class HostGroups: Sendable {
@@ -141,12 +142,13 @@ final class HostGroups: Sendable {
   }
   private let groups = Mutex<[String: Weak]>([:])
 
+  /// Adds a function to its group.
   /// - Parameters:
-  ///   - group: nil where sysfs does not show one.
-  ///   - function: as messages name it.
-  ///   - iommufd: the object that it is to be bound to.
+  ///   - group: nil if sysfs does not show one.
+  ///   - function: the function's name in messages.
+  ///   - iommufd: the object that the function will be bound to.
   ///   - nests: whether its unit offers first stage.
-  /// - Throws: why it cannot be in the machine beside another one of its group.
+  /// - Throws: the conflict with another function of the group.
   func join(
     _ group: String?, as function: String, iommufd: Identifier?, nests: Bool
   ) throws(PassthroughError.Problem) -> HostGroup.Member {

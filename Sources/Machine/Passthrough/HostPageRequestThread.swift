@@ -2,9 +2,9 @@ import Linux
 import Synchronization
 import VFIO
 
-/// The thread that waits for a fault queue of the kernel's and serves it, as long as this is held.
+/// The thread that serves a fault queue of the kernel, until this object is released.
 final class HostPageRequestThread: Sendable {
-  /// What the thread holds, which is not this.
+  /// What the thread holds instead of `HostPageRequestThread`, which can so be released.
   private final class End: Sendable {
     let event: EventDescriptor
     let threadID = Atomic<Int>(0)
@@ -32,7 +32,7 @@ final class HostPageRequestThread: Sendable {
 
   deinit {
     end.event.signal()
-    // The last device may go while the thread is at one of its requests, and so be the thread's to end.
+    // The thread itself may release the last device while it handles a request; then it must not join itself.
     if end.threadID.load(ordering: .relaxed) != Thread.currentID { thread.join() }
   }
 }

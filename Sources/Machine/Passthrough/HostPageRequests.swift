@@ -3,52 +3,53 @@ import Linux
 import Synchronization
 import VFIO
 
-/// Who takes a passed-through device's page requests to its guest.
+/// Passes a device's page requests on to the guest.
 protocol PageRequestTaker: AnyObject, Sendable {
-  /// In the device's order, on the queue's thread.
+  /// Takes one request. Called in the device's order, on the queue's thread.
   func take(_ request: PageRequest) -> PageRequestOutcome
 
-  /// The host's queue cannot be read any more: the device is to be put on a table without one, by which the kernel
-  /// answers what the queue still has.
+  /// The host's queue cannot be read any more. The device must be attached to a table without one; the kernel then
+  /// answers the requests that are still in the queue.
   func queueFailed(_ error: SystemError)
 }
 
-/// Page requests on their way from the kernel's fault queue to the guests of its devices, and the responses on their way
-/// back: one response for each group, from the guest, from its unit, or from here where neither will give one.
+/// Passes page requests from the kernel's fault queue to the guests of its devices, and the responses back. Each group
+/// gets one response: from the guest, from its unit, or from here if neither will send one.
 ///
-/// A cookie of the kernel's is free, and soon another group's, once the kernel answers by itself, as it does when a
-/// device's table is replaced. So a change of table (`changingTable`) holds the lock that reading and answering hold:
-/// what is outstanding then is forgotten, and nothing read later is.
+/// When a device's table is replaced, the kernel answers the device's outstanding groups itself. Their cookies are then
+/// free, and soon used for other groups. So a change of table (`changingTable`) holds the lock that reading and
+/// answering hold: it forgets the outstanding groups, and affects no request that is read later.
 ///
-/// What is outstanding is bounded: of each device one group for each index that its requests can have.
+/// The outstanding groups are bounded: each device has at most one for each group index.
 ///
-/// Lock order: `state` is held across calls of the kernel, and nothing of the machine's. No taker is called with it held.
+/// Lock order: `state` is held across calls of the kernel, but not across calls of the machine: no taker is called with
+/// it held.
 final class HostPageRequests: Sendable {
-  /// What a response names.
+  /// The values by which a response names a group.
   fileprivate struct Group: Hashable {
     let device: UInt32
     let index: UInt16
-    /// As the guest has it.
+    /// As the guest sees it.
     let pasid: UInt32?
   }
   fileprivate struct State {
-    /// By device, as the others.
+    /// The taker of each device.
     var takers: [UInt32: any PageRequestTaker] = [:]
-    /// The PASID whose entry a device's table comes from (RID_PASID), where it has a first stage.
+    /// For each device with a first stage, the PASID of the entry that holds the table (RID_PASID).
     var ridPASIDs: [UInt32: UInt32] = [:]
-    /// What is outstanding, both ways.
+    /// The outstanding groups, indexed both ways.
     var cookies: [Group: UInt32] = [:]
     var groups: [UInt32: Group] = [:]
     /// Why the queue cannot be read any more.
     var problem: SystemError?
   }
 
-  /// One request, read, and what is to be done with it.
+  /// One request that was read, and its taker.
   fileprivate struct Arrival {
     let request: PageRequest
     let group: Group
     let cookie: UInt32
-    /// nil: nobody takes it.
+    /// Nil if the request is refused.
     let taker: (any PageRequestTaker)?
   }
 
@@ -59,8 +60,8 @@ final class HostPageRequests: Sendable {
 
   // MARK: Devices
 
-  /// From now on a device's requests go to its guest. One that comes when the queue has failed hears so at once, as its
-  /// device may be put on a table with the queue otherwise, which nobody reads.
+  /// Sends a device's requests to its guest from now on. If the queue has already failed, notifies the taker at once:
+  /// its device could otherwise be attached to a table with the queue that is no longer read.
   func add(_ taker: any PageRequestTaker, for device: UInt32) {
     let problem = state.withLock { state in
       state.takers[device] = taker
@@ -69,7 +70,7 @@ final class HostPageRequests: Sendable {
     if let problem { taker.queueFailed(problem) }
   }
 
-  /// Answers what is outstanding, and forgets the device.
+  /// Answers a device's outstanding groups and forgets the device.
   func remove(_ device: UInt32) {
     state.withLock { state in
       state.takers[device] = nil
@@ -78,12 +79,12 @@ final class HostPageRequests: Sendable {
     }
   }
 
-  /// Has `body` put a device on another table, or on none.
-  /// - Parameter ridPASID: the PASID of the entry that the table comes from, where it is a first stage.
+  /// Calls `body`, which attaches a device to another table or detaches it, with the lock held.
+  /// - Parameter ridPASID: the PASID of the entry that holds the table, if it is a first stage.
   func changingTable(of device: UInt32, ridPASID: UInt32?, _ body: () throws(SystemError) -> Void) throws(SystemError) {
     try state.withLock { (state) throws(SystemError) in
       try body()
-      // The kernel has answered them.
+      // The kernel has answered the outstanding groups.
       state.forget(device)
       state.ridPASIDs[device] = ridPASID
     }
@@ -93,7 +94,7 @@ final class HostPageRequests: Sendable {
 
   // MARK: Requests
 
-  /// Takes what the queue has to the guests. Called by one thread at a time.
+  /// Reads the queue and passes its requests to the guests. Called by one thread at a time.
   func serve() {
     var arrivals: [Arrival] = []
     var failed: ([any PageRequestTaker], SystemError)?
@@ -125,7 +126,8 @@ final class HostPageRequests: Sendable {
 
   private func answer(_ arrival: Arrival, _ code: PageGroupResponse.Code) {
     state.withLock { state in
-      // One that was never outstanding is answered past the books; one that is no more has been answered.
+      // A request without a taker was never recorded, and is answered directly. A recorded one that is no longer
+      // outstanding has been answered.
       let isForgotten = arrival.taker != nil && state.groups[arrival.cookie] != arrival.group
       guard !isForgotten else { return }
       state.remove(arrival.cookie)
@@ -133,8 +135,8 @@ final class HostPageRequests: Sendable {
     }
   }
 
-  /// The guest's response.
-  /// - Returns: whether there is such a group, which is answered.
+  /// Passes the guest's response on to the kernel.
+  /// - Returns: whether its group was outstanding; then it is answered now.
   func respond(_ response: PageGroupResponse, from device: UInt32) -> Bool {
     state.withLock { state in
       let group = Group(device: device, index: response.groupIndex, pasid: response.pasid)
@@ -145,7 +147,7 @@ final class HostPageRequests: Sendable {
     }
   }
 
-  /// Answers what is outstanding of a device as invalid: nobody else will.
+  /// Answers a device's outstanding groups as invalid, because nothing else will.
   func answerAll(of device: UInt32) {
     state.withLock { answerAll(of: device, &$0) }
   }
@@ -154,15 +156,16 @@ final class HostPageRequests: Sendable {
     for cookie in state.forget(device) { respond(to: cookie, .invalidRequest) }
   }
 
-  /// The kernel knows no failure beside an invalid request: that would stop a device which it shares with others.
+  /// Answers a group. The kernel has no Response Failure, which would stop a device that it shares with others: the
+  /// answer is Invalid Request instead.
   private func respond(to cookie: UInt32, _ code: PageGroupResponse.Code) {
-    // What it refuses, it has answered already.
+    // If the kernel refuses the answer, it has already answered the group itself.
     try? queue.respond(to: cookie, code == .success ? .success : .invalid)
   }
 }
 
 extension HostPageRequests.State {
-  /// Enters what was read in the books.
+  /// Records the requests that were read.
   fileprivate mutating func arrivals(of requests: [FaultQueue.PageRequest]) -> [HostPageRequests.Arrival] {
     requests.map { request in
       let index = UInt16(truncatingIfNeeded: request.group) & 0x1ff
@@ -173,12 +176,14 @@ extension HostPageRequests.State {
     }
   }
 
-  /// - Returns: nil for nobody.
+  /// Finds the taker of a group, and records the group as outstanding.
+  /// - Returns: nil if the request is refused.
   private mutating func taker(of group: HostPageRequests.Group, cookie: UInt32) -> (any PageRequestTaker)? {
     guard let taker = takers[group.device] else { return nil }
-    // The host has the device's own table under PASID 0, and no other.
+    // The host uses one table of the device, that of the guest's RID_PASID entry, for requests without PASID and with
+    // PASID 0. A request with a PASID fits only if both this PASID and RID_PASID are 0.
     if let pasid = group.pasid, pasid != 0 || ridPASIDs[group.device] != 0 { return nil }
-    // An index that is outstanding is not to be used again: the guest could not tell the two apart.
+    // An outstanding index must not be used again: the guest could not distinguish the two groups.
     if let former = cookies[group], former != cookie { return nil }
     cookies[group] = cookie
     groups[cookie] = group
@@ -189,7 +194,8 @@ extension HostPageRequests.State {
     if let group = groups.removeValue(forKey: cookie) { cookies[group] = nil }
   }
 
-  /// - Returns: cookies of what was outstanding.
+  /// Removes a device's outstanding groups.
+  /// - Returns: their cookies.
   @discardableResult
   fileprivate mutating func forget(_ device: UInt32) -> [UInt32] {
     let gone = groups.filter { $0.value.device == device }.map(\.key)

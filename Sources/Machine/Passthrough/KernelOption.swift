@@ -1,4 +1,4 @@
-/// An option that the host's kernel was built with, or not, from its configuration file.
+/// A build option of the host's kernel, from the kernel's configuration file.
 public struct KernelOption: Hashable, Sendable {
   public enum State: Hashable, Sendable {
     case builtIn
@@ -9,13 +9,13 @@ public struct KernelOption: Hashable, Sendable {
   public let name: String
   public let state: State
 
-  /// What passing devices through takes.
+  /// The options that passthrough needs.
   public static let names = [
     "CONFIG_KVM", "CONFIG_INTEL_IOMMU", "CONFIG_IRQ_REMAP", "CONFIG_IOMMUFD", "CONFIG_VFIO", "CONFIG_VFIO_PCI",
     "CONFIG_VFIO_DEVICE_CDEV",
   ]
 
-  /// - Parameter text: of a kernel's configuration: `CONFIG_KVM=m`, a line each.
+  /// - Parameter text: a kernel's configuration file, with lines such as `CONFIG_KVM=m`.
   static func read(_ text: String) -> [KernelOption] {
     var states: [Substring: State] = [:]
     for line in text.split(separator: "\n") {

@@ -4,16 +4,16 @@ import PCI
 import VFIO
 import VTd
 
-/// The Page Request Interface of a passed-through function (PRI; PCI Express Base 10.5.2) as its guest sees it, and its
-/// place behind the guest's unit. The device's own registers are the host kernel's: whether the guest enabled page
-/// requests, and which of its responses fit none, is kept in the function's configuration space here.
+/// The Page Request Interface of a passed-through function (PRI; PCI Express Base 10.5.2) as its guest sees it, behind
+/// the guest's unit. The device's own registers belong to the host's kernel. The function's configuration space here
+/// holds whether the guest has enabled page requests, and which of its responses were unexpected.
 ///
-/// To the unit the function is one with a translation cache that answers each invalidation at once: the host flushes the
-/// device's cache with the first stage's own invalidations, which the unit's bindings hand over before a wait descriptor
-/// completes.
+/// To the unit the function is a translation cache that completes each invalidation at once: the host invalidates the
+/// device's cache together with the first stage, and the unit's bindings hand those invalidations over before a wait
+/// descriptor completes.
 final class PageRequestInterface: TranslationCache, PageRequestTaker {
   private let function: Function
-  /// Of the capability, in configuration space.
+  /// The offset of the capability in configuration space.
   private let offset: Int
   private let port: any RequestPort
   private let requests: HostPageRequests
@@ -21,9 +21,9 @@ final class PageRequestInterface: TranslationCache, PageRequestTaker {
   private let failed: @Sendable (SystemError) -> Void
 
   /// - Parameters:
-  ///   - offset: of the capability.
-  ///   - device: by the kernel's name for it.
-  ///   - failed: hears that the host's queue can be used no more.
+  ///   - offset: the offset of the capability.
+  ///   - device: the kernel's number of the device.
+  ///   - failed: called when the host's queue has failed.
   init(
     of function: Function, at offset: Int, port: any RequestPort, requests: HostPageRequests, device: UInt32,
     failed: @escaping @Sendable (SystemError) -> Void
@@ -36,13 +36,13 @@ final class PageRequestInterface: TranslationCache, PageRequestTaker {
     self.failed = failed
   }
 
-  /// Until `stop` the interface holds itself.
+  /// Connects the interface to its unit and to the host's queue, which hold it until `stop`.
   func start() {
     port.connect(self)
     requests.add(self, for: device)
   }
 
-  /// What is outstanding is answered; nothing comes any more.
+  /// Answers the outstanding groups. No more requests arrive.
   func stop() {
     requests.remove(device)
     port.connect(nil)
@@ -51,7 +51,7 @@ final class PageRequestInterface: TranslationCache, PageRequestTaker {
   // MARK: The host's side
 
   func take(_ request: PageRequest) -> PageRequestOutcome {
-    // The host enabled them for its own sake; as far as the guest knows the function sends none.
+    // The host has enabled page requests for itself. Unless the guest has, too, it must not see any.
     control.contains(.enable) ? port.requestPage(request) : .answered(.invalidRequest)
   }
 
@@ -80,18 +80,18 @@ final class PageRequestInterface: TranslationCache, PageRequestTaker {
         truncatingIfNeeded: function.register(at: offset + PageRequestControl.offset, width: .word)))
   }
 
-  /// Of an access that reads these bytes.
-  /// - Parameter own: as the configuration space has it.
+  /// Returns the value that a read of these bytes gives.
+  /// - Parameter own: the value in the configuration space.
   func configurationRead(_ bytes: Range<Int>, own: UInt64) -> UInt64 {
     let status = offset + PageRequestStatus.offset + 1
     guard bytes.contains(status) else { return own }
-    // Stopped: not enabled, and nothing outstanding.
+    // The Stopped bit: page requests are disabled, and none is outstanding.
     var value = own
     value[bit: 8 * (status - bytes.lowerBound)] = !control.contains(.enable) && !requests.hasOutstanding(device)
     return value
   }
 
-  /// The guest wrote these bytes.
+  /// Handles the guest's write of these bytes.
   func configurationWritten(_ bytes: Range<Int>, value: UInt64) {
     let control = offset + PageRequestControl.offset
     guard bytes.contains(control) else { return }
@@ -100,12 +100,13 @@ final class PageRequestInterface: TranslationCache, PageRequestTaker {
     if isReset, !self.control.contains(.enable) { requests.answerAll(of: device) }
   }
 
-  /// The function is about to be reset, after which it awaits no response.
+  /// Answers the outstanding groups before a reset of the function, which then expects no response.
   func reset() { requests.answerAll(of: device) }
 }
 
 extension VFIOPCI {
-  /// Has the device's page requests go to the guest, where it is shown that they do. They end with the function.
+  /// Starts to pass the device's page requests to the guest, if the guest sees the capability. They end with the
+  /// function.
   func servePageRequests(
     _ requests: HostPageRequests, of device: UInt32, _ bound: HostBoundDevice, _ bindings: HostBindings
   ) {

@@ -2,8 +2,8 @@ import Linux
 import Synchronization
 import VFIO
 
-/// The eventfds by which a passed-through device calls on the machine, and the thread that waits for them: INTx, which
-/// has to pass the board's IOAPIC, an error of the device, the host's wish to have it back.
+/// The eventfds that a passed-through device signals, and the thread that waits for them: INTx, which goes through the
+/// board's IOAPIC; an error of the device; the host's request to return the device.
 final class PassthroughEvents: Sendable {
   enum Event: Int, CaseIterable, Sendable {
     case interrupt
@@ -12,7 +12,7 @@ final class PassthroughEvents: Sendable {
     case end
   }
 
-  /// So that those that are there go when a later one cannot be had.
+  /// A class, so that the created ones are released if a later one cannot be created.
   private final class Descriptor: Sendable {
     let event: EventDescriptor
     init() throws(SystemError) { event = try EventDescriptor() }
@@ -37,10 +37,11 @@ final class PassthroughEvents: Sendable {
     .init(interrupt: interruptEvent.event.rawValue, unmask: unmaskEvent.event.rawValue)
   }
 
-  /// Lets INTx come again, which the kernel masked when it came.
+  /// Unmasks INTx. The kernel masks it whenever it signals.
   func unmask() { unmaskEvent.event.signal() }
 
-  /// Has the device signal errors and requests, where it knows them, and waits for all events from now on.
+  /// Asks the device to signal errors and requests, if it supports them, and starts the thread that waits for all
+  /// events.
   func start(of device: VFIODevice, name: String, _ handler: @escaping @Sendable (Event) -> Void) throws(SystemError) {
     if try device.interruptCount(.error) > 0 { try device.signal(.error, to: [errorEvent.event.rawValue]) }
     if try device.interruptCount(.request) > 0 { try device.signal(.request, to: [requestEvent.event.rawValue]) }

@@ -4,13 +4,13 @@ import Linux
 import Synchronization
 import VFIO
 
-/// Interrupts of a passed-through function: which kind the device signals, and where to. A vector's message goes from
-/// the device's interrupt to the guest's local APIC within the kernel: VFIO signals the very eventfd that KVM turns
-/// into the message, which is the guest's own, remapped.
+/// The interrupts of a passed-through function: which kind the device signals, and to which eventfds. A vector goes
+/// from the device to the guest's local APIC within the kernel: VFIO signals the eventfd that KVM turns into the
+/// guest's message, after interrupt remapping.
 ///
-/// A vector is had from the host when the guest uses it first, since the host's vectors are few and many tables long.
+/// Host vectors are allocated when the guest first uses them: they are scarce, and many MSI-X tables are long.
 ///
-/// Lock order: MSI-X's or MSI's own lock, then a route's; then `state`, with which the kernel is called.
+/// Lock order: the lock of MSI-X or MSI, then a route's; then `state`, which is held across calls of the kernel.
 final class PassthroughInterrupts: InterruptRouter {
   enum Kind: Hashable, Sendable {
     case none, intx, msi, msix
@@ -18,18 +18,18 @@ final class PassthroughInterrupts: InterruptRouter {
 
   private struct State {
     var kind = Kind.none
-    /// The device signals none any more.
+    /// Whether the function is gone. Then the device signals no interrupt any more.
     var hasEnded = false
-    /// Vectors that the guest has ever used since the reset, from 0 on.
+    /// How many vectors, from 0 on, the guest has used since the reset.
     var used: [Kind: Int] = [:]
-    /// Vectors that the device signals.
+    /// How many vectors the device signals now.
     var signalled = 0
     var routes: [Kind: [any EventRoute]] = [:]
-    /// By errno: the guest chooses how many vectors it asks for, which the text names.
+    /// The errors that were reported, by errno: their text contains the number of vectors, which the guest chooses.
     var told: Set<Int32> = []
   }
 
-  /// What INTx signals, and what unmasks it.
+  /// The eventfd that INTx signals, and the one that unmasks INTx.
   struct Events: Sendable {
     let interrupt: Int32
     let unmask: Int32
@@ -37,16 +37,16 @@ final class PassthroughInterrupts: InterruptRouter {
 
   private let device: VFIODevice
   private let inner: any InterruptRouter
-  /// In the order in which a function makes its routes: MSI-X's, then MSI's.
+  /// The number of MSI-X vectors. A function makes their routes first, then those of MSI.
   private let msixCount: Int
   private let intx: Events?
   private let tell: @Sendable (SystemError) -> Void
   private let state = Mutex(State())
 
   /// - Parameters:
-  ///   - inner: the board's.
+  ///   - inner: the board's router.
   ///   - intx: nil for a function without a pin.
-  ///   - tell: called once for each reason why interrupts of the device do not come. It must not wait.
+  ///   - tell: called once for each errno with which the host refuses interrupts. It must not wait.
   init(
     _ device: VFIODevice, inner: any InterruptRouter, msixCount: Int, intx: Events?,
     tell: @escaping @Sendable (SystemError) -> Void = { _ in }
@@ -58,7 +58,7 @@ final class PassthroughInterrupts: InterruptRouter {
     self.tell = tell
   }
 
-  /// Whether the accelerator gives out eventfds; asked once the function has its routes.
+  /// Whether the accelerator has eventfds for interrupts. Valid after the function has made its routes.
   var isPossible: Bool {
     state.withLock { state in state.routes.values.allSatisfy { $0.first.map { $0.event() != nil } ?? true } }
   }
@@ -74,7 +74,7 @@ final class PassthroughInterrupts: InterruptRouter {
     }
   }
 
-  /// A route that tells when its vector is used.
+  /// A route that reports the first use of its vector.
   private final class Route: InterruptRoute {
     private let route: any EventRoute
     private weak let owner: PassthroughInterrupts?
@@ -105,7 +105,7 @@ final class PassthroughInterrupts: InterruptRouter {
     }
   }
 
-  /// The guest chose another kind, or none.
+  /// Switches to the kind that the guest has chosen, or to none.
   func choose(_ kind: Kind) {
     state.withLock { state in
       guard kind != state.kind, !state.hasEnded else { return }
@@ -119,7 +119,7 @@ final class PassthroughInterrupts: InterruptRouter {
     }
   }
 
-  /// The function is reset: nothing is used any more.
+  /// Stops the interrupts and forgets the used vectors, for a reset of the function.
   func reset() {
     state.withLock { state in
       stop(&state)
@@ -128,7 +128,7 @@ final class PassthroughInterrupts: InterruptRouter {
     }
   }
 
-  /// The function is gone. A reset with others may be under way that would choose a kind once more.
+  /// Ends the interrupts when the function is gone. A shared reset that is still in progress can then choose no kind.
   func end() {
     state.withLock { $0.hasEnded = true }
     reset()
@@ -150,7 +150,7 @@ final class PassthroughInterrupts: InterruptRouter {
       try device.signal(.intx, to: [intx.interrupt])
       try device.unmaskINTx(by: intx.unmask)
     } catch {
-      // As if its wire were cut.
+      // The guest gets no INTx of the device, as if the wire were cut.
       fail(error, &state)
     }
   }
@@ -159,7 +159,7 @@ final class PassthroughInterrupts: InterruptRouter {
     if state.told.insert(error.code).inserted { tell(error) }
   }
 
-  /// Has the device signal every vector that is used.
+  /// Makes the device signal every vector that the guest uses.
   private func extend(_ state: inout State) {
     let wanted = state.used[state.kind] ?? 0
     guard wanted > state.signalled, let routes = state.routes[state.kind], wanted <= routes.count else { return }
@@ -168,7 +168,7 @@ final class PassthroughInterrupts: InterruptRouter {
     if events.contains(nil) { fail(SystemError("eventfd", code: EMFILE), &state) }
     let former = state.signalled
     if former > 0 {
-      // MSI-X can often have more without taking what there is away; what came meanwhile is not lost then.
+      // MSI-X can often add vectors while the others stay enabled; no interrupt is lost then.
       if kind == .msix, (try? device.signal(kind, from: former, to: Array(events[former...]))) != nil {
         state.signalled = wanted
         return
@@ -180,7 +180,7 @@ final class PassthroughInterrupts: InterruptRouter {
       state.signalled = wanted
     } catch {
       fail(error, &state)
-      // The device keeps the vectors that it had.
+      // Restores the vectors that the device had.
       let kept = former > 0 && (try? device.signal(kind, to: Array(events[..<former]))) != nil
       state.signalled = kept ? former : 0
     }

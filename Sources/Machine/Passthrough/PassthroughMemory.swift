@@ -4,28 +4,28 @@ import Synchronization
 import VFIO
 import VTd
 
-/// The guest's memory for the devices of one iommufd object: RAM mapped once, and over it as few second stages as
-/// their IOMMUs allow.
+/// The guest's memory for the devices of one iommufd object: RAM, which is mapped once, and on it as few second stages
+/// as the devices' IOMMUs allow.
 ///
-/// Nothing is mapped read-only, which a nesting parent may not have where the host's IOMMU has erratum 772415; Linux
-/// 6.12 takes every one to have it.
+/// No mapping is read-only: a nesting parent must not have one if the host's IOMMU has erratum 772415, and Linux 6.12
+/// assumes that every IOMMU has it.
 ///
-/// Its devices hold it: with the last of them all of this goes, and RAM is no longer pinned.
+/// The devices hold this object: with the last of them it is released, and RAM is unpinned.
 ///
-/// Lock order: `state`, then that of the peers. It is not held while the kernel pins or maps RAM: a CPU that invalidates
-/// wants it.
+/// Lock order: `state`, then that of the peers. `state` is not held while the kernel pins or maps RAM, because a CPU
+/// that invalidates needs it.
 final class PassthroughMemory: Sendable {
-  /// A parent, and a guest's table on it.
+  /// The parent, the guest's first stage on it, and the fault queue.
   private struct NestedKey: Hashable {
     let parent: UInt32
     let stage: GuestFirstStage
-    /// Its fault queue's descriptor.
+    /// The descriptor of the fault queue.
     let queue: Int32?
   }
   private struct WeakNested {
     weak var table: NestedTable?
   }
-  /// A second stage goes with the last device on it.
+  /// Weak: a second stage is released with the last device on it.
   private struct WeakParent {
     weak var table: HardwarePageTable?
   }
@@ -34,7 +34,7 @@ final class PassthroughMemory: Sendable {
     var nested: [NestedKey: WeakNested] = [:]
     var pageRequests: HostPageRequestThread?
     var nothing: IOAddressSpace?
-    /// Why a BAR is not in it, and whose, by the kernel's number.
+    /// Why a BAR is not mapped, and its device, by the kernel's number.
     var peerProblem: (device: UInt32, error: SystemError)?
     var hasToldPeerProblem = false
   }
@@ -42,12 +42,12 @@ final class PassthroughMemory: Sendable {
   let iommufd: IOMMUFD
   /// The iommufd object's id.
   let name: String?
-  /// The functions that its devices are to the guest.
+  /// Its devices as functions of the guest.
   let peers = PassthroughPeers()
   let space: IOAddressSpace
   private let state = Mutex(State())
 
-  /// Pins all of RAM.
+  /// Maps all of RAM, which pins it.
   init(of iommufd: IOMMUFD, name: String? = nil, memory: GuestMemory) throws(SystemError) {
     self.iommufd = iommufd
     self.name = name
@@ -57,17 +57,17 @@ final class PassthroughMemory: Sendable {
     }
   }
 
-  /// Attaches a device to the guest's memory, so that first stages of the guest may come on top.
-  /// - Returns: what it is attached to.
+  /// Attaches a device to the guest's memory by a second stage that can be the parent of the guest's first stages.
+  /// - Returns: this second stage.
   func attachToParent(_ device: VFIODevice) throws(SystemError) -> HardwarePageTable {
-    // No other one is made meanwhile: devices are built one after the other. So the lock is not held while the kernel
-    // maps RAM, which takes long.
+    // Devices are built one after the other, so no other parent is made meanwhile. The lock is therefore not held while
+    // the kernel maps RAM, which takes long.
     for parent in state.withLock({ $0.parents.compactMap(\.table) }) {
       do throws(SystemError) {
         try device.attach(to: parent)
         return parent
       } catch {
-        // Another IOMMU, or one that differs: it gets a parent of its own.
+        // The device is behind another IOMMU that needs its own parent.
         guard error.code == EINVAL else { throw error }
       }
     }
@@ -82,18 +82,18 @@ final class PassthroughMemory: Sendable {
 
   // MARK: Peers
 
-  /// A device's BAR is not to be had among the guest's memory.
+  /// Records that a device's BAR cannot be mapped into the guest's memory.
   func notePeerProblem(_ error: SystemError, of device: UInt32) {
     state.withLock { $0.peerProblem = $0.peerProblem ?? (device, error) }
   }
 
-  /// Says why a device's BARs are out of the others' reach, the first time that this is asked with others there.
+  /// Reports once why the other devices cannot reach a device's BARs, as soon as there are other devices.
   func tellPeerProblem() {
     guard peers.all.count > 1 else { return }
     let problem = state.withLock { state -> (function: VFIOPCI, error: SystemError)? in
       guard !state.hasToldPeerProblem, let problem = state.peerProblem else { return nil }
       guard let function = peers.function(problem.device) else {
-        // Gone, or not there yet: it has it noted again when it is placed.
+        // The function is gone, or does not exist yet: then it records its problem again when its BAR is placed.
         state.peerProblem = nil
         return nil
       }
@@ -103,11 +103,11 @@ final class PassthroughMemory: Sendable {
     if let problem { problem.function.tell(.outOfPeersReach(problem.error)) }
   }
 
-  /// How many second stages the devices need.
+  /// The number of second stages that the devices use.
   var parentCount: Int { state.withLock { $0.parents.count { $0.table != nil } } }
 
-  /// The host's table for a first stage of the guest: one for all devices on the same parent.
-  /// - Parameter queue: where page requests go that it does not answer; nil: the host refuses them.
+  /// Returns the host's table for a first stage of the guest. All devices on the same parent share it.
+  /// - Parameter queue: the fault queue for page requests; nil if the host refuses them.
   func nestedTable(
     _ stage: GuestFirstStage, on parent: HardwarePageTable, for device: VFIODevice, queue: FaultQueue? = nil
   ) throws(SystemError) -> NestedTable {
@@ -122,7 +122,7 @@ final class PassthroughMemory: Sendable {
     }
   }
 
-  /// Page requests of all its devices, made and served from the first call on.
+  /// Returns the page requests of all its devices. The first call creates the queue and starts its thread.
   func pageRequests() throws(SystemError) -> HostPageRequests {
     let (requests, former) = try state.withLock { (state) throws(SystemError) in
       let former = state.pageRequests
@@ -131,12 +131,12 @@ final class PassthroughMemory: Sendable {
       state.pageRequests = thread
       return (thread.requests, former)
     }
-    // Let go with the lock released: its end waits for a thread that may be at a table of ours.
+    // Released without the lock: its end waits for the thread, which may need the lock for a table.
     _ = former
     return requests
   }
 
-  /// An address space without memory: a device attached to it reaches nothing.
+  /// Returns an address space without memory: a device that is attached to it reaches nothing.
   func nothing() throws(SystemError) -> IOAddressSpace {
     try state.withLock { (state) throws(SystemError) in
       if let space = state.nothing { return space }
@@ -154,7 +154,7 @@ final class NestedTable: HostFirstStage {
 
   init(_ table: HardwarePageTable) { self.table = table }
 
-  /// Why it did not take an invalidation, after which nobody goes by it any more.
+  /// Why the host refused an invalidation. The table is not used after that.
   var invalidationProblem: SystemError? { problem.withLock { $0 } }
 
   func invalidate(_ invalidations: [FirstStageInvalidation]) throws(HostRefusal) {

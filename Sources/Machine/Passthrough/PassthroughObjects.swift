@@ -5,18 +5,18 @@ import VFIO
 import VTd
 
 /// What the passed-through devices of one machine share: the iommufd objects with their memory, the bindings of each
-/// unit, and who is to hear what a person should know.
+/// unit, and the listener for notices.
 ///
-/// Lock order: `building`, which only those who build devices wait for: it is held while an iommufd is opened and RAM
-/// mapped; then `state`, across no call of the host's.
+/// Lock order: `building`, which is held while an iommufd is opened and RAM is mapped, so only builds of devices wait
+/// for it; then `state`, which is held across no call of the host.
 final class PassthroughObjects: Sendable {
   private struct Weak {
     weak var memory: PassthroughMemory?
   }
   private struct State {
-    /// Their devices hold them.
+    /// Weak, because their devices hold them.
     var memories: [Identifier: Weak] = [:]
-    /// Those whose files were given to us: they cannot be opened again.
+    /// The iommufd objects whose files were passed to Nestling, which cannot open them again.
     var inherited: [Identifier: IOMMUFD] = [:]
     var areBusesReset = false
     var bindings: [ObjectIdentifier: HostBindings] = [:]
@@ -24,11 +24,11 @@ final class PassthroughObjects: Sendable {
     var listener: (@Sendable (PassthroughNotice) -> Void)?
   }
 
-  /// The kernel.
+  /// The kernel's system calls.
   let calls: any SystemCalls
   /// Where sysfs is mounted.
   let sysfs: String
-  /// RLIMIT_MEMLOCK, in bytes; nil for none.
+  /// RLIMIT_MEMLOCK, in bytes; nil for no limit.
   let lockedMemory: @Sendable () -> UInt64?
   let groups = HostGroups()
   private let building = Mutex(())
@@ -43,7 +43,7 @@ final class PassthroughObjects: Sendable {
     self.lockedMemory = lockedMemory
   }
 
-  /// The memory of an iommufd object, which is opened, and RAM mapped, for the first device that names it.
+  /// Returns the memory of an iommufd object. For the first device that names the object, opens it and maps RAM.
   func memory(of options: IOMMUFDOptions, ram: GuestMemory) throws(PassthroughError.Problem) -> PassthroughMemory {
     try building.withLock { _ throws(PassthroughError.Problem) in
       let existing = state.withLock { state in options.id.flatMap { state.memories[$0]?.memory } }
@@ -72,15 +72,15 @@ final class PassthroughObjects: Sendable {
     return iommufd
   }
 
-  /// What a person can do something about, where RAM is mapped or a device attached to it: that pins RAM.
+  /// Returns the problem that a person can solve, if mapping RAM or attaching a device failed for it. Both pin RAM.
   func problem(of error: SystemError, ram: GuestMemory) -> PassthroughError.Problem? {
     guard error.code == ENOMEM else { return nil }
     let wanted = ram.regions.reduce(0) { $0 + $1.size }
-    // Other devices of this process may have used up some of it.
+    // Other devices of this process may already use a part of the limit.
     return .lockedMemory(limit: lockedMemory(), wanted: wanted)
   }
 
-  /// The bus resets that functions wait for. No CPU is running.
+  /// Carries out the bus resets that functions wait for. No CPU runs.
   func resetBuses() {
     let memories = state.withLock { state in
       state.areBusesReset = true
@@ -89,7 +89,7 @@ final class PassthroughObjects: Sendable {
     for memory in memories { memory.peers.resetBuses() }
   }
 
-  /// Whether the machine has started: the guest uses the functions that it has, so none of them is reset for another.
+  /// Whether the machine has started. The guest then uses its functions, so none of them is reset for another one.
   var areBusesReset: Bool { state.withLock { $0.areBusesReset } }
 
   func bindings(of unit: TranslationUnit) -> HostBindings {
@@ -101,14 +101,14 @@ final class PassthroughObjects: Sendable {
     }
   }
 
-  /// Those of a unit that has passed-through functions, or had.
+  /// Returns the bindings of a unit that has or had passed-through functions.
   func existingBindings(of unit: TranslationUnit) -> HostBindings? {
     state.withLock { $0.bindings[ObjectIdentifier(unit)] }
   }
 
-  /// Lets go of an iommufd object that no device names any more.
+  /// Releases an iommufd object that no device uses any more.
   func remove(_ id: Identifier) {
-    // Let go with the lock released, as its end is calls of the host.
+    // Released without the lock, because its end makes calls of the host.
     let gone = state.withLock { state in
       state.memories[id] = nil
       return state.inherited.removeValue(forKey: id)
@@ -116,7 +116,7 @@ final class PassthroughObjects: Sendable {
     _ = gone
   }
 
-  /// Lets go of everything but the counts; the devices go first.
+  /// Releases the iommufd objects, after their devices. The bindings stay, as they hold the counters.
   func removeAll() {
     let gone = state.withLock { state in
       defer { state.inherited = [:] }
@@ -136,7 +136,8 @@ final class PassthroughObjects: Sendable {
     listener?(notice)
   }
 
-  /// - Parameter listener: hears what was told before, too. It waits for nothing.
+  /// Sets the listener for notices, and passes it those that came before.
+  /// - Parameter listener: must not wait.
   func listen(_ listener: @escaping @Sendable (PassthroughNotice) -> Void) {
     let waiting = state.withLock { state in
       defer { state.notices = [] }
@@ -147,31 +148,32 @@ final class PassthroughObjects: Sendable {
   }
 }
 
-/// What a person is to know of a passed-through device while the guest runs. Each is told once, but for errors and
-/// requests: those as often as the device's file signals them.
+/// A notice to a person about a passed-through device while the guest runs. Each is reported once, except errors and
+/// requests: these are reported whenever the device's file signals them.
 public struct PassthroughNotice: Hashable, Sendable {
   public enum Kind: Hashable, Sendable {
-    /// The guest translates its requests by a second stage of its own, which is not followed: they are refused.
+    /// The guest uses a second stage for the device, which is not supported: the device's requests are refused.
     case guestSecondStage
-    /// The guest asks for supervisor requests without PASID: they are refused.
+    /// The guest enables supervisor requests without PASID, which is not supported: the device's requests are refused.
     case supervisorRequests
-    /// The host refused what the guest asked for; its requests are refused.
+    /// The host refused the translation that the guest asked for: the device's requests are refused.
     case hostRefused(SystemError)
-    /// Its requests are refused while those of another function of its IOMMU group are.
+    /// The device's requests are refused while those of another function of its IOMMU group are.
     case blockedWithSibling(String)
-    /// The host answers the device's page requests by itself: the guest sees none.
+    /// The host answers the device's page requests itself: the guest sees none.
     case pageRequestsRefused(SystemError)
-    /// The device met an error that it does not recover from: the guest is stopped.
+    /// The device had an error that it cannot recover from: the guest is stopped.
     case error
-    /// The host wants the device back: the guest loses it within its patience.
+    /// The host requests the device back: the guest loses it within `x-req-patience`.
     case request
-    /// It came while the guest ran, and only a reset of its bus would reset it, with these functions of the guest.
+    /// The device was plugged while the guest ran, and is not reset: only a reset of its bus would do that, and would
+    /// reset these functions of the guest, too.
     case notResetBeside([String])
-    /// No reset brought it to its first state.
+    /// The device could not be reset.
     case notReset(SystemError)
-    /// The host refused interrupts that the guest asked for: some or all of them do not come.
+    /// The host refused interrupts that the guest asked for: some or all of them do not arrive.
     case interruptsRefused(SystemError)
-    /// BARs are out of reach of other devices of the guest.
+    /// Other devices of the guest cannot reach the device's BARs.
     case outOfPeersReach(SystemError)
   }
 

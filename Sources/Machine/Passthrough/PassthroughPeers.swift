@@ -2,7 +2,7 @@ import Linux
 import Synchronization
 import VFIO
 
-/// The functions that the devices of one iommufd object are to the guest, by their numbers there.
+/// The devices of one iommufd object as functions of the guest, by the kernel's numbers.
 ///
 /// Lock order: its lock is a leaf.
 final class PassthroughPeers: Sendable {
@@ -20,7 +20,7 @@ final class PassthroughPeers: Sendable {
 
   var all: [VFIOPCI] { members.withLock { $0.sorted { $0.key < $1.key }.compactMap(\.value.function) } }
 
-  /// Resets the buses that functions still wait for. No CPU is running.
+  /// Carries out the bus resets that functions wait for. No CPU runs.
   func resetBuses() {
     for function in all where function.awaitsBusReset {
       do throws(SystemError) {

@@ -2,8 +2,8 @@ import Glibc
 import Linux
 import VFIO
 
-/// A passed-through function's BAR among the guest's memory, where other devices' requests reach it (peer-to-peer). It
-/// ends with its last owner.
+/// The mapping of a passed-through function's BAR into the guest's memory, where other devices' requests reach it
+/// (peer-to-peer). It ends with its last owner.
 final class PeerMapping: Sendable {
   private let space: IOAddressSpace
   private let address: UInt64
@@ -13,8 +13,8 @@ final class PeerMapping: Sendable {
   init(
     _ area: VFIORegion.Area, of region: VFIORegion, device: VFIODevice, in space: IOAddressSpace, at address: UInt64
   ) throws(SystemError) {
-    // The kernel keeps what the file stands for as long as it is mapped. A reset of the device may take away what it
-    // stands for, so each mapping has one of its own.
+    // The kernel keeps the memory behind the buffer as long as it is mapped. A reset of the device may revoke the
+    // buffer, so each mapping makes its own.
     let buffer = try device.dmaBuffer(of: region, area)
     try space.map(address, size: area.size, to: buffer, [.read, .write])
     self.space = space
@@ -26,15 +26,15 @@ final class PeerMapping: Sendable {
 }
 
 extension PassthroughMemory {
-  /// Puts a part of a BAR where the guest has it.
-  /// - Returns: what ends it when it goes; nil where the kernel does not have it: others do not reach the BAR then.
+  /// Maps a part of a BAR at the guest's address.
+  /// - Returns: the mapping; nil if the kernel refuses it: then other devices do not reach the BAR.
   func map(
     _ region: VFIORegion, _ area: VFIORegion.Area, of device: VFIODevice, at address: UInt64
   ) -> PeerMapping? {
     do {
       return try PeerMapping(area, of: region, device: device, in: space, at: address)
     } catch {
-      // Where the guest put it there is something already: its own doing, which is nothing to tell of.
+      // EEXIST: the guest placed the BAR where something else is. This is not reported.
       if error.code != EEXIST { notePeerProblem(error, of: device.id) }
       return nil
     }

@@ -1,20 +1,20 @@
 import Hardware
 import PCI
 
-/// Address Translation Services and page requests of a passed-through function (PCI Express Base 10.5), as far as its
-/// guest is to see them. The host's kernel has the device's own registers, and lets nobody write them: what the guest
-/// writes stays in its view, and is read back there.
+/// Address Translation Services and page requests of a passed-through function (PCI Express Base 10.5), as far as the
+/// guest sees them. The device's own registers belong to the host's kernel, which lets no one else write them: the
+/// guest's writes stay in its configuration space here, where it reads them back.
 ///
-/// PASIDs are not among them: the host has the guest's table for requests without, and for PASID 0.
+/// PASID is not among them: the host has the guest's table only for requests without PASID and with PASID 0.
 struct TranslationServices: OptionSet, Hashable, Sendable {
   let rawValue: Int
 
-  /// ATS. The guest's unit has invalidations of device TLBs for it.
+  /// ATS. The guest's unit supports device-TLB invalidations.
   static let addressTranslation = TranslationServices(rawValue: 1 << 0)
-  /// PRI. The host hands page requests over.
+  /// PRI. The host hands over page requests.
   static let pageRequests = TranslationServices(rawValue: 1 << 1)
 
-  /// Bytes of the longest of the capabilities.
+  /// The size of the longest of these capabilities, in bytes.
   static let room = 16
 
   func shows(_ id: UInt16) -> Bool {
@@ -25,11 +25,12 @@ struct TranslationServices: OptionSet, Hashable, Sendable {
     }
   }
 
-  /// A capability's registers: what it can do is the device's, the rest is as after a reset and the guest's.
+  /// Returns a capability's registers: the features are the device's; everything else has its value after a reset, and
+  /// belongs to the guest.
   /// - Parameters:
   ///   - host: the device's configuration space.
-  ///   - offset: of the capability, of which there are `room` bytes.
-  /// - Returns: nil for a capability of another kind.
+  ///   - offset: the offset of the capability, which has `room` bytes.
+  /// - Returns: nil for any other capability.
   static func registers(_ id: UInt16, host: [UInt8], at offset: Int) -> ExtendedCapability? {
     switch id {
     case AddressTranslationControl.id:
@@ -49,7 +50,7 @@ struct TranslationServices: OptionSet, Hashable, Sendable {
 }
 
 extension ConfigurationLayout {
-  /// - Parameter offset: of what follows the capability's header.
+  /// - Parameter offset: the first byte after the capability's header.
   mutating func define(_ capability: ExtendedCapability, at offset: Int) {
     for (index, byte) in capability.body.enumerated() {
       space.define(

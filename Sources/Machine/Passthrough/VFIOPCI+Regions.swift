@@ -4,7 +4,7 @@ import Linux
 import PCI
 import VFIO
 
-/// A host's function as the guest's bus is to have it: its BARs, what of them may be mapped, its description.
+/// The parts of a host's function for the guest's bus: its BARs, their mappings, its description.
 extension VFIOPCI {
   static func bytes(of region: VFIORegion, _ device: VFIODevice) throws(SystemError) -> [UInt8] {
     var bytes: [UInt8] = []
@@ -42,7 +42,7 @@ extension VFIOPCI {
     return (registers, regions)
   }
 
-  /// What may be mapped, less the pages that are trapped.
+  /// Maps the areas of the BARs that can be mapped, without the pages that must be trapped.
   static func mappings(
     of regions: [Int: VFIORegion], _ msix: MSIX.Layout?, _ device: VFIODevice
   ) -> [Int: [RegionMapping]] {
@@ -53,18 +53,19 @@ extension VFIOPCI {
     }
     return regions.reduce(into: [:]) { mappings, entry in
       let (bar, region) = entry
-      // What cannot be mapped is trapped.
+      // An area that cannot be mapped is trapped.
       mappings[bar] = Self.areas(of: region, without: trapped[bar] ?? [])
         .compactMap { try? RegionMapping($0, of: region, device: device) }
     }
   }
 
+  /// Returns the whole pages that contain a range.
   static func pages(_ offset: UInt64, _ size: UInt64) -> Range<UInt64> {
     let end = (offset + size + 0xfff) & ~0xfff
     return offset & ~0xfff..<end
   }
 
-  /// Areas that begin and end with pages, without the ranges named.
+  /// Returns the areas of a region that can be mapped, in whole pages, without the trapped ranges.
   static func areas(of region: VFIORegion, without trapped: [Range<UInt64>]) -> [VFIORegion.Area] {
     var areas = region.mappableAreas.compactMap { area -> Range<UInt64>? in
       let (end, overflow) = area.offset.addingReportingOverflow(area.size)
@@ -85,7 +86,7 @@ extension VFIOPCI {
     return areas.map { VFIORegion.Area(offset: $0.lowerBound, size: $0.upperBound - $0.lowerBound) }
   }
 
-  /// The whole pages of an area of pages that lie within visible parts of its BAR.
+  /// Returns the whole pages of an area that lie within visible parts of its BAR.
   static func pages(of area: VFIORegion.Area, within parts: [Range<UInt64>]) -> [VFIORegion.Area] {
     parts.compactMap { part in
       // Parts lie within a BAR, whose size is a power of two: rounding up does not overflow.
@@ -109,7 +110,7 @@ extension VFIOPCI {
     description.interruptPin = space.interruptPin
     description.baseAddressRegisters = registers
     description.msix = space.msix.flatMap { layout in
-      // A table beyond its BAR is no table.
+      // Ignores a table that reaches beyond its BAR.
       registers.contains { $0.index == layout.bar && layout.tableOffset + layout.tableSize <= $0.size } ? layout : nil
     }
     description.msiVectorCount = space.msiVectorCount

@@ -4,15 +4,15 @@ import PCI
 import Synchronization
 import VFIO
 
-/// A function of the host on the guest's bus. Its BARs are memory of the guest's CPUs where VFIO maps them, and
-/// trapped where not: the MSI-X table and pending bits always are. Decoding stays enabled on the device itself, whose
-/// mappings would fault otherwise; the guest's own decode bits say where its CPUs find them. Out of D0 they find them
-/// nowhere, for the same reason.
+/// A function of the host on the guest's bus. The guest's CPUs access its BARs directly where VFIO maps them; other
+/// accesses are trapped, always those to the MSI-X table and the pending bits. The device itself always decodes its
+/// BARs, because an access to a mapping would fault otherwise; the guest's decode bits decide where its CPUs see the
+/// BARs. Outside D0 they see none, for the same reason.
 ///
-/// What holds it: the board's bus, by `Function`, and whoever removes it. An access that was in flight meanwhile may hold
-/// it a little longer; the last one closes the device's file, and the host has its device back.
+/// The board's bus holds it, by `Function`, as does the code that removes it. An access in flight may hold it a little
+/// longer. Its last owner closes the device's file, which returns the device to the host.
 ///
-/// Lock order: `placed`, then `Function`'s and the accelerator's and the address space's; `state` is a leaf.
+/// Lock order: `placed`, then those of `Function`, of the accelerator and of the address space; `state` is a leaf.
 final class VFIOPCI: FunctionModel {
   let function: Function
   let device: VFIODevice
@@ -27,27 +27,27 @@ final class VFIOPCI: FunctionModel {
   private let placed = Mutex(Placed())
   private let state = Mutex(State())
 
-  /// What of the machine the function reaches, beside its bus.
+  /// Machine services that the function uses, except its bus.
   struct Surroundings: Sendable {
-    /// nil where CPUs reach RAM alone without the board.
+    /// The CPUs' memory, in which BARs are mapped; nil if the accelerator maps only RAM.
     var deviceMemory: (any DeviceMemory)?
-    /// For other devices' requests to its BARs, and for a reset that it shares with others.
+    /// The memory of its iommufd object, for other devices' requests to its BARs and for resets that it shares.
     var memory: PassthroughMemory?
-    /// Told of the device's file already; held as long as the function.
+    /// The registration of the device's file, held as long as the function.
     var registration: HostDeviceRegistration?
-    /// Its place in its IOMMU group, which it gives up when it is removed.
+    /// Its membership in its IOMMU group, which ends when it is removed.
     var group: HostGroup.Member?
-    /// As the options name it.
+    /// The device's name in the options.
     var name = ""
-    /// Other functions that it may share a bus with are in use.
+    /// Whether the guest already uses the functions that may share a bus with this one.
     var guestRuns = false
-    /// What a person is to know; each is told once.
+    /// Reports a notice to a person; called once for each.
     var tell: @Sendable (PassthroughNotice.Kind) -> Void = { _ in }
   }
 
-  /// BARs where the guest has them, and the device's power state, which must be D0 meanwhile.
+  /// The BARs where the guest has placed them, and the device's power state, which is D0 while a BAR is mapped.
   private struct Placed {
-    /// Of the CPUs' memory and of the devices', by BAR.
+    /// The mappings in the CPUs' memory and in the devices', by BAR.
     var slots: [Int: [any AnyObject & Sendable]] = [:]
     /// PowerState as the device has it: 0 for D0.
     var power: UInt8 = 0
@@ -56,7 +56,7 @@ final class VFIOPCI: FunctionModel {
   private struct State {
     /// Bits of the device's command register.
     var command: UInt16 = 0
-    /// Bus Master Enable stays off: the function is being removed.
+    /// Whether Bus Master Enable stays clear, because the function is being removed.
     var requestsEnded = false
     var interruptAsserted = false
     var pageRequests: PageRequestInterface?
@@ -68,9 +68,9 @@ final class VFIOPCI: FunctionModel {
   private static let passed: Command = [.busMasterEnable, .parityErrorResponse, .serrEnable]
 
   /// - Parameters:
-  ///   - device: attached to where its requests are to go.
-  ///   - address: on the guest's bus.
-  ///   - services: what the guest is to see of its translation services.
+  ///   - device: already attached to the guest's memory.
+  ///   - address: the address on the guest's bus.
+  ///   - services: the translation services that the guest sees.
   init(
     _ device: VFIODevice, environment: PCIEnvironment, surroundings: Surroundings = Surroundings(),
     rom source: ExpansionROM.Source = .device, address: RequesterID, services: TranslationServices = []
@@ -106,9 +106,9 @@ final class VFIOPCI: FunctionModel {
     reset(isFirst: true)
   }
 
-  // MARK: Life
+  // MARK: Start and end
 
-  /// From now on the device's interrupts, errors and requests are heard, and a reset of others reckons with it.
+  /// Starts to handle the device's interrupts, errors and requests, and includes the function in shared bus resets.
   func start(_ handler: @escaping @Sendable (PassthroughEvents.Event) -> Void) throws(SystemError) {
     function.environment.onStop { [events] in events.stop() }
     try events.start(of: device, name: "vfio \(function.requester.id)") { [weak self] event in
@@ -118,9 +118,9 @@ final class VFIOPCI: FunctionModel {
     surroundings.memory?.tellPeerProblem()
   }
 
-  /// Ends the device's requests for good, while its tables and their invalidations still hold: an access in flight on
-  /// another CPU cannot enable bus mastering again, nor can a reset with others. The read comes back behind what the
-  /// device posted before (PCI Express Base 2.4.1).
+  /// Ends the device's requests for good, while its tables and their invalidations are still in force. Neither an
+  /// access in flight on another CPU nor a shared reset can set Bus Master Enable again. The read returns after the
+  /// device's earlier posted writes (PCI Express Base 2.4.1).
   func endRequests() {
     surroundings.memory?.peers.remove(self)
     state.withLock { $0.requestsEnded = true }
@@ -128,14 +128,15 @@ final class VFIOPCI: FunctionModel {
     _ = device.read(configuration, offset: UInt64(StandardOffset.command), width: 2)
   }
 
-  /// Answers the device's page requests and detaches it, before what it reached is unmapped: the host's IOMMU refuses
-  /// whatever it still sends. Not by the device's end alone, which others may put off.
+  /// Answers the device's page requests and detaches it, before the memory that it reached is unmapped: the host's
+  /// IOMMU refuses what the device still sends. It does not wait for the end of the device object, which other owners
+  /// can delay.
   func detach() {
     let ended = state.withLock { state in
       defer { state.pageRequests = nil }
       return state.pageRequests
     }
-    // Before the kernel answers by itself, and gives cookies out again.
+    // Before the kernel answers the page requests itself and reuses their cookies.
     ended?.stop()
     try? device.detach()
     surroundings.group?.leave()
@@ -151,10 +152,10 @@ final class VFIOPCI: FunctionModel {
 
   func reset() { reset(isFirst: false) }
 
-  /// What a bus reset alone brings back is put off where others share that, until all of them are quiet: with the
-  /// machine's next reset.
-  /// - Parameter isFirst: of a function that the guest does not have yet. Before the machine starts, what shares its bus
-  ///   may be yet to come; while it runs, the guest uses what shares its bus.
+  /// Resets the function. If only a bus reset is possible and others share the bus, the reset waits for the machine's
+  /// next reset, when all of them are quiet.
+  /// - Parameter isFirst: whether the guest does not have the function yet. Before the machine starts, functions on the
+  ///   same bus may still be added; on a running machine the guest uses them.
   private func reset(isFirst: Bool) {
     quiesce()
     var waits = false
@@ -177,13 +178,13 @@ final class VFIOPCI: FunctionModel {
     if state.withLock({ $0.told.insert(kind).inserted }) { surroundings.tell(kind) }
   }
 
-  /// Whether a reset of its bus is still owed to it.
+  /// Whether it waits for a reset of its bus.
   var awaitsBusReset: Bool { state.withLock { $0.awaitsBusReset } }
 
-  /// Its bus is reset: with it quiet before, and settled after.
+  /// Records that its bus was reset. The caller calls `quiesce` before and `settle` after the reset.
   func finishBusReset() { state.withLock { $0.awaitsBusReset = false } }
 
-  /// No interrupt, no request of its own, full power.
+  /// Stops the device's interrupts and requests, and brings it to full power.
   func quiesce() {
     pageRequests?.reset()
     interrupts.reset()
@@ -192,7 +193,7 @@ final class VFIOPCI: FunctionModel {
     write(command: Self.decoding.rawValue)
   }
 
-  /// As the guest is to find it after a reset.
+  /// Brings the function to the state that the guest expects after a reset.
   func settle() {
     state.withLock { state in
       state.command = 0
@@ -215,10 +216,10 @@ final class VFIOPCI: FunctionModel {
 
   func placed(bar: Int, at base: UInt64?, visible parts: [Range<UInt64>]) {
     placed.withLock { placed in
-      // The old place first: the slots of the two may overlap.
+      // Removes the old mappings first: the old and the new slots may overlap.
       placed.slots[bar] = nil
       guard let base, base & 0xfff == 0, let region = regions[bar], let mappings = mappings[bar] else { return }
-      // The device answers in D0 alone, and an access of a CPU that it does not answer would end the machine.
+      // The device answers only in D0, and an access of a CPU without an answer would end the machine.
       setPower(0, &placed)
       var made: [any AnyObject & Sendable] = []
       for mapping in mappings {
@@ -239,13 +240,13 @@ final class VFIOPCI: FunctionModel {
 
   // MARK: Page requests
 
-  /// Where the guest sees the capability; nil where it is not shown.
+  /// The offset of the capability; nil if the guest does not see it.
   var pageRequestOffset: Int? { space.translationServices[PageRequestControl.id] }
 
-  /// Whether the device has page requests, shown or not.
+  /// Whether the device has page requests, whether the guest sees them or not.
   var hasPageRequests: Bool { space.hasPageRequests }
 
-  /// What the guest's accesses to the capability mean; nil: nothing.
+  /// Handles the guest's accesses to the capability; nil if they have no effect.
   var pageRequests: PageRequestInterface? {
     get { state.withLock { $0.pageRequests } }
     set { state.withLock { $0.pageRequests = newValue } }
@@ -268,14 +269,14 @@ final class VFIOPCI: FunctionModel {
     if touched.overlaps(StandardOffset.command..<StandardOffset.command + 2) {
       var own = Command(
         rawValue: UInt16(truncatingIfNeeded: function.register(at: StandardOffset.command, width: .word)))
-      // A bridge above that passes no requests on is the guest's: the device must make none.
+      // A bridge above that forwards no requests exists only in the guest, so the device itself must send none.
       if !function.requester.busMasterEnable { own.remove(.busMasterEnable) }
       write(command: own.intersection(Self.passed).union(Self.decoding).rawValue)
     }
     if let control = powerControl, touched.contains(control) {
       placed.withLock { placed in
         let power = UInt8(truncatingIfNeeded: function.register(at: control, width: .byte)) & 3
-        // With BARs in place it is another CPU that wrote this, which comes here when it has taken them away.
+        // If BARs are still mapped, another CPU wrote this, and comes here after it has removed the mappings.
         guard power == 0 || placed.slots.values.allSatisfy(\.isEmpty) else { return }
         setPower(power, &placed)
       }
@@ -291,7 +292,7 @@ final class VFIOPCI: FunctionModel {
     }
   }
 
-  /// Bytes that are the device's, with one access where all of them are.
+  /// Writes the bytes that belong to the device: with one access if all of them do.
   private func forward(_ touched: Range<Int>, _ value: UInt64) {
     if touched.allSatisfy({ space.direct[$0] != 0 }) {
       device.write(configuration, offset: UInt64(touched.lowerBound), width: touched.count, value: value)
@@ -315,7 +316,7 @@ final class VFIOPCI: FunctionModel {
   /// The byte of PMCSR with PowerState.
   private var powerControl: Int? { space.given.powerManagementOffset.map { $0 + 4 } }
 
-  /// Takes the device to a power state: VFIO waits until it is there, and puts back what a soft reset on the way took.
+  /// Sets the device's power state. VFIO waits for the transition, and restores what a soft reset on the way cleared.
   private func setPower(_ power: UInt8, _ placed: inout Placed) {
     guard let powerControl, placed.power != power else { return }
     placed.power = power
@@ -329,8 +330,8 @@ final class VFIOPCI: FunctionModel {
     function.setINTx(true)
   }
 
-  /// The guest ended a level-triggered interrupt of the pin that INTx is wired to: it has seen to the device, or did
-  /// not; then the device signals again.
+  /// Handles the guest's EOI of a level-triggered interrupt of the pin that INTx is wired to. If the guest has not
+  /// served the device, the device signals again.
   func interruptEnded() {
     let wasAsserted = state.withLock { state in
       defer { state.interruptAsserted = false }

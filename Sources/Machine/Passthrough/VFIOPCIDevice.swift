@@ -5,8 +5,8 @@ import PCI
 import VFIO
 import VTd
 
-/// How a device of the host is built onto a board: found and opened, bound to its iommufd, judged, attached, shown on
-/// the bus, and kept in step with the unit before it.
+/// Builds a device of the host onto a board: finds and opens it, binds it to its iommufd object, checks it, attaches
+/// it, places it on the bus, and connects it to the unit above it.
 extension VFIOPCIOptions: BoardDevice {
   func build(
     _ device: Device, on board: Board, with configuration: MachineConfiguration
@@ -81,7 +81,7 @@ extension VFIOPCIOptions: BoardDevice {
       let events = board.events
       do {
         try model.start { event in
-          // Both are the machine's own thread's to carry out: this one is among what goes with the device.
+          // The machine's own thread carries out both, because this thread ends with the device.
           events.post(event == .error ? .deviceError : .hostRequest(identity, patience: requestPatience))
           shared.tell(PassthroughNotice(device: name, kind: event == .error ? .error : .request))
         }
@@ -99,8 +99,8 @@ extension VFIOPCIOptions: BoardDevice {
         model.servePageRequests(requests, of: device.id, bound, bindings)
       }
       bindings?.add(bound, for: model.function.requester)
-      // While the device can reach memory, what the guest unmaps must be unmapped on the host, too: the forwarding goes
-      // with the release, when the device's requests have ended.
+      // While the device can reach memory, the guest's invalidations must reach the host. So forwarding stops at the
+      // release, after the device's requests have ended.
       model.function.environment.onRelease { [interruptEnds = board.interruptEnds, weak model] in
         bindings?.remove(bound)
         model?.detach()
@@ -145,7 +145,7 @@ extension VFIOPCIOptions: BoardDevice {
     do {
       return try VFIODevice(file: file, to: iommufd)
     } catch {
-      // The group's owner is another (iommu_device_claim_dma_owner): often the kernel, for a driver of its own.
+      // The group has another owner (iommu_device_claim_dma_owner): often the kernel, for one of its drivers.
       if error.code == EPERM || error.code == EBUSY, let sibling = found?.sibling(withDriverIn: sysfs) {
         throw .groupHasDriver(sibling: sibling.address, driver: sibling.driver)
       }
@@ -153,8 +153,8 @@ extension VFIOPCIOptions: BoardDevice {
     }
   }
 
-  /// A device's translation services: what the guest is to see of them, where its page requests come from, and what
-  /// the kernel said to that.
+  /// A device's translation services: those that the guest sees, the source of its page requests, and the kernel's
+  /// error if it refused these.
   private struct Services {
     var offered: TranslationServices = []
     var requests: HostPageRequests?
