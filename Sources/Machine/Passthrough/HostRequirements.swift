@@ -1,7 +1,7 @@
 import VFIO
 import VTd
 
-/// What the guest's unit offers and the host's IOMMU before a device has not.
+/// A feature that the guest's unit offers, but the host's IOMMU of a device lacks.
 public enum HostRequirement: Hashable, Sendable, CustomStringConvertible {
   case vtd
   case nesting(missing: [String])
@@ -36,14 +36,14 @@ public enum HostRequirement: Hashable, Sendable, CustomStringConvertible {
     }
   }
 
-  /// The bits of ECAP that nested translation is made of, less those that are there.
+  /// Returns the names of the ECAP bits that nested translation needs and the host lacks.
   static func missingForNesting(_ vtd: HardwareInformation.VTd) -> [String] {
     let bits: [(name: String, bit: UInt64)] = [("SMTS", 43), ("NEST", 26), ("FSTS", 47), ("SSTS", 46)]
     return bits.filter { vtd.extendedCapability >> $0.bit & 1 == 0 }.map(\.name)
   }
 
-  /// The first that the host does not meet; nil where it meets all. A unit without first stage asks for nothing: the
-  /// guest's memory is all that the host then translates to.
+  /// Returns the first requirement that the host does not meet; nil if it meets all. A unit without first stage
+  /// requires only caching mode, because the host then translates only to the guest's memory.
   static func missing(for unit: UnitOptions, on host: HardwareInformation) -> HostRequirement? {
     guard unit.cachingMode else { return .cachingMode }
     guard unit.firstStage else { return nil }

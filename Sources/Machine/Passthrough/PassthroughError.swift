@@ -5,20 +5,20 @@ import Linux
 /// to do about it.
 public struct PassthroughError: Error, Hashable, Sendable, CustomStringConvertible {
   public enum Problem: Error, Hashable, Sendable {
-    /// Not an address of PCI.
+    /// The text is not a PCI address.
     case notAnAddress
     case noSuchDevice
-    /// No IOMMU of the host stands before it.
+    /// The device is behind no IOMMU of the host.
     case noIOMMUGroup
-    /// Another driver has it, or none.
+    /// The device is bound to another driver, or to none.
     case notBound(driver: String?)
-    /// Bound to vfio-pci, without a device file.
+    /// The device is bound to vfio-pci, but has no device file.
     case noDeviceFile
     case open(SystemError)
     case iommufd(SystemError)
     /// VFIO_DEVICE_BIND_IOMMUFD.
     case bind(SystemError)
-    /// A driver of the host has another function of its IOMMU group.
+    /// Another function of its IOMMU group is bound to a driver of the host.
     case groupHasDriver(sibling: String, driver: String)
     /// The machine has another function of its IOMMU group, and one of them is behind a unit with first stage.
     case sharedGroup(sibling: String)
@@ -28,14 +28,14 @@ public struct PassthroughError: Error, Hashable, Sendable, CustomStringConvertib
     case attach(SystemError)
     /// RAM cannot be pinned: the limit and what is wanted, in bytes; nil where there is no limit.
     case lockedMemory(limit: UInt64?, wanted: UInt64)
-    /// KVM does not take it.
+    /// KVM refused the registration of the device's file.
     case acceleratorRegistration(SystemError)
     /// `romfile=`.
     case romFile(String, SystemError)
     case romFileSize(String, limit: Int)
     case registers(SystemError)
     case interrupts(SystemError)
-    /// The accelerator gives out no eventfds for interrupts.
+    /// The accelerator has no eventfds for interrupts.
     case accelerator
     case requirement(HostRequirement)
     /// Another function has its address on the guest's bus.
