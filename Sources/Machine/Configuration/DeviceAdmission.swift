@@ -197,8 +197,9 @@ public struct DeviceAdmission: Sendable {
 
   mutating func removeObject(_ id: Identifier) throws(BackendProblem) {
     guard let index = objects.firstIndex(where: { $0.id == id }) else { throw .noSuchObject(id) }
-    let kind = type(of: objects[index])
-    if !kind.comesAndGoes || kind.staysWhileUsed && objectUsers[id, default: 0] > 0 { throw .objectInUse(id) }
+    let objectType = type(of: objects[index])
+    let isNeeded = objectType.staysWhileUsed && objectUsers[id, default: 0] > 0
+    if !objectType.comesAndGoes || isNeeded { throw .objectInUse(id) }
     objects.remove(at: index)
   }
 }

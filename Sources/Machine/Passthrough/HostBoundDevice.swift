@@ -29,7 +29,7 @@ final class HostBoundDevice: HostTranslation {
     /// Nil if the host answers the device's page requests.
     var pageRequests: HostPageRequests?
     /// The notices that were reported: each is reported once.
-    var told: Set<Notice> = []
+    var reported: Set<Notice> = []
   }
 
   private let device: VFIODevice
@@ -38,7 +38,7 @@ final class HostBoundDevice: HostTranslation {
   /// The translation to the guest's memory, used alone or as the parent of the guest's first stages.
   private let secondStage: any AttachmentTarget
   private let state: Mutex<State>
-  private let tell: @Sendable (Notice) -> Void
+  private let report: @Sendable (Notice) -> Void
 
   /// Attaches the device to the guest's memory.
   init(
@@ -48,7 +48,7 @@ final class HostBoundDevice: HostTranslation {
     self.device = device
     self.memory = memory
     self.group = group
-    self.tell = tell
+    report = tell
     guard nests else {
       secondStage = memory.space
       state = Mutex(State())
@@ -57,7 +57,7 @@ final class HostBoundDevice: HostTranslation {
     }
     secondStage = try memory.attachToParent(device)
     state = Mutex(State(attached: secondStage))
-    group.note(self, attachedTo: secondStage)
+    group.record(self, attachedTo: secondStage)
   }
 
   /// What the host now uses to translate the device's requests; nil while they are refused.
@@ -145,7 +145,7 @@ final class HostBoundDevice: HostTranslation {
   }
 
   func notice(_ notice: Notice) {
-    if state.withLock({ $0.told.insert(notice).inserted }) { tell(notice) }
+    if state.withLock({ $0.reported.insert(notice).inserted }) { report(notice) }
   }
 
   // MARK: Page requests

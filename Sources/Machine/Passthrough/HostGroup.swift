@@ -50,7 +50,7 @@ final class HostGroup: Sendable {
     func leave() { group.leave(key) }
 
     /// Records the target that a function is already attached to.
-    func note(_ device: HostBoundDevice, attachedTo target: any AttachmentTarget) {
+    func record(_ device: HostBoundDevice, attachedTo target: any AttachmentTarget) {
       group.state.withLock { state in
         state.entries[key]?.device = device
         state.entries[key]?.wanted = target

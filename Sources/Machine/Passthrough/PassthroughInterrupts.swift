@@ -26,7 +26,7 @@ final class PassthroughInterrupts: InterruptRouter {
     var signalled = 0
     var routes: [Kind: [any EventRoute]] = [:]
     /// The errors that were reported, by errno: their text contains the number of vectors, which the guest chooses.
-    var told: Set<Int32> = []
+    var reported: Set<Int32> = []
   }
 
   /// The eventfd that INTx signals, and the one that unmasks INTx.
@@ -40,22 +40,22 @@ final class PassthroughInterrupts: InterruptRouter {
   /// The number of MSI-X vectors. A function makes their routes first, then those of MSI.
   private let msixCount: Int
   private let intx: Events?
-  private let tell: @Sendable (SystemError) -> Void
+  private let report: @Sendable (SystemError) -> Void
   private let state = Mutex(State())
 
   /// - Parameters:
   ///   - inner: the board's router.
   ///   - intx: nil for a function without a pin.
-  ///   - tell: called once for each errno with which the host refuses interrupts. It must not wait.
+  ///   - report: called once for each errno with which the host refuses interrupts. It must not wait.
   init(
     _ device: VFIODevice, inner: any InterruptRouter, msixCount: Int, intx: Events?,
-    tell: @escaping @Sendable (SystemError) -> Void = { _ in }
+    report: @escaping @Sendable (SystemError) -> Void = { _ in }
   ) {
     self.device = device
     self.inner = inner
     self.msixCount = msixCount
     self.intx = intx
-    self.tell = tell
+    self.report = report
   }
 
   /// Whether the accelerator has eventfds for interrupts. Valid after the function has made its routes.
@@ -156,7 +156,7 @@ final class PassthroughInterrupts: InterruptRouter {
   }
 
   private func fail(_ error: SystemError, _ state: inout State) {
-    if state.told.insert(error.code).inserted { tell(error) }
+    if state.reported.insert(error.code).inserted { report(error) }
   }
 
   /// Makes the device signal every vector that the guest uses.

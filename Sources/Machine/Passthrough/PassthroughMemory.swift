@@ -36,7 +36,7 @@ final class PassthroughMemory: Sendable {
     var nothing: IOAddressSpace?
     /// Why a BAR is not mapped, and its device, by the kernel's number.
     var peerProblem: (device: UInt32, error: SystemError)?
-    var hasToldPeerProblem = false
+    var hasReportedPeerProblem = false
   }
 
   let iommufd: IOMMUFD
@@ -83,24 +83,24 @@ final class PassthroughMemory: Sendable {
   // MARK: Peers
 
   /// Records that a device's BAR cannot be mapped into the guest's memory.
-  func notePeerProblem(_ error: SystemError, of device: UInt32) {
+  func recordPeerProblem(_ error: SystemError, of device: UInt32) {
     state.withLock { $0.peerProblem = $0.peerProblem ?? (device, error) }
   }
 
   /// Reports once why the other devices cannot reach a device's BARs, as soon as there are other devices.
-  func tellPeerProblem() {
+  func reportPeerProblem() {
     guard peers.all.count > 1 else { return }
     let problem = state.withLock { state -> (function: VFIOPCI, error: SystemError)? in
-      guard !state.hasToldPeerProblem, let problem = state.peerProblem else { return nil }
+      guard !state.hasReportedPeerProblem, let problem = state.peerProblem else { return nil }
       guard let function = peers.function(problem.device) else {
         // The function is gone, or does not exist yet: then it records its problem again when its BAR is placed.
         state.peerProblem = nil
         return nil
       }
-      state.hasToldPeerProblem = true
+      state.hasReportedPeerProblem = true
       return (function, problem.error)
     }
-    if let problem { problem.function.tell(.outOfPeersReach(problem.error)) }
+    if let problem { problem.function.report(.outOfPeersReach(problem.error)) }
   }
 
   /// The number of second stages that the devices use.

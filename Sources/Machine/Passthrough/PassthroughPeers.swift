@@ -37,7 +37,7 @@ final class PassthroughPeers: Sendable {
         try function.device.resetBus()
       } catch {
         function.finishBusReset()
-        function.tell(.notReset(error))
+        function.report(.notReset(error))
       }
     }
   }

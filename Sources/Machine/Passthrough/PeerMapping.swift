@@ -35,7 +35,7 @@ extension PassthroughMemory {
       return try PeerMapping(area, of: region, device: device, in: space, at: address)
     } catch {
       // EEXIST: the guest placed the BAR where something else is. This is not reported.
-      if error.code != EEXIST { notePeerProblem(error, of: device.id) }
+      if error.code != EEXIST { recordPeerProblem(error, of: device.id) }
       return nil
     }
   }

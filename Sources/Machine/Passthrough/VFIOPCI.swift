@@ -61,7 +61,7 @@ final class VFIOPCI: FunctionModel {
     var interruptAsserted = false
     var pageRequests: PageRequestInterface?
     var awaitsBusReset = false
-    var told: Set<PassthroughNotice.Kind> = []
+    var reported: Set<PassthroughNotice.Kind> = []
   }
 
   private static let decoding: Command = [.memorySpaceEnable, .ioSpaceEnable]
@@ -94,7 +94,7 @@ final class VFIOPCI: FunctionModel {
       interrupts = PassthroughInterrupts(
         device, inner: environment.interrupts, msixCount: space.msix?.vectorCount ?? 0,
         intx: space.interruptPin > 0 ? events.interrupt : nil,
-        tell: { surroundings.tell(.interruptsRefused($0)) })
+        report: { surroundings.tell(.interruptsRefused($0)) })
       function = Function(
         Self.description(space, bars.registers + (romRegister.map { [$0] } ?? [])), at: address,
         environment: environment.routing(by: interrupts))
@@ -115,7 +115,7 @@ final class VFIOPCI: FunctionModel {
       if event == .interrupt { self?.interruptCame() } else { handler(event) }
     }
     surroundings.memory?.peers.add(self)
-    surroundings.memory?.tellPeerProblem()
+    surroundings.memory?.reportPeerProblem()
   }
 
   /// Ends the device's requests for good, while its tables and their invalidations are still in force. Neither an
@@ -165,17 +165,17 @@ final class VFIOPCI: FunctionModel {
       switch error {
       case .isShared(let others):
         waits = true
-        if isFirst, surroundings.guestRuns { tell(.notResetBeside(others.map(\.surroundings.name))) }
+        if isFirst, surroundings.guestRuns { report(.notResetBeside(others.map(\.surroundings.name))) }
       case .failed(let error):
-        if isFirst, !surroundings.guestRuns { waits = true } else { tell(.notReset(error)) }
+        if isFirst, !surroundings.guestRuns { waits = true } else { report(.notReset(error)) }
       }
     }
     state.withLock { $0.awaitsBusReset = waits }
     settle()
   }
 
-  func tell(_ kind: PassthroughNotice.Kind) {
-    if state.withLock({ $0.told.insert(kind).inserted }) { surroundings.tell(kind) }
+  func report(_ kind: PassthroughNotice.Kind) {
+    if state.withLock({ $0.reported.insert(kind).inserted }) { surroundings.tell(kind) }
   }
 
   /// Whether it waits for a reset of its bus.
@@ -235,7 +235,7 @@ final class VFIOPCI: FunctionModel {
       }
       placed.slots[bar] = made
     }
-    surroundings.memory?.tellPeerProblem()
+    surroundings.memory?.reportPeerProblem()
   }
 
   // MARK: Page requests
