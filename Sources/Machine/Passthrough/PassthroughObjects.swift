@@ -181,3 +181,17 @@ public struct PassthroughNotice: Hashable, Sendable {
   public let device: String
   public let kind: Kind
 }
+
+extension PassthroughNotice {
+  init(device: String, _ notice: HostBoundDevice.Notice) {
+    self.device = device
+    kind =
+      switch notice {
+      case .refused(let error): .hostRefused(error)
+      case .pageRequestsRefused(let error): .pageRequestsRefused(error)
+      case .blockedWithSibling(let sibling): .blockedWithSibling(sibling)
+      case .blocked(.supervisorRequests): .supervisorRequests
+      case .blocked: .guestSecondStage
+      }
+  }
+}

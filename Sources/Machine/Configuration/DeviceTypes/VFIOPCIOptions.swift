@@ -1,3 +1,10 @@
+import Glibc
+import Hardware
+import Linux
+import PCI
+import VFIO
+import VTd
+
 /// `vfio-pci`: a PCI function of the host, passed through by the kernel's VFIO and iommufd. Names are QEMU's.
 public struct VFIOPCIOptions: PCIDeviceOptions, DescriptorTaking, Hashable {
   public var id: Identifier?
@@ -80,4 +87,173 @@ public struct VFIOPCIOptions: PCIDeviceOptions, DescriptorTaking, Hashable {
       $0.iommufd != nil
     },
   ]
+}
+
+/// Builds a device of the host onto a board: finds and opens it, binds it to its iommufd object, checks it, attaches
+/// it, places it on the bus, and connects it to the unit above it.
+extension VFIOPCIOptions: BoardDevice {
+  func build(
+    _ device: Device, on board: Board, with configuration: MachineConfiguration
+  ) throws(StartError) -> [Function] {
+    guard let place = device.place else { return [] }
+    let objects = board.devices.objects.lazy.compactMap { $0 as? IOMMUFDOptions }
+    guard let object = objects.first(where: { $0.id == iommufd }) else { return [] }
+    do {
+      return [try build(device.identity, on: board, at: place, object)]
+    } catch {
+      throw .passthrough(error)
+    }
+  }
+
+  private func openHostDevice(
+    _ shared: PassthroughObjects
+  ) throws(PassthroughError) -> (file: KernelFile, found: HostDevice?, name: String) {
+    if let file = file?.kernelFile(calls: shared.calls) {
+      return (file, HostDevice.find(of: file, sysfs: shared.sysfs), hostName)
+    }
+    let found =
+      if let host {
+        try HostDevice.find(address: host, sysfs: shared.sysfs)
+      } else {
+        try HostDevice.find(folder: sysfsFolder ?? "")
+      }
+    return (try found.open(calls: shared.calls), found, found.address)
+  }
+
+  private func build(
+    _ identity: DeviceIdentity, on board: Board, at place: PCIPlace, _ object: IOMMUFDOptions
+  ) throws(PassthroughError) -> Function {
+    let shared = board.passthrough
+    let (file, found, name) = try openHostDevice(shared)
+    do throws(PassthroughError.Problem) {
+      let rom = try romSource()
+      let unit = board.unit(at: place)
+      let group = try shared.groups.join(
+        found?.group, as: found?.address ?? name, iommufd: object.id, nests: unit?.options.firstStage == true)
+      let memory = try shared.memory(of: object, ram: board.memory)
+      let registration = try Self.register(file, with: board.hostDeviceFiles)
+      let device = try Self.bind(file, found, to: memory.iommufd, sysfs: shared.sysfs)
+      var hostOffersPageRequests = false
+      if let unit {
+        let information: HardwareInformation
+        do {
+          information = try memory.iommufd.hardwareInformation(device: device.id)
+        } catch {
+          throw .iommufd(error)
+        }
+        if let missing = HostRequirement.missing(for: unit.options, on: information) { throw .requirement(missing) }
+        hostOffersPageRequests = information.vtd?.offersPageRequests == true
+      }
+      let bound: HostBoundDevice
+      do {
+        bound = try HostBoundDevice(
+          device, memory: memory, nests: unit?.options.firstStage == true, group: group
+        ) { notice in
+          shared.tell(PassthroughNotice(device: name, notice))
+        }
+      } catch {
+        throw shared.problem(of: error, ram: board.memory) ?? .attach(error)
+      }
+      let services = Services(of: bound, behind: unit, hostOffersPageRequests: hostOffersPageRequests)
+      let model = try VFIOPCI(
+        device, environment: board.environment(at: place),
+        surroundings: .init(
+          deviceMemory: board.deviceMemory, memory: memory, registration: registration,
+          group: group, name: name, guestRuns: shared.areBusesReset,
+          tell: { shared.tell(PassthroughNotice(device: name, kind: $0)) }),
+        rom: rom, address: place.address, services: services.offered)
+      let events = board.events
+      do {
+        try model.start { event in
+          // The machine's own thread carries out both, because this thread ends with the device.
+          events.post(event == .error ? .deviceError : .hostRequest(identity, patience: requestPatience))
+          shared.tell(PassthroughNotice(device: name, kind: event == .error ? .error : .request))
+        }
+      } catch {
+        model.function.revoke()
+        throw .interrupts(error)
+      }
+      let pin = BoardLayout.pin(of: place, interruptPin: max(model.function.description.interruptPin, 1))
+      let watch = board.interruptEnds.add(pin: pin) { [weak model] in model?.interruptEnded() }
+      let bindings = unit.map { shared.bindings(of: $0) }
+      if let refusal = services.refusal, model.hasPageRequests {
+        shared.tell(PassthroughNotice(device: name, kind: .pageRequestsRefused(refusal)))
+      }
+      if let bindings, let requests = services.requests {
+        model.servePageRequests(requests, of: device.id, bound, bindings)
+      }
+      bindings?.add(bound, for: model.function.requester)
+      // While the device can reach memory, the guest's invalidations must reach the host. So forwarding stops at the
+      // release, after the device's requests have ended.
+      model.function.environment.onRelease { [interruptEnds = board.interruptEnds, weak model] in
+        bindings?.remove(bound)
+        model?.detach()
+        interruptEnds.remove(watch)
+      }
+      return model.function
+    } catch {
+      throw PassthroughError(name, error)
+    }
+  }
+
+  private func romSource() throws(PassthroughError.Problem) -> ExpansionROM.Source {
+    guard romBar != 0 else { return .nowhere }
+    guard let romFile else { return .device }
+    if romFile.isEmpty { return .nowhere }
+    let content: [UInt8]
+    do {
+      content = try ExpansionROM.content(ofFile: romFile)
+    } catch {
+      throw .romFile(romFile, error)
+    }
+    guard (1...ExpansionROM.limit).contains(content.count) else {
+      throw .romFileSize(romFile, limit: ExpansionROM.limit)
+    }
+    return .file(content)
+  }
+
+  private static func register(
+    _ file: KernelFile, with registry: (any HostDeviceRegistry)?
+  ) throws(PassthroughError.Problem) -> HostDeviceRegistration? {
+    guard let registry else { return nil }
+    do {
+      return try HostDeviceRegistration(file, with: registry)
+    } catch {
+      throw .acceleratorRegistration(error)
+    }
+  }
+
+  private static func bind(
+    _ file: KernelFile, _ found: HostDevice?, to iommufd: IOMMUFD, sysfs: String
+  ) throws(PassthroughError.Problem) -> VFIODevice {
+    do {
+      return try VFIODevice(file: file, to: iommufd)
+    } catch {
+      // The group has another owner (iommu_device_claim_dma_owner): often the kernel, for one of its drivers.
+      if error.code == EPERM || error.code == EBUSY, let sibling = found?.sibling(withDriverIn: sysfs) {
+        throw .groupHasDriver(sibling: sibling.address, driver: sibling.driver)
+      }
+      throw .bind(error)
+    }
+  }
+
+  /// A device's translation services: those that the guest sees, the source of its page requests, and the kernel's
+  /// error if it refused these.
+  private struct Services {
+    var offered: TranslationServices = []
+    var requests: HostPageRequests?
+    var refusal: SystemError?
+
+    init(of bound: HostBoundDevice, behind unit: TranslationUnit?, hostOffersPageRequests: Bool) {
+      guard let unit, unit.options.deviceIOTLB else { return }
+      offered.insert(.addressTranslation)
+      guard unit.options.svm, hostOffersPageRequests else { return }
+      do {
+        requests = try bound.offerPageRequests()
+        if requests != nil { offered.insert(.pageRequests) }
+      } catch {
+        refusal = error
+      }
+    }
+  }
 }
