@@ -113,3 +113,28 @@ public struct ProcessorTopology: Hashable, Sendable {
   /// The largest KVM_MAX_VCPUS of any kernel; start-up asks the host's KVM for its own limit.
   public static let maximumCount = 4096
 }
+
+/// What a serial port is connected to.
+public enum SerialBackend: Hashable, Sendable {
+  /// There is no port.
+  case none
+  /// A character device, by its id.
+  case character(Identifier)
+}
+
+/// The options `-qtest` and `-qtest-log`.
+public struct QTestOptions: Hashable, Sendable {
+  /// The id of the client's character device.
+  public var device: Identifier
+  public var log = Log.standardError
+
+  public init(device: Identifier) { self.device = device }
+
+  /// The destination of the log of commands and answers.
+  public enum Log: Hashable, Sendable {
+    case none
+    case standardError
+    /// A file, which is truncated first.
+    case file(path: String)
+  }
+}

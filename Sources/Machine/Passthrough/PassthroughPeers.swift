@@ -1,3 +1,4 @@
+import Glibc
 import Linux
 import Synchronization
 import VFIO
@@ -39,6 +40,45 @@ final class PassthroughPeers: Sendable {
         function.finishBusReset()
         function.report(.notReset(error))
       }
+    }
+  }
+}
+
+/// The mapping of a passed-through function's BAR into the guest's memory, where other devices' requests reach it
+/// (peer-to-peer). It ends with its last owner.
+final class PeerMapping: Sendable {
+  private let space: IOAddressSpace
+  private let address: UInt64
+  private let size: UInt64
+
+  /// - Parameter address: guest physical.
+  init(
+    _ area: VFIORegion.Area, of region: VFIORegion, device: VFIODevice, in space: IOAddressSpace, at address: UInt64
+  ) throws(SystemError) {
+    // The kernel keeps the memory behind the buffer as long as it is mapped. A reset of the device may revoke the
+    // buffer, so each mapping makes its own.
+    let buffer = try device.dmaBuffer(of: region, area)
+    try space.map(address, size: area.size, to: buffer, [.read, .write])
+    self.space = space
+    self.address = address
+    size = area.size
+  }
+
+  deinit { try? space.unmap(address, size: size) }
+}
+
+extension PassthroughMemory {
+  /// Maps a part of a BAR at the guest's address.
+  /// - Returns: the mapping; nil if the kernel refuses it: then other devices do not reach the BAR.
+  func map(
+    _ region: VFIORegion, _ area: VFIORegion.Area, of device: VFIODevice, at address: UInt64
+  ) -> PeerMapping? {
+    do {
+      return try PeerMapping(area, of: region, device: device, in: space, at: address)
+    } catch {
+      // EEXIST: the guest placed the BAR where something else is. This is not reported.
+      if error.code != EEXIST { recordPeerProblem(error, of: device.id) }
+      return nil
     }
   }
 }

@@ -1,3 +1,5 @@
+import Hardware
+
 /// A value of a property, with its text form: QEMU's spelling of booleans, numbers, sizes and names (qapi/string input
 /// visitor, util/cutils.c).
 public protocol PropertyValue: Sendable, Hashable {
@@ -141,4 +143,40 @@ extension ChoiceValue {
   }
 
   public var text: String { rawValue }
+}
+
+/// `addr=`: device and optional function on bus 0, hexadecimal, as in QEMU (hw/core/qdev-properties-system.c).
+extension RequesterID: PropertyValue {
+  public static var typeName: String { "str" }
+
+  public init(text: String) throws(ValueError) {
+    func hexadecimal(_ text: Substring) -> UInt64? {
+      NumberText.unsigned((text.hasPrefix("0x") ? text.dropFirst(2) : text).utf8, radix: 16)
+    }
+    let parts = text.split(separator: ".", maxSplits: 1, omittingEmptySubsequences: false)
+    guard let first = parts.first, let device = hexadecimal(first), device < 32 else { throw .notPCIAddress }
+    var function: UInt64 = 0
+    if parts.count == 2 {
+      guard let value = hexadecimal(parts[1]), value < 8 else { throw .notPCIAddress }
+      function = value
+    }
+    self.init(bus: 0, device: UInt8(device), function: UInt8(function))
+  }
+
+  public var text: String { String(description.dropFirst(3)) }
+}
+
+/// Ids or addresses of devices, joined by `+`, because a comma would end the property.
+public struct DeviceNames: PropertyValue {
+  /// At least one.
+  public let names: [String]
+
+  public static var typeName: String { "list" }
+
+  public init(text: String) throws(ValueError) {
+    names = text.split(separator: "+", omittingEmptySubsequences: false).map(String.init)
+    if names.contains("") { throw .empty }
+  }
+
+  public var text: String { names.joined(separator: "+") }
 }
