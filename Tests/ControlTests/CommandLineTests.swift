@@ -252,7 +252,7 @@ import Testing
       "-kernel", "k", "-object", "rng-random,id=rng0,filename=/dev/hwrng", "-object", "rng-builtin,id=rng1", "-device",
       "virtio-rng-pci,rng=rng0", "-device", "virtio-rng-pci,rng=rng1,max-bytes=9223372036854775807,period=65536")
     let sources = machine.devices.compactMap { $0 as? VirtioRNGOptions }.map {
-      EntropySource(of: $0, among: machine.objects)
+      RNGBackend(of: $0, among: machine.objects)
     }
     #expect(sources == [.file(path: "/dev/hwrng"), .host])
   }

@@ -4,7 +4,7 @@ import Linux
 import Synchronization
 
 /// Entropy from getrandom(2), which does not block once the host has booted.
-final class HostEntropy: Devices.EntropySource {
+final class HostEntropy: EntropySource {
   func take(_ count: Int, into bytes: inout [UInt8]) -> Int { RandomSource.fill(&bytes, count: count) }
 
   func onReady(_ handler: @escaping @Sendable () -> Void) {}
@@ -13,7 +13,7 @@ final class HostEntropy: Devices.EntropySource {
 /// Entropy from a file of the host: /dev/urandom, a generator's device, a FIFO that a daemon feeds. A thread reads the
 /// file when a request needs bytes, and only as many; so only this thread waits for the file. While a request needs
 /// bytes, it reads again every 100 ms a FIFO without a writer, a file at its end, or a file that fails.
-final class FileEntropy: Devices.EntropySource {
+final class FileEntropy: EntropySource {
   /// The state that the thread and the source share. The thread does not keep the source alive.
   ///
   /// Lock order: its lock is a leaf; the handler is called without it.

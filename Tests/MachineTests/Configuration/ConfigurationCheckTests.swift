@@ -172,7 +172,7 @@ import Testing
   func anEntropySourceIsFound() throws {
     var wanted = configuration()
     var device = VirtioRNGOptions()
-    #expect(EntropySource(of: device, among: wanted.objects) == .host)
+    #expect(RNGBackend(of: device, among: wanted.objects) == .host)
     let id = try Identifier(text: "rng0")
     device.source = id
     wanted.devices = [device]
@@ -188,7 +188,7 @@ import Testing
     random.path = "/dev/hwrng"
     wanted.objects = [random]
     #expect(problem(wanted) == nil)
-    #expect(EntropySource(of: device, among: wanted.objects) == .file(path: "/dev/hwrng"))
+    #expect(RNGBackend(of: device, among: wanted.objects) == .file(path: "/dev/hwrng"))
   }
 
   @Test("devices without an address get addresses that no other device asks for")

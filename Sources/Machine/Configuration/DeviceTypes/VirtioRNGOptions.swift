@@ -44,8 +44,8 @@ extension VirtioRNGOptions: BoardDevice {
     _ device: Device, on board: Board, with configuration: MachineConfiguration
   ) throws(StartError) -> [Function] {
     guard let place = device.place else { return [] }
-    let source: any Devices.EntropySource
-    switch EntropySource(of: self, among: board.devices.objects) {
+    let source: any EntropySource
+    switch RNGBackend(of: self, among: board.devices.objects) {
     case .host: source = HostEntropy()
     case .file(let path):
       do {

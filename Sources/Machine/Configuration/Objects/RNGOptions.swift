@@ -1,16 +1,16 @@
 /// `rng-builtin` and `rng-random`: sources of virtio-rng's entropy.
 public protocol EntropyObjectOptions: ObjectOptions {
-  var entropySource: EntropySource { get }
+  var entropySource: RNGBackend { get }
 }
 
 /// A source of random bytes.
-public enum EntropySource: Hashable, Sendable {
+public enum RNGBackend: Hashable, Sendable {
   /// getrandom(2).
   case host
   case file(path: String)
 }
 
-extension EntropySource {
+extension RNGBackend {
   /// Finds a device's source among the objects that the device was admitted with.
   public init(of device: VirtioRNGOptions, among objects: [any ObjectOptions]) {
     for case let object as any EntropyObjectOptions in objects where object.id == device.source {
@@ -26,7 +26,7 @@ public struct RNGBuiltinOptions: EntropyObjectOptions, Hashable {
 
   public init() {}
 
-  public var entropySource: EntropySource { .host }
+  public var entropySource: RNGBackend { .host }
 
   public static let typeName = "rng-builtin"
   public static let summary = "Entropy from the host's getrandom"
@@ -39,7 +39,7 @@ public struct RNGRandomOptions: EntropyObjectOptions, Hashable {
 
   public init() {}
 
-  public var entropySource: EntropySource { .file(path: path) }
+  public var entropySource: RNGBackend { .file(path: path) }
 
   public static let typeName = "rng-random"
   public static let summary = "Entropy from a file or device"
