@@ -33,7 +33,7 @@ struct AddressSpaceTopTests {
   private func disk() throws -> TestDisk {
     let shift: UInt64 = 0x7_0000_0000
     remapper.map(shift, to: 0, count: 0x30_0000)
-    var options = VirtioBlockOptions()
+    var options = VirtioBlockParameters()
     options.transport.iommuPlatform = true
     return try TestDisk(options, remapper: remapper, offset: shift)
   }

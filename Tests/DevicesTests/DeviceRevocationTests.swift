@@ -27,7 +27,7 @@ import Testing
     case .block:
       VirtioPCI(
         device: try VirtioBlock(
-          options: VirtioBlockOptions(),
+          options: VirtioBlockParameters(),
           backend: MemoryBackend(memory: HeapMemory(size: 0x1000), content: [UInt8](repeating: 0, count: 4096))),
         options: VirtioOptions(), environment: environment, address: address)
     case .entropy:

@@ -12,7 +12,7 @@ import Testing
   private func translated() throws -> (PageRemapper, TestDisk) {
     let remapper = PageRemapper(memory: HeapMemory(size: 4 << 20))
     remapper.map(Self.shift, to: 0, count: 4 << 20)
-    var options = VirtioBlockOptions()
+    var options = VirtioBlockParameters()
     options.transport.iommuPlatform = true
     return (remapper, try TestDisk(options, remapper: remapper, offset: Self.shift))
   }
@@ -65,7 +65,7 @@ import Testing
     var generator = SeededGenerator(seed: seed)
     let board = TestBoard(memorySize: 0x2_0000)
     let backend = MemoryBackend(memory: board.memory, content: [UInt8](repeating: 1, count: 32 << 10))
-    var options = VirtioBlockOptions()
+    var options = VirtioBlockParameters()
     options.queueSize = 16
     let pci = VirtioPCI(
       device: try VirtioBlock(options: options, backend: backend), options: options.transport,

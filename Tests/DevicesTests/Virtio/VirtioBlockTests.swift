@@ -25,7 +25,7 @@ import Testing
 
   @Test("the configuration matches byte for byte")
   func configurationByteForByte() throws {
-    var options = VirtioBlockOptions()
+    var options = VirtioBlockParameters()
     options.queueCount = 4
     options.logicalBlockSize = 1024
     options.physicalBlockSize = 4096
@@ -52,7 +52,7 @@ import Testing
     let always: UInt64 = 1 << 2 | 1 << 6 | 1 << 9
     #expect(try TestDisk().driver.offered() == ring | always | 1 << 13 | 1 << 14)
     #expect(try TestDisk(readOnly: true).driver.offered() == ring | always | 1 << 5)
-    var options = VirtioBlockOptions()
+    var options = VirtioBlockParameters()
     options.discard = false
     options.writeZeroes = false
     options.queueCount = 2
@@ -62,8 +62,8 @@ import Testing
 
   @Test("each invalid option is refused")
   func optionsAreChecked() {
-    func problem(_ change: (inout VirtioBlockOptions) -> Void) -> VirtioBlockOptions.Problem? {
-      var options = VirtioBlockOptions()
+    func problem(_ change: (inout VirtioBlockParameters) -> Void) -> VirtioBlockParameters.Problem? {
+      var options = VirtioBlockParameters()
       change(&options)
       do { try options.validate() } catch { return error }
       return nil
@@ -176,7 +176,7 @@ import Testing
 
   @Test("the disk returns its serial, cut to the buffer")
   func identifiesItself() throws {
-    var options = VirtioBlockOptions()
+    var options = VirtioBlockParameters()
     options.serial = "nest-0001"
     var disk = try TestDisk(options)
     disk.board.memory.store([UInt8](repeating: 0xff, count: 32), at: TestDisk.data)
@@ -260,7 +260,7 @@ import Testing
 
   @Test("a request must have whole logical blocks")
   func requestsKeepToLogicalBlocks() throws {
-    var options = VirtioBlockOptions()
+    var options = VirtioBlockParameters()
     options.logicalBlockSize = 4096
     var disk = try TestDisk(options)
     #expect(try disk.request(Self.read, sector: 1, [.writable(TestDisk.data, 4096)])?.status == 1)
@@ -346,7 +346,7 @@ import Testing
 
   @Test("several queues work side by side")
   func queuesWorkSideBySide() throws {
-    var options = VirtioBlockOptions()
+    var options = VirtioBlockParameters()
     options.queueCount = 3
     var disk = try TestDisk(options)
     disk.driver.enableMSIX(vectors: 4)
@@ -360,7 +360,7 @@ import Testing
 
   @Test("a device that breaks ends a request between its pieces")
   func aResetEndsARequestBetweenItsPieces() throws {
-    var options = VirtioBlockOptions()
+    var options = VirtioBlockParameters()
     options.queueCount = 2
     var disk = try TestDisk(options, sectors: 10240)
     var other = disk.queues[1]

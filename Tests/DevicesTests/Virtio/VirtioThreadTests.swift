@@ -47,7 +47,7 @@ import Testing
 
   @Test("many resets under load leave a working device")
   func manyResetsUnderLoad() throws {
-    var options = VirtioBlockOptions()
+    var options = VirtioBlockParameters()
     options.queueCount = 2
     let disk = try TestDisk(options, workers: ThreadedWorkerSource())
     let driver = disk.driver

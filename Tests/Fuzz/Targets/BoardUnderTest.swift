@@ -27,7 +27,7 @@ final class BoardUnderTest {
 
   private static let kinds: [@Sendable (Parts, inout FuzzInput) -> (Function, () -> Void)] = [
     { parts, input in
-      var options = VirtioBlockOptions()
+      var options = VirtioBlockParameters()
       let form = input.byte()
       options.queueCount = 1 + Int(form & 3)
       options.queueSize = form & 4 == 0 ? 8 : 256

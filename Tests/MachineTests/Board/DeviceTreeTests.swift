@@ -33,8 +33,8 @@ import Testing
     var configuration = MachineConfiguration()
     configuration.blockNodes = [BlockNode(id: "d", path: "disk.img")]
     let tree = DeviceTree(try DeviceAdmission(configuration))
-    func disk(_ id: String, _ node: String, at device: UInt8) throws -> Machine.VirtioBlockOptions {
-      var options = Machine.VirtioBlockOptions()
+    func disk(_ id: String, _ node: String, at device: UInt8) throws -> VirtioBlockOptions {
+      var options = VirtioBlockOptions()
       options.id = try Identifier(text: id)
       options.drive = node
       options.virtio.function.address = RequesterID(bus: 0, device: device, function: 0)

@@ -13,14 +13,14 @@ public final class VirtioBlock: VirtioDevice {
   static let discardLimit: UInt32 = 1 << 21
   static let writeZeroesLimit: UInt32 = 1 << 17
 
-  public let options: VirtioBlockOptions
+  public let options: VirtioBlockParameters
   let backend: any BlockBackend
   /// The answer to VIRTIO_BLK_T_GET_ID.
   let serial: [UInt8]
   private let owner = Mutex(WeakVirtioTransport())
 
-  /// - Throws: what `VirtioBlockOptions.validate` finds.
-  public init(options: VirtioBlockOptions, backend: any BlockBackend) throws(VirtioBlockOptions.Problem) {
+  /// - Throws: what `VirtioBlockParameters.validate` finds.
+  public init(options: VirtioBlockParameters, backend: any BlockBackend) throws(VirtioBlockParameters.Problem) {
     try options.validate()
     self.options = options
     self.backend = backend

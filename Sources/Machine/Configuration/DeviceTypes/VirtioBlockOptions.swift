@@ -55,7 +55,7 @@ extension VirtioBlockOptions: BoardDevice {
     guard let place = device.place, let node = board.devices.blockNodes.first(where: { $0.id == drive }) else {
       return []
     }
-    var options = Devices.VirtioBlockOptions()
+    var options = VirtioBlockParameters()
     options.queueCount = Int(queueCount ?? UInt16(clamping: min(configuration.processors.count, 256)))
     options.queueSize = Int(queueSize)
     options.serial = serial

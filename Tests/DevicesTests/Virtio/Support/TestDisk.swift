@@ -24,7 +24,7 @@ struct TestDisk {
   ///   - features: The features to accept; nil for all that are offered.
   ///   - offset: The value that the driver adds to each address.
   init(
-    _ options: VirtioBlockOptions = VirtioBlockOptions(), sectors: Int = 64, readOnly: Bool = false,
+    _ options: VirtioBlockParameters = VirtioBlockParameters(), sectors: Int = 64, readOnly: Bool = false,
     features: UInt64? = nil, remapper: PageRemapper? = nil, offset: UInt64 = 0,
     workers: (any QueueWorkerSource)? = nil
   ) throws {

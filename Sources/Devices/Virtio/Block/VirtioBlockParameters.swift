@@ -1,5 +1,5 @@
 /// What a `virtio-blk-pci` device is made from; QEMU's property names in the comments.
-public struct VirtioBlockOptions: Hashable, Sendable {
+public struct VirtioBlockParameters: Hashable, Sendable {
   /// What the caller must know to say which option is wrong.
   public enum Problem: Error, Hashable, Sendable {
     /// num-queues is not 1 to 1024.
