@@ -2,14 +2,6 @@
 // which is ours. `validate` refuses what contradicts itself and what the model does not do, so that
 // no option is taken and then ignored.
 
-/// QEMU's `OnOffAuto`.
-public enum OnOffAuto: Hashable, Sendable {
-  case on
-  case off
-  /// The unit decides.
-  case auto
-}
-
 /// The options of one remapping unit. The comments give QEMU's names.
 public struct UnitOptions: Hashable, Sendable {
   /// `x-scalable-mode`, `scalable-mode`: PASID tables (ECAP.SMTS).
@@ -22,8 +14,8 @@ public struct UnitOptions: Hashable, Sendable {
   public var addressWidth = 48
   /// `intremap`: interrupt remapping (ECAP.IR).
   public var interruptRemapping = true
-  /// `eim`: 32-bit APIC identifiers (ECAP.EIM). `auto` means as `interruptRemapping`.
-  public var extendedInterruptMode = OnOffAuto.auto
+  /// `eim`: 32-bit APIC identifiers (ECAP.EIM); nil: as `interruptRemapping`.
+  public var extendedInterruptMode: Bool?
   /// `caching-mode`: the guest invalidates after it makes an entry present, too (CAP.CM).
   public var cachingMode = false
   /// `snoop-control`: the SNP bit of second-stage leaves, PGSNP of PASID entries (ECAP.SC).
@@ -48,13 +40,7 @@ public struct UnitOptions: Hashable, Sendable {
   public init() {}
 
   /// Whether EIM is offered.
-  public var offersExtendedInterruptMode: Bool {
-    switch extendedInterruptMode {
-    case .on: true
-    case .off: false
-    case .auto: interruptRemapping
-    }
-  }
+  public var offersExtendedInterruptMode: Bool { extendedInterruptMode ?? interruptRemapping }
 
   /// Whether scalable mode has second-stage translation.
   public var offersScalableSecondStage: Bool { scalableMode && (!firstStage || nested) }
@@ -85,7 +71,7 @@ public struct UnitOptions: Hashable, Sendable {
         option: "aw-bits",
         problem: .value("\(mode): supported values for aw-bits are: \(firstStage ? "48, 57" : "39, 48, 57")"))
     }
-    if extendedInterruptMode == .on, !interruptRemapping {
+    if extendedInterruptMode == true, !interruptRemapping {
       throw UnitOptionError(option: "eim", problem: .requires("eim=on cannot be selected without intremap=on"))
     }
     if scalableMode, !dmaDrain {

@@ -46,7 +46,7 @@ struct CapabilityBitTests {
     Unit("legacy, no address width") { $0.dmaTranslation = false },
     Unit("second stage") {
       $0.scalableMode = true
-      $0.extendedInterruptMode = .off
+      $0.extendedInterruptMode = false
     },
     Unit("second stage, PASIDs") {
       $0.scalableMode = true

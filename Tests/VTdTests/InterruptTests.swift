@@ -166,7 +166,7 @@ struct InterruptTests {
 
   @Test("without EIM, EIME cannot be set")
   func noExtendedMode() throws {
-    let (guest, table) = try start { $0.extendedInterruptMode = .off }
+    let (guest, table) = try start { $0.extendedInterruptMode = false }
     guest.store(entry(vector: 0x61, destination: 0x0300), at: table)
     #expect(remap(guest, message(0)) == .deliver(InterruptMessage(address: 0xfee0_3008, data: 0x4061)))
   }

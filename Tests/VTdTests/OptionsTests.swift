@@ -62,7 +62,7 @@ struct OptionsTests {
       }?.option == "aw-bits")
     #expect(
       error {
-        $0.extendedInterruptMode = .on
+        $0.extendedInterruptMode = true
         $0.interruptRemapping = false
       }?.option == "eim")
     #expect(
@@ -124,7 +124,7 @@ struct OptionsTests {
         }, 0xd2_008c_2226_0206,
         0xf42
       ),
-      (OptionsTests.options { $0.extendedInterruptMode = .off }, 0xd2_008c_222f_0606, 0xf0_0f4a),
+      (OptionsTests.options { $0.extendedInterruptMode = false }, 0xd2_008c_222f_0606, 0xf0_0f4a),
       (
         OptionsTests.options {
           $0.dmaTranslation = false; $0.dmaDrain = false

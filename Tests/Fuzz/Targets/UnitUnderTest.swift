@@ -13,7 +13,7 @@ extension UnitOptions {
     nested = firstStage && flags[bit: 2]
     addressWidth = flags[bit: 3] ? 57 : flags[bit: 4] && !firstStage ? 39 : 48
     interruptRemapping = !flags[bit: 5]
-    extendedInterruptMode = flags[bit: 6] ? .off : .auto
+    extendedInterruptMode = flags[bit: 6] ? false : nil
     cachingMode = flags[bit: 7]
     snoopControl = flags[bit: 8]
     deviceIOTLB = flags[bit: 9]

@@ -99,7 +99,7 @@ extension IntelIOMMUOptions {
     options.nested = nested
     options.addressWidth = Int(addressWidth)
     options.interruptRemapping = offersInterruptRemapping
-    options.extendedInterruptMode = offersExtendedInterrupts ? .on : .off
+    options.extendedInterruptMode = offersExtendedInterrupts
     options.cachingMode = cachingMode ?? false
     options.snoopControl = snoopControl
     options.deviceIOTLB = deviceIOTLB
