@@ -157,7 +157,7 @@ public final class Chardev: Sendable {
   /// - Returns: false if the peer disconnects before it has read all bytes, or if Nestling ends.
   public func writeWaiting(_ bytes: [UInt8]) -> Bool { output?.writeWaiting(bytes) ?? true }
 
-  /// Offers input to the frontends again: one of them takes bytes again.
+  /// Continues the delivery of input. A frontend calls it when it takes bytes again.
   public func roomChanged() { roomEvent.signal() }
 
   // MARK: The reader's thread

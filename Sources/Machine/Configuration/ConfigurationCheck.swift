@@ -1,5 +1,5 @@
-/// Checks between the parts of a configuration. They open nothing: start-up finds out whether files exist and how many
-/// CPUs the host's KVM supports.
+/// Checks that the parts of a configuration fit together. The checks open nothing: start-up finds out whether files
+/// exist and how many CPUs the host's KVM supports.
 extension MachineConfiguration {
   /// Checks everything. A missing kernel comes last, so that any other mistake is reported first.
   public func check() throws(ConfigurationError) {

@@ -1,8 +1,8 @@
 import Hardware
 import Linux
 
-/// The guest's RAM is the physical memory of the guest's side. The two types fit each other, but neither module imports
-/// the other.
+/// The guest's RAM as the memory that devices reach. `GuestMemory` has all members of the protocol, but its module does
+/// not import `Hardware`.
 extension GuestMemory: PhysicalMemory {}
 
 /// Blocks a thread of the host for the guest's side.

@@ -18,9 +18,9 @@ final class HostClock: MachineClock {
   func makeTimer() throws(SystemError) -> any OneShotTimer { try ThreadTimer() }
 }
 
-/// A one-shot timer with its own thread, which starts when the timer is started first and ends with it.
+/// A one-shot timer with its own thread, which begins with the first `start` and ends with the timer.
 final class ThreadTimer: OneShotTimer {
-  /// What the thread and the timer share, so that the thread does not keep the timer alive.
+  /// The state that the thread and the timer share. The thread does not keep the timer alive.
   ///
   /// Lock order: its lock is a leaf; the handler is called without it.
   private final class Schedule: Sendable {

@@ -30,7 +30,7 @@ struct HostConfigurationSpace: Sendable {
   let header: [UInt8]
   /// The offsets of the capabilities of translation services that the guest sees, by identifier.
   private(set) var translationServices: [UInt16: Int] = [:]
-  /// Whether the device has page requests, whether the guest sees them or not.
+  /// Whether the device has page requests, even if the guest does not see them.
   private(set) var hasPageRequests = false
   private let services: TranslationServices
   private let type: ExpressType

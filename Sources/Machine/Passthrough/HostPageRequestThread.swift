@@ -4,7 +4,7 @@ import VFIO
 
 /// The thread that serves a fault queue of the kernel, until this object is released.
 final class HostPageRequestThread: Sendable {
-  /// What the thread holds instead of `HostPageRequestThread`, which can so be released.
+  /// The objects that the thread holds. It does not hold `HostPageRequestThread`, so that this can be released.
   private final class End: Sendable {
     let event: EventDescriptor
     let threadID = Atomic<Int>(0)

@@ -26,7 +26,7 @@ public struct PassthroughError: Error, Hashable, Sendable, CustomStringConvertib
     case groupOfOtherObject(sibling: String, object: String)
     case map(SystemError)
     case attach(SystemError)
-    /// RAM cannot be pinned: the limit and what is wanted, in bytes; nil where there is no limit.
+    /// RAM cannot be pinned: the limit and the size of RAM, in bytes; nil for no limit.
     case lockedMemory(limit: UInt64?, wanted: UInt64)
     /// KVM refused the registration of the device's file.
     case acceleratorRegistration(SystemError)

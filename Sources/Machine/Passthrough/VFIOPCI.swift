@@ -49,7 +49,7 @@ final class VFIOPCI: FunctionModel {
   private struct Placed {
     /// The mappings in the CPUs' memory and in the devices', by BAR.
     var slots: [Int: [any AnyObject & Sendable]] = [:]
-    /// PowerState as the device has it: 0 for D0.
+    /// The device's PowerState: 0 for D0.
     var power: UInt8 = 0
   }
 
@@ -243,7 +243,7 @@ final class VFIOPCI: FunctionModel {
   /// The offset of the capability; nil if the guest does not see it.
   var pageRequestOffset: Int? { space.translationServices[PageRequestControl.id] }
 
-  /// Whether the device has page requests, whether the guest sees them or not.
+  /// Whether the device has page requests, even if the guest does not see them.
   var hasPageRequests: Bool { space.hasPageRequests }
 
   /// Handles the guest's accesses to the capability; nil if they have no effect.

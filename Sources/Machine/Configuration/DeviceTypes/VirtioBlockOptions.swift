@@ -15,9 +15,9 @@ public struct VirtioBlockOptions: PCIDeviceOptions, Hashable {
   public var serial = ""
   /// In bytes.
   public var logicalBlockSize: ByteCount = 512
-  /// VIRTIO_BLK_F_DISCARD, where the node can be written.
+  /// VIRTIO_BLK_F_DISCARD, if the node is writable.
   public var discard = true
-  /// VIRTIO_BLK_F_WRITE_ZEROES, where the node can be written.
+  /// VIRTIO_BLK_F_WRITE_ZEROES, if the node is writable.
   public var writeZeroes = true
 
   public init() {}
