@@ -2,14 +2,14 @@ import Devices
 import Hardware
 import PCI
 
-/// How devices get onto the board and off it again, at the start and later.
+/// Adds devices to the board and removes them, at the start and later.
 ///
-/// A device comes in three steps: admission (it fits), building (its functions are made; this may wait for the host) and
-/// plugging (they are on their bus). It goes in three: it leaves its bus at once, its host side is taken down, which may
-/// wait for the host, and then its id, address and backends are free.
+/// Adding takes three steps. Admission checks that the device fits. Building makes its functions and may block on the
+/// host. Plugging puts the functions on their bus. Removal takes three steps, too. The device leaves its bus at once.
+/// Its host resources are released, which may block on the host. Then its id, address and backends are free.
 extension Board {
-  /// Admits a device, builds it and plugs its functions in, as the start does.
-  /// - Throws: why it does not fit, or what its backend's host says. Then nothing of it is left.
+  /// Admits a device, builds it and plugs it in, in one call. The start uses this, before the guest runs.
+  /// - Throws: why the device does not fit, or the host's error. Nothing of the device remains then.
   @discardableResult
   func add(
     _ options: any DeviceOptions, with configuration: MachineConfiguration
@@ -31,13 +31,13 @@ extension Board {
     return device
   }
 
-  /// Makes the functions of a device that is admitted. None of them is on a bus yet.
+  /// Makes the functions of an admitted device. None of them is on a bus yet.
   ///
-  /// It may open files and pin RAM, and so wait for the host.
+  /// This may block on the host: it opens files and pins RAM.
   func build(
     _ device: Device, with configuration: MachineConfiguration
   ) throws(StartError) -> [Function] {
-    // Only the IOMMU is none: the board is made with it.
+    // Only the IOMMU is not a `BoardDevice`: the board is made with it.
     guard let builder = device.options as? any BoardDevice else { return [] }
     return try trace.timing(.built, device) { () throws(StartError) in
       try builder.build(device, on: self, with: configuration)
@@ -45,7 +45,8 @@ extension Board {
   }
 
   /// Puts the functions of a device on their bus.
-  /// - Throws: what is in their way. Then all of them are taken down, and the device is still admitted.
+  /// - Throws: when an address is taken or the device is gone. The functions that did not reach the bus are revoked
+  ///   then. The caller revokes the others and releases the device.
   func plug(_ functions: [Function], of device: Device) throws(StartError) {
     try trace.timing(.plugged, device) { () throws(StartError) in try plugAll(functions, of: device) }
   }
@@ -63,8 +64,8 @@ extension Board {
   }
 
   /// Puts a function on its bus and wires its INTx.
-  /// - Parameter identity: of the device that it belongs to; nil for a function of the board's own.
-  /// - Throws: its address is taken, or the device is gone; the function is taken down.
+  /// - Parameter identity: the device that the function belongs to; nil for a function of the board itself.
+  /// - Throws: when its address is taken or its device is gone. The function is revoked then.
   func plug(_ function: Function, of identity: DeviceIdentity?) throws(StartError) {
     let pin = function.description.interruptPin
     if pin > 0 {
@@ -82,8 +83,9 @@ extension Board {
     }
   }
 
-  /// Takes a device off the board at once, as if it were pulled out, and waits until its host side is down.
-  /// - Returns: nil where it is gone already.
+  /// Removes a device from the board at once, as a surprise removal does, and waits until its host resources are
+  /// released.
+  /// - Returns: nil if the device is gone already.
   @discardableResult
   func unplug(_ identity: DeviceIdentity) -> Device? {
     guard let (device, functions) = devices.release(identity) else { return nil }
@@ -91,7 +93,8 @@ extension Board {
     return device
   }
 
-  /// Takes functions off the board. All are refused first, so that none reaches another that is gone.
+  /// Removes functions from the board. All of them are cut off from the guest first, so that none of them can reach
+  /// another one that is already gone.
   func revoke(_ functions: [Function]) {
     for function in functions { function.refuse() }
     for function in functions { function.revoke() }

@@ -2,26 +2,27 @@ import Hardware
 import Linux
 import PCI
 
-/// Devices that come and go below root ports while the guest runs.
+/// Hotplug below root ports while the guest runs.
 extension Board {
-  /// Plugs a device in below a port, and announces it once its function 0 is there: functions above 0 come first, as in
-  /// QEMU.
-  /// - Parameter announcing: false before the guest starts, which finds the device by itself.
-  /// - Throws: what is in the way. The caller takes the functions down, which may wait for the host.
+  /// Plugs a device in below a port, and announces it once its function 0 is there. As in QEMU, the functions above 0
+  /// are added first.
+  /// - Parameter announcing: false before the guest starts: a starting guest finds the device without an announcement.
+  /// - Throws: why the device cannot be plugged in. The caller revokes the functions, which may block on the host.
   func insert(_ functions: [Function], of device: Device, announcing: Bool = true) throws(StartError) {
     if let problem = roomProblem(functions, at: device.place) { throw .window(problem) }
     try plug(functions, of: device)
     announce(device, toGuest: announcing)
   }
 
-  /// Function 0 makes all of a device visible.
+  /// Announces a slot's functions to the guest, if this device is function 0, which makes all of them visible.
   func announce(_ device: Device, toGuest: Bool) {
     guard let place = device.place, let port = place.port, place.address.function == 0 else { return }
     slots.inserted(below: port, announcing: toGuest)
   }
 
-  /// Whether the BARs of new functions have no room in the windows of the port above, neither as the guest has set them
-  /// nor as they were placed at the start.
+  /// Checks whether the BARs of new functions fit the windows of the port above them, either as the guest has set the
+  /// windows or as they were placed at the start.
+  /// - Returns: nil if they fit one of the two, or if no windows have been placed yet.
   private func roomProblem(_ functions: [Function], at place: PCIPlace?) -> WindowProblem? {
     guard let place, let port = port(of: place), let placed = placedWindows(of: port) else { return nil }
     let all = port.bus.all + functions
@@ -29,21 +30,23 @@ extension Board {
     return WindowProblem(port: port.function.requester.id, bar: problem.bar ?? 0, size: problem.size)
   }
 
-  /// Gives up a device of which nothing is plugged.
+  /// Releases a device that has no function on a bus.
   func forget(_ identity: DeviceIdentity) {
     if let (device, _) = devices.release(identity) { trace.record(.givenUp, device) }
   }
 
-  /// The guest gave up what is below a port.
+  /// Removes the devices below a port, after the guest gave them up.
   func eject(below port: RequesterID) { leave { device, _ in device.place?.port == port } }
 
-  /// Takes devices off their buses, at once and for good; a port's with all that is in its slot. Their host side is
-  /// taken down by the machine, which hears of it by `MachineEvent.left`. Waits for nothing.
-  /// - Parameter isSurprise: the guest did not give them up.
+  /// Removes devices from their buses, at once and for good, and marks their slots as empty. Does not block: it posts
+  /// `MachineEvent.left`, on which the machine releases the host resources.
+  /// - Parameters:
+  ///   - isSurprise: true if the guest did not give the devices up.
+  ///   - chosen: selects the devices. It must select all devices of a slot or none.
   func leave(isSurprise: Bool = false, where chosen: (Device, DeviceTree.Phase) -> Bool) {
     let entries = devices.beginLeaving(where: chosen)
     guard !entries.isEmpty else { return }
-    let start = trace.tells(.leftBus) ? Clock.monotonic() : 0
+    let start = trace.isOn(.leftBus) ? Clock.monotonic() : 0
     for function in entries.flatMap(\.functions) { function.refuse() }
     for port in Set(entries.compactMap(\.device.place?.port)) {
       slots.emptied(below: port, isSurprise: isSurprise)
@@ -55,15 +58,15 @@ extension Board {
     events.post(.left(entries.map(\.device.identity)))
   }
 
-  /// Takes a device away that the guest did not give up, and with it what shares its slot.
-  /// - Parameter isSurprise: false where the guest has not seen the device.
+  /// Removes a device that the guest did not give up, together with the other devices in its slot.
+  /// - Parameter isSurprise: false if the guest has never seen the device.
   func pull(_ device: Device, isSurprise: Bool = true) {
     leave(isSurprise: isSurprise) { other, _ in
       other.identity == device.identity || device.place?.port != nil && other.place?.port == device.place?.port
     }
   }
 
-  /// Completes removals that the guest was asked for: a reset lets go of everything. No CPU is running.
+  /// Completes the removals that the guest was asked for: at a reset the guest gives up everything. No CPU is running.
   func completeRemovals() {
     let ports = devices.portsWithRemovalRequests
     leave { device, phase in
@@ -71,8 +74,8 @@ extension Board {
     }
   }
 
-  /// Takes down the host side of a device that has left its bus. It may wait for the host, for as long as that takes.
-  /// - Returns: nil where it is gone already.
+  /// Releases the host resources of a device that has left its bus. May block on the host for any length of time.
+  /// - Returns: nil if the device is gone already.
   func finishLeaving(_ identity: DeviceIdentity) -> Device? {
     let times = devices.functions(of: identity).map { $0.revoke(now: Clock.monotonic) }
     guard let device = devices.release(identity)?.device else { return nil }

@@ -1,14 +1,14 @@
 import Linux
 
-/// A device as a monitor describes it. Its values are read by the same table as the command line's, once it is known
-/// that its bus takes a device now.
+/// A device as a monitor describes it. The same table parses its values and the command line's, after the check that
+/// the bus accepts a device now.
 public struct DeviceDescription: Sendable {
   public var kind: any DeviceOptions.Type
-  /// Nil for the bus that such devices are on where nothing is said.
+  /// nil for the default bus of the device type.
   public var bus: String?
-  /// Without `driver` and `bus`.
+  /// The properties, without `driver` and `bus`.
   public var assignments: [PropertyAssignment]
-  /// The open file that `fd` names.
+  /// The open file that the property `fd` names.
   public var file: PassedDescriptor?
 
   public init(_ kind: any DeviceOptions.Type, bus: String? = nil, _ assignments: [PropertyAssignment]) {
@@ -19,31 +19,32 @@ public struct DeviceDescription: Sendable {
 
   func options() throws(PropertyError) -> any DeviceOptions {
     var assignments = assignments
-    // Only on PCI is the bus a property.
+    // Only PCI devices have a property for their bus.
     if let bus, kind is any PCIDeviceOptions.Type {
       assignments.append(PropertyAssignment(name: "bus", value: bus))
     }
     let options = try kind.init(assignments)
-    guard let file, var taking = options as? any DeviceOptions & DescriptorTaking else { return options }
-    taking.file?.file = file
-    return taking
+    guard let file, var optionsWithFile = options as? any DeviceOptions & DescriptorTaking else { return options }
+    optionsWithFile.file?.file = file
+    return optionsWithFile
   }
 }
 
-/// What monitors ask of the devices. In QEMU's order: of several things that are wrong the same one is told.
+/// Requests of monitors about devices. The checks are in QEMU's order, so that a request with several mistakes gets the
+/// same error as from QEMU.
 extension Board {
   /// Admits a device while the machine runs.
-  /// - Throws: why not; then nothing has changed.
+  /// - Throws: why the device is refused. Nothing has changed then.
   func admit(_ description: DeviceDescription) throws(RequestError) -> Device {
-    let kind = description.kind
-    if kind.bus == .system { throw .notPluggable }
+    let deviceType = description.kind
+    if deviceType.bus == .system { throw .notPluggable }
     let bus = try bus(for: description)
     guard bus.isHotpluggable else { throw .noHotplug(bus: bus.name) }
     let options: any DeviceOptions
     do throws(PropertyError) {
       options = try description.options()
     } catch {
-      throw .property(typeName: kind.typeName, error)
+      throw .property(typeName: deviceType.typeName, error)
     }
     if let device = options as? VFIOPCIOptions, let descriptor = device.descriptor { throw .noDescriptor(descriptor) }
     do throws(DeviceProblem) {
@@ -51,29 +52,29 @@ extension Board {
       trace.recordAdmission(device)
       return device
     } catch {
-      throw .refused(typeName: kind.typeName, error)
+      throw .refused(typeName: deviceType.typeName, error)
     }
   }
 
   private func bus(for description: DeviceDescription) throws(RequestError) -> LiveBus {
-    let kind = description.kind
+    let deviceType = description.kind
     guard let name = description.bus else {
-      guard let bus = buses.standard(for: kind.bus) else { throw .noSuchBus(kind.bus.rawValue) }
+      guard let bus = buses.standard(for: deviceType.bus) else { throw .noSuchBus(deviceType.bus.rawValue) }
       return bus
     }
     guard let bus = buses.named(name) else { throw .noSuchBus(name) }
-    guard bus.kind == kind.bus else { throw .wrongBus(typeName: kind.typeName, bus.kind) }
+    guard bus.kind == deviceType.bus else { throw .wrongBus(typeName: deviceType.typeName, bus.kind) }
     return bus
   }
 
-  /// A device that can be taken away while the machine runs.
-  /// - Parameter name: its id, or its path in QEMU's object tree.
+  /// Finds a device that can be removed while the machine runs.
+  /// - Parameter name: the device's id, or its path in the QOM tree.
   func removableDevice(named name: String) throws(RequestError) -> Device {
     guard let device = devices.all.first(where: { $0.path == name || $0.id?.text == name }) else {
       throw .noSuchDevice(name)
     }
-    let own = (device.options as? any PCIDeviceOptions).flatMap { buses.named($0.function.bus) }
-    if let bus = own ?? buses.standard(for: type(of: device.options).bus), !bus.isHotpluggable {
+    let namedBus = (device.options as? any PCIDeviceOptions).flatMap { buses.named($0.function.bus) }
+    if let bus = namedBus ?? buses.standard(for: type(of: device.options).bus), !bus.isHotpluggable {
       throw .noHotplug(bus: bus.name)
     }
     return device
@@ -81,7 +82,7 @@ extension Board {
 
   // MARK: Backends
 
-  /// The file that the node names is known to be there.
+  /// Adds a block node. The requester has already checked that its file can be opened (`MachineRequest.checkFile`).
   func add(_ node: BlockNode) throws(RequestError) {
     do {
       try devices.add(node)
@@ -98,7 +99,7 @@ extension Board {
     }
   }
 
-  /// Changes the size of a node's file, for the asker's thread: it waits for the host.
+  /// Changes the size of a node's file. Called on the requester's thread, because it blocks on the host.
   func resizeNode(_ id: String, to size: UInt64) throws(RequestError) {
     let nodes = devices.blockNodes
     guard let node = nodes.first(where: { $0.id == id }) else { throw .backend(.noSuchNode(id)) }
@@ -106,7 +107,7 @@ extension Board {
     try disks.resize(node, to: size, among: nodes, memory: memory)
   }
 
-  /// The file that the object names is known to be there.
+  /// Adds an object. The requester has already checked that its file can be opened (`MachineRequest.checkFile`).
   func add(_ object: any ObjectOptions) throws(RequestError) {
     guard let id = object.id else { return }
     if let object = object as? IOMMUFDOptions, let descriptor = object.descriptor { throw .noDescriptor(descriptor) }
@@ -128,8 +129,8 @@ extension Board {
 }
 
 extension MachineRequest {
-  /// Opens and closes the file that a new backend names, so that a mistake in a name shows at once. A file's server may
-  /// not answer: this is for the asker's thread.
+  /// Opens and closes the file that a new backend names, so that a wrong name is reported at once. Called on the
+  /// requester's thread: the open may block for long, for example when a file server does not answer.
   func checkFile(memory: GuestMemory) throws(StartError) {
     switch self {
     case .addNode(let node) where node.underlying == nil: _ = try node.openUnlocked(memory: memory)

@@ -5,8 +5,8 @@ import PCI
 import Synchronization
 import VTd
 
-/// The board: buses, chips, root complex and interrupt paths, around one machine's memory. It knows no kind
-/// of device that plugs in; those are built onto it (`BoardDevice`).
+/// The board: buses, chips, root complex and interrupt paths around the memory of one machine. It does not know the
+/// device types that plug in: each of them builds itself onto the board (`BoardDevice`).
 final class Board: Sendable {
   let memory: GuestMemory
   let clock: any MachineClock
@@ -18,21 +18,19 @@ final class Board: Sendable {
   let busRoutes: BusRoutes
   private let remapping: RemappingScopes
   let serial: SerialPort?
-  /// nil where CPUs reach RAM alone without the board.
+  /// nil if every access of a CPU outside RAM goes through the board.
   let deviceMemory: (any DeviceMemory)?
-  /// nil where nobody need know of the host's devices.
+  /// nil if the accelerator does not need to know the host's devices.
   let hostDeviceFiles: (any HostDeviceRegistry)?
   let interruptEnds = EOIListeners()
   let passthrough: PassthroughObjects
 
   let trace: MachineTrace
-  /// What has been plugged in.
   let devices: DeviceTree
   let disks = OpenDisks()
-  /// What there is to plug into.
   let buses = LiveBuses()
   let slots: HotplugSlots
-  /// The windows of ports as they were placed last; empty where nothing has been placed.
+  /// The windows of each port, by its address, as `placeResources` last set them. Empty before its first call.
   private let placedWindows = Mutex<[RequesterID: BridgeHeader]>([:])
   private let ioapic: IOAPICDevice
   private let pinRoutes: [PinRoute]
@@ -43,12 +41,12 @@ final class Board: Sendable {
 
   /// - Parameters:
   ///   - units: empty for a board without an IOMMU.
-  ///   - trace: makes what takes a unit's events; the name is nil where there is one unit.
-  ///   - machineTrace: takes the events of devices and slots.
+  ///   - trace: makes the trace of a unit from its name. The name is nil if there is only one unit.
+  ///   - machineTrace: records the events of devices and slots.
   ///   - serialOutput: nil for a board without a serial port.
-  ///   - devices: none yet.
-  ///   - hotplugPorts: the addresses of ports with a slot, as the ACPI tables number them.
-  ///   - workers: of the devices; nil for threads.
+  ///   - devices: a tree without devices.
+  ///   - hotplugPorts: the addresses of the ports with a slot, in the order in which the ACPI tables number them.
+  ///   - workers: makes the devices' workers; nil for threads.
   init(
     memory: GuestMemory, accelerator: any Accelerator, layout: BoardLayout, processorCount: Int,
     units: [UnitPlacement], trace: (String?) -> Trace? = { _ in nil }, machineTrace: MachineTrace = .off,
@@ -145,7 +143,7 @@ final class Board: Sendable {
 
   deinit { remapping.end() }
 
-  /// The two functions that every q35 has: they do nothing, but an operating system looks for them.
+  /// Adds the host bridge and the ISA bridge of q35. They do nothing, but operating systems look for them.
   private func addBridges() {
     var host = FunctionDescription(vendorID: 0x8086, deviceID: 0x29c0, classCode: 0x060000)
     host.subsystemVendorID = 0x1af4
@@ -166,7 +164,8 @@ final class Board: Sendable {
     }
   }
 
-  /// The ways out of a function: through the port that it is below, and the unit that has it, if any.
+  /// Returns the environment of a function at a place: the machine services that the function uses, behind the port
+  /// above it and its remapping unit, if there are any.
   func environment(at place: PCIPlace) -> PCIEnvironment {
     remapping.scope(of: place).environment.below(
       port(of: place), isMultifunction: devices.isMultifunction(at: place))
@@ -175,22 +174,22 @@ final class Board: Sendable {
   /// - Parameter address: on bus 0.
   func environment(at address: RequesterID) -> PCIEnvironment { environment(at: PCIPlace(address)) }
 
-  /// The unit that a function is behind; nil for none.
+  /// Returns the remapping unit of a function; nil if no unit translates for it.
   func unit(at place: PCIPlace) -> TranslationUnit? { remapping.scope(of: place).unit?.unit }
 
-  /// The root port that a place is below; nil on bus 0.
+  /// Returns the root port above a place; nil on bus 0.
   func port(of place: PCIPlace) -> RootPort? {
     place.port.flatMap { address in busRoutes.ports.first { $0.function.requester.id == address } }
   }
 
   // MARK: Devices
 
-  /// On bus 0, then below its ports.
+  /// All functions: those on bus 0, then those below its ports.
   private var functions: [Function] { rootBus.all + busRoutes.ports.flatMap(\.bus.all) }
 
-  /// Does what firmware does for the root complex: numbers buses, gives BARs their addresses and ports their windows, and
-  /// writes into each function's Interrupt Line where its INTx is wired to (PCI Local Bus 3.0, 6.2.4), for guests that do
-  /// not ask _PRT.
+  /// Sets up the root complex as firmware does: numbers the buses, gives BARs their addresses and ports their windows,
+  /// and writes the IOAPIC pin of each function's INTx into its Interrupt Line (PCI Local Bus 3.0, 6.2.4), for guests
+  /// that do not evaluate _PRT.
   func placeResources() throws(ResourcePlacement.NoRoom) {
     var placement = ResourcePlacement(windows: layout.windows)
     try placement.place(rootBus.all, ports: busRoutes.ports)
@@ -202,12 +201,12 @@ final class Board: Sendable {
     }
   }
 
-  /// A port's windows as they were placed last; nil where nothing has been placed.
+  /// Returns the windows of a port as `placeResources` last set them; nil before that.
   func placedWindows(of port: RootPort) -> BridgeHeader? { placedWindows.withLock { $0[port.function.requester.id] } }
 
-  /// Takes every device off the board. No CPU is running.
+  /// Removes every device from the board. No CPU is running.
   func removeDevices() {
-    // What is below a port came after it, and goes before it.
+    // A device below a port was added after the port, so it is removed before the port.
     revoke(devices.releaseAll().reversed())
     passthrough.removeAll()
   }
@@ -227,10 +226,10 @@ final class Board: Sendable {
     serial?.reset()
   }
 
-  /// As a person presses it: the guest is asked to shut down.
+  /// Presses the power button, which asks the guest to shut down.
   func pressPowerButton() { powerManagement.pressPowerButton() }
 
-  /// The units, and the functions by their names.
+  /// The remapping units and the functions behind them, for monitors and the log.
   var inspection: RemappingInspection {
     RemappingInspection(
       units: remapping.units,
@@ -258,13 +257,13 @@ final class Board: Sendable {
 
   // MARK: Pins of the IOAPIC
 
-  /// A new wire to a pin.
+  /// Adds a wire to a pin of the IOAPIC.
   func makeLine(_ pin: Int) -> any InterruptLine { ioapic.line(pin) }
 
-  /// - Parameter observer: told of every change of a pin, with the chip's lock held.
+  /// - Parameter observer: called at every change of a pin, with the IOAPIC's lock held.
   func observePins(_ observer: (@Sendable (_ pin: Int, _ asserted: Bool) -> Void)?) { ioapic.observePins(observer) }
 
-  // MARK: What a CPU's accesses meet
+  // MARK: Accesses of CPUs
 
   func readPort(_ port: UInt16, _ width: Int) -> UInt64 {
     guard let width = AccessWidth(rawValue: width) else { return .max }
@@ -286,11 +285,13 @@ final class Board: Sendable {
     memoryBus.write(address: address, width: width, value: value)
   }
 
-  /// A local APIC ended a level-triggered interrupt. The vector is the one delivered, which a remapped entry of the
-  /// IOAPIC need not have; so the routes are asked, not the entries.
+  /// Forwards the end of a level-triggered interrupt, which a CPU has signalled to its local APIC, to the IOAPIC.
+  /// - Parameter vector: the delivered vector. With interrupt remapping it may differ from the one in the IOAPIC's
+  ///   entry, so this compares it with the resolved routes, not with the entries.
   func endOfInterrupt(vector: UInt8) {
     for (pin, route) in pinRoutes.enumerated() where route.ends(vector: vector) {
-      // Before the pin is looked at again: a wire that goes down now would be seen as still up.
+      // Call the listeners first: one of them may lower the wire, and the IOAPIC samples the wire at the end of
+      // interrupt.
       interruptEnds.ended(pin: pin)
       ioapic.endOfInterrupt(pin: pin)
     }
@@ -298,14 +299,15 @@ final class Board: Sendable {
 }
 
 extension PCIPlace {
-  /// Of a function that is built.
+  /// The place of a function that is built.
   init(_ function: Function) {
     self.init(function.requester.id, below: function.environment.upstream?.function.requester.id)
   }
 }
 
 extension Board {
-  /// Addresses that no device on the bus answers and no BAR may occupy: the accelerator has the local APICs there.
+  /// The addresses of the local APICs, which the accelerator implements. No device on the bus answers there, and no BAR
+  /// may occupy them.
   final class NoDevice: BusDevice {
     func read(offset: UInt64, width: AccessWidth) -> UInt64 { width.allOnes }
     func write(offset: UInt64, width: AccessWidth, value: UInt64) {}

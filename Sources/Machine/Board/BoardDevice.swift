@@ -1,9 +1,10 @@
 import PCI
 
-/// How a kind of device is built onto a board. Each kind in `DeviceTypes` is; the IOMMU is not, as the board is made with
-/// it.
+/// A device type that can be built onto a board. All types in `DeviceTypes` can, except the IOMMU: the board is made
+/// with it.
 protocol BoardDevice {
-  /// Makes the device's functions, which the board then plugs. It may wait for the host. What fails leaves nothing.
+  /// Makes the device's functions, which the board then plugs in. May block on the host.
+  /// - Throws: why the functions cannot be made. Nothing remains then.
   func build(
     _ device: Device, on board: Board, with configuration: MachineConfiguration
   ) throws(StartError) -> [Function]

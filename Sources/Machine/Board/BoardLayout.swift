@@ -1,16 +1,16 @@
 import Hardware
 import PCI
 
-/// Where everything is on the board: q35's map, so that kernels and people find what they expect.
+/// The addresses, ports and pins of the board. They are those of q35, because kernels and people expect them.
 public struct BoardLayout: Hashable, Sendable {
   // MARK: Memory
 
   static let configurationAccess: UInt64 = 0xb000_0000
   static let memory32Window: Range<UInt64> = 0xc000_0000..<0xfec0_0000
   static let ioapic: UInt64 = 0xfec0_0000
-  /// What a CPU's own local APIC answers, and messages go to.
+  /// For CPUs, the registers of their local APIC; for devices, the interrupt address range.
   static let localInterrupts: Range<UInt64> = 0xfee0_0000..<0xfef0_0000
-  /// The first unit's page of registers; the others' follow.
+  /// The register page of the first remapping unit. The pages of the other units follow it.
   static let remappingUnit: UInt64 = 0xfed9_0000
   static let remappingUnitLimit = 16
   static let acpiTables: Range<UInt64> = 0xe_0000..<0x10_0000
@@ -29,33 +29,33 @@ public struct BoardLayout: Hashable, Sendable {
 
   static let serialPin = 4
   static let systemControlPin = 9
-  /// The source-id under which the IOAPIC's requests are remapped: bus 0xff, device 0, function 0.
+  /// The source-id of the IOAPIC's interrupt requests.
   static let ioapicRequester = RequesterID(bus: 0xff, device: 0, function: 0)
 
-  /// The pin of the IOAPIC that a function's INTx is wired to, as the DSDT's _PRT has it.
+  /// Returns the IOAPIC pin to which the INTx of a function on bus 0 is wired. The DSDT's _PRT states the same.
   /// - Parameter interruptPin: 1 for INTA# to 4 for INTD#.
   static func pin(of function: RequesterID, interruptPin: UInt8) -> Int {
     16 + (Int(function.device) + Int(interruptPin) - 1) & 7
   }
 
-  /// As `pin(of:interruptPin:)`. Below a port the pins are swizzled by the device's number onto the port's own (PCI-to-PCI
-  /// Bridge Architecture 1.2, 9.1).
+  /// Returns the IOAPIC pin of a function on any bus. Below a port, the device number swizzles the function's pins onto
+  /// the pins of the port (PCI-to-PCI Bridge Architecture 1.2, 9.1).
   static func pin(of place: PCIPlace, interruptPin: UInt8) -> Int {
     guard let port = place.port else { return pin(of: place.address, interruptPin: interruptPin) }
     return pin(of: port, interruptPin: (interruptPin &- 1 &+ place.device) & 3 + 1)
   }
 
-  // MARK: What depends on the machine
+  // MARK: Values that depend on the machine
 
-  /// RAM that lies below 4 GiB, in bytes. q35 leaves the upper half to devices once there is much of it.
+  /// Bytes of RAM below 4 GiB: 2 GiB, as on q35, if the machine has more than fits below `configurationAccess`.
   public let lowMemorySize: UInt64
-  /// RAM from 4 GiB on, in bytes.
+  /// Bytes of RAM from 4 GiB on.
   public let highMemorySize: UInt64
-  /// For BARs that find no room below 4 GiB: the top of the guest's address space.
+  /// The top of the guest's address space, for 64-bit BARs that find no room below 4 GiB.
   public let memory64Window: Range<UInt64>
 
-  /// - Parameter physicalAddressWidth: bits of a guest physical address.
-  /// - Returns: nil where RAM and the window do not both fit.
+  /// - Parameter physicalAddressWidth: in bits, of a guest physical address.
+  /// - Returns: nil if RAM and the 64-bit window do not both fit.
   public init?(memorySize: UInt64, physicalAddressWidth: Int) {
     let lowLimit = Self.lowMemoryLimit(memorySize: memorySize)
     lowMemorySize = min(memorySize, lowLimit)

@@ -1,7 +1,7 @@
 import VTd
 
 extension TranslationCounters {
-  /// Every counter with the name under which people see it.
+  /// Every counter with the name that people see.
   var named: [(name: String, value: UInt64)] {
     [
       ("IOTLB hits", iotlbHits),
@@ -34,7 +34,7 @@ extension TranslationCounters {
 }
 
 extension HostBindings.Counters {
-  /// As above.
+  /// Every counter with the name that people see.
   var named: [(name: String, value: UInt64)] {
     [
       ("host bindings", bindings),

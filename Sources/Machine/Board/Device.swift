@@ -1,6 +1,6 @@
 import Hardware
 
-/// Names one device for as long as the machine lives. It is never used again, as an id, a path and an address are.
+/// The identity of one device. Unlike an id, a path or an address, it is never reused during the machine's life.
 public struct DeviceIdentity: Hashable, Sendable {
   let number: UInt64
 }
@@ -11,13 +11,13 @@ public struct Device: Sendable {
   public let options: any DeviceOptions
   /// nil for a device that is not on PCI.
   public let place: PCIPlace?
-  /// In QEMU's object tree (QOM): `/machine/peripheral/ID`, or `/machine/peripheral-anon/device[N]` without an id.
+  /// The path in the QOM tree: `/machine/peripheral/ID`, or `/machine/peripheral-anon/device[N]` without an id.
   public let path: String
 
-  /// Device and function on its bus, whose number is the bus's; nil for a device that is not on PCI.
+  /// The device and function number; nil for a device that is not on PCI. Its bus number is always 0.
   public var address: RequesterID? { place?.address }
   public var id: Identifier? { options.id }
-  /// What requests and messages call it: its id, or its path.
+  /// The name in requests and messages: the id, or the path of a device without id.
   public var name: String { id?.text ?? path }
   public var typeName: String { type(of: options).typeName }
 }

@@ -1,10 +1,10 @@
 import Synchronization
 
-/// What devices are over, and what comes and goes like them: block nodes, objects.
+/// The backends of devices: block nodes and objects, which can also be added and removed while the machine runs.
 extension DeviceTree {
-  /// In the order in which they came.
+  /// In the order in which they were added.
   var blockNodes: [BlockNode] { state.withLock { $0.admission.blockNodes } }
-  /// In the order in which they came.
+  /// In the order in which they were added.
   var objects: [any ObjectOptions] { state.withLock { $0.admission.objects } }
 
   func add(_ node: BlockNode) throws(BlockNodeProblem) {

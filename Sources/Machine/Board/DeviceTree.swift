@@ -2,19 +2,19 @@ import Hardware
 import PCI
 import Synchronization
 
-/// The devices of a board that runs: each from its admission until it is gone, with its functions and the way to take
-/// them off. Names, paths and addresses in queries, errors and events come from here.
+/// The devices of a running board, each from its admission until it is gone, with their functions. Names, paths and
+/// addresses in queries, errors and events come from here.
 ///
-/// Lock order: its lock is a leaf. Devices are built and taken off without it.
+/// Lock order: its lock is a leaf. It is not held while devices are built or removed.
 final class DeviceTree: Sendable {
-  /// How far a device has come.
+  /// The phases of a device's life, in their order.
   enum Phase: Hashable, Sendable {
-    /// Admitted; its functions are being built. Its id, address and backends are taken, and it is not listed.
+    /// Admitted: its id, address and backends are taken. Its functions are being built, and `all` does not list it yet.
     case building
     case plugged
-    /// The guest has been asked to let it go.
+    /// The guest has been asked to give it up.
     case removalRequested
-    /// Off its bus for good; its host side is being taken down.
+    /// Off its bus for good. Its host resources are being released.
     case leaving
   }
 
@@ -27,21 +27,21 @@ final class DeviceTree: Sendable {
   struct State {
     var admission: DeviceAdmission
     var entries: [Entry] = []
-    /// Functions of the board itself, which no option asked for.
+    /// Functions of the board itself, which belong to no device.
     var ownFunctions: [Function] = []
     var lastNumber: UInt64 = 0
-    /// Devices without an id so far: their paths are not used again either.
+    /// How many devices without an id there have been. Their paths are never reused either.
     var anonymousCount = 0
-    /// The machine has ended: nothing is admitted or plugged any more.
+    /// The machine has ended. No function may attach any more.
     var isClosed = false
   }
 
   let state: Mutex<State>
 
-  /// - Parameter admission: what the machine has beside devices; it has admitted none yet.
+  /// - Parameter admission: has the machine's block nodes and objects, and has admitted no device yet.
   init(_ admission: DeviceAdmission = DeviceAdmission()) { state = Mutex(State(admission: admission)) }
 
-  /// Those that are built, in the order of their admission.
+  /// The devices whose functions are built, in the order of their admission.
   var all: [Device] { state.withLock { $0.entries.filter { $0.phase != .building }.map(\.device) } }
 
   func phase(of identity: DeviceIdentity) -> Phase? {
@@ -53,14 +53,14 @@ final class DeviceTree: Sendable {
     state.withLock { $0.entries.first { $0.device.place == PCIPlace(address) }?.device }
   }
 
-  /// The device that a function belongs to; nil for one of the board's own.
+  /// Returns the device of a function; nil for a function of the board itself.
   func device(of function: Function) -> Device? {
     state.withLock { state in
       state.entries.first { entry in entry.functions.contains { $0 === function } }?.device
     }
   }
 
-  /// Whether the device at a place says that there are other functions.
+  /// Returns whether the device at a place has the property `multifunction=on`.
   func isMultifunction(at place: PCIPlace) -> Bool {
     state.withLock { state in
       let options = state.entries.first { $0.device.place == place }?.device.options
@@ -68,8 +68,8 @@ final class DeviceTree: Sendable {
     }
   }
 
-  /// Takes a device up, if it fits beside those that are there. It has no function yet.
-  /// - Parameter isHotplugged: the machine runs.
+  /// Adds a device, still without functions, if it fits the machine as it is.
+  /// - Parameter isHotplugged: true while the machine runs.
   func admit(_ options: any DeviceOptions, isHotplugged: Bool = false) throws(DeviceProblem) -> Device {
     let admitted: Result<Device, DeviceProblem> = state.withLock { state in
       do throws(DeviceProblem) {
@@ -89,9 +89,9 @@ final class DeviceTree: Sendable {
     return try admitted.get()
   }
 
-  /// Notes a function that is on the bus now.
-  /// - Parameter identity: of the device that it belongs to; nil for one of the board's own.
-  /// - Returns: false where the device is gone, or the machine has ended: the caller takes the function off again.
+  /// Records a function that is now on its bus.
+  /// - Parameter identity: the device that the function belongs to; nil for a function of the board itself.
+  /// - Returns: false if the device is gone or the machine has ended. The caller must revoke the function then.
   func attach(_ function: Function, to identity: DeviceIdentity?) -> Bool {
     state.withLock { state in
       if state.isClosed { return false }
@@ -105,17 +105,18 @@ final class DeviceTree: Sendable {
     }
   }
 
-  /// The device is complete.
+  /// Marks a device as plugged, after its last function is on the bus.
   func finishBuilding(_ identity: DeviceIdentity) { change(identity, from: [.building], to: .plugged) }
 
-  /// - Returns: false where the device is not there, or on its way out.
+  /// Records that the guest is asked to give up a device.
+  /// - Returns: false if the device is gone, leaving or not plugged yet.
   @discardableResult
   func noteRemovalRequest(_ identity: DeviceIdentity) -> Bool {
     change(identity, from: [.plugged, .removalRequested], to: .removalRequested)
   }
 
-  /// The guest keeps what is below a port.
-  /// - Returns: the devices that it had been asked for.
+  /// Cancels the removal requests below a port, because the guest keeps the devices.
+  /// - Returns: the devices that the guest had been asked for.
   func withdrawRemovalRequests(below port: RequesterID) -> [Device] {
     state.withLock { state in
       var kept: [Device] = []
@@ -139,8 +140,8 @@ final class DeviceTree: Sendable {
     }
   }
 
-  /// Marks devices as leaving. Each is returned once, also when two threads call.
-  /// - Parameter chosen: by device and phase, among those that are plugged.
+  /// Marks devices as leaving. Each device is returned only once, even if two threads call at the same time.
+  /// - Parameter chosen: selects devices among those that are plugged or requested back from the guest.
   func beginLeaving(where chosen: (Device, Phase) -> Bool) -> [Entry] {
     state.withLock { state in
       var leaving: [Entry] = []
@@ -160,15 +161,15 @@ final class DeviceTree: Sendable {
     state.withLock { $0.entries.first { $0.device.identity == identity }?.functions ?? [] }
   }
 
-  /// The ports with a device below them that the guest has been asked for.
+  /// The ports above the devices that the guest has been asked to give up.
   var portsWithRemovalRequests: Set<RequesterID> {
     state.withLock { state in
       Set(state.entries.compactMap { $0.phase == .removalRequested ? $0.device.place?.port : nil })
     }
   }
 
-  /// Gives up a device. Its id, address and backends are free again.
-  /// - Returns: the device and its functions, still on the bus; nil where it is gone already.
+  /// Removes a device from the tree. Its id, address and backends are free again.
+  /// - Returns: the device and its functions, which this does not revoke; nil if the device is gone already.
   func release(_ identity: DeviceIdentity) -> (device: Device, functions: [Function])? {
     state.withLock { state in
       guard let index = state.entries.firstIndex(where: { $0.device.identity == identity }) else { return nil }
@@ -178,8 +179,8 @@ final class DeviceTree: Sendable {
     }
   }
 
-  /// Gives up everything, at the end of the machine.
-  /// - Returns: all functions, in the order in which they came.
+  /// Removes everything from the tree, at the end of the machine.
+  /// - Returns: all functions, the board's first, then those of the devices in the order of their admission.
   func releaseAll() -> [Function] {
     state.withLock { state in
       defer {

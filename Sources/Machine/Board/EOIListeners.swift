@@ -1,8 +1,8 @@
 import Devices
 import Synchronization
 
-/// Who wants to know when the guest ends a level-triggered interrupt of a pin: a device behind which the wire really
-/// is, beyond this machine.
+/// Listeners for the end of interrupt (EOI) of level-triggered pins. A passed-through device listens: its INTx line is
+/// on the host, which masks it until the guest has ended the interrupt.
 ///
 /// Lock order: its lock is a leaf; handlers are called without it.
 final class EOIListeners: Sendable {
@@ -13,7 +13,7 @@ final class EOIListeners: Sendable {
 
   private let state = Mutex(State())
 
-  /// - Returns: a number by which it is removed.
+  /// - Returns: a number for `remove`.
   func add(pin: Int, _ handler: @escaping @Sendable () -> Void) -> Int {
     state.withLock { state in
       state.next += 1
@@ -24,13 +24,13 @@ final class EOIListeners: Sendable {
 
   func remove(_ number: Int) { state.withLock { _ = $0.handlers.removeValue(forKey: number) } }
 
-  func ended(pin: Int) { tell { $0 == pin } }
+  func ended(pin: Int) { notify { $0 == pin } }
 
-  func ended(_ pins: PinSet) { tell { pins.contains($0) } }
+  func ended(_ pins: PinSet) { notify { pins.contains($0) } }
 
-  private func tell(_ isConcerned: (Int) -> Bool) {
+  private func notify(_ hasEnded: (_ pin: Int) -> Bool) {
     let handlers = state.withLock { state in
-      state.handlers.isEmpty ? [] : state.handlers.values.filter { isConcerned($0.pin) }.map(\.handler)
+      state.handlers.isEmpty ? [] : state.handlers.values.filter { hasEnded($0.pin) }.map(\.handler)
     }
     for handler in handlers { handler() }
   }

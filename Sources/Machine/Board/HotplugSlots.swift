@@ -3,21 +3,21 @@ import Hardware
 import PCI
 import Synchronization
 
-/// The slots below a board's root ports: how the guest learns that a device has come, and is asked to let one go. All
-/// of them go one way: by ACPI, or by the registers of the ports.
+/// The slots below a board's root ports: announces added devices to the guest and asks it to give devices up. All slots
+/// of a machine use the same way: the ACPI hotplug controller, or the slot registers of the ports (native).
 ///
 /// Lock order: its lock is a leaf; ports and the controller are called without it.
 final class HotplugSlots: Sendable {
   let way: HotplugWay
   /// nil in the native way.
   let controller: ACPIHotplug?
-  /// What the ACPI tables call a slot, by the address of its port.
+  /// The number of each slot in the ACPI tables, by the address of its port.
   private let numbers: [RequesterID: Int]
   private let ports = Mutex<[RequesterID: RootPort]>([:])
   private let listener: Listener
   private let trace: MachineTrace
 
-  /// Whom the guest's answers go to. Apart from the rest, as chips hold it.
+  /// The handlers of the guest's answers. A separate object, which the controller can hold without a cycle.
   private final class Listener: Sendable {
     struct Handlers {
       var eject: @Sendable (RequesterID) -> Void = { _ in }
@@ -37,7 +37,7 @@ final class HotplugSlots: Sendable {
   }
 
   /// - Parameters:
-  ///   - addresses: of the ports with a slot, as the ACPI tables number them.
+  ///   - addresses: the ports with a slot, in the order in which the ACPI tables number them.
   ///   - raise: raises the general-purpose event of ACPI hotplug.
   init(
     _ way: HotplugWay, ports addresses: [RequesterID], trace: MachineTrace = .off, raise: @escaping @Sendable () -> Void
@@ -54,7 +54,7 @@ final class HotplugSlots: Sendable {
     _ addresses: [RequesterID], _ listener: Listener, _ trace: MachineTrace, raise: @escaping @Sendable () -> Void
   ) -> ACPIHotplug {
     var onAnnouncementRead: (@Sendable (ACPIHotplug.Announcement) -> Void)?
-    if trace.tells(.appearanceRead) || trace.tells(.removalRead) {
+    if trace.isOn(.appearanceRead) || trace.isOn(.removalRead) {
       onAnnouncementRead = { announcement in trace.record(announcement) }
     }
     return ACPIHotplug(
@@ -73,60 +73,64 @@ final class HotplugSlots: Sendable {
       }, onAnnouncementRead: onAnnouncementRead)
   }
 
-  /// - Parameter handler: the guest gives up what is below a port. On a vCPU's thread, with no lock held.
+  /// - Parameter handler: called when the guest gives up the devices below a port, on a vCPU's thread with no lock
+  ///   held.
   func onEject(_ handler: @escaping @Sendable (RequesterID) -> Void) {
     listener.handlers.withLock { $0.eject = handler }
   }
 
-  /// - Parameter handler: the guest has dropped what was pulled out from below a port. Likewise.
+  /// - Parameter handler: called when the guest has dropped the devices that were pulled out from below a port, on a
+  ///   vCPU's thread with no lock held.
   func onRelease(_ handler: @escaping @Sendable (RequesterID) -> Void) {
     listener.handlers.withLock { $0.release = handler }
   }
 
-  /// - Parameter handler: the guest keeps what it was asked for. Likewise.
+  /// - Parameter handler: called when the guest refuses to give up the devices below a port, on a vCPU's thread with no
+  ///   lock held.
   func onRefusal(_ handler: @escaping @Sendable (RequesterID) -> Void) {
     listener.handlers.withLock { $0.refusal = handler }
   }
 
-  /// - Parameter handler: what the guest says about a notification that it received (ACPI 6.5, 6.3.5). Likewise.
+  /// - Parameter handler: called when the guest reports, by _OST (ACPI 6.5, 6.3.5), how it has handled a notification,
+  ///   on a vCPU's thread with no lock held.
   func onStatus(_ handler: @escaping @Sendable (RequesterID, _ source: UInt32, _ status: UInt32) -> Void) {
     listener.handlers.withLock { $0.status = handler }
   }
 
-  /// Ports tell the same by their registers.
+  /// Called by a port when the guest gives up or keeps its devices by means of the slot registers (native hotplug).
   func ejected(below port: RequesterID) { listener.eject(port) }
   func refused(below port: RequesterID) { listener.refusal(port) }
 
-  /// What looks on as the registers of a port's slot change; nil where that is not wanted.
+  /// Returns a listener that traces changes of a port's slot registers; nil if those events are not traced.
   func changeListener(of port: RequesterID) -> (@Sendable (SlotChange) -> Void)? {
-    guard trace.tells(.slotControlWritten) || trace.tells(.slotEventSet) else { return nil }
+    guard trace.isOn(.slotControlWritten) || trace.isOn(.slotEventSet) else { return nil }
     return { [trace] in trace.record($0, below: port) }
   }
 
   func add(_ port: RootPort) { ports.withLock { $0[port.function.requester.id] = port } }
   func remove(_ port: RequesterID) { ports.withLock { $0[port] = nil } }
 
-  /// Function 0 of a device is below a port, and the others before it.
-  /// - Parameter announcing: false before the guest starts, which finds it by itself.
+  /// Marks a slot as occupied, after function 0, the last function of its device, was added below the port.
+  /// - Parameter announcing: false before the guest starts: a starting guest finds the device without an announcement.
   func inserted(below port: RequesterID, announcing: Bool = true) {
     guard let model = ports.withLock({ $0[port] }) else { return }
     model.inserted()
     if let number = numbers[port] { controller?.inserted(number, announcing: announcing) }
   }
 
-  /// Before the guest starts: full slots are switched on, empty ones off.
+  /// Switches occupied slots on and empty ones off, by a reset of the ports. Called before the guest starts.
   func prepare() {
     for port in ports.withLock({ Array($0.values) }) { port.function.reset() }
   }
 
-  /// Whether the guest may still have a device that was pulled out. `onRelease` follows, unless the guest knows nothing of
-  /// hotplug.
+  /// Returns whether the guest may still use a device that was pulled out. `onRelease`'s handler is called when the
+  /// guest has dropped it. A guest without hotplug support never drops it.
   func awaitsRelease(below port: RequesterID) -> Bool {
     guard let controller, let number = numbers[port] else { return false }
     return controller.awaitsRelease(number)
   }
 
-  /// Asks the guest for what is below a port.
+  /// Asks the guest to give up the devices below a port.
   func requestRemoval(below port: RequesterID) -> RemovalAnswer {
     guard let controller else { return ports.withLock { $0[port] }?.requestRemoval() ?? .unpowered }
     guard let number = numbers[port] else { return .unpowered }
@@ -135,8 +139,8 @@ final class HotplugSlots: Sendable {
     return .asked
   }
 
-  /// Nothing is below a port any more.
-  /// - Parameter isSurprise: the guest did not give it up, and must hear of it.
+  /// Marks a slot as empty.
+  /// - Parameter isSurprise: true if the guest did not give the device up. Then the guest is notified.
   func emptied(below port: RequesterID, isSurprise: Bool) {
     ports.withLock { $0[port] }?.emptied()
     if let number = numbers[port] { controller?.emptied(number, announcing: isSurprise) }

@@ -2,13 +2,14 @@ import Hardware
 import Synchronization
 import VTd
 
-/// How interrupts reach the local APICs: from a source's message through the remapper, if there is one, to the
-/// accelerator. A route is worked out when it is set and when the guest invalidates what it was made from, not at
-/// every interrupt.
+/// Delivers interrupts to the local APICs: from the message of a source, through the remapper, if there is one, to the
+/// accelerator. A route is resolved when its message is set and when the guest invalidates the entries that it depends
+/// on, not at every interrupt.
 ///
-/// A message is a write by DMA (PCI Express Base 6.1.4): outside the interrupt address range it ends in memory.
+/// A message is a DMA write (PCI Express Base 6.1.4). If its address is outside the interrupt address range, it goes to
+/// memory.
 ///
-/// Lock order: a source's lock, then its route's, then the unit's and the accelerator's.
+/// Lock order: the source's lock, then the lock of its route, then those of the unit and the accelerator.
 final class InterruptDelivery: InterruptRouter, InvalidationObserver, MessageSink {
   fileprivate let localInterrupts: any LocalInterrupts
   private let memory: any PhysicalMemory
@@ -24,13 +25,13 @@ final class InterruptDelivery: InterruptRouter, InvalidationObserver, MessageSin
     self.memory = memory
   }
 
-  /// Has every message pass this unit's interrupt remapping from now on.
+  /// Sends every message through the interrupt remapping of this unit from now on.
   func remap(by unit: TranslationUnit) {
     self.unit.withLock { $0 = unit }
     unit.addObserver(self)
   }
 
-  /// Takes `remap` back: the two hold each other until then.
+  /// Undoes `remap`. Until then the unit and this object hold references to each other.
   func stopRemapping() {
     let former = unit.withLock { unit in
       defer { unit = nil }
@@ -43,12 +44,12 @@ final class InterruptDelivery: InterruptRouter, InvalidationObserver, MessageSin
     track(VectorRoute(delivery: self, requester: requester))
   }
 
-  /// A route for a pin of the IOAPIC.
+  /// Makes the route of an IOAPIC pin.
   func makePinRoute(pin: Int, requester: Requester) -> PinRoute {
     track(PinRoute(delivery: self, requester: requester, pin: pin))
   }
 
-  /// A route past the remapper: the unit's own events.
+  /// Makes a route that bypasses the remapper, for the events of the unit itself.
   func makeUnremappedRoute() -> any InterruptRoute { UnremappedRoute(delivery: self) }
 
   private func track<Route: MessageRoute>(_ route: Route) -> Route {
@@ -69,18 +70,18 @@ final class InterruptDelivery: InterruptRouter, InvalidationObserver, MessageSin
     }
   }
 
-  /// A request goes by a route that was resolved before.
+  /// Counts and traces a request that uses a route resolved earlier.
   fileprivate func note(_ message: InterruptMessage, resolved: InterruptMessage, from requester: Requester) {
     unit.withLock { $0 }?.note(message, remappedTo: resolved, from: requester.id)
   }
 
-  /// How the messages of a function reach memory.
+  /// Makes the port by which a function's messages reach memory.
   fileprivate func makePort(for requester: Requester) -> any DMAPort {
     if let unit = unit.withLock({ $0 }) { return unit.makePort(for: requester) }
     return DirectDMAPort(memory: memory, requester: requester)
   }
 
-  /// Sends one of the unit's own messages.
+  /// Sends the message of one of the unit's own events.
   fileprivate func sendUnremapped(_ message: InterruptMessage) {
     if let interrupt = message.eventInterrupt {
       localInterrupts.send(interrupt)
@@ -100,7 +101,7 @@ final class InterruptDelivery: InterruptRouter, InvalidationObserver, MessageSin
     for weak in routes.withLock({ $0 }) { weak.route?.reconsider() }
   }
 
-  /// A device's DMA write to 0xFEEx_xxxx.
+  /// Delivers a device's DMA write to 0xFEEx_xxxx.
   func send(_ message: InterruptMessage, from requester: RequesterID) {
     let source = Requester(id: requester)
     if let resolved = resolve(message, from: source, recordFault: true) { localInterrupts.send(resolved) }
@@ -108,26 +109,27 @@ final class InterruptDelivery: InterruptRouter, InvalidationObserver, MessageSin
 }
 
 extension InterruptMessage {
-  /// Whether it is an interrupt request at all: a write to 0xFEEx_xxxx (VT-d 3.15).
+  /// Whether the message is an interrupt request: a write to 0xFEEx_xxxx (VT-d 3.15).
   fileprivate var isInterrupt: Bool { address >> 20 == 0xfee }
 
-  /// The interrupt that an event of the unit is; nil for an event that its address sends to memory.
+  /// The interrupt request of a unit's event; nil if the event's address is in memory.
   ///
-  /// Bits 63:32 are FEUADDR, IEUADDR or PEUADDR (VT-d 11.4.7, 11.4.9 and 11.4.11). Its bits 31:8 are those of an x2APIC
-  /// destination, as KVM takes them; they do not say where the write goes. Its bits 7:0 are reserved.
+  /// Bits 63:32 of the address are the register FEUADDR, IEUADDR or PEUADDR (VT-d 11.4.7, 11.4.9 and 11.4.11). Bits
+  /// 31:8 of that register are bits 31:8 of an x2APIC destination, which KVM expects in the same place; they do not
+  /// select where the write goes. Bits 7:0 of the register are reserved.
   fileprivate var eventInterrupt: InterruptMessage? {
     guard address & 0xfff0_0000 == 0xfee0_0000 else { return nil }
     return InterruptMessage(address: address & ~(0xff << 32), data: data)
   }
 }
 
-/// A route whose message passes the remapper.
+/// A route whose message goes through the remapper.
 class MessageRoute: @unchecked Sendable {
   fileprivate struct State {
     var message: InterruptMessage?
-    /// What the remapper made of it; nil where it refused, or where there is no message.
+    /// The message after remapping; nil if the remapper blocks it, or if there is no message.
     var resolved: InterruptMessage?
-    /// What the message is written through, if it goes to memory.
+    /// The port that writes the message, if it goes to memory; otherwise nil.
     var port: (any DMAPort)?
   }
 
@@ -148,7 +150,7 @@ class MessageRoute: @unchecked Sendable {
     }
   }
 
-  /// Works the route out again: what it was made from may have changed.
+  /// Resolves the route again, after the guest invalidated interrupt entries.
   fileprivate func reconsider() { state.withLock { update(&$0) } }
 
   private func update(_ state: inout State) {
@@ -166,34 +168,35 @@ class MessageRoute: @unchecked Sendable {
         delivery.note(message, resolved: resolved, from: requester)
         send(resolved)
       } else if let port = state.port {
-        // What is refused there, and recorded, is lost.
+        // The unit records a fault for a write that it blocks. The message is lost then.
         try? port.storeUInt32(message.data, at: message.address)
       } else if let resolved = delivery.resolve(message, from: requester, recordFault: true) {
-        // The remapper refuses it again, and records that now; or it has come to pass.
+        // Remap again: either this records the fault, or the entry has become valid.
         delivery.localInterrupts.send(resolved)
       }
     }
   }
 
-  /// Brings the accelerator in step; called with the route's lock held, as `send` is.
+  /// Passes the resolved message to the accelerator. Called with the route's lock held.
   fileprivate func install(_ resolved: InterruptMessage?) {}
 
-  /// - Parameter resolved: what was installed last.
+  /// Sends the message. Called with the route's lock held.
+  /// - Parameter resolved: the message that was installed last.
   fileprivate func send(_ resolved: InterruptMessage) {}
 }
 
-/// A route whose message the kernel sends for others: for the device that VFIO passes through.
+/// A route with an eventfd by which the kernel's VFIO sends the message, for a passed-through device.
 protocol EventRoute: InterruptRoute {
-  /// The eventfd that sends the message; while there is none to send, signals wait. nil where the host has none to
-  /// give. The same at every call, open as long as the route.
+  /// Returns the eventfd that sends the message. While there is no message, its signals stay pending. Every call
+  /// returns the same eventfd, which stays open as long as the route exists; nil if the host cannot provide one.
   func event() -> Int32?
 }
 
-/// A vector of MSI or MSI-X.
+/// The route of an MSI or MSI-X vector.
 private final class VectorRoute: MessageRoute, EventRoute, @unchecked Sendable {
-  /// Made when the vector is used first; most never are. Under the route's lock.
+  /// Made on first use, because most vectors are never used. Protected by the route's lock.
   private var vector: (any MessageVector)?
-  /// Others signal it, who do not ask whether there is a message. Under the route's lock.
+  /// Whether VFIO signals the vector, even while there is no message. Protected by the route's lock.
   private var isSignalledByOthers = false
 
   override func install(_ resolved: InterruptMessage?) {
@@ -221,7 +224,7 @@ private final class VectorRoute: MessageRoute, EventRoute, @unchecked Sendable {
   override func send(_ resolved: InterruptMessage) { vector?.signal() }
 }
 
-/// A pin of the IOAPIC.
+/// The route of an IOAPIC pin.
 final class PinRoute: MessageRoute, InterruptRoute, @unchecked Sendable {
   private let pin: Int
 
@@ -233,18 +236,18 @@ final class PinRoute: MessageRoute, InterruptRoute, @unchecked Sendable {
   private static func isLevelTriggered(_ message: InterruptMessage) -> Bool { message.data[bit: 15] }
 
   override fileprivate func install(_ resolved: InterruptMessage?) {
-    // A pin that sends nothing for now keeps its route. Linux masks the SCI's pin at each interrupt, and the kernel's
-    // table costs too much to be rewritten twice for that. `ends` ignores the end of a vector that the pin does not send.
+    // A pin that sends nothing at the moment keeps its route: Linux masks the SCI's pin at each interrupt, and two
+    // rewrites of the kernel's table for each of them cost too much. `ends` ignores the route of such a pin.
     guard let resolved else { return }
     delivery.localInterrupts.setLevelTriggered(pin: pin, Self.isLevelTriggered(resolved) ? resolved : nil)
   }
 
-  /// Takes the pin's route away, after the IOAPIC was reset.
+  /// Removes the pin's route from the kernel's table, after the IOAPIC was reset.
   func reset() { delivery.localInterrupts.setLevelTriggered(pin: pin, nil) }
 
   override fileprivate func send(_ resolved: InterruptMessage) { delivery.localInterrupts.send(resolved) }
 
-  /// Whether this is the level-triggered interrupt that a local APIC has ended with this vector.
+  /// Returns whether the end of an interrupt with this vector ends the level-triggered interrupt of this pin.
   func ends(vector: UInt8) -> Bool {
     state.withLock { state in
       guard let resolved = state.resolved else { return false }
@@ -253,7 +256,7 @@ final class PinRoute: MessageRoute, InterruptRoute, @unchecked Sendable {
   }
 }
 
-/// A message that is sent as it is.
+/// The route of a unit's own event, whose message is not remapped.
 private final class UnremappedRoute: InterruptRoute {
   private let delivery: InterruptDelivery
   private let message = Mutex<InterruptMessage?>(nil)

@@ -1,15 +1,16 @@
 import Synchronization
 
-/// A bus of a machine that runs, by the name that `bus=` takes.
+/// A bus of a running machine.
 struct LiveBus: Hashable, Sendable {
+  /// The value of `bus=` that names it.
   let name: String
   let kind: DeviceBus
-  /// Whether devices come and go while the machine runs.
+  /// Whether devices can be added and removed while the machine runs.
   let isHotpluggable: Bool
 }
 
-/// The buses of a board: q35's, with QEMU's names, and one below each root port that has an id. None takes a device
-/// later yet.
+/// The buses of a board: those of q35, with QEMU's names, and one below each root port that has an id. The buses of q35
+/// accept no device while the machine runs.
 ///
 /// Lock order: its lock is a leaf.
 final class LiveBuses: Sendable {
@@ -21,10 +22,10 @@ final class LiveBuses: Sendable {
 
   func named(_ name: String) -> LiveBus? { buses.withLock { $0.first { $0.name == name } } }
 
-  /// The bus of a device that names none.
+  /// Returns the bus of a device that names none.
   func standard(for kind: DeviceBus) -> LiveBus? { buses.withLock { $0.first { $0.kind == kind } } }
 
-  /// Adds a bus, or replaces the one of its name.
+  /// Adds a bus, or replaces the bus with the same name.
   func set(_ bus: LiveBus) {
     buses.withLock { buses in
       if let index = buses.firstIndex(where: { $0.name == bus.name }) {

@@ -1,25 +1,26 @@
 import Hardware
 import VTd
 
-// The board's remapping units for those who look at them: a monitor, and the log. All of it may be called from any
-// thread, while the guest runs.
+// Inspection of the board's remapping units, for monitors and the log. All of it may be called from any thread while
+// the guest runs.
 
-/// A unit under the name by which people know it.
+/// A remapping unit with its name and its scope.
 public struct RemappingUnit: Sendable {
-  /// Its id, or `iommu0` and on for one without.
+  /// The unit's id; `iommu0`, `iommu1`, … for units without an id.
   public let name: String
-  /// Guest physical address of its registers.
+  /// Guest physical address of the registers.
   public let registerBase: UInt64
-  /// INCLUDE_PCI_ALL: it has every function that no other unit's scope names.
+  /// INCLUDE_PCI_ALL: the unit translates for every function that no other unit's scope names.
   public let includesAll: Bool
-  /// It remaps the IOAPIC's interrupts.
+  /// Whether the unit remaps the IOAPIC's interrupts.
   public let hasIOAPIC: Bool
-  /// The functions that its scope names.
+  /// The functions and ports that the unit's scope names.
   public let scope: [PCIPlace]
   let unit: TranslationUnit
   private let bindings: @Sendable (TranslationUnit) -> HostBindings?
 
-  /// - Parameter bindings: those of the passed-through functions behind the unit; nil where there never was one.
+  /// - Parameter bindings: returns the host bindings of the passed-through functions behind the unit; nil if there has
+  ///   never been one.
   init(
     _ placement: UnitPlacement, unit: TranslationUnit,
     bindings: @escaping @Sendable (TranslationUnit) -> HostBindings? = { _ in nil }
@@ -33,37 +34,38 @@ public struct RemappingUnit: Sendable {
     self.bindings = bindings
   }
 
-  /// Every counter with the name under which people see it; with passed-through functions, those of the host's side.
+  /// Every counter with the name that people see. If there are passed-through functions, the counters of their host
+  /// bindings follow.
   public var counters: [(name: String, value: UInt64)] { counters(unit.counters) }
 
-  func counters(_ own: TranslationCounters) -> [(name: String, value: UInt64)] {
-    own.named + (bindings(unit)?.counters.named ?? [])
+  func counters(_ unitCounters: TranslationCounters) -> [(name: String, value: UInt64)] {
+    unitCounters.named + (bindings(unit)?.counters.named ?? [])
   }
 
-  /// What the host has for each passed-through function behind the unit.
+  /// The page table to which the host has attached each passed-through function behind the unit.
   var attachments: [HostAttachment] { bindings(unit)?.boundFunctions.map(HostAttachment.init) ?? [] }
 }
 
-/// A function on the board as people name it.
+/// A function on the board with the names that people use.
 public struct NamedFunction: Hashable, Sendable {
   public let id: String?
   public let typeName: String
   public let address: RequesterID
 }
 
-/// A unit at one moment.
+/// The state of a unit at one moment.
 public struct RemappingUnitState: Sendable {
   public let unit: RemappingUnit
   public let snapshot: UnitSnapshot
-  /// The functions that it translates for.
+  /// The functions that the unit translates for.
   public let functions: [NamedFunction]
-  /// As `RemappingUnit.counters`, of the snapshot.
+  /// As `RemappingUnit.counters`, at the time of the snapshot.
   public var counters: [(name: String, value: UInt64)] { unit.counters(snapshot.counters) }
-  /// Of the passed-through ones among the functions.
+  /// The host attachments of the passed-through functions.
   public let attachments: [HostAttachment]
 }
 
-/// What one request would meet.
+/// How the unit would translate one request.
 public struct TranslationReport: Sendable {
   public let function: NamedFunction?
   public let source: RequesterID
@@ -71,24 +73,24 @@ public struct TranslationReport: Sendable {
   public let explanation: TranslationExplanation
 }
 
-/// Looks at the units of one machine.
+/// Inspects the remapping units of one machine.
 public struct RemappingInspection: Sendable {
   public enum Problem: Error, Hashable, Sendable {
     case noUnit
-    /// Neither a device's id nor an address.
+    /// The name is neither a device's id nor an address.
     case unknownDevice(String, known: [String])
-    /// No unit stands before it.
+    /// No unit translates for the function.
     case notRemapped(RequesterID)
   }
 
-  /// In the order in which they were asked for.
+  /// In the order of the command line.
   public let units: [RemappingUnit]
   private let functions: @Sendable () -> [(function: NamedFunction, unit: Int?)]
   private let unitIndex: @Sendable (RequesterID) -> Int?
 
   /// - Parameters:
-  ///   - functions: those on the board now, and which of `units` each is behind, if any.
-  ///   - unitIndex: the same of an address that need not have a function.
+  ///   - functions: returns the functions on the board now, each with the index of its unit in `units`, if it has one.
+  ///   - unitIndex: returns the index of the unit for an address, even if no function is at that address.
   init(
     units: [RemappingUnit], functions: @escaping @Sendable () -> [(function: NamedFunction, unit: Int?)],
     unitIndex: @escaping @Sendable (RequesterID) -> Int?
@@ -98,21 +100,21 @@ public struct RemappingInspection: Sendable {
     self.unitIndex = unitIndex
   }
 
-  /// Every unit as it is now.
+  /// Returns the state of every unit now.
   public func states() -> [RemappingUnitState] {
     let functions = functions()
     return units.enumerated().map { index, unit in
-      let own = functions.filter { $0.unit == index }.map(\.function)
+      let unitFunctions = functions.filter { $0.unit == index }.map(\.function)
       return RemappingUnitState(
-        unit: unit, snapshot: unit.unit.snapshot(of: own.map(\.address)), functions: own,
+        unit: unit, snapshot: unit.unit.snapshot(of: unitFunctions.map(\.address)), functions: unitFunctions,
         attachments: unit.attachments)
     }
   }
 
-  /// What a request of a device to an address would meet now, entry by entry.
+  /// Explains, entry by entry, how a request of a device to an address would be translated now.
   /// - Parameters:
-  ///   - device: an id, or an address as `00:02.0` or `02.0`; there need be no function at it.
-  ///   - pasid: that of the request; nil for one without.
+  ///   - device: an id, or an address such as `00:02.0` or `02.0`, even one without a function.
+  ///   - pasid: the PASID of the request; nil for a request without PASID.
   public func translation(
     of device: String, pasid: UInt32?, address: UInt64, access: DMAAccess
   ) throws(Problem) -> TranslationReport {
@@ -122,16 +124,16 @@ public struct RemappingInspection: Sendable {
     guard let source = named?.function.address ?? RequesterID(name: device) else {
       throw .unknownDevice(device, known: functions.map { $0.function.id ?? $0.function.address.description })
     }
-    let there = named ?? functions.first { $0.function.address == source }
-    guard let index = there.map(\.unit) ?? unitIndex(source) else { throw .notRemapped(source) }
+    let found = named ?? functions.first { $0.function.address == source }
+    guard let index = found.map(\.unit) ?? unitIndex(source) else { throw .notRemapped(source) }
     return TranslationReport(
-      function: there?.function, source: source, unitName: units[index].name,
+      function: found?.function, source: source, unitName: units[index].name,
       explanation: units[index].unit.explanation(of: address, for: access, from: source, pasid: pasid))
   }
 }
 
 extension RequesterID {
-  /// An address as people write it, hexadecimal: `02` or `02.0` on bus 0, `00:02.0`, `0000:00:02.0`.
+  /// Parses an address as people write it, in hexadecimal: `02` or `02.0` for bus 0, `00:02.0`, `0000:00:02.0`.
   public init?(name: String) {
     var parts = name.split(separator: ":", omittingEmptySubsequences: false)
     if parts.count == 3 {
@@ -143,7 +145,7 @@ extension RequesterID {
     }
     var bus: UInt8 = 0
     if parts.count == 2 {
-      // With a bus, the function stands there too: `d0:5` may as well be an id and a PASID.
+      // An address with a bus must name the function, too: `d0:5` could also be an id and a PASID.
       guard last.contains("."), let number = NumberText.unsigned(parts[0].utf8, radix: 16),
         let value = UInt8(exactly: number)
       else {

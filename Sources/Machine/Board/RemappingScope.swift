@@ -3,24 +3,26 @@ import PCI
 import Synchronization
 import VTd
 
-/// A remapping unit with the functions behind it: their way to memory, and their interrupts' to the local APICs. Or
-/// none, for the functions that no unit has.
+/// What the functions behind one remapping unit share: the unit, the delivery of their interrupts and their
+/// environment. One more scope, without a unit, is for the functions that no unit translates for.
 struct RemappingScope: Sendable {
   let unit: RemappingUnit?
   let interrupts: InterruptDelivery
   let environment: PCIEnvironment
 }
 
-/// Which function is behind which unit. Chosen by place when a function is built; the scope of a unit does not change.
+/// The scopes of all units. A function's place determines its scope when the function is built; the scope of a unit
+/// does not change.
 struct RemappingScopes: Sendable {
-  /// Of the units, in the order given; then the one without.
+  /// One for each unit, in the order given, then the scope without a unit.
   private let all: [RemappingScope]
+  /// The index of the scope that names a place.
   private let named: [PCIPlace: Int]
+  /// The index of the scope for functions that no unit names.
   private let others: Int
   private let ioapicIndex: Int
 
-  /// - Parameters:
-  ///   - make: builds a scope around a unit, or without one.
+  /// - Parameter make: builds the scope of a unit, or the scope without a unit for nil.
   init(
     _ placements: [UnitPlacement], make: (UnitPlacement?) throws(UnitOptionError) -> RemappingScope
   ) throws(UnitOptionError) {
@@ -37,12 +39,12 @@ struct RemappingScopes: Sendable {
     ioapicIndex = placements.firstIndex(where: \.hasIOAPIC) ?? placements.count
   }
 
-  /// By its own name, or by that of the port above it.
+  /// Finds the scope that names the place itself, else the scope that names the port above it.
   private func index(of place: PCIPlace) -> Int { named[place] ?? place.port.flatMap { named[PCIPlace($0)] } ?? others }
 
   func scope(of place: PCIPlace) -> RemappingScope { all[index(of: place)] }
 
-  /// Lets the units and what passes their remapping go of each other. The board goes.
+  /// Breaks the reference cycles between the units and the interrupt deliveries, when the board is destroyed.
   func end() { for scope in all { scope.interrupts.stopRemapping() } }
 
   /// The scope whose unit remaps the IOAPIC's interrupts.
@@ -50,8 +52,8 @@ struct RemappingScopes: Sendable {
 
   var units: [RemappingUnit] { all.compactMap(\.unit) }
 
-  /// Which of `units` has a function; nil for none.
-  /// - Parameter place: nil for one that is nowhere: no scope names it.
+  /// Returns the index in `units` of the unit that translates for a function; nil if none does.
+  /// - Parameter place: nil for an address without a place on the board, which no scope names.
   func unitIndex(of place: PCIPlace?) -> Int? {
     let index = place.map(index) ?? others
     return index < all.count - 1 ? index : nil

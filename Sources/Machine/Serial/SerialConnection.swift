@@ -1,7 +1,7 @@
 import Devices
 import Synchronization
 
-/// A serial port's place at a character device.
+/// Connects a serial port to a chardev.
 final class SerialConnection: ChardevFrontend, ChardevOutput {
   private let device: Chardev
   private let port = Mutex<SerialPort?>(nil)
@@ -13,7 +13,7 @@ final class SerialConnection: ChardevFrontend, ChardevOutput {
 
   func write(_ byte: UInt8) -> Bool { device.write(byte) }
 
-  /// Begins to pass input to the port; nil ends that, and what comes is lost.
+  /// Passes input to this port from now on. With nil, the chardev keeps its input.
   func connect(_ port: SerialPort?) {
     let before = self.port.withLock { current in
       defer { current = port }

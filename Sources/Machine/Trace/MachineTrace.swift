@@ -4,12 +4,12 @@ import Linux
 import PCI
 import VTd
 
-/// Takes the machine's events, on any thread. It waits for nothing and calls nothing of the machine.
+/// Receives the machine's trace events, on any thread. Must not block, and must not call the machine.
 protocol MachineTraceSink: AnyObject, Sendable {
   func record(_ event: MachineTraceEvent, _ arguments: [TraceArgument])
 }
 
-/// Which events of the machine are told, and to whom. An event that is off costs a comparison.
+/// Passes the machine's trace events that are on to a sink. An event that is off costs one comparison.
 final class MachineTrace: Sendable {
   private let events: Set<MachineTraceEvent>
   private let sink: (any MachineTraceSink)?
@@ -21,10 +21,10 @@ final class MachineTrace: Sendable {
     self.sink = events.isEmpty ? nil : sink
   }
 
-  func tells(_ event: MachineTraceEvent) -> Bool { sink != nil && events.contains(event) }
+  func isOn(_ event: MachineTraceEvent) -> Bool { sink != nil && events.contains(event) }
 
   func record(_ event: MachineTraceEvent, _ arguments: @autoclosure () -> [TraceArgument]) {
-    if tells(event) { sink?.record(event, arguments()) }
+    if isOn(event) { sink?.record(event, arguments()) }
   }
 
   func record(_ event: MachineTraceEvent, _ device: Device, _ more: @autoclosure () -> [TraceArgument] = []) {
@@ -36,11 +36,11 @@ final class MachineTrace: Sendable {
     record(.admitted, device, [.word("type", device.typeName)] + port)
   }
 
-  /// Does something for a device and tells how long it took. What is thrown is no event.
+  /// Runs `body`, and records its duration as an event of a device. Records nothing if `body` throws.
   func timing<Value, Failure: Error>(
     _ event: MachineTraceEvent, _ device: Device, _ body: () throws(Failure) -> Value
   ) throws(Failure) -> Value {
-    guard tells(event) else { return try body() }
+    guard isOn(event) else { return try body() }
     let start = Clock.monotonic()
     let value = try body()
     record(event, device, [.number("ns", Clock.monotonic() &- start)])
@@ -64,7 +64,7 @@ extension MachineTrace {
     record(.statusReported, [.number("bsel", slot), .hex("source", source), .hex("status", status)])
   }
 
-  /// - Parameter port: the address of the port that the slot is below.
+  /// - Parameter port: the address of the slot's port.
   func record(_ change: SlotChange, below port: RequesterID) {
     let (before, after) = (change.before, change.after)
     if before.control != after.control {
@@ -87,7 +87,7 @@ extension MachineTrace {
     }
   }
 
-  /// An indicator's field in QEMU's words.
+  /// Names the value of an indicator field as QEMU does.
   private static func indicator(_ value: UInt16) -> String {
     switch value {
     case 1: "on"

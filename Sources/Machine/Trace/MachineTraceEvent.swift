@@ -1,39 +1,39 @@
-/// What the machine can tell of devices that come and go, beside the units' events. The names are those of QEMU's trace
-/// events (hw/acpi/trace-events, hw/pci/trace-events) where they mean the same thing. Durations (`ns`) are nanoseconds of
-/// the host's monotonic clock.
+/// The machine's trace events, which are about hotplug. The remapping units have others (`TraceEvent`). An event with
+/// the meaning of one of QEMU's has the same name (hw/acpi/trace-events, hw/pci/trace-events). Durations (`ns`) are in
+/// nanoseconds of the host's monotonic clock.
 public enum MachineTraceEvent: String, CaseIterable, Sendable {
-  // ACPI. `bsel` is the slot's number in the tables; below a root port the only device number is 0.
-  /// The guest has looked whether a device has appeared, or is wanted back.
+  // ACPI hotplug. `bsel` is the slot's number in the ACPI tables. The device number below a root port is always 0.
+  /// The guest has read whether a device has appeared in a slot, or whether it should give one up.
   case appearanceRead = "acpi_pci_up_read"
   case removalRead = "acpi_pci_down_read"
   case unplugRequested = "acpi_pci_unplug_request"
-  /// The guest gives a device back, or has dropped one that was pulled out.
+  /// The guest has given up a device, or has dropped one that was pulled out.
   case slotEjected = "acpi_pci_eject_slot"
-  /// _OST (ACPI 6.5, 6.3.5).
+  /// The guest has evaluated _OST, which reports how it handled a notification (ACPI 6.5, 6.3.5).
   case statusReported = "acpi_pci_ost"
 
-  // The registers of a root port's slot.
-  /// Slot Control has changed.
+  // The slot registers of a root port.
+  /// The guest has changed Slot Control.
   case slotControlWritten = "pcie_cap_slot_write_config"
   /// Events of Slot Status were set: the button was pressed, presence or link changed.
   case slotEventSet = "pcie_cap_slot_event"
 
-  // A device's life, from its admission on.
+  // The life of a device, from its admission on.
   case admitted = "device_admitted"
-  /// Its functions are made: what waits for the host, as the opening of an image or the pinning of RAM.
+  /// The device's functions are made. This includes waiting for the host, for example to open an image or to pin RAM.
   case built = "device_built"
-  /// They are on their bus.
+  /// The device's functions are on their bus.
   case plugged = "device_plugged"
-  /// It does not come after all.
+  /// The device could not be built or plugged in, and is released again.
   case givenUp = "device_given_up"
   case removalRequested = "device_removal_requested"
-  /// The guest keeps it.
+  /// The guest has refused to give up the device.
   case kept = "device_kept"
-  /// It is off its bus, on the thread of the CPU that ejected it or the machine's.
+  /// The device is off its bus. Recorded on the thread of the CPU that ejected it, or on the machine's thread.
   case leftBus = "device_left_bus"
-  /// Nothing of it is in flight any more.
+  /// No access or request of the device is in flight any more.
   case drained = "device_drained"
-  /// It holds nothing of the machine or the host.
+  /// The device holds no resources of the machine or the host any more.
   case released = "device_released"
   case deleted = "device_deleted"
 
