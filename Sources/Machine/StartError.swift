@@ -4,25 +4,25 @@ import Linux
 import PCI
 import VTd
 
-/// Why a machine that was asked for does not start. Its description is one line.
+/// Why a machine does not start. The description is one line.
 public enum StartError: Error, Sendable, CustomStringConvertible {
   case configuration(ConfigurationError)
   /// A device does not fit the machine.
   case refused(DeviceProblem)
   case kvm(device: String, KVMError)
   case memory(size: UInt64, SystemError)
-  /// RAM does not fit below the host's guest physical address limit.
+  /// RAM does not fit below the limit of guest physical addresses on this host.
   case addressSpace(memorySize: UInt64, physicalAddressWidth: Int)
-  /// A file that an option names.
+  /// An operation on a file that an option names failed.
   case file(option: String, SystemError)
-  /// Another process, or another option, uses an image in a way that does not go with this machine's.
+  /// Another process or another option holds a lock on the image that excludes this use.
   case imageInUse(path: String, ImageLockError)
   case boot(BootError)
   case unit(UnitOptionError)
   case device(kind: String, problem: String)
   case passthrough(PassthroughError)
   case placement(ResourcePlacement.NoRoom)
-  /// A device that comes while the machine runs finds no room below its port.
+  /// A hotplugged device does not fit the windows of its port.
   case window(WindowProblem)
   case system(SystemError)
 
@@ -60,12 +60,12 @@ public struct WindowProblem: Hashable, Sendable {
   /// The port's address.
   public let port: RequesterID
   public let bar: Int
-  /// In bytes.
+  /// The BAR's size in bytes.
   public let size: UInt64
 }
 
 extension ImageLockError {
-  /// The lock that another user keeps from this one, in QEMU's words.
+  /// The lock that another user has, as QEMU names it.
   fileprivate var lockName: String {
     switch self {
     case .notGranted(let permission): "\"\(permission.name)\""

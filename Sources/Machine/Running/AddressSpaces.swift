@@ -3,7 +3,7 @@ import Hardware
 import PCI
 import VTd
 
-/// What answers at which addresses, for `info mtree`.
+/// The address spaces of the machine and their regions, for `info mtree`.
 extension MachineInspection {
   public struct AddressSpace: Hashable, Sendable {
     public struct Region: Hashable, Sendable {
@@ -12,13 +12,14 @@ extension MachineInspection {
       public let last: UInt64
       public let name: String
       public let isRAM: Bool
-      /// Placed by the guest (a BAR): a region of the board wins over it.
+      /// Whether the guest placed the region (a BAR). Where regions overlap, one of the board has priority over it.
       public let isMovable: Bool
     }
 
     public let name: String
-    /// QEMU's name for the region around all others.
+    /// QEMU's name for the region that contains all others.
     public let rootName: String
+    /// Address of the last byte.
     public let last: UInt64
     /// In the order of their addresses.
     public let regions: [Region]
@@ -46,7 +47,7 @@ extension MachineInspection {
     }
   }
 
-  /// QEMU's name where it has such a region.
+  /// Returns the name of a region: QEMU's name, if QEMU has such a region.
   private func name(of device: any BusDevice) -> String {
     switch device {
     case is IOAPICDevice: return "ioapic"

@@ -1,11 +1,11 @@
 import Linux
 import Synchronization
 
-/// Where events wait for the machine's own thread. Of what the guest does the first decides, and the rest is gone with
-/// it; what the host asks for is done in order, but a wish to end goes before everything. A request that comes to
-/// nothing, as the machine ends, is answered from here.
+/// The events that wait for the machine's thread. `take` returns `quit` before all others. Otherwise it returns events
+/// in order, and with the first event of the guest it drops all other events of the guest. When the machine ends, the
+/// queue answers the requests that are left.
 ///
-/// Lock order: its lock, then what the `onPost` handler takes. Requests are answered without it.
+/// Lock order: its lock, then the locks that the `onPost` handler takes. Requests are answered without it.
 final class EventQueue: Sendable {
   private struct State {
     var events: [MachineEvent] = []
@@ -18,25 +18,26 @@ final class EventQueue: Sendable {
 
   init() throws(SystemError) { descriptor = try EventDescriptor() }
 
-  /// Has input while there is an event.
+  /// A descriptor that has input while there is an event.
   var rawValue: Int32 { descriptor.rawValue }
 
-  /// - Parameter handler: called on the poster's thread, at once, for an event after which the guest must not run on.
-  ///   It waits for nothing.
+  /// - Parameter handler: stops the guest. Called on the poster's thread for each event after which the guest must not
+  ///   continue. Must not block.
   func onPost(_ handler: (@Sendable () -> Void)?) { state.withLock { $0.halt = handler } }
 
   func post(_ event: MachineEvent) {
-    // Together, so that the machine does not act on the event, and start anew, before the halt has come and gone.
+    // Append and halt under one lock. Otherwise the machine could handle the event and restart the CPUs first, and the
+    // halt would stop the restarted CPUs.
     let isPosted = state.withLock { state in
       if state.isClosed { return false }
       state.events.append(event)
       if event.haltsGuest { state.halt?() }
       return true
     }
-    if isPosted { descriptor.signal() } else { Self.refuse([event]) }
+    if isPosted { descriptor.signal() } else { Self.cancel([event]) }
   }
 
-  /// The machine ends: what waits here and what comes later is not acted on.
+  /// Cancels all events in the queue and all later ones, because the machine ends.
   func close() {
     let events = state.withLock { state in
       defer { state.events = [] }
@@ -44,13 +45,13 @@ final class EventQueue: Sendable {
       state.halt = nil
       return state.events
     }
-    Self.refuse(events)
+    Self.cancel(events)
   }
 
   func take() -> MachineEvent? {
     descriptor.take()
     var dropped: [MachineEvent] = []
-    defer { Self.refuse(dropped) }
+    defer { Self.cancel(dropped) }
     return state.withLock { state in
       if let quit = Self.takeQuit(&state, &dropped) { return quit }
       guard let event = state.events.first else { return nil }
@@ -61,11 +62,11 @@ final class EventQueue: Sendable {
     }
   }
 
-  /// The CPUs have been stopped: what the guest did up to then is gone.
-  /// - Returns: a wish to end, if there is one.
+  /// Drops the events of the guest, after the CPUs have been stopped for a reset.
+  /// - Returns: the `quit` event, if there is one. All others are cancelled then.
   func forgetGuestEvents() -> MachineEvent? {
     var dropped: [MachineEvent] = []
-    defer { Self.refuse(dropped) }
+    defer { Self.cancel(dropped) }
     return state.withLock { state in
       state.events.removeAll { !$0.isRequest }
       return Self.takeQuit(&state, &dropped)
@@ -79,11 +80,11 @@ final class EventQueue: Sendable {
     return dropped[index]
   }
 
-  private static func refuse(_ events: [MachineEvent]) {
+  private static func cancel(_ events: [MachineEvent]) {
     for event in events {
       switch event {
       case .request(let pending): pending.answer(.ended)
-      case .continuation(let rest): rest.cancel()
+      case .continuation(let continuation): continuation.cancel()
       default: break
       }
     }

@@ -3,54 +3,58 @@ import Linux
 import PCI
 import Synchronization
 
-/// Devices that come and go while the machine runs. What may wait for the host has a thread of its own: opening images,
-/// pinning RAM, taking a device's host side down. No CPU stops for it.
+/// Adds and removes devices while the machine runs. Work that may block on the host runs on a work queue with its own
+/// thread: opening images, pinning RAM, releasing a device's host resources. No CPU stops for it.
 ///
-/// - A device that comes is admitted on the machine's thread, built on the work queue's, and plugged on the machine's.
-/// - A device that is to go stays until the guest gives it up, is reset, or it is pulled. It leaves its bus at once, on
-///   whichever thread that is; its host side is taken down on the work queue's.
+/// - A new device is admitted on the machine's thread, built on the work queue's thread, and plugged in on the
+///   machine's thread.
+/// - A device stays until the guest gives it up, the guest is reset, or the host pulls it out. It leaves its bus at
+///   once, on the thread where that happens. The work queue's thread then releases its host resources.
 final class Hotplug: Sendable {
   private let board: Board
   private let configuration: MachineConfiguration
-  private let tell: @Sendable (MachineNotice) -> Void
+  private let notify: @Sendable (MachineNotice) -> Void
   /// Whether the guest has run since it was loaded.
   private let guestHasStarted: @Sendable () -> Bool
   private let work: any HostWork
-  /// Time limits for guests that were asked for a device of the host, while they run.
-  private let limits = Mutex<[DeviceIdentity: any OneShotTimer]>([:])
-  /// Devices that wait until the guest has dropped what was pulled out of their slot: its driver must not take the one
-  /// for the other.
+  /// Running timers, each for a device that the host wants back. When one expires, its device is pulled out.
+  private let removalTimers = Mutex<[DeviceIdentity: any OneShotTimer]>([:])
+  /// Devices that wait for their slot, by port. The guest must first drop the device that was pulled out of the slot,
+  /// or its driver would take the new device for the old one.
   private let waiting = Mutex<[RequesterID: Waiting]>([:])
 
   private struct Waiting {
-    var devices: [MachineEvent.Continuation] = []
+    /// One for each device. It plugs the device in.
+    var insertions: [MachineEvent.Continuation] = []
     let timer: (any OneShotTimer)?
   }
 
-  /// How long a device waits for a slot, in milliseconds. A guest that knows nothing of hotplug never drops anything.
-  private static let slotPatience: UInt32 = 5000
+  /// How long a device waits for a slot, in milliseconds. A limit is needed because a guest without hotplug support
+  /// never drops a device.
+  private static let slotTimeout: UInt32 = 5000
 
   /// - Parameters:
-  ///   - work: does what may wait for the host.
-  ///   - tell: called on any thread. It waits for nothing.
+  ///   - work: runs the work that may block on the host.
+  ///   - notify: called on any thread. Must not block.
   init(
     board: Board, configuration: MachineConfiguration, work: any HostWork = WorkQueue(name: "hotplug"),
-    guestHasStarted: @escaping @Sendable () -> Bool, tell: @escaping @Sendable (MachineNotice) -> Void
+    guestHasStarted: @escaping @Sendable () -> Bool, notify: @escaping @Sendable (MachineNotice) -> Void
   ) {
     self.board = board
     self.configuration = configuration
     self.work = work
     self.guestHasStarted = guestHasStarted
-    self.tell = tell
+    self.notify = notify
     let events = board.events
     board.slots.onRelease { events.post(.slotReleased($0)) }
-    board.slots.onRefusal { [weak self] in self?.refused(below: $0) }
-    board.slots.onStatus { [weak self] in self?.report(below: $0, source: $1, status: $2) }
+    board.slots.onRefusal { [weak self] in self?.removalRefused(below: $0) }
+    board.slots.onStatus { [weak self] in self?.statusReported(below: $0, source: $1, status: $2) }
   }
 
-  // MARK: Coming
+  // MARK: Adding
 
-  /// Begins to add a device. The request is answered when the guest can find it, or nothing of it is left.
+  /// Begins to add a device. Answers the request when the guest can find the device, or when it failed and nothing of
+  /// the device remains.
   func add(_ description: DeviceDescription, answering pending: PendingRequest) {
     let device: Device
     do throws(RequestError) {
@@ -69,7 +73,7 @@ final class Hotplug: Sendable {
   private func build(_ device: Device, answering pending: PendingRequest) {
     do throws(StartError) {
       let functions = try board.build(device, with: configuration)
-      let rest = MachineEvent.Continuation { [self, board, guestHasStarted] in
+      let insertion = MachineEvent.Continuation { [self, board, guestHasStarted] in
         do throws(StartError) {
           try board.insert(functions, of: device, announcing: guestHasStarted())
           pending.answer()
@@ -82,14 +86,14 @@ final class Hotplug: Sendable {
         pending.answer(.ended)
       }
       board.events.post(
-        .continuation(.init({ [self] in insert(rest, below: device.place?.port) }, orElse: rest.cancel)))
+        .continuation(.init({ [self] in schedule(insertion, below: device.place?.port) }, orElse: insertion.cancel)))
     } catch {
       board.forget(device.identity)
       pending.answer(.failed(error))
     }
   }
 
-  /// Takes down a device that was built and does not fit.
+  /// Revokes and releases a device that was built but could not be plugged in.
   private func undo(_ functions: [Function], of device: Device, _ pending: PendingRequest, _ error: RequestError) {
     let undo: @Sendable () -> Void = { [board] in
       board.revoke(functions)
@@ -99,49 +103,50 @@ final class Hotplug: Sendable {
     work.submit(undo, orElse: undo)
   }
 
-  /// Plugs a device in, now or when its slot is free.
-  private func insert(_ rest: MachineEvent.Continuation, below port: RequesterID?) {
-    guard let port, board.slots.awaitsRelease(below: port) else { return rest.run() }
+  /// Runs an insertion now, or when its slot is free.
+  private func schedule(_ insertion: MachineEvent.Continuation, below port: RequesterID?) {
+    guard let port, board.slots.awaitsRelease(below: port) else { return insertion.run() }
     waiting.withLock { waiting in
       if waiting[port] == nil {
         let timer = try? board.clock.makeTimer()
-        timer?.start(afterMilliseconds: Self.slotPatience) { [events = board.events] in events.post(.slotReleased(port))
+        timer?.start(afterMilliseconds: Self.slotTimeout) { [events = board.events] in
+          events.post(.slotReleased(port))
         }
         waiting[port] = Waiting(timer: timer)
       }
-      waiting[port]?.devices.append(rest)
+      waiting[port]?.insertions.append(insertion)
     }
-    // It may have been released just before.
+    // The guest may have released the slot between the check and the lock.
     if !board.slots.awaitsRelease(below: port) { slotReleased(port) }
   }
 
-  /// The guest starts anew: it is asked for nothing, has dropped everything, and finds what waited.
+  /// Plugs in all waiting devices after a reset: the restarted guest has dropped every device, and finds the new ones.
   func guestWasReset() {
     for port in waiting.withLock({ Array($0.keys) }) { slotReleased(port) }
   }
 
-  /// The guest has dropped what was pulled out from below a port, or had its time.
+  /// Plugs in the devices that wait for a slot, after the guest dropped the old device or the wait timed out.
   func slotReleased(_ port: RequesterID) {
     let ready = waiting.withLock { $0.removeValue(forKey: port) }
-    for device in ready?.devices ?? [] { device.run() }
+    for insertion in ready?.insertions ?? [] { insertion.run() }
   }
 
-  // MARK: Going
+  // MARK: Removal
 
-  /// Asks the guest for a device, or pulls it.
+  /// Asks the guest to give up a device, or pulls the device out.
   func remove(_ name: String, isSurprise: Bool) throws(RequestError) {
     let device = try board.removableDevice(named: name)
-    if isSurprise { board.pull(device) } else { try ask(for: device) }
+    if isSurprise { board.pull(device) } else { try requestRemoval(of: device) }
   }
 
-  private func ask(for device: Device) throws(RequestError) {
+  private func requestRemoval(of device: Device) throws(RequestError) {
     guard board.devices.phase(of: device.identity) != .leaving else { throw .alreadyLeaving(device.name) }
     guard let place = device.place, let port = place.port else { return board.pull(device) }
-    // The guest does not see the functions of a slot without function 0.
+    // The guest cannot see the functions of a slot without function 0, so it cannot give them up either.
     guard guestHasStarted(), board.port(of: place)?.bus.function(at: 0) != nil else {
       return board.pull(device, isSurprise: false)
     }
-    // Before the guest is asked: it may answer at once. All that is in the slot goes with it.
+    // Record this before asking: the guest may answer at once. It gives up all devices of the slot together.
     board.devices.noteRemovalRequest(device.identity)
     board.trace.record(.removalRequested, device)
     switch board.slots.requestRemoval(below: port) {
@@ -151,21 +156,21 @@ final class Hotplug: Sendable {
     }
   }
 
-  /// The host wants a device back: the guest is asked first, and loses it after a time.
+  /// Returns a device to the host: asks the guest to give it up, and pulls it out when the time is over.
   func takeBack(_ identity: DeviceIdentity, patience milliseconds: UInt32) {
     guard let device = board.devices.all.first(where: { $0.identity == identity }) else { return }
     guard device.place?.port != nil, milliseconds > 0, let timer = try? board.clock.makeTimer() else {
       return board.pull(device)
     }
     do throws(RequestError) {
-      try ask(for: device)
+      try requestRemoval(of: device)
     } catch {
-      // It may be answering an earlier request; the time limit holds all the same.
+      // The guest may be busy with an earlier request. The time limit applies anyway.
     }
-    // The host asks again and again; the limit counts from its first request.
-    let isFirst = limits.withLock { limits in
-      guard limits[identity] == nil else { return false }
-      limits[identity] = timer
+    // The host repeats its request. The time limit counts from the first one.
+    let isFirst = removalTimers.withLock { removalTimers in
+      guard removalTimers[identity] == nil else { return false }
+      removalTimers[identity] = timer
       return true
     }
     guard isFirst else { return }
@@ -176,43 +181,43 @@ final class Hotplug: Sendable {
     if let device = board.devices.all.first(where: { $0.identity == identity }) { board.pull(device) }
   }
 
-  /// Takes down the host side of devices that have left their buses.
+  /// Releases the host resources of devices that have left their buses, and announces their end.
   func takeDown(_ identities: [DeviceIdentity]) {
     work.submit { [self] in
       for identity in identities {
-        limits.withLock { $0[identity] = nil }
-        if let device = board.finishLeaving(identity) { tell(.deviceDeleted(device.id, path: device.path)) }
+        removalTimers.withLock { $0[identity] = nil }
+        if let device = board.finishLeaving(identity) { notify(.deviceDeleted(device.id, path: device.path)) }
       }
     } orElse: {
-      // The machine ends, and takes them down with the others.
+      // The machine ends. It releases these devices with all others.
     }
   }
 
-  /// The guest keeps what it was asked for.
-  private func refused(below port: RequesterID) {
+  /// Records and announces that the guest refuses to give up the devices below a port.
+  private func removalRefused(below port: RequesterID) {
     for device in board.devices.withdrawRemovalRequests(below: port) {
       board.trace.record(.kept, device)
-      tell(.unplugRefused(device.id, path: device.path))
+      notify(.unplugRefused(device.id, path: device.path))
     }
   }
 
-  /// What the guest says about a notification (_OST; ACPI 6.5, 6.3.5).
-  private func report(below port: RequesterID, source: UInt32, status: UInt32) {
+  /// Handles the guest's report about a notification (_OST; ACPI 6.5, 6.3.5).
+  private func statusReported(below port: RequesterID, source: UInt32, status: UInt32) {
     let device = board.devices.all.first { $0.place?.port == port }
-    tell(.deviceStatus(device?.id, slot: port.description, source: Int64(source), status: Int64(status)))
+    notify(.deviceStatus(device?.id, slot: port.description, source: Int64(source), status: Int64(status)))
     let isEjectRequest = source == 3 || source == 0x103
-    // 0x84: the ejection goes on.
-    if isEjectRequest, status != 0, status != 0x84 { refused(below: port) }
+    // 0x84: the ejection is in progress.
+    if isEjectRequest, status != 0, status != 0x84 { removalRefused(below: port) }
   }
 
-  /// Nothing comes or goes any more.
+  /// Stops adding and removing devices, and cancels the insertions that wait, at the end of the machine.
   func stop() {
     work.stop()
-    limits.withLock { $0 = [:] }
+    removalTimers.withLock { $0 = [:] }
     let abandoned = waiting.withLock { waiting in
       defer { waiting = [:] }
-      return waiting.values.flatMap(\.devices)
+      return waiting.values.flatMap(\.insertions)
     }
-    for device in abandoned { device.cancel() }
+    for insertion in abandoned { insertion.cancel() }
   }
 }

@@ -1,41 +1,41 @@
 import Synchronization
 
-/// What may be asked of a machine that runs: by a monitor, a signal, a person. From any thread; a request is carried
-/// out soon, by the machine's own thread.
+/// The requests to a running machine, from monitors, signals and people. May be called on any thread. The machine's
+/// thread carries requests out soon.
 public protocol MachineControl: AnyObject, Sendable {
   var status: MachineStatus { get }
 
-  /// Resets the guest, whatever the guest's own reset does.
+  /// Resets the guest. The action for the guest's own resets (`setRebootAction`) does not apply.
   func requestReset()
   /// Ends Nestling.
   func requestQuit(_ cause: MachineCause)
-  /// Presses the power button: the guest is asked to shut itself down.
+  /// Presses the power button, which asks the guest to shut down.
   func requestPowerDown()
-  /// It may wait for a file that the request names.
-  /// - Parameter answer: called once, with nil when the request has been carried out: on the machine's thread, or at
-  ///   once where that cannot be. It must not wait for the machine.
+  /// Posts a request to the machine's thread. May block on a file that the request names.
+  /// - Parameter answer: called once: with nil when the request has been carried out, otherwise with an error. Called
+  ///   on the machine's thread, or on this thread if the request does not get there. Must not wait for the machine.
   func ask(_ request: MachineRequest, _ answer: @escaping @Sendable (RequestError?) -> Void)
 
-  /// - Parameter listener: told of what happens, on the thread that carries it out. It must not wait for the machine.
+  /// - Parameter listener: called for each notice, on the thread that caused it. Must not wait for the machine.
   func addListener(_ listener: @escaping @Sendable (MachineNotice) -> Void)
 }
 
-/// QEMU's RunState, as far as there is a difference here.
+/// The states of QEMU's RunState that this machine distinguishes.
 public enum MachineStatus: Hashable, Sendable {
-  /// Built, and not started.
+  /// Built, but not started yet.
   case prelaunch
   case running
   case paused
-  /// A device of the host failed it: a reset must come before it goes on.
+  /// Stopped, because a passed-through device reported an error. It can only continue after a reset.
   case internalError
-  /// It has ended.
+  /// Ended.
   case shutdown
 }
 
-/// What happened to the machine.
+/// A change of the machine's state that listeners learn.
 public enum MachineNotice: Hashable, Sendable {
   case tripleFault(processor: Int, instructionPointer: UInt64?)
-  /// The guest is being reset; no CPU runs.
+  /// The guest is being reset. No CPU is running.
   case reset(MachineCause)
   /// The machine ends.
   case shutdown(MachineCause)
@@ -43,17 +43,17 @@ public enum MachineNotice: Hashable, Sendable {
   case powerDown
   case paused
   case resumed
-  /// A device is no more: its id, if it has one, and its path in QEMU's tree of objects.
+  /// A device is gone: its id, if it had one, and its path in the QOM tree.
   case deviceDeleted(Identifier?, path: String)
-  /// The guest has refused to give up a device, named as for `deviceDeleted`.
+  /// The guest has refused to give up a device: its id, if it has one, and its path.
   case unplugRefused(Identifier?, path: String)
-  /// The guest has reported by _OST how it got on with the device of a slot (ACPI 6.5, 6.3.5): nil for a slot that is
-  /// empty, or whose device has no id. `source` is the event that it reports on, 1 for a device check and 3 for an
-  /// eject request; `status` is 0 for success.
+  /// The guest has reported by _OST how it handled a notification for a slot (ACPI 6.5, 6.3.5). The id is nil if the
+  /// slot is empty or its device has no id. `source` is the notification: 1 for a device check, 3 for an eject request.
+  /// `status` is 0 for success.
   case deviceStatus(Identifier?, slot: String, source: Int64, status: Int64)
 }
 
-/// The machine's end of `MachineControl`.
+/// The implementation of `MachineControl`.
 ///
 /// Lock order: its lock is a leaf; listeners are called without it.
 final class MachineController: MachineControl {
@@ -67,7 +67,7 @@ final class MachineController: MachineControl {
   private let quit: @Sendable (MachineCause) -> Void
   private let state = Mutex(State())
 
-  /// - Parameter requestQuit: asks for the end of the machine.
+  /// - Parameter requestQuit: requests the end of the machine.
   init(events: EventQueue, board: Board, requestQuit: @escaping @Sendable (MachineCause) -> Void) {
     self.events = events
     self.board = board
@@ -83,7 +83,7 @@ final class MachineController: MachineControl {
 
   func ask(_ request: MachineRequest, _ answer: @escaping @Sendable (RequestError?) -> Void) {
     if case .resizeNode(let id, let size) = request {
-      // Nothing of it is the machine's thread's to do, and it waits for the host.
+      // Resize on this thread: the resize needs nothing of the machine's thread, and it blocks on the host.
       do throws(RequestError) {
         try board.resizeNode(id, to: size)
       } catch {
@@ -100,7 +100,7 @@ final class MachineController: MachineControl {
   }
 
   func requestPowerDown() {
-    tell(.powerDown)
+    notify(.powerDown)
     board.pressPowerButton()
   }
 
@@ -108,7 +108,7 @@ final class MachineController: MachineControl {
     state.withLock { $0.listeners.append(listener) }
   }
 
-  func tell(_ notice: MachineNotice) {
+  func notify(_ notice: MachineNotice) {
     for listener in state.withLock({ $0.listeners }) { listener(notice) }
   }
 }

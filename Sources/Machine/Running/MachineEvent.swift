@@ -1,44 +1,44 @@
 import Hardware
 
-/// What the machine's own thread is to act on. Whoever brings it about posts it.
+/// An event that the machine's thread must handle.
 enum MachineEvent: Hashable, Sendable {
-  // What the guest does. All of it ends what runs.
+  // Events of the guest. Each of them stops the CPUs.
 
   /// The guest switched itself off.
   case shutdown
   /// The guest reset itself.
   case reset
-  /// A CPU could not even deliver a double fault, which resets the guest.
+  /// A CPU had a triple fault, which resets the guest.
   case tripleFault(processor: Int, instructionPointer: UInt64?)
-  /// The guest ended Nestling with a status (isa-debug-exit).
+  /// The guest ended Nestling with an exit status (isa-debug-exit).
   case debugExit(status: Int32)
-  /// The guest cannot go on: what KVM reported.
+  /// The guest cannot continue. The text is KVM's report.
   case crashed(String)
 
-  // What its host asks for.
+  // Requests of the host.
 
-  /// The end of Nestling.
+  /// The request to end Nestling.
   case quit(MachineCause)
   case hostReset
-  /// What a monitor waits for.
+  /// A request whose requester waits for an answer.
   case request(PendingRequest)
-  /// A passed-through device met an error: the guest must not run on.
+  /// A passed-through device reported an error. The guest must not continue.
   case deviceError
-  /// The host wants a device back: the guest is asked for it, and loses it after so many milliseconds.
+  /// The host wants a device back. The guest is asked to give it up, and loses it after `patience` milliseconds.
   case hostRequest(DeviceIdentity, patience: UInt32)
-  /// A device goes at once, without the guest being asked.
+  /// A device must go at once, without asking the guest.
   case surpriseRemoval(DeviceIdentity)
 
-  // What goes on meanwhile.
+  // Steps of hotplug.
 
-  /// The guest has dropped what was pulled out from below a port.
+  /// The guest has dropped the devices that were pulled out from below a port.
   case slotReleased(RequesterID)
-  /// Devices have left their buses, and are to be taken down.
+  /// Devices have left their buses. Their host resources must be released.
   case left([DeviceIdentity])
-  /// The rest of what waited for the host.
+  /// Work that waited for the host can continue.
   case continuation(Continuation)
 
-  /// Whether it is the host's wish, which holds whatever the guest does meanwhile.
+  /// Whether the event stays in the queue when the guest's own events are dropped.
   var isRequest: Bool {
     switch self {
     case .quit, .hostReset, .request, .deviceError, .hostRequest, .surpriseRemoval, .slotReleased, .left,
@@ -48,7 +48,7 @@ enum MachineEvent: Hashable, Sendable {
     }
   }
 
-  /// Whether the guest stops as soon as it is posted.
+  /// Whether the guest stops as soon as the event is posted.
   var haltsGuest: Bool {
     switch self {
     case .request(let pending): pending.request.haltsGuest
@@ -57,7 +57,8 @@ enum MachineEvent: Hashable, Sendable {
     }
   }
 
-  /// What the machine's thread goes on with, once; or what is done instead where the machine ends before.
+  /// The next step of some work on the machine's thread. Either `run` is called, or `cancel` if the machine ends
+  /// before.
   final class Continuation: Hashable, Sendable {
     let run: @Sendable () -> Void
     let cancel: @Sendable () -> Void
@@ -72,13 +73,13 @@ enum MachineEvent: Hashable, Sendable {
   }
 }
 
-/// Who brought about a reset or the end (QEMU's ShutdownCause).
+/// The cause of a reset or of the machine's end (QEMU's ShutdownCause).
 public enum MachineCause: Hashable, Sendable {
   /// The guest switched itself off.
   case guestShutdown
   /// The guest reset itself, or a CPU had a triple fault.
   case guestReset
-  /// The guest could not go on.
+  /// The guest could not continue.
   case guestCrash
   /// A monitor's `quit`.
   case monitorQuit

@@ -2,66 +2,66 @@ import Hardware
 import Linux
 import PCI
 
-/// A machine that runs, for those who look at it: monitors. Everything is read as it is at the moment, from any thread.
+/// The state of a running machine, for monitors. Each property reads the current state. May be used on any thread.
 public final class MachineInspection: Sendable {
-  /// A function on PCI, and where it decodes.
+  /// A PCI function with its regions.
   public struct Function: Sendable {
     public struct Region: Hashable, Sendable {
       public let register: BaseAddressRegister
-      /// As the register stands; 0 where nobody has placed it.
+      /// The address in the register; 0 before anything has written one.
       public let address: UInt64
     }
 
     public let address: RequesterID
-    /// Of the device that it belongs to; nil for one without.
+    /// The id of the function's device; nil if it has none.
     public let id: String?
     public let description: FunctionDescription
     public let regions: [Region]
-    /// Interrupt Line, which firmware and operating systems write for themselves.
+    /// The register Interrupt Line, which firmware and operating systems write for their own use.
     public let interruptLine: UInt8
-    /// nil for a function that is no bridge.
+    /// nil for a function that is not a bridge.
     public var bridge: Bridge?
   }
 
-  /// What a bridge leads to.
+  /// The registers of a bridge and the functions below it.
   public struct Bridge: Sendable {
     public let header: BridgeHeader
     /// In the order of their addresses.
     public let functions: [Function]
   }
 
-  /// A character device.
+  /// The state of a chardev.
   public struct ChardevState: Hashable, Sendable {
     public let id: String
-    /// What it is connected to, as QEMU tells it: `unix:/tmp/socket,server=on`.
+    /// What the chardev is connected to, in QEMU's format: `unix:/tmp/socket,server=on`.
     public let name: String
     public let hasFrontend: Bool
   }
 
-  /// A block node, and what it has now.
+  /// The state of a block node.
   public struct BlockState: Sendable {
     public let node: BlockNode
-    /// Of its file, in bytes; nil where it cannot be opened.
+    /// The size of the file in bytes; nil if the file cannot be opened.
     public let size: UInt64?
-    /// The paths of the devices that have it.
+    /// The QOM paths of the devices that use the node.
     public let users: [String]
   }
 
   public let configuration: MachineConfiguration
   let board: Board
-  private let characters: Chardevs
+  private let allChardevs: Chardevs
   private let processors: any Processors
 
   init(
-    _ configuration: MachineConfiguration, board: Board, characters: Chardevs, processors: any Processors
+    _ configuration: MachineConfiguration, board: Board, chardevs: Chardevs, processors: any Processors
   ) {
     self.configuration = configuration
     self.board = board
-    self.characters = characters
+    allChardevs = chardevs
     self.processors = processors
   }
 
-  /// Of bus 0, in the order of their addresses; the others are within the bridges.
+  /// The functions on bus 0, in the order of their addresses. The bridges contain the others.
   public var functions: [Function] {
     let ports = board.busRoutes.ports
     return board.rootBus.all.map { function in
@@ -93,17 +93,17 @@ public final class MachineInspection: Sendable {
   }
 
   public var chardevs: [ChardevState] {
-    characters.all.map {
+    allChardevs.all.map {
       ChardevState(id: $0.options.id?.text ?? "", name: $0.endpointName, hasFrontend: $0.hasFrontend)
     }
   }
 
   /// In the order of their admission.
   public var devices: [Device] { board.devices.all }
-  /// In the order in which they came.
+  /// In the order in which they were added.
   public var objects: [any ObjectOptions] { board.devices.objects }
 
-  /// In the order in which they came. It may wait for their files.
+  /// In the order in which they were added. This opens their files, which may block.
   public var blockNodes: [BlockState] {
     let devices = board.devices.all
     return board.devices.blockNodes.map { node in
@@ -113,8 +113,8 @@ public final class MachineInspection: Sendable {
     }
   }
 
-  /// The files that go with what a request removes, if it is the last user. Held by the asker they are closed on its
-  /// thread, and not on the machine's: closing waits for the host.
+  /// Returns the files of the backend that a request removes. A requester that holds them until it has the answer
+  /// closes them on its own thread, not on the machine's thread: closing a file may block on the host.
   public func files(removedBy request: MachineRequest) -> [PassedDescriptor] {
     switch request {
     case .removeNode(let id): return board.devices.blockNodes.filter { $0.id == id }.compactMap(\.file)
@@ -124,17 +124,17 @@ public final class MachineInspection: Sendable {
     }
   }
 
-  /// The kernel's numbers of the CPUs' threads, in the CPUs' order; empty while there are none.
+  /// The kernel's thread IDs of the CPUs' threads, in the CPUs' order; empty while the CPUs are stopped.
   public var processorThreads: [Int] { processors.threadIDs }
 
-  /// How long exits have kept the CPUs out of the guest, in the CPUs' order; empty while nothing is measured.
+  /// How long exits have kept each CPU out of the guest, in the CPUs' order; empty while measuring is off.
   public var exitSummaries: [ExitSummary] { processors.exitSummaries }
-  /// Begins to measure that, anew, or ends it.
+  /// Restarts the measuring of exits, or ends it.
   public func measureExits(_ isOn: Bool) { processors.measureExits(isOn) }
 }
 
 extension ChardevOptions {
-  /// What it is connected to, as QEMU tells it.
+  /// What the chardev is connected to, in QEMU's format.
   var endpointName: String {
     switch self {
     case let options as SocketChardevOptions:

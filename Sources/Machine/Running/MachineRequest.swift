@@ -1,28 +1,29 @@
 import Linux
 import Synchronization
 
-/// What a monitor asks of a running machine. The machine's own thread carries it out and answers.
+/// A request to a running machine. The machine's thread carries it out and answers it.
 public enum MachineRequest: Sendable {
-  /// Stops the CPUs. Answered when none runs.
+  /// Stops the CPUs. The answer comes when no CPU is running.
   case pause
-  /// Starts the CPUs again. Answered when they run.
+  /// Starts the CPUs again. The answer comes when they run.
   case resume
-  /// Answered when the guest can find the device.
+  /// Adds a device. The answer comes when the guest can find the device.
   case addDevice(DeviceDescription)
-  /// By its id or its path. Answered when the guest has been asked for it, or, if it is a surprise, when the device has
-  /// left its bus.
+  /// Removes a device, named by its id or its path. The answer comes when the guest has been asked to give it up, or,
+  /// in a surprise removal, when the device has left its bus.
   case removeDevice(String, isSurprise: Bool)
   case addNode(BlockNode)
   case removeNode(String)
-  /// One with an id.
+  /// Adds an object. It must have an id.
   case addObject(any ObjectOptions)
   case removeObject(Identifier)
-  /// Answered when the disks over the node have told their drivers of the new size, in bytes.
+  /// Changes the size of a block node's file, in bytes. The answer comes when the disks that use the node have
+  /// announced the new size to their drivers.
   case resizeNode(String, to: UInt64)
-  /// What the guest's reset does from now on.
+  /// Sets what the guest's resets do from now on.
   case setRebootAction(MachineConfiguration.RebootAction)
 
-  /// Whether the CPUs stop as soon as this is asked, before the machine's thread takes it up.
+  /// Whether the CPUs stop as soon as the request is posted, before the machine's thread handles it.
   var haltsGuest: Bool {
     switch self {
     case .pause: true
@@ -33,52 +34,54 @@ public enum MachineRequest: Sendable {
   }
 }
 
-/// Why a machine did not carry out a request. Nothing has changed.
+/// Why a machine did not carry out a request. The request has changed nothing.
 public enum RequestError: Error, Sendable {
-  /// The machine ends, or has ended.
+  /// The machine is ending, or has ended.
   case ended
-  /// A device of the host failed the machine: a reset comes first.
+  /// A passed-through device reported an error. The machine must be reset first.
   case needsReset
-  /// Such a device is made with the board, and only then.
+  /// Devices of this type are made with the board, and only then.
   case notPluggable
   case noSuchBus(String)
-  /// The bus that is named is of this kind, which is not the device's.
+  /// Devices of this type do not go on the named bus, which is of the given kind.
   case wrongBus(typeName: String, DeviceBus)
-  /// Nothing comes to this bus or goes from it while the machine runs.
+  /// This bus accepts no changes while the machine runs.
   case noHotplug(bus: String)
   case noSuchDevice(String)
-  /// The device is on its way out.
+  /// The device is already being removed.
   case alreadyLeaving(String)
-  /// It is answering an earlier request for the slot.
+  /// The guest is busy with an earlier request for the slot.
   case guestBusy
   case property(typeName: String, PropertyError)
-  /// The device does not fit the machine as it is.
+  /// The device does not fit the machine.
   case refused(typeName: String, DeviceProblem)
-  /// What a device or a backend is over fails: a file, a device of the host.
+  /// A file or a device of the host, which the new device or backend needs, caused an error.
   case failed(StartError)
   case node(BlockNodeProblem)
   case backend(BackendProblem)
-  /// The asker's monitor has no open file of that name. A number may be of a file of Nestling's own.
+  /// The requester's monitor has no open file with that name. A number is not accepted either: it could be the
+  /// descriptor of one of Nestling's own files.
   case noDescriptor(String)
-  /// A node that is not for writing keeps its size.
+  /// A read-only node cannot be resized.
   case readOnlyNode(String)
   case notResized(SystemError)
 }
 
 /// A request on its way to the machine's thread. It is answered once.
 ///
-/// Lock order: its lock is a leaf; the answer is given without it.
+/// Lock order: its lock is a leaf; the receiver is called without it.
 final class PendingRequest: Hashable, Sendable {
   let request: MachineRequest
   private let receiver: Mutex<(@Sendable (RequestError?) -> Void)?>
 
-  /// - Parameter receiver: called once, on the machine's thread or the asker's. It waits for nothing.
+  /// - Parameter receiver: called once with the answer, on the machine's or the requester's thread. Must not block.
   init(_ request: MachineRequest, _ receiver: @escaping @Sendable (RequestError?) -> Void = { _ in }) {
     self.request = request
     self.receiver = Mutex(receiver)
   }
 
-  /// - Parameter error: nil where the request has been carried out.
+  /// Gives the answer. A second answer is ignored.
+  /// - Parameter error: nil if the request has been carried out.
   func answer(_ error: RequestError? = nil) {
     let receiver = receiver.withLock { receiver in
       defer { receiver = nil }
@@ -91,7 +94,7 @@ final class PendingRequest: Hashable, Sendable {
   func hash(into hasher: inout Hasher) { hasher.combine(ObjectIdentifier(self)) }
 }
 
-/// Where an asker waits for the answer.
+/// An answer that a thread can wait for.
 private final class AnswerSlot: Sendable {
   private let error = Mutex<RequestError?>(nil)
   private let given = Semaphore()
@@ -108,8 +111,8 @@ private final class AnswerSlot: Sendable {
 }
 
 extension MachineControl {
-  /// Asks for something and waits until it is done. Must not be called on the machine's own thread, nor while holding
-  /// anything that the machine's thread needs.
+  /// Posts a request and waits until it is carried out. Must not be called on the machine's thread, nor while holding a
+  /// lock that the machine's thread needs.
   public func perform(_ request: MachineRequest) throws(RequestError) {
     let slot = AnswerSlot()
     ask(request) { slot.give($0) }

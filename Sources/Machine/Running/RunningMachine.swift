@@ -4,23 +4,23 @@ import Linux
 import PCI
 import VTd
 
-/// A machine from its configuration to its end. One thread builds it, runs it and takes it apart.
+/// A machine from its configuration to its end. One thread, the machine's thread, builds it, runs it and ends it.
 ///
-/// 1. What the configuration names is opened: RAM, the accelerator, the kernel, the serial port, images of disks.
-/// 2. The board is made, and the devices are built onto it.
-/// 3. BARs get their addresses, tables and kernel go into RAM, the CPUs to its entry.
-/// 4. The CPUs run, until an event stops them: step 3 follows again (a reset), or they go on later (a pause), or it is
-///    the end.
+/// 1. Open what the configuration names: RAM, the accelerator, the kernel, chardevs.
+/// 2. Make the board, and build the devices onto it, with their disk images.
+/// 3. Place the BARs, load the ACPI tables and the kernel into RAM, and set the CPUs to the kernel's entry point.
+/// 4. Run the CPUs until an event stops them. After a reset, continue with step 3. After a pause, the CPUs resume
+///    later. Other events end the machine.
 public final class RunningMachine {
-  /// How it ended.
+  /// How the machine ended.
   public enum Ending: Hashable, Sendable {
-    /// The guest switched itself off, or reset itself where that ends Nestling.
+    /// The guest switched itself off, or reset itself while the reboot action was `shutdown`.
     case shutdown
-    /// A person or a signal asked for it.
+    /// A person, a monitor or a signal requested the end.
     case quit
-    /// isa-debug-exit.
+    /// The guest wrote to isa-debug-exit.
     case debugExit(status: Int32)
-    /// One line that says what happened.
+    /// The guest could not continue. The text is one line that says why.
     case crashed(String)
 
     /// The exit status of Nestling.
@@ -43,7 +43,7 @@ public final class RunningMachine {
   private let terminationWatch: TerminationWatch?
   private let signals: TerminationSignals
   private let onEnding: @Sendable (_ exitStatus: Int32) -> Void
-  /// nil where nothing is booted.
+  /// nil if no kernel is booted.
   private let image: StartImage?
   private let qtest: QTestServer?
   private let controller: MachineController
@@ -51,8 +51,8 @@ public final class RunningMachine {
 
   /// Steps 1 and 2.
   /// - Parameters:
-  ///   - interpreter: looks through what is typed on standard input.
-  ///   - onEnding: called when the end begins or is requested, even while the machine's own thread hangs; from any
+  ///   - interpreter: filters what is typed on standard input.
+  ///   - onEnding: called when the end begins or is requested, even while the machine's thread hangs. Called on any
   ///     thread, possibly more than once.
   public init(
     _ configuration: MachineConfiguration, interpreter: any InputInterpreter,
@@ -64,7 +64,7 @@ public final class RunningMachine {
     Thread.installKick()
     do {
       signals = try TerminationSignals()
-      // Before anything is opened, so that a signal ends a start that hangs.
+      // Watch before anything is opened, so that a signal can end a start that hangs.
       if let onEnding {
         terminationWatch = try TerminationWatch(signals.rawValue) { onEnding(Ending.quit.exitStatus) }
       } else {
@@ -89,25 +89,25 @@ public final class RunningMachine {
       onEnding?(Ending.quit.exitStatus)
       events.post(.quit(cause))
     }
-    let characters = try Chardevs(
+    let chardevs = try Chardevs(
       configuration.chardevs, interpreter: interpreter, interruption: signals.rawValue,
       onExit: { requestQuit(.terminal) })
-    self.characters = characters
+    characters = chardevs
     let patience = Patience(until: signals.rawValue)
     let processors: any Processors
     let qtest: QTestServer?
     do {
-      serial = try Self.makeSerial(configuration, characters)
+      serial = try Self.makeSerial(configuration, chardevs)
       board = try Self.makeBoard(
         configuration, units: units, layout: layout, memory: memory, accelerator: accelerator, serialOutput: serial,
         events: events, patience: patience)
       processors = try accelerator.makeProcessors(board: board)
       qtest = try Self.makeQTest(
-        configuration, characters, board: board, clock: (accelerator as? QTestAccelerator)?.steppedClock,
+        configuration, chardevs, board: board, clock: (accelerator as? QTestAccelerator)?.steppedClock,
         patience: patience)
     } catch {
-      // This removes their sockets from the file system.
-      characters.stop()
+      // This removes the chardevs' sockets from the file system.
+      chardevs.stop()
       throw error
     }
     remapping = board.inspection
@@ -115,7 +115,7 @@ public final class RunningMachine {
     self.controller = controller
     hotplug = Hotplug(
       board: board, configuration: configuration, guestHasStarted: { controller.status != .prelaunch },
-      tell: { controller.tell($0) })
+      notify: { controller.notify($0) })
     self.processors = processors
     self.qtest = qtest
     events.onPost {
@@ -151,11 +151,11 @@ public final class RunningMachine {
   }
 
   private static func makeSerial(
-    _ configuration: MachineConfiguration, _ characters: Chardevs
+    _ configuration: MachineConfiguration, _ chardevs: Chardevs
   ) throws(StartError) -> SerialConnection? {
     guard case .character(let id)? = configuration.serials.first else { return nil }
     do {
-      return try SerialConnection(to: try characters.device(id))
+      return try SerialConnection(to: try chardevs.device(id))
     } catch let error as StartError {
       throw error
     } catch {
@@ -164,7 +164,7 @@ public final class RunningMachine {
   }
 
   private static func makeQTest(
-    _ configuration: MachineConfiguration, _ characters: Chardevs, board: Board, clock: SteppedClock?,
+    _ configuration: MachineConfiguration, _ chardevs: Chardevs, board: Board, clock: SteppedClock?,
     patience: Patience
   ) throws(StartError) -> QTestServer? {
     guard let options = configuration.qtest else { return nil }
@@ -175,7 +175,7 @@ public final class RunningMachine {
       throw .file(option: "-qtest-log", error)
     }
     do {
-      return try QTestServer(on: try characters.device(options.device), log: log, board: board, clock: clock)
+      return try QTestServer(on: try chardevs.device(options.device), log: log, board: board, clock: clock)
     } catch let error as StartError {
       throw error
     } catch {
@@ -194,7 +194,7 @@ public final class RunningMachine {
     return layout
   }
 
-  /// The remapping units, whose registers and scopes are the same for as long as the machine lives.
+  /// Determines the register pages and scopes of the remapping units, which do not change during the machine's life.
   private static func placeUnits(_ configuration: MachineConfiguration) throws(StartError) -> [UnitPlacement] {
     do {
       return try configuration.unitPlacement(try configuration.devicePlacement())
@@ -242,7 +242,7 @@ public final class RunningMachine {
     do {
       for options in configuration.devices { try board.add(options, with: configuration) }
     } catch {
-      // Devices of the host that are there already go back to it.
+      // Return the host devices that were already added.
       board.removeDevices()
       throw error
     }
@@ -251,36 +251,36 @@ public final class RunningMachine {
     return board
   }
 
-  /// A character device of the configuration, for a frontend to be attached before the machine runs.
+  /// Returns a chardev of the configuration, to which a frontend can be attached before the machine runs.
   public func chardev(_ id: Identifier) throws(StartError) -> Chardev { try characters.device(id) }
 
-  /// Those that are there now, in the order of their admission.
+  /// The devices, in the order of their admission.
   var devices: [Device] { board.devices.all }
 
-  /// To look at the machine.
+  /// The state of the machine, for monitors.
   public var inspection: MachineInspection {
-    MachineInspection(configuration, board: board, characters: characters, processors: processors)
+    MachineInspection(configuration, board: board, chardevs: characters, processors: processors)
   }
 
-  /// - Parameter listener: hears what a person is to know of passed-through devices, from any thread.
+  /// - Parameter listener: called on any thread, for each notice about passed-through devices that people should see.
   public func onPassthroughNotice(_ listener: @escaping @Sendable (PassthroughNotice) -> Void) {
     board.passthrough.listen(listener)
   }
 
-  /// To ask something of the machine, and to hear what happens to it.
+  /// Takes requests to the machine, and adds listeners for its notices.
   public var control: any MachineControl { controller }
 
-  /// The machine's IOMMUs, to be looked at from any thread.
+  /// The state of the machine's IOMMUs. May be used on any thread.
   public let remapping: RemappingInspection
 
-  /// Step 3.
+  /// Carries out step 3.
   private func load() throws(StartError) {
     try placeResources()
     if let image { try processors.reset(entry: try image.load(into: board.memory, layout: board.layout)) }
   }
 
   private func placeResources() throws(StartError) {
-    // A qtest client gives the BARs their addresses itself, as there is no firmware that could have done it.
+    // A qtest client sets the BARs itself, as it does with QEMU without firmware.
     guard configuration.accelerator != .qtest else { return }
     do {
       try board.placeResources()
@@ -289,7 +289,7 @@ public final class RunningMachine {
     }
   }
 
-  /// Steps 3 and 4. To be called once.
+  /// Carries out steps 3 and 4. Must be called at most once.
   public func run() throws(StartError) -> Ending {
     do {
       try load()
@@ -315,14 +315,15 @@ public final class RunningMachine {
         controller.set(.running)
         try processors.start()
       }
-      // Last, so that nobody's first question meets a machine that is about to run.
+      // Start the chardevs last, so that a client's first request does not meet a machine that has not started yet.
       try characters.start()
     } catch {
       throw .system(error)
     }
   }
 
-  /// - Returns: nil where the machine goes on.
+  /// Handles an event.
+  /// - Returns: nil if the machine continues.
   private func act(on event: MachineEvent) -> Ending? {
     switch event {
     case .shutdown: return end(.shutdown, .guestShutdown)
@@ -330,7 +331,7 @@ public final class RunningMachine {
     case .crashed(let what): return end(.crashed(what), .guestCrash)
     case .quit(let cause): return end(.quit, cause)
     case .tripleFault(let processor, let instructionPointer):
-      controller.tell(.tripleFault(processor: processor, instructionPointer: instructionPointer))
+      controller.notify(.tripleFault(processor: processor, instructionPointer: instructionPointer))
       return resetByGuest()
     case .reset: return resetByGuest()
     case .hostReset: return reset(.monitorReset)
@@ -342,7 +343,7 @@ public final class RunningMachine {
     case .surpriseRemoval(let identity): hotplug.pull(identity)
     case .slotReleased(let port): hotplug.slotReleased(port)
     case .left(let identities): hotplug.takeDown(identities)
-    case .continuation(let rest): rest.run()
+    case .continuation(let continuation): continuation.run()
     }
     return nil
   }
@@ -354,18 +355,18 @@ public final class RunningMachine {
   private func reset(_ cause: MachineCause) -> Ending? {
     processors.stop()
     qtest?.pause()
-    // What the guest did beside its reset is gone with it; a person's wish is not.
+    // The reset discards the guest's other events, but not a request to quit.
     if case .quit(let cause)? = events.forgetGuestEvents() { return end(.quit, cause) }
-    controller.tell(.reset(cause))
+    controller.notify(.reset(cause))
     do {
       board.completeRemovals()
       board.reset()
       hotplug.guestWasReset()
-      // What was booted is not to see its former life; a qtest client finds RAM as it left it, as in QEMU.
+      // A booted kernel starts with cleared RAM. For a qtest client RAM keeps its content, as in QEMU.
       if image != nil { try board.memory.clear() }
       try load()
       if controller.status == .running { try processors.start() }
-      // As in QEMU: what failed it is reset, and somebody has it go on.
+      // As in QEMU: the reset clears the error, and the machine waits for `cont`.
       if controller.status == .internalError { controller.set(.prelaunch) }
     } catch {
       return end(.crashed("reset: \(error)"), .guestCrash)
@@ -373,7 +374,8 @@ public final class RunningMachine {
     return nil
   }
 
-  /// - Returns: nil where the machine goes on, whether or not the request was carried out.
+  /// Carries out a request and answers it.
+  /// - Returns: nil if the machine continues, even if the request failed.
   private func carryOut(_ pending: PendingRequest) -> Ending? {
     do {
       switch pending.request {
@@ -390,7 +392,7 @@ public final class RunningMachine {
       case .resizeNode(let id, let size): try board.resizeNode(id, to: size)
       case .setRebootAction(let action): rebootAction = action
       }
-      // After the notices of it: an event comes before the answer to the command that brought it about.
+      // Answer after the notices: a QMP event comes before the answer to the command that caused it.
       pending.answer()
     } catch let error as RequestError {
       pending.answer(error)
@@ -405,7 +407,7 @@ public final class RunningMachine {
     processors.stop()
     guard controller.status == .running else { return }
     controller.set(status)
-    controller.tell(.paused)
+    controller.notify(.paused)
   }
 
   private func resume() throws {
@@ -413,29 +415,29 @@ public final class RunningMachine {
     case .running: return
     case .internalError: throw RequestError.needsReset
     case .prelaunch:
-      // Devices may have come since the guest was loaded, and gone.
+      // Devices may have been added and removed since the guest was loaded.
       board.slots.prepare()
       try placeResources()
     case .paused, .shutdown: break
     }
     controller.set(.running)
-    controller.tell(.resumed)
+    controller.notify(.resumed)
     try processors.start()
   }
 
   private func end(_ ending: Ending, _ cause: MachineCause) -> Ending {
     onEnding(ending.exitStatus)
     controller.set(.shutdown)
-    // Who waits for an answer waits no longer, whatever the end itself waits for.
+    // Answer the pending requests before the steps below, some of which may block.
     events.close()
     processors.stop()
-    // Before the monitors' connections end.
-    controller.tell(.shutdown(cause))
+    // Notify while the monitors still have their connections.
+    controller.notify(.shutdown(cause))
     stop()
     return ending
   }
 
-  /// Takes apart a machine that will not run, and removes its sockets from the file system.
+  /// Takes apart a machine that has not run and will not run, and removes its sockets from the file system.
   public func abandon() { stop() }
 
   private func stop() {

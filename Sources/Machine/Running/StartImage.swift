@@ -1,7 +1,7 @@
 import Glibc
 import Linux
 
-/// What is in RAM when the guest starts, at each start anew: the ACPI tables, the kernel, its initrd.
+/// The contents of RAM at each start of the guest: the ACPI tables, the kernel and its initrd.
 struct StartImage {
   private let boot: MachineConfiguration.BootSource
   private let kernel: ImageFile
@@ -41,7 +41,8 @@ struct StartImage {
     }
   }
 
-  /// - Returns: where the first CPU begins.
+  /// Writes the contents into RAM.
+  /// - Returns: the state in which the first CPU starts.
   func load(into memory: GuestMemory, layout: BoardLayout) throws(StartError) -> BootEntry {
     guard memory.write(tables.bytes, to: tables.address) else {
       throw .system(SystemError("ACPI tables", "RAM at 0x\(String(tables.address, radix: 16))", code: EFAULT))

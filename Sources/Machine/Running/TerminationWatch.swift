@@ -1,14 +1,15 @@
 import Linux
 
-/// Notices a signal that asks for the end even while the machine's own thread hangs in a system call, in opening a file
-/// of a dead server for example. It leaves the signal for the machine to take.
+/// Reports a termination signal even while the machine's thread hangs in a system call, for example when it opens a
+/// file of a server that does not respond. It leaves the signal pending, so that the machine can take it.
 final class TerminationWatch: Sendable {
   private let end: EventDescriptor
   private let thread: Thread
 
   /// - Parameters:
-  ///   - signals: a descriptor with input while a signal is pending; open as long as this object.
-  ///   - handler: called once, on a thread of its own.
+  ///   - signals: a descriptor that has input while a signal is pending. It must stay open as long as this object
+  ///     exists.
+  ///   - handler: called once, on the thread of this object.
   init(_ signals: Int32, _ handler: @escaping @Sendable () -> Void) throws(SystemError) {
     let end = try EventDescriptor()
     let ended = end.rawValue

@@ -89,7 +89,7 @@
       hotplug = Hotplug(
         board: board, configuration: configuration, work: work,
         guestHasStarted: { [hasStarted] in hasStarted.value > 0 },
-        tell: { [log] in if case .deviceDeleted = $0 { log.counts.withLock { $0.deleted += 1 } } })
+        notify: { [log] in if case .deviceDeleted = $0 { log.counts.withLock { $0.deleted += 1 } } })
     }
 
     // MARK: The machine's thread
