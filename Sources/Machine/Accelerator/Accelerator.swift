@@ -2,47 +2,47 @@ import Devices
 import Hardware
 import Linux
 
-/// What runs a guest's CPUs, with what must be near them: their local APICs, the doorbells that they ring without an
-/// exit, the clock that they see. The board knows an accelerator by these protocols alone.
+/// An accelerator runs the guest's CPUs. It also has what must be close to them: their local APICs, the doorbells that
+/// they ring without an exit, and the clock that they see. The board uses an accelerator only by these protocols.
 protocol Accelerator: AnyObject, Sendable {
-  /// Bits of a guest physical address.
+  /// In bits, of a guest physical address.
   var physicalAddressWidth: Int { get }
   var clock: any MachineClock { get }
   var localInterrupts: any LocalInterrupts { get }
   var doorbells: any Doorbells { get }
-  /// nil for one whose CPUs reach RAM alone without the board.
+  /// nil if every access of a CPU outside RAM goes through the board.
   var deviceMemory: (any DeviceMemory)? { get }
 
-  /// nil for one that need not know of the host's devices.
+  /// nil if the accelerator does not need to know the host's devices.
   var hostDeviceFiles: (any HostDeviceRegistry)? { get }
 
-  /// To be called once.
+  /// Must be called at most once.
   func makeProcessors(board: Board) throws(StartError) -> any Processors
 }
 
-/// The local APICs, as those see them who send messages there. A message is in compatibility format: it has passed
-/// the remapper.
+/// The local APICs as the receivers of messages. Messages are in compatibility format: they have passed the remapper.
 protocol LocalInterrupts: AnyObject, Sendable {
-  /// Sends a message. One that reaches no APIC is lost, as on hardware.
+  /// Sends a message. A message that reaches no APIC is lost, as on hardware.
   func send(_ message: InterruptMessage)
 
-  /// A vector of MSI or MSI-X: a message that is sent often.
+  /// Makes the vector of an MSI or MSI-X message, which is sent often.
   func makeVector() -> any MessageVector
 
-  /// Says which message a level-triggered pin of the IOAPIC sends from now on, so that the end of that interrupt comes
-  /// back to the board; nil for none. A change is slow.
+  /// Sets the message that a level-triggered pin of the IOAPIC sends from now on, so that the board learns when that
+  /// interrupt ends; nil for none. This is slow.
   func setLevelTriggered(pin: Int, _ message: InterruptMessage?)
 }
 
-/// One vector's way to a local APIC. Its owner calls it under a lock of its own.
+/// The path of one vector to a local APIC. Its owner calls it under the owner's lock.
 protocol MessageVector: AnyObject {
-  /// Changes what `signal` sends. Slow once `event` was asked for: the kernel's table of routes is rewritten.
+  /// Changes the message that `signal` sends. After the first use of `event` this is slow: it rewrites the kernel's
+  /// routing table.
   func set(_ message: InterruptMessage)
   func signal()
 
-  /// An eventfd by which others signal it, the kernel's VFIO for one. nil where there is none.
+  /// An eventfd by which others, such as the kernel's VFIO, signal the vector; nil if there is none.
   var event: Int32? { get }
-  /// Until `set` is called again, signals of `event` add up and none is sent.
+  /// Holds back messages: until the next call of `set`, signals of `event` stay pending.
   func hold()
 }
 
@@ -51,21 +51,23 @@ extension MessageVector {
   func hold() {}
 }
 
-/// Memory that CPUs reach without an exit, beside RAM.
+/// Maps memory of devices, such as the BARs of passed-through devices, so that CPUs reach it without an exit.
 protocol DeviceMemory: AnyObject, Sendable {
+  /// Maps memory into the guest's address space. All three parameters are multiples of the page size.
   /// - Parameters:
-  ///   - address: guest physical; aligned to pages, as the others are.
-  ///   - hostAddress: mapped as long as the answer is held.
-  /// - Returns: what ends it when it goes; nil where that cannot be, and the accesses come to the board.
+  ///   - address: guest physical.
+  ///   - hostAddress: must stay mapped as long as the returned object exists.
+  /// - Returns: an object whose end unmaps the memory; nil if the memory cannot be mapped. CPUs' accesses go to the
+  ///   board then.
   func map(_ address: UInt64, size: UInt64, hostAddress: UInt64) -> (any AnyObject & Sendable)?
 }
 
-/// What must know of each device of the host whose DMA reaches the guest's memory: whether it keeps to the caches
-/// decides how CPUs may cache that memory.
+/// The host devices whose DMA reaches the guest's memory. KVM must know them: whether their DMA is coherent with the
+/// caches decides how CPUs may cache that memory.
 protocol HostDeviceRegistry: AnyObject, Sendable {
-  /// - Parameter descriptor: of VFIO's device file, before it is bound.
+  /// - Parameter descriptor: VFIO's device file. The device is not bound yet.
   func add(_ descriptor: Int32) throws(SystemError)
-  /// Before the descriptor is closed.
+  /// Must be called before the descriptor is closed.
   func remove(_ descriptor: Int32)
 }
 
@@ -74,28 +76,28 @@ extension Accelerator {
   var hostDeviceFiles: (any HostDeviceRegistry)? { nil }
 }
 
-/// Writes of the guest that signal an eventfd instead of ending in an exit.
+/// Doorbells: addresses at which a write of the guest signals an eventfd, without an exit to this process.
 protocol Doorbells: AnyObject, Sendable {
-  /// - Parameter event: an eventfd, open until `detach`.
-  /// - Returns: false where that cannot be; the write then comes to the device.
+  /// - Parameter event: an eventfd that stays open until `detach`.
+  /// - Returns: false if the doorbell cannot be attached. The device then receives the writes itself.
   func attach(_ event: Int32, toDoorbell address: UInt64) -> Bool
   func detach(_ event: Int32, fromDoorbell address: UInt64)
 }
 
-/// What drives the board between a start and a stop: the guest's CPUs, or what stands in for them.
+/// The guest's CPUs.
 protocol Processors: AnyObject, Sendable {
-  /// Puts every CPU into its reset state, the first one at the kernel's entry. None may be running.
+  /// Puts every CPU into its reset state, and the first one at the kernel's entry point. No CPU may be running.
   func reset(entry: BootEntry) throws(StartError)
   func start() throws(SystemError)
-  /// Has them stop soon. May be called from any thread, a CPU's own included.
+  /// Makes the CPUs stop soon. May be called on any thread, including a CPU's thread.
   func requestStop()
-  /// Returns when none runs. Not for a CPU's own thread.
+  /// Stops the CPUs, and returns when none is running. Must not be called on a CPU's thread.
   func stop()
-  /// The kernel's numbers of the threads that run them, in their order; empty while there are none.
+  /// The kernel's thread IDs of the CPUs' threads, in the CPUs' order; empty while the CPUs are stopped.
   var threadIDs: [Int] { get }
-  /// Begins to measure how long exits keep CPUs out of the guest, anew, or ends that.
+  /// Restarts measuring how long the handling of exits keeps CPUs out of the guest, or ends it.
   func measureExits(_ isOn: Bool)
-  /// In the CPUs' order; empty while nothing is measured.
+  /// In the CPUs' order; empty while measuring is off.
   var exitSummaries: [ExitSummary] { get }
 }
 
@@ -105,10 +107,10 @@ extension Processors {
   var exitSummaries: [ExitSummary] { [] }
 }
 
-/// The clock by which a guest's time goes.
+/// The clock of the guest's time.
 protocol MachineClock: AnyObject, Sendable {
-  /// In nanoseconds, never going back.
+  /// In nanoseconds. Never decreases.
   var now: UInt64 { get }
-  /// A timer that goes by it.
+  /// Makes a timer that uses this clock.
   func makeTimer() throws(SystemError) -> any OneShotTimer
 }

@@ -1,8 +1,8 @@
-/// The exits of one CPU since measuring began. Times in nanoseconds.
+/// The exits of one CPU since measuring began. Times are in nanoseconds.
 public struct ExitSummary: Hashable, Sendable {
   public struct Longest: Hashable, Sendable {
     public var time: UInt64 = 0
-    /// What the guest did: `port 0xcc8 write`.
+    /// What the guest did, for example `port 0xcc8 write 0x1`.
     public var cause = ""
 
     public init(time: UInt64 = 0, cause: String = "") {
@@ -14,8 +14,8 @@ public struct ExitSummary: Hashable, Sendable {
   public var count: UInt64 = 0
   public var total: UInt64 = 0
   public var longest = Longest()
-  /// Likewise of those during which the host's scheduler did not take the processor from the thread. Waiting for a lock or
-  /// for the host is in it.
+  /// The longest of the exits during which the host's scheduler did not preempt the thread. It includes time that the
+  /// thread waited for a lock or for the host.
   public var longestUndisturbed = Longest()
 
   public init() {}

@@ -2,33 +2,34 @@ import KVM
 import Linux
 import Synchronization
 
-/// How long one CPU was kept out of the guest by the handling of its exits: from each return of KVM_RUN to the next entry.
-/// What the kernel does within KVM_RUN is not in it.
+/// Measures how long the handling of exits keeps one CPU out of the guest: from each return of KVM_RUN to the next
+/// entry, without the time inside KVM_RUN.
 ///
-/// Off, it costs an exit one load. On, it reads the clock and the thread's counts of context switches twice for each exit.
+/// While it is off, it costs one load for each exit. While it is on, it reads the clock and the thread's count of
+/// preemptions twice for each exit.
 ///
 /// Lock order: its lock is a leaf.
 final class ExitTimes: Sendable {
   private let isMeasuring = Atomic<Bool>(false)
   private let summary = Mutex(ExitSummary())
 
-  /// The beginning of an exit that is measured.
+  /// The beginning of a measured exit.
   struct Beginning {
     fileprivate let exit: VMExit
     fileprivate let time: UInt64
     fileprivate let preemptions: Int
   }
 
-  /// Begins anew, or ends.
+  /// Restarts measuring, or ends it.
   func measure(_ isOn: Bool) {
     summary.withLock { $0 = ExitSummary() }
     isMeasuring.store(isOn, ordering: .relaxed)
   }
 
-  /// nil while nothing is measured.
+  /// nil while measuring is off.
   var read: ExitSummary? { isMeasuring.load(ordering: .relaxed) ? summary.withLock { $0 } : nil }
 
-  // MARK: The CPU's thread
+  // MARK: On the CPU's thread
 
   @inline(__always)
   func begin(_ exit: VMExit) -> Beginning? {

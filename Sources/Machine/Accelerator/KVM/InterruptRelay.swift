@@ -2,11 +2,11 @@ import Hardware
 import Linux
 import Synchronization
 
-/// Sends the messages of eventfds that VFIO signals and that the kernel has no route for. One thread waits for all of
-/// them; the first one starts it.
+/// Sends the messages of eventfds that VFIO signals and for which the kernel's routing table has no room. One thread
+/// waits for all of these eventfds. The first one starts the thread.
 ///
-/// Lock order: a route's lock, then the ones here. A message is sent with the loop's lock held, so an eventfd's old
-/// message is not sent any more once `stop` or another `send` has returned.
+/// Lock order: the lock of a route, then the locks here. The thread sends a message with the loop's lock held. Thus,
+/// when `stop` or another `send` has returned, the eventfd's old message is not sent any more.
 final class InterruptRelay: Sendable {
   /// An eventfd that stays open while the thread waits for it.
   final class Event: Sendable {
@@ -17,7 +17,7 @@ final class InterruptRelay: Sendable {
   private let sender: @Sendable (InterruptMessage) -> Void
   private let loop = Mutex<Loop?>(nil)
 
-  /// - Parameter sender: sends a message to the local APICs. It must not wait.
+  /// - Parameter sender: sends a message to the local APICs. Must not block.
   init(_ sender: @escaping @Sendable (InterruptMessage) -> Void) { self.sender = sender }
 
   deinit { loop.withLock { $0?.end() } }
@@ -25,7 +25,7 @@ final class InterruptRelay: Sendable {
   /// Sends a message now.
   func send(_ message: InterruptMessage) { sender(message) }
 
-  /// From now on each signal of the eventfd sends the message. Pending signals send it, too.
+  /// Sends the message at each signal of the eventfd from now on, and for a signal that is pending now.
   func send(_ message: InterruptMessage, at event: Event) {
     let loop = loop.withLock { loop in
       // If the host has no thread or descriptor left, the next change of the route tries again.
@@ -35,7 +35,7 @@ final class InterruptRelay: Sendable {
     loop?.set(message, at: event)
   }
 
-  /// From now on signals of the eventfd stay pending.
+  /// Leaves signals of the eventfd pending from now on.
   func stop(_ event: Event) { loop.withLock { $0 }?.set(nil, at: event) }
 
   private final class Loop: Sendable {
@@ -46,7 +46,7 @@ final class InterruptRelay: Sendable {
 
     private let changed: EventDescriptor
     private let sender: @Sendable (InterruptMessage) -> Void
-    /// By descriptor; nil at the end.
+    /// By descriptor; nil when the loop ends.
     private let entries = Mutex<[Int32: Entry]?>([:])
     private let thread = Mutex<Thread?>(nil)
 

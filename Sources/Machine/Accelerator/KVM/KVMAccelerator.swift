@@ -3,7 +3,7 @@ import Hardware
 import KVM
 import Linux
 
-/// Linux's KVM: CPUs and local APICs are the kernel's.
+/// The accelerator that uses Linux's KVM. The kernel implements the CPUs and the local APICs.
 final class KVMAccelerator: Accelerator {
   let clock: any MachineClock = HostClock()
   private let device: String
@@ -12,7 +12,7 @@ final class KVMAccelerator: Accelerator {
   private let processorCount: Int
   private let files: HostDeviceFiles
 
-  /// - Parameter device: path of /dev/kvm.
+  /// - Parameter device: the path of KVM's device file, usually /dev/kvm.
   init(device: String, memory: GuestMemory, processorCount: Int) throws(StartError) {
     self.device = device
     self.processorCount = processorCount

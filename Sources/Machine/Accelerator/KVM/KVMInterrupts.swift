@@ -2,9 +2,9 @@ import Hardware
 import KVM
 import Linux
 
-// The kernel's local APICs and doorbells, as the board asks for them.
+// KVM's implementation of the protocols that the board uses: local APICs, doorbells, device memory, host devices.
 
-/// The kernel's local APICs.
+/// The local APICs in the kernel.
 final class KVMLocalInterrupts: LocalInterrupts {
   private let machine: VirtualMachine
   private let relay: InterruptRelay
@@ -18,7 +18,8 @@ final class KVMLocalInterrupts: LocalInterrupts {
 
   func makeVector() -> any MessageVector { KVMVector(table: machine.routing, relay: relay) }
 
-  /// The route stands in the kernel's table under the pin's number: that is how KVM knows which ends to report.
+  /// Sets the route with the pin's number in the kernel's table, from which KVM knows which ends of interrupts to
+  /// report.
   func setLevelTriggered(pin: Int, _ message: InterruptMessage?) {
     if let message {
       try? machine.routing.set(UInt32(pin), address: message.address, data: message.data)

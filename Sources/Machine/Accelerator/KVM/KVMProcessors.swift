@@ -3,7 +3,7 @@ import KVM
 import Linux
 import Synchronization
 
-/// The guest's CPUs, each on a thread of its own, between a start and a stop.
+/// The guest's CPUs. Each has its own thread between a start and a stop.
 final class KVMProcessors: Processors {
   private let vcpus: [VCPU]
   /// In the CPUs' order.
@@ -82,7 +82,7 @@ final class KVMProcessors: Processors {
     var beginning: ExitTimes.Beginning?
     while !stopping.load(ordering: .acquiring) {
       do {
-        // An exit that comes in pieces lasts until the last of them is handled.
+        // `next` may split one exit into several pieces. The exit ends when the last piece is handled.
         if !vcpu.hasPiece, let begun = beginning.take() { times.end(begun) }
         let exit = try vcpu.next()
         if beginning == nil { beginning = times.begin(exit) }

@@ -2,7 +2,7 @@ import Hardware
 import KVM
 import Linux
 
-/// The kernel's table of interrupt routes, as a vector uses it.
+/// The kernel's interrupt routing table, as a vector uses it.
 protocol VectorTable: AnyObject, Sendable {
   func allocate() -> UInt32
   func free(_ gsi: UInt32)
@@ -13,18 +13,18 @@ protocol VectorTable: AnyObject, Sendable {
 
 extension InterruptRouting: VectorTable {}
 
-/// One vector of MSI or MSI-X.
+/// One MSI or MSI-X vector.
 ///
-/// A device in this process sends each message with KVM_SIGNAL_MSI. It needs no route in the kernel's table, which is
-/// rewritten whole at each change: drivers set vectors often, and each rewrite takes milliseconds where the host is a
-/// guest itself. Others, such as VFIO, signal an eventfd, which the kernel turns into the message (irqfd). Where the
-/// table has no room for its route, the relay sends the messages of the eventfd.
+/// A device in this process sends each message with KVM_SIGNAL_MSI, which needs no route in the kernel's table. A
+/// change of that table rewrites all of it: drivers set vectors often, and each rewrite takes milliseconds if the host
+/// is itself a guest. Others, such as VFIO, signal an eventfd, and the kernel sends the message at each signal (irqfd).
+/// If the table has no room for that route, the relay sends the message instead.
 final class KVMVector: MessageVector {
-  /// The eventfd that others signal, with its number in the kernel's table.
+  /// The eventfd that others signal, with its route number (GSI) in the kernel's table.
   private struct Outlet {
     let event: InterruptRelay.Event
     let gsi: UInt32
-    /// The kernel turns the eventfd into the message.
+    /// Whether the kernel sends the message at each signal.
     var isAttached = false
 
     var descriptor: Int32 { event.descriptor.rawValue }
@@ -32,7 +32,7 @@ final class KVMVector: MessageVector {
 
   private let table: any VectorTable
   private let relay: InterruptRelay
-  /// Made when others ask for the eventfd.
+  /// Made at the first use of `event`.
   private var outlet: Outlet?
   private var message: InterruptMessage?
 
@@ -72,14 +72,14 @@ final class KVMVector: MessageVector {
     }
   }
 
-  /// From now on the eventfd sends this message.
+  /// Makes signals of the eventfd send this message from now on.
   private func connect(_ message: InterruptMessage) {
     guard let outlet else { return }
     do {
       try table.set(outlet.gsi, address: message.address, data: message.data)
       if !outlet.isAttached {
         relay.stop(outlet.event)
-        // The kernel now sends what was signalled meanwhile.
+        // At this call the kernel sends the message for a signal that came in the meantime.
         try table.attach(outlet.descriptor, to: outlet.gsi)
         self.outlet?.isAttached = true
       }
@@ -89,7 +89,7 @@ final class KVMVector: MessageVector {
     }
   }
 
-  /// From now on signals of the eventfd stay pending.
+  /// Leaves signals of the eventfd pending from now on.
   private func disconnect() {
     guard let outlet else { return }
     relay.stop(outlet.event)

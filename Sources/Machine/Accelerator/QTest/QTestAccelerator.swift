@@ -1,16 +1,16 @@
 import Hardware
 import Linux
 
-/// QEMU's accelerator of this name: there is no CPU, and what a CPU would do comes by the qtest protocol. Time stands
-/// still but for what is asked there.
+/// The accelerator `qtest`, as in QEMU: there is no CPU. A client of the qtest protocol makes the accesses that a CPU
+/// would make, and time advances only at the client's command.
 final class QTestAccelerator: Accelerator {
-  /// QEMU's width where no CPU of the host's own is asked for.
+  /// QEMU's width for CPU models other than `host`.
   let physicalAddressWidth = 40
   let steppedClock = SteppedClock()
   let localInterrupts: any LocalInterrupts
   let doorbells: any Doorbells = NoDoorbells()
 
-  /// - Parameter localInterrupts: takes what would reach local APICs, of which there are none.
+  /// - Parameter localInterrupts: receives the messages to local APICs, which this machine does not have.
   init(localInterrupts: any LocalInterrupts = NoLocalInterrupts()) { self.localInterrupts = localInterrupts }
 
   var clock: any MachineClock { steppedClock }
@@ -18,7 +18,7 @@ final class QTestAccelerator: Accelerator {
   func makeProcessors(board: Board) -> any Processors { NoProcessors() }
 }
 
-/// Where there is no CPU there is no local APIC: a message is lost.
+/// Local interrupts of a machine without local APICs: all messages are lost.
 final class NoLocalInterrupts: LocalInterrupts {
   func send(_ message: InterruptMessage) {}
   func makeVector() -> any MessageVector { Vector() }
@@ -30,7 +30,7 @@ final class NoLocalInterrupts: LocalInterrupts {
   }
 }
 
-/// Each write comes to its device.
+/// Doorbells that cannot be attached: the devices receive the writes themselves.
 private final class NoDoorbells: Doorbells {
   func attach(_ event: Int32, toDoorbell address: UInt64) -> Bool { false }
   func detach(_ event: Int32, fromDoorbell address: UInt64) {}

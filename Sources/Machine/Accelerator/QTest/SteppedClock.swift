@@ -1,9 +1,9 @@
 import Hardware
 import Synchronization
 
-/// A clock that goes only when it is told to, with the timers that go by it: QEMU's QEMU_CLOCK_VIRTUAL under qtest.
+/// A clock that advances only by calls of `advance`, and its timers: QEMU's QEMU_CLOCK_VIRTUAL under qtest.
 ///
-/// Lock order: its lock is a leaf; timers' handlers are called without it, on the thread that moves the clock.
+/// Lock order: its lock is a leaf; timers' handlers are called without it, on the thread that advances the clock.
 final class SteppedClock: MachineClock {
   fileprivate struct Deadline {
     /// In nanoseconds.
@@ -18,7 +18,7 @@ final class SteppedClock: MachineClock {
     var timers = 0
   }
 
-  /// As far as it goes: the protocol's numbers are signed.
+  /// The last time of the clock: the protocol's numbers are signed.
   static let end = UInt64(Int64.max)
 
   private let state = Mutex(State())
@@ -26,11 +26,12 @@ final class SteppedClock: MachineClock {
   /// In nanoseconds since the machine was made.
   var now: UInt64 { state.withLock { $0.now } }
 
-  /// When the next timer is due; nil where none runs.
+  /// The time when the next timer is due; nil if no timer is running.
   var nextDeadline: UInt64? { state.withLock { $0.deadlines.lazy.map(\.time).min() } }
 
-  /// Moves on to a time, step by step where timers are due on the way. Does nothing for a time that is past.
-  /// - Returns: what the clock says then.
+  /// Advances the clock to a time, and calls the handlers of the timers that become due, each at its time. A time in
+  /// the past changes nothing.
+  /// - Returns: the new time.
   func advance(to time: UInt64) -> UInt64 {
     let time = min(time, Self.end)
     while true {
@@ -68,7 +69,7 @@ final class SteppedClock: MachineClock {
     deinit { clock.cancel(number) }
 
     func start(afterMilliseconds milliseconds: UInt32, _ handler: @escaping @Sendable () -> Void) {
-      // A timer never fires at once, so no handler that starts it again keeps the clock where it is.
+      // A timer takes at least 1 ns. Otherwise `advance` would not return if a handler restarts its timer with 0.
       clock.start(number, after: max(1, UInt64(milliseconds) * 1_000_000), handler)
     }
   }
