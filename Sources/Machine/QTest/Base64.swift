@@ -1,4 +1,4 @@
-/// RFC 4648's base 64, as the qtest protocol has data.
+/// Base64 (RFC 4648), which the qtest protocol uses for data.
 enum Base64 {
   private static let alphabet = Array("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/".utf8)
 
@@ -18,7 +18,7 @@ enum Base64 {
     return text
   }
 
-  /// Characters outside of the alphabet are passed over, as GLib does it; the first `=` ends the data.
+  /// Decodes Base64. Skips characters outside of the alphabet, as GLib does. The first `=` ends the data.
   static func decode(_ text: ArraySlice<UInt8>) -> [UInt8] {
     var bytes: [UInt8] = []
     bytes.reserveCapacity(text.count / 4 * 3)

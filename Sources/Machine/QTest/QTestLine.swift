@@ -1,6 +1,6 @@
-/// One line of the qtest protocol (QEMU's system/qtest.c): words between spaces, taken one after the other.
+/// Parses one line of the qtest protocol (QEMU's system/qtest.c), word by word. Spaces separate the words.
 struct QTestLine {
-  /// What is wrong with a command. QEMU aborts for most of these; here the line is answered.
+  /// What is wrong with a command. QEMU aborts at most of these; here the client gets an answer.
   enum Problem: Error, Hashable {
     case missingArgument
     case notNumber(String)
@@ -15,7 +15,7 @@ struct QTestLine {
 
   init(_ line: ArraySlice<UInt8>) { words = line.split(separator: UInt8(ascii: " ")) }
 
-  /// The next word, or nil at the end.
+  /// Returns the next word; nil at the end of the line.
   mutating func word() -> ArraySlice<UInt8>? {
     guard next < words.count else { return nil }
     defer { next += 1 }
@@ -27,21 +27,23 @@ struct QTestLine {
     return word
   }
 
-  /// The next word as text that is safe to repeat.
+  /// Returns the next word as text for an answer: at most 80 characters, with `?` for those that are not printable
+  /// ASCII.
   mutating func text() throws(Problem) -> String { Self.text(try required()) }
 
   static func text(_ word: ArraySlice<UInt8>) -> String {
     String(decoding: word.prefix(80).map { (0x20..<0x7f).contains($0) ? $0 : UInt8(ascii: "?") }, as: UTF8.self)
   }
 
-  /// The next word as strtoull(3) with base 0 reads it, all of it: decimal, 0x, or 0 for octal; a minus wraps.
+  /// Parses the whole next word as strtoull(3) does with base 0: decimal, hexadecimal after `0x`, octal after `0`. A
+  /// minus sign negates the value modulo 2^64.
   mutating func number() throws(Problem) -> UInt64 {
     let word = try required()
     guard let value = Self.number(word) else { throw .notNumber(Self.text(word)) }
     return value
   }
 
-  /// nil at the end of the line.
+  /// Parses the next word as a signed number; nil at the end of the line.
   mutating func optionalSignedNumber() throws(Problem) -> Int64? {
     guard next < words.count else { return nil }
     return try signedNumber()

@@ -1,19 +1,20 @@
-/// Cuts what a client sends into lines. What is too long for one is passed over up to its end, and told.
+/// Splits a client's bytes into lines. A line that is too long is skipped up to its end, and returned as `.tooLong`.
 struct QTestLines {
   enum Piece: Equatable {
     case line(ArraySlice<UInt8>)
-    /// A line that was longer than the limit.
+    /// A line that is longer than the limit.
     case tooLong
   }
 
   private let limit: Int
   private var buffer: [UInt8] = []
-  /// Where the next line starts, and up to where there is no newline.
+  /// The index at which the next line starts.
   private var start = 0
+  /// The index up to which there is no newline in the next line.
   private var searched = 0
-  private var skips = false
+  private var isSkipping = false
 
-  /// - Parameter limit: bytes of a line, its newline not counted.
+  /// - Parameter limit: bytes of the longest line, without its newline.
   init(limit: Int) { self.limit = limit }
 
   mutating func append(_ bytes: some Sequence<UInt8>) {
@@ -25,21 +26,21 @@ struct QTestLines {
     buffer += bytes
   }
 
-  /// nil until there is a whole line.
+  /// Returns the next line; nil until the whole line is there.
   mutating func next() -> Piece? {
     guard let end = buffer[searched...].firstIndex(of: UInt8(ascii: "\n")) else {
       searched = buffer.count
       if searched - start > limit {
-        skips = true
+        isSkipping = true
         start = searched
       }
       return nil
     }
     let line = buffer[start..<end]
-    let wasTooLong = skips || line.count > limit
+    let isTooLong = isSkipping || line.count > limit
     start = end + 1
     searched = start
-    skips = false
-    return wasTooLong ? .tooLong : .line(line)
+    isSkipping = false
+    return isTooLong ? .tooLong : .line(line)
   }
 }

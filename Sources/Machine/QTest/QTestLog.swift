@@ -2,17 +2,18 @@ import Glibc
 import Linux
 import Synchronization
 
-/// Every command and answer with its time, as QEMU writes them down: `[R +0.000123] inb 0x70`.
+/// The log of all commands and answers with their times, in QEMU's format: `[R +0.000123] inb 0x70`.
 ///
-/// A thread writes them, as a device's lock may be held where a line comes from, or the machine's thread may wait. While
-/// the log's reader is behind, the client's next command waits: nothing is lost.
+/// A separate thread writes the lines, so that a call does not block: the caller may hold a device's lock, or the
+/// machine's thread may wait for it. While the log's reader is behind, the client's next command waits. Nothing is
+/// lost.
 final class QTestLog: Sendable {
   private let output: ChardevOutputBuffer
-  /// Where the latest line ends, for `ChardevOutputBuffer.isBehind`.
+  /// The end of the latest line, for `ChardevOutputBuffer.isBehind`.
   private let end = Mutex<UInt64>(0)
 
-  /// - Parameter patience: how long to wait for the reader of a FIFO; nil to throw ENXIO at once.
-  /// - Returns: nil for no log.
+  /// - Parameter patience: how long to wait until a FIFO has a reader; nil to throw ENXIO at once.
+  /// - Returns: nil if the option is for no log.
   init?(_ log: QTestOptions.Log, patience: Patience? = nil) throws(SystemError) {
     let file: FileDescriptor
     switch log {
@@ -23,23 +24,26 @@ final class QTestLog: Sendable {
     output = try ChardevOutputBuffer(to: ChardevOutputBuffer.Target(file))
   }
 
-  /// Writes what is left, as far as the reader takes it soon.
+  /// Writes the lines that are left, if the reader accepts them soon.
   deinit { output.stop() }
 
-  /// Sets what to call when a command that was refused would be taken. It is called from here, too.
+  /// - Parameter handler: called when `writeCommand` would accept a command that it refused before. This method calls
+  ///   it, too.
   func onRoom(_ handler: @escaping @Sendable () -> Void) { output.onRoom(handler) }
 
   /// Writes a command, unless the reader is behind.
+  /// - Returns: false if the reader is behind. Then nothing is written.
   func writeCommand(at time: UInt64, _ text: [UInt8]) -> Bool {
     if output.isBehind(end.withLock { $0 }) { return false }
     write("R", at: time, text)
     return true
   }
 
+  /// Writes a line.
   /// - Parameters:
-  ///   - mark: R for what was received, S for what is sent, I for what happened.
-  ///   - time: since the client connected, in nanoseconds.
-  ///   - text: with its newline.
+  ///   - mark: R for received, S for sent, I for information.
+  ///   - time: in nanoseconds since the client connected.
+  ///   - text: the line with its newline.
   func write(_ mark: Character, at time: UInt64, _ text: [UInt8]) {
     let microseconds = String(time / 1000 % 1_000_000)
     let fraction = String(repeating: "0", count: 6 - microseconds.utf8.count) + microseconds

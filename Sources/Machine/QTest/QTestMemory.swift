@@ -1,18 +1,19 @@
 import Hardware
 import Linux
 
-/// The address space of a CPU that is not there: RAM where there is RAM, else what answers on the memory bus, in
-/// naturally aligned accesses of 8 bytes at most.
+/// The memory that a qtest client accesses in place of a CPU: RAM, and, at other addresses, the devices on the memory
+/// bus. Accesses on the bus are naturally aligned and at most 8 bytes wide.
 struct QTestMemory {
   let board: Board
 
-  private enum Run {
+  private enum Access {
+    /// Bytes of RAM.
     case memory(Int)
     case bus(AccessWidth)
   }
 
-  /// How far the next access goes.
-  private func run(at address: UInt64, _ remaining: Int) -> Run {
+  /// Returns the longest possible next access.
+  private func nextAccess(at address: UInt64, _ remaining: Int) -> Access {
     for region in board.memory.regions where address >= region.address && address - region.address < region.size {
       return .memory(Int(min(UInt64(remaining), region.size - (address - region.address))))
     }
@@ -28,7 +29,7 @@ struct QTestMemory {
     var done = 0
     while done < count {
       let at = address &+ UInt64(done)
-      switch run(at: at, count - done) {
+      switch nextAccess(at: at, count - done) {
       case .memory(let length):
         var span = bytes.mutableSpan
         var whole = MutableRawSpan(_elements: &span)
@@ -48,7 +49,7 @@ struct QTestMemory {
     var done = 0
     while done < bytes.count {
       let at = address &+ UInt64(done)
-      switch run(at: at, bytes.count - done) {
+      switch nextAccess(at: at, bytes.count - done) {
       case .memory(let length):
         _ = board.memory.write(RawSpan(_elements: bytes.span).extracting(done..<done + length), to: at)
         done += length

@@ -1,16 +1,16 @@
 import Linux
 import Synchronization
 
-/// A qtest session's place at a character device. Between `pause` and `resume` the client's commands wait, as a CPU
-/// would.
+/// Connects a qtest session to a chardev. Between `pause` and `resume` the client's commands wait, as CPUs are stopped.
 ///
-/// Lock order: `execution`, held while a command is carried out, then everything that a CPU's access takes; `sending` is
-/// apart from those, and whoever comes by while it is held leaves the news to its holder. `pause` takes `execution`, so
-/// it is not for a thread that carries out a command; `requestPause` is.
+/// Lock order: `execution`, which is held while a command is carried out, then the locks that a CPU's access takes.
+/// `sending` is held while text is sent, and has no order with those: where they may be held, a thread only tries
+/// `sending`, and leaves its news to the thread that holds it. `pause` takes `execution`, so a thread that carries out
+/// a command must not call it; it may call `requestPause`.
 final class QTestServer: ChardevFrontend {
   private struct Client {
     var lines = QTestLines(limit: QTestSession.longestLine)
-    /// When it connected, in nanoseconds of the monotonic clock.
+    /// The time when the client connected, in nanoseconds of the monotonic clock.
     var begin = Clock.monotonic()
   }
 
@@ -19,14 +19,14 @@ final class QTestServer: ChardevFrontend {
   private let session: QTestSession
   private let execution = Mutex<Void>(())
   private let sending = Mutex<Void>(())
-  private let isOpen = Atomic<Bool>(false)
-  private let ends = Atomic<Bool>(false)
-  /// Signalled when one of the two has changed, or the log takes commands again.
+  private let isRunning = Atomic<Bool>(false)
+  private let isStopped = Atomic<Bool>(false)
+  /// Signalled when `isRunning` or `isStopped` has changed, or the log accepts commands again.
   private let changed: EventDescriptor
-  /// For the device's thread alone.
+  /// Used only on the chardev's thread.
   private let client = Mutex(Client())
 
-  /// - Parameter clock: what the client moves; nil where the CPUs have a time of their own.
+  /// - Parameter clock: the clock that the client advances; nil if time passes by itself.
   init(
     on device: Chardev, log: QTestLog?, board: Board, clock: SteppedClock?
   ) throws {
@@ -39,30 +39,30 @@ final class QTestServer: ChardevFrontend {
     try device.attach(self)
   }
 
-  // MARK: From the machine's side
+  // MARK: Calls of the machine
 
   func resume() {
-    isOpen.store(true, ordering: .releasing)
+    isRunning.store(true, ordering: .releasing)
     changed.signal()
   }
 
-  /// Has commands wait soon. From any thread.
-  func requestPause() { isOpen.store(false, ordering: .releasing) }
+  /// Makes commands wait soon. May be called on any thread.
+  func requestPause() { isRunning.store(false, ordering: .releasing) }
 
-  /// Returns when no command is being carried out.
+  /// Makes commands wait, and returns when none is being carried out.
   func pause() {
     requestPause()
     execution.withLock { _ in }
   }
 
-  /// No command is carried out any more. The device ends after this.
+  /// Ends the session: no command is carried out after this. The machine stops the chardev later.
   func stop() {
-    ends.store(true, ordering: .releasing)
+    isStopped.store(true, ordering: .releasing)
     changed.signal()
     pause()
   }
 
-  // MARK: From the device's side
+  // MARK: Calls of the chardev
 
   func connected() {
     client.withLock { $0 = Client() }
@@ -77,7 +77,7 @@ final class QTestServer: ChardevFrontend {
     while let piece = client.withLock({ $0.lines.next() }) {
       guard let unsent = carryOut(piece) else { break }
       sending.withLock { _ in
-        // Somebody who has gone misses the answer.
+        // If the client has disconnected, the answer is lost.
         _ = send(session.takeNews() + unsent) { device.writeWaiting($0) }
       }
       sendNews()
@@ -87,18 +87,18 @@ final class QTestServer: ChardevFrontend {
 
   private var time: UInt64 { Clock.monotonic() - client.withLock { $0.begin } }
 
-  /// Carries out a command once that may be, and answers as far as that goes without waiting: a command that ends the
-  /// machine is answered before the machine goes on to its end.
-  /// - Returns: what is still to be sent; nil when the machine ends.
+  /// Carries out a command as soon as the session is running. Sends the answer under the same lock if that does not
+  /// block, so that a command that ends the machine is answered before the machine ends.
+  /// - Returns: text that the caller must still send; nil if the session has ended.
   private func carryOut(_ piece: QTestLines.Piece) -> [UInt8]? {
     guard case .line(let line) = piece else { return Array((QTestSession.text(of: .tooLong) + "\n").utf8) }
     while let log, !log.writeCommand(at: time, Array(line) + [UInt8(ascii: "\n")]) {
-      if ends.load(ordering: .acquiring) { return nil }
+      if isStopped.load(ordering: .acquiring) { return nil }
       waitForChange()
     }
-    while !ends.load(ordering: .acquiring) {
+    while !isStopped.load(ordering: .acquiring) {
       let unsent: [UInt8]? = execution.withLock { _ in
-        guard isOpen.load(ordering: .acquiring) else { return nil }
+        guard isRunning.load(ordering: .acquiring) else { return nil }
         let answer = session.execute(line)
         let sent = sending.withLockIfAvailable { _ -> Bool in
           guard !session.hasNews, device.write(answer) else { return false }
@@ -118,10 +118,10 @@ final class QTestServer: ChardevFrontend {
     changed.take()
   }
 
-  /// Sends what there is to tell, in order. It waits for nobody, as devices' locks may be held.
+  /// Sends the session's news in order. Does not block, because the caller may hold devices' locks.
   private func sendNews() {
     while session.hasNews {
-      // Whoever is sending now comes here when it is done.
+      // If another thread is sending, that thread calls this when it is done.
       let sent = sending.withLockIfAvailable { _ in send(session.takeNews()) { device.write($0) } }
       if sent == nil { return }
     }

@@ -1,50 +1,52 @@
 import Hardware
 import Synchronization
 
-/// QEMU's qtest protocol (system/qtest.c, "DOC: QTest Protocol"): a client does what a CPU would do, a line a command,
-/// and hears of interrupts. It knows a board and no socket: lines come in, text goes out.
+/// QEMU's qtest protocol (system/qtest.c, "DOC: QTest Protocol"). A client makes the accesses of a CPU, with one
+/// command in each line, and receives news: lines about changes of the IOAPIC's pins. The session knows the board, but
+/// no socket: it takes lines and returns text.
 ///
-/// Where QEMU aborts (a number that is none, a size beyond reason), the answer is a line that begins with ERR.
+/// Where QEMU aborts (an invalid number, a size that is too large), the answer is a line that begins with ERR.
 ///
 /// Lock order: `state` is a leaf; the IOAPIC's lock may be held around it.
 final class QTestSession: Sendable {
-  /// Bytes that one command may move; a longer line than that takes is refused.
+  /// Bytes that one command may transfer. A line that is longer than such a command needs is refused.
   static let longestTransfer = 32 << 20
   /// Bytes that `memset` may set.
   static let longestFill: UInt64 = 1 << 30
   static let longestLine = 2 * longestTransfer + 256
-  /// Text of interrupts that nobody has read yet; what is beyond that is lost.
+  /// Bytes of news that wait for the client. Further news is lost.
   private static let longestNews = 1 << 20
 
   private struct State {
     var interceptsIOAPIC = false
+    /// The levels of the IOAPIC's pins.
     var levels = [Bool](repeating: false, count: 24)
     var news: [UInt8] = []
-    /// What `set_irq_in` drives, by pin.
+    /// The wires that `set_irq_in` drives, by pin.
     var lines: [Int: any InterruptLine] = [:]
     var onNews: (@Sendable () -> Void)?
   }
 
   private let board: Board
   private let memory: QTestMemory
-  /// nil where the CPUs have a time of their own.
+  /// nil if time passes by itself.
   private let clock: SteppedClock?
   private let state = Mutex(State())
 
-  /// - Parameter clock: what `clock_step` moves; nil where there is no such command.
+  /// - Parameter clock: the clock that `clock_step` and `clock_set` advance; nil if there are no such commands.
   init(board: Board, clock: SteppedClock?) {
     self.board = board
     memory = QTestMemory(board: board)
     self.clock = clock
   }
 
-  /// - Parameter handler: called when there is news to take, on any thread. Locks of devices may be held, so it waits
-  ///   for nothing.
+  /// - Parameter handler: called on any thread when there is news to take. Must not block, because locks of devices may
+  ///   be held.
   func onNews(_ handler: @escaping @Sendable () -> Void) { state.withLock { $0.onNews = handler } }
 
   var hasNews: Bool { state.withLock { !$0.news.isEmpty } }
 
-  /// A new client has connected: it knows of no line that is up.
+  /// Drops the news of the former client, and assumes that all pins are low. Called when a client connects.
   func begin() {
     state.withLock { state in
       state.news = []
@@ -52,7 +54,7 @@ final class QTestSession: Sendable {
     }
   }
 
-  /// What has happened to intercepted interrupts since this was asked last, whole lines.
+  /// Returns the news since the last call, as whole lines.
   func takeNews() -> [UInt8] {
     state.withLock { state in
       defer { state.news = [] }
@@ -61,8 +63,8 @@ final class QTestSession: Sendable {
   }
 
   /// Carries out one command.
-  /// - Parameter line: without its newline.
-  /// - Returns: the answer with its newline; empty for an empty line. News that came meanwhile go before it.
+  /// - Parameter line: the command without its newline.
+  /// - Returns: the answer with its newline; empty for an empty line. The caller must send the news before it.
   func execute(_ line: ArraySlice<UInt8>) -> [UInt8] {
     var line = QTestLine(line)
     guard let command = line.word() else { return [] }
@@ -89,7 +91,7 @@ final class QTestSession: Sendable {
     }
   }
 
-  /// - Returns: nil for a command that there is not.
+  /// - Returns: nil for an unknown command.
   private func perform(_ command: String, _ line: inout QTestLine) throws(QTestLine.Problem) -> [UInt8]? {
     switch command {
     case "inb": return try readPort(.byte, &line)
@@ -193,7 +195,7 @@ final class QTestSession: Sendable {
     let address = try line.number()
     let size = try size(&line)
     let text = try line.required()
-    // "0x", which nobody looks at, and at least a digit.
+    // Two characters, which should be "0x" but are not checked, and at least one digit.
     guard text.count >= 3 else { throw .size }
     let digits = text.dropFirst(2)
     var bytes = [UInt8](repeating: 0, count: size)
@@ -229,7 +231,7 @@ final class QTestSession: Sendable {
     guard size <= Self.longestFill else { throw .size }
     var done: UInt64 = 0
     while done < size {
-      // 8 divides it, so that the bus sees the accesses that one piece would make.
+      // A multiple of 8, so that the bus sees the same accesses as for one large write.
       let count = min(size - done, 1 << 20)
       memory.write([UInt8](repeating: pattern, count: Int(count)), to: address &+ done)
       done += count
@@ -262,7 +264,7 @@ final class QTestSession: Sendable {
 
   // MARK: Interrupts
 
-  /// The one device whose pins can be intercepted or driven, by QEMU's names for it.
+  /// QEMU's names of the IOAPIC, the only device whose pins can be intercepted or driven.
   private static let devices: Set<String> = ["ioapic", "/machine/q35/ioapic"]
 
   private func intercept(_ line: inout QTestLine, outbound: Bool) throws(QTestLine.Problem) -> [UInt8] {
@@ -270,7 +272,7 @@ final class QTestSession: Sendable {
     if line.word() != nil, !outbound {
       return Self.answer("FAIL Interception of named in-GPIOs not yet supported")
     }
-    // It has no pins that go out.
+    // The IOAPIC has no output pins.
     if outbound { return Self.answer("FAIL No intercepts installed") }
     let installs = state.withLock { state in
       defer { state.interceptsIOAPIC = true }
