@@ -1,19 +1,19 @@
 import Hardware
 import PCI
 
-/// What the tables say of one machine, beyond what is the same on all of them (`ACPIPlatform`).
+/// The parts of the ACPI tables that depend on the machine. `ACPIPlatform` has those that are the same on all machines.
 public struct ACPIConfiguration: Hashable, Sendable {
   /// Local APIC ids in the order of the CPUs.
   public var localAPICs: [UInt32]
   public var ioAPIC: IOAPIC
-  /// The memory window above 4 GiB from which BARs are given out; nil or empty when there is none.
+  /// The memory window above 4 GiB for BARs; nil or empty if there is none.
   public var highWindow: Range<UInt64>?
-  /// The highest number that a bus has.
+  /// The highest bus number.
   public var lastBus: UInt8
-  /// How devices come and go in `hotplugSlots`, which are numbered in this order for the controller.
   public var hotplugWay: HotplugWay
+  /// In the order in which the hotplug controller numbers them.
   public var hotplugSlots: [HotplugSlot]
-  /// Nil without a remapping unit: then there is no DMAR table.
+  /// nil for a machine without a remapping unit, which has no DMAR table.
   public var remapping: DMARemapping?
 
   public init(
@@ -45,14 +45,15 @@ public struct ACPIConfiguration: Hashable, Sendable {
 
 /// The content of the DMAR table (VT-d 4.1, chapter 8).
 public struct DMARemapping: Hashable, Sendable {
-  /// Bits of the widest address that a device may use: HAW, which the table has less one. 1...256.
+  /// The host address width: bits of the widest address that a device may use, 1...256. The table contains this less
+  /// one.
   public var hostAddressWidth: Int
-  /// INTR_REMAP: interrupt remapping is there.
+  /// INTR_REMAP: the machine supports interrupt remapping.
   public var interruptRemapping: Bool
-  /// X2APIC_OPT_OUT: system software is asked not to turn x2APIC mode on.
+  /// X2APIC_OPT_OUT: system software should not enable x2APIC mode.
   public var x2APICOptOut: Bool
   public var units: [Unit]
-  /// Root ports whose functions below may send translated requests (ATSR), one for each segment.
+  /// The root ports below which functions may use ATS (ATSR), one structure for each segment.
   public var translationServices: [TranslationServices]
 
   public init(
@@ -70,7 +71,7 @@ public struct DMARemapping: Hashable, Sendable {
   public struct Unit: Hashable, Sendable {
     public var registerBase: UInt64
     public var segment: UInt16
-    /// INCLUDE_PCI_ALL: it has all of the segment that no other unit's scope names.
+    /// INCLUDE_PCI_ALL: the unit translates for all functions of the segment that no other unit's scope names.
     public var includesAll: Bool
     public var scopes: [DeviceScope]
 
@@ -87,7 +88,7 @@ public struct DMARemapping: Hashable, Sendable {
   /// Address translation services of root ports (ATSR).
   public struct TranslationServices: Hashable, Sendable {
     public var segment: UInt16
-    /// ALL_PORTS: every root port of the segment; then no scope is given.
+    /// ALL_PORTS: the structure applies to every root port of the segment. The table then contains no scopes.
     public var allPorts: Bool
     public var scopes: [DeviceScope]
 
@@ -98,17 +99,17 @@ public struct DMARemapping: Hashable, Sendable {
     }
   }
 
-  /// A device that a structure speaks of (8.3.1).
+  /// A device to which a structure applies (8.3.1).
   public struct DeviceScope: Hashable, Sendable {
     /// The structure's type field.
     public enum Kind: UInt8, Sendable {
       case endpoint = 1
-      /// A bridge and all below it.
+      /// A bridge and all functions below it.
       case subHierarchy = 2
       case ioAPIC = 3
     }
 
-    /// A step on the way: a device on the bus that the step before leads to.
+    /// One step of the path: a device on the bus to which the previous step leads.
     public struct Step: Hashable, Sendable {
       public var device: UInt8
       public var function: UInt8
@@ -120,10 +121,10 @@ public struct DMARemapping: Hashable, Sendable {
     }
 
     public var kind: Kind
-    /// The I/O APIC's id as the MADT has it; zero for the other kinds.
+    /// The I/O APIC's id in the MADT; zero for the other types.
     public var enumerationID: UInt8
     public var startBus: UInt8
-    /// Not empty; at most 124 steps.
+    /// 1 to 124 steps.
     public var path: [Step]
 
     public init(kind: Kind, enumerationID: UInt8 = 0, startBus: UInt8, path: [Step]) {
@@ -133,7 +134,7 @@ public struct DMARemapping: Hashable, Sendable {
       self.path = path
     }
 
-    /// An I/O APIC that sends its interrupts with this source-id.
+    /// Makes the scope of an I/O APIC that sends its interrupts with this source-id.
     public static func ioAPIC(id: UInt8, sourceID: RequesterID) -> DeviceScope {
       DeviceScope(
         kind: .ioAPIC, enumerationID: id, startBus: sourceID.bus,

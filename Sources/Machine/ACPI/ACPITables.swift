@@ -1,32 +1,32 @@
 import Hardware
 
-/// The ACPI tables of a machine (ACPI 6.5, chapter 5): built once, as bytes to be put into guest memory.
+/// The ACPI tables of a machine (ACPI 6.5, chapter 5), built once as bytes for guest memory.
 ///
-/// Made by way of the root pointer (RSDP) and the 64-bit table of tables (XSDT); ACPI 1.0's 32-bit
-/// RSDT is not offered.
+/// The root pointer (RSDP) points to the 64-bit table of tables (XSDT). There is no 32-bit RSDT of ACPI 1.0.
 public struct ACPITables: Hashable, Sendable {
-  /// Where the bytes belong in guest memory.
+  /// The guest physical address of the bytes.
   public let address: UInt64
   public let bytes: [UInt8]
-  /// Guest physical address of the root pointer, for loaders that hand it on.
+  /// Guest physical address of the root pointer, for boot protocols that pass it to the kernel.
   public var rootPointer: UInt64 { address }
-  /// In order of address: each table's signature and its range within `bytes`.
+  /// In the order of their addresses.
   public let tables: [Table]
 
   public struct Table: Hashable, Sendable {
     public let signature: String
+    /// The table's range within `bytes`.
     public let range: Range<Int>
   }
 
-  /// One table's bytes, by its signature.
+  /// Returns the bytes of the table with a signature.
   public func table(_ signature: String) -> [UInt8]? {
     tables.first { $0.signature == signature }.map { Array(bytes[$0.range]) }
   }
 
-  /// - Throws: when there are more CPUs or devices than the tables' place can hold.
+  /// - Throws: when the tables do not fit their range in memory, or a value does not fit its field.
   public static func build(_ configuration: ACPIConfiguration) throws(ACPIError) -> ACPITables {
     var layout = Layout(base: ACPIPlatform.tablesRange.lowerBound)
-    // The root pointer comes first, where the search for it starts; it is filled in at the end.
+    // The root pointer comes first, where an operating system's search starts. It is filled in at the end.
     let root = layout.place("RSD PTR ", [UInt8](repeating: 0, count: RootPointer.size), alignment: 16)
 
     let control = layout.place("FACS", FirmwareControl.table(), alignment: 64)
@@ -49,7 +49,7 @@ public struct ACPITables: Hashable, Sendable {
     return ACPITables(address: layout.base, bytes: layout.bytes, tables: layout.tables)
   }
 
-  /// Tables one after the other.
+  /// Places tables one after the other.
   private struct Layout {
     let base: UInt64
     private(set) var bytes: [UInt8] = []
@@ -57,7 +57,7 @@ public struct ACPITables: Hashable, Sendable {
 
     init(base: UInt64) { self.base = base }
 
-    /// - Returns: the table's address in guest memory.
+    /// - Returns: the guest physical address of the table.
     mutating func place(_ signature: String, _ table: [UInt8], alignment: Int = 16) -> UInt64 {
       let padding = -bytes.count & (alignment - 1)
       bytes.append(contentsOf: repeatElement(0, count: padding))
@@ -74,7 +74,7 @@ public struct ACPITables: Hashable, Sendable {
   }
 }
 
-/// Why tables cannot be built.
+/// Why the tables cannot be built.
 public enum ACPIError: Error, Hashable, Sendable, CustomStringConvertible {
   /// Sizes in bytes.
   case tooLarge(size: UInt64, room: UInt64)
@@ -89,7 +89,7 @@ public enum ACPIError: Error, Hashable, Sendable, CustomStringConvertible {
     case .structureTooLong(let length):
       "an ACPI structure of \(length) bytes is longer than its length field can say"
     case .hostAddressWidthInvalid(let width):
-      "a host address width of \(width) bits cannot be told in the DMAR table"
+      "a host address width of \(width) bits does not fit in the DMAR table"
     }
   }
 }

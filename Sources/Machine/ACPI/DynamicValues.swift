@@ -1,6 +1,9 @@
-/// The secondary table (SSDT) that gives the DSDT what depends on the machine: `\M64B` and `\M64L`, base
-/// and length in bytes of the memory window above 4 GiB, `\LBUS`, the highest bus number, `\NHPC`, whether hot plug is
-/// native; and the slots.
+/// The secondary table (SSDT) with the values that depend on the machine. The DSDT uses them:
+///
+/// - `\M64B` and `\M64L`: base and length in bytes of the memory window above 4 GiB.
+/// - `\LBUS`: the highest bus number.
+/// - `\NHPC`: 1 if hotplug is native, otherwise 0.
+/// - The devices of the hotplug slots (`SlotDevices`).
 enum DynamicValues {
   static func table(_ configuration: ACPIConfiguration) -> [UInt8] {
     let highWindow = configuration.highWindow

@@ -1,13 +1,13 @@
 import Hardware
 
-/// The multiple APIC description table (MADT, signature APIC; ACPI 6.5, 5.2.12): CPUs by their local
-/// APICs, and how interrupts come to them.
+/// The multiple APIC description table (MADT, signature APIC; ACPI 6.5, 5.2.12): the CPUs with their local APICs, the
+/// I/O APIC and its interrupts.
 ///
 /// PCAT_COMPAT stays clear: there are no 8259 controllers.
 enum InterruptDescription {
   private static let revision: UInt8 = 6
   private static let localAPICAddress: UInt32 = 0xfee0_0000
-  /// The first id that an 8-bit field cannot tell; 255 is all CPUs.
+  /// The first APIC id that needs more than 8 bits. 255 in an 8-bit field means all CPUs.
   private static let firstWideID: UInt32 = 255
 
   static func table(_ configuration: ACPIConfiguration) -> [UInt8] {
@@ -24,12 +24,12 @@ enum InterruptDescription {
     body.append(littleEndian: ioAPIC.address)
     body.append(littleEndian: ioAPIC.interruptBase)
 
-    // Interrupt source override: the SCI, an ISA interrupt by number, is level triggered and active low.
+    // Interrupt source override: the SCI has the number of an ISA interrupt, but is level triggered and active low.
     body += [2, 10, 0, ACPIPlatform.systemControlInterrupt]
     body.append(littleEndian: UInt32(ACPIPlatform.systemControlInterrupt))
     body.append(littleEndian: UInt16(0b1111))
 
-    // Non-maskable interrupts come by LINT1 on every CPU, edge triggered and active high.
+    // The non-maskable interrupt is wired to LINT1 of every CPU, edge triggered and active high.
     body += [4, 6, 0xff]
     body.append(littleEndian: UInt16(0))
     body.append(1)
@@ -42,7 +42,7 @@ enum InterruptDescription {
     return TableHeader.table("APIC", revision: revision, body: body)
   }
 
-  /// A local APIC structure, or, where the CPU's numbers are too large for it, a local x2APIC structure.
+  /// Makes a local APIC structure, or a local x2APIC structure if the CPU's numbers are too large for the former.
   private static func processor(_ uid: UInt32, id: UInt32) -> [UInt8] {
     let enabled: UInt32 = 1
     var bytes: [UInt8]

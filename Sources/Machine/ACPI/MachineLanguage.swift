@@ -1,20 +1,20 @@
 import Hardware
 
-/// ACPI machine language (AML; ACPI 6.5, 20.2) as bytes: as much of it as the table that is made at start needs. What is
-/// the same on every machine is written as ASL and compiled (Firmware/dsdt.asl).
+/// Encodes ACPI machine language (AML; ACPI 6.5, 20.2), as far as the SSDT needs it, which is built at the start. The
+/// code that is the same on every machine is compiled from ASL (Firmware/dsdt.asl).
 ///
-/// Names are given as in ASL: `\_SB.PCI0`, `S10`. Segments are padded to four characters.
+/// The callers write names as in ASL: `\_SB.PCI0`, `S10`. The encoder pads name segments to four characters.
 enum MachineLanguage {
   // MARK: Objects
 
-  /// - Parameter value: as `integer` or `quadword` give it.
+  /// - Parameter value: encoded by `integer` or `quadword`.
   static func name(_ path: String, _ value: [UInt8]) -> [UInt8] { [0x08] + nameString(path) + value }
 
   static func scope(_ path: String, _ body: [UInt8]) -> [UInt8] { [0x10] + package(nameString(path) + body) }
 
   static func device(_ path: String, _ body: [UInt8]) -> [UInt8] { [0x5b, 0x82] + package(nameString(path) + body) }
 
-  /// NotSerialized.
+  /// Encodes a method that is not serialized.
   /// - Parameter argumentCount: 0 to 7.
   static func method(_ path: String, argumentCount: UInt8, _ body: [UInt8]) -> [UInt8] {
     [0x14] + package(nameString(path) + [argumentCount & 7] + body)
@@ -33,7 +33,7 @@ enum MachineLanguage {
   /// - Parameter index: 0 to 6.
   static func argument(_ index: UInt8) -> [UInt8] { [0x68 + index] }
 
-  /// In the shortest form.
+  /// Encodes a number in its shortest form.
   static func integer(_ value: UInt64) -> [UInt8] {
     var bytes: [UInt8]
     switch value {
@@ -51,7 +51,7 @@ enum MachineLanguage {
     return bytes
   }
 
-  /// Always of the same length.
+  /// Encodes a number in 8 bytes, so that the length does not depend on its value.
   static func quadword(_ value: UInt64) -> [UInt8] {
     var bytes: [UInt8] = [0x0e]
     bytes.append(littleEndian: value)
@@ -60,7 +60,7 @@ enum MachineLanguage {
 
   // MARK: Encodings
 
-  /// NameString (20.2.2).
+  /// Encodes a NameString (20.2.2).
   static func nameString(_ path: String) -> [UInt8] {
     let prefix = path.utf8.prefix { $0 == UInt8(ascii: "\\") || $0 == UInt8(ascii: "^") }
     let segments = path.utf8.dropFirst(prefix.count).split(separator: UInt8(ascii: "."))
@@ -75,11 +75,11 @@ enum MachineLanguage {
     return Array(prefix) + count + padded
   }
 
-  /// PkgLength (20.2.4) and what it is the length of, itself included.
+  /// Puts PkgLength (20.2.4) before a body. The length includes its own bytes.
   /// - Parameter body: at most 256 MiB.
   static func package(_ body: [UInt8]) -> [UInt8] {
     if body.count + 1 < 1 << 6 { return [UInt8(body.count + 1)] + body }
-    // Four bits in the first byte, eight in each of the one to three that follow.
+    // The first byte has four bits of the length. One to three following bytes have eight bits each.
     var following = 1
     while following < 3, body.count + 1 + following >= 1 << (4 + 8 * following) { following += 1 }
     let length = body.count + 1 + following

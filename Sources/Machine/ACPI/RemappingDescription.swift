@@ -2,7 +2,7 @@ import Hardware
 
 /// The DMA remapping reporting table (DMAR; VT-d 4.1, chapter 8).
 enum RemappingDescription {
-  /// Revision 1 has what is used here.
+  /// Revision 1 has all structures that are used here.
   private static let revision: UInt8 = 1
 
   private enum StructureType {
@@ -20,7 +20,7 @@ enum RemappingDescription {
 
     var body: [UInt8] = [UInt8(remapping.hostAddressWidth - 1), flags]
     body += [UInt8](repeating: 0, count: 10)
-    // A segment's unit that includes all comes after its others (8.3).
+    // The unit with INCLUDE_PCI_ALL must come after the other units of its segment (8.3).
     for unit in remapping.units.filter({ !$0.includesAll }) + remapping.units.filter(\.includesAll) {
       body += try structure(unit)
     }

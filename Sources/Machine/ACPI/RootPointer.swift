@@ -1,6 +1,6 @@
 import Hardware
 
-/// The root pointer (RSDP, ACPI 6.5, 5.2.5.3), by which an operating system finds all tables.
+/// The root pointer (RSDP, ACPI 6.5, 5.2.5.3), from which an operating system finds all tables.
 enum RootPointer {
   static let size = 36
 

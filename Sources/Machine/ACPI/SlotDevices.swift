@@ -1,19 +1,20 @@
 import Hardware
 import PCI
 
-/// The devices of the hot-pluggable slots, for the SSDT, with names as QEMU gives them: a port `Sxx` on bus 0 (device and
-/// function in hexadecimal), and below it `S00`, function 0 of the one device that a link has. The methods call those of
-/// the DSDT, which work the controller (`ACPIHotplugRegisters`).
+/// The ACPI devices of the hotplug slots, for the SSDT, with QEMU's names: a port `Sxx` on bus 0 (device and function
+/// in hexadecimal), and below it `S00` for function 0 of the only device on the link. Their methods call methods of the
+/// DSDT, which access the controller (`ACPIHotplugRegisters`).
 ///
-/// One object is enough for a device of several functions: Linux keeps a slot for each device number, takes all functions
-/// of it away by `disable_slot` and calls the first _EJ0 that it finds (drivers/pci/hotplug/acpiphp_glue.c of 6.12,
-/// `acpiphp_add_context`, `acpiphp_disable_and_eject_slot`). There is no _STA: without it Linux asks the device itself
-/// whether it is there (`get_slot_status`, `trim_stale_devices`), which is right at the start, after an eject and while
-/// a device has been pulled out.
+/// One object is enough for a device with several functions: Linux has one slot for each device number. It removes all
+/// of the slot's functions by `disable_slot` and calls the first _EJ0 that it finds (drivers/pci/hotplug/acpiphp_glue.c
+/// of 6.12, `acpiphp_add_context`, `acpiphp_disable_and_eject_slot`). There is no _STA: without it Linux reads the
+/// device's configuration space to see whether it is there (`get_slot_status`, `trim_stale_devices`). This gives the
+/// right answer at the start, after an ejection and after a surprise removal.
 enum SlotDevices {
   private typealias AML = MachineLanguage
 
-  /// To stand in the root scope. Without slots, and in the native way, a method that notifies nothing.
+  /// Makes the code for the SSDT's root scope. Without slots, and with native hotplug, `PNTF` is a method that does
+  /// nothing.
   static func code(_ configuration: ACPIConfiguration) -> [UInt8] {
     let slots = configuration.hotplugWay == .acpi ? configuration.hotplugSlots : []
     var devices: [UInt8] = []

@@ -1,13 +1,14 @@
 import Hardware
 
-/// What all description tables start with (ACPI 6.5, 5.2.6), and the checksum that all of them have.
+/// The header and the checksum of all description tables (ACPI 6.5, 5.2.6).
 enum TableHeader {
   static let size = 36
-  /// OEM ID (6 characters) and OEM Table ID (8 characters): the DSDT's source has the same.
+  /// OEM ID (6 characters), the same as in the DSDT's source.
   static let manufacturer = Array("NESTLI".utf8)
+  /// OEM Table ID (8 characters), the same as in the DSDT's source.
   static let model = Array("NESTLING".utf8)
 
-  /// A table of this body, its length and checksum filled in.
+  /// Makes a table with this body, and fills in its length and checksum.
   static func table(_ signature: String, revision: UInt8, body: [UInt8]) -> [UInt8] {
     var bytes = Array(signature.utf8)
     bytes.append(littleEndian: UInt32(size + body.count))
@@ -23,6 +24,6 @@ enum TableHeader {
     return bytes
   }
 
-  /// The byte that makes the sum of all bytes zero, where that byte is zero now.
+  /// Returns the checksum byte, which makes the sum of all bytes zero. The byte in its place must be zero now.
   static func checksum(_ bytes: ArraySlice<UInt8>) -> UInt8 { 0 &- bytes.reduce(0, &+) }
 }

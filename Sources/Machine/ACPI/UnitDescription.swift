@@ -1,14 +1,14 @@
 import Hardware
 
 extension DMARemapping {
-  /// What the DMAR table tells of a board's units.
-  /// - Parameter units: not empty.
+  /// Makes the content of the DMAR table for a board's units.
+  /// - Parameter units: at least one.
   init(_ units: [UnitPlacement]) {
     self.init(
-      // One width for all: the widest address that any of them translates.
+      // The table has one width for all units: that of the widest address that any of them translates.
       hostAddressWidth: units.map { Int($0.options.addressWidth) }.max() ?? 48,
       interruptRemapping: units.contains { $0.options.offersInterruptRemapping },
-      // x2APIC mode needs 32-bit destinations in every interrupt.
+      // x2APIC mode needs 32-bit destinations for every interrupt, so all units must offer them.
       x2APICOptOut: !units.allSatisfy { $0.options.offersExtendedInterrupts },
       units: units.map { unit in
         var scopes = unit.functions.map { place in
