@@ -1,5 +1,5 @@
-/// The state in which the first CPU starts a loaded kernel. Everything that it points to is in guest
-/// memory already; registers that are not named are zero, and interrupts are disabled.
+/// The state in which the first CPU starts a loaded kernel. Everything that it points to is already in guest memory.
+/// All registers that are not named are zero, and interrupts are disabled.
 public enum BootEntry: Hashable, Sendable {
   case longMode(LongModeEntry)
   case protectedMode(ProtectedModeEntry)
@@ -13,7 +13,7 @@ public struct LongModeEntry: Hashable, Sendable {
   public var bootParameters: UInt64
   /// CR3: a PML4 that maps the first 4 GiB to themselves.
   public var pageTableRoot: UInt64
-  /// GDTR: the descriptors behind the selectors below.
+  /// GDTR: the table with the descriptors of the selectors below.
   public var descriptorTableBase: UInt64
   /// GDTR: offset of the table's last byte.
   public var descriptorTableLimit: UInt16
@@ -24,8 +24,8 @@ public struct LongModeEntry: Hashable, Sendable {
   public static let dataSelector: UInt16 = 0x18
 }
 
-/// 32-bit code without paging: CR0.PE set, PG clear; CS flat execute/read, DS, ES, FS, GS and SS flat
-/// read/write, all with base 0 and limit 4 GiB. GDTR is not valid: the kernel loads its own.
+/// 32-bit code without paging: CR0.PE set, PG clear. CS is execute/read; DS, ES, FS, GS and SS are read/write; all have
+/// base 0 and limit 4 GiB. GDTR is not valid: the kernel loads its own table.
 public struct ProtectedModeEntry: Hashable, Sendable {
   /// EIP.
   public var instructionPointer: UInt32

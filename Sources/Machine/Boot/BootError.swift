@@ -1,13 +1,13 @@
-/// Why a kernel cannot be started. Each is the fault of a file or of the amount of memory, and its
-/// description is one line that says what was found and what was wanted.
+/// Why a kernel cannot be started. The cause is a file or the amount of memory. The description is one line that says
+/// what was found and what was expected.
 public enum BootError: Error, Hashable, Sendable {
-  /// Which of the files.
+  /// The file with the error.
   public enum File: String, Hashable, Sendable {
     case kernel
     case initialRAMDisk = "initrd"
   }
 
-  /// Which part of a file.
+  /// The part of a file with the error.
   public enum Part: String, Hashable, Sendable {
     case setupHeader = "setup header"
     case protectedModeKernel = "protected-mode kernel"
@@ -19,7 +19,7 @@ public enum BootError: Error, Hashable, Sendable {
     case loadRange = "Multiboot load range"
   }
 
-  /// What room was sought for.
+  /// The data for which there is no room.
   public enum Content: String, Hashable, Sendable {
     case pageTables = "page tables"
     case descriptorTable = "descriptor table"
@@ -32,7 +32,7 @@ public enum BootError: Error, Hashable, Sendable {
 
   case unknownFormat(size: UInt64)
   case readFailed(File, ImageSourceError)
-  /// `end` is where the part would end, in bytes from the file's start; nil beyond 64 bits.
+  /// `end` is the end of the part, in bytes from the file's start; nil if it needs more than 64 bits.
   case truncated(File, Part, end: UInt64?, size: UInt64)
 
   case setupHeaderTooShort(end: Int)
@@ -60,7 +60,7 @@ public enum BootError: Error, Hashable, Sendable {
   case initialRAMDiskUnrecognised(size: UInt64)
   case initialRAMDiskDoesNotFit(size: UInt64, available: UInt64)
   case noRoom(Content, size: UInt64)
-  /// The layout calls it RAM and the memory does not.
+  /// The address range is RAM in the layout, but not in the memory.
   case notMemory(address: UInt64, size: UInt64)
 }
 

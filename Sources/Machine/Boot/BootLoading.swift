@@ -1,12 +1,12 @@
 import Hardware
 
-/// One boot under way: what is still free, and the writes that all formats share.
+/// One boot in progress: the memory that is still free, and the writes that all formats share.
 struct BootLoading {
   let request: BootRequest
   let memory: any PhysicalMemory
   var plan: MemoryPlan
 
-  /// Where boot data goes: above what a BIOS and the kernel's own CPU start-up use, below 1 MiB.
+  /// The range for boot data: below 1 MiB, and above the memory that a BIOS and the kernel's start of CPUs use.
   private static let dataRange: Range<UInt64> = 0x7000..<GuestMemoryLayout.firstMiB
   private static let pageSize: UInt64 = 4096
 
@@ -21,7 +21,7 @@ struct BootLoading {
 
   // MARK: Room
 
-  /// Takes the kernel's place.
+  /// Claims the memory of the kernel.
   mutating func claimKernel(_ address: UInt64, size: UInt64) throws(BootError) {
     let (end, overflow) = address.addingReportingOverflow(size)
     guard !overflow, plan.claim(address..<end) else {
@@ -29,8 +29,9 @@ struct BootLoading {
     }
   }
 
-  /// Takes the initrd's place: page aligned, as high as possible.
-  /// - Parameter limit: the address that it must end at or below.
+  /// Claims memory for the initrd: page aligned, as high as possible.
+  /// - Parameter limit: the initrd must end at or below this address.
+  /// - Returns: nil if there is no initrd.
   mutating func claimInitialRAMDisk(below limit: UInt64) throws(BootError) -> Range<UInt64>? {
     guard let size = request.initialRAMDisk?.image.size else { return nil }
     guard let start = plan.takeHighest(size, alignment: Self.pageSize, below: limit) else {
@@ -40,7 +41,7 @@ struct BootLoading {
     return start..<start + size
   }
 
-  /// Takes room for boot data, as low as possible.
+  /// Claims memory for boot data, as low as possible.
   mutating func claim(_ content: BootError.Content, size: Int, alignment: UInt64 = 16) throws(BootError) -> UInt64 {
     guard let address = plan.takeLowest(UInt64(size), alignment: alignment, within: Self.dataRange) else {
       throw .noRoom(content, size: UInt64(size))
@@ -68,7 +69,7 @@ struct BootLoading {
       ImageReader(file.image, is: .initialRAMDisk), at: 0, count: UInt64(range.count), to: range.lowerBound)
   }
 
-  /// Memory need not be fresh: a reset loads the kernel again.
+  /// Fills memory with zeros. It may have other content, because a reset loads the kernel again.
   func clear(_ address: UInt64, count: UInt64) throws(BootError) {
     let zeros = [UInt8](repeating: 0, count: 1 << 16)
     var address = address
@@ -82,23 +83,23 @@ struct BootLoading {
   }
 }
 
-/// Bytes of a file, and the memory they fill; what they do not fill is zero.
+/// Bytes of a file and the memory for them. The part of the memory that they do not fill is zero.
 struct LoadSegment: Hashable {
   var fileOffset: UInt64
   var fileSize: UInt64
   var address: UInt64
   var memorySize: UInt64
 
-  /// Both ends are known not to overflow.
+  /// The memory's range. The image's parser has checked that its end does not overflow.
   var range: Range<UInt64> { address..<address + memorySize }
 }
 
 extension BootLoading {
-  /// Takes the place of each segment.
+  /// Claims the memory of each segment.
   mutating func claim(_ segments: [LoadSegment]) throws(BootError) {
     let whole = plan
     for (index, segment) in segments.enumerated() where !plan.claim(segment.range) {
-      // RAM that was free before the first segment was taken by another segment.
+      // If this range was free before the first segment, another segment has claimed a part of it.
       var fresh = whole
       if fresh.claim(segment.range) {
         throw .segmentsOverlap(index: index, address: segment.address, memorySize: segment.memorySize)

@@ -1,9 +1,9 @@
 import Hardware
 
-/// A file that the guest is started from.
+/// A file from which the guest is started.
 public struct BootFile {
   public var image: any ImageSource
-  /// As the user gave it: Multiboot hands names to the kernel.
+  /// The name that the user gave. Multiboot passes names to the kernel.
   public var name: String
 
   public init(image: any ImageSource, name: String) {
@@ -12,14 +12,14 @@ public struct BootFile {
   }
 }
 
-/// What to start, and the memory that there is to start it in.
+/// A kernel to start, and the memory layout of the machine.
 public struct BootRequest {
   public var kernel: BootFile
   /// The initial RAM disk; for Multiboot, the module.
   public var initialRAMDisk: BootFile?
   public var commandLine: String
   public var layout: GuestMemoryLayout
-  /// Where the ACPI root pointer (RSDP) is; nil without ACPI tables.
+  /// The address of the ACPI root pointer (RSDP); nil without ACPI tables.
   public var rootPointer: UInt64?
 
   public init(
@@ -33,11 +33,11 @@ public struct BootRequest {
     self.rootPointer = rootPointer
   }
 
-  /// Puts the kernel and all that it is handed into guest memory.
+  /// Loads the kernel and its data into guest memory.
   ///
-  /// The format is found out from the kernel's content: Linux bzImage, Multiboot 1, ELF with a PVH
-  /// entry note, in this order. Nothing is written before the whole of it is known to be sound and to
-  /// fit; only a failing read of the file can leave memory half written.
+  /// The kernel's content determines the format. The order of the checks is: Linux bzImage, Multiboot 1, ELF with a PVH
+  /// entry note. This writes nothing before it has checked that everything is valid and fits. Only a failed read of the
+  /// file can leave memory partly written.
   public func load(into memory: any PhysicalMemory) throws(BootError) -> BootEntry {
     let reader = ImageReader(kernel.image, is: .kernel)
     let head = try reader.readStart(atMost: MultibootHeader.searchLength)

@@ -1,11 +1,11 @@
 import Hardware
 
-/// An ELF executable for x86, of either class: its segments and notes (System V ABI, "Object Files" and
-/// "Program Loading"). Physical addresses are what counts: a kernel starts without paging.
+/// An ELF executable for x86, 32-bit or 64-bit: its segments and notes (System V ABI, "Object Files" and "Program
+/// Loading"). It is loaded at its physical addresses, because a kernel starts without paging.
 struct ELFImage {
   struct ProgramHeader: Hashable {
     /// p_type.
-    var kind: UInt32
+    var type: UInt32
     /// p_offset.
     var fileOffset: UInt64
     /// p_vaddr.
@@ -21,22 +21,23 @@ struct ELFImage {
   }
 
   let is64Bit: Bool
-  /// e_entry, as linked.
+  /// e_entry, which may be a virtual address.
   let entry: UInt64
   let programHeaders: [ProgramHeader]
-  /// What is to be loaded: at least one, each within the file and within the address space.
+  /// The segments to load: at least one. Each is within the file and within the address space.
   let segments: [LoadSegment]
   private let reader: ImageReader
 
-  /// PT_LOAD, PT_NOTE.
+  /// PT_LOAD.
   private static let load: UInt32 = 1
+  /// PT_NOTE.
   private static let note: UInt32 = 4
-  /// Bytes of notes that are looked through in one file.
+  /// The most bytes of notes that are searched in one file.
   private static let notesLimit: UInt64 = 1 << 20
 
   static func recognises(_ head: [UInt8]) -> Bool { head.starts(with: [0x7f, 0x45, 0x4c, 0x46]) }
 
-  /// - Parameter reader: of an image that `recognises` accepted.
+  /// - Parameter reader: reads an image that `recognises` accepted.
   init(_ reader: ImageReader) throws(BootError) {
     self.reader = reader
     let identification = try reader.read(.elfHeader, at: 0, count: 20)
@@ -65,7 +66,7 @@ struct ELFImage {
 
     var segments: [LoadSegment] = []
     for (index, header) in programHeaders.enumerated()
-    where header.kind == Self.load && (header.memorySize > 0 || header.fileSize > 0) {
+    where header.type == Self.load && (header.memorySize > 0 || header.fileSize > 0) {
       guard header.fileSize <= header.memorySize,
         !header.physicalAddress.addingReportingOverflow(header.memorySize).overflow
       else {
@@ -85,21 +86,21 @@ struct ELFImage {
   private static func parse(_ table: [UInt8], at offset: Int, is64Bit: Bool) -> ProgramHeader {
     func word(_ at: Int) -> UInt64 { UInt64(table.load(UInt32.self, at: offset + at)) }
     func long(_ at: Int) -> UInt64 { table.load(UInt64.self, at: offset + at) }
-    let kind = table.load(UInt32.self, at: offset)
+    let type = table.load(UInt32.self, at: offset)
     if is64Bit {
       return ProgramHeader(
-        kind: kind, fileOffset: long(8), virtualAddress: long(16), physicalAddress: long(24), fileSize: long(32),
+        type: type, fileOffset: long(8), virtualAddress: long(16), physicalAddress: long(24), fileSize: long(32),
         memorySize: long(40), alignment: long(48))
     }
     return ProgramHeader(
-      kind: kind, fileOffset: word(4), virtualAddress: word(8), physicalAddress: word(12), fileSize: word(16),
+      type: type, fileOffset: word(4), virtualAddress: word(8), physicalAddress: word(12), fileSize: word(16),
       memorySize: word(20), alignment: word(28))
   }
 
-  /// The entry point's physical address. e_entry is virtual where a segment contains it as such.
+  /// The entry point's physical address. e_entry is a virtual address if a segment contains it as a virtual address.
   var physicalEntry: UInt64 {
     for header in programHeaders
-    where header.kind == Self.load && entry >= header.virtualAddress
+    where header.type == Self.load && entry >= header.virtualAddress
       && entry - header.virtualAddress < header.memorySize
     {
       return header.physicalAddress &+ (entry - header.virtualAddress)
@@ -107,15 +108,15 @@ struct ELFImage {
     return entry
   }
 
-  /// Whether what stands at this address comes with the image.
+  /// Returns whether a segment of the image contains this physical address.
   func loads(_ address: UInt64) -> Bool { segments.contains { $0.range.contains(address) } }
 
-  /// The content of the first note with this owner and type. A segment that cannot be parsed hides none in another one;
-  /// what is wrong with it is thrown where no segment has the note.
+  /// Returns the content of the first note with this owner and type. This skips segments that cannot be parsed. If no
+  /// segment has the note, it throws the error of the first segment that it skipped.
   func note(owner: String, type: UInt32) throws(BootError) -> [UInt8]? {
     var problem: BootError?
     var total: UInt64 = 0
-    for header in programHeaders where header.kind == Self.note && header.fileSize > 0 {
+    for header in programHeaders where header.type == Self.note && header.fileSize > 0 {
       guard header.fileSize <= Self.notesLimit - total else {
         problem = problem ?? .notesTooLarge(size: total + min(header.fileSize, .max - total))
         continue
@@ -135,8 +136,8 @@ struct ELFImage {
     return nil
   }
 
-  /// The notes of a segment aligned to 8 are padded to 8, as the System V ABI has it; linkers before binutils 2.31 padded
-  /// them to 4 there, too.
+  /// Finds a note in a segment. In a segment with alignment 8, the System V ABI pads notes to 8 bytes, but linkers
+  /// before binutils 2.31 padded them to 4 there, too. So this tries both.
   private static func find(
     owner: String, type: UInt32, in bytes: [UInt8], alignment: UInt64
   ) throws(BootError) -> [UInt8]? {
@@ -162,7 +163,7 @@ struct ELFImage {
     func padded(_ offset: Int) -> Int { (offset + padding - 1) & ~(padding - 1) }
     var offset = 0
     while offset + 12 <= bytes.count {
-      // Sizes are 32 bits wide and the sums 64: nothing can overflow.
+      // The sizes have 32 bits and the sums 64, so nothing can overflow.
       let nameSize = Int(bytes.load(UInt32.self, at: offset))
       let contentSize = Int(bytes.load(UInt32.self, at: offset + 4))
       let nameStart = offset + 12

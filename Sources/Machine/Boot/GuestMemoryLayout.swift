@@ -1,15 +1,15 @@
-/// The guest's physical memory as a kernel is told of it: one list, whatever the boot protocol.
+/// The guest's physical memory map. All boot protocols pass the same map to the kernel.
 ///
-/// The first mebibyte is a PC's: RAM up to an extended BIOS data area, the VGA hole, then read-only
-/// memory in whose place the ACPI tables lie (Linux looks for the root pointer there by itself).
+/// The first MiB is that of a PC: RAM up to the extended BIOS data area, then the VGA hole, then the range of the BIOS
+/// ROM, which contains the ACPI tables here (Linux searches it for the root pointer).
 public struct GuestMemoryLayout: Hashable, Sendable {
-  /// RAM is `0..<lowRAMEnd`; at most 4 GiB.
+  /// The end of the RAM that starts at 0; at most 4 GiB.
   public var lowRAMEnd: UInt64
-  /// RAM also is `4 GiB..<highRAMEnd`; nil when all of it is low.
+  /// The end of the RAM that starts at 4 GiB; nil if there is none.
   public var highRAMEnd: UInt64?
-  /// The enhanced configuration access mechanism's range (MCFG).
+  /// The range of the enhanced configuration access mechanism (ECAM, in the MCFG table).
   public var configurationRange: Range<UInt64>
-  /// Where the ACPI tables are.
+  /// The range of the ACPI tables.
   public var tablesRange: Range<UInt64>
 
   public init(
@@ -36,11 +36,11 @@ public struct GuestMemoryLayout: Hashable, Sendable {
 
   static let fourGiB: UInt64 = 1 << 32
   static let firstMiB: UInt64 = 1 << 20
-  /// Where a PC's conventional memory ends: 639 KiB, the last one being the extended BIOS data area's.
+  /// The end of a PC's conventional memory, 639 KiB. The next KiB is the extended BIOS data area.
   static let conventionalEnd: UInt64 = 0x9_fc00
   static let videoHole: UInt64 = 0xa_0000
 
-  /// The map in order of address, without overlaps (INT 15h E820h's answer).
+  /// The regions in the order of their addresses, without overlaps (the map that INT 15h E820h returns on a PC).
   public var regions: [Region] {
     var regions: [Region] = []
     func add(_ start: UInt64, _ end: UInt64, _ kind: RegionKind) {

@@ -1,4 +1,4 @@
-/// An image with its role: reads that are checked against the file's end and blame the right file.
+/// Reads an image. Checks each read against the file's end, and names the file in errors.
 struct ImageReader {
   let image: any ImageSource
   let file: BootError.File
@@ -8,7 +8,7 @@ struct ImageReader {
     self.file = file
   }
 
-  /// The image's beginning: all of it when it is shorter than `limit`.
+  /// Reads the image's first `limit` bytes, or all of a shorter image.
   func readStart(atMost limit: Int) throws(BootError) -> [UInt8] {
     let count = Int(min(image.size, UInt64(limit)))
     do { return try image.read(at: 0, count: count) } catch { throw .readFailed(file, error) }
@@ -19,7 +19,7 @@ struct ImageReader {
     do { return try image.read(at: offset, count: count) } catch { throw .readFailed(file, error) }
   }
 
-  /// Refuses a part that does not end within the file.
+  /// Throws if a part does not end within the file.
   func check(_ part: BootError.Part, at offset: UInt64, count: UInt64) throws(BootError) {
     let (end, overflow) = offset.addingReportingOverflow(count)
     guard !overflow else { throw .truncated(file, part, end: nil, size: image.size) }

@@ -1,6 +1,6 @@
-/// A kernel or initrd as the loaders see it: bytes that can be read, or sent straight into guest memory.
+/// A kernel or initrd file. The loaders read bytes of it, or load them directly into guest memory.
 ///
-/// The size is taken once; a file that shrinks afterwards gives `pastEnd`, never a short answer.
+/// `size` does not change. If the file shrinks later, reads throw `pastEnd`; they never return fewer bytes.
 public protocol ImageSource {
   /// In bytes.
   var size: UInt64 { get }
@@ -8,16 +8,16 @@ public protocol ImageSource {
   /// - Returns: exactly `count` bytes.
   func read(at fileOffset: UInt64, count: Int) throws(ImageSourceError) -> [UInt8]
 
-  /// Puts `count` bytes of the image into guest memory without a copy of them in between.
+  /// Loads `count` bytes of the image into guest memory, without an intermediate copy.
   func load(at fileOffset: UInt64, count: UInt64, to physicalAddress: UInt64) throws(ImageSourceError)
 }
 
-/// Why bytes of an image did not arrive.
+/// Why bytes of an image could not be read or loaded.
 public enum ImageSourceError: Error, Hashable, Sendable {
   /// The image has no bytes up to `fileOffset + count`.
   case pastEnd(fileOffset: UInt64, count: UInt64)
-  /// Guest memory does not hold all of `physicalAddress..<physicalAddress + count`.
+  /// A part of `physicalAddress..<physicalAddress + count` is not in guest memory.
   case notMemory(physicalAddress: UInt64, count: UInt64)
-  /// The host's read failed, with this errno.
+  /// The host's read failed with this errno.
   case host(errno: Int32)
 }

@@ -1,9 +1,9 @@
 import Hardware
 
-/// What Linux can unpack, or mount, as an initial RAM disk: told from its first bytes, as the kernel
-/// does (init/initramfs.c, lib/decompress.c, init/do_mounts_rd.c).
+/// Checks whether Linux can unpack or mount an initial RAM disk, by its first bytes, as the kernel does
+/// (init/initramfs.c, lib/decompress.c, init/do_mounts_rd.c).
 ///
-/// Checked before the guest starts, since the kernel would go on without it and fail far from the cause.
+/// The check comes before the guest starts, because the kernel would continue without the disk and fail much later.
 enum InitialRAMDisk {
   private struct Signature {
     let offset: Int
@@ -20,9 +20,9 @@ enum InitialRAMDisk {
   }
 
   private static let signatures = [
-    // cpio: newc, and newc with checksums.
+    // cpio: newc; newc with checksums.
     Signature(Array("070701".utf8)), Signature(Array("070702".utf8)),
-    // gzip, the newer and the older.
+    // gzip: the current and the old signature.
     Signature([0x1f, 0x8b]), Signature([0x1f, 0x9e]),
     // bzip2, lzma, xz, lzo, lz4 (legacy frame), zstd.
     Signature([0x42, 0x5a, 0x68]), Signature([0x5d, 0x00, 0x00]),
@@ -34,8 +34,8 @@ enum InitialRAMDisk {
     Signature([0x45, 0x3d, 0xcd, 0x28]), Signature([0x53, 0xef], at: 0x438),
   ]
 
-  /// The smallest header among the archives: bzip2's of an empty file. What is smaller is no archive,
-  /// whatever it starts with.
+  /// The size of the smallest archive: an empty file in bzip2 format. A smaller file is no archive, even if it has a
+  /// signature.
   private static let smallestSize: UInt64 = 14
 
   static func check(_ image: any ImageSource) throws(BootError) {

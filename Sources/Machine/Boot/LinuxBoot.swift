@@ -1,7 +1,7 @@
 import Hardware
 
-/// Starting Linux at its 64-bit entry point (Documentation/arch/x86/boot.rst, "64-bit Boot Protocol"):
-/// `boot_params` (arch/x86/include/uapi/asm/bootparam.h), page tables and a descriptor table.
+/// Loads Linux for its 64-bit entry point (Documentation/arch/x86/boot.rst, "64-bit Boot Protocol"), with `boot_params`
+/// (arch/x86/include/uapi/asm/bootparam.h), page tables and a descriptor table.
 extension BootLoading {
   mutating func load(_ linux: LinuxImage) throws(BootError) -> BootEntry {
     let commandLine = Array(request.commandLine.utf8)
@@ -52,7 +52,8 @@ extension BootLoading {
   /// Null, unused, `__BOOT_CS` (selector 0x10), `__BOOT_DS` (0x18).
   private static let descriptorTable: [UInt8] = {
     var bytes: [UInt8] = []
-    // Base 0, limit 0xfffff in pages; present, and accessed already, so the CPU need not write to it.
+    // Base 0, limit 0xfffff pages, present. The accessed flag is set, so that the CPU does not need to write to the
+    // table.
     for descriptor: UInt64 in [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff] {
       bytes.append(littleEndian: descriptor)
     }
@@ -67,21 +68,21 @@ struct BootParameters {
 
   init(setupHeader: [UInt8]) {
     bytes.replaceSubrange(LinuxImage.headerOffset..<LinuxImage.headerOffset + setupHeader.count, with: setupHeader)
-    // type_of_loader: none of the registered ones.
+    // type_of_loader: a loader without a registered number.
     bytes[0x210] = 0xff
-    // setup_data: none. The initrd: none yet.
+    // setup_data: none.
     bytes.store(UInt64(0), at: 0x250)
     setInitialRAMDisk(0..<0)
   }
 
   mutating func setCommandLine(at address: UInt64) {
-    // cmd_line_ptr and ext_cmd_line_ptr.
+    // cmd_line_ptr, ext_cmd_line_ptr.
     bytes.store(UInt32(truncatingIfNeeded: address), at: 0x228)
     bytes.store(UInt32(truncatingIfNeeded: address >> 32), at: 0x0c8)
   }
 
   mutating func setInitialRAMDisk(_ range: Range<UInt64>) {
-    // ramdisk_image, ramdisk_size, and the upper halves of both.
+    // ramdisk_image, ramdisk_size, ext_ramdisk_image, ext_ramdisk_size (the upper halves).
     bytes.store(UInt32(truncatingIfNeeded: range.lowerBound), at: 0x218)
     bytes.store(UInt32(truncatingIfNeeded: range.count), at: 0x21c)
     bytes.store(UInt32(truncatingIfNeeded: range.lowerBound >> 32), at: 0x0c0)
@@ -93,7 +94,7 @@ struct BootParameters {
     bytes.store(address, at: 0x070)
   }
 
-  /// - Parameter regions: at most 128, which is what the table holds.
+  /// - Parameter regions: at most 128, the size of the table. Further ones are ignored.
   mutating func setMemoryMap(_ regions: [GuestMemoryLayout.Region]) {
     let regions = regions.prefix(128)
     // e820_entries, e820_table.

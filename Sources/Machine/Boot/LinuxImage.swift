@@ -1,10 +1,10 @@
 import Hardware
 
-/// A Linux bzImage, by its setup header (Documentation/arch/x86/boot.rst, "The Real-Mode Kernel Header").
+/// A Linux bzImage, described by its setup header (Documentation/arch/x86/boot.rst, "The Real-Mode Kernel Header").
 struct LinuxImage {
-  /// The header as it stands in the file, from `headerOffset`: what goes into `boot_params`.
+  /// The bytes of the header in the file from `headerOffset` on. They are copied into `boot_params`.
   let setupHeader: [UInt8]
-  /// Where the protected-mode kernel starts in the file.
+  /// The offset of the protected-mode kernel in the file.
   let kernelOffset: UInt64
   let kernelSize: UInt64
   /// relocatable_kernel.
@@ -15,24 +15,24 @@ struct LinuxImage {
   let minimumAlignment: UInt64
   /// pref_address.
   let preferredAddress: UInt64
-  /// init_size: memory that it needs from where it runs, before it reads the memory map.
+  /// init_size: bytes of memory that the kernel needs, from the address where it runs, before it reads the memory map.
   let initialSize: UInt64
   /// cmdline_size, in bytes without the terminating zero.
   let commandLineLimit: UInt64
   /// initrd_addr_max: the highest address that a byte of the initrd may have.
   let initialRAMDiskLast: UInt64
 
-  /// Where the header starts, in the file and in `boot_params` both.
+  /// The offset of the header, both in the file and in `boot_params`.
   static let headerOffset = 0x1f1
-  /// Where `boot_params` has room for the header up to.
+  /// The end of the room for the header in `boot_params`.
   private static let headerLimit = 0x290
-  /// Where the fields of protocol 2.12 end: handover_offset.
+  /// The end of the fields of protocol 2.12. The last of them is handover_offset.
   private static let headerNeeded = 0x268
   private static let sectorSize: UInt64 = 512
-  /// Where the 64-bit entry point is in the protected-mode kernel.
+  /// The offset of the 64-bit entry point in the protected-mode kernel.
   static let entryOffset: UInt64 = 0x200
 
-  /// - Returns: nil when it is something else.
+  /// - Returns: nil if the file is not a bzImage.
   init?(head: [UInt8], size: UInt64) throws(BootError) {
     let signature = Array("HdrS".utf8)
     guard head.count >= 0x206, head.load(UInt16.self, at: 0x1fe) == 0xaa55, Array(head[0x202..<0x206]) == signature
@@ -41,7 +41,7 @@ struct LinuxImage {
     guard head.count >= 0x208 else { throw .truncated(.kernel, .setupHeader, end: 0x208, size: size) }
     let version = head.load(UInt16.self, at: 0x206)
     guard version >= 0x20c else { throw .protocolTooOld(version: version) }
-    // The byte at 0x201 is the operand of the jump over the header.
+    // The header starts with a jump over itself. The jump's operand, at 0x201, is the header's length after 0x202.
     let headerEnd = 0x202 + Int(head[0x201])
     guard headerEnd >= Self.headerNeeded else { throw .setupHeaderTooShort(end: headerEnd) }
     guard head.count >= headerEnd else {
@@ -54,7 +54,7 @@ struct LinuxImage {
     let extendedLoadFlags = head.load(UInt16.self, at: 0x236)
     guard extendedLoadFlags & 1 != 0 else { throw .not64Bit(extendedLoadFlags: extendedLoadFlags) }
 
-    // setup_sects counts what follows the boot sector; zero stands for four.
+    // setup_sects is the number of setup sectors after the boot sector. Zero means four.
     let setupSectors = head[0x1f1] == 0 ? 4 : UInt64(head[0x1f1])
     kernelOffset = (setupSectors + 1) * Self.sectorSize
     // syssize, in units of 16 bytes. A signature may follow it in the file.
@@ -75,11 +75,11 @@ struct LinuxImage {
     initialRAMDiskLast = UInt64(head.load(UInt32.self, at: 0x22c))
   }
 
-  /// Where it may be loaded, best first.
+  /// The addresses at which the kernel may be loaded, best first.
   ///
-  /// A relocatable kernel runs where it is loaded, aligned upwards, but never below its preferred
-  /// address: loaded below, it moves itself there, and needs `initialSize` bytes there all the same
-  /// (boot.rst, "init_size"). So nothing below can help where there is no room; a smaller alignment can.
+  /// A relocatable kernel runs where it is loaded, aligned upwards, but never below its preferred address. If it is
+  /// loaded below that, it moves itself there, and needs `initialSize` bytes there anyway (boot.rst, "init_size"). So,
+  /// if there is no room, a lower address does not help, but a smaller alignment may.
   var addresses: [UInt64] {
     guard relocatable else { return [preferredAddress] }
     let lowest = max(preferredAddress, GuestMemoryLayout.firstMiB)

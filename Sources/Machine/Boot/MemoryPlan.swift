@@ -1,11 +1,12 @@
-/// RAM that a boot has not yet given away: what keeps kernel, initrd and boot data apart.
+/// The RAM that a boot has not claimed yet. It keeps the kernel, the initrd and boot data from overlapping.
 struct MemoryPlan {
-  /// In order of address, none empty.
+  /// In the order of their addresses. None of them is empty.
   private(set) var free: [Range<UInt64>]
 
   init(free: [Range<UInt64>]) { self.free = free }
 
-  /// Takes exactly this range.
+  /// Claims exactly this range.
+  /// - Returns: false if a part of the range is not free.
   mutating func claim(_ range: Range<UInt64>) -> Bool {
     if range.isEmpty { return true }
     guard let index = free.firstIndex(where: { $0.lowerBound <= range.lowerBound && range.upperBound <= $0.upperBound })
@@ -14,10 +15,10 @@ struct MemoryPlan {
     return true
   }
 
-  /// Takes `size` bytes as high as possible.
+  /// Claims `size` bytes as high as possible.
   /// - Parameters:
   ///   - alignment: a power of two.
-  ///   - limit: the address that the bytes must end at or below.
+  ///   - limit: the bytes must end at or below this address.
   mutating func takeHighest(_ size: UInt64, alignment: UInt64, below limit: UInt64) -> UInt64? {
     for index in free.indices.reversed() {
       let end = min(free[index].upperBound, limit)
@@ -30,10 +31,10 @@ struct MemoryPlan {
     return nil
   }
 
-  /// Takes `size` bytes as low as possible.
+  /// Claims `size` bytes as low as possible.
   /// - Parameters:
   ///   - alignment: a power of two.
-  ///   - bounds: the addresses that the bytes must lie within.
+  ///   - bounds: the bytes must be within this range.
   mutating func takeLowest(_ size: UInt64, alignment: UInt64, within bounds: Range<UInt64>) -> UInt64? {
     for index in free.indices {
       let (padded, overflow) = max(free[index].lowerBound, bounds.lowerBound).addingReportingOverflow(alignment - 1)
@@ -47,7 +48,7 @@ struct MemoryPlan {
     return nil
   }
 
-  /// The most that `takeHighest` would still give.
+  /// Returns the largest size that `takeHighest` could still claim.
   func largest(alignment: UInt64, below limit: UInt64) -> UInt64 {
     var largest: UInt64 = 0
     for range in free {

@@ -1,10 +1,10 @@
 import Hardware
 
-/// Starting a Multiboot kernel: machine state and boot information (Multiboot Specification 0.6.96,
-/// 3.2 and 3.3).
+/// Loads a Multiboot kernel with its boot information, and sets its machine state (Multiboot Specification 0.6.96, 3.2
+/// and 3.3).
 extension BootLoading {
   mutating func load(_ image: MultibootImage) throws(BootError) -> BootEntry {
-    // As GRUB legacy and QEMU do, the kernel's name comes first; test kernels count on it.
+    // The kernel's name comes first, as with GRUB legacy and QEMU. Test kernels rely on it.
     let commandLine = Array("\(request.kernel.name) \(request.commandLine)".utf8) + [0]
     let map = Self.memoryMap(request.layout.regions)
     let loaderName = Array("Nestling".utf8) + [0]
@@ -18,12 +18,12 @@ extension BootLoading {
 
     var information = [UInt8](repeating: 0, count: 116)
     func store(_ value: UInt64, at offset: Int) {
-      // All of it lies below 4 GiB, sizes included.
+      // All addresses and sizes are below 4 GiB.
       information.store(UInt32(truncatingIfNeeded: value), at: offset)
     }
     // Flags: memory sizes, command line, memory map, loader's name.
     var flags: UInt64 = 1 << 0 | 1 << 2 | 1 << 6 | 1 << 9
-    // mem_lower and mem_upper, in KiB: from 0, and from 1 MiB to the first hole.
+    // mem_lower and mem_upper: KiB of RAM from 0, and KiB from 1 MiB to the first hole.
     let firstMiB = GuestMemoryLayout.firstMiB
     store(min(request.layout.lowRAMEnd, GuestMemoryLayout.conventionalEnd) >> 10, at: 4)
     store((max(request.layout.lowRAMEnd, firstMiB) - firstMiB) >> 10, at: 8)
@@ -60,7 +60,7 @@ extension BootLoading {
         instructionPointer: image.entry, accumulator: 0x2bad_b002, startInformation: UInt32(truncatingIfNeeded: start)))
   }
 
-  /// Entries of 20 bytes, each behind its size, which does not count itself.
+  /// Makes the memory map: entries of 20 bytes, each after its size, which does not include the size field itself.
   private static func memoryMap(_ regions: [GuestMemoryLayout.Region]) -> [UInt8] {
     var bytes: [UInt8] = []
     for region in regions {

@@ -1,11 +1,11 @@
 import Hardware
 
-/// The header by which a kernel asks for Multiboot (Multiboot Specification 0.6.96, 3.1).
+/// The Multiboot header of a kernel (Multiboot Specification 0.6.96, 3.1).
 struct MultibootHeader: Hashable {
-  /// Where it stands in the file.
+  /// The header's offset in the file.
   let fileOffset: Int
   let flags: UInt32
-  /// The address fields, in force when flag 16 is set.
+  /// The address fields; nil if flag 16 is clear, which makes them invalid.
   let addresses: Addresses?
 
   struct Addresses: Hashable {
@@ -16,15 +16,15 @@ struct MultibootHeader: Hashable {
     var entry: UInt32
   }
 
-  /// The header lies within this much of the file's beginning, on a multiple of 4.
+  /// The header is within this many bytes of the file's start, at a multiple of 4.
   static let searchLength = 8192
   private static let magic: UInt32 = 0x1bad_b002
-  /// Modules on page boundaries, and memory information: both always given.
+  /// The supported features: page-aligned modules and memory information. The loader always provides both.
   private static let offered: UInt32 = 1 << 0 | 1 << 1
-  /// The lower half of the flags is what a loader must know or refuse.
+  /// The flags of features that a loader must support, or else refuse the kernel.
   private static let required: UInt32 = 0xffff
 
-  /// - Returns: nil when there is none.
+  /// - Returns: nil if there is no header.
   init?(searching head: [UInt8]) throws(BootError) {
     var offset = 0
     while offset + 12 <= head.count {
@@ -57,7 +57,7 @@ struct MultibootHeader: Hashable {
   }
 }
 
-/// A Multiboot kernel: what to load, and where it starts.
+/// A Multiboot kernel: its segments and its entry point.
 struct MultibootImage {
   let segments: [LoadSegment]
   let entry: UInt32
@@ -78,7 +78,8 @@ struct MultibootImage {
     self.entry = entry
   }
 
-  /// The "a.out kludge" (3.1.3): one run of the file, told by where the header is to be loaded.
+  /// Makes the segment of a kernel with address fields (the "a.out kludge", 3.1.3). It is one contiguous part of the
+  /// file. The header's load address and its file offset determine where that part begins.
   private static func segment(
     _ addresses: MultibootHeader.Addresses, headerOffset: UInt64, reader: ImageReader
   ) throws(BootError) -> LoadSegment {
@@ -89,7 +90,7 @@ struct MultibootImage {
     }
     let fileOffset = headerOffset - UInt64(addresses.header - addresses.load)
     let load = UInt64(addresses.load)
-    // Zero stands for the file's end, and for no bss.
+    // A load end of zero means the file's end; a bss end of zero means that there is no bss.
     var fileSize = reader.image.size - fileOffset
     if addresses.loadEnd != 0 {
       guard addresses.loadEnd > addresses.load else { throw invalid }

@@ -1,7 +1,7 @@
 import Hardware
 
-/// An ELF kernel with a PVH entry point: Xen's direct boot, which Linux has as CONFIG_PVH
-/// (xen/include/public/elfnote.h; xen/include/public/arch-x86/hvm/start_info.h).
+/// An ELF kernel with a PVH entry point: Xen's direct boot protocol, CONFIG_PVH in Linux (xen/include/public/elfnote.h,
+/// xen/include/public/arch-x86/hvm/start_info.h).
 struct PVHImage {
   let elf: ELFImage
   /// Physical address of the 32-bit entry point.
@@ -60,7 +60,7 @@ extension BootLoading {
     try write(commandLine, to: commandLineAddress)
     try write(mapBytes, to: map)
     if let disk {
-      // hvm_modlist_entry: address, size, no command line of its own, reserved.
+      // hvm_modlist_entry: address, size, command line (none), reserved.
       var module: [UInt8] = []
       for field in [disk.lowerBound, UInt64(disk.count), 0, 0] { module.append(littleEndian: field) }
       try write(module, to: modules)
