@@ -22,7 +22,7 @@ final class Board: Sendable {
   let deviceMemory: (any DeviceMemory)?
   /// nil if the accelerator does not need to know the host's devices.
   let hostDeviceFiles: (any HostDeviceRegistry)?
-  let interruptEnds = EOIListeners()
+  let eoiListeners = EOIListeners()
   let passthrough: PassthroughObjects
 
   let trace: MachineTrace
@@ -88,7 +88,7 @@ final class Board: Sendable {
     let pins = remapping.ioapic.interrupts
     let pinRoutes = (0..<IOAPIC.pinCount).map { pins.makePinRoute(pin: $0, requester: ioapicRequester) }
     self.pinRoutes = pinRoutes
-    ioapic = IOAPICDevice(routes: pinRoutes, onEndOfInterrupt: { [interruptEnds] in interruptEnds.ended($0) })
+    ioapic = IOAPICDevice(routes: pinRoutes, onEndOfInterrupt: { [eoiListeners] in eoiListeners.ended($0) })
     _ = memoryBus.attach(ioapic, at: BoardLayout.ioapic, size: IOAPICDevice.regionSize)
 
     _ = memoryBus.attach(
@@ -292,7 +292,7 @@ final class Board: Sendable {
     for (pin, route) in pinRoutes.enumerated() where route.ends(vector: vector) {
       // Call the listeners first: one of them may lower the wire, and the IOAPIC samples the wire at the end of
       // interrupt.
-      interruptEnds.ended(pin: pin)
+      eoiListeners.ended(pin: pin)
       ioapic.endOfInterrupt(pin: pin)
     }
   }

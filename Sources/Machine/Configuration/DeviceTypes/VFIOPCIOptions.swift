@@ -174,7 +174,7 @@ extension VFIOPCIOptions: BoardDevice {
         throw .interrupts(error)
       }
       let pin = BoardLayout.pin(of: place, interruptPin: max(model.function.description.interruptPin, 1))
-      let watch = board.interruptEnds.add(pin: pin) { [weak model] in model?.interruptEnded() }
+      let watch = board.eoiListeners.add(pin: pin) { [weak model] in model?.interruptEnded() }
       let bindings = unit.map { shared.bindings(of: $0) }
       if let refusal = services.refusal, model.hasPageRequests {
         shared.tell(PassthroughNotice(device: name, kind: .pageRequestsRefused(refusal)))
@@ -185,10 +185,10 @@ extension VFIOPCIOptions: BoardDevice {
       bindings?.add(bound, for: model.function.requester)
       // While the device can reach memory, the guest's invalidations must reach the host. So forwarding stops at the
       // release, after the device's requests have ended.
-      model.function.environment.onRelease { [interruptEnds = board.interruptEnds, weak model] in
+      model.function.environment.onRelease { [eoiListeners = board.eoiListeners, weak model] in
         bindings?.remove(bound)
         model?.detach()
-        interruptEnds.remove(watch)
+        eoiListeners.remove(watch)
       }
       return model.function
     } catch {
