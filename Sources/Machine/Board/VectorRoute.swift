@@ -1,0 +1,40 @@
+import Hardware
+
+/// A route with an eventfd by which the kernel's VFIO sends the message, for a passed-through device.
+protocol EventRoute: InterruptRoute {
+  /// Returns the eventfd that sends the message. While there is no message, its signals stay pending. Every call
+  /// returns the same eventfd, which stays open as long as the route exists; nil if the host cannot provide one.
+  func event() -> Int32?
+}
+
+/// The route of an MSI or MSI-X vector.
+final class VectorRoute: MessageRoute, EventRoute, @unchecked Sendable {
+  /// Made on first use, because most vectors are never used. Protected by the route's lock.
+  private var vector: (any MessageVector)?
+  /// Whether VFIO signals the vector, even while there is no message. Protected by the route's lock.
+  private var isSignalledByOthers = false
+
+  override func install(_ resolved: InterruptMessage?) {
+    guard let resolved else {
+      if isSignalledByOthers { vector?.hold() }
+      return
+    }
+    madeVector.set(resolved)
+  }
+
+  private var madeVector: any MessageVector {
+    if let vector { return vector }
+    let made = delivery.localInterrupts.makeVector()
+    vector = made
+    return made
+  }
+
+  func event() -> Int32? {
+    state.withLock { _ in
+      isSignalledByOthers = true
+      return madeVector.event
+    }
+  }
+
+  override func send(_ resolved: InterruptMessage) { vector?.signal() }
+}
