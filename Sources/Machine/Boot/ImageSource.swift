@@ -21,3 +21,32 @@ public enum ImageSourceError: Error, Hashable, Sendable {
   /// The host's read failed with this errno.
   case host(errno: Int32)
 }
+
+/// Reads an image. Checks each read against the file's end, and names the file in errors.
+struct ImageReader {
+  let image: any ImageSource
+  let file: BootError.File
+
+  init(_ image: any ImageSource, is file: BootError.File) {
+    self.image = image
+    self.file = file
+  }
+
+  /// Reads the image's first `limit` bytes, or all of a shorter image.
+  func readStart(atMost limit: Int) throws(BootError) -> [UInt8] {
+    let count = Int(min(image.size, UInt64(limit)))
+    do { return try image.read(at: 0, count: count) } catch { throw .readFailed(file, error) }
+  }
+
+  func read(_ part: BootError.Part, at offset: UInt64, count: Int) throws(BootError) -> [UInt8] {
+    try check(part, at: offset, count: UInt64(count))
+    do { return try image.read(at: offset, count: count) } catch { throw .readFailed(file, error) }
+  }
+
+  /// Throws if a part does not end within the file.
+  func check(_ part: BootError.Part, at offset: UInt64, count: UInt64) throws(BootError) {
+    let (end, overflow) = offset.addingReportingOverflow(count)
+    guard !overflow else { throw .truncated(file, part, end: nil, size: image.size) }
+    guard end <= image.size else { throw .truncated(file, part, end: end, size: image.size) }
+  }
+}
