@@ -1,18 +1,18 @@
 import Machine
 
-/// What a person types, and what a person is told.
+/// The command line, the monitors (QMP and HMP), and every text that Nestling prints for people.
 public enum Control {
-  /// What a command line comes to.
+  /// The result of parsing a command line.
   public enum Outcome: Sendable {
     case run(MachineConfiguration)
-    /// Text for standard output, with its last newline; then status 0.
+    /// Print this text, which ends in a newline, on standard output and exit with status 0.
     case print(String)
-    /// One line for standard error, with its newline; then status 1.
+    /// Print this line, which ends in a newline, on standard error and exit with status 1.
     case fail(String)
   }
 
-  /// Reads a command line. Opens nothing.
-  /// - Parameter arguments: without the program's own name.
+  /// Parses a command line. Opens no file.
+  /// - Parameter arguments: The words after the program's name.
   public static func parse(_ arguments: [String]) -> Outcome {
     do {
       return try CommandLineReader.read(arguments)

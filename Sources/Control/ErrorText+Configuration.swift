@@ -1,7 +1,7 @@
 import Hardware
 import Machine
 
-/// What does not fit between the parts of a configuration.
+/// Text for configurations whose parts do not fit together.
 extension ErrorText {
   static func text(for error: ConfigurationError) -> String {
     switch error {
@@ -13,21 +13,21 @@ extension ErrorText {
     case .memoryNotMultiple(let size, let pageSize):
       "\(self.size(size)) of memory is not a multiple of the page size, \(self.size(pageSize))"
     case .processorsOutOfRange(let count, let highest): "\(count) CPUs: there can be 1 to \(highest)"
-    case .topologyNotOffered: "all CPUs are cores of one socket yet: sockets and threads can only be 1"
+    case .topologyNotOffered: "sockets and threads must be 1: for now, all CPUs are cores of one socket"
     case .tooManySerialPorts(let count, let highest):
-      "\(count) serial ports are asked for, and there is \(highest) (COM1)"
+      "\(count) serial ports are requested, but the machine has \(highest) (COM1)"
     case .chardev(_, let problem), .serial(_, let problem), .monitor(_, let problem), .qtest(let problem):
       text(for: problem)
     case .blockNode(_, let problem): text(for: problem)
-    case .object(_, .missingID): "id is missing: an object has a name"
+    case .object(_, .missingID): "id is missing: every object needs one"
     case .object(_, .duplicateID(let id)): duplicate(id.text)
     case .device(_, let problem): text(for: problem)
     }
   }
 
-  private static func duplicate(_ id: String) -> String { "id \(quoted(id)) is taken already" }
+  private static func duplicate(_ id: String) -> String { "id \(quoted(id)) is already taken" }
 
-  // QEMU's words.
+  /// The texts are QEMU's.
   private static func text(for problem: ChardevProblem) -> String {
     switch problem {
     case .missingID: "chardev: no id specified"
@@ -42,7 +42,7 @@ extension ErrorText {
     switch problem {
     case .duplicateID(let id): duplicate(id)
     case .unknownUnderlying(let name, let known):
-      "file: no node \(quoted(name)) before this" + list("nearest", NearestNames.to(name, among: known))
+      "file: no earlier node \(quoted(name))" + list("nearest", NearestNames.to(name, among: known))
     case .underlyingInUse(let name, let user): "file: \(quoted(name)) is in use by \(text(for: user))"
     case .underlyingReadOnly(let name): "file: \(quoted(name)) is read-only: add read-only=on"
     }
@@ -53,45 +53,46 @@ extension ErrorText {
     case .duplicateID(let id): duplicate(id.text)
     case .unknownNode(let use, let known):
       known.isEmpty
-        ? "\(use.property): no drive \(quoted(use.id)): there is no -drive or -blockdev"
+        ? "\(use.property): no drive \(quoted(use.id)): no -drive or -blockdev is given"
         : "\(use.property): no drive \(quoted(use.id))"
           + list("nearest", NearestNames.to(use.id, among: known))
     case .nodeInUse(let use, let user):
       "\(use.property): \(quoted(use.id)) is in use by \(text(for: user)); only a read-only drive can be shared"
     case .unknownObject(let use, let known):
       known.isEmpty
-        ? "\(use.property): no object \(quoted(use.id.text)): there is no -object"
+        ? "\(use.property): no object \(quoted(use.id.text)): no -object is given"
         : "\(use.property): no object \(quoted(use.id.text))"
           + list("nearest", NearestNames.to(use.id.text, among: known))
     case .wrongObject(let use, let kind):
-      "\(use.property): \(quoted(use.id.text)) is a \(kind); it takes: " + use.typeNames.joined(separator: ", ")
-    case .tooManyUnits(let highest): "there can be \(highest) units at most"
+      "\(use.property): \(quoted(use.id.text)) is of type \(kind), but must be of type "
+        + use.typeNames.joined(separator: " or ")
+    case .tooManyUnits(let highest): "there can be at most \(highest) intel-iommu devices"
     case .otherUnitIncludesAll(let id):
-      "\(unit(id)) has all devices already: add devices= to one of them"
+      "\(unit(id)) already covers all devices: add devices= to one of the two"
     case .unknownDevice(let name, let known):
-      "devices: no PCI device \(quoted(name)), and it is no address on bus 0"
+      "devices: \(quoted(name)) is neither the id of a PCI device nor an address on bus 0"
         + list("nearest", NearestNames.to(name, among: known))
-    case .notRemappable(let name): "devices: \(quoted(name)) is not on PCI: no unit translates for it"
-    case .deviceHasUnit(let name, let id): "devices: \(unit(id)) names \(quoted(name)) already"
+    case .notRemappable(let name): "devices: \(quoted(name)) is not a PCI device: no IOMMU can translate for it"
+    case .deviceHasUnit(let name, let id): "devices: \(unit(id)) already lists \(quoted(name))"
     case .addressTaken(let address, let owner):
       "addr: \(address.text) is taken by \(text(for: owner))"
-    case .noFreeAddress: "no device number on bus 0 is left"
-    // QEMU's words in these, and the nearest names.
+    case .noFreeAddress: "bus 0 has no free device number"
+    // These texts are QEMU's, as is that of unknownBus up to the nearest names.
     case .singleFunction(let address):
       "PCI: single function device can't be populated in function \(hexadecimal(address))"
     case .functionPopulated(let address):
       "PCI: \(String(address.device, radix: 16)).0 indicates single function, but \(hexadecimal(address)) is already "
         + "populated."
     case .functionZeroFound(let address, let owner):
-      "function 0 of slot \(address.device) is \(text(for: owner)) already: other functions come before it"
+      "function 0 of slot \(address.device) is already \(text(for: owner)): plug in the other functions before function 0"
     case .unknownBus(let name, let known):
       "Bus \(quoted(name)) not found" + list("nearest", NearestNames.to(name, among: known))
     case .notOnLink(let address):
       "addr: slot \(address.device) is not valid below a root port, which only allows plugging into slot 0"
     case .tooManyBuses(let count, let highest):
-      "the root ports have \(count) buses, and there are numbers for \(highest): lower bus-reserve"
+      "the root ports reserve \(count) bus numbers, but only \(highest) are available: lower bus-reserve"
     case .slotTaken(let chassis, let slot):
-      "chassis \(chassis) has a slot \(slot) already: give each root port its own chassis or slot"
+      "chassis \(chassis) already has a slot \(slot): give each root port its own chassis or slot"
     }
   }
 

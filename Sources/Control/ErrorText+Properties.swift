@@ -1,6 +1,6 @@
 import Machine
 
-/// Properties and their values.
+/// Text for properties and their values.
 extension ErrorText {
   static func text(for error: PropertyError, owner: String?) -> String {
     switch error {
@@ -9,12 +9,12 @@ extension ErrorText {
         + list("nearest", NearestNames.to(name, among: known))
     case .value(let name, let text, let error): "\(name) \(self.text(for: error, value: text))"
     case .contradiction(let name, let otherName):
-      "\(name) and \(otherName) are the same property, and say different things"
+      "\(name) and \(otherName) are the same property, but have different values"
     case .rule(let otherwise): otherwise
     }
   }
 
-  /// What follows the property's name.
+  /// Returns the text after the property's name.
   private static func text(for error: ValueError, value: String) -> String {
     switch error {
     case .notBoolean: "must be on or off, not \(quoted(value))"
@@ -27,7 +27,7 @@ extension ErrorText {
     case .notPCIAddress:
       "must be a device number from 01 to 1e, hexadecimal, with an optional function from .0 to .7, not \(quoted(value))"
     case .notIdentifier: "must be a letter, then letters, digits, '-', '.' or '_', not \(quoted(value))"
-    case .tooLong(let bytes): "can be \(bytes) bytes long at most"
+    case .tooLong(let bytes): "must be at most \(bytes) bytes long"
     case .empty: "must not be empty"
     case .refused(let reason): "cannot be \(quoted(value)): \(reason)"
     }

@@ -1,8 +1,8 @@
 import Hardware
 import Machine
 
-/// The one line that a person gets for an error of the command line: what was typed, what is wrong with it,
-/// and the nearest that would be right.
+/// Text for people. An error of the command line becomes one line: what was typed, what is wrong with it, and the
+/// nearest valid names.
 enum ErrorText {
   static func line(for error: CommandLineError) -> String {
     switch error {
@@ -20,18 +20,18 @@ enum ErrorText {
     }
   }
 
-  /// Joins what was typed and what is wrong, as one printable line.
+  /// Joins the typed words and the problem into one printable line.
   static func line(_ typed: [String], _ problem: String) -> String {
     let parts = ["nestling"] + (typed.isEmpty ? [] : [typed.map(shortened).joined(separator: " ")]) + [problem]
     return printable(parts.joined(separator: ": ")) + "\n"
   }
 
-  /// The start of a text that is too long to repeat.
+  /// Cuts a text that is too long to repeat.
   static func shortened(_ text: String) -> String {
     text.unicodeScalars.count <= 160 ? text : String(String.UnicodeScalarView(text.unicodeScalars.prefix(157))) + "..."
   }
 
-  /// Characters that would move the cursor, or end the line, are written out.
+  /// Escapes characters that would move the cursor or end the line.
   private static func printable(_ text: String) -> String {
     var result = ""
     for scalar in text.unicodeScalars {
@@ -46,7 +46,7 @@ enum ErrorText {
 
   static func quoted(_ text: String) -> String { "'" + shortened(text) + "'" }
 
-  /// `; nearest: a, b`, or nothing for nothing.
+  /// Returns `; WORD: a, b`, or an empty text if there are no names.
   static func list(_ word: String, _ names: [String]) -> String {
     names.isEmpty ? "" : "; \(word): " + names.map(shortened).joined(separator: ", ")
   }
@@ -54,18 +54,18 @@ enum ErrorText {
   static func text(for problem: OptionProblem) -> String {
     switch problem {
     case .emptyName: "a name is missing before '='"
-    case .missing(let kind): "no \(noun(kind)) is named"
+    case .missing(let kind): "the \(noun(kind)) is missing"
     case .unknown(let kind, let name, let known):
       "unknown \(noun(kind))"
-        + (known.count == 1 ? list("there is only", known) : list("nearest", NearestNames.to(name, among: known)))
+        + (known.count == 1 ? list("the only choice", known) : list("nearest", NearestNames.to(name, among: known)))
     case .property(let error, let owner): text(for: error, owner: owner)
     case .json(let text): text
-    case .empty: "it needs a file's name"
+    case .empty: "the file name is missing"
     case .needsQTest: "only allowed with -qtest"
-    case .otherAccelerator(let name): "another option asks for \(quoted(name)), and there is one accelerator"
-    case .deviceWithoutKVM: "only kvm has a device"
+    case .otherAccelerator(let name): "another option selects \(quoted(name)): there can be only one accelerator"
+    case .deviceWithoutKVM: "only -accel kvm takes device="
     case .needsKernel: "only allowed with -kernel"
-    case .features(let features): "single features cannot be switched yet: leave out \(quoted(features))"
+    case .features(let features): "single CPU features cannot be selected yet: leave out \(quoted(features))"
     case .topology(let problem): text(for: problem)
     case .memoryBackend(let problem): text(for: problem)
     case .configuration(let error): text(for: error)
@@ -94,9 +94,9 @@ enum ErrorText {
     switch problem {
     case .productIsNot(let count, let product):
       "sockets, cores and threads make \(product) CPUs, not \(count)"
-    case .notDivisible(let count, let divisor): "\(count) CPUs cannot be grouped by \(divisor)"
+    case .notDivisible(let count, let divisor): "\(count) CPUs cannot be split into groups of \(divisor)"
     case .tooMany(let highest): "that is more than \(highest) CPUs"
-    case .hotplug: "maxcpus must be the same as cpus: no CPU can be plugged in later"
+    case .hotplug: "maxcpus must be the same as cpus: CPUs cannot be hot-plugged"
     }
   }
 
@@ -107,7 +107,7 @@ enum ErrorText {
     case .wrongType(let id, let kind): "memory-backend: \(quoted(id.text)) is an \(kind), not a memory-backend-memfd"
     case .sizeMismatch(let machine, let backend):
       "memory-backend has \(size(backend)), but -m asks for \(size(machine))"
-    case .unused(let id): "nothing uses it: add -machine memory-backend=\(id)"
+    case .unused(let id): "the object is not used: add -machine memory-backend=\(id)"
     }
   }
 

@@ -1,10 +1,12 @@
 import Machine
 
-/// `nestling check-host [BDF...]`: whether this host can pass devices through, and what is missing.
+/// `nestling check-host [BDF...]`: checks whether this host can pass devices through, and lists what is missing.
 enum HostCheckText {
   static let command = "check-host"
 
-  /// - Returns: the lines for a person, and the exit status: 0 for yes.
+  /// Checks the host.
+  /// - Parameter names: The devices to check.
+  /// - Returns: The lines to print and the exit status, which is 0 if the host is ready.
   static func run(_ names: [String]) -> (text: String, status: Int32) {
     let check = HostCheck(devices: names)
     return (text(of: check), check.isReady ? 0 : 1)
@@ -13,12 +15,10 @@ enum HostCheckText {
   static func text(of check: HostCheck) -> String {
     var lines = [("kernel", check.kernelRelease), ("kernel options", text(of: check.kernelOptions))]
     lines.append(
-      ("command line", check.commandLine.isEmpty ? "nothing of IOMMUs" : check.commandLine.joined(separator: " ")))
+      ("command line", check.commandLine.isEmpty ? "no IOMMU options" : check.commandLine.joined(separator: " ")))
     lines.append(("/dev/kvm", check.kvmProblem.map { "\($0.reason)" } ?? "ok"))
     lines.append(
-      (
-        "/dev/iommu", check.iommufdProblem.map { "\($0.reason): the kernel needs CONFIG_IOMMUFD" } ?? "ok"
-      ))
+      ("/dev/iommu", check.iommufdProblem.map { "\($0.reason): the kernel needs CONFIG_IOMMUFD" } ?? "ok"))
     lines.append(
       (
         "VFIO's device files",
@@ -40,7 +40,7 @@ enum HostCheckText {
   }
 
   private static func text(of options: [KernelOption]?) -> String {
-    guard let options else { return "not told: there is no configuration of it in /boot" }
+    guard let options else { return "unknown: /boot has no configuration file for it" }
     let missing = options.filter { $0.state == .missing }.map(\.name)
     if !missing.isEmpty { return "missing: " + missing.joined(separator: ", ") }
     let modules = options.filter { $0.state == .module }.map(\.name)
@@ -48,8 +48,8 @@ enum HostCheckText {
   }
 
   private static func text(of groups: [String: Int]) -> String {
-    if groups.isEmpty { return "none: no IOMMU is on" }
-    return groups.sorted { $0.key < $1.key }.map { "\($0.value) \($0.key.isEmpty ? "of a type not told" : $0.key)" }
+    if groups.isEmpty { return "none: no IOMMU is enabled" }
+    return groups.sorted { $0.key < $1.key }.map { "\($0.value) \($0.key.isEmpty ? "of unknown type" : $0.key)" }
       .joined(separator: ", ")
   }
 
@@ -70,7 +70,8 @@ enum HostCheckText {
       capabilities.offersFirstStageGigabytePages ? "1 GiB pages" : "no 1 GiB pages (FS1GP): fs1gp=off",
       capabilities.offersFiveLevels ? "5 levels" : "4 levels",
       capabilities.pasidBits > 0 ? "\(capabilities.pasidBits) bits of PASID" : "no PASID",
-      capabilities.offersSnoopControl ? "snoop control" : "no snoop control (SC): a second stage of its own",
+      capabilities.offersSnoopControl
+        ? "snoop control" : "no snoop control (SC): its devices need a separate second stage",
       unit.remapsInterrupts ? "interrupt remapping" : "no interrupt remapping (IR), which VFIO needs",
     ].joined(separator: ", ")
   }
@@ -81,7 +82,7 @@ enum HostCheckText {
       device.unit ?? "no IOMMU",
     ].joined(separator: ", ")
     if let problem = device.problem { return "\(place): no: \(problem.text)" }
-    if let problem = device.nestingProblem { return "\(place): without x-flts only: \(problem.text)" }
+    if let problem = device.nestingProblem { return "\(place): only without x-flts: \(problem.text)" }
     return "\(place): yes"
   }
 }

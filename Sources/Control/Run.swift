@@ -1,8 +1,8 @@
 import Machine
 
 extension Control {
-  /// Does what a command line asks for.
-  /// - Returns: the process's exit status.
+  /// Parses a command line and carries it out: runs a machine, checks the host, or prints help.
+  /// - Returns: The exit status of the process.
   public static func run(_ arguments: [String]) -> Int32 {
     // Without /dev/null there may be no standard error to report this on.
     guard HostProcess.prepare() else { return 1 }
@@ -34,7 +34,7 @@ extension Control {
       try Monitors.attach(configuration.monitors, to: machine)
       machine.onPassthroughNotice { notices.tell($0) }
       let remapping = machine.remapping
-      // The log is written before the devices are removed: a removal that hangs must not lose it.
+      // Write the log before the devices are removed: a removal that hangs must not lose it.
       machine.control.addListener { if case .shutdown = $0 { writeLog(of: remapping, configuration) } }
       let ending = try machine.run()
       notices.finish()
@@ -49,7 +49,7 @@ extension Control {
     }
   }
 
-  /// What `-d` asks for when Nestling ends.
+  /// Writes the counters that `-d iommu` asks for to the file of `-D`, or to standard error.
   private static func writeLog(of remapping: RemappingInspection, _ configuration: MachineConfiguration) {
     guard configuration.logItems.contains(.iommu) else { return }
     let text = RemappingText.log(of: remapping.units)

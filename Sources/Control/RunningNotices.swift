@@ -1,8 +1,8 @@
 import Machine
 import Synchronization
 
-/// Lines about a running machine on standard error. A guest can cause a triple fault as often as it likes, so those
-/// lines have a limit.
+/// Writes lines about a running machine to standard error. A guest can cause triple faults without end, so their lines
+/// are rate-limited.
 final class RunningNotices: Sendable {
   private let stream = NoticeStream()
   private let tripleFaults = Mutex(NoticeLimit())
@@ -20,7 +20,7 @@ final class RunningNotices: Sendable {
 
   func tell(_ notice: PassthroughNotice) { stream.write(ErrorText.line(for: notice)) }
 
-  /// Writes what is left when the machine has ended. It waits a second at most.
+  /// Writes the remaining lines after the machine has ended. Waits at most one second.
   func finish() {
     let omitted = tripleFaults.withLock { $0.takeOmitted() }
     if omitted > 0 { stream.write("nestling: \(omitted) more triple faults\n") }
@@ -28,16 +28,18 @@ final class RunningNotices: Sendable {
   }
 }
 
-/// Limits notices of one kind: the first passes, then one in each interval, with the number of those left out.
+/// Limits the rate of one sort of notice: the first passes, then at most one per interval. Each one that passes carries
+/// the number of notices omitted before it.
 struct NoticeLimit: Sendable {
-  /// The least time between two that pass, in nanoseconds.
+  /// The minimum time between two notices that pass, in nanoseconds.
   static let interval: UInt64 = 10_000_000_000
 
   private var last: UInt64?
   private var omitted = 0
 
-  /// - Parameter time: in nanoseconds, never going back.
-  /// - Returns: how many were left out since the last one that passed; nil where this one is left out as well.
+  /// Decides whether a notice passes.
+  /// - Parameter time: In nanoseconds, by a clock that never goes back.
+  /// - Returns: The number of notices omitted since the last one that passed; nil if this one must be omitted, too.
   mutating func admit(at time: UInt64) -> Int? {
     if let last, time &- last < Self.interval {
       omitted += 1
@@ -47,7 +49,7 @@ struct NoticeLimit: Sendable {
     return takeOmitted()
   }
 
-  /// How many were left out since the last one that passed; counts anew from here.
+  /// Returns the number of notices omitted since the last one that passed, and sets it to 0.
   mutating func takeOmitted() -> Int {
     defer { omitted = 0 }
     return omitted

@@ -1,7 +1,7 @@
 import Machine
 
-/// The Ctrl-A commands between a terminal and the guest's serial port, as QEMU's multiplexer has them
-/// (chardev/char-mux.c): a state machine, which neither reads nor writes anything.
+/// Recognizes Ctrl-A commands in what a terminal sends to the guest's serial port. The commands are those of QEMU's
+/// multiplexer (chardev/char-mux.c). A pure state machine: it does no I/O.
 public struct TerminalMultiplexer: InputInterpreter {
   /// Ctrl-A.
   public static let escape: UInt8 = 0x01
@@ -24,7 +24,7 @@ public struct TerminalMultiplexer: InputInterpreter {
       case UInt8(ascii: "x"), UInt8(ascii: "X"): return (used, .exit)
       case UInt8(ascii: "h"), UInt8(ascii: "?"): return (used, .show("\n" + Self.help))
       case UInt8(ascii: "c"): return (used, .switchFocus)
-      // As QEMU does: a letter without a meaning is dropped, with the escape.
+      // Like QEMU, drop a letter without a meaning, and the escape before it.
       default: break
       }
     }

@@ -1,34 +1,34 @@
-/// Finds the values in a stream of bytes that arrive in pieces: QMP has nothing else that says where a message ends.
-/// It looks at each byte once, and holds no more than the limit of an unfinished value.
+/// Splits a stream of bytes, which arrives in pieces, into JSON values. QMP marks the end of a message in no other way.
+/// The stream inspects each byte once, and stores at most `sizeLimit` bytes of an unfinished value.
 ///
-/// Errors and what follows them are QEMU's (qobject/json-lexer.c, json-streamer.c): a byte that can be in no JSON, a
-/// control character in a string, or a limit passed, ends the value; reading begins anew at the next control
-/// character, quote or bracket. Of QEMU's extensions strings in single quotes are taken, `%` interpolation is not.
+/// Errors and recovery are QEMU's (qobject/json-lexer.c, json-streamer.c): a byte that JSON does not allow, a control
+/// character in a string, or a limit that is exceeded ends the value; the next control character, quote or bracket
+/// starts a new one. Of QEMU's extensions, strings in single quotes are supported and `%` interpolation is not.
 public struct JSONStream: Sendable {
   public enum Item: Hashable, Sendable {
     case value(JSONValue)
-    /// Why there is none, in QEMU's words.
+    /// The reason why there is no value, in QEMU's words.
     case error(String)
   }
 
   private enum State {
     /// Between values.
     case start
-    /// Within a value, but not within a string.
+    /// Inside a value, but not inside a string.
     case inside
-    /// Within a word that is a value by itself: `null`, `12`.
+    /// Inside a word that is a whole value: `null`, `12`.
     case word
     case string(quote: UInt8, returning: Outer)
     case escape(quote: UInt8, returning: Outer)
     case recovery
   }
 
-  /// Where a string stands.
+  /// What surrounds a string: nothing, or a value.
   private enum Outer {
     case top, inside
   }
 
-  /// In bytes, of one value.
+  /// The size limit of one value, in bytes.
   public let sizeLimit: Int
   public let depthLimit: Int
 
@@ -42,15 +42,15 @@ public struct JSONStream: Sendable {
     self.depthLimit = min(depthLimit, JSONValue.depthLimit)
   }
 
-  /// Takes what has arrived.
-  /// - Parameter emit: gets each value and each error, in order; false when it takes no more now.
-  /// - Returns: how many bytes that used up; the rest is to come again.
+  /// Parses the next bytes of the stream.
+  /// - Parameter emit: Receives each value and each error, in order. Returns false to stop for now.
+  /// - Returns: The number of bytes that were used. The caller passes the rest again later.
   @discardableResult
   public mutating func receive(_ input: some Sequence<UInt8>, _ emit: (Item) -> Bool) -> Int {
     var used = 0
     for byte in input {
       let item = take(byte)
-      // A word ends before the byte that shows it.
+      // The byte that ends a word is not part of it.
       if pendingByte {
         pendingByte = false
         if let item, !emit(item) { return used }
@@ -64,8 +64,8 @@ public struct JSONStream: Sendable {
     return used
   }
 
-  /// The stream has ended.
-  /// - Returns: an error for half a value; a word that only the end shows to be whole.
+  /// Ends the stream.
+  /// - Returns: An error if a value is unfinished, or a last word, which is complete only now.
   public mutating func finish() -> Item? {
     defer { reset() }
     switch state {
@@ -97,7 +97,7 @@ public struct JSONStream: Sendable {
     case .escape(let quote, let outer):
       state = .string(quote: quote, returning: outer)
       if byte < 0x20 || byte >= 0xfe { return stray(byte) }
-      // JSON knows no escape of the single quote, and needs none.
+      // JSON has no escape for the single quote, which needs none.
       if byte == UInt8(ascii: "'") { bytes.removeLast() }
       return keep(byte)
     case .recovery:
@@ -119,7 +119,7 @@ public struct JSONStream: Sendable {
       state = .inside
       return inside(byte)
     case UInt8(ascii: "}"), UInt8(ascii: "]"), UInt8(ascii: ","), UInt8(ascii: ":"):
-      // A token by itself, which is no value; the next may begin one.
+      // A token that begins no value. The next byte may begin one.
       return .error("JSON parse error, expecting value")
     default:
       guard Self.isWord(byte) else { return stray(byte) }
@@ -144,7 +144,7 @@ public struct JSONStream: Sendable {
     }
     if braces + brackets > depthLimit { return limit("JSON nesting depth limit exceeded") }
     if let error = keep(byte) { return error }
-    // Nothing is open any more, or something was closed that was not: the parser will say which.
+    // All brackets are closed, or one too many is. The parser finds out which.
     if braces < 0 || brackets < 0 || braces == 0 && brackets == 0 { return parsed() }
     return nil
   }
@@ -157,7 +157,7 @@ public struct JSONStream: Sendable {
       state = .inside
       return nil
     case Self.quote:
-      // Within single quotes.
+      // A double quote inside single quotes must be escaped in JSON.
       return keep(UInt8(ascii: "\\")) ?? keep(byte)
     case UInt8(ascii: "\\"):
       state = .escape(quote: quote, returning: outer)
@@ -185,10 +185,10 @@ public struct JSONStream: Sendable {
     }
   }
 
-  /// A byte that can be in no JSON.
+  /// Handles a byte that JSON does not allow.
   private mutating func stray(_ byte: UInt8) -> Item {
     reset()
-    // A control character ends what was there, and recovery with it.
+    // A control character ends both the value and the recovery.
     if byte >= 0x20, byte < 0xfe { state = .recovery }
     let shown = (0x21..<0x7f).contains(byte) ? String(UnicodeScalar(byte)) : "\\x" + Self.hexadecimal(byte)
     return .error("JSON parse error, stray '\(shown)'")
@@ -209,7 +209,7 @@ public struct JSONStream: Sendable {
 
   private static func isSpace(_ byte: UInt8) -> Bool { byte == 0x20 || byte == 0x09 || byte == 0x0a || byte == 0x0d }
 
-  /// What numbers and `true`, `false` and `null` are written with.
+  /// Whether a byte can be part of a number or of `true`, `false` or `null`.
   private static func isWord(_ byte: UInt8) -> Bool {
     switch byte {
     case UInt8(ascii: "a")...UInt8(ascii: "z"), UInt8(ascii: "A")...UInt8(ascii: "Z"),

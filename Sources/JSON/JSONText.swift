@@ -1,28 +1,28 @@
 import CJansson
 
-/// JSON text and values (RFC 8259), read and written by the Jansson library.
+/// Parses and writes JSON text (RFC 8259) with the Jansson library.
 extension JSONValue {
-  /// Why a text is no value.
+  /// The reason why a text is not a JSON value.
   public struct ParseError: Error, Hashable, Sendable {
-    /// Jansson's words.
+    /// Jansson's description of the error.
     public let reason: String
-    /// Where, in bytes.
+    /// The position of the error, in bytes.
     public let position: Int
   }
 
-  /// How deep arrays and objects may lie in each other. QEMU's limit (qobject/json-streamer.c); Jansson's own is 2048.
+  /// How deeply arrays and objects may nest. The limit is QEMU's (qobject/json-streamer.c); Jansson's is 2048.
   public static let depthLimit = 1024
 
-  /// Reads one value, which is the whole text but for white space. A name that occurs twice in an object is an error.
+  /// Parses a text that contains one value and white space. A name that occurs twice in an object is an error.
   public init(parsing text: [UInt8]) throws(ParseError) {
     var position = 0
     self = try Self.next(in: text, at: &position)
     while position < text.count, [0x20, 0x09, 0x0a, 0x0d].contains(text[position]) { position += 1 }
-    if position < text.count { throw ParseError(reason: "something follows the value", position: position) }
+    if position < text.count { throw ParseError(reason: "there is text after the value", position: position) }
   }
 
-  /// Reads one value, and leaves what follows it.
-  /// - Parameter position: where to begin; behind the value afterwards.
+  /// Parses one value and ignores the text after it.
+  /// - Parameter position: Where to begin. Afterwards, the end of the value.
   public static func next(in text: [UInt8], at position: inout Int) throws(ParseError) -> JSONValue {
     guard position >= 0, position < text.count else {
       throw ParseError(reason: "there is no value", position: position)
@@ -30,7 +30,7 @@ extension JSONValue {
     var error = json_error_t()
     var wide = WideIntegers()
     var parsed = unsafe parse(text, position, &error)
-    // SAFETY: Jansson has filled the error.
+    // SAFETY: Jansson has initialized the error.
     if unsafe parsed == nil, unsafe json_error_code(&error) == json_error_numeric_overflow {
       var narrowed = text
       if let taken = WideIntegers(takingFrom: &narrowed, at: position) {
@@ -45,7 +45,7 @@ extension JSONValue {
       }
       throw ParseError(reason: reason, position: position + max(0, Int(error.position)))
     }
-    // SAFETY: the reference is ours, and given back once.
+    // SAFETY: we own the reference and release it once.
     defer { unsafe json_decref(parsed) }
     guard let value = unsafe convert(parsed, depth: 0, &wide) else {
       throw ParseError(reason: "it is nested too deeply", position: position)
@@ -54,38 +54,38 @@ extension JSONValue {
     return value
   }
 
-  /// - Returns: a reference that the caller gives back; nil for an error.
+  /// - Returns: A reference that the caller must release; nil for an error.
   private static func parse(
     _ text: [UInt8], _ position: Int, _ error: inout json_error_t
   ) -> UnsafeMutablePointer<json_t>? {
     let flags = JSON_REJECT_DUPLICATES | JSON_DISABLE_EOF_CHECK | JSON_DECODE_ANY | JSON_ALLOW_NUL
-    // SAFETY: the count is what remains of the array behind the position, which lies within it.
+    // SAFETY: the position is inside the array, and the count is the number of bytes from there to its end.
     return unsafe text.withUnsafeBytes { bytes in
       unsafe json_loadb(bytes.baseAddress! + position, bytes.count - position, Int(flags), &error)
     }
   }
 
-  /// The value as text, without a line's end, as QEMU lays it out: `{"name": [1, 2]}`, and all of it in ASCII.
-  /// - Parameter pretty: on several lines, indented by four.
+  /// Returns the value as text in QEMU's layout, `{"name": [1, 2]}`, in ASCII only and without a newline at the end.
+  /// - Parameter pretty: Whether to write several lines, indented by four spaces.
   public func text(pretty: Bool = false) -> [UInt8] {
     var wide = WideIntegers()
     guard let built = unsafe build(depth: 0, &wide) else { return Array("null".utf8) }
-    // SAFETY: the references are ours, and given back once.
+    // SAFETY: we own the reference and release it once.
     defer { unsafe json_decref(built) }
     var flags = Int(JSON_ENCODE_ANY | JSON_ENSURE_ASCII)
     if pretty { flags |= 4 }
-    // SAFETY: the first call writes nothing and tells the length, which the second one's buffer has.
+    // SAFETY: the first call writes nothing and returns the length. The buffer of the second call has that length.
     var text = [UInt8](repeating: 0, count: unsafe json_dumpb(built, nil, 0, flags))
     _ = unsafe text.withUnsafeMutableBytes { unsafe json_dumpb(built, $0.baseAddress, $0.count, flags) }
     return wide.restored(in: text)
   }
 
-  /// - Returns: nil where it is nested too deeply.
+  /// - Returns: Nil if the value is nested too deeply.
   private static func convert(
     _ json: UnsafeMutablePointer<json_t>, depth: Int, _ wide: inout WideIntegers
   ) -> JSONValue? {
     guard depth <= depthLimit else { return nil }
-    // SAFETY, for all of it: the kind says which calls are allowed; what they return belongs to the value.
+    // SAFETY, for the whole switch: the type decides which calls are allowed. The value owns what they return.
     switch unsafe json.pointee.type {
     case JSON_NULL: return .null
     case JSON_TRUE: return .bool(true)
@@ -120,16 +120,16 @@ extension JSONValue {
   }
 
   private static func string(_ start: UnsafePointer<CChar>?, _ count: Int) -> String {
-    // SAFETY: Jansson tells the length of its string, whose UTF-8 it has checked.
+    // SAFETY: Jansson supplies the length of the string, whose UTF-8 it has checked.
     unsafe String(
       decoding: UnsafeBufferPointer(start: start, count: count).lazy.map { UInt8(bitPattern: $0) }, as: UTF8.self)
   }
 
-  /// - Returns: a reference that the caller gives back; nil where there is no memory, or it is nested too deeply.
+  /// - Returns: A reference that the caller must release; nil if there is no memory or the value is nested too deeply.
   private func build(depth: Int, _ wide: inout WideIntegers) -> UnsafeMutablePointer<json_t>? {
     guard depth <= Self.depthLimit else { return nil }
-    // SAFETY, for all of it: the strings live for the duration of the calls, which copy them; json_array_append_new
-    // and json_object_setn_new take the reference over, nil as well, and fail then.
+    // SAFETY, for the whole switch: the strings outlive the calls, which copy them. json_array_append_new and
+    // json_object_setn_new take over the reference of the element. They accept nil, and fail then.
     switch self {
     case .null: return unsafe json_null()
     case .bool(let value): return unsafe value ? json_true() : json_false()
@@ -167,6 +167,6 @@ extension JSONValue {
     }
   }
 
-  /// As C has it, with a zero byte behind.
+  /// Returns a C string: the text and a zero byte.
   private static func characters(_ text: String) -> [CChar] { text.utf8.map { CChar(bitPattern: $0) } + [0] }
 }

@@ -1,17 +1,17 @@
-/// A JSON value (RFC 8259). An object keeps its members' order; a name occurs once.
+/// A JSON value (RFC 8259). An object keeps the order of its members; each name occurs once.
 public enum JSONValue: Hashable, Sendable {
   case null
   case bool(Bool)
   case integer(Int64)
-  /// An integer above Int64's range; a smaller one is an `integer`.
+  /// An integer above Int64.max. Smaller ones are always `integer`.
   case unsigned(UInt64)
-  /// Finite: JSON has no word for other numbers.
+  /// A finite number: JSON cannot express infinities and NaN.
   case real(Double)
   case string(String)
   case array([JSONValue])
   case object(JSONObject)
 
-  /// Whether values lie within it.
+  /// Whether the value contains other values.
   var isContainer: Bool {
     switch self {
     case .array, .object: true
@@ -21,7 +21,7 @@ public enum JSONValue: Hashable, Sendable {
 }
 
 extension JSONValue {
-  /// An integer of any size up to 2^64-1.
+  /// Makes an integer of up to 2^64-1.
   public init(_ value: UInt64) { self = Int64(exactly: value).map { .integer($0) } ?? .unsigned(value) }
 }
 
@@ -32,7 +32,7 @@ extension JSONValue: ExpressibleByStringLiteral, ExpressibleByBooleanLiteral, Ex
   public init(booleanLiteral value: Bool) { self = .bool(value) }
   public init(integerLiteral value: Int64) { self = .integer(value) }
   public init(arrayLiteral elements: JSONValue...) { self = .array(elements) }
-  /// Of two members of one name the later counts.
+  /// The last of several members with the same name counts.
   public init(dictionaryLiteral elements: (String, JSONValue)...) {
     var object = JSONObject()
     for (name, value) in elements { object[name] = value }
@@ -51,7 +51,7 @@ public struct JSONObject: Hashable, Sendable {
 
   public init() {}
 
-  /// For messages of a few members: a name is looked for one by one. Setting an existing one keeps its place.
+  /// The value of a member. A linear search, for messages with few members. Setting an existing member keeps its place.
   public subscript(name: String) -> JSONValue? {
     get { members.first { $0.name == name }?.value }
     set {
@@ -65,7 +65,7 @@ public struct JSONObject: Hashable, Sendable {
     }
   }
 
-  /// For a parser, which knows that the name is new.
+  /// Appends a member whose name the caller knows to be new.
   mutating func append(_ name: String, _ value: JSONValue) { members.append(Member(name: name, value: value)) }
 }
 

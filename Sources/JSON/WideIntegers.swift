@@ -1,18 +1,19 @@
-/// Integers that Jansson, whose integers are signed and of 64 bits, neither reads nor writes. QEMU's go up to 2^64-1
-/// (qobject/json-parser.c, `parse_literal`); what is beyond, or below -2^63, is a real number there.
+/// Integers that Jansson can neither read nor write, because its integers are signed 64-bit numbers. QEMU supports
+/// integers of up to 2^64-1, and reads larger ones, and ones below -2^63, as real numbers (qobject/json-parser.c,
+/// `parse_literal`).
 ///
-/// The text that Jansson reads has a real number of the same length in the place of each, the value that it writes has
-/// a signed one. Either is found again by its place among the value's numbers, in the order of the text.
+/// In text for Jansson to read, a real number of the same length replaces each such integer; in a value for Jansson to
+/// write, a signed integer does. Both are found again by their index among the value's numbers, in the order of the text.
 struct WideIntegers {
-  /// By their places.
+  /// The integers, by their index among the numbers.
   private var values: [Int: JSONValue] = [:]
-  /// How many numbers `next` has passed.
+  /// The number of numbers that `next` or `note` has counted.
   private var passed = 0
 
   init() {}
 
-  /// Takes them out of a text, from `position` on.
-  /// - Returns: nil where there are none.
+  /// Replaces such integers in a text, from `position` on.
+  /// - Returns: Nil if there are none.
   init?(takingFrom text: inout [UInt8], at position: Int) {
     var place = 0
     var found: [(digits: Int, place: Int, value: JSONValue)] = []
@@ -28,7 +29,8 @@ struct WideIntegers {
     }
   }
 
-  /// What a number token means that is an integer out of Int64's range; nil for others, and what no Double holds.
+  /// Returns the value of a number token that is an integer outside Int64; nil for other tokens, and for integers beyond
+  /// the range of Double.
   private static func value(of token: ArraySlice<UInt8>) -> JSONValue? {
     let text = String(decoding: token, as: UTF8.self)
     guard token.dropFirst().allSatisfy(isDigit), Int64(text) == nil else { return nil }
@@ -37,20 +39,20 @@ struct WideIntegers {
     return .real(real)
   }
 
-  /// The next number of a parsed value, in the order of its text.
+  /// Returns the next number of a parsed value, in the order of its text.
   mutating func next(_ parsed: JSONValue) -> JSONValue {
     defer { passed += 1 }
     return values[passed] ?? parsed
   }
 
-  /// The next number of a value to be written.
-  /// - Parameter wide: if it is one of these.
+  /// Counts the next number of a value to write.
+  /// - Parameter wide: The number, if Jansson cannot write it.
   mutating func note(_ wide: UInt64? = nil) {
     if let wide { values[passed] = .unsigned(wide) }
     passed += 1
   }
 
-  /// The written text, with those that were noted.
+  /// Returns the text that Jansson has written, with the noted integers in it.
   func restored(in text: [UInt8]) -> [UInt8] {
     if values.isEmpty { return text }
     var result: [UInt8] = []
@@ -71,7 +73,7 @@ struct WideIntegers {
   private static let minus = UInt8(ascii: "-")
   private static func isDigit(_ byte: UInt8) -> Bool { (UInt8(ascii: "0")...UInt8(ascii: "9")).contains(byte) }
 
-  /// Calls with each number token outside strings. Of what is no JSON it may find anything.
+  /// Calls `body` with each number token outside strings. In a text that is not JSON, the tokens are arbitrary.
   private static func forEachNumber(in text: [UInt8], from position: Int, _ body: (Range<Int>) -> Void) {
     var index = position
     var inString = false

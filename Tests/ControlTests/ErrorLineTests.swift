@@ -51,7 +51,7 @@ import Testing
     $ -kernel
     -kernel: its argument is missing
     $ -kernel ''
-    -kernel: it needs a file's name
+    -kernel: the file name is missing
     $ disk.img
     disk.img: no option takes this; a disk image is given by -drive file=FILE,if=virtio
     $ -
@@ -61,12 +61,12 @@ import Testing
     $ -append ab
     -append ab: only allowed with -kernel
     $ -display gtk
-    -display gtk: unknown display; there is only: none
+    -display gtk: unknown display; the only choice: none
     $ -global virtio-blk-pci.serial=x
-    -global virtio-blk-pci.serial=x: unknown global property; there is only: \
+    -global virtio-blk-pci.serial=x: unknown global property; the only choice: \
     ICH9-LPC.acpi-pci-hotplug-with-bridge-support
     $ -global driver=ICH9-LPC,property=disable_s3,value=1
-    -global driver=ICH9-LPC,property=disable_s3,value=1: unknown global property; there is only: \
+    -global driver=ICH9-LPC,property=disable_s3,value=1: unknown global property; the only choice: \
     ICH9-LPC.acpi-pci-hotplug-with-bridge-support
     $ -global driver=ICH9-LPC,property=acpi-pci-hotplug-with-bridge-support
     -global driver=ICH9-LPC,property=acpi-pci-hotplug-with-bridge-support: driver, property and value are needed, as \
@@ -78,7 +78,7 @@ import Testing
     -machine q35,x-pci-hotplug=shpc: x-pci-hotplug must be acpi or native, not 'shpc'
     $ -machine q35,x-pci-hotplug=acpi -global ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off
     -global ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off: x-pci-hotplug and \
-    ICH9-LPC.acpi-pci-hotplug-with-bridge-support are the same property, and say different things
+    ICH9-LPC.acpi-pci-hotplug-with-bridge-support are the same property, but have different values
     $ -monitor stdoi
     -monitor stdoi: unknown character backend; nearest: stdio
     $ -mon chardev=c
@@ -106,11 +106,11 @@ import Testing
     $ -monitor stdio -qmp stdio
     -qmp stdio: cannot use stdio by multiple character devices
     $ -d iomu
-    -d iomu: unknown log item; there is only: iommu
+    -d iomu: unknown log item; the only choice: iommu
     $ -serial stdoi
     -serial stdoi: unknown character backend; nearest: stdio
     $ -serial file:
-    -serial file:: it needs a file's name
+    -serial file:: the file name is missing
     $ -serial unix:,server
     -serial unix:,server: chardev: socket: no host/path/fd given
     $ -serial unix:s,wait=on
@@ -118,33 +118,33 @@ import Testing
     $ -serial unix:s,sever=on
     -serial unix:s,sever=on: unknown property 'sever'; nearest: server
     $ -kernel k -serial stdio -serial null
-    -serial null: 2 serial ports are asked for, and there is 1 (COM1)
+    -serial null: 2 serial ports are requested, but the machine has 1 (COM1)
     # The machine.
     $ -M pc
     -M pc: type must be q35, not 'pc'
     $ -M q35,kernel-irqchip=on
-    -M q35,kernel-irqchip=on: kernel-irqchip cannot be 'on': every interrupt passes the remapper, so the IOAPIC \
-    is Nestling's own: kernel-irqchip=split is what there is
+    -M q35,kernel-irqchip=on: kernel-irqchip cannot be 'on': Nestling emulates the IOAPIC so that its interrupts pass \
+    the remapping unit: only kernel-irqchip=split is possible
     $ -M q35,acel=kvm
     -M q35,acel=kvm: unknown property 'acel'; nearest: accel
     $ -accel tcg
     -accel tcg: accel must be kvm or qtest, not 'tcg'
     $ -cpu max
-    -cpu max: unknown CPU model; there is only: host
+    -cpu max: unknown CPU model; the only choice: host
     $ -cpu host,+svm
-    -cpu host,+svm: single features cannot be switched yet: leave out '+svm'
+    -cpu host,+svm: single CPU features cannot be selected yet: leave out '+svm'
     $ -smp 0
     -smp 0: cpus must be between 1 and 4096, not '0'
     $ -smp 4,dies=2
-    -smp 4,dies=2: dies cannot be '2': x86 CPUs are grouped by sockets, cores and threads here: only 1 is possible
+    -smp 4,dies=2: dies cannot be '2': CPUs are grouped into sockets, cores and threads only, so this must be 1
     $ -smp 3,cores=2
-    -smp 3,cores=2: 3 CPUs cannot be grouped by 2
+    -smp 3,cores=2: 3 CPUs cannot be split into groups of 2
     $ -smp 4,sockets=3,cores=1,threads=1
     -smp 4,sockets=3,cores=1,threads=1: sockets, cores and threads make 3 CPUs, not 4
     $ -kernel k -smp 4,threads=2
-    -smp 4,threads=2: all CPUs are cores of one socket yet: sockets and threads can only be 1
+    -smp 4,threads=2: sockets and threads must be 1: for now, all CPUs are cores of one socket
     $ -smp 2,maxcpus=4
-    -smp 2,maxcpus=4: maxcpus must be the same as cpus: no CPU can be plugged in later
+    -smp 2,maxcpus=4: maxcpus must be the same as cpus: CPUs cannot be hot-plugged
     $ -smp sockets=4096,cores=2
     -smp sockets=4096,cores=2: that is more than 4096 CPUs
     $ -m lots
@@ -156,7 +156,7 @@ import Testing
     $ -M memory-backend=ram
     -M memory-backend=ram: memory-backend: no object 'ram'
     $ -object memory-backend-memfd,id=ram,size=64M
-    -object memory-backend-memfd,id=ram,size=64M: nothing uses it: add -machine memory-backend=ram
+    -object memory-backend-memfd,id=ram,size=64M: the object is not used: add -machine memory-backend=ram
     $ -m 1G -M memory-backend=r -object memory-backend-memfd,id=r,size=64M
     -M memory-backend=r: memory-backend has 64 MiB, but -m asks for 1 GiB
     $ -M memory-backend=r -object rng-builtin,id=r
@@ -165,7 +165,7 @@ import Testing
     -object memory-backend-memfd,id=r,size=64M,hugetlbsize=2M: hugetlbsize needs hugetlb=on
     # Devices and objects.
     $ -device ''
-    -device: no device is named
+    -device: the device is missing
     $ -device =x
     -device =x: a name is missing before '='
     # Passthrough.
@@ -201,32 +201,33 @@ import Testing
     $ -device intel-iommu,svm=on
     -device intel-iommu,svm=on: Need to set device IOTLB for svm
     $ -device intel-iommu,scalable-mode=on,fsts=on,x-flts=off
-    -device intel-iommu,scalable-mode=on,fsts=on,x-flts=off: fsts and x-flts are the same property, and say \
-    different things
+    -device intel-iommu,scalable-mode=on,fsts=on,x-flts=off: fsts and x-flts are the same property, but have \
+    different values
     $ -device intel-iommu -device intel-iommu,aw-bits=39
-    -device intel-iommu,aw-bits=39: another intel-iommu has all devices already: add devices= to one of them
+    -device intel-iommu,aw-bits=39: another intel-iommu already covers all devices: add devices= to one of the two
     $ -device intel-iommu,id=a -device intel-iommu
-    -device intel-iommu: intel-iommu 'a' has all devices already: add devices= to one of them
+    -device intel-iommu: intel-iommu 'a' already covers all devices: add devices= to one of the two
     $ -device intel-iommu,devices=rng -device virtio-rng-pci,id=rng0
-    -device intel-iommu,devices=rng: devices: no PCI device 'rng', and it is no address on bus 0; nearest: rng0
+    -device intel-iommu,devices=rng: devices: 'rng' is neither the id of a PCI device nor an address on bus 0; \
+    nearest: rng0
     $ -device intel-iommu,devices=04.1
-    -device intel-iommu,devices=04.1: devices: no PCI device '04.1', and it is no address on bus 0
+    -device intel-iommu,devices=04.1: devices: '04.1' is neither the id of a PCI device nor an address on bus 0
     $ -device intel-iommu,devices=
     -device intel-iommu,devices=: devices must not be empty
     $ -trace vtd_reg_wrote
     -trace vtd_reg_wrote: unknown trace event; nearest: vtd_reg_write
     $ -trace file=x
-    -trace file=x: no event is named: PATTERN or enable=PATTERN
+    -trace file=x: the event is missing: PATTERN or enable=PATTERN
     $ -device intel-iommu,devices=exit -device isa-debug-exit,id=exit
-    -device intel-iommu,devices=exit: devices: 'exit' is not on PCI: no unit translates for it
+    -device intel-iommu,devices=exit: devices: 'exit' is not a PCI device: no IOMMU can translate for it
     $ -device intel-iommu,id=a,devices=4 -device intel-iommu,devices=00:04.0
-    -device intel-iommu,devices=00:04.0: devices: intel-iommu 'a' names '00:04.0' already
+    -device intel-iommu,devices=00:04.0: devices: intel-iommu 'a' already lists '00:04.0'
     $ -device intel-iommu,devices=rng0+02.0 -device virtio-rng-pci,id=rng0,addr=2
-    -device intel-iommu,devices=rng0+02.0: devices: another intel-iommu names '02.0' already
+    -device intel-iommu,devices=rng0+02.0: devices: another intel-iommu already lists '02.0'
     $ -device virtio-blk-pci
     -device virtio-blk-pci: drive is missing: name a -drive or -blockdev
     $ -device virtio-blk-pci,drive=d
-    -device virtio-blk-pci,drive=d: drive: no drive 'd': there is no -drive or -blockdev
+    -device virtio-blk-pci,drive=d: drive: no drive 'd': no -drive or -blockdev is given
     $ -drive file=f,if=none,id=disk0 -device virtio-blk-pci,drive=disk
     -device virtio-blk-pci,drive=disk: drive: no drive 'disk'; nearest: disk0
     $ -drive file=f,if=virtio,id=d -device virtio-blk-pci,drive=d
@@ -246,7 +247,7 @@ import Testing
     $ -device virtio-rng-pci,bus=pcie.1
     -device virtio-rng-pci,bus=pcie.1: Bus 'pcie.1' not found; nearest: pcie.0
     $ -device pcie-root-port,id=rp0 -device pcie-root-port,id=rp1
-    -device pcie-root-port,id=rp1: chassis 0 has a slot 0 already: give each root port its own chassis or slot
+    -device pcie-root-port,id=rp1: chassis 0 already has a slot 0: give each root port its own chassis or slot
     $ -device pcie-root-port,id=rp0 -device virtio-rng-pci,bus=rp0,addr=1
     -device virtio-rng-pci,bus=rp0,addr=1: addr: slot 1 is not valid below a root port, which only allows plugging \
     into slot 0
@@ -255,18 +256,18 @@ import Testing
     $ -device pcie-root-port,hotplug=later
     -device pcie-root-port,hotplug=later: hotplug must be on or off, not 'later'
     $ -device virtio-rng-pci,rng=r
-    -device virtio-rng-pci,rng=r: rng: no object 'r': there is no -object
+    -device virtio-rng-pci,rng=r: rng: no object 'r': no -object is given
     $ -device virtio-rng-pci,period=0
     -device virtio-rng-pci,period=0: period must be between 1 and 4294967295, not '0'
     $ -device virtio-rng-pci,id=a -device virtio-rng-pci,id=a
-    -device virtio-rng-pci,id=a: id 'a' is taken already
+    -device virtio-rng-pci,id=a: id 'a' is already taken
     $ -object rng-randon,id=a
     -object rng-randon,id=a: unknown object; nearest: rng-random
     $ -object rng-random
-    -object rng-random: id is missing: an object has a name
+    -object rng-random: id is missing: every object needs one
     # Drives.
     $ -drive file=f
-    -drive file=f: there is no IDE, which QEMU takes where if= is not given: use if=none or if=virtio
+    -drive file=f: if=ide, QEMU's default, does not exist here: use if=none or if=virtio
     $ -drive if=none
     -drive if=none: file is missing
     $ -drive file=f,if=scsi
@@ -278,7 +279,7 @@ import Testing
     $ -blockdev driver=file,filename=f
     -blockdev driver=file,filename=f: node-name is missing
     $ -blockdev driver=raw,node-name=n,file=m
-    -blockdev driver=raw,node-name=n,file=m: file: no node 'm' before this
+    -blockdev driver=raw,node-name=n,file=m: file: no earlier node 'm'
     $ -blockdev driver=raw,node-name=n
     -blockdev driver=raw,node-name=n: driver=raw needs file=NODE, or file.driver=file with file.filename
     $ -blockdev driver=raw,node-name=n,file.driver=file,file.filename=f,locking=on

@@ -64,13 +64,13 @@ import Testing
   @Test(
     "a contradictory or unknown option is refused with the reason",
     arguments: [
-      (["-accel", "qtest", "-accel", "kvm"], "another option asks for 'qtest'"),
-      (["-accel", "qtest", "-enable-kvm"], "another option asks for 'qtest'"),
-      (["-M", "accel=kvm", "-accel", "qtest"], "another option asks for 'kvm'"),
-      (["-accel", "qtest,device=/dev/kvm"], "only kvm has a device"),
+      (["-accel", "qtest", "-accel", "kvm"], "another option selects 'qtest'"),
+      (["-accel", "qtest", "-enable-kvm"], "another option selects 'qtest'"),
+      (["-M", "accel=kvm", "-accel", "qtest"], "another option selects 'kvm'"),
+      (["-accel", "qtest,device=/dev/kvm"], "only -accel kvm takes device="),
       (["-accel", "tcg"], "accel must be kvm or qtest"),
       (["-qtest-log", "none", "-kernel", "k"], "only allowed with -qtest"),
-      (["-qtest-log", "", "-qtest", "stdio"], "it needs a file's name"),
+      (["-qtest-log", "", "-qtest", "stdio"], "the file name is missing"),
       (["-qtest", "none"], "none"),
       (["-qtest", "pty"], "pty"),
       (["-accel", "qtest", "-qtest", "chardev:a"], "-qtest chardev:a"),

@@ -211,7 +211,7 @@ struct RemappingTextTests {
             second stage level 3 [0]    0x101000  0x0000000000105003  R W -> 0x105000
             second stage level 2 [0]    0x105000  0x0000000000106003  R W -> 0x106000
             second stage level 1 [260]  0x106820  0x0000000000104003  R W -> page 0x104000
-          first stage level 1 [3]       0x104018  0x0000000000007027  P R/W U/S A -> page 0x7000, to be marked D
+          first stage level 1 [3]       0x104018  0x0000000000007027  P R/W U/S A -> page 0x7000, a request sets D
           second stage level 3 [0]      0x101000  0x0000000000105003  R W -> 0x105000
           second stage level 2 [0]      0x105000  0x0000000000106003  R W -> 0x106000
           second stage level 1 [7]      0x106038  0x0000000000009001  R -> page 0x9000
@@ -226,16 +226,17 @@ struct RemappingTextTests {
     let usage = "usage: info iommu translate DEVICE[:PASID] ADDRESS [read|write]"
     for (words, line) in [
       ("", usage), ("d0", usage), ("d0 0 read x", usage),
-      ("d0 3f", "'3f' is no address: a number, hexadecimal with 0x before it"),
-      ("d0 0x1000 fetch", "it is read or write, not 'fetch'"), ("d1 0x1000", "no device 'd1'; nearest: d0"),
-      ("d0:x 0x1000", "'x' is no PASID: a number below 2 to the 20"),
-      ("d0:1048576 0", "'1048576' is no PASID: a number below 2 to the 20"),
+      ("d0 3f", "'3f' is not an address: a number (decimal, or hexadecimal with 0x)"),
+      ("d0 0x1000 fetch", "the access must be read or write, not 'fetch'"),
+      ("d1 0x1000", "no device 'd1'; nearest: d0"),
+      ("d0:x 0x1000", "'x' is not a PASID: a number below 2^20"),
+      ("d0:1048576 0", "'1048576' is not a PASID: a number below 2^20"),
     ] { #expect(answer(guest, words) == line) }
     #expect(
       answer(guest, "00:04.0:5 0").hasSuffix(
         "  = fault 0x45 (SCT.6): the context entry does not enable requests with PASID\n"))
     #expect(answer(nil, "d0 0") == "there is no IOMMU")
-    #expect(answer(guest, "05.0 0", includesAll: false) == "no IOMMU stands before 00:05.0")
+    #expect(answer(guest, "05.0 0", includesAll: false) == "no IOMMU translates for 00:05.0")
     #expect(answer(guest, "04.0 0xfee00000").hasSuffix("an interrupt request, which is not translated\n"))
     #expect(RemappingText.units([]) == "There is no IOMMU.\n")
   }
@@ -250,7 +251,7 @@ struct RemappingTextTests {
       ),
       (.secondStage, .parent(3, addressSpace: 1), "iommufd0", "second stage, HWPT 3 over IOAS 1, iommufd0"),
       (.secondStage, .addressSpace(1), nil, "the page table of IOAS 1"),
-      (.blocked(.guestSecondStage), .none, "iommufd0", "nothing: the guest translates by second-stage tables"),
+      (.blocked(.guestSecondStage), .none, "iommufd0", "nothing: the guest uses second-stage tables"),
       (.blocked(.refused), .none, nil, "nothing: the host refused what the guest's tables ask for"),
       (
         .blocked(.entry(.pasidEntryNotPresent)), .none, nil,

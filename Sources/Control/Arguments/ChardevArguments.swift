@@ -1,7 +1,7 @@
 import Machine
 
-/// What `-chardev`, `-serial`, `-mon`, `-monitor` and `-qmp` say. A backend that is described in place becomes a
-/// character device of its own, with the id that QEMU gives it (chardev/char.c, `qemu_chr_parse_compat`).
+/// The arguments of `-chardev`, `-serial`, `-mon`, `-monitor`, `-qmp` and `-qtest`. A backend described in place becomes
+/// a separate character device, with the id that QEMU gives it (chardev/char.c, `qemu_chr_parse_compat`).
 enum ChardevArguments {
   enum Backend {
     case none
@@ -40,7 +40,7 @@ enum ChardevArguments {
     default: break
     }
     if let path = text.after("file:") {
-      // The whole rest is the path, commas and all.
+      // All of the rest is the path, including commas.
       var options = FileChardevOptions()
       if path.isEmpty { throw .empty }
       options.path = path
@@ -48,7 +48,7 @@ enum ChardevArguments {
     }
     if let rest = text.after("unix:") { return try SocketChardevOptions.parsing(rest, impliedName: "path") }
     if let rest = text.after("tcp:") {
-      // HOST:PORT, and then properties; no host is every address.
+      // HOST:PORT, then properties. An empty host means every address.
       let parts = rest.split(separator: ",", maxSplits: 1, omittingEmptySubsequences: false)
       guard let colon = parts[0].lastIndex(of: ":") else {
         throw .property(.rule("chardev: socket: no port given"), owner: nil)
@@ -61,7 +61,7 @@ enum ChardevArguments {
     return nil
   }
 
-  // MARK: What the options do
+  // MARK: The options
 
   static func readQTest(_ draft: inout CommandLineDraft, _ text: String) throws(OptionProblem) {
     draft.qtestSource = draft.source
@@ -125,7 +125,8 @@ enum ChardevArguments {
 }
 
 extension CommandLineDraft {
-  /// - Returns: the id of the character device that it is; nil for none.
+  /// Adds the character device of a backend that is described in place.
+  /// - Returns: The id of the backend's character device; nil for `none`.
   fileprivate mutating func character(
     _ backend: ChardevArguments.Backend, label: String
   ) throws(OptionProblem) -> Identifier? {
@@ -156,7 +157,7 @@ extension CommandLineDraft {
 }
 
 extension String {
-  /// What follows a prefix.
+  /// Returns the text after a prefix; nil if the text does not begin with it.
   fileprivate func after(_ prefix: String) -> String? {
     hasPrefix(prefix) ? String(dropFirst(prefix.count)) : nil
   }

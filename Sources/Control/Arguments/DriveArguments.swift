@@ -1,6 +1,6 @@
 import Machine
 
-/// What `-drive` says.
+/// The properties of `-drive`.
 struct DriveArguments: TypedOptions {
   var file = ""
   var interface = Interface.ide
@@ -9,7 +9,8 @@ struct DriveArguments: TypedOptions {
   var discard = DiscardWord.ignore
   var locking = OnOffAuto.auto
 
-  /// Whom a drive is plugged into without a `-device`. QEMU's own default is IDE, so it must be said.
+  /// What `if=` selects: `virtio` adds a device for the drive. QEMU's default is IDE, which does not exist here, so
+  /// `if=` is required.
   enum Interface: String, PropertyValue {
     case ide, none, virtio
 
@@ -27,20 +28,20 @@ struct DriveArguments: TypedOptions {
 
   static let properties: [Property<Self>] = [
     Property("file", \.file, .notEmpty, help: "Path of the image"),
-    Property("if", \.interface, help: "none for a -device to take it, virtio for a virtio-blk-pci at once"),
+    Property("if", \.interface, help: "none for use by a -device; virtio to add a virtio-blk-pci for it"),
     Property("id", \.id, help: "Name for -device ...,drive="),
     Property("format", settled: "raw", because: "only raw images are read", help: "Format of the image"),
     Property("readonly", aliases: ["read-only"], \.readOnly, help: "The guest cannot write"),
     Property("discard", \.discard, help: "Whether the guest's discard frees space: ignore (off) or unmap (on)"),
     Property("file.locking", \.locking, help: "Lock the image against other users, as QEMU does: auto, on, off"),
-    Property("media", settled: "disk", because: "there are only disks", help: "Kind of medium"),
+    Property("media", settled: "disk", because: "there are only disks", help: "Medium"),
     Property(
-      "cache", settled: "writeback", because: "the host's page cache is always used", help: "Host's cache"),
+      "cache", settled: "writeback", because: "the host's page cache is always used", help: "Caching by the host"),
   ]
 
   static let rules: [PropertyRule<Self>] = [
     PropertyRule(otherwise: "file is missing") { !$0.file.isEmpty },
-    PropertyRule(otherwise: "there is no IDE, which QEMU takes where if= is not given: use if=none or if=virtio") {
+    PropertyRule(otherwise: "if=ide, QEMU's default, does not exist here: use if=none or if=virtio") {
       $0.interface != .ide
     },
   ]
@@ -52,12 +53,12 @@ enum DiscardWord: String, ChoiceValue {
   var unmaps: Bool { self == .unmap || self == .on }
 }
 
-/// What `-blockdev` says: a file node, or a raw node over one that is named or described within.
+/// The properties of `-blockdev`: a file node, or a raw node over a file node, which `file` names or `file.*` describes.
 struct BlockdevArguments: TypedOptions {
   var driver: Driver?
   var nodeName: Identifier?
   var filename: String?
-  /// Of a raw node: the node below.
+  /// The id of the node below a raw node.
   var file: Identifier?
   var fileDriver: FileDriver?
   var fileFilename: String?
@@ -79,16 +80,17 @@ struct BlockdevArguments: TypedOptions {
   static let properties: [Property<Self>] = [
     Property("driver", \.driver, help: "file, or raw over a file"),
     Property("node-name", \.nodeName, help: "Name for -device ...,drive="),
-    Property("filename", \.filename, .notEmpty, help: "Of driver=file: path of the image"),
-    Property("file", \.file, help: "Of driver=raw: name of the node below"),
-    Property("file.driver", \.fileDriver, help: "Of driver=raw: the node below, described here"),
-    Property("file.filename", \.fileFilename, .notEmpty, help: "Of driver=raw: path of the node below"),
-    Property("locking", \.locking, help: "Of driver=file: lock it against other users, as QEMU does: auto, on, off"),
-    Property("file.locking", \.fileLocking, help: "Of driver=raw: the same of the node below, described here"),
+    Property("filename", \.filename, .notEmpty, help: "With driver=file: path of the image"),
+    Property("file", \.file, help: "With driver=raw: name of the node below"),
+    Property("file.driver", \.fileDriver, help: "With driver=raw: driver of the node below, if described here"),
+    Property("file.filename", \.fileFilename, .notEmpty, help: "With driver=raw: image of the node below"),
+    Property(
+      "locking", \.locking, help: "With driver=file: lock the image against other users, as QEMU does: auto, on, off"),
+    Property("file.locking", \.fileLocking, help: "With driver=raw: the same for the node below"),
     Property("read-only", \.readOnly, help: "The guest cannot write"),
     Property("discard", \.discard, help: "Whether the guest's discard frees space: ignore (off) or unmap (on)"),
-    Property("cache.direct", settled: false, because: pageCache, help: "Pass by the host's page cache"),
-    Property("cache.no-flush", settled: false, because: "a flush is always carried out", help: "Ignore flushes"),
+    Property("cache.direct", settled: false, because: pageCache, help: "Bypass the host's page cache"),
+    Property("cache.no-flush", settled: false, because: "flushes are always carried out", help: "Ignore flushes"),
   ]
 
   static let rules: [PropertyRule<Self>] = [
@@ -110,19 +112,20 @@ struct BlockdevArguments: TypedOptions {
     PropertyRule(otherwise: "driver=raw needs file=NODE, or file.driver=file with file.filename") {
       $0.driver != .raw || $0.file != nil || ($0.fileDriver != nil && $0.fileFilename != nil)
     },
-    PropertyRule(otherwise: "file=NODE and file.driver describe two nodes below; there is one") {
+    PropertyRule(otherwise: "file=NODE and file.driver describe two nodes below, but there can be only one") {
       $0.file == nil || ($0.fileDriver == nil && $0.fileFilename == nil)
     },
   ]
 
-  /// - Parameter earlier: the nodes that `file` may name.
+  /// Makes the node.
+  /// - Parameter earlier: The nodes that `file` may name.
   func node(over earlier: [BlockNode]) -> BlockNode {
     var node = BlockNode(
       id: nodeName?.text ?? "", path: filename ?? fileFilename ?? "", readOnly: readOnly,
       discardUnmaps: discard.unmaps, locking: locking ?? fileLocking ?? .auto, driver: driver == .file ? .file : .raw)
     if let file {
       node.underlying = file.text
-      // Whether there is such a node is for the check of the whole configuration.
+      // The check of the whole configuration reports a missing node.
       if let below = earlier.first(where: { $0.id == file.text }) { node = node.laid(over: below) }
     }
     return node

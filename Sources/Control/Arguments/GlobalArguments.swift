@@ -1,15 +1,15 @@
 import Machine
 import PCI
 
-/// What `-global` says: QEMU sets a property of every device of a kind by it. Here it is known for the one property that
-/// people have in their scripts for hot plug.
+/// The properties of `-global`, by which QEMU sets a property of all devices of a type. Nestling knows one such property,
+/// because scripts use it to select the way of hotplug.
 struct GlobalArguments: TypedOptions {
   var driver: String?
   var property: String?
   var value: String?
 
   static let properties: [Property<Self>] = [
-    Property("driver", \.driver, .notEmpty, help: "Kind of device"),
+    Property("driver", \.driver, .notEmpty, help: "Device type"),
     Property("property", \.property, .notEmpty, help: "Its property"),
     Property("value", \.value, help: "The property's value"),
   ]
@@ -20,10 +20,10 @@ struct GlobalArguments: TypedOptions {
     }
   ]
 
-  /// Whether firmware's methods plug below bridges, of which a root port is one.
+  /// Whether ACPI methods hot-plug devices below bridges, which include root ports.
   static let acpiHotplug = "ICH9-LPC.acpi-pci-hotplug-with-bridge-support"
 
-  /// `DRIVER.PROPERTY=VALUE`, in which the value may have commas, or `driver=…,property=…,value=…` (QEMU's
+  /// Parses `DRIVER.PROPERTY=VALUE`, whose value may contain commas, or `driver=…,property=…,value=…` (QEMU's
   /// qemu_global_option).
   static func reading(_ text: String) throws(OptionProblem) -> Self {
     let driver = text.prefix { $0 != "." && $0 != "=" }

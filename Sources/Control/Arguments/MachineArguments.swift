@@ -1,7 +1,7 @@
 import Machine
 import PCI
 
-/// What `-machine` says.
+/// The properties of `-machine`.
 struct MachineArguments: TypedOptions {
   var type = MachineConfiguration.MachineType.q35
   var accelerator: AcceleratorName?
@@ -9,7 +9,7 @@ struct MachineArguments: TypedOptions {
   var hotplugWay: HotplugWay?
 
   static let splitOnly =
-    "every interrupt passes the remapper, so the IOAPIC is Nestling's own: kernel-irqchip=split is what there is"
+    "Nestling emulates the IOAPIC so that its interrupts pass the remapping unit: only kernel-irqchip=split is possible"
 
   static let properties: [Property<Self>] = [
     Property("type", \.type, help: "Machine type"),
@@ -17,13 +17,13 @@ struct MachineArguments: TypedOptions {
     Property(
       "kernel-irqchip", aliases: ["kernel_irqchip"], settled: InterruptChip.split, because: splitOnly,
       help: "Local APICs in the kernel, IOAPIC in Nestling"),
-    Property("memory-backend", \.memoryBackend, help: "ID of a memory-backend-memfd object that is the RAM"),
+    Property("memory-backend", \.memoryBackend, help: "ID of the memory-backend-memfd object to use as RAM"),
     Property(
-      "x-pci-hotplug", \.hotplugWay, help: "How devices are plugged below root ports: acpi (the default) or native"),
+      "x-pci-hotplug", \.hotplugWay, help: "How devices below root ports are hot-plugged: acpi (the default) or native"),
   ]
 }
 
-/// What `-accel` says.
+/// The properties of `-accel`.
 struct AcceleratorArguments: TypedOptions {
   var accelerator: AcceleratorName?
   var device: String?
@@ -38,7 +38,7 @@ struct AcceleratorArguments: TypedOptions {
   ]
 }
 
-/// QEMU takes a list, `kvm:tcg`, of which the first that is there is used.
+/// An accelerator. As in QEMU, the text may be a list (`kvm:tcg`), of which the first known accelerator counts.
 enum AcceleratorName: String, CaseIterable, PropertyValue {
   case kvm, qtest
 

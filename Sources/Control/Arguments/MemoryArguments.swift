@@ -1,15 +1,15 @@
 import Machine
 
-/// What `-m` says.
+/// The properties of `-m`.
 struct MemoryArguments: TypedOptions {
   var size: MebibyteSize?
 
   static let properties: [Property<Self>] = [
-    Property("size", \.size, help: "RAM, in MiB where there is no suffix")
+    Property("size", \.size, help: "Size of RAM, in MiB if it has no suffix")
   ]
 }
 
-/// A size whose number without a suffix counts MiB.
+/// A size. A number without a suffix counts MiB.
 struct MebibyteSize: PropertyValue {
   var bytes: UInt64
 

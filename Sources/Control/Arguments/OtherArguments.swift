@@ -1,18 +1,18 @@
 import Machine
 
-/// What `-action` says.
+/// The properties of `-action`.
 struct ActionArguments: TypedOptions {
   var reboot = MachineConfiguration.RebootAction.reset
 
   static let properties: [Property<Self>] = [
-    Property("reboot", \.reboot, help: "What the guest's reset does: reset or shutdown"),
+    Property("reboot", \.reboot, help: "Effect of a reset by the guest: reset or shutdown"),
     Property(
       "shutdown", settled: "poweroff", because: "a guest that powers off ends Nestling",
-      help: "What the guest's power-off does"),
+      help: "Effect of a power-off by the guest"),
   ]
 }
 
-/// What `-name` says.
+/// The properties of `-name`.
 struct NameArguments: TypedOptions {
   var name: String?
 
@@ -21,13 +21,13 @@ struct NameArguments: TypedOptions {
   ]
 }
 
-/// What `-audio` and `-audiodev` say.
+/// The properties of `-audio` and `-audiodev`.
 struct AudioArguments: TypedOptions {
   var driver = ""
   var id: Identifier?
 
   static let properties: [Property<Self>] = [
     Property("driver", \.driver, .notEmpty, help: "none"),
-    Property("id", \.id, help: "Name for sound devices, of which there are none"),
+    Property("id", \.id, help: "Name for sound devices, which do not exist here"),
   ]
 }

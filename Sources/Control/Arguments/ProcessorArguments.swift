@@ -1,7 +1,7 @@
 import Machine
 
-/// What `-smp` says. What is left out is worked out as QEMU does since 6.2: sockets and threads are one,
-/// cores are the rest (hw/core/machine-smp.c).
+/// The properties of `-smp`. Missing ones are computed as in QEMU since 6.2: sockets and threads are 1, and cores make
+/// up the rest (hw/core/machine-smp.c).
 struct ProcessorArguments: TypedOptions {
   var count: UInt32?
   var highestCount: UInt32?
@@ -10,20 +10,20 @@ struct ProcessorArguments: TypedOptions {
   var threads: UInt32?
 
   private static let limit = UInt32(ProcessorTopology.maximumCount)
-  private static let noSuchLevel = "x86 CPUs are grouped by sockets, cores and threads here: only 1 is possible"
+  private static let noSuchLevel = "CPUs are grouped into sockets, cores and threads only, so this must be 1"
 
   static let properties: [Property<Self>] = [
     Property("cpus", \.count, .within(1...limit), help: "CPUs"),
-    Property("maxcpus", \.highestCount, .within(1...limit), help: "The same as cpus: no CPU is plugged in later"),
+    Property("maxcpus", \.highestCount, .within(1...limit), help: "The same as cpus: CPUs cannot be hot-plugged"),
     Property("sockets", \.sockets, .within(1...limit), help: "Sockets"),
-    Property("dies", settled: UInt32(1), because: noSuchLevel, help: "Dies a socket"),
-    Property("clusters", settled: UInt32(1), because: noSuchLevel, help: "Clusters a die"),
-    Property("cores", \.cores, .within(1...limit), help: "Cores a socket"),
-    Property("threads", \.threads, .within(1...limit), help: "Threads a core"),
+    Property("dies", settled: UInt32(1), because: noSuchLevel, help: "Dies per socket"),
+    Property("clusters", settled: UInt32(1), because: noSuchLevel, help: "Clusters per die"),
+    Property("cores", \.cores, .within(1...limit), help: "Cores per socket"),
+    Property("threads", \.threads, .within(1...limit), help: "Threads per core"),
   ]
 
   func topology() throws(OptionProblem.TopologyProblem) -> ProcessorTopology {
-    // Each is at most 4096, so no product of three overflows.
+    // Each factor is at most 4096, so the product of the three does not overflow.
     let threads = Int(threads ?? 1)
     var topology = ProcessorTopology(
       sockets: Int(sockets ?? 1), coresPerSocket: Int(cores ?? 1), threadsPerCore: threads)

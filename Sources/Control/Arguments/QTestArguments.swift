@@ -1,6 +1,6 @@
 import Machine
 
-/// What `-qtest-log` says.
+/// The argument of `-qtest-log`.
 enum QTestArguments {
   static func log(_ text: String) throws(OptionProblem) -> QTestOptions.Log {
     if text.isEmpty { throw .empty }
@@ -8,11 +8,11 @@ enum QTestArguments {
   }
 }
 
-/// What `-run-with` says.
+/// The properties of `-run-with`.
 struct RunWithArguments: TypedOptions {
   var exitsWithParent = false
 
   static let properties: [Property<Self>] = [
-    Property("exit-with-parent", \.exitsWithParent, help: "Nestling is killed when the process that started it ends")
+    Property("exit-with-parent", \.exitsWithParent, help: "End Nestling when the process that started it ends")
   ]
 }

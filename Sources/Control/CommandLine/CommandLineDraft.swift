@@ -1,15 +1,15 @@
 import Machine
 import PCI
 
-/// A command line half read: what the options have said so far, and where they said it.
+/// A partly parsed command line: what the options so far have set, and which option set it.
 struct CommandLineDraft {
-  /// An option as typed, for the error line that blames it.
+  /// An option as typed, for the line that reports its error.
   struct Source: Hashable {
     var option: String
     var argument: String
   }
 
-  /// The option that is being read.
+  /// The option that is being parsed.
   var source = Source(option: "", argument: "")
 
   var configuration = MachineConfiguration()
@@ -19,24 +19,24 @@ struct CommandLineDraft {
   var memory = MemoryArguments()
   var action = ActionArguments()
   var runWith = RunWithArguments()
-  /// As `-global` has it.
+  /// The way of hotplug that `-global` selects.
   var globalHotplugWay: HotplugWay?
   var kernel: String?
   var initrd: String?
   var commandLine: String?
-  /// Nil until `-serial` has been given: then there are no default ones.
+  /// Nil until the first `-serial`, which removes the default serial port.
   var serials: [SerialBackend]?
-  /// No `-monitor`, `-mon` or `-qmp` so far: then there is one behind the default serial port.
+  /// No `-monitor`, `-mon` or `-qmp` so far, so the default serial port shares its terminal with a monitor.
   var hasDefaultMonitor = true
-  /// How many monitors have been described with their backend in place.
+  /// The number of monitors whose backend was described in place.
   var describedMonitors = 0
   var qtestDevice: Identifier?
   var qtestLog: QTestOptions.Log?
   var hasDefaultDevices = true
-  /// How many drives without an id there have been.
+  /// The number of drives without an id so far, by interface.
   var unnamedDrives: [DriveArguments.Interface: Int] = [:]
 
-  /// Where each part came from.
+  // The option that each part came from.
   var machineSource = Source(option: "-machine", argument: "")
   var globalSource = Source(option: "-global", argument: "")
   var acceleratorSource = Source(option: "-accel", argument: "")
@@ -53,7 +53,7 @@ struct CommandLineDraft {
   var objectSources: [Source] = []
   var deviceSources: [Source] = []
 
-  /// The whole configuration, checked.
+  /// Returns the whole configuration, checked.
   func finish() throws(CommandLineError) -> MachineConfiguration {
     var result = configuration
     result.machineType = machine.type
@@ -91,8 +91,8 @@ struct CommandLineDraft {
     return result
   }
 
-  /// COM1 on the terminal, as QEMU's -nographic has it, with the monitor behind Ctrl-A C. Where the terminal is taken,
-  /// or a program drives the machine, nobody listens to it.
+  /// Connects COM1 to the terminal, with the monitor behind Ctrl-A C, as QEMU does with -nographic. If the terminal is
+  /// in use, or a qtest client drives the machine, connects COM1 to nothing.
   private func addDefaultSerial(to result: inout MachineConfiguration) {
     guard let id = try? Identifier(text: "serial0") else { return }
     result.serials = [.character(id)]
@@ -163,7 +163,7 @@ struct CommandLineDraft {
     .option(option: source.option, argument: source.argument, problem)
   }
 
-  /// The option that a fault in the finished configuration comes from; nil where it is one that is missing.
+  /// Returns the option that caused an error in the finished configuration; nil if a missing option caused it.
   private func source(of error: ConfigurationError) -> Source? {
     switch error {
     case .nothingToBoot: nil
@@ -183,8 +183,8 @@ struct CommandLineDraft {
 }
 
 extension TypedOptions {
-  /// Adds what an option string says.
-  /// - Parameter owner: the kind whose options these are; nil for those of the option itself.
+  /// Sets the properties that an option string assigns.
+  /// - Parameter owner: The type whose properties these are; nil for properties of the option itself.
   mutating func apply(_ text: String, impliedName: String? = nil, owner: String? = nil) throws(OptionProblem) {
     let assignments = try OptionString.assignments(text, impliedName: impliedName)
     do {

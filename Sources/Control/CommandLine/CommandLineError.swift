@@ -1,27 +1,27 @@
 import Machine
 
-/// Why a command line makes no configuration.
+/// The reason why a command line was refused.
 enum CommandLineError: Error, Hashable {
   case unknownOption(String)
   case missingArgument(option: String)
-  /// A word that no option takes. QEMU would make it the first IDE disk.
+  /// A word without an option before it. QEMU would use it as the first IDE disk.
   case bareWord(String)
   /// - Parameters:
-  ///   - option: as typed, with its dash.
-  ///   - argument: empty for an option that takes none.
+  ///   - option: As typed, with its dash.
+  ///   - argument: Empty for an option that takes none.
   case option(option: String, argument: String, OptionProblem)
-  /// No single option is to blame.
+  /// No single option causes the error.
   case configuration(ConfigurationError)
 }
 
-/// What is wrong with one option.
+/// The error in one option.
 enum OptionProblem: Error, Hashable {
   case emptyName
   case missing(WordKind)
   case unknown(WordKind, name: String, known: [String])
-  /// - Parameter owner: the kind of device or object; nil for the option itself.
+  /// - Parameter owner: The type of the device or object; nil for the option itself.
   case property(PropertyError, owner: String?)
-  /// Of an argument in JSON, in QEMU's words.
+  /// An error in a JSON argument, in QEMU's words.
   case json(String)
   /// `-kernel ''`.
   case empty
@@ -29,14 +29,14 @@ enum OptionProblem: Error, Hashable {
   case needsKernel
   /// `-qtest-log` without `-qtest`.
   case needsQTest
-  /// Two options name accelerators, and this is the other one.
+  /// Two options select different accelerators. The value is the other one.
   case otherAccelerator(String)
   /// `-accel qtest,device=`.
   case deviceWithoutKVM
-  /// Of `-cpu`: features that were to be switched.
+  /// CPU features that `-cpu` tries to switch on or off.
   case features(String)
   case topology(TopologyProblem)
-  /// The object of `-machine memory-backend`.
+  /// An error in the object that `-machine memory-backend` names.
   case memoryBackend(MemoryBackendProblem)
   case configuration(ConfigurationError)
 

@@ -1,6 +1,6 @@
 import Machine
 
-/// Goes through the arguments by the table of options.
+/// Parses the arguments by the table of options.
 enum CommandLineReader {
   static func read(_ arguments: [String]) throws(CommandLineError) -> Control.Outcome {
     var draft = CommandLineDraft()
@@ -9,7 +9,7 @@ enum CommandLineReader {
       let word = arguments[position]
       position += 1
       guard word.hasPrefix("-"), word != "-" else { throw .bareWord(word) }
-      // Two dashes are as good as one.
+      // Two dashes mean the same as one.
       let name = String(word.dropFirst(word.hasPrefix("--") ? 2 : 1))
       guard let option = CommandOptions.named(name) else { throw .unknownOption(word) }
       let printed: String?

@@ -1,15 +1,15 @@
 import Machine
 
-/// One option of the command line, as data: its names, what follows it, what it does.
+/// One option of the command line, as data: its names, its argument, its action.
 struct CommandOption: Sendable {
-  /// Without the dash; the first is the one that help leads with.
+  /// Without the dash. Help shows the first one first.
   let names: [String]
-  /// As help shows it; nil for an option that takes none.
+  /// The argument as help shows it; nil for an option that takes none.
   let argument: String?
   let help: [String]
   let action: Action
 
-  /// An action returns what is to be printed instead of running a machine; nil to go on.
+  /// An action returns a text to print instead of running a machine, or nil to continue.
   enum Action: Sendable {
     case flag(@Sendable (inout CommandLineDraft) throws(OptionProblem) -> String?)
     case argument(@Sendable (inout CommandLineDraft, String) throws(OptionProblem) -> String?)
@@ -35,7 +35,7 @@ struct CommandOption: Sendable {
     self.action = .argument(action)
   }
 
-  /// An option whose only accepted word says what is so anyway.
+  /// An option that accepts one word, which changes nothing.
   init(_ names: String..., only word: String, of kind: OptionProblem.WordKind, help: String...) {
     self.names = names
     argument = word

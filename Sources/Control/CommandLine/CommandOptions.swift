@@ -1,7 +1,7 @@
 import Machine
 import VTd
 
-/// Every option, in the order and groups in which help shows them. QEMU's names (qemu-options.hx).
+/// All options, in the groups and the order in which help shows them. The names are QEMU's (qemu-options.hx).
 enum CommandOptions {
   struct Group: Sendable {
     let title: String
@@ -25,8 +25,8 @@ enum CommandOptions {
     CommandOption(
       "machine", "M", argument: "[type=]q35[,PROP=VALUE...]",
       help: "machine type and its properties (-machine q35,help lists them):",
-      "kernel-irqchip=split is what there is; memory-backend=ID takes RAM from an -object;",
-      "x-pci-hotplug=acpi|native is how devices are plugged below root ports (acpi unless given)"
+      "kernel-irqchip can only be split; memory-backend=ID uses an -object as RAM;",
+      "x-pci-hotplug=acpi|native selects how devices below root ports are hot-plugged (default: acpi)"
     ) { (draft, text) throws(OptionProblem) in
       draft.machineSource = draft.source
       if asksHelp(text) { return HelpText.machineTypes }
@@ -36,7 +36,7 @@ enum CommandOptions {
     },
     CommandOption(
       "accel", argument: "[accel=]kvm|qtest[,device=PATH]",
-      help: "accelerator: kvm (device is /dev/kvm unless given), or qtest, which has no CPU"
+      help: "accelerator: kvm (default of device: /dev/kvm), or qtest, which runs no CPU"
     ) { (draft, text) throws(OptionProblem) in
       if asksHelp(text) { return HelpText.accelerators }
       draft.acceleratorSource = draft.source
@@ -53,7 +53,7 @@ enum CommandOptions {
     },
     CommandOption(
       "global", argument: "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=on|off",
-      help: "QEMU's way to say -machine x-pci-hotplug=acpi (on) or native (off)"
+      help: "the same as -machine x-pci-hotplug=acpi (on) or native (off), in QEMU's words"
     ) { (draft, text) throws(OptionProblem) in
       draft.globalSource = draft.source
       draft.globalHotplugWay = try GlobalArguments.reading(text).hotplugWay()
@@ -72,14 +72,14 @@ enum CommandOptions {
     },
     CommandOption(
       "smp", argument: "[cpus=]N[,sockets=1][,cores=N][,threads=1]",
-      help: "number of CPUs (1 unless given), all cores of one socket"
+      help: "number of CPUs, all of them cores of one socket (default: 1)"
     ) { (draft, text) throws(OptionProblem) in
       draft.processorSource = draft.source
       try draft.processors.apply(text, impliedName: "cpus")
       return nil
     },
     CommandOption(
-      "m", argument: "[size=]SIZE", help: "RAM, in MiB unless it ends in K, M, G or T (128M unless given, 16M at least)"
+      "m", argument: "[size=]SIZE", help: "RAM, in MiB unless it ends in K, M, G or T (default: 128M; minimum: 16M)"
     ) { (draft, text) throws(OptionProblem) in
       draft.memorySource = draft.source
       try draft.memory.apply(text, impliedName: "size")
@@ -112,34 +112,34 @@ enum CommandOptions {
 
   private static let devices = [
     CommandOption(
-      "device", argument: "KIND[,PROP=VALUE...]", help: "add a device (-device help lists the kinds,",
-      "-device KIND,help its properties)", action: DeviceOption.read),
+      "device", argument: "TYPE[,PROP=VALUE...]", help: "add a device (-device help lists the types,",
+      "-device TYPE,help the properties of one)", action: DeviceOption.read),
     CommandOption(
-      "object", argument: "KIND,id=ID[,PROP=VALUE...]", help: "add an object (-object help lists the kinds,",
-      "-object KIND,help its properties)", action: ObjectOption.read),
-    CommandOption("nodefaults", help: "no default devices: no serial port or monitor but by options") {
+      "object", argument: "TYPE,id=ID[,PROP=VALUE...]", help: "add an object (-object help lists the types,",
+      "-object TYPE,help the properties of one)", action: ObjectOption.read),
+    CommandOption("nodefaults", help: "no default devices: only options add a serial port or a monitor") {
       (draft) throws(OptionProblem) in
       draft.hasDefaultDevices = false
       return nil
     },
-    CommandOption("no-user-config", help: "read no configuration file: none is ever read") {
+    CommandOption("no-user-config", help: "read no configuration file (always so)") {
       (_) throws(OptionProblem) in nil
     },
-    CommandOption("net", only: "none", of: .network, help: "no network card, as is so unless a -device adds one"),
-    CommandOption("nic", only: "none", of: .network, help: "the same"),
+    CommandOption("net", only: "none", of: .network, help: "no default network card (always so)"),
+    CommandOption("nic", only: "none", of: .network, help: "the same as -net none"),
   ]
 
   private static let block = [
     CommandOption(
       "drive", argument: "file=FILE,if=none,id=ID[,format=raw][,readonly=on][,discard=unmap]",
-      help: "a raw image for -device ...,drive=ID; if=virtio adds a virtio-blk-pci at once"
+      help: "a raw image for -device ...,drive=ID; if=virtio also adds a virtio-blk-pci for it"
     ) { (draft, text) throws(OptionProblem) in
       try DriveOption.read(&draft, text)
       return nil
     },
     CommandOption(
       "blockdev", argument: "driver=file|raw,node-name=ID,filename=FILE[,read-only=on][,discard=unmap]",
-      help: "the same as a node; raw may be over a file: file=NODE, or file.driver=file,file.filename=FILE"
+      help: "a raw image as a block node; a raw node is over file=NODE or file.driver=file,file.filename=FILE"
     ) { (draft, text) throws(OptionProblem) in
       try DriveOption.readNode(&draft, text)
       return nil
@@ -148,27 +148,26 @@ enum CommandOptions {
 
   private static let console = [
     CommandOption(
-      "chardev", argument: "KIND,id=ID[,PROP=VALUE...]",
-      help: "add a character device, for -serial chardev:ID and -mon (-chardev help lists the kinds,",
-      "-chardev KIND,help its properties)", action: ChardevArguments.readDevice),
+      "chardev", argument: "TYPE,id=ID[,PROP=VALUE...]",
+      help: "add a character device, for -serial chardev:ID and -mon (-chardev help lists the types,",
+      "-chardev TYPE,help the properties of one)", action: ChardevArguments.readDevice),
     CommandOption(
       "serial", argument: "BACKEND",
-      help: "serial port: none, null, stdio (Ctrl-A h for its commands), mon:stdio (the monitor behind it, too),",
-      "file:PATH, unix:PATH[,server=on][,wait=off], tcp:HOST:PORT[,server=on][,wait=off], chardev:ID;",
-      "mon:stdio unless given"
+      help: "serial port: none, null, stdio (Ctrl-A h lists its commands), mon:stdio (with a monitor; default),",
+      "file:PATH, unix:PATH[,server=on][,wait=off], tcp:HOST:PORT[,server=on][,wait=off], chardev:ID"
     ) { (draft, text) throws(OptionProblem) in
       try ChardevArguments.readSerial(&draft, text)
       return nil
     },
     CommandOption(
       "mon", argument: "[chardev=]ID[,mode=readline|control][,pretty=on]",
-      help: "a monitor on a character device: for people, or QMP"
+      help: "a monitor on a character device: for people (readline) or for programs (control: QMP)"
     ) { (draft, text) throws(OptionProblem) in
       try ChardevArguments.readMonitor(&draft, text)
       return nil
     },
     CommandOption(
-      "monitor", argument: "BACKEND", help: "a monitor for people, on a backend as those of -serial"
+      "monitor", argument: "BACKEND", help: "a monitor for people, on one of the backends of -serial"
     ) { (draft, text) throws(OptionProblem) in
       try ChardevArguments.readMonitor(&draft, on: text, .readline)
       return nil
@@ -178,24 +177,24 @@ enum CommandOptions {
       try ChardevArguments.readMonitor(&draft, on: text, .control)
       return nil
     },
-    CommandOption("qmp-pretty", argument: "BACKEND", help: "the same, with answers on several lines") {
+    CommandOption("qmp-pretty", argument: "BACKEND", help: "the same as -qmp, with answers on several lines") {
       (draft, text) throws(OptionProblem) in
       try ChardevArguments.readMonitor(&draft, on: text, .control, pretty: true)
       return nil
     },
-    CommandOption("nographic", help: "no display, serial port and monitor on stdio: as is so anyway") {
+    CommandOption("nographic", help: "no display; serial port and monitor on stdio (always so)") {
       (_) throws(OptionProblem) in nil
     },
-    CommandOption("display", only: "none", of: .display, help: "no display, as is so anyway"),
-    CommandOption("vga", only: "none", of: .adapter, help: "no display adapter, as is so anyway"),
+    CommandOption("display", only: "none", of: .display, help: "no display (always so)"),
+    CommandOption("vga", only: "none", of: .adapter, help: "no display adapter (always so)"),
     CommandOption(
-      "audio", "audiodev", argument: "[driver=]none[,id=ID]", help: "no sound, as is so anyway"
+      "audio", "audiodev", argument: "[driver=]none[,id=ID]", help: "no sound (always so)"
     ) { (_, text) throws(OptionProblem) in
       let driver = try AudioArguments.parsing(text, impliedName: "driver").driver
       guard driver == "none" else { throw .unknown(.audioDriver, name: driver, known: ["none"]) }
       return nil
     },
-    CommandOption("parallel", only: "none", of: .parallelBackend, help: "no parallel port, as is so anyway"),
+    CommandOption("parallel", only: "none", of: .parallelBackend, help: "no parallel port (always so)"),
   ]
 
   private static let running = [
@@ -205,17 +204,18 @@ enum CommandOptions {
       draft.configuration.name = try NameArguments.parsing(text, impliedName: "guest").name
       return nil
     },
-    CommandOption("S", help: "do not start the CPUs: a monitor's cont does") { (draft) throws(OptionProblem) in
+    CommandOption("S", help: "wait for a monitor's cont before starting the CPUs") { (draft) throws(OptionProblem) in
       draft.configuration.startsPaused = true
       return nil
     },
-    CommandOption("no-reboot", help: "end when the guest resets, instead of starting it again") {
+    CommandOption("no-reboot", help: "end when the guest resets, instead of restarting it") {
       (draft) throws(OptionProblem) in
       draft.action.reboot = .shutdown
       return nil
     },
     CommandOption(
-      "action", argument: "reboot=reset|shutdown", help: "what the guest's reset does; shutdown is -no-reboot"
+      "action", argument: "reboot=reset|shutdown",
+      help: "the effect of a reset by the guest; shutdown is the same as -no-reboot"
     ) { (draft, text) throws(OptionProblem) in
       try draft.action.apply(text)
       return nil
@@ -234,15 +234,15 @@ enum CommandOptions {
       return nil
     },
     CommandOption(
-      "D", argument: "FILE", help: "write the log there instead of to standard error"
+      "D", argument: "FILE", help: "write the log of -d to FILE instead of standard error"
     ) { (draft, text) throws(OptionProblem) in
       draft.configuration.logPath = try notEmpty(text)
       return nil
     },
     CommandOption(
       "trace", argument: "[enable=]PATTERN[,file=FILE]",
-      help: "write the trace events of IOMMUs and hotplug whose names match (-trace help lists them)",
-      "to standard error, or a file; * stands for any characters"
+      help: "write the trace events of IOMMUs and hotplug whose names match PATTERN (-trace help lists all)",
+      "to standard error or FILE; * stands for any characters"
     ) { (draft, text) throws(OptionProblem) in
       if asksHelp(text) { return TraceArguments.eventNames }
       let arguments = try TraceArguments.parsing(text, impliedName: "enable")
@@ -257,14 +257,14 @@ enum CommandOptions {
       return nil
     },
     CommandOption(
-      "qtest", argument: "BACKEND", help: "a client drives the board by QEMU's qtest protocol, on a backend as",
-      "those of -serial"
+      "qtest", argument: "BACKEND", help: "a client drives the board by QEMU's qtest protocol, on one of the backends",
+      "of -serial"
     ) { (draft, text) throws(OptionProblem) in
       try ChardevArguments.readQTest(&draft, text)
       return nil
     },
     CommandOption(
-      "qtest-log", argument: "FILE|none", help: "write what passes there instead of to standard error"
+      "qtest-log", argument: "FILE|none", help: "write the qtest conversation to FILE instead of standard error"
     ) { (draft, text) throws(OptionProblem) in
       draft.qtestLogSource = draft.source
       draft.qtestLog = try QTestArguments.log(text)
@@ -277,17 +277,17 @@ enum CommandOptions {
       return nil
     },
     CommandOption("version", help: "print the version and end") { (_) throws(OptionProblem) in HelpText.version },
-    CommandOption("help", "h", help: "print this and end") { (_) throws(OptionProblem) in HelpText.options },
+    CommandOption("help", "h", help: "print this help and end") { (_) throws(OptionProblem) in HelpText.options },
   ]
 
-  /// There is one accelerator, however often it is named.
+  /// Refuses a second accelerator. Naming the same one twice is fine.
   private static func agree(_ earlier: AcceleratorName?, _ now: AcceleratorName?) throws(OptionProblem) {
     if let earlier, let now, earlier != now { throw .otherAccelerator(earlier.text) }
   }
 
   static func asksHelp(_ text: String) -> Bool { text == "help" || text == "?" }
 
-  /// `KIND,help`
+  /// Whether the text has the form `TYPE,help`.
   static func asksForProperties(_ text: String) -> Bool {
     text.split(separator: ",").dropFirst().contains { asksHelp(String($0)) }
   }

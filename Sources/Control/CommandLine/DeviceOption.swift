@@ -1,6 +1,6 @@
 import Machine
 
-/// `-device KIND[,PROP=VALUE...]`.
+/// `-device TYPE[,PROP=VALUE...]`.
 enum DeviceOption {
   @Sendable
   static func read(_ draft: inout CommandLineDraft, _ text: String) throws(OptionProblem) -> String? {
@@ -28,7 +28,7 @@ enum DeviceOption {
   }
 }
 
-/// `-object KIND,id=ID[,PROP=VALUE...]`.
+/// `-object TYPE,id=ID[,PROP=VALUE...]`.
 enum ObjectOption {
   @Sendable
   static func read(_ draft: inout CommandLineDraft, _ text: String) throws(OptionProblem) -> String? {
@@ -57,13 +57,14 @@ enum ObjectOption {
 }
 
 enum QOMArguments {
-  /// Names of open files are a monitor's: at the start there are only the numbers of inherited ones.
+  /// Refuses a descriptor by name: only a monitor's client can name one. The command line takes numbers of inherited
+  /// descriptors.
   static func checkDescriptor(of options: any QOMOptions) throws(PropertyError) {
     guard let file = (options as? any DescriptorTaking)?.file, file.number == nil else { return }
     throw .value(name: "fd", text: file.text, .notNumber)
   }
 
-  /// Takes the kind's name out of an option string.
+  /// Separates the type's name from the other assignments of an option string.
   static func split(
     _ text: String, impliedName: String, of wordKind: OptionProblem.WordKind
   ) throws(OptionProblem) -> (name: String, assignments: [PropertyAssignment]) {

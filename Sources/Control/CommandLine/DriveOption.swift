@@ -24,7 +24,7 @@ enum DriveOption {
     draft.blockNodeSources.append(draft.source)
   }
 
-  /// As QEMU names a drive without an id: `none0`, `virtio1`.
+  /// Returns QEMU's name for a drive without an id: `none0`, `virtio1`.
   private static func name(of interface: DriveArguments.Interface, in draft: inout CommandLineDraft) -> String {
     let number = draft.unnamedDrives[interface, default: 0]
     draft.unnamedDrives[interface] = number + 1

@@ -1,13 +1,13 @@
 import Machine
 
-/// What the help options print, from the tables.
+/// The texts that the help options print, made from the tables.
 enum HelpText {
   static let versionNumber = "0.1.0"
   static let version = "Nestling emulator version \(versionNumber)\n"
 
   static var options: String {
     var text = version + "usage: nestling [options]\n"
-    text += "       nestling check-host [BDF...]: can this host pass devices through, and what is missing\n"
+    text += "       nestling check-host [BDF...]: check whether this host can pass devices through\n"
     for group in CommandOptions.groups {
       text += "\n\(group.title):\n"
       for option in group.options {
@@ -19,7 +19,7 @@ enum HelpText {
     return text + "\nDuring a run, with the serial port on stdio:\n" + TerminalMultiplexer.help
   }
 
-  /// A heading with its lines of help beside it, or below where it is too long.
+  /// Lays out a heading with its lines of help to its right, or below it if it is too long.
   private static func lines(_ heading: String, _ help: [String], indent: Int) -> String {
     let margin = String(repeating: " ", count: indent)
     var text = heading
@@ -34,7 +34,7 @@ enum HelpText {
     return text + "\n"
   }
 
-  /// QEMU's layout of `-device help`.
+  /// The answer to `-device help`, in QEMU's layout.
   static var deviceTypes: String {
     var text = ""
     for category in DeviceCategory.allCases {
@@ -61,7 +61,7 @@ enum HelpText {
     "Available chardev backend types:\n" + ChardevTypes.all.map { "  \($0.typeName)\n" }.sorted().joined()
   }
 
-  /// QEMU's layout of `-device KIND,help`.
+  /// Returns the answer to `-device TYPE,help`, in QEMU's layout.
   static func properties(of kind: any TypedOptions.Type, title: String) -> String {
     var text = "\(title) options:\n"
     for property in kind.propertyDescriptions {
@@ -75,7 +75,7 @@ enum HelpText {
   }
 
   static let machineTypes =
-    "Supported machines are:\nq35                  PCI Express machine of the shape of QEMU's q35 (default)\n"
+    "Supported machines are:\nq35                  PCI Express machine modelled on QEMU's q35 (default)\n"
   static let accelerators = "Accelerators supported in this binary:\nqtest\nkvm\n"
   static let processorModels = "Available CPUs:\n  host                  the host's CPU, as KVM offers it\n"
 

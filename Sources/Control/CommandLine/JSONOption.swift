@@ -1,10 +1,11 @@
 import JSON
 import Machine
 
-/// What `-device` and `-object` say in JSON: an object with a typed value for each property. Errors are in QEMU's words,
-/// as QMP's are (system/vl.c, qapi/qobject-input-visitor.c).
+/// Arguments of `-device` and `-object` in JSON: an object with a typed value for each property. The texts of errors are
+/// QEMU's, as in QMP (system/vl.c, qapi/qobject-input-visitor.c).
 enum JSONOption {
-  /// - Returns: nil for an option string.
+  /// Parses an argument in JSON.
+  /// - Returns: Nil if the argument is an option string.
   static func object(_ text: String) throws(OptionProblem) -> JSONObject? {
     guard text.hasPrefix("{") else { return nil }
     var stream = JSONStream()
@@ -63,7 +64,8 @@ enum JSONOption {
 }
 
 extension JSONProperties {
-  /// A device's: each value has its property's type. What is no property is found when the values are set.
+  /// Converts the members of a device. Each value must have its property's type. A member that names no property passes
+  /// here and fails when the device type sets it.
   fileprivate static func typed(
     _ object: JSONObject, of kind: any TypedOptions.Type
   ) throws(MonitorError) -> [PropertyAssignment] {
@@ -94,7 +96,7 @@ extension JSONProperties {
     }
   }
 
-  /// A number has the device in bits 7:3, the function in bits 2:0.
+  /// Converts an address. A number has the device in bits 7:3 and the function in bits 2:0.
   private static func addressText(_ member: JSONObject.Member) throws(MonitorError) -> String {
     switch member.value {
     case .string(let text): return text

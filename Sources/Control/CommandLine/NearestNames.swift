@@ -1,13 +1,13 @@
-/// The names that somebody may have meant.
+/// Finds the known names nearest to a mistyped one.
 enum NearestNames {
-  /// - Returns: at most three of the candidates, the nearest first.
+  /// - Returns: At most three of the candidates, the nearest first.
   static func to(_ name: String, among candidates: [String]) -> [String] {
-    // A name this long is no slip of the fingers, and the distance costs the product of the lengths.
+    // A longer name is no typing error, and the time to find the distance grows with the product of the lengths.
     let wanted = Array(name.utf8.prefix(64))
     var seen = Set<String>()
     let ranked = candidates.filter { seen.insert($0).inserted }.map { candidate in
       let other = Array(candidate.utf8.prefix(64))
-      // Somebody who stopped typing is nearer than the letters that are missing.
+      // A candidate that begins with the typed name, or the reverse, is nearer than its missing letters suggest.
       let startsAlike =
         wanted.count > 1 && other.starts(with: wanted) || other.count > 2 && wanted.starts(with: other)
       let distance = distance(wanted, other)
@@ -17,13 +17,13 @@ enum NearestNames {
       )
     }.sorted { ($0.rank, $0.distance, $0.name) < ($1.rank, $1.distance, $1.name) }
     let best = ranked.first?.rank ?? 0
-    // Where one name is but a slip away, others that are further off only distract.
+    // If one name differs by one typing error, names further off only distract.
     let near = ranked.filter { $0.rank <= max(2, $0.length / 3) && $0.rank <= max(best, $0.length / 4) }
-    // Nothing near: what there is still tells more than nothing.
+    // If no name is near, show some names that exist.
     return (near.isEmpty ? ranked : near).prefix(3).map(\.name)
   }
 
-  /// Insertions, deletions, replacements and swaps of neighbours (optimal string alignment).
+  /// Counts insertions, deletions, replacements and swaps of neighbours (optimal string alignment).
   static func distance(_ a: [UInt8], _ b: [UInt8]) -> Int {
     var beforePrevious = [Int](repeating: 0, count: b.count + 1)
     var previous = Array(0...b.count)

@@ -1,10 +1,10 @@
 import Machine
 
-/// QEMU's option strings, `word,name=value,name` (util/qemu-option.c): a comma within a value is written
-/// twice, the first name may be implied, and a bare name is a flag.
+/// Parses QEMU's option strings, `word,name=value,name` (util/qemu-option.c): a comma within a value is written twice,
+/// the first name may be implied, and a bare name is a flag.
 enum OptionString {
-  /// - Parameter impliedName: what a first word without `=` is the value of.
-  /// - Throws: `emptyName` alone.
+  /// - Parameter impliedName: The name that a first word without `=` is the value of.
+  /// - Throws: Only `emptyName`.
   static func assignments(_ text: String, impliedName: String? = nil) throws(OptionProblem) -> [PropertyAssignment] {
     let bytes = Array(text.utf8)
     var assignments: [PropertyAssignment] = []
@@ -28,7 +28,7 @@ enum OptionString {
     return assignments
   }
 
-  /// Takes a value and the comma that ends it.
+  /// Consumes a value and the comma that ends it.
   private static func value(in bytes: [UInt8], at position: inout Int) -> String {
     var value: [UInt8] = []
     while position < bytes.count {

@@ -1,14 +1,14 @@
 import Machine
 
-/// `info mtree`, in QEMU's layout (system/memory.c): each address space as a tree of regions. As there, the regions that
-/// the guest places lie in one that gives way to all others.
+/// `info mtree`, in QEMU's layout (system/memory.c): each address space as a tree of regions. As in QEMU, the regions
+/// that the guest places are inside a region (`pci`) of lower priority than all others.
 enum AddressSpaceText {
   static func text(_ spaces: [MachineInspection.AddressSpace]) -> String { spaces.map(text).joined(separator: "\n") }
 
   private static func text(_ space: MachineInspection.AddressSpace) -> String {
     let fixed = space.regions.filter { !$0.isMovable }
     let movable = space.regions.filter(\.isMovable)
-    // Behind the RAM at the bottom, as in QEMU.
+    // The region `pci` follows the RAM at address 0, as in QEMU.
     let bottom = fixed.prefix { $0.first == 0 && $0.isRAM }
     return "address-space: \(space.name)\n" + line(1, 0, space.last, 0, space.rootName)
       + bottom.map { line(2, $0) }.joined()

@@ -1,8 +1,8 @@
-/// Text in columns: what the monitor's tables are laid out with.
+/// Lays out text in columns, for the tables of the monitor.
 struct Columns {
   private var rows: [[String]] = []
   private let indent: Int
-  /// Columns whose texts are flush right.
+  /// Columns that are aligned to the right.
   private let rightAligned: Set<Int>
 
   init(indent: Int, rightAligned: Set<Int> = []) {
@@ -20,7 +20,7 @@ struct Columns {
     for row in rows {
       for (index, cell) in row.enumerated() where !cell.isEmpty {
         while widths.count <= index { widths.append(0) }
-        // The last of a row may be as long as it is.
+        // The last cell of a row does not widen its column.
         if index < row.count - 1 || rightAligned.contains(index) { widths[index] = max(widths[index], cell.utf8.count) }
       }
     }
@@ -39,17 +39,17 @@ struct Columns {
   }
 }
 
-/// Numbers as people who read tables want them.
+/// Formats numbers for tables.
 enum NumberFormat {
   static func hexadecimal(_ value: UInt64) -> String { "0x" + String(value, radix: 16) }
 
-  /// All 16 digits.
+  /// Returns all 16 hexadecimal digits.
   static func entry(_ value: UInt64) -> String {
     let digits = String(value, radix: 16)
     return "0x" + String(repeating: "0", count: 16 - digits.utf8.count) + digits
   }
 
-  /// Of a page or a table: `4K`, `2M`, `1G`.
+  /// Returns the size of a page or a table: `4K`, `2M`, `1G`.
   static func pageSize(_ bytes: UInt64) -> String {
     for (shift, unit) in [(30, "G"), (20, "M"), (10, "K")] as [(UInt64, String)]
     where bytes >= 1 << shift && bytes & (1 << shift - 1) == 0 {

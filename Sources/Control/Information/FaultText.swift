@@ -1,8 +1,8 @@
 import VTd
 
-/// Fault reasons in words, as the specification's tables describe the conditions (VT-d 5.1.4.1, 7.1.3).
+/// Describes fault reasons in words, after the tables of fault conditions in the specification (VT-d 5.1.4.1, 7.1.3).
 enum FaultText {
-  /// `fault 0x71 (SFS.2): ...`
+  /// Returns `fault 0x71 (SFS.2): …`.
   static func line(_ reason: FaultReason) -> String {
     let condition = reason.condition.map { " (\($0))" } ?? ""
     return "fault 0x" + String(reason.rawValue, radix: 16) + condition + ": " + words(reason)
@@ -12,8 +12,8 @@ enum FaultText {
     switch reason {
     case .rootEntryNotPresent, .scalableRootEntryNotPresent: "the root entry is not present"
     case .contextEntryNotPresent, .scalableContextEntryNotPresent: "the context entry is not present"
-    case .contextEntryInvalid, .scalableContextEntryInvalid: "the context entry asks for what the unit does not offer"
-    case .addressBeyondWidth, .scalableAddressBeyondWidth: "the address is beyond the width that is translated"
+    case .contextEntryInvalid, .scalableContextEntryInvalid: "the context entry selects what the unit does not support"
+    case .addressBeyondWidth, .scalableAddressBeyondWidth: "the address exceeds the translated address width"
     case .writePermission: "no write permission"
     case .readPermission: "no read permission"
     case .secondStageEntryAccess, .scalableSecondStageEntryAccess: "a second-stage entry cannot be read"
@@ -32,7 +32,7 @@ enum FaultText {
     case .interruptEntryReserved: "reserved bits are set in the interrupt entry"
     case .compatibilityFormatBlocked: "interrupt requests in compatibility format are blocked"
     case .interruptSourceValidation: "the interrupt entry is for another source"
-    case .translationTableModeInvalid: "the root table address register names no mode that there is"
+    case .translationTableModeInvalid: "the root table address register selects a reserved mode"
     case .pasidInLegacyMode: "a request with PASID in legacy mode"
     case .pageRequestInLegacyMode: "a page request in legacy mode"
     case .deviceTLBNotEnabled: "the context entry does not enable device-TLBs"
@@ -46,26 +46,26 @@ enum FaultText {
     case .pasidEntryAccess: "the PASID-table entry cannot be read"
     case .pasidEntryNotPresent: "the PASID-table entry is not present"
     case .pasidEntryReserved: "reserved bits are set in the PASID-table entry"
-    case .pasidEntryInvalid: "the PASID-table entry asks for what the unit does not offer"
+    case .pasidEntryInvalid: "the PASID-table entry selects what the unit does not support"
     case .executeRequestNotEnabled: "execute requests are not enabled"
     case .supervisorRequestNotEnabled: "requests with supervisor privilege are not enabled"
     case .firstStageEntryAccess: "a first-stage entry cannot be read"
     case .firstStageEntryNotPresent: "a first-stage entry is not present"
     case .firstStageEntryReserved: "reserved bits are set in a first-stage entry"
-    case .firstStageRootAccess: "an entry of the highest first-stage table cannot be read"
+    case .firstStageRootAccess: "an entry of the top first-stage table cannot be read"
     case .firstStageEntryBeyondWidth: "a first-stage entry is at an address beyond the second stage's width"
-    case .firstStageRootReadPermission: "the second stage does not let the highest first-stage table be read"
-    case .firstStageEntryReadPermission: "the second stage does not let a first-stage table be read"
-    case .firstStageEntryWritePermission: "the second stage does not let a first-stage table be written"
+    case .firstStageRootReadPermission: "the second stage grants no read permission for the top first-stage table"
+    case .firstStageEntryReadPermission: "the second stage grants no read permission for a first-stage table"
+    case .firstStageEntryWritePermission: "the second stage grants no write permission for a first-stage table"
     case .firstStageUpdateWithoutSnoop, .scalableSecondStageUpdateWithoutSnoop:
       "accessed or dirty bits must be set, and page walks do not snoop (PWSNP)"
     case .firstStageUpdateFailed, .scalableSecondStageUpdateFailed: "accessed or dirty bits cannot be set"
     case .scalableSecondStageNotPresent: "a second-stage entry is not present"
-    case .scalableSecondStageRootAccess: "an entry of the highest second-stage table cannot be read"
+    case .scalableSecondStageRootAccess: "an entry of the top second-stage table cannot be read"
     case .addressNotCanonical: "the address is not canonical"
-    case .userPrivilege: "a request with user privilege to a supervisor's page"
+    case .userPrivilege: "a request with user privilege for a supervisor page"
     case .executePermission: "no execute permission"
-    case .firstStageOutputBeyondWidth: "what the first stage comes to is beyond the second stage's width"
+    case .firstStageOutputBeyondWidth: "the output address of the first stage is beyond the second stage's width"
     case .scalableWritePermission: "no write permission"
     case .scalableReadPermission: "no read permission"
     }

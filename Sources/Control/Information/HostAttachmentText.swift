@@ -1,7 +1,7 @@
 import Machine
 import VTd
 
-/// A passed-through function's tables on the host, in a line.
+/// Describes in one line which host page tables translate for a passed-through function.
 enum HostAttachmentText {
   static func line(_ attachment: HostAttachment) -> String {
     let owner = attachment.iommufd.map { ", \($0)" } ?? ""
@@ -23,7 +23,7 @@ enum HostAttachmentText {
     guard case .blocked(let reason) = binding else { return "its requests are refused" }
     switch reason {
     case .entry(let fault): return FaultText.line(fault)
-    case .guestSecondStage: return "the guest translates by second-stage tables"
+    case .guestSecondStage: return "the guest uses second-stage tables"
     case .supervisorRequests: return "the guest asks for supervisor requests"
     case .refused: return "the host refused what the guest's tables ask for"
     }

@@ -2,17 +2,17 @@ import Hardware
 import Machine
 import VTd
 
-/// `info iommu`, `x-query-iommu` and `-d iommu`: the remapping units for somebody who debugs a driver.
+/// `info iommu`, `x-query-iommu` and `-d iommu`: the state of the remapping units, for people who debug a driver.
 public enum RemappingText {
-  /// Cached pages and cached interrupt entries are listed up to so many of each unit.
+  /// The number of cached pages, and of cached interrupt entries, that are listed per unit.
   static let listLimit = 48
 
-  /// Every unit: what it is, what its tables in memory say of each device, what it has cached, what it has counted.
+  /// Describes every unit: its registers, each device's entries in the tables in memory, its caches and its counters.
   public static func units(_ states: [RemappingUnitState]) -> String {
     states.isEmpty ? "There is no IOMMU.\n" : states.map { unit($0, isOnly: states.count == 1) }.joined(separator: "\n")
   }
 
-  /// Counters, a line each.
+  /// Returns a line for each counter.
   static func log(of units: [RemappingUnit]) -> String {
     units.map { unit in
       let prefix = units.count == 1 ? "iommu" : "iommu \(unit.name)"
@@ -94,7 +94,7 @@ public enum RemappingText {
     return columns.text
   }
 
-  /// A fault recording register (VT-d 11.4.7.5).
+  /// Decodes a fault recording register (VT-d 11.4.7.5).
   private static func fault(low: UInt64, high: UInt64) -> String? {
     guard high[bit: 63] else { return nil }
     let reason = UInt8(truncatingIfNeeded: high >> 32)
@@ -150,7 +150,7 @@ public enum RemappingText {
     return text
   }
 
-  /// Only in caching mode are there any.
+  /// Lists cached faults of entries that are not present. Only caching mode has any.
   private static func refusals(_ caches: [PortCache]) -> String {
     var columns = Columns(indent: 4)
     var count = 0

@@ -1,7 +1,7 @@
 import Hardware
 import VTd
 
-/// One device's way from the root table to paging tables, in words.
+/// Describes the entries that lead from the root table to a device's paging tables.
 enum SourceTablesText {
   static func source(_ source: SourceTables, name: String) -> String {
     var text = "  \(source.source)\(name.isEmpty ? "" : " " + name)\n"
@@ -28,7 +28,7 @@ enum SourceTablesText {
     [title, NumberFormat.hexadecimal(entry.address), words(entry), fields(entry)]
   }
 
-  /// The highest word first, as debugfs of Linux has them; without upper words that are zero.
+  /// Returns the words of an entry, the highest first, as in Linux's debugfs. Omits upper words that are zero.
   static func words(_ entry: StructureEntry) -> String {
     guard var words = entry.words else { return "not in RAM" }
     while words.count > 1, words.last == 0 { words.removeLast() }
@@ -36,7 +36,7 @@ enum SourceTablesText {
     return "0x" + parts.joined(separator: ":")
   }
 
-  /// Flags that are set, and all else.
+  /// Returns the flags that are set, and all other fields.
   static func fields(_ entry: StructureEntry) -> String {
     entry.fields.compactMap { field in
       switch field.value {

@@ -2,23 +2,24 @@ import Hardware
 import Machine
 import VTd
 
-/// `info iommu translate DEVICE[:PASID] ADDRESS [read|write]`: one request, entry by entry.
+/// `info iommu translate DEVICE[:PASID] ADDRESS [read|write]`: shows how a unit translates one request, entry by entry.
 public enum TranslationText {
   public static let usage = "info iommu translate DEVICE[:PASID] ADDRESS [read|write]"
 
-  /// - Parameter arguments: the words after `translate`.
-  /// - Returns: the text, or what is wrong with the words, a line each without its newline.
+  /// Carries out the command.
+  /// - Parameter arguments: The words after `translate`.
+  /// - Returns: The text, or a line, without its newline, that says what is wrong with the arguments.
   public static func answer(_ arguments: [String], _ units: RemappingInspection) -> Result<String, Mistake> {
     guard (2...3).contains(arguments.count) else { return .failure(Mistake("usage: \(usage)")) }
     let access: DMAAccess
     switch arguments.count == 3 ? arguments[2] : "read" {
     case "read": access = .read
     case "write": access = .write
-    default: return .failure(Mistake("it is read or write, not \(ErrorText.quoted(arguments[2]))"))
+    default: return .failure(Mistake("the access must be read or write, not \(ErrorText.quoted(arguments[2]))"))
     }
     guard let address = NumberText.unsigned(arguments[1].utf8) else {
       return .failure(
-        Mistake("\(ErrorText.quoted(arguments[1])) is no address: a number, hexadecimal with 0x before it"))
+        Mistake("\(ErrorText.quoted(arguments[1])) is not an address: a number (decimal, or hexadecimal with 0x)"))
     }
     do {
       return .success(text(try report(arguments[0], address, access, units)))
@@ -27,7 +28,7 @@ public enum TranslationText {
     }
   }
 
-  /// What is wrong with what was asked.
+  /// An error in the arguments.
   public struct Mistake: Error, Hashable, Sendable {
     public let line: String
     init(_ line: String) { self.line = line }
@@ -39,11 +40,11 @@ public enum TranslationText {
     do throws(RemappingInspection.Problem) {
       return try units.translation(of: device, pasid: nil, address: address, access: access)
     } catch {
-      // `DEVICE:PASID`, which an address with a bus looks like.
+      // Try `DEVICE:PASID` second, because a PCI address with a bus number looks the same.
       if case .unknownDevice = error, let colon = device.lastIndex(of: ":") {
         let digits = device[device.index(after: colon)...]
         guard let pasid = NumberText.unsigned(digits.utf8), pasid <= 0xf_ffff else {
-          throw Mistake("\(ErrorText.quoted(String(digits))) is no PASID: a number below 2 to the 20")
+          throw Mistake("\(ErrorText.quoted(String(digits))) is not a PASID: a number below 2^20")
         }
         do throws(RemappingInspection.Problem) {
           return try units.translation(
@@ -59,11 +60,11 @@ public enum TranslationText {
     case .noUnit: Mistake("there is no IOMMU")
     case .unknownDevice(let name, let known):
       Mistake("no device \(ErrorText.quoted(name))" + ErrorText.list("nearest", NearestNames.to(name, among: known)))
-    case .notRemapped(let source): Mistake("no IOMMU stands before \(source)")
+    case .notRemapped(let source): Mistake("no IOMMU translates for \(source)")
     }
   }
 
-  // MARK: The answer
+  // MARK: The report
 
   static func text(_ report: TranslationReport) -> String {
     let explanation = report.explanation
@@ -95,10 +96,10 @@ public enum TranslationText {
     return text
   }
 
-  /// Whether a cached page sends the address where the tables send it.
+  /// Whether a cached page translates the address as the tables do.
   private static func agrees(_ page: CachedPage, _ explanation: TranslationExplanation) -> Bool {
     guard case .page(let output, _, _, _) = explanation.result else {
-      // Refused for what the page does not grant either.
+      // The tables refuse the request. The cached page agrees if it does not grant the access either.
       let granted = explanation.access.contains(.write) ? page.writable : page.readable
       return !granted
     }
@@ -117,7 +118,7 @@ public enum TranslationText {
   }
 
   private static func add(_ step: PagingStep, to columns: inout Columns, indent: String = "") {
-    // A first-stage entry is read after the second stage has said where it is.
+    // The unit translates a first-stage entry's address by the second stage before it reads the entry.
     for inner in step.below { add(inner, to: &columns, indent: indent + "  ") }
     let stage = step.stage == .first ? "first" : "second"
     columns.add(
@@ -136,12 +137,12 @@ public enum TranslationText {
   }
 
   private static func meaning(_ step: PagingStep) -> String {
-    guard step.entry != nil else { return step.physicalAddress == nil ? "out of reach" : "not in RAM" }
+    guard step.entry != nil else { return step.physicalAddress == nil ? "unreachable" : "not in RAM" }
     guard step.isPresent, let output = step.output else { return "not present" }
     var words = step.flags.joined(separator: " ")
     if step.reservedBits != 0 { words += ", reserved bits \(NumberFormat.hexadecimal(step.reservedBits)) are set" }
     words += step.isLeaf ? " -> page \(NumberFormat.hexadecimal(output))" : " -> \(NumberFormat.hexadecimal(output))"
-    if step.bitsToSet != 0 { words += ", to be marked " + step.marks.joined(separator: " ") }
+    if step.bitsToSet != 0 { words += ", a request sets " + step.marks.joined(separator: " ") }
     return words
   }
 

@@ -1,7 +1,7 @@
 import JSON
 import Machine
 
-/// Block nodes that come and go while the machine runs, and what there is of them (qapi/block-core.json).
+/// Commands that add, remove, resize and list block nodes while the machine runs (qapi/block-core.json).
 extension MonitorCommands {
   static let blockCommands: [MonitorCommand] = [
     MonitorCommand(
@@ -54,7 +54,8 @@ extension MonitorCommands {
     },
   ]
 
-  /// - Parameter object: flattened.
+  /// Makes a node from the arguments of `blockdev-add`.
+  /// - Parameter object: The arguments, flattened (`JSONProperties.flattened`).
   private static func node(_ object: JSONObject) throws(MonitorError) -> BlockNode {
     let assignments = try JSONProperties.strict(object, of: BlockdevArguments.self)
     guard case .string(let driver)? = object["driver"] else { throw .generic("Parameter 'driver' is missing") }
@@ -76,7 +77,7 @@ extension MonitorCommands {
       if (try? Identifier(text: name)) == nil { throw .generic("Invalid node-name: \(ErrorText.quoted(name))") }
     }
     do throws(PropertyError) {
-      // A node below is found when the request is carried out.
+      // The machine looks up the node below when it carries out the request.
       return try BlockdevArguments(assignments).node(over: [])
     } catch {
       throw .unexpected(error, driver)
@@ -107,7 +108,7 @@ extension MonitorCommands {
           ])),
     ])
 
-  /// There is no throttling here, and no backing file.
+  /// Returns a node's BlockDeviceInfo. Nestling has no throttling and no backing files.
   private static func describe(_ state: MachineInspection.BlockState) -> JSONValue {
     let node = state.node
     return [
@@ -130,7 +131,7 @@ struct NodeNameArguments: CommandArguments {
 }
 
 struct ResizeArguments: CommandArguments {
-  /// A drive is a node here.
+  /// The name of a drive, which is the name of its node here.
   var device: String?
   var name: String?
   /// In bytes.
@@ -151,7 +152,7 @@ struct ResizeArguments: CommandArguments {
 }
 
 struct NodeListArguments: CommandArguments {
-  /// Leaves out backing nodes. No node here has one.
+  /// Leaves out backing nodes, which do not exist here.
   var flat: Bool?
 
   static let fields: [ArgumentField<Self>] = [ArgumentField("flat", \.flat)]

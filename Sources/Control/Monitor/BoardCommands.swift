@@ -2,7 +2,7 @@ import JSON
 import Machine
 import PCI
 
-/// What the machine is made of (qapi/machine.json, qapi/pci.json, qapi/char.json).
+/// Queries about the machine's parts (qapi/machine.json, qapi/pci.json, qapi/char.json).
 extension MonitorCommands {
   static let boardCommands: [MonitorCommand] = [
     MonitorCommand(
@@ -25,7 +25,7 @@ extension MonitorCommands {
             SchemaMember("thread-id", .integer), SchemaMember("props", processorPlace), SchemaMember("target", .string),
           ]))
     ) { (target) throws(MonitorError) in .array(processors(target)) },
-    // There are no iothreads: every queue has a worker of its own.
+    // There are no iothreads: each queue has its own worker.
     MonitorCommand("query-iothreads", answers: .array(.any)) { (_) throws(MonitorError) in [] },
     MonitorCommand(
       "query-memory-size-summary", answers: .object("MemoryInfo", [SchemaMember("base-memory", .integer)])
@@ -140,7 +140,7 @@ extension MonitorCommands {
   private static let rangeType = SchemaType.object(
     "PciMemoryRange", [SchemaMember("base", .integer), SchemaMember("limit", .integer)])
 
-  /// `devices` are described as those of bus 0; the schema cannot refer back to them.
+  /// The members of `devices` have the type of those on bus 0, but the schema cannot express a recursive type.
   private static let bridgeType = SchemaType.object(
     "PciBridgeInfo",
     [
@@ -170,7 +170,7 @@ extension MonitorCommands {
         "memory_range": range(header.memory), "prefetchable_range": range(header.prefetchable),
       ]
     ]
-    // QEMU leaves them out where software has not numbered the bus.
+    // QEMU leaves out `devices` until software has numbered the bus.
     if header.secondaryBus != 0 { object["devices"] = .array(bridge.functions.map(function)) }
     return .object(object)
   }
@@ -200,7 +200,7 @@ extension MonitorCommands {
     let register = region.register
     var object: JSONObject = [
       "bar": .integer(Int64(register.index)), "type": register.space == .io ? "io" : "memory",
-      // QEMU has -1 for one that nobody has placed.
+      // QEMU shows -1 for a BAR without an address.
       "address": region.address == 0 ? -1 : .integer(Int64(bitPattern: region.address)),
       "size": .integer(Int64(clamping: register.size)),
     ]
@@ -212,13 +212,13 @@ extension MonitorCommands {
   }
 }
 
-/// Guest RAM as QEMU tells it: by the id of the object that it is from, or QEMU's name for RAM without one. Core files
-/// leave it out, and pages are not merged with others (madvise(2)).
+/// Guest RAM as QEMU describes it, by the id of its memory backend, or `pc.ram` if it has none. Core dumps leave RAM out,
+/// and its pages are not merged with others (madvise(2)).
 struct MemoryBackend {
   let id: String
   let size: UInt64
   let isShared: Bool
-  /// Huge pages are taken from the host's pool at the start.
+  /// Whether RAM is reserved at the start: huge pages come from the host's pool.
   let isReserved: Bool
 
   init(of configuration: MachineConfiguration) {
@@ -236,7 +236,7 @@ struct MemoryBackend {
   }
 }
 
-/// QEMU's words for the classes that there are here (hw/pci/pci.c).
+/// QEMU's names of the PCI classes that devices here have (hw/pci/pci.c).
 enum PCIClassName {
   static func of(_ classCode: UInt32) -> String? {
     switch classCode >> 8 {

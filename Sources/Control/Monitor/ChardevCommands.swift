@@ -1,8 +1,8 @@
 import JSON
 import Machine
 
-/// Character devices that come and go while the machine runs (qapi/char.json). What is not in its schema here, QEMU has
-/// and Nestling has not.
+/// Commands that add and remove character devices while the machine runs (qapi/char.json). The schema here leaves out
+/// what only QEMU supports.
 extension MonitorCommands {
   static let chardevCommands: [MonitorCommand] = [
     MonitorCommand(
@@ -30,9 +30,9 @@ extension MonitorCommands {
   ]
 }
 
-/// What `chardev-add` says, in QMP and to people.
+/// The arguments of `chardev-add` and `chardev-remove`, in QMP and in the monitor for people.
 enum ChardevTypeArguments {
-  /// Standard input is taken or left at the start.
+  /// The types that `chardev-add` accepts. `stdio` is missing: only the command line can assign standard input.
   static let kinds: [any ChardevOptions.Type] = [
     FileChardevOptions.self, NullChardevOptions.self, SocketChardevOptions.self,
   ]
@@ -56,7 +56,7 @@ enum ChardevTypeArguments {
     }
   }
 
-  /// As on the command line.
+  /// Parses the form of the command line.
   static func read(option text: String) throws(MonitorError) -> (id: String, options: any ChardevOptions) {
     let assignments: [PropertyAssignment]
     do throws(OptionProblem) {
@@ -104,7 +104,7 @@ enum ChardevTypeArguments {
     return (id, try options(kind, id, assignments))
   }
 
-  /// SocketAddressLegacy.
+  /// Reads a SocketAddressLegacy.
   private static func readAddress(
     _ address: NestedArguments, _ set: (String, String?) -> Void
   ) throws(MonitorError) {
@@ -154,8 +154,7 @@ extension MonitorError {
   }
 }
 
-/// An object within a command's arguments, whose members errors name by their whole path
-/// (qapi/qobject-input-visitor.c).
+/// An object within a command's arguments. Errors name its members by their whole path (qapi/qobject-input-visitor.c).
 struct NestedArguments {
   private var members: JSONObject
   private let prefix: String
@@ -190,7 +189,7 @@ struct NestedArguments {
     return NestedArguments(object, prefix: prefix + name + ".")
   }
 
-  /// Refuses what nothing has read.
+  /// Refuses members that were not read.
   func end() throws(MonitorError) {
     if let member = members.members.first {
       throw .generic("Parameter \(ErrorText.quoted(prefix + member.name)) is unexpected")

@@ -1,6 +1,6 @@
 import JSON
 
-/// A command's arguments as a struct: a typed field for each, filled from a JSON object by its table.
+/// A command's arguments as a struct with a typed property for each. The table `fields` fills it from a JSON object.
 protocol CommandArguments: Sendable {
   init()
   static var fields: [ArgumentField<Self>] { get }
@@ -11,7 +11,7 @@ struct NoArguments: CommandArguments {
   static let fields: [ArgumentField<Self>] = []
 }
 
-/// One argument: its name, its type, where its value is kept.
+/// One argument: its name, its type, and the property that stores its value.
 struct ArgumentField<Arguments: Sendable>: Sendable {
   let name: String
   let type: SchemaType
@@ -51,7 +51,7 @@ struct ArgumentField<Arguments: Sendable>: Sendable {
     }
   }
 
-  /// A word that is one of a few.
+  /// An argument whose value is a word of an enumeration.
   init(_ name: String, _ path: any WritableKeyPath<Arguments, String?> & Sendable, of words: SchemaType) {
     self.init(name: name, type: words, isOptional: true) { (arguments, value) throws(MonitorError) in
       let word = try Self.string(value, name)
@@ -62,7 +62,7 @@ struct ArgumentField<Arguments: Sendable>: Sendable {
     }
   }
 
-  /// A list of words, each one of a few.
+  /// An argument whose value is a list of words of an enumeration.
   init(_ name: String, _ path: any WritableKeyPath<Arguments, [String]> & Sendable, of words: SchemaType) {
     self.init(name: name, type: .array(words), isOptional: true) { (arguments, value) throws(MonitorError) in
       guard case .array(let elements) = value else { throw .invalidType(name, expected: "array") }
@@ -95,7 +95,8 @@ struct ArgumentField<Arguments: Sendable>: Sendable {
 }
 
 extension CommandArguments {
-  /// - Throws: QEMU's words for what is missing, too much, or of the wrong type (qapi/qobject-input-visitor.c).
+  /// - Throws: QEMU's text for a missing argument, an unexpected one, or one of the wrong type
+  ///   (qapi/qobject-input-visitor.c).
   init(_ object: JSONObject) throws(MonitorError) {
     self.init()
     for field in Self.fields {

@@ -1,7 +1,8 @@
 import JSON
 import Machine
 
-/// Open files that clients hand over on the monitor's socket (qapi/misc.json). Texts are those of monitor/fds.c.
+/// Commands for open files that clients pass over the monitor's socket (qapi/misc.json). The texts of errors are those
+/// of monitor/fds.c.
 extension MonitorCommands {
   static let descriptorCommands: [MonitorCommand] = [
     MonitorCommand("getfd", DescriptorNameArguments.self) { (arguments, target) throws(MonitorError) in
@@ -59,7 +60,7 @@ extension MonitorCommands {
   ]
 }
 
-/// What commands do with descriptors, in QMP and for people.
+/// What commands do with descriptors, in QMP and in the monitor for people.
 enum DescriptorArguments {
   static func take(from target: any MonitorTarget) throws(MonitorError) -> PassedFile {
     guard let file = target.descriptors.takeOffered() else {
@@ -70,7 +71,7 @@ enum DescriptorArguments {
 
   static func name(_ name: String, on target: any MonitorTarget) throws(MonitorError) {
     let file = try take(from: target)
-    // A number means an inherited descriptor wherever a name may stand.
+    // In place of a name, a number means an inherited descriptor.
     if let first = name.utf8.first, (0x30...0x39).contains(first) {
       throw .generic("Parameter 'fdname' expects a name not starting with a digit")
     }
@@ -83,7 +84,7 @@ enum DescriptorArguments {
     }
   }
 
-  /// Has the machine carry out a request that may take a named file, which the monitor has no longer then.
+  /// Carries out a request that may use up a named file. If it succeeds, the monitor forgets the name.
   static func perform(
     _ name: String?, on target: any MonitorTarget, _ body: (PassedFile?) throws(MonitorError) -> Void
   ) throws(MonitorError) {

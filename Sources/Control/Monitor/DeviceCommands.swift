@@ -1,7 +1,7 @@
 import JSON
 import Machine
 
-/// Devices that come and go while the machine runs (qapi/qdev.json).
+/// Commands that add and remove devices while the machine runs (qapi/qdev.json).
 extension MonitorCommands {
   static let deviceCommands: [MonitorCommand] = [
     MonitorCommand(
@@ -28,13 +28,13 @@ struct DeviceNameArguments: CommandArguments {
 
 struct RemovalArguments: CommandArguments {
   var id = ""
-  /// Ours: the device is pulled out, and the guest is not asked.
+  /// Nestling's extension: removes the device without asking the guest (surprise removal).
   var isSurprise: Bool?
 
   static let fields: [ArgumentField<Self>] = [ArgumentField("id", \.id), ArgumentField("x-surprise", \.isSurprise)]
 }
 
-/// What `device_add` says, in QMP and to people.
+/// The arguments of `device_add`, in QMP and in the monitor for people.
 enum DeviceArguments {
   static func add(_ description: DeviceDescription, to target: any MonitorTarget) throws(MonitorError) {
     let names = description.assignments.last { $0.name == "fd" && description.kind is any DescriptorTaking.Type }

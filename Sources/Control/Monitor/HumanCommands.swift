@@ -1,9 +1,9 @@
 import Machine
 
-/// The commands of the monitor for people (HMP), as data.
+/// One command of the monitor for people (HMP), as data.
 struct HumanCommand: Sendable {
   let names: [String]
-  /// What follows the name, for help.
+  /// The parameters, for help.
   let parameters: String
   let help: String
   let run: @Sendable (_ words: [String], any MonitorTarget) -> HumanCommands.Answer
@@ -22,7 +22,7 @@ struct HumanCommand: Sendable {
 enum HumanCommands {
   struct Answer {
     var text = ""
-    /// To be done once the text is on its way.
+    /// The action to run after the text has been sent.
     var afterwards: (@Sendable () -> Void)?
   }
 
@@ -63,7 +63,7 @@ enum HumanCommands {
       named(words, "object_del") { (name) throws(MonitorError) in try ObjectArguments.remove(name, from: target) }
     },
     HumanCommand("block_resize", parameters: "device size", help: "resize a block image") { (words, target) in
-      // Without a unit it is in MiB.
+      // A size without a unit is in MiB.
       guard words.count > 1, let last = words[1].utf8.last,
         let size = try? ByteCount(text: words[1] + ((0x30...0x39).contains(last) ? "M" : ""))
       else {
@@ -126,7 +126,7 @@ enum HumanCommands {
     return command.run(Array(words.dropFirst()), target)
   }
 
-  /// Carries out what takes one name.
+  /// Carries out a command that takes one name.
   private static func named(
     _ words: [String], _ command: String, _ body: (String) throws(MonitorError) -> Void
   ) -> Answer {
@@ -136,7 +136,7 @@ enum HumanCommands {
     return answer { () throws(MonitorError) in try body(name) }
   }
 
-  /// Carries out what has nothing to tell but an error, in the form of QEMU's `hmp_handle_error`.
+  /// Carries out a command that prints nothing but errors, in the form of QEMU's `hmp_handle_error`.
   private static func answer(_ body: () throws(MonitorError) -> Void) -> Answer {
     do throws(MonitorError) {
       try body()

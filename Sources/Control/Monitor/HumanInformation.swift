@@ -1,7 +1,7 @@
 import Machine
 import PCI
 
-/// `info` of the monitor for people. The layouts are QEMU's, where it has such a thing.
+/// The subjects of `info` in the monitor for people. Subjects that QEMU also has use QEMU's layout.
 extension HumanCommands {
   private struct Subject: Sendable {
     let name: String
@@ -32,7 +32,7 @@ extension HumanCommands {
       help: "show the IOMMUs: tables, caches, counters; or how they translate one address"
     ) { (words, target) in
       guard let word = words.first else { return target.remappingText() }
-      guard word == "translate" else { return "info iommu: \(ErrorText.quoted(word)) is not translate\n" }
+      guard word == "translate" else { return "info iommu: unknown word \(ErrorText.quoted(word))\n" }
       return target.translationText(Array(words.dropFirst()))
     },
     Subject(name: "kvm", help: "show KVM information") { (_, target) in

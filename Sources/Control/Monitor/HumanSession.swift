@@ -1,8 +1,8 @@
-/// One person's conversation with the monitor: bytes in, bytes out. The prompt is QEMU's `(qemu) `, as scripts that
-/// drive a monitor wait for just that.
+/// One person's session with the monitor: bytes in, bytes out. The prompt is QEMU's `(qemu) `, because scripts that drive
+/// a monitor wait for it.
 package struct HumanSession {
   static let prompt = "(qemu) "
-  /// In bytes; what is longer is no line.
+  /// In bytes. A longer line is refused.
   static let lineLimit = 4096
 
   private let echoes: Bool
@@ -10,17 +10,17 @@ package struct HumanSession {
   private var isTooLong = false
   private var afterReturn = false
 
-  /// - Parameter echoes: what is typed is shown: a terminal does not do that itself, as its mode is raw.
+  /// - Parameter echoes: Whether to echo input. A terminal in raw mode does not echo it.
   package init(echoes: Bool) { self.echoes = echoes }
 
-  /// What a person sees first.
+  /// The first output of a session.
   var greeting: [UInt8] {
     Self.bytes("Nestling \(HelpText.versionNumber) monitor - type 'help' for more information\n" + Self.prompt)
   }
 
-  /// Takes what was typed.
-  /// - Parameter act: false when the person's terminal is behind, and further lines wait.
-  /// - Returns: how many bytes that used up; the rest is to come again.
+  /// Handles input.
+  /// - Parameter act: Returns false when the client is slow to read, so further lines must wait.
+  /// - Returns: The number of bytes that were used. The caller passes the rest again later.
   @discardableResult
   package mutating func receive(
     _ bytes: some Sequence<UInt8>, on target: any MonitorTarget, _ act: (QMPSession.Output) -> Bool
@@ -29,7 +29,7 @@ package struct HumanSession {
     var used = 0
     for byte in bytes {
       used += 1
-      // A return and a newline are one line's end.
+      // A carriage return and a newline end one line.
       let wasReturn = afterReturn
       afterReturn = byte == 0x0d
       switch byte {
@@ -40,7 +40,7 @@ package struct HumanSession {
         echo = []
         guard carryOut(on: target, act) else { return used }
       case 0x08, 0x7f:
-        // Of a character of several bytes, all of them.
+        // Remove all bytes of a multi-byte character.
         while let last = line.popLast(), last & 0xc0 == 0x80 {}
         if echoes { echo += Self.bytes("\u{8} \u{8}") }
       case 0x15:
@@ -69,14 +69,14 @@ package struct HumanSession {
     }
     let answer =
       isTooLong
-      ? HumanCommands.Answer(text: "a line can be \(Self.lineLimit) bytes long at most\n")
+      ? HumanCommands.Answer(text: "a line must be at most \(Self.lineLimit) bytes long\n")
       : HumanCommands.run(String(decoding: line, as: UTF8.self), on: target)
     let goesOn = act(.send(Self.bytes(answer.text + Self.prompt)))
     guard let action = answer.afterwards else { return goesOn }
     return act(.perform(action)) && goesOn
   }
 
-  /// With the line's ends that a raw terminal wants, and QEMU's monitor writes everywhere (monitor/monitor.c,
+  /// Converts line ends to those of a raw terminal. QEMU's monitor writes them to every chardev (monitor/monitor.c,
   /// `monitor_puts`).
   static func bytes(_ text: String) -> [UInt8] {
     var bytes: [UInt8] = []

@@ -1,9 +1,10 @@
 import JSON
 import Machine
 
-/// JSON values as the assignments that the tables of properties read.
+/// Converts JSON values to the assignments that the tables of properties read.
 enum JSONProperties {
-  /// As QEMU takes a device's: a string will do for any type, and a number or a boolean is its text.
+  /// Converts the members of a device as QEMU's `device_add` does: a string is valid for any type, and a number or a
+  /// boolean counts as its text.
   static func lenient(_ object: JSONObject) throws(MonitorError) -> [PropertyAssignment] {
     var assignments: [PropertyAssignment] = []
     for member in object.members {
@@ -13,7 +14,7 @@ enum JSONProperties {
     return assignments
   }
 
-  /// - Returns: nil for what is no single value.
+  /// - Returns: Nil for null, an array or an object.
   static func text(of value: JSONValue) -> String? {
     switch value {
     case .string(let text): text
@@ -27,14 +28,14 @@ enum JSONProperties {
 }
 
 extension JSONProperties {
-  /// One value that may be of any single type; nil for none.
+  /// Converts one value of any type but null, array and object. Returns nil if there is no value.
   static func lenient(_ value: JSONValue?, _ name: String) throws(MonitorError) -> String? {
     guard let value else { return nil }
     guard let text = text(of: value) else { throw .invalidType(name, expected: "string") }
     return text
   }
 
-  /// As QEMU takes an object's and a node's: each value has its property's type.
+  /// Converts the members of an object or a block node as QEMU does: each value must have its property's type.
   static func strict(
     _ object: JSONObject, of kind: any TypedOptions.Type
   ) throws(MonitorError) -> [PropertyAssignment] {
@@ -61,7 +62,7 @@ extension JSONProperties {
 
   static func isNumber(_ typeName: String) -> Bool { typeName.hasPrefix("uint") || typeName == "size" }
 
-  /// The members of objects within, by names with a point: `{"cache": {"direct": true}}` is `cache.direct`.
+  /// Replaces inner objects by members with dotted names: `{"cache": {"direct": true}}` becomes `cache.direct`.
   static func flattened(_ object: JSONObject) throws(MonitorError) -> JSONObject {
     var flat = JSONObject()
     for member in object.members {

@@ -2,14 +2,13 @@ import JSON
 import Machine
 import Synchronization
 
-/// A monitor at a character device: its sessions, one after the other, and the events for whoever has negotiated.
+/// A monitor on a character device. It runs one session after another, and sends events to a client that has negotiated.
 ///
-/// A client that does not read what it is sent is waited for: its next command is carried out when it has read most of
-/// the answers before. Events for it are dropped while a megabyte waits, and X_EVENTS_DROPPED in their place says how
-/// many those were.
+/// A client that reads slowly delays its own commands: the next one runs when the client has read most of the earlier
+/// answers. While 1 MiB of output waits, events for the client are dropped, and one X_EVENTS_DROPPED reports their number.
 ///
-/// Lock order: the session's lock is held while a command runs, which may take the machine's; then `outgoing`, all
-/// that an event takes of ours.
+/// Lock order: `session`, held while a command runs; then the machine's locks, which a command may take; then `outgoing`.
+/// Sending an event takes only `outgoing`.
 final class Monitor: ChardevFrontend {
   private enum Session {
     case control(QMPSession)
@@ -20,20 +19,20 @@ final class Monitor: ChardevFrontend {
   private let target: any MonitorTarget
   private let options: MonitorOptions
   private let session: Mutex<Session>
-  /// Held while something is sent: one who has the answer that brings events misses none.
+  /// Held while output is sent, so that a client misses no event after the answer to its negotiation.
   private let outgoing = Mutex(Outgoing())
   private let hasGreeted = Atomic<Bool>(false)
 
   private struct Outgoing {
-    /// The client has negotiated.
+    /// Whether the client has negotiated.
     var takesEvents = false
-    /// Where the latest answer ends.
+    /// The position in the output where the latest answer ends.
     var end: UInt64 = 0
-    /// How many events the client was not sent since it was last told.
+    /// The number of events dropped since the last X_EVENTS_DROPPED.
     var dropped: Int64 = 0
   }
 
-  /// Attaches itself.
+  /// Makes a monitor and attaches it to the device.
   init(_ options: MonitorOptions, at device: Chardev, of target: any MonitorTarget) throws(Chardev
     .InUse)
   {
@@ -56,7 +55,7 @@ final class Monitor: ChardevFrontend {
     outgoing.withLock { $0 = Outgoing() }
     hasGreeted.store(false, ordering: .releasing)
     session.withLock { $0 = Self.makeSession(options, device) }
-    // Behind a serial port's console a person sees nothing of the monitor until he comes to it.
+    // On a multiplexed device, a monitor for people greets when it first has the focus.
     if case .control = options.mode { greet() } else if !device.options.multiplexed { greet() }
   }
 
@@ -74,7 +73,7 @@ final class Monitor: ChardevFrontend {
   func focusChanged(_ focused: Bool) {
     guard options.mode == .readline else { return }
     if focused, !hasGreeted.load(ordering: .acquiring) { return greet() }
-    // Where it cannot be seen yet, it need not be there.
+    // The prompt is only written while the monitor has the focus.
     if focused {
       device.write(Array(HumanSession.prompt.utf8))
     } else if hasGreeted.load(ordering: .acquiring) {
@@ -117,7 +116,7 @@ final class Monitor: ChardevFrontend {
     return !isBehind
   }
 
-  /// Whether the client has to read before it is answered further. If so, `outputRoom` follows.
+  /// Whether the client must read before it gets more answers. If so, the device calls `outputRoom` later.
   private var isBehind: Bool { device.isBehind(outgoing.withLock { $0.end }) }
 
   private func send(_ answer: [UInt8], thenEvents: Bool = false) {
@@ -128,7 +127,8 @@ final class Monitor: ChardevFrontend {
     }
   }
 
-  /// - Returns: false if there is no room for that, and so for no event after it.
+  /// Reports events that were dropped.
+  /// - Returns: False if there is no room for the report, and so no room for an event after it.
   private func tellOfDropped(_ outgoing: inout Outgoing) -> Bool {
     if outgoing.dropped == 0 { return true }
     let event = MonitorEventName.eventsDropped.message(["count": .integer(outgoing.dropped)], at: HostTime.now)
@@ -139,7 +139,7 @@ final class Monitor: ChardevFrontend {
 
   private func line(_ event: JSONValue) -> [UInt8] { QMPSession(pretty: options.pretty).line(event) }
 
-  /// Something has happened to the machine. From the thread on which it did.
+  /// Sends the event of a notice, if it has one. Called on the thread that changed the machine.
   func tell(_ notice: MachineNotice, at time: UInt64) {
     guard case .control = options.mode, let event = notice.event(at: time) else { return }
     let line = line(event)

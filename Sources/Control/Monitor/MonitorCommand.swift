@@ -1,11 +1,11 @@
 import JSON
 
-/// One QMP command, as data: its name, its arguments, its answer, what it does.
+/// One QMP command, as data: its name, its arguments, its answer, its action.
 struct MonitorCommand: Sendable {
-  /// What a command comes to.
+  /// The result of a command.
   enum Outcome {
     case answer(JSONValue)
-    /// The answer goes out first, as what is to be done may end the connection.
+    /// An answer, and an action to run after the answer has been sent, because the action may end the connection.
     case answerThen(JSONValue, @Sendable () -> Void)
   }
 
@@ -24,7 +24,7 @@ struct MonitorCommand: Sendable {
     run = { (object, target) throws(MonitorError) in try body(try Arguments(object), target) }
   }
 
-  /// A command whose arguments are a device's, an object's or a node's properties: more than the schema names.
+  /// A command whose arguments are the properties of a device, an object or a node, of which the schema lists only some.
   init(
     _ name: String, open members: [SchemaMember],
     _ body: @escaping @Sendable (JSONObject, any MonitorTarget) throws(MonitorError) -> Void
@@ -49,7 +49,7 @@ struct MonitorCommand: Sendable {
   }
 }
 
-/// Every command, in the order of their names. A new one is a line here and its entry in the file of its subject.
+/// All commands, sorted by name. Each file of commands contributes a list.
 enum MonitorCommands {
   static let all: [MonitorCommand] =
     (statusCommands + boardCommands + deviceCommands + objectCommands + blockCommands + typeCommands + treeCommands
@@ -66,7 +66,7 @@ enum MonitorCommands {
     MonitorCommand(
       "query-commands", answers: .array(.object("CommandInfo", [SchemaMember("name", .string)]))
     ) { (_) throws(MonitorError) in .array(all.map { ["name": .string($0.name)] }) },
-    // Its own answer is the schema, whose type would be as long as itself: QEMU's SchemaInfo, short of its variants.
+    // The answer's type is QEMU's SchemaInfo without its variants, which would be as long as the schema.
     MonitorCommand(
       "query-qmp-schema",
       answers: .array(.object("SchemaInfo", [SchemaMember("name", .string), SchemaMember("meta-type", .string)]))
@@ -82,7 +82,7 @@ enum MonitorCommands {
       guard let action = answer.afterwards else { return .answer(text) }
       return .answerThen(text, action)
     },
-    /// Negotiation is the session's; who comes here has it behind him.
+    // QMPSession carries out the negotiation. It is complete when a command gets here.
     MonitorCommand("qmp_capabilities", CapabilityArguments.self) { (_, _) throws(MonitorError) in
       throw .commandNotFound("Capabilities negotiation is already complete, command ignored")
     },

@@ -1,4 +1,4 @@
-/// Why a command was not carried out, as QMP tells it: a class for programs, words for people (qapi/error.json).
+/// The error of a command as QMP reports it: a class for programs and a text for people (qapi/error.json).
 struct MonitorError: Error, Hashable {
   enum Class: String {
     case genericError = "GenericError"

@@ -1,13 +1,13 @@
 import JSON
 import Machine
 
-/// The events that QMP tells (qapi/run-state.json, qapi/qdev.json, qapi/acpi.json), and one of ours.
+/// The events of QMP (qapi/run-state.json, qapi/qdev.json, qapi/acpi.json), and one of Nestling's.
 enum MonitorEventName: String, CaseIterable {
-  /// The guest has reported how it got on with a device (ACPI 6.5, 6.3.5, _OST).
+  /// The guest has reported the result of a plug or an unplug (ACPI 6.5, 6.3.5, _OST).
   case deviceStatus = "ACPI_DEVICE_OST"
   case deviceDeleted = "DEVICE_DELETED"
   case unplugRefused = "DEVICE_UNPLUG_GUEST_ERROR"
-  /// The client has not read, and so lost events that would stand here.
+  /// Events were dropped here, because the client did not read.
   case eventsDropped = "X_EVENTS_DROPPED"
   case powerDown = "POWERDOWN"
   case reset = "RESET"
@@ -15,7 +15,7 @@ enum MonitorEventName: String, CaseIterable {
   case shutdown = "SHUTDOWN"
   case stop = "STOP"
 
-  /// What comes with it.
+  /// The members of the event's data.
   var members: [SchemaMember] {
     switch self {
     case .deviceStatus: [SchemaMember("info", Self.statusType)]
@@ -27,7 +27,7 @@ enum MonitorEventName: String, CaseIterable {
     }
   }
 
-  /// QEMU's kinds of slots are DIMM and CPU. A slot of PCI is an extension of ours.
+  /// QEMU's slot types are DIMM and CPU. The slot type PCI is Nestling's extension.
   private static let statusType = SchemaType.object(
     "ACPIOSTInfo",
     [
@@ -37,7 +37,8 @@ enum MonitorEventName: String, CaseIterable {
     ])
   fileprivate static let pciSlot = "PCI"
 
-  /// - Parameter time: nanoseconds since 1970.
+  /// Returns the event as a QMP message.
+  /// - Parameter time: Nanoseconds since 1970.
   func message(_ data: JSONValue? = nil, at time: UInt64) -> JSONValue {
     var event: JSONObject = [
       "timestamp": [
@@ -52,9 +53,9 @@ enum MonitorEventName: String, CaseIterable {
 }
 
 extension MachineNotice {
-  /// The event that it is, with a time.
-  /// - Parameter time: nanoseconds since 1970.
-  /// - Returns: nil for what QMP does not tell.
+  /// Returns the notice as a QMP event.
+  /// - Parameter time: Nanoseconds since 1970.
+  /// - Returns: Nil if QMP has no event for the notice.
   func event(at time: UInt64) -> JSONValue? {
     let kind: MonitorEventName
     var data: JSONValue?
@@ -87,7 +88,7 @@ extension MachineNotice {
 }
 
 extension MachineCause {
-  /// ShutdownCause, as far as there are such causes here.
+  /// The values of QEMU's ShutdownCause that can occur here.
   static let reasons = SchemaType.enumeration(
     "ShutdownCause",
     ["host-qmp-quit", "host-qmp-system-reset", "host-signal", "guest-shutdown", "guest-reset", "guest-panic"])
@@ -98,7 +99,7 @@ extension MachineCause {
       case .guestShutdown: (true, "guest-shutdown")
       case .guestReset: (true, "guest-reset")
       case .guestCrash: (true, "guest-panic")
-      // A person at the terminal ends it as the command does.
+      // QEMU has no cause for Ctrl-A X on the terminal: it counts as the command `quit`.
       case .monitorQuit, .terminal: (false, "host-qmp-quit")
       case .monitorReset: (false, "host-qmp-system-reset")
       case .signal: (false, "host-signal")

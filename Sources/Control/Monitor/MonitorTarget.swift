@@ -1,6 +1,6 @@
 import Machine
 
-/// What monitors ask a machine, and ask of it. Commands know no more of the machine than this.
+/// The machine as monitors see it: what they can query and what they can request. Commands use nothing else of it.
 package protocol MonitorTarget: AnyObject, Sendable {
   var control: any MachineControl { get }
   var configuration: MachineConfiguration { get }
@@ -10,25 +10,25 @@ package protocol MonitorTarget: AnyObject, Sendable {
   var objects: [any ObjectOptions] { get }
   var blockNodes: [MachineInspection.BlockState] { get }
   var addressSpaces: [MachineInspection.AddressSpace] { get }
-  /// The open files of the monitor that asks.
+  /// The open files that the monitor's client has passed.
   var descriptors: MonitorDescriptors { get }
-  /// The kernel's numbers of the CPUs' threads; empty while there are none.
+  /// The kernel's ids of the vCPU threads; empty while there are none.
   var processorThreads: [Int] { get }
-  /// In the CPUs' order; empty while nothing is measured.
+  /// One per CPU, in order; empty while exits are not measured.
   var exitSummaries: [ExitSummary] { get }
-  /// Begins to measure how long exits keep CPUs out of the guest, anew, or ends that.
+  /// Starts, or restarts, measuring how long exits keep CPUs out of the guest; or stops it.
   func measureExits(_ isOn: Bool)
 
   /// `MachineInspection.files(removedBy:)`
   func files(removedBy request: MachineRequest) -> [PassedFile]
-  /// It may wait for the other end.
+  /// May block until a client, a server or the reader of a FIFO connects.
   func addChardev(_ options: any ChardevOptions, id: Identifier) throws(Chardevs.Problem)
   func removeChardev(_ name: String) throws(Chardevs.Problem)
 
   /// `info iommu`
   func remappingText() -> String
   /// `info iommu translate`
-  /// - Parameter arguments: the words after it.
-  /// - Returns: the text, or the line that says what is wrong with the words.
+  /// - Parameter arguments: The words after `translate`.
+  /// - Returns: The text, or a line that says what is wrong with the arguments.
   func translationText(_ arguments: [String]) -> String
 }

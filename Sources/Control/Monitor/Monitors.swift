@@ -1,6 +1,6 @@
 import Machine
 
-/// What a monitor of a running machine may ask of it.
+/// A running machine as one of its monitors sees it.
 final class Monitors: MonitorTarget {
   let control: any MachineControl
   private let inspection: MachineInspection
@@ -16,7 +16,7 @@ final class Monitors: MonitorTarget {
     characters = machine.characters
   }
 
-  /// Attaches the monitors that the configuration asks for. To be called before the machine runs.
+  /// Attaches the monitors of the configuration. Must be called before the machine runs.
   static func attach(_ options: [MonitorOptions], to machine: RunningMachine) throws(StartError) {
     if options.isEmpty { return }
     let sets = DescriptorSets()

@@ -1,7 +1,7 @@
 import JSON
 import Machine
 
-/// Objects that come and go while the machine runs (qapi/qom.json).
+/// Commands that add and remove objects while the machine runs (qapi/qom.json).
 extension MonitorCommands {
   static let objectCommands: [MonitorCommand] = [
     MonitorCommand(
@@ -25,7 +25,7 @@ extension MonitorCommands {
   ]
 }
 
-/// What `object-add` says, in QMP and to people.
+/// The arguments of `object-add` and `object-del`, in QMP and in the monitor for people.
 enum ObjectArguments {
   static func add(_ object: any ObjectOptions, to target: any MonitorTarget) throws(MonitorError) {
     guard var taking = object as? any ObjectOptions & DescriptorTaking else {
@@ -48,7 +48,8 @@ enum ObjectArguments {
     return try read(kind, name, assignments.filter { $0.name != "qom-type" })
   }
 
-  /// - Parameter atStart: of a machine that does not run yet, which takes every kind.
+  /// Looks up an object type by name.
+  /// - Parameter atStart: Whether the machine has not started, so that all types are valid.
   static func kind(
     _ name: String?, atStart: Bool = false
   ) throws(MonitorError) -> (kind: any ObjectOptions.Type, name: String) {
@@ -79,7 +80,7 @@ enum ObjectArguments {
 }
 
 extension MonitorError {
-  /// QEMU's words where the schema knows every property.
+  /// Returns QEMU's text for an error where the schema knows every property.
   static func unexpected(_ error: PropertyError, _ typeName: String) -> Self {
     if case .unknown(let name, _) = error { return .generic("Parameter \(ErrorText.quoted(name)) is unexpected") }
     return .generic(text(error, typeName))

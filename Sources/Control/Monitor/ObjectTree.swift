@@ -1,14 +1,14 @@
 import JSON
 import Machine
 
-/// QEMU's tree of objects (QOM), as far as there are such things here: the machine's devices, and what `-object` makes.
+/// The part of QEMU's object tree (QOM) that exists here: the machine's devices and the objects of `-object`.
 struct ObjectTree {
-  /// One object: what it is, and what it has.
+  /// One object: its type, its properties and its children.
   struct Node {
     let path: String
     let typeName: String
     var properties: [PropertyState] = []
-    /// Names and kinds.
+    /// Names and types.
     var children: [(name: String, typeName: String)] = []
   }
 
@@ -41,7 +41,8 @@ struct ObjectTree {
     self.nodes = nodes + [objects]
   }
 
-  /// - Parameter path: whole, or the end of one that no other object's path ends in.
+  /// Looks up an object.
+  /// - Parameter path: A whole path, or the end of exactly one object's path.
   func node(at path: String) throws(MonitorError) -> Node {
     if path.hasPrefix("/") {
       let whole = path.count > 1 && path.hasSuffix("/") ? String(path.dropLast()) : path
@@ -78,7 +79,7 @@ extension ObjectTree {
   }
 }
 
-/// (qapi/qom.json)
+/// Commands that query the tree (qapi/qom.json).
 extension MonitorCommands {
   static let treeCommands: [MonitorCommand] = [
     MonitorCommand(

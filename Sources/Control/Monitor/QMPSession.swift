@@ -1,14 +1,14 @@
 import JSON
 
-/// One client's conversation in QMP (docs/interop/qmp-spec.rst): bytes in, bytes out. It knows of no socket and no
-/// thread; whoever has those tells it what came, and sends what it says.
+/// One client's QMP session (docs/interop/qmp-spec.rst): bytes in, bytes out. It uses no socket and no thread: `Monitor`
+/// passes it the input and sends its output.
 package struct QMPSession {
-  /// What is to be done, in this order.
+  /// An action for the caller, which must take them in order.
   package enum Output {
     case send([UInt8])
-    /// The answer to the negotiation: the client gets what happens from here on, and nothing before it.
+    /// Send the answer to the negotiation. From here on, but not before, the client gets events.
     case negotiated([UInt8])
-    /// Once what was sent before is on its way.
+    /// Run this after the output so far has been sent.
     case perform(@Sendable () -> Void)
   }
 
@@ -18,20 +18,20 @@ package struct QMPSession {
 
   package init(pretty: Bool = false) { self.pretty = pretty }
 
-  /// What a client is told first.
+  /// The first message of a session.
   var greeting: [UInt8] { line(["QMP": ["version": MonitorVersion.value, "capabilities": []]]) }
 
-  /// A message as it goes out: one line, unless it is to be pretty.
+  /// Returns a message as bytes: one line, unless `pretty` is set.
   func line(_ value: JSONValue) -> [UInt8] { value.text(pretty: pretty) + Array("\r\n".utf8) }
 
-  /// Takes what has arrived.
-  /// - Parameter act: false when the client is behind, and its further requests wait.
-  /// - Returns: how many bytes that used up; the rest is to come again.
+  /// Handles input.
+  /// - Parameter act: Returns false when the client is slow to read, so its further requests must wait.
+  /// - Returns: The number of bytes that were used. The caller passes the rest again later.
   @discardableResult
   package mutating func receive(
     _ bytes: some Sequence<UInt8>, on target: any MonitorTarget, _ act: (Output) -> Bool
   ) -> Int {
-    // Taken out, as the stream calls back into the session.
+    // The stream calls back into the session, so it must not be accessed in place.
     var stream = stream
     defer { self.stream = stream }
     return stream.receive(bytes) { item in
@@ -95,7 +95,7 @@ package struct QMPSession {
     return .object(object)
   }
 
-  /// A message that asks for something (qapi/qmp-dispatch.c, `qmp_dispatch_check_obj`).
+  /// A client's request (qapi/qmp-dispatch.c, `qmp_dispatch_check_obj`).
   private struct Request {
     var name = ""
     var arguments = JSONObject()

@@ -1,7 +1,8 @@
 import Hardware
 import Machine
 
-/// What the machine answers, in QEMU's classes and words (qapi/qmp/qerror.h, system/qdev-monitor.c, hw/pci/pci.c).
+/// Errors of requests to the machine, in QEMU's classes and texts (qapi/qmp/qerror.h, system/qdev-monitor.c,
+/// hw/pci/pci.c).
 extension MonitorError {
   init(_ error: RequestError) {
     self =
@@ -35,7 +36,7 @@ extension MonitorError {
       case .backend(.objectInUse(let id)): .generic("object '\(id)' is in use, can not be deleted")
       case .readOnlyNode: .generic("Image is read-only")
       case .notResized(let error):
-        // A block device (block/file-posix.c, raw_co_truncate).
+        // `resize` fails for block devices (block/file-posix.c, raw_co_truncate).
         error.call == "resize"
           ? .generic("Cannot grow device files") : .generic("Failed to resize file: \(error.reason)")
       case .noDescriptor(let name):
@@ -87,7 +88,7 @@ extension MonitorError {
       }
   }
 
-  /// Where QEMU's property is: a virtio device on PCI is two devices there.
+  /// Returns the device that has the property in QEMU, where a virtio device on PCI consists of two devices.
   private static func owner(_ typeName: String) -> String {
     typeName.hasPrefix("virtio-") && typeName.hasSuffix("-pci") ? typeName.dropLast(3) + "device" : typeName
   }
@@ -110,7 +111,7 @@ extension MonitorError {
 }
 
 extension MonitorTarget {
-  /// Has the machine carry something out, and waits until it has.
+  /// Sends a request to the machine and waits until it is carried out.
   func perform(_ request: MachineRequest) throws(MonitorError) {
     let files = files(removedBy: request)
     defer { withExtendedLifetime(files) {} }

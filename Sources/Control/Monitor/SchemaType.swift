@@ -1,6 +1,6 @@
 import JSON
 
-/// The type of an argument or an answer, as `query-qmp-schema` tells it (qapi/introspect.json).
+/// The type of an argument or an answer, for `query-qmp-schema` (qapi/introspect.json).
 indirect enum SchemaType: Hashable, Sendable {
   case string, integer, boolean, any
   case enumeration(String, [String])
@@ -22,7 +22,8 @@ struct SchemaMember: Hashable, Sendable {
   }
 }
 
-/// Writes the schema of commands and events: each type once, referred to by its number, as QEMU hides its names.
+/// Writes the schema of commands and events: each type once. Types refer to each other by number, as QEMU also hides the
+/// names of types.
 struct SchemaWriter {
   private var entities: [JSONValue] = []
   private var names: [SchemaType: String] = [:]
@@ -46,9 +47,9 @@ struct SchemaWriter {
     return .array(writer.entities)
   }
 
-  /// The name of a type, which is written out if it has not been.
+  /// Returns the name of a type, and writes the type to the schema the first time.
   private mutating func name(_ type: SchemaType) -> String {
-    // Whatever it is called for, an object without members is the same one.
+    // All objects without members are the same type.
     let type = if case .object(_, []) = type { SchemaType.empty } else { type }
     if let name = names[type] { return name }
     switch type {

@@ -1,7 +1,7 @@
 import JSON
 import Machine
 
-/// What the machine does, and what it is asked to do (qapi/run-state.json, qapi/misc.json, qapi/control.json).
+/// Commands that query and change the run state (qapi/run-state.json, qapi/misc.json, qapi/control.json).
 extension MonitorCommands {
   static let statusCommands: [MonitorCommand] = [
     MonitorCommand(
@@ -59,7 +59,7 @@ extension MonitorCommands {
 extension MachineStatus {
   static let all: [MachineStatus] = [.prelaunch, .running, .paused, .internalError, .shutdown]
 
-  /// QEMU's word for it.
+  /// QEMU's name of the state.
   var text: String {
     switch self {
     case .prelaunch: "prelaunch"
@@ -71,8 +71,8 @@ extension MachineStatus {
   }
 }
 
-/// What QMP's clients are told. `qemu` says whose QMP it is that the commands here follow; Nestling's own version is
-/// in `package`.
+/// The version that QMP reports: `qemu` is the version of QEMU whose QMP the commands here follow, and `package` is
+/// Nestling's version.
 enum MonitorVersion {
   static let level = (major: Int64(10), minor: Int64(0), micro: Int64(0))
 
@@ -82,8 +82,8 @@ enum MonitorVersion {
   ]
 }
 
-/// What `set-action` says (qapi/run-state.json). The guest's power-off ends Nestling, and there is no device that reports
-/// a panic, and no watchdog.
+/// The arguments of `set-action` (qapi/run-state.json). A guest's power-off always ends Nestling. No device reports guest
+/// panics, and there is no watchdog.
 struct ActionChoices: CommandArguments {
   var reboot: String?
   var shutdown: String?
@@ -100,7 +100,7 @@ struct ActionChoices: CommandArguments {
         "WatchdogAction", ["reset", "shutdown", "poweroff", "pause", "debug", "none", "inject-nmi"])),
   ]
 
-  /// All of it or nothing.
+  /// Applies all arguments, or none if one is refused.
   func carryOut(on target: any MonitorTarget) throws(MonitorError) {
     if shutdown == "pause" {
       throw .generic("Parameter 'shutdown' cannot be 'pause': a guest that powers off ends Nestling")

@@ -1,7 +1,7 @@
 import JSON
 import Machine
 
-/// What there can be: machines, kinds of devices and objects, their properties (qapi/qom.json, qapi/qdev.json).
+/// Queries about types: machines, device types, object types and their properties (qapi/qom.json, qapi/qdev.json).
 extension MonitorCommands {
   static let typeCommands: [MonitorCommand] = [
     MonitorCommand(
@@ -87,7 +87,7 @@ extension MonitorCommands {
       })
   }
 
-  /// A property's value as JSON has it.
+  /// Returns a property's value in JSON.
   static func value(_ text: String, _ typeName: String) -> JSONValue {
     if typeName == "bool" { return .bool(text == "on") }
     if typeName.hasPrefix("uint"), let number = UInt64(text) { return JSONValue(number) }
@@ -110,7 +110,7 @@ struct PropertyListArguments: CommandArguments {
   static let fields: [ArgumentField<Self>] = [ArgumentField("typename", \.typeName)]
 }
 
-/// The kinds of things as QEMU's tree of types has them, short of what only QEMU has.
+/// One type in the part of QEMU's type tree that exists here.
 struct QOMTypeTree {
   let name: String
   let parent: String?
@@ -135,7 +135,7 @@ struct QOMTypeTree {
       return QOMTypeTree(name: kind.typeName, parent: parent)
     } + ObjectTypes.all.map { QOMTypeTree(name: $0.typeName, parent: "object") }
 
-  /// Its own name, and those of all that it is.
+  /// Returns the names of a type and all its ancestors.
   static func path(to kind: QOMTypeTree) -> [String] {
     var path = [kind.name]
     while let last = path.last, let parent = all.first(where: { $0.name == last })?.parent { path.append(parent) }

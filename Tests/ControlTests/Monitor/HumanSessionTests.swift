@@ -68,6 +68,6 @@ import Testing
   @Test("a line beyond the limit is refused")
   func aLineHasALimit() {
     let (text, _) = answers(String(repeating: "x", count: 100_000) + "\ninfo kvm\n")
-    #expect(text.hasPrefix("a line can be 4096 bytes long at most\r\n(qemu) ") && text.contains("kvm support"))
+    #expect(text.hasPrefix("a line must be at most 4096 bytes long\r\n(qemu) ") && text.contains("kvm support"))
   }
 }

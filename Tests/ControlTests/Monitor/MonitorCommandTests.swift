@@ -219,7 +219,7 @@ import Testing
   @Test func `exit_times starts and stops the measurement that info exits prints`() {
     let machine = RecordingMachine()
     func human(_ line: String) -> String { HumanCommands.run(line, on: machine).text }
-    #expect(human("info exits") == "exit times: off (exit_times on begins)\n")
+    #expect(human("info exits") == "exit times: off (exit_times on starts measuring)\n")
     #expect(human("exit_times") == "exit_times: on or off expected\n" && human("exit_times maybe") != "")
     #expect(machine.requests.isEmpty)
     #expect(human("exit_times on") == "")
