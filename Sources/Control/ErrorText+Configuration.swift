@@ -63,8 +63,8 @@ extension ErrorText {
         ? "\(use.property): no object \(quoted(use.id.text)): no -object is given"
         : "\(use.property): no object \(quoted(use.id.text))"
           + list("nearest", NearestNames.to(use.id.text, among: known))
-    case .wrongObject(let use, let kind):
-      "\(use.property): \(quoted(use.id.text)) is of type \(kind), but must be of type "
+    case .wrongObject(let use, let typeName):
+      "\(use.property): \(quoted(use.id.text)) is of type \(typeName), but must be of type "
         + use.typeNames.joined(separator: " or ")
     case .tooManyUnits(let highest): "there can be at most \(highest) intel-iommu devices"
     case .otherUnitIncludesAll(let id):
@@ -106,7 +106,7 @@ extension ErrorText {
 
   private static func text(for user: BlockNodeUser) -> String {
     switch user {
-    case .device(let kind, let id): id.map { "\(kind) \(quoted($0.text))" } ?? "another \(kind)"
+    case .device(let typeName, let id): id.map { "\(typeName) \(quoted($0.text))" } ?? "another \(typeName)"
     case .node(let name): "node \(quoted(name))"
     }
   }
@@ -115,7 +115,7 @@ extension ErrorText {
     switch owner {
     case .hostBridge: "the host bridge"
     case .isaBridge: "the ISA bridge"
-    case .device(let kind, let id): id.map { "\(kind) \(quoted($0.text))" } ?? "another \(kind)"
+    case .device(let typeName, let id): id.map { "\(typeName) \(quoted($0.text))" } ?? "another \(typeName)"
     }
   }
 }

@@ -7,7 +7,7 @@ final class RunningNotices: Sendable {
   private let stream = NoticeStream()
   private let tripleFaults = Mutex(NoticeLimit())
 
-  func tell(_ notice: MachineNotice) {
+  func write(_ notice: MachineNotice) {
     switch notice {
     case .tripleFault(let processor, let instructionPointer):
       guard let omitted = tripleFaults.withLock({ $0.admit(at: HostTime.monotonic) }) else { return }
@@ -18,7 +18,7 @@ final class RunningNotices: Sendable {
     }
   }
 
-  func tell(_ notice: PassthroughNotice) { stream.write(ErrorText.line(for: notice)) }
+  func write(_ notice: PassthroughNotice) { stream.write(ErrorText.line(for: notice)) }
 
   /// Writes the remaining lines after the machine has ended. Waits at most one second.
   func finish() {

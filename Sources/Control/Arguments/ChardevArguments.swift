@@ -66,7 +66,7 @@ enum ChardevArguments {
   static func readQTest(_ draft: inout CommandLineDraft, _ text: String) throws(OptionProblem) {
     draft.qtestSource = draft.source
     let backend = try parse(text)
-    guard let id = try draft.character(backend, label: "qtest") else {
+    guard let id = try draft.chardev(backend, label: "qtest") else {
       throw .unknown(.chardevBackend, name: text, known: backends.filter { $0 != "none" })
     }
     draft.qtestDevice = id
@@ -77,14 +77,16 @@ enum ChardevArguments {
   static func readDevice(_ draft: inout CommandLineDraft, _ text: String) throws(OptionProblem) -> String? {
     if CommandOptions.asksHelp(text) { return HelpText.chardevTypes }
     let (name, assignments) = try QOMArguments.split(text, impliedName: "backend", of: .chardev)
-    guard let kind = ChardevTypes.named(name) else {
+    guard let chardevType = ChardevTypes.named(name) else {
       throw .unknown(.chardev, name: name, known: ChardevTypes.all.map { $0.typeName })
     }
-    if CommandOptions.asksForProperties(text) { return HelpText.properties(of: kind, title: kind.typeName) }
+    if CommandOptions.asksForProperties(text) {
+      return HelpText.properties(of: chardevType, title: chardevType.typeName)
+    }
     do {
-      draft.configuration.chardevs.append(try kind.init(assignments))
+      draft.configuration.chardevs.append(try chardevType.init(assignments))
     } catch {
-      throw .property(error, owner: kind.typeName)
+      throw .property(error, owner: chardevType.typeName)
     }
     draft.chardevSources.append(draft.source)
     return nil
@@ -95,7 +97,7 @@ enum ChardevArguments {
     let backend = try parse(text)
     draft.serialSources.append(draft.source)
     let serial: SerialBackend
-    if let id = try draft.character(backend, label: label) {
+    if let id = try draft.chardev(backend, label: label) {
       serial = .character(id)
       if case .described(_, withMonitor: true) = backend { draft.addMonitor(on: id) }
     } else {
@@ -118,7 +120,7 @@ enum ChardevArguments {
     draft.hasDefaultMonitor = false
     let label = "compat_monitor\(draft.describedMonitors)"
     let backend = try parse(text)
-    guard let id = try draft.character(backend, label: label) else { return }
+    guard let id = try draft.chardev(backend, label: label) else { return }
     draft.describedMonitors += 1
     draft.addMonitor(on: id, mode, pretty: pretty)
   }
@@ -127,7 +129,7 @@ enum ChardevArguments {
 extension CommandLineDraft {
   /// Adds the character device of a backend that is described in place.
   /// - Returns: The id of the backend's character device; nil for `none`.
-  fileprivate mutating func character(
+  fileprivate mutating func chardev(
     _ backend: ChardevArguments.Backend, label: String
   ) throws(OptionProblem) -> Identifier? {
     switch backend {

@@ -1,5 +1,4 @@
 import Machine
-import VTd
 
 /// All options, in the groups and the order in which help shows them. The names are QEMU's (qemu-options.hx).
 enum CommandOptions {
@@ -267,7 +266,7 @@ enum CommandOptions {
       "qtest-log", argument: "FILE|none", help: "write the qtest conversation to FILE instead of standard error"
     ) { (draft, text) throws(OptionProblem) in
       draft.qtestLogSource = draft.source
-      draft.qtestLog = try QTestArguments.log(text)
+      draft.qtestLog = text == "none" ? QTestOptions.Log.none : .file(path: try notEmpty(text))
       return nil
     },
     CommandOption(

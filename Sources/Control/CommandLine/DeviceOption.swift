@@ -12,16 +12,16 @@ enum DeviceOption {
       return nil
     }
     let (name, assignments) = try QOMArguments.split(text, impliedName: "driver", of: .device)
-    guard let kind = DeviceTypes.named(name) else {
+    guard let deviceType = DeviceTypes.named(name) else {
       throw .unknown(.device, name: name, known: DeviceTypes.all.flatMap { [$0.typeName] + $0.typeAliases })
     }
-    if CommandOptions.asksForProperties(text) { return HelpText.properties(of: kind, title: kind.typeName) }
+    if CommandOptions.asksForProperties(text) { return HelpText.properties(of: deviceType, title: deviceType.typeName) }
     do {
-      let options = try kind.init(assignments)
+      let options = try deviceType.init(assignments)
       try QOMArguments.checkDescriptor(of: options)
       draft.configuration.devices.append(options)
     } catch {
-      throw .property(error, owner: kind.typeName)
+      throw .property(error, owner: deviceType.typeName)
     }
     draft.deviceSources.append(draft.source)
     return nil
@@ -40,16 +40,18 @@ enum ObjectOption {
       return nil
     }
     let (name, assignments) = try QOMArguments.split(text, impliedName: "qom-type", of: .object)
-    guard let kind = ObjectTypes.named(name) else {
+    guard let objectType = ObjectTypes.named(name) else {
       throw .unknown(.object, name: name, known: ObjectTypes.all.map { $0.typeName })
     }
-    if CommandOptions.asksForProperties(text) { return HelpText.properties(of: kind, title: kind.typeName) }
+    if CommandOptions.asksForProperties(text) {
+      return HelpText.properties(of: objectType, title: objectType.typeName)
+    }
     do {
-      let options = try kind.init(assignments)
+      let options = try objectType.init(assignments)
       try QOMArguments.checkDescriptor(of: options)
       draft.configuration.objects.append(options)
     } catch {
-      throw .property(error, owner: kind.typeName)
+      throw .property(error, owner: objectType.typeName)
     }
     draft.objectSources.append(draft.source)
     return nil

@@ -38,23 +38,23 @@ enum HelpText {
   static var deviceTypes: String {
     var text = ""
     for category in DeviceCategory.allCases {
-      let kinds = DeviceTypes.all.filter { $0.category == category }.sorted { $0.typeName < $1.typeName }
-      if kinds.isEmpty { continue }
+      let types = DeviceTypes.all.filter { $0.category == category }.sorted { $0.typeName < $1.typeName }
+      if types.isEmpty { continue }
       text += (text.isEmpty ? "" : "\n") + "\(category.rawValue) devices:\n"
-      for kind in kinds {
-        text += "name \"\(kind.typeName)\", bus \(kind.bus.rawValue)"
-        for alias in kind.typeAliases { text += ", alias \"\(alias)\"" }
-        text += ", desc \"\(kind.summary)\"\n"
+      for deviceType in types {
+        text += "name \"\(deviceType.typeName)\", bus \(deviceType.bus.rawValue)"
+        for alias in deviceType.typeAliases { text += ", alias \"\(alias)\"" }
+        text += ", desc \"\(deviceType.summary)\"\n"
       }
     }
     return text
   }
 
   static var objectTypes: String {
-    let kinds = ObjectTypes.all.sorted { $0.typeName < $1.typeName }
-    let width = (kinds.map { $0.typeName.count }.max() ?? 0) + 2
+    let types = ObjectTypes.all.sorted { $0.typeName < $1.typeName }
+    let width = (types.map { $0.typeName.count }.max() ?? 0) + 2
     return "List of user creatable objects:\n"
-      + kinds.map { lines("  " + $0.typeName, [$0.summary], indent: width + 2) }.joined()
+      + types.map { lines("  " + $0.typeName, [$0.summary], indent: width + 2) }.joined()
   }
 
   static var chardevTypes: String {
@@ -62,9 +62,9 @@ enum HelpText {
   }
 
   /// Returns the answer to `-device TYPE,help`, in QEMU's layout.
-  static func properties(of kind: any TypedOptions.Type, title: String) -> String {
+  static func properties(of type: any TypedOptions.Type, title: String) -> String {
     var text = "\(title) options:\n"
-    for property in kind.propertyDescriptions {
+    for property in type.propertyDescriptions {
       var line = "  \(property.name)=<\(property.typeName)>"
       line += String(repeating: " ", count: max(0, 24 - line.count))
       line += " - \(property.help)"

@@ -21,9 +21,9 @@ enum AddressSpaceText {
   }
 
   private static func line(
-    _ depth: Int, _ first: UInt64, _ last: UInt64, _ priority: Int, _ name: String, _ kind: String = "i/o"
+    _ depth: Int, _ first: UInt64, _ last: UInt64, _ priority: Int, _ name: String, _ type: String = "i/o"
   ) -> String {
-    String(repeating: "  ", count: depth) + "\(digits(first))-\(digits(last)) (prio \(priority), \(kind)): \(name)\n"
+    String(repeating: "  ", count: depth) + "\(digits(first))-\(digits(last)) (prio \(priority), \(type)): \(name)\n"
   }
 
   private static func digits(_ address: UInt64) -> String {

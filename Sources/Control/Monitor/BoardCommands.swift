@@ -177,11 +177,11 @@ extension MonitorCommands {
 
   private static func function(_ function: MachineInspection.Function) -> JSONValue {
     let description = function.description
-    var kind: JSONObject = ["class": .integer(Int64(description.classCode >> 8))]
-    kind["desc"] = PCIClassName.of(description.classCode).map { .string($0) }
+    var classInfo: JSONObject = ["class": .integer(Int64(description.classCode >> 8))]
+    classInfo["desc"] = PCIClassName.of(description.classCode).map { .string($0) }
     var object: JSONObject = [
       "bus": .integer(Int64(function.address.bus)), "slot": .integer(Int64(function.address.device)),
-      "function": .integer(Int64(function.address.function)), "class_info": .object(kind),
+      "function": .integer(Int64(function.address.function)), "class_info": .object(classInfo),
       "id": [
         "device": .integer(Int64(description.deviceID)), "vendor": .integer(Int64(description.vendorID)),
         "subsystem": .integer(Int64(description.subsystemID)),

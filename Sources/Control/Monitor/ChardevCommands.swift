@@ -15,7 +15,7 @@ extension MonitorCommands {
             "ChardevBackend",
             [
               SchemaMember(
-                "type", .enumeration("ChardevBackendKind", ChardevTypeArguments.kinds.map { $0.typeName })),
+                "type", .enumeration("ChardevBackendKind", ChardevTypeArguments.types.map { $0.typeName })),
               SchemaMember("data", .any),
             ])),
       ]
@@ -33,7 +33,7 @@ extension MonitorCommands {
 /// The arguments of `chardev-add` and `chardev-remove`, in QMP and in the monitor for people.
 enum ChardevTypeArguments {
   /// The types that `chardev-add` accepts. `stdio` is missing: only the command line can assign standard input.
-  static let kinds: [any ChardevOptions.Type] = [
+  static let types: [any ChardevOptions.Type] = [
     FileChardevOptions.self, NullChardevOptions.self, SocketChardevOptions.self,
   ]
 
@@ -58,19 +58,14 @@ enum ChardevTypeArguments {
 
   /// Parses the form of the command line.
   static func read(option text: String) throws(MonitorError) -> (id: String, options: any ChardevOptions) {
-    let assignments: [PropertyAssignment]
-    do throws(OptionProblem) {
-      assignments = try OptionString.assignments(text, impliedName: "backend")
-    } catch {
-      throw .generic(ErrorText.text(for: error))
-    }
+    let assignments = try MonitorError.assignments(text, impliedName: "backend")
     func value(_ name: String) -> String? { assignments.last { $0.name == name }?.value }
     guard let id = value("id") else { throw .generic("Parameter 'id' is missing") }
     guard let typeName = value("backend") else { throw .generic("Parameter 'backend' is missing") }
-    guard let kind = kinds.first(where: { $0.typeName == typeName }) else {
+    guard let chardevType = types.first(where: { $0.typeName == typeName }) else {
       throw .generic("\(ErrorText.quoted(typeName)) is not a valid char driver name")
     }
-    return (id, try options(kind, id, assignments.filter { $0.name != "backend" && $0.name != "id" }))
+    return (id, try options(chardevType, id, assignments.filter { $0.name != "backend" && $0.name != "id" }))
   }
 
   static func read(_ object: JSONObject) throws(MonitorError) -> (id: String, options: any ChardevOptions) {
@@ -79,7 +74,7 @@ enum ChardevTypeArguments {
     var backend = try arguments.object("backend")
     try arguments.end()
     let typeName = try backend.string("type")
-    guard let kind = kinds.first(where: { $0.typeName == typeName }) else {
+    guard let chardevType = types.first(where: { $0.typeName == typeName }) else {
       throw .generic("Parameter 'type' does not accept value \(ErrorText.quoted(typeName))")
     }
     var data = try backend.object("data")
@@ -88,7 +83,7 @@ enum ChardevTypeArguments {
     func set(_ name: String, _ value: String?) {
       if let value { assignments.append(PropertyAssignment(name: name, value: value)) }
     }
-    switch kind {
+    switch chardevType {
     case is FileChardevOptions.Type:
       set("path", try data.string("out"))
       set("append", try data.optionalBoolean("append")?.text)
@@ -101,7 +96,7 @@ enum ChardevTypeArguments {
     default: break
     }
     try data.end()
-    return (id, try options(kind, id, assignments))
+    return (id, try options(chardevType, id, assignments))
   }
 
   /// Reads a SocketAddressLegacy.
@@ -123,12 +118,12 @@ enum ChardevTypeArguments {
   }
 
   private static func options(
-    _ kind: any ChardevOptions.Type, _ id: String, _ assignments: [PropertyAssignment]
+    _ chardevType: any ChardevOptions.Type, _ id: String, _ assignments: [PropertyAssignment]
   ) throws(MonitorError) -> any ChardevOptions {
     do throws(PropertyError) {
-      return try kind.init(assignments)
+      return try chardevType.init(assignments)
     } catch {
-      throw .generic("Failed to add chardev \(ErrorText.quoted(id)): " + MonitorError.text(error, kind.typeName))
+      throw .generic("Failed to add chardev \(ErrorText.quoted(id)): " + MonitorError.text(error, chardevType.typeName))
     }
   }
 }

@@ -46,13 +46,7 @@ enum DeviceArguments {
   }
 
   static func read(option text: String) throws(MonitorError) -> DeviceDescription {
-    let assignments: [PropertyAssignment]
-    do throws(OptionProblem) {
-      assignments = try OptionString.assignments(text, impliedName: "driver")
-    } catch {
-      throw .generic(ErrorText.text(for: error))
-    }
-    return try read(assignments)
+    try read(try MonitorError.assignments(text, impliedName: "driver"))
   }
 
   static func read(_ assignments: [PropertyAssignment]) throws(MonitorError) -> DeviceDescription {
@@ -61,13 +55,13 @@ enum DeviceArguments {
       throw .generic("Parameter 'id' expects an identifier")
     }
     guard let driver = value("driver"), !driver.isEmpty else { throw .generic("Parameter 'driver' is missing") }
-    guard let kind = DeviceTypes.named(driver) else {
+    guard let deviceType = DeviceTypes.named(driver) else {
       if QOMTypeTree.all.contains(where: { $0.name == driver && $0.isAbstract }) {
         throw .generic("Parameter 'driver' expects a non-abstract device type")
       }
       throw .generic("\(ErrorText.quoted(driver)) is not a valid device model name")
     }
     return DeviceDescription(
-      kind, bus: value("bus"), assignments.filter { $0.name != "driver" && $0.name != "bus" })
+      deviceType, bus: value("bus"), assignments.filter { $0.name != "driver" && $0.name != "bus" })
   }
 }

@@ -78,9 +78,10 @@ extension HumanCommands {
   private static func text(_ function: MachineInspection.Function) -> String {
     let description = function.description
     let address = function.address
-    let kind = PCIClassName.of(description.classCode) ?? "Class " + hexadecimal(UInt64(description.classCode >> 8), 4)
+    let className =
+      PCIClassName.of(description.classCode) ?? "Class " + hexadecimal(UInt64(description.classCode >> 8), 4)
     var text = "  Bus \(column(address.bus, 2)), device \(column(address.device, 3)), function \(address.function):\n"
-    text += "    \(kind): PCI device \(hexadecimal(UInt64(description.vendorID), 4)):"
+    text += "    \(className): PCI device \(hexadecimal(UInt64(description.vendorID), 4)):"
     text += hexadecimal(UInt64(description.deviceID), 4) + "\n"
     if description.subsystemVendorID != 0 {
       text += "      PCI subsystem \(hexadecimal(UInt64(description.subsystemVendorID), 4)):"
@@ -125,5 +126,19 @@ extension HumanCommands {
   private static func column(_ value: UInt8, _ width: Int) -> String {
     let text = String(value)
     return String(repeating: " ", count: max(0, width - text.count)) + text
+  }
+}
+
+/// `info exits`: one line for each CPU.
+enum ExitText {
+  /// - Parameter summaries: One per CPU; empty while exits are not measured.
+  static func text(_ summaries: [ExitSummary]) -> String {
+    if summaries.isEmpty { return "exit times: off (exit_times on starts measuring)\n" }
+    return summaries.enumerated().map { index, summary in
+      let mean = summary.count == 0 ? 0 : summary.total / summary.count
+      return "CPU #\(index): exits=\(summary.count) mean_ns=\(mean) longest_ns=\(summary.longest.time) "
+        + "(\(summary.longest.cause)) undisturbed_ns=\(summary.longestUndisturbed.time) "
+        + "(\(summary.longestUndisturbed.cause))\n"
+    }.joined()
   }
 }

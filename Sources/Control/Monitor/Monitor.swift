@@ -96,7 +96,7 @@ final class Monitor: ChardevFrontend {
   }
 
   func outputRoom() {
-    outgoing.withLock { _ = tellOfDropped(&$0) }
+    outgoing.withLock { _ = reportDropped(&$0) }
     device.roomChanged()
   }
 
@@ -121,7 +121,7 @@ final class Monitor: ChardevFrontend {
 
   private func send(_ answer: [UInt8], thenEvents: Bool = false) {
     outgoing.withLock { outgoing in
-      _ = tellOfDropped(&outgoing)
+      _ = reportDropped(&outgoing)
       outgoing.end = device.send(answer)
       if thenEvents { outgoing.takesEvents = true }
     }
@@ -129,7 +129,7 @@ final class Monitor: ChardevFrontend {
 
   /// Reports events that were dropped.
   /// - Returns: False if there is no room for the report, and so no room for an event after it.
-  private func tellOfDropped(_ outgoing: inout Outgoing) -> Bool {
+  private func reportDropped(_ outgoing: inout Outgoing) -> Bool {
     if outgoing.dropped == 0 { return true }
     let event = MonitorEventName.eventsDropped.message(["count": .integer(outgoing.dropped)], at: HostTime.now)
     guard device.write(line(event)) else { return false }
@@ -140,12 +140,12 @@ final class Monitor: ChardevFrontend {
   private func line(_ event: JSONValue) -> [UInt8] { QMPSession(pretty: options.pretty).line(event) }
 
   /// Sends the event of a notice, if it has one. Called on the thread that changed the machine.
-  func tell(_ notice: MachineNotice, at time: UInt64) {
+  func notify(_ notice: MachineNotice, at time: UInt64) {
     guard case .control = options.mode, let event = notice.event(at: time) else { return }
     let line = line(event)
     outgoing.withLock { outgoing in
       guard outgoing.takesEvents else { return }
-      if !tellOfDropped(&outgoing) || !device.write(line) { outgoing.dropped += 1 }
+      if !reportDropped(&outgoing) || !device.write(line) { outgoing.dropped += 1 }
     }
   }
 }

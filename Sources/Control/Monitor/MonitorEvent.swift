@@ -57,17 +57,17 @@ extension MachineNotice {
   /// - Parameter time: Nanoseconds since 1970.
   /// - Returns: Nil if QMP has no event for the notice.
   func event(at time: UInt64) -> JSONValue? {
-    let kind: MonitorEventName
+    let name: MonitorEventName
     var data: JSONValue?
     switch self {
     case .tripleFault: return nil
-    case .reset(let cause): (kind, data) = (.reset, cause.data)
-    case .shutdown(let cause): (kind, data) = (.shutdown, cause.data)
-    case .powerDown: kind = .powerDown
-    case .paused: kind = .stop
-    case .resumed: kind = .resume
-    case .deviceDeleted(let id, let path): (kind, data) = (.deviceDeleted, Self.device(id, path))
-    case .unplugRefused(let id, let path): (kind, data) = (.unplugRefused, Self.device(id, path))
+    case .reset(let cause): (name, data) = (.reset, cause.data)
+    case .shutdown(let cause): (name, data) = (.shutdown, cause.data)
+    case .powerDown: name = .powerDown
+    case .paused: name = .stop
+    case .resumed: name = .resume
+    case .deviceDeleted(let id, let path): (name, data) = (.deviceDeleted, Self.device(id, path))
+    case .unplugRefused(let id, let path): (name, data) = (.unplugRefused, Self.device(id, path))
     case .deviceStatus(let id, let slot, let source, let status):
       var information: JSONObject = [:]
       information["device"] = id.map { .string($0.text) }
@@ -75,9 +75,9 @@ extension MachineNotice {
       information["slot-type"] = .string(MonitorEventName.pciSlot)
       information["source"] = .integer(source)
       information["status"] = .integer(status)
-      (kind, data) = (.deviceStatus, ["info": .object(information)])
+      (name, data) = (.deviceStatus, ["info": .object(information)])
     }
-    return kind.message(data, at: time)
+    return name.message(data, at: time)
   }
 
   private static func device(_ id: Identifier?, _ path: String) -> JSONValue {

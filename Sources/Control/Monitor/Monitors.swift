@@ -5,7 +5,7 @@ final class Monitors: MonitorTarget {
   let control: any MachineControl
   private let inspection: MachineInspection
   private let remapping: RemappingInspection
-  private let characters: Chardevs
+  private let machineChardevs: Chardevs
   let descriptors: MonitorDescriptors
 
   private init(_ machine: RunningMachine, _ sets: DescriptorSets) {
@@ -13,7 +13,7 @@ final class Monitors: MonitorTarget {
     control = machine.control
     inspection = machine.inspection
     remapping = machine.remapping
-    characters = machine.characters
+    machineChardevs = machine.characters
   }
 
   /// Attaches the monitors of the configuration. Must be called before the machine runs.
@@ -34,7 +34,7 @@ final class Monitors: MonitorTarget {
     let attached = monitors
     machine.control.addListener { notice in
       let time = HostTime.now
-      for monitor in attached { monitor.tell(notice, at: time) }
+      for monitor in attached { monitor.notify(notice, at: time) }
     }
   }
 
@@ -52,10 +52,10 @@ final class Monitors: MonitorTarget {
   func files(removedBy request: MachineRequest) -> [PassedFile] { inspection.files(removedBy: request) }
 
   func addChardev(_ options: any ChardevOptions, id: Identifier) throws(Chardevs.Problem) {
-    try characters.add(options, id: id)
+    try machineChardevs.add(options, id: id)
   }
 
-  func removeChardev(_ name: String) throws(Chardevs.Problem) { try characters.remove(name) }
+  func removeChardev(_ name: String) throws(Chardevs.Problem) { try machineChardevs.remove(name) }
 
   func remappingText() -> String { RemappingText.units(remapping.states()) }
 

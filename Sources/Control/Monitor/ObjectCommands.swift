@@ -12,11 +12,12 @@ extension MonitorCommands {
         SchemaMember("id", .string),
       ]
     ) { (object, target) throws(MonitorError) in
-      let (kind, name) = try ObjectArguments.kind(try JSONProperties.lenient(object["qom-type"], "qom-type"))
+      let typeName = try JSONProperties.lenient(object["qom-type"], "qom-type")
+      let (objectType, name) = try ObjectArguments.type(named: typeName)
       var rest = object
       rest["qom-type"] = nil
       try ObjectArguments.add(
-        try ObjectArguments.read(kind, name, try JSONProperties.strict(rest, of: kind)), to: target)
+        try ObjectArguments.read(objectType, name, try JSONProperties.strict(rest, of: objectType)), to: target)
     },
     MonitorCommand("object-del", DeviceNameArguments.self) { (arguments, target) throws(MonitorError) in
       try ObjectArguments.remove(arguments.id, from: target)
@@ -38,34 +39,29 @@ enum ObjectArguments {
   }
 
   static func read(option text: String) throws(MonitorError) -> any ObjectOptions {
-    let assignments: [PropertyAssignment]
-    do throws(OptionProblem) {
-      assignments = try OptionString.assignments(text, impliedName: "qom-type")
-    } catch {
-      throw .generic(ErrorText.text(for: error))
-    }
-    let (kind, name) = try kind(assignments.last { $0.name == "qom-type" }?.value)
-    return try read(kind, name, assignments.filter { $0.name != "qom-type" })
+    let assignments = try MonitorError.assignments(text, impliedName: "qom-type")
+    let (objectType, name) = try type(named: assignments.last { $0.name == "qom-type" }?.value)
+    return try read(objectType, name, assignments.filter { $0.name != "qom-type" })
   }
 
   /// Looks up an object type by name.
   /// - Parameter atStart: Whether the machine has not started, so that all types are valid.
-  static func kind(
-    _ name: String?, atStart: Bool = false
-  ) throws(MonitorError) -> (kind: any ObjectOptions.Type, name: String) {
+  static func type(
+    named name: String?, atStart: Bool = false
+  ) throws(MonitorError) -> (type: any ObjectOptions.Type, name: String) {
     guard let name, !name.isEmpty else { throw .generic("Parameter 'qom-type' is missing") }
-    guard let kind = ObjectTypes.named(name), atStart || kind.comesAndGoes else {
+    guard let objectType = ObjectTypes.named(name), atStart || objectType.comesAndGoes else {
       throw .generic("Parameter 'qom-type' does not accept value \(ErrorText.quoted(name))")
     }
-    return (kind, name)
+    return (objectType, name)
   }
 
   static func read(
-    _ kind: any ObjectOptions.Type, _ name: String, _ assignments: [PropertyAssignment]
+    _ objectType: any ObjectOptions.Type, _ name: String, _ assignments: [PropertyAssignment]
   ) throws(MonitorError) -> any ObjectOptions {
     let options: any ObjectOptions
     do throws(PropertyError) {
-      options = try kind.init(assignments)
+      options = try objectType.init(assignments)
     } catch {
       throw .unexpected(error, name)
     }

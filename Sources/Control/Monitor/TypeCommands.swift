@@ -35,35 +35,35 @@ extension MonitorCommands {
             SchemaMember("parent", .string, optional: true),
           ]))
     ) { (arguments, _) throws(MonitorError) in
-      let listed = QOMTypeTree.all.filter { kind in
-        (arguments.abstract ?? false || !kind.isAbstract)
-          && (arguments.implements.map { QOMTypeTree.path(to: kind).contains($0) } ?? true)
+      let listed = QOMTypeTree.all.filter { type in
+        (arguments.abstract ?? false || !type.isAbstract)
+          && (arguments.implements.map { QOMTypeTree.path(to: type).contains($0) } ?? true)
       }
       return .answer(
         .array(
-          listed.map { kind in
-            var object: JSONObject = ["name": .string(kind.name)]
-            if kind.isAbstract { object["abstract"] = true }
-            object["parent"] = kind.parent.map { .string($0) }
+          listed.map { type in
+            var object: JSONObject = ["name": .string(type.name)]
+            if type.isAbstract { object["abstract"] = true }
+            object["parent"] = type.parent.map { .string($0) }
             return .object(object)
           }))
     },
     MonitorCommand(
       "device-list-properties", PropertyListArguments.self, answers: .array(propertyType)
     ) { (arguments, _) throws(MonitorError) in
-      guard let kind = DeviceTypes.named(arguments.typeName) else {
+      guard let deviceType = DeviceTypes.named(arguments.typeName) else {
         if QOMTypeTree.all.contains(where: { $0.name == arguments.typeName }) {
           throw .generic("Parameter 'typename' expects a non-abstract device type")
         }
         throw .deviceNotFound("Device '\(arguments.typeName)' not found")
       }
-      return .answer(properties(of: kind))
+      return .answer(properties(of: deviceType))
     },
     MonitorCommand(
       "qom-list-properties", PropertyListArguments.self, answers: .array(propertyType)
     ) { (arguments, _) throws(MonitorError) in
-      if let kind = DeviceTypes.named(arguments.typeName) { return .answer(properties(of: kind)) }
-      if let kind = ObjectTypes.named(arguments.typeName) { return .answer(properties(of: kind)) }
+      if let deviceType = DeviceTypes.named(arguments.typeName) { return .answer(properties(of: deviceType)) }
+      if let objectType = ObjectTypes.named(arguments.typeName) { return .answer(properties(of: objectType)) }
       if QOMTypeTree.all.contains(where: { $0.name == arguments.typeName }) { return .answer([]) }
       throw .deviceNotFound("Class '\(arguments.typeName)' not found")
     },
@@ -76,9 +76,9 @@ extension MonitorCommands {
       SchemaMember("description", .string, optional: true), SchemaMember("default-value", .any, optional: true),
     ])
 
-  private static func properties(of kind: any TypedOptions.Type) -> JSONValue {
+  private static func properties(of type: any TypedOptions.Type) -> JSONValue {
     .array(
-      kind.propertyDescriptions.map { property in
+      type.propertyDescriptions.map { property in
         var object: JSONObject = [
           "name": .string(property.name), "type": .string(property.typeName), "description": .string(property.help),
         ]
@@ -125,19 +125,19 @@ struct QOMTypeTree {
       QOMTypeTree(name: "sys-bus-device", parent: "device", isAbstract: true),
       QOMTypeTree(name: "isa-device", parent: "device", isAbstract: true),
     ] + MachineConfiguration.MachineType.allCases.map { QOMTypeTree(name: $0.rawValue + "-machine", parent: "machine") }
-    + DeviceTypes.all.map { kind in
+    + DeviceTypes.all.map { type in
       let parent =
-        switch kind.bus {
+        switch type.bus {
         case .pci: "pci-device"
         case .isa: "isa-device"
         case .system: "sys-bus-device"
         }
-      return QOMTypeTree(name: kind.typeName, parent: parent)
+      return QOMTypeTree(name: type.typeName, parent: parent)
     } + ObjectTypes.all.map { QOMTypeTree(name: $0.typeName, parent: "object") }
 
   /// Returns the names of a type and all its ancestors.
-  static func path(to kind: QOMTypeTree) -> [String] {
-    var path = [kind.name]
+  static func path(to type: QOMTypeTree) -> [String] {
+    var path = [type.name]
     while let last = path.last, let parent = all.first(where: { $0.name == last })?.parent { path.append(parent) }
     return path
   }

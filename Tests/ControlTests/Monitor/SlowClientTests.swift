@@ -118,7 +118,7 @@ private final class SocketClient {
   func eventsAreBounded() throws {
     let client = try connect()
     let count = 20_000
-    for number in 0..<count { monitor.tell(.powerDown, at: UInt64(number) * 1000) }
+    for number in 0..<count { monitor.notify(.powerDown, at: UInt64(number) * 1000) }
     var seen: Int64 = 0
     var dropped: Int64 = 0
     while dropped == 0 {
@@ -133,7 +133,7 @@ private final class SocketClient {
       }
     }
     #expect(seen > 5000 && dropped > 0 && seen + dropped == Int64(count), "\(seen) and \(dropped)")
-    monitor.tell(.powerDown, at: 0)
+    monitor.notify(.powerDown, at: 0)
     #expect(client.message()?["event"] == "POWERDOWN")
     client.send(#"{"execute": "query-name"}"#)
     #expect(client.message()?["return"] == [:])
