@@ -43,7 +43,7 @@ let package = Package(
 
     // Where the two meet, and what a person types.
     library("Machine", uses: ["KVM", "VFIO", "Linux", "VTd", "Devices", "PCI", "Hardware"]),
-    library("Control", uses: ["Machine", "JSON", "PCI", "Hardware"]),
+    library("Control", uses: ["Machine", "JSON", "VTd", "PCI", "Hardware"]),
     .executableTarget(
       name: "nestling", dependencies: ["Control"],
       swiftSettings: strict + [.unsafeFlags(["-static-executable"], .when(configuration: .release))],
