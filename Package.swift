@@ -99,7 +99,8 @@ let package = Package(
     tests(
       of: "Machine",
       uses: [
-        "Hardware", "PCI", "Devices", "VTd", "VFIO", "FakeVFIO", "CLinux", "KVM", "Linux", "VTdOracle", "TestSupport",
+        "Control", "Hardware", "PCI", "Devices", "VTd", "VFIO", "FakeVFIO", "CLinux", "KVM", "Linux", "VTdOracle",
+        "TestSupport",
       ]),
     tests(of: "Control", uses: ["Machine", "JSON", "VTd", "Hardware", "Linux", "VTdOracle", "TestSupport"]),
     tests(of: "JSON"),

@@ -60,7 +60,7 @@ extension Control {
       machine.control.addListener { if case .shutdown = $0 { writeLog(of: remapping, configuration) } }
       let ending = try machine.run()
       notices.finish()
-      if case .crashed(let what) = ending { StandardStreams.writeError("nestling: \(what)\n") }
+      if let problem = ErrorText.text(for: ending) { StandardStreams.writeError("nestling: \(problem)\n") }
       return ending.exitStatus
     } catch {
       HostProcess.endSoon(status: 1)
@@ -81,12 +81,5 @@ extension Control {
     } catch {
       StandardStreams.writeError("nestling: -D: \(error)\n")
     }
-  }
-}
-
-extension ErrorText {
-  static func line(for error: StartError) -> String {
-    if case .configuration(let error) = error { return line(for: CommandLineError.configuration(error)) }
-    return line([], error.description)
   }
 }

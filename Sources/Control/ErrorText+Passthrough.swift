@@ -1,6 +1,6 @@
 import Machine
 
-/// Text for what happens to passed-through devices while the guest runs.
+/// Text for devices of the host: why one cannot be passed through, and what happens to one while the guest runs.
 extension ErrorText {
   static func line(for notice: PassthroughNotice) -> String {
     line([], "\(notice.device): \(text(for: notice.kind))")
@@ -28,6 +28,88 @@ extension ErrorText {
     case .interruptsRefused(let error): "the guest does not get all of its interrupts: \(error)"
     case .outOfPeersReach(let error):
       "other devices of the guest cannot reach its BARs (peer-to-peer), which needs Linux 6.19 or later: \(error)"
+    }
+  }
+
+  /// Returns what is missing and what to do about it, without the device and the option.
+  static func text(for error: PassthroughError) -> String {
+    switch error.problem {
+    case .notAnAddress: "not the address of a PCI function, such as 0000:01:00.0"
+    case .noSuchDevice: "there is no such device on this host; lspci -D lists them"
+    case .noIOMMUGroup: "no IOMMU of the host is in front of it: boot the host with intel_iommu=on,sm_on"
+    case .notBound(let driver):
+      (driver.map { "the driver \($0) has it" } ?? "no driver has it") + "; bind it to vfio-pci: "
+        + bindCommand(error.device, driver: driver)
+    case .noDeviceFile:
+      "it has no /dev/vfio/devices file: the host's kernel needs CONFIG_VFIO_DEVICE_CDEV (Linux 6.6 or later)"
+    case .open(let error): "\(error)"
+    case .iommufd(let error) where error.code == 2 /* ENOENT */:
+      "there is no /dev/iommu: the host's kernel needs CONFIG_IOMMUFD"
+    case .iommufd(let error): "\(error)"
+    case .groupHasDriver(let sibling, let driver):
+      "the driver \(driver) has \(sibling) of the same IOMMU group; bind that to vfio-pci as well: "
+        + bindCommand(sibling, driver: driver)
+    case .sharedGroup(let sibling):
+      "the guest has \(sibling) of the same IOMMU group, for which the host has one page table: behind x-flts=on, a "
+        + "guest can have only one function of a group"
+    case .groupOfOtherObject(let sibling, let object):
+      "the guest has \(sibling) of the same IOMMU group on the iommufd object \(object), which must have the whole "
+        + "group: use iommufd=\(object)"
+    case .bind(let error) where error.code == 1 /* EPERM */:
+      "the host's interrupts are not isolated: the host needs interrupt remapping (intremap=on, and an IOMMU that "
+        + "supports it)"
+    case .bind(let error) where error.code == 22 /* EINVAL */:
+      "another process has it open, or the host's IOMMU cannot keep its DMA coherent with the CPUs' caches"
+    case .bind(let error) where error.code == 16 /* EBUSY */:
+      "its IOMMU group is in use: another device of the group is bound to another driver, or another process has it open"
+    case .bind(let error): "the kernel does not bind it to iommufd: \(error)"
+    case .lockedMemory(let limit?, let wanted):
+      "the guest's \(wanted >> 20) MiB of RAM cannot be pinned for it: the memory lock limit is \(limit >> 20) MiB; raise "
+        + "it (ulimit -l), or run as root"
+    case .lockedMemory(nil, let wanted):
+      "the guest's \(wanted >> 20) MiB of RAM cannot be pinned for it: the host does not have that much free memory"
+    case .acceleratorRegistration(let error):
+      "KVM does not accept it: \(error): the host's kernel needs CONFIG_KVM_VFIO"
+    case .romFile(let path, let error): "romfile=\(path): \(error.reason)"
+    case .romFileSize(let path, let limit): "romfile=\(path): a ROM has 1 to \(limit) bytes"
+    case .map(let error): "RAM cannot be mapped for it: \(error)"
+    case .attach(let error): "the kernel does not attach it to the guest's memory: \(error)"
+    case .registers(let error): "its registers cannot be reached: \(error)"
+    case .interrupts(let error): "its interrupts cannot be set up: \(error)"
+    case .accelerator: "it needs -accel kvm"
+    case .requirement(let requirement): text(for: requirement)
+    case .addressInUse(let address): "another function already uses the guest's \(address)"
+    }
+  }
+
+  /// Returns the shell command that binds a device to vfio-pci.
+  private static func bindCommand(_ device: String, driver: String?) -> String {
+    let folder = "/sys/bus/pci/devices/\(device)"
+    let unbind = driver == nil ? "" : "echo \(device) > \(folder)/driver/unbind; "
+    return "modprobe vfio-pci; \(unbind)echo vfio-pci > \(folder)/driver_override; "
+      + "echo \(device) > /sys/bus/pci/drivers_probe"
+  }
+
+  private static func text(for requirement: HostRequirement) -> String {
+    switch requirement {
+    case .vtd: "the host's IOMMU is not VT-d, which x-flts=on needs; leave x-flts out"
+    case .nesting(let missing):
+      "the host's IOMMU has no nested translation (ECAP lacks \(missing.joined(separator: ", "))), which x-flts=on "
+        + "needs; leave x-flts out"
+    case .addressWidth(let host, let wanted):
+      "the host's IOMMU translates \(host) bits (CAP.MGAW), and aw-bits=\(wanted) asks for more"
+    case .gigabytePages: "the host's IOMMU has no 1 GiB pages in first stage (CAP.FS1GP): add fs1gp=off"
+    case .fiveLevels: "the host's IOMMU has no 5-level first stage (CAP.FS5LP), which aw-bits=57 offers"
+    case .pasidBits(let host, let wanted):
+      "the host's IOMMU has \(host) bits of PASID (ECAP.PSS), and pasid-bits=\(wanted) asks for more"
+    case .supervisorRequests: "the host's IOMMU has no supervisor requests (ECAP.SRS), which x-nested=on offers"
+    case .extendedAccessedFlag: "the host's IOMMU has no extended accessed flags (ECAP.EAFS), which x-nested=on offers"
+    case .executeRequests:
+      "iommufd's nested page tables do not support execute requests, which x-nested=on with pasid-bits offers: leave "
+        + "one of them out"
+    case .cachingMode:
+      "the intel-iommu in front of it needs caching-mode=on, or no caching-mode at all: without caching mode, the guest "
+        + "does not invalidate when an entry becomes present"
     }
   }
 }

@@ -131,6 +131,7 @@ extension ErrorText {
     case .contradiction(let name, let otherName):
       "\(name) and \(otherName) are the same property, but have different values"
     case .rule(let otherwise): otherwise
+    case .unit(let error): text(for: error)
     }
   }
 

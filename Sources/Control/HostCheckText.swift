@@ -81,8 +81,8 @@ enum HostCheckText {
       device.driver.map { "driver \($0)" } ?? "no driver", device.group.map { text(of: $0, of: device) } ?? "no group",
       device.unit ?? "no IOMMU",
     ].joined(separator: ", ")
-    if let problem = device.problem { return "\(place): no: \(problem.text)" }
-    if let problem = device.nestingProblem { return "\(place): only without x-flts: \(problem.text)" }
+    if let problem = device.problem { return "\(place): no: \(ErrorText.text(for: problem))" }
+    if let problem = device.nestingProblem { return "\(place): only without x-flts: \(ErrorText.text(for: problem))" }
     return "\(place): yes"
   }
 }

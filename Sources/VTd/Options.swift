@@ -48,69 +48,40 @@ public struct UnitOptions: Hashable, Sendable {
   /// Width of physical addresses in the unit's tables: what the DMAR table says as HAW (there, minus one).
   public var hostAddressWidth: Int { min(addressWidth, 52) }
 
-  /// - Throws: the first option that does not fit, by its QEMU name.
+  /// - Throws: The first option that does not fit, by its QEMU name.
   public func validate() throws(UnitOptionError) {
-    if firstStage, !scalableMode {
-      throw UnitOptionError(option: "x-flts", problem: .requires("x-flts is only available in scalable mode"))
+    func require(_ holds: Bool, _ option: String, _ problem: UnitOptionError.Problem) throws(UnitOptionError) {
+      if !holds { throw UnitOptionError(option: option, problem: problem) }
     }
-    if nested, !scalableMode {
-      throw UnitOptionError(option: "x-nested", problem: .requires("x-nested is only available in scalable mode"))
-    }
-    if nested, !firstStage {
-      throw UnitOptionError(option: "x-nested", problem: .requires("x-nested needs x-flts=on"))
-    }
-    switch addressWidth {
-    case 48, 57: break
-    case 39 where !firstStage: break
-    case 39:
-      throw UnitOptionError(
-        option: "aw-bits", problem: .value("Scalable mode(x-flts=on): supported values for aw-bits are: 48, 57"))
-    default:
-      let mode = scalableMode ? "Scalable mode(x-flts=\(firstStage ? "on" : "off"))" : "Legacy mode"
-      throw UnitOptionError(
-        option: "aw-bits",
-        problem: .value("\(mode): supported values for aw-bits are: \(firstStage ? "48, 57" : "39, 48, 57")"))
-    }
-    if extendedInterruptMode == true, !interruptRemapping {
-      throw UnitOptionError(option: "eim", problem: .requires("eim=on cannot be selected without intremap=on"))
-    }
-    if scalableMode, !dmaDrain {
-      throw UnitOptionError(option: "dma-drain", problem: .requires("Need to set dma_drain for scalable mode"))
-    }
-    if firstStage, !dmaTranslation {
-      throw UnitOptionError(
-        option: "dma-translation", problem: .requires("dma-translation=off cannot be selected with x-flts=on"))
-    }
-    if !(0...20).contains(pasidBits) {
-      throw UnitOptionError(option: "pasid-bits", problem: .value("pasid-bits must be between 0 and 20"))
-    }
-    if pasidBits > 0, !scalableMode {
-      throw UnitOptionError(option: "pasid-bits", problem: .requires("Need to set scalable mode for PASID"))
-    }
-    if staleTranslationMethod, !deviceIOTLB {
-      throw UnitOptionError(option: "stale-tm", problem: .requires("stale-tm needs device-iotlb=on"))
-    }
+    try require(!firstStage || scalableMode, "x-flts", .needsScalableMode)
+    try require(!nested || scalableMode, "x-nested", .needsScalableMode)
+    try require(!nested || firstStage, "x-nested", .needsFirstStage)
+    let widths = firstStage ? [48, 57] : [39, 48, 57]
+    try require(
+      widths.contains(addressWidth), "aw-bits",
+      .addressWidth(offered: widths, isScalable: scalableMode, isFirstStage: firstStage))
+    try require(extendedInterruptMode != true || interruptRemapping, "eim", .needsInterruptRemapping)
+    try require(dmaDrain || !scalableMode, "dma-drain", .neededByScalableMode)
+    try require(dmaTranslation || !firstStage, "dma-translation", .neededByFirstStage)
+    try require((0...20).contains(pasidBits), "pasid-bits", .pasidBits(offered: 0...20))
+    try require(pasidBits == 0 || scalableMode, "pasid-bits", .needsScalableMode)
+    try require(!staleTranslationMethod || deviceIOTLB, "stale-tm", .needsDeviceIOTLB)
     if svm {
-      if !deviceIOTLB {
-        throw UnitOptionError(option: "svm", problem: .requires("Need to set device IOTLB for svm"))
-      }
-      if !firstStage {
-        throw UnitOptionError(option: "svm", problem: .requires("Need to set flts for svm"))
-      }
-      if pasidBits == 0 {
-        throw UnitOptionError(option: "svm", problem: .requires("Need to set PASID support for svm"))
-      }
+      try require(deviceIOTLB, "svm", .needsDeviceIOTLB)
+      try require(firstStage, "svm", .needsFirstStage)
+      try require(pasidBits > 0, "svm", .needsPASIDs)
     }
   }
 }
 
-/// An option that does not fit.
-public struct UnitOptionError: Error, Hashable, Sendable, CustomStringConvertible {
+/// An option that contradicts another one, or whose value is not offered.
+public struct UnitOptionError: Error, Hashable, Sendable {
   public enum Problem: Hashable, Sendable {
-    /// It needs, or excludes, another option.
-    case requires(String)
-    /// Its value is not among those offered.
-    case value(String)
+    case needsScalableMode, needsFirstStage, needsInterruptRemapping, needsDeviceIOTLB, needsPASIDs
+    /// The option must be on in scalable mode, or with first stage.
+    case neededByScalableMode, neededByFirstStage
+    case addressWidth(offered: [Int], isScalable: Bool, isFirstStage: Bool)
+    case pasidBits(offered: ClosedRange<Int>)
   }
 
   /// As on the command line: `x-flts`.
@@ -120,12 +91,5 @@ public struct UnitOptionError: Error, Hashable, Sendable, CustomStringConvertibl
   public init(option: String, problem: Problem) {
     self.option = option
     self.problem = problem
-  }
-
-  /// One line for a person, with QEMU's words where QEMU has any.
-  public var description: String {
-    switch problem {
-    case .requires(let text), .value(let text): text
-    }
   }
 }

@@ -200,6 +200,24 @@ import Testing
     -device intel-iommu,intremap=x: intremap must be on, off or auto, not 'x'
     $ -device intel-iommu,svm=on
     -device intel-iommu,svm=on: Need to set device IOTLB for svm
+    $ -device intel-iommu,x-scalable-mode=on,device-iotlb=on,svm=on
+    -device intel-iommu,x-scalable-mode=on,device-iotlb=on,svm=on: Need to set flts for svm
+    $ -device intel-iommu,x-scalable-mode=on,x-flts=on,device-iotlb=on,svm=on
+    -device intel-iommu,x-scalable-mode=on,x-flts=on,device-iotlb=on,svm=on: Need to set PASID support for svm
+    $ -device intel-iommu,x-scalable-mode=on,x-flts=on,aw-bits=39
+    -device intel-iommu,x-scalable-mode=on,x-flts=on,aw-bits=39: Scalable mode(x-flts=on): supported values for \
+    aw-bits are: 48, 57
+    $ -device intel-iommu,pasid-bits=8
+    -device intel-iommu,pasid-bits=8: Need to set scalable mode for PASID
+    $ -device intel-iommu,x-nested=on
+    -device intel-iommu,x-nested=on: x-flts is only available in scalable mode
+    $ -device intel-iommu,eim=on,intremap=off
+    -device intel-iommu,eim=on,intremap=off: eim=on cannot be selected without intremap=on
+    $ -device intel-iommu,stale-tm=on
+    -device intel-iommu,stale-tm=on: stale-tm needs device-iotlb=on
+    $ -device intel-iommu,x-scalable-mode=on,x-flts=on,dma-translation=off
+    -device intel-iommu,x-scalable-mode=on,x-flts=on,dma-translation=off: dma-translation=off cannot be selected with \
+    x-flts=on
     $ -device intel-iommu,scalable-mode=on,fsts=on,x-flts=off
     -device intel-iommu,scalable-mode=on,fsts=on,x-flts=off: fsts and x-flts are the same property, but have \
     different values

@@ -42,7 +42,7 @@ struct OptionsTests {
   func firstStageAlone() {
     let error = error { $0.firstStage = true }
     #expect(error?.option == "x-flts")
-    #expect(error.map { "\($0)" } == "x-flts is only available in scalable mode")
+    #expect(error?.problem == .needsScalableMode)
   }
 
   @Test("each contradiction names its option")
@@ -90,20 +90,20 @@ struct OptionsTests {
     var options = UnitOptions()
     options.scalableMode = true
     options.svm = true
-    func problem() -> String? {
+    func problem() -> UnitOptionError.Problem? {
       do throws(UnitOptionError) {
         try options.validate()
         return nil
       } catch {
         #expect(error.option == "svm")
-        return error.description
+        return error.problem
       }
     }
-    #expect(problem() == "Need to set device IOTLB for svm")
+    #expect(problem() == .needsDeviceIOTLB)
     options.deviceIOTLB = true
-    #expect(problem() == "Need to set flts for svm")
+    #expect(problem() == .needsFirstStage)
     options.firstStage = true
-    #expect(problem() == "Need to set PASID support for svm")
+    #expect(problem() == .needsPASIDs)
     options.pasidBits = 8
     #expect(problem() == nil)
   }

@@ -37,7 +37,7 @@ extension MonitorError {
       case .refused(let typeName, let problem): Self(problem, typeName)
       case .failed(.file(_, let error)) where !error.operand.isEmpty:
         .generic("Could not open \(ErrorText.quoted(error.operand)): \(error.reason)")
-      case .failed(let error): .generic(error.description)
+      case .failed(let error): .generic(ErrorText.text(for: error))
       case .node(.duplicateID(let id)): .generic("Duplicate nodes with node-name='\(id)'")
       case .node(.unknownUnderlying(let name, _)):
         .generic("Cannot find device=\(ErrorText.quoted(name)) nor node-name=\(ErrorText.quoted(name))")
@@ -73,7 +73,7 @@ extension MonitorError {
       case .notOneOf: return "Parameter '\(name)' does not accept value \(ErrorText.quoted(text))"
       case .outOfRange, .notPowerOfTwo, .tooLong, .empty, .refused: break
       }
-    case .contradiction, .rule: break
+    case .contradiction, .rule, .unit: break
     }
     return ErrorText.text(for: error, owner: typeName)
   }

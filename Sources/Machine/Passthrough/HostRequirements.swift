@@ -2,7 +2,7 @@ import VFIO
 import VTd
 
 /// A feature that the guest's unit offers, but the host's IOMMU of a device lacks.
-public enum HostRequirement: Hashable, Sendable, CustomStringConvertible {
+public enum HostRequirement: Hashable, Sendable {
   case vtd
   case nesting(missing: [String])
   case addressWidth(host: Int, wanted: Int)
@@ -13,28 +13,6 @@ public enum HostRequirement: Hashable, Sendable, CustomStringConvertible {
   case extendedAccessedFlag
   case executeRequests
   case cachingMode
-
-  public var description: String {
-    switch self {
-    case .vtd: "the host's IOMMU is not VT-d, which x-flts=on needs; leave x-flts out"
-    case .nesting(let missing):
-      "the host's IOMMU has no nested translation (ECAP lacks \(missing.joined(separator: ", "))), which x-flts=on "
-        + "needs; leave x-flts out"
-    case .addressWidth(let host, let wanted):
-      "the host's IOMMU translates \(host) bits (CAP.MGAW), and aw-bits=\(wanted) asks for more"
-    case .gigabytePages: "the host's IOMMU has no 1 GiB pages in first stage (CAP.FS1GP): add fs1gp=off"
-    case .fiveLevels: "the host's IOMMU has no 5-level first stage (CAP.FS5LP), which aw-bits=57 offers"
-    case .pasidBits(let host, let wanted):
-      "the host's IOMMU has \(host) bits of PASID (ECAP.PSS), and pasid-bits=\(wanted) asks for more"
-    case .supervisorRequests: "the host's IOMMU has no supervisor requests (ECAP.SRS), which x-nested=on offers"
-    case .extendedAccessedFlag: "the host's IOMMU has no extended accessed flags (ECAP.EAFS), which x-nested=on offers"
-    case .executeRequests:
-      "iommufd's nested page tables have no requests to execute, which x-nested=on with pasid-bits offers: leave one out"
-    case .cachingMode:
-      "it needs caching-mode=on of the intel-iommu before it, or none given: without it the guest does not tell when "
-        + "an entry becomes present"
-    }
-  }
 
   /// Returns the names of the ECAP bits that nested translation needs and the host lacks.
   static func missingForNesting(_ vtd: HardwareInformation.VTd) -> [String] {

@@ -22,13 +22,15 @@ public final class RunningMachine {
     case debugExit(status: Int32)
     /// The guest could not continue. The text is one line that says why.
     case crashed(String)
+    /// The machine could not be reset, or could not resume its CPUs.
+    case failed(StartError, isReset: Bool)
 
     /// The exit status of Nestling.
     public var exitStatus: Int32 {
       switch self {
       case .shutdown, .quit: 0
       case .debugExit(let status): status
-      case .crashed: 1
+      case .crashed, .failed: 1
       }
     }
   }
@@ -368,6 +370,8 @@ public final class RunningMachine {
       if controller.status == .running { try processors.start() }
       // As in QEMU: the reset clears the error, and the machine waits for `cont`.
       if controller.status == .internalError { controller.set(.prelaunch) }
+    } catch let error as StartError {
+      return end(.failed(error, isReset: true), .guestCrash)
     } catch {
       return end(.crashed("reset: \(error)"), .guestCrash)
     }
@@ -396,6 +400,9 @@ public final class RunningMachine {
       pending.answer()
     } catch let error as RequestError {
       pending.answer(error)
+    } catch let error as StartError {
+      pending.answer(.ended)
+      return end(.failed(error, isReset: false), .guestCrash)
     } catch {
       pending.answer(.ended)
       return end(.crashed("\(error)"), .guestCrash)

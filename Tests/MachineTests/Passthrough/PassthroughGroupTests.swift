@@ -126,8 +126,8 @@ import VTd
   // MARK: Refusals
 
   private static let sharedLine =
-    "the guest has 0000:01:00.0 of the same IOMMU group, for which the host has one page table: behind x-flts=on a guest "
-    + "has only one function of a group"
+    "the guest has 0000:01:00.0 of the same IOMMU group, for which the host has one page table: behind x-flts=on, a "
+    + "guest can have only one function of a group"
 
   @Test func `under first stage a second function of a group is refused at start`() throws {
     let kernel = Self.makeKernel()
@@ -185,7 +185,7 @@ import VTd
     }
     #expect(
       error?.description == "-device vfio-pci: 0000:02:00.0: the guest has 0000:01:00.0 of the same IOMMU group on the "
-        + "iommufd object i0, which has all of the group: use iommufd=i0")
+        + "iommufd object i0, which must have the whole group: use iommufd=i0")
     #expect(kernel.complaints == [])
   }
 

@@ -62,15 +62,16 @@ import VTd
       host: { $0.devices[0].extendedCapability |= 1 << 40 | 19 << 35 }, unit: { $0.pasidBits = 8 }),
     Case(
       "interrupt remapping",
-      "the host's interrupts are not isolated: it needs interrupt remapping (intremap=on, and an IOMMU that has it)"
+      "the host's interrupts are not isolated: the host needs interrupt remapping (intremap=on, and an IOMMU that "
+        + "supports it)"
     ) { $0.devices[1].bindingProblem = -EPERM },
     Case(
       "group in use",
-      "its IOMMU group is in use: another device of the group is bound to another driver, or somebody has it open"
+      "its IOMMU group is in use: another device of the group is bound to another driver, or another process has it open"
     ) { $0.devices[1].bindingProblem = -EBUSY },
     Case(
       "open already",
-      "somebody else has it open, or the host's IOMMU cannot keep its DMA coherent with the CPUs' caches"
+      "another process has it open, or the host's IOMMU cannot keep its DMA coherent with the CPUs' caches"
     ) { $0.devices[1].boundFile = 1 },
     Case(
       "not attached",
@@ -81,7 +82,8 @@ import VTd
       "the guest's 16 MiB of RAM cannot be pinned for it: the memory lock limit is 8 MiB; raise it (ulimit -l), or run "
         + "as root",
       host: { $0.failingDevices[1] = [VFIO_DEVICE_ATTACH_IOMMUFD_PT: ENOMEM] }, lockedMemory: 8 << 20),
-    Case("no memory", "the guest's 16 MiB of RAM cannot be pinned for it: the host has not as much memory free") {
+    Case("no memory", "the guest's 16 MiB of RAM cannot be pinned for it: the host does not have that much free memory")
+    {
       $0.failingDevices[1] = [VFIO_DEVICE_ATTACH_IOMMUFD_PT: ENOMEM]
     },
     Case("a file gone", "/dev/vfio/devices/vfio1: No such file or directory") { $0.devices[1].path = "/gone" },

@@ -79,12 +79,11 @@ public struct IntelIOMMUOptions: DeviceOptions, Hashable {
 
   public static let rules: [PropertyRule<Self>] = [
     // The unit checks its own options.
-    PropertyRule { options in
+    PropertyRule { (options) throws(PropertyError) in
       do throws(UnitOptionError) {
         try options.unitOptions.validate()
-        return nil
       } catch {
-        return error.description
+        throw .unit(error)
       }
     }
   ]

@@ -1,3 +1,5 @@
+import VTd
+
 /// Options as a struct: a typed field for each property, and the table that fills the fields from names and values.
 ///
 /// After `init(_:)` code reads the fields; it looks up nothing by name.
@@ -33,13 +35,14 @@ extension QOMOptions {
 
 /// A condition between properties.
 public struct PropertyRule<Options: Sendable>: Sendable {
-  /// Returns the message if the condition does not hold, otherwise nil.
-  let problem: @Sendable (Options) -> String?
+  /// Throws if the condition does not hold.
+  let check: @Sendable (Options) throws(PropertyError) -> Void
 
-  public init(_ problem: @escaping @Sendable (Options) -> String?) { self.problem = problem }
+  public init(_ check: @escaping @Sendable (Options) throws(PropertyError) -> Void) { self.check = check }
 
+  /// - Parameter problem: The text for people, which is a part of the table, as help is.
   public init(otherwise problem: String, _ holds: @escaping @Sendable (Options) -> Bool) {
-    self.problem = { holds($0) ? nil : problem }
+    check = { (options) throws(PropertyError) in if !holds(options) { throw .rule(problem) } }
   }
 }
 
@@ -63,6 +66,8 @@ public enum PropertyError: Error, Hashable, Sendable {
   case contradiction(name: String, otherName: String)
   /// A rule does not hold. The text is the rule's message.
   case rule(String)
+  /// A remapping unit cannot have these options.
+  case unit(UnitOptionError)
 }
 
 /// A property as help and introspection show it.
@@ -136,8 +141,6 @@ extension TypedOptions {
       }
       given[property.name] = (name, value)
     }
-    for rule in Self.rules {
-      if let problem = rule.problem(self) { throw .rule(problem) }
-    }
+    for rule in Self.rules { try rule.check(self) }
   }
 }

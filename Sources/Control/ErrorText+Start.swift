@@ -1,0 +1,70 @@
+import Machine
+import VTd
+
+/// Text for machines that do not start, or cannot run on.
+extension ErrorText {
+  static func line(for error: StartError) -> String { line([], text(for: error)) }
+
+  /// Returns the text for the end of a machine that failed; nil for another end.
+  static func text(for ending: RunningMachine.Ending) -> String? {
+    switch ending {
+    case .shutdown, .quit, .debugExit: nil
+    case .crashed(let text): text
+    case .failed(let error, let isReset): (isReset ? "reset: " : "") + text(for: error)
+    }
+  }
+
+  static func text(for error: StartError) -> String {
+    switch error {
+    case .configuration(let error): text(for: error)
+    case .refused(let problem): text(for: problem)
+    case .kvm(_, let error): "-accel kvm: \(error)"
+    case .memory(let size, let error): "-m: \(size >> 20) MiB of RAM: \(error.reason)"
+    case .addressSpace(let size, let width):
+      "-m: \(size >> 20) MiB of RAM do not fit in the \(width) address bits that guests have on this host"
+    case .file(let option, let error): "\(option): \(error)"
+    // QEMU's words for the lock.
+    case .imageInUse(let path, .notGranted(let permission)): imageInUse(path, "\"\(permission.name)\"")
+    case .imageInUse(let path, .notShared(let permission)): imageInUse(path, "shared \"\(permission.name)\"")
+    case .imageInUse(let path, .unavailable), .imageInUse(let path, .system): imageInUse(path, "any")
+    case .boot(let error): text(for: error)
+    case .unit(let error): "-device intel-iommu: \(text(for: error))"
+    case .device(let typeName, let problem): "-device \(typeName): \(problem)"
+    case .passthrough(let error): "-device vfio-pci: \(error.device): \(text(for: error))"
+    case .placement(let room):
+      if let bar = room.bar {
+        "no room is left for BAR \(bar) of \(room.address), which has \(room.size) bytes"
+      } else {
+        "no room is left for a window of \(room.size) bytes, which the port \(room.address) needs"
+      }
+    case .window(let problem):
+      "BAR \(problem.bar) of \(problem.size) bytes does not fit in the windows of the port at \(problem.port)"
+    case .system(let error): "\(error)"
+    }
+  }
+
+  private static func imageInUse(_ path: String, _ lock: String) -> String {
+    "-drive: \(path): Failed to get \(lock) lock: is the image in use, by another process or option?"
+  }
+
+  /// The texts are QEMU's where QEMU has the option.
+  static func text(for error: UnitOptionError) -> String {
+    switch (error.problem, error.option) {
+    case (.needsScalableMode, "pasid-bits"): "Need to set scalable mode for PASID"
+    case (.needsScalableMode, let option): "\(option) is only available in scalable mode"
+    case (.needsFirstStage, "svm"): "Need to set flts for svm"
+    case (.needsFirstStage, let option): "\(option) needs x-flts=on"
+    case (.needsInterruptRemapping, let option): "\(option)=on cannot be selected without intremap=on"
+    case (.needsDeviceIOTLB, "svm"): "Need to set device IOTLB for svm"
+    case (.needsDeviceIOTLB, let option): "\(option) needs device-iotlb=on"
+    case (.needsPASIDs, let option): "Need to set PASID support for \(option)"
+    case (.neededByScalableMode, _): "Need to set dma_drain for scalable mode"
+    case (.neededByFirstStage, let option): "\(option)=off cannot be selected with x-flts=on"
+    case (.addressWidth(let offered, let isScalable, let isFirstStage), let option):
+      (isScalable ? "Scalable mode(x-flts=\(isFirstStage ? "on" : "off"))" : "Legacy mode")
+        + ": supported values for \(option) are: " + offered.map(String.init).joined(separator: ", ")
+    case (.pasidBits(let offered), let option):
+      "\(option) must be between \(offered.lowerBound) and \(offered.upperBound)"
+    }
+  }
+}
