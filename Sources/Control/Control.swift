@@ -20,9 +20,7 @@ public enum Control {
       return .fail(ErrorText.line(for: error))
     }
   }
-}
 
-extension Control {
   /// Parses a command line and carries it out: runs a machine, checks the host, or prints help.
   /// - Returns: The exit status of the process.
   public static func run(_ arguments: [String]) -> Int32 {

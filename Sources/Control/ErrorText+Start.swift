@@ -1,7 +1,7 @@
 import Machine
 import VTd
 
-/// Text for machines that do not start, or cannot run on.
+/// Text for machines that do not start, or cannot continue.
 extension ErrorText {
   static func line(for error: StartError) -> String { line([], text(for: error)) }
 

@@ -16,8 +16,13 @@ public enum RemappingText {
   static func log(of units: [RemappingUnit]) -> String {
     units.map { unit in
       let prefix = units.count == 1 ? "iommu" : "iommu \(unit.name)"
-      return unit.counters.map { "\(prefix): \($0.name): \($0.value)\n" }.joined()
+      return named(unit.counters, unit).map { "\(prefix): \($0.name): \($0.value)\n" }.joined()
     }.joined()
+  }
+
+  /// Returns a unit's counters and, if it ever had passed-through functions, those of the host's side.
+  private static func named(_ counters: TranslationCounters, _ unit: RemappingUnit) -> [(name: String, value: UInt64)] {
+    counters.named + (unit.hostCounters?.named ?? [])
   }
 
   private static func unit(_ state: RemappingUnitState, isOnly: Bool) -> String {
@@ -39,7 +44,9 @@ public enum RemappingText {
     text += interruptEntries(snapshot.interruptRemapping.cached)
     text += "\n  counters\n"
     var columns = Columns(indent: 4, rightAligned: [1])
-    for counter in state.counters where counter.value > 0 { columns.add(counter.name, "\(counter.value)") }
+    for counter in named(snapshot.counters, state.unit) where counter.value > 0 {
+      columns.add(counter.name, "\(counter.value)")
+    }
     if columns.isEmpty { columns.add("all are 0") }
     return text + columns.text
   }

@@ -34,13 +34,9 @@ public struct RemappingUnit: Sendable {
     self.bindings = bindings
   }
 
-  /// Every counter with the name that people see. If there are passed-through functions, the counters of their host
-  /// bindings follow.
-  public var counters: [(name: String, value: UInt64)] { counters(unit.counters) }
-
-  func counters(_ unitCounters: TranslationCounters) -> [(name: String, value: UInt64)] {
-    unitCounters.named + (bindings(unit)?.counters.named ?? [])
-  }
+  public var counters: TranslationCounters { unit.counters }
+  /// The counters of the host's side; nil if there never was a passed-through function behind the unit.
+  public var hostCounters: HostBindings.Counters? { bindings(unit)?.counters }
 
   /// The page table to which the host has attached each passed-through function behind the unit.
   var attachments: [HostAttachment] { bindings(unit)?.boundFunctions.map(HostAttachment.init) ?? [] }
@@ -59,8 +55,6 @@ public struct RemappingUnitState: Sendable {
   public let snapshot: UnitSnapshot
   /// The functions that the unit translates for.
   public let functions: [NamedFunction]
-  /// As `RemappingUnit.counters`, at the time of the snapshot.
-  public var counters: [(name: String, value: UInt64)] { unit.counters(snapshot.counters) }
   /// The host attachments of the passed-through functions.
   public let attachments: [HostAttachment]
 }

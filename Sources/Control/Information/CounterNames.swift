@@ -1,7 +1,7 @@
 import VTd
 
 extension TranslationCounters {
-  /// Every counter with the name that people see.
+  /// All counters with their names for people.
   var named: [(name: String, value: UInt64)] {
     [
       ("IOTLB hits", iotlbHits),
@@ -34,7 +34,7 @@ extension TranslationCounters {
 }
 
 extension HostBindings.Counters {
-  /// Every counter with the name that people see.
+  /// All counters with their names for people.
   var named: [(name: String, value: UInt64)] {
     [
       ("host bindings", bindings),
