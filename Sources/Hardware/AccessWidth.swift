@@ -1,11 +1,11 @@
-/// How many bytes one register access moves. A bus offers no others.
+/// The number of bytes that one register access moves. A bus carries no other widths.
 public enum AccessWidth: Int, Sendable, CaseIterable {
   case byte = 1
   case word = 2
   case doubleword = 4
   case quadword = 8
 
-  /// The value of an access that nothing answers: all ones, as on PCI.
+  /// All bits of this width set: a mask, and the value of a read that no device answers, as on PCI.
   @inlinable
   public var allOnes: UInt64 { .lowBits(rawValue * 8) }
 }

@@ -1,17 +1,19 @@
 import Synchronization
 
-/// What answers accesses within a region of a bus.
+/// A device that answers accesses within regions of a bus.
 ///
-/// A call may come from any vCPU's thread, and two may come at once.
+/// Any vCPU's thread may call it, and two may call at once.
 public protocol BusDevice: AnyObject, Sendable {
+  /// Reads a register.
   /// - Parameter offset: from the region's start; `offset + width` lies within the region.
   func read(offset: UInt64, width: AccessWidth) -> UInt64
+  /// Writes a register.
   /// - Parameter value: bits beyond `width` are zero.
   func write(offset: UInt64, width: AccessWidth, value: UInt64)
 
-  /// The visible parts of one of this device's regions may have changed, because another region was attached or detached.
-  /// The bus calls this after the change, holding no lock. Calls may come late and out of order:
-  /// `AddressBus.visibleParts` has the present state.
+  /// Reacts to a possible change of the visible parts of this device's regions, after another region was attached or
+  /// detached. The bus calls this without holding a lock. Calls may come late and out of order, so the device asks
+  /// `AddressBus.visibleParts` for the present state.
   func visiblePartsChanged()
 }
 
@@ -19,25 +21,25 @@ extension BusDevice {
   public func visiblePartsChanged() {}
 }
 
-/// An address space with devices in it: the memory bus, or the I/O ports.
+/// An address space that contains devices: memory, or the I/O ports.
 ///
-/// The guest moves regions about (BARs), so they may overlap: the board's fixed regions win over
-/// movable ones, and among equals the one that was attached first. An accelerator that serves a region itself, by a
-/// memory slot or an ioeventfd, follows the same rule: it serves only the region's visible parts.
+/// The guest moves BARs, so regions may overlap. A fixed region of the board wins over a movable one; among equals, the
+/// region that was attached first wins. An accelerator that serves a region itself, through a memory slot or an
+/// ioeventfd, follows the same rule: it serves only the region's visible parts.
 ///
-/// Lock order: the bus lock is a leaf. It is never held across a call of a device; the reference
-/// that a lookup returns keeps the device alive while the access is in flight.
+/// Lock order: the bus lock is a leaf. It is never held across a call into a device. The reference that a lookup returns
+/// keeps the device alive during the access.
 public final class AddressBus: Sendable {
   public enum Priority: Int, Sendable, Comparable {
-    /// Placed by the guest: a BAR.
+    /// The guest places the region: a BAR.
     case movable
-    /// Placed by the board.
+    /// The board places the region.
     case fixed
 
     public static func < (a: Priority, b: Priority) -> Bool { a.rawValue < b.rawValue }
   }
 
-  /// Names an attached region until it is detached.
+  /// The handle of an attached region.
   public struct Attachment: Hashable, Sendable {
     fileprivate let number: UInt64
   }
@@ -45,20 +47,20 @@ public final class AddressBus: Sendable {
   private struct Region {
     let attachment: Attachment
     let base: UInt64
-    /// Address of the last byte, so that a region may end at the top of the space.
+    /// The address of the last byte: inclusive, so that a region may end at the top of the space.
     let last: UInt64
     let priority: Priority
     let device: any BusDevice
 
     func overlaps(_ other: Region) -> Bool { base <= other.last && other.base <= last }
 
-    /// Whether this region answers where the two overlap. Numbers grow: the region attached first has the smaller one.
+    /// Whether this region answers where the two overlap. The region that was attached first has the smaller number.
     func precedes(_ other: Region) -> Bool {
       (priority, other.attachment.number) > (other.priority, attachment.number)
     }
   }
 
-  /// A stretch of addresses that one region answers.
+  /// A range of addresses in which one region answers.
   private struct Segment {
     let first: UInt64
     let last: UInt64
@@ -76,8 +78,8 @@ public final class AddressBus: Sendable {
 
   public init() {}
 
-  /// Adds a region.
-  /// - Parameter size: in bytes, not zero. A region that would run past the top of the space ends there.
+  /// Attaches a region.
+  /// - Parameter size: in bytes, not zero. A region that would extend past the top of the space ends there.
   public func attach(
     _ device: any BusDevice, at base: UInt64, size: UInt64, priority: Priority = .fixed
   ) -> Attachment {
@@ -87,15 +89,15 @@ public final class AddressBus: Sendable {
     return attachment
   }
 
-  /// Takes a region away. An access that found it before may still be in flight.
+  /// Detaches a region. An access that found it earlier may still be in flight.
   public func detach(_ attachment: Attachment) {
     var affected: [any BusDevice] = []
     detach(attachment, affecting: &affected)
     for device in affected { device.visiblePartsChanged() }
   }
 
-  /// As `attach`, for a caller that holds a lock which `visiblePartsChanged` takes.
-  /// - Parameter affected: receives the devices whose `visiblePartsChanged` the caller calls once it has released that
+  /// Attaches a region for a caller that holds a lock which `visiblePartsChanged` takes.
+  /// - Parameter affected: receives the devices whose `visiblePartsChanged` the caller must call after it releases that
   ///   lock.
   public func attach(
     _ device: any BusDevice, at base: UInt64, size: UInt64, priority: Priority = .fixed,
@@ -115,8 +117,8 @@ public final class AddressBus: Sendable {
     }
   }
 
-  /// As `detach`, for a caller that holds a lock which `visiblePartsChanged` takes.
-  /// - Parameter affected: as of `attach`.
+  /// Detaches a region for a caller that holds a lock which `visiblePartsChanged` takes.
+  /// - Parameter affected: as for `attach`.
   public func detach(_ attachment: Attachment, affecting affected: inout [any BusDevice]) {
     map.withLock { map in
       guard let index = map.regions.firstIndex(where: { $0.attachment == attachment }) else { return }
@@ -126,28 +128,28 @@ public final class AddressBus: Sendable {
     }
   }
 
-  /// A region that is attached now.
+  /// A region as `attachedRegions` reports it.
   public struct AttachedRegion: Sendable {
     public let first: UInt64
-    /// Address of the last byte.
+    /// The address of the last byte.
     public let last: UInt64
     public let priority: Priority
     public let device: any BusDevice
   }
 
-  /// In the order of their addresses, then as they were attached.
+  /// The attached regions, sorted by address and then by the order of attachment.
   public var attachedRegions: [AttachedRegion] {
     map.withLock { $0.regions }.sorted { ($0.base, $0.attachment.number) < ($1.base, $1.attachment.number) }.map {
       AttachedRegion(first: $0.base, last: $0.last, priority: $0.priority, device: $0.device)
     }
   }
 
-  /// The parts of a region that no region with precedence covers.
-  /// - Returns: offsets from its start, in order; empty for one that is detached.
+  /// Returns the parts of a region that no region with precedence covers.
+  /// - Returns: offsets from the region's start, in order; none for a detached region.
   public func visibleParts(of attachment: Attachment) -> [Range<UInt64>] {
     map.withLock { map in
       guard let region = map.regions.first(where: { $0.attachment == attachment }) else { return [] }
-      // One region never covers all of the space: its size is at most its largest address.
+      // No overflow: a region never covers the whole space, as its size is at most the largest address.
       var parts = [0..<region.last - region.base + 1]
       for other in map.regions where other.overlaps(region) && other.precedes(region) {
         let first = max(other.base, region.base) - region.base
@@ -163,13 +165,15 @@ public final class AddressBus: Sendable {
     }
   }
 
-  /// - Returns: nil where no device answers the whole access.
+  /// Reads from the device at an address.
+  /// - Returns: nil if no single device answers the whole access.
   public func read(address: UInt64, width: AccessWidth) -> UInt64? {
     guard let (device, offset) = find(address, width) else { return nil }
     return device.read(offset: offset, width: width) & width.allOnes
   }
 
-  /// - Returns: false where no device answers the whole access.
+  /// Writes to the device at an address.
+  /// - Returns: false if no single device answers the whole access.
   @discardableResult
   public func write(address: UInt64, width: AccessWidth, value: UInt64) -> Bool {
     guard let (device, offset) = find(address, width) else { return false }
@@ -194,7 +198,7 @@ public final class AddressBus: Sendable {
     }
   }
 
-  /// Cuts overlapping regions into disjoint segments in order of address.
+  /// Cuts overlapping regions into disjoint segments, sorted by address.
   private static func flatten(_ regions: [Region]) -> [Segment] {
     let ranked = regions.sorted { $0.precedes($1) }
     var starts = Set<UInt64>()

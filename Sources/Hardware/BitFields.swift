@@ -1,4 +1,4 @@
-/// Bits of a register by their numbers in its specification: `value[bit: 31]`, `value[bits: 2...4]`.
+// Bits of a register by the numbers that its specification uses: `value[bit: 31]`, `value[bits: 2...4]`.
 
 extension FixedWidthInteger where Self: UnsignedInteger {
   /// One bit, counted from the least significant.
@@ -8,7 +8,7 @@ extension FixedWidthInteger where Self: UnsignedInteger {
     set { self = newValue ? self | (1 << position) : self & ~(1 << position) }
   }
 
-  /// A field, right-aligned. On store, bits of the value beyond the field are dropped.
+  /// A field, right-aligned. Assignment drops the bits of the value that do not fit the field.
   @inlinable
   public subscript(bits range: ClosedRange<Int>) -> Self {
     get { (self >> range.lowerBound) & Self.lowBits(range.count) }
@@ -18,7 +18,7 @@ extension FixedWidthInteger where Self: UnsignedInteger {
     }
   }
 
-  /// A value whose lowest `count` bits are one.
+  /// Returns a value whose lowest `count` bits are set.
   @inlinable
   public static func lowBits(_ count: Int) -> Self {
     count >= Self.bitWidth ? ~0 : (1 << count) &- 1

@@ -1,4 +1,4 @@
-/// What a request wants of memory.
+/// The rights to memory that a request needs.
 public struct DMAAccess: OptionSet, Hashable, Sendable {
   public let rawValue: UInt8
   public init(rawValue: UInt8) { self.rawValue = rawValue }
@@ -7,28 +7,28 @@ public struct DMAAccess: OptionSet, Hashable, Sendable {
   public static let write = DMAAccess(rawValue: 2)
 }
 
-/// Why a request did not reach memory.
+/// The reason why a request did not reach memory.
 public enum DMAError: Error, Hashable, Sendable {
-  /// Bus Master Enable is clear, or the function is gone.
+  /// Bus Master Enable is clear, or the function was removed.
   case disabled
-  /// The IOMMU refused it, and has recorded the fault.
+  /// The IOMMU refused the request and recorded the fault.
   case translation
-  /// It passed, but what is there is not RAM; or it would go on at address 0 after the top of the address space.
+  /// The translated address is not in RAM, or the transfer would wrap past the top of the address space to address 0.
   case notMemory
 }
 
-/// Refuses a transfer that would go on at address 0 after the top of the address space. Addresses of requests have 64
-/// bits (PCI Express Base 2.2.4.1), so nothing lies there.
+/// Throws if a transfer would wrap past the top of the address space to address 0. Addresses of requests have 64 bits
+/// (PCI Express Base 2.2.4.1).
 ///
-/// The transfers of `DMAPort` keep this rule by themselves. A device that cuts a transfer into requests checks the
-/// whole of it first: for each part alone, the part behind the top is a request like any other.
+/// The transfers of `DMAPort` check this themselves. A device that splits a transfer into requests must check the whole
+/// transfer first: each request alone looks valid, even one behind the wrap.
 @inline(__always)
 public func checkTransfer(at address: UInt64, count: UInt64) throws(DMAError) {
-  // The last byte may be the last one there is.
+  // The transfer may end at the very last byte.
   guard count == 0 || !address.addingReportingOverflow(count - 1).overflow else { throw .notMemory }
 }
 
-/// A run of guest physical addresses.
+/// A contiguous range of guest physical addresses.
 public struct PhysicalSegment: Hashable, Sendable {
   public var address: UInt64
   /// In bytes, not zero.
@@ -40,38 +40,38 @@ public struct PhysicalSegment: Hashable, Sendable {
   }
 }
 
-/// The one way by which a device reaches memory: Bus Master Enable, the IOMMU and unplug sit in it.
+/// The only way by which a device reaches memory. Bus Master Enable, the IOMMU and hot-unplug act on the port.
 ///
-/// A request is in flight from before its translation until its last access of memory: `read`, `write`, the numbered
-/// loads and stores see to that themselves. Who uses `translate` or `resolve` holds a `RequestInFlight` meanwhile.
+/// A request is in flight from before its translation until its last memory access. `read`, `write` and the sized loads
+/// and stores count themselves as in flight. A caller of `translate` or `resolve` must hold a `RequestInFlight`.
 public protocol DMAPort: AnyObject, Sendable {
-  /// Where translated requests end up.
+  /// The memory that translated requests access.
   var memory: any PhysicalMemory { get }
 
-  /// The requests on their way.
+  /// The count of the port's requests in flight.
   var inFlight: RequestsInFlight { get }
 
-  /// The same as the two of `inFlight`, which a caller that only knows the protocol reaches without counting a
-  /// reference.
+  /// Begins and ends a request of `inFlight`. As requirements of the protocol they save callers a retain and a release
+  /// of `inFlight`.
   func beginRequest() -> RequestsInFlight.Phase
   func endRequest(_ phase: RequestsInFlight.Phase)
 
-  /// Translates the start of a request, which is in flight.
-  /// - Parameter count: bytes wanted, not zero.
-  /// - Returns: the physical run that `address` starts, at most `count` bytes long, all of it within
-  ///   one translation. Whether it is RAM is for the access to find out.
+  /// Translates the start of a request that is in flight.
+  /// - Parameter count: size of the request in bytes, not zero.
+  /// - Returns: the physical segment at `address`: at most `count` bytes, all within one translation. It may lie outside
+  ///   RAM; the access itself checks that.
   func translate(_ address: UInt64, count: Int, for access: DMAAccess) throws(DMAError) -> PhysicalSegment
 
-  /// Notes, where the function's driver can see it, that a request of this port found nothing that answers it.
+  /// Records, where the function's driver can see it, that no memory answered a request of this port.
   func noteUnclaimed()
 }
 
 extension DMAPort {
   public func noteUnclaimed() {}
 
-  /// The error of a request that passed and that nothing answers. Another function's BAR does not answer: a device may
-  /// hold a lock while it makes a request, and an access of the other one's registers may wait for that lock or for a
-  /// request that itself waits, so two devices could wait for each other for ever.
+  /// Records that no memory answered a translated request, and returns its error. BARs of other functions do not answer
+  /// requests (no peer-to-peer): a device may hold a lock during its request, and the register access of its peer might
+  /// wait for that lock, or for a request that waits in turn. The two devices could deadlock.
   public func unclaimed() -> DMAError {
     noteUnclaimed()
     return .notMemory
@@ -80,11 +80,11 @@ extension DMAPort {
   public func beginRequest() -> RequestsInFlight.Phase { inFlight.begin() }
   public func endRequest(_ phase: RequestsInFlight.Phase) { inFlight.end(phase) }
 
-  /// Begins a request that goes on for as long as the caller keeps what is returned.
+  /// Begins a request. It is in flight for as long as the returned value exists.
   public func request() -> RequestInFlight { RequestInFlight(inFlight) }
 
-  /// Appends the physical runs of a whole request, adjacent ones joined, each known to be RAM.
-  /// - Parameter request: kept until the segments have been used.
+  /// Appends the physical segments of a whole request. It joins adjacent segments and checks that all are RAM.
+  /// - Parameter request: the caller keeps it until it no longer uses the segments.
   public func resolve(
     _ address: UInt64, count: Int, for access: DMAAccess, into segments: inout [PhysicalSegment],
     during request: borrowing RequestInFlight
@@ -134,7 +134,7 @@ extension DMAPort {
     }
   }
 
-  // Single aligned accesses: an aligned one never crosses a translation.
+  // Single accesses. Their addresses are aligned, so none crosses a boundary between translations.
 
   public func loadUInt16(at address: UInt64) throws(DMAError) -> UInt16 {
     let phase = beginRequest()
@@ -163,7 +163,7 @@ extension DMAPort {
     return value
   }
 
-  /// Two loads, in order, by one translation.
+  /// Loads two values in order, with one translation.
   /// - Parameter address: a multiple of 16.
   public func loadUInt64Pair(at address: UInt64) throws(DMAError) -> (low: UInt64, high: UInt64) {
     let phase = beginRequest()
@@ -200,10 +200,11 @@ extension DMAPort {
   }
 }
 
-/// What gives a function its memory port: the IOMMU, or the board where there is none.
+/// The source of a function's ports: an IOMMU, or the board if there is none.
 public protocol DMARemapper: AnyObject, Sendable {
+  /// Makes a port for requests without PASID.
   func makePort(for requester: Requester) -> any DMAPort
 
-  /// The same, and requests with PASID, translation requests and page requests.
+  /// Makes a port that also takes requests with PASID, translation requests and page requests.
   func makeRequestPort(for requester: Requester) -> any RequestPort
 }

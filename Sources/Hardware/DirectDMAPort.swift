@@ -1,4 +1,4 @@
-/// The port of a function that no IOMMU stands before: addresses are guest physical.
+/// The port of a function without an IOMMU: its DMA addresses are guest physical.
 public final class DirectDMAPort: DMAPort {
   public let memory: any PhysicalMemory
   public let inFlight = RequestsInFlight()
@@ -17,7 +17,7 @@ public final class DirectDMAPort: DMAPort {
   public func noteUnclaimed() { requester.receiveMasterAbort() }
 }
 
-/// The board without an IOMMU.
+/// The remapper of a board without an IOMMU.
 public final class DirectRemapper: DMARemapper {
   private let memory: any PhysicalMemory
 

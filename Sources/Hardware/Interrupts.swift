@@ -1,8 +1,8 @@
-/// A message-signalled interrupt: the write that a device, or the IOAPIC, would make.
+/// A message-signalled interrupt: the memory write by which a device or the IOAPIC signals it.
 ///
-/// Compatibility format: address 0xFEEx_xxxx as in the Intel SDM, volume 3, "Message Signalled
-/// Interrupts"; remappable format: VT-d 5.1.2.2. An x2APIC destination's bits 31:8 stand in address
-/// bits 63:40, as KVM takes them (KVM_X2APIC_API_USE_32BIT_IDS).
+/// Compatibility format: address 0xFEEx_xxxx (Intel SDM, volume 3, "Message Signalled Interrupts"). Remappable format:
+/// VT-d 5.1.2.2. Bits 31:8 of an x2APIC destination are in address bits 63:40, as KVM expects them
+/// (KVM_X2APIC_API_USE_32BIT_IDS).
 public struct InterruptMessage: Hashable, Sendable {
   public var address: UInt64
   public var data: UInt32
@@ -13,24 +13,25 @@ public struct InterruptMessage: Hashable, Sendable {
   }
 }
 
-/// A way to the local APICs for one source: a vector of MSI-X, a pin of the IOAPIC.
+/// The route from one interrupt source, such as an MSI-X vector or an IOAPIC pin, to the local APICs.
 ///
-/// The implementation may keep the message resolved (remapped, and programmed into the kernel), so
-/// `signal` is cheap and `set` is not.
+/// An implementation may remap the message and program it into the kernel in advance. So `signal` is cheap, and `set` is
+/// not.
 public protocol InterruptRoute: AnyObject, Sendable {
-  /// Changes what `signal` sends; nil while the source is masked or disabled.
+  /// Sets the message that `signal` sends; nil while the source is masked or disabled.
   func set(_ message: InterruptMessage?)
-  /// Sends the message. Without one, nothing happens.
+  /// Sends the message, if there is one.
   func signal()
 }
 
-/// What routes come from: the board, by way of the interrupt remapper.
+/// The source of routes: the board, with its interrupt remapper.
 public protocol InterruptRouter: AnyObject, Sendable {
-  /// - Parameter requester: the source-id that the remapper validates is read from it at every use.
+  /// Makes a route for one interrupt source.
+  /// - Parameter requester: the function. The remapper reads the source-id that it validates from this at each use.
   func makeRoute(for requester: Requester) -> any InterruptRoute
 }
 
-/// A wire: a pin of the IOAPIC, shared by what drives it or not.
+/// A wire to a pin of the IOAPIC. Several wires may share a pin.
 public protocol InterruptLine: AnyObject, Sendable {
   func set(_ asserted: Bool)
 }

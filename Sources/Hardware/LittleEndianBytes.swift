@@ -1,6 +1,5 @@
-/// Little-endian fields within bytes, as configuration space, tables and descriptors have them.
-///
-/// The offsets are the caller's own constants, or checked by it: one past the end is a trap.
+// Little-endian fields in byte arrays: configuration space, tables, descriptors. An offset past the end traps, so callers
+// pass constants or offsets that they have checked.
 
 extension Array where Element == UInt8 {
   @inlinable

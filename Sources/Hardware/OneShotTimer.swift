@@ -1,5 +1,5 @@
-/// Calls back once, later: the host's timer.
+/// A timer of the host that calls a handler once.
 public protocol OneShotTimer: AnyObject, Sendable {
-  /// Runs the handler on some thread after a time; a timer that was started before and has not run yet does not.
+  /// Calls the handler after a time, on any thread. Cancels an earlier start whose handler has not run yet.
   func start(afterMilliseconds milliseconds: UInt32, _ handler: @escaping @Sendable () -> Void)
 }

@@ -1,14 +1,14 @@
-// The way down through paging structures of 64-bit x86's shape: tables of 512 entries of eight bytes, an entry's bits
-// 51:12 the next table's address. One call of the memory for all levels that need no second look: a walk through
-// RAM that nothing holds in a cache costs as much in calls, otherwise, as in loads.
+// The walk through paging structures in the format of 64-bit x86: tables of 512 entries of eight bytes, whose bits 51:12
+// are the next table's address. One call to the memory covers all levels, since a call per level would cost about as much
+// as a load that misses the caches.
 
-/// The entry at which a descent came to its end.
+/// The entry at which a walk ended.
 public struct PagingPosition: Hashable, Sendable {
-  /// Of the entry, physical.
+  /// The physical address of the entry.
   public let address: UInt64
-  /// nil where it is not in RAM.
+  /// The entry; nil if its address is not in RAM.
   public let entry: UInt64?
-  /// Of the table it is in: 1 for the last.
+  /// The level of the table that holds the entry; 1 is the last level.
   public let level: Int
 
   @inlinable @inline(__always)
@@ -20,12 +20,12 @@ public struct PagingPosition: Hashable, Sendable {
 }
 
 extension PhysicalMemory {
-  /// Follows `input` down from `table`, over every entry that has all bits of `mustHave` and none of `mustNotHave`, and
-  /// reads each once.
+  /// Walks the tables for the address `input`. Continues at each entry that has all bits of `mustHave` and none of
+  /// `mustNotHave`. Reads each entry once.
   /// - Parameters:
   ///   - table: the first table's address, a multiple of 4096.
-  ///   - level: the first table's level, 1 to 5; at level N bits 9N+11...9N+3 of `input` are the index.
-  /// - Returns: the first entry that is not followed; at level 1, whatever it holds.
+  ///   - level: the first table's level, 1 to 5; at level N, bits 9N+11...9N+3 of `input` are the index.
+  /// - Returns: the first entry at which the walk does not continue; at level 1, any entry.
   @inlinable @inline(__always)
   public func walkTables(
     _ input: UInt64, from table: UInt64, level: Int, mustHave: UInt64, mustNotHave: UInt64

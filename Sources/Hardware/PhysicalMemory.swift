@@ -1,8 +1,8 @@
-/// Guest physical memory as devices and the IOMMU see it: RAM, bounds-checked.
+/// Guest physical memory as devices and the IOMMU access it: RAM, with checked bounds.
 ///
-/// Nothing here traps on a guest's address: what is not RAM is nil or false. The numbered loads and
-/// stores want natural alignment (else nil or false) and are single accesses, a load with acquire
-/// and a store with release ordering. Values are little-endian, as on x86.
+/// No address of a guest traps: accesses outside RAM return nil or false. The sized loads and stores also return nil or
+/// false unless the address has natural alignment. Each is a single access: a load acquires, a store releases. Values are
+/// little-endian, as on x86.
 public protocol PhysicalMemory: AnyObject, Sendable {
   func loadUInt16(at address: UInt64) -> UInt16?
   func loadUInt32(at address: UInt64) -> UInt32?
@@ -11,29 +11,31 @@ public protocol PhysicalMemory: AnyObject, Sendable {
   func storeUInt32(_ value: UInt32, at address: UInt64) -> Bool
   func storeUInt64(_ value: UInt64, at address: UInt64) -> Bool
 
-  /// As `walkTables` below does it by `loadUInt64`; in the protocol so that a memory does it in one call.
+  /// Walks paging tables. A requirement of the protocol, so that a walk costs one dynamic call; the default
+  /// implementation in `PagingTableWalk` uses `loadUInt64`.
   func walkTables(
     _ input: UInt64, from table: UInt64, level: Int, mustHave: UInt64, mustNotHave: UInt64
   ) -> PagingPosition
 
-  /// One atomic read-modify-write, for accessed and dirty bits.
-  /// - Returns: what was there before: `expected` when the exchange took place.
+  /// Performs an atomic compare and exchange, for accessed and dirty bits.
+  /// - Returns: the former value: `expected` if the exchange took place; nil outside RAM.
   func compareExchangeUInt64(at address: UInt64, expected: UInt64, desired: UInt64) -> UInt64?
 
-  /// Copies out of memory. Any alignment; no order among the bytes.
-  /// - Returns: false where any byte is not RAM; then `bytes` is as it was.
+  /// Copies bytes from memory. Any alignment; the bytes are copied in no particular order.
+  /// - Returns: false, with `bytes` unchanged, if any byte is not RAM.
   func read(from address: UInt64, into bytes: inout MutableRawSpan) -> Bool
 
-  /// Copies into memory.
-  /// - Returns: false where any byte is not RAM; then memory is as it was.
+  /// Copies bytes to memory.
+  /// - Returns: false, with memory unchanged, if any byte is not RAM.
   func write(_ bytes: RawSpan, to address: UInt64) -> Bool
 
-  /// Whether all of `address..<address + count` is RAM.
+  /// Returns whether all of `address..<address + count` is RAM.
   func contains(_ address: UInt64, count: UInt64) -> Bool
 }
 
 extension PhysicalMemory {
-  /// - Returns: false where any byte is not RAM; then memory is as it was.
+  /// Copies bytes to memory.
+  /// - Returns: false, with memory unchanged, if any byte is not RAM.
   public func write(_ bytes: [UInt8], to address: UInt64) -> Bool {
     write(RawSpan(_elements: bytes.span), to: address)
   }

@@ -1,14 +1,13 @@
-/// A thread that serves one queue of a device, so that a doorbell does not hold up a vCPU.
+/// A thread that serves one queue of a device, so that vCPUs do not wait for the device.
 public protocol QueueWorker: AnyObject, Sendable {
-  /// Has the handler run soon, once for any number of calls before it starts.
+  /// Schedules one run of the handler. Further calls before the handler starts have no effect.
   func wake()
 
-  /// From now on a guest's write to this guest physical address wakes the worker, without an exit
-  /// where the accelerator can do that; nil takes it back. The region below still gets the writes
-  /// that come another way, and calls `wake`.
+  /// Makes guest writes to a guest physical address wake the worker, without a VM exit if the accelerator can do that;
+  /// nil removes the doorbell. The device's region still receives writes that arrive another way, and calls `wake`.
   func setDoorbell(at address: UInt64?)
 
-  /// Returns when the handler is not running and will not run again. Not to be called by the handler.
+  /// Stops the worker. On return the handler does not run, and never will again. The handler must not call this.
   func stop()
 }
 

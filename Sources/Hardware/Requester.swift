@@ -1,8 +1,8 @@
 import Synchronization
 
-/// A function in its role as the source of requests: its address, its Bus Master Enable, and that of the bridge above.
+/// A function as the source of requests: its address, its Bus Master Enable, and that of the bridges above it.
 ///
-/// Configuration writes change both while other threads make requests, so each is atomic.
+/// Configuration writes change these while other threads make requests, so each is atomic.
 public final class Requester: Sendable {
   private let identifier: Atomic<UInt16>
   /// Bit 0: the function's own Bus Master Enable. Bit 1: revoked.
@@ -10,7 +10,8 @@ public final class Requester: Sendable {
   private let masterAborted = Atomic<Bool>(false)
   private let upstream: Requester?
 
-  /// - Parameter upstream: the bridge above, whose Bus Master Enable lets requests from below pass; nil on bus 0.
+  /// - Parameter upstream: the bridge above, which forwards requests while its own Bus Master Enable is set; nil on
+  ///   bus 0.
   public init(id: RequesterID, busMasterEnable: Bool = false, upstream: Requester? = nil) {
     self.upstream = upstream
     identifier = Atomic(id.rawValue)
@@ -22,8 +23,7 @@ public final class Requester: Sendable {
     set { identifier.store(newValue.rawValue, ordering: .relaxed) }
   }
 
-  /// Command register bit 2 (BME): without it no request leaves the function. Reads as clear while that of a bridge above
-  /// is.
+  /// Command register bit 2 (BME): the function may make requests. Reads as clear while that of a bridge above is clear.
   public var busMasterEnable: Bool {
     get { busMaster.load(ordering: .acquiring) == 1 && upstream?.busMasterEnable != false }
     set {
@@ -35,15 +35,15 @@ public final class Requester: Sendable {
     }
   }
 
-  /// No request leaves the function any more: `busMasterEnable` is clear for good.
+  /// Stops the function's requests for good: `busMasterEnable` reads as clear from now on.
   public func revoke() { busMaster.bitwiseOr(2, ordering: .sequentiallyConsistent) }
 
-  /// A request of the function found nothing at its address: Unsupported Request, on a conventional bus Master-Abort.
+  /// Records that nothing answered a request of the function: Unsupported Request, or Master-Abort on a conventional bus.
   public func receiveMasterAbort() { masterAborted.store(true, ordering: .releasing) }
 
-  /// Whether there was one since the last call; for Received Master Abort, Status register bit 13.
+  /// Returns whether a request was unanswered since the last call, for Received Master Abort (Status register bit 13).
   public func takeMasterAbort() -> Bool {
-    // A read alone while there is none, as nearly always.
+    // The plain load avoids the exchange in the common case.
     masterAborted.load(ordering: .relaxed) && masterAborted.exchange(false, ordering: .acquiring)
   }
 }

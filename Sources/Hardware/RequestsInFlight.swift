@@ -1,32 +1,34 @@
 import Synchronization
 
-/// The requests of one port that are on their way: translated, and not yet done with the memory they go to.
+/// The requests of one port that are in flight: translated, but possibly not finished with their memory accesses.
 ///
-/// Whoever takes a translation, or the function itself, away does so first and calls `drain` then: when that returns,
-/// no request goes by what was taken away any more (VT-d 6.5.5, "Draining of requests to memory"). A request is
-/// counted in the phase it begins in; a drain begins another phase and waits for the old one's requests, so those that
-/// begin later do not hold it up. Beginning and ending cost one atomic addition each.
+/// Code that invalidates a translation, or removes a function, first makes that change and then calls `drain`. When
+/// `drain` returns, no request in flight still uses the old state (VT-d 6.5.5, "Draining of requests to memory").
+///
+/// Each request is counted in the phase in which it begins. A drain starts the other phase and waits for the requests of
+/// the old one, so later requests do not delay it. The begin and the end of a request cost one atomic addition each.
 public final class RequestsInFlight: Sendable {
-  /// The phase that a request began in. To be given back to `end`, once.
+  /// The phase in which a request began. The caller passes it to `end`, once.
   public struct Phase: Sendable {
     fileprivate let isOdd: Bool
   }
 
-  /// phase[63], requests begun in it[62:0]. One word, so that a request is counted in the phase that it finds.
+  /// Bit 63: the current phase; bits 62:0: the number of requests that began in it. One word, so that one addition both
+  /// reads the phase and counts the request.
   private let begun = Atomic<UInt64>(0)
-  /// Requests that ended, by the phase they began in.
+  /// The numbers of requests that ended, by the phase in which they began.
   private let endedEven = Atomic<UInt64>(0)
   private let endedOdd = Atomic<UInt64>(0)
-  /// A drain sleeps, or is about to.
+  /// Whether a drain sleeps or is about to.
   private let isAwaited = Atomic<Bool>(false)
-  /// Where.
+  /// Where the drain sleeps.
   private let sleeper = Mutex<(any Parking)?>(nil)
-  /// Drains come one after the other.
+  /// Serializes drains.
   private let draining = Mutex<Void>(())
 
   public init() {}
 
-  /// To be called before the request is translated.
+  /// Begins a request. Must be called before the request's translation.
   public func begin() -> Phase {
     Phase(isOdd: begun.wrappingAdd(1, ordering: .acquiringAndReleasing).oldValue[bit: 63])
   }
@@ -37,14 +39,14 @@ public final class RequestsInFlight: Sendable {
     } else {
       endedEven.wrappingAdd(1, ordering: .sequentiallyConsistent)
     }
-    // After the addition, as the drain looks at the sum after it said that it waits: one of the two sees the other.
+    // Read after the addition. The drain sets the flag before it reads the count, so at least one side sees the other.
     if isAwaited.load(ordering: .sequentiallyConsistent) { sleeper.withLock { $0 }?.unpark() }
   }
 
-  /// Returns when every request that began before the call has ended.
+  /// Waits until every request that began before the call has ended.
   ///
-  /// Not to be called by who holds a request of this port, nor with a lock that a request in flight may want.
-  /// - Parameter parking: where to sleep; no other thread sleeps there meanwhile.
+  /// Must not be called while holding a request of this port, or a lock that a request in flight may need.
+  /// - Parameter parking: where to sleep. No other thread may sleep there at the same time.
   public func drain(parking: any Parking) {
     draining.withLock { _ in
       let isOdd = begun.load(ordering: .relaxed)[bit: 63]
@@ -56,7 +58,7 @@ public final class RequestsInFlight: Sendable {
         isAwaited.store(false, ordering: .relaxed)
         sleeper.withLock { $0 = nil }
       }
-      // For the next phase of this kind; its requests begin after the next exchange.
+      // Ready for the next phase of the same parity, whose requests begin after the next exchange.
       if isOdd { endedOdd.store(0, ordering: .relaxed) } else { endedEven.store(0, ordering: .relaxed) }
     }
   }
@@ -66,8 +68,8 @@ public final class RequestsInFlight: Sendable {
   }
 }
 
-/// A request in flight for as long as the value exists: for work that goes on after the translation, like a transfer
-/// of a file into translated segments. Never to be kept while waiting for something that the guest decides.
+/// A request that is in flight for as long as the value exists. It covers work after the translation, such as a read of a
+/// file into translated segments. Its holder must not wait for anything that the guest controls.
 public struct RequestInFlight: ~Copyable, Sendable {
   private let requests: RequestsInFlight
   private let phase: RequestsInFlight.Phase
@@ -77,16 +79,16 @@ public struct RequestInFlight: ~Copyable, Sendable {
     phase = requests.begin()
   }
 
-  /// Ends it where it reads well; otherwise it ends with its scope.
+  /// Ends the request explicitly. Otherwise it ends with its scope.
   public consuming func end() {}
 
   deinit { requests.end(phase) }
 }
 
-/// A place where one thread sleeps until another wakes it. The guest's side makes no system calls, so the host
-/// provides it.
+/// A place where one thread sleeps until another wakes it. The host provides it, as modules of the guest's side make no
+/// system calls.
 public protocol Parking: AnyObject, Sendable {
-  /// Sleeps until `unpark` is called, or was called since the last time. May return without.
+  /// Sleeps until `unpark` is called. Returns at once if it was called since the last `park`. May also return spuriously.
   func park()
   func unpark()
 }

@@ -1,14 +1,14 @@
-// What a function with PASIDs and a translation cache of its own asks of the root complex, and what that asks of it:
-// requests with a PASID, Address Translation Services and the Page Request Interface (PCI Express Base 6.20, 10).
+// Messages between a root complex and a function that has PASIDs and its own translation cache: requests with a PASID,
+// Address Translation Services, and the Page Request Interface (PCI Express Base 6.20, 10).
 
 extension DMAAccess {
-  /// The read is for instructions: Execute Requested of the PASID prefix. Together with `read`.
+  /// The read fetches instructions: Execute Requested of the PASID prefix. Used together with `read`.
   public static let execute = DMAAccess(rawValue: 4)
 }
 
 /// The PASID TLP prefix of a request: PCI Express Base 6.20.2.
 public struct PASIDPrefix: Hashable, Sendable {
-  /// 20 bits.
+  /// The PASID: 20 bits.
   public var pasid: UInt32
   /// Privileged Mode Requested (PR).
   public var isPrivileged: Bool
@@ -22,19 +22,19 @@ public struct PASIDPrefix: Hashable, Sendable {
   }
 }
 
-/// The page that a translation request was answered: PCI Express Base 10.2.3.
+/// The page in the completion of a translation request: PCI Express Base 10.2.3.
 public struct DeviceTranslation: Hashable, Sendable {
-  /// First translated address of the page.
+  /// The first translated address of the page.
   public var address: UInt64
   /// Log2 of the page's size in bytes, 12 or more.
   public var shift: Int
   public var isReadable: Bool
   public var isWritable: Bool
-  /// Exe.
+  /// Exe: instruction fetches are permitted.
   public var isExecutable: Bool
-  /// Priv: the rights are those of privileged requests.
+  /// Priv: the rights apply to privileged requests.
   public var isPrivileged: Bool
-  /// U: the page is to be accessed by untranslated requests only.
+  /// U: only untranslated requests may access the page.
   public var isUntranslatedOnly: Bool
   /// N: accesses are not snooped.
   public var isNonSnooped: Bool
@@ -53,30 +53,31 @@ public struct DeviceTranslation: Hashable, Sendable {
     self.isNonSnooped = isNonSnooped
   }
 
-  /// The answer for a page without any access: nothing of it may be cached but that.
+  /// Returns the completion for a page without access rights. The function may cache only the lack of rights.
   public static func noAccess(isPrivileged: Bool = false) -> DeviceTranslation {
     DeviceTranslation(address: 0, shift: 12, isReadable: false, isWritable: false, isPrivileged: isPrivileged)
   }
 }
 
+/// The completion of a translation request.
 public enum TranslationCompletion: Hashable, Sendable {
   case success(DeviceTranslation)
-  /// UR: the function is not to ask, as it is set up.
+  /// UR: software does not permit translation requests of this function.
   case unsupportedRequest
-  /// CA: an error on the way.
+  /// CA: an error occurred during the translation.
   case completerAbort
 }
 
 /// A Page Request message: PCI Express Base 10.4.1.
 public struct PageRequest: Hashable, Sendable {
-  /// Of the page; bits 11:0 are ignored.
+  /// The page's address; bits 11:0 are ignored.
   public var address: UInt64
   public var prefix: PASIDPrefix?
   public var reads: Bool
   public var writes: Bool
-  /// L: the last request in its group, to which there will be a response.
+  /// L: this is the last request of its group. The group's response follows it.
   public var isLastInGroup: Bool
-  /// 9 bits.
+  /// Page Request Group Index: 9 bits.
   public var groupIndex: UInt16
 
   public init(
@@ -90,7 +91,8 @@ public struct PageRequest: Hashable, Sendable {
     self.groupIndex = groupIndex & 0x1ff
   }
 
-  /// The Stop Marker for a PASID, after which the function asks for no page of it (10.4.1.2). It has no response.
+  /// Returns the Stop Marker for a PASID: the function requests no more pages with this PASID (10.4.1.2). It has no
+  /// response.
   public static func stopMarker(pasid: UInt32) -> PageRequest {
     PageRequest(
       address: 0, prefix: PASIDPrefix(pasid: pasid), reads: false, writes: false, isLastInGroup: true, groupIndex: 0)
@@ -106,7 +108,7 @@ public struct PageGroupResponse: Hashable, Sendable {
     case invalidRequest = 1
     case responseFailure = 15
 
-    /// Other codes are to be taken for a failure.
+    /// Decodes the field. Reserved codes count as a failure.
     public init(field: UInt8) { self = Code(rawValue: field & 15) ?? .responseFailure }
   }
 
@@ -121,13 +123,13 @@ public struct PageGroupResponse: Hashable, Sendable {
   }
 }
 
-/// What became of a page request at the root complex.
+/// What the root complex does with a page request.
 public enum PageRequestOutcome: Hashable, Sendable {
-  /// Software sees it.
+  /// Software receives it.
   case queued
-  /// The root complex answers by itself; only the last of a group is answered.
+  /// The root complex itself responds. It does so only to the last request of a group.
   case answered(PageGroupResponse.Code)
-  /// Nobody sees it, and there is no response.
+  /// The root complex drops it, and no response follows.
   case discarded
 }
 
@@ -135,12 +137,12 @@ public enum PageRequestOutcome: Hashable, Sendable {
 public struct InvalidateRequest: Hashable, Sendable {
   /// ITag: 0 to 31.
   public var tag: UInt8
-  /// nil: requests without PASID, or with `isGlobal` every PASID.
+  /// The PASID whose translations become invalid; nil for requests without PASID, or for every PASID if `isGlobal`.
   public var pasid: UInt32?
   /// Global Invalidate.
   public var isGlobal: Bool
   public var first: UInt64
-  /// Inclusive.
+  /// The last address of the range, inclusive.
   public var last: UInt64
 
   public init(tag: UInt8, pasid: UInt32?, isGlobal: Bool, first: UInt64, last: UInt64) {
@@ -152,40 +154,43 @@ public struct InvalidateRequest: Hashable, Sendable {
   }
 }
 
-/// A function with a translation cache of its own (ATC), as the root complex sees it.
+/// A function with its own translation cache (ATC), as the root complex sees it.
 public protocol TranslationCache: AnyObject, Sendable {
-  /// Something cached is not valid any more. When no request goes by it, the function calls
-  /// `RequestPort.completeInvalidations` with the tag: before this returns, or later on another thread, then without a
-  /// request in flight. Must not wait for anything that software decides.
+  /// Invalidates cached translations. Once no request uses them any more, the function calls
+  /// `RequestPort.completeInvalidations` with the tag: either before this returns, or later on another thread that holds
+  /// no request in flight. Must not wait for anything that software controls.
   func invalidate(_ request: InvalidateRequest)
 
-  /// A response to page requests came.
+  /// Receives the response to a group of page requests.
   func receive(_ response: PageGroupResponse)
 }
 
-/// All that one function can ask of memory and of who translates for it.
+/// All requests that one function can send to the root complex.
 public protocol RequestPort: AnyObject, Sendable {
-  /// The port of untranslated requests. Execute Requested is not the port's: each access says it.
+  /// Returns the port for untranslated requests. It ignores Execute Requested of the prefix, which each access states in
+  /// its `DMAAccess`.
   func dmaPort(for prefix: PASIDPrefix?) -> any DMAPort
 
-  /// The port of requests whose addresses are translated (AT 10b).
+  /// The port for requests with translated addresses (AT 10b).
   var translatedPort: any DMAPort { get }
 
-  /// A translation request (AT 01b) for the page that has `address`.
-  /// - Parameter noWrite: NW: the page will not be written.
+  /// Sends a translation request (AT 01b) for the page that contains `address`.
+  /// - Parameter noWrite: NW: the function will not write to the page.
   func translate(_ address: UInt64, noWrite: Bool, prefix: PASIDPrefix?) -> TranslationCompletion
 
+  /// Sends a Page Request message.
   func requestPage(_ request: PageRequest) -> PageRequestOutcome
 
-  /// The Invalidate Completion message.
-  /// - Parameter tags: bit n: the request with tag n is complete.
+  /// Sends an Invalidate Completion message.
+  /// - Parameter tags: bit n set: the request with tag n is complete.
   func completeInvalidations(_ tags: UInt32)
 
-  /// From now on invalidations and page responses go to `cache`; nil takes it back, and answers what it did not.
+  /// Directs invalidations and page responses to `cache`. nil disconnects the cache and completes the invalidations that
+  /// it has not completed.
   func connect(_ cache: (any TranslationCache)?)
 
-  /// As `RequestsInFlight.drain`, for all requests of the port, those to translate included. The function makes no new
-  /// ones.
+  /// Waits as `RequestsInFlight.drain` does, for all requests of the port, translation requests included. The function
+  /// must make no new requests.
   func drain(parking: any Parking)
 }
 
@@ -197,13 +202,13 @@ extension RequestPort {
 }
 
 extension DMARemapper {
-  /// Without translation services: requests without PASID go where they say, all others are refused.
+  /// Makes a port without translation services: it carries requests without PASID and refuses all others.
   public func makeRequestPort(for requester: Requester) -> any RequestPort {
     UntranslatedRequestPort(makePort(for: requester))
   }
 }
 
-/// The requests of a function for which nobody translates: a root complex without ATS.
+/// The request port of a root complex without ATS and PASID.
 public final class UntranslatedRequestPort: RequestPort {
   private let port: any DMAPort
   private let refusing: RefusingDMAPort
@@ -223,7 +228,7 @@ public final class UntranslatedRequestPort: RequestPort {
   public func connect(_ cache: (any TranslationCache)?) {}
 }
 
-/// A port whose requests are all refused.
+/// A port that refuses all requests.
 final class RefusingDMAPort: DMAPort {
   let memory: any PhysicalMemory
   let inFlight = RequestsInFlight()
