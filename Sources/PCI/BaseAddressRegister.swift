@@ -6,8 +6,8 @@ import Hardware
 /// memory  31 ............ 4 | 3 prefetchable | 2:1 type (00 32-bit, 10 64-bit) | 0
 /// I/O     31 ............ 2 | 1 reserved     |                                 | 1
 /// ```
-/// A 64-bit one takes the next register for its upper half. The Expansion ROM Base Address register (7.5.1.2.4) is one
-/// of its own kind:
+/// A 64-bit BAR uses the next register for its upper half. The Expansion ROM Base Address register (7.5.1.2.4) has its
+/// own layout:
 /// ```
 /// ROM     31 ........ 11 | 10:1 reserved | 0 enable
 /// ```
@@ -19,13 +19,13 @@ public struct BaseAddressRegister: Hashable, Sendable {
     case expansionROM
   }
 
-  /// The expansion ROM's, which is a register apart from the six.
+  /// The index that stands for the expansion ROM's register, which is not one of the six.
   public static let expansionROMIndex = 6
 
-  /// 0 to 5: which register; a 64-bit one at most 4; `expansionROMIndex` for the ROM's.
+  /// The register: 0 to 5, at most 4 for a 64-bit BAR, or `expansionROMIndex`.
   public let index: Int
   public let space: Space
-  /// In bytes: a power of two, at least 16 for memory, 4 for I/O and 2048 for a ROM.
+  /// The size in bytes: a power of two, at least 16 for memory, 4 for I/O and 2048 for a ROM.
   public let size: UInt64
   public let prefetchable: Bool
 
@@ -54,7 +54,7 @@ public struct BaseAddressRegister: Hashable, Sendable {
     }
   }
 
-  /// Writing all ones reads back the size: the bits below it are read-only zero.
+  /// Defines the register. The bits below the size are read-only zero, so software that writes all ones reads the size.
   func define(in space: inout ConfigurationSpace) {
     let mask = ~(size - 1) | (self.space == .expansionROM ? 1 : 0)
     space.define(offset, kindBits, writable: UInt32(truncatingIfNeeded: mask))
@@ -63,8 +63,8 @@ public struct BaseAddressRegister: Hashable, Sendable {
     }
   }
 
-  /// Where it decodes, or nil: decoding off, never placed, or at the top of the space, as it stands while
-  /// software sizes it.
+  /// Returns the address at which the BAR decodes. Returns nil while decoding is off, while the BAR has no address, and
+  /// while it is at the top of the space, where software puts it to determine its size.
   func base(in space: ConfigurationSpace) -> UInt64? {
     let command = Command(rawValue: space.get(UInt16.self, StandardOffset.command))
     guard command.contains(self.space == .io ? .ioSpaceEnable : .memorySpaceEnable) else { return nil }
@@ -84,6 +84,7 @@ public struct BaseAddressRegister: Hashable, Sendable {
     return base
   }
 
+  /// Writes the BAR's address.
   func place(at base: UInt64, in space: inout ConfigurationSpace) {
     space.write(offset, .doubleword, base & 0xffff_ffff)
     if self.space == .memory64 { space.write(offset + 4, .doubleword, base >> 32) }

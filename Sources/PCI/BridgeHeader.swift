@@ -1,7 +1,7 @@
 import Hardware
 
-/// What a bridge's type 1 header says (PCI Express Base 7.5.1.3): which buses are behind it, and which addresses it
-/// passes on to them. A plain value, read from configuration space; any content of the registers is a valid one.
+/// A bridge's type 1 header (PCI Express Base 7.5.1.3): the numbers of the buses behind the bridge, and the addresses that
+/// it forwards to them. A plain value, decoded from configuration space; any content of the registers is valid.
 public struct BridgeHeader: Equatable, Sendable {
   enum Offset {
     static let primaryBus = 0x18
@@ -27,7 +27,7 @@ public struct BridgeHeader: Equatable, Sendable {
     static let secondaryBusReset: UInt16 = 1 << 6
   }
 
-  /// Addresses of the first and the last byte. It is closed while the base is above the limit.
+  /// A range of addresses that the bridge forwards, from `base` to `limit` inclusive. Closed while `base > limit`.
   public struct Window: Hashable, Sendable {
     public let base: UInt64
     public let limit: UInt64
@@ -42,7 +42,7 @@ public struct BridgeHeader: Equatable, Sendable {
   public let io: Window
   public let memory: Window
   public let prefetchable: Window
-  /// Of each KiB of the I/O window only the first 256 bytes pass.
+  /// The bridge forwards only the first 256 bytes of each KiB of the I/O window.
   let isaEnable: Bool
   let secondaryBusReset: Bool
 
@@ -70,10 +70,11 @@ public struct BridgeHeader: Equatable, Sendable {
     secondaryBusReset = control & Control.secondaryBusReset != 0
   }
 
-  /// Whether configuration requests to a bus are for the one right below.
+  /// Returns whether a bus number is that of the bus directly below the bridge.
   func leads(to bus: UInt8) -> Bool { bus != 0 && bus == secondaryBus && bus <= subordinateBus }
 
-  /// Whether all of a BAR is in a window that is open. One that is only partly in it does not decode here at all.
+  /// Returns whether a BAR lies completely in an open window. In this model, a BAR that lies partly outside does not
+  /// decode at all.
   /// - Parameter size: in bytes, not zero; `base + size - 1` does not overflow.
   func forwards(_ space: BaseAddressRegister.Space, base: UInt64, size: UInt64) -> Bool {
     let last = base + (size - 1)
@@ -84,7 +85,7 @@ public struct BridgeHeader: Equatable, Sendable {
       && (!isaEnable || (base & 0x300 == 0 && base & 0xff + size <= 0x100))
   }
 
-  /// Lays the registers out, as they are after a reset: windows closed, buses without numbers.
+  /// Defines the registers with their reset values: closed windows, bus numbers zero.
   static func define(in space: inout ConfigurationSpace) {
     space.define(StandardOffset.headerType, space.get(UInt8.self, StandardOffset.headerType) | 1)
     for offset in [Offset.primaryBus, Offset.secondaryBus, Offset.subordinateBus] {

@@ -1,11 +1,11 @@
 import Hardware
 import Synchronization
 
-/// A PCI bus: functions by their addresses. Bus 0 of the root complex, or the link below a port.
+/// A PCI bus with functions at device and function numbers: bus 0 of the root complex, or the link below a port.
 ///
-/// Lock order: its lock is a leaf.
+/// Lock order: the bus's lock is a leaf.
 public final class Bus: Sendable {
-  /// An address that has a function already.
+  /// The address already has a function.
   public struct AddressInUse: Error, Hashable, Sendable {
     public let address: RequesterID
   }
@@ -15,7 +15,7 @@ public final class Bus: Sendable {
     var functions: [UInt8: Function] = [:]
   }
 
-  /// A link leads to one device, number 0: no other answers (PCI Express Base 7.3.1).
+  /// Whether the bus is a link, which has only device 0 (PCI Express Base 7.3.1).
   public let isLink: Bool
   private let state: Mutex<State>
 
@@ -24,10 +24,10 @@ public final class Bus: Sendable {
     state = Mutex(State(number: number))
   }
 
-  /// Software numbers the buses below bridges.
+  /// The bus number. Software numbers the buses below bridges.
   public var number: UInt8 { state.withLock { $0.number } }
 
-  /// Gives the bus another number, and with it the requests of its functions another source.
+  /// Changes the bus number, which also changes the requester IDs of the bus's functions.
   func renumber(_ number: UInt8) {
     state.withLock { state in
       guard number != state.number else { return }
@@ -36,7 +36,7 @@ public final class Bus: Sendable {
     }
   }
 
-  /// Puts a function on the bus, whose number it takes.
+  /// Adds a function and gives it the bus's number.
   public func add(_ function: Function) throws(AddressInUse) {
     function.join(self)
     let added = state.withLock { state in
@@ -48,11 +48,11 @@ public final class Bus: Sendable {
       return true
     }
     guard added else { throw AddressInUse(address: function.requester.id) }
-    // Refused meanwhile: either `refuse` found it here, or this finds it refused.
+    // For a `refuse` on another thread: either it found the function on this bus, or this check sees that it ran.
     if function.environment.isRefused { remove(function) }
   }
 
-  /// Takes a function off its address, which answers no more then. An access that found it before may be in flight.
+  /// Removes a function, so that its address no longer answers. An access that found it earlier may still be in flight.
   public func remove(_ function: Function) {
     state.withLock { state in
       let number = function.requester.id.deviceFunction
@@ -60,13 +60,13 @@ public final class Bus: Sendable {
     }
   }
 
-  /// The function that answers at an address. On a link none does without function 0: that is how software learns of the
-  /// device, and it comes last.
+  /// Returns the function that answers at an address. On a link, no function answers until function 0 is present: software
+  /// detects the device by function 0, which is therefore added last.
   public func function(at deviceFunction: UInt8) -> Function? {
     state.withLock { isLink && $0.functions[0] == nil ? nil : $0.functions[deviceFunction] }
   }
 
-  /// In order of address.
+  /// All functions, sorted by address.
   public var all: [Function] {
     state.withLock { $0.functions.sorted { $0.key < $1.key }.map(\.value) }
   }
@@ -74,7 +74,7 @@ public final class Bus: Sendable {
   /// Whether no function answers.
   public var isEmpty: Bool { state.withLock { isLink ? $0.functions[0] == nil : $0.functions.isEmpty } }
 
-  /// The lowest device number without a function, from `first` on.
+  /// Returns the lowest device number, `first` or higher, that has no function.
   public func freeDevice(from first: UInt8) -> UInt8? {
     state.withLock { state in
       (0..<32).first { device in device >= first && !state.functions.keys.contains { $0 >> 3 == device } }
@@ -83,6 +83,6 @@ public final class Bus: Sendable {
 }
 
 extension RequesterID {
-  /// The same device and function on another bus.
+  /// Returns the same device and function on another bus.
   func on(bus: UInt8) -> RequesterID { RequesterID(rawValue: UInt16(bus) << 8 | UInt16(deviceFunction)) }
 }

@@ -1,14 +1,14 @@
 import Hardware
 import Synchronization
 
-/// Which bus a number leads to, from bus 0 by the numbers that the guest writes into its ports.
+/// The map from bus numbers to buses: bus 0, and the links with the numbers that the guest writes into the ports.
 ///
-/// Lock order: its lock, then a port's, then a bus's. None is held across a call of a device.
+/// Lock order: this object's lock, then a port's, then a bus's. None is held across a call into a device.
 public final class BusRoutes: Sendable {
   private struct State {
-    /// In order of address: where two claim a number, the first has it.
+    /// Sorted by address. If several ports claim a bus number, the first one gets it.
     var ports: [RootPort] = []
-    /// By number; the root's own is not in it.
+    /// The links by number, without the root bus.
     var buses = [Bus?](repeating: nil, count: 256)
   }
 
@@ -17,15 +17,16 @@ public final class BusRoutes: Sendable {
 
   public init(root: Bus) { self.root = root }
 
-  /// The ports on bus 0, in order of address.
+  /// The ports on bus 0, sorted by address.
   public var ports: [RootPort] { state.withLock { $0.ports } }
 
-  /// - Returns: nil where no bus has the number, or the one that has it is in reset.
+  /// Returns the bus with a number.
+  /// - Returns: nil if no bus has the number, or if its link is down.
   public func bus(_ number: UInt8) -> Bus? {
     number == root.number ? root : state.withLock { $0.buses[Int(number)] }
   }
 
-  /// The port right above the bus with a number.
+  /// Returns the port directly above the bus with a number.
   public func port(above number: UInt8) -> RootPort? {
     guard let bus = bus(number), bus !== root else { return nil }
     return state.withLock { $0.ports.first { $0.bus === bus } }
@@ -46,7 +47,7 @@ public final class BusRoutes: Sendable {
     refresh()
   }
 
-  /// Takes over what the ports' registers say now.
+  /// Rebuilds the map from the ports' registers.
   func refresh() {
     state.withLock { state in
       for number in state.buses.indices { state.buses[number] = nil }

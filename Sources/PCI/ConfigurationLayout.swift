@@ -1,22 +1,23 @@
-/// A configuration space that is laid out already, where a function of the host's is passed on: its capabilities stay
-/// where its drivers know them. The BARs, and what the function's own MSI-X, MSI and reset answer, are put over it.
+/// A given layout of configuration space, for a passed-through function of the host: its capabilities stay at the offsets
+/// that its drivers may expect. `Function` defines the header, BARs, MSI-X and MSI over it.
 public struct ConfigurationLayout: Sendable {
-  /// Identity, capabilities and their list, as they read after a reset.
+  /// Identity, capabilities and their list, with the values after a reset.
   public var space: ConfigurationSpace
-  /// Of the capabilities in it; nil for one that it has not. The description's say what is in them.
+  /// Offset of the MSI-X capability in `space`, or nil. `FunctionDescription.msix` determines its content.
   public var msixOffset: Int?
-  /// With room for the 24 bytes of an MSI capability that has 64-bit addresses and masks its vectors.
+  /// Offset of the MSI capability, with room for its 24 bytes (64-bit addresses and per-vector masking), or nil.
   public var msiOffset: Int?
   public var expressOffset: Int?
-  /// Power Management (PCI Power Management 1.2, 3.2), whose control register is the space's to define: outside of D0 the
-  /// BARs decode nothing.
+  /// Offset of the Power Management capability (PCI Power Management 1.2, 3.2), or nil. `space` defines its control
+  /// register. The BARs decode only in D0.
   public var powerManagementOffset: Int?
 
   public init(space: ConfigurationSpace) { self.space = space }
 }
 
 extension ConfigurationSpace {
-  /// Puts what follows a capability's identifier and next pointer where there is one, or appends it with them.
+  /// Defines the body of the existing capability at `offset`, or appends a new capability if `offset` is nil.
+  /// - Returns: the offset of the capability.
   mutating func putCapability(at offset: Int?, id: UInt8, body: [UInt8], writable mask: [UInt8]) -> Int {
     guard let offset else { return addCapability(id: id, body: body, writable: mask) }
     precondition(offset >= 0x40 && offset + 2 + body.count <= 0x100, "a capability lies behind the header")

@@ -1,14 +1,14 @@
 import Hardware
 import Synchronization
 
-/// The two ways to configuration space: ECAM (PCI Express Base 7.2.2) and the ports 0xCF8 and 0xCFC
-/// (PCI Local Bus 3.0, 3.2.2.3.2).
+/// The target of the two configuration mechanisms: ECAM (PCI Express Base 7.2.2), and the ports 0xCF8 and 0xCFC
+/// (PCI Local Bus 3.0, 3.2.2.3.2). Routes each access to the function with the address.
 public struct ConfigurationTarget: Sendable {
   private let routes: BusRoutes
 
   public init(_ routes: BusRoutes) { self.routes = routes }
 
-  /// Of a root complex without ports.
+  /// Creates the target for a root complex without ports.
   public init(root: Bus) { self.init(BusRoutes(root: root)) }
 
   func read(_ id: RequesterID, _ offset: Int, _ width: AccessWidth) -> UInt64 {
@@ -24,7 +24,7 @@ public struct ConfigurationTarget: Sendable {
 
 /// Enhanced Configuration Access Mechanism: address bits 27:20 bus, 19:15 device, 14:12 function, 11:0 offset.
 public final class EnhancedConfigurationAccess: BusDevice {
-  /// Bytes of address space for all 256 buses.
+  /// The size of the region in bytes, for all 256 buses.
   public static let size: UInt64 = 256 << 20
 
   private let target: ConfigurationTarget
@@ -74,7 +74,8 @@ public final class PortConfigurationAccess: BusDevice {
   private static func decode(_ address: UInt32, _ offset: UInt64, _ width: AccessWidth) -> (RequesterID, Int)? {
     guard address[bit: 31], offset >= 4 else { return nil }
     let id = RequesterID(rawValue: UInt16(truncatingIfNeeded: address >> 8))
-    // Bits 1:0 are the port's. The specification reserves the register's own; QEMU takes either, and libqos relies on it.
+    // The port's bits 1:0 select the byte. The specification reserves those bits in CONFIG_ADDRESS, but QEMU combines
+    // both, and libqos relies on it.
     let byte = Int((UInt64(address) | offset) & 3)
     guard byte + width.rawValue <= 4 else { return nil }
     return (id, Int(address & 0xfc) + byte)

@@ -2,15 +2,14 @@ import Hardware
 
 /// The configuration space of a function as data: PCI Express Base 7.2 and 7.5.
 ///
-/// Each bit is read-only, read-write (RW) or write-1-to-clear (RW1C); what a bit does when it changes is its
-/// owner's affair. Accesses are clipped to the 4 KiB by the callers: the mechanisms make no others.
+/// Each bit is read-only, read-write (RW) or write-1-to-clear (RW1C). The owner of the space acts on changes.
 public struct ConfigurationSpace: Sendable {
   public static let size = 4096
 
   private var bytes = [UInt8](repeating: 0, count: size)
   private var writable = [UInt8](repeating: 0, count: size)
   private var writeOneToClear = [UInt8](repeating: 0, count: size)
-  /// Where the next capability's offset is to be stored: the pointer of the one before, or 0x34.
+  /// Where `addCapability` stores the next capability's offset: the next pointer of the last one, or 0x34.
   private var lastCapabilityPointer = StandardOffset.capabilitiesPointer
   private var nextCapability = 0x40
   private var lastExtendedCapability: Int?
@@ -18,7 +17,8 @@ public struct ConfigurationSpace: Sendable {
 
   public init() {}
 
-  /// - Parameter offset: with the width within the 4 KiB, any alignment.
+  /// Reads a register.
+  /// - Parameter offset: any alignment. An access that leaves the 4 KiB reads all ones.
   public func read(_ offset: Int, _ width: AccessWidth) -> UInt64 {
     guard offset >= 0, offset + width.rawValue <= Self.size else { return width.allOnes }
     var value: UInt64 = 0
@@ -26,7 +26,7 @@ public struct ConfigurationSpace: Sendable {
     return value
   }
 
-  /// A write by software, through the masks.
+  /// Performs a write by software, which changes only RW and RW1C bits.
   public mutating func write(_ offset: Int, _ width: AccessWidth, _ value: UInt64) {
     guard offset >= 0, offset + width.rawValue <= Self.size else { return }
     for index in 0..<width.rawValue {
@@ -37,7 +37,7 @@ public struct ConfigurationSpace: Sendable {
     }
   }
 
-  /// Gives a field its reset value and says which of its bits software may change.
+  /// Defines the reset value of a field and the bits that software may change.
   public mutating func define<Value: FixedWidthInteger & UnsignedInteger>(
     _ offset: Int, _ value: Value, writable mask: Value = 0, writeOneToClear clearMask: Value = 0
   ) {
@@ -46,7 +46,7 @@ public struct ConfigurationSpace: Sendable {
     writeOneToClear.store(clearMask, at: offset)
   }
 
-  /// A change by the hardware, past the masks.
+  /// Changes a field as hardware does, regardless of the masks.
   public mutating func set<Value: FixedWidthInteger & UnsignedInteger>(_ offset: Int, _ value: Value) {
     bytes.store(value, at: offset)
   }
@@ -57,8 +57,8 @@ public struct ConfigurationSpace: Sendable {
 
   /// Appends a capability to the list at 0x34 (PCI Local Bus 3.0, 6.7).
   /// - Parameters:
-  ///   - body: what follows the identifier and the next pointer.
-  ///   - writable: the body's RW bits, as many bytes or none.
+  ///   - body: the bytes after the identifier and the next pointer.
+  ///   - writable: the RW bits of the body; missing bytes are read-only.
   /// - Returns: the offset of the capability.
   public mutating func addCapability(id: UInt8, body: [UInt8], writable mask: [UInt8] = []) -> Int {
     let offset = nextCapability
@@ -75,7 +75,8 @@ public struct ConfigurationSpace: Sendable {
     return offset
   }
 
-  /// Appends an extended capability from 0x100 on (PCI Express Base 7.6.3).
+  /// Appends an extended capability to the list at 0x100 (PCI Express Base 7.6.3).
+  /// - Returns: the offset of the capability.
   public mutating func addExtendedCapability(
     id: UInt16, version: UInt8, body: [UInt8], writable mask: [UInt8] = [], writeOneToClear clearMask: [UInt8] = []
   ) -> Int {

@@ -1,11 +1,11 @@
 import Hardware
 import Synchronization
 
-/// One device's ways out and in: its DMA ports, workers, timers, BAR regions and interrupts come from here or are
-/// recorded here, so that `Function.revoke` ends all of them, in one order for every device.
+/// One device's connections to the machine. It makes or records the device's DMA ports, workers, timers and other
+/// resources, so that `Function.revoke` ends all of them, in the same order for every device.
 ///
-/// An access of the device's registers is counted from before it looks whether the device is refused until it has left
-/// the model; it costs two atomic additions. Whatever is handed out is handed out while the device is built.
+/// An access to the device's registers is counted as in flight before it checks whether the device is refused, and until
+/// it has left the model. That costs two atomic additions. A device obtains its ports and workers while it is built.
 ///
 /// Lock order: `records` is a leaf.
 public final class DeviceEnvironment: Sendable {
@@ -17,11 +17,11 @@ public final class DeviceEnvironment: Sendable {
     var releases: [@Sendable () -> Void] = []
   }
 
-  /// What the board gives every function.
+  /// The services that the board offers to every function.
   public let surroundings: PCIEnvironment
   private let requester: Requester
   let gate = DeviceGate()
-  /// Revocations come one after the other; whether there was one.
+  /// Whether the function has been revoked. The lock serializes revocations.
   let revocation = Mutex(false)
   private let records = Mutex(Records())
 
@@ -32,23 +32,23 @@ public final class DeviceEnvironment: Sendable {
 
   public var memoryBus: AddressBus { surroundings.memoryBus }
   public var ioBus: AddressBus { surroundings.ioBus }
-  /// The port that the function is below; nil on bus 0.
+  /// The port above the function; nil on bus 0.
   public var upstream: RootPort? { surroundings.upstream }
 
-  /// Whether the device is gone as far as the guest can tell.
+  /// Whether the device is unreachable for the guest: `Function.refuse` was called.
   public var isRefused: Bool { gate.isClosed }
 
-  // MARK: What a device asks for
+  // MARK: Resources of the device
 
-  /// The port of the function's requests, through the IOMMU where one stands before it.
+  /// Makes a port for the function's requests, through the IOMMU if there is one.
   public func makePort() -> any DMAPort { recorded(surroundings.remapper.makePort(for: requester)) }
 
-  /// A port past the IOMMU: addresses are guest physical.
+  /// Makes a port that bypasses the IOMMU: its addresses are guest physical.
   public func makeDirectPort() -> any DMAPort {
     recorded(DirectDMAPort(memory: surroundings.memory, requester: requester))
   }
 
-  /// Requests with and without PASID, translation requests and page requests.
+  /// Makes a port for requests with and without PASID, translation requests and page requests.
   public func makeRequestPort() -> any RequestPort {
     let port = surroundings.remapper.makeRequestPort(for: requester)
     records.withLock { $0.requestPorts.append(port) }
@@ -61,7 +61,8 @@ public final class DeviceEnvironment: Sendable {
     return port
   }
 
-  /// A worker that has no doorbell and starts its handler no more once the device is refused; it ends with the device.
+  /// Makes a worker. Once the device is refused, the worker has no doorbell and no longer starts its handler. `drain`
+  /// stops it.
   public func makeWorker(name: String, handler: @escaping @Sendable () -> Void) -> any QueueWorker {
     let made = surroundings.workers.makeWorker(name: name) { [gate] in
       if !gate.isClosed { handler() }
@@ -71,27 +72,28 @@ public final class DeviceEnvironment: Sendable {
     return worker
   }
 
-  /// The timer as the device is to use it: what it calls late, it calls no more. A handler that runs is an access in
-  /// flight, so it does not wait for what a revocation waits for.
+  /// Wraps a timer for use by the device: its handler no longer runs once the device is refused. A running handler counts
+  /// as an access in flight, so it must not wait for anything that a revocation waits for.
   public func timer(_ timer: any OneShotTimer) -> any OneShotTimer { DeviceTimer(timer, gate: gate) }
 
-  /// Records what else runs for the device: `stop` is called with its workers' and returns when it has ended.
+  /// Records another activity of the device. `drain` calls `stop` after it has stopped the workers; `stop` returns when
+  /// the activity has ended.
   public func onStop(_ stop: @escaping @Sendable () -> Void) { records.withLock { $0.stops.append(stop) } }
 
-  /// Records what the rest of the board holds of the device: `release` is called when nothing of the device is in
-  /// flight, the last one recorded first.
+  /// Records a resource that the rest of the board holds for the device. `release` is called when nothing of the device is
+  /// in flight; the last one recorded is called first.
   public func onRelease(_ release: @escaping @Sendable () -> Void) { records.withLock { $0.releases.append(release) } }
 
-  // MARK: Its end
+  // MARK: Revocation
 
-  /// Guest writes reach no worker past the bus any more. Waits for nothing: what another thread sets at this moment, that
-  /// thread takes back.
+  /// Removes the workers' doorbells, so that guest writes no longer wake workers without the bus. Does not block: if
+  /// another thread sets a doorbell at this moment, that thread removes it again.
   func withdrawDoorbells() {
     for worker in records.withLock({ $0.workers }) { worker.withdrawDoorbell() }
   }
 
-  /// Returns when nothing of the device is in flight: accesses of its registers first, as they may wake workers and make
-  /// requests; then its workers; then its requests.
+  /// Waits until nothing of the device is in flight: first the accesses to its registers, as they may wake workers and
+  /// make requests; then its workers; then its requests.
   func drain() {
     let parking = surroundings.makeParking()
     gate.accesses.drain(parking: parking)
@@ -108,7 +110,7 @@ public final class DeviceEnvironment: Sendable {
     for port in records.requestPorts { port.drain(parking: parking) }
   }
 
-  /// Lets go of what was recorded.
+  /// Calls the recorded `release` closures and drops the records.
   func release() {
     let releases = records.withLock { records in
       defer { records = Records() }
@@ -118,10 +120,10 @@ public final class DeviceEnvironment: Sendable {
   }
 }
 
-/// Whether a device may be reached, and who is at it.
+/// The gate before a device's registers: whether it is closed, and which accesses are inside.
 final class DeviceGate: Sendable {
   private let closed = Atomic<Bool>(false)
-  /// Accesses of the device's registers, by CPUs and by code that acts for them.
+  /// Accesses to the device's registers in flight, by vCPUs and by code that acts for them.
   let accesses = RequestsInFlight()
 
   var isClosed: Bool { closed.load(ordering: .sequentiallyConsistent) }
@@ -129,10 +131,10 @@ final class DeviceGate: Sendable {
   func close() { closed.store(true, ordering: .sequentiallyConsistent) }
 
   /// Begins an access.
-  /// - Returns: what `leave` wants back; nil where the device is refused.
+  /// - Returns: the argument for `leave`; nil if the gate is closed.
   @inline(__always)
   func enter() -> RequestsInFlight.Phase? {
-    // Counted first: an access that does not see the gate closed is one that a drain after the closing waits for.
+    // Counted before the check, so that a drain after the closing waits for each access that found the gate open.
     let phase = accesses.begin()
     if !isClosed { return phase }
     accesses.end(phase)
@@ -143,11 +145,11 @@ final class DeviceGate: Sendable {
   func leave(_ phase: RequestsInFlight.Phase) { accesses.end(phase) }
 }
 
-/// A worker as its device has it.
+/// A worker that obeys its device's gate.
 private final class DeviceWorker: QueueWorker {
   private let worker: any QueueWorker
   private let gate: DeviceGate
-  /// Held while the doorbell moves, which may take a host call.
+  /// Held while the doorbell changes, which may make a host call.
   private let doorbell = Mutex<Void>(())
 
   init(_ worker: any QueueWorker, gate: DeviceGate) {
@@ -159,18 +161,18 @@ private final class DeviceWorker: QueueWorker {
 
   func setDoorbell(at address: UInt64?) {
     doorbell.withLock { _ in worker.setDoorbell(at: gate.isClosed ? nil : address) }
-    // Either `withdrawDoorbell` finds the lock free after this, or this finds the gate closed.
+    // Either a `withdrawDoorbell` on another thread finds the lock free, or this check finds the gate closed.
     atomicMemoryFence(ordering: .sequentiallyConsistent)
     if gate.isClosed { withdrawDoorbell() }
   }
 
-  /// With the gate closed. Where the lock is taken, its holder comes here next.
+  /// Removes the doorbell, with the gate closed. If another thread holds the lock, that thread calls this afterwards.
   func withdrawDoorbell() { _ = doorbell.withLockIfAvailable { _ in worker.setDoorbell(at: nil) } }
 
   func stop() { worker.stop() }
 }
 
-/// A timer as its device has it.
+/// A timer that obeys its device's gate.
 private final class DeviceTimer: OneShotTimer {
   private let timer: any OneShotTimer
   private let gate: DeviceGate

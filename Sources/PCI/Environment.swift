@@ -1,19 +1,20 @@
 import Hardware
 
-/// What the board gives every function. Each makes its own `DeviceEnvironment` of it: the only ways out of a device.
+/// The services that the board offers to every function. Each function makes its own `DeviceEnvironment` from it, through
+/// which alone a device reaches the machine.
 public struct PCIEnvironment: Sendable {
   public let memoryBus: AddressBus
   public let ioBus: AddressBus
-  /// Memory as it is for a device that no IOMMU stands before.
+  /// Guest physical memory, as a device without an IOMMU accesses it.
   public let memory: any PhysicalMemory
   public let remapper: any DMARemapper
   public let interrupts: any InterruptRouter
   public let workers: any QueueWorkerSource
-  /// Makes a place to sleep for a thread that waits until a device is out of use.
+  /// Makes a place where a thread sleeps until nothing of a device is in flight.
   public let makeParking: @Sendable () -> any Parking
-  /// The port that the function is below; nil on bus 0.
+  /// The port above the function; nil on bus 0.
   public let upstream: RootPort?
-  /// There are other functions at the function's device number, and software is to look for them.
+  /// Whether the function's device number has other functions, so that software must probe for them.
   public let isMultifunction: Bool
 
   public init(
@@ -32,20 +33,20 @@ public struct PCIEnvironment: Sendable {
     self.isMultifunction = isMultifunction
   }
 
-  /// The same ways out, with interrupts that pass another router.
+  /// Returns a copy with another interrupt router.
   public func routing(by interrupts: any InterruptRouter) -> PCIEnvironment {
     PCIEnvironment(
       memoryBus: memoryBus, ioBus: ioBus, memory: memory, remapper: remapper, interrupts: interrupts,
       workers: workers, makeParking: makeParking, upstream: upstream, isMultifunction: isMultifunction)
   }
 
-  /// The same ways out, below a port.
+  /// Returns a copy for a function below a port.
   public func below(_ port: RootPort?, isMultifunction: Bool = false) -> PCIEnvironment {
     PCIEnvironment(
       memoryBus: memoryBus, ioBus: ioBus, memory: memory, remapper: remapper, interrupts: interrupts,
       workers: workers, makeParking: makeParking, upstream: port, isMultifunction: isMultifunction)
   }
 
-  /// What a device is on the fabric: on bus 0 a part of the root complex, at the end of a link else.
+  /// The Device/Port Type of a device: integrated into the root complex on bus 0, otherwise an endpoint of a link.
   public var endpointType: ExpressType { upstream == nil ? .rootComplexIntegratedEndpoint : .endpoint }
 }

@@ -1,10 +1,10 @@
 import Hardware
 
-/// The PCI Express capability: PCI Express Base 7.5.3, version 2. A function of the root complex has no link, and only a
-/// port has a slot; those registers are zero then. Links are of one lane at 2.5 GT/s.
+/// The PCI Express capability, version 2: PCI Express Base 7.5.3. A root complex integrated endpoint has no link, and only
+/// a port has a slot; the registers are zero where there is none. Links have one lane at 2.5 GT/s.
 public struct ExpressCapability {
-  /// The registers of an endpoint's link: one lane at 2.5 GT/s, no ASPM, and that told as of version 3 (ASPM Optionality
-  /// Compliance). Software may set ASPM, the read completion boundary, common clock, extended synch.
+  /// The registers of an endpoint's link: one lane at 2.5 GT/s, no ASPM, with ASPM Optionality Compliance set. Software
+  /// may set ASPM, the read completion boundary, common clock and extended synch.
   public static let link = (
     capabilities: UInt32(1) | UInt32(1) << 4 | UInt32(1) << 22, controlMask: UInt16(0xcb), status: UInt16(0x11)
   )
@@ -26,20 +26,20 @@ public struct ExpressCapability {
   /// Device Control bit 15: Initiate Function Level Reset; reads zero.
   static let initiateFunctionLevelReset: UInt16 = 1 << 15
 
-  /// What the function is on the fabric: the Device/Port Type field.
+  /// The Device/Port Type field.
   let type: ExpressType
-  /// The function's requests may carry an end-end TLP prefix: a PASID.
+  /// Whether the function's requests may carry an end-end TLP prefix: a PASID.
   var endToEndPrefix = false
   var port: ExpressPort?
 
   var body: (bytes: [UInt8], writable: [UInt8]) {
     var bytes = [UInt8](repeating: 0, count: 0x3c - 2)
     var writable = bytes
-    // Offsets below are the capability's own; its first two bytes are the identifier and the next pointer.
+    // The offsets below count from the capability's start. `bytes` starts after the identifier and the next pointer.
     bytes.store(UInt16(2) | UInt16(type.rawValue) << 4, at: 0x02 - 2)
-    // Role-Based Error Reporting, Function Level Reset but for a port; payload of 128 bytes.
+    // Role-Based Error Reporting; Function Level Reset, except for a port; a maximum payload of 128 bytes.
     bytes.store(UInt32(1) << 15 | (port == nil ? UInt32(1) << 28 : 0), at: 0x04 - 2)
-    // Device Control's defaults: relaxed ordering, no snoop, read requests of 512 bytes.
+    // Reset value of Device Control: relaxed ordering, no snoop, read requests of 512 bytes.
     bytes.store(UInt16(0x2810), at: 0x08 - 2)
     // Error reporting enables, relaxed ordering, payload and read request sizes, no snoop.
     writable.store(UInt16(0x78ff), at: 0x08 - 2)
@@ -53,7 +53,7 @@ public struct ExpressCapability {
   private func addLink(_ bytes: inout [UInt8], _ writable: inout [UInt8]) {
     bytes.store(Self.link.capabilities, at: 0x0c - 2)
     bytes.store(Self.link.status, at: Self.linkStatus - 2)
-    // A root port's read completion boundary is its own to say.
+    // A root port's read completion boundary is read-only.
     writable.store(Self.link.controlMask & (port == nil ? .max : ~0x08), at: Self.linkControl - 2)
     // Link Capabilities 2: 2.5 GT/s; Link Control 2: Target Link Speed.
     bytes.store(UInt32(1) << 1, at: 0x2c - 2)
@@ -61,7 +61,7 @@ public struct ExpressCapability {
     writable.store(UInt16(0xf), at: 0x30 - 2)
   }
 
-  /// Slot Control and Slot Status are `SlotRegisters`', or zero where nothing is plugged in later.
+  /// Adds the registers of a port. `SlotRegisters` provides Slot Control and Slot Status; without hotplug they are zero.
   private func add(_ port: ExpressPort, _ bytes: inout [UInt8], _ writable: inout [UInt8]) {
     // Slot Implemented.
     bytes.store(bytes.load(UInt16.self, at: 0x02 - 2) | 1 << 8, at: 0x02 - 2)
@@ -77,12 +77,12 @@ public struct ExpressCapability {
   }
 }
 
-/// What tells one port of the fabric from another.
+/// The numbers that identify a port of the fabric, and whether its slot supports hotplug.
 public struct ExpressPort: Hashable, Sendable {
   public var portNumber: UInt8
   /// 0 to 0x1fff.
   public var slotNumber: UInt16
-  /// nil for a slot whose device stays.
+  /// The kind of hotplug; nil for a slot without it.
   var hotplug: HotplugWay?
 
   public init(portNumber: UInt8, slotNumber: UInt16) {
@@ -91,6 +91,7 @@ public struct ExpressPort: Hashable, Sendable {
   }
 }
 
+/// Values of the Device/Port Type field.
 public enum ExpressType: UInt8, Sendable {
   case endpoint = 0
   case rootPort = 4

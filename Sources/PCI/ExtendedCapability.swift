@@ -1,15 +1,15 @@
 import Hardware
 
-/// A capability of the list at 0x100: PCI Express Base 7.6.3. Which bits software may change is said here; what they
-/// do is the function's model's affair, which is told of each write.
+/// A capability of the list at 0x100: PCI Express Base 7.6.3. It defines the bits that software may change; the function's
+/// model acts on the writes.
 public struct ExtendedCapability: Hashable, Sendable {
   public let id: UInt16
   public let version: UInt8
-  /// What follows the header's four bytes.
+  /// The bytes after the four bytes of the header.
   public var body: [UInt8]
-  /// RW bits of the body; shorter means read-only beyond.
+  /// The RW bits of the body; missing bytes are read-only.
   public var writable: [UInt8]
-  /// RW1C bits of the body; shorter means none beyond.
+  /// The RW1C bits of the body; missing bytes have none.
   public var writeOneToClear: [UInt8]
 
   public init(id: UInt16, version: UInt8, body: [UInt8], writable: [UInt8] = [], writeOneToClear: [UInt8] = []) {
@@ -20,8 +20,8 @@ public struct ExtendedCapability: Hashable, Sendable {
     self.writeOneToClear = writeOneToClear
   }
 
-  /// Access Control Services (ACS; 7.7.11).
-  /// - Parameter offered: bits of the ACS Capability register; the same of ACS Control are writable.
+  /// Returns Access Control Services (ACS; 7.7.11).
+  /// - Parameter offered: bits of the ACS Capability register; the same bits of ACS Control are writable.
   public static func accessControl(_ offered: AccessControl) -> ExtendedCapability {
     var body: [UInt8] = []
     body.append(littleEndian: offered.rawValue)
@@ -29,8 +29,8 @@ public struct ExtendedCapability: Hashable, Sendable {
       id: AccessControl.id, version: 1, body: body + [0, 0], writable: [0, 0] + body)
   }
 
-  /// Advanced Error Reporting of a root port (AER; 7.8.4). Software finds all of its registers, with their defaults; there
-  /// is no error that a link here could have.
+  /// Advanced Error Reporting of a root port (AER; 7.8.4): all registers with their defaults. Emulated links have no
+  /// errors.
   public static var rootPortErrorReporting: ExtendedCapability {
     let uncorrectable: UInt32 = 0x003f_f030
     let correctable: UInt32 = 0x31c1
@@ -40,7 +40,7 @@ public struct ExtendedCapability: Hashable, Sendable {
     clearable.store(uncorrectable, at: 0x04 - 4)
     writable.store(uncorrectable, at: 0x08 - 4)
     writable.store(uncorrectable, at: 0x0c - 4)
-    // What is fatal unless software says otherwise: data link, surprise down, flow control, overflow, malformed.
+    // Fatal by default: data link protocol, surprise down, flow control, receiver overflow, malformed TLP.
     body.store(UInt32(0x0006_2030), at: 0x0c - 4)
     clearable.store(correctable, at: 0x10 - 4)
     writable.store(correctable, at: 0x14 - 4)
@@ -52,13 +52,13 @@ public struct ExtendedCapability: Hashable, Sendable {
     return ExtendedCapability(id: 0x0001, version: 2, body: body, writable: writable, writeOneToClear: clearable)
   }
 
-  /// Address Translation Service (ATS; 10.5.1): page-aligned requests, the whole of a request's capabilities but
-  /// relaxed ordering.
-  /// - Parameter invalidateQueueDepth: invalidate requests that the function takes at once, 1 to 32.
+  /// Returns Address Translation Services (ATS; 10.5.1) with page-aligned requests, without Global Invalidate and relaxed
+  /// ordering.
+  /// - Parameter invalidateQueueDepth: the number of invalidate requests that the function can hold, 1 to 32.
   public static func addressTranslation(invalidateQueueDepth: Int) -> ExtendedCapability {
     precondition((1...32).contains(invalidateQueueDepth), "the depth of the invalidate queue is 1 to 32")
     var body: [UInt8] = []
-    // Page Aligned Request; the depth 32 is written as 0.
+    // Page Aligned Request; 0 encodes a depth of 32.
     body.append(littleEndian: UInt16(invalidateQueueDepth % 32) | 1 << 5)
     body.append(littleEndian: UInt16(0))
     var writable: [UInt8] = [0, 0]
@@ -66,7 +66,7 @@ public struct ExtendedCapability: Hashable, Sendable {
     return ExtendedCapability(id: AddressTranslationControl.id, version: 1, body: body, writable: writable)
   }
 
-  /// Page Request Interface (PRI; 10.5.2).
+  /// Returns the Page Request Interface (PRI; 10.5.2).
   /// - Parameter capacity: Outstanding Page Request Capacity.
   public static func pageRequest(capacity: UInt32) -> ExtendedCapability {
     var body: [UInt8] = []
@@ -83,7 +83,7 @@ public struct ExtendedCapability: Hashable, Sendable {
       id: PageRequestControl.id, version: 1, body: body, writable: writable, writeOneToClear: clearable)
   }
 
-  /// Process Address Space ID (PASID; 7.8.9): execute permission and privileged mode are supported.
+  /// Returns Process Address Space ID (PASID; 7.8.9) with execute permission and privileged mode.
   /// - Parameter width: Max PASID Width, 1 to 20 bits.
   public static func processAddressSpace(width: Int) -> ExtendedCapability {
     precondition((1...20).contains(width), "a PASID has 1 to 20 bits")
@@ -122,7 +122,7 @@ public struct AddressTranslationControl: RawRepresentable, Hashable, Sendable {
 
   /// The function may cache translations (E).
   public var isEnabled: Bool { rawValue[bit: 15] }
-  /// Smallest Translation Unit: log2 of the least bytes of a translation or an invalidation, 12 or more (STU).
+  /// Smallest Translation Unit (STU): log2 of the smallest number of bytes in a translation or an invalidation, 12 or more.
   public var smallestTranslationShift: Int { 12 + Int(rawValue[bits: 0...4]) }
 }
 
@@ -130,7 +130,7 @@ public struct AddressTranslationControl: RawRepresentable, Hashable, Sendable {
 public struct PageRequestControl: OptionSet, Hashable, Sendable {
   public static let id: UInt16 = 0x0013
   public static let offset = 0x04
-  /// Of Outstanding Page Request Capacity and Allocation.
+  /// Offsets of Outstanding Page Request Capacity and Outstanding Page Request Allocation.
   public static let capacityOffset = 0x08
   public static let allocationOffset = 0x0c
 
@@ -139,7 +139,7 @@ public struct PageRequestControl: OptionSet, Hashable, Sendable {
 
   /// The function may send page requests (E).
   public static let enable = PageRequestControl(rawValue: 1 << 0)
-  /// Written while page requests are not enabled: forgets what is outstanding (R). Reads as zero.
+  /// Drops the outstanding requests if written while page requests are not enabled (R). Reads as zero.
   public static let reset = PageRequestControl(rawValue: 1 << 1)
 }
 
@@ -153,7 +153,7 @@ public struct PageRequestStatus: OptionSet, Hashable, Sendable {
   public static let responseFailure = PageRequestStatus(rawValue: 1 << 0)
   /// Unexpected Page Request Group Index.
   public static let unexpectedGroupIndex = PageRequestStatus(rawValue: 1 << 1)
-  /// Not enabled, and nothing is outstanding.
+  /// Page requests are not enabled, and none is outstanding.
   public static let stopped = PageRequestStatus(rawValue: 1 << 8)
   /// PRG Response PASID Required.
   public static let responsePASIDRequired = PageRequestStatus(rawValue: 1 << 15)

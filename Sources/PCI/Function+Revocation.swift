@@ -1,32 +1,32 @@
 import Hardware
 
-/// How long the parts of `Function.revoke` took, by the clock that it was given.
+/// The durations of the steps of `Function.revoke`, in the unit of the caller's clock.
 public struct RevocationTimes: Hashable, Sendable {
-  /// From the call until nothing reached the function any more; less where it was refused before.
+  /// The time to make the function unreachable; shorter if it was refused before.
   public var refuse: UInt64 = 0
-  /// Until nothing of it was in flight.
+  /// The time until nothing of the function was in flight.
   public var drain: UInt64 = 0
-  /// Until it held nothing of the machine or the host.
+  /// The time to release all resources of the machine and the host.
   public var release: UInt64 = 0
 
   public init() {}
 }
 
-/// The end of a function: refused, drained, released. There is no other way off the board.
+/// The removal of a function in three steps: refuse, drain, release. There is no other way to remove a function.
 extension Function {
-  /// Takes the function from the guest at once. Configuration accesses answer all ones, the BARs leave the buses, its own
-  /// requests are refused for good, and it sends no interrupt. A doorbell that the kernel watches wakes a worker that does
-  /// nothing, until `revoke`: to take it from the kernel would keep the CPU for milliseconds.
+  /// Makes the function unreachable for the guest at once. Configuration reads return all ones, the BARs leave the buses,
+  /// the function's own requests are refused for good, and it sends no interrupts. Until `revoke`, a doorbell in the
+  /// kernel still wakes a worker, which then does nothing: its removal from the kernel could block a vCPU for
+  /// milliseconds.
   ///
-  /// From any thread, that of a CPU within an access of this very function included, and from several at once: it waits
-  /// for nothing. Locks that are held across a call of the model or of the host are only tried; where one is taken, its
-  /// holder does the rest when it is through. Accesses in flight end as they will, and cannot undo any of this.
+  /// Any thread may call this, also several at once, and also a vCPU during an access to this function, since it does not
+  /// block. It only tries locks that are held across a call into the model or the host; if such a lock is taken, its
+  /// holder completes the work when it releases the lock. Accesses in flight complete, but cannot undo any of this.
   ///
-  /// The only host calls are those that take doorbells back, as a move of the BAR makes them. What the model has with the
-  /// host stays until `revoke`: a passed-through device goes on with its DMA, its translations kept in step with the
-  /// guest's, the kernel forwards the messages that it signals, and CPUs reach the pages of its BARs that are mapped.
+  /// The model keeps its host resources until `revoke`: a passed-through device continues its DMA, with translations that
+  /// follow the guest's; the kernel forwards the device's messages; and vCPUs reach the mapped pages of its BARs.
   public func refuse() {
-    // Counted as an access: a revocation on another thread waits until this is through.
+    // Counted as an access, so that a revocation on another thread waits for the end of this call.
     let phase = environment.gate.accesses.begin()
     defer { environment.gate.accesses.end(phase) }
     environment.gate.close()
@@ -36,11 +36,12 @@ extension Function {
     detachRegions()
   }
 
-  /// Takes the function off the board for good: refuses it, waits until nothing of it is in flight, lets go of all that
-  /// it has. Later calls do nothing; one that comes meanwhile waits for the first.
+  /// Removes the function for good: refuses it, waits until nothing of it is in flight, and releases all its resources.
+  /// Later calls do nothing; a concurrent call waits for the first one.
   ///
-  /// Not on a CPU's thread, nor on a worker's or timer's of this device, and with no lock held: it waits for them.
-  /// - Parameter now: the time, in a unit of the caller's.
+  /// Must not be called on a vCPU's thread, on a thread of the device's workers or timers, or with a lock held, as it
+  /// waits for those threads.
+  /// - Parameter now: returns the time, in any unit.
   @discardableResult
   public func revoke(now: () -> UInt64 = { 0 }) -> RevocationTimes {
     environment.revocation.withLock { isRevoked in
@@ -57,7 +58,7 @@ extension Function {
       environment.drain()
       let drained = now()
       times.drain = drained &- refused
-      // First what keeps others in step with the device, then where CPUs find it, then what it holds itself.
+      // First the records of the rest of the board about the device, then its BARs, then its own resources.
       environment.release()
       withdrawRegions()
       model?.released()

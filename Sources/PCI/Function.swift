@@ -1,17 +1,17 @@
 import Hardware
 import Synchronization
 
-/// A PCI Express function: configuration space, BARs on the buses, MSI, MSI-X, INTx, Function Level Reset.
-/// What it is beyond that is its model.
+/// A PCI Express function: configuration space, BARs on the buses, MSI, MSI-X, INTx and Function Level Reset. Its model
+/// implements the rest of the device.
 ///
-/// Lock order: the function's lock, then those of MSI-X, MSI, `wire`, the interrupt line and the buses. The model is
-/// called with none of them held; `placing` alone is held then, so that two vCPUs that move a BAR are told apart.
-/// `refuse` takes `wire` and the buses' locks, and only tries `placing`.
+/// Lock order: `placing`, then the function's lock, then those of MSI-X, MSI, `wire`, the interrupt line and the buses.
+/// The model is called with none of them held but `placing`, which serializes vCPUs that move a BAR. `refuse` takes `wire`
+/// and the buses' locks, and only tries `placing`.
 public final class Function: Sendable {
   private struct State {
     var space: ConfigurationSpace
     var model: (any FunctionModel)?
-    /// The device's wish; what is on the wire depends on Interrupt Disable too.
+    /// Whether the device asserts INTx. The level of the wire also depends on Interrupt Disable, MSI and MSI-X.
     var interruptAsserted = false
   }
 
@@ -31,10 +31,10 @@ public final class Function: Sendable {
   }
 
   private struct Placement {
-    /// Where the model knows it.
+    /// The address that the model received last.
     var base: UInt64?
     var attachment: AddressBus.Attachment?
-    /// What the model knows of it.
+    /// The visible parts that the model received last.
     var parts: [Range<UInt64>] = []
   }
 
@@ -43,9 +43,9 @@ public final class Function: Sendable {
   public let environment: DeviceEnvironment
   public let msix: MSIX?
   public let msi: MSI?
-  /// Offsets of the description's capabilities, in its order.
+  /// Offsets of the description's capabilities, in the same order.
   public let capabilityOffsets: [Int]
-  /// Offsets of the description's extended capabilities, in its order.
+  /// Offsets of the description's extended capabilities, in the same order.
   public let extendedCapabilityOffsets: [Int]
 
   private let resetSpace: ConfigurationSpace
@@ -58,7 +58,7 @@ public final class Function: Sendable {
   private let wire = Mutex(Wire())
   private let bus = Mutex(WeakBus())
 
-  /// - Parameter address: device and function; the bus number is that of the bus it is put on.
+  /// - Parameter address: device and function. `Bus.add` sets the bus number.
   public init(_ description: FunctionDescription, at address: RequesterID, environment: PCIEnvironment) {
     self.description = description
     let requester = Requester(id: address, upstream: environment.upstream?.function.requester)
@@ -134,26 +134,26 @@ public final class Function: Sendable {
       Placements(bars: Array(repeating: Placement(), count: description.baseAddressRegisters.count)))
   }
 
-  /// Gives the function its behaviour. The two hold each other until `revoke`.
+  /// Connects the function with its model. The two retain each other until `revoke`.
   public func install(_ model: any FunctionModel) {
     state.withLock { $0.model = model }
   }
 
-  /// The wire that INTx drives; set by the bus that takes the function up.
+  /// Sets the wire that INTx drives. The board calls this when it adds the function.
   public func connect(interruptLine: (any InterruptLine)?) {
     wire.withLock { if !$0.isCut { $0.line = interruptLine } }
   }
 
   var model: (any FunctionModel)? { state.withLock { $0.model } }
 
-  // MARK: Parts of its end
+  // MARK: Steps of the revocation
 
-  /// Called by the bus that takes the function up.
+  /// Records the bus to which the function is added.
   func join(_ new: Bus) { bus.withLock { $0.bus = new } }
 
   func leaveBus() { bus.withLock { $0.bus }?.remove(self) }
 
-  /// INTx goes down and stays there.
+  /// Deasserts INTx for good.
   func cutInterruptWire() {
     wire.withLock { wire in
       wire.isCut = true
@@ -162,7 +162,7 @@ public final class Function: Sendable {
     }
   }
 
-  /// Every register is as after a reset, no message has a route, and the model is let go.
+  /// Resets all registers and interrupt routes, and releases the model.
   func dropModel() {
     state.withLock { state in
       clear(&state)
@@ -170,7 +170,7 @@ public final class Function: Sendable {
     }
   }
 
-  /// Calls `body` as an access of the function, unless that is refused.
+  /// Calls `body` as an access to the function. Returns nil without a call if the function is refused.
   private func access<Result>(_ body: () -> Result) -> Result? {
     guard let phase = environment.gate.enter() else { return nil }
     defer { environment.gate.leave(phase) }
@@ -179,14 +179,14 @@ public final class Function: Sendable {
 
   // MARK: Configuration accesses
 
-  /// - Parameters:
-  ///   - offset: 0 to 4095, with the width within the space.
+  /// Performs a configuration read.
+  /// - Parameter offset: 0 to 4095; the whole access lies within the space.
   public func readConfiguration(offset: Int, width: AccessWidth) -> UInt64 {
     access { readConfigurationNow(offset, width) } ?? width.allOnes
   }
 
-  /// A register as software has written it, for the function's own use: also while an access is in flight that began
-  /// before the function was refused.
+  /// Returns a register as software has written it, for the model's own use. Unlike `readConfiguration` it works also in
+  /// an access that began before the function was refused.
   public func register(at offset: Int, width: AccessWidth) -> UInt64 {
     state.withLock { $0.space.read(offset, width) }
   }
@@ -207,6 +207,7 @@ public final class Function: Sendable {
     return (model?.configurationRead(offset: offset, width: width, own: own) ?? own) & width.allOnes
   }
 
+  /// Performs a configuration write.
   public func writeConfiguration(offset: Int, width: AccessWidth, value: UInt64) {
     access { writeConfigurationNow(offset, width, value) }
   }
@@ -255,16 +256,16 @@ public final class Function: Sendable {
     model?.configurationWritten(offset: offset, width: width, value: value & width.allOnes)
   }
 
-  /// Where the first extended capability with this identifier is; nil where there is none.
+  /// Returns the offset of the first extended capability with an identifier; nil if there is none.
   public func extendedCapability(_ id: UInt16) -> Int? {
     description.extendedCapabilities.firstIndex { $0.id == id }.map { extendedCapabilityOffsets[$0] }
   }
 
-  /// The space as it stands, for a look at several registers at one moment.
+  /// A consistent copy of the configuration space.
   var configuration: ConfigurationSpace { state.withLock { $0.space } }
 
-  /// The bridge above passes other addresses on than before, or requests from below where it did not, or no more.
-  /// - Parameter isRenumbered: the function's own ID is another one.
+  /// Reacts to a change of a bridge above: of the addresses that it forwards, or of its Bus Master Enable.
+  /// - Parameter isRenumbered: the change gave the function another requester ID.
   func upstreamChanged(isRenumbered: Bool) { access { followUpstream(isRenumbered) } }
 
   private func followUpstream(_ isRenumbered: Bool) {
@@ -280,18 +281,18 @@ public final class Function: Sendable {
     model?.configurationWritten(offset: StandardOffset.command, width: .word, value: UInt64(command))
   }
 
-  /// Requests can leave the function again.
+  /// Sends pending messages, now that the function may make requests again.
   private func sendPending(_ state: State) {
     msix?.sendPending()
     if let msiOffset { msi?.update(from: state.space, at: msiOffset) }
   }
 
-  /// A change of registers by the function's own hardware: status bits that it sets, for example.
+  /// Changes registers as the function's hardware does: to set status bits, for example.
   public func updateConfiguration(_ update: (inout ConfigurationSpace) -> Void) {
     state.withLock { update(&$0.space) }
   }
 
-  /// Function Level Reset, and the function's part of a board's reset.
+  /// Resets the function: Function Level Reset, or its part of a reset of the board.
   public func reset() {
     access {
       state.withLock { clear(&$0) }
@@ -300,7 +301,8 @@ public final class Function: Sendable {
     }
   }
 
-  /// All under the function's lock: a configuration write at the same time comes before it or after it, whole.
+  /// Resets all registers. The caller holds the function's lock, so a concurrent configuration write happens completely
+  /// before or after this.
   private func clear(_ state: inout State) {
     requester.busMasterEnable = false
     _ = requester.takeMasterAbort()
@@ -311,14 +313,14 @@ public final class Function: Sendable {
     msi?.reset()
   }
 
-  /// Received Master Abort, RW1C (PCI Local Bus 3.0, 6.2.3; PCI Express Base 7.5.1.1.4). Here it is set for writes too:
-  /// an Express requester gets no completion for those and could not tell.
+  /// Sets Received Master Abort, RW1C (PCI Local Bus 3.0, 6.2.3; PCI Express Base 7.5.1.1.4), if a request was unanswered.
+  /// This model sets it for writes too; a real Express requester gets no completion for writes and cannot detect that.
   private func noteMasterAbort(_ state: inout State) {
     guard requester.takeMasterAbort() else { return }
     state.space.set(StandardOffset.status, state.space.get(UInt16.self, StandardOffset.status) | 1 << 13)
   }
 
-  /// What firmware does: gives a BAR its address. Decoding is enabled separately, by the command register.
+  /// Writes a BAR's address, as firmware does. The Command register enables decoding separately.
   public func place(_ bar: BaseAddressRegister, at base: UInt64) {
     access {
       state.withLock { bar.place(at: base, in: &$0.space) }
@@ -326,12 +328,13 @@ public final class Function: Sendable {
     }
   }
 
-  /// PowerState of the power management capability: 0 for D0, 3 for D3hot.
+  /// Returns PowerState of the Power Management capability: 0 for D0, 3 for D3hot.
   private func powerState(in space: ConfigurationSpace) -> UInt8 {
     powerManagementOffset.map { space.get(UInt8.self, $0 + 4) & 3 } ?? 0
   }
 
-  /// D1 and D2 are for those that have them (D1_Support, D2_Support); else the write does nothing.
+  /// Restores the former power state if software wrote D1 or D2 and the function does not support it (D1_Support,
+  /// D2_Support).
   private func keepToPowerStates(of space: inout ConfigurationSpace, from former: UInt8) {
     guard let powerManagementOffset else { return }
     let state = powerState(in: space)
@@ -342,7 +345,7 @@ public final class Function: Sendable {
 
   // MARK: Interrupts
 
-  /// Asserts or withdraws INTx. On the wire only while MSI, MSI-X and Interrupt Disable are off.
+  /// Asserts or deasserts INTx. It reaches the wire only while MSI, MSI-X and Interrupt Disable are off.
   public func setINTx(_ asserted: Bool) {
     state.withLock { state in
       state.interruptAsserted = asserted
@@ -363,7 +366,7 @@ public final class Function: Sendable {
     bar.space == .io ? environment.ioBus : environment.memoryBus
   }
 
-  /// Where a BAR decodes: where it is placed, if the bridge above passes that on.
+  /// Returns the address at which a BAR decodes; nil if the bridge above does not forward all of it.
   private func decodedBase(of bar: BaseAddressRegister, in space: ConfigurationSpace) -> UInt64? {
     guard let base = bar.base(in: space), let port = environment.upstream else { return bar.base(in: space) }
     return port.forwards(bar.space, base: base, size: bar.size) ? base : nil
@@ -379,7 +382,7 @@ public final class Function: Sendable {
         guard base != placing.bars[index].base else { continue }
         let bus = bus(of: bar)
         if placing.bars[index].base != nil {
-          // The model's part goes first: what was hidden behind the BAR takes the place when the bus has it no more.
+          // The model first: once the bus has detached the region, regions behind it become visible.
           model?.placed(bar: bar.index, at: nil, visible: [])
           if let attachment = placing.bars[index].attachment { bus.detach(attachment, affecting: &affected) }
         }
@@ -395,11 +398,11 @@ public final class Function: Sendable {
       }
     }
     finishPlacing()
-    // Not with `placing` held: other functions take theirs.
+    // Without `placing`: other functions take their own.
     for device in affected { device.visiblePartsChanged() }
   }
 
-  /// Another region of a bus came or went.
+  /// Reports changes of the BARs' visible parts to the model, after another region was attached or detached.
   private func updateVisibility() {
     placing.withLock { placing in
       let model = state.withLock { $0.model }
@@ -414,15 +417,15 @@ public final class Function: Sendable {
     finishPlacing()
   }
 
-  /// After `placing` was held.
+  /// Completes a `refuse` that found `placing` taken. Every holder of `placing` calls this after it released the lock.
   private func finishPlacing() {
-    // Either `refuse` finds the lock free after this, or this finds the function refused.
+    // Either a concurrent `refuse` finds the lock free, or this check finds the function refused.
     atomicMemoryFence(ordering: .sequentiallyConsistent)
     if environment.isRefused { detachRegions() }
   }
 
-  /// With the function refused: its BARs leave the buses. Where `placing` is taken, its holder comes here next. The model
-  /// and what was hidden behind the BARs hear of it by `withdrawRegions`, as that may take host calls.
+  /// Detaches the BARs of a refused function from the buses. If `placing` is taken, its holder calls this next.
+  /// `withdrawRegions` notifies the model and the devices behind the BARs later, as that may make host calls.
   func detachRegions() {
     _ = placing.withLockIfAvailable { placing in
       for (index, bar) in description.baseAddressRegisters.enumerated() {
@@ -433,7 +436,8 @@ public final class Function: Sendable {
     }
   }
 
-  /// With the function refused and nothing of it in flight: the model has no BAR in place any more.
+  /// Reports to the model that no BAR decodes, and to the devices behind the BARs that they may be visible. The function
+  /// is refused, and nothing of it is in flight.
   func withdrawRegions() {
     updatePlacement()
     let uncovered = placing.withLock { placing in
@@ -443,7 +447,7 @@ public final class Function: Sendable {
     for device in uncovered { device.visiblePartsChanged() }
   }
 
-  /// A BAR as the bus sees it.
+  /// The region of a BAR on its bus.
   private final class Region: BaseAddressRegion {
     let function: Function
     let bar: Int
@@ -471,7 +475,7 @@ public final class Function: Sendable {
   }
 }
 
-/// What a bus has attached for a BAR.
+/// A region that a function has attached to a bus for a BAR.
 public protocol BaseAddressRegion: BusDevice {
   var function: Function { get }
   var bar: Int { get }

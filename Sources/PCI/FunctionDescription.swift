@@ -1,11 +1,11 @@
-/// What is fixed about a function: its identity, its BARs and capabilities. The masks follow from it.
+/// The fixed properties of a function: its identity, BARs and capabilities. `Function` derives its registers from it.
 public struct FunctionDescription: Sendable {
   /// A capability of the list at 0x34 that the function only stores: a vendor-specific one, for example.
   public struct Capability: Sendable {
     public let id: UInt8
-    /// What follows the identifier and the next pointer.
+    /// The bytes after the identifier and the next pointer.
     public let body: [UInt8]
-    /// RW bits of the body; shorter means read-only beyond.
+    /// The RW bits of the body; missing bytes are read-only.
     public let writable: [UInt8]
 
     public init(id: UInt8, body: [UInt8], writable: [UInt8] = []) {
@@ -22,23 +22,23 @@ public struct FunctionDescription: Sendable {
   public var classCode: UInt32
   public var subsystemVendorID: UInt16 = 0
   public var subsystemID: UInt16 = 0
-  /// A bridge has a type 1 header, without BARs and subsystem IDs; else the header is of type 0.
+  /// Whether the header is of type 1: a bridge's, without BARs and subsystem IDs. Otherwise it is of type 0.
   public var isBridge = false
-  /// 0 none, 1 INTA# … 4 INTD#.
+  /// 0 for none, 1 for INTA# to 4 for INTD#.
   public var interruptPin: UInt8 = 0
   public var baseAddressRegisters: [BaseAddressRegister] = []
-  /// nil: a conventional function without a PCI Express capability, and so without FLR.
+  /// The Device/Port Type; nil for a conventional function without a PCI Express capability, and so without FLR.
   public var expressType: ExpressType?
-  /// What a port of the fabric has beside.
+  /// The numbers of a port of the fabric.
   public var expressPort: ExpressPort?
   public var msix: MSIX.Layout?
-  /// Number of MSI vectors; 0 for none.
+  /// The number of MSI vectors; 0 for none.
   public var msiVectorCount = 0
   public var capabilities: [Capability] = []
-  /// From 0x100 on, in this order. Only a PCI Express function has any.
+  /// The capabilities from 0x100 on, in order. Only a PCI Express function has any.
   public var extendedCapabilities: [ExtendedCapability] = []
-  /// nil: the space is laid out from what this description says. Else capabilities are what is given, and
-  /// `expressType` is not asked for.
+  /// A given layout of configuration space. nil: `Function` lays out the space from this description. Otherwise the
+  /// capabilities are those of the layout, and `expressType` is ignored.
   public var configuration: ConfigurationLayout?
 
   public init(vendorID: UInt16, deviceID: UInt16, classCode: UInt32) {

@@ -1,36 +1,42 @@
 import Hardware
 
-/// What a device does behind its configuration space. Calls come from any vCPU's thread, two at once if the
-/// guest wants; none is made with a lock of this module held.
+/// The device behind a function's configuration space. Any vCPU's thread may call it, and two may call at once. No lock of
+/// this module is held during a call, except during `placed`, `endRequests` and `released`, each of which is serialized.
 public protocol FunctionModel: AnyObject, Sendable {
-  /// - Parameter offset: from the BAR's start; `offset + width` lies within it. MSI-X's part is not passed on.
+  /// Reads from a BAR.
+  /// - Parameter offset: from the BAR's start; `offset + width` lies within the BAR. The function itself handles the part
+  ///   that belongs to MSI-X.
   func readRegion(bar: Int, offset: UInt64, width: AccessWidth) -> UInt64
+  /// Writes to a BAR.
   func writeRegion(bar: Int, offset: UInt64, width: AccessWidth, value: UInt64)
 
-  /// Function Level Reset, or the reset of the whole board: back to the state after construction.
+  /// Returns to the state after construction, for a Function Level Reset or a reset of the board.
   func reset()
 
-  /// Where a BAR decodes now; nil while it does not. Called again for the same place when `parts` change.
-  /// - Parameter parts: offsets of what the bus has it answer, in order: something else may be in its way. An accelerator
-  ///   may answer for these alone in the device's stead.
+  /// Reports the address at which a BAR decodes now; nil while it does not decode. Called again with the same address when
+  /// `parts` change.
+  /// - Parameter parts: offsets of the parts in which the bus passes accesses to the BAR, in order; other regions may cover
+  ///   the rest. An accelerator may answer accesses instead of the device only within these parts.
   func placed(bar: Int, at base: UInt64?, visible parts: [Range<UInt64>])
 
-  /// A chance to answer a configuration read in the hardware's stead: a window such as virtio's. nil: not mine.
+  /// Answers a configuration read of a register that the model provides, such as virtio's configuration access window.
+  /// - Returns: nil for all other registers.
   func readConfiguration(offset: Int, width: AccessWidth) -> UInt64?
 
-  /// A chance to answer parts of a configuration read, where `readConfiguration` did not.
-  /// - Parameter own: what the function's own space has.
+  /// Changes the result of a configuration read that `readConfiguration` did not answer.
+  /// - Parameter own: the value in the function's own space.
   func configurationRead(offset: Int, width: AccessWidth, own: UInt64) -> UInt64
 
-  /// Told of a configuration write after it went through the masks. Told of the Command register, too, when a bridge above
-  /// lets other addresses or requests pass than before.
+  /// Reacts to a configuration write that the function has performed. Also called for the Command register when a bridge
+  /// above changes the addresses or requests that it forwards.
   func configurationWritten(offset: Int, width: AccessWidth, value: UInt64)
 
-  /// The function is refused, and about to be revoked: ends the device's own requests as soon as it can, and has work
-  /// that is under way end early. Accesses of other CPUs may still be in flight, as may the device's workers be.
+  /// Ends the device's own requests soon and cuts current work short. The function is refused and about to be revoked.
+  /// Accesses of vCPUs may still be in flight, and the device's workers may still run.
   func endRequests()
 
-  /// Nothing of the function is in flight, and nothing will come: gives up what it has of the machine and the host.
+  /// Releases the model's resources of the machine and the host. Nothing of the function is in flight, and no calls
+  /// follow.
   func released()
 }
 

@@ -1,13 +1,13 @@
 import Hardware
 import Synchronization
 
-/// MSI: PCI Express Base 7.7.1, with a 64-bit address and, if wanted, per-vector masking.
+/// MSI with a 64-bit address and per-vector masking: PCI Express Base 7.7.1.
 ///
-/// Lock order: its lock, then the route's.
+/// Lock order: this object's lock, then the route's.
 public final class MSI: Sendable {
   private struct State {
     var enabled = false
-    /// Multiple Message Enable: log2 of the vectors that software granted.
+    /// Multiple Message Enable: log2 of the number of vectors that software granted.
     var granted = 0
     var address: UInt64 = 0
     var data: UInt16 = 0
@@ -28,10 +28,11 @@ public final class MSI: Sendable {
     routes = (0..<vectorCount).map { _ in router.makeRoute(for: requester) }
   }
 
-  /// Whether MSI Enable is set; the function then makes no INTx.
+  /// Whether MSI Enable is set. The function then does not use INTx.
   public var isEnabled: Bool { state.withLock { $0.enabled } }
 
-  /// Sends a vector's message, or remembers it while masked. Vectors beyond the granted ones share those.
+  /// Sends a vector's message, or sets its pending bit while the vector is masked. Vectors beyond the granted ones map to
+  /// those.
   public func signal(_ vector: Int) {
     guard vector >= 0, vector < vectorCount, requester.busMasterEnable else { return }
     state.withLock { state in
@@ -41,7 +42,7 @@ public final class MSI: Sendable {
     }
   }
 
-  /// Capability body after identifier and next pointer: control, address, upper address, data, mask, pending.
+  /// The capability's bytes after identifier and next pointer: control, address, upper address, data, mask, pending.
   var capability: (body: [UInt8], writable: [UInt8]) {
     var body: [UInt8] = []
     let capable = UInt16(vectorCount.trailingZeroBitCount)
@@ -56,7 +57,7 @@ public final class MSI: Sendable {
     return (body, writable)
   }
 
-  /// Takes over what software wrote into the capability at `offset`.
+  /// Applies the registers of the capability at `offset`, and sends pending messages that are no longer masked.
   func update(from space: ConfigurationSpace, at offset: Int) {
     let control = space.get(UInt16.self, offset + 2)
     state.withLock { state in

@@ -1,22 +1,22 @@
 import Hardware
 import Synchronization
 
-/// MSI-X: PCI Express Base 7.7.2. A table of messages in a BAR, with a mask and a pending bit each.
+/// MSI-X: a table of messages in a BAR, each with a mask bit and a pending bit. PCI Express Base 7.7.2.
 ///
-/// Lock order: its lock, then the route's.
+/// Lock order: this object's lock, then the route's.
 public final class MSIX: Sendable {
-  /// Where the table and the pending bit array lie.
+  /// The locations of the table and the pending bit array.
   public struct Layout: Hashable, Sendable {
     /// 1 to 2048.
     public let vectorCount: Int
-    /// The table's.
+    /// The BAR of the table.
     public let bar: Int
-    /// The pending bit array's.
+    /// The BAR of the pending bit array.
     public let pendingBar: Int
     public let tableOffset: UInt64
     public let pendingOffset: UInt64
 
-    /// - Parameter pendingBar: nil for the table's.
+    /// - Parameter pendingBar: nil for the BAR of the table.
     public init(
       vectorCount: Int, bar: Int, tableOffset: UInt64 = 0, pendingBar: Int? = nil, pendingOffset: UInt64
     ) {
@@ -35,7 +35,7 @@ public final class MSIX: Sendable {
   private struct Entry {
     var address: UInt64 = 0
     var data: UInt32 = 0
-    /// Vector Control bit 0; set out of reset.
+    /// Vector Control bit 0; set after a reset.
     var masked = true
     var pending = false
   }
@@ -60,10 +60,10 @@ public final class MSIX: Sendable {
     state = Mutex(State(entries: Array(repeating: Entry(), count: layout.vectorCount)))
   }
 
-  /// Whether MSI-X Enable is set; the function then makes no INTx.
+  /// Whether MSI-X Enable is set. The function then does not use INTx.
   public var isEnabled: Bool { state.withLock { $0.enabled } }
 
-  /// Sends a vector's message, or remembers it while the vector is masked. A number past the table does nothing.
+  /// Sends a vector's message, or sets its pending bit while the vector is masked. Ignores numbers past the table.
   public func signal(_ vector: Int) {
     guard vector >= 0, vector < layout.vectorCount, requester.busMasterEnable else { return }
     state.withLock { state in
@@ -72,7 +72,7 @@ public final class MSIX: Sendable {
     }
   }
 
-  /// Message Control bits 15 (MSI-X Enable) and 14 (Function Mask).
+  /// Applies Message Control: bits 15 (MSI-X Enable) and 14 (Function Mask).
   func control(enabled: Bool, functionMasked: Bool) {
     state.withLock { state in
       guard enabled != state.enabled || functionMasked != state.functionMasked else { return }
@@ -82,14 +82,14 @@ public final class MSIX: Sendable {
     }
   }
 
-  /// The requester has another ID now: what a message becomes may depend on that.
+  /// Sets all routes again after a change of the requester ID, on which the remapping of messages may depend.
   func retarget() {
     state.withLock { state in
       for vector in routes.indices { refresh(vector, &state) }
     }
   }
 
-  /// Bus Master Enable is set again: what could not leave the function meanwhile leaves it now.
+  /// Sends the pending messages. Called when Bus Master Enable becomes set.
   func sendPending() {
     state.withLock { state in
       for vector in routes.indices where state.entries[vector].pending { refresh(vector, &state) }
@@ -107,7 +107,7 @@ public final class MSIX: Sendable {
     }
   }
 
-  /// Brings the route in step with the entry, and sends what was pending.
+  /// Updates a vector's route from its entry, and sends the message if it is pending.
   private func refresh(_ vector: Int, _ state: inout State) {
     let entry = state.entries[vector]
     guard state.deliverable(vector) else {
@@ -121,7 +121,8 @@ public final class MSIX: Sendable {
     }
   }
 
-  /// The table and the pending bits, if the offset in the BAR is within them.
+  /// Reads the table or the pending bits.
+  /// - Returns: nil if the offset is in neither.
   func read(bar: Int, offset: UInt64, width: AccessWidth) -> UInt64? {
     if bar == layout.bar, let at = Self.index(offset, in: layout.tableOffset, layout.tableSize) {
       return state.withLock { state in
@@ -142,7 +143,8 @@ public final class MSIX: Sendable {
     return nil
   }
 
-  /// - Returns: false where the offset is neither in the table nor in the pending bits (which are read-only).
+  /// Writes the table. The pending bits are read-only.
+  /// - Returns: false if the offset is neither in the table nor in the pending bits.
   func write(bar: Int, offset: UInt64, width: AccessWidth, value: UInt64) -> Bool {
     if bar == layout.pendingBar, Self.index(offset, in: layout.pendingOffset, layout.pendingSize) != nil { return true }
     guard bar == layout.bar, let at = Self.index(offset, in: layout.tableOffset, layout.tableSize) else { return false }

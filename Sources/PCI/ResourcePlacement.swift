@@ -1,10 +1,10 @@
 import Hardware
 
-/// What firmware does for PCI before an operating system starts: numbers the buses, gives each BAR an address in the
-/// board's windows, each port windows for what is below it, and enables decoding. Nestling has no firmware, so the board
-/// runs this at start and after a reset.
+/// The PCI setup that firmware performs before an operating system starts: it numbers the buses, assigns each BAR an
+/// address in the board's windows, opens each port's windows for the BARs below it, and enables decoding. Nestling has no
+/// firmware, so the board runs this at start and after a reset.
 public struct ResourcePlacement: Sendable {
-  /// Address ranges that the host bridge forwards to BARs.
+  /// The address ranges that the host bridge forwards to BARs.
   public struct Windows: Hashable, Sendable {
     public var io: Range<UInt64>
     public var memory32: Range<UInt64>
@@ -17,15 +17,15 @@ public struct ResourcePlacement: Sendable {
     }
   }
 
-  /// A BAR, or a port's window, for which there is no room.
+  /// There is no room for a BAR, or for a port's window.
   public struct NoRoom: Error, Hashable, Sendable {
     public let address: RequesterID
-    /// nil for a window.
+    /// The BAR's index; nil for a window.
     public let bar: Int?
     public let size: UInt64
   }
 
-  /// One range that is to be had.
+  /// A request for one range of addresses.
   private struct Wish {
     enum Subject {
       case register(Function, BaseAddressRegister)
@@ -36,9 +36,9 @@ public struct ResourcePlacement: Sendable {
     let size: UInt64
     let alignment: UInt64
     let window: BridgeWindow
-    /// It may be above 4 GiB.
+    /// Whether the range may be above 4 GiB.
     let isWide: Bool
-    /// Nothing needs it yet: it stays above 4 GiB, as others may need the room below.
+    /// Whether the range should be above 4 GiB: it is empty so far, and others may need the room below.
     var prefersHigh = false
 
     var address: RequesterID {
@@ -51,7 +51,7 @@ public struct ResourcePlacement: Sendable {
       guard case .register(_, let bar) = subject else { return nil }
       return bar.index
     }
-    /// Larger ones first, so that alignment wastes little.
+    /// The sort key. Larger alignments come first, so that alignment wastes little.
     var order: (UInt64, RequesterID, Int) { (alignment, address, bar ?? 8) }
 
     func isOf(_ port: RootPort, _ window: BridgeWindow) -> Bool {
@@ -67,7 +67,7 @@ public struct ResourcePlacement: Sendable {
       isWide = bar.space == .memory64
     }
 
-    /// - Returns: nil where nothing below the port wants this window, and nothing is reserved.
+    /// - Returns: nil if no BAR below the port belongs into this window, and nothing is reserved.
     init?(_ port: RootPort, _ window: BridgeWindow, _ bars: [(Function, BaseAddressRegister)], reserved: UInt64) {
       var offset: UInt64 = 0
       var placed: [(Function, BaseAddressRegister, offset: UInt64)] = []
@@ -75,7 +75,7 @@ public struct ResourcePlacement: Sendable {
         ($1.1.size, $0.0.requester.id, $0.1.index) < ($0.1.size, $1.0.requester.id, $1.1.index)
       }
       for (function, bar) in sorted {
-        // Sizes are powers of two and do not grow: each is aligned.
+        // Sizes are powers of two in descending order, so each offset is aligned.
         placed.append((function, bar, offset: offset))
         offset += Self.room(of: bar)
       }
@@ -90,7 +90,7 @@ public struct ResourcePlacement: Sendable {
       prefersHigh = isWide && sorted.isEmpty
     }
 
-    /// Memory BARs have pages of their own.
+    /// Returns the size to reserve for a BAR. Memory BARs do not share pages.
     private static func room(of bar: BaseAddressRegister) -> UInt64 {
       bar.space == .io ? bar.size : max(bar.size, 4096)
     }
@@ -109,11 +109,11 @@ public struct ResourcePlacement: Sendable {
 
   public init(windows: Windows) { free = windows }
 
-  /// Places everything, and leaves slots on or off. 64-bit BARs go below 4 GiB while there is room, where a bare kernel can reach them, and above
-  /// otherwise.
+  /// Numbers all buses, places all BARs and windows, and switches slots on or off. 64-bit BARs go below 4 GiB, where a
+  /// bare kernel can reach them, while there is room.
   /// - Parameters:
-  ///   - functions: of bus 0, the ports' among them.
-  ///   - ports: in order of address, as their buses are numbered.
+  ///   - functions: all functions of bus 0, including the ports.
+  ///   - ports: the ports sorted by address, in which order their buses get numbers.
   public mutating func place(_ functions: [Function], ports: [RootPort] = []) throws(NoRoom) {
     for port in ports { port.prepareSlot() }
     try number(ports)
@@ -130,12 +130,12 @@ public struct ResourcePlacement: Sendable {
     }
   }
 
-  /// Room below a port that devices come to later, in bytes of each kind of memory, as SeaBIOS leaves it. I/O is only
-  /// what is reserved.
+  /// The bytes of each memory window that a port with hotplug gets for later devices, as in SeaBIOS. I/O windows get only
+  /// the reserved bytes.
   static let hotplugRoom: UInt64 = 2 << 20
 
-  /// Finds a place for everything. Where the windows have too little for all that may come, what is there already comes
-  /// first, and then the empty ports in order of address, with 1 MiB each below 4 GiB.
+  /// Finds an address for every request. If the room does not suffice with all reserves for hotplug, present devices come
+  /// first, then the empty ports in order of address, with 1 MiB each below 4 GiB.
   private mutating func plan(_ functions: [Function], _ ports: [RootPort]) throws(NoRoom) -> [(Wish, base: UInt64)] {
     let all = free
     let room = [BridgeWindow.memory: Self.hotplugRoom, .prefetchable: Self.hotplugRoom]
@@ -161,7 +161,7 @@ public struct ResourcePlacement: Sendable {
     return plan
   }
 
-  /// In the order in which they are had.
+  /// Returns all requests in the order of their placement.
   private func wishes(_ functions: [Function], _ ports: [RootPort], hotplugRoom: [BridgeWindow: UInt64]) -> [Wish] {
     var wishes = functions.flatMap { function in
       function.description.baseAddressRegisters.map { Wish(function, $0) }
@@ -178,7 +178,8 @@ public struct ResourcePlacement: Sendable {
     return wishes.sorted { a, b in (b.order.0, a.order.1, a.order.2) < (a.order.0, b.order.1, b.order.2) }
   }
 
-  /// - Parameter hotplugRoom: for a port that devices come to later, where its options say nothing.
+  /// Returns the bytes to reserve in a port's window.
+  /// - Parameter hotplugRoom: the default for a port with hotplug.
   private static func reserved(
     _ window: BridgeWindow, of port: RootPort, hotplugRoom: [BridgeWindow: UInt64]
   ) -> UInt64 {
@@ -190,7 +191,7 @@ public struct ResourcePlacement: Sendable {
     }
   }
 
-  /// A port's link has the next number, and those that are reserved follow.
+  /// Numbers the buses: each port's link gets the next number; its reserved numbers follow.
   private func number(_ ports: [RootPort]) throws(NoRoom) {
     var last: UInt8 = 0
     for port in ports {

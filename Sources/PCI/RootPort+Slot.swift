@@ -1,25 +1,25 @@
 import Hardware
 
-/// A slot whose device comes and goes: what the board does to it, and what software does.
+/// The slot of a port with hotplug: actions of the board and of software.
 extension RootPort {
-  /// Makes a device known to software, once its functions are on `bus`, function 0 the last of them. In the native way
-  /// events say that presence and link changed; in the ACPI way nothing enables those, and its controller notifies.
+  /// Announces a device after its functions were added to `bus`, function 0 last. Native hotplug sets the events for
+  /// changes of presence and link. With ACPI hotplug software does not enable these events; the ACPI controller notifies.
   public func inserted() { _ = changeSlot { $0.inserted() } }
 
-  /// Asks software to give up the device in the slot. In the native way only: in the other the controller is asked.
+  /// Asks software to release the device in the slot. For native hotplug only; the ACPI controller has its own method.
   public func requestRemoval() -> RemovalAnswer {
     precondition(hotplug == .native, "only a slot with an attention button is asked")
     return changeSlot { $0.requestRemoval() } ?? .unpowered
   }
 
-  /// The functions were taken off `bus`, after an eject or by surprise.
+  /// Records that the functions were removed from `bus`, after an eject or by surprise.
   public func emptied() { _ = changeSlot { $0.emptied() } }
 
-  /// A configuration write, of Slot Control or Slot Status or another register.
+  /// Applies a configuration write to Slot Control and Slot Status. Ignores other registers.
   func writeSlot(offset: Int, width: AccessWidth, value: UInt64) {
     guard hotplug != nil, let express = function.expressOffset else { return }
     let shift = 8 * (offset - express - ExpressCapability.slotControl)
-    // Smart shifts: what is not of the two registers falls out.
+    // Smart shifts drop the bytes outside the two registers.
     let mask = UInt32(truncatingIfNeeded: width.allOnes << shift)
     guard mask != 0 else { return }
     let outcome = changeSlot { $0.write(UInt32(truncatingIfNeeded: value << shift), mask: mask) }

@@ -1,17 +1,17 @@
 import Hardware
 import Synchronization
 
-/// A root port (PCI Express Base 1.3.1, 7.5.1.3): the bridge from bus 0 to one link. Its function is the registers; this
-/// acts on what software writes there. The link is up while it is neither disabled nor held in reset, and the slot has
-/// power. What a slot does whose device comes and goes is in `SlotRegisters`.
+/// A root port (PCI Express Base 1.3.1, 7.5.1.3): the bridge from bus 0 to one link. Its function holds the registers; this
+/// class acts on writes to them. The link is up while it is neither disabled nor held in reset, and the slot has power.
+/// `SlotRegisters` models a slot with hotplug.
 ///
-/// Lock order: `published`, then its function's lock. What is below it is called with neither held, after the new state
-/// is there to be asked for: whichever of two CPUs comes last acts on what both wrote.
+/// Lock order: `published`, then its function's lock. Functions below are called with neither held, after the new state
+/// was published: of two vCPUs that write at once, the later one acts on both writes.
 public final class RootPort: FunctionModel {
-  /// Room that firmware leaves for what is not there yet, in bytes; and buses beside the link's own.
+  /// The room that firmware reserves for later devices, in bytes, and the number of buses besides the link's.
   public struct Reservation: Hashable, Sendable {
     public var io: UInt64 = 0
-    /// nil for what firmware finds right: nothing where the device stays.
+    /// nil for the firmware's default, which is nothing without hotplug.
     public var memory: UInt64?
     public var prefetchable: UInt64?
     public var buses: UInt8 = 0
@@ -22,9 +22,9 @@ public final class RootPort: FunctionModel {
   private struct Published: Sendable {
     var header: BridgeHeader
     var isLinkUp = true
-    /// nil where nothing comes and goes.
+    /// nil without hotplug.
     var slot: SlotRegisters?
-    /// The slot's interrupt as it was last driven.
+    /// The level of the slot's interrupt.
     var interrupts = false
   }
 
@@ -32,7 +32,7 @@ public final class RootPort: FunctionModel {
   /// The link below.
   public let bus: Bus
   public let reservation: Reservation
-  /// nil for a slot whose device stays.
+  /// The kind of hotplug; nil for a slot without it.
   public let hotplug: HotplugWay?
   private let routes: BusRoutes
   private let published: Mutex<Published>
@@ -40,13 +40,15 @@ public final class RootPort: FunctionModel {
   let onRefusal: @Sendable () -> Void
   private let onSlotChange: (@Sendable (SlotChange) -> Void)?
 
-  /// QEMU's `pcie-root-port`.
+  /// Creates QEMU's `pcie-root-port`. The caller adds `function` to bus 0.
   /// - Parameters:
-  ///   - routes: of the root complex that the caller puts `function` on.
-  ///   - onEject: software switched off the slot for good, with a device in it. On a vCPU's thread, with no lock held.
-  ///   - onRefusal: software took the wish to remove the device, and then kept it. Called as `onEject` is.
-  ///   - onSlotChange: the slot's registers have changed, other than by a reset. On any thread, with no lock held: of two
-  ///     changes at once, the later may come first. Waits for nothing.
+  ///   - routes: the routes of the root complex.
+  ///   - onEject: called when software switched off a slot with a device, which ejects the device. Called on the vCPU's
+  ///     thread, without locks.
+  ///   - onRefusal: called when software accepted a request to remove the device, and then kept the device. Called as
+  ///     `onEject` is.
+  ///   - onSlotChange: called when the slot's registers changed, except by a reset. Called on any thread, without locks;
+  ///     the calls for two concurrent changes may come in either order. Must not block.
   public init(
     _ port: ExpressPort, hotplug: HotplugWay? = nil, reservation: Reservation = Reservation(),
     environment: PCIEnvironment, address: RequesterID, routes: BusRoutes,
@@ -60,12 +62,12 @@ public final class RootPort: FunctionModel {
     description.expressType = .rootPort
     description.expressPort = port
     description.expressPort?.hotplug = hotplug
-    // Subsystem ID and Subsystem Vendor ID (PCI-to-PCI Bridge Architecture 1.2, 3.2.5.13), which the header has no
-    // registers for.
+    // Subsystem ID and Subsystem Vendor ID (PCI-to-PCI Bridge Architecture 1.2, 3.2.5.13): a type 1 header has no
+    // registers for them.
     description.capabilities = [.init(id: 0x0d, body: [0, 0, 0x36, 0x1b, 0, 0])]
     description.extendedCapabilities = [
       .rootPortErrorReporting,
-      // True of it: requests from below go up, whomever they are for, with the source that its bus has.
+      // The port forwards all requests from below upstream, with the bus number of its link as their source.
       .accessControl([.sourceValidation, .requestRedirect, .completionRedirect, .upstreamForwarding]),
     ]
     function = Function(description, at: address, environment: environment)
@@ -82,11 +84,12 @@ public final class RootPort: FunctionModel {
     routes.add(self)
   }
 
-  /// As software has written it.
+  /// The header as software has written it.
   public var header: BridgeHeader { published.withLock { $0.header } }
-  /// Whether what is below answers.
+  /// Whether functions below the port answer.
   var isLinkUp: Bool { published.withLock { $0.isLinkUp } }
 
+  /// Returns whether the port forwards all addresses of a BAR.
   func forwards(_ space: BaseAddressRegister.Space, base: UInt64, size: UInt64) -> Bool {
     published.withLock { $0.isLinkUp && $0.header.forwards(space, base: base, size: size) }
   }
@@ -111,14 +114,14 @@ public final class RootPort: FunctionModel {
     apply()
   }
 
-  /// What is below goes first: its requests and interrupts pass the port, and nothing else leads to it.
+  /// Revokes the functions below first, as their requests and interrupts pass the port.
   public func endRequests() {
     for function in bus.all.reversed() { function.revoke() }
   }
 
   public func released() { routes.remove(self) }
 
-  /// Data Link Layer Link Active and Presence Detect State follow what is below; the slot's registers are its own.
+  /// Adds Data Link Layer Link Active, Presence Detect State and the slot's registers to a configuration read.
   public func configurationRead(offset: Int, width: AccessWidth, own: UInt64) -> UInt64 {
     guard let express = function.expressOffset,
       (offset..<offset + width.rawValue).overlaps(
@@ -134,7 +137,7 @@ public final class RootPort: FunctionModel {
       (ExpressCapability.slotStatus, slot?.status ?? (isPresent ? ExpressCapability.presenceDetect : 0)),
     ] where bits != 0 {
       let shift = 8 * (express + register - offset)
-      // Smart shifts: what is not within the access falls out.
+      // Smart shifts drop the bytes outside the access.
       value |= UInt64(bits) << shift
     }
     return value & width.allOnes
@@ -146,8 +149,8 @@ public final class RootPort: FunctionModel {
     act(before, after)
   }
 
-  /// Changes the slot, and acts on what follows for the link and the interrupt.
-  /// - Parameter isReset: what happens is no event.
+  /// Changes the slot, and acts on the consequences for the link and the interrupt.
+  /// - Parameter isReset: the change is not reported to `onSlotChange`.
   func changeSlot<Result: Sendable>(
     isReset: Bool = false, _ change: (inout SlotRegisters) -> Result
   ) -> Result? {
@@ -163,8 +166,8 @@ public final class RootPort: FunctionModel {
     return result
   }
 
-  /// Takes over what the registers say now.
-  /// - Parameter change: made in the same step.
+  /// Updates `published` from the registers.
+  /// - Parameter change: runs in the same step, under the lock.
   private func publish<Result: Sendable>(
     _ change: (inout Published) -> Result
   ) -> (before: Published, after: Published, Result) {
@@ -182,7 +185,7 @@ public final class RootPort: FunctionModel {
       if let slot = published.slot {
         published.slot?.linkBecame(active: slot.isPresent && published.isLinkUp)
         published.interrupts = published.slot?.interrupts == true
-        // Under the lock, so that of two changes the later one stays.
+        // Under the lock, so that the wire keeps the level of the later of two changes.
         if published.interrupts != before.interrupts { function.setINTx(published.interrupts) }
       }
       return (before, published, result)
@@ -197,7 +200,7 @@ public final class RootPort: FunctionModel {
     if change.before != change.after { onSlotChange(change) }
   }
 
-  /// Has what is below follow.
+  /// Applies a change to the routes and to the functions below.
   private func act(_ before: Published, _ after: Published) {
     routes.refresh()
     let below = bus.all
@@ -208,12 +211,12 @@ public final class RootPort: FunctionModel {
     for function in below { function.upstreamChanged(isRenumbered: isRenumbered) }
   }
 
-  // MARK: Firmware's part
+  // MARK: Actions of firmware
 
-  /// Leaves the slot on with a device in it, and off without one.
+  /// Switches the slot on if it has a device, and off otherwise.
   func prepareSlot() { _ = changeSlot(isReset: true) { $0.reset(isPresent: !bus.isEmpty) } }
 
-  /// Writes the numbers of its buses.
+  /// Writes the port's bus numbers.
   func number(primary: UInt8, secondary: UInt8, subordinate: UInt8) {
     function.writeConfiguration(
       offset: BridgeHeader.Offset.primaryBus, width: .doubleword,
@@ -239,16 +242,17 @@ public final class RootPort: FunctionModel {
   }
 }
 
-/// The kinds of window that a bridge has.
+/// The windows of a bridge.
 public enum BridgeWindow: CaseIterable, Hashable, Sendable {
   case io
   case memory
   case prefetchable
 
-  /// In bytes, of a window's base and size.
+  /// The granularity of a window's base and size, in bytes.
   var granule: UInt64 { self == .io ? 1 << 12 : 1 << 20 }
 
-  /// Where firmware puts a BAR. Only the prefetchable window may be above 4 GiB, so only what can be there goes into it.
+  /// Chooses the window for a BAR, as firmware does. Only the prefetchable window may be above 4 GiB, so only BARs that may
+  /// be there go into it.
   init(of bar: BaseAddressRegister) {
     self =
       switch bar.space {

@@ -1,24 +1,24 @@
 import Hardware
 
-/// The registers of a slot whose device comes and goes: Slot Capabilities, Slot Control and Slot Status (PCI Express Base
-/// 7.5.3.9 to 7.5.3.11, with 6.7 for what they do). A plain value: writes go in, and what is to be done comes out.
+/// The registers of a slot with hotplug: Slot Capabilities, Slot Control and Slot Status (PCI Express Base 7.5.3.9 to
+/// 7.5.3.11; 6.7 describes their behaviour). A plain value: it takes writes and returns the actions for its owner.
 ///
-/// The native way has an attention button, both indicators and a power controller; no latch, no interlock, no power
-/// faults. Hot-Plug Surprise is clear: Linux treats a link that goes down as a removal with or without it. A slot of the
-/// ACPI way is hot-plug capable, so that operating systems leave room below the port, and always powered.
+/// A slot with native hotplug has an attention button, both indicators and a power controller, but no latch, interlock or
+/// power faults. Hot-Plug Surprise is clear, as Linux treats a link that goes down as a removal in any case. A slot with
+/// ACPI hotplug is hot-plug capable, so that operating systems leave room below the port, and it is always powered.
 ///
-/// Inserting a device never presses the button: on a slot that software just switches off or on, that would cancel it.
+/// An insertion never presses the button: while software switches the slot on or off, a press would cancel that.
 struct SlotRegisters: Sendable {
-  /// What the owner has to do after a write by software.
+  /// The action for the owner after a write by software.
   enum Outcome: Sendable {
     case nothing
-    /// The device in the slot is switched off for good.
+    /// Software switched off the device in the slot: the owner ejects it.
     case eject
-    /// Software took the wish to remove the device, and switched the slot on again.
+    /// Software accepted a request to remove the device, and then switched the slot on again.
     case refuse
   }
 
-  /// Events of Slot Status, by its layout.
+  /// Events of Slot Status, in its layout.
   struct Events: OptionSet {
     let rawValue: UInt16
 
@@ -26,7 +26,7 @@ struct SlotRegisters: Sendable {
     static let presenceDetectChanged = Events(rawValue: 1 << 3)
     static let commandCompleted = Events(rawValue: 1 << 4)
     static let linkStateChanged = Events(rawValue: 1 << 8)
-    /// RW1C.
+    /// The RW1C bits.
     static let all: Events = [.attentionButtonPressed, .presenceDetectChanged, .commandCompleted, .linkStateChanged]
   }
 
@@ -36,10 +36,10 @@ struct SlotRegisters: Sendable {
     static let hotPlugInterruptEnable = 5
     static let attentionIndicator = 6...7
     static let powerIndicator = 8...9
-    /// Set for off.
+    /// Set: the power is off.
     static let powerController = 10
     static let linkStateChangedEnable = 12
-    /// Enables that stand where Slot Status has their events.
+    /// The enables that have the same bit as their events in Slot Status.
     static let eventEnables: UInt16 = 0x19
   }
 
@@ -51,13 +51,13 @@ struct SlotRegisters: Sendable {
     case off = 3
   }
 
-  /// A wish to have the slot emptied.
+  /// The state of a request to remove the device.
   private enum Removal {
     case none
-    /// The button waits until the slot is on.
+    /// The button is pressed once the slot is on.
     case deferred
     case pressed
-    /// Software blinks: it takes another press as a change of mind.
+    /// The power indicator blinks: software would take another press as a cancellation.
     case answered
   }
 
@@ -66,15 +66,15 @@ struct SlotRegisters: Sendable {
   private(set) var events: Events = []
   /// Presence Detect State.
   private(set) var isPresent = false
-  /// As Link Status reports it.
+  /// Data Link Layer Link Active of Link Status.
   private(set) var isLinkActive = false
   private var removal = Removal.none
-  /// Software gave the command to power the slot on since the device came.
+  /// Whether software has commanded power on since the insertion of the device.
   private var isNoticed = false
-  /// Then software set the indicator on: switching the slot off ejects the device. One that takes the place of another
-  /// that was pulled out must outlast the commands that are meant for the other one.
+  /// Whether software has set the indicator on after that. Only then does switching the slot off eject the device: a device
+  /// that replaces one that was pulled out must ignore the commands that software meant for the old one.
   private var isInUse = false
-  /// The owner has been told to take the device.
+  /// Whether `eject` was returned for the device.
   private var isEjected = false
 
   init(_ way: HotplugWay) {
@@ -82,20 +82,21 @@ struct SlotRegisters: Sendable {
     reset(isPresent: false)
   }
 
-  /// Slot Capabilities without the slot's number.
+  /// Returns Slot Capabilities without the slot's number.
   static func capabilities(_ way: HotplugWay) -> UInt32 {
     switch way {
     // Attention Button, Power Controller, both indicators, Hot-Plug Capable.
     case .native: 1 << 0 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 6
-    // Hot-Plug Capable; no command, so No Command Completed Support.
+    // Hot-Plug Capable; No Command Completed Support, as there are no commands.
     case .acpi: 1 << 6 | 1 << 18
     }
   }
 
-  /// RW bits of Slot Control: what there is an element for.
+  /// The RW bits of Slot Control: those of the elements that the slot has.
   private var writable: UInt16 { way == .native ? 0x17f9 : 0x1028 }
 
-  /// A full slot is on with its indicator on, an empty one is off. Who is in the slot stays; events and wishes go.
+  /// Resets the slot. An occupied slot and its power indicator are on, an empty slot is off. Drops events and a request to
+  /// remove the device.
   mutating func reset(isPresent: Bool) {
     self.isPresent = isPresent
     isLinkActive = isPresent
@@ -111,21 +112,21 @@ struct SlotRegisters: Sendable {
     control[bit: Control.powerController] = !isPresent
   }
 
-  // MARK: What it says
+  // MARK: State
 
   var status: UInt16 { events.rawValue | (isPresent ? ExpressCapability.presenceDetect : 0) }
 
-  /// Whether what is in the slot has power.
+  /// Whether the device in the slot has power.
   var isPowered: Bool { !control[bit: Control.powerController] && !isEjected }
 
   private var powerIndicator: Indicator {
-    // Two bits have four values.
+    // Never nil: the two bits have four values.
     Indicator(rawValue: control[bits: Control.powerIndicator]) ?? .reserved
   }
 
   private var isOff: Bool { control[bit: Control.powerController] && powerIndicator == .off }
 
-  /// Whether an enabled event is there (6.7.3.4): the level of INTx, while MSI is sent when this becomes true.
+  /// Whether an enabled event is set (6.7.3.4). This is the level of INTx; an MSI is sent when it becomes true.
   var interrupts: Bool {
     var enables = control & Control.eventEnables
     if control[bit: Control.linkStateChangedEnable] { enables |= Events.linkStateChanged.rawValue }
@@ -134,9 +135,10 @@ struct SlotRegisters: Sendable {
 
   // MARK: Writes by software
 
+  /// Writes Slot Control and Slot Status.
   /// - Parameters:
-  ///   - value: Slot Control in the lower half, Slot Status in the upper.
-  ///   - mask: the bits of the bytes that are written.
+  ///   - value: Slot Control in the lower half, Slot Status in the upper half.
+  ///   - mask: the bits of the written bytes.
   mutating func write(_ value: UInt32, mask: UInt32) -> Outcome {
     let cleared = UInt16(truncatingIfNeeded: (value & mask) >> 16)
     events.subtract(Events(rawValue: cleared).intersection(.all))
@@ -150,9 +152,9 @@ struct SlotRegisters: Sendable {
     return commanded(before)
   }
 
-  /// Draws the conclusions from a command.
+  /// Acts on a command that software wrote.
   private mutating func commanded(_ before: SlotRegisters) -> Outcome {
-    // A driver clears the button's event as it starts: a press before that must be repeated.
+    // A driver clears the button's event when it starts, so an earlier press is repeated.
     if removal == .pressed, control[bit: Control.attentionButtonPressedEnable],
       !before.control[bit: Control.attentionButtonPressedEnable]
     {
@@ -161,7 +163,7 @@ struct SlotRegisters: Sendable {
     if isPowered, !before.isPowered { isNoticed = true }
     guard isPresent, !isEjected else { return .nothing }
     if isOff { return before.isOff ? .nothing : switchedOff() }
-    // A write that leaves both as they were says nothing of a device that came meanwhile.
+    // A write that changes neither power nor indicator does not concern a device that was inserted meanwhile.
     guard isPowered, !before.isPowered || powerIndicator != before.powerIndicator else { return .nothing }
     switch powerIndicator {
     case .on, .reserved:
@@ -184,7 +186,7 @@ struct SlotRegisters: Sendable {
       isEjected = true
       return .eject
     }
-    // Linux drops the events of the second that it waits after switching off. It has not seen this device.
+    // After it switches a slot off, Linux waits a second and drops the events of that second, so it missed this device.
     if !isNoticed { announce() }
     return .nothing
   }
@@ -194,13 +196,13 @@ struct SlotRegisters: Sendable {
     events.insert(.attentionButtonPressed)
   }
 
-  /// Says that the device is there. Without power the link stays down, but its event is said, too: Linux enables that of
-  /// presence only for slots without an attention button.
+  /// Sets the events of an insertion. Without power the link stays down, but its event is set as well, because Linux
+  /// enables the presence event only for slots without an attention button.
   private mutating func announce() { events.formUnion([.presenceDetectChanged, .linkStateChanged]) }
 
-  // MARK: What happens to the slot
+  // MARK: Actions of the board
 
-  /// A device is in the slot.
+  /// Inserts a device.
   mutating func inserted() {
     guard !isPresent else { return }
     isPresent = true
@@ -210,7 +212,7 @@ struct SlotRegisters: Sendable {
     announce()
   }
 
-  /// The slot is empty.
+  /// Removes the device.
   mutating func emptied() {
     guard isPresent else { return }
     isPresent = false
@@ -220,14 +222,14 @@ struct SlotRegisters: Sendable {
     events.insert(.presenceDetectChanged)
   }
 
-  /// Data Link Layer Link Active is another now, or not.
+  /// Updates Data Link Layer Link Active.
   mutating func linkBecame(active: Bool) {
     guard active != isLinkActive else { return }
     isLinkActive = active
     events.insert(.linkStateChanged)
   }
 
-  /// Asks software to give up the device, where software must be asked.
+  /// Asks software to release the device, if software uses it.
   mutating func requestRemoval() -> RemovalAnswer {
     guard isPresent, !isEjected, !isOff else { return .unpowered }
     switch removal {

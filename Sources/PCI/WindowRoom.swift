@@ -1,8 +1,9 @@
 import Hardware
 
 extension BridgeHeader {
-  /// Whether the BARs of functions below would fit the windows, each where firmware or an operating system puts it.
-  /// - Returns: the first BAR for which there is no room; nil where all fit.
+  /// Checks that the BARs of functions below the bridge fit into its windows, as firmware or an operating system would
+  /// place them.
+  /// - Returns: the first BAR for which there is no room; nil if all fit.
   public func problem(placing functions: [Function]) -> ResourcePlacement.NoRoom? {
     var rooms = [BridgeWindow.io: Room(io), .memory: Room(memory), .prefetchable: Room(prefetchable)]
     let bars = functions.flatMap { function in
@@ -11,17 +12,17 @@ extension BridgeHeader {
     for (function, bar) in bars {
       let size = bar.space == .io ? bar.size : max(bar.size, 4096)
       let window = BridgeWindow(of: bar)
-      // What may be prefetched need not be.
+      // A prefetchable BAR may also go into the other memory window.
       if rooms[window]?.take(size) == true || window == .prefetchable && rooms[.memory]?.take(size) == true { continue }
       return ResourcePlacement.NoRoom(address: function.requester.id, bar: bar.index, size: bar.size)
     }
     return nil
   }
 
-  /// What is left of a window.
+  /// The free part of a window.
   private struct Room {
     private var next: UInt64
-    /// The last byte; nil for a closed window, or one that is full.
+    /// The address of the last byte; nil for a closed or a full window.
     private var last: UInt64?
 
     init(_ window: Window) {
@@ -29,7 +30,9 @@ extension BridgeHeader {
       last = window.base <= window.limit ? window.limit : nil
     }
 
+    /// Takes a range from the window.
     /// - Parameter size: in bytes, a power of two; also the alignment.
+    /// - Returns: false if there is no room.
     mutating func take(_ size: UInt64) -> Bool {
       guard let last else { return false }
       let (rounded, overflow) = next.addingReportingOverflow(size - 1)
