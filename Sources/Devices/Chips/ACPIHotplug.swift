@@ -1,17 +1,17 @@
 import Hardware
 import Synchronization
 
-/// The wiring of the hot-plug registers (`ACPIHotplugRegisters`): ports that the DSDT's methods use, and the
-/// general-purpose event that runs them.
+/// The wiring of `ACPIHotplugRegisters`: the I/O ports that the DSDT's methods use, and the general-purpose event that runs
+/// these methods.
 ///
 /// Slots are numbered from zero, in the order of the addresses of the machine's hot-pluggable root ports.
 ///
-/// Lock order: the lock is a leaf. The handlers are called without it: those of what the guest does on the vCPU's thread,
-/// `raise` on that of the caller, after the guest can read what it is about.
+/// Lock order: the lock is a leaf. The handlers are called without it. Handlers of guest accesses run on the vCPU's
+/// thread. `raise` runs on the thread of the caller, after the registers show the reason for the event.
 public final class ACPIHotplug: BusDevice {
-  /// Size of the I/O region, in bytes.
+  /// The size of the I/O region in bytes.
   public static let regionSize = ACPIHotplugRegisters.size
-  /// The DSDT's `_E01`.
+  /// The number of the event that the DSDT's `_E01` handles.
   public static let generalPurposeEvent = 1
 
   public let slotCount: Int
@@ -22,20 +22,21 @@ public final class ACPIHotplug: BusDevice {
   private let onStatus: @Sendable (_ slot: Int, _ source: UInt32, _ status: UInt32) -> Void
   private let onAnnouncementRead: (@Sendable (Announcement) -> Void)?
 
-  /// What the guest has read of a slot.
+  /// The value that the guest has read from a slot's `up` or `down` register.
   public enum Announcement: Hashable, Sendable {
     /// Whether a device has appeared.
     case up(slot: Int, Bool)
-    /// Whether a device is to be ejected.
+    /// Whether the guest shall eject the device.
     case down(slot: Int, Bool)
   }
 
   /// - Parameters:
   ///   - raise: raises `generalPurposeEvent`.
-  ///   - onEject: the guest gives back the device of an occupied slot, asked to or not. The slot counts as empty already.
-  ///   - onRelease: the guest has dropped the device that was pulled out of a slot.
-  ///   - onStatus: what the guest says of an event (_OST; ACPI 6.5, 6.3.5). Any numbers: they are the guest's.
-  ///   - onAnnouncementRead: the guest has looked whether something is announced. Waits for nothing.
+  ///   - onEject: called when the guest ejects the device of an occupied slot, whether or not it was asked to. The slot
+  ///     already counts as empty.
+  ///   - onRelease: called when the guest has dropped a device that was pulled out of a slot.
+  ///   - onStatus: called with the guest's report on an event (_OST; ACPI 6.5, 6.3.5). The guest chooses the numbers.
+  ///   - onAnnouncementRead: called when the guest has read `up` or `down`. Must not block.
   public init(
     slotCount: Int, raise: @escaping @Sendable () -> Void, onEject: @escaping @Sendable (Int) -> Void,
     onRelease: @escaping @Sendable (Int) -> Void = { _ in },
@@ -51,27 +52,27 @@ public final class ACPIHotplug: BusDevice {
     registers = Mutex(ACPIHotplugRegisters(slotCount: slotCount))
   }
 
-  /// A slot's device is complete, function 0 included.
-  /// - Parameter announcing: false at the start of the machine: the guest finds the device by itself.
+  /// Announces a device in a slot. All its functions, including function 0, are present.
+  /// - Parameter announcing: false at the start of the machine, when the guest finds the device itself.
   public func inserted(_ slot: Int, announcing: Bool = true) {
     announce { $0.insert(slot, announced: announcing) }
   }
 
-  /// Asks the guest to give the device back. Nothing happens where the slot is empty. Asking again announces it again.
+  /// Asks the guest to eject the device. Does nothing if the slot is empty. A repeated call repeats the announcement.
   public func requestRemoval(_ slot: Int) { announce { $0.requestRemoval(slot) } }
 
-  /// The device is gone from its slot.
-  /// - Parameter announcing: true where the guest did not give it back (surprise removal): it is asked to drop it.
+  /// Records that the slot's device was removed.
+  /// - Parameter announcing: true after a surprise removal: the registers then ask the guest to drop the device.
   public func emptied(_ slot: Int, announcing: Bool = false) {
     announce { $0.empty(slot, announced: announcing) }
   }
 
-  /// Whether the guest may still have a device that was pulled out. A next device should not answer before the guest has
-  /// dropped that one (`onRelease`), or the old one's driver takes it for its own. A guest that knows nothing of hot plug
-  /// never does: the wait wants a limit.
+  /// Returns whether the guest may still use a device that was pulled out. The next device should not answer until the
+  /// guest has dropped the old one (`onRelease`), or the old driver would access the new device. A guest without hotplug
+  /// support never drops it, so callers should limit the wait.
   public func awaitsRelease(_ slot: Int) -> Bool { registers.withLock { $0.awaitsRelease(slot) } }
 
-  /// Devices stay; what was to be announced is forgotten.
+  /// Drops all announcements. Devices stay in their slots.
   public func reset() { registers.withLock { $0.reset() } }
 
   public func read(offset: UInt64, width: AccessWidth) -> UInt64 {

@@ -1,58 +1,59 @@
 import Hardware
 
-/// The registers by which the DSDT's methods plug and unplug devices, as a value. Its wiring is `ACPIHotplug`.
+/// The registers by which the DSDT's methods plug and unplug devices, as a value. `ACPIHotplug` is their wiring.
 ///
-/// QEMU's layout (docs/specs/acpi_pci_hotplug.rst, hw/acpi/pcihp.c), in which `select` chooses a bus and each other
-/// register has a bit for each device on it. Here the bus is the link below a hot-pluggable root port, so bit 0 is its
-/// only device, and `select` is the slot's number. From 0x18 on the registers are ours.
+/// The layout is QEMU's (docs/specs/acpi_pci_hotplug.rst, hw/acpi/pcihp.c): `select` chooses a bus, and each other register
+/// has a bit per device on that bus. Here the bus is the link below a hot-pluggable root port. So bit 0 is its only device,
+/// and `select` is the slot's number. The registers from 0x18 on are our own.
 ///
-///     0x00 up         bit 0: a device has appeared. Reading clears it.
-///     0x04 down       bit 0: the device is to be ejected. Reading clears it, so a request is announced once.
-///     0x08 eject      write bit 0: the guest gives the device back. Reads zero: there are no further features.
+///     0x00 up         bit 0: a device has appeared. A read clears it.
+///     0x04 down       bit 0: the guest shall eject the device. A read clears it, so a request is announced once.
+///     0x08 eject      write bit 0: the guest ejects the device. Reads zero: there are no further features.
 ///     0x0c removable  bit 0: the slot exists.
-///     0x10 select     the slot that the other registers are about
+///     0x10 select     the slot that the other registers refer to
 ///     0x14            zero (QEMU's acpi-index)
-///     0x18 source     _OST's first argument: what the guest reports on
-///     0x1c status     _OST's second argument. Writing its last byte reports both.
-///     0x20 next       the lowest slot whose up or down is set; all ones for none. Writing its first byte raises the event
-///                     again where there is one: an operating system clears events that came before it.
+///     0x18 source     _OST's first argument: the event that the guest reports on
+///     0x1c status     _OST's second argument. A write to its last byte reports both.
+///     0x20 next       the lowest slot whose up or down is set; all ones for none. A write to its first byte raises the
+///                     event again if there is such a slot: an operating system clears events from before its start.
 ///
-/// The registers are bytes within, so any width may cross them; a bit is cleared by a read of its own byte. Where
-/// `select` is no slot, reads give zero and writes do nothing.
+/// The registers are accessed by bytes, so an access of any width may span several; a read clears only the bits of the
+/// bytes that it reads. While `select` is not a slot, reads return zero and writes have no effect.
 ///
-/// A device that was pulled out (surprise removal) is announced as one to be ejected, too. A device check of the slot
-/// would not do: Linux then looks for new functions only (drivers/pci/hotplug/acpiphp_glue.c, `hotplug_event`), and a
-/// check of the port goes by what answers at that moment, which may be the next device. The slot waits for the eject that
-/// follows: until then nothing of a next device is announced.
+/// A device that was pulled out (surprise removal) is announced in `down`, too. A device check of the slot would not work:
+/// Linux then only looks for new functions (drivers/pci/hotplug/acpiphp_glue.c, `hotplug_event`). A check of the port would
+/// find the functions that answer at that moment, which may be the next device's. Until the guest has ejected the old
+/// device, the registers announce nothing about the next one.
 ///
-/// A guest ejects once for each request that it has read, and reports each (_OST). What was asked for twice it ejects
-/// twice, and the second must not hit the next device: as many ejects are ignored as requests were open, until the guest
-/// reports on the next device.
+/// A guest ejects once per request that it has read, and reports each one (_OST). After two requests it ejects twice, and
+/// the second eject must not remove the next device. So the registers ignore as many ejects as there were further open
+/// requests, until the guest reports on the next device.
 public struct ACPIHotplugRegisters: Sendable {
-  /// Size in bytes.
+  /// The size of the registers in bytes.
   static let size: UInt64 = 0x24
 
-  /// What the guest has done, for others to act on.
+  /// The effects of a write, which the wiring carries out.
   struct Effects: Hashable, Sendable {
-    /// The slot whose device the guest gives back.
+    /// The slot whose device the guest ejects.
     var ejected: Int?
-    /// The slot of which the guest has dropped a device that was pulled out.
+    /// The slot whose pulled-out device the guest has dropped.
     var released: Int?
     var report: Report?
-    /// The general-purpose event is to be raised.
+    /// Whether to raise the general-purpose event.
     var raisesEvent = false
   }
 
-  /// What the guest says of an event (_OST; ACPI 6.5, 6.3.5).
+  /// The guest's report on an event (_OST; ACPI 6.5, 6.3.5).
   struct Report: Hashable, Sendable {
     var slot: Int
-    /// The notification's value (1 device check, 3 eject request), or from 0x100 on what the guest began itself.
+    /// The notification's value (1 device check, 3 eject request); from 0x100 on, an event that the guest itself started.
     var source: UInt32
     /// 0 for success.
     var status: UInt32
   }
 
-  /// What is known of a device that was pulled out, until the guest has dropped it.
+  /// Whether the guest has read the announcement of a device that was pulled out. Exists until the guest has dropped the
+  /// device.
   private enum Loss {
     case unread, announced
   }
@@ -62,9 +63,9 @@ public struct ACPIHotplugRegisters: Sendable {
     var hasAppeared = false
     var isToBeEjected = false
     var loss: Loss?
-    /// How many requests the guest has read and not yet answered.
+    /// The number of requests that the guest has read but not answered.
     var openRequests = 0
-    /// How many ejects are still to come that answer requests about an earlier device.
+    /// The number of expected ejects that answer requests about an earlier device.
     var lateEjects = 0
 
     var up: Bool { hasAppeared && loss == nil }
@@ -95,10 +96,11 @@ public struct ACPIHotplugRegisters: Sendable {
 
   init(slotCount: Int) { slots = Array(repeating: Slot(), count: slotCount) }
 
-  // MARK: The board's side
+  // MARK: Actions of the board
 
-  /// - Parameter announced: the guest is to look for it; otherwise it was there before the guest was.
-  /// - Returns: whether there is something new to announce.
+  /// Inserts a device.
+  /// - Parameter announced: false if the device was present before the guest started.
+  /// - Returns: whether to raise the event.
   mutating func insert(_ slot: Int, announced: Bool) -> Bool {
     slots[slot].isOccupied = true
     slots[slot].hasAppeared = announced
@@ -106,30 +108,31 @@ public struct ACPIHotplugRegisters: Sendable {
     return slots[slot].up
   }
 
-  /// Asks the guest for the device, after it has been told that there is one.
-  /// - Returns: whether there is something new to announce. There is not where the slot is empty.
+  /// Requests the removal of the device. If its insertion is announced, too, the guest sees that first.
+  /// - Returns: whether to raise the event; false if the slot is empty.
   mutating func requestRemoval(_ slot: Int) -> Bool {
     guard slots[slot].isOccupied else { return false }
     slots[slot].isToBeEjected = true
     return slots[slot].loss == nil
   }
 
-  /// - Parameter announced: the guest did not give the device back, and is to drop it.
-  /// - Returns: whether there is something new to announce.
+  /// Empties a slot.
+  /// - Parameter announced: true after a surprise removal: the guest must drop the device.
+  /// - Returns: whether to raise the event.
   mutating func empty(_ slot: Int, announced: Bool) -> Bool {
     slots[slot].isOccupied = false
     slots[slot].hasAppeared = false
     slots[slot].isToBeEjected = false
-    // Also where the guest has not heard of the device: it may have looked by itself.
+    // Even if the guest has not read the insertion: it may have found the device itself.
     guard announced, slots[slot].loss == nil else { return false }
     slots[slot].loss = .unread
     return true
   }
 
-  /// Whether the guest may still have a device that was pulled out.
+  /// Returns whether the guest may still use a device that was pulled out.
   func awaitsRelease(_ slot: Int) -> Bool { slots[slot].loss != nil }
 
-  /// Forgets what was to be announced: the guest that starts finds what is there. Devices stay.
+  /// Drops all announcements: a guest that starts finds the present devices itself. Devices stay.
   mutating func reset() {
     for slot in slots.indices {
       let isOccupied = slots[slot].isOccupied
@@ -139,9 +142,9 @@ public struct ACPIHotplugRegisters: Sendable {
     (select, source, status) = (0, 0, 0)
   }
 
-  // MARK: The guest's side
+  // MARK: Accesses by the guest
 
-  /// nil where `select` is no slot.
+  /// The selected slot; nil if `select` is not a slot.
   var selected: Int? { Int(exactly: select).flatMap { slots.indices.contains($0) ? $0 : nil } }
 
   private var next: UInt32 { slots.firstIndex(where: \.isPending).map { UInt32(truncatingIfNeeded: $0) } ?? .max }
@@ -207,7 +210,7 @@ public struct ACPIHotplugRegisters: Sendable {
     }
   }
 
-  /// Asked to or not: a person may have switched the slot off in the guest.
+  /// Handles an eject, which may come without a request: a user may have switched the slot off in the guest.
   private mutating func eject(_ effects: inout Effects) {
     guard let slot = selected else { return }
     if slots[slot].lateEjects > 0 {

@@ -1,9 +1,9 @@
 import Hardware
 
-/// A device with an 8-bit data path, as the ISA bus has them.
+/// A device with an 8-bit data path, as on the ISA bus.
 ///
-/// The bus splits a wider access into bytes, lowest address first; so does this. A byte that would
-/// lie past the 64-bit space wraps, and the device answers it as any offset it does not decode.
+/// Splits wider accesses into bytes, lowest address first, as the bus does. Offsets past the 64-bit space wrap; the device
+/// answers them like any offset that it does not decode.
 public protocol ByteWideDevice: BusDevice {
   func readByte(at offset: UInt64) -> UInt8
   func writeByte(_ value: UInt8, at offset: UInt64)

@@ -1,29 +1,29 @@
 import Hardware
 import Synchronization
 
-/// The wiring of an `MC146818`: an index port and a data port, and the host's clock.
+/// The wiring of an `MC146818`: an index port, a data port, and the host's clock.
 ///
-/// Lock order: the lock is a leaf; the clock is read before it is taken.
+/// Lock order: the lock is a leaf. The clock is read before the lock is taken.
 public final class CMOSClock: ByteWideDevice {
-  /// Size of the I/O region, in bytes: index, data.
+  /// The size of the I/O region in bytes: index, data.
   public static let regionSize: UInt64 = 2
 
   private struct State {
     var chip: MC146818
-    /// Bit 7 of the index port masks NMI on a PC; there is no source of NMI here.
+    /// The selected register. Bit 7 of the index port masks NMI on a PC; this machine has no source of NMI.
     var index: UInt8 = 0
   }
 
   private let state: Mutex<State>
   private let clock: @Sendable () -> ClockReading
 
-  /// - Parameter clock: the time that the guest's clock shows until the guest sets it.
+  /// - Parameter clock: returns the host's time, which the guest's clock shows until the guest sets it.
   public init(clock: @escaping @Sendable () -> ClockReading) {
     self.clock = clock
     state = Mutex(State(chip: MC146818(now: clock())))
   }
 
-  /// The time and the RAM outlive it.
+  /// Resets the chip and the index. The time and the RAM stay.
   public func reset() {
     state.withLock { state in
       state.chip.reset()
@@ -32,7 +32,7 @@ public final class CMOSClock: ByteWideDevice {
   }
 
   public func readByte(at offset: UInt64) -> UInt8 {
-    guard offset == 1 else { return 0xff }  // The index port is for writing.
+    guard offset == 1 else { return 0xff }  // The index port is write-only.
     let now = clock()
     return state.withLock { $0.chip.read($0.index, now: now) }
   }

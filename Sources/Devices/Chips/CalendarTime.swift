@@ -1,4 +1,4 @@
-/// A moment as a clock shows it: UTC, proleptic Gregorian calendar.
+/// A date and time of day in UTC, in the proleptic Gregorian calendar.
 struct CalendarTime: Hashable {
   var year: Int64
   /// 1 to 12.
@@ -9,14 +9,14 @@ struct CalendarTime: Hashable {
   var minute: Int64
   var second: Int64
 
-  /// The years that four digits show.
+  /// The limits of the years 0 to 9999, in seconds since 1970.
   static let firstSecond: Int64 = -62_167_219_200
   static let lastSecond: Int64 = 253_402_300_799
 
   private static let secondsPerDay: Int64 = 86_400
-  /// Days of 400 years, after which the calendar repeats.
+  /// The days of an era: 400 years, after which the calendar repeats.
   private static let daysPerEra: Int64 = 146_097
-  /// Days from 0000-03-01, where eras start so that a leap day is a year's last, to 1970-01-01.
+  /// The days from 0000-03-01 to 1970-01-01. Eras start in March, so that a leap day is the last day of its year.
   private static let daysBeforeEpoch: Int64 = 719_468
 
   init(year: Int64, month: Int64, day: Int64, hour: Int64, minute: Int64, second: Int64) {
@@ -28,15 +28,15 @@ struct CalendarTime: Hashable {
     self.second = second
   }
 
-  /// - Parameter seconds: since 1970; beyond the years 0 to 9999 the nearest of them.
+  /// - Parameter seconds: since 1970, clamped to the years 0 to 9999.
   init(secondsSince1970 seconds: Int64) {
     let seconds = min(max(seconds, Self.firstSecond), Self.lastSecond)
     let (days, secondOfDay) = Self.floorDivide(seconds, Self.secondsPerDay)
     let (era, dayOfEra) = Self.floorDivide(days + Self.daysBeforeEpoch, Self.daysPerEra)
-    // Take out the leap days before this one, each at the end of its 4, 100 and 400 years.
+    // Subtract the leap days before this day: one at the end of every 4 years, except 100, but including 400.
     let yearOfEra = (dayOfEra - dayOfEra / 1_460 + dayOfEra / 36_524 - dayOfEra / 146_096) / 365
     let dayOfYear = dayOfEra - (365 * yearOfEra + yearOfEra / 4 - yearOfEra / 100)
-    // From March on, months of 31 and 30 days alternate in runs of five that are 153 days long.
+    // From March on, the lengths of months repeat every five months, which have 153 days.
     let monthFromMarch = (5 * dayOfYear + 2) / 153
     day = dayOfYear - (153 * monthFromMarch + 2) / 5 + 1
     month = monthFromMarch < 10 ? monthFromMarch + 3 : monthFromMarch - 9
@@ -46,7 +46,7 @@ struct CalendarTime: Hashable {
     second = secondOfDay % 60
   }
 
-  /// A field that is out of its range carries, as in arithmetic: 00:61 is 01:01.
+  /// The seconds since 1970. A field beyond its range carries into the next one: 00:61 is 01:01.
   var secondsSince1970: Int64 {
     let (carriedYears, monthFromJanuary) = Self.floorDivide(month - 1, 12)
     let monthFromMarch = (monthFromJanuary + 10) % 12
@@ -58,7 +58,7 @@ struct CalendarTime: Hashable {
     return days * Self.secondsPerDay + hour * 3_600 + minute * 60 + second
   }
 
-  /// 1 for Sunday to 7.
+  /// The day of the week: 1 for Sunday to 7 for Saturday.
   var dayOfWeek: Int64 {
     let days = Self.floorDivide(secondsSince1970, Self.secondsPerDay).quotient
     return Self.floorDivide(days + 4, 7).remainder + 1  // 1970-01-01 was a Thursday.

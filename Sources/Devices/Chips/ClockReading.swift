@@ -1,4 +1,4 @@
-/// What a clock says: seconds since 1970-01-01 00:00 UTC, and nanoseconds into the second.
+/// A clock's time: seconds since 1970-01-01 00:00 UTC, and nanoseconds within the second.
 public struct ClockReading: Hashable, Comparable, Sendable {
   public let seconds: Int64
   /// 0 to 999,999,999.
@@ -7,8 +7,8 @@ public struct ClockReading: Hashable, Comparable, Sendable {
   static let nanosecondsPerSecond: Int64 = 1_000_000_000
 
   /// - Parameters:
-  ///   - seconds: beyond the years 0 to 9999, the nearest of them.
-  ///   - nanoseconds: any number of them; whole seconds carry.
+  ///   - seconds: clamped to the years 0 to 9999.
+  ///   - nanoseconds: any number; whole seconds carry.
   public init(seconds: Int64, nanoseconds: Int64) {
     var (carried, rest) = nanoseconds.quotientAndRemainder(dividingBy: Self.nanosecondsPerSecond)
     if rest < 0 {

@@ -1,11 +1,11 @@
 import Hardware
 
-/// QEMU's isa-debug-exit: a port by which a test kernel ends the machine with a status of its own.
+/// QEMU's isa-debug-exit: a port by which a test kernel ends the machine with a chosen status.
 ///
-/// Writing v ends it with (v << 1) | 1, never zero, so that a success is not taken for a guest that
-/// never ran. The caller's exit status is the low byte of it.
+/// A write of v ends the machine with the status (v << 1) | 1. It is never zero, so that it differs from the status of a
+/// machine that ended otherwise. The process's exit status is its low byte.
 public final class DebugExit: BusDevice {
-  /// Size of the I/O region, in bytes, as test kernels ask for it: `iosize=4`.
+  /// The size of the I/O region in bytes, as test kernels configure it: `iosize=4`.
   public static let regionSize: UInt64 = 4
 
   private let onExit: @Sendable (Int32) -> Void

@@ -1,13 +1,13 @@
 import Hardware
 import Synchronization
 
-/// The fw_cfg device's two I/O ports (QEMU docs/specs/fw_cfg.rst): a 16-bit selector, and over its
-/// upper byte the data port, one byte wide.
+/// The fw_cfg device's two I/O ports (QEMU docs/specs/fw_cfg.rst): a 16-bit selector, and the byte-wide data port at the
+/// address of the selector's upper byte.
 ///
-/// As in QEMU a byte read of either port takes the next byte of the item, and what is written to the
-/// data port is dropped. Past an item's end come zeros. Lock order: the lock is a leaf.
+/// As in QEMU, a byte read of either port returns the next byte of the item, and writes to the data port are dropped. Past
+/// an item's end, reads return zero. Lock order: the lock is a leaf.
 public final class FirmwareConfiguration: BusDevice {
-  /// Size of the I/O region, in bytes.
+  /// The size of the I/O region in bytes.
   public static let regionSize: UInt64 = 2
 
   private struct State {
@@ -23,7 +23,7 @@ public final class FirmwareConfiguration: BusDevice {
     state = Mutex(State(selected: items.contents(selector: 0)))
   }
 
-  /// The selector as at power-on: the signature.
+  /// Selects the signature, as at power-on.
   public func reset() { select(0) }
 
   public func read(offset: UInt64, width: AccessWidth) -> UInt64 {

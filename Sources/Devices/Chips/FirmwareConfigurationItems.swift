@@ -1,15 +1,15 @@
-/// What fw_cfg offers the guest: blobs under 16-bit keys (QEMU docs/specs/fw_cfg.rst; the keys below
-/// 0x20 from include/standard-headers/linux/qemu_fw_cfg.h). Numbers are little-endian, but the file
-/// directory is big-endian.
+/// The items that fw_cfg offers to the guest: byte arrays with 16-bit keys (QEMU docs/specs/fw_cfg.rst; the keys below 0x20
+/// are from include/standard-headers/linux/qemu_fw_cfg.h). Numbers are little-endian, except in the big-endian file
+/// directory.
 public struct FirmwareConfigurationItems: Sendable {
-  /// Why a file cannot be offered.
+  /// The reason why a file cannot be added.
   public enum FileError: Error, Hashable, Sendable {
-    /// Empty, over 55 bytes, or not printable ASCII.
+    /// The name is empty, longer than 55 bytes, or not printable ASCII.
     case unusableName(String)
     case duplicateName(String)
-    /// Its size does not fit the directory's 32 bits.
+    /// The file's size does not fit into the directory's 32 bits.
     case tooLarge(String)
-    /// There are no more keys.
+    /// All keys are in use.
     case tooMany
   }
 
@@ -31,11 +31,11 @@ public struct FirmwareConfigurationItems: Sendable {
 
   /// - Parameters:
   ///   - memorySize: guest RAM, in bytes.
-  ///   - processorCount: CPUs that start.
-  ///   - maximumProcessorCount: QEMU means one more than the highest APIC ID.
+  ///   - processorCount: the number of CPUs at start.
+  ///   - maximumProcessorCount: the highest APIC ID plus one, as in QEMU.
   public init(memorySize: UInt64, processorCount: UInt16, maximumProcessorCount: UInt16) {
     items[Key.signature] = Array("QEMU".utf8)
-    // Bit 0: the selector and data registers. Bit 1, DMA, is not offered.
+    // Bit 0: the traditional selector and data registers. Bit 1, DMA, is clear.
     items[Key.identification] = [1, 0, 0, 0]
     items[Key.memorySize] = [UInt8](littleEndian: memorySize)
     items[Key.processorCount] = [UInt8](littleEndian: processorCount)
@@ -43,7 +43,7 @@ public struct FirmwareConfigurationItems: Sendable {
     numberFiles()
   }
 
-  /// Adds a file. Keys go by the names' order, so they may change until the last file is added.
+  /// Adds a file. Files get keys in the order of their names, so keys may change until the last file is added.
   public mutating func addFile(named name: String, contents: [UInt8]) throws(FileError) {
     guard !name.isEmpty, name.utf8.count < Self.nameCapacity, name.utf8.allSatisfy({ (0x20...0x7e).contains($0) })
     else { throw .unusableName(name) }
@@ -55,8 +55,8 @@ public struct FirmwareConfigurationItems: Sendable {
     numberFiles()
   }
 
-  /// The item that a selector value names; empty where there is none. Bit 14 (write) makes no
-  /// difference, and behind bit 15 (architecture) there are none.
+  /// Returns the item with a selector value, or an empty one. Bit 14 (write) has no effect. There are no items with bit 15
+  /// (architecture).
   public func contents(selector: UInt16) -> [UInt8] {
     selector & 0x8000 != 0 ? [] : items[selector & 0x3fff] ?? []
   }

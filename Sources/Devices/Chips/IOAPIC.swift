@@ -1,28 +1,27 @@
 import Hardware
 
-/// An I/O APIC as a value: 24 pins and their redirection table (82093AA data sheet, chapter 3), with
-/// the EOI register of version 0x20 (I/O Controller Hub 9 data sheet, 13.5). Its wiring is
-/// `IOAPICDevice`.
+/// An I/O APIC as a value: 24 pins and their redirection table (82093AA data sheet, chapter 3), with the EOI register of
+/// version 0x20 (I/O Controller Hub 9 data sheet, 13.5). `IOAPICDevice` is its wiring.
 ///
-/// A pin is driven with its logical level: the polarity bit is kept for the guest and changes
-/// nothing. An edge on a masked pin is lost, as the data sheet has it.
+/// Pins have logical levels: the polarity bit is stored but has no effect. An edge on a masked pin is lost, as in the data
+/// sheet.
 public struct IOAPIC: Sendable {
   public static let pinCount = 24
 
-  /// What a call did to the outside: to be carried out in this order.
+  /// The effects of a call, which the wiring carries out in this order.
   public struct Effects: Hashable, Sendable {
-    /// Pins whose `message(_:)` may have changed.
+    /// The pins whose `message(_:)` may have changed.
     public var rerouted = PinSet()
-    /// Pins that send their message.
+    /// The pins that send their message.
     public var signalled = PinSet()
-    /// Level-triggered pins whose interrupt the guest has ended, whether it was sent by this chip or
-    /// went past it (by an irqfd).
+    /// The level-triggered pins whose interrupt the guest has ended, including interrupts that bypassed this chip through
+    /// an irqfd.
     public var ended = PinSet()
 
     public init() {}
   }
 
-  /// The data sheet's indices for IOREGSEL.
+  /// Register indices for IOREGSEL.
   private enum Index {
     static let identification: UInt8 = 0x00
     static let version: UInt8 = 0x01
@@ -42,24 +41,25 @@ public struct IOAPIC: Sendable {
   private var entries = [RedirectionEntry](repeating: .reset, count: pinCount)
   private var asserted = PinSet()
 
-  /// - Parameter identification: the APIC ID, as the MADT has it. Bits 3:0.
+  /// - Parameter identification: the APIC ID in the MADT, bits 3:0.
   public init(identification: UInt8 = 0) {
     self.identification = identification & 0xf
   }
 
+  /// Returns a pin's entry.
   /// - Parameter pin: 0 to 23.
   public func entry(_ pin: Int) -> RedirectionEntry { entries[pin] }
 
-  /// What the pin sends; nil while it is masked.
+  /// Returns the message that a pin sends; nil while the pin is masked.
   ///
-  /// A masked pin keeps its message until the interrupt in service is ended: KVM knows from its
-  /// routes which vectors' ends to report, and without the report remote IRR would stay for ever.
+  /// A masked pin keeps its message while remote IRR is set. KVM reports the EOI of only those vectors that are in its
+  /// routes, and without the report remote IRR would stay set forever.
   public func message(_ pin: Int) -> InterruptMessage? {
     let entry = entries[pin]
     return entry.isMasked && !entry.remoteIRR ? nil : entry.message
   }
 
-  /// The level-triggered pins with this vector in their entries, masked or not.
+  /// Returns the level-triggered pins that have this vector in their entries, masked or not.
   public func levelTriggeredPins(vector: UInt8) -> PinSet {
     var pins = PinSet()
     for pin in entries.indices where entries[pin].isLevelTriggered && entries[pin].vector == vector {
@@ -70,6 +70,7 @@ public struct IOAPIC: Sendable {
 
   // MARK: Pins
 
+  /// Drives a pin.
   /// - Parameter pin: 0 to 23.
   public mutating func setPin(_ pin: Int, asserted new: Bool, effects: inout Effects) {
     let old = asserted.contains(pin)
@@ -82,12 +83,13 @@ public struct IOAPIC: Sendable {
     }
   }
 
-  /// A local APIC ended an interrupt with this vector, or the guest says so by the EOI register.
+  /// Handles the end of an interrupt with this vector: an EOI at a local APIC, or a write to the EOI register.
   public mutating func endOfInterrupt(vector: UInt8, effects: inout Effects) {
     for pin in levelTriggeredPins(vector: vector) { endOfInterrupt(pin: pin, effects: &effects) }
   }
 
-  /// - Parameter pin: 0 to 23. Edge-triggered pins have nothing to end.
+  /// Handles the end of a pin's interrupt.
+  /// - Parameter pin: 0 to 23. For an edge-triggered pin the call has no effect.
   public mutating func endOfInterrupt(pin: Int, effects: inout Effects) {
     guard entries[pin].isLevelTriggered else { return }
     effects.ended.insert(pin)
@@ -105,6 +107,7 @@ public struct IOAPIC: Sendable {
 
   // MARK: Registers
 
+  /// Reads a register.
   /// - Parameter offset: within the 4 KiB page. The window answers doublewords only.
   public func read(offset: UInt64, width: AccessWidth) -> UInt64 {
     switch offset {
@@ -114,7 +117,8 @@ public struct IOAPIC: Sendable {
     }
   }
 
-  /// - Parameter offset: within the 4 KiB page. The window and EOI take doublewords only.
+  /// Writes a register.
+  /// - Parameter offset: within the 4 KiB page. The window and EOI accept doublewords only.
   public mutating func write(offset: UInt64, width: AccessWidth, value: UInt64, effects: inout Effects) {
     switch offset {
     case Offset.select:
@@ -128,7 +132,7 @@ public struct IOAPIC: Sendable {
     }
   }
 
-  /// Registers as after a reset. The pins stay as their devices drive them.
+  /// Resets the registers. The pins keep the levels that their devices drive.
   public mutating func reset(identification: UInt8, effects: inout Effects) {
     let pins = asserted
     self = IOAPIC(identification: identification)

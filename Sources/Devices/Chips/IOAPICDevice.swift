@@ -1,19 +1,19 @@
 import Hardware
 import Synchronization
 
-/// The wiring of an `IOAPIC`: its page of registers, the lines into its pins and a route out of each.
+/// The wiring of an `IOAPIC`: its page of registers, the lines to its pins, and a route from each pin.
 ///
-/// Lock order: the chip's lock, then a route's. A device may hold its own lock while it drives a
-/// line. The end-of-interrupt handler is called without the lock, so it may drive lines.
+/// Lock order: the chip's lock, then a route's. A device may hold its own lock while it drives a line. The
+/// end-of-interrupt handler is called without the chip's lock, so it may drive lines.
 public final class IOAPICDevice: BusDevice {
-  /// Size of the register page, in bytes.
+  /// The size of the register page in bytes.
   public static let regionSize: UInt64 = 0x1000
 
   private struct State {
     var chip: IOAPIC
-    /// How many lines assert each pin.
+    /// The number of lines that assert each pin.
     var drivers = [Int](repeating: 0, count: IOAPIC.pinCount)
-    /// What each route was last set to, since setting one is not cheap.
+    /// The message of each route. A route is set only on a change, as that is expensive.
     var messages = [InterruptMessage?](repeating: nil, count: IOAPIC.pinCount)
     var observer: (@Sendable (Int, Bool) -> Void)?
   }
@@ -25,9 +25,9 @@ public final class IOAPICDevice: BusDevice {
 
   /// - Parameters:
   ///   - routes: one for each pin, from pin 0, without a message.
-  ///   - identification: the APIC ID, as the MADT has it.
-  ///   - onEndOfInterrupt: told which level-triggered pins the guest has ended an interrupt of, by
-  ///     either way, so that a source that goes past this chip can look at its line again.
+  ///   - identification: the APIC ID in the MADT.
+  ///   - onEndOfInterrupt: called with the level-triggered pins whose interrupt the guest has ended, by an EOI at a local
+  ///     APIC or by the EOI register. A source that bypasses this chip then checks its line again.
   public init(
     routes: [any InterruptRoute], identification: UInt8 = 0,
     onEndOfInterrupt: (@Sendable (PinSet) -> Void)? = nil
@@ -39,40 +39,42 @@ public final class IOAPICDevice: BusDevice {
     state = Mutex(State(chip: IOAPIC(identification: identification)))
   }
 
-  /// A new wire to a pin. The pin is asserted while any of its wires is; a wire that is let go of
-  /// is not asserted.
+  /// Makes a new line to a pin. The pin is asserted while any of its lines is. A line deasserts when it is released.
   /// - Parameter pin: 0 to 23.
   public func line(_ pin: Int) -> any InterruptLine {
     precondition((0..<IOAPIC.pinCount).contains(pin), "an I/O APIC has pins 0 to 23")
     return Line(controller: self, pin: pin)
   }
 
-  /// - Parameter observer: told when a pin changes, and to what, in that order. It is called with the chip's lock held,
-  ///   so it calls nothing here. nil takes it back.
+  /// Sets the observer of the pins' levels; nil removes it.
+  /// - Parameter observer: called with a pin and its new level, in the order of the changes. The chip's lock is held, so
+  ///   it must not call this object.
   public func observePins(_ observer: (@Sendable (_ pin: Int, _ asserted: Bool) -> Void)?) {
     state.withLock { $0.observer = observer }
   }
 
+  /// Returns a pin's entry.
   /// - Parameter pin: 0 to 23.
   public func entry(_ pin: Int) -> RedirectionEntry { state.withLock { $0.chip.entry(pin) } }
 
-  /// The level-triggered pins with this vector in their entries, masked or not.
+  /// Returns the level-triggered pins that have this vector in their entries, masked or not.
   public func levelTriggeredPins(vector: UInt8) -> PinSet {
     state.withLock { $0.chip.levelTriggeredPins(vector: vector) }
   }
 
-  /// A local APIC ended an interrupt with this vector (KVM_EXIT_IOAPIC_EOI). Where an interrupt is
-  /// remapped, the vector may not be the entry's; then the guest ends it by the EOI register.
+  /// Handles an EOI of this vector at a local APIC (KVM_EXIT_IOAPIC_EOI). With interrupt remapping the vector may differ
+  /// from the entry's; the guest then ends the interrupt through the EOI register.
   public func endOfInterrupt(vector: UInt8) {
     update { chip, effects in chip.endOfInterrupt(vector: vector, effects: &effects) }
   }
 
+  /// Handles the end of a pin's interrupt.
   /// - Parameter pin: 0 to 23.
   public func endOfInterrupt(pin: Int) {
     update { chip, effects in chip.endOfInterrupt(pin: pin, effects: &effects) }
   }
 
-  /// Registers as after a reset; the lines stay as their devices drive them.
+  /// Resets the registers. The lines keep the levels that their devices drive.
   public func reset() {
     update { chip, effects in chip.reset(identification: identification, effects: &effects) }
   }

@@ -1,13 +1,12 @@
 import Hardware
 
-/// A real-time clock with CMOS RAM as a value (Motorola MC146818A data sheet; century byte 0x32 as
-/// the FADT names it). Its wiring is `CMOSClock`.
+/// A real-time clock with CMOS RAM as a value (Motorola MC146818A data sheet; the FADT declares the century byte 0x32).
+/// `CMOSClock` is its wiring.
 ///
-/// The time is the host's plus an offset, which setting the clock changes; it is worked out when it
-/// is read. Register C's flags are worked out then too, so polling sees them. There is no timer:
-/// register B's enable bits read back and decide IRQF, but no interrupt is raised. A time that does
-/// not exist (second 75) carries when the clock starts from it, and the day of the week follows from
-/// the date.
+/// The time is the host's plus an offset, which changes when the guest sets the clock. The time and register C's flags are
+/// computed on access, so a guest can poll them. There is no timer: register B's enable bits read back and determine IRQF,
+/// but no interrupt is raised. If the clock starts from an invalid time (second 75), the time carries. The day of the week
+/// follows from the date.
 public struct MC146818: Sendable {
   /// Addresses within the RAM.
   enum Register {
@@ -30,15 +29,15 @@ public struct MC146818: Sendable {
 
   /// Register B.
   private enum B {
-    /// 24/12: hours from 0 to 23.
+    /// 24/12: hours are 0 to 23.
     static let hours24: UInt8 = 0x02
     /// DM: binary, not BCD.
     static let binary: UInt8 = 0x04
-    /// SET: the time registers stand still.
+    /// SET: the time registers do not advance.
     static let set: UInt8 = 0x80
   }
 
-  /// Register C; PF, AF and UF stand where register B has PIE, AIE and UIE.
+  /// Register C. PF, AF and UF have the same bits as PIE, AIE and UIE in register B.
   private enum C {
     /// UF
     static let updateEnded: UInt8 = 0x10
@@ -50,18 +49,18 @@ public struct MC146818: Sendable {
     static let interruptRequest: UInt8 = 0x80
   }
 
-  /// Bit 7 of the hours, where they go from 1 to 12.
+  /// Bit 7 of the hours: PM, if hours are 1 to 12.
   private static let afternoon: UInt8 = 0x80
 
-  /// UIP is set this long before an update, in nanoseconds (t_BUC, 244 microseconds).
+  /// The time for which UIP is set before an update, in nanoseconds (t_BUC, 244 microseconds).
   private static let updateWarning: Int64 = 244_000
 
   private var memory: [UInt8]
-  /// The guest's time less the host's.
+  /// The guest's time minus the host's.
   private var offset: (seconds: Int64, nanoseconds: Int64) = (0, 0)
-  /// Register C as far as it was worked out.
+  /// Register C's flags at the last update.
   private var flags: UInt8 = 0
-  /// Up to when: the guest's second, and the host's time.
+  /// The time of the last update of `flags`: the guest's second, and the host's time.
   private var flagsSecond: Int64
   private var flagsTime: ClockReading
 
@@ -74,12 +73,13 @@ public struct MC146818: Sendable {
     flagsTime = now
   }
 
-  /// The RESET pin: interrupts are disabled; the time, the RAM and the dividers go on.
+  /// Acts on the RESET pin: disables interrupts, but does not affect the time, the RAM and the dividers.
   public mutating func reset() {
     memory[Register.b] &= B.set | B.hours24 | B.binary | 0x01
     flags = 0
   }
 
+  /// Reads a byte of the RAM, which includes the registers.
   /// - Parameter address: only bits 6:0 are decoded.
   public mutating func read(_ address: UInt8, now: ClockReading) -> UInt8 {
     let address = Int(address & 0x7f)
@@ -99,13 +99,14 @@ public struct MC146818: Sendable {
     }
   }
 
+  /// Writes a byte of the RAM, which includes the registers.
   /// - Parameter address: only bits 6:0 are decoded.
   public mutating func write(_ value: UInt8, to address: UInt8, now: ClockReading) {
     let address = Int(address & 0x7f)
     workOutFlags(now)
     let wasRunning = isRunning
     let wasReset = dividersAreReset
-    // The registers hold the time up to now, in the format that they had up to now.
+    // Stores the current time in the current format, before the write changes either.
     if wasRunning { latch(now) }
     switch address {
     case Register.a: memory[address] = value & 0x7f
@@ -113,17 +114,17 @@ public struct MC146818: Sendable {
     default: memory[address] = value
     }
     if isRunning, !wasRunning || Self.showsTime(address) {
-      // The first update comes half a second after the dividers are let go.
+      // The first update follows half a second after the release of the dividers.
       start(now, nanoseconds: wasReset ? ClockReading.nanosecondsPerSecond / 2 : guestTime(now).nanoseconds)
     }
   }
 
   // MARK: Time
 
-  /// Register A bits 6:5 both set: the divider chain stands still.
+  /// Whether register A bits 6:5 are both set: the divider chain is held in reset.
   private var dividersAreReset: Bool { memory[Register.a] & 0x60 == 0x60 }
 
-  /// SET is clear, and bits 6:4 of register A choose one of the three time bases.
+  /// Whether the clock advances: SET is clear, and bits 6:4 of register A select one of the three time bases.
   private var isRunning: Bool { memory[Register.b] & B.set == 0 && memory[Register.a] & 0x70 <= 0x20 }
 
   private func guestTime(_ now: ClockReading) -> ClockReading {
@@ -144,7 +145,7 @@ public struct MC146818: Sendable {
     }
   }
 
-  /// Brings the time registers up to date.
+  /// Stores the current time in the time registers.
   private mutating func latch(_ now: ClockReading) {
     let time = CalendarTime(secondsSince1970: guestTime(now).seconds)
     memory[Register.second] = encode(time.second)
@@ -157,7 +158,7 @@ public struct MC146818: Sendable {
     memory[Register.century] = encode(time.year / 100)
   }
 
-  /// Lets the clock run on from what the time registers say.
+  /// Starts the clock from the time in the time registers.
   private mutating func start(_ now: ClockReading, nanoseconds: Int64) {
     let time = CalendarTime(
       year: decode(memory[Register.century]) * 100 + decode(memory[Register.year]),
@@ -206,27 +207,26 @@ public struct MC146818: Sendable {
     flagsSecond = second
   }
 
-  /// How many periods of the periodic rate (register A bits 3:0) have passed since 1970.
+  /// Returns the number of periods of the periodic rate (register A bits 3:0) since 1970.
   private func periods(_ time: ClockReading) -> Int64 {
     let rate = Int64(memory[Register.a] & 0xf)
     if rate == 0 || dividersAreReset { return 0 }
     let ticks = time.seconds * 32_768 + time.nanoseconds * 32_768 / ClockReading.nanosecondsPerSecond
-    // Rates 1 and 2 are those of 8 and 9 at this time base.
+    // With this time base, rates 1 and 2 equal rates 8 and 9.
     return ticks >> (rate <= 2 ? rate + 6 : rate - 1)
   }
 
-  /// The first second after this one at which the alarm registers match.
-  /// - Returns: nil where they match no time of day.
+  /// Returns the first second after `start` at which the alarm registers match; nil if they match no time of day.
   private func nextAlarm(after start: Int64) -> Int64? {
-    // Both top bits set: any value matches.
+    // Both top bits set ("don't care"): any value matches.
     func wanted(_ address: Int, _ decode: (UInt8) -> Int64) -> Int64? {
       memory[address] & 0xc0 == 0xc0 ? nil : decode(memory[address])
     }
     let (second, minute) = (wanted(Register.secondAlarm, decode), wanted(Register.minuteAlarm, decode))
     let hour = wanted(Register.hourAlarm, decodeHour)
     var candidate = start + 1
-    // Every turn but the last moves on to the next hour, minute or second of the day: at most all
-    // hours of a day twice, and then all minutes and seconds once.
+    // Each iteration but the last advances to the next hour, minute or second: at most through all hours of a day twice,
+    // and then through all minutes and seconds once.
     for _ in 0..<2 * 24 + 60 + 60 {
       let time = CalendarTime(secondsSince1970: candidate)
       if let hour, hour != time.hour {

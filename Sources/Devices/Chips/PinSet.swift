@@ -1,4 +1,4 @@
-/// Some of an I/O APIC's pins: a bit each, so that it costs nothing to make or to walk.
+/// A set of an I/O APIC's pins: one bit per pin, without allocation.
 public struct PinSet: Hashable, Sendable, Sequence {
   private var bits: UInt32 = 0
 
@@ -18,7 +18,7 @@ public struct PinSet: Hashable, Sendable, Sequence {
 
   public func makeIterator() -> Iterator { Iterator(bits: bits) }
 
-  /// From the lowest pin up.
+  /// Iterates from the lowest pin to the highest.
   public struct Iterator: IteratorProtocol {
     fileprivate var bits: UInt32
 

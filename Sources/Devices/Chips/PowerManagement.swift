@@ -3,13 +3,13 @@ import Synchronization
 
 /// The wiring of the ACPI fixed hardware: its block of I/O ports, SCI, the clock and the power switch.
 ///
-/// Lock order: this lock, then the interrupt line's. The clock is read before the lock is taken; the
-/// power-off handler is called without it, on the vCPU's thread.
+/// Lock order: this object's lock, then the interrupt line's. The clock is read before the lock is taken. The power-off
+/// handler is called without the lock, on the vCPU's thread.
 public final class PowerManagement: BusDevice {
-  /// Size of the I/O region, in bytes.
+  /// The size of the I/O region in bytes.
   public static let regionSize: UInt64 = 128
 
-  /// SLP_TYP of S5, the one sleep state that the DSDT offers (`\_S5`); writing another does nothing.
+  /// SLP_TYP of S5, the only sleep state that the DSDT offers (`\_S5`); other values have no effect.
   public static let softOffSleepType: UInt8 = 0
 
   private let registers: Mutex<PowerManagementRegisters>
@@ -18,9 +18,9 @@ public final class PowerManagement: BusDevice {
   private let onPowerOff: @Sendable () -> Void
 
   /// - Parameters:
-  ///   - clock: nanoseconds of a clock that never goes back.
+  ///   - clock: returns the nanoseconds of a monotonic clock.
   ///   - interrupt: SCI, asserted while an enabled event is pending.
-  ///   - onPowerOff: the guest has entered S5.
+  ///   - onPowerOff: called when the guest enters S5.
   public init(
     clock: @escaping @Sendable () -> UInt64, interrupt: any InterruptLine, onPowerOff: @escaping @Sendable () -> Void
   ) {
@@ -30,10 +30,10 @@ public final class PowerManagement: BusDevice {
     registers = Mutex(PowerManagementRegisters(nanoseconds: clock()))
   }
 
-  /// The button, as a person presses it: the guest is asked to shut down.
+  /// Presses the power button, which asks the guest to shut down.
   public func pressPowerButton() { update { $0.raise(.powerButton) } }
 
-  /// A general-purpose event of block 0, as the DSDT's `_Lxx` and `_Exx` methods number them.
+  /// Raises a general-purpose event of block 0, by its number in the DSDT's `_Lxx` and `_Exx` methods.
   /// - Parameter event: 0 to 63.
   public func raiseGeneralPurposeEvent(_ event: Int) {
     precondition((0..<64).contains(event), "GPE block 0 has 64 events")

@@ -1,15 +1,14 @@
 import Hardware
 
-/// The ACPI fixed hardware of the board as a value (ACPI 6.5, section 4.8): PM1 event and control
-/// blocks, the power management timer, and general-purpose event block 0. Its wiring is
-/// `PowerManagement`.
+/// The ACPI fixed hardware of the board as a value (ACPI 6.5, section 4.8): PM1 event and control blocks, the power
+/// management timer, and general-purpose event block 0. `PowerManagement` is its wiring.
 ///
 ///     0x00 PM1_STS  0x02 PM1_EN  0x04 PM1_CNT  0x08 PM_TMR  0x20 GPE0_STS (8)  0x28 GPE0_EN (8)
 ///
-/// The registers are bytes within, so any width may cross them. The timer's carry (TMR_STS) is noted
-/// whenever the registers are accessed; nothing wakes up to raise SCI for it in between.
+/// The registers are accessed by bytes, so an access of any width may span several. The timer's carry (TMR_STS) is
+/// detected at accesses to the registers only, so it raises SCI no earlier.
 public struct PowerManagementRegisters: Sendable {
-  /// PM1_STS, and in the same places PM1_EN.
+  /// The bits of PM1_STS and PM1_EN.
   public struct Events: OptionSet, Hashable, Sendable {
     public let rawValue: UInt16
     public init(rawValue: UInt16) { self.rawValue = rawValue }
@@ -29,15 +28,15 @@ public struct PowerManagementRegisters: Sendable {
   }
 
   private enum Control {
-    /// SCI_EN: always set, as there is no SMI to route the events to (FADT: SMI_CMD zero).
+    /// SCI_EN: always set, as there is no SMI that could deliver the events (FADT: SMI_CMD zero).
     static let sciEnable: UInt16 = 1 << 0
-    /// BM_RLD (bit 1) and SLP_TYP (bits 12:10) read back. GBL_RLS (bit 2) and SLP_EN (bit 13) act
-    /// and read zero; there is no firmware for GBL_RLS to call.
+    /// BM_RLD (bit 1) and SLP_TYP (bits 12:10) read back. GBL_RLS (bit 2) and SLP_EN (bit 13) are write-only; GBL_RLS has
+    /// no effect, as there is no firmware.
     static let stored: UInt16 = 1 << 1 | 7 << 10
     static let sleepEnable: UInt16 = 1 << 13
   }
 
-  /// PM_TMR counts at this rate, in Hz (ACPI 4.8.2.1).
+  /// The frequency of PM_TMR in Hz (ACPI 4.8.2.1).
   public static let timerFrequency: UInt64 = 3_579_545
 
   private var status: Events = []
@@ -45,7 +44,7 @@ public struct PowerManagementRegisters: Sendable {
   private var control: UInt16 = 0
   private var generalStatus: UInt64 = 0
   private var generalEnabled: UInt64 = 0
-  /// How often bit 23 of the timer had changed when it was last looked at.
+  /// The number of changes of the timer's bit 23 at the last access.
   private var carries: UInt64 = 0
 
   public init(nanoseconds: UInt64) {
@@ -59,10 +58,12 @@ public struct PowerManagementRegisters: Sendable {
 
   public mutating func raise(_ events: Events) { status.formUnion(events) }
 
+  /// Raises a general-purpose event.
   /// - Parameter event: 0 to 63.
   public mutating func raiseGeneral(_ event: Int) { generalStatus[bit: event] = true }
 
-  /// - Parameter nanoseconds: of a clock that never goes back.
+  /// Reads registers.
+  /// - Parameter nanoseconds: of a monotonic clock.
   public mutating func read(offset: UInt64, width: AccessWidth, nanoseconds: UInt64) -> UInt64 {
     let ticks = noteCarry(nanoseconds)
     var value: UInt64 = 0
@@ -72,8 +73,9 @@ public struct PowerManagementRegisters: Sendable {
     return value
   }
 
-  /// - Parameter nanoseconds: of a clock that never goes back.
-  /// - Returns: the sleep type that the guest has entered (SLP_TYP at the write of SLP_EN).
+  /// Writes registers.
+  /// - Parameter nanoseconds: of a monotonic clock.
+  /// - Returns: the sleep type that the guest enters (SLP_TYP when it writes SLP_EN), or nil.
   public mutating func write(offset: UInt64, width: AccessWidth, value: UInt64, nanoseconds: UInt64) -> UInt8? {
     _ = noteCarry(nanoseconds)
     var sleep: UInt8?
@@ -128,16 +130,16 @@ public struct PowerManagementRegisters: Sendable {
     value = value & ~(0xff << (8 * index)) | Value(byte) << (8 * index)
   }
 
-  /// The timer, not yet cut to its 24 bits.
+  /// Returns the timer, not truncated to its 24 bits.
   private static func ticks(_ nanoseconds: UInt64) -> UInt64 {
     let product = nanoseconds.multipliedFullWidth(by: timerFrequency)
-    // The high half is below the frequency, which is below the divisor: the quotient fits.
+    // The high half is below the frequency, which is below the divisor, so the quotient fits.
     return (1_000_000_000 as UInt64).dividingFullWidth(product).quotient
   }
 
   private mutating func noteCarry(_ nanoseconds: UInt64) -> UInt64 {
     let ticks = Self.ticks(nanoseconds)
-    // Two vCPUs may bring their readings out of order.
+    // The readings of two vCPUs may arrive out of order.
     if ticks >> 23 > carries {
       carries = ticks >> 23
       status.insert(.timer)

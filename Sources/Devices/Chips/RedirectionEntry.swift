@@ -1,7 +1,7 @@
 import Hardware
 
-/// One entry of an I/O APIC's redirection table (82093AA data sheet, section 3.2.4; in remappable
-/// format VT-d 5.1.5.1). Either format makes its message by the same rule, bit for bit:
+/// One entry of an I/O APIC's redirection table (82093AA data sheet, section 3.2.4; remappable format: VT-d 5.1.5.1). The
+/// bits of the message come from the same bits of the entry in both formats:
 ///
 ///       63                    49 48 47      17 16 15 14 13 12 11 10   8 7       0
 ///      +------------------------+--+----------+--+--+--+--+--+--+------+---------+
@@ -21,33 +21,33 @@ public struct RedirectionEntry: RawRepresentable, Hashable, Sendable {
 
   public var vector: UInt8 { UInt8(truncatingIfNeeded: rawValue) }
 
-  /// Bit 14: a level-triggered interrupt is with a local APIC, which has not ended it. Read-only.
+  /// Bit 14: a local APIC has accepted a level-triggered interrupt and not ended it. Read-only.
   public internal(set) var remoteIRR: Bool {
     get { rawValue[bit: 14] }
     set { rawValue[bit: 14] = newValue }
   }
 
-  /// Bit 15: level-triggered, not edge.
+  /// Bit 15: level-triggered, not edge-triggered.
   public var isLevelTriggered: Bool { rawValue[bit: 15] }
 
   /// Bit 16.
   public var isMasked: Bool { rawValue[bit: 16] }
 
-  /// Bits that keep what is written. Not: delivery status (bit 12, zero: a message is sent at once),
-  /// remote IRR, and the reserved bits 47:17.
+  /// The bits that software can write: all but delivery status (bit 12, zero, as messages are sent at once), remote IRR,
+  /// and the reserved bits 47:17.
   static let writable: UInt64 = 0xffff_0000_0001_afff
 
-  /// Replaces one half by what the guest wrote.
+  /// Writes one half of the entry.
   mutating func write(_ value: UInt32, upperHalf: Bool) {
     let shift = upperHalf ? 32 : 0
     let mask = Self.writable & (UInt64(UInt32.max) << shift)
     rawValue = rawValue & ~mask | UInt64(value) << shift & mask
-    // An edge-triggered entry has none. Software without an EOI register ends an interrupt by
-    // making the entry edge-triggered and level-triggered again (Linux, __eoi_ioapic_pin).
+    // Remote IRR is clear in an edge-triggered entry. Without an EOI register, software ends an interrupt by switching the
+    // entry to edge-triggered and back (Linux, __eoi_ioapic_pin).
     if !isLevelTriggered { remoteIRR = false }
   }
 
-  /// The write that the pin makes, masked or not.
+  /// The message that the pin sends, regardless of the mask.
   public var message: InterruptMessage {
     let address: UInt64 = 0xfee0_0000 | rawValue[bits: 48...63] << 4 | rawValue[bits: 11...11] << 2
     var data = UInt32(truncatingIfNeeded: rawValue[bits: 0...10])

@@ -3,13 +3,13 @@ import Synchronization
 
 /// The reset control register at port 0xCF9 (I/O Controller Hub 9 data sheet, 13.7.5, RST_CNT).
 public struct ResetControlRegister: Hashable, Sendable {
-  /// What a guest asks for.
+  /// The kind of reset that a guest requests.
   public enum Reset: Hashable, Sendable {
     /// SYS_RST clear: INIT to the processors only.
     case processors
     /// SYS_RST set: the whole platform.
     case platform
-    /// SYS_RST and FULL_RST set: the platform, with power off and on again.
+    /// SYS_RST and FULL_RST set: the whole platform, with a power cycle.
     case powerCycle
   }
 
@@ -21,7 +21,8 @@ public struct ResetControlRegister: Hashable, Sendable {
 
   public init() {}
 
-  /// - Returns: the reset that the write starts: when RST_CPU goes from 0 to 1.
+  /// Writes the register.
+  /// - Returns: the reset that starts if RST_CPU changes from 0 to 1.
   public mutating func write(_ new: UInt8) -> Reset? {
     let rises = new & Self.resetProcessor != 0 && value & Self.resetProcessor == 0
     value = new & (Self.systemReset | Self.resetProcessor | Self.fullReset)
@@ -33,9 +34,9 @@ public struct ResetControlRegister: Hashable, Sendable {
 
 /// The wiring of the reset control register: one byte-wide port.
 ///
-/// Lock order: the lock is a leaf; the handler is called without it, on the vCPU's thread.
+/// Lock order: the lock is a leaf. The handler is called without it, on the vCPU's thread.
 public final class ResetControl: BusDevice {
-  /// Size of the I/O region, in bytes.
+  /// The size of the I/O region in bytes.
   public static let regionSize: UInt64 = 1
 
   private let register = Mutex(ResetControlRegister())
@@ -58,13 +59,13 @@ public final class ResetControl: BusDevice {
   }
 }
 
-/// The eight ports from 0xCF8, where the reset control register lies within the configuration
-/// address register: a byte access of 0xCF9 is the one, every other access the other.
+/// The eight ports from 0xCF8, where the reset control register overlaps the configuration address register: a byte access
+/// to 0xCF9 goes to the former, all other accesses to the latter.
 ///
-/// A region of its own at 0xCF9 would not do: it would cut the bus at that byte, and the doubleword
-/// accesses of 0xCF8 would find nothing that answers all of them.
+/// A separate region at 0xCF9 would not work: it would split the region at that byte, and then no device would answer the
+/// whole of a doubleword access to 0xCF8.
 public final class ConfigurationAndResetPorts: BusDevice {
-  /// Size of the I/O region, in bytes.
+  /// The size of the I/O region in bytes.
   public static let regionSize: UInt64 = 8
 
   private let configuration: any BusDevice

@@ -1,20 +1,20 @@
 import Hardware
 import Synchronization
 
-/// Where a serial port's bytes go.
+/// The destination of a serial port's output.
 public protocol ChardevOutput: AnyObject, Sendable {
-  /// Takes one byte. It runs on a vCPU's thread with the port's lock held, so it may buffer but neither wait for a
-  /// reader nor call the port.
-  /// - Returns: false where there is no room for it. `SerialPort.outputRoom` follows when there is.
+  /// Takes one byte. Called on a vCPU's thread with the port's lock held, so it may buffer the byte, but must neither wait
+  /// for a reader nor call the port.
+  /// - Returns: false if there is no room for the byte. The owner calls `SerialPort.outputRoom` when there is room again.
   func write(_ byte: UInt8) -> Bool
 }
 
-/// The wiring of a `UART16550`: eight I/O ports, an interrupt line, and the host's two ends.
+/// The wiring of a `UART16550`: eight I/O ports, an interrupt line, and input and output of the host.
 ///
-/// Lock order: the port's lock, then the interrupt line's and the output's. The room handler is
-/// called without it, so it may call the port.
+/// Lock order: the port's lock, then the interrupt line's and the output's. The room handler is called without the port's
+/// lock, so it may call the port.
 public final class SerialPort: ByteWideDevice {
-  /// Size of the I/O region, in bytes.
+  /// The size of the I/O region in bytes.
   public static let regionSize: UInt64 = 8
 
   private struct State {
@@ -31,11 +31,11 @@ public final class SerialPort: ByteWideDevice {
     self.interrupt = interrupt
   }
 
-  /// How many bytes `receive` takes now without loss. Only the guest makes more room, and only
-  /// `receive` (or the guest: loopback, FIFOs off) less.
+  /// The number of bytes that `receive` takes now without loss. Only the guest increases it. Only `receive` and the guest
+  /// (loopback, FIFOs off) decrease it.
   public var receiveRoom: Int { state.withLock { $0.chip.receiveRoom } }
 
-  /// Bytes come in on the line. What is beyond `receiveRoom` is lost, and the guest sees an overrun.
+  /// Receives bytes from the line. Bytes beyond `receiveRoom` are lost, and the guest sees an overrun.
   public func receive(_ bytes: some Sequence<UInt8>) {
     state.withLock { state in
       for byte in bytes { state.chip.receive(byte) }
@@ -43,16 +43,16 @@ public final class SerialPort: ByteWideDevice {
     }
   }
 
-  /// Sets what to call when the guest has made room: when the receiver has run empty, so that input
-  /// moves in batches. It runs on a vCPU's thread.
+  /// Sets the handler that is called when the guest has emptied the receiver, so that input moves in batches. Called on a
+  /// vCPU's thread.
   public func onReceiveRoom(_ handler: (@Sendable () -> Void)?) {
     state.withLock { $0.roomHandler = handler }
   }
 
-  /// The output takes bytes again. From any thread.
+  /// Sends waiting bytes, now that the output takes bytes again. Any thread may call this.
   public func outputRoom() { access { _, _ in } }
 
-  /// As at power-on: registers at their defaults, FIFOs empty.
+  /// Returns to the state at power-on: registers at their defaults, FIFOs empty.
   public func reset() {
     access { chip, _ in chip = UART16550() }
   }

@@ -1,17 +1,17 @@
-/// A 16550A serial controller as a value: registers in, bytes and the level of INTR out (National
-/// Semiconductor PC16550D data sheet, section 8). Its wiring is `SerialPort`.
+/// A 16550A serial controller as a value (National Semiconductor PC16550D data sheet, section 8). `SerialPort` is its
+/// wiring.
 ///
-/// The line is infinitely fast, as long as the other end takes bytes: one written is sent before the
-/// write ends. While the other end takes none, THRE and TEMT are clear, and bytes stay in the holding
-/// register or the transmitter's FIFO; those that do not fit are lost, as on the chip. Four character
-/// times pass at once, so what is in the receiver below its trigger level is a character timeout.
-/// INTR is as the chip drives it: a PC gates it by OUT2, we do not, like QEMU, since small kernels
-/// forget that bit.
+/// The line is infinitely fast while the other end takes bytes: a written byte is sent before the write ends. While the
+/// other end takes none, THRE and TEMT are clear, and bytes stay in the holding register or the transmitter's FIFO; bytes
+/// that do not fit are lost, as on the chip. The character timeout of four character times elapses at once, so bytes in
+/// the receiver below its trigger level cause it immediately.
+///
+/// INTR is the chip's output. A PC gates it by OUT2; this model does not, like QEMU, since small kernels do not set it.
 public struct UART16550: Sendable {
-  /// What an access did beyond the registers.
+  /// The effects of an access beyond the registers.
   public struct Effects: Hashable, Sendable {
-    /// INTR was low at some moment of the access, though it may be high again: an edge-triggered
-    /// controller has to see that.
+    /// INTR was low at some moment of the access, though it may be high again: an edge-triggered interrupt controller must
+    /// see that.
     public var interruptFell = false
 
     public init() {}
@@ -19,7 +19,7 @@ public struct UART16550: Sendable {
 
   static let fifoDepth = 16
 
-  /// What is at the other end: a modem that is on line and ready.
+  /// The inputs from the other end: a modem that is online and ready.
   private static let peer: ModemStatus = [.dataCarrierDetect, .dataSetReady, .clearToSend]
 
   private var interruptEnable: InterruptEnable = []
@@ -30,7 +30,7 @@ public struct UART16550: Sendable {
   private var overrun = false
   private var scratch: UInt8 = 0
   private var divisorLatch: UInt16 = 0
-  /// The transmitter became empty, or its interrupt was enabled, and the guest has not been told.
+  /// The transmitter became empty, or its interrupt was enabled, and the guest has not read that yet.
   private var transmitterInterrupt = false
 
   /// The transmitter's FIFO, or the holding register.
@@ -47,17 +47,18 @@ public struct UART16550: Sendable {
   /// The level of INTR.
   public var interrupt: Bool { interruptIdentification != .none }
 
-  /// How many bytes the receiver takes before it overruns. In loopback the line is cut off: zero.
+  /// The number of bytes that the receiver takes before it overruns. Zero in loopback, which disconnects the line.
   public var receiveRoom: Int { modemControl.contains(.loop) ? 0 : receiverCapacity - receivedCount }
 
   public var receiverIsEmpty: Bool { receivedCount == 0 }
 
-  /// A byte comes in on the line.
+  /// Receives a byte from the line.
   public mutating func receive(_ byte: UInt8) {
     guard !modemControl.contains(.loop) else { return }
     accept(byte)
   }
 
+  /// Reads a register.
   /// - Parameter register: the offset from the port's base; only bits 2:0 are decoded.
   public mutating func read(_ register: UInt8, effects: inout Effects) -> UInt8 {
     switch register & 7 {
@@ -74,6 +75,7 @@ public struct UART16550: Sendable {
     }
   }
 
+  /// Writes a register.
   /// - Parameter register: the offset from the port's base; only bits 2:0 are decoded.
   public mutating func write(_ value: UInt8, to register: UInt8, effects: inout Effects) {
     switch register & 7 {
@@ -87,7 +89,7 @@ public struct UART16550: Sendable {
       modemControl = ModemControl(rawValue: value).intersection(.implemented)
       updateModemInputs()
     case 7: scratch = value
-    default: break  // LSR and MSR are for reading.
+    default: break  // LSR and MSR are read-only.
     }
   }
 
@@ -115,7 +117,7 @@ public struct UART16550: Sendable {
   }
 
   private mutating func enableInterrupts(_ new: InterruptEnable) {
-    // While the transmitter is empty, enabling its interrupt is a cause: this is how drivers start.
+    // Enabling the interrupt while the transmitter is empty raises it: drivers start transmission this way.
     if heldCount == 0, new.subtracting(interruptEnable).contains(.transmitterHoldingRegisterEmpty) {
       transmitterInterrupt = true
     }
@@ -124,10 +126,10 @@ public struct UART16550: Sendable {
 
   // MARK: Transmitter
 
-  /// The byte that leaves on the line next.
+  /// The byte to send next.
   public var nextToSend: UInt8? { heldCount > 0 ? held[heldFirst] : nil }
 
-  /// The byte has left.
+  /// Removes the byte that was sent.
   public mutating func sent() {
     guard heldCount > 0 else { return }
     heldFirst = (heldFirst + 1) % Self.fifoDepth
@@ -145,7 +147,7 @@ public struct UART16550: Sendable {
       held[(heldFirst + heldCount) % Self.fifoDepth] = byte
       heldCount += 1
     } else if !fifosEnabled {
-      // A full FIFO keeps what it has; the single holding register is written over.
+      // A full FIFO keeps its bytes; the single holding register is overwritten.
       held[heldFirst] = byte
     }
   }
@@ -170,7 +172,7 @@ public struct UART16550: Sendable {
       receivedCount += 1
     } else {
       overrun = true
-      // Full FIFOs keep what they have; the single holding register is written over.
+      // A full FIFO keeps its bytes; the single holding register is overwritten.
       if !fifosEnabled { received[receivedFirst] = byte }
     }
   }
@@ -180,7 +182,7 @@ public struct UART16550: Sendable {
     let byte = received[receivedFirst]
     receivedFirst = (receivedFirst + 1) % Self.fifoDepth
     receivedCount -= 1
-    // Reading ends a character timeout; what is left times out anew.
+    // The read ends a character timeout; the remaining bytes start a new one.
     if identification(timeoutElapsed: false) == .none { effects.interruptFell = true }
     return byte
   }
@@ -189,7 +191,7 @@ public struct UART16550: Sendable {
     let toggled = new.contains(.enable) != fifosEnabled
     if toggled || new.isSuperset(of: [.enable, .receiverReset]) { receivedCount = 0 }
     if toggled || new.isSuperset(of: [.enable, .transmitterReset]) { dropHeld() }
-    // Without the enable bit, the others are not programmed.
+    // The chip ignores the other bits unless the enable bit is set.
     fifoControl = new.contains(.enable) ? new : FIFOControl(rawValue: 0)
   }
 
@@ -216,7 +218,7 @@ public struct UART16550: Sendable {
     modemStatus = inputs.union(deltas)
   }
 
-  /// In loopback the four modem outputs come back as the inputs.
+  /// In loopback the four modem outputs drive the inputs.
   private var loopedInputs: ModemStatus {
     var inputs: ModemStatus = []
     if modemControl.contains(.requestToSend) { inputs.insert(.clearToSend) }

@@ -35,7 +35,7 @@ extension UART16550 {
     static let receiverReset = FIFOControl(rawValue: 0x02)
     static let transmitterReset = FIFOControl(rawValue: 0x04)
 
-    /// Bits 7:6: how many bytes make received data available.
+    /// Bits 7:6: the number of received bytes that raises the interrupt.
     var receiverTrigger: Int { [1, 4, 8, 14][Int(rawValue >> 6)] }
   }
 
@@ -70,7 +70,7 @@ extension UART16550 {
     static let implemented = ModemControl(rawValue: 0x1f)
   }
 
-  /// MSR: inputs in bits 7:4, in bits 3:0 which of them changed since the last read.
+  /// MSR: the inputs in bits 7:4, and in bits 3:0 their changes since the last read.
   public struct ModemStatus: OptionSet, Hashable, Sendable {
     public let rawValue: UInt8
     public init(rawValue: UInt8) { self.rawValue = rawValue }
