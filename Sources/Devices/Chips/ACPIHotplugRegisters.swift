@@ -108,7 +108,7 @@ public struct ACPIHotplugRegisters: Sendable {
     return slots[slot].up
   }
 
-  /// Requests the removal of the device. If its insertion is announced, too, the guest sees that first.
+  /// Requests the removal of the device. An unread announcement of its insertion stays.
   /// - Returns: whether to raise the event; false if the slot is empty.
   mutating func requestRemoval(_ slot: Int) -> Bool {
     guard slots[slot].isOccupied else { return false }

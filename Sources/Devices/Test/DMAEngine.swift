@@ -2,30 +2,31 @@ import Hardware
 import PCI
 import Synchronization
 
-/// `dma-engine`: Nestling's own endpoint that asks of the IOMMU what other test devices cannot. What its driver sees is
-/// told in `DMAEngineRegisters`; a command runs on the engine's worker, so no vCPU waits for one.
+/// `dma-engine`: Nestling's own endpoint for IOMMU features that other test devices do not use. `DMAEngineRegisters`
+/// documents its programming interface. Commands run on the engine's worker, so vCPUs do not wait for them.
 ///
-/// Lock order: `job`, which a command holds while it runs; `cache`, which one access of at most a page holds from
-/// looking its translation up to its last byte, so that an invalidation is answered when no access goes by it; `buffer`;
-/// `state`; the function's. Translation requests, page requests and invalidate completions are made with none but
-/// `job` held.
+/// Lock order: `job`, `cache`, `buffer`, `state`, the function's. A command holds `job` while it runs. An access of at most
+/// a page holds `cache` from the lookup of its translation to its last byte, so that no access still uses a translation
+/// when its invalidation is answered. Translation requests, page requests and invalidate completions are sent with none of
+/// the locks held but `job`.
 public final class DMAEngine: FunctionModel, TranslationCache {
   struct State {
     var registers = DMAEngineRegisters()
-    /// Changes with a reset or the end of a command: a command of before is to stop.
+    /// Changes with a reset and the end of a command: a command that began in an earlier generation must stop.
     var generation: UInt64 = 0
-    /// Tags of the invalidate requests that are not answered.
+    /// The tags of the unanswered invalidate requests.
     var heldTags: UInt32 = 0
-    /// Those of them that the worker is to answer.
+    /// Those of `heldTags` that the worker will answer.
     var laterTags: UInt32 = 0
-    /// What came for the page request that a command waits for.
+    /// The page group response for which a command waits.
     var awaited: Awaited?
   }
 
-  /// A page group response that a command waits for.
+  /// A page group response for which a command waits.
   struct Awaited {
     var groupIndex: UInt16
     var pasid: UInt32?
+    /// nil until the response arrives.
     var code: PageGroupResponse.Code?
   }
 
@@ -37,9 +38,9 @@ public final class DMAEngine: FunctionModel, TranslationCache {
   let job = Mutex<DMAEngineJob?>(nil)
   private let worker = Mutex<(any QueueWorker)?>(nil)
 
-  /// - Parameter address: device and function on the bus that the caller puts `function` on.
+  /// - Parameter address: device and function on the bus to which the caller adds `function`.
   public init(environment: PCIEnvironment, address: RequesterID) {
-    // Not an identifier of QEMU's: edu is 11e8.
+    // QEMU does not use this device ID; its edu has 11e8.
     var description = FunctionDescription(vendorID: 0x1234, deviceID: 0x11e9, classCode: 0x088000)
     description.revisionID = 1
     description.subsystemVendorID = 0x1af4
@@ -118,13 +119,13 @@ public final class DMAEngine: FunctionModel, TranslationCache {
     }
     if released != 0 { port.completeInvalidations(released) }
     if effect == .end || effect == .endAndRelease { updateStopped() }
-    // Not with the lock held: a worker may run at once.
+    // Without the lock, as the worker may run at once.
     if effect == .start { wake() }
   }
 
   public func reset() {
-    // The command stops before its next page. The reset waits for the page in flight: afterwards software may use the
-    // memory for something else.
+    // The command stops before its next page. The reset waits for the page in flight, as software may reuse the memory
+    // afterwards.
     state.withLock { $0.generation &+= 1 }
     job.withLock { $0 = nil }
     let released = state.withLock { state in
@@ -132,7 +133,7 @@ public final class DMAEngine: FunctionModel, TranslationCache {
       state = State(generation: state.generation &+ 1)
       return released
     }
-    // What is cached goes, so what was to be answered can be.
+    // With the cache empty, the held invalidations can be answered.
     cache.withLock { $0.removeAll() }
     buffer.withLock { buffer in
       for index in buffer.indices { buffer[index] = 0 }
@@ -140,7 +141,7 @@ public final class DMAEngine: FunctionModel, TranslationCache {
     if released != 0 { port.completeInvalidations(released) }
   }
 
-  /// A command stops before its next page.
+  /// Stops a command before its next page.
   public func endRequests() { state.withLock { $0.generation &+= 1 } }
 
   public func released() { port.connect(nil) }
@@ -157,7 +158,7 @@ public final class DMAEngine: FunctionModel, TranslationCache {
     updateStopped()
   }
 
-  /// Brings PRI's Stopped bit in step with its enable bit and what is outstanding.
+  /// Updates PRI's Stopped bit from its enable bit and the outstanding request.
   func updateStopped() {
     guard let at = function.extendedCapability(PageRequestControl.id) else { return }
     let isWaiting = state.withLock { $0.awaited != nil }
@@ -170,7 +171,7 @@ public final class DMAEngine: FunctionModel, TranslationCache {
     }
   }
 
-  /// What the function may do, by its capabilities.
+  /// The features that software has enabled in the function's capabilities.
   struct Enables {
     var translation: Bool
     var pageRequests: Bool
@@ -192,14 +193,15 @@ public final class DMAEngine: FunctionModel, TranslationCache {
         rawValue: word(ProcessAddressSpaceControl.id, ProcessAddressSpaceControl.offset)))
   }
 
-  /// Called with the state's lock held: whoever sees that the engine is not busy may count on the interrupt.
+  /// Ends the command. Called with the state's lock held, so that software that sees the engine idle can rely on the
+  /// interrupt.
   func finish(_ result: DMAEngineRegisters.Result, _ state: inout State) {
     guard let command = state.registers.running else { return }
     state.registers.finish(result)
     if command.interrupts { function.msix?.signal(state.registers.vector) }
   }
 
-  /// Ends a wait for a page group response that will not come.
+  /// Ends the wait for a page group response that will not arrive.
   private func fail(_ code: PageGroupResponse.Code) {
     let isWaiting = state.withLock { state in
       guard state.awaited != nil else { return false }
@@ -228,7 +230,7 @@ public final class DMAEngine: FunctionModel, TranslationCache {
     case .atOnce: port.completeInvalidations(tag)
     case .later: wake()
     case .never: break
-    // Of 32 tags the next is outstanding only if all are.
+    // The next tag is outstanding only if all 32 are.
     case .wrongTag: port.completeInvalidations(1 << UInt32((request.tag &+ 1) & 31))
     }
   }
@@ -237,6 +239,7 @@ public final class DMAEngine: FunctionModel, TranslationCache {
     if take(response) { wake() }
   }
 
+  /// Records a response.
   /// - Returns: whether a command waits for it.
   func take(_ response: PageGroupResponse) -> Bool {
     let (isAwaited, isFailure) = state.withLock { state -> (Bool, Bool) in

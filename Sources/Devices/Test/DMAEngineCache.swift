@@ -1,12 +1,12 @@
 import Hardware
 
-/// The translation cache of `dma-engine` (ATC): pages by ATS, until an invalidate request takes them out or their place
-/// is needed. A plain value; the engine puts a lock around it.
+/// The translation cache (ATC) of `dma-engine`. It keeps translations from ATS until an invalidate request or a newer
+/// entry removes them. A plain value; the engine adds the lock.
 struct DMAEngineCache: Sendable {
   struct Entry: Hashable, Sendable {
-    /// First untranslated address.
+    /// The first untranslated address.
     var page: UInt64
-    /// Of the requests that go by it, or nil for those without.
+    /// The PASID of the requests that use the entry; nil for requests without PASID.
     var pasid: UInt32?
     var isPrivileged: Bool
     var translation: DeviceTranslation
@@ -18,11 +18,12 @@ struct DMAEngineCache: Sendable {
 
   private(set) var entries: [Entry] = []
   private var victim = 0
-  /// Changes with each invalidation: an answer to a request from before it is not to be cached, nor used.
+  /// Changes with each invalidation. A translation that was requested in an earlier epoch must be neither cached nor used.
   private(set) var epoch: UInt64 = 0
 
   init() { entries.reserveCapacity(Self.capacity) }
 
+  /// Returns the cached translation of an address.
   func lookup(_ address: UInt64, prefix: PASIDPrefix?) -> DeviceTranslation? {
     entries.first { entry in
       entry.page <= address && address <= entry.last && entry.pasid == prefix?.pasid
@@ -30,7 +31,8 @@ struct DMAEngineCache: Sendable {
     }?.translation
   }
 
-  /// - Returns: false where the answer is out of date.
+  /// Inserts a translation that was requested in `epoch`.
+  /// - Returns: false, without insertion, if the translation is out of date.
   mutating func insert(
     _ translation: DeviceTranslation, for address: UInt64, prefix: PASIDPrefix?, askedIn epoch: UInt64
   ) -> Bool {

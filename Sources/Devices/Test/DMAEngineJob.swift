@@ -2,19 +2,19 @@ import Hardware
 import PCI
 import Synchronization
 
-/// A command of `dma-engine` on its way: how far it came, and whether it waits for a page.
+/// The state of a running command of `dma-engine`: its progress, and whether it waits for a page.
 struct DMAEngineJob {
   let command: DMAEngineRegisters.Command
   let generation: UInt64
-  /// Bytes moved.
+  /// The number of bytes moved.
   var done: UInt64 = 0
-  /// How often the page that is needed now was requested.
+  /// The number of page requests for the current page.
   var requests = 0
-  /// Waits for a page group response.
+  /// Whether the command waits for a page group response.
   var isWaiting = false
 
   static let maximumRequests = 16
-  /// A copy goes through the engine by this many bytes, and no access is longer.
+  /// The size of the copy buffer, and of the longest access, in bytes.
   static let pageSize: UInt64 = 0x1000
 
   var prefix: PASIDPrefix? {
@@ -23,14 +23,14 @@ struct DMAEngineJob {
 }
 
 extension DMAEngine {
-  /// How a step of a command ended.
+  /// The reason why a command's current run ended.
   private enum Step: Error {
     case finished(DMAEngineRegisters.Result)
-    /// A page was requested; the response wakes the worker.
+    /// The command requested a page; the response wakes the worker.
     case waits
   }
 
-  /// One side of a transfer's next access.
+  /// The next access of a transfer, on one side.
   private struct Access {
     var address: UInt64
     var count: Int
@@ -48,12 +48,12 @@ extension DMAEngine {
       return state.laterTags
     }
     if later != 0 { port.completeInvalidations(later) }
-    // A page request that the root complex answers by itself has the command go on at once.
+    // If the root complex itself answers a page request, the command continues at once.
     while job.withLock({ advance(&$0) }) {}
   }
 
-  /// Takes the command as far as it goes.
-  /// - Returns: whether it can go on already.
+  /// Runs the command until it ends or waits.
+  /// - Returns: whether the command can already continue.
   private func advance(_ job: inout DMAEngineJob?) -> Bool {
     let (command, generation) = state.withLock { ($0.registers.running, $0.generation) }
     guard let command else {
@@ -79,10 +79,10 @@ extension DMAEngine {
         job = nil
         let done = current.done
         state.withLock { state in
-          // A reset or an end came first.
+          // A reset, or the end bit of CONTROL, came first.
           guard state.generation == generation else { return }
           state.registers.done = done
-          // The next command is another job.
+          // The next command needs a new job.
           state.generation &+= 1
           finish(result, &state)
         }
@@ -146,7 +146,7 @@ extension DMAEngine {
     while job.done < command.count {
       guard state.withLock({ $0.generation }) == job.generation else { throw .finished(.ended) }
       var count = min(command.count - job.done, DMAEngineJob.pageSize)
-      // Each access is within one page on both sides.
+      // Each access lies within one page on both sides.
       if operation != .write { count = min(count, Self.rest(command.source &+ job.done)) }
       if operation != .read { count = min(count, Self.rest(command.destination &+ job.done)) }
       let size = Int(count)
@@ -197,7 +197,7 @@ extension DMAEngine {
   private func write(_ job: inout DMAEngineJob, _ address: UInt64, _ bytes: [UInt8], _ count: Int) throws(Step) {
     try access(&job, Access(address: address, count: count, wanted: .write)) { (memory, address, _) throws(DMAError) in
       if count == 4, address % 4 == 0 {
-        // One access, so that it can be an interrupt request: a write to 0xFEEx_xxxx.
+        // A single access, which may be an interrupt request (a write to 0xFEEx_xxxx).
         try memory.storeUInt32(bytes.load(UInt32.self, at: 0), at: address)
       } else {
         try memory.write(bytes, 0..<count, to: address)
@@ -205,7 +205,7 @@ extension DMAEngine {
     }
   }
 
-  /// Makes one access in the way that the command asks for.
+  /// Performs one access: untranslated, translated, or through the device TLB, as the command specifies.
   private func access(
     _ job: inout DMAEngineJob, _ access: Access,
     _ body: (any DMAPort, UInt64, DMAAccess) throws(DMAError) -> Void
@@ -216,8 +216,8 @@ extension DMAEngine {
       try perform { () throws(DMAError) in try body(memory, access.address, access.wanted) }
       return
     }
-    // An invalidation between asking and using makes the engine ask again; software that never stops invalidating
-    // sees the command fail.
+    // After an invalidation between the translation request and the access, the engine repeats the request. The limit
+    // ends the command if software never stops invalidating.
     for _ in 0..<DMAEngineJob.maximumRequests {
       let epoch = cache.withLock { $0.epoch }
       var translation = cache.withLock { $0.lookup(access.address, prefix: job.prefix) }
@@ -238,7 +238,7 @@ extension DMAEngine {
         return
       }
       let address = translation.address | access.address & .lowBits(translation.shift)
-      // The cache's lock is held until the last byte is moved: an invalidation waits for that.
+      // The access holds the cache's lock until its last byte, so an invalidation waits for it.
       let outcome = cache.withLock { cache -> (isDone: Bool, error: DMAError?) in
         if isFresh {
           guard cache.insert(translation, for: access.address, prefix: job.prefix, askedIn: epoch) else {
@@ -328,7 +328,7 @@ extension DMAEngine {
     throw .finished(.success)
   }
 
-  /// A page grants too little: asks for it, and waits.
+  /// Requests a page that does not grant the wanted access, and waits.
   private func requestPage(_ job: inout DMAEngineJob, _ access: Access) throws(Step) {
     guard job.requests < DMAEngineJob.maximumRequests else { throw .finished(.stillNotGranted) }
     job.requests += 1
@@ -340,7 +340,7 @@ extension DMAEngine {
     throw .waits
   }
 
-  /// Sends a page request. If it is the last of its group, a response comes, and may be there already.
+  /// Sends a page request. If it is the last of its group, a response follows, possibly before this returns.
   private func send(_ job: inout DMAEngineJob, _ request: PageRequest) throws(Step) {
     let awaits = request.isLastInGroup && !request.isStopMarker
     let generation = job.generation
@@ -348,7 +348,7 @@ extension DMAEngine {
       guard state.generation == generation else { return false }
       state.registers.pageRequests &+= 1
       if awaits {
-        // Before it is sent: the response may come first.
+        // Before the request is sent, as the response may arrive at once.
         state.awaited = Awaited(groupIndex: request.groupIndex, pasid: request.prefix?.pasid)
       }
       return true
@@ -362,7 +362,7 @@ extension DMAEngine {
   }
 
   private func answer(_ code: PageGroupResponse.Code, to request: PageRequest) {
-    // As any response, but for the worker, which need not be woken: it comes back to this command.
+    // Like any response, but without waking the worker, which is already running this command.
     _ = take(PageGroupResponse(code: code, groupIndex: request.groupIndex, pasid: request.prefix?.pasid))
   }
 

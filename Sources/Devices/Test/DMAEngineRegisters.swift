@@ -1,12 +1,12 @@
 import Hardware
 
-/// The registers of `dma-engine` (1234:11e9), Nestling's own endpoint for what other test devices cannot ask of an
-/// IOMMU: requests with PASID, privilege and execute; address translation (ATS) and translated requests; page requests
-/// (PRI); answers to invalidations, and none.
+/// The registers of `dma-engine` (1234:11e9), Nestling's own endpoint for IOMMU features that other test devices do not
+/// use: requests with PASID, privilege and execute; address translation (ATS) and translated requests; page requests
+/// (PRI); and invalidations that are answered late, wrongly or never.
 ///
 /// The function is a root complex integrated endpoint with Function Level Reset and MSI-X:
 /// ```
-/// BAR 0   4 KiB  the registers below; aligned accesses of 4 or 8 bytes, others read as zero and change nothing
+/// BAR 0   4 KiB  the registers below; aligned accesses of 4 or 8 bytes, others read as zero and have no effect
 /// BAR 1   4 KiB  MSI-X: 4 vectors, table at 0, pending bits at 0x800
 /// BAR 2  64 KiB  the buffer: accesses of any width
 /// 0x100          ATS: queue depth 32, page-aligned requests; PRI: 32 outstanding; PASID: 20 bits, execute, privileged
@@ -15,61 +15,61 @@ import Hardware
 /// |---|---|---|
 /// | 0x00 | ID | RO 0x414d444e ("NDMA") |
 /// | 0x04 | VERSION | RO 1 |
-/// | 0x08 | CONTROL | 1:0 answer invalidations: 0 at once, 1 later (by the worker), 2 never, 3 with a wrong tag; 8 writing 1 ends a command that waits, with result 12; 9 writing 1 answers the invalidations that are held; 8 and 9 read as zero |
+/// | 0x08 | CONTROL | 1:0 when to answer invalidations: 0 at once, 1 later (by the worker), 2 never, 3 with a wrong tag; 8 write 1 to end a waiting command, with result 12; 9 write 1 to answer the held invalidations; 8 and 9 read as zero |
 /// | 0x0c | STATUS | RO 0 busy; 15:8 result of the last command |
-/// | 0x10 | COMMAND | a write while not busy starts; below |
+/// | 0x10 | COMMAND | a write while not busy starts a command; see below |
 /// | 0x14 | PASID | 19:0 |
 /// | 0x18 | SOURCE | 63:0 address to read, translate or request |
 /// | 0x20 | DESTINATION | 63:0 address to write |
 /// | 0x28 | COUNT | 63:0 bytes: up to the buffer's size for read and write, up to 1 GiB for copy |
 /// | 0x30 | OFFSET | 31:0 place in the buffer, for read and write |
-/// | 0x34 | VECTOR | 1:0 MSI-X vector of the interrupt when done |
+/// | 0x34 | VECTOR | 1:0 MSI-X vector of the interrupt at the end of a command |
 /// | 0x38 | DONE | RO bytes moved by the last command |
-/// | 0x40 | TRANSLATED | RO 63:0 first byte of the page that the last translate command was answered |
+/// | 0x40 | TRANSLATED | RO 63:0 first byte of the page in the completion of the last translate command |
 /// | 0x48 | RIGHTS | RO 0 read, 1 write, 2 execute, 3 privileged, 4 untranslated only, 5 non-snooped, 6 global; 15:8 log2 of the page's size |
-/// | 0x4c | RESPONSE | RO the last page group response: 8:0 group index, 15:12 code, 16 with PASID, 31 one came since the last command started |
+/// | 0x4c | RESPONSE | RO the last page group response: 8:0 group index, 15:12 code, 16 with PASID, 31 received since the last command started |
 /// | 0x50 | RESPONSE PASID | RO 19:0 |
 /// | 0x54 | RESPONSES | RO page group responses received |
 /// | 0x58 | PAGE REQUESTS | RO page requests sent |
 /// | 0x5c | INVALIDATIONS | RO invalidate requests received |
-/// | 0x60 | INVALIDATED FIRST | RO 63:0 first address of the last one |
-/// | 0x68 | INVALIDATED LAST | RO 63:0 last address of the last one |
-/// | 0x70 | INVALIDATED PASID | RO 19:0 its PASID, 31 it had one |
-/// | 0x74 | HELD | RO invalidate requests not answered yet |
+/// | 0x60 | INVALIDATED FIRST | RO 63:0 first address of the last invalidate request |
+/// | 0x68 | INVALIDATED LAST | RO 63:0 last address of the last invalidate request |
+/// | 0x70 | INVALIDATED PASID | RO 19:0 PASID of the last invalidate request, 31 it had a PASID |
+/// | 0x74 | HELD | RO unanswered invalidate requests |
 /// | 0x78 | CACHED | RO pages in the device TLB |
 /// | 0x7c | TRANSLATIONS | RO translation requests sent |
 ///
-/// COMMAND: 3:0 operation; 4 with PASID; 5 privileged; 6 execute (reads ask to execute); 7 no write (NW; translate
-/// only); 8 by the device TLB: pages are translated by ATS, cached, and accessed by translated requests; 9 addresses
-/// are translated already: translated requests without asking; 10 where a page grants too little, request it and go on
-/// after the response (with 8); 11 interrupt when done; 12 read, 13 write wanted, 14 last in group (request only);
-/// 24:16 group index of page requests.
+/// COMMAND: 3:0 operation; 4 with PASID; 5 privileged; 6 execute (reads request execution); 7 no write (NW; translate
+/// only); 8 use the device TLB: translate pages through ATS, cache them, and access them with translated requests; 9
+/// SOURCE and DESTINATION are translated addresses: use translated requests without ATS; 10 (with 8) if a page does not
+/// grant the access, request the page and continue after the response; 11 interrupt at the end; 12 request read access,
+/// 13 request write access, 14 last in group (request only); 24:16 group index of page requests.
 ///
 /// | operation | what |
 /// |---|---|
 /// | 1 read | memory at SOURCE to the buffer |
-/// | 2 write | the buffer to memory at DESTINATION; 4 bytes aligned to 4 are one access, as an interrupt request wants |
+/// | 2 write | the buffer to memory at DESTINATION; 4 bytes aligned to 4 are a single access, as an interrupt request needs |
 /// | 3 copy | memory at SOURCE to memory at DESTINATION |
-/// | 4 translate | asks ATS for the page at SOURCE, whatever is cached, and shows the answer; with 8 caches it, too |
-/// | 5 request | a page request for SOURCE; with 14 the command is done when the response has come, else at once |
+/// | 4 translate | sends a translation request for the page at SOURCE, even if it is cached, and shows the completion; with 8 also caches it |
+/// | 5 request | sends a page request for SOURCE; with 14 the command ends with the response, otherwise at once |
 /// | 6 stop | a stop marker for PASID |
 ///
 /// | result | what |
 /// |---|---|
 /// | 0 | none yet |
 /// | 1 | success |
-/// | 2 | the command makes no sense |
+/// | 2 | the bits of COMMAND are not a valid combination |
 /// | 3 | COUNT or OFFSET is out of range |
 /// | 4 | not enabled: Bus Master Enable, or a bit of ATS, PRI or PASID Control |
-/// | 5 | a request was refused by the IOMMU |
-/// | 6 | a request did not reach memory, or the transfer runs over the top of the address space |
+/// | 5 | the IOMMU refused a request |
+/// | 6 | a request did not reach memory, or the transfer wraps past the top of the address space |
 /// | 7 | translation: Unsupported Request |
 /// | 8 | translation: Completer Abort |
-/// | 9 | translation: the page does not grant what is wanted |
+/// | 9 | translation: the page does not grant the access |
 /// | 10 | page request: Invalid Request |
 /// | 11 | page request: Response Failure |
 /// | 12 | ended by CONTROL bit 8 |
-/// | 13 | a page was requested 16 times and still does not grant what is wanted |
+/// | 13 | a page was requested 16 times and still does not grant the access |
 struct DMAEngineRegisters: Sendable {
   enum Offset {
     static let identification: UInt64 = 0x00
@@ -125,7 +125,7 @@ struct DMAEngineRegisters: Sendable {
     case stillNotGranted = 13
   }
 
-  /// How invalidate requests are answered.
+  /// When and how the engine answers invalidate requests.
   enum Answering: UInt32, Sendable {
     case atOnce = 0
     case later = 1
@@ -133,7 +133,7 @@ struct DMAEngineRegisters: Sendable {
     case wrongTag = 3
   }
 
-  /// A command as it was started.
+  /// A command with the registers at its start.
   struct Command: Hashable, Sendable {
     let rawValue: UInt32
     var pasidValue: UInt32 = 0
@@ -156,7 +156,7 @@ struct DMAEngineRegisters: Sendable {
     var isLastInGroup: Bool { rawValue[bit: 14] }
     var groupIndex: UInt16 { UInt16(truncatingIfNeeded: rawValue[bits: 16...24]) }
 
-    /// Whether the flags go with the operation and each other.
+    /// Whether the flags are a valid combination for the operation.
     var makesSense: Bool {
       guard let operation, rawValue & 0xfe00_8000 == 0 else { return false }
       if isPrivileged || executes, pasid == nil { return false }
@@ -188,7 +188,8 @@ struct DMAEngineRegisters: Sendable {
   private var isBusy = false
   private var result = Result.none
 
-  /// Told by the device as it works.
+  // The device updates the registers below as it works.
+
   var done: UInt64 = 0
   var translated: UInt64 = 0
   var rights: UInt32 = 0
@@ -204,7 +205,7 @@ struct DMAEngineRegisters: Sendable {
   var cached: UInt32 = 0
   var translations: UInt32 = 0
 
-  /// The 4 bytes at a multiple of 4.
+  /// Returns the 4 bytes at a multiple of 4.
   private func word(_ offset: UInt64) -> UInt32 {
     func half(_ value: UInt64) -> UInt32 { UInt32(truncatingIfNeeded: offset & 4 == 0 ? value : value >> 32) }
     return switch offset {
@@ -243,16 +244,16 @@ struct DMAEngineRegisters: Sendable {
     return width == .doubleword ? low : low | UInt64(word(offset &+ 4)) << 32
   }
 
-  /// What a write asks of the device.
+  /// The action for the device after a write.
   enum Effect: Hashable, Sendable {
     case none
-    /// A command was started.
+    /// Start a command.
     case start
-    /// CONTROL: the command that waits is to end.
+    /// CONTROL: end the waiting command.
     case end
-    /// CONTROL: what is held is to be answered.
+    /// CONTROL: answer the held invalidations.
     case release
-    /// Both of these.
+    /// CONTROL: both.
     case endAndRelease
   }
 
@@ -273,7 +274,7 @@ struct DMAEngineRegisters: Sendable {
       control = value & 3
       if value[bit: 8] { return value[bit: 9] ? .endAndRelease : .end }
       return value[bit: 9] ? .release : .none
-    // While a command runs, what it was started with stands still.
+    // The parameters of a running command are read-only.
     case _ where isBusy: break
     case Offset.command:
       commandBits = value
@@ -294,7 +295,7 @@ struct DMAEngineRegisters: Sendable {
 
   var answering: Answering { Answering(rawValue: control & 3) ?? .atOnce }
 
-  /// The command that runs, if any.
+  /// The running command, if any.
   var running: Command? {
     guard isBusy else { return nil }
     return Command(

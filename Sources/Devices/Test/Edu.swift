@@ -3,16 +3,17 @@ import PCI
 import Synchronization
 
 /// QEMU's educational device, `edu` (docs/specs/edu.rst): a factorial, an interrupt and a DMA engine with a buffer of
-/// 4 KiB, behind one BAR. Its own words for registers and bits are those of that document.
+/// 4 KiB, behind one BAR. The names of registers and bits are those of that document.
 ///
-/// As in QEMU it is a conventional function: no PCI Express capability, and so no Function Level Reset. Where it is
-/// otherwise than in QEMU:
-/// - A transfer that is not within the buffer moves nothing, and completes. QEMU before 10 aborts, later ones reach
-///   past the buffer. So does one that would go on at address 0 after the top of the address space; if it reads, the
-///   buffer is zero there.
+/// As in QEMU it is a conventional function without a PCI Express capability, and so without Function Level Reset. The
+/// differences from QEMU:
+/// - A transfer that is not within the buffer completes without moving data. QEMU before 10 aborts; later versions access
+///   memory past the buffer.
+/// - A transfer that would wrap past the top of the address space completes without moving data, too; a read fills its
+///   part of the buffer with zeros.
 /// - A transfer starts at once, not 100 ms after the command.
 /// - A reset of the board clears the registers.
-/// - The vector of MSI can be masked, as every MSI of this module.
+/// - MSI has per-vector masking, like all MSI capabilities of `PCI`.
 ///
 /// Lock order: `buffer`, which a transfer holds from its start to its end, then `registers`, then the function's.
 public final class Edu: FunctionModel {
@@ -24,8 +25,8 @@ public final class Edu: FunctionModel {
   private let worker = Mutex<(any QueueWorker)?>(nil)
 
   /// - Parameters:
-  ///   - mask: what a DMA address is reduced to, by a bitwise and (`dma_mask`).
-  ///   - address: device and function on the bus that the caller puts `function` on.
+  ///   - mask: ANDed with each DMA address (`dma_mask`).
+  ///   - address: device and function on the bus to which the caller adds `function`.
   public init(mask: UInt64, environment: PCIEnvironment, address: RequesterID) {
     self.mask = mask
     var description = FunctionDescription(vendorID: 0x1234, deviceID: 0x11e8, classCode: 0x00ff00)
@@ -76,11 +77,11 @@ public final class Edu: FunctionModel {
       drive(registers.write(offset, value))
       return registers.hasWork
     }
-    // Not with the lock held: a worker may run at once.
+    // Without the lock, as the worker may run at once.
     if hasWork { worker.withLock { $0 }?.wake() }
   }
 
-  /// Called with the registers' lock held, so that what is on the wire is what they say.
+  /// Changes the interrupt. Called with the registers' lock held, so that the wire matches the registers.
   private func drive(_ interrupt: EduRegisters.Interrupt) {
     switch interrupt {
     case .none: break
@@ -101,8 +102,7 @@ public final class Edu: FunctionModel {
     }
   }
 
-  /// Moves what can be moved: each page is a request of its own, as it is on the bus. What cannot be read is zero, as
-  /// QEMU answers it.
+  /// Moves data with a separate request for each page, as on a bus. Pages that cannot be read yield zeros, as in QEMU.
   private func move(_ range: Range<Int>, of buffer: inout [UInt8], _ transfer: EduRegisters.Transfer) {
     let address = transfer.address & mask
     guard (try? checkTransfer(at: address, count: UInt64(range.count))) != nil else {
@@ -115,7 +115,7 @@ public final class Edu: FunctionModel {
       let end = min(range.upperBound, start + Int(0x1000 - at & 0xfff))
       do {
         if transfer.toMemory, end - start == 4, at % 4 == 0 {
-          // One access, so that it can be an interrupt request: a write to 0xFEEx_xxxx.
+          // A single access, which may be an interrupt request (a write to 0xFEEx_xxxx).
           try port.storeUInt32(buffer.load(UInt32.self, at: start), at: at)
         } else if transfer.toMemory {
           try port.write(buffer, start..<end, to: at)

@@ -1,7 +1,7 @@
 import Hardware
 
-/// The registers of `edu` (QEMU's docs/specs/edu.rst, "MMIO area spec") as a value that computes: what a write asks
-/// of the interrupt comes back, what it asks of the worker is `hasWork` and `transfer`.
+/// The registers of `edu` (QEMU's docs/specs/edu.rst, "MMIO area spec") as a value. A write returns the change of the
+/// interrupt; `hasWork` and `transfer` describe the work for the worker.
 struct EduRegisters: Sendable {
   enum Offset {
     static let identification: UInt64 = 0x00
@@ -11,7 +11,7 @@ struct EduRegisters: Sendable {
     static let interruptStatus: UInt64 = 0x24
     static let interruptRaise: UInt64 = 0x60
     static let interruptAcknowledge: UInt64 = 0x64
-    /// From here on accesses of 8 bytes are answered.
+    /// The device answers accesses of 8 bytes from here on.
     static let firstWide: UInt64 = 0x80
     static let source: UInt64 = 0x80
     static let destination: UInt64 = 0x88
@@ -26,12 +26,12 @@ struct EduRegisters: Sendable {
 
   enum Command {
     static let start: UInt64 = 1
-    /// From the buffer to memory; else from memory to the buffer.
+    /// Set: from the buffer to memory; clear: from memory to the buffer.
     static let toMemory: UInt64 = 2
     static let raisesInterrupt: UInt64 = 4
   }
 
-  /// Bits of the interrupt status register that the device sets by itself.
+  /// Bits of the interrupt status register that the device itself sets.
   enum Cause {
     static let factorial: UInt32 = 0x001
     static let transfer: UInt32 = 0x100
@@ -39,17 +39,17 @@ struct EduRegisters: Sendable {
 
   /// Version 1.0 of the device.
   static let identification: UInt64 = 0x0100_00ed
-  /// Where the buffer is for the DMA engine. It is not to be seen through the BAR.
+  /// The buffer's address for the DMA engine. The BAR does not show the buffer.
   static let bufferStart: UInt64 = 0x40000
-  /// In bytes.
+  /// The buffer's size in bytes.
   static let bufferSize = 4096
 
-  /// What becomes of an access of some width at some place, as QEMU's memory core has it for this device.
+  /// How the device handles an access, as QEMU's memory core does for it.
   enum Access: Hashable, Sendable {
     case single
-    /// 8 bytes that are aligned to 4: two accesses of 4.
+    /// 8 bytes aligned to 4: two accesses of 4 bytes.
     case halves
-    /// Not of 4 or 8 bytes, or not aligned: reads as zero.
+    /// Not 4 or 8 bytes, or not aligned: reads as zero.
     case refused
     /// 8 bytes below 0x80: reads as all ones.
     case unanswered
@@ -69,17 +69,17 @@ struct EduRegisters: Sendable {
     }
   }
 
-  /// What is to be done to the interrupt pin, or by MSI.
+  /// The change of the interrupt, by the pin or by MSI.
   enum Interrupt: Hashable, Sendable {
     case none, raise, lower
   }
 
-  /// A transfer as it was started.
+  /// A transfer with the registers at its start.
   struct Transfer: Hashable, Sendable {
     var toMemory: Bool
-    /// The side that is in memory, before the mask.
+    /// The DMA address, before the mask is applied.
     var address: UInt64
-    /// The side that is in the buffer; nil where it is not all in it.
+    /// The range in the buffer; nil if it does not lie completely in the buffer.
     var range: Range<Int>?
   }
 
@@ -121,7 +121,7 @@ struct EduRegisters: Sendable {
     case Offset.interruptAcknowledge:
       interruptStatus &= ~low
       return interruptStatus == 0 ? .lower : .none
-    // While a transfer runs its registers stand still.
+    // The registers of a running transfer are read-only.
     case Offset.source: if !isTransferring { source = value }
     case Offset.destination: if !isTransferring { destination = value }
     case Offset.count: if !isTransferring { count = value }
@@ -138,16 +138,16 @@ struct EduRegisters: Sendable {
 
   private var isTransferring: Bool { command & Command.start != 0 }
 
-  // MARK: What the worker does
+  // MARK: Work of the worker
 
   var hasWork: Bool { status & Status.computing != 0 || isTransferring }
 
-  /// Computes the factorial that was asked for, modulo 2 to the 32.
+  /// Computes the requested factorial, modulo 2^32.
   mutating func finishFactorial() -> Interrupt {
     guard status & Status.computing != 0 else { return .none }
     var product: UInt32 = 1
     var factor = factorial
-    // From 34! on, 32 factors of two have made it zero, whatever the order: the loop is short for each value.
+    // From 34! on, the product contains 2^32 and is zero in any order of the factors, so the loop is always short.
     while factor > 0, product != 0 {
       product &*= factor
       factor -= 1
@@ -157,7 +157,7 @@ struct EduRegisters: Sendable {
     return status & Status.raisesInterrupt != 0 ? raise(Cause.factorial) : .none
   }
 
-  /// The transfer that is to be made, if any.
+  /// The transfer to perform, if any.
   var transfer: Transfer? {
     guard isTransferring else { return nil }
     let toMemory = command & Command.toMemory != 0

@@ -2,22 +2,22 @@ import Hardware
 import PCI
 import Synchronization
 
-/// QEMU 11's `iommu-testdev` (docs/specs/iommu-testdev.rst): a function that, when one register is read, writes a known
-/// pattern at a DMA address and looks for it at a physical one. Register names are that document's.
+/// QEMU 11's `iommu-testdev` (docs/specs/iommu-testdev.rst). On a read of one register, it writes a known pattern to a DMA
+/// address and compares the content of a physical address with it. The register names are that document's.
 ///
-/// As in QEMU it is a conventional function without interrupts, and the transfer takes place within the read: that is
-/// what its drivers count on. Only the vCPU that reads waits for it, and no lock is held meanwhile. Other than in
-/// QEMU, a length above `IOMMUTestRegisters.longest` is a bad one, a write that is refused somewhere goes no further,
-/// and no memory of the length is set aside.
+/// As in QEMU it is a conventional function without interrupts, and the transfer takes place within the read, as drivers
+/// expect. Only the vCPU that reads waits for it, and no lock is held meanwhile. Unlike in QEMU, a length above
+/// `IOMMUTestRegisters.longest` is a bad length, a refused write ends the transfer, and the device does not allocate
+/// memory for the whole length.
 ///
-/// The attributes are those of Arm's security states. VT-d has none, so they are only checked, as QEMU checks them.
+/// The attributes describe Arm's security states, which VT-d does not have. So they are only validated, as in QEMU.
 public final class IOMMUTestDevice: FunctionModel {
   public let function: Function
   private let port: any DMAPort
   private let memory: any PhysicalMemory
   private let registers = Mutex(IOMMUTestRegisters())
 
-  /// - Parameter address: device and function on the bus that the caller puts `function` on.
+  /// - Parameter address: device and function on the bus to which the caller adds `function`.
   public init(environment: PCIEnvironment, address: RequesterID) {
     var description = FunctionDescription(vendorID: 0x1b36, deviceID: 0x0005, classCode: 0x00ff00)
     description.subsystemVendorID = 0x1af4
@@ -36,7 +36,7 @@ public final class IOMMUTestDevice: FunctionModel {
     switch width {
     case .byte, .word: return 0
     case .doubleword: return UInt64(read(offset))
-    // QEMU's memory core makes two accesses of it.
+    // Two accesses, as in QEMU's memory core.
     case .quadword:
       let low = UInt64(read(offset))
       return low | UInt64(read(offset &+ 4)) << 32
@@ -66,7 +66,7 @@ public final class IOMMUTestDevice: FunctionModel {
 
   // MARK: The transfer
 
-  /// The pattern is made and compared in parts of this many bytes.
+  /// The transfer writes and compares parts of this many bytes.
   private static let partSize = 4096
 
   private func run(_ transfer: IOMMUTestRegisters.Transfer) -> UInt32 {
@@ -105,7 +105,7 @@ public final class IOMMUTestDevice: FunctionModel {
     return matches ? IOMMUTestRegisters.Result.success : IOMMUTestRegisters.Result.mismatch
   }
 
-  /// Past the IOMMU.
+  /// Reads guest physical memory, without the IOMMU.
   private func read(into bytes: inout [UInt8], _ range: Range<Int>, from address: UInt64) -> Bool {
     var span = bytes.mutableSpan
     var raw = MutableRawSpan(_elements: &span)

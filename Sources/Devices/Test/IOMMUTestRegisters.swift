@@ -1,10 +1,10 @@
 import Hardware
 
-/// The registers of `iommu-testdev` (QEMU's docs/specs/iommu-testdev.rst, "Device Interface") as a value. All are 32
-/// bits wide; what is not among them reads as zero.
+/// The registers of `iommu-testdev` (QEMU's docs/specs/iommu-testdev.rst, "Device Interface") as a value. All are 32 bits
+/// wide; other offsets read as zero.
 struct IOMMUTestRegisters: Sendable {
   enum Offset {
-    /// A read of it runs what was armed.
+    /// A read runs the armed transfer.
     static let triggering: UInt64 = 0x00
     static let virtualLow: UInt64 = 0x04
     static let virtualHigh: UInt64 = 0x08
@@ -16,7 +16,7 @@ struct IOMMUTestRegisters: Sendable {
     static let physicalHigh: UInt64 = 0x20
   }
 
-  /// What the result register says.
+  /// Values of the result register.
   enum Result {
     static let success: UInt32 = 0
     static let idle: UInt32 = 0xffff_ffff
@@ -29,18 +29,18 @@ struct IOMMUTestRegisters: Sendable {
     static let badAttributes: UInt32 = 0xdead_0006
   }
 
-  /// Written again and again, little-endian.
+  /// The pattern, little-endian, which the transfer repeats.
   static let pattern: UInt32 = 0x1234_5678
 
-  /// The longest transfer, in bytes. QEMU knows no limit but sets memory aside for the whole; its tests move up to a few
-  /// pages. The vCPU that reads the triggering register waits for the transfer, so a guest may not make it long.
+  /// The longest transfer, in bytes. QEMU has no limit, but allocates memory for the whole length; its tests move at most a
+  /// few pages. The vCPU that reads the triggering register waits for the transfer, so a limit is necessary here.
   static let longest: UInt32 = 1 << 20
 
-  /// A transfer as the registers had it when it was triggered.
+  /// A transfer with the registers at its start.
   struct Transfer: Hashable, Sendable {
     var virtualAddress: UInt64
     var physicalAddress: UInt64
-    /// In bytes, 1...`longest`.
+    /// The length in bytes, 1 to `longest`.
     var count: Int
   }
 
@@ -80,8 +80,8 @@ struct IOMMUTestRegisters: Sendable {
     }
   }
 
-  /// Consumes what is armed.
-  /// - Returns: nil where there is nothing to run; then the result says why.
+  /// Disarms the device and returns the transfer.
+  /// - Returns: nil if there is no valid transfer; the result register then contains the reason.
   mutating func take() -> Transfer? {
     guard isArmed else {
       result = Result.notArmed
