@@ -1,15 +1,16 @@
 import Hardware
 import Synchronization
 
-/// A disk: virtio 1.2, section 5.2. What it offers and shows of itself; requests are served in `VirtioBlockRequest`.
+/// A disk: virtio 1.2, section 5.2. This file declares its features and configuration; `VirtioBlockRequest` serves its
+/// requests.
 public final class VirtioBlock: VirtioDevice {
-  /// A sector is 512 bytes in requests and capacity, whatever the logical block size (5.2.4).
+  /// The unit of requests and capacity, in bytes, for any logical block size (5.2.4).
   static let sectorSize: UInt64 = 512
   /// VIRTIO_BLK_ID_BYTES
   static let serialSize = 20
-  /// Ranges in one discard or write-zeroes request.
+  /// The most ranges in one discard or write-zeroes request.
   static let rangeLimit: UInt32 = 32
-  /// Sectors in one range: 1 GiB to discard, 64 MiB to write zeroes over, which a backend may have to do by writing.
+  /// The most sectors in one range: 1 GiB to discard, but 64 MiB for write zeroes, which a backend may have to write.
   static let discardLimit: UInt32 = 1 << 21
   static let writeZeroesLimit: UInt32 = 1 << 17
 
@@ -19,7 +20,7 @@ public final class VirtioBlock: VirtioDevice {
   let serial: [UInt8]
   private let owner = Mutex(WeakVirtioTransport())
 
-  /// - Throws: what `VirtioBlockParameters.validate` finds.
+  /// - Throws: the problem that `VirtioBlockParameters.validate` finds.
   public init(options: VirtioBlockParameters, backend: any BlockBackend) throws(VirtioBlockParameters.Problem) {
     try options.validate()
     self.options = options
@@ -29,10 +30,10 @@ public final class VirtioBlock: VirtioDevice {
     self.serial = serial
   }
 
-  /// To be called after the backend's size changed.
+  /// Announces a change of the backend's size to the driver.
   public func capacityChanged() { owner.withLock { $0.transport }?.configurationChanged() }
 
-  /// In sectors; a last part of a logical block is out of reach.
+  /// The capacity in sectors, without an incomplete logical block at the end.
   var capacity: UInt64 {
     let block = UInt64(options.logicalBlockSize)
     return backend.size / block * (block / Self.sectorSize)
@@ -41,7 +42,7 @@ public final class VirtioBlock: VirtioDevice {
   // MARK: VirtioDevice
 
   public var type: UInt16 { 2 }
-  /// Mass storage, SCSI: what QEMU shows, for drivers that look.
+  /// Mass storage, SCSI: as in QEMU, for drivers that check it.
   public var classCode: UInt32 { 0x010000 }
   public var name: String { "virtio-blk" }
   public var queueSizes: [UInt16] { Array(repeating: UInt16(options.queueSize), count: options.queueCount) }
@@ -56,15 +57,15 @@ public final class VirtioBlock: VirtioDevice {
     return features
   }
 
-  /// struct virtio_blk_config to the end of write zeroes: 5.2.4.
+  /// struct virtio_blk_config, up to the fields of write zeroes: 5.2.4.
   public var configuration: [UInt8] {
     var bytes = [UInt8](repeating: 0, count: 0x3c)
     let block = options.logicalBlockSize
     bytes.store(capacity, at: 0x00)
-    // seg_max: the header and the status take a descriptor each.
+    // seg_max: the header and the status need a descriptor each.
     bytes.store(UInt32(options.queueSize - 2), at: 0x0c)
     bytes.store(UInt32(block), at: 0x14)
-    // physical_block_exp: logical blocks in a physical one, as a power of two.
+    // physical_block_exp: log2 of the number of logical blocks per physical block.
     bytes[0x18] = UInt8(((options.physicalBlockSize ?? block) / block).trailingZeroBitCount)
     bytes.store(UInt16(options.queueCount), at: 0x22)
     let features = features

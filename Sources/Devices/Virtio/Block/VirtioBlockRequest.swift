@@ -1,12 +1,12 @@
 import Hardware
 
-/// The requests of a disk: virtio 1.2, 5.2.6. A header of 16 bytes (type, reserved, sector), data one way or the
-/// other, and a status byte at the very end.
+/// The requests of a disk: virtio 1.2, 5.2.6. A request is a header of 16 bytes (type, reserved, sector), data in one
+/// direction, and a status byte at the end.
 extension VirtioBlock {
   private static let headerSize = 16
   /// struct virtio_blk_discard_write_zeroes: sector (8), number of sectors (4), flags (4).
   private static let rangeSize = 16
-  /// One call of the backend moves this much at most, so that a reset need not wait for a whole request of 4 GiB.
+  /// The most bytes that one call of the backend moves, so that a reset does not wait for a whole request of up to 4 GiB.
   private static let pieceSize: UInt64 = 4 << 20
 
   /// VIRTIO_BLK_T_*
@@ -26,14 +26,14 @@ extension VirtioBlock {
     case unsupported = 2
   }
 
-  /// Why a request failed; the guest's status follows from it.
+  /// The reason why a request failed, which determines the guest's status.
   private enum Failure: Error {
     case backend(BlockError)
     case memory(DMAError)
-    /// Out of the disk, or not in whole blocks.
+    /// The range is not on the disk, or does not consist of whole blocks.
     case range
     case unsupported
-    /// The queue is being stopped: the request is dropped.
+    /// The queue is being stopped, and the request is dropped.
     case stopped
 
     var status: Status? {
@@ -45,7 +45,7 @@ extension VirtioBlock {
     }
   }
 
-  /// Serves the chain that was just taken.
+  /// Serves the chain that `queue.next` took last.
   func serve(_ queue: inout VirtQueue) throws(VirtQueueError) {
     let head = queue.chain.head
     guard let statusAddress = try queue.takeLastByte() else { throw .request }
@@ -65,14 +65,15 @@ extension VirtioBlock {
       status = failed
     }
     try queue.store(status.rawValue, at: statusAddress)
-    // What the driver may rely on is an unbroken run from the first device-writable byte on (2.7.8.2): the status is
-    // part of it only where all before it is written.
+    // The length counts bytes without a gap from the first device-writable byte on (2.7.8.2). So it includes the status
+    // only if all bytes before it were written.
     if written == room { written &+= 1 }
     try queue.complete(head: head, written: UInt32(truncatingIfNeeded: written))
   }
 
-  /// - Parameter written: the bytes of data that were written, from the first device-writable one on; after a failure,
-  ///   too.
+  /// Performs a request.
+  /// - Parameter written: receives the number of data bytes that were written, from the first device-writable byte on;
+  ///   also after a failure.
   private func perform(
     _ kind: UInt32, _ sector: UInt64, _ queue: inout VirtQueue, written: inout UInt64
   ) throws(Failure) {
@@ -80,7 +81,7 @@ extension VirtioBlock {
     case Kind.read:
       let start = try range(sector, bytes: queue.chain.writable.remaining).lowerBound
       while queue.chain.writable.remaining > 0 {
-        // Of a piece that fails, any part may have been written.
+        // `written` excludes a piece that fails, of which any part may have been written.
         written &+= try transfer(.write, &queue) { segments throws(BlockError) in
           try backend.read(at: start &+ written, into: segments)
         }
@@ -117,12 +118,12 @@ extension VirtioBlock {
   }
 
   /// Moves the next piece of the data.
-  /// - Returns: its size in bytes.
+  /// - Returns: the piece's size in bytes.
   private func transfer(
     _ access: DMAAccess, _ queue: inout VirtQueue, _ body: ([PhysicalSegment]) throws(BlockError) -> Void
   ) throws(Failure) -> UInt64 {
     guard queue.isRunning else { throw .stopped }
-    // In flight until the file has been read or written: the segments are nobody else's before.
+    // In flight until the transfer of the file ends, since the guest may reuse the segments after that.
     let request = queue.port.request()
     let taken: UInt64
     do {
@@ -139,28 +140,28 @@ extension VirtioBlock {
     do { try body() } catch { throw .backend(error) }
   }
 
-  /// A driver that cannot flush gets a write-through disk: 5.2.6.2.
+  /// Flushes after a write if the driver did not negotiate flushes: its disk is write-through (5.2.6.2).
   private func settle(_ queue: VirtQueue) throws(Failure) {
     if !queue.features.contains(.blockFlush) { try call { () throws(BlockError) in try backend.flush() } }
   }
 
-  /// Sectors as bytes of the backend, if they are the disk's and whole logical blocks.
+  /// Returns the byte range of sectors. Throws unless they are on the disk and form whole logical blocks.
   private func range(_ sector: UInt64, bytes: UInt64) throws(Failure) -> Range<UInt64> {
     let blockMask = UInt64(options.logicalBlockSize) - 1
     let capacity = capacity
     guard bytes & blockMask == 0, sector <= capacity, bytes / Self.sectorSize <= capacity - sector else {
       throw .range
     }
-    // No overflow: the capacity in bytes fits.
+    // No overflow, as the capacity in bytes fits.
     let start = sector * Self.sectorSize
     guard start & blockMask == 0 else { throw .range }
     return start..<start + bytes
   }
 
-  /// Checks all ranges of a discard or write-zeroes request, then carries them out.
+  /// Checks all ranges of a discard or write-zeroes request, and then calls `body` for each.
   /// - Parameters:
-  ///   - limit: sectors in one range.
-  ///   - flags: those that the request type knows.
+  ///   - limit: the most sectors in one range.
+  ///   - flags: the flags that the request type supports.
   private func forEachRange(
     _ queue: inout VirtQueue, limit: UInt32, flags: UInt32,
     _ body: (Range<UInt64>, UInt32) throws(BlockError) -> Void

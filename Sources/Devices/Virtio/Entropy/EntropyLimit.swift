@@ -1,7 +1,7 @@
 import Hardware
 import Synchronization
 
-/// How much entropy a guest may take: `bytes` in each period. A period starts with the first request in it.
+/// The limit on a guest's entropy: `bytes` in each period. A period starts with its first request.
 public struct EntropyLimit: Sendable {
   /// max-bytes
   public var bytes: UInt64
@@ -16,7 +16,7 @@ public struct EntropyLimit: Sendable {
   }
 }
 
-/// The account of an `EntropyLimit`. A reset of the device leaves it alone, or a guest could reset its way past it.
+/// The use of an `EntropyLimit`. A reset of the device does not renew it, as otherwise a guest could bypass the limit.
 final class EntropyQuota: Sendable {
   private struct State {
     var remaining: UInt64
@@ -33,15 +33,15 @@ final class EntropyQuota: Sendable {
     state = Mutex(State(remaining: limit.bytes))
   }
 
-  /// The timer that ends periods from now on.
+  /// Wraps the timer that ends periods.
   func use(_ new: (any OneShotTimer) -> any OneShotTimer) {
     timer.withLock { $0 = new(limit.timer) }
   }
 
-  /// What may be taken now, in bytes.
+  /// The number of bytes that the guest may take now.
   var remaining: UInt64 { state.withLock { $0.remaining } }
 
-  /// Takes bytes, at most what remains, and starts a period if none runs.
+  /// Subtracts bytes from the remaining ones, and starts a period if none runs.
   /// - Parameter renewed: called when the period has ended.
   func take(_ count: UInt64, renewed: @escaping @Sendable () -> Void) {
     let starts = state.withLock { state in

@@ -1,45 +1,46 @@
 import Hardware
 import Synchronization
 
-/// A source of random bytes: the host's getrandom, or a file of the host. No call waits for the host.
+/// A source of random bytes: the host's getrandom, or a file of the host. No call blocks.
 public protocol EntropySource: AnyObject, Sendable {
-  /// Takes the bytes that the source has now. One thread at a time may call it.
-  /// - Parameter count: the most to take; `bytes` has room for as many.
-  /// - Returns: how many bytes it put at the front of `bytes`. After 0, the source calls `onReady`'s handler as soon as
-  ///   it has some.
+  /// Takes bytes that the source has now. Only one thread at a time may call it.
+  /// - Parameter count: the most bytes to take; `bytes` has room for them.
+  /// - Returns: the number of bytes at the front of `bytes`. After 0, the source calls the handler of `onReady` as soon as
+  ///   it has bytes.
   func take(_ count: Int, into bytes: inout [UInt8]) -> Int
 
-  /// - Parameter handler: called from any thread.
+  /// Sets the handler that the source calls when it has bytes again.
+  /// - Parameter handler: called on any thread.
   func onReady(_ handler: @escaping @Sendable () -> Void)
 }
 
-/// A random number generator: virtio 1.2, section 5.4. One queue, whose buffers it fills.
+/// A random number generator: virtio 1.2, section 5.4. It fills the buffers of its single queue.
 ///
-/// A request gets what the source has, one byte at least (5.4.6.2); where it has none, the request stays in the queue
-/// until the source has some. The device has the bytes before it translates the request's buffers, so no DMA request is
-/// in flight while it waits for the host.
+/// A request gets the bytes that the source has, at least one (5.4.6.2). If the source has none, the request stays in the
+/// queue until it does. The device takes the bytes before it translates the request's buffers, so no DMA request is in
+/// flight while it waits for the host.
 public final class VirtioEntropy: VirtioDevice {
-  /// A request gets this many bytes at most; a driver asks again for more (5.4.6.2 allows less than was asked for).
+  /// The most bytes per request. 5.4.6.2 permits less than the driver requested; the driver then makes further requests.
   static let requestLimit: UInt64 = 64 << 10
 
   private let source: any EntropySource
   private let quota: EntropyQuota?
   private let owner = Mutex(WeakVirtioTransport())
-  /// Used by the queue's worker; as long as the longest request so far.
+  /// The buffer of the queue's worker, with the size of the longest request so far.
   private let bytes = Mutex<[UInt8]>([])
 
-  /// - Parameter limit: nil for as much as the guest asks for.
+  /// - Parameter limit: nil for no limit.
   public init(source: any EntropySource, limit: EntropyLimit? = nil) {
     self.source = source
     quota = limit.map(EntropyQuota.init)
   }
 
   public var type: UInt16 { 4 }
-  /// Unclassified, as QEMU has it.
+  /// Unclassified, as in QEMU.
   public var classCode: UInt32 { 0x00ff00 }
   public var name: String { "virtio-rng" }
   public var features: VirtioFeatures { [] }
-  /// As many as QEMU's has.
+  /// One queue with the size of QEMU's.
   public var queueSizes: [UInt16] { [8] }
   public var configuration: [UInt8] { [] }
 
@@ -56,7 +57,7 @@ public final class VirtioEntropy: VirtioDevice {
       try queue.suppressNotifications()
       while true {
         let allowed = min(quota?.remaining ?? .max, Self.requestLimit)
-        // What waits is served when the period ends; until then a notification would change nothing.
+        // The end of the period wakes the queue; a notification before that would have no effect.
         if allowed == 0 { return }
         guard try queue.next() else { break }
         guard try serve(&queue, limit: allowed) else {
@@ -68,7 +69,8 @@ public final class VirtioEntropy: VirtioDevice {
     } while try queue.requestNotifications()
   }
 
-  /// - Returns: false where the source has nothing now.
+  /// Serves the chain that `queue.next` took last.
+  /// - Returns: false if the source has no bytes now.
   private func serve(_ queue: inout VirtQueue, limit: UInt64) throws(VirtQueueError) -> Bool {
     let head = queue.chain.head
     let wanted = Int(min(queue.chain.writable.remaining, limit))

@@ -1,21 +1,21 @@
 import Hardware
 
-/// The buffers of one chain in the order of its descriptors: first those that the device reads, then those that it
-/// writes (virtio 1.2, 2.7.4.2). Addresses are the driver's, untranslated; the bytes are taken front to back.
+/// The buffers of one chain in the order of its descriptors: first those that the device reads, then those that it writes
+/// (virtio 1.2, 2.7.4.2). Addresses are the driver's, untranslated. The device takes the bytes from front to back.
 public struct DescriptorChain: Sendable {
-  /// Bytes at a run of the device's address space.
+  /// A range of the device's address space.
   struct Buffer: Sendable {
     var address: UInt64
-    /// In bytes, not zero.
+    /// The size in bytes, not zero.
     var count: UInt64
   }
 
-  /// Buffers of one direction, and how far they have been taken.
+  /// The buffers of one direction, and the position up to which the device has taken them.
   public struct Buffers: Sendable {
     var list: [Buffer] = []
-    /// Index into `list` of what comes next; `list.count` at the end.
+    /// The index in `list` of the next buffer; `list.count` at the end.
     var next = 0
-    /// Bytes not yet taken.
+    /// The number of bytes not yet taken.
     public internal(set) var remaining: UInt64 = 0
 
     mutating func removeAll() {
@@ -30,15 +30,15 @@ public struct DescriptorChain: Sendable {
       remaining &+= buffer.count
     }
 
-    /// The next bytes that lie in one buffer, at most `count` of them; nil at the end.
-    /// - Throws: where the buffer runs over the top of the address space; nothing of it is taken then.
+    /// Returns the next bytes that lie in one buffer, at most `count`; nil at the end.
+    /// - Throws: if the buffer wraps past the top of the address space. The device takes no bytes of such a buffer.
     func peek(upTo count: UInt64) throws(DMAError) -> Buffer? {
       guard next < list.count, count > 0 else { return nil }
       try checkTransfer(at: list[next].address, count: list[next].count)
       return Buffer(address: list[next].address, count: min(count, list[next].count))
     }
 
-    /// Takes bytes that were just peeked at.
+    /// Takes bytes that `peek` returned.
     mutating func advance(by count: UInt64) {
       list[next].address &+= count
       list[next].count &-= count
@@ -46,8 +46,8 @@ public struct DescriptorChain: Sendable {
       if list[next].count == 0 { next += 1 }
     }
 
-    /// Takes the last byte and returns its address; nil where nothing is left.
-    /// - Throws: where the buffer that it is in runs over the top of the address space.
+    /// Takes the last byte and returns its address; nil if no bytes are left.
+    /// - Throws: if the last buffer wraps past the top of the address space.
     mutating func takeLastByte() throws(DMAError) -> UInt64? {
       guard next < list.count, var last = list.popLast() else { return nil }
       try checkTransfer(at: last.address, count: last.count)
@@ -58,11 +58,11 @@ public struct DescriptorChain: Sendable {
     }
   }
 
-  /// Index of the first descriptor: the chain's name in the used ring.
+  /// The index of the first descriptor, which identifies the chain in the used ring.
   public internal(set) var head: UInt16 = 0
-  /// Device-readable.
+  /// The device-readable buffers.
   public internal(set) var readable = Buffers()
-  /// Device-writable.
+  /// The device-writable buffers.
   public internal(set) var writable = Buffers()
 
   mutating func removeAll() {

@@ -1,8 +1,8 @@
 import Hardware
 
-/// Transfers between a memory port and arrays of bytes.
+/// Transfers between a DMA port and arrays of bytes.
 extension DMAPort {
-  /// Reads as many bytes as the range has into that range of an array.
+  /// Reads into a range of an array.
   func read(from address: UInt64, into bytes: inout [UInt8], _ range: Range<Int>) throws(DMAError) {
     var span = bytes.mutableSpan
     var raw = MutableRawSpan(_elements: &span)

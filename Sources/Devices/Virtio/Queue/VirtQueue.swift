@@ -1,20 +1,20 @@
 import Hardware
 import Synchronization
 
-/// A split virtqueue as the device sees it: virtio 1.2, section 2.7. The driver's three areas are reached through
-/// the function's memory port alone, so an IOMMU applies to rings as it does to data.
+/// A split virtqueue on the side of the device: virtio 1.2, section 2.7. It accesses the driver's three areas only through
+/// the function's DMA port, so an IOMMU translates the rings as well as the data.
 ///
-/// Nothing that a driver puts into memory traps here or loops without bound: it ends in a `VirtQueueError`. In steady
-/// state nothing is allocated; the arrays of the last chain are used again.
+/// No content of guest memory causes a trap or an endless loop: errors of the driver throw a `VirtQueueError`. In steady
+/// state nothing is allocated, as the arrays of the last chain are reused.
 public struct VirtQueue: Sendable {
-  /// The most descriptors a queue may have here. The standard's own limit is 32768.
+  /// The most descriptors of a queue in this implementation. The standard's limit is 32768.
   public static let sizeLimit: UInt16 = 1024
 
-  /// What the driver says about a queue before it enables it.
+  /// The parameters that the driver sets before it enables a queue.
   public struct Layout: Hashable, Sendable {
-    /// Number of descriptors: a power of two.
+    /// The number of descriptors, a power of two.
     public var size: UInt16
-    /// Addresses of the descriptor table, the available ring and the used ring.
+    /// The addresses of the descriptor table, the available ring and the used ring.
     public var descriptorArea: UInt64
     public var driverArea: UInt64
     public var deviceArea: UInt64
@@ -28,24 +28,24 @@ public struct VirtQueue: Sendable {
   }
 
   public let layout: Layout
-  /// What was negotiated, the device type's features included.
+  /// The negotiated features, including those of the device type.
   public let features: VirtioFeatures
   public let port: any DMAPort
   private let owner: any VirtQueueOwner
 
   /// The chain that `next` took last.
   public internal(set) var chain = DescriptorChain()
-  /// What `takeSegments` found last.
+  /// The result of the last `takeSegments`.
   public internal(set) var segments: [PhysicalSegment] = []
-  /// What `takeBytes` read last, at the front; what lies behind is of no meaning.
+  /// The result of the last `takeBytes`, at the front of the array; the rest has no meaning.
   public internal(set) var bytes: [UInt8] = []
-  /// The bytes of an indirect table.
+  /// A copy of an indirect table.
   var indirectTable: [UInt8] = []
 
-  /// Index in the available ring of what is next, and how far the driver was seen to have filled it.
+  /// The index of the next entry in the available ring, and the driver's index at the last read.
   private var nextAvailable: UInt16 = 0
   private var seenAvailable: UInt16 = 0
-  /// Index in the used ring of the next entry, and what it was at the last look at the driver's wish to be told.
+  /// The index of the next entry in the used ring, and its value when the driver's used_event was last read.
   private var nextUsed: UInt16 = 0
   private var toldUsed: UInt16 = 0
 
@@ -58,15 +58,15 @@ public struct VirtQueue: Sendable {
     self.owner = owner
   }
 
-  /// False from the moment the queue is being stopped: what is in progress must end soon, uncompleted.
+  /// False as soon as the queue is being stopped: requests in progress must then end soon, without completion.
   public var isRunning: Bool { owner.isRunning }
 
   private var mask: UInt16 { layout.size &- 1 }
 
   // MARK: Available ring (2.7.6)
 
-  /// Takes the next chain that the driver made available into `chain`.
-  /// - Returns: false where there is none, or the queue is being stopped.
+  /// Reads the next available chain into `chain`.
+  /// - Returns: false if there is none, or if the queue is being stopped.
   public mutating func next() throws(VirtQueueError) -> Bool {
     guard owner.isRunning else { return false }
     if nextAvailable == seenAvailable {
@@ -79,11 +79,11 @@ public struct VirtQueue: Sendable {
     return true
   }
 
-  /// Puts the chain that `next` took last back into the available ring. The following `next` reads it again.
+  /// Returns the chain that `next` took last to the available ring. The following `next` reads it again.
   public mutating func putBack() { nextAvailable &-= 1 }
 
-  /// Serves what is available with `body`, chain by chain, and what becomes available meanwhile, with the driver's
-  /// notifications off; afterwards the driver notifies again.
+  /// Calls `body` for each available chain, including those that become available meanwhile. Turns the driver's
+  /// notifications off during this, and on again afterwards.
   public mutating func drain(
     _ body: (inout VirtQueue) throws(VirtQueueError) -> Void
   ) throws(VirtQueueError) {
@@ -94,16 +94,16 @@ public struct VirtQueue: Sendable {
     } while try requestNotifications()
   }
 
-  /// Asks the driver to be silent about what it makes available. With the event index the driver is silent anyway
-  /// until the index that was asked for.
+  /// Turns the driver's notifications off. With the event index there is nothing to do: the driver notifies only for the
+  /// index that the device requested.
   public func suppressNotifications() throws(VirtQueueError) {
     guard !features.contains(.eventIndex) else { return }
     // VIRTQ_USED_F_NO_NOTIFY
     try store16(1, layout.deviceArea, 0)
   }
 
-  /// Asks the driver to notify of the next chain that it makes available.
-  /// - Returns: true where one was made available before the driver could see the wish.
+  /// Requests a notification for the next chain that the driver makes available.
+  /// - Returns: true if a chain became available before the driver could see this request.
   public mutating func requestNotifications() throws(VirtQueueError) -> Bool {
     guard owner.isRunning else { return false }
     if features.contains(.eventIndex) {
@@ -112,14 +112,15 @@ public struct VirtQueue: Sendable {
     } else {
       try store16(0, layout.deviceArea, 0)
     }
-    // The wish must be visible before the index is read again, else both sides may wait for each other.
+    // The request must be visible before the index is read again. Otherwise both sides may wait for each other.
     atomicMemoryFence(ordering: .sequentiallyConsistent)
     return try refreshAvailable()
   }
 
+  /// Reads the driver's index.
   /// - Returns: whether a chain is available.
   private mutating func refreshAvailable() throws(VirtQueueError) -> Bool {
-    // The load acquires: entries and descriptors are read after the index that covers them.
+    // An acquiring load: entries and descriptors are read after the index that covers them.
     let index = try load16(layout.driverArea, 2)
     guard index &- nextAvailable <= layout.size else { throw .availableIndex }
     seenAvailable = index
@@ -128,10 +129,11 @@ public struct VirtQueue: Sendable {
 
   // MARK: Used ring (2.7.8)
 
-  /// Gives a chain back to the driver and interrupts it if it wants that.
+  /// Returns a chain to the driver, and interrupts the driver unless it suppresses the interrupt.
   /// - Parameters:
-  ///   - head: the chain's, as `chain` had it.
-  ///   - written: bytes written into its device-writable buffers, an unbroken run from the first one on: 2.7.8.2.
+  ///   - head: `chain.head` of the chain.
+  ///   - written: the number of bytes written to its device-writable buffers, without a gap from the first byte on
+  ///     (2.7.8.2).
   public mutating func complete(head: UInt16, written: UInt32) throws(VirtQueueError) {
     try addUsed(head: head, written: written)
     if try driverWantsInterrupt() { owner.signalUsed() }
@@ -141,13 +143,13 @@ public struct VirtQueue: Sendable {
     let entry = 4 + 8 * UInt64(nextUsed & mask)
     try store32(UInt32(head), layout.deviceArea, entry)
     try store32(written, layout.deviceArea, entry + 4)
-    // The store releases: the entry, and the data before it, are visible before the index that covers them.
+    // A releasing store: the entry and the data are visible before the index that covers them.
     try store16(nextUsed &+ 1, layout.deviceArea, 2)
     nextUsed &+= 1
   }
 
   private mutating func driverWantsInterrupt() throws(VirtQueueError) -> Bool {
-    // The index must be visible before the driver's wish is read: the driver does the reverse.
+    // The index must be visible before the driver's suppression is read. The driver uses the reverse order.
     atomicMemoryFence(ordering: .sequentiallyConsistent)
     if features.contains(.eventIndex) {
       // used_event, after the available ring's entries; 2.7.7.2
@@ -160,7 +162,7 @@ public struct VirtQueue: Sendable {
     return try load16(layout.driverArea, 0) & 1 == 0
   }
 
-  // MARK: Ring accesses, at an offset in one of the driver's areas
+  // MARK: Ring accesses at an offset in one of the driver's areas
 
   private func load16(_ area: UInt64, _ offset: UInt64) throws(VirtQueueError) -> UInt16 {
     let address = try Self.address(area, offset)
@@ -177,7 +179,7 @@ public struct VirtQueue: Sendable {
     do { try port.storeUInt32(value, at: address) } catch { throw .memory(error) }
   }
 
-  /// An area does not go on at address 0 after the top of the address space.
+  /// Returns the address of an offset in an area. Throws if it wraps past the top of the address space.
   static func address(_ area: UInt64, _ offset: UInt64) throws(VirtQueueError) -> UInt64 {
     let (address, overflow) = area.addingReportingOverflow(offset)
     guard !overflow else { throw .memory(.notMemory) }
@@ -185,10 +187,10 @@ public struct VirtQueue: Sendable {
   }
 }
 
-/// What a queue asks of its transport.
+/// A queue's owner in the transport.
 public protocol VirtQueueOwner: AnyObject, Sendable {
-  /// False from the moment the driver stops the queue, resets the device, or the device failed: nothing more is
-  /// taken from the ring.
+  /// False as soon as the driver stops the queue or resets the device, or the device fails. The queue then takes no more
+  /// chains from the ring.
   var isRunning: Bool { get }
   /// Sends the queue's interrupt: a used buffer notification.
   func signalUsed()

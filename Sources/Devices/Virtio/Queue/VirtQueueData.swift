@@ -1,12 +1,12 @@
 import Hardware
 
-/// Access to the buffers of the chain that was taken last.
+/// Access to the buffers of the chain that `next` took last.
 extension VirtQueue {
-  /// Segments that one transfer is made of at most: as many as preadv takes (UIO_MAXIOV).
+  /// The most segments of one transfer: the limit of preadv (UIO_MAXIOV).
   public static let segmentLimit = 1024
 
-  /// Takes the next device-readable bytes into the front of `bytes`.
-  /// - Returns: how many there were, at most `count`.
+  /// Reads the next device-readable bytes into the front of `bytes`.
+  /// - Returns: the number of bytes, at most `count`.
   public mutating func takeBytes(_ count: Int) throws(DMAError) -> Int {
     if bytes.count < count { bytes.append(contentsOf: repeatElement(0, count: count - bytes.count)) }
     let port = port
@@ -21,8 +21,8 @@ extension VirtQueue {
   }
 
   /// Writes bytes into the next device-writable buffers.
-  /// - Parameter count: how many of them, from the front; nil for all.
-  /// - Returns: how many found room.
+  /// - Parameter count: the number of bytes, from the front; nil for all.
+  /// - Returns: the number of bytes for which there was room.
   public mutating func put(_ bytes: [UInt8], count: Int? = nil) throws(DMAError) -> Int {
     let count = count ?? bytes.count
     var offset = 0
@@ -35,13 +35,13 @@ extension VirtQueue {
     return offset
   }
 
-  /// Takes the next buffers as guest physical runs into `segments`, adjacent ones joined, each known to be RAM.
+  /// Translates the next buffers to physical segments in `segments`. Joins adjacent segments and checks that all are RAM.
   /// - Parameters:
   ///   - access: `.read` for device-readable buffers, `.write` for device-writable ones.
-  ///   - limit: bytes at most.
-  ///   - request: of this queue's `port`, kept until the segments have been used.
-  /// - Returns: bytes taken. Less than asked for at the chain's end, or when `segmentLimit` runs are reached: call
-  ///   again then.
+  ///   - limit: the most bytes to take.
+  ///   - request: a request of `port`, which the caller keeps until it no longer uses the segments.
+  /// - Returns: the number of bytes taken. Less than `limit` at the chain's end, or when `segmentLimit` is reached, in
+  ///   which case the caller calls again.
   public mutating func takeSegments(
     for access: DMAAccess, limit: UInt64, during request: borrowing RequestInFlight
   ) throws(DMAError) -> UInt64 {
@@ -74,13 +74,13 @@ extension VirtQueue {
     return total
   }
 
-  /// Sets the last device-writable byte aside, where a request has its status.
-  /// - Returns: its address, nil where the chain has no room left.
+  /// Takes the last device-writable byte, which receives the status of a request.
+  /// - Returns: the byte's address; nil if no bytes are left.
   public mutating func takeLastByte() throws(VirtQueueError) -> UInt64? {
     do { return try chain.writable.takeLastByte() } catch { throw .memory(error) }
   }
 
-  /// Writes a byte that was set aside.
+  /// Writes the byte that `takeLastByte` took.
   public func store(_ byte: UInt8, at address: UInt64) throws(VirtQueueError) {
     let bytes: InlineArray<1, UInt8> = [byte]
     do { try port.write(RawSpan(_elements: bytes.span), to: address) } catch { throw .memory(error) }

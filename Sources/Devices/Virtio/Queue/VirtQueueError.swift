@@ -1,22 +1,22 @@
 import Hardware
 
-/// Why a queue cannot go on. A driver that follows virtio 1.2, section 2.7, never causes one; the transport answers
-/// each but `.memory(.disabled)` with DEVICE_NEEDS_RESET.
+/// The reason why a queue cannot continue. A driver that follows virtio 1.2, section 2.7, never causes one. The transport
+/// sets DEVICE_NEEDS_RESET for all but `.memory(.disabled)`.
 public enum VirtQueueError: Error, Hashable, Sendable {
-  /// The ring itself or a descriptor table could not be reached.
+  /// An access to a ring or a descriptor table failed.
   case memory(DMAError)
-  /// The available index ran ahead by more than the ring holds.
+  /// The available index is ahead by more than the ring's size.
   case availableIndex
-  /// A head or a next field names a descriptor past the end of its table.
+  /// A head or a next field refers to a descriptor past the end of its table.
   case descriptorIndex
-  /// More descriptors than the queue can hold: a loop, or a chain no driver may build.
+  /// The chain has more descriptors than the queue: a loop, or an invalid chain.
   case chainLength
-  /// A device-readable buffer after a device-writable one.
+  /// A device-readable buffer follows a device-writable one.
   case bufferOrder
-  /// The buffers of a chain add up to 4 GiB or more.
+  /// The total size of a chain's buffers is 4 GiB or more.
   case totalLength
-  /// An indirect table that was not negotiated, is empty, nested, followed by a next one, or of a fractional size.
+  /// An indirect table was not negotiated, is empty, nested, combined with NEXT, or not a multiple of 16 bytes.
   case indirectTable
-  /// The chain is sound but is no request of this device type.
+  /// The chain is valid, but is not a request of this device type.
   case request
 }

@@ -1,6 +1,6 @@
 import Hardware
 
-/// From a head to a chain of buffers: virtio 1.2, 2.7.5, with indirect tables 2.7.5.3.
+/// The walk from a head to a chain of buffers: virtio 1.2, 2.7.5; indirect tables: 2.7.5.3.
 extension VirtQueue {
   /// A descriptor, 16 bytes: address (8), length (4), flags (2), next (2).
   private struct Descriptor {
@@ -9,7 +9,7 @@ extension VirtQueue {
     let flags: UInt16
     let next: UInt16
 
-    /// The bytes as two little-endian numbers.
+    /// Decodes the 16 bytes, given as two little-endian numbers.
     init(low: UInt64, high: UInt64) {
       address = low
       length = UInt32(truncatingIfNeeded: high)
@@ -33,12 +33,12 @@ extension VirtQueue {
     var steps: UInt16 = 0
     while true {
       guard index < layout.size else { throw .descriptorIndex }
-      // As many descriptors as there are, at most: a longer chain is a loop.
+      // A chain with more descriptors than the table has is a loop.
       guard steps < layout.size else { throw .chainLength }
       steps &+= 1
       let descriptor = try descriptor(at: index)
       if descriptor.isIndirect {
-        // The table ends the chain: NEXT must not be set beside INDIRECT.
+        // The table ends the chain: NEXT and INDIRECT must not be set together.
         guard !descriptor.hasNext else { throw .indirectTable }
         try walkIndirect(descriptor, after: steps &- 1)
         return
@@ -49,13 +49,13 @@ extension VirtQueue {
     }
   }
 
-  /// - Parameter taken: descriptors of the chain before this one.
+  /// Reads the descriptors of an indirect table.
+  /// - Parameter taken: the number of descriptors in the chain before the one that refers to the table.
   private mutating func walkIndirect(_ table: Descriptor, after taken: UInt16) throws(VirtQueueError) {
     guard features.contains(.indirectDescriptors) else { throw .indirectTable }
     let size = Int(table.length)
     guard size > 0, size % 16 == 0 else { throw .indirectTable }
-    // A driver may not build a chain longer than the queue (2.7.5.3.1), yet some do where it helps them; what
-    // matters here is a bound.
+    // A driver must not build a chain longer than the queue (2.7.5.3.1), but some drivers do. Here a fixed bound suffices.
     guard size / 16 + Int(taken) <= Int(Self.sizeLimit) else { throw .chainLength }
     if indirectTable.count < size {
       indirectTable.append(contentsOf: repeatElement(0, count: size - indirectTable.count))
@@ -81,7 +81,7 @@ extension VirtQueue {
   }
 
   private func descriptor(at index: UInt16) throws(VirtQueueError) -> Descriptor {
-    // The table is aligned to 16 bytes, so one descriptor lies within one translation.
+    // The table is aligned to 16 bytes, so a descriptor does not cross translations.
     let address = try Self.address(layout.descriptorArea, 16 * UInt64(index))
     do {
       let (low, high) = try port.loadUInt64Pair(at: address)
@@ -97,7 +97,7 @@ extension VirtQueue {
       guard chain.writable.list.isEmpty else { throw .bufferOrder }
       chain.readable.append(buffer)
     }
-    // 2.7.5.2: no chain is longer than 2^32 bytes; the used ring's length could not even say so much.
+    // A chain must not exceed 2^32 bytes (2.7.5.2), and the length in the used ring has only 32 bits.
     guard chain.readable.remaining &+ chain.writable.remaining <= UInt64(UInt32.max) else { throw .totalLength }
   }
 }

@@ -1,18 +1,18 @@
 import Hardware
 
-/// The common configuration structure of the PCI transport as a chip: virtio 1.2, 4.1.4.3, with the status machine of
-/// 3.1.1 and the feature negotiation of 2.2. It computes; the transport carries out the effects it returns.
+/// The common configuration structure of the PCI transport as a value: virtio 1.2, 4.1.4.3, with the status machine of
+/// 3.1.1 and the feature negotiation of 2.2. A write returns an effect, which the transport carries out.
 struct CommonConfiguration: Sendable {
   /// struct virtio_pci_common_cfg, to the end of queue_reset.
   static let size = 0x3c
   /// VIRTIO_MSI_NO_VECTOR
   static let noVector: UInt16 = 0xffff
 
-  /// What the transport must do about a write.
+  /// The action for the transport after a write.
   enum Effect: Equatable, Sendable {
     case none
     case reset
-    /// DRIVER_OK was set: enabled queues live.
+    /// The driver set DRIVER_OK: start the enabled queues.
     case start
     case enableQueue(Int)
     case resetQueue(Int)
@@ -37,7 +37,7 @@ struct CommonConfiguration: Sendable {
   private(set) var accepted: VirtioFeatures = []
   private(set) var status: VirtioStatus = []
   private(set) var queues: [Queue]
-  /// Read by the driver around its reads of the device configuration (2.5.2).
+  /// The configuration generation, which the driver compares before and after it reads the device configuration (2.5.2).
   private(set) var generation: UInt8 = 0
   private var deviceFeatureSelect: UInt32 = 0
   private var driverFeatureSelect: UInt32 = 0
@@ -51,15 +51,15 @@ struct CommonConfiguration: Sendable {
     queues = queueSizes.map(Queue.init(maximumSize:))
   }
 
-  /// Queues may be served.
+  /// Whether the device may serve its queues.
   var isLive: Bool { status.contains(.driverOK) && !status.contains(.deviceNeedsReset) }
 
   private var selected: Int? { Int(queueSelect) < queues.count ? Int(queueSelect) : nil }
 
   mutating func configurationChanged() { generation &+= 1 }
 
-  /// DEVICE_NEEDS_RESET: 2.1.2.
-  /// - Returns: whether the driver is to be told: it is only after DRIVER_OK.
+  /// Sets DEVICE_NEEDS_RESET: 2.1.2.
+  /// - Returns: whether to notify the driver, which requires DRIVER_OK.
   mutating func fail() -> Bool {
     guard !status.contains(.deviceNeedsReset) else { return false }
     status.insert(.deviceNeedsReset)
@@ -67,7 +67,7 @@ struct CommonConfiguration: Sendable {
   }
 
   mutating func reset() {
-    // The generation goes on counting: a driver that compares across a reset still sees a change.
+    // The generation continues, so that a driver that compares it across a reset sees a change.
     let generation = generation
     self = CommonConfiguration(offered: offered, queueSizes: queues.map(\.maximumSize), vectorCount: vectorCount)
     self.generation = generation
@@ -77,7 +77,7 @@ struct CommonConfiguration: Sendable {
 // MARK: Registers
 
 extension CommonConfiguration {
-  /// Offsets of the fields.
+  /// The offsets of the fields.
   private enum Field {
     static let deviceFeatureSelect = 0x00
     static let deviceFeature = 0x04
@@ -98,7 +98,7 @@ extension CommonConfiguration {
     static let queueReset = 0x3a
   }
 
-  /// A read of any width and alignment; what is past the structure is zero.
+  /// Reads with any width and alignment. Bytes past the structure are zero.
   func read(offset: Int, width: AccessWidth) -> UInt64 {
     var value: UInt64 = 0
     var done = 0
@@ -113,7 +113,8 @@ extension CommonConfiguration {
     return value
   }
 
-  /// Start and size of the field that an offset lies in. Addresses are two fields each, as a driver may access them.
+  /// Returns the start and the size of the field that contains an offset. Each 64-bit address counts as two fields, since a
+  /// driver may access its halves.
   private static func field(containing offset: Int) -> (start: Int, size: Int) {
     switch offset {
     case 0x00..<0x10, 0x20..<0x38: (offset & ~3, 4)
@@ -136,7 +137,7 @@ extension CommonConfiguration {
     case Field.queueSelect: return UInt64(queueSelect)
     default: break
     }
-    // A queue that is not there has the size zero.
+    // The size of a queue that does not exist is zero.
     guard let selected else { return field == Field.queueVector ? UInt64(Self.noVector) : 0 }
     let queue = queues[selected]
     switch field {
@@ -150,7 +151,7 @@ extension CommonConfiguration {
     case Field.queueDriver + 4: return queue.layout.driverArea >> 32
     case Field.queueDevice: return queue.layout.deviceArea & 0xffff_ffff
     case Field.queueDevice + 4: return queue.layout.deviceArea >> 32
-    // queue_reset reads zero: a reset is complete when its write is.
+    // queue_reset reads zero, as a reset completes within its write.
     default: return 0
     }
   }
@@ -163,8 +164,7 @@ extension CommonConfiguration {
     }
   }
 
-  /// A write of one field in its own width, as 4.1.3.1 demands of drivers; a 64-bit address may be written whole.
-  /// Others are ignored.
+  /// Writes one field in its own width, as 4.1.3.1 requires of drivers, or a whole 64-bit address. Ignores other writes.
   mutating func write(offset: Int, width: AccessWidth, value: UInt64) -> Effect {
     if width == .quadword {
       switch offset {
@@ -206,7 +206,7 @@ extension CommonConfiguration {
       queues[index].vector = valid(vector: short)
       return .queueVector(queue: index, queues[index].vector)
     case Field.queueEnable:
-      // Zero is not a driver's to write (4.1.4.3.2).
+      // A driver must not write zero (4.1.4.3.2).
       guard short == 1, !queues[index].enabled else { return .none }
       queues[index].enabled = true
       return .enableQueue(index)
@@ -217,7 +217,7 @@ extension CommonConfiguration {
       queues[index].vector = vector
       return .resetQueue(index)
     default:
-      // What lies below is fixed while the queue is enabled.
+      // The fields below are read-only while the queue is enabled.
       guard !queues[index].enabled else { return .none }
     }
     switch field {
@@ -234,7 +234,7 @@ extension CommonConfiguration {
     return .none
   }
 
-  /// A vector that the function does not have reads back as none: 4.1.5.1.2.
+  /// Returns the vector, or `noVector` if the function does not have it: 4.1.5.1.2.
   private func valid(vector: UInt16) -> UInt16 { Int(vector) < vectorCount ? vector : Self.noVector }
 
   // MARK: Negotiation
@@ -248,7 +248,7 @@ extension CommonConfiguration {
     }
   }
 
-  /// A driver sets bits one by one; only zero, a reset, clears them.
+  /// Writes the device status. Bits can only be set; a write of zero is a reset.
   private mutating func writeStatus(_ value: VirtioStatus) -> Effect {
     if value.isEmpty { return .reset }
     let wasLive = isLive
@@ -266,7 +266,7 @@ extension CommonConfiguration {
   }
 
   private func isAcceptable(_ features: VirtioFeatures) -> Bool {
-    // 6.1 wants a driver to accept VERSION_1. A device behind an IOMMU cannot do without ACCESS_PLATFORM (6.2).
+    // A driver must accept VERSION_1 (6.1). A device behind an IOMMU needs ACCESS_PLATFORM (6.2).
     features.isSubset(of: offered) && features.contains(.version1)
       && (!offered.contains(.accessPlatform) || features.contains(.accessPlatform))
   }

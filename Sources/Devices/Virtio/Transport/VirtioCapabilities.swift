@@ -1,10 +1,10 @@
 import Hardware
 import PCI
 
-/// The vendor-specific capabilities that lead a driver to the structures of the PCI transport, struct virtio_pci_cap:
-/// virtio 1.2, 4.1.4. All of them lie in one BAR, a page each.
+/// The vendor-specific capabilities by which a driver finds the structures of the PCI transport, struct virtio_pci_cap:
+/// virtio 1.2, 4.1.4. All structures are in one BAR, on a page each.
 enum VirtioCapabilities {
-  /// The BAR with the structures, as QEMU has it; a 64-bit one.
+  /// The BAR of the structures: a 64-bit BAR with the same index as in QEMU.
   static let bar = 4
   static let barSize: UInt64 = 0x4000
 
@@ -12,7 +12,7 @@ enum VirtioCapabilities {
   static let interruptStatus: UInt64 = 0x1000
   static let device: UInt64 = 0x2000
   static let notification: UInt64 = 0x3000
-  /// Distance of two queues' doorbells: notify_off_multiplier.
+  /// The distance between the doorbells of two queues: notify_off_multiplier.
   static let notificationStride: UInt64 = 4
 
   /// cfg_type
@@ -24,7 +24,7 @@ enum VirtioCapabilities {
     case configurationAccess = 5
   }
 
-  /// Offsets in the capability of VIRTIO_PCI_CAP_PCI_CFG.
+  /// Offsets in the capability VIRTIO_PCI_CAP_PCI_CFG, the configuration access window.
   enum Window {
     static let bar = 4
     static let offset = 8
@@ -32,7 +32,7 @@ enum VirtioCapabilities {
     static let data = 16
   }
 
-  /// In the order of the list; the window comes last.
+  /// Returns the capabilities in the order of the list. The window comes last.
   static func list(queueCount: Int, configurationSize: Int) -> [FunctionDescription.Capability] {
     var stride: [UInt8] = []
     stride.append(littleEndian: UInt32(notificationStride))
@@ -53,7 +53,7 @@ enum VirtioCapabilities {
       id: 0x09, body: body(kind, bar: UInt8(bar), offset: UInt32(offset), length: UInt32(length), more: more))
   }
 
-  /// The driver sets bar, offset and length, then reads or writes the data: 4.1.4.9.
+  /// The configuration access window: the driver sets bar, offset and length, then reads or writes the data (4.1.4.9).
   private static var window: FunctionDescription.Capability {
     let data = [UInt8](repeating: 0, count: 4)
     var writable: [UInt8] = [0, 0, 0xff, 0, 0, 0]
@@ -62,7 +62,7 @@ enum VirtioCapabilities {
       id: 0x09, body: body(.configurationAccess, bar: 0, offset: 0, length: 0, more: data), writable: writable)
   }
 
-  /// What follows the identifier and the next pointer.
+  /// Returns the bytes after the identifier and the next pointer.
   private static func body(_ kind: Kind, bar: UInt8, offset: UInt32, length: UInt32, more: [UInt8]) -> [UInt8] {
     var body: [UInt8] = [UInt8(16 + more.count), kind.rawValue, bar, 0, 0, 0]
     body.append(littleEndian: offset)

@@ -1,10 +1,9 @@
 import PCI
 import Synchronization
 
-/// How a virtio function interrupts its driver: MSI-X vectors, or the ISR status and INTx: virtio 1.2, 4.1.4.5 and
-/// 4.1.5.
+/// The interrupts of a virtio function: MSI-X vectors, or the ISR status and INTx (virtio 1.2, 4.1.4.5 and 4.1.5).
 ///
-/// Lock order: its lock, then the function's.
+/// Lock order: this object's lock, then the function's.
 final class VirtioInterrupts: Sendable {
   private enum Cause {
     static let queue: UInt8 = 1
@@ -12,7 +11,7 @@ final class VirtioInterrupts: Sendable {
   }
 
   private let function: Function
-  /// ISR status. INTx is driven under the lock, so that the wire and the register never disagree.
+  /// The ISR status. INTx is driven under the lock, so that the wire always matches the register.
   private let status = Mutex<UInt8>(0)
   private let configurationVector = Atomic<UInt16>(CommonConfiguration.noVector)
 
@@ -22,7 +21,7 @@ final class VirtioInterrupts: Sendable {
 
   func setConfigurationVector(_ vector: UInt16) { configurationVector.store(vector, ordering: .relaxed) }
 
-  /// A used buffer notification.
+  /// Sends a used buffer notification.
   func signalQueue(vector: UInt16) {
     if usesMessages {
       if vector != CommonConfiguration.noVector { function.msix?.signal(Int(vector)) }
@@ -31,15 +30,15 @@ final class VirtioInterrupts: Sendable {
     }
   }
 
-  /// A configuration change notification.
+  /// Sends a configuration change notification.
   func signalConfiguration() {
-    // The bit is set with MSI-X, too: 4.1.4.5.1.
+    // The bit is also set with MSI-X: 4.1.4.5.1.
     raise(Cause.configuration)
     let vector = configurationVector.load(ordering: .relaxed)
     if vector != CommonConfiguration.noVector { function.msix?.signal(Int(vector)) }
   }
 
-  /// The driver's read of the ISR status, which clears it and withdraws INTx.
+  /// Performs the driver's read of the ISR status, which clears it and deasserts INTx.
   func takeStatus() -> UInt8 {
     status.withLock { status in
       let value = status
@@ -57,7 +56,7 @@ final class VirtioInterrupts: Sendable {
   private func raise(_ cause: UInt8) {
     status.withLock { status in
       status |= cause
-      // Not while MSI-X is on: the wire would stand asserted for nobody once it is off.
+      // Not with MSI-X: the wire would be asserted after MSI-X is disabled, without a new cause.
       if !usesMessages { function.setINTx(true) }
     }
   }

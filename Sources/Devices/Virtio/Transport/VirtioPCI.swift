@@ -2,15 +2,15 @@ import Hardware
 import PCI
 import Synchronization
 
-/// A virtio device as a PCI Express function: virtio 1.2, section 4.1, without the legacy interface. An integrated
-/// endpoint with Function Level Reset; the structures in BAR 4, MSI-X in BAR 1.
+/// A virtio device as a PCI Express function: virtio 1.2, section 4.1, without the legacy interface. An endpoint with
+/// Function Level Reset; the structures are in BAR 4, MSI-X is in BAR 1.
 ///
-/// Lock order: the common configuration's lock, the queues', the interrupts'. No worker is woken and no failure is
-/// reported with any of them held, as a worker may run at once.
+/// Lock order: the common configuration's lock, then the queues', then the interrupts'. Workers are woken and failures are
+/// reported with none of them held, as a worker may run at once.
 public final class VirtioPCI: FunctionModel, VirtioTransport {
   private struct Registers {
     var common: CommonConfiguration
-    /// Counts resets, so that a failure of the time before one does not hit the time after it.
+    /// Counts resets, so that a failure from before a reset does not affect the device after it.
     var session: UInt64 = 0
   }
 
@@ -22,8 +22,8 @@ public final class VirtioPCI: FunctionModel, VirtioTransport {
   private let registers: Mutex<Registers>
 
   /// - Parameters:
-  ///   - options: `vectors` is within its range.
-  ///   - address: device and function on the bus that the caller puts `function` on.
+  ///   - options: `vectors` must be within its range.
+  ///   - address: device and function on the bus to which the caller adds `function`.
   public init(
     device: any VirtioDevice, options: VirtioOptions, environment: PCIEnvironment, address: RequesterID
   ) {
@@ -82,7 +82,7 @@ public final class VirtioPCI: FunctionModel, VirtioTransport {
     return description
   }
 
-  /// The device status field as the driver would read it.
+  /// The device status field.
   public var status: VirtioStatus { registers.withLock { $0.common.status } }
 
   // MARK: VirtioTransport
@@ -133,7 +133,7 @@ public final class VirtioPCI: FunctionModel, VirtioTransport {
         device.writeConfiguration(offset: within, width: width, value: value)
       }
     case VirtioCapabilities.notification:
-      // The address names the queue, not the value: 4.1.4.4.
+      // The address selects the queue, not the value: 4.1.4.4.
       let stride = Int(VirtioCapabilities.notificationStride)
       if within % stride == 0, slots.indices.contains(within / stride) { slots[within / stride].wake() }
     default: break
@@ -144,7 +144,7 @@ public final class VirtioPCI: FunctionModel, VirtioTransport {
     registers.withLock { reset(&$0) }
   }
 
-  /// Each queue ends after the request in flight.
+  /// Ends each queue after its request in flight.
   public func endRequests() {
     for slot in slots { slot.halt() }
   }
@@ -156,7 +156,7 @@ public final class VirtioPCI: FunctionModel, VirtioTransport {
     for slot in slots {
       let stride = VirtioCapabilities.notificationStride
       let offset = VirtioCapabilities.notification + stride * UInt64(slot.index)
-      // Where another region answers, a write is not for this queue.
+      // A write that another region answers must not wake this queue.
       let isVisible = parts.contains { $0.contains(offset) && stride <= $0.upperBound - offset }
       slot.setDoorbell(at: isVisible ? base.map { $0 &+ offset } : nil)
     }
@@ -169,7 +169,7 @@ public final class VirtioPCI: FunctionModel, VirtioTransport {
       return nil
     }
     let value = readRegion(bar: VirtioCapabilities.bar, offset: at, width: length) & length.allOnes
-    // The first `length` bytes of the data become what was read; the driver sees the data.
+    // The value replaces the first `length` bytes of the data, which the driver then reads.
     var all: UInt32 = 0
     function.updateConfiguration { space in
       all = space.get(UInt32.self, data)
@@ -182,7 +182,7 @@ public final class VirtioPCI: FunctionModel, VirtioTransport {
   public func configurationWritten(offset: Int, width: AccessWidth, value: UInt64) {
     let command = StandardOffset.command..<StandardOffset.command + 2
     if command.overlaps(offset..<offset + width.rawValue) {
-      // What was notified while Bus Master Enable was clear could not be served.
+      // Notifications while Bus Master Enable was clear could not be served.
       if function.requester.busMasterEnable { for slot in slots where slot.isRunning { slot.wake() } }
       return
     }
@@ -191,13 +191,13 @@ public final class VirtioPCI: FunctionModel, VirtioTransport {
     guard (data..<data + 4).overlaps(offset..<offset + width.rawValue), let (at, length) = windowTarget(window) else {
       return
     }
-    // Whatever part of the data was written: the write has the first `length` bytes of what stands there now.
+    // A write to any part of the data writes its first `length` bytes.
     var all: UInt32 = 0
     function.updateConfiguration { all = $0.get(UInt32.self, data) }
     writeRegion(bar: VirtioCapabilities.bar, offset: at, width: length, value: UInt64(all) & length.allOnes)
   }
 
-  /// What the window of 4.1.4.9 shows now; nil where the driver set it to nothing that can be accessed.
+  /// Returns the range that the configuration access window (4.1.4.9) refers to; nil if it is not valid.
   private func windowTarget(_ window: Int) -> (offset: UInt64, width: AccessWidth)? {
     func field(_ at: Int, _ width: AccessWidth) -> UInt64 {
       function.register(at: window + at, width: width)
@@ -238,7 +238,7 @@ public final class VirtioPCI: FunctionModel, VirtioTransport {
       }
       return false
     }
-    // A driver may have filled its queues before it set DRIVER_OK.
+    // A driver may have filled its queues before it set DRIVER_OK, without a notification.
     if started { for slot in slots where slot.isRunning { slot.wake() } }
   }
 
@@ -250,7 +250,7 @@ public final class VirtioPCI: FunctionModel, VirtioTransport {
   }
 
   private func reset(_ registers: inout Registers) {
-    // All are told to end before the first is waited for, so the wait is for one request at most.
+    // Halts all queues before it waits for the first one, so that the wait lasts for one request at most.
     for slot in slots { slot.halt() }
     for slot in slots {
       slot.stop()

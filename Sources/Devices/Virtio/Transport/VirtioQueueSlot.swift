@@ -1,19 +1,19 @@
 import Hardware
 import Synchronization
 
-/// One queue of a transport with the worker that serves it: started and stopped by the driver's vCPU, run on the
-/// worker's thread.
+/// One queue of a transport, with the worker that serves it. The driver's vCPU starts and stops it; it runs on the worker's
+/// thread.
 ///
-/// Lock order: the transport's lock, then this one's. It is held while a device processes the queue, so to take it is
-/// to wait for the request in flight, and no longer: `isRunning` ends the processing after that.
+/// Lock order: the transport's lock, then `session`. `session` is held while the device processes the queue. So a thread
+/// that clears `isRunning` and then takes it waits for the request in flight only.
 final class VirtioQueueSlot: VirtQueueOwner {
   private struct Session {
     var queue: VirtQueue
-    /// The driver's session, as the transport counts them.
+    /// The transport's count of resets at the start.
     let number: UInt64
   }
 
-  /// What became of a session while its queue was served.
+  /// An error that ended a session.
   struct Failure: Sendable {
     let session: UInt64
     let error: VirtQueueError
@@ -43,23 +43,23 @@ final class VirtioQueueSlot: VirtQueueOwner {
   func wake() { worker.withLock { $0 }?.wake() }
   func setDoorbell(at address: UInt64?) { worker.withLock { $0 }?.setDoorbell(at: address) }
 
-  /// Puts the queue in service.
+  /// Starts a session.
   func start(_ queue: VirtQueue, session number: UInt64) {
     session.withLock { $0 = Session(queue: queue, number: number) }
     running.store(true, ordering: .releasing)
   }
 
-  /// Has processing end after the request in flight, without waiting for it.
+  /// Ends processing after the request in flight, without waiting for that request.
   func halt() { running.store(false, ordering: .releasing) }
 
-  /// Takes the queue out of service and waits for the request in flight.
+  /// Ends the session and waits for the request in flight.
   func stop() {
     halt()
     session.withLock { $0 = nil }
   }
 
-  /// The worker's handler.
-  /// - Returns: what made the queue unusable, if anything.
+  /// Processes the queue. The worker's handler.
+  /// - Returns: the failure that ended the session, or nil.
   func serve() -> Failure? {
     session.withLock { session -> Failure? in
       guard isRunning, let number = session?.number else { return nil }
@@ -67,7 +67,7 @@ final class VirtioQueueSlot: VirtQueueOwner {
         try session?.queue.process(by: device, index: index)
         return nil
       } catch {
-        // Bus Master Enable is the driver's own switch: the queue goes on when it is set again.
+        // The driver controls Bus Master Enable: the queue continues when the driver sets it again.
         guard error != .memory(.disabled) else { return nil }
         halt()
         return Failure(session: number, error: error)
