@@ -103,7 +103,7 @@ public final class AddressBus: Sendable {
     _ device: any BusDevice, at base: UInt64, size: UInt64, priority: Priority = .fixed,
     affecting affected: inout [any BusDevice]
   ) -> Attachment {
-    precondition(size > 0, "a region has a size")
+    precondition(size > 0, "a region must not be empty")
     let (end, overflow) = base.addingReportingOverflow(size - 1)
     return map.withLock { map in
       let attachment = Attachment(number: map.nextNumber)

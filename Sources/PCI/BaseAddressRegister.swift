@@ -34,7 +34,7 @@ public struct BaseAddressRegister: Hashable, Sendable {
     precondition(
       space == .expansionROM
         ? index == Self.expansionROMIndex && (2048...1 << 24).contains(size)
-        : index >= 0 && index + (space == .memory64 ? 1 : 0) <= 5, "a function has six registers, and one for its ROM")
+        : index >= 0 && index + (space == .memory64 ? 1 : 0) <= 5, "a BAR index is 0 to 5, or that of the expansion ROM")
     self.index = index
     self.space = space
     self.size = size

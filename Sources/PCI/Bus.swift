@@ -41,7 +41,7 @@ public final class Bus: Sendable {
     function.join(self)
     let added = state.withLock { state in
       let address = function.requester.id
-      precondition(!isLink || address.device == 0, "only device 0 is on a link")
+      precondition(!isLink || address.device == 0, "a link has only device 0")
       guard state.functions[address.deviceFunction] == nil else { return false }
       function.requester.id = address.on(bus: state.number)
       state.functions[address.deviceFunction] = function

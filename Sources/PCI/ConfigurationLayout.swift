@@ -20,7 +20,7 @@ extension ConfigurationSpace {
   /// - Returns: the offset of the capability.
   mutating func putCapability(at offset: Int?, id: UInt8, body: [UInt8], writable mask: [UInt8]) -> Int {
     guard let offset else { return addCapability(id: id, body: body, writable: mask) }
-    precondition(offset >= 0x40 && offset + 2 + body.count <= 0x100, "a capability lies behind the header")
+    precondition(offset >= 0x40 && offset + 2 + body.count <= 0x100, "a capability lies after the header, in the first 256 bytes")
     for (index, byte) in body.enumerated() {
       define(offset + 2 + index, byte, writable: index < mask.count ? mask[index] : 0)
     }

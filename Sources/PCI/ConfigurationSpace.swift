@@ -62,7 +62,7 @@ public struct ConfigurationSpace: Sendable {
   /// - Returns: the offset of the capability.
   public mutating func addCapability(id: UInt8, body: [UInt8], writable mask: [UInt8] = []) -> Int {
     let offset = nextCapability
-    precondition(offset + 2 + body.count <= 0x100, "the capabilities of a function fit its first 256 bytes")
+    precondition(offset + 2 + body.count <= 0x100, "capabilities fit into the first 256 bytes")
     define(lastCapabilityPointer, UInt8(offset))
     define(offset, id)
     define(offset + 1, UInt8(0))
@@ -81,7 +81,7 @@ public struct ConfigurationSpace: Sendable {
     id: UInt16, version: UInt8, body: [UInt8], writable mask: [UInt8] = [], writeOneToClear clearMask: [UInt8] = []
   ) -> Int {
     let offset = nextExtendedCapability
-    precondition(offset + 4 + body.count <= Self.size, "the extended capabilities of a function fit its space")
+    precondition(offset + 4 + body.count <= Self.size, "extended capabilities fit into configuration space")
     if let last = lastExtendedCapability {
       set(last, get(UInt32.self, last) | UInt32(offset) << 20)
     }

@@ -29,7 +29,7 @@ public struct ExtendedCapability: Hashable, Sendable {
       id: AccessControl.id, version: 1, body: body + [0, 0], writable: [0, 0] + body)
   }
 
-  /// Advanced Error Reporting of a root port (AER; 7.8.4): all registers with their defaults. Emulated links have no
+  /// Advanced Error Reporting of a root port (AER; 7.8.4): all registers with their defaults. Links of this model have no
   /// errors.
   public static var rootPortErrorReporting: ExtendedCapability {
     let uncorrectable: UInt32 = 0x003f_f030

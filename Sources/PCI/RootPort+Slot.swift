@@ -8,7 +8,7 @@ extension RootPort {
 
   /// Asks software to release the device in the slot. For native hotplug only; the ACPI controller has its own method.
   public func requestRemoval() -> RemovalAnswer {
-    precondition(hotplug == .native, "only a slot with an attention button is asked")
+    precondition(hotplug == .native, "only native hotplug has an attention button")
     return changeSlot { $0.requestRemoval() } ?? .unpowered
   }
 
