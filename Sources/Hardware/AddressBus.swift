@@ -1,5 +1,35 @@
 import Synchronization
 
+/// The number of bytes that one register access moves. A bus carries no other widths.
+public enum AccessWidth: Int, Sendable, CaseIterable {
+  case byte = 1
+  case word = 2
+  case doubleword = 4
+  case quadword = 8
+
+  /// All bits of this width set: a mask, and the value of a read that no device answers, as on PCI.
+  @inlinable
+  public var allOnes: UInt64 { .lowBits(rawValue * 8) }
+
+  /// Returns the little-endian value of the bytes at the offsets from `offset` on.
+  @inlinable
+  public func assemble<Offset: FixedWidthInteger>(from offset: Offset, _ byte: (Offset) -> UInt8) -> UInt64 {
+    var value: UInt64 = 0
+    for index in 0..<rawValue {
+      value |= UInt64(byte(offset &+ Offset(truncatingIfNeeded: index))) << (8 * index)
+    }
+    return value
+  }
+
+  /// Calls `body` with the bytes of a little-endian value and their offsets from `offset` on.
+  @inlinable
+  public func split<Offset: FixedWidthInteger>(
+    _ value: UInt64, from offset: Offset, _ body: (Offset, UInt8) -> Void
+  ) {
+    for index in 0..<rawValue { body(offset &+ Offset(truncatingIfNeeded: index), value[byte: index]) }
+  }
+}
+
 /// A device that answers accesses within regions of a bus.
 ///
 /// Any vCPU's thread may call it, and two may call at once.

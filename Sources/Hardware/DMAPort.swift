@@ -5,6 +5,8 @@ public struct DMAAccess: OptionSet, Hashable, Sendable {
 
   public static let read = DMAAccess(rawValue: 1)
   public static let write = DMAAccess(rawValue: 2)
+  /// The read fetches instructions: Execute Requested of the PASID prefix. Used together with `read`.
+  public static let execute = DMAAccess(rawValue: 4)
 }
 
 /// The reason why a request did not reach memory.
@@ -107,19 +109,24 @@ extension DMAPort {
     }
   }
 
-  public func read(from address: UInt64, into bytes: inout MutableRawSpan) throws(DMAError) {
+  /// Reads bytes.
+  /// - Parameter access: the rights that the request needs, `.read` among them.
+  public func read(
+    from address: UInt64, into bytes: inout MutableRawSpan, for access: DMAAccess = .read
+  ) throws(DMAError) {
     try checkTransfer(at: address, count: UInt64(bytes.byteCount))
     let phase = beginRequest()
     defer { endRequest(phase) }
     var offset = 0
     while offset < bytes.byteCount {
-      let segment = try translate(address &+ UInt64(offset), count: bytes.byteCount - offset, for: .read)
+      let segment = try translate(address &+ UInt64(offset), count: bytes.byteCount - offset, for: access)
       var part = bytes._mutatingExtracting(offset..<offset + segment.count)
       guard memory.read(from: segment.address, into: &part) else { throw unclaimed() }
       offset += segment.count
     }
   }
 
+  /// Writes bytes.
   public func write(_ bytes: RawSpan, to address: UInt64) throws(DMAError) {
     try checkTransfer(at: address, count: UInt64(bytes.byteCount))
     let phase = beginRequest()
@@ -134,77 +141,53 @@ extension DMAPort {
     }
   }
 
-  // Single accesses. Their addresses are aligned, so none crosses a boundary between translations.
+  // MARK: Single accesses
+  //
+  // Their addresses are aligned, so none crosses a boundary between translations.
 
-  public func loadUInt16(at address: UInt64) throws(DMAError) -> UInt16 {
+  /// Translates and performs a single access, counted as in flight meanwhile.
+  @inline(__always)
+  private func single<Value>(
+    _ address: UInt64, count: Int, for access: DMAAccess, _ perform: (PhysicalSegment) -> Value?
+  ) throws(DMAError) -> Value {
     let phase = beginRequest()
     defer { endRequest(phase) }
-    guard let value = memory.loadUInt16(at: try translate(address, count: 2, for: .read).address) else {
-      throw unclaimed()
-    }
+    guard let value = perform(try translate(address, count: count, for: access)) else { throw unclaimed() }
     return value
+  }
+
+  public func loadUInt16(at address: UInt64) throws(DMAError) -> UInt16 {
+    try single(address, count: 2, for: .read) { memory.loadUInt16(at: $0.address) }
   }
 
   public func loadUInt32(at address: UInt64) throws(DMAError) -> UInt32 {
-    let phase = beginRequest()
-    defer { endRequest(phase) }
-    guard let value = memory.loadUInt32(at: try translate(address, count: 4, for: .read).address) else {
-      throw unclaimed()
-    }
-    return value
+    try single(address, count: 4, for: .read) { memory.loadUInt32(at: $0.address) }
   }
 
   public func loadUInt64(at address: UInt64) throws(DMAError) -> UInt64 {
-    let phase = beginRequest()
-    defer { endRequest(phase) }
-    guard let value = memory.loadUInt64(at: try translate(address, count: 8, for: .read).address) else {
-      throw unclaimed()
-    }
-    return value
+    try single(address, count: 8, for: .read) { memory.loadUInt64(at: $0.address) }
   }
 
   /// Loads two values in order, with one translation.
   /// - Parameter address: a multiple of 16.
   public func loadUInt64Pair(at address: UInt64) throws(DMAError) -> (low: UInt64, high: UInt64) {
-    let phase = beginRequest()
-    defer { endRequest(phase) }
-    let segment = try translate(address, count: 16, for: .read)
-    guard segment.count == 16, let low = memory.loadUInt64(at: segment.address),
-      let high = memory.loadUInt64(at: segment.address &+ 8)
-    else { throw unclaimed() }
-    return (low, high)
+    try single(address, count: 16, for: .read) { segment in
+      guard segment.count == 16, let low = memory.loadUInt64(at: segment.address),
+        let high = memory.loadUInt64(at: segment.address &+ 8)
+      else { return nil }
+      return (low, high)
+    }
   }
 
   public func storeUInt16(_ value: UInt16, at address: UInt64) throws(DMAError) {
-    let phase = beginRequest()
-    defer { endRequest(phase) }
-    guard memory.storeUInt16(value, at: try translate(address, count: 2, for: .write).address) else {
-      throw unclaimed()
-    }
+    try single(address, count: 2, for: .write) { memory.storeUInt16(value, at: $0.address) ? () : nil }
   }
 
   public func storeUInt32(_ value: UInt32, at address: UInt64) throws(DMAError) {
-    let phase = beginRequest()
-    defer { endRequest(phase) }
-    guard memory.storeUInt32(value, at: try translate(address, count: 4, for: .write).address) else {
-      throw unclaimed()
-    }
+    try single(address, count: 4, for: .write) { memory.storeUInt32(value, at: $0.address) ? () : nil }
   }
 
   public func storeUInt64(_ value: UInt64, at address: UInt64) throws(DMAError) {
-    let phase = beginRequest()
-    defer { endRequest(phase) }
-    guard memory.storeUInt64(value, at: try translate(address, count: 8, for: .write).address) else {
-      throw unclaimed()
-    }
+    try single(address, count: 8, for: .write) { memory.storeUInt64(value, at: $0.address) ? () : nil }
   }
-}
-
-/// The source of a function's ports: an IOMMU, or the board if there is none.
-public protocol DMARemapper: AnyObject, Sendable {
-  /// Makes a port for requests without PASID.
-  func makePort(for requester: Requester) -> any DMAPort
-
-  /// Makes a port that also takes requests with PASID, translation requests and page requests.
-  func makeRequestPort(for requester: Requester) -> any RequestPort
 }

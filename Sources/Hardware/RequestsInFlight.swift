@@ -84,11 +84,3 @@ public struct RequestInFlight: ~Copyable, Sendable {
 
   deinit { requests.end(phase) }
 }
-
-/// A place where one thread sleeps until another wakes it. The host provides it, as modules of the guest's side make no
-/// system calls.
-public protocol Parking: AnyObject, Sendable {
-  /// Sleeps until `unpark` is called. Returns at once if it was called since the last `park`. May also return spuriously.
-  func park()
-  func unpark()
-}

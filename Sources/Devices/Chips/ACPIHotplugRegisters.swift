@@ -150,31 +150,21 @@ public struct ACPIHotplugRegisters: Sendable {
   private var next: UInt32 { slots.firstIndex(where: \.isPending).map { UInt32(truncatingIfNeeded: $0) } ?? .max }
 
   mutating func read(offset: UInt64, width: AccessWidth) -> UInt64 {
-    var value: UInt64 = 0
-    for index in 0..<width.rawValue {
-      value |= UInt64(readByte(at: offset &+ UInt64(index))) << (8 * index)
-    }
-    return value
+    width.assemble(from: offset) { readByte(at: $0) }
   }
 
   mutating func write(offset: UInt64, width: AccessWidth, value: UInt64) -> Effects {
     var effects = Effects()
-    for index in 0..<width.rawValue {
-      let byte = UInt8(truncatingIfNeeded: value >> (8 * index))
-      writeByte(byte, at: offset &+ UInt64(index), &effects)
-    }
+    width.split(value, from: offset) { writeByte($1, at: $0, &effects) }
     return effects
   }
 
   private mutating func readByte(at offset: UInt64) -> UInt8 {
-    func part(_ value: UInt32, from base: UInt64) -> UInt8 {
-      UInt8(truncatingIfNeeded: value >> (8 * (offset - base)))
-    }
     switch offset {
-    case Offset.select..<Offset.select + 4: return part(select, from: Offset.select)
-    case Offset.next..<Offset.next + 4: return part(next, from: Offset.next)
-    case Offset.source..<Offset.source + 4: return part(source, from: Offset.source)
-    case Offset.status..<Offset.status + 4: return part(status, from: Offset.status)
+    case Offset.select..<Offset.select + 4: return select[byte: offset - Offset.select]
+    case Offset.next..<Offset.next + 4: return next[byte: offset - Offset.next]
+    case Offset.source..<Offset.source + 4: return source[byte: offset - Offset.source]
+    case Offset.status..<Offset.status + 4: return status[byte: offset - Offset.status]
     default: break
     }
     guard let slot = selected else { return 0 }
@@ -194,16 +184,12 @@ public struct ACPIHotplugRegisters: Sendable {
   }
 
   private mutating func writeByte(_ byte: UInt8, at offset: UInt64, _ effects: inout Effects) {
-    func replaced(_ value: UInt32, from base: UInt64) -> UInt32 {
-      let shift = 8 * (offset - base)
-      return value & ~(0xff << shift) | UInt32(byte) << shift
-    }
     switch offset {
     case Offset.eject where byte & 1 != 0: eject(&effects)
-    case Offset.select..<Offset.select + 4: select = replaced(select, from: Offset.select)
-    case Offset.source..<Offset.source + 4: source = replaced(source, from: Offset.source)
+    case Offset.select..<Offset.select + 4: select[byte: offset - Offset.select] = byte
+    case Offset.source..<Offset.source + 4: source[byte: offset - Offset.source] = byte
     case Offset.status..<Offset.status + 4:
-      status = replaced(status, from: Offset.status)
+      status[byte: offset - Offset.status] = byte
       if offset == Offset.status + 3 { report(&effects) }
     case Offset.next: if slots.contains(where: \.isPending) { effects.raisesEvent = true }
     default: break

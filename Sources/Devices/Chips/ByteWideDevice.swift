@@ -11,16 +11,10 @@ public protocol ByteWideDevice: BusDevice {
 
 extension ByteWideDevice {
   public func read(offset: UInt64, width: AccessWidth) -> UInt64 {
-    var value: UInt64 = 0
-    for index in 0..<width.rawValue {
-      value |= UInt64(readByte(at: offset &+ UInt64(index))) << (8 * index)
-    }
-    return value
+    width.assemble(from: offset) { readByte(at: $0) }
   }
 
   public func write(offset: UInt64, width: AccessWidth, value: UInt64) {
-    for index in 0..<width.rawValue {
-      writeByte(UInt8(truncatingIfNeeded: value >> (8 * index)), at: offset &+ UInt64(index))
-    }
+    width.split(value, from: offset) { writeByte($1, at: $0) }
   }
 }

@@ -1,3 +1,5 @@
+import Hardware
+
 /// The items that fw_cfg offers to the guest: byte arrays with 16-bit keys (QEMU docs/specs/fw_cfg.rst; the keys below 0x20
 /// are from include/standard-headers/linux/qemu_fw_cfg.h). Numbers are little-endian, except in the big-endian file
 /// directory.
@@ -77,10 +79,6 @@ public struct FirmwareConfigurationItems: Sendable {
 }
 
 extension [UInt8] {
-  fileprivate init(littleEndian value: some FixedWidthInteger & UnsignedInteger) {
-    self = (0..<value.bitWidth / 8).map { UInt8(truncatingIfNeeded: value >> (8 * $0)) }
-  }
-
   fileprivate init(bigEndian value: some FixedWidthInteger & UnsignedInteger) {
     self = Self(littleEndian: value).reversed()
   }

@@ -66,11 +66,7 @@ public struct PowerManagementRegisters: Sendable {
   /// - Parameter nanoseconds: of a monotonic clock.
   public mutating func read(offset: UInt64, width: AccessWidth, nanoseconds: UInt64) -> UInt64 {
     let ticks = noteCarry(nanoseconds)
-    var value: UInt64 = 0
-    for index in 0..<width.rawValue {
-      value |= UInt64(byte(at: offset &+ UInt64(index), ticks: ticks)) << (8 * index)
-    }
-    return value
+    return width.assemble(from: offset) { byte(at: $0, ticks: ticks) }
   }
 
   /// Writes registers.
@@ -79,24 +75,18 @@ public struct PowerManagementRegisters: Sendable {
   public mutating func write(offset: UInt64, width: AccessWidth, value: UInt64, nanoseconds: UInt64) -> UInt8? {
     _ = noteCarry(nanoseconds)
     var sleep: UInt8?
-    for index in 0..<width.rawValue {
-      let byte = UInt8(truncatingIfNeeded: value >> (8 * index))
-      if let type = writeByte(byte, at: offset &+ UInt64(index)) { sleep = type }
-    }
+    width.split(value, from: offset) { if let type = writeByte($1, at: $0) { sleep = type } }
     return sleep
   }
 
   private func byte(at offset: UInt64, ticks: UInt64) -> UInt8 {
-    func part(_ value: UInt64, from base: UInt64) -> UInt8 {
-      UInt8(truncatingIfNeeded: value >> (8 * (offset - base)))
-    }
     switch offset {
-    case 0x00...0x01: return part(UInt64(status.rawValue), from: 0x00)
-    case 0x02...0x03: return part(UInt64(enabled.rawValue), from: 0x02)
-    case 0x04...0x05: return part(UInt64(control | Control.sciEnable), from: 0x04)
-    case 0x08...0x0b: return part(ticks & 0xff_ffff, from: 0x08)
-    case 0x20...0x27: return part(generalStatus, from: 0x20)
-    case 0x28...0x2f: return part(generalEnabled, from: 0x28)
+    case 0x00...0x01: return status.rawValue[byte: offset]
+    case 0x02...0x03: return enabled.rawValue[byte: offset - 0x02]
+    case 0x04...0x05: return (control | Control.sciEnable)[byte: offset - 0x04]
+    case 0x08...0x0b: return (ticks & 0xff_ffff)[byte: offset - 0x08]
+    case 0x20...0x27: return generalStatus[byte: offset - 0x20]
+    case 0x28...0x2f: return generalEnabled[byte: offset - 0x28]
     default: return 0
     }
   }
@@ -107,27 +97,21 @@ public struct PowerManagementRegisters: Sendable {
       status.subtract(Events(rawValue: UInt16(byte) << (8 * offset)))
     case 0x02...0x03:
       var value = enabled.rawValue
-      Self.replaceByte(of: &value, at: offset - 0x02, with: byte)
+      value[byte: offset - 0x02] = byte
       enabled = Events(rawValue: value).intersection(.enables)
     case 0x04...0x05:
       var value = control
-      Self.replaceByte(of: &value, at: offset - 0x04, with: byte)
+      value[byte: offset - 0x04] = byte
       control = value & Control.stored
       if value & Control.sleepEnable != 0 { return UInt8(truncatingIfNeeded: value[bits: 10...12]) }
     case 0x20...0x27:
       generalStatus &= ~(UInt64(byte) << (8 * (offset - 0x20)))
     case 0x28...0x2f:
-      Self.replaceByte(of: &generalEnabled, at: offset - 0x28, with: byte)
+      generalEnabled[byte: offset - 0x28] = byte
     default:
       break
     }
     return nil
-  }
-
-  private static func replaceByte<Value: FixedWidthInteger & UnsignedInteger>(
-    of value: inout Value, at index: UInt64, with byte: UInt8
-  ) {
-    value = value & ~(0xff << (8 * index)) | Value(byte) << (8 * index)
   }
 
   /// Returns the timer, not truncated to its 24 bits.

@@ -79,7 +79,7 @@ public final class DMAEngine: FunctionModel, TranslationCache {
     case 2:
       return buffer.withLock { buffer in
         guard let at = Self.place(offset, width) else { return width.allOnes }
-        return (0..<width.rawValue).reduce(0) { $0 | UInt64(buffer[at + $1]) << (8 * UInt64($1)) }
+        return width.assemble(from: at) { buffer[$0] }
       }
     default: return 0
     }
@@ -91,7 +91,7 @@ public final class DMAEngine: FunctionModel, TranslationCache {
     case 2:
       buffer.withLock { buffer in
         guard let at = Self.place(offset, width) else { return }
-        for index in 0..<width.rawValue { buffer[at + index] = UInt8(truncatingIfNeeded: value >> (8 * UInt64(index))) }
+        width.split(value, from: at) { buffer[$0] = $1 }
       }
     default: break
     }

@@ -179,18 +179,8 @@ extension DMAEngine {
   private func read(_ job: inout DMAEngineJob, _ address: UInt64, _ bytes: inout [UInt8], _ count: Int) throws(Step) {
     let wanted: DMAAccess = job.command.executes ? [.read, .execute] : .read
     try access(&job, Access(address: address, count: count, wanted: wanted)) {
-      (memory, address, access) throws(DMAError) in
-      let phase = memory.beginRequest()
-      defer { memory.endRequest(phase) }
-      var done = 0
-      while done < count {
-        let segment = try memory.translate(address &+ UInt64(done), count: count - done, for: access)
-        var span = bytes.mutableSpan
-        var raw = MutableRawSpan(_elements: &span)
-        var part = raw._mutatingExtracting(done..<done + segment.count)
-        guard memory.memory.read(from: segment.address, into: &part) else { throw memory.unclaimed() }
-        done += segment.count
-      }
+      (port, address, access) throws(DMAError) in
+      try port.read(from: address, into: &bytes, 0..<count, for: access)
     }
   }
 

@@ -96,20 +96,13 @@ public final class IOMMUTestDevice: FunctionModel {
     done = 0
     while done < transfer.count {
       let count = min(Self.partSize, transfer.count - done)
-      guard read(into: &part, 0..<count, from: transfer.physicalAddress &+ UInt64(done)) else {
+      // Without the IOMMU.
+      guard memory.read(from: transfer.physicalAddress &+ UInt64(done), into: &part, 0..<count) else {
         return IOMMUTestRegisters.Result.readFailed
       }
       if part[0..<count] != pattern[0..<count] { matches = false }
       done += count
     }
     return matches ? IOMMUTestRegisters.Result.success : IOMMUTestRegisters.Result.mismatch
-  }
-
-  /// Reads guest physical memory, without the IOMMU.
-  private func read(into bytes: inout [UInt8], _ range: Range<Int>, from address: UInt64) -> Bool {
-    var span = bytes.mutableSpan
-    var raw = MutableRawSpan(_elements: &span)
-    var part = raw._mutatingExtracting(range)
-    return memory.read(from: address, into: &part)
   }
 }

@@ -215,11 +215,7 @@ public final class VirtioPCI: FunctionModel, VirtioTransport {
 
   private func readDevice(offset: Int, width: AccessWidth) -> UInt64 {
     let bytes = device.configuration
-    var value: UInt64 = 0
-    for index in 0..<width.rawValue where offset + index < bytes.count {
-      value |= UInt64(bytes[offset + index]) << UInt64(8 * index)
-    }
-    return value
+    return width.assemble(from: offset) { $0 < bytes.count ? bytes[$0] : 0 }
   }
 
   private func writeCommon(offset: Int, width: AccessWidth, value: UInt64) {

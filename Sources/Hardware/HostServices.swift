@@ -1,3 +1,5 @@
+// Threads and timers that the host provides to devices: modules of the guest's side make no system calls.
+
 /// A thread that serves one queue of a device, so that vCPUs do not wait for the device.
 public protocol QueueWorker: AnyObject, Sendable {
   /// Schedules one run of the handler. Further calls before the handler starts have no effect.
@@ -11,6 +13,20 @@ public protocol QueueWorker: AnyObject, Sendable {
   func stop()
 }
 
+/// The source of workers.
 public protocol QueueWorkerSource: AnyObject, Sendable {
   func makeWorker(name: String, handler: @escaping @Sendable () -> Void) -> any QueueWorker
+}
+
+/// A timer of the host that calls a handler once.
+public protocol OneShotTimer: AnyObject, Sendable {
+  /// Calls the handler after a time, on any thread. Cancels an earlier start whose handler has not run yet.
+  func start(afterMilliseconds milliseconds: UInt32, _ handler: @escaping @Sendable () -> Void)
+}
+
+/// A place where one thread sleeps until another wakes it.
+public protocol Parking: AnyObject, Sendable {
+  /// Sleeps until `unpark` is called. Returns at once if it was called since the last `park`. May also return spuriously.
+  func park()
+  func unpark()
 }
