@@ -17,6 +17,16 @@ extension DMAPort {
   func write(_ bytes: [UInt8], _ range: Range<Int>, to address: UInt64) throws(DMAError) {
     try write(RawSpan(_elements: bytes.span).extracting(range), to: address)
   }
+
+  /// Writes a range of an array. Four aligned bytes are a single access, which may be an interrupt request (a write to
+  /// 0xFEEx_xxxx).
+  func writeRequest(_ bytes: [UInt8], _ range: Range<Int>, to address: UInt64) throws(DMAError) {
+    if range.count == 4, address % 4 == 0 {
+      try storeUInt32(bytes.load(UInt32.self, at: range.lowerBound), at: address)
+    } else {
+      try write(bytes, range, to: address)
+    }
+  }
 }
 
 extension PhysicalMemory {

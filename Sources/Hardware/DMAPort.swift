@@ -42,6 +42,16 @@ public struct PhysicalSegment: Hashable, Sendable {
   }
 }
 
+extension [PhysicalSegment] {
+  /// Extends the last segment by an adjacent one.
+  /// - Returns: false if the segment does not follow the last one.
+  public mutating func join(_ segment: PhysicalSegment) -> Bool {
+    guard let last, last.address &+ UInt64(last.count) == segment.address else { return false }
+    self[count - 1].count += segment.count
+    return true
+  }
+}
+
 /// The only way by which a device reaches memory. Bus Master Enable, the IOMMU and hot-unplug act on the port.
 ///
 /// A request is in flight from before its translation until its last memory access. `read`, `write` and the sized loads
@@ -98,11 +108,7 @@ extension DMAPort {
     while remaining > 0 {
       let segment = try translate(address, count: remaining, for: access)
       guard memory.contains(segment.address, count: UInt64(segment.count)) else { throw unclaimed() }
-      if joins, let last = segments.last, last.address &+ UInt64(last.count) == segment.address {
-        segments[segments.count - 1].count += segment.count
-      } else {
-        segments.append(segment)
-      }
+      if !joins || !segments.join(segment) { segments.append(segment) }
       joins = true
       address &+= UInt64(segment.count)
       remaining -= segment.count
@@ -126,7 +132,6 @@ extension DMAPort {
     }
   }
 
-  /// Writes bytes.
   public func write(_ bytes: RawSpan, to address: UInt64) throws(DMAError) {
     try checkTransfer(at: address, count: UInt64(bytes.byteCount))
     let phase = beginRequest()

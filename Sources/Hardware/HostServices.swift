@@ -13,7 +13,6 @@ public protocol QueueWorker: AnyObject, Sendable {
   func stop()
 }
 
-/// The source of workers.
 public protocol QueueWorkerSource: AnyObject, Sendable {
   func makeWorker(name: String, handler: @escaping @Sendable () -> Void) -> any QueueWorker
 }

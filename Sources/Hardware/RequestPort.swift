@@ -23,7 +23,6 @@ public protocol RequestPort: AnyObject, Sendable {
   /// - Parameter noWrite: NW: the function will not write to the page.
   func translate(_ address: UInt64, noWrite: Bool, prefix: PASIDPrefix?) -> TranslationCompletion
 
-  /// Sends a Page Request message.
   func requestPage(_ request: PageRequest) -> PageRequestOutcome
 
   /// Sends an Invalidate Completion message.

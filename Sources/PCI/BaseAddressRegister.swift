@@ -34,7 +34,8 @@ public struct BaseAddressRegister: Hashable, Sendable {
     precondition(
       space == .expansionROM
         ? index == Self.expansionROMIndex && (2048...1 << 24).contains(size)
-        : index >= 0 && index + (space == .memory64 ? 1 : 0) <= 5, "a BAR index is 0 to 5, or that of the expansion ROM")
+        : index >= 0 && index + (space == .memory64 ? 1 : 0) <= 5, "a BAR index is 0 to 5, or that of the expansion ROM"
+    )
     self.index = index
     self.space = space
     self.size = size
@@ -45,7 +46,11 @@ public struct BaseAddressRegister: Hashable, Sendable {
     space == .expansionROM ? StandardOffset.expansionROM : StandardOffset.baseAddressRegisters + 4 * index
   }
 
-  private var kindBits: UInt32 {
+  /// The room that the BAR needs in a window. Memory BARs do not share pages.
+  var room: UInt64 { space == .io ? size : max(size, 4096) }
+
+  /// The read-only bits that encode the space.
+  private var typeBits: UInt32 {
     switch space {
     case .memory32: prefetchable ? 0x8 : 0
     case .memory64: prefetchable ? 0xc : 0x4
@@ -57,7 +62,7 @@ public struct BaseAddressRegister: Hashable, Sendable {
   /// Defines the register. The bits below the size are read-only zero, so software that writes all ones reads the size.
   func define(in space: inout ConfigurationSpace) {
     let mask = ~(size - 1) | (self.space == .expansionROM ? 1 : 0)
-    space.define(offset, kindBits, writable: UInt32(truncatingIfNeeded: mask))
+    space.define(offset, typeBits, writable: UInt32(truncatingIfNeeded: mask))
     if self.space == .memory64 {
       space.define(offset + 4, UInt32(0), writable: UInt32(truncatingIfNeeded: mask >> 32))
     }

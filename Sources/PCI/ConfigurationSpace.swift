@@ -21,17 +21,13 @@ public struct ConfigurationSpace: Sendable {
   /// - Parameter offset: any alignment. An access that leaves the 4 KiB reads all ones.
   public func read(_ offset: Int, _ width: AccessWidth) -> UInt64 {
     guard offset >= 0, offset + width.rawValue <= Self.size else { return width.allOnes }
-    var value: UInt64 = 0
-    for index in 0..<width.rawValue { value |= UInt64(bytes[offset + index]) << (8 * index) }
-    return value
+    return width.assemble(from: offset) { bytes[$0] }
   }
 
   /// Performs a write by software, which changes only RW and RW1C bits.
   public mutating func write(_ offset: Int, _ width: AccessWidth, _ value: UInt64) {
     guard offset >= 0, offset + width.rawValue <= Self.size else { return }
-    for index in 0..<width.rawValue {
-      let at = offset + index
-      let new = UInt8(truncatingIfNeeded: value >> (8 * index))
+    width.split(value, from: offset) { at, new in
       let kept = bytes[at] & ~writable[at] & ~(new & writeOneToClear[at])
       bytes[at] = kept | (new & writable[at])
     }
@@ -66,12 +62,19 @@ public struct ConfigurationSpace: Sendable {
     define(lastCapabilityPointer, UInt8(offset))
     define(offset, id)
     define(offset + 1, UInt8(0))
-    for (index, byte) in body.enumerated() {
-      define(offset + 2 + index, byte, writable: index < mask.count ? mask[index] : 0)
-    }
+    defineBytes(offset + 2, body, writable: mask)
     lastCapabilityPointer = offset + 1
     nextCapability = (offset + 2 + body.count + 3) & ~3
     bytes[StandardOffset.status] |= 1 << 4  // Capabilities List
+    return offset
+  }
+
+  /// Defines the body of the existing capability at `offset`, or appends a new capability if `offset` is nil.
+  /// - Returns: the offset of the capability.
+  mutating func putCapability(at offset: Int?, id: UInt8, body: [UInt8], writable mask: [UInt8]) -> Int {
+    guard let offset else { return addCapability(id: id, body: body, writable: mask) }
+    precondition(offset >= 0x40 && offset + 2 + body.count <= 0x100, "capabilities follow the header")
+    defineBytes(offset + 2, body, writable: mask)
     return offset
   }
 
@@ -86,14 +89,21 @@ public struct ConfigurationSpace: Sendable {
       set(last, get(UInt32.self, last) | UInt32(offset) << 20)
     }
     define(offset, UInt32(id) | UInt32(version & 0xf) << 16)
-    for (index, byte) in body.enumerated() {
-      define(
-        offset + 4 + index, byte, writable: index < mask.count ? mask[index] : 0,
-        writeOneToClear: index < clearMask.count ? clearMask[index] : 0)
-    }
+    defineBytes(offset + 4, body, writable: mask, writeOneToClear: clearMask)
     lastExtendedCapability = offset
     nextExtendedCapability = (offset + 4 + body.count + 3) & ~3
     return offset
+  }
+
+  /// Defines consecutive bytes. Masks may be shorter than the bytes.
+  private mutating func defineBytes(
+    _ offset: Int, _ body: [UInt8], writable mask: [UInt8], writeOneToClear clearMask: [UInt8] = []
+  ) {
+    for (index, byte) in body.enumerated() {
+      define(
+        offset + index, byte, writable: index < mask.count ? mask[index] : 0,
+        writeOneToClear: index < clearMask.count ? clearMask[index] : 0)
+    }
   }
 }
 
@@ -102,6 +112,8 @@ public enum StandardOffset {
   public static let vendorID = 0x00
   public static let deviceID = 0x02
   public static let command = 0x04
+  /// The bytes of the Command register.
+  public static let commandBytes = command..<command + 2
   public static let status = 0x06
   public static let revisionID = 0x08
   public static let classCode = 0x09

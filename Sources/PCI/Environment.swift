@@ -8,14 +8,14 @@ public struct PCIEnvironment: Sendable {
   /// Guest physical memory, as a device without an IOMMU accesses it.
   public let memory: any PhysicalMemory
   public let remapper: any DMARemapper
-  public let interrupts: any InterruptRouter
+  public private(set) var interrupts: any InterruptRouter
   public let workers: any QueueWorkerSource
   /// Makes a place where a thread sleeps until nothing of a device is in flight.
   public let makeParking: @Sendable () -> any Parking
   /// The port above the function; nil on bus 0.
-  public let upstream: RootPort?
+  public private(set) var upstream: RootPort?
   /// Whether the function's device number has other functions, so that software must probe for them.
-  public let isMultifunction: Bool
+  public private(set) var isMultifunction: Bool
 
   public init(
     memoryBus: AddressBus, ioBus: AddressBus, memory: any PhysicalMemory, remapper: any DMARemapper,
@@ -35,16 +35,17 @@ public struct PCIEnvironment: Sendable {
 
   /// Returns a copy with another interrupt router.
   public func routing(by interrupts: any InterruptRouter) -> PCIEnvironment {
-    PCIEnvironment(
-      memoryBus: memoryBus, ioBus: ioBus, memory: memory, remapper: remapper, interrupts: interrupts,
-      workers: workers, makeParking: makeParking, upstream: upstream, isMultifunction: isMultifunction)
+    var copy = self
+    copy.interrupts = interrupts
+    return copy
   }
 
   /// Returns a copy for a function below a port.
   public func below(_ port: RootPort?, isMultifunction: Bool = false) -> PCIEnvironment {
-    PCIEnvironment(
-      memoryBus: memoryBus, ioBus: ioBus, memory: memory, remapper: remapper, interrupts: interrupts,
-      workers: workers, makeParking: makeParking, upstream: port, isMultifunction: isMultifunction)
+    var copy = self
+    copy.upstream = port
+    copy.isMultifunction = isMultifunction
+    return copy
   }
 
   /// The Device/Port Type of a device: integrated into the root complex on bus 0, otherwise an endpoint of a link.

@@ -23,10 +23,9 @@ public struct ExtendedCapability: Hashable, Sendable {
   /// Returns Access Control Services (ACS; 7.7.11).
   /// - Parameter offered: bits of the ACS Capability register; the same bits of ACS Control are writable.
   public static func accessControl(_ offered: AccessControl) -> ExtendedCapability {
-    var body: [UInt8] = []
-    body.append(littleEndian: offered.rawValue)
+    let bits = [UInt8](littleEndian: offered.rawValue)
     return ExtendedCapability(
-      id: AccessControl.id, version: 1, body: body + [0, 0], writable: [0, 0] + body)
+      id: AccessControl.id, version: 1, body: bits + [0, 0], writable: [0, 0] + bits)
   }
 
   /// Advanced Error Reporting of a root port (AER; 7.8.4): all registers with their defaults. Links of this model have no
@@ -57,13 +56,11 @@ public struct ExtendedCapability: Hashable, Sendable {
   /// - Parameter invalidateQueueDepth: the number of invalidate requests that the function can hold, 1 to 32.
   public static func addressTranslation(invalidateQueueDepth: Int) -> ExtendedCapability {
     precondition((1...32).contains(invalidateQueueDepth), "the depth of the invalidate queue is 1 to 32")
-    var body: [UInt8] = []
     // Page Aligned Request; 0 encodes a depth of 32.
-    body.append(littleEndian: UInt16(invalidateQueueDepth % 32) | 1 << 5)
-    body.append(littleEndian: UInt16(0))
-    var writable: [UInt8] = [0, 0]
-    writable.append(littleEndian: AddressTranslationControl.writable)
-    return ExtendedCapability(id: AddressTranslationControl.id, version: 1, body: body, writable: writable)
+    let capability = UInt16(invalidateQueueDepth % 32) | 1 << 5
+    return ExtendedCapability(
+      id: AddressTranslationControl.id, version: 1, body: [UInt8](littleEndian: capability) + [0, 0],
+      writable: [0, 0] + [UInt8](littleEndian: AddressTranslationControl.writable))
   }
 
   /// Returns the Page Request Interface (PRI; 10.5.2).
@@ -87,12 +84,11 @@ public struct ExtendedCapability: Hashable, Sendable {
   /// - Parameter width: Max PASID Width, 1 to 20 bits.
   public static func processAddressSpace(width: Int) -> ExtendedCapability {
     precondition((1...20).contains(width), "a PASID has 1 to 20 bits")
-    var body: [UInt8] = []
-    body.append(littleEndian: UInt16(width) << 8 | 0x6)
-    body.append(littleEndian: UInt16(0))
-    var writable: [UInt8] = [0, 0]
-    writable.append(littleEndian: ProcessAddressSpaceControl.writable.rawValue)
-    return ExtendedCapability(id: ProcessAddressSpaceControl.id, version: 1, body: body, writable: writable)
+    // Execute Permission Supported, Privileged Mode Supported.
+    let capability = UInt16(width) << 8 | 0x6
+    return ExtendedCapability(
+      id: ProcessAddressSpaceControl.id, version: 1, body: [UInt8](littleEndian: capability) + [0, 0],
+      writable: [0, 0] + [UInt8](littleEndian: ProcessAddressSpaceControl.writable.rawValue))
   }
 }
 

@@ -24,20 +24,6 @@ public final class Function: Sendable {
     weak var bus: Bus?
   }
 
-  private struct Placements {
-    var bars: [Placement]
-    /// Devices whose visible parts may have changed when the function was refused.
-    var uncovered: [any BusDevice] = []
-  }
-
-  private struct Placement {
-    /// The address that the model received last.
-    var base: UInt64?
-    var attachment: AddressBus.Attachment?
-    /// The visible parts that the model received last.
-    var parts: [Range<UInt64>] = []
-  }
-
   public let description: FunctionDescription
   public let requester: Requester
   public let environment: DeviceEnvironment
@@ -54,7 +40,7 @@ public final class Function: Sendable {
   private let msiOffset: Int?
   private let powerManagementOffset: Int?
   private let state: Mutex<State>
-  private let placing: Mutex<Placements>
+  let placing: Mutex<BARPlacements>
   private let wire = Mutex(Wire())
   private let bus = Mutex(WeakBus())
 
@@ -130,8 +116,7 @@ public final class Function: Sendable {
     }
     resetSpace = space
     state = Mutex(State(space: space))
-    placing = Mutex(
-      Placements(bars: Array(repeating: Placement(), count: description.baseAddressRegisters.count)))
+    placing = Mutex(BARPlacements(count: description.baseAddressRegisters.count))
   }
 
   /// Connects the function with its model. The two retain each other until `revoke`.
@@ -145,6 +130,11 @@ public final class Function: Sendable {
   }
 
   var model: (any FunctionModel)? { state.withLock { $0.model } }
+
+  /// The configuration space and the model at the same moment.
+  var spaceAndModel: (space: ConfigurationSpace, model: (any FunctionModel)?) {
+    state.withLock { ($0.space, $0.model) }
+  }
 
   // MARK: Steps of the revocation
 
@@ -171,7 +161,7 @@ public final class Function: Sendable {
   }
 
   /// Calls `body` as an access to the function. Returns nil without a call if the function is refused.
-  private func access<Result>(_ body: () -> Result) -> Result? {
+  func access<Result>(_ body: () -> Result) -> Result? {
     guard let phase = environment.gate.enter() else { return nil }
     defer { environment.gate.leave(phase) }
     return body()
@@ -207,7 +197,6 @@ public final class Function: Sendable {
     return (model?.configurationRead(offset: offset, width: width, own: own) ?? own) & width.allOnes
   }
 
-  /// Performs a configuration write.
   public func writeConfiguration(offset: Int, width: AccessWidth, value: UInt64) {
     access { writeConfigurationNow(offset, width, value) }
   }
@@ -224,8 +213,8 @@ public final class Function: Sendable {
       let power = powerState(in: state.space)
       noteMasterAbort(&state)
       state.space.write(offset, width, value)
-      keepToPowerStates(of: &state.space, from: power)
-      if touched.overlaps(StandardOffset.command..<StandardOffset.command + 2) {
+      refuseUnsupportedPowerState(in: &state.space, former: power)
+      if touched.overlaps(StandardOffset.commandBytes) {
         let command = Command(rawValue: state.space.get(UInt16.self, StandardOffset.command))
         let couldSend = requester.busMasterEnable
         requester.busMasterEnable = command.contains(.busMasterEnable)
@@ -246,7 +235,7 @@ public final class Function: Sendable {
       reset()
       return
     }
-    if touched.overlaps(StandardOffset.command..<StandardOffset.command + 2)
+    if touched.overlaps(StandardOffset.commandBytes)
       || touched.overlaps(StandardOffset.baseAddressRegisters..<0x28)
       || touched.overlaps(StandardOffset.expansionROM..<StandardOffset.expansionROM + 4)
       || powerManagementOffset.map({ touched.contains($0 + 4) }) == true
@@ -320,22 +309,14 @@ public final class Function: Sendable {
     state.space.set(StandardOffset.status, state.space.get(UInt16.self, StandardOffset.status) | 1 << 13)
   }
 
-  /// Writes a BAR's address, as firmware does. The Command register enables decoding separately.
-  public func place(_ bar: BaseAddressRegister, at base: UInt64) {
-    access {
-      state.withLock { bar.place(at: base, in: &$0.space) }
-      updatePlacement()
-    }
-  }
-
   /// Returns PowerState of the Power Management capability: 0 for D0, 3 for D3hot.
-  private func powerState(in space: ConfigurationSpace) -> UInt8 {
+  func powerState(in space: ConfigurationSpace) -> UInt8 {
     powerManagementOffset.map { space.get(UInt8.self, $0 + 4) & 3 } ?? 0
   }
 
   /// Restores the former power state if software wrote D1 or D2 and the function does not support it (D1_Support,
   /// D2_Support).
-  private func keepToPowerStates(of space: inout ConfigurationSpace, from former: UInt8) {
+  private func refuseUnsupportedPowerState(in space: inout ConfigurationSpace, former: UInt8) {
     guard let powerManagementOffset else { return }
     let state = powerState(in: space)
     let capabilities = space.get(UInt16.self, powerManagementOffset + 2)
@@ -359,124 +340,4 @@ public final class Function: Sendable {
     let asserted = state.interruptAsserted && !usesMessages && !command.contains(.interruptDisable)
     wire.withLock { $0.line?.set(asserted) }
   }
-
-  // MARK: Regions
-
-  private func bus(of bar: BaseAddressRegister) -> AddressBus {
-    bar.space == .io ? environment.ioBus : environment.memoryBus
-  }
-
-  /// Returns the address at which a BAR decodes; nil if the bridge above does not forward all of it.
-  private func decodedBase(of bar: BaseAddressRegister, in space: ConfigurationSpace) -> UInt64? {
-    guard let base = bar.base(in: space), let port = environment.upstream else { return bar.base(in: space) }
-    return port.forwards(bar.space, base: base, size: bar.size) ? base : nil
-  }
-
-  private func updatePlacement() {
-    var affected: [any BusDevice] = []
-    placing.withLock { placing in
-      let (space, model) = state.withLock { ($0.space, $0.model) }
-      let decodes = powerState(in: space) == 0 && !environment.isRefused
-      for (index, bar) in description.baseAddressRegisters.enumerated() {
-        let base = decodes ? decodedBase(of: bar, in: space) : nil
-        guard base != placing.bars[index].base else { continue }
-        let bus = bus(of: bar)
-        if placing.bars[index].base != nil {
-          // The model first: once the bus has detached the region, regions behind it become visible.
-          model?.placed(bar: bar.index, at: nil, visible: [])
-          if let attachment = placing.bars[index].attachment { bus.detach(attachment, affecting: &affected) }
-        }
-        placing.bars[index] = Placement(base: base, attachment: nil)
-        if let base {
-          let attachment = bus.attach(
-            Region(function: self, bar: bar.index), at: base, size: bar.size, priority: .movable, affecting: &affected)
-          let parts = bus.visibleParts(of: attachment)
-          placing.bars[index].attachment = attachment
-          placing.bars[index].parts = parts
-          model?.placed(bar: bar.index, at: base, visible: parts)
-        }
-      }
-    }
-    finishPlacing()
-    // Without `placing`: other functions take their own.
-    for device in affected { device.visiblePartsChanged() }
-  }
-
-  /// Reports changes of the BARs' visible parts to the model, after another region was attached or detached.
-  private func updateVisibility() {
-    placing.withLock { placing in
-      let model = state.withLock { $0.model }
-      for (index, bar) in description.baseAddressRegisters.enumerated() {
-        guard let base = placing.bars[index].base, let attachment = placing.bars[index].attachment else { continue }
-        let parts = bus(of: bar).visibleParts(of: attachment)
-        guard parts != placing.bars[index].parts else { continue }
-        placing.bars[index].parts = parts
-        model?.placed(bar: bar.index, at: base, visible: parts)
-      }
-    }
-    finishPlacing()
-  }
-
-  /// Completes a `refuse` that found `placing` taken. Every holder of `placing` calls this after it released the lock.
-  private func finishPlacing() {
-    // Either a concurrent `refuse` finds the lock free, or this check finds the function refused.
-    atomicMemoryFence(ordering: .sequentiallyConsistent)
-    if environment.isRefused { detachRegions() }
-  }
-
-  /// Detaches the BARs of a refused function from the buses. If `placing` is taken, its holder calls this next.
-  /// `withdrawRegions` notifies the model and the devices behind the BARs later, as that may make host calls.
-  func detachRegions() {
-    _ = placing.withLockIfAvailable { placing in
-      for (index, bar) in description.baseAddressRegisters.enumerated() {
-        guard let attachment = placing.bars[index].attachment else { continue }
-        bus(of: bar).detach(attachment, affecting: &placing.uncovered)
-        placing.bars[index].attachment = nil
-      }
-    }
-  }
-
-  /// Reports to the model that no BAR decodes, and to the devices behind the BARs that they may be visible. The function
-  /// is refused, and nothing of it is in flight.
-  func withdrawRegions() {
-    updatePlacement()
-    let uncovered = placing.withLock { placing in
-      defer { placing.uncovered = [] }
-      return placing.uncovered
-    }
-    for device in uncovered { device.visiblePartsChanged() }
-  }
-
-  /// The region of a BAR on its bus.
-  private final class Region: BaseAddressRegion {
-    let function: Function
-    let bar: Int
-
-    init(function: Function, bar: Int) {
-      self.function = function
-      self.bar = bar
-    }
-
-    func read(offset: UInt64, width: AccessWidth) -> UInt64 {
-      function.access {
-        if let msix = function.msix, let value = msix.read(bar: bar, offset: offset, width: width) { return value }
-        return function.model?.readRegion(bar: bar, offset: offset, width: width) ?? width.allOnes
-      } ?? width.allOnes
-    }
-
-    func write(offset: UInt64, width: AccessWidth, value: UInt64) {
-      function.access {
-        if let msix = function.msix, msix.write(bar: bar, offset: offset, width: width, value: value) { return }
-        function.model?.writeRegion(bar: bar, offset: offset, width: width, value: value)
-      }
-    }
-
-    func visiblePartsChanged() { function.updateVisibility() }
-  }
-}
-
-/// A region that a function has attached to a bus for a BAR.
-public protocol BaseAddressRegion: BusDevice {
-  var function: Function { get }
-  var bar: Int { get }
 }

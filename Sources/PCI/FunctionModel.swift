@@ -7,7 +7,6 @@ public protocol FunctionModel: AnyObject, Sendable {
   /// - Parameter offset: from the BAR's start; `offset + width` lies within the BAR. The function itself handles the part
   ///   that belongs to MSI-X.
   func readRegion(bar: Int, offset: UInt64, width: AccessWidth) -> UInt64
-  /// Writes to a BAR.
   func writeRegion(bar: Int, offset: UInt64, width: AccessWidth, value: UInt64)
 
   /// Returns to the state after construction, for a Function Level Reset or a reset of the board.

@@ -26,7 +26,7 @@ public struct ResourcePlacement: Sendable {
   }
 
   /// A request for one range of addresses.
-  private struct Wish {
+  private struct RangeRequest {
     enum Subject {
       case register(Function, BaseAddressRegister)
       case window(RootPort, BridgeWindow, [(Function, BaseAddressRegister, offset: UInt64)])
@@ -62,37 +62,34 @@ public struct ResourcePlacement: Sendable {
     init(_ function: Function, _ bar: BaseAddressRegister) {
       subject = .register(function, bar)
       window = bar.space == .io ? .io : .memory
-      size = Self.room(of: bar)
+      size = bar.room
       alignment = size
       isWide = bar.space == .memory64
     }
 
+    /// - Parameter bars: all BARs below the port, larger ones first.
     /// - Returns: nil if no BAR below the port belongs into this window, and nothing is reserved.
-    init?(_ port: RootPort, _ window: BridgeWindow, _ bars: [(Function, BaseAddressRegister)], reserved: UInt64) {
+    init?(
+      _ port: RootPort, _ window: BridgeWindow, _ bars: [(function: Function, bar: BaseAddressRegister)],
+      reserved: UInt64
+    ) {
       var offset: UInt64 = 0
       var placed: [(Function, BaseAddressRegister, offset: UInt64)] = []
-      let sorted = bars.filter { BridgeWindow(of: $0.1) == window }.sorted {
-        ($1.1.size, $0.0.requester.id, $0.1.index) < ($0.1.size, $1.0.requester.id, $1.1.index)
-      }
-      for (function, bar) in sorted {
+      let own = bars.filter { BridgeWindow(of: $0.bar) == window }
+      for (function, bar) in own {
         // Sizes are powers of two in descending order, so each offset is aligned.
         placed.append((function, bar, offset: offset))
-        offset += Self.room(of: bar)
+        offset += bar.room
       }
       let wanted = max(offset, reserved)
       guard wanted > 0 else { return nil }
       let (rounded, overflow) = wanted.addingReportingOverflow(window.granule - 1)
       subject = .window(port, window, placed)
       size = overflow ? .max : rounded & ~(window.granule - 1)
-      alignment = max(window.granule, sorted.first.map { Self.room(of: $0.1) } ?? 0)
+      alignment = max(window.granule, own.first?.bar.room ?? 0)
       self.window = window
       isWide = window == .prefetchable
-      prefersHigh = isWide && sorted.isEmpty
-    }
-
-    /// Returns the size to reserve for a BAR. Memory BARs do not share pages.
-    private static func room(of bar: BaseAddressRegister) -> UInt64 {
-      bar.space == .io ? bar.size : max(bar.size, 4096)
+      prefersHigh = isWide && own.isEmpty
     }
 
     func place(at base: UInt64) {
@@ -105,9 +102,17 @@ public struct ResourcePlacement: Sendable {
     }
   }
 
-  private var free: Windows
+  private typealias Plan = [(RangeRequest, base: UInt64)]
 
-  public init(windows: Windows) { free = windows }
+  private var io: WindowRoom
+  private var memory32: WindowRoom
+  private var memory64: WindowRoom
+
+  public init(windows: Windows) {
+    io = WindowRoom(windows.io)
+    memory32 = WindowRoom(windows.memory32)
+    memory64 = WindowRoom(windows.memory64)
+  }
 
   /// Numbers all buses, places all BARs and windows, and switches slots on or off. 64-bit BARs go below 4 GiB, where a
   /// bare kernel can reach them, while there is room.
@@ -117,9 +122,9 @@ public struct ResourcePlacement: Sendable {
   public mutating func place(_ functions: [Function], ports: [RootPort] = []) throws(NoRoom) {
     for port in ports { port.prepareSlot() }
     try number(ports)
-    for (wish, base) in try plan(functions, ports) {
-      wish.place(at: base)
-      if case .window(let port, let window, _) = wish.subject {
+    for (request, base) in try plan(functions, ports) {
+      request.place(at: base)
+      if case .window(let port, let window, _) = request.subject {
         Self.enable(window == .io ? .ioSpaceEnable : .memorySpaceEnable, of: port.function)
       }
     }
@@ -136,46 +141,48 @@ public struct ResourcePlacement: Sendable {
 
   /// Finds an address for every request. If the room does not suffice with all reserves for hotplug, present devices come
   /// first, then the empty ports in order of address, with 1 MiB each below 4 GiB.
-  private mutating func plan(_ functions: [Function], _ ports: [RootPort]) throws(NoRoom) -> [(Wish, base: UInt64)] {
-    let all = free
+  private mutating func plan(_ functions: [Function], _ ports: [RootPort]) throws(NoRoom) -> Plan {
+    let all = self
     let room = [BridgeWindow.memory: Self.hotplugRoom, .prefetchable: Self.hotplugRoom]
-    if let plan = try? takeAll(wishes(functions, ports, hotplugRoom: room)) { return plan }
-    free = all
-    var plan = try takeAll(wishes(functions, ports, hotplugRoom: [:]))
+    if let plan = try? takeAll(requests(functions, ports, hotplugRoom: room)) { return plan }
+    self = all
+    var plan = try takeAll(requests(functions, ports, hotplugRoom: [:]))
     let least = BridgeWindow.memory.granule
     for (window, room) in [(BridgeWindow.memory, least), (.prefetchable, Self.hotplugRoom)] {
       for port in ports where !plan.contains(where: { $0.0.isOf(port, window) }) {
         let bytes = Self.reserved(window, of: port, hotplugRoom: [window: room])
-        if let wish = Wish(port, window, [], reserved: bytes), let base = take(wish) { plan.append((wish, base)) }
+        if let request = RangeRequest(port, window, [], reserved: bytes), let base = take(request) {
+          plan.append((request, base))
+        }
       }
     }
     return plan
   }
 
-  private mutating func takeAll(_ wishes: [Wish]) throws(NoRoom) -> [(Wish, base: UInt64)] {
-    var plan: [(Wish, base: UInt64)] = []
-    for wish in wishes {
-      guard let base = take(wish) else { throw NoRoom(address: wish.address, bar: wish.bar, size: wish.size) }
-      plan.append((wish, base))
+  private mutating func takeAll(_ requests: [RangeRequest]) throws(NoRoom) -> Plan {
+    var plan: Plan = []
+    for request in requests {
+      guard let base = take(request) else {
+        throw NoRoom(address: request.address, bar: request.bar, size: request.size)
+      }
+      plan.append((request, base))
     }
     return plan
   }
 
   /// Returns all requests in the order of their placement.
-  private func wishes(_ functions: [Function], _ ports: [RootPort], hotplugRoom: [BridgeWindow: UInt64]) -> [Wish] {
-    var wishes = functions.flatMap { function in
-      function.description.baseAddressRegisters.map { Wish(function, $0) }
-    }
+  private func requests(
+    _ functions: [Function], _ ports: [RootPort], hotplugRoom: [BridgeWindow: UInt64]
+  ) -> [RangeRequest] {
+    var requests = functions.baseAddressRegisters.map { RangeRequest($0.function, $0.bar) }
     for port in ports {
-      let below = port.bus.all.flatMap { function in
-        function.description.baseAddressRegisters.map { (function, $0) }
-      }
+      let below = port.bus.all.baseAddressRegisters
       for window in BridgeWindow.allCases {
         let reserved = Self.reserved(window, of: port, hotplugRoom: hotplugRoom)
-        if let wish = Wish(port, window, below, reserved: reserved) { wishes.append(wish) }
+        if let request = RangeRequest(port, window, below, reserved: reserved) { requests.append(request) }
       }
     }
-    return wishes.sorted { a, b in (b.order.0, a.order.1, a.order.2) < (a.order.0, b.order.1, b.order.2) }
+    return requests.sorted { a, b in (b.order.0, a.order.1, a.order.2) < (a.order.0, b.order.1, b.order.2) }
   }
 
   /// Returns the bytes to reserve in a port's window.
@@ -210,19 +217,11 @@ public struct ResourcePlacement: Sendable {
       offset: StandardOffset.command, width: .word, value: command | UInt64(space.rawValue))
   }
 
-  private mutating func take(_ wish: Wish) -> UInt64? {
-    if wish.window == .io { return Self.take(wish, from: &free.io) }
-    if wish.prefersHigh, let base = Self.take(wish, from: &free.memory64) { return base }
-    if let base = Self.take(wish, from: &free.memory32) { return base }
-    return wish.isWide ? Self.take(wish, from: &free.memory64) : nil
-  }
-
-  private static func take(_ wish: Wish, from range: inout Range<UInt64>) -> UInt64? {
-    let (rounded, overflow) = range.lowerBound.addingReportingOverflow(wish.alignment - 1)
-    guard !overflow else { return nil }
-    let base = rounded & ~(wish.alignment - 1)
-    guard base < range.upperBound, wish.size <= range.upperBound - base else { return nil }
-    range = base + wish.size..<range.upperBound
-    return base
+  private mutating func take(_ request: RangeRequest) -> UInt64? {
+    let (size, alignment) = (request.size, request.alignment)
+    if request.window == .io { return io.take(size, alignment: alignment) }
+    if request.prefersHigh, let base = memory64.take(size, alignment: alignment) { return base }
+    if let base = memory32.take(size, alignment: alignment) { return base }
+    return request.isWide ? memory64.take(size, alignment: alignment) : nil
   }
 }

@@ -1,5 +1,26 @@
 import Hardware
 
+/// The kind of hotplug below ports. The whole machine uses one, which `_OSC` grants to the guest.
+public enum HotplugWay: Hashable, Sendable, CaseIterable {
+  /// ACPI's `Notify` and `_EJ0` (ACPI 6.5, 5.6.6 and 6.3.3): a separate controller handles all slots.
+  case acpi
+  /// PCI Express native: each port has an attention button, indicators and a power controller (PCI Express Base 6.7).
+  case native
+}
+
+/// The result of a request to remove the device in a slot.
+public enum RemovalAnswer: Hashable, Sendable {
+  /// The attention button was pressed.
+  case asked
+  /// Software is switching the slot on or off. The button is pressed when the slot is on; if software switches the slot
+  /// off, that ejects the device.
+  case deferred
+  /// Software does not use the slot, so the device can be removed at once.
+  case unpowered
+  /// Software has not answered an earlier press. Another press would cancel it.
+  case busy
+}
+
 /// The slot of a port with hotplug: actions of the board and of software.
 extension RootPort {
   /// Announces a device after its functions were added to `bus`, function 0 last. Native hotplug sets the events for
@@ -29,4 +50,38 @@ extension RootPort {
     case .nothing, nil: break
     }
   }
+}
+
+/// A change of the registers of a slot with hotplug, for tracing (PCI Express Base 7.5.3.10 and 7.5.3.11).
+public struct SlotChange: Sendable {
+  public struct Registers: Hashable, Sendable {
+    /// Slot Control.
+    public let control: UInt16
+    /// Slot Status.
+    public let status: UInt16
+
+    init(_ slot: SlotRegisters) {
+      control = slot.control
+      status = slot.status
+    }
+
+    /// Values of both indicators: 1 on, 2 blinking, 3 off.
+    public var attentionIndicator: UInt16 { control[bits: SlotRegisters.Control.attentionIndicator] }
+    public var powerIndicator: UInt16 { control[bits: SlotRegisters.Control.powerIndicator] }
+    public var isPowerControllerOff: Bool { control[bit: SlotRegisters.Control.powerController] }
+    /// Presence Detect State.
+    public var isPresent: Bool { status & ExpressCapability.presenceDetect != 0 }
+  }
+
+  public let before: Registers
+  public let after: Registers
+
+  private func hasBegun(_ event: SlotRegisters.Events) -> Bool { after.status & ~before.status & event.rawValue != 0 }
+
+  /// Whether the change set Attention Button Pressed.
+  public var hasButtonPressed: Bool { hasBegun(.attentionButtonPressed) }
+  /// Whether presence changed. Compares Presence Detect State as well, since the event of an earlier change may still be
+  /// set: with ACPI hotplug software does not clear it.
+  public var hasPresenceChanged: Bool { hasBegun(.presenceDetectChanged) || before.isPresent != after.isPresent }
+  public var hasLinkChanged: Bool { hasBegun(.linkStateChanged) }
 }

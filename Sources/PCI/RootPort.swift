@@ -101,7 +101,7 @@ public final class RootPort: FunctionModel {
     let linkControl = (function.expressOffset ?? 0) + ExpressCapability.linkControl
     writeSlot(offset: offset, width: width, value: value)
     guard
-      touched.overlaps(StandardOffset.command..<StandardOffset.command + 2)
+      touched.overlaps(StandardOffset.commandBytes)
         || touched.overlaps(BridgeHeader.Offset.primaryBus..<0x30)
         || touched.overlaps(BridgeHeader.Offset.bridgeControl..<BridgeHeader.Offset.bridgeControl + 2)
         || touched.contains(linkControl)
@@ -145,8 +145,8 @@ public final class RootPort: FunctionModel {
 
   private func apply() {
     let (before, after, _) = publish { _ in }
-    tell(before, after)
-    act(before, after)
+    notify(before, after)
+    propagate(before, after)
   }
 
   /// Changes the slot, and acts on the consequences for the link and the interrupt.
@@ -161,8 +161,8 @@ public final class RootPort: FunctionModel {
         return change(&slot)
       }
     }
-    if !isReset { tell(before, after) }
-    if before.isLinkUp != after.isLinkUp { act(before, after) }
+    if !isReset { notify(before, after) }
+    if before.isLinkUp != after.isLinkUp { propagate(before, after) }
     return result
   }
 
@@ -194,14 +194,15 @@ public final class RootPort: FunctionModel {
     return (before, after, result)
   }
 
-  private func tell(_ before: Published, _ after: Published) {
+  /// Calls `onSlotChange` if the slot's registers changed.
+  private func notify(_ before: Published, _ after: Published) {
     guard let onSlotChange, let old = before.slot, let new = after.slot else { return }
     let change = SlotChange(before: .init(old), after: .init(new))
     if change.before != change.after { onSlotChange(change) }
   }
 
   /// Applies a change to the routes and to the functions below.
-  private func act(_ before: Published, _ after: Published) {
+  private func propagate(_ before: Published, _ after: Published) {
     routes.refresh()
     let below = bus.all
     if before.isLinkUp, !after.isLinkUp {

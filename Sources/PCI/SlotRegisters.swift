@@ -149,11 +149,11 @@ struct SlotRegisters: Sendable {
     control = control & ~changed | UInt16(truncatingIfNeeded: value) & changed
     guard way == .native else { return .nothing }
     events.insert(.commandCompleted)
-    return commanded(before)
+    return applyCommand(before)
   }
 
   /// Acts on a command that software wrote.
-  private mutating func commanded(_ before: SlotRegisters) -> Outcome {
+  private mutating func applyCommand(_ before: SlotRegisters) -> Outcome {
     // A driver clears the button's event when it starts, so an earlier press is repeated.
     if removal == .pressed, control[bit: Control.attentionButtonPressedEnable],
       !before.control[bit: Control.attentionButtonPressedEnable]

@@ -7,7 +7,7 @@ import Hardware
 /// computed on access, so a guest can poll them. There is no timer: register B's enable bits read back and determine IRQF,
 /// but no interrupt is raised. If the clock starts from an invalid time (second 75), the time carries. The day of the week
 /// follows from the date.
-public struct MC146818: Sendable {
+struct MC146818: Sendable {
   /// Addresses within the RAM.
   enum Register {
     static let second = 0x00
@@ -65,7 +65,7 @@ public struct MC146818: Sendable {
   private var flagsTime: ClockReading
 
   /// - Parameter now: the host's time.
-  public init(now: ClockReading) {
+  init(now: ClockReading) {
     memory = [UInt8](repeating: 0, count: 128)
     memory[Register.a] = 0x26  // 32.768 kHz time base, periodic rate 1024 Hz.
     memory[Register.b] = B.hours24
@@ -74,20 +74,20 @@ public struct MC146818: Sendable {
   }
 
   /// Acts on the RESET pin: disables interrupts, but does not affect the time, the RAM and the dividers.
-  public mutating func reset() {
+  mutating func reset() {
     memory[Register.b] &= B.set | B.hours24 | B.binary | 0x01
     flags = 0
   }
 
   /// Reads a byte of the RAM, which includes the registers.
   /// - Parameter address: only bits 6:0 are decoded.
-  public mutating func read(_ address: UInt8, now: ClockReading) -> UInt8 {
+  mutating func read(_ address: UInt8, now: ClockReading) -> UInt8 {
     let address = Int(address & 0x7f)
     switch address {
     case Register.a:
       return memory[Register.a] | (isUpdateNear(now) ? 0x80 : 0)
     case Register.c:
-      workOutFlags(now)
+      updateFlags(now)
       let requests = flags & memory[Register.b] & (C.periodic | C.alarm | C.updateEnded) != 0
       defer { flags = 0 }
       return flags | (requests ? C.interruptRequest : 0)
@@ -101,9 +101,9 @@ public struct MC146818: Sendable {
 
   /// Writes a byte of the RAM, which includes the registers.
   /// - Parameter address: only bits 6:0 are decoded.
-  public mutating func write(_ value: UInt8, to address: UInt8, now: ClockReading) {
+  mutating func write(_ value: UInt8, to address: UInt8, now: ClockReading) {
     let address = Int(address & 0x7f)
-    workOutFlags(now)
+    updateFlags(now)
     let wasRunning = isRunning
     let wasReset = dividersAreReset
     // Stores the current time in the current format, before the write changes either.
@@ -193,7 +193,7 @@ public struct MC146818: Sendable {
 
   // MARK: Flags
 
-  private mutating func workOutFlags(_ now: ClockReading) {
+  private mutating func updateFlags(_ now: ClockReading) {
     if now > flagsTime {
       if periods(now) != periods(flagsTime) { flags |= C.periodic }
     }

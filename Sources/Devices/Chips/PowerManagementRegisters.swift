@@ -7,22 +7,21 @@ import Hardware
 ///
 /// The registers are accessed by bytes, so an access of any width may span several. The timer's carry (TMR_STS) is
 /// detected at accesses to the registers only, so it raises SCI no earlier.
-public struct PowerManagementRegisters: Sendable {
+struct PowerManagementRegisters: Sendable {
   /// The bits of PM1_STS and PM1_EN.
-  public struct Events: OptionSet, Hashable, Sendable {
-    public let rawValue: UInt16
-    public init(rawValue: UInt16) { self.rawValue = rawValue }
+  struct Events: OptionSet, Hashable, Sendable {
+    let rawValue: UInt16
 
     /// TMR: bit 23 of the timer changed.
-    public static let timer = Events(rawValue: 1 << 0)
+    static let timer = Events(rawValue: 1 << 0)
     /// GBL
-    public static let globalLock = Events(rawValue: 1 << 5)
+    static let globalLock = Events(rawValue: 1 << 5)
     /// PWRBTN
-    public static let powerButton = Events(rawValue: 1 << 8)
+    static let powerButton = Events(rawValue: 1 << 8)
     /// SLPBTN
-    public static let sleepButton = Events(rawValue: 1 << 9)
+    static let sleepButton = Events(rawValue: 1 << 9)
     /// RTC
-    public static let realTimeClock = Events(rawValue: 1 << 10)
+    static let realTimeClock = Events(rawValue: 1 << 10)
 
     static let enables: Events = [.timer, .globalLock, .powerButton, .sleepButton, .realTimeClock]
   }
@@ -37,7 +36,7 @@ public struct PowerManagementRegisters: Sendable {
   }
 
   /// The frequency of PM_TMR in Hz (ACPI 4.8.2.1).
-  public static let timerFrequency: UInt64 = 3_579_545
+  static let timerFrequency: UInt64 = 3_579_545
 
   private var status: Events = []
   private var enabled: Events = []
@@ -47,24 +46,24 @@ public struct PowerManagementRegisters: Sendable {
   /// The number of changes of the timer's bit 23 at the last access.
   private var carries: UInt64 = 0
 
-  public init(nanoseconds: UInt64) {
+  init(nanoseconds: UInt64) {
     carries = Self.ticks(nanoseconds) >> 23
   }
 
   /// The level of SCI.
-  public var systemControlInterrupt: Bool {
+  var systemControlInterrupt: Bool {
     !status.isDisjoint(with: enabled) || generalStatus & generalEnabled != 0
   }
 
-  public mutating func raise(_ events: Events) { status.formUnion(events) }
+  mutating func raise(_ events: Events) { status.formUnion(events) }
 
   /// Raises a general-purpose event.
   /// - Parameter event: 0 to 63.
-  public mutating func raiseGeneral(_ event: Int) { generalStatus[bit: event] = true }
+  mutating func raiseGeneral(_ event: Int) { generalStatus[bit: event] = true }
 
   /// Reads registers.
   /// - Parameter nanoseconds: of a monotonic clock.
-  public mutating func read(offset: UInt64, width: AccessWidth, nanoseconds: UInt64) -> UInt64 {
+  mutating func read(offset: UInt64, width: AccessWidth, nanoseconds: UInt64) -> UInt64 {
     let ticks = noteCarry(nanoseconds)
     return width.assemble(from: offset) { byte(at: $0, ticks: ticks) }
   }
@@ -72,7 +71,7 @@ public struct PowerManagementRegisters: Sendable {
   /// Writes registers.
   /// - Parameter nanoseconds: of a monotonic clock.
   /// - Returns: the sleep type that the guest enters (SLP_TYP when it writes SLP_EN), or nil.
-  public mutating func write(offset: UInt64, width: AccessWidth, value: UInt64, nanoseconds: UInt64) -> UInt8? {
+  mutating func write(offset: UInt64, width: AccessWidth, value: UInt64, nanoseconds: UInt64) -> UInt8? {
     _ = noteCarry(nanoseconds)
     var sleep: UInt8?
     width.split(value, from: offset) { if let type = writeByte($1, at: $0) { sleep = type } }

@@ -7,14 +7,14 @@
 /// the receiver below its trigger level cause it immediately.
 ///
 /// INTR is the chip's output. A PC gates it by OUT2; this model does not, like QEMU, since small kernels do not set it.
-public struct UART16550: Sendable {
+struct UART16550: Sendable {
   /// The effects of an access beyond the registers.
-  public struct Effects: Hashable, Sendable {
+  struct Effects: Hashable, Sendable {
     /// INTR was low at some moment of the access, though it may be high again: an edge-triggered interrupt controller must
     /// see that.
-    public var interruptFell = false
+    var interruptFell = false
 
-    public init() {}
+    init() {}
   }
 
   static let fifoDepth = 16
@@ -42,25 +42,25 @@ public struct UART16550: Sendable {
   private var receivedFirst = 0
   private var receivedCount = 0
 
-  public init() {}
+  init() {}
 
   /// The level of INTR.
-  public var interrupt: Bool { interruptIdentification != .none }
+  var interrupt: Bool { interruptIdentification != .none }
 
   /// The number of bytes that the receiver takes before it overruns. Zero in loopback, which disconnects the line.
-  public var receiveRoom: Int { modemControl.contains(.loop) ? 0 : receiverCapacity - receivedCount }
+  var receiveRoom: Int { modemControl.contains(.loop) ? 0 : receiverCapacity - receivedCount }
 
-  public var receiverIsEmpty: Bool { receivedCount == 0 }
+  var receiverIsEmpty: Bool { receivedCount == 0 }
 
   /// Receives a byte from the line.
-  public mutating func receive(_ byte: UInt8) {
+  mutating func receive(_ byte: UInt8) {
     guard !modemControl.contains(.loop) else { return }
     accept(byte)
   }
 
   /// Reads a register.
   /// - Parameter register: the offset from the port's base; only bits 2:0 are decoded.
-  public mutating func read(_ register: UInt8, effects: inout Effects) -> UInt8 {
+  mutating func read(_ register: UInt8, effects: inout Effects) -> UInt8 {
     switch register & 7 {
     case 0 where divisorLatchAccess: return UInt8(truncatingIfNeeded: divisorLatch)
     case 1 where divisorLatchAccess: return UInt8(truncatingIfNeeded: divisorLatch >> 8)
@@ -77,7 +77,7 @@ public struct UART16550: Sendable {
 
   /// Writes a register.
   /// - Parameter register: the offset from the port's base; only bits 2:0 are decoded.
-  public mutating func write(_ value: UInt8, to register: UInt8, effects: inout Effects) {
+  mutating func write(_ value: UInt8, to register: UInt8, effects: inout Effects) {
     switch register & 7 {
     case 0 where divisorLatchAccess: divisorLatch = divisorLatch & 0xff00 | UInt16(value)
     case 1 where divisorLatchAccess: divisorLatch = divisorLatch & 0x00ff | UInt16(value) << 8
@@ -101,7 +101,7 @@ public struct UART16550: Sendable {
     if interruptEnable.contains(.receiverLineStatus), overrun { return .receiverLineStatus }
     if interruptEnable.contains(.receivedDataAvailable), receivedCount > 0 {
       if receivedCount >= receiverTrigger { return .receivedDataAvailable }
-      if timeoutElapsed { return .chardevTimeout }
+      if timeoutElapsed { return .characterTimeout }
     }
     if interruptEnable.contains(.transmitterHoldingRegisterEmpty), transmitterInterrupt {
       return .transmitterHoldingRegisterEmpty
@@ -127,10 +127,10 @@ public struct UART16550: Sendable {
   // MARK: Transmitter
 
   /// The byte to send next.
-  public var nextToSend: UInt8? { heldCount > 0 ? held[heldFirst] : nil }
+  var nextToSend: UInt8? { heldCount > 0 ? held[heldFirst] : nil }
 
   /// Removes the byte that was sent.
-  public mutating func sent() {
+  mutating func sent() {
     guard heldCount > 0 else { return }
     heldFirst = (heldFirst + 1) % Self.fifoDepth
     heldCount -= 1

@@ -1,30 +1,29 @@
 /// The register bits of the 16550A (National Semiconductor PC16550D data sheet, section 8).
 extension UART16550 {
   /// IER: which causes raise INTR.
-  public struct InterruptEnable: OptionSet, Hashable, Sendable {
-    public let rawValue: UInt8
-    public init(rawValue: UInt8) { self.rawValue = rawValue }
+  struct InterruptEnable: OptionSet, Hashable, Sendable {
+    let rawValue: UInt8
 
     /// ERBFI
-    public static let receivedDataAvailable = InterruptEnable(rawValue: 0x01)
+    static let receivedDataAvailable = InterruptEnable(rawValue: 0x01)
     /// ETBEI
-    public static let transmitterHoldingRegisterEmpty = InterruptEnable(rawValue: 0x02)
+    static let transmitterHoldingRegisterEmpty = InterruptEnable(rawValue: 0x02)
     /// ELSI
-    public static let receiverLineStatus = InterruptEnable(rawValue: 0x04)
+    static let receiverLineStatus = InterruptEnable(rawValue: 0x04)
     /// EDSSI
-    public static let modemStatus = InterruptEnable(rawValue: 0x08)
+    static let modemStatus = InterruptEnable(rawValue: 0x08)
 
     static let implemented = InterruptEnable(rawValue: 0x0f)
   }
 
   /// IIR bits 3:0: the pending cause of highest priority.
-  public enum InterruptIdentification: UInt8, Sendable {
+  enum InterruptIdentification: UInt8, Sendable {
     case modemStatus = 0x0
     case none = 0x1
     case transmitterHoldingRegisterEmpty = 0x2
     case receivedDataAvailable = 0x4
     case receiverLineStatus = 0x6
-    case chardevTimeout = 0xc
+    case characterTimeout = 0xc
   }
 
   /// FCR.
@@ -40,57 +39,54 @@ extension UART16550 {
   }
 
   /// LSR.
-  public struct LineStatus: OptionSet, Hashable, Sendable {
-    public let rawValue: UInt8
-    public init(rawValue: UInt8) { self.rawValue = rawValue }
+  struct LineStatus: OptionSet, Hashable, Sendable {
+    let rawValue: UInt8
 
     /// DR
-    public static let dataReady = LineStatus(rawValue: 0x01)
+    static let dataReady = LineStatus(rawValue: 0x01)
     /// OE
-    public static let overrunError = LineStatus(rawValue: 0x02)
+    static let overrunError = LineStatus(rawValue: 0x02)
     /// THRE
-    public static let transmitterHoldingRegisterEmpty = LineStatus(rawValue: 0x20)
+    static let transmitterHoldingRegisterEmpty = LineStatus(rawValue: 0x20)
     /// TEMT
-    public static let transmitterEmpty = LineStatus(rawValue: 0x40)
+    static let transmitterEmpty = LineStatus(rawValue: 0x40)
   }
 
   /// MCR.
-  public struct ModemControl: OptionSet, Hashable, Sendable {
-    public let rawValue: UInt8
-    public init(rawValue: UInt8) { self.rawValue = rawValue }
+  struct ModemControl: OptionSet, Hashable, Sendable {
+    let rawValue: UInt8
 
     /// DTR
-    public static let dataTerminalReady = ModemControl(rawValue: 0x01)
+    static let dataTerminalReady = ModemControl(rawValue: 0x01)
     /// RTS
-    public static let requestToSend = ModemControl(rawValue: 0x02)
-    public static let out1 = ModemControl(rawValue: 0x04)
-    public static let out2 = ModemControl(rawValue: 0x08)
-    public static let loop = ModemControl(rawValue: 0x10)
+    static let requestToSend = ModemControl(rawValue: 0x02)
+    static let out1 = ModemControl(rawValue: 0x04)
+    static let out2 = ModemControl(rawValue: 0x08)
+    static let loop = ModemControl(rawValue: 0x10)
 
     static let implemented = ModemControl(rawValue: 0x1f)
   }
 
   /// MSR: the inputs in bits 7:4, and in bits 3:0 their changes since the last read.
-  public struct ModemStatus: OptionSet, Hashable, Sendable {
-    public let rawValue: UInt8
-    public init(rawValue: UInt8) { self.rawValue = rawValue }
+  struct ModemStatus: OptionSet, Hashable, Sendable {
+    let rawValue: UInt8
 
     /// DCTS
-    public static let deltaClearToSend = ModemStatus(rawValue: 0x01)
+    static let deltaClearToSend = ModemStatus(rawValue: 0x01)
     /// DDSR
-    public static let deltaDataSetReady = ModemStatus(rawValue: 0x02)
+    static let deltaDataSetReady = ModemStatus(rawValue: 0x02)
     /// TERI
-    public static let trailingEdgeRingIndicator = ModemStatus(rawValue: 0x04)
+    static let trailingEdgeRingIndicator = ModemStatus(rawValue: 0x04)
     /// DDCD
-    public static let deltaDataCarrierDetect = ModemStatus(rawValue: 0x08)
+    static let deltaDataCarrierDetect = ModemStatus(rawValue: 0x08)
     /// CTS
-    public static let clearToSend = ModemStatus(rawValue: 0x10)
+    static let clearToSend = ModemStatus(rawValue: 0x10)
     /// DSR
-    public static let dataSetReady = ModemStatus(rawValue: 0x20)
+    static let dataSetReady = ModemStatus(rawValue: 0x20)
     /// RI
-    public static let ringIndicator = ModemStatus(rawValue: 0x40)
+    static let ringIndicator = ModemStatus(rawValue: 0x40)
     /// DCD
-    public static let dataCarrierDetect = ModemStatus(rawValue: 0x80)
+    static let dataCarrierDetect = ModemStatus(rawValue: 0x80)
 
     static let deltas = ModemStatus(rawValue: 0x0f)
   }

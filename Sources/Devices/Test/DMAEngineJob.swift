@@ -93,7 +93,7 @@ extension DMAEngine {
 
   private func run(_ job: inout DMAEngineJob) throws(Step) {
     let command = job.command
-    guard command.makesSense, let operation = command.operation else { throw .finished(.badCommand) }
+    guard command.isValid, let operation = command.operation else { throw .finished(.badCommand) }
     try checkEnables(command)
     switch operation {
     case .read, .write:
@@ -186,12 +186,7 @@ extension DMAEngine {
 
   private func write(_ job: inout DMAEngineJob, _ address: UInt64, _ bytes: [UInt8], _ count: Int) throws(Step) {
     try access(&job, Access(address: address, count: count, wanted: .write)) { (memory, address, _) throws(DMAError) in
-      if count == 4, address % 4 == 0 {
-        // A single access, which may be an interrupt request (a write to 0xFEEx_xxxx).
-        try memory.storeUInt32(bytes.load(UInt32.self, at: 0), at: address)
-      } else {
-        try memory.write(bytes, 0..<count, to: address)
-      }
+      try memory.writeRequest(bytes, 0..<count, to: address)
     }
   }
 
@@ -213,7 +208,7 @@ extension DMAEngine {
       var translation = cache.withLock { $0.lookup(access.address, prefix: job.prefix) }
       var isFresh = false
       if translation.map({ !Self.grants($0, access.wanted) }) ?? true {
-        translation = try ask(access.address, noWrite: !access.wanted.contains(.write), job.prefix)
+        translation = try requestTranslation(access.address, noWrite: !access.wanted.contains(.write), job.prefix)
         isFresh = true
       }
       guard let translation else { throw .finished(.completerAbort) }
@@ -273,7 +268,9 @@ extension DMAEngine {
 
   // MARK: Translation requests
 
-  private func ask(_ address: UInt64, noWrite: Bool, _ prefix: PASIDPrefix?) throws(Step) -> DeviceTranslation {
+  private func requestTranslation(
+    _ address: UInt64, noWrite: Bool, _ prefix: PASIDPrefix?
+  ) throws(Step) -> DeviceTranslation {
     count(\.translations)
     switch port.translate(address, noWrite: noWrite, prefix: prefix) {
     case .success(let translation): return translation
@@ -285,7 +282,7 @@ extension DMAEngine {
   private func translate(_ job: DMAEngineJob) throws(Step) {
     let command = job.command
     let epoch = cache.withLock { $0.epoch }
-    let translation = try ask(command.source, noWrite: command.noWrite, job.prefix)
+    let translation = try requestTranslation(command.source, noWrite: command.noWrite, job.prefix)
     if command.usesDeviceTLB, translation.isReadable || translation.isWritable {
       cache.withLock { _ = $0.insert(translation, for: command.source, prefix: job.prefix, askedIn: epoch) }
     }

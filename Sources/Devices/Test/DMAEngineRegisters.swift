@@ -157,7 +157,7 @@ struct DMAEngineRegisters: Sendable {
     var groupIndex: UInt16 { UInt16(truncatingIfNeeded: rawValue[bits: 16...24]) }
 
     /// Whether the flags are a valid combination for the operation.
-    var makesSense: Bool {
+    var isValid: Bool {
       guard let operation, rawValue & 0xfe00_8000 == 0 else { return false }
       if isPrivileged || executes, pasid == nil { return false }
       if requestsPages, !usesDeviceTLB { return false }

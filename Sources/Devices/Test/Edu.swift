@@ -114,11 +114,8 @@ public final class Edu: FunctionModel {
       let at = address &+ UInt64(start - range.lowerBound)
       let end = min(range.upperBound, start + Int(0x1000 - at & 0xfff))
       do {
-        if transfer.toMemory, end - start == 4, at % 4 == 0 {
-          // A single access, which may be an interrupt request (a write to 0xFEEx_xxxx).
-          try port.storeUInt32(buffer.load(UInt32.self, at: start), at: at)
-        } else if transfer.toMemory {
-          try port.write(buffer, start..<end, to: at)
+        if transfer.toMemory {
+          try port.writeRequest(buffer, start..<end, to: at)
         } else {
           try port.read(from: at, into: &buffer, start..<end)
         }

@@ -10,7 +10,7 @@ extension VirtioBlock {
   private static let pieceSize: UInt64 = 4 << 20
 
   /// VIRTIO_BLK_T_*
-  private enum Kind {
+  private enum RequestType {
     static let read: UInt32 = 0
     static let write: UInt32 = 1
     static let flush: UInt32 = 4
@@ -52,14 +52,14 @@ extension VirtioBlock {
     let header: Int
     do { header = try queue.takeBytes(Self.headerSize) } catch { throw .memory(error) }
     guard header == Self.headerSize else { throw .request }
-    let kind = queue.bytes.load(UInt32.self, at: 0)
+    let type = queue.bytes.load(UInt32.self, at: 0)
     let sector = queue.bytes.load(UInt64.self, at: 8)
 
     let room = queue.chain.writable.remaining
     var status = Status.ok
     var written: UInt64 = 0
     do throws(Failure) {
-      try perform(kind, sector, &queue, written: &written)
+      try perform(type, sector, &queue, written: &written)
     } catch {
       guard let failed = error.status else { return }
       status = failed
@@ -75,10 +75,10 @@ extension VirtioBlock {
   /// - Parameter written: receives the number of data bytes that were written, from the first device-writable byte on;
   ///   also after a failure.
   private func perform(
-    _ kind: UInt32, _ sector: UInt64, _ queue: inout VirtQueue, written: inout UInt64
+    _ type: UInt32, _ sector: UInt64, _ queue: inout VirtQueue, written: inout UInt64
   ) throws(Failure) {
-    switch kind {
-    case Kind.read:
+    switch type {
+    case RequestType.read:
       let start = try range(sector, bytes: queue.chain.writable.remaining).lowerBound
       while queue.chain.writable.remaining > 0 {
         // `written` excludes a piece that fails, of which any part may have been written.
@@ -86,7 +86,7 @@ extension VirtioBlock {
           try backend.read(at: start &+ written, into: segments)
         }
       }
-    case Kind.write:
+    case RequestType.write:
       guard !backend.isReadOnly else { throw .backend(.readOnly) }
       var offset = try range(sector, bytes: queue.chain.readable.remaining).lowerBound
       while queue.chain.readable.remaining > 0 {
@@ -95,18 +95,18 @@ extension VirtioBlock {
         }
       }
       try settle(queue)
-    case Kind.flush:
+    case RequestType.flush:
       try call { () throws(BlockError) in try backend.flush() }
-    case Kind.getID:
+    case RequestType.getID:
       let room = queue.chain.writable.remaining
       defer { written = room &- queue.chain.writable.remaining }
       do { _ = try queue.put(serial) } catch { throw .memory(error) }
-    case Kind.discard where queue.features.contains(.blockDiscard):
+    case RequestType.discard where queue.features.contains(.blockDiscard):
       try forEachRange(&queue, limit: Self.discardLimit, flags: 0) { range, _ throws(BlockError) in
         try backend.discard(range)
       }
       try settle(queue)
-    case Kind.writeZeroes where queue.features.contains(.blockWriteZeroes):
+    case RequestType.writeZeroes where queue.features.contains(.blockWriteZeroes):
       // Flag bit 0: unmap.
       try forEachRange(&queue, limit: Self.writeZeroesLimit, flags: 1) { range, flags throws(BlockError) in
         try backend.writeZeroes(range, mayUnmap: flags[bit: 0])

@@ -47,7 +47,7 @@ public struct VirtQueue: Sendable {
   private var seenAvailable: UInt16 = 0
   /// The index of the next entry in the used ring, and its value when the driver's used_event was last read.
   private var nextUsed: UInt16 = 0
-  private var toldUsed: UInt16 = 0
+  private var checkedUsed: UInt16 = 0
 
   /// - Parameter layout: its size must be a power of two.
   public init(layout: Layout, features: VirtioFeatures, port: any DMAPort, owner: any VirtQueueOwner) {
@@ -154,9 +154,9 @@ public struct VirtQueue: Sendable {
     if features.contains(.eventIndex) {
       // used_event, after the available ring's entries; 2.7.7.2
       let event = try load16(layout.driverArea, 4 + 2 * UInt64(layout.size))
-      let told = toldUsed
-      toldUsed = nextUsed
-      return nextUsed &- event &- 1 < nextUsed &- told
+      let checked = checkedUsed
+      checkedUsed = nextUsed
+      return nextUsed &- event &- 1 < nextUsed &- checked
     }
     // VIRTQ_AVAIL_F_NO_INTERRUPT
     return try load16(layout.driverArea, 0) & 1 == 0
@@ -194,4 +194,25 @@ public protocol VirtQueueOwner: AnyObject, Sendable {
   var isRunning: Bool { get }
   /// Sends the queue's interrupt: a used buffer notification.
   func signalUsed()
+}
+
+/// The reason why a queue cannot continue. A driver that follows virtio 1.2, section 2.7, never causes one. The transport
+/// sets DEVICE_NEEDS_RESET for all but `.memory(.disabled)`.
+public enum VirtQueueError: Error, Hashable, Sendable {
+  /// An access to a ring or a descriptor table failed.
+  case memory(DMAError)
+  /// The available index is ahead by more than the ring's size.
+  case availableIndex
+  /// A head or a next field refers to a descriptor past the end of its table.
+  case descriptorIndex
+  /// The chain has more descriptors than the queue: a loop, or an invalid chain.
+  case chainLength
+  /// A device-readable buffer follows a device-writable one.
+  case bufferOrder
+  /// The total size of a chain's buffers is 4 GiB or more.
+  case totalLength
+  /// An indirect table was not negotiated, is empty, nested, combined with NEXT, or not a multiple of 16 bytes.
+  case indirectTable
+  /// The chain is valid, but is not a request of this device type.
+  case request
 }

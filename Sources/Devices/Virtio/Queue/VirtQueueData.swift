@@ -62,9 +62,7 @@ extension VirtQueue {
       let segment = try port.translate(buffer.address, count: Int(buffer.count), for: access)
       let count = UInt64(segment.count)
       guard count > 0, port.memory.contains(segment.address, count: count) else { throw port.unclaimed() }
-      if let last = segments.last, last.address &+ UInt64(last.count) == segment.address {
-        segments[segments.count - 1].count += segment.count
-      } else {
+      if !segments.join(segment) {
         guard segments.count < segmentLimit else { return total }
         segments.append(segment)
       }

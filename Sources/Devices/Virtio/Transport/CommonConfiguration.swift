@@ -145,14 +145,22 @@ extension CommonConfiguration {
     case Field.queueVector: return UInt64(queue.vector)
     case Field.queueEnable: return queue.enabled ? 1 : 0
     case Field.queueNotifyOffset: return UInt64(selected)
-    case Field.queueDescriptor: return queue.layout.descriptorArea & 0xffff_ffff
-    case Field.queueDescriptor + 4: return queue.layout.descriptorArea >> 32
-    case Field.queueDriver: return queue.layout.driverArea & 0xffff_ffff
-    case Field.queueDriver + 4: return queue.layout.driverArea >> 32
-    case Field.queueDevice: return queue.layout.deviceArea & 0xffff_ffff
-    case Field.queueDevice + 4: return queue.layout.deviceArea >> 32
-    // queue_reset reads zero, as a reset completes within its write.
-    default: return 0
+    default:
+      // queue_reset reads zero, as a reset completes within its write.
+      return Self.area(of: field).map { queue.layout[keyPath: $0.area][bits: $0.half] } ?? 0
+    }
+  }
+
+  /// Returns the area whose address a field contains, and which half of the address.
+  private static func area(
+    of field: Int
+  ) -> (area: WritableKeyPath<VirtQueue.Layout, UInt64>, half: ClosedRange<Int>)? {
+    let half = field & 4 == 0 ? 0...31 : 32...63
+    return switch field & ~4 {
+    case Field.queueDescriptor: (\.descriptorArea, half)
+    case Field.queueDriver: (\.driverArea, half)
+    case Field.queueDevice: (\.deviceArea, half)
+    default: nil
     }
   }
 
@@ -220,16 +228,10 @@ extension CommonConfiguration {
       // The fields below are read-only while the queue is enabled.
       guard !queues[index].enabled else { return .none }
     }
-    switch field {
-    case Field.queueSize:
+    if field == Field.queueSize {
       if short.nonzeroBitCount == 1, short <= queues[index].maximumSize { queues[index].layout.size = short }
-    case Field.queueDescriptor: queues[index].layout.descriptorArea[bits: 0...31] = UInt64(value)
-    case Field.queueDescriptor + 4: queues[index].layout.descriptorArea[bits: 32...63] = UInt64(value)
-    case Field.queueDriver: queues[index].layout.driverArea[bits: 0...31] = UInt64(value)
-    case Field.queueDriver + 4: queues[index].layout.driverArea[bits: 32...63] = UInt64(value)
-    case Field.queueDevice: queues[index].layout.deviceArea[bits: 0...31] = UInt64(value)
-    case Field.queueDevice + 4: queues[index].layout.deviceArea[bits: 32...63] = UInt64(value)
-    default: break
+    } else if let (area, half) = Self.area(of: field) {
+      queues[index].layout[keyPath: area][bits: half] = UInt64(value)
     }
     return .none
   }

@@ -16,7 +16,7 @@ enum VirtioCapabilities {
   static let notificationStride: UInt64 = 4
 
   /// cfg_type
-  private enum Kind: UInt8 {
+  private enum StructureType: UInt8 {
     case common = 1
     case notification = 2
     case interruptStatus = 3
@@ -34,8 +34,7 @@ enum VirtioCapabilities {
 
   /// Returns the capabilities in the order of the list. The window comes last.
   static func list(queueCount: Int, configurationSize: Int) -> [FunctionDescription.Capability] {
-    var stride: [UInt8] = []
-    stride.append(littleEndian: UInt32(notificationStride))
+    let stride = [UInt8](littleEndian: UInt32(notificationStride))
     var list = [
       capability(.common, at: common, length: CommonConfiguration.size),
       capability(.notification, at: notification, length: queueCount * Int(notificationStride), more: stride),
@@ -47,10 +46,10 @@ enum VirtioCapabilities {
   }
 
   private static func capability(
-    _ kind: Kind, at offset: UInt64, length: Int, more: [UInt8] = []
+    _ type: StructureType, at offset: UInt64, length: Int, more: [UInt8] = []
   ) -> FunctionDescription.Capability {
     FunctionDescription.Capability(
-      id: 0x09, body: body(kind, bar: UInt8(bar), offset: UInt32(offset), length: UInt32(length), more: more))
+      id: 0x09, body: body(type, bar: UInt8(bar), offset: UInt32(offset), length: UInt32(length), more: more))
   }
 
   /// The configuration access window: the driver sets bar, offset and length, then reads or writes the data (4.1.4.9).
@@ -63,10 +62,10 @@ enum VirtioCapabilities {
   }
 
   /// Returns the bytes after the identifier and the next pointer.
-  private static func body(_ kind: Kind, bar: UInt8, offset: UInt32, length: UInt32, more: [UInt8]) -> [UInt8] {
-    var body: [UInt8] = [UInt8(16 + more.count), kind.rawValue, bar, 0, 0, 0]
-    body.append(littleEndian: offset)
-    body.append(littleEndian: length)
-    return body + more
+  private static func body(
+    _ type: StructureType, bar: UInt8, offset: UInt32, length: UInt32, more: [UInt8]
+  ) -> [UInt8] {
+    let range = [UInt8](littleEndian: offset) + [UInt8](littleEndian: length)
+    return [UInt8(16 + more.count), type.rawValue, bar, 0, 0, 0] + range + more
   }
 }

@@ -102,12 +102,12 @@ public final class VirtioPCI: FunctionModel, VirtioTransport {
   }
 
   private func fail(_ failure: VirtioQueueSlot.Failure) {
-    let tell = registers.withLock { registers in
+    let mustNotify = registers.withLock { registers in
       guard registers.session == failure.session else { return false }
       for slot in slots { slot.halt() }
       return registers.common.fail()
     }
-    if tell { interrupts.signalConfiguration() }
+    if mustNotify { interrupts.signalConfiguration() }
   }
 
   // MARK: FunctionModel
@@ -180,8 +180,7 @@ public final class VirtioPCI: FunctionModel, VirtioTransport {
   }
 
   public func configurationWritten(offset: Int, width: AccessWidth, value: UInt64) {
-    let command = StandardOffset.command..<StandardOffset.command + 2
-    if command.overlaps(offset..<offset + width.rawValue) {
+    if StandardOffset.commandBytes.overlaps(offset..<offset + width.rawValue) {
       // Notifications while Bus Master Enable was clear could not be served.
       if function.requester.busMasterEnable { for slot in slots where slot.isRunning { slot.wake() } }
       return
