@@ -34,10 +34,8 @@ public enum AccessWidth: Int, Sendable, CaseIterable {
 ///
 /// Any vCPU's thread may call it, and two may call at once.
 public protocol BusDevice: AnyObject, Sendable {
-  /// Reads a register.
   /// - Parameter offset: from the region's start; `offset + width` lies within the region.
   func read(offset: UInt64, width: AccessWidth) -> UInt64
-  /// Writes a register.
   /// - Parameter value: bits beyond `width` are zero.
   func write(offset: UInt64, width: AccessWidth, value: UInt64)
 
@@ -108,7 +106,6 @@ public final class AddressBus: Sendable {
 
   public init() {}
 
-  /// Attaches a region.
   /// - Parameter size: in bytes, not zero. A region that would extend past the top of the space ends there.
   public func attach(
     _ device: any BusDevice, at base: UInt64, size: UInt64, priority: Priority = .fixed

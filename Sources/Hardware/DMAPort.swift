@@ -115,7 +115,6 @@ extension DMAPort {
     }
   }
 
-  /// Reads bytes.
   /// - Parameter access: the rights that the request needs, `.read` among them.
   public func read(
     from address: UInt64, into bytes: inout MutableRawSpan, for access: DMAAccess = .read

@@ -17,7 +17,6 @@ public struct ConfigurationSpace: Sendable {
 
   public init() {}
 
-  /// Reads a register.
   /// - Parameter offset: any alignment. An access that leaves the 4 KiB reads all ones.
   public func read(_ offset: Int, _ width: AccessWidth) -> UInt64 {
     guard offset >= 0, offset + width.rawValue <= Self.size else { return width.allOnes }

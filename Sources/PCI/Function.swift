@@ -169,7 +169,6 @@ public final class Function: Sendable {
 
   // MARK: Configuration accesses
 
-  /// Performs a configuration read.
   /// - Parameter offset: 0 to 4095; the whole access lies within the space.
   public func readConfiguration(offset: Int, width: AccessWidth) -> UInt64 {
     access { readConfigurationNow(offset, width) } ?? width.allOnes

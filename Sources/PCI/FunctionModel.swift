@@ -3,7 +3,6 @@ import Hardware
 /// The device behind a function's configuration space. Any vCPU's thread may call it, and two may call at once. No lock of
 /// this module is held during a call, except during `placed`, `endRequests` and `released`, each of which is serialized.
 public protocol FunctionModel: AnyObject, Sendable {
-  /// Reads from a BAR.
   /// - Parameter offset: from the BAR's start; `offset + width` lies within the BAR. The function itself handles the part
   ///   that belongs to MSI-X.
   func readRegion(bar: Int, offset: UInt64, width: AccessWidth) -> UInt64

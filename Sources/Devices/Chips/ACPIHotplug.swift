@@ -9,7 +9,6 @@ import Synchronization
 /// Lock order: the lock is a leaf. The handlers are called without it. Handlers of guest accesses run on the vCPU's
 /// thread. `raise` runs on the thread of the caller, after the registers show the reason for the event.
 public final class ACPIHotplug: BusDevice {
-  /// The size of the I/O region in bytes.
   public static let regionSize = ACPIHotplugRegisters.size
   /// The number of the event that the DSDT's `_E01` handles.
   public static let generalPurposeEvent = 1

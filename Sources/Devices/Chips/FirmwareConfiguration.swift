@@ -7,7 +7,6 @@ import Synchronization
 /// As in QEMU, a byte read of either port returns the next byte of the item, and writes to the data port are dropped. Past
 /// an item's end, reads return zero. Lock order: the lock is a leaf.
 public final class FirmwareConfiguration: BusDevice {
-  /// The size of the I/O region in bytes.
   public static let regionSize: UInt64 = 2
 
   private struct State {

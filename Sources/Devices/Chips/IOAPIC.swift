@@ -46,7 +46,6 @@ public struct IOAPIC: Sendable {
     self.identification = identification & 0xf
   }
 
-  /// Returns a pin's entry.
   /// - Parameter pin: 0 to 23.
   public func entry(_ pin: Int) -> RedirectionEntry { entries[pin] }
 
@@ -70,7 +69,6 @@ public struct IOAPIC: Sendable {
 
   // MARK: Pins
 
-  /// Drives a pin.
   /// - Parameter pin: 0 to 23.
   public mutating func setPin(_ pin: Int, asserted new: Bool, effects: inout Effects) {
     let old = asserted.contains(pin)
@@ -88,7 +86,6 @@ public struct IOAPIC: Sendable {
     for pin in levelTriggeredPins(vector: vector) { endOfInterrupt(pin: pin, effects: &effects) }
   }
 
-  /// Handles the end of a pin's interrupt.
   /// - Parameter pin: 0 to 23. For an edge-triggered pin the call has no effect.
   public mutating func endOfInterrupt(pin: Int, effects: inout Effects) {
     guard entries[pin].isLevelTriggered else { return }
@@ -107,7 +104,6 @@ public struct IOAPIC: Sendable {
 
   // MARK: Registers
 
-  /// Reads a register.
   /// - Parameter offset: within the 4 KiB page. The window answers doublewords only.
   public func read(offset: UInt64, width: AccessWidth) -> UInt64 {
     switch offset {
@@ -117,7 +113,6 @@ public struct IOAPIC: Sendable {
     }
   }
 
-  /// Writes a register.
   /// - Parameter offset: within the 4 KiB page. The window and EOI accept doublewords only.
   public mutating func write(offset: UInt64, width: AccessWidth, value: UInt64, effects: inout Effects) {
     switch offset {

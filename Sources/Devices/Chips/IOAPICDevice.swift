@@ -6,7 +6,6 @@ import Synchronization
 /// Lock order: the chip's lock, then a route's. A device may hold its own lock while it drives a line. The
 /// end-of-interrupt handler is called without the chip's lock, so it may drive lines.
 public final class IOAPICDevice: BusDevice {
-  /// The size of the register page in bytes.
   public static let regionSize: UInt64 = 0x1000
 
   private struct State {
@@ -53,7 +52,6 @@ public final class IOAPICDevice: BusDevice {
     state.withLock { $0.observer = observer }
   }
 
-  /// Returns a pin's entry.
   /// - Parameter pin: 0 to 23.
   public func entry(_ pin: Int) -> RedirectionEntry { state.withLock { $0.chip.entry(pin) } }
 
@@ -68,7 +66,6 @@ public final class IOAPICDevice: BusDevice {
     update { chip, effects in chip.endOfInterrupt(vector: vector, effects: &effects) }
   }
 
-  /// Handles the end of a pin's interrupt.
   /// - Parameter pin: 0 to 23.
   public func endOfInterrupt(pin: Int) {
     update { chip, effects in chip.endOfInterrupt(pin: pin, effects: &effects) }

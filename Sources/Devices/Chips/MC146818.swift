@@ -79,7 +79,6 @@ struct MC146818: Sendable {
     flags = 0
   }
 
-  /// Reads a byte of the RAM, which includes the registers.
   /// - Parameter address: only bits 6:0 are decoded.
   mutating func read(_ address: UInt8, now: ClockReading) -> UInt8 {
     let address = Int(address & 0x7f)
@@ -99,7 +98,6 @@ struct MC146818: Sendable {
     }
   }
 
-  /// Writes a byte of the RAM, which includes the registers.
   /// - Parameter address: only bits 6:0 are decoded.
   mutating func write(_ value: UInt8, to address: UInt8, now: ClockReading) {
     let address = Int(address & 0x7f)

@@ -6,7 +6,6 @@ import Synchronization
 /// Lock order: this object's lock, then the interrupt line's. The clock is read before the lock is taken. The power-off
 /// handler is called without the lock, on the vCPU's thread.
 public final class PowerManagement: BusDevice {
-  /// The size of the I/O region in bytes.
   public static let regionSize: UInt64 = 128
 
   /// SLP_TYP of S5, the only sleep state that the DSDT offers (`\_S5`); other values have no effect.

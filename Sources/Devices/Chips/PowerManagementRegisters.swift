@@ -57,11 +57,9 @@ struct PowerManagementRegisters: Sendable {
 
   mutating func raise(_ events: Events) { status.formUnion(events) }
 
-  /// Raises a general-purpose event.
   /// - Parameter event: 0 to 63.
   mutating func raiseGeneral(_ event: Int) { generalStatus[bit: event] = true }
 
-  /// Reads registers.
   /// - Parameter nanoseconds: of a monotonic clock.
   mutating func read(offset: UInt64, width: AccessWidth, nanoseconds: UInt64) -> UInt64 {
     let ticks = noteCarry(nanoseconds)

@@ -36,7 +36,6 @@ public struct ResetControlRegister: Hashable, Sendable {
 ///
 /// Lock order: the lock is a leaf. The handler is called without it, on the vCPU's thread.
 public final class ResetControl: BusDevice {
-  /// The size of the I/O region in bytes.
   public static let regionSize: UInt64 = 1
 
   private let register = Mutex(ResetControlRegister())
@@ -65,7 +64,6 @@ public final class ResetControl: BusDevice {
 /// A separate region at 0xCF9 would not work: it would split the region at that byte, and then no device would answer the
 /// whole of a doubleword access to 0xCF8.
 public final class ConfigurationAndResetPorts: BusDevice {
-  /// The size of the I/O region in bytes.
   public static let regionSize: UInt64 = 8
 
   private let configuration: any BusDevice

@@ -14,7 +14,6 @@ public protocol ChardevOutput: AnyObject, Sendable {
 /// Lock order: the port's lock, then the interrupt line's and the output's. The room handler is called without the port's
 /// lock, so it may call the port.
 public final class SerialPort: ByteWideDevice {
-  /// The size of the I/O region in bytes.
   public static let regionSize: UInt64 = 8
 
   private struct State {

@@ -58,7 +58,6 @@ struct UART16550: Sendable {
     accept(byte)
   }
 
-  /// Reads a register.
   /// - Parameter register: the offset from the port's base; only bits 2:0 are decoded.
   mutating func read(_ register: UInt8, effects: inout Effects) -> UInt8 {
     switch register & 7 {
@@ -75,7 +74,6 @@ struct UART16550: Sendable {
     }
   }
 
-  /// Writes a register.
   /// - Parameter register: the offset from the port's base; only bits 2:0 are decoded.
   mutating func write(_ value: UInt8, to register: UInt8, effects: inout Effects) {
     switch register & 7 {

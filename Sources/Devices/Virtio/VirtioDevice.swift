@@ -22,7 +22,7 @@ public protocol VirtioDevice: AnyObject, Sendable {
   /// Performs a driver's write to the device configuration, within its length.
   func writeConfiguration(offset: Int, width: AccessWidth, value: UInt64)
 
-  /// Connects the device to its transport. Called once, before all other calls. A device that needs the transport later
+  /// Connects the device to its transport. Called once, before a queue is served. A device that needs the transport later
   /// must keep a weak reference.
   func connect(to transport: any VirtioTransport)
 

@@ -71,7 +71,6 @@ extension VirtioBlock {
     try queue.complete(head: head, written: UInt32(truncatingIfNeeded: written))
   }
 
-  /// Performs a request.
   /// - Parameter written: receives the number of data bytes that were written, from the first device-writable byte on;
   ///   also after a failure.
   private func perform(
