@@ -1,7 +1,7 @@
-// What a unit tells its software that it can do: the Capability and Extended Capability registers
-// (VT-d 11.4.2, 11.4.3), derived from the options bit by bit as QEMU's intel-iommu has them.
+// The Capability and Extended Capability registers (VT-d 11.4.2, 11.4.3). They follow from the options as in QEMU's
+// intel-iommu.
 
-/// CAP_REG and ECAP_REG, and the questions that the model asks of them.
+/// CAP_REG and ECAP_REG, with accessors for the fields that the model uses.
 public struct Capabilities: Hashable, Sendable {
   /// Capability register.
   public private(set) var capability: UInt64 = 0
@@ -14,7 +14,7 @@ public struct Capabilities: Hashable, Sendable {
   static let faultRecordCount = 1
   static let faultRecordOffset = 0x220
   static let iotlbOffset = 0xf0
-  /// Maximum Address Mask Value: page-selective invalidations reach 2 to the 18 pages.
+  /// Maximum Address Mask Value: a page-selective invalidation covers at most 2^18 pages.
   static let maximumAddressMask = 18
 
   public init(_ options: UnitOptions) {
@@ -56,22 +56,22 @@ public struct Capabilities: Hashable, Sendable {
       ecap[bit: 31] = options.offersScalableSecondStage  // SRS
     }
     if options.nested {
-      // What a guest's own VFIO and iommufd ask for: coherent walks, dirty tracking, EA bits.
+      // The guest's VFIO and iommufd need coherent walks, dirty tracking and EA bits.
       ecap[bit: 0] = true  // C
       ecap[bit: 26] = true  // NEST
       ecap[bit: 34] = true  // EAFS
       ecap[bit: 45] = true  // SSADS
-      // Fields of the context entry that QEMU does not offer.
+      // QEMU does not offer these fields of the context entry.
       ecap[bit: 49] = true  // RPS
       ecap[bit: 53] = true  // RPRIVS
     }
-    // A process's page tables are in coherent memory, so shared virtual addressing needs coherent walks.
+    // Shared virtual addressing uses the page tables of processes, which are in coherent memory.
     ecap[bit: 48] = options.nested || options.svm  // SMPWC
     if options.pasidBits > 0 {
       ecap[bit: 40] = true  // PASID
       ecap[bits: 35...39] = UInt64(options.pasidBits - 1)  // PSS
     }
-    // Requests to execute, which QEMU does not know.
+    // Requests to execute. QEMU does not support them.
     if options.nested, options.pasidBits > 0 { ecap[bit: 30] = true }  // ERS
     if options.svm {
       ecap[bit: 29] = true  // PRS
@@ -106,21 +106,22 @@ public struct Capabilities: Hashable, Sendable {
   var ridPASID: Bool { extended[bit: 49] }
   var ridPrivilege: Bool { extended[bit: 53] }
 
-  /// Bits of a PASID that requests may carry; 0 where they carry none.
+  /// Width in bits of the PASIDs that requests may carry; 0 where they carry none.
   var pasidWidth: Int { pasid ? Int(extended[bits: 35...39]) + 1 : 0 }
 
-  /// Levels of the second-stage table that the AW field of an entry selects, or nil where not offered.
+  /// Returns the levels of the second-stage table that an entry's AW field selects, or nil where the unit does not offer
+  /// them.
   func secondStageLevels(addressWidthField field: UInt64) -> Int? {
-    // SAGAW bit n stands for AW value n.
+    // SAGAW bit n corresponds to AW value n.
     guard (1...3).contains(field), capability[bit: 8 + Int(field)] else { return nil }
     return Int(field) + 2
   }
 
-  /// Address bits of an entry from HAW up to 51.
+  /// Bits 51:HAW.
   var addressBitsBeyondHost: UInt64 {
     hostAddressWidth >= 52 ? 0 : UInt64.lowBits(52) & ~UInt64.lowBits(hostAddressWidth)
   }
 
-  /// Bits 63:HAW, reserved in pointers that have no ignored bits above.
+  /// Bits 63:HAW. Reserved in pointers without ignored bits above the address.
   var pointerBitsBeyondHost: UInt64 { ~UInt64.lowBits(hostAddressWidth) }
 }

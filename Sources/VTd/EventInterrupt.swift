@@ -1,17 +1,17 @@
 import Hardware
 import Synchronization
 
-/// Sends one of the unit's own interrupts, the fault event or the invalidation event. They are not
-/// remapped (VT-d 5.1.7).
+/// Sends one of the unit's own interrupts: the fault, invalidation or page request event. Interrupt remapping does not
+/// apply to them (VT-d 5.1.7).
 ///
-/// Lock order: its lock is a leaf but for the route's own.
+/// Lock order: `programmed`, then the route's own locks.
 final class EventInterrupt: Sendable {
   private let route: any InterruptRoute
   private let programmed = Mutex<InterruptMessage?>(nil)
 
   init(route: any InterruptRoute) { self.route = route }
 
-  /// The route keeps its message, so a message as before costs no more than the signal.
+  /// Sends the event. The route keeps its message, so an unchanged message costs only the signal.
   func send(_ message: InterruptMessage) {
     programmed.withLock { last in
       if last != message {

@@ -1,9 +1,9 @@
 import Hardware
 
-// The fault event, the invalidation event and the page request event (VT-d 7.4, 6.5.2.8, 7.5): each has a
-// control register with a mask and a pending bit, and a message in three registers after it.
+// The fault event, the invalidation event and the page request event (VT-d 7.4, 6.5.2.8, 7.5). Each has a control
+// register with a mask bit and a pending bit, followed by three registers with the message.
 
-/// Where one event's registers are.
+/// The register offsets of one event.
 struct EventRegisters: Sendable {
   let control: Int
 
@@ -24,13 +24,13 @@ extension UnitRegisters {
       data: file[doubleword: event.data])
   }
 
-  /// An event took place: its message, or while it is masked (IM) nil and the pending bit (IP).
+  /// Raises an event: returns its message, or sets the pending bit (IP) and returns nil while the event is masked (IM).
   mutating func signal(_ event: EventRegisters) -> InterruptMessage? {
     file[doubleword: event.control][bit: 30] = true
     return unmasked(event)
   }
 
-  /// The message of an event that is pending and not masked; it is not pending any more.
+  /// Returns the message of an event that is pending and not masked, and clears its pending bit.
   mutating func unmasked(_ event: EventRegisters) -> InterruptMessage? {
     let control = file[doubleword: event.control]
     guard control[bit: 30], !control[bit: 31] else { return nil }

@@ -1,7 +1,7 @@
-// Why a request was refused: the fault conditions of VT-d 7.1.3 (address translation) and 5.1.4.1
-// (interrupt remapping), with the codes that the fault recording registers carry in FR.
+// Fault conditions of VT-d 7.1.3 (address translation) and 5.1.4.1 (interrupt remapping), with their codes in the
+// field FR of the fault recording registers.
 
-/// A fault reason code. The specification's name of the condition stands beside each.
+/// A fault reason code, each with the specification's name of the condition.
 public enum FaultReason: UInt8, Error, Hashable, Sendable, CaseIterable {
   // Legacy mode.
   case rootEntryNotPresent = 0x01  // LRT.2
@@ -86,8 +86,8 @@ public enum FaultReason: UInt8, Error, Hashable, Sendable, CaseIterable {
   case scalableReadPermission = 0x86  // SGN.7
   case scalableInterruptAddress = 0x87  // SGN.8
 
-  /// Whether Fault Processing Disable keeps it from being recorded: not when it is about the very
-  /// entries that would say so.
+  /// Whether Fault Processing Disable (FPD) suppresses its recording. It does not where the fault concerns the entry
+  /// that contains FPD.
   public var isQualified: Bool {
     switch self {
     case .rootEntryNotPresent, .rootEntryAccess, .rootEntryReserved, .contextEntryAccess,

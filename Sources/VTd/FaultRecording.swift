@@ -1,23 +1,23 @@
 import Hardware
 
-// Primary fault logging (VT-d 7.3): a refused request fills the next fault recording register, and the
-// first condition among those of FSTS raises the fault event.
+// Primary fault logging (VT-d 7.3): a blocked request fills the next fault recording register. The first condition that
+// becomes set in FSTS raises the fault event.
 
-/// A refused request, as it is recorded.
+/// The contents of a fault recording register.
 struct FaultRecord: Hashable, Sendable {
   var reason: FaultReason
   var source: RequesterID
-  /// The address of the request; of an interrupt request its index, in bits 63:48.
+  /// The address of the request. For an interrupt request: its index, in bits 63:48.
   var information: UInt64
-  /// A read (T1). Nothing for interrupt requests and page requests.
+  /// A read (T1). Not used for interrupt requests and page requests.
   var isRead = false
-  /// PV, and PP with it.
+  /// PV. PP is set where it is not nil.
   var pasid: UInt32?
   var isPrivileged = false
   var executes = false
   var kind = Kind.untranslated
 
-  /// Address Type (AT) of the request, or that it is a page request (T2 without T1).
+  /// Address Type (AT) of the request, or page request (T2 without T1).
   enum Kind: UInt64, Sendable {
     case untranslated = 0
     case translationRequest = 1
@@ -36,8 +36,8 @@ extension UnitRegisters {
     return distance >= 0 && distance < 16 * Capabilities.faultRecordCount && distance % 16 == 12
   }
 
-  /// Records a fault, or loses it where the specification says so: after an overflow, and (allowed, 7.3.1)
-  /// when one of the same source is pending.
+  /// Records a fault. Drops it after an overflow, and while a fault of the same source is pending (VT-d 7.3.1 allows
+  /// this).
   mutating func record(_ fault: FaultRecord, _ effects: inout Effects) {
     guard !faultStatus.contains(.primaryFaultOverflow) else { return }
     for index in 0..<Capabilities.faultRecordCount
@@ -76,14 +76,14 @@ extension UnitRegisters {
     raise(.primaryPendingFault, &effects)
   }
 
-  /// Sets a condition. The event is raised only by the first: software finds the others when it serves that.
+  /// Sets a condition. Only the first one raises the event; software finds the others when it handles that event.
   mutating func raise(_ condition: FaultStatus, _ effects: inout Effects) {
     let before = faultStatus
     faultStatus = before.union(condition)
     if before.isEmpty, let message = signal(.fault) { effects.faultEvent = message }
   }
 
-  /// Software cleared F of a record.
+  /// Handles software's clearing of F in a record.
   mutating func faultRecordCleared() {
     if !(0..<Capabilities.faultRecordCount).contains(where: isPending) {
       faultStatus.remove(.primaryPendingFault)
@@ -91,7 +91,7 @@ extension UnitRegisters {
     }
   }
 
-  /// A pending event whose conditions are all gone will not be sent.
+  /// Drops a pending event once all its conditions are clear.
   mutating func clearServicedFaultEvent() {
     if faultStatus.isEmpty { file[doubleword: EventRegisters.fault.control][bit: 30] = false }
   }

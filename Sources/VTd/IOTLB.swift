@@ -1,11 +1,11 @@
 import Hardware
 
-/// A port's translation cache: set-associative, of fixed size, without allocation on hit or miss.
+/// A port's translation cache: set-associative and of fixed size. Neither a hit nor a miss allocates memory.
 ///
-/// An entry is a page as a walk found it, of 4 KiB, 2 MiB or 1 GiB, tagged with what invalidations go
-/// by. It stays until it is invalidated or its place is needed (VT-d 6.2.4).
+/// An entry is a page of 4 KiB, 2 MiB or 1 GiB as a walk found it, tagged with the fields that select entries for
+/// invalidation. It stays until software invalidates it or another page takes its place (VT-d 6.2.4).
 struct IOTLB: Sendable {
-  /// What entries are tagged with beside their page: domain, PASID, and through which stages it came.
+  /// An entry's tag apart from its page: domain, PASID and the stages that translated it.
   struct Tag: Hashable, Sendable {
     enum Stages: UInt64, Sendable {
       case first = 1
@@ -28,10 +28,10 @@ struct IOTLB: Sendable {
   }
 
   private struct Entry: Sendable {
-    /// First address of the page, and its size class plus one in the low bits; 0: nothing cached.
+    /// First address of the page, with its size class plus one in the low bits. 0: the entry is empty.
     var page: UInt64 = 0
     var tag: UInt64 = 0
-    /// First physical address, and `DMAAccess` bits granted in the low bits.
+    /// First physical address, with the granted `DMAAccess` bits in the low bits.
     var output: UInt64 = 0
   }
 
@@ -41,9 +41,9 @@ struct IOTLB: Sendable {
   private static let ways = 2
 
   private var entries = [Entry](repeating: Entry(), count: (1 << Int(setBits)) * ways)
-  /// Bit n: an entry of size class n has been stored since the last clearing.
+  /// Bit n: an entry of size class n has been stored since `removeAll()`.
   private var classesInUse: UInt8 = 0
-  /// Which way gives place next.
+  /// The way that the next insertion replaces when all ways of a set are full.
   private var victim = 0
 
   @inline(__always)
@@ -55,7 +55,7 @@ struct IOTLB: Sendable {
   @inline(__always)
   private static func shift(ofClass sizeClass: Int) -> UInt64 { 12 &+ 9 &* UInt64(truncatingIfNeeded: sizeClass) }
 
-  /// - Returns: the page that `address` is in, when it is cached and grants `access`.
+  /// - Returns: the cached page that contains `address` and grants `access`, or nil.
   @inline(__always)
   func lookup(_ address: UInt64, tag: Tag, access: DMAAccess) -> (output: UInt64, shift: UInt64)? {
     var classes = classesInUse
@@ -78,9 +78,9 @@ struct IOTLB: Sendable {
     return nil
   }
 
-  /// Keeps what a walk found. A page that touches the interrupt address range, before or behind
-  /// translation, is kept only as the 4 KiB asked for: the rest of it is translated differently.
-  /// - Returns: log2 of the size of the page as it is kept.
+  /// Stores the page that a walk found. Of a page that overlaps the interrupt address range, before or after
+  /// translation, only the 4 KiB around `address` are stored: the unit translates the rest differently.
+  /// - Returns: log2 of the size of the page as it is stored.
   @inline(__always)
   mutating func insert(_ mapping: Mapping, for address: UInt64, tag: Tag) -> UInt64 {
     var sizeClass = mapping.shift >= 30 ? 2 : mapping.shift >= 21 ? 1 : 0
@@ -113,7 +113,7 @@ struct IOTLB: Sendable {
     return shift
   }
 
-  /// The pages that are cached now, in no order.
+  /// The cached pages, in no order.
   var pages: [CachedPage] {
     guard classesInUse != 0 else { return [] }
     return entries.lazy.filter { $0.page != 0 }.map { entry in
@@ -140,13 +140,13 @@ struct IOTLB: Sendable {
     }
   }
 
-  /// Removes the entries whose page meets the range.
+  /// Removes the entries whose page overlaps `range`.
   mutating func removeAll(in range: PageRange, where matches: (Tag) -> Bool) {
     for sizeClass in Self.shifts.indices where classesInUse & (1 << UInt8(sizeClass)) != 0 {
       let shift = Self.shifts[sizeClass]
       let pages = (range.last >> shift) - (range.first >> shift)
       if pages < 1 << (Self.setBits - 2) {
-        // Few enough to look at each page's set.
+        // The range is small: check the set of each page instead of every entry.
         for page in 0...pages {
           let address = ((range.first >> shift) + page) << shift
           let first = Self.set(address, shift: shift)

@@ -1,17 +1,17 @@
 import Hardware
 import Synchronization
 
-// Interrupt remapping (VT-d 5.1): an interrupt request in remappable format names an entry of the
-// interrupt remapping table, which says where it goes and who may send it.
+// Interrupt remapping (VT-d 5.1): an interrupt request in remappable format names an entry of the interrupt remapping
+// table. The entry contains the interrupt's destination and the sources that may send it.
 
-/// What becomes of an interrupt request.
+/// The result of an interrupt request.
 public enum RemappedInterrupt: Hashable, Sendable {
-  /// Compatibility format, as `InterruptMessage` says for KVM.
+  /// In compatibility format, encoded for KVM as `InterruptMessage` describes.
   case deliver(InterruptMessage)
   case blocked(FaultReason)
 }
 
-/// How interrupt requests are remapped: GSTS and the latched IRTA.
+/// The state of interrupt remapping: GSTS and the latched IRTA.
 struct InterruptRemappingMode: Hashable, Sendable {
   /// IRES.
   var enabled = false
@@ -33,12 +33,12 @@ struct InterruptEntry: Hashable, Sendable {
   var isPosted: Bool { low[bit: 15] }  // IM
 
   func hasReservedBits(extended: Bool) -> Bool {
-    // Posted format is reserved: CAP.PI is clear. An 8-bit destination is in bits 47:40.
+    // CAP.PI is clear, so posted format is reserved. An 8-bit destination is in bits 47:40.
     let destination: UInt64 = extended ? 0 : 0xffff_00ff_0000_0000
     return low & (0xff00_f000 | destination) != 0 || high & 0xffff_ffff_fff0_0000 != 0
   }
 
-  /// SVT, SQ and SID against the source of a request.
+  /// Whether the entry's SVT, SQ and SID admit a request from `source`.
   func accepts(_ source: RequesterID) -> Bool {
     let identifier = UInt16(truncatingIfNeeded: high)
     switch high[bits: 18...19] {
@@ -52,7 +52,7 @@ struct InterruptEntry: Hashable, Sendable {
     }
   }
 
-  /// The interrupt it describes.
+  /// The interrupt that the entry describes.
   func message(extended: Bool) -> InterruptMessage {
     let destination = extended ? low >> 32 : low[bits: 40...47]
     var address: UInt64 = 0xfee0_0000
@@ -73,7 +73,7 @@ struct InterruptEntry: Hashable, Sendable {
 enum InterruptRequest: Hashable, Sendable {
   case compatibility
   case remappable(index: Int)
-  /// In remappable format, with reserved bits set. The index is what could be made of it.
+  /// In remappable format with reserved bits set. The index comes from the defined bits.
   case malformed(index: Int)
 
   init(_ message: InterruptMessage) {
@@ -90,11 +90,11 @@ enum InterruptRequest: Hashable, Sendable {
   }
 }
 
-/// The remapper: mode, and the interrupt entry cache.
+/// Remaps interrupt requests and holds the interrupt entry cache.
 ///
-/// Lock order: `state` is a leaf; guest memory is read while it is held.
+/// Lock order: `state` is a leaf. The remapper reads guest memory while it holds `state`.
 final class InterruptRemapper: Sendable {
-  /// A blocked request, and whether it is to be recorded.
+  /// A blocked request.
   struct Blocked: Error {
     let reason: FaultReason
     let index: Int
@@ -102,7 +102,7 @@ final class InterruptRemapper: Sendable {
   }
 
   private struct CachedEntry {
-    /// Index plus one; 0: nothing cached.
+    /// Index plus one. 0: the cache entry is empty.
     var number = 0
     var entry = InterruptEntry(low: 0, high: 0)
   }
@@ -122,7 +122,7 @@ final class InterruptRemapper: Sendable {
     self.trace = trace
   }
 
-  /// Another mode. The cache goes, as other tables mean other entries.
+  /// Changes the mode and empties the cache, since another table has other entries.
   func set(_ mode: InterruptRemappingMode) {
     state.withLock { state in
       state.mode = mode
@@ -140,7 +140,7 @@ final class InterruptRemapper: Sendable {
 
   var counters: TranslationCounters { state.withLock { $0.counters } }
 
-  /// What is cached now, by index.
+  /// The cached entries, ordered by index.
   var cachedEntries: [CachedInterruptEntry] {
     state.withLock { state in
       state.cache.filter { $0.number > 0 }.map {
@@ -149,8 +149,8 @@ final class InterruptRemapper: Sendable {
     }.sorted { $0.index < $1.index }
   }
 
-  /// - Parameter isMade: the request is being made, so it is counted and traced. Else it is the route of requests to
-  ///   come that is worked out.
+  /// - Parameter isMade: true for a real request, which is counted and traced; false to compute the route of later
+  ///   requests.
   func remap(
     _ message: InterruptMessage, from source: RequesterID, isMade: Bool
   ) -> Result<InterruptMessage, Blocked> {
@@ -182,7 +182,7 @@ final class InterruptRemapper: Sendable {
     }
   }
 
-  /// A request is made by a route that was worked out before.
+  /// Counts and traces a request that uses a route computed earlier.
   func note(_ message: InterruptMessage, remappedTo remapped: InterruptMessage, from source: RequesterID) {
     state.withLock { state in
       if let index = try? index(of: message, state.mode) {
@@ -206,7 +206,7 @@ final class InterruptRemapper: Sendable {
       ])
   }
 
-  /// - Returns: nil where the message is to pass as it is.
+  /// - Returns: nil where the message passes unchanged.
   private func index(of message: InterruptMessage, _ mode: InterruptRemappingMode) throws(Blocked) -> Int? {
     guard mode.enabled else { return nil }
     switch InterruptRequest(message) {
@@ -225,7 +225,7 @@ final class InterruptRemapper: Sendable {
     }
   }
 
-  /// The entry, from the cache or memory. Only good ones are cached.
+  /// Returns the entry from the cache or from memory. Only valid entries are cached.
   private func entry(_ index: Int, _ state: inout State) throws(Blocked) -> InterruptEntry {
     let place = index % state.cache.count
     if state.cache[place].number == index + 1 { return state.cache[place].entry }

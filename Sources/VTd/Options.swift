@@ -1,6 +1,5 @@
-// What a remapping unit can be asked to be: QEMU's `-device intel-iommu` properties, and `x-nested`,
-// which is ours. `validate` refuses what contradicts itself and what the model does not do, so that
-// no option is taken and then ignored.
+// The options of a remapping unit: QEMU's `-device intel-iommu` properties and our own `x-nested`. `validate` rejects
+// contradictions and everything that the model does not implement, so that no accepted option is ignored.
 
 /// The options of one remapping unit. The comments give QEMU's names.
 public struct UnitOptions: Hashable, Sendable {
@@ -10,42 +9,41 @@ public struct UnitOptions: Hashable, Sendable {
   public var firstStage = false
   /// `x-nested`: first stage, second stage and the two nested (ECAP.NEST) in one unit. Not in QEMU.
   public var nested = false
-  /// `aw-bits`: width of input addresses, and of physical ones as far as they go: 39, 48, or 57.
+  /// `aw-bits`: width of input addresses, 39, 48 or 57. It also limits physical addresses (`hostAddressWidth`).
   public var addressWidth = 48
   /// `intremap`: interrupt remapping (ECAP.IR).
   public var interruptRemapping = true
-  /// `eim`: 32-bit APIC identifiers (ECAP.EIM); nil: as `interruptRemapping`.
+  /// `eim`: 32-bit APIC identifiers (ECAP.EIM). Nil follows `interruptRemapping`.
   public var extendedInterruptMode: Bool?
-  /// `caching-mode`: the guest invalidates after it makes an entry present, too (CAP.CM).
+  /// `caching-mode`: the guest must also invalidate after it makes an entry present (CAP.CM).
   public var cachingMode = false
-  /// `snoop-control`: the SNP bit of second-stage leaves, PGSNP of PASID entries (ECAP.SC).
+  /// `snoop-control`: the SNP bit of second-stage leaves and PGSNP of PASID-table entries (ECAP.SC).
   public var snoopControl = false
-  /// `device-iotlb`: devices may have translation caches of their own (ECAP.DT).
+  /// `device-iotlb`: devices may cache translations (ECAP.DT).
   public var deviceIOTLB = false
-  /// `pasid-bits`: width of the PASIDs that requests may carry (ECAP.PASID and PSS), 0 to 20; 0: none.
+  /// `pasid-bits`: width of the PASIDs that requests may carry (ECAP.PASID and PSS), 0 to 20. 0 means no PASIDs.
   public var pasidBits = 0
   /// `svm`: page requests (ECAP.PRS), with drain (PDS) and the no-write flag (NWFS).
   public var svm = false
   /// `fs1gp`: 1 GiB pages in the first stage (CAP.FS1GP).
   public var fs1gp = true
-  /// `dma-drain`: in-flight requests are drained by invalidations (CAP.DRD and DWD).
+  /// `dma-drain`: invalidations drain requests in flight (CAP.DRD and DWD).
   public var dmaDrain = true
-  /// `dma-translation`: second-stage address widths are offered at all (CAP.SAGAW).
+  /// `dma-translation`: the unit offers second-stage address widths (CAP.SAGAW).
   public var dmaTranslation = true
-  /// `stale-tm`: with `deviceIOTLB`, bit 62 (TM) of second-stage leaves is ignored, not reserved.
+  /// `stale-tm`: with `deviceIOTLB`, bit 62 (TM) of second-stage leaves is ignored instead of reserved.
   public var staleTranslationMethod = false
   /// `pt`: pass-through (ECAP.PT).
   public var passThrough = true
 
   public init() {}
 
-  /// Whether EIM is offered.
   public var offersExtendedInterruptMode: Bool { extendedInterruptMode ?? interruptRemapping }
 
-  /// Whether scalable mode has second-stage translation.
+  /// Whether the unit offers second-stage translation in scalable mode.
   public var offersScalableSecondStage: Bool { scalableMode && (!firstStage || nested) }
 
-  /// Width of physical addresses in the unit's tables: what the DMAR table says as HAW (there, minus one).
+  /// Width of physical addresses in the unit's tables, HAW. The DMAR table encodes it minus one.
   public var hostAddressWidth: Int { min(addressWidth, 52) }
 
   /// - Throws: The first option that does not fit, by its QEMU name.
@@ -84,7 +82,7 @@ public struct UnitOptionError: Error, Hashable, Sendable {
     case pasidBits(offered: ClosedRange<Int>)
   }
 
-  /// As on the command line: `x-flts`.
+  /// The option's name on the command line, such as `x-flts`.
   public let option: String
   public let problem: Problem
 

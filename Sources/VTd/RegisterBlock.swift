@@ -1,11 +1,11 @@
 import Hardware
 import Synchronization
 
-/// The registers under their lock, and the unit's interrupts. Apart from the unit, so that a port
-/// can record a fault without holding on to it.
+/// The registers under their lock, and the unit's interrupts. A separate object, so that a port can record a fault
+/// without a reference to the unit.
 ///
-/// Lock order: `state` comes before the ports' locks and the interrupt remapper's (a command reaches
-/// them while it is held); the interrupts are sent after it is released.
+/// Lock order: `state`, then the ports' locks or the interrupt remapper's lock, which a command takes while it holds
+/// `state`. Interrupts are sent after `state` is released.
 final class RegisterBlock: Sendable {
   let state: Mutex<UnitRegisters>
   private let faultEvent: EventInterrupt

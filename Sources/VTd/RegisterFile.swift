@@ -1,9 +1,9 @@
 import Hardware
 
-/// The 4 KiB register page as storage: values, and the masks by which software's writes change them.
+/// The storage of the 4 KiB register page: values, and masks for software's writes.
 ///
-/// Software should access registers by their own width or 32 bits of it (VT-d 11.2). Other accesses
-/// are taken byte lane by byte lane, so none is refused and none reaches beyond what it names.
+/// Software should access a register by its full width or by 32-bit halves (VT-d 11.2). Other accesses work byte by
+/// byte: every access succeeds and changes only the bytes that it addresses.
 struct RegisterFile: Sendable {
   static let size = 0x1000
 
@@ -35,7 +35,7 @@ struct RegisterFile: Sendable {
     }
   }
 
-  /// A register's low, or only, 32 bits. The offset is one of `RegisterOffset`.
+  /// The low (or only) 32 bits of a register. The offset is one of `RegisterOffset`.
   subscript(doubleword offset: Int) -> UInt32 {
     get { values[offset / 4] }
     set { values[offset / 4] = newValue }
@@ -49,7 +49,7 @@ struct RegisterFile: Sendable {
     }
   }
 
-  /// What software reads. Bytes beyond the page are zero.
+  /// Returns what software reads. Bytes beyond the page are zero.
   func read(offset: Int, width: Int) -> UInt64 {
     var result: UInt64 = 0
     for index in 0..<width where offset + index < Self.size {
@@ -60,7 +60,7 @@ struct RegisterFile: Sendable {
     return result
   }
 
-  /// Stores what software writes to one 32-bit word, as far as the masks and `lanes` let it.
+  /// Applies software's write to one 32-bit word, limited by the masks and by `lanes`.
   mutating func write(word: Int, value: UInt32, lanes: UInt32) {
     let changeable = writable[word] & lanes
     let cleared = writeOneToClear[word] & lanes & value

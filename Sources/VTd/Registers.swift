@@ -1,9 +1,9 @@
 import Hardware
 
-// The register set (VT-d 11.4) as data: where each register is, what it resets to, which bits software
-// may write and which a written one clears. What registers do is in the files named after it.
+// The register set (VT-d 11.4) as data: offset, reset value, writable bits and write-one-to-clear bits of each register.
+// `UnitRegisters` implements what a write does.
 
-/// Registers by their offset in the page.
+/// Register offsets in the page.
 enum RegisterOffset {
   static let version = 0x00  // VER
   static let capability = 0x08  // CAP
@@ -48,7 +48,7 @@ struct RegisterDescription: Sendable {
   /// In bytes: 4 or 8.
   let width: Int
   let reset: UInt64
-  /// Bits that software may set and clear.
+  /// Bits that software can set and clear.
   let writable: UInt64
   /// Bits that software clears by writing one (RW1C).
   let writeOneToClear: UInt64
@@ -64,7 +64,7 @@ struct RegisterDescription: Sendable {
     self.writeOneToClear = writeOneToClear
   }
 
-  /// All registers of a unit. Every other offset of the page reads as zero.
+  /// Returns all registers of a unit. Every other offset in the page reads as zero.
   static func all(_ capabilities: Capabilities) -> [RegisterDescription] {
     let tableAddress = UInt64.lowBits(capabilities.hostAddressWidth) & ~0xfff
     let upperMessageAddress: UInt64 = capabilities.extendedInterruptMode ? 0xffff_ffff : 0
@@ -92,7 +92,7 @@ struct RegisterDescription: Sendable {
       RegisterDescription("IQH", at: RegisterOffset.invalidationQueueHead, width: 8),
       RegisterDescription("IQT", at: RegisterOffset.invalidationQueueTail, width: 8, writable: 0x7_fff0),
       RegisterDescription(
-        // DW sticks without scalable mode, too: the first fetch finds it wrong.
+        // DW is writable without scalable mode, too: the first fetch reports the error.
         "IQA", at: RegisterOffset.invalidationQueueAddress, width: 8, writable: tableAddress | 0x807),
       RegisterDescription("ICS", at: RegisterOffset.invalidationCompletionStatus, width: 4, writeOneToClear: 1),
       RegisterDescription(
@@ -133,7 +133,7 @@ struct GlobalCommand: OptionSet, Sendable {
   static let setInterruptRemapTablePointer = GlobalCommand(rawValue: 1 << 24)  // SIRTP, IRTPS
   static let compatibilityFormatInterrupt = GlobalCommand(rawValue: 1 << 23)  // CFI, CFIS
 
-  /// Those that keep what was written last; the others are one-shot.
+  /// Commands that keep the value written last; the others are one-shot.
   static let persistent: GlobalCommand = [
     .translationEnable, .queuedInvalidationEnable, .interruptRemappingEnable, .compatibilityFormatInterrupt,
   ]
@@ -153,13 +153,13 @@ struct FaultStatus: OptionSet, Sendable {
   static let invalidationCompletionError = FaultStatus(rawValue: 1 << 5)  // ICE
   static let invalidationTimeoutError = FaultStatus(rawValue: 1 << 6)  // ITE
 
-  /// PPF follows the fault recording registers.
+  /// Conditions that software clears by writing one. PPF follows the fault recording registers.
   static let clearable: FaultStatus = [
     .primaryFaultOverflow, .invalidationQueueError, .invalidationCompletionError, .invalidationTimeoutError,
   ]
-  /// Each a reason for the fault event.
+  /// All conditions that raise the fault event.
   static let conditions: FaultStatus = [.clearable, .primaryPendingFault]
-  /// While one of these is set, no descriptor is fetched.
+  /// Conditions that stop the fetching of descriptors.
   static let queueStops: FaultStatus = [.invalidationQueueError, .invalidationTimeoutError]
   var rawValue64: UInt64 { UInt64(rawValue) }
 }

@@ -1,33 +1,32 @@
 import Hardware
 
-/// The registers and what follows directly from a write to one: latched pointers, the queue's head, the
-/// pending state of the two events. A plain value that computes; what must happen outside of the
-/// registers comes back as `Effects`.
+/// The registers and the state that a write changes directly: latched pointers, the queue's head, pending events. A
+/// plain value. Methods return the work outside of the registers as `Effects`.
 struct UnitRegisters: Sendable {
-  /// What a write, a fault or a completion asks of the rest of the unit.
+  /// The work that a write, a fault or a completion leaves for the rest of the unit.
   struct Effects: Sendable {
     var faultEvent: InterruptMessage?
     var invalidationEvent: InterruptMessage?
     var pageRequestEvent: InterruptMessage?
-    /// A register-based invalidation; its register says busy until `complete(_:)`.
+    /// A register-based invalidation. Its register shows busy until `complete(_:)`.
     var command: RegisterCommand?
-    /// The queue may have something to fetch.
+    /// The queue may contain descriptors to fetch.
     var serviceQueue = false
     /// Software wrote the queue's tail.
     var doorbell = false
     /// TE changed.
     var translationEnableChanged = false
-    /// SRTP: another root table, or the same again.
+    /// SRTP: software set the root table, possibly to the same address.
     var rootTableSet = false
     /// Requests in flight may still use the old tables.
     var translationChanged: Bool { rootTableSet || translationEnableChanged }
-    /// IRE, CFI or SIRTP.
+    /// IRE, CFI or SIRTP changed.
     var interruptRemappingChanged = false
     /// Global Status waits for `completeGlobalCommand`.
     var awaitsDrain: Bool { translationChanged || interruptRemappingChanged }
   }
 
-  /// An invalidation through CCMD or IOTLB.
+  /// An invalidation requested through CCMD or IOTLB.
   struct RegisterCommand: Sendable {
     enum Register: Sendable { case contextCommand, iotlbInvalidate }
     let register: Register
@@ -37,17 +36,17 @@ struct UnitRegisters: Sendable {
 
   let capabilities: Capabilities
   var file: RegisterFile
-  /// RTADDR as SRTP found it: table address and TTM.
+  /// RTADDR as SRTP latched it: table address and TTM.
   private(set) var rootTable: UInt64 = 0
-  /// IRTA as SIRTP found it.
+  /// IRTA as SIRTP latched it.
   private(set) var interruptTable: UInt64 = 0
   var queue = InvalidationQueue()
-  /// The fault recording register that takes the next fault.
+  /// Index of the fault recording register for the next fault.
   var nextFaultRecord = 0
-  /// What is in force. Global Status shows it, once it is complete.
+  /// The state in force. Global Status shows it once the command is complete.
   private(set) var globalStatus: GlobalCommand = []
-  /// How many commands that change translation or interrupt remapping are in force, while requests in flight may
-  /// still use the old tables.
+  /// Number of commands in force that changed translation or interrupt remapping while requests in flight may still use
+  /// the old tables.
   private var incompleteCommands = 0
 
   init(_ capabilities: Capabilities) {
@@ -59,7 +58,7 @@ struct UnitRegisters: Sendable {
     file.reset()
     rootTable = 0
     interruptTable = 0
-    // A descriptor that is being carried out is not to move the new queue's head.
+    // A new generation keeps a descriptor in execution from moving the new queue's head.
     queue = InvalidationQueue(generation: queue.generation &+ 1)
     nextFaultRecord = 0
     globalStatus = []
@@ -74,14 +73,14 @@ struct UnitRegisters: Sendable {
     }
   }
 
-  /// How requests are translated now.
+  /// The translation mode in force.
   var translationMode: TranslationMode {
     TranslationMode(
       enabled: globalStatus.contains(.translationEnable), rootTable: rootTable & ~0xfff,
       tableMode: TranslationMode.TableMode(field: rootTable[bits: 10...11]))
   }
 
-  /// How interrupt requests are remapped now.
+  /// The interrupt remapping mode in force.
   var interruptMode: InterruptRemappingMode {
     InterruptRemappingMode(
       enabled: globalStatus.contains(.interruptRemappingEnable),
@@ -92,11 +91,11 @@ struct UnitRegisters: Sendable {
 
   // MARK: Software's writes
 
-  /// - Precondition: none: a write beyond the page changes nothing.
+  /// Applies a write of software. A write beyond the page changes nothing.
   mutating func write(offset: Int, width: Int, value: UInt64) -> Effects {
     var effects = Effects()
     guard offset >= 0, width > 0, offset <= RegisterFile.size - width else { return effects }
-    // The command register reads as zero, but a write of some of its bytes leaves the other commands be.
+    // The command register reads as zero, but a write to some of its bytes must not change the other commands.
     file[doubleword: RegisterOffset.globalCommand] = globalStatus.intersection(.persistent).rawValue
     let words = offset / 4...(offset + width - 1) / 4
     for word in words {
@@ -117,7 +116,7 @@ struct UnitRegisters: Sendable {
     return effects
   }
 
-  /// Does what the 32 bits at `offset`, just written, stand for.
+  /// Acts on a write to the 32 bits at `offset`.
   private mutating func act(on offset: Int, _ effects: inout Effects) {
     switch offset {
     case RegisterOffset.globalCommand:
@@ -128,7 +127,7 @@ struct UnitRegisters: Sendable {
       iotlbInvalidateWritten(&effects)
     case RegisterOffset.faultStatus:
       clearServicedFaultEvent()
-      // A cleared IQE or ITE lets the queue go on.
+      // The queue resumes when software clears IQE or ITE.
       effects.serviceQueue = true
     case RegisterOffset.faultEventControl:
       effects.faultEvent = unmasked(.fault)
@@ -163,7 +162,7 @@ struct UnitRegisters: Sendable {
         interruptTable = file[quadword: RegisterOffset.interruptRemappingTableAddress]
         status.insert(.setInterruptRemapTablePointer)
         effects.interruptRemappingChanged = true
-        // IRTPS likewise.
+        // IRTPS is clear until the command is complete, too.
         file[doubleword: RegisterOffset.globalStatus] &= ~GlobalCommand.setInterruptRemapTablePointer.rawValue
       }
       let followed: GlobalCommand = [.interruptRemappingEnable, .compatibilityFormatInterrupt]
@@ -183,15 +182,15 @@ struct UnitRegisters: Sendable {
       file[quadword: RegisterOffset.invalidationQueueHead] = 0
       effects.serviceQueue = true
     }
-    // WBF: CAP.RWBF is clear, so there is nothing to flush and WBFS never shows.
+    // WBF: CAP.RWBF is clear, so there is nothing to flush, and WBFS stays clear.
     globalStatus = status
     if effects.awaitsDrain { incompleteCommands += 1 }
     showGlobalStatus()
   }
 
-  /// No request in flight still uses what a command replaced.
+  /// Ends a command once no request in flight still uses what it replaced.
   mutating func completeGlobalCommand() {
-    // A reset may have come between.
+    // A reset may have happened in between.
     incompleteCommands = max(incompleteCommands - 1, 0)
     showGlobalStatus()
   }
@@ -211,8 +210,8 @@ struct UnitRegisters: Sendable {
 
   // MARK: Register-based invalidation (VT-d 6.5.1)
 
-  /// Legacy mode alone has register-based invalidation; elsewhere a request completes with nothing done (CAIG and
-  /// IAIG 00b).
+  /// Only legacy mode has register-based invalidation. In other modes a request completes without effect (CAIG and IAIG
+  /// 00b).
   private var takesRegisterCommands: Bool { translationMode.tableMode == .legacy }
 
   private mutating func contextCommandWritten(_ effects: inout Effects) {
@@ -252,7 +251,7 @@ struct UnitRegisters: Sendable {
     effects.command = RegisterCommand(register: .iotlbInvalidate, invalidation: invalidation)
   }
 
-  /// Shows in the register what was done: the granularity, or 0 where the request made no sense.
+  /// Shows the completed granularity in the register, or 0 where the request was invalid.
   mutating func complete(_ command: RegisterCommand) {
     switch command.register {
     case .contextCommand:
@@ -269,7 +268,7 @@ struct UnitRegisters: Sendable {
   }
 }
 
-/// What requests are translated by.
+/// How the unit translates requests.
 struct TranslationMode: Hashable, Sendable {
   /// RTADDR.TTM.
   enum TableMode: Hashable, Sendable {
