@@ -109,8 +109,8 @@ public struct Capabilities: Hashable, Sendable {
   /// Width in bits of the PASIDs that requests may carry; 0 where they carry none.
   var pasidWidth: Int { pasid ? Int(extended[bits: 35...39]) + 1 : 0 }
 
-  /// Returns the levels of the second-stage table that an entry's AW field selects, or nil where the unit does not offer
-  /// them.
+  /// Returns the number of levels that an entry's AW field selects for the second stage, or nil where the unit does not
+  /// offer it.
   func secondStageLevels(addressWidthField field: UInt64) -> Int? {
     // SAGAW bit n corresponds to AW value n.
     guard (1...3).contains(field), capability[bit: 8 + Int(field)] else { return nil }

@@ -1,7 +1,7 @@
 import Hardware
 
-// Root entries and context entries (VT-d 9.1 to 9.4), legacy and scalable: the tables' first two levels,
-// found by the source-id of a request.
+// Root entries and context entries (VT-d 9.1 to 9.4), legacy and scalable: the first two levels of the tables, indexed
+// by the source-id of a request.
 
 /// A legacy context entry (VT-d 9.3).
 struct ContextEntry: Hashable, Sendable {
@@ -9,11 +9,11 @@ struct ContextEntry: Hashable, Sendable {
   var high: UInt64
 
   enum TranslationType: UInt64, Sendable {
-    /// Untranslated requests through second stage; no ATS.
+    /// The second stage translates untranslated requests; other requests are blocked.
     case untranslatedOnly = 0
-    /// ATS requests, too. Needs ECAP.DT.
+    /// Also admits translation requests and translated requests (ATS). Requires ECAP.DT.
     case deviceTLB = 1
-    /// Needs ECAP.PT.
+    /// Requires ECAP.PT.
     case passThrough = 2
   }
 
@@ -25,13 +25,13 @@ struct ContextEntry: Hashable, Sendable {
   var domain: UInt16 { UInt16(truncatingIfNeeded: high >> 8) }  // DID
 
   func hasReservedBits(_ capabilities: Capabilities) -> Bool {
-    // Pass-through ignores the pointer.
+    // Pass-through ignores SSPTPTR.
     let pointer = translationType == .passThrough ? 0 : capabilities.pointerBitsBeyondHost
     return low & (0xff0 | pointer) != 0 || high & 0xffff_ffff_ff00_0080 != 0
   }
 }
 
-/// A scalable-mode context entry (VT-d 9.4), of which the second 128 bits are reserved.
+/// A scalable-mode context entry (VT-d 9.4). Its second 128 bits are reserved.
 struct ScalableContextEntry: Hashable, Sendable {
   var low: UInt64
   var high: UInt64
@@ -41,16 +41,16 @@ struct ScalableContextEntry: Hashable, Sendable {
   var deviceTLBEnable: Bool { low[bit: 2] }  // DTE
   var pasidEnable: Bool { low[bit: 3] }  // PASIDE
   var pageRequestEnable: Bool { low[bit: 4] }  // PRE
-  /// Directory entries: 128 to 16384, each for 64 PASIDs.
+  /// Number of PASID directory entries, 128 to 16384. Each covers 64 PASIDs.
   var directoryEntries: UInt32 { 1 << (UInt32(truncatingIfNeeded: low[bits: 9...11]) + 7) }  // PDTS
   var directoryPointer: UInt64 { low & ~0xfff }  // PASIDDIRPTR
 
-  /// RID_PASID: the PASID whose entry requests without PASID use. 0 on a unit without the field (ECAP.RPS clear).
+  /// RID_PASID: the PASID whose entry translates requests without PASID. 0 on a unit without the field (ECAP.RPS clear).
   func ridPASID(_ capabilities: Capabilities) -> UInt32 {
     capabilities.ridPASID ? UInt32(truncatingIfNeeded: high[bits: 0...19]) : 0
   }
 
-  /// RID_PRIV: requests without PASID have supervisor privilege. Never on a unit without the field (ECAP.RPRIVS
+  /// RID_PRIV: requests without PASID have supervisor privilege. Always false on a unit without the field (ECAP.RPRIVS
   /// clear).
   func ridPrivilege(_ capabilities: Capabilities) -> Bool { capabilities.ridPrivilege && high[bit: 20] }
 
@@ -66,13 +66,13 @@ struct ScalableContextEntry: Hashable, Sendable {
   }
 }
 
-/// Reads entries for one source. What a read tells of fault processing is kept even when it fails.
+/// Reads the entries of one source. Keeps FPD of each entry even when the read throws.
 struct SourceLookup {
   let rootTable: UInt64
   let source: RequesterID
   let capabilities: Capabilities
   let memory: any PhysicalMemory
-  /// FPD of an entry read so far.
+  /// FPD of the entries read so far.
   var faultProcessingDisabled = false
 
   init(rootTable: UInt64, source: RequesterID, capabilities: Capabilities, memory: any PhysicalMemory) {
@@ -105,7 +105,7 @@ struct SourceLookup {
 
   mutating func scalableContext() throws(FaultReason) -> ScalableContextEntry {
     guard let root = load128(rootTable &+ UInt64(source.bus) * 16) else { throw .scalableRootEntryAccess }
-    // Devices 0 to 15 are in the lower context table, 16 to 31 in the upper.
+    // The lower context table has devices 0 to 15, the upper one 16 to 31.
     let half = source.deviceFunction < 0x80 ? root.low : root.high
     guard half[bit: 0] else { throw .scalableRootEntryNotPresent }
     guard half & (0xffe | capabilities.pointerBitsBeyondHost) == 0 else { throw .scalableRootEntryReserved }
@@ -120,12 +120,14 @@ struct SourceLookup {
     return entry
   }
 
-  /// - Parameter pasid: that of the request, or nil for the context entry's RID_PASID.
+  /// - Parameters:
+  ///   - pasid: the PASID of the request, or the context entry's RID_PASID.
+  ///   - isFromRequest: whether the request carries `pasid`. It selects the fault reason.
   mutating func pasidEntry(
     _ pasid: UInt32, isFromRequest: Bool, context: ScalableContextEntry
   ) throws(FaultReason) -> PASIDEntry {
     faultProcessingDisabled = context.faultProcessingDisabled
-    // A PASID wider than ECAP.PSS is an error. The specification has no code of its own for it.
+    // A PASID wider than ECAP.PSS is an error. The specification has no separate code for it.
     if isFromRequest, pasid >> UInt32(capabilities.pasidWidth) != 0 { throw .pasidBeyondDirectory }
     guard pasid >> 6 < context.directoryEntries else {
       throw isFromRequest ? .pasidBeyondDirectory : .ridPASIDBeyondDirectory

@@ -1,11 +1,11 @@
 import Hardware
 
-// Requests to execute (VT-d 3.6.1): reads whose PASID prefix has Execute Requested. What they need beyond a read is
-// found by a second pass over the first stage's entries, apart from the walk, so that reads do not pay for it.
+// Requests to execute (VT-d 3.6.1): reads whose PASID prefix has Execute Requested. A second pass over the first stage's
+// entries checks the execute permission. It is separate from the walk, so that plain reads do not pay for it.
 
 extension FirstStageTable {
-  /// Whether instructions may be fetched from a page that a walk has found readable.
-  /// - Throws: SPT.5 without ERE, SGN.3 where an entry or SMEP forbids it, SFS.3 for XD without NXE.
+  /// Checks that instructions may be fetched from a page that a walk has found readable.
+  /// - Throws: SPT.5 without ERE, SGN.3 where an entry or SMEP forbids execution, SFS.3 for XD without NXE.
   func checkExecute(_ input: UInt64, rules: WalkRules, memory: any PhysicalMemory) throws(FaultReason) {
     guard controls.contains(.executeRequests) else { throw .executeRequestNotEnabled }
     var table = root
@@ -15,7 +15,7 @@ extension FirstStageTable {
       let shift = UInt64(truncatingIfNeeded: 3 &+ 9 &* level)
       let place = table | (input &>> shift & 0x1ff) &<< 3
       let address = try nested?.walk(place, for: .read, rules: rules, memory: memory).address(of: place) ?? place
-      // The walk has just read it: what changed since then is found by the next request.
+      // The walk has just read this entry. The next request detects a change since then.
       guard let entry = memory.loadUInt64(at: address) else { throw .firstStageEntryAccess }
       guard entry & FirstStageEntry.present != 0 else { throw .firstStageEntryNotPresent }
       if entry & FirstStageEntry.executeDisable != 0 {

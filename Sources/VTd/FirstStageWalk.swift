@@ -1,35 +1,35 @@
 import Hardware
 
-// First-stage translation (VT-d 3.6): 4- and 5-level tables in the form of the processor's own. Nested
-// (VT-d 3.8), every address in them, and the address that comes out, is a second stage's input.
+// First-stage translation (VT-d 3.6): 4- and 5-level tables in the format of the processor's page tables. In nested
+// translation (VT-d 3.8) the second stage translates every address in them, and their output.
 
-/// A first-stage table, as a PASID-table entry names it.
+/// A first-stage table, as a PASID-table entry describes it.
 struct FirstStageTable: Hashable, Sendable {
   /// FSPTPTR.
   var root: UInt64
   /// From FSPM: 4 or 5.
   var levels: Int
   var controls: Controls = []
-  /// The second stage below, in nested translation.
+  /// The second stage, in nested translation.
   var nested: SecondStageTable?
 
-  /// In one byte, as each miss copies them.
+  /// Flags in one byte, because every miss copies them.
   struct Controls: OptionSet, Hashable, Sendable {
     let rawValue: UInt8
 
-    /// WPE: a supervisor's writes, too, need R/W.
+    /// WPE: a supervisor's writes require R/W, too.
     static let writeProtect = Controls(rawValue: 1 << 0)
-    /// EAFE: EA is set where A is.
+    /// EAFE: a walk that sets A also sets EA.
     static let extendedAccessed = Controls(rawValue: 1 << 1)
     /// PWSNP.
     static let pageWalkSnoop = Controls(rawValue: 1 << 2)
     /// The request has supervisor privilege.
     static let supervisor = Controls(rawValue: 1 << 3)
-    /// ERE: requests to execute are let through.
+    /// ERE: requests to execute are enabled.
     static let executeRequests = Controls(rawValue: 1 << 4)
-    /// NXE: XD of an entry means something.
+    /// NXE: XD in paging entries is enabled.
     static let noExecute = Controls(rawValue: 1 << 5)
-    /// SMEP: a supervisor does not execute from a user's pages.
+    /// SMEP: a supervisor must not execute from user pages.
     static let supervisorExecutionPrevention = Controls(rawValue: 1 << 6)
   }
 
@@ -38,15 +38,15 @@ struct FirstStageTable: Hashable, Sendable {
   var pageWalkSnoop: Bool { controls.contains(.pageWalkSnoop) }
   var isSupervisor: Bool { controls.contains(.supervisor) }
 
-  /// Whether bits 63:N-1 are alike, N the width that the levels cover.
+  /// Whether bits 63:N-1 are equal, where N is the address width of the levels.
   @inline(__always)
   func isCanonical(_ input: UInt64) -> Bool {
     let sign = Int64(bitPattern: input) &>> Int64(truncatingIfNeeded: 11 &+ 9 &* levels)
     return sign == 0 || sign == -1
   }
 
-  /// Translates one address, and sets accessed and dirty bits.
-  /// - Throws: the fault that the request meets.
+  /// Translates one address and sets accessed and dirty bits.
+  /// - Throws: the fault condition that the request meets.
   func walk(
     _ input: UInt64, for access: DMAAccess, rules: WalkRules, memory: any PhysicalMemory
   ) throws(FaultReason) -> Mapping {
@@ -58,7 +58,8 @@ struct FirstStageTable: Hashable, Sendable {
     throw .firstStageUpdateFailed
   }
 
-  /// The same nested. Apart, so that a first stage alone is one short loop.
+  /// Translates one address in nested translation. A separate function, so that the walk of a first stage alone is one
+  /// short loop.
   @inline(never)
   private func walk(
     _ input: UInt64, through nested: SecondStageTable, for access: DMAAccess, rules: WalkRules,
@@ -70,14 +71,14 @@ struct FirstStageTable: Hashable, Sendable {
     throw .firstStageUpdateFailed
   }
 
-  /// - Parameter nested: as in the table; both callers know whether there is one.
-  /// - Returns: nil where an entry changed while its accessed or dirty bit was being set.
+  /// - Parameter nested: the table's `nested`, constant-folded at both callers.
+  /// - Returns: nil if an entry changed during the update of its accessed or dirty bit.
   @inline(__always)
   private func attempt(
     _ input: UInt64, through nested: SecondStageTable?, for access: DMAAccess, rules: WalkRules,
     memory: any PhysicalMemory
   ) throws(FaultReason) -> Mapping? {
-    // An entry like this needs no second look: it leads on, restricts nothing and is marked.
+    // `walkTables` passes entries like this without checks: they point to a table, restrict nothing and are accessed.
     var required = FirstStageEntry.present | FirstStageEntry.writable | FirstStageEntry.user | FirstStageEntry.accessed
     if extendedAccessed { required |= FirstStageEntry.extendedAccessed }
     let forbidden = rules.firstStageReserved(level: 5, isLeaf: false)
@@ -116,7 +117,7 @@ struct FirstStageTable: Hashable, Sendable {
       if updated != entry {
         if rules.pageWalkSnoopMatters, !pageWalkSnoop { throw .firstStageUpdateWithoutSnoop }
         if let nested {
-          // The second stage must let the table be written. It is not written yet, so nothing is marked.
+          // The second stage must permit the write to the table. The write comes later, so set no dirty bit yet.
           var unmarked = nested
           unmarked.accessedDirty = false
           _ = try physical(place, unmarked, isRoot: level == levels, for: .write, rules: rules, memory: memory)
@@ -125,13 +126,13 @@ struct FirstStageTable: Hashable, Sendable {
       table = entry & WalkRules.addressBits
       var found: Mapping?
       if isLeaf {
-        // A page that is not marked dirty yet is cached as read-only, so that the first write marks it.
+        // Cache a clean page as read-only, so that its first write sets the dirty bit.
         let shift = 3 &+ 9 &* level
         let mapping = Mapping(
           output: (table &>> UInt64(truncatingIfNeeded: shift)) &<< UInt64(truncatingIfNeeded: shift), shift: shift,
           readable: true, writable: writable && updated & FirstStageEntry.dirty != 0)
         if let nested {
-          // Before the leaf is marked: a write that the second stage refuses makes no page dirty.
+          // Before the leaf is updated: a write that the second stage blocks must not set its dirty bit.
           found = try below(mapping, nested, input, for: access, rules: rules, memory: memory)
         } else {
           found = mapping
@@ -150,7 +151,7 @@ struct FirstStageTable: Hashable, Sendable {
     }
   }
 
-  /// Where a paging entry of a nested first stage is in memory.
+  /// Returns the physical address of a first-stage entry in nested translation.
   private func physical(
     _ place: UInt64, _ nested: SecondStageTable, isRoot: Bool, for access: DMAAccess, rules: WalkRules,
     memory: any PhysicalMemory
@@ -168,7 +169,8 @@ struct FirstStageTable: Hashable, Sendable {
     }
   }
 
-  /// Takes what the first stage made of a request through the second: the smaller page, both's rights.
+  /// Translates the first stage's output through the second stage. The result is the smaller page with the rights that
+  /// both stages grant.
   @inline(never)
   private func below(
     _ upper: Mapping, _ nested: SecondStageTable, _ input: UInt64, for access: DMAAccess, rules: WalkRules,

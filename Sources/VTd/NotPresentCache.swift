@@ -1,21 +1,21 @@
 import Hardware
 
-// What caching mode adds to the caches (VT-d 6.1): entries that are not present or wrong may be kept too, until
-// software, which made them present, invalidates them. A driver that forgets to sees the fault again.
+// Caching mode (VT-d 6.1): the unit may also cache entries that are not present or invalid. Software must invalidate
+// them after it makes them present. A driver that does not sees the same fault again.
 
 extension FaultReason {
-  /// The cache that keeps an entry for which a request was refused.
+  /// The cache that keeps an entry that blocked a request.
   enum Cache: Sendable {
-    /// In legacy mode under domain 0, whatever the entry said (6.2.2).
+    /// In legacy mode under domain 0, regardless of the entry's DID (6.2.2).
     case context
-    /// Under its PASID, and no domain: an entry that is not present has none.
+    /// Under its PASID, without a domain: an entry that is not present has none.
     case pasid
     case iotlb
   }
 
-  /// nil where nothing is kept: the fault is about a root entry, about an access of memory, about the request
-  /// itself, or about the first stage, whose entries that are not present are never cached.
-  /// - Parameter stages: that the request went through, where it came so far.
+  /// Returns the cache that keeps the fault's cause. Nil for faults of root entries, memory accesses and the request
+  /// itself, and for first-stage faults: not-present entries of the first stage are never cached.
+  /// - Parameter stages: the stages of the request's path, or nil where the fault came before.
   func cache(stages: IOTLB.Tag.Stages?) -> Cache? {
     switch self {
     case .contextEntryNotPresent, .contextEntryReserved, .contextEntryInvalid, .scalableContextEntryNotPresent,
@@ -28,7 +28,7 @@ extension FaultReason {
       .scalableSecondStageEntryReserved, .firstStageRootReadPermission, .firstStageEntryReadPermission,
       .firstStageEntryWritePermission:
       .iotlb
-    // Nested, it does not say whose permission was missing.
+    // In nested translation the reason does not identify the stage that denied the access.
     case .scalableReadPermission, .scalableWritePermission:
       stages == .second ? .iotlb : nil
     default:
@@ -37,8 +37,8 @@ extension FaultReason {
   }
 }
 
-/// The pages of a port's IOTLB that second stage does not let requests to. Of fixed size; apart from the pages that
-/// it does, so that those are found as fast as without caching mode.
+/// The pages that the second stage blocks, by port. Of fixed size. Separate from the IOTLB, so that a hit is as fast as
+/// without caching mode.
 struct NotPresentCache: Sendable {
   private struct Entry: Sendable {
     /// First address.
@@ -55,7 +55,7 @@ struct NotPresentCache: Sendable {
     Int(truncatingIfNeeded: (page >> 12 ^ page >> 17) % count)
   }
 
-  /// What is kept now, by address.
+  /// The cached faults, ordered by address.
   var inspection: [CachedRefusal] {
     entries.compactMap { $0 }.map {
       CachedRefusal(place: .page($0.page, domain: $0.tag.domain, write: $0.access.contains(.write)), reason: $0.reason)
@@ -77,7 +77,7 @@ struct NotPresentCache: Sendable {
 
   mutating func removeAll() { removeAll { _ in true } }
 
-  /// Removes the entries whose page is in the range.
+  /// Removes the entries whose page is in `range`.
   mutating func removeAll(
     in range: PageRange = PageRange(address: 0, addressMask: 52), where matches: (IOTLB.Tag) -> Bool
   ) {

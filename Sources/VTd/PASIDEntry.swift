@@ -1,11 +1,11 @@
 import Hardware
 
-/// A scalable-mode PASID-table entry (VT-d 9.6): the first three of its eight 64-bit words say all that
-/// this unit offers; the others are reserved.
+/// A scalable-mode PASID-table entry (VT-d 9.6): the first three of its eight 64-bit words. The others are reserved on
+/// this unit.
 struct PASIDEntry: Sendable {
   let words: (UInt64, UInt64, UInt64)
 
-  /// PGTT: what requests with this PASID go through.
+  /// PGTT: the stages that translate requests with this PASID.
   enum TranslationType: UInt64, Sendable {
     case firstStage = 1
     case secondStage = 2
@@ -33,18 +33,18 @@ struct PASIDEntry: Sendable {
   func hasReservedBits(_ capabilities: Capabilities) -> Bool {
     var first: UInt64 = 0xc20 | capabilities.pointerBitsBeyondHost
     first[bit: 9] = !capabilities.secondStageAccessedDirty
-    // Memory types (CD, EMTE, EMT, PWT, PCD, PAT) are ignored: DMA here is coherent.
+    // The unit ignores memory types (CD, EMTE, EMT, PWT, PCD, PAT): its DMA is coherent.
     var second: UInt64 = 0x007f_0000
-    // PGSNP is ignored, with snoop control or without: Linux before 5.18 sets it for VFIO either way.
+    // The unit ignores PGSNP with and without snoop control: Linux before 5.18 sets it for VFIO in both cases.
     second[bit: 23] = !capabilities.scalablePageWalkCoherency
-    // ERE and SMEP belong to execute requests (ECAP.ERS). So does NXE, but Linux 6.1 sets it in every first-stage
-    // entry, whatever ECAP says, and hardware lets it.
+    // ERE, SMEP and NXE belong to execute requests (ECAP.ERS). NXE is accepted anyway: Linux 6.1 sets it in every
+    // first-stage entry regardless of ECAP, and hardware accepts it.
     var third: UInt64 = 0xf00
     third[bit: 1] = !capabilities.executeRequests
     third[bit: 6] = !capabilities.executeRequests
     third[bit: 0] = !capabilities.supervisorRequests
     third[bit: 7] = !capabilities.extendedAccessedFlag
-    // Nested, FSPTPTR is a guest physical address, and the second stage judges it.
+    // In nested translation FSPTPTR is a guest physical address, which the second stage checks.
     if translationType != .nested { third |= capabilities.pointerBitsBeyondHost }
     return words.0 & first != 0 || words.1 & second != 0 || words.2 & third != 0
   }

@@ -1,24 +1,23 @@
-// Where one port's requests go: the entries and pages that are cached for its source, and the way through the
-// tables when they are not (VT-d 3.4, 6.2).
+// The translation of one port's requests: the cached entries and pages of its source, and the reads of the tables on a
+// miss (VT-d 3.4, 6.2).
 
 import Hardware
 
-/// One port's translation: what the unit's tables say of its source, as far as it is cached, and its
-/// IOTLB. A plain value; `RemappingPort` puts a lock around it.
+/// The caches of one port and their use. A plain value; `RemappingPort` protects it with a lock.
 ///
-/// Each cache keeps its entries until they are invalidated (VT-d 6.2): the context entry, the
-/// PASID-table entry and the pages. Entries that are not present or wrong are cached in caching mode only.
+/// The context entry, the PASID-table entry and the pages stay cached until software invalidates them (VT-d 6.2).
+/// Entries that are not present or invalid are cached only in caching mode.
 struct PortTranslation: Sendable {
-  /// What became of a request.
+  /// The result of a request.
   enum Outcome: Sendable {
     case segment(PhysicalSegment)
-    /// - isSuppressed: FPD keeps it from being recorded.
+    /// - isSuppressed: FPD suppresses the recording.
     case fault(FaultReason, isSuppressed: Bool)
   }
 
   /// The PASID that this port's requests carry, or nil for none.
   let requestPASID: UInt32?
-  /// They have Privileged Mode Requested set.
+  /// The requests have Privileged Mode Requested set.
   let isPrivileged: Bool
   private let capabilities: Capabilities
   private let rules: WalkRules
@@ -28,28 +27,28 @@ struct PortTranslation: Sendable {
   private(set) var source = RequesterID(rawValue: 0)
   /// Scalable mode's cached context entry.
   private(set) var context: ScalableContextEntry?
-  /// From the cached legacy context entry, or the cached PASID-table entry.
+  /// From the cached context entry in legacy mode, else from the cached PASID-table entry.
   private(set) var path = TranslationPath.unknown
-  /// FPD of the entries that `path` comes from.
+  /// FPD of the entries that define `path`.
   private var pathFaultProcessingDisabled = false
-  /// The PASID that `path` was found under.
+  /// The PASID whose entry defines `path`.
   private(set) var pathPASID: UInt32 = 0
   private(set) var iotlb = IOTLB()
 
-  /// An entry that is cached although it refuses requests.
+  /// A cached entry that blocks requests.
   private struct Refusal: Sendable {
     let reason: FaultReason
     /// FPD of the entries read.
     let faultProcessingDisabled: Bool
   }
-  /// In caching mode: the context entry, which is not present or wrong.
+  /// In caching mode: the fault of a context entry that is not present or invalid.
   private var contextRefusal: Refusal?
-  /// Likewise the PASID-table entry of a PASID, or the directory entry above it.
+  /// In caching mode: the fault of a PASID's directory entry or PASID-table entry.
   private var pasidRefusal: (pasid: UInt32, refusal: Refusal)?
-  /// Likewise pages; nil where caching mode is not offered.
+  /// In caching mode: pages that the second stage blocks. Nil without caching mode.
   private var refusedPages: NotPresentCache?
 
-  /// Requests of a former source may be in flight, in a domain that is not known any more.
+  /// Requests of a former source may be in flight. Their domain is not known any more.
   private var hasStrays = false
   private(set) var counters = TranslationCounters()
 
@@ -92,13 +91,13 @@ struct PortTranslation: Sendable {
     return PhysicalSegment(address: output | offset, count: min(count, rest))
   }
 
-  /// Whether requests can go by `path` without reading an entry.
+  /// Whether `path` is usable without reading an entry.
   private var isReady: Bool {
     if case .unknown = path { return false }
     return mode.tableMode == .legacy || context != nil
   }
 
-  /// A request that is not in the IOTLB, of a source whose entries are cached.
+  /// Translates a request that misses the IOTLB, from a source whose entries are cached.
   @inline(never)
   private mutating func walked(
     _ address: UInt64, count: Int, for access: DMAAccess, tag: IOTLB.Tag, memory: any PhysicalMemory
@@ -110,7 +109,7 @@ struct PortTranslation: Sendable {
     }
   }
 
-  /// Any other request.
+  /// Translates every other request.
   @inline(never)
   private mutating func slowly(
     _ address: UInt64, count: Int, for access: DMAAccess, from requester: RequesterID, memory: any PhysicalMemory
@@ -121,7 +120,7 @@ struct PortTranslation: Sendable {
       forgetAll()
     }
     if WalkRules.isInterruptAddress(address), requestPASID == nil {
-      // An interrupt request, not subject to DMA remapping (VT-d 3.15): it goes where it says.
+      // DMA remapping does not apply to an interrupt request (VT-d 3.15).
       return .segment(PhysicalSegment(address: address, count: min(count, 0x1000 - Int(address & 0xfff))))
     }
     var faultProcessingDisabled = false
@@ -133,7 +132,7 @@ struct PortTranslation: Sendable {
         try checkExecuteOffered(access)
         return .segment(try passThrough(address, count: count))
       }
-      // The entries were read anew; the pages may be cached still.
+      // Only the entries were missing; the page may still be cached.
       if let segment = cached(address, count: count, for: access, tag: tag) { return .segment(segment) }
       return .segment(try walk(address, count: count, for: access, tag: tag, memory: memory))
     } catch {
@@ -141,7 +140,7 @@ struct PortTranslation: Sendable {
     }
   }
 
-  /// Where no first stage judges it, a request to execute is a read, if the unit takes such at all.
+  /// Checks a request to execute that no first stage translates: it is a read, but the unit must offer ECAP.ERS.
   private func checkExecuteOffered(_ access: DMAAccess) throws(FaultReason) {
     if access.contains(.execute), !capabilities.executeRequests { throw .executeRequestNotEnabled }
   }
@@ -215,7 +214,7 @@ struct PortTranslation: Sendable {
     guard !rules.exceedsHost(address) else {
       throw mode.tableMode == .legacy ? .addressBeyondWidth : .scalableAddressBeyondWidth
     }
-    // A run does not go on into the interrupt range.
+    // The segment ends before the interrupt address range.
     let limit = address < 0xfee0_0000 ? 0xfee0_0000 - address : UInt64(Int.max)
     return PhysicalSegment(address: address, count: min(count, Int(clamping: limit)))
   }
@@ -234,7 +233,7 @@ struct PortTranslation: Sendable {
     }
   }
 
-  /// Throws what a cached entry was refused for.
+  /// Throws the reason of a cached fault.
   private func check(_ refusal: Refusal?, _ faultProcessingDisabled: inout Bool) throws(FaultReason) {
     guard let refusal else { return }
     faultProcessingDisabled = refusal.faultProcessingDisabled
@@ -272,7 +271,7 @@ struct PortTranslation: Sendable {
       trace?.record(.contextCached, [.source(source), .hex("high", context.high), .hex("low", context.low)])
     }
     let pasid = requestPASID ?? context.ridPASID(capabilities)
-    // What was found under another PASID is not for this one, even where this one's entry is wrong.
+    // A path of another PASID must not serve this one, even if this PASID's entry is invalid.
     if pasid != pathPASID { path = .unknown }
     if case .unknown = path {
     } else {
@@ -298,7 +297,7 @@ struct PortTranslation: Sendable {
     pathFaultProcessingDisabled = lookup.faultProcessingDisabled
   }
 
-  /// What caching mode keeps now.
+  /// The faults that caching mode keeps.
   var refusals: [CachedRefusal] {
     var refusals: [CachedRefusal] = []
     if let contextRefusal { refusals.append(CachedRefusal(place: .context, reason: contextRefusal.reason)) }
@@ -310,8 +309,8 @@ struct PortTranslation: Sendable {
 
   // MARK: The unit's side
 
-  /// Follows the unit's registers.
-  /// - Parameter forgetting: everything cached goes: the root table was set.
+  /// Takes over a mode from the unit's registers.
+  /// - Parameter forgetting: empties the caches, because software set the root table.
   mutating func set(_ mode: TranslationMode, forgetting: Bool) {
     self.mode = mode
     if forgetting { forgetAll() }
@@ -346,7 +345,7 @@ struct PortTranslation: Sendable {
     refusedPages?.removeAll(in: pages, where: matches)
   }
 
-  /// - Returns: whether requests in flight may go by what was invalidated, so that they are to be drained.
+  /// - Returns: whether requests in flight may use invalidated entries, so that the caller must drain them.
   mutating func invalidate(_ invalidation: Invalidation) -> Bool {
     let concerned = hasStrays || concerns(invalidation)
     if concerned { hasStrays = false }
@@ -369,7 +368,7 @@ struct PortTranslation: Sendable {
     }
   }
 
-  /// Whether requests go by the domain's tables, as far as is known.
+  /// Whether requests may use the domain's tables. True while no entry is cached.
   private func goes(through domain: UInt16) -> Bool { path.domain ?? domain == domain }
 
   private func names(_ device: RequesterID, _ mask: FunctionMask) -> Bool {
@@ -381,7 +380,7 @@ struct PortTranslation: Sendable {
     case .allContexts:
       forgetContext()
     case .contextsOfDomain(let domain):
-      // What was refused is in domain 0.
+      // A cached fault belongs to domain 0.
       if mode.tableMode == .scalable || (contextRefusal == nil ? path.domain : 0) == domain { forgetContext() }
     case .contextsOfDevice(let device, let mask):
       if names(device, mask) { forgetContext() }
@@ -389,7 +388,7 @@ struct PortTranslation: Sendable {
       if mode.tableMode == .scalable { forgetPASIDEntry() }
     case .pasidsOfDomain(let domain):
       if mode.tableMode == .scalable, path.domain == domain { path = .unknown }
-      // What was refused is in no domain.
+      // A cached fault belongs to no domain, so it may be this one's.
       pasidRefusal = nil
     case .pasid(let pasid, let domain):
       if mode.tableMode == .scalable, path.domain == domain, pathPASID == pasid { path = .unknown }
@@ -401,7 +400,7 @@ struct PortTranslation: Sendable {
       forgetPages { $0.domain == domain }
     case .pagesOfDomain(let domain, let pages, _):
       forgetPages(in: pages) { $0.domain == domain && $0.stages == .second }
-      // The pages are second-stage input. First-stage and nested entries of the domain all go (VT-d 6.5.2.3).
+      // The pages are second-stage input, so all first-stage and nested entries of the domain go (VT-d 6.5.2.3).
       forgetPages { $0.domain == domain && $0.stages != .second }
     case .translationsOfPASID(let pasid, let domain):
       forgetPages { $0.domain == domain && $0.pasid == pasid && $0.stages != .second }

@@ -1,7 +1,7 @@
 import Hardware
 
-// The register set (VT-d 11.4) as data: offset, reset value, writable bits and write-one-to-clear bits of each register.
-// `UnitRegisters` implements what a write does.
+// The register set (VT-d 11.4) as data: offset, reset value, writable bits and write-one-to-clear bits. `UnitRegisters`
+// implements what a write does.
 
 /// Register offsets in the page.
 enum RegisterOffset {

@@ -1,14 +1,14 @@
 import Hardware
 import Synchronization
 
-/// All that one function asks of the unit: requests with and without PASID, translation requests, translated
-/// requests, page requests; and the way by which the unit reaches the function's own cache.
+/// The port for all requests of one function: with and without PASID, translation requests, translated requests and page
+/// requests. It also leads from the unit to the function's own cache.
 ///
-/// Lock order: `state` is a leaf. Nothing of the unit is called with it held.
+/// Lock order: `state` is a leaf. The port calls no method of the unit while it holds `state`.
 final class RemappedRequestPort: RequestPort {
   private struct State {
     var cache: (any TranslationCache)?
-    /// The port of the PASID prefix that was used last: a function uses one at a time.
+    /// The port of the PASID prefix that was used last. A function uses one PASID at a time.
     var withPASID: (prefix: PASIDPrefix, port: any DMAPort)?
   }
 
@@ -40,7 +40,7 @@ final class RemappedRequestPort: RequestPort {
 
   func translate(_ address: UInt64, noWrite: Bool, prefix: PASIDPrefix?) -> TranslationCompletion {
     guard requester.busMasterEnable else { return .unsupportedRequest }
-    // The walk counts as a request in flight: an invalidation waits until it is over.
+    // The walk counts as a request in flight: an invalidation waits for its end.
     let phase = translated.beginRequest()
     defer { translated.endRequest(phase) }
     return unit.answer(address, noWrite: noWrite, prefix: prefix, from: requester.id)
@@ -62,19 +62,19 @@ final class RemappedRequestPort: RequestPort {
   }
 
   func drain(parking: any Parking) {
-    // A function uses one PASID at a time, so the port of the last one is the only one with requests.
+    // A function uses one PASID at a time, so no other port with a PASID has requests in flight.
     let withPASID = state.withLock { $0.withPASID?.port }
     for port in [withoutPASID, translated, withPASID] { port?.inFlight.drain(parking: parking) }
   }
 }
 
-/// The port of translated requests: the address is physical, and what is checked is that the function may use
-/// such (VT-d 4.2).
+/// The port of translated requests. Their addresses are physical; the unit only checks that the function may use them
+/// (VT-d 4.2).
 final class ATSTranslatedPort: DMAPort {
   let memory: any PhysicalMemory
   private let unit: TranslationUnit
   private let requester: Requester
-  /// A port that the unit knows, whose requests in flight it drains. Nothing is translated by it.
+  /// A port that the unit knows, so that invalidations drain this port's requests. It translates nothing.
   private let anchor: any DMAPort
 
   init(unit: TranslationUnit, requester: Requester, anchor: any DMAPort) {
@@ -89,7 +89,7 @@ final class ATSTranslatedPort: DMAPort {
   func translate(_ address: UInt64, count: Int, for access: DMAAccess) throws(DMAError) -> PhysicalSegment {
     guard requester.busMasterEnable else { throw .disabled }
     guard unit.accepts(translated: address, for: access, from: requester.id) else { throw .translation }
-    // No further than the page, so that what is behind is checked for itself.
+    // The segment ends with the page, so that the next page is checked separately.
     return PhysicalSegment(address: address, count: min(count, 0x1000 - Int(address & 0xfff)))
   }
 
@@ -123,7 +123,7 @@ extension TranslationUnit {
         isPrivileged: prefix?.isPrivileged ?? false, executes: prefix?.executes ?? false, kind: kind))
   }
 
-  /// A translation request (VT-d 4.1.1).
+  /// Answers a translation request (VT-d 4.1.1).
   func answer(
     _ address: UInt64, noWrite: Bool, prefix: PASIDPrefix?, from source: RequesterID
   ) -> TranslationCompletion {
@@ -133,7 +133,7 @@ extension TranslationUnit {
       .translationRequested,
       [.source(source), .hex("addr", address), .flag("no_write", noWrite)]
         + (prefix.map { [.hex("pasid", $0.pasid)] } ?? []))
-    // While remapping is off there is nobody to translate, and no fault.
+    // While translation is disabled this is not a fault.
     guard mode.enabled else { return .unsupportedRequest }
     var lookup = lookup(mode, source)
     let reason: FaultReason
@@ -153,7 +153,7 @@ extension TranslationUnit {
     }
   }
 
-  /// Whether a translated request may go on; else the fault is recorded.
+  /// Returns whether a translated request may proceed. Records the fault where it may not.
   func accepts(translated address: UInt64, for access: DMAAccess, from source: RequesterID) -> Bool {
     let mode = ports.withLock { $0.mode }
     devices.withLock { $0.counters.translatedRequests &+= 1 }
@@ -171,8 +171,9 @@ extension TranslationUnit {
     }
   }
 
-  /// A page request (VT-d 7.4). Those that cannot be queued are answered here: after an overflow with success, so
-  /// that the function translates again and asks again; where the tables forbid it as invalid; else as failed.
+  /// Queues a page request (VT-d 7.4), or answers it: with success after an overflow, so that the function repeats its
+  /// translation request and page request; with Invalid Request where the tables forbid page requests; else with
+  /// Response Failure.
   func take(_ request: PageRequest, from source: RequesterID) -> PageRequestOutcome {
     func answer(_ code: PageGroupResponse.Code) -> PageRequestOutcome {
       request.isLastInGroup && !request.isStopMarker ? .answered(code) : .discarded
@@ -191,7 +192,7 @@ extension TranslationUnit {
     var lookup = lookup(mode, source)
     do {
       if let (domain, pasid) = try lookup.checkPageRequest(request.prefix) {
-        // What is cached for the page goes: the function found that it does not do (7.4).
+        // Discard cached translations of the page: the function found them insufficient (7.4).
         let page = Invalidation.pagesOfPASID(
           pasid, domain: domain, PageRange(address: request.address, addressMask: 0), leafOnly: true)
         ports.withLock { ports in

@@ -1,20 +1,20 @@
 import Hardware
 import Synchronization
 
-/// A function's way to memory through the remapping unit.
+/// The port through which a function's requests reach memory, translated by the unit.
 ///
-/// Lock order: `state` is held during a walk, which reads and updates guest memory and takes no other
-/// lock. A fault is recorded after it is released. A hit takes no lock but this one.
+/// Lock order: a walk holds `state` while it reads and updates guest memory, and takes no other lock. Faults are
+/// recorded after `state` is released. A hit takes only this lock.
 public final class RemappingPort: DMAPort {
   public let memory: any PhysicalMemory
   public let inFlight = RequestsInFlight()
-  /// RAM itself, for the walks.
+  /// RAM, for the walks.
   private let ram: any PhysicalMemory
   private let requester: Requester
   private let registers: RegisterBlock
   private let state: Mutex<PortTranslation>
 
-  /// - Parameter memory: where requests end up; `ram` with what else the port's requests can reach.
+  /// - Parameter memory: the destination of requests: `ram` and everything else that they can reach.
   init(
     requester: Requester, memory: any PhysicalMemory, ram: any PhysicalMemory, registers: RegisterBlock,
     translation: PortTranslation
@@ -49,7 +49,7 @@ public final class RemappingPort: DMAPort {
 
   func set(_ mode: TranslationMode, forgetting: Bool) { state.withLock { $0.set(mode, forgetting: forgetting) } }
 
-  /// - Returns: whether requests in flight may go by what was invalidated.
+  /// - Returns: whether requests in flight may use invalidated entries.
   func invalidate(_ invalidation: Invalidation) -> Bool { state.withLock { $0.invalidate(invalidation) } }
 
   var counters: TranslationCounters { state.withLock { $0.counters } }
@@ -57,13 +57,13 @@ public final class RemappingPort: DMAPort {
   var inspection: PortCache { state.withLock { $0.inspection } }
 }
 
-/// RAM, and behind it the interrupt address range, as one function reaches them: a write of four aligned
-/// bytes to 0xFEEx_xxxx is an interrupt request (VT-d 3.15, 5.1.2).
+/// One function's view of RAM and the interrupt address range: a write of four aligned bytes to 0xFEEx_xxxx is an
+/// interrupt request (VT-d 3.15, 5.1.2).
 final class RequesterMemory: PhysicalMemory {
   private let ram: any PhysicalMemory
   private let requester: Requester
   private let messages: any MessageSink
-  /// Counts the interrupt requests, so that the unit can wait until they are delivered.
+  /// Counts interrupt requests, so that the unit can wait for their delivery.
   private let inFlight: RequestsInFlight
 
   init(ram: any PhysicalMemory, requester: Requester, messages: any MessageSink, inFlight: RequestsInFlight) {
@@ -90,7 +90,7 @@ final class RequesterMemory: PhysicalMemory {
     return send((0..<4).reduce(0) { $0 | UInt32(bytes[$1]) << UInt32(8 * $1) }, to: address)
   }
 
-  /// - Returns: whether it is an interrupt request.
+  /// - Returns: whether the write is an interrupt request.
   private func send(_ data: UInt32, to address: UInt64) -> Bool {
     guard WalkRules.isInterruptAddress(address), address % 4 == 0 else { return false }
     let phase = inFlight.begin()

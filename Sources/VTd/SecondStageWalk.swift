@@ -1,17 +1,17 @@
 import Hardware
 
-// Second-stage translation (VT-d 3.7): 3-, 4- and 5-level tables in extended-page-table form, as legacy
-// context entries and PASID-table entries point to them, alone or under a first stage.
+// Second-stage translation (VT-d 3.7): 3-, 4- and 5-level tables in the format of extended page tables. Legacy context
+// entries and PASID-table entries point to them. They work alone or below a first stage.
 
-/// A second-stage table, as an entry names it.
+/// A second-stage table, as a context entry or PASID-table entry describes it.
 struct SecondStageTable: Hashable, Sendable {
   /// SSPTPTR.
   var root: UInt64
   /// From AW: 3, 4 or 5.
   var levels: Int
-  /// Fault codes are those of scalable mode.
+  /// Whether faults have the codes of scalable mode.
   var isScalable: Bool
-  /// SSADE: accessed and dirty bits are kept.
+  /// SSADE: walks set accessed and dirty bits.
   var accessedDirty = false
   /// PWSNP.
   var pageWalkSnoop = false
@@ -21,7 +21,7 @@ struct SecondStageTable: Hashable, Sendable {
   private func fault(_ legacy: FaultReason, _ scalable: FaultReason) -> FaultReason { isScalable ? scalable : legacy }
 
   /// Translates one address.
-  /// - Throws: the fault that the request meets. For a nested walk the caller renames some.
+  /// - Throws: the fault condition that the request meets. The nested walk maps some of them to others.
   func walk(
     _ input: UInt64, for access: DMAAccess, rules: WalkRules, memory: any PhysicalMemory
   ) throws(FaultReason) -> Mapping {
@@ -35,11 +35,11 @@ struct SecondStageTable: Hashable, Sendable {
     throw .scalableSecondStageUpdateFailed
   }
 
-  /// - Returns: nil where an entry changed while its accessed or dirty bit was being set.
+  /// - Returns: nil if an entry changed during the update of its accessed or dirty bit.
   private func attempt(
     _ input: UInt64, for access: DMAAccess, rules: WalkRules, memory: any PhysicalMemory
   ) throws(FaultReason) -> Mapping? {
-    // An entry like this needs no second look: it leads on, restricts nothing and is marked.
+    // `walkTables` passes entries like this without checks: they point to a table, restrict nothing and are accessed.
     var required = SecondStageEntry.readable | SecondStageEntry.writable
     if accessedDirty { required |= SecondStageEntry.accessed }
     let forbidden = rules.secondStageReserved(level: 5, isLeaf: false)

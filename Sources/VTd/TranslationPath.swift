@@ -1,15 +1,15 @@
-// What an entry sends the requests of a source through, once its programming is checked: the last step
-// before paging tables (VT-d 3.4.3 to 3.4.5, 3.9).
+// The paging tables that a checked context entry or PASID-table entry selects for the requests of a source (VT-d 3.4.3
+// to 3.4.5, 3.9).
 
 enum TranslationPath: Sendable {
   /// No entry is cached.
   case unknown
   case passThrough(domain: UInt16)
-  /// The first stage, and the second below it where translation is nested.
+  /// The first stage. In nested translation the table contains the second stage.
   case first(FirstStageTable, IOTLB.Tag)
   case second(SecondStageTable, IOTLB.Tag)
 
-  /// Of the pages cached for requests that go this way.
+  /// The IOTLB tag of pages cached for this path.
   @inline(__always)
   var tag: IOTLB.Tag? {
     switch self {
@@ -26,9 +26,9 @@ enum TranslationPath: Sendable {
     }
   }
 
-  /// - Throws: condition LCT.4: the entry asks for what the unit does not offer.
+  /// - Throws: condition LCT.4: the entry requests a feature that the unit does not offer.
   init(_ entry: ContextEntry, _ capabilities: Capabilities) throws(FaultReason) {
-    // Pass-through, too, has a valid width (VT-d 9.3).
+    // Pass-through requires a valid width, too (VT-d 9.3).
     guard let levels = capabilities.secondStageLevels(addressWidthField: entry.addressWidthField) else {
       throw .contextEntryInvalid
     }
@@ -45,7 +45,7 @@ enum TranslationPath: Sendable {
     }
   }
 
-  /// - Throws: condition SPT.4, or SPT.6 where a supervisor's requests are not enabled.
+  /// - Throws: condition SPT.4, or SPT.6 where the entry does not enable supervisor requests.
   init(
     _ entry: PASIDEntry, pasid: UInt32, isSupervisor: Bool, _ capabilities: Capabilities
   ) throws(FaultReason) {

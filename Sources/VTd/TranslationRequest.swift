@@ -1,15 +1,15 @@
 import Hardware
 
-// Translation requests, translated requests and page requests at the unit (VT-d 4.1, 4.2, 7.1.3, 7.4): what the tables
-// say of one, read anew each time, since the function keeps the answer in its own cache; and how the conditions
-// that refuse it are answered.
+// Table reads for translation requests, translated requests and page requests (VT-d 4.1, 4.2, 7.1.3, 7.4), and the
+// answers to the fault conditions that they meet. The unit reads the tables for each request: the function caches the
+// answer.
 
 extension FaultReason {
-  /// How a translation request that meets this condition is answered (7.1.3).
+  /// The answer to a translation request that meets this condition (7.1.3).
   enum TranslationAnswer: Sendable {
-    /// Success without any access. It is for the function to make a page request, and no fault.
+    /// Success without any access, and no fault: the function may make a page request.
     case noAccess
-    /// Success without any access, and a fault: no page request can help.
+    /// Success without any access, and a fault: a page request cannot resolve the condition.
     case noAccessAndFault
     case unsupportedRequest
     case completerAbort
@@ -35,7 +35,7 @@ extension FaultReason {
   }
 }
 
-/// What the unit's tables say of one request.
+/// Reads the unit's tables for one request.
 struct RequestLookup {
   let mode: TranslationMode
   let capabilities: Capabilities
@@ -55,14 +55,14 @@ struct RequestLookup {
       rootTable: mode.rootTable, source: source, capabilities: capabilities, memory: memory)
   }
 
-  /// FPD of an entry read so far.
+  /// FPD of the entries read so far.
   var faultProcessingDisabled: Bool { source.faultProcessingDisabled }
 
-  /// The code of a request to the interrupt address range that is not an interrupt.
+  /// The fault of a request to the interrupt address range that is not an interrupt request.
   var interruptAddressFault: FaultReason { mode.tableMode == .legacy ? .interruptAddress : .scalableInterruptAddress }
 
-  /// Whether the function may use addresses that are translated: TT 01, or DTE.
-  /// - Returns: in scalable mode, the context entry.
+  /// Checks that the function may use ATS: TT is 01 or DTE is set.
+  /// - Returns: the context entry in scalable mode, nil in legacy mode.
   @discardableResult
   mutating func checkDeviceTLB() throws(FaultReason) -> ScalableContextEntry? {
     switch mode.tableMode {
@@ -83,7 +83,7 @@ struct RequestLookup {
     return entry
   }
 
-  /// The way of a translation request through the tables.
+  /// Returns the path of a translation request.
   private mutating func path(for prefix: PASIDPrefix?) throws(FaultReason) -> TranslationPath {
     if mode.tableMode == .legacy {
       guard prefix == nil else { throw .pasidInLegacyMode }
@@ -100,7 +100,7 @@ struct RequestLookup {
   }
 
   /// Answers a translation request.
-  /// - Throws: the condition that it meets.
+  /// - Throws: the fault condition that the request meets.
   mutating func translate(
     _ address: UInt64, noWrite: Bool, prefix: PASIDPrefix?
   ) throws(FaultReason) -> DeviceTranslation {
@@ -132,7 +132,7 @@ struct RequestLookup {
     }
     let output = found.mapping.address(of: address)
     if WalkRules.isInterruptAddress(output) { throw interruptAddressFault }
-    // A page of which a part is the interrupt address range is translated by 4 KiB.
+    // Of a page that overlaps the interrupt address range, the answer covers only 4 KiB.
     var shift = found.mapping.shift
     let mask = found.mapping.offsetMask
     let range = UInt64(0xfee0_0000)...0xfeef_ffff
@@ -144,8 +144,8 @@ struct RequestLookup {
       isWritable: found.mapping.writable, isExecutable: found.executable, isPrivileged: isPrivileged)
   }
 
-  /// Finds all the rights that a page grants: a write that may follow has its dirty bit set now (3.6.2), since the
-  /// function will not ask again.
+  /// Finds all access rights of a page. Sets the dirty bit for a possible later write now (3.6.2), since the function
+  /// will not request the translation again.
   private func walk(
     writes: Bool, _ attempt: (DMAAccess) throws(FaultReason) -> Mapping
   ) throws(FaultReason) -> Mapping {
@@ -187,8 +187,8 @@ struct RequestLookup {
     }
   }
 
-  /// Whether a page request may be queued (7.4, SCT.8).
-  /// - Returns: the domain that its PASID's translations are cached under, if any can be.
+  /// Checks that a page request may enter the queue (7.4, SCT.8).
+  /// - Returns: domain and PASID of the cached translations, or nil where the PASID has no valid entry.
   mutating func checkPageRequest(_ prefix: PASIDPrefix?) throws(FaultReason) -> (domain: UInt16, pasid: UInt32)? {
     switch mode.tableMode {
     case .invalid: throw .translationTableModeInvalid
@@ -199,7 +199,7 @@ struct RequestLookup {
       if prefix != nil, !context.pasidEnable { throw .pasidNotEnabled }
       let pasid = prefix?.pasid ?? context.ridPASID(capabilities)
       if prefix != nil, pasid >> UInt32(capabilities.pasidWidth) != 0 { throw .pasidBeyondDirectory }
-      // Software judges the PASID-table entry, not the unit.
+      // Software checks the PASID-table entry, not the unit.
       let entry = try? source.pasidEntry(pasid, isFromRequest: prefix != nil, context: context)
       return entry.map { ($0.domain, pasid) }
     }

@@ -1,5 +1,4 @@
-// What holds for every walk of a unit: reserved bits of paging entries by level (VT-d 9.7, 9.8), and
-// the places of fields. Computed once from the capabilities.
+// Fields of paging entries and their reserved bits by level (VT-d 9.7, 9.8), computed once from the capabilities.
 
 /// Bits of first-stage paging entries (VT-d 9.7).
 enum FirstStageEntry {
@@ -25,8 +24,8 @@ enum SecondStageEntry {
 }
 
 struct WalkRules: Sendable {
-  /// A table that another processor keeps changing under an update of accessed and dirty bits is
-  /// walked anew no more often than this.
+  /// Number of times that a walk starts again after another processor changed an entry during the update of its accessed
+  /// and dirty bits.
   static let attempts = 16
 
   /// Address bits of an entry.
@@ -38,11 +37,11 @@ struct WalkRules: Sendable {
 
   let maximumGuestAddressWidth: Int
   let hostAddressWidth: Int
-  /// PWSNP means something: walks with it clear may not update entries.
+  /// Whether the unit offers PWSNP: then walks with PWSNP clear must not update entries.
   let pageWalkSnoopMatters: Bool
 
-  /// Reserved in every entry: address bits from HAW up to 51, and what the unit does not offer. A few
-  /// words, because every walk carries them along.
+  // Reserved bits of every entry: bits 51:HAW, and fields that the unit does not offer. Kept small, because every walk
+  // copies them.
   private let firstStage: UInt64
   private let firstStageGigabytePage: UInt64
   private let secondStageTable: UInt64
@@ -54,7 +53,7 @@ struct WalkRules: Sendable {
     pageWalkSnoopMatters = capabilities.scalablePageWalkCoherency
     let beyond = capabilities.addressBitsBeyondHost
 
-    // Bits 62:52 are ignored, and 63 (XD) is but for requests to execute.
+    // Bits 62:52 are ignored. Bit 63 (XD) applies only to requests to execute.
     firstStage = beyond
     firstStageGigabytePage = capabilities.firstStageGigabytePages ? 0 : FirstStageEntry.pageSize
 
@@ -69,7 +68,7 @@ struct WalkRules: Sendable {
   /// Bits that must be zero in a first-stage entry at `level`, 1 to 5.
   @inline(__always)
   func firstStageReserved(level: Int, isLeaf: Bool) -> UInt64 {
-    // Below a large page's address only bit 12 (PAT) means something.
+    // Below the address of a large page only bit 12 (PAT) is not reserved.
     switch (isLeaf, level) {
     case (true, 1): firstStage
     case (true, 2): firstStage | 0x001f_e000
@@ -94,20 +93,20 @@ struct WalkRules: Sendable {
   func exceedsHost(_ address: UInt64) -> Bool { address >> UInt64(hostAddressWidth) != 0 }
 }
 
-/// A page that a walk found.
+/// The page that a walk found.
 struct Mapping: Hashable, Sendable {
-  /// Of the page's first byte.
+  /// Physical address of the page's first byte.
   var output: UInt64
-  /// Size of the page: 12, 21 or 30.
+  /// Log2 of the page's size: 12, 21 or 30.
   var shift: Int
-  /// What a cached copy of it lets through without another walk.
+  /// The accesses that a cached copy of the page grants without another walk.
   var readable: Bool
   var writable: Bool
 
   @inline(__always)
   var offsetMask: UInt64 { 1 &<< UInt64(truncatingIfNeeded: shift) &- 1 }
 
-  /// The physical address that `input`, an address within the page, stands for.
+  /// Returns the physical address of `input`, an address within the page.
   @inline(__always)
   func address(of input: UInt64) -> UInt64 { output | input & offsetMask }
 }
