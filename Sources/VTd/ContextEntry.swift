@@ -45,7 +45,8 @@ struct ScalableContextEntry: Hashable, Sendable {
   var directoryEntries: UInt32 { 1 << (UInt32(truncatingIfNeeded: low[bits: 9...11]) + 7) }  // PDTS
   var directoryPointer: UInt64 { low & ~0xfff }  // PASIDDIRPTR
 
-  /// RID_PASID: the PASID whose entry translates requests without PASID. 0 on a unit without the field (ECAP.RPS clear).
+  /// RID_PASID: the PASID whose entry translates requests without PASID. 0 on a unit without the field (ECAP.RPS
+  /// clear).
   func ridPASID(_ capabilities: Capabilities) -> UInt32 {
     capabilities.ridPASID ? UInt32(truncatingIfNeeded: high[bits: 0...19]) : 0
   }

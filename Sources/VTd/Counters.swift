@@ -1,10 +1,10 @@
-// How often the unit did what: for `info iommu`, the demo's summary and the tests.
+// The unit's event counters, for `info iommu`, the demo's summary and the tests.
 
-/// Counts since the unit was made. A reset of the machine does not clear them.
+/// Counts since the creation of the unit. A reset of the machine does not clear them.
 public struct TranslationCounters: Hashable, Sendable {
-  /// Requests answered from a port's IOTLB.
+  /// Requests that hit a port's IOTLB.
   public var iotlbHits: UInt64 = 0
-  /// Requests that had to be walked.
+  /// Requests that needed a walk.
   public var iotlbMisses: UInt64 = 0
   /// Requests that a context entry or PASID-table entry passes through untranslated.
   public var passThroughRequests: UInt64 = 0
@@ -14,42 +14,42 @@ public struct TranslationCounters: Hashable, Sendable {
   public var firstStageWalks: UInt64 = 0
   /// Walks of second-stage tables alone (legacy, PGTT 010).
   public var secondStageWalks: UInt64 = 0
-  /// Walks of first-stage tables through second-stage ones (PGTT 011).
+  /// Walks of nested translation (PGTT 011).
   public var nestedWalks: UInt64 = 0
-  /// Root and context entries read, from the root table on.
+  /// Reads of a root entry and its context entry.
   public var contextWalks: UInt64 = 0
-  /// PASID directory and table entries read.
+  /// Reads of a PASID directory entry and its PASID-table entry.
   public var pasidWalks: UInt64 = 0
-  /// DMA requests refused, suppressed and unrecorded ones included.
+  /// Blocked DMA requests, including those whose fault was suppressed or not recorded.
   public var faults: UInt64 = 0
-  /// Invalidations asked for, whether or not anything was cached.
+  /// Requested invalidations, whether or not they matched a cached entry.
   public var contextInvalidations: UInt64 = 0
   public var pasidCacheInvalidations: UInt64 = 0
-  /// By domain or globally, and by second-stage page.
+  /// Global, by domain and by second-stage page.
   public var iotlbInvalidations: UInt64 = 0
-  /// By PASID, whole or by page.
+  /// By PASID: all of its mappings or some pages.
   public var pasidIOTLBInvalidations: UInt64 = 0
   public var deviceTLBInvalidations: UInt64 = 0
-  /// ATS translation requests, however they were answered.
+  /// ATS translation requests, whatever their answer.
   public var translationRequests: UInt64 = 0
-  /// Requests with a translated address, refused ones included.
+  /// Requests with a translated address, including blocked ones.
   public var translatedRequests: UInt64 = 0
-  /// Page requests, whether queued or not.
+  /// Page requests, including those that did not enter the queue.
   public var pageRequests: UInt64 = 0
   public var interruptEntryInvalidations: UInt64 = 0
-  /// Writes of the invalidation queue's tail.
+  /// Writes to the invalidation queue's tail register.
   public var doorbells: UInt64 = 0
-  /// Invalidation wait descriptors completed.
+  /// Completed invalidation wait descriptors.
   public var waits: UInt64 = 0
-  /// Interrupt requests that an interrupt remapping table entry answered. Here and below, a request counts when it is
-  /// made, not when a route for it is worked out. Those of a passed-through device go from the host's VFIO to its KVM
-  /// without Nestling between, and are not counted.
+  /// Interrupt requests remapped by an interrupt remapping table entry. This counter and the next two count requests,
+  /// not computed routes. Interrupts of a passed-through device go from the host's VFIO directly to its KVM and are not
+  /// counted.
   public var interruptsRemapped: UInt64 = 0
-  /// Interrupt requests passed as they were: remapping disabled, or compatibility format allowed.
+  /// Interrupt requests passed unchanged: remapping is disabled, or compatibility format is allowed.
   public var interruptsPassed: UInt64 = 0
-  /// Interrupt requests refused.
+  /// Blocked interrupt requests.
   public var interruptsBlocked: UInt64 = 0
-  /// Interrupt remapping table entries read from memory.
+  /// Reads of interrupt remapping table entries from memory.
   public var interruptEntryReads: UInt64 = 0
 
   public init() {}

@@ -1,15 +1,15 @@
 import Hardware
 
-// Descriptors of the invalidation queue (VT-d 6.5.2): their formats as data, and what each says.
+// Descriptors of the invalidation queue (VT-d 6.5.2): their formats as data, and their decoding.
 
-/// The 128 or 256 bits of a descriptor.
+/// The raw bits of a descriptor, 128 or 256 of them.
 struct DescriptorBits: Hashable, Sendable {
   var low: UInt64
   var high: UInt64
-  /// The second 128 bits of a wide one: reserved in every type offered.
+  /// The second 128 bits of a 256-bit descriptor, reserved in every supported type.
   var upper: UInt64 = 0
 
-  /// Type: bits 3:0, and 11:9 above them.
+  /// The type: bits 11:9 and 3:0.
   var type: UInt64 { low[bits: 0...3] | low[bits: 9...11] << 4 }
 }
 
@@ -85,7 +85,7 @@ enum Descriptor: Hashable, Sendable {
       let start = first & ~(count - 1)
       return .invalidate(.interruptEntries(start...start + count - 1))
     case (5, _):
-      // PD: page requests are in the queue, and responses with their functions, before a later descriptor is fetched.
+      // PD: page requests are in the queue, and responses have reached their functions, before the next fetch.
       guard !bits.low[bit: 7] || capabilities.pageRequestDrain else { throw .reservedField }
       return .wait(InvalidationWait(bits))
     case (9, _):
@@ -108,7 +108,7 @@ enum Descriptor: Hashable, Sendable {
     }
   }
 
-  /// The range that ATS encodes in the address: with S, the lowest zero bit from 12 up gives its size.
+  /// Decodes ATS's address range: with S set, the lowest zero bit from bit 12 up encodes the size.
   private static func deviceTLBRange(_ field: UInt64, isSized: Bool) -> PageRange {
     let address = field & ~0xfff
     guard isSized else { return PageRange(address: address, addressMask: 0) }
@@ -117,14 +117,14 @@ enum Descriptor: Hashable, Sendable {
   }
 }
 
-/// An invalidation wait descriptor (VT-d 6.5.2.8). The fence flag (FN) asks that later descriptors wait
-/// for this one: they do in any case.
+/// An invalidation wait descriptor (VT-d 6.5.2.8). The unit executes descriptors in order, so the fence flag (FN) needs
+/// no action.
 struct InvalidationWait: Hashable, Sendable {
-  /// Write `statusData` to `statusAddress` when it completes (SW).
+  /// Completion writes `statusData` to `statusAddress` (SW).
   let writesStatus: Bool
   let statusAddress: UInt64
   let statusData: UInt32
-  /// Raise the invalidation event (IF).
+  /// Completion raises the invalidation event (IF).
   let interrupts: Bool
 
   init(_ bits: DescriptorBits) {

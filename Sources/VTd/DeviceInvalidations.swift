@@ -1,22 +1,22 @@
 import Hardware
 import Synchronization
 
-// Device-TLB invalidations on their way (VT-d 6.5.2.5, 6.5.2.6, 6.5.2.10): each goes to its function as a message with
-// a tag, and is outstanding until the function answers or its time is up. A wait descriptor behind it is parked
-// meanwhile, and no vCPU waits.
+// Device-TLB invalidations (VT-d 6.5.2.5, 6.5.2.6, 6.5.2.10). Each goes to its function as a message with a tag, and is
+// outstanding until the function answers or times out. The unit parks a wait descriptor behind it, so that no vCPU
+// waits.
 
-/// What is between the invalidation queue and the functions that have a cache of their own.
+/// Outstanding invalidations between the invalidation queue and the functions with a translation cache.
 struct DeviceInvalidations: Sendable {
   struct Outstanding: Sendable {
     let tag: UInt8
     let source: RequesterID
-    /// The function has been told, and did not answer at once.
+    /// The function has the message, and did not answer at once.
     var isAwaited = false
-    /// Runs of the timer since then.
+    /// Expirations of the timer since then.
     var ticks = 0
   }
 
-  /// A wait descriptor that waits for what is outstanding. The head is behind it.
+  /// A wait descriptor that waits for outstanding invalidations. The head is past it.
   struct ParkedWait: Sendable {
     let wait: InvalidationWait
     let generation: UInt64
@@ -24,24 +24,24 @@ struct DeviceInvalidations: Sendable {
 
   /// ITag has 5 bits.
   static let tagCount: UInt8 = 32
-  /// In milliseconds. An invalidation that has seen this twice has timed out: after half a second to a second. PCI
-  /// Express gives real functions a minute (10.3.1); those here answer in microseconds or never, and a guest spins
+  /// In milliseconds. An invalidation times out at its second expiration: after half a second to a second. PCI Express
+  /// gives real functions a minute (10.3.1). Emulated ones answer in microseconds or never, and the guest spins
   /// meanwhile.
   static let timerPeriod: UInt32 = 500
 
-  /// Of functions whose cache is connected.
+  /// Ports of functions with a connected cache.
   var ports: [RemappedRequestPort] = []
   var outstanding: [Outstanding] = []
   var parkedWait: ParkedWait?
-  /// A descriptor could not be carried out because every tag is outstanding.
+  /// A descriptor waits because every tag is outstanding.
   var lacksTag = false
   private var timerRuns = false
   private var nextTag: UInt8 = 0
 
-  /// What functions with a cache of their own asked.
+  /// Counts the ATS and page requests of functions.
   var counters = TranslationCounters()
 
-  /// Takes a tag that is not outstanding.
+  /// Allocates a tag. Returns nil where every tag is outstanding.
   mutating func begin(for source: RequesterID) -> UInt8? {
     guard outstanding.count < Int(Self.tagCount) else {
       lacksTag = true
@@ -55,8 +55,8 @@ struct DeviceInvalidations: Sendable {
     return tag
   }
 
-  /// The function did not answer at once.
-  /// - Returns: whether the timer is to be started.
+  /// Marks an invalidation that the function did not answer at once.
+  /// - Returns: whether the caller must start the timer.
   mutating func await(_ tag: UInt8) -> Bool {
     guard let index = outstanding.firstIndex(where: { $0.tag == tag }) else { return false }
     outstanding[index].isAwaited = true
@@ -64,7 +64,8 @@ struct DeviceInvalidations: Sendable {
     return !timerRuns
   }
 
-  /// - Returns: whether all the tags were outstanding for the source, and whether the queue may go on now.
+  /// Ends the invalidations that a function answered.
+  /// - Returns: whether all tags were outstanding for the source, and whether the queue can resume.
   mutating func complete(_ tags: UInt32, from source: RequesterID) -> (isExpected: Bool, resumes: Bool) {
     var rest = tags
     var wasAwaited = false
@@ -77,8 +78,8 @@ struct DeviceInvalidations: Sendable {
     return (rest == 0 && tags != 0, wasAwaited && mayResume)
   }
 
-  /// Forgets what a function that is gone will not answer.
-  /// - Returns: whether the queue may go on now.
+  /// Drops the invalidations of a removed function.
+  /// - Returns: whether the queue can resume.
   mutating func abandon(_ source: RequesterID) -> Bool {
     let count = outstanding.count
     outstanding.removeAll { $0.source == source && $0.isAwaited }
@@ -87,8 +88,8 @@ struct DeviceInvalidations: Sendable {
 
   private var mayResume: Bool { lacksTag || parkedWait != nil && outstanding.isEmpty }
 
-  /// The timer ran out.
-  /// - Returns: the source of an invalidation that timed out, and whether the timer is to be started again.
+  /// Handles an expiration of the timer.
+  /// - Returns: the source of an invalidation that timed out, and whether the caller must start the timer again.
   mutating func tick() -> (expired: RequesterID?, restarts: Bool) {
     var expired: RequesterID?
     for index in outstanding.indices where outstanding[index].isAwaited {
@@ -102,7 +103,7 @@ struct DeviceInvalidations: Sendable {
     return (expired, timerRuns)
   }
 
-  /// As `tick`, where there is no timer: what is not answered at once has timed out.
+  /// Times out an invalidation at once, on a unit without a timer.
   mutating func expire(_ tag: UInt8) {
     outstanding.removeAll { $0.tag == tag }
     parkedWait = nil
@@ -128,9 +129,9 @@ extension TranslationUnit {
     if resumes { resumeQueue() }
   }
 
-  /// Sends a device-TLB invalidation to its function. One that is not there, or has no cache, has nothing cached:
-  /// there is nothing to wait for, as in QEMU.
-  /// - Returns: false where every tag is outstanding: nothing is done.
+  /// Sends a device-TLB invalidation to its function. A missing function or one without a cache needs no invalidation,
+  /// as in QEMU.
+  /// - Returns: false where every tag is outstanding and nothing was sent.
   func send(_ invalidation: Invalidation) -> Bool {
     let source: RequesterID
     var request: InvalidateRequest
@@ -191,7 +192,7 @@ extension TranslationUnit {
     registers.send(effects)
   }
 
-  /// An Invalidate Completion message: one that nobody waits for is an error (ICE), and changes nothing else.
+  /// Handles an Invalidate Completion message. An unexpected one sets ICE and has no other effect.
   func complete(invalidations tags: UInt32, from source: RequesterID) {
     let (isExpected, resumes) = devices.withLock { $0.complete(tags, from: source) }
     if !isExpected {
@@ -207,7 +208,7 @@ extension TranslationUnit {
     if resumes { resumeQueue() }
   }
 
-  /// Page group responses go to their function; what is not there hears nothing.
+  /// Delivers a page group response to its function, if that exists.
   func deliver(_ response: PageGroupResponse, to source: RequesterID) {
     trace?.record(
       .pageAnswered,

@@ -1,7 +1,7 @@
 import Hardware
 
-// Requests to execute (VT-d 3.6.1): reads whose PASID prefix has Execute Requested. A second pass over the first stage's
-// entries checks the execute permission. It is separate from the walk, so that plain reads do not pay for it.
+// Requests to execute (VT-d 3.6.1): reads whose PASID prefix has Execute Requested. A second pass over the first
+// stage's entries checks the execute permission. It is separate from the walk, so that plain reads do not pay for it.
 
 extension FirstStageTable {
   /// Checks that instructions may be fetched from a page that a walk has found readable.

@@ -1,18 +1,18 @@
 import Hardware
 
-// What the unit's tables say of a passed-through function, read as for a request of an emulated one
-// (VT-d 3.4), and faults of its requests, recorded as if the unit had met them.
+// The binding of a passed-through function, read from the unit's tables as for a request of an emulated one (VT-d 3.4).
+// The host's faults of its requests are recorded like the unit's own.
 
-/// What a host is to bind a function's requests to.
+/// The binding that the tables define for a function's requests.
 struct HostBindingLookup {
   let binding: HostBinding
-  /// Of the entry, where one was found: pass-through's, too.
+  /// DID of the entry, pass-through included. Nil where no valid entry exists.
   let domain: UInt16?
-  /// FPD of an entry that was read.
+  /// FPD of the entries read.
   let faultProcessingDisabled: Bool
 
-  /// Reads the tables anew; nothing is cached.
-  /// - Parameter pasid: that of the requests, or nil for those without.
+  /// Reads the tables in memory, not the caches.
+  /// - Parameter pasid: the PASID of the requests, or nil for requests without PASID.
   init(
     of source: RequesterID, pasid: UInt32?, mode: TranslationMode, capabilities: Capabilities,
     memory: any PhysicalMemory
@@ -66,7 +66,7 @@ struct HostBindingLookup {
   }
 }
 
-/// A request of a passed-through function that its host refused.
+/// A request of a passed-through function that the host blocked.
 public struct HostFault: Hashable, Sendable {
   public var reason: FaultReason
   public var source: RequesterID
@@ -90,7 +90,7 @@ extension TranslationUnit {
       memory: memory)
   }
 
-  /// Records a fault as the unit would its own: unless the function's entries say not to (FPD).
+  /// Records a fault like one of the unit's own, unless FPD of the function's entries suppresses it.
   public func recordHostFault(_ fault: HostFault) {
     if fault.reason.isQualified, hostBinding(for: fault.source, pasid: fault.pasid).faultProcessingDisabled { return }
     registers.record(

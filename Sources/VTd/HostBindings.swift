@@ -1,36 +1,35 @@
 import Hardware
 import Synchronization
 
-/// Keeps the host's IOMMU in step with the unit's tables, for the passed-through functions behind the unit.
+/// Keeps the host's IOMMU consistent with the unit's tables, for the passed-through functions behind the unit.
 ///
-/// As the unit's own caches do, a binding stays until the guest invalidates what it was read from. So the unit
-/// must offer caching mode (CAP.CM): without it, software tells nobody when an entry becomes present, which is
-/// well for a unit that reads the entry at the next request, but no request comes here.
+/// Like an entry in the unit's caches, a binding stays until the guest invalidates the entries that define it. So the
+/// unit must offer caching mode (CAP.CM): without it, software does not invalidate when it makes an entry present. A
+/// unit reads such an entry at the next request, but the requests of these functions never reach the unit.
 ///
-/// What a delivery asks is done in two steps: first every binding that may have changed is reread, once; then each
-/// first stage that is in use gets its invalidations, at once. A table that is no longer in use needs none, and one
-/// that is newly made has nothing cached; so nothing is lost by the order.
+/// A delivery of invalidations has two steps: first every binding that may have changed is read again, once. Then each
+/// first stage in use receives its invalidations in one call. This order loses nothing: a table that is no longer in
+/// use needs no invalidation, and a new one has nothing cached.
 ///
-/// Lock order: the unit's queue, then `state`, then the hosts' own. The host is called with `state` held, which
-/// whoever invalidates, plugs or unplugs takes, a host that wants its function bound anew, and whoever looks on: these
-/// wait for the host's calls.
+/// Lock order: the unit's queue, then `state`, then the hosts' own locks. `state` is held during the host's calls, so
+/// invalidations, hotplug, `renew` and inspection wait for them.
 public final class HostBindings: InvalidationObserver {
   private struct Function {
     let requester: Requester
     let host: any HostTranslation
-    /// nil until something is bound.
+    /// Nil until the first binding.
     var held: HostBinding?
-    /// DID of the entry that `held` comes from.
+    /// DID of the entry that defines `held`.
     var domain: UInt16?
     var table: (any HostFirstStage)?
   }
 
-  /// Counts since the bindings were made, for whoever looks on.
+  /// Counts since the creation of the bindings, for inspection.
   public struct Counters: Hashable, Sendable {
-    /// Bindings that the host took.
+    /// Bindings that the host accepted.
     public var bindings: UInt64 = 0
     public var refusals: UInt64 = 0
-    /// Calls of `HostFirstStage.invalidate`, and what they handed over.
+    /// Calls of `HostFirstStage.invalidate`. `invalidations` counts what they passed.
     public var invalidationCalls: UInt64 = 0
     public var invalidations: UInt64 = 0
   }
@@ -40,7 +39,8 @@ public final class HostBindings: InvalidationObserver {
     var counters = Counters()
   }
 
-  /// More invalidations of one table at once are handed over as one of all its mappings: the host works on each.
+  /// Above this number, the invalidations of one table become one of all its mappings, because the host handles each
+  /// separately.
   public static let mostInvalidations = 512
 
   private let unit: TranslationUnit
@@ -50,35 +50,35 @@ public final class HostBindings: InvalidationObserver {
 
   public var counters: Counters { state.withLock { $0.counters } }
 
-  /// A function as it is bound now.
+  /// A function and its current binding.
   public struct BoundFunction: Sendable {
     public let source: RequesterID
     public let host: any HostTranslation
-    /// nil until something is bound.
+    /// Nil until the first binding.
     public let binding: HostBinding?
   }
 
-  /// All of them, for whoever looks on.
+  /// All functions, for inspection.
   public var boundFunctions: [BoundFunction] {
     state.withLock { state in
       state.functions.map { BoundFunction(source: $0.requester.id, host: $0.host, binding: $0.held) }
     }
   }
 
-  /// What a function is bound to now.
+  /// Returns the current binding of a function.
   public func binding(of host: any HostTranslation) -> HostBinding? {
     state.withLock { $0.functions.first { $0.host === host }?.held }
   }
 
   // MARK: Functions come and go
 
-  /// Binds a function to what the tables say, and keeps it so.
+  /// Binds a function according to the tables, and keeps the binding up to date.
   public func add(_ host: any HostTranslation, for requester: Requester) {
     let isFirst = state.withLock { state in
       state.functions.append(Function(requester: requester, host: host))
       return state.functions.count == 1
     }
-    // From here on nothing is missed: whatever changes after the tables are read is told.
+    // Observe before the first read of the tables, so that no change is missed.
     if isFirst { unit.addObserver(self) }
     state.withLock { state in
       guard let index = state.functions.firstIndex(where: { $0.host === host }) else { return }
@@ -86,7 +86,7 @@ public final class HostBindings: InvalidationObserver {
     }
   }
 
-  /// Forgets a function, which stays bound as it is.
+  /// Removes a function. Its binding on the host stays.
   public func remove(_ host: any HostTranslation) {
     let wasLast = state.withLock { state in
       let count = state.functions.count
@@ -96,7 +96,8 @@ public final class HostBindings: InvalidationObserver {
     if wasLast { unit.removeObserver(self) }
   }
 
-  /// Has a function bound anew, though the tables say what they said: its host does it in another way from now on.
+  /// Binds a function again although its entries have not changed, because the host now implements the binding in
+  /// another way.
   public func renew(_ host: any HostTranslation) {
     state.withLock { state in
       guard let index = state.functions.firstIndex(where: { $0.host === host }) else { return }
@@ -109,7 +110,7 @@ public final class HostBindings: InvalidationObserver {
 
   public func invalidated(_ invalidations: [Invalidation]) {
     state.withLock { state in
-      // A table that one function leaves, another may be about to enter.
+      // Keep the tables alive: another function may bind to the table that one function leaves.
       withExtendedLifetime(state.functions.map(\.table)) {
         for index in state.functions.indices
         where invalidations.contains(where: { Self.concerns($0, state.functions[index]) }) {
@@ -120,13 +121,13 @@ public final class HostBindings: InvalidationObserver {
     }
   }
 
-  /// Whether the entries that a function's binding was read from may have changed.
+  /// Whether the entries that define a function's binding may have changed.
   private static func concerns(_ invalidation: Invalidation, _ function: Function) -> Bool {
     switch invalidation {
     case .translationChanged, .allContexts, .contextsOfDomain, .allPASIDs: true
     case .contextsOfDevice(let device, let mask):
       (device.rawValue ^ function.requester.id.rawValue) & mask.significantBits == 0
-    // An entry that was not present, or was wrong, had no domain that could be told.
+    // An entry that was not present or invalid had no domain.
     case .pasidsOfDomain(let domain), .pasid(_, let domain): function.domain == nil || function.domain == domain
     default: false
     }
@@ -155,19 +156,19 @@ public final class HostBindings: InvalidationObserver {
       block(index, &state)
       refusal = refusalReason
     }
-    // The guest learns it from the unit, as it would learn that its entry asks for what hardware has not.
+    // Report a refusal to the guest like an entry that requests a feature the hardware does not have.
     if let refusal {
       unit.recordHostFault(HostFault(reason: refusal, source: source, address: 0, isRead: true))
     }
   }
 
-  /// LCT.4 or SPT.4, an entry that asks for what is not offered; nothing while translation is disabled.
+  /// LCT.4 or SPT.4: the entry requests a feature that is not offered. Nil while translation is disabled.
   private var refusalReason: FaultReason? {
     let mode = unit.registers.state.withLock { $0.translationMode }
     return mode.enabled ? (mode.tableMode == .legacy ? .contextEntryInvalid : .pasidEntryInvalid) : nil
   }
 
-  /// After a refusal: nothing that was bound before may go on. The next invalidation tries again.
+  /// Blocks a function after a refusal, so that its previous binding ends. The next invalidation tries again.
   private func block(_ index: Int, _ state: inout State) {
     _ = try? state.functions[index].host.bind(nil, to: .blocked(.refused))
     state.functions[index].held = .blocked(.refused)
@@ -197,7 +198,8 @@ public final class HostBindings: InvalidationObserver {
     }
   }
 
-  /// What the guest took back is reachable still: whoever could reach it is cut off, and the guest told.
+  /// Handles a failed invalidation: the old mappings may still be reachable. Blocks every function that uses the table,
+  /// and records a fault.
   private func blockUsers(of table: any HostFirstStage, _ state: inout State) {
     for index in state.functions.indices where state.functions[index].table === table {
       let source = state.functions[index].requester.id
@@ -207,11 +209,11 @@ public final class HostBindings: InvalidationObserver {
     }
   }
 
-  /// What is to be handed over for a table.
+  /// Returns the invalidations to pass to the host for a table.
   ///
-  /// The host flushes the device TLBs of its users with each. So what the guest invalidates in a device TLB needs no more
-  /// where the same was invalidated in the unit just before, as software has to; anything else is handed over as if it
-  /// were the unit's.
+  /// With each one the host also flushes the device TLBs of the table's users. Software must invalidate the IOTLB
+  /// before a device TLB, so a device-TLB invalidation is redundant where an earlier one covers it. Any other one is
+  /// passed like an IOTLB invalidation.
   private static func invalidations(
     of stage: GuestFirstStage, used users: [RequesterID], among invalidations: [Invalidation]
   ) -> [FirstStageInvalidation] {

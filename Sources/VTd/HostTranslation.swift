@@ -1,55 +1,58 @@
-// What the unit asks of a host whose own IOMMU translates the requests of a passed-through function: the unit never
-// sees them, so it hands over what its tables say, and each invalidation. `Machine` answers over iommufd.
+// The interface to a host whose IOMMU translates the requests of a passed-through function. The unit never sees these
+// requests, so it passes the binding from its tables and each invalidation to the host. `Machine` implements the
+// interface with iommufd.
 
 /// One passed-through function, behind this unit and behind the host's IOMMU.
 ///
-/// Calls come one at a time, from the thread of the vCPU that invalidates or resets, or of whoever asked for a binding
-/// anew (`HostBindings.renew`), which waits for them.
+/// `HostBindings` makes one call at a time and waits for it: on the thread of the vCPU that invalidates or resets, or
+/// on the thread that calls `HostBindings.add` or `renew`.
 public protocol HostTranslation: AnyObject, Sendable {
-  /// From its return on the function's requests go by `binding` and by nothing else. What it was bound to before
-  /// may go as soon as that holds; its first stage does when nobody holds it any more.
-  /// - Parameter pasid: which requests: those with this PASID; nil: those without.
-  /// - Returns: for a first stage what stands for it on the host, the same object for every function that shares it.
-  /// - Throws: the host refuses. What was bound before may be bound still. `.blocked` is not refused.
+  /// Binds the function's requests. From its return on the requests use `binding` and nothing else. The host may then
+  /// release the previous binding; a first stage goes with the last reference to its object.
+  /// - Parameter pasid: selects the requests with this PASID; nil selects those without.
+  /// - Returns: for a first stage its object on the host, the same for every function that shares the table.
+  /// - Throws: the host refused the binding. The previous binding may persist. The host never refuses `.blocked`.
   func bind(_ pasid: UInt32?, to binding: HostBinding) throws(HostRefusal) -> (any HostFirstStage)?
 }
 
 /// A first-stage table of the guest that the host's IOMMU walks, for one function or more.
 public protocol HostFirstStage: AnyObject, Sendable {
-  /// When it returns, nothing of this is cached any more, by the host's IOMMU or behind it.
-  /// - Parameter invalidations: in the guest's order, not empty; one call of the host is to do for all.
+  /// Removes mappings from the caches of the host's IOMMU and from those behind it. When it returns, none of them is
+  /// cached.
+  /// - Parameter invalidations: in the guest's order, not empty. The host should need one call for all of them.
   func invalidate(_ invalidations: [FirstStageInvalidation]) throws(HostRefusal)
 }
 
-/// The host did not do what it was asked. What it said is for whoever asked it to tell.
+/// The host refused a call. The implementation of `HostTranslation` reports the host's reason.
 public struct HostRefusal: Error, Hashable, Sendable {
   public init() {}
 }
 
-/// Where requests of a passed-through function go.
+/// The destination of a passed-through function's requests.
 public enum HostBinding: Hashable, Sendable {
-  /// Guest physical addresses: translation is disabled, or passes them through.
+  /// The guest's physical addresses: translation is disabled, or the entry passes requests through.
   case secondStage
-  /// The guest's first stage (PGTT 001), on top of guest physical memory.
+  /// The guest's first stage (PGTT 001), nested on the guest's physical memory.
   case firstStage(GuestFirstStage)
-  /// Nowhere: the host refuses each request.
+  /// Nothing: the host blocks each request.
   case blocked(BlockReason)
 
   public enum BlockReason: Hashable, Sendable {
-    /// An emulated function's requests would meet this fault, too.
+    /// The tables have a fault, which an emulated function's requests would meet, too.
     case entry(FaultReason)
-    /// The guest's own second stage, alone or nested: a host could follow it only by a copy, which nobody keeps.
+    /// The guest uses a second stage, alone or nested. The host would need a shadow copy of it, which Nestling does not
+    /// keep.
     case guestSecondStage
-    /// Requests without PASID with supervisor privilege (RID_PRIV), which no host offers.
+    /// Requests without PASID have supervisor privilege (RID_PRIV), which no host offers.
     case supervisorRequests
-    /// The host refused what the tables asked for.
+    /// The host refused the binding from the tables.
     case refused
   }
 }
 
-/// A first-stage table as a PASID-table entry has it (VT-d 9.6). Two that are equal are invalidated together.
+/// A first-stage table, as a PASID-table entry describes it (VT-d 9.6). Equal values share their invalidations.
 public struct GuestFirstStage: Hashable, Sendable {
-  /// FSPTPTR: guest physical.
+  /// FSPTPTR: a guest physical address.
   public var root: UInt64
   /// 4 or 5.
   public var levels: Int
@@ -59,9 +62,9 @@ public struct GuestFirstStage: Hashable, Sendable {
   public var writeProtectEnable = false
   /// EAFE.
   public var extendedAccessedFlagEnable = false
-  /// DID: by it and the PASID its invalidations are told.
+  /// DID: invalidations select the table by DID and PASID.
   public var domain: UInt16
-  /// The PASID that the entry was found under.
+  /// The PASID of the entry.
   public var pasid: UInt32
 
   public init(root: UInt64, levels: Int, domain: UInt16, pasid: UInt32) {
@@ -71,17 +74,17 @@ public struct GuestFirstStage: Hashable, Sendable {
     self.pasid = pasid
   }
 
-  /// Bits of an address that it translates: 48 or 57.
+  /// Width of input addresses: 48 or 57.
   public var addressWidth: Int { 12 + 9 * levels }
 }
 
-/// First-stage mappings that the guest took back.
+/// First-stage mappings that the guest invalidated.
 public struct FirstStageInvalidation: Hashable, Sendable {
   /// Aligned to 4 KiB.
   public var address: UInt64
-  /// In 4 KiB pages; `.max`, with address 0, for all of them.
+  /// In 4 KiB pages. `.max` with address 0 means all of them.
   public var pageCount: UInt64
-  /// Tables above the leaves may stay cached (IH).
+  /// Paging-structure entries above the leaves may stay cached (IH).
   public var leafOnly: Bool
 
   public init(address: UInt64, pageCount: UInt64, leafOnly: Bool) {
@@ -100,7 +103,7 @@ public struct FirstStageInvalidation: Hashable, Sendable {
 
   public static let all = FirstStageInvalidation(address: 0, pageCount: .max, leafOnly: false)
 
-  /// Whether nothing of another one's leaves is left after this.
+  /// Whether this invalidation removes all leaves of `other`.
   func covers(_ other: FirstStageInvalidation) -> Bool {
     guard other.address >= address else { return false }
     let skipped = (other.address - address) >> 12

@@ -1,15 +1,15 @@
 import Hardware
 
-// What the guest can take out of the unit's caches (VT-d 6.5), as values: a descriptor of the queue or
-// a register-based command becomes one, the caches act on it, and observers hear of it.
+// Invalidations as values (VT-d 6.5). A descriptor of the queue or a register-based command becomes an `Invalidation`.
+// The unit's caches act on it, and observers receive it.
 
-/// How many of the low bits of a function number a context-cache invalidation ignores (FM).
+/// The function number bits that a context-cache invalidation ignores (FM).
 public struct FunctionMask: RawRepresentable, Hashable, Sendable {
   /// 0: none; 1: bit 2; 2: bits 2:1; 3: bits 2:0.
   public let rawValue: UInt8
   public init(rawValue: UInt8) { self.rawValue = rawValue & 3 }
 
-  /// The bits of a source-id that still count.
+  /// The bits of a source-id that it compares.
   var significantBits: UInt16 {
     switch rawValue {
     case 0: 0xffff
@@ -20,22 +20,21 @@ public struct FunctionMask: RawRepresentable, Hashable, Sendable {
   }
 }
 
-/// Naturally aligned 4 KiB pages, 2 to the `addressMask` of them.
+/// A naturally aligned range of 4 KiB pages.
 public struct PageRange: Hashable, Sendable {
   public let first: UInt64
-  /// Inclusive: the range may end at the top of the address space.
+  /// Inclusive, because the range may end at the top of the address space.
   public let last: UInt64
 
-  /// - Parameter addressMask: AM; the address bits it covers are ignored.
+  /// - Parameter addressMask: AM: the range has 2^AM pages; the address bits below are ignored.
   public init(address: UInt64, addressMask: Int) {
     let size = addressMask >= 52 ? UInt64.max : (0x1000 &<< UInt64(max(addressMask, 0))) &- 1
     first = address & ~(size | 0xfff)
     last = first | size | 0xfff
   }
 
-  /// The range that an IOTLB invalidation names. Address bits from MGAW up are ignored (VT-d 6.5.2.3, 6.5.2.4,
-  /// 11.4.8.2).
-  /// - Parameter isFirstStage: addresses are canonical, so what stands for the ignored bits is the highest bit left.
+  /// The range of an IOTLB invalidation. Address bits from MGAW up are ignored (VT-d 6.5.2.3, 6.5.2.4, 11.4.8.2).
+  /// - Parameter isFirstStage: addresses are canonical, so bit MGAW-1 replaces the ignored bits.
   init(address: UInt64, addressMask: Int, width: Int, isFirstStage: Bool = false) {
     guard addressMask + 12 < width else {
       self.init(address: 0, addressMask: 52)
@@ -49,18 +48,18 @@ public struct PageRange: Hashable, Sendable {
   func overlaps(first otherFirst: UInt64, last otherLast: UInt64) -> Bool { first <= otherLast && otherFirst <= last }
 }
 
-/// Something that the unit's software took out of its caches, or changed about it as a whole.
+/// An invalidation of the unit's caches, or a change of its translation or interrupt remapping mode.
 public enum Invalidation: Hashable, Sendable {
   /// Context cache (VT-d 6.5.2.1).
   case allContexts
-  /// In scalable mode the same as all.
+  /// In scalable mode the same as `allContexts`.
   case contextsOfDomain(UInt16)
   case contextsOfDevice(RequesterID, FunctionMask)
   /// PASID cache (6.5.2.2).
   case allPASIDs
   case pasidsOfDomain(UInt16)
   case pasid(UInt32, domain: UInt16)
-  /// IOTLB (6.5.2.3). A domain's includes its first-stage and nested mappings.
+  /// IOTLB (6.5.2.3). `translationsOfDomain` includes first-stage and nested mappings.
   case allTranslations
   case translationsOfDomain(UInt16)
   /// Second-stage pages; `leafOnly` is the hint IH.
@@ -68,29 +67,30 @@ public enum Invalidation: Hashable, Sendable {
   /// PASID-based IOTLB (6.5.2.4): first-stage and nested mappings.
   case translationsOfPASID(UInt32, domain: UInt16)
   case pagesOfPASID(UInt32, domain: UInt16, PageRange, leafOnly: Bool)
-  /// Device-TLB (6.5.2.5): what the function itself cached, requests without PASID.
+  /// Device-TLB (6.5.2.5): the function's own cache, for requests without PASID.
   case deviceTLB(RequesterID, PageRange)
-  /// PASID-based device-TLB (6.5.2.6); every PASID of the function where it is nil.
+  /// PASID-based device-TLB (6.5.2.6). A nil PASID means every PASID of the function.
   case deviceTLBOfPASID(RequesterID, UInt32?, PageRange)
   /// Interrupt entry cache (6.5.2.7): interrupt indices.
   case interruptEntries(ClosedRange<Int>)
-  /// Translation was enabled, disabled, or pointed at another root table: every binding is to be reread.
+  /// Software enabled or disabled translation, or set the root table: every host binding must be read again.
   case translationChanged
-  /// Interrupt remapping was enabled, disabled, or pointed at another table: every route is to be redone.
+  /// Software enabled or disabled interrupt remapping, or set its table: every route must be computed again.
   case interruptRemappingChanged
 }
 
-/// Whoever keeps something made from the unit's tables: interrupt routes, tables bound to a host's
-/// IOMMU, a vhost device IOTLB.
+/// An object that keeps state derived from the unit's tables: interrupt routes, or tables bound to a host's IOMMU.
 public protocol InvalidationObserver: AnyObject, Sendable {
-  /// Called in the order in which the guest asked, on the thread of the vCPU that rang the doorbell,
-  /// with no lock of the unit held that `remap` or a translation takes. When it returns, the
-  /// invalidations have taken effect: the guest's wait descriptor completes only after that.
+  /// Acts on invalidations, given in the guest's order. When it returns they have taken effect; the guest's wait
+  /// descriptor completes only after that.
+  ///
+  /// The unit calls it on the thread of the vCPU that rang the doorbell, without any lock that `remap` or a translation
+  /// takes.
   func invalidated(_ invalidations: [Invalidation])
 }
 
-/// Takes the interrupt requests that a device makes by a DMA write to 0xFEEx_xxxx.
+/// Receives the interrupt requests that a device makes by a DMA write to 0xFEEx_xxxx.
 public protocol MessageSink: AnyObject, Sendable {
-  /// - Parameter message: as written; still to be remapped.
+  /// - Parameter message: the message as written, before its remapping.
   func send(_ message: InterruptMessage, from requester: RequesterID)
 }

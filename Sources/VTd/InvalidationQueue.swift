@@ -1,9 +1,8 @@
 import Hardware
 
-// The invalidation queue's own state (VT-d 6.5.2): where it is, how far the unit has read, and the
-// errors that stop it.
+// The invalidation queue's registers and state (VT-d 6.5.2): its location, the head, and the errors that stop it.
 
-/// Why no further descriptor is fetched: IQEI of IQERCD (VT-d 11.4.9.9).
+/// The error that stopped the queue: IQEI of IQERCD (VT-d 11.4.9.9).
 enum QueueError: UInt64, Error, Sendable {
   case invalidTail = 1
   case descriptorFetch = 2
@@ -23,7 +22,7 @@ struct InvalidationQueue: Sendable {
   private(set) var size = 0x1000
   /// Offset of the next descriptor to fetch, in bytes.
   var head = 0
-  /// Changes whenever the queue is another: a descriptor fetched from the old one does not count any more.
+  /// Changes with each new queue. A descriptor fetched from an older queue must not move the head.
   let generation: UInt64
 
   init(generation: UInt64 = 0) { self.generation = generation }
@@ -48,7 +47,7 @@ extension UnitRegisters {
     let generation: UInt64
   }
 
-  /// Where the next descriptor is, or nil when there is none to fetch now.
+  /// Returns the location of the next descriptor, or nil when there is none to fetch.
   mutating func nextFetch(_ effects: inout Effects) -> Fetch? {
     guard globalStatus.contains(.queuedInvalidationEnable), faultStatus.isDisjoint(with: .queueStops) else {
       return nil
@@ -68,7 +67,7 @@ extension UnitRegisters {
       stopQueue(.invalidTableMode, generation: queue.generation, &effects)
       return nil
     }
-    // Scalable mode has wide descriptors only; a unit without scalable mode has none.
+    // Scalable mode requires 256-bit descriptors. A unit without scalable mode does not support them.
     if queue.isWide ? !capabilities.scalableMode : mode == .scalable {
       stopQueue(.invalidDescriptorWidth, generation: queue.generation, &effects)
       return nil
@@ -77,23 +76,23 @@ extension UnitRegisters {
       address: queue.base &+ UInt64(queue.head), isWide: queue.isWide, tableMode: mode, generation: queue.generation)
   }
 
-  /// A descriptor was carried out.
+  /// Moves the head past an executed descriptor.
   mutating func advanceQueue(generation: UInt64) {
     guard queue.generation == generation else { return }
     queue.head = (queue.head + queue.descriptorSize) % queue.size
     file[quadword: RegisterOffset.invalidationQueueHead] = UInt64(queue.head)
   }
 
-  /// The head stays at the descriptor that is wrong, and nothing is fetched until software clears IQE.
+  /// Stops the queue with the head at the invalid descriptor. The unit fetches again after software clears IQE.
   mutating func stopQueue(_ error: QueueError, generation: UInt64, _ effects: inout Effects) {
     guard queue.generation == generation else { return }
     file[quadword: RegisterOffset.invalidationQueueErrorRecord][bits: 0...3] = error.rawValue
     raise(.invalidationQueueError, &effects)
   }
 
-  /// A wait descriptor with the interrupt flag completed (VT-d 6.5.2.8).
+  /// Completes a wait descriptor with the interrupt flag (VT-d 6.5.2.8).
   mutating func completeWait(_ effects: inout Effects) {
-    // A completion that software has not served yet keeps further ones from interrupting.
+    // While software has not handled an earlier completion (IWC), further ones raise no event.
     guard file[doubleword: RegisterOffset.invalidationCompletionStatus] & 1 == 0 else { return }
     file[doubleword: RegisterOffset.invalidationCompletionStatus] |= 1  // IWC
     effects.invalidationEvent = signal(.invalidation)

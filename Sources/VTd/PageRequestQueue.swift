@@ -1,7 +1,7 @@
 import Hardware
 
-// The page request queue (VT-d 7.4, 11.4.11): page requests of functions, as software finds them in memory, and
-// the event that tells of them.
+// The page request queue (VT-d 7.4, 11.4.11): the page requests of functions in memory, and the event that reports them
+// to software.
 
 extension RegisterDescription {
   /// The registers of a unit that reports ECAP.PRS.
@@ -29,7 +29,7 @@ struct PageRequestQueueStatus: OptionSet, Sendable {
   static let pageRequestOverflow = PageRequestQueueStatus(rawValue: 1 << 1)  // PRO
 }
 
-/// A page request descriptor: 256 bits, of which the second half is reserved (VT-d 7.4.1).
+/// A page request descriptor: 256 bits, whose second half is reserved (VT-d 7.4.1).
 struct PageRequestDescriptor: Hashable, Sendable {
   var low: UInt64
   var high: UInt64
@@ -61,13 +61,13 @@ extension UnitRegisters {
 
   enum Enqueuing: Sendable {
     case queued
-    /// No room, or none since the last overflow that software has not served.
+    /// The queue is full, or software has not handled the last overflow.
     case overflowed
-    /// The queue is not in memory.
+    /// The queue's address is not in RAM.
     case failed
   }
 
-  /// Puts a page request at the tail (7.4). The memory is written before the tail moves.
+  /// Stores a page request at the tail, then moves the tail (7.4).
   mutating func enqueue(
     _ descriptor: PageRequestDescriptor, in memory: any PhysicalMemory, _ effects: inout Effects
   ) -> Enqueuing {
@@ -89,14 +89,14 @@ extension UnitRegisters {
     return .queued
   }
 
-  /// Only the first condition raises the event (7.5): software finds the others when it serves that.
+  /// Sets a condition. Only the first one raises the event (7.5); software finds the others when it handles that event.
   private mutating func raise(_ condition: PageRequestQueueStatus, _ effects: inout Effects) {
     let before = pageRequestStatus
     pageRequestStatus = before.union(condition)
     if before.isEmpty, let message = signal(.pageRequest) { effects.pageRequestEvent = message }
   }
 
-  /// A pending event whose conditions are all gone will not be sent.
+  /// Drops a pending event once all its conditions are clear.
   mutating func clearServicedPageRequestEvent() {
     if pageRequestStatus.isEmpty { file[doubleword: EventRegisters.pageRequest.control][bit: 30] = false }
   }

@@ -1,8 +1,8 @@
 import Hardware
 import Synchronization
 
-/// The port for all requests of one function: with and without PASID, translation requests, translated requests and page
-/// requests. It also leads from the unit to the function's own cache.
+/// The port for all requests of one function: with and without PASID, translation requests, translated requests and
+/// page requests. It also leads from the unit to the function's own cache.
 ///
 /// Lock order: `state` is a leaf. The port calls no method of the unit while it holds `state`.
 final class RemappedRequestPort: RequestPort {

@@ -1,14 +1,14 @@
 import Hardware
 import Synchronization
 
-/// One remapping hardware unit: the register page on the memory bus, the ports of the functions behind
-/// it, the interrupt remapper, and the invalidation queue.
+/// One remapping hardware unit (VT-d 2.2): the register page on the memory bus, the ports of the functions behind the
+/// unit, the interrupt remapper and the invalidation queue.
 ///
-/// Lock order: `queue`, then observers' own locks; `registers.state`, then `ports`, then a port's lock;
-/// `registers.state`, then the interrupt remapper's lock. `queue` is held while a doorbell is served,
-/// for at most one lap of the queue, and never together with `registers.state` across a call out. No
-/// lock that `remap` or a translation takes is held across an observer, an interrupt route or a sink, or
-/// while requests in flight are waited for: `queue` alone is. So no request in flight may wait for `queue`.
+/// Lock order: `queue`, then the observers' own locks; `registers.state`, then `ports`, then a port's lock;
+/// `registers.state`, then the interrupt remapper's lock. A doorbell holds `queue` for at most one lap of the queue,
+/// and never together with `registers.state` during a call out of the unit. `queue` is the only lock that the unit
+/// holds while it calls an observer, an interrupt route or a message sink, or waits for requests in flight. So a
+/// request in flight must never wait for `queue`.
 public final class TranslationUnit: BusDevice, DMARemapper {
   public let options: UnitOptions
   public let capabilities: Capabilities
@@ -16,7 +16,7 @@ public final class TranslationUnit: BusDevice, DMARemapper {
   struct Ports {
     var all: [RemappingPort] = []
     var mode = TranslationMode()
-    /// Counts of ports that are gone.
+    /// Counters of removed ports.
     var retired = TranslationCounters()
   }
 
@@ -33,26 +33,26 @@ public final class TranslationUnit: BusDevice, DMARemapper {
   let ports = Mutex(Ports())
   private let observation = Mutex(Observation())
   private let queue = Mutex(Pending())
-  /// Where whoever holds `queue` waits for requests in flight.
+  /// Where the holder of `queue` waits for requests in flight.
   private let parking: any Parking
-  /// Device-TLB invalidations on their way. A leaf: nothing is called with it held.
+  /// Outstanding device-TLB invalidations. A leaf lock.
   let devices = Mutex(DeviceInvalidations())
   let deviceTimer: (any OneShotTimer)?
-  /// Interrupt requests that functions make by DMA, from before remapping until they are delivered.
+  /// Interrupt requests that functions make by DMA, from before their remapping until their delivery.
   private let interruptsInFlight = RequestsInFlight()
   /// Page requests, from before their check until the unit has queued or answered them.
   let pageRequestsInFlight = RequestsInFlight()
-  /// A function answered while somebody else held `queue`, who then serves it again.
+  /// A function answered while another thread held `queue`. That thread then serves the queue again.
   private let resumes = Atomic<Bool>(false)
   let trace: Trace?
 
-  /// What was carried out in the unit's own caches, and is not complete.
+  /// Invalidations that have been applied to the unit's caches and are not yet complete.
   private struct Pending {
-    /// What observers have not been told yet, in the guest's order.
+    /// Invalidations that the observers have not received yet, in the guest's order.
     var invalidations: [Invalidation] = []
-    /// Their requests in flight may go by what was invalidated.
+    /// Ports whose requests in flight may use invalidated entries.
     var ports: [RemappingPort] = []
-    /// Interrupt requests in flight may still use an entry or a table that is invalid now.
+    /// Interrupt requests in flight may use an invalidated entry or table.
     var concernsInterrupts = false
 
     mutating func append(_ port: RemappingPort) {
@@ -61,13 +61,14 @@ public final class TranslationUnit: BusDevice, DMARemapper {
   }
 
   /// - Parameters:
-  ///   - faultEvent: carries the fault event interrupt, which is not remapped.
-  ///   - invalidationEvent: carries the invalidation completion interrupt, not remapped either.
-  ///   - pageRequestEvent: carries the page request interrupt of a unit with `svm`, not remapped either.
-  ///   - messages: takes what functions write to the interrupt address range; nil: such writes fail.
-  ///   - trace: takes the unit's events; nil: nobody will want any.
-  ///   - parking: where a vCPU that invalidates sleeps while requests are in flight; used by this unit alone.
-  ///   - deviceTimer: gives functions time to answer device-TLB invalidations; nil: who does not at once, times out.
+  ///   - faultEvent: the route of the fault event. The unit's own events are not remapped.
+  ///   - invalidationEvent: the route of the invalidation completion event.
+  ///   - pageRequestEvent: the route of the page request event, on a unit with `svm`.
+  ///   - messages: receives functions' writes to the interrupt address range. Without it such writes fail.
+  ///   - trace: receives the unit's trace events.
+  ///   - parking: where a vCPU that invalidates sleeps while requests are in flight. Only this unit uses it.
+  ///   - deviceTimer: limits the time that functions have to answer device-TLB invalidations. Without it a function
+  ///     that does not answer at once times out.
   /// - Throws: what `UnitOptions.validate` finds.
   public init(
     options: UnitOptions, memory: any PhysicalMemory, faultEvent: any InterruptRoute,
@@ -92,15 +93,15 @@ public final class TranslationUnit: BusDevice, DMARemapper {
 
   // MARK: Requests
 
-  /// The port of a function's requests without PASID.
+  /// Makes the port of a function's requests without PASID.
   public func makePort(for requester: Requester) -> any DMAPort { makePort(for: requester, pasid: nil) }
 
-  /// The port of a function's requests with one PASID, or without.
+  /// Makes the port of a function's requests with one PASID, or without.
   public func makePort(for requester: Requester, pasid: UInt32?) -> any DMAPort {
     makePort(for: requester, pasid: pasid, isPrivileged: false)
   }
 
-  /// - Parameter isPrivileged: the requests have Privileged Mode Requested set; only with a PASID.
+  /// - Parameter isPrivileged: the requests have Privileged Mode Requested set. Requires a PASID.
   func makePort(for requester: Requester, pasid: UInt32?, isPrivileged: Bool) -> any DMAPort {
     let reachable: any PhysicalMemory =
       messages.map {
@@ -111,7 +112,7 @@ public final class TranslationUnit: BusDevice, DMARemapper {
     let port = RemappingPort(
       requester: requester, memory: reachable, ram: memory, registers: registers, translation: translation)
     ports.withLock { ports in
-      // Ports that only this list still knows belong to functions that are gone.
+      // A port that only this list references belongs to a removed function.
       for index in ports.all.indices.reversed() where isKnownUniquelyReferenced(&ports.all[index]) {
         ports.retired += ports.all[index].counters
         ports.all.remove(at: index)
@@ -122,10 +123,9 @@ public final class TranslationUnit: BusDevice, DMARemapper {
     return port
   }
 
-  /// What becomes of an interrupt request from `source`.
-  /// - Parameter recordFault: the request is really being made: it is counted and traced, and recorded as a fault where
-  ///   it is refused. That may send the fault event through its route, so the caller holds no lock which that route
-  ///   takes.
+  /// Remaps an interrupt request from `source`.
+  /// - Parameter recordFault: true for a real request: it is counted and traced, and its fault is recorded. The fault
+  ///   event may go through its route, so the caller must not hold a lock that the route takes.
   public func remap(_ message: InterruptMessage, from source: RequesterID, recordFault: Bool) -> RemappedInterrupt {
     switch interrupts.remap(message, from: source, isMade: recordFault) {
     case .success(let remapped):
@@ -139,7 +139,7 @@ public final class TranslationUnit: BusDevice, DMARemapper {
     }
   }
 
-  /// An interrupt request is made as `remap` has answered before: counts and traces it.
+  /// Counts and traces an interrupt request that uses an earlier result of `remap`.
   public func note(_ message: InterruptMessage, remappedTo remapped: InterruptMessage, from source: RequesterID) {
     interrupts.note(message, remappedTo: remapped, from: source)
   }
@@ -166,7 +166,7 @@ public final class TranslationUnit: BusDevice, DMARemapper {
 
   // MARK: Registers
 
-  /// Back to how it was made: translation and remapping off, caches empty. Ports stay.
+  /// Restores the initial state: disables translation and interrupt remapping and empties the caches. Ports remain.
   public func reset() {
     registers.state.withLock { registers in
       registers.reset()
@@ -197,10 +197,10 @@ public final class TranslationUnit: BusDevice, DMARemapper {
     let effects = registers.state.withLock { registers in
       let before = registers.globalStatus
       let effects = registers.write(offset: Int(offset), width: width.rawValue, value: value)
-      // Before software can see the new status, it holds.
+      // The new mode is in force before software can see it in Global Status.
       if effects.translationChanged {
         let mode = registers.translationMode
-        // Disabling translation, too, empties the caches of a unit that offers scalable mode (VT-d 11.4.4.1, TE).
+        // On a unit with scalable mode, disabling translation empties the caches, too (VT-d 11.4.4.1, TE).
         publish(mode, forgetting: effects.rootTableSet || capabilities.scalableMode && !mode.enabled)
       }
       if effects.interruptRemappingChanged { interrupts.set(registers.interruptMode) }
@@ -240,15 +240,15 @@ public final class TranslationUnit: BusDevice, DMARemapper {
 
   // MARK: Invalidation
 
-  /// Carries out descriptors until there are none, one is wrong, or one lap of the queue is done: software
-  /// that adds more meanwhile rings again, and has them done on its own time.
+  /// Executes descriptors until the queue is empty, one is invalid, or one lap is complete. Software that adds more
+  /// meanwhile rings the doorbell again and spends its own time on them.
   private func serviceQueue() {
     queue.withLock { service(&$0) }
     resumeIfAsked()
   }
 
-  /// The queue may go on, since a function answered. Whoever holds `queue` now goes on with it, so the function's
-  /// thread does not wait.
+  /// Resumes the queue after a function's answer. If another thread holds `queue`, that thread resumes it, so the
+  /// function's thread does not wait.
   func resumeQueue() {
     resumes.store(true, ordering: .sequentiallyConsistent)
     resumeIfAsked()
@@ -271,7 +271,7 @@ public final class TranslationUnit: BusDevice, DMARemapper {
     complete(&pending)
   }
 
-  /// - Returns: false while functions have not answered what a wait descriptor waits for.
+  /// - Returns: false while a parked wait descriptor still waits for functions.
   private func finishParkedWait() -> Bool {
     guard capabilities.deviceTLB else { return true }
     let generation = registers.state.withLock { $0.queue.generation }
@@ -279,17 +279,17 @@ public final class TranslationUnit: BusDevice, DMARemapper {
       guard let parked = devices.parkedWait else { return (true, nil) }
       guard parked.generation != generation || devices.outstanding.isEmpty else { return (false, nil) }
       devices.parkedWait = nil
-      // Of a queue that was disabled since, nobody waits any more.
+      // Software does not wait for a queue that it has disabled since.
       return (true, parked.generation == generation ? parked.wait : nil)
     }
     if let wait { finish(wait) }
     return mayGoOn
   }
 
-  /// Tells software that all descriptors before this one are carried out.
+  /// Reports to software that all descriptors before this one are complete.
   private func finish(_ wait: InvalidationWait) {
     observation.withLock { $0.counters.waits &+= 1 }
-    // A status address outside of RAM is software's mistake, and its loss.
+    // A status address outside of RAM is software's error; the write is lost.
     if wait.writesStatus {
       let isStored = memory.storeUInt32(wait.statusData, at: wait.statusAddress)
       trace?.record(
@@ -303,7 +303,7 @@ public final class TranslationUnit: BusDevice, DMARemapper {
     registers.send(effects)
   }
 
-  /// - Returns: whether there may be another.
+  /// - Returns: whether to continue with the next descriptor.
   private func serviceDescriptor(_ pending: inout Pending) -> Bool {
     var effects = UnitRegisters.Effects()
     let fetch = registers.state.withLock { $0.nextFetch(&effects) }
@@ -329,17 +329,17 @@ public final class TranslationUnit: BusDevice, DMARemapper {
       registers.state.withLock { $0.advanceQueue(generation: fetch.generation) }
       if pending.invalidations.count >= 4096 { tellObservers(&pending) }
     case .wait(let wait):
-      // Whoever goes by the tables as they were is done with them before software hears that it is.
+      // No request uses the old tables any more when software reads the status.
       complete(&pending)
       if parks(wait, generation: fetch.generation) {
         registers.state.withLock { $0.advanceQueue(generation: fetch.generation) }
         return false
       }
-      // Before the head shows that it is done, it is.
+      // The wait is complete before the head moves past it.
       finish(wait)
       registers.state.withLock { $0.advanceQueue(generation: fetch.generation) }
     case .respond(let response, let source):
-      // The function asks again at once: it is not to meet what was invalidated before the response.
+      // The function repeats its request at once. It must not meet entries that were invalidated before the response.
       complete(&pending)
       deliver(response, to: source)
       registers.state.withLock { $0.advanceQueue(generation: fetch.generation) }
@@ -347,7 +347,7 @@ public final class TranslationUnit: BusDevice, DMARemapper {
     return true
   }
 
-  /// Parks a wait descriptor while functions have not answered what is before it.
+  /// Parks a wait descriptor while functions have not answered earlier device-TLB invalidations.
   private func parks(_ wait: InvalidationWait, generation: UInt64) -> Bool {
     guard capabilities.deviceTLB else { return false }
     return devices.withLock { devices in
@@ -368,7 +368,7 @@ public final class TranslationUnit: BusDevice, DMARemapper {
     return DescriptorBits(low: low, high: high, upper: third | fourth)
   }
 
-  /// Takes it out of the unit's own caches, and keeps it for the observers.
+  /// Applies an invalidation to the unit's own caches, and queues it for the observers.
   private func carryOut(_ invalidation: Invalidation, _ pending: inout Pending) {
     trace?.record(invalidation)
     switch invalidation {
@@ -389,15 +389,14 @@ public final class TranslationUnit: BusDevice, DMARemapper {
     if isObserved { pending.invalidations.append(invalidation) }
   }
 
-  /// Returns when what was carried out holds for everybody: no request in flight goes by what was before, and
-  /// observers have acted on it. Draining is always done, whether descriptors ask for it (DR, DW) or not.
+  /// Completes the pending invalidations: returns when no request in flight uses the old entries and the observers have
+  /// acted. The unit always drains, whether descriptors request it (DR, DW) or not.
   private func complete(_ pending: inout Pending) {
     for port in pending.ports { port.inFlight.drain(parking: parking) }
     pending.ports.removeAll(keepingCapacity: true)
     if pending.concernsInterrupts { interruptsInFlight.drain(parking: parking) }
     pending.concernsInterrupts = false
-    // Page requests that were checked before the invalidation, or before a wait descriptor with PD, enter the queue
-    // first.
+    // Page requests whose check came before the invalidation, or before a wait descriptor with PD, enter the queue now.
     if capabilities.pageRequests { pageRequestsInFlight.drain(parking: parking) }
     tellObservers(&pending)
   }

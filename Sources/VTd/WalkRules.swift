@@ -24,8 +24,8 @@ enum SecondStageEntry {
 }
 
 struct WalkRules: Sendable {
-  /// Number of times that a walk starts again after another processor changed an entry during the update of its accessed
-  /// and dirty bits.
+  /// Limit of attempts of one walk. A walk starts again when another processor changes an entry during the update of
+  /// its accessed and dirty bits.
   static let attempts = 16
 
   /// Address bits of an entry.

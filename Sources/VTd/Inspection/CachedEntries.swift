@@ -1,10 +1,10 @@
 import Hardware
 
-// What the caches of a unit hold (VT-d 6.2): copies, taken under each cache's lock, that change nothing in it.
+// The contents of a unit's caches (VT-d 6.2), copied under each cache's lock.
 
 /// A page in a port's IOTLB.
 public struct CachedPage: Hashable, Sendable {
-  /// Which tables it came through.
+  /// The stages that translated the page.
   public enum Stages: Hashable, Sendable {
     case first
     case second
@@ -13,7 +13,7 @@ public struct CachedPage: Hashable, Sendable {
 
   /// First address of the page.
   public let input: UInt64
-  /// First physical address that it stands for.
+  /// First physical address of the page.
   public let output: UInt64
   /// In bytes.
   public let size: UInt64
@@ -26,12 +26,12 @@ public struct CachedPage: Hashable, Sendable {
   public func contains(_ address: UInt64) -> Bool { address & ~(size &- 1) == input }
 }
 
-/// An entry for which requests are refused, and that is kept (caching mode, VT-d 6.1).
+/// A cached entry that blocks requests (caching mode, VT-d 6.1).
 public struct CachedRefusal: Hashable, Sendable {
   public enum Place: Hashable, Sendable {
     case context
     case pasid(UInt32)
-    /// A second-stage page, by the address of the request.
+    /// A second-stage page, given by the address of the request.
     case page(UInt64, domain: UInt16, write: Bool)
   }
 
@@ -41,18 +41,18 @@ public struct CachedRefusal: Hashable, Sendable {
   var address: UInt64 { if case .page(let address, _, _) = place { address } else { 0 } }
 }
 
-/// What is cached for the requests of one port: a function's without PASID, or those with one PASID.
+/// The caches of one port, which serves a function's requests without PASID or with one PASID.
 public struct PortCache: Hashable, Sendable {
   public let source: RequesterID
   /// The PASID that the port's requests carry.
   public let requestPASID: UInt32?
   /// A scalable-mode context entry is cached.
   public let hasContext: Bool
-  /// From a cached context entry (legacy) or PASID-table entry (scalable); nil where none is cached.
+  /// From the cached context entry (legacy) or PASID-table entry (scalable). Nil where none is cached.
   public let roots: TableRoots?
-  /// The PASID that `roots` was found under.
+  /// The PASID whose entry defines `roots`.
   public let pasid: UInt32
-  /// By address.
+  /// Ordered by address.
   public let pages: [CachedPage]
   public let refusals: [CachedRefusal]
 }

@@ -1,13 +1,13 @@
 import Hardware
 
-// The walks of `FirstStageTable` and `SecondStageTable` told step by step (VT-d 3.6 to 3.8). Written apart from
-// those, which are made to be fast; a test holds the two against each other. Nothing is written: what a walk would
-// set in an entry is kept here, so that it meets its own marks as a real walk does.
+// The walks of `FirstStageTable` and `SecondStageTable` with every step recorded (VT-d 3.6 to 3.8). A separate
+// implementation, since those are written for speed; a test compares the two. This walk writes no memory: it keeps the
+// accessed and dirty bits that it would set, so that it sees its own updates like a real walk.
 
 struct ExplainingWalk {
   let rules: WalkRules
   let memory: any PhysicalMemory
-  /// Entries with the accessed and dirty bits that a real walk would have set by now.
+  /// Entries with the accessed and dirty bits that a real walk would have set.
   private var marked: [UInt64: UInt64] = [:]
 
   init(rules: WalkRules, memory: any PhysicalMemory) {
@@ -20,8 +20,8 @@ struct ExplainingWalk {
   // MARK: First stage, and nested
 
   /// - Parameters:
-  ///   - steps: takes the first stage's entries.
-  ///   - below: takes the second stage's entries on the way to the page, where translation is nested.
+  ///   - steps: receives the first stage's entries.
+  ///   - below: receives the second stage's entries for the page, in nested translation.
   mutating func walk(
     _ table: FirstStageTable, _ input: UInt64, for access: DMAAccess, steps: inout [PagingStep],
     below: inout [PagingStep]
@@ -35,7 +35,7 @@ struct ExplainingWalk {
     throw .firstStageUpdateFailed
   }
 
-  /// - Returns: nil where an entry is not any more what it was when its bits are to be set.
+  /// - Returns: nil if an entry changed before its bits were set.
   private mutating func attempt(
     _ table: FirstStageTable, _ input: UInt64, for access: DMAAccess, steps: inout [PagingStep],
     below: inout [PagingStep]
@@ -95,10 +95,11 @@ struct ExplainingWalk {
       if let mapping { return mapping }
       pointer = entry & WalkRules.addressBits
     }
-    return nil  // Not reached: at level 1 every entry is a leaf.
+    return nil  // Unreachable: at level 1 every entry is a leaf.
   }
 
-  /// Where a first-stage entry is in memory: nested, the second stage says, with fault codes of its own.
+  /// Returns the physical address of a first-stage entry. In nested translation the second stage translates it, with
+  /// fault codes for this case.
   private mutating func place(
     _ address: UInt64, _ second: SecondStageTable?, isRoot: Bool, for access: DMAAccess, steps: inout [PagingStep]
   ) throws(FaultReason) -> UInt64 {
@@ -186,6 +187,6 @@ struct ExplainingWalk {
           writable: rights & SecondStageEntry.writable != 0 && isDirty)
       }
     }
-    throw fault(.secondStageEntryAccess, .scalableSecondStageEntryAccess)  // Not reached, as above.
+    throw fault(.secondStageEntryAccess, .scalableSecondStageEntryAccess)  // Unreachable, as above.
   }
 }

@@ -1,6 +1,6 @@
 extension FaultReason {
-  /// The condition's name in the specification (VT-d 7.1.3); nil for interrupt remapping, whose conditions have only
-  /// their codes (5.1.4.1).
+  /// The condition's name in the specification (VT-d 7.1.3). Nil for interrupt remapping, whose conditions have only
+  /// codes (5.1.4.1).
   public var condition: String? {
     switch self {
     case .rootEntryNotPresent: "LRT.2"

@@ -1,6 +1,6 @@
 import Hardware
 
-/// One paging entry that a walk reads (VT-d 9.7, 9.8), and what it says.
+/// One paging entry that a walk reads (VT-d 9.7, 9.8).
 public struct PagingStep: Hashable, Sendable {
   public enum Stage: Hashable, Sendable {
     case first
@@ -10,19 +10,19 @@ public struct PagingStep: Hashable, Sendable {
   public let stage: Stage
   /// 1 for a page table, up to 5.
   public let level: Int
-  /// Where the entry is: for a first stage in nested translation, an address that the second stage translates.
+  /// The entry's address. For a first stage in nested translation the second stage translates it.
   public let address: UInt64
-  /// Nested, of a first-stage entry: the second stage's entries on the way to it.
+  /// For a first-stage entry in nested translation: the second stage's entries that translate its address.
   public internal(set) var below: [PagingStep] = []
-  /// Nested, of a first-stage entry: those on the way to it when it is written, to set accessed and dirty bits.
+  /// The same for the write that sets accessed and dirty bits.
   public internal(set) var belowUpdate: [PagingStep] = []
-  /// Where the entry is in memory; nil where the second stage does not let it be read.
+  /// The entry's physical address. Nil where the second stage blocks the read.
   public internal(set) var physicalAddress: UInt64?
-  /// The entry as it stands; nil where it was not read.
+  /// The entry in memory. Nil where it was not read.
   public internal(set) var entry: UInt64?
-  /// It maps a page.
+  /// The entry maps a page.
   public internal(set) var isLeaf = false
-  /// Bits that are one and must be zero.
+  /// Reserved bits that are set.
   public internal(set) var reservedBits: UInt64 = 0
   /// The accessed and dirty bits that a real walk for this request would set.
   public internal(set) var bitsToSet: UInt64 = 0
@@ -33,7 +33,7 @@ public struct PagingStep: Hashable, Sendable {
     self.address = address
   }
 
-  /// The entry's place in its table, 0 to 511.
+  /// The entry's index in its table, 0 to 511.
   public var index: Int { Int(address[bits: 3...11]) }
 
   /// First stage: P. Second stage: R or W.
@@ -42,20 +42,20 @@ public struct PagingStep: Hashable, Sendable {
     return stage == .first ? entry & FirstStageEntry.present != 0 : entry & 3 != 0
   }
 
-  /// The table or page that it points to.
+  /// The table or page that the entry points to.
   public var output: UInt64? {
     guard isPresent, let entry else { return nil }
     let address = entry & WalkRules.addressBits
     return isLeaf ? address & ~UInt64.lowBits(12 + 9 * (level - 1)) : address
   }
 
-  /// `bitsToSet` by their mnemonics.
+  /// Mnemonics of `bitsToSet`.
   public var marks: [String] {
     let names: [(Int, String)] = stage == .first ? [(5, "A"), (6, "D"), (10, "EA")] : [(8, "A"), (9, "D")]
     return names.filter { bitsToSet[bit: $0.0] }.map(\.1)
   }
 
-  /// The flags by their mnemonics, those that are set.
+  /// Mnemonics of the flags that are set.
   public var flags: [String] {
     guard let entry else { return [] }
     let names: [(Int, String)] =

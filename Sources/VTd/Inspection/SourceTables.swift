@@ -1,26 +1,26 @@
 import Hardware
 
-// What the tables in memory say of one source: root entry, context entry, PASID directory and PASID table, down to the
-// roots of paging tables (VT-d 3.4). Read afresh, past every cache.
+// The entries of one source in the tables: root entry, context entry, PASID directory and PASID table, down to the
+// roots of the paging tables (VT-d 3.4). Read from memory, not from the caches.
 
-/// What requests of a source, or of one of its PASIDs, go through.
+/// The paging tables that translate the requests of a source or of one of its PASIDs.
 public struct TableRoots: Hashable, Sendable {
   public struct Root: Hashable, Sendable {
-    /// Of the highest table; guest physical where it is a first stage's in nested translation.
+    /// Address of the highest table. A guest physical address for a first stage in nested translation.
     public let address: UInt64
     public let levels: Int
   }
 
   /// DID.
   public let domain: UInt16
-  /// Both in nested translation, neither where requests pass through.
+  /// Both stages are set in nested translation, neither in pass-through.
   public let firstStage: Root?
   public let secondStage: Root?
 
   public var isPassThrough: Bool { firstStage == nil && secondStage == nil }
   public var isNested: Bool { firstStage != nil && secondStage != nil }
 
-  /// Nil for a path that no entry has been found for.
+  /// Nil for `TranslationPath.unknown`.
   init?(_ path: TranslationPath) {
     guard let domain = path.domain else { return nil }
     self.domain = domain
@@ -38,18 +38,18 @@ public struct TableRoots: Hashable, Sendable {
   }
 }
 
-/// Where a way through the tables leads.
+/// The result of reading a source's entries.
 public enum TableOutcome: Hashable, Sendable {
   case roots(TableRoots)
   case fault(FaultReason)
 }
 
-/// The entries for one source.
+/// The entries of one source.
 public struct SourceTables: Hashable, Sendable {
-  /// A PASID that the tables have something for.
+  /// A PASID with a present entry.
   public struct PASID: Hashable, Sendable {
     public let number: UInt32
-    /// The context entry's RID_PASID: what requests without PASID get.
+    /// Whether it is the context entry's RID_PASID, which requests without PASID use.
     public let isForRequestsWithout: Bool
     public let directory: StructureEntry
     public let entry: StructureEntry
@@ -60,17 +60,18 @@ public struct SourceTables: Hashable, Sendable {
   public let root: StructureEntry
   /// Nil where the root entry is not present.
   public let context: StructureEntry?
-  /// Legacy mode: where the context entry leads. Scalable mode: the fault that keeps requests from any PASID.
+  /// In legacy mode the result of the context entry. In scalable mode the fault that all requests meet before any
+  /// PASID.
   public let outcome: TableOutcome?
-  /// Scalable mode: the present entries.
+  /// The present entries, in scalable mode.
   public let pasids: [PASID]
-  /// Not all PASIDs are listed.
+  /// Whether `pasids` is incomplete.
   public let isCut: Bool
 }
 
-/// Reads tables for people.
+/// Reads the tables for inspection.
 struct TableReader {
-  /// A listing ends after so many present PASID-table entries, and after so many present directory entries.
+  /// Limits of a listing: numbers of present PASID-table entries and of present directory entries.
   static let pasidLimit = 64
   static let directoryLimit = 256
 

@@ -1,13 +1,13 @@
 import Hardware
 
-// Entries of the structures that lead from a source-id to paging tables (VT-d 9.1 to 9.6), as somebody who looks at
-// them wants them: where they are, their words, and the fields under the specification's mnemonics.
+// The entries that lead from a source-id to paging tables (VT-d 9.1 to 9.6), for inspection: address, words, and fields
+// with the specification's mnemonics.
 
-/// One entry of the root table, a context table, a PASID directory or a PASID table, as it stands in memory.
+/// One entry of the root table, a context table, a PASID directory or a PASID table in memory.
 public struct StructureEntry: Hashable, Sendable {
   public enum Kind: Hashable, Sendable {
     case root
-    /// A half of a scalable-mode root entry: for devices 0 to 15, or from 16 on.
+    /// Half of a scalable-mode root entry: for devices 0 to 15 or 16 to 31.
     case scalableRoot
     case context
     case scalableContext
@@ -16,9 +16,9 @@ public struct StructureEntry: Hashable, Sendable {
   }
 
   public let kind: Kind
-  /// Physical.
+  /// The entry's physical address.
   public let address: UInt64
-  /// Nil where it is not in RAM.
+  /// Nil where the entry is not in RAM.
   public let words: [UInt64]?
 
   init(_ kind: Kind, at address: UInt64, memory: any PhysicalMemory) {
@@ -37,12 +37,12 @@ public struct StructureEntry: Hashable, Sendable {
 
   public var isPresent: Bool { words?.first.map { $0[bit: 0] } ?? false }
 
-  /// The table that it points to, if any.
+  /// The table that the entry points to.
   var pointer: UInt64? { words?.first.map { $0 & ~0xfff } }
 }
 
 extension StructureEntry.Kind {
-  /// 64-bit words of an entry.
+  /// Number of 64-bit words in an entry.
   fileprivate var wordCount: Int {
     switch self {
     case .scalableRoot, .pasidDirectory: 1
@@ -53,7 +53,7 @@ extension StructureEntry.Kind {
   }
 }
 
-/// A field of an entry by its mnemonic.
+/// A field of an entry, with its mnemonic.
 public struct EntryField: Hashable, Sendable {
   public enum Value: Hashable, Sendable {
     case flag(Bool)
@@ -73,7 +73,7 @@ public struct EntryField: Hashable, Sendable {
 }
 
 extension StructureEntry {
-  /// In the order of the bits; empty where the entry is not in RAM.
+  /// The fields in bit order. Empty where the entry is not in RAM.
   public var fields: [EntryField] {
     guard let words else { return [] }
     let first = words[0]

@@ -1,45 +1,45 @@
 import Hardware
 
-// How a unit would answer one request now, from the tables in memory, with every entry on the way: for people, beside
-// `PortTranslation`, which answers requests. Memory, caches and counters stay as they are.
+// The translation that one request would have now according to the tables in memory, with every entry read. For
+// inspection; `PortTranslation` translates real requests. It changes no memory, cache or counter.
 
-/// The answer to one request, and how it came about.
+/// The translation of one request, with the entries that lead to it.
 public struct TranslationExplanation: Hashable, Sendable {
   public enum Result: Hashable, Sendable {
     /// Translation is disabled.
     case untranslated
-    /// The address is in the interrupt range, and a request without PASID to it is an interrupt request (VT-d 3.15).
+    /// The request has no PASID and its address is in the interrupt range, so it is an interrupt request (VT-d 3.15).
     case interruptRequest
     case passThrough
     /// - Parameters:
-    ///   - output: what the address stands for.
-    ///   - size: of the page as it could be cached, in bytes.
-    ///   - writable: another write could go by the cached page: not before its entry is marked dirty.
+    ///   - output: the physical address of the request.
+    ///   - size: the size in bytes of the page that the unit could cache.
+    ///   - writable: whether the cached page would permit writes: not while its entry's dirty bit is clear.
     case page(output: UInt64, size: UInt64, readable: Bool, writable: Bool)
-    /// - Parameter isRecorded: no Fault Processing Disable on the way keeps it out of the fault recording registers.
+    /// - Parameter isRecorded: whether the unit would record the fault; false where FPD suppresses it.
     case fault(FaultReason, isRecorded: Bool)
   }
 
   public let source: RequesterID
-  /// That of the request.
+  /// The PASID of the request.
   public let pasid: UInt32?
   public let address: UInt64
   public let access: DMAAccess
-  /// Root entry, context entry, PASID directory entry, PASID-table entry, as far as they were read.
+  /// Root entry, context entry, PASID directory entry and PASID-table entry, as far as they were read.
   public internal(set) var entries: [StructureEntry] = []
   public internal(set) var roots: TableRoots?
-  /// The paging entries: the first stage's where there is one, else the second stage's.
+  /// The paging entries of the first stage, or of the second stage where there is no first one.
   public internal(set) var steps: [PagingStep] = []
-  /// Nested: the second stage's for the address that the first stage came to.
+  /// In nested translation: the second stage's entries for the first stage's output.
   public internal(set) var stepsBelow: [PagingStep] = []
   public internal(set) var result = Result.untranslated
-  /// What ports of this source have cached for the address. Where it says something else than `result`, the guest
-  /// has changed its tables and not invalidated.
+  /// The cached pages of this source that contain the address. If they differ from `result`, the guest has changed its
+  /// tables without an invalidation.
   public internal(set) var cached: [CachedPage] = []
 }
 
 extension TranslationExplanation {
-  /// What stands in the way of an address.
+  /// The fault that ends an explanation.
   private struct Refusal: Error {
     let reason: FaultReason
     let faultProcessingDisabled: Bool
@@ -100,7 +100,7 @@ extension TranslationExplanation {
     }
   }
 
-  /// Goes from the root table to the roots of paging tables; notes the entries.
+  /// Reads the entries from the root table down to the roots of the paging tables, and records them.
   private mutating func path(
     _ reader: TableReader, _ memory: any PhysicalMemory
   ) throws(Refusal) -> (TranslationPath, faultProcessingDisabled: Bool) {
@@ -109,7 +109,7 @@ extension TranslationExplanation {
     let contextEntry = reader.contextEntry(source, under: root)
     if let contextEntry { entries.append(contextEntry) }
 
-    // What counts is how the unit itself reads them.
+    // The result comes from the unit's own reads.
     var lookup = SourceLookup(
       rootTable: reader.mode.rootTable, source: source, capabilities: reader.capabilities, memory: memory)
     do throws(FaultReason) {

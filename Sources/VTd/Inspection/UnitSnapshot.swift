@@ -1,7 +1,7 @@
 import Hardware
 
-/// A unit as somebody who looks at it finds it: its registers, what the tables say of some sources, its caches and its
-/// counters. Taken part by part while the guest goes on, so the parts may be of different moments.
+/// The state of a unit for inspection: registers, the entries of some sources, caches and counters. The guest runs
+/// meanwhile, so the parts may come from different moments.
 public struct UnitSnapshot: Hashable, Sendable {
   /// RTADDR.TTM.
   public enum TableMode: Hashable, Sendable {
@@ -51,15 +51,15 @@ public struct UnitSnapshot: Hashable, Sendable {
   public let registers: [Register]
   public let queue: Queue
   public let interruptRemapping: InterruptRemapping
-  /// Of the sources asked for. Empty while no root table is set and translation is disabled.
+  /// The entries of the requested sources. Empty while translation is disabled and no root table is set.
   public let sources: [SourceTables]
-  /// Of every port, also of those that have nothing cached.
+  /// The caches of every port, including empty ones.
   public let caches: [PortCache]
   public let counters: TranslationCounters
 }
 
 extension TranslationUnit {
-  /// - Parameter sources: whose tables are to be read.
+  /// - Parameter sources: the sources whose tables to read.
   public func snapshot(of sources: [RequesterID]) -> UnitSnapshot {
     let (mode, interruptMode, queue, values) = registers.state.withLock { registers in
       (
@@ -88,8 +88,8 @@ extension TranslationUnit {
       caches: portCaches, counters: counters)
   }
 
-  /// What a request would meet now, entry by entry, from the tables in memory.
-  /// - Parameter pasid: that of the request, or nil for one without.
+  /// Explains the translation that a request would have now, entry by entry, from the tables in memory.
+  /// - Parameter pasid: the PASID of the request, or nil for a request without PASID.
   public func explanation(
     of address: UInt64, for access: DMAAccess, from source: RequesterID, pasid: UInt32? = nil
   ) -> TranslationExplanation {

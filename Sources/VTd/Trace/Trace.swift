@@ -1,7 +1,7 @@
 import Hardware
 import Synchronization
 
-/// A value that goes with an event.
+/// A named value of a trace event.
 public struct TraceArgument: Hashable, Sendable {
   public enum Value: Hashable, Sendable {
     case hexadecimal(UInt64)
@@ -33,23 +33,23 @@ public struct TraceArgument: Hashable, Sendable {
   }
 }
 
-/// Takes the events of all units.
+/// Receives the trace events of all units.
 ///
-/// Called on any thread, with locks of the unit held: it calls nothing of the unit, and what it waits for, the guest
-/// waits for.
+/// The unit calls it on any thread and holds locks meanwhile. So the sink must not call the unit, and the guest waits
+/// while the sink waits.
 public protocol TraceSink: AnyObject, Sendable {
-  /// - Parameter unit: nil where there is only one.
+  /// - Parameter unit: the unit's name; nil where there is only one unit.
   func record(_ event: TraceEvent, unit: String?, _ arguments: [TraceArgument])
 }
 
-/// Which events of one unit are told, and to whom. An event that is off costs a relaxed load; requests that hit a
+/// The enabled trace events of one unit, and their sink. A disabled event costs one relaxed load. Requests that hit a
 /// cache have no event.
 public final class Trace: Sendable {
   private let mask: Atomic<UInt64>
   private let sink: any TraceSink
   private let unit: String?
 
-  /// - Parameter unit: its name, to tell several apart.
+  /// - Parameter unit: the unit's name, where there are several units.
   public init(_ events: some Sequence<TraceEvent>, unit: String? = nil, sink: any TraceSink) {
     mask = Atomic(Self.mask(events))
     self.unit = unit
@@ -60,7 +60,7 @@ public final class Trace: Sendable {
     events.reduce(0) { $0 | 1 << UInt64($1.rawValue) }
   }
 
-  /// Which events are told from now on.
+  /// Replaces the set of enabled events.
   public func set(_ events: some Sequence<TraceEvent>) { mask.store(Self.mask(events), ordering: .relaxed) }
 
   @inline(__always)

@@ -1,5 +1,5 @@
-/// What a unit can tell while it works. The names are those of QEMU's trace events (hw/i386/trace-events) where they
-/// mean the same thing, and in their manner where QEMU has none.
+/// The trace events of a unit. An event has the name of QEMU's trace event (hw/i386/trace-events) with the same
+/// meaning, or a name in that style where QEMU has none.
 public enum TraceEvent: UInt8, CaseIterable, Sendable {
   // Registers.
   case registerRead

@@ -1,6 +1,6 @@
 import Hardware
 
-// Events of what has several forms: an invalidation, a change of Global Status, a walk.
+// Trace events of invalidations and of changes of Global Status.
 
 extension Trace {
   func record(_ invalidation: Invalidation) {
@@ -41,7 +41,8 @@ extension Trace {
     }
   }
 
-  /// - Parameter before: what was in force when the register was written.
+  /// Records the changes that a register write made.
+  /// - Parameter before: the state in force before the write.
   func record(_ registers: UnitRegisters, before: GlobalCommand, _ effects: UnitRegisters.Effects) {
     let now = registers.globalStatus
     let changed = now.symmetricDifference(before)
