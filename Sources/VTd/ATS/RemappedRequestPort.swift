@@ -107,7 +107,7 @@ extension TranslationUnit {
 
   private func record(
     _ reason: FaultReason, _ lookup: RequestLookup, from source: RequesterID, address: UInt64, isRead: Bool,
-    prefix: PASIDPrefix?, kind: FaultRecord.Kind
+    prefix: PASIDPrefix?, type: RequestType
   ) {
     let isSuppressed = reason.isQualified && lookup.faultProcessingDisabled
     trace?.record(
@@ -120,7 +120,7 @@ extension TranslationUnit {
     registers.record(
       FaultRecord(
         reason: reason, source: source, information: address, isRead: isRead, pasid: prefix?.pasid,
-        isPrivileged: prefix?.isPrivileged ?? false, executes: prefix?.executes ?? false, kind: kind))
+        isPrivileged: prefix?.isPrivileged ?? false, executes: prefix?.executes ?? false, type: type))
   }
 
   /// Answers a translation request (VT-d 4.1.1).
@@ -144,7 +144,7 @@ extension TranslationUnit {
     }
     let answer = reason.translationAnswer
     if answer != .noAccess {
-      record(reason, lookup, from: source, address: address, isRead: true, prefix: prefix, kind: .translationRequest)
+      record(reason, lookup, from: source, address: address, isRead: true, prefix: prefix, type: .translationRequest)
     }
     return switch answer {
     case .noAccess, .noAccessAndFault: .success(.noAccess(isPrivileged: prefix?.isPrivileged ?? false))
@@ -160,13 +160,12 @@ extension TranslationUnit {
     guard mode.enabled else { return false }
     var lookup = lookup(mode, source)
     do throws(FaultReason) {
-      try lookup.checkDeviceTLB()
-      if WalkRules.isInterruptAddress(address) { throw lookup.interruptAddressFault }
+      try lookup.checkTranslated(address)
       return true
     } catch {
       record(
         error, lookup, from: source, address: address, isRead: !access.contains(.write), prefix: nil,
-        kind: .translated)
+        type: .translated)
       return false
     }
   }
@@ -202,7 +201,7 @@ extension TranslationUnit {
     } catch {
       record(
         error, lookup, from: source, address: request.address, isRead: !request.writes, prefix: request.prefix,
-        kind: .pageRequest)
+        type: .pageRequest)
       return answer(error.translationAnswer == .completerAbort ? .responseFailure : .invalidRequest)
     }
     var effects = UnitRegisters.Effects()

@@ -37,67 +37,23 @@ extension FaultReason {
 
 /// Reads the unit's tables for one request.
 struct RequestLookup {
-  let mode: TranslationMode
-  let capabilities: Capabilities
   let rules: WalkRules
-  let memory: any PhysicalMemory
   private var source: SourceLookup
 
   init(
     _ mode: TranslationMode, source: RequesterID, capabilities: Capabilities, rules: WalkRules,
     memory: any PhysicalMemory
   ) {
-    self.mode = mode
-    self.capabilities = capabilities
     self.rules = rules
-    self.memory = memory
-    self.source = SourceLookup(
-      rootTable: mode.rootTable, source: source, capabilities: capabilities, memory: memory)
+    self.source = SourceLookup(mode, source: source, capabilities: capabilities, memory: memory)
   }
+
+  private var mode: TranslationMode { source.mode }
+  private var capabilities: Capabilities { source.capabilities }
+  private var memory: any PhysicalMemory { source.memory }
 
   /// FPD of the entries read so far.
   var faultProcessingDisabled: Bool { source.faultProcessingDisabled }
-
-  /// The fault of a request to the interrupt address range that is not an interrupt request.
-  var interruptAddressFault: FaultReason { mode.tableMode == .legacy ? .interruptAddress : .scalableInterruptAddress }
-
-  /// Checks that the function may use ATS: TT is 01 or DTE is set.
-  /// - Returns: the context entry in scalable mode, nil in legacy mode.
-  @discardableResult
-  mutating func checkDeviceTLB() throws(FaultReason) -> ScalableContextEntry? {
-    switch mode.tableMode {
-    case .invalid: throw .translationTableModeInvalid
-    case .legacy:
-      guard try legacyEntry().translationType == .deviceTLB else { throw .translationTypeBlocks }
-      return nil
-    case .scalable:
-      let context = try source.scalableContext()
-      guard context.deviceTLBEnable else { throw .deviceTLBNotEnabled }
-      return context
-    }
-  }
-
-  private mutating func legacyEntry() throws(FaultReason) -> ContextEntry {
-    let entry = try source.legacyContext()
-    _ = try TranslationPath(entry, capabilities)
-    return entry
-  }
-
-  /// Returns the path of a translation request.
-  private mutating func path(for prefix: PASIDPrefix?) throws(FaultReason) -> TranslationPath {
-    if mode.tableMode == .legacy {
-      guard prefix == nil else { throw .pasidInLegacyMode }
-      let entry = try legacyEntry()
-      guard entry.translationType == .deviceTLB else { throw .translationTypeBlocks }
-      return try TranslationPath(entry, capabilities)
-    }
-    guard let context = try checkDeviceTLB() else { throw .scalableContextEntryInvalid }
-    if prefix != nil, !context.pasidEnable { throw .pasidNotEnabled }
-    let pasid = prefix?.pasid ?? context.ridPASID(capabilities)
-    let entry = try source.pasidEntry(pasid, isFromRequest: prefix != nil, context: context)
-    return try TranslationPath(
-      entry, pasid: pasid, isSupervisor: prefix?.isPrivileged ?? context.ridPrivilege(capabilities), capabilities)
-  }
 
   /// Answers a translation request.
   /// - Throws: the fault condition that the request meets.
@@ -105,17 +61,16 @@ struct RequestLookup {
     _ address: UInt64, noWrite: Bool, prefix: PASIDPrefix?
   ) throws(FaultReason) -> DeviceTranslation {
     let isPrivileged = prefix?.isPrivileged ?? false
-    let path = try path(for: prefix)
+    let context = try source.context(for: .translationRequest, pasid: prefix?.pasid)
+    let path = try source.path(of: prefix?.pasid, isPrivileged: isPrivileged, in: context).path
     if isPrivileged, !capabilities.supervisorRequests { return .noAccess(isPrivileged: true) }
-    if WalkRules.isInterruptAddress(address) { throw interruptAddressFault }
+    if WalkRules.isInterruptAddress(address) { throw mode.interruptAddressFault }
     let writes = !noWrite || !capabilities.noWriteFlag
     let found: (mapping: Mapping, executable: Bool)
     switch path {
     case .unknown: throw .pasidEntryInvalid
     case .passThrough:
-      guard !rules.exceedsHost(address) else {
-        throw mode.tableMode == .legacy ? .addressBeyondWidth : .scalableAddressBeyondWidth
-      }
+      guard !rules.exceedsHost(address) else { throw mode.addressWidthFault }
       let page = Mapping(output: address & ~0xfff, shift: 12, readable: true, writable: writes)
       found = (page, executes(prefix))
     case .first(let table, _):
@@ -131,7 +86,7 @@ struct RequestLookup {
       found = (page, executes(prefix) && page.readable)
     }
     let output = found.mapping.address(of: address)
-    if WalkRules.isInterruptAddress(output) { throw interruptAddressFault }
+    if WalkRules.isInterruptAddress(output) { throw mode.interruptAddressFault }
     // Of a page that overlaps the interrupt address range, the answer covers only 4 KiB.
     var shift = found.mapping.shift
     let mask = found.mapping.offsetMask
@@ -187,21 +142,22 @@ struct RequestLookup {
     }
   }
 
+  /// Checks a translated request.
+  mutating func checkTranslated(_ address: UInt64) throws(FaultReason) {
+    _ = try source.context(for: .translated, pasid: nil)
+    if WalkRules.isInterruptAddress(address) { throw mode.interruptAddressFault }
+  }
+
   /// Checks that a page request may enter the queue (7.4, SCT.8).
   /// - Returns: domain and PASID of the cached translations, or nil where the PASID has no valid entry.
   mutating func checkPageRequest(_ prefix: PASIDPrefix?) throws(FaultReason) -> (domain: UInt16, pasid: UInt32)? {
-    switch mode.tableMode {
-    case .invalid: throw .translationTableModeInvalid
-    case .legacy: throw .pageRequestInLegacyMode
-    case .scalable:
-      guard let context = try checkDeviceTLB() else { throw .pageRequestInLegacyMode }
-      guard context.pageRequestEnable else { throw .pageRequestNotEnabled }
-      if prefix != nil, !context.pasidEnable { throw .pasidNotEnabled }
-      let pasid = prefix?.pasid ?? context.ridPASID(capabilities)
-      if prefix != nil, pasid >> UInt32(capabilities.pasidWidth) != 0 { throw .pasidBeyondDirectory }
-      // Software checks the PASID-table entry, not the unit.
-      let entry = try? source.pasidEntry(pasid, isFromRequest: prefix != nil, context: context)
-      return entry.map { ($0.domain, pasid) }
+    guard case .scalable(let context) = try source.context(for: .pageRequest, pasid: prefix?.pasid) else {
+      throw .pageRequestInLegacyMode
     }
+    let pasid = prefix?.pasid ?? context.ridPASID(capabilities)
+    if prefix != nil, pasid >> UInt32(capabilities.pasidWidth) != 0 { throw .pasidBeyondDirectory }
+    // Software checks the PASID-table entry, not the unit.
+    let entry = try? source.pasidEntry(pasid, isFromRequest: prefix != nil, context: context)
+    return entry.map { ($0.domain, pasid) }
   }
 }

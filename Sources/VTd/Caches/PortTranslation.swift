@@ -166,9 +166,7 @@ struct PortTranslation: Sendable {
       return try passThrough(address, count: count)
     }
     let output = mapping.address(of: address)
-    if WalkRules.isInterruptAddress(output) {
-      throw mode.tableMode == .legacy ? .interruptAddress : .scalableInterruptAddress
-    }
+    if WalkRules.isInterruptAddress(output) { throw mode.interruptAddressFault }
     trace?.record(
       .walked,
       [
@@ -211,9 +209,7 @@ struct PortTranslation: Sendable {
   private mutating func passThrough(_ address: UInt64, count: Int) throws(FaultReason) -> PhysicalSegment {
     counters.passThroughRequests &+= 1
     trace?.record(.passedThrough, [.source(source), .hex("addr", address)])
-    guard !rules.exceedsHost(address) else {
-      throw mode.tableMode == .legacy ? .addressBeyondWidth : .scalableAddressBeyondWidth
-    }
+    guard !rules.exceedsHost(address) else { throw mode.addressWidthFault }
     // The segment ends before the interrupt address range.
     let limit = address < 0xfee0_0000 ? 0xfee0_0000 - address : UInt64(Int.max)
     return PhysicalSegment(address: address, count: min(count, Int(clamping: limit)))
@@ -221,80 +217,67 @@ struct PortTranslation: Sendable {
 
   // MARK: Entries
 
+  /// Completes `path` from the tables, as far as no entry is cached.
   private mutating func loadEntries(
     _ memory: any PhysicalMemory, _ faultProcessingDisabled: inout Bool
   ) throws(FaultReason) {
-    switch mode.tableMode {
-    case .invalid: throw .translationTableModeInvalid
-    case .legacy where requestPASID != nil: throw .pasidInLegacyMode
-    case _ where isReady: break
-    case .legacy: try loadLegacy(memory, &faultProcessingDisabled)
-    case .scalable: try loadScalable(memory, &faultProcessingDisabled)
+    if isReady { return }
+    var lookup = SourceLookup(mode, source: source, capabilities: capabilities, memory: memory)
+    defer {
+      faultProcessingDisabled = lookup.faultProcessingDisabled
+      counters.contextWalks &+= lookup.contextReads
+      counters.pasidWalks &+= lookup.pasidReads
     }
+    try check(contextRefusal, &lookup)
+    let context = try loadContext(&lookup)
+    if case .scalable(let entry) = context {
+      let pasid = requestPASID ?? entry.ridPASID(capabilities)
+      // A path of another PASID must not serve this one, even if this PASID's entry is invalid.
+      if pasid != pathPASID { path = .unknown }
+      guard case .unknown = path else {
+        lookup.faultProcessingDisabled = pathFaultProcessingDisabled
+        return
+      }
+      if let pasidRefusal, pasidRefusal.pasid == pasid { try check(pasidRefusal.refusal, &lookup) }
+      let resolved = try lookup.path(of: requestPASID, isPrivileged: isPrivileged, in: context)
+      path = resolved.path
+      pathPASID = pasid
+      if let entry = resolved.pasidEntry {
+        trace?.record(
+          .pasidEntryCached,
+          [
+            .source(source), .hex("pasid", pasid), .hex("word2", entry.words.2), .hex("word1", entry.words.1),
+            .hex("word0", entry.words.0),
+          ])
+      }
+    } else {
+      path = try lookup.path(of: nil, isPrivileged: false, in: context).path
+    }
+    pathFaultProcessingDisabled = lookup.faultProcessingDisabled
+  }
+
+  /// Returns the context entry from the cache or the tables.
+  private mutating func loadContext(_ lookup: inout SourceLookup) throws(FaultReason) -> SourceContext {
+    if let context {
+      lookup.faultProcessingDisabled = context.faultProcessingDisabled
+      return .scalable(context)
+    }
+    let loaded = try lookup.context(for: .untranslated, pasid: requestPASID)
+    switch loaded {
+    case .legacy(let entry, _):
+      trace?.record(.contextCached, [.source(source), .hex("high", entry.high), .hex("low", entry.low)])
+    case .scalable(let entry):
+      context = entry
+      trace?.record(.contextCached, [.source(source), .hex("high", entry.high), .hex("low", entry.low)])
+    }
+    return loaded
   }
 
   /// Throws the reason of a cached fault.
-  private func check(_ refusal: Refusal?, _ faultProcessingDisabled: inout Bool) throws(FaultReason) {
+  private func check(_ refusal: Refusal?, _ lookup: inout SourceLookup) throws(FaultReason) {
     guard let refusal else { return }
-    faultProcessingDisabled = refusal.faultProcessingDisabled
+    lookup.faultProcessingDisabled = refusal.faultProcessingDisabled
     throw refusal.reason
-  }
-
-  private mutating func loadLegacy(
-    _ memory: any PhysicalMemory, _ faultProcessingDisabled: inout Bool
-  ) throws(FaultReason) {
-    try check(contextRefusal, &faultProcessingDisabled)
-    counters.contextWalks &+= 1
-    var lookup = SourceLookup(rootTable: mode.rootTable, source: source, capabilities: capabilities, memory: memory)
-    defer { faultProcessingDisabled = lookup.faultProcessingDisabled }
-    let entry = try lookup.legacyContext()
-    path = try TranslationPath(entry, capabilities)
-    trace?.record(.contextCached, [.source(source), .hex("high", entry.high), .hex("low", entry.low)])
-    pathFaultProcessingDisabled = entry.faultProcessingDisabled
-  }
-
-  private mutating func loadScalable(
-    _ memory: any PhysicalMemory, _ faultProcessingDisabled: inout Bool
-  ) throws(FaultReason) {
-    try check(contextRefusal, &faultProcessingDisabled)
-    var lookup = SourceLookup(rootTable: mode.rootTable, source: source, capabilities: capabilities, memory: memory)
-    defer { faultProcessingDisabled = lookup.faultProcessingDisabled }
-    let context: ScalableContextEntry
-    if let cached = self.context {
-      context = cached
-      lookup.faultProcessingDisabled = cached.faultProcessingDisabled
-    } else {
-      counters.contextWalks &+= 1
-      context = try lookup.scalableContext()
-      if requestPASID != nil, !context.pasidEnable { throw .pasidNotEnabled }
-      self.context = context
-      trace?.record(.contextCached, [.source(source), .hex("high", context.high), .hex("low", context.low)])
-    }
-    let pasid = requestPASID ?? context.ridPASID(capabilities)
-    // A path of another PASID must not serve this one, even if this PASID's entry is invalid.
-    if pasid != pathPASID { path = .unknown }
-    if case .unknown = path {
-    } else {
-      lookup.faultProcessingDisabled = pathFaultProcessingDisabled
-      return
-    }
-    if let pasidRefusal, pasidRefusal.pasid == pasid {
-      lookup.faultProcessingDisabled = pasidRefusal.refusal.faultProcessingDisabled
-      throw pasidRefusal.refusal.reason
-    }
-    counters.pasidWalks &+= 1
-    let entry = try lookup.pasidEntry(pasid, isFromRequest: requestPASID != nil, context: context)
-    path = try TranslationPath(
-      entry, pasid: pasid, isSupervisor: requestPASID == nil ? context.ridPrivilege(capabilities) : isPrivileged,
-      capabilities)
-    pathPASID = pasid
-    trace?.record(
-      .pasidEntryCached,
-      [
-        .source(source), .hex("pasid", pasid), .hex("word2", entry.words.2), .hex("word1", entry.words.1),
-        .hex("word0", entry.words.0),
-      ])
-    pathFaultProcessingDisabled = lookup.faultProcessingDisabled
   }
 
   /// The faults that caching mode keeps.

@@ -3,6 +3,14 @@ import Hardware
 // Primary fault logging (VT-d 7.3): a blocked request fills the next fault recording register. The first condition that
 // becomes set in FSTS raises the fault event.
 
+/// The type of a request: its Address Type (AT), or a page request (T2 without T1 in a record).
+enum RequestType: UInt64, Sendable {
+  case untranslated = 0
+  case translationRequest = 1
+  case translated = 2
+  case pageRequest = 3
+}
+
 /// The contents of a fault recording register.
 struct FaultRecord: Hashable, Sendable {
   var reason: FaultReason
@@ -15,15 +23,7 @@ struct FaultRecord: Hashable, Sendable {
   var pasid: UInt32?
   var isPrivileged = false
   var executes = false
-  var kind = Kind.untranslated
-
-  /// Address Type (AT) of the request, or page request (T2 without T1).
-  enum Kind: UInt64, Sendable {
-    case untranslated = 0
-    case translationRequest = 1
-    case translated = 2
-    case pageRequest = 3
-  }
+  var type = RequestType.untranslated
 }
 
 extension UnitRegisters {
@@ -59,10 +59,10 @@ extension UnitRegisters {
       upper[bit: 30] = fault.executes  // EXE
     }
     // {T1,T2}: 00b a write, 01b a page request, 10b a read, 11b an AtomicOp (VT-d 11.4.14).
-    if fault.kind == .pageRequest {
+    if fault.type == .pageRequest {
       upper[bit: 28] = true  // T2
     } else {
-      upper[bits: 60...61] = fault.kind.rawValue  // AT
+      upper[bits: 60...61] = fault.type.rawValue  // AT
       upper[bit: 62] = fault.isRead  // T1
     }
     upper[bits: 32...39] = UInt64(fault.reason.rawValue)  // FR

@@ -17,46 +17,30 @@ struct HostBindingLookup {
     of source: RequesterID, pasid: UInt32?, mode: TranslationMode, capabilities: Capabilities,
     memory: any PhysicalMemory
   ) {
-    var lookup = SourceLookup(rootTable: mode.rootTable, source: source, capabilities: capabilities, memory: memory)
-    let found: (binding: HostBinding, domain: UInt16?)
-    do throws(FaultReason) {
-      found = try Self.read(&lookup, mode: mode, pasid: pasid)
-    } catch {
-      found = (.blocked(.entry(error)), nil)
+    guard mode.enabled else {
+      (binding, domain, faultProcessingDisabled) = (.secondStage, nil, false)
+      return
     }
-    (binding, domain) = found
+    var lookup = SourceLookup(mode, source: source, capabilities: capabilities, memory: memory)
+    do throws(FaultReason) {
+      let context = try lookup.context(for: .untranslated, pasid: pasid)
+      let resolved = try lookup.path(of: pasid, isPrivileged: false, in: context)
+      binding = Self.binding(resolved)
+      domain = resolved.path.domain
+    } catch {
+      binding = .blocked(.entry(error))
+      domain = nil
+    }
     faultProcessingDisabled = lookup.faultProcessingDisabled
   }
 
-  private static func read(
-    _ lookup: inout SourceLookup, mode: TranslationMode, pasid: UInt32?
-  ) throws(FaultReason) -> (HostBinding, UInt16?) {
-    guard mode.enabled else { return (.secondStage, nil) }
-    switch mode.tableMode {
-    case .invalid: throw .translationTableModeInvalid
-    case .legacy where pasid != nil: throw .pasidInLegacyMode
-    case .legacy:
-      let path = try TranslationPath(try lookup.legacyContext(), lookup.capabilities)
-      return (binding(path, nil), path.domain)
-    case .scalable:
-      let context = try lookup.scalableContext()
-      if pasid != nil, !context.pasidEnable { throw .pasidNotEnabled }
-      let number = pasid ?? context.ridPASID(lookup.capabilities)
-      let entry = try lookup.pasidEntry(number, isFromRequest: pasid != nil, context: context)
-      let isSupervisor = pasid == nil && context.ridPrivilege(lookup.capabilities)
-      let path = try TranslationPath(entry, pasid: number, isSupervisor: isSupervisor, lookup.capabilities)
-      let found = binding(path, entry)
-      if isSupervisor, case .firstStage = found { return (.blocked(.supervisorRequests), path.domain) }
-      return (found, path.domain)
-    }
-  }
-
-  private static func binding(_ path: TranslationPath, _ entry: PASIDEntry?) -> HostBinding {
-    switch path {
+  private static func binding(_ resolved: ResolvedPath) -> HostBinding {
+    switch resolved.path {
     case .passThrough: return .secondStage
     case .first(let table, let tag) where table.nested == nil:
+      if table.isSupervisor { return .blocked(.supervisorRequests) }
       var stage = GuestFirstStage(root: table.root, levels: table.levels, domain: tag.domain, pasid: tag.pasid)
-      stage.supervisorRequestEnable = entry?.supervisorRequestEnable ?? false
+      stage.supervisorRequestEnable = resolved.pasidEntry?.supervisorRequestEnable ?? false
       stage.writeProtectEnable = table.writeProtect
       stage.extendedAccessedFlagEnable = table.extendedAccessed
       return .firstStage(stage)

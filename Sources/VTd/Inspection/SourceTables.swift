@@ -80,7 +80,7 @@ struct TableReader {
   let memory: any PhysicalMemory
 
   private func lookup(_ source: RequesterID) -> SourceLookup {
-    SourceLookup(rootTable: mode.rootTable, source: source, capabilities: capabilities, memory: memory)
+    SourceLookup(mode, source: source, capabilities: capabilities, memory: memory)
   }
 
   func rootEntry(_ source: RequesterID) -> StructureEntry {

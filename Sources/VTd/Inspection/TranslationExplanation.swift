@@ -110,8 +110,7 @@ extension TranslationExplanation {
     if let contextEntry { entries.append(contextEntry) }
 
     // The result comes from the unit's own reads.
-    var lookup = SourceLookup(
-      rootTable: reader.mode.rootTable, source: source, capabilities: reader.capabilities, memory: memory)
+    var lookup = SourceLookup(reader.mode, source: source, capabilities: reader.capabilities, memory: memory)
     do throws(FaultReason) {
       if reader.mode.tableMode == .legacy {
         let entry = try lookup.legacyContext()

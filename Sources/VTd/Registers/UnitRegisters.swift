@@ -287,4 +287,9 @@ struct TranslationMode: Hashable, Sendable {
   var enabled = false
   var rootTable: UInt64 = 0
   var tableMode = TableMode.legacy
+
+  /// The fault of a request to the interrupt address range that is not an interrupt request.
+  var interruptAddressFault: FaultReason { tableMode == .legacy ? .interruptAddress : .scalableInterruptAddress }
+  /// The fault of a pass-through request beyond the host address width.
+  var addressWidthFault: FaultReason { tableMode == .legacy ? .addressBeyondWidth : .scalableAddressBeyondWidth }
 }
