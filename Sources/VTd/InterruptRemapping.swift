@@ -157,7 +157,7 @@ final class InterruptRemapper: Sendable {
     state.withLock { state in
       do throws(Blocked) {
         guard let index = try index(of: message, state.mode) else {
-          if isMade { state.counters.interruptsPassed &+= 1 }
+          if isMade { state.counters.count(.interruptsPassed) }
           return .success(message)
         }
         let entry = try entry(index, &state)
@@ -170,7 +170,7 @@ final class InterruptRemapper: Sendable {
         return .success(remapped)
       } catch {
         guard isMade else { return .failure(error) }
-        state.counters.interruptsBlocked &+= 1
+        state.counters.count(.interruptsBlocked)
         trace?.record(
           .interruptBlocked,
           [
@@ -188,7 +188,7 @@ final class InterruptRemapper: Sendable {
       if let index = try? index(of: message, state.mode) {
         note(message, remappedTo: remapped, by: index, from: source, &state.counters)
       } else {
-        state.counters.interruptsPassed &+= 1
+        state.counters.count(.interruptsPassed)
       }
     }
   }
@@ -197,7 +197,7 @@ final class InterruptRemapper: Sendable {
     _ message: InterruptMessage, remappedTo remapped: InterruptMessage, by index: Int, from source: RequesterID,
     _ counters: inout TranslationCounters
   ) {
-    counters.interruptsRemapped &+= 1
+    counters.count(.interruptsRemapped)
     trace?.record(
       .interruptRemapped,
       [
@@ -229,7 +229,7 @@ final class InterruptRemapper: Sendable {
   private func entry(_ index: Int, _ state: inout State) throws(Blocked) -> InterruptEntry {
     let place = index % state.cache.count
     if state.cache[place].number == index + 1 { return state.cache[place].entry }
-    state.counters.interruptEntryReads &+= 1
+    state.counters.count(.interruptEntryReads)
     let address = state.mode.table &+ UInt64(index) * 16
     guard let high = memory.loadUInt64(at: address &+ 8), let low = memory.loadUInt64(at: address) else {
       throw Blocked(reason: .interruptEntryAccess, index: index, isSuppressed: false)

@@ -227,7 +227,7 @@ public final class TranslationUnit: BusDevice, DMARemapper {
         if let command = effects.command { registers.complete(command) }
       }
     }
-    if effects.doorbell { observation.withLock { $0.counters.doorbells &+= 1 } }
+    if effects.doorbell { observation.withLock { $0.counters.count(.doorbells) } }
     if effects.serviceQueue { serviceQueue() }
   }
 
@@ -288,7 +288,7 @@ public final class TranslationUnit: BusDevice, DMARemapper {
 
   /// Reports to software that all descriptors before this one are complete.
   private func finish(_ wait: InvalidationWait) {
-    observation.withLock { $0.counters.waits &+= 1 }
+    observation.withLock { $0.counters.count(.waits) }
     // A status address outside of RAM is software's error; the write is lost.
     if wait.writesStatus {
       let isStored = memory.storeUInt32(wait.statusData, at: wait.statusAddress)
@@ -383,7 +383,7 @@ public final class TranslationUnit: BusDevice, DMARemapper {
       }
     }
     let isObserved = observation.withLock { observation in
-      observation.counters.count(invalidation)
+      if let counter = invalidation.counter { observation.counters.count(counter) }
       return !observation.observers.isEmpty
     }
     if isObserved { pending.invalidations.append(invalidation) }
@@ -409,16 +409,17 @@ public final class TranslationUnit: BusDevice, DMARemapper {
   }
 }
 
-extension TranslationCounters {
-  fileprivate mutating func count(_ invalidation: Invalidation) {
-    switch invalidation {
-    case .allContexts, .contextsOfDomain, .contextsOfDevice: contextInvalidations &+= 1
-    case .allPASIDs, .pasidsOfDomain, .pasid: pasidCacheInvalidations &+= 1
-    case .allTranslations, .translationsOfDomain, .pagesOfDomain: iotlbInvalidations &+= 1
-    case .translationsOfPASID, .pagesOfPASID: pasidIOTLBInvalidations &+= 1
-    case .deviceTLB, .deviceTLBOfPASID: deviceTLBInvalidations &+= 1
-    case .interruptEntries: interruptEntryInvalidations &+= 1
-    case .translationChanged, .interruptRemappingChanged: break
+extension Invalidation {
+  /// nil for a change of mode.
+  fileprivate var counter: TranslationCounter? {
+    switch self {
+    case .allContexts, .contextsOfDomain, .contextsOfDevice: .contextInvalidations
+    case .allPASIDs, .pasidsOfDomain, .pasid: .pasidCacheInvalidations
+    case .allTranslations, .translationsOfDomain, .pagesOfDomain: .iotlbInvalidations
+    case .translationsOfPASID, .pagesOfPASID: .pasidIOTLBInvalidations
+    case .deviceTLB, .deviceTLBOfPASID: .deviceTLBInvalidations
+    case .interruptEntries: .interruptEntryInvalidations
+    case .translationChanged, .interruptRemappingChanged: nil
     }
   }
 }

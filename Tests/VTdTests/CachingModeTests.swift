@@ -155,8 +155,8 @@ struct CachingModeTests {
       #expect(port.answer(Self.input) == .refused(.translation))
       #expect(guest.takeFault() == nil)
     }
-    #expect(guest.unit.counters.faults == 2)
-    #expect(guest.unit.counters.contextWalks == 1)
+    #expect(guest.unit.counters[.faults] == 2)
+    #expect(guest.unit.counters[.contextWalks] == 1)
   }
 
   @Test("setting the root table pointer removes all cached refusals")

@@ -53,7 +53,7 @@ struct FaultTests {
     #expect(guest.read32(0x34) == 0)
     #expect(two.answer(0x3000) == .refused(.translation))
     #expect(guest.takeFault()?.source == second.rawValue)
-    #expect(guest.unit.counters.faults == 5)
+    #expect(guest.unit.counters[.faults] == 5)
   }
 
   @Test("the fault event is sent once, stays pending while masked, and is dropped once served")

@@ -41,11 +41,11 @@ struct FirstStageTests {
     #expect(setup.port.answer(0x7f00_1234_5678, count: 0x1000) == .at(0x20_0678, 0x988))
     #expect(setup.port.answer(0x7f00_1234_5678, .write) == .at(0x20_0678, 8))
     let counters = setup.guest.unit.counters
-    #expect(counters.firstStageWalks == 1)
-    #expect(counters.iotlbHits == 1)
-    #expect(counters.iotlbMisses == 1)
-    #expect(counters.contextWalks == 1)
-    #expect(counters.pasidWalks == 1)
+    #expect(counters[.firstStageWalks] == 1)
+    #expect(counters[.iotlbHits] == 1)
+    #expect(counters[.iotlbMisses] == 1)
+    #expect(counters[.contextWalks] == 1)
+    #expect(counters[.pasidWalks] == 1)
   }
 
   @Test("devices above 15 use the upper context table")
@@ -176,13 +176,13 @@ struct FirstStageTests {
     #expect(slots.allSatisfy { guest.load($0) & 0x20 != 0 })
     #expect(guest.load(slots[0]) == 0x20_5027)
     #expect(setup.port.answer(0x4000_0000) == .at(0x20_5000, 8))
-    #expect(guest.unit.counters.iotlbHits == 1)
+    #expect(guest.unit.counters[.iotlbHits] == 1)
     #expect(setup.port.answer(0x4000_0000, .write) == .at(0x20_5000, 8))
     #expect(guest.load(slots[0]) == 0x20_5067)
     #expect(slots[1...].allSatisfy { guest.load($0) & 0x40 == 0 })
-    let walks = guest.unit.counters.firstStageWalks
+    let walks = guest.unit.counters[.firstStageWalks]
     #expect(setup.port.answer(0x4000_0000, .write) == .at(0x20_5000, 8))
-    #expect(guest.unit.counters.firstStageWalks == walks)
+    #expect(guest.unit.counters[.firstStageWalks] == walks)
     // No EA bits unless the PASID entry enables them.
     #expect(slots.allSatisfy { guest.load($0) & 0x400 == 0 })
   }

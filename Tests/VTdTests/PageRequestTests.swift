@@ -41,7 +41,7 @@ struct PageRequestTests {
     #expect(guest.load(base + 72) == 4)
     #expect(guest.read64(0xc8) == 96)
     #expect(guest.read64(0xc0) == 0)
-    #expect(guest.unit.counters.pageRequests == 3)
+    #expect(guest.unit.counters[.pageRequests] == 3)
   }
 
   @Test("the first request raises the event, once until software serves it")
@@ -137,10 +137,10 @@ struct PageRequestTests {
     let (guest, port, _) = try started()
     let memory = port.dmaPort(for: nil)
     #expect(memory.answer(0x1000) == .at(0x20_0000, 8))
-    let misses = guest.unit.counters.iotlbMisses
+    let misses = guest.unit.counters[.iotlbMisses]
     #expect(port.requestPage(request(0x1000, prefix: PASIDPrefix(pasid: 0))) == .queued)
     #expect(memory.answer(0x1000) == .at(0x20_0000, 8))
-    #expect(guest.unit.counters.iotlbMisses == misses + 1)
+    #expect(guest.unit.counters[.iotlbMisses] == misses + 1)
   }
 
   @Test("responses reach the function")

@@ -20,7 +20,7 @@ struct QueueTests {
     for _ in 0..<1000 { #expect(guest.submitAndWait([2 | 1 << 4, 0])) }
     #expect(error(guest) == nil)
     #expect(guest.read64(0x80) == guest.read64(0x88))
-    #expect(guest.unit.counters.waits == 1000)
+    #expect(guest.unit.counters[.waits] == 1000)
   }
 
   @Test("a disabled queue fetches nothing, and enabling it fetches what is there")
@@ -153,7 +153,7 @@ struct QueueTests {
     guest.command(set: 26)
     guest.write64(0x88, 0x7_fff0)
     #expect(guest.read64(0x80) == 0x7_fff0)
-    #expect(guest.unit.counters.iotlbInvalidations == 32767)
+    #expect(guest.unit.counters[.iotlbInvalidations] == 32767)
   }
 
   @Test("a status address outside RAM is ignored")
@@ -232,7 +232,7 @@ struct QueueTests {
       #expect(guest.submitAndWait(descriptor))
       #expect(guest.observer.take() == [expected])
     }
-    #expect(guest.unit.counters.deviceTLBInvalidations == 6)
+    #expect(guest.unit.counters[.deviceTLBInvalidations] == 6)
   }
 
   @Test(

@@ -27,7 +27,7 @@ struct SecondStageTests {
   func page(addressWidth: UInt64) throws {
     let (guest, port, _, _) = try second(addressWidth: addressWidth)
     #expect(port.answer(0x7654_3010, .write) == .at(0x20_0010, 8))
-    #expect(guest.unit.counters.secondStageWalks == 1)
+    #expect(guest.unit.counters[.secondStageWalks] == 1)
     #expect(port.answer(1 << UInt64(30 + 9 * addressWidth)) == .refused(.translation))
     #expect(guest.takeFault()?.reason == 0x83)
   }
@@ -198,8 +198,8 @@ struct SecondStageTests {
     let setup = try nested()
     #expect(setup.port.answer(0x1_2345_6010, .write) == .at(0x20_0010, 8))
     #expect(setup.port.answer(0x1_2345_6010) == .at(0x20_0010, 8))
-    #expect(setup.guest.unit.counters.nestedWalks == 1)
-    #expect(setup.guest.unit.counters.iotlbHits == 1)
+    #expect(setup.guest.unit.counters[.nestedWalks] == 1)
+    #expect(setup.guest.unit.counters[.iotlbHits] == 1)
     // The accessed bits are in the tables themselves.
     #expect(setup.guest.load(setup.first) & 0x20 != 0)
   }

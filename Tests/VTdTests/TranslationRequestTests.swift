@@ -54,7 +54,7 @@ struct TranslationRequestTests {
     let expected = DeviceTranslation(address: 0x20_0000, shift: 12, isReadable: reads, isWritable: writes)
     #expect(port.translate(Self.input | 0x123, noWrite: false, prefix: nil) == .success(expected))
     #expect(guest.takeFault() == nil)
-    #expect(guest.unit.counters.translationRequests == 1)
+    #expect(guest.unit.counters[.translationRequests] == 1)
   }
 
   @Test("the completion states the size of a large page")

@@ -1,36 +1,41 @@
 import VTd
 
-extension TranslationCounters {
-  /// All counters with their names for people.
-  var named: [(name: String, value: UInt64)] {
-    [
-      ("IOTLB hits", iotlbHits),
-      ("IOTLB misses", iotlbMisses),
-      ("first-stage walks", firstStageWalks),
-      ("second-stage walks", secondStageWalks),
-      ("nested walks", nestedWalks),
-      ("pass-through requests", passThroughRequests),
-      ("untranslated requests", untranslatedRequests),
-      ("context walks", contextWalks),
-      ("PASID walks", pasidWalks),
-      ("context invalidations", contextInvalidations),
-      ("PASID-cache invalidations", pasidCacheInvalidations),
-      ("IOTLB invalidations", iotlbInvalidations),
-      ("PASID-based IOTLB invalidations", pasidIOTLBInvalidations),
-      ("device-TLB invalidations", deviceTLBInvalidations),
-      ("translation requests", translationRequests),
-      ("translated requests", translatedRequests),
-      ("page requests", pageRequests),
-      ("interrupt entry invalidations", interruptEntryInvalidations),
-      ("invalidation queue doorbells", doorbells),
-      ("invalidation waits", waits),
-      ("interrupts remapped", interruptsRemapped),
-      ("interrupts passed", interruptsPassed),
-      ("interrupts blocked", interruptsBlocked),
-      ("interrupt entry reads", interruptEntryReads),
-      ("DMA faults", faults),
-    ]
+extension TranslationCounter {
+  /// The name under which people see it.
+  var name: String {
+    switch self {
+    case .iotlbHits: "IOTLB hits"
+    case .iotlbMisses: "IOTLB misses"
+    case .firstStageWalks: "first-stage walks"
+    case .secondStageWalks: "second-stage walks"
+    case .nestedWalks: "nested walks"
+    case .passThroughRequests: "pass-through requests"
+    case .untranslatedRequests: "untranslated requests"
+    case .contextWalks: "context walks"
+    case .pasidWalks: "PASID walks"
+    case .contextInvalidations: "context invalidations"
+    case .pasidCacheInvalidations: "PASID-cache invalidations"
+    case .iotlbInvalidations: "IOTLB invalidations"
+    case .pasidIOTLBInvalidations: "PASID-based IOTLB invalidations"
+    case .deviceTLBInvalidations: "device-TLB invalidations"
+    case .translationRequests: "translation requests"
+    case .translatedRequests: "translated requests"
+    case .pageRequests: "page requests"
+    case .interruptEntryInvalidations: "interrupt entry invalidations"
+    case .doorbells: "invalidation queue doorbells"
+    case .waits: "invalidation waits"
+    case .interruptsRemapped: "interrupts remapped"
+    case .interruptsPassed: "interrupts passed"
+    case .interruptsBlocked: "interrupts blocked"
+    case .interruptEntryReads: "interrupt entry reads"
+    case .faults: "DMA faults"
+    }
   }
+}
+
+extension TranslationCounters {
+  /// Every counter with its name.
+  var named: [(name: String, value: UInt64)] { TranslationCounter.allCases.map { ($0.name, self[$0]) } }
 }
 
 extension HostBindings.Counters {

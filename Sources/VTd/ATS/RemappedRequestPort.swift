@@ -128,7 +128,7 @@ extension TranslationUnit {
     _ address: UInt64, noWrite: Bool, prefix: PASIDPrefix?, from source: RequesterID
   ) -> TranslationCompletion {
     let mode = ports.withLock { $0.mode }
-    devices.withLock { $0.counters.translationRequests &+= 1 }
+    devices.withLock { $0.counters.count(.translationRequests) }
     trace?.record(
       .translationRequested,
       [.source(source), .hex("addr", address), .flag("no_write", noWrite)]
@@ -156,7 +156,7 @@ extension TranslationUnit {
   /// Returns whether a translated request may proceed. Records the fault where it may not.
   func accepts(translated address: UInt64, for access: DMAAccess, from source: RequesterID) -> Bool {
     let mode = ports.withLock { $0.mode }
-    devices.withLock { $0.counters.translatedRequests &+= 1 }
+    devices.withLock { $0.counters.count(.translatedRequests) }
     guard mode.enabled else { return false }
     var lookup = lookup(mode, source)
     do throws(FaultReason) {
@@ -177,7 +177,7 @@ extension TranslationUnit {
     func answer(_ code: PageGroupResponse.Code) -> PageRequestOutcome {
       request.isLastInGroup && !request.isStopMarker ? .answered(code) : .discarded
     }
-    devices.withLock { $0.counters.pageRequests &+= 1 }
+    devices.withLock { $0.counters.count(.pageRequests) }
     trace?.record(
       .pageRequested,
       [

@@ -70,7 +70,7 @@ struct PortTranslation: Sendable {
     _ address: UInt64, count: Int, for access: DMAAccess, from requester: RequesterID, memory: any PhysicalMemory
   ) -> Outcome {
     guard mode.enabled else {
-      counters.untranslatedRequests &+= 1
+      counters.count(.untranslatedRequests)
       return .segment(PhysicalSegment(address: address, count: count))
     }
     guard requester == source, isReady, !WalkRules.isInterruptAddress(address), let tag = path.tag else {
@@ -85,7 +85,7 @@ struct PortTranslation: Sendable {
     _ address: UInt64, count: Int, for access: DMAAccess, tag: IOTLB.Tag
   ) -> PhysicalSegment? {
     guard let (output, shift) = iotlb.lookup(address, tag: tag, access: access) else { return nil }
-    counters.iotlbHits &+= 1
+    counters.count(.iotlbHits)
     let offset = address & (1 &<< shift &- 1)
     let rest = Int(truncatingIfNeeded: 1 &<< shift &- offset)
     return PhysicalSegment(address: output | offset, count: min(count, rest))
@@ -150,16 +150,16 @@ struct PortTranslation: Sendable {
     _ address: UInt64, count: Int, for access: DMAAccess, tag: IOTLB.Tag, memory: any PhysicalMemory
   ) throws(FaultReason) -> PhysicalSegment {
     if let reason = refusedPages?.lookup(address, tag: tag, access: access) { throw reason }
-    counters.iotlbMisses &+= 1
+    counters.count(.iotlbMisses)
     let mapping: Mapping
     switch path {
     case .first(let table, _):
-      if table.nested == nil { counters.firstStageWalks &+= 1 } else { counters.nestedWalks &+= 1 }
+      if table.nested == nil { counters.count(.firstStageWalks) } else { counters.count(.nestedWalks) }
       mapping = try table.walk(address, for: access, rules: rules, memory: memory)
       if access.contains(.execute) { try table.checkExecute(address, rules: rules, memory: memory) }
     case .second(let table, _):
       try checkExecuteOffered(access)
-      counters.secondStageWalks &+= 1
+      counters.count(.secondStageWalks)
       mapping = try table.walk(address, for: access, rules: rules, memory: memory)
     case .unknown, .passThrough:
       try checkExecuteOffered(access)
@@ -182,7 +182,7 @@ struct PortTranslation: Sendable {
   private mutating func refused(
     _ address: UInt64, _ access: DMAAccess, _ reason: FaultReason, faultProcessingDisabled: Bool
   ) -> Outcome {
-    counters.faults &+= 1
+    counters.count(.faults)
     let isSuppressed = faultProcessingDisabled && reason.isQualified
     trace?.record(
       .faulted,
@@ -207,7 +207,7 @@ struct PortTranslation: Sendable {
   }
 
   private mutating func passThrough(_ address: UInt64, count: Int) throws(FaultReason) -> PhysicalSegment {
-    counters.passThroughRequests &+= 1
+    counters.count(.passThroughRequests)
     trace?.record(.passedThrough, [.source(source), .hex("addr", address)])
     guard !rules.exceedsHost(address) else { throw mode.addressWidthFault }
     // The segment ends before the interrupt address range.
@@ -225,8 +225,8 @@ struct PortTranslation: Sendable {
     var lookup = SourceLookup(mode, source: source, capabilities: capabilities, memory: memory)
     defer {
       faultProcessingDisabled = lookup.faultProcessingDisabled
-      counters.contextWalks &+= lookup.contextReads
-      counters.pasidWalks &+= lookup.pasidReads
+      counters[.contextWalks] &+= lookup.contextReads
+      counters[.pasidWalks] &+= lookup.pasidReads
     }
     try check(contextRefusal, &lookup)
     let context = try loadContext(&lookup)

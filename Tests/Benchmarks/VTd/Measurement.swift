@@ -49,7 +49,7 @@ extension Subject {
       }
     }
     let requests = UInt64(3 * operations * rounds)
-    let hits = guest.unit.counters.iotlbHits - before.iotlbHits
+    let hits = guest.unit.counters[.iotlbHits] - before[.iotlbHits]
     guard cached ? hits == requests : hits < requests / 50 else {
       throw BenchmarkError("\(name): \(hits) of \(requests) requests were hits")
     }

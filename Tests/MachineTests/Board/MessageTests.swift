@@ -104,7 +104,7 @@ private final class TraceNames: TraceSink {
     delivery.remap(by: unit)
     let counts = {
       let counters = unit.counters
-      return [counters.interruptsRemapped, counters.interruptsPassed, counters.interruptsBlocked]
+      return [counters[.interruptsRemapped], counters[.interruptsPassed], counters[.interruptsBlocked]]
     }
     // IRTE 3: present, vector 0x55. Table of 256 entries at 0x8000; SIRTP, then IRE.
     _ = memory.storeUInt64(0x55 << 16 | 1, at: 0x8030)

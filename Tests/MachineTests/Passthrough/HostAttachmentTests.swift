@@ -65,14 +65,14 @@ import VTdOracle
   func invalidationsCostACallForEachDoorbell(pages: Int, perDoorbell: Int) throws {
     let chain = try Chain()
     chain.nesting.enableTranslation()
-    let before = chain.guest.unit.counters.doorbells
+    let before = chain.guest.unit.counters[.doorbells]
     for start in stride(from: 0, to: pages, by: perDoorbell) {
       for page in start..<min(start + perDoorbell, pages) {
         chain.guest.put([6 | 3 << 4 | 5 << 16, 0x10_0000_0000 + UInt64(page) << 12])
       }
       #expect(chain.guest.submitAndWait())
     }
-    let doorbells = chain.guest.unit.counters.doorbells - before
+    let doorbells = chain.guest.unit.counters[.doorbells] - before
     let calls = chain.kernel.state.withLock { $0.invalidations }
     #expect(doorbells == UInt64((pages + perDoorbell - 1) / perDoorbell))
     #expect(UInt64(calls.count) == doorbells && chain.bindings.counters.invalidationCalls == doorbells)
