@@ -219,14 +219,14 @@ struct UnitRegisters: Sendable {
     guard command[bit: 63] else { return }  // ICC
     let domain = UInt16(truncatingIfNeeded: command)
     let invalidation: Invalidation? =
-      switch takesRegisterCommands ? command[bits: 61...62] : 0 {
-      case 1: .allContexts
-      case 2: .contextsOfDomain(domain)
-      case 3:
+      switch takesRegisterCommands ? InvalidationGranularity(rawValue: command[bits: 61...62]) : nil {
+      case .global: .allContexts
+      case .domain: .contextsOfDomain(domain)
+      case .selective:
         .contextsOfDevice(
           RequesterID(rawValue: UInt16(truncatingIfNeeded: command >> 16)),
           FunctionMask(rawValue: UInt8(truncatingIfNeeded: command[bits: 32...33])))
-      default: nil
+      case nil: nil
       }
     effects.command = RegisterCommand(register: .contextCommand, invalidation: invalidation)
   }
@@ -238,15 +238,15 @@ struct UnitRegisters: Sendable {
     let address = file[quadword: RegisterOffset.invalidateAddress]
     let addressMask = Int(address[bits: 0...5])
     let invalidation: Invalidation? =
-      switch takesRegisterCommands ? command[bits: 60...61] : 0 {
-      case 1: .allTranslations
-      case 2: .translationsOfDomain(domain)
-      case 3 where addressMask <= Capabilities.maximumAddressMask:
+      switch takesRegisterCommands ? InvalidationGranularity(rawValue: command[bits: 60...61]) : nil {
+      case .global: .allTranslations
+      case .domain: .translationsOfDomain(domain)
+      case .selective where addressMask <= Capabilities.maximumAddressMask:
         .pagesOfDomain(
           domain,
           PageRange(address: address, addressMask: addressMask, width: capabilities.maximumGuestAddressWidth),
           leafOnly: address[bit: 6])
-      default: nil
+      case .selective, nil: nil
       }
     effects.command = RegisterCommand(register: .iotlbInvalidate, invalidation: invalidation)
   }
