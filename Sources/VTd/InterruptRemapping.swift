@@ -11,6 +11,12 @@ public enum RemappedInterrupt: Hashable, Sendable {
   case blocked(FaultReason)
 }
 
+/// Receives the interrupt requests that a device makes by a DMA write to 0xFEEx_xxxx.
+public protocol MessageSink: AnyObject, Sendable {
+  /// - Parameter message: the message as written, before its remapping.
+  func send(_ message: InterruptMessage, from requester: RequesterID)
+}
+
 /// The state of interrupt remapping: GSTS and the latched IRTA.
 struct InterruptRemappingMode: Hashable, Sendable {
   /// IRES.

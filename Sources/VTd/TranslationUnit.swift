@@ -20,45 +20,26 @@ public final class TranslationUnit: BusDevice, DMARemapper {
     var retired = TranslationCounters()
   }
 
-  private struct Observation {
-    var observers: [any InvalidationObserver] = []
-    var counters = TranslationCounters()
-  }
-
   let memory: any PhysicalMemory
   private let messages: (any MessageSink)?
   let rules: WalkRules
   let registers: RegisterBlock
   let interrupts: InterruptRemapper
   let ports = Mutex(Ports())
-  private let observation = Mutex(Observation())
-  private let queue = Mutex(Pending())
+  let observers = Mutex(InvalidationObservers())
+  let queue = Mutex(PendingInvalidations())
   /// Where the holder of `queue` waits for requests in flight.
-  private let parking: any Parking
+  let parking: any Parking
   /// Outstanding device-TLB invalidations. A leaf lock.
   let devices = Mutex(DeviceInvalidations())
   let deviceTimer: (any OneShotTimer)?
   /// Interrupt requests that functions make by DMA, from before their remapping until their delivery.
-  private let interruptsInFlight = RequestsInFlight()
+  let interruptsInFlight = RequestsInFlight()
   /// Page requests, from before their check until the unit has queued or answered them.
   let pageRequestsInFlight = RequestsInFlight()
   /// A function answered while another thread held `queue`. That thread then serves the queue again.
-  private let resumes = Atomic<Bool>(false)
+  let resumes = Atomic<Bool>(false)
   let trace: Trace?
-
-  /// Invalidations that have been applied to the unit's caches and are not yet complete.
-  private struct Pending {
-    /// Invalidations that the observers have not received yet, in the guest's order.
-    var invalidations: [Invalidation] = []
-    /// Ports whose requests in flight may use invalidated entries.
-    var ports: [RemappingPort] = []
-    /// Interrupt requests in flight may use an invalidated entry or table.
-    var concernsInterrupts = false
-
-    mutating func append(_ port: RemappingPort) {
-      if !ports.contains(where: { $0 === port }) { ports.append(port) }
-    }
-  }
 
   /// - Parameters:
   ///   - faultEvent: the route of the fault event. The unit's own events are not remapped.
@@ -144,19 +125,9 @@ public final class TranslationUnit: BusDevice, DMARemapper {
     interrupts.note(message, remappedTo: remapped, from: source)
   }
 
-  // MARK: Observers and counters
-
-  public func addObserver(_ observer: any InvalidationObserver) {
-    observation.withLock { $0.observers.append(observer) }
-  }
-
-  public func removeObserver(_ observer: any InvalidationObserver) {
-    observation.withLock { $0.observers.removeAll { $0 === observer } }
-  }
-
   public var counters: TranslationCounters {
     var sum = interrupts.counters
-    sum += observation.withLock { $0.counters }
+    sum += observers.withLock { $0.counters }
     sum += devices.withLock { $0.counters }
     let (ports, retired) = ports.withLock { ($0.all, $0.retired) }
     sum += retired
@@ -174,10 +145,8 @@ public final class TranslationUnit: BusDevice, DMARemapper {
       interrupts.set(registers.interruptMode)
     }
     queue.withLock { pending in
-      pending.ports = ports.withLock { $0.all }
-      pending.invalidations.append(.translationChanged)
-      pending.invalidations.append(.interruptRemappingChanged)
-      pending.concernsInterrupts = true
+      pending.appendTranslationChange(ports.withLock { $0.all })
+      pending.appendInterruptRemappingChange()
       devices.withLock { $0.reset() }
       complete(&pending)
     }
@@ -210,15 +179,9 @@ public final class TranslationUnit: BusDevice, DMARemapper {
     registers.send(effects)
     if effects.awaitsDrain || effects.command != nil {
       queue.withLock { pending in
-        if effects.translationChanged {
-          pending.ports = ports.withLock { $0.all }
-          pending.invalidations.append(.translationChanged)
-        }
-        if effects.interruptRemappingChanged {
-          pending.invalidations.append(.interruptRemappingChanged)
-          pending.concernsInterrupts = true
-        }
-        if let invalidation = effects.command?.invalidation { carryOut(invalidation, &pending) }
+        if effects.translationChanged { pending.appendTranslationChange(ports.withLock { $0.all }) }
+        if effects.interruptRemappingChanged { pending.appendInterruptRemappingChange() }
+        if let invalidation = effects.command?.invalidation { apply(invalidation, &pending) }
         complete(&pending)
       }
       resumeIfAsked()
@@ -227,7 +190,7 @@ public final class TranslationUnit: BusDevice, DMARemapper {
         if let command = effects.command { registers.complete(command) }
       }
     }
-    if effects.doorbell { observation.withLock { $0.counters.count(.doorbells) } }
+    if effects.doorbell { observers.withLock { $0.counters.count(.doorbells) } }
     if effects.serviceQueue { serviceQueue() }
   }
 
@@ -235,191 +198,6 @@ public final class TranslationUnit: BusDevice, DMARemapper {
     ports.withLock { ports in
       ports.mode = mode
       for port in ports.all { port.set(mode, forgetting: forgetting) }
-    }
-  }
-
-  // MARK: Invalidation
-
-  /// Executes descriptors until the queue is empty, one is invalid, or one lap is complete. Software that adds more
-  /// meanwhile rings the doorbell again and spends its own time on them.
-  private func serviceQueue() {
-    queue.withLock { service(&$0) }
-    resumeIfAsked()
-  }
-
-  /// Resumes the queue after a function's answer. If another thread holds `queue`, that thread resumes it, so the
-  /// function's thread does not wait.
-  func resumeQueue() {
-    resumes.store(true, ordering: .sequentiallyConsistent)
-    resumeIfAsked()
-  }
-
-  private func resumeIfAsked() {
-    while resumes.load(ordering: .sequentiallyConsistent) {
-      let isServed: Void? = queue.withLockIfAvailable { pending in
-        resumes.store(false, ordering: .sequentiallyConsistent)
-        service(&pending)
-      }
-      if isServed == nil { return }
-    }
-  }
-
-  private func service(_ pending: inout Pending) {
-    guard finishParkedWait() else { return }
-    var remaining = registers.state.withLock { $0.queue.capacity }
-    while remaining > 0, serviceDescriptor(&pending) { remaining -= 1 }
-    complete(&pending)
-  }
-
-  /// - Returns: false while a parked wait descriptor still waits for functions.
-  private func finishParkedWait() -> Bool {
-    guard capabilities.deviceTLB else { return true }
-    let generation = registers.state.withLock { $0.queue.generation }
-    let (mayGoOn, wait) = devices.withLock { devices -> (Bool, InvalidationWait?) in
-      guard let parked = devices.parkedWait else { return (true, nil) }
-      guard parked.generation != generation || devices.outstanding.isEmpty else { return (false, nil) }
-      devices.parkedWait = nil
-      // Software does not wait for a queue that it has disabled since.
-      return (true, parked.generation == generation ? parked.wait : nil)
-    }
-    if let wait { finish(wait) }
-    return mayGoOn
-  }
-
-  /// Reports to software that all descriptors before this one are complete.
-  private func finish(_ wait: InvalidationWait) {
-    observation.withLock { $0.counters.count(.waits) }
-    // A status address outside of RAM is software's error; the write is lost.
-    if wait.writesStatus {
-      let isStored = memory.storeUInt32(wait.statusData, at: wait.statusAddress)
-      trace?.record(
-        isStored ? .waitStatus : .waitStatusFailed,
-        [.hex("addr", wait.statusAddress), .hex("data", wait.statusData)])
-    }
-    guard wait.interrupts else { return }
-    trace?.record(.waitInterrupt, [])
-    var effects = UnitRegisters.Effects()
-    registers.state.withLock { $0.completeWait(&effects) }
-    registers.send(effects)
-  }
-
-  /// - Returns: whether to continue with the next descriptor.
-  private func serviceDescriptor(_ pending: inout Pending) -> Bool {
-    var effects = UnitRegisters.Effects()
-    let fetch = registers.state.withLock { $0.nextFetch(&effects) }
-    guard let fetch else {
-      registers.send(effects)
-      return false
-    }
-    let descriptor: Descriptor
-    do throws(QueueError) {
-      let bits = try load(fetch)
-      trace?.record(.descriptor, [.number("type", bits.type), .hex("high", bits.high), .hex("low", bits.low)])
-      descriptor = try Descriptor.decode(bits, tableMode: fetch.tableMode, capabilities: capabilities)
-    } catch {
-      trace?.record(.queueError, [.number("error", error.rawValue), .hex("addr", fetch.address)])
-      registers.state.withLock { $0.stopQueue(error, generation: fetch.generation, &effects) }
-      registers.send(effects)
-      return false
-    }
-    switch descriptor {
-    case .invalidate(let invalidation):
-      guard send(invalidation) else { return false }
-      carryOut(invalidation, &pending)
-      registers.state.withLock { $0.advanceQueue(generation: fetch.generation) }
-      if pending.invalidations.count >= 4096 { tellObservers(&pending) }
-    case .wait(let wait):
-      // No request uses the old tables any more when software reads the status.
-      complete(&pending)
-      if parks(wait, generation: fetch.generation) {
-        registers.state.withLock { $0.advanceQueue(generation: fetch.generation) }
-        return false
-      }
-      // The wait is complete before the head moves past it.
-      finish(wait)
-      registers.state.withLock { $0.advanceQueue(generation: fetch.generation) }
-    case .respond(let response, let source):
-      // The function repeats its request at once. It must not meet entries that were invalidated before the response.
-      complete(&pending)
-      deliver(response, to: source)
-      registers.state.withLock { $0.advanceQueue(generation: fetch.generation) }
-    }
-    return true
-  }
-
-  /// Parks a wait descriptor while functions have not answered earlier device-TLB invalidations.
-  private func parks(_ wait: InvalidationWait, generation: UInt64) -> Bool {
-    guard capabilities.deviceTLB else { return false }
-    return devices.withLock { devices in
-      guard !devices.outstanding.isEmpty else { return false }
-      devices.parkedWait = DeviceInvalidations.ParkedWait(wait: wait, generation: generation)
-      return true
-    }
-  }
-
-  private func load(_ fetch: UnitRegisters.Fetch) throws(QueueError) -> DescriptorBits {
-    guard let low = memory.loadUInt64(at: fetch.address), let high = memory.loadUInt64(at: fetch.address &+ 8) else {
-      throw .descriptorFetch
-    }
-    guard fetch.isWide else { return DescriptorBits(low: low, high: high) }
-    guard let third = memory.loadUInt64(at: fetch.address &+ 16),
-      let fourth = memory.loadUInt64(at: fetch.address &+ 24)
-    else { throw .descriptorFetch }
-    return DescriptorBits(low: low, high: high, upper: third | fourth)
-  }
-
-  /// Applies an invalidation to the unit's own caches, and queues it for the observers.
-  private func carryOut(_ invalidation: Invalidation, _ pending: inout Pending) {
-    trace?.record(invalidation)
-    switch invalidation {
-    case .interruptEntries(let indices):
-      interrupts.invalidate(indices)
-      pending.concernsInterrupts = true
-    case .deviceTLB, .deviceTLBOfPASID, .translationChanged, .interruptRemappingChanged:
-      break
-    default:
-      ports.withLock { ports in
-        for port in ports.all where port.invalidate(invalidation) { pending.append(port) }
-      }
-    }
-    let isObserved = observation.withLock { observation in
-      if let counter = invalidation.counter { observation.counters.count(counter) }
-      return !observation.observers.isEmpty
-    }
-    if isObserved { pending.invalidations.append(invalidation) }
-  }
-
-  /// Completes the pending invalidations: returns when no request in flight uses the old entries and the observers have
-  /// acted. The unit always drains, whether descriptors request it (DR, DW) or not.
-  private func complete(_ pending: inout Pending) {
-    for port in pending.ports { port.inFlight.drain(parking: parking) }
-    pending.ports.removeAll(keepingCapacity: true)
-    if pending.concernsInterrupts { interruptsInFlight.drain(parking: parking) }
-    pending.concernsInterrupts = false
-    // Page requests whose check came before the invalidation, or before a wait descriptor with PD, enter the queue now.
-    if capabilities.pageRequests { pageRequestsInFlight.drain(parking: parking) }
-    tellObservers(&pending)
-  }
-
-  private func tellObservers(_ pending: inout Pending) {
-    guard !pending.invalidations.isEmpty else { return }
-    let observers = observation.withLock { $0.observers }
-    for observer in observers { observer.invalidated(pending.invalidations) }
-    pending.invalidations.removeAll(keepingCapacity: true)
-  }
-}
-
-extension Invalidation {
-  /// nil for a change of mode.
-  fileprivate var counter: TranslationCounter? {
-    switch self {
-    case .allContexts, .contextsOfDomain, .contextsOfDevice: .contextInvalidations
-    case .allPASIDs, .pasidsOfDomain, .pasid: .pasidCacheInvalidations
-    case .allTranslations, .translationsOfDomain, .pagesOfDomain: .iotlbInvalidations
-    case .translationsOfPASID, .pagesOfPASID: .pasidIOTLBInvalidations
-    case .deviceTLB, .deviceTLBOfPASID: .deviceTLBInvalidations
-    case .interruptEntries: .interruptEntryInvalidations
-    case .translationChanged, .interruptRemappingChanged: nil
     }
   }
 }

@@ -28,7 +28,7 @@ final class InterruptDelivery: InterruptRouter, InvalidationObserver, MessageSin
   /// Sends every message through the interrupt remapping of this unit from now on.
   func remap(by unit: TranslationUnit) {
     self.unit.withLock { $0 = unit }
-    unit.addObserver(self)
+    unit.addObserver(self, for: .interruptRemapping)
   }
 
   /// Undoes `remap`. Until then the unit and this object hold references to each other.
@@ -94,13 +94,6 @@ final class InterruptDelivery: InterruptRouter, InvalidationObserver, MessageSin
   }
 
   func invalidated(_ invalidations: [Invalidation]) {
-    let changesRoutes = invalidations.contains { invalidation in
-      switch invalidation {
-      case .interruptEntries, .interruptRemappingChanged: true
-      default: false
-      }
-    }
-    guard changesRoutes else { return }
     for weak in routes.withLock({ $0 }) { weak.route?.reconsider() }
   }
 

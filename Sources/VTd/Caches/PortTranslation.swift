@@ -328,69 +328,64 @@ struct PortTranslation: Sendable {
     refusedPages?.removeAll(in: pages, where: matches)
   }
 
+  /// Removes what an invalidation names.
   /// - Returns: whether requests in flight may use invalidated entries, so that the caller must drain them.
   mutating func invalidate(_ invalidation: Invalidation) -> Bool {
-    let concerned = hasStrays || concerns(invalidation)
-    if concerned { hasStrays = false }
-    remove(invalidation)
-    return concerned
-  }
-
-  private func concerns(_ invalidation: Invalidation) -> Bool {
-    switch invalidation {
-    case .allContexts, .allPASIDs, .allTranslations: true
-    case .contextsOfDevice(let device, let mask): names(device, mask)
-    // In scalable mode, context entries have no domain.
-    case .contextsOfDomain(let domain): mode.tableMode == .scalable || goes(through: domain)
-    case .pasidsOfDomain(let domain), .translationsOfDomain(let domain), .pagesOfDomain(let domain, _, _):
-      goes(through: domain)
-    case .pasid(let pasid, let domain), .translationsOfPASID(let pasid, let domain),
-      .pagesOfPASID(let pasid, let domain, _, _):
-      path.domain == nil || path.domain == domain && pathPASID == pasid
-    case .deviceTLB, .deviceTLBOfPASID, .interruptEntries, .translationChanged, .interruptRemappingChanged: false
-    }
-  }
-
-  /// Whether requests may use the domain's tables. True while no entry is cached.
-  private func goes(through domain: UInt16) -> Bool { path.domain ?? domain == domain }
-
-  private func names(_ device: RequesterID, _ mask: FunctionMask) -> Bool {
-    (device.rawValue ^ source.rawValue) & mask.significantBits == 0
-  }
-
-  private mutating func remove(_ invalidation: Invalidation) {
+    let isConcerned: Bool
     switch invalidation {
     case .allContexts:
+      isConcerned = true
       forgetContext()
     case .contextsOfDomain(let domain):
-      // A cached fault belongs to domain 0.
-      if mode.tableMode == .scalable || (contextRefusal == nil ? path.domain : 0) == domain { forgetContext() }
+      // In scalable mode, context entries have no domain. A cached fault belongs to domain 0.
+      let isScalable = mode.tableMode == .scalable
+      isConcerned = isScalable || mayUse(domain)
+      if isScalable || (contextRefusal == nil ? path.domain : 0) == domain { forgetContext() }
     case .contextsOfDevice(let device, let mask):
-      if names(device, mask) { forgetContext() }
+      isConcerned = (device.rawValue ^ source.rawValue) & mask.significantBits == 0
+      if isConcerned { forgetContext() }
     case .allPASIDs:
+      isConcerned = true
       if mode.tableMode == .scalable { forgetPASIDEntry() }
     case .pasidsOfDomain(let domain):
+      isConcerned = mayUse(domain)
       if mode.tableMode == .scalable, path.domain == domain { path = .unknown }
       // A cached fault belongs to no domain, so it may be this one's.
       pasidRefusal = nil
     case .pasid(let pasid, let domain):
+      isConcerned = mayUse(pasid, in: domain)
       if mode.tableMode == .scalable, path.domain == domain, pathPASID == pasid { path = .unknown }
       if pasidRefusal?.pasid == pasid { pasidRefusal = nil }
     case .allTranslations:
+      isConcerned = true
       iotlb.removeAll()
       refusedPages?.removeAll()
     case .translationsOfDomain(let domain):
+      isConcerned = mayUse(domain)
       forgetPages { $0.domain == domain }
     case .pagesOfDomain(let domain, let pages, _):
+      isConcerned = mayUse(domain)
       forgetPages(in: pages) { $0.domain == domain && $0.stages == .second }
       // The pages are second-stage input, so all first-stage and nested entries of the domain go (VT-d 6.5.2.3).
       forgetPages { $0.domain == domain && $0.stages != .second }
     case .translationsOfPASID(let pasid, let domain):
+      isConcerned = mayUse(pasid, in: domain)
       forgetPages { $0.domain == domain && $0.pasid == pasid && $0.stages != .second }
     case .pagesOfPASID(let pasid, let domain, let pages, _):
+      isConcerned = mayUse(pasid, in: domain)
       forgetPages(in: pages) { $0.domain == domain && $0.pasid == pasid && $0.stages != .second }
     case .deviceTLB, .deviceTLBOfPASID, .interruptEntries, .translationChanged, .interruptRemappingChanged:
-      break
+      isConcerned = false
     }
+    defer { hasStrays = false }
+    return hasStrays || isConcerned
+  }
+
+  /// Whether requests may use the domain's tables. True while no entry is cached.
+  private func mayUse(_ domain: UInt16) -> Bool { path.domain ?? domain == domain }
+
+  /// Whether requests may use the tables of a PASID in a domain. True while no entry is cached.
+  private func mayUse(_ pasid: UInt32, in domain: UInt16) -> Bool {
+    path.domain == nil || path.domain == domain && pathPASID == pasid
   }
 }

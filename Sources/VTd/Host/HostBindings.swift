@@ -79,7 +79,7 @@ public final class HostBindings: InvalidationObserver {
       return state.functions.count == 1
     }
     // Observe before the first read of the tables, so that no change is missed.
-    if isFirst { unit.addObserver(self) }
+    if isFirst { unit.addObserver(self, for: .translation) }
     state.withLock { state in
       guard let index = state.functions.firstIndex(where: { $0.host === host }) else { return }
       reread(index, &state)

@@ -79,18 +79,95 @@ public enum Invalidation: Hashable, Sendable {
   case interruptRemappingChanged
 }
 
+extension Invalidation {
+  /// Records its trace event.
+  /// - Returns: its counter; nil for a change of mode.
+  func record(in trace: Trace?) -> TranslationCounter? {
+    switch self {
+    case .allContexts:
+      trace?.record(.invalidateAllContexts, [])
+      return .contextInvalidations
+    case .contextsOfDomain(let domain):
+      trace?.record(.invalidateDomainContexts, [.hex("domain", domain)])
+      return .contextInvalidations
+    case .contextsOfDevice(let device, let mask):
+      trace?.record(.invalidateDeviceContexts, [.source(device), .hex("fmask", ~mask.significantBits)])
+      return .contextInvalidations
+    case .allPASIDs:
+      trace?.record(.invalidateAllPASIDs, [])
+      return .pasidCacheInvalidations
+    case .pasidsOfDomain(let domain):
+      trace?.record(.invalidateDomainPASIDs, [.hex("domain", domain)])
+      return .pasidCacheInvalidations
+    case .pasid(let pasid, let domain):
+      trace?.record(.invalidatePASID, [.hex("domain", domain), .hex("pasid", pasid)])
+      return .pasidCacheInvalidations
+    case .allTranslations:
+      trace?.record(.invalidateAllTranslations, [])
+      return .iotlbInvalidations
+    case .translationsOfDomain(let domain):
+      trace?.record(.invalidateDomainTranslations, [.hex("domain", domain)])
+      return .iotlbInvalidations
+    case .pagesOfDomain(let domain, let pages, let leafOnly):
+      trace?.record(
+        .invalidateDomainPages,
+        [.hex("domain", domain), .hex("addr", pages.first), .hex("last", pages.last), .flag("ih", leafOnly)])
+      return .iotlbInvalidations
+    case .translationsOfPASID(let pasid, let domain):
+      trace?.record(.invalidatePASIDTranslations, [.hex("domain", domain), .hex("pasid", pasid)])
+      return .pasidIOTLBInvalidations
+    case .pagesOfPASID(let pasid, let domain, let pages, let leafOnly):
+      trace?.record(
+        .invalidatePASIDPages,
+        [
+          .hex("domain", domain), .hex("addr", pages.first), .hex("last", pages.last), .hex("pasid", pasid),
+          .flag("ih", leafOnly),
+        ])
+      return .pasidIOTLBInvalidations
+    case .deviceTLB(let device, let pages):
+      trace?.record(.invalidateDeviceTLB, [.source(device), .hex("addr", pages.first), .hex("last", pages.last)])
+      return .deviceTLBInvalidations
+    case .deviceTLBOfPASID(let device, let pasid, let pages):
+      trace?.record(
+        .invalidateDeviceTLB,
+        [.source(device), .hex("addr", pages.first), .hex("last", pages.last)]
+          + (pasid.map { [.hex("pasid", $0)] } ?? [.word("pasid", "all")]))
+      return .deviceTLBInvalidations
+    case .interruptEntries(let indices):
+      trace?.record(
+        .invalidateInterruptEntries, [.number("index", indices.lowerBound), .number("last", indices.upperBound)])
+      return .interruptEntryInvalidations
+    case .translationChanged, .interruptRemappingChanged:
+      return nil
+    }
+  }
+
+  var subject: InvalidationSubjects {
+    switch self {
+    case .interruptEntries, .interruptRemappingChanged: .interruptRemapping
+    default: .translation
+    }
+  }
+}
+
+/// What invalidations are about.
+public struct InvalidationSubjects: OptionSet, Sendable {
+  public let rawValue: UInt8
+  public init(rawValue: UInt8) { self.rawValue = rawValue }
+
+  /// The translation mode, and the entries and mappings that translate DMA requests, device TLBs included.
+  public static let translation = InvalidationSubjects(rawValue: 1 << 0)
+  /// The interrupt remapping mode and table entries.
+  public static let interruptRemapping = InvalidationSubjects(rawValue: 1 << 1)
+  public static let all: InvalidationSubjects = [.translation, .interruptRemapping]
+}
+
 /// An object that keeps state derived from the unit's tables: interrupt routes, or tables bound to a host's IOMMU.
 public protocol InvalidationObserver: AnyObject, Sendable {
-  /// Acts on invalidations, given in the guest's order. When it returns they have taken effect; the guest's wait
+  /// Acts on invalidations of the subjects that the observer wants, given in the guest's order. When it returns they have taken effect; the guest's wait
   /// descriptor completes only after that.
   ///
   /// The unit calls it on the thread of the vCPU that rang the doorbell, without any lock that `remap` or a translation
   /// takes.
   func invalidated(_ invalidations: [Invalidation])
-}
-
-/// Receives the interrupt requests that a device makes by a DMA write to 0xFEEx_xxxx.
-public protocol MessageSink: AnyObject, Sendable {
-  /// - Parameter message: the message as written, before its remapping.
-  func send(_ message: InterruptMessage, from requester: RequesterID)
 }

@@ -65,11 +65,40 @@ public final class Trace: Sendable {
 
   @inline(__always)
   func record(_ event: TraceEvent, _ arguments: @autoclosure () -> [TraceArgument]) {
-    if mask.load(ordering: .relaxed) & 1 << UInt64(event.rawValue) != 0 { tell(event, arguments()) }
+    if mask.load(ordering: .relaxed) & 1 << UInt64(event.rawValue) != 0 { deliver(event, arguments()) }
   }
 
   @inline(never)
-  private func tell(_ event: TraceEvent, _ arguments: [TraceArgument]) {
+  private func deliver(_ event: TraceEvent, _ arguments: [TraceArgument]) {
     sink.record(event, unit: unit, arguments)
+  }
+}
+
+extension Trace {
+  /// Records the changes that a register write made.
+  /// - Parameter before: the state in force before the write.
+  func record(_ registers: UnitRegisters, before: GlobalCommand, _ effects: UnitRegisters.Effects) {
+    let now = registers.globalStatus
+    let changed = now.symmetricDifference(before)
+    if effects.rootTableSet {
+      let mode = registers.translationMode
+      record(.rootTableSet, [.hex("addr", mode.rootTable), .flag("scalable", mode.tableMode == .scalable)])
+    }
+    if changed.contains(.translationEnable) {
+      record(.translationEnabled, [.flag("enable", now.contains(.translationEnable))])
+    }
+    if changed.contains(.queuedInvalidationEnable) {
+      record(
+        .queueEnabled,
+        [
+          .flag("enable", now.contains(.queuedInvalidationEnable)), .hex("addr", registers.queue.base),
+          .number("size", registers.queue.size),
+        ])
+    }
+    if effects.interruptRemappingChanged {
+      let mode = registers.interruptMode
+      record(.interruptTableSet, [.hex("addr", mode.table), .number("size", mode.entries)])
+      record(.interruptRemappingEnabled, [.flag("enable", mode.enabled)])
+    }
   }
 }

@@ -1,0 +1,109 @@
+import Hardware
+
+// From an invalidation to its completion (VT-d 6.5): the unit applies it to its own caches, drains the requests in
+// flight that may use the old entries, and notifies the observers.
+
+/// Invalidations that have been applied to the unit's caches and are not yet complete.
+struct PendingInvalidations {
+  /// Invalidations that the observers have not received yet, in the guest's order.
+  fileprivate var observed: [Invalidation] = []
+  /// The subjects of `observed`.
+  fileprivate var subjects: InvalidationSubjects = []
+  /// Ports whose requests in flight may use invalidated entries.
+  fileprivate var ports: [RemappingPort] = []
+  /// Interrupt requests in flight may use an invalidated entry or table.
+  fileprivate var concernsInterrupts = false
+
+  /// Limits the memory of a batch: above it, observers receive the invalidations before the batch is complete.
+  var isFull: Bool { observed.count >= 4096 }
+
+  mutating func appendTranslationChange(_ ports: [RemappingPort]) {
+    self.ports = ports
+    append(.translationChanged)
+  }
+
+  mutating func appendInterruptRemappingChange() {
+    concernsInterrupts = true
+    append(.interruptRemappingChanged)
+  }
+
+  fileprivate mutating func append(_ invalidation: Invalidation) {
+    observed.append(invalidation)
+    subjects.formUnion(invalidation.subject)
+  }
+
+  fileprivate mutating func append(_ port: RemappingPort) {
+    if !ports.contains(where: { $0 === port }) { ports.append(port) }
+  }
+}
+
+/// The observers of a unit's invalidations, and the counters of its queue.
+struct InvalidationObservers {
+  var counters = TranslationCounters()
+  private(set) var all: [(observer: any InvalidationObserver, subjects: InvalidationSubjects)] = []
+  /// What any observer wants.
+  fileprivate var subjects: InvalidationSubjects = []
+
+  fileprivate mutating func add(_ observer: any InvalidationObserver, for subjects: InvalidationSubjects) {
+    all.append((observer, subjects))
+    self.subjects.formUnion(subjects)
+  }
+
+  fileprivate mutating func remove(_ observer: any InvalidationObserver) {
+    all.removeAll { $0.observer === observer }
+    subjects = all.reduce([]) { $0.union($1.subjects) }
+  }
+}
+
+extension TranslationUnit {
+  /// - Parameter subjects: the invalidations that the observer wants.
+  public func addObserver(_ observer: any InvalidationObserver, for subjects: InvalidationSubjects = .all) {
+    observers.withLock { $0.add(observer, for: subjects) }
+  }
+
+  public func removeObserver(_ observer: any InvalidationObserver) { observers.withLock { $0.remove(observer) } }
+
+  /// Applies an invalidation to the unit's own caches, and queues it for the observers.
+  func apply(_ invalidation: Invalidation, _ pending: inout PendingInvalidations) {
+    let counter = invalidation.record(in: trace)
+    switch invalidation {
+    case .interruptEntries(let indices):
+      interrupts.invalidate(indices)
+      pending.concernsInterrupts = true
+    case .deviceTLB, .deviceTLBOfPASID, .translationChanged, .interruptRemappingChanged:
+      break
+    default:
+      ports.withLock { ports in
+        for port in ports.all where port.invalidate(invalidation) { pending.append(port) }
+      }
+    }
+    let isObserved = observers.withLock { observers in
+      if let counter { observers.counters.count(counter) }
+      return observers.subjects.contains(invalidation.subject)
+    }
+    if isObserved { pending.append(invalidation) }
+  }
+
+  /// Completes the pending invalidations: returns when no request in flight uses the old entries and the observers have
+  /// acted. The unit always drains, whether descriptors request it (DR, DW) or not.
+  func complete(_ pending: inout PendingInvalidations) {
+    for port in pending.ports { port.inFlight.drain(parking: parking) }
+    pending.ports.removeAll(keepingCapacity: true)
+    if pending.concernsInterrupts { interruptsInFlight.drain(parking: parking) }
+    pending.concernsInterrupts = false
+    // Page requests whose check came before the invalidation, or before a wait descriptor with PD, enter the queue now.
+    if capabilities.pageRequests { pageRequestsInFlight.drain(parking: parking) }
+    notifyObservers(&pending)
+  }
+
+  func notifyObservers(_ pending: inout PendingInvalidations) {
+    guard !pending.observed.isEmpty else { return }
+    for (observer, subjects) in observers.withLock({ $0.all }) where !subjects.isDisjoint(with: pending.subjects) {
+      observer.invalidated(
+        subjects.isSuperset(of: pending.subjects)
+          ? pending.observed : pending.observed.filter { subjects.contains($0.subject) })
+    }
+    pending.observed.removeAll(keepingCapacity: true)
+    pending.subjects = []
+  }
+}

@@ -1,0 +1,134 @@
+import Hardware
+
+// The execution of the invalidation queue (VT-d 6.5.2): fetch, decode and execute descriptors. The thread that rings the
+// doorbell executes them, or the thread of a function whose answer resumes the queue.
+
+extension TranslationUnit {
+  /// Executes descriptors until the queue is empty, one is invalid, or one lap is complete. Software that adds more
+  /// meanwhile rings the doorbell again and spends its own time on them.
+  func serviceQueue() {
+    queue.withLock { service(&$0) }
+    resumeIfAsked()
+  }
+
+  /// Resumes the queue after a function's answer. If another thread holds `queue`, that thread resumes it, so the
+  /// function's thread does not wait.
+  func resumeQueue() {
+    resumes.store(true, ordering: .sequentiallyConsistent)
+    resumeIfAsked()
+  }
+
+  func resumeIfAsked() {
+    while resumes.load(ordering: .sequentiallyConsistent) {
+      let isServed: Void? = queue.withLockIfAvailable { pending in
+        resumes.store(false, ordering: .sequentiallyConsistent)
+        service(&pending)
+      }
+      if isServed == nil { return }
+    }
+  }
+
+  private func service(_ pending: inout PendingInvalidations) {
+    guard finishParkedWait() else { return }
+    var remaining = registers.state.withLock { $0.queue.capacity }
+    while remaining > 0, serviceDescriptor(&pending) { remaining -= 1 }
+    complete(&pending)
+  }
+
+  /// - Returns: false while a parked wait descriptor still waits for functions.
+  private func finishParkedWait() -> Bool {
+    guard capabilities.deviceTLB else { return true }
+    let generation = registers.state.withLock { $0.queue.generation }
+    let (mayGoOn, wait) = devices.withLock { devices -> (Bool, InvalidationWait?) in
+      guard let parked = devices.parkedWait else { return (true, nil) }
+      guard parked.generation != generation || devices.outstanding.isEmpty else { return (false, nil) }
+      devices.parkedWait = nil
+      // Software does not wait for a queue that it has disabled since.
+      return (true, parked.generation == generation ? parked.wait : nil)
+    }
+    if let wait { finish(wait) }
+    return mayGoOn
+  }
+
+  /// Reports to software that all descriptors before this one are complete.
+  private func finish(_ wait: InvalidationWait) {
+    observers.withLock { $0.counters.count(.waits) }
+    // A status address outside of RAM is software's error; the write is lost.
+    if wait.writesStatus {
+      let isStored = memory.storeUInt32(wait.statusData, at: wait.statusAddress)
+      trace?.record(
+        isStored ? .waitStatus : .waitStatusFailed,
+        [.hex("addr", wait.statusAddress), .hex("data", wait.statusData)])
+    }
+    guard wait.interrupts else { return }
+    trace?.record(.waitInterrupt, [])
+    var effects = UnitRegisters.Effects()
+    registers.state.withLock { $0.completeWait(&effects) }
+    registers.send(effects)
+  }
+
+  /// - Returns: whether to continue with the next descriptor.
+  private func serviceDescriptor(_ pending: inout PendingInvalidations) -> Bool {
+    var effects = UnitRegisters.Effects()
+    let fetch = registers.state.withLock { $0.nextFetch(&effects) }
+    guard let fetch else {
+      registers.send(effects)
+      return false
+    }
+    let descriptor: Descriptor
+    do throws(QueueError) {
+      let bits = try load(fetch)
+      trace?.record(.descriptor, [.number("type", bits.type), .hex("high", bits.high), .hex("low", bits.low)])
+      descriptor = try Descriptor.decode(bits, tableMode: fetch.tableMode, capabilities: capabilities)
+    } catch {
+      trace?.record(.queueError, [.number("error", error.rawValue), .hex("addr", fetch.address)])
+      registers.state.withLock { $0.stopQueue(error, generation: fetch.generation, &effects) }
+      registers.send(effects)
+      return false
+    }
+    switch descriptor {
+    case .invalidate(let invalidation):
+      guard send(invalidation) else { return false }
+      apply(invalidation, &pending)
+      registers.state.withLock { $0.advanceQueue(generation: fetch.generation) }
+      if pending.isFull { notifyObservers(&pending) }
+    case .wait(let wait):
+      // No request uses the old tables any more when software reads the status.
+      complete(&pending)
+      if parks(wait, generation: fetch.generation) {
+        registers.state.withLock { $0.advanceQueue(generation: fetch.generation) }
+        return false
+      }
+      // The wait is complete before the head moves past it.
+      finish(wait)
+      registers.state.withLock { $0.advanceQueue(generation: fetch.generation) }
+    case .respond(let response, let source):
+      // The function repeats its request at once. It must not meet entries that were invalidated before the response.
+      complete(&pending)
+      deliver(response, to: source)
+      registers.state.withLock { $0.advanceQueue(generation: fetch.generation) }
+    }
+    return true
+  }
+
+  /// Parks a wait descriptor while functions have not answered earlier device-TLB invalidations.
+  private func parks(_ wait: InvalidationWait, generation: UInt64) -> Bool {
+    guard capabilities.deviceTLB else { return false }
+    return devices.withLock { devices in
+      guard !devices.outstanding.isEmpty else { return false }
+      devices.parkedWait = DeviceInvalidations.ParkedWait(wait: wait, generation: generation)
+      return true
+    }
+  }
+
+  private func load(_ fetch: UnitRegisters.Fetch) throws(QueueError) -> DescriptorBits {
+    guard let low = memory.loadUInt64(at: fetch.address), let high = memory.loadUInt64(at: fetch.address &+ 8) else {
+      throw .descriptorFetch
+    }
+    guard fetch.isWide else { return DescriptorBits(low: low, high: high) }
+    guard let third = memory.loadUInt64(at: fetch.address &+ 16),
+      let fourth = memory.loadUInt64(at: fetch.address &+ 24)
+    else { throw .descriptorFetch }
+    return DescriptorBits(low: low, high: high, upper: third | fourth)
+  }
+}
