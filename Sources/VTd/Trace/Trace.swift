@@ -42,8 +42,8 @@ public protocol TraceSink: AnyObject, Sendable {
   func record(_ event: TraceEvent, unit: String?, _ arguments: [TraceArgument])
 }
 
-/// The enabled trace events of one unit, and their sink. A disabled event costs one relaxed load. Requests that hit a
-/// cache have no event.
+/// The enabled trace events of one unit, and their sink. While all are disabled, an event costs one relaxed load.
+/// Requests that hit a cache have no event.
 public final class Trace: Sendable {
   private let mask: Atomic<UInt64>
   private let sink: any TraceSink
@@ -56,8 +56,12 @@ public final class Trace: Sendable {
     self.sink = sink
   }
 
+  /// The bit of each event in `mask`.
+  private static let bits = [TraceEvent: UInt64](
+    uniqueKeysWithValues: TraceEvent.allCases.enumerated().map { ($0.element, 1 << UInt64($0.offset)) })
+
   private static func mask(_ events: some Sequence<TraceEvent>) -> UInt64 {
-    events.reduce(0) { $0 | 1 << UInt64($1.rawValue) }
+    events.reduce(0) { $0 | (bits[$1] ?? 0) }
   }
 
   /// Replaces the set of enabled events.
@@ -65,8 +69,12 @@ public final class Trace: Sendable {
 
   @inline(__always)
   func record(_ event: TraceEvent, _ arguments: @autoclosure () -> [TraceArgument]) {
-    if mask.load(ordering: .relaxed) & 1 << UInt64(event.rawValue) != 0 { deliver(event, arguments()) }
+    let enabled = mask.load(ordering: .relaxed)
+    if enabled != 0, isEnabled(event, in: enabled) { deliver(event, arguments()) }
   }
+
+  @inline(never)
+  private func isEnabled(_ event: TraceEvent, in mask: UInt64) -> Bool { mask & (Self.bits[event] ?? 0) != 0 }
 
   @inline(never)
   private func deliver(_ event: TraceEvent, _ arguments: [TraceArgument]) {

@@ -1,90 +1,50 @@
 /// The trace events of a unit. An event has the name of QEMU's trace event (hw/i386/trace-events) with the same
 /// meaning, or a name in that style where QEMU has none.
-public enum TraceEvent: UInt8, CaseIterable, Sendable {
+public enum TraceEvent: String, CaseIterable, Sendable {
   // Registers.
-  case registerRead
-  case registerWrite
-  case rootTableSet
-  case translationEnabled
-  case interruptTableSet
-  case interruptRemappingEnabled
-  case queueEnabled
-  case eventRaised
+  case registerRead = "vtd_reg_read"
+  case registerWrite = "vtd_reg_write"
+  case rootTableSet = "vtd_reg_dmar_root"
+  case translationEnabled = "vtd_dmar_enable"
+  case interruptTableSet = "vtd_reg_ir_root"
+  case interruptRemappingEnabled = "vtd_ir_enable"
+  case queueEnabled = "vtd_inv_qi_enable"
+  case eventRaised = "vtd_irq_generate"
 
   // The invalidation queue.
-  case descriptor
-  case queueError
-  case invalidateAllContexts
-  case invalidateDomainContexts
-  case invalidateDeviceContexts
-  case invalidateAllPASIDs
-  case invalidateDomainPASIDs
-  case invalidatePASID
-  case invalidateAllTranslations
-  case invalidateDomainTranslations
-  case invalidateDomainPages
-  case invalidatePASIDTranslations
-  case invalidatePASIDPages
-  case invalidateDeviceTLB
-  case invalidateInterruptEntries
-  case waitStatus
-  case waitStatusFailed
-  case waitInterrupt
+  case descriptor = "vtd_inv_desc"
+  case queueError = "vtd_inv_qi_error"
+  case invalidateAllContexts = "vtd_inv_desc_cc_global"
+  case invalidateDomainContexts = "vtd_inv_desc_cc_domain"
+  case invalidateDeviceContexts = "vtd_inv_desc_cc_devices"
+  case invalidateAllPASIDs = "vtd_pasid_cache_gsi"
+  case invalidateDomainPASIDs = "vtd_pasid_cache_dsi"
+  case invalidatePASID = "vtd_pasid_cache_psi"
+  case invalidateAllTranslations = "vtd_inv_desc_iotlb_global"
+  case invalidateDomainTranslations = "vtd_inv_desc_iotlb_domain"
+  case invalidateDomainPages = "vtd_inv_desc_iotlb_pages"
+  case invalidatePASIDTranslations = "vtd_inv_desc_iotlb_pasid"
+  case invalidatePASIDPages = "vtd_inv_desc_iotlb_pasid_pages"
+  case invalidateDeviceTLB = "vtd_inv_desc_device_tlb"
+  case invalidateInterruptEntries = "vtd_inv_desc_iec"
+  case waitStatus = "vtd_inv_desc_wait_sw"
+  case waitStatusFailed = "vtd_inv_desc_wait_write_fail"
+  case waitInterrupt = "vtd_inv_desc_wait_irq"
 
   // Requests.
-  case contextCached
-  case pasidEntryCached
-  case walked
-  case passedThrough
-  case faulted
-  case translationRequested
-  case pageRequested
-  case pageAnswered
+  case contextCached = "vtd_iotlb_cc_update"
+  case pasidEntryCached = "vtd_pasid_cache_update"
+  case walked = "vtd_dmar_translate"
+  case passedThrough = "vtd_translate_pt"
+  case faulted = "vtd_dmar_fault"
+  case translationRequested = "vtd_ats_request"
+  case pageRequested = "vtd_page_request"
+  case pageAnswered = "vtd_page_response"
 
   // Interrupt requests.
-  case interruptEntryRead
-  case interruptRemapped
-  case interruptBlocked
+  case interruptEntryRead = "vtd_ir_irte_get"
+  case interruptRemapped = "vtd_ir_remap_msi"
+  case interruptBlocked = "vtd_ir_fault"
 
-  public var name: String {
-    switch self {
-    case .registerRead: "vtd_reg_read"
-    case .registerWrite: "vtd_reg_write"
-    case .rootTableSet: "vtd_reg_dmar_root"
-    case .translationEnabled: "vtd_dmar_enable"
-    case .interruptTableSet: "vtd_reg_ir_root"
-    case .interruptRemappingEnabled: "vtd_ir_enable"
-    case .queueEnabled: "vtd_inv_qi_enable"
-    case .eventRaised: "vtd_irq_generate"
-    case .descriptor: "vtd_inv_desc"
-    case .queueError: "vtd_inv_qi_error"
-    case .invalidateAllContexts: "vtd_inv_desc_cc_global"
-    case .invalidateDomainContexts: "vtd_inv_desc_cc_domain"
-    case .invalidateDeviceContexts: "vtd_inv_desc_cc_devices"
-    case .invalidateAllPASIDs: "vtd_pasid_cache_gsi"
-    case .invalidateDomainPASIDs: "vtd_pasid_cache_dsi"
-    case .invalidatePASID: "vtd_pasid_cache_psi"
-    case .invalidateAllTranslations: "vtd_inv_desc_iotlb_global"
-    case .invalidateDomainTranslations: "vtd_inv_desc_iotlb_domain"
-    case .invalidateDomainPages: "vtd_inv_desc_iotlb_pages"
-    case .invalidatePASIDTranslations: "vtd_inv_desc_iotlb_pasid"
-    case .invalidatePASIDPages: "vtd_inv_desc_iotlb_pasid_pages"
-    case .invalidateDeviceTLB: "vtd_inv_desc_device_tlb"
-    case .invalidateInterruptEntries: "vtd_inv_desc_iec"
-    case .waitStatus: "vtd_inv_desc_wait_sw"
-    case .waitStatusFailed: "vtd_inv_desc_wait_write_fail"
-    case .waitInterrupt: "vtd_inv_desc_wait_irq"
-    case .contextCached: "vtd_iotlb_cc_update"
-    case .pasidEntryCached: "vtd_pasid_cache_update"
-    case .walked: "vtd_dmar_translate"
-    case .passedThrough: "vtd_translate_pt"
-    case .faulted: "vtd_dmar_fault"
-    case .translationRequested: "vtd_ats_request"
-    case .pageRequested: "vtd_page_request"
-    case .pageAnswered: "vtd_page_response"
-    case .interruptEntryRead: "vtd_ir_irte_get"
-    case .interruptRemapped: "vtd_ir_remap_msi"
-    case .interruptBlocked: "vtd_ir_fault"
-    }
-  }
+  public var name: String { rawValue }
 }
