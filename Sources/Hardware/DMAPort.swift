@@ -74,11 +74,17 @@ public protocol DMAPort: AnyObject, Sendable {
   ///   RAM; the access itself checks that.
   func translate(_ address: UInt64, count: Int, for access: DMAAccess) throws(DMAError) -> PhysicalSegment
 
+  /// Takes a 4-byte write that no RAM answers, if it is an interrupt request.
+  /// - Parameter address: translated.
+  /// - Returns: whether it is one.
+  func sendMessage(_ data: UInt32, to address: UInt64) -> Bool
+
   /// Records, where the function's driver can see it, that no memory answered a request of this port.
   func noteUnclaimed()
 }
 
 extension DMAPort {
+  public func sendMessage(_ data: UInt32, to address: UInt64) -> Bool { false }
   public func noteUnclaimed() {}
 
   /// Records that no memory answered a translated request, and returns its error. BARs of other functions do not answer
@@ -138,11 +144,18 @@ extension DMAPort {
     var offset = 0
     while offset < bytes.byteCount {
       let segment = try translate(address &+ UInt64(offset), count: bytes.byteCount - offset, for: .write)
-      guard memory.write(bytes.extracting(offset..<offset + segment.count), to: segment.address) else {
+      let part = bytes.extracting(offset..<offset + segment.count)
+      guard memory.write(part, to: segment.address) || sendMessage(part, to: segment.address) else {
         throw unclaimed()
       }
       offset += segment.count
     }
+  }
+
+  private func sendMessage(_ bytes: RawSpan, to address: UInt64) -> Bool {
+    guard bytes.byteCount == 4 else { return false }
+    let bytes = Span<UInt8>(_bytes: bytes)
+    return sendMessage((0..<4).reduce(0) { $0 | UInt32(bytes[$1]) << UInt32(8 * $1) }, to: address)
   }
 
   // MARK: Single accesses
@@ -188,7 +201,9 @@ extension DMAPort {
   }
 
   public func storeUInt32(_ value: UInt32, at address: UInt64) throws(DMAError) {
-    try single(address, count: 4, for: .write) { memory.storeUInt32(value, at: $0.address) ? () : nil }
+    try single(address, count: 4, for: .write) { segment in
+      memory.storeUInt32(value, at: segment.address) || sendMessage(value, to: segment.address) ? () : nil
+    }
   }
 
   public func storeUInt64(_ value: UInt64, at address: UInt64) throws(DMAError) {

@@ -84,14 +84,11 @@ public final class TranslationUnit: BusDevice, DMARemapper {
 
   /// - Parameter isPrivileged: the requests have Privileged Mode Requested set. Requires a PASID.
   func makePort(for requester: Requester, pasid: UInt32?, isPrivileged: Bool) -> any DMAPort {
-    let reachable: any PhysicalMemory =
-      messages.map {
-        RequesterMemory(ram: memory, requester: requester, messages: $0, inFlight: interruptsInFlight)
-      } ?? memory
     let translation = PortTranslation(
       requestPASID: pasid, isPrivileged: isPrivileged, capabilities: capabilities, rules: rules, trace: trace)
     let port = RemappingPort(
-      requester: requester, memory: reachable, ram: memory, registers: registers, translation: translation)
+      requester: requester, memory: memory, registers: registers, messages: messages,
+      interruptsInFlight: interruptsInFlight, translation: translation)
     ports.withLock { ports in
       // A port that only this list references belongs to a removed function.
       for index in ports.all.indices.reversed() where isKnownUniquelyReferenced(&ports.all[index]) {
