@@ -1,8 +1,7 @@
 import Hardware
 
-// Table reads for translation requests, translated requests and page requests (VT-d 4.1, 4.2, 7.1.3, 7.4), and the
-// answers to the fault conditions that they meet. The unit reads the tables for each request: the function caches the
-// answer.
+// Translation requests (VT-d 4.1.1), and the answers to the fault conditions that they meet (7.1.3). The unit reads the
+// tables for each request, because the function caches the answer.
 
 extension FaultReason {
   /// The answer to a translation request that meets this condition (7.1.3).
@@ -35,34 +34,15 @@ extension FaultReason {
   }
 }
 
-/// Reads the unit's tables for one request.
-struct RequestLookup {
-  let rules: WalkRules
-  private var source: SourceLookup
-
-  init(
-    _ mode: TranslationMode, source: RequesterID, capabilities: Capabilities, rules: WalkRules,
-    memory: any PhysicalMemory
-  ) {
-    self.rules = rules
-    self.source = SourceLookup(mode, source: source, capabilities: capabilities, memory: memory)
-  }
-
-  private var mode: TranslationMode { source.mode }
-  private var capabilities: Capabilities { source.capabilities }
-  private var memory: any PhysicalMemory { source.memory }
-
-  /// FPD of the entries read so far.
-  var faultProcessingDisabled: Bool { source.faultProcessingDisabled }
-
+extension SourceLookup {
   /// Answers a translation request.
   /// - Throws: the fault condition that the request meets.
   mutating func translate(
-    _ address: UInt64, noWrite: Bool, prefix: PASIDPrefix?
+    _ address: UInt64, noWrite: Bool, prefix: PASIDPrefix?, rules: WalkRules
   ) throws(FaultReason) -> DeviceTranslation {
     let isPrivileged = prefix?.isPrivileged ?? false
-    let context = try source.context(for: .translationRequest, pasid: prefix?.pasid)
-    let path = try source.path(of: prefix?.pasid, isPrivileged: isPrivileged, in: context).path
+    let context = try context(for: .translationRequest, pasid: prefix?.pasid)
+    let path = try self.path(of: prefix?.pasid, isPrivileged: isPrivileged, in: context).path
     if isPrivileged, !capabilities.supervisorRequests { return .noAccess(isPrivileged: true) }
     if WalkRules.isInterruptAddress(address) { throw mode.interruptAddressFault }
     let writes = !noWrite || !capabilities.noWriteFlag
@@ -77,7 +57,7 @@ struct RequestLookup {
       found = (
         try walk(writes: writes) { (access) throws(FaultReason) in
           try table.walk(address, for: access, rules: rules, memory: memory)
-        }, executes(address, table, prefix)
+        }, executes(address, table, prefix, rules)
       )
     case .second(let table, _):
       let page = try walk(writes: writes) { (access) throws(FaultReason) in
@@ -90,8 +70,8 @@ struct RequestLookup {
     // Of a page that overlaps the interrupt address range, the answer covers only 4 KiB.
     var shift = found.mapping.shift
     let mask = found.mapping.offsetMask
-    let range = UInt64(0xfee0_0000)...0xfeef_ffff
-    if range.overlaps(address & ~mask...address | mask) || range.overlaps(output & ~mask...output | mask) {
+    let interrupts = WalkRules.interruptAddresses
+    if interrupts.overlaps(address & ~mask...address | mask) || interrupts.overlaps(output & ~mask...output | mask) {
       shift = 12
     }
     return DeviceTranslation(
@@ -132,7 +112,9 @@ struct RequestLookup {
 
   private func executes(_ prefix: PASIDPrefix?) -> Bool { prefix?.executes ?? false && capabilities.executeRequests }
 
-  private func executes(_ address: UInt64, _ table: FirstStageTable, _ prefix: PASIDPrefix?) -> Bool {
+  private func executes(
+    _ address: UInt64, _ table: FirstStageTable, _ prefix: PASIDPrefix?, _ rules: WalkRules
+  ) -> Bool {
     guard executes(prefix) else { return false }
     do {
       try table.checkExecute(address, rules: rules, memory: memory)
@@ -141,23 +123,36 @@ struct RequestLookup {
       return false
     }
   }
+}
 
-  /// Checks a translated request.
-  mutating func checkTranslated(_ address: UInt64) throws(FaultReason) {
-    _ = try source.context(for: .translated, pasid: nil)
-    if WalkRules.isInterruptAddress(address) { throw mode.interruptAddressFault }
-  }
-
-  /// Checks that a page request may enter the queue (7.4, SCT.8).
-  /// - Returns: domain and PASID of the cached translations, or nil where the PASID has no valid entry.
-  mutating func checkPageRequest(_ prefix: PASIDPrefix?) throws(FaultReason) -> (domain: UInt16, pasid: UInt32)? {
-    guard case .scalable(let context) = try source.context(for: .pageRequest, pasid: prefix?.pasid) else {
-      throw .pageRequestInLegacyMode
+extension TranslationUnit {
+  /// Answers a translation request (VT-d 4.1.1).
+  func answer(
+    _ address: UInt64, noWrite: Bool, prefix: PASIDPrefix?, from source: RequesterID
+  ) -> TranslationCompletion {
+    let mode = ports.withLock { $0.mode }
+    devices.withLock { $0.counters.count(.translationRequests) }
+    trace?.record(
+      .translationRequested,
+      [.source(source), .hex("addr", address), .flag("no_write", noWrite)]
+        + (prefix.map { [.hex("pasid", $0.pasid)] } ?? []))
+    // While translation is disabled this is not a fault.
+    guard mode.enabled else { return .unsupportedRequest }
+    var lookup = lookup(source, in: mode)
+    let reason: FaultReason
+    do {
+      return .success(try lookup.translate(address, noWrite: noWrite, prefix: prefix, rules: rules))
+    } catch {
+      reason = error
     }
-    let pasid = prefix?.pasid ?? context.ridPASID(capabilities)
-    if prefix != nil, pasid >> UInt32(capabilities.pasidWidth) != 0 { throw .pasidBeyondDirectory }
-    // Software checks the PASID-table entry, not the unit.
-    let entry = try? source.pasidEntry(pasid, isFromRequest: prefix != nil, context: context)
-    return entry.map { ($0.domain, pasid) }
+    let answer = reason.translationAnswer
+    if answer != .noAccess {
+      record(reason, lookup, from: source, address: address, isRead: true, prefix: prefix, type: .translationRequest)
+    }
+    return switch answer {
+    case .noAccess, .noAccessAndFault: .success(.noAccess(isPrivileged: prefix?.isPrivileged ?? false))
+    case .unsupportedRequest: .unsupportedRequest
+    case .completerAbort: .completerAbort
+    }
   }
 }

@@ -87,8 +87,8 @@ struct IOTLB: Sendable {
     let output = mapping.address(of: address)
     if sizeClass > 0 {
       let mask = UInt64.lowBits(Int(Self.shift(ofClass: sizeClass)))
-      let range = UInt64(0xfee0_0000)...0xfeef_ffff
-      if range.overlaps(address & ~mask...address | mask) || range.overlaps(output & ~mask...output | mask) {
+      let interrupts = WalkRules.interruptAddresses
+      if interrupts.overlaps(address & ~mask...address | mask) || interrupts.overlaps(output & ~mask...output | mask) {
         sizeClass = 0
       }
     }

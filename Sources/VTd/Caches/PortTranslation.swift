@@ -211,7 +211,8 @@ struct PortTranslation: Sendable {
     trace?.record(.passedThrough, [.source(source), .hex("addr", address)])
     guard !rules.exceedsHost(address) else { throw mode.addressWidthFault }
     // The segment ends before the interrupt address range.
-    let limit = address < 0xfee0_0000 ? 0xfee0_0000 - address : UInt64(Int.max)
+    let interrupts = WalkRules.interruptAddresses.lowerBound
+    let limit = address < interrupts ? interrupts - address : UInt64(Int.max)
     return PhysicalSegment(address: address, count: min(count, Int(clamping: limit)))
   }
 

@@ -96,3 +96,24 @@ extension UnitRegisters {
     if faultStatus.isEmpty { file[doubleword: EventRegisters.fault.control][bit: 30] = false }
   }
 }
+
+extension TranslationUnit {
+  /// Records the fault of a request by ATS or of a page request, unless FPD of the entries read suppresses it.
+  func record(
+    _ reason: FaultReason, _ lookup: SourceLookup, from source: RequesterID, address: UInt64, isRead: Bool,
+    prefix: PASIDPrefix?, type: RequestType
+  ) {
+    let isSuppressed = reason.isQualified && lookup.faultProcessingDisabled
+    trace?.record(
+      .faulted,
+      [
+        .source(source), .hex("fault", reason.rawValue), .hex("addr", address), .flag("write", !isRead),
+        .flag("suppressed", isSuppressed),
+      ] + (prefix.map { [.hex("pasid", $0.pasid)] } ?? []))
+    if isSuppressed { return }
+    registers.record(
+      FaultRecord(
+        reason: reason, source: source, information: address, isRead: isRead, pasid: prefix?.pasid,
+        isPrivileged: prefix?.isPrivileged ?? false, executes: prefix?.executes ?? false, type: type))
+  }
+}

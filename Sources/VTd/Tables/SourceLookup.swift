@@ -154,3 +154,10 @@ struct SourceLookup {
     return entry
   }
 }
+
+extension TranslationUnit {
+  /// Reads the tables in memory, not the caches.
+  func lookup(_ source: RequesterID, in mode: TranslationMode) -> SourceLookup {
+    SourceLookup(mode, source: source, capabilities: capabilities, memory: memory)
+  }
+}

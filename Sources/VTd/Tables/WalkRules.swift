@@ -33,6 +33,9 @@ struct WalkRules: Sendable {
 
   /// The interrupt address range, 0xFEEx_xxxx (VT-d 3.15).
   @inline(__always)
+  static var interruptAddresses: ClosedRange<UInt64> { 0xfee0_0000...0xfeef_ffff }
+
+  @inline(__always)
   static func isInterruptAddress(_ address: UInt64) -> Bool { address >> 20 == 0xfee }
 
   let maximumGuestAddressWidth: Int

@@ -1,0 +1,56 @@
+import Hardware
+
+/// The port of translated requests. Their addresses are physical; the unit only checks that the function may use them
+/// (VT-d 4.2).
+final class ATSTranslatedPort: DMAPort {
+  let memory: any PhysicalMemory
+  private let unit: TranslationUnit
+  private let requester: Requester
+  /// A port that the unit knows, so that invalidations drain this port's requests. It translates nothing.
+  private let anchor: any DMAPort
+
+  init(unit: TranslationUnit, requester: Requester, anchor: any DMAPort) {
+    self.unit = unit
+    self.requester = requester
+    self.anchor = anchor
+    memory = unit.memory
+  }
+
+  var inFlight: RequestsInFlight { anchor.inFlight }
+
+  func translate(_ address: UInt64, count: Int, for access: DMAAccess) throws(DMAError) -> PhysicalSegment {
+    guard requester.busMasterEnable else { throw .disabled }
+    guard unit.accepts(translated: address, for: access, from: requester.id) else { throw .translation }
+    // The segment ends with the page, so that the next page is checked separately.
+    return PhysicalSegment(address: address, count: min(count, 0x1000 - Int(address & 0xfff)))
+  }
+
+  func noteUnclaimed() { requester.receiveMasterAbort() }
+}
+
+extension SourceLookup {
+  /// Checks a translated request.
+  mutating func checkTranslated(_ address: UInt64) throws(FaultReason) {
+    _ = try context(for: .translated, pasid: nil)
+    if WalkRules.isInterruptAddress(address) { throw mode.interruptAddressFault }
+  }
+}
+
+extension TranslationUnit {
+  /// Returns whether a translated request may proceed. Records the fault where it may not.
+  func accepts(translated address: UInt64, for access: DMAAccess, from source: RequesterID) -> Bool {
+    let mode = ports.withLock { $0.mode }
+    devices.withLock { $0.counters.count(.translatedRequests) }
+    guard mode.enabled else { return false }
+    var lookup = lookup(source, in: mode)
+    do throws(FaultReason) {
+      try lookup.checkTranslated(address)
+      return true
+    } catch {
+      record(
+        error, lookup, from: source, address: address, isRead: !access.contains(.write), prefix: nil,
+        type: .translated)
+      return false
+    }
+  }
+}
