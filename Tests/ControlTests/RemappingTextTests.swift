@@ -15,7 +15,7 @@ struct RemappingTextTests {
     options.id = nil
     let units = guest.map { guest in
       [
-        RemappingUnit(
+        PlacedUnit(
           UnitPlacement(
             name: "iommu0", options: options, registerBase: 0xfed9_0000, includesAll: includesAll,
             hasIOAPIC: includesAll, functions: includesAll ? [] : [PCIPlace(four)]), unit: guest.unit)

@@ -14,7 +14,7 @@ package final class Guest {
   package let observer = RecordingObserver()
   /// Where a thread that rings a doorbell waits for requests in flight.
   package let parking = SemaphoreParking()
-  package let unit: TranslationUnit
+  package let unit: RemappingUnit
 
   package private(set) var nextPage: UInt64 = 0x10_0000
   package private(set) var queueBase: UInt64 = 0
@@ -38,7 +38,7 @@ package final class Guest {
     self.memory = memory
     var options = UnitOptions()
     change(&options)
-    unit = try TranslationUnit(
+    unit = try RemappingUnit(
       options: options, memory: memory, faultEvent: events.makeRoute(for: Requester(id: Self.faultSource)),
       invalidationEvent: events.makeRoute(for: Requester(id: Self.completionSource)),
       pageRequestEvent: events.makeRoute(for: Requester(id: Self.pageRequestSource)), messages: sink,

@@ -13,7 +13,7 @@ public enum RemappingText {
   }
 
   /// Returns a line for each counter.
-  static func log(of units: [RemappingUnit]) -> String {
+  static func log(of units: [PlacedUnit]) -> String {
     units.map { unit in
       let prefix = units.count == 1 ? "iommu" : "iommu \(unit.name)"
       return named(unit.counters, unit).map { "\(prefix): \($0.name): \($0.value)\n" }.joined()
@@ -56,7 +56,7 @@ public enum RemappingText {
     return function.id.map { "\(function.typeName) '\($0)'" } ?? function.typeName
   }
 
-  private static func scope(_ unit: RemappingUnit, isOnly: Bool) -> String {
+  private static func scope(_ unit: PlacedUnit, isOnly: Bool) -> String {
     var parts = unit.scope.map(\.description)
     if unit.includesAll { parts.append(isOnly ? "all devices" : "all other devices") }
     if unit.hasIOAPIC { parts.append("IOAPIC") }

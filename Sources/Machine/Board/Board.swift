@@ -67,14 +67,14 @@ final class Board: Sendable {
     remapping = try RemappingScopes(units) { [memoryBus, ioBus, passthrough] (placement) throws(UnitOptionError) in
       let interrupts = InterruptDelivery(localInterrupts: accelerator.localInterrupts, memory: memory)
       let unit = try placement.map { (placement) throws(UnitOptionError) in
-        let unit = try TranslationUnit(
+        let unit = try RemappingUnit(
           options: placement.options.unitOptions, memory: memory, faultEvent: interrupts.makeUnremappedRoute(),
           invalidationEvent: interrupts.makeUnremappedRoute(), pageRequestEvent: interrupts.makeUnremappedRoute(),
           messages: interrupts, trace: trace(units.count > 1 ? placement.name : nil), parking: ThreadParking(),
           deviceTimer: try? accelerator.clock.makeTimer())
         interrupts.remap(by: unit)
         _ = memoryBus.attach(unit, at: placement.registerBase, size: 0x1000)
-        return RemappingUnit(placement, unit: unit) { [passthrough] in passthrough.existingBindings(of: $0) }
+        return PlacedUnit(placement, unit: unit) { [passthrough] in passthrough.existingBindings(of: $0) }
       }
       return RemappingScope(
         unit: unit, interrupts: interrupts,
@@ -175,7 +175,7 @@ final class Board: Sendable {
   func environment(at address: RequesterID) -> PCIEnvironment { environment(at: PCIPlace(address)) }
 
   /// Returns the remapping unit of a function; nil if no unit translates for it.
-  func unit(at place: PCIPlace) -> TranslationUnit? { remapping.scope(of: place).unit?.unit }
+  func unit(at place: PCIPlace) -> RemappingUnit? { remapping.scope(of: place).unit?.unit }
 
   /// Returns the root port above a place; nil on bus 0.
   func port(of place: PCIPlace) -> RootPort? {

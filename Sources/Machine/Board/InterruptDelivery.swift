@@ -13,7 +13,7 @@ import VTd
 final class InterruptDelivery: InterruptRouter, InvalidationObserver, MessageSink {
   let localInterrupts: any LocalInterrupts
   private let memory: any PhysicalMemory
-  private let unit = Mutex<TranslationUnit?>(nil)
+  private let unit = Mutex<RemappingUnit?>(nil)
   private let routes = Mutex<[WeakRoute]>([])
 
   private struct WeakRoute {
@@ -26,7 +26,7 @@ final class InterruptDelivery: InterruptRouter, InvalidationObserver, MessageSin
   }
 
   /// Sends every message through the interrupt remapping of this unit from now on.
-  func remap(by unit: TranslationUnit) {
+  func remap(by unit: RemappingUnit) {
     self.unit.withLock { $0 = unit }
     unit.addObserver(self, for: .interruptRemapping)
   }

@@ -5,7 +5,7 @@ import VTd
 // the guest runs.
 
 /// A remapping unit with its name and its scope.
-public struct RemappingUnit: Sendable {
+public struct PlacedUnit: Sendable {
   /// The unit's id; `iommu0`, `iommu1`, … for units without an id.
   public let name: String
   /// Guest physical address of the registers.
@@ -16,14 +16,14 @@ public struct RemappingUnit: Sendable {
   public let hasIOAPIC: Bool
   /// The functions and ports that the unit's scope names.
   public let scope: [PCIPlace]
-  let unit: TranslationUnit
-  private let bindings: @Sendable (TranslationUnit) -> HostBindings?
+  let unit: RemappingUnit
+  private let bindings: @Sendable (RemappingUnit) -> HostBindings?
 
   /// - Parameter bindings: returns the host bindings of the passed-through functions behind the unit; nil if there has
   ///   never been one.
   init(
-    _ placement: UnitPlacement, unit: TranslationUnit,
-    bindings: @escaping @Sendable (TranslationUnit) -> HostBindings? = { _ in nil }
+    _ placement: UnitPlacement, unit: RemappingUnit,
+    bindings: @escaping @Sendable (RemappingUnit) -> HostBindings? = { _ in nil }
   ) {
     name = placement.name
     registerBase = placement.registerBase
@@ -51,7 +51,7 @@ public struct NamedFunction: Hashable, Sendable {
 
 /// The state of a unit at one moment.
 public struct RemappingUnitState: Sendable {
-  public let unit: RemappingUnit
+  public let unit: PlacedUnit
   public let snapshot: UnitSnapshot
   /// The functions that the unit translates for.
   public let functions: [NamedFunction]
@@ -78,7 +78,7 @@ public struct RemappingInspection: Sendable {
   }
 
   /// In the order of the command line.
-  public let units: [RemappingUnit]
+  public let units: [PlacedUnit]
   private let functions: @Sendable () -> [(function: NamedFunction, unit: Int?)]
   private let unitIndex: @Sendable (RequesterID) -> Int?
 
@@ -86,7 +86,7 @@ public struct RemappingInspection: Sendable {
   ///   - functions: returns the functions on the board now, each with the index of its unit in `units`, if it has one.
   ///   - unitIndex: returns the index of the unit for an address, even if no function is at that address.
   init(
-    units: [RemappingUnit], functions: @escaping @Sendable () -> [(function: NamedFunction, unit: Int?)],
+    units: [PlacedUnit], functions: @escaping @Sendable () -> [(function: NamedFunction, unit: Int?)],
     unitIndex: @escaping @Sendable (RequesterID) -> Int?
   ) {
     self.units = units

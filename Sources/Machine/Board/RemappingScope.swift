@@ -6,7 +6,7 @@ import VTd
 /// What the functions behind one remapping unit share: the unit, the delivery of their interrupts and their
 /// environment. One more scope, without a unit, is for the functions that no unit translates for.
 struct RemappingScope: Sendable {
-  let unit: RemappingUnit?
+  let unit: PlacedUnit?
   let interrupts: InterruptDelivery
   let environment: PCIEnvironment
 }
@@ -50,7 +50,7 @@ struct RemappingScopes: Sendable {
   /// The scope whose unit remaps the IOAPIC's interrupts.
   var ioapic: RemappingScope { all[ioapicIndex] }
 
-  var units: [RemappingUnit] { all.compactMap(\.unit) }
+  var units: [PlacedUnit] { all.compactMap(\.unit) }
 
   /// Returns the index in `units` of the unit that translates for a function; nil if none does.
   /// - Parameter place: nil for an address without a place on the board, which no scope names.

@@ -92,7 +92,7 @@ final class PassthroughObjects: Sendable {
   /// Whether the machine has started. The guest then uses its functions, so none of them is reset for another one.
   var areBusesReset: Bool { state.withLock { $0.areBusesReset } }
 
-  func bindings(of unit: TranslationUnit) -> HostBindings {
+  func bindings(of unit: RemappingUnit) -> HostBindings {
     state.withLock { state in
       if let bindings = state.bindings[ObjectIdentifier(unit)] { return bindings }
       let bindings = HostBindings(unit: unit)
@@ -102,7 +102,7 @@ final class PassthroughObjects: Sendable {
   }
 
   /// Returns the bindings of a unit that has or had passed-through functions.
-  func existingBindings(of unit: TranslationUnit) -> HostBindings? {
+  func existingBindings(of unit: RemappingUnit) -> HostBindings? {
     state.withLock { $0.bindings[ObjectIdentifier(unit)] }
   }
 

@@ -51,7 +51,7 @@ extension MachineInspection {
   private func name(of device: any BusDevice) -> String {
     switch device {
     case is IOAPICDevice: return "ioapic"
-    case is TranslationUnit: return "intel_iommu"
+    case is RemappingUnit: return "intel_iommu"
     case is EnhancedConfigurationAccess: return "pcie-mmcfg-mmio"
     case is ConfigurationAndResetPorts: return "pci-conf"
     case is CMOSClock: return "rtc"

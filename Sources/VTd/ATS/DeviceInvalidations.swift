@@ -116,7 +116,7 @@ struct DeviceInvalidations: Sendable {
   }
 }
 
-extension TranslationUnit {
+extension RemappingUnit {
   func setConnected(_ port: RemappedRequestPort, _ isConnected: Bool) {
     let resumes = devices.withLock { devices in
       devices.ports.removeAll { $0 === port }

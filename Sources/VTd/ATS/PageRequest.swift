@@ -17,7 +17,7 @@ extension SourceLookup {
   }
 }
 
-extension TranslationUnit {
+extension RemappingUnit {
   /// Queues a page request (VT-d 7.4), or answers it: with success after an overflow, so that the function repeats its
   /// translation request and page request; with Invalid Request where the tables forbid page requests; else with
   /// Response Failure.

@@ -12,13 +12,13 @@ final class RemappedRequestPort: RequestPort {
     var withPASID: (prefix: PASIDPrefix, port: any DMAPort)?
   }
 
-  private let unit: TranslationUnit
+  private let unit: RemappingUnit
   let requester: Requester
   private let withoutPASID: any DMAPort
   let translated: ATSTranslatedPort
   private let state = Mutex(State())
 
-  init(unit: TranslationUnit, requester: Requester) {
+  init(unit: RemappingUnit, requester: Requester) {
     self.unit = unit
     self.requester = requester
     withoutPASID = unit.makePort(for: requester)
@@ -68,7 +68,7 @@ final class RemappedRequestPort: RequestPort {
   }
 }
 
-extension TranslationUnit {
+extension RemappingUnit {
   public func makeRequestPort(for requester: Requester) -> any RequestPort {
     RemappedRequestPort(unit: self, requester: requester)
   }

@@ -4,12 +4,12 @@ import Hardware
 /// (VT-d 4.2).
 final class ATSTranslatedPort: DMAPort {
   let memory: any PhysicalMemory
-  private let unit: TranslationUnit
+  private let unit: RemappingUnit
   private let requester: Requester
   /// A port that the unit knows, so that invalidations drain this port's requests. It translates nothing.
   private let anchor: any DMAPort
 
-  init(unit: TranslationUnit, requester: Requester, anchor: any DMAPort) {
+  init(unit: RemappingUnit, requester: Requester, anchor: any DMAPort) {
     self.unit = unit
     self.requester = requester
     self.anchor = anchor
@@ -36,7 +36,7 @@ extension SourceLookup {
   }
 }
 
-extension TranslationUnit {
+extension RemappingUnit {
   /// Returns whether a translated request may proceed. Records the fault where it may not.
   func accepts(translated address: UInt64, for access: DMAAccess, from source: RequesterID) -> Bool {
     let mode = ports.withLock { $0.mode }

@@ -125,7 +125,7 @@ extension SourceLookup {
   }
 }
 
-extension TranslationUnit {
+extension RemappingUnit {
   /// Answers a translation request (VT-d 4.1.1).
   func answer(
     _ address: UInt64, noWrite: Bool, prefix: PASIDPrefix?, from source: RequesterID

@@ -97,7 +97,7 @@ extension UnitRegisters {
   }
 }
 
-extension TranslationUnit {
+extension RemappingUnit {
   /// Records the fault of a request by ATS or of a page request, unless FPD of the entries read suppresses it.
   func record(
     _ reason: FaultReason, _ lookup: SourceLookup, from source: RequesterID, address: UInt64, isRead: Bool,

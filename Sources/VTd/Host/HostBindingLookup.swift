@@ -67,7 +67,7 @@ public struct HostFault: Hashable, Sendable {
   }
 }
 
-extension TranslationUnit {
+extension RemappingUnit {
   func hostBinding(for source: RequesterID, pasid: UInt32?) -> HostBindingLookup {
     HostBindingLookup(
       of: source, pasid: pasid, mode: registers.state.withLock { $0.translationMode }, capabilities: capabilities,

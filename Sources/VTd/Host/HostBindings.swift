@@ -43,10 +43,10 @@ public final class HostBindings: InvalidationObserver {
   /// separately.
   public static let mostInvalidations = 512
 
-  private let unit: TranslationUnit
+  private let unit: RemappingUnit
   private let state = Mutex(State())
 
-  public init(unit: TranslationUnit) { self.unit = unit }
+  public init(unit: RemappingUnit) { self.unit = unit }
 
   public var counters: Counters { state.withLock { $0.counters } }
 

@@ -58,7 +58,7 @@ public struct UnitSnapshot: Hashable, Sendable {
   public let counters: TranslationCounters
 }
 
-extension TranslationUnit {
+extension RemappingUnit {
   /// - Parameter sources: the sources whose tables to read.
   public func snapshot(of sources: [RequesterID]) -> UnitSnapshot {
     let (mode, interruptMode, queue, values) = registers.state.withLock { registers in

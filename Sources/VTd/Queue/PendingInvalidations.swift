@@ -55,7 +55,7 @@ struct InvalidationObservers {
   }
 }
 
-extension TranslationUnit {
+extension RemappingUnit {
   /// - Parameter subjects: the invalidations that the observer wants.
   public func addObserver(_ observer: any InvalidationObserver, for subjects: InvalidationSubjects = .all) {
     observers.withLock { $0.add(observer, for: subjects) }

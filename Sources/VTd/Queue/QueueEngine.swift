@@ -3,7 +3,7 @@ import Hardware
 // The execution of the invalidation queue (VT-d 6.5.2): fetch, decode and execute descriptors. The thread that rings the
 // doorbell executes them, or the thread of a function whose answer resumes the queue.
 
-extension TranslationUnit {
+extension RemappingUnit {
   /// Executes descriptors until the queue is empty, one is invalid, or one lap is complete. Software that adds more
   /// meanwhile rings the doorbell again and spends its own time on them.
   func serviceQueue() {

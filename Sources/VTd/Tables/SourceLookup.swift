@@ -155,7 +155,7 @@ struct SourceLookup {
   }
 }
 
-extension TranslationUnit {
+extension RemappingUnit {
   /// Reads the tables in memory, not the caches.
   func lookup(_ source: RequesterID, in mode: TranslationMode) -> SourceLookup {
     SourceLookup(mode, source: source, capabilities: capabilities, memory: memory)

@@ -16,7 +16,7 @@ final class BoardUnderTest {
   let ioBus = AddressBus()
   let workers = FuzzWorkers()
   let timer = FuzzTimer()
-  let unit: TranslationUnit
+  let unit: RemappingUnit
   let bus = Bus(number: 0)
   let function: Function
   private(set) var bases: [UInt64] = []
@@ -76,7 +76,7 @@ final class BoardUnderTest {
     let router = RecordingRouter()
     let requester = Requester(id: RequesterID(rawValue: 0xfff0))
     do {
-      unit = try TranslationUnit(
+      unit = try RemappingUnit(
         options: UnitOptions(&input), memory: memory, faultEvent: router.makeRoute(for: requester),
         invalidationEvent: router.makeRoute(for: requester), pageRequestEvent: router.makeRoute(for: requester),
         messages: RecordingSink(), parking: FuzzParking(), deviceTimer: timer)

@@ -29,7 +29,7 @@ extension UnitOptions {
 /// A unit with options chosen by the input, a little RAM and several functions.
 final class UnitUnderTest {
   let memory = HeapMemory(size: FuzzMemory.size)
-  let unit: TranslationUnit
+  let unit: RemappingUnit
   let messages = RecordingSink()
   let timer = FuzzTimer()
   let requesters: [Requester]
@@ -45,7 +45,7 @@ final class UnitUnderTest {
   init(_ input: inout FuzzInput) throws(Finding) {
     let router = RecordingRouter()
     do {
-      unit = try TranslationUnit(
+      unit = try RemappingUnit(
         options: UnitOptions(&input), memory: memory, faultEvent: router.makeRoute(for: Requester(id: .unitFault)),
         invalidationEvent: router.makeRoute(for: Requester(id: .unitFault)),
         pageRequestEvent: router.makeRoute(for: Requester(id: .unitFault)), messages: messages, parking: FuzzParking(),

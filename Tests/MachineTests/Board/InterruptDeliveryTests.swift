@@ -92,7 +92,7 @@ struct InterruptDeliveryTests {
   func aRemapperComesBetween() throws {
     let guest = try APICGuest()
     let delivery = guest.delivery
-    let unit = try TranslationUnit(
+    let unit = try RemappingUnit(
       options: UnitOptions(), memory: guest.memory, faultEvent: delivery.makeUnremappedRoute(),
       invalidationEvent: delivery.makeUnremappedRoute(), messages: delivery, parking: SemaphoreParking())
     delivery.remap(by: unit)

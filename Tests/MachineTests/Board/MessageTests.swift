@@ -66,7 +66,7 @@ private final class TraceNames: TraceSink {
     arguments: [(0x0100, 0x0100), (0x0001_0100, 0x0001_0100), (0xffff_ffff, 0xffff_ff00), (1, 0)] as [(UInt64, UInt64)])
   func `the unit's events reach CPUs with a destination above 255`(upper: UInt64, destination: UInt64) throws {
     let delivery = delivery
-    let unit = try TranslationUnit(
+    let unit = try RemappingUnit(
       options: UnitOptions(), memory: memory, faultEvent: delivery.makeUnremappedRoute(),
       invalidationEvent: delivery.makeUnremappedRoute(), messages: delivery, parking: SemaphoreParking())
     func write32(_ offset: UInt64, _ value: UInt64) { unit.write(offset: offset, width: .doubleword, value: value) }
@@ -97,7 +97,7 @@ private final class TraceNames: TraceSink {
   func requestsAreCounted() throws {
     let delivery = delivery
     let recorder = TraceNames()
-    let unit = try TranslationUnit(
+    let unit = try RemappingUnit(
       options: UnitOptions(), memory: memory, faultEvent: delivery.makeUnremappedRoute(),
       invalidationEvent: delivery.makeUnremappedRoute(), messages: delivery,
       trace: Trace([.interruptRemapped, .interruptBlocked], sink: recorder), parking: SemaphoreParking())
@@ -140,7 +140,7 @@ private final class TraceNames: TraceSink {
   func aMessageToMemoryIsTranslated() throws {
     let delivery = delivery
     let event = delivery.makeUnremappedRoute()
-    let unit = try TranslationUnit(
+    let unit = try RemappingUnit(
       options: UnitOptions(), memory: memory, faultEvent: event,
       invalidationEvent: delivery.makeUnremappedRoute(), messages: delivery, parking: SemaphoreParking())
     delivery.remap(by: unit)

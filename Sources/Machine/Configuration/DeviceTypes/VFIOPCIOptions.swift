@@ -244,7 +244,7 @@ extension VFIOPCIOptions: BoardDevice {
     var requests: HostPageRequests?
     var refusal: SystemError?
 
-    init(of bound: HostBoundDevice, behind unit: TranslationUnit?, hostOffersPageRequests: Bool) {
+    init(of bound: HostBoundDevice, behind unit: RemappingUnit?, hostOffersPageRequests: Bool) {
       guard let unit, unit.options.deviceIOTLB else { return }
       offered.insert(.addressTranslation)
       guard unit.options.svm, hostOffersPageRequests else { return }

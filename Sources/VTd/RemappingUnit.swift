@@ -9,7 +9,7 @@ import Synchronization
 /// and never together with `registers.state` during a call out of the unit. `queue` is the only lock that the unit
 /// holds while it calls an observer, an interrupt route or a message sink, or waits for requests in flight. So a
 /// request in flight must never wait for `queue`.
-public final class TranslationUnit: BusDevice, DMARemapper {
+public final class RemappingUnit: BusDevice, DMARemapper {
   public let options: UnitOptions
   public let capabilities: Capabilities
 
