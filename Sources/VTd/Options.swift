@@ -40,7 +40,6 @@ public struct UnitOptions: Hashable, Sendable {
 
   public var offersExtendedInterruptMode: Bool { extendedInterruptMode ?? interruptRemapping }
 
-  /// Whether the unit offers second-stage translation in scalable mode.
   public var offersScalableSecondStage: Bool { scalableMode && (!firstStage || nested) }
 
   /// Width of physical addresses in the unit's tables, HAW. The DMAR table encodes it minus one.

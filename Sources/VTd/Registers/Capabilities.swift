@@ -1,11 +1,11 @@
 // The Capability and Extended Capability registers (VT-d 11.4.2, 11.4.3). They follow from the options as in QEMU's
 // intel-iommu.
 
-/// CAP_REG and ECAP_REG, with accessors for the fields that the model uses.
+/// The two registers, with accessors for the fields that the model uses.
 public struct Capabilities: Hashable, Sendable {
-  /// Capability register.
+  /// CAP_REG.
   public private(set) var capability: UInt64 = 0
-  /// Extended capability register.
+  /// ECAP_REG.
   public private(set) var extended: UInt64 = 0
   /// Physical address width of entries, HAW, in bits.
   public let hostAddressWidth: Int

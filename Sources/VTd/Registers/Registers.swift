@@ -14,18 +14,12 @@ enum RegisterOffset {
   static let contextCommand = 0x28  // CCMD
   static let faultStatus = 0x34  // FSTS
   static let faultEventControl = 0x38  // FECTL
-  static let faultEventData = 0x3c  // FEDATA
-  static let faultEventAddress = 0x40  // FEADDR
-  static let faultEventUpperAddress = 0x44  // FEUADDR
   static let protectedMemoryEnable = 0x64  // PMEN
   static let invalidationQueueHead = 0x80  // IQH
   static let invalidationQueueTail = 0x88  // IQT
   static let invalidationQueueAddress = 0x90  // IQA
   static let invalidationCompletionStatus = 0x9c  // ICS
   static let invalidationEventControl = 0xa0  // IECTL
-  static let invalidationEventData = 0xa4  // IEDATA
-  static let invalidationEventAddress = 0xa8  // IEADDR
-  static let invalidationEventUpperAddress = 0xac  // IEUADDR
   static let invalidationQueueErrorRecord = 0xb0  // IQERCD
   static let interruptRemappingTableAddress = 0xb8  // IRTA
   static let pageRequestQueueHead = 0xc0  // PQH
@@ -33,9 +27,6 @@ enum RegisterOffset {
   static let pageRequestQueueAddress = 0xd0  // PQA
   static let pageRequestStatus = 0xdc  // PRS
   static let pageRequestEventControl = 0xe0  // PECTL
-  static let pageRequestEventData = 0xe4  // PEDATA
-  static let pageRequestEventAddress = 0xe8  // PEADDR
-  static let pageRequestEventUpperAddress = 0xec  // PEUADDR
   static let invalidateAddress = Capabilities.iotlbOffset  // IVA
   static let iotlbInvalidate = Capabilities.iotlbOffset + 8  // IOTLB
   static let faultRecord = Capabilities.faultRecordOffset  // FRCD, 16 bytes each
@@ -69,7 +60,7 @@ struct RegisterDescription: Sendable {
     let tableAddress = UInt64.lowBits(capabilities.hostAddressWidth) & ~0xfff
     let upperMessageAddress: UInt64 = capabilities.extendedInterruptMode ? 0xffff_ffff : 0
     let scalable = capabilities.scalableMode
-    var table: [RegisterDescription] = [
+    var table = [
       RegisterDescription("VER", at: RegisterOffset.version, width: 4, reset: 0x10),
       RegisterDescription("CAP", at: RegisterOffset.capability, width: 8, reset: capabilities.capability),
       RegisterDescription("ECAP", at: RegisterOffset.extendedCapability, width: 8, reset: capabilities.extended),
@@ -81,12 +72,9 @@ struct RegisterDescription: Sendable {
         "CCMD", at: RegisterOffset.contextCommand, width: 8, writable: 0xe000_0003_ffff_ffff),
       RegisterDescription(
         "FSTS", at: RegisterOffset.faultStatus, width: 4, writeOneToClear: FaultStatus.clearable.rawValue64),
-      RegisterDescription(
-        "FECTL", at: RegisterOffset.faultEventControl, width: 4, reset: 0x8000_0000, writable: 0x8000_0000),
-      RegisterDescription("FEDATA", at: RegisterOffset.faultEventData, width: 4, writable: 0xffff),
-      RegisterDescription("FEADDR", at: RegisterOffset.faultEventAddress, width: 4, writable: 0xffff_fffc),
-      RegisterDescription(
-        "FEUADDR", at: RegisterOffset.faultEventUpperAddress, width: 4, writable: upperMessageAddress),
+    ]
+    table += event("FE", .fault, upperMessageAddress)
+    table += [
       // CAP.PLMR and PHMR are clear: no protected memory regions.
       RegisterDescription("PMEN", at: RegisterOffset.protectedMemoryEnable, width: 4),
       RegisterDescription("IQH", at: RegisterOffset.invalidationQueueHead, width: 8),
@@ -95,12 +83,9 @@ struct RegisterDescription: Sendable {
         // DW is writable without scalable mode, too: the first fetch reports the error.
         "IQA", at: RegisterOffset.invalidationQueueAddress, width: 8, writable: tableAddress | 0x807),
       RegisterDescription("ICS", at: RegisterOffset.invalidationCompletionStatus, width: 4, writeOneToClear: 1),
-      RegisterDescription(
-        "IECTL", at: RegisterOffset.invalidationEventControl, width: 4, reset: 0x8000_0000, writable: 0x8000_0000),
-      RegisterDescription("IEDATA", at: RegisterOffset.invalidationEventData, width: 4, writable: 0xffff),
-      RegisterDescription("IEADDR", at: RegisterOffset.invalidationEventAddress, width: 4, writable: 0xffff_fffc),
-      RegisterDescription(
-        "IEUADDR", at: RegisterOffset.invalidationEventUpperAddress, width: 4, writable: upperMessageAddress),
+    ]
+    table += event("IE", .invalidation, upperMessageAddress)
+    table += [
       RegisterDescription("IQERCD", at: RegisterOffset.invalidationQueueErrorRecord, width: 8),
       RegisterDescription(
         "IRTA", at: RegisterOffset.interruptRemappingTableAddress, width: 8,
@@ -118,6 +103,20 @@ struct RegisterDescription: Sendable {
       table.append(RegisterDescription("FRCD\(index).hi", at: offset + 8, width: 8, writeOneToClear: 1 << 63))
     }
     return table
+  }
+
+  /// Returns the registers of an event.
+  /// - Parameter mnemonic: the prefix of their mnemonics: FE, IE or PE.
+  static func event(
+    _ mnemonic: String, _ event: EventRegisters, _ upperMessageAddress: UInt64
+  ) -> [RegisterDescription] {
+    [
+      RegisterDescription(
+        mnemonic + "CTL", at: event.control, width: 4, reset: 0x8000_0000, writable: 0x8000_0000),
+      RegisterDescription(mnemonic + "DATA", at: event.data, width: 4, writable: 0xffff),
+      RegisterDescription(mnemonic + "ADDR", at: event.address, width: 4, writable: 0xffff_fffc),
+      RegisterDescription(mnemonic + "UADDR", at: event.upperAddress, width: 4, writable: upperMessageAddress),
+    ]
   }
 }
 

@@ -1,7 +1,7 @@
 import Hardware
 
-// The page request queue (VT-d 7.4, 11.4.11): the page requests of functions in memory, and the event that reports them
-// to software.
+// Page requests of functions (VT-d 7.4, 11.4.11): the unit checks each one and answers it or stores it in the page
+// request queue in memory. An event reports the queue to software.
 
 extension RegisterDescription {
   /// The registers of a unit that reports ECAP.PRS.
@@ -11,13 +11,7 @@ extension RegisterDescription {
       RegisterDescription("PQT", at: RegisterOffset.pageRequestQueueTail, width: 8, writable: 0x7_ffe0),
       RegisterDescription("PQA", at: RegisterOffset.pageRequestQueueAddress, width: 8, writable: tableAddress | 0x7),
       RegisterDescription("PRS", at: RegisterOffset.pageRequestStatus, width: 4, writeOneToClear: 0x3),
-      RegisterDescription(
-        "PECTL", at: RegisterOffset.pageRequestEventControl, width: 4, reset: 0x8000_0000, writable: 0x8000_0000),
-      RegisterDescription("PEDATA", at: RegisterOffset.pageRequestEventData, width: 4, writable: 0xffff),
-      RegisterDescription("PEADDR", at: RegisterOffset.pageRequestEventAddress, width: 4, writable: 0xffff_fffc),
-      RegisterDescription(
-        "PEUADDR", at: RegisterOffset.pageRequestEventUpperAddress, width: 4, writable: upperMessageAddress),
-    ]
+    ] + event("PE", .pageRequest, upperMessageAddress)
   }
 }
 
@@ -99,5 +93,68 @@ extension UnitRegisters {
   /// Drops a pending event once all its conditions are clear.
   mutating func clearServicedPageRequestEvent() {
     if pageRequestStatus.isEmpty { file[doubleword: EventRegisters.pageRequest.control][bit: 30] = false }
+  }
+}
+
+extension SourceLookup {
+  /// Checks that a page request may enter the queue (7.4, SCT.8).
+  /// - Returns: domain and PASID of the cached translations, or nil where the PASID has no valid entry.
+  mutating func checkPageRequest(_ prefix: PASIDPrefix?) throws(FaultReason) -> (domain: UInt16, pasid: UInt32)? {
+    guard case .scalable(let context) = try context(for: .pageRequest, pasid: prefix?.pasid) else {
+      throw .pageRequestInLegacyMode
+    }
+    let pasid = prefix?.pasid ?? context.ridPASID(capabilities)
+    if prefix != nil, pasid >> UInt32(capabilities.pasidWidth) != 0 { throw .pasidBeyondDirectory }
+    // Software checks the PASID-table entry, not the unit.
+    let entry = try? pasidEntry(pasid, isFromRequest: prefix != nil, context: context)
+    return entry.map { ($0.domain, pasid) }
+  }
+}
+
+extension RemappingUnit {
+  /// Queues a page request (VT-d 7.4), or answers it: with success after an overflow, so that the function repeats its
+  /// translation request and page request; with Invalid Request where the tables forbid page requests; else with
+  /// Response Failure.
+  func take(_ request: PageRequest, from source: RequesterID) -> PageRequestOutcome {
+    func answer(_ code: PageGroupResponse.Code) -> PageRequestOutcome {
+      request.isLastInGroup && !request.isStopMarker ? .answered(code) : .discarded
+    }
+    devices.withLock { $0.counters.count(.pageRequests) }
+    trace?.record(
+      .pageRequested,
+      [
+        .source(source), .hex("addr", request.address), .number("group", request.groupIndex),
+        .flag("read", request.reads), .flag("write", request.writes), .flag("last", request.isLastInGroup),
+      ] + (request.prefix.map { [.hex("pasid", $0.pasid)] } ?? []))
+    let phase = pageRequestsInFlight.begin()
+    defer { pageRequestsInFlight.end(phase) }
+    let mode = ports.withLock { $0.mode }
+    guard capabilities.pageRequests, mode.enabled else { return answer(.invalidRequest) }
+    var lookup = lookup(source, in: mode)
+    do {
+      if let (domain, pasid) = try lookup.checkPageRequest(request.prefix) {
+        // Discard cached translations of the page: the function found them insufficient (7.4).
+        let page = Invalidation.pagesOfPASID(
+          pasid, domain: domain, PageRange(address: request.address, addressMask: 0), leafOnly: true)
+        ports.withLock { ports in
+          for port in ports.all { _ = port.invalidate(page) }
+        }
+      }
+    } catch {
+      record(
+        error, lookup, from: source, address: request.address, isRead: !request.writes, prefix: request.prefix,
+        type: .pageRequest)
+      return answer(error.translationAnswer == .completerAbort ? .responseFailure : .invalidRequest)
+    }
+    var effects = UnitRegisters.Effects()
+    let outcome = registers.state.withLock {
+      $0.enqueue(PageRequestDescriptor(request, from: source), in: memory, &effects)
+    }
+    registers.send(effects)
+    return switch outcome {
+    case .queued: .queued
+    case .overflowed: answer(.success)
+    case .failed: answer(.responseFailure)
+    }
   }
 }
