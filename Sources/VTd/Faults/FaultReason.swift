@@ -4,20 +4,20 @@
 /// A fault reason code, each with the specification's name of the condition.
 public enum FaultReason: UInt8, Error, Hashable, Sendable, CaseIterable {
   // Legacy mode.
-  case rootEntryNotPresent = 0x01  // LRT.2
-  case contextEntryNotPresent = 0x02  // LCT.2
-  case contextEntryInvalid = 0x03  // LCT.4
-  case addressBeyondWidth = 0x04  // LGN.1
-  case writePermission = 0x05  // LGN.2
-  case readPermission = 0x06  // LGN.3
-  case secondStageEntryAccess = 0x07  // LSS.1
-  case rootEntryAccess = 0x08  // LRT.1
-  case contextEntryAccess = 0x09  // LCT.1
-  case rootEntryReserved = 0x0a  // LRT.3
-  case contextEntryReserved = 0x0b  // LCT.3
-  case secondStageEntryReserved = 0x0c  // LSS.2
-  case translationTypeBlocks = 0x0d  // LCT.5
-  case interruptAddress = 0x0e  // LGN.4
+  case rootEntryNotPresent = 0x01
+  case contextEntryNotPresent = 0x02
+  case contextEntryInvalid = 0x03
+  case addressBeyondWidth = 0x04
+  case writePermission = 0x05
+  case readPermission = 0x06
+  case secondStageEntryAccess = 0x07
+  case rootEntryAccess = 0x08
+  case contextEntryAccess = 0x09
+  case rootEntryReserved = 0x0a
+  case contextEntryReserved = 0x0b
+  case secondStageEntryReserved = 0x0c
+  case translationTypeBlocks = 0x0d
+  case interruptAddress = 0x0e
 
   // Interrupt remapping.
   case interruptRequestReserved = 0x20
@@ -29,62 +29,62 @@ public enum FaultReason: UInt8, Error, Hashable, Sendable, CaseIterable {
   case interruptSourceValidation = 0x26
 
   // The root table address register.
-  case translationTableModeInvalid = 0x30  // RTA.1
-  case pasidInLegacyMode = 0x31  // RTA.2
-  case pageRequestInLegacyMode = 0x32  // RTA.3
+  case translationTableModeInvalid = 0x30
+  case pasidInLegacyMode = 0x31
+  case pageRequestInLegacyMode = 0x32
 
   // Scalable mode: root, context, PASID directory, PASID table.
-  case scalableRootEntryAccess = 0x38  // SRT.1
-  case scalableRootEntryNotPresent = 0x39  // SRT.2
-  case scalableRootEntryReserved = 0x3a  // SRT.3
-  case scalableContextEntryAccess = 0x40  // SCT.1
-  case scalableContextEntryNotPresent = 0x41  // SCT.2
-  case scalableContextEntryReserved = 0x42  // SCT.3
-  case scalableContextEntryInvalid = 0x43  // SCT.4
-  case deviceTLBNotEnabled = 0x44  // SCT.5
-  case pasidNotEnabled = 0x45  // SCT.6
-  case pasidBeyondDirectory = 0x46  // SCT.7
-  case pageRequestNotEnabled = 0x47  // SCT.8
-  case ridPASIDBeyondDirectory = 0x48  // SCT.9
-  case pasidDirectoryEntryAccess = 0x50  // SPD.1
-  case pasidDirectoryEntryNotPresent = 0x51  // SPD.2
-  case pasidDirectoryEntryReserved = 0x52  // SPD.3
-  case pasidEntryAccess = 0x58  // SPT.1
-  case pasidEntryNotPresent = 0x59  // SPT.2
-  case pasidEntryReserved = 0x5a  // SPT.3
-  case pasidEntryInvalid = 0x5b  // SPT.4
-  case executeRequestNotEnabled = 0x5c  // SPT.5
-  case supervisorRequestNotEnabled = 0x5d  // SPT.6
+  case scalableRootEntryAccess = 0x38
+  case scalableRootEntryNotPresent = 0x39
+  case scalableRootEntryReserved = 0x3a
+  case scalableContextEntryAccess = 0x40
+  case scalableContextEntryNotPresent = 0x41
+  case scalableContextEntryReserved = 0x42
+  case scalableContextEntryInvalid = 0x43
+  case deviceTLBNotEnabled = 0x44
+  case pasidNotEnabled = 0x45
+  case pasidBeyondDirectory = 0x46
+  case pageRequestNotEnabled = 0x47
+  case ridPASIDBeyondDirectory = 0x48
+  case pasidDirectoryEntryAccess = 0x50
+  case pasidDirectoryEntryNotPresent = 0x51
+  case pasidDirectoryEntryReserved = 0x52
+  case pasidEntryAccess = 0x58
+  case pasidEntryNotPresent = 0x59
+  case pasidEntryReserved = 0x5a
+  case pasidEntryInvalid = 0x5b
+  case executeRequestNotEnabled = 0x5c
+  case supervisorRequestNotEnabled = 0x5d
 
   // Scalable mode: first stage.
-  case firstStageEntryAccess = 0x70  // SFS.1
-  case firstStageEntryNotPresent = 0x71  // SFS.2
-  case firstStageEntryReserved = 0x72  // SFS.3
-  case firstStageRootAccess = 0x73  // SFS.4
-  case firstStageEntryBeyondWidth = 0x74  // SFS.5
-  case firstStageRootReadPermission = 0x75  // SFS.6
-  case firstStageEntryReadPermission = 0x76  // SFS.7
-  case firstStageEntryWritePermission = 0x77  // SFS.8
-  case firstStageUpdateWithoutSnoop = 0x90  // SFS.9
-  case firstStageUpdateFailed = 0x91  // SFS.10
+  case firstStageEntryAccess = 0x70
+  case firstStageEntryNotPresent = 0x71
+  case firstStageEntryReserved = 0x72
+  case firstStageRootAccess = 0x73
+  case firstStageEntryBeyondWidth = 0x74
+  case firstStageRootReadPermission = 0x75
+  case firstStageEntryReadPermission = 0x76
+  case firstStageEntryWritePermission = 0x77
+  case firstStageUpdateWithoutSnoop = 0x90
+  case firstStageUpdateFailed = 0x91
 
   // Scalable mode: second stage.
-  case scalableSecondStageEntryAccess = 0x78  // SSS.1
-  case scalableSecondStageNotPresent = 0x79  // SSS.2
-  case scalableSecondStageEntryReserved = 0x7a  // SSS.3
-  case scalableSecondStageRootAccess = 0x7b  // SSS.4
-  case scalableSecondStageUpdateWithoutSnoop = 0x7c  // SSS.5
-  case scalableSecondStageUpdateFailed = 0x7d  // SSS.6
+  case scalableSecondStageEntryAccess = 0x78
+  case scalableSecondStageNotPresent = 0x79
+  case scalableSecondStageEntryReserved = 0x7a
+  case scalableSecondStageRootAccess = 0x7b
+  case scalableSecondStageUpdateWithoutSnoop = 0x7c
+  case scalableSecondStageUpdateFailed = 0x7d
 
   // Scalable mode: general.
-  case addressNotCanonical = 0x80  // SGN.1
-  case userPrivilege = 0x81  // SGN.2
-  case executePermission = 0x82  // SGN.3
-  case scalableAddressBeyondWidth = 0x83  // SGN.4
-  case firstStageOutputBeyondWidth = 0x84  // SGN.5
-  case scalableWritePermission = 0x85  // SGN.6
-  case scalableReadPermission = 0x86  // SGN.7
-  case scalableInterruptAddress = 0x87  // SGN.8
+  case addressNotCanonical = 0x80
+  case userPrivilege = 0x81
+  case executePermission = 0x82
+  case scalableAddressBeyondWidth = 0x83
+  case firstStageOutputBeyondWidth = 0x84
+  case scalableWritePermission = 0x85
+  case scalableReadPermission = 0x86
+  case scalableInterruptAddress = 0x87
 
   /// Whether Fault Processing Disable (FPD) suppresses its recording. It does not where the fault concerns the entry
   /// that contains FPD.
@@ -98,6 +98,80 @@ public enum FaultReason: UInt8, Error, Hashable, Sendable, CaseIterable {
       false
     default:
       true
+    }
+  }
+}
+
+extension FaultReason {
+  /// The condition's name in the specification (VT-d 7.1.3). Nil for interrupt remapping, whose conditions have only
+  /// codes (5.1.4.1).
+  public var condition: String? {
+    switch self {
+    case .rootEntryNotPresent: "LRT.2"
+    case .contextEntryNotPresent: "LCT.2"
+    case .contextEntryInvalid: "LCT.4"
+    case .addressBeyondWidth: "LGN.1"
+    case .writePermission: "LGN.2"
+    case .readPermission: "LGN.3"
+    case .secondStageEntryAccess: "LSS.1"
+    case .rootEntryAccess: "LRT.1"
+    case .contextEntryAccess: "LCT.1"
+    case .rootEntryReserved: "LRT.3"
+    case .contextEntryReserved: "LCT.3"
+    case .secondStageEntryReserved: "LSS.2"
+    case .translationTypeBlocks: "LCT.5"
+    case .interruptAddress: "LGN.4"
+    case .interruptRequestReserved, .interruptIndexBeyondTable, .interruptEntryNotPresent, .interruptEntryAccess,
+      .interruptEntryReserved, .compatibilityFormatBlocked, .interruptSourceValidation:
+      nil
+    case .translationTableModeInvalid: "RTA.1"
+    case .pasidInLegacyMode: "RTA.2"
+    case .pageRequestInLegacyMode: "RTA.3"
+    case .scalableRootEntryAccess: "SRT.1"
+    case .scalableRootEntryNotPresent: "SRT.2"
+    case .scalableRootEntryReserved: "SRT.3"
+    case .scalableContextEntryAccess: "SCT.1"
+    case .scalableContextEntryNotPresent: "SCT.2"
+    case .scalableContextEntryReserved: "SCT.3"
+    case .scalableContextEntryInvalid: "SCT.4"
+    case .deviceTLBNotEnabled: "SCT.5"
+    case .pasidNotEnabled: "SCT.6"
+    case .pasidBeyondDirectory: "SCT.7"
+    case .pageRequestNotEnabled: "SCT.8"
+    case .ridPASIDBeyondDirectory: "SCT.9"
+    case .pasidDirectoryEntryAccess: "SPD.1"
+    case .pasidDirectoryEntryNotPresent: "SPD.2"
+    case .pasidDirectoryEntryReserved: "SPD.3"
+    case .pasidEntryAccess: "SPT.1"
+    case .pasidEntryNotPresent: "SPT.2"
+    case .pasidEntryReserved: "SPT.3"
+    case .pasidEntryInvalid: "SPT.4"
+    case .executeRequestNotEnabled: "SPT.5"
+    case .supervisorRequestNotEnabled: "SPT.6"
+    case .firstStageEntryAccess: "SFS.1"
+    case .firstStageEntryNotPresent: "SFS.2"
+    case .firstStageEntryReserved: "SFS.3"
+    case .firstStageRootAccess: "SFS.4"
+    case .firstStageEntryBeyondWidth: "SFS.5"
+    case .firstStageRootReadPermission: "SFS.6"
+    case .firstStageEntryReadPermission: "SFS.7"
+    case .firstStageEntryWritePermission: "SFS.8"
+    case .firstStageUpdateWithoutSnoop: "SFS.9"
+    case .firstStageUpdateFailed: "SFS.10"
+    case .scalableSecondStageEntryAccess: "SSS.1"
+    case .scalableSecondStageNotPresent: "SSS.2"
+    case .scalableSecondStageEntryReserved: "SSS.3"
+    case .scalableSecondStageRootAccess: "SSS.4"
+    case .scalableSecondStageUpdateWithoutSnoop: "SSS.5"
+    case .scalableSecondStageUpdateFailed: "SSS.6"
+    case .addressNotCanonical: "SGN.1"
+    case .userPrivilege: "SGN.2"
+    case .executePermission: "SGN.3"
+    case .scalableAddressBeyondWidth: "SGN.4"
+    case .firstStageOutputBeyondWidth: "SGN.5"
+    case .scalableWritePermission: "SGN.6"
+    case .scalableReadPermission: "SGN.7"
+    case .scalableInterruptAddress: "SGN.8"
     }
   }
 }
