@@ -100,7 +100,6 @@ enum InterruptRequest: Hashable, Sendable {
 ///
 /// Lock order: `state` is a leaf. The remapper reads guest memory while it holds `state`.
 final class InterruptRemapper: Sendable {
-  /// A blocked request.
   struct Blocked: Error {
     let reason: FaultReason
     let index: Int
@@ -146,7 +145,7 @@ final class InterruptRemapper: Sendable {
 
   var counters: TranslationCounters { state.withLock { $0.counters } }
 
-  /// The cached entries, ordered by index.
+  /// Ordered by index.
   var cachedEntries: [CachedInterruptEntry] {
     state.withLock { state in
       state.cache.filter { $0.number > 0 }.map {

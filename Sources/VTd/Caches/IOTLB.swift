@@ -113,7 +113,7 @@ struct IOTLB: Sendable {
     return shift
   }
 
-  /// The cached pages, in no order.
+  /// In no order.
   var pages: [CachedPage] {
     guard classesInUse != 0 else { return [] }
     return entries.lazy.filter { $0.page != 0 }.map { entry in

@@ -37,7 +37,7 @@ extension FaultReason {
   }
 }
 
-/// The pages that the second stage blocks, by port. Of fixed size. Separate from the IOTLB, so that a hit is as fast as
+/// A port's pages that the second stage blocks. Of fixed size. Separate from the IOTLB, so that a hit is as fast as
 /// without caching mode.
 struct NotPresentCache: Sendable {
   private struct Entry: Sendable {

@@ -8,10 +8,9 @@ import Hardware
 /// The context entry, the PASID-table entry and the pages stay cached until software invalidates them (VT-d 6.2).
 /// Entries that are not present or invalid are cached only in caching mode.
 struct PortTranslation: Sendable {
-  /// The result of a request.
   enum Outcome: Sendable {
     case segment(PhysicalSegment)
-    /// - isSuppressed: FPD suppresses the recording.
+    /// - Parameter isSuppressed: FPD suppresses the recording.
     case fault(FaultReason, isSuppressed: Bool)
   }
 
@@ -74,14 +73,15 @@ struct PortTranslation: Sendable {
       return .segment(PhysicalSegment(address: address, count: count))
     }
     guard requester == source, isReady, !WalkRules.isInterruptAddress(address), let tag = path.tag else {
-      return slowly(address, count: count, for: access, from: requester, memory: memory)
+      return translateUncommon(address, count: count, for: access, from: requester, memory: memory)
     }
-    if let segment = cached(address, count: count, for: access, tag: tag) { return .segment(segment) }
-    return walked(address, count: count, for: access, tag: tag, memory: memory)
+    if let segment = hit(address, count: count, for: access, tag: tag) { return .segment(segment) }
+    return translateMiss(address, count: count, for: access, tag: tag, memory: memory)
   }
 
+  /// Answers a request from the IOTLB.
   @inline(__always)
-  private mutating func cached(
+  private mutating func hit(
     _ address: UInt64, count: Int, for access: DMAAccess, tag: IOTLB.Tag
   ) -> PhysicalSegment? {
     guard let (output, shift) = iotlb.lookup(address, tag: tag, access: access) else { return nil }
@@ -99,19 +99,19 @@ struct PortTranslation: Sendable {
 
   /// Translates a request that misses the IOTLB, from a source whose entries are cached.
   @inline(never)
-  private mutating func walked(
+  private mutating func translateMiss(
     _ address: UInt64, count: Int, for access: DMAAccess, tag: IOTLB.Tag, memory: any PhysicalMemory
   ) -> Outcome {
     do {
       return .segment(try walk(address, count: count, for: access, tag: tag, memory: memory))
     } catch {
-      return refused(address, access, error, faultProcessingDisabled: pathFaultProcessingDisabled)
+      return block(address, access, error, faultProcessingDisabled: pathFaultProcessingDisabled)
     }
   }
 
-  /// Translates every other request.
+  /// Translates a request from another source, one without cached entries, or one to the interrupt address range.
   @inline(never)
-  private mutating func slowly(
+  private mutating func translateUncommon(
     _ address: UInt64, count: Int, for access: DMAAccess, from requester: RequesterID, memory: any PhysicalMemory
   ) -> Outcome {
     if requester != source {
@@ -133,10 +133,10 @@ struct PortTranslation: Sendable {
         return .segment(try passThrough(address, count: count))
       }
       // Only the entries were missing; the page may still be cached.
-      if let segment = cached(address, count: count, for: access, tag: tag) { return .segment(segment) }
+      if let segment = hit(address, count: count, for: access, tag: tag) { return .segment(segment) }
       return .segment(try walk(address, count: count, for: access, tag: tag, memory: memory))
     } catch {
-      return refused(address, access, error, faultProcessingDisabled: faultProcessingDisabled)
+      return block(address, access, error, faultProcessingDisabled: faultProcessingDisabled)
     }
   }
 
@@ -178,8 +178,9 @@ struct PortTranslation: Sendable {
     return PhysicalSegment(address: output, count: min(count, Int(truncatingIfNeeded: rest)))
   }
 
+  /// Counts, traces and, in caching mode, caches the fault of a request.
   @inline(never)
-  private mutating func refused(
+  private mutating func block(
     _ address: UInt64, _ access: DMAAccess, _ reason: FaultReason, faultProcessingDisabled: Bool
   ) -> Outcome {
     counters.count(.faults)
@@ -329,7 +330,7 @@ struct PortTranslation: Sendable {
     refusedPages?.removeAll(in: pages, where: matches)
   }
 
-  /// Removes what an invalidation names.
+  /// Removes the entries that an invalidation selects.
   /// - Returns: whether requests in flight may use invalidated entries, so that the caller must drain them.
   mutating func invalidate(_ invalidation: Invalidation) -> Bool {
     let isConcerned: Bool

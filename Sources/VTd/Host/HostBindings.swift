@@ -11,15 +11,15 @@ import Synchronization
 /// first stage in use receives its invalidations in one call. This order loses nothing: a table that is no longer in
 /// use needs no invalidation, and a new one has nothing cached.
 ///
-/// Lock order: the unit's queue, then `state`, then the hosts' own locks. `state` is held during the host's calls, so
-/// invalidations, hotplug, `renew` and inspection wait for them.
+/// Lock order: the unit's queue, then `state`, then the hosts' own locks. `state` is binding during the host's calls,
+/// so invalidations, hotplug, `renew` and inspection wait for them.
 public final class HostBindings: InvalidationObserver {
   private struct Function {
     let requester: Requester
     let host: any HostTranslation
     /// Nil until the first binding.
-    var held: HostBinding?
-    /// DID of the entry that defines `held`.
+    var binding: HostBinding?
+    /// DID of the entry that defines `binding`.
     var domain: UInt16?
     var table: (any HostFirstStage)?
   }
@@ -61,13 +61,13 @@ public final class HostBindings: InvalidationObserver {
   /// All functions, for inspection.
   public var boundFunctions: [BoundFunction] {
     state.withLock { state in
-      state.functions.map { BoundFunction(source: $0.requester.id, host: $0.host, binding: $0.held) }
+      state.functions.map { BoundFunction(source: $0.requester.id, host: $0.host, binding: $0.binding) }
     }
   }
 
   /// Returns the current binding of a function.
   public func binding(of host: any HostTranslation) -> HostBinding? {
-    state.withLock { $0.functions.first { $0.host === host }?.held }
+    state.withLock { $0.functions.first { $0.host === host }?.binding }
   }
 
   // MARK: Functions come and go
@@ -101,7 +101,7 @@ public final class HostBindings: InvalidationObserver {
   public func renew(_ host: any HostTranslation) {
     state.withLock { state in
       guard let index = state.functions.firstIndex(where: { $0.host === host }) else { return }
-      state.functions[index].held = nil
+      state.functions[index].binding = nil
       reread(index, &state)
     }
   }
@@ -137,14 +137,14 @@ public final class HostBindings: InvalidationObserver {
     let function = state.functions[index]
     let source = function.requester.id
     let wanted = unit.hostBinding(for: source, pasid: nil)
-    guard wanted.binding != function.held else {
+    guard wanted.binding != function.binding else {
       state.functions[index].domain = wanted.domain
       return
     }
     var refusal: FaultReason?
     do {
       state.functions[index].table = try function.host.bind(nil, to: wanted.binding)
-      state.functions[index].held = wanted.binding
+      state.functions[index].binding = wanted.binding
       state.functions[index].domain = wanted.domain
       state.counters.bindings &+= 1
       switch wanted.binding {
@@ -171,7 +171,7 @@ public final class HostBindings: InvalidationObserver {
   /// Blocks a function after a refusal, so that its previous binding ends. The next invalidation tries again.
   private func block(_ index: Int, _ state: inout State) {
     _ = try? state.functions[index].host.bind(nil, to: .blocked(.refused))
-    state.functions[index].held = .blocked(.refused)
+    state.functions[index].binding = .blocked(.refused)
     state.functions[index].domain = nil
     state.functions[index].table = nil
   }
@@ -181,7 +181,7 @@ public final class HostBindings: InvalidationObserver {
   private func forward(_ invalidations: [Invalidation], _ state: inout State) {
     var done: [ObjectIdentifier] = []
     for index in state.functions.indices {
-      guard let table = state.functions[index].table, case .firstStage(let stage) = state.functions[index].held,
+      guard let table = state.functions[index].table, case .firstStage(let stage) = state.functions[index].binding,
         !done.contains(ObjectIdentifier(table))
       else { continue }
       done.append(ObjectIdentifier(table))

@@ -15,7 +15,7 @@ enum Descriptor: Hashable, Sendable {
     _ bits: DescriptorBits, tableMode: TranslationMode.TableMode, capabilities: Capabilities
   ) throws(QueueError) -> Descriptor {
     func decode<Format: DescriptorFormat>(_: Format.Type) throws(QueueError) -> Descriptor {
-      guard Format.isValid(in: tableMode, capabilities) else { throw .invalidDescriptorType }
+      guard Format.isValid(isScalable: tableMode == .scalable, capabilities) else { throw .invalidDescriptorType }
       guard bits.low & Format.reserved.low == 0, bits.high & Format.reserved.high == 0, bits.upper == 0 else {
         throw .reservedField
       }
@@ -72,13 +72,13 @@ protocol DescriptorFormat {
   /// Reserved bits of the low and high 64 bits.
   static var reserved: (low: UInt64, high: UInt64) { get }
   /// "List of Valid Descriptor Types for Each Operating Mode" (Table 23).
-  static func isValid(in tableMode: TranslationMode.TableMode, _ capabilities: Capabilities) -> Bool
+  static func isValid(isScalable: Bool, _ unit: Capabilities) -> Bool
   init(bits: DescriptorBits)
   func decoded(_ capabilities: Capabilities) throws(QueueError) -> Descriptor
 }
 
 extension DescriptorFormat {
-  static func isValid(in tableMode: TranslationMode.TableMode, _ capabilities: Capabilities) -> Bool { true }
+  static func isValid(isScalable: Bool, _ unit: Capabilities) -> Bool { true }
 }
 
 /// Granularity of a context-cache or IOTLB invalidation, in descriptors and in registers (CIRG, IIRG).
@@ -132,9 +132,7 @@ struct IOTLBInvalidate: DescriptorFormat {
 struct DeviceTLBInvalidate: DescriptorFormat {
   static let type: UInt64 = 3
   static let reserved: (low: UInt64, high: UInt64) = (0xffff_0000_ffe0_f1f0, 0xffe)
-  static func isValid(in tableMode: TranslationMode.TableMode, _ capabilities: Capabilities) -> Bool {
-    capabilities.deviceTLB
-  }
+  static func isValid(isScalable: Bool, _ unit: Capabilities) -> Bool { unit.deviceTLB }
 
   let bits: DescriptorBits
   var source: RequesterID { RequesterID(rawValue: UInt16(truncatingIfNeeded: bits.low >> 32)) }  // SID
@@ -149,9 +147,7 @@ struct DeviceTLBInvalidate: DescriptorFormat {
 struct InterruptEntryCacheInvalidate: DescriptorFormat {
   static let type: UInt64 = 4
   static let reserved: (low: UInt64, high: UInt64) = (0xffff_0000_07ff_f1e0, .max)
-  static func isValid(in tableMode: TranslationMode.TableMode, _ capabilities: Capabilities) -> Bool {
-    capabilities.interruptRemapping
-  }
+  static func isValid(isScalable: Bool, _ unit: Capabilities) -> Bool { unit.interruptRemapping }
 
   let bits: DescriptorBits
   var isSelective: Bool { bits.low[bit: 4] }  // G
@@ -192,9 +188,7 @@ struct InvalidationWait: DescriptorFormat, Hashable, Sendable {
 struct PASIDIOTLBInvalidate: DescriptorFormat {
   static let type: UInt64 = 6
   static let reserved: (low: UInt64, high: UInt64) = (0xfff0_0000_0000_f1c0, 0xf80)
-  static func isValid(in tableMode: TranslationMode.TableMode, _ capabilities: Capabilities) -> Bool {
-    tableMode == .scalable
-  }
+  static func isValid(isScalable: Bool, _ unit: Capabilities) -> Bool { isScalable }
 
   enum Granularity: UInt64 {
     case pasid = 2
@@ -218,9 +212,7 @@ struct PASIDIOTLBInvalidate: DescriptorFormat {
 struct PASIDCacheInvalidate: DescriptorFormat {
   static let type: UInt64 = 7
   static let reserved: (low: UInt64, high: UInt64) = (0xfff0_0000_0000_f1c0, .max)
-  static func isValid(in tableMode: TranslationMode.TableMode, _ capabilities: Capabilities) -> Bool {
-    tableMode == .scalable
-  }
+  static func isValid(isScalable: Bool, _ unit: Capabilities) -> Bool { isScalable }
 
   enum Granularity: UInt64 {
     case domain = 0
@@ -244,9 +236,7 @@ struct PASIDCacheInvalidate: DescriptorFormat {
 struct PASIDDeviceTLBInvalidate: DescriptorFormat {
   static let type: UInt64 = 8
   static let reserved: (low: UInt64, high: UInt64) = (0xfff0_0000_0000_f000, 0x7fe)
-  static func isValid(in tableMode: TranslationMode.TableMode, _ capabilities: Capabilities) -> Bool {
-    tableMode == .scalable && capabilities.deviceTLB && capabilities.pasid
-  }
+  static func isValid(isScalable: Bool, _ unit: Capabilities) -> Bool { isScalable && unit.deviceTLB && unit.pasid }
 
   let bits: DescriptorBits
   var source: RequesterID { RequesterID(rawValue: UInt16(truncatingIfNeeded: bits.low >> 16)) }  // SID
@@ -262,9 +252,7 @@ struct PASIDDeviceTLBInvalidate: DescriptorFormat {
 struct PageGroupResponseDescriptor: DescriptorFormat {
   static let type: UInt64 = 9
   static let reserved: (low: UInt64, high: UInt64) = (0xfff0_0000_0000_01e0, 0xffff_ffff_ffff_f003)
-  static func isValid(in tableMode: TranslationMode.TableMode, _ capabilities: Capabilities) -> Bool {
-    tableMode == .scalable && capabilities.pageRequests
-  }
+  static func isValid(isScalable: Bool, _ unit: Capabilities) -> Bool { isScalable && unit.pageRequests }
 
   let bits: DescriptorBits
   var source: RequesterID { RequesterID(rawValue: UInt16(truncatingIfNeeded: bits.low >> 16)) }  // RID

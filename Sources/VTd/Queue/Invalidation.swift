@@ -164,8 +164,8 @@ public struct InvalidationSubjects: OptionSet, Sendable {
 
 /// An object that keeps state derived from the unit's tables: interrupt routes, or tables bound to a host's IOMMU.
 public protocol InvalidationObserver: AnyObject, Sendable {
-  /// Acts on invalidations of the subjects that the observer wants, given in the guest's order. When it returns they have taken effect; the guest's wait
-  /// descriptor completes only after that.
+  /// Acts on invalidations of the subjects that the observer wants, given in the guest's order. When it returns they
+  /// have taken effect; the guest's wait descriptor completes only after that.
   ///
   /// The unit calls it on the thread of the vCPU that rang the doorbell, without any lock that `remap` or a translation
   /// takes.

@@ -1,7 +1,7 @@
 import Hardware
 
-// From an invalidation to its completion (VT-d 6.5): the unit applies it to its own caches, drains the requests in
-// flight that may use the old entries, and notifies the observers.
+// The life of an invalidation (VT-d 6.5): the unit applies it to its own caches, drains the requests in flight that may
+// use the old entries, and notifies the observers.
 
 /// Invalidations that have been applied to the unit's caches and are not yet complete.
 struct PendingInvalidations {
@@ -37,11 +37,11 @@ struct PendingInvalidations {
   }
 }
 
-/// The observers of a unit's invalidations, and the counters of its queue.
+/// The observers of a unit's invalidations, and the queue's counters.
 struct InvalidationObservers {
   var counters = TranslationCounters()
   private(set) var all: [(observer: any InvalidationObserver, subjects: InvalidationSubjects)] = []
-  /// What any observer wants.
+  /// The subjects that at least one observer wants.
   fileprivate var subjects: InvalidationSubjects = []
 
   fileprivate mutating func add(_ observer: any InvalidationObserver, for subjects: InvalidationSubjects) {

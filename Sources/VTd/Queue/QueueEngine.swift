@@ -1,7 +1,7 @@
 import Hardware
 
-// The execution of the invalidation queue (VT-d 6.5.2): fetch, decode and execute descriptors. The thread that rings the
-// doorbell executes them, or the thread of a function whose answer resumes the queue.
+// The execution of the invalidation queue (VT-d 6.5.2): the unit fetches, decodes and executes descriptors on the
+// thread that rings the doorbell, or on the thread of a function whose answer resumes the queue.
 
 extension RemappingUnit {
   /// Executes descriptors until the queue is empty, one is invalid, or one lap is complete. Software that adds more
@@ -39,7 +39,7 @@ extension RemappingUnit {
   private func finishParkedWait() -> Bool {
     guard capabilities.deviceTLB else { return true }
     let generation = registers.state.withLock { $0.queue.generation }
-    let (mayGoOn, wait) = devices.withLock { devices -> (Bool, InvalidationWait?) in
+    let (canContinue, wait) = devices.withLock { devices -> (Bool, InvalidationWait?) in
       guard let parked = devices.parkedWait else { return (true, nil) }
       guard parked.generation != generation || devices.outstanding.isEmpty else { return (false, nil) }
       devices.parkedWait = nil
@@ -47,7 +47,7 @@ extension RemappingUnit {
       return (true, parked.generation == generation ? parked.wait : nil)
     }
     if let wait { finish(wait) }
-    return mayGoOn
+    return canContinue
   }
 
   /// Reports to software that all descriptors before this one are complete.
@@ -95,7 +95,7 @@ extension RemappingUnit {
     case .wait(let wait):
       // No request uses the old tables any more when software reads the status.
       complete(&pending)
-      if parks(wait, generation: fetch.generation) {
+      if park(wait, generation: fetch.generation) {
         registers.state.withLock { $0.advanceQueue(generation: fetch.generation) }
         return false
       }
@@ -112,7 +112,8 @@ extension RemappingUnit {
   }
 
   /// Parks a wait descriptor while functions have not answered earlier device-TLB invalidations.
-  private func parks(_ wait: InvalidationWait, generation: UInt64) -> Bool {
+  /// - Returns: whether it is parked.
+  private func park(_ wait: InvalidationWait, generation: UInt64) -> Bool {
     guard capabilities.deviceTLB else { return false }
     return devices.withLock { devices in
       guard !devices.outstanding.isEmpty else { return false }
