@@ -50,8 +50,8 @@ struct InterruptEntry: Hashable, Sendable {
     switch high[bits: 18...19] {
     case 0: return true
     case 1:
-      let mask = FunctionMask(rawValue: UInt8(truncatingIfNeeded: high[bits: 16...17])).significantBits
-      return (identifier ^ source.rawValue) & mask == 0
+      let mask = FunctionMask(rawValue: UInt8(truncatingIfNeeded: high[bits: 16...17]))
+      return mask.matches(RequesterID(rawValue: identifier), source)
     case 2:
       return identifier >> 8 <= source.bus && source.bus <= identifier & 0xff
     default: return false

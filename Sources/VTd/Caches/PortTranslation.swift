@@ -344,7 +344,7 @@ struct PortTranslation: Sendable {
       isConcerned = isScalable || mayUse(domain)
       if isScalable || (contextRefusal == nil ? path.domain : 0) == domain { forgetContext() }
     case .contextsOfDevice(let device, let mask):
-      isConcerned = (device.rawValue ^ source.rawValue) & mask.significantBits == 0
+      isConcerned = mask.matches(device, source)
       if isConcerned { forgetContext() }
     case .allPASIDs:
       isConcerned = true

@@ -125,8 +125,7 @@ public final class HostBindings: InvalidationObserver {
   private static func concerns(_ invalidation: Invalidation, _ function: Function) -> Bool {
     switch invalidation {
     case .translationChanged, .allContexts, .contextsOfDomain, .allPASIDs: true
-    case .contextsOfDevice(let device, let mask):
-      (device.rawValue ^ function.requester.id.rawValue) & mask.significantBits == 0
+    case .contextsOfDevice(let device, let mask): mask.matches(device, function.requester.id)
     // An entry that was not present or invalid had no domain.
     case .pasidsOfDomain(let domain), .pasid(_, let domain): function.domain == nil || function.domain == domain
     default: false

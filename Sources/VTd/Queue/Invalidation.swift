@@ -9,6 +9,10 @@ public struct FunctionMask: RawRepresentable, Hashable, Sendable {
   public let rawValue: UInt8
   public init(rawValue: UInt8) { self.rawValue = rawValue & 3 }
 
+  func matches(_ one: RequesterID, _ other: RequesterID) -> Bool {
+    (one.rawValue ^ other.rawValue) & significantBits == 0
+  }
+
   /// The bits of a source-id that it compares.
   var significantBits: UInt16 {
     switch rawValue {

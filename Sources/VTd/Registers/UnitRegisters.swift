@@ -267,29 +267,3 @@ struct UnitRegisters: Sendable {
     }
   }
 }
-
-/// How the unit translates requests.
-struct TranslationMode: Hashable, Sendable {
-  /// RTADDR.TTM.
-  enum TableMode: Hashable, Sendable {
-    case legacy, scalable, invalid
-
-    init(field: UInt64) {
-      self =
-        switch field {
-        case 0: .legacy
-        case 1: .scalable
-        default: .invalid  // Reserved, and abort-DMA, which ECAP does not offer.
-        }
-    }
-  }
-
-  var enabled = false
-  var rootTable: UInt64 = 0
-  var tableMode = TableMode.legacy
-
-  /// The fault of a request to the interrupt address range that is not an interrupt request.
-  var interruptAddressFault: FaultReason { tableMode == .legacy ? .interruptAddress : .scalableInterruptAddress }
-  /// The fault of a pass-through request beyond the host address width.
-  var addressWidthFault: FaultReason { tableMode == .legacy ? .addressBeyondWidth : .scalableAddressBeyondWidth }
-}

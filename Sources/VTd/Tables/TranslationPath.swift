@@ -1,6 +1,33 @@
-// The paging tables that a checked context entry or PASID-table entry selects for the requests of a source (VT-d 3.4.3
-// to 3.4.5, 3.9).
+// How the unit translates the requests of a source: the mode from its registers, and the paging tables that a checked
+// context entry or PASID-table entry selects (VT-d 3.4.3 to 3.4.5, 3.9).
 
+/// How the unit translates requests.
+struct TranslationMode: Hashable, Sendable {
+  /// RTADDR.TTM.
+  enum TableMode: Hashable, Sendable {
+    case legacy, scalable, invalid
+
+    init(field: UInt64) {
+      self =
+        switch field {
+        case 0: .legacy
+        case 1: .scalable
+        default: .invalid  // Reserved, and abort-DMA, which ECAP does not offer.
+        }
+    }
+  }
+
+  var enabled = false
+  var rootTable: UInt64 = 0
+  var tableMode = TableMode.legacy
+
+  /// The fault of a request to the interrupt address range that is not an interrupt request.
+  var interruptAddressFault: FaultReason { tableMode == .legacy ? .interruptAddress : .scalableInterruptAddress }
+  /// The fault of a pass-through request beyond the host address width.
+  var addressWidthFault: FaultReason { tableMode == .legacy ? .addressBeyondWidth : .scalableAddressBeyondWidth }
+}
+
+/// The paging tables of a source's requests.
 enum TranslationPath: Sendable {
   /// No entry is cached.
   case unknown
