@@ -35,17 +35,17 @@ struct PortTranslation: Sendable {
   private(set) var iotlb = IOTLB()
 
   /// A cached entry that blocks requests.
-  private struct Refusal: Sendable {
+  private struct CachedFault: Sendable {
     let reason: FaultReason
     /// FPD of the entries read.
     let faultProcessingDisabled: Bool
   }
   /// In caching mode: the fault of a context entry that is not present or invalid.
-  private var contextRefusal: Refusal?
+  private var contextFault: CachedFault?
   /// In caching mode: the fault of a PASID's directory entry or PASID-table entry.
-  private var pasidRefusal: (pasid: UInt32, refusal: Refusal)?
+  private var pasidFault: (pasid: UInt32, fault: CachedFault)?
   /// In caching mode: pages that the second stage blocks. Nil without caching mode.
-  private var refusedPages: NotPresentCache?
+  private var notPresentPages: NotPresentCache?
 
   /// Requests of a former source may be in flight. Their domain is not known any more.
   private var hasStrays = false
@@ -58,7 +58,7 @@ struct PortTranslation: Sendable {
     self.isPrivileged = isPrivileged
     self.capabilities = capabilities
     self.rules = rules
-    if capabilities.cachingMode { refusedPages = NotPresentCache() }
+    if capabilities.cachingMode { notPresentPages = NotPresentCache() }
     self.trace = trace
   }
 
@@ -149,7 +149,7 @@ struct PortTranslation: Sendable {
   private mutating func walk(
     _ address: UInt64, count: Int, for access: DMAAccess, tag: IOTLB.Tag, memory: any PhysicalMemory
   ) throws(FaultReason) -> PhysicalSegment {
-    if let reason = refusedPages?.lookup(address, tag: tag, access: access) { throw reason }
+    if let reason = notPresentPages?.lookup(address, tag: tag, access: access) { throw reason }
     counters.count(.iotlbMisses)
     let mapping: Mapping
     switch path {
@@ -194,13 +194,13 @@ struct PortTranslation: Sendable {
     if capabilities.cachingMode {
       switch reason.cache(stages: path.tag?.stages) {
       case .context:
-        contextRefusal = Refusal(reason: reason, faultProcessingDisabled: faultProcessingDisabled)
+        contextFault = CachedFault(reason: reason, faultProcessingDisabled: faultProcessingDisabled)
       case .pasid:
         if let pasid = requestPASID ?? context?.ridPASID(capabilities) {
-          pasidRefusal = (pasid, Refusal(reason: reason, faultProcessingDisabled: faultProcessingDisabled))
+          pasidFault = (pasid, CachedFault(reason: reason, faultProcessingDisabled: faultProcessingDisabled))
         }
       case .iotlb:
-        if let tag = path.tag { refusedPages?.insert(reason, for: address, tag: tag, access: access) }
+        if let tag = path.tag { notPresentPages?.insert(reason, for: address, tag: tag, access: access) }
       case nil: break
       }
     }
@@ -230,7 +230,7 @@ struct PortTranslation: Sendable {
       counters[.contextWalks] &+= lookup.contextReads
       counters[.pasidWalks] &+= lookup.pasidReads
     }
-    try check(contextRefusal, &lookup)
+    try check(contextFault, &lookup)
     let context = try loadContext(&lookup)
     if case .scalable(let entry) = context {
       let pasid = requestPASID ?? entry.ridPASID(capabilities)
@@ -240,7 +240,7 @@ struct PortTranslation: Sendable {
         lookup.faultProcessingDisabled = pathFaultProcessingDisabled
         return
       }
-      if let pasidRefusal, pasidRefusal.pasid == pasid { try check(pasidRefusal.refusal, &lookup) }
+      if let pasidFault, pasidFault.pasid == pasid { try check(pasidFault.fault, &lookup) }
       let resolved = try lookup.path(of: requestPASID, isPrivileged: isPrivileged, in: context)
       path = resolved.path
       pathPASID = pasid
@@ -276,20 +276,20 @@ struct PortTranslation: Sendable {
   }
 
   /// Throws the reason of a cached fault.
-  private func check(_ refusal: Refusal?, _ lookup: inout SourceLookup) throws(FaultReason) {
-    guard let refusal else { return }
-    lookup.faultProcessingDisabled = refusal.faultProcessingDisabled
-    throw refusal.reason
+  private func check(_ fault: CachedFault?, _ lookup: inout SourceLookup) throws(FaultReason) {
+    guard let fault else { return }
+    lookup.faultProcessingDisabled = fault.faultProcessingDisabled
+    throw fault.reason
   }
 
   /// The faults that caching mode keeps.
   var refusals: [CachedRefusal] {
     var refusals: [CachedRefusal] = []
-    if let contextRefusal { refusals.append(CachedRefusal(place: .context, reason: contextRefusal.reason)) }
-    if let (pasid, refusal) = pasidRefusal {
-      refusals.append(CachedRefusal(place: .pasid(pasid), reason: refusal.reason))
+    if let contextFault { refusals.append(CachedRefusal(place: .context, reason: contextFault.reason)) }
+    if let (pasid, fault) = pasidFault {
+      refusals.append(CachedRefusal(place: .pasid(pasid), reason: fault.reason))
     }
-    return refusals + (refusedPages?.inspection ?? [])
+    return refusals + (notPresentPages?.inspection ?? [])
   }
 
   // MARK: The unit's side
@@ -303,31 +303,31 @@ struct PortTranslation: Sendable {
 
   private mutating func forgetAll() {
     context = nil
-    contextRefusal = nil
+    contextFault = nil
     forgetPASIDEntry()
     iotlb.removeAll()
-    refusedPages?.removeAll()
+    notPresentPages?.removeAll()
   }
 
   private mutating func forgetContext() {
     context = nil
-    contextRefusal = nil
+    contextFault = nil
     if mode.tableMode != .scalable { path = .unknown }
   }
 
   private mutating func forgetPASIDEntry() {
     path = .unknown
-    pasidRefusal = nil
+    pasidFault = nil
   }
 
   private mutating func forgetPages(where matches: (IOTLB.Tag) -> Bool) {
     iotlb.removeAll(where: matches)
-    refusedPages?.removeAll(where: matches)
+    notPresentPages?.removeAll(where: matches)
   }
 
   private mutating func forgetPages(in pages: PageRange, where matches: (IOTLB.Tag) -> Bool) {
     iotlb.removeAll(in: pages, where: matches)
-    refusedPages?.removeAll(in: pages, where: matches)
+    notPresentPages?.removeAll(in: pages, where: matches)
   }
 
   /// Removes the entries that an invalidation selects.
@@ -342,7 +342,7 @@ struct PortTranslation: Sendable {
       // In scalable mode, context entries have no domain. A cached fault belongs to domain 0.
       let isScalable = mode.tableMode == .scalable
       isConcerned = isScalable || mayUse(domain)
-      if isScalable || (contextRefusal == nil ? path.domain : 0) == domain { forgetContext() }
+      if isScalable || (contextFault == nil ? path.domain : 0) == domain { forgetContext() }
     case .contextsOfDevice(let device, let mask):
       isConcerned = mask.matches(device, source)
       if isConcerned { forgetContext() }
@@ -353,15 +353,15 @@ struct PortTranslation: Sendable {
       isConcerned = mayUse(domain)
       if mode.tableMode == .scalable, path.domain == domain { path = .unknown }
       // A cached fault belongs to no domain, so it may be this one's.
-      pasidRefusal = nil
+      pasidFault = nil
     case .pasid(let pasid, let domain):
       isConcerned = mayUse(pasid, in: domain)
       if mode.tableMode == .scalable, path.domain == domain, pathPASID == pasid { path = .unknown }
-      if pasidRefusal?.pasid == pasid { pasidRefusal = nil }
+      if pasidFault?.pasid == pasid { pasidFault = nil }
     case .allTranslations:
       isConcerned = true
       iotlb.removeAll()
-      refusedPages?.removeAll()
+      notPresentPages?.removeAll()
     case .translationsOfDomain(let domain):
       isConcerned = mayUse(domain)
       forgetPages { $0.domain == domain }
