@@ -21,7 +21,7 @@ public enum RemappingText {
   }
 
   /// Returns a unit's counters and, if it ever had passed-through functions, those of the host's side.
-  private static func named(_ counters: TranslationCounters, _ unit: RemappingUnit) -> [(name: String, value: UInt64)] {
+  private static func named(_ counters: TranslationCounters, _ unit: PlacedUnit) -> [(name: String, value: UInt64)] {
     counters.named + (unit.hostCounters?.named ?? [])
   }
 
