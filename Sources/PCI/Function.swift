@@ -185,13 +185,11 @@ public final class Function: Sendable {
     let pending = msi?.pending ?? 0
     let own = state.withLock { state in
       noteMasterAbort(&state)
-      var space = state.space
-      if state.interruptAsserted {
-        // Interrupt Status, Status bit 3.
-        space.set(StandardOffset.status, space.get(UInt16.self, StandardOffset.status) | 1 << 3)
-      }
-      if let msiOffset { space.set(msiOffset + 0x14, pending) }
-      return space.read(offset, width)
+      // These bits are the hardware's. They are stored at each read, because a copy of the space would cost 12 KiB.
+      let status = state.space.get(UInt16.self, StandardOffset.status)
+      state.space.set(StandardOffset.status, status & ~(1 << 3) | (state.interruptAsserted ? 1 << 3 : 0))
+      if let msiOffset { state.space.set(msiOffset + 0x14, pending) }
+      return state.space.read(offset, width)
     }
     return (model?.configurationRead(offset: offset, width: width, own: own) ?? own) & width.allOnes
   }
