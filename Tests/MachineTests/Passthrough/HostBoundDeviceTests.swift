@@ -93,10 +93,10 @@ import VTdOracle
 
   @Test("each notice for a person is sent once")
   func whatAPersonIsToldIsToldOnce() throws {
-    let told = Notes<HostBoundDevice.Notice>()
+    let notices = Notes<HostBoundDevice.Notice>()
     let memory = try memory()
     let device = try device(0, memory)
-    let bound = try bound(device, memory) { told.add($0) }
+    let bound = try bound(device, memory) { notices.add($0) }
     for _ in 0..<3 {
       _ = try bound.bind(nil, to: .blocked(.guestSecondStage))
       _ = try bound.bind(nil, to: .blocked(.entry(.pasidEntryNotPresent)))
@@ -105,7 +105,7 @@ import VTdOracle
       kernel.state.withLock { $0.failing = [:] }
     }
     let refusal = SystemError("IOMMU_HWPT_ALLOC", "/dev/iommu", code: EINVAL)
-    #expect(told.all == [.blocked(.guestSecondStage), .refused(refusal)])
+    #expect(notices.all == [.blocked(.guestSecondStage), .refused(refusal)])
   }
 
   /// Takes two devices from their start through several tables to their end.
@@ -209,16 +209,16 @@ import VTdOracle
   /// The pages that the guest unmapped are still reachable: both devices are blocked, each with a notice of the reason.
   @Test("a refused invalidation blocks both devices and is reported for each")
   func anInvalidationThatIsRefusedIsTold() throws {
-    let told = [Notes<HostBoundDevice.Notice>(), Notes<HostBoundDevice.Notice>()]
+    let notices = [Notes<HostBoundDevice.Notice>(), Notes<HostBoundDevice.Notice>()]
     do {
       let memory = try memory()
-      let chain = try Chain(self, memory) { number, notice in told[number].add(notice) }
+      let chain = try Chain(self, memory) { number, notice in notices[number].add(notice) }
       kernel.state.withLock { $0.failing[IOMMU_HWPT_INVALIDATE] = EIO }
       #expect(chain.guest.submitAndWait([6 | 3 << 4 | 5 << 16, 0x5000]))
       #expect(attached(0) == nil && attached(1) == nil && nestedCount == 0)
       #expect(chain.guest.takeFault()?.reason == 0x5b)
       let refusal = SystemError("IOMMU_HWPT_INVALIDATE", "/dev/iommu", code: EIO)
-      for notes in told { #expect(notes.all == [.refused(refusal)]) }
+      for notes in notices { #expect(notes.all == [.refused(refusal)]) }
       kernel.state.withLock { $0.failing = [:] }
       #expect(chain.nesting.invalidateEntry())
       #expect(nestedCount == 1 && attached(0) == attached(1))

@@ -27,7 +27,7 @@ final class PassthroughBoard {
   let configuration: MachineConfiguration
   let accelerator: EventAccelerator
   let addresses: [RequesterID?]
-  let told = Notes<PassthroughNotice>()
+  let notices = Notes<PassthroughNotice>()
 
   /// Returns the options of an iommufd object.
   static func object(_ id: String) -> IOMMUFDOptions {
@@ -68,7 +68,7 @@ final class PassthroughBoard {
       units: configuration.unitPlacement(placement), serialOutput: nil, events: EventQueue(),
       devices: DeviceTree(try DeviceAdmission(configuration)),
       passthrough: PassthroughObjects(calls: kernel, sysfs: self.sysfs.root, lockedMemory: { lockedMemory }))
-    board.passthrough.listen { [told] in told.add($0) }
+    board.passthrough.listen { [notices] in notices.add($0) }
     do {
       for device in devices { try board.add(device, with: configuration) }
       board.passthrough.resetBuses()

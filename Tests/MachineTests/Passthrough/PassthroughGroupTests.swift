@@ -37,7 +37,7 @@ import VTd
       #expect(machine.board.unplug(try machine.identity(machine.address(0))) != nil)
       #expect(kernel.attached(0) == nil && kernel.translation(1) == .addressSpace)
       try machine.board.add(PassthroughBoard.device(0, "i0"), with: machine.configuration)
-      #expect(Self.places(kernel) == [.addressSpace, .addressSpace] && machine.told.all == [])
+      #expect(Self.places(kernel) == [.addressSpace, .addressSpace] && machine.notices.all == [])
       machine.end()
     }
     #expect(kernel.complaints == [])
@@ -56,7 +56,7 @@ import VTd
       first.enable()
       #expect(Self.places(kernel) == [nil, nil])
       #expect(
-        machine.told.all == [PassthroughNotice(device: "0000:01:00.0", kind: .blockedWithSibling("0000:02:00.0"))])
+        machine.notices.all == [PassthroughNotice(device: "0000:01:00.0", kind: .blockedWithSibling("0000:02:00.0"))])
       first.disable()
       #expect(Self.places(kernel) == [.addressSpace, .addressSpace])
       let both = machine.driver(of: [1, 2])
@@ -69,7 +69,7 @@ import VTd
       #expect(both.invalidateEntry() && Self.places(kernel) == [.addressSpace, .addressSpace])
       // The first function was blocked before the second.
       #expect(
-        machine.told.all.dropFirst() == [
+        machine.notices.all.dropFirst() == [
           PassthroughNotice(device: "0000:02:00.0", kind: .blockedWithSibling("0000:01:00.0"))
         ], "once")
       machine.end()

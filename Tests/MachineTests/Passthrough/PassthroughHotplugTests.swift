@@ -175,16 +175,16 @@ import VTd
     kernel.state.withLock { $0.hasDMABuffers = true }
     let machine = try PassthroughBoard(kernel, [PassthroughBoard.device(0, "i0")])
     let resets = { kernel.state.withLock { $0.devices.map(\.resets) } }
-    #expect(resets() == [1, 1] && machine.told.all == [])
+    #expect(resets() == [1, 1] && machine.notices.all == [])
     machine.writeConfiguration(machine.address(0), 4, 6, 2)
     try machine.board.add(PassthroughBoard.device(1, "i0"), with: machine.configuration)
     #expect(resets() == [1, 1])
     // The function that the guest uses is unchanged.
     #expect(kernel.state.withLock { $0.devices[0].contents[7]?[4] } == 7)
     #expect(
-      machine.told.all == [PassthroughNotice(device: "0000:02:00.0", kind: .notResetBeside(["0000:01:00.0"]))])
+      machine.notices.all == [PassthroughNotice(device: "0000:02:00.0", kind: .notResetBeside(["0000:01:00.0"]))])
     machine.board.reset()
-    #expect(resets() == [2, 2] && machine.told.all.count == 1)
+    #expect(resets() == [2, 2] && machine.notices.all.count == 1)
     machine.end()
     #expect(kernel.complaints == [])
   }
@@ -200,10 +200,10 @@ import VTd
       state.hasDMABuffers = true
     }
     let machine = try PassthroughBoard(kernel, [PassthroughBoard.device(0, "i0")])
-    #expect(machine.told.all == [])
+    #expect(machine.notices.all == [])
     try machine.board.add(PassthroughBoard.device(1, "i0"), with: machine.configuration)
     let error = SystemError("VFIO_DEVICE_PCI_HOT_RESET", code: EPERM)
-    #expect(machine.told.all == [PassthroughNotice(device: "0000:02:00.0", kind: .notReset(error))])
+    #expect(machine.notices.all == [PassthroughNotice(device: "0000:02:00.0", kind: .notReset(error))])
     machine.end()
     #expect(kernel.complaints == [])
   }

@@ -97,7 +97,7 @@ import VFIO
       // RAM and one BAR on `i0`; RAM and two BARs on `i1`.
       #expect(kernel.state.withLock { $0.mapped.values.map(\.count).sorted() } == [2, 3])
       try Self.live(machine)
-      #expect(machine.told.all == [])
+      #expect(machine.notices.all == [])
       #expect(machine.accelerator.registry.all.count == 2)
       machine.end()
       #expect(machine.accelerator.registry.all == [] && machine.accelerator.slots.mapped == [])
@@ -206,12 +206,12 @@ import VFIO
   func barsThatPeersDoNotReachAreTold() throws {
     let kernel = FakeKernel.full(2) { number, device in if number == 0 { device.regions[2] = nil } }
     let machine = try PassthroughBoard(kernel, [PassthroughBoard.device(1, "i0")])
-    #expect(machine.told.all == [], "there is no peer that could reach them")
+    #expect(machine.notices.all == [], "there is no peer that could reach them")
     try machine.board.add(PassthroughBoard.device(0, "i0"), with: machine.configuration)
     machine.board.reset()
     try machine.board.placeResources()
     let error = SystemError("VFIO_DEVICE_FEATURE_DMA_BUF", "/dev/vfio/devices/vfio1", code: ENOTTY)
-    #expect(machine.told.all == [PassthroughNotice(device: "0000:02:00.0", kind: .outOfPeersReach(error))])
+    #expect(machine.notices.all == [PassthroughNotice(device: "0000:02:00.0", kind: .outOfPeersReach(error))])
     machine.end()
     #expect(kernel.complaints == [])
   }
@@ -229,7 +229,7 @@ import VFIO
       #expect(kernel.state.withLock { $0.mapped.values.map(\.count) } == [2])
     }
     machine.writeConfiguration(function, 0x18, own)
-    #expect(kernel.state.withLock { $0.mapped.values.map(\.count) } == [3] && machine.told.all == [])
+    #expect(kernel.state.withLock { $0.mapped.values.map(\.count) } == [3] && machine.notices.all == [])
     machine.end()
     #expect(kernel.complaints == [])
   }
@@ -285,7 +285,7 @@ import VFIO
       let commands = kernel.state.withLock { $0.devices[index - 2].writes.filter { $0.offset == 4 } }
       #expect(commands.first?.bytes == [3, 0] && commands.last?.bytes == [3, 0])
     }
-    #expect(machine.told.all == [])
+    #expect(machine.notices.all == [])
     machine.end()
     #expect(kernel.complaints == [])
   }
@@ -298,7 +298,7 @@ import VFIO
     #expect(kernel.state.withLock { $0.devices[0].resets } == 0)
     machine.board.reset()
     let error = SystemError("VFIO_DEVICE_PCI_HOT_RESET", code: EPERM)
-    #expect(machine.told.all == [PassthroughNotice(device: "0000:01:00.0", kind: .notReset(error))], "once")
+    #expect(machine.notices.all == [PassthroughNotice(device: "0000:01:00.0", kind: .notReset(error))], "once")
     // FLR is not offered if the function cannot be reset.
     #expect(machine.readConfiguration(machine.address(0), 0x84) & 1 << 28 == 0)
     kernel.state.withLock { $0.strangers = [] }
@@ -344,8 +344,8 @@ import VFIO
     let machine = try PassthroughBoard(kernel, [PassthroughBoard.device(0, "i0")])
     try signal(3, 0, kernel)
     #expect(next(machine.board) == .deviceError)
-    #expect(eventually { !machine.told.all.isEmpty })
-    #expect(machine.told.all == [PassthroughNotice(device: "0000:01:00.0", kind: .error)])
+    #expect(eventually { !machine.notices.all.isEmpty })
+    #expect(machine.notices.all == [PassthroughNotice(device: "0000:01:00.0", kind: .error)])
     machine.end()
     #expect(kernel.complaints == [])
   }

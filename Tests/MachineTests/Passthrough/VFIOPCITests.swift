@@ -258,8 +258,8 @@ import Testing
 
   @Test("on a host with too few vectors the device keeps those it has, and one notice says so")
   func vectorsOfAHostThatHasTooFew() throws {
-    let told = Notes<PassthroughNotice.Kind>()
-    let model = try make { told.add($0) }
+    let notices = Notes<PassthroughNotice.Kind>()
+    let model = try make { notices.add($0) }
     let function = model.function
     let bar = try #require(function.description.baseAddressRegisters.first { $0.index == 2 })
     function.place(bar, at: 0xd000_0000)
@@ -271,27 +271,27 @@ import Testing
     function.writeConfiguration(offset: 0x72, width: .word, value: 0x8000)
     memoryBus.write(address: 0xd000_2000 + 12, width: .doubleword, value: 0)
     _ = takeInterruptSets()
-    #expect(told.all == [])
+    #expect(notices.all == [])
     memoryBus.write(address: 0xd000_2010 + 12, width: .doubleword, value: 0)
     #expect(takeInterruptSets() == ["2 from 0 off", "2 from 0 [500]"])
     let error = SystemError(
       "VFIO_DEVICE_SET_IRQS", code: ENOSPC, because: "the host has 1 of 2 vectors for it")
-    #expect(told.all == [.interruptsRefused(error)])
+    #expect(notices.all == [.interruptsRefused(error)])
     memoryBus.write(address: 0xd000_2010 + 12, width: .doubleword, value: 1)
     memoryBus.write(address: 0xd000_2010 + 12, width: .doubleword, value: 0)
     // Further vectors that the guest unmasks cause no further notice.
     memoryBus.write(address: 0xd000_2020 + 12, width: .doubleword, value: 0)
     memoryBus.write(address: 0xd000_2030 + 12, width: .doubleword, value: 0)
-    #expect(told.all.count == 1)
+    #expect(notices.all.count == 1)
     model.function.revoke()
   }
 
   @Test("a host that refuses INTx causes a notice") func aHostThatRefusesTheWire() throws {
-    let told = Notes<PassthroughNotice.Kind>()
+    let notices = Notes<PassthroughNotice.Kind>()
     kernel.state.withLock { $0.failing[VFIO_DEVICE_SET_IRQS] = EBUSY }
-    let model = try make { told.add($0) }
+    let model = try make { notices.add($0) }
     #expect(
-      told.all == [
+      notices.all == [
         .interruptsRefused(SystemError("VFIO_DEVICE_SET_IRQS", "/dev/vfio/devices/vfio0", code: EBUSY))
       ])
     model.function.revoke()
