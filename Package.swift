@@ -89,8 +89,8 @@ let package = Package(
     .testTarget(
       name: "FuzzTests", dependencies: ["FuzzTargets"],
       swiftSettings: [.swiftLanguageMode(.v6), .treatAllWarnings(as: .error), .enableUpcomingFeature("ExistentialAny")]),
-    tests(of: "Linux"),
-    tests(of: "KVM", uses: ["Linux"]),
+    tests(of: "Linux", uses: ["TestSupport"]),
+    tests(of: "KVM", uses: ["Linux", "CLinux"]),
     tests(of: "VFIO", uses: ["Linux", "CLinux", "FakeVFIO"]),
     tests(of: "Hardware", uses: ["TestSupport"]),
     tests(of: "PCI", uses: ["Hardware", "TestSupport"]),
@@ -102,7 +102,7 @@ let package = Package(
         "Control", "Hardware", "PCI", "Devices", "VTd", "VFIO", "FakeVFIO", "CLinux", "KVM", "Linux", "VTdOracle",
         "TestSupport",
       ]),
-    tests(of: "Control", uses: ["Machine", "JSON", "VTd", "Hardware", "Linux", "VTdOracle", "TestSupport"]),
+    tests(of: "Control", uses: ["Machine", "JSON", "VTd", "PCI", "Hardware", "Linux", "VTdOracle", "TestSupport"]),
     tests(of: "JSON"),
   ]
 )
