@@ -73,7 +73,7 @@ import Testing
     #expect(try configuration("-kernel", "k", "-smp", text).processors == ProcessorTopology(coresPerSocket: 4))
   }
 
-  @Test("several -machine and -accel options add up")
+  @Test("the values of several -machine and -accel options are combined")
   func machineOptionsAddUp() throws {
     let machine = try configuration(
       "-kernel", "k", "-machine", "q35", "-machine", "accel=kvm:tcg", "-machine", "kernel_irqchip=split",
@@ -81,7 +81,7 @@ import Testing
     #expect(machine.accelerator == .kvm(device: "/dev/other"))
   }
 
-  @Test func `hotplug is ACPI's by default, and native in QEMU's words or Nestling's`() throws {
+  @Test func `ACPI hotplug is the default, and QEMU's option or Nestling's selects native hotplug`() throws {
     let property = "acpi-pci-hotplug-with-bridge-support"
     for words in [
       [], ["-machine", "q35,x-pci-hotplug=acpi"], ["-global", "ICH9-LPC.\(property)=on"],
@@ -159,7 +159,7 @@ import Testing
     ]
   }()
 
-  @Test("-serial takes each kind of backend", arguments: backends)
+  @Test("-serial accepts each type of backend", arguments: backends)
   private func serialBackends(_ backend: Backend) throws {
     let machine = try configuration("-kernel", "k", "-serial", backend.text)
     var wanted = backend.device
@@ -170,7 +170,7 @@ import Testing
     #expect(machine.monitors.count == (backend.text.hasPrefix("mon:") ? 1 : 0))
   }
 
-  @Test("each option for a monitor makes one, with its chardev and mode")
+  @Test("each monitor option adds a monitor with the given chardev and mode")
   func monitors() throws {
     let machine = try configuration(
       "-kernel", "k", "-chardev", "socket,id=q,path=/tmp/q,server=on,wait=off", "-mon", "chardev=q,mode=control",
@@ -188,7 +188,7 @@ import Testing
   }
 
   /// The default serial port takes the terminal, unless another option uses it.
-  @Test("the default serial port leaves the terminal and the monitor to other options")
+  @Test("the default serial port does without the terminal or the monitor if another option sets it")
   func theDefaultSerialPortGivesWay() throws {
     let machine = try configuration("-kernel", "k", "-qmp", "stdio")
     #expect(machine.chardevs.last is NullChardevOptions && machine.monitors.count == 1)
@@ -204,7 +204,7 @@ import Testing
     #expect(machine.serials.count == 1 && machine.monitors.isEmpty)
   }
 
-  @Test("options that are true anyway are accepted")
+  @Test("options that ask for what Nestling does anyway are accepted")
   func whatIsSoAnywayIsAccepted() throws {
     let machine = try configuration(
       "-no-user-config", "-display", "none", "-vga", "none", "-net", "none", "-nic", "none", "-monitor", "none",
@@ -227,7 +227,7 @@ import Testing
     #expect(machine.devices.count == 1)
   }
 
-  @Test("-blockdev makes nodes, nested or over one another")
+  @Test("-blockdev makes block nodes, nested in one option or over another node")
   func blockNodes() throws {
     let machine = try configuration(
       "-kernel", "k", "-blockdev", "driver=file,node-name=f,filename=a.img,discard=unmap",

@@ -27,7 +27,7 @@ import Testing
     #expect(printed("--version") == "Nestling emulator version 0.1.0\n")
   }
 
-  @Test("help needs nothing to boot, and ignores later mistakes")
+  @Test("help needs no kernel, and ignores mistakes after it")
   func helpNeedsNothingToBoot() {
     #expect(printed("-m", "64", "-help") != nil)
     #expect(printed("-device", "help", "-nosuch") != nil)

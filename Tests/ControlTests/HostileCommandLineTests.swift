@@ -30,7 +30,9 @@ import Testing
     "1f.7", "é", "\u{0}", "\n", "\u{202e}", "👩‍👩‍👧‍👦", "help", "?", "no", "nono", " ",
   ]
 
-  @Test("any words are answered: run, print, or fail in one line", arguments: [1, 2, 3, 0xdead_beef] as [UInt64])
+  @Test(
+    "every random command line gives run, print, or an error of one line",
+    arguments: [1, 2, 3, 0xdead_beef] as [UInt64])
   func anyWordsHaveAnAnswer(_ seed: UInt64) throws {
     var random = Random(state: seed)
     var answers: Set<String> = []

@@ -3,7 +3,7 @@ import Testing
 @testable import Control
 
 @Suite struct NoticeLimitTests {
-  @Test("of many equal notices one passes in ten seconds, and the others are counted")
+  @Test("the limit admits one notice in ten seconds and counts the others")
   func one() {
     var limit = NoticeLimit()
     let second: UInt64 = 1_000_000_000

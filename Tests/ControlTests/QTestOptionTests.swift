@@ -29,7 +29,7 @@ import Testing
     machine.chardevs.first { $0.id == machine.qtest?.device }
   }
 
-  @Test("-qtest takes each kind of backend")
+  @Test("-qtest accepts each type of backend")
   func backends() throws {
     #expect(device(try configuration("-accel", "qtest", "-qtest", "stdio")) is StdioChardevOptions)
     let server = try configuration("-accel", "qtest", "-qtest", "unix:/tmp/s,server=on,wait=off")
@@ -50,7 +50,7 @@ import Testing
     }
   }
 
-  @Test("qtest is an accelerator, and a client can also drive a machine with CPUs")
+  @Test("-accel qtest selects the accelerator, and -qtest also works with KVM")
   func accelerators() throws {
     #expect(try configuration("-M", "q35,accel=qtest").accelerator == .qtest)
     #expect(try configuration("-M", "accel=qtest:kvm", "-accel", "qtest").accelerator == .qtest)

@@ -21,14 +21,14 @@ import Testing
 
   private let escape = TerminalMultiplexer.escape
 
-  @Test("every byte except the escape reaches the guest")
+  @Test("every byte except the escape byte reaches the guest")
   func everythingElseIsTheGuests() {
     let bytes = (UInt8(0)...255).filter { $0 != 1 }
     let (guest, actions) = receive(bytes)
     #expect(guest == bytes && actions.isEmpty)
   }
 
-  @Test("two escapes send one")
+  @Test("two escape bytes send one to the guest")
   func twoEscapesSendOne() {
     let (guest, actions) = receive([0x61, escape, escape, 0x78])
     #expect(guest == [0x61, 0x01, 0x78] && actions.isEmpty)
@@ -40,7 +40,7 @@ import Testing
     #expect(guest == [0x61] && actions == [.exit])
   }
 
-  @Test("an escape may arrive before its letter")
+  @Test("the escape and its letter may arrive in separate reads")
   func anEscapeMayComeAlone() {
     let (guest, actions) = receive([escape], [UInt8(ascii: "x")])
     #expect(guest.isEmpty && actions == [.exit])
@@ -58,7 +58,7 @@ import Testing
   }
 
   /// The rest of the input is not consumed: it belongs to the next focus.
-  @Test("an escape and c switch the focus at once")
+  @Test("an escape and c switch the focus before the next byte is consumed")
   func theFocusIsSwitchedInPlace() {
     var multiplexer = TerminalMultiplexer()
     var guest: [UInt8] = []

@@ -174,7 +174,7 @@ private func owner(_ bus: AddressBus, _ address: UInt64) -> UInt64? {
   }
 
   /// Random regions: each byte of a small space is checked against the rule as stated.
-  @Test("random overlapping regions follow the priorities", arguments: 0..<20 as Range<UInt64>)
+  @Test("each byte of random overlapping regions is answered by priority and order", arguments: 0..<20 as Range<UInt64>)
   func randomOverlapsFollowTheRule(seed: UInt64) {
     struct Region {
       let name: UInt64

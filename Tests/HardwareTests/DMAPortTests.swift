@@ -112,7 +112,8 @@ private final class ListedPort: DMAPort {
     }
   }
 
-  @Test("reads and writes follow translations that are not contiguous") func readsAndWritesFollowTheSplits() throws {
+  @Test("reads and writes are split where translations are not contiguous") func readsAndWritesFollowTheSplits() throws
+  {
     let port = port([
       .init(address: 0x100, count: 3, physical: 0x200),
       .init(address: 0x103, count: 5, physical: 0x1ffd),

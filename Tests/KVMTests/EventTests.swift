@@ -116,7 +116,7 @@ struct EventTests {
   }
 
   /// Only a level-triggered interrupt that a pin is routed to causes an exit.
-  @Test("the EOI of a level-triggered interrupt of a pin is an exit") func theEndOfAPinsInterruptIsAnExit() throws {
+  @Test("the EOI of a pin's level-triggered interrupt causes an exit") func theEndOfAPinsInterruptIsAnExit() throws {
     let guest = try interruptible()
     let level: UInt32 = 1 << 15 | 1 << 14
     try guest.machine.routing.set(4, address: message, data: 0x40 | level)

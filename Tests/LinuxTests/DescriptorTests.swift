@@ -9,7 +9,7 @@ import Testing
     #expect(taken == expected)
   }
 
-  @Test("one take returns all signals so far") func signalsAreTakenTogether() throws {
+  @Test("one take clears all signals so far") func signalsAreTakenTogether() throws {
     let event = try EventDescriptor()
     expect(event, taken: false)
     event.signal()
@@ -167,7 +167,9 @@ import Testing
     let ended = Atomic<Bool>(false)
   }
 
-  @Test("threads have their names, up to 15 bytes, and ids of their own") func threadsHaveNamesAndNumbers() throws {
+  @Test("a thread carries the name it was given, cut to 15 bytes, and its own id") func threadsHaveNamesAndNumbers()
+    throws
+  {
     let box = Names()
     for name in ["serial", "a name that is longer than the kernel keeps", "näme with ümläuts"] {
       let thread = try Thread(name: name) {
@@ -196,7 +198,9 @@ import Testing
     #expect(SystemError("x", code: 12345).reason == "Unknown error 12345")
   }
 
-  @Test("a negative answer becomes an error, and any other a value") func answersBecomeValuesOrErrors() throws {
+  @Test("a negative result becomes an error, and any other result is returned") func answersBecomeValuesOrErrors()
+    throws
+  {
     #expect(try checked(7, "x") == 7)
     #expect(try checked(0, "x") == 0)
     let error = #expect(throws: SystemError.self) { try checked(-ENOSPC, "fallocate", "disk") }

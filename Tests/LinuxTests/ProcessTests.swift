@@ -4,7 +4,7 @@ import Synchronization
 import Testing
 
 @Suite(.timeLimit(.minutes(1))) struct ProcessTests {
-  @Test("a parent that ended before the request is an error") func parent() throws {
+  @Test("asking for a signal at the parent's end fails if the parent has already ended") func parent() throws {
     let signals = try TerminationSignals()
     let error = #expect(throws: SystemError.self) { try signals.includeEndOfParent(getpid()) }
     #expect(error?.code == ESRCH)

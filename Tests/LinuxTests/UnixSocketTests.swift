@@ -32,7 +32,7 @@ import Testing
     #expect(back == [4])
   }
 
-  @Test("the socket is removed with its owner") func goneWithItsOwner() throws {
+  @Test("the socket file is removed with its listener") func goneWithItsOwner() throws {
     let path = folder.file("socket")
     do {
       let listener = try UnixListener(at: path)

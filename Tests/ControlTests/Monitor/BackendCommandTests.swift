@@ -95,7 +95,7 @@ import Testing
       client.send(#"{"execute": "object-del", "arguments": {"id": "1"}}"#) == generic("object '1' not found"))
   }
 
-  @Test func `refusals of the machine have QEMU's words`() throws {
+  @Test func `the machine's refusals have QEMU's words`() throws {
     let id = try Identifier(text: "a")
     let cases: [(RequestError, String)] = [
       (.node(.duplicateID("f")), "Duplicate nodes with node-name='f'"),

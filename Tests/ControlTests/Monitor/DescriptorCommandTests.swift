@@ -73,7 +73,7 @@ import Testing
 
   private let none: JSONValue = "No file descriptor supplied via SCM_RIGHTS"
 
-  @Test func `a descriptor gets a name, which a later one takes over, and closefd closes it`() throws {
+  @Test func `getfd names a descriptor, a later one of that name replaces it, and closefd closes it`() throws {
     let client = try Client(path)
     let first = LeakProbe()
     let second = LeakProbe()
@@ -119,7 +119,8 @@ import Testing
     device.stop()
   }
 
-  @Test func `descriptors without a command are closed with the connection, and named ones stay`() throws {
+  @Test func `when the connection ends, descriptors that no command took are closed, and named ones stay open`() throws
+  {
     let probe = LeakProbe()
     let named = LeakProbe()
     do {
@@ -156,7 +157,7 @@ import Testing
     device.stop()
   }
 
-  @Test func `descriptors are kept in sets, which are removed with the last client`() throws {
+  @Test func `add-fd keeps descriptors in sets, which are removed with the last client`() throws {
     let probes = (0..<4).map { _ in LeakProbe() }
     do {
       let client = try Client(path)
@@ -236,7 +237,7 @@ import Testing
     return .integer(Int64(members.first?.file.rawValue ?? -1))
   }
 
-  @Test func `a device and an object take a named file over from the monitor`() throws {
+  @Test func `a device and an object take over a named descriptor from the monitor`() throws {
     let client = try Client(path)
     let file = LeakProbe()
     #expect(client.carryOut("getfd", ["fdname": "dev"], [file.descriptor]) == [:])

@@ -65,7 +65,7 @@ import Testing
     #expect(client.machine.requests.isEmpty)
   }
 
-  @Test func `refusals of the machine have QEMU's class and words`() throws {
+  @Test func `the machine's refusals have QEMU's class and words`() throws {
     let id = try Identifier(text: "e0")
     let drive = NodeUse(property: "drive", id: "d")
     let rng = ObjectUse(property: "rng", id: id, typeNames: ["rng-builtin", "rng-random"])
@@ -130,7 +130,7 @@ import Testing
     #expect(human("device_add help").contains("name \"edu\", bus PCI"))
   }
 
-  @Test func `the object tree has devices and objects, found by a full path or its end`() {
+  @Test func `the object tree contains devices and objects, and a full path or its last part finds them`() {
     var client = QMPClient()
     func list(_ path: String) -> JSONValue? { client.ask("qom-list", ["path": .string(path)]) }
     func get(_ path: String, _ property: String) -> JSONValue? {

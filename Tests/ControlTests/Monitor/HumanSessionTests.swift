@@ -26,7 +26,7 @@ import Testing
     #expect(text == "Nestling 0.1.0 monitor - type 'help' for more information\r\n(qemu) ")
   }
 
-  @Test("each line is answered, and half a line is not")
+  @Test("each complete line is answered, and half a line is not")
   func aLineIsAnswered() {
     #expect(answers("info sta", "tus\n").0 == "VM status: running\r\n(qemu) ")
     #expect(answers("info status\r\ninfo kvm\r").0 == "VM status: running\r\n(qemu) kvm support: enabled\r\n(qemu) ")
@@ -45,7 +45,7 @@ import Testing
   }
 
   /// The caller passes the unused bytes again, and the session carries them out then.
-  @Test("further lines wait for a reader that is behind")
+  @Test("while a reader is behind, further lines wait")
   func furtherLinesWaitForAReaderWhoIsBehind() {
     var session = HumanSession(echoes: false)
     let machine = RecordingMachine()

@@ -13,7 +13,7 @@ import Testing
     elements(value).compactMap { if case .string(let name)? = $0["name"] { name } else { nil } }
   }
 
-  @Test("status queries follow the machine, and requests reach it")
+  @Test("query-status shows stop and cont, and reset and power-down requests reach the machine")
   func status() {
     var client = QMPClient()
     #expect(client.ask("query-status") == ["status": "running", "running": true])
@@ -26,7 +26,7 @@ import Testing
   }
 
   /// The words and the state are QEMU's: only a reset leads out of a device error.
-  @Test("a machine that a device stopped refuses cont until a reset")
+  @Test("after a device error, cont is refused because a reset is required")
   func aMachineThatADeviceFailed() {
     let machine = RecordingMachine()
     machine.fail()
@@ -109,7 +109,7 @@ import Testing
   }
 
   /// The schema has every command and event, and every type that it refers to.
-  @Test("the schema is complete")
+  @Test("the schema contains every command and every type that it refers to")
   func theSchemaIsWhole() throws {
     var client = QMPClient()
     let entities = elements(client.ask("query-qmp-schema"))

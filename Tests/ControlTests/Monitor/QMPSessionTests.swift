@@ -86,7 +86,7 @@ import Testing
 
   /// As in QEMU (qobject/qnum.c), integers are exact up to 2^64-1, but above 2^63-1 they are no integers where a signed
   /// one is expected.
-  @Test("integers of 64 bits are returned exactly, and refused where they exceed a signed one")
+  @Test("a request's id of 64 bits is returned exactly; an argument above the signed 64-bit range is refused")
   func integersOf64Bits() {
     var client = QMPClient()
     for number in ["18446744073709551615", "9223372036854775808", "-9223372036854775808"] {
@@ -100,7 +100,7 @@ import Testing
   }
 
   /// The requests arrive byte by byte, in single quotes, two at once, and after garbage.
-  @Test("requests are answered however they arrive")
+  @Test("requests are answered when they arrive byte by byte, two at once or after garbage")
   func requestsHoweverTheyArrive() {
     var client = QMPClient()
     var seen: [String] = []
@@ -118,7 +118,7 @@ import Testing
     #expect(client.send(#"{"execute": "query-name"}"#) == ["{\n    \"return\": {}\n}"])
   }
 
-  @Test("further requests wait for a client that is behind")
+  @Test("while a client is behind, further requests wait")
   func furtherRequestsWaitForAClientThatIsBehind() {
     var session = QMPSession()
     let machine = RecordingMachine()
@@ -135,7 +135,7 @@ import Testing
   }
 
   /// The answer is sent before an action starts that may end the connection.
-  @Test("the answer is sent before the machine ends")
+  @Test("the answer to quit is sent before quit is carried out")
   func theAnswerComesBeforeTheEnd() {
     let machine = RecordingMachine()
     var session = QMPSession()

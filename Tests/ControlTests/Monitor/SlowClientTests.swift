@@ -84,7 +84,7 @@ private final class SocketClient {
     return client
   }
 
-  @Test("requests of a client that does not read wait, and it gets every answer once it reads")
+  @Test("while a client does not read, its requests wait; once it reads, it gets every answer")
   func requestsWait() throws {
     let client = try connect()
     let count = 400
@@ -114,7 +114,7 @@ private final class SocketClient {
     device.stop()
   }
 
-  @Test("events for a client that does not read are dropped beyond a bound, and their count is sent instead")
+  @Test("beyond a bound, events for a client that does not read are dropped, and the client gets their count")
   func eventsAreBounded() throws {
     let client = try connect()
     let count = 20_000
@@ -140,7 +140,7 @@ private final class SocketClient {
     device.stop()
   }
 
-  @Test("the next client is served, without the requests of one that left without reading")
+  @Test("after a client left without reading, the next client gets the answers to its own requests")
   func nextClient() throws {
     do {
       let client = try connect()
