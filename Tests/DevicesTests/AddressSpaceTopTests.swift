@@ -94,7 +94,7 @@ struct AddressSpaceTopTests {
     }
   }
 
-  @Test("a ring across the top is not used at address 0")
+  @Test("a ring across the top does not continue at address 0")
   func rings() throws {
     for area in ["descriptors", "driver", "device"] {
       remapper.memory.store([UInt8](repeating: 0, count: 4096), at: Self.topPhysical)

@@ -146,7 +146,7 @@ import Testing
     #expect(queue.takeUsed().isEmpty)
   }
 
-  @Test func `a period that ends after the device was refused takes no entropy`() throws {
+  @Test func `the rate limit's timer takes no entropy for a refused device`() throws {
     let source = GatedSource()
     source.mayLeave.signal()
     source.mayLeave.signal()

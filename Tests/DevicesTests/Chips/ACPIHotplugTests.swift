@@ -93,7 +93,7 @@ import Testing
     #expect(notifications() == [[1, 1], [2, 3], [3, 1]])
   }
 
-  @Test func `a device whose removal is requested before the guest looks is announced first`() {
+  @Test func `a device is announced before the removal request that arrives before the guest looks`() {
     device.inserted(0)
     device.requestRemoval(0)
     #expect(notifications() == [[0, 1], [0, 3]])
@@ -123,7 +123,7 @@ import Testing
     #expect(next == Self.none)
   }
 
-  @Test func `the second eject after two requests spares the next device`() {
+  @Test func `when two removal requests end in two ejects, the second eject leaves the next device in the slot`() {
     device.inserted(0, announcing: false)
     for _ in 0..<2 {
       device.requestRemoval(0)
@@ -143,7 +143,7 @@ import Testing
     #expect(ejects.values == [0, 0])
   }
 
-  @Test func `a request that the guest lost takes nothing from the next device`() {
+  @Test func `a removal request that the guest never reports on does not prevent the next device's eject`() {
     device.inserted(0, announcing: false)
     for _ in 0..<2 {
       device.requestRemoval(0)
@@ -159,7 +159,7 @@ import Testing
     #expect(ejects.values == [0, 0])
   }
 
-  @Test func `a request whose status was reported is no longer open`() {
+  @Test func `a removal request whose status the guest reported absorbs no later eject`() {
     device.inserted(0, announcing: false)
     device.requestRemoval(0)
     #expect(notifications() == [[0, 3]])
@@ -172,7 +172,7 @@ import Testing
     #expect(ejects.values == [0, 0])
   }
 
-  @Test func `after a surprise removal the next device waits until the guest drops the old one`() {
+  @Test func `after a surprise removal the next device is announced once the guest has released the old one`() {
     device.inserted(0, announcing: false)
     device.emptied(0, announcing: true)
     #expect(device.awaitsRelease(0))
@@ -191,7 +191,7 @@ import Testing
     #expect(ejects.values == [0])
   }
 
-  @Test func `an eject that was requested before a surprise removal counts as the release`() {
+  @Test func `an eject that answers a request from before a surprise removal counts as the release`() {
     device.inserted(0, announcing: false)
     device.requestRemoval(0)
     #expect(notifications() == [[0, 3]])
@@ -205,7 +205,7 @@ import Testing
     #expect(notifications() == [[0, 1]])
   }
 
-  @Test func `two surprise removals before the guest looks are dropped as one`() {
+  @Test func `two surprise removals before the guest looks are announced and released as one`() {
     device.inserted(0, announcing: false)
     device.emptied(0, announcing: true)
     device.inserted(0)
@@ -255,7 +255,7 @@ import Testing
     #expect(read(0x0c) == 1)
   }
 
-  @Test func `only bit 0 ejects, as a link has one device`() {
+  @Test func `only bit 0 of the eject register ejects, because a link has one device`() {
     device.inserted(0, announcing: false)
     write(0x08, 0xffff_fffe)
     #expect(ejects.values.isEmpty)
@@ -278,7 +278,7 @@ import Testing
     #expect(events.values.count == 2)
   }
 
-  @Test func `the handlers may use the controller`() {
+  @Test func `the handlers may call the controller, which holds no lock meanwhile`() {
     // If the controller held its lock, they would hang.
     let slots = Calls<ACPIHotplug>()
     let device = ACPIHotplug(

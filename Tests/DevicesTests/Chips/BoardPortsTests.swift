@@ -26,7 +26,7 @@ import Testing
   init() { control = ResetControl { [resets] in resets.append($0) } }
 
   @Test(
-    "the rising reset bit resets, in the way that the other bits select",
+    "a rising edge of the reset bit causes the reset that the other bits select",
     arguments: [
       (0x04, .processors), (0x06, .platform), (0x0e, .powerCycle), (0x0c, .processors),
     ] as [(UInt8, ResetControlRegister.Reset)])
@@ -42,7 +42,7 @@ import Testing
     #expect(resets.values == [reset, reset])
   }
 
-  @Test("the register reads back its three bits until a reset")
+  @Test("the reset control register reads back its three bits until a reset")
   func readsBackItsThreeBitsUntilReset() {
     control.writeByte(0, 0xff)
     #expect(control.readByte(0) == 0x0e)
@@ -62,7 +62,7 @@ import Testing
     }
   }
 
-  @Test("the reset register answers byte accesses among the configuration ports")
+  @Test("byte accesses to port 0xcf9 reach the reset register, and all others the configuration ports")
   func liesWithinTheConfigurationPorts() {
     let configuration = Configuration()
     let bus = AddressBus()

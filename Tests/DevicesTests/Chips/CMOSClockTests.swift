@@ -93,7 +93,7 @@ import Testing
     #expect(time == expected)
   }
 
-  @Test("update-in-progress is short and announces the update")
+  @Test("update-in-progress is set during the 244 microseconds before an update")
   func updateInProgressIsShortAndWarnsOfTheUpdate() {
     let second = Self.leapDay
     host.now = ClockReading(seconds: second, nanoseconds: 999_755_999)
@@ -109,7 +109,7 @@ import Testing
     #expect(read(0x0a) == 0x26)
   }
 
-  @Test("setting the time keeps an offset to the host's clock")
+  @Test("the clock runs on from the time that the guest sets, also after a reset")
   func settingTheTimeKeepsAnOffset() {
     setTime([0x58, 0x59, 0x23, 0x31, 0x12, 0x99, 0x19])
     #expect(time == [0x58, 0x59, 0x23, 0x06, 0x31, 0x12, 0x99, 0x19])
@@ -125,7 +125,7 @@ import Testing
     #expect(read(0x09) == 0x00)
   }
 
-  @Test("the registers of a stopped clock are memory")
+  @Test("the registers of a stopped clock keep what is written")
   func stoppedRegistersAreMemory() {
     write(0x0b, 0x82)
     write(0x00, 0xee)
@@ -136,7 +136,7 @@ import Testing
     #expect(read(0x02) == 0x05)
   }
 
-  @Test("without a divider reset the phase of the second stays")
+  @Test("setting the time without a divider reset keeps the fraction of the second")
   func withoutDividerResetTheSecondsPhaseStays() {
     write(0x0b, 0x82)
     write(0x00, 0x30)
@@ -147,7 +147,7 @@ import Testing
     #expect(read(0x00) == 0x31)
   }
 
-  @Test("a running clock takes each register at once")
+  @Test("a write to a time register of a running clock takes effect at once")
   func aRunningClockTakesEachRegisterAtOnce() {
     write(0x02, 0x59)
     write(0x04, 0x22)
@@ -156,7 +156,7 @@ import Testing
     #expect(time == [0x09, 0x00, 0x23, 0x05, 0x29, 0x02, 0x24, 0x20])
   }
 
-  @Test("a time that does not exist carries over")
+  @Test("an impossible time carries over into the larger units")
   func timesThatDoNotExistCarry() {
     setTime([0x75, 0x59, 0x23, 0x31, 0x12, 0x24, 0x20])
     #expect(time == [0x15, 0x00, 0x00, 0x04, 0x01, 0x01, 0x25, 0x20])
@@ -164,7 +164,7 @@ import Testing
     #expect(Array(time[4...]) == [0x30, 0x11, 0x24, 0x20])
   }
 
-  @Test("memory keeps its bytes")
+  @Test("CMOS RAM keeps its bytes")
   func memoryKeepsItsBytes() {
     for address in UInt8(0x0e)..<0x80 where address != 0x32 { write(address, address ^ 0xff) }
     for address in UInt8(0x0e)..<0x80 where address != 0x32 { #expect(read(address) == address ^ 0xff) }
@@ -178,7 +178,7 @@ import Testing
 
   // MARK: Flags
 
-  @Test("update-ended is set once per read and requests an interrupt when enabled")
+  @Test("an update sets update-ended, which a read clears and which requests an interrupt when enabled")
   func updateEndedIsSetOncePerReadAndRequestsWhenEnabled() {
     write(0x0a, 0x20)  // No periodic rate.
     write(0x01, 0xfe)  // No alarm either: not a time, nor the top bits of any.
@@ -221,7 +221,7 @@ import Testing
     #expect(read(0x0c) & 0x20 == 0)
   }
 
-  @Test("an alarm between two reads is seen")
+  @Test("an alarm time that passes between two reads sets the alarm flag")
   func anAlarmBetweenTwoReadsIsSeen() {
     write(0x01, 0x30)
     write(0x03, 0xff)
@@ -258,7 +258,7 @@ import Testing
 
   /// Linux's mc146818_avoid_UIP reads the seconds, sees UIP clear, reads everything, and sees UIP clear and the seconds
   /// unchanged.
-  @Test("Linux reads the time in one pass")
+  @Test("Linux's loop for a consistent time needs one pass")
   func linuxReadsTheTimeInOneTurn() {
     let second = read(0x00)
     #expect(read(0x0a) & 0x80 == 0)

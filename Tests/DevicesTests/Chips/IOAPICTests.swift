@@ -89,7 +89,7 @@ private final class CountingRoute: InterruptRoute {
     #expect(controller.entry(22) == .reset)
   }
 
-  @Test("the selector reads back, and the window takes doublewords only")
+  @Test("the selector reads back, and the window accepts only doubleword writes")
   func selectReadsBackAndTheWindowTakesDoublewordsOnly() {
     controller.write(offset: 0, width: .byte, value: 0x12)
     #expect(controller.read(offset: 0, width: .byte) == 0x12)
@@ -103,7 +103,7 @@ private final class CountingRoute: InterruptRoute {
   /// Entry, address, data: destination and mode, delivery mode, trigger mode; then remappable
   /// format: index 14:0 from bits 63:49, index 15 from bit 11.
   @Test(
-    "an entry gives its message, in compatibility and in remappable format",
+    "an entry sends its message in compatibility or in remappable format",
     arguments: [
       (0x0000_0000_0000_0031, 0xfee0_0000, 0x0000_0031),
       (0x0300_0000_0000_0930, 0xfee0_3004, 0x0000_0130),
@@ -274,7 +274,7 @@ private final class CountingRoute: InterruptRoute {
     #expect(controller.entry(17).rawValue == level)
   }
 
-  @Test("the end handler gets the level-triggered pins of every ended vector")
+  @Test("the end-of-interrupt handler is called with the level-triggered pins of every ended vector")
   func endHandlerHearsOfInterruptsThatWentPast() {
     let ended = Calls<[Int]>()
     let controller = IOAPICDevice(routes: routes) { ended.append(Array($0)) }
@@ -290,7 +290,7 @@ private final class CountingRoute: InterruptRoute {
     #expect(controller.levelTriggeredPins(vector: 0x30).isEmpty)
   }
 
-  @Test("the end handler may drive a line")
+  @Test("the end-of-interrupt handler may drive a line")
   func endHandlerMayDriveALine() {
     let lines = Calls<any InterruptLine>()
     let controller = IOAPICDevice(routes: routes) { _ in lines.values.first?.set(false) }
@@ -325,7 +325,7 @@ private final class CountingRoute: InterruptRoute {
     #expect(routes[18].sent.count == 3)
   }
 
-  @Test("a released line is not asserted")
+  @Test("a line that its device released no longer asserts its pin")
   func aLineThatIsLetGoOfIsNotAsserted() {
     program(18, level)
     do {
@@ -337,7 +337,7 @@ private final class CountingRoute: InterruptRoute {
     #expect(routes[18].sent.count == 1)
   }
 
-  @Test("the lines of many threads add up")
+  @Test("after several threads drove lines of one pin, no stale assertion remains")
   func linesOfManyThreadsAddUp() async {
     program(18, level)
     let lines = (0..<4).map { _ in controller.line(18) }

@@ -41,7 +41,7 @@ import Testing
     #expect(!line.asserted)
   }
 
-  @Test("an event that is not enabled waits")
+  @Test("an event that is not enabled raises the SCI once it is enabled")
   func anEventThatIsNotEnabledWaits() {
     device.pressPowerButton()
     #expect(!line.asserted)
@@ -54,13 +54,13 @@ import Testing
     #expect(read(0x00) == 0)
   }
 
-  @Test("the enable register keeps only its bits")
+  @Test("the enable register keeps only its defined bits")
   func enablesKeepOnlyTheirBits() {
     write(0x02, 0xffff)
     #expect(read(0x02) == 0x0721)
   }
 
-  @Test("the control register keeps the sleep type and always routes to the SCI")
+  @Test("the control register keeps the sleep type, and its SCI enable bit always reads as one")
   func controlKeepsSleepTypeAndAlwaysRoutesToSCI() {
     write(0x04, 0x1c00 | 0x0002)
     #expect(read(0x04) == 0x1c03)
@@ -80,7 +80,7 @@ import Testing
     #expect(read(0x04) == type << 10 | 1)
   }
 
-  @Test("sleep enable acts in a byte write and in wider writes")
+  @Test("setting sleep enable powers off in a byte write and in a wider write")
   func sleepEnableActsInAByteOrWiderWriteToo() {
     write(0x05, 0x20, .byte)
     write(0x04, 0x2001, .doubleword)

@@ -24,7 +24,7 @@ private enum Register {
 
   private func identification() -> UInt8 { port.readByte(Register.interruptIdentification) }
 
-  @Test("the port powers on empty and silent")
+  @Test("the port powers on empty and without a pending interrupt")
   func powersOnEmptyAndSilent() {
     let registers = (1...7).map { port.readByte(UInt64($0)) }
     // IER, IIR (none pending), LCR, MCR, LSR (THRE, TEMT), MSR (DCD, DSR, CTS), SCR
@@ -96,7 +96,7 @@ private enum Register {
     #expect(identification() == 0x01)
   }
 
-  @Test("every byte sent is a new edge")
+  @Test("every byte sent causes a new edge of the interrupt line")
   func everyByteSentIsANewEdge() {
     port.writeByte(Register.interruptEnable, 0x02)
     #expect(line.levels == [true])
@@ -240,7 +240,7 @@ private enum Register {
     #expect(line.levels == [true, false])
   }
 
-  @Test("causes that are not enabled are silent")
+  @Test("causes that are not enabled do not raise the line")
   func causesThatAreNotEnabledAreSilent() {
     port.receive([1, 2])
     #expect(line.levels.isEmpty)
@@ -274,7 +274,7 @@ private enum Register {
     #expect(port.readByte(Register.modemStatus) & 0xf0 == 0xb0)
   }
 
-  @Test("the ring indicator counts its trailing edge only")
+  @Test("only the trailing edge of the ring indicator sets its change bit")
   func ringIndicatorCountsItsTrailingEdgeOnly() {
     port.writeByte(Register.modemControl, 0x1b)  // All inputs but RI as the peer drives them.
     #expect(port.readByte(Register.modemStatus) == 0xb0)

@@ -44,7 +44,9 @@ import Testing
     #expect(output.bytes == sent)
   }
 
-  @Test("THRE stays clear while there is no room, and its interrupt comes when there is", arguments: [0, 1] as [UInt8])
+  @Test(
+    "THRE stays clear while the output has no room, and its interrupt comes once there is room",
+    arguments: [0, 1] as [UInt8])
   func interrupt(fifoControl: UInt8) {
     port.writeByte(2, fifoControl)
     let identification = fifoControl == 0 ? 0x01 : 0xc1 as UInt8
@@ -64,7 +66,7 @@ import Testing
     #expect(line.levels.last == false)
   }
 
-  @Test("with FIFOs a burst of 16 bytes after THRE is kept whole, and THRE follows when all have left")
+  @Test("with FIFOs a burst of 16 bytes after THRE is kept whole, and THRE is set again when all have left")
   func burst() {
     port.writeByte(2, 0x01)
     port.writeByte(1, 0x02)

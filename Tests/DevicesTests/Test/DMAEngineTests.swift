@@ -119,7 +119,7 @@ struct DMAEngineTests {
     #expect(run(1 | 1 << 4 | 1 << 6, source: Self.virtual, count: 8) == 5)
   }
 
-  @Test("a copy goes as far as it can, and reports how far")
+  @Test("a copy stops before the first page it cannot access, and reports the bytes moved")
   func copy() {
     root.map(Self.virtual, to: Self.physical)
     root.map(Self.virtual + 0x10000, to: 0x10000)
@@ -138,7 +138,7 @@ struct DMAEngineTests {
     #expect(run(1, source: Self.virtual, count: 4) == 4)
   }
 
-  @Test("through the device TLB a page is translated once, cached, and accessed by translated requests")
+  @Test("with the device TLB, a page is translated once, and translated requests access it")
   func deviceTLB() {
     root.map(Self.virtual, to: Self.physical)
     #expect(run(2 | 1 << 8, destination: Self.virtual + 8, count: 8) == 1)
@@ -161,7 +161,7 @@ struct DMAEngineTests {
     #expect(run(1 | 1 << 8, source: Self.virtual, count: 8) == 4)
   }
 
-  @Test("a translation without access, untranslated only, unsupported or aborted gives its result")
+  @Test("no access, UR and CA give their result codes, and an untranslated-only page is accessed untranslated")
   func answers() {
     #expect(run(1 | 1 << 8, source: Self.virtual, count: 8) == 9)
     root.map(Self.virtual, to: Self.physical, .read)
@@ -212,7 +212,7 @@ struct DMAEngineTests {
     root.cache?.invalidate(InvalidateRequest(tag: tag, pasid: pasid, isGlobal: global, first: first, last: last))
   }
 
-  @Test("invalidations remove what they name, and are counted and shown")
+  @Test("an invalidation removes the pages that it names from the device TLB, and is counted and shown")
   func invalidations() {
     for page: UInt64 in 0..<4 { root.map(Self.virtual + page << 12, to: Self.physical) }
     write(0x14, 3)
@@ -237,7 +237,7 @@ struct DMAEngineTests {
     #expect(root.state.withLock { $0.completed } == [1, 2, 4, 8, 16])
   }
 
-  @Test("an invalidation is answered at once, later, never or wrongly, and a held one can be answered")
+  @Test("an invalidation is completed at once, held, or completed with a wrong tag; a held one can be completed later")
   func answering() {
     write(0x08, 1)
     invalidate(5)
@@ -330,7 +330,7 @@ struct DMAEngineTests {
     #expect(root.state.withLock { $0.pageRequests.map(\.address) } == [Self.virtual + 0x1000])
   }
 
-  @Test("success responses without a mapping do not hold the engine for ever")
+  @Test("the engine gives up after 16 success responses without a mapping")
   func patience() {
     run(1 | 1 << 8 | 1 << 10, source: Self.virtual, count: 8)
     var answers = 0
@@ -348,7 +348,7 @@ struct DMAEngineTests {
     #expect(run(5 | 1 << 12 | 1 << 14, source: Self.virtual) == 11)
   }
 
-  @Test("a waiting command is ended by the register, by a reset and by a reset of PRI")
+  @Test("a waiting command is ended by the control register, by a reset of PRI and by a reset")
   func ending() {
     run(5 | 1 << 12 | 1 << 14, source: Self.virtual)
     #expect(isBusy)

@@ -96,7 +96,7 @@ import Testing
     #expect(!edu.board.line.asserted)
   }
 
-  @Test("with MSI an interrupt is a message and not the wire")
+  @Test("with MSI enabled, an interrupt is a message and does not assert the wire")
   func messageInsteadOfTheWire() {
     let (device, edu, _) = make()
     let capability = Int(device.function.readConfiguration(offset: 0x34, width: .byte))
@@ -186,7 +186,7 @@ import Testing
     #expect(remapper.memory.copy(0x3000, count: 4096) == [UInt8](repeating: 0, count: 4096))
   }
 
-  @Test("registers below 0x80 take four bytes, and those from 0x80 on four or eight")
+  @Test("registers below 0x80 accept accesses of four bytes, and those from 0x80 on four or eight")
   func widths() {
     let (_, edu, _) = make()
     // Below 0x80 four bytes only, from there four or eight.

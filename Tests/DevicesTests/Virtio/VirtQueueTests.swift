@@ -209,7 +209,7 @@ private final class QueueOwner: VirtQueueOwner {
     #expect(owner.signals == 1)
   }
 
-  @Test("an event index interrupts when it is passed, and asks for the next chain")
+  @Test("with event indices, passing used_event interrupts, and avail_event asks for the next chain")
   func eventIndexInterruptsWhenItIsPassedAndAsksForTheNextChain() throws {
     var (driver, queue) = make(features: [.version1, .eventIndex])
     // The flag means nothing once the event index is negotiated.
@@ -303,7 +303,7 @@ private final class QueueOwner: VirtQueueOwner {
     #expect(try queue.takeSegments(for: .write, limit: .max, during: queue.port.request()) == 0)
   }
 
-  @Test("the number of segments is bounded")
+  @Test("one call takes a bounded number of segments, and the next call continues")
   func segmentsAreBoundedInNumber() throws {
     let remapper = PageRemapper(memory: memory)
     remapper.map(0x1_0000, to: 0x1_0000, count: 0x3000)
@@ -320,7 +320,7 @@ private final class QueueOwner: VirtQueueOwner {
     #expect(queue.segments.count == 76)
   }
 
-  @Test("bytes cross buffers")
+  @Test("reading and writing bytes continues from one buffer in the next")
   func bytesCrossBuffers() throws {
     var (driver, queue) = make()
     memory.store([1, 2, 3], at: 0x100)
@@ -339,7 +339,7 @@ private final class QueueOwner: VirtQueueOwner {
   }
 
   /// Random rings end with an error or after a bounded number of chains, and never trap.
-  @Test("the service of random rings ends", arguments: 0..<40)
+  @Test("serving a random ring ends", arguments: 0..<40)
   func randomRingsEnd(seed: UInt64) {
     var generator = SeededGenerator(seed: seed)
     let memory = HeapMemory(size: 0x8000)

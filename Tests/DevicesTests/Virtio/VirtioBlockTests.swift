@@ -46,7 +46,7 @@ import Testing
     #expect(disk.driver.config(0x08, .doubleword) == 0x0100_0001)
   }
 
-  @Test("features follow the options and the backend")
+  @Test("features depend on the options and the backend")
   func featuresFollowOptionsAndBackend() throws {
     let ring: UInt64 = 1 << 28 | 1 << 29 | 1 << 32 | 1 << 40
     let always: UInt64 = 1 << 2 | 1 << 6 | 1 << 9
@@ -258,7 +258,7 @@ import Testing
     #expect(try disk.driver.status == 0xf)
   }
 
-  @Test("a request must have whole logical blocks")
+  @Test("a request for a part of a logical block is an error")
   func requestsKeepToLogicalBlocks() throws {
     var options = VirtioBlockParameters()
     options.logicalBlockSize = 4096
@@ -344,7 +344,7 @@ import Testing
 
   // MARK: Queues
 
-  @Test("several queues work side by side")
+  @Test("each of several queues has its own vector and worker")
   func queuesWorkSideBySide() throws {
     var options = VirtioBlockParameters()
     options.queueCount = 3
@@ -358,7 +358,7 @@ import Testing
     #expect(disk.board.workers.workers.map(\.name) == ["virtio-blk 0", "virtio-blk 1", "virtio-blk 2"])
   }
 
-  @Test("a device that breaks ends a request between its pieces")
+  @Test("when the device stops on an error, a request in progress ends before its next piece")
   func aResetEndsARequestBetweenItsPieces() throws {
     var options = VirtioBlockParameters()
     options.queueCount = 2

@@ -90,7 +90,7 @@ import Testing
     #expect(board.memory.copy(0x9_0000, count: 3) == [4, 5, 0])
   }
 
-  @Test("a request is served up to a bound")
+  @Test("a request gets at most 64 KiB")
   func aRequestHasABound() throws {
     var (_, _, driver, queue) = try make()
     queue.submit([.writable(0x8_0000, 0x2_0000)])
@@ -139,7 +139,7 @@ import Testing
     #expect(queue.takeUsed() == [.init(id: 0, length: 0)])
   }
 
-  @Test("a limit applies to each period")
+  @Test("the rate limit applies to each period, also across a reset")
   func aLimitHoldsForEachPeriod() throws {
     let timer = HandTimer()
     var (_, _, driver, queue) = try make(limit: EntropyLimit(bytes: 100, period: 250, timer: timer))

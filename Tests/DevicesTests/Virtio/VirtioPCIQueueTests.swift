@@ -29,7 +29,7 @@ import Testing
     #expect(queue.takeUsed() == [.init(id: 0, length: 4)])
   }
 
-  @Test("a notification names its queue by its address")
+  @Test("a notification's address selects its queue")
   func notificationsNameTheirQueueByAddress() throws {
     let setup = EchoSetup()
     _ = try setup.run()
@@ -62,7 +62,7 @@ import Testing
     #expect(doorbells() == [nil, nil])
   }
 
-  @Test("doorbells follow the BAR")
+  @Test("doorbells move with the BAR")
   func doorbellsFollowTheBAR() throws {
     let setup = EchoSetup()
     let base = TestBoard.structuresBase + 0x3000
@@ -128,7 +128,7 @@ import Testing
     #expect(!setup.board.line.asserted)
   }
 
-  @Test("the device configuration is the device's, up to its end")
+  @Test("the device configuration can be read and written up to its end")
   func deviceConfigurationIsTheDevices() throws {
     let driver = EchoSetup().driver
     #expect(try driver.read(4, 2, .doubleword) == 0x0504_0302)

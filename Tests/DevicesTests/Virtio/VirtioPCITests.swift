@@ -27,7 +27,7 @@ import Testing
     #expect(config(0x14, .doubleword) == 0xffff_f000)
   }
 
-  @Test("capabilities lead to the structures")
+  @Test("the capabilities give the place and size of each structure")
   func capabilitiesLeadToTheStructures() throws {
     let driver = EchoSetup().driver
     #expect(driver.capabilities.map(\.type) == [1, 2, 3, 4, 5])
@@ -51,7 +51,7 @@ import Testing
     #expect(driver.config(pointer + 4, .doubleword)[bit: 28])
   }
 
-  @Test("the number of vectors follows the option")
+  @Test("the vectors option sets the number of vectors")
   func vectorsFollowTheOption() throws {
     var options = VirtioOptions()
     options.vectors = 0
@@ -65,7 +65,7 @@ import Testing
 
   // MARK: Negotiation and status
 
-  @Test("offered features follow the options")
+  @Test("offered features depend on the options")
   func offersWhatTheOptionsSay() throws {
     #expect(try EchoSetup().driver.offered() == Self.offeredByAll | 1 << 3)
     var options = VirtioOptions()
@@ -102,7 +102,7 @@ import Testing
     try driver.negotiate(1 << 32 | 1 << 33)
   }
 
-  @Test("accepted features are fixed")
+  @Test("features cannot change after they are accepted")
   func featuresAreFixedOnceAccepted() throws {
     let driver = EchoSetup().driver
     try driver.negotiate(1 << 32)
@@ -160,7 +160,7 @@ import Testing
     #expect(try driver.common(0x3a, .quadword) == 0)
   }
 
-  @Test("an enabled queue is fixed")
+  @Test("the settings of an enabled queue cannot change")
   func anEnabledQueueIsFixed() throws {
     let setup = EchoSetup()
     try setup.driver.negotiate()
@@ -175,7 +175,7 @@ import Testing
 
   // MARK: The window in configuration space
 
-  @Test("the window in configuration space reaches the structures")
+  @Test("the window in configuration space reaches the structures and nothing else")
   func theWindowReachesTheStructures() throws {
     let setup = EchoSetup()
     let window = try setup.driver.capability(5).offset
