@@ -139,7 +139,7 @@ import Testing
   /// Two CPUs move two BARs over each other: neither waits for the other forever, and at the end each model knows the
   /// parts that the bus gives it.
   @Test(.timeLimit(.minutes(1)))
-  func `models of BARs that two CPUs move over each other end with the bus's view`() async {
+  func `after two CPUs move BARs over each other, each model knows whether its BAR is visible`() async {
     let functions = (0..<2).map { _ in bars([.init(index: 0, space: .memory32, size: 0x1000)]) }
     for (function, _) in functions { function.command(.memorySpaceEnable) }
     await withTaskGroup(of: Void.self) { group in

@@ -33,7 +33,7 @@ struct ExtendedCapabilityTests {
     #expect(function.extendedCapability(0x0b) == nil)
   }
 
-  @Test("software can change the enable bits and nothing else")
+  @Test("software can change the control fields and nothing else")
   func masks() {
     let (function, model) = make()
     for offset in stride(from: 0x100, to: 0x128, by: 4) { function.write32(offset, .max) }

@@ -68,7 +68,7 @@ import Testing
     expectFresh(function)
   }
 
-  @Test("the board's reset does the same") func theBoardsResetDoesTheSame() {
+  @Test("a reset by the board restores the same state as a function-level reset") func theBoardsResetDoesTheSame() {
     let (function, model) = makeBusy()
     function.reset()
     #expect(model.take().contains(.reset))

@@ -7,7 +7,7 @@ import Testing
   private let board = TestBoard()
   private let disable = Command.interruptDisable
 
-  @Test("the interrupt line and status follow the device") func theWireFollowsTheDevice() {
+  @Test("the interrupt line and Interrupt Status show the device's request") func theWireFollowsTheDevice() {
     let (function, _) = board.make(.everything)
     #expect(function.read16(StandardOffset.status) & 8 == 0)
     function.setINTx(true)
@@ -185,7 +185,7 @@ import Testing
     }
   }
 
-  @Test("a quadword write changes both halves") func quadwordsReachBothHalves() {
+  @Test("a quadword write to the MSI-X table changes both doublewords") func quadwordsReachBothHalves() {
     let function = make()
     board.memoryBus.write(address: Self.base, width: .quadword, value: 0x0000_0100_fee0_2007)
     board.memoryBus.write(address: Self.base + 8, width: .quadword, value: 0x0000_0000_0000_0055)

@@ -71,7 +71,7 @@ import Testing
     #expect(ports[0].function.read32(0x08) >> 8 == 0x060400)
   }
 
-  @Test func `configuration requests follow the bus numbers that software writes`() {
+  @Test func `configuration requests are routed by the bus numbers that software writes`() {
     number(0, secondary: 1, subordinate: 1)
     number(1, secondary: 9, subordinate: 200)
     #expect(read(1, 0, 0) == identity)
@@ -95,7 +95,7 @@ import Testing
     }
   }
 
-  @Test func `if two ports claim a bus number, the first one has it`() {
+  @Test func `if two ports claim a bus number, the first port has the bus`() {
     functions[1].write8(0x3c, 0x55)
     number(0, secondary: 7, subordinate: 7)
     number(1, secondary: 7, subordinate: 7)

@@ -186,7 +186,9 @@ final class SlotBoard {
     #expect(slot.status == 0x0040)
   }
 
-  @Test func `the first enabled event sends a message, and the interrupt line follows the level`() throws {
+  @Test func `the first enabled event sends a message, and an enabled event that is set asserts the interrupt line`()
+    throws
+  {
     let slot = try SlotBoard(.native)
     slot.port.function.write32(0x44, 0xfee0_0000)
     slot.port.function.write16(0x4c, 0x51)

@@ -11,7 +11,8 @@ import Testing
   }
 
   @Test(arguments: 1...12 as ClosedRange<UInt64>)
-  func `after any write the slot's registers are true, and only a slot that is switched off ejects`(seed: UInt64) throws
+  func `after any write the slot's registers show its state, and only a slot that is switched off ejects`(seed: UInt64)
+    throws
   {
     var generator = SeededGenerator(seed: seed)
     let slot = try SlotBoard(.native)

@@ -179,7 +179,7 @@ import Testing
       ])
   }
 
-  @Test func `the DMAR flags follow the options for interrupt remapping and x2APIC`() throws {
+  @Test func `the DMAR flags show the options for interrupt remapping and x2APIC`() throws {
     for (remapping, optOut, flags) in [
       (false, false, 0), (true, false, 1), (true, true, 3), (false, true, 2),
     ] as [(Bool, Bool, UInt8)] {

@@ -168,7 +168,7 @@ import VTd
     #expect(throws: DMAError.self) { try port.loadUInt64(at: 0x1000) }
   }
 
-  @Test func `the last bus follows from the configured ports, and a bus above 255 is refused`() throws {
+  @Test func `the last bus depends on the configured ports, and a bus above 255 is refused`() throws {
     #expect(configuration.lastBus == 2)
     var wide = try Self.port("rp0", at: 4, slot: 1)
     wide.busReserve = 254

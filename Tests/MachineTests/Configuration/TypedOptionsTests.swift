@@ -95,7 +95,7 @@ import Testing
     }
   }
 
-  @Test("the later of two equal names wins")
+  @Test("of two values for one property the later one wins")
   func theLaterOfTwoEqualNamesWins() throws {
     #expect(try options(IntelIOMMUOptions.self, ("aw-bits", "39"), ("aw-bits", "48")).addressWidth == 48)
   }
@@ -164,7 +164,7 @@ import Testing
     }
   }
 
-  @Test("extended interrupt mode follows interrupt remapping")
+  @Test("automatic extended interrupt mode is on exactly if interrupt remapping is")
   func interruptModesFollowOneAnother() throws {
     let off = try options(IntelIOMMUOptions.self, ("intremap", "off"))
     #expect(!off.offersInterruptRemapping && !off.offersExtendedInterrupts)

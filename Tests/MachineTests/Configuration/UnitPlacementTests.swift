@@ -58,7 +58,7 @@ struct UnitPlacementTests {
     #expect(try place([unit("a"), random("b", at: 3)])[0].functions == [address(10)])
   }
 
-  @Test("a unit can name the IOAPIC, and only one can")
+  @Test("one unit can name the IOAPIC, and a second one is refused")
   func theIOAPICCanBeNamed() throws {
     let units = try place([unit(nil), unit("ioapic+04.0")])
     #expect(units.map(\.hasIOAPIC) == [false, true])
@@ -98,7 +98,7 @@ struct UnitPlacementTests {
   }
 
   /// The guest is asked to stay out of x2APIC mode if any unit lacks 32-bit destinations.
-  @Test("the DMAR flags follow from all units together")
+  @Test("the DMAR flags depend on all units together")
   func unlikeUnitsShareFlags() throws {
     let some = DMARemapping(try place([unit(nil), unit("04.0") { $0.extendedInterrupts = .off }]))
     #expect(some.interruptRemapping && some.x2APICOptOut)

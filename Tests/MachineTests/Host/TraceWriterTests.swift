@@ -29,7 +29,7 @@ struct TraceWriterTests {
     #expect(try text(of: path) == "")
   }
 
-  @Test("a pipe without a reader loses events and does not block the guest", .timeLimit(.minutes(1)))
+  @Test("a full pipe loses trace events and does not block the guest", .timeLimit(.minutes(1)))
   func aFullPipe() throws {
     let path = "/tmp/nestling-trace-\(UInt64.random(in: 0 ... .max)).fifo"
     #expect(mkfifo(path, 0o600) == 0)

@@ -31,7 +31,7 @@ import VTdOracle
     var attachment: HostAttachment? { bindings.boundFunctions.first.map(HostAttachment.init) }
   }
 
-  @Test("the reported ids of kernel objects follow the guest's changes")
+  @Test("the reported kernel objects change with the guest's tables")
   func theKernelsNumbersFollowTheGuest() throws {
     let chain = try Chain()
     let objects = { chain.kernel.state.withLock { $0.objects } }

@@ -91,7 +91,7 @@ import VTdOracle
     #expect(kernel.complaints == [])
   }
 
-  @Test("each notice for a person is sent once")
+  @Test("each notice is sent once, however often its cause recurs")
   func whatAPersonIsToldIsToldOnce() throws {
     let notices = Notes<HostBoundDevice.Notice>()
     let memory = try memory()

@@ -69,7 +69,7 @@ import Testing
     #expect(space.interruptPin == 1)
   }
 
-  @Test("the guest sees its own port type, reset and link")
+  @Test("the guest sees an emulated port type, function-level reset and link")
   func thePlaceOnTheFabricIsTheGuests() {
     let space = HostConfigurationSpace(Self.image).given.space
     #expect(space.get(UInt16.self, 0x82) == 0x92, "version 2, an endpoint of the root complex")

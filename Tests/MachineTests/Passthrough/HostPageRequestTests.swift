@@ -31,7 +31,7 @@ import VTdOracle
   }
 
   /// Kernels after 6.12 pass requests without PASID as such.
-  @Test("requests with and without PASID are answered apart")
+  @Test("requests with and without PASID are answered separately")
   func requestsWithoutPASID() throws {
     try PageRequestChain.run { chain, kernel in
       kernel.requestPages(of: 0, group: 9, pasid: nil, [0x1234_5000])
@@ -45,7 +45,7 @@ import VTdOracle
   }
 
   /// Both devices share one queue and one table; their responses may come in either order.
-  @Test("equal groups of two devices are answered apart")
+  @Test("equal group indices of two devices are answered separately")
   func devicesAreToldApart() throws {
     try PageRequestChain.run(devices: 2) { chain, kernel in
       #expect(kernel.state.withLock { $0.queueOfTable.count } == 1, "they share the table")
@@ -104,7 +104,7 @@ import VTdOracle
     }
   }
 
-  @Test("a failure is invalid for the host and shown to the guest")
+  @Test("Response Failure reaches the host as invalid and shows in the guest's PRI status")
   func aFailureIsInvalidForTheHostAndShownToTheGuest() throws {
     try PageRequestChain.run { chain, kernel in
       chain.request(group: 5)

@@ -351,7 +351,7 @@ import VFIO
   }
 
   @Test(arguments: [0, 1500] as [UInt32])
-  func `a request of the host carries the guest's patience`(_ patience: UInt32) throws {
+  func `the host's request for a device carries the device's x-req-patience`(_ patience: UInt32) throws {
     let kernel = FakeKernel.full(1)
     let options = try VFIOPCIOptions([
       PropertyAssignment(name: "host", value: "0000:01:00.0"), PropertyAssignment(name: "iommufd", value: "i0"),
@@ -365,7 +365,7 @@ import VFIO
     #expect(kernel.complaints == [])
   }
 
-  @Test("a request of the host takes the device from the guest and returns it to the host")
+  @Test("the host's request for a device removes it from the guest and returns it to the host")
   func aRequestTakesTheDeviceFromTheGuest() throws {
     let kernel = Self.makeKernel()
     let machine = try Self.makeBoard(kernel)

@@ -75,7 +75,7 @@ import Testing
     #expect(picture(machine) == before, sourceLocation: location)
   }
 
-  @Test func `no bus of the start accepts or releases a device, and a refusal changes nothing`() throws {
+  @Test func `a bus without hotplug neither accepts nor releases a device, and a refusal changes nothing`() throws {
     try run { machine, log in
       refused(add(EduOptions.self), by: machine) { if case .noHotplug("pcie.0") = $0 { true } else { false } }
       // Like QEMU, the refusal names the bus rather than the wrong property.

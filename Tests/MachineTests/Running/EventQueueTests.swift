@@ -9,7 +9,7 @@ import Testing
   /// Returns whether the descriptor signals an event.
   private func isReadable(_ queue: EventQueue) -> Bool { Poll.readable([queue.rawValue], milliseconds: 0)[0] }
 
-  @Test("the first of several events of the guest decides")
+  @Test("of several events of the guest, the first decides")
   func theFirstOfSeveralDecides() throws {
     let queue = try EventQueue()
     #expect(queue.take() == nil)
@@ -85,7 +85,7 @@ import Testing
     .request(PendingRequest(.pause) { answers.add($0) })
   }
 
-  @Test func `a request that the end overtakes is answered once, with the end`() throws {
+  @Test func `a request that is not handled before the end is answered once, as ended`() throws {
     let queue = try EventQueue()
     let answers = Notes<RequestError?>()
     func ended(_ count: Int) -> Bool {

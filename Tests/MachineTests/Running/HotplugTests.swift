@@ -175,7 +175,9 @@ import Testing
     }
   }
 
-  @Test func `a device that its host wants back is requested from the guest, and removed when the time is up`() throws {
+  @Test func `when the host wants a device back, the guest is asked for it, and after the patience it is removed`()
+    throws
+  {
     try run { machine, guest, log in
       for id in ["patient", "kept"] { try machine.control.perform(self.add(id, on: id == "kept" ? "rp1" : "rp0")) }
       _ = (guest.look(0), guest.look(1))
@@ -205,7 +207,7 @@ import Testing
     }
   }
 
-  @Test func `a guest that keeps a device is reported, and can be asked again`() throws {
+  @Test func `a guest's refusal to release a device is reported, and the guest can be asked again`() throws {
     try run { machine, guest, log in
       try machine.control.perform(add("a", on: "rp0"))
       _ = guest.look(0)
@@ -292,7 +294,7 @@ import Testing
     }
   }
 
-  @Test func `a device that waits for its host delays neither requests nor a reset, and may fail or end`() throws {
+  @Test func `a device under construction delays no request and no reset, and may fail or be ended`() throws {
     let gate = Semaphore()
     SlowOptions.gate.withLock { $0 = gate }
     SlowOptions.begun.value = 0

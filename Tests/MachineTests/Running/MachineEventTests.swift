@@ -127,7 +127,7 @@ import Testing
     }
   }
 
-  @Test func `a request is answered after its notice, and the end answers the remaining ones`() throws {
+  @Test func `a request is answered after its notice, and at the end all open requests are answered`() throws {
     let held = Semaphore()
     let reached = Semaphore()
     let answers = Notes<RequestError?>()
