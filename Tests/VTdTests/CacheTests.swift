@@ -86,7 +86,7 @@ struct CacheTests {
     }
   }
 
-  @Test("disabling translation empties the caches of a unit with scalable mode, and of no other")
+  @Test("disabling translation empties the caches only if the unit has scalable mode")
   func translationDisabled() throws {
     let (guest, port, table, _) = try firstStage()
     #expect(port.answer(page(3)) == .at(0x20_3000, 8))
@@ -288,7 +288,7 @@ struct CacheTests {
     }
   }
 
-  @Test("invalidations reach every port, and a port's counts stay after it is gone")
+  @Test("an invalidation reaches every port, and the unit keeps the counts of a port that is gone")
   func ports() throws {
     let (guest, port, table, _) = try firstStage()
     var other: (any DMAPort)? = guest.port(source)

@@ -214,7 +214,9 @@ struct CachingModeTests {
     }
   }
 
-  @Test("a bad PASID-table or directory entry is cached under its PASID and any domain", arguments: [true, false])
+  @Test(
+    "with caching mode, a bad PASID-table or directory entry is cached under its PASID and every domain",
+    arguments: [true, false])
   func pasidEntry(cachingMode: Bool) throws {
     let (guest, port, tables, _, _) = try scalable(cachingMode, type: 1)
     let (entry, directory) = (guest.load(tables.entry), guest.load(tables.directory))

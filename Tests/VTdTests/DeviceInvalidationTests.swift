@@ -27,7 +27,7 @@ struct DeviceInvalidationTests {
 
   func status(_ guest: Guest) -> UInt32 { guest.read32(0x34) & 0x70 }
 
-  @Test("a function receives each invalidation, and completing at once delays nothing")
+  @Test("a function receives each invalidation, and one that completes at once does not delay the wait")
   func atOnce() throws {
     let (guest, _, cache) = try started(answersAtOnce: true)
     #expect(guest.submitAndWait(Self.whole, [0x4_0018_0008, 0x5800], [0x0018_0008, 0x5001]))
@@ -153,7 +153,7 @@ struct DeviceInvalidationTests {
     #expect(status(guest) == 0x40)
   }
 
-  @Test("invalidations beyond the number of tags follow as completions arrive")
+  @Test("invalidations beyond the number of tags are sent as completions arrive")
   func tags() throws {
     let (guest, port, cache) = try started()
     for _ in 0..<40 { guest.submit(Self.whole) }

@@ -77,7 +77,7 @@ struct DrainTests {
     request.end()
   }
 
-  @Test("a wait includes requests made under the requester's former address")
+  @Test("a wait includes requests that the function made under its former requester ID")
   func formerSource() throws {
     let guest = try Guest.firstStage()
     let table = guest.page()
@@ -108,7 +108,7 @@ struct DrainTests {
     thread.join()
   }
 
-  @Test("the invalidation event follows the requests in flight")
+  @Test("the invalidation event is sent after the requests in flight have ended")
   func interrupt() throws {
     let (guest, port, _) = try started()
     guest.write32(0xa4, 0x77)

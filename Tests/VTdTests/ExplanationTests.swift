@@ -19,7 +19,7 @@ struct ExplanationTests {
     #expect(verdicts.count >= 3, "\(subject), seed \(Self.seed): \(verdicts)")
   }
 
-  @Test("structures explained and walked are the same") func structuresAgree() throws {
+  @Test("for damaged structures, the explanation has the real request's result") func structuresAgree() throws {
     let comparison = try StructureComparison(seed: Self.seed, rounds: 1500)
     #expect(comparison.difference == nil)
     #expect(comparison.verdicts.count >= 15, "seed \(Self.seed): \(comparison.verdicts)")

@@ -35,7 +35,7 @@ struct FaultTests {
     #expect(guest.read64(0x228) == 0xc000_0001_0000_0010)
   }
 
-  @Test("a second source overflows, the same source is merged, and PFO stops recording until it is cleared")
+  @Test("a fault of another source sets PFO, one of the same source is merged, and PFO stops recording until cleared")
   func overflow() throws {
     let guest = try start()
     let (one, two) = (guest.port(first), guest.port(second))
@@ -84,7 +84,7 @@ struct FaultTests {
     #expect(guest.events.deliveries.allSatisfy { $0.requester == Guest.faultSource })
   }
 
-  @Test("the message has the registers' values at the time it is sent")
+  @Test("the fault event message has the register values of the moment it is sent")
   func messageChange() throws {
     let guest = try start()
     guest.write32(0x38, 0)

@@ -35,7 +35,7 @@ struct FirstStageTests {
     return Setup(guest: guest, port: guest.port(source), table: table, tables: tables)
   }
 
-  @Test("a page is translated with 4 and 5 levels, once, and then cached", arguments: [4, 5])
+  @Test("with 4 and 5 levels, a page is walked once and then answered from the cache", arguments: [4, 5])
   func page(levels: Int) throws {
     let setup = try start(levels: levels) { if levels == 5 { $0.addressWidth = 57 } }
     #expect(setup.port.answer(0x7f00_1234_5678, count: 0x1000) == .at(0x20_0678, 0x988))

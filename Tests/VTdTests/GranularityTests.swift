@@ -79,7 +79,7 @@ struct GranularityTests {
     #expect(port.answer(Self.input) == .at(0x40_0000, 8))
   }
 
-  @Test("second-stage pages are invalidated by domain and page, not by PASID, and IH keeps no leaf")
+  @Test("second-stage pages are invalidated by domain and page, not by PASID, and leaves also with IH set")
   func scalableSecondStage() throws {
     let (guest, _, _, second) = try started { _, second in Guest.pasidEntry(type: 2, secondStage: second) }
     let port = guest.port(source)
@@ -192,7 +192,9 @@ struct GranularityTests {
     #expect(port.answer(Self.input) == .at(0x20_0000, 8))
   }
 
-  @Test("the function mask excludes bits of the source", arguments: [0, 1, 2, 3] as [UInt64])
+  @Test(
+    "the function mask of a context-cache invalidation excludes bits of the function number",
+    arguments: [0, 1, 2, 3] as [UInt64])
   func functionMask(mask: UInt64) throws {
     let (guest, tables, _, _) = try started { _, _ in Guest.pasidEntry(type: 4) }
     let port = guest.port(source)

@@ -62,7 +62,7 @@ struct HostBindingTests {
   }
   static let passThrough = Guest.pasidEntry(type: 4)
 
-  @Test("each change of tables or mode binds anew and then frees the old table")
+  @Test("each change of tables or mode binds the function again and then frees the old table")
   func transitions() throws {
     let setup = try Setup(Self.passThrough)
     let (guest, host) = (setup.guest, setup.host)
@@ -277,7 +277,7 @@ struct HostBindingTests {
     #expect(setup.host.take() == [.bind("a", .secondStage), .free(Self.stage(0x20_0000))])
   }
 
-  @Test("device-TLB invalidations invalidate the host's table, unless the unit's own have just done it")
+  @Test("a device-TLB invalidation reaches the host's table, unless an IOTLB invalidation has just covered it")
   func deviceTLB() throws {
     let setup = try Setup(Self.entry(0x20_0000)) {
       $0.deviceIOTLB = true

@@ -145,7 +145,7 @@ struct InterruptTests {
     #expect(entry.accepts(RequesterID(rawValue: source)) == accepted)
   }
 
-  @Test("validation by bus accepts buses from SID[15:8] to SID[7:0]")
+  @Test("source validation by bus accepts buses from SID[15:8] to SID[7:0]")
   func busValidation() {
     let entry = InterruptEntry(low: 1, high: 0x0204 | 2 << 18)
     for bus: UInt8 in 0..<8 {

@@ -248,7 +248,7 @@ struct LegacyTests {
     #expect(guest.takeFault() == nil)
   }
 
-  @Test("a function with a new address uses its new context at once")
+  @Test("after its bus number changes, a function is translated by the tables of its new number at once")
   func renumbered() throws {
     let (guest, _, _, _, _) = try start()
     let requester = Requester(id: source, busMasterEnable: true)

@@ -5,7 +5,8 @@ import VTdOracle
 struct OracleTests {
   static let seed: UInt64 = .random(in: .min ... .max)
 
-  @Test("answers, accessed and dirty bits match the walker on random tables", arguments: Comparison.Subject.allCases)
+  @Test(
+    "on random tables, answers and accessed and dirty bits match the walker's", arguments: Comparison.Subject.allCases)
   func compare(_ subject: Comparison.Subject) throws {
     var verdicts: [UInt8: Int] = [:]
     for round: UInt64 in 0..<3 {

@@ -104,7 +104,7 @@ struct PageRequestTests {
     }
   }
 
-  @Test("a request that the tables forbid is answered by the unit and recorded as a page request's fault")
+  @Test("the unit answers a forbidden page request with Invalid Request, and records a page request fault")
   func forbidden() throws {
     for (contextBits, reason): (UInt64, UInt8) in [(0xc, 0x47), (0x18, 0x44), (0x14, 0x45)] {
       let (guest, port, _) = try started(contextBits: contextBits)
@@ -162,7 +162,7 @@ struct PageRequestTests {
     port.connect(nil)
   }
 
-  @Test("reserved bits of a response are an error, and a wait may drain page requests")
+  @Test("reserved bits of a page group response are an error, and a wait may drain page requests")
   func reserved() throws {
     let (guest, _, _) = try started()
     guest.enableQueue(wide: true)

@@ -13,7 +13,9 @@ struct QueueTests {
   }
   func clearError(_ guest: Guest) { guest.write32(0x34, 0x10) }
 
-  @Test("waits write their status around the end of the queue, with both descriptor widths", arguments: [false, true])
+  @Test(
+    "each wait writes its status when the queue wraps many times, with both descriptor widths",
+    arguments: [false, true])
   func laps(wide: Bool) throws {
     let guest = try Guest { $0.scalableMode = wide }
     guest.enableQueue(wide: wide)
@@ -23,7 +25,7 @@ struct QueueTests {
     #expect(guest.unit.counters[.waits] == 1000)
   }
 
-  @Test("a disabled queue fetches nothing, and enabling it fetches what is there")
+  @Test("a disabled queue fetches nothing, and enabling it fetches the waiting descriptors")
   func enable() throws {
     let guest = try Guest()
     let queue = guest.page()
@@ -41,7 +43,7 @@ struct QueueTests {
     #expect(guest.status & 1 << 26 == 0)
   }
 
-  @Test("each malformed descriptor stops the queue at itself with its reason")
+  @Test("the queue stops at each malformed descriptor with the descriptor's error reason")
   func errors() throws {
     let guest = try Guest.scalable {
       $0.deviceIOTLB = true

@@ -160,7 +160,7 @@ struct RegisterTests {
     #expect(guest.observer.take() == [expected])
   }
 
-  @Test("in scalable mode register-based invalidations are ignored and complete with granularity 00b")
+  @Test("in scalable mode a register-based invalidation does nothing, and reports the actual granularity 00b")
   func registerInvalidationInScalableMode() throws {
     let guest = try Guest.scalable()
     guest.setRootTable(guest.page(), scalable: true)
