@@ -115,7 +115,7 @@ struct EventTests {
     #expect(routing.allocate() == gsi)
   }
 
-  /// Only a level-triggered interrupt that a pin is routed to causes an exit.
+  /// An EOI causes an exit only for a level-triggered interrupt that is in a pin's route.
   @Test("the EOI of a pin's level-triggered interrupt causes an exit") func theEndOfAPinsInterruptIsAnExit() throws {
     let guest = try interruptible()
     let level: UInt32 = 1 << 15 | 1 << 14

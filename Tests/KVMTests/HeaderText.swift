@@ -1,5 +1,5 @@
 /// The declarations of one of our C headers, read from its text, so that a test compares every declaration without a
-/// list of its own. It understands only the subset of C that these headers use.
+/// separate list. It understands only the subset of C that these headers use.
 struct HeaderText {
   struct Structure {
     let name: String

@@ -165,7 +165,7 @@ import Testing
     let requests = lines.count { $0.hasPrefix("NESTLING_REQUEST(") }
     let enumerators = lines.count { $0.hasPrefix("    KVM_") && $0.contains(" = ") }
     #expect(requests > 30 && enumerators > 35)
-    // The one more is the enumeration on a single line.
+    // The additional constant is in an enumeration on a single line.
     #expect(header.constants.count == requests + enumerators + 1)
     #expect(header.constants.last == "NESTLING_KVM_RUN_MMIO_DATA")
     let exceptions = Set(Self.kernelNames.keys).union(Self.ownFields)

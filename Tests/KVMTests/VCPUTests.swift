@@ -37,7 +37,7 @@ struct VCPUTests {
       ])
   }
 
-  /// However many elements KVM returns at once, each is an exit of its own, in order.
+  /// However many elements KVM returns at once, each is a separate exit, in order.
   @Test(
     "each element of a string output is an exit of its own",
     arguments: [(1, [0xf3, 0x6e]), (2, [0xf3, 0x66, 0x6f]), (4, [0xf3, 0x6f])] as [(Int, [UInt8])])

@@ -239,7 +239,7 @@ import Testing
     function.write8(0x11, 0xff)
     #expect(board.memoryBus.read(address: 0xc100_f000, width: .byte) != nil)
     #expect(board.memoryBus.read(address: 0xc100_0000, width: .byte) == nil)
-    // So does a write that begins before the register and ends in it.
+    // A write that begins before the register and ends in it moves the BAR, too.
     function.writeConfiguration(offset: 0x0c, width: .quadword, value: 0xc200_0000 << 32)
     #expect(board.memoryBus.read(address: 0xc200_0000, width: .byte) != nil)
   }

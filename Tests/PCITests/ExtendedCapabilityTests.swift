@@ -66,13 +66,15 @@ struct ExtendedCapabilityTests {
     #expect(function.read16(offset) == 0x8000)
   }
 
+  /// A PASID travels in an end-end prefix of the request's packet (TLP), which Device Capabilities 2 must announce.
   @Test("a function with the PASID capability supports end-end TLP prefixes")
   func endToEndPrefix() {
     for (capabilities, expected): ([ExtendedCapability], UInt32) in [
       ([.processAddressSpace(width: 8)], 0x0060_0000), ([.addressTranslation(invalidateQueueDepth: 1)], 0),
     ] {
       let (function, _) = make(capabilities)
-      // The PCI Express capability is the only one.
+      // The PCI Express capability is the only one below 0x100, so it is at 0x40. Device Capabilities 2 is at 0x24 in
+      // it.
       #expect(function.read32(0x40 + 0x24) == expected)
     }
   }

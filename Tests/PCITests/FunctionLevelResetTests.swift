@@ -82,7 +82,7 @@ import Testing
     #expect(function.read16(deviceControl) == 0x78ff)
     function.write8(deviceControl, 0xff)
     #expect(!model.take().contains(.reset))
-    // Neither does the same bit of the neighbouring register, Device Status.
+    // The same bit of Device Status, the next register, does not reset the function either.
     function.write16(deviceControl + 2, 0x8000)
     #expect(!model.take().contains(.reset))
   }

@@ -83,7 +83,7 @@ import Testing
     #expect(sets.map(\.events) == [[17, -1, 19], [23], []])
     #expect(sets.map(\.index) == [2, 0, 2])
     #expect(sets.map(\.start) == [2, 0, 0])
-    // The actions are: eventfds trigger, an eventfd unmasks, and no data triggers.
+    // The flags mean: set eventfds that trigger, set an eventfd that unmasks, remove the triggers (no data).
     #expect(sets.map(\.flags) == [0x24, 0x14, 0x21])
   }
 
@@ -94,7 +94,8 @@ import Testing
     let alone = try device.busReset()
     #expect(
       alone.isAllowed && alone.functions == [.init(owner: .device(1000), segment: 0, bus: 5, deviceFunction: 0)])
-    // More functions than the first request had room for, which only this process could open.
+    // There are more functions than the first request has room for. They are not open, and only this process can
+    // open them.
     kernel.state.withLock { $0.strangers = Array(repeating: 0, count: 99) }
     let reset = try device.busReset()
     #expect(reset.isAllowed && reset.functions.count == 100)

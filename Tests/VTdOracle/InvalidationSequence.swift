@@ -10,11 +10,11 @@ package struct InvalidationSequence<Source: Choices> {
   }
 
   package private(set) var accesses = 0
-  /// Answers that only a cache can have given.
+  /// The number of answers that only a cache can have given.
   package private(set) var staleAnswers = 0
   package private(set) var invalidations = 0
   package private(set) var passed = 0
-  /// Interrupt requests: those delivered, and those that only the cache can have answered so.
+  /// The numbers of interrupt requests that were delivered, and of those whose answer only the cache can have given.
   package var deliveredInterrupts: Int { interrupts.delivered }
   package var staleInterrupts: Int { interrupts.staleAnswers }
   package private(set) var difference: Comparison.Difference?

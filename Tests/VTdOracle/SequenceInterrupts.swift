@@ -25,7 +25,7 @@ struct SequenceInterrupts {
   private let passesCompatibility: Bool
   private var cached: [UInt64: Set<Entry>] = [:]
   private(set) var delivered = 0
-  /// Answers that only the cache can have given.
+  /// The number of answers that only the cache can have given.
   private(set) var staleAnswers = 0
 
   /// Sets up the table and enables remapping.

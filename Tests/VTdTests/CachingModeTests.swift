@@ -94,7 +94,7 @@ struct CachingModeTests {
       #expect(port.answer(Self.input) == .refused(.translation))
       #expect(guest.takeFault()?.reason == reason)
       guest.store(good, at: address)
-      // The context entry whose table is outside RAM is valid itself, and so is cached.
+      // The context entry whose table is outside RAM is valid itself, so it is cached.
       if reason == 0x07 { #expect(guest.submitAndWait(CacheTests.contextCache(1))) }
       #expect(port.answer(Self.input) == .at(0x20_0000, 8))
     }

@@ -98,7 +98,7 @@ struct CapabilityBitTests {
   struct Scalable {
     let guest: Guest
     let tables: Guest.ScalableTables
-    /// Root of the stage that requests use first.
+    /// The root of the stage that requests use first.
     let root: UInt64
     let second: UInt64
 

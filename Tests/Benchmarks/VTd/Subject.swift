@@ -18,7 +18,7 @@ final class Subject: @unchecked Sendable {
   static let memorySize: UInt64 = 32 << 20
   static let mappedPages: UInt64 = 2048
   private static let firstAddress: UInt64 = 0x12_3450_0000
-  /// Above the tables.
+  /// The physical address of the mapped pages, above the tables.
   private static let dataBase: UInt64 = 16 << 20
   private static let domain: UInt16 = 5
 

@@ -126,7 +126,7 @@ import Testing
     do {
       let client = try Client(path)
       #expect(client.carryOut("getfd", ["fdname": "a"], [named.descriptor]) == [:])
-      // Half a request.
+      // Half a request, which never completes.
       client.send("{", [probe.descriptor])
     }
     probe.letGo()

@@ -279,7 +279,7 @@ import Testing
   }
 
   @Test func `the handlers may call the controller, which holds no lock meanwhile`() {
-    // If the controller held its lock, they would hang.
+    // If the controller held its lock, the handlers would hang.
     let slots = Calls<ACPIHotplug>()
     let device = ACPIHotplug(
       slotCount: 1, raise: { for slots in slots.values { _ = slots.awaitsRelease(0) } },

@@ -181,7 +181,7 @@ import Testing
   @Test("an update sets update-ended, which a read clears and which requests an interrupt when enabled")
   func updateEndedIsSetOncePerReadAndRequestsWhenEnabled() {
     write(0x0a, 0x20)  // No periodic rate.
-    write(0x01, 0xfe)  // No alarm either: not a time, nor the top bits of any.
+    write(0x01, 0xfe)  // No alarm either: any second matches, but no minute is 0x7f.
     write(0x03, 0x7f)
     #expect(read(0x0c) == 0)
     advance(seconds: 1)

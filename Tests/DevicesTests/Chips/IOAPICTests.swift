@@ -83,7 +83,7 @@ private final class CountingRoute: InterruptRoute {
   func entriesKeepTheirWritableBits() {
     write(0x3f, 0xffff_ffff)
     write(0x3e, 0xffff_ffff)
-    #expect(read(0x3e) == 0x0001_afff)  // Not delivery status, remote IRR, reserved.
+    #expect(read(0x3e) == 0x0001_afff)  // Delivery status, remote IRR and reserved bits read zero.
     #expect(read(0x3f) == 0xffff_0000)
     #expect(controller.entry(23).rawValue == 0xffff_0000_0001_afff)
     #expect(controller.entry(22) == .reset)
@@ -200,7 +200,7 @@ private final class CountingRoute: InterruptRoute {
     controller.endOfInterrupt(pin: 16)
     #expect(routes[16].sent.count == 2)
     #expect(routes[17].sent.count == 2)
-    controller.write(offset: 0x40, width: .byte, value: 0x32)  // Doublewords only.
+    controller.write(offset: 0x40, width: .byte, value: 0x32)  // A byte write has no effect.
     #expect(routes[17].sent.count == 2)
     endOfInterrupt(0x99)
     #expect(routes.map(\.sent.count).reduce(0, +) == 4)

@@ -204,7 +204,7 @@ private enum Register {
     #expect(port.receiveRoom == 16)
     #expect(identification() & 0xc0 == 0xc0)
     port.receive([4])
-    port.writeByte(Register.fifoControl, 0x05)  // the transmitter's only
+    port.writeByte(Register.fifoControl, 0x05)  // Resets only the transmitter's FIFO.
     #expect(port.readByte(Register.lineStatus) == 0x61)
   }
 
@@ -212,7 +212,7 @@ private enum Register {
   func switchingFIFOsEmptiesThem() {
     port.writeByte(Register.fifoControl, 0x01)
     port.receive([1, 2, 3])
-    port.writeByte(Register.fifoControl, 0xc0)  // Without bit 0 the trigger is not programmed.
+    port.writeByte(Register.fifoControl, 0xc0)  // Without bit 0 the trigger level is not set.
     #expect(port.readByte(Register.lineStatus) == 0x60)
     #expect(identification() == 0x01)
     #expect(port.receiveRoom == 1)

@@ -32,7 +32,7 @@ import Testing
     var sent: [UInt8] = []
     for byte in UInt8(0)..<200 {
       if !isEmpty {
-        // It stays clear until there is room.
+        // THRE stays clear until there is room.
         #expect(!isEmpty)
         makeRoom(Int(byte % 5) + 1)
         #expect(isEmpty)
@@ -99,7 +99,7 @@ import Testing
     _ = port.readByte(2)
     output.room = 0
     send("lost")
-    port.writeByte(2, 0x03)  // the receiver's only
+    port.writeByte(2, 0x03)  // Resets only the receiver's FIFO.
     #expect(!isEmpty)
     port.writeByte(2, fifoControl)
     #expect(isEmpty && line.levels.last == true && port.readByte(2) & 0x0f == 0x02)

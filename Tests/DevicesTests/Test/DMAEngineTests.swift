@@ -268,7 +268,7 @@ struct DMAEngineTests {
     let root = self.root
     root.state.withLock { state in
       state.onTranslate = {
-        // Once, the page moves, and its invalidation arrives while the translation is in flight.
+        // Once, the page's mapping changes, and its invalidation arrives while the translation is in flight.
         root.state.withLock { $0.onTranslate = nil }
         root.map(Self.virtual, to: 0x9000)
         root.cache?.invalidate(
@@ -308,7 +308,7 @@ struct DMAEngineTests {
       #expect(result == expected)
     }
     #expect(word(PageRequestControl.id, 6) & 1 != 0, "response failure")
-    // A request that is not the last of its group is done when it is sent.
+    // A request that is not the last of its group gets no response: the command ends when the request is sent.
     #expect(run(5 | 1 << 12, source: Self.virtual) == 1)
     #expect(run(6 | 1 << 4) == 1)
     #expect(root.state.withLock { $0.pageRequests.last } == .stopMarker(pasid: 3))

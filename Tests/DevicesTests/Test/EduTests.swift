@@ -189,7 +189,7 @@ import Testing
   @Test("registers below 0x80 accept accesses of four bytes, and those from 0x80 on four or eight")
   func widths() {
     let (_, edu, _) = make()
-    // Below 0x80 four bytes only, from there four or eight.
+    // Accesses of other widths do not reach the register.
     #expect(edu.read(0x00, .quadword) == .max)
     #expect(edu.read(0x00, .byte) == 0)
     #expect(edu.read(0x00, .word) == 0)

@@ -212,7 +212,7 @@ private final class QueueOwner: VirtQueueOwner {
   @Test("with event indices, passing used_event interrupts, and avail_event asks for the next chain")
   func eventIndexInterruptsWhenItIsPassedAndAsksForTheNextChain() throws {
     var (driver, queue) = make(features: [.version1, .eventIndex])
-    // The flag means nothing once the event index is negotiated.
+    // The device ignores the flag once the event index is negotiated.
     driver.setNoInterrupt(true)
     driver.setUsedEvent(2)
     var signals: [Int] = []
@@ -232,7 +232,7 @@ private final class QueueOwner: VirtQueueOwner {
   @Test("indices wrap at 65536")
   func indicesWrapAt65536() throws {
     var (driver, queue) = make(features: [.version1, .eventIndex])
-    // Four chains at a time keep this short; the driver asks for one interrupt, across the wrap.
+    // Four chains per round keep the test short. The driver requests one interrupt, where the indices wrap.
     driver.setUsedEvent(0xffff)
     var served = 0
     for _ in 0..<16385 {

@@ -67,7 +67,7 @@ import Testing
     let setup = EchoSetup()
     let base = TestBoard.structuresBase + 0x3000
     #expect(setup.board.workers.workers.map(\.doorbell) == [base, base + 4])
-    // Decoding off while software sizes the BAR, then on at another place.
+    // Software turns decoding off to size the BAR, and turns it on at another address.
     setup.pci.function.writeConfiguration(offset: 4, width: .word, value: 0)
     #expect(setup.board.workers.workers.map(\.doorbell) == [nil, nil])
     setup.pci.function.writeConfiguration(offset: 0x20, width: .doubleword, value: 0xd000_0000)

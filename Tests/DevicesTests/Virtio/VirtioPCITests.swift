@@ -81,7 +81,7 @@ import Testing
     let driver = EchoSetup().driver
     #expect(throws: TestDriver.Failure.self) { try driver.negotiate(1 << 3) }
     #expect(try driver.status == 0x3)
-    // DRIVER_OK has no effect then.
+    // Without FEATURES_OK, DRIVER_OK has no effect.
     try driver.setStatus(0xf)
     #expect(try driver.status == 0x3)
     try driver.negotiate(1 << 32)
@@ -135,7 +135,7 @@ import Testing
     #expect(try driver.common(0x18, .word) == 16)
     #expect(try driver.common(0x1a, .word) == 0xffff)
     #expect(try driver.common(0x1e, .word) == 1)
-    // Sizes that no queue can have are ignored, smaller powers of two are not.
+    // Sizes that the queue cannot have are ignored; a smaller power of two is accepted.
     for (size, expected): (UInt64, UInt64) in [(0, 16), (32, 16), (12, 16), (8, 8)] {
       try driver.setCommon(0x18, .word, size)
       #expect(try driver.common(0x18, .word) == expected)

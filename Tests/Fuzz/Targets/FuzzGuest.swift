@@ -4,7 +4,7 @@
 
   @testable import Machine
 
-  /// What a guest does to ports, slots and devices with CPU accesses; some as drivers do, some wrong.
+  /// A guest's CPU accesses to ports, slots and devices: some as drivers make them, some wrong.
   struct FuzzGuest {
     let machine: MachineUnderTest
 

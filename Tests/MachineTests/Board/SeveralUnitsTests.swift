@@ -102,7 +102,7 @@ struct SeveralUnitsTests {
       route.signal()
     }
     #expect(accelerator.interrupts.sent == [message])
-    #expect(board.readMemory(0xfed9_1034, 4) & 2 != 0)  // 00:04.0's was blocked
+    #expect(board.readMemory(0xfed9_1034, 4) & 2 != 0)  // The interrupt of 00:04.0 was blocked.
     #expect(board.readMemory(0xfed9_0034, 4) == 0)
 
     // The IOAPIC belongs to the first unit.

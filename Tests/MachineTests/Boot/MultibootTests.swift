@@ -42,7 +42,7 @@ import Testing
     #expect(bench.text(field(16)) == "kernel.bin console=ttyS0")
     #expect(bench.text(field(64)) == "Nestling")
 
-    // A module may be anything.
+    // A module may have any content.
     #expect(field(20) == 1)
     let module = field(24)
     #expect([0, 4, 12].map { bench.word(module + $0) } == [0x7f_f000, 0x7f_f003, 0])

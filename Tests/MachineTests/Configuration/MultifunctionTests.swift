@@ -44,7 +44,7 @@ import Testing
     }
     let owner = AddressOwner.device(typeName: "edu", id: nil)
     #expect(throws: DeviceProblem.addressTaken(address(6, 3), by: owner)) { try admission.admit(edu(6, 3)) }
-    // The multifunction property goes with function 0.
+    // When function 0 is released, its multifunction property no longer counts.
     admission.release(try edu(6, 0, multifunction: true), at: six)
     #expect(throws: DeviceProblem.functionPopulated(address(6, 1))) { try admission.admit(edu(6, 0)) }
   }
@@ -55,7 +55,7 @@ import Testing
     _ = try admission.admit(edu(5, 2, multifunction: true))
     #expect(throws: DeviceProblem.functionPopulated(address(5, 2))) { try admission.admit(edu(5, 0)) }
     _ = try admission.admit(edu(5, 0, multifunction: true))
-    // Neither do the board's bridges.
+    // The board's bridges are functions 0 without multifunction, too.
     #expect(throws: DeviceProblem.singleFunction(address(0, 1))) { try admission.admit(edu(0, 1)) }
     #expect(throws: DeviceProblem.singleFunction(address(31, 1))) { try admission.admit(edu(31, 1)) }
   }

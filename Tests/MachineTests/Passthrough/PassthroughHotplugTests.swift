@@ -189,7 +189,8 @@ import VTd
     #expect(kernel.complaints == [])
   }
 
-  /// At the start, devices that follow may remove the reason. Later no more devices follow.
+  /// At the start, the report waits for all devices, because a later one may make a reset possible. A device that is
+  /// added to a running machine is the last one.
   @Test func `a device added later without a reset is reported at once`() throws {
     let kernel = FakeKernel.full(2) { number, device in
       device.hasReset = number == 0

@@ -69,7 +69,7 @@ import Testing
     #expect(takeWrites().last == "7:4=0007")
     model.endRequests()
     #expect(takeWrites() == ["7:4=0003"])
-    // Accesses that were in flight, and a reset by a neighbour.
+    // Accesses that were in flight, and a reset of the bus for another function.
     function.writeConfiguration(offset: 4, width: .word, value: 0)
     function.writeConfiguration(offset: 4, width: .word, value: 6)
     model.quiesce()

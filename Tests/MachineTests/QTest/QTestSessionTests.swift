@@ -93,7 +93,7 @@ import Testing
     #expect(client.send("clock_step 5000000") == "OK 6001000")
     #expect(seen.all == [1_001_000, 3_001_000])
     #expect(client.send("clock_step").hasPrefix("FAIL"))
-    // The end of time.
+    // The clock's highest value.
     #expect(client.send("clock_set 0x7fffffffffffffff") == "OK 9223372036854775807")
     #expect(client.send("clock_step 0x7fffffffffffffff") == "FAIL could not advance time")
     #expect(client.send("clock_set 0x8000000000000000") == "ERR invalid number '0x8000000000000000'")
