@@ -220,7 +220,7 @@ struct RemappingTextTests {
     #expect(answer(guest, "d0 0x3010 read").hasSuffix("  = 0x9010, page of 4K, to be cached as r-\n"))
   }
 
-  @Test("each mistake in info iommu translate gets its line")
+  @Test("each mistake in info iommu translate gets its error line")
   func mistakes() throws {
     let guest = try firstStage()
     let usage = "usage: info iommu translate DEVICE[:PASID] ADDRESS [read|write]"

@@ -39,7 +39,7 @@ struct VCPUTests {
 
   /// However many elements KVM returns at once, each is a separate exit, in order.
   @Test(
-    "each element of a string output is an exit of its own",
+    "each element of a string output is a separate exit",
     arguments: [(1, [0xf3, 0x6e]), (2, [0xf3, 0x66, 0x6f]), (4, [0xf3, 0x6f])] as [(Int, [UInt8])])
   func stringOutput(width: Int, instruction: [UInt8]) throws {
     let count = 7
@@ -61,7 +61,7 @@ struct VCPUTests {
   }
 
   @Test(
-    "each element of a string input is answered by an exit of its own",
+    "each element of a string input is answered by a separate exit",
     arguments: [(1, [0xf3, 0x6c]), (2, [0xf3, 0x66, 0x6d]), (4, [0xf3, 0x6d])] as [(Int, [UInt8])])
   func stringInput(width: Int, instruction: [UInt8]) throws {
     let count = 5

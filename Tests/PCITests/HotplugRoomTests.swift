@@ -82,7 +82,7 @@ import Testing
     #expect(size(port, Register.prefetchableWindow) == 5)
   }
 
-  @Test func `a port with a device gets no less than the default, for a later device`() throws {
+  @Test func `a port with a device also gets at least the default, for a device plugged later`() throws {
     let small = try makePort(0)
     let large = try makePort(1)
     _ = try plug(small, [BaseAddressRegister(index: 0, space: .memory32, size: 0x1000)])

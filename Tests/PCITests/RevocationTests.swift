@@ -168,7 +168,7 @@ import Testing
     }
   }
 
-  @Test func `a device that was hidden behind a revoked BAR is notified`() throws {
+  @Test func `a device that was hidden behind a BAR is notified when the BAR's function is revoked`() throws {
     let (function, _) = try make()
     let hidden = HiddenDevice()
     _ = memoryBus.attach(hidden, at: Self.base, size: 0x1000, priority: .movable)

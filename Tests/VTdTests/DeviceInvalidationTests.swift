@@ -132,7 +132,7 @@ struct DeviceInvalidationTests {
     #expect(cache.invalidations.count == 1)
   }
 
-  @Test("a completion with a wrong tag or from another function sets ICE, and the right one still counts")
+  @Test("a completion with a wrong tag or from another function sets ICE, and the correct one is still accepted")
   func wrongAnswer() throws {
     let (guest, port, _) = try started()
     #expect(!guest.submitAndWait(Self.whole))

@@ -246,7 +246,7 @@ struct DrainTests {
     #expect(guest.read64(0xc8) == 32)
   }
 
-  @Test("a reset while a command waits leaves the reset's status")
+  @Test("a reset while a command waits leaves Global Status at its reset value")
   func resetMeanwhile() throws {
     let (guest, port, _) = try started()
     let shared = Shared(guest)

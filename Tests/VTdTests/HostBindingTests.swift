@@ -321,7 +321,7 @@ struct HostBindingTests {
     #expect(setup.bindings.counters.invalidationCalls == 8)
   }
 
-  @Test("a binding can be renewed, for that function alone")
+  @Test("renewing an added function binds it again, and renewing any other function does nothing")
   func renew() throws {
     let setup = try Setup(Self.entry(0x20_0000))
     setup.enable()

@@ -81,7 +81,7 @@ struct QueueTests {
     #expect(guest.submitAndWait([2 | 1 << 4, 0]))
   }
 
-  @Test("descriptors of missing features have an invalid type")
+  @Test("descriptors of features that the unit lacks are invalid types")
   func notOffered() throws {
     for (type, change) in [
       (3, { _ in }), (4, { $0.interruptRemapping = false }), (6, { _ in }), (7, { _ in }), (8, { _ in }),

@@ -130,7 +130,7 @@ struct DMAEngineTests {
     #expect(run(3, count: 1 << 30 | 1) == 3)
   }
 
-  @Test("an address beyond memory and a function without bus mastering give their results")
+  @Test("an address beyond memory and a function without bus mastering give their result codes")
   func unreachable() {
     root.map(Self.virtual, to: 0x1000_0000)
     #expect(run(1, source: Self.virtual, count: 4) == 6)
@@ -392,7 +392,7 @@ struct DMAEngineTests {
     }
   }
 
-  @Test("a malformed command gives its result")
+  @Test("a malformed command gives its result code")
   func nonsense() {
     for command: UInt64 in [
       0, 7, 15, 1 | 1 << 5, 1 | 1 << 6, 1 | 1 << 10, 1 | 1 << 8 | 1 << 9, 1 | 1 << 4 | 1 << 9, 1 | 1 << 12, 1 | 1 << 15,

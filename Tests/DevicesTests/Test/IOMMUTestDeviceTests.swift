@@ -74,7 +74,7 @@ import Testing
     #expect(remapper.memory.copy(0x2_27fc, count: 6) == Self.pattern + [0x78, 0])
   }
 
-  @Test("each failure has its result")
+  @Test("each failure has its result code")
   func resultsOfWhatGoesWrong() {
     let (device, remapper) = make(mapping: [0x1000: 0x5000])
     #expect(device.read(0x00) == 0)

@@ -70,7 +70,7 @@ import VTdOracle
     #expect(kernel.complaints == [])
   }
 
-  @Test("devices of like IOMMUs share a nested table, which is freed with its last user")
+  @Test("devices behind one IOMMU share a nested table, which is freed with its last user")
   func devicesShareANestedTableAndLetGoOfIt() throws {
     do {
       let memory = try memory()

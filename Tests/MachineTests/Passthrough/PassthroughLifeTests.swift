@@ -235,7 +235,7 @@ import VFIO
   }
 
   /// Without an IOMMU of the guest's, the kernel's own table over the guest's memory suffices.
-  @Test("without a unit nothing nests")
+  @Test("without a unit, devices use the kernel's own table and no nested one")
   func withoutAUnitNothingNests() throws {
     let kernel = Self.makeKernel()
     do {

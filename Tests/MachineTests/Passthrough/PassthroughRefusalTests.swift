@@ -107,7 +107,7 @@ import VTd
     return [unit, PassthroughBoard.device(0, "i0")]
   }
 
-  @Test("each obstacle is refused at the start with its line", arguments: cases)
+  @Test("each obstacle is refused at the start with its error line", arguments: cases)
   func atStart(_ test: Case) throws {
     let kernel = Self.makeKernel()
     kernel.state.withLock { test.change(&$0) }

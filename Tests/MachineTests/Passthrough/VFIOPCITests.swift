@@ -114,7 +114,7 @@ import Testing
     model.function.revoke()
   }
 
-  @Test("writes that may reach the device do, each as one access")
+  @Test("permitted writes reach the device, each as one access")
   func writesReachTheDeviceWhereTheyMay() throws {
     let model = try make()
     let function = model.function
