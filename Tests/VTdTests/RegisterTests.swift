@@ -112,7 +112,7 @@ struct RegisterTests {
     #expect(guest.status == 0x4180_0000)
   }
 
-  @Test("without interrupt remapping its commands do nothing")
+  @Test("without interrupt remapping, the commands for it do nothing")
   func noInterruptRemapping() throws {
     let guest = try Guest { $0.interruptRemapping = false }
     guest.write32(0x18, 0x0380_0000)
