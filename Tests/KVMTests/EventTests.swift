@@ -121,8 +121,10 @@ struct EventTests {
     let level: UInt32 = 1 << 15 | 1 << 14
     try guest.machine.routing.set(4, address: message, data: 0x40 | level)
     guest.machine.signal(address: message, data: 0x40 | level)
-    #expect(try guest.next() == .portWrite(port: 0x80, width: 1, value: 0x40))
-    #expect(try guest.next() == .endOfInterrupt(vector: 0x40))
+    let exits = [try guest.next(), try guest.next()]
+    // An instruction-emulating /dev/kvm sometimes reports the EOI first.
+    #expect(exits.contains(.portWrite(port: 0x80, width: 1, value: 0x40)))
+    #expect(exits.contains(.endOfInterrupt(vector: 0x40)))
     guest.machine.signal(address: message, data: 0x41)
     #expect(try guest.next() == .portWrite(port: 0x80, width: 1, value: 0x41))
     guest.machine.routing.clear(4)
