@@ -1,7 +1,7 @@
 import Hardware
 import Machine
 
-/// Text for configurations whose parts do not fit together.
+/// Texts for configurations whose parts do not fit together.
 extension ErrorText {
   static func text(for error: ConfigurationError) -> String {
     switch error {
@@ -42,9 +42,9 @@ extension ErrorText {
     switch problem {
     case .duplicateID(let id): duplicate(id)
     case .unknownUnderlying(let name, let known):
-      "file: no earlier node \(quoted(name))" + list("nearest", NearestNames.to(name, among: known))
+      "file: no node \(quoted(name)) is defined before this one" + list("nearest", NearestNames.to(name, among: known))
     case .underlyingInUse(let name, let user): "file: \(quoted(name)) is in use by \(text(for: user))"
-    case .underlyingReadOnly(let name): "file: \(quoted(name)) is read-only: add read-only=on"
+    case .underlyingReadOnly(let name): "file: \(quoted(name)) is read-only: add read-only=on to this node, too"
     }
   }
 
@@ -73,24 +73,25 @@ extension ErrorText {
       "devices: \(quoted(name)) is neither the id of a PCI device nor an address on bus 0"
         + list("nearest", NearestNames.to(name, among: known))
     case .notRemappable(let name): "devices: \(quoted(name)) is not a PCI device: no IOMMU can translate for it"
-    case .deviceHasUnit(let name, let id): "devices: \(unit(id)) already lists \(quoted(name))"
+    case .deviceHasUnit(let name, let id): "devices: \(unit(id)) already covers \(quoted(name)) or a device below it"
     case .addressTaken(let address, let owner):
       "addr: \(address.text) is taken by \(text(for: owner))"
     case .noFreeAddress: "bus 0 has no free device number"
-    // These texts are QEMU's, as is that of unknownBus up to the nearest names.
+    // The next two texts are QEMU's, and so is `Bus … not found`.
     case .singleFunction(let address):
       "PCI: single function device can't be populated in function \(hexadecimal(address))"
     case .functionPopulated(let address):
       "PCI: \(String(address.device, radix: 16)).0 indicates single function, but \(hexadecimal(address)) is already "
         + "populated."
     case .functionZeroFound(let address, let owner):
-      "function 0 of slot \(address.device) is already \(text(for: owner)): plug in the other functions before function 0"
+      "function 0 of slot \(address.device) is in use by \(text(for: owner)): "
+        + "unplug it, add the other functions, and add function 0 last"
     case .unknownBus(let name, let known):
       "Bus \(quoted(name)) not found" + list("nearest", NearestNames.to(name, among: known))
     case .notOnLink(let address):
       "addr: slot \(address.device) is not valid below a root port, which only allows plugging into slot 0"
     case .tooManyBuses(let count, let highest):
-      "the root ports reserve \(count) bus numbers, but only \(highest) are available: lower bus-reserve"
+      "the root ports reserve \(count) bus numbers, but only \(highest) are available: reduce bus-reserve"
     case .slotTaken(let chassis, let slot):
       "chassis \(chassis) already has a slot \(slot): give each root port its own chassis or slot"
     }

@@ -239,9 +239,9 @@ import Testing
     $ -device intel-iommu,devices=exit -device isa-debug-exit,id=exit
     -device intel-iommu,devices=exit: devices: 'exit' is not a PCI device: no IOMMU can translate for it
     $ -device intel-iommu,id=a,devices=4 -device intel-iommu,devices=00:04.0
-    -device intel-iommu,devices=00:04.0: devices: intel-iommu 'a' already lists '00:04.0'
+    -device intel-iommu,devices=00:04.0: devices: intel-iommu 'a' already covers '00:04.0' or a device below it
     $ -device intel-iommu,devices=rng0+02.0 -device virtio-rng-pci,id=rng0,addr=2
-    -device intel-iommu,devices=rng0+02.0: devices: another intel-iommu already lists '02.0'
+    -device intel-iommu,devices=rng0+02.0: devices: another intel-iommu already covers '02.0' or a device below it
     $ -device virtio-blk-pci
     -device virtio-blk-pci: drive is missing: name a -drive or -blockdev
     $ -device virtio-blk-pci,drive=d
@@ -297,7 +297,7 @@ import Testing
     $ -blockdev driver=file,filename=f
     -blockdev driver=file,filename=f: node-name is missing
     $ -blockdev driver=raw,node-name=n,file=m
-    -blockdev driver=raw,node-name=n,file=m: file: no earlier node 'm'
+    -blockdev driver=raw,node-name=n,file=m: file: no node 'm' is defined before this one
     $ -blockdev driver=raw,node-name=n
     -blockdev driver=raw,node-name=n: driver=raw needs file=NODE, or file.driver=file with file.filename
     $ -blockdev driver=raw,node-name=n,file.driver=file,file.filename=f,locking=on

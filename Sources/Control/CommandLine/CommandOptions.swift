@@ -35,7 +35,7 @@ enum CommandOptions {
     },
     CommandOption(
       "accel", argument: "[accel=]kvm|qtest[,device=PATH]",
-      help: "accelerator: kvm (default of device: /dev/kvm), or qtest, which runs no CPU"
+      help: "accelerator: kvm, with device=PATH (default: /dev/kvm), or qtest, which runs no CPU"
     ) { (draft, text) throws(OptionProblem) in
       if asksHelp(text) { return HelpText.accelerators }
       draft.acceleratorSource = draft.source
@@ -78,7 +78,8 @@ enum CommandOptions {
       return nil
     },
     CommandOption(
-      "m", argument: "[size=]SIZE", help: "RAM, in MiB unless it ends in K, M, G or T (default: 128M; minimum: 16M)"
+      "m", argument: "[size=]SIZE",
+      help: "RAM size; a number without K, M, G or T is in MiB (default: 128M; minimum: 16M)"
     ) { (draft, text) throws(OptionProblem) in
       draft.memorySource = draft.source
       try draft.memory.apply(text, impliedName: "size")
@@ -116,15 +117,15 @@ enum CommandOptions {
     CommandOption(
       "object", argument: "TYPE,id=ID[,PROP=VALUE...]", help: "add an object (-object help lists the types,",
       "-object TYPE,help the properties of one)", action: ObjectOption.read),
-    CommandOption("nodefaults", help: "no default devices: only options add a serial port or a monitor") {
+    CommandOption("nodefaults", help: "do not add the default serial port and monitor") {
       (draft) throws(OptionProblem) in
       draft.hasDefaultDevices = false
       return nil
     },
-    CommandOption("no-user-config", help: "read no configuration file (always so)") {
+    CommandOption("no-user-config", help: "read no configuration file (accepted: Nestling never reads one)") {
       (_) throws(OptionProblem) in nil
     },
-    CommandOption("net", only: "none", of: .network, help: "no default network card (always so)"),
+    CommandOption("net", only: "none", of: .network, help: "no default network card (accepted: Nestling has none)"),
     CommandOption("nic", only: "none", of: .network, help: "the same as -net none"),
   ]
 
@@ -138,7 +139,7 @@ enum CommandOptions {
     },
     CommandOption(
       "blockdev", argument: "driver=file|raw,node-name=ID,filename=FILE[,read-only=on][,discard=unmap]",
-      help: "a raw image as a block node; a raw node is over file=NODE or file.driver=file,file.filename=FILE"
+      help: "a block node: driver file opens FILE; raw reads file=NODE or file.driver=file,file.filename=FILE"
     ) { (draft, text) throws(OptionProblem) in
       try DriveOption.readNode(&draft, text)
       return nil
@@ -160,18 +161,18 @@ enum CommandOptions {
     },
     CommandOption(
       "mon", argument: "[chardev=]ID[,mode=readline|control][,pretty=on]",
-      help: "a monitor on a character device: for people (readline) or for programs (control: QMP)"
+      help: "a monitor on a character device: the human monitor (readline) or QMP (control)"
     ) { (draft, text) throws(OptionProblem) in
       try ChardevArguments.readMonitor(&draft, text)
       return nil
     },
     CommandOption(
-      "monitor", argument: "BACKEND", help: "a monitor for people, on one of the backends of -serial"
+      "monitor", argument: "BACKEND", help: "a human monitor (HMP), on one of the backends of -serial"
     ) { (draft, text) throws(OptionProblem) in
       try ChardevArguments.readMonitor(&draft, on: text, .readline)
       return nil
     },
-    CommandOption("qmp", argument: "BACKEND", help: "a monitor for programs (QMP)") {
+    CommandOption("qmp", argument: "BACKEND", help: "a QMP monitor, on one of the backends of -serial") {
       (draft, text) throws(OptionProblem) in
       try ChardevArguments.readMonitor(&draft, on: text, .control)
       return nil
@@ -181,19 +182,20 @@ enum CommandOptions {
       try ChardevArguments.readMonitor(&draft, on: text, .control, pretty: true)
       return nil
     },
-    CommandOption("nographic", help: "no display; serial port and monitor on stdio (always so)") {
+    CommandOption("nographic", help: "no display; serial port and monitor on stdio (accepted: this is the default)") {
       (_) throws(OptionProblem) in nil
     },
-    CommandOption("display", only: "none", of: .display, help: "no display (always so)"),
-    CommandOption("vga", only: "none", of: .adapter, help: "no display adapter (always so)"),
+    CommandOption("display", only: "none", of: .display, help: "no display (accepted: Nestling has none)"),
+    CommandOption("vga", only: "none", of: .adapter, help: "no display adapter (accepted: Nestling has none)"),
     CommandOption(
-      "audio", "audiodev", argument: "[driver=]none[,id=ID]", help: "no sound (always so)"
+      "audio", "audiodev", argument: "[driver=]none[,id=ID]", help: "no sound (accepted: Nestling has none)"
     ) { (_, text) throws(OptionProblem) in
       let driver = try AudioArguments.parsing(text, impliedName: "driver").driver
       guard driver == "none" else { throw .unknown(.audioDriver, name: driver, known: ["none"]) }
       return nil
     },
-    CommandOption("parallel", only: "none", of: .parallelBackend, help: "no parallel port (always so)"),
+    CommandOption(
+      "parallel", only: "none", of: .parallelBackend, help: "no parallel port (accepted: Nestling has none)"),
   ]
 
   private static let running = [
@@ -279,7 +281,7 @@ enum CommandOptions {
     CommandOption("help", "h", help: "print this help and end") { (_) throws(OptionProblem) in HelpText.options },
   ]
 
-  /// Refuses a second accelerator. Naming the same one twice is fine.
+  /// Throws if two options select different accelerators.
   private static func agree(_ earlier: AcceleratorName?, _ now: AcceleratorName?) throws(OptionProblem) {
     if let earlier, let now, earlier != now { throw .otherAccelerator(earlier.text) }
   }

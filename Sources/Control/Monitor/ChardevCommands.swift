@@ -30,7 +30,7 @@ extension MonitorCommands {
   ]
 }
 
-/// The arguments of `chardev-add` and `chardev-remove`, in QMP and in the monitor for people.
+/// The arguments of `chardev-add` and `chardev-remove`, in QMP and HMP.
 enum ChardevTypeArguments {
   /// The types that `chardev-add` accepts. `stdio` is missing: only the command line can assign standard input.
   static let types: [any ChardevOptions.Type] = [
@@ -56,7 +56,7 @@ enum ChardevTypeArguments {
     }
   }
 
-  /// Parses the form of the command line.
+  /// Parses an option string, as HMP's `chardev-add` takes it.
   static func read(option text: String) throws(MonitorError) -> (id: String, options: any ChardevOptions) {
     let assignments = try MonitorError.assignments(text, impliedName: "backend")
     func value(_ name: String) -> String? { assignments.last { $0.name == name }?.value }

@@ -60,7 +60,7 @@ extension MonitorCommands {
   ]
 }
 
-/// What commands do with descriptors, in QMP and in the monitor for people.
+/// The use of descriptors by commands, in QMP and HMP.
 enum DescriptorArguments {
   static func take(from target: any MonitorTarget) throws(MonitorError) -> PassedFile {
     guard let file = target.descriptors.takeOffered() else {

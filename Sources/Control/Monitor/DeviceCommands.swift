@@ -34,7 +34,7 @@ struct RemovalArguments: CommandArguments {
   static let fields: [ArgumentField<Self>] = [ArgumentField("id", \.id), ArgumentField("x-surprise", \.isSurprise)]
 }
 
-/// The arguments of `device_add`, in QMP and in the monitor for people.
+/// The arguments of `device_add`, in QMP and HMP.
 enum DeviceArguments {
   static func add(_ description: DeviceDescription, to target: any MonitorTarget) throws(MonitorError) {
     let names = description.assignments.last { $0.name == "fd" && description.kind is any DescriptorTaking.Type }

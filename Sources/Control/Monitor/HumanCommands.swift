@@ -1,6 +1,6 @@
 import Machine
 
-/// One command of the monitor for people (HMP), as data.
+/// One command of the human monitor (HMP), as data.
 struct HumanCommand: Sendable {
   let names: [String]
   /// The parameters, for help.

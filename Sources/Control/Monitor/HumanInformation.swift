@@ -1,7 +1,7 @@
 import Machine
 import PCI
 
-/// The subjects of `info` in the monitor for people. Subjects that QEMU also has use QEMU's layout.
+/// The subjects of `info` in HMP. Subjects that QEMU also has use QEMU's layout.
 extension HumanCommands {
   private struct Subject: Sendable {
     let name: String

@@ -1,5 +1,5 @@
-/// One person's session with the monitor: bytes in, bytes out. The prompt is QEMU's `(qemu) `, because scripts that drive
-/// a monitor wait for it.
+/// One client's session with the human monitor (HMP): bytes in, bytes out. The prompt is QEMU's `(qemu) `, because
+/// scripts that drive a monitor wait for this text.
 package struct HumanSession {
   static let prompt = "(qemu) "
   /// In bytes. A longer line is refused.

@@ -2,13 +2,15 @@ import JSON
 import Machine
 import Synchronization
 
-/// A monitor on a character device. It runs one session after another, and sends events to a client that has negotiated.
+/// A monitor on a character device. Each client gets a new session. A QMP client gets events once it has sent
+/// `qmp_capabilities`.
 ///
-/// A client that reads slowly delays its own commands: the next one runs when the client has read most of the earlier
-/// answers. While 1 MiB of output waits, events for the client are dropped, and one X_EVENTS_DROPPED reports their number.
+/// A client that reads slowly delays its own commands: the next command waits until at most 64 KiB of the output up to
+/// the last answer are unsent. While 1 MiB of output waits, events for the client are dropped, and one
+/// X_EVENTS_DROPPED reports their number.
 ///
-/// Lock order: `session`, held while a command runs; then the machine's locks, which a command may take; then `outgoing`.
-/// Sending an event takes only `outgoing`.
+/// Lock order: `session`, held while a command runs; then the machine's locks, which a command may take; then
+/// `outgoing`. Sending an event takes only `outgoing`.
 final class Monitor: ChardevFrontend {
   private enum Session {
     case control(QMPSession)
@@ -19,12 +21,13 @@ final class Monitor: ChardevFrontend {
   private let target: any MonitorTarget
   private let options: MonitorOptions
   private let session: Mutex<Session>
-  /// Held while output is sent, so that a client misses no event after the answer to its negotiation.
+  /// Held while an answer or an event is sent. Sending the answer to `qmp_capabilities` and enabling events are one
+  /// step, so no event is lost in between.
   private let outgoing = Mutex(Outgoing())
   private let hasGreeted = Atomic<Bool>(false)
 
   private struct Outgoing {
-    /// Whether the client has negotiated.
+    /// Whether a QMP client has sent `qmp_capabilities`.
     var takesEvents = false
     /// The position in the output where the latest answer ends.
     var end: UInt64 = 0
@@ -55,7 +58,7 @@ final class Monitor: ChardevFrontend {
     outgoing.withLock { $0 = Outgoing() }
     hasGreeted.store(false, ordering: .releasing)
     session.withLock { $0 = Self.makeSession(options, device) }
-    // On a multiplexed device, a monitor for people greets when it first has the focus.
+    // On a multiplexed device, a human monitor greets when it first gets the focus.
     if case .control = options.mode { greet() } else if !device.options.multiplexed { greet() }
   }
 
@@ -73,7 +76,7 @@ final class Monitor: ChardevFrontend {
   func focusChanged(_ focused: Bool) {
     guard options.mode == .readline else { return }
     if focused, !hasGreeted.load(ordering: .acquiring) { return greet() }
-    // The prompt is only written while the monitor has the focus.
+    // Write the prompt when the monitor gets the focus, and end the prompt's line when it loses the focus.
     if focused {
       device.write(Array(HumanSession.prompt.utf8))
     } else if hasGreeted.load(ordering: .acquiring) {
@@ -127,7 +130,7 @@ final class Monitor: ChardevFrontend {
     }
   }
 
-  /// Reports events that were dropped.
+  /// Sends X_EVENTS_DROPPED if events were dropped since the last one.
   /// - Returns: False if there is no room for the report, and so no room for an event after it.
   private func reportDropped(_ outgoing: inout Outgoing) -> Bool {
     if outgoing.dropped == 0 { return true }

@@ -24,7 +24,8 @@ struct MonitorCommand: Sendable {
     run = { (object, target) throws(MonitorError) in try body(try Arguments(object), target) }
   }
 
-  /// A command whose arguments are the properties of a device, an object or a node, of which the schema lists only some.
+  /// A command whose arguments are the properties of a device, an object or a node, of which the schema lists only
+  /// some.
   init(
     _ name: String, open members: [SchemaMember],
     _ body: @escaping @Sendable (JSONObject, any MonitorTarget) throws(MonitorError) -> Void
@@ -82,7 +83,7 @@ enum MonitorCommands {
       guard let action = answer.afterwards else { return .answer(text) }
       return .answerThen(text, action)
     },
-    // QMPSession carries out the negotiation. It is complete when a command gets here.
+    // QMPSession handles the first `qmp_capabilities`, so this one is a repetition.
     MonitorCommand("qmp_capabilities", CapabilityArguments.self) { (_, _) throws(MonitorError) in
       throw .commandNotFound("Capabilities negotiation is already complete, command ignored")
     },

@@ -140,7 +140,7 @@ extension MonitorTarget {
 }
 
 extension MonitorError {
-  /// Parses an option string of a command for people.
+  /// Parses an option string of an HMP command.
   static func assignments(_ text: String, impliedName: String) throws(Self) -> [PropertyAssignment] {
     do throws(OptionProblem) {
       return try OptionString.assignments(text, impliedName: impliedName)

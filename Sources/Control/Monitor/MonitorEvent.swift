@@ -1,13 +1,13 @@
 import JSON
 import Machine
 
-/// The events of QMP (qapi/run-state.json, qapi/qdev.json, qapi/acpi.json), and one of Nestling's.
+/// The events of QMP (qapi/run-state.json, qapi/qdev.json, qapi/acpi.json), and Nestling's X_EVENTS_DROPPED.
 enum MonitorEventName: String, CaseIterable {
-  /// The guest has reported the result of a plug or an unplug (ACPI 6.5, 6.3.5, _OST).
+  /// The guest has reported the result of a plug or an unplug (_OST, section 6.3.5 of ACPI 6.5).
   case deviceStatus = "ACPI_DEVICE_OST"
   case deviceDeleted = "DEVICE_DELETED"
   case unplugRefused = "DEVICE_UNPLUG_GUEST_ERROR"
-  /// Events were dropped here, because the client did not read.
+  /// Events are missing at this place in the output: they were dropped because the client read too slowly.
   case eventsDropped = "X_EVENTS_DROPPED"
   case powerDown = "POWERDOWN"
   case reset = "RESET"
@@ -99,7 +99,7 @@ extension MachineCause {
       case .guestShutdown: (true, "guest-shutdown")
       case .guestReset: (true, "guest-reset")
       case .guestCrash: (true, "guest-panic")
-      // QEMU has no cause for Ctrl-A X on the terminal: it counts as the command `quit`.
+      // Ctrl-A X has the cause of the command `quit`, as in QEMU.
       case .monitorQuit, .terminal: (false, "host-qmp-quit")
       case .monitorReset: (false, "host-qmp-system-reset")
       case .signal: (false, "host-signal")

@@ -26,7 +26,7 @@ extension MonitorCommands {
   ]
 }
 
-/// The arguments of `object-add` and `object-del`, in QMP and in the monitor for people.
+/// The arguments of `object-add` and `object-del`, in QMP and HMP.
 enum ObjectArguments {
   static func add(_ object: any ObjectOptions, to target: any MonitorTarget) throws(MonitorError) {
     guard var taking = object as? any ObjectOptions & DescriptorTaking else {

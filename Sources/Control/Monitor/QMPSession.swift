@@ -1,12 +1,12 @@
 import JSON
 
-/// One client's QMP session (docs/interop/qmp-spec.rst): bytes in, bytes out. It uses no socket and no thread: `Monitor`
-/// passes it the input and sends its output.
+/// One client's QMP session (docs/interop/qmp-spec.rst): bytes in, bytes out. It uses no socket and no thread:
+/// `Monitor` passes it the input and sends its output.
 package struct QMPSession {
-  /// An action for the caller, which must take them in order.
+  /// An action for the caller. The caller must carry out the actions in order.
   package enum Output {
     case send([UInt8])
-    /// Send the answer to the negotiation. From here on, but not before, the client gets events.
+    /// Send the answer to `qmp_capabilities`. The client gets the events after this answer, and none before.
     case negotiated([UInt8])
     /// Run this after the output so far has been sent.
     case perform(@Sendable () -> Void)
