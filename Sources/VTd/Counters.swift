@@ -1,6 +1,6 @@
 // The unit's event counters, for `info iommu`, the demo's summary and the tests.
 
-/// The counters of a unit, in the order in which people see them.
+/// The counters of a unit, in the order in which `info iommu` prints them.
 public enum TranslationCounter: Int, CaseIterable, Sendable {
   /// Requests that hit a port's IOTLB.
   case iotlbHits
@@ -20,7 +20,7 @@ public enum TranslationCounter: Int, CaseIterable, Sendable {
   case contextWalks
   /// Reads of a PASID directory entry and its PASID-table entry.
   case pasidWalks
-  /// Requested invalidations, here and below, whether or not they matched a cached entry.
+  /// Requested context-cache invalidations. This counter and the next ones count whether or not an entry matched.
   case contextInvalidations
   case pasidCacheInvalidations
   /// Global, by domain and by second-stage page.

@@ -107,7 +107,7 @@ final class InterruptRemapper: Sendable {
   }
 
   private struct CachedEntry {
-    /// Index plus one. 0: the cache entry is empty.
+    /// The index of the entry plus one; 0 if the cache entry is empty.
     var number = 0
     var entry = InterruptEntry(low: 0, high: 0)
   }
@@ -145,7 +145,7 @@ final class InterruptRemapper: Sendable {
 
   var counters: TranslationCounters { state.withLock { $0.counters } }
 
-  /// Ordered by index.
+  /// The cached entries, ordered by index.
   var cachedEntries: [CachedInterruptEntry] {
     state.withLock { state in
       state.cache.filter { $0.number > 0 }.map {

@@ -1,11 +1,11 @@
-// The options of a remapping unit: QEMU's `-device intel-iommu` properties and our own `x-nested`. `validate` rejects
+// The options of a remapping unit: the properties of QEMU's intel-iommu, and Nestling's `x-nested`. `validate` rejects
 // contradictions and everything that the model does not implement, so that no accepted option is ignored.
 
 /// The options of one remapping unit. The comments give QEMU's names.
 public struct UnitOptions: Hashable, Sendable {
-  /// `x-scalable-mode`, `scalable-mode`: PASID tables (ECAP.SMTS).
+  /// `x-scalable-mode` or `scalable-mode`: PASID tables (ECAP.SMTS).
   public var scalableMode = false
-  /// `x-flts`, `fsts`: first-stage translation (ECAP.FSTS), and without `nested` no second stage in scalable mode.
+  /// `x-flts` or `fsts`: first-stage translation (ECAP.FSTS). Without `nested`, scalable mode then has no second stage.
   public var firstStage = false
   /// `x-nested`: first stage, second stage and the two nested (ECAP.NEST) in one unit. Not in QEMU.
   public var nested = false
@@ -45,7 +45,7 @@ public struct UnitOptions: Hashable, Sendable {
   /// Width of physical addresses in the unit's tables, HAW. The DMAR table encodes it minus one.
   public var hostAddressWidth: Int { min(addressWidth, 52) }
 
-  /// - Throws: The first option that does not fit, by its QEMU name.
+  /// - Throws: The QEMU name of the first option that does not fit, and the reason.
   public func validate() throws(UnitOptionError) {
     func require(_ holds: Bool, _ option: String, _ problem: UnitOptionError.Problem) throws(UnitOptionError) {
       if !holds { throw UnitOptionError(option: option, problem: problem) }

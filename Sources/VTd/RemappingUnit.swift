@@ -37,7 +37,7 @@ public final class RemappingUnit: BusDevice, DMARemapper {
   let interruptsInFlight = RequestsInFlight()
   /// Page requests, from before their check until the unit has queued or answered them.
   let pageRequestsInFlight = RequestsInFlight()
-  /// A function answered while another thread held `queue`. That thread then serves the queue again.
+  /// Whether a function answered while another thread held `queue`. That thread then serves the queue again.
   let resumes = Atomic<Bool>(false)
   let trace: Trace?
 
@@ -47,10 +47,10 @@ public final class RemappingUnit: BusDevice, DMARemapper {
   ///   - pageRequestEvent: the route of the page request event, on a unit with `svm`.
   ///   - messages: receives functions' writes to the interrupt address range. Without it such writes fail.
   ///   - trace: receives the unit's trace events.
-  ///   - parking: where a vCPU that invalidates sleeps while requests are in flight. Only this unit uses it.
+  ///   - parking: where a vCPU that invalidates sleeps while requests are in flight. No other unit may use it.
   ///   - deviceTimer: limits the time that functions have to answer device-TLB invalidations. Without it a function
   ///     that does not answer at once times out.
-  /// - Throws: what `UnitOptions.validate` finds.
+  /// - Throws: the error of `UnitOptions.validate`.
   public init(
     options: UnitOptions, memory: any PhysicalMemory, faultEvent: any InterruptRoute,
     invalidationEvent: any InterruptRoute, pageRequestEvent: (any InterruptRoute)? = nil,

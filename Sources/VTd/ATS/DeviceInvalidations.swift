@@ -1,18 +1,18 @@
 import Hardware
 import Synchronization
 
-// Device-TLB invalidations (VT-d 6.5.2.5, 6.5.2.6, 6.5.2.10). Each goes to its function as a message with a tag, and is
-// outstanding until the function answers or times out. The unit parks a wait descriptor behind it, so that no vCPU
-// waits.
+// Device-TLB invalidations (VT-d 6.5.2.5, 6.5.2.6, 6.5.2.10). The unit sends each as a message with a tag to its
+// function. The invalidation is outstanding until the function answers or times out. Meanwhile the unit parks a wait
+// descriptor that follows, so that no vCPU waits.
 
 /// Outstanding invalidations between the invalidation queue and the functions with a translation cache.
 struct DeviceInvalidations: Sendable {
   struct Outstanding: Sendable {
     let tag: UInt8
     let source: RequesterID
-    /// The function has the message, and did not answer at once.
+    /// Whether the function has received the message and did not answer at once.
     var isAwaited = false
-    /// Expirations of the timer since then.
+    /// Expirations of the timer since `isAwaited` was set.
     var ticks = 0
   }
 
@@ -24,16 +24,16 @@ struct DeviceInvalidations: Sendable {
 
   /// ITag has 5 bits.
   static let tagCount: UInt8 = 32
-  /// In milliseconds. An invalidation times out at its second expiration: after half a second to a second. PCI Express
-  /// gives real functions a minute (10.3.1). Emulated ones answer in microseconds or never, and the guest spins
-  /// meanwhile.
+  /// In milliseconds. An invalidation times out at the timer's second expiration, after half a second to a second. Real
+  /// functions have a minute (PCI Express Base 10.3.1). Emulated functions answer in microseconds or never, and the
+  /// guest spins meanwhile.
   static let timerPeriod: UInt32 = 500
 
   /// Ports of functions with a connected cache.
   var ports: [RemappedRequestPort] = []
   var outstanding: [Outstanding] = []
   var parkedWait: ParkedWait?
-  /// A descriptor waits because every tag is outstanding.
+  /// Whether a descriptor waits because every tag is outstanding.
   var lacksTag = false
   private var timerRuns = false
   private var nextTag: UInt8 = 0
@@ -41,7 +41,7 @@ struct DeviceInvalidations: Sendable {
   /// Counts the ATS and page requests of functions.
   var counters = TranslationCounters()
 
-  /// Allocates a tag. Returns nil where every tag is outstanding.
+  /// Allocates a tag. Returns nil if every tag is outstanding.
   mutating func begin(for source: RequesterID) -> UInt8? {
     guard outstanding.count < Int(Self.tagCount) else {
       lacksTag = true
@@ -129,9 +129,9 @@ extension RemappingUnit {
     if resumes { resumeQueue() }
   }
 
-  /// Sends a device-TLB invalidation to its function. A missing function or one without a cache needs no invalidation,
-  /// as in QEMU.
-  /// - Returns: false where every tag is outstanding and nothing was sent.
+  /// Sends a device-TLB invalidation to its function. If the function is missing or has no cache, sends nothing, as in
+  /// QEMU.
+  /// - Returns: false if every tag is outstanding and so nothing was sent.
   func send(_ invalidation: Invalidation) -> Bool {
     let source: RequesterID
     var request: InvalidateRequest
@@ -208,7 +208,7 @@ extension RemappingUnit {
     if resumes { resumeQueue() }
   }
 
-  /// Delivers a page group response to its function, if that exists.
+  /// Delivers a page group response to its function, if the function exists.
   func deliver(_ response: PageGroupResponse, to source: RequesterID) {
     trace?.record(
       .pageAnswered,

@@ -105,7 +105,7 @@ extension SourceLookup {
     }
     let pasid = prefix?.pasid ?? context.ridPASID(capabilities)
     if prefix != nil, pasid >> UInt32(capabilities.pasidWidth) != 0 { throw .pasidBeyondDirectory }
-    // Software checks the PASID-table entry, not the unit.
+    // An invalid PASID-table entry is no error here: software, not the unit, checks the entry.
     let entry = try? pasidEntry(pasid, isFromRequest: prefix != nil, context: context)
     return entry.map { ($0.domain, pasid) }
   }
@@ -133,7 +133,7 @@ extension RemappingUnit {
     var lookup = lookup(source, in: mode)
     do {
       if let (domain, pasid) = try lookup.checkPageRequest(request.prefix) {
-        // Discard cached translations of the page: the function found them insufficient (7.4).
+        // Discard cached translations of the page: they did not suffice for the function (7.4).
         let page = Invalidation.pagesOfPASID(
           pasid, domain: domain, PageRange(address: request.address, addressMask: 0), leafOnly: true)
         ports.withLock { ports in

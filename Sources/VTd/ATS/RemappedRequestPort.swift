@@ -2,13 +2,13 @@ import Hardware
 import Synchronization
 
 /// The port for all requests of one function: with and without PASID, translation requests, translated requests and
-/// page requests. It also leads from the unit to the function's own cache.
+/// page requests. It also passes the unit's messages to the function's own cache.
 ///
 /// Lock order: `state` is a leaf. The port calls no method of the unit while it holds `state`.
 final class RemappedRequestPort: RequestPort {
   private struct State {
     var cache: (any TranslationCache)?
-    /// The port of the PASID prefix that was used last. A function uses one PASID at a time.
+    /// The port of the PASID prefix that the function used last. A function uses one PASID at a time.
     var withPASID: (prefix: PASIDPrefix, port: any DMAPort)?
   }
 

@@ -1,12 +1,13 @@
 import Hardware
 
-/// The port of translated requests. Their addresses are physical; the unit only checks that the function may use them
-/// (VT-d 4.2).
+/// The port of translated requests. Their addresses are already physical. The unit checks only that the function's
+/// context entry permits translated requests, and that the address is outside the interrupt range (VT-d 4.2).
 final class ATSTranslatedPort: DMAPort {
   let memory: any PhysicalMemory
   private let unit: RemappingUnit
   private let requester: Requester
-  /// A port that the unit knows, so that invalidations drain this port's requests. It translates nothing.
+  /// An ordinary port, registered with the unit, of which only `inFlight` is used: translated requests are counted
+  /// there, so an invalidation waits for them.
   private let anchor: any DMAPort
 
   init(unit: RemappingUnit, requester: Requester, anchor: any DMAPort) {
@@ -29,7 +30,7 @@ final class ATSTranslatedPort: DMAPort {
 }
 
 extension SourceLookup {
-  /// Checks a translated request.
+  /// Throws if the context entry does not permit translated requests, or if the address is in the interrupt range.
   mutating func checkTranslated(_ address: UInt64) throws(FaultReason) {
     _ = try context(for: .translated, pasid: nil)
     if WalkRules.isInterruptAddress(address) { throw mode.interruptAddressFault }
@@ -37,7 +38,7 @@ extension SourceLookup {
 }
 
 extension RemappingUnit {
-  /// Returns whether a translated request may proceed. Records the fault where it may not.
+  /// Returns whether a translated request may proceed. If not, records the fault.
   func accepts(translated address: UInt64, for access: DMAAccess, from source: RequesterID) -> Bool {
     let mode = ports.withLock { $0.mode }
     devices.withLock { $0.counters.count(.translatedRequests) }

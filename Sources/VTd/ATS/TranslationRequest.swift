@@ -6,9 +6,9 @@ import Hardware
 extension FaultReason {
   /// The answer to a translation request that meets this condition (7.1.3).
   enum TranslationAnswer: Sendable {
-    /// Success without any access, and no fault: the function may make a page request.
+    /// The completion grants no access, and no fault is recorded: the function may make a page request.
     case noAccess
-    /// Success without any access, and a fault: a page request cannot resolve the condition.
+    /// The completion grants no access, and a fault is recorded: a page request cannot resolve the condition.
     case noAccessAndFault
     case unsupportedRequest
     case completerAbort
@@ -67,7 +67,7 @@ extension SourceLookup {
     }
     let output = found.mapping.address(of: address)
     if WalkRules.isInterruptAddress(output) { throw mode.interruptAddressFault }
-    // Of a page that overlaps the interrupt address range, the answer covers only 4 KiB.
+    // If the page overlaps the interrupt address range, the answer covers only 4 KiB of the page.
     var shift = found.mapping.shift
     let mask = found.mapping.offsetMask
     let interrupts = WalkRules.interruptAddresses
@@ -136,7 +136,7 @@ extension RemappingUnit {
       .translationRequested,
       [.source(source), .hex("addr", address), .flag("no_write", noWrite)]
         + (prefix.map { [.hex("pasid", $0.pasid)] } ?? []))
-    // While translation is disabled this is not a fault.
+    // While translation is disabled, a translation request is unsupported, but not a fault.
     guard mode.enabled else { return .unsupportedRequest }
     var lookup = lookup(source, in: mode)
     let reason: FaultReason

@@ -3,9 +3,9 @@ import Hardware
 /// A port's translation cache: set-associative and of fixed size. Neither a hit nor a miss allocates memory.
 ///
 /// An entry is a page of 4 KiB, 2 MiB or 1 GiB as a walk found it, tagged with the fields that select entries for
-/// invalidation. It stays until software invalidates it or another page takes its place (VT-d 6.2.4).
+/// invalidation. An entry stays until software invalidates it or another page replaces it (VT-d 6.2.4).
 struct IOTLB: Sendable {
-  /// An entry's tag apart from its page: domain, PASID and the stages that translated it.
+  /// The tag of an entry without its page: domain, PASID and the stages that translated the page.
   struct Tag: Hashable, Sendable {
     enum Stages: UInt64, Sendable {
       case first = 1
@@ -113,7 +113,7 @@ struct IOTLB: Sendable {
     return shift
   }
 
-  /// In no order.
+  /// The cached pages, in no order.
   var pages: [CachedPage] {
     guard classesInUse != 0 else { return [] }
     return entries.lazy.filter { $0.page != 0 }.map { entry in

@@ -1,21 +1,21 @@
 import Hardware
 
 // Caching mode (VT-d 6.1): the unit may also cache entries that are not present or invalid. Software must invalidate
-// them after it makes them present. A driver that does not sees the same fault again.
+// them after it makes them present. Without the invalidation, requests meet the same fault again.
 
 extension FaultReason {
   /// The cache that keeps an entry that blocked a request.
   enum Cache: Sendable {
-    /// In legacy mode under domain 0, regardless of the entry's DID (6.2.2).
+    /// The context cache. In legacy mode it keeps the entry under domain 0, regardless of DID (VT-d 6.2.2).
     case context
-    /// Under its PASID, without a domain: an entry that is not present has none.
+    /// The PASID cache. It keeps the entry under its PASID without a domain, as an entry that is not present has none.
     case pasid
     case iotlb
   }
 
   /// Returns the cache that keeps the fault's cause. Nil for faults of root entries, memory accesses and the request
   /// itself, and for first-stage faults: not-present entries of the first stage are never cached.
-  /// - Parameter stages: the stages of the request's path, or nil where the fault came before.
+  /// - Parameter stages: the stages of the request's path, or nil if the fault occurred before the path was known.
   func cache(stages: IOTLB.Tag.Stages?) -> Cache? {
     switch self {
     case .contextEntryNotPresent, .contextEntryReserved, .contextEntryInvalid, .scalableContextEntryNotPresent,
@@ -37,8 +37,8 @@ extension FaultReason {
   }
 }
 
-/// A port's pages that the second stage blocks. Of fixed size. Separate from the IOTLB, so that a hit is as fast as
-/// without caching mode.
+/// The cache of a port's pages that the second stage blocks, of fixed size. It is separate from the IOTLB, so that a
+/// hit is as fast as without caching mode.
 struct NotPresentCache: Sendable {
   private struct Entry: Sendable {
     /// First address.

@@ -10,13 +10,13 @@ import Hardware
 struct PortTranslation: Sendable {
   enum Outcome: Sendable {
     case segment(PhysicalSegment)
-    /// - Parameter isSuppressed: FPD suppresses the recording.
+    /// - Parameter isSuppressed: whether FPD suppresses the recording.
     case fault(FaultReason, isSuppressed: Bool)
   }
 
   /// The PASID that this port's requests carry, or nil for none.
   let requestPASID: UInt32?
-  /// The requests have Privileged Mode Requested set.
+  /// Whether the requests have Privileged Mode Requested set.
   let isPrivileged: Bool
   private let capabilities: Capabilities
   private let rules: WalkRules
@@ -47,7 +47,7 @@ struct PortTranslation: Sendable {
   /// In caching mode: pages that the second stage blocks. Nil without caching mode.
   private var notPresentPages: NotPresentCache?
 
-  /// Requests of a former source may be in flight. Their domain is not known any more.
+  /// Whether requests of a former source may be in flight. Their domain is no longer known.
   private var hasStrays = false
   private(set) var counters = TranslationCounters()
 
@@ -109,7 +109,8 @@ struct PortTranslation: Sendable {
     }
   }
 
-  /// Translates a request from another source, one without cached entries, or one to the interrupt address range.
+  /// Translates a request whose source has changed or has no cached entries, or a request to the interrupt address
+  /// range.
   @inline(never)
   private mutating func translateUncommon(
     _ address: UInt64, count: Int, for access: DMAAccess, from requester: RequesterID, memory: any PhysicalMemory
@@ -219,7 +220,7 @@ struct PortTranslation: Sendable {
 
   // MARK: Entries
 
-  /// Completes `path` from the tables, as far as no entry is cached.
+  /// Completes `path`: reads from the tables the entries that are not cached.
   private mutating func loadEntries(
     _ memory: any PhysicalMemory, _ faultProcessingDisabled: inout Bool
   ) throws(FaultReason) {
@@ -282,7 +283,7 @@ struct PortTranslation: Sendable {
     throw fault.reason
   }
 
-  /// The faults that caching mode keeps.
+  /// The faults that are cached in caching mode.
   var refusals: [CachedRefusal] {
     var refusals: [CachedRefusal] = []
     if let contextFault { refusals.append(CachedRefusal(place: .context, reason: contextFault.reason)) }
@@ -294,7 +295,7 @@ struct PortTranslation: Sendable {
 
   // MARK: The unit's side
 
-  /// Takes over a mode from the unit's registers.
+  /// Adopts the mode of the unit's registers.
   /// - Parameter forgetting: empties the caches, because software set the root table.
   mutating func set(_ mode: TranslationMode, forgetting: Bool) {
     self.mode = mode
@@ -352,7 +353,7 @@ struct PortTranslation: Sendable {
     case .pasidsOfDomain(let domain):
       isConcerned = mayUse(domain)
       if mode.tableMode == .scalable, path.domain == domain { path = .unknown }
-      // A cached fault belongs to no domain, so it may be this one's.
+      // A cached fault has no domain, so it may concern this one.
       pasidFault = nil
     case .pasid(let pasid, let domain):
       isConcerned = mayUse(pasid, in: domain)

@@ -1,7 +1,7 @@
 // Fault conditions of VT-d 7.1.3 (address translation) and 5.1.4.1 (interrupt remapping), with their codes in the
 // field FR of the fault recording registers.
 
-/// A fault reason code, each with the specification's name of the condition.
+/// The fault reason codes.
 public enum FaultReason: UInt8, Error, Hashable, Sendable, CaseIterable {
   // Legacy mode.
   case rootEntryNotPresent = 0x01
@@ -86,8 +86,8 @@ public enum FaultReason: UInt8, Error, Hashable, Sendable, CaseIterable {
   case scalableReadPermission = 0x86
   case scalableInterruptAddress = 0x87
 
-  /// Whether Fault Processing Disable (FPD) suppresses its recording. It does not where the fault concerns the entry
-  /// that contains FPD.
+  /// Whether Fault Processing Disable (FPD) suppresses the recording of the fault. A fault is always recorded if it
+  /// occurs before the unit has read an entry with FPD.
   public var isQualified: Bool {
     switch self {
     case .rootEntryNotPresent, .rootEntryAccess, .rootEntryReserved, .contextEntryAccess,
@@ -103,8 +103,8 @@ public enum FaultReason: UInt8, Error, Hashable, Sendable, CaseIterable {
 }
 
 extension FaultReason {
-  /// The condition's name in the specification (VT-d 7.1.3). Nil for interrupt remapping, whose conditions have only
-  /// codes (5.1.4.1).
+  /// The condition's name in the specification (VT-d 7.1.3). Nil for interrupt remapping, whose conditions have codes
+  /// but no names (VT-d 5.1.4.1).
   public var condition: String? {
     switch self {
     case .rootEntryNotPresent: "LRT.2"

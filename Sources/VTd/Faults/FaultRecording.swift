@@ -17,9 +17,9 @@ struct FaultRecord: Hashable, Sendable {
   var source: RequesterID
   /// The address of the request. For an interrupt request: its index, in bits 63:48.
   var information: UInt64
-  /// A read (T1). Not used for interrupt requests and page requests.
+  /// Whether the request is a read (T1). Not used for interrupt requests and page requests.
   var isRead = false
-  /// PV. PP is set where it is not nil.
+  /// The request's PASID (PV); nil for a request without PASID, whose record has PP clear.
   var pasid: UInt32?
   var isPrivileged = false
   var executes = false
@@ -36,8 +36,8 @@ extension UnitRegisters {
     return distance >= 0 && distance < 16 * Capabilities.faultRecordCount && distance % 16 == 12
   }
 
-  /// Records a fault. Drops it after an overflow, and while a fault of the same source is pending (VT-d 7.3.1 allows
-  /// this).
+  /// Records a fault. Drops the fault after an overflow, and while another fault of the same source is pending (allowed
+  /// by VT-d 7.3.1).
   mutating func record(_ fault: FaultRecord, _ effects: inout Effects) {
     guard !faultStatus.contains(.primaryFaultOverflow) else { return }
     for index in 0..<Capabilities.faultRecordCount
@@ -83,7 +83,7 @@ extension UnitRegisters {
     if before.isEmpty, let message = signal(.fault) { effects.faultEvent = message }
   }
 
-  /// Handles software's clearing of F in a record.
+  /// Handles a write by software that clears F in a record.
   mutating func faultRecordCleared() {
     if !(0..<Capabilities.faultRecordCount).contains(where: isPending) {
       faultStatus.remove(.primaryPendingFault)

@@ -1,7 +1,7 @@
 import Hardware
 
-// The binding of a passed-through function, read from the unit's tables as for a request of an emulated one (VT-d 3.4).
-// The host's faults of its requests are recorded like the unit's own.
+// The binding of a passed-through function, read from the unit's tables as for a request of an emulated function (VT-d
+// 3.4). A fault that the host reports for a request of the function is recorded like the unit's own faults.
 
 /// The binding that the tables define for a function's requests.
 struct HostBindingLookup {
@@ -11,7 +11,7 @@ struct HostBindingLookup {
   /// FPD of the entries read.
   let faultProcessingDisabled: Bool
 
-  /// Reads the tables in memory, not the caches.
+  /// Reads the binding from the tables in memory, not from the caches.
   /// - Parameter pasid: the PASID of the requests, or nil for requests without PASID.
   init(
     of source: RequesterID, pasid: UInt32?, mode: TranslationMode, capabilities: Capabilities,

@@ -4,8 +4,9 @@ import Synchronization
 /// Keeps the host's IOMMU consistent with the unit's tables, for the passed-through functions behind the unit.
 ///
 /// Like an entry in the unit's caches, a binding stays until the guest invalidates the entries that define it. So the
-/// unit must offer caching mode (CAP.CM): without it, software does not invalidate when it makes an entry present. A
-/// unit reads such an entry at the next request, but the requests of these functions never reach the unit.
+/// unit must offer caching mode (CAP.CM): without caching mode, software does not invalidate when it makes an entry
+/// present. For an emulated function the unit reads the new entry at the next request, but the requests of
+/// passed-through functions never reach the unit.
 ///
 /// A delivery of invalidations has two steps: first every binding that may have changed is read again, once. Then each
 /// first stage in use receives its invalidations in one call. This order loses nothing: a table that is no longer in
@@ -29,7 +30,7 @@ public final class HostBindings: InvalidationObserver {
     /// Bindings that the host accepted.
     public var bindings: UInt64 = 0
     public var refusals: UInt64 = 0
-    /// Calls of `HostFirstStage.invalidate`. `invalidations` counts what they passed.
+    /// Calls of `HostFirstStage.invalidate`. `invalidations` counts the invalidations that they passed.
     public var invalidationCalls: UInt64 = 0
     public var invalidations: UInt64 = 0
   }
@@ -39,8 +40,8 @@ public final class HostBindings: InvalidationObserver {
     var counters = Counters()
   }
 
-  /// Above this number, the invalidations of one table become one of all its mappings, because the host handles each
-  /// separately.
+  /// Above this number, one invalidation of all mappings replaces the invalidations of a table, because the host
+  /// handles each of them separately.
   public static let mostInvalidations = 512
 
   private let unit: RemappingUnit
@@ -86,7 +87,7 @@ public final class HostBindings: InvalidationObserver {
     }
   }
 
-  /// Removes a function. Its binding on the host stays.
+  /// Removes a function, but leaves its binding on the host as it is.
   public func remove(_ host: any HostTranslation) {
     let wasLast = state.withLock { state in
       let count = state.functions.count
@@ -126,7 +127,7 @@ public final class HostBindings: InvalidationObserver {
     switch invalidation {
     case .translationChanged, .allContexts, .contextsOfDomain, .allPASIDs: true
     case .contextsOfDevice(let device, let mask): mask.matches(device, function.requester.id)
-    // An entry that was not present or invalid had no domain.
+    // A function whose entry was not present or invalid has no domain, so the invalidation may concern it.
     case .pasidsOfDomain(let domain), .pasid(_, let domain): function.domain == nil || function.domain == domain
     default: false
     }
@@ -161,7 +162,8 @@ public final class HostBindings: InvalidationObserver {
     }
   }
 
-  /// LCT.4 or SPT.4: the entry requests a feature that is not offered. Nil while translation is disabled.
+  /// The fault of a refused binding: LCT.4 or SPT.4, as for an entry that requests a feature that the unit does not
+  /// offer. Nil while translation is disabled.
   private var refusalReason: FaultReason? {
     let mode = unit.registers.state.withLock { $0.translationMode }
     return mode.enabled ? (mode.tableMode == .legacy ? .contextEntryInvalid : .pasidEntryInvalid) : nil
@@ -210,9 +212,9 @@ public final class HostBindings: InvalidationObserver {
 
   /// Returns the invalidations to pass to the host for a table.
   ///
-  /// With each one the host also flushes the device TLBs of the table's users. Software must invalidate the IOTLB
-  /// before a device TLB, so a device-TLB invalidation is redundant where an earlier one covers it. Any other one is
-  /// passed like an IOTLB invalidation.
+  /// With each invalidation the host also flushes the device TLBs of the table's users. Software must invalidate the
+  /// IOTLB before a device TLB, so a device-TLB invalidation that an earlier invalidation covers is redundant. Other
+  /// device-TLB invalidations are passed like IOTLB invalidations.
   private static func invalidations(
     of stage: GuestFirstStage, used users: [RequesterID], among invalidations: [Invalidation]
   ) -> [FirstStageInvalidation] {

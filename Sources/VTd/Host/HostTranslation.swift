@@ -7,8 +7,8 @@
 /// `HostBindings` makes one call at a time and waits for it: on the thread of the vCPU that invalidates or resets, or
 /// on the thread that calls `HostBindings.add` or `renew`.
 public protocol HostTranslation: AnyObject, Sendable {
-  /// Binds the function's requests. From its return on the requests use `binding` and nothing else. The host may then
-  /// release the previous binding; a first stage goes with the last reference to its object.
+  /// Binds the function's requests. After the return, the requests use `binding` and nothing else. The host may then
+  /// release the previous binding, and releases a first stage with the last reference to its object.
   /// - Parameter pasid: selects the requests with this PASID; nil selects those without.
   /// - Returns: for a first stage its object on the host, the same for every function that shares the table.
   /// - Throws: the host refused the binding. The previous binding may persist. The host never refuses `.blocked`.
@@ -17,9 +17,8 @@ public protocol HostTranslation: AnyObject, Sendable {
 
 /// A first-stage table of the guest that the host's IOMMU walks, for one function or more.
 public protocol HostFirstStage: AnyObject, Sendable {
-  /// Removes mappings from the caches of the host's IOMMU and from those behind it. When it returns, none of them is
-  /// cached.
-  /// - Parameter invalidations: in the guest's order, not empty. The host should need one call for all of them.
+  /// Removes mappings from the caches of the host's IOMMU and from device TLBs. On return, none of them is cached.
+  /// - Parameter invalidations: in the guest's order, not empty. One system call should pass all of them.
   func invalidate(_ invalidations: [FirstStageInvalidation]) throws(HostRefusal)
 }
 
@@ -34,7 +33,7 @@ public enum HostBinding: Hashable, Sendable {
   case secondStage
   /// The guest's first stage (PGTT 001), nested on the guest's physical memory.
   case firstStage(GuestFirstStage)
-  /// Nothing: the host blocks each request.
+  /// No destination: the host blocks each request.
   case blocked(BlockReason)
 
   public enum BlockReason: Hashable, Sendable {

@@ -1,8 +1,8 @@
 import Hardware
 
-// The walks of `FirstStageTable` and `SecondStageTable` with every step recorded (VT-d 3.6 to 3.8). A separate
-// implementation, since those are written for speed; a test compares the two. This walk writes no memory: it keeps the
-// accessed and dirty bits that it would set, so that it sees its own updates like a real walk.
+// The walks of `FirstStageTable` and `SecondStageTable` with every step recorded (VT-d 3.6 to 3.8). They are a second
+// implementation, because the first is written for speed; a test compares the two. An explaining walk writes no memory:
+// it keeps the accessed and dirty bits that it would set, so that it sees its own updates like a real walk.
 
 struct ExplainingWalk {
   let rules: WalkRules
@@ -205,13 +205,13 @@ public struct PagingStep: Hashable, Sendable {
   public let address: UInt64
   /// For a first-stage entry in nested translation: the second stage's entries that translate its address.
   public internal(set) var below: [PagingStep] = []
-  /// The same for the write that sets accessed and dirty bits.
+  /// The second stage's entries that translate the entry's address for the write of accessed and dirty bits.
   public internal(set) var belowUpdate: [PagingStep] = []
   /// The entry's physical address. Nil where the second stage blocks the read.
   public internal(set) var physicalAddress: UInt64?
   /// The entry in memory. Nil where it was not read.
   public internal(set) var entry: UInt64?
-  /// The entry maps a page.
+  /// Whether the entry maps a page.
   public internal(set) var isLeaf = false
   /// Reserved bits that are set.
   public internal(set) var reservedBits: UInt64 = 0

@@ -49,7 +49,7 @@ public struct SourceTables: Hashable, Sendable {
   /// A PASID with a present entry.
   public struct PASID: Hashable, Sendable {
     public let number: UInt32
-    /// Whether it is the context entry's RID_PASID, which requests without PASID use.
+    /// Whether this PASID is the context entry's RID_PASID, which requests without PASID use.
     public let isForRequestsWithout: Bool
     public let directory: StructureEntry
     public let entry: StructureEntry
@@ -103,7 +103,7 @@ struct TableReader {
     StructureEntry(.pasidDirectory, at: context.directoryPointer &+ UInt64(pasid >> 6) * 8, memory: memory)
   }
 
-  /// Nil where the directory entry is not present.
+  /// Returns a PASID-table entry; nil if the directory entry is not present.
   func pasidEntry(_ pasid: UInt32, under directory: StructureEntry) -> StructureEntry? {
     guard directory.isPresent, let table = directory.pointer else { return nil }
     return StructureEntry(.pasid, at: table &+ UInt64(pasid & 0x3f) * 64, memory: memory)

@@ -1,7 +1,7 @@
 import Hardware
 
-// The translation that one request would have now according to the tables in memory, with every entry read. For
-// inspection; `PortTranslation` translates real requests. It changes no memory, cache or counter.
+// The translation that one request would have now according to the tables in memory, with every entry read. It serves
+// inspection and changes no memory, cache or counter; `PortTranslation` translates real requests.
 
 /// The translation of one request, with the entries that lead to it.
 public struct TranslationExplanation: Hashable, Sendable {

@@ -26,7 +26,7 @@ public struct UnitSnapshot: Hashable, Sendable {
     public let base: UInt64
     /// In bytes.
     public let size: Int
-    /// 256-bit descriptors.
+    /// Whether descriptors have 256 bits.
     public let isWide: Bool
     /// Offsets in bytes.
     public let head: Int
@@ -157,7 +157,7 @@ public struct PortCache: Hashable, Sendable {
   public let source: RequesterID
   /// The PASID that the port's requests carry.
   public let requestPASID: UInt32?
-  /// A scalable-mode context entry is cached.
+  /// Whether a scalable-mode context entry is cached.
   public let hasContext: Bool
   /// From the cached context entry (legacy) or PASID-table entry (scalable). Nil where none is cached.
   public let roots: TableRoots?

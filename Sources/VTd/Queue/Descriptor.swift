@@ -36,7 +36,7 @@ enum Descriptor: Hashable, Sendable {
   }
 }
 
-/// The raw bits of a descriptor, 128 or 256 of them, with the fields that several types have in the same place.
+/// The 128 or 256 raw bits of a descriptor, with the fields that several types have in the same place.
 struct DescriptorBits: Hashable, Sendable {
   var low: UInt64
   var high: UInt64
@@ -71,7 +71,8 @@ protocol DescriptorFormat {
   static var type: UInt64 { get }
   /// Reserved bits of the low and high 64 bits.
   static var reserved: (low: UInt64, high: UInt64) { get }
-  /// "List of Valid Descriptor Types for Each Operating Mode" (Table 23).
+  /// Returns whether software may use the type in this mode (VT-d table 23, "List of Valid Descriptor Types for Each
+  /// Operating Mode").
   static func isValid(isScalable: Bool, _ unit: Capabilities) -> Bool
   init(bits: DescriptorBits)
   func decoded(_ capabilities: Capabilities) throws(QueueError) -> Descriptor
@@ -173,7 +174,7 @@ struct InvalidationWait: DescriptorFormat, Hashable, Sendable {
   var interrupts: Bool { bits.low[bit: 4] }
   /// Completion writes `statusData` to `statusAddress` (SW).
   var writesStatus: Bool { bits.low[bit: 5] }
-  /// PD: page requests are in the queue, and responses have reached their functions, before the next fetch.
+  /// PD: before the next fetch, earlier page requests enter the queue and responses reach their functions.
   var drainsPageRequests: Bool { bits.low[bit: 7] }
   var statusData: UInt32 { UInt32(truncatingIfNeeded: bits.low >> 32) }
   var statusAddress: UInt64 { bits.high & ~3 }

@@ -13,7 +13,7 @@ public struct FunctionMask: RawRepresentable, Hashable, Sendable {
     (one.rawValue ^ other.rawValue) & significantBits == 0
   }
 
-  /// The bits of a source-id that it compares.
+  /// The bits of a source-id that the invalidation compares.
   var significantBits: UInt16 {
     switch rawValue {
     case 0: 0xffff
@@ -30,7 +30,7 @@ public struct PageRange: Hashable, Sendable {
   /// Inclusive, because the range may end at the top of the address space.
   public let last: UInt64
 
-  /// - Parameter addressMask: AM: the range has 2^AM pages; the address bits below are ignored.
+  /// - Parameter addressMask: AM: the range has 2^AM pages; lower address bits than those of the range are ignored.
   public init(address: UInt64, addressMask: Int) {
     let size = addressMask >= 52 ? UInt64.max : (0x1000 &<< UInt64(max(addressMask, 0))) &- 1
     first = address & ~(size | 0xfff)
@@ -56,7 +56,7 @@ public struct PageRange: Hashable, Sendable {
 public enum Invalidation: Hashable, Sendable {
   /// Context cache (VT-d 6.5.2.1).
   case allContexts
-  /// In scalable mode the same as `allContexts`.
+  /// In scalable mode the invalidation is the same as `allContexts`.
   case contextsOfDomain(UInt16)
   case contextsOfDevice(RequesterID, FunctionMask)
   /// PASID cache (6.5.2.2).
@@ -84,8 +84,8 @@ public enum Invalidation: Hashable, Sendable {
 }
 
 extension Invalidation {
-  /// Records its trace event.
-  /// - Returns: its counter; nil for a change of mode.
+  /// Records the trace event of the invalidation.
+  /// - Returns: the counter that counts the invalidation; nil for a change of mode.
   func record(in trace: Trace?) -> TranslationCounter? {
     switch self {
     case .allContexts:
@@ -154,7 +154,7 @@ extension Invalidation {
   }
 }
 
-/// What invalidations are about.
+/// The kinds of state that invalidations concern.
 public struct InvalidationSubjects: OptionSet, Sendable {
   public let rawValue: UInt8
   public init(rawValue: UInt8) { self.rawValue = rawValue }
@@ -168,10 +168,10 @@ public struct InvalidationSubjects: OptionSet, Sendable {
 
 /// An object that keeps state derived from the unit's tables: interrupt routes, or tables bound to a host's IOMMU.
 public protocol InvalidationObserver: AnyObject, Sendable {
-  /// Acts on invalidations of the subjects that the observer wants, given in the guest's order. When it returns they
-  /// have taken effect; the guest's wait descriptor completes only after that.
+  /// Acts on invalidations of the subjects that the observer wants, in the guest's order. The guest's wait descriptor
+  /// completes after this call, so all of them must have taken effect on return.
   ///
-  /// The unit calls it on the thread of the vCPU that rang the doorbell, without any lock that `remap` or a translation
-  /// takes.
+  /// The unit makes the call on the thread of the vCPU that rang the doorbell, without any lock that `remap` or a
+  /// translation takes.
   func invalidated(_ invalidations: [Invalidation])
 }

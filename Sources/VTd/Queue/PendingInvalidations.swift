@@ -11,10 +11,10 @@ struct PendingInvalidations {
   fileprivate var subjects: InvalidationSubjects = []
   /// Ports whose requests in flight may use invalidated entries.
   fileprivate var ports: [RemappingPort] = []
-  /// Interrupt requests in flight may use an invalidated entry or table.
+  /// Whether interrupt requests in flight may use an invalidated entry or table.
   fileprivate var concernsInterrupts = false
 
-  /// Limits the memory of a batch: above it, observers receive the invalidations before the batch is complete.
+  /// Whether the observers must receive the invalidations before the batch is complete, to limit memory.
   var isFull: Bool { observed.count >= 4096 }
 
   mutating func appendTranslationChange(_ ports: [RemappingPort]) {

@@ -4,8 +4,8 @@ import Hardware
 // thread that rings the doorbell, or on the thread of a function whose answer resumes the queue.
 
 extension RemappingUnit {
-  /// Executes descriptors until the queue is empty, one is invalid, or one lap is complete. Software that adds more
-  /// meanwhile rings the doorbell again and spends its own time on them.
+  /// Executes descriptors until the queue is empty, a descriptor is invalid, or one lap is complete. A vCPU that adds
+  /// descriptors meanwhile rings the doorbell, and then executes them itself.
   func serviceQueue() {
     queue.withLock { service(&$0) }
     resumeIfAsked()
@@ -43,7 +43,7 @@ extension RemappingUnit {
       guard let parked = devices.parkedWait else { return (true, nil) }
       guard parked.generation != generation || devices.outstanding.isEmpty else { return (false, nil) }
       devices.parkedWait = nil
-      // Software does not wait for a queue that it has disabled since.
+      // Software has disabled the queue in the meantime, so it no longer waits.
       return (true, parked.generation == generation ? parked.wait : nil)
     }
     if let wait { finish(wait) }
@@ -103,7 +103,7 @@ extension RemappingUnit {
       finish(wait)
       registers.state.withLock { $0.advanceQueue(generation: fetch.generation) }
     case .respond(let response, let source):
-      // The function repeats its request at once. It must not meet entries that were invalidated before the response.
+      // The function repeats its request at once. The repetition must not use entries invalidated before the response.
       complete(&pending)
       deliver(response, to: source)
       registers.state.withLock { $0.advanceQueue(generation: fetch.generation) }

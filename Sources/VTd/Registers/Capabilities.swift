@@ -106,11 +106,11 @@ public struct Capabilities: Hashable, Sendable {
   var ridPASID: Bool { extended[bit: 49] }
   var ridPrivilege: Bool { extended[bit: 53] }
 
-  /// Width in bits of the PASIDs that requests may carry; 0 where they carry none.
+  /// Width in bits of the PASIDs that requests may carry; 0 if requests carry no PASID.
   var pasidWidth: Int { pasid ? Int(extended[bits: 35...39]) + 1 : 0 }
 
-  /// Returns the number of levels that an entry's AW field selects for the second stage, or nil where the unit does not
-  /// offer it.
+  /// Returns the number of levels that an entry's AW field selects for the second stage, or nil if the unit does not
+  /// offer this number.
   func secondStageLevels(addressWidthField field: UInt64) -> Int? {
     // SAGAW bit n corresponds to AW value n.
     guard (1...3).contains(field), capability[bit: 8 + Int(field)] else { return nil }

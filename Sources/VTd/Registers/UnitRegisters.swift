@@ -8,21 +8,21 @@ struct UnitRegisters: Sendable {
     var faultEvent: InterruptMessage?
     var invalidationEvent: InterruptMessage?
     var pageRequestEvent: InterruptMessage?
-    /// A register-based invalidation. Its register shows busy until `complete(_:)`.
+    /// A register-based invalidation. The command's register reads as busy until `complete(_:)`.
     var command: RegisterCommand?
-    /// The queue may contain descriptors to fetch.
+    /// Whether the queue may contain descriptors to fetch.
     var serviceQueue = false
-    /// Software wrote the queue's tail.
+    /// Whether software wrote the queue's tail.
     var doorbell = false
-    /// TE changed.
+    /// Whether TE changed.
     var translationEnableChanged = false
-    /// SRTP: software set the root table, possibly to the same address.
+    /// Whether software set the root table (SRTP), possibly to the same address.
     var rootTableSet = false
-    /// Requests in flight may still use the old tables.
+    /// Whether requests in flight may still use the old tables.
     var translationChanged: Bool { rootTableSet || translationEnableChanged }
-    /// IRE, CFI or SIRTP changed.
+    /// Whether software wrote SIRTP or changed IRE or CFI.
     var interruptRemappingChanged = false
-    /// Global Status waits for `completeGlobalCommand`.
+    /// Whether Global Status shows the change only after `completeGlobalCommand`.
     var awaitsDrain: Bool { translationChanged || interruptRemappingChanged }
   }
 
@@ -30,7 +30,7 @@ struct UnitRegisters: Sendable {
   struct RegisterCommand: Sendable {
     enum Register: Sendable { case contextCommand, iotlbInvalidate }
     let register: Register
-    /// nil for a granularity that does not exist.
+    /// The requested invalidation; nil for a granularity that does not exist.
     let invalidation: Invalidation?
   }
 
@@ -154,7 +154,7 @@ struct UnitRegisters: Sendable {
       rootTable = file[quadword: RegisterOffset.rootTableAddress]
       status.insert(.setRootTablePointer)
       effects.rootTableSet = true
-      // RTPS is clear until the command is complete (VT-d 11.4.4.2).
+      // RTPS stays clear until the command is complete (VT-d 11.4.4.2).
       file[doubleword: RegisterOffset.globalStatus] &= ~GlobalCommand.setRootTablePointer.rawValue
     }
     if capabilities.interruptRemapping {
@@ -162,7 +162,7 @@ struct UnitRegisters: Sendable {
         interruptTable = file[quadword: RegisterOffset.interruptRemappingTableAddress]
         status.insert(.setInterruptRemapTablePointer)
         effects.interruptRemappingChanged = true
-        // IRTPS is clear until the command is complete, too.
+        // IRTPS stays clear until the command is complete.
         file[doubleword: RegisterOffset.globalStatus] &= ~GlobalCommand.setInterruptRemapTablePointer.rawValue
       }
       let followed: GlobalCommand = [.interruptRemappingEnable, .compatibilityFormatInterrupt]
@@ -188,9 +188,9 @@ struct UnitRegisters: Sendable {
     showGlobalStatus()
   }
 
-  /// Ends a command once no request in flight still uses what it replaced.
+  /// Ends a command. Called when no request in flight uses the old tables or mode any more.
   mutating func completeGlobalCommand() {
-    // A reset may have happened in between.
+    // A reset may have cleared the count since the command began.
     incompleteCommands = max(incompleteCommands - 1, 0)
     showGlobalStatus()
   }

@@ -78,7 +78,7 @@ struct FirstStageTable: Hashable, Sendable {
     _ input: UInt64, through nested: SecondStageTable?, for access: DMAAccess, rules: WalkRules,
     memory: any PhysicalMemory
   ) throws(FaultReason) -> Mapping? {
-    // `walkTables` passes entries like this without checks: they point to a table, restrict nothing and are accessed.
+    // `walkTables` passes entries with these bits unchecked: they point to a table, restrict nothing and are accessed.
     var required = FirstStageEntry.present | FirstStageEntry.writable | FirstStageEntry.user | FirstStageEntry.accessed
     if extendedAccessed { required |= FirstStageEntry.extendedAccessed }
     let forbidden = rules.firstStageReserved(level: 5, isLeaf: false)
@@ -132,7 +132,7 @@ struct FirstStageTable: Hashable, Sendable {
           output: (table &>> UInt64(truncatingIfNeeded: shift)) &<< UInt64(truncatingIfNeeded: shift), shift: shift,
           readable: true, writable: writable && updated & FirstStageEntry.dirty != 0)
         if let nested {
-          // Before the leaf is updated: a write that the second stage blocks must not set its dirty bit.
+          // Translate before the leaf is updated: a write that the second stage blocks must not set its dirty bit.
           found = try below(mapping, nested, input, for: access, rules: rules, memory: memory)
         } else {
           found = mapping

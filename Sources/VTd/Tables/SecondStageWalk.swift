@@ -1,7 +1,7 @@
 import Hardware
 
 // Second-stage translation (VT-d 3.7): 3-, 4- and 5-level tables in the format of extended page tables. Legacy context
-// entries and PASID-table entries point to them. They work alone or below a first stage.
+// entries and PASID-table entries point to the tables. A second stage translates alone or below a first stage.
 
 /// A second-stage table, as a context entry or PASID-table entry describes it.
 struct SecondStageTable: Hashable, Sendable {
@@ -21,7 +21,7 @@ struct SecondStageTable: Hashable, Sendable {
   private func fault(_ legacy: FaultReason, _ scalable: FaultReason) -> FaultReason { isScalable ? scalable : legacy }
 
   /// Translates one address.
-  /// - Throws: the fault condition that the request meets. The nested walk maps some of them to others.
+  /// - Throws: the fault condition that the request meets. A nested walk replaces some conditions by its own.
   func walk(
     _ input: UInt64, for access: DMAAccess, rules: WalkRules, memory: any PhysicalMemory
   ) throws(FaultReason) -> Mapping {
@@ -39,7 +39,7 @@ struct SecondStageTable: Hashable, Sendable {
   private func attempt(
     _ input: UInt64, for access: DMAAccess, rules: WalkRules, memory: any PhysicalMemory
   ) throws(FaultReason) -> Mapping? {
-    // `walkTables` passes entries like this without checks: they point to a table, restrict nothing and are accessed.
+    // `walkTables` passes entries with these bits unchecked: they point to a table, restrict nothing and are accessed.
     var required = SecondStageEntry.readable | SecondStageEntry.writable
     if accessedDirty { required |= SecondStageEntry.accessed }
     let forbidden = rules.secondStageReserved(level: 5, isLeaf: false)

@@ -15,7 +15,7 @@ struct ResolvedPath {
   let pasidEntry: PASIDEntry?
 }
 
-/// Reads the entries of one source. Keeps FPD of each entry even when the read throws.
+/// Reads the entries of one source. Remembers FPD of the entries even when a read throws.
 ///
 /// Translation, ATS and host bindings resolve a request in two steps: `context(for:pasid:)`, then `path(of:in:)`. A
 /// cached context entry replaces the first step.
@@ -26,7 +26,7 @@ struct SourceLookup {
   let memory: any PhysicalMemory
   /// FPD of the entries read so far.
   var faultProcessingDisabled = false
-  /// Numbers of reads, for the counters.
+  /// The numbers of reads, for the counters.
   private(set) var contextReads: UInt64 = 0
   private(set) var pasidReads: UInt64 = 0
 
@@ -156,7 +156,7 @@ struct SourceLookup {
 }
 
 extension RemappingUnit {
-  /// Reads the tables in memory, not the caches.
+  /// Returns a lookup that reads the tables in memory, not the caches.
   func lookup(_ source: RequesterID, in mode: TranslationMode) -> SourceLookup {
     SourceLookup(mode, source: source, capabilities: capabilities, memory: memory)
   }

@@ -1,7 +1,7 @@
 // How the unit translates the requests of a source: the mode from its registers, and the paging tables that a checked
 // context entry or PASID-table entry selects (VT-d 3.4.3 to 3.4.5, 3.9).
 
-/// How the unit translates requests.
+/// The translation mode that the unit's registers select.
 struct TranslationMode: Hashable, Sendable {
   /// RTADDR.TTM.
   enum TableMode: Hashable, Sendable {
@@ -72,7 +72,8 @@ enum TranslationPath: Sendable {
     }
   }
 
-  /// - Throws: condition SPT.4, or SPT.6 where the entry does not enable supervisor requests.
+  /// - Throws: condition SPT.4: the entry requests a feature that the unit does not offer; or SPT.6: the entry does not
+  ///   enable supervisor requests.
   init(
     _ entry: PASIDEntry, pasid: UInt32, isSupervisor: Bool, _ capabilities: Capabilities
   ) throws(FaultReason) {

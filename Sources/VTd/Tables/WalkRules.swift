@@ -40,7 +40,7 @@ struct WalkRules: Sendable {
 
   let maximumGuestAddressWidth: Int
   let hostAddressWidth: Int
-  /// Whether the unit offers PWSNP: then walks with PWSNP clear must not update entries.
+  /// Whether the unit offers PWSNP. If so, walks with PWSNP clear must not update entries.
   let pageWalkSnoopMatters: Bool
 
   // Reserved bits of every entry: bits 51:HAW, and fields that the unit does not offer. Kept small, because every walk

@@ -35,8 +35,8 @@ public struct TraceArgument: Hashable, Sendable {
 
 /// Receives the trace events of all units.
 ///
-/// The unit calls it on any thread and holds locks meanwhile. So the sink must not call the unit, and the guest waits
-/// while the sink waits.
+/// The unit calls the sink on any thread and holds locks meanwhile. So the sink must not call the unit, and the guest
+/// waits while the sink waits.
 public protocol TraceSink: AnyObject, Sendable {
   /// - Parameter unit: the unit's name; nil where there is only one unit.
   func record(_ event: TraceEvent, unit: String?, _ arguments: [TraceArgument])
