@@ -1,7 +1,7 @@
 import CLinux
 import Glibc
 
-/// An open file descriptor, closed when its owner is destroyed.
+/// An open file descriptor, closed when this value is destroyed.
 public struct FileDescriptor: ~Copyable, Sendable {
   public let rawValue: Int32
 
@@ -15,7 +15,7 @@ public struct FileDescriptor: ~Copyable, Sendable {
     rawValue = try checked(answer, "open", path)
   }
 
-  /// Duplicates an open descriptor: standard input, for example, which we must not close.
+  /// Duplicates an open descriptor that the caller does not own, such as standard input.
   public init(duplicating descriptor: Int32) throws(SystemError) {
     let answer = fcntl(descriptor, F_DUPFD_CLOEXEC, 3)
     if answer < 0 { throw SystemError("dup", code: errno) }
@@ -24,9 +24,9 @@ public struct FileDescriptor: ~Copyable, Sendable {
 
   deinit { close(rawValue) }
 
-  /// Writes as many bytes from `offset` on as it can without waiting, at most 4 KiB. After `Poll.writable` it does not
-  /// block, not even on a pipe (POSIX's PIPE_BUF).
-  /// - Returns: how many bytes were written.
+  /// Writes at most 4 KiB from `offset` on, with one write(2). On a blocking file, call `Poll.writable` first: then the
+  /// write does not block, because a writable pipe has room for PIPE_BUF bytes.
+  /// - Returns: the number of bytes written.
   public func writeSome(_ bytes: [UInt8], from offset: Int) throws(SystemError) -> Int {
     let count = min(bytes.count - offset, 4096)
     guard offset >= 0, count > 0 else { return 0 }
@@ -37,8 +37,8 @@ public struct FileDescriptor: ~Copyable, Sendable {
     throw SystemError("write", code: errno)
   }
 
-  /// Writes all bytes and waits for room: in write(2), or in poll(2) if the file is non-blocking. Standard output may
-  /// be non-blocking, because another process shares the open file.
+  /// Writes all bytes and waits for room: in write(2), or in poll(2) if the file is non-blocking. Another process that
+  /// shares the open file may have made standard output non-blocking.
   public func write(_ bytes: [UInt8]) throws(SystemError) {
     var offset = 0
     while offset < bytes.count {
@@ -56,7 +56,8 @@ public struct FileDescriptor: ~Copyable, Sendable {
     }
   }
 
-  /// Reads at most `count` bytes: none at the end of the file, nil if a non-blocking file has nothing now.
+  /// Reads at most `count` bytes.
+  /// - Returns: The bytes; empty at the end of the file, nil if a non-blocking file has no bytes yet.
   public func read(count: Int) throws(SystemError) -> [UInt8]? {
     var bytes = [UInt8](repeating: 0, count: count)
     while true {

@@ -2,7 +2,7 @@ import Hardware
 import Synchronization
 
 /// The target of the two configuration mechanisms: ECAM (PCI Express Base 7.2.2), and the ports 0xCF8 and 0xCFC
-/// (PCI Local Bus 3.0, 3.2.2.3.2). Routes each access to the function with the address.
+/// (PCI Local Bus 3.0, section 3.2.2.3.2). Routes each access to the function with the address.
 public struct ConfigurationTarget: Sendable {
   private let routes: BusRoutes
 

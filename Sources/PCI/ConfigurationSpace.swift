@@ -50,7 +50,7 @@ public struct ConfigurationSpace: Sendable {
     bytes.load(type, at: offset)
   }
 
-  /// Appends a capability to the list at 0x34 (PCI Local Bus 3.0, 6.7).
+  /// Appends a capability to the list at 0x34 (PCI Local Bus 3.0, section 6.7).
   /// - Parameters:
   ///   - body: the bytes after the identifier and the next pointer.
   ///   - writable: the RW bits of the body; missing bytes are read-only.

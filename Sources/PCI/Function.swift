@@ -5,8 +5,8 @@ import Synchronization
 /// implements the rest of the device.
 ///
 /// Lock order: `placing`, then the function's lock, then those of MSI-X, MSI, `wire`, the interrupt line and the buses.
-/// The model is called with none of them held but `placing`, which serializes vCPUs that move a BAR. `refuse` takes `wire`
-/// and the buses' locks, and only tries `placing`.
+/// The model is called with none of them held but `placing`, which serializes vCPUs that move a BAR. `refuse` takes
+/// `wire` and the buses' locks, and only tries `placing`.
 public final class Function: Sendable {
   private struct State {
     var space: ConfigurationSpace
@@ -174,8 +174,8 @@ public final class Function: Sendable {
     access { readConfigurationNow(offset, width) } ?? width.allOnes
   }
 
-  /// Returns a register as software has written it, for the model's own use. Unlike `readConfiguration` it works also in
-  /// an access that began before the function was refused.
+  /// Returns a register as software has written it, for the model's own use. Unlike `readConfiguration` it works also
+  /// in an access that began before the function was refused.
   public func register(at offset: Int, width: AccessWidth) -> UInt64 {
     state.withLock { $0.space.read(offset, width) }
   }
@@ -299,8 +299,9 @@ public final class Function: Sendable {
     msi?.reset()
   }
 
-  /// Sets Received Master Abort, RW1C (PCI Local Bus 3.0, 6.2.3; PCI Express Base 7.5.1.1.4), if a request was unanswered.
-  /// This model sets it for writes too; a real Express requester gets no completion for writes and cannot detect that.
+  /// Sets Received Master Abort, RW1C (PCI Local Bus 3.0, section 6.2.3; PCI Express Base 7.5.1.1.4), if a request was
+  /// unanswered. This model sets it for writes too; a real Express requester gets no completion for writes and cannot
+  /// detect that.
   private func noteMasterAbort(_ state: inout State) {
     guard requester.takeMasterAbort() else { return }
     state.space.set(StandardOffset.status, state.space.get(UInt16.self, StandardOffset.status) | 1 << 13)

@@ -48,8 +48,8 @@ public struct FunctionDescription: Sendable {
   }
 }
 
-/// A given layout of configuration space, for a passed-through function of the host: its capabilities stay at the offsets
-/// that its drivers may expect. `Function` defines the header, BARs, MSI-X and MSI over it.
+/// A given layout of configuration space, for a passed-through function of the host: its capabilities stay at the
+/// offsets that its drivers may expect. `Function` defines the header, BARs, MSI-X and MSI over it.
 public struct ConfigurationLayout: Sendable {
   /// Identity, capabilities and their list, with the values after a reset.
   public var space: ConfigurationSpace
@@ -58,8 +58,8 @@ public struct ConfigurationLayout: Sendable {
   /// Offset of the MSI capability, with room for its 24 bytes (64-bit addresses and per-vector masking), or nil.
   public var msiOffset: Int?
   public var expressOffset: Int?
-  /// Offset of the Power Management capability (PCI Power Management 1.2, 3.2), or nil. `space` defines its control
-  /// register. The BARs decode only in D0.
+  /// Offset of the Power Management capability (PCI Power Management 1.2, section 3.2), or nil. `space` defines its
+  /// control register. The BARs decode only in D0.
   public var powerManagementOffset: Int?
 
   public init(space: ConfigurationSpace) { self.space = space }

@@ -2,7 +2,7 @@ import Hardware
 
 /// The kind of hotplug below ports. The whole machine uses one, which `_OSC` grants to the guest.
 public enum HotplugWay: Hashable, Sendable, CaseIterable {
-  /// ACPI's `Notify` and `_EJ0` (ACPI 6.5, 5.6.6 and 6.3.3): a separate controller handles all slots.
+  /// ACPI's `Notify` and `_EJ0` (ACPI 6.5, sections 5.6.6 and 6.3.3): a separate controller handles all slots.
   case acpi
   /// PCI Express native: each port has an attention button, indicators and a power controller (PCI Express Base 6.7).
   case native
@@ -24,7 +24,8 @@ public enum RemovalAnswer: Hashable, Sendable {
 /// The slot of a port with hotplug: actions of the board and of software.
 extension RootPort {
   /// Announces a device after its functions were added to `bus`, function 0 last. Native hotplug sets the events for
-  /// changes of presence and link. With ACPI hotplug software does not enable these events; the ACPI controller notifies.
+  /// changes of presence and link. With ACPI hotplug software does not enable these events; the ACPI controller
+  /// notifies.
   public func inserted() { _ = changeSlot { $0.inserted() } }
 
   /// Asks software to release the device in the slot. For native hotplug only; the ACPI controller has its own method.
@@ -80,8 +81,8 @@ public struct SlotChange: Sendable {
 
   /// Whether the change set Attention Button Pressed.
   public var hasButtonPressed: Bool { hasBegun(.attentionButtonPressed) }
-  /// Whether presence changed. Compares Presence Detect State as well, since the event of an earlier change may still be
-  /// set: with ACPI hotplug software does not clear it.
+  /// Whether presence changed. Compares Presence Detect State as well, since the event of an earlier change may still
+  /// be set: with ACPI hotplug software does not clear it.
   public var hasPresenceChanged: Bool { hasBegun(.presenceDetectChanged) || before.isPresent != after.isPresent }
   public var hasLinkChanged: Bool { hasBegun(.linkStateChanged) }
 }

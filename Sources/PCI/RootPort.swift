@@ -1,9 +1,9 @@
 import Hardware
 import Synchronization
 
-/// A root port (PCI Express Base 1.3.1, 7.5.1.3): the bridge from bus 0 to one link. Its function holds the registers; this
-/// class acts on writes to them. The link is up while it is neither disabled nor held in reset, and the slot has power.
-/// `SlotRegisters` models a slot with hotplug.
+/// A root port (PCI Express Base, sections 1.3.1 and 7.5.1.3): the bridge from bus 0 to one link. Its function holds
+/// the registers; this class acts on writes to them. The link is up while it is neither disabled nor held in reset, and
+/// the slot has power. `SlotRegisters` models a slot with hotplug.
 ///
 /// Lock order: `published`, then its function's lock. Functions below are called with neither held, after the new state
 /// was published: of two vCPUs that write at once, the later one acts on both writes.
@@ -47,8 +47,8 @@ public final class RootPort: FunctionModel {
   ///     thread, without locks.
   ///   - onRefusal: called when software accepted a request to remove the device, and then kept the device. Called as
   ///     `onEject` is.
-  ///   - onSlotChange: called when the slot's registers changed, except by a reset. Called on any thread, without locks;
-  ///     the calls for two concurrent changes may come in either order. Must not block.
+  ///   - onSlotChange: called when the slot's registers changed, except by a reset. Called on any thread, without
+  ///     locks; the calls for two concurrent changes may come in either order. Must not block.
   public init(
     _ port: ExpressPort, hotplug: HotplugWay? = nil, reservation: Reservation = Reservation(),
     environment: PCIEnvironment, address: RequesterID, routes: BusRoutes,
@@ -62,8 +62,8 @@ public final class RootPort: FunctionModel {
     description.expressType = .rootPort
     description.expressPort = port
     description.expressPort?.hotplug = hotplug
-    // Subsystem ID and Subsystem Vendor ID (PCI-to-PCI Bridge Architecture 1.2, 3.2.5.13): a type 1 header has no
-    // registers for them.
+    // Subsystem ID and Subsystem Vendor ID (PCI-to-PCI Bridge Architecture 1.2, section 3.2.5.13): a type 1 header has
+    // no registers for them.
     description.capabilities = [.init(id: 0x0d, body: [0, 0, 0x36, 0x1b, 0, 0])]
     description.extendedCapabilities = [
       .rootPortErrorReporting,
@@ -252,8 +252,8 @@ public enum BridgeWindow: CaseIterable, Hashable, Sendable {
   /// The granularity of a window's base and size, in bytes.
   var granule: UInt64 { self == .io ? 1 << 12 : 1 << 20 }
 
-  /// Chooses the window for a BAR, as firmware does. Only the prefetchable window may be above 4 GiB, so only BARs that may
-  /// be there go into it.
+  /// Chooses the window for a BAR, as firmware does. Only the prefetchable window may be above 4 GiB, so only BARs that
+  /// may be there go into it.
   init(of bar: BaseAddressRegister) {
     self =
       switch bar.space {

@@ -318,5 +318,5 @@ struct kvm_run {
     };
 };
 
-/// The offset of a union's member, which Swift cannot compute.
+/// The offset of mmio.data in kvm_run. Swift cannot compute the offset of a union's member.
 enum { NESTLING_KVM_RUN_MMIO_DATA = offsetof(struct kvm_run, mmio.data) };

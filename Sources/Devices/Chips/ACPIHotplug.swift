@@ -1,8 +1,8 @@
 import Hardware
 import Synchronization
 
-/// The wiring of `ACPIHotplugRegisters`: the I/O ports that the DSDT's methods use, and the general-purpose event that runs
-/// these methods.
+/// The wiring of `ACPIHotplugRegisters`: the I/O ports that the DSDT's methods use, and the general-purpose event that
+/// runs these methods.
 ///
 /// Slots are numbered from zero, in the order of the addresses of the machine's hot-pluggable root ports.
 ///
@@ -34,7 +34,8 @@ public final class ACPIHotplug: BusDevice {
   ///   - onEject: called when the guest ejects the device of an occupied slot, whether or not it was asked to. The slot
   ///     already counts as empty.
   ///   - onRelease: called when the guest has dropped a device that was pulled out of a slot.
-  ///   - onStatus: called with the guest's report on an event (_OST; ACPI 6.5, 6.3.5). The guest chooses the numbers.
+  ///   - onStatus: called with the guest's report on an event (_OST; ACPI 6.5, section 6.3.5). The guest chooses the
+  ///     numbers.
   ///   - onAnnouncementRead: called when the guest has read `up` or `down`. Must not block.
   public init(
     slotCount: Int, raise: @escaping @Sendable () -> Void, onEject: @escaping @Sendable (Int) -> Void,
@@ -67,8 +68,8 @@ public final class ACPIHotplug: BusDevice {
   }
 
   /// Returns whether the guest may still use a device that was pulled out. The next device should not answer until the
-  /// guest has dropped the old one (`onRelease`), or the old driver would access the new device. A guest without hotplug
-  /// support never drops it, so callers should limit the wait.
+  /// guest has dropped the old one (`onRelease`), or the old driver would access the new device. A guest without
+  /// hotplug support never drops it, so callers should limit the wait.
   public func awaitsRelease(_ slot: Int) -> Bool { registers.withLock { $0.awaitsRelease(slot) } }
 
   /// Drops all announcements. Devices stay in their slots.

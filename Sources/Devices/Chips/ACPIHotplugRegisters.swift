@@ -2,9 +2,9 @@ import Hardware
 
 /// The registers by which the DSDT's methods plug and unplug devices, as a value. `ACPIHotplug` is their wiring.
 ///
-/// The layout is QEMU's (docs/specs/acpi_pci_hotplug.rst, hw/acpi/pcihp.c): `select` chooses a bus, and each other register
-/// has a bit per device on that bus. Here the bus is the link below a hot-pluggable root port. So bit 0 is its only device,
-/// and `select` is the slot's number. The registers from 0x18 on are our own.
+/// The layout is QEMU's (docs/specs/acpi_pci_hotplug.rst, hw/acpi/pcihp.c): `select` chooses a bus, and each other
+/// register has a bit per device on that bus. Here the bus is the link below a hot-pluggable root port. So bit 0 is its
+/// only device, and `select` is the slot's number. The registers from 0x18 on are our own.
 ///
 ///     0x00 up         bit 0: a device has appeared. A read clears it.
 ///     0x04 down       bit 0: the guest shall eject the device. A read clears it, so a request is announced once.
@@ -20,14 +20,14 @@ import Hardware
 /// The registers are accessed by bytes, so an access of any width may span several; a read clears only the bits of the
 /// bytes that it reads. While `select` is not a slot, reads return zero and writes have no effect.
 ///
-/// A device that was pulled out (surprise removal) is announced in `down`, too. A device check of the slot would not work:
-/// Linux then only looks for new functions (drivers/pci/hotplug/acpiphp_glue.c, `hotplug_event`). A check of the port would
-/// find the functions that answer at that moment, which may be the next device's. Until the guest has ejected the old
-/// device, the registers announce nothing about the next one.
+/// A device that was pulled out (surprise removal) is announced in `down`, too. A device check of the slot would not
+/// work: Linux then only looks for new functions (drivers/pci/hotplug/acpiphp_glue.c, `hotplug_event`). A check of the
+/// port would find the functions that answer at that moment, which may be the next device's. Until the guest has
+/// ejected the old device, the registers announce nothing about the next one.
 ///
-/// A guest ejects once per request that it has read, and reports each one (_OST). After two requests it ejects twice, and
-/// the second eject must not remove the next device. So the registers ignore as many ejects as there were further open
-/// requests, until the guest reports on the next device.
+/// A guest ejects once per request that it has read, and reports each one (_OST). After two requests it ejects twice,
+/// and the second eject must not remove the next device. So the registers ignore as many ejects as there were further
+/// open requests, until the guest reports on the next device.
 public struct ACPIHotplugRegisters: Sendable {
   /// The size of the registers in bytes.
   static let size: UInt64 = 0x24
@@ -43,17 +43,18 @@ public struct ACPIHotplugRegisters: Sendable {
     var raisesEvent = false
   }
 
-  /// The guest's report on an event (_OST; ACPI 6.5, 6.3.5).
+  /// The guest's report on an event (_OST; ACPI 6.5, section 6.3.5).
   struct Report: Hashable, Sendable {
     var slot: Int
-    /// The notification's value (1 device check, 3 eject request); from 0x100 on, an event that the guest itself started.
+    /// The notification's value (1 device check, 3 eject request); from 0x100 on, an event that the guest itself
+    /// started.
     var source: UInt32
     /// 0 for success.
     var status: UInt32
   }
 
-  /// Whether the guest has read the announcement of a device that was pulled out. Exists until the guest has dropped the
-  /// device.
+  /// Whether the guest has read the announcement of a device that was pulled out. Exists until the guest has dropped
+  /// the device.
   private enum Loss {
     case unread, announced
   }

@@ -1,10 +1,10 @@
 import Hardware
 
-/// A virtio device without its transport: virtio 1.2, section 5. The transport owns status, feature negotiation and queues;
-/// the device declares its features and serves its queues.
+/// A virtio device without its transport: virtio 1.2, section 5. The transport owns status, feature negotiation and
+/// queues; the device declares its features and serves its queues.
 ///
-/// `process` runs on the queue's worker: serially for each queue, concurrently for several queues. The other requirements
-/// may be called on any vCPU's thread.
+/// `process` runs on the queue's worker: serially for each queue, concurrently for several queues. The other
+/// requirements may be called on any vCPU's thread.
 public protocol VirtioDevice: AnyObject, Sendable {
   /// The device ID of section 5: 2 block, 3 console, 4 entropy.
   var type: UInt16 { get }
@@ -22,8 +22,8 @@ public protocol VirtioDevice: AnyObject, Sendable {
   /// Performs a driver's write to the device configuration, within its length.
   func writeConfiguration(offset: Int, width: AccessWidth, value: UInt64)
 
-  /// Connects the device to its transport. Called once, before a queue is served. A device that needs the transport later
-  /// must keep a weak reference.
+  /// Connects the device to its transport. Called once, before a queue is served. A device that needs the transport
+  /// later must keep a weak reference.
   func connect(to transport: any VirtioTransport)
 
   /// Serves the available chains of a queue. Must check for further chains after `VirtQueue.requestNotifications`, as
@@ -67,7 +67,8 @@ public struct VirtioOptions: Hashable, Sendable {
   public var indirectDescriptors = true
   /// queue_reset
   public var queueReset = true
-  /// vectors: the number of MSI-X vectors, within `vectorRange`; nil for one per queue and one for configuration changes.
+  /// vectors: the number of MSI-X vectors, within `vectorRange`; nil for one per queue and one for configuration
+  /// changes.
   public var vectors: Int?
 
   /// The possible numbers of MSI-X vectors.
@@ -86,8 +87,8 @@ public struct VirtioOptions: Hashable, Sendable {
   }
 }
 
-/// Feature bits (virtio 1.2, 2.2). These are the bits of the transport and the rings (section 6); each device type adds its
-/// own in bits 0 to 23 and from 50 on.
+/// Feature bits (virtio 1.2, section 2.2). These are the bits of the transport and the rings (section 6); each device
+/// type adds its own in bits 0 to 23 and from 50 on.
 public struct VirtioFeatures: OptionSet, Hashable, Sendable {
   public let rawValue: UInt64
   public init(rawValue: UInt64) { self.rawValue = rawValue }
@@ -105,7 +106,7 @@ public struct VirtioFeatures: OptionSet, Hashable, Sendable {
   public static let ringReset = VirtioFeatures(bit: 40)
 }
 
-/// The device status field: virtio 1.2, 2.1.
+/// The device status field: virtio 1.2, section 2.1.
 public struct VirtioStatus: OptionSet, Hashable, Sendable {
   public let rawValue: UInt8
   public init(rawValue: UInt8) { self.rawValue = rawValue }

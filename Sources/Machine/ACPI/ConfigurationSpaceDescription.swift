@@ -1,6 +1,6 @@
 import Hardware
 
-/// The memory-mapped configuration space table (MCFG; PCI Firmware Specification 3.3, 4.1.2).
+/// The memory-mapped configuration space table (MCFG; PCI Firmware Specification 3.3, section 4.1.2).
 enum ConfigurationSpaceDescription {
   static func table(lastBus: UInt8) -> [UInt8] {
     var body = [UInt8](repeating: 0, count: 8)

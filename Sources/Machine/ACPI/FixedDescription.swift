@@ -1,7 +1,7 @@
 import Hardware
 
-/// The fixed ACPI description table (FADT, signature FACP; ACPI 6.5, 5.2.9): the addresses of the power management
-/// registers, and the parts of a traditional PC that this machine does not have.
+/// The fixed ACPI description table (FADT, signature FACP; ACPI 6.5, section 5.2.9): the addresses of the power
+/// management registers, and the parts of a traditional PC that this machine does not have.
 enum FixedDescription {
   private static let size = 276
   private static let revision: UInt8 = 6

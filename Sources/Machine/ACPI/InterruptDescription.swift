@@ -1,7 +1,7 @@
 import Hardware
 
-/// The multiple APIC description table (MADT, signature APIC; ACPI 6.5, 5.2.12): the CPUs with their local APICs, the
-/// I/O APIC and its interrupts.
+/// The multiple APIC description table (MADT, signature APIC; ACPI 6.5, section 5.2.12): the CPUs with their local
+/// APICs, the I/O APIC and its interrupts.
 ///
 /// PCAT_COMPAT stays clear: there are no 8259 controllers.
 enum InterruptDescription {

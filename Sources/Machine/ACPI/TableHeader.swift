@@ -1,6 +1,6 @@
 import Hardware
 
-/// The header and the checksum of all description tables (ACPI 6.5, 5.2.6).
+/// The header and the checksum of all description tables (ACPI 6.5, section 5.2.6).
 enum TableHeader {
   static let size = 36
   /// OEM ID (6 characters), the same as in the DSDT's source.
@@ -28,7 +28,7 @@ enum TableHeader {
   static func checksum(_ bytes: ArraySlice<UInt8>) -> UInt8 { 0 &- bytes.reduce(0, &+) }
 }
 
-/// The root pointer (RSDP, ACPI 6.5, 5.2.5.3), from which an operating system finds all tables.
+/// The root pointer (RSDP, ACPI 6.5, section 5.2.5.3), from which an operating system finds all tables.
 enum RootPointer {
   static let size = 36
 
@@ -48,7 +48,7 @@ enum RootPointer {
   }
 }
 
-/// The table of tables with 64-bit addresses (XSDT, ACPI 6.5, 5.2.8).
+/// The table of tables with 64-bit addresses (XSDT, ACPI 6.5, section 5.2.8).
 enum ExtendedRoot {
   static func table(_ addresses: [UInt64]) -> [UInt8] {
     var body: [UInt8] = []

@@ -188,8 +188,8 @@ final class Board: Sendable {
   private var functions: [Function] { rootBus.all + busRoutes.ports.flatMap(\.bus.all) }
 
   /// Sets up the root complex as firmware does: numbers the buses, gives BARs their addresses and ports their windows,
-  /// and writes the IOAPIC pin of each function's INTx into its Interrupt Line (PCI Local Bus 3.0, 6.2.4), for guests
-  /// that do not evaluate _PRT.
+  /// and writes the IOAPIC pin of each function's INTx into its Interrupt Line (PCI Local Bus 3.0, section 6.2.4), for
+  /// guests that do not evaluate _PRT.
   func placeResources() throws(ResourcePlacement.NoRoom) {
     var placement = ResourcePlacement(windows: layout.windows)
     try placement.place(rootBus.all, ports: busRoutes.ports)

@@ -39,7 +39,7 @@ public struct BoardLayout: Hashable, Sendable {
   }
 
   /// Returns the IOAPIC pin of a function on any bus. Below a port, the device number swizzles the function's pins onto
-  /// the pins of the port (PCI-to-PCI Bridge Architecture 1.2, 9.1).
+  /// the pins of the port (PCI-to-PCI Bridge Architecture 1.2, section 9.1).
   static func pin(of place: PCIPlace, interruptPin: UInt8) -> Int {
     guard let port = place.port else { return pin(of: place.address, interruptPin: interruptPin) }
     return pin(of: port, interruptPin: (interruptPin &- 1 &+ place.device) & 3 + 1)

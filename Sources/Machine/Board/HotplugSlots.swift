@@ -91,8 +91,8 @@ final class HotplugSlots: Sendable {
     listener.handlers.withLock { $0.refusal = handler }
   }
 
-  /// - Parameter handler: called when the guest reports, by _OST (ACPI 6.5, 6.3.5), how it has handled a notification,
-  ///   on a vCPU's thread with no lock held.
+  /// - Parameter handler: called when the guest reports, by _OST (ACPI 6.5, section 6.3.5), how it has handled a
+  ///   notification, on a vCPU's thread with no lock held.
   func onStatus(_ handler: @escaping @Sendable (RequesterID, _ source: UInt32, _ status: UInt32) -> Void) {
     listener.handlers.withLock { $0.status = handler }
   }

@@ -23,7 +23,7 @@ public struct GuestMemoryLayout: Hashable, Sendable {
     self.tablesRange = tablesRange
   }
 
-  /// Address range types (ACPI 6.5, 15.1); hvm_memmap and Multiboot use the same numbers.
+  /// Address range types (ACPI 6.5, section 15.1); hvm_memmap and Multiboot use the same numbers.
   public enum RegionKind: UInt32, Sendable {
     case memory = 1
     case reserved = 2

@@ -1,6 +1,6 @@
 import Hardware
 
-/// The Multiboot header of a kernel (Multiboot Specification 0.6.96, 3.1).
+/// The Multiboot header of a kernel (Multiboot Specification 0.6.96, section 3.1).
 struct MultibootHeader: Hashable {
   /// The header's offset in the file.
   let fileOffset: Int

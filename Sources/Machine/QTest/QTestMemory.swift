@@ -7,7 +7,7 @@ struct QTestMemory {
   let board: Board
 
   private enum Access {
-    /// Bytes of RAM.
+    /// An access to RAM, with its length in bytes.
     case memory(Int)
     case bus(AccessWidth)
   }

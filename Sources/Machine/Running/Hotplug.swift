@@ -201,7 +201,7 @@ final class Hotplug: Sendable {
     }
   }
 
-  /// Handles the guest's report about a notification (_OST; ACPI 6.5, 6.3.5).
+  /// Handles the guest's report about a notification (_OST; ACPI 6.5, section 6.3.5).
   private func statusReported(below port: RequesterID, source: UInt32, status: UInt32) {
     let device = board.devices.all.first { $0.place?.port == port }
     notify(.deviceStatus(device?.id, slot: port.description, source: Int64(source), status: Int64(status)))

@@ -47,9 +47,9 @@ public enum MachineNotice: Hashable, Sendable {
   case deviceDeleted(Identifier?, path: String)
   /// The guest has refused to give up a device: its id, if it has one, and its path.
   case unplugRefused(Identifier?, path: String)
-  /// The guest has reported by _OST how it handled a notification for a slot (ACPI 6.5, 6.3.5). The id is nil if the
-  /// slot is empty or its device has no id. `source` is the notification: 1 for a device check, 3 for an eject request.
-  /// `status` is 0 for success.
+  /// The guest has reported by _OST how it handled a notification for a slot (ACPI 6.5, section 6.3.5). The id is nil
+  /// if the slot is empty or its device has no id. `source` is the notification: 1 for a device check, 3 for an eject
+  /// request. `status` is 0 for success.
   case deviceStatus(Identifier?, slot: String, source: Int64, status: Int64)
 }
 

@@ -9,7 +9,7 @@ public enum MachineTraceEvent: String, CaseIterable, Sendable {
   case unplugRequested = "acpi_pci_unplug_request"
   /// The guest has given up a device, or has dropped one that was pulled out.
   case slotEjected = "acpi_pci_eject_slot"
-  /// The guest has evaluated _OST, which reports how it handled a notification (ACPI 6.5, 6.3.5).
+  /// The guest has evaluated _OST, which reports how it handled a notification (ACPI 6.5, section 6.3.5).
   case statusReported = "acpi_pci_ost"
 
   // The slot registers of a root port.

@@ -1,12 +1,13 @@
 import Hardware
 
-/// The requests of a disk: virtio 1.2, 5.2.6. A request is a header of 16 bytes (type, reserved, sector), data in one
-/// direction, and a status byte at the end.
+/// The requests of a disk: virtio 1.2, section 5.2.6. A request is a header of 16 bytes (type, reserved, sector), data
+/// in one direction, and a status byte at the end.
 extension VirtioBlock {
   private static let headerSize = 16
   /// struct virtio_blk_discard_write_zeroes: sector (8), number of sectors (4), flags (4).
   private static let rangeSize = 16
-  /// The most bytes that one call of the backend moves, so that a reset does not wait for a whole request of up to 4 GiB.
+  /// The most bytes that one call of the backend moves, so that a reset does not wait for a whole request of up to 4
+  /// GiB.
   private static let pieceSize: UInt64 = 4 << 20
 
   /// VIRTIO_BLK_T_*

@@ -1,7 +1,8 @@
 import Hardware
 
-/// The buffers of one chain in the order of its descriptors: first those that the device reads, then those that it writes
-/// (virtio 1.2, 2.7.4.2). Addresses are the driver's, untranslated. The device takes the bytes from front to back.
+/// The buffers of one chain in the order of its descriptors: first those that the device reads, then those that it
+/// writes (virtio 1.2, section 2.7.4.2). Addresses are the driver's, untranslated. The device takes the bytes from
+/// front to back.
 public struct DescriptorChain: Sendable {
   /// A range of the device's address space.
   struct Buffer: Sendable {

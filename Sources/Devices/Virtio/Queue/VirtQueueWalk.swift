@@ -1,6 +1,6 @@
 import Hardware
 
-/// The walk from a head to a chain of buffers: virtio 1.2, 2.7.5; indirect tables: 2.7.5.3.
+/// The walk from a head to a chain of buffers: virtio 1.2, section 2.7.5; indirect tables: section 2.7.5.3.
 extension VirtQueue {
   /// A descriptor, 16 bytes: address (8), length (4), flags (2), next (2).
   private struct Descriptor {
@@ -55,7 +55,8 @@ extension VirtQueue {
     guard features.contains(.indirectDescriptors) else { throw .indirectTable }
     let size = Int(table.length)
     guard size > 0, size % 16 == 0 else { throw .indirectTable }
-    // A driver must not build a chain longer than the queue (2.7.5.3.1), but some drivers do. Here a fixed bound suffices.
+    // A driver must not build a chain longer than the queue (2.7.5.3.1), but some drivers do. Here a fixed bound
+    // suffices.
     guard size / 16 + Int(taken) <= Int(Self.sizeLimit) else { throw .chainLength }
     if indirectTable.count < size {
       indirectTable.append(contentsOf: repeatElement(0, count: size - indirectTable.count))

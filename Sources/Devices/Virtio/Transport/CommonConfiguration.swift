@@ -1,7 +1,7 @@
 import Hardware
 
-/// The common configuration structure of the PCI transport as a value: virtio 1.2, 4.1.4.3, with the status machine of
-/// 3.1.1 and the feature negotiation of 2.2. A write returns an effect, which the transport carries out.
+/// The common configuration structure of the PCI transport as a value: virtio 1.2, section 4.1.4.3, with the status
+/// machine of 3.1.1 and the feature negotiation of 2.2. A write returns an effect, which the transport carries out.
 struct CommonConfiguration: Sendable {
   /// struct virtio_pci_common_cfg, to the end of queue_reset.
   static let size = 0x3c
@@ -37,7 +37,8 @@ struct CommonConfiguration: Sendable {
   private(set) var accepted: VirtioFeatures = []
   private(set) var status: VirtioStatus = []
   private(set) var queues: [Queue]
-  /// The configuration generation, which the driver compares before and after it reads the device configuration (2.5.2).
+  /// The configuration generation, which the driver compares before and after it reads the device configuration
+  /// (2.5.2).
   private(set) var generation: UInt8 = 0
   private var deviceFeatureSelect: UInt32 = 0
   private var driverFeatureSelect: UInt32 = 0
@@ -113,8 +114,8 @@ extension CommonConfiguration {
     return value
   }
 
-  /// Returns the start and the size of the field that contains an offset. Each 64-bit address counts as two fields, since a
-  /// driver may access its halves.
+  /// Returns the start and the size of the field that contains an offset. Each 64-bit address counts as two fields,
+  /// since a driver may access its halves.
   private static func field(containing offset: Int) -> (start: Int, size: Int) {
     switch offset {
     case 0x00..<0x10, 0x20..<0x38: (offset & ~3, 4)
@@ -172,7 +173,8 @@ extension CommonConfiguration {
     }
   }
 
-  /// Writes one field in its own width, as 4.1.3.1 requires of drivers, or a whole 64-bit address. Ignores other writes.
+  /// Writes one field in its own width, as 4.1.3.1 requires of drivers, or a whole 64-bit address. Ignores other
+  /// writes.
   mutating func write(offset: Int, width: AccessWidth, value: UInt64) -> Effect {
     if width == .quadword {
       switch offset {

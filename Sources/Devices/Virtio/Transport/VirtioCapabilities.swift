@@ -2,7 +2,7 @@ import Hardware
 import PCI
 
 /// The vendor-specific capabilities by which a driver finds the structures of the PCI transport, struct virtio_pci_cap:
-/// virtio 1.2, 4.1.4. All structures are in one BAR, on a page each.
+/// virtio 1.2, section 4.1.4. All structures are in one BAR, on a page each.
 enum VirtioCapabilities {
   /// The BAR of the structures: a 64-bit BAR with the same index as in QEMU.
   static let bar = 4

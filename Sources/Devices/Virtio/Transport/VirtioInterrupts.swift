@@ -1,7 +1,8 @@
 import PCI
 import Synchronization
 
-/// The interrupts of a virtio function: MSI-X vectors, or the ISR status and INTx (virtio 1.2, 4.1.4.5 and 4.1.5).
+/// The interrupts of a virtio function: MSI-X vectors, or the ISR status and INTx (virtio 1.2, sections 4.1.4.5 and
+/// 4.1.5).
 ///
 /// Lock order: this object's lock, then the function's.
 final class VirtioInterrupts: Sendable {

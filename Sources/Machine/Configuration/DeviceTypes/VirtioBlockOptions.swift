@@ -1,7 +1,7 @@
 import Devices
 import PCI
 
-/// `virtio-blk-pci`: a disk on a block node (virtio 1.2, 5.2). Names and defaults are QEMU's.
+/// `virtio-blk-pci`: a disk on a block node (virtio 1.2, section 5.2). Names and defaults are QEMU's.
 public struct VirtioBlockOptions: PCIDeviceOptions, Hashable {
   public var id: Identifier?
   public var virtio = VirtioPCIOptions()

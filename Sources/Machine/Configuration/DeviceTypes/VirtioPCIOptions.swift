@@ -1,6 +1,7 @@
 import Devices
 
-/// The options that every virtio device on PCI has (virtio 1.2, 2.2 and 6): a part of a device type, not a type itself.
+/// The options that every virtio device on PCI has (virtio 1.2, sections 2.2 and 6): a part of a device type, not a
+/// type itself.
 public struct VirtioPCIOptions: Hashable, Sendable {
   public var function = PCIFunctionOptions()
   /// VIRTIO_F_ACCESS_PLATFORM: the device's DMA passes the IOMMU.

@@ -2,7 +2,7 @@ import Devices
 import Hardware
 import PCI
 
-/// `virtio-rng-pci`: entropy for the guest (virtio 1.2, 5.4). Names and defaults are QEMU's.
+/// `virtio-rng-pci`: entropy for the guest (virtio 1.2, section 5.4). Names and defaults are QEMU's.
 public struct VirtioRNGOptions: PCIDeviceOptions, Hashable {
   public var id: Identifier?
   public var virtio = VirtioPCIOptions()
