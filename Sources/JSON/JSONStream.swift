@@ -23,7 +23,7 @@ public struct JSONStream: Sendable {
     case recovery
   }
 
-  /// What surrounds a string: nothing, or a value.
+  /// The position of a string: between values, or inside a value.
   private enum Outer {
     case top, inside
   }

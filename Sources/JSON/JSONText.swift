@@ -10,7 +10,7 @@ extension JSONValue {
     public let position: Int
   }
 
-  /// How deeply arrays and objects may nest. The limit is QEMU's (qobject/json-streamer.c); Jansson's is 2048.
+  /// The most levels of nested arrays and objects. The limit is QEMU's (qobject/json-streamer.c); Jansson's is 2048.
   public static let depthLimit = 1024
 
   /// Parses a text that contains one value and white space. A name that occurs twice in an object is an error.
@@ -45,7 +45,7 @@ extension JSONValue {
       }
       throw ParseError(reason: reason, position: position + max(0, Int(error.position)))
     }
-    // SAFETY: we own the reference and release it once.
+    // SAFETY: this function owns the reference and releases it once.
     defer { unsafe json_decref(parsed) }
     guard let value = unsafe convert(parsed, depth: 0, &wide) else {
       throw ParseError(reason: "it is nested too deeply", position: position)
@@ -70,7 +70,7 @@ extension JSONValue {
   public func text(pretty: Bool = false) -> [UInt8] {
     var wide = WideIntegers()
     guard let built = unsafe build(depth: 0, &wide) else { return Array("null".utf8) }
-    // SAFETY: we own the reference and release it once.
+    // SAFETY: this function owns the reference and releases it once.
     defer { unsafe json_decref(built) }
     var flags = Int(JSON_ENCODE_ANY | JSON_ENSURE_ASCII)
     if pretty { flags |= 4 }

@@ -19,8 +19,8 @@ public final class HostDeviceFiles: Sendable {
 
   public init(of machine: VirtualMachine) { self.machine = machine }
 
-  /// Adds a file (KVM_DEV_VFIO_FILE_ADD). Must be called before the device is bound: some drivers need the machine
-  /// then.
+  /// Adds a file (KVM_DEV_VFIO_FILE_ADD). Must be called before the device is bound, because some drivers use the
+  /// virtual machine at that moment.
   public func add(_ descriptor: Int32) throws(SystemError) {
     try device.withLock { (device) throws(SystemError) in
       let made: Device

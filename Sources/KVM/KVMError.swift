@@ -5,7 +5,7 @@ public enum KVMError: Error, Hashable, Sendable, CustomStringConvertible {
   case call(SystemError)
   /// The kernel's version of the interface is not 12.
   case version(Int32)
-  /// A required capability is missing; its name in <linux/kvm.h>.
+  /// A required capability is missing. The value is its name in <linux/kvm.h>.
   case missingCapability(String)
   case tooManyProcessors(asked: Int, most: Int)
 

@@ -17,8 +17,7 @@ extension VCPU {
     var registers = kvm_regs()
     var system = reset.system
     registers.rflags = 2
-    // A reset leaves CR0.CD and NW set (Intel SDM volume 3, table 10-1). Firmware enables the caches; there is none
-    // here.
+    // A reset leaves CR0.CD and NW set (Intel SDM volume 3, table 10-1). Enable the caches as firmware would.
     system.cr0 &= ~(1 << 30 | 1 << 29)
     switch entry {
     case .longMode(let rip, let rsi, let root, let tableBase, let tableLimit, let code, let data):

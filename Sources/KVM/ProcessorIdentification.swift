@@ -1,7 +1,7 @@
 import CLinux
 
-/// The CPUID entries of a vCPU: the host's supported set, with the fields filled in that KVM leaves to user space.
-/// Intel SDM volume 2, "CPUID"; AMD APM volume 3, appendix E.
+/// The CPUID entries of a vCPU: those that the host supports, completed by the fields that KVM leaves to user space
+/// (Intel SDM volume 2, "CPUID"; AMD APM volume 3, appendix E).
 public struct ProcessorIdentification: Sendable {
   private let supported: [kvm_cpuid_entry2]
   private let processorCount: Int
@@ -20,9 +20,9 @@ public struct ProcessorIdentification: Sendable {
     self.offersDeadlineTimer = offersDeadlineTimer
   }
 
-  /// Width in bits of guest physical addresses: leaf 0x8000_0008, EAX bits 7:0; 36 if the host has no such leaf. Bits
-  /// 23:16 are smaller where KVM cannot map all that the processor addresses (4-level EPT or NPT below 52 bits); 0
-  /// means the same width.
+  /// Width in bits of guest physical addresses: leaf 0x8000_0008, EAX bits 7:0; 36 if the host has no such leaf. If KVM
+  /// cannot map all addresses of the processor (4-level EPT or NPT below 52 bits), EAX bits 23:16 have the smaller
+  /// width; otherwise they are 0.
   public var physicalAddressWidth: Int {
     guard let leaf = supported.first(where: { $0.function == 0x8000_0008 }) else { return 36 }
     let processorWidth = Int(leaf.eax & 0xff)
@@ -30,7 +30,7 @@ public struct ProcessorIdentification: Sendable {
     return mappableWidth == 0 ? processorWidth : min(processorWidth, mappableWidth)
   }
 
-  /// How many bits of an APIC ID distinguish the processors of a package.
+  /// The number of APIC ID bits that distinguish the processors of a package.
   private var processorBits: UInt32 {
     UInt32(Int.bitWidth - (processorCount - 1).leadingZeroBitCount)
   }
@@ -72,7 +72,7 @@ public struct ProcessorIdentification: Sendable {
     entry.edx = processorCount > 1 ? entry.edx | hyperThreading : entry.edx & ~hyperThreading
   }
 
-  /// Sets how many processors share a cache: levels 1 and 2 belong to one processor, level 3 to all.
+  /// Sets the number of processors that share a cache: one for levels 1 and 2, all for level 3.
   private func patchCacheSharing(_ entry: inout kvm_cpuid_entry2, coresShift: UInt32?) {
     guard entry.eax & 0x1f != 0 else { return }
     let level = entry.eax >> 5 & 7

@@ -45,16 +45,15 @@ public final class VCPU: @unchecked Sendable {
 
   func stateRegisterIndices() throws(KVMError) -> [UInt32] { try machine.system.stateRegisterIndices() }
 
-  /// Makes KVM_RUN, in progress or the next one, return at once: `next` returns `interrupted`. Any thread may call this.
-  /// A CPU that is executing guest code needs a signal as well.
+  /// Makes KVM_RUN, in progress or the next one, return at once: `next` returns `interrupted`. Any thread may call
+  /// this. A CPU that is executing guest code needs a signal as well.
   public func requestExit() { unsafe run.pointee.immediate_exit = 1 }
 
   /// Cancels `requestExit`.
   public func clearExitRequest() { unsafe run.pointee.immediate_exit = 0 }
 
-  /// Runs the guest until it needs something from us.
-  ///
-  /// - Throws: KVM_RUN's error, except for a signal.
+  /// Runs the guest until an exit that the caller must handle.
+  /// - Throws: the error of KVM_RUN. A signal is not an error.
   public func next() throws(KVMError) -> VMExit {
     if let piece = nextPiece() { return piece }
     accessPending = false

@@ -1,7 +1,7 @@
 import CLinux
 import Linux
 
-/// The architectural state of a vCPU that a reset must restore. Read once, right after construction.
+/// The architectural state of a vCPU that a reset must restore. It is read once, right after the vCPU's construction.
 public struct VCPUState: Sendable {
   var registers = kvm_regs()
   var system = kvm_sregs()
@@ -99,7 +99,7 @@ extension VCPU {
     return answer == 1 ? request.entry : nil
   }
 
-  /// Sets a register. A read-only one keeps its value; KVM lists some of those.
+  /// Sets a register. KVM lists some read-only registers, too; they keep their value.
   private func setModelSpecificRegister(_ entry: kvm_msr_entry) {
     var request = OneRegister()
     request.entry = entry

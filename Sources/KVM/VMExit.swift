@@ -11,11 +11,11 @@ public enum VMExit: Hashable, Sendable {
   case endOfInterrupt(vector: UInt8)
   /// Triple fault.
   case shutdown
-  /// HLT, where the kernel itself does not wait.
+  /// The guest executed HLT and the kernel did not wait for an interrupt itself.
   case halt
   /// A signal or a requested exit: the guest did nothing.
   case interrupted
-  /// KVM_SYSTEM_EVENT_…
+  /// A system event. `type` is one of KVM_SYSTEM_EVENT_….
   case systemEvent(type: UInt32)
   /// KVM cannot continue: for example, an instruction that it does not emulate (suberror 1).
   case internalError(suberror: UInt32)

@@ -2,14 +2,14 @@ import CLinux
 import Glibc
 import Linux
 
-/// A virtual machine with a split interrupt controller: the kernel has the local APICs and we have the rest, so that
-/// each interrupt passes the remapper.
+/// A virtual machine with a split interrupt controller: the kernel emulates the local APICs and Nestling the IOAPIC, so
+/// that each interrupt passes the remapper.
 public final class VirtualMachine: Sendable {
   public let system: KVMSystem
   public let routing: InterruptRouting
   let file: FileDescriptor
   let slotNumbers: SlotNumbers
-  /// Must stay mapped as long as the kernel knows its address.
+  /// The guest's RAM, which must stay mapped as long as the kernel has its address.
   private let memory: GuestMemory
 
   /// - Parameter ioapicPins: the number of IOAPIC pins, which are the first GSIs. The EOI of a level-triggered

@@ -1,8 +1,8 @@
 import CLinux
 import Glibc
 
-// Opening files that options name, without blocking in open(2), where a FIFO waits for its other end and a serial line
-// for its carrier.
+// Functions that open the files that options name without blocking in open(2), where a FIFO waits for its other end and
+// a serial line for its carrier.
 
 extension FileDescriptor {
   /// The file's type, one of the values of S_IFMT: S_IFREG for a regular file.
@@ -24,7 +24,7 @@ extension FileDescriptor {
     self = file
   }
 
-  /// Throws unless the file has random access: unless it is a regular file or a block device.
+  /// Throws unless the file has random access, as regular files and block devices have.
   func checkImage(_ path: String) throws(SystemError) {
     let kind = try kind
     guard kind == S_IFREG || kind == S_IFBLK else {
@@ -65,15 +65,15 @@ extension FileDescriptor {
   }
 }
 
-/// How long to wait for the other end of a FIFO or a connection: until a given descriptor, a signalfd for example, has
-/// input.
+/// The limit of a wait for the other end of a FIFO or a connection. The wait is over when a given descriptor, a
+/// signalfd for example, has input.
 public struct Patience: Sendable {
   private let interruption: Int32?
 
   /// - Parameter interruption: the descriptor, open as long as this value is used; nil to wait forever.
   public init(until interruption: Int32?) { self.interruption = interruption }
 
-  /// Waits for 50 ms. For conditions that poll(2) does not report.
+  /// Waits for 50 ms, between two tries at a condition that poll(2) does not report.
   /// - Throws: EINTR when the wait is over.
   public func pause(_ call: String, _ operand: String) throws(SystemError) {
     let over = Poll.readable(interruption.map { [$0] } ?? [], milliseconds: 50)

@@ -1,6 +1,6 @@
 import Glibc
 
-/// Directory entries, symbolic links and small text files: what reading sysfs needs.
+/// Reads directory entries, symbolic links and small text files, as in sysfs.
 public enum Folder {
   /// Returns the names in a directory in alphabetical order, without `.` and `..`.
   public static func names(in path: String) throws(SystemError) -> [String] {

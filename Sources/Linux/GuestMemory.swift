@@ -18,7 +18,7 @@ public final class GuestMemory: @unchecked Sendable {
     public let address: UInt64
     /// In bytes.
     public let size: UInt64
-    /// Its offset in the mapping, and in the memfd if there is one.
+    /// The region's offset in the mapping, and in the memfd if there is one.
     public let fileOffset: UInt64
   }
 
@@ -32,7 +32,7 @@ public final class GuestMemory: @unchecked Sendable {
   }
 
   public static let highBase: UInt64 = 1 << 32
-  /// What one entry of an x86 page directory maps, in bytes.
+  /// The number of bytes that one entry of an x86 page directory maps.
   public static let largePageSize: UInt64 = 2 << 20
 
   /// One or two regions, in order of address.
@@ -51,8 +51,8 @@ public final class GuestMemory: @unchecked Sendable {
 
   /// - Parameters:
   ///   - size: of all RAM, in bytes, not zero.
-  ///   - lowLimit: how much of it lies below 4 GiB at most. If it is not a multiple of `largePageSize`, the upper part
-  ///     has no large pages.
+  ///   - lowLimit: the most bytes of RAM below 4 GiB. If this is not a multiple of `largePageSize`, the upper part has
+  ///     no large pages.
   public init(size: UInt64, lowLimit: UInt64, backing: Backing = .anonymous) throws(SystemError) {
     guard let total = Int(exactly: size) else { throw SystemError("mmap", "\(size) bytes", code: ENOMEM) }
     switch backing {
@@ -189,12 +189,12 @@ public final class GuestMemory: @unchecked Sendable {
     deinit { memory.pins.withLock { $0 -= 1 } }
   }
 
-  /// Pins RAM: after it returns, no page is given back to the host. It waits at most for a `clear` in progress.
+  /// Pins RAM: from now on no page returns to the host. Waits for a `clear` in progress, and for nothing else.
   public func pin() -> Pin { Pin(self) }
 
   public var isPinned: Bool { pins.withLock { $0 > 0 } }
 
-  /// Zeroes all RAM. It gives the pages back to the host unless they are pinned.
+  /// Zeroes all RAM. Returns the pages to the host unless they are pinned.
   public func clear() throws(SystemError) {
     let isPinned = try pins.withLock { (pins) throws(SystemError) in
       if pins == 0 { try giveBack() }

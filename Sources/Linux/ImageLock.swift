@@ -1,7 +1,7 @@
 import CLinux
 import Glibc
 
-/// What a user of an image does with it; the raw value is the bit number of QEMU's permission (BLK_PERM_*).
+/// A permission that a user of an image needs. The raw value is the bit number of QEMU's permission (BLK_PERM_*).
 public enum ImagePermission: Int64, Hashable, Sendable {
   case consistentRead = 0
   case write = 1
@@ -17,18 +17,18 @@ public enum ImagePermission: Int64, Hashable, Sendable {
 
 /// Why an image cannot be locked.
 public enum ImageLockError: Error, Hashable, Sendable {
-  /// Another user does not share this permission, which we need.
+  /// This process needs the permission, but another user of the image does not share it.
   case notGranted(ImagePermission)
-  /// Another user has this permission, which we do not share.
+  /// Another user of the image has the permission, but this process does not share it.
   case notShared(ImagePermission)
   /// This file system or kernel has no such locks.
   case unavailable(SystemError)
   case system(SystemError)
 }
 
-/// The locks by which users of an image exclude each other. The layout is QEMU's (block/file-posix.c), so that the two
-/// programs exclude each other, too. A shared lock on byte 100 + n means that permission n is in use; one on byte 200 +
-/// n means that its holder does not share permission n.
+/// The locks by which users of an image exclude each other. The layout is QEMU's (block/file-posix.c), so that Nestling
+/// and QEMU exclude each other, too. A shared lock on byte 100 + n means that permission n is in use. A shared lock on
+/// byte 200 + n means that the lock's holder does not share permission n.
 ///
 /// The locks belong to the open file (F_OFD_SETLK of fcntl(2)). The same image opened twice in one process is a
 /// conflict, and the kernel drops the locks when the file is closed, even by a crash.
@@ -45,7 +45,7 @@ extension ScatteredFile {
     let notShared: [ImagePermission] = [.write]
     for permission in used { try lock(byte: Base.used + permission.rawValue) }
     for permission in notShared { try lock(byte: Base.notShared + permission.rawValue) }
-    // Check after taking our own locks: if two users start at once, at least one of them sees the other.
+    // Check after taking the locks: if two users start at once, at least one of them sees the other.
     for permission in used where try isLocked(byte: Base.notShared + permission.rawValue) {
       throw .notGranted(permission)
     }

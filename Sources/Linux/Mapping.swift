@@ -1,7 +1,7 @@
 import CLinux
 import Glibc
 
-/// Memory from mmap(2), unmapped when its owner is destroyed.
+/// Memory from mmap(2), unmapped when this value is destroyed.
 @safe
 public struct Mapping: ~Copyable, @unchecked Sendable {
   public let base: UnsafeMutableRawPointer
@@ -11,7 +11,7 @@ public struct Mapping: ~Copyable, @unchecked Sendable {
   /// Maps a file, shared with other processes.
   /// - Parameters:
   ///   - size: in bytes, not zero.
-  ///   - reserving: whether the host must reserve all of it now. A huge page that is missing later is a SIGBUS.
+  ///   - reserving: whether the host must reserve all memory now. A huge page that is missing later is a SIGBUS.
   ///   - alignment: of the base, a power of two; page alignment is the minimum.
   public init(
     of file: borrowing FileDescriptor, size: Int, offset: Int = 0, reserving: Bool = false, alignment: Int = 1
@@ -78,7 +78,8 @@ public struct Mapping: ~Copyable, @unchecked Sendable {
     if !advise(MADV_DONTNEED) { try replacePages() }
   }
 
-  /// Does the same on a kernel without madvise(2) (CONFIG_ADVISE_SYSCALLS): a new mapping replaces this one.
+  /// Replaces the mapping by a new one, with the effect of `renew` on a kernel without madvise(2)
+  /// (CONFIG_ADVISE_SYSCALLS).
   func replacePages() throws(SystemError) {
     // SAFETY: the range is the whole mapping, which MAP_FIXED replaces atomically.
     _ = unsafe try Self.check(

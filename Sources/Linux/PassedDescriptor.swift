@@ -1,8 +1,8 @@
 import CLinux
 import Glibc
 
-/// An open file that another process has passed to this one (SCM_RIGHTS, unix(7)), or that has several owners here. It
-/// is closed with its last owner.
+/// An open file that another process has passed to this one (SCM_RIGHTS, unix(7)), or that has several owners in this
+/// process. The file is closed when the last reference is released.
 public final class PassedDescriptor: Hashable, Sendable {
   public let file: FileDescriptor
   private let onClose: @Sendable () -> Void
@@ -36,7 +36,7 @@ extension FileDescriptor {
 
   /// Reads at most `count` bytes from a socket and the descriptors that came with them. The bytes of one read come from
   /// at most one message with descriptors. Returns no bytes at the socket's end, and nil if a non-blocking socket has
-  /// nothing now.
+  /// no bytes yet.
   public func receive(count: Int) throws(SystemError) -> (bytes: [UInt8], descriptors: [PassedDescriptor])? {
     var bytes = [UInt8](repeating: 0, count: count)
     var passed = [Int32](repeating: -1, count: Self.passedLimit)

@@ -4,7 +4,7 @@ import Glibc
 public enum Poll {
   /// Waits until a descriptor has input or has hung up.
   /// - Parameter milliseconds: the longest time to wait; -1 for no limit.
-  /// - Returns: for each descriptor whether it has.
+  /// - Returns: for each descriptor, whether it has input or has hung up.
   public static func readable(_ descriptors: [Int32], milliseconds: Int32 = -1) -> [Bool] {
     var list = descriptors.map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
     while true {

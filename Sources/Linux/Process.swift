@@ -1,13 +1,13 @@
 import CLinux
 import Glibc
 
-/// How this process starts and ends.
+/// The start and the end of this process.
 public enum Process {
   /// The process that started this one: getppid(2) at the first use, which is in `prepare`.
   public static let parent: Int32 = getppid()
 
-  /// Prepares the process. Must be the first call in `main`. It opens /dev/null as standard input, output or error
-  /// where that is closed, and ignores the signals of failed writes.
+  /// Prepares the process: opens /dev/null as each of standard input, output and error that is closed, and ignores the
+  /// signals of failed writes. Must be the first call in `main`.
   public static func prepare() throws(SystemError) {
     _ = parent
     _ = try checked(nestling_hold_standard_descriptors(), "open", "/dev/null")

@@ -4,7 +4,7 @@ import CLinux
 public enum RandomSource {
   /// Fills the start of an array with random bytes.
   /// - Parameter count: at most the array's size.
-  /// - Returns: how many bytes are random now: all, except on a host whose random source is not ready.
+  /// - Returns: the number of random bytes: `count`, except on a host whose random source is not ready.
   public static func fill(_ bytes: inout [UInt8], count: Int) -> Int {
     let count = min(count, bytes.count)
     var done = 0

@@ -2,8 +2,8 @@ import Glibc
 
 /// Resource limits of this process (getrlimit(2)).
 public enum ResourceLimit {
-  /// How many bytes of memory may be locked (RLIMIT_MEMLOCK); nil for no limit. A privileged process has none, whatever
-  /// the number is.
+  /// The number of bytes of memory that may be locked (RLIMIT_MEMLOCK); nil for no limit. For a privileged process it
+  /// is always nil.
   public static var lockedMemory: UInt64? {
     if geteuid() == 0 { return nil }
     var limit = rlimit()

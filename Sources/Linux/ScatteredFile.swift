@@ -17,7 +17,7 @@ public final class ScatteredFile: Sendable {
 
   public let path: String
   public let isReadOnly: Bool
-  /// In bytes, when the file was opened.
+  /// The size in bytes when the file was opened.
   public let size: UInt64
   let file: FileDescriptor
   public let memory: GuestMemory
@@ -49,7 +49,7 @@ public final class ScatteredFile: Sendable {
     isReadOnly = readOnly
   }
 
-  /// In bytes, now.
+  /// The present size in bytes.
   public var currentSize: UInt64 {
     get throws(SystemError) {
       let end = lseek(file.rawValue, 0, SEEK_END)
@@ -58,7 +58,7 @@ public final class ScatteredFile: Sendable {
     }
   }
 
-  /// Whether it is a regular file, whose size can change; a block device's cannot.
+  /// Whether the image is a regular file, whose size can change, and not a block device.
   public var isRegular: Bool { get throws(SystemError) { try file.kind == S_IFREG } }
 
   /// Changes the size of a regular file; new bytes read as zero.
@@ -102,7 +102,7 @@ public final class ScatteredFile: Sendable {
     }
   }
 
-  /// Deallocates the range in the file system; it then reads as zero.
+  /// Deallocates the range in the file system. The range then reads as zero.
   public func punchHole(at offset: UInt64, count: UInt64) throws(SystemError) {
     try range(offset, count) { nestling_punch_hole(file.rawValue, $0, $1) }
   }

@@ -6,7 +6,7 @@ public struct TerminationSignals: ~Copyable, Sendable {
   private let file: FileDescriptor
 
   /// Blocks SIGINT, SIGTERM and SIGHUP for this thread and those it starts. Must be called before any thread is
-  /// started. After it, a failed write is an error instead of a signal.
+  /// started. From now on, a failed write is an error instead of a signal.
   public init() throws(SystemError) {
     Process.ignoreSignalsOfWrites()
     file = FileDescriptor(owning: try checked(nestling_termination_signals(), "signalfd"))
@@ -14,7 +14,7 @@ public struct TerminationSignals: ~Copyable, Sendable {
 
   /// Asks the kernel to send SIGTERM when the process that started this one ends.
   /// - Parameter parent: the id of that process.
-  /// - Throws: ESRCH if it has ended already.
+  /// - Throws: ESRCH if that process has ended already.
   public func includeEndOfParent(_ parent: Int32) throws(SystemError) {
     let answer = nestling_end_with_parent(parent)
     if answer == -ESRCH {

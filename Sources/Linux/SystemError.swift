@@ -6,7 +6,7 @@ public struct SystemError: Error, Hashable, Sendable, CustomStringConvertible {
   /// A path, or another operand that helps the reader; empty if there is none.
   public let operand: String
   public let code: Int32
-  /// The reason in our own words, where the errno's text is not clear; nil otherwise.
+  /// A clearer reason than the errno's text; nil if the errno's text is clear.
   public let explanation: String?
 
   public init(_ call: String, _ operand: String = "", code: Int32, because explanation: String? = nil) {

@@ -16,7 +16,7 @@ public struct TCPListener: ~Copyable, Sendable {
     let code = unsafe InternetAddress.with(&address) { unsafe Glibc.bind(file.rawValue, $0, $1) }
     if code < 0 { throw SystemError("bind", name, code: errno) }
     if listen(file.rawValue, 1) < 0 { throw SystemError("listen", name, code: errno) }
-    // A client may disconnect between poll and accept; accept must not wait for the next one then.
+    // If a client disconnects between poll and accept, accept must not wait for the next client.
     _ = fcntl(file.rawValue, F_SETFL, O_NONBLOCK)
     self.file = file
     self.name = name

@@ -44,7 +44,7 @@ public final class Thread: @unchecked Sendable {
     self.handle = handle
   }
 
-  /// A thread that was never joined frees its own stack when it ends.
+  /// Detaches a thread that was never joined, so that it frees its own stack when it ends.
   deinit {
     if !isJoined.load(ordering: .relaxed) { pthread_detach(handle) }
   }

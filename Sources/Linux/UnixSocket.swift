@@ -22,7 +22,7 @@ public struct UnixListener: ~Copyable, Sendable {
     }
     if code < 0 { throw SystemError("bind", path, code: errno) }
     if listen(file.rawValue, 1) < 0 { throw SystemError("listen", path, code: errno) }
-    // A client may disconnect between poll and accept; accept must not wait for the next one then.
+    // If a client disconnects between poll and accept, accept must not wait for the next client.
     _ = fcntl(file.rawValue, F_SETFL, O_NONBLOCK)
     var status = stat()
     // SAFETY: the structure outlives the call.
@@ -34,7 +34,7 @@ public struct UnixListener: ~Copyable, Sendable {
   }
 
   deinit {
-    // Another process may have put its own socket there since; that one must stay.
+    // If another process has since put its own socket at the path, that socket must stay.
     var status = stat()
     // SAFETY: the structure outlives the call.
     if unsafe stat(path, &status) == 0, UInt64(status.st_dev) == device, UInt64(status.st_ino) == inode {

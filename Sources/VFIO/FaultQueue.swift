@@ -3,12 +3,12 @@ import Glibc
 import Linux
 import Synchronization
 
-/// The page requests of devices that nested page tables could not answer (IOMMU_FAULT_QUEUE_ALLOC). This object reads
-/// them from the kernel and sends the answers back.
+/// The page requests of devices with nested page tables (IOMMU_FAULT_QUEUE_ALLOC). This object reads the requests from
+/// the kernel and returns the answers.
 ///
-/// The kernel returns whole groups of requests, each with a cookie. The group is answered by `respond`, or by the
-/// kernel itself (as invalid) when the device's page table is replaced or detached. Then the kernel may reuse the
-/// cookie for another group.
+/// The kernel returns whole groups of requests, each with a cookie. `respond` answers a group, or the kernel itself
+/// does (as invalid) when the device's page table is replaced or detached. Then the kernel may reuse the cookie for
+/// another group.
 public final class FaultQueue: Sendable {
   /// struct iommu_hwpt_pgfault.
   public struct PageRequest: Hashable, Sendable {

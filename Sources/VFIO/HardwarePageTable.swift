@@ -8,7 +8,7 @@ public final class HardwarePageTable: AttachmentTarget {
   public struct FirstStage: Hashable, Sendable {
     /// FSPTPTR: a guest physical address, which the second stage translates.
     public var root: UInt64
-    /// 48, or 57 for five levels.
+    /// The width of input addresses: 48, or 57 for five levels.
     public var addressWidth: UInt32
     public var supervisorRequestEnable: Bool
     public var extendedAccessedFlagEnable: Bool
@@ -34,7 +34,7 @@ public final class HardwarePageTable: AttachmentTarget {
     }
   }
 
-  /// What this table lies on: a parent's address space, or a nested table's parent.
+  /// The object below this table: the address space of a parent, or the parent of a nested table.
   private enum Base: Sendable {
     case addressSpace(IOAddressSpace)
     case parent(HardwarePageTable)
@@ -46,7 +46,8 @@ public final class HardwarePageTable: AttachmentTarget {
   private let faults: FaultQueue?
 
   /// Allocates a second stage over an address space, as a parent of nested tables.
-  /// - Parameter device: the device for whose IOMMU it is. Another device may share it if its IOMMU is compatible.
+  /// - Parameter device: the table is made for this device's IOMMU. A device behind a compatible IOMMU may share the
+  ///   table.
   public init(parentOver space: IOAddressSpace, for device: UInt32) throws(SystemError) {
     var request = iommu_hwpt_alloc()
     request.size = byteCount(of: iommu_hwpt_alloc.self)

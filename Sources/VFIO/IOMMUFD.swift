@@ -28,13 +28,13 @@ public final class IOMMUFD: Sendable {
   }
 }
 
-/// An I/O address space (IOAS): which of our memory a device can access, and at which addresses.
+/// An I/O address space (IOAS): the memory of this process that a device can access, and its addresses for the device.
 public final class IOAddressSpace: AttachmentTarget {
   public let owner: IOMMUFD
   public let id: UInt32
   private let backing: (any AnyObject & Sendable)?
 
-  /// What a device may do to a mapping.
+  /// The accesses that a device may make to a mapping.
   public struct Access: OptionSet, Hashable, Sendable {
     public let rawValue: UInt32
     public init(rawValue: UInt32) { self.rawValue = rawValue }
@@ -42,8 +42,7 @@ public final class IOAddressSpace: AttachmentTarget {
     public static let write = Access(rawValue: UInt32(IOMMU_IOAS_MAP_WRITEABLE))
   }
 
-  /// - Parameter backing: keeps the memory in place that will be mapped. It is released after the kernel has unmapped
-  ///   the memory.
+  /// - Parameter backing: keeps the mapped memory in place. It is released after the kernel has unmapped the memory.
   public init(of owner: IOMMUFD, backing: (any AnyObject & Sendable)? = nil) throws(SystemError) {
     self.backing = backing
     var request = iommu_ioas_alloc()
@@ -55,9 +54,9 @@ public final class IOAddressSpace: AttachmentTarget {
 
   deinit { owner.destroy(id) }
 
-  /// Maps our memory at a fixed address and pins its pages (IOMMU_IOAS_MAP).
+  /// Maps memory of this process at a fixed address and pins its pages (IOMMU_IOAS_MAP).
   /// - Parameters:
-  ///   - hostAddress: in this process; page-aligned, as are the other two.
+  ///   - hostAddress: the memory's address in this process. This, `address` and `size` are page-aligned.
   ///   - size: in bytes.
   public func map(_ address: UInt64, size: UInt64, to hostAddress: UInt64, _ access: Access) throws(SystemError) {
     var request = iommu_ioas_map()

@@ -8,7 +8,7 @@ public final class KernelFile: Sendable {
   public let descriptor: Int32
   /// The path or descriptor it was opened by, for messages.
   public let name: String
-  /// The object that closes it; nil if this one does.
+  /// The object that closes the file; nil if this object closes it.
   private let owner: PassedDescriptor?
 
   /// Opens for reading and writing.

@@ -3,7 +3,7 @@ import Glibc
 
 /// The system calls that VFIO and iommufd need, in one place, so that a test can substitute its own kernel.
 ///
-/// Every call returns what the C module returns: a value, or -errno.
+/// Every call returns the result of the C module: a value, or -errno.
 public protocol SystemCalls: Sendable {
   func open(_ path: String, flags: Int32) -> Int32
   func close(_ descriptor: Int32)

@@ -3,7 +3,8 @@ import Glibc
 import Linux
 import Synchronization
 
-/// What a device can be attached to: a page table, or an address space, for which the kernel then makes a page table.
+/// An object to which a device can be attached: a page table, or an address space, for which the kernel then makes a
+/// page table.
 public protocol AttachmentTarget: AnyObject, Sendable {
   var id: UInt32 { get }
 }
@@ -60,7 +61,7 @@ public final class VFIODevice: Sendable {
       defer { attachment = target }
       return attachment
     }
-    // Release it after the lock: destroying it is a system call.
+    // Release the former table without the lock: its destruction is a system call.
     _ = replaced
   }
 
@@ -86,13 +87,13 @@ public final class VFIODevice: Sendable {
 
   /// The functions that a reset of the device's bus would reset.
   public struct BusReset: Hashable, Sendable {
-    /// Who owns a function, as far as the reset is concerned.
+    /// The owner of a function, as the kernel's check before the reset determines it.
     public enum Owner: Hashable, Sendable {
       /// A device that is bound to the same iommufd, by its id there.
       case device(UInt32)
-      /// Unused: no process has it open, and only this one could open it.
+      /// Unused: no process has the function open, and only this process could open it.
       case unused
-      /// The host or another process uses it.
+      /// The host or another process uses the function.
       case other
 
       init(_ id: UInt32) {
@@ -110,12 +111,12 @@ public final class VFIODevice: Sendable {
       public var bus: UInt8
       public var deviceFunction: UInt8
     }
-    /// Whether all of them are ours, so that the kernel allows the reset.
+    /// Whether this process owns all of the functions, so that the kernel allows the reset.
     public var isAllowed: Bool
     public var functions: [Function]
   }
 
-  /// Asks which functions a bus reset would reset (VFIO_DEVICE_GET_PCI_HOT_RESET_INFO).
+  /// Returns the functions that a bus reset would reset (VFIO_DEVICE_GET_PCI_HOT_RESET_INFO).
   public func busReset() throws(SystemError) -> BusReset {
     let entrySize = MemoryLayout<vfio_pci_dependent_device>.size
     var room = 32
@@ -144,7 +145,7 @@ public final class VFIODevice: Sendable {
     }
   }
 
-  /// Resets the bus (VFIO_DEVICE_PCI_HOT_RESET). The kernel allows it if every function of the bus is ours.
+  /// Resets the bus (VFIO_DEVICE_PCI_HOT_RESET). The kernel allows it if this process owns every function of the bus.
   public func resetBus() throws(SystemError) {
     var request = vfio_pci_hot_reset()
     request.argsz = byteCount(of: vfio_pci_hot_reset.self)

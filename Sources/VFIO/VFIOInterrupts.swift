@@ -2,20 +2,20 @@ import CLinux
 import Glibc
 import Linux
 
-/// The interrupt types of a VFIO device (VFIO_DEVICE_GET_IRQ_INFO, VFIO_DEVICE_SET_IRQS). Each is a number of eventfds
-/// that the kernel signals.
+/// The interrupt types of a VFIO device (VFIO_DEVICE_GET_IRQ_INFO, VFIO_DEVICE_SET_IRQS). For each interrupt of a type
+/// the kernel signals an eventfd.
 public enum VFIOInterruptKind: UInt32, Hashable, Sendable, CaseIterable {
   case intx = 0
   case msi = 1
   case msix = 2
   /// An uncorrectable error of the device (AER).
   case error = 3
-  /// The host asks us to release the device.
+  /// A request by the host to release the device.
   case request = 4
 }
 
 extension VFIODevice {
-  /// Returns how many interrupts of a type the device has; 0 for none.
+  /// Returns the number of interrupts of a type that the device has.
   public func interruptCount(_ kind: VFIOInterruptKind) throws(SystemError) -> Int {
     guard kind.rawValue < interruptKinds else { return 0 }
     var info = vfio_irq_info()

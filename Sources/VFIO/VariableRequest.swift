@@ -1,6 +1,6 @@
 import Linux
 
-/// A request's structure followed by a list, which is how the kernel passes lists.
+/// A request's structure followed by a list, the form in which the kernel passes lists.
 ///
 /// Accesses are bounds-checked: a load beyond the end returns nil, because an offset from the kernel must not cause a
 /// trap.
@@ -42,7 +42,7 @@ struct VariableRequest<Header> {
   }
 
   /// Calls `body` with all of the bytes; the pointer is valid until it returns.
-  /// - Parameter body: returns what a system call returns.
+  /// - Parameter body: returns the result of a system call.
   mutating func withBytes(_ body: (UnsafeMutableRawPointer?) -> Int32) -> Int32 {
     unsafe bytes.withUnsafeMutableBytes { unsafe body($0.baseAddress) }
   }
