@@ -2,21 +2,21 @@ import Devices
 import Hardware
 import Linux
 
-/// An accelerator runs the guest's CPUs. It also has what must be close to them: their local APICs, the doorbells that
-/// they ring without an exit, and the clock that they see. The board uses an accelerator only by these protocols.
+/// An accelerator runs the guest's CPUs. It also provides their local APICs, the doorbells that they ring without an
+/// exit, and the clock that they see. The board uses an accelerator only by these protocols.
 protocol Accelerator: AnyObject, Sendable {
-  /// In bits, of a guest physical address.
+  /// The width of a guest physical address, in bits.
   var physicalAddressWidth: Int { get }
   var clock: any MachineClock { get }
   var localInterrupts: any LocalInterrupts { get }
   var doorbells: any Doorbells { get }
-  /// nil if every access of a CPU outside RAM goes through the board.
+  /// Maps device memory into the guest; nil if every access of a CPU outside RAM goes through the board.
   var deviceMemory: (any DeviceMemory)? { get }
 
-  /// nil if the accelerator does not need to know the host's devices.
+  /// Registers the host's devices; nil if the accelerator does not need to know them.
   var hostDeviceFiles: (any HostDeviceRegistry)? { get }
 
-  /// Must be called at most once.
+  /// Makes the CPUs. Must be called at most once.
   func makeProcessors(board: Board) throws(StartError) -> any Processors
 }
 
@@ -57,17 +57,17 @@ protocol DeviceMemory: AnyObject, Sendable {
   /// - Parameters:
   ///   - address: guest physical.
   ///   - hostAddress: must stay mapped as long as the returned object exists.
-  /// - Returns: an object whose end unmaps the memory; nil if the memory cannot be mapped. CPUs' accesses go to the
-  ///   board then.
+  /// - Returns: an object that unmaps the memory when it is released; nil if the memory cannot be mapped, so that the
+  ///   CPUs' accesses go to the board.
   func map(_ address: UInt64, size: UInt64, hostAddress: UInt64) -> (any AnyObject & Sendable)?
 }
 
-/// The host devices whose DMA reaches the guest's memory. KVM must know them: whether their DMA is coherent with the
-/// caches decides how CPUs may cache that memory.
+/// The host devices whose DMA reaches the guest's memory. KVM must know them: how CPUs may cache that memory depends on
+/// whether the DMA is coherent with the caches.
 protocol HostDeviceRegistry: AnyObject, Sendable {
   /// - Parameter descriptor: VFIO's device file. The device is not bound yet.
   func add(_ descriptor: Int32) throws(SystemError)
-  /// Must be called before the descriptor is closed.
+  /// Removes a device. Must be called before the descriptor is closed.
   func remove(_ descriptor: Int32)
 }
 

@@ -2,7 +2,7 @@
 public struct ExitSummary: Hashable, Sendable {
   public struct Longest: Hashable, Sendable {
     public var time: UInt64 = 0
-    /// What the guest did, for example `port 0xcc8 write 0x1`.
+    /// The guest's action, for example `port 0xcc8 write 0x1`.
     public var cause = ""
 
     public init(time: UInt64 = 0, cause: String = "") {

@@ -37,7 +37,7 @@ extension Board {
   func build(
     _ device: Device, with configuration: MachineConfiguration
   ) throws(StartError) -> [Function] {
-    // Only the IOMMU is not a `BoardDevice`: the board is made with it.
+    // Every device type but the IOMMU is a `BoardDevice`. IOMMUs are made with the board.
     guard let builder = device.options as? any BoardDevice else { return [] }
     return try trace.timing(.built, device) { () throws(StartError) in
       try builder.build(device, on: self, with: configuration)
@@ -93,8 +93,8 @@ extension Board {
     return device
   }
 
-  /// Removes functions from the board. All of them are cut off from the guest first, so that none of them can reach
-  /// another one that is already gone.
+  /// Removes functions from the board. First cuts all of them off from the guest, so that no function can reach another
+  /// one that is already gone.
   func revoke(_ functions: [Function]) {
     for function in functions { function.refuse() }
     for function in functions { function.revoke() }
@@ -103,8 +103,8 @@ extension Board {
   func bus(of function: Function) -> Bus { function.environment.upstream?.bus ?? rootBus }
 }
 
-/// A device type that can be built onto a board. All types in `DeviceTypes` can, except the IOMMU: the board is made
-/// with it.
+/// A device type that can be built onto a board: every type in `DeviceTypes` but the IOMMU, which is made with the
+/// board.
 protocol BoardDevice {
   /// Makes the device's functions, which the board then plugs in. May block on the host.
   /// - Throws: why the functions cannot be made. Nothing remains then.

@@ -4,8 +4,8 @@ import PCI
 
 /// Hotplug below root ports while the guest runs.
 extension Board {
-  /// Plugs a device in below a port, and announces it once its function 0 is there. As in QEMU, the functions above 0
-  /// are added first.
+  /// Plugs a device in below a port, and announces the device when its function 0 has been added. As in QEMU, the
+  /// functions above 0 are added first.
   /// - Parameter announcing: false before the guest starts: a starting guest finds the device without an announcement.
   /// - Throws: why the device cannot be plugged in. The caller revokes the functions, which may block on the host.
   func insert(_ functions: [Function], of device: Device, announcing: Bool = true) throws(StartError) {
@@ -14,7 +14,8 @@ extension Board {
     announce(device, toGuest: announcing)
   }
 
-  /// Announces a slot's functions to the guest, if this device is function 0, which makes all of them visible.
+  /// Announces a slot's functions to the guest if this device is function 0, because function 0 makes all of them
+  /// visible.
   func announce(_ device: Device, toGuest: Bool) {
     guard let place = device.place, let port = place.port, place.address.function == 0 else { return }
     slots.inserted(below: port, announcing: toGuest)
@@ -66,7 +67,7 @@ extension Board {
     }
   }
 
-  /// Completes the removals that the guest was asked for: at a reset the guest gives up everything. No CPU is running.
+  /// Completes the requested removals at a reset, when the guest gives up all devices. No CPU is running.
   func completeRemovals() {
     let ports = devices.portsWithRemovalRequests
     leave { device, phase in

@@ -1,7 +1,7 @@
 import Linux
 
-/// A device as a monitor describes it. The same table parses its values and the command line's, after the check that
-/// the bus accepts a device now.
+/// A device as a monitor describes it. After the check that the bus accepts a device now, the table that parses the
+/// command line's values also parses the values of the description.
 public struct DeviceDescription: Sendable {
   public var kind: any DeviceOptions.Type
   /// nil for the default bus of the device type.

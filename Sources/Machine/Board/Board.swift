@@ -18,9 +18,9 @@ final class Board: Sendable {
   let busRoutes: BusRoutes
   private let remapping: RemappingScopes
   let serial: SerialPort?
-  /// nil if every access of a CPU outside RAM goes through the board.
+  /// Maps device memory into the guest; nil if every access of a CPU outside RAM goes through the board.
   let deviceMemory: (any DeviceMemory)?
-  /// nil if the accelerator does not need to know the host's devices.
+  /// Registers the host's devices with the accelerator; nil if the accelerator does not need to know them.
   let hostDeviceFiles: (any HostDeviceRegistry)?
   let eoiListeners = EOIListeners()
   let passthrough: PassthroughObjects
@@ -143,7 +143,7 @@ final class Board: Sendable {
 
   deinit { remapping.end() }
 
-  /// Adds the host bridge and the ISA bridge of q35. They do nothing, but operating systems look for them.
+  /// Adds the host bridge and the ISA bridge of q35. They have no effect, but operating systems expect them.
   private func addBridges() {
     var host = FunctionDescription(vendorID: 0x8086, deviceID: 0x29c0, classCode: 0x060000)
     host.subsystemVendorID = 0x1af4
@@ -299,7 +299,7 @@ final class Board: Sendable {
 }
 
 extension PCIPlace {
-  /// The place of a function that is built.
+  /// Returns the place of a function that has been built.
   init(_ function: Function) {
     self.init(function.requester.id, below: function.environment.upstream?.function.requester.id)
   }

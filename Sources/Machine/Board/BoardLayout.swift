@@ -1,14 +1,14 @@
 import Hardware
 import PCI
 
-/// The addresses, ports and pins of the board. They are those of q35, because kernels and people expect them.
+/// The addresses, ports and pins of the board. They are those of q35, because kernels and users expect them.
 public struct BoardLayout: Hashable, Sendable {
   // MARK: Memory
 
   static let configurationAccess: UInt64 = 0xb000_0000
   static let memory32Window: Range<UInt64> = 0xc000_0000..<0xfec0_0000
   static let ioapic: UInt64 = 0xfec0_0000
-  /// For CPUs, the registers of their local APIC; for devices, the interrupt address range.
+  /// CPUs access the registers of their local APIC here; for devices it is the interrupt address range.
   static let localInterrupts: Range<UInt64> = 0xfee0_0000..<0xfef0_0000
   /// The register page of the first remapping unit. The pages of the other units follow it.
   static let remappingUnit: UInt64 = 0xfed9_0000

@@ -9,12 +9,13 @@ import Synchronization
 final class DeviceTree: Sendable {
   /// The phases of a device's life, in their order.
   enum Phase: Hashable, Sendable {
-    /// Admitted: its id, address and backends are taken. Its functions are being built, and `all` does not list it yet.
+    /// Admitted: the device's id, address and backends are taken. Its functions are being built, and `all` does not
+    /// list the device yet.
     case building
     case plugged
-    /// The guest has been asked to give it up.
+    /// The guest has been asked to give up the device.
     case removalRequested
-    /// Off its bus for good. Its host resources are being released.
+    /// The device has left its bus for good. Its host resources are being released.
     case leaving
   }
 
@@ -30,9 +31,9 @@ final class DeviceTree: Sendable {
     /// Functions of the board itself, which belong to no device.
     var ownFunctions: [Function] = []
     var lastNumber: UInt64 = 0
-    /// How many devices without an id there have been. Their paths are never reused either.
+    /// The number of devices without an id so far. Their paths contain this number and are never reused.
     var anonymousCount = 0
-    /// The machine has ended. No function may attach any more.
+    /// Whether the machine has ended. If so, no function may attach any more.
     var isClosed = false
   }
 
@@ -169,7 +170,7 @@ final class DeviceTree: Sendable {
   }
 
   /// Removes a device from the tree. Its id, address and backends are free again.
-  /// - Returns: the device and its functions, which this does not revoke; nil if the device is gone already.
+  /// - Returns: the device and its functions, which the caller must revoke; nil if the device is gone already.
   func release(_ identity: DeviceIdentity) -> (device: Device, functions: [Function])? {
     state.withLock { state in
       guard let index = state.entries.firstIndex(where: { $0.device.identity == identity }) else { return nil }

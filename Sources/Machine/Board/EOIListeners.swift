@@ -1,8 +1,8 @@
 import Devices
 import Synchronization
 
-/// Listeners for the end of interrupt (EOI) of level-triggered pins. A passed-through device listens: its INTx line is
-/// on the host, which masks it until the guest has ended the interrupt.
+/// Listeners for the end of interrupt (EOI) of level-triggered pins. A passed-through device listens because the host
+/// masks the device's INTx line until the guest has ended the interrupt.
 ///
 /// Lock order: its lock is a leaf; handlers are called without it.
 final class EOIListeners: Sendable {

@@ -4,12 +4,12 @@ import PCI
 import Synchronization
 
 /// The slots below a board's root ports: announces added devices to the guest and asks it to give devices up. All slots
-/// of a machine use the same way: the ACPI hotplug controller, or the slot registers of the ports (native).
+/// of a machine use the same hotplug method: the ACPI hotplug controller, or the slot registers of the ports (native).
 ///
 /// Lock order: its lock is a leaf; ports and the controller are called without it.
 final class HotplugSlots: Sendable {
   let way: HotplugWay
-  /// nil in the native way.
+  /// The ACPI hotplug controller; nil if the slots use native hotplug.
   let controller: ACPIHotplug?
   /// The number of each slot in the ACPI tables, by the address of its port.
   private let numbers: [RequesterID: Int]

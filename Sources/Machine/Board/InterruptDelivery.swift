@@ -3,8 +3,8 @@ import Synchronization
 import VTd
 
 /// Delivers interrupts to the local APICs: from the message of a source, through the remapper, if there is one, to the
-/// accelerator. A route is resolved when its message is set and when the guest invalidates the entries that it depends
-/// on, not at every interrupt.
+/// accelerator. A route is resolved when its message is set and when the guest invalidates the route's table entries,
+/// not at every interrupt.
 ///
 /// A message is a DMA write (PCI Express Base 6.1.4). If its address is outside the interrupt address range, it goes to
 /// memory.
@@ -61,8 +61,8 @@ final class InterruptDelivery: InterruptRouter, InvalidationObserver, MessageSin
   }
 
   /// Returns the message after remapping; nil if the remapper blocks it.
-  /// - Parameter recordFault: true for a request that is being made now: the unit counts and traces it, and records a
-  ///   fault if it blocks it.
+  /// - Parameter recordFault: true for a request that is being made now: the unit counts and traces the request, and
+  ///   records a fault if it blocks the request.
   func resolve(
     _ message: InterruptMessage, from requester: Requester, recordFault: Bool
   ) -> InterruptMessage? {

@@ -2,7 +2,7 @@ import Synchronization
 
 /// A bus of a running machine.
 struct LiveBus: Hashable, Sendable {
-  /// The value of `bus=` that names it.
+  /// The value of `bus=` that names the bus.
   let name: String
   let kind: DeviceBus
   /// Whether devices can be added and removed while the machine runs.
@@ -22,7 +22,7 @@ final class LiveBuses: Sendable {
 
   func named(_ name: String) -> LiveBus? { buses.withLock { $0.first { $0.name == name } } }
 
-  /// Returns the bus of a device that names none.
+  /// Returns the default bus for devices of a bus type.
   func standard(for kind: DeviceBus) -> LiveBus? { buses.withLock { $0.first { $0.kind == kind } } }
 
   /// Adds a bus, or replaces the bus with the same name.

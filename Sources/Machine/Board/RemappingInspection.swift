@@ -1,8 +1,8 @@
 import Hardware
 import VTd
 
-// Inspection of the board's remapping units, for monitors and the log. All of it may be called from any thread while
-// the guest runs.
+// Inspection of the board's remapping units, for monitors and the log. Any thread may call these functions while the
+// guest runs.
 
 /// A remapping unit with its name and its scope.
 public struct PlacedUnit: Sendable {
@@ -42,7 +42,7 @@ public struct PlacedUnit: Sendable {
   var attachments: [HostAttachment] { bindings(unit)?.boundFunctions.map(HostAttachment.init) ?? [] }
 }
 
-/// A function on the board with the names that people use.
+/// A function on the board with its device's id and type.
 public struct NamedFunction: Hashable, Sendable {
   public let id: String?
   public let typeName: String
@@ -59,7 +59,7 @@ public struct RemappingUnitState: Sendable {
   public let attachments: [HostAttachment]
 }
 
-/// How the unit would translate one request.
+/// The translation that one request would get from its unit.
 public struct TranslationReport: Sendable {
   public let function: NamedFunction?
   public let source: RequesterID

@@ -3,7 +3,7 @@ import PCI
 import Synchronization
 import VTd
 
-/// What the functions behind one remapping unit share: the unit, the delivery of their interrupts and their
+/// The objects that the functions behind one remapping unit share: the unit, the delivery of their interrupts and their
 /// environment. One more scope, without a unit, is for the functions that no unit translates for.
 struct RemappingScope: Sendable {
   let unit: PlacedUnit?

@@ -9,7 +9,7 @@ protocol EventRoute: InterruptRoute {
 
 /// The route of an MSI or MSI-X vector.
 final class VectorRoute: MessageRoute, EventRoute, @unchecked Sendable {
-  /// Made on first use, because most vectors are never used. Protected by the route's lock.
+  /// The accelerator's vector, made on first use because most vectors are never used. Protected by the route's lock.
   private var vector: (any MessageVector)?
   /// Whether VFIO signals the vector, even while there is no message. Protected by the route's lock.
   private var isSignalledByOthers = false

@@ -1,19 +1,19 @@
 /// The reason why a kernel cannot be started: an error in a file, or too little memory.
 public enum BootError: Error, Hashable, Sendable {
-  /// Which of the files.
+  /// The file with the error.
   public enum File: Hashable, Sendable {
     case kernel
     case initialRAMDisk
   }
 
-  /// Which part of a file.
+  /// A part of a file.
   public enum Part: Hashable, Sendable {
     case setupHeader, protectedModeKernel
     case elfHeader, programHeaders, segment, notes
     case multibootHeader, loadRange
   }
 
-  /// What room was sought for.
+  /// The data for which there is no room.
   public enum Content: Hashable, Sendable {
     case pageTables, descriptorTable, bootParameters, commandLine, startInformation, moduleList, memoryMap
   }

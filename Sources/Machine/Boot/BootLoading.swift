@@ -69,7 +69,7 @@ struct BootLoading {
       ImageReader(file.image, is: .initialRAMDisk), at: 0, count: UInt64(range.count), to: range.lowerBound)
   }
 
-  /// Fills memory with zeros. It may have other content, because a reset loads the kernel again.
+  /// Fills memory with zeros. The memory may have other content, because a reset loads the kernel again.
   func clear(_ address: UInt64, count: UInt64) throws(BootError) {
     let zeros = [UInt8](repeating: 0, count: 1 << 16)
     var address = address
@@ -83,7 +83,7 @@ struct BootLoading {
   }
 }
 
-/// Bytes of a file and the memory for them. The part of the memory that they do not fill is zero.
+/// Bytes of a file and the memory for them. The rest of the memory is filled with zeros.
 struct LoadSegment: Hashable {
   var fileOffset: UInt64
   var fileSize: UInt64

@@ -137,7 +137,7 @@ struct ELFImage {
   }
 
   /// Finds a note in a segment. In a segment with alignment 8, the System V ABI pads notes to 8 bytes, but linkers
-  /// before binutils 2.31 padded them to 4 there, too. So this tries both.
+  /// before binutils 2.31 padded them to 4 bytes. So this tries both paddings.
   private static func find(
     owner: String, type: UInt32, in bytes: [UInt8], alignment: UInt64
   ) throws(BootError) -> [UInt8]? {

@@ -1,7 +1,7 @@
 /// The guest's physical memory map. All boot protocols pass the same map to the kernel.
 ///
 /// The first MiB is that of a PC: RAM up to the extended BIOS data area, then the VGA hole, then the range of the BIOS
-/// ROM, which contains the ACPI tables here (Linux searches it for the root pointer).
+/// ROM, in which Nestling puts the ACPI tables, because Linux searches it for the root pointer.
 public struct GuestMemoryLayout: Hashable, Sendable {
   /// The end of the RAM that starts at 0; at most 4 GiB.
   public var lowRAMEnd: UInt64

@@ -12,7 +12,7 @@ public protocol ImageSource {
   func load(at fileOffset: UInt64, count: UInt64, to physicalAddress: UInt64) throws(ImageSourceError)
 }
 
-/// Why bytes of an image could not be read or loaded.
+/// The reason why bytes of an image could not be read or loaded.
 public enum ImageSourceError: Error, Hashable, Sendable {
   /// The image has no bytes up to `fileOffset + count`.
   case pastEnd(fileOffset: UInt64, count: UInt64)

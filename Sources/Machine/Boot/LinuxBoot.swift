@@ -117,7 +117,7 @@ enum IdentityPageTables {
 
   /// Present, writable, accessed. With the accessed flag set, the CPU does not need to write to the tables.
   private static let table: UInt64 = 1 << 0 | 1 << 1 | 1 << 5
-  /// The same, and dirty and page size (a 2 MiB page).
+  /// The flags of a page: those of a table, dirty, and page size (2 MiB).
   private static let page: UInt64 = table | 1 << 6 | 1 << 7
 
   /// - Parameter address: the guest physical address of the tables, page aligned. The tables refer to each other by it.

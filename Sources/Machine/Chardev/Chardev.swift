@@ -3,10 +3,10 @@ import Linux
 import Synchronization
 
 /// A character device: carries bytes between its frontends (a serial port, a monitor, the qtest server) and its peer on
-/// the host, a person or a program.
+/// the host (a terminal, a file or a program).
 ///
-/// Two threads serve it between `start` and `stop`: one reads and calls the frontends, the other writes. Lock order:
-/// the locks here are leaves; no frontend is called while one is held.
+/// Two threads serve the device between `start` and `stop`: one reads and calls the frontends, the other writes. Lock
+/// order: the device's locks are leaves; no frontend is called while one of them is held.
 public final class Chardev: Sendable {
   /// The device has a frontend already and is not multiplexed.
   public struct InUse: Error, Hashable, Sendable, CustomStringConvertible {
@@ -39,8 +39,8 @@ public final class Chardev: Sendable {
   /// Opens the device. A socket server waits for its first client if the options ask for that.
   /// - Parameters:
   ///   - interpreter: finds commands in the input of `stdio` and of every multiplexed device.
-  ///   - interruption: a descriptor that becomes readable when a person cancels the wait for a client.
-  ///   - onExit: called when a person at this device ends Nestling.
+  ///   - interruption: a descriptor that becomes readable when the wait for a client is cancelled.
+  ///   - onExit: called when Ctrl-A X at this device ends Nestling.
   public init(
     _ options: any ChardevOptions, interpreter: (any InputInterpreter)? = nil, interruption: Int32? = nil,
     onExit: @escaping @Sendable () -> Void = {}
@@ -82,7 +82,7 @@ public final class Chardev: Sendable {
     return "disconnected:" + options.endpointName
   }
 
-  /// Whether its input is a terminal. The terminal is in raw mode, so it does not echo the keys.
+  /// Whether the device's input is a terminal. The terminal is in raw mode, so it does not echo the keys.
   public var isTerminal: Bool {
     if case .standardInput = input { Terminal.isTerminal } else { false }
   }
@@ -162,7 +162,7 @@ public final class Chardev: Sendable {
 
   // MARK: The reader's thread
 
-  /// Serves one connection after the other. A socket that is a client itself has only one.
+  /// Serves one connection after the other. A socket that is itself a client has only one connection.
   private func serve(_ feed: inout ChardevFeed) {
     let listener = state.withLock { $0.listener }
     while true {

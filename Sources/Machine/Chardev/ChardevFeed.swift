@@ -91,7 +91,7 @@ struct ChardevFeed {
   }
 }
 
-/// Finds commands to Nestling in typed input, before a frontend gets the input.
+/// Finds the Ctrl-A commands in typed input, before a frontend gets the input.
 public protocol InputInterpreter: Sendable {
   /// - Parameter guestBytes: gets the bytes for the frontend with the focus, up to the first action.
   /// - Returns: how many bytes of the input are used, and the action to carry out then; nil if there is none.

@@ -13,7 +13,7 @@ final class ChardevOutputBuffer: Sendable {
   private struct State {
     /// The waiting bytes, without those that the thread is writing now.
     var bytes: [UInt8] = []
-    /// How many bytes were accepted, and how many of these were written or dropped. The others are waiting.
+    /// The number of bytes accepted, and the number of these that were written or dropped. The others are waiting.
     var accepted: UInt64 = 0
     var gone: UInt64 = 0
     var target: Target?
@@ -42,7 +42,7 @@ final class ChardevOutputBuffer: Sendable {
 
   /// The size of the buffer, in bytes.
   static let limit = 1 << 20
-  /// How many bytes up to an answer's end may still be unwritten when the next answer is sent.
+  /// The most bytes up to an answer's end that may be unwritten when the next answer is sent.
   static let answerLead: UInt64 = 1 << 16
   /// How long `stop` waits for the rest of the output, in milliseconds.
   private static let patience: Int32 = 1000
@@ -61,9 +61,9 @@ final class ChardevOutputBuffer: Sendable {
     thread.withLock { $0 = started }
   }
 
-  /// Sets the handler for when the buffer accepts bytes again after it has refused some, or when `isBehind` has
-  /// changed. The writing thread or the caller of `setTarget` calls it, with no lock held. This function calls it once,
-  /// too.
+  /// Sets the handler that is called when the buffer accepts bytes again after it has refused some, or when `isBehind`
+  /// has become false. The writing thread or the caller of `setTarget` calls the handler, with no lock held. `onRoom`
+  /// itself calls the handler once, too.
   func onRoom(_ handler: (@Sendable () -> Void)?) {
     state.withLock { $0.onRoom = handler }
     handler?()
@@ -99,8 +99,8 @@ final class ChardevOutputBuffer: Sendable {
     return end
   }
 
-  /// Returns whether more than `answerLead` of the bytes up to `end` are unwritten. If so, `onRoom` is called when that
-  /// changes.
+  /// Returns whether more than `answerLead` of the bytes up to `end` are unwritten. If so, the handler of `onRoom` is
+  /// called when that changes.
   func isBehind(_ end: UInt64) -> Bool {
     state.withLock { state in
       guard state.target != nil, state.gone + Self.answerLead < end else { return false }

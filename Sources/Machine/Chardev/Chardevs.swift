@@ -5,7 +5,7 @@ import Synchronization
 ///
 /// Lock order: its lock is taken before a device's. Devices are opened and stopped without it.
 public final class Chardevs: Sendable {
-  /// Why a device cannot be added or removed while the machine runs.
+  /// The reason why a device cannot be added or removed while the machine runs.
   public enum Problem: Error, Hashable, Sendable {
     case duplicateID(Identifier)
     case notFound(String)

@@ -16,7 +16,7 @@ public struct BlockNode: Hashable, Sendable {
   public var readOnly: Bool
   /// Whether a guest's discard frees space in the file; otherwise it does nothing.
   public var discardUnmaps: Bool
-  /// Whether a device locks the file against other programs while it uses it; `auto`: if the host supports such locks.
+  /// Whether a device that uses the file locks it against other programs; `auto`: if the host supports such locks.
   public var locking: OnOffAuto
   /// The node below this one (a file node below a raw node). Both have the same `path`.
   public var underlying: String?

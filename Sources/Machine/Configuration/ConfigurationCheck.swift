@@ -1,5 +1,5 @@
-/// Checks that the parts of a configuration fit together. The checks open nothing: start-up finds out whether files
-/// exist and how many CPUs the host's KVM supports.
+/// Checks that the parts of a configuration fit together. The checks open nothing: start-up checks that files exist and
+/// that the host's KVM supports the number of CPUs.
 extension MachineConfiguration {
   /// Checks everything. A missing kernel comes last, so that any other mistake is reported first.
   public func check() throws(ConfigurationError) {

@@ -141,9 +141,9 @@ public struct DeviceAdmission: Sendable {
     return PCIPlace(free)
   }
 
-  /// Checks QEMU's rules for several functions: function 0 needs `multifunction=on` if there are others, which need not
-  /// set it. On a running machine function 0 must be plugged last, because software looks for the others when it finds
-  /// function 0.
+  /// Checks QEMU's rules for several functions: if there are other functions, function 0 needs `multifunction=on`, but
+  /// the others do not. On a running machine function 0 must be plugged last, because software looks for the others
+  /// when it finds function 0.
   private func checkFunctions(
     at place: PCIPlace, isMultifunction: Bool, isHotplugged: Bool
   ) throws(DeviceProblem) {
@@ -204,7 +204,7 @@ public struct DeviceAdmission: Sendable {
   }
 }
 
-/// Why a backend cannot be added or removed.
+/// The reason why a backend cannot be added or removed.
 public enum BackendProblem: Error, Hashable, Sendable {
   case noSuchNode(String)
   case nodeInUse(String, by: BlockNodeUser)

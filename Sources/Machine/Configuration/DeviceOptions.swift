@@ -14,7 +14,7 @@ public enum DeviceCategory: String, CaseIterable, Sendable {
   case misc = "Misc"
 }
 
-/// The options of a device: everything that its build needs, whether they come from the command line, QMP or a test.
+/// The options of a device, from the command line, QMP or a test: all information from which the device is built.
 public protocol DeviceOptions: QOMOptions {
   static var bus: DeviceBus { get }
   static var category: DeviceCategory { get }

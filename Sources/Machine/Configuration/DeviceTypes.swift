@@ -1,6 +1,6 @@
 /// Every device type of `-device`. A new device type is a file in the folder `DeviceTypes` and a line here.
 public enum DeviceTypes {
-  /// The types that are built onto a board. A type without `build` does not compile here.
+  /// The types that are built onto a board. The compiler checks that each of them has `build`.
   static let pluggable: [any (DeviceOptions & BoardDevice).Type] = [
     PCIERootPortOptions.self,
     VirtioBlockOptions.self,

@@ -1,14 +1,14 @@
 import PCI
 
-/// The requested machine, as typed values: nothing here is text to parse.
+/// The requested machine, as typed values.
 public struct MachineConfiguration: Sendable {
-  /// The guest's name, for people; nil without `-name`.
+  /// The guest's name, which only monitors show; nil without `-name`.
   public var name: String?
   public var accelerator = Accelerator.kvm(device: "/dev/kvm")
   public var machineType = MachineType.q35
   public var processors = ProcessorTopology()
   public var memory = MemoryConfiguration()
-  /// How devices are plugged and unplugged below root ports.
+  /// The hotplug method below root ports.
   public var hotplugWay = HotplugWay.acpi
   /// Nil if there is nothing to boot.
   public var boot: BootSource?
@@ -53,7 +53,7 @@ public struct MachineConfiguration: Sendable {
     case shutdown
   }
 
-  /// What Nestling loads into guest memory before the guest starts.
+  /// The files that Nestling loads into guest memory before the guest starts.
   public struct BootSource: Hashable, Sendable {
     /// A bzImage, an ELF with a PVH note, or a Multiboot ELF.
     public var kernel: String
@@ -92,7 +92,7 @@ public struct MemoryConfiguration: Hashable, Sendable {
   }
 
   public static let minimumSize: UInt64 = 16 << 20
-  /// Fits into 46 bits of physical address, with room above it for the 64-bit window of BARs.
+  /// This size leaves room in 46 bits of physical address for the 64-bit window of BARs.
   public static let maximumSize: UInt64 = 1 << 45
 }
 
@@ -114,7 +114,7 @@ public struct ProcessorTopology: Hashable, Sendable {
   public static let maximumCount = 4096
 }
 
-/// What a serial port is connected to.
+/// The host's end of a serial port.
 public enum SerialBackend: Hashable, Sendable {
   /// There is no port.
   case none

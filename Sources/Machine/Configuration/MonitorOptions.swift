@@ -3,11 +3,11 @@ public struct MonitorOptions: TypedOptions, Hashable {
   public var id: Identifier?
   public var device: Identifier?
   public var mode = Mode.readline
-  /// Whether answers are indented, on several lines; only for mode `control`.
+  /// Whether answers are indented on several lines. Valid only with mode `control`.
   public var pretty = false
 
   public enum Mode: String, ChoiceValue {
-    /// Commands for people.
+    /// The human monitor (HMP).
     case readline
     /// QMP.
     case control

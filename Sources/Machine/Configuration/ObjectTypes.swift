@@ -3,7 +3,8 @@ public protocol ObjectOptions: QOMOptions {
   /// Whether `object-add` and `object-del` accept the type. If not, the object exists from the machine's start to its
   /// end.
   static var comesAndGoes: Bool { get }
-  /// Whether `object-del` is refused while a device uses the object. If not, the device keeps what it needs of it.
+  /// Whether `object-del` is refused while a device uses the object. If not, the device keeps the resources that it
+  /// needs.
   static var staysWhileUsed: Bool { get }
 }
 

@@ -1,11 +1,11 @@
 import Hardware
 
-/// The place of a function: the port above it and its address. There is no bus number, because the guest can change
-/// those.
+/// The place of a function: the port above it and its address. There is no bus number, because the guest can change bus
+/// numbers.
 public struct PCIPlace: Hashable, Comparable, Sendable, CustomStringConvertible {
   /// The root port's address; nil for a function on bus 0.
   public let port: RequesterID?
-  /// Device and function on its bus. The bus number is always 0 and has no meaning.
+  /// The device and function number. The bus number is always 0 and has no meaning.
   public let address: RequesterID
 
   public init(_ address: RequesterID, below port: RequesterID? = nil) {
@@ -20,7 +20,7 @@ public struct PCIPlace: Hashable, Comparable, Sendable, CustomStringConvertible 
     PCIPlace(RequesterID(bus: 0, device: device, function: number), below: port)
   }
 
-  /// Device and function on each bus, from bus 0 to its own.
+  /// The device and function number on each bus from bus 0 to the function's bus.
   var path: [RequesterID] { port.map { [$0, address] } ?? [address] }
 
   public static func < (a: PCIPlace, b: PCIPlace) -> Bool { a.path.lexicographicallyPrecedes(b.path) }

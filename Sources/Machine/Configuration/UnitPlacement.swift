@@ -6,18 +6,18 @@ public struct UnitPlacement: Hashable, Sendable {
   /// The unit's id. A unit without one is `iommuN`, where N is its index.
   public var name: String
   public var options: IntelIOMMUOptions
-  /// Guest physical address of its page of registers.
+  /// Guest physical address of the unit's page of registers.
   public var registerBase: UInt64
   /// INCLUDE_PCI_ALL: the unit covers every device that no other unit's scope includes.
   public var includesAll: Bool
   /// Whether the unit remaps the IOAPIC's interrupts.
   public var hasIOAPIC: Bool
-  /// The functions that its scope names, sorted by their paths from bus 0.
+  /// The functions that the unit's scope names, sorted by their paths from bus 0.
   public var functions: [PCIPlace]
   /// The root ports among `functions`. A port stands for everything below it, too.
   public var ports: Set<PCIPlace> = []
 
-  /// Returns whether its scope includes a function, by name or by the port above it.
+  /// Returns whether the unit's scope includes a function, by name or by the port above it.
   public func names(_ place: PCIPlace) -> Bool {
     functions.contains(place) || place.port.map { ports.contains(PCIPlace($0)) } ?? false
   }
@@ -58,7 +58,7 @@ extension MachineConfiguration {
         }
         unit.functions.append(place)
         if allPorts.contains(place) { unit.ports.insert(place) }
-        // A port's scope includes everything below it, so another unit cannot have a part of that.
+        // A unit that lists a port covers everything below it, so no other unit can list a function there.
         if let other = units.first(where: { other in
           place.port != nil && other.names(place) || other.functions.contains { $0.port == place.address }
         }), place.port != nil || unit.ports.contains(place) {

@@ -2,9 +2,9 @@ import Glibc
 import Linux
 import Synchronization
 
-/// Sets of open files that monitors' clients have passed (`add-fd`). Opening `/dev/fdset/N` returns a duplicate of the
-/// file in set N that was opened with the same access mode (monitor/fds.c). All monitors of a machine share the sets. A
-/// set is removed when no client is connected and no duplicate of its files is open.
+/// Sets of open files that monitors' clients have passed (`add-fd`). To open `/dev/fdset/N` is to duplicate the file in
+/// set N that was opened with the same access mode (monitor/fds.c). All monitors of a machine share the sets. A set is
+/// removed when no client is connected and no duplicate of its files is open.
 ///
 /// Lock order: its lock is a leaf; files are closed without it.
 public final class DescriptorSets: Sendable {
@@ -16,14 +16,14 @@ public final class DescriptorSets: Sendable {
 
   public struct DescriptorSet: Sendable {
     public let id: Int64
-    /// The latest first.
+    /// The members, the latest first.
     public fileprivate(set) var members: [Member] = []
     fileprivate var duplicateCount = 0
   }
 
   public enum Problem: Error, Hashable, Sendable {
     case negativeID
-    /// No such set, or no such member of it.
+    /// The set does not exist, or has no such member.
     case notFound(set: Int64, member: Int64?)
     /// The text after `/dev/fdset/` is not a number.
     case notNumber(path: String)

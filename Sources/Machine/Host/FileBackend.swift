@@ -21,7 +21,7 @@ final class FileBackend: BlockBackend {
 
   var size: UInt64 { capacity.load(ordering: .acquiring) }
 
-  /// Sets the size. Returns when no request writes beyond it any more; later ones fail there.
+  /// Sets the size. On return, no request writes beyond the new size any more; later requests beyond it fail.
   func setSize(_ size: UInt64) {
     let earlier = capacity.exchange(size, ordering: .sequentiallyConsistent)
     if size < earlier { writes.drain(parking: ThreadParking()) }
@@ -93,8 +93,8 @@ final class FileBackend: BlockBackend {
     case ENOSPC: .noSpace
     case EROFS, EBADF: .readOnly
     case EOPNOTSUPP: .unsupported
-    // fallocate(2) on a block device needs whole sectors, which may be larger than the guest's; other files do not
-    // support every mode. For reads and writes, EINVAL is an error.
+    // fallocate(2) on a block device needs whole sectors, which may be larger than the guest's, and on other files it
+    // does not support every mode. For reads and writes, EINVAL is an error.
     case EINVAL where error.call == "fallocate": .unsupported
     default: .inputOutput
     }

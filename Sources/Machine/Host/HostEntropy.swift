@@ -21,7 +21,7 @@ final class FileEntropy: EntropySource {
     private struct State {
       /// Bytes read and not taken yet.
       var bytes: [UInt8] = []
-      /// How many bytes a request waits for; 0 for none.
+      /// The number of bytes that a request waits for; 0 if no request waits.
       var wanted = 0
       var handler: (@Sendable () -> Void)?
     }

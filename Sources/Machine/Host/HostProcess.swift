@@ -9,15 +9,15 @@ public enum HostProcess {
   /// - Returns: false if the host has no /dev/null.
   public static func prepare() -> Bool { (try? Process.prepare()) != nil }
 
-  /// Ends the process two seconds after the first call, whatever system call a thread waits in, and restores the
-  /// terminal first. Has no effect if the process ends earlier.
+  /// Restores the terminal and ends the process two seconds after the first call, even if threads are blocked in system
+  /// calls. Has no effect if the process ends earlier.
   /// - Parameter status: the exit status; that of the last call counts.
   public static func endSoon(status: Int32) { Process.end(within: 2, status: status) }
 }
 
 /// Nestling's standard output and standard error.
 public enum StandardStreams {
-  /// Writes text for a person or a pipe. It is no error if the reader of the pipe is gone.
+  /// Writes text to a terminal, a file or a pipe. It is no error if the reader of the pipe is gone.
   public static func writeOutput(_ text: String) { write(text, to: STDOUT_FILENO) }
 
   public static func writeError(_ text: String) { write(text, to: STDERR_FILENO) }
@@ -37,7 +37,7 @@ public enum StandardStreams {
 /// Lines on standard error about a running machine. The caller never waits: a thread writes them, and a line is lost if
 /// the reader is 1 MiB behind.
 public final class NoticeStream: Sendable {
-  /// Created for the first line: most machines write none.
+  /// Created for the first line, because most machines write no line.
   private let output = Mutex<ChardevOutputBuffer?>(nil)
 
   public init() {}

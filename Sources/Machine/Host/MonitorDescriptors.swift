@@ -1,8 +1,8 @@
 import Linux
 import Synchronization
 
-/// The open files that the clients of one monitor have passed (SCM_RIGHTS): the files of the latest message that had
-/// any, until a command takes one; and those with names (`getfd`). The named ones stay when a client disconnects, and
+/// The open files that the clients of one monitor have passed (SCM_RIGHTS): the files of the latest message with files,
+/// until a command takes one; and the files with names (`getfd`). Named files stay open when a client disconnects, and
 /// close with the monitor.
 ///
 /// Lock order: its lock is a leaf; files are closed without it.
@@ -50,7 +50,7 @@ public final class MonitorDescriptors: Sendable {
     return file != nil
   }
 
-  /// A client has connected or disconnected. Closes the offered files.
+  /// Records that a client has connected or disconnected. Closes the offered files.
   public func setConnected(_ connected: Bool) {
     offer([])
     let changes = state.withLock { state in
@@ -62,5 +62,5 @@ public final class MonitorDescriptors: Sendable {
   }
 }
 
-/// For `Control`, which does not import `Linux`.
+/// Functions for `Control`, which does not import `Linux`.
 public typealias PassedFile = PassedDescriptor

@@ -43,7 +43,7 @@ final class OpenDisks: Sendable {
       let open = over(family)
       let file: ScatteredFile
       do throws(StartError) {
-        // An open disk has locked the file. Without one the file is locked here, against other programs.
+        // An open disk has locked the file. If no disk is open, lock the file here against other programs.
         file = try open.isEmpty ? node.open(memory: memory) : node.openUnlocked(memory: memory)
       } catch {
         throw .failed(error)

@@ -9,7 +9,7 @@ import VTd
 /// do not fit into a pipe are lost, and the next line gives their number.
 final class TraceWriter: TraceSink, MachineTraceSink {
   private let file: FileDescriptor
-  /// How many events were lost since the last line. The lock also keeps lines whole.
+  /// The number of events lost since the last line. The lock also keeps lines whole.
   private let lost = Mutex(0)
 
   /// - Parameters:

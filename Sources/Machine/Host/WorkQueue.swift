@@ -6,7 +6,8 @@ protocol HostWork: AnyObject, Sendable {
   /// Submits a piece of work, which runs after the earlier ones.
   /// - Parameter cancel: called instead of `run` if the queue stops first, or if the host has no thread.
   func submit(_ run: @escaping @Sendable () -> Void, orElse cancel: @escaping @Sendable () -> Void)
-  /// Cancels work that has not begun. Waits for work in progress, but not for ever: the host may never answer it.
+  /// Cancels work that has not begun. Waits for work in progress, but only for a limited time, because the host may
+  /// never answer it.
   func stop()
 }
 

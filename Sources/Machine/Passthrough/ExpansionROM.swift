@@ -37,7 +37,7 @@ final class ExpansionROM: Sendable {
     case .device:
       let region = try device.region(UInt32(BaseAddressRegister.expansionROMIndex))
       count = region.isReadable ? region.size : 0
-      // The read is slow, and some devices hang on it. So it waits for the guest's first read.
+      // Do not read the ROM yet: the read is slow, and some devices hang on it. The guest's first read triggers it.
       read = { device.contents(of: region, limit: Self.limit) }
     }
     guard count > 0, count <= Self.limit else { return nil }

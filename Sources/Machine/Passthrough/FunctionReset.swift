@@ -2,9 +2,10 @@ import Glibc
 import Linux
 import VFIO
 
-/// The reset of a passed-through function: the function alone if it supports that (VFIO_DEVICE_RESET), otherwise its
-/// whole bus if every function on it is ours (VFIO_DEVICE_PCI_HOT_RESET). A bus that several functions of the guest
-/// share is reset only when all of them are: at the machine's reset, not at the reset of one function.
+/// The reset of a passed-through function: of the function alone if the device supports that (VFIO_DEVICE_RESET),
+/// otherwise of its whole bus if this process owns every function on the bus (VFIO_DEVICE_PCI_HOT_RESET). A bus that
+/// several functions of the guest share is reset only when all of them are: at the machine's reset, not at the reset of
+/// one function.
 extension VFIOPCI {
   enum ResetProblem: Error {
     /// Only a bus reset is possible, and it would also reset these functions of the guest.
@@ -13,7 +14,7 @@ extension VFIOPCI {
   }
 
   func resetDevice() throws(ResetProblem) {
-    // A transition through D3hot resets less than a bus reset. VFIO uses it if the function has nothing better.
+    // A transition through D3hot resets less than a bus reset. VFIO uses the transition if the function has no FLR.
     let isWeak = space.isResetByPowerStates && !space.hasFunctionLevelReset
     var own: SystemError?
     if device.hasReset, !isWeak {

@@ -2,8 +2,8 @@ import Hardware
 import VFIO
 import VTd
 
-/// What the host uses to translate a passed-through function's requests, in the kernel's numbers (<linux/iommufd.h>).
-/// It shows a person which table translates a request.
+/// The table by which the host translates a passed-through function's requests, with the kernel's object numbers
+/// (<linux/iommufd.h>), for `info iommu`.
 public struct HostAttachment: Hashable, Sendable {
   public enum Target: Hashable, Sendable {
     /// Detached: the host refuses every request.

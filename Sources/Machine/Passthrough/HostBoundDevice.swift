@@ -3,20 +3,20 @@ import Synchronization
 import VFIO
 import VTd
 
-/// A passed-through device's translation on the host: carries out with iommufd what the guest's unit asks for.
+/// A passed-through device's translation on the host: uses iommufd to bind the device as the guest's unit requests.
 ///
 /// A blocked device is detached: the host's IOMMU then refuses its requests.
 ///
 /// Lock order: the caller holds the lock of the unit's bindings; then the lock of `PassthroughMemory` or of the page
 /// requests, then that of the group and the device's.
 final class HostBoundDevice: HostTranslation {
-  /// An event that is reported to a person.
+  /// An event that is reported to the user.
   enum Notice: Hashable, Sendable {
-    /// The device's requests are refused from now on, for this reason.
+    /// The device's requests are refused from now on, for the given reason.
     case blocked(HostBinding.BlockReason)
-    /// The host refused the translation that the guest asked for.
+    /// The host refused the translation that the guest's tables define.
     case refused(SystemError)
-    /// The host no longer hands over the device's page requests.
+    /// The host no longer passes on the device's page requests.
     case pageRequestsRefused(SystemError)
     /// The device's requests are refused because those of another function of its IOMMU group are.
     case blockedWithSibling(String)
@@ -60,11 +60,11 @@ final class HostBoundDevice: HostTranslation {
     group.record(self, attachedTo: secondStage)
   }
 
-  /// What the host now uses to translate the device's requests; nil while they are refused.
+  /// The table by which the host now translates the device's requests; nil while the requests are refused.
   var attached: (any AttachmentTarget)? { state.withLock { $0.attached } }
 
   func bind(_ pasid: UInt32?, to binding: HostBinding) throws(HostRefusal) -> (any HostFirstStage)? {
-    // The kernel supports requests with PASID from 6.15 on; the unit does not ask for them yet.
+    // Linux supports requests with PASID from 6.15 on, but the unit does not ask for them yet.
     guard pasid == nil else { throw HostRefusal() }
     do {
       switch binding {
@@ -97,7 +97,7 @@ final class HostBoundDevice: HostTranslation {
     do {
       return try attach(stage, on: parent, requests)
     } catch {
-      // The host may have refused only the page requests, so tries again without them.
+      // The host may have refused only the page requests: try again without them.
       let nested = try attach(stage, on: parent, nil)
       refusePageRequests(error)
       return nested
@@ -150,9 +150,10 @@ final class HostBoundDevice: HostTranslation {
 
   // MARK: Page requests
 
-  /// Asks the host to hand over the device's page requests from its next first stage on. Tries this at once, so that
-  /// the guest sees the capability only if it works.
-  /// - Throws: the kernel's error: its IOMMU or the device has no page requests, or the device is a virtual function.
+  /// Asks the host to pass on the device's page requests from its next first stage on. Makes the request once as a
+  /// test, so that the guest sees the capability only if the host supports it.
+  /// - Throws: the kernel's error: the host's IOMMU or the device has no page requests, or the device is a virtual
+  ///   function.
   /// - Returns: nil if the device is behind a unit without first stage.
   func offerPageRequests() throws(SystemError) -> HostPageRequests? {
     guard let parent = secondStage as? HardwarePageTable else { return nil }

@@ -2,13 +2,13 @@ import Linux
 import VFIO
 import VTd
 
-/// What this host supports for passed-through devices: reads sysfs, and opens and binds devices. It leaves nothing
-/// changed.
+/// The result of checking this host's support for passed-through devices. The check reads sysfs, and opens and binds
+/// devices; it leaves the host unchanged.
 public struct HostCheck: Sendable {
   /// A remapping unit of the host, as its driver shows it.
   public struct Unit: Hashable, Sendable {
     public let name: String
-    /// The version of its architecture, such as `1:0`.
+    /// The version of the unit's architecture, such as `1:0`.
     public let version: String
     /// Nil if sysfs does not show them.
     public let capabilities: HardwareInformation.VTd?
@@ -36,11 +36,11 @@ public struct HostCheck: Sendable {
     public let address: String
     public let driver: String?
     public let group: Group?
-    /// The unit that translates its requests.
+    /// The unit that translates the device's requests.
     public let unit: String?
-    /// Why it cannot be passed through to a guest without first stage; nil if it can.
+    /// The reason why the device cannot be passed through to a guest without first stage; nil if it can.
     public let problem: PassthroughError?
-    /// Why it cannot be passed through with x-flts=on, beyond `problem`; nil if it can.
+    /// A further reason why the device cannot be passed through with x-flts=on; nil if there is none.
     public let nestingProblem: PassthroughError?
   }
 
@@ -49,7 +49,7 @@ public struct HostCheck: Sendable {
   public let kernelOptions: [KernelOption]?
   /// Words of the kernel's command line about IOMMUs and VFIO.
   public let commandLine: [String]
-  /// Why /dev/kvm and /dev/iommu cannot be opened; nil if they can.
+  /// The reasons why /dev/kvm and /dev/iommu cannot be opened; nil if they can.
   public let kvmProblem: SystemError?
   public let iommufdProblem: SystemError?
   /// Whether VFIO makes a file for each device (CONFIG_VFIO_DEVICE_CDEV).

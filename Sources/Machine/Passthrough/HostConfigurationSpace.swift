@@ -4,8 +4,8 @@ import PCI
 /// A host function's configuration space as the guest sees it (PCI Express Base 7.5 and 7.6): with the host's layout,
 /// without capabilities that cannot be passed through, and for each bit whether the guest's accesses reach the device.
 ///
-/// VFIO protects the device. This type decides what the machine answers itself: BARs and decoding, MSI and MSI-X, the
-/// place on the fabric, and power states, which the machine then sets in the device.
+/// VFIO protects the device. This type determines the accesses that the machine answers itself: those to BARs and
+/// decoding, MSI and MSI-X, the place on the fabric, and power states, which the machine then sets in the device.
 struct HostConfigurationSpace: Sendable {
   /// Identifiers of capabilities.
   private enum Identifier {
@@ -44,7 +44,8 @@ struct HostConfigurationSpace: Sendable {
   ///   - bytes: the host's configuration space, 256 or 4096 bytes.
   ///   - type: the type of the function on the guest's fabric.
   ///   - services: the services that both the guest's unit and the host offer.
-  ///   - offersReset: whether VFIO can reset the function alone. Then the guest sees FLR, whatever reset the host has.
+  ///   - offersReset: whether VFIO can reset the function alone. If so, the guest sees FLR, even if the device has
+  ///     another kind of reset.
   init(
     _ bytes: [UInt8], type: ExpressType = .rootComplexIntegratedEndpoint, services: TranslationServices = [],
     offersReset: Bool = true
@@ -55,7 +56,7 @@ struct HostConfigurationSpace: Sendable {
     let bytes = bytes + [UInt8](repeating: 0, count: max(0, ConfigurationSpace.size - bytes.count))
     header = Array(bytes[..<0x40])
     interruptPin = min(bytes[StandardOffset.interruptPin], 4)
-    // The status register is the device's, except the Capabilities List bit.
+    // All bits of the status register come from the device, except Capabilities List.
     direct[StandardOffset.status] = 0xe8
     direct[StandardOffset.status + 1] = 0xff
     addCapabilities(bytes)

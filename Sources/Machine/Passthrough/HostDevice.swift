@@ -1,16 +1,16 @@
 import Linux
 import VFIO
 
-/// A PCI function of the host, as sysfs shows it: found by its address, or by its folder.
+/// A PCI function of the host, as sysfs shows it, found by its address or its folder.
 struct HostDevice: Hashable, Sendable {
   /// `0000:01:00.0`
   let address: String
-  /// Its folder below /sys.
+  /// The function's folder below /sys.
   let folder: String
-  /// The driver that it is bound to.
+  /// The driver that the function is bound to.
   let driver: String?
   let group: String?
-  /// VFIO's file for it: `/dev/vfio/devices/vfio0`.
+  /// VFIO's file for the function: `/dev/vfio/devices/vfio0`.
   let deviceFile: String?
 
   /// - Parameters:
@@ -77,7 +77,8 @@ struct HostDevice: Hashable, Sendable {
     return parts.joined(separator: ":")
   }
 
-  /// Opens its device file, or throws why there is none.
+  /// Opens the function's device file.
+  /// - Throws: the reason why there is none.
   func open(calls: any SystemCalls) throws(PassthroughError) -> KernelFile {
     guard let deviceFile else {
       if group == nil { throw PassthroughError(address, .noIOMMUGroup) }

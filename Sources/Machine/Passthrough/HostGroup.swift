@@ -21,10 +21,10 @@ final class HostGroup: Sendable {
   fileprivate struct Entry {
     let name: String
     let iommufd: Identifier?
-    /// Whether its unit offers first stage.
+    /// Whether the function's unit offers first stage.
     let nests: Bool
     weak var device: HostBoundDevice?
-    /// The target that its unit wants; nil if the unit blocks it.
+    /// The target that the unit requests; nil if the unit blocks the function.
     var wanted: (any AttachmentTarget)?
   }
   fileprivate struct State {
@@ -46,7 +46,7 @@ final class HostGroup: Sendable {
 
     deinit { leave() }
 
-    /// Ends the membership, after the function's requests have ended and it is detached.
+    /// Ends the membership. The function's requests have ended and the function is detached.
     func leave() { group.leave(key) }
 
     /// Records the target that a function is already attached to.
@@ -59,14 +59,14 @@ final class HostGroup: Sendable {
 
     /// Attaches a function, unless another function of the group is blocked.
     /// - Parameter target: nil blocks the function, and the others with it.
-    /// - Throws: the host's error if it refused one of them.
+    /// - Throws: the host's error if the host refused a function of the group.
     func attach(_ device: HostBoundDevice, to target: (any AttachmentTarget)?) throws(SystemError) {
       let (held, problem) = group.state.withLock { state in
         state.entries[key]?.device = device
         state.entries[key]?.wanted = target
         return HostGroup.settle(state)
       }
-      // Released without the lock: the end of a device makes calls of the host.
+      // Release the device without the lock: its end makes calls of the host.
       _ = held
       if let problem { throw problem }
     }
@@ -96,7 +96,7 @@ final class HostGroup: Sendable {
   fileprivate func leave(_ key: UInt64) {
     let (held, problem) = state.withLock { state -> ([HostBoundDevice], SystemError?) in
       let gone = state.entries.removeValue(forKey: key)
-      // The function blocked the others: attaches them again.
+      // The function blocked the others: attach them again.
       guard gone != nil, gone?.wanted == nil else { return ([], nil) }
       return Self.settle(state)
     }

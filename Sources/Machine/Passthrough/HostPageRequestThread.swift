@@ -4,7 +4,8 @@ import VFIO
 
 /// The thread that serves a fault queue of the kernel, until this object is released.
 final class HostPageRequestThread: Sendable {
-  /// The objects that the thread holds. It does not hold `HostPageRequestThread`, so that this can be released.
+  /// The objects that the thread holds. The thread does not hold `HostPageRequestThread`, so that its owners can
+  /// release it.
   private final class End: Sendable {
     let event: EventDescriptor
     let threadID = Atomic<Int>(0)
@@ -32,7 +33,7 @@ final class HostPageRequestThread: Sendable {
 
   deinit {
     end.event.signal()
-    // The thread itself may release the last device while it handles a request; then it must not join itself.
+    // If the thread itself releases the last device while it handles a request, it must not join itself.
     if end.threadID.load(ordering: .relaxed) != Thread.currentID { thread.join() }
   }
 }

@@ -8,17 +8,17 @@ protocol PageRequestTaker: AnyObject, Sendable {
   /// Takes one request. Called in the device's order, on the queue's thread.
   func take(_ request: PageRequest) -> PageRequestOutcome
 
-  /// The host's queue cannot be read any more. The device must be attached to a table without one; the kernel then
-  /// answers the requests that are still in the queue.
+  /// Handles a failure of the host's queue, which cannot be read any more. The device must be attached to a table
+  /// without a queue; the kernel then answers the requests that are still in the queue.
   func queueFailed(_ error: SystemError)
 }
 
 /// Passes page requests from the kernel's fault queue to the guests of its devices, and the responses back. Each group
-/// gets one response: from the guest, from its unit, or from here if neither will send one.
+/// gets one response: from the guest, from its unit, or from this object if neither will send one.
 ///
-/// When a device's table is replaced, the kernel answers the device's outstanding groups itself. Their cookies are then
-/// free, and soon used for other groups. So a change of table (`changingTable`) holds the lock that reading and
-/// answering hold: it forgets the outstanding groups, and affects no request that is read later.
+/// When a device's table is replaced, the kernel answers the device's outstanding groups itself, and may reuse their
+/// cookies for other groups. So a change of table (`changingTable`) holds the lock that reading and answering hold: the
+/// change forgets the outstanding groups, and affects no request that is read later.
 ///
 /// The outstanding groups are bounded: each device has at most one for each group index.
 ///
@@ -29,7 +29,7 @@ final class HostPageRequests: Sendable {
   fileprivate struct Group: Hashable {
     let device: UInt32
     let index: UInt16
-    /// As the guest sees it.
+    /// The group index as the guest sees it.
     let pasid: UInt32?
   }
   fileprivate struct State {
@@ -40,7 +40,7 @@ final class HostPageRequests: Sendable {
     /// The outstanding groups, indexed both ways.
     var cookies: [Group: UInt32] = [:]
     var groups: [UInt32: Group] = [:]
-    /// Why the queue cannot be read any more.
+    /// The reason why the queue cannot be read any more.
     var problem: SystemError?
   }
 

@@ -37,7 +37,7 @@ public enum HostRequirement: Hashable, Sendable {
     let offered = Capabilities(unit).extended
     if offered >> 31 & 1 != 0, !vtd.offersSupervisorRequests { return .supervisorRequests }
     if offered >> 34 & 1 != 0, !vtd.offersExtendedAccessedFlag { return .extendedAccessedFlag }
-    // struct iommu_hwpt_vtd_s1 has no ERE, whatever the host's IOMMU can do.
+    // struct iommu_hwpt_vtd_s1 has no ERE, even if the host's IOMMU supports ERS.
     if offered >> 30 & 1 != 0 { return .executeRequests }
     return nil
   }

@@ -5,12 +5,12 @@ import VFIO
 import VTd
 
 /// The Page Request Interface of a passed-through function (PRI; PCI Express Base 10.5.2) as its guest sees it, behind
-/// the guest's unit. The device's own registers belong to the host's kernel. The function's configuration space here
-/// holds whether the guest has enabled page requests, and which of its responses were unexpected.
+/// the guest's unit. The device's own registers belong to the host's kernel. The function's configuration space in
+/// Nestling records whether the guest has enabled page requests, and whether a response was unexpected.
 ///
 /// To the unit the function is a translation cache that completes each invalidation at once: the host invalidates the
-/// device's cache together with the first stage, and the unit's bindings hand those invalidations over before a wait
-/// descriptor completes.
+/// device's cache together with the first stage, and the unit's bindings pass those invalidations to the host before a
+/// wait descriptor completes.
 final class PageRequestInterface: TranslationCache, PageRequestTaker {
   private let function: Function
   /// The offset of the capability in configuration space.
@@ -51,7 +51,7 @@ final class PageRequestInterface: TranslationCache, PageRequestTaker {
   // MARK: The host's side
 
   func take(_ request: PageRequest) -> PageRequestOutcome {
-    // The host has enabled page requests for itself. Unless the guest has, too, it must not see any.
+    // The host has enabled page requests for itself. The guest must see none unless it has enabled them, too.
     control.contains(.enable) ? port.requestPage(request) : .answered(.invalidRequest)
   }
 
@@ -105,8 +105,8 @@ final class PageRequestInterface: TranslationCache, PageRequestTaker {
 }
 
 extension VFIOPCI {
-  /// Starts to pass the device's page requests to the guest, if the guest sees the capability. They end with the
-  /// function.
+  /// Starts to pass the device's page requests to the guest, if the guest sees the capability. `stop` ends this with
+  /// the function.
   func servePageRequests(
     _ requests: HostPageRequests, of device: UInt32, _ bound: HostBoundDevice, _ bindings: HostBindings
   ) {

@@ -15,21 +15,22 @@ public struct PassthroughError: Error, Hashable, Sendable {
     case noDeviceFile
     case open(SystemError)
     case iommufd(SystemError)
-    /// VFIO_DEVICE_BIND_IOMMUFD.
+    /// VFIO_DEVICE_BIND_IOMMUFD failed.
     case bind(SystemError)
-    /// Another function of its IOMMU group is bound to a driver of the host.
+    /// Another function of the device's IOMMU group is bound to a driver of the host.
     case groupHasDriver(sibling: String, driver: String)
-    /// The machine has another function of its IOMMU group, and one of them is behind a unit with first stage.
+    /// The machine has another function of the device's IOMMU group, and one of the two is behind a unit with first
+    /// stage.
     case sharedGroup(sibling: String)
-    /// The machine has another function of its IOMMU group, on another iommufd object.
+    /// The machine has another function of the device's IOMMU group, on another iommufd object.
     case groupOfOtherObject(sibling: String, object: String)
     case map(SystemError)
     case attach(SystemError)
-    /// RAM cannot be pinned: the limit and the size of RAM, in bytes; nil for no limit.
+    /// RAM cannot be pinned. The values are the limit (nil for no limit) and the size of RAM, in bytes.
     case lockedMemory(limit: UInt64?, wanted: UInt64)
     /// KVM refused the registration of the device's file.
     case acceleratorRegistration(SystemError)
-    /// `romfile=`.
+    /// The file of `romfile=` cannot be used.
     case romFile(String, SystemError)
     case romFileSize(String, limit: Int)
     case registers(SystemError)
@@ -37,7 +38,7 @@ public struct PassthroughError: Error, Hashable, Sendable {
     /// The accelerator has no eventfds for interrupts.
     case accelerator
     case requirement(HostRequirement)
-    /// Another function has its address on the guest's bus.
+    /// Another function already has the device's address on the guest's bus.
     case addressInUse(RequesterID)
   }
 

@@ -12,7 +12,7 @@ final class PassthroughEvents: Sendable {
     case end
   }
 
-  /// A class, so that the created ones are released if a later one cannot be created.
+  /// A class, so that the eventfds that were created are released if a later one cannot be created.
   private final class Descriptor: Sendable {
     let event: EventDescriptor
     init() throws(SystemError) { event = try EventDescriptor() }
@@ -37,7 +37,7 @@ final class PassthroughEvents: Sendable {
     .init(interrupt: interruptEvent.event.rawValue, unmask: unmaskEvent.event.rawValue)
   }
 
-  /// Unmasks INTx. The kernel masks it whenever it signals.
+  /// Unmasks INTx, which the kernel masks whenever it signals the eventfd.
   func unmask() { unmaskEvent.event.signal() }
 
   /// Asks the device to signal errors and requests, if it supports them, and starts the thread that waits for all

@@ -4,11 +4,11 @@ import Linux
 import Synchronization
 import VFIO
 
-/// The interrupts of a passed-through function: which kind the device signals, and to which eventfds. A vector goes
-/// from the device to the guest's local APIC within the kernel: VFIO signals the eventfd that KVM turns into the
+/// The interrupts of a passed-through function: the kind that the device signals, and the eventfds. A vector goes from
+/// the device to the guest's local APIC within the kernel: VFIO signals an eventfd, and for each signal KVM sends the
 /// guest's message, after interrupt remapping.
 ///
-/// Host vectors are allocated when the guest first uses them: they are scarce, and many MSI-X tables are long.
+/// Host vectors are allocated when the guest first uses them, because they are scarce and many MSI-X tables are long.
 ///
 /// Lock order: the lock of MSI-X or MSI, then a route's; then `state`, which is held across calls of the kernel.
 final class PassthroughInterrupts: InterruptRouter {
@@ -18,11 +18,11 @@ final class PassthroughInterrupts: InterruptRouter {
 
   private struct State {
     var kind = Kind.none
-    /// Whether the function is gone. Then the device signals no interrupt any more.
+    /// Whether the function is gone. If so, the device signals no more interrupts.
     var hasEnded = false
-    /// How many vectors, from 0 on, the guest has used since the reset.
+    /// The number of vectors, from 0 on, that the guest has used since the reset.
     var used: [Kind: Int] = [:]
-    /// How many vectors the device signals now.
+    /// The number of vectors that the device signals now.
     var signalled = 0
     var routes: [Kind: [any EventRoute]] = [:]
     /// The errors that were reported, by errno: their text contains the number of vectors, which the guest chooses.
@@ -128,7 +128,7 @@ final class PassthroughInterrupts: InterruptRouter {
     }
   }
 
-  /// Ends the interrupts when the function is gone. A shared reset that is still in progress can then choose no kind.
+  /// Ends the interrupts when the function is gone. A shared reset that is still in progress cannot enable them again.
   func end() {
     state.withLock { $0.hasEnded = true }
     reset()
@@ -180,7 +180,7 @@ final class PassthroughInterrupts: InterruptRouter {
       state.signalled = wanted
     } catch {
       fail(error, &state)
-      // Restores the vectors that the device had.
+      // Restore the vectors that the device had.
       let kept = former > 0 && (try? device.signal(kind, to: Array(events[..<former]))) != nil
       state.signalled = kept ? former : 0
     }

@@ -7,10 +7,10 @@ import VTd
 /// The guest's memory for the devices of one iommufd object: RAM, which is mapped once, and on it as few second stages
 /// as the devices' IOMMUs allow.
 ///
-/// No mapping is read-only: a nesting parent must not have one if the host's IOMMU has erratum 772415, and Linux 6.12
-/// assumes that every IOMMU has it.
+/// No mapping is read-only: a nesting parent must not have a read-only mapping if the host's IOMMU has erratum 772415,
+/// and Linux 6.12 assumes the erratum for every IOMMU.
 ///
-/// The devices hold this object: with the last of them it is released, and RAM is unpinned.
+/// The devices hold this object: it is released with the last of them, and then RAM is unpinned.
 ///
 /// Lock order: `state`, then that of the peers. `state` is not held while the kernel pins or maps RAM, because a CPU
 /// that invalidates needs it.
@@ -34,7 +34,7 @@ final class PassthroughMemory: Sendable {
     var nested: [NestedKey: WeakNested] = [:]
     var pageRequests: HostPageRequestThread?
     var nothing: IOAddressSpace?
-    /// Why a BAR is not mapped, and its device, by the kernel's number.
+    /// The reason why a BAR is not mapped, and the kernel's number of its device.
     var peerProblem: (device: UInt32, error: SystemError)?
     var hasReportedPeerProblem = false
   }
@@ -42,7 +42,7 @@ final class PassthroughMemory: Sendable {
   let iommufd: IOMMUFD
   /// The iommufd object's id.
   let name: String?
-  /// Its devices as functions of the guest.
+  /// The object's devices as functions of the guest.
   let peers = PassthroughPeers()
   let space: IOAddressSpace
   private let state = Mutex(State())
@@ -60,8 +60,8 @@ final class PassthroughMemory: Sendable {
   /// Attaches a device to the guest's memory by a second stage that can be the parent of the guest's first stages.
   /// - Returns: this second stage.
   func attachToParent(_ device: VFIODevice) throws(SystemError) -> HardwarePageTable {
-    // Devices are built one after the other, so no other parent is made meanwhile. The lock is therefore not held while
-    // the kernel maps RAM, which takes long.
+    // Devices are built one after the other, so no other parent is made meanwhile. Do not hold the lock while the
+    // kernel maps RAM, because that takes long.
     for parent in state.withLock({ $0.parents.compactMap(\.table) }) {
       do throws(SystemError) {
         try device.attach(to: parent)
@@ -93,7 +93,7 @@ final class PassthroughMemory: Sendable {
     let problem = state.withLock { state -> (function: VFIOPCI, error: SystemError)? in
       guard !state.hasReportedPeerProblem, let problem = state.peerProblem else { return nil }
       guard let function = peers.function(problem.device) else {
-        // The function is gone, or does not exist yet: then it records its problem again when its BAR is placed.
+        // The function is gone or does not exist yet. A new function records its problem again when its BAR is placed.
         state.peerProblem = nil
         return nil
       }
@@ -122,7 +122,7 @@ final class PassthroughMemory: Sendable {
     }
   }
 
-  /// Returns the page requests of all its devices. The first call creates the queue and starts its thread.
+  /// Returns the fault queue of all devices. The first call creates the queue and starts its thread.
   func pageRequests() throws(SystemError) -> HostPageRequests {
     let (requests, former) = try state.withLock { (state) throws(SystemError) in
       let former = state.pageRequests
@@ -131,12 +131,12 @@ final class PassthroughMemory: Sendable {
       state.pageRequests = thread
       return (thread.requests, former)
     }
-    // Released without the lock: its end waits for the thread, which may need the lock for a table.
+    // Release the queue without the lock: its end waits for the thread, which may need the lock for a table.
     _ = former
     return requests
   }
 
-  /// Returns an address space without memory: a device that is attached to it reaches nothing.
+  /// Returns an address space without memory. A device that is attached to it can access nothing.
   func nothing() throws(SystemError) -> IOAddressSpace {
     try state.withLock { (state) throws(SystemError) in
       if let space = state.nothing { return space }
@@ -154,7 +154,7 @@ final class NestedTable: HostFirstStage {
 
   init(_ table: HardwarePageTable) { self.table = table }
 
-  /// Why the host refused an invalidation. The table is not used after that.
+  /// The reason why the host refused an invalidation. The table is not used after that.
   var invalidationProblem: SystemError? { problem.withLock { $0 } }
 
   func invalidate(_ invalidations: [FirstStageInvalidation]) throws(HostRefusal) {

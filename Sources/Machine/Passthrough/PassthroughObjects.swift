@@ -4,8 +4,8 @@ import Synchronization
 import VFIO
 import VTd
 
-/// What the passed-through devices of one machine share: the iommufd objects with their memory, the bindings of each
-/// unit, and the listener for notices.
+/// The objects that the passed-through devices of one machine share: the iommufd objects with their memory, the
+/// bindings of each unit, and the listener for notices.
 ///
 /// Lock order: `building`, which is held while an iommufd is opened and RAM is mapped, so only builds of devices wait
 /// for it; then `state`, which is held across no call of the host.
@@ -14,7 +14,7 @@ final class PassthroughObjects: Sendable {
     weak var memory: PassthroughMemory?
   }
   private struct State {
-    /// Weak, because their devices hold them.
+    /// Weak references, because the devices hold the objects.
     var memories: [Identifier: Weak] = [:]
     /// The iommufd objects whose files were passed to Nestling, which cannot open them again.
     var inherited: [Identifier: IOMMUFD] = [:]
@@ -72,7 +72,8 @@ final class PassthroughObjects: Sendable {
     return iommufd
   }
 
-  /// Returns the problem that a person can solve, if mapping RAM or attaching a device failed for it. Both pin RAM.
+  /// Returns the problem that the user can solve, if this problem made mapping RAM or attaching a device fail. Both pin
+  /// RAM.
   func problem(of error: SystemError, ram: GuestMemory) -> PassthroughError.Problem? {
     guard error.code == ENOMEM else { return nil }
     let wanted = ram.regions.reduce(0) { $0 + $1.size }
@@ -89,7 +90,7 @@ final class PassthroughObjects: Sendable {
     for memory in memories { memory.peers.resetBuses() }
   }
 
-  /// Whether the machine has started. The guest then uses its functions, so none of them is reset for another one.
+  /// Whether the machine has started. If so, the guest uses its functions, so none of them is reset for another one.
   var areBusesReset: Bool { state.withLock { $0.areBusesReset } }
 
   func bindings(of unit: RemappingUnit) -> HostBindings {
@@ -108,7 +109,7 @@ final class PassthroughObjects: Sendable {
 
   /// Releases an iommufd object that no device uses any more.
   func remove(_ id: Identifier) {
-    // Released without the lock, because its end makes calls of the host.
+    // Release the object without the lock, because its end makes calls of the host.
     let gone = state.withLock { state in
       state.memories[id] = nil
       return state.inherited.removeValue(forKey: id)
@@ -148,8 +149,8 @@ final class PassthroughObjects: Sendable {
   }
 }
 
-/// A notice to a person about a passed-through device while the guest runs. Each is reported once, except errors and
-/// requests: these are reported whenever the device's file signals them.
+/// A notice to the user about a passed-through device while the guest runs. Each is reported once, but errors and
+/// requests are reported whenever the device's file signals them.
 public struct PassthroughNotice: Hashable, Sendable {
   public enum Kind: Hashable, Sendable {
     /// The guest uses a second stage for the device, which is not supported: the device's requests are refused.
@@ -166,8 +167,8 @@ public struct PassthroughNotice: Hashable, Sendable {
     case error
     /// The host requests the device back: the guest loses it within `x-req-patience`.
     case request
-    /// The device was plugged while the guest ran, and is not reset: only a reset of its bus would do that, and would
-    /// reset these functions of the guest, too.
+    /// The device was plugged while the guest ran, and is not reset: only a bus reset is possible, and would also reset
+    /// these functions of the guest.
     case notResetBeside([String])
     /// The device could not be reset.
     case notReset(SystemError)

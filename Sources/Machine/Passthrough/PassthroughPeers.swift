@@ -45,7 +45,7 @@ final class PassthroughPeers: Sendable {
 }
 
 /// The mapping of a passed-through function's BAR into the guest's memory, where other devices' requests reach it
-/// (peer-to-peer). It ends with its last owner.
+/// (peer-to-peer). The mapping ends with the last reference to this object.
 final class PeerMapping: Sendable {
   private let space: IOAddressSpace
   private let address: UInt64
@@ -69,14 +69,14 @@ final class PeerMapping: Sendable {
 
 extension PassthroughMemory {
   /// Maps a part of a BAR at the guest's address.
-  /// - Returns: the mapping; nil if the kernel refuses it: then other devices do not reach the BAR.
+  /// - Returns: the mapping; nil if the kernel refuses the mapping. Other devices then do not reach the BAR.
   func map(
     _ region: VFIORegion, _ area: VFIORegion.Area, of device: VFIODevice, at address: UInt64
   ) -> PeerMapping? {
     do {
       return try PeerMapping(area, of: region, device: device, in: space, at: address)
     } catch {
-      // EEXIST: the guest placed the BAR where something else is. This is not reported.
+      // EEXIST: the guest placed the BAR over RAM or another BAR. This is not reported.
       if error.code != EEXIST { recordPeerProblem(error, of: device.id) }
       return nil
     }

@@ -2,16 +2,17 @@ import Hardware
 import PCI
 
 /// Address Translation Services and page requests of a passed-through function (PCI Express Base 10.5), as far as the
-/// guest sees them. The device's own registers belong to the host's kernel, which lets no one else write them: the
-/// guest's writes stay in its configuration space here, where it reads them back.
+/// guest sees them. Only the host's kernel writes the device's own registers. The guest's writes stay in the function's
+/// configuration space in Nestling, where the guest reads them back.
 ///
-/// PASID is not among them: the host has the guest's table only for requests without PASID and with PASID 0.
+/// The PASID capability is not among them: the host uses the guest's table only for requests without PASID and with
+/// PASID 0.
 struct TranslationServices: OptionSet, Hashable, Sendable {
   let rawValue: Int
 
   /// ATS. The guest's unit supports device-TLB invalidations.
   static let addressTranslation = TranslationServices(rawValue: 1 << 0)
-  /// PRI. The host hands over page requests.
+  /// PRI. The host passes page requests on to Nestling.
   static let pageRequests = TranslationServices(rawValue: 1 << 1)
 
   /// The size of the longest of these capabilities, in bytes.
@@ -25,8 +26,8 @@ struct TranslationServices: OptionSet, Hashable, Sendable {
     }
   }
 
-  /// Returns a capability's registers: the features are the device's; everything else has its value after a reset, and
-  /// belongs to the guest.
+  /// Returns a capability's registers: the features are those of the device; all other fields belong to the guest and
+  /// have their values after a reset.
   /// - Parameters:
   ///   - host: the device's configuration space.
   ///   - offset: the offset of the capability, which has `room` bytes.

@@ -4,13 +4,15 @@ import PCI
 import Synchronization
 import VFIO
 
-/// A function of the host on the guest's bus. The guest's CPUs access its BARs directly where VFIO maps them; other
-/// accesses are trapped, always those to the MSI-X table and the pending bits. The device itself always decodes its
-/// BARs, because an access to a mapping would fault otherwise; the guest's decode bits decide where its CPUs see the
-/// BARs. Outside D0 they see none, for the same reason.
+/// A function of the host on the guest's bus. The guest's CPUs access the parts of its BARs that VFIO maps directly.
+/// Other accesses are trapped, always those to the MSI-X table and the pending bits.
 ///
-/// The board's bus holds it, by `Function`, as does the code that removes it. An access in flight may hold it a little
-/// longer. Its last owner closes the device's file, which returns the device to the host.
+/// The device itself always decodes its BARs, because an access to a mapping would fault otherwise. The guest's decode
+/// bits only determine the addresses at which its CPUs see the BARs. Outside D0 the device does not decode, so the CPUs
+/// see no BARs.
+///
+/// The board's bus holds this object through `Function`, and so does the code that removes it. An access in flight may
+/// hold it a little longer. The last owner closes the device's file, which returns the device to the host.
 ///
 /// Lock order: `placed`, then those of `Function`, of the accelerator and of the address space; `state` is a leaf.
 final class VFIOPCI: FunctionModel {
@@ -31,17 +33,17 @@ final class VFIOPCI: FunctionModel {
   struct Surroundings: Sendable {
     /// The CPUs' memory, in which BARs are mapped; nil if the accelerator maps only RAM.
     var deviceMemory: (any DeviceMemory)?
-    /// The memory of its iommufd object, for other devices' requests to its BARs and for resets that it shares.
+    /// The memory of the function's iommufd object, for other devices' requests to the BARs and for shared resets.
     var memory: PassthroughMemory?
-    /// The registration of the device's file, held as long as the function.
+    /// The registration of the device's file, held as long as the function exists.
     var registration: HostDeviceRegistration?
-    /// Its membership in its IOMMU group, which ends when it is removed.
+    /// The membership in the IOMMU group, which ends when the function is removed.
     var group: HostGroup.Member?
     /// The device's name in the options.
     var name = ""
     /// Whether the guest already uses the functions that may share a bus with this one.
     var guestRuns = false
-    /// Reports a notice to a person; called once for each.
+    /// Reports a notice to the user. Called once for each notice.
     var tell: @Sendable (PassthroughNotice.Kind) -> Void = { _ in }
   }
 
@@ -128,15 +130,15 @@ final class VFIOPCI: FunctionModel {
     _ = device.read(configuration, offset: UInt64(StandardOffset.command), width: 2)
   }
 
-  /// Answers the device's page requests and detaches it, before the memory that it reached is unmapped: the host's
-  /// IOMMU refuses what the device still sends. It does not wait for the end of the device object, which other owners
+  /// Answers the device's page requests and detaches the device, before the memory that it reached is unmapped. The
+  /// host's IOMMU refuses its later requests. This does not wait for the end of the device object, which other owners
   /// can delay.
   func detach() {
     let ended = state.withLock { state in
       defer { state.pageRequests = nil }
       return state.pageRequests
     }
-    // Before the kernel answers the page requests itself and reuses their cookies.
+    // Answer the page requests before the kernel answers them itself and reuses their cookies.
     ended?.stop()
     try? device.detach()
     surroundings.group?.leave()
@@ -178,13 +180,13 @@ final class VFIOPCI: FunctionModel {
     if state.withLock({ $0.reported.insert(kind).inserted }) { surroundings.tell(kind) }
   }
 
-  /// Whether it waits for a reset of its bus.
+  /// Whether the function waits for a reset of its bus.
   var awaitsBusReset: Bool { state.withLock { $0.awaitsBusReset } }
 
-  /// Records that its bus was reset. The caller calls `quiesce` before and `settle` after the reset.
+  /// Records that the function's bus was reset. The caller calls `quiesce` before and `settle` after the reset.
   func finishBusReset() { state.withLock { $0.awaitsBusReset = false } }
 
-  /// Stops the device's interrupts and requests, and brings it to full power.
+  /// Stops the device's interrupts and requests, and brings the device to full power.
   func quiesce() {
     pageRequests?.reset()
     interrupts.reset()
@@ -216,7 +218,7 @@ final class VFIOPCI: FunctionModel {
 
   func placed(bar: Int, at base: UInt64?, visible parts: [Range<UInt64>]) {
     placed.withLock { placed in
-      // Removes the old mappings first: the old and the new slots may overlap.
+      // Remove the old mappings first: the old and the new slots may overlap.
       placed.slots[bar] = nil
       guard let base, base & 0xfff == 0, let region = regions[bar], let mappings = mappings[bar] else { return }
       // The device answers only in D0, and an access of a CPU without an answer would end the machine.
@@ -269,14 +271,15 @@ final class VFIOPCI: FunctionModel {
     if touched.overlaps(StandardOffset.command..<StandardOffset.command + 2) {
       var own = Command(
         rawValue: UInt16(truncatingIfNeeded: function.register(at: StandardOffset.command, width: .word)))
-      // A bridge above that forwards no requests exists only in the guest, so the device itself must send none.
+      // If a bridge above forwards no requests, the device itself must send none, because only the guest has this
+      // bridge.
       if !function.requester.busMasterEnable { own.remove(.busMasterEnable) }
       write(command: own.intersection(Self.passed).union(Self.decoding).rawValue)
     }
     if let control = powerControl, touched.contains(control) {
       placed.withLock { placed in
         let power = UInt8(truncatingIfNeeded: function.register(at: control, width: .byte)) & 3
-        // If BARs are still mapped, another CPU wrote this, and comes here after it has removed the mappings.
+        // If BARs are still mapped, another CPU wrote this state, and gets here after it has removed the mappings.
         guard power == 0 || placed.slots.values.allSatisfy(\.isEmpty) else { return }
         setPower(power, &placed)
       }
@@ -292,7 +295,7 @@ final class VFIOPCI: FunctionModel {
     }
   }
 
-  /// Writes the bytes that belong to the device: with one access if all of them do.
+  /// Writes those of the bytes that belong to the device; with one access if all of them do.
   private func forward(_ touched: Range<Int>, _ value: UInt64) {
     if touched.allSatisfy({ space.direct[$0] != 0 }) {
       device.write(configuration, offset: UInt64(touched.lowerBound), width: touched.count, value: value)

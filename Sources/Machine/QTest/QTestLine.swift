@@ -1,6 +1,6 @@
 /// Parses one line of the qtest protocol (QEMU's system/qtest.c), word by word. Spaces separate the words.
 struct QTestLine {
-  /// What is wrong with a command. QEMU aborts at most of these; here the client gets an answer.
+  /// The error in a command. At most of these errors QEMU aborts; Nestling answers the client.
   enum Problem: Error, Hashable {
     case missingArgument
     case notNumber(String)

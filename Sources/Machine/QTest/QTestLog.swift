@@ -32,7 +32,7 @@ final class QTestLog: Sendable {
   func onRoom(_ handler: @escaping @Sendable () -> Void) { output.onRoom(handler) }
 
   /// Writes a command, unless the reader is behind.
-  /// - Returns: false if the reader is behind. Then nothing is written.
+  /// - Returns: false if the reader is behind and so nothing was written.
   func writeCommand(at time: UInt64, _ text: [UInt8]) -> Bool {
     if output.isBehind(end.withLock { $0 }) { return false }
     write("R", at: time, text)

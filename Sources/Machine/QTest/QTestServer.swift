@@ -4,9 +4,9 @@ import Synchronization
 /// Connects a qtest session to a chardev. Between `pause` and `resume` the client's commands wait, as CPUs are stopped.
 ///
 /// Lock order: `execution`, which is held while a command is carried out, then the locks that a CPU's access takes.
-/// `sending` is held while text is sent, and has no order with those: where they may be held, a thread only tries
-/// `sending`, and leaves its news to the thread that holds it. `pause` takes `execution`, so a thread that carries out
-/// a command must not call it; it may call `requestPause`.
+/// `sending` is held while text is sent, and has no order with the other locks: a thread that may hold another lock
+/// only tries `sending`, and leaves its news to the thread that holds `sending`. `pause` takes `execution`, so a thread
+/// that carries out a command must call `requestPause` instead.
 final class QTestServer: ChardevFrontend {
   private struct Client {
     var lines = QTestLines(limit: QTestSession.longestLine)

@@ -2,7 +2,7 @@ import Hardware
 import Synchronization
 
 /// QEMU's qtest protocol (system/qtest.c, "DOC: QTest Protocol"). A client makes the accesses of a CPU, with one
-/// command in each line, and receives news: lines about changes of the IOAPIC's pins. The session knows the board, but
+/// command in each line, and receives news: lines about changes of the IOAPIC's pins. The session uses the board, but
 /// no socket: it takes lines and returns text.
 ///
 /// Where QEMU aborts (an invalid number, a size that is too large), the answer is a line that begins with ERR.
@@ -29,7 +29,7 @@ final class QTestSession: Sendable {
 
   private let board: Board
   private let memory: QTestMemory
-  /// nil if time passes by itself.
+  /// The clock that the client advances; nil if time passes by itself.
   private let clock: SteppedClock?
   private let state = Mutex(State())
 

@@ -12,7 +12,7 @@ extension MachineInspection {
       public let last: UInt64
       public let name: String
       public let isRAM: Bool
-      /// Whether the guest placed the region (a BAR). Where regions overlap, one of the board has priority over it.
+      /// Whether the guest placed the region (a BAR). Where regions overlap, those of the board have priority.
       public let isMovable: Bool
     }
 

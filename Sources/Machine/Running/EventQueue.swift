@@ -1,9 +1,9 @@
 import Linux
 import Synchronization
 
-/// The events that wait for the machine's thread. `take` returns `quit` before all others. Otherwise it returns events
-/// in order, and with the first event of the guest it drops all other events of the guest. When the machine ends, the
-/// queue answers the requests that are left.
+/// The events that wait for the machine's thread. `take` returns `quit` first, and the other events in order. When it
+/// returns an event of the guest, it drops all other events of the guest. When the machine ends, the queue answers the
+/// requests that are left.
 ///
 /// Lock order: its lock, then the locks that the `onPost` handler takes. Requests are answered without it.
 final class EventQueue: Sendable {
@@ -26,8 +26,8 @@ final class EventQueue: Sendable {
   func onPost(_ handler: (@Sendable () -> Void)?) { state.withLock { $0.halt = handler } }
 
   func post(_ event: MachineEvent) {
-    // Append and halt under one lock. Otherwise the machine could handle the event and restart the CPUs first, and the
-    // halt would stop the restarted CPUs.
+    // Append the event and halt the guest under one lock. Otherwise the machine could handle the event and restart the
+    // CPUs in between, and the halt would stop the restarted CPUs.
     let isPosted = state.withLock { state in
       if state.isClosed { return false }
       state.events.append(event)

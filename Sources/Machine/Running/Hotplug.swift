@@ -24,7 +24,7 @@ final class Hotplug: Sendable {
   private let waiting = Mutex<[RequesterID: Waiting]>([:])
 
   private struct Waiting {
-    /// One for each device. It plugs the device in.
+    /// For each waiting device, the step that plugs it in.
     var insertions: [MachineEvent.Continuation] = []
     let timer: (any OneShotTimer)?
   }
@@ -53,7 +53,7 @@ final class Hotplug: Sendable {
 
   // MARK: Adding
 
-  /// Begins to add a device. Answers the request when the guest can find the device, or when it failed and nothing of
+  /// Begins to add a device. Answers the request when the guest can find the device, or after an error, when nothing of
   /// the device remains.
   func add(_ description: DeviceDescription, answering pending: PendingRequest) {
     let device: Device
@@ -146,7 +146,8 @@ final class Hotplug: Sendable {
     guard guestHasStarted(), board.port(of: place)?.bus.function(at: 0) != nil else {
       return board.pull(device, isSurprise: false)
     }
-    // Record this before asking: the guest may answer at once. It gives up all devices of the slot together.
+    // Record the request before asking: the guest may answer at once. The guest gives up all devices of the slot
+    // together.
     board.devices.noteRemovalRequest(device.identity)
     board.trace.record(.removalRequested, device)
     switch board.slots.requestRemoval(below: port) {
@@ -156,7 +157,8 @@ final class Hotplug: Sendable {
     }
   }
 
-  /// Returns a device to the host: asks the guest to give it up, and pulls it out when the time is over.
+  /// Returns a device to the host: asks the guest to give up the device, and pulls it out after `patience`
+  /// milliseconds.
   func takeBack(_ identity: DeviceIdentity, patience milliseconds: UInt32) {
     guard let device = board.devices.all.first(where: { $0.identity == identity }) else { return }
     guard device.place?.port != nil, milliseconds > 0, let timer = try? board.clock.makeTimer() else {
@@ -181,7 +183,7 @@ final class Hotplug: Sendable {
     if let device = board.devices.all.first(where: { $0.identity == identity }) { board.pull(device) }
   }
 
-  /// Releases the host resources of devices that have left their buses, and announces their end.
+  /// Releases the host resources of devices that have left their buses, and notifies the listeners that they are gone.
   func takeDown(_ identities: [DeviceIdentity]) {
     work.submit { [self] in
       for identity in identities {

@@ -1,7 +1,7 @@
 import Synchronization
 
-/// The requests to a running machine, from monitors, signals and people. May be called on any thread. The machine's
-/// thread carries requests out soon.
+/// The requests to a running machine, from monitors, signals and the terminal. Any thread may make a request. The
+/// machine's thread carries out the requests soon afterwards.
 public protocol MachineControl: AnyObject, Sendable {
   var status: MachineStatus { get }
 
@@ -13,7 +13,8 @@ public protocol MachineControl: AnyObject, Sendable {
   func requestPowerDown()
   /// Posts a request to the machine's thread. May block on a file that the request names.
   /// - Parameter answer: called once: with nil when the request has been carried out, otherwise with an error. Called
-  ///   on the machine's thread, or on this thread if the request does not get there. Must not wait for the machine.
+  ///   on the machine's thread, or on the caller's thread if the machine's thread does not receive the request. Must
+  ///   not wait for the machine.
   func ask(_ request: MachineRequest, _ answer: @escaping @Sendable (RequestError?) -> Void)
 
   /// - Parameter listener: called for each notice, on the thread that caused it. Must not wait for the machine.
@@ -32,7 +33,7 @@ public enum MachineStatus: Hashable, Sendable {
   case shutdown
 }
 
-/// A change of the machine's state that listeners learn.
+/// A change of the machine's state that is reported to listeners.
 public enum MachineNotice: Hashable, Sendable {
   case tripleFault(processor: Int, instructionPointer: UInt64?)
   /// The guest is being reset. No CPU is running.
@@ -43,9 +44,9 @@ public enum MachineNotice: Hashable, Sendable {
   case powerDown
   case paused
   case resumed
-  /// A device is gone: its id, if it had one, and its path in the QOM tree.
+  /// A device is gone. The values are its id, if it had one, and its path in the QOM tree.
   case deviceDeleted(Identifier?, path: String)
-  /// The guest has refused to give up a device: its id, if it has one, and its path.
+  /// The guest has refused to give up a device. The values are the device's id, if it has one, and its path.
   case unplugRefused(Identifier?, path: String)
   /// The guest has reported by _OST how it handled a notification for a slot (ACPI 6.5, section 6.3.5). The id is nil
   /// if the slot is empty or its device has no id. `source` is the notification: 1 for a device check, 3 for an eject
@@ -83,7 +84,7 @@ final class MachineController: MachineControl {
 
   func ask(_ request: MachineRequest, _ answer: @escaping @Sendable (RequestError?) -> Void) {
     if case .resizeNode(let id, let size) = request {
-      // Resize on this thread: the resize needs nothing of the machine's thread, and it blocks on the host.
+      // Resize on the caller's thread: a resize blocks on the host and does not need the machine's thread.
       do throws(RequestError) {
         try board.resizeNode(id, to: size)
       } catch {

@@ -17,7 +17,7 @@ enum MachineEvent: Hashable, Sendable {
 
   // Requests of the host.
 
-  /// The request to end Nestling.
+  /// A request to end Nestling.
   case quit(MachineCause)
   case hostReset
   /// A request whose requester waits for an answer.
@@ -57,8 +57,8 @@ enum MachineEvent: Hashable, Sendable {
     }
   }
 
-  /// The next step of some work on the machine's thread. Either `run` is called, or `cancel` if the machine ends
-  /// before.
+  /// The next step of some work on the machine's thread. The thread calls `run`, or `cancel` if the machine ends before
+  /// this step.
   final class Continuation: Hashable, Sendable {
     let run: @Sendable () -> Void
     let cancel: @Sendable () -> Void
@@ -87,6 +87,6 @@ public enum MachineCause: Hashable, Sendable {
   case monitorReset
   /// SIGTERM, SIGINT or SIGHUP.
   case signal
-  /// The person at the terminal.
+  /// Ctrl-A X on the terminal.
   case terminal
 }

@@ -8,12 +8,12 @@ public final class MachineInspection: Sendable {
   public struct Function: Sendable {
     public struct Region: Hashable, Sendable {
       public let register: BaseAddressRegister
-      /// The address in the register; 0 before anything has written one.
+      /// The address in the register; 0 before the first write of an address.
       public let address: UInt64
     }
 
     public let address: RequesterID
-    /// The id of the function's device; nil if it has none.
+    /// The id of the function's device; nil if the device has none.
     public let id: String?
     public let description: FunctionDescription
     public let regions: [Region]
@@ -33,7 +33,7 @@ public final class MachineInspection: Sendable {
   /// The state of a chardev.
   public struct ChardevState: Hashable, Sendable {
     public let id: String
-    /// What the chardev is connected to, in QEMU's format: `unix:/tmp/socket,server=on`.
+    /// The endpoint of the chardev in QEMU's format: `unix:/tmp/socket,server=on`.
     public let name: String
     public let hasFrontend: Bool
   }
@@ -98,12 +98,12 @@ public final class MachineInspection: Sendable {
     }
   }
 
-  /// In the order of their admission.
+  /// The devices, in the order of their admission.
   public var devices: [Device] { board.devices.all }
-  /// In the order in which they were added.
+  /// The objects, in the order in which they were added.
   public var objects: [any ObjectOptions] { board.devices.objects }
 
-  /// In the order in which they were added. This opens their files, which may block.
+  /// The block nodes, in the order in which they were added. This opens their files, which may block.
   public var blockNodes: [BlockState] {
     let devices = board.devices.all
     return board.devices.blockNodes.map { node in
@@ -113,8 +113,8 @@ public final class MachineInspection: Sendable {
     }
   }
 
-  /// Returns the files of the backend that a request removes. A requester that holds them until it has the answer
-  /// closes them on its own thread, not on the machine's thread: closing a file may block on the host.
+  /// Returns the files of the backend that a request removes. The requester holds the files until it has the answer, so
+  /// that they are closed on its thread, not on the machine's thread: closing a file may block on the host.
   public func files(removedBy request: MachineRequest) -> [PassedDescriptor] {
     switch request {
     case .removeNode(let id): return board.devices.blockNodes.filter { $0.id == id }.compactMap(\.file)
@@ -127,14 +127,14 @@ public final class MachineInspection: Sendable {
   /// The kernel's thread IDs of the CPUs' threads, in the CPUs' order; empty while the CPUs are stopped.
   public var processorThreads: [Int] { processors.threadIDs }
 
-  /// How long exits have kept each CPU out of the guest, in the CPUs' order; empty while measuring is off.
+  /// The times for which exits have kept each CPU out of the guest, in the CPUs' order; empty while measuring is off.
   public var exitSummaries: [ExitSummary] { processors.exitSummaries }
   /// Restarts the measuring of exits, or ends it.
   public func measureExits(_ isOn: Bool) { processors.measureExits(isOn) }
 }
 
 extension ChardevOptions {
-  /// What the chardev is connected to, in QEMU's format.
+  /// The endpoint of the chardev in QEMU's format.
   var endpointName: String {
     switch self {
     case let options as SocketChardevOptions:

@@ -20,7 +20,7 @@ public enum MachineRequest: Sendable {
   /// Changes the size of a block node's file, in bytes. The answer comes when the disks that use the node have
   /// announced the new size to their drivers.
   case resizeNode(String, to: UInt64)
-  /// Sets what the guest's resets do from now on.
+  /// Sets the effect of the guest's resets from now on.
   case setRebootAction(MachineConfiguration.RebootAction)
 
   /// Whether the CPUs stop as soon as the request is posted, before the machine's thread handles it.
@@ -34,16 +34,16 @@ public enum MachineRequest: Sendable {
   }
 }
 
-/// Why a machine did not carry out a request. The request has changed nothing.
+/// The reason why a machine refused a request. The request has changed nothing.
 public enum RequestError: Error, Sendable {
   /// The machine is ending, or has ended.
   case ended
   /// A passed-through device reported an error. The machine must be reset first.
   case needsReset
-  /// Devices of this type are made with the board, and only then.
+  /// Devices of this type cannot be hot-plugged: they are made with the board.
   case notPluggable
   case noSuchBus(String)
-  /// Devices of this type do not go on the named bus, which is of the given kind.
+  /// Devices of this type do not fit the named bus, which has the given type.
   case wrongBus(typeName: String, DeviceBus)
   /// This bus accepts no changes while the machine runs.
   case noHotplug(bus: String)

@@ -12,15 +12,15 @@ import VTd
 /// 4. Run the CPUs until an event stops them. After a reset, continue with step 3. After a pause, the CPUs resume
 ///    later. Other events end the machine.
 public final class RunningMachine {
-  /// How the machine ended.
+  /// The way in which the machine ended.
   public enum Ending: Hashable, Sendable {
     /// The guest switched itself off, or reset itself while the reboot action was `shutdown`.
     case shutdown
-    /// A person, a monitor or a signal requested the end.
+    /// The terminal, a monitor or a signal requested the end.
     case quit
     /// The guest wrote to isa-debug-exit.
     case debugExit(status: Int32)
-    /// The guest could not continue. The text is one line that says why.
+    /// The guest could not continue. The text is one line with the reason.
     case crashed(String)
     /// The machine could not be reset, or could not resume its CPUs.
     case failed(StartError, isReset: Bool)
@@ -51,9 +51,9 @@ public final class RunningMachine {
   private let controller: MachineController
   private let hotplug: Hotplug
 
-  /// Steps 1 and 2.
+  /// Carries out steps 1 and 2.
   /// - Parameters:
-  ///   - interpreter: filters what is typed on standard input.
+  ///   - interpreter: filters the input of the terminal.
   ///   - onEnding: called when the end begins or is requested, even while the machine's thread hangs. Called on any
   ///     thread, possibly more than once.
   public init(
@@ -264,12 +264,12 @@ public final class RunningMachine {
     MachineInspection(configuration, board: board, chardevs: characters, processors: processors)
   }
 
-  /// - Parameter listener: called on any thread, for each notice about passed-through devices that people should see.
+  /// - Parameter listener: called on any thread, for each notice about passed-through devices for the user.
   public func onPassthroughNotice(_ listener: @escaping @Sendable (PassthroughNotice) -> Void) {
     board.passthrough.listen(listener)
   }
 
-  /// Takes requests to the machine, and adds listeners for its notices.
+  /// The interface for requests to the machine and for listeners to its notices.
   public var control: any MachineControl { controller }
 
   /// The state of the machine's IOMMUs. May be used on any thread.
@@ -317,7 +317,7 @@ public final class RunningMachine {
         controller.set(.running)
         try processors.start()
       }
-      // Start the chardevs last, so that a client's first request does not meet a machine that has not started yet.
+      // Start the chardevs last, so that no client's request arrives before the machine has started.
       try characters.start()
     } catch {
       throw .system(error)

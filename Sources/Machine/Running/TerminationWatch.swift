@@ -1,7 +1,7 @@
 import Linux
 
 /// Reports a termination signal even while the machine's thread hangs in a system call, for example when it opens a
-/// file of a server that does not respond. It leaves the signal pending, so that the machine can take it.
+/// file of a server that does not respond. The signal stays pending, so that the machine can take it, too.
 final class TerminationWatch: Sendable {
   private let end: EventDescriptor
   private let thread: Thread

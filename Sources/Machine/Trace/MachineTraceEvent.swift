@@ -3,11 +3,11 @@
 /// nanoseconds of the host's monotonic clock.
 public enum MachineTraceEvent: String, CaseIterable, Sendable {
   // ACPI hotplug. `bsel` is the slot's number in the ACPI tables. The device number below a root port is always 0.
-  /// The guest has read whether a device has appeared in a slot, or whether it should give one up.
+  /// The guest has read whether a device has appeared in a slot, or whether the guest should give up the device.
   case appearanceRead = "acpi_pci_up_read"
   case removalRead = "acpi_pci_down_read"
   case unplugRequested = "acpi_pci_unplug_request"
-  /// The guest has given up a device, or has dropped one that was pulled out.
+  /// The guest has given up a device, or has dropped a device that was pulled out.
   case slotEjected = "acpi_pci_eject_slot"
   /// The guest has evaluated _OST, which reports how it handled a notification (ACPI 6.5, section 6.3.5).
   case statusReported = "acpi_pci_ost"
@@ -24,7 +24,7 @@ public enum MachineTraceEvent: String, CaseIterable, Sendable {
   case built = "device_built"
   /// The device's functions are on their bus.
   case plugged = "device_plugged"
-  /// The device could not be built or plugged in, and is released again.
+  /// The device could not be built or plugged in, and has been released.
   case givenUp = "device_given_up"
   case removalRequested = "device_removal_requested"
   /// The guest has refused to give up the device.

@@ -2,11 +2,11 @@ import KVM
 import Linux
 import Synchronization
 
-/// Measures how long the handling of exits keeps one CPU out of the guest: from each return of KVM_RUN to the next
-/// entry, without the time inside KVM_RUN.
+/// Measures the time for which exits keep one CPU out of the guest: from each return of KVM_RUN to the next entry,
+/// without the time inside KVM_RUN.
 ///
-/// While it is off, it costs one load for each exit. While it is on, it reads the clock and the thread's count of
-/// preemptions twice for each exit.
+/// While measuring is off, it costs one load for each exit. While measuring is on, it reads the clock and the thread's
+/// count of preemptions twice for each exit.
 ///
 /// Lock order: its lock is a leaf.
 final class ExitTimes: Sendable {

@@ -5,8 +5,8 @@ import Synchronization
 /// Sends the messages of eventfds that VFIO signals and for which the kernel's routing table has no room. One thread
 /// waits for all of these eventfds. The first one starts the thread.
 ///
-/// Lock order: the lock of a route, then the locks here. The thread sends a message with the loop's lock held. Thus,
-/// when `stop` or another `send` has returned, the eventfd's old message is not sent any more.
+/// Lock order: the lock of a route, then this object's locks. The thread sends a message with the loop's lock held. So
+/// the thread no longer sends an eventfd's old message after `stop` or another `send` has returned.
 final class InterruptRelay: Sendable {
   /// An eventfd that stays open while the thread waits for it.
   final class Event: Sendable {

@@ -3,7 +3,7 @@ import PCI
 
 /// `isa-debug-exit`: an I/O port. A write of VALUE ends Nestling with the exit status `VALUE << 1 | 1`.
 ///
-/// QEMU's default ports are 0x501 and 0x502; ours are the ports that test kernels request from QEMU.
+/// QEMU's default ports are 0x501 and 0x502; Nestling's are the ports that test kernels request from QEMU.
 public struct DebugExitOptions: DeviceOptions, Hashable {
   public var id: Identifier?
   /// The first port.

@@ -5,7 +5,7 @@ import PCI
 public struct EduOptions: PCIDeviceOptions, Hashable {
   public var id: Identifier?
   public var function = PCIFunctionOptions()
-  /// The address bits that its DMA engine can drive.
+  /// The address bits that the device's DMA engine can drive.
   public var mask: UInt64 = 0xfff_ffff
 
   public init() {}

@@ -1,7 +1,7 @@
 import VTd
 
 /// `intel-iommu`: the options of a VT-d unit. Names and defaults are QEMU's (hw/i386/intel_iommu.c,
-/// hw/i386/x86-iommu.c); only `x-nested` is ours. CAP and ECAP below are the registers CAP_REG and ECAP_REG (VT-d
+/// hw/i386/x86-iommu.c); only `x-nested` is Nestling's. CAP and ECAP below are the registers CAP_REG and ECAP_REG (VT-d
 /// 11.4.2 and 11.4.3).
 public struct IntelIOMMUOptions: DeviceOptions, Hashable {
   public var id: Identifier?
@@ -11,7 +11,7 @@ public struct IntelIOMMUOptions: DeviceOptions, Hashable {
   public var scalableMode = false
   /// First-stage translation (ECAP.FSTS). Without `nested` it replaces the second stage in scalable mode.
   public var firstStage = false
-  /// First stage, second stage and nesting of the two together (ECAP.FSTS, SSTS, NEST), whatever `firstStage` says.
+  /// First stage, second stage and nested translation (ECAP.FSTS, SSTS, NEST), whether or not `firstStage` is on.
   public var nested = false
   /// Bits of a DMA address (CAP.MGAW, CAP.SAGAW): 39, 48 or 57.
   public var addressWidth: UInt8 = 48
@@ -37,7 +37,7 @@ public struct IntelIOMMUOptions: DeviceOptions, Hashable {
 
   public init() {}
 
-  /// The value of `intremap`. `auto` is on, because only the local APICs are in the kernel and the IOAPIC is ours.
+  /// The value of `intremap`. `auto` is on, because the kernel has only the local APICs, and Nestling has the IOAPIC.
   public var offersInterruptRemapping: Bool { interruptRemapping.resolved(auto: true) }
   /// The value of `eim` (ECAP.EIM), 32-bit x2APIC destinations. `auto` follows `intremap`.
   public var offersExtendedInterrupts: Bool { extendedInterrupts.resolved(auto: offersInterruptRemapping) }

@@ -9,11 +9,11 @@ import VTd
 public struct VFIOPCIOptions: PCIDeviceOptions, DescriptorTaking, Hashable {
   public var id: Identifier?
   public var function = PCIFunctionOptions()
-  /// Its address on the host: `0000:01:00.0`, or `01:00.0`.
+  /// The device's address on the host: `0000:01:00.0`, or `01:00.0`.
   public var host: String?
-  /// Its folder in sysfs.
+  /// The device's folder in sysfs.
   public var sysfsFolder: String?
-  /// Its open device file (`/dev/vfio/devices/vfioN`).
+  /// The open device file (`/dev/vfio/devices/vfioN`).
   public var file: DescriptorReference?
   /// The id of the iommufd object.
   public var iommufd: Identifier?
@@ -21,7 +21,7 @@ public struct VFIOPCIOptions: PCIDeviceOptions, DescriptorTaking, Hashable {
   public var romBar: UInt32 = 1
   /// The file that the guest sees as the expansion ROM; nil for the device's own ROM, empty for none.
   public var romFile: String?
-  /// How long the guest may take to release the device on the host's request, in milliseconds; 0 removes it at once.
+  /// The time in milliseconds that the guest has to release the device on the host's request; 0 removes it at once.
   ///
   /// The default is longer than the five seconds that Linux waits after a slot's attention button (pciehp_ctrl.c), and
   /// shorter than the ten seconds after which the host's kernel asks again (vfio_unregister_group_dev).
@@ -89,8 +89,8 @@ public struct VFIOPCIOptions: PCIDeviceOptions, DescriptorTaking, Hashable {
   ]
 }
 
-/// Builds a device of the host onto a board: finds and opens it, binds it to its iommufd object, checks it, attaches
-/// it, places it on the bus, and connects it to the unit above it.
+/// Builds a device of the host onto a board: finds, opens and checks the device, binds it to its iommufd object,
+/// attaches it to the guest's memory, places it on the bus, and connects it to its unit.
 extension VFIOPCIOptions: BoardDevice {
   func build(
     _ device: Device, on board: Board, with configuration: MachineConfiguration
@@ -165,7 +165,7 @@ extension VFIOPCIOptions: BoardDevice {
       let events = board.events
       do {
         try model.start { event in
-          // The machine's own thread carries out both, because this thread ends with the device.
+          // The machine's thread must carry out both actions, because this thread ends with the device.
           events.post(event == .error ? .deviceError : .hostRequest(identity, patience: requestPatience))
           shared.tell(PassthroughNotice(device: name, kind: event == .error ? .error : .request))
         }
@@ -237,8 +237,8 @@ extension VFIOPCIOptions: BoardDevice {
     }
   }
 
-  /// A device's translation services: those that the guest sees, the source of its page requests, and the kernel's
-  /// error if it refused these.
+  /// A device's translation services: those that the guest sees, the source of the page requests, and the kernel's
+  /// error if the kernel refused page requests.
   private struct Services {
     var offered: TranslationServices = []
     var requests: HostPageRequests?

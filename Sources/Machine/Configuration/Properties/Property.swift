@@ -44,7 +44,7 @@ public struct Property<Options: Sendable>: Sendable {
     show = { $0[keyPath: path]?.text }
   }
 
-  /// Creates a property of QEMU that has one fixed value here. Other values are refused, with the reason.
+  /// Creates a property of QEMU for which Nestling accepts only one value. Other values are refused with the reason.
   public init<Value: PropertyValue>(
     _ name: String, aliases: [String] = [], settled: Value, orAlso others: [Value] = [], because reason: String,
     help: String
@@ -73,7 +73,7 @@ public struct Property<Options: Sendable>: Sendable {
     self.show = show
   }
 
-  /// Returns the same property for options that contain these.
+  /// Returns the same property for options that contain these options as a part.
   func within<Outer: Sendable>(_ path: any WritableKeyPath<Outer, Options> & Sendable) -> Property<Outer> {
     let assign = assign
     let show = show

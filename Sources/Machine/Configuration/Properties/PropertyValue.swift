@@ -6,11 +6,11 @@ public protocol PropertyValue: Sendable, Hashable {
   /// The type's name, which help prints between `<` and `>`.
   static var typeName: String { get }
   init(text: String) throws(ValueError)
-  /// The value as a person types it.
+  /// The value as a user types it.
   var text: String { get }
 }
 
-/// Why a text is not a value of a property. The enclosing error holds the text.
+/// The reason why a text is not a value of a property. The enclosing error holds the text.
 public enum ValueError: Error, Hashable, Sendable {
   case notBoolean
   /// A whole number: decimal, or hexadecimal with 0x.
@@ -61,7 +61,7 @@ public enum OnOffAuto: String, CaseIterable, PropertyValue {
 
   public var text: String { rawValue }
 
-  /// Returns whether it is on, with the given meaning of `auto`.
+  /// Returns whether the value means on, with the given meaning of `auto`.
   public func resolved(auto: Bool) -> Bool {
     switch self {
     case .on: true
@@ -168,7 +168,7 @@ extension RequesterID: PropertyValue {
 
 /// Ids or addresses of devices, joined by `+`, because a comma would end the property.
 public struct DeviceNames: PropertyValue {
-  /// At least one.
+  /// The names, at least one.
   public let names: [String]
 
   public static var typeName: String { "list" }

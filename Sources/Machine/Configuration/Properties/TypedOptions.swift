@@ -2,7 +2,7 @@ import VTd
 
 /// Options as a struct: a typed field for each property, and the table that fills the fields from names and values.
 ///
-/// After `init(_:)` code reads the fields; it looks up nothing by name.
+/// After `init(_:)`, code uses the fields and looks up no property by name.
 public protocol TypedOptions: Sendable {
   /// Creates options with every property at its default.
   init()
@@ -40,7 +40,7 @@ public struct PropertyRule<Options: Sendable>: Sendable {
 
   public init(_ check: @escaping @Sendable (Options) throws(PropertyError) -> Void) { self.check = check }
 
-  /// - Parameter problem: The text for people, which is a part of the table, as help is.
+  /// - Parameter problem: The text of the error message. It is part of the table, as help is.
   public init(otherwise problem: String, _ holds: @escaping @Sendable (Options) -> Bool) {
     check = { (options) throws(PropertyError) in if !holds(options) { throw .rule(problem) } }
   }
@@ -58,7 +58,7 @@ public struct PropertyAssignment: Hashable, Sendable {
   }
 }
 
-/// Why names and values are not valid options.
+/// The reason why names and values are not valid options.
 public enum PropertyError: Error, Hashable, Sendable {
   case unknown(name: String, known: [String])
   case value(name: String, text: String, ValueError)
