@@ -70,13 +70,13 @@ public protocol DMAPort: AnyObject, Sendable {
 
   /// Translates the start of a request that is in flight.
   /// - Parameter count: size of the request in bytes, not zero.
-  /// - Returns: the physical segment at `address`: at most `count` bytes, all within one translation. It may lie outside
-  ///   RAM; the access itself checks that.
+  /// - Returns: the physical segment at `address`: at most `count` bytes, all within one translation. It may lie
+  ///   outside RAM; the access itself checks that.
   func translate(_ address: UInt64, count: Int, for access: DMAAccess) throws(DMAError) -> PhysicalSegment
 
-  /// Takes a 4-byte write that no RAM answers, if it is an interrupt request.
-  /// - Parameter address: translated.
-  /// - Returns: whether it is one.
+  /// Handles a 4-byte write that no RAM answers, if the write is an interrupt request.
+  /// - Parameter address: the translated address.
+  /// - Returns: whether the write is an interrupt request.
   func sendMessage(_ data: UInt32, to address: UInt64) -> Bool
 
   /// Records, where the function's driver can see it, that no memory answered a request of this port.

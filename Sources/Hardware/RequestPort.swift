@@ -1,5 +1,5 @@
-// The two ends between which requests and messages of a function travel: `RequestPort` is the root complex as the function
-// sees it, `TranslationCache` the function as the root complex sees it.
+// The two ends of the path of a function's requests and messages: `RequestPort` is the root complex as the function
+// sees it, and `TranslationCache` is the function as the root complex sees it.
 
 /// The source of a function's ports: an IOMMU, or the board if there is none.
 public protocol DMARemapper: AnyObject, Sendable {
@@ -12,8 +12,8 @@ public protocol DMARemapper: AnyObject, Sendable {
 
 /// All requests that one function can send to the root complex.
 public protocol RequestPort: AnyObject, Sendable {
-  /// Returns the port for untranslated requests. It ignores Execute Requested of the prefix, which each access states in
-  /// its `DMAAccess`.
+  /// Returns the port for untranslated requests. It ignores Execute Requested of the prefix, which each access states
+  /// in its `DMAAccess`.
   func dmaPort(for prefix: PASIDPrefix?) -> any DMAPort
 
   /// The port for requests with translated addresses (AT 10b).
@@ -29,8 +29,8 @@ public protocol RequestPort: AnyObject, Sendable {
   /// - Parameter tags: bit n set: the request with tag n is complete.
   func completeInvalidations(_ tags: UInt32)
 
-  /// Directs invalidations and page responses to `cache`. nil disconnects the cache and completes the invalidations that
-  /// it has not completed.
+  /// Directs invalidations and page responses to `cache`. nil disconnects the cache and completes the invalidations
+  /// that it has not completed.
   func connect(_ cache: (any TranslationCache)?)
 
   /// Waits as `RequestsInFlight.drain` does, for all requests of the port, translation requests included. The function
@@ -47,8 +47,8 @@ extension RequestPort {
 
 /// A function with its own translation cache (ATC), as the root complex sees it.
 public protocol TranslationCache: AnyObject, Sendable {
-  /// Invalidates cached translations. Once no request uses them any more, the function calls
-  /// `RequestPort.completeInvalidations` with the tag: either before this returns, or later on another thread that holds
+  /// Invalidates cached translations. When no request uses them any more, the function calls
+  /// `RequestPort.completeInvalidations` with the tag: either within this call, or later on another thread that holds
   /// no request in flight. Must not wait for anything that software controls.
   func invalidate(_ request: InvalidateRequest)
 

@@ -50,7 +50,8 @@ public final class Requester: Sendable {
     set { identifier.store(newValue.rawValue, ordering: .relaxed) }
   }
 
-  /// Command register bit 2 (BME): the function may make requests. Reads as clear while that of a bridge above is clear.
+  /// Whether the function may make requests: Bus Master Enable (Command register bit 2) of the function and of all
+  /// bridges above it.
   public var busMasterEnable: Bool {
     get { busMaster.load(ordering: .acquiring) == 1 && upstream?.busMasterEnable != false }
     set {
@@ -65,7 +66,8 @@ public final class Requester: Sendable {
   /// Stops the function's requests for good: `busMasterEnable` reads as clear from now on.
   public func revoke() { busMaster.bitwiseOr(2, ordering: .sequentiallyConsistent) }
 
-  /// Records that nothing answered a request of the function: Unsupported Request, or Master-Abort on a conventional bus.
+  /// Records that nothing answered a request of the function: Unsupported Request, or Master-Abort on a conventional
+  /// bus.
   public func receiveMasterAbort() { masterAborted.store(true, ordering: .releasing) }
 
   /// Returns whether a request was unanswered since the last call, for Received Master Abort (Status register bit 13).

@@ -5,8 +5,8 @@ import Synchronization
 /// Code that invalidates a translation, or removes a function, first makes that change and then calls `drain`. When
 /// `drain` returns, no request in flight still uses the old state (VT-d 6.5.5, "Draining of requests to memory").
 ///
-/// Each request is counted in the phase in which it begins. A drain starts the other phase and waits for the requests of
-/// the old one, so later requests do not delay it. The begin and the end of a request cost one atomic addition each.
+/// Each request is counted in the phase in which it begins. A drain starts the other phase and waits for the requests
+/// of the old one, so later requests do not delay it. The begin and the end of a request cost one atomic addition each.
 public final class RequestsInFlight: Sendable {
   /// The phase in which a request began. The caller passes it to `end`, once.
   public struct Phase: Sendable {
@@ -39,7 +39,8 @@ public final class RequestsInFlight: Sendable {
     } else {
       endedEven.wrappingAdd(1, ordering: .sequentiallyConsistent)
     }
-    // Read after the addition. The drain sets the flag before it reads the count, so at least one side sees the other.
+    // Read the flag after the addition. The drain sets the flag before it reads the count, so at least one sees the
+    // other.
     if isAwaited.load(ordering: .sequentiallyConsistent) { sleeper.withLock { $0 }?.unpark() }
   }
 
@@ -58,7 +59,7 @@ public final class RequestsInFlight: Sendable {
         isAwaited.store(false, ordering: .relaxed)
         sleeper.withLock { $0 = nil }
       }
-      // Ready for the next phase of the same parity, whose requests begin after the next exchange.
+      // Reset the count for the next phase of the same parity, whose requests begin after the next exchange.
       if isOdd { endedOdd.store(0, ordering: .relaxed) } else { endedEven.store(0, ordering: .relaxed) }
     }
   }
@@ -68,8 +69,8 @@ public final class RequestsInFlight: Sendable {
   }
 }
 
-/// A request that is in flight for as long as the value exists. It covers work after the translation, such as a read of a
-/// file into translated segments. Its holder must not wait for anything that the guest controls.
+/// A request that is in flight for as long as the value exists. It covers work after the translation, such as a read of
+/// a file into translated segments. Its holder must not wait for anything that the guest controls.
 public struct RequestInFlight: ~Copyable, Sendable {
   private let requests: RequestsInFlight
   private let phase: RequestsInFlight.Phase

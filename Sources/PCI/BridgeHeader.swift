@@ -1,7 +1,7 @@
 import Hardware
 
-/// A bridge's type 1 header (PCI Express Base 7.5.1.3): the numbers of the buses behind the bridge, and the addresses that
-/// it forwards to them. A plain value, decoded from configuration space; any content of the registers is valid.
+/// A bridge's type 1 header (PCI Express Base 7.5.1.3): the numbers of the buses behind the bridge, and the addresses
+/// that it forwards to them. A plain value, decoded from configuration space; any content of the registers is valid.
 public struct BridgeHeader: Equatable, Sendable {
   enum Offset {
     static let primaryBus = 0x18
@@ -42,7 +42,7 @@ public struct BridgeHeader: Equatable, Sendable {
   public let io: Window
   public let memory: Window
   public let prefetchable: Window
-  /// The bridge forwards only the first 256 bytes of each KiB of the I/O window.
+  /// Whether the bridge forwards only the first 256 bytes of each KiB of the I/O window.
   let isaEnable: Bool
   let secondaryBusReset: Bool
 

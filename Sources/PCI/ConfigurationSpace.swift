@@ -9,7 +9,8 @@ public struct ConfigurationSpace: Sendable {
   private var bytes = [UInt8](repeating: 0, count: size)
   private var writable = [UInt8](repeating: 0, count: size)
   private var writeOneToClear = [UInt8](repeating: 0, count: size)
-  /// Where `addCapability` stores the next capability's offset: the next pointer of the last one, or 0x34.
+  /// The place where `addCapability` stores the next capability's offset: the next pointer of the last capability, or
+  /// 0x34.
   private var lastCapabilityPointer = StandardOffset.capabilitiesPointer
   private var nextCapability = 0x40
   private var lastExtendedCapability: Int?

@@ -1,11 +1,12 @@
 import Hardware
 import Synchronization
 
-/// One device's connections to the machine. It makes or records the device's DMA ports, workers, timers and other
+/// One device's connections to the machine: makes or records the device's DMA ports, workers, timers and other
 /// resources, so that `Function.revoke` ends all of them, in the same order for every device.
 ///
-/// An access to the device's registers is counted as in flight before it checks whether the device is refused, and until
-/// it has left the model. That costs two atomic additions. A device obtains its ports and workers while it is built.
+/// An access to the device's registers is counted as in flight from before the check whether the device is refused,
+/// until the access has left the model. The count costs two atomic additions. A device obtains its ports and workers
+/// while it is built.
 ///
 /// Lock order: `records` is a leaf.
 public final class DeviceEnvironment: Sendable {
@@ -72,16 +73,16 @@ public final class DeviceEnvironment: Sendable {
     return worker
   }
 
-  /// Wraps a timer for use by the device: its handler no longer runs once the device is refused. A running handler counts
-  /// as an access in flight, so it must not wait for anything that a revocation waits for.
+  /// Wraps a timer for use by the device: its handler no longer runs once the device is refused. A running handler
+  /// counts as an access in flight, so it must not wait for anything that a revocation waits for.
   public func timer(_ timer: any OneShotTimer) -> any OneShotTimer { DeviceTimer(timer, gate: gate) }
 
   /// Records another activity of the device. `drain` calls `stop` after it has stopped the workers; `stop` returns when
   /// the activity has ended.
   public func onStop(_ stop: @escaping @Sendable () -> Void) { records.withLock { $0.stops.append(stop) } }
 
-  /// Records a resource that the rest of the board holds for the device. `release` is called when nothing of the device is
-  /// in flight; the last one recorded is called first.
+  /// Records a resource that the rest of the board holds for the device. `release` is called when nothing of the device
+  /// is in flight; the last one recorded is called first.
   public func onRelease(_ release: @escaping @Sendable () -> Void) { records.withLock { $0.releases.append(release) } }
 
   // MARK: Revocation
@@ -134,7 +135,8 @@ final class DeviceGate: Sendable {
   /// - Returns: the argument for `leave`; nil if the gate is closed.
   @inline(__always)
   func enter() -> RequestsInFlight.Phase? {
-    // Counted before the check, so that a drain after the closing waits for each access that found the gate open.
+    // Count the access before the check, so that a drain after the closing waits for each access that found the gate
+    // open.
     let phase = accesses.begin()
     if !isClosed { return phase }
     accesses.end(phase)

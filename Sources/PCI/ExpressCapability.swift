@@ -1,7 +1,7 @@
 import Hardware
 
-/// The PCI Express capability, version 2: PCI Express Base 7.5.3. A root complex integrated endpoint has no link, and only
-/// a port has a slot; the registers are zero where there is none. Links have one lane at 2.5 GT/s.
+/// The PCI Express capability, version 2: PCI Express Base 7.5.3. A root complex integrated endpoint has no link, and
+/// only a port has a slot; the registers of a missing link or slot are zero. Links have one lane at 2.5 GT/s.
 public struct ExpressCapability {
   /// The registers of an endpoint's link: one lane at 2.5 GT/s, no ASPM, with ASPM Optionality Compliance set. Software
   /// may set ASPM, the read completion boundary, common clock and extended synch.
@@ -61,7 +61,8 @@ public struct ExpressCapability {
     writable.store(UInt16(0xf), at: 0x30 - 2)
   }
 
-  /// Adds the registers of a port. `SlotRegisters` provides Slot Control and Slot Status; without hotplug they are zero.
+  /// Adds the registers of a port. `SlotRegisters` provides Slot Control and Slot Status; without hotplug they are
+  /// zero.
   private func add(_ port: ExpressPort, _ bytes: inout [UInt8], _ writable: inout [UInt8]) {
     // Slot Implemented.
     bytes.store(bytes.load(UInt16.self, at: 0x02 - 2) | 1 << 8, at: 0x02 - 2)
@@ -82,7 +83,7 @@ public struct ExpressPort: Hashable, Sendable {
   public var portNumber: UInt8
   /// 0 to 0x1fff.
   public var slotNumber: UInt16
-  /// The kind of hotplug; nil for a slot without it.
+  /// The hotplug method; nil for a slot without hotplug.
   var hotplug: HotplugWay?
 
   public init(portNumber: UInt8, slotNumber: UInt16) {

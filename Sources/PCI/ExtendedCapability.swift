@@ -1,7 +1,7 @@
 import Hardware
 
-/// A capability of the list at 0x100: PCI Express Base 7.6.3. It defines the bits that software may change; the function's
-/// model acts on the writes.
+/// A capability of the list at 0x100: PCI Express Base 7.6.3. It defines the bits that software may change; the
+/// function's model acts on the writes.
 public struct ExtendedCapability: Hashable, Sendable {
   public let id: UInt16
   public let version: UInt8
@@ -28,8 +28,8 @@ public struct ExtendedCapability: Hashable, Sendable {
       id: AccessControl.id, version: 1, body: bits + [0, 0], writable: [0, 0] + bits)
   }
 
-  /// Advanced Error Reporting of a root port (AER; 7.8.4): all registers with their defaults. Links of this model have no
-  /// errors.
+  /// Advanced Error Reporting of a root port (AER; 7.8.4): all registers with their defaults. Links of this model have
+  /// no errors.
   public static var rootPortErrorReporting: ExtendedCapability {
     let uncorrectable: UInt32 = 0x003f_f030
     let correctable: UInt32 = 0x31c1
@@ -51,8 +51,8 @@ public struct ExtendedCapability: Hashable, Sendable {
     return ExtendedCapability(id: 0x0001, version: 2, body: body, writable: writable, writeOneToClear: clearable)
   }
 
-  /// Returns Address Translation Services (ATS; 10.5.1) with page-aligned requests, without Global Invalidate and relaxed
-  /// ordering.
+  /// Returns Address Translation Services (ATS; 10.5.1) with page-aligned requests, without Global Invalidate and
+  /// relaxed ordering.
   /// - Parameter invalidateQueueDepth: the number of invalidate requests that the function can hold, 1 to 32.
   public static func addressTranslation(invalidateQueueDepth: Int) -> ExtendedCapability {
     precondition((1...32).contains(invalidateQueueDepth), "the depth of the invalidate queue is 1 to 32")
@@ -116,9 +116,10 @@ public struct AddressTranslationControl: RawRepresentable, Hashable, Sendable {
   public let rawValue: UInt16
   public init(rawValue: UInt16) { self.rawValue = rawValue }
 
-  /// The function may cache translations (E).
+  /// Whether the function may cache translations (E).
   public var isEnabled: Bool { rawValue[bit: 15] }
-  /// Smallest Translation Unit (STU): log2 of the smallest number of bytes in a translation or an invalidation, 12 or more.
+  /// Smallest Translation Unit (STU): log2 of the smallest number of bytes in a translation or an invalidation, 12 or
+  /// more.
   public var smallestTranslationShift: Int { 12 + Int(rawValue[bits: 0...4]) }
 }
 

@@ -1,7 +1,7 @@
 import Hardware
 import Synchronization
 
-/// Where a function's BARs are on the buses, as the function's model knows it.
+/// The places of a function's BARs on the buses, as last reported to the function's model.
 struct BARPlacements {
   struct Placement {
     /// The address that the model received last.
@@ -51,7 +51,7 @@ extension Function {
         guard base != placing.bars[index].base else { continue }
         let bus = bus(of: bar)
         if placing.bars[index].base != nil {
-          // The model first: once the bus has detached the region, regions behind it become visible.
+          // Notify the model first: once the bus has detached the region, regions behind it become visible.
           model?.placed(bar: bar.index, at: nil, visible: [])
           if let attachment = placing.bars[index].attachment { bus.detach(attachment, affecting: &affected) }
         }
@@ -68,7 +68,7 @@ extension Function {
       }
     }
     finishPlacing()
-    // Without `placing`: other functions take their own.
+    // Call this without `placing`, because other functions take their own `placing`.
     for device in affected { device.visiblePartsChanged() }
   }
 
@@ -106,8 +106,8 @@ extension Function {
     }
   }
 
-  /// Reports to the model that no BAR decodes, and to the devices behind the BARs that they may be visible. The function
-  /// is refused, and nothing of it is in flight.
+  /// Reports to the model that no BAR decodes, and to the devices behind the BARs that they may be visible. The
+  /// function is refused, and nothing of it is in flight.
   func withdrawRegions() {
     updatePlacement()
     let uncovered = placing.withLock { placing in

@@ -14,19 +14,19 @@ public struct RevocationTimes: Hashable, Sendable {
 
 /// The removal of a function in three steps: refuse, drain, release. There is no other way to remove a function.
 extension Function {
-  /// Makes the function unreachable for the guest at once. Configuration reads return all ones, the BARs leave the buses,
-  /// the function's own requests are refused for good, and it sends no interrupts. Until `revoke`, a doorbell in the
-  /// kernel still wakes a worker, which then does nothing: its removal from the kernel could block a vCPU for
+  /// Makes the function unreachable for the guest at once. Configuration reads return all ones, the BARs leave the
+  /// buses, the function's own requests are refused for good, and it sends no interrupts. Until `revoke`, a doorbell in
+  /// the kernel still wakes a worker, which then does nothing: its removal from the kernel could block a vCPU for
   /// milliseconds.
   ///
-  /// Any thread may call this, also several at once, and also a vCPU during an access to this function, since it does not
-  /// block. It only tries locks that are held across a call into the model or the host; if such a lock is taken, its
-  /// holder completes the work when it releases the lock. Accesses in flight complete, but cannot undo any of this.
+  /// Any thread may call this, also several at once, and also a vCPU during an access to this function, since it does
+  /// not block. It only tries locks that are held across a call into the model or the host; if such a lock is taken,
+  /// its holder completes the work when it releases the lock. Accesses in flight complete, but cannot undo any of this.
   ///
-  /// The model keeps its host resources until `revoke`: a passed-through device continues its DMA, with translations that
-  /// follow the guest's; the kernel forwards the device's messages; and vCPUs reach the mapped pages of its BARs.
+  /// The model keeps its host resources until `revoke`: a passed-through device continues its DMA, with translations
+  /// that follow the guest's; the kernel forwards the device's messages; and vCPUs reach the mapped pages of its BARs.
   public func refuse() {
-    // Counted as an access, so that a revocation on another thread waits for the end of this call.
+    // Count this call as an access, so that a revocation on another thread waits for its end.
     let phase = environment.gate.accesses.begin()
     defer { environment.gate.accesses.end(phase) }
     environment.gate.close()
@@ -58,7 +58,7 @@ extension Function {
       environment.drain()
       let drained = now()
       times.drain = drained &- refused
-      // First the records of the rest of the board about the device, then its BARs, then its own resources.
+      // Release first the board's records about the device, then its BARs, then its own resources.
       environment.release()
       withdrawRegions()
       model?.released()

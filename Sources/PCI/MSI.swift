@@ -31,8 +31,8 @@ public final class MSI: Sendable {
   /// Whether MSI Enable is set. The function then does not use INTx.
   public var isEnabled: Bool { state.withLock { $0.enabled } }
 
-  /// Sends a vector's message, or sets its pending bit while the vector is masked. Vectors beyond the granted ones map to
-  /// those.
+  /// Sends a vector's message, or sets its pending bit while the vector is masked. Vectors beyond the granted ones map
+  /// to granted vectors.
   public func signal(_ vector: Int) {
     guard vector >= 0, vector < vectorCount, requester.busMasterEnable else { return }
     state.withLock { state in

@@ -1,8 +1,8 @@
 import Hardware
 
 /// The PCI setup that firmware performs before an operating system starts: it numbers the buses, assigns each BAR an
-/// address in the board's windows, opens each port's windows for the BARs below it, and enables decoding. Nestling has no
-/// firmware, so the board runs this at start and after a reset.
+/// address in the board's windows, opens each port's windows for the BARs below it, and enables decoding. Nestling has
+/// no firmware, so the board runs this at start and after a reset.
 public struct ResourcePlacement: Sendable {
   /// The address ranges that the host bridge forwards to BARs.
   public struct Windows: Hashable, Sendable {
@@ -38,7 +38,7 @@ public struct ResourcePlacement: Sendable {
     let window: BridgeWindow
     /// Whether the range may be above 4 GiB.
     let isWide: Bool
-    /// Whether the range should be above 4 GiB: it is empty so far, and others may need the room below.
+    /// Whether the range should be above 4 GiB: it contains no BAR yet, and other requests may need the room below.
     var prefersHigh = false
 
     var address: RequesterID {
@@ -135,12 +135,12 @@ public struct ResourcePlacement: Sendable {
     }
   }
 
-  /// The bytes of each memory window that a port with hotplug gets for later devices, as in SeaBIOS. I/O windows get only
-  /// the reserved bytes.
+  /// The bytes of each memory window that a port with hotplug gets for later devices, as in SeaBIOS. I/O windows get
+  /// only the reserved bytes.
   static let hotplugRoom: UInt64 = 2 << 20
 
-  /// Finds an address for every request. If the room does not suffice with all reserves for hotplug, present devices come
-  /// first, then the empty ports in order of address, with 1 MiB each below 4 GiB.
+  /// Finds an address for every request. If the room does not suffice with all reserves for hotplug, present devices
+  /// come first, then the empty ports in order of address, with 1 MiB each below 4 GiB.
   private mutating func plan(_ functions: [Function], _ ports: [RootPort]) throws(NoRoom) -> Plan {
     let all = self
     let room = [BridgeWindow.memory: Self.hotplugRoom, .prefetchable: Self.hotplugRoom]

@@ -1,6 +1,6 @@
 import Hardware
 
-/// The kind of hotplug below ports. The whole machine uses one, which `_OSC` grants to the guest.
+/// The hotplug method below ports. The whole machine uses one method, which `_OSC` grants to the guest.
 public enum HotplugWay: Hashable, Sendable, CaseIterable {
   /// ACPI's `Notify` and `_EJ0` (ACPI 6.5, sections 5.6.6 and 6.3.3): a separate controller handles all slots.
   case acpi

@@ -11,7 +11,7 @@ public final class RootPort: FunctionModel {
   /// The room that firmware reserves for later devices, in bytes, and the number of buses besides the link's.
   public struct Reservation: Hashable, Sendable {
     public var io: UInt64 = 0
-    /// nil for the firmware's default, which is nothing without hotplug.
+    /// The room for memory BARs; nil for the firmware's default, which is zero for a port without hotplug.
     public var memory: UInt64?
     public var prefetchable: UInt64?
     public var buses: UInt8 = 0
@@ -22,7 +22,7 @@ public final class RootPort: FunctionModel {
   private struct Published: Sendable {
     var header: BridgeHeader
     var isLinkUp = true
-    /// nil without hotplug.
+    /// The slot's registers; nil without hotplug.
     var slot: SlotRegisters?
     /// The level of the slot's interrupt.
     var interrupts = false
@@ -32,7 +32,7 @@ public final class RootPort: FunctionModel {
   /// The link below.
   public let bus: Bus
   public let reservation: Reservation
-  /// The kind of hotplug; nil for a slot without it.
+  /// The hotplug method; nil for a slot without hotplug.
   public let hotplug: HotplugWay?
   private let routes: BusRoutes
   private let published: Mutex<Published>
@@ -185,7 +185,7 @@ public final class RootPort: FunctionModel {
       if let slot = published.slot {
         published.slot?.linkBecame(active: slot.isPresent && published.isLinkUp)
         published.interrupts = published.slot?.interrupts == true
-        // Under the lock, so that the wire keeps the level of the later of two changes.
+        // Drive the wire under the lock, so that it keeps the level of the later of two changes.
         if published.interrupts != before.interrupts { function.setINTx(published.interrupts) }
       }
       return (before, published, result)

@@ -1,13 +1,16 @@
 import Hardware
 
 /// The registers of a slot with hotplug: Slot Capabilities, Slot Control and Slot Status (PCI Express Base 7.5.3.9 to
-/// 7.5.3.11; 6.7 describes their behaviour). A plain value: it takes writes and returns the actions for its owner.
+/// 7.5.3.11; section 6.7 describes their behaviour). A plain value: it takes writes and returns the actions for its
+/// owner.
 ///
-/// A slot with native hotplug has an attention button, both indicators and a power controller, but no latch, interlock or
-/// power faults. Hot-Plug Surprise is clear, as Linux treats a link that goes down as a removal in any case. A slot with
-/// ACPI hotplug is hot-plug capable, so that operating systems leave room below the port, and it is always powered.
+/// A slot with native hotplug has an attention button, both indicators and a power controller, but no latch, interlock
+/// or power faults. Hot-Plug Surprise is clear, as Linux treats a link that goes down as a removal in any case. A slot
+/// with ACPI hotplug is hot-plug capable, so that operating systems leave room below the port, and it is always
+/// powered.
 ///
-/// An insertion never presses the button: while software switches the slot on or off, a press would cancel that.
+/// An insertion never presses the button, because a press while software switches the slot on or off would cancel this
+/// command.
 struct SlotRegisters: Sendable {
   /// The action for the owner after a write by software.
   enum Outcome: Sendable {
@@ -26,7 +29,7 @@ struct SlotRegisters: Sendable {
     static let presenceDetectChanged = Events(rawValue: 1 << 3)
     static let commandCompleted = Events(rawValue: 1 << 4)
     static let linkStateChanged = Events(rawValue: 1 << 8)
-    /// The RW1C bits.
+    /// The events that the slot has, whose bits are RW1C.
     static let all: Events = [.attentionButtonPressed, .presenceDetectChanged, .commandCompleted, .linkStateChanged]
   }
 
@@ -36,7 +39,7 @@ struct SlotRegisters: Sendable {
     static let hotPlugInterruptEnable = 5
     static let attentionIndicator = 6...7
     static let powerIndicator = 8...9
-    /// Set: the power is off.
+    /// The bit that switches the power off when it is set.
     static let powerController = 10
     static let linkStateChangedEnable = 12
     /// The enables that have the same bit as their events in Slot Status.
@@ -54,7 +57,7 @@ struct SlotRegisters: Sendable {
   /// The state of a request to remove the device.
   private enum Removal {
     case none
-    /// The button is pressed once the slot is on.
+    /// The button will be pressed when the slot is on.
     case deferred
     case pressed
     /// The power indicator blinks: software would take another press as a cancellation.
@@ -71,8 +74,8 @@ struct SlotRegisters: Sendable {
   private var removal = Removal.none
   /// Whether software has commanded power on since the insertion of the device.
   private var isNoticed = false
-  /// Whether software has set the indicator on after that. Only then does switching the slot off eject the device: a device
-  /// that replaces one that was pulled out must ignore the commands that software meant for the old one.
+  /// Whether software has set the indicator on after that. Only then does switching the slot off eject the device: a
+  /// device that replaces one that was pulled out must ignore the commands that software meant for the old one.
   private var isInUse = false
   /// Whether `eject` was returned for the device.
   private var isEjected = false
@@ -95,8 +98,8 @@ struct SlotRegisters: Sendable {
   /// The RW bits of Slot Control: those of the elements that the slot has.
   private var writable: UInt16 { way == .native ? 0x17f9 : 0x1028 }
 
-  /// Resets the slot. An occupied slot and its power indicator are on, an empty slot is off. Drops events and a request to
-  /// remove the device.
+  /// Resets the slot. An occupied slot and its power indicator are on, an empty slot is off. Drops events and a request
+  /// to remove the device.
   mutating func reset(isPresent: Bool) {
     self.isPresent = isPresent
     isLinkActive = isPresent

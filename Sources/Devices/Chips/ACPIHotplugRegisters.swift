@@ -3,8 +3,8 @@ import Hardware
 /// The registers by which the DSDT's methods plug and unplug devices, as a value. `ACPIHotplug` is their wiring.
 ///
 /// The layout is QEMU's (docs/specs/acpi_pci_hotplug.rst, hw/acpi/pcihp.c): `select` chooses a bus, and each other
-/// register has a bit per device on that bus. Here the bus is the link below a hot-pluggable root port. So bit 0 is its
-/// only device, and `select` is the slot's number. The registers from 0x18 on are our own.
+/// register has a bit per device on that bus. In Nestling the bus is the link below a hot-pluggable root port. So bit 0
+/// is its only device, and `select` is the slot's number. QEMU does not have the registers from 0x18 on.
 ///
 ///     0x00 up         bit 0: a device has appeared. A read clears it.
 ///     0x04 down       bit 0: the guest shall eject the device. A read clears it, so a request is announced once.
@@ -124,7 +124,7 @@ public struct ACPIHotplugRegisters: Sendable {
     slots[slot].isOccupied = false
     slots[slot].hasAppeared = false
     slots[slot].isToBeEjected = false
-    // Even if the guest has not read the insertion: it may have found the device itself.
+    // Announce this even if the guest has not read the insertion: it may have found the device itself.
     guard announced, slots[slot].loss == nil else { return false }
     slots[slot].loss = .unread
     return true

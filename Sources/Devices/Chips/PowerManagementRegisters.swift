@@ -6,7 +6,7 @@ import Hardware
 ///     0x00 PM1_STS  0x02 PM1_EN  0x04 PM1_CNT  0x08 PM_TMR  0x20 GPE0_STS (8)  0x28 GPE0_EN (8)
 ///
 /// The registers are accessed by bytes, so an access of any width may span several. The timer's carry (TMR_STS) is
-/// detected at accesses to the registers only, so it raises SCI no earlier.
+/// detected at accesses to the registers only, so it does not raise SCI before an access.
 struct PowerManagementRegisters: Sendable {
   /// The bits of PM1_STS and PM1_EN.
   struct Events: OptionSet, Hashable, Sendable {
@@ -29,8 +29,8 @@ struct PowerManagementRegisters: Sendable {
   private enum Control {
     /// SCI_EN: always set, as there is no SMI that could deliver the events (FADT: SMI_CMD zero).
     static let sciEnable: UInt16 = 1 << 0
-    /// BM_RLD (bit 1) and SLP_TYP (bits 12:10) read back. GBL_RLS (bit 2) and SLP_EN (bit 13) are write-only; GBL_RLS has
-    /// no effect, as there is no firmware.
+    /// BM_RLD (bit 1) and SLP_TYP (bits 12:10) read back. GBL_RLS (bit 2) and SLP_EN (bit 13) are write-only; GBL_RLS
+    /// has no effect, as there is no firmware.
     static let stored: UInt16 = 1 << 1 | 7 << 10
     static let sleepEnable: UInt16 = 1 << 13
   }

@@ -2,16 +2,16 @@
 /// wiring.
 ///
 /// The line is infinitely fast while the other end takes bytes: a written byte is sent before the write ends. While the
-/// other end takes none, THRE and TEMT are clear, and bytes stay in the holding register or the transmitter's FIFO; bytes
-/// that do not fit are lost, as on the chip. The character timeout of four character times elapses at once, so bytes in
-/// the receiver below its trigger level cause it immediately.
+/// other end takes none, THRE and TEMT are clear, and bytes stay in the holding register or the transmitter's FIFO;
+/// bytes that do not fit are lost, as on the chip. The character timeout of four character times elapses at once, so
+/// bytes in the receiver below its trigger level cause it immediately.
 ///
 /// INTR is the chip's output. A PC gates it by OUT2; this model does not, like QEMU, since small kernels do not set it.
 struct UART16550: Sendable {
   /// The effects of an access beyond the registers.
   struct Effects: Hashable, Sendable {
-    /// INTR was low at some moment of the access, though it may be high again: an edge-triggered interrupt controller must
-    /// see that.
+    /// Whether INTR was low at some moment of the access, though it may be high again: an edge-triggered interrupt
+    /// controller must see the low level.
     var interruptFell = false
 
     init() {}
@@ -19,7 +19,7 @@ struct UART16550: Sendable {
 
   static let fifoDepth = 16
 
-  /// The inputs from the other end: a modem that is online and ready.
+  /// The inputs from the other end, which are those of a modem that is online and ready.
   private static let peer: ModemStatus = [.dataCarrierDetect, .dataSetReady, .clearToSend]
 
   private var interruptEnable: InterruptEnable = []
@@ -30,7 +30,7 @@ struct UART16550: Sendable {
   private var overrun = false
   private var scratch: UInt8 = 0
   private var divisorLatch: UInt16 = 0
-  /// The transmitter became empty, or its interrupt was enabled, and the guest has not read that yet.
+  /// Whether the transmitter became empty, or its interrupt was enabled, and the guest has not read this cause yet.
   private var transmitterInterrupt = false
 
   /// The transmitter's FIFO, or the holding register.

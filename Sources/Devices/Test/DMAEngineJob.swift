@@ -335,7 +335,7 @@ extension DMAEngine {
       guard state.generation == generation else { return false }
       state.registers.pageRequests &+= 1
       if awaits {
-        // Before the request is sent, as the response may arrive at once.
+        // Record this before the request is sent, as the response may arrive at once.
         state.awaited = Awaited(groupIndex: request.groupIndex, pasid: request.prefix?.pasid)
       }
       return true
@@ -349,7 +349,7 @@ extension DMAEngine {
   }
 
   private func answer(_ code: PageGroupResponse.Code, to request: PageRequest) {
-    // Like any response, but without waking the worker, which is already running this command.
+    // Handle the answer like a response, but do not wake the worker, which is already running this command.
     _ = take(PageGroupResponse(code: code, groupIndex: request.groupIndex, pasid: request.prefix?.pasid))
   }
 

@@ -2,13 +2,13 @@ import Hardware
 import PCI
 import Synchronization
 
-/// QEMU 11's `iommu-testdev` (docs/specs/iommu-testdev.rst). On a read of one register, it writes a known pattern to a DMA
-/// address and compares the content of a physical address with it. The register names are that document's.
+/// QEMU 11's `iommu-testdev` (docs/specs/iommu-testdev.rst). On a read of one register, it writes a known pattern to a
+/// DMA address and compares the content of a physical address with it. The register names are that document's.
 ///
-/// As in QEMU it is a conventional function without interrupts, and the transfer takes place within the read, as drivers
-/// expect. Only the vCPU that reads waits for it, and no lock is held meanwhile. Unlike in QEMU, a length above
-/// `IOMMUTestRegisters.longest` is a bad length, a refused write ends the transfer, and the device does not allocate
-/// memory for the whole length.
+/// As in QEMU, the device is a conventional function without interrupts, and the transfer takes place within the read,
+/// as drivers expect. Only the vCPU that reads waits for the transfer, and no lock is held meanwhile. Unlike in QEMU, a
+/// length above `IOMMUTestRegisters.longest` is a bad length, a refused write ends the transfer, and the device does
+/// not allocate memory for the whole length.
 ///
 /// The attributes describe Arm's security states, which VT-d does not have. So they are only validated, as in QEMU.
 public final class IOMMUTestDevice: FunctionModel {
@@ -96,7 +96,7 @@ public final class IOMMUTestDevice: FunctionModel {
     done = 0
     while done < transfer.count {
       let count = min(Self.partSize, transfer.count - done)
-      // Without the IOMMU.
+      // This access bypasses the IOMMU.
       guard memory.read(from: transfer.physicalAddress &+ UInt64(done), into: &part, 0..<count) else {
         return IOMMUTestRegisters.Result.readFailed
       }

@@ -123,7 +123,7 @@ extension VirtioBlock {
     _ access: DMAAccess, _ queue: inout VirtQueue, _ body: ([PhysicalSegment]) throws(BlockError) -> Void
   ) throws(Failure) -> UInt64 {
     guard queue.isRunning else { throw .stopped }
-    // In flight until the transfer of the file ends, since the guest may reuse the segments after that.
+    // Keep the request in flight until the file transfer ends: the guest may reuse the segments after that.
     let request = queue.port.request()
     let taken: UInt64
     do {

@@ -16,7 +16,7 @@ public struct EntropyLimit: Sendable {
   }
 }
 
-/// The use of an `EntropyLimit`. A reset of the device does not renew it, as otherwise a guest could bypass the limit.
+/// The state of an `EntropyLimit`. A reset of the device does not renew the limit, so that no guest can bypass it.
 final class EntropyQuota: Sendable {
   private struct State {
     var remaining: UInt64
@@ -41,7 +41,7 @@ final class EntropyQuota: Sendable {
   /// The number of bytes that the guest may take now.
   var remaining: UInt64 { state.withLock { $0.remaining } }
 
-  /// Subtracts bytes from the remaining ones, and starts a period if none runs.
+  /// Subtracts the bytes that the guest took, and starts a period if none runs.
   /// - Parameter renewed: called when the period has ended.
   func take(_ count: UInt64, renewed: @escaping @Sendable () -> Void) {
     let starts = state.withLock { state in

@@ -1,11 +1,11 @@
 import Hardware
 import Synchronization
 
-/// A split virtqueue on the side of the device: virtio 1.2, section 2.7. It accesses the driver's three areas only through
-/// the function's DMA port, so an IOMMU translates the rings as well as the data.
+/// A split virtqueue on the side of the device: virtio 1.2, section 2.7. It accesses the driver's three areas only
+/// through the function's DMA port, so an IOMMU translates the rings as well as the data.
 ///
-/// No content of guest memory causes a trap or an endless loop: errors of the driver throw a `VirtQueueError`. In steady
-/// state nothing is allocated, as the arrays of the last chain are reused.
+/// No content of guest memory causes a trap or an endless loop: errors of the driver throw a `VirtQueueError`. In
+/// steady state nothing is allocated, as the arrays of the last chain are reused.
 public struct VirtQueue: Sendable {
   /// The most descriptors of a queue in this implementation. The standard's limit is 32768.
   public static let sizeLimit: UInt16 = 1024
@@ -58,7 +58,8 @@ public struct VirtQueue: Sendable {
     self.owner = owner
   }
 
-  /// False as soon as the queue is being stopped: requests in progress must then end soon, without completion.
+  /// False from the moment when the queue is being stopped: requests in progress must then end soon, without
+  /// completion.
   public var isRunning: Bool { owner.isRunning }
 
   private var mask: UInt16 { layout.size &- 1 }
@@ -83,7 +84,7 @@ public struct VirtQueue: Sendable {
   public mutating func putBack() { nextAvailable &-= 1 }
 
   /// Calls `body` for each available chain, including those that become available meanwhile. Turns the driver's
-  /// notifications off during this, and on again afterwards.
+  /// notifications off during the calls, and on again afterwards.
   public mutating func drain(
     _ body: (inout VirtQueue) throws(VirtQueueError) -> Void
   ) throws(VirtQueueError) {
@@ -94,8 +95,8 @@ public struct VirtQueue: Sendable {
     } while try requestNotifications()
   }
 
-  /// Turns the driver's notifications off. With the event index there is nothing to do: the driver notifies only for the
-  /// index that the device requested.
+  /// Turns the driver's notifications off. With the event index there is nothing to do: the driver notifies only for
+  /// the index that the device requested.
   public func suppressNotifications() throws(VirtQueueError) {
     guard !features.contains(.eventIndex) else { return }
     // VIRTQ_USED_F_NO_NOTIFY
@@ -189,15 +190,15 @@ public struct VirtQueue: Sendable {
 
 /// A queue's owner in the transport.
 public protocol VirtQueueOwner: AnyObject, Sendable {
-  /// False as soon as the driver stops the queue or resets the device, or the device fails. The queue then takes no more
-  /// chains from the ring.
+  /// False as soon as the driver stops the queue or resets the device, or the device fails. The queue then takes no
+  /// more chains from the ring.
   var isRunning: Bool { get }
   /// Sends the queue's interrupt: a used buffer notification.
   func signalUsed()
 }
 
-/// The reason why a queue cannot continue. A driver that follows virtio 1.2, section 2.7, never causes one. The transport
-/// sets DEVICE_NEEDS_RESET for all but `.memory(.disabled)`.
+/// The reason why a queue cannot continue. A driver that follows virtio 1.2, section 2.7, never causes one. The
+/// transport sets DEVICE_NEEDS_RESET for all but `.memory(.disabled)`.
 public enum VirtQueueError: Error, Hashable, Sendable {
   /// An access to a ring or a descriptor table failed.
   case memory(DMAError)

@@ -33,7 +33,7 @@ final class VirtioInterrupts: Sendable {
 
   /// Sends a configuration change notification.
   func signalConfiguration() {
-    // The bit is also set with MSI-X: 4.1.4.5.1.
+    // The ISR bit is also set if MSI-X is enabled (4.1.4.5.1).
     raise(Cause.configuration)
     let vector = configurationVector.load(ordering: .relaxed)
     if vector != CommonConfiguration.noVector { function.msix?.signal(Int(vector)) }
@@ -57,7 +57,7 @@ final class VirtioInterrupts: Sendable {
   private func raise(_ cause: UInt8) {
     status.withLock { status in
       status |= cause
-      // Not with MSI-X: the wire would be asserted after MSI-X is disabled, without a new cause.
+      // Do not set INTx if MSI-X is enabled: the wire would be asserted after MSI-X is disabled, without a new cause.
       if !usesMessages { function.setINTx(true) }
     }
   }

@@ -5,8 +5,8 @@ import Synchronization
 /// A virtio device as a PCI Express function: virtio 1.2, section 4.1, without the legacy interface. An endpoint with
 /// Function Level Reset; the structures are in BAR 4, MSI-X is in BAR 1.
 ///
-/// Lock order: the common configuration's lock, then the queues', then the interrupts'. Workers are woken and failures are
-/// reported with none of them held, as a worker may run at once.
+/// Lock order: the common configuration's lock, then the queues', then the interrupts'. Workers are woken and failures
+/// are reported with none of them held, as a worker may run at once.
 public final class VirtioPCI: FunctionModel, VirtioTransport {
   private struct Registers {
     var common: CommonConfiguration
@@ -133,7 +133,7 @@ public final class VirtioPCI: FunctionModel, VirtioTransport {
         device.writeConfiguration(offset: within, width: width, value: value)
       }
     case VirtioCapabilities.notification:
-      // The address selects the queue, not the value: 4.1.4.4.
+      // The address, not the value, selects the queue (4.1.4.4).
       let stride = Int(VirtioCapabilities.notificationStride)
       if within % stride == 0, slots.indices.contains(within / stride) { slots[within / stride].wake() }
     default: break

@@ -1,11 +1,11 @@
 import Hardware
 import Synchronization
 
-/// One queue of a transport, with the worker that serves it. The driver's vCPU starts and stops it; it runs on the worker's
-/// thread.
+/// One queue of a transport, with the worker that serves it. The driver's vCPU starts and stops the queue; the device
+/// processes it on the worker's thread.
 ///
-/// Lock order: the transport's lock, then `session`. `session` is held while the device processes the queue. So a thread
-/// that clears `isRunning` and then takes it waits for the request in flight only.
+/// Lock order: the transport's lock, then `session`. `session` is held while the device processes the queue. So a
+/// thread that clears `isRunning` and then takes `session` waits for the request in flight only.
 final class VirtioQueueSlot: VirtQueueOwner {
   private struct Session {
     var queue: VirtQueue
