@@ -1,6 +1,6 @@
 import Machine
 
-/// The command line, the monitors (QMP and HMP), and every text that Nestling prints for people.
+/// The command line, the monitors (QMP and HMP), and every text that Nestling prints.
 public enum Control {
   /// The result of parsing a command line.
   public enum Outcome: Sendable {

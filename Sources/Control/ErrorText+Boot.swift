@@ -1,6 +1,6 @@
 import Machine
 
-/// Text for kernels and initrds that cannot be started: what was found, and what is needed.
+/// Texts for kernels and initrds that cannot be started: the problem in the file, and what Nestling needs.
 extension ErrorText {
   static func text(for error: BootError) -> String {
     switch error {

@@ -1,6 +1,6 @@
 import Machine
 
-/// Text for devices of the host: why one cannot be passed through, and what happens to one while the guest runs.
+/// Texts for devices of the host: errors of passthrough, and notices while the guest runs.
 extension ErrorText {
   static func line(for notice: PassthroughNotice) -> String {
     line([], "\(notice.device): \(text(for: notice.kind))")
@@ -31,7 +31,7 @@ extension ErrorText {
     }
   }
 
-  /// Returns what is missing and what to do about it, without the device and the option.
+  /// Returns the problem and its solution, without the names of the device and the option.
   static func text(for error: PassthroughError) -> String {
     switch error.problem {
     case .notAnAddress: "not the address of a PCI function, such as 0000:01:00.0"

@@ -1,7 +1,7 @@
 import Machine
 import VTd
 
-/// Text for machines that do not start, or cannot continue.
+/// Texts for machines that do not start or cannot continue.
 extension ErrorText {
   static func line(for error: StartError) -> String { line([], text(for: error)) }
 
@@ -23,7 +23,7 @@ extension ErrorText {
     case .addressSpace(let size, let width):
       "-m: \(size >> 20) MiB of RAM do not fit in the \(width) address bits that guests have on this host"
     case .file(let option, let error): "\(option): \(error)"
-    // QEMU's words for the lock.
+    // `Failed to get … lock` is QEMU's text.
     case .imageInUse(let path, .notGranted(let permission)): imageInUse(path, "\"\(permission.name)\"")
     case .imageInUse(let path, .notShared(let permission)): imageInUse(path, "shared \"\(permission.name)\"")
     case .imageInUse(let path, .unavailable), .imageInUse(let path, .system): imageInUse(path, "any")
@@ -47,7 +47,7 @@ extension ErrorText {
     "-drive: \(path): Failed to get \(lock) lock: is the image in use, by another process or option?"
   }
 
-  /// The texts are QEMU's where QEMU has the option.
+  /// Returns QEMU's text if QEMU has the option.
   static func text(for error: UnitOptionError) -> String {
     switch (error.problem, error.option) {
     case (.needsScalableMode, "pasid-bits"): "Need to set scalable mode for PASID"

@@ -1,8 +1,8 @@
 import Hardware
 import Machine
 
-/// Text for people. An error of the command line becomes one line: what was typed, what is wrong with it, and the
-/// nearest valid names.
+/// The texts of errors. An error of the command line becomes one line: the typed words, the problem, and the nearest
+/// valid names.
 enum ErrorText {
   static func line(for error: CommandLineError) -> String {
     switch error {
@@ -120,7 +120,7 @@ enum ErrorText {
   }
 }
 
-/// Text for properties and their values.
+/// Texts for properties and their values.
 extension ErrorText {
   static func text(for error: PropertyError, owner: String?) -> String {
     switch error {

@@ -9,7 +9,7 @@ struct DriveArguments: TypedOptions {
   var discard = DiscardWord.ignore
   var locking = OnOffAuto.auto
 
-  /// What `if=` selects: `virtio` adds a device for the drive. QEMU's default is IDE, which does not exist here, so
+  /// The value of `if=`: `virtio` adds a device for the drive. QEMU's default is IDE, which Nestling does not have, so
   /// `if=` is required.
   enum Interface: String, PropertyValue {
     case ide, none, virtio
@@ -53,7 +53,8 @@ enum DiscardWord: String, ChoiceValue {
   var unmaps: Bool { self == .unmap || self == .on }
 }
 
-/// The properties of `-blockdev`: a file node, or a raw node over a file node, which `file` names or `file.*` describes.
+/// The properties of `-blockdev`: a file node, or a raw node over a file node, which `file` names or `file.*`
+/// describes.
 struct BlockdevArguments: TypedOptions {
   var driver: Driver?
   var nodeName: Identifier?

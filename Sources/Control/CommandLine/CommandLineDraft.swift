@@ -1,7 +1,7 @@
 import Machine
 import PCI
 
-/// A partly parsed command line: what the options so far have set, and which option set it.
+/// A partly parsed command line: the values that the options so far have set, and the option of each value.
 struct CommandLineDraft {
   /// An option as typed, for the line that reports its error.
   struct Source: Hashable {
@@ -26,7 +26,8 @@ struct CommandLineDraft {
   var commandLine: String?
   /// Nil until the first `-serial`, which removes the default serial port.
   var serials: [SerialBackend]?
-  /// No `-monitor`, `-mon` or `-qmp` so far, so the default serial port shares its terminal with a monitor.
+  /// Whether there was no `-monitor`, `-mon` or `-qmp` so far, so that the default serial port shares its terminal with
+  /// a monitor.
   var hasDefaultMonitor = true
   /// The number of monitors whose backend was described in place.
   var describedMonitors = 0
@@ -36,7 +37,7 @@ struct CommandLineDraft {
   /// The number of drives without an id so far, by interface.
   var unnamedDrives: [DriveArguments.Interface: Int] = [:]
 
-  // The option that each part came from.
+  // The options that set the parts of the configuration.
   var machineSource = Source(option: "-machine", argument: "")
   var globalSource = Source(option: "-global", argument: "")
   var acceleratorSource = Source(option: "-accel", argument: "")

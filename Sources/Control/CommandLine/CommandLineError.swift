@@ -29,7 +29,7 @@ enum OptionProblem: Error, Hashable {
   case needsKernel
   /// `-qtest-log` without `-qtest`.
   case needsQTest
-  /// Two options select different accelerators. The value is the other one.
+  /// Two options select different accelerators. The value is the accelerator of the earlier option.
   case otherAccelerator(String)
   /// `-accel qtest,device=`.
   case deviceWithoutKVM

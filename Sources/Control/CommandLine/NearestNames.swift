@@ -17,7 +17,7 @@ enum NearestNames {
       )
     }.sorted { ($0.rank, $0.distance, $0.name) < ($1.rank, $1.distance, $1.name) }
     let best = ranked.first?.rank ?? 0
-    // If one name differs by one typing error, names further off only distract.
+    // If one name differs by one typing error, leave out names that differ more.
     let near = ranked.filter { $0.rank <= max(2, $0.length / 3) && $0.rank <= max(best, $0.length / 4) }
     // If no name is near, show some names that exist.
     return (near.isEmpty ? ranked : near).prefix(3).map(\.name)

@@ -3,7 +3,7 @@ import Machine
 /// Parses QEMU's option strings, `word,name=value,name` (util/qemu-option.c): a comma within a value is written twice,
 /// the first name may be implied, and a bare name is a flag.
 enum OptionString {
-  /// - Parameter impliedName: The name that a first word without `=` is the value of.
+  /// - Parameter impliedName: If the first word has no `=`, it is the value of this name.
   /// - Throws: Only `emptyName`.
   static func assignments(_ text: String, impliedName: String? = nil) throws(OptionProblem) -> [PropertyAssignment] {
     let bytes = Array(text.utf8)

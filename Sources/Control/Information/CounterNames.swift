@@ -1,7 +1,7 @@
 import VTd
 
 extension TranslationCounter {
-  /// The name under which people see it.
+  /// The counter's name in `info iommu`.
   var name: String {
     switch self {
     case .iotlbHits: "IOTLB hits"
@@ -39,7 +39,7 @@ extension TranslationCounters {
 }
 
 extension HostBindings.Counters {
-  /// All counters with their names for people.
+  /// All counters with their names in `info iommu`.
   var named: [(name: String, value: UInt64)] {
     [
       ("host bindings", bindings),

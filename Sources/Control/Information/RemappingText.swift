@@ -2,7 +2,7 @@ import Hardware
 import Machine
 import VTd
 
-/// `info iommu`, `x-query-iommu` and `-d iommu`: the state of the remapping units, for people who debug a driver.
+/// `info iommu`, `x-query-iommu` and `-d iommu`: the state of the remapping units, for the debugging of drivers.
 public enum RemappingText {
   /// The number of cached pages, and of cached interrupt entries, that are listed per unit.
   static let listLimit = 48
@@ -157,7 +157,7 @@ public enum RemappingText {
     return text
   }
 
-  /// Lists cached faults of entries that are not present. Only caching mode has any.
+  /// Lists cached faults of entries that are not present. They exist only in caching mode.
   private static func refusals(_ caches: [PortCache]) -> String {
     var columns = Columns(indent: 4)
     var count = 0

@@ -8,7 +8,7 @@ public enum TranslationText {
 
   /// Carries out the command.
   /// - Parameter arguments: The words after `translate`.
-  /// - Returns: The text, or a line, without its newline, that says what is wrong with the arguments.
+  /// - Returns: The text, or one line without a newline that explains the error in the arguments.
   public static func answer(_ arguments: [String], _ units: RemappingInspection) -> Result<String, Mistake> {
     guard (2...3).contains(arguments.count) else { return .failure(Mistake("usage: \(usage)")) }
     let access: DMAAccess
@@ -96,7 +96,7 @@ public enum TranslationText {
     return text
   }
 
-  /// Whether a cached page translates the address as the tables do.
+  /// Returns whether a cached page translates the address as the tables do.
   private static func agrees(_ page: CachedPage, _ explanation: TranslationExplanation) -> Bool {
     guard case .page(let output, _, _, _) = explanation.result else {
       // The tables refuse the request. The cached page agrees if it does not grant the access either.

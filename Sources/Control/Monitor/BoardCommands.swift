@@ -212,13 +212,13 @@ extension MonitorCommands {
   }
 }
 
-/// Guest RAM as QEMU describes it, by the id of its memory backend, or `pc.ram` if it has none. Core dumps leave RAM out,
-/// and its pages are not merged with others (madvise(2)).
+/// Guest RAM as QEMU describes it, with the id of its memory backend, or `pc.ram` if it has none. Core dumps do not
+/// include RAM, and its pages are not merged with others (madvise(2)).
 struct MemoryBackend {
   let id: String
   let size: UInt64
   let isShared: Bool
-  /// Whether RAM is reserved at the start: huge pages come from the host's pool.
+  /// Whether RAM is reserved at the start. This is so for huge pages, which come from the host's pool.
   let isReserved: Bool
 
   init(of configuration: MachineConfiguration) {

@@ -1,8 +1,8 @@
 import JSON
 import Machine
 
-/// Commands that add and remove character devices while the machine runs (qapi/char.json). The schema here leaves out
-/// what only QEMU supports.
+/// Commands that add and remove character devices while the machine runs (qapi/char.json). The schema leaves out the
+/// types and members that only QEMU supports.
 extension MonitorCommands {
   static let chardevCommands: [MonitorCommand] = [
     MonitorCommand(

@@ -136,7 +136,7 @@ enum HumanCommands {
     return answer { () throws(MonitorError) in try body(name) }
   }
 
-  /// Carries out a command that prints nothing but errors, in the form of QEMU's `hmp_handle_error`.
+  /// Carries out a command that prints only errors, in the form of QEMU's `hmp_handle_error`.
   private static func answer(_ body: () throws(MonitorError) -> Void) -> Answer {
     do throws(MonitorError) {
       try body()

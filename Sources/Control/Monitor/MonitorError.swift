@@ -1,7 +1,7 @@
 import Hardware
 import Machine
 
-/// The error of a command as QMP reports it: a class for programs and a text for people (qapi/error.json).
+/// The error of a command as QMP reports it: a class and a text (qapi/error.json).
 struct MonitorError: Error, Hashable {
   enum Class: String {
     case genericError = "GenericError"

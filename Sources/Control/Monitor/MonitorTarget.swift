@@ -14,9 +14,9 @@ package protocol MonitorTarget: AnyObject, Sendable {
   var descriptors: MonitorDescriptors { get }
   /// The kernel's ids of the vCPU threads; empty while there are none.
   var processorThreads: [Int] { get }
-  /// One per CPU, in order; empty while exits are not measured.
+  /// The exits of each CPU, in the CPUs' order; empty while exits are not measured.
   var exitSummaries: [ExitSummary] { get }
-  /// Starts, or restarts, measuring how long exits keep CPUs out of the guest; or stops it.
+  /// Starts, restarts or stops the measurement of exits.
   func measureExits(_ isOn: Bool)
 
   /// `MachineInspection.files(removedBy:)`
@@ -29,6 +29,6 @@ package protocol MonitorTarget: AnyObject, Sendable {
   func remappingText() -> String
   /// `info iommu translate`
   /// - Parameter arguments: The words after `translate`.
-  /// - Returns: The text, or a line that says what is wrong with the arguments.
+  /// - Returns: The text, or one line that explains the error in the arguments.
   func translationText(_ arguments: [String]) -> String
 }

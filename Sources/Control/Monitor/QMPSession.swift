@@ -8,7 +8,7 @@ package struct QMPSession {
     case send([UInt8])
     /// Send the answer to `qmp_capabilities`. The client gets the events after this answer, and none before.
     case negotiated([UInt8])
-    /// Run this after the output so far has been sent.
+    /// Run this action after the output so far has been sent.
     case perform(@Sendable () -> Void)
   }
 
