@@ -160,7 +160,7 @@ extension DMAPort {
 
   // MARK: Single accesses
   //
-  // Their addresses are aligned, so none crosses a boundary between translations.
+  // The addresses of single accesses are aligned, so no access crosses a boundary between translations.
 
   /// Translates and performs a single access, counted as in flight meanwhile.
   @inline(__always)

@@ -55,11 +55,11 @@ public struct PageGroupResponse: Hashable, Sendable {
   }
 }
 
-/// What the root complex does with a page request.
+/// The action of the root complex on a page request.
 public enum PageRequestOutcome: Hashable, Sendable {
   /// Software receives it.
   case queued
-  /// The root complex itself responds. It does so only to the last request of a group.
+  /// The root complex itself responds. It responds only to the last request of a group.
   case answered(PageGroupResponse.Code)
   /// The root complex drops it, and no response follows.
   case discarded

@@ -21,7 +21,7 @@ public final class RequestsInFlight: Sendable {
   private let endedOdd = Atomic<UInt64>(0)
   /// Whether a drain sleeps or is about to.
   private let isAwaited = Atomic<Bool>(false)
-  /// Where the drain sleeps.
+  /// The place where the drain sleeps.
   private let sleeper = Mutex<(any Parking)?>(nil)
   /// Serializes drains.
   private let draining = Mutex<Void>(())

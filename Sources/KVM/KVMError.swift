@@ -1,6 +1,6 @@
 import Linux
 
-/// Why this host's KVM cannot run the machine.
+/// The reason why this host's KVM cannot run the machine.
 public enum KVMError: Error, Hashable, Sendable, CustomStringConvertible {
   case call(SystemError)
   /// The kernel's version of the interface is not 12.

@@ -1,5 +1,5 @@
-/// Why a vCPU returned from the guest. Each access has 1, 2, 4 or 8 bytes: a string instruction, or an access that
-/// crosses a page, is several exits in sequence.
+/// The reason why a vCPU returned from the guest. Each access has 1, 2, 4 or 8 bytes: a string instruction, or an
+/// access that crosses a page, is several exits in sequence.
 public enum VMExit: Hashable, Sendable {
   /// The caller must answer with `supply` before the next run.
   case portRead(port: UInt16, width: Int)

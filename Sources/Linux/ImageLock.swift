@@ -15,13 +15,13 @@ public enum ImagePermission: Int64, Hashable, Sendable {
   }
 }
 
-/// Why an image cannot be locked.
+/// The reason why an image cannot be locked.
 public enum ImageLockError: Error, Hashable, Sendable {
   /// This process needs the permission, but another user of the image does not share it.
   case notGranted(ImagePermission)
   /// Another user of the image has the permission, but this process does not share it.
   case notShared(ImagePermission)
-  /// This file system or kernel has no such locks.
+  /// The image's file system or the kernel does not support locks of open files.
   case unavailable(SystemError)
   case system(SystemError)
 }

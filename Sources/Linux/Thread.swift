@@ -96,6 +96,6 @@ public final class Thread: @unchecked Sendable {
   /// The kernel's id of the calling thread.
   public static var currentID: Int { nestling_thread_id() }
 
-  /// How often the scheduler has preempted the calling thread (getrusage(2), `ru_nivcsw`).
+  /// The number of times that the scheduler has preempted the calling thread (getrusage(2), `ru_nivcsw`).
   public static var preemptions: Int { nestling_thread_preemptions() }
 }

@@ -185,7 +185,7 @@ public final class Function: Sendable {
     let pending = msi?.pending ?? 0
     let own = state.withLock { state in
       noteMasterAbort(&state)
-      // These bits are the hardware's. They are stored at each read, because a copy of the space would be allocated.
+      // Hardware owns these bits. Store them at each read, because a copy of the space would be allocated.
       let status = state.space.get(UInt16.self, StandardOffset.status)
       state.space.set(StandardOffset.status, status & ~(1 << 3) | (state.interruptAsserted ? 1 << 3 : 0))
       if let msiOffset { state.space.set(msiOffset + 0x14, pending) }

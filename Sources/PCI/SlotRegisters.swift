@@ -189,7 +189,7 @@ struct SlotRegisters: Sendable {
       isEjected = true
       return .eject
     }
-    // After it switches a slot off, Linux waits a second and drops the events of that second, so it missed this device.
+    // After Linux switches a slot off, it waits a second and drops the events of that second, so it missed this device.
     if !isNoticed { announce() }
     return .nothing
   }

@@ -28,7 +28,7 @@ public enum TranslationCounter: Int, CaseIterable, Sendable {
   /// By PASID: all of its mappings or some pages.
   case pasidIOTLBInvalidations
   case deviceTLBInvalidations
-  /// ATS translation requests, whatever their answer.
+  /// ATS translation requests with any answer.
   case translationRequests
   /// Requests with a translated address, including blocked ones.
   case translatedRequests

@@ -28,7 +28,7 @@ public final class RemappingUnit: BusDevice, DMARemapper {
   let ports = Mutex(Ports())
   let observers = Mutex(InvalidationObservers())
   let queue = Mutex(PendingInvalidations())
-  /// Where the holder of `queue` waits for requests in flight.
+  /// The place where the holder of `queue` waits for requests in flight.
   let parking: any Parking
   /// Outstanding device-TLB invalidations. A leaf lock.
   let devices = Mutex(DeviceInvalidations())

@@ -29,7 +29,7 @@ struct vfio_region_dma_range {
     uint64_t length;
 };
 
-// The ranges follow it.
+// The ranges follow this structure.
 struct vfio_device_feature_dma_buf {
     uint32_t region_index;
     uint32_t open_flags;

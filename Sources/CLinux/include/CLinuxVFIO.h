@@ -64,7 +64,7 @@ struct vfio_region_sparse_mmap_area {
     uint64_t size;
 };
 
-// The areas follow it.
+// The areas follow this structure.
 struct vfio_region_info_cap_sparse_mmap {
     struct vfio_info_cap_header header;
     uint32_t nr_areas;
@@ -94,7 +94,7 @@ enum {
     VFIO_IRQ_SET_ACTION_TRIGGER = 1 << 5,
 };
 
-// The descriptors follow it, 4 bytes each.
+// The descriptors follow this structure, 4 bytes each.
 struct vfio_irq_set {
     uint32_t argsz;
     uint32_t flags;
@@ -131,7 +131,7 @@ struct vfio_pci_dependent_device {
     uint8_t devfn;
 };
 
-// The dependent devices follow it.
+// The dependent devices follow this structure.
 struct vfio_pci_hot_reset_info {
     uint32_t argsz;
     uint32_t flags;
@@ -149,7 +149,7 @@ enum {
     VFIO_DEVICE_FEATURE_GET = 1 << 16,
 };
 
-// The feature's own structure follows it.
+// The feature's own structure follows this structure.
 struct vfio_device_feature {
     uint32_t argsz;
     uint32_t flags;

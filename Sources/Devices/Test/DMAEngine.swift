@@ -5,10 +5,10 @@ import Synchronization
 /// `dma-engine`: Nestling's own endpoint for IOMMU features that other test devices do not use. `DMAEngineRegisters`
 /// documents its programming interface. Commands run on the engine's worker, so vCPUs do not wait for them.
 ///
-/// Lock order: `job`, `cache`, `buffer`, `state`, the function's. A command holds `job` while it runs. An access of at most
-/// a page holds `cache` from the lookup of its translation to its last byte, so that no access still uses a translation
-/// when its invalidation is answered. Translation requests, page requests and invalidate completions are sent with none of
-/// the locks held but `job`.
+/// Lock order: `job`, `cache`, `buffer`, `state`, the function's. A command holds `job` while it runs. An access of at
+/// most a page holds `cache` from the lookup of its translation to its last byte, so that no access still uses a
+/// translation when its invalidation is answered. Translation requests, page requests and invalidate completions are
+/// sent with none of the locks held but `job`.
 public final class DMAEngine: FunctionModel, TranslationCache {
   struct State {
     var registers = DMAEngineRegisters()
@@ -16,7 +16,7 @@ public final class DMAEngine: FunctionModel, TranslationCache {
     var generation: UInt64 = 0
     /// The tags of the unanswered invalidate requests.
     var heldTags: UInt32 = 0
-    /// Those of `heldTags` that the worker will answer.
+    /// The tags among `heldTags` that the worker will answer.
     var laterTags: UInt32 = 0
     /// The page group response for which a command waits.
     var awaited: Awaited?

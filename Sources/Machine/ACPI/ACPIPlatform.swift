@@ -3,7 +3,7 @@
 public enum ACPIPlatform {
   /// The enhanced configuration access mechanism (ECAM) of buses 0 to 255, with 1 MiB for each bus.
   public static let configurationRange: Range<UInt64> = 0xb000_0000..<0xc000_0000
-  /// Where the tables are. Operating systems search this range for the root pointer.
+  /// The address range of the tables. Operating systems search this range for the root pointer.
   public static let tablesRange: Range<UInt64> = 0xe_0000..<0x10_0000
 
   /// The system control interrupt (SCI), a global system interrupt: level triggered, active low.

@@ -74,7 +74,7 @@ public struct ACPITables: Hashable, Sendable {
   }
 }
 
-/// Why the tables cannot be built.
+/// The reason why the tables cannot be built.
 public enum ACPIError: Error, Hashable, Sendable, CustomStringConvertible {
   /// Sizes in bytes.
   case tooLarge(size: UInt64, room: UInt64)

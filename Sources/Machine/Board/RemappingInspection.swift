@@ -127,7 +127,7 @@ public struct RemappingInspection: Sendable {
 }
 
 extension RequesterID {
-  /// Parses an address as people write it, in hexadecimal: `02` or `02.0` for bus 0, `00:02.0`, `0000:00:02.0`.
+  /// Parses an address in one of the usual hexadecimal forms: `02` or `02.0` for bus 0, `00:02.0`, `0000:00:02.0`.
   public init?(name: String) {
     var parts = name.split(separator: ":", omittingEmptySubsequences: false)
     if parts.count == 3 {

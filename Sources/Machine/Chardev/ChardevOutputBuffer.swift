@@ -44,7 +44,7 @@ final class ChardevOutputBuffer: Sendable {
   static let limit = 1 << 20
   /// The most bytes up to an answer's end that may be unwritten when the next answer is sent.
   static let answerLead: UInt64 = 1 << 16
-  /// How long `stop` waits for the rest of the output, in milliseconds.
+  /// The longest time that `stop` waits for the rest of the output, in milliseconds.
   private static let patience: Int32 = 1000
 
   private let state: Mutex<State>

@@ -18,7 +18,7 @@ public struct MonitorOptions: TypedOptions, Hashable {
   public static let properties: [Property<Self>] = [
     Property("id", \.id, help: "Name of the monitor"),
     Property("chardev", \.device, help: "ID of its character device"),
-    Property("mode", \.mode, help: "readline for people, control for QMP"),
+    Property("mode", \.mode, help: "readline for the human monitor, control for QMP"),
     Property("pretty", \.pretty, help: "Answers on several lines, with mode=control"),
   ]
 

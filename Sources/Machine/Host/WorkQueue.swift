@@ -71,6 +71,6 @@ final class WorkQueue: HostWork {
     thread?.join(patience: Self.patience)
   }
 
-  /// How long `stop` waits, in milliseconds.
+  /// The longest time that `stop` waits for work in progress, in milliseconds.
   private static let patience: UInt32 = 1000
 }

@@ -14,7 +14,7 @@ public struct HostCheck: Sendable {
     public let capabilities: HardwareInformation.VTd?
     /// ECAP.IR.
     public var remapsInterrupts: Bool { capabilities.map { $0.extendedCapability >> 3 & 1 != 0 } ?? false }
-    /// Those of ECAP.SMTS, NEST, FSTS and SSTS that are missing.
+    /// The missing bits among ECAP.SMTS, NEST, FSTS and SSTS.
     public var missingForNesting: [String] { capabilities.map(HostRequirement.missingForNesting) ?? [] }
   }
 

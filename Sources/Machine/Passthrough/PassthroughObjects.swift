@@ -26,7 +26,7 @@ final class PassthroughObjects: Sendable {
 
   /// The kernel's system calls.
   let calls: any SystemCalls
-  /// Where sysfs is mounted.
+  /// The folder where sysfs is mounted.
   let sysfs: String
   /// RLIMIT_MEMLOCK, in bytes; nil for no limit.
   let lockedMemory: @Sendable () -> UInt64?

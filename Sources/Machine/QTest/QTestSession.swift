@@ -5,16 +5,17 @@ import Synchronization
 /// command in each line, and receives news: lines about changes of the IOAPIC's pins. The session uses the board, but
 /// no socket: it takes lines and returns text.
 ///
-/// Where QEMU aborts (an invalid number, a size that is too large), the answer is a line that begins with ERR.
+/// At errors for which QEMU aborts (an invalid number, a size that is too large), the answer is a line that begins with
+/// ERR.
 ///
 /// Lock order: `state` is a leaf; the IOAPIC's lock may be held around it.
 final class QTestSession: Sendable {
-  /// Bytes that one command may transfer. A line that is longer than such a command needs is refused.
+  /// The most bytes that one command may transfer. A line that is longer than a command for so many bytes is refused.
   static let longestTransfer = 32 << 20
-  /// Bytes that `memset` may set.
+  /// The most bytes that `memset` may set.
   static let longestFill: UInt64 = 1 << 30
   static let longestLine = 2 * longestTransfer + 256
-  /// Bytes of news that wait for the client. Further news is lost.
+  /// The most bytes of news that wait for the client. Further news is lost.
   private static let longestNews = 1 << 20
 
   private struct State {

@@ -29,8 +29,8 @@ final class Hotplug: Sendable {
     let timer: (any OneShotTimer)?
   }
 
-  /// How long a device waits for a slot, in milliseconds. A limit is needed because a guest without hotplug support
-  /// never drops a device.
+  /// The longest time that a device waits for a slot, in milliseconds. A limit is needed because a guest without
+  /// hotplug support never drops a device.
   private static let slotTimeout: UInt32 = 5000
 
   /// - Parameters:

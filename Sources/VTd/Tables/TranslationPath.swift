@@ -1,4 +1,4 @@
-// How the unit translates the requests of a source: the mode from its registers, and the paging tables that a checked
+// The translation of a source's requests: the mode from the unit's registers, and the paging tables that a checked
 // context entry or PASID-table entry selects (VT-d 3.4.3 to 3.4.5, 3.9).
 
 /// The translation mode that the unit's registers select.
