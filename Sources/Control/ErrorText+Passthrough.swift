@@ -19,7 +19,7 @@ extension ErrorText {
     case .pageRequestsRefused(let error): "the guest gets none of its page requests: \(error)"
     case .error: "the device reports an unrecoverable error; the guest is stopped"
     case .request:
-      "the host wants the device back: the guest is asked to release it, and loses it when the time for that is over"
+      "the host wants the device back: the guest is asked to release it, and loses it after x-req-patience milliseconds"
     case .notResetBeside(let others):
       "the guest gets the device without a reset, in the state in which its last user left it: only a bus reset would "
         + "work, but that also resets \(others.joined(separator: ", ")), which the guest uses; the next reset of the "
