@@ -40,7 +40,7 @@ extension ErrorText {
       "kernel's Multiboot addresses are inconsistent: header \(hex(header)), load \(hex(load)), "
         + "load end \(hex(loadEnd)), bss end \(hex(bssEnd))"
     case .notELF: "kernel's Multiboot header has no addresses, and the kernel is not an ELF file"
-    case .entryOutsideKernel(let entry): "kernel's entry point \(hex(entry)) is outside what it loads"
+    case .entryOutsideKernel(let entry): "kernel's entry point \(hex(entry)) is outside its segments"
     case .kernelDoesNotFit(let address, let size, let memoryEnd):
       "kernel needs \(size) bytes of RAM at \(hex(address)), but the guest has only \(memoryEnd) bytes below 4 GiB"
     case .commandLineTooLong(let length, let limit):

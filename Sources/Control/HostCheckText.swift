@@ -1,6 +1,6 @@
 import Machine
 
-/// `nestling check-host [BDF...]`: checks whether this host can pass devices through, and lists what is missing.
+/// `nestling check-host [BDF...]`: checks whether this host can pass devices through, and lists the obstacles.
 enum HostCheckText {
   static let command = "check-host"
 

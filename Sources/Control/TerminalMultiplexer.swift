@@ -1,6 +1,6 @@
 import Machine
 
-/// Recognizes Ctrl-A commands in what a terminal sends to the guest's serial port. The commands are those of QEMU's
+/// Recognizes Ctrl-A commands in a terminal's input to the guest's serial port. The commands are those of QEMU's
 /// multiplexer (chardev/char-mux.c). A pure state machine: it does no I/O.
 public struct TerminalMultiplexer: InputInterpreter {
   /// Ctrl-A.

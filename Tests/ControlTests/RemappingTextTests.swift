@@ -252,7 +252,7 @@ struct RemappingTextTests {
       (.secondStage, .parent(3, addressSpace: 1), "iommufd0", "second stage, HWPT 3 over IOAS 1, iommufd0"),
       (.secondStage, .addressSpace(1), nil, "the page table of IOAS 1"),
       (.blocked(.guestSecondStage), .none, "iommufd0", "nothing: the guest uses second-stage tables"),
-      (.blocked(.refused), .none, nil, "nothing: the host refused what the guest's tables ask for"),
+      (.blocked(.refused), .none, nil, "nothing: the host refused the guest's tables"),
       (
         .blocked(.entry(.pasidEntryNotPresent)), .none, nil,
         "nothing: fault 0x59 (SPT.2): the PASID-table entry is not present"

@@ -95,7 +95,7 @@ enum HostAttachmentText {
     case .entry(let fault): return FaultText.line(fault)
     case .guestSecondStage: return "the guest uses second-stage tables"
     case .supervisorRequests: return "the guest asks for supervisor requests"
-    case .refused: return "the host refused what the guest's tables ask for"
+    case .refused: return "the host refused the guest's tables"
     }
   }
 }

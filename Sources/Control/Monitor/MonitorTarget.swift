@@ -1,6 +1,6 @@
 import Machine
 
-/// The machine as monitors see it: what they can query and what they can request. Commands use nothing else of it.
+/// The machine as monitors see it: their queries and requests. Commands use no other part of the machine.
 package protocol MonitorTarget: AnyObject, Sendable {
   var control: any MachineControl { get }
   var configuration: MachineConfiguration { get }
