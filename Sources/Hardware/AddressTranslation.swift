@@ -1,6 +1,6 @@
-// Messages of Address Translation Services, and the PASID prefix (PCI Express Base 6.20, 10.2 and 10.3).
+// Messages of Address Translation Services, and the PASID prefix (PCI Express Base, sections 6.20, 10.2 and 10.3).
 
-/// The PASID TLP prefix of a request: PCI Express Base 6.20.2.
+/// The PASID TLP prefix of a request: PCI Express Base, section 6.20.2.
 public struct PASIDPrefix: Hashable, Sendable {
   /// The PASID: 20 bits.
   public var pasid: UInt32
@@ -24,13 +24,13 @@ public struct DeviceTranslation: Hashable, Sendable {
   public var shift: Int
   public var isReadable: Bool
   public var isWritable: Bool
-  /// Exe: instruction fetches are permitted.
+  /// Exe: whether instruction fetches are permitted.
   public var isExecutable: Bool
-  /// Priv: the rights apply to privileged requests.
+  /// Priv: whether the rights apply to privileged requests.
   public var isPrivileged: Bool
-  /// U: only untranslated requests may access the page.
+  /// U: whether only untranslated requests may access the page.
   public var isUntranslatedOnly: Bool
-  /// N: accesses are not snooped.
+  /// N: whether accesses are not snooped.
   public var isNonSnooped: Bool
 
   public init(
@@ -68,7 +68,7 @@ public struct InvalidateRequest: Hashable, Sendable {
   public var tag: UInt8
   /// The PASID whose translations become invalid; nil for requests without PASID, or for every PASID if `isGlobal`.
   public var pasid: UInt32?
-  /// Global Invalidate.
+  /// Whether Global Invalidate is set.
   public var isGlobal: Bool
   public var first: UInt64
   /// The last address of the range, inclusive.

@@ -1,4 +1,4 @@
-// Messages of the Page Request Interface (PCI Express Base 10.4).
+// Messages of the Page Request Interface (PCI Express Base, section 10.4).
 
 /// A Page Request message: PCI Express Base 10.4.1.
 public struct PageRequest: Hashable, Sendable {

@@ -2,7 +2,7 @@ import CLinux
 import Glibc
 import Linux
 
-/// /dev/kvm: reports what this host's KVM can do and creates virtual machines.
+/// /dev/kvm: reports the capabilities of this host's KVM and creates virtual machines.
 public final class KVMSystem: Sendable {
   let file: FileDescriptor
   /// Size in bytes of the memory that each vCPU shares with the kernel.

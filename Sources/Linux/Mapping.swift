@@ -36,7 +36,7 @@ public struct Mapping: ~Copyable, @unchecked Sendable {
       unsafe base = try Self.check(unsafe mmap(nil, size, PROT_READ | PROT_WRITE, flags, file, offset))
       return
     }
-    // Reserve a range that contains an aligned one, map there, and unmap what is left on both sides.
+    // Reserve a range that contains an aligned one, map there, and unmap the rest on both sides.
     let (room, overflow) = size.addingReportingOverflow(alignment + Self.pageSize)
     if overflow { throw SystemError("mmap", "\(size) bytes", code: ENOMEM) }
     // SAFETY: the kernel chooses an unused range.

@@ -1,6 +1,6 @@
 import Hardware
 
-/// The configuration space of a function as data: PCI Express Base 7.2 and 7.5.
+/// The configuration space of a function as data: PCI Express Base, sections 7.2 and 7.5.
 ///
 /// Each bit is read-only, read-write (RW) or write-1-to-clear (RW1C). The owner of the space acts on changes.
 public struct ConfigurationSpace: Sendable {

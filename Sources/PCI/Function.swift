@@ -250,8 +250,8 @@ public final class Function: Sendable {
   /// A consistent copy of the configuration space.
   var configuration: ConfigurationSpace { state.withLock { $0.space } }
 
-  /// Reacts to a change of a bridge above: of the addresses that it forwards, or of its Bus Master Enable.
-  /// - Parameter isRenumbered: the change gave the function another requester ID.
+  /// Reacts to a change of the addresses that a bridge above forwards, or of its Bus Master Enable.
+  /// - Parameter isRenumbered: whether the change gave the function another requester ID.
   func upstreamChanged(isRenumbered: Bool) { access { followUpstream(isRenumbered) } }
 
   private func followUpstream(_ isRenumbered: Bool) {
@@ -324,7 +324,7 @@ public final class Function: Sendable {
 
   // MARK: Interrupts
 
-  /// Asserts or deasserts INTx. It reaches the wire only while MSI, MSI-X and Interrupt Disable are off.
+  /// Asserts or deasserts INTx. The change reaches the wire only while MSI, MSI-X and Interrupt Disable are off.
   public func setINTx(_ asserted: Bool) {
     state.withLock { state in
       state.interruptAsserted = asserted

@@ -24,7 +24,7 @@ public struct FunctionDescription: Sendable {
   public var subsystemID: UInt16 = 0
   /// Whether the header is of type 1: a bridge's, without BARs and subsystem IDs. Otherwise it is of type 0.
   public var isBridge = false
-  /// 0 for none, 1 for INTA# to 4 for INTD#.
+  /// The pin of INTx: 1 for INTA# to 4 for INTD#; 0 for none.
   public var interruptPin: UInt8 = 0
   public var baseAddressRegisters: [BaseAddressRegister] = []
   /// The Device/Port Type; nil for a conventional function without a PCI Express capability, and so without FLR.

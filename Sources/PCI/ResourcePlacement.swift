@@ -68,7 +68,7 @@ public struct ResourcePlacement: Sendable {
     }
 
     /// - Parameter bars: all BARs below the port, larger ones first.
-    /// - Returns: nil if no BAR below the port belongs into this window, and nothing is reserved.
+    /// - Returns: nil if no BAR below the port belongs in this window and no bytes are reserved.
     init?(
       _ port: RootPort, _ window: BridgeWindow, _ bars: [(function: Function, bar: BaseAddressRegister)],
       reserved: UInt64
@@ -118,7 +118,7 @@ public struct ResourcePlacement: Sendable {
   /// bare kernel can reach them, while there is room.
   /// - Parameters:
   ///   - functions: all functions of bus 0, including the ports.
-  ///   - ports: the ports sorted by address, in which order their buses get numbers.
+  ///   - ports: the ports, sorted by address. Their buses get numbers in this order.
   public mutating func place(_ functions: [Function], ports: [RootPort] = []) throws(NoRoom) {
     for port in ports { port.prepareSlot() }
     try number(ports)

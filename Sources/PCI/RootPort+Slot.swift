@@ -4,7 +4,8 @@ import Hardware
 public enum HotplugWay: Hashable, Sendable, CaseIterable {
   /// ACPI's `Notify` and `_EJ0` (ACPI 6.5, sections 5.6.6 and 6.3.3): a separate controller handles all slots.
   case acpi
-  /// PCI Express native: each port has an attention button, indicators and a power controller (PCI Express Base 6.7).
+  /// PCI Express native: each port has an attention button, indicators and a power controller (PCI Express Base,
+  /// section 6.7).
   case native
 }
 

@@ -8,7 +8,7 @@ import Synchronization
 /// Lock order: `published`, then its function's lock. Functions below are called with neither held, after the new state
 /// was published: of two vCPUs that write at once, the later one acts on both writes.
 public final class RootPort: FunctionModel {
-  /// The room that firmware reserves for later devices, in bytes, and the number of buses besides the link's.
+  /// The bytes that firmware reserves for later devices, and the number of buses that it reserves besides the link's.
   public struct Reservation: Hashable, Sendable {
     public var io: UInt64 = 0
     /// The room for memory BARs; nil for the firmware's default, which is zero for a port without hotplug.
@@ -29,7 +29,7 @@ public final class RootPort: FunctionModel {
   }
 
   public let function: Function
-  /// The link below.
+  /// The link below the port.
   public let bus: Bus
   public let reservation: Reservation
   /// The hotplug method; nil for a slot without hotplug.
@@ -137,7 +137,7 @@ public final class RootPort: FunctionModel {
       (ExpressCapability.slotStatus, slot?.status ?? (isPresent ? ExpressCapability.presenceDetect : 0)),
     ] where bits != 0 {
       let shift = 8 * (express + register - offset)
-      // Smart shifts drop the bytes outside the access.
+      // Swift's smart shift drops the bytes outside the access.
       value |= UInt64(bits) << shift
     }
     return value & width.allOnes
@@ -150,7 +150,7 @@ public final class RootPort: FunctionModel {
   }
 
   /// Changes the slot, and acts on the consequences for the link and the interrupt.
-  /// - Parameter isReset: the change is not reported to `onSlotChange`.
+  /// - Parameter isReset: whether this is a reset, which is not reported to `onSlotChange`.
   func changeSlot<Result: Sendable>(
     isReset: Bool = false, _ change: (inout SlotRegisters) -> Result
   ) -> Result? {

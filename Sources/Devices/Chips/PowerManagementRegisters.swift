@@ -35,7 +35,7 @@ struct PowerManagementRegisters: Sendable {
     static let sleepEnable: UInt16 = 1 << 13
   }
 
-  /// The frequency of PM_TMR in Hz (ACPI 4.8.2.1).
+  /// The frequency of PM_TMR in Hz (ACPI 6.5, section 4.8.2.1).
   static let timerFrequency: UInt64 = 3_579_545
 
   private var status: Events = []

@@ -119,7 +119,7 @@ public final class DMAEngine: FunctionModel, TranslationCache {
     }
     if released != 0 { port.completeInvalidations(released) }
     if effect == .end || effect == .endAndRelease { updateStopped() }
-    // Without the lock, as the worker may run at once.
+    // Act without the lock, as the worker may run at once.
     if effect == .start { wake() }
   }
 

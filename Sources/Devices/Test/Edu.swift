@@ -5,10 +5,10 @@ import Synchronization
 /// QEMU's educational device, `edu` (docs/specs/edu.rst): a factorial, an interrupt and a DMA engine with a buffer of
 /// 4 KiB, behind one BAR. The names of registers and bits are those of that document.
 ///
-/// As in QEMU it is a conventional function without a PCI Express capability, and so without Function Level Reset. The
-/// differences from QEMU:
-/// - A transfer that is not within the buffer completes without moving data. QEMU before 10 aborts; later versions access
-///   memory past the buffer.
+/// As in QEMU, the device is a conventional function without a PCI Express capability, and so without Function Level
+/// Reset. The differences from QEMU:
+/// - A transfer that is not within the buffer completes without moving data. QEMU before 10 aborts; later versions
+///   access memory past the buffer.
 /// - A transfer that would wrap past the top of the address space completes without moving data, too; a read fills its
 ///   part of the buffer with zeros.
 /// - A transfer starts at once, not 100 ms after the command.
@@ -77,7 +77,7 @@ public final class Edu: FunctionModel {
       drive(registers.write(offset, value))
       return registers.hasWork
     }
-    // Without the lock, as the worker may run at once.
+    // Wake the worker without the lock, as it may run at once.
     if hasWork { worker.withLock { $0 }?.wake() }
   }
 

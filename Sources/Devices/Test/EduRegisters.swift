@@ -26,7 +26,7 @@ struct EduRegisters: Sendable {
 
   enum Command {
     static let start: UInt64 = 1
-    /// Set: from the buffer to memory; clear: from memory to the buffer.
+    /// The direction of the transfer. Set: from the buffer to memory; clear: from memory to the buffer.
     static let toMemory: UInt64 = 2
     static let raisesInterrupt: UInt64 = 4
   }
@@ -44,7 +44,7 @@ struct EduRegisters: Sendable {
   /// The buffer's size in bytes.
   static let bufferSize = 4096
 
-  /// How the device handles an access, as QEMU's memory core does for it.
+  /// The way in which the device handles an access, the same as that of QEMU's memory core.
   enum Access: Hashable, Sendable {
     case single
     /// 8 bytes aligned to 4: two accesses of 4 bytes.

@@ -9,7 +9,8 @@ import PCI
 /// Its host resources are released, which may block on the host. Then its id, address and backends are free.
 extension Board {
   /// Admits a device, builds it and plugs it in, in one call. The start uses this, before the guest runs.
-  /// - Throws: why the device does not fit, or the host's error. Nothing of the device remains then.
+  /// - Throws: the reason why the device does not fit, or the host's error. After an error, nothing of the device
+  ///   remains.
   @discardableResult
   func add(
     _ options: any DeviceOptions, with configuration: MachineConfiguration
@@ -65,7 +66,7 @@ extension Board {
 
   /// Puts a function on its bus and wires its INTx.
   /// - Parameter identity: the device that the function belongs to; nil for a function of the board itself.
-  /// - Throws: when its address is taken or its device is gone. The function is revoked then.
+  /// - Throws: if its address is taken or its device is gone. In that case the function has been revoked.
   func plug(_ function: Function, of identity: DeviceIdentity?) throws(StartError) {
     let pin = function.description.interruptPin
     if pin > 0 {
@@ -107,7 +108,7 @@ extension Board {
 /// board.
 protocol BoardDevice {
   /// Makes the device's functions, which the board then plugs in. May block on the host.
-  /// - Throws: why the functions cannot be made. Nothing remains then.
+  /// - Throws: the reason why the functions cannot be made. After an error, nothing of them remains.
   func build(
     _ device: Device, on board: Board, with configuration: MachineConfiguration
   ) throws(StartError) -> [Function]

@@ -7,7 +7,8 @@ extension Board {
   /// Plugs a device in below a port, and announces the device when its function 0 has been added. As in QEMU, the
   /// functions above 0 are added first.
   /// - Parameter announcing: false before the guest starts: a starting guest finds the device without an announcement.
-  /// - Throws: why the device cannot be plugged in. The caller revokes the functions, which may block on the host.
+  /// - Throws: the reason why the device cannot be plugged in. The caller then revokes the functions, which may block
+  ///   on the host.
   func insert(_ functions: [Function], of device: Device, announcing: Bool = true) throws(StartError) {
     if let problem = roomProblem(functions, at: device.place) { throw .window(problem) }
     try plug(functions, of: device)

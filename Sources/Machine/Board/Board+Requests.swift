@@ -34,7 +34,7 @@ public struct DeviceDescription: Sendable {
 /// same error as from QEMU.
 extension Board {
   /// Admits a device while the machine runs.
-  /// - Throws: why the device is refused. Nothing has changed then.
+  /// - Throws: the reason why the device is refused. After an error, nothing has changed.
   func admit(_ description: DeviceDescription) throws(RequestError) -> Device {
     let deviceType = description.kind
     if deviceType.bus == .system { throw .notPluggable }

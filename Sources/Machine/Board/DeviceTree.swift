@@ -92,7 +92,7 @@ final class DeviceTree: Sendable {
 
   /// Records a function that is now on its bus.
   /// - Parameter identity: the device that the function belongs to; nil for a function of the board itself.
-  /// - Returns: false if the device is gone or the machine has ended. The caller must revoke the function then.
+  /// - Returns: false if the device is gone or the machine has ended. The caller must then revoke the function.
   func attach(_ function: Function, to identity: DeviceIdentity?) -> Bool {
     state.withLock { state in
       if state.isClosed { return false }

@@ -46,7 +46,7 @@ class MessageRoute: @unchecked Sendable {
         delivery.note(message, resolved: resolved, from: requester)
         send(resolved)
       } else if let port = state.port {
-        // The unit records a fault for a write that it blocks. The message is lost then.
+        // If the unit blocks the write, it records a fault, and the message is lost.
         try? port.storeUInt32(message.data, at: message.address)
       } else if let resolved = delivery.resolve(message, from: requester, recordFault: true) {
         // Remap again: either this records the fault, or the entry has become valid.

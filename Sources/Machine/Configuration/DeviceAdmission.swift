@@ -1,7 +1,7 @@
 import Hardware
 
 /// Checks whether one more device fits into the machine: its id, its block nodes and objects, its place on PCI. A plain
-/// value that records what the admitted devices use; it opens nothing.
+/// value that records the resources of the admitted devices; it opens nothing.
 public struct DeviceAdmission: Sendable {
   private(set) var blockNodes: [BlockNode]
   private(set) var objects: [any ObjectOptions]
@@ -89,7 +89,7 @@ public struct DeviceAdmission: Sendable {
     return place
   }
 
-  /// Frees what an admitted device used.
+  /// Frees the resources of an admitted device.
   public mutating func release(_ device: any DeviceOptions, at place: PCIPlace?) {
     if let id = device.id { identifiers.remove(id) }
     if let place {

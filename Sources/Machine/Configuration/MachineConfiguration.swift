@@ -78,7 +78,7 @@ public struct MachineConfiguration: Sendable {
 public struct MemoryConfiguration: Hashable, Sendable {
   /// In bytes, a multiple of the page size used.
   public var size: UInt64 = 128 << 20
-  /// Whether other processes can map the RAM, which is a memfd then. Few hosts use transparent huge pages for a memfd.
+  /// Whether other processes can map the RAM. If so, RAM is a memfd, for which few hosts use transparent huge pages.
   public var isShared = false
   /// The size of the pages from the host's pool of huge pages, which makes the RAM shared; nil for ordinary pages.
   public var hugePages: HugePageSize?

@@ -1,8 +1,9 @@
 import Hardware
 import PCI
 
-/// A host function's configuration space as the guest sees it (PCI Express Base 7.5 and 7.6): with the host's layout,
-/// without capabilities that cannot be passed through, and for each bit whether the guest's accesses reach the device.
+/// A host function's configuration space as the guest sees it (PCI Express Base, sections 7.5 and 7.6): with the host's
+/// layout, without capabilities that cannot be passed through, and for each bit whether the guest's accesses reach the
+/// device.
 ///
 /// VFIO protects the device. This type determines the accesses that the machine answers itself: those to BARs and
 /// decoding, MSI and MSI-X, the place on the fabric, and power states, which the machine then sets in the device.

@@ -136,7 +136,7 @@ final class HostPageRequests: Sendable {
   }
 
   /// Passes the guest's response on to the kernel.
-  /// - Returns: whether its group was outstanding; then it is answered now.
+  /// - Returns: whether the group was outstanding. If so, it has been answered.
   func respond(_ response: PageGroupResponse, from device: UInt32) -> Bool {
     state.withLock { state in
       let group = Group(device: device, index: response.groupIndex, pasid: response.pasid)

@@ -1,9 +1,9 @@
 import Hardware
 import PCI
 
-/// Address Translation Services and page requests of a passed-through function (PCI Express Base 10.5), as far as the
-/// guest sees them. Only the host's kernel writes the device's own registers. The guest's writes stay in the function's
-/// configuration space in Nestling, where the guest reads them back.
+/// Address Translation Services and page requests of a passed-through function (PCI Express Base, section 10.5), as far
+/// as the guest sees them. Only the host's kernel writes the device's own registers. The guest's writes stay in the
+/// function's configuration space in Nestling, where the guest reads them back.
 ///
 /// The PASID capability is not among them: the host uses the guest's table only for requests without PASID and with
 /// PASID 0.

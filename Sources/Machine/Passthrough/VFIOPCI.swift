@@ -41,7 +41,7 @@ final class VFIOPCI: FunctionModel {
     var group: HostGroup.Member?
     /// The device's name in the options.
     var name = ""
-    /// Whether the guest already uses the functions that may share a bus with this one.
+    /// Whether the guest already uses the functions that may share a bus with this function.
     var guestRuns = false
     /// Reports a notice to the user. Called once for each notice.
     var tell: @Sendable (PassthroughNotice.Kind) -> Void = { _ in }
@@ -319,7 +319,7 @@ final class VFIOPCI: FunctionModel {
   /// The byte of PMCSR with PowerState.
   private var powerControl: Int? { space.given.powerManagementOffset.map { $0 + 4 } }
 
-  /// Sets the device's power state. VFIO waits for the transition, and restores what a soft reset on the way cleared.
+  /// Sets the device's power state. VFIO waits for the transition, and restores registers that a soft reset cleared.
   private func setPower(_ power: UInt8, _ placed: inout Placed) {
     guard let powerControl, placed.power != power else { return }
     placed.power = power

@@ -63,7 +63,7 @@ final class EventQueue: Sendable {
   }
 
   /// Drops the events of the guest, after the CPUs have been stopped for a reset.
-  /// - Returns: the `quit` event, if there is one. All others are cancelled then.
+  /// - Returns: the `quit` event, if there is one. In that case all other events are cancelled.
   func forgetGuestEvents() -> MachineEvent? {
     var dropped: [MachineEvent] = []
     defer { Self.cancel(dropped) }

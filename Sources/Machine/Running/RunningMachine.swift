@@ -6,7 +6,7 @@ import VTd
 
 /// A machine from its configuration to its end. One thread, the machine's thread, builds it, runs it and ends it.
 ///
-/// 1. Open what the configuration names: RAM, the accelerator, the kernel, chardevs.
+/// 1. Open the parts that the configuration names: RAM, the accelerator, the kernel, chardevs.
 /// 2. Make the board, and build the devices onto it, with their disk images.
 /// 3. Place the BARs, load the ACPI tables and the kernel into RAM, and set the CPUs to the kernel's entry point.
 /// 4. Run the CPUs until an event stops them. After a reset, continue with step 3. After a pause, the CPUs resume

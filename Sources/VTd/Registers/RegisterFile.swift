@@ -49,7 +49,7 @@ struct RegisterFile: Sendable {
     }
   }
 
-  /// Returns what software reads. Bytes beyond the page are zero.
+  /// Returns the value that software reads. Bytes beyond the page are zero.
   func read(offset: Int, width: Int) -> UInt64 {
     var result: UInt64 = 0
     for index in 0..<width where offset + index < Self.size {

@@ -1,7 +1,7 @@
 import Hardware
 
 // The register set (VT-d 11.4) as data: offset, reset value, writable bits and write-one-to-clear bits. `UnitRegisters`
-// implements what a write does.
+// implements the effects of writes.
 
 /// Register offsets in the page.
 enum RegisterOffset {
