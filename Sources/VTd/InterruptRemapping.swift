@@ -6,7 +6,7 @@ import Synchronization
 
 /// The result of an interrupt request.
 public enum RemappedInterrupt: Hashable, Sendable {
-  /// In compatibility format, encoded for KVM as `InterruptMessage` describes.
+  /// The message to deliver, in compatibility format, encoded for KVM as `InterruptMessage` describes.
   case deliver(InterruptMessage)
   case blocked(FaultReason)
 }
@@ -79,7 +79,7 @@ struct InterruptEntry: Hashable, Sendable {
 enum InterruptRequest: Hashable, Sendable {
   case compatibility
   case remappable(index: Int)
-  /// In remappable format with reserved bits set. The index comes from the defined bits.
+  /// A request in remappable format with reserved bits set. The index comes from the defined bits.
   case malformed(index: Int)
 
   init(_ message: InterruptMessage) {
@@ -127,7 +127,7 @@ final class InterruptRemapper: Sendable {
     self.trace = trace
   }
 
-  /// Changes the mode and empties the cache, since another table has other entries.
+  /// Changes the mode and empties the cache, because a new table has other entries.
   func set(_ mode: InterruptRemappingMode) {
     state.withLock { state in
       state.mode = mode

@@ -11,9 +11,9 @@ public struct ACPIConfiguration: Hashable, Sendable {
   /// The highest bus number.
   public var lastBus: UInt8
   public var hotplugWay: HotplugWay
-  /// In the order in which the hotplug controller numbers them.
+  /// The hotplug slots, in the order in which the hotplug controller numbers them.
   public var hotplugSlots: [HotplugSlot]
-  /// nil for a machine without a remapping unit, which has no DMAR table.
+  /// The content of the DMAR table; nil for a machine without a remapping unit, which has no such table.
   public var remapping: DMARemapping?
 
   public init(
@@ -32,7 +32,7 @@ public struct ACPIConfiguration: Hashable, Sendable {
   public struct IOAPIC: Hashable, Sendable {
     public var id: UInt8
     public var address: UInt32
-    /// The global system interrupt of its first pin.
+    /// The global system interrupt of the I/O APIC's first pin.
     public var interruptBase: UInt32
 
     public init(id: UInt8 = 0, address: UInt32 = 0xfec0_0000, interruptBase: UInt32 = 0) {
@@ -43,10 +43,10 @@ public struct ACPIConfiguration: Hashable, Sendable {
   }
 }
 
-/// The content of the DMAR table (VT-d 4.1, chapter 8).
+/// The content of the DMAR table (VT-d chapter 8).
 public struct DMARemapping: Hashable, Sendable {
-  /// The host address width: bits of the widest address that a device may use, 1...256. The table contains this less
-  /// one.
+  /// The host address width: bits of the widest address that a device may use, 1...256. The table contains the width
+  /// minus one.
   public var hostAddressWidth: Int
   /// INTR_REMAP: the machine supports interrupt remapping.
   public var interruptRemapping: Bool

@@ -1,6 +1,6 @@
 import Hardware
 
-/// The DMA remapping reporting table (DMAR; VT-d 4.1, chapter 8).
+/// The DMA remapping reporting table (DMAR; VT-d chapter 8).
 enum RemappingDescription {
   /// Revision 1 has all structures that are used here.
   private static let revision: UInt8 = 1

@@ -33,7 +33,7 @@ protocol LocalInterrupts: AnyObject, Sendable {
   func setLevelTriggered(pin: Int, _ message: InterruptMessage?)
 }
 
-/// The path of one vector to a local APIC. Its owner calls it under the owner's lock.
+/// The path of one vector to a local APIC. Its owner makes each call with the owner's lock held.
 protocol MessageVector: AnyObject {
   /// Changes the message that `signal` sends. After the first use of `event` this is slow: it rewrites the kernel's
   /// routing table.
@@ -51,7 +51,7 @@ extension MessageVector {
   func hold() {}
 }
 
-/// Maps memory of devices, such as the BARs of passed-through devices, so that CPUs reach it without an exit.
+/// Maps memory of devices, such as the BARs of passed-through devices, so that CPUs access it without an exit.
 protocol DeviceMemory: AnyObject, Sendable {
   /// Maps memory into the guest's address space. All three parameters are multiples of the page size.
   /// - Parameters:
@@ -95,9 +95,9 @@ protocol Processors: AnyObject, Sendable {
   func stop()
   /// The kernel's thread IDs of the CPUs' threads, in the CPUs' order; empty while the CPUs are stopped.
   var threadIDs: [Int] { get }
-  /// Restarts measuring how long the handling of exits keeps CPUs out of the guest, or ends it.
+  /// Restarts or ends the measurement of exits.
   func measureExits(_ isOn: Bool)
-  /// In the CPUs' order; empty while measuring is off.
+  /// The exits of each CPU, in the CPUs' order; empty while measuring is off.
   var exitSummaries: [ExitSummary] { get }
 }
 
@@ -109,7 +109,7 @@ extension Processors {
 
 /// The clock of the guest's time.
 protocol MachineClock: AnyObject, Sendable {
-  /// In nanoseconds. Never decreases.
+  /// The time in nanoseconds, which never decreases.
   var now: UInt64 { get }
   /// Makes a timer that uses this clock.
   func makeTimer() throws(SystemError) -> any OneShotTimer

@@ -14,8 +14,8 @@ public struct ExitSummary: Hashable, Sendable {
   public var count: UInt64 = 0
   public var total: UInt64 = 0
   public var longest = Longest()
-  /// The longest of the exits during which the host's scheduler did not preempt the thread. It includes time that the
-  /// thread waited for a lock or for the host.
+  /// The longest of the exits during which the host's scheduler did not preempt the thread. Its time includes waits for
+  /// locks and for the host.
   public var longestUndisturbed = Longest()
 
   public init() {}

@@ -227,7 +227,7 @@ public struct PagingStep: Hashable, Sendable {
   /// The entry's index in its table, 0 to 511.
   public var index: Int { Int(address[bits: 3...11]) }
 
-  /// First stage: P. Second stage: R or W.
+  /// Whether the entry is present: P in the first stage, R or W in the second stage.
   public var isPresent: Bool {
     guard let entry else { return false }
     return stage == .first ? entry & FirstStageEntry.present != 0 : entry & 3 != 0

@@ -1,7 +1,7 @@
 import Hardware
 
-// The entries of one source in the tables: root entry, context entry, PASID directory and PASID table, down to the
-// roots of the paging tables (VT-d 3.4). Read from memory, not from the caches.
+// The entries of one source in the tables in memory, not in the caches: root entry, context entry, PASID directory and
+// PASID table, down to the roots of the paging tables (VT-d 3.4).
 
 /// The paging tables that translate the requests of a source or of one of its PASIDs.
 public struct TableRoots: Hashable, Sendable {

@@ -20,13 +20,13 @@ final class ExitTimes: Sendable {
     fileprivate let preemptions: Int
   }
 
-  /// Restarts measuring, or ends it.
+  /// Restarts or ends the measurement.
   func measure(_ isOn: Bool) {
     summary.withLock { $0 = ExitSummary() }
     isMeasuring.store(isOn, ordering: .relaxed)
   }
 
-  /// nil while measuring is off.
+  /// The exits so far; nil while measuring is off.
   var read: ExitSummary? { isMeasuring.load(ordering: .relaxed) ? summary.withLock { $0 } : nil }
 
   // MARK: On the CPU's thread

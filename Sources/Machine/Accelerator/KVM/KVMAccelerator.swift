@@ -61,8 +61,8 @@ final class KVMLocalInterrupts: LocalInterrupts {
 
   func makeVector() -> any MessageVector { KVMVector(table: machine.routing, relay: relay) }
 
-  /// Sets the route with the pin's number in the kernel's table, from which KVM knows which ends of interrupts to
-  /// report.
+  /// Sets the route with the pin's number in the kernel's table. From this table KVM determines the interrupts whose
+  /// end it reports.
   func setLevelTriggered(pin: Int, _ message: InterruptMessage?) {
     if let message {
       try? machine.routing.set(UInt32(pin), address: message.address, data: message.data)

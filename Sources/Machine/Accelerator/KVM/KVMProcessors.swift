@@ -6,7 +6,7 @@ import Synchronization
 /// The guest's CPUs. Each has its own thread between a start and a stop.
 final class KVMProcessors: Processors {
   private let vcpus: [VCPU]
-  /// In the CPUs' order.
+  /// The measurements of the CPUs' exits, in the CPUs' order.
   private let exitTimes: [ExitTimes]
   private let resetStates: [VCPUState]
   private let threads = Mutex<[Thread]>([])

@@ -32,7 +32,7 @@ final class KVMVector: MessageVector {
 
   private let table: any VectorTable
   private let relay: InterruptRelay
-  /// Made at the first use of `event`.
+  /// The eventfd and its route, made at the first use of `event`.
   private var outlet: Outlet?
   private var message: InterruptMessage?
 
