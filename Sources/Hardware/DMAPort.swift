@@ -33,7 +33,7 @@ public func checkTransfer(at address: UInt64, count: UInt64) throws(DMAError) {
 /// A contiguous range of guest physical addresses.
 public struct PhysicalSegment: Hashable, Sendable {
   public var address: UInt64
-  /// In bytes, not zero.
+  /// The size in bytes, not zero.
   public var count: Int
 
   public init(address: UInt64, count: Int) {

@@ -56,7 +56,7 @@ public final class FaultQueue: Sendable {
 
   private let owner: IOMMUFD
   let id: UInt32
-  /// nil only during deinit: the kernel destroys the queue after its file is closed.
+  /// The queue's file; nil only during deinit, because the kernel destroys the queue after its file is closed.
   private let file: Mutex<KernelFile?>
   /// Readable while requests are pending.
   public let descriptor: Int32

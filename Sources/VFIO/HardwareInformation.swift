@@ -38,7 +38,7 @@ public struct HardwareInformation: Hashable, Sendable {
     public var offersExtendedAccessedFlag: Bool { extendedCapability >> 34 & 1 != 0 }
   }
 
-  /// nil for an IOMMU that is not VT-d.
+  /// The capabilities of VT-d; nil for another IOMMU.
   public var vtd: VTd?
   /// IOMMU_HW_CAP_*.
   public var capabilities: UInt64

@@ -17,7 +17,7 @@ public struct VFIORegion: Hashable, Sendable {
 
   /// VFIO_PCI_*_REGION_INDEX: 0 to 5 for the BARs, 6 for the ROM, 7 for configuration space.
   public let index: UInt32
-  /// In bytes; 0 where the device has no such region.
+  /// The size in bytes; 0 if the device has no such region.
   public let size: UInt64
   /// The region's offset in the device file.
   public let offset: UInt64

@@ -24,7 +24,7 @@ struct CommandLineDraft {
   var kernel: String?
   var initrd: String?
   var commandLine: String?
-  /// Nil until the first `-serial`, which removes the default serial port.
+  /// The serial ports; nil until the first `-serial`, which removes the default serial port.
   var serials: [SerialBackend]?
   /// Whether there was no `-monitor`, `-mon` or `-qmp` so far, so that the default serial port shares its terminal with
   /// a monitor.

@@ -2,7 +2,7 @@
 /// scripts that drive a monitor wait for this text.
 package struct HumanSession {
   static let prompt = "(qemu) "
-  /// In bytes. A longer line is refused.
+  /// The length of the longest line in bytes. A longer line is refused.
   static let lineLimit = 4096
 
   private let echoes: Bool

@@ -26,7 +26,7 @@ public final class DMAEngine: FunctionModel, TranslationCache {
   struct Awaited {
     var groupIndex: UInt16
     var pasid: UInt32?
-    /// nil until the response arrives.
+    /// The response's code; nil until the response arrives.
     var code: PageGroupResponse.Code?
   }
 

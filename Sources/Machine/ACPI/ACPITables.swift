@@ -9,7 +9,7 @@ public struct ACPITables: Hashable, Sendable {
   public let bytes: [UInt8]
   /// Guest physical address of the root pointer, for boot protocols that pass it to the kernel.
   public var rootPointer: UInt64 { address }
-  /// In the order of their addresses.
+  /// The tables, in the order of their addresses.
   public let tables: [Table]
 
   public struct Table: Hashable, Sendable {

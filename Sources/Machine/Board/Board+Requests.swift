@@ -4,7 +4,7 @@ import Linux
 /// command line's values also parses the values of the description.
 public struct DeviceDescription: Sendable {
   public var kind: any DeviceOptions.Type
-  /// nil for the default bus of the device type.
+  /// The value of `bus`; nil for the default bus of the device type.
   public var bus: String?
   /// The properties, without `driver` and `bus`.
   public var assignments: [PropertyAssignment]

@@ -9,7 +9,7 @@ public struct DeviceIdentity: Hashable, Sendable {
 public struct Device: Sendable {
   public let identity: DeviceIdentity
   public let options: any DeviceOptions
-  /// nil for a device that is not on PCI.
+  /// The device's place; nil for a device that is not on PCI.
   public let place: PCIPlace?
   /// The path in the QOM tree: `/machine/peripheral/ID`, or `/machine/peripheral-anon/device[N]` without an id.
   public let path: String

@@ -2,9 +2,9 @@ import Synchronization
 
 /// The backends of devices: block nodes and objects, which can also be added and removed while the machine runs.
 extension DeviceTree {
-  /// In the order in which they were added.
+  /// The block nodes, in the order in which they were added.
   var blockNodes: [BlockNode] { state.withLock { $0.admission.blockNodes } }
-  /// In the order in which they were added.
+  /// The objects, in the order in which they were added.
   var objects: [any ObjectOptions] { state.withLock { $0.admission.objects } }
 
   func add(_ node: BlockNode) throws(BlockNodeProblem) {

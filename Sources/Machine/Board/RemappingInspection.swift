@@ -77,7 +77,7 @@ public struct RemappingInspection: Sendable {
     case notRemapped(RequesterID)
   }
 
-  /// In the order of the command line.
+  /// The units, in the order of the command line.
   public let units: [PlacedUnit]
   private let functions: @Sendable () -> [(function: NamedFunction, unit: Int?)]
   private let unitIndex: @Sendable (RequesterID) -> Int?

@@ -2,7 +2,7 @@
 ///
 /// `size` does not change. If the file shrinks later, reads throw `pastEnd`; they never return fewer bytes.
 public protocol ImageSource {
-  /// In bytes.
+  /// The size in bytes.
   var size: UInt64 { get }
 
   /// - Returns: exactly `count` bytes.

@@ -1,6 +1,6 @@
 /// The RAM that a boot has not claimed yet. It keeps the kernel, the initrd and boot data from overlapping.
 struct MemoryPlan {
-  /// In the order of their addresses. None of them is empty.
+  /// The free ranges, in the order of their addresses. None of them is empty.
   private(set) var free: [Range<UInt64>]
 
   init(free: [Range<UInt64>]) { self.free = free }

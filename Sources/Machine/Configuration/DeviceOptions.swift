@@ -69,7 +69,7 @@ public struct PCIFunctionOptions: Hashable, Sendable {
   /// The name of bus 0.
   public static let rootBus = "pcie.0"
 
-  /// Nil for the first free device number.
+  /// Device and function number; nil for the first free device number.
   public var address: RequesterID?
   /// `rootBus`, or the id of a root port.
   public var bus = Self.rootBus

@@ -10,17 +10,17 @@ public struct MachineConfiguration: Sendable {
   public var memory = MemoryConfiguration()
   /// The hotplug method below root ports.
   public var hotplugWay = HotplugWay.acpi
-  /// Nil if there is nothing to boot.
+  /// The kernel and its data; nil if there is nothing to boot.
   public var boot: BootSource?
-  /// In the order given, which is the order in which they are opened.
+  /// The character devices, in the order in which they are opened.
   public var chardevs: [any ChardevOptions] = []
   /// The serial ports from COM1 on. A missing entry, or `.none`, means that there is no such port.
   public var serials: [SerialBackend] = []
   public var monitors: [MonitorOptions] = []
   public var blockNodes: [BlockNode] = []
-  /// In the order given.
+  /// The objects, in the order given.
   public var objects: [any ObjectOptions] = []
-  /// In the order given, which is the order in which they are built.
+  /// The devices, in the order in which they are built.
   public var devices: [any DeviceOptions] = []
   public var rebootAction = RebootAction.reset
   /// Whether the CPUs wait for a monitor's `cont`.
@@ -30,9 +30,9 @@ public struct MachineConfiguration: Sendable {
   public var logItems: Set<LogItem> = []
   /// The file for log items; nil for standard error.
   public var logPath: String?
-  /// Nil without trace events.
+  /// The trace events to write; nil for none.
   public var trace: TraceConfiguration?
-  /// Nil if no qtest client drives the board.
+  /// The qtest client's connection; nil if no qtest client drives the board.
   public var qtest: QTestOptions?
 
   public init() {}
@@ -76,7 +76,7 @@ public struct MachineConfiguration: Sendable {
 
 /// Guest RAM.
 public struct MemoryConfiguration: Hashable, Sendable {
-  /// In bytes, a multiple of the page size used.
+  /// The size in bytes, a multiple of the size of the pages.
   public var size: UInt64 = 128 << 20
   /// Whether other processes can map the RAM. If so, RAM is a memfd, for which few hosts use transparent huge pages.
   public var isShared = false

@@ -32,7 +32,7 @@ public final class DescriptorSets: Sendable {
   }
 
   private struct State {
-    /// In the order of their numbers.
+    /// The sets, in the order of their numbers.
     var sets: [DescriptorSet] = []
     var clientCount = 0
 
@@ -45,7 +45,7 @@ public final class DescriptorSets: Sendable {
 
   public init() {}
 
-  /// In the order of their numbers.
+  /// All sets, in the order of their numbers.
   public var all: [DescriptorSet] { state.withLock { $0.sets } }
 
   /// Adds a file to a set, which is created if it does not exist.

@@ -26,7 +26,7 @@ final class HostBoundDevice: HostTranslation {
     var attached: (any AttachmentTarget)?
     /// The attached first stage of the guest; nil for any other target.
     var firstStage: NestedTable?
-    /// Nil if the host answers the device's page requests.
+    /// The queue that passes on page requests; nil if the host answers the device's page requests.
     var pageRequests: HostPageRequests?
     /// The notices that were reported: each is reported once.
     var reported: Set<Notice> = []

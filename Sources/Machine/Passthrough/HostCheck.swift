@@ -10,7 +10,7 @@ public struct HostCheck: Sendable {
     public let name: String
     /// The version of the unit's architecture, such as `1:0`.
     public let version: String
-    /// Nil if sysfs does not show them.
+    /// The unit's capabilities; nil if sysfs does not show them.
     public let capabilities: HardwareInformation.VTd?
     /// ECAP.IR.
     public var remapsInterrupts: Bool { capabilities.map { $0.extendedCapability >> 3 & 1 != 0 } ?? false }

@@ -49,7 +49,7 @@ final class HostPageRequests: Sendable {
     let request: PageRequest
     let group: Group
     let cookie: UInt32
-    /// Nil if the request is refused.
+    /// The taker of the request; nil if the request is refused.
     let taker: (any PageRequestTaker)?
   }
 

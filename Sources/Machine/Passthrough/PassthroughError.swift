@@ -42,7 +42,7 @@ public struct PassthroughError: Error, Hashable, Sendable {
     case addressInUse(RequesterID)
   }
 
-  /// As the options name it.
+  /// The device as the options name it.
   public let device: String
   public let problem: Problem
 

@@ -25,7 +25,7 @@ final class PassthroughMemory: Sendable {
   private struct WeakNested {
     weak var table: NestedTable?
   }
-  /// Weak: a second stage is released with the last device on it.
+  /// A weak reference: a second stage is released with the last device on it.
   private struct WeakParent {
     weak var table: HardwarePageTable?
   }

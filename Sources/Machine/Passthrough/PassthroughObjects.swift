@@ -178,7 +178,7 @@ public struct PassthroughNotice: Hashable, Sendable {
     case outOfPeersReach(SystemError)
   }
 
-  /// As the options name it.
+  /// The device as the options name it.
   public let device: String
   public let kind: Kind
 }

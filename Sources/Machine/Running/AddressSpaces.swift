@@ -21,7 +21,7 @@ extension MachineInspection {
     public let rootName: String
     /// Address of the last byte.
     public let last: UInt64
-    /// In the order of their addresses.
+    /// The regions, in the order of their addresses.
     public let regions: [Region]
   }
 

@@ -19,14 +19,14 @@ public final class MachineInspection: Sendable {
     public let regions: [Region]
     /// The register Interrupt Line, which firmware and operating systems write for their own use.
     public let interruptLine: UInt8
-    /// nil for a function that is not a bridge.
+    /// The bridge's registers and functions; nil for a function that is not a bridge.
     public var bridge: Bridge?
   }
 
   /// The registers of a bridge and the functions below it.
   public struct Bridge: Sendable {
     public let header: BridgeHeader
-    /// In the order of their addresses.
+    /// The functions below the bridge, in the order of their addresses.
     public let functions: [Function]
   }
 

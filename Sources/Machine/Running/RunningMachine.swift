@@ -45,7 +45,7 @@ public final class RunningMachine {
   private let terminationWatch: TerminationWatch?
   private let signals: TerminationSignals
   private let onEnding: @Sendable (_ exitStatus: Int32) -> Void
-  /// nil if no kernel is booted.
+  /// The initial contents of RAM; nil if no kernel is booted.
   private let image: StartImage?
   private let qtest: QTestServer?
   private let controller: MachineController

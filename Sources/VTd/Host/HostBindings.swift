@@ -18,7 +18,7 @@ public final class HostBindings: InvalidationObserver {
   private struct Function {
     let requester: Requester
     let host: any HostTranslation
-    /// Nil until the first binding.
+    /// The current binding; nil until the first binding.
     var binding: HostBinding?
     /// DID of the entry that defines `binding`.
     var domain: UInt16?
@@ -55,7 +55,7 @@ public final class HostBindings: InvalidationObserver {
   public struct BoundFunction: Sendable {
     public let source: RequesterID
     public let host: any HostTranslation
-    /// Nil until the first binding.
+    /// The current binding; nil until the first binding.
     public let binding: HostBinding?
   }
 

@@ -20,7 +20,7 @@ public struct TableRoots: Hashable, Sendable {
   public var isPassThrough: Bool { firstStage == nil && secondStage == nil }
   public var isNested: Bool { firstStage != nil && secondStage != nil }
 
-  /// Nil for `TranslationPath.unknown`.
+  /// Returns nil for `TranslationPath.unknown`.
   init?(_ path: TranslationPath) {
     guard let domain = path.domain else { return nil }
     self.domain = domain
@@ -58,7 +58,7 @@ public struct SourceTables: Hashable, Sendable {
 
   public let source: RequesterID
   public let root: StructureEntry
-  /// Nil where the root entry is not present.
+  /// The context entry; nil if the root entry is not present.
   public let context: StructureEntry?
   /// In legacy mode the result of the context entry. In scalable mode the fault that all requests meet before any
   /// PASID.

@@ -18,7 +18,7 @@ public struct StructureEntry: Hashable, Sendable {
   public let kind: Kind
   /// The entry's physical address.
   public let address: UInt64
-  /// Nil where the entry is not in RAM.
+  /// The entry's words; nil if the entry is not in RAM.
   public let words: [UInt64]?
 
   init(_ kind: Kind, at address: UInt64, memory: any PhysicalMemory) {

@@ -13,7 +13,7 @@ public struct UnitSnapshot: Hashable, Sendable {
 
   public struct Register: Hashable, Sendable {
     public let mnemonic: String
-    /// In bytes from the start of the unit's page.
+    /// The register's offset in bytes from the start of the unit's page.
     public let offset: Int
     /// In bytes: 4 or 8.
     public let width: Int

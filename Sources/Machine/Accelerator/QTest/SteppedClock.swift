@@ -23,7 +23,7 @@ final class SteppedClock: MachineClock {
 
   private let state = Mutex(State())
 
-  /// In nanoseconds since the machine was made.
+  /// The time in nanoseconds since the machine was made.
   var now: UInt64 { state.withLock { $0.now } }
 
   /// The time when the next timer is due; nil if no timer is running.

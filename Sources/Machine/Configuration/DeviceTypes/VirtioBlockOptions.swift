@@ -7,7 +7,7 @@ public struct VirtioBlockOptions: PCIDeviceOptions, Hashable {
   public var virtio = VirtioPCIOptions()
   /// The id of the disk's block node.
   public var drive = ""
-  /// Nil for one queue per vCPU.
+  /// The number of queues; nil for one queue per vCPU.
   public var queueCount: UInt16?
   /// Descriptors per queue, a power of two.
   public var queueSize: UInt16 = 256

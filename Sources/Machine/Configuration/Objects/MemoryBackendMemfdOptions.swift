@@ -1,10 +1,10 @@
 /// `memory-backend-memfd`: guest RAM from memfd_create(2), which other processes can map, optionally in huge pages.
 public struct MemoryBackendMemfdOptions: ObjectOptions, Hashable {
   public var id: Identifier?
-  /// In bytes; nil until given.
+  /// The size in bytes; nil until the option is given.
   public var size: ByteCount?
   public var hugePages = false
-  /// In bytes; nil for the host's default. Refused without `hugePages`.
+  /// The size of a huge page in bytes; nil for the host's default. Refused without `hugePages`.
   public var hugePageSize: ByteCount?
 
   public init() {}

@@ -49,7 +49,7 @@ public struct PropertyRule<Options: Sendable>: Sendable {
 /// A property's name and value as text, not checked yet.
 public struct PropertyAssignment: Hashable, Sendable {
   public var name: String
-  /// Nil if only the name was given. This means `on`, or `off` for a name with the prefix `no`.
+  /// The value's text; nil if only the name was given, which means `on`, or `off` for a name with the prefix `no`.
   public var value: String?
 
   public init(name: String, value: String?) {
@@ -76,7 +76,7 @@ public struct PropertyDescription: Hashable, Sendable {
   public let aliases: [String]
   public let typeName: String
   public let help: String
-  /// Nil if the property is unset by default.
+  /// The default value; nil if the property is unset by default.
   public let defaultText: String?
 }
 
@@ -84,7 +84,7 @@ public struct PropertyDescription: Hashable, Sendable {
 public struct PropertyState: Hashable, Sendable {
   public let name: String
   public let typeName: String
-  /// Nil if it is unset.
+  /// The current value; nil if the property is unset.
   public let text: String?
 }
 
