@@ -7,7 +7,7 @@ public struct PageRequest: Hashable, Sendable {
   public var prefix: PASIDPrefix?
   public var reads: Bool
   public var writes: Bool
-  /// L: this is the last request of its group. The group's response follows it.
+  /// L: whether this is the last request of its group. The response to the group follows the last request.
   public var isLastInGroup: Bool
   /// Page Request Group Index: 9 bits.
   public var groupIndex: UInt16

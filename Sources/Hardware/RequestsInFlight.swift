@@ -47,7 +47,7 @@ public final class RequestsInFlight: Sendable {
   /// Waits until every request that began before the call has ended.
   ///
   /// Must not be called while holding a request of this port, or a lock that a request in flight may need.
-  /// - Parameter parking: where to sleep. No other thread may sleep there at the same time.
+  /// - Parameter parking: the place to sleep. No other thread may sleep there at the same time.
   public func drain(parking: any Parking) {
     draining.withLock { _ in
       let isOdd = begun.load(ordering: .relaxed)[bit: 63]

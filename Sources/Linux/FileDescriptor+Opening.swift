@@ -43,7 +43,7 @@ extension FileDescriptor {
   /// Opens or creates a file for output. A write that would wait for the reader fails with EAGAIN.
   /// - Parameters:
   ///   - flags: in addition to O_WRONLY and O_CREAT.
-  ///   - patience: how long to wait until the FIFO has a reader; nil to throw ENXIO at once.
+  ///   - patience: the limit of the wait for the FIFO's reader; nil to throw ENXIO at once.
   public init(openingOutput path: String, _ flags: Int32, patience: Patience? = nil) throws(SystemError) {
     while true {
       do {

@@ -32,7 +32,7 @@ public struct TCPListener: ~Copyable, Sendable {
 
 extension FileDescriptor {
   /// Connects to a port of an IPv4 address.
-  /// - Parameter patience: how long to wait for the other host, within TCP's own time limit.
+  /// - Parameter patience: the limit of the wait for the other host, within TCP's own time limit.
   public init(
     connectingTo host: String, port: UInt16, patience: Patience = Patience(until: nil)
   ) throws(SystemError) {

@@ -57,7 +57,7 @@ public final class Thread: @unchecked Sendable {
 
   /// Waits for the thread's end, then interrupts its system calls and waits 0.2 s more. Must be called at most once,
   /// instead of the other `join`.
-  /// - Parameter milliseconds: how long to wait before interrupting.
+  /// - Parameter milliseconds: the time to wait before the interruption.
   /// - Returns: false if the thread still runs; it is then detached.
   @discardableResult
   public func join(patience milliseconds: UInt32) -> Bool {

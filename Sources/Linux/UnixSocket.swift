@@ -89,7 +89,7 @@ public struct UnixListener: ~Copyable, Sendable {
 
 extension FileDescriptor {
   /// Connects to a socket in the file system.
-  /// - Parameter patience: how long to wait for a server whose queue of clients is full.
+  /// - Parameter patience: the limit of the wait for a server whose queue of clients is full.
   public init(connectingTo path: String, patience: Patience = Patience(until: nil)) throws(SystemError) {
     let kind = Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue) | Int32(SOCK_NONBLOCK.rawValue)
     let answer = socket(AF_UNIX, kind, 0)

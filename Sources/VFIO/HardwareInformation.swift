@@ -7,7 +7,8 @@ public struct HardwareInformation: Hashable, Sendable {
   public struct VTd: Hashable, Sendable {
     public var capability: UInt64
     public var extendedCapability: UInt64
-    /// Erratum 772415 of Sapphire Rapids: a device can write through read-only mappings of a nesting parent.
+    /// Whether the unit has erratum 772415 of Sapphire Rapids: a device can write through read-only mappings of a
+    /// nesting parent.
     public var hasReadOnlyErratum: Bool
 
     public init(capability: UInt64, extendedCapability: UInt64, hasReadOnlyErratum: Bool) {

@@ -47,7 +47,8 @@ public final class RemappingUnit: BusDevice, DMARemapper {
   ///   - pageRequestEvent: the route of the page request event, on a unit with `svm`.
   ///   - messages: receives functions' writes to the interrupt address range. Without it such writes fail.
   ///   - trace: receives the unit's trace events.
-  ///   - parking: where a vCPU that invalidates sleeps while requests are in flight. No other unit may use it.
+  ///   - parking: the place where a vCPU that invalidates sleeps while requests are in flight. No other unit may use
+  ///     it.
   ///   - deviceTimer: limits the time that functions have to answer device-TLB invalidations. Without it a function
   ///     that does not answer at once times out.
   /// - Throws: the error of `UnitOptions.validate`.

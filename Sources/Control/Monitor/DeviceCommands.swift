@@ -28,7 +28,7 @@ struct DeviceNameArguments: CommandArguments {
 
 struct RemovalArguments: CommandArguments {
   var id = ""
-  /// Nestling's extension: removes the device without asking the guest (surprise removal).
+  /// Whether to remove the device without asking the guest (surprise removal). This is Nestling's extension.
   var isSurprise: Bool?
 
   static let fields: [ArgumentField<Self>] = [ArgumentField("id", \.id), ArgumentField("x-surprise", \.isSurprise)]

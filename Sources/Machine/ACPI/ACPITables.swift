@@ -23,7 +23,7 @@ public struct ACPITables: Hashable, Sendable {
     tables.first { $0.signature == signature }.map { Array(bytes[$0.range]) }
   }
 
-  /// - Throws: when the tables do not fit their range in memory, or a value does not fit its field.
+  /// - Throws: if the tables do not fit their range in memory, or a value does not fit its field.
   public static func build(_ configuration: ACPIConfiguration) throws(ACPIError) -> ACPITables {
     var layout = Layout(base: ACPIPlatform.tablesRange.lowerBound)
     // The root pointer comes first, where an operating system's search starts. It is filled in at the end.

@@ -46,8 +46,8 @@ extension Board {
   }
 
   /// Puts the functions of a device on their bus.
-  /// - Throws: when an address is taken or the device is gone. The functions that did not reach the bus are revoked
-  ///   then. The caller revokes the others and releases the device.
+  /// - Throws: if an address is taken or the device is gone. The functions that did not reach the bus have then been
+  ///   revoked. The caller revokes the other functions and releases the device.
   func plug(_ functions: [Function], of device: Device) throws(StartError) {
     try trace.timing(.plugged, device) { () throws(StartError) in try plugAll(functions, of: device) }
   }

@@ -94,7 +94,7 @@ struct ChardevFeed {
 /// Finds the Ctrl-A commands in typed input, before a frontend gets the input.
 public protocol InputInterpreter: Sendable {
   /// - Parameter guestBytes: gets the bytes for the frontend with the focus, up to the first action.
-  /// - Returns: how many bytes of the input are used, and the action to carry out then; nil if there is none.
+  /// - Returns: the number of input bytes that are used, and the action to carry out after them; nil for no action.
   mutating func receive(_ bytes: ArraySlice<UInt8>, guestBytes: inout [UInt8]) -> (used: Int, action: InputAction?)
 }
 

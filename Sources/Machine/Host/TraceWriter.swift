@@ -14,7 +14,7 @@ final class TraceWriter: TraceSink, MachineTraceSink {
 
   /// - Parameters:
   ///   - path: a file, which is truncated first; nil for standard error.
-  ///   - patience: how long to wait for the reader of a FIFO; nil to throw ENXIO at once.
+  ///   - patience: the limit of the wait for a FIFO's reader; nil to throw ENXIO at once.
   init(path: String?, patience: Patience? = nil) throws(SystemError) {
     if let path {
       file = try FileDescriptor(openingOutput: path, O_TRUNC, patience: patience)

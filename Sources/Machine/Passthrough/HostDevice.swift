@@ -15,7 +15,7 @@ struct HostDevice: Hashable, Sendable {
 
   /// - Parameters:
   ///   - name: the address, with or without the domain.
-  ///   - sysfs: where sysfs is mounted.
+  ///   - sysfs: the folder where sysfs is mounted.
   static func find(address name: String, sysfs: String = "/sys") throws(PassthroughError) -> HostDevice {
     guard let address = fullAddress(name) else { throw PassthroughError(name, .notAnAddress) }
     return try find(folder: "\(sysfs)/bus/pci/devices/\(address)", named: address)

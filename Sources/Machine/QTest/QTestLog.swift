@@ -12,7 +12,7 @@ final class QTestLog: Sendable {
   /// The end of the latest line, for `ChardevOutputBuffer.isBehind`.
   private let end = Mutex<UInt64>(0)
 
-  /// - Parameter patience: how long to wait until a FIFO has a reader; nil to throw ENXIO at once.
+  /// - Parameter patience: the limit of the wait for a FIFO's reader; nil to throw ENXIO at once.
   /// - Returns: nil if the option is for no log.
   init?(_ log: QTestOptions.Log, patience: Patience? = nil) throws(SystemError) {
     let file: FileDescriptor

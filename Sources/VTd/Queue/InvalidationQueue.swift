@@ -16,7 +16,7 @@ enum QueueError: UInt64, Error, Sendable {
 struct InvalidationQueue: Sendable {
   /// Guest physical address of the first descriptor.
   private(set) var base: UInt64 = 0
-  /// 256-bit descriptors (IQA.DW).
+  /// Whether descriptors have 256 bits (IQA.DW).
   private(set) var isWide = false
   /// In bytes.
   private(set) var size = 0x1000

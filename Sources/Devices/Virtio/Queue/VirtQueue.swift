@@ -58,7 +58,7 @@ public struct VirtQueue: Sendable {
     self.owner = owner
   }
 
-  /// False from the moment when the queue is being stopped: requests in progress must then end soon, without
+  /// Whether the queue runs. While it is being stopped, this is false, and requests in progress must end soon, without
   /// completion.
   public var isRunning: Bool { owner.isRunning }
 
