@@ -2,19 +2,19 @@
 // routing, the devices on the ISA bus behind it, and the soft-off state (ACPI 6.5). Compile it with:
 //   Firmware/build-dsdt
 //
-// The addresses are the board's fixed ones (Sources/Machine/ACPI/ACPIPlatform.swift has the same). An SSDT has what
-// depends on the machine: the 64-bit window, the number of buses and the way of hotplug as names, the slots as devices
-// (Sources/Machine/ACPI/HotplugSlots.swift).
+// The addresses are the board's fixed ones (Sources/Machine/ACPI/ACPIPlatform.swift has the same). What depends on the
+// machine is in a second table, the SSDT (Sources/Machine/ACPI/DynamicValues.swift): names for the 64-bit window, the
+// highest bus number and whether hotplug is native, and a device for each slot.
 DefinitionBlock ("", "DSDT", 2, "NESTLI", "NESTLING", 0x00000001)
 {
-    // Base and length in bytes; a length of zero means that there is no such window.
+    // Base and length in bytes of the memory window above 4 GiB. A length of zero: there is no such window.
     External (\M64B, IntObj)
     External (\M64L, IntObj)
-    // The highest number of a bus.
+    // The highest bus number.
     External (\LBUS, IntObj)
-    // Not zero: devices are plugged natively, by the slot registers of PCI Express.
+    // Not zero: hotplug is native. The slot registers of PCI Express report plugs and unplugs.
     External (\NHPC, IntObj)
-    // Notifies the device of a slot, given by its number, with a value.
+    // PNTF (slot, value): sends `Notify` with this value to the device of this slot.
     External (\_SB.PCI0.PNTF, MethodObj)
 
     // SLP_TYP of the soft-off state, for PM1a_CNT and PM1b_CNT.
@@ -34,9 +34,10 @@ DefinitionBlock ("", "DSDT", 2, "NESTLI", "NESTLING", 0x00000001)
             {
                 WordBusNumber (ResourceProducer, MinFixed, MaxFixed, PosDecode,
                     0x0000, 0x0000, 0x0000, 0x0000, 0x0001, , , BUSN)
-                // The ports of the configuration mechanism.
+                // The ports of the configuration mechanism: CONFIG_ADDRESS and CONFIG_DATA.
                 IO (Decode16, 0x0CF8, 0x0CF8, 0x01, 0x08)
-                // The ports of the ISA bridge, then those for functions.
+                // Ports below 0xCF8, for the devices on the ISA bus; then ports from 0x1000 on, for the I/O BARs
+                // of PCI functions.
                 WordIO (ResourceProducer, MinFixed, MaxFixed, PosDecode, EntireRange,
                     0x0000, 0x0000, 0x0CF7, 0x0000, 0x0CF8)
                 WordIO (ResourceProducer, MinFixed, MaxFixed, PosDecode, EntireRange,
@@ -73,8 +74,9 @@ DefinitionBlock ("", "DSDT", 2, "NESTLI", "NESTLING", 0x00000001)
 
             // Grants control of features (PCI Firmware Specification 3.3, 4.5.1): power management
             // events (2), advanced error reporting (3), the PCI Express capability (4), and native
-            // hotplug (0) if the machine uses it. There is no SHPC (1), and no latency tolerance or
-            // downstream port containment that would need an owner.
+            // hotplug (0) if the machine uses it. Not granted, because the board has none of them:
+            // hotplug by an SHPC, the older hotplug controller (1), latency tolerance reporting (5),
+            // downstream port containment (7).
             Method (_OSC, 4, NotSerialized)
             {
                 CreateDWordField (Arg3, 0x00, STAT)
@@ -106,28 +108,31 @@ DefinitionBlock ("", "DSDT", 2, "NESTLI", "NESTLING", 0x00000001)
             }
 
             // Hotplug by methods, with QEMU's registers and names (Sources/Devices/Chips/
-            // ACPIHotplugRegisters.swift). BLCK makes BNUM and the access after it one step.
+            // ACPIHotplugRegisters.swift). A method holds the mutex BLCK from its write of BNUM to its
+            // last access to that slot's registers.
             OperationRegion (PCIH, SystemIO, 0x0CC0, 0x24)
             Field (PCIH, DWordAcc, NoLock, WriteAsZeros)
             {
-                // Bit 0 of each: a device has appeared; its ejection is requested; eject it.
+                // Bit 0 of PCIU: a device has appeared. Bit 0 of PCID: a device is to be ejected. A write of
+                // bit 0 of B0EJ ejects the device.
                 PCIU, 32,
                 PCID, 32,
                 B0EJ, 32,
-                // The slot for the other registers.
+                // The slot that the other registers refer to.
                 Offset (0x10),
                 BNUM, 32,
-                // The event of a report, and its status.
+                // The first two arguments of _OST: the event that is reported on, and the status.
                 Offset (0x18),
                 OSTE, 32,
                 OSTS, 32,
-                // The lowest slot with PCIU or PCID, all ones for none.
+                // The lowest slot with bit 0 of PCIU or PCID; all ones: there is none.
                 NEXT, 32
             }
 
             Mutex (BLCK, 0)
 
-            // The operating system has cleared earlier events, so this raises them again.
+            // An operating system clears the events from before its start. A write of NEXT raises the
+            // event again if a slot has a bit of PCIU or PCID.
             Method (_INI, 0, NotSerialized)
             {
                 NEXT = 0
@@ -142,7 +147,7 @@ DefinitionBlock ("", "DSDT", 2, "NESTLI", "NESTLING", 0x00000001)
                 Release (BLCK)
             }
 
-            // Reports on slot Arg0: _OST's source event Arg1 and status Arg2.
+            // Writes a report of _OST on slot Arg0: source event Arg1 and status Arg2.
             Method (POST, 3, NotSerialized)
             {
                 Acquire (BLCK, 0xFFFF)
@@ -152,7 +157,7 @@ DefinitionBlock ("", "DSDT", 2, "NESTLI", "NESTLING", 0x00000001)
                 Release (BLCK)
             }
 
-            // Notifies new devices (1, device check), then those to eject (3, eject request).
+            // Notifies, slot by slot, a new device (1, device check) and a device to eject (3, eject request).
             Method (PCNT, 0, NotSerialized)
             {
                 Acquire (BLCK, 0xFFFF)

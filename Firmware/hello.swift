@@ -1,4 +1,5 @@
-/// hello: the least that a machine must do: load an ELF, run it, print on COM1, take the exit code.
+/// Tests the least that a machine must do: it loads an ELF, runs it, prints its output on COM1, and takes its exit
+/// code.
 ///
 ///     Tests/lab/kernel NESTLING "$(Firmware/build)/hello"
 

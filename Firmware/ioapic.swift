@@ -1,4 +1,4 @@
-/// Tests a device's interrupt through the I/O APIC: COM1's transmitter is empty and raises pin 4. 82093AA I/O APIC,
+/// Tests a device's interrupt through the I/O APIC: COM1's empty transmitter raises pin 4. 82093AA I/O APIC,
 /// 3.1; PC16550D, 8.6.
 ///
 ///     Tests/lab/kernel NESTLING "$(Firmware/build)/ioapic"
@@ -35,7 +35,7 @@ func kernelMain() {
   let reason = portRead8(interruptIdentification) & 0xf
   portWrite8(interruptEnable, 0)
   Report.check("the transmitter's interrupt arrives", came)
-  Report.check("the chip reports the transmitter as the reason", reason == 2)
+  Report.check("COM1 reports the empty transmitter as the reason", reason == 2)
   Report.check("the interrupt comes once", Interrupts.count(Interrupts.device) == 1)
 
   chip.redirect(pin: 4, to: LocalAPIC.identifier, vector: Interrupts.device, masked: true)
@@ -43,6 +43,6 @@ func kernelMain() {
   portWrite8(interruptEnable, transmitterEmpty)
   let leaked = wait(ticks: 10_000_000) { Interrupts.count(Interrupts.device) != 1 }
   portWrite8(interruptEnable, 0)
-  Report.check("a masked pin stays silent", !leaked)
+  Report.check("a masked pin sends no interrupt", !leaked)
   disableInterrupts()
 }

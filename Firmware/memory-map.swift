@@ -1,5 +1,6 @@
-/// Tests the loader's memory map: both ends of each usable entry hold what is written to them, all at the same time, so
-/// that no end is an alias of another, and no entries overlap. `memory=MiB` on the command line is the expected size.
+/// Tests the loader's memory map. Usable entries do not overlap. The test writes a different value to each end of each
+/// usable entry, and then reads all of them: so each end is memory, and none is an alias of another. `memory=MiB` on
+/// the command line is the expected size.
 ///
 ///     Tests/lab/kernel NESTLING "$(Firmware/build)/memory-map" -m 64
 
@@ -55,7 +56,7 @@ func kernelMain() {
   where load64(Window.address(of: probes[index].address)) != pattern(probes[index].address) {
     wrong = probes[index].address
   }
-  // In reverse order, in case two addresses are the same memory.
+  // Restore in reverse order: if two addresses are the same memory, the value that was saved first is written last.
   for step in 0..<count {
     let index = count - 1 - step
     store64(Window.address(of: probes[index].address), probes[index].saved)
@@ -72,7 +73,7 @@ func kernelMain() {
   if let sizes = Multiboot.lowerAndUpper {
     Report.check("lower memory is 512 to 640 KiB", sizes.lower >= 512 && sizes.lower <= 640)
     let upper = UInt64(sizes.upper) << 10
-    // The map may give the end more exactly.
+    // The map may end up to 4 MiB after upper memory.
     Report.check(
       "upper memory agrees with the map",
       upper > 0 && upperEnd >= 0x10_0000 + upper && upperEnd - 0x10_0000 - upper < 0x40_0000)

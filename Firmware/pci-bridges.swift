@@ -1,7 +1,7 @@
 /// Tests two root ports with an edu below each: the bus numbers and windows that the firmware set, phantom functions,
-/// the bits that block addresses and requests, secondary bus reset, and the source of DMA after the bus has another
-/// number, with first stage. PCI Express Base 7.5.1.3; VT-d 4.1, 3.4. The machine has the ports at 00:04.0 and 00:05.0,
-/// the second with `bus-reserve=2`.
+/// the bits of a port that block addresses and requests, secondary bus reset, and the source-id of DMA after the guest
+/// has renumbered the bus, with first-stage translation. PCI Express Base 7.5.1.3; VT-d 4.1, 3.4. The ports are at
+/// 00:04.0 and 00:05.0, the second with `bus-reserve=2`.
 ///
 ///     Tests/lab/kernel NESTLING "$(Firmware/build)/pci-bridges" -device intel-iommu,x-scalable-mode=on,x-flts=on \
 ///       -device pcie-root-port,id=rp0,addr=4,slot=1 -device pcie-root-port,id=rp1,addr=5,slot=2,bus-reserve=2 \
@@ -46,7 +46,7 @@ private func checkNumbers(_ ports: (Port, Port)) {
   Report.check("the port has a type 1 header", ports.0.function.readPort8(0x0e) & 0x7f == 1)
   Report.check("the first port leads to bus 1", ports.0.function.readPort(Register.buses) == 0x0001_0100)
   Report.check("the second port leads to buses 2 to 4", ports.1.function.readPort(Register.buses) == 0x0004_0200)
-  Report.check("the MCFG table names as many buses", EnhancedConfiguration.lastBus == 4)
+  Report.check("the MCFG table's last bus is 4", EnhancedConfiguration.lastBus == 4)
   var found = 0
   for bus in UInt32(1)...255 where Function(device: 0, number: 0, bus: bus).readPort(0) != absent { found += 1 }
   Report.check("no other bus has a function", found == 2)
@@ -74,7 +74,7 @@ private func checkWindows(_ port: Port, _ edu: Edu) {
   port.setCommand(0)
   Report.check("without the port's Memory Space Enable edu does not answer", load32(bar) == absent)
   port.setCommand(0x6)
-  Report.check("with both edu answers again", edu.isAlive)
+  Report.check("with the window and Memory Space Enable edu answers again", edu.isAlive)
 }
 
 private func checkMastering(_ port: Port, _ edu: Edu, _ other: Edu) {
@@ -89,7 +89,8 @@ private func checkMastering(_ port: Port, _ edu: Edu, _ other: Edu) {
   store64(destination, 0)
   port.setCommand(0x6)
   Report.check(
-    "with Bus Master Enable the DMA arrives", edu.copy(from: source, to: destination) && load64(destination) == marker)
+    "with the port's Bus Master Enable DMA arrives",
+    edu.copy(from: source, to: destination) && load64(destination) == marker)
 }
 
 private func checkReset(_ port: Port, _ edu: Edu) {
@@ -97,15 +98,15 @@ private func checkReset(_ port: Port, _ edu: Edu) {
   let control = port.function.readPort(Register.bridgeControl)
   port.function.writePort(Register.bridgeControl, control | Register.secondaryBusReset)
   Report.check(
-    "during a secondary bus reset nothing answers below the port",
+    "during a secondary bus reset no device answers below the port",
     edu.function.readPort(0) == absent && load32(UInt64(bar & ~0xf)) == absent)
   port.function.writePort(Register.bridgeControl, control & ~Register.secondaryBusReset)
   Report.check(
-    "after the reset, registers have their initial values",
+    "after the secondary bus reset, edu's registers have their initial values",
     edu.function.readPort(Register.command) & 0xffff == 0 && edu.function.readPort(0x10) == 0)
   edu.function.writePort(0x10, bar)
   edu.function.writePort(Register.command, 0x6)
-  Report.check("after the reset, edu works again", edu.isAlive)
+  Report.check("after the secondary bus reset, edu works again", edu.isAlive)
 }
 
 private func checkSources(_ port: Port, _ edu: Edu) {
@@ -146,7 +147,9 @@ private func checkSources(_ port: Port, _ edu: Edu) {
   RemappingUnit.checkNoFault("the request causes no fault")
   port.number(1)
   store64(destination, 0)
-  Report.check("back on bus 1, DMA is translated", edu.copy(from: page, to: target) && load64(destination) == marker)
+  Report.check(
+    "after the bus is number 1 again, DMA is translated",
+    edu.copy(from: page, to: target) && load64(destination) == marker)
   _ = RemappingUnit.command(RemappingUnit.Command.translationEnable, on: false)
   RemappingUnit.checkNoFault("no fault record remains")
 }
@@ -162,7 +165,7 @@ func kernelMain() {
   checkWindows(ports.0, first)
   checkMastering(ports.0, first, second)
   checkReset(ports.0, first)
-  Report.check("a reset below one port does not reset below the other", second.isAlive)
+  Report.check("a secondary bus reset of one port does not reset the device below the other", second.isAlive)
   guard RemappingUnit.isThere, RemappingUnit.offers(RemappingUnit.scalableMode),
     RemappingUnit.offers(RemappingUnit.firstStage)
   else { return Report.fail("the unit offers no first stage") }

@@ -1,14 +1,14 @@
-/// The guest's side of hotplug, by ACPI or natively, depending on the port: an edu appears below the port at 00:04.0,
-/// is switched on and enumerated, makes translated DMA, and is released or removed by surprise, in as many rounds as
-/// `rounds=` gives. PCI Express Base 6.7, 7.5.3.9 to 7.5.3.11; ACPI 6.5, 5.6.4, with QEMU's
-/// docs/specs/acpi_pci_hotplug.rst.
+/// Tests hotplug from the guest's side, by ACPI or natively, depending on the port. In each round an edu appears below
+/// the port at 00:04.0. The guest switches it on, enumerates it, and makes it do translated DMA. Then the guest
+/// releases it, or it is removed by surprise. `rounds=` on the command line is the number of rounds. PCI Express Base
+/// 6.7, 7.5.3.9 to 7.5.3.11; ACPI 6.5, 5.6.4; QEMU's docs/specs/acpi_pci_hotplug.rst.
 ///
 ///     Tests/lab/hotplug-kernel NESTLING "$(Firmware/build)/pci-hotplug" acpi
 ///
 /// Lines on the console give the script Tests/lab/hotplug-kernel the state of round N:
-/// - `WANTS N`: plug a device.
-/// - `HAS N`: unplug it.
-/// - `GONE N`: the device is released.
+/// - `WANTS N`: the script must plug a device now.
+/// - `HAS N`: the guest has used the device; the script must unplug it now.
+/// - `GONE N`: the guest has released the device.
 
 private let absent: UInt32 = 0xffff_ffff
 private let page: UInt64 = 0x5a_1234_5000
@@ -33,7 +33,8 @@ private struct NativeSlot {
     static let off: UInt32 = 0x0700
   }
 
-  /// Enables attention button, presence, command, the interrupt and link; the attention indicator is off.
+  /// Enables the hotplug interrupt and the events attention button, presence, command completed and link; the attention
+  /// indicator is off.
   private static let enables: UInt32 = 0x1039 | 0x00c0
 
   let port: Function
@@ -42,7 +43,8 @@ private struct NativeSlot {
   var register: UInt32 { port.readPort(express + 0x18) }
   var isLinkActive: Bool { port.readPort(express + 0x10) & 1 << 29 != 0 }
 
-  /// Clears all events so far, and forgets their interrupts. It does not write Slot Control, which would be a command.
+  /// Clears all events so far, and marks their interrupts as seen. It does not write Slot Control, because that would
+  /// be a command.
   func clear() {
     interruptsSeen = Interrupts.count(Interrupts.device)
     // The read above selects the register.
@@ -57,7 +59,7 @@ private struct NativeSlot {
   }
 
   /// Waits for the interrupt of an event, and clears all events.
-  /// - Returns: Slot Status before that; nil if no event comes in time.
+  /// - Returns: Slot Status before it is cleared; nil if no event comes in time.
   func event(_ events: UInt32) -> UInt32? {
     var status: UInt32 = 0
     let came = wait(ticks: patience) {
@@ -83,9 +85,9 @@ private enum Controller {
   private static let ejection: UInt16 = 0xcc8
   private static let select: UInt16 = 0xcd0
 
-  /// - Returns: whether a device was plugged into slot 0, and whether its removal is requested; nil if nothing happens
-  ///   in
-  ///   time.
+  /// Waits for the general-purpose event.
+  /// - Returns: whether a device was plugged into slot 0, and whether its removal is requested; nil if no event comes
+  ///   in time.
   static func notification() -> (up: Bool, down: Bool)? {
     guard wait(ticks: patience, until: { portRead8(eventStatus) & event != 0 }) else { return nil }
     portWrite8(eventStatus, event)
@@ -99,7 +101,7 @@ private enum Controller {
   }
 }
 
-/// The script that plugs devices may be slow.
+/// The ticks to wait for an event: long, because the script that plugs devices may be slow.
 private let patience: UInt64 = 40_000_000_000
 
 private func printLine(_ text: StaticString, _ round: UInt64) {
@@ -124,7 +126,7 @@ private func setMessage(of port: Function) {
 
 private struct Guest {
   let port: Function
-  /// nil with ACPI hotplug.
+  /// The port's slot registers; nil with ACPI hotplug.
   let slot: NativeSlot?
   /// The memory address of devices below the port.
   let room: UInt64
@@ -163,7 +165,7 @@ private struct Guest {
     guard let status = slot.event(NativeSlot.Event.presence | NativeSlot.Event.link) else { return false }
     Report.check("a device appears without the attention button", status & NativeSlot.Event.attentionButton == 0)
     Report.check("the slot reports presence", slot.register & NativeSlot.Event.presenceState != 0)
-    Report.check("without power nothing answers", function.readPort(0) == absent)
+    Report.check("without slot power no device answers", function.readPort(0) == absent)
     Report.check(
       "the slot's power goes on", slot.command(NativeSlot.Command.blink) && slot.command(NativeSlot.Command.on))
     guard wait(ticks: RemappingUnit.patience, until: { slot.isLinkActive }) else { return false }
@@ -174,7 +176,7 @@ private struct Guest {
 
   private func use() {
     guard wait(ticks: RemappingUnit.patience, until: { function.readPort(0) != absent }) else {
-      return Report.fail("nothing answers below the port")
+      return Report.fail("no device answers below the port")
     }
     Report.check(
       "registers have their values after reset", function.readPort(4) & 0xffff == 0 && function.readPort(0x10) == 0)
@@ -219,7 +221,7 @@ private struct Guest {
     printLine("HAS ", number)
     guard departure() else { return false }
     giveUp()
-    Report.check("nothing answers below the port any more", isEmpty)
+    Report.check("no device answers below the port any more", isEmpty)
     if let slot {
       Report.check(
         "the slot reports no presence",
@@ -258,7 +260,7 @@ func kernelMain() {
   put(slot == nil ? "by ACPI\n" : "natively\n")
   guard let guest = Guest(port: port, slot: slot) else { return }
   for number in 1...(Multiboot.number("rounds") ?? 1) where !Report.hasFailed {
-    if !guest.round(number) { Report.fail("no device appears, or no removal is requested") }
+    if !guest.round(number) { Report.fail("no device appears, or its removal is not requested") }
   }
   disableInterrupts()
 }

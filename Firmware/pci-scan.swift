@@ -22,7 +22,7 @@ private func fail(_ why: StaticString, _ function: Function, _ register: UInt32)
   Report.countFailure()
 }
 
-/// Compares each doubleword in both mechanisms, and the identity with narrower accesses as well.
+/// Compares each doubleword through both mechanisms, and reads the identity also in bytes and words.
 private func compare(_ function: Function, _ window: UInt64) {
   for register in stride(from: UInt32(0), to: 0x100, by: 4)
   where function.readPort(register) != load32(function.address(window, register)) {
@@ -96,7 +96,7 @@ private func sizeBARs(_ function: Function) {
   function.writePort(0x04, command & 0xffff)
 }
 
-/// - Returns: the identity that the command line expects of a function; nil if it expects none.
+/// Returns the identity that the command line gives for a function; nil if it does not list the function.
 private func expectedIdentity(_ function: Function, _ text: (address: UInt64, count: UInt64)) -> UInt32? {
   var at = text.address
   while at < text.address + text.count {
@@ -129,7 +129,7 @@ func kernelMain() {
       let wanted = expected.map { expectedIdentity(function, $0) ?? absent } ?? identity
       if identity != wanted {
         fail(
-          identity == absent ? "an expected function is missing" : "another function than the expected one",
+          identity == absent ? "an expected function is missing" : "the function is not the expected one",
           function, 0)
       }
       if identity == absent { continue }

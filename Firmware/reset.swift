@@ -1,5 +1,6 @@
 /// Tests that a reset restarts the guest, first by port 0xCF9 and then by a triple fault. The RAM of the clock (CMOS)
-/// keeps its content across a reset and counts the starts. The firmware's settings are there again after each reset.
+/// keeps its content across a reset, and this kernel counts its starts there. After each reset, COM1 has its power-on
+/// value and the firmware has set Interrupt Line again.
 ///
 ///     Tests/lab/kernel NESTLING "$(Firmware/build)/reset" -action reboot=reset
 

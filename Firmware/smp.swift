@@ -1,9 +1,10 @@
-/// Tests two or more processors and their local APICs: both modes of the timer, the start of the other processors, and
-/// an interrupt to each of them and back. `cpus=N` on the command line is the expected number.
+/// Tests two or more processors and their local APICs: the one-shot and the TSC-deadline mode of the timer, the start
+/// of the other processors, and an interrupt to each of them, which it answers with one. `cpus=N` on the command line
+/// is the expected number of processors.
 ///
 ///     Tests/lab/kernel NESTLING "$(Firmware/build)/smp" -smp 4
 
-/// Ticks of the TSC in about four seconds: a guest in a guest on a loaded host may wait long.
+/// The longest wait, in ticks of the TSC: about four seconds, because a nested guest on a loaded host may be slow.
 private let patience: UInt64 = 10_000_000_000
 
 private func checkTimers() {
@@ -64,10 +65,10 @@ func kernelMain() {
     if wait(ticks: patience, until: { Interrupts.count(Interrupts.pong) != pongs }) { answered += 1 }
     disableInterrupts()
   }
-  Report.check("the MADT lists processors", hasTable && listed > 0)
+  Report.check("the MADT lists at least one enabled processor", hasTable && listed > 0)
   Report.check("all other processors start", started + 1 == listed)
-  Report.check("each processor answers an interrupt with an interrupt", answered == started)
+  Report.check("each other processor answers an interrupt with an interrupt", answered == started)
   if let expected = Multiboot.number("cpus") {
-    Report.check("the number of processors is the expected one", listed == expected)
+    Report.check("the MADT lists the expected number of processors", listed == expected)
   }
 }

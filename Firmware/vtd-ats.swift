@@ -1,6 +1,6 @@
-/// Tests functions with a device-TLB: translation requests and translated requests (VT-d 4.1, chapter 4), device-TLB
-/// invalidations that the function answers, holds, answers with a wrong tag, or never answers (6.5.2.5, 6.5.2.6,
-/// 6.5.2.10), and page requests with their responses (7.4 to 7.7).
+/// Tests a function with a device-TLB: translation requests and translated requests (VT-d 4.1, chapter 4); device-TLB
+/// invalidations that the function answers at once, later, with a wrong tag, or never (6.5.2.5, 6.5.2.6, 6.5.2.10); and
+/// page requests with their responses (7.4 to 7.7).
 ///
 ///     Tests/lab/kernel NESTLING "$(Firmware/build)/vtd-ats" \
 ///       -device intel-iommu,x-scalable-mode=on,x-flts=on,x-nested=on,pasid-bits=20,svm=on,device-iotlb=on \
@@ -35,7 +35,7 @@ private struct Setup {
   let isScalable: Bool
   let tables: PagingTables
   let leaf: UInt64
-  /// 0: requests without PASID.
+  /// The PASID of the requests; 0: requests without PASID.
   let pasid: UInt64
   let memory = Pages.take()
   let readOnly = Pages.take()
@@ -122,7 +122,7 @@ private func checkTranslations(_ setup: Setup) {
   RemappingUnit.checkNoFault("a translation of a missing page causes no fault")
   if setup.tables.stage == .first {
     let entry = setup.tables.entry(page, level: 1)
-    Report.check("a translation sets D, because a write may follow", load64(entry) & PagingTables.dirty != 0)
+    Report.check("a translation sets D, because a translated write may follow", load64(entry) & PagingTables.dirty != 0)
     store64(entry, load64(entry) & ~PagingTables.dirty)
     setup.invalidatePages()
     if RemappingUnit.offers(RemappingUnit.noWriteFlag) {
@@ -147,12 +147,12 @@ private func checkRefusals(_ setup: Setup, reason: UInt64, disable: (Bool) -> Vo
   Report.check(
     "a forbidden translation request gets Unsupported Request",
     setup.run(Engine.Operation.translate, from: page) == Engine.Result.unsupportedRequest)
-  setup.checkFault("the refusal is recorded", reason, at: page)
+  setup.checkFault("the refused request is recorded", reason, at: page)
   Report.check(
     "a forbidden translated request is refused",
     setup.engine.run(Engine.Operation.copy | Engine.translated, from: setup.memory, to: setup.result)
       == Engine.Result.refused)
-  setup.checkFault("the refusal is recorded", reason, at: setup.memory)
+  setup.checkFault("the refused request is recorded", reason, at: setup.memory)
   disable(false)
   RemappingUnit.invalidateEverything(isScalable: setup.isScalable)
   setup.engine.enableTranslation(false)
@@ -172,27 +172,28 @@ private func checkInvalidations(_ setup: Setup) {
   let entry = setup.tables.entry(page, level: 1)
   _ = setup.invalidateCache(0x7fff_ffff_ffff_f000, isSized: true)
   Report.check(
-    "a copy through the function's cache is right", setup.reads(marker) && engine.get(Engine.Register.cached) >= 2)
+    "a copy through the function's cache reads the right data",
+    setup.reads(marker) && engine.get(Engine.Register.cached) >= 2)
   store64(entry, moved | setup.leaf)
   setup.invalidatePages()
   Report.check("an invalidation of the unit's IOTLB leaves the function's cache", setup.reads(marker))
   _ = setup.invalidateCache(page + Pages.size)
   Report.check("a device-TLB invalidation of another page leaves the page cached", setup.reads(marker))
   let before = engine.get(Engine.Register.invalidations)
-  Report.check("the function answers the page's invalidation", setup.invalidateCache(page))
+  Report.check("the function answers the invalidation of the page", setup.invalidateCache(page))
   Report.check(
     "the invalidation is one message, for that page",
     engine.get(Engine.Register.invalidations) == before + 1 && engine.get64(Engine.Register.invalidatedFirst) == page
       && engine.get64(Engine.Register.invalidatedLast) == page | 0xfff)
   let tag = engine.get(Engine.Register.invalidatedPASID)
   Report.check(
-    "the message has the PASID if the request had one",
+    "the message has a PASID if the translation request had one",
     setup.pasid == 0 ? tag >> 31 == 0 : tag == 1 << 31 | UInt32(setup.pasid))
   Report.check("after the invalidation the function uses the new page", setup.reads(other))
   // With S, the lowest zero bit from 12 up gives the size: 16 KiB.
   _ = setup.invalidateCache(page & ~0x3fff | 0x1000, isSized: true)
   Report.check(
-    "the message of a range has the whole range",
+    "the invalidation of a range is one message for the whole range",
     engine.get64(Engine.Register.invalidatedFirst) == page & ~0x3fff
       && engine.get64(Engine.Register.invalidatedLast) == page | 0x3fff)
   store64(entry, setup.memory | setup.leaf)
@@ -230,11 +231,11 @@ private func checkAnswers(_ setup: Setup) {
   Report.check("a time-out does not complete the wait", load32(place) == 2)
   submit(4)
   Report.check("the unit fetches nothing before ITE is cleared", !wait(ticks: 20_000_000) { load32(place) != 2 })
-  // The function forgets the held invalidation.
+  // From now on the function answers at once. It still holds the invalidation that it has not answered.
   engine.set(Engine.Register.control, Engine.Answer.atOnce)
   RemappingUnit.write32(Register.faultStatus, timeout)
   Report.check("after ITE is cleared the queue continues", soon { load32(place) == 4 })
-  // The held answer belongs to no invalidation any more.
+  // The function answers the held invalidation, which has timed out.
   engine.set(Engine.Register.control, Engine.Answer.heldNow)
   Report.check("an answer without an invalidation is a completion error", soon { status() & completionError != 0 })
   Report.check(
@@ -255,7 +256,8 @@ private func checkAnswers(_ setup: Setup) {
   // More invalidations than tags, all without an answer at first.
   engine.set(Engine.Register.control, Engine.Answer.later)
   for _ in 0..<60 { setup.enqueueInvalidation(of: page) }
-  Report.check("more invalidations than tags all complete", RemappingUnit.submitAndWait() && status() == 0)
+  Report.check(
+    "if there are more invalidations than tags, all complete", RemappingUnit.submitAndWait() && status() == 0)
   engine.set(Engine.Register.control, Engine.Answer.atOnce)
 }
 
@@ -276,17 +278,17 @@ private func checkPageRequests(_ setup: Setup, context: UInt64) {
   Report.check(
     "a page request that the context entry forbids is invalid",
     setup.run(request(1), from: missingPage) == Engine.Result.invalidRequest && PageRequests.count == 0)
-  setup.checkFault("the refusal is recorded", Reason.pageRequestNotEnabled, at: missingPage)
+  setup.checkFault("the refused request is recorded", Reason.pageRequestNotEnabled, at: missingPage)
   store64(context, load64(context) | 1 << 4)
   RemappingUnit.invalidateEverything(isScalable: true)
 
-  // The event comes once until it is served.
+  // The event must come once.
   RemappingUnit.setEvent(PageRequests.eventControl, vector: event, to: LocalAPIC.identifier)
   RemappingUnit.write32(PageRequests.eventControl, 0)
   enableInterrupts()
   let before = Interrupts.count(event)
   setup.begin(request(0x1a5), from: missingPage + 0x123)
-  Report.check("a page request brings the event", soon { Interrupts.count(event) == before + 1 })
+  Report.check("a page request causes the page request event", soon { Interrupts.count(event) == before + 1 })
   Report.check("the function waits for its response", engine.get(Engine.Register.status) & 1 != 0)
   disableInterrupts()
   RemappingUnit.write32(PageRequests.eventControl, RemappingUnit.eventMask)
@@ -306,7 +308,7 @@ private func checkPageRequests(_ setup: Setup, context: UInt64) {
   setup.begin(request(3), from: missingPage)
   _ = PageRequests.take()
   Report.check(
-    "another group's response does not end the request",
+    "a response to another group does not end the request",
     respond(.success, 4) && engine.get(Engine.Register.status) & 1 != 0)
   Report.check(
     "the response Failure reaches the function", respond(.failure, 3) && engine.end() == Engine.Result.responseFailure)
@@ -315,7 +317,8 @@ private func checkPageRequests(_ setup: Setup, context: UInt64) {
   let fresh = Pages.take()
   store64(setup.memory, marker)
   setup.begin(Engine.Operation.copy | Engine.byCache | Engine.requestPages | 9 << 16, from: page, to: missingPage + 8)
-  Report.check("an access requests its missing page", (PageRequests.take()?.high ?? 0) & ~0xfff == missingPage)
+  Report.check(
+    "an access to a missing page requests the page", (PageRequests.take()?.high ?? 0) & ~0xfff == missingPage)
   setup.tables.map(missingPage, to: fresh, setup.leaf)
   Report.check(
     "after the response the access continues",
@@ -324,8 +327,8 @@ private func checkPageRequests(_ setup: Setup, context: UInt64) {
   _ = RemappingUnit.invalidateTranslations()
   _ = setup.invalidateCache(missingPage)
 
-  // As many requests as fit, one less than the queue's entries. Then it overflows, and the unit answers the request
-  // that it cannot queue with success.
+  // Fill the queue: it holds one request less than it has entries. The next request overflows it. The unit cannot queue
+  // that request, and answers it with success.
   Report.check("the queue is empty", PageRequests.count == 0)
   for _ in 0..<PageRequests.room { _ = setup.run(Engine.Operation.request | Engine.read, from: missingPage) }
   Report.check("a full queue is no overflow", PageRequests.count == PageRequests.room && !PageRequests.hasOverflowed)
@@ -385,7 +388,7 @@ private func checkScalable(_ engine: Engine, pasid: UInt64) {
 func kernelMain() {
   guard let engine = Engine.find() else { return Report.fail("there is no dma-engine") }
   guard RemappingUnit.isThere, RemappingUnit.offers(RemappingUnit.deviceTLB) else {
-    return Report.fail("the unit offers no device TLBs")
+    return Report.fail("the unit offers no device-TLBs")
   }
   LocalAPIC.start()
   engine.enablePASID()

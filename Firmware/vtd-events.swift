@@ -26,7 +26,7 @@ private func program(_ control: UInt64, vector: UInt32, to destination: UInt32, 
   RemappingUnit.write32(control, 0)
 }
 
-/// Returns whether one interrupt comes at the processor, and none at another.
+/// Returns whether exactly one interrupt comes, at this processor.
 private func arrives(_ vector: UInt32, at processor: UInt32, after action: () -> Void) -> Bool {
   let here = Interrupts.count(vector, on: processor)
   let all = Interrupts.count(vector)
@@ -40,7 +40,7 @@ private func makeFault() {
   RemappingUnit.ring()
 }
 
-/// Restarts the queue after `makeFault`.
+/// Restarts the queue after the error of `makeFault`.
 private func takeFault() {
   RemappingUnit.command(RemappingUnit.Command.queueEnable, on: false)
   RemappingUnit.write32(Register.faultStatus, queueError)

@@ -1,6 +1,6 @@
-/// Tests every fault that the tables can cause, in legacy and in scalable mode; the content of its record; the bits
-/// that suppress a record; and the fault event. VT-d 4.1, 7.1.3 for the conditions, 7.3 for recording and 7.4 for the
-/// event. `vtd-nested` has the faults of nested translation, `vtd-interrupts` those of interrupt requests.
+/// Tests every fault that the tables can cause, in legacy and in scalable mode; the content of fault records; the FPD
+/// bits, which suppress a record; and the fault event. VT-d 4.1, 7.1.3 for the conditions, 7.3 for recording and 7.4
+/// for the event. `vtd-nested` has the faults of nested translation, `vtd-interrupts` those of interrupt requests.
 ///
 ///     Tests/lab/kernel NESTLING "$(Firmware/build)/vtd-faults" \
 ///       -device intel-iommu,x-scalable-mode=on,x-flts=on,x-nested=on \
@@ -29,7 +29,7 @@ private struct Setup {
 
   func invalidate() { RemappingUnit.invalidateEverything(isScalable: isScalable) }
 
-  /// Runs the body while a word of the tables has another value, and restores it.
+  /// Runs the body while a word of the tables has another value, and restores the word.
   func with(_ place: UInt64, _ value: UInt64, _ body: () -> Void) {
     let kept = load64(place)
     store64(place, value)
@@ -76,7 +76,7 @@ private func checkLegacy(_ edu: Edu) {
   let root = load64(sources.root)
   setup.check("LRT.2: a root entry that is not present is a fault", sources.root, root & ~1, 0x01)
   setup.check("LRT.3: a root entry with reserved bits is a fault", sources.root, root | 1 << 5, 0x0a)
-  setup.check("reserved bits in the entry's upper half are a fault", sources.root + 8, 1, 0x0a)
+  setup.check("LRT.3: reserved bits in a root entry's upper half are a fault", sources.root + 8, 1, 0x0a)
   setup.check("LCT.1: a context table without memory is a fault", sources.root, nowhere | 1, 0x09)
 
   let place = sources.contextEntry
@@ -84,7 +84,7 @@ private func checkLegacy(_ edu: Edu) {
   let upper = load64(place + 8)
   setup.check("LCT.2: a context entry that is not present is a fault", place, context & ~1, 0x02)
   setup.check("LCT.3: a context entry with reserved bits is a fault", place, context | 1 << 4, 0x0b)
-  setup.check("reserved bits in the entry's upper half are a fault", place + 8, upper | 1 << 32, 0x0b)
+  setup.check("LCT.3: reserved bits in a context entry's upper half are a fault", place + 8, upper | 1 << 32, 0x0b)
   setup.check("LCT.4: an address width that is not offered is a fault", place + 8, upper & ~7 | 5, 0x03)
   setup.check("an undefined translation type is a fault", place, context | 3 << 2, 0x03)
   if !RemappingUnit.offers(RemappingUnit.deviceTLB) {
@@ -117,9 +117,9 @@ private func checkLegacy(_ edu: Edu) {
   setup.invalidate()
 
   checkSuppression(setup, entries: [(place, "FPD of a context entry suppresses the record")], missing: directory)
-  // A fault that is not qualified: it concerns the entry above the one with FPD.
+  // FPD suppresses only qualified faults. A fault of the root entry, above the entry with FPD, is not qualified.
   setup.with(place, context | 2) {
-    setup.check("FPD does not suppress a fault that is not qualified", sources.root, nowhere | 1, 0x09)
+    setup.check("FPD does not suppress a fault above the entry with FPD", sources.root, nowhere | 1, 0x09)
   }
 }
 
@@ -157,7 +157,7 @@ private func checkScalable(_ edu: Edu) {
   let context = load64(place)
   setup.check("SCT.2: a context entry that is not present is a fault", place, context & ~1, 0x41)
   setup.check("SCT.3: a context entry with reserved bits is a fault", place, context | 1 << 4, 0x42)
-  setup.check("reserved bits in the entry's second half are a fault", place + 16, 1, 0x42)
+  setup.check("SCT.3: reserved bits in a context entry's second half are a fault", place + 16, 1, 0x42)
   if RemappingUnit.offers(RemappingUnit.ridPASID) {
     setup.check("SCT.9: RID_PASID beyond the directory is a fault", place + 8, 128 * 64, 0x48)
   }
@@ -171,7 +171,7 @@ private func checkScalable(_ edu: Edu) {
   let pasid = load64(entry)
   setup.check("SPT.2: a PASID entry that is not present is a fault", entry, pasid & ~1, 0x59)
   setup.check("SPT.3: a PASID entry with reserved bits is a fault", entry, pasid | 1 << 5, 0x5a)
-  setup.check("reserved bits in the entry's last word are a fault", entry + 56, 1, 0x5a)
+  setup.check("SPT.3: reserved bits in a PASID-table entry's last word are a fault", entry + 56, 1, 0x5a)
   setup.check("SPT.4: an undefined translation type is a fault", entry, pasid & ~(7 << 6) | 5 << 6, 0x5b)
   setup.check("SPT.4: translation type 0 is a fault", entry, pasid & ~(7 << 6), 0x5b)
   if !RemappingUnit.offers(RemappingUnit.nestedTranslation) {
@@ -186,7 +186,7 @@ private func checkScalable(_ edu: Edu) {
       (entry, "FPD of a PASID entry suppresses the record"),
     ], missing: (hasSecond ? tables : first).entry(page, level: 2))
   setup.with(place, context | 2) {
-    setup.check("FPD does not suppress a fault that is not qualified", sources.root, nowhere | 1, 0x40)
+    setup.check("FPD does not suppress a fault above the entry with FPD", sources.root, nowhere | 1, 0x40)
   }
 
   if hasSecond { checkScalableSecondStage(setup, entry: entry) }
@@ -201,7 +201,7 @@ private func checkScalable(_ edu: Edu) {
   RemappingUnit.command(RemappingUnit.Command.setRootTable)
   setup.invalidate()
   setup.checkRead("SRT.1: a root table without memory is a fault", 0x38)
-  // The table mode between legacy and abort mode is reserved.
+  // Table mode 10 is reserved.
   RemappingUnit.write64(RemappingUnit.Register.rootTableAddress, sources.root | 2 << 10)
   RemappingUnit.command(RemappingUnit.Command.setRootTable)
   setup.checkRead("RTA.1: a reserved table mode is a fault", 0x30)
@@ -209,7 +209,7 @@ private func checkScalable(_ edu: Edu) {
   RemappingUnit.command(RemappingUnit.Command.setRootTable)
   setup.invalidate()
   _ = edu.read(from: page)
-  RemappingUnit.checkNoFault("a valid request after that causes no fault")
+  RemappingUnit.checkNoFault("after the table mode is restored, a valid request causes no fault")
 }
 
 private func checkScalableSecondStage(_ setup: Setup, entry: UInt64) {
@@ -227,7 +227,7 @@ private func checkScalableSecondStage(_ setup: Setup, entry: UInt64) {
   setup.checkRead("SGN.8: a page in the interrupt range is a fault", from: interruptPage, 0x87)
   setup.check("SPT.4: an address width that is not offered is a fault", entry, pasid & ~(7 << 2) | 5 << 2, 0x5b)
   if RemappingUnit.offers(RemappingUnit.secondAccessedDirty), RemappingUnit.offers(RemappingUnit.pageWalkCoherency) {
-    // SSADE without PWSNP, while the walk must set A.
+    // SSADE is set, PWSNP is clear, and the walk must set A.
     let second = load64(entry + 8)
     setup.with(entry + 8, second & ~(1 << 23)) {
       setup.check("SSS.5: a walk without snooping that must set A is a fault", entry, pasid | 1 << 9, 0x7c)
@@ -300,7 +300,7 @@ private func checkSuppression(_ setup: Setup, _ place: UInt64, _ name: StaticStr
   }
 }
 
-/// Checks two functions and one fault record: the first fault stays, and the second sets the overflow bit.
+/// Checks faults of two functions with the unit's only fault record: the first fault stays, and the second sets PFO.
 private func checkOverflow(_ edu: Edu, _ other: Edu) {
   put("recording\n")
   typealias Register = RemappingUnit.Register
@@ -324,7 +324,9 @@ private func checkOverflow(_ edu: Edu, _ other: Edu) {
   Report.check("a write does not clear PPF", status() == 2)
   RemappingUnit.write64(record + 8, 0)
   RemappingUnit.write32(record + 8, .max)
-  Report.check("a zero or the record's other bits do not clear F", RemappingUnit.read64(record + 8) == high)
+  Report.check(
+    "a write of a zero to F, or of ones to the record's other bits, does not clear F",
+    RemappingUnit.read64(record + 8) == high)
 
   _ = other.read(from: missingPage)
   Report.check("a second fault sets PFO", status() == 2 | overflow)
@@ -343,7 +345,7 @@ private func checkOverflow(_ edu: Edu, _ other: Edu) {
 
 // MARK: The fault event
 
-/// Returns whether one interrupt comes with the vector at the processor, and none elsewhere.
+/// Returns whether exactly one interrupt comes, with this vector and at this processor.
 private func arrives(_ vector: UInt32, at processor: UInt32, after action: () -> Void) -> Bool {
   let before = Interrupts.count(vector, on: processor)
   let all = Interrupts.count(Vector.fault) &+ Interrupts.count(Vector.another)
@@ -392,17 +394,18 @@ private func checkEvent(_ edu: Edu, another: UInt32?) {
 
   RemappingUnit.write32(Register.faultEventControl, mask)
   fault()
-  Report.check("the event that is masked again is pending", control() == mask | pending)
+  Report.check("an event that is masked again stays pending", control() == mask | pending)
   take()
   Report.check("clearing the record clears the pending event", control() == mask)
   Report.check("the cleared event does not come", staysSilent { RemappingUnit.write32(Register.faultEventControl, 0) })
 
   program(Vector.another, to: own)
-  Report.check("another vector has effect at once", arrives(Vector.another, at: own, after: fault))
+  Report.check("a new vector of the event has effect at once", arrives(Vector.another, at: own, after: fault))
   take()
   if let another {
     program(Vector.fault, to: another)
-    Report.check("another processor has effect at once", arrives(Vector.fault, at: another, after: fault))
+    Report.check(
+      "a new destination processor of the event has effect at once", arrives(Vector.fault, at: another, after: fault))
     take()
   }
 
@@ -424,7 +427,9 @@ private func checkEvent(_ edu: Edu, another: UInt32?) {
 }
 
 func kernelMain() {
-  guard let edu = Edu.find(), let other = Edu.find(after: edu) else { return Report.fail("there are not two edu") }
+  guard let edu = Edu.find(), let other = Edu.find(after: edu) else {
+    return Report.fail("there are fewer than two edu devices")
+  }
   guard RemappingUnit.isThere else { return Report.fail("there is no VT-d unit") }
   LocalAPIC.start()
   let processors = Multiboot.number("cpus") ?? 1

@@ -1,5 +1,5 @@
 /// Tests first-stage translation: the kernel programs the unit, and edu makes the requests. VT-d 4.1, 3.6 and 9.7 for
-/// the tables, 7.1.3 for the faults, 6.2 and 6.5.2.4 for entries that stay cached until they are invalidated.
+/// the tables, 7.1.3 for the faults, 6.2 and 6.5.2.4 for the caches: an entry stays cached until it is invalidated.
 ///
 ///     Tests/lab/kernel NESTLING "$(Firmware/build)/vtd-first-stage" \
 ///       -device intel-iommu,x-scalable-mode=on,x-flts=on -device edu,dma_mask=0xffffffffffffffff
@@ -60,7 +60,7 @@ private func checkTranslation(_ setup: Setup) {
     "the write sets only A above the 2 MiB page", load64(setup.tables.entry(largePage, level: 3)) & 0x60 == 0x20)
   Report.check("a page without access has no A", !setup.has(PagingTables.accessed, readOnlyPage))
 
-  // One request across the end of a page. The next page is elsewhere in memory.
+  // One request crosses the end of a page. The next page is elsewhere in memory.
   store64(setup.source + 0xff8, other)
   Report.check(
     "a request continues in the next page",
@@ -112,20 +112,22 @@ private func checkStaleness(_ setup: Setup) {
   store64(entry, moved | leaf)
   Report.check("a changed entry has no effect before an invalidation", setup.reads(marker, at: sourcePage))
   _ = RemappingUnit.invalidatePage(sourcePage + Pages.size, pasid: pasid, domain: domain)
-  Report.check("the next page's invalidation leaves the page cached", setup.reads(marker, at: sourcePage))
+  Report.check("an invalidation of the next page leaves the page cached", setup.reads(marker, at: sourcePage))
   _ = RemappingUnit.invalidatePage(sourcePage, pasid: pasid, domain: domain + 1)
   _ = RemappingUnit.invalidatePage(sourcePage, pasid: pasid + 1, domain: domain)
-  Report.check("another domain's or PASID's invalidation leaves the page cached", setup.reads(marker, at: sourcePage))
+  Report.check("an invalidation of another domain or PASID leaves the page cached", setup.reads(marker, at: sourcePage))
   Report.check(
-    "the queue completes the page's invalidation",
+    "the queue completes the invalidation of the page",
     RemappingUnit.invalidatePage(sourcePage, pasid: pasid, domain: domain))
-  Report.check("after the page's invalidation the new entry has effect", setup.reads(other, at: sourcePage))
+  Report.check("after the page is invalidated the new entry has effect", setup.reads(other, at: sourcePage))
 
   store64(entry, 0)
   Report.check("a cleared entry stays cached", setup.reads(other, at: sourcePage))
   RemappingUnit.checkNoFault("the request causes no fault")
   _ = RemappingUnit.invalidateTranslations(pasid: pasid, domain: domain)
-  edu.checkRead("after the PASID's invalidation a cleared entry is a fault", from: sourcePage, Reason.entryNotPresent)
+  edu.checkRead(
+    "after the PASID is invalidated, a read through a cleared entry is a fault", from: sourcePage,
+    Reason.entryNotPresent)
   store64(entry, setup.source | leaf)
   Report.check("an entry that is not present is not cached", setup.reads(marker, at: sourcePage))
 
@@ -135,9 +137,10 @@ private func checkStaleness(_ setup: Setup) {
   Report.check("a cleared PASID-table entry stays cached", setup.reads(marker, at: sourcePage))
   _ = RemappingUnit.invalidatePASID(pasid, domain: domain)
   edu.checkRead(
-    "after its invalidation a cleared PASID-table entry is a fault", from: sourcePage, Reason.pasidEntryNotPresent)
+    "after a cleared PASID-table entry is invalidated, a read through it is a fault", from: sourcePage,
+    Reason.pasidEntryNotPresent)
   store64(setup.pasidEntry, present)
-  Report.check("an entry that is present again translates again", setup.reads(marker, at: sourcePage))
+  Report.check("after the entry is present again, requests are translated again", setup.reads(marker, at: sourcePage))
 
   let context = load64(setup.sources.scalableContextEntry)
   store64(setup.sources.scalableContextEntry, context & ~1)
@@ -145,7 +148,7 @@ private func checkStaleness(_ setup: Setup) {
   _ = RemappingUnit.invalidatePASIDs()
   edu.checkRead("a context entry that is not present is a fault", from: sourcePage, Reason.contextEntryNotPresent)
   store64(setup.sources.scalableContextEntry, context)
-  Report.check("an entry that is present again translates again", setup.reads(marker, at: sourcePage))
+  Report.check("after the entry is present again, requests are translated again", setup.reads(marker, at: sourcePage))
 }
 
 func kernelMain() {
@@ -170,7 +173,7 @@ func kernelMain() {
 
   store64(setup.source, marker)
   Report.check(
-    "without translation, addresses are physical",
+    "without translation, the unit uses the requested addresses as physical ones",
     edu.read(from: setup.source) && edu.write(to: setup.large)
       && load64(setup.large) == marker)
   guard RemappingUnit.translate(root: sources.root, isScalable: true) else { return }
@@ -178,7 +181,7 @@ func kernelMain() {
   checkFaults(setup)
   checkStaleness(setup)
   Report.check(
-    "after translation goes off, addresses are physical",
+    "after translation goes off, the unit uses the requested addresses as physical ones",
     RemappingUnit.command(RemappingUnit.Command.translationEnable, on: false) && edu.read(from: setup.source)
       && edu.write(to: setup.large) && load64(setup.large) == marker)
   RemappingUnit.checkNoFault("no fault record remains")

@@ -1,7 +1,8 @@
-/// Tests a guest that attacks the unit while another processor works: queues that never end, that overwrite themselves,
-/// with nonsense, and without memory; random tails, registers and tables. The machine must survive, the other processor
-/// must continue, and the DMA of its device, whose tables do not change, must stay right. There is no time limit on
-/// progress: each attack lasts until the other processor has done some work.
+/// Tests a guest that attacks the unit while another processor works. The attacks use queues that never end, that
+/// overwrite themselves, that hold random descriptors, or that are not in memory; and random tails, registers and
+/// tables. The machine must survive. The other processor must continue, and the DMA of its device, whose tables do not
+/// change, must stay right. Each attack lasts until the other processor has done some work, so a slow machine does not
+/// fail.
 ///
 ///     Tests/lab/kernel NESTLING "$(Firmware/build)/vtd-hostile" \
 ///       -device intel-iommu,x-scalable-mode=on,x-flts=on \
@@ -15,7 +16,7 @@ private let nowhere: UInt64 = 1 << 38
 private let domain: UInt64 = 0x2a
 private let hostileDomain: UInt64 = 0x2b
 private let good: UInt64 = 0x2 | 2 << 4 | hostileDomain << 16
-/// Turns that the other processor must complete during an attack.
+/// The number of DMA copies that the other processor must complete during an attack.
 private let turns: UInt64 = 8
 
 // MARK: The working processor
@@ -53,9 +54,8 @@ private enum Worker {
 private struct Random {
   nonisolated(unsafe) private static var state: UInt64 = 0
 
-  /// - Parameter seed: any number except 0. The multiplication spreads small seeds over all bits, for which xorshift
-  ///   alone
-  ///   needs many steps.
+  /// - Parameter seed: any number except 0. The multiplication spreads a small seed over all bits; xorshift alone would
+  ///   need many steps for that.
   static func restart(seed: UInt64) { state = seed &* 0x9e37_79b9_7f4a_7c15 }
 
   static func next() -> UInt64 {
@@ -75,10 +75,10 @@ private struct Attack {
   /// 512 KiB: the largest queue.
   let memory: UInt64
 
-  /// Repeats an attack until the other processor has done its turns, then checks the results.
-  /// - Parameter seed: a seed for this attack only. The number of rounds depends on time. With one generator for all
-  ///   attacks, each would start where the previous ones happened to end, and no two runs would be the same. So the
-  ///   first rounds of every attack are the same in every run and every mode.
+  /// Repeats an attack until the other processor has completed `turns` copies, then checks the results.
+  /// - Parameter seed: a separate seed for this attack, so that its first rounds are the same in every run and every
+  ///   mode. The number of rounds depends on time: with one random sequence for all attacks, each attack would begin at
+  ///   a different place in each run.
   func run(_ name: StaticString, seed: UInt64, rounds: UInt64, judgesDMA: Bool = true, _ attack: (UInt64) -> Void) {
     Random.restart(seed: seed)
     Worker.judgesDMA = judgesDMA
@@ -115,7 +115,7 @@ private struct Attack {
     } else {
       RemappingUnit.command(RemappingUnit.Command.interruptRemappingEnable, on: false)
       if !RemappingUnit.translate(root: sources.root, isScalable: isScalable) {
-        Report.fail("the unit does not recover from the attack")
+        Report.fail("translation does not come on after the attack")
       }
     }
     if !RemappingUnit.submit(good) { Report.fail("the queue does not work after the attack") }
@@ -165,7 +165,7 @@ private struct Attack {
     Pages.fill(memory, 512 << 10, with: 0)
     var at: UInt64 = 0
     while at < 512 << 10 {
-      // Page by page, because these are the most expensive.
+      // Invalidations of single pages, because they are the most expensive.
       place(0x2 | 3 << 4 | domain << 16, at << 12, at: at)
       at += size
     }
@@ -175,7 +175,7 @@ private struct Attack {
     }
   }
 
-  /// Makes each wait overwrite the next descriptor, itself, or the one before with a wait.
+  /// Makes each wait write to the next descriptor, to itself, or to the previous descriptor.
   func queueThatWritesItself() {
     run("the machine survives waits that overwrite the queue", seed: 3, rounds: 24) { round in
       Pages.fill(memory, 4096, with: 0)
@@ -187,7 +187,7 @@ private struct Attack {
         case 1: target = at
         default: target = (at &- size) & 0xfff
         }
-        // The written data is again a wait, or no valid type.
+        // The data that the wait writes is again a wait descriptor, or random.
         let data: UInt64 = round % 4 == 3 ? Random.next() >> 32 : 0x5 | 1 << 5
         place(0x5 | 1 << 5 | data << 32, memory + target, at: at)
         at += size
@@ -206,7 +206,8 @@ private struct Attack {
       0xfed9_0088, 0xfed9_0018, 0xfee0_0300, 0xfec0_0010, 0xb000_8004, nowhere, .max & ~3, 0xffff_fffc,
     ]
     startQueue(at: memory, size: 0, isWide: isScalable)
-    run("the machine survives waits that write to addresses without memory", seed: 4, rounds: 100) { round in
+    run("the machine survives waits that write to registers or where there is no memory", seed: 4, rounds: 100) {
+      round in
       let at = RemappingUnit.read64(Register.queueTail)
       Pages.fill(memory + at, size, with: 0)
       place(0x5 | 1 << 5 | 1 << 4 | Random.next() << 32, places[Int(round % 8)], at: at)
@@ -217,13 +218,13 @@ private struct Attack {
   }
 
   func nonsense() {
-    run("the machine survives descriptors of nonsense", seed: 5, rounds: 30) { round in
+    run("the machine survives random descriptors", seed: 5, rounds: 30) { round in
       var at: UInt64 = 0
       while at < 1024 {
         var low = Random.next()
-        // Half of them have a valid type and few reserved bits.
+        // Half of the descriptors have a valid type and few reserved bits.
         if at & 32 != 0 { low = low & 0x000f_ffff_ffff_003f & ~0xf | Random.next() % 9 }
-        // A wait's address is beyond all memory. Another attack tests overwriting.
+        // Bit 63 puts a wait's address beyond all memory. Another attack tests waits that overwrite memory.
         place(low, Random.next() | 1 << 63, at: at)
         at += 16
       }
@@ -269,7 +270,7 @@ private struct Attack {
     }
     RemappingUnit.invalidateEverything(isScalable: isScalable)
     run("the machine survives tables that point to themselves", seed: 7, rounds: 30) { round in
-      // Every address is the table itself: the next walk uses what the device has written.
+      // Every address leads to the table itself, so the next walk uses the data that the device has written.
       _ = edu.copy(from: Random.next() & 0x7fff_ffff_f000, to: Random.next() & 0x7fff_ffff_fff8)
       let changed = root + Random.next() % 512 * 8
       store64(changed, round % 3 == 0 ? Random.next() : root | stage.rawValue)
@@ -286,7 +287,7 @@ private struct Attack {
     for index in 0..<UInt64(512) { store64(root + index * 8, root | 7) }
     SourceTables.setNested(entry, table: root, over: root, accessedDirty: true, domain: hostileDomain)
     RemappingUnit.invalidateEverything(isScalable: true)
-    run("the machine survives both stages in one table that points to itself", seed: 8, rounds: 30) { round in
+    run("the machine survives a table that points to itself and serves both stages", seed: 8, rounds: 30) { round in
       _ = edu.copy(from: Random.next() & 0x7fff_ffff_f000, to: Random.next() & 0x7fff_ffff_fff8)
       store64(root + Random.next() % 512 * 8, round % 3 == 0 ? Random.next() : root | 7)
       _ = RemappingUnit.invalidateTranslations(domain: hostileDomain)
@@ -301,7 +302,7 @@ private struct Attack {
     let words: UInt64 = isScalable ? 4 : 2
     var kept: InlineArray<4, UInt64> = [0, 0, 0, 0]
     for word in 0..<words { kept[Int(word)] = load64(context + word * 8) }
-    run("the machine survives nonsense in one function's entries", seed: 9, rounds: 50) { round in
+    run("the machine survives random values in one function's entries", seed: 9, rounds: 50) { round in
       let chosen = Random.next() % words * 8
       store64(context + chosen, round % 2 == 0 ? Random.next() : sources.root | 1)
       _ = RemappingUnit.invalidateContexts()
@@ -315,8 +316,8 @@ private struct Attack {
 
   // MARK: Registers
 
-  /// Returns whether an offset belongs to an event's message. Random messages would be arbitrary interrupts, which do
-  /// not attack the unit.
+  /// Returns whether an offset belongs to an event's message registers. The attacks leave them out, because a random
+  /// message would be an arbitrary interrupt.
   private static func isEvent(_ offset: UInt64) -> Bool {
     offset + 8 > 0x38 && offset < 0x48 || offset + 8 > 0xa0 && offset < 0xb0
   }
@@ -351,7 +352,9 @@ private struct Attack {
 }
 
 func kernelMain() {
-  guard let edu = Edu.find(), let hostile = Edu.find(after: edu) else { return Report.fail("there are not two edu") }
+  guard let edu = Edu.find(), let hostile = Edu.find(after: edu) else {
+    return Report.fail("there are fewer than two edu devices")
+  }
   guard RemappingUnit.isThere else { return Report.fail("there is no VT-d unit") }
   LocalAPIC.start()
   guard let another = Processors.startAnother(patience: RemappingUnit.patience) else {

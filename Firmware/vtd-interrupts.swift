@@ -1,6 +1,6 @@
-/// Tests interrupt remapping: edu sends messages in remappable format, which an entry of the table delivers or blocks,
-/// and the fault event. VT-d 4.1, 5.1 for the formats, 9.9 for the entries, 5.1.4.1 for the faults, 6.5.2.7 for the
-/// cache.
+/// Tests interrupt remapping and the fault event. edu sends messages in remappable format, and an entry of the
+/// interrupt remapping table delivers or blocks each message. VT-d 4.1, 5.1 for the formats, 9.9 for the entries,
+/// 5.1.4.1 for the faults, 6.5.2.7 for the cache.
 ///
 ///     Tests/lab/kernel NESTLING "$(Firmware/build)/vtd-interrupts" -device intel-iommu -device edu
 
@@ -27,7 +27,7 @@ private let silence: UInt64 = 20_000_000
 private struct Setup {
   let edu: Edu
   let table: UInt64
-  /// 32-bit destinations: EIME.
+  /// Whether the entries have 32-bit destinations (EIME).
   let isExtended: Bool
 
   /// Writes an entry for this processor: fixed, edge, present.
@@ -39,7 +39,9 @@ private struct Setup {
 
   func clear(_ index: UInt64) { store64(table + index * 16, 0) }
 
-  /// - Parameter subhandle: the data, which the unit adds to the index (SHV); nil for none.
+  /// Makes edu send a message for an entry.
+  /// - Parameter subhandle: the message's data, which the unit adds to the index (SHV); nil: a message without
+  ///   subhandle.
   func send(_ index: UInt64, subhandle: UInt32? = nil) {
     let handle = UInt32(truncatingIfNeeded: index)
     let address = messageBase | (handle & 0x7fff) << 5 | 1 << 4 | (subhandle == nil ? 0 : 1 << 3) | (handle >> 15) << 2
@@ -52,7 +54,7 @@ private struct Setup {
   }
 }
 
-/// Returns whether the action brings one interrupt with this vector, and none with the others.
+/// Returns whether the action causes exactly one interrupt, with this vector.
 private func arrives(_ vector: UInt32, after action: () -> Void) -> Bool {
   let before = Interrupts.count(vector)
   let others = sum() &- before
@@ -94,14 +96,14 @@ private func checkRemapping(_ setup: Setup) {
   setup.set(index, vector: Vector.changed, validation: 1, source: edu.source)
   Report.check("a changed entry has no effect before an invalidation", arrives(Vector.remapped) { edu.raise() })
   _ = RemappingUnit.invalidateInterruptEntry(index + 1)
-  Report.check("another entry's invalidation leaves the entry cached", arrives(Vector.remapped) { edu.raise() })
+  Report.check("an invalidation of another entry leaves the entry cached", arrives(Vector.remapped) { edu.raise() })
   _ = RemappingUnit.invalidateInterruptEntry(index)
-  Report.check("after its own invalidation the changed entry has effect", arrives(Vector.changed) { edu.raise() })
+  Report.check("after the changed entry is invalidated, it has effect", arrives(Vector.changed) { edu.raise() })
   setup.clear(index)
   Report.check("a cleared entry stays cached", arrives(Vector.changed) { edu.raise() })
   _ = RemappingUnit.invalidateInterruptEntries()
   RemappingUnit.checkNoFault("the invalidation of a cleared entry causes no fault")
-  Report.check("after its invalidation a cleared entry blocks the message", staysSilent { edu.raise() })
+  Report.check("after a cleared entry is invalidated, it blocks the message", staysSilent { edu.raise() })
   setup.checkFault("the blocked message is recorded", Reason.entryNotPresent, index: index)
 }
 
@@ -137,7 +139,7 @@ private func checkBlocking(_ setup: Setup) {
   Report.check(
     "the table's last entry delivers", arrives(Vector.remapped) { send(255, validation: 1, source: edu.source) })
 
-  // Fault Processing Disable: the unit refuses the request, and does not record it.
+  // Fault Processing Disable: the unit refuses the request, and does not record a fault.
   setup.set(11, vector: Vector.remapped, validation: 1, source: edu.source ^ 8)
   store64(setup.table + 11 * 16, load64(setup.table + 11 * 16) | 1 << 1)
   Report.check("an invalid entry with FPD blocks the message", staysSilent { setup.send(11) })
@@ -185,14 +187,14 @@ func kernelMain() {
     edu.setMessage(address: message, data: Vector.compatible)
     edu.raise()
   }
-  Report.check("without remapping a message goes to its own destination", passes)
+  Report.check("without remapping a message goes to the destination in its address", passes)
   check(edu, isExtended: false)
   if RemappingUnit.offers(RemappingUnit.extendedInterrupts) { check(edu, isExtended: true) }
   let passesAgain = arrives(Vector.compatible) {
     edu.setMessage(address: message, data: Vector.compatible)
     edu.raise()
   }
-  Report.check("after remapping goes off a message goes to its own destination", passesAgain)
+  Report.check("after remapping goes off a message goes to the destination in its address", passesAgain)
   RemappingUnit.checkNoFault("no fault record remains")
   disableInterrupts()
 }

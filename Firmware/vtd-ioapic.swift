@@ -1,6 +1,7 @@
-/// Tests interrupt remapping of the I/O APIC's pins and of messages: edge and level, masks, the end of an interrupt,
-/// another processor through another entry, source validation, compatibility format. COM1's transmitter drives an edge,
-/// edu's pin a level. VT-d 4.1, 5.1 for the formats and checks, 5.1.5.1 for the I/O APIC, 9.9 for the entries.
+/// Tests interrupt remapping of the I/O APIC's pins and of messages: edge and level, masks, the end of an interrupt, an
+/// entry with another processor as destination, source validation, compatibility format. COM1's transmitter drives an
+/// edge-triggered pin, edu a level-triggered one. VT-d 4.1, 5.1 for the formats and checks, 5.1.5.1 for the I/O APIC,
+/// 9.9 for the entries.
 ///
 ///     Tests/lab/kernel NESTLING "$(Firmware/build)/vtd-ioapic" -smp 2 -device intel-iommu,eim=on -device edu
 
@@ -89,7 +90,7 @@ private func staysSilent(after action: () -> Void) -> Bool {
 /// Enables the interrupt of COM1's empty transmitter, so that the edge comes at once.
 private func edge() {
   portWrite8(com1 + 1, 0)
-  // Wait for the console's output, which would cause another edge.
+  // Wait until the console's output is sent: its end would cause another edge.
   while portRead8(com1 + 5) & 0x40 == 0 { pauseProcessor() }
   portWrite8(com1 + 1, transmitterEmpty)
 }
@@ -111,25 +112,27 @@ private func checkEdge(_ setup: Setup, own: UInt32, another: UInt32?) {
   let chip = setup.chip
   setup.set(Index.edge, vector: Vector.edge, to: own, source: sourceOfPins)
   chip.remap(pin: com1Pin, index: UInt32(Index.edge), vector: vectorOfPin)
-  Report.check("the interrupt has the table's vector, not the pin's", arrives(Vector.edge, at: own, after: raiseEdge))
+  Report.check(
+    "the interrupt has the vector of the table, not that of the pin", arrives(Vector.edge, at: own, after: raiseEdge))
   Report.check("the next edge also brings an interrupt", arrives(Vector.edge, at: own, after: raiseEdge))
   chip.mask(pin: com1Pin)
   Report.check("a masked pin brings no interrupt", staysSilent(after: raiseEdge))
-  Report.check("unmasking does not bring the lost edge", staysSilent { chip.unmask(pin: com1Pin) })
+  Report.check(
+    "unmasking does not deliver the edge that came while the pin was masked", staysSilent { chip.unmask(pin: com1Pin) })
   Report.check("after unmasking the next edge brings an interrupt", arrives(Vector.edge, at: own, after: raiseEdge))
 
-  // Another vector and, if there is one, another processor. They take effect when the entry is invalidated.
+  // The entry gets another vector and, if there is one, another processor, which take effect when it is invalidated.
   let target = another ?? own
   let place = setup.table + Index.edge * 16
   let kept = load64(place)
   setup.set(Index.edge, vector: Vector.edge + 8, to: target, source: sourceOfPins)
   Report.check(
-    "after its invalidation another entry has effect", arrives(Vector.edge + 8, at: target, after: raiseEdge))
+    "after the entry is invalidated its new content has effect", arrives(Vector.edge + 8, at: target, after: raiseEdge))
   store64(place, kept)
   Report.check(
-    "a changed entry has no effect before its invalidation", arrives(Vector.edge + 8, at: target, after: raiseEdge))
+    "a changed entry has no effect before it is invalidated", arrives(Vector.edge + 8, at: target, after: raiseEdge))
   _ = RemappingUnit.invalidateInterruptEntry(Index.edge)
-  Report.check("after its invalidation the changed entry has effect", arrives(Vector.edge, at: own, after: raiseEdge))
+  Report.check("after the changed entry is invalidated, it has effect", arrives(Vector.edge, at: own, after: raiseEdge))
   RemappingUnit.checkNoFault("none of these interrupts causes a fault")
 
   setup.set(Index.edge, vector: Vector.edge, to: own, source: setup.edu.source)
@@ -149,9 +152,9 @@ private func checkEdge(_ setup: Setup, own: UInt32, another: UInt32?) {
   chip.mask(pin: com1Pin)
 }
 
-/// The state of a level-triggered interrupt, which comes again after each end of interrupt until its line is lowered.
-/// The handler lowers the line at the fifth: then ends of interrupt have reached the pin, although the pin's vector
-/// differs.
+/// The state of a level-triggered interrupt: it comes again after each end of interrupt until its line is lowered. The
+/// handler lowers the line at the fifth interrupt. This shows that ends of interrupt reach the pin, although the vector
+/// in the I/O APIC's entry differs from the vector of the interrupt.
 nonisolated(unsafe) private var storm: (edu: Edu, left: UInt32)?
 
 private func lowerAtFifth(_ vector: UInt32) {
@@ -161,9 +164,10 @@ private func lowerAtFifth(_ vector: UInt32) {
   if left == 1 { edu.lowerPin() }
 }
 
-/// Whether a handler found that its interrupt is not in service: the local APIC ended it when it delivered it, as Linux
-/// 6.18's kvm-pvm does. Then the pin receives an end of interrupt before the handler's own, and sends one more
-/// interrupt if the line is still raised. A local APIC that follows the SDM (volume 3, 12.8.5) waits for the handler.
+/// Whether a handler found that its interrupt is not in service: the local APIC ended the interrupt when it delivered
+/// it, as Linux 6.18's kvm-pvm does. Then the pin receives an end of interrupt before the handler's own, and sends one
+/// more interrupt if the line is still raised. A local APIC that follows the SDM (volume 3, 12.8.5) waits for the
+/// handler.
 nonisolated(unsafe) private var endsEarly = false
 
 private func storms(_ vector: UInt32, at processor: UInt32, after action: () -> Void) -> Bool {
@@ -178,9 +182,9 @@ private func storms(_ vector: UInt32, at processor: UInt32, after action: () -> 
     if came, !wait(ticks: silence, until: { sum() &- all != 6 }) { return true }
   }
   if came, extra == 0 { return true }
-  put("of 5 interrupts ")
+  put("expected 5 interrupts: ")
   put(Interrupts.count(vector, on: processor) &- before)
-  put(" came, and of any vector ")
+  put(" came with the vector, and with all vectors ")
   put(sum() &- all)
   endLine()
   return false
@@ -206,7 +210,8 @@ private func checkLevel(_ setup: Setup, own: UInt32, another: UInt32?) {
   storm = (edu, 5)
   Interrupts.beforeEnd = lowerAtFifth
   Report.check(
-    "each end of interrupt brings the next while the level stays", storms(Vector.level, at: own) { enableInterrupts() })
+    "while the line is raised, each end of interrupt causes the next interrupt",
+    storms(Vector.level, at: own) { enableInterrupts() })
   Report.check(
     "the last end of interrupt clears remote IRR",
     wait(ticks: RemappingUnit.patience) { chip.state(pin) & IOAPIC.remoteIRR == 0 })
@@ -216,7 +221,7 @@ private func checkLevel(_ setup: Setup, own: UInt32, another: UInt32?) {
   setup.set(Index.level, vector: Vector.level + 8, to: target, source: sourceOfPins, isLevel: true)
   storm = (edu, 5)
   Report.check(
-    "each end of interrupt brings the next through another entry",
+    "while the line is raised, each end of interrupt causes the next through another entry",
     storms(Vector.level + 8, at: target) { edu.raisePin() })
   Report.check(
     "the last end of interrupt clears remote IRR again",
@@ -224,7 +229,7 @@ private func checkLevel(_ setup: Setup, own: UInt32, another: UInt32?) {
   Interrupts.beforeEnd = nil
 
   setup.set(Index.level, vector: Vector.level, to: own, source: edu.source, isLevel: true)
-  Report.check("an entry for the function's source-id blocks its pin", staysSilent { edu.raisePin() })
+  Report.check("an entry for the function's source-id blocks the interrupt of its pin", staysSilent { edu.raisePin() })
   setup.checkFault("the blocked interrupt is recorded", Reason.sourceValidation, index: Index.level)
   edu.lowerPin()
   chip.mask(pin: pin)
@@ -237,19 +242,23 @@ private func checkCompatibility(_ setup: Setup, own: UInt32) {
   let chip = setup.chip
   RemappingUnit.command(RemappingUnit.Command.compatibilityFormat, on: false)
   chip.redirect(pin: com1Pin, to: own, vector: Vector.compatible)
-  Report.check("compatibility format that is not allowed is blocked", staysSilent(after: raiseEdge))
+  Report.check(
+    "an interrupt in compatibility format is blocked if the unit does not allow it", staysSilent(after: raiseEdge))
   setup.checkFault("the blocked interrupt is recorded", Reason.compatibilityFormatBlocked, index: 0)
   RemappingUnit.command(RemappingUnit.Command.compatibilityFormat)
   if setup.isExtended {
     Report.check(
-      "with 32-bit destinations compatibility format is blocked even if allowed", staysSilent(after: raiseEdge))
+      "with 32-bit destinations an interrupt in compatibility format is blocked even if allowed",
+      staysSilent(after: raiseEdge))
     setup.checkFault("the blocked interrupt is recorded", Reason.compatibilityFormatBlocked, index: 0)
   } else {
-    Report.check("allowed compatibility format passes", arrives(Vector.compatible, at: own, after: raiseEdge))
-    RemappingUnit.checkNoFault("allowed compatibility format causes no fault")
+    Report.check(
+      "an interrupt in allowed compatibility format passes", arrives(Vector.compatible, at: own, after: raiseEdge))
+    RemappingUnit.checkNoFault("an interrupt in allowed compatibility format causes no fault")
   }
   RemappingUnit.command(RemappingUnit.Command.compatibilityFormat, on: false)
-  Report.check("compatibility format is blocked again when it is not allowed again", staysSilent(after: raiseEdge))
+  Report.check(
+    "an interrupt in compatibility format is blocked after the unit stops allowing it", staysSilent(after: raiseEdge))
   setup.checkFault("the interrupt that is blocked again is recorded", Reason.compatibilityFormatBlocked, index: 0)
   chip.mask(pin: com1Pin)
 }
@@ -267,18 +276,19 @@ private func checkMessages(_ setup: Setup, own: UInt32, another: UInt32?) {
     let kept = load64(place)
     setup.set(Index.message, vector: Vector.message, to: another, source: edu.source)
     Report.check(
-      "another entry delivers the message to the other processor", arrives(Vector.message, at: another) { edu.raise() })
+      "an entry with another destination delivers the message to the other processor",
+      arrives(Vector.message, at: another) { edu.raise() })
     store64(place, kept)
     Report.check(
-      "a changed entry has no effect on the message before its invalidation",
+      "a changed entry has no effect on the message before the entry is invalidated",
       arrives(Vector.message, at: another) { edu.raise() })
     _ = RemappingUnit.invalidateInterruptEntries()
     Report.check(
-      "after its invalidation the message goes to the first processor again",
+      "after the entry is invalidated the message goes to the first processor again",
       arrives(Vector.message, at: own) { edu.raise() })
   }
-  // A logical destination with the redirection hint and lowest priority: one of the two processors. In x2APIC mode bits
-  // 0 and 1 are the first cluster's members.
+  // A logical destination with the redirection hint and lowest priority selects one of the two processors. In x2APIC
+  // mode, bits 0 and 1 are the first cluster's members.
   if LocalAPIC.isX2APIC, setup.isExtended, another != nil {
     let logical: UInt64 = 1 << 2
     let hint: UInt64 = 1 << 3
@@ -340,7 +350,7 @@ func kernelMain() {
   let chip = IOAPIC(base: base)
   chip.redirect(pin: com1Pin, to: own, vector: Vector.compatible)
   Report.check(
-    "without remapping the pin's own entry has effect", arrives(Vector.compatible, at: own, after: raiseEdge))
+    "without remapping the I/O APIC's entry has effect as it is", arrives(Vector.compatible, at: own, after: raiseEdge))
   chip.mask(pin: com1Pin)
 
   let table = Pages.take()
@@ -350,7 +360,8 @@ func kernelMain() {
   }
   chip.redirect(pin: com1Pin, to: own, vector: Vector.compatible)
   Report.check(
-    "after remapping goes off the pin's own entry has effect", arrives(Vector.compatible, at: own, after: raiseEdge))
+    "after remapping goes off the I/O APIC's entry has effect as it is",
+    arrives(Vector.compatible, at: own, after: raiseEdge))
   RemappingUnit.checkNoFault("no fault record remains")
   disableInterrupts()
 }

@@ -5,7 +5,8 @@
 ///     Tests/lab/kernel NESTLING "$(Firmware/build)/vtd-nested" \
 ///       -device intel-iommu,x-scalable-mode=on,x-flts=on,x-nested=on -device edu,dma_mask=0xffffffffffffffff
 
-/// The first guest physical page. The machine has no memory there, and 39 bits reach it, so three levels are enough.
+/// The address of the first guest physical page. The machine has no physical memory at this address. The address has at
+/// most 39 bits, so a second stage of three levels reaches it.
 private let guestBase: UInt64 = 0x30_0000_0000
 private let page: UInt64 = 0x5a_1234_5000
 private let readOnlyPage: UInt64 = 0x5a_1234_6000
@@ -18,7 +19,7 @@ private let freshPage: UInt64 = 0x5a_1234_b000
 private let splitPage: UInt64 = 0x7f_c000_0000
 /// 4 KiB in the first stage, 2 MiB in the second.
 private let withinLargePage: UInt64 = 0x5a_2000_0000
-/// 2 MiB in both.
+/// 2 MiB in both stages.
 private let largePage: UInt64 = 0x7f_8000_0000
 private let marker: UInt64 = 0x0123_4567_89ab_cdef
 private let other: UInt64 = 0xfedc_ba98_7654_3210
@@ -57,7 +58,8 @@ private struct Guest {
     root = Self.take(in: second)
   }
 
-  /// Takes a guest physical page. Pages are not adjacent, so that no request reaches one past the end of another.
+  /// Takes a guest physical page. Pages are not adjacent, so a request past the end of a page does not reach another
+  /// page.
   static func take(in second: PagingTables, _ bits: UInt64 = readWrite) -> UInt64 {
     let address = next
     next += 3 * Pages.size
@@ -103,10 +105,10 @@ private struct Setup {
   let guest = Guest()
   let sources: SourceTables
   let pasidEntry: UInt64
-  /// Guest physical.
+  /// The guest physical address of the page that the device reads.
   let data: UInt64
   let readOnly: UInt64
-  /// Physical: 2 MiB in one piece.
+  /// The physical address of 2 MiB in one piece.
   let large: UInt64
 
   init(edu: Edu) {
@@ -136,7 +138,7 @@ private struct Setup {
     forget()
   }
 
-  /// Runs the body while an entry in memory, of either stage, has another value, and restores it.
+  /// Runs the body while an entry of either stage has another value, and restores the entry.
   func with(_ place: UInt64, _ value: UInt64, _ body: () -> Void) {
     let kept = load64(place)
     store64(place, value)
@@ -155,7 +157,7 @@ private func map(_ setup: Setup) {
   guest.map(overWriteOnlyPage, to: guest.take(PagingTables.writable))
   guest.map(overMissingPage, to: guestBase - Pages.size)
   guest.map(freshPage, to: guest.take())
-  // Guest physical 2 MiB pages, beyond the small ones.
+  // Two guest physical pages of 2 MiB, at addresses above the small pages.
   let largeGuest = guestBase + 1 << 30
   guest.second.map(largeGuest, to: setup.large, level: 2, readWrite)
   guest.map(largePage, to: largeGuest, level: 2)
@@ -171,16 +173,17 @@ private func checkTranslation(_ setup: Setup) {
   Report.check("a request is translated by both stages", setup.reads(marker, at: page + 0x108))
   store64(setup.large + 0x12_3450, other)
   Report.check("a 4 KiB page over a 2 MiB page translates", setup.reads(other, at: withinLargePage + 0x450))
-  // Pages that are adjacent in the first stage's 2 MiB page and apart in memory, in reverse order.
+  // 4 KiB pages that are adjacent in the first stage's 2 MiB page, and that the second stage maps to separate memory.
   let split = load64(guest.entry(splitPage, level: 2)) & PagingTables.addressBits
   store64(guest.physical(split + 2 * Pages.size) + 0x10, marker)
   store64(guest.physical(split + Pages.size) + 0x10, other)
   Report.check("a 2 MiB page over 4 KiB pages translates", setup.reads(marker, at: splitPage + 2 * Pages.size + 0x10))
-  Report.check("the next 4 KiB of it are in another page", setup.reads(other, at: splitPage + Pages.size + 0x10))
+  Report.check(
+    "the next 4 KiB of the 2 MiB page are in another page", setup.reads(other, at: splitPage + Pages.size + 0x10))
   store64(guest.physical(split) + 0xff8, marker)
   store64(guest.physical(split + Pages.size), other)
   Report.check(
-    "one request crosses their border",
+    "one request crosses the border of two 4 KiB pages",
     setup.edu.copy(from: splitPage + 0xff8, to: largePage + 0x1ff8, count: 16)
       && load64(setup.large + 0x1ff8) == marker && load64(setup.large + 0x2000) == other)
   RemappingUnit.checkNoFault("none of these requests causes a fault")
@@ -200,10 +203,12 @@ private func checkAccessedDirty(_ setup: Setup) {
 
   _ = setup.edu.read(from: freshPage)
   Report.check("a read sets A in the first stage", load64(guest.entry(freshPage)) & 0x60 == PagingTables.accessed)
-  Report.check("a read sets A and not D of its page in the second stage", second(fresh) == PagingTables.secondAccessed)
-  Report.check("a table in which A is set is dirty in the second stage", second(leafTable) == both)
   Report.check(
-    "the second stage's own tables have A set",
+    "a read sets A and not D of the page that it reads in the second stage",
+    second(fresh) == PagingTables.secondAccessed)
+  Report.check("a first-stage table in which the walk sets A is dirty in the second stage", second(leafTable) == both)
+  Report.check(
+    "the entries of the upper second-stage tables have A set",
     load64(guest.second.entry(fresh, level: 2)) & PagingTables.secondAccessed != 0
       && load64(guest.second.entry(fresh, level: 4)) & PagingTables.secondAccessed != 0)
 
@@ -211,13 +216,15 @@ private func checkAccessedDirty(_ setup: Setup) {
   store64(guest.secondEntry(leafTable), load64(guest.secondEntry(leafTable)) & ~both)
   setup.forget()
   _ = setup.edu.read(from: freshPage)
-  Report.check("a table that is only read is not dirty", second(leafTable) == PagingTables.secondAccessed)
+  Report.check(
+    "a first-stage table that the walk only reads is not dirty in the second stage",
+    second(leafTable) == PagingTables.secondAccessed)
   _ = setup.edu.write(to: freshPage)
   Report.check(
     "a write sets D in both stages",
     load64(guest.entry(freshPage)) & PagingTables.dirty != 0 && second(fresh) == both && second(leafTable) == both)
 
-  // Without SSADE the second stage's bits stay.
+  // Without SSADE a walk does not change A and D of the second stage.
   setup.setEntry()
   store64(guest.secondEntry(fresh), load64(guest.secondEntry(fresh)) & ~both)
   store64(guest.entry(freshPage), load64(guest.entry(freshPage)) & ~0x60)
@@ -258,7 +265,7 @@ private func checkFirstStageFaults(_ setup: Setup) {
     store64(entry, load64(entry) & ~0x60)
     setup.edu.checkRead(
       "setting A in a table that must not be written is a fault", from: page, Reason.entryWritePermission)
-    Report.check("the walk does not write that table", load64(entry) & 0x60 == 0)
+    Report.check("the walk does not write the table that must not be written", load64(entry) & 0x60 == 0)
     store64(entry, load64(entry) | PagingTables.accessed)
     _ = setup.edu.read(from: page)
     RemappingUnit.checkNoFault("a table that must not be written causes no fault if A is set already")
@@ -279,13 +286,13 @@ private func checkSecondStageFaults(_ setup: Setup) {
   setup.with(place, 0xfee0_0000 | readWrite) {
     setup.edu.checkWrite("a guest page in the interrupt range is a fault", to: page, Reason.interruptAddress)
   }
-  // A guest address far from the first stage's tables, so that only the data needs these second-stage tables.
+  // A guest address far from the first-stage tables, so that only the data page uses these second-stage tables.
   let far = guestBase + 8 << 30
   guest.second.map(far, to: Pages.take(), readWrite)
   setup.with(guest.entry(page), far | leaf) {
     store64(setup.large, 0)
     _ = setup.edu.read(from: page)
-    RemappingUnit.checkNoFault("another part of the guest's memory translates")
+    RemappingUnit.checkNoFault("a page elsewhere in the guest's memory translates")
     setup.with(guest.second.entry(far, level: 3), 1 << 40 | readWrite) {
       setup.edu.checkRead("a second-stage table without memory is a fault", from: page, Reason.secondEntryAccess)
     }
@@ -304,7 +311,7 @@ private func checkSecondStageFaults(_ setup: Setup) {
 private func checkWidth(_ setup: Setup) {
   put("a second stage of 39 bits\n")
   let guest = setup.guest
-  // The 4-level table's first entry points to the table that is the root of three levels.
+  // The first entry of the 4-level root points to a table that is also the root of a 3-level second stage.
   let narrow = load64(guest.second.entry(guestBase, level: 4)) & PagingTables.addressBits
   SourceTables.setNested(setup.pasidEntry, table: guest.root, over: narrow, width: 1)
   _ = RemappingUnit.invalidatePASIDs()
@@ -334,14 +341,14 @@ private func checkStaleness(_ setup: Setup) {
   store64(place, moved | readWrite)
   Report.check("a changed second-stage entry has no effect before an invalidation", setup.reads(marker, at: page))
   _ = RemappingUnit.invalidatePage(setup.data, domain: domain + 1)
-  Report.check("another domain's invalidation leaves the page cached", setup.reads(marker, at: page))
+  Report.check("an invalidation of another domain leaves the page cached", setup.reads(marker, at: page))
   _ = RemappingUnit.invalidatePage(setup.data, domain: domain)
-  Report.check("after the guest page's invalidation the second-stage entry has effect", setup.reads(other, at: page))
+  Report.check("after the guest page is invalidated the second-stage entry has effect", setup.reads(other, at: page))
   store64(place, kept)
   _ = RemappingUnit.invalidatePage(page + Pages.size, pasid: pasid, domain: domain)
-  Report.check("the next first-stage page's invalidation leaves the page cached", setup.reads(other, at: page))
+  Report.check("an invalidation of the next first-stage page leaves the page cached", setup.reads(other, at: page))
   _ = RemappingUnit.invalidatePage(page, pasid: pasid, domain: domain)
-  Report.check("the page's own first-stage invalidation removes it", setup.reads(marker, at: page))
+  Report.check("a first-stage invalidation of the page removes the page", setup.reads(marker, at: page))
 
   let entry = guest.entry(page)
   let first = load64(entry)
@@ -349,12 +356,13 @@ private func checkStaleness(_ setup: Setup) {
   store64(guest.physical(setup.readOnly), other)
   Report.check("a changed first-stage entry has no effect before an invalidation", setup.reads(marker, at: page))
   _ = RemappingUnit.invalidateTranslations(pasid: pasid, domain: domain)
-  Report.check("after the PASID's invalidation the first-stage entry has effect", setup.reads(other, at: page))
+  Report.check("after the PASID is invalidated the first-stage entry has effect", setup.reads(other, at: page))
   store64(entry, 0)
   _ = RemappingUnit.invalidateTranslations(domain: domain)
-  setup.edu.checkRead("after the domain's invalidation a cleared entry is a fault", from: page, Reason.entryNotPresent)
+  setup.edu.checkRead(
+    "after the domain is invalidated, a read through a cleared entry is a fault", from: page, Reason.entryNotPresent)
   store64(entry, first)
-  Report.check("an entry that is present again translates again", setup.reads(marker, at: page))
+  Report.check("after the entry is present again, requests are translated again", setup.reads(marker, at: page))
 }
 
 func kernelMain() {

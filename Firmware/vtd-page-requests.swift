@@ -1,7 +1,8 @@
-/// Tests page requests of a function with PASID 0, which RID_PASID also gives to its requests without PASID: a missing
-/// page is requested, mapped and written to; responses without a request; a long group; an overflow; a table that is
-/// replaced while a request is open (VT-d 7.4 to 7.7). The kernel works with an emulated function and with one that is
-/// passed through, whose host answers the requests that the guest leaves open.
+/// Tests page requests of a function with PASID 0. RID_PASID is 0, so the function's requests without PASID use the
+/// same table. The function requests a missing page, the kernel maps it, and the function writes to it. Other checks:
+/// responses without a request; a long group; an overflow; a table that is replaced while a request is open (VT-d 7.4
+/// to 7.7). The kernel works with an emulated function, and with a passed-through one, whose host answers the requests
+/// that the guest leaves open.
 ///
 ///     Tests/lab/kernel NESTLING "$(Firmware/build)/vtd-page-requests" \
 ///       -device intel-iommu,x-scalable-mode=on,x-flts=on,x-nested=on,pasid-bits=20,svm=on,device-iotlb=on \
@@ -29,7 +30,7 @@ private struct Setup {
     root = sources.root
     context = sources.scalableContextEntry
     store64(context + 8, 0)
-    // PRE, PASIDE, DTE.
+    // Sets PRE, PASIDE and DTE: page requests, PASIDs and the device-TLB are enabled.
     store64(context, load64(context) | 1 << 4 | 1 << 3 | 1 << 2)
     SourceTables.setFirstStage(entry, table: tables.root)
     store64(memory, marker)
@@ -60,7 +61,7 @@ private func checkView(_ setup: Setup) -> Bool {
     Report.fail("the function has no ATS or no PRI")
     return false
   }
-  Report.check("page requests are stopped at the start", load16(requests + statusOffset) & 0x100 != 0)
+  Report.check("the function's page requests are stopped at the start", load16(requests + statusOffset) & 0x100 != 0)
   setup.begin(1)
   let result = engine.end()
   Report.check(
@@ -106,9 +107,9 @@ private func checkResponses(_ setup: Setup) {
       && engine.end() == Engine.Result.invalidRequest)
   setup.begin(3)
   Report.check(
-    "another group's response does not end the request",
+    "a response to another group does not end the request",
     PageRequests.take() != nil && setup.respond(.success, group: 4) && setup.isBusy)
-  // Two responses to one group: the second has no request.
+  // The second response to one group belongs to no request.
   PageRequests.enqueueResponse(.success, group: 3, of: engine.source, pasid: 0)
   Report.check(
     "a second response to a group has no effect",
@@ -189,7 +190,7 @@ private func checkReplacement(_ setup: Setup) {
   store64(setup.entry, 0)
   RemappingUnit.invalidateEverything(isScalable: true)
   Report.check("without a table DMA is refused", setup.copy(from: page, to: missingPage) == Engine.Result.refused)
-  // Faults of an emulated function. Those of a passed-through function stay with the host.
+  // Takes the fault of an emulated function. The fault of a passed-through function is recorded only on the host.
   while RemappingUnit.takeFault() != nil {}
   SourceTables.setFirstStage(setup.entry, table: setup.tables.root)
   RemappingUnit.invalidateEverything(isScalable: true)

@@ -1,6 +1,6 @@
-/// Tests requests with PASID: each PASID's own tables with first stage, second stage, nested and pass-through; requests
-/// without PASID; privilege; the PASID in fault records; and invalidations of one PASID. VT-d 4.1, 3.4.3, 3.10 and
-/// 7.1.3; 9.4 to 9.6 for the entries.
+/// Tests PASIDs: that each PASID uses its own tables, with first stage, second stage, nested and pass-through; that a
+/// request without PASID uses the tables of RID_PASID; privilege; the PASID in fault records; and invalidations of one
+/// PASID. VT-d 4.1, 3.4.3, 3.10 and 7.1.3; 9.4 to 9.6 for the entries.
 ///
 ///     Tests/lab/kernel NESTLING "$(Firmware/build)/vtd-pasid" \
 ///       -device intel-iommu,x-scalable-mode=on,x-flts=on,x-nested=on,pasid-bits=20,device-iotlb=on -device dma-engine
@@ -12,7 +12,8 @@ private let missingPage: UInt64 = 0x12_3456_a000
 private let sink: UInt64 = 0x12_3460_0000
 private let leaf = PagingTables.present | PagingTables.writable | PagingTables.user
 
-/// PASIDs and their tables' stage.
+/// The PASIDs of this test. `one` and `two` have first-stage tables, and `missing` has no entry. The other names
+/// describe the entry.
 private enum Number {
   static var withoutPASID: UInt64 { SourceTables.pasid }
   static let one: UInt64 = 5
@@ -63,7 +64,8 @@ private struct Space {
   }
 }
 
-/// Checks that the fault record has the PASID (PV, PP) and the requested privilege (PRIV).
+/// Checks all fields of the fault record, with the PASID (PP: it is present; PV: its value) and the requested privilege
+/// (PRIV).
 private func checkFault(
   _ name: StaticString, _ reason: UInt64, source: UInt64, pasid: UInt64, at address: UInt64, isRead: Bool,
   isPrivileged: Bool = false
@@ -88,7 +90,7 @@ private func checkSpaces(_ engine: Engine, _ sources: SourceTables, _ own: UInt6
   let two = Space(.first, mark: 0x102)
   SourceTables.setFirstStage(own, table: base.tables.root)
   SourceTables.setFirstStage(table + Number.one * 64, table: one.tables.root)
-  // The same domain for all, because cached pages of one PASID must not serve another.
+  // All first-stage PASIDs share one domain, so only the PASID distinguishes their cached pages.
   SourceTables.setFirstStage(table + Number.two * 64, table: two.tables.root)
   let second = Space(.second, mark: 0x103)
   if hasSecond { SourceTables.setSecondStage(table + Number.second * 64, table: second.tables.root, domain: 0x30) }
@@ -104,16 +106,18 @@ private func checkSpaces(_ engine: Engine, _ sources: SourceTables, _ own: UInt6
 
   put("each PASID has its own tables\n")
   Report.check("a request without PASID uses RID_PASID's tables", base.serves(engine, nil))
-  Report.check("a request with a PASID uses that PASID's tables", one.serves(engine, Number.one))
-  Report.check("a request with another PASID uses the other's tables", two.serves(engine, Number.two))
+  Report.check("a request with a PASID uses the tables of that PASID", one.serves(engine, Number.one))
+  Report.check("a request with another PASID uses the tables of the other PASID", two.serves(engine, Number.two))
   Report.check(
-    "alternating PASIDs use their own tables",
+    "alternating requests use the tables of their PASIDs",
     one.serves(engine, Number.one) && base.serves(engine, nil) && two.serves(engine, Number.two))
-  if hasSecond { Report.check("a PASID with second stage is translated", second.serves(engine, Number.second)) }
-  if isNested { Report.check("a nested PASID is translated", nested.serves(engine, Number.nested)) }
+  if hasSecond {
+    Report.check("a request with a second-stage PASID is translated", second.serves(engine, Number.second))
+  }
+  if isNested { Report.check("a request with a nested PASID is translated", nested.serves(engine, Number.nested)) }
   store64(two.result, 0)
   Report.check(
-    "a PASID with pass-through uses physical addresses",
+    "a request with a pass-through PASID uses a physical address",
     engine.run(Engine.Operation.copy | Engine.withPASID, pasid: Number.passThrough, from: one.memory, to: two.result)
       == Engine.Result.success && load64(two.result) == one.mark)
   RemappingUnit.checkNoFault("none of these requests causes a fault")
@@ -129,14 +133,17 @@ private func checkFaults(_ engine: Engine, _ sources: SourceTables) {
     let result = engine.run(
       Engine.Operation.copy | Engine.withPASID, pasid: pasid, from: writes ? page : address, to: writes ? address : sink
     )
-    if result != Engine.Result.refused { Report.fail("the request of the next check is not refused") }
+    if result != Engine.Result.refused {
+      Report.fail("the device does not report a refusal in the check of the next line")
+    }
     checkFault(name, reason, source: engine.source, pasid: pasid, at: address, isRead: !writes)
   }
   refuses("a page that is not present is a fault", Reason.entryNotPresent, pasid: Number.one, at: missingPage)
   refuses(
     "a write to a read-only page is a fault", Reason.writePermission, pasid: Number.two, at: readOnlyPage, writes: true)
   refuses("a read of a supervisor page is a fault", Reason.userPrivilege, pasid: Number.one, at: supervisorPage)
-  refuses("a PASID entry that is not present is a fault", Reason.pasidEntryNotPresent, pasid: Number.missing, at: page)
+  refuses(
+    "a PASID-table entry that is not present is a fault", Reason.pasidEntryNotPresent, pasid: Number.missing, at: page)
   refuses("a PASID beyond the directory is a fault", Reason.pasidBeyondDirectory, pasid: 128 * 64, at: page)
   refuses(
     "a request with PASID to the interrupt range is a fault", Reason.interruptAddress, pasid: Number.one,
@@ -146,7 +153,8 @@ private func checkFaults(_ engine: Engine, _ sources: SourceTables) {
   store64(context, kept & ~(1 << 3))
   RemappingUnit.invalidateEverything(isScalable: true)
   refuses(
-    "a PASID that the context entry does not enable is a fault", Reason.pasidNotEnabled, pasid: Number.one, at: page)
+    "a request with PASID is a fault if the context entry does not enable PASIDs", Reason.pasidNotEnabled,
+    pasid: Number.one, at: page)
   store64(context, kept)
   RemappingUnit.invalidateEverything(isScalable: true)
 }
@@ -189,13 +197,14 @@ private func checkInvalidations(_ engine: Engine, _ one: Space, _ two: Space, _ 
   func isStale() -> Bool { !one.serves(engine, Number.one) }
   Report.check("a changed entry has no effect before an invalidation", isStale())
   _ = RemappingUnit.invalidatePage(page, pasid: Number.two, domain: domain)
-  Report.check("another PASID's invalidation leaves the page cached", isStale())
+  Report.check("an invalidation of another PASID leaves the page cached", isStale())
   _ = RemappingUnit.invalidatePage(page, pasid: Number.one, domain: domain + 1)
-  Report.check("another domain's invalidation leaves the page cached", isStale())
+  Report.check("an invalidation of another domain leaves the page cached", isStale())
   _ = RemappingUnit.invalidateTranslations(pasid: Number.withoutPASID, domain: domain)
-  Report.check("RID_PASID's invalidation leaves the page cached", isStale())
+  Report.check("an invalidation of RID_PASID leaves the page cached", isStale())
   _ = RemappingUnit.invalidatePage(page, pasid: Number.one, domain: domain)
-  Report.check("after the PASID's page invalidation the new entry has effect", one.serves(engine, Number.one))
+  Report.check(
+    "after an invalidation of the page for its PASID the new entry has effect", one.serves(engine, Number.one))
   Report.check("the other PASIDs still translate", two.serves(engine, Number.two) && base.serves(engine, nil))
   RemappingUnit.checkNoFault("none of these requests causes a fault")
 }
@@ -229,7 +238,7 @@ func kernelMain() {
   store64(sources.scalableContextEntry, load64(sources.scalableContextEntry) | 1 << 3)
   engine.enablePASID(false)
   Report.check(
-    "without PASID Enable dma-engine sends no PASID",
+    "while its PASID Enable bit is 0, dma-engine makes no request with PASID",
     engine.run(Engine.Operation.copy | Engine.withPASID, pasid: 1, from: Pages.take(), to: Pages.take())
       == Engine.Result.notEnabled)
   engine.enablePASID()

@@ -1,5 +1,5 @@
-/// Tests the invalidation queue: both widths of descriptors, the wrap at its end, waits with status and interrupt, and
-/// each of its errors with the recovery from it. VT-d 4.1, 6.5.2 and 11.4.9.
+/// Tests the invalidation queue: both widths of descriptors, the wrap at the queue's end, waits with status and
+/// interrupt, and each error of the queue with the recovery from it. VT-d 4.1, 6.5.2 and 11.4.9.
 ///
 ///     Tests/lab/kernel NESTLING "$(Firmware/build)/vtd-queue" \
 ///       -device intel-iommu,x-scalable-mode=on,x-flts=on,x-nested=on
@@ -19,7 +19,7 @@ private enum Problem {
 
 private let completion: UInt32 = 0x53
 private let queueError: UInt32 = 1 << 4
-/// Invalidates all contexts: valid in every mode.
+/// An invalidation of all contexts, which is valid in every mode.
 private let good: UInt64 = 0x1 | 1 << 4
 /// An address without memory in every machine of these tests, within every address width.
 private let nowhere: UInt64 = 1 << 38
@@ -61,7 +61,7 @@ private func checkOrder(isWide: Bool) {
   Report.check("three laps complete, each piece before its wait", inOrder)
   Report.check("the head reaches the tail", head() == RemappingUnit.read64(Register.queueTail))
 
-  // As many descriptors as fit: one less than the queue's entries.
+  // Fill the queue: it holds one descriptor less than it has entries.
   for _ in 0..<capacity - 2 { RemappingUnit.enqueue(good) }
   Report.check("a full queue completes", RemappingUnit.submitAndWait())
   RemappingUnit.command(RemappingUnit.Command.queueEnable, on: false)
@@ -70,7 +70,7 @@ private func checkOrder(isWide: Bool) {
   Report.check("a disabled queue does nothing", load32(place + 0x808) == 0 && status() == 0)
 }
 
-/// Checks a queue of 8 KiB instead of 4.
+/// Checks a queue of 8 KiB instead of 4 KiB.
 private func checkSize() {
   let memory = Pages.take(2 * Pages.size)
   let place = Pages.take()
@@ -90,7 +90,8 @@ private func checkSize() {
 
 // MARK: Errors
 
-/// Checks that the queue stops at the first descriptor, and continues when that is valid and the error cleared.
+/// Checks that the queue stops at an invalid first descriptor, and continues after that is replaced by a valid one and
+/// the error is cleared.
 private func checkError(
   _ name: StaticString, _ problem: UInt64, _ low: UInt64, _ high: UInt64 = 0, upper: UInt64 = 0, isWide: Bool
 ) {
@@ -114,7 +115,8 @@ private func checkError(
   put(name)
   put(
     stops
-      ? stays ? ": it does not continue, error " : ": it does not stay stopped, error " : ": it does not stop, error ")
+      ? stays ? ": the queue does not continue, error " : ": the queue does not stay stopped, error "
+      : ": the queue does not stop, error ")
   put(RemappingUnit.read64(Register.queueErrorRecord) & 0xf)
   endLine()
   Report.countFailure()
@@ -126,14 +128,16 @@ private func checkDescriptors(isWide: Bool, isScalable: Bool) {
   }
   check("an undefined type is an error", Problem.type, 0xf)
   check("type 0 is an error", Problem.type, 0)
-  check("a type with upper bits is an error", Problem.type, 0x1 | 1 << 9)
+  check("a context invalidation whose upper type bits are not zero is an error", Problem.type, 0x1 | 1 << 9)
   check("reserved bits of a context invalidation are an error", Problem.reserved, good | 1 << 50)
-  check("reserved bits of its upper half are an error", Problem.reserved, good, 1)
+  check("reserved bits in the upper half of a context invalidation are an error", Problem.reserved, good, 1)
   check("granularity 0 of a context invalidation is an error", Problem.reserved, 0x1)
   check("granularity 0 of an IOTLB invalidation is an error", Problem.reserved, 0x2)
-  check("an address mask beyond the offered one is an error", Problem.reserved, 0x2 | 3 << 4, 19)
+  check("an address mask larger than the offered maximum is an error", Problem.reserved, 0x2 | 3 << 4, 19)
   check("reserved bits of a wait are an error", Problem.reserved, 0x5 | 1 << 5 | 1 << 8, 0x1000)
-  if isWide { check("reserved bits of the second half are an error", Problem.reserved, good, upper: 1 << 63) }
+  if isWide {
+    check("reserved bits in the second half of a wide descriptor are an error", Problem.reserved, good, upper: 1 << 63)
+  }
   if !RemappingUnit.offers(RemappingUnit.deviceTLB) {
     check("a device-TLB invalidation that is not offered is an error", Problem.type, 0x3)
   }
@@ -214,7 +218,7 @@ private func checkCompletion(isWide: Bool) {
     RemappingUnit.read32(Register.completionStatus) == 1 && control() == mask | pending)
   Report.check(
     "unmasking brings the completion event", arrives { RemappingUnit.write32(Register.completionEventControl, 0) })
-  Report.check("before IWC is cleared another completion brings no event", staysSilent { submit(2) })
+  Report.check("before IWC is cleared, another completion brings no event", staysSilent { submit(2) })
   serve()
   Report.check("writing a one clears IWC", RemappingUnit.read32(Register.completionStatus) == 0)
   Report.check("the next completion brings the event", arrives { submit(3) })

@@ -11,7 +11,7 @@ private let writeOnlyPage: UInt64 = 0x12_3456_9000
 private let missingPage: UInt64 = 0x12_3456_a000
 /// 2 MiB.
 private let largePage: UInt64 = 0x7f_c000_0000
-/// 1 GiB, which maps the start of the machine's memory.
+/// A page of 1 GiB, which maps the start of the machine's memory.
 private let hugePage: UInt64 = 0x55_4000_0000
 private let marker: UInt64 = 0x0123_4567_89ab_cdef
 private let other: UInt64 = 0xfedc_ba98_7654_3210
@@ -107,15 +107,15 @@ private func checkStaleness(_ setup: Setup) {
   Report.check("a changed entry has no effect before an invalidation", setup.reads(marker, at: page))
   _ = RemappingUnit.invalidatePage(page + Pages.size, domain: domain)
   _ = RemappingUnit.invalidatePage(page, domain: domain + 1)
-  Report.check("another page's or domain's invalidation leaves the page cached", setup.reads(marker, at: page))
-  Report.check("the queue completes the page's invalidation", RemappingUnit.invalidatePage(page, domain: domain))
-  Report.check("after the page's invalidation the new entry has effect", setup.reads(other, at: page))
+  Report.check("an invalidation of another page or domain leaves the page cached", setup.reads(marker, at: page))
+  Report.check("the queue completes the invalidation of the page", RemappingUnit.invalidatePage(page, domain: domain))
+  Report.check("after the page is invalidated the new entry has effect", setup.reads(other, at: page))
   store64(entry, 0)
   Report.check("a cleared entry stays cached", setup.reads(other, at: page))
   RemappingUnit.checkNoFault("the request causes no fault")
   _ = RemappingUnit.invalidateTranslations(domain: domain)
   setup.edu.checkRead(
-    "after the domain's invalidation a cleared entry is a fault", from: page, setup.reasons.readMissing)
+    "after the domain is invalidated, a read through a cleared entry is a fault", from: page, setup.reasons.readMissing)
   store64(entry, setup.small | readable | writable)
   Report.check("an entry that is not present is not cached", setup.reads(marker, at: page))
 }
@@ -135,7 +135,8 @@ private func checkLegacy(_ edu: Edu) {
   Report.check("a cleared context entry stays cached", setup.reads(marker, at: page))
   _ = RemappingUnit.invalidateContexts()
   _ = RemappingUnit.invalidateTranslations()
-  setup.edu.checkRead("after its invalidation a cleared entry is a fault", from: page, Reasons.contextEntryNotPresent)
+  setup.edu.checkRead(
+    "after a cleared entry is invalidated, a read through it is a fault", from: page, Reasons.contextEntryNotPresent)
   let width = load64(sources.contextEntry + 8)
   store64(sources.contextEntry + 8, width & ~7 | 5)
   store64(sources.contextEntry, context)
@@ -146,14 +147,14 @@ private func checkLegacy(_ edu: Edu) {
   _ = RemappingUnit.invalidateContexts()
   setup.edu.checkRead("a root entry that is not present is a fault", from: page, Reasons.rootEntryNotPresent)
   store64(sources.root, root)
-  Report.check("an entry that is present again translates again", setup.reads(marker, at: page))
+  Report.check("after the entry is present again, requests are translated again", setup.reads(marker, at: page))
 
   guard RemappingUnit.offers(RemappingUnit.passThrough) else { return }
   sources.setLegacy(type: 2, table: 0)
   _ = RemappingUnit.invalidateContexts()
   _ = RemappingUnit.invalidateTranslations()
   Report.check(
-    "with pass-through, addresses are physical",
+    "with pass-through, the unit uses the requested addresses as physical ones",
     edu.read(from: setup.readOnly) && edu.write(to: setup.large + 16) && load64(setup.large + 16) == other)
   RemappingUnit.checkNoFault("the request causes no fault")
 }
@@ -173,16 +174,17 @@ private func checkScalable(_ edu: Edu) {
   store64(entry, present & ~1)
   Report.check("a cleared PASID-table entry stays cached", setup.reads(marker, at: page))
   _ = RemappingUnit.invalidatePASID(SourceTables.pasid, domain: SourceTables.domain)
-  setup.edu.checkRead("after its invalidation a cleared entry is a fault", from: page, Reasons.pasidEntryNotPresent)
+  setup.edu.checkRead(
+    "after a cleared entry is invalidated, a read through it is a fault", from: page, Reasons.pasidEntryNotPresent)
   store64(entry, present)
-  Report.check("an entry that is present again translates again", setup.reads(marker, at: page))
+  Report.check("after the entry is present again, requests are translated again", setup.reads(marker, at: page))
 
   guard RemappingUnit.offers(RemappingUnit.passThrough) else { return }
   SourceTables.setPassThrough(entry)
   _ = RemappingUnit.invalidatePASIDs()
   _ = RemappingUnit.invalidateTranslations()
   Report.check(
-    "with pass-through, addresses are physical",
+    "with pass-through, the unit uses the requested addresses as physical ones",
     edu.read(from: setup.readOnly) && edu.write(to: setup.large + 16) && load64(setup.large + 16) == other)
   RemappingUnit.checkNoFault("the request causes no fault")
 }

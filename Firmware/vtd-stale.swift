@@ -1,7 +1,8 @@
-/// Tests which entries stay cached until they are invalidated, and what each invalidation removes, with two functions
-/// in two domains and three pages each. The kernel changes all entries of one kind, which must have no effect. Then it
-/// makes one invalidation, and exactly the entries that it covers must have effect. VT-d 4.1, 6.2 for the caches, 6.5.1
-/// for invalidation by register and 6.5.2 for the queue's descriptors.
+/// Tests which entries stay cached until they are invalidated, and which entries each invalidation removes. There are
+/// two functions in two domains, with three pages each. The test changes all entries of one kind; the change must have
+/// no effect yet. Then it submits one invalidation. Now the changed entries that the invalidation covers must have
+/// effect, and no others. VT-d 4.1, 6.2 for the caches, 6.5.1 for invalidation by register and 6.5.2 for the queue's
+/// descriptors.
 ///
 ///     Tests/lab/kernel NESTLING "$(Firmware/build)/vtd-stale" \
 ///       -device intel-iommu,x-scalable-mode=on,x-flts=on \
@@ -64,7 +65,8 @@ private struct Subject {
     }
   }
 
-  /// Returns which of the two memories the function reads at a page now; nil for neither.
+  /// Returns which of the two memories the function reads at a page now: 0 for that of `tables`, 1 for that of `others`
+  /// before any exchange; nil if the read fails or returns neither.
   func generation(_ page: UInt64) -> UInt64? {
     store64(sinkMemory, .max)
     guard edu.copy(from: Self.address(page), to: sink) else { return nil }
@@ -82,7 +84,7 @@ private struct Subject {
   }
 }
 
-/// Whether the entries point to the other tables now.
+/// Whether the context or PASID-table entries point to `others` now.
 nonisolated(unsafe) private var usesOthers = false
 
 private func exchangeWords(_ one: UInt64, _ other: UInt64) {
@@ -104,7 +106,8 @@ private struct Setup {
 
   func forgetAll() { RemappingUnit.invalidateEverything(isScalable: isScalable) }
 
-  /// Returns the pages that the functions read with a generation's content; nil if a page has other content.
+  /// Returns the pages at which the functions now read this generation's memory; nil if a read fails or returns the
+  /// memory of neither generation.
   func pages(of generation: UInt64) -> Covered? {
     var found: UInt64 = 0
     for page in 0..<Covered.pages * 2 {
@@ -115,10 +118,11 @@ private struct Setup {
     return Covered(rawValue: found)
   }
 
+  /// Checks that one invalidation makes exactly the expected pages change.
   /// - Parameters:
-  ///   - exchange: changes entries of both functions, so that each page has other memory.
+  ///   - exchange: changes entries of both functions, so that each page leads to the memory of the other generation.
   ///   - before: invalidates other caches that would hide the change.
-  ///   - after: the same after the invalidation.
+  ///   - after: invalidates those other caches again, after the invalidation under test.
   ///   - invalidate: the invalidation under test; returns whether it completed.
   func expect(
     _ name: StaticString, _ expected: Covered, exchange: () -> Void, before: () -> Void = {},
@@ -143,7 +147,7 @@ private struct Setup {
       put(Hexadecimal(stale?.rawValue ?? .max))
       put(", new 0x")
       put(Hexadecimal(fresh?.rawValue ?? .max))
-      put(", not 0x")
+      put(", expected 0x")
       put(Hexadecimal(expected.rawValue))
       endLine()
       Report.countFailure()
@@ -167,13 +171,13 @@ private struct Setup {
 /// Checks invalidations of pages through the queue: VT-d 6.5.2.3.
 private func checkPages(_ setup: Setup) {
   setup.expectPages("the global invalidation removes all pages", .all) { RemappingUnit.invalidateTranslations() }
-  setup.expectPages("a domain's invalidation removes only its own entries", .a) {
+  setup.expectPages("an invalidation of a domain removes only the entries of that domain", .a) {
     RemappingUnit.invalidateTranslations(domain: domainA)
   }
-  setup.expectPages("the other domain's invalidation removes its own entries", .b) {
+  setup.expectPages("an invalidation of the other domain removes the entries of that domain", .b) {
     RemappingUnit.invalidateTranslations(domain: domainB)
   }
-  setup.expectPages("a third domain's invalidation removes nothing", .none) {
+  setup.expectPages("an invalidation of a third domain removes nothing", .none) {
     RemappingUnit.invalidateTranslations(domain: 9)
   }
   setup.expectPages("a context invalidation removes no page", .none) { RemappingUnit.invalidateContexts() }
@@ -192,22 +196,24 @@ private func checkPageSelective(_ setup: Setup) {
   func invalidate(_ address: UInt64, _ mask: UInt64, _ domain: UInt64) -> Bool {
     RemappingUnit.invalidatePage(address | mask, domain: domain)
   }
-  setup.expectPages("one page's invalidation removes that page", .smallA) { invalidate(smallPage, 0, domainA) }
-  setup.expectPages("the next page's invalidation removes that page", .nextA) { invalidate(nextPage, 0, domainA) }
-  setup.expectPages("one page's invalidation in the other domain removes that page", .smallB) {
+  setup.expectPages("an invalidation of one page removes that page", .smallA) { invalidate(smallPage, 0, domainA) }
+  setup.expectPages("an invalidation of the next page removes the next page", .nextA) {
+    invalidate(nextPage, 0, domainA)
+  }
+  setup.expectPages("an invalidation of one page in the other domain removes that page", .smallB) {
     invalidate(smallPage, 0, domainB)
   }
   setup.expectPages("an invalidation of two pages removes two", .smallAndNextA) { invalidate(smallPage, 1, domainA) }
   setup.expectPages("an invalidation of any page in 2 MiB removes the large page", .largeA) {
     invalidate(largePage + 0x7_f000, 0, domainA)
   }
-  setup.expectPages("an invalidation of the page behind it removes nothing", .none) {
+  setup.expectPages("an invalidation of the page after the large page removes nothing", .none) {
     invalidate(largePage + Pages.largeSize, 0, domainA)
   }
-  setup.expectPages("invalidations of 1 GiB remove all pages in it", .a) {
+  setup.expectPages("two invalidations of 1 GiB each remove all pages in them", .a) {
     invalidate(0x12_0000_0000, 18, domainA) && invalidate(0x12_4000_0000, 18, domainA)
   }
-  setup.expectPages("a third domain's invalidation removes nothing", .none) { invalidate(smallPage, 0, 9) }
+  setup.expectPages("an invalidation of a third domain removes nothing", .none) { invalidate(smallPage, 0, 9) }
   setup.expectPages("address bits beyond MGAW are ignored", .smallA) { invalidate(smallPage | 1 << 60, 0, domainA) }
 }
 
@@ -216,17 +222,19 @@ private func checkPASIDSelective(_ setup: Setup) {
   func invalidate(_ address: UInt64, _ mask: UInt64, _ domain: UInt64, _ number: UInt64) -> Bool {
     RemappingUnit.invalidatePage(address | mask, pasid: number, domain: domain)
   }
-  setup.expectPages("a PASID's invalidation removes all of its pages", .a) {
+  setup.expectPages("an invalidation of a PASID removes all of its pages", .a) {
     RemappingUnit.invalidateTranslations(pasid: pasid, domain: domainA)
   }
-  setup.expectPages("another PASID's invalidation removes nothing", .none) {
+  setup.expectPages("an invalidation of another PASID removes nothing", .none) {
     RemappingUnit.invalidateTranslations(pasid: pasid + 1, domain: domainA)
   }
-  setup.expectPages("the PASID's invalidation in a third domain removes nothing", .none) {
+  setup.expectPages("an invalidation of the PASID in a third domain removes nothing", .none) {
     RemappingUnit.invalidateTranslations(pasid: pasid, domain: 9)
   }
-  setup.expectPages("one page's invalidation removes that page", .smallA) { invalidate(smallPage, 0, domainA, pasid) }
-  setup.expectPages("one page's invalidation in the other domain removes that page", .smallB) {
+  setup.expectPages("an invalidation of one page removes that page", .smallA) {
+    invalidate(smallPage, 0, domainA, pasid)
+  }
+  setup.expectPages("an invalidation of one page in the other domain removes that page", .smallB) {
     invalidate(smallPage, 0, domainB, pasid)
   }
   setup.expectPages("an invalidation of two pages removes two", .smallAndNextA) {
@@ -235,21 +243,21 @@ private func checkPASIDSelective(_ setup: Setup) {
   setup.expectPages("an invalidation of any page in 2 MiB removes the large page", .largeA) {
     invalidate(largePage + 0x7_f000, 0, domainA, pasid)
   }
-  setup.expectPages("another PASID's page invalidation removes nothing", .none) {
+  setup.expectPages("an invalidation of the page for another PASID removes nothing", .none) {
     invalidate(smallPage, 0, domainA, pasid + 1)
   }
   setup.expectPages("address bits beyond MGAW are ignored", .smallA) {
     invalidate(smallPage | 1 << 60, 0, domainA, pasid)
   }
-  // The unit does not know which first-stage pages use a second-stage address, so it removes all of the domain.
-  setup.expectPages("a second-stage page's invalidation removes the domain's pages", .a) {
+  // The unit does not know which first-stage pages use a second-stage address, so it removes all pages of the domain.
+  setup.expectPages("an invalidation of a second-stage page removes all pages of the domain", .a) {
     RemappingUnit.invalidatePage(smallPage, domain: domainA)
   }
 }
 
 /// Checks that register-based invalidation does nothing in scalable mode: VT-d 6.5.1.
 private func checkIgnoredRegisters(_ setup: Setup) {
-  setup.expectPages("a register-based invalidation does nothing and reports that", .none) {
+  setup.expectPages("a register-based invalidation does nothing, and the registers report it", .none) {
     RemappingUnit.write64(RemappingUnit.invalidateCommand, 1 << 63 | 1 << 60)
     RemappingUnit.write64(RemappingUnit.Register.contextCommand, 1 << 63 | 1 << 61)
     return RemappingUnit.read64(RemappingUnit.invalidateCommand) >> 57 == 1 << 3
@@ -286,12 +294,12 @@ private func checkRegisters(_ setup: Setup, contexts: () -> Void) {
     forget()
   }
   expect("the global invalidation removes all pages", .all) { pages(1) }
-  expect("a domain's invalidation removes only its own entries", .a) { pages(2, domain: domainA) }
-  expect("one page's invalidation removes that page", .smallA) { pages(3, domain: domainA, address: smallPage) }
+  expect("an invalidation of a domain removes only the entries of that domain", .a) { pages(2, domain: domainA) }
+  expect("an invalidation of one page removes that page", .smallA) { pages(3, domain: domainA, address: smallPage) }
   expect("an invalidation of two pages removes two", .smallAndNextA) {
     pages(3, domain: domainA, address: smallPage | 1)
   }
-  expect("a third domain's invalidation removes nothing", .none) { pages(2, domain: 9) }
+  expect("an invalidation of a third domain removes nothing", .none) { pages(2, domain: 9) }
   contexts()
   RemappingUnit.startQueue(isWide: setup.isScalable)
 }
@@ -323,13 +331,15 @@ private func checkLegacy(_ edu: Edu, _ other: Edu) {
     }
   }
   expect("the global invalidation removes both entries", .all, 1 << 4)
-  expect("a domain's invalidation removes only its own entries", .a, 2 << 4 | domainA << 16)
-  expect("a third domain's invalidation removes no entry", .none, 2 << 4 | 9 << 16)
-  expect("one function's invalidation removes its entry", .a, 3 << 4 | domainA << 16 | edu.source << 32)
-  expect("the other function's invalidation removes its entry", .b, 3 << 4 | domainB << 16 | other.source << 32)
-  expect("a neighbour's invalidation removes no entry", .none, 3 << 4 | domainA << 16 | (edu.source | 2) << 32)
+  expect("an invalidation of a domain removes only the entries of that domain", .a, 2 << 4 | domainA << 16)
+  expect("an invalidation of a third domain removes no entry", .none, 2 << 4 | 9 << 16)
+  expect("an invalidation of one function removes its entry", .a, 3 << 4 | domainA << 16 | edu.source << 32)
+  expect("an invalidation of the other function removes its entry", .b, 3 << 4 | domainB << 16 | other.source << 32)
   expect(
-    "a neighbour's invalidation with a mask removes the entry", .a,
+    "an invalidation of another function of the device removes no entry", .none,
+    3 << 4 | domainA << 16 | (edu.source | 2) << 32)
+  expect(
+    "an invalidation whose mask covers the function removes its entry", .a,
     3 << 4 | domainA << 16 | (edu.source | 2) << 32 | 2 << 48)
   setup.expect("a page invalidation removes no context entry", .none, exchange: exchange) {
     RemappingUnit.invalidateTranslations(domain: 9)
@@ -352,8 +362,8 @@ private func checkLegacy(_ edu: Edu, _ other: Edu) {
       forget()
     }
     expect("the global context invalidation removes both entries", .all, 1 << 61)
-    expect("a domain's invalidation removes only its own entries", .a, 2 << 61 | domainA)
-    expect("one function's invalidation removes its entry", .b, 3 << 61 | domainB | other.source << 16)
+    expect("an invalidation of a domain removes only the entries of that domain", .a, 2 << 61 | domainA)
+    expect("an invalidation of one function removes its entry", .b, 3 << 61 | domainB | other.source << 16)
   }
   RemappingUnit.checkNoFault("none of these requests causes a fault")
 }
@@ -395,17 +405,17 @@ private func checkScalable(_ edu: Edu, _ other: Edu, stage: PagingTables.Stage) 
     }
   }
   expect("the global invalidation removes both entries", .all, 3 << 4)
-  expect("a domain's invalidation removes only its own entries", .b, domainB << 16)
-  expect("a PASID's invalidation in one domain removes its entry", .a, 1 << 4 | domainA << 16 | pasid << 32)
-  expect("another PASID's invalidation removes no entry", .none, 1 << 4 | domainA << 16 | (pasid + 1) << 32)
-  expect("the PASID's invalidation in a third domain removes nothing", .none, 1 << 4 | 9 << 16 | pasid << 32)
+  expect("an invalidation of a domain removes only the entries of that domain", .b, domainB << 16)
+  expect("an invalidation of a PASID in one domain removes its entry", .a, 1 << 4 | domainA << 16 | pasid << 32)
+  expect("an invalidation of another PASID removes no entry", .none, 1 << 4 | domainA << 16 | (pasid + 1) << 32)
+  expect("an invalidation of the PASID in a third domain removes nothing", .none, 1 << 4 | 9 << 16 | pasid << 32)
   setup.expect(
     "a context invalidation removes no PASID-table entry", .none, exchange: exchange, before: forgetPages,
     after: forgetPages
   ) { RemappingUnit.invalidateContexts() }
 
   put("context entries\n")
-  // Second directories, whose entries point to the other tables.
+  // Another PASID directory for each function. Its entries lead to the tables that are not in use.
   let spare = SourceTables(source: edu.source)
   let othersSpare = spare.of(source: other.source)
   set(spare.makeScalable(), setup.a, other: !usesOthers)
@@ -424,16 +434,20 @@ private func checkScalable(_ edu: Edu, _ other: Edu, stage: PagingTables.Stage) 
     }
   }
   expectContexts("the global invalidation removes both entries", .all, 1 << 4)
-  expectContexts("one function's invalidation removes its entry", .a, 3 << 4 | edu.source << 32)
-  expectContexts("the other function's invalidation removes its entry", .b, 3 << 4 | other.source << 32)
-  expectContexts("a neighbour's invalidation removes no entry", .none, 3 << 4 | (edu.source | 1) << 32)
+  expectContexts("an invalidation of one function removes its entry", .a, 3 << 4 | edu.source << 32)
+  expectContexts("an invalidation of the other function removes its entry", .b, 3 << 4 | other.source << 32)
   expectContexts(
-    "a neighbour's invalidation with a mask removes the entry", .a, 3 << 4 | (edu.source | 7) << 32 | 3 << 48)
+    "an invalidation of another function of the device removes no entry", .none, 3 << 4 | (edu.source | 1) << 32)
+  expectContexts(
+    "an invalidation whose mask covers the function removes its entry", .a,
+    3 << 4 | (edu.source | 7) << 32 | 3 << 48)
   RemappingUnit.checkNoFault("none of these requests causes a fault")
 }
 
 func kernelMain() {
-  guard let edu = Edu.find(), let other = Edu.find(after: edu) else { return Report.fail("there are not two edu") }
+  guard let edu = Edu.find(), let other = Edu.find(after: edu) else {
+    return Report.fail("there are fewer than two edu devices")
+  }
   guard RemappingUnit.isThere else { return Report.fail("there is no VT-d unit") }
   checkLegacy(edu, other)
   if RemappingUnit.offers(RemappingUnit.scalableMode) {

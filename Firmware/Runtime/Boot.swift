@@ -1,4 +1,4 @@
-/// Boot: the information of a Multiboot 1 loader (0.6.96, section 3.3), and the first Swift code that runs.
+/// The information that a Multiboot 1 loader passes (0.6.96, section 3.3), and the first Swift code that runs.
 
 /// Access to physical addresses: those up to 4 GiB are mapped one to one, those above through a window.
 struct Window {
@@ -6,7 +6,8 @@ struct Window {
   private static let pageSize: UInt64 = 2 << 20
 
   /// Maps a physical address.
-  /// - Returns: an address that reaches the byte at `physical`, and the rest of its 2 MiB, until the next call.
+  /// - Returns: an address of the byte at `physical`. It is valid up to the end of that 2 MiB page, until the next
+  ///   call.
   static func address(of physical: UInt64) -> UInt64 {
     if physical < 4 << 30 { return physical }
     store64(addressOfWindowDirectory(), physical & ~(pageSize - 1) | 0x83)
@@ -22,7 +23,7 @@ enum Multiboot {
 
   private static func has(_ bit: UInt32) -> Bool { load32(information) >> bit & 1 != 0 }
 
-  /// KiB from 0 and from 1 MiB.
+  /// The sizes in KiB of the memory from address 0 on and from 1 MiB on.
   static var lowerAndUpper: (lower: UInt32, upper: UInt32)? {
     has(0) ? (load32(information + 4), load32(information + 8)) : nil
   }

@@ -1,4 +1,4 @@
-/// Console: a test kernel's output on COM1, and its end through isa-debug-exit.
+/// A test kernel's output on COM1, and its end through isa-debug-exit.
 
 enum Console {
   private static let port: UInt16 = 0x3f8

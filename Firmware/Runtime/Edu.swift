@@ -8,7 +8,7 @@ struct Edu {
   let function: Function
   private let base: UInt64
 
-  /// The edu at a function, with memory decoding and bus mastering on; nil if the function is no edu.
+  /// Finds edu at a function, and turns its memory decoding and bus mastering on; nil if the function is not edu.
   init?(_ function: Function) {
     guard function.readPort(0) == Self.identity else { return nil }
     function.writePort(4, function.readPort(4) & 0xffff | 0x6)
@@ -16,7 +16,7 @@ struct Edu {
     base = UInt64(function.readPort(0x10) & ~0xf)
   }
 
-  /// The same device after its bus has got another number.
+  /// The same device after the guest has renumbered its bus.
   init(_ other: Edu, onBus bus: UInt32) {
     function = Function(device: other.function.device, number: other.function.number, bus: bus)
     base = other.base
@@ -38,7 +38,8 @@ struct Edu {
 
   // MARK: DMA
 
-  /// - Returns: whether the transfer completed. One that the unit refuses also completes.
+  /// Runs one transfer.
+  /// - Returns: whether the transfer completed. A transfer that the unit refuses also completes.
   private func transfer(from source: UInt64, to destination: UInt64, count: UInt64, command: UInt64) -> Bool {
     store64(base + 0x80, source)
     store64(base + 0x88, destination)
@@ -47,28 +48,28 @@ struct Edu {
     return wait(ticks: RemappingUnit.patience) { load64(base + 0x98) & 1 == 0 }
   }
 
-  /// Fills the start of its buffer from memory.
+  /// Makes edu copy from memory to the start of its buffer.
   func read(from address: UInt64, count: UInt64 = 8) -> Bool {
     transfer(from: address, to: Self.buffer, count: count, command: 1)
   }
 
-  /// Copies the start of its buffer, which holds the last read, to memory.
+  /// Makes edu copy the start of its buffer, which holds the data of the last read, to memory.
   func write(to address: UInt64, count: UInt64 = 8) -> Bool {
     transfer(from: Self.buffer, to: address, count: count, command: 3)
   }
 
-  /// Copies from memory to memory through its buffer.
+  /// Makes edu copy from memory to memory through its buffer.
   func copy(from source: UInt64, to destination: UInt64, count: UInt64 = 8) -> Bool {
     read(from: source, count: count) && write(to: destination, count: count)
   }
 
-  /// Reads, and checks that exactly this fault is recorded.
+  /// Makes edu read, and checks that exactly this fault is recorded.
   func checkRead(_ name: StaticString, from address: UInt64, _ reason: UInt64) {
     _ = read(from: address)
     RemappingUnit.checkFault(name, reason: reason, source: source, low: address & ~0xfff, isRead: true)
   }
 
-  /// Writes, and checks that exactly this fault is recorded.
+  /// Makes edu write, and checks that exactly this fault is recorded.
   func checkWrite(_ name: StaticString, to address: UInt64, _ reason: UInt64) {
     _ = write(to: address)
     RemappingUnit.checkFault(name, reason: reason, source: source, low: address & ~0xfff, isRead: false)
@@ -76,11 +77,11 @@ struct Edu {
 
   // MARK: Interrupts
 
-  /// Asserts its pin until `lowerPin`, or sends a message if messages are enabled.
+  /// Makes edu assert its pin until `lowerPin`, or send its message if MSI is enabled.
   func raisePin() { store32(base + 0x60, 1) }
   func lowerPin() { store32(base + 0x64, 1) }
 
-  /// Raises its interrupt and lowers it at once. A message stays sent.
+  /// Raises edu's interrupt and lowers it at once. With MSI, the message is sent once.
   func raise() {
     raisePin()
     lowerPin()
@@ -95,13 +96,13 @@ struct Edu {
     return capability
   }
 
-  /// Makes the device use its pin again.
+  /// Disables MSI, so that edu uses its pin again.
   func disableMessages() {
     let capability = messageCapability
     if capability != 0 { function.writePort(capability, function.readPort(capability) & ~0x0001_0000) }
   }
 
-  /// Makes the device send its interrupt as this message.
+  /// Enables MSI with this message.
   func setMessage(address: UInt32, data: UInt32) {
     let capability = messageCapability
     guard capability != 0 else { return Report.fail("edu has no MSI capability") }

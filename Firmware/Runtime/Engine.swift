@@ -57,7 +57,7 @@ struct Engine {
     static let responseFailure: UInt32 = 11
   }
 
-  /// How the engine answers invalidations.
+  /// Values of CONTROL: how the engine answers invalidations.
   enum Answer {
     static let atOnce: UInt32 = 0
     static let later: UInt32 = 1

@@ -9,7 +9,7 @@ enum Interrupts {
   static let device: UInt32 = 0x50
   static let spurious: UInt32 = 0xff
 
-  /// The number of APIC identifiers with separate counts; a larger identifier shares a count with a smaller one.
+  /// The number of APIC identifiers with separate counts. A larger identifier shares the count of a smaller one.
   private static let processors: UInt32 = 16
   /// One count for each processor and vector, so that no two processors write the same one.
   nonisolated(unsafe) private static var counts = InlineArray<4096, UInt32>(repeating: 0)
@@ -28,7 +28,8 @@ enum Interrupts {
     return unsafe withUnsafePointer(to: &counts) { load32(UInt64(UInt(bitPattern: $0)) + place * 4) }
   }
 
-  /// Called at each interrupt with its vector, after it is counted and before it is ended.
+  /// A handler that is called at each interrupt with its vector, after the interrupt is counted and before the end of
+  /// interrupt.
   nonisolated(unsafe) static var beforeEnd: (@convention(c) (UInt32) -> Void)?
 
   static func record(_ vector: UInt32, on processor: UInt32) {

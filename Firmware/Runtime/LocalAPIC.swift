@@ -7,7 +7,7 @@ enum LocalAPIC {
     case version = 0x030
     case endOfInterrupt = 0x0b0
     case spuriousVector = 0x0f0
-    /// The first of eight, for 32 vectors each.
+    /// The first of eight in-service registers, of 32 vectors each.
     case inService = 0x100
     case interruptCommand = 0x300
     case interruptCommandHigh = 0x310
@@ -55,7 +55,7 @@ enum LocalAPIC {
     return isX2APIC ? value : value >> 24
   }
 
-  /// Returns whether this processor has an interrupt with this vector in service: delivered and not ended.
+  /// Returns whether this processor has an interrupt with this vector in service: delivered and not yet ended.
   static func isInService(_ vector: UInt32) -> Bool {
     read(.inService, index: vector / 32) & 1 << (vector % 32) != 0
   }

@@ -9,7 +9,7 @@ enum Pages {
   /// Takes a page of zeros.
   static func take() -> UInt64 { take(size) }
 
-  /// Takes zeros, aligned to their size.
+  /// Takes zeroed memory, aligned to its size.
   /// - Parameter count: the size in bytes, a power of two.
   static func take(_ count: UInt64) -> UInt64 {
     let start = reserve(count)
@@ -17,7 +17,7 @@ enum Pages {
     return start
   }
 
-  /// Takes memory of any content, aligned to its size. With emulated instructions, zeros for large pages would take
+  /// Takes memory without clearing it, aligned to its size. Where the CPU is emulated, clearing a large page would take
   /// seconds.
   static func reserve(_ count: UInt64) -> UInt64 {
     let start = (next + count - 1) & ~(count - 1)

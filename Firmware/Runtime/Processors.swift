@@ -1,4 +1,4 @@
-/// Application processors: INIT and start-up IPIs start them. Then they sleep until interrupts or work arrive.
+/// Application processors: INIT and start-up IPIs start them. Then they halt until an interrupt or work arrives.
 /// Intel SDM volume 3, 11.4 "Multiple-Processor (MP) Initialization".
 
 enum Processors {
@@ -12,7 +12,7 @@ enum Processors {
 
   static func countReady() { ready &+= 1 }
 
-  /// Work for an application processor, and how often one has finished work.
+  /// The work for an application processor, and how many pieces of work the processors have finished.
   nonisolated(unsafe) fileprivate static var work: (@convention(c) () -> Void)?
   nonisolated(unsafe) fileprivate static var finished: UInt32 = 0
 
@@ -20,7 +20,7 @@ enum Processors {
     unsafe withUnsafePointer(to: &finished) { load32(UInt64(UInt(bitPattern: $0))) }
   }
 
-  /// Gives work to a started processor. `finishedCount` increases when it has finished.
+  /// Gives work to a started processor. `finishedCount` increases when the work is finished.
   static func give(_ work: @convention(c) @escaping () -> Void, to identifier: UInt32) {
     self.work = work
     LocalAPIC.sendFixed(vector: Interrupts.ping, to: identifier)
@@ -46,7 +46,7 @@ enum Processors {
     _ = wait(ticks: patience / 2000) { false }
     LocalAPIC.sendStartUp(page: UInt32(trampoline >> 12), to: identifier)
     if wait(ticks: patience / 10, until: { readyCount != before }) { return true }
-    // A second time, as the manual recommends. A processor that has started ignores it.
+    // Send the start-up IPI a second time, as the manual recommends. A processor that has started ignores it.
     LocalAPIC.sendStartUp(page: UInt32(trampoline >> 12), to: identifier)
     return wait(ticks: patience, until: { readyCount != before })
   }
@@ -63,7 +63,7 @@ func applicationMain(index: UInt32) {
   while true {
     waitForInterrupt()
     // The end of an interrupt must reach the machine before the processor halts again. An instruction emulator under
-    // /dev/kvm delayed it until the next exit, so this read causes one. No device answers at this port.
+    // /dev/kvm delayed it until the next VM exit. This read causes an exit; no device answers at the port.
     _ = portRead8(0x80)
     let pings = Interrupts.count(Interrupts.ping)
     if pings != answered {

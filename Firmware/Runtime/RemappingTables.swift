@@ -1,5 +1,5 @@
-/// The tables that software writes for a VT-d unit: VT-d 4.1, chapter 9. Only bus 0, in scalable mode only devices 0 to
-/// 15 and PASIDs below 64.
+/// The tables that software writes for a VT-d unit: VT-d 4.1, chapter 9. These support only bus 0, and in scalable mode
+/// only devices 0 to 15 and PASIDs below 64.
 
 /// Paging tables of 4 levels, of either stage. The stages differ only in their bits.
 struct PagingTables {
@@ -21,7 +21,7 @@ struct PagingTables {
   static let readable: UInt64 = 1 << 0
   static let secondAccessed: UInt64 = 1 << 8
   static let secondDirty: UInt64 = 1 << 9
-  /// Both stages. `writable` is also bit 1 in both.
+  /// A bit of both stages. `writable` is also bit 1 in both.
   static let large: UInt64 = 1 << 7
   static let addressBits: UInt64 = 0x000f_ffff_ffff_f000
 
@@ -55,7 +55,7 @@ struct PagingTables {
 /// The root and context tables of one function.
 struct SourceTables {
   static let domain: UInt64 = 0x2a
-  /// The PASID of requests without one: RID_PASID, if the unit has the field.
+  /// The PASID for requests without PASID: the value of RID_PASID, if the unit has this field.
   static var pasid: UInt64 { RemappingUnit.offers(RemappingUnit.ridPASID) ? 3 : 0 }
   static let width48: UInt64 = 2
 
@@ -103,7 +103,7 @@ struct SourceTables {
     return table + Self.pasid * 64
   }
 
-  /// Returns the entry's second word, with PWSNP if the unit has it: such a unit must not set A and D without it.
+  /// Returns the entry's second word, with PWSNP if the unit offers it: then walks may set A and D only with PWSNP.
   private static func second(_ domain: UInt64) -> UInt64 {
     domain | (RemappingUnit.offers(RemappingUnit.pageWalkCoherency) ? 1 << 23 : 0)
   }

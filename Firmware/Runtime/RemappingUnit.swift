@@ -3,7 +3,7 @@
 
 enum RemappingUnit {
   private static let base: UInt64 = 0xfed9_0000
-  /// Ticks of the TSC that an operation may take. A nested guest on a loaded host may wait long.
+  /// The ticks of the TSC that an operation may take: many, because a nested guest on a loaded host may be slow.
   static let patience: UInt64 = 10_000_000_000
 
   enum Register {
@@ -87,7 +87,7 @@ enum RemappingUnit {
   }
 
   /// Turns translation on with another root table, and starts a queue of descriptors for its mode.
-  /// - Returns: whether translation is on. If not, this has reported a failure.
+  /// - Returns: whether translation is on. If it is not, this function has reported a failure.
   static func translate(root: UInt64, isScalable: Bool) -> Bool {
     command(Command.translationEnable, on: false)
     startQueue(isWide: isScalable)
@@ -99,8 +99,8 @@ enum RemappingUnit {
   }
 
   /// Turns interrupt remapping on with a table of 256 entries.
-  /// - Parameter isExtended: 32-bit destinations: EIME.
-  /// - Returns: whether remapping is on. If not, this has reported a failure.
+  /// - Parameter isExtended: whether the entries have 32-bit destinations (EIME).
+  /// - Returns: whether remapping is on. If it is not, this function has reported a failure.
   static func remapInterrupts(by table: UInt64, isExtended: Bool) -> Bool {
     // The number of entries is 2 to the power of this field plus one.
     let tableSize: UInt64 = 7
@@ -180,11 +180,11 @@ enum RemappingUnit {
   }
   static func invalidateTranslations() -> Bool { submit(0x2 | 1 << 4) }
   static func invalidateTranslations(domain: UInt64) -> Bool { submit(0x2 | 2 << 4 | domain << 16) }
-  /// Invalidates the second stage's page at an address.
+  /// Invalidates the cached second-stage page at an address.
   static func invalidatePage(_ address: UInt64, domain: UInt64) -> Bool {
     submit(0x2 | 3 << 4 | domain << 16, address)
   }
-  /// Invalidates the first stage's page at an address.
+  /// Invalidates the cached first-stage page at an address.
   static func invalidatePage(_ address: UInt64, pasid: UInt64, domain: UInt64) -> Bool {
     submit(0x6 | 3 << 4 | domain << 16 | pasid << 32, address)
   }
@@ -206,14 +206,14 @@ enum RemappingUnit {
     var hasPASID: Bool { high >> 31 & 1 != 0 }
     /// The page's address, for a DMA request.
     var address: UInt64 { low & ~0xfff }
-    /// The index of an interrupt request.
+    /// The index of the interrupt remapping table entry, for an interrupt request.
     var index: UInt64 { low >> 48 }
   }
 
   private static let pendingFault: UInt32 = 1 << 1
   static var hasPendingFault: Bool { read32(Register.faultStatus) & pendingFault != 0 }
 
-  /// Takes the fault that the status points at, and clears its record.
+  /// Takes the fault that FSTS.FRI points at, and clears its record.
   static func takeFault() -> Fault? {
     let status = read32(Register.faultStatus)
     guard status & pendingFault != 0 else { return nil }
@@ -224,7 +224,7 @@ enum RemappingUnit {
     return fault
   }
 
-  /// Checks that exactly this fault is recorded, and takes it.
+  /// Checks that exactly this fault is recorded, and takes the fault.
   static func checkFault(
     _ name: StaticString, reason: UInt64, source: UInt64, low: UInt64, isRead: Bool
   ) {
@@ -255,7 +255,7 @@ enum RemappingUnit {
       put(": no fault is recorded")
     }
     if let wanted {
-      put(", not reason 0x")
+      put(", expected reason 0x")
       put(Hexadecimal(wanted.reason))
       put(" at 0x")
       put(Hexadecimal(wanted.low))
