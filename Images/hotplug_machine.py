@@ -1,10 +1,10 @@
 """hotplug_machine: one virtual machine with empty root ports, whose guest reports what appears below them.
   machine = hotplug_machine.Machine(".build/release/nestling", "/tmp/scratch", way="acpi", ports=4); machine.ready()
 
-Images/hotplug-storm, Tests/compare-hotplug and Tests/lab/hotplug share it. The VMM is Nestling or a QEMU; both take the
-same options. The small QMP client here replaces QEMU's own (qemu.qmp): it gives each message and each line of the guest
-its time of arrival, and one thread waits for all of them. The emulated processor of the lab is too slow for an event
-loop.
+Images/hotplug-storm, Tests/compare-hotplug and Tests/lab/hotplug use this module. The VMM is Nestling or a QEMU; both
+take the same options. The small QMP client here replaces QEMU's own (qemu.qmp): it records the time of arrival of each
+message and of each line of the guest, and one thread waits for all of them. An event loop would be too slow on the
+emulated processor of the lab.
 
 Environment:
   KERNEL, INITRD  the guest's images (built with Images/kernel and Images/initramfs)
@@ -12,7 +12,7 @@ Environment:
 import collections, json, os, re, select, socket, struct, subprocess, sys, time
 
 images = os.path.dirname(os.path.realpath(__file__))
-first_slot = 4  # of the root ports, on pcie.0
+first_slot = 4  # the device number of the first root port, on pcie.0
 
 # The layout of a disk, which Images/guest/hotplug.c reads: 4 KiB blocks of 64-bit words.
 MAGIC, BLOCK, FIXED, WRITTEN, BLOCKS = 0x676C7074756F6821, 4096, 64, 256, 2048
@@ -44,7 +44,7 @@ def holds(path, seed, generation):
 
 
 def has_usable_kvm():
-    """Returns whether guests run here: the rule of Images/lab."""
+    """Returns whether this machine's /dev/kvm runs guests, by the same rule as Images/lab."""
     if not (os.access("/dev/kvm", os.R_OK | os.W_OK)):
         return False
     with open("/proc/cpuinfo", encoding="ascii") as file:
@@ -52,7 +52,7 @@ def has_usable_kvm():
 
 
 def enter_lab(seconds):
-    """Returns where guests run. Elsewhere replaces this process with the same command in Images/lab."""
+    """Returns if guests run on this machine. Otherwise replaces this process with the same command in Images/lab."""
     for name, recipe in ("KERNEL", ["kernel", "bzImage"]), ("INITRD", ["initramfs", "guest"]):
         if name not in os.environ:
             command = [os.path.join(images, recipe[0]), *recipe[1:]]
@@ -64,11 +64,11 @@ def enter_lab(seconds):
 
 
 class Failure(Exception):
-    """The machine or its guest did not do what it should."""
+    """A machine or its guest failed."""
 
 
 class Machine:
-    """A machine that starts at once. `lines` and `events` hold what has arrived, each with its time.monotonic()."""
+    """A machine that starts at once. `lines` and `events` hold all lines and events, each with its time.monotonic()."""
 
     def __init__(self, vmm, scratch, way="acpi", ports=1, cpus=2, iommu="none", memory=256, words="", options=(),
                  kernel=None, initrd=None):
@@ -109,7 +109,7 @@ class Machine:
         self.connect()
 
     def unit(self, mode):
-        """Returns the -device intel-iommu for this VMM. QEMU 11 renamed the properties that were experimental."""
+        """Returns the argument of -device for this VMM's intel-iommu. QEMU 11 renamed the experimental properties."""
         if mode == "legacy":
             return "intel-iommu,intremap=on"
         known = subprocess.run([self.vmm, "-device", "intel-iommu,help"], stdout=subprocess.PIPE, text=True,
@@ -140,7 +140,7 @@ class Machine:
     # Input.
 
     def pump(self, seconds):
-        """Reads what has arrived; waits up to so many seconds for the first of it."""
+        """Waits up to this number of seconds for input, and reads all that has arrived."""
         ready, _, _ = select.select(self.sources, [], [], max(0, seconds))
         now = time.monotonic()
         for source in ready:
@@ -152,7 +152,7 @@ class Machine:
 
     def take_messages(self, data, now):
         if not data:
-            # The console's last lines may still arrive. The end of the console is the end of the machine.
+            # The VMM has closed QMP. The console's last lines may still arrive; its end is the end of the machine.
             self.sources.remove(self.socket)
         self.message += data
         *complete, self.message = self.message.split(b"\n")
@@ -167,7 +167,7 @@ class Machine:
     def take_lines(self, data, now):
         if not data:
             raise Failure(f"{self.name} ended")
-        # The time of a line is that of its first character.
+        # The time of a line is the time at which its first character arrived.
         if not self.console:
             self.line_began = now
         self.console += data
@@ -190,7 +190,7 @@ class Machine:
         return value
 
     def wait_line(self, pattern, seconds, since=0):
-        """Returns the time and the match of the first line, from number `since` on, that has the pattern."""
+        """Returns the time and the match of the first line, from number `since` on, that matches the pattern."""
         search = re.compile(pattern).search
         position = since
 
@@ -264,12 +264,12 @@ class Machine:
         return [line[len("guest: log: "):] for _, line in self.lines[since:] if line.startswith("guest: log: ")]
 
     def end(self):
-        """Makes the guest check its log and power off. Returns what was wrong, in the guest and with the VMM's end."""
+        """Makes the guest check its log and power off. Returns the errors of the guest and of the VMM's end."""
         status = None
         try:
             if self.process.poll() is None:
                 self.guest("end")
-            # Raises when the output ends.
+            # wait raises Failure when the output ends.
             self.wait(lambda: False, 60, "the guest's end")
         except Failure:
             pass
@@ -288,10 +288,10 @@ class Machine:
         return wrong
 
     def complaints(self):
-        """Returns the guest's lines that must not occur."""
+        """Returns the guest's lines that report an error."""
         bad = re.compile(r"guest: FAIL|guest: log: .*(WARNING:|BUG:|Oops|DMAR:.*fault (addr|reason))|Kernel panic|"
                          r"^.{0,20}(BUG|Oops):")
-        # The lab itself causes one warning: see Images/guest/init.
+        # Leaves out the warning that the lab causes: see Images/guest/init.
         return [line for _, line in self.lines if bad.search(line) and "kernel/fpu/xstate.c" not in line]
 
     def kill(self):
@@ -304,7 +304,7 @@ class Machine:
         try:
             self.process.stdin.close()
         except OSError:
-            pass  # the guest took no more input
+            pass  # the VMM has closed its end
         self.process.stdout.close()
 
     def holdings(self):

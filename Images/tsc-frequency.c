@@ -2,9 +2,9 @@
  * 0.2 s.
  *   gcc -O2 -o tsc-frequency Images/tsc-frequency.c && ./tsc-frequency
  *
- * The lab passes it to the outer guest (tsc_early_khz=): QEMU's TCG derives the guest's counter from the machine's. On a
- * busy machine, the outer kernel's own first measurement is wrong by more than the 250 ppm that KVM tolerates. KVM then
- * gives its guests a counter that does not match their deadline timers. */
+ * The lab passes this frequency to the outer guest (tsc_early_khz=): QEMU's TCG derives the guest's counter from the
+ * machine's. On a busy machine, the outer kernel's first measurement is wrong by more than the 250 ppm that KVM
+ * tolerates. KVM then gives its guests a counter that does not match their deadline timers. */
 #include <stdint.h>
 #include <stdio.h>
 #include <time.h>

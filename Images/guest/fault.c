@@ -1,11 +1,11 @@
-/* fault FOLDER IOVA: makes a virtio-pci device that has no driver read its first queue at IOVA.
- * fault FOLDER queue: prints the address that a driver has given to the descriptors of that queue.
+/* fault FOLDER IOVA: makes a virtio-pci device without a driver read its first queue at IOVA.
+ * fault FOLDER queue: prints the address of the first queue's descriptors, as the driver has given it to the device.
  *   fault /sys/bus/pci/devices/0000:00:02.0 0xdead0000
  *
  * FOLDER is the function's folder in sysfs. IOVA is not mapped, or not mapped any more, so the IOMMU must refuse the
  * device's read of the ring and record a fault. The program writes the common configuration (virtio 1.2, 4.1.4) as a
- * driver would, features first, so that the device has no other reason not to read. Exit status 0: the device was
- * notified, or the address was printed.
+ * driver would, features first. So only the IOMMU can stop the read. Exit status 0: the device was notified, or the
+ * address was printed.
  */
 #include <fcntl.h>
 #include <stdint.h>
@@ -35,7 +35,7 @@ static uint32_t config_read(int offset, int width)
 	return value;
 }
 
-/* Maps the window that a capability of the given type points at. extra receives the word after the capability. */
+/* Maps the registers that the first capability of a type points at. extra receives the word after that capability. */
 static volatile uint8_t *window(const char *folder, int type, uint32_t *extra)
 {
 	for (int at = config_read(0x34, 1), seen = 0; at && seen < 48; at = config_read(at + 1, 1), seen++) {
@@ -100,8 +100,9 @@ int main(int count, char **words)
 	for (int tries = 0; common[20] && tries < 1000; tries++)
 		usleep(1000);
 	put8(common, 20, ACKNOWLEDGE | DRIVER);
-	/* device_feature_select, device_feature; driver_feature_select, driver_feature: bits 31:0. With
-	 * EVENT_IDX (29) the device writes nothing before its first read. */
+	/* device_feature_select, device_feature; driver_feature_select, driver_feature: bits 31:0.
+	 * EVENT_IDX (29) is accepted if offered: without it, the device first writes a flag to the used
+	 * ring, and the fault would be of a write. */
 	put32(common, 0, 0);
 	uint32_t offered = *(volatile uint32_t *)(common + 4);
 	put32(common, 8, 0);

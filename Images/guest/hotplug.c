@@ -1,25 +1,25 @@
-/* hotplug: prints at once which disks and PCI functions appear and disappear, and uses each of them.
+/* hotplug: prints a line as soon as a disk or PCI function appears or disappears, and uses each of them.
  *   printf 'io 1\n' | hotplug
  *
- * It reads the kernel's uevents. In its lines, T is the guest's uptime in ms, PLACE the path of PCI functions,
- * PORT/FUNCTION:
+ * The program reads the kernel's uevents. In the lines below, T is the guest's uptime in ms, and PLACE is
+ * PORT/FUNCTION: the PCI addresses of the root port and of the function below it.
  *   guest: + T vda PLACE           a disk appeared, or was there at the start
  *   guest: - T vda PLACE           a disk disappeared
- *   guest: + T pci PLACE VVVV:DDDD the same for another PCI function below a port, also with -; the function of a disk
- *                                  has no line
+ *   guest: + T pci PLACE VVVV:DDDD a PCI function below a port appeared; "-" instead of "+": it disappeared. The
+ *                                  function of a disk has no such line
  *   guest: ok T vda SEED GENERATION  the disk holds the pattern of SEED; the program has written 64 KiB of pattern
  *                                  GENERATION to it from 1 MiB on, and read them back
  *   guest: ok T PLACE edu          edu's registers work
  *   guest: end T NAME COUNT        a worker was using the device when it disappeared, after COUNT requests
  *   guest: ready T                 every device that was there at the start has its line
- *   guest: FAIL ...                anything else
+ *   guest: FAIL ...                a failure
  * Each line of standard input is a command:
  *   io N       N workers use each disk and edu that appears from now on, until it disappears
  *   mark TEXT  prints "guest: mark T TEXT", and writes it to the kernel's log
  *   log        prints the kernel's log, each line after "guest: log: ", then "guest: log ends", and empties the log
  *   pci        prints "guest: pci ADDRESS..." with all functions
  *   sum N      prints "guest: sha256 of N MiB of /dev/vda: ..., domain ..." for each disk, then "guest: sums end". The
- *              sum starts at 8 MiB, after the pattern and the program's own writes, and bypasses the page cache. The
+ *              summed bytes start at 8 MiB, after the pattern and the program's writes, and bypass the page cache. The
  *              domain is the type of the disk's IOMMU group, if it has one.
  *   reboot     resets the machine
  *   end        ends the program
@@ -52,7 +52,7 @@ enum { BLOCK = 4096, WORDS = BLOCK / 8, PIECE = 16, FIXED = 64, WRITTEN = 256, L
 static const uint64_t MAGIC = 0x676c7074756f6821; /* as in hotplug_machine.py */
 
 static int workers;
-static char known[MOST][80]; /* each "vda PLACE" and "pci PLACE" that is there and has had its line */
+static char known[MOST][80]; /* each "vda PLACE" and "pci PLACE" that is present and whose "+" line was printed */
 
 static double uptime(void)
 {
@@ -122,7 +122,7 @@ static int matches(const uint64_t *words, uint64_t seed, uint64_t first, int cou
 	return 1;
 }
 
-/* A request failed. That is right if the disk has disappeared or does so within 10 s, else wrong. */
+/* Handles a failed request, and ends the process. The failure is correct if the disk disappears within 10 s. */
 static void failed(const char *name, const char *sequence, const char *what, long count)
 {
 	int error = errno;
@@ -404,7 +404,7 @@ static void print_functions(void)
 	print_line("%s", line);
 }
 
-/* Blocks until the sums are done; no line about a disk comes in between. */
+/* Prints the sums. Until they are done, the program handles no uevent, so it prints no other line about a disk. */
 static void print_sums(int megabytes)
 {
 	char script[400];
@@ -468,7 +468,7 @@ int main(void)
 		tcsetattr(0, TCSANOW, &mode);
 	}
 	signal(SIGCHLD, SIG_IGN);
-	klogctl(8, 0, 1); /* keeps the kernel's lines out of these; those of a panic or an Oops still come */
+	klogctl(8, 0, 1); /* keeps the kernel's messages off the console, except those of a panic or an Oops */
 	report_present();
 	print_line("guest: ready %.3f", uptime());
 	struct pollfd both[] = {{.fd = events, .events = POLLIN}, {.fd = 0, .events = POLLIN}};

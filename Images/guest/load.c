@@ -2,10 +2,10 @@
  * every word that it reads.
  *   load /dev/vda 10 4
  *
- * Each thread has its own region. The words of a 4 KiB block are computed from its number and from how often it was
- * written, so the check finds old data and data of another block. Buffers begin anywhere in a larger piece of memory,
- * and sizes vary, so that each request maps and unmaps different pages for the device. At the end each thread reads its
- * region once more. Exit status 0: every word was right.
+ * Each thread has a separate region of the device. The words of a 4 KiB block are computed from the block's number and
+ * from the number of writes to it, so the check finds old data and data of another block. Buffers begin at random pages
+ * of a larger piece of memory, and sizes vary, so that each request maps and unmaps different pages for the device. At
+ * the end each thread reads its region once more. Exit status 0: every word was right.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -28,7 +28,7 @@ static _Atomic int wrong;
 
 struct region {
 	uint64_t first; /* block */
-	uint64_t state; /* of its random numbers */
+	uint64_t state; /* of the region's random numbers */
 	uint32_t generation[REGION_BLOCKS];
 	unsigned char *pool;
 };

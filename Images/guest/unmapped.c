@@ -1,6 +1,6 @@
-/* unmapped FOLDER type1|iommufd|nested ROUNDS: checks that a device cannot reach a page from the moment it is unmapped.
- * unmapped FOLDER thousand 1: maps 1,000 pages with VFIO's type 1 and unmaps them together, with pauses in which
- * another program can read the unit's counters.
+/* unmapped FOLDER type1|iommufd|nested ROUNDS: checks that a device cannot reach a page after the page is unmapped.
+ * unmapped FOLDER thousand 1: maps 1,000 pages with VFIO's type 1 and unmaps them together. It prints a line after each
+ * step and pauses, so that level 2 can read the unit's counters.
  *   unmapped /sys/bus/pci/devices/0000:00:03.0 nested 100
  *
  * FOLDER is the sysfs folder of edu, bound to vfio-pci. Each round maps a page for edu:
@@ -8,8 +8,8 @@
  *   iommufd  with iommufd
  *   nested   with a first-stage table of this program, in memory that iommufd maps (VT-d 3.8)
  * edu's write to the page must arrive. Then the round unmaps the page, or clears and invalidates its entry, and edu
- * writes again at once. This write must not arrive. Exit status 0: every round was right. The caller checks the faults,
- * in the kernel's log and in the unit's counters.
+ * writes again at once. This write must not arrive. Exit status 0: in every round the first write arrived and the
+ * second did not. The caller checks the faults, in the kernel's log and in the unit's counters.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -28,7 +28,7 @@
 enum { PAGE = 4096, COUNT = 64, SOURCE = 0, TARGET, PML4, DIRECTORY_POINTERS, DIRECTORY, TABLE, PAGES };
 enum { EDU_SOURCE = 0x80, EDU_DESTINATION = 0x88, EDU_COUNT = 0x90, EDU_COMMAND = 0x98, EDU_BUFFER = 0x40000 };
 
-/* The address of the page that edu reads. The page that it writes is in the 509 pages after it. */
+/* The I/O address of the page that edu reads. The page that edu writes is one of the 509 pages after it. */
 static const uint64_t base = 0x5a12200000;
 /* With nested: the addresses at which the second stage maps this program's memory. */
 static const uint64_t physical = 0x3000000000;

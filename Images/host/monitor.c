@@ -1,4 +1,4 @@
-/* monitor PATH COMMAND: sends one line to a monitor for people on a Unix socket and prints its answer.
+/* monitor PATH COMMAND: sends one line to a human monitor (HMP) on a Unix socket and prints the answer.
  *   monitor /tmp/monitor "info iommu"
  *
  * Exit status 1: no monitor listens, or it does not answer within 20 s.
@@ -12,7 +12,7 @@
 
 static const char prompt[] = "(qemu) ";
 
-/* Reads up to the prompt. If shows is set, prints the text before it, without carriage returns. */
+/* Reads up to the prompt. If shows is set, prints the text before the prompt, without carriage returns. */
 static int answer(int monitor, int shows)
 {
 	static char text[1 << 20];

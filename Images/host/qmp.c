@@ -26,7 +26,7 @@ static const char *message(void)
 	return line;
 }
 
-/* Returns whether a message is an event that contains all texts; prints it if so. */
+/* Returns whether a message is an event that contains all texts. Prints such an event. */
 static int is_event(const char *line, char **texts)
 {
 	if (!*texts || !strstr(line, "\"event\""))
