@@ -12,7 +12,7 @@ private let smallPage: UInt64 = 0x12_3456_6000
 private let nextPage: UInt64 = smallPage + Pages.size
 /// 2 MiB.
 private let largePage: UInt64 = 0x12_4000_0000
-/// The address to which a function copies what it reads.
+/// The address to which a function copies the data that it reads.
 private let sink: UInt64 = 0x12_3460_0000
 private let domainA: UInt64 = 0x2a
 private let domainB: UInt64 = 0x07
