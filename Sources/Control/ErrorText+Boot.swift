@@ -8,9 +8,9 @@ extension ErrorText {
       "kernel is neither a Linux bzImage, nor Multiboot, nor ELF with a PVH entry (\(size) bytes)"
     case .readFailed(let file, let error): "\(noun(file)) cannot be read: \(text(for: error))"
     case .truncated(let file, let part, let end?, let size):
-      "\(noun(file)) is truncated: its \(noun(part)) ends at byte \(end), the file at byte \(size)"
+      "\(noun(file)) is truncated: its \(noun(part)) ends at byte \(end), but the file ends at byte \(size)"
     case .truncated(let file, let part, nil, let size):
-      "\(noun(file)) is damaged: its \(noun(part)) ends beyond any file, the file at byte \(size)"
+      "\(noun(file)) is damaged: the end of its \(noun(part)) does not fit in 64 bits (the file has \(size) bytes)"
     case .setupHeaderTooShort(let end):
       "kernel's setup header ends at \(hex(end)), before the fields of boot protocol 2.12"
     case .protocolTooOld(let version):
@@ -30,7 +30,7 @@ extension ErrorText {
         + "\(hex(memorySize)) bytes of memory at \(hex(address))"
     case .segmentsOverlap(let index, let address, let memorySize):
       "kernel's ELF segment \(index) (\(hex(memorySize)) bytes at \(hex(address))) overlaps another one"
-    case .notesTooLarge(let size): "kernel's ELF notes have \(size) bytes, which is too large"
+    case .notesTooLarge(let size): "kernel's ELF notes have \(size) bytes; at most 1 MiB is supported"
     case .noteInvalid(let offset):
       "kernel's ELF note at byte \(offset) of its segment extends beyond the end of the segment"
     case .noEntryNote: "kernel is an ELF file without a PVH entry note and without a Multiboot header"
@@ -48,7 +48,8 @@ extension ErrorText {
     case .initialRAMDiskUnrecognised(let size):
       "initrd is not an archive or file system that Linux can unpack (\(size) bytes)"
     case .initialRAMDiskDoesNotFit(let size, let available):
-      "initrd has \(size) bytes, but the largest free range of RAM that the kernel can use for it has \(available)"
+      "initrd has \(size) bytes, but only \(available) contiguous bytes of RAM are free "
+        + "where the kernel accepts an initrd"
     case .noRoom(let content, let size): "kernel leaves no room below 1 MiB for its \(noun(content)) of \(size) bytes"
     case .notMemory(let address, let size): "guest has no RAM for \(size) bytes at \(hex(address))"
     }
@@ -56,7 +57,7 @@ extension ErrorText {
 
   private static func text(for error: ImageSourceError) -> String {
     switch error {
-    case .pastEnd(let offset, let count): "it ends before byte \(offset) + \(count)"
+    case .pastEnd(let offset, let count): "the file does not have \(count) bytes at offset \(offset)"
     case .notMemory(let address, let count): "no RAM for \(count) bytes at \(hex(address))"
     case .host(let errno): "errno \(errno)"
     }

@@ -12,15 +12,16 @@ final class RunningNotices: Sendable {
     case .tripleFault(let processor, let instructionPointer):
       guard let omitted = tripleFaults.withLock({ $0.admit(at: HostTime.monotonic) }) else { return }
       let place = instructionPointer.map { " at 0x" + String($0, radix: 16) } ?? ""
-      let others = omitted > 0 ? " (and \(omitted) more before)" : ""
-      stream.write("nestling: CPU \(processor): triple fault\(place); the guest is reset\(others)\n")
+      let others = omitted > 0 ? " (earlier triple faults not listed: \(omitted))" : ""
+      stream.write("nestling: CPU \(processor): triple fault\(place), which counts as a reset by the guest\(others)\n")
     case .reset, .shutdown, .powerDown, .paused, .resumed, .deviceDeleted, .unplugRefused, .deviceStatus: break
     }
   }
 
   func write(_ notice: PassthroughNotice) { stream.write(ErrorText.line(for: notice)) }
 
-  /// Writes the remaining lines after the machine has ended. Waits at most one second.
+  /// Called after the machine has ended. Writes the count of omitted triple faults and the lines still queued. Waits at
+  /// most one second.
   func finish() {
     let omitted = tripleFaults.withLock { $0.takeOmitted() }
     if omitted > 0 { stream.write("nestling: \(omitted) more triple faults\n") }

@@ -18,7 +18,7 @@ public final class Thread: @unchecked Sendable {
     }
   }
 
-  /// The signal that interrupts a blocking system call of a thread.
+  /// The signal of a kick: it makes a blocking system call of the thread return EINTR.
   private static let kickSignal = SIGUSR1
 
   /// - Parameter name: for ps(1) and gdb(1); the kernel keeps 15 bytes of it.
@@ -55,8 +55,8 @@ public final class Thread: @unchecked Sendable {
     pthread_join(handle, nil)
   }
 
-  /// Waits for the thread's end, then interrupts its system calls and waits 0.2 s more. Must be called at most once,
-  /// instead of the other `join`.
+  /// Waits up to `milliseconds` for the thread to end. If it still runs, interrupts its system calls repeatedly for
+  /// 0.2 s. Must be called at most once, instead of the other `join`.
   /// - Parameter milliseconds: the time to wait before the interruption.
   /// - Returns: false if the thread still runs; it is then detached.
   @discardableResult
@@ -73,10 +73,12 @@ public final class Thread: @unchecked Sendable {
     return false
   }
 
-  /// Interrupts a blocking call of the thread, which returns EINTR. `installKick` must have been called.
+  /// Makes a blocking system call of the thread return EINTR. Call `installKick` before: without its handler, the
+  /// signal ends the process.
   public func kick() { pthread_kill(handle, Self.kickSignal) }
 
-  /// Unblocks the signal: a new thread inherits the mask of its creator, and libdispatch's workers block it.
+  /// Unblocks the kick signal. A new thread inherits its creator's signal mask, and a creator that is a libdispatch
+  /// worker has this signal blocked.
   private static func admitKick() {
     var set = sigset_t()
     // SAFETY: the set outlives the calls.
@@ -85,7 +87,8 @@ public final class Thread: @unchecked Sendable {
     unsafe pthread_sigmask(SIG_UNBLOCK, &set, nil)
   }
 
-  /// Installs an empty handler for the kick signal, so that it interrupts and does nothing else.
+  /// Installs an empty handler for the kick signal, so that the signal only interrupts system calls, and does not end
+  /// the process.
   public static func installKick() {
     var action = sigaction()
     unsafe action.__sigaction_handler.sa_handler = { _ in }

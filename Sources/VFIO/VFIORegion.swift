@@ -70,8 +70,8 @@ extension VFIODevice {
       mapsMSIXTable: mapsMSIXTable)
   }
 
-  /// Returns the chain of capabilities with their offsets. The chain ends at offset zero; a limit of 64 guards against
-  /// a loop.
+  /// Returns the kernel's list of extra information about the region (`vfio_info_cap_header`), each with its offset in
+  /// the answer. The list ends at offset zero; a limit of 64 guards against a loop.
   private static func capabilities(
     of request: VariableRequest<vfio_region_info>
   ) -> [(offset: Int, header: vfio_info_cap_header)] {
@@ -119,7 +119,8 @@ extension VFIODevice {
   // MARK: Accesses
 
   /// Reads through the kernel. Widths of 1, 2, 4 and (in recent kernels) 8 bytes are a single access to the device.
-  /// - Returns: nil if the read fails: because of an error, or because the device is gone.
+  /// - Returns: nil if the width is not in 1...8, if the range is outside the region, or if the kernel does not read
+  ///   all bytes, for example because the device is gone.
   public func read(_ region: VFIORegion, offset: UInt64, width: Int) -> UInt64? {
     guard (1...8).contains(width), offset <= region.size, UInt64(width) <= region.size - offset else { return nil }
     var value: UInt64 = 0
@@ -149,7 +150,7 @@ extension VFIODevice {
     return Array(bytes[..<count])
   }
 
-  /// - Returns: whether the device accepted the write.
+  /// - Returns: whether the width is in 1...8, the range is in the region, and the kernel wrote all bytes.
   @discardableResult
   public func write(_ region: VFIORegion, offset: UInt64, width: Int, value: UInt64) -> Bool {
     guard (1...8).contains(width), offset <= region.size, UInt64(width) <= region.size - offset else { return false }
@@ -166,7 +167,7 @@ extension VFIODevice {
 /// A part of a region, mapped into this process for the guest to access without an exit.
 public final class RegionMapping: Sendable {
   public let area: VFIORegion.Area
-  /// In this process.
+  /// The address of the mapping in this process.
   public let hostAddress: UInt64
   /// Keeps the device open as long as its memory is mapped.
   private let file: KernelFile

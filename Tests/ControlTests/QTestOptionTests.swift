@@ -38,7 +38,7 @@ import Testing
     #expect((device(named) as? SocketChardevOptions)?.path == "s")
   }
 
-  @Test("-qtest-log names a file, or none")
+  @Test("-qtest-log takes a file name, or the word none")
   func logs() throws {
     let words = ["-accel", "qtest", "-qtest", "stdio", "-qtest-log"]
     for (text, log) in [("none", .none), ("file", .file(path: "file"))] as [(String, QTestOptions.Log)] {

@@ -118,7 +118,7 @@ struct RemappingTextTests {
         PGTT=1 (first stage) DID=5 FSPM=0 (4-level) FSPTPTR=0x100000
               -> domain 5, first stage, 4 levels at 0x100000
 
-          cached entries, for requests
+          cached context and PASID-table entries, by kind of request
             00:04.0  without PASID  context, PASID 0 -> domain 5, first stage, 4 levels at 0x100000
 
           cached pages
@@ -220,7 +220,7 @@ struct RemappingTextTests {
     #expect(answer(guest, "d0 0x3010 read").hasSuffix("  = 0x9010, page of 4K, to be cached as r-\n"))
   }
 
-  @Test("each mistake in info iommu translate gets its error line")
+  @Test("'info iommu translate' reports each wrong argument with its own message")
   func mistakes() throws {
     let guest = try firstStage()
     let usage = "usage: info iommu translate DEVICE[:PASID] ADDRESS [read|write]"

@@ -46,7 +46,7 @@ import Testing
     #expect(guest.isEmpty && actions == [.exit])
   }
 
-  @Test("an escape and h show the help")
+  @Test("Ctrl-A h shows the help")
   func helpIsShown() {
     let (guest, actions) = receive([escape, UInt8(ascii: "h"), 0x61])
     #expect(guest == [0x61])

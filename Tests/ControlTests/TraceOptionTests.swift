@@ -3,7 +3,7 @@ import Testing
 import VTd
 
 struct TraceOptionTests {
-  @Test("-trace selects events by patterns, and several options add up")
+  @Test("-trace selects events by patterns, and each further -trace adds events")
   func patternsNameEvents() throws {
     #expect(try configuration("-kernel", "k").trace == nil)
     let one = try #require(configuration("-kernel", "k", "-trace", "vtd_dmar_fault").trace)

@@ -42,7 +42,7 @@ import Testing
     #expect(walkTables(input).address == places[3])
   }
 
-  @Test("a table outside RAM ends the walk without an entry") func tellsWhatIsNotRAM() {
+  @Test("a walk that reaches a table outside RAM stops there and returns no entry") func tellsWhatIsNotRAM() {
     _ = memory.storeUInt64(0x10_0000_0003, at: places[1])
     #expect(walkTables(input) == PagingPosition(address: 0x10_0000_0000 + 7 * 8, entry: nil, level: 2))
   }

@@ -244,7 +244,8 @@ import Testing
     #expect(board.memoryBus.read(address: 0xc200_0000, width: .byte) != nil)
   }
 
-  @Test("revoking a function removes its regions and ignores later writes") func removalTakesTheRegionsAway() {
+  @Test("a revoked function has no regions, and later writes do not bring them back")
+  func removalTakesTheRegionsAway() {
     let (function, model) = bars([.init(index: 0, space: .memory32, size: 0x1000)])
     function.write32(0x10, 0xc000_0000)
     function.command([.memorySpaceEnable, .busMasterEnable])

@@ -126,7 +126,7 @@ import Testing
     #expect(ports.read(offset: 0, width: .doubleword) == portBase)
   }
 
-  @Test("the ports read all ones where no function is") func portsSeeAbsentFunctionsAsOnes() {
+  @Test("the data port reads all ones if the address selects no function") func portsSeeAbsentFunctionsAsOnes() {
     for address in [0x8000_0000, portBase | 1 << 16, portBase ^ 1 << 8, portBase | 0xff << 16] as [UInt64] {
       ports.write(offset: 0, width: .doubleword, value: address)
       #expect(ports.read(offset: 4, width: .doubleword) == 0xffff_ffff)

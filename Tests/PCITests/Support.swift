@@ -3,7 +3,7 @@ import PCI
 import Synchronization
 import TestSupport
 
-/// Buses and doubles that stand in for a function's board.
+/// Real buses, and test objects in place of the rest of a function's board.
 final class TestBoard {
   let memory = HeapMemory(size: 0x10000)
   let memoryBus = AddressBus()
@@ -27,13 +27,14 @@ final class TestBoard {
   }
 }
 
-/// A device that records its notifications. A read of a region returns the BAR's number and the offset.
+/// A device model that records the calls it receives, except reads. A read returns the BAR's number in bits 63:32 and
+/// the offset below.
 final class RecordingModel: FunctionModel {
   enum Event: Hashable, Sendable {
     case write(bar: Int, offset: UInt64, width: AccessWidth, value: UInt64)
     case reset
     case placed(bar: Int, base: UInt64?)
-    /// Follows `placed` if something hides a part of the BAR.
+    /// Comes after `placed` if another region covers a part of the BAR.
     case visible(bar: Int, parts: [Range<UInt64>])
     case configurationWritten(offset: Int, width: AccessWidth, value: UInt64)
   }
@@ -90,7 +91,7 @@ extension FunctionDescription {
   }
 }
 
-/// Where `everything` has its capabilities.
+/// The offsets of the capabilities of `everything`.
 enum EverythingOffset {
   static let msix = 0x40
   static let msi = 0x4c
@@ -110,12 +111,11 @@ extension Function {
     writeConfiguration(offset: offset, width: .doubleword, value: UInt64(value))
   }
 
-  /// Writes the Command register, as a driver does.
   func command(_ command: Command) { write16(StandardOffset.command, command.rawValue) }
 }
 
 extension Array where Element == UInt8 {
-  /// Creates 256 bytes from rows of hexadecimal digits; omitted rows are zero.
+  /// Creates 256 bytes from hexadecimal text; the key is the offset of the row's first byte. All other bytes are zero.
   init(rows: [Int: String]) {
     self.init(repeating: 0, count: 256)
     for (offset, text) in rows {
@@ -125,7 +125,7 @@ extension Array where Element == UInt8 {
     }
   }
 
-  /// Rows of 16 bytes, which make a difference readable.
+  /// A hex dump, 16 bytes per row, so that a failed comparison is readable.
   var dump: [String] {
     stride(from: 0, to: count, by: 16).map { row in
       let bytes = self[row..<Swift.min(row + 16, count)].map { ($0 < 16 ? "0" : "") + String($0, radix: 16) }

@@ -223,7 +223,8 @@ struct CapabilityBitTests {
     if bits < 57 { #expect(try legacy(unit, width: width, address: 1 << UInt64(bits)) == 0x04) }
   }
 
-  @Test("SSLPS: second-stage pages of 2 MiB and 1 GiB work where offered", arguments: units, [34, 35])
+  @Test(
+    "second-stage pages of 2 MiB and 1 GiB work if and only if SSLPS offers them", arguments: units, [34, 35])
   func largePages(unit: Unit, bit: Int) throws {
     guard unit.options.dmaTranslation else { return }
     let leaf: UInt64 = bit == 34 ? 0x20_0083 : 0x83

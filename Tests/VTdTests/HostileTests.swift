@@ -137,7 +137,7 @@ struct HostileTests {
     #expect(guest.read64(0x80) == 0)
   }
 
-  @Test("concurrent translations, faults, invalidations and mode changes give correct addresses")
+  @Test("translations give correct addresses while other threads invalidate and switch translation off and on")
   func threads() async throws {
     let guest = try Guest.firstStage()
     let source = RequesterID(rawValue: 0x18)

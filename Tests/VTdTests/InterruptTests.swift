@@ -22,7 +22,8 @@ struct InterruptTests {
     return (guest, table)
   }
 
-  /// An entry as Linux's prepare_irte writes it: present, physical, redirection hint, fixed, edge.
+  /// The low 64 bits of an entry. The default flags are those of Linux (prepare_irte): present, physical destination,
+  /// redirection hint, fixed delivery, edge-triggered.
   func entry(vector: UInt64, destination: UInt64, low: UInt64 = 0x9) -> UInt64 {
     destination << 32 | vector << 16 | low
   }
@@ -59,14 +60,14 @@ struct InterruptTests {
     #expect(guest.unit.counters[.interruptsRemapped] == 1)
   }
 
-  @Test("an 8-bit destination, logical mode, lowest priority and level are remapped")
+  @Test("an entry with an 8-bit logical destination, lowest priority and level trigger gives the right message")
   func compatibleMode() throws {
     let (guest, table) = try start(extended: false)
     guest.store(entry(vector: 0x61, destination: 0x0300, low: 0x1 | 4 | 0x10 | 1 << 5), at: table + 16)
     guest.store(verify(ioapic), at: table + 24)
     #expect(
       remap(guest, message(1), from: ioapic) == .deliver(InterruptMessage(address: 0xfee0_3004, data: 0xc161)))
-    // Only destination bits 15:8 are not reserved.
+    // With 8-bit destinations, all destination bits except 15:8 are reserved.
     guest.store(entry(vector: 0x61, destination: 0x1_0300), at: table + 32)
     #expect(remap(guest, message(2)) == .blocked(.interruptEntryReserved))
   }
@@ -79,7 +80,7 @@ struct InterruptTests {
     #expect(InterruptRequest(message(0x8003)) == .remappable(index: 0x8003))
     #expect(InterruptRequest(message(0xffff, subhandle: 0xffff)) == .remappable(index: 0x1fffe))
     #expect(remap(guest, message(0xffff, subhandle: 0xffff)) == .blocked(.interruptIndexBeyondTable))
-    // Without a subhandle, the data belongs to the IOAPIC and is ignored.
+    // Without a subhandle, the unit ignores the message's data.
     var withData = message(12)
     withData.data = 0xffff_ffff
     #expect(remap(guest, withData) == .deliver(InterruptMessage(address: 0xfee0_1008, data: 0x4031)))
@@ -135,7 +136,7 @@ struct InterruptTests {
   }
 
   @Test(
-    "source validation obeys type and qualifier",
+    "source validation compares the bits that SVT and SQ select",
     arguments: [
       (0, 0, 0xffff, true), (1, 0, 0x18, true), (1, 0, 0x19, false), (1, 1, 0x1c, true), (1, 1, 0x1a, false),
       (1, 2, 0x1e, true), (1, 2, 0x19, false), (1, 3, 0x1f, true), (1, 3, 0x20, false), (3, 0, 0x18, false),
@@ -164,7 +165,7 @@ struct InterruptTests {
     #expect(remap(guest, message) == .blocked(.compatibilityFormatBlocked))
   }
 
-  @Test("without EIM, EIME cannot be set")
+  @Test("without EIM, the unit ignores EIME (the enable bit) and uses 8-bit destinations")
   func noExtendedMode() throws {
     let (guest, table) = try start { $0.extendedInterruptMode = false }
     guest.store(entry(vector: 0x61, destination: 0x0300), at: table)

@@ -1,7 +1,8 @@
 import Machine
 
-/// The arguments of `-chardev`, `-serial`, `-mon`, `-monitor`, `-qmp` and `-qtest`. A backend described in place becomes
-/// a separate character device, with the id that QEMU gives it (chardev/char.c, `qemu_chr_parse_compat`).
+/// The arguments of `-chardev`, `-serial`, `-mon`, `-monitor`, `-qmp` and `-qtest`. If an option itself describes its
+/// backend (as in `unix:PATH`) instead of naming a `-chardev`, the backend becomes a separate character device, with
+/// the id that QEMU gives it (chardev/char.c, `qemu_chr_parse_compat`).
 enum ChardevArguments {
   enum Backend {
     case none
@@ -127,7 +128,7 @@ enum ChardevArguments {
 }
 
 extension CommandLineDraft {
-  /// Adds the character device of a backend that is described in place.
+  /// Adds the character device of a backend that the option itself describes.
   /// - Returns: The id of the backend's character device; nil for `none`.
   fileprivate mutating func chardev(
     _ backend: ChardevArguments.Backend, label: String

@@ -79,8 +79,8 @@ struct MebibyteSize: PropertyValue {
   var text: String { ByteCount(bytes).text }
 }
 
-/// The properties of `-global`, by which QEMU sets a property of all devices of a type. Nestling knows one such property,
-/// because scripts use it to select the way of hotplug.
+/// The properties of `-global`, by which QEMU sets a property of all devices of a type. Nestling knows one such
+/// property, because scripts use it to select ACPI or native hotplug.
 struct GlobalArguments: TypedOptions {
   var driver: String?
   var property: String?

@@ -1,9 +1,10 @@
 import Machine
 import PCI
 
-/// A partly parsed command line: the values that the options so far have set, and the option of each value.
+/// A partly parsed command line: the values that the options parsed so far have set, and for each value the option that
+/// set it, for error messages.
 struct CommandLineDraft {
-  /// An option as typed, for the line that reports its error.
+  /// An option as the user typed it, to be quoted in an error message.
   struct Source: Hashable {
     var option: String
     var argument: String
@@ -19,17 +20,18 @@ struct CommandLineDraft {
   var memory = MemoryArguments()
   var action = ActionArguments()
   var runWith = RunWithArguments()
-  /// The way of hotplug that `-global` selects.
+  /// Whether `-global` selects ACPI or native hotplug; nil without such a `-global`.
   var globalHotplugWay: HotplugWay?
   var kernel: String?
   var initrd: String?
   var commandLine: String?
-  /// The serial ports; nil until the first `-serial`, which removes the default serial port.
+  /// The serial ports of the `-serial` options; nil if there was none so far. If it stays nil, the machine gets the
+  /// default serial port, unless `hasDefaultDevices` is false.
   var serials: [SerialBackend]?
-  /// Whether there was no `-monitor`, `-mon` or `-qmp` so far, so that the default serial port shares its terminal with
-  /// a monitor.
+  /// Whether the default serial port shares its terminal with a monitor: true until a `-monitor`, `-mon` or `-qmp` is
+  /// parsed.
   var hasDefaultMonitor = true
-  /// The number of monitors whose backend was described in place.
+  /// The number of monitors that `-monitor` and `-qmp` have added so far. It gives the next label, `compat_monitorN`.
   var describedMonitors = 0
   var qtestDevice: Identifier?
   var qtestLog: QTestOptions.Log?
@@ -37,7 +39,8 @@ struct CommandLineDraft {
   /// The number of drives without an id so far, by interface.
   var unnamedDrives: [DriveArguments.Interface: Int] = [:]
 
-  // The options that set the parts of the configuration.
+  // For each part of the configuration, the option to name in an error message. The initial values name the option that
+  // would set it.
   var machineSource = Source(option: "-machine", argument: "")
   var globalSource = Source(option: "-global", argument: "")
   var acceleratorSource = Source(option: "-accel", argument: "")
@@ -92,8 +95,8 @@ struct CommandLineDraft {
     return result
   }
 
-  /// Connects COM1 to the terminal, with the monitor behind Ctrl-A C, as QEMU does with -nographic. If the terminal is
-  /// in use, or a qtest client drives the machine, connects COM1 to nothing.
+  /// Connects COM1 to the terminal, with the monitor behind Ctrl-A C, as QEMU does with -nographic. If another
+  /// character device already uses stdio, or with qtest, connects COM1 to a null device.
   private func addDefaultSerial(to result: inout MachineConfiguration) {
     guard let id = try? Identifier(text: "serial0") else { return }
     result.serials = [.character(id)]
@@ -164,7 +167,7 @@ struct CommandLineDraft {
     .option(option: source.option, argument: source.argument, problem)
   }
 
-  /// Returns the option that caused an error in the finished configuration; nil if a missing option caused it.
+  /// Returns the option to blame for an error in the finished configuration; nil if no option set the faulty part.
   private func source(of error: ConfigurationError) -> Source? {
     switch error {
     case .nothingToBoot: nil

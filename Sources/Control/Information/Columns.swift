@@ -2,7 +2,7 @@
 struct Columns {
   private var rows: [[String]] = []
   private let indent: Int
-  /// Columns that are aligned to the right.
+  /// The indexes of these columns, from 0.
   private let rightAligned: Set<Int>
 
   init(indent: Int, rightAligned: Set<Int> = []) {
@@ -20,7 +20,7 @@ struct Columns {
     for row in rows {
       for (index, cell) in row.enumerated() where !cell.isEmpty {
         while widths.count <= index { widths.append(0) }
-        // The last cell of a row does not widen its column.
+        // The last cell of a row does not widen its column, unless the column is right-aligned.
         if index < row.count - 1 || rightAligned.contains(index) { widths[index] = max(widths[index], cell.utf8.count) }
       }
     }
@@ -39,11 +39,10 @@ struct Columns {
   }
 }
 
-/// Formats numbers for tables.
 enum NumberFormat {
   static func hexadecimal(_ value: UInt64) -> String { "0x" + String(value, radix: 16) }
 
-  /// Returns all 16 hexadecimal digits.
+  /// Returns a table entry with all 16 hexadecimal digits, as in `0x0000000003099003`.
   static func entry(_ value: UInt64) -> String {
     let digits = String(value, radix: 16)
     return "0x" + String(repeating: "0", count: 16 - digits.utf8.count) + digits

@@ -4,7 +4,7 @@ import VTd
 
 /// `info iommu`, `x-query-iommu` and `-d iommu`: the state of the remapping units, for the debugging of drivers.
 public enum RemappingText {
-  /// The number of cached pages, and of cached interrupt entries, that are listed per unit.
+  /// The most rows that each list of a unit's cached items shows.
   static let listLimit = 48
 
   /// Describes every unit: its registers, each device's entries in the tables in memory, its caches and its counters.
@@ -12,7 +12,7 @@ public enum RemappingText {
     states.isEmpty ? "There is no IOMMU.\n" : states.map { unit($0, isOnly: states.count == 1) }.joined(separator: "\n")
   }
 
-  /// Returns a line for each counter.
+  /// Returns one line for each counter of each unit, for `-d iommu`.
   static func log(of units: [PlacedUnit]) -> String {
     units.map { unit in
       let prefix = units.count == 1 ? "iommu" : "iommu \(unit.name)"
@@ -20,7 +20,8 @@ public enum RemappingText {
     }.joined()
   }
 
-  /// Returns a unit's counters and, if it ever had passed-through functions, those of the host's side.
+  /// Returns a unit's counters. If it ever had passed-through functions, the counters of the calls to the host's kernel
+  /// for them follow.
   private static func named(_ counters: TranslationCounters, _ unit: PlacedUnit) -> [(name: String, value: UInt64)] {
     counters.named + (unit.hostCounters?.named ?? [])
   }
@@ -127,7 +128,7 @@ public enum RemappingText {
         cache.source.description, cache.requestPASID.map { "with PASID \($0)" } ?? "without PASID",
         parts.joined(separator: ", "))
     }
-    var text = "\n  cached entries, for requests\n" + columns.text
+    var text = "\n  cached context and PASID-table entries, by kind of request\n" + columns.text
     if filled.count > listLimit { text += "    and \(filled.count - listLimit) more\n" }
     return text
   }

@@ -1,13 +1,15 @@
 import Hardware
 import Synchronization
 
-/// The wiring of `ACPIHotplugRegisters`: the I/O ports that the DSDT's methods use, and the general-purpose event that
-/// runs these methods.
+/// Connects `ACPIHotplugRegisters` to the machine: to the I/O ports that the DSDT's methods use, and to the
+/// general-purpose event that runs these methods.
 ///
 /// Slots are numbered from zero, in the order of the addresses of the machine's hot-pluggable root ports.
 ///
-/// Lock order: the lock is a leaf. The handlers are called without it. Handlers of guest accesses run on the vCPU's
-/// thread. `raise` runs on the thread of the caller, after the registers show the reason for the event.
+/// Lock order: code that holds the lock takes no other lock. The handlers are called after the lock is released.
+/// Handlers of guest accesses run on the vCPU's thread. `raise` runs on the thread that changed the registers: that of
+/// the caller of `inserted`, `requestRemoval` or `emptied`, or the vCPU's. The registers then already show the reason
+/// for the event.
 public final class ACPIHotplug: BusDevice {
   public static let regionSize = ACPIHotplugRegisters.size
   /// The number of the event that the DSDT's `_E01` handles.
@@ -31,11 +33,11 @@ public final class ACPIHotplug: BusDevice {
 
   /// - Parameters:
   ///   - raise: raises `generalPurposeEvent`.
-  ///   - onEject: called when the guest ejects the device of an occupied slot, whether or not it was asked to. The slot
-  ///     already counts as empty.
-  ///   - onRelease: called when the guest has dropped a device that was pulled out of a slot.
-  ///   - onStatus: called with the guest's report on an event (_OST; ACPI 6.5, section 6.3.5). The guest chooses the
-  ///     numbers.
+  ///   - onEject: called when the guest ejects the device of an occupied slot, even without a request. The slot already
+  ///     counts as empty.
+  ///   - onRelease: called when the guest has released a device after its surprise removal (it has written `eject`).
+  ///   - onStatus: called with the guest's report on an event (_OST; ACPI 6.5, section 6.3.5). The guest can report
+  ///     any source and status, so do not trust them.
   ///   - onAnnouncementRead: called when the guest has read `up` or `down`. Must not block.
   public init(
     slotCount: Int, raise: @escaping @Sendable () -> Void, onEject: @escaping @Sendable (Int) -> Void,
@@ -52,7 +54,7 @@ public final class ACPIHotplug: BusDevice {
     registers = Mutex(ACPIHotplugRegisters(slotCount: slotCount))
   }
 
-  /// Announces a device in a slot. All its functions, including function 0, are present.
+  /// Announces a device in a slot. Call this after all its functions were added; function 0 comes last.
   /// - Parameter announcing: false at the start of the machine, when the guest finds the device itself.
   public func inserted(_ slot: Int, announcing: Bool = true) {
     announce { $0.insert(slot, announced: announcing) }
@@ -61,15 +63,16 @@ public final class ACPIHotplug: BusDevice {
   /// Asks the guest to eject the device. Does nothing if the slot is empty. A repeated call repeats the announcement.
   public func requestRemoval(_ slot: Int) { announce { $0.requestRemoval(slot) } }
 
-  /// Records that the slot's device was removed.
-  /// - Parameter announcing: true after a surprise removal: the registers then ask the guest to drop the device.
+  /// Marks the slot as empty.
+  /// - Parameter announcing: true after a surprise removal: the guest does not know of it yet, so the registers ask it
+  ///   to eject the device.
   public func emptied(_ slot: Int, announcing: Bool = false) {
     announce { $0.empty(slot, announced: announcing) }
   }
 
-  /// Returns whether the guest may still use a device that was pulled out. The next device should not answer until the
-  /// guest has dropped the old one (`onRelease`), or the old driver would access the new device. A guest without
-  /// hotplug support never drops it, so callers should limit the wait.
+  /// Returns whether the guest may still use a device after its surprise removal. Until the guest has released it
+  /// (`onRelease`), do not add the next device to the slot: the driver of the old device would access the new one. A
+  /// guest without hotplug support never releases it, so limit the wait.
   public func awaitsRelease(_ slot: Int) -> Bool { registers.withLock { $0.awaitsRelease(slot) } }
 
   /// Drops all announcements. Devices stay in their slots.

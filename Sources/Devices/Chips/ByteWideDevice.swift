@@ -2,8 +2,8 @@ import Hardware
 
 /// A device with an 8-bit data path, as on the ISA bus.
 ///
-/// Splits wider accesses into bytes, lowest address first, as the bus does. Offsets past the 64-bit space wrap; the device
-/// answers them like any offset that it does not decode.
+/// The default `read` and `write` split a wider access into bytes, lowest address first, as the ISA bus does. If an
+/// access crosses the end of the 64-bit offset space, its remaining bytes are those at offset 0 and up.
 public protocol ByteWideDevice: BusDevice {
   func readByte(at offset: UInt64) -> UInt8
   func writeByte(_ value: UInt8, at offset: UInt64)

@@ -1,9 +1,9 @@
 import Hardware
 import Synchronization
 
-/// The wiring of an `MC146818`: an index port, a data port, and the host's clock.
+/// Connects an `MC146818` to the machine: to its two I/O ports (index and data), and to the host's clock.
 ///
-/// Lock order: the lock is a leaf. The clock is read before the lock is taken.
+/// Lock order: code that holds the lock takes no other lock. So the host's clock is read before the lock is taken.
 public final class CMOSClock: ByteWideDevice {
   /// The size of the I/O region in bytes: index, data.
   public static let regionSize: UInt64 = 2
@@ -23,7 +23,7 @@ public final class CMOSClock: ByteWideDevice {
     state = Mutex(State(chip: MC146818(now: clock())))
   }
 
-  /// Resets the chip and the index. The time and the RAM stay.
+  /// Resets the chip and the index. Keeps the time and the contents of the RAM.
   public func reset() {
     state.withLock { state in
       state.chip.reset()

@@ -1,20 +1,22 @@
 import Synchronization
 
 /// The requests to a running machine, from monitors, signals and the terminal. Any thread may make a request. The
-/// machine's thread carries out the requests soon afterwards.
+/// machine's thread carries out most requests soon afterwards. Resizing a node and pressing the power button happen on
+/// the caller's thread.
 public protocol MachineControl: AnyObject, Sendable {
   var status: MachineStatus { get }
 
-  /// Resets the guest. The action for the guest's own resets (`setRebootAction`) does not apply.
+  /// Resets the guest, even if a reset by the guest itself would end Nestling (`setRebootAction`).
   func requestReset()
   /// Ends Nestling.
   func requestQuit(_ cause: MachineCause)
   /// Presses the power button, which asks the guest to shut down.
   func requestPowerDown()
-  /// Posts a request to the machine's thread. May block on a file that the request names.
+  /// Makes a request. A resize is carried out before `ask` returns; any other request goes to the machine's thread. The
+  /// call may block on a file that the request names.
   /// - Parameter answer: called once: with nil when the request has been carried out, otherwise with an error. Called
-  ///   on the machine's thread, or on the caller's thread if the machine's thread does not receive the request. Must
-  ///   not wait for the machine.
+  ///   on the caller's thread for a resize, and if the request is refused before it is queued; otherwise on the
+  ///   machine's thread, or on a thread that does host work for the request. Must not wait for the machine.
   func ask(_ request: MachineRequest, _ answer: @escaping @Sendable (RequestError?) -> Void)
 
   /// - Parameter listener: called for each notice, on the thread that caused it. Must not wait for the machine.
@@ -27,7 +29,7 @@ public enum MachineStatus: Hashable, Sendable {
   case prelaunch
   case running
   case paused
-  /// Stopped, because a passed-through device reported an error. It can only continue after a reset.
+  /// Stopped, because a passed-through device reported an error. The machine cannot continue before a reset.
   case internalError
   /// Ended.
   case shutdown
@@ -38,7 +40,7 @@ public enum MachineNotice: Hashable, Sendable {
   case tripleFault(processor: Int, instructionPointer: UInt64?)
   /// The guest is being reset. No CPU is running.
   case reset(MachineCause)
-  /// The machine ends.
+  /// The machine ends, for this cause.
   case shutdown(MachineCause)
   /// The power button was pressed.
   case powerDown
@@ -56,7 +58,7 @@ public enum MachineNotice: Hashable, Sendable {
 
 /// The implementation of `MachineControl`.
 ///
-/// Lock order: its lock is a leaf; listeners are called without it.
+/// Lock order: code that holds its lock takes no other lock; listeners are called without it.
 final class MachineController: MachineControl {
   private struct State {
     var status = MachineStatus.prelaunch

@@ -69,12 +69,13 @@ public enum RequestError: Error, Sendable {
 
 /// A request on its way to the machine's thread. It is answered once.
 ///
-/// Lock order: its lock is a leaf; the receiver is called without it.
+/// Lock order: code that holds its lock takes no other lock; the receiver is called without it.
 final class PendingRequest: Hashable, Sendable {
   let request: MachineRequest
   private let receiver: Mutex<(@Sendable (RequestError?) -> Void)?>
 
-  /// - Parameter receiver: called once with the answer, on the machine's or the requester's thread. Must not block.
+  /// - Parameter receiver: called once with the answer, on the thread that `MachineControl.ask` describes. Must not
+  ///   block.
   init(_ request: MachineRequest, _ receiver: @escaping @Sendable (RequestError?) -> Void = { _ in }) {
     self.request = request
     self.receiver = Mutex(receiver)

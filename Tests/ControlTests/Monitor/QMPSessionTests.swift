@@ -100,7 +100,7 @@ import Testing
   }
 
   /// The requests arrive byte by byte, in single quotes, two at once, and after garbage.
-  @Test("requests are answered when they arrive byte by byte, two at once or after garbage")
+  @Test("requests are answered even if they arrive byte by byte, two at once or after garbage")
   func requestsHoweverTheyArrive() {
     var client = QMPClient()
     var seen: [String] = []
@@ -118,7 +118,7 @@ import Testing
     #expect(client.send(#"{"execute": "query-name"}"#) == ["{\n    \"return\": {}\n}"])
   }
 
-  @Test("while a client is behind, further requests wait")
+  @Test("while a client is slow to read answers, its further requests wait")
   func furtherRequestsWaitForAClientThatIsBehind() {
     var session = QMPSession()
     let machine = RecordingMachine()
@@ -152,7 +152,7 @@ import Testing
     #expect(order == ["negotiated, []", "answer, []"] && machine.requests == ["quit"])
   }
 
-  @Test("each notice becomes QEMU's event with its timestamp and data")
+  @Test("notices become QEMU's events with timestamp and data; a triple fault becomes none")
   func events() throws {
     func text(_ notice: MachineNotice) -> String? {
       notice.event(at: 1_700_000_000_123_456_789).map { String(decoding: $0.text(), as: UTF8.self) }
