@@ -55,8 +55,8 @@ extension BusDevice {
 /// region that was attached first wins. An accelerator that serves a region itself, through a memory slot or an
 /// ioeventfd, follows the same rule: it serves only the region's visible parts.
 ///
-/// Lock order: the bus lock is a leaf. It is never held across a call into a device. The reference that a lookup returns
-/// keeps the device alive during the access.
+/// Lock order: code that holds the bus lock takes no other lock, and calls no device. The reference that a lookup
+/// returns keeps the device alive during the access.
 public final class AddressBus: Sendable {
   public enum Priority: Int, Sendable, Comparable {
     /// The guest places the region: a BAR.

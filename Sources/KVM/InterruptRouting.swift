@@ -5,7 +5,7 @@ import Synchronization
 /// The kernel's table of interrupt routes: which message a GSI sends. The kernel can only replace the whole table,
 /// which is slow, so setting an entry to the value it already has makes no call.
 ///
-/// Lock order: its lock is a leaf.
+/// Lock order: code that holds its lock takes no other lock.
 public final class InterruptRouting: Sendable {
   private struct State {
     /// By GSI; nil if the number is allocated but has no message.

@@ -47,7 +47,7 @@ public final class MemorySlot: Sendable {
 
 /// Free numbers of memory slots; RAM has the lowest ones.
 ///
-/// Lock order: its lock is a leaf.
+/// Lock order: code that holds its lock takes no other lock.
 final class SlotNumbers: Sendable {
   private struct State {
     var next: UInt32

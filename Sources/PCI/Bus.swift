@@ -3,7 +3,7 @@ import Synchronization
 
 /// A PCI bus with functions at device and function numbers: bus 0 of the root complex, or the link below a port.
 ///
-/// Lock order: the bus's lock is a leaf.
+/// Lock order: code that holds the bus's lock takes no other lock.
 public final class Bus: Sendable {
   /// The address already has a function.
   public struct AddressInUse: Error, Hashable, Sendable {
@@ -60,8 +60,8 @@ public final class Bus: Sendable {
     }
   }
 
-  /// Returns the function that answers at an address. On a link, no function answers until function 0 is present: software
-  /// detects the device by function 0, which is therefore added last.
+  /// Returns the function that answers at an address. On a link, no function answers until function 0 is present:
+  /// software detects the device by function 0, which is therefore added last.
   public func function(at deviceFunction: UInt8) -> Function? {
     state.withLock { isLink && $0.functions[0] == nil ? nil : $0.functions[deviceFunction] }
   }

@@ -8,7 +8,7 @@ import Synchronization
 /// until the access has left the model. The count costs two atomic additions. A device obtains its ports and workers
 /// while it is built.
 ///
-/// Lock order: `records` is a leaf.
+/// Lock order: code that holds `records` takes no other lock.
 public final class DeviceEnvironment: Sendable {
   private struct Records {
     var workers: [DeviceWorker] = []

@@ -75,7 +75,7 @@ struct SlotRegisters: Sendable {
   /// Whether software has commanded power on since the insertion of the device.
   private var isNoticed = false
   /// Whether software has set the indicator on after that. Only then does switching the slot off eject the device: a
-  /// device that replaces one that was pulled out must ignore the commands that software meant for the old one.
+  /// device that was inserted after a surprise removal must ignore the commands that software meant for the old one.
   private var isInUse = false
   /// Whether `eject` was returned for the device.
   private var isEjected = false

@@ -15,7 +15,7 @@ public protocol AttachmentTarget: AnyObject, Sendable {
 /// The deinit detaches the device before its page table can be destroyed, even if the device's file stays open
 /// elsewhere.
 ///
-/// Lock order: `attachment` is a leaf.
+/// Lock order: code that holds `attachment` takes no other lock.
 public final class VFIODevice: Sendable {
   public let file: KernelFile
   public let iommufd: IOMMUFD

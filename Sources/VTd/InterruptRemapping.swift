@@ -98,7 +98,7 @@ enum InterruptRequest: Hashable, Sendable {
 
 /// Remaps interrupt requests and holds the interrupt entry cache.
 ///
-/// Lock order: `state` is a leaf. The remapper reads guest memory while it holds `state`.
+/// Lock order: code that holds `state` takes no other lock. The remapper reads guest memory while it holds `state`.
 final class InterruptRemapper: Sendable {
   struct Blocked: Error {
     let reason: FaultReason

@@ -30,7 +30,7 @@ public final class RemappingUnit: BusDevice, DMARemapper {
   let queue = Mutex(PendingInvalidations())
   /// The place where the holder of `queue` waits for requests in flight.
   let parking: any Parking
-  /// Outstanding device-TLB invalidations. A leaf lock.
+  /// Outstanding device-TLB invalidations. Code that holds this lock takes no other lock.
   let devices = Mutex(DeviceInvalidations())
   let deviceTimer: (any OneShotTimer)?
   /// Interrupt requests that functions make by DMA, from before their remapping until their delivery.

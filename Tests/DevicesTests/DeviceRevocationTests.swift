@@ -177,7 +177,7 @@ import Testing
   }
 }
 
-// MARK: - Doubles
+// MARK: - Test objects
 
 /// A device of any type, with its function.
 protocol Described { var function: Function { get } }

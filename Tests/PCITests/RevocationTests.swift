@@ -342,7 +342,7 @@ import Testing
   }
 }
 
-// MARK: - Doubles
+// MARK: - Test objects
 
 /// A parking place that counts the threads that park.
 private final class WatchedParking: Parking {

@@ -1,6 +1,7 @@
 import Hardware
 
-/// The registers by which the DSDT's methods plug and unplug devices, as a value. `ACPIHotplug` is their wiring.
+/// The registers by which the DSDT's methods plug and unplug devices, as a value. `ACPIHotplug` connects them to the
+/// machine.
 ///
 /// The layout is QEMU's (docs/specs/acpi_pci_hotplug.rst, hw/acpi/pcihp.c): `select` chooses a bus, and each other
 /// register has a bit per device on that bus. In Nestling the bus is the link below a hot-pluggable root port. So bit 0
@@ -20,10 +21,10 @@ import Hardware
 /// The registers are accessed by bytes, so an access of any width may span several; a read clears only the bits of the
 /// bytes that it reads. While `select` is not a slot, reads return zero and writes have no effect.
 ///
-/// A device that was pulled out (surprise removal) is announced in `down`, too. A device check of the slot would not
-/// work: Linux then only looks for new functions (drivers/pci/hotplug/acpiphp_glue.c, `hotplug_event`). A check of the
-/// port would find the functions that answer at that moment, which may be the next device's. Until the guest has
-/// ejected the old device, the registers announce nothing about the next one.
+/// A surprise removal is announced in `down`, too. A device check of the slot would not work: Linux then only looks for
+/// new functions (drivers/pci/hotplug/acpiphp_glue.c, `hotplug_event`). A check of the port would find the functions
+/// that answer at that moment, which may be the next device's. Until the guest has ejected the old device, the
+/// registers announce nothing about the next one.
 ///
 /// A guest ejects once per request that it has read, and reports each one (_OST). After two requests it ejects twice,
 /// and the second eject must not remove the next device. So the registers ignore as many ejects as there were further
@@ -32,11 +33,11 @@ public struct ACPIHotplugRegisters: Sendable {
   /// The size of the registers in bytes.
   static let size: UInt64 = 0x24
 
-  /// The effects of a write, which the wiring carries out.
+  /// The effects of a write, which `ACPIHotplug` carries out.
   struct Effects: Hashable, Sendable {
     /// The slot whose device the guest ejects.
     var ejected: Int?
-    /// The slot whose pulled-out device the guest has dropped.
+    /// The slot whose device the guest has released after a surprise removal.
     var released: Int?
     var report: Report?
     /// Whether to raise the general-purpose event.
@@ -53,8 +54,7 @@ public struct ACPIHotplugRegisters: Sendable {
     var status: UInt32
   }
 
-  /// Whether the guest has read the announcement of a device that was pulled out. Exists until the guest has dropped
-  /// the device.
+  /// Whether the guest has read the announcement of a surprise removal. Exists until the guest has released the device.
   private enum Loss {
     case unread, announced
   }
@@ -118,7 +118,7 @@ public struct ACPIHotplugRegisters: Sendable {
   }
 
   /// Empties a slot.
-  /// - Parameter announced: true after a surprise removal: the guest must drop the device.
+  /// - Parameter announced: true after a surprise removal: the guest must release the device.
   /// - Returns: whether to raise the event.
   mutating func empty(_ slot: Int, announced: Bool) -> Bool {
     slots[slot].isOccupied = false
@@ -130,7 +130,7 @@ public struct ACPIHotplugRegisters: Sendable {
     return true
   }
 
-  /// Returns whether the guest may still use a device that was pulled out.
+  /// Returns whether the guest may still use a device after its surprise removal.
   func awaitsRelease(_ slot: Int) -> Bool { slots[slot].loss != nil }
 
   /// Drops all announcements: a guest that starts finds the present devices itself. Devices stay.

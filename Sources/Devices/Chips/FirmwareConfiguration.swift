@@ -1,11 +1,11 @@
 import Hardware
 import Synchronization
 
-/// The fw_cfg device's two I/O ports (QEMU docs/specs/fw_cfg.rst): a 16-bit selector, and the byte-wide data port at the
-/// address of the selector's upper byte.
+/// The fw_cfg device's two I/O ports (QEMU docs/specs/fw_cfg.rst): a 16-bit selector, and the byte-wide data port at
+/// the address of the selector's upper byte.
 ///
-/// As in QEMU, a byte read of either port returns the next byte of the item, and writes to the data port are dropped. Past
-/// an item's end, reads return zero. Lock order: the lock is a leaf.
+/// As in QEMU, a byte read of either port returns the next byte of the item, and writes to the data port are dropped.
+/// Past an item's end, reads return zero. Lock order: code that holds the lock takes no other lock.
 public final class FirmwareConfiguration: BusDevice {
   public static let regionSize: UInt64 = 2
 

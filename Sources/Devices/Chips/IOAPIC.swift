@@ -1,21 +1,21 @@
 import Hardware
 
-/// An I/O APIC as a value: 24 pins and their redirection table (82093AA data sheet, chapter 3), with the EOI register of
-/// version 0x20 (I/O Controller Hub 9 data sheet, 13.5). `IOAPICDevice` is its wiring.
+/// An I/O APIC as a value: 24 pins and their redirection table (82093AA data sheet, chapter 3), with the EOI register
+/// of version 0x20 (I/O Controller Hub 9 data sheet, 13.5). `IOAPICDevice` connects it to the machine.
 ///
-/// Pins have logical levels: the polarity bit is stored but has no effect. An edge on a masked pin is lost, as in the data
-/// sheet.
+/// Pins have logical levels: the polarity bit is stored but has no effect. An edge on a masked pin is lost, as in the
+/// data sheet.
 public struct IOAPIC: Sendable {
   public static let pinCount = 24
 
-  /// The effects of a call, which the wiring carries out in this order.
+  /// The effects of a call, which `IOAPICDevice` carries out in this order.
   public struct Effects: Hashable, Sendable {
     /// The pins whose `message(_:)` may have changed.
     public var rerouted = PinSet()
     /// The pins that send their message.
     public var signalled = PinSet()
-    /// The level-triggered pins whose interrupt the guest has ended, including interrupts that bypassed this chip through
-    /// an irqfd.
+    /// The level-triggered pins whose interrupt the guest has ended, including interrupts that bypassed this chip
+    /// through an irqfd.
     public var ended = PinSet()
 
     public init() {}

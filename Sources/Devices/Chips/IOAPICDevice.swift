@@ -1,7 +1,8 @@
 import Hardware
 import Synchronization
 
-/// The wiring of an `IOAPIC`: its page of registers, the lines to its pins, and a route from each pin.
+/// Connects an `IOAPIC` to the machine: to its page of registers, to the lines of its pins, and to a route from each
+/// pin.
 ///
 /// Lock order: the chip's lock, then a route's. A device may hold its own lock while it drives a line. The
 /// end-of-interrupt handler is called without the chip's lock, so it may drive lines.
@@ -25,8 +26,8 @@ public final class IOAPICDevice: BusDevice {
   /// - Parameters:
   ///   - routes: one for each pin, from pin 0, without a message.
   ///   - identification: the APIC ID in the MADT.
-  ///   - onEndOfInterrupt: called with the level-triggered pins whose interrupt the guest has ended, by an EOI at a local
-  ///     APIC or by the EOI register. A source that bypasses this chip then checks its line again.
+  ///   - onEndOfInterrupt: called with the level-triggered pins whose interrupt the guest has ended, by an EOI at a
+  ///     local APIC or by the EOI register. A source that bypasses this chip then checks its line again.
   public init(
     routes: [any InterruptRoute], identification: UInt8 = 0,
     onEndOfInterrupt: (@Sendable (PinSet) -> Void)? = nil
@@ -46,8 +47,8 @@ public final class IOAPICDevice: BusDevice {
   }
 
   /// Sets the observer of the pins' levels; nil removes it.
-  /// - Parameter observer: called with a pin and its new level, in the order of the changes. The chip's lock is held, so
-  ///   it must not call this object.
+  /// - Parameter observer: called with a pin and its new level, in the order of the changes. The chip's lock is held,
+  ///   so it must not call this object.
   public func observePins(_ observer: (@Sendable (_ pin: Int, _ asserted: Bool) -> Void)?) {
     state.withLock { $0.observer = observer }
   }
@@ -60,8 +61,8 @@ public final class IOAPICDevice: BusDevice {
     state.withLock { $0.chip.levelTriggeredPins(vector: vector) }
   }
 
-  /// Handles an EOI of this vector at a local APIC (KVM_EXIT_IOAPIC_EOI). With interrupt remapping the vector may differ
-  /// from the entry's; the guest then ends the interrupt through the EOI register.
+  /// Handles an EOI of this vector at a local APIC (KVM_EXIT_IOAPIC_EOI). With interrupt remapping the vector may
+  /// differ from the entry's; the guest then ends the interrupt through the EOI register.
   public func endOfInterrupt(vector: UInt8) {
     update { chip, effects in chip.endOfInterrupt(vector: vector, effects: &effects) }
   }

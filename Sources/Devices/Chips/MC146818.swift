@@ -1,12 +1,12 @@
 import Hardware
 
 /// A real-time clock with CMOS RAM as a value (Motorola MC146818A data sheet; the FADT declares the century byte 0x32).
-/// `CMOSClock` is its wiring.
+/// `CMOSClock` connects it to the machine.
 ///
-/// The time is the host's plus an offset, which changes when the guest sets the clock. The time and register C's flags are
-/// computed on access, so a guest can poll them. There is no timer: register B's enable bits read back and determine IRQF,
-/// but no interrupt is raised. If the clock starts from an invalid time (second 75), the time carries. The day of the week
-/// follows from the date.
+/// The time is the host's plus an offset, which changes when the guest sets the clock. The time and register C's flags
+/// are computed on access, so a guest can poll them. There is no timer: register B's enable bits read back and
+/// determine IRQF, but no interrupt is raised. If the clock starts from an invalid time (second 75), the time carries.
+/// The day of the week follows from the date.
 struct MC146818: Sendable {
   /// Addresses within the RAM.
   enum Register {
@@ -223,8 +223,8 @@ struct MC146818: Sendable {
     let (second, minute) = (wanted(Register.secondAlarm, decode), wanted(Register.minuteAlarm, decode))
     let hour = wanted(Register.hourAlarm, decodeHour)
     var candidate = start + 1
-    // Each iteration but the last advances to the next hour, minute or second: at most through all hours of a day twice,
-    // and then through all minutes and seconds once.
+    // Each iteration but the last advances to the next hour, minute or second: at most through all hours of a day
+    // twice, and then through all minutes and seconds once.
     for _ in 0..<2 * 24 + 60 + 60 {
       let time = CalendarTime(secondsSince1970: candidate)
       if let hour, hour != time.hour {

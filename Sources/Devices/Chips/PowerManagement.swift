@@ -1,7 +1,8 @@
 import Hardware
 import Synchronization
 
-/// The wiring of the ACPI fixed hardware: its block of I/O ports, SCI, the clock and the power switch.
+/// Connects the ACPI fixed hardware (`PowerManagementRegisters`) to the machine: to its block of I/O ports, SCI, the
+/// clock and the power switch.
 ///
 /// Lock order: this object's lock, then the interrupt line's. The clock is read before the lock is taken. The power-off
 /// handler is called without the lock, on the vCPU's thread.

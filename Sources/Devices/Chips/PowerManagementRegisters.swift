@@ -1,7 +1,7 @@
 import Hardware
 
 /// The ACPI fixed hardware of the board as a value (ACPI 6.5, section 4.8): PM1 event and control blocks, the power
-/// management timer, and general-purpose event block 0. `PowerManagement` is its wiring.
+/// management timer, and general-purpose event block 0. `PowerManagement` connects it to the machine.
 ///
 ///     0x00 PM1_STS  0x02 PM1_EN  0x04 PM1_CNT  0x08 PM_TMR  0x20 GPE0_STS (8)  0x28 GPE0_EN (8)
 ///

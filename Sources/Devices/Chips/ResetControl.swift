@@ -32,9 +32,9 @@ public struct ResetControlRegister: Hashable, Sendable {
   }
 }
 
-/// The wiring of the reset control register: one byte-wide port.
+/// Connects a `ResetControlRegister` to the machine: to its byte-wide I/O port, and to the handler of resets.
 ///
-/// Lock order: the lock is a leaf. The handler is called without it, on the vCPU's thread.
+/// Lock order: code that holds the lock takes no other lock. The handler is called without it, on the vCPU's thread.
 public final class ResetControl: BusDevice {
   public static let regionSize: UInt64 = 1
 
@@ -58,11 +58,11 @@ public final class ResetControl: BusDevice {
   }
 }
 
-/// The eight ports from 0xCF8, where the reset control register overlaps the configuration address register: a byte access
-/// to 0xCF9 goes to the former, all other accesses to the latter.
+/// The eight ports from 0xCF8, where the reset control register overlaps the configuration address register: a byte
+/// access to 0xCF9 goes to the former, all other accesses to the latter.
 ///
-/// A separate region at 0xCF9 would not work: it would split the region at that byte, and then no device would answer the
-/// whole of a doubleword access to 0xCF8.
+/// A separate region at 0xCF9 would not work: it would split the region at that byte, and then no device would answer
+/// the whole of a doubleword access to 0xCF8.
 public final class ConfigurationAndResetPorts: BusDevice {
   public static let regionSize: UInt64 = 8
 

@@ -3,16 +3,18 @@ import Synchronization
 
 /// The destination of a serial port's output.
 public protocol ChardevOutput: AnyObject, Sendable {
-  /// Takes one byte. Called on a vCPU's thread with the port's lock held, so it may buffer the byte, but must neither wait
-  /// for a reader nor call the port.
-  /// - Returns: false if there is no room for the byte. The owner calls `SerialPort.outputRoom` when there is room again.
+  /// Takes one byte. Called on a vCPU's thread with the port's lock held, so it may buffer the byte, but must neither
+  /// wait for a reader nor call the port.
+  /// - Returns: false if there is no room for the byte. The owner calls `SerialPort.outputRoom` when there is room
+  ///   again.
   func write(_ byte: UInt8) -> Bool
 }
 
-/// The wiring of a `UART16550`: eight I/O ports, an interrupt line, and input and output of the host.
+/// Connects a `UART16550` to the machine: to its eight I/O ports, to an interrupt line, and to input and output of the
+/// host.
 ///
-/// Lock order: the port's lock, then the interrupt line's and the output's. The room handler is called without the port's
-/// lock, so it may call the port.
+/// Lock order: the port's lock, then the interrupt line's and the output's. The room handler is called without the
+/// port's lock, so it may call the port.
 public final class SerialPort: ByteWideDevice {
   public static let regionSize: UInt64 = 8
 
@@ -30,8 +32,8 @@ public final class SerialPort: ByteWideDevice {
     self.interrupt = interrupt
   }
 
-  /// The number of bytes that `receive` takes now without loss. Only the guest increases it. Only `receive` and the guest
-  /// (loopback, FIFOs off) decrease it.
+  /// The number of bytes that `receive` takes now without loss. Only the guest increases it. Only `receive` and the
+  /// guest (loopback, FIFOs off) decrease it.
   public var receiveRoom: Int { state.withLock { $0.chip.receiveRoom } }
 
   /// Receives bytes from the line. Bytes beyond `receiveRoom` are lost, and the guest sees an overrun.
@@ -42,8 +44,8 @@ public final class SerialPort: ByteWideDevice {
     }
   }
 
-  /// Sets the handler that is called when the guest has emptied the receiver, so that input moves in batches. Called on a
-  /// vCPU's thread.
+  /// Sets the handler that is called when the guest has emptied the receiver, so that input moves in batches. Called on
+  /// a vCPU's thread.
   public func onReceiveRoom(_ handler: (@Sendable () -> Void)?) {
     state.withLock { $0.roomHandler = handler }
   }

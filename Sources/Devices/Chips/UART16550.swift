@@ -1,5 +1,5 @@
-/// A 16550A serial controller as a value (National Semiconductor PC16550D data sheet, section 8). `SerialPort` is its
-/// wiring.
+/// A 16550A serial controller as a value (National Semiconductor PC16550D data sheet, section 8). `SerialPort` connects
+/// it to the machine.
 ///
 /// The line is infinitely fast while the other end takes bytes: a written byte is sent before the write ends. While the
 /// other end takes none, THRE and TEMT are clear, and bytes stay in the holding register or the transmitter's FIFO;

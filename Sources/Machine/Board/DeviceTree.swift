@@ -5,7 +5,7 @@ import Synchronization
 /// The devices of a running board, each from its admission until it is gone, with their functions. Names, paths and
 /// addresses in queries, errors and events come from here.
 ///
-/// Lock order: its lock is a leaf. It is not held while devices are built or removed.
+/// Lock order: code that holds its lock takes no other lock. It is not held while devices are built or removed.
 final class DeviceTree: Sendable {
   /// The phases of a device's life, in their order.
   enum Phase: Hashable, Sendable {

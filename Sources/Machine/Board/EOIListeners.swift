@@ -4,7 +4,7 @@ import Synchronization
 /// Listeners for the end of interrupt (EOI) of level-triggered pins. A passed-through device listens because the host
 /// masks the device's INTx line until the guest has ended the interrupt.
 ///
-/// Lock order: its lock is a leaf; handlers are called without it.
+/// Lock order: code that holds its lock takes no other lock; handlers are called without it.
 final class EOIListeners: Sendable {
   private struct State {
     var handlers: [Int: (pin: Int, handler: @Sendable () -> Void)] = [:]

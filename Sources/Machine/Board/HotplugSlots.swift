@@ -6,7 +6,7 @@ import Synchronization
 /// The slots below a board's root ports: announces added devices to the guest and asks it to give devices up. All slots
 /// of a machine use the same hotplug method: the ACPI hotplug controller, or the slot registers of the ports (native).
 ///
-/// Lock order: its lock is a leaf; ports and the controller are called without it.
+/// Lock order: code that holds its lock takes no other lock; ports and the controller are called without it.
 final class HotplugSlots: Sendable {
   let way: HotplugWay
   /// The ACPI hotplug controller; nil if the slots use native hotplug.
@@ -79,8 +79,8 @@ final class HotplugSlots: Sendable {
     listener.handlers.withLock { $0.eject = handler }
   }
 
-  /// - Parameter handler: called when the guest has dropped the devices that were pulled out from below a port, on a
-  ///   vCPU's thread with no lock held.
+  /// - Parameter handler: called when the guest has released the devices below a port after their surprise removal, on
+  ///   a vCPU's thread with no lock held.
   func onRelease(_ handler: @escaping @Sendable (RequesterID) -> Void) {
     listener.handlers.withLock { $0.release = handler }
   }
@@ -123,8 +123,8 @@ final class HotplugSlots: Sendable {
     for port in ports.withLock({ Array($0.values) }) { port.function.reset() }
   }
 
-  /// Returns whether the guest may still use a device that was pulled out. `onRelease`'s handler is called when the
-  /// guest has dropped it. A guest without hotplug support never drops it.
+  /// Returns whether the guest may still use a device after its surprise removal. `onRelease`'s handler is called when
+  /// the guest has released it. A guest without hotplug support never releases it.
   func awaitsRelease(below port: RequesterID) -> Bool {
     guard let controller, let number = numbers[port] else { return false }
     return controller.awaitsRelease(number)

@@ -12,7 +12,7 @@ struct LiveBus: Hashable, Sendable {
 /// The buses of a board: those of q35, with QEMU's names, and one below each root port that has an id. The buses of q35
 /// accept no device while the machine runs.
 ///
-/// Lock order: its lock is a leaf.
+/// Lock order: code that holds its lock takes no other lock.
 final class LiveBuses: Sendable {
   private let buses = Mutex([
     LiveBus(name: "main-system-bus", kind: .system, isHotpluggable: false),

@@ -6,7 +6,7 @@ import Synchronization
 /// set N that was opened with the same access mode (monitor/fds.c). All monitors of a machine share the sets. A set is
 /// removed when no client is connected and no duplicate of its files is open.
 ///
-/// Lock order: its lock is a leaf; files are closed without it.
+/// Lock order: code that holds its lock takes no other lock; files are closed without it.
 public final class DescriptorSets: Sendable {
   public struct Member: Sendable {
     public let file: PassedDescriptor

@@ -9,7 +9,7 @@ import Synchronization
 /// the CPU that places the BAR: until then the guest's write is an exit, which wakes the worker, too. A doorbell is
 /// detached at once, because another BAR may be placed at its address.
 ///
-/// Lock order: `doorbell` is a leaf; the accelerator is called with it held.
+/// Lock order: code that holds `doorbell` takes no other lock. The accelerator is called while it is held.
 final class EventWorker: QueueWorker {
   private let event: EventDescriptor
   private let doorbells: any Doorbells

@@ -22,7 +22,7 @@ final class HostClock: MachineClock {
 final class ThreadTimer: OneShotTimer {
   /// The state that the thread and the timer share. The thread does not keep the timer alive.
   ///
-  /// Lock order: its lock is a leaf; the handler is called without it.
+  /// Lock order: code that holds its lock takes no other lock; the handler is called without it.
   private final class Schedule: Sendable {
     struct State {
       /// The handler and its time, in nanoseconds of the monotonic clock; nil if the timer is not running.

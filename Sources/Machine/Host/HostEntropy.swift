@@ -16,7 +16,7 @@ final class HostEntropy: EntropySource {
 final class FileEntropy: EntropySource {
   /// The state that the thread and the source share. The thread does not keep the source alive.
   ///
-  /// Lock order: its lock is a leaf; the handler is called without it.
+  /// Lock order: code that holds its lock takes no other lock; the handler is called without it.
   private final class Reading: Sendable {
     private struct State {
       /// Bytes read and not taken yet.

@@ -5,7 +5,7 @@ import Synchronization
 /// until a command takes one; and the files with names (`getfd`). Named files stay open when a client disconnects, and
 /// close with the monitor.
 ///
-/// Lock order: its lock is a leaf; files are closed without it.
+/// Lock order: code that holds its lock takes no other lock; files are closed without it.
 public final class MonitorDescriptors: Sendable {
   private struct State {
     var offered: [PassedDescriptor] = []

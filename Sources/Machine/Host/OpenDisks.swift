@@ -5,7 +5,8 @@ import Synchronization
 
 /// The open disks by their block nodes, and the change of a file's size under them (`block_resize`).
 ///
-/// Lock order: `resizing` is held while the host changes a file, and only resizes wait for it; `entries` is a leaf.
+/// Lock order: `resizing` is held while the host changes a file, and only resizes wait for it; code that holds
+/// `entries` takes no other lock.
 final class OpenDisks: Sendable {
   private struct Entry {
     let node: String

@@ -5,8 +5,8 @@ import VTd
 
 /// Writes trace events, one line each: `vtd_dmar_fault sid=00:02.0 fault=0x71 ...`.
 ///
-/// Lock order: its lock is a leaf. A unit calls it with its locks held, so it does not wait for a reader: events that
-/// do not fit into a pipe are lost, and the next line gives their number.
+/// Lock order: code that holds its lock takes no other lock. A unit calls it with its locks held, so it does not wait
+/// for a reader: events that do not fit into a pipe are lost, and the next line gives their number.
 final class TraceWriter: TraceSink, MachineTraceSink {
   private let file: FileDescriptor
   /// The number of events lost since the last line. The lock also keeps lines whole.

@@ -13,7 +13,7 @@ protocol HostWork: AnyObject, Sendable {
 
 /// Host work on one thread.
 ///
-/// Lock order: its lock is a leaf; work runs without it.
+/// Lock order: code that holds its lock takes no other lock; work runs without it.
 final class WorkQueue: HostWork {
   private struct Piece: Sendable {
     let run: @Sendable () -> Void

@@ -5,7 +5,7 @@ import VFIO
 
 /// The devices of one iommufd object as functions of the guest, by the kernel's numbers.
 ///
-/// Lock order: its lock is a leaf.
+/// Lock order: code that holds its lock takes no other lock.
 final class PassthroughPeers: Sendable {
   private struct Member {
     weak var function: VFIOPCI?

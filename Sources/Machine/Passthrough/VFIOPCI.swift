@@ -14,7 +14,8 @@ import VFIO
 /// The board's bus holds this object through `Function`, and so does the code that removes it. An access in flight may
 /// hold it a little longer. The last owner closes the device's file, which returns the device to the host.
 ///
-/// Lock order: `placed`, then those of `Function`, of the accelerator and of the address space; `state` is a leaf.
+/// Lock order: `placed`, then those of `Function`, of the accelerator and of the address space; code that holds `state`
+/// takes no other lock.
 final class VFIOPCI: FunctionModel {
   let function: Function
   let device: VFIODevice

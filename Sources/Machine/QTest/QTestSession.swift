@@ -8,7 +8,7 @@ import Synchronization
 /// At errors for which QEMU aborts (an invalid number, a size that is too large), the answer is a line that begins with
 /// ERR.
 ///
-/// Lock order: `state` is a leaf; the IOAPIC's lock may be held around it.
+/// Lock order: code that holds `state` takes no other lock; the IOAPIC's lock may be held around it.
 final class QTestSession: Sendable {
   /// The most bytes that one command may transfer. A line that is longer than a command for so many bytes is refused.
   static let longestTransfer = 32 << 20

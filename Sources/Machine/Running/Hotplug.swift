@@ -8,8 +8,8 @@ import Synchronization
 ///
 /// - A new device is admitted on the machine's thread, built on the work queue's thread, and plugged in on the
 ///   machine's thread.
-/// - A device stays until the guest gives it up, the guest is reset, or the host pulls it out. It leaves its bus at
-///   once, on the thread where that happens. The work queue's thread then releases its host resources.
+/// - A device stays until the guest gives it up, the guest is reset, or the host removes it by surprise. It leaves its
+///   bus at once, on the thread where that happens. The work queue's thread then releases its host resources.
 final class Hotplug: Sendable {
   private let board: Board
   private let configuration: MachineConfiguration
@@ -17,9 +17,10 @@ final class Hotplug: Sendable {
   /// Whether the guest has run since it was loaded.
   private let guestHasStarted: @Sendable () -> Bool
   private let work: any HostWork
-  /// Running timers, each for a device that the host wants back. When one expires, its device is pulled out.
+  /// Running timers, each for a device that the host wants back. When one expires, the host removes its device by
+  /// surprise.
   private let removalTimers = Mutex<[DeviceIdentity: any OneShotTimer]>([:])
-  /// Devices that wait for their slot, by port. The guest must first drop the device that was pulled out of the slot,
+  /// Devices that wait for their slot, by port. After a surprise removal, the guest must first release the old device,
   /// or its driver would take the new device for the old one.
   private let waiting = Mutex<[RequesterID: Waiting]>([:])
 
@@ -30,7 +31,7 @@ final class Hotplug: Sendable {
   }
 
   /// The longest time that a device waits for a slot, in milliseconds. A limit is needed because a guest without
-  /// hotplug support never drops a device.
+  /// hotplug support never releases a device.
   private static let slotTimeout: UInt32 = 5000
 
   /// - Parameters:
@@ -120,12 +121,12 @@ final class Hotplug: Sendable {
     if !board.slots.awaitsRelease(below: port) { slotReleased(port) }
   }
 
-  /// Plugs in all waiting devices after a reset: the restarted guest has dropped every device, and finds the new ones.
+  /// Plugs in all waiting devices after a reset: the restarted guest uses no earlier device, and finds the new ones.
   func guestWasReset() {
     for port in waiting.withLock({ Array($0.keys) }) { slotReleased(port) }
   }
 
-  /// Plugs in the devices that wait for a slot, after the guest dropped the old device or the wait timed out.
+  /// Plugs in the devices that wait for a slot, after the guest released the old device or the wait timed out.
   func slotReleased(_ port: RequesterID) {
     let ready = waiting.withLock { $0.removeValue(forKey: port) }
     for insertion in ready?.insertions ?? [] { insertion.run() }
@@ -133,7 +134,7 @@ final class Hotplug: Sendable {
 
   // MARK: Removal
 
-  /// Asks the guest to give up a device, or pulls the device out.
+  /// Asks the guest to give up a device, or removes the device by surprise.
   func remove(_ name: String, isSurprise: Bool) throws(RequestError) {
     let device = try board.removableDevice(named: name)
     if isSurprise { board.pull(device) } else { try requestRemoval(of: device) }
@@ -157,7 +158,7 @@ final class Hotplug: Sendable {
     }
   }
 
-  /// Returns a device to the host: asks the guest to give up the device, and pulls it out after `patience`
+  /// Returns a device to the host: asks the guest to give up the device, and removes it by surprise after `patience`
   /// milliseconds.
   func takeBack(_ identity: DeviceIdentity, patience milliseconds: UInt32) {
     guard let device = board.devices.all.first(where: { $0.identity == identity }) else { return }

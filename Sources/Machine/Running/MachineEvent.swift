@@ -31,7 +31,7 @@ enum MachineEvent: Hashable, Sendable {
 
   // Steps of hotplug.
 
-  /// The guest has dropped the devices that were pulled out from below a port.
+  /// The guest has released the devices below a port after their surprise removal.
   case slotReleased(RequesterID)
   /// Devices have left their buses. Their host resources must be released.
   case left([DeviceIdentity])

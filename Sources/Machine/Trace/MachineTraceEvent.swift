@@ -7,7 +7,7 @@ public enum MachineTraceEvent: String, CaseIterable, Sendable {
   case appearanceRead = "acpi_pci_up_read"
   case removalRead = "acpi_pci_down_read"
   case unplugRequested = "acpi_pci_unplug_request"
-  /// The guest has given up a device, or has dropped a device that was pulled out.
+  /// The guest has given up a device, or has released a device after its surprise removal.
   case slotEjected = "acpi_pci_eject_slot"
   /// The guest has evaluated _OST, which reports how it handled a notification (ACPI 6.5, section 6.3.5).
   case statusReported = "acpi_pci_ost"

@@ -4,7 +4,8 @@ import Synchronization
 /// The port for all requests of one function: with and without PASID, translation requests, translated requests and
 /// page requests. It also passes the unit's messages to the function's own cache.
 ///
-/// Lock order: `state` is a leaf. The port calls no method of the unit while it holds `state`.
+/// Lock order: code that holds `state` takes no other lock. The port calls no method of the unit while it holds
+/// `state`.
 final class RemappedRequestPort: RequestPort {
   private struct State {
     var cache: (any TranslationCache)?

@@ -10,7 +10,8 @@ import Testing
 
 /// Tests a vector whose eventfd another party signals, as VFIO does, with a routing table that may be full.
 @Suite struct KVMVectorTests {
-  /// A double of the kernel's routing table that can be made full. Signals of an attached eventfd stay in the eventfd.
+  /// Stands in for the kernel's routing table, and can be made full. Signals of an attached eventfd stay in the
+  /// eventfd.
   private final class Table: VectorTable {
     let isFull = Mutex(false)
     let changes = Mutex(0)

@@ -8,7 +8,7 @@ import Synchronization
 /// While measuring is off, it costs one load for each exit. While measuring is on, it reads the clock and the thread's
 /// count of preemptions twice for each exit.
 ///
-/// Lock order: its lock is a leaf.
+/// Lock order: code that holds its lock takes no other lock.
 final class ExitTimes: Sendable {
   private let isMeasuring = Atomic<Bool>(false)
   private let summary = Mutex(ExitSummary())

@@ -3,7 +3,8 @@ import Synchronization
 
 /// A clock that advances only by calls of `advance`, and its timers: QEMU's QEMU_CLOCK_VIRTUAL under qtest.
 ///
-/// Lock order: its lock is a leaf; timers' handlers are called without it, on the thread that advances the clock.
+/// Lock order: code that holds its lock takes no other lock; timers' handlers are called without it, on the thread that
+/// advances the clock.
 final class SteppedClock: MachineClock {
   fileprivate struct Deadline {
     /// In nanoseconds.

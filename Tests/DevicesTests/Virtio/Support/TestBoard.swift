@@ -4,7 +4,7 @@ import PCI
 import Synchronization
 import TestSupport
 
-/// RAM, buses and doubles for one function: a board as a driver sees it.
+/// RAM, buses and test objects for one function: a board as a driver sees it.
 final class TestBoard {
   static let structuresBase: UInt64 = 0x8_0000_0000
   static let tableBase: UInt64 = 0xc000_0000
