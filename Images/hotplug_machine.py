@@ -3,8 +3,8 @@
 
 Images/hotplug-storm, Tests/compare-hotplug and Tests/lab/hotplug use this module. The VMM is Nestling or a QEMU; both
 take the same options. The small QMP client here replaces QEMU's own (qemu.qmp): it records the time of arrival of each
-message and of each line of the guest, and one thread waits for all of them. An event loop would be too slow on the
-emulated processor of the lab.
+message and of each line of the guest, and one thread waits for both with select(); asyncio would be too slow on the
+lab's emulated processor.
 
 Environment:
   KERNEL, INITRD  the guest's images (built with Images/kernel and Images/initramfs)
@@ -35,7 +35,8 @@ def make_disk(path, seed):
 
 
 def holds(path, seed, generation):
-    """Returns whether the file holds the guest's 64 KiB of this generation."""
+    """Returns whether each of the 16 blocks that the guest writes begins with the pattern of this generation (the
+    number that identifies the guest's write, from its line "guest: ok")."""
     with open(path, "rb") as file:
         file.seek(WRITTEN * BLOCK)
         data = file.read(16 * BLOCK)
@@ -52,7 +53,8 @@ def has_usable_kvm():
 
 
 def enter_lab(seconds):
-    """Returns if guests run on this machine. Otherwise replaces this process with the same command in Images/lab."""
+    """Sets KERNEL and INITRD if they are unset. Then, if this machine cannot run KVM guests, replaces this process with
+    the same command in Images/lab, and does not return."""
     for name, recipe in ("KERNEL", ["kernel", "bzImage"]), ("INITRD", ["initramfs", "guest"]):
         if name not in os.environ:
             command = [os.path.join(images, recipe[0]), *recipe[1:]]
@@ -68,7 +70,8 @@ class Failure(Exception):
 
 
 class Machine:
-    """A machine that starts at once. `lines` and `events` hold all lines and events, each with its time.monotonic()."""
+    """A virtual machine. The constructor starts it. `lines` and `events` hold all lines and events, each with its
+    time.monotonic()."""
 
     def __init__(self, vmm, scratch, way="acpi", ports=1, cpus=2, iommu="none", memory=256, words="", options=(),
                  kernel=None, initrd=None):
@@ -109,7 +112,8 @@ class Machine:
         self.connect()
 
     def unit(self, mode):
-        """Returns the argument of -device for this VMM's intel-iommu. QEMU 11 renamed the experimental properties."""
+        """Returns the argument of -device for this VMM's intel-iommu. QEMU 11 renamed x-scalable-mode and x-flts to
+        scalable-mode and fsts."""
         if mode == "legacy":
             return "intel-iommu,intremap=on"
         known = subprocess.run([self.vmm, "-device", "intel-iommu,help"], stdout=subprocess.PIPE, text=True,
@@ -140,7 +144,8 @@ class Machine:
     # Input.
 
     def pump(self, seconds):
-        """Waits up to this number of seconds for input, and reads all that has arrived."""
+        """Waits up to `seconds` for input, and handles up to 64 KiB from each source. Returns whether there was
+        input."""
         ready, _, _ = select.select(self.sources, [], [], max(0, seconds))
         now = time.monotonic()
         for source in ready:
@@ -152,7 +157,8 @@ class Machine:
 
     def take_messages(self, data, now):
         if not data:
-            # The VMM has closed QMP. The console's last lines may still arrive; its end is the end of the machine.
+            # The VMM has closed QMP. The last lines of the console may still arrive. The machine has ended when the
+            # console ends.
             self.sources.remove(self.socket)
         self.message += data
         *complete, self.message = self.message.split(b"\n")
@@ -185,7 +191,7 @@ class Machine:
         end = time.monotonic() + seconds
         while not (value := condition()):
             if time.monotonic() > end:
-                raise Failure(f"{what}: not within {seconds} s")
+                raise Failure(f"waited {seconds} s in vain for {what}")
             self.pump(end - time.monotonic())
         return value
 
@@ -215,7 +221,8 @@ class Machine:
     # Output.
 
     def send(self, name, arguments=None):
-        """Sends a command without waiting. Returns its number, and the time just before."""
+        """Sends a command without waiting for the answer. Returns the id of the command, and the time just before it
+        was sent."""
         self.next_id += 1
         request = {"execute": name, "id": self.next_id}
         if arguments:
@@ -226,7 +233,7 @@ class Machine:
         try:
             self.socket.sendall(data)
         except OSError as error:
-            raise Failure(f"{self.name} takes no command: {error}") from None
+            raise Failure(f"cannot send a command to {self.name}: {error}") from None
         return self.next_id, now
 
     def answer(self, number, seconds=20):
@@ -244,7 +251,7 @@ class Machine:
             self.process.stdin.write(command.encode() + b"\n")
             self.process.stdin.flush()
         except OSError as error:
-            raise Failure(f"{self.name} takes no input: {error}") from None
+            raise Failure(f"cannot write to the console of {self.name}: {error}") from None
 
     def ready(self, seconds=120, since=0):
         self.wait_line(r"^guest: ready ", seconds, since)
@@ -264,7 +271,8 @@ class Machine:
         return [line[len("guest: log: "):] for _, line in self.lines[since:] if line.startswith("guest: log: ")]
 
     def end(self):
-        """Makes the guest check its log and power off. Returns the errors of the guest and of the VMM's end."""
+        """Makes the guest check its log and power off. Returns a list of messages: the guest's errors, and the VMM's if
+        its exit status is not 0."""
         status = None
         try:
             if self.process.poll() is None:
@@ -291,7 +299,8 @@ class Machine:
         """Returns the guest's lines that report an error."""
         bad = re.compile(r"guest: FAIL|guest: log: .*(WARNING:|BUG:|Oops|DMAR:.*fault (addr|reason))|Kernel panic|"
                          r"^.{0,20}(BUG|Oops):")
-        # Leaves out the warning that the lab causes: see Images/guest/init.
+        # Leaves out the warning of kernel/fpu/xstate.c that the lab causes: the emulated processor and the kernel's
+        # XSAVE code disagree about a size.
         return [line for _, line in self.lines if bad.search(line) and "kernel/fpu/xstate.c" not in line]
 
     def kill(self):
@@ -308,7 +317,8 @@ class Machine:
         self.process.stdout.close()
 
     def holdings(self):
-        """Returns the process's descriptors, threads and mappings by kind, and its memory in KiB without guest RAM."""
+        """Returns the number of the VMM's descriptors, threads and mappings of each kind, and its memory (PSS, in KiB)
+        without guest RAM."""
         base = f"/proc/{self.process.pid}"
         kinds = collections.Counter()
         for number in os.listdir(base + "/fd"):

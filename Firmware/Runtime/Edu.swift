@@ -8,7 +8,7 @@ struct Edu {
   let function: Function
   private let base: UInt64
 
-  /// Finds edu at a function, and turns its memory decoding and bus mastering on; nil if the function is not edu.
+  /// Takes a function as edu and enables its memory decoding and bus mastering; nil if it is another device.
   init?(_ function: Function) {
     guard function.readPort(0) == Self.identity else { return nil }
     function.writePort(4, function.readPort(4) & 0xffff | 0x6)
@@ -22,7 +22,8 @@ struct Edu {
     base = other.base
   }
 
-  /// Returns the first edu on bus 0 after another one, with memory decoding and bus mastering on.
+  /// Returns the first edu on bus 0 with a higher device number than `other`, or the first of all, with memory decoding
+  /// and bus mastering enabled.
   static func find(after other: Edu? = nil) -> Edu? {
     for device in (other?.function.device ?? 0) + 1..<UInt32(31) {
       if let edu = Edu(Function(device: device, number: 0)) { return edu }
