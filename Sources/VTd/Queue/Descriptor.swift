@@ -14,6 +14,7 @@ enum Descriptor: Hashable, Sendable {
   static func decode(
     _ bits: DescriptorBits, tableMode: TranslationMode.TableMode, capabilities: Capabilities
   ) throws(QueueError) -> Descriptor {
+    @inline(__always)
     func decode<Format: DescriptorFormat>(_: Format.Type) throws(QueueError) -> Descriptor {
       guard Format.isValid(isScalable: tableMode == .scalable, capabilities) else { throw .invalidDescriptorType }
       guard bits.low & Format.reserved.low == 0, bits.high & Format.reserved.high == 0, bits.upper == 0 else {
@@ -92,8 +93,8 @@ enum InvalidationGranularity: UInt64 {
 
 /// Context-cache invalidate descriptor (VT-d 6.5.2.1).
 struct ContextCacheInvalidate: DescriptorFormat {
-  static let type: UInt64 = 1
-  static let reserved: (low: UInt64, high: UInt64) = (0xfffc_0000_0000_f1c0, .max)
+  static var type: UInt64 { 1 }
+  static var reserved: (low: UInt64, high: UInt64) { (0xfffc_0000_0000_f1c0, .max) }
 
   let bits: DescriptorBits
   var source: RequesterID { RequesterID(rawValue: UInt16(truncatingIfNeeded: bits.low >> 32)) }  // SID
@@ -111,8 +112,8 @@ struct ContextCacheInvalidate: DescriptorFormat {
 
 /// IOTLB invalidate descriptor (VT-d 6.5.2.3).
 struct IOTLBInvalidate: DescriptorFormat {
-  static let type: UInt64 = 2
-  static let reserved: (low: UInt64, high: UInt64) = (0xffff_ffff_0000_f100, 0xf80)
+  static var type: UInt64 { 2 }
+  static var reserved: (low: UInt64, high: UInt64) { (0xffff_ffff_0000_f100, 0xf80) }
 
   let bits: DescriptorBits
 
@@ -131,8 +132,8 @@ struct IOTLBInvalidate: DescriptorFormat {
 
 /// Device-TLB invalidate descriptor (VT-d 6.5.2.5). ECAP.DIT is clear, so PFSID is reserved.
 struct DeviceTLBInvalidate: DescriptorFormat {
-  static let type: UInt64 = 3
-  static let reserved: (low: UInt64, high: UInt64) = (0xffff_0000_ffe0_f1f0, 0xffe)
+  static var type: UInt64 { 3 }
+  static var reserved: (low: UInt64, high: UInt64) { (0xffff_0000_ffe0_f1f0, 0xffe) }
   static func isValid(isScalable: Bool, _ unit: Capabilities) -> Bool { unit.deviceTLB }
 
   let bits: DescriptorBits
@@ -146,8 +147,8 @@ struct DeviceTLBInvalidate: DescriptorFormat {
 
 /// Interrupt entry cache invalidate descriptor (VT-d 6.5.2.7).
 struct InterruptEntryCacheInvalidate: DescriptorFormat {
-  static let type: UInt64 = 4
-  static let reserved: (low: UInt64, high: UInt64) = (0xffff_0000_07ff_f1e0, .max)
+  static var type: UInt64 { 4 }
+  static var reserved: (low: UInt64, high: UInt64) { (0xffff_0000_07ff_f1e0, .max) }
   static func isValid(isScalable: Bool, _ unit: Capabilities) -> Bool { unit.interruptRemapping }
 
   let bits: DescriptorBits
@@ -166,8 +167,8 @@ struct InterruptEntryCacheInvalidate: DescriptorFormat {
 /// Invalidation wait descriptor (VT-d 6.5.2.8). The unit executes descriptors in order, so the fence flag (FN) needs no
 /// action.
 struct InvalidationWait: DescriptorFormat, Hashable, Sendable {
-  static let type: UInt64 = 5
-  static let reserved: (low: UInt64, high: UInt64) = (0x0000_0000_ffff_f100, 0x3)
+  static var type: UInt64 { 5 }
+  static var reserved: (low: UInt64, high: UInt64) { (0x0000_0000_ffff_f100, 0x3) }
 
   let bits: DescriptorBits
   /// Completion raises the invalidation event (IF).
@@ -187,8 +188,8 @@ struct InvalidationWait: DescriptorFormat, Hashable, Sendable {
 
 /// PASID-based IOTLB invalidate descriptor (VT-d 6.5.2.4).
 struct PASIDIOTLBInvalidate: DescriptorFormat {
-  static let type: UInt64 = 6
-  static let reserved: (low: UInt64, high: UInt64) = (0xfff0_0000_0000_f1c0, 0xf80)
+  static var type: UInt64 { 6 }
+  static var reserved: (low: UInt64, high: UInt64) { (0xfff0_0000_0000_f1c0, 0xf80) }
   static func isValid(isScalable: Bool, _ unit: Capabilities) -> Bool { isScalable }
 
   enum Granularity: UInt64 {
@@ -211,8 +212,8 @@ struct PASIDIOTLBInvalidate: DescriptorFormat {
 
 /// PASID-cache invalidate descriptor (VT-d 6.5.2.2).
 struct PASIDCacheInvalidate: DescriptorFormat {
-  static let type: UInt64 = 7
-  static let reserved: (low: UInt64, high: UInt64) = (0xfff0_0000_0000_f1c0, .max)
+  static var type: UInt64 { 7 }
+  static var reserved: (low: UInt64, high: UInt64) { (0xfff0_0000_0000_f1c0, .max) }
   static func isValid(isScalable: Bool, _ unit: Capabilities) -> Bool { isScalable }
 
   enum Granularity: UInt64 {
@@ -235,8 +236,8 @@ struct PASIDCacheInvalidate: DescriptorFormat {
 
 /// PASID-based device-TLB invalidate descriptor (VT-d 6.5.2.6). ECAP.DIT is clear, so PFSID is reserved.
 struct PASIDDeviceTLBInvalidate: DescriptorFormat {
-  static let type: UInt64 = 8
-  static let reserved: (low: UInt64, high: UInt64) = (0xfff0_0000_0000_f000, 0x7fe)
+  static var type: UInt64 { 8 }
+  static var reserved: (low: UInt64, high: UInt64) { (0xfff0_0000_0000_f000, 0x7fe) }
   static func isValid(isScalable: Bool, _ unit: Capabilities) -> Bool { isScalable && unit.deviceTLB && unit.pasid }
 
   let bits: DescriptorBits
@@ -251,8 +252,8 @@ struct PASIDDeviceTLBInvalidate: DescriptorFormat {
 
 /// Page group response descriptor.
 struct PageGroupResponseDescriptor: DescriptorFormat {
-  static let type: UInt64 = 9
-  static let reserved: (low: UInt64, high: UInt64) = (0xfff0_0000_0000_01e0, 0xffff_ffff_ffff_f003)
+  static var type: UInt64 { 9 }
+  static var reserved: (low: UInt64, high: UInt64) { (0xfff0_0000_0000_01e0, 0xffff_ffff_ffff_f003) }
   static func isValid(isScalable: Bool, _ unit: Capabilities) -> Bool { isScalable && unit.pageRequests }
 
   let bits: DescriptorBits
