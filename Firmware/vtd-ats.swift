@@ -231,7 +231,7 @@ private func checkAnswers(_ setup: Setup) {
   Report.check("a time-out does not complete the wait", load32(place) == 2)
   submit(4)
   Report.check("the unit fetches nothing before ITE is cleared", !wait(ticks: 20_000_000) { load32(place) != 2 })
-  // From now on the function answers at once. It still holds the invalidation that it has not answered.
+  // The function answers new invalidations at once. It still holds the one that timed out.
   engine.set(Engine.Register.control, Engine.Answer.atOnce)
   RemappingUnit.write32(Register.faultStatus, timeout)
   Report.check("after ITE is cleared the queue continues", soon { load32(place) == 4 })

@@ -29,8 +29,8 @@ public protocol RequestPort: AnyObject, Sendable {
   /// - Parameter tags: bit n set: the request with tag n is complete.
   func completeInvalidations(_ tags: UInt32)
 
-  /// Directs invalidations and page responses to `cache`. nil disconnects the cache and completes the invalidations
-  /// that it has not completed.
+  /// Directs invalidations and page responses to `cache`. nil disconnects the cache and completes its outstanding
+  /// invalidations.
   func connect(_ cache: (any TranslationCache)?)
 
   /// Waits as `RequestsInFlight.drain` does, for all requests of the port, translation requests included. The function

@@ -1,3 +1,4 @@
+import Glibc
 import Linux
 import Testing
 
@@ -72,6 +73,12 @@ struct EventTests {
 
   private let message: UInt64 = 0xfee0_0000
 
+  /// Returns whether the host's CPU runs guests itself, by the rule of Images/lab.
+  private func hostVirtualizes() throws -> Bool {
+    let text = try FileDescriptor(opening: "/proc/cpuinfo", O_RDONLY).read(count: 1 << 16) ?? []
+    return String(decoding: text, as: UTF8.self).split { " \t\n".contains($0) }.contains { $0 == "vmx" || $0 == "svm" }
+  }
+
   @Test("a signalled message reaches the local APIC") func aMessageReachesTheLocalAPIC() throws {
     let guest = try interruptible()
     for vector in [0x40, 0x41, 0x40] as [UInt32] {
@@ -122,9 +129,10 @@ struct EventTests {
     try guest.machine.routing.set(4, address: message, data: 0x40 | level)
     guest.machine.signal(address: message, data: 0x40 | level)
     let exits = [try guest.next(), try guest.next()]
-    // An instruction-emulating /dev/kvm sometimes reports the EOI first.
-    #expect(exits.contains(.portWrite(port: 0x80, width: 1, value: 0x40)))
-    #expect(exits.contains(.endOfInterrupt(vector: 0x40)))
+    let inOrder = [VMExit.portWrite(port: 0x80, width: 1, value: 0x40), .endOfInterrupt(vector: 0x40)]
+    // An instruction-emulating KVM ends an interrupt when it delivers it, so its EOI may come before the handler's write.
+    let isEmulated = try !hostVirtualizes()
+    #expect(exits == inOrder || isEmulated && exits == inOrder.reversed())
     guest.machine.signal(address: message, data: 0x41)
     #expect(try guest.next() == .portWrite(port: 0x80, width: 1, value: 0x41))
     guest.machine.routing.clear(4)
