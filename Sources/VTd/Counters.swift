@@ -20,7 +20,7 @@ public enum TranslationCounter: Int, CaseIterable, Sendable {
   case contextWalks
   /// Reads of a PASID directory entry and its PASID-table entry.
   case pasidWalks
-  /// Requested context-cache invalidations. This counter and the next ones count whether or not an entry matched.
+  /// Requested context-cache invalidations. Each invalidation counts, whether or not an entry matched.
   case contextInvalidations
   case pasidCacheInvalidations
   /// Global, by domain and by second-stage page.
@@ -39,9 +39,9 @@ public enum TranslationCounter: Int, CaseIterable, Sendable {
   case doorbells
   /// Completed invalidation wait descriptors.
   case waits
-  /// Interrupt requests remapped by an interrupt remapping table entry. This counter and the next two count requests,
-  /// not computed routes. Interrupts of a passed-through device go from the host's VFIO directly to its KVM and are not
-  /// counted.
+  /// Interrupt requests remapped by an interrupt remapping table entry. This counter and the next two count interrupt
+  /// requests, not the computation of routes for KVM. They do not count interrupts of a passed-through device, because
+  /// the host's VFIO sends them directly to its KVM.
   case interruptsRemapped
   /// Interrupt requests passed unchanged: remapping is disabled, or compatibility format is allowed.
   case interruptsPassed

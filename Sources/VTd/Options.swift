@@ -7,13 +7,13 @@ public struct UnitOptions: Hashable, Sendable {
   public var scalableMode = false
   /// `x-flts` or `fsts`: first-stage translation (ECAP.FSTS). Without `nested`, scalable mode then has no second stage.
   public var firstStage = false
-  /// `x-nested`: first stage, second stage and the two nested (ECAP.NEST) in one unit. Not in QEMU.
+  /// `x-nested`: first stage, second stage and nested translation (ECAP.NEST) in one unit. QEMU has no such option.
   public var nested = false
   /// `aw-bits`: width of input addresses, 39, 48 or 57. It also limits physical addresses (`hostAddressWidth`).
   public var addressWidth = 48
   /// `intremap`: interrupt remapping (ECAP.IR).
   public var interruptRemapping = true
-  /// `eim`: 32-bit APIC identifiers (ECAP.EIM). Nil follows `interruptRemapping`.
+  /// `eim`: 32-bit APIC identifiers (ECAP.EIM). Nil means the value of `interruptRemapping`.
   public var extendedInterruptMode: Bool?
   /// `caching-mode`: the guest must also invalidate after it makes an entry present (CAP.CM).
   public var cachingMode = false
@@ -45,7 +45,7 @@ public struct UnitOptions: Hashable, Sendable {
   /// Width of physical addresses in the unit's tables, HAW. The DMAR table encodes it minus one.
   public var hostAddressWidth: Int { min(addressWidth, 52) }
 
-  /// - Throws: The QEMU name of the first option that does not fit, and the reason.
+  /// - Throws: the first option that is not valid, by its name in QEMU, and the problem.
   public func validate() throws(UnitOptionError) {
     func require(_ holds: Bool, _ option: String, _ problem: UnitOptionError.Problem) throws(UnitOptionError) {
       if !holds { throw UnitOptionError(option: option, problem: problem) }

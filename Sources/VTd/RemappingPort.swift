@@ -10,7 +10,7 @@ public final class RemappingPort: DMAPort {
   public let inFlight = RequestsInFlight()
   private let requester: Requester
   private let registers: RegisterBlock
-  /// Receives the requester's interrupt requests. Without it they fail.
+  /// Receives the requester's interrupt requests. If it is nil, they fail.
   private let messages: (any MessageSink)?
   /// Counts interrupt requests, so that the unit can wait for their delivery.
   private let interruptsInFlight: RequestsInFlight

@@ -7,8 +7,8 @@ import Synchronization
 /// Lock order: `queue`, then the observers' own locks; `registers.state`, then `ports`, then a port's lock;
 /// `registers.state`, then the interrupt remapper's lock. A doorbell holds `queue` for at most one lap of the queue,
 /// and never together with `registers.state` during a call out of the unit. `queue` is the only lock that the unit
-/// holds while it calls an observer, an interrupt route or a message sink, or waits for requests in flight. So a
-/// request in flight must never wait for `queue`.
+/// holds while it calls an observer, an interrupt route or a message sink, or waits for requests in flight. A request
+/// in flight must therefore never wait for `queue`.
 public final class RemappingUnit: BusDevice, DMARemapper {
   public let options: UnitOptions
   public let capabilities: Capabilities
@@ -103,8 +103,8 @@ public final class RemappingUnit: BusDevice, DMARemapper {
   }
 
   /// Remaps an interrupt request from `source`.
-  /// - Parameter recordFault: true for a real request: it is counted and traced, and its fault is recorded. The fault
-  ///   event may go through its route, so the caller must not hold a lock that the route takes.
+  /// - Parameter recordFault: true for a real request: it is counted and traced, and its fault is recorded. The unit
+  ///   may then send the fault event, so the caller must not hold a lock that the event's route takes.
   public func remap(_ message: InterruptMessage, from source: RequesterID, recordFault: Bool) -> RemappedInterrupt {
     switch interrupts.remap(message, from: source, isMade: recordFault) {
     case .success(let remapped):

@@ -2,8 +2,8 @@ import Hardware
 import Synchronization
 
 // Device-TLB invalidations (VT-d 6.5.2.5, 6.5.2.6, 6.5.2.10). The unit sends each as a message with a tag to its
-// function. The invalidation is outstanding until the function answers or times out. Meanwhile the unit parks a wait
-// descriptor that follows, so that no vCPU waits.
+// function. The invalidation is outstanding until the function answers, or until its time is over. Meanwhile the unit
+// parks a wait descriptor that follows in the queue, so no vCPU has to wait.
 
 /// Outstanding invalidations between the invalidation queue and the functions with a translation cache.
 struct DeviceInvalidations: Sendable {
@@ -16,7 +16,7 @@ struct DeviceInvalidations: Sendable {
     var ticks = 0
   }
 
-  /// A wait descriptor that waits for outstanding invalidations. The head is past it.
+  /// A wait descriptor that waits for outstanding invalidations. The queue's head is already past it.
   struct ParkedWait: Sendable {
     let wait: InvalidationWait
     let generation: UInt64
@@ -25,15 +25,15 @@ struct DeviceInvalidations: Sendable {
   /// ITag has 5 bits.
   static let tagCount: UInt8 = 32
   /// In milliseconds. An invalidation times out at the timer's second expiration, after half a second to a second. Real
-  /// functions have a minute (PCI Express Base 10.3.1). Emulated functions answer in microseconds or never, and the
-  /// guest spins meanwhile.
+  /// functions have a minute to answer (PCI Express Base 10.3.1). Emulated functions answer in microseconds or never,
+  /// and the guest polls meanwhile.
   static let timerPeriod: UInt32 = 500
 
   /// Ports of functions with a connected cache.
   var ports: [RemappedRequestPort] = []
   var outstanding: [Outstanding] = []
   var parkedWait: ParkedWait?
-  /// Whether a descriptor waits because every tag is outstanding.
+  /// Whether an invalidation in the queue waits for a tag, because every tag is outstanding.
   var lacksTag = false
   private var timerRuns = false
   private var nextTag: UInt8 = 0
@@ -65,7 +65,7 @@ struct DeviceInvalidations: Sendable {
   }
 
   /// Ends the invalidations that a function answered.
-  /// - Returns: whether all tags were outstanding for the source, and whether the queue can resume.
+  /// - Returns: whether each tag was outstanding for the source, and whether the queue can resume.
   mutating func complete(_ tags: UInt32, from source: RequesterID) -> (isExpected: Bool, resumes: Bool) {
     var rest = tags
     var wasAwaited = false
@@ -78,7 +78,7 @@ struct DeviceInvalidations: Sendable {
     return (rest == 0 && tags != 0, wasAwaited && mayResume)
   }
 
-  /// Drops the invalidations of a removed function.
+  /// Drops the invalidations that a removed function has not answered.
   /// - Returns: whether the queue can resume.
   mutating func abandon(_ source: RequesterID) -> Bool {
     let count = outstanding.count
@@ -131,7 +131,7 @@ extension RemappingUnit {
 
   /// Sends a device-TLB invalidation to its function. If the function is missing or has no cache, sends nothing, as in
   /// QEMU.
-  /// - Returns: false if every tag is outstanding and so nothing was sent.
+  /// - Returns: false if nothing was sent because every tag is outstanding.
   func send(_ invalidation: Invalidation) -> Bool {
     let source: RequesterID
     var request: InvalidateRequest
@@ -192,7 +192,7 @@ extension RemappingUnit {
     registers.send(effects)
   }
 
-  /// Handles an Invalidate Completion message. An unexpected one sets ICE and has no other effect.
+  /// Handles an Invalidate Completion message. Sets ICE if a tag in it is not outstanding for the source.
   func complete(invalidations tags: UInt32, from source: RequesterID) {
     let (isExpected, resumes) = devices.withLock { $0.complete(tags, from: source) }
     if !isExpected {

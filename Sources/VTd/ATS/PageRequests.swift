@@ -1,7 +1,7 @@
 import Hardware
 
-// Page requests of functions (VT-d 7.4, 11.4.11): the unit checks each one and answers it or stores it in the page
-// request queue in memory. An event reports the queue to software.
+// Page requests of functions (VT-d 7.4, 11.4.11). The unit checks each request, then answers it or stores it in the
+// page request queue in memory. An event informs software of new requests in the queue.
 
 extension RegisterDescription {
   /// The registers of a unit that reports ECAP.PRS.
@@ -23,7 +23,7 @@ struct PageRequestQueueStatus: OptionSet, Sendable {
   static let pageRequestOverflow = PageRequestQueueStatus(rawValue: 1 << 1)  // PRO
 }
 
-/// A page request descriptor: 256 bits, whose second half is reserved (VT-d 7.4.1).
+/// A page request descriptor of 256 bits. Its second half is reserved (VT-d 7.4.1).
 struct PageRequestDescriptor: Hashable, Sendable {
   var low: UInt64
   var high: UInt64
@@ -98,7 +98,7 @@ extension UnitRegisters {
 
 extension SourceLookup {
   /// Checks that a page request may enter the queue (7.4, SCT.8).
-  /// - Returns: domain and PASID of the cached translations, or nil where the PASID has no valid entry.
+  /// - Returns: the domain and the PASID of the request's cached translations. Nil if the PASID has no valid entry.
   mutating func checkPageRequest(_ prefix: PASIDPrefix?) throws(FaultReason) -> (domain: UInt16, pasid: UInt32)? {
     guard case .scalable(let context) = try context(for: .pageRequest, pasid: prefix?.pasid) else {
       throw .pageRequestInLegacyMode
@@ -112,9 +112,9 @@ extension SourceLookup {
 }
 
 extension RemappingUnit {
-  /// Queues a page request (VT-d 7.4), or answers it: with success after an overflow, so that the function repeats its
-  /// translation request and page request; with Invalid Request where the tables forbid page requests; else with
-  /// Response Failure.
+  /// Queues a page request (VT-d 7.4), or answers it if it is the last of its group. The answer is Success after an
+  /// overflow, so that the function repeats its translation request and page request. It is Invalid Request if the unit
+  /// or its tables do not permit page requests, and Response Failure for other errors.
   func take(_ request: PageRequest, from source: RequesterID) -> PageRequestOutcome {
     func answer(_ code: PageGroupResponse.Code) -> PageRequestOutcome {
       request.isLastInGroup && !request.isStopMarker ? .answered(code) : .discarded

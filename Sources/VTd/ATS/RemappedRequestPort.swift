@@ -2,7 +2,7 @@ import Hardware
 import Synchronization
 
 /// The port for all requests of one function: with and without PASID, translation requests, translated requests and
-/// page requests. It also passes the unit's messages to the function's own cache.
+/// page requests. The port also passes the unit's messages to the function's own cache.
 ///
 /// Lock order: code that holds `state` takes no other lock. The port calls no method of the unit while it holds
 /// `state`.
@@ -41,7 +41,7 @@ final class RemappedRequestPort: RequestPort {
 
   func translate(_ address: UInt64, noWrite: Bool, prefix: PASIDPrefix?) -> TranslationCompletion {
     guard requester.busMasterEnable else { return .unsupportedRequest }
-    // The walk counts as a request in flight: an invalidation waits for its end.
+    // An invalidation waits for the end of the walk, as for other requests in flight.
     let phase = translated.beginRequest()
     defer { translated.endRequest(phase) }
     return unit.answer(address, noWrite: noWrite, prefix: prefix, from: requester.id)

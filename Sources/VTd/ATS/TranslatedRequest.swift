@@ -6,8 +6,8 @@ final class ATSTranslatedPort: DMAPort {
   let memory: any PhysicalMemory
   private let unit: RemappingUnit
   private let requester: Requester
-  /// An ordinary port, registered with the unit, of which only `inFlight` is used: translated requests are counted
-  /// there, so an invalidation waits for them.
+  /// An ordinary port that is registered with the unit. Only its `inFlight` is used: it counts the translated requests,
+  /// so an invalidation waits for them.
   private let anchor: any DMAPort
 
   init(unit: RemappingUnit, requester: Requester, anchor: any DMAPort) {

@@ -1,7 +1,7 @@
 import Hardware
 
-// Translation requests (VT-d 4.1.1), and the answers to the fault conditions that they meet (7.1.3). The unit reads the
-// tables for each request, because the function caches the answer.
+// Translation requests (VT-d 4.1.1), and the unit's answer for each fault condition (7.1.3). The unit reads the tables
+// for each request and caches nothing, because the function caches the answer.
 
 extension FaultReason {
   /// The answer to a translation request that meets this condition (7.1.3).
@@ -79,8 +79,8 @@ extension SourceLookup {
       isWritable: found.mapping.writable, isExecutable: found.executable, isPrivileged: isPrivileged)
   }
 
-  /// Finds all access rights of a page. Sets the dirty bit for a possible later write now (3.6.2), since the function
-  /// will not request the translation again.
+  /// Finds all access rights of a page. If `writes`, sets the dirty bit already now (3.6.2), because the function does
+  /// not request the translation again before it writes.
   private func walk(
     writes: Bool, _ attempt: (DMAAccess) throws(FaultReason) -> Mapping
   ) throws(FaultReason) -> Mapping {

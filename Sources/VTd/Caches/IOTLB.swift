@@ -78,9 +78,9 @@ struct IOTLB: Sendable {
     return nil
   }
 
-  /// Stores the page that a walk found. Of a page that overlaps the interrupt address range, before or after
-  /// translation, only the 4 KiB around `address` are stored: the unit translates the rest differently.
-  /// - Returns: log2 of the size of the page as it is stored.
+  /// Stores the page that a walk found. If the page overlaps the interrupt address range, before or after translation,
+  /// stores only the 4 KiB around `address`, because the page does not translate interrupt addresses.
+  /// - Returns: log2 of the stored page's size.
   @inline(__always)
   mutating func insert(_ mapping: Mapping, for address: UInt64, tag: Tag) -> UInt64 {
     var sizeClass = mapping.shift >= 30 ? 2 : mapping.shift >= 21 ? 1 : 0

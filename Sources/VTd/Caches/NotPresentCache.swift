@@ -8,13 +8,13 @@ extension FaultReason {
   enum Cache: Sendable {
     /// The context cache. In legacy mode it keeps the entry under domain 0, regardless of DID (VT-d 6.2.2).
     case context
-    /// The PASID cache. It keeps the entry under its PASID without a domain, as an entry that is not present has none.
+    /// The PASID cache. It keeps the entry under its PASID alone, because an entry that is not present has no domain.
     case pasid
     case iotlb
   }
 
   /// Returns the cache that keeps the fault's cause. Nil for faults of root entries, memory accesses and the request
-  /// itself, and for first-stage faults: not-present entries of the first stage are never cached.
+  /// itself, and for faults that the first stage causes: a first-stage entry is cached only if it is present.
   /// - Parameter stages: the stages of the request's path, or nil if the fault occurred before the path was known.
   func cache(stages: IOTLB.Tag.Stages?) -> Cache? {
     switch self {
@@ -28,7 +28,7 @@ extension FaultReason {
       .scalableSecondStageEntryReserved, .firstStageRootReadPermission, .firstStageEntryReadPermission,
       .firstStageEntryWritePermission:
       .iotlb
-    // In nested translation the reason does not identify the stage that denied the access.
+    // In nested translation, this reason does not say which stage denied the access.
     case .scalableReadPermission, .scalableWritePermission:
       stages == .second ? .iotlb : nil
     default:
@@ -37,8 +37,8 @@ extension FaultReason {
   }
 }
 
-/// The cache of a port's pages that the second stage blocks, of fixed size. It is separate from the IOTLB, so that a
-/// hit is as fast as without caching mode.
+/// A cache of fixed size for the pages of a port that the second stage blocks. It is separate from the IOTLB, so that
+/// an IOTLB hit is as fast as without caching mode.
 struct NotPresentCache: Sendable {
   private struct Entry: Sendable {
     /// First address.

@@ -47,7 +47,7 @@ struct PortTranslation: Sendable {
   /// In caching mode: pages that the second stage blocks. Nil without caching mode.
   private var notPresentPages: NotPresentCache?
 
-  /// Whether requests of a former source may be in flight. Their domain is no longer known.
+  /// Whether requests under a former source ID may be in flight. Their domain is no longer known.
   private var hasStrays = false
   private(set) var counters = TranslationCounters()
 
@@ -141,7 +141,7 @@ struct PortTranslation: Sendable {
     }
   }
 
-  /// Checks a request to execute that no first stage translates: it is a read, but the unit must offer ECAP.ERS.
+  /// Throws for a request to execute if the unit does not offer ECAP.ERS. Without a first stage, the request is a read.
   private func checkExecuteOffered(_ access: DMAAccess) throws(FaultReason) {
     if access.contains(.execute), !capabilities.executeRequests { throw .executeRequestNotEnabled }
   }
@@ -235,7 +235,7 @@ struct PortTranslation: Sendable {
     let context = try loadContext(&lookup)
     if case .scalable(let entry) = context {
       let pasid = requestPASID ?? entry.ridPASID(capabilities)
-      // A path of another PASID must not serve this one, even if this PASID's entry is invalid.
+      // Another PASID's path must not serve this PASID, even if this PASID's entry is invalid.
       if pasid != pathPASID { path = .unknown }
       guard case .unknown = path else {
         lookup.faultProcessingDisabled = pathFaultProcessingDisabled
@@ -296,7 +296,7 @@ struct PortTranslation: Sendable {
   // MARK: The unit's side
 
   /// Adopts the mode of the unit's registers.
-  /// - Parameter forgetting: empties the caches, because software set the root table.
+  /// - Parameter forgetting: whether to empty the caches, because software set the root table.
   mutating func set(_ mode: TranslationMode, forgetting: Bool) {
     self.mode = mode
     if forgetting { forgetAll() }
@@ -369,7 +369,8 @@ struct PortTranslation: Sendable {
     case .pagesOfDomain(let domain, let pages, _):
       isConcerned = mayUse(domain)
       forgetPages(in: pages) { $0.domain == domain && $0.stages == .second }
-      // The pages are second-stage input, so all first-stage and nested entries of the domain go (VT-d 6.5.2.3).
+      // The pages are second-stage input, so the unit removes all first-stage and nested entries of the domain
+      // (6.5.2.3).
       forgetPages { $0.domain == domain && $0.stages != .second }
     case .translationsOfPASID(let pasid, let domain):
       isConcerned = mayUse(pasid, in: domain)

@@ -1,6 +1,6 @@
 import Hardware
 
-// Primary fault logging (VT-d 7.3): a blocked request fills the next fault recording register. The first condition that
+// Primary fault logging (VT-d 7.2): a blocked request fills the next fault recording register. The first condition that
 // becomes set in FSTS raises the fault event.
 
 /// The type of a request: its Address Type (AT), or a page request (T2 without T1 in a record).
@@ -19,7 +19,7 @@ struct FaultRecord: Hashable, Sendable {
   var information: UInt64
   /// Whether the request is a read (T1). Not used for interrupt requests and page requests.
   var isRead = false
-  /// The request's PASID (PV); nil for a request without PASID, whose record has PP clear.
+  /// The request's PASID (PV). Nil for a request without PASID; then the record has PP clear.
   var pasid: UInt32?
   var isPrivileged = false
   var executes = false
@@ -37,7 +37,7 @@ extension UnitRegisters {
   }
 
   /// Records a fault. Drops the fault after an overflow, and while another fault of the same source is pending (allowed
-  /// by VT-d 7.3.1).
+  /// by VT-d 7.2.1).
   mutating func record(_ fault: FaultRecord, _ effects: inout Effects) {
     guard !faultStatus.contains(.primaryFaultOverflow) else { return }
     for index in 0..<Capabilities.faultRecordCount
@@ -58,7 +58,7 @@ extension UnitRegisters {
       upper[bit: 29] = fault.isPrivileged  // PRIV
       upper[bit: 30] = fault.executes  // EXE
     }
-    // {T1,T2}: 00b a write, 01b a page request, 10b a read, 11b an AtomicOp (VT-d 11.4.14).
+    // {T1,T2}: 00b a write, 01b a page request, 10b a read, 11b an AtomicOp (VT-d 11.4.7.6).
     if fault.type == .pageRequest {
       upper[bit: 28] = true  // T2
     } else {
@@ -98,7 +98,7 @@ extension UnitRegisters {
 }
 
 extension RemappingUnit {
-  /// Records the fault of a request by ATS or of a page request, unless FPD of the entries read suppresses it.
+  /// Records the fault of an ATS request or a page request, unless FPD in an entry that was read suppresses the record.
   func record(
     _ reason: FaultReason, _ lookup: SourceLookup, from source: RequesterID, address: UInt64, isRead: Bool,
     prefix: PASIDPrefix?, type: RequestType

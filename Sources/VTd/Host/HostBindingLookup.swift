@@ -6,7 +6,7 @@ import Hardware
 /// The binding that the tables define for a function's requests.
 struct HostBindingLookup {
   let binding: HostBinding
-  /// DID of the entry, pass-through included. Nil where no valid entry exists.
+  /// DID of the entry, also with pass-through. Nil if no valid entry exists.
   let domain: UInt16?
   /// FPD of the entries read.
   let faultProcessingDisabled: Bool

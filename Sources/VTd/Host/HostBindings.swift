@@ -3,17 +3,17 @@ import Synchronization
 
 /// Keeps the host's IOMMU consistent with the unit's tables, for the passed-through functions behind the unit.
 ///
-/// Like an entry in the unit's caches, a binding stays until the guest invalidates the entries that define it. So the
-/// unit must offer caching mode (CAP.CM): without caching mode, software does not invalidate when it makes an entry
-/// present. For an emulated function the unit reads the new entry at the next request, but the requests of
-/// passed-through functions never reach the unit.
+/// Like an entry in the unit's caches, a binding stays until the guest invalidates the entries that define it. The unit
+/// must offer caching mode (CAP.CM): without it, software need not invalidate when it makes an entry present, so the
+/// function would stay blocked. For an emulated function, the unit reads the new entry at the next request, but the
+/// requests of passed-through functions never reach the unit.
 ///
-/// A delivery of invalidations has two steps: first every binding that may have changed is read again, once. Then each
-/// first stage in use receives its invalidations in one call. This order loses nothing: a table that is no longer in
-/// use needs no invalidation, and a new one has nothing cached.
+/// `invalidated` has two steps. First, it reads again each binding that may have changed. Then it passes each first
+/// stage in use all its invalidations in one call. In this order no invalidation is lost: a table that is no longer in
+/// use needs none, and the host has cached nothing of a new table.
 ///
-/// Lock order: the unit's queue, then `state`, then the hosts' own locks. `state` is binding during the host's calls,
-/// so invalidations, hotplug, `renew` and inspection wait for them.
+/// Lock order: the unit's queue, then `state`, then the hosts' own locks. `state` is held during the calls of a host,
+/// so invalidations, hotplug, `renew` and inspection wait for these calls.
 public final class HostBindings: InvalidationObserver {
   private struct Function {
     let requester: Requester
@@ -40,8 +40,8 @@ public final class HostBindings: InvalidationObserver {
     var counters = Counters()
   }
 
-  /// Above this number, one invalidation of all mappings replaces the invalidations of a table, because the host
-  /// handles each of them separately.
+  /// The most invalidations that one call passes. If a table has more, one invalidation of all mappings replaces them,
+  /// because the host handles each one separately.
   public static let mostInvalidations = 512
 
   private let unit: RemappingUnit
@@ -169,7 +169,8 @@ public final class HostBindings: InvalidationObserver {
     return mode.enabled ? (mode.tableMode == .legacy ? .contextEntryInvalid : .pasidEntryInvalid) : nil
   }
 
-  /// Blocks a function after a refusal, so that its previous binding ends. The next invalidation tries again.
+  /// Blocks a function after a refusal, so that its previous binding ends. The next invalidation of its entries tries
+  /// again.
   private func block(_ index: Int, _ state: inout State) {
     _ = try? state.functions[index].host.bind(nil, to: .blocked(.refused))
     state.functions[index].binding = .blocked(.refused)
@@ -199,8 +200,8 @@ public final class HostBindings: InvalidationObserver {
     }
   }
 
-  /// Handles a failed invalidation: the old mappings may still be reachable. Blocks every function that uses the table,
-  /// and records a fault.
+  /// Blocks every function that uses the table and records a fault for each. Called after a failed invalidation,
+  /// because the host may still use old mappings.
   private func blockUsers(of table: any HostFirstStage, _ state: inout State) {
     for index in state.functions.indices where state.functions[index].table === table {
       let source = state.functions[index].requester.id
@@ -212,8 +213,8 @@ public final class HostBindings: InvalidationObserver {
 
   /// Returns the invalidations to pass to the host for a table.
   ///
-  /// With each invalidation the host also flushes the device TLBs of the table's users. Software must invalidate the
-  /// IOTLB before a device TLB, so a device-TLB invalidation that an earlier invalidation covers is redundant. Other
+  /// With each invalidation, the host also flushes the device TLBs of the table's users. Software must invalidate the
+  /// IOTLB before a device TLB, so a device-TLB invalidation is redundant if an earlier invalidation covers it. Other
   /// device-TLB invalidations are passed like IOTLB invalidations.
   private static func invalidations(
     of stage: GuestFirstStage, used users: [RequesterID], among invalidations: [Invalidation]

@@ -7,10 +7,10 @@
 /// `HostBindings` makes one call at a time and waits for it: on the thread of the vCPU that invalidates or resets, or
 /// on the thread that calls `HostBindings.add` or `renew`.
 public protocol HostTranslation: AnyObject, Sendable {
-  /// Binds the function's requests. After the return, the requests use `binding` and nothing else. The host may then
-  /// release the previous binding, and releases a first stage with the last reference to its object.
+  /// Binds the function's requests. After the return, the requests use `binding` and nothing else, and the host may
+  /// release the previous binding. The host releases a first stage when the last reference to its object is dropped.
   /// - Parameter pasid: selects the requests with this PASID; nil selects those without.
-  /// - Returns: for a first stage its object on the host, the same for every function that shares the table.
+  /// - Returns: the host's object for a first stage, the same for all functions that share the table; otherwise nil.
   /// - Throws: the host refused the binding. The previous binding may persist. The host never refuses `.blocked`.
   func bind(_ pasid: UInt32?, to binding: HostBinding) throws(HostRefusal) -> (any HostFirstStage)?
 }
@@ -49,7 +49,8 @@ public enum HostBinding: Hashable, Sendable {
   }
 }
 
-/// A first-stage table, as a PASID-table entry describes it (VT-d 9.6). Equal values share their invalidations.
+/// A first-stage table, as a PASID-table entry describes it (VT-d 9.6). Functions with equal values can share one table
+/// on the host, because the same invalidations select it.
 public struct GuestFirstStage: Hashable, Sendable {
   /// FSPTPTR: a guest physical address.
   public var root: UInt64
@@ -83,7 +84,7 @@ public struct FirstStageInvalidation: Hashable, Sendable {
   public var address: UInt64
   /// In 4 KiB pages. `.max` with address 0 means all of them.
   public var pageCount: UInt64
-  /// Paging-structure entries above the leaves may stay cached (IH).
+  /// Whether paging-structure entries above the leaves may stay cached (IH).
   public var leafOnly: Bool
 
   public init(address: UInt64, pageCount: UInt64, leafOnly: Bool) {

@@ -1,8 +1,8 @@
 import Hardware
 
-// The walks of `FirstStageTable` and `SecondStageTable` with every step recorded (VT-d 3.6 to 3.8). They are a second
-// implementation, because the first is written for speed; a test compares the two. An explaining walk writes no memory:
-// it keeps the accessed and dirty bits that it would set, so that it sees its own updates like a real walk.
+// The walks of `FirstStageTable` and `SecondStageTable` with every step recorded (VT-d 3.6 to 3.8). This is a second
+// implementation, because the first is written for speed. A test compares the two. An explaining walk does not write to
+// memory. It keeps the accessed and dirty bits that it would set, so it sees its own updates like a real walk.
 
 struct ExplainingWalk {
   let rules: WalkRules
@@ -98,8 +98,8 @@ struct ExplainingWalk {
     return nil  // Unreachable: at level 1 every entry is a leaf.
   }
 
-  /// Returns the physical address of a first-stage entry. In nested translation the second stage translates it, with
-  /// fault codes for this case.
+  /// Returns the physical address of a first-stage entry. In nested translation, the second stage translates the
+  /// address, and its faults get the codes of SFS.5 to SFS.8.
   private mutating func place(
     _ address: UInt64, _ second: SecondStageTable?, isRoot: Bool, for access: DMAAccess, steps: inout [PagingStep]
   ) throws(FaultReason) -> UInt64 {
@@ -201,7 +201,7 @@ public struct PagingStep: Hashable, Sendable {
   public let stage: Stage
   /// 1 for a page table, up to 5.
   public let level: Int
-  /// The entry's address. For a first stage in nested translation the second stage translates it.
+  /// The entry's address. For a first-stage entry in nested translation, this is the input of the second stage.
   public let address: UInt64
   /// For a first-stage entry in nested translation: the second stage's entries that translate its address.
   public internal(set) var below: [PagingStep] = []

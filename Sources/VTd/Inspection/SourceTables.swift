@@ -60,8 +60,8 @@ public struct SourceTables: Hashable, Sendable {
   public let root: StructureEntry
   /// The context entry; nil if the root entry is not present.
   public let context: StructureEntry?
-  /// In legacy mode the result of the context entry. In scalable mode the fault that all requests meet before any
-  /// PASID.
+  /// In legacy mode, the result of reading the context entry. In scalable mode, the fault that every request meets
+  /// before the unit reads a PASID entry; nil if there is none.
   public let outcome: TableOutcome?
   /// The present entries, in scalable mode.
   public let pasids: [PASID]
@@ -71,7 +71,7 @@ public struct SourceTables: Hashable, Sendable {
 
 /// Reads the tables for inspection.
 struct TableReader {
-  /// Limits of a listing: numbers of present PASID-table entries and of present directory entries.
+  /// The most present PASID-table entries, and the most present directory entries, of one listing.
   static let pasidLimit = 64
   static let directoryLimit = 256
 
@@ -90,7 +90,7 @@ struct TableReader {
       .scalableRoot, at: source.deviceFunction < 0x80 ? address : address &+ 8, memory: memory)
   }
 
-  /// - Parameter root: present.
+  /// - Returns: nil if the root entry is not present.
   func contextEntry(_ source: RequesterID, under root: StructureEntry) -> StructureEntry? {
     guard root.isPresent, let table = root.pointer else { return nil }
     return mode.tableMode == .scalable

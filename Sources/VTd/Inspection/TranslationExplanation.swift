@@ -1,7 +1,7 @@
 import Hardware
 
-// The translation that one request would have now according to the tables in memory, with every entry read. It serves
-// inspection and changes no memory, cache or counter; `PortTranslation` translates real requests.
+// An explanation of how the tables in memory would translate one request now, with every entry that is read. It changes
+// no memory, cache or counter; `PortTranslation` translates real requests.
 
 /// The translation of one request, with the entries that lead to it.
 public struct TranslationExplanation: Hashable, Sendable {
@@ -14,7 +14,7 @@ public struct TranslationExplanation: Hashable, Sendable {
     /// - Parameters:
     ///   - output: the physical address of the request.
     ///   - size: the size in bytes of the page that the unit could cache.
-    ///   - writable: whether the cached page would permit writes: not while its entry's dirty bit is clear.
+    ///   - writable: whether the cached page would permit writes. False while the dirty bit of its entry is clear.
     case page(output: UInt64, size: UInt64, readable: Bool, writable: Bool)
     /// - Parameter isRecorded: whether the unit would record the fault; false where FPD suppresses it.
     case fault(FaultReason, isRecorded: Bool)
@@ -28,7 +28,7 @@ public struct TranslationExplanation: Hashable, Sendable {
   /// Root entry, context entry, PASID directory entry and PASID-table entry, as far as they were read.
   public internal(set) var entries: [StructureEntry] = []
   public internal(set) var roots: TableRoots?
-  /// The paging entries of the first stage, or of the second stage where there is no first one.
+  /// The paging entries of the first stage, or of the second stage if there is no first stage.
   public internal(set) var steps: [PagingStep] = []
   /// In nested translation: the second stage's entries for the first stage's output.
   public internal(set) var stepsBelow: [PagingStep] = []
@@ -109,7 +109,7 @@ extension TranslationExplanation {
     let contextEntry = reader.contextEntry(source, under: root)
     if let contextEntry { entries.append(contextEntry) }
 
-    // The result comes from the unit's own reads.
+    // The result comes from `SourceLookup`, which real requests use, too.
     var lookup = SourceLookup(reader.mode, source: source, capabilities: reader.capabilities, memory: memory)
     do throws(FaultReason) {
       if reader.mode.tableMode == .legacy {

@@ -7,7 +7,7 @@ public struct UnitSnapshot: Hashable, Sendable {
   public enum TableMode: Hashable, Sendable {
     case legacy
     case scalable
-    /// A reserved value: every request faults.
+    /// A reserved value: every request is a fault.
     case reserved
   }
 

@@ -250,7 +250,7 @@ struct PASIDDeviceTLBInvalidate: DescriptorFormat {
   }
 }
 
-/// Page group response descriptor.
+/// Page group response descriptor (VT-d 7.6.1).
 struct PageGroupResponseDescriptor: DescriptorFormat {
   static var type: UInt64 { 9 }
   static var reserved: (low: UInt64, high: UInt64) { (0xfff0_0000_0000_01e0, 0xffff_ffff_ffff_f003) }

@@ -30,7 +30,7 @@ public struct PageRange: Hashable, Sendable {
   /// Inclusive, because the range may end at the top of the address space.
   public let last: UInt64
 
-  /// - Parameter addressMask: AM: the range has 2^AM pages; lower address bits than those of the range are ignored.
+  /// - Parameter addressMask: AM: the range has 2^AM pages. Address bits below the size of the range are ignored.
   public init(address: UInt64, addressMask: Int) {
     let size = addressMask >= 52 ? UInt64.max : (0x1000 &<< UInt64(max(addressMask, 0))) &- 1
     first = address & ~(size | 0xfff)
@@ -38,7 +38,7 @@ public struct PageRange: Hashable, Sendable {
   }
 
   /// The range of an IOTLB invalidation. Address bits from MGAW up are ignored (VT-d 6.5.2.3, 6.5.2.4, 11.4.8.2).
-  /// - Parameter isFirstStage: addresses are canonical, so bit MGAW-1 replaces the ignored bits.
+  /// - Parameter isFirstStage: whether addresses are canonical. Then bit MGAW-1 replaces the ignored bits.
   init(address: UInt64, addressMask: Int, width: Int, isFirstStage: Bool = false) {
     guard addressMask + 12 < width else {
       self.init(address: 0, addressMask: 52)
@@ -171,7 +171,7 @@ public protocol InvalidationObserver: AnyObject, Sendable {
   /// Acts on invalidations of the subjects that the observer wants, in the guest's order. The guest's wait descriptor
   /// completes after this call, so all of them must have taken effect on return.
   ///
-  /// The unit makes the call on the thread of the vCPU that rang the doorbell, without any lock that `remap` or a
-  /// translation takes.
+  /// The calling thread is that of the vCPU that invalidates, or of a function whose answer resumes the queue. It holds
+  /// no lock that `remap` or a translation takes.
   func invalidated(_ invalidations: [Invalidation])
 }

@@ -91,7 +91,8 @@ extension RemappingUnit {
     pending.ports.removeAll(keepingCapacity: true)
     if pending.concernsInterrupts { interruptsInFlight.drain(parking: parking) }
     pending.concernsInterrupts = false
-    // Page requests whose check came before the invalidation, or before a wait descriptor with PD, enter the queue now.
+    // A page request that was checked before the invalidation, or before a wait with PD, enters its queue before the
+    // return.
     if capabilities.pageRequests { pageRequestsInFlight.drain(parking: parking) }
     notifyObservers(&pending)
   }

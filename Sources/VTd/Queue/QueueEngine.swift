@@ -4,8 +4,8 @@ import Hardware
 // thread that rings the doorbell, or on the thread of a function whose answer resumes the queue.
 
 extension RemappingUnit {
-  /// Executes descriptors until the queue is empty, a descriptor is invalid, or one lap is complete. A vCPU that adds
-  /// descriptors meanwhile rings the doorbell, and then executes them itself.
+  /// Executes descriptors until the queue is empty, a descriptor cannot be completed now, or one lap of the queue is
+  /// complete. A vCPU that adds descriptors meanwhile rings the doorbell, and then executes them itself.
   func serviceQueue() {
     queue.withLock { service(&$0) }
     resumeIfAsked()
@@ -43,7 +43,7 @@ extension RemappingUnit {
       guard let parked = devices.parkedWait else { return (true, nil) }
       guard parked.generation != generation || devices.outstanding.isEmpty else { return (false, nil) }
       devices.parkedWait = nil
-      // Software has disabled the queue in the meantime, so it no longer waits.
+      // If software has disabled the queue in the meantime, it no longer waits.
       return (true, parked.generation == generation ? parked.wait : nil)
     }
     if let wait { finish(wait) }
@@ -93,7 +93,7 @@ extension RemappingUnit {
       registers.state.withLock { $0.advanceQueue(generation: fetch.generation) }
       if pending.isFull { notifyObservers(&pending) }
     case .wait(let wait):
-      // No request uses the old tables any more when software reads the status.
+      // When software reads the status, no request may use the old tables any more.
       complete(&pending)
       if park(wait, generation: fetch.generation) {
         registers.state.withLock { $0.advanceQueue(generation: fetch.generation) }

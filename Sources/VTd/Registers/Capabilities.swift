@@ -122,6 +122,6 @@ public struct Capabilities: Hashable, Sendable {
     hostAddressWidth >= 52 ? 0 : UInt64.lowBits(52) & ~UInt64.lowBits(hostAddressWidth)
   }
 
-  /// Bits 63:HAW. Reserved in pointers without ignored bits above the address.
+  /// Bits 63:HAW. They are reserved in pointers that have no ignored bits above the address.
   var pointerBitsBeyondHost: UInt64 { ~UInt64.lowBits(hostAddressWidth) }
 }

@@ -1,8 +1,8 @@
 import Hardware
 import Synchronization
 
-// The fault event, the invalidation event and the page request event (VT-d 7.4, 6.5.2.8, 7.5). Each has a control
-// register with a mask bit and a pending bit, followed by three registers with the message.
+// The fault event, the invalidation event and the page request event (VT-d 7.3, 6.5.2.8, 7.5). Each has a control
+// register with a mask bit and a pending bit. The three registers after it contain the message.
 
 /// The register offsets of one event.
 struct EventRegisters: Sendable {

@@ -1,8 +1,8 @@
 import Hardware
 import Synchronization
 
-/// The registers under their lock, and the unit's interrupts. A separate object, so that a port can record a fault
-/// without a reference to the unit.
+/// The registers under their lock, and the unit's interrupts. They are a separate object, so that a port can record a
+/// fault without a reference to the unit.
 ///
 /// Lock order: `state`, then the ports' locks or the interrupt remapper's lock, which a command takes while it holds
 /// `state`. Interrupts are sent after `state` is released.

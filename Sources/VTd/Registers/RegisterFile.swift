@@ -35,7 +35,7 @@ struct RegisterFile: Sendable {
     }
   }
 
-  /// The low (or only) 32 bits of a register. The offset is one of `RegisterOffset`.
+  /// The 32 bits at an offset in bytes, which is a multiple of 4.
   subscript(doubleword offset: Int) -> UInt32 {
     get { values[offset / 4] }
     set { values[offset / 4] = newValue }
@@ -60,7 +60,7 @@ struct RegisterFile: Sendable {
     return result
   }
 
-  /// Applies software's write to one 32-bit word, limited by the masks and by `lanes`.
+  /// Applies software's write to one 32-bit word. `lanes` selects the bits of the bytes that software writes.
   mutating func write(word: Int, value: UInt32, lanes: UInt32) {
     let changeable = writable[word] & lanes
     let cleared = writeOneToClear[word] & lanes & value

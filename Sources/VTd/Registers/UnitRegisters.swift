@@ -30,7 +30,7 @@ struct UnitRegisters: Sendable {
   struct RegisterCommand: Sendable {
     enum Register: Sendable { case contextCommand, iotlbInvalidate }
     let register: Register
-    /// The requested invalidation; nil for a granularity that does not exist.
+    /// The requested invalidation. Nil if the request is invalid, or if the unit is not in legacy mode.
     let invalidation: Invalidation?
   }
 
@@ -45,8 +45,8 @@ struct UnitRegisters: Sendable {
   var nextFaultRecord = 0
   /// The state in force. Global Status shows it once the command is complete.
   private(set) var globalStatus: GlobalCommand = []
-  /// Number of commands in force that changed translation or interrupt remapping while requests in flight may still use
-  /// the old tables.
+  /// The number of commands that changed translation or interrupt remapping, and that are not complete because requests
+  /// in flight may still use the old tables.
   private var incompleteCommands = 0
 
   init(_ capabilities: Capabilities) {
@@ -95,7 +95,7 @@ struct UnitRegisters: Sendable {
   mutating func write(offset: Int, width: Int, value: UInt64) -> Effects {
     var effects = Effects()
     guard offset >= 0, width > 0, offset <= RegisterFile.size - width else { return effects }
-    // The command register reads as zero, but a write to some of its bytes must not change the other commands.
+    // The command register reads as zero, but a write to some of its bytes must not change the commands in the others.
     file[doubleword: RegisterOffset.globalCommand] = globalStatus.intersection(.persistent).rawValue
     let words = offset / 4...(offset + width - 1) / 4
     for word in words {
@@ -251,7 +251,7 @@ struct UnitRegisters: Sendable {
     effects.command = RegisterCommand(register: .iotlbInvalidate, invalidation: invalidation)
   }
 
-  /// Shows the completed granularity in the register, or 0 where the request was invalid.
+  /// Shows the completed granularity in the register, or 0 if the request had no effect.
   mutating func complete(_ command: RegisterCommand) {
     switch command.register {
     case .contextCommand:

@@ -1,7 +1,7 @@
 import Hardware
 
 // First-stage translation (VT-d 3.6): 4- and 5-level tables in the format of the processor's page tables. In nested
-// translation (VT-d 3.8) the second stage translates every address in them, and their output.
+// translation (VT-d 3.8), the second stage translates each address in these tables, and the address of the page.
 
 /// A first-stage table, as a PASID-table entry describes it.
 struct FirstStageTable: Hashable, Sendable {
@@ -71,14 +71,16 @@ struct FirstStageTable: Hashable, Sendable {
     throw .firstStageUpdateFailed
   }
 
-  /// - Parameter nested: the table's `nested`, constant-folded at both callers.
+  /// - Parameter nested: the table's `nested`. As a parameter, it lets the compiler specialize this function at both
+  ///   callers.
   /// - Returns: nil if an entry changed during the update of its accessed or dirty bit.
   @inline(__always)
   private func attempt(
     _ input: UInt64, through nested: SecondStageTable?, for access: DMAAccess, rules: WalkRules,
     memory: any PhysicalMemory
   ) throws(FaultReason) -> Mapping? {
-    // `walkTables` passes entries with these bits unchecked: they point to a table, restrict nothing and are accessed.
+    // `walkTables` descends through entries with all these bits: they point to a table, restrict nothing and are
+    // accessed.
     var required = FirstStageEntry.present | FirstStageEntry.writable | FirstStageEntry.user | FirstStageEntry.accessed
     if extendedAccessed { required |= FirstStageEntry.extendedAccessed }
     let forbidden = rules.firstStageReserved(level: 5, isLeaf: false)

@@ -39,7 +39,8 @@ struct SecondStageTable: Hashable, Sendable {
   private func attempt(
     _ input: UInt64, for access: DMAAccess, rules: WalkRules, memory: any PhysicalMemory
   ) throws(FaultReason) -> Mapping? {
-    // `walkTables` passes entries with these bits unchecked: they point to a table, restrict nothing and are accessed.
+    // `walkTables` descends through entries with all these bits: they point to a table, restrict nothing and are
+    // accessed.
     var required = SecondStageEntry.readable | SecondStageEntry.writable
     if accessedDirty { required |= SecondStageEntry.accessed }
     let forbidden = rules.secondStageReserved(level: 5, isLeaf: false)

@@ -17,8 +17,8 @@ struct ResolvedPath {
 
 /// Reads the entries of one source. Remembers FPD of the entries even when a read throws.
 ///
-/// Translation, ATS and host bindings resolve a request in two steps: `context(for:pasid:)`, then `path(of:in:)`. A
-/// cached context entry replaces the first step.
+/// Translation, ATS and host bindings resolve a request in two steps: `context(for:pasid:)`, then
+/// `path(of:isPrivileged:in:)`. A cached context entry replaces the first step.
 struct SourceLookup {
   let mode: TranslationMode
   let source: RequesterID

@@ -43,8 +43,8 @@ struct WalkRules: Sendable {
   /// Whether the unit offers PWSNP. If so, walks with PWSNP clear must not update entries.
   let pageWalkSnoopMatters: Bool
 
-  // Reserved bits of every entry: bits 51:HAW, and fields that the unit does not offer. Kept small, because every walk
-  // copies them.
+  // Reserved bits of every entry: bits 51:HAW, and fields that the unit does not offer. They are small, because every
+  // walk copies them.
   private let firstStage: UInt64
   private let firstStageGigabytePage: UInt64
   private let secondStageTable: UInt64
@@ -71,7 +71,7 @@ struct WalkRules: Sendable {
   /// Bits that must be zero in a first-stage entry at `level`, 1 to 5.
   @inline(__always)
   func firstStageReserved(level: Int, isLeaf: Bool) -> UInt64 {
-    // Below the address of a large page only bit 12 (PAT) is not reserved.
+    // Of the bits from 12 up to the address of a large page, only bit 12 (PAT) is not reserved.
     switch (isLeaf, level) {
     case (true, 1): firstStage
     case (true, 2): firstStage | 0x001f_e000

@@ -35,10 +35,10 @@ public struct TraceArgument: Hashable, Sendable {
 
 /// Receives the trace events of all units.
 ///
-/// The unit calls the sink on any thread and holds locks meanwhile. So the sink must not call the unit, and the guest
-/// waits while the sink waits.
+/// The unit calls the sink on any thread, and may hold locks during the call. The sink must not call the unit. While
+/// the sink waits, the guest waits, too.
 public protocol TraceSink: AnyObject, Sendable {
-  /// - Parameter unit: the unit's name; nil where there is only one unit.
+  /// - Parameter unit: the unit's name; nil if there is only one unit.
   func record(_ event: TraceEvent, unit: String?, _ arguments: [TraceArgument])
 }
 
@@ -49,7 +49,7 @@ public final class Trace: Sendable {
   private let sink: any TraceSink
   private let unit: String?
 
-  /// - Parameter unit: the unit's name, where there are several units.
+  /// - Parameter unit: the unit's name, if there are several units.
   public init(_ events: some Sequence<TraceEvent>, unit: String? = nil, sink: any TraceSink) {
     mask = Atomic(Self.mask(events))
     self.unit = unit

@@ -1,5 +1,5 @@
-/// The trace events of a unit. An event has the name of QEMU's trace event (hw/i386/trace-events) with the same
-/// meaning, or a name in that style where QEMU has none.
+/// The trace events of a unit. If QEMU has an event of the same meaning (hw/i386/trace-events), the event has its name;
+/// otherwise it has a name in that style.
 public enum TraceEvent: String, CaseIterable, Sendable {
   // Registers.
   case registerRead = "vtd_reg_read"
