@@ -19,7 +19,7 @@ public struct BaseAddressRegister: Hashable, Sendable {
     case expansionROM
   }
 
-  /// The index that stands for the expansion ROM's register, which is not one of the six.
+  /// The index that stands for the expansion ROM's register, which is not one of the six BARs.
   public static let expansionROMIndex = 6
 
   /// The register: 0 to 5, at most 4 for a 64-bit BAR, or `expansionROMIndex`.

@@ -48,7 +48,8 @@ public final class Bus: Sendable {
       return true
     }
     guard added else { throw AddressInUse(address: function.requester.id) }
-    // For a `refuse` on another thread: either it found the function on this bus, or this check sees that it ran.
+    // If another thread called `refuse` meanwhile, that call found the function on this bus, or this check sees the
+    // refusal.
     if function.environment.isRefused { remove(function) }
   }
 

@@ -20,8 +20,7 @@ public final class BusRoutes: Sendable {
   /// The ports on bus 0, sorted by address.
   public var ports: [RootPort] { state.withLock { $0.ports } }
 
-  /// Returns the bus with a number.
-  /// - Returns: nil if no bus has the number, or if its link is down.
+  /// Returns the bus with a number. Nil if no bus has the number, or if the bus is a link that is down.
   public func bus(_ number: UInt8) -> Bus? {
     number == root.number ? root : state.withLock { $0.buses[Int(number)] }
   }

@@ -75,7 +75,7 @@ public final class PortConfigurationAccess: BusDevice {
     guard address[bit: 31], offset >= 4 else { return nil }
     let id = RequesterID(rawValue: UInt16(truncatingIfNeeded: address >> 8))
     // The port's bits 1:0 select the byte. The specification reserves those bits in CONFIG_ADDRESS, but QEMU combines
-    // both, and libqos relies on it.
+    // both, and libqos relies on that.
     let byte = Int((UInt64(address) | offset) & 3)
     guard byte + width.rawValue <= 4 else { return nil }
     return (id, Int(address & 0xfc) + byte)

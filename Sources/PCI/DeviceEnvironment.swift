@@ -1,12 +1,12 @@
 import Hardware
 import Synchronization
 
-/// One device's connections to the machine: makes or records the device's DMA ports, workers, timers and other
-/// resources, so that `Function.revoke` ends all of them, in the same order for every device.
-///
-/// An access to the device's registers is counted as in flight from before the check whether the device is refused,
-/// until the access has left the model. The count costs two atomic additions. A device obtains its ports and workers
+/// Connects one device to the machine: makes or records the device's DMA ports, workers, timers and other resources, so
+/// that `Function.revoke` ends all of them, in the same order for every device. A device obtains its ports and workers
 /// while it is built.
+///
+/// Each access to the device's registers is counted as in flight. The count begins before the check whether the device
+/// is refused, and ends when the model returns. It costs two atomic additions.
 ///
 /// Lock order: code that holds `records` takes no other lock.
 public final class DeviceEnvironment: Sendable {
@@ -62,8 +62,8 @@ public final class DeviceEnvironment: Sendable {
     return port
   }
 
-  /// Makes a worker. Once the device is refused, the worker has no doorbell and no longer starts its handler. `drain`
-  /// stops it.
+  /// Makes a worker. Once the device is refused, the worker gets no new doorbell and no longer starts its handler.
+  /// `drain` stops the worker.
   public func makeWorker(name: String, handler: @escaping @Sendable () -> Void) -> any QueueWorker {
     let made = surroundings.workers.makeWorker(name: name) { [gate] in
       if !gate.isClosed { handler() }
@@ -87,14 +87,14 @@ public final class DeviceEnvironment: Sendable {
 
   // MARK: Revocation
 
-  /// Removes the workers' doorbells, so that guest writes no longer wake workers without the bus. Does not block: if
+  /// Removes the workers' doorbells, so that the kernel no longer wakes workers for guest writes. Does not block: if
   /// another thread sets a doorbell at this moment, that thread removes it again.
   func withdrawDoorbells() {
     for worker in records.withLock({ $0.workers }) { worker.withdrawDoorbell() }
   }
 
-  /// Waits until nothing of the device is in flight: first the accesses to its registers, as they may wake workers and
-  /// make requests; then its workers; then its requests.
+  /// Waits until nothing of the device is in flight. The accesses to its registers come first, because they may wake
+  /// workers and make requests. Then come its workers, then its requests.
   func drain() {
     let parking = surroundings.makeParking()
     gate.accesses.drain(parking: parking)

@@ -1,7 +1,7 @@
 import Hardware
 
-/// The services that the board offers to every function. From it each function makes its own `DeviceEnvironment`, the
-/// only way by which a device reaches the machine.
+/// The services that the board offers to every function. Each function makes its own `DeviceEnvironment` from them, and
+/// its device reaches the machine only through that.
 public struct PCIEnvironment: Sendable {
   public let memoryBus: AddressBus
   public let ioBus: AddressBus

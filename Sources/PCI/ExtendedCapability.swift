@@ -51,8 +51,8 @@ public struct ExtendedCapability: Hashable, Sendable {
     return ExtendedCapability(id: 0x0001, version: 2, body: body, writable: writable, writeOneToClear: clearable)
   }
 
-  /// Returns Address Translation Services (ATS; 10.5.1) with page-aligned requests, without Global Invalidate and
-  /// relaxed ordering.
+  /// Returns Address Translation Services (ATS; 10.5.1) with page-aligned requests, but without Global Invalidate and
+  /// without relaxed ordering.
   /// - Parameter invalidateQueueDepth: the number of invalidate requests that the function can hold, 1 to 32.
   public static func addressTranslation(invalidateQueueDepth: Int) -> ExtendedCapability {
     precondition((1...32).contains(invalidateQueueDepth), "the depth of the invalidate queue is 1 to 32")

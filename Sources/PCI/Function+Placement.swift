@@ -95,7 +95,7 @@ extension Function {
   }
 
   /// Detaches the BARs of a refused function from the buses. If `placing` is taken, its holder calls this next.
-  /// `withdrawRegions` notifies the model and the devices behind the BARs later, as that may make host calls.
+  /// `withdrawRegions` notifies the model and the devices behind the BARs later, because that may make host calls.
   func detachRegions() {
     _ = placing.withLockIfAvailable { placing in
       for (index, bar) in description.baseAddressRegisters.enumerated() {
@@ -106,8 +106,8 @@ extension Function {
     }
   }
 
-  /// Reports to the model that no BAR decodes, and to the devices behind the BARs that they may be visible. The
-  /// function is refused, and nothing of it is in flight.
+  /// Reports to the model that no BAR decodes, and to the devices behind the BARs that they may be visible. Called when
+  /// the function is refused and nothing of it is in flight.
   func withdrawRegions() {
     updatePlacement()
     let uncovered = placing.withLock { placing in

@@ -16,11 +16,11 @@ public struct RevocationTimes: Hashable, Sendable {
 extension Function {
   /// Makes the function unreachable for the guest at once. Configuration reads return all ones, the BARs leave the
   /// buses, the function's own requests are refused for good, and it sends no interrupts. Until `revoke`, a doorbell in
-  /// the kernel still wakes a worker, which then does nothing: its removal from the kernel could block a vCPU for
+  /// the kernel still wakes a worker, which then does nothing: the removal of a doorbell could block a vCPU for
   /// milliseconds.
   ///
-  /// Any thread may call this, also several at once, and also a vCPU during an access to this function, since it does
-  /// not block. It only tries locks that are held across a call into the model or the host; if such a lock is taken,
+  /// Any thread may call this, also several at once, and also a vCPU during an access to this function, because it does
+  /// not block. It only tries locks that are held across a call into the model or the host. If such a lock is taken,
   /// its holder completes the work when it releases the lock. Accesses in flight complete, but cannot undo any of this.
   ///
   /// The model keeps its host resources until `revoke`: a passed-through device continues its DMA, with translations
@@ -39,8 +39,8 @@ extension Function {
   /// Removes the function for good: refuses it, waits until nothing of it is in flight, and releases all its resources.
   /// Later calls do nothing; a concurrent call waits for the first one.
   ///
-  /// Must not be called on a vCPU's thread, on a thread of the device's workers or timers, or with a lock held, as it
-  /// waits for those threads.
+  /// Must not be called on a vCPU's thread, on a thread of the device's workers or timers, or with a lock held, because
+  /// it waits for those threads.
   /// - Parameter now: returns the time, in any unit.
   @discardableResult
   public func revoke(now: () -> UInt64 = { 0 }) -> RevocationTimes {

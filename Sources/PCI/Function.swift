@@ -5,7 +5,7 @@ import Synchronization
 /// implements the rest of the device.
 ///
 /// Lock order: `placing`, then the function's lock, then those of MSI-X, MSI, `wire`, the interrupt line and the buses.
-/// The model is called with none of them held but `placing`, which serializes vCPUs that move a BAR. `refuse` takes
+/// During a call into the model, at most `placing` is held, which serializes vCPUs that move a BAR. `refuse` takes
 /// `wire` and the buses' locks, and only tries `placing`.
 public final class Function: Sendable {
   private struct State {
@@ -174,7 +174,7 @@ public final class Function: Sendable {
     access { readConfigurationNow(offset, width) } ?? width.allOnes
   }
 
-  /// Returns a register as software has written it, for the model's own use. Unlike `readConfiguration` it works also
+  /// Returns a register as software has written it, for the model's own use. Unlike `readConfiguration`, it also works
   /// in an access that began before the function was refused.
   public func register(at offset: Int, width: AccessWidth) -> UInt64 {
     state.withLock { $0.space.read(offset, width) }
@@ -185,7 +185,7 @@ public final class Function: Sendable {
     let pending = msi?.pending ?? 0
     let own = state.withLock { state in
       noteMasterAbort(&state)
-      // Hardware owns these bits. Store them at each read, because a copy of the space would be allocated.
+      // Hardware owns these bits. Store them at each read, because a copy of the space would need an allocation.
       let status = state.space.get(UInt16.self, StandardOffset.status)
       state.space.set(StandardOffset.status, status & ~(1 << 3) | (state.interruptAsserted ? 1 << 3 : 0))
       if let msiOffset { state.space.set(msiOffset + 0x14, pending) }
@@ -300,8 +300,8 @@ public final class Function: Sendable {
   }
 
   /// Sets Received Master Abort, RW1C (PCI Local Bus 3.0, section 6.2.3; PCI Express Base 7.5.1.1.4), if a request was
-  /// unanswered. This model sets it for writes too; a real Express requester gets no completion for writes and cannot
-  /// detect that.
+  /// unanswered. This model sets the bit for writes too. A real Express requester cannot detect an unanswered write,
+  /// because writes have no completion.
   private func noteMasterAbort(_ state: inout State) {
     guard requester.takeMasterAbort() else { return }
     state.space.set(StandardOffset.status, state.space.get(UInt16.self, StandardOffset.status) | 1 << 13)
