@@ -176,7 +176,7 @@ public final class AddressBus: Sendable {
   public func visibleParts(of attachment: Attachment) -> [Range<UInt64>] {
     map.withLock { map in
       guard let region = map.regions.first(where: { $0.attachment == attachment }) else { return [] }
-      // No overflow: a region never covers the whole space, as its size is at most the largest address.
+      // No overflow: a region never covers the whole space, because its size is at most the largest address.
       var parts = [0..<region.last - region.base + 1]
       for other in map.regions where other.overlaps(region) && other.precedes(region) {
         let first = max(other.base, region.base) - region.base

@@ -79,7 +79,7 @@ public protocol DMAPort: AnyObject, Sendable {
   /// - Returns: whether the write is an interrupt request.
   func sendMessage(_ data: UInt32, to address: UInt64) -> Bool
 
-  /// Records, where the function's driver can see it, that no memory answered a request of this port.
+  /// Records that no memory answered a request of this port. The function's driver can see the record.
   func noteUnclaimed()
 }
 
@@ -88,8 +88,8 @@ extension DMAPort {
   public func noteUnclaimed() {}
 
   /// Records that no memory answered a translated request, and returns its error. BARs of other functions do not answer
-  /// requests (no peer-to-peer): a device may hold a lock during its request, and the register access of its peer might
-  /// wait for that lock, or for a request that waits in turn. The two devices could deadlock.
+  /// requests (no peer-to-peer), because two devices could deadlock: a device may hold a lock during its request, and
+  /// the access to its peer's registers might wait for that lock or for a request that waits in turn.
   public func unclaimed() -> DMAError {
     noteUnclaimed()
     return .notMemory
@@ -102,7 +102,7 @@ extension DMAPort {
   public func request() -> RequestInFlight { RequestInFlight(inFlight) }
 
   /// Appends the physical segments of a whole request. It joins adjacent segments and checks that all are RAM.
-  /// - Parameter request: the caller keeps it until it no longer uses the segments.
+  /// - Parameter request: the request in flight. The caller keeps it until it no longer uses the segments.
   public func resolve(
     _ address: UInt64, count: Int, for access: DMAAccess, into segments: inout [PhysicalSegment],
     during request: borrowing RequestInFlight

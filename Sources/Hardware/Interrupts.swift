@@ -27,7 +27,8 @@ public protocol InterruptRoute: AnyObject, Sendable {
 /// The source of routes: the board, with its interrupt remapper.
 public protocol InterruptRouter: AnyObject, Sendable {
   /// Makes a route for one interrupt source.
-  /// - Parameter requester: the function. The remapper reads the source-id that it validates from this at each use.
+  /// - Parameter requester: the function that is the source. The remapper reads its ID, which it validates, at each
+  ///   use.
   func makeRoute(for requester: Requester) -> any InterruptRoute
 }
 

@@ -11,7 +11,7 @@ public protocol PhysicalMemory: AnyObject, Sendable {
   func storeUInt32(_ value: UInt32, at address: UInt64) -> Bool
   func storeUInt64(_ value: UInt64, at address: UInt64) -> Bool
 
-  /// Walks paging tables. A requirement of the protocol, so that a walk costs one dynamic call; the default
+  /// Walks paging tables. This is a requirement of the protocol, so that a walk costs one dynamic call. The default
   /// implementation below uses `loadUInt64`.
   func walkTables(
     _ input: UInt64, from table: UInt64, level: Int, mustHave: UInt64, mustNotHave: UInt64

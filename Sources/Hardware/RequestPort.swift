@@ -12,8 +12,8 @@ public protocol DMARemapper: AnyObject, Sendable {
 
 /// All requests that one function can send to the root complex.
 public protocol RequestPort: AnyObject, Sendable {
-  /// Returns the port for untranslated requests. It ignores Execute Requested of the prefix, which each access states
-  /// in its `DMAAccess`.
+  /// Returns the port for untranslated requests. It ignores Execute Requested of the prefix, because each access states
+  /// that in its `DMAAccess`.
   func dmaPort(for prefix: PASIDPrefix?) -> any DMAPort
 
   /// The port for requests with translated addresses (AT 10b).

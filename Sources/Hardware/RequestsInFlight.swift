@@ -1,6 +1,6 @@
 import Synchronization
 
-/// The requests of one port that are in flight: translated, but possibly not finished with their memory accesses.
+/// The requests of one port that are in flight, from before their translation until their last memory access.
 ///
 /// Code that invalidates a translation, or removes a function, first makes that change and then calls `drain`. When
 /// `drain` returns, no request in flight still uses the old state (VT-d 6.5.5, "Draining of requests to memory").
