@@ -9,7 +9,7 @@ public protocol FunctionModel: AnyObject, Sendable {
   func readRegion(bar: Int, offset: UInt64, width: AccessWidth) -> UInt64
   func writeRegion(bar: Int, offset: UInt64, width: AccessWidth, value: UInt64)
 
-  /// Returns to the state after construction, for a Function Level Reset or a reset of the board.
+  /// Returns the device to its state after construction, for a Function Level Reset or a reset of the board.
   func reset()
 
   /// Reports the address at which a BAR decodes now; nil while it does not decode. Called again with the same address

@@ -114,8 +114,8 @@ public struct ResourcePlacement: Sendable {
     memory64 = WindowRoom(windows.memory64)
   }
 
-  /// Numbers all buses, places all BARs and windows, and switches slots on or off. 64-bit BARs go below 4 GiB, where a
-  /// bare kernel can reach them, while there is room.
+  /// Numbers all buses, places all BARs and windows, and switches slots on or off. 64-bit BARs go below 4 GiB as long
+  /// as there is room, because a bare kernel can reach them there.
   /// - Parameters:
   ///   - functions: all functions of bus 0, including the ports.
   ///   - ports: the ports, sorted by address. Their buses get numbers in this order.
@@ -135,12 +135,13 @@ public struct ResourcePlacement: Sendable {
     }
   }
 
-  /// The bytes of each memory window that a port with hotplug gets for later devices, as in SeaBIOS. I/O windows get
+  /// The bytes that a port with hotplug gets in each memory window for later devices, as in SeaBIOS. I/O windows get
   /// only the reserved bytes.
   static let hotplugRoom: UInt64 = 2 << 20
 
-  /// Finds an address for every request. If the room does not suffice with all reserves for hotplug, present devices
-  /// come first, then the empty ports in order of address, with 1 MiB each below 4 GiB.
+  /// Finds an address for every request. If the room does not suffice for all reserves for hotplug, the present devices
+  /// get addresses first. Then each missing window gets a reserve, in order of the ports' addresses, while there is
+  /// room: 1 MiB below 4 GiB, and `hotplugRoom` for prefetchable BARs.
   private mutating func plan(_ functions: [Function], _ ports: [RootPort]) throws(NoRoom) -> Plan {
     let all = self
     let room = [BridgeWindow.memory: Self.hotplugRoom, .prefetchable: Self.hotplugRoom]

@@ -13,8 +13,8 @@ public enum HotplugWay: Hashable, Sendable, CaseIterable {
 public enum RemovalAnswer: Hashable, Sendable {
   /// The attention button was pressed.
   case asked
-  /// Software is switching the slot on or off. The button is pressed when the slot is on; if software switches the slot
-  /// off, that ejects the device.
+  /// Software is switching the slot on or off. The button will be pressed once the slot is on. If software switches the
+  /// slot off instead, that ejects the device.
   case deferred
   /// Software does not use the slot, so the device can be removed at once.
   case unpowered
@@ -25,8 +25,8 @@ public enum RemovalAnswer: Hashable, Sendable {
 /// The slot of a port with hotplug: actions of the board and of software.
 extension RootPort {
   /// Announces a device after its functions were added to `bus`, function 0 last. Native hotplug sets the events for
-  /// changes of presence and link. With ACPI hotplug software does not enable these events; the ACPI controller
-  /// notifies.
+  /// changes of presence and link. With ACPI hotplug, software does not enable these events, because the ACPI
+  /// controller notifies it.
   public func inserted() { _ = changeSlot { $0.inserted() } }
 
   /// Asks software to release the device in the slot. For native hotplug only; the ACPI controller has its own method.

@@ -5,8 +5,8 @@ import Synchronization
 /// the registers; this class acts on writes to them. The link is up while it is neither disabled nor held in reset, and
 /// the slot has power. `SlotRegisters` models a slot with hotplug.
 ///
-/// Lock order: `published`, then its function's lock. Functions below are called with neither held, after the new state
-/// was published: of two vCPUs that write at once, the later one acts on both writes.
+/// Lock order: `published`, then its function's lock. The port publishes its new state first, and then calls the
+/// functions below it with neither lock held. If two vCPUs write at once, the later one therefore acts on both writes.
 public final class RootPort: FunctionModel {
   /// The bytes that firmware reserves for later devices, and the number of buses that it reserves besides the link's.
   public struct Reservation: Hashable, Sendable {
@@ -45,8 +45,8 @@ public final class RootPort: FunctionModel {
   ///   - routes: the routes of the root complex.
   ///   - onEject: called when software switched off a slot with a device, which ejects the device. Called on the vCPU's
   ///     thread, without locks.
-  ///   - onRefusal: called when software accepted a request to remove the device, and then kept the device. Called as
-  ///     `onEject` is.
+  ///   - onRefusal: called when software accepted a request to remove the device, and then kept the device. Called like
+  ///     `onEject`.
   ///   - onSlotChange: called when the slot's registers changed, except by a reset. Called on any thread, without
   ///     locks; the calls for two concurrent changes may come in either order. Must not block.
   public init(
@@ -114,7 +114,7 @@ public final class RootPort: FunctionModel {
     apply()
   }
 
-  /// Revokes the functions below first, as their requests and interrupts pass the port.
+  /// Revokes the functions below first, because their requests and interrupts pass the port.
   public func endRequests() {
     for function in bus.all.reversed() { function.revoke() }
   }

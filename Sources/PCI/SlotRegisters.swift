@@ -5,11 +5,11 @@ import Hardware
 /// owner.
 ///
 /// A slot with native hotplug has an attention button, both indicators and a power controller, but no latch, interlock
-/// or power faults. Hot-Plug Surprise is clear, as Linux treats a link that goes down as a removal in any case. A slot
-/// with ACPI hotplug is hot-plug capable, so that operating systems leave room below the port, and it is always
-/// powered.
+/// or power faults. Hot-Plug Surprise is clear, because Linux treats a link that goes down as a removal in any case. A
+/// slot with ACPI hotplug is always powered. It is hot-plug capable, so that operating systems leave room below the
+/// port.
 ///
-/// An insertion never presses the button, because a press while software switches the slot on or off would cancel this
+/// An insertion never presses the button. While software switches the slot on or off, a press would cancel that
 /// command.
 struct SlotRegisters: Sendable {
   /// The action for the owner after a write by software.
@@ -74,8 +74,8 @@ struct SlotRegisters: Sendable {
   private var removal = Removal.none
   /// Whether software has commanded power on since the insertion of the device.
   private var isNoticed = false
-  /// Whether software has set the indicator on after that. Only then does switching the slot off eject the device: a
-  /// device that was inserted after a surprise removal must ignore the commands that software meant for the old one.
+  /// Whether software has then set the indicator on. Only in this state does switching the slot off eject the device,
+  /// because a device inserted after a surprise removal must ignore commands that software meant for the old one.
   private var isInUse = false
   /// Whether `eject` was returned for the device.
   private var isEjected = false
@@ -90,7 +90,7 @@ struct SlotRegisters: Sendable {
     switch way {
     // Attention Button, Power Controller, both indicators, Hot-Plug Capable.
     case .native: 1 << 0 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 6
-    // Hot-Plug Capable; No Command Completed Support, as there are no commands.
+    // Hot-Plug Capable; No Command Completed Support, because there are no commands.
     case .acpi: 1 << 6 | 1 << 18
     }
   }
@@ -157,7 +157,7 @@ struct SlotRegisters: Sendable {
 
   /// Acts on a command that software wrote.
   private mutating func applyCommand(_ before: SlotRegisters) -> Outcome {
-    // A driver clears the button's event when it starts, so an earlier press is repeated.
+    // A driver clears the button's event when it starts. Repeat a press that came before.
     if removal == .pressed, control[bit: Control.attentionButtonPressedEnable],
       !before.control[bit: Control.attentionButtonPressedEnable]
     {
@@ -189,7 +189,8 @@ struct SlotRegisters: Sendable {
       isEjected = true
       return .eject
     }
-    // After Linux switches a slot off, it waits a second and drops the events of that second, so it missed this device.
+    // After Linux switches a slot off, it waits a second and drops the events of that second, so it has missed this
+    // device.
     if !isNoticed { announce() }
     return .nothing
   }
