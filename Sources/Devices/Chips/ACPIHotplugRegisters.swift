@@ -4,9 +4,8 @@ import Hardware
 /// machine.
 ///
 /// The layout is QEMU's (docs/specs/acpi_pci_hotplug.rst, hw/acpi/pcihp.c): `select` chooses a bus, and each other
-/// register has a bit per device on that bus. In Nestling the bus is the link below a hot-pluggable root port. So bit 0
-/// is its only device, and `select` is the slot's number. QEMU does not have the registers from 0x18 on.
-///
+/// register has a bit per device on that bus. In Nestling the bus is the link below a hot-pluggable root port. It has
+/// one device, bit 0, and `select` is the slot's number. QEMU does not have the registers from 0x18 on.
 ///     0x00 up         bit 0: a device has appeared. A read clears it.
 ///     0x04 down       bit 0: the guest shall eject the device. A read clears it, so a request is announced once.
 ///     0x08 eject      write bit 0: the guest ejects the device. Reads zero: there are no further features.
@@ -27,8 +26,8 @@ import Hardware
 /// registers announce nothing about the next one.
 ///
 /// A guest ejects once per request that it has read, and reports each one (_OST). After two requests it ejects twice,
-/// and the second eject must not remove the next device. So the registers ignore as many ejects as there were further
-/// open requests, until the guest reports on the next device.
+/// and the second eject must not remove the next device. The registers therefore ignore one eject for each further open
+/// request, until the guest reports on the next device.
 public struct ACPIHotplugRegisters: Sendable {
   /// The size of the registers in bytes.
   static let size: UInt64 = 0x24

@@ -2,8 +2,8 @@ import Hardware
 
 /// QEMU's isa-debug-exit: a port by which a test kernel ends the machine with a chosen status.
 ///
-/// A write of v ends the machine with the status (v << 1) | 1. The status is never zero, so that it differs from that
-/// of a machine that ended otherwise. The low byte becomes the exit status of the process.
+/// A write of v ends the machine with the status (v << 1) | 1. The status is never zero, so it differs from the status
+/// of a machine that ended in another way. The low byte becomes the exit status of the process.
 public final class DebugExit: BusDevice {
   /// The size of the I/O region in bytes, as test kernels configure it: `iosize=4`.
   public static let regionSize: UInt64 = 4

@@ -57,8 +57,8 @@ public struct FirmwareConfigurationItems: Sendable {
     numberFiles()
   }
 
-  /// Returns the item with a selector value, or an empty one. Bit 14 (write) has no effect. There are no items with bit 15
-  /// (architecture).
+  /// Returns the item that a selector value selects, or an empty array. Bit 14 (write) has no effect. No item has bit
+  /// 15 (architecture).
   public func contents(selector: UInt16) -> [UInt8] {
     selector & 0x8000 != 0 ? [] : items[selector & 0x3fff] ?? []
   }

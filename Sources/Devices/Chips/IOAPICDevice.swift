@@ -13,7 +13,7 @@ public final class IOAPICDevice: BusDevice {
     var chip: IOAPIC
     /// The number of lines that assert each pin.
     var drivers = [Int](repeating: 0, count: IOAPIC.pinCount)
-    /// The message of each route. A route is set only on a change, as that is expensive.
+    /// The message of each route. A route is set only on a change, because setting it is expensive.
     var messages = [InterruptMessage?](repeating: nil, count: IOAPIC.pinCount)
     var observer: (@Sendable (Int, Bool) -> Void)?
   }

@@ -104,7 +104,7 @@ struct MC146818: Sendable {
     updateFlags(now)
     let wasRunning = isRunning
     let wasReset = dividersAreReset
-    // Stores the current time in the current format, before the write changes either.
+    // Store the current time in the current format, before the write changes the time or the format.
     if wasRunning { latch(now) }
     switch address {
     case Register.a: memory[address] = value & 0x7f

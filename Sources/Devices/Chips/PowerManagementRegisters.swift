@@ -27,10 +27,10 @@ struct PowerManagementRegisters: Sendable {
   }
 
   private enum Control {
-    /// SCI_EN: always set, as there is no SMI that could deliver the events (FADT: SMI_CMD zero).
+    /// SCI_EN: always set, because there is no SMI that could deliver the events (FADT: SMI_CMD zero).
     static let sciEnable: UInt16 = 1 << 0
     /// BM_RLD (bit 1) and SLP_TYP (bits 12:10) read back. GBL_RLS (bit 2) and SLP_EN (bit 13) are write-only; GBL_RLS
-    /// has no effect, as there is no firmware.
+    /// has no effect, because there is no firmware.
     static let stored: UInt16 = 1 << 1 | 7 << 10
     static let sleepEnable: UInt16 = 1 << 13
   }

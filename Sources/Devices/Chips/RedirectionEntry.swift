@@ -33,8 +33,8 @@ public struct RedirectionEntry: RawRepresentable, Hashable, Sendable {
   /// Bit 16.
   public var isMasked: Bool { rawValue[bit: 16] }
 
-  /// The bits that software can write: all but delivery status (bit 12, zero, as messages are sent at once), remote IRR,
-  /// and the reserved bits 47:17.
+  /// The bits that software can write: all but delivery status (bit 12, zero, because messages are sent at once),
+  /// remote IRR, and the reserved bits 47:17.
   static let writable: UInt64 = 0xffff_0000_0001_afff
 
   /// Writes one half of the entry.

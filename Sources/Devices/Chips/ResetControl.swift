@@ -59,7 +59,7 @@ public final class ResetControl: BusDevice {
 }
 
 /// The eight ports from 0xCF8, where the reset control register overlaps the configuration address register: a byte
-/// access to 0xCF9 goes to the former, all other accesses to the latter.
+/// access to 0xCF9 goes to the reset control register, all other accesses go to the configuration mechanism.
 ///
 /// A separate region at 0xCF9 would not work: it would split the region at that byte, and then no device would answer
 /// the whole of a doubleword access to 0xCF8.

@@ -3,8 +3,8 @@ import Synchronization
 
 /// The destination of a serial port's output.
 public protocol ChardevOutput: AnyObject, Sendable {
-  /// Takes one byte. Called on a vCPU's thread with the port's lock held, so it may buffer the byte, but must neither
-  /// wait for a reader nor call the port.
+  /// Takes one byte. Called with the port's lock held, on a vCPU's thread or in `SerialPort.outputRoom`. It may buffer
+  /// the byte, but must neither wait for a reader nor call the port.
   /// - Returns: false if there is no room for the byte. The owner calls `SerialPort.outputRoom` when there is room
   ///   again.
   func write(_ byte: UInt8) -> Bool

@@ -6,7 +6,7 @@
 /// bytes that do not fit are lost, as on the chip. The character timeout of four character times elapses at once, so
 /// bytes in the receiver below its trigger level cause it immediately.
 ///
-/// INTR is the chip's output. A PC gates it by OUT2; this model does not, like QEMU, since small kernels do not set it.
+/// INTR is the chip's output. A PC gates it by OUT2. Like QEMU, this model does not: small kernels leave OUT2 clear.
 struct UART16550: Sendable {
   /// The effects of an access beyond the registers.
   struct Effects: Hashable, Sendable {

@@ -1,6 +1,6 @@
 /// The register bits of the 16550A (National Semiconductor PC16550D data sheet, section 8).
 extension UART16550 {
-  /// IER: which causes raise INTR.
+  /// IER: the causes that raise INTR.
   struct InterruptEnable: OptionSet, Hashable, Sendable {
     let rawValue: UInt8
 

@@ -119,13 +119,13 @@ public final class DMAEngine: FunctionModel, TranslationCache {
     }
     if released != 0 { port.completeInvalidations(released) }
     if effect == .end || effect == .endAndRelease { updateStopped() }
-    // Act without the lock, as the worker may run at once.
+    // Act without the lock, because the worker may run at once.
     if effect == .start { wake() }
   }
 
   public func reset() {
-    // The command stops before its next page. The reset waits for the page in flight, as software may reuse the memory
-    // afterwards.
+    // The command stops before its next page. The reset waits for the page in flight, because software may reuse the
+    // memory afterwards.
     state.withLock { $0.generation &+= 1 }
     job.withLock { $0 = nil }
     let released = state.withLock { state in

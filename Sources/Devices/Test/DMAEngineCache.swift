@@ -18,7 +18,7 @@ struct DMAEngineCache: Sendable {
 
   private(set) var entries: [Entry] = []
   private var victim = 0
-  /// Changes with each invalidation. A translation that was requested in an earlier epoch must be neither cached nor used.
+  /// Changes with each invalidation. A translation requested in an earlier epoch must be neither cached nor used.
   private(set) var epoch: UInt64 = 0
 
   init() { entries.reserveCapacity(Self.capacity) }

@@ -335,7 +335,7 @@ extension DMAEngine {
       guard state.generation == generation else { return false }
       state.registers.pageRequests &+= 1
       if awaits {
-        // Record this before the request is sent, as the response may arrive at once.
+        // Record this before the request is sent, because the response may arrive at once.
         state.awaited = Awaited(groupIndex: request.groupIndex, pasid: request.prefix?.pasid)
       }
       return true

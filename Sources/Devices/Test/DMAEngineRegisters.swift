@@ -11,7 +11,7 @@ import Hardware
 /// BAR 2  64 KiB  the buffer: accesses of any width
 /// 0x100          ATS: queue depth 32, page-aligned requests; PRI: 32 outstanding; PASID: 20 bits, execute, privileged
 /// ```
-/// | offset | register | what |
+/// | offset | register | content |
 /// |---|---|---|
 /// | 0x00 | ID | RO 0x414d444e ("NDMA") |
 /// | 0x04 | VERSION | RO 1 |
@@ -26,7 +26,7 @@ import Hardware
 /// | 0x34 | VECTOR | 1:0 MSI-X vector of the interrupt at the end of a command |
 /// | 0x38 | DONE | RO bytes moved by the last command |
 /// | 0x40 | TRANSLATED | RO 63:0 first byte of the page in the completion of the last translate command |
-/// | 0x48 | RIGHTS | RO 0 read, 1 write, 2 execute, 3 privileged, 4 untranslated only, 5 non-snooped, 6 global; 15:8 log2 of the page's size |
+/// | 0x48 | RIGHTS | RO 0 read, 1 write, 2 execute, 3 privileged, 4 untranslated only, 5 non-snooped; 15:8 log2 of the page's size |
 /// | 0x4c | RESPONSE | RO the last page group response: 8:0 group index, 15:12 code, 16 with PASID, 31 received since the last command started |
 /// | 0x50 | RESPONSE PASID | RO 19:0 |
 /// | 0x54 | RESPONSES | RO page group responses received |
@@ -45,7 +45,7 @@ import Hardware
 /// grant the access, request the page and continue after the response; 11 interrupt at the end; 12 request read access,
 /// 13 request write access, 14 last in group (request only); 24:16 group index of page requests.
 ///
-/// | operation | what |
+/// | operation | effect |
 /// |---|---|
 /// | 1 read | memory at SOURCE to the buffer |
 /// | 2 write | the buffer to memory at DESTINATION; 4 bytes aligned to 4 are a single access, as an interrupt request needs |
@@ -54,7 +54,7 @@ import Hardware
 /// | 5 request | sends a page request for SOURCE; with 14 the command ends with the response, otherwise at once |
 /// | 6 stop | a stop marker for PASID |
 ///
-/// | result | what |
+/// | result | meaning |
 /// |---|---|
 /// | 0 | none yet |
 /// | 1 | success |

@@ -77,7 +77,7 @@ public final class Edu: FunctionModel {
       drive(registers.write(offset, value))
       return registers.hasWork
     }
-    // Wake the worker without the lock, as it may run at once.
+    // Wake the worker without the lock, because it may run at once.
     if hasWork { worker.withLock { $0 }?.wake() }
   }
 

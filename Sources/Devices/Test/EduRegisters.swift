@@ -44,7 +44,7 @@ struct EduRegisters: Sendable {
   /// The buffer's size in bytes.
   static let bufferSize = 4096
 
-  /// The way in which the device handles an access, the same as that of QEMU's memory core.
+  /// How the device handles an access, as in QEMU's memory core.
   enum Access: Hashable, Sendable {
     case single
     /// 8 bytes aligned to 4: two accesses of 4 bytes.

@@ -3,14 +3,15 @@ import PCI
 import Synchronization
 
 /// QEMU 11's `iommu-testdev` (docs/specs/iommu-testdev.rst). On a read of one register, it writes a known pattern to a
-/// DMA address and compares the content of a physical address with it. The register names are that document's.
+/// DMA address, and compares the content of a physical address with the pattern. The register names are that
+/// document's.
 ///
 /// As in QEMU, the device is a conventional function without interrupts, and the transfer takes place within the read,
 /// as drivers expect. Only the vCPU that reads waits for the transfer, and no lock is held meanwhile. Unlike in QEMU, a
 /// length above `IOMMUTestRegisters.longest` is a bad length, a refused write ends the transfer, and the device does
 /// not allocate memory for the whole length.
 ///
-/// The attributes describe Arm's security states, which VT-d does not have. So they are only validated, as in QEMU.
+/// The attributes describe Arm's security states, which VT-d does not have. The device only validates them, as in QEMU.
 public final class IOMMUTestDevice: FunctionModel {
   public let function: Function
   private let port: any DMAPort

@@ -1,7 +1,7 @@
 import Hardware
 
-/// The registers of `iommu-testdev` (QEMU's docs/specs/iommu-testdev.rst, "Device Interface") as a value. All are 32 bits
-/// wide; other offsets read as zero.
+/// The registers of `iommu-testdev` (QEMU's docs/specs/iommu-testdev.rst, "Device Interface") as a value. All are 32
+/// bits wide; other offsets read as zero.
 struct IOMMUTestRegisters: Sendable {
   enum Offset {
     /// A read runs the armed transfer.
@@ -32,8 +32,9 @@ struct IOMMUTestRegisters: Sendable {
   /// The pattern, little-endian, which the transfer repeats.
   static let pattern: UInt32 = 0x1234_5678
 
-  /// The longest transfer, in bytes. QEMU has no limit, but allocates memory for the whole length; its tests move at most a
-  /// few pages. The vCPU that reads the triggering register waits for the transfer, so a limit is necessary here.
+  /// The longest transfer, in bytes. QEMU has no limit, but allocates memory for the whole length; its tests move at
+  /// most a few pages. The vCPU that reads the triggering register waits for the transfer, so a limit is necessary
+  /// here.
   static let longest: UInt32 = 1 << 20
 
   /// A transfer with the registers at its start.

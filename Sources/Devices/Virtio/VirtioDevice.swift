@@ -40,7 +40,7 @@ extension VirtioDevice {
   public func reset() {}
 }
 
-/// A transport as its device uses it, at any time and on any thread that is not processing a queue.
+/// The services of a transport for its device. The device uses them on any thread that is not processing a queue.
 public protocol VirtioTransport: AnyObject, Sendable {
   /// Schedules the processing of a queue, as if the driver had notified it.
   func wake(queue index: Int)

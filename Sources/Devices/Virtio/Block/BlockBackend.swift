@@ -11,9 +11,9 @@ public enum BlockError: Error, Hashable, Sendable {
 
 /// The storage of a disk: a file or a block device.
 ///
-/// Each queue of a disk calls on its own thread, so calls may be concurrent. The caller has checked that ranges lie within
-/// `size`. Segments are guest physical ranges in RAM, at most `VirtQueue.segmentLimit`, in the order of the data. A call
-/// completes the whole transfer, or throws.
+/// Each queue of a disk calls on its own thread, so calls may be concurrent. The caller has checked that ranges lie
+/// within `size`. Segments are guest physical ranges in RAM, at most `VirtQueue.segmentLimit`, in the order of the
+/// data. A call completes the whole transfer, or throws.
 public protocol BlockBackend: AnyObject, Sendable {
   /// The current size in bytes. After a change the owner calls `VirtioBlock.capacityChanged`.
   var size: UInt64 { get }

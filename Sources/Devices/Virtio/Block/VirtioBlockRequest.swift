@@ -81,7 +81,7 @@ extension VirtioBlock {
     case RequestType.read:
       let start = try range(sector, bytes: queue.chain.writable.remaining).lowerBound
       while queue.chain.writable.remaining > 0 {
-        // `written` excludes a piece that fails, of which any part may have been written.
+        // If a piece fails, any part of it may have been written. So `written` excludes that piece.
         written &+= try transfer(.write, &queue) { segments throws(BlockError) in
           try backend.read(at: start &+ written, into: segments)
         }
@@ -152,7 +152,7 @@ extension VirtioBlock {
     guard bytes & blockMask == 0, sector <= capacity, bytes / Self.sectorSize <= capacity - sector else {
       throw .range
     }
-    // No overflow, as the capacity in bytes fits.
+    // No overflow, because the capacity in bytes fits.
     let start = sector * Self.sectorSize
     guard start & blockMask == 0 else { throw .range }
     return start..<start + bytes

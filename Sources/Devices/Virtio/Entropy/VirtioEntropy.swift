@@ -5,8 +5,8 @@ import Synchronization
 public protocol EntropySource: AnyObject, Sendable {
   /// Takes bytes that the source has now. Only one thread at a time may call it.
   /// - Parameter count: the most bytes to take; `bytes` has room for them.
-  /// - Returns: the number of bytes at the front of `bytes`. After 0, the source calls the handler of `onReady` as soon as
-  ///   it has bytes.
+  /// - Returns: the number of bytes at the front of `bytes`. After 0, the source calls the handler of `onReady` as soon
+  ///   as it has bytes.
   func take(_ count: Int, into bytes: inout [UInt8]) -> Int
 
   /// Sets the handler that the source calls when it has bytes again.
@@ -16,9 +16,9 @@ public protocol EntropySource: AnyObject, Sendable {
 
 /// A random number generator: virtio 1.2, section 5.4. It fills the buffers of its single queue.
 ///
-/// A request gets the bytes that the source has, at least one (5.4.6.2). If the source has none, the request stays in the
-/// queue until it does. The device takes the bytes before it translates the request's buffers, so no DMA request is in
-/// flight while it waits for the host.
+/// A request gets the bytes that the source has, at least one (5.4.6.2). If the source has none, the request stays in
+/// the queue until it does. The device takes the bytes before it translates the request's buffers, so no DMA request is
+/// in flight while it waits for the host.
 public final class VirtioEntropy: VirtioDevice {
   /// The most bytes per request. 5.4.6.2 permits less than the driver requested; the driver then makes further requests.
   static let requestLimit: UInt64 = 64 << 10

@@ -5,7 +5,7 @@ import Synchronization
 /// through the function's DMA port, so an IOMMU translates the rings as well as the data.
 ///
 /// No content of guest memory causes a trap or an endless loop: errors of the driver throw a `VirtQueueError`. In
-/// steady state nothing is allocated, as the arrays of the last chain are reused.
+/// steady state nothing is allocated, because the arrays of the last chain are reused.
 public struct VirtQueue: Sendable {
   /// The most descriptors of a queue in this implementation. The standard's limit is 32768.
   public static let sizeLimit: UInt16 = 1024

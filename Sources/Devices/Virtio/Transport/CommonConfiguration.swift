@@ -147,12 +147,12 @@ extension CommonConfiguration {
     case Field.queueEnable: return queue.enabled ? 1 : 0
     case Field.queueNotifyOffset: return UInt64(selected)
     default:
-      // queue_reset reads zero, as a reset completes within its write.
+      // queue_reset reads zero, because a reset completes within its write.
       return Self.area(of: field).map { queue.layout[keyPath: $0.area][bits: $0.half] } ?? 0
     }
   }
 
-  /// Returns the area whose address a field contains, and which half of the address.
+  /// Returns the area whose address a field contains, and the half of the address that is in the field.
   private static func area(
     of field: Int
   ) -> (area: WritableKeyPath<VirtQueue.Layout, UInt64>, half: ClosedRange<Int>)? {

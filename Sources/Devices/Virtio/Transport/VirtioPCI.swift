@@ -2,11 +2,11 @@ import Hardware
 import PCI
 import Synchronization
 
-/// A virtio device as a PCI Express function: virtio 1.2, section 4.1, without the legacy interface. An endpoint with
-/// Function Level Reset; the structures are in BAR 4, MSI-X is in BAR 1.
+/// A virtio device as a PCI Express function: virtio 1.2, section 4.1, without the legacy interface. The function is an
+/// endpoint with Function Level Reset. The structures are in BAR 4, MSI-X is in BAR 1.
 ///
 /// Lock order: the common configuration's lock, then the queues', then the interrupts'. Workers are woken and failures
-/// are reported with none of them held, as a worker may run at once.
+/// are reported with none of them held, because a worker may run at once.
 public final class VirtioPCI: FunctionModel, VirtioTransport {
   private struct Registers {
     var common: CommonConfiguration
@@ -245,7 +245,7 @@ public final class VirtioPCI: FunctionModel, VirtioTransport {
   }
 
   private func reset(_ registers: inout Registers) {
-    // Halts all queues before it waits for the first one, so that the wait lasts for one request at most.
+    // Halt all queues before the wait for the first one, so that the wait lasts for one request at most.
     for slot in slots { slot.halt() }
     for slot in slots {
       slot.stop()

@@ -58,7 +58,7 @@ final class VirtioQueueSlot: VirtQueueOwner {
     session.withLock { $0 = nil }
   }
 
-  /// Processes the queue. The worker's handler.
+  /// Processes the queue. The worker calls this.
   /// - Returns: the failure that ended the session, or nil.
   func serve() -> Failure? {
     session.withLock { session -> Failure? in
