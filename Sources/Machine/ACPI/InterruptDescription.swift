@@ -42,7 +42,7 @@ enum InterruptDescription {
     return TableHeader.table("APIC", revision: revision, body: body)
   }
 
-  /// Makes a local APIC structure, or a local x2APIC structure if the CPU's numbers are too large for the former.
+  /// Makes a local APIC structure, or a local x2APIC structure if the CPU's numbers need more than 8 bits.
   private static func processor(_ uid: UInt32, id: UInt32) -> [UInt8] {
     let enabled: UInt32 = 1
     var bytes: [UInt8]

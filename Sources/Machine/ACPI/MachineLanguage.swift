@@ -1,7 +1,7 @@
 import Hardware
 
-/// Encodes ACPI machine language (AML; ACPI 6.5, section 20.2), as far as the SSDT needs it, which is built at the
-/// start. The code that is the same on every machine is compiled from ASL (Firmware/dsdt.asl).
+/// Encodes the part of ACPI machine language (AML; ACPI 6.5, section 20.2) that the SSDT needs, because the SSDT is
+/// built at the start. The code that is the same on every machine is compiled from ASL (Firmware/dsdt.asl).
 ///
 /// The callers write names as in ASL: `\_SB.PCI0`, `S10`. The encoder pads name segments to four characters.
 enum MachineLanguage {

@@ -48,6 +48,6 @@ public enum BootError: Error, Hashable, Sendable {
   case initialRAMDiskUnrecognised(size: UInt64)
   case initialRAMDiskDoesNotFit(size: UInt64, available: UInt64)
   case noRoom(Content, size: UInt64)
-  /// The address range is RAM in the layout, but not in the memory.
+  /// The address range is RAM in the layout, but the guest memory does not contain it.
   case notMemory(address: UInt64, size: UInt64)
 }

@@ -6,7 +6,7 @@ struct BootLoading {
   let memory: any PhysicalMemory
   var plan: MemoryPlan
 
-  /// The range for boot data: below 1 MiB, and above the memory that a BIOS and the kernel's start of CPUs use.
+  /// The range for boot data: below 1 MiB, and above the memory that a BIOS uses and that Linux uses to start CPUs.
   private static let dataRange: Range<UInt64> = 0x7000..<GuestMemoryLayout.firstMiB
   private static let pageSize: UInt64 = 4096
 

@@ -94,7 +94,7 @@ struct BootParameters {
     bytes.store(address, at: 0x070)
   }
 
-  /// - Parameter regions: at most 128, the size of the table. Further ones are ignored.
+  /// - Parameter regions: at most 128, the size of the table. Further regions are ignored.
   mutating func setMemoryMap(_ regions: [GuestMemoryLayout.Region]) {
     let regions = regions.prefix(128)
     // e820_entries, e820_table.
@@ -120,7 +120,7 @@ enum IdentityPageTables {
   /// The flags of a page: those of a table, dirty, and page size (2 MiB).
   private static let page: UInt64 = table | 1 << 6 | 1 << 7
 
-  /// - Parameter address: the guest physical address of the tables, page aligned. The tables refer to each other by it.
+  /// - Parameter address: the guest physical address of the tables, page aligned. Their entries contain it.
   static func make(at address: UInt64) -> [UInt8] {
     var bytes: [UInt8] = []
     bytes.reserveCapacity(size)

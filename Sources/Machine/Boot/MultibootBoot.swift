@@ -1,7 +1,7 @@
 import Hardware
 
 /// Loads a Multiboot kernel with its boot information, and sets its machine state (Multiboot Specification 0.6.96,
-/// section 3.2 and 3.3).
+/// sections 3.2 and 3.3).
 extension BootLoading {
   mutating func load(_ image: MultibootImage) throws(BootError) -> BootEntry {
     // The kernel's name comes first, as with GRUB legacy and QEMU. Test kernels rely on it.
