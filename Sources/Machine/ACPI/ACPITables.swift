@@ -87,7 +87,7 @@ public enum ACPIError: Error, Hashable, Sendable, CustomStringConvertible {
     case .tooLarge(let size, let room):
       "the ACPI tables need \(size) bytes and have room for \(room): too many CPUs or devices"
     case .structureTooLong(let length):
-      "an ACPI structure of \(length) bytes is longer than its length field can say"
+      "an ACPI structure of \(length) bytes is too long for its length field"
     case .hostAddressWidthInvalid(let width):
       "a host address width of \(width) bits does not fit in the DMAR table"
     }

@@ -8,7 +8,7 @@ import PCI
 /// host. Plugging puts the functions on their bus. Removal takes three steps, too. The device leaves its bus at once.
 /// Its host resources are released, which may block on the host. Then its id, address and backends are free.
 extension Board {
-  /// Admits a device, builds it and plugs it in, in one call. The start uses this, before the guest runs.
+  /// Admits a device, builds it and plugs it in, in one call. Called at the start, before the guest runs.
   /// - Throws: the reason why the device does not fit, or the host's error. After an error, nothing of the device
   ///   remains.
   @discardableResult

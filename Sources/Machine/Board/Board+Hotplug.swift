@@ -40,8 +40,8 @@ extension Board {
   /// Removes the devices below a port, after the guest gave them up.
   func eject(below port: RequesterID) { leave { device, _ in device.place?.port == port } }
 
-  /// Removes devices from their buses, at once and for good, and marks their slots as empty. Does not block: it posts
-  /// `MachineEvent.left`, on which the machine releases the host resources.
+  /// Removes devices from their buses, at once and for good, and marks their slots as empty. Does not block: it only
+  /// posts `MachineEvent.left`. The machine's thread then releases the host resources.
   /// - Parameters:
   ///   - isSurprise: true if the guest did not give the devices up.
   ///   - chosen: selects the devices. It must select all devices of a slot or none.

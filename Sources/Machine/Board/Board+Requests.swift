@@ -1,7 +1,7 @@
 import Linux
 
-/// A device as a monitor describes it. After the check that the bus accepts a device now, the table that parses the
-/// command line's values also parses the values of the description.
+/// A device as a monitor describes it. The values of its properties are parsed after the check that the bus accepts a
+/// device now. The table that parses them is that of the command line.
 public struct DeviceDescription: Sendable {
   public var kind: any DeviceOptions.Type
   /// The value of `bus`; nil for the default bus of the device type.

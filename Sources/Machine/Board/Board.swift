@@ -6,7 +6,7 @@ import Synchronization
 import VTd
 
 /// The board: buses, chips, root complex and interrupt paths around the memory of one machine. It does not know the
-/// device types that plug in: each of them builds itself onto the board (`BoardDevice`).
+/// types of devices that plug in: each type builds itself onto the board (`BoardDevice`).
 final class Board: Sendable {
   let memory: GuestMemory
   let clock: any MachineClock

@@ -142,7 +142,8 @@ final class DeviceTree: Sendable {
   }
 
   /// Marks devices as leaving. Each device is returned only once, even if two threads call at the same time.
-  /// - Parameter chosen: selects devices among those that are plugged or requested back from the guest.
+  /// - Parameter chosen: selects devices among those that are plugged, also if the guest has been asked to give them
+  ///   up.
   func beginLeaving(where chosen: (Device, Phase) -> Bool) -> [Entry] {
     state.withLock { state in
       var leaving: [Entry] = []

@@ -17,7 +17,7 @@ final class HotplugSlots: Sendable {
   private let listener: Listener
   private let trace: MachineTrace
 
-  /// The handlers of the guest's answers. A separate object, which the controller can hold without a cycle.
+  /// The handlers of the guest's answers, in a separate object, so that the controller can hold it without a cycle.
   private final class Listener: Sendable {
     struct Handlers {
       var eject: @Sendable (RequesterID) -> Void = { _ in }

@@ -122,8 +122,8 @@ extension InterruptMessage {
   /// The interrupt request of a unit's event; nil if the event's address is in memory.
   ///
   /// Bits 63:32 of the address are the register FEUADDR, IEUADDR or PEUADDR (VT-d 11.4.7, 11.4.9 and 11.4.11). Bits
-  /// 31:8 of that register are bits 31:8 of an x2APIC destination, which KVM expects in the same place; they do not
-  /// select where the write goes. Bits 7:0 of the register are reserved.
+  /// 31:8 of that register are bits 31:8 of an x2APIC destination, which KVM expects in the same place. They are not a
+  /// part of the address that is written. Bits 7:0 of the register are reserved.
   fileprivate var eventInterrupt: InterruptMessage? {
     guard address & 0xfff0_0000 == 0xfee0_0000 else { return nil }
     return InterruptMessage(address: address & ~(0xff << 32), data: data)

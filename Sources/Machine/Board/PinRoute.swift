@@ -13,7 +13,7 @@ final class PinRoute: MessageRoute, InterruptRoute, @unchecked Sendable {
 
   override func install(_ resolved: InterruptMessage?) {
     // A pin that sends nothing at the moment keeps its route: Linux masks the SCI's pin at each interrupt, and two
-    // rewrites of the kernel's table for each of them cost too much. `ends` ignores the route of such a pin.
+    // rewrites of the kernel's table per interrupt would cost too much. `ends` ignores the route of such a pin.
     guard let resolved else { return }
     delivery.localInterrupts.setLevelTriggered(pin: pin, Self.isLevelTriggered(resolved) ? resolved : nil)
   }

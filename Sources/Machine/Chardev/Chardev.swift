@@ -118,7 +118,7 @@ public final class Chardev: Sendable {
   public func stop() {
     stopping.store(true, ordering: .releasing)
     stopEvent.signal()
-    // The end of the output releases a frontend that waits for room, so it comes first.
+    // The output ends first, because its end releases a frontend that waits for room.
     output?.stop()
     let reader = state.withLock { state in
       defer { state.reader = nil }
@@ -195,7 +195,7 @@ public final class Chardev: Sendable {
   /// - Returns: false if Nestling ends first.
   private func pass(from source: ChardevOutputBuffer.Target, through feed: inout ChardevFeed) -> Bool {
     while true {
-      // Reads ahead even if the guest takes nothing: the input may be Ctrl-A X.
+      // Read ahead even if the guest takes nothing: the input may be Ctrl-A X.
       let wantsMore = feed.wantsMore
       guard let ready = wait(for: wantsMore ? [source.file.rawValue] : [], delivering: &feed) else { return false }
       guard wantsMore, ready[0] else { continue }

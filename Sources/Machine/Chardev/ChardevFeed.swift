@@ -9,8 +9,8 @@ struct ChardevFeed {
   private let frontends: [any ChardevFrontend]
   private var pending: [[UInt8]]
   private var focus = 0
-  /// Open files that came with bytes, the frontend that gets them, and how many of its waiting bytes come before them.
-  /// The device reads on only after the frontend has the files, so at most those of one message wait here.
+  /// Open files that came with bytes, the frontend that gets them, and the number of its waiting bytes before them. The
+  /// device reads more only after the frontend has the files, so at most the files of one message wait here.
   private var passed: (files: [PassedDescriptor], frontend: Int, position: Int)?
   private var interpreter: (any InputInterpreter)?
 

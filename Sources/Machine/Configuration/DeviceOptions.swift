@@ -73,7 +73,7 @@ public struct PCIFunctionOptions: Hashable, Sendable {
   public var address: RequesterID?
   /// `rootBus`, or the id of a root port.
   public var bus = Self.rootBus
-  /// Whether the device number has other functions. Function 0 shows this to software, which then looks for them.
+  /// Whether the device number has other functions. Function 0 shows this to software, which then looks for the others.
   public var isMultifunction = false
 
   public init(address: RequesterID? = nil) { self.address = address }

@@ -39,7 +39,7 @@ extension MachineConfiguration {
 
   /// Returns the places that start-up will give the devices. The check of a configuration and the scopes of remapping
   /// units need the places before the board exists.
-  /// - Returns: a place for each of `devices`, in their order; nil for one that is not on PCI.
+  /// - Returns: a place for each of `devices`, in their order; nil for a device that is not on PCI.
   public func devicePlacement() throws(ConfigurationError) -> [PCIPlace?] {
     var admission = try DeviceAdmission(self)
     var placement: [PCIPlace?] = []

@@ -89,7 +89,7 @@ extension MachineConfiguration {
       return place
     }
     if name == Self.ioapicName { return nil }
-    // The address may still be empty. A function below a port has no fixed address, because the guest numbers its bus.
+    // The address may have no function yet. A function below a port has no fixed address: the guest numbers its bus.
     if let address = RequesterID(name: name), address.bus == 0, address.function == 0 { return PCIPlace(address) }
     throw .device(
       index: unit,

@@ -2,7 +2,7 @@ import Glibc
 import Linux
 import Synchronization
 
-/// Sets of open files that monitors' clients have passed (`add-fd`). To open `/dev/fdset/N` is to duplicate the file in
+/// Sets of open files that monitors' clients have passed (`add-fd`). An open of `/dev/fdset/N` duplicates the file in
 /// set N that was opened with the same access mode (monitor/fds.c). All monitors of a machine share the sets. A set is
 /// removed when no client is connected and no duplicate of its files is open.
 ///

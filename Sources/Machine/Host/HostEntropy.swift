@@ -11,8 +11,8 @@ final class HostEntropy: EntropySource {
 }
 
 /// Entropy from a file of the host: /dev/urandom, a generator's device, a FIFO that a daemon feeds. A thread reads the
-/// file when a request needs bytes, and only as many; so only this thread waits for the file. A FIFO without a writer,
-/// a file at its end or a file that fails is read again every 100 ms while a request needs bytes.
+/// file when a request needs bytes, and reads only as many bytes. Only this thread waits for the file. A FIFO without a
+/// writer, a file at its end or a file that fails is read again every 100 ms while a request needs bytes.
 final class FileEntropy: EntropySource {
   /// The state that the thread and the source share. The thread does not keep the source alive.
   ///

@@ -4,8 +4,8 @@ import Synchronization
 
 /// Nestling as a process of its host.
 public enum HostProcess {
-  /// Prepares the process. Must be called before anything else. Keeps files that Nestling opens from becoming standard
-  /// input, output or error, and ignores the signals of failed writes.
+  /// Prepares the process. Must be called before anything else. Prevents files that Nestling opens from becoming
+  /// standard input, output or error, and ignores the signals of failed writes.
   /// - Returns: false if the host has no /dev/null.
   public static func prepare() -> Bool { (try? Process.prepare()) != nil }
 

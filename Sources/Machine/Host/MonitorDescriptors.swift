@@ -62,5 +62,5 @@ public final class MonitorDescriptors: Sendable {
   }
 }
 
-/// Functions for `Control`, which does not import `Linux`.
+/// The name by which `Control` knows the type, because `Control` does not import `Linux`.
 public typealias PassedFile = PassedDescriptor

@@ -34,8 +34,8 @@ final class OpenDisks: Sendable {
     }
   }
 
-  /// Changes the size of a node's file. An interrupt of each disk on the file notifies its driver. Waits for the host's
-  /// file system and, if the file shrinks, for the writes in progress.
+  /// Changes the size of a node's file, and notifies the driver of each disk on the file by an interrupt. Waits for the
+  /// host's file system and, if the file shrinks, for the writes in progress.
   /// - Parameter nodes: all nodes of the machine.
   func resize(_ node: BlockNode, to size: UInt64, among nodes: [BlockNode], memory: GuestMemory) throws(RequestError) {
     let base = node.underlying ?? node.id

@@ -1,7 +1,7 @@
 import Linux
 import Synchronization
 
-/// Runs pieces of work in order. The work may wait for the host, so that no vCPU, monitor or reset has to.
+/// Runs pieces of work in order. The work may wait for the host, so that no vCPU, monitor or reset needs to wait.
 protocol HostWork: AnyObject, Sendable {
   /// Submits a piece of work, which runs after the earlier ones.
   /// - Parameter cancel: called instead of `run` if the queue stops first, or if the host has no thread.

@@ -1,6 +1,6 @@
 /// Parses one line of the qtest protocol (QEMU's system/qtest.c), word by word. Spaces separate the words.
 struct QTestLine {
-  /// The error in a command. At most of these errors QEMU aborts; Nestling answers the client.
+  /// The error in a command. QEMU aborts for most of these errors; Nestling answers with an error line.
   enum Problem: Error, Hashable {
     case missingArgument
     case notNumber(String)

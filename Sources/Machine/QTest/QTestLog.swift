@@ -4,8 +4,8 @@ import Synchronization
 
 /// The log of all commands and answers with their times, in QEMU's format: `[R +0.000123] inb 0x70`.
 ///
-/// A separate thread writes the lines, so that a call does not block: the caller may hold a device's lock, or the
-/// machine's thread may wait for it. While the log's reader is behind, the client's next command waits. Nothing is
+/// A separate thread writes the lines, so that a call does not block. The caller may hold a device's lock, or the
+/// machine's thread may wait for the caller. If the log's reader is behind, the client's next command waits. Nothing is
 /// lost.
 final class QTestLog: Sendable {
   private let output: ChardevOutputBuffer
@@ -32,7 +32,7 @@ final class QTestLog: Sendable {
   func onRoom(_ handler: @escaping @Sendable () -> Void) { output.onRoom(handler) }
 
   /// Writes a command, unless the reader is behind.
-  /// - Returns: false if the reader is behind and so nothing was written.
+  /// - Returns: false if nothing was written because the reader is behind.
   func writeCommand(at time: UInt64, _ text: [UInt8]) -> Bool {
     if output.isBehind(end.withLock { $0 }) { return false }
     write("R", at: time, text)

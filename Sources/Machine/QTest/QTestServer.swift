@@ -1,7 +1,7 @@
 import Linux
 import Synchronization
 
-/// Connects a qtest session to a chardev. Between `pause` and `resume` the client's commands wait, as CPUs are stopped.
+/// Connects a qtest session to a chardev. Between `pause` and `resume`, the client's commands wait, like stopped CPUs.
 ///
 /// Lock order: `execution`, which is held while a command is carried out, then the locks that a CPU's access takes.
 /// `sending` is held while text is sent, and has no order with the other locks: a thread that may hold another lock

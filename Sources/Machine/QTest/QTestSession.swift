@@ -5,10 +5,10 @@ import Synchronization
 /// command in each line, and receives news: lines about changes of the IOAPIC's pins. The session uses the board, but
 /// no socket: it takes lines and returns text.
 ///
-/// At errors for which QEMU aborts (an invalid number, a size that is too large), the answer is a line that begins with
+/// For errors at which QEMU aborts (an invalid number, a size that is too large), the answer is a line that begins with
 /// ERR.
 ///
-/// Lock order: code that holds `state` takes no other lock; the IOAPIC's lock may be held around it.
+/// Lock order: code that holds `state` takes no other lock. The IOAPIC's lock may be held when `state` is taken.
 final class QTestSession: Sendable {
   /// The most bytes that one command may transfer. A line that is longer than a command for so many bytes is refused.
   static let longestTransfer = 32 << 20
@@ -65,7 +65,7 @@ final class QTestSession: Sendable {
 
   /// Carries out one command.
   /// - Parameter line: the command without its newline.
-  /// - Returns: the answer with its newline; empty for an empty line. The caller must send the news before it.
+  /// - Returns: the answer with its newline; empty for an empty line. The caller must send the news before the answer.
   func execute(_ line: ArraySlice<UInt8>) -> [UInt8] {
     var line = QTestLine(line)
     guard let command = line.word() else { return [] }

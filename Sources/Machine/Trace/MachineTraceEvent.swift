@@ -1,6 +1,6 @@
-/// The machine's trace events, which are about hotplug. The remapping units have others (`TraceEvent`). An event with
-/// the meaning of one of QEMU's has the same name (hw/acpi/trace-events, hw/pci/trace-events). Durations (`ns`) are in
-/// nanoseconds of the host's monotonic clock.
+/// The machine's trace events, which are about hotplug. The remapping units have others (`TraceEvent`). If QEMU has an
+/// event of the same meaning (hw/acpi/trace-events, hw/pci/trace-events), the event has its name. Durations (`ns`) are
+/// in nanoseconds of the host's monotonic clock.
 public enum MachineTraceEvent: String, CaseIterable, Sendable {
   // ACPI hotplug. `bsel` is the slot's number in the ACPI tables. The device number below a root port is always 0.
   /// The guest has read whether a device has appeared in a slot, or whether the guest should give up the device.

@@ -19,7 +19,7 @@ final class SteppedClock: MachineClock {
     var timers = 0
   }
 
-  /// The last time of the clock: the protocol's numbers are signed.
+  /// The latest time of the clock, because the protocol's numbers are signed.
   static let end = UInt64(Int64.max)
 
   private let state = Mutex(State())

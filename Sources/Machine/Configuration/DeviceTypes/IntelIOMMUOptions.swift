@@ -51,7 +51,7 @@ public struct IntelIOMMUOptions: DeviceOptions, Hashable {
     Property(
       "devices", \.devices,
       help: "Translate only for these: IDs or addresses of PCI devices, or ioapic, joined by +, example: disk0+05.0 (a "
-        + "root port includes all below it); one intel-iommu without it has all others"),
+        + "root port includes all functions below it); one intel-iommu without this property serves all others"),
     Property(
       "x-scalable-mode", aliases: ["scalable-mode"], \.scalableMode,
       help: "Scalable mode: PASID tables (also scalable-mode)"),

@@ -55,7 +55,7 @@ public struct VFIOPCIOptions: PCIDeviceOptions, DescriptorTaking, Hashable {
         "romfile", \.romFile, help: "File to show as the expansion ROM, empty for none; the device's own if not given"),
       Property(
         "romsize", settled: UInt32.max, because: "the ROM's BAR is as large as the ROM", help: "Size of the ROM's BAR"),
-      Property("x-no-mmap", settled: false, because: "BARs are always mapped where they can be", help: "Map no BAR"),
+      Property("x-no-mmap", settled: false, because: "BARs are always mapped if that is possible", help: "Map no BAR"),
       Property(
         "x-msix-relocation", settled: "off", because: "the MSI-X table stays where the device has it",
         help: "Move the MSI-X table"),
@@ -63,7 +63,7 @@ public struct VFIOPCIOptions: PCIDeviceOptions, DescriptorTaking, Hashable {
         "enable-migration", settled: OnOffAuto.off, orAlso: [.auto], because: "there is no migration",
         help: "Migration of the device"),
       Property(
-        "x-req", settled: true, because: "the host always gets it back on request", help: "Obey the host's requests"),
+        "x-req", settled: true, because: "the host always gets the device back on request", help: "Obey the host's requests"),
       Property(
         "x-req-patience", \.requestPatience,
         help: "Milliseconds that the guest has to release the device on the host's request; 0 removes it at once"),

@@ -20,8 +20,8 @@ public struct VirtioPCIOptions: Hashable, Sendable {
       Property("event_idx", \.eventIndex, help: "Event index (VIRTIO_F_EVENT_IDX)"),
       Property(
         "disable-legacy", settled: OnOffAuto.on, orAlso: [.auto], because: modernOnly,
-        help: "No legacy interface: always so"),
-      Property("disable-modern", settled: false, because: modernOnly, help: "No virtio 1.x interface: never so"),
+        help: "No legacy interface (always on)"),
+      Property("disable-modern", settled: false, because: modernOnly, help: "No virtio 1.x interface (always off)"),
     ]
 }
 

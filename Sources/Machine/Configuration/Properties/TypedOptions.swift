@@ -40,7 +40,7 @@ public struct PropertyRule<Options: Sendable>: Sendable {
 
   public init(_ check: @escaping @Sendable (Options) throws(PropertyError) -> Void) { self.check = check }
 
-  /// - Parameter problem: The text of the error message. It is part of the table, as help is.
+  /// - Parameter problem: the text of the error message, which is a part of the table, like help.
   public init(otherwise problem: String, _ holds: @escaping @Sendable (Options) -> Bool) {
     check = { (options) throws(PropertyError) in if !holds(options) { throw .rule(problem) } }
   }
@@ -134,7 +134,7 @@ extension TypedOptions {
       } catch {
         throw .value(name: name, text: text, error)
       }
-      // Compares parsed values: `on` and `yes` are equal.
+      // Compare parsed values: `on` and `yes` are equal.
       let value = property.show(self) ?? text
       if let earlier = given[property.name], earlier.spelling != name, earlier.text != value {
         throw .contradiction(name: earlier.spelling, otherName: name)
