@@ -1,8 +1,8 @@
 import CLinux
 import Glibc
 
-// Functions that open the files that options name without blocking in open(2), where a FIFO waits for its other end and
-// a serial line for its carrier.
+// Functions that open the files of options without blocking. A plain open(2) waits for the other end of a FIFO, and for
+// the carrier of a serial line.
 
 extension FileDescriptor {
   /// The file's type, one of the values of S_IFMT: S_IFREG for a regular file.

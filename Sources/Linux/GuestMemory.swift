@@ -5,12 +5,12 @@ import Synchronization
 /// The RAM of a guest: one mapping, whose first part lies below 4 GiB in the guest and whose rest lies above.
 ///
 /// The first touch of each page by a CPU costs an exit, so the host should use large pages. Nearly every host has large
-/// pages for anonymous memory, few have them for shared memory (`shmem_enabled`). So RAM is anonymous unless other
-/// processes must map it. Both parts begin at a large page, in the guest and in the host; otherwise KVM could not map
-/// them with large pages. Core dumps do not include RAM: it is large and belongs to the guest.
+/// pages for anonymous memory, but few hosts have them for shared memory (`shmem_enabled`). So RAM is anonymous unless
+/// other processes must map it. Both parts begin at a large page, in the guest and in the host; otherwise KVM could not
+/// map them with large pages. Core dumps do not include RAM: it is large and belongs to the guest.
 ///
 /// Every access is checked against the two parts. The guest's CPUs and DMA run at the same time, so a second read may
-/// return another value; each caller reads a location that matters once.
+/// return another value. Each caller therefore reads each location that matters only once.
 @safe
 public final class GuestMemory: @unchecked Sendable {
   /// A range of guest physical addresses that is RAM.

@@ -1,7 +1,7 @@
 import CLinux
 import Glibc
 
-/// A listening socket in the file system. Its owner removes it again.
+/// A listening socket in the file system, which is removed when this value is destroyed.
 public struct UnixListener: ~Copyable, Sendable {
   private let file: FileDescriptor
   public let path: String
