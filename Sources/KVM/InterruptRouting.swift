@@ -2,8 +2,8 @@ import CLinux
 import Linux
 import Synchronization
 
-/// The kernel's table of interrupt routes: which message a GSI sends. The kernel can only replace the whole table,
-/// which is slow, so setting an entry to the value it already has makes no call.
+/// The kernel's table of interrupt routes: the message that each GSI sends. The kernel can only replace the whole
+/// table, which is slow, so setting an entry to the value it already has makes no call.
 ///
 /// Lock order: code that holds its lock takes no other lock.
 public final class InterruptRouting: Sendable {
@@ -57,7 +57,7 @@ public final class InterruptRouting: Sendable {
       }
       state.entries[gsi] = entry
       let answer = replace(state)
-      // Remove an entry that the kernel refused, or the kernel would refuse every later table as well.
+      // Restore the former entry. With the refused one, the kernel would refuse every later table as well.
       if answer < 0 { state.entries[gsi] = old }
       return answer
     }

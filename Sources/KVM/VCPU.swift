@@ -8,9 +8,9 @@ public final class VCPU: @unchecked Sendable {
   /// The rest of an exit that `next` returns in pieces.
   private enum Unfinished {
     case none
-    /// Elements of a string instruction: the next one's byte offset in the shared page, and how many are left.
+    /// Elements of a string instruction: the byte offset of the next one in the shared page, and the number left.
     case port(offset: Int, remaining: Int)
-    /// Bytes of a memory access: the index of the next one, and how many there are.
+    /// Bytes of a memory access: the index of the next one, and their number.
     case memory(next: Int, count: Int)
   }
 
@@ -45,8 +45,8 @@ public final class VCPU: @unchecked Sendable {
 
   func stateRegisterIndices() throws(KVMError) -> [UInt32] { try machine.system.stateRegisterIndices() }
 
-  /// Makes KVM_RUN, in progress or the next one, return at once: `next` returns `interrupted`. Any thread may call
-  /// this. A CPU that is executing guest code needs a signal as well.
+  /// Makes the next KVM_RUN return at once: `next` returns `interrupted`. Any thread may call this. A KVM_RUN in
+  /// progress returns only after a signal.
   public func requestExit() { unsafe run.pointee.immediate_exit = 1 }
 
   /// Cancels `requestExit`.
