@@ -1,7 +1,7 @@
 import CLinux
 import Linux
 
-/// The type and capabilities of the host IOMMU that a device is behind: IOMMU_GET_HW_INFO.
+/// The type and capabilities of the host IOMMU that translates for a device: IOMMU_GET_HW_INFO.
 public struct HardwareInformation: Hashable, Sendable {
   /// VT-d's capability registers (VT-d 11.4.2, 11.4.3), as the kernel reports them.
   public struct VTd: Hashable, Sendable {

@@ -18,8 +18,8 @@ public final class IOMMUFD: Sendable {
     self.init(file: try KernelFile(opening: Self.path, calls: calls))
   }
 
-  /// Destroys an object (IOMMU_DESTROY). The kernel refuses (EBUSY) while it is in use; the references above exclude
-  /// that.
+  /// Destroys an object (IOMMU_DESTROY). The kernel refuses (EBUSY) while the object is in use; the references
+  /// described above prevent that.
   func destroy(_ id: UInt32) {
     var request = iommu_destroy()
     request.size = byteCount(of: iommu_destroy.self)

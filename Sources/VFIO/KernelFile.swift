@@ -6,7 +6,7 @@ import Linux
 public final class KernelFile: Sendable {
   let calls: any SystemCalls
   public let descriptor: Int32
-  /// The path or descriptor it was opened by, for messages.
+  /// The path or the descriptor by which the file was opened, for messages.
   public let name: String
   /// The object that closes the file; nil if this object closes it.
   private let owner: PassedDescriptor?

@@ -41,7 +41,7 @@ struct VariableRequest<Header> {
     offset >= 0 && offset <= bytes.count - MemoryLayout<Value>.size && offset % MemoryLayout<Value>.alignment == 0
   }
 
-  /// Calls `body` with all of the bytes; the pointer is valid until it returns.
+  /// Calls `body` with all of the bytes; the pointer is valid until `body` returns.
   /// - Parameter body: returns the result of a system call.
   mutating func withBytes(_ body: (UnsafeMutableRawPointer?) -> Int32) -> Int32 {
     unsafe bytes.withUnsafeMutableBytes { unsafe body($0.baseAddress) }
