@@ -1,4 +1,4 @@
-/// Splits a stream of bytes, which arrives in pieces, into JSON values. QMP marks the end of a message in no other way.
+/// Splits a stream of bytes, which arrives in pieces, into JSON values. A QMP message ends where its JSON value ends.
 /// The stream inspects each byte once, and stores at most `sizeLimit` bytes of an unfinished value.
 ///
 /// Errors and recovery are QEMU's (qobject/json-lexer.c, json-streamer.c): a byte that JSON does not allow, a control
@@ -144,7 +144,7 @@ public struct JSONStream: Sendable {
     }
     if braces + brackets > depthLimit { return limit("JSON nesting depth limit exceeded") }
     if let error = keep(byte) { return error }
-    // All brackets are closed, or one too many is. The parser finds out which.
+    // All brackets are closed, or there is one closing bracket too many. The parser finds out which.
     if braces < 0 || brackets < 0 || braces == 0 && brackets == 0 { return parsed() }
     return nil
   }

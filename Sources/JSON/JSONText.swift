@@ -22,7 +22,7 @@ extension JSONValue {
   }
 
   /// Parses one value and ignores the text after it.
-  /// - Parameter position: Where to begin. Afterwards, the end of the value.
+  /// - Parameter position: The start of the value; after the call, its end.
   public static func next(in text: [UInt8], at position: inout Int) throws(ParseError) -> JSONValue {
     guard position >= 0, position < text.count else {
       throw ParseError(reason: "there is no value", position: position)

@@ -2,8 +2,8 @@
 /// integers of up to 2^64-1, and reads larger ones, and ones below -2^63, as real numbers (qobject/json-parser.c,
 /// `parse_literal`).
 ///
-/// In text for Jansson to read, a real number of the same length replaces each such integer; in a value for Jansson to
-/// write, a signed integer does. Both are found again by their index among the value's numbers, in the order of the text.
+/// In a text for Jansson to read, a real number of the same length replaces each such integer. In a value for Jansson
+/// to write, a signed integer replaces it. Afterwards the integers are put back by their index among the numbers.
 struct WideIntegers {
   /// The integers, by their index among the numbers.
   private var values: [Int: JSONValue] = [:]
