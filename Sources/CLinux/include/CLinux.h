@@ -40,7 +40,7 @@ static inline int nestling_ioctl_value(int descriptor, unsigned int request, uns
     return result < 0 ? -errno : result;
 }
 
-/// Calls KVM_RUN. It does not retry: a signal brings a vCPU back, so -EINTR is a result.
+/// Calls KVM_RUN. Does not retry after a signal, because a signal makes a vCPU return: -EINTR is a result.
 static inline int nestling_kvm_run(int vcpu) {
     int result = ioctl(vcpu, KVM_RUN, 0ul);
     return result < 0 ? -errno : result;

@@ -1,5 +1,5 @@
-// The part of <linux/iommufd.h> of Linux 6.12 that Nestling uses. Every structure begins with its size, by which the
-// kernel distinguishes versions.
+// The part of <linux/iommufd.h> of Linux 6.12 that Nestling uses. The structure of each request begins with its size,
+// by which the kernel distinguishes versions.
 #pragma once
 
 #include <stdint.h>

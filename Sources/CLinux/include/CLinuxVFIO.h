@@ -1,5 +1,5 @@
 // The part of <linux/vfio.h> of Linux 6.12 that Nestling uses: device files (cdev) and iommufd, no groups and no
-// containers. Every structure begins with its size, which includes the list that follows it.
+// containers. The structure of each request begins with its size, which includes the list that follows it.
 #pragma once
 
 #include <stdint.h>
