@@ -63,7 +63,7 @@ public struct VFIOPCIOptions: PCIDeviceOptions, DescriptorTaking, Hashable {
         "enable-migration", settled: OnOffAuto.off, orAlso: [.auto], because: "there is no migration",
         help: "Migration of the device"),
       Property(
-        "x-req", settled: true, because: "the host always gets the device back on request", help: "Obey the host's requests"),
+        "x-req", settled: true, because: "the host always gets the device back", help: "Obey the host's requests"),
       Property(
         "x-req-patience", \.requestPatience,
         help: "Milliseconds that the guest has to release the device on the host's request; 0 removes it at once"),
