@@ -53,7 +53,7 @@ public enum TranslationCounter: Int, CaseIterable, Sendable {
   case faults
 }
 
-/// Counts since the creation of the unit. A reset of the machine does not clear them.
+/// The counts since the unit was created. A reset of the machine does not clear them.
 public struct TranslationCounters: Hashable, Sendable {
   /// One element for each counter; the rest is unused.
   private var values = InlineArray<32, UInt64>(repeating: 0)
@@ -66,7 +66,6 @@ public struct TranslationCounters: Hashable, Sendable {
     set { values[counter.rawValue] = newValue }
   }
 
-  /// Adds one.
   @inline(__always)
   mutating func count(_ counter: TranslationCounter) { values[counter.rawValue] &+= 1 }
 

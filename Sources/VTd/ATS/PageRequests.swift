@@ -83,7 +83,8 @@ extension UnitRegisters {
     return .queued
   }
 
-  /// Sets a condition. Only the first one raises the event (7.5); software finds the others when it handles that event.
+  /// Sets a condition. Only the first condition raises the event (7.5); when software handles it, it finds the later
+  /// ones.
   private mutating func raise(_ condition: PageRequestQueueStatus, _ effects: inout Effects) {
     let before = pageRequestStatus
     pageRequestStatus = before.union(condition)

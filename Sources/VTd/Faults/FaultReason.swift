@@ -1,7 +1,6 @@
 // Fault conditions of VT-d 7.1.3 (address translation) and 5.1.4.1 (interrupt remapping), with their codes in the
 // field FR of the fault recording registers.
 
-/// The fault reason codes.
 public enum FaultReason: UInt8, Error, Hashable, Sendable, CaseIterable {
   // Legacy mode.
   case rootEntryNotPresent = 0x01

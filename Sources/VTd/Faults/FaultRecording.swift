@@ -3,7 +3,7 @@ import Hardware
 // Primary fault logging (VT-d 7.2): a blocked request fills the next fault recording register. The first condition that
 // becomes set in FSTS raises the fault event.
 
-/// The type of a request: its Address Type (AT), or a page request (T2 without T1 in a record).
+/// The type of a request: its Address Type (AT) or, for a page request, T2 without T1 in the record.
 enum RequestType: UInt64, Sendable {
   case untranslated = 0
   case translationRequest = 1
@@ -76,7 +76,7 @@ extension UnitRegisters {
     raise(.primaryPendingFault, &effects)
   }
 
-  /// Sets a condition. Only the first one raises the event; software finds the others when it handles that event.
+  /// Sets a condition. Only the first condition raises the event; when software handles it, it finds the later ones.
   mutating func raise(_ condition: FaultStatus, _ effects: inout Effects) {
     let before = faultStatus
     faultStatus = before.union(condition)

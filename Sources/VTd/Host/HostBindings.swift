@@ -8,9 +8,9 @@ import Synchronization
 /// function would stay blocked. For an emulated function, the unit reads the new entry at the next request, but the
 /// requests of passed-through functions never reach the unit.
 ///
-/// `invalidated` has two steps. First, it reads again each binding that may have changed. Then it passes each first
-/// stage in use all its invalidations in one call. In this order no invalidation is lost: a table that is no longer in
-/// use needs none, and the host has cached nothing of a new table.
+/// `invalidated` has two steps. First, it reads the tables again for each binding that may have changed. Then it passes
+/// each first stage in use all its invalidations in one call. In this order no invalidation is lost: a table that is no
+/// longer in use needs none, and the host has cached nothing of a new table.
 ///
 /// Lock order: the unit's queue, then `state`, then the hosts' own locks. `state` is held during the calls of a host,
 /// so invalidations, hotplug, `renew` and inspection wait for these calls.

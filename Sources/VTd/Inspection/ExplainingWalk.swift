@@ -99,7 +99,7 @@ struct ExplainingWalk {
   }
 
   /// Returns the physical address of a first-stage entry. In nested translation, the second stage translates the
-  /// address, and its faults get the codes of SFS.5 to SFS.8.
+  /// address, and some of its faults get the codes of SFS.5 to SFS.8.
   private mutating func place(
     _ address: UInt64, _ second: SecondStageTable?, isRoot: Bool, for access: DMAAccess, steps: inout [PagingStep]
   ) throws(FaultReason) -> UInt64 {

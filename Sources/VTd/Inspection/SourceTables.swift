@@ -44,7 +44,6 @@ public enum TableOutcome: Hashable, Sendable {
   case fault(FaultReason)
 }
 
-/// The entries of one source.
 public struct SourceTables: Hashable, Sendable {
   /// A PASID with a present entry.
   public struct PASID: Hashable, Sendable {
@@ -71,7 +70,7 @@ public struct SourceTables: Hashable, Sendable {
 
 /// Reads the tables for inspection.
 struct TableReader {
-  /// The most present PASID-table entries, and the most present directory entries, of one listing.
+  /// The limits of a listing: present PASID-table entries, and present directory entries.
   static let pasidLimit = 64
   static let directoryLimit = 256
 

@@ -40,7 +40,7 @@ extension UnitRegisters {
 
   /// Completes a wait descriptor with the interrupt flag (VT-d 6.5.2.8).
   mutating func completeWait(_ effects: inout Effects) {
-    // While software has not handled an earlier completion (IWC), further ones raise no event.
+    // While software has not handled an earlier completion (IWC), further completions raise no event.
     guard file[doubleword: RegisterOffset.invalidationCompletionStatus] & 1 == 0 else { return }
     file[doubleword: RegisterOffset.invalidationCompletionStatus] |= 1  // IWC
     effects.invalidationEvent = signal(.invalidation)

@@ -3,7 +3,6 @@ import Hardware
 // The register set (VT-d 11.4) as data: offset, reset value, writable bits and write-one-to-clear bits. `UnitRegisters`
 // implements the effects of writes.
 
-/// Register offsets in the page.
 enum RegisterOffset {
   static let version = 0x00  // VER
   static let capability = 0x08  // CAP

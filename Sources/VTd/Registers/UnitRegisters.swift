@@ -95,7 +95,7 @@ struct UnitRegisters: Sendable {
   mutating func write(offset: Int, width: Int, value: UInt64) -> Effects {
     var effects = Effects()
     guard offset >= 0, width > 0, offset <= RegisterFile.size - width else { return effects }
-    // The command register reads as zero, but a write to some of its bytes must not change the commands in the others.
+    // The command register reads as zero, but a write to some of its bytes must not change the commands in other bytes.
     file[doubleword: RegisterOffset.globalCommand] = globalStatus.intersection(.persistent).rawValue
     let words = offset / 4...(offset + width - 1) / 4
     for word in words {

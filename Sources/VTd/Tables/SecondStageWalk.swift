@@ -20,7 +20,6 @@ struct SecondStageTable: Hashable, Sendable {
 
   private func fault(_ legacy: FaultReason, _ scalable: FaultReason) -> FaultReason { isScalable ? scalable : legacy }
 
-  /// Translates one address.
   /// - Throws: the fault condition that the request meets. A nested walk replaces some conditions by its own.
   func walk(
     _ input: UInt64, for access: DMAAccess, rules: WalkRules, memory: any PhysicalMemory
