@@ -89,7 +89,6 @@ public struct BaseAddressRegister: Hashable, Sendable {
     return base
   }
 
-  /// Writes the BAR's address.
   func place(at base: UInt64, in space: inout ConfigurationSpace) {
     space.write(offset, .doubleword, base & 0xffff_ffff)
     if self.space == .memory64 { space.write(offset + 4, .doubleword, base >> 32) }

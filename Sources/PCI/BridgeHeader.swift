@@ -1,7 +1,8 @@
 import Hardware
 
 /// A bridge's type 1 header (PCI Express Base 7.5.1.3): the numbers of the buses behind the bridge, and the addresses
-/// that it forwards to them. A plain value, decoded from configuration space; any content of the registers is valid.
+/// that it forwards to those buses. A plain value, decoded from configuration space; any content of the registers is
+/// valid.
 public struct BridgeHeader: Equatable, Sendable {
   enum Offset {
     static let primaryBus = 0x18

@@ -81,8 +81,8 @@ public final class DeviceEnvironment: Sendable {
   /// the activity has ended.
   public func onStop(_ stop: @escaping @Sendable () -> Void) { records.withLock { $0.stops.append(stop) } }
 
-  /// Records a resource that the rest of the board holds for the device. `release` is called when nothing of the device
-  /// is in flight; the last one recorded is called first.
+  /// Records a resource that the rest of the board holds for the device. When nothing of the device is in flight,
+  /// `revoke` calls the `release` closures, the last recorded one first.
   public func onRelease(_ release: @escaping @Sendable () -> Void) { records.withLock { $0.releases.append(release) } }
 
   // MARK: Revocation

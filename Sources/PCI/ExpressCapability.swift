@@ -73,7 +73,7 @@ public struct ExpressCapability {
     // Slot Capabilities, Physical Slot Number.
     bytes.store(
       (port.hotplug.map(SlotRegisters.capabilities) ?? 0) | UInt32(port.slotNumber & 0x1fff) << 19, at: 0x14 - 2)
-    // Root Control: system errors on errors, PME Interrupt Enable.
+    // Root Control: the three System Error enables, PME Interrupt Enable.
     writable.store(UInt16(0xf), at: 0x1c - 2)
   }
 }

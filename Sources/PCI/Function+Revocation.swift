@@ -23,8 +23,8 @@ extension Function {
   /// not block. It only tries locks that are held across a call into the model or the host. If such a lock is taken,
   /// its holder completes the work when it releases the lock. Accesses in flight complete, but cannot undo any of this.
   ///
-  /// The model keeps its host resources until `revoke`: a passed-through device continues its DMA, with translations
-  /// that follow the guest's; the kernel forwards the device's messages; and vCPUs reach the mapped pages of its BARs.
+  /// The model keeps its host resources until `revoke`: a passed-through device continues its DMA, as the guest's
+  /// tables permit; the kernel forwards the device's messages; and vCPUs reach the mapped pages of its BARs.
   public func refuse() {
     // Count this call as an access, so that a revocation on another thread waits for its end.
     let phase = environment.gate.accesses.begin()

@@ -37,8 +37,8 @@ public struct FunctionDescription: Sendable {
   public var capabilities: [Capability] = []
   /// The capabilities from 0x100 on, in order. Only a PCI Express function has any.
   public var extendedCapabilities: [ExtendedCapability] = []
-  /// A given layout of configuration space. nil: `Function` lays out the space from this description. Otherwise the
-  /// capabilities are those of the layout, and `expressType` is ignored.
+  /// A given layout of configuration space, with capabilities; `expressType` is then ignored. If this is nil,
+  /// `Function` lays out the space from this description.
   public var configuration: ConfigurationLayout?
 
   public init(vendorID: UInt16, deviceID: UInt16, classCode: UInt32) {
@@ -49,7 +49,7 @@ public struct FunctionDescription: Sendable {
 }
 
 /// A given layout of configuration space, for a passed-through function of the host: its capabilities stay at the
-/// offsets that its drivers may expect. `Function` defines the header, BARs, MSI-X and MSI over it.
+/// offsets that its drivers may expect. `Function` overwrites the header, BARs, MSI-X and MSI in it.
 public struct ConfigurationLayout: Sendable {
   /// Identity, capabilities and their list, with the values after a reset.
   public var space: ConfigurationSpace

@@ -82,8 +82,8 @@ public struct SlotChange: Sendable {
 
   /// Whether the change set Attention Button Pressed.
   public var hasButtonPressed: Bool { hasBegun(.attentionButtonPressed) }
-  /// Whether presence changed. Compares Presence Detect State as well, since the event of an earlier change may still
-  /// be set: with ACPI hotplug software does not clear it.
+  /// Whether presence changed. Compares Presence Detect State as well, because the event bit of an earlier change
+  /// may still be set: with ACPI hotplug, software does not clear it.
   public var hasPresenceChanged: Bool { hasBegun(.presenceDetectChanged) || before.isPresent != after.isPresent }
   public var hasLinkChanged: Bool { hasBegun(.linkStateChanged) }
 }

@@ -217,14 +217,12 @@ public final class RootPort: FunctionModel {
   /// Switches the slot on if it has a device, and off otherwise.
   func prepareSlot() { _ = changeSlot(isReset: true) { $0.reset(isPresent: !bus.isEmpty) } }
 
-  /// Writes the port's bus numbers.
   func number(primary: UInt8, secondary: UInt8, subordinate: UInt8) {
     function.writeConfiguration(
       offset: BridgeHeader.Offset.primaryBus, width: .doubleword,
       value: UInt64(primary) | UInt64(secondary) << 8 | UInt64(subordinate) << 16)
   }
 
-  /// Opens a window.
   /// - Parameter range: aligned to 4 KiB for I/O and to 1 MiB for memory; not empty.
   func open(_ window: BridgeWindow, _ range: Range<UInt64>) {
     let base = range.lowerBound
@@ -243,7 +241,6 @@ public final class RootPort: FunctionModel {
   }
 }
 
-/// The windows of a bridge.
 public enum BridgeWindow: CaseIterable, Hashable, Sendable {
   case io
   case memory

@@ -21,7 +21,7 @@ struct SlotRegisters: Sendable {
     case refuse
   }
 
-  /// Events of Slot Status, in its layout.
+  /// The event bits of Slot Status, at their positions in that register.
   struct Events: OptionSet {
     let rawValue: UInt16
 
@@ -206,7 +206,6 @@ struct SlotRegisters: Sendable {
 
   // MARK: Actions of the board
 
-  /// Inserts a device.
   mutating func inserted() {
     guard !isPresent else { return }
     isPresent = true
@@ -216,7 +215,6 @@ struct SlotRegisters: Sendable {
     announce()
   }
 
-  /// Removes the device.
   mutating func emptied() {
     guard isPresent else { return }
     isPresent = false
