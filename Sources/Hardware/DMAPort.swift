@@ -23,7 +23,7 @@ public enum DMAError: Error, Hashable, Sendable {
 /// (PCI Express Base 2.2.4.1).
 ///
 /// The transfers of `DMAPort` check this themselves. A device that splits a transfer into requests must check the whole
-/// transfer first: each request alone looks valid, even one behind the wrap.
+/// transfer first: each request alone looks valid, even a request past the wrap.
 @inline(__always)
 public func checkTransfer(at address: UInt64, count: UInt64) throws(DMAError) {
   // The transfer may end at the very last byte.

@@ -5,8 +5,8 @@ public protocol QueueWorker: AnyObject, Sendable {
   /// Schedules one run of the handler. Further calls before the handler starts have no effect.
   func wake()
 
-  /// Makes guest writes to a guest physical address wake the worker, without a VM exit if the accelerator can do that;
-  /// nil removes the doorbell. The device's region still receives writes that arrive another way, and calls `wake`.
+  /// Sets the doorbell: a guest write to this guest physical address wakes the worker, without a VM exit if the
+  /// accelerator can do that. Nil removes the doorbell. Writes that still reach the device's region call `wake`.
   func setDoorbell(at address: UInt64?)
 
   /// Stops the worker. On return the handler does not run, and never will again. The handler must not call this.
@@ -25,7 +25,8 @@ public protocol OneShotTimer: AnyObject, Sendable {
 
 /// A place where one thread sleeps until another wakes it.
 public protocol Parking: AnyObject, Sendable {
-  /// Sleeps until `unpark` is called. Returns at once if it was called since the last `park`. May also return spuriously.
+  /// Sleeps until `unpark` is called. Returns at once if that happened since the last `park`. May also return
+  /// spuriously.
   func park()
   func unpark()
 }

@@ -15,8 +15,8 @@ public struct InterruptMessage: Hashable, Sendable {
 
 /// The route from one interrupt source, such as an MSI-X vector or an IOAPIC pin, to the local APICs.
 ///
-/// An implementation may remap the message and program it into the kernel in advance. So `signal` is cheap, and `set` is
-/// not.
+/// An implementation may remap the message and program it into the kernel in advance. So `signal` is cheap, but `set`
+/// is not.
 public protocol InterruptRoute: AnyObject, Sendable {
   /// Sets the message that `signal` sends; nil while the source is masked or disabled.
   func set(_ message: InterruptMessage?)

@@ -57,10 +57,10 @@ public struct PageGroupResponse: Hashable, Sendable {
 
 /// The action of the root complex on a page request.
 public enum PageRequestOutcome: Hashable, Sendable {
-  /// Software receives it.
+  /// The request is in the queue for software.
   case queued
   /// The root complex itself responds. It responds only to the last request of a group.
   case answered(PageGroupResponse.Code)
-  /// The root complex drops it, and no response follows.
+  /// The root complex drops the request, and no response follows.
   case discarded
 }

@@ -1,8 +1,8 @@
 /// Guest physical memory as devices and the IOMMU access it: RAM, with checked bounds.
 ///
 /// No address of a guest traps: accesses outside RAM return nil or false. The sized loads and stores also return nil or
-/// false unless the address has natural alignment. Each is a single access: a load acquires, a store releases. Values are
-/// little-endian, as on x86.
+/// false unless the address has natural alignment. Each is a single access: a load acquires, a store releases. Values
+/// are little-endian, as on x86.
 public protocol PhysicalMemory: AnyObject, Sendable {
   func loadUInt16(at address: UInt64) -> UInt16?
   func loadUInt32(at address: UInt64) -> UInt32?
@@ -41,9 +41,9 @@ extension PhysicalMemory {
   }
 }
 
-// The walk through paging structures in the format of 64-bit x86: tables of 512 entries of eight bytes, whose bits 51:12
-// are the next table's address. One call to the memory covers all levels, since a call per level would cost about as much
-// as a load that misses the caches.
+// The walk through paging structures in the format of 64-bit x86: tables of 512 entries of eight bytes, whose bits
+// 51:12 are the next table's address. One call to the memory covers all levels, because a call per level would cost
+// about as much as a load that misses the caches.
 
 /// The entry at which a walk ended.
 public struct PagingPosition: Hashable, Sendable {

@@ -32,8 +32,8 @@ extension FixedWidthInteger where Self: UnsignedInteger {
   }
 }
 
-// Little-endian fields in byte arrays: configuration space, tables, descriptors. An offset past the end traps, so callers
-// pass constants or offsets that they have checked.
+// Little-endian fields in byte arrays: configuration space, tables, descriptors. An offset past the end traps, so
+// callers pass constants or offsets that they have checked.
 
 extension Array where Element == UInt8 {
   @inlinable
