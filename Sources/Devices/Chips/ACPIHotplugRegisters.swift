@@ -98,7 +98,6 @@ public struct ACPIHotplugRegisters: Sendable {
 
   // MARK: Actions of the board
 
-  /// Inserts a device.
   /// - Parameter announced: false if the device was present before the guest started.
   /// - Returns: whether to raise the event.
   mutating func insert(_ slot: Int, announced: Bool) -> Bool {
@@ -116,14 +115,13 @@ public struct ACPIHotplugRegisters: Sendable {
     return slots[slot].loss == nil
   }
 
-  /// Empties a slot.
   /// - Parameter announced: true after a surprise removal: the guest must release the device.
   /// - Returns: whether to raise the event.
   mutating func empty(_ slot: Int, announced: Bool) -> Bool {
     slots[slot].isOccupied = false
     slots[slot].hasAppeared = false
     slots[slot].isToBeEjected = false
-    // Announce this even if the guest has not read the insertion: it may have found the device itself.
+    // Announce the removal even if the guest has not read the insertion: the guest may have found the device itself.
     guard announced, slots[slot].loss == nil else { return false }
     slots[slot].loss = .unread
     return true

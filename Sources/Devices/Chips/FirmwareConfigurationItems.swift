@@ -1,8 +1,8 @@
 import Hardware
 
-/// The items that fw_cfg offers to the guest: byte arrays with 16-bit keys (QEMU docs/specs/fw_cfg.rst; the keys below 0x20
-/// are from include/standard-headers/linux/qemu_fw_cfg.h). Numbers are little-endian, except in the big-endian file
-/// directory.
+/// The items that fw_cfg offers to the guest: byte arrays with 16-bit keys (QEMU docs/specs/fw_cfg.rst; the keys below
+/// 0x20 are from include/standard-headers/linux/qemu_fw_cfg.h). Numbers are little-endian, except in the big-endian
+/// file directory.
 public struct FirmwareConfigurationItems: Sendable {
   /// The reason why a file cannot be added.
   public enum FileError: Error, Hashable, Sendable {

@@ -66,7 +66,6 @@ struct PowerManagementRegisters: Sendable {
     return width.assemble(from: offset) { byte(at: $0, ticks: ticks) }
   }
 
-  /// Writes registers.
   /// - Parameter nanoseconds: of a monotonic clock.
   /// - Returns: the sleep type that the guest enters (SLP_TYP when it writes SLP_EN), or nil.
   mutating func write(offset: UInt64, width: AccessWidth, value: UInt64, nanoseconds: UInt64) -> UInt8? {

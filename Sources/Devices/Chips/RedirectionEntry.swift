@@ -1,7 +1,7 @@
 import Hardware
 
-/// One entry of an I/O APIC's redirection table (82093AA data sheet, section 3.2.4; remappable format: VT-d 5.1.5.1). The
-/// bits of the message come from the same bits of the entry in both formats:
+/// One entry of an I/O APIC's redirection table (82093AA data sheet, section 3.2.4; remappable format: VT-d 5.1.5.1).
+/// The bits of the message come from the same bits of the entry in both formats:
 ///
 ///       63                    49 48 47      17 16 15 14 13 12 11 10   8 7       0
 ///      +------------------------+--+----------+--+--+--+--+--+--+------+---------+
@@ -37,13 +37,12 @@ public struct RedirectionEntry: RawRepresentable, Hashable, Sendable {
   /// remote IRR, and the reserved bits 47:17.
   static let writable: UInt64 = 0xffff_0000_0001_afff
 
-  /// Writes one half of the entry.
   mutating func write(_ value: UInt32, upperHalf: Bool) {
     let shift = upperHalf ? 32 : 0
     let mask = Self.writable & (UInt64(UInt32.max) << shift)
     rawValue = rawValue & ~mask | UInt64(value) << shift & mask
-    // Remote IRR is clear in an edge-triggered entry. Without an EOI register, software ends an interrupt by switching the
-    // entry to edge-triggered and back (Linux, __eoi_ioapic_pin).
+    // Remote IRR is clear in an edge-triggered entry. Without an EOI register, software ends an interrupt by switching
+    // the entry to edge-triggered and back (Linux, __eoi_ioapic_pin).
     if !isLevelTriggered { remoteIRR = false }
   }
 

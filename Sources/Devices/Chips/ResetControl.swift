@@ -21,7 +21,6 @@ public struct ResetControlRegister: Hashable, Sendable {
 
   public init() {}
 
-  /// Writes the register.
   /// - Returns: the reset that starts if RST_CPU changes from 0 to 1.
   public mutating func write(_ new: UInt8) -> Reset? {
     let rises = new & Self.resetProcessor != 0 && value & Self.resetProcessor == 0

@@ -30,7 +30,7 @@ extension DMAEngine {
     case waits
   }
 
-  /// The next access of a transfer, on one side.
+  /// The next access of a transfer, to its source or to its destination.
   private struct Access {
     var address: UInt64
     var count: Int

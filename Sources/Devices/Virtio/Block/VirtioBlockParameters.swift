@@ -35,7 +35,6 @@ public struct VirtioBlockParameters: Hashable, Sendable {
 
   public init() {}
 
-  /// Checks the options.
   /// - Throws: the first value that is out of range.
   public func validate() throws(Problem) {
     guard (1...1024).contains(queueCount) else { throw .queueCount(queueCount) }

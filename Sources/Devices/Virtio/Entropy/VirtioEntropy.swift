@@ -20,7 +20,7 @@ public protocol EntropySource: AnyObject, Sendable {
 /// the queue until it does. The device takes the bytes before it translates the request's buffers, so no DMA request is
 /// in flight while it waits for the host.
 public final class VirtioEntropy: VirtioDevice {
-  /// The most bytes per request. 5.4.6.2 permits less than the driver requested; the driver then makes further requests.
+  /// The most bytes per request. 5.4.6.2 permits less than the driver requested; the driver can then make others.
   static let requestLimit: UInt64 = 64 << 10
 
   private let source: any EntropySource

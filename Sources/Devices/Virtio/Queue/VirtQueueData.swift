@@ -35,7 +35,7 @@ extension VirtQueue {
     return offset
   }
 
-  /// Translates the next buffers to physical segments in `segments`. Joins adjacent segments and checks that all are RAM.
+  /// Translates the next buffers to physical segments in `segments`. Joins adjacent ones and checks that all are RAM.
   /// - Parameters:
   ///   - access: `.read` for device-readable buffers, `.write` for device-writable ones.
   ///   - limit: the most bytes to take.

@@ -82,7 +82,6 @@ public final class VirtioPCI: FunctionModel, VirtioTransport {
     return description
   }
 
-  /// The device status field.
   public var status: VirtioStatus { registers.withLock { $0.common.status } }
 
   // MARK: VirtioTransport

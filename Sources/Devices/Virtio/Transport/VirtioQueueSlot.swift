@@ -43,7 +43,6 @@ final class VirtioQueueSlot: VirtQueueOwner {
   func wake() { worker.withLock { $0 }?.wake() }
   func setDoorbell(at address: UInt64?) { worker.withLock { $0 }?.setDoorbell(at: address) }
 
-  /// Starts a session.
   func start(_ queue: VirtQueue, session number: UInt64) {
     session.withLock { $0 = Session(queue: queue, number: number) }
     running.store(true, ordering: .releasing)
