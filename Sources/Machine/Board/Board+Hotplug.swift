@@ -22,8 +22,8 @@ extension Board {
     slots.inserted(below: port, announcing: toGuest)
   }
 
-  /// Checks whether the BARs of new functions fit the windows of the port above them, either as the guest has set the
-  /// windows or as they were placed at the start.
+  /// Checks whether the BARs of new functions fit the windows of the port above them: the windows that the guest
+  /// has set, or those that were placed at the start.
   /// - Returns: nil if they fit one of the two, or if no windows have been placed yet.
   private func roomProblem(_ functions: [Function], at place: PCIPlace?) -> WindowProblem? {
     guard let place, let port = port(of: place), let placed = placedWindows(of: port) else { return nil }

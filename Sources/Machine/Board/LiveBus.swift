@@ -9,7 +9,7 @@ struct LiveBus: Hashable, Sendable {
   let isHotpluggable: Bool
 }
 
-/// The buses of a board: those of q35, with QEMU's names, and one below each root port that has an id. The buses of q35
+/// The buses of a board: those of q35, with QEMU's names, and the bus below each root port with an id. The buses of q35
 /// accept no device while the machine runs.
 ///
 /// Lock order: code that holds its lock takes no other lock.

@@ -1,7 +1,7 @@
 /// Checks that the parts of a configuration fit together. The checks open nothing: start-up checks that files exist and
 /// that the host's KVM supports the number of CPUs.
 extension MachineConfiguration {
-  /// Checks everything. A missing kernel comes last, so that any other mistake is reported first.
+  /// Checks everything. The check for a kernel comes last, so that any other mistake is reported first.
   public func check() throws(ConfigurationError) {
     try checkMemory()
     guard (1...ProcessorTopology.maximumCount).contains(processors.count) else {

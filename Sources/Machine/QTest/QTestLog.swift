@@ -39,7 +39,6 @@ final class QTestLog: Sendable {
     return true
   }
 
-  /// Writes a line.
   /// - Parameters:
   ///   - mark: R for received, S for sent, I for information.
   ///   - time: in nanoseconds since the client connected.

@@ -79,7 +79,7 @@ final class KVMVector: MessageVector {
       try table.set(outlet.gsi, address: message.address, data: message.data)
       if !outlet.isAttached {
         relay.stop(outlet.event)
-        // At this call the kernel sends the message for a signal that came in the meantime.
+        // In this call the kernel sends the message if the eventfd has a pending signal.
         try table.attach(outlet.descriptor, to: outlet.gsi)
         self.outlet?.isAttached = true
       }
