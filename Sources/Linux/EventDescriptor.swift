@@ -28,7 +28,7 @@ public struct EventDescriptor: ~Copyable, Sendable {
   }
 
   /// Resets the counter to zero.
-  /// - Returns: whether it was nonzero.
+  /// - Returns: whether the counter was nonzero.
   @discardableResult
   public func take() -> Bool {
     var count: UInt64 = 0
