@@ -103,7 +103,7 @@ public final class VCPU: @unchecked Sendable {
   public func supply(_ value: UInt64) {
     switch unfinished {
     case .port(let offset, _):
-      // The element that `next` returned lies before the next one.
+      // `offset` is that of the next element; the element that `next` returned lies before it.
       store(value, pendingWidth, at: offset - pendingWidth)
     case .memory(let next, _):
       store(value, pendingWidth, at: NESTLING_KVM_RUN_MMIO_DATA + next - pendingWidth)
