@@ -19,7 +19,7 @@ public final class FaultQueue: Sendable {
     public var isLastOfGroup: Bool
     public var permissions: Permissions
     public var address: UInt64
-    /// Identifies the group in the answer: the same for all of its requests.
+    /// Identifies the group in the answer; equal in all requests of the group.
     public var cookie: UInt32
 
     public init(
