@@ -29,8 +29,8 @@ struct WideIntegers {
     }
   }
 
-  /// Returns the value of a number token that is an integer outside Int64; nil for other tokens, and for integers beyond
-  /// the range of Double.
+  /// Returns the value of a number token that is an integer outside Int64; nil for other tokens, and for integers
+  /// beyond the range of Double.
   private static func value(of token: ArraySlice<UInt8>) -> JSONValue? {
     let text = String(decoding: token, as: UTF8.self)
     guard token.dropFirst().allSatisfy(isDigit), Int64(text) == nil else { return nil }
