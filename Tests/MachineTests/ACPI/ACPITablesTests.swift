@@ -124,8 +124,8 @@ import Testing
         0, 8, 0, 0, 1, 0, 0, 0,  // CPU 0
         0, 8, 1, 1, 1, 0, 0, 0,
         0, 8, 2, 254, 1, 0, 0, 0,
-        9, 16, 0, 0, 255, 0, 0, 0, 1, 0, 0, 0, 3, 0, 0, 0,  // x2APIC ids
-        9, 16, 0, 0, 0, 1, 0, 0, 1, 0, 0, 0, 4, 0, 0, 0,
+        9, 16, 0, 0, 255, 0, 0, 0, 1, 0, 0, 0, 3, 0, 0, 0,  // x2APIC 255
+        9, 16, 0, 0, 0, 1, 0, 0, 1, 0, 0, 0, 4, 0, 0, 0,  // x2APIC 256
         1, 12, 0, 0, 0, 0, 0xc0, 0xfe, 0, 0, 0, 0,  // I/O APIC
         2, 10, 0, 9, 9, 0, 0, 0, 0x0f, 0,  // SCI: level, low
         4, 6, 0xff, 0, 0, 1,  // NMI on LINT1
@@ -145,7 +145,7 @@ import Testing
       ])
   }
 
-  @Test func `the MCFG and the SSDT name the buses that exist, and no others`() throws {
+  @Test func `the MCFG and the SSDT state the number of the last bus`() throws {
     var configuration = Self.configuration
     configuration.lastBus = 9
     #expect(try body("MCFG", configuration)[19] == 9)
@@ -153,7 +153,7 @@ import Testing
       try names(configuration)[30..<45] == [0x08, 0x5c] + Array("LBUS".utf8) + [0x0e, 9, 0, 0, 0, 0, 0, 0, 0])
   }
 
-  @Test func `the SSDT has the high window, or zeros without one`() throws {
+  @Test func `the SSDT states the base and length of the high window, or zeros if there is none`() throws {
     let zero: [UInt8] = [0, 0, 0, 0, 0, 0, 0, 0]
     func expected(_ base: [UInt8], _ length: [UInt8]) -> [UInt8] {
       func name(_ text: String, _ value: [UInt8]) -> [UInt8] { [0x08, 0x5c] + Array(text.utf8) + [0x0e] + value }
@@ -191,7 +191,7 @@ import Testing
     }
   }
 
-  @Test func `the DMAR table lists the unit that includes all last, then the root ports with translation services`()
+  @Test func `in the DMAR table the INCLUDE_PCI_ALL unit comes after other units, and root ports with ATS come last`()
     throws
   {
     var configuration = Self.configuration
@@ -221,7 +221,7 @@ import Testing
       ])
   }
 
-  @Test func `what does not fit into the tables is refused`() {
+  @Test func `values and structures that do not fit into the tables are refused`() {
     #expect(throws: ACPIError.self) { try ACPITables.build(ACPIConfiguration(localAPICs: Array(0..<9000))) }
     var configuration = Self.configuration
     configuration.remapping?.hostAddressWidth = 0

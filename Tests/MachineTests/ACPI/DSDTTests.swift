@@ -3,8 +3,8 @@ import Hardware
 import Machine
 import Testing
 
-/// Checks the compiled DSDT against the board's addresses. It searches for the bytes that encode them in ACPI machine
-/// language (ACPI 6.5, 6.4 and 20.2).
+/// Checks the compiled DSDT against the board's addresses. Searches for the bytes that encode them in ACPI machine
+/// language (ACPI 6.5, sections 6.4 and 20.2).
 @Suite struct DSDTTests {
   private func table() throws -> [UInt8] {
     try #require(ACPITables.build(ACPIConfiguration(localAPICs: [0])).table("DSDT"))
@@ -24,7 +24,7 @@ import Testing
     return [0x47, 0x01, low, high, low, high, 0x01, count]
   }
 
-  @Test func `devices have their plug and play ids`() throws {
+  @Test func `the host bridge, the reserved resources, COM1 and the clock have their plug and play ids`() throws {
     for (id, code) in [
       ("PNP0A08", [0x41, 0xd0, 0x0a, 0x08]), ("PNP0C02", [0x41, 0xd0, 0x0c, 0x02]),
       ("PNP0501", [0x41, 0xd0, 0x05, 0x01]), ("PNP0B00", [0x41, 0xd0, 0x0b, 0x00]),
@@ -64,7 +64,7 @@ import Testing
       ]))
   }
 
-  @Test func `each pin of each device has its interrupt`() throws {
+  @Test func `_PRT routes each pin of each device to its GSI`() throws {
     func integer(_ value: UInt8) -> [UInt8] { value <= 1 ? [value] : [0x0a, value] }
     let table = try table()
     let start = try #require(table.indices.first { table[$0...].starts(with: Array("_PRT".utf8)) })

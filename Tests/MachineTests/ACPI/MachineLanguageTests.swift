@@ -2,9 +2,9 @@ import Testing
 
 @testable import Machine
 
-/// Checks the encoder of ACPI machine language against ACPI 6.5, 20.2.
+/// Checks the encoder of ACPI machine language against section 20.2 of ACPI 6.5.
 @Suite struct MachineLanguageTests {
-  @Test func `names are padded to four characters and prefixed by their number of segments`() {
+  @Test func `name segments are padded to four characters, and a prefix states that there are two or more`() {
     func text(_ path: String) -> String {
       String(decoding: MachineLanguage.nameString(path), as: UTF8.self)
     }
@@ -25,7 +25,7 @@ import Testing
     }
   }
 
-  @Test func `a length counts its own bytes and uses as few of them as possible`() {
+  @Test func `a length counts its own bytes, and uses as few bytes as possible`() {
     for (size, length) in [
       (0, [1]), (0x3e, [0x3f]), (0x3f, [0x41, 4]), (0xffd, [0x4f, 0xff]), (0xffe, [0x81, 0x00, 0x01]),
       (0xf_fffc, [0x8f, 0xff, 0xff]), (0xf_fffd, [0xc1, 0x00, 0x00, 0x01]),

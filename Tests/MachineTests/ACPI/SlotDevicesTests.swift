@@ -2,7 +2,7 @@ import Hardware
 import Machine
 import Testing
 
-/// Compares the SSDT's slots with the bytes that iasl compiles for the same text (`-on`: names as written).
+/// Compares the SSDT's slots with the bytes that iasl compiles from the same text with `-on` (keep names as written).
 @Suite struct SlotDevicesTests {
   private static let slots = [
     HotplugSlot(port: RequesterID(bus: 0, device: 2, function: 0), number: 3),
@@ -23,7 +23,7 @@ import Testing
     [0x10, 0x12, 0x5c, 0x2e] + text("_SB_PCI0") + [0x14, 6] + text("PNTF") + [2]
   }
 
-  @Test func `each slot is a device below its port and is notified by its number`() throws {
+  @Test func `each slot is a device below its port, and PNTF finds it by its index`() throws {
     var expected: [UInt8] = [0x10, 0x44, 0x0b, 0x5c, 0x2e] + text("_SB_PCI0")
     expected += [0x5b, 0x82, 0x3d] + text("S10_") + [0x08] + text("_ADR") + [0x0c, 0, 0, 2, 0]
     expected += [0x5b, 0x82, 0x2c] + text("S00_") + [0x08] + text("_ADR") + [0] + [0x08] + text("_SUN") + [0x0a, 3]
@@ -40,7 +40,7 @@ import Testing
     #expect(try scope(ACPIConfiguration(localAPICs: [0], hotplugSlots: Self.slots)) == expected)
   }
 
-  @Test func `without slots, or with native hotplug, there is no device`() throws {
+  @Test func `without slots, or with native hotplug, the SSDT has no slot devices`() throws {
     #expect(try scope(ACPIConfiguration(localAPICs: [0])) == empty)
     #expect(try scope(ACPIConfiguration(localAPICs: [0], hotplugWay: .native, hotplugSlots: Self.slots)) == empty)
   }

@@ -14,7 +14,7 @@ import Testing
     return options
   }
 
-  @Test func `an identity and an anonymous path are never reused; an id and an address can be`() throws {
+  @Test func `an identity and an anonymous path are never reused, but an id and an address are`() throws {
     let tree = DeviceTree()
     let first = try tree.admit(edu("a"))
     let second = try tree.admit(edu())

@@ -5,7 +5,7 @@ import Testing
 
 @testable import Machine
 
-/// Checks the set-up of functions that firmware would do for an operating system: there is no firmware.
+/// Nestling has no firmware. Checks that it sets up functions for an operating system as firmware would.
 @Suite struct FirmwarePartTests {
   private func line(_ function: Function) -> UInt64 {
     function.readConfiguration(offset: StandardOffset.interruptLine, width: .byte)
@@ -15,7 +15,7 @@ import Testing
     let machine = try QTestBoard()
     defer { withExtendedLifetime(machine) {} }
     let board = machine.board
-    // Slots that _PRT routes to different pins, and a function with INTC#.
+    // Devices whose INTA# _PRT routes to different GSIs, a function with INTC#, and a function without a pin.
     for (device, pin) in [(3, 1), (4, 1), (9, 1), (12, 3), (13, 0)] as [(UInt8, UInt8)] {
       var description = FunctionDescription(vendorID: 0x1234, deviceID: 0x1111, classCode: 0xff0000)
       description.interruptPin = pin

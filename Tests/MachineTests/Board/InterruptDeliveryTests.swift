@@ -14,7 +14,7 @@ struct InterruptDeliveryTests {
 
   private func message(_ vector: UInt32) -> InterruptMessage { InterruptMessage(address: 0xfee0_0000, data: vector) }
 
-  @Test("a route sends the message that is set, and none once it is cleared")
+  @Test("a route sends the message that was set last, and nothing while no message is set")
   func aRouteSendsWhatIsSet() throws {
     let guest = try APICGuest()
     let route = guest.delivery.makeRoute(for: requester)
@@ -48,7 +48,7 @@ struct InterruptDeliveryTests {
     #expect(guest.machine.routing.allocate() == 24)
   }
 
-  @Test("a level-triggered pin knows the vector whose EOI it waits for")
+  @Test("a pin waits for an EOI only if its message is level-triggered, and only for that message's vector")
   func aLevelTriggeredPinKnowsItsVector() throws {
     let guest = try APICGuest()
     let pin = guest.delivery.makePinRoute(pin: 16, requester: requester)
@@ -86,9 +86,8 @@ struct InterruptDeliveryTests {
     #expect(interrupts.levelTriggered == [:])
   }
 
-  /// With remapping on, a route sends the interrupt of its table entry, even if its message was set before. Without an
-  /// entry it sends nothing.
-  @Test("with remapping on, a route sends the table's interrupt, and nothing without an entry")
+  /// The remappable message is set before remapping is enabled.
+  @Test("with remapping on, a route sends the interrupt of its table entry, and nothing if there is no entry")
   func aRemapperComesBetween() throws {
     let guest = try APICGuest()
     let delivery = guest.delivery
@@ -115,12 +114,12 @@ struct InterruptDeliveryTests {
     remappable.signal()
     #expect(try guest.requests() == [0x41, 0x55])
 
-    // The same message, sent by a device's own write.
+    // A device's own write sends the same message. Handle 4 has no entry.
     delivery.send(InterruptMessage(address: 0xfee0_0010 | 3 << 5, data: 0), from: requester.id)
     delivery.send(InterruptMessage(address: 0xfee0_0010 | 4 << 5, data: 0), from: requester.id)
     #expect(try guest.requests() == [0x41, 0x55])
 
-    // Off again: messages pass as they are.
+    // With remapping off again, messages pass unchanged.
     unit.write(offset: 0x18, width: .doubleword, value: 0)
     compatible.signal()
     #expect(try guest.requests() == [0x41, 0x42, 0x55])

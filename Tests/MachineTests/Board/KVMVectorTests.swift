@@ -8,7 +8,8 @@ import Testing
 
 @testable import Machine
 
-/// Tests a vector whose eventfd another party signals, as VFIO does, with a routing table that may be full.
+/// Tests an interrupt vector whose eventfd is signalled from outside, as VFIO does. The kernel's routing table can be
+/// full.
 @Suite struct KVMVectorTests {
   /// Stands in for the kernel's routing table, and can be made full. Signals of an attached eventfd stay in the
   /// eventfd.
@@ -87,7 +88,7 @@ import Testing
     #expect(sent.all == [2, 3, 3])
   }
 
-  @Test("signals of a held vector are kept and sent with the next message")
+  @Test("signals of a held vector are kept, and sent as one when the next message is set")
   func held() throws {
     table.isFull.withLock { $0 = true }
     let vector = KVMVector(table: table, relay: relay)

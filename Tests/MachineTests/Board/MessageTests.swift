@@ -61,7 +61,7 @@ private final class TraceNames: TraceSink {
     #expect(memory.loadUInt32(at: 0x8000) == 0)
   }
 
-  /// Bits 31:8 of the upper address register are the destination's; its bits 7:0 are reserved.
+  /// Bits 31:8 of the upper address register are bits 31:8 of the destination; bits 7:0 are reserved.
   @Test(
     arguments: [(0x0100, 0x0100), (0x0001_0100, 0x0001_0100), (0xffff_ffff, 0xffff_ff00), (1, 0)] as [(UInt64, UInt64)])
   func `the unit's events reach CPUs with a destination above 255`(upper: UInt64, destination: UInt64) throws {
@@ -77,7 +77,8 @@ private final class TraceNames: TraceSink {
       write32(control + 12, upper)
       write32(control, 0)
     }
-    // The queue has one invalidation wait (IF); then the tail is set outside the queue (IQE).
+    // An invalidation wait with IF raises the completion event. Then a tail outside the queue raises the fault event
+    // (IQE).
     _ = memory.storeUInt64(1 << 4 | 5, at: 0x3000)
     unit.write(offset: 0x90, width: .quadword, value: 0x3000)
     write32(0x18, 1 << 26)
@@ -135,8 +136,7 @@ private final class TraceNames: TraceSink {
     #expect(apics.sent.count == 5)
   }
 
-  /// A message to memory is DMA: the unit translates it, or refuses and records it.
-  @Test("the unit translates a message to memory like any other DMA")
+  @Test("the unit blocks a message to memory that its tables do not map, and records a fault")
   func aMessageToMemoryIsTranslated() throws {
     let delivery = delivery
     let event = delivery.makeUnremappedRoute()

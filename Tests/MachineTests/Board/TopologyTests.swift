@@ -79,7 +79,7 @@ import VTd
         #expect(read(bus, 0, 0) == 0x11e8_1234)
         #expect(board.readMemory(read(bus, 0, 0x10), 4) == 0x0100_00ed)
       }
-      // INTA# of device 0 is INTA# of the port.
+      // INTA# of device 0 below a port is routed as INTA# of the port.
       #expect(read(1, 0, 0x3c, 1) == 20)
       #expect(read(2, 0, 0x3c, 1) == 17)
       board.reset()
@@ -121,7 +121,7 @@ import VTd
     }
   }
 
-  @Test func `a unit finds a function by its path, independent of bus numbers`() throws {
+  @Test func `a unit still finds a function by its path after the bus numbers change`() throws {
     let below = try #require(board.devices.all.first { $0.id?.text == "b" }?.place)
     #expect(below.port?.device == 9)
     func owners() -> [[String?]] { board.inspection.states().map { $0.functions.map(\.id) } }
@@ -136,8 +136,7 @@ import VTd
   }
 
   @Test func `requests carry the current number of their bus`() throws {
-    // In the second unit, the first stage of bus 2 device 0 maps 0x1000 to 0x9000, that of bus 0x20 device 0 maps it to
-    // 0xa000.
+    // In the second unit's tables, bus 2 device 0 maps 0x1000 to 0x9000, and bus 0x20 device 0 maps it to 0xa000.
     func store(_ value: UInt64, _ address: UInt64) { _ = board.memory.storeUInt64(value, at: address) }
     for (bus, base, target) in [(2, 0x20_0000, 0x9000), (0x20, 0x30_0000, 0xa000)] as [(UInt64, UInt64, UInt64)] {
       store(base | 1, 0x10_0000 + bus * 16)
@@ -163,7 +162,7 @@ import VTd
     #expect(try port.loadUInt64(at: 0x1000) == 0x1111)
     write(0, 9, 0x18, 0x0020_2000)
     #expect(try port.loadUInt64(at: 0x1000) == 0x2222)
-    // Without the port's Bus Master Enable nothing passes.
+    // Nothing passes without the port's Bus Master Enable.
     write(0, 9, 4, 2, 2)
     #expect(throws: DMAError.self) { try port.loadUInt64(at: 0x1000) }
   }

@@ -121,5 +121,5 @@ func pattern(_ count: Int, seed: UInt8 = 7) -> [UInt8] {
   (0..<count).map { UInt8(truncatingIfNeeded: $0 &* 31 &+ $0 >> 8) &+ seed }
 }
 
-/// Returns the smallest content that is accepted as an initrd: a cpio magic number and filler.
+/// Returns `count` bytes that are accepted as an initrd: a cpio magic number, then filler.
 func cpio(_ count: Int) -> [UInt8] { Array("070701".utf8) + pattern(count - 6) }

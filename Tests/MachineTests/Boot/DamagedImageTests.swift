@@ -21,7 +21,7 @@ import Testing
     var loaded = 0
     for _ in 0..<1000 {
       var bytes = whole
-      // Damage the headers more than the content, and cut off a third of the files.
+      // Damage the headers more often than the content, and truncate about a third of the files.
       for _ in 0..<Int.random(in: 0...6, using: &random) {
         let limit = Bool.random(using: &random) ? bytes.count : 0x280
         let interesting: [UInt8] = [0, 1, 0x7f, 0x80, 0xff, UInt8.random(in: 0...255, using: &random)]
@@ -68,7 +68,7 @@ import Testing
     #expect(memory.writes == 0)
   }
 
-  @Test func `loading into absent memory reports that it is missing`() {
+  @Test func `a load to addresses without RAM is reported`() {
     let memory = CountingMemory(size: 0x8000)
     for kernel in Self.kernels {
       let request = BootRequest(

@@ -41,7 +41,7 @@ import Testing
     }
   }
 
-  @Test func `other alignments mean padding to 4`() throws {
+  @Test func `notes in a segment of any other alignment are padded to 4`() throws {
     for alignment in [0, 1, 4, 16] as [UInt64] {
       #expect(try enter([(alignment, note("GNU", 3, pattern(20), padding: 4) + entry())]) == 0x10_0040)
     }
@@ -69,7 +69,7 @@ import Testing
     }
   }
 
-  /// Each segment is within the bound, but the sum is not: many such segments would take minutes to read.
+  /// Each segment is below the limit, but their sum is above it. Reading many such segments would take minutes.
   @Test func `the sum of all notes is bounded`() {
     var elf = SyntheticELF.pvh
     elf.segments.removeLast()

@@ -20,7 +20,7 @@ import Testing
   }
 
   @Test(arguments: archives.filter { $0.count < 14 })
-  func `fewer bytes than the smallest archive are refused, whatever they start with`(start: [UInt8]) {
+  func `a file shorter than the smallest archive is refused, even if it has an archive's magic number`(start: [UInt8]) {
     #expect(refusal(start) == .initialRAMDiskUnrecognised(size: UInt64(start.count)))
   }
 

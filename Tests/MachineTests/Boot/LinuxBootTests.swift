@@ -10,7 +10,7 @@ import Testing
     return entry
   }
 
-  @Test func `the kernel lies at its preferred address and starts 0x200 bytes in`() throws {
+  @Test func `the kernel is loaded at its preferred address and entered at offset 0x200`() throws {
     let bench = BootBench(size: 8 << 20)
     let linux = SyntheticLinux()
     let entry = try enter(bench, linux)
@@ -18,7 +18,7 @@ import Testing
     #expect(bench.bytes(0x20_0000, linux.payload.count) == linux.payload)
   }
 
-  @Test func `zero setup sectors mean four`() throws {
+  @Test func `a setup size of 0 means four sectors`() throws {
     let bench = BootBench(size: 8 << 20)
     let linux = SyntheticLinux(setupSectors: 0)
     _ = try enter(bench, linux)
@@ -45,7 +45,7 @@ import Testing
     for offset in [0x218, 0x21c, 0x250, 0x254] { expected.store(UInt32(0), at: offset - 0x1f1) }
     #expect(bench.bytes(parameters + 0x1f1, expected.count) == expected)
     #expect(bench.bytes(parameters + 0x26c, 0x24) == [UInt8](repeating: 0, count: 0x24))
-    #expect(bench.bytes(parameters + 0x1ef, 1) == [0], "the sentinel says that the rest is valid")
+    #expect(bench.bytes(parameters + 0x1ef, 1) == [0], "a sentinel of 0 means that the other fields are valid")
     #expect(bench.text(UInt64(commandLine)) == "console=ttyS0")
     #expect(bench.long(parameters + 0x70) == 0xe_0000)
 
@@ -122,7 +122,7 @@ import Testing
     let bench = BootBench(size: 16 << 20)
     #expect(try enter(bench, SyntheticLinux(preferredAddress: 0)).instructionPointer == 0x20_0200)
     #expect(try enter(bench, SyntheticLinux(preferredAddress: 0x30_1000)).instructionPointer == 0x40_0200)
-    // The kernel takes the smaller alignment where the larger one leads out of RAM.
+    // The loader uses the minimum alignment if the preferred one would place the kernel outside RAM.
     let tight = SyntheticLinux(alignment: 0x100_0000, preferredAddress: 0x30_1000)
     #expect(try enter(bench, tight).instructionPointer == 0x40_0200)
     let fixed = SyntheticLinux(relocatable: false, preferredAddress: 0x30_1000)

@@ -77,7 +77,7 @@ import Testing
     #expect(bench.word(module) == bench.word(module + 4))
   }
 
-  @Test func `a header with load addresses places the kernel there`() throws {
+  @Test func `a kernel is loaded at the addresses that its header gives`() throws {
     let bench = BootBench(size: 8 << 20)
     #expect(bench.memory.store([UInt8](repeating: 0xff, count: 0x4000), at: 0x10_0000))
     let kernel = SyntheticMultiboot.flat()

@@ -142,7 +142,7 @@ import Testing
   }
 
   @Test(
-    "properties that break a rule of the unit together are refused",
+    "property values that the unit cannot combine are refused",
     arguments: [
       [("x-flts", "on")],
       [("x-nested", "on"), ("x-flts", "on")],

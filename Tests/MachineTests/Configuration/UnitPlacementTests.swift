@@ -51,7 +51,6 @@ struct UnitPlacementTests {
     #expect(units.map(\.functions) == [[], [address(6), address(9)], [address(7), address(0x1f)]])
   }
 
-  /// An id takes precedence over an address that is written alike.
   @Test("an id that looks like an address is found before the address")
   func anIdentifierMayLookLikeAnAddress() throws {
     #expect(try place([unit("a"), random("a", at: 3)])[0].functions == [address(3)])
@@ -92,7 +91,7 @@ struct UnitPlacementTests {
         56, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,  // the larger of the widths, INTR_REMAP
         0, 0, 32, 0, 0, 0, 0, 0, 0, 0x10, 0xd9, 0xfe, 0, 0, 0, 0,  // DRHD of the second
         1, 8, 0, 0, 0, 0, 2, 0, 1, 8, 0, 0, 0, 0, 4, 0,  // 00:02.0, 00:04.0
-        0, 0, 24, 0, 1, 0, 0, 0, 0, 0, 0xd9, 0xfe, 0, 0, 0, 0,  // DRHD of the first, INCLUDE_PCI_ALL, last
+        0, 0, 24, 0, 1, 0, 0, 0, 0, 0, 0xd9, 0xfe, 0, 0, 0, 0,  // DRHD of the first, with INCLUDE_PCI_ALL
         3, 8, 0, 0, 0, 0xff, 0, 0,  // I/O APIC
       ])
   }

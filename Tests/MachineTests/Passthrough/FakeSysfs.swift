@@ -5,7 +5,7 @@ import Glibc
 
 /// A temporary sysfs, with other files of a host that a test needs. It is deleted with the test.
 final class FakeSysfs {
-  /// The folder that holds it as `sys`.
+  /// The folder whose subfolder `sys` is the fake sysfs.
   let parent: String
   var root: String { "\(parent)/sys" }
 

@@ -33,7 +33,7 @@ import Testing
       #expect(vendor != 0xffff)
       machine.end()
     }
-    // The file's owners close it; the board does not.
+    // The end of the board releases the last reference to the file.
     #expect(handedOver == nil)
     #expect(kernel.complaints.filter { !$0.hasPrefix("file") } == [])
     #expect(kernel.complaints.count == 1)

@@ -48,7 +48,7 @@ import VTdOracle
       #expect(mapped.values.allSatisfy { $0.flags == 0b111 }, "no mapping is read-only: erratum 772415")
       let devices = try (0..<3).map { try device($0, memory) }
       let bounds = try devices.map { try bound($0, memory) }
-      #expect(memory.parentCount == 2, "devices of like IOMMUs share a parent, the other has its own")
+      #expect(memory.parentCount == 2, "devices behind the same IOMMU share a parent, the other has its own")
       #expect(attached(0) == attached(1) && attached(0) != attached(2))
       #expect(kernel.state.withLock { $0.calls.count { $0 == "IOAS_MAP" } } == 2)
       _ = bounds
@@ -206,7 +206,7 @@ import VTdOracle
     #expect(kernel.complaints == [])
   }
 
-  /// The pages that the guest unmapped are still reachable: both devices are blocked, each with a notice of the reason.
+  /// After the refusal, the devices could still reach the pages that the guest unmapped, so both are blocked.
   @Test("a refused invalidation blocks both devices and is reported for each")
   func anInvalidationThatIsRefusedIsTold() throws {
     let notices = [Notes<HostBoundDevice.Notice>(), Notes<HostBoundDevice.Notice>()]

@@ -73,7 +73,7 @@ import Testing
   func thePlaceOnTheFabricIsTheGuests() {
     let space = HostConfigurationSpace(Self.image).given.space
     #expect(space.get(UInt16.self, 0x82) == 0x92, "version 2, an endpoint of the root complex")
-    #expect(space.get(UInt8.self, 0x87) & 0x10 != 0, "FLR, which VFIO performs with any reset there is")
+    #expect(space.get(UInt8.self, 0x87) & 0x10 != 0, "FLR, which VFIO emulates by any reset that the device has")
     #expect(!HostConfigurationSpace(Self.image).hasFunctionLevelReset)
     let without = HostConfigurationSpace(Self.image, offersReset: false)
     #expect(without.given.space.get(UInt8.self, 0x87) & 0x10 == 0 && without.direct[0x87] & 0x10 == 0)
@@ -128,7 +128,8 @@ import Testing
     #expect(without.get(UInt32.self, 0x100) == 0x1800_ffff, "the list always begins at 0x100")
   }
 
-  /// MSI keeps the host's offset where the host's has the form of ours; otherwise it takes a gap with room for it.
+  /// MSI keeps the host's offset if the host's capability has the layout of the emulated one. Otherwise it takes a gap
+  /// that is large enough.
   @Test("MSI is placed at the host's offset or in a gap", arguments: [0x0180, 0x0080, 0x0000] as [UInt16])
   func msi(_ control: UInt16) {
     var image = Self.image
@@ -139,7 +140,7 @@ import Testing
     let space = HostConfigurationSpace(image)
     #expect(space.msix == nil && space.msiVectorCount == 4 && space.given.msiOffset == 0x50)
     #expect(list(space.given.space)?[5] == 0x50)
-    // Data directly behind it leaves no room there.
+    // Data directly after the capability leaves no room to extend it.
     image.store(UInt32(0xffff_ffff), at: 0x60)
     let crowded = HostConfigurationSpace(image)
     if control == 0x180 {
@@ -150,15 +151,15 @@ import Testing
     }
   }
 
-  /// A control register of power management that is zero is not a gap: the guest's writes to MSI would change power
-  /// states.
+  /// The control register of power management may be zero, but it is not a gap. If MSI overlapped it, the guest's
+  /// writes to MSI would change power states.
   @Test("MSI never overlaps power management")
   func msiIsNotPutOverPowerManagement() {
     var image = Self.image
     image[0x41] = 0x60
     image.store(UInt32(0), at: 0x44)
     image.store(UInt32(0), at: 0x50)
-    // MSI has neither 64-bit addresses nor masks, and no room behind it for them.
+    // MSI has neither 64-bit addresses nor masks, and no room after it for them.
     image.store(UInt32(0x0004_8005), at: 0x60)
     image.store(UInt32(0xffff_ffff), at: 0x6c)
     for at in 0x70..<0x7c { image[at] = 0 }

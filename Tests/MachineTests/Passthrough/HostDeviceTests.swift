@@ -128,7 +128,7 @@ import VTd
     #expect(kernel.complaints == [])
   }
 
-  /// The kernel's errors that a person can resolve.
+  /// Errors of the kernel that the user can resolve.
   @Test(
     "each refusal names its remedy in one line",
     arguments: [
@@ -197,7 +197,6 @@ import VTd
     #expect(HostRequirement.missing(for: unit { $0.cachingMode = false }, on: host()) == .cachingMode)
   }
 
-  /// Without first stage, any IOMMU that translates to the guest's memory suffices.
   @Test("without first stage any IOMMU suffices")
   func anyIOMMUWillDoWithoutFirstStage() {
     let plain = unit { $0.firstStage = false }

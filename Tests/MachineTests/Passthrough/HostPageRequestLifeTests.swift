@@ -65,8 +65,8 @@ import VTdOracle
     #expect(kernel.responses.count == 3)
   }
 
-  /// A device without a table gets one again. The kernel attaches a table with page requests only after a table of the
-  /// kernel's own.
+  /// The device gets a table again after it had none. A kernel before 6.15 attaches a table with page requests only to
+  /// a device that has a table which is not nested.
   @Test("page requests work again after the device had no table")
   func pageRequestsComeBack() throws {
     try PageRequestChain.run { chain, kernel in
@@ -103,7 +103,7 @@ import VTdOracle
       #expect(kernel.attached(0) == before)
       let stage = GuestFirstStage(root: 0x5000, levels: 4, domain: 5, pasid: 0)
       let table = try bound.bind(nil, to: .firstStage(stage))
-      #expect(table != nil && kernel.state.withLock { $0.queueOfTable.isEmpty }, "without page requests, as before")
+      #expect(table != nil && kernel.state.withLock { $0.queueOfTable.isEmpty }, "no page requests")
       _ = try bound.bind(nil, to: .secondStage)
     }
     #expect(kernel.complaints == [])
@@ -126,8 +126,8 @@ import VTdOracle
     }
   }
 
-  /// An oversized group blocks the kernel's queue: the devices continue without it.
-  @Test("a queue that cannot be read is given up")
+  /// An oversized group blocks the kernel's queue. The devices continue without that queue.
+  @Test("devices continue without a queue that cannot be read")
   func aQueueThatCannotBeReadIsGivenUp() throws {
     try PageRequestChain.run(devices: 2) { chain, kernel in
       chain.request(1, group: 4)
@@ -168,8 +168,8 @@ import VTdOracle
     }
   }
 
-  /// Adds a device while the queue's thread still moves the others to tables without the queue.
-  @Test("a queue that is given up is replaced without waiting for its devices")
+  /// Adds a device while the failed queue's thread still moves the other devices to tables without the queue.
+  @Test("a queue that failed is replaced without waiting for its devices")
   func aQueueThatIsGivenUpIsReplacedWithoutWaitingForItsDevices() throws {
     let kernel = PageRequestChain.makeKernel()
     do {

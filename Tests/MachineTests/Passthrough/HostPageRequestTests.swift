@@ -70,7 +70,6 @@ import VTdOracle
     }
   }
 
-  /// The kernel must complete an invalidation before it gets the response that follows.
   @Test("an invalidation reaches the kernel before the response that follows it")
   func invalidationsComeBeforeTheResponse() throws {
     try PageRequestChain.run { chain, kernel in
@@ -100,7 +99,7 @@ import VTdOracle
       #expect(kernel.responses == [] && kernel.state.withLock { $0.refusedResponses } == 0)
       #expect(chain.respond(group: 5) && chain.respond(group: 5, code: 1), "twice")
       #expect(kernel.responses == [FakeResponse(device: 0, index: 5, isSuccess: true)])
-      #expect(kernel.state.withLock { $0.refusedResponses } == 0, "the kernel gets no other response")
+      #expect(kernel.state.withLock { $0.refusedResponses } == 0, "the kernel gets no response that it must refuse")
     }
   }
 
@@ -147,7 +146,7 @@ import VTdOracle
     try PageRequestChain.run { chain, kernel in
       let function = chain.models[0].function
       var count = 0
-      /// - Parameter change: Makes the change, or reverts it if its argument is true.
+      /// - Parameter change: Makes the change if its argument is false, and reverts it if it is true.
       func refused(_ name: Comment, pasid: UInt32? = 0, fault: FaultReason? = nil, _ change: (Bool) -> Void) {
         change(false)
         count += 1

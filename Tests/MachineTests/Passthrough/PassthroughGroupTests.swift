@@ -90,7 +90,7 @@ import VTd
       #expect(kernel.translation(0) == .addressSpace)
       #expect(machine.board.unplug(try machine.identity(machine.address(1))) != nil)
       try machine.board.add(PassthroughBoard.device(1, "i0"), with: machine.configuration)
-      // The new function has the address that the driver's tables have an entry for; the other address has none.
+      // The driver's tables have an entry for the new function's address, and none for the other function's.
       #expect(kernel.translation(1) == .addressSpace)
       try machine.board.add(PassthroughBoard.device(0, "i0"), with: machine.configuration)
       #expect(Self.places(kernel) == [nil, nil])

@@ -44,7 +44,7 @@ import VFIO
 
   // MARK: From start to end
 
-  /// Does what a guest does between two resets: drivers, tables, power states, a reset of one function.
+  /// Acts as a guest between two resets: starts drivers, sets tables, changes power states, resets one function.
   @discardableResult
   private static func use(_ machine: PassthroughBoard) -> PassthroughBoard.Driver {
     let functions = [2, 3, 4]
@@ -135,7 +135,7 @@ import VFIO
       let name = kernel.state.withLock { $0.failed }
       #expect(kernel.complaints == [], "call \(number), \(name ?? "none")")
       guard name != nil else {
-        #expect(refused >= 25 && lived >= 100, "\(refused) refusals, \(lived) lives")
+        #expect(refused >= 25 && lived >= 100, "\(refused) starts refused, \(lived) machines ran")
         return
       }
     }
@@ -216,7 +216,7 @@ import VFIO
     #expect(kernel.complaints == [])
   }
 
-  /// The guest places a BAR over RAM or over another BAR: this is not the host's problem.
+  /// The guest itself places a BAR over RAM or over another BAR.
   @Test("a BAR that the guest places over RAM or another BAR is not reported")
   func barsThatTheGuestPutsOverOthersAreNotTold() throws {
     let kernel = FakeKernel.full(2)
@@ -379,7 +379,7 @@ import VFIO
     let bar = machine.readConfiguration(address, 0x18) & 0xffff_fff0
     try signal(4, 0, kernel)
     #expect(next(machine.board) == .hostRequest(identity, patience: 8000))
-    #expect(machine.board.readMemory(bar + 0x2100, 4) == 0x5a5a_5a5a, "until the machine's thread handles the request")
+    #expect(machine.board.readMemory(bar + 0x2100, 4) == 0x5a5a_5a5a, "the request is not handled yet")
     #expect(machine.board.unplug(identity) != nil && machine.board.unplug(identity) == nil)
     #expect(machine.readConfiguration(address, 0) == 0xffff_ffff && machine.readConfiguration(address, 0x70, 1) == 0xff)
     #expect(machine.board.readMemory(bar + 0x2100, 4) == 0xffff_ffff)

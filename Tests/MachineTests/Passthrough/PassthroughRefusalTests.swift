@@ -9,8 +9,8 @@ import VTd
 
 @testable import Machine
 
-/// Each obstacle on the host gives one line with the device, what is missing and the option that requires it. The line
-/// is the same at the start and later, when the machine stays unchanged.
+/// Each obstacle on the host causes one error line, which names the device, the missing feature and the option that
+/// requires it. A refusal while the guest runs has the same line and leaves the machine unchanged.
 @Suite struct PassthroughRefusalTests {
   struct Case: CustomTestStringConvertible, Sendable {
     let testDescription: String

@@ -11,7 +11,7 @@ import Testing
 
 @testable import Machine
 
-/// Checks what a guest's accesses to a host's function on its bus cause, on the fake kernel.
+/// Checks the effects of a guest's accesses to a passed-through function, on the fake kernel.
 @Suite struct VFIOPCITests {
   private let kernel = FakeKernel()
   private let router = EventRouter()
@@ -155,7 +155,7 @@ import Testing
     port.function.revoke()
   }
 
-  @Test("BARs are memory of the CPUs, except the page of the MSI-X table")
+  @Test("CPUs access BARs as memory, except the page of the MSI-X table")
   func barsAreMemoryOfTheCPUsButForTheTable() throws {
     let model = try make()
     let function = model.function
@@ -239,7 +239,6 @@ import Testing
     model.function.revoke()
   }
 
-  /// The kernel cannot add vectors to those in use: all are freed and allocated again.
   @Test("if the kernel cannot add vectors, all of them are allocated again")
   func vectorsOfAKernelThatCannotAdd() throws {
     let model = try make()
@@ -286,7 +285,7 @@ import Testing
     model.function.revoke()
   }
 
-  @Test("a host that refuses INTx causes a notice") func aHostThatRefusesTheWire() throws {
+  @Test("a notice reports that the host refuses INTx") func aHostThatRefusesTheWire() throws {
     let notices = Notes<PassthroughNotice.Kind>()
     kernel.state.withLock { $0.failing[VFIO_DEVICE_SET_IRQS] = EBUSY }
     let model = try make { notices.add($0) }

@@ -33,7 +33,7 @@ final class QTestBoard {
   deinit { board.removeDevices() }
 
   /// Sends one line.
-  /// - Returns: The pending news and the answer, without the last newline.
+  /// - Returns: The pending `IRQ` lines and the answer, without the last newline.
   func send(_ line: String) -> String { send(Array(line.utf8)) }
 
   func send(_ line: [UInt8]) -> String {
@@ -41,13 +41,13 @@ final class QTestBoard {
     return String(decoding: (session.takeNews() + answer).dropLast(), as: UTF8.self)
   }
 
-  /// Sends a command that answers with nothing but OK.
+  /// Sends a command and expects the answer OK.
   func order(_ line: String, sourceLocation: SourceLocation = #_sourceLocation) {
     let answer = send(line)
     #expect(answer == "OK", "\(line)", sourceLocation: sourceLocation)
   }
 
-  /// Sends a command that answers with a number.
+  /// Sends a command and returns the number in its answer.
   func ask(_ line: String, sourceLocation: SourceLocation = #_sourceLocation) throws -> UInt64 {
     let answer = send(line)
     let digits = try #require(answer.wholeMatch(of: /OK 0x([0-9a-f]+)/), "\(line): \(answer)").1

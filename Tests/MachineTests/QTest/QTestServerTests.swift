@@ -116,8 +116,7 @@ private func socketPath(_ name: String = #function) -> String {
     #expect(try served.board.load(0x1000) == 1)
   }
 
-  /// News arrive although the client sends nothing.
-  @Test("interrupts are reported without a command")
+  @Test("interrupts are reported although the client sends nothing")
   func interruptsComeByThemselves() throws {
     let served = try Served()
     served.server.resume()
@@ -269,7 +268,7 @@ private func socketPath(_ name: String = #function) -> String {
     try control.perform(.pause)
     try control.perform(.pause)
     #expect(control.status == .paused)
-    // A paused machine has no running CPU; a qtest client is not a CPU.
+    // A pause stops the CPUs. The qtest client is not a CPU, so its commands are still answered.
     #expect(try client.ask("endianness") == "OK little")
     control.requestReset()
     try wait("the reset") { machine.notices.contains(.reset(.monitorReset)) }

@@ -71,7 +71,7 @@ import Testing
     client.order("outw 0x1234 0x12345")
   }
 
-  @Test("the clock moves by command only, and fires the timers that it passes")
+  @Test("only commands move the clock, and it fires the timers that it passes")
   func time() throws {
     let client = try QTestBoard()
     #expect(client.send("clock_step").hasPrefix("FAIL cannot advance clock to the next deadline"))
@@ -146,7 +146,7 @@ import Testing
     #expect(client.interrupts.sent == [InterruptMessage(address: 0xfee0_0000, data: 0x31)])
   }
 
-  @Test("the remaining commands, empty lines and extra spaces are handled")
+  @Test("endianness is answered, module_load and rtas fail, and empty lines and extra spaces are ignored")
   func whatElseThereIs() throws {
     let client = try QTestBoard()
     #expect(client.send("endianness") == "OK little")
@@ -157,7 +157,7 @@ import Testing
     #expect(client.send("  inl   0x1234  ") == "OK 0xffffffff")
   }
 
-  @Test("without a stepped clock there are no clock commands")
+  @Test("without a stepped clock the clock commands are unknown")
   func withoutASteppedClockThereIsNoStepping() throws {
     let client = try QTestBoard()
     let session = QTestSession(board: client.board, clock: nil)
@@ -231,7 +231,7 @@ import Testing
     return all
   }
 
-  @Test("lines are the same however their bytes arrive")
+  @Test("lines are split correctly, however many bytes arrive at a time")
   func howeverTheBytesCome() {
     let text = Array("inb 1\n\noutb 2 3\nrest".utf8)
     for step in 1...text.count {

@@ -25,7 +25,7 @@ import VTd
   private static let doneMessage: UInt64 = 0x12_1004
   private static let page: UInt64 = 0x20_0000
   private static let otherPage: UInt64 = 0x20_1000
-  /// Level indices 1, 2, 3, 4.
+  /// Its table indices are 1, 2, 3 and 4, from the top level down.
   private static let address: UInt64 = 1 << 39 | 2 << 30 | 3 << 21 | 4 << 12
 
   private let client: QTestBoard
@@ -71,7 +71,7 @@ import VTd
     client.store(Self.directory | 1, at: context)
     client.store(0, at: context + 8)
     client.store(Self.pasidTable | 1, at: Self.directory)
-    // Present, 48-bit second-stage width, first stage only; domain 5; the table, of 4 levels.
+    // Present, 4 levels (AW), first stage only (PGTT); domain 5; the first-stage table, also of 4 levels.
     client.store(1 | 2 << 2 | 1 << 6, at: Self.pasidTable)
     client.store(5, at: Self.pasidTable + 8)
     client.store(Self.firstStage, at: Self.pasidTable + 16)
@@ -136,7 +136,7 @@ import VTd
   }
 
   /// The unit records a fault and sends its message to RAM, where a client without a CPU can see it.
-  @Test("an access to an unmapped or read-only page is a recorded fault and moves no data")
+  @Test("an access to an unmapped or read-only page records a fault and moves no data")
   func fault() throws {
     try findDevice()
     try translate()
@@ -164,7 +164,6 @@ import VTd
     #expect(client.send("read \(Self.page) 4") == "OK 0xcccccccc")
   }
 
-  /// A changed entry takes effect with its invalidation, and no later.
   @Test("a changed entry takes effect with its invalidation")
   func invalidation() throws {
     try findDevice()

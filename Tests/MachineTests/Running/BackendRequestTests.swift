@@ -68,7 +68,7 @@ import Testing
     return (try? file.lock()) != nil
   }
 
-  /// Removes a device. Here it leaves at once, and its backends are free once it is no longer listed.
+  /// Removes a device. On this bus it leaves at once. When it is no longer listed, its backends are free.
   private func takeAway(_ name: String, from machine: RunningMachine) throws {
     try machine.control.perform(.removeDevice(name, isSurprise: false))
     #expect(eventually { !machine.devices.contains { $0.id?.text == name } })
@@ -99,7 +99,7 @@ import Testing
     }
   }
 
-  @Test func `a node that does not fit is refused and changes nothing`() throws {
+  @Test func `a node with a wrong file, id or underlying node is refused and changes nothing`() throws {
     try run { machine in
       try machine.control.perform(.addNode(BlockNode(id: "ro", path: image, readOnly: true)))
       refused(.addNode(BlockNode(id: "n", path: folder + "/missing")), by: machine) {
@@ -125,7 +125,7 @@ import Testing
     }
   }
 
-  @Test func `a node over a passed file serves a disk and releases the file at its end`() throws {
+  @Test func `a node over a passed file serves a disk, and releases the file when the node is removed`() throws {
     try run { machine in
       let control = machine.control
       weak var handedOver: PassedDescriptor?
@@ -184,7 +184,7 @@ import Testing
       refused(.removeObject(try Identifier(text: "ram")), by: machine) {
         if case .backend(.objectInUse) = $0 { true } else { false }
       }
-      // A number that no client passed may be one of Nestling's own descriptors.
+      // A descriptor number that no client passed may be one of Nestling's own descriptors.
       var iommufd = IOMMUFDOptions()
       iommufd.id = try Identifier(text: "i0")
       iommufd.file = try DescriptorReference(text: "3")

@@ -57,7 +57,7 @@ import Testing
     devices.stop()
   }
 
-  @Test func `a chardev that does not fit is refused and changes nothing`() throws {
+  @Test func `a chardev with a wrong file, with a used id or after the end is refused and changes nothing`() throws {
     let cold = try Identifier(text: "cold")
     let id = try Identifier(text: "x")
     #expect(problem(server("/x"), cold) == .duplicateID(cold))

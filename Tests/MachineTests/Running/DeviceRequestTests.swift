@@ -108,7 +108,7 @@ import Testing
     }
   }
 
-  @Test func `a device that does not fit is refused, and the machine is unchanged`() throws {
+  @Test func `a device with a wrong id, address, property or backend is refused and changes nothing`() throws {
     try runWithHotplug { machine, log in
       refused(add(EduOptions.self, ["id": "c0"]), by: machine) {
         if case .refused("edu", .duplicateID) = $0 { true } else { false }

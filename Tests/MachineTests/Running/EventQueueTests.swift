@@ -48,7 +48,7 @@ import Testing
     #expect(queue.take() == nil)
   }
 
-  @Test("the guest's events can be forgotten, and requests remain")
+  @Test("the guest's events can be discarded, and requests remain")
   func whatTheGuestDidIsForgotten() throws {
     let queue = try EventQueue()
     let pause = MachineEvent.request(PendingRequest(.pause))

@@ -99,7 +99,7 @@ import Testing
     }
   }
 
-  @Test func `a device that the guest ejects on its own is deleted`() throws {
+  @Test func `a device that the guest ejects without a request is deleted`() throws {
     try run { machine, guest, log in
       try machine.control.perform(add("a", on: "rp0"))
       try machine.control.perform(add("b", on: "rp1"))
@@ -150,7 +150,7 @@ import Testing
     }
   }
 
-  @Test func `a function that the guest cannot see is removed without its consent, and its slot stays free`() throws {
+  @Test func `while function 0 is absent, a function is removed at once, and its slot stays free`() throws {
     try run { machine, guest, log in
       func add(_ id: String, _ function: Int) -> MachineRequest {
         let values = [("id", id), ("addr", "0.\(function)"), ("multifunction", "on")]
@@ -175,7 +175,7 @@ import Testing
     }
   }
 
-  @Test func `when the host wants a device back, the guest is asked for it, and after the patience it is removed`()
+  @Test func `a device that the host wants back is removed after the patience if the guest does not eject it`()
     throws
   {
     try run { machine, guest, log in
@@ -294,7 +294,7 @@ import Testing
     }
   }
 
-  @Test func `a device under construction delays no request and no reset, and may fail or be ended`() throws {
+  @Test func `a device under construction delays neither requests nor resets, and can fail or be cancelled`() throws {
     let gate = Semaphore()
     SlowOptions.gate.withLock { $0 = gate }
     SlowOptions.begun.value = 0
@@ -329,7 +329,7 @@ import Testing
       gate.signal()
       #expect(eventually { answers.all == ["a added", "b failed"] })
       #expect(machine.devices.compactMap(\.id?.text) == ["rp0", "rp1", "fixed", "a"])
-      // The device is under construction when the machine ends.
+      // The machine ends while the device is under construction.
       ask("b", on: "rp1")
       #expect(eventually { SlowOptions.begun.value == 3 })
     }

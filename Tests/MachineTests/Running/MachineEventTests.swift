@@ -84,7 +84,7 @@ import Testing
     thread.join()
   }
 
-  @Test func `the address spaces of a machine have its chips, its RAM and the placed BARs`() throws {
+  @Test func `the machine lists its chips, its RAM and the placed BARs by address space`() throws {
     try run([EduOptions()]) { machine, _ in
       let spaces = machine.inspection.addressSpaces
       #expect(spaces.map(\.name) == ["memory", "I/O"])

@@ -103,7 +103,7 @@ import Testing
       refused("ro", 4096, by: machine) { if case .readOnlyNode("ro") = $0 { true } else { false } }
       refused("nix", 4096, by: machine) { if case .backend(.noSuchNode("nix")) = $0 { true } else { false } }
       refused("r", .max, by: machine) { if case .notResized(let error) = $0 { error.code == EFBIG } else { false } }
-      // To the lock, a second node on a disk's file is like another program.
+      // The image's lock treats a second node on the same file like another program.
       try machine.control.perform(.addNode(BlockNode(id: "again", path: image, driver: .file)))
       refused("again", 4096, by: machine) {
         if case .failed(.imageInUse) = $0 { true } else { false }

@@ -50,8 +50,8 @@ extension ChardevOutputBuffer {
   @Test("buffered bytes are written when the output stops")
   func whatIsLeftIsWrittenAtTheEnd() throws {
     let pipe = makePipe()
-    // A pipe has 16 pages, and a write that does not fit into the rest of a page begins another: the pipe holds at
-    // least 32 KiB.
+    // A pipe has 16 pages. A write that does not fit into the rest of a page begins a new page, so the pipe is sure to
+    // hold only 32 KiB.
     let bytes = pattern(30_000)
     do {
       let output = try ChardevOutputBuffer(to: ChardevOutputBuffer.Target(FileDescriptor(owning: pipe.writer)))
@@ -62,7 +62,6 @@ extension ChardevOutputBuffer {
     close(pipe.reader)
   }
 
-  /// Without a reader, writing does not wait, memory has a limit, and stopping ends.
   @Test("without a reader writes do not wait, memory is bounded and stopping ends")
   func nobodyReads() throws {
     let pipe = makePipe()
@@ -90,7 +89,7 @@ extension ChardevOutputBuffer {
     #expect(seen == Array(bytes.prefix(1 << 20)))
     let drainer = try Thread(name: "drainer") { _ = readAll(pipe.reader) }
     output.stop()
-    // The last owner closes the writing end, and the drainer sees the end.
+    // The last owner closes the writing end, and the reading thread sees the end of the file.
     output.setTarget(nil)
     drainer.join()
     close(pipe.reader)
@@ -301,7 +300,7 @@ extension ChardevOutputBuffer {
       try client.write(Array("left behind".utf8))
     }
     let next = try FileDescriptor(connectingTo: path)
-    // Output reaches the client once it has been accepted, which is what this loop waits for.
+    // Output reaches a client only after it was accepted. This loop waits for that.
     var seen = ""
     for _ in 0..<5_000 where seen.isEmpty {
       send("x", from: port)
@@ -405,7 +404,7 @@ extension ChardevOutputBuffer {
     #expect(access(path, F_OK) != 0)
   }
 
-  /// The client does not read, and the guest does not take its input: stopping ends nevertheless.
+  /// The client does not read, and the guest does not take its input. Stopping returns nevertheless.
   @Test("stopping waits neither for the client nor for the guest")
   func stoppingDoesNotWaitForAnybody() throws {
     let (connection, port) = try connect(socket(path, server: true, wait: false))
