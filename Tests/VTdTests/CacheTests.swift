@@ -24,7 +24,7 @@ struct CacheTests {
 
   // MARK: First stage
 
-  /// Sets up pages n at 0x1_0000_0000 + n * 4 KiB, mapped to 0x20_0000 + n * 4 KiB in domain 5, and a 2 MiB page at
+  /// Maps 600 pages in domain 5, page n from 0x1_0000_0000 + n * 4 KiB to 0x20_0000 + n * 4 KiB, and a 2 MiB page at
   /// 0x8000_0000.
   func firstStage(nested: Bool = false) throws -> (
     guest: Guest, port: any DMAPort, table: UInt64, tables: Guest.ScalableTables
@@ -108,7 +108,7 @@ struct CacheTests {
     #expect(legacyPort.answer(0x5000) == .at(0x20_0000, 8))
   }
 
-  @Test("a page in the upper canonical half is invalidated whatever the bits above MGAW are")
+  @Test("a page in the upper canonical half is invalidated whether the descriptor's bits above MGAW are set or clear")
   func upperHalf() throws {
     let (guest, port, table, _) = try firstStage()
     let address: UInt64 = 0xffff_8000_0000_5000
@@ -124,7 +124,7 @@ struct CacheTests {
     }
   }
 
-  @Test("an invalidation within a large page removes it")
+  @Test("an invalidation of any page within a large page removes the large page")
   func largePage() throws {
     let (guest, port, table, _) = try firstStage()
     #expect(port.answer(0x8012_3456) == .at(0x72_3456, 8))
@@ -135,7 +135,7 @@ struct CacheTests {
     #expect(port.answer(0x8000_0000) == .refused(.translation))
   }
 
-  @Test("a large range is invalidated without its neighbours")
+  @Test("an invalidation of 512 pages removes these and leaves a page after them")
   func largeRange() throws {
     let (guest, port, table, _) = try firstStage()
     for n: UInt64 in 0..<600 { #expect(port.answer(page(n)) == .at(0x20_0000 + n * 0x1000, 8)) }
@@ -146,7 +146,7 @@ struct CacheTests {
     #expect(port.answer(page(599)) == .at(0x20_0000 + 599 * 0x1000, 8))
   }
 
-  @Test("a full cache evicts entries and never confuses pages")
+  @Test("a full cache evicts entries, and each page keeps its own translation")
   func capacity() throws {
     let (guest, port, _, _) = try firstStage()
     for _ in 0..<3 {
@@ -186,7 +186,7 @@ struct CacheTests {
     }
   }
 
-  @Test("a scalable context entry stays cached until a context-cache invalidation names its device")
+  @Test("a scalable context entry stays cached until a global or domain invalidation, or one that names its device")
   func scalableContext() throws {
     let (guest, port, _, tables) = try firstStage()
     #expect(port.answer(page(0)) == .at(0x20_0000, 8))
@@ -265,7 +265,7 @@ struct CacheTests {
   @Test("nested pages are invalidated by PASID, by domain and by any second-stage page of the domain")
   func nested() throws {
     let (guest, port, table, tables) = try firstStage(nested: true)
-    // An identity second stage below, one 1 GiB page.
+    // The second stage identity-maps the first 1 GiB with one page.
     let second = guest.page()
     guest.map(0, in: second, levels: 4, entry: 0x83, atLevel: 3, tableBits: 3)
     guest.store(second | 3 << 6 | 2 << 2 | 1, at: tables.entry)

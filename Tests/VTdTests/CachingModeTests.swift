@@ -27,7 +27,7 @@ struct CachingModeTests {
   ) {
     for remover in removers {
       guest.store(wrong.bad, at: wrong.address)
-      // A change in the other direction needs an invalidation in every mode.
+      // To make a good entry bad, software must invalidate in every mode.
       #expect(guest.submitAndWait(CacheTests.contextCache(1), CacheTests.iotlb(1)))
       if guest.unit.options.scalableMode { #expect(guest.submitAndWait(CacheTests.pasidCache(3))) }
       #expect(port.answer(Self.input, access) == .refused(.translation))
@@ -62,7 +62,7 @@ struct CachingModeTests {
     return (guest, guest.port(source), root, context, guest.slot(of: Self.input, in: table, levels: 4))
   }
 
-  @Test("a bad legacy context entry is cached under domain 0", arguments: [true, false])
+  @Test("a bad legacy context entry is cached only with caching mode, under domain 0", arguments: [true, false])
   func legacyContext(cachingMode: Bool) throws {
     let (guest, port, _, context, _) = try legacy(cachingMode)
     let good = guest.load(context)
@@ -100,7 +100,7 @@ struct CachingModeTests {
     }
   }
 
-  @Test("a refused page is cached under its legacy domain", arguments: [true, false])
+  @Test("a refused page of legacy mode is cached only with caching mode, under its domain", arguments: [true, false])
   func legacyPage(cachingMode: Bool) throws {
     let (guest, port, _, _, slot) = try legacy(cachingMode)
     let survivors = [
@@ -133,7 +133,7 @@ struct CachingModeTests {
     #expect(port.answer(Self.input + 0x1000, .write) == .at(0x30_0000, 8))
   }
 
-  @Test("with more refused pages than the cache holds, some are walked again and none is confused")
+  @Test("if more pages are refused than the cache holds, some are walked again, and each gets its own result")
   func capacity() throws {
     let (guest, port, _, _, slot) = try legacy(true)
     for page: UInt64 in 1...200 { #expect(port.answer(Self.input + page << 12) == .refused(.translation)) }
@@ -200,7 +200,7 @@ struct CachingModeTests {
     return (guest, guest.port(source), tables, first, second)
   }
 
-  @Test("a bad scalable context entry is cached", arguments: [true, false])
+  @Test("a bad scalable context entry is cached only with caching mode", arguments: [true, false])
   func scalableContext(cachingMode: Bool) throws {
     let (guest, port, tables, _, _) = try scalable(cachingMode, type: 1)
     let good = guest.load(tables.context)
@@ -215,7 +215,7 @@ struct CachingModeTests {
   }
 
   @Test(
-    "with caching mode, a bad PASID-table or directory entry is cached under its PASID and every domain",
+    "a bad PASID-table or directory entry is cached only with caching mode, under its PASID and every domain",
     arguments: [true, false])
   func pasidEntry(cachingMode: Bool) throws {
     let (guest, port, tables, _, _) = try scalable(cachingMode, type: 1)
@@ -240,7 +240,7 @@ struct CachingModeTests {
     }
   }
 
-  @Test("a refused second-stage page is cached in scalable mode", arguments: [true, false])
+  @Test("a refused second-stage page of scalable mode is cached only with caching mode", arguments: [true, false])
   func secondStage(cachingMode: Bool) throws {
     let (guest, port, _, _, second) = try scalable(cachingMode, type: 2)
     let slot = guest.slot(of: Self.input, in: second, levels: 4)
@@ -259,7 +259,8 @@ struct CachingModeTests {
     }
   }
 
-  @Test("a second-stage refusal of a first-stage table or page is cached", arguments: [true, false])
+  @Test(
+    "a second-stage refusal of a first-stage table or page is cached only with caching mode", arguments: [true, false])
   func nested(cachingMode: Bool) throws {
     let (guest, port, _, first, second) = try scalable(cachingMode, type: 3)
     let page = guest.slot(of: 0x20_0000, in: second, levels: 4)

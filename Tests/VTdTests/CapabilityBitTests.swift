@@ -4,8 +4,8 @@ import VTdOracle
 
 @testable import VTd
 
-/// Each bit of CAP and ECAP (VT-d 11.4.2, 11.4.3). Where a unit sets a bit, its feature works; where it does not,
-/// software that uses the feature has no effect.
+/// Each bit of CAP and ECAP (VT-d 11.4.2, 11.4.3). If a unit sets a bit, its feature works. If the bit is clear,
+/// software cannot use the feature.
 @Suite("capability bits")
 struct CapabilityBitTests {
   static let source = RequesterID(bus: 0, device: 3, function: 0)
@@ -115,7 +115,7 @@ struct CapabilityBitTests {
 
   /// Sets up scalable mode with the first stage if the unit has one, else with the second. `input` is mapped to
   /// 0x20_0000.
-  /// - Parameter tableBits: of the first stage's table entries; by default with the accessed bit set.
+  /// - Parameter tableBits: Bits of the first stage's table entries, by default with the accessed bit.
   private func scalable(
     _ unit: Unit, tableBits: UInt64 = 0x27, leafBits: UInt64 = 0x67, _ edit: (inout Entries) -> Void = { _ in }
   ) throws -> Scalable {
@@ -123,7 +123,7 @@ struct CapabilityBitTests {
     let first = guest.page()
     let second = guest.page()
     guest.map(Self.input, in: first, levels: 4, entry: 0x20_0000 | leafBits, tableBits: tableBits)
-    // The second stage maps the tables to themselves, and the input as well.
+    // The second stage maps the tables to their own addresses, and `input` as the first stage does.
     for page: UInt64 in 0..<0x400 { guest.map(page << 12, in: second, levels: 4, entry: page << 12 | 3, tableBits: 3) }
     guest.map(Self.input, in: second, levels: 4, entry: 0x20_0003, tableBits: 3)
     var entries = Entries(
@@ -189,7 +189,7 @@ struct CapabilityBitTests {
     }
   }
 
-  @Test("CM: an entry that is not present stays cached until it is invalidated", arguments: units)
+  @Test("CM: a context entry that is not present is cached where offered", arguments: units)
   func cachingMode(unit: Unit) throws {
     guard unit.options.dmaTranslation else { return }
     let guest = try unit.guest()
@@ -353,7 +353,7 @@ struct CapabilityBitTests {
     #expect(try passes(unit) { $0.words = Guest.pasidEntry(type: 4) } == unit.ecap(6))
   }
 
-  @Test("SC: SNP is legal in second-stage leaves where offered, and PGSNP is ignored elsewhere", arguments: units)
+  @Test("SC: SNP is accepted where offered and in scalable mode, and PGSNP is accepted on every unit", arguments: units)
   func snoopControl(unit: Unit) throws {
     guard unit.options.dmaTranslation else { return }
     // In scalable mode SNP is ignored where it is not offered.
@@ -433,7 +433,7 @@ struct CapabilityBitTests {
     #expect(setting.guest.load(setting.leaf)[bit: 10] == unit.ecap(34))
   }
 
-  @Test("PSS and PASID: requests may have PASIDs of that width and no wider", arguments: units)
+  @Test("PSS and PASID: a PASID of the offered width works, and a wider one is refused", arguments: units)
   func pasids(unit: Unit) throws {
     guard unit.options.scalableMode else { return #expect(!unit.ecap(40)) }
     let bits = unit.ecap(40) ? unit.capabilities.extended[bits: 35...39] + 1 : 0
@@ -449,7 +449,7 @@ struct CapabilityBitTests {
     if bits < 20 { #expect(try reason(1 << UInt32(bits)) == 0x46) }
   }
 
-  @Test("PASIDs beyond PSS get neither a translation nor a page", arguments: units)
+  @Test("a request with a PASID beyond PSS gets neither a translation nor a page", arguments: units)
   func widePASIDs(unit: Unit) throws {
     guard unit.ecap(40), unit.ecap(2), unit.options.pasidBits < 20 else { return }
     let pasid: UInt32 = 1 << UInt32(unit.options.pasidBits)
@@ -538,7 +538,7 @@ struct CapabilityBitTests {
     #expect(setting.reason() == (unit.ecap(49) ? 0x59 : nil))
   }
 
-  @Test("ADMS is clear, and abort-DMA mode is not a table mode", arguments: units)
+  @Test("ADMS is clear, and with the abort-DMA mode in RTADDR all requests are refused", arguments: units)
   func abortDMA(unit: Unit) throws {
     #expect(!unit.ecap(52))
     guard unit.options.scalableMode else { return }

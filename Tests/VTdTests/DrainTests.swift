@@ -26,7 +26,7 @@ struct DrainTests {
 
   /// Runs `ring` on a thread while a request is in flight, and checks that it waits for that request and for no later
   /// one.
-  /// - Parameter isComplete: what software polls.
+  /// - Parameter isComplete: Returns whether software sees the end of the command.
   private func expectDrain(
     _ guest: Guest, _ port: any DMAPort, ring: @escaping @Sendable () -> Void, isComplete: () -> Bool
   ) {
@@ -36,7 +36,7 @@ struct DrainTests {
     guest.parking.waitForSleeper()
     #expect(!isComplete())
     #expect(guest.observer.take().isEmpty)
-    // Neither of these requests delays it, though `after` is in flight until the end.
+    // Neither of these two requests delays `ring`, although `after` is in flight until the end.
     let after = port.request()
     _ = port.answer(Self.input)
     before.end()
@@ -196,7 +196,7 @@ struct DrainTests {
     }
   }
 
-  @Test("IRES, CFIS and IRTPS change only after interrupts in flight")
+  @Test("IRES, CFIS and IRTPS change only after the interrupts in flight are delivered")
   func interruptStatus() throws {
     let (guest, port, _) = try started()
     let shared = Shared(guest)
@@ -263,7 +263,7 @@ struct DrainTests {
     #expect(guest.status == 0x8000_0000)
   }
 
-  @Test("a request in flight may fault while it is waited for")
+  @Test("a port still records faults while an invalidation waits for a request in flight")
   func faults() throws {
     let (guest, port, _) = try started()
     let shared = Shared(guest)
@@ -277,7 +277,7 @@ struct DrainTests {
     thread.join()
   }
 
-  @Test("after an unmap is complete, the page never changes")
+  @Test("once an unmap is complete, the device cannot change the page")
   func unmap() throws {
     let (guest, port, slot) = try started()
     let shared = Shared(guest)

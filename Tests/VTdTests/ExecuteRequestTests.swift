@@ -64,7 +64,7 @@ struct ExecuteRequestTests {
     #expect(guest.takeFault() == nil)
   }
 
-  @Test("without ECAP.ERS the bits are reserved, and no request may execute")
+  @Test("without ECAP.ERS, ERE and SMEP are reserved, and no request may execute")
   func notOffered() throws {
     for (third, reason): (UInt64, UInt8) in [(0, 0x5c), (Self.ere, 0x5a), (Self.smep, 0x5a)] {
       let guest = try Guest.firstStage { TranslationRequestTests.all(&$0) }

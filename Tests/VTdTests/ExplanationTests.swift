@@ -4,7 +4,7 @@ import VTdOracle
 
 @testable import VTd
 
-/// What the unit reports about itself, compared with what it does.
+/// Compares the unit's explanations with its behaviour, and its snapshots with the guest's tables.
 struct ExplanationTests {
   static let seed: UInt64 = .random(in: .min ... .max)
 
@@ -125,7 +125,7 @@ struct ExplanationTests {
     withExtendedLifetime(ports) {}
   }
 
-  /// 64 times 64 PASIDs: the list must end.
+  /// 512 directory entries lead to 64 PASIDs each, which are more than the list may hold.
   @Test("a list of PASIDs is bounded, and marked as cut") func aListingIsBounded() throws {
     let guest = try Guest.firstStage { $0.pasidBits = 20 }
     let source = RequesterID(bus: 0, device: 3, function: 0)

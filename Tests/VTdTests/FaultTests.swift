@@ -56,7 +56,7 @@ struct FaultTests {
     #expect(guest.unit.counters[.faults] == 5)
   }
 
-  @Test("the fault event is sent once, stays pending while masked, and is dropped once served")
+  @Test("the fault event is sent once, stays pending while masked, and is dropped if software clears the record")
   func event() throws {
     let guest = try start()
     let (one, two) = (guest.port(first), guest.port(second))

@@ -223,7 +223,7 @@ struct FirstStageTests {
     #expect(guest.takeFault()?.reason == 0x85)
   }
 
-  @Test("requests with PASID use their own entry, and have their own faults")
+  @Test("requests with PASID use their own entry, and their faults show the PASID")
   func pasid() throws {
     let setup = try start { $0.pasidBits = 20 }
     let guest = setup.guest
@@ -273,7 +273,7 @@ struct FirstStageTests {
     guest.store(0x2000, at: setup.tables.context + 8)
     #expect(setup.port.answer(0x7f00_1234_5000) == .refused(.translation))
     #expect(guest.takeFault()?.reason == 0x48)
-    // A directory of 256 entries includes it.
+    // A directory of 256 entries covers PASID 0x2000.
     guest.store(guest.load(setup.tables.context) | 1 << 9, at: setup.tables.context)
     guest.forgetAll()
     #expect(setup.port.answer(0x7f00_1234_5000) == .refused(.translation))

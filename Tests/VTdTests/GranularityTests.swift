@@ -4,8 +4,8 @@ import VTdOracle
 
 @testable import VTd
 
-/// Which cached entries an invalidation removes and which it leaves, when a request's entries are partly bad or of
-/// different types (VT-d 6.5.2.1 to 6.5.2.4).
+/// Tests which cached entries an invalidation removes if a request's entries are partly bad or of different types (VT-d
+/// 6.5.2.1 to 6.5.2.4).
 @Suite("scope of invalidations")
 struct GranularityTests {
   let source = RequesterID(bus: 0, device: 3, function: 0)
@@ -49,7 +49,7 @@ struct GranularityTests {
     #expect(port.answer(Self.input) == .at(0x20_0000, 8))
   }
 
-  @Test("a changed RID_PASID takes effect, even with a bad entry, and the former entry is no longer used")
+  @Test("a changed RID_PASID takes effect even if its entry is bad, and the former PASID's entry is no longer used")
   func otherPASID() throws {
     let (guest, tables, first, _) = try started { first, _ in Guest.pasidEntry(type: 1, firstStage: first) }
     let port = guest.port(source)

@@ -4,7 +4,7 @@ import VTdOracle
 
 @testable import VTd
 
-/// What the unit asks of the host for its functions, depending on what the guest does.
+/// Tests which calls the unit makes to the host when the guest changes tables and registers.
 @Suite("host bindings")
 struct HostBindingTests {
   typealias Cache = CacheTests
@@ -212,7 +212,7 @@ struct HostBindingTests {
 
   // MARK: First-stage invalidations
 
-  @Test("one doorbell for a thousand pages is one call, in the guest's order")
+  @Test("one doorbell with a thousand descriptors causes one call, in the guest's order")
   func batching() throws {
     let setup = try Setup(Self.entry(0x20_0000))
     setup.enable()
@@ -303,7 +303,7 @@ struct HostBindingTests {
       #expect(guest.submitAndWait())
       #expect(host.take() == (wanted.map { [.invalidate(Self.stage(0x20_0000), $0)] } ?? []), name)
     }
-    sends(deviceTLB(Self.source, 0x5000), asks: [page(0x5000)], "a single one")
+    sends(deviceTLB(Self.source, 0x5000), asks: [page(0x5000)], "a single page")
     sends(deviceTLB(Self.neighbour, pasid: 0, 0x5000), asks: [page(0x5000)], "of the other function, by PASID")
     // The lowest zero bit from 12 up gives the size: 16 KiB.
     sends(deviceTLB(Self.source, 0x4000 | 0x1000 | 1), asks: [page(0x4000, 4)], "a range")
@@ -334,7 +334,7 @@ struct HostBindingTests {
     #expect(setup.bindings.binding(of: setup.function) == .firstStage(Self.stage(0x20_0000)))
   }
 
-  @Test("functions in one domain share a table and its calls, and it is freed with the last one")
+  @Test("functions in one domain share a table and its calls, and the table is freed with the last of them")
   func sharing() throws {
     let setup = try Setup(Self.entry(0x20_0000))
     setup.enable()
@@ -345,7 +345,7 @@ struct HostBindingTests {
     #expect(setup.guest.submitAndWait(Cache.pasidIOTLB(2, domain: 5, pasid: 0)))
     #expect(setup.host.take() == [.invalidate(Self.stage(0x20_0000), [.all])])
 
-    // One function leaves. The invalidation in the same delivery reaches the table that the other still uses.
+    // The first function is blocked. The invalidation in the same doorbell reaches the table that the other still uses.
     setup.guest.store(0, at: setup.tables.context)
     #expect(
       setup.guest.submitAndWait(
@@ -441,7 +441,7 @@ struct HostBindingTests {
     #expect(setup.bindings.binding(of: setup.function) == nil)
   }
 
-  @Test("a fault that the host met is recorded as the unit's own")
+  @Test("the unit records a fault that the host reports as its own")
   func hostFault() throws {
     let setup = try Setup(Self.entry(0x20_0000))
     setup.enable()
@@ -476,7 +476,7 @@ struct HostBindingTests {
       setup.enable()
       #expect(setup.guest.submitAndWait(Cache.pasidCache(3), Cache.iotlb(1)))
       let held = try #require(setup.bindings.binding(of: setup.function))
-      // Requests of an emulated function pass exactly when those of a passed-through one would.
+      // An emulated function gets the same result from the same entries.
       if held == .secondStage {
         #expect(setup.guest.port(Self.source).answer(0x5000) == .at(0x5000, 8))
       }

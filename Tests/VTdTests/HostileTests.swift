@@ -59,7 +59,7 @@ struct HostileTests {
           random.next() % 8 == 0 ? random.next() % 0x1010 : offsets[Int(random.next() % UInt64(offsets.count))]
         if [0x20, 0x90, 0xb8].contains(offset) { value = (value & 0xc07) | (random.next() % 0x80) << 12 }
         if offset == 0x88 { value &= 0xfff }
-        // Usually keep everything enabled that is enabled.
+        // Enabled features stay enabled; one more command bit is set.
         if offset == 0x18 { value = UInt64(guest.status) & 0x8680_0000 | 1 << (23 + random.next() % 9) }
         guest.unit.write(offset: offset, width: width, value: value & width.allOnes)
       case 2:
@@ -107,7 +107,7 @@ struct HostileTests {
     #expect(decoded > 1000, "seed \(Self.seed)")
   }
 
-  @Test("a processor that keeps filling the queue does not delay another one")
+  @Test("register reads and requests complete while two CPUs keep moving the queue's tail")
   func endlessQueue() async throws {
     let guest = try Guest()
     guest.enableQueue(wide: false)

@@ -201,7 +201,7 @@ struct LegacyTests {
     #expect(guest.takeFault()?.reason == 0x01)
   }
 
-  @Test("TM is reserved except with stale-tm")
+  @Test("TM (bit 62 of a leaf) is reserved except with stale-tm")
   func staleTranslationMethod() throws {
     let (_, port, table, _, _) = try start(type: 1) {
       $0.deviceIOTLB = true
@@ -242,7 +242,7 @@ struct LegacyTests {
     #expect(guest.sink.deliveries.count == 2)
     #expect(throws: DMAError.notMemory) { try port.loadUInt32(at: 0xfee0_1000) }
     #expect(throws: DMAError.notMemory) { try port.storeUInt64(1, at: 0xfee0_1000) }
-    // Next to the range the mapping works; a segment ends where the range begins.
+    // Above the range the mapping applies. A segment within the range has at most one page.
     #expect(port.answer(0xfef0_0000) == .at(0x70_0000, 8))
     #expect(port.answer(0xfee0_1000, count: 0x2000) == .at(0xfee0_1000, 0x1000))
     #expect(guest.takeFault() == nil)

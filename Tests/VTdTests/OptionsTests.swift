@@ -38,7 +38,7 @@ struct OptionsTests {
       } == nil)
   }
 
-  @Test("first stage without scalable mode is refused with QEMU's text")
+  @Test("first stage without scalable mode is refused under QEMU's name x-flts")
   func firstStageAlone() {
     let error = error { $0.firstStage = true }
     #expect(error?.option == "x-flts")
@@ -85,7 +85,7 @@ struct OptionsTests {
       }?.option == "dma-translation")
   }
 
-  @Test("page requests need the same options as in QEMU, with its texts")
+  @Test("svm needs device-iotlb, a first stage and PASIDs")
   func pageRequests() {
     var options = UnitOptions()
     options.scalableMode = true
@@ -108,9 +108,9 @@ struct OptionsTests {
     #expect(problem() == nil)
   }
 
-  /// Linux prints the first two under QEMU with the same options (there with caching mode).
+  /// Linux under QEMU prints the first two pairs of values.
   @Test(
-    "capability registers equal QEMU's, bit for bit",
+    "each set of options gives these capability registers, bit for bit",
     arguments: [
       (
         OptionsTests.options {

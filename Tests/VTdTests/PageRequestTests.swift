@@ -44,7 +44,7 @@ struct PageRequestTests {
     #expect(guest.unit.counters[.pageRequests] == 3)
   }
 
-  @Test("the first request raises the event, once until software serves it")
+  @Test("a request raises the event, and the next ones raise none until software serves it")
   func event() throws {
     let (guest, port, _) = try started()
     #expect(guest.read32(0xe0) == 0x8000_0000)
@@ -179,7 +179,7 @@ struct PageRequestTests {
     }
   }
 
-  @Test("without svm there are no registers, responses and queue")
+  @Test("without svm there are no page request registers, and requests and responses are refused")
   func notOffered() throws {
     let guest = try Guest.firstStage {
       $0.deviceIOTLB = true

@@ -145,7 +145,7 @@ struct RegisterTests {
     guest.write64(0xf8, 1 << 63 | 3 << 60)
     #expect(guest.read64(0xf8) >> 57 == 3 << 3)
     #expect(guest.observer.take().isEmpty)
-    // A write of the upper half alone starts it as well.
+    // A write of the upper half alone starts an invalidation as well.
     guest.write32(0x2c, 0xa000_0000)
     #expect(guest.read32(0x2c) >> 27 == 0b0101)
   }

@@ -133,7 +133,7 @@ struct SecondStageTests {
     #expect(guest.load(slot)[bit: 6] && guest.load(dataSlot)[bit: 9])
   }
 
-  @Test("a leaf in a table that the second stage protects is not updated, and no second-stage dirty bit is set")
+  @Test("a leaf in a table that the second stage write-protects is not updated, and no second-stage dirty bit is set")
   func protectedTable() throws {
     let guest = try Guest.nested()
     let first = guest.page()
@@ -155,7 +155,7 @@ struct SecondStageTests {
   struct Nested {
     let guest: Guest
     let port: any DMAPort
-    /// Guest physical; the host physical address plus `offset`.
+    /// A guest physical address: the host physical address plus `offset`.
     let first: UInt64
     let second: UInt64
   }
@@ -238,7 +238,7 @@ struct SecondStageTests {
     try expect(0x79) { $1.store(0, at: slot($0, 0x5000)) }
     try expect(0x85, .write) { $1.store(0x20_0001, at: slot($0, 0x5000)) }
     try expect(0x87) { $1.store(0xfee0_0003, at: slot($0, 0x5000)) }
-    // A table beyond the second stage's 39 bits, and an output beyond them: here, of a 1 GiB page.
+    // A table address beyond the second stage's 39 bits, and the output address of a 1 GiB page beyond them.
     try expect(0x74, addressWidth: 1) { $1.store(1 << 40 | 0x27, at: $0.first) }
     try expect(0x84, addressWidth: 1) { $1.store(1 << 40 | 0xe7, at: place($0) + 4 * 8) }
   }

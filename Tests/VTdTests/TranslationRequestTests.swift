@@ -80,7 +80,7 @@ struct TranslationRequestTests {
     #expect(first.takeFault() == nil)
   }
 
-  @Test("only a page that becomes writable for the device is marked dirty, and at once")
+  @Test("a page is marked dirty at once if its translation gives the device write permission, and only then")
   func dirty() throws {
     for (entry, noWrite, writes, expected): (UInt64, Bool, Bool, UInt64) in [
       (0x20_0005, false, false, 0x20_0025), (0x20_0007, false, true, 0x20_0067), (0x20_0007, true, false, 0x20_0027),
@@ -142,7 +142,7 @@ struct TranslationRequestTests {
     #expect(guest.takeFault() == nil)
   }
 
-  @Test("interrupt addresses and unreachable addresses are a fault and a success without access")
+  @Test("interrupt and non-canonical addresses give a success without access, and record a fault")
   func addresses() throws {
     let guest = try scalable { _, _ in }
     let port = guest.requestPort(source)
