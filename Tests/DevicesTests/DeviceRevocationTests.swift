@@ -115,7 +115,7 @@ import Testing
     function.refuse()
     Self.revokeWaits(for: function) { memory.open() }
     access.join()
-    #expect(memory.waiting == 1, "what was in flight, and no more")
+    #expect(memory.waiting == 1, "only the page in flight was written")
   }
 
   @Test func `a disk's request in flight delays revoke, but not refuse`() throws {

@@ -5,8 +5,8 @@ import Testing
 
 @testable import Devices
 
-/// Requests that pass the IOMMU and find no RAM, at another function's BAR or at nothing, are refused, and the driver
-/// can see it.
+/// The IOMMU may translate a request to another function's BAR or to an address without any memory. The request is then
+/// refused, and the driver sees Received Master Abort.
 @Suite("Requests to other functions' BARs")
 struct PeerRequestTests {
   private static let receivedMasterAbort: UInt64 = 1 << 13
@@ -51,7 +51,7 @@ struct PeerRequestTests {
     #expect(status(function) & Self.receivedMasterAbort != 0)
     #expect(peer.read(0x04) == 0xffff_edcb)
     #expect(status(peerDevice.function) & Self.receivedMasterAbort == 0)
-    #expect(status(function) & Self.receivedMasterAbort != 0, "a read leaves it")
+    #expect(status(function) & Self.receivedMasterAbort != 0, "a read does not clear the bit")
     clear()
     #expect(status(function) & Self.receivedMasterAbort == 0)
     // Zeroes arrive instead of the other function's identification.

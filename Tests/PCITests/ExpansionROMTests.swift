@@ -74,7 +74,7 @@ import Testing
     let (first, _) = make([])
     let (second, _) = make([])
     try bus.add(first)
-    // Another function with the same address was never on the bus.
+    // `second` has the same address, but was never on the bus.
     bus.remove(second)
     #expect(bus.function(at: 0x10) === first)
     bus.remove(first)

@@ -3,12 +3,12 @@ import PCI
 import TestSupport
 import Testing
 
-/// PCI Express Base 6.6.2.
+/// Function-level reset (PCI Express Base 6.6.2).
 @Suite struct FunctionLevelResetTests {
   private let board = TestBoard()
   private let deviceControl = EverythingOffset.express + 8
 
-  /// Returns a function in which everything is set up that a driver can set up.
+  /// Returns a function with every setting that a driver can make.
   private func makeBusy() -> (Function, RecordingModel) {
     let (function, model) = board.make(.everything)
     function.write32(0x10, 0xc000_0000)

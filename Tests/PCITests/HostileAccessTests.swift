@@ -9,7 +9,7 @@ import Testing
     AccessWidth(rawValue: 1 << Int(random.next() % 4)) ?? .byte
   }
 
-  /// Returns values that have a meaning more often than random ones.
+  /// Returns a value that has a meaning more often than a uniformly random value has.
   private static func value(_ random: inout SeededGenerator) -> UInt64 {
     switch random.next() % 6 {
     case 0: 0

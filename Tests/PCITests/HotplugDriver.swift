@@ -3,8 +3,8 @@ import PCI
 import TestSupport
 import Testing
 
-/// An operating system's driver of a native slot. It makes the accesses of Linux 6.12's pciehp, in its order, with its
-/// states and the events that it drops. It never sleeps; its timer fires when nothing else is left to do.
+/// An operating system's driver of a native slot. It makes the same accesses as Linux 6.12's pciehp, in the same order,
+/// has the same states and drops the same events. It never sleeps: its timer fires when nothing else is left to do.
 ///
 /// An interrupt is served between two accesses, right when it arrives. A lost interrupt leaves the driver stuck.
 final class HotplugDriver {

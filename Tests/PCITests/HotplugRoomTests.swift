@@ -61,7 +61,7 @@ import Testing
     let fixed = try makePort(1, nil)
     try place(Self.windows(memory32: 64 << 20))
     #expect(port.function.read32(Register.memoryWindow) == 0xc010_c000)
-    // Above 4 GiB, where there is enough.
+    // The prefetchable window is above 4 GiB, where there is enough space.
     #expect(port.function.read32(Register.prefetchableWindow) == 0x0011_0001)
     #expect(port.function.read32(Register.prefetchableBaseUpper) == 0x10)
     #expect(port.function.read16(Register.ioWindow) == 0x00f0)

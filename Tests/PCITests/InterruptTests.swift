@@ -199,7 +199,7 @@ import Testing
     #expect(load(0, 8, .quadword) == 0x1_ffff_ffff)
   }
 
-  /// PCI Express Base 7.7.2: software uses aligned doublewords and quadwords. We ignore other writes.
+  /// PCI Express Base 7.7.2: software uses aligned doublewords and quadwords. The function ignores other writes.
   @Test("other widths can read the MSI-X table but not write it") func otherWidthsReadAndDoNotWrite() {
     _ = make()
     #expect(load(2, 1, .byte) == 0x10)

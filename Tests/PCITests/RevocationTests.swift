@@ -4,7 +4,8 @@ import Synchronization
 import TestSupport
 import Testing
 
-/// The end of a function: what stops at once, what revoke waits for, and what cannot undo it.
+/// The end of a function: which operations stop at once, for which ones revoke waits, and that late accesses cannot
+/// undo it.
 @Suite struct RevocationTests {
   private static let base: UInt64 = 0xc000_0000
 
@@ -38,7 +39,7 @@ import Testing
   }
 
   /// Revokes a function while one of its operations is in flight, and checks that revoke waits.
-  /// - Parameter end: ends the operation in flight.
+  /// - Parameter end: Ends the operation in flight.
   private func revokeWaits(for function: Function, until end: () -> Void) {
     let before = parking.sleepers.value
     let isRevoked = SharedInteger()
@@ -230,12 +231,12 @@ import Testing
     #expect(host.doorbell == 0x1000 && served.value == 1)
     function.refuse()
     #expect(host.doorbell == 0x1000 && !host.stopped)
-    // As a doorbell write that came through the kernel does.
+    // The host wakes the worker after a doorbell write that came through the kernel.
     host.wake()
     #expect(served.value == 1)
     worker.setDoorbell(at: 0x2000)
     worker.wake()
-    // As a doorbell write that came through the kernel does.
+    // The host wakes the worker after a doorbell write that came through the kernel.
     host.wake()
     #expect(host.doorbell == nil && served.value == 1)
     function.revoke()
@@ -315,7 +316,7 @@ import Testing
     }
     #expect(
       log.all == ["endRequests", "worker", "stop", "release 2", "release 1", "placed nowhere", "released"])
-    // 1, 4, 9, 16.
+    // The clock returned 1, 4, 9 and 16.
     #expect(times.refuse == 3 && times.drain == 5 && times.release == 7)
     #expect(function.revoke() == RevocationTimes())
   }

@@ -167,7 +167,7 @@ import Testing
     #expect(!decodes(0xc010_0000))
   }
 
-  @Test func `an I/O BAR decodes within the I/O window, of which ISA Enable leaves a quarter`() {
+  @Test func `an I/O BAR decodes within the I/O window, and with ISA Enable only in the first 256 bytes of each KiB`() {
     functions[0].write32(0x14, 0x2100)
     functions[0].command(.ioSpaceEnable)
     func decodes() -> Bool { board.ioBus.read(address: 0x2100, width: .byte) != nil }

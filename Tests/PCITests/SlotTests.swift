@@ -165,7 +165,7 @@ final class SlotBoard {
     function.write32(slot.express + 0x14, .max)
     function.write32(slot.express + 0x10, .max)
     #expect(slot.status == 0)
-    // In one access to both registers, the command's completion stays set.
+    // After one write to both registers, Command Completed stays set.
     function.write32(slot.express + 0x18, 0xffff_07c0)
     #expect(slot.status == 0x10)
   }

@@ -26,10 +26,10 @@ import Testing
 
   /// Runs a scenario once to count its moments, then once for each moment, with an action at that moment.
   /// - Parameters:
-  ///   - prepare: runs before the moments count.
-  ///   - course: the scenario.
-  ///   - action: runs at the moment.
-  ///   - check: runs after both.
+  ///   - prepare: Runs before the moments count.
+  ///   - course: The scenario.
+  ///   - action: Runs at the moment.
+  ///   - check: Runs after both.
   private func atEachMoment(
     of prepare: () throws -> (SlotBoard, HotplugDriver), _ course: (SlotBoard, HotplugDriver) -> Void,
     do action: @escaping (SlotBoard) -> Void, check: (SlotBoard, HotplugDriver, Int) -> Void

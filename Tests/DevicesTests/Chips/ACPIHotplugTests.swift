@@ -2,7 +2,7 @@ import Devices
 import Hardware
 import Testing
 
-/// Acts for the guest as the DSDT's methods do.
+/// Accesses the controller as the DSDT's methods do.
 @Suite struct ACPIHotplugTests {
   private struct Report: Hashable, Sendable {
     var slot: Int
@@ -32,7 +32,7 @@ import Testing
 
   private var next: UInt64 { read(0x20) }
 
-  /// Returns slot and value of each notification by the event's method.
+  /// Returns slot and value of each `Notify` that the event's method would execute.
   private func notifications() -> [[UInt64]] {
     var found: [[UInt64]] = []
     while next != Self.none, found.count < 100 {
@@ -93,7 +93,7 @@ import Testing
     #expect(notifications() == [[1, 1], [2, 3], [3, 1]])
   }
 
-  @Test func `a device is announced before the removal request that arrives before the guest looks`() {
+  @Test func `a device that is plugged and requested back before the guest looks is announced before the request`() {
     device.inserted(0)
     device.requestRemoval(0)
     #expect(notifications() == [[0, 1], [0, 3]])
@@ -159,7 +159,7 @@ import Testing
     #expect(ejects.values == [0, 0])
   }
 
-  @Test func `a removal request whose status the guest reported absorbs no later eject`() {
+  @Test func `after the guest reported a request's status, the next device's eject does not count as the answer`() {
     device.inserted(0, announcing: false)
     device.requestRemoval(0)
     #expect(notifications() == [[0, 3]])

@@ -299,7 +299,7 @@ private final class CountingRoute: InterruptRoute {
     lines.append(controller.line(0))
     lines.values[0].set(true)
     controller.endOfInterrupt(vector: 0x31)
-    #expect(routes[0].sent.count == 2)  // Still asserted when it ended.
+    #expect(routes[0].sent.count == 2)  // The line is still asserted when the interrupt ends.
     controller.endOfInterrupt(vector: 0x31)
     #expect(routes[0].sent.count == 2)
   }

@@ -12,7 +12,7 @@ import Testing
   init() { port = SerialPort(output: output, interrupt: line) }
 
   private var isEmpty: Bool {
-    // THRE and TEMT are equal, as a byte that has left the FIFO is sent.
+    // THRE and TEMT are equal, because a byte that leaves the FIFO is sent at once.
     let status = port.readByte(5) & 0x60
     #expect(status == 0x60 || status == 0)
     return status == 0x60
@@ -55,7 +55,7 @@ import Testing
     output.room = 0
     send("A")
     #expect(!isEmpty && port.readByte(2) == identification && line.levels == [true, false])
-    // Enabling the interrupt again does not raise it, as the transmitter is not empty.
+    // Enabling the interrupt again does not raise it, because the transmitter is not empty.
     port.writeByte(1, 0x00)
     port.writeByte(1, 0x02)
     #expect(port.readByte(2) == identification && line.levels == [true, false])

@@ -161,7 +161,7 @@ struct DMAEngineTests {
     #expect(run(1 | 1 << 8, source: Self.virtual, count: 8) == 4)
   }
 
-  @Test("no access, UR and CA give their result codes, and an untranslated-only page is accessed untranslated")
+  @Test("each refusal of a translation has its result code, and an untranslated-only page is accessed untranslated")
   func answers() {
     #expect(run(1 | 1 << 8, source: Self.virtual, count: 8) == 9)
     root.map(Self.virtual, to: Self.physical, .read)
@@ -359,7 +359,7 @@ struct DMAEngineTests {
     #expect(result == 12)
     run(5 | 1 << 12 | 1 << 14, source: Self.virtual)
     control(PageRequestControl.id, 4, 0)
-    #expect(word(PageRequestControl.id, 6) & 0x100 == 0, "not stopped while one is outstanding")
+    #expect(word(PageRequestControl.id, 6) & 0x100 == 0, "the function has not stopped while a request is outstanding")
     control(PageRequestControl.id, 4, 2)
     #expect(!isBusy)
     #expect(word(PageRequestControl.id, 4) == 0)
@@ -445,7 +445,7 @@ struct DMAEngineTests {
     #expect(isReset.value == 0, "the page is still being written")
     memory.open()
     thread.join()
-    #expect(memory.written == 0x1000, "the three other pages are not")
+    #expect(memory.written == 0x1000, "the three other pages are not written")
     device.function.revoke()
   }
 

@@ -9,7 +9,7 @@ import Testing
 @Suite struct EduTests {
   private static let buffer: UInt64 = 0x40000
 
-  /// - Parameter workers: The device's workers. Those of the board run at once, within the write that wakes them.
+  /// - Parameter workers: The device's workers. The board's own workers run at once, within the write that wakes them.
   private func make(
     mask: UInt64 = 0xfff_ffff, mapping pages: [UInt64: UInt64] = [:], workers: (any QueueWorkerSource)? = nil
   ) -> (device: Edu, edu: TestFunction, remapper: PageRemapper) {

@@ -209,7 +209,7 @@ private final class QueueOwner: VirtQueueOwner {
     #expect(owner.signals == 1)
   }
 
-  @Test("with event indices, passing used_event interrupts, and avail_event asks for the next chain")
+  @Test("with event indices, the device interrupts when it passes used_event, and sets avail_event to the next chain")
   func eventIndexInterruptsWhenItIsPassedAndAsksForTheNextChain() throws {
     var (driver, queue) = make(features: [.version1, .eventIndex])
     // The device ignores the flag once the event index is negotiated.
@@ -275,7 +275,7 @@ private final class QueueOwner: VirtQueueOwner {
     #expect(try !queue.requestNotifications())
   }
 
-  @Test("a disabled port loses no chain")
+  @Test("a chain that arrives while the port is disabled is not lost")
   func disabledPortLosesNoChain() throws {
     let driver = DriverQueue(memory: memory, size: 8, at: 0x1_0000)
     let requester = Requester(id: RequesterID(rawValue: 8), busMasterEnable: true)
@@ -338,8 +338,7 @@ private final class QueueOwner: VirtQueueOwner {
     #expect(try queue.takeLastByte() == nil)
   }
 
-  /// Random rings end with an error or after a bounded number of chains, and never trap.
-  @Test("serving a random ring ends", arguments: 0..<40)
+  @Test("serving a random ring ends and never traps", arguments: 0..<40)
   func randomRingsEnd(seed: UInt64) {
     var generator = SeededGenerator(seed: seed)
     let memory = HeapMemory(size: 0x8000)

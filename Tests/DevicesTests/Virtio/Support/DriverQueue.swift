@@ -43,7 +43,7 @@ struct DriverQueue {
     used = base + 0x2000
   }
 
-  /// - Parameter offset: The value that the device's addresses have in addition, and that the IOMMU removes.
+  /// - Parameter offset: The value that the driver adds to each address for the device, and that the IOMMU subtracts.
   func layout(offset: UInt64 = 0) -> VirtQueue.Layout {
     VirtQueue.Layout(
       size: size, descriptorArea: table + offset, driverArea: available + offset, deviceArea: used + offset)
@@ -60,7 +60,7 @@ struct DriverQueue {
     memory.store(bytes, at: (other ?? table) + 16 * UInt64(index))
   }
 
-  /// Lays a chain out in the next descriptors, and makes it available.
+  /// Writes a chain into the next descriptors, and makes it available.
   @discardableResult
   mutating func submit(_ buffers: [Buffer]) -> UInt16 {
     let head = nextDescriptor

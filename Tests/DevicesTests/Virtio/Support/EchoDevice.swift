@@ -2,7 +2,8 @@ import Devices
 import Hardware
 import Synchronization
 
-/// A device that copies what it reads into what it may write, on two queues, with eight bytes of configuration.
+/// A device with two queues that copies a chain's readable bytes into its writable buffers, and with eight bytes of
+/// configuration.
 final class EchoDevice: VirtioDevice {
   private let registers = Mutex([UInt8](0..<8))
   private let counts = Mutex((resets: 0, processed: 0))

@@ -3,7 +3,7 @@ import Hardware
 import PCI
 import TestSupport
 
-/// A disk with a driver that has started it.
+/// A disk that its driver has started.
 struct TestDisk {
   static let rings: UInt64 = 0x1_0000
   /// Headers, statuses and data of requests.
