@@ -1,7 +1,7 @@
-/// Tests hotplug from the guest's side, by ACPI or natively, depending on the port. In each round an edu appears below
-/// the port at 00:04.0. The guest switches it on, enumerates it, and makes it do translated DMA. Then the guest
-/// releases it, or it is removed by surprise. `rounds=` on the command line is the number of rounds. PCI Express Base
-/// 6.7, 7.5.3.9 to 7.5.3.11; ACPI 6.5, 5.6.4; QEMU's docs/specs/acpi_pci_hotplug.rst.
+/// Tests hotplug from the guest's side: ACPI hotplug or native hotplug, depending on the port. In each round an edu
+/// appears below the port at 00:04.0. The guest switches it on, enumerates it, and makes it do translated DMA. Then the
+/// guest releases it, or it is removed by surprise. `rounds=` on the command line is the number of rounds. PCI Express
+/// Base 6.7, 7.5.3.9 to 7.5.3.11; ACPI 6.5, 5.6.4; QEMU's docs/specs/acpi_pci_hotplug.rst.
 ///
 ///     Tests/lab/hotplug-kernel NESTLING "$(Firmware/build)/pci-hotplug" acpi
 ///
@@ -101,7 +101,7 @@ private enum Controller {
   }
 }
 
-/// The ticks to wait for an event: long, because the script that plugs devices may be slow.
+/// The ticks to wait for an event. They are many, because the script that plugs devices may be slow.
 private let patience: UInt64 = 40_000_000_000
 
 private func printLine(_ text: StaticString, _ round: UInt64) {

@@ -1,6 +1,6 @@
 /// Tests two or more processors and their local APICs: the one-shot and the TSC-deadline mode of the timer, the start
-/// of the other processors, and an interrupt to each of them, which it answers with one. `cpus=N` on the command line
-/// is the expected number of processors.
+/// of the other processors, and an interrupt to each of them, which the processor answers with an interrupt. `cpus=N`
+/// on the command line is the expected number of processors.
 ///
 ///     Tests/lab/kernel NESTLING "$(Firmware/build)/smp" -smp 4
 

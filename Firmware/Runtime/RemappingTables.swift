@@ -103,7 +103,7 @@ struct SourceTables {
     return table + Self.pasid * 64
   }
 
-  /// Returns the entry's second word, with PWSNP if the unit offers it: then walks may set A and D only with PWSNP.
+  /// Returns the entry's second word, with PWSNP if the unit offers it. Such a unit sets A and D only with PWSNP.
   private static func second(_ domain: UInt64) -> UInt64 {
     domain | (RemappingUnit.offers(RemappingUnit.pageWalkCoherency) ? 1 << 23 : 0)
   }

@@ -3,7 +3,8 @@
 
 enum RemappingUnit {
   private static let base: UInt64 = 0xfed9_0000
-  /// The ticks of the TSC that an operation may take: many, because a nested guest on a loaded host may be slow.
+  /// The ticks of the TSC that an operation may take. They are many, because a nested guest on a loaded host may be
+  /// slow.
   static let patience: UInt64 = 10_000_000_000
 
   enum Register {
