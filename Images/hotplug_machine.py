@@ -2,9 +2,9 @@
   machine = hotplug_machine.Machine(".build/release/nestling", "/tmp/scratch", way="acpi", ports=4); machine.ready()
 
 Images/hotplug-storm, Tests/compare-hotplug and Tests/lab/hotplug use this module. The VMM is Nestling or a QEMU; both
-take the same options. The small QMP client here replaces QEMU's own (qemu.qmp): it records the time of arrival of each
-message and of each line of the guest, and one thread waits for both with select(); asyncio would be too slow on the
-lab's emulated processor.
+take the same options. The module has a small QMP client instead of QEMU's own (qemu.qmp). The client records when each
+message and each line of the guest arrives. One thread waits for both with select(), because asyncio would be too slow
+on the lab's emulated processor.
 
 Environment:
   KERNEL, INITRD  the guest's images (built with Images/kernel and Images/initramfs)
