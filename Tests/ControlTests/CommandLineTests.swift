@@ -111,7 +111,7 @@ import Testing
     let plain = try configuration(
       "-kernel", "k", "-M", "memory-backend=ram", "-object", "memory-backend-memfd,id=ram,size=64M")
     #expect(plain.memory.size == 64 << 20 && plain.memory.hugePages == nil)
-    // Only RAM that others may map is a memfd.
+    // With a memory backend, the RAM is shared by default. Without one it is private.
     #expect(machine.memory.isShared && host.memory.isShared && plain.memory.isShared)
     #expect(try !configuration("-kernel", "k", "-m", "64M").memory.isShared)
   }
@@ -187,8 +187,7 @@ import Testing
     #expect(machine.serials == [.character(try Identifier(text: "s"))])
   }
 
-  /// The default serial port takes the terminal, unless another option uses it.
-  @Test("the default serial port does without the terminal or the monitor if another option sets it")
+  @Test("the default serial port leaves the terminal to another option, and -monitor none removes the monitor")
   func theDefaultSerialPortGivesWay() throws {
     let machine = try configuration("-kernel", "k", "-qmp", "stdio")
     #expect(machine.chardevs.last is NullChardevOptions && machine.monitors.count == 1)
@@ -204,7 +203,7 @@ import Testing
     #expect(machine.serials.count == 1 && machine.monitors.isEmpty)
   }
 
-  @Test("options that ask for what Nestling does anyway are accepted")
+  @Test("options that ask for Nestling's only behaviour are accepted")
   func whatIsSoAnywayIsAccepted() throws {
     let machine = try configuration(
       "-no-user-config", "-display", "none", "-vga", "none", "-net", "none", "-nic", "none", "-monitor", "none",

@@ -3,7 +3,8 @@ import Testing
 
 /// Compares the error line of each mistake word for word, without the program's name.
 @Suite struct ErrorLineTests {
-  /// Each `$` precedes the words of a command line, `''` for an empty one; the lines below are its error line.
+  /// A line that begins with `$` has the words of a command line (`''` is an empty word). The next line is its error
+  /// line.
   private static let cases = """
     # From the issue.
     $ -device intel-iommu,x-flts=on

@@ -5,7 +5,7 @@ import Testing
 
 /// Checks the text of `check-host` for a host without IOMMU and VFIO.
 @Suite struct HostCheckTextTests {
-  @Test("a host without anything is described line by line, and is not ready")
+  @Test("a host without IOMMU and VFIO is described line by line, and is not ready")
   func aHostWithoutAnything() {
     let check = HostCheck(devices: ["00:03.0", "nonsense"], root: "/nonexistent")
     let lines = HostCheckText.text(of: check).split(separator: "\n").map(String.init)

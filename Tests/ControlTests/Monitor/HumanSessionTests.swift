@@ -44,8 +44,8 @@ import Testing
     #expect(answers("\u{7f}\u{7f}q\n").1 == ["quit"])
   }
 
-  /// The caller passes the unused bytes again, and the session carries them out then.
-  @Test("while a reader is behind, further lines wait")
+  /// The session returns the number of bytes that it used. The caller passes the other bytes again later.
+  @Test("while a client is slow to read answers, its further lines wait")
   func furtherLinesWaitForAReaderWhoIsBehind() {
     var session = HumanSession(echoes: false)
     let machine = RecordingMachine()

@@ -84,8 +84,8 @@ import Testing
         ])
   }
 
-  /// As in QEMU (qobject/qnum.c), integers are exact up to 2^64-1, but above 2^63-1 they are no integers where a signed
-  /// one is expected.
+  /// As in QEMU (qobject/qnum.c), integers are exact up to 2^64-1. Where a signed integer is expected, a value above
+  /// 2^63-1 is refused.
   @Test("a request's id of 64 bits is returned exactly; an argument above the signed 64-bit range is refused")
   func integersOf64Bits() {
     var client = QMPClient()
@@ -99,7 +99,6 @@ import Testing
         == [generic("Invalid parameter type for 'cpu-index', expected: integer")])
   }
 
-  /// The requests arrive byte by byte, in single quotes, two at once, and after garbage.
   @Test("requests are answered even if they arrive byte by byte, two at once or after garbage")
   func requestsHoweverTheyArrive() {
     var client = QMPClient()
@@ -134,8 +133,7 @@ import Testing
     #expect(receive(#"{"execute": "quit"}{}"#) == 19 && sent == 2 && machine.requests == ["quit"])
   }
 
-  /// The answer is sent before an action starts that may end the connection.
-  @Test("the answer to quit is sent before quit is carried out")
+  @Test("quit is answered before it is carried out")
   func theAnswerComesBeforeTheEnd() {
     let machine = RecordingMachine()
     var session = QMPSession()
@@ -152,7 +150,7 @@ import Testing
     #expect(order == ["negotiated, []", "answer, []"] && machine.requests == ["quit"])
   }
 
-  @Test("notices become QEMU's events with timestamp and data; a triple fault becomes none")
+  @Test("notices become QEMU's events with timestamp and data; a triple fault becomes no event")
   func events() throws {
     func text(_ notice: MachineNotice) -> String? {
       notice.event(at: 1_700_000_000_123_456_789).map { String(decoding: $0.text(), as: UTF8.self) }

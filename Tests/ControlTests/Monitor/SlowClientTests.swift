@@ -89,7 +89,7 @@ private final class SocketClient {
     let client = try connect()
     let count = 400
     let requests = (0..<count).flatMap { Array(#"{"execute": "query-qmp-schema", "id": \#($0)}"#.utf8) }
-    // With the padding, this is more than the socket and Nestling take.
+    // With the padding, the requests exceed the buffers of the socket and of Nestling.
     let padding = [UInt8](repeating: 0x20, count: 1 << 20)
     var rest = client.offer((requests + padding + padding)[...])
     #expect(!rest.isEmpty)
