@@ -87,7 +87,7 @@ extension FakeKernel.State {
     devices[index].power = 0
   }
 
-  /// Returns what vfio_pci_dependent_device's `devid` says.
+  /// Returns the value of `devid` in a vfio_pci_dependent_device.
   private func owner(of other: Int, for index: Int) -> UInt32 {
     guard let iommufd = devices[other].boundTo else { return UInt32(VFIO_PCI_DEVID_OWNED) }
     return iommufd == devices[index].boundTo ? devices[other].id : .max

@@ -62,7 +62,7 @@ package final class FakeKernel: SystemCalls {
     case dmaBuffer
   }
 
-  /// Steps of taking a device away, in the order in which they happened.
+  /// Steps of a device's removal, in the order in which they happened.
   package enum Step: Equatable {
     /// Bus Master Enable was cleared.
     case busMasterOff(device: Int)
@@ -83,7 +83,7 @@ package final class FakeKernel: SystemCalls {
     package var objects: [UInt32: Object] = [:]
     package var nextObject: UInt32 = 1
     package var devices: [Device] = []
-    /// By IOAS and address.
+    /// The mappings, by IOAS and address.
     package var mapped: [UInt32: [UInt64: (size: UInt64, flags: UInt32)]] = [:]
     package var hostMappings = 0
     /// Names of the requests, in order.
@@ -91,7 +91,7 @@ package final class FakeKernel: SystemCalls {
     /// Violations of the kernel's rules. There must be none.
     var violations: [String] = []
     package var faultQueues: [UInt32: FakeFaultQueue] = [:]
-    /// By nested table.
+    /// The fault queue of each nested table that has one.
     package var queueOfTable: [UInt32: UInt32] = [:]
     package var responses: [FakeResponse] = []
     /// A fault queue's read returns EINVAL if its first group does not fit. If false, it returns no bytes, as older
@@ -114,7 +114,7 @@ package final class FakeKernel: SystemCalls {
     package var iommufdProblem: Int32?
     /// Owners of the other functions on the devices' bus.
     package var strangers: [UInt32] = []
-    /// Linux 6.19 has them, 6.12 does not.
+    /// Whether BARs can be exported as dma-bufs: Linux 6.19 can do this, 6.12 cannot.
     package var hasDMABuffers = false
     /// The eventfds that interrupts were ever set to signal, by the kernel's number, each with a duplicate descriptor.
     /// While that is open, the real kernel does not reuse the number.
@@ -180,7 +180,7 @@ package final class FakeKernel: SystemCalls {
         state.devices[index].boundTo = nil
         state.devices[index].boundFile = nil
       case .iommufd:
-        // The real kernel frees what is left, but our module must free it before.
+        // The real kernel frees the remaining objects, but our module must have freed them before.
         let left = state.objects.filter { state.owners[$0.key] == descriptor }
         if !left.isEmpty { state.violations.append("iommufd closed with objects \(left)") }
       case .faultQueue(let id): state.faultQueues[id]?.close()
@@ -202,7 +202,7 @@ package final class FakeKernel: SystemCalls {
       var bytes = (0..<UInt64(buffer.count)).map { UInt8(truncatingIfNeeded: offset &+ $0) }
       if case .device(let index) = file, let contents = state.devices[index].contents[UInt32(offset >> 40)] {
         let start = Int(offset & 0xff_ffff)
-        // As for a ROM, the read returns what there is.
+        // As for a ROM, the read returns the bytes up to the end of the contents.
         guard start < contents.count else { return 0 }
         bytes = Array(contents[start..<min(start + buffer.count, contents.count)])
       }

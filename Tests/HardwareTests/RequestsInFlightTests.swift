@@ -14,7 +14,7 @@ import Testing
     }
   }
 
-  /// A request that begins during a drain belongs to the next one, however many drains there were before.
+  /// A request that begins during a drain belongs to the next drain, however many drains there were before.
   @Test("a drain waits only for requests that began before it") func aDrainWaitsForWhatBeganBefore() {
     let requests = RequestsInFlight()
     var held = requests.begin()

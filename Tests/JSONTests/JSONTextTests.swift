@@ -36,7 +36,7 @@ import Testing
     #expect(written(.null) == "null")
   }
 
-  /// QEMU's qnum: first signed, then unsigned, then a real number.
+  /// As with QEMU's qnum, a number is a signed integer if it fits, else an unsigned one, else a real number.
   @Test("integers of 64 bits are exact") func integersOf64BitsAreExact() throws {
     let text =
       #"[{"a\"1": 18446744073709551615, "9": [9223372036854775807]}, 2.5, 9223372036854775808, -1, "#

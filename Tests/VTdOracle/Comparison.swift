@@ -47,7 +47,7 @@ package struct Comparison {
     self.seed = seed
     tables = RandomTables(seed: seed)
     let source = Self.source
-    // The tables do not change, so what caching mode keeps stays true.
+    // The tables do not change, so an entry that caching mode keeps stays correct.
     let cachingMode = seed % 2 == 1
     switch subject {
     case .firstStage4, .firstStage4WithoutGigabytePages, .firstStage5:

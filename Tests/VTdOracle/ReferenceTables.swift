@@ -26,7 +26,7 @@ struct ReferenceTables {
     var isScalable: Bool
 
     var silent: Bool { low & 2 != 0 }
-    /// In legacy mode only.
+    /// Valid only in legacy mode.
     var domain: UInt16 { UInt16(truncatingIfNeeded: high >> 8) }
   }
 

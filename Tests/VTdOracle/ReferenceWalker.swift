@@ -27,7 +27,7 @@ package struct ReferenceWalker {
   var secondStageMarks = false
   /// The levels of the first stage in nested translation.
   var nestedFirstLevels = 4
-  /// Whether it is a supervisor request, and whether its writes need R/W.
+  /// Whether the request is a supervisor's, and whether a supervisor's writes need R/W (WPE).
   var supervisor = false
   var writeProtect = false
   /// Whether the first stage sets EA bits.

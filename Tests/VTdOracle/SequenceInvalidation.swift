@@ -78,7 +78,7 @@ struct SequenceInvalidation {
     }
   }
 
-  /// Submits it to the unit.
+  /// Submits the invalidation to the unit.
   /// - Returns: whether the unit reports completion.
   func submit(to guest: Guest, byRegister: Bool) -> Bool {
     guard byRegister, let command else { return guest.submitAndWait([descriptor.0, descriptor.1]) }

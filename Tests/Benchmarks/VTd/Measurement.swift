@@ -18,7 +18,7 @@ struct Measurement {
 
 extension Subject {
   /// Measures translations of all `addresses`, repeated, by the two devices' ports.
-  /// - Parameter cached: whether the IOTLB must have them; checked afterwards.
+  /// - Parameter cached: whether every request must hit in the IOTLB. If not, at most one in fifty may hit.
   func translations(
     _ name: String, _ addresses: [UInt64], cached: Bool, passes: Int, rounds: Int
   ) throws -> Measurement {

@@ -4,7 +4,7 @@ import VTdOracle
 /// of the accesses, on tables that change while caches are invalidated.
 /// - Parameters:
 ///   - accesses: the total number.
-///   - seed: of the first tables; the next ones have the following seeds.
+///   - seed: The seed of the first tables. Each further set of tables has the next seed.
 /// - Returns: the first difference; nil if there is none.
 func compareWithOracle(accesses: Int, seed: UInt64) throws -> Comparison.Difference? {
   let inSequences = accesses * 2 / 5

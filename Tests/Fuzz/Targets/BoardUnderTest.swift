@@ -81,7 +81,7 @@ final class BoardUnderTest {
         invalidationEvent: router.makeRoute(for: requester), pageRequestEvent: router.makeRoute(for: requester),
         messages: RecordingSink(), parking: FuzzParking(), deviceTimer: timer)
     } catch {
-      throw Finding(text: "options that fit are refused: \(error)")
+      throw Finding(text: "valid options are refused: \(error)")
     }
     let environment = PCIEnvironment(
       memoryBus: memoryBus, ioBus: ioBus, memory: memory, remapper: unit, interrupts: router, workers: workers,
@@ -123,8 +123,8 @@ final class BoardUnderTest {
     remove()
     workers.run()
     for base in bases {
-      try Finding.unless(memoryBus.read(address: base, width: .doubleword) == nil, "removed, it answers at \(base)")
+      try Finding.unless(memoryBus.read(address: base, width: .doubleword) == nil, "removed, but answers at \(base)")
     }
-    try Finding.unless(!function.requester.busMasterEnable, "a removed device may master the bus")
+    try Finding.unless(!function.requester.busMasterEnable, "a removed device has bus mastering enabled")
   }
 }

@@ -88,7 +88,7 @@
       }
     }
 
-    /// Does what the DSDT's methods do about a slot.
+    /// Ejects a slot's device or reports a status, as the DSDT's methods do.
     func ejectOrReport(_ input: inout FuzzInput) {
       let form = input.byte()
       board.writePort(controller(0x10), 4, UInt64(form & 3))

@@ -8,8 +8,8 @@
 
   @testable import Machine
 
-  /// A board with root ports and the machine's hotplug, on one thread. The work of the machine's thread and of threads
-  /// that may wait for the host is done when the input decides. Guest accesses are made as a CPU makes them.
+  /// A board with root ports and the machine's hotplug, on one thread. The input decides when the machine's thread, and
+  /// threads that may wait for the host, do their work. Guest accesses are made as a CPU makes them.
   final class MachineUnderTest {
     static let ports = ["rp0", "rp1", "rp2", "fixed"]
 
@@ -227,7 +227,7 @@
       known.removeAll { $0.function == nil }
       for entry in known {
         guard let function = entry.function, gone.contains(entry.device) else { continue }
-        try Finding.unless(!function.requester.busMasterEnable, "a removed device may master the bus")
+        try Finding.unless(!function.requester.busMasterEnable, "a removed device has bus mastering enabled")
         try Finding.unless(
           function.readConfiguration(offset: 0, width: .doubleword) == 0xffff_ffff, "a removed device answers")
       }

@@ -54,7 +54,7 @@ extension FuzzTarget {
   }
 }
 
-/// A machine that does nothing it is asked to do, except pause and resume.
+/// A machine that ignores every request except pause and resume.
 private final class UnmovedMachine: MonitorTarget, MachineControl {
   let configuration = MachineConfiguration()
   let descriptors = MonitorDescriptors()

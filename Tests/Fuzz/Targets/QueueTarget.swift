@@ -19,7 +19,7 @@ extension FuzzTarget {
         doorbells += 1
         subject.write(0x88, input.width(), input.value())
       case 10:
-        // As a driver does after an error, or arbitrarily.
+        // Write FSTS: clear the errors as a driver does, or write any value.
         doorbells += 1
         subject.write(0x34, .doubleword, input.choice(2) == 0 ? 0x71 : input.value())
       case 11:

@@ -51,7 +51,7 @@ final class UnitUnderTest {
         pageRequestEvent: router.makeRoute(for: Requester(id: .unitFault)), messages: messages, parking: FuzzParking(),
         deviceTimer: timer)
     } catch {
-      throw Finding(text: "options that fit are refused: \(error)")
+      throw Finding(text: "valid options are refused: \(error)")
     }
     unit.addObserver(RecordingObserver())
     let unit = unit
