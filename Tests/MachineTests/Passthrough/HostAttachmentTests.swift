@@ -76,7 +76,7 @@ import VTdOracle
     let calls = chain.kernel.state.withLock { $0.invalidations }
     #expect(doorbells == UInt64((pages + perDoorbell - 1) / perDoorbell))
     #expect(UInt64(calls.count) == doorbells && chain.bindings.counters.invalidationCalls == doorbells)
-    // Many invalidations are passed to the kernel as one that covers everything.
+    // More than 512 invalidations are passed to the kernel as one that covers everything.
     #expect(calls.reduce(0) { $0 + $1.entries.count } == (perDoorbell > 512 ? 1 : pages))
     chain.bindings.remove(chain.bound)
   }

@@ -11,7 +11,7 @@ import VTdOracle
 @testable import Machine
 @testable import VTd
 
-/// Checks that requests to the guest's unit reach the kernel's iommufd.
+/// Checks that the guest's changes of its tables, and its invalidations, reach the kernel's iommufd.
 @Suite struct HostBoundDeviceTests {
   /// Two devices behind one IOMMU, and one behind another.
   private let kernel = FakeKernel(devices: [

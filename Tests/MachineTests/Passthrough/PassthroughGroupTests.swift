@@ -67,7 +67,7 @@ import VTd
       #expect(both.invalidateEntry() && Self.places(kernel) == [nil, nil])
       both.setPassThrough()
       #expect(both.invalidateEntry() && Self.places(kernel) == [.addressSpace, .addressSpace])
-      // The first function was blocked before the second.
+      // The first function is blocked first, so the notice names the second one.
       #expect(
         machine.notices.all.dropFirst() == [
           PassthroughNotice(device: "0000:02:00.0", kind: .blockedWithSibling("0000:01:00.0"))

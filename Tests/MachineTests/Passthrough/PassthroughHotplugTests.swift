@@ -73,7 +73,7 @@ import VTd
     arguments: [
       ("i1", "IOAS_MAP"), ("i1", "HWPT_ALLOC"), ("i1", "ATTACH"), ("i0", "HWPT_ALLOC"), ("i0", "ATTACH"),
     ])
-  func `while RAM is pinned for a device, other threads make progress`(_ object: String, _ request: String) throws {
+  func `a slow kernel call for a new device blocks no other thread`(_ object: String, _ request: String) throws {
     let kernel = FakeKernel.full(2) { number, device in device.iommu = number }
     let machine = try PassthroughBoard(
       kernel, [PassthroughBoard.options, PassthroughBoard.device(0, "i0")], objects: ["i0", "i1"])

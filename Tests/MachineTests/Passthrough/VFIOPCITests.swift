@@ -181,7 +181,7 @@ import Testing
     #expect(memory.mapped == [])
   }
 
-  /// The CPUs' memory slots follow the bus's rule: a region that is already at an address keeps it.
+  /// The CPUs' memory slots follow the bus: a fixed region of the board hides the BAR, whichever was there first.
   @Test func `a slot exists only where the bus gives the address to the BAR`() throws {
     final class Chip: BusDevice {
       func read(offset: UInt64, width: AccessWidth) -> UInt64 { 0xc }

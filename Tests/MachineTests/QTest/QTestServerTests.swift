@@ -130,7 +130,7 @@ private func socketPath(_ name: String = #function) -> String {
     served.stop()
   }
 
-  @Test("a line without an end is refused, and the next line is answered")
+  @Test("a line that is too long is refused, and the next line is answered")
   func aLineWithoutEnd() throws {
     let served = try Served()
     served.server.resume()
