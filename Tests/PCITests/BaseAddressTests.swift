@@ -105,7 +105,7 @@ import Testing
     first.write32(0x10, 0xc000_1000)
     first.command(.memorySpaceEnable)
     #expect(places(firstModel) == [.placed(bar: 0, base: 0xc000_1000)])
-    // This BAR lies behind the first one, which was there before.
+    // The second BAR is enabled later, and the first BAR hides a part of it.
     second.write32(0x18, 0xc000_0000)
     second.command(.memorySpaceEnable)
     let hole: [RecordingModel.Event] = [
@@ -113,7 +113,7 @@ import Testing
     ]
     #expect(places(secondModel) == hole)
     #expect(places(firstModel) == [])
-    // The first BAR moves beyond the second one, and back, where it is now hidden by the second one.
+    // The first BAR moves beyond the second one, and back. The second BAR now hides it.
     first.write32(0x10, 0xc000_8000)
     #expect(places(firstModel) == [.placed(bar: 0, base: nil), .placed(bar: 0, base: 0xc000_8000)])
     #expect(places(secondModel) == [.placed(bar: 2, base: 0xc000_0000)])
@@ -136,8 +136,8 @@ import Testing
     #expect(places(firstModel) == [.placed(bar: 0, base: 0xc000_1000)])
   }
 
-  /// Two CPUs move two BARs over each other: neither waits for the other forever, and at the end each model knows the
-  /// parts that the bus gives it.
+  /// Two CPUs move two BARs over each other. Neither CPU may wait for the other forever. At the end, each model must
+  /// know whether its BAR is visible.
   @Test(.timeLimit(.minutes(1)))
   func `after two CPUs move BARs over each other, each model knows whether its BAR is visible`() async {
     let functions = (0..<2).map { _ in bars([.init(index: 0, space: .memory32, size: 0x1000)]) }
@@ -163,8 +163,8 @@ import Testing
     }
   }
 
-  /// Linux sizes a BAR with decoding off, other systems do not. While the register holds ones, the region must be gone,
-  /// and afterwards it must be back. It must not hide anything in between.
+  /// Linux turns decoding off to size a BAR, and other systems leave it on. While the register holds ones, the BAR must
+  /// not decode any address. When the register holds the address again, the BAR must decode it again.
   @Test("a BAR that is sized while decoding does not decode during the sizing") func sizingWhileDecoding() {
     let (function, _) = bars([
       .init(index: 0, space: .memory32, size: 0x1000), .init(index: 1, space: .io, size: 0x10),
@@ -209,7 +209,7 @@ import Testing
     function.write32(0x18, 0xffff_e000)
     function.write32(0x1c, .max)
     #expect(board.memoryBus.read(address: .max - 0x1fff, width: .byte) != nil)
-    // A legacy device may use the last ports, but none beyond them.
+    // An I/O BAR may decode the last ports below 64 KiB, and none beyond them.
     function.write32(0x14, 0xfff0)
     #expect(board.ioBus.read(address: 0xffff, width: .byte) == 0xf)
     function.write32(0x14, 0x1_0000)
@@ -254,7 +254,7 @@ import Testing
     #expect(model.take() == [.placed(bar: 0, base: nil)])
     #expect(board.memoryBus.read(address: 0xc000_0000, width: .byte) == nil)
     #expect(!function.requester.busMasterEnable)
-    // An access that was in flight when the function was revoked must not bring it back.
+    // A write that was in flight during revoke must not bring the BAR's region back.
     function.write32(0x10, 0xc000_0000)
     function.command([.memorySpaceEnable, .busMasterEnable])
     #expect(board.memoryBus.read(address: 0xc000_0000, width: .byte) == nil)

@@ -4,8 +4,8 @@ import Synchronization
 import TestSupport
 import Testing
 
-/// The end of a function: which operations stop at once, for which ones revoke waits, and that late accesses cannot
-/// undo it.
+/// Tests which operations refuse ends at once, for which operations revoke waits, and that late accesses cannot undo
+/// either.
 @Suite struct RevocationTests {
   private static let base: UInt64 = 0xc000_0000
 
@@ -95,7 +95,7 @@ import Testing
     #expect(memoryBus.read(address: 0xd000_0000, width: .byte) == nil)
     #expect(!function.requester.busMasterEnable)
     function.requester.busMasterEnable = true
-    #expect(!function.requester.busMasterEnable, "permanently")
+    #expect(!function.requester.busMasterEnable, "a refused function never masters the bus again")
     function.revoke()
   }
 
@@ -143,7 +143,7 @@ import Testing
     }
     access.join()
     for base in [Self.base, 0xd000_0000] { #expect(memoryBus.read(address: base, width: .byte) == nil) }
-    #expect(model.base.withLock { $0 } == nil, "the model's BAR is nowhere")
+    #expect(model.base.withLock { $0 } == nil, "the last notification must tell the model that its BAR has no address")
   }
 
   @Test func `a function revoked during moves of its BAR leaves no region behind`() throws {
@@ -321,7 +321,7 @@ import Testing
     #expect(function.revoke() == RevocationTimes())
   }
 
-  @Test func `revoking a port first revokes what is below it`() throws {
+  @Test func `revoking a port first revokes the functions below it`() throws {
     let routes = BusRoutes(root: root)
     let environment = PCIEnvironment(
       memoryBus: memoryBus, ioBus: AddressBus(), memory: memory, remapper: DirectRemapper(memory: memory),

@@ -194,7 +194,7 @@ final class SlotBoard {
     slot.port.function.write16(0x4c, 0x51)
     slot.port.function.command(.busMasterEnable)
     func sent() -> Int { slot.board.router.deliveries.count }
-    // The link's event is enabled and presence is not. No interrupt before Hot-Plug Interrupt Enable.
+    // The link event is enabled. Without Hot-Plug Interrupt Enable, it does not interrupt.
     slot.control = 0x17c0
     slot.status = 0xffff
     slot.insert()

@@ -3,15 +3,15 @@ import PCI
 import TestSupport
 import Testing
 
-/// Software writes anything anywhere into a port while devices come and go. The invariants hold after each step, and a
-/// driver that starts after a reset finds a working slot.
+/// Software writes random values to random registers of a port while devices come and go. The invariants hold after
+/// each step, and a driver that starts after a reset finds a working slot.
 @Suite struct SlotUnderAnythingTests {
   private enum Step: CaseIterable {
     case writeExpress, writeControl, writeAnywhere, number, insert, pullOut, takeEjected, request, reset
   }
 
   @Test(arguments: 1...12 as ClosedRange<UInt64>)
-  func `after any write the slot's registers show its state, and only a slot that is switched off ejects`(seed: UInt64)
+  func `after any write the registers show the state, and only power and indicator off ejects the device`(seed: UInt64)
     throws
   {
     var generator = SeededGenerator(seed: seed)
@@ -27,7 +27,7 @@ import Testing
           offset: slot.express + .random(in: 0x08...0x1c, using: &generator), width: width,
           value: generator.next() & width.allOnes)
       case .writeControl:
-        // As a driver writes: one field at a time.
+        // A driver writes one field at a time.
         let field = ([0x0001, 0x1039, 0x0300, 0x0400, 0x0700] as [UInt16]).randomElement(using: &generator) ?? 0
         slot.control = control & ~field | UInt16(truncatingIfNeeded: generator.next()) & field
       case .writeAnywhere:

@@ -2,8 +2,8 @@ import PCI
 import TestSupport
 import Testing
 
-/// A native slot with a driver that does what Linux does, while devices are plugged and unplugged at each of its
-/// moments.
+/// Tests a native slot with a driver that behaves like Linux's. Devices are plugged and unplugged at each moment of the
+/// driver's work.
 @Suite struct SlotUnderDriverTests {
   private enum Start: CaseIterable { case empty, full }
 

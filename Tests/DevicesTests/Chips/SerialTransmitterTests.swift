@@ -79,7 +79,7 @@ import Testing
     #expect(isEmpty && line.levels.last == true && output.bytes == Array(0..<16))
   }
 
-  @Test("a driver that writes without room loses the bytes that do not fit")
+  @Test("without room, a new byte replaces the last one, and the FIFO drops the bytes beyond 16")
   func impoliteDriver() {
     output.room = 0
     send("abc")

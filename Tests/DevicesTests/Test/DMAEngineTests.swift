@@ -237,7 +237,7 @@ struct DMAEngineTests {
     #expect(root.state.withLock { $0.completed } == [1, 2, 4, 8, 16])
   }
 
-  @Test("an invalidation is completed at once, held, or completed with a wrong tag; a held one can be completed later")
+  @Test("invalidations are completed at once, held until later, or completed with a wrong tag")
   func answering() {
     write(0x08, 1)
     invalidate(5)
@@ -422,7 +422,7 @@ struct DMAEngineTests {
     #expect(root.takeAccesses().map(\.address) == [.max - 0x1f])
   }
 
-  @Test("a reset waits for the page in flight, and for no more")
+  @Test("a reset waits for the page that is being written, and the engine writes no further page")
   func resetWaits() {
     let memory = GatedMemory(size: 1 << 20)
     let root = DirectRemapper(memory: memory)
@@ -449,9 +449,9 @@ struct DMAEngineTests {
     device.function.revoke()
   }
 
-  @Test("the interrupt uses the chosen vector, and comes once the engine is idle")
+  @Test("the end of a command with the interrupt bit sends the message of the chosen vector")
   func interrupt() {
-    // BAR 1 has the table; the third vector's entry is at 0x20. The capability is the first.
+    // BAR 1 holds the MSI-X table. The entry of vector 2 is at 0x20. MSI-X is the first capability, at 0x40.
     let table = device.function.description.baseAddressRegisters[1]
     device.function.place(table, at: 0xc000_0000)
     let bus = device.function.environment.memoryBus

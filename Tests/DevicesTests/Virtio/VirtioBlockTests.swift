@@ -161,7 +161,7 @@ import Testing
   @Test("a large request is served in pieces")
   func largeRequestsComeInPieces() throws {
     var disk = try TestDisk(sectors: 10240)
-    // 5 MiB in twenty descriptors over the same quarter of a MiB.
+    // 5 MiB in twenty descriptors over the same 256 KiB.
     let parts = (0..<20).map { _ in DriverQueue.Buffer.writable(TestDisk.data, 256 << 10) }
     let answer = try disk.request(Self.read, sector: 0, parts)
     #expect(answer?.status == 0)
@@ -279,7 +279,7 @@ import Testing
     // Without data to write, the status is the first byte and counts.
     #expect(try disk.request(Self.write, [.readable(TestDisk.data, 512)])?.length == 1)
     #expect(try disk.request(Self.flush)?.length == 1)
-    // This command writes less than its buffers hold.
+    // A flush writes nothing into its data buffer.
     backend.fail(with: nil)
     #expect(try disk.request(Self.flush, [.writable(TestDisk.data, 512)])?.length == 0)
     // The second piece of 4 MiB fails.

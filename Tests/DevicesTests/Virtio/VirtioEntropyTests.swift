@@ -98,7 +98,7 @@ import Testing
     #expect(queue.takeUsed() == [.init(id: 0, length: 0x1_0000)])
   }
 
-  /// virtio 1.2, 5.4.6.2: a device places at least one byte, so a request waits while there is none.
+  /// virtio 1.2, 5.4.6.2: a device places at least one byte. A request therefore waits while the source has none.
   @Test("a request waits for a source that has run dry, and gets the bytes that arrive")
   func aDrySource() throws {
     var (board, source, driver, queue) = try make()

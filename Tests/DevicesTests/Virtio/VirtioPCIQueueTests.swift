@@ -171,7 +171,7 @@ import Testing
     try setup.driver.notify(0)
     #expect(second.takeUsed() == [])
     #expect(setup.driver.messages == [0x40])
-    // A reset ends this state.
+    // After a reset, the device works again.
     setup.board.memory.store([UInt8](repeating: 0, count: Int(DriverQueue.footprint)), at: EchoSetup.rings)
     var fresh = try setup.run()
     #expect(try setup.echo([7], &fresh) == [7])
@@ -232,7 +232,7 @@ import Testing
     #expect(try setup.echo([1], &queue) == [1])
   }
 
-  @Test("without bus mastering nothing moves and nothing is lost")
+  @Test("without bus mastering a request waits, and the device serves it when bus mastering is on")
   func withoutBusMasterNothingMovesAndNothingIsLost() throws {
     let setup = EchoSetup()
     var queue = try setup.run()
