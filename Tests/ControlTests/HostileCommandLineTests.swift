@@ -49,7 +49,7 @@ import Testing
       switch Control.parse(words) {
       case .run(let machine):
         answers.insert("run")
-        // An accepted configuration is within the limits of the checks.
+        // The RAM size and the CPU count of an accepted configuration are within the limits.
         #expect((16 << 20...1 << 45).contains(machine.memory.size))
         #expect((1...4096).contains(machine.processors.count))
       case .print: answers.insert("print")
@@ -63,7 +63,7 @@ import Testing
     #expect(answers == ["run", "print", "fail"])
   }
 
-  @Test("two thousand drives are parsed without delay")
+  @Test("a command line of two thousand drives is parsed")
   func manyDevicesTakeNoLongTime() {
     let words = ["-kernel", "k"] + (0..<2000).flatMap { ["-drive", "file=f\($0),if=none,readonly=on"] }
     guard case .run(let machine) = Control.parse(words) else {

@@ -57,7 +57,7 @@ import Testing
     #expect(help.contains("C-a x    exit emulator"))
   }
 
-  /// The rest of the input is not consumed: it belongs to the next focus.
+  /// The rest of the input is not consumed, because it belongs to the next focus.
   @Test("an escape and c switch the focus before the next byte is consumed")
   func theFocusIsSwitchedInPlace() {
     var multiplexer = TerminalMultiplexer()

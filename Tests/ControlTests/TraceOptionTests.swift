@@ -32,7 +32,7 @@ struct TraceOptionTests {
     #expect(names == names.sorted() && names.contains("vtd_inv_desc_wait_sw"))
   }
 
-  @Test("a star in a pattern matches any text, and a pattern of many stars is matched quickly")
+  @Test("a star in a pattern matches any text, and a pattern may have 100 000 stars")
   func aPatternsStarTakesAnything() {
     func count(_ pattern: String) -> Int { TraceConfiguration.events(matching: pattern).count }
     #expect(count("vtd_inv_desc") == 1)

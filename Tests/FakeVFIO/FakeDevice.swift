@@ -155,7 +155,7 @@ extension FakeKernel.State {
     pointer.pointee.offset = UInt64(pointer.pointee.index) << 40
     guard let sparse = region?.sparse, !sparse.isEmpty else { return 0 }
     pointer.pointee.flags |= UInt32(VFIO_REGION_INFO_FLAG_CAPS)
-    // Two capabilities: the MSI-X table may be mapped, and the list of areas.
+    // There are two capabilities: one says that the MSI-X table may be mapped, and one lists the areas.
     let first = MemoryLayout<vfio_region_info>.size
     let second = first + MemoryLayout<vfio_info_cap_header>.size
     let wanted = second + MemoryLayout<vfio_region_info_cap_sparse_mmap>.size + 16 * sparse.count
@@ -184,7 +184,7 @@ extension FakeKernel.State {
 
   // MARK: Power
 
-  /// Returns whether an access fails: outside D0 only configuration space answers.
+  /// Returns whether an access fails. In D3hot, only configuration space answers.
   func isAsleep(_ index: Int, _ offset: UInt64) -> Bool { devices[index].power == 3 && offset >> 40 != 7 }
 
   mutating func takePower(_ index: Int, _ offset: UInt64, _ bytes: UnsafeRawBufferPointer) {

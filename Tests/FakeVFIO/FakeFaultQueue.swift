@@ -115,7 +115,7 @@ extension FakeKernel.State {
       FakeResponse(device: device, index: group.index, isSuccess: isSuccess, isAutomatic: isAutomatic))
   }
 
-  /// Answers a device's groups as invalid when it leaves a table.
+  /// When a device leaves a table, answers its groups as invalid.
   mutating func answerFaults(of device: Int, leaving table: UInt32?) {
     guard let table, let id = queueOfTable[table], var queue = faultQueues[id] else { return }
     let own = devices[device].id

@@ -18,9 +18,9 @@ extension FakeKernel.State {
   /// attached.
   func table(ofGroupOf index: Int) -> UInt32? { group(of: index).lazy.compactMap { devices[$0].attachedTo }.first }
 
-  /// For a function that is not attached, does what iommufd_hw_pagetable_attach does: it must use the group's table, or
-  /// gets EINVAL. For an attached one, does what iommufd_device_do_replace does: all attached functions of the group
-  /// move with it.
+  /// A function that is not attached must use the group's table; otherwise the result is EINVAL
+  /// (iommufd_hw_pagetable_attach). When an attached function changes its table, all attached functions of the group
+  /// change theirs (iommufd_device_do_replace).
   mutating func attachGroup(of index: Int, to id: UInt32) -> Int32 {
     guard devices[index].attachedTo != nil else {
       if let table = table(ofGroupOf: index), table != id { return -EINVAL }
@@ -36,8 +36,8 @@ extension FakeKernel.State {
 }
 
 extension FakeKernel {
-  /// Returns what translates a device's requests; nil if the host blocks them. This may differ from what the device
-  /// itself is attached to.
+  /// Returns the object that translates a device's requests; nil if the host blocks them. The device itself may be
+  /// attached to another object, or to none.
   package func translation(_ number: Int) -> Object? {
     state.withLock { state in state.table(ofGroupOf: number).flatMap { state.objects[$0] } }
   }

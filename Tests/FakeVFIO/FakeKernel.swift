@@ -94,8 +94,8 @@ package final class FakeKernel: SystemCalls {
     /// The fault queue of each nested table that has one.
     package var queueOfTable: [UInt32: UInt32] = [:]
     package var responses: [FakeResponse] = []
-    /// A fault queue's read returns EINVAL if its first group does not fit. If false, it returns no bytes, as older
-    /// kernels do.
+    /// Whether a read of a fault queue returns EINVAL if the first group does not fit. Otherwise the read returns no
+    /// bytes, as in older kernels.
     package var tellsWhatDoesNotFit = true
     /// Responses to groups that are not outstanding.
     package var refusedResponses = 0
@@ -106,18 +106,18 @@ package final class FakeKernel: SystemCalls {
     package var failure: Int32 = EIO
     /// The call that failed.
     package var failed: String?
-    /// Requests that always fail, and with which errno.
+    /// The requests that always fail, each with its errno.
     package var failing: [UInt32: Int32] = [:]
     /// The same for single devices.
     package var failingDevices: [Int: [UInt32: Int32]] = [:]
     /// The errno that opening /dev/iommu returns.
     package var iommufdProblem: Int32?
-    /// Owners of the other functions on the devices' bus.
+    /// The owner (`devid`) of each further function on the devices' bus.
     package var strangers: [UInt32] = []
     /// Whether BARs can be exported as dma-bufs: Linux 6.19 can do this, 6.12 cannot.
     package var hasDMABuffers = false
     /// The eventfds that interrupts were ever set to signal, by the kernel's number, each with a duplicate descriptor.
-    /// While that is open, the real kernel does not reuse the number.
+    /// While the duplicate is open, the real kernel does not reuse the number.
     package var events: [String: Int32] = [:]
     /// The iommufd of each object.
     package var owners: [UInt32: Int32] = [:]
@@ -129,7 +129,7 @@ package final class FakeKernel: SystemCalls {
   }
 
   package let state = Mutex(State())
-  /// Called with each request's name before the kernel handles it; it can block the caller there.
+  /// Called with each request's name before the fake kernel handles the request. The function can block the caller.
   package let beforeRequest = Mutex<(@Sendable (String) -> Void)?>(nil)
 
   deinit { for event in state.withLock({ $0.events.values }) { _ = Glibc.close(event) } }
@@ -138,7 +138,7 @@ package final class FakeKernel: SystemCalls {
     state.withLock { $0.devices = devices }
   }
 
-  /// What went wrong: violations of the rules and, once all owners are gone, everything that was leaked.
+  /// Violations of the rules and, after all owners have ended, everything that leaked.
   package var complaints: [String] {
     let open = Eventfd.allOpen
     return state.withLock { state in

@@ -173,7 +173,8 @@ private func owner(_ bus: AddressBus, _ address: UInt64) -> UInt64? {
     #expect(owner(bus, 1 << 63) == 1)
   }
 
-  /// Random regions: each byte of a small space is checked against the rule as stated.
+  /// Each byte of a small address space must follow the rule: a fixed region answers before a movable one, and among
+  /// equals the first attached one answers.
   @Test("each byte of random overlapping regions is answered by priority and order", arguments: 0..<20 as Range<UInt64>)
   func randomOverlapsFollowTheRule(seed: UInt64) {
     struct Region {
@@ -251,7 +252,7 @@ private func owner(_ bus: AddressBus, _ address: UInt64) -> UInt64? {
     #expect(bus.visibleParts(of: top) == [])
   }
 
-  /// A device is detached during an access to it: that access completes, and the next one does not reach the device.
+  /// A device detaches itself during an access. This access completes, and the next one does not reach the device.
   @Test("detaching does not wait for an access in flight") func detachingDoesNotWaitForAnAccessInFlight() {
     final class Detaching: BusDevice {
       let bus: AddressBus
@@ -272,7 +273,7 @@ private func owner(_ bus: AddressBus, _ address: UInt64) -> UInt64? {
   }
 
   /// Two threads attach and detach regions while two others access them. A fixed region always answers; a movable one
-  /// answers with its own offset or not at all.
+  /// answers with its own offset or does not answer.
   @Test("accesses are correct while regions are attached and detached") func accessesWhileRegionsMove() async {
     let bus = AddressBus()
     _ = bus.attach(Probe(1), at: 0x8000, size: 0x1000)

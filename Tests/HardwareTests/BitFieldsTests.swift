@@ -3,7 +3,7 @@ import Testing
 
 @Suite struct BitFieldsTests {
   @Test(
-    "lowBits sets that many low bits, and at most all",
+    "lowBits sets the given number of low bits, at most all",
     arguments: [
       (0, 0), (1, 1), (8, 0xff), (31, 0x7fff_ffff), (63, 0x7fff_ffff_ffff_ffff), (64, UInt64.max), (65, .max),
       (1000, .max),
@@ -19,7 +19,7 @@ import Testing
     #expect(UInt16.lowBits(17) == 0xffff)
   }
 
-  @Test("setting a single bit changes no other") func singleBits() {
+  @Test("setting a single bit changes no other bit") func singleBits() {
     for position in 0..<64 {
       var value: UInt64 = 0
       value[bit: position] = true
@@ -61,7 +61,7 @@ import Testing
     #expect(value == 0x3eef)
   }
 
-  @Test("access widths have their mask of ones, and only 1, 2, 4 and 8 are widths") func allOnesOfEachWidth() {
+  @Test("there are four access widths, and each has its mask of ones") func allOnesOfEachWidth() {
     #expect(AccessWidth.allCases.map(\.allOnes) == [0xff, 0xffff, 0xffff_ffff, .max])
     #expect(AccessWidth(rawValue: 3) == nil)
     #expect(AccessWidth(rawValue: 0) == nil)
@@ -97,7 +97,7 @@ import Testing
     #expect(RequesterID(bus: 1, device: 33, function: 9) == RequesterID(bus: 1, device: 1, function: 1))
   }
 
-  @Test("every requester ID equals the one built from its fields") func everyRequesterIDSurvivesItsParts() {
+  @Test("a requester ID equals the ID that is built from its fields") func everyRequesterIDSurvivesItsParts() {
     for raw in UInt16.min...UInt16.max {
       let id = RequesterID(rawValue: raw)
       #expect(RequesterID(bus: id.bus, device: id.device, function: id.function) == id)

@@ -75,7 +75,7 @@ private final class ListedPort: DMAPort {
     #expect(segments == [PhysicalSegment(address: 0x3800, count: 0x2000)])
   }
 
-  /// Two resolved requests stay two segments even if they are adjacent: a caller counts them.
+  /// Adjacent segments of two resolve calls stay separate, because the caller counts them.
   @Test("resolve does not extend a segment of an earlier request")
   func resolveDoesNotJoinWithWhatWasThereBefore() throws {
     let port = port([.init(address: 0, count: 0x10000, physical: 0)])
@@ -139,7 +139,7 @@ private final class ListedPort: DMAPort {
     #expect(throws: DMAError.translation) { try read(port, 0x1ff8, 16) }
   }
 
-  @Test("a transfer across the top of the address space is refused whole, before any translation")
+  @Test("a transfer across the top of the address space is refused as a whole, before any translation")
   func theTop() throws {
     let port = port([
       .init(address: .max - 0xf, count: 0x10, physical: 0x1000), .init(address: 0, count: 0x1000, physical: 0x2000),

@@ -59,7 +59,7 @@ import Testing
   @Test("no request outlives a drain that began after it, with many threads") func manyThreads() {
     let requests = RequestsInFlight()
     let parking = SemaphoreParking()
-    // What requests may use now. Each records what it uses while it is in flight.
+    // The number that requests may use now. While a request is in flight, its slot holds the number that it uses.
     let current = SharedInteger()
     let stop = SharedInteger()
     let uses = (0..<3).map { _ in SharedInteger(-1) }

@@ -16,7 +16,7 @@ import Testing
     #expect(try parse(#"{"b": [1, {}], "a": ""}"#) == ["b": [1, [:]], "a": ""])
   }
 
-  /// The order of members is kept both ways, and non-ASCII characters are escaped.
+  /// Parsing and writing keep the order of members. Writing escapes non-ASCII characters.
   @Test("text has QEMU's layout, plain and pretty") func layoutIsQEMUs() throws {
     let text = #"{"zebra": {"x": -1, "y": []}, "apple": [true, null, 2.5, "\u00FC\"\\\u0000"], "": {}}"#
     #expect(written(try parse(text)) == text)
@@ -53,7 +53,7 @@ import Testing
     #expect(JSONValue(UInt64(1) << 63) == .unsigned(1 << 63) && JSONValue(UInt64(7)) == 7)
   }
 
-  /// Error positions count in the original text; the values after a large integer are parsed.
+  /// The position of an error is an offset in the original text. The values after a large integer are parsed.
   @Test("64-bit integers do not shift the positions of errors and values")
   func integersOf64BitsAmongErrorsAndOtherValues() throws {
     let error = #expect(throws: JSONValue.ParseError.self) { try parse("[18446744073709551615 x]") }

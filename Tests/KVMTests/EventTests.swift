@@ -4,7 +4,7 @@ import Testing
 
 @testable import KVM
 
-/// Events that the kernel passes on without an exit: doorbells from the guest, interrupts to it.
+/// Tests events that KVM handles without an exit: the guest's doorbell writes, and interrupts for the guest.
 @Suite(.serialized, .enabled(if: TestGuest.isPossible, "/dev/kvm cannot be used here"), .timeLimit(.minutes(5)))
 struct EventTests {
   private func taken(_ event: borrowing EventDescriptor) -> Int {
@@ -48,8 +48,8 @@ struct EventTests {
   private static let table: UInt64 = 0x4000
 
   /// A guest with its local APIC enabled that waits in HLT. The handler of vector 0x40 writes 0x40 to port 0x80 and
-  /// ends the interrupt; that of 0x41 does the same with its own number. A handler does not return but waits for the
-  /// next interrupt: a host whose KVM emulates every instruction has no IRET for 32-bit code.
+  /// ends the interrupt; the handler of vector 0x41 does the same with its own number. A handler does not return but
+  /// waits for the next interrupt, because a KVM that emulates every instruction lacks IRET for 32-bit code.
   private func interruptible() throws -> TestGuest {
     let guest = try TestGuest(
       [0xc7, 0x05] + TestGuest.little(0xfee0_00f0) + TestGuest.little(0x1ff)  // software enable
@@ -73,7 +73,7 @@ struct EventTests {
 
   private let message: UInt64 = 0xfee0_0000
 
-  /// Returns whether the host's CPU runs guests itself, by the rule of Images/lab.
+  /// Returns whether the host's CPU can run guests (vmx or svm), by the same rule as Images/lab.
   private func hostVirtualizes() throws -> Bool {
     let text = try FileDescriptor(opening: "/proc/cpuinfo", O_RDONLY).read(count: 1 << 16) ?? []
     return String(decoding: text, as: UTF8.self).split { " \t\n".contains($0) }.contains { $0 == "vmx" || $0 == "svm" }
@@ -99,13 +99,13 @@ struct EventTests {
     try routing.attach(event.rawValue, to: gsi)
     event.signal()
     #expect(try guest.next() == .portWrite(port: 0x80, width: 1, value: 0x40))
-    // Another message for the same number, and a second route.
+    // The route gets another message, and there is a second route.
     try routing.set(gsi + 1, address: message, data: 0x40)
     try routing.set(gsi, address: message, data: 0x41)
     event.signal()
     #expect(try guest.next() == .portWrite(port: 0x80, width: 1, value: 0x41))
-    // Once the eventfd is detached, and later once its route is cleared, it sends nothing: the next interrupt is the
-    // one signalled directly.
+    // A detached eventfd sends nothing. Later, an eventfd whose route is cleared sends nothing. The next interrupt is
+    // the one that is signalled directly.
     try routing.detach(event.rawValue, from: gsi)
     event.signal()
     guest.machine.signal(address: message, data: 0x40)
@@ -113,7 +113,7 @@ struct EventTests {
     event.take()
     try routing.attach(event.rawValue, to: gsi)
     routing.clear(gsi)
-    // The kernel retries later what it cannot send now, so the route must stay cleared from here on.
+    // The kernel may retry this signal later. The route must therefore stay cleared from here on.
     event.signal()
     guest.machine.signal(address: message, data: 0x40)
     #expect(try guest.next() == .portWrite(port: 0x80, width: 1, value: 0x40))
@@ -130,7 +130,8 @@ struct EventTests {
     guest.machine.signal(address: message, data: 0x40 | level)
     let exits = [try guest.next(), try guest.next()]
     let inOrder = [VMExit.portWrite(port: 0x80, width: 1, value: 0x40), .endOfInterrupt(vector: 0x40)]
-    // An instruction-emulating KVM ends an interrupt when it delivers it, so its EOI may come before the handler's write.
+    // A KVM that emulates every instruction ends an interrupt when it delivers it. The EOI exit may then come before
+    // the handler's write.
     let isEmulated = try !hostVirtualizes()
     #expect(exits == inOrder || isEmulated && exits == inOrder.reversed())
     guest.machine.signal(address: message, data: 0x41)

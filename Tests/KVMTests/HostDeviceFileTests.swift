@@ -12,7 +12,7 @@ struct HostDeviceFileTests {
     let files = HostDeviceFiles(of: guest.machine)
     let event = try EventDescriptor()
     let error = #expect(throws: SystemError.self) { try files.add(event.rawValue) }
-    // A kernel without VFIO has no such device; one with VFIO accepts only VFIO's files.
+    // A kernel without VFIO lacks this KVM device. A kernel with VFIO accepts only VFIO's files.
     #expect(
       error.map { ["KVM_CREATE_DEVICE", "KVM_DEV_VFIO_FILE_ADD"].contains($0.call) && $0.code != EFAULT } == true,
       "\(String(describing: error))")

@@ -3,7 +3,7 @@ import Testing
 
 @testable import KVM
 
-/// CPUID entries as a pure function of what the host supports.
+/// Tests that the CPUID entries follow from the entries that the host supports.
 @Suite struct ProcessorIdentificationTests {
   private static func entry(
     _ function: UInt32, _ index: UInt32 = 0, eax: UInt32 = 0, ebx: UInt32 = 0, ecx: UInt32 = 0, edx: UInt32 = 0
@@ -155,5 +155,5 @@ import Testing
     #expect(identification.physicalAddressWidth == width)
   }
 
-  @Test("a host without CPUID leaves gives none") func aHostThatSaysNothing() { #expect(entries(1, host: []).isEmpty) }
+  @Test("a host without leaves gives no leaves") func aHostThatSaysNothing() { #expect(entries(1, host: []).isEmpty) }
 }

@@ -178,7 +178,7 @@ struct VCPUTests {
       let exit = try? shared.vcpu.next()
       shared.exit.withLock { $0 = exit }
     }
-    // Time to enter the guest. If it is too short, the request comes first, which must work as well.
+    // This is time to enter the guest. If it is too short, the request comes before the guest runs, and must work, too.
     usleep(20_000)
     shared.vcpu.requestExit()
     thread.kick()
@@ -212,7 +212,7 @@ struct VCPUTests {
     #expect(try guest.untilDone() == [.portWrite(port: 0x99, width: 4, value: 0x1122_3344)])
   }
 
-  /// CR0.CD and NW: bits 30 and 29. KVM honours them on a host with a non-coherent device.
+  /// CR0.CD and NW: bits 30 and 29. KVM honours them while the machine has a device with non-coherent DMA.
   @Test func `the boot CPU starts with its caches enabled`() throws {
     let guest = try TestGuest(TestGuest.done)
     #expect(try guest.vcpu.readState().system.cr0 & 3 << 29 == 0)

@@ -167,7 +167,7 @@ import Testing
     let ended = Atomic<Bool>(false)
   }
 
-  @Test("a thread carries the name it was given, cut to 15 bytes, and its own id") func threadsHaveNamesAndNumbers()
+  @Test("a thread has the given name, cut to 15 bytes, and its own thread ID") func threadsHaveNamesAndNumbers()
     throws
   {
     let box = Names()

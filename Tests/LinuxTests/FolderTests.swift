@@ -2,7 +2,7 @@ import Glibc
 import Linux
 import Testing
 
-/// Reads a directory as sysfs is read.
+/// Tests the functions that read the folders, links and files of sysfs.
 final class FolderTests {
   private let folder: String
 

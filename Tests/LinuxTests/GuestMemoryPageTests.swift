@@ -2,7 +2,7 @@ import Glibc
 import Linux
 import Testing
 
-/// What the kernel reports about guest RAM: /proc/self/smaps (proc(5)).
+/// Tests guest RAM by the report of the kernel in /proc/self/smaps (proc(5)).
 @Suite struct GuestMemoryPageTests {
   /// The lines of one mapping.
   private struct Area {
@@ -42,14 +42,14 @@ import Testing
 
   @Test(arguments: [.anonymous, .shared] as [GuestMemory.Backing])
   func `guest and host addresses have the same offset in their large pages`(backing: GuestMemory.Backing) throws {
-    // Several, because one mapping of the kernel's choice may be aligned by accident.
+    // There are several, because the kernel may align one mapping by chance.
     let several = try (0..<4).map { _ in
       try GuestMemory(size: 4 * Self.large + 0x3000, lowLimit: 2 * Self.large, backing: backing)
     }
     for memory in several {
       #expect(memory.regions.map(\.address) == [0, 1 << 32])
       for region in memory.regions { #expect((memory.hostAddress(of: region) ^ region.address) % Self.large == 0) }
-      // Nothing is left of the reservation for the alignment.
+      // The rest of the reservation that served the alignment is unmapped.
       let base = memory.hostAddress(of: memory.regions[0])
       let area = try area(at: base)
       #expect(area.base == base)
@@ -109,7 +109,7 @@ import Testing
     #expect(try area(at: base).size("Rss") == 0, "no pin is left")
   }
 
-  /// One thread resets the machine while another plugs a device.
+  /// This happens if one thread resets the machine while another plugs a device.
   @Test(arguments: [.anonymous, .shared] as [GuestMemory.Backing])
   func `a pin taken during a clear keeps the pages`(backing: GuestMemory.Backing) throws {
     let memory = try GuestMemory(size: 8 * Self.large, lowLimit: 8 * Self.large, backing: backing)

@@ -41,7 +41,7 @@ import Testing
       (Self.high - 1, 1, false), (Self.high - 1, 2, false), (Self.high, 0x2000, true), (Self.high, 0x2001, false),
       (Self.high + 0x1fff, 1, true), (Self.high + 0x2000, 1, false), (0, .max, false), (1, .max, false),
       (Self.high, .max, false), (.max, 1, false), (.max, .max, false), (.max - 7, 8, false), (1 << 63, 1, false),
-      // By size these fit, but the hole lies between the two regions.
+      // These ranges include a part of the hole between the two regions.
       (0, 0x5000, false), (0x2000, Self.high, false),
     ] as [(UInt64, UInt64, Bool)] {
       #expect(memory.contains(address, count: count) == expected, "\(address), \(count)")
@@ -144,7 +144,7 @@ import Testing
     }
   }
 
-  /// More huge pages than the pool has are an error at once, instead of a SIGBUS later.
+  /// A request for more huge pages than the pool has fails at once. It must not end in a SIGBUS later.
   @Test("missing huge pages and bad page sizes are errors") func hugePagesThatAreNotThere() {
     #expect(throws: SystemError.self) {
       try GuestMemory(size: 1 << 46, lowLimit: 1 << 31, backing: .hugePages(2 << 20))

@@ -87,7 +87,7 @@ import Testing
     _ = listener.rawValue
   }
 
-  @Test("accepting without a client is EAGAIN") func anIdleListener() throws {
+  @Test("accepting without a client fails with EAGAIN") func anIdleListener() throws {
     let listener = try UnixListener(at: folder.file("socket"))
     let error = #expect(throws: SystemError.self) { _ = try listener.accept() }
     #expect(error?.code == EAGAIN)

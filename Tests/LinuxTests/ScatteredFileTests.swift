@@ -35,7 +35,7 @@ import Testing
     #expect(copy(0x1f_fff0, 16) == Array(bytes[0x1102..<0x1112]))
   }
 
-  /// More than IOV_MAX segments; neighbours differ in length.
+  /// The counts are near IOV_MAX (1024) and above it. Adjacent segments differ in length.
   @Test("any number of segments is read and written", arguments: [1023, 1024, 1025, 3000])
   func manySegments(count: Int) throws {
     var segments: [Segment] = []
@@ -131,7 +131,7 @@ import Testing
     try file.read(at: 0, into: [Segment(address: 0, count: 64)])
   }
 
-  @Test("a path that is not an image is an error that names it") func whatIsNoImage() {
+  @Test("opening a path that is not an image is an error with this path") func whatIsNoImage() {
     for (path, code) in [
       (folder.file("missing"), ENOENT), (folder.path, EISDIR), ("/dev/null", EINVAL),
       (folder.make("secret", []) + "/below", ENOTDIR),
@@ -149,7 +149,7 @@ import Testing
     do {
       try file.punchHole(at: 0x1000, count: 0x1000)
     } catch {
-      // The file system of /tmp may not support it.
+      // The file system of /tmp may not support holes.
       #expect(error.code == EOPNOTSUPP)
       return
     }

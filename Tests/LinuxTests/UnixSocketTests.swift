@@ -7,7 +7,7 @@ import Testing
 
   private func exists(_ path: String) -> Bool { access(path, F_OK) == 0 }
 
-  /// Leaves a socket behind as a killed process does: bound, with no process listening.
+  /// Leaves a socket file as a killed process does. No process listens on this socket.
   private func leaveStale(_ path: String) throws {
     let saved = path + ".saved"
     do {

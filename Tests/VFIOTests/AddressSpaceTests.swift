@@ -59,7 +59,7 @@ import Testing
       #expect(refusal?.code == EINVAL)
       let other = try HardwarePageTable(parentOver: space, for: devices[2].id)
       try devices[2].attach(to: other)
-      // A nesting parent refuses read-only mappings (the erratum's rule, which 6.12 applies to all).
+      // Because of an erratum of some IOMMUs, Linux 6.12 refuses read-only mappings under every nesting parent.
       #expect(throws: SystemError.self) { try space.map(0x1000, size: 0x1000, to: 0x7100_0000, .read) }
       for device in devices { try device.detach() }
     }
@@ -93,9 +93,9 @@ import Testing
     #expect(kernel.complaints == [])
   }
 
-  /// A bring-up like a machine's, in which each call fails in turn: nothing is leaked, and nothing is freed out of
-  /// order.
-  @Test("a bring-up leaks nothing, whichever call fails") func nothingLeaksWhicheverCallFails() throws {
+  /// Sets a device up as a machine does. In each round, another call fails. Nothing may leak, and nothing may be freed
+  /// out of order.
+  @Test("setting a device up leaks nothing, whichever call fails") func nothingLeaksWhicheverCallFails() throws {
     for calls in 0..<64 {
       let kernel = FakeKernel()
       kernel.state.withLock { $0.callsBeforeFailure = calls }
@@ -109,7 +109,7 @@ import Testing
       }
       #expect(failure?.code == EIO)
     }
-    Issue.record("the bring-up did not end within 64 calls")
+    Issue.record("the setup did not end within 64 calls")
   }
 
   private func bringUp(_ kernel: FakeKernel) throws(SystemError) {
@@ -142,7 +142,7 @@ import Testing
             nesting: .init(root: UInt64(round) << 12, addressWidth: 48), on: parent, for: device.id)
           try device.attach(to: next)
         }
-        // The former table is gone: the device had the only reference to it.
+        // The former table is gone, because the device had the only reference to it.
         #expect(kernel.state.withLock { $0.objects.count } == 3)
         if round % 3 == 0 {
           try device.attach(to: parent)

@@ -83,7 +83,7 @@ import Testing
     #expect(sets.map(\.events) == [[17, -1, 19], [23], []])
     #expect(sets.map(\.index) == [2, 0, 2])
     #expect(sets.map(\.start) == [2, 0, 0])
-    // The flags mean: set eventfds that trigger, set an eventfd that unmasks, remove the triggers (no data).
+    // The three calls set trigger eventfds, set an unmask eventfd, and remove the triggers (without data).
     #expect(sets.map(\.flags) == [0x24, 0x14, 0x21])
   }
 
@@ -138,7 +138,7 @@ import Testing
     #expect(kernel.complaints == [])
   }
 
-  @Test("the ROM is read up to where the device stops answering") func theROMIsReadWhole() throws {
+  @Test("the ROM is read up to the end of its contents") func theROMIsReadWhole() throws {
     let content = (0..<5000).map { UInt8(truncatingIfNeeded: $0 &* 7) }
     kernel.state.withLock { state in
       state.devices[0].regions[6] = (8192, 0b001, [])
@@ -146,7 +146,7 @@ import Testing
     }
     let device = try device()
     let region = try device.region(6)
-    // The ROM's BAR is larger than its contents; reads beyond their end fail.
+    // The ROM region is larger than its contents. A read beyond the contents returns no bytes.
     #expect(device.contents(of: region, limit: 1 << 24) == content)
     #expect(device.contents(of: region, limit: 100) == Array(content[..<100]))
     #expect(device.contents(of: region, limit: -1) == [])

@@ -5,7 +5,7 @@ import Testing
 
 @testable import VFIO
 
-/// What the kernel does with the functions of one IOMMU group; the fake kernel must do the same.
+/// Tests that the fake kernel handles the functions of one IOMMU group as Linux does.
 @Suite struct GroupTests {
   private let kernel = FakeKernel(
     devices: (0..<3).map { number in
