@@ -5,7 +5,7 @@ import VTd
 /// covered since. A request may be answered from any of these entries or from the current tables, and from nothing
 /// else.
 ///
-/// A unit may evict at any time, so removing more than necessary is no difference.
+/// A unit may evict entries at any time. It is therefore no difference if the unit removes more entries than necessary.
 struct CacheModel {
   typealias Verdict = ReferenceWalker.Verdict
   typealias Path = ReferenceTables.Path
@@ -45,7 +45,8 @@ struct CacheModel {
   private var paths: [UInt32: Set<Path>] = [:]
   private var pages: [Page: Set<Output>] = [:]
 
-  /// Entries that are not present or malformed stay cached as well (6.1), with the FPD of that time.
+  /// In caching mode, the unit also caches entries that are not present or malformed (6.1), with the value that FPD had
+  /// then.
   private let cachingMode: Bool
   private var refusedContexts: Set<UInt8> = []
   private var refusedPASIDs: [UInt32: Set<UInt8>] = [:]
@@ -60,8 +61,8 @@ struct CacheModel {
 
   // MARK: Requests
 
-  /// Returns all answers that a request may get, and the current one. The current tables' entries are added to what may
-  /// be cached.
+  /// Returns all answers that a request may get, and the current one. Adds the entries of the current tables to those
+  /// that may be cached.
   mutating func answers(_ address: UInt64, write: Bool, _ tables: ReferenceTables) -> (all: Set<Verdict>, now: Verdict)
   {
     var all: Set<Verdict> = []
@@ -186,7 +187,7 @@ struct CacheModel {
     case .allContexts: forgetContexts()
     case .contextsOfDomain(let domain):
       contexts = contexts.filter { !$0.isScalable && $0.domain != domain }
-      // In legacy mode, entries that are not present are in domain 0, which the sequences do not name.
+      // In legacy mode, entries that are not present belong to domain 0. The sequences never name domain 0.
       if isScalable { refusedContexts = [] }
     case .contextsOfDevice(let device, let mask):
       let ignored: UInt16 = [0, 4, 6, 7][Int(mask.rawValue)]

@@ -18,6 +18,6 @@ package struct RandomChoices: Choices {
 
 extension Choices {
   mutating func pick<Element>(_ list: [Element]) -> Element { list[Int(choice(UInt64(list.count)))] }
-  /// Returns true once in `count` times.
+  /// Returns true for one of `count` choices.
   mutating func rarely(_ count: UInt64) -> Bool { choice(count) == 1 }
 }

@@ -154,8 +154,8 @@ extension Guest {
 }
 
 extension RandomTables {
-  /// Makes it likely that addresses in first-stage tables lead to first-stage tables: the low second-stage indices that
-  /// they use reach a page table that maps them.
+  /// Makes it likely that the addresses in first-stage tables lead to first-stage tables. These addresses have low
+  /// second-stage indices. The entries at these indices lead to a page table that maps the first-stage tables.
   mutating func leadToTables(_ second: [UInt64], of guest: Guest, levels: Int, first: [UInt64]) {
     for level in 0..<levels - 1 { guest.store(second[level + 1] | 3, at: second[level]) }
     for slot: UInt64 in 0..<512 where choice(8) != 0 {

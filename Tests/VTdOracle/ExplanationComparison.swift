@@ -94,7 +94,7 @@ extension Guest {
   }
 }
 
-/// Compares explanations and requests on root, context and PASID entries with one or two wrong bits.
+/// Compares explanations and requests on root, context and PASID entries with up to two flipped bits.
 package struct StructureComparison {
   package private(set) var verdicts: [FaultReason: Int] = [:]
   /// How many faults Fault Processing Disable suppressed.

@@ -24,7 +24,7 @@ package final class Guest {
   package private(set) var statusPage: UInt64 = 0
   private var statusCount: UInt32 = 0
 
-  /// The sources of the unit's own interrupts, which distinguish them in the log.
+  /// The sources of the unit's own interrupts. They distinguish these interrupts in the log.
   package static let faultSource = RequesterID(rawValue: 0xfff0)
   package static let completionSource = RequesterID(rawValue: 0xfff1)
   package static let pageRequestSource = RequesterID(rawValue: 0xfff2)
@@ -115,7 +115,7 @@ package final class Guest {
 
   // MARK: Memory
 
-  /// Allocates zeroed pages, below 8 MiB.
+  /// Allocates zeroed pages, from 1 MiB on.
   package func page(count: UInt64 = 1) -> UInt64 {
     defer { nextPage += 0x1000 * count }
     return nextPage

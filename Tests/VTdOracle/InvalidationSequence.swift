@@ -33,7 +33,7 @@ package struct InvalidationSequence<Source: Choices> {
   private var trail: [String]?
 
   /// - Parameters:
-  ///   - label: names the sequence in a difference: the seed.
+  ///   - label: the name of the sequence in a difference, such as its seed.
   ///   - pagesSeed: the seed of the first paging tables.
   ///   - keepsTrail: whether a difference includes the steps before it.
   package init(
@@ -117,7 +117,7 @@ package struct InvalidationSequence<Source: Choices> {
 
   private mutating func access() {
     let index = Int(choices.choice(UInt64(ports.count)))
-    // Usually repeat a former address, perhaps in another place of its page.
+    // Repeat one of the addresses, perhaps at another place of its page or in another page.
     let address = choices.pick(addresses) ^ choices.pick([0, 0, 0, 0x8, 0x1000, 0x1_0000])
     _ = request(index, address, choices.choice(3) == 0)
   }
@@ -166,8 +166,8 @@ package struct InvalidationSequence<Source: Choices> {
 
   private func hex(_ value: UInt64) -> String { String(value, radix: 16) }
 
-  /// Makes a request, changes an entry that it used, perhaps invalidates it or something similar, and repeats the
-  /// request: a combination that is rare by chance.
+  /// Makes a request, changes an entry that the request used, usually invalidates something, and repeats the request.
+  /// By chance alone, this combination would be rare.
   private mutating func revisit() {
     let index = Int(choices.choice(UInt64(ports.count)))
     let address = choices.pick(addresses)
@@ -242,8 +242,8 @@ package struct InvalidationSequence<Source: Choices> {
     forgetEverything()
   }
 
-  /// Turns translation off or on. Turning it off empties the caches of a unit with scalable mode, but not those of
-  /// another.
+  /// Turns translation off or on. Turning it off empties the caches of a unit with scalable mode, but not those of a
+  /// unit without.
   private mutating func toggleTranslation() {
     isEnabled.toggle()
     let text = isEnabled ? "translation on" : "translation off"
@@ -261,7 +261,7 @@ extension InvalidationSequence where Source == RandomChoices {
     var sequence = try of(mode, seed: seed, keepsTrail: false)
     sequence.run(accesses: accesses)
     guard sequence.difference != nil else { return sequence }
-    // Run it again to record the steps that led there.
+    // Run the sequence again to record the steps before the difference.
     sequence = try of(mode, seed: seed, keepsTrail: true)
     sequence.run(accesses: accesses)
     return sequence

@@ -38,7 +38,7 @@ struct RandomTables {
     }
   }
 
-  /// Returns an address whose index at each level is one of a few.
+  /// Returns an address whose index at each level is usually below 6.
   /// - Parameter bits: the width that the tables cover.
   mutating func address(bits: Int) -> UInt64 {
     var address = random.next() & 0xfff

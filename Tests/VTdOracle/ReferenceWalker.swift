@@ -32,7 +32,7 @@ package struct ReferenceWalker {
   var writeProtect = false
   /// Whether the first stage sets EA bits.
   var extendedAccessed = false
-  /// Whether entries may be updated: with PWSNP, or on a unit that does not need it.
+  /// Whether a walk may update entries: PWSNP is set, or the unit does not offer PWSNP.
   var snooped = true
   /// Whether bit 11 of second-stage leaves is legal; nil means in scalable mode only.
   var snoopBit: Bool?
@@ -128,7 +128,7 @@ package struct ReferenceWalker {
       let bits: UInt64 = (leaf && write ? 0x60 : 0x20) + (extendedAccessed ? 0x400 : 0)
       if entry & bits != bits {
         if !snooped { return .fault(0x90) }
-        // Check whether the table may be written before the request's output, but mark nothing yet.
+        // Before the request's output, check whether the second stage permits a write to the table. Mark nothing yet.
         var probe = self
         probe.secondStageMarks = false
         if case .fault(let reason) = probe.below(guest, write: true, isRoot: isRoot) { return .fault(reason) }

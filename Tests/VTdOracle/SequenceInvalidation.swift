@@ -18,7 +18,7 @@ struct SequenceInvalidation {
   }
 
   /// Creates an invalidation of any granularity that fits the sequence's tables.
-  /// - Parameter aim: what it usually names; nil for anything.
+  /// - Parameter aim: the tags that the invalidation usually names; nil for any tags.
   init(_ choices: inout some Choices, isScalable: Bool, address: UInt64, at aim: Aim? = nil) {
     var domain = choices.pick(SequenceTables.domains)
     var pasid = choices.pick(SequenceTables.pasids)

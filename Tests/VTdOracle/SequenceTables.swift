@@ -5,7 +5,7 @@ import VTd
 struct SequenceTables {
   /// The sources of requests: the third is in the upper half of its bus's contexts, the last on another bus.
   static let sources: [UInt16] = [0x18, 0x19, 0xc0, 0x100]
-  /// The PASIDs that the tables have; 65 is in the second page of its directory.
+  /// The PASIDs that the tables have. PASID 65 is in the second PASID table of a directory.
   static let pasids: [UInt32] = [0, 1, 65]
   static let domains: [UInt16] = [1, 2, 3]
 
@@ -30,7 +30,7 @@ struct SequenceTables {
     second = pages(5)
   }
 
-  // MARK: The first tables, good ones
+  // MARK: The initial, valid tables
 
   func fill(_ choices: inout some Choices, pagesSeed: UInt64) {
     var random = RandomTables(seed: pagesSeed)

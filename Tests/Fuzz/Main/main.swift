@@ -1,5 +1,5 @@
 // nestling-fuzz --target=NAME [libFuzzer's options] [CORPUS…]: runs one fuzz target under libFuzzer. `Tests/fuzz`
-// builds it. Both a trap and a wrong result end it and leave the input in a file.
+// builds it. After a trap or a wrong result, the program ends and leaves the input in a file.
 
 import CFuzzer
 import FuzzTargets

@@ -21,8 +21,8 @@ final class BoardUnderTest {
   let function: Function
   private(set) var bases: [UInt64] = []
   private let remove: () -> Void
-  /// Regions on the memory bus and the I/O bus. They must be detached: the configuration mechanisms refer to the
-  /// functions, and those to the buses.
+  /// Regions on the memory bus and the I/O bus. They must be detached, because the configuration mechanisms refer to
+  /// the functions, and the functions refer to the buses.
   private var attachments: [(bus: AddressBus, attachment: AddressBus.Attachment)] = []
 
   private static let kinds: [@Sendable (Parts, inout FuzzInput) -> (Function, () -> Void)] = [

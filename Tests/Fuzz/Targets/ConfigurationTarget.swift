@@ -1,7 +1,7 @@
 import Hardware
 
-// A device of each type, accessed in every way that a driver or an attacker can: configuration space, BARs, MSI-X
-// tables, virtio's structures and rings. The unit is in front of it.
+// The input selects one device and accesses it in every way that a driver or an attacker can: configuration space,
+// BARs, MSI-X tables, virtio's structures and rings. The device is behind a remapping unit.
 
 extension FuzzTarget {
   static let configuration = FuzzTarget("configuration") { input throws(Finding) in
@@ -46,7 +46,7 @@ extension FuzzTarget {
   }
 }
 
-/// Steps of a driver, each with something that may be wrong.
+/// The steps of a driver. The input can make a part of each step wrong.
 private struct FuzzDriver {
   let board: BoardUnderTest
 
@@ -107,7 +107,7 @@ private struct FuzzDriver {
     common(0x14, .byte, 0xf)
   }
 
-  /// Makes a chain of descriptors available in a queue of 8.
+  /// Makes a chain of descriptors available in a queue of 8 entries.
   func offerChain(_ input: inout FuzzInput) {
     let queue = UInt64(input.choice(4))
     let table = Self.rings(queue)

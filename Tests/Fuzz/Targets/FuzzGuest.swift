@@ -55,7 +55,7 @@
       board.rootBus.function(at: port).flatMap { Self.capability(0x10, of: $0) } ?? 0x40
     }
 
-    /// Writes Slot Control or Slot Status: a driver's command, or anything.
+    /// Writes Slot Control or Slot Status: a driver's command, or any value.
     func writeSlot(_ input: inout FuzzInput) {
       let port = port(&input)
       let slot = express(port) + 0x18

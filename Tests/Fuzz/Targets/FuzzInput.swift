@@ -1,7 +1,8 @@
 import Hardware
 
 /// The input's bytes as a small program. Each choice takes one byte; each value takes a byte for its form and the bytes
-/// that the form needs. So a changed byte changes one step and keeps the others. After the end, all bytes are zero.
+/// that the form needs. A changed byte therefore often changes one step and keeps the others. After the end, all bytes
+/// are zero.
 struct FuzzInput {
   private let bytes: [UInt8]
   private var position = 0

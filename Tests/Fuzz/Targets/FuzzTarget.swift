@@ -10,7 +10,7 @@ public struct FuzzTarget: Sendable {
   }
 
   /// Runs one input. A trap is a finding as well.
-  /// - Returns: what was wrong; nil if nothing.
+  /// - Returns: the finding; nil if there is none.
   public func run(_ bytes: [UInt8]) -> String? {
     var input = FuzzInput(bytes)
     do {

@@ -53,8 +53,8 @@ final class FuzzTimer: OneShotTimer {
   }
 }
 
-/// Parking that must not be used: an input runs on one thread, so no request can be in flight when an invalidation
-/// waits for it.
+/// A parking place that must not be used. An input runs on one thread. Therefore no request is in flight during an
+/// invalidation.
 final class FuzzParking: Parking {
   func park() { preconditionFailure("the only thread waits for itself") }
   func unpark() {}

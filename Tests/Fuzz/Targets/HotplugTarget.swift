@@ -46,7 +46,8 @@
         case 14: person.lookAway(&input)
         default: try pass(machine, guest, person, &input)
         }
-        // Usually all pending work is done at once; otherwise the next request comes in between.
+        // In half of the steps, the machine does all pending work. In the others, it does one piece of work or handles
+        // one event.
         if step & 0x30 == 0 {
           _ = machine.work.run()
         } else if step & 0x30 == 0x10 {
@@ -93,7 +94,7 @@
       if number < 7 { set("id", "d\(number)") }
       let place = input.byte()
       if place & 0x1c != 0 {
-        // Usually function 0.
+        // Often function 0.
         let function = place & 0x10 == 0 ? 0 : place >> 2 & 3
         set("addr", "\(place & 0xe0 == 0xe0 ? 1 : 0).\(function)")
         if place & 0x20 != 0 { set("multifunction", "on") }

@@ -18,7 +18,7 @@
     let workers = FuzzWorkers()
     let work = FuzzHostWork()
     let clock: SteppedClock
-    /// Whether the guest has switched itself off or the machine cannot continue.
+    /// Whether the guest has switched the machine off, or the machine cannot continue.
     private(set) var hasEnded = false
 
     private let accelerator = QTestAccelerator()
@@ -164,7 +164,7 @@
       try Finding.unless(board.devices.portsWithRemovalRequests.isEmpty, "a removal request remains after a reset")
     }
 
-    /// Handles all pending work, except what waits for time or for the guest.
+    /// Does all pending work, except work that waits for time or for the guest.
     func settle() throws(Finding) {
       var rounds = 0
       while true {
@@ -244,7 +244,7 @@
       }
     }
 
-    /// Removes all devices that came. Then names, slots and backends must be free, and nothing may be leaked.
+    /// Removes all added devices. Then names, slots and backends must be free, and nothing may be leaked.
     func finish() throws(Finding) {
       if !hasEnded {
         try clear()
@@ -267,7 +267,7 @@
       }
     }
 
-    /// Removes all devices that can go, until none is left and no request waits.
+    /// Requests the removal of all added devices, several times. After that, none of them may be left.
     private func clear() throws(Finding) {
       for _ in 0..<4 {
         try settle()
@@ -275,7 +275,7 @@
           ask(.removeDevice(device.path, isSurprise: true))
         }
         try settle()
-        // The time that a slot waits for its guest.
+        // Let the time pass that a slot waits for its guest.
         _ = clock.advance(to: clock.now + 10_000_000_000)
         try settle()
         try check()

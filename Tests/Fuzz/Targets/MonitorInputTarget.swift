@@ -3,8 +3,8 @@ import JSON
 import Machine
 import Synchronization
 
-// What a client sends to a monitor: a stream of JSON for QMP, negotiated or not, or lines for the human monitor. Each
-// answer of QMP must be one line of JSON.
+// The input is what a client sends to a monitor: JSON for QMP, before or after the negotiation of capabilities, or
+// lines for the human monitor. Each answer of QMP must be a JSON object with a return or an error.
 
 extension FuzzTarget {
   static let monitor = FuzzTarget("monitor") { input throws(Finding) in

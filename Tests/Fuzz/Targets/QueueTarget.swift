@@ -1,7 +1,7 @@
 import Hardware
 
-// The invalidation queue: nearly valid descriptors of 128 and 256 bits, at any address and for any tail. Waits write
-// their status anywhere: into the queue, into tables, beyond RAM.
+// The invalidation queue: nearly valid descriptors of 128 and 256 bits, at any address and for any tail. Wait
+// descriptors write their status anywhere: into the queue, into tables, beyond RAM.
 
 extension FuzzTarget {
   static let queue = FuzzTarget("queue") { input throws(Finding) in
@@ -58,7 +58,7 @@ private struct FuzzQueue {
   private var size: UInt64 { 0x1000 << order }
   private var step: UInt64 { isWide ? 32 : 16 }
 
-  /// Disables the queue and enables it again, with the tables' mode.
+  /// Disables the queue, sets the mode of the tables, and enables the queue again.
   func enable(on subject: UnitUnderTest) {
     let others = subject.unit.read(offset: 0x1c, width: .doubleword) & 0x8280_0000
     subject.write(0x18, .doubleword, others)
@@ -69,7 +69,7 @@ private struct FuzzQueue {
     subject.write(0x18, .doubleword, others | 1 << 26)
   }
 
-  /// Puts one descriptor at the tail and moves the tail.
+  /// Puts one descriptor at the tail and advances `tail`. The register does not change.
   mutating func put(_ input: inout FuzzInput, into subject: UnitUnderTest) {
     let words = Self.descriptor(&input)
     for (index, word) in words.enumerated() where UInt64(index) * 8 < step {

@@ -9,7 +9,7 @@ extension FuzzTarget {
     let mode = InvalidationSequence<FuzzChoices>.Mode.allCases[input.choice(4)]
     let seed = UInt64(input.byte())
     if try difference(mode, seed, input, keepsTrail: false) != nil,
-      // Run it again to record the steps that led there.
+      // Run the input again to record the steps before the difference.
       let difference = try difference(mode, seed, input, keepsTrail: true)
     {
       throw difference

@@ -35,7 +35,7 @@ final class UnitUnderTest {
   let requesters: [Requester]
   private(set) var ports: [any DMAPort]
 
-  /// The registers with an effect, and the upper halves of 64-bit ones.
+  /// Mostly registers whose writes have an effect, with the upper halves of 64-bit registers.
   static let offsets: [UInt64] = [
     0x18, 0x20, 0x24, 0x28, 0x2c, 0x34, 0x38, 0x3c, 0x40, 0x44, 0x64, 0x80, 0x88, 0x90, 0x94, 0x9c, 0xa0, 0xa4, 0xa8,
     0xac, 0xb0, 0xb8, 0xbc, 0xc0, 0xc8, 0xd0, 0xdc, 0xe0, 0xe4, 0xe8, 0xec, 0xf0, 0xf4, 0xf8, 0xfc, 0x220, 0x228, 0x22c,
@@ -63,7 +63,7 @@ final class UnitUnderTest {
     ports.append(unit.makePort(for: requesters[2], pasid: 65))
   }
 
-  /// Writes a register, usually a whole one with an effect.
+  /// Writes one of the registers in `offsets`, or sometimes any bytes.
   func writeRegister(_ input: inout FuzzInput) throws(Finding) {
     let place = input.byte()
     let offset: UInt64
