@@ -138,7 +138,7 @@ final class Subject: @unchecked Sendable {
       tail = (tail + UInt64(Self.batch) * 32) % 0x1000
       guest.write64(0x88, tail)
     }
-    // The last wait descriptor has stored its slot number.
+    // The last wait descriptor has stored its slot number plus one.
     let last = (tail == 0 ? 0x1000 : tail) / 32
     guard guest.memory.loadUInt32(at: guest.statusPage) == UInt32(last) else {
       throw BenchmarkError("the queue stopped")

@@ -31,7 +31,7 @@ import Testing
     RequesterID(bus: 0, device: device, function: function)
   }
 
-  @Test func `other functions join function 0 only if it has multifunction, and need not have it themselves`() throws {
+  @Test func `other functions need multifunction on function 0, and not on themselves`() throws {
     var admission = DeviceAdmission()
     _ = try admission.admit(edu(5, 0))
     #expect(throws: DeviceProblem.singleFunction(address(5, 1))) { try admission.admit(edu(5, 1)) }

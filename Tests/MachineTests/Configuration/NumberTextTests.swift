@@ -43,7 +43,7 @@ import Testing
     #expect(NumberText.size(text.utf8, unit: 1) == nil)
   }
 
-  @Test("a number without a suffix counts the given unit")
+  @Test("a number without a suffix is a count of the given unit")
   func aNumberWithoutSuffixCountsTheUnit() {
     #expect(NumberText.size("512".utf8, unit: 1 << 20) == 512 << 20)
     #expect(NumberText.size("1.5".utf8, unit: 1 << 20) == 3 << 19)

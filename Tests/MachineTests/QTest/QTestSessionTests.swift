@@ -71,7 +71,7 @@ import Testing
     client.order("outw 0x1234 0x12345")
   }
 
-  @Test("only commands move the clock, and it fires the timers that it passes")
+  @Test("only commands move the clock, and the clock fires the timers that it passes")
   func time() throws {
     let client = try QTestBoard()
     #expect(client.send("clock_step").hasPrefix("FAIL cannot advance clock to the next deadline"))
@@ -109,7 +109,7 @@ import Testing
     #expect(try client.ask("inl 0x608") == (start + 3_579_545) & 0xff_ffff)
   }
 
-  @Test("pins of the IOAPIC can be set, and their changes are reported once intercepted")
+  @Test("pins of the IOAPIC can be set, and changes of intercepted pins are reported")
   func interrupts() throws {
     let client = try QTestBoard()
     // The pins are not intercepted yet.
@@ -191,7 +191,7 @@ import Testing
     #expect(try QTestBoard().send(line) == answer)
   }
 
-  /// A line of any bytes gets one answer of the three kinds.
+  /// A line without words gets no answer.
   @Test("a line of any bytes is answered with OK, FAIL or ERR", .timeLimit(.minutes(5)))
   func anyBytes() throws {
     let client = try QTestBoard(unit: .init())

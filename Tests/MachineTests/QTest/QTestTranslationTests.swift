@@ -93,7 +93,7 @@ import VTd
     #expect((try? client.load32(Self.unit + 0x1c)) == status)
   }
 
-  /// Submits a descriptor of 256 bits and a wait descriptor, and waits for the latter's status.
+  /// Submits a descriptor of 256 bits and a wait descriptor, and waits for the status of the wait descriptor.
   private func submit(_ low: UInt64, _ high: UInt64) throws {
     let tail = try client.load(Self.unit + 0x88)
     var at = tail
@@ -152,7 +152,7 @@ import VTd
     let high = try client.load(record + 8)
     #expect(high >> 63 == 1)
     #expect(high & 0xffff == UInt64(Self.function))
-    // First-stage entry not present: SFS.1 in 7.3's table, for a write.
+    // SFS.2 (7.3): a first-stage entry is not present. The request is a write.
     #expect(high >> 32 & 0xff == 0x71)
     #expect(high >> 62 & 1 == 0)
     client.store(1 << 63, at: record + 8)
@@ -203,7 +203,7 @@ import VTd
     #expect(client.send("writel \(Self.bar + 0x64) 1") == "IRQ lower 19\nOK")
   }
 
-  /// An MSI is a DMA write: to RAM it is translated like the device's other requests.
+  /// An MSI is a DMA write. If its address is in RAM, it is translated like the device's other requests.
   @Test("an MSI to RAM is translated, and an MSI to an interrupt address is an interrupt")
   func messageToMemory() throws {
     try findDevice()

@@ -47,7 +47,7 @@ import Testing
     let before = picture(machine)
     do throws(RequestError) {
       try machine.control.perform(request)
-      Issue.record("it was carried out", sourceLocation: location)
+      Issue.record("the request was carried out", sourceLocation: location)
     } catch {
       #expect(matches(error), "\(error)", sourceLocation: location)
     }

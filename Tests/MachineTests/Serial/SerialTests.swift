@@ -50,8 +50,8 @@ extension ChardevOutputBuffer {
   @Test("buffered bytes are written when the output stops")
   func whatIsLeftIsWrittenAtTheEnd() throws {
     let pipe = makePipe()
-    // A pipe has 16 pages. A write that does not fit into the rest of a page begins a new page, so the pipe is sure to
-    // hold only 32 KiB.
+    // A pipe has 16 pages. A write that does not fit into the rest of a page begins a new page. Therefore only 32 KiB
+    // are certain to fit.
     let bytes = pattern(30_000)
     do {
       let output = try ChardevOutputBuffer(to: ChardevOutputBuffer.Target(FileDescriptor(owning: pipe.writer)))
@@ -62,7 +62,7 @@ extension ChardevOutputBuffer {
     close(pipe.reader)
   }
 
-  @Test("without a reader writes do not wait, memory is bounded and stopping ends")
+  @Test("without a reader writes do not wait, the buffer is bounded and stopping returns")
   func nobodyReads() throws {
     let pipe = makePipe()
     let bytes = pattern(3 << 20)
@@ -365,7 +365,7 @@ extension ChardevOutputBuffer {
     }
   }
 
-  @Test("a server with wait=on starts once a client connects")
+  @Test("a server with wait=on starts when a client connects")
   func waitingForAClient() throws {
     let path = self.path
     let client = try Thread(name: "client") {
