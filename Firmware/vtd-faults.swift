@@ -1,5 +1,5 @@
 /// Tests every fault that the tables can cause, in legacy and in scalable mode; the content of fault records; the FPD
-/// bits, which suppress a record; and the fault event. VT-d 4.1, 7.1.3 for the conditions, 7.3 for recording and 7.4
+/// bits, which suppress a record; and the fault event. VT-d 4.1, 7.1.3 for the conditions, 7.2 for recording and 7.3
 /// for the event. `vtd-nested` has the faults of nested translation, `vtd-interrupts` those of interrupt requests.
 ///
 ///     Tests/lab/kernel NESTLING "$(Firmware/build)/vtd-faults" \
@@ -409,7 +409,7 @@ private func checkEvent(_ edu: Edu, another: UInt32?) {
     take()
   }
 
-  // An error of the invalidation queue is also a fault condition (7.4).
+  // An error of the invalidation queue is also a fault condition (7.3).
   program(Vector.fault, to: own)
   Report.check(
     "a queue error brings the fault event",

@@ -69,7 +69,7 @@ import Testing
   }
 
   /// Removes a device. On this bus it leaves at once. When it is no longer listed, its backends are free.
-  private func takeAway(_ name: String, from machine: RunningMachine) throws {
+  private func removeDevice(_ name: String, from machine: RunningMachine) throws {
     try machine.control.perform(.removeDevice(name, isSurprise: false))
     #expect(eventually { !machine.devices.contains { $0.id?.text == name } })
   }
@@ -91,7 +91,7 @@ import Testing
       refused(.removeNode("f"), by: machine) { if case .backend(.nodeInUse("f", .node)) = $0 { true } else { false } }
       refused(disk("e", over: "r"), by: machine) { if case .refused(_, .nodeInUse) = $0 { true } else { false } }
       refused(disk("e", over: "f"), by: machine) { if case .refused(_, .nodeInUse) = $0 { true } else { false } }
-      try takeAway("d", from: machine)
+      try removeDevice("d", from: machine)
       #expect(try eventually { try isFree() })
       try control.perform(.removeNode("r"))
       try control.perform(.removeNode("f"))
@@ -118,9 +118,9 @@ import Testing
       // Readers share a node, which stays in use until the last reader is removed.
       try machine.control.perform(disk("a", over: "ro"))
       try machine.control.perform(disk("b", over: "ro"))
-      try takeAway("b", from: machine)
+      try removeDevice("b", from: machine)
       refused(.removeNode("ro"), by: machine) { if case .backend(.nodeInUse) = $0 { true } else { false } }
-      try takeAway("a", from: machine)
+      try removeDevice("a", from: machine)
       try machine.control.perform(.removeNode("ro"))
     }
   }
@@ -141,7 +141,7 @@ import Testing
       try control.perform(.addNode(BlockNode(id: "r", path: "", underlying: "h")))
       #expect(machine.inspection.blockNodes.map(\.size) == [8192, 8192])
       try control.perform(disk("d", over: "r"))
-      try takeAway("d", from: machine)
+      try removeDevice("d", from: machine)
       #expect(machine.inspection.files(removedBy: .removeNode("r")) == [handedOver])
       try control.perform(.removeNode("r"))
       do {
@@ -180,7 +180,7 @@ import Testing
       // As in QEMU, the device keeps its source.
       try control.perform(.removeObject(id))
       refused(.removeObject(id), by: machine) { if case .backend(.noSuchObject) = $0 { true } else { false } }
-      try takeAway("r", from: machine)
+      try removeDevice("r", from: machine)
       refused(.removeObject(try Identifier(text: "ram")), by: machine) {
         if case .backend(.objectInUse) = $0 { true } else { false }
       }

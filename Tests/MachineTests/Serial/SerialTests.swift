@@ -406,7 +406,7 @@ extension ChardevOutputBuffer {
 
   /// The client does not read, and the guest does not take its input. Stopping returns nevertheless.
   @Test("stopping waits neither for the client nor for the guest")
-  func stoppingDoesNotWaitForAnybody() throws {
+  func stoppingDoesNotWaitForAClient() throws {
     let (connection, port) = try connect(socket(path, server: true, wait: false))
     let client = try FileDescriptor(connectingTo: path)
     try client.write([UInt8](repeating: 65, count: 10_000))
