@@ -2,7 +2,7 @@
 /// Intel SDM volume 3, 11.4 "Multiple-Processor (MP) Initialization".
 
 enum Processors {
-  /// The address of the trampoline's copy, the page in the start-up IPI.
+  /// The address to which the trampoline is copied. The start-up IPI contains the number of this page.
   private static let trampoline: UInt64 = 0x8000
   nonisolated(unsafe) private static var ready: UInt32 = 0
 
@@ -62,8 +62,8 @@ func applicationMain(index: UInt32) {
   var answered = Interrupts.count(Interrupts.ping)
   while true {
     waitForInterrupt()
-    // The end of an interrupt must reach the machine before the processor halts again. An instruction emulator under
-    // /dev/kvm delayed it until the next VM exit. This read causes an exit; no device answers at the port.
+    // The EOI must reach the VMM before the processor halts again. A /dev/kvm that emulates instructions delivered it
+    // only at the next VM exit. This read causes an exit; no device answers at the port.
     _ = portRead8(0x80)
     let pings = Interrupts.count(Interrupts.ping)
     if pings != answered {

@@ -39,8 +39,8 @@ public final class RequestsInFlight: Sendable {
     } else {
       endedEven.wrappingAdd(1, ordering: .sequentiallyConsistent)
     }
-    // Read the flag after the addition. The drain sets the flag before it reads the count, so at least one sees the
-    // other.
+    // Add first, then read the flag. The drain sets the flag first, then reads the count. So either this call sees the
+    // flag, or the drain sees the new count.
     if isAwaited.load(ordering: .sequentiallyConsistent) { sleeper.withLock { $0 }?.unpark() }
   }
 
@@ -59,7 +59,7 @@ public final class RequestsInFlight: Sendable {
         isAwaited.store(false, ordering: .relaxed)
         sleeper.withLock { $0 = nil }
       }
-      // Reset the count for the next phase of the same parity, whose requests begin after the next exchange.
+      // All requests of this phase have ended. None of its parity begins before the next drain, so reset the count.
       if isOdd { endedOdd.store(0, ordering: .relaxed) } else { endedEven.store(0, ordering: .relaxed) }
     }
   }

@@ -173,7 +173,7 @@ import Testing
     $ -device vfio-pci,host=01:00.0
     -device vfio-pci,host=01:00.0: iommufd is missing: name an -object iommufd; VFIO's containers are not offered
     $ -device vfio-pci,host=01:00.0,fd=3,iommufd=i
-    -device vfio-pci,host=01:00.0,fd=3,iommufd=i: one of host, sysfsdev and fd names the device
+    -device vfio-pci,host=01:00.0,fd=3,iommufd=i: give exactly one of host, sysfsdev and fd
     $ -device vfio-pci,host=01:00.0,iommufd=i,x-no-mmap=on
     -device vfio-pci,host=01:00.0,iommufd=i,x-no-mmap=on: x-no-mmap cannot be 'on': BARs are always mapped where they \
     can be

@@ -231,7 +231,7 @@ import Testing
     #expect(board.memoryBus.read(address: 0xfee0_1000, width: .doubleword) == 0xe0_1000)
   }
 
-  @Test("a write of one byte of a BAR moves it") func aByteOfTheRegisterMovesToo() {
+  @Test("a one-byte write to a BAR's register moves the BAR") func aByteOfTheRegisterMovesToo() {
     let (function, _) = bars([.init(index: 0, space: .memory32, size: 0x1000)])
     function.command(.memorySpaceEnable)
     function.write8(0x13, 0xc1)

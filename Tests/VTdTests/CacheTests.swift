@@ -216,7 +216,7 @@ struct CacheTests {
 
   // MARK: Second stage
 
-  @Test("in legacy mode, contexts are invalidated by device, domain or globally, and pages by page, domain or globally")
+  @Test("in legacy mode, invalidation is per device, domain or globally for contexts, and per page, domain or globally for pages")
   func legacy() throws {
     let guest = try Guest()
     let table = guest.page()

@@ -4,7 +4,7 @@ import Hardware
 /// entry removes them. A plain value; the engine adds the lock.
 struct DMAEngineCache: Sendable {
   struct Entry: Hashable, Sendable {
-    /// The first untranslated address.
+    /// The page's first address, untranslated.
     var page: UInt64
     /// The PASID of the requests that use the entry; nil for requests without PASID.
     var pasid: UInt32?
@@ -32,7 +32,7 @@ struct DMAEngineCache: Sendable {
   }
 
   /// Inserts a translation that was requested in `epoch`.
-  /// - Returns: false, without insertion, if the translation is out of date.
+  /// - Returns: false, without insertion, if the translation is out of date or its size is invalid.
   mutating func insert(
     _ translation: DeviceTranslation, for address: UInt64, prefix: PASIDPrefix?, askedIn epoch: UInt64
   ) -> Bool {

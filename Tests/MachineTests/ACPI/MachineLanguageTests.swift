@@ -15,7 +15,7 @@ import Testing
     #expect(MachineLanguage.nameString(#"\"#) == [0x5c, 0])
   }
 
-  @Test func `integers take the shortest form`() {
+  @Test func `AML integers are encoded in the shortest form`() {
     for (value, bytes) in [
       (0, [0]), (1, [1]), (2, [0x0a, 2]), (0xff, [0x0a, 0xff]), (0x100, [0x0b, 0, 1]), (0xffff, [0x0b, 0xff, 0xff]),
       (0x1_0000, [0x0c, 0, 0, 1, 0]), (0xffff_ffff, [0x0c, 0xff, 0xff, 0xff, 0xff]),

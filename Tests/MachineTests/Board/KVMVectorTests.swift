@@ -70,7 +70,7 @@ import Testing
     #expect(table.changes.withLock { $0 } == 1 && table.attached.withLock { $0 } == [event])
   }
 
-  @Test("with the kernel's table full, an external signal still sends the message")
+  @Test("if KVM's routing table is full, a signal of the vector's eventfd still sends the interrupt message")
   func aFullTable() throws {
     let vector = KVMVector(table: table, relay: relay)
     let event = try #require(vector.event)

@@ -46,7 +46,7 @@ import VTd
     #expect(throws: PassthroughError(name, .notAnAddress)) { try HostDevice.find(address: name) }
   }
 
-  @Test("each obstacle is named together with its remedy")
+  @Test("an error names each obstacle, and the remedy where there is one")
   func whatIsInTheWayIsNamedWithWhatToDo() throws {
     let sysfs = FakeSysfs()
     sysfs.add("0000:02:00.0", driver: "nvme", group: "3")

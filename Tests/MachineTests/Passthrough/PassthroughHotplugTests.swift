@@ -23,8 +23,8 @@ import VTd
       + machine.board.devices.all.map { "device \($0.path)" }
   }
 
-  /// In each round another kernel call fails while a device is added to a running machine: the first device of its
-  /// object, or one behind another IOMMU on an object that already has a device.
+  /// In each round a different kernel call fails while a device is added to a running machine. On i1, it is the object's
+  /// first device. On i0, the object already has a device, which is behind another IOMMU of the host.
   @Test(arguments: [EIO, ENOMEM, EINVAL, EPERM], ["i0", "i1"])
   func `a device that cannot be added leaves host and guest unchanged`(_ code: Int32, _ object: String) throws {
     let kernel = FakeKernel.full(2) { number, device in device.iommu = number }
@@ -118,7 +118,7 @@ import VTd
     #expect(kernel.complaints == [])
   }
 
-  /// The memory is then as on a machine that never passed a device through.
+  /// After the last passed-through device is unplugged, RAM is as on a machine that never had one.
   @Test func `RAM is unpinned with the last passed-through device`() throws {
     let kernel = FakeKernel.full(2)
     do {
@@ -189,9 +189,9 @@ import VTd
     #expect(kernel.complaints == [])
   }
 
-  /// At the start, the report waits for all devices, because a later one may make a reset possible. A device that is
-  /// added to a running machine is the last one.
-  @Test func `a device added later without a reset is reported at once`() throws {
+  /// At the start, the report waits for all devices, because a later device can make the reset of the bus possible. After
+  /// a hotplug there is nothing to wait for.
+  @Test func `a hotplugged device that cannot be reset is reported at once`() throws {
     let kernel = FakeKernel.full(2) { number, device in
       device.hasReset = number == 0
       if number == 1 { device.bus = 20 }

@@ -34,7 +34,7 @@ public struct VFIOPCIOptions: PCIDeviceOptions, DescriptorTaking, Hashable {
     return [ObjectUse(property: "iommufd", id: iommufd, typeNames: [IOMMUFDOptions.typeName])]
   }
 
-  /// The device in messages, as the options name it.
+  /// The device's name in messages: the value of host, sysfsdev or fd.
   public var hostName: String { host ?? sysfsFolder ?? file.map { "fd \($0.text)" } ?? "" }
 
   public static let typeName = "vfio-pci"
@@ -42,7 +42,7 @@ public struct VFIOPCIOptions: PCIDeviceOptions, DescriptorTaking, Hashable {
   public static let category = DeviceCategory.misc
 
   private static let inKernel = "its interrupts go from VFIO to KVM within the kernel"
-  private static let identity = "the guest sees the host's identity"
+  private static let identity = "the guest sees the IDs that the device has on the host"
 
   public static let properties: [Property<Self>] =
     PCIFunctionOptions.properties.map { $0.within(\.function) } + [
@@ -80,7 +80,7 @@ public struct VFIOPCIOptions: PCIDeviceOptions, DescriptorTaking, Hashable {
     ]
 
   public static let rules: [PropertyRule<Self>] = [
-    PropertyRule(otherwise: "one of host, sysfsdev and fd names the device") {
+    PropertyRule(otherwise: "give exactly one of host, sysfsdev and fd") {
       [$0.host != nil, $0.sysfsFolder != nil, $0.file != nil].count(where: { $0 }) == 1
     },
     PropertyRule(otherwise: "iommufd is missing: name an -object iommufd; VFIO's containers are not offered") {
@@ -89,8 +89,8 @@ public struct VFIOPCIOptions: PCIDeviceOptions, DescriptorTaking, Hashable {
   ]
 }
 
-/// Builds a device of the host onto a board: finds, opens and checks the device, binds it to its iommufd object,
-/// attaches it to the guest's memory, places it on the bus, and connects it to its unit.
+/// Makes the function of a host device: finds and opens the device, binds it to its iommufd object, checks what the host
+/// offers, attaches it to the guest's memory, and connects it to its unit.
 extension VFIOPCIOptions: BoardDevice {
   func build(
     _ device: Device, on board: Board, with configuration: MachineConfiguration
@@ -165,7 +165,8 @@ extension VFIOPCIOptions: BoardDevice {
       let events = board.events
       do {
         try model.start { event in
-          // The machine's thread must carry out both actions, because this thread ends with the device.
+          // Only post an event: the machine's thread pauses the machine or removes the device. This handler runs on the
+          // device's own thread, which ends when the device is removed.
           events.post(event == .error ? .deviceError : .hostRequest(identity, patience: requestPatience))
           shared.tell(PassthroughNotice(device: name, kind: event == .error ? .error : .request))
         }

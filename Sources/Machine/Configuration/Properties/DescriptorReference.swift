@@ -28,7 +28,7 @@ public protocol DescriptorTaking: QOMOptions {
 }
 
 extension DescriptorTaking {
-  /// The text of `fd` if no monitor has the file: a number, or an unknown name.
+  /// The value of `fd`, a descriptor's number or an unknown name; nil if a monitor's client has passed the file.
   public var descriptor: String? { file?.file == nil ? file?.text : nil }
 
   static func descriptorProperty(help: String) -> Property<Self> {
@@ -37,7 +37,7 @@ extension DescriptorTaking {
 }
 
 extension DescriptorReference {
-  /// Opens the file for the host's calls.
+  /// Returns the open file, whose system calls go through `calls`.
   /// - Returns: nil for an unknown name. Such options are refused earlier.
   func kernelFile(calls: any SystemCalls) -> KernelFile? {
     if let file { return KernelFile(sharing: file, calls: calls) }
