@@ -11,9 +11,9 @@ private let readOnlyPage: UInt64 = 0x12_3456_8000
 private let writeOnlyPage: UInt64 = 0x12_3456_9000
 private let missingPage: UInt64 = 0x12_3456_a000
 private let interruptPage: UInt64 = 0x12_3456_b000
-/// An address without memory in every machine of these tests, within every address width.
+/// No machine of these tests has memory at this address. It fits into every address width.
 private let nowhere: UInt64 = 1 << 38
-/// Ticks after which an interrupt that must not come would have come.
+/// The ticks that a check waits before it concludes that no interrupt comes.
 private let silence: UInt64 = 20_000_000
 
 private enum Vector {
@@ -77,7 +77,7 @@ private func checkLegacy(_ edu: Edu) {
   setup.check("LRT.2: a root entry that is not present is a fault", sources.root, root & ~1, 0x01)
   setup.check("LRT.3: a root entry with reserved bits is a fault", sources.root, root | 1 << 5, 0x0a)
   setup.check("LRT.3: reserved bits in a root entry's upper half are a fault", sources.root + 8, 1, 0x0a)
-  setup.check("LCT.1: a context table without memory is a fault", sources.root, nowhere | 1, 0x09)
+  setup.check("LCT.1: a context table at an address without memory is a fault", sources.root, nowhere | 1, 0x09)
 
   let place = sources.contextEntry
   let context = load64(place)
@@ -111,15 +111,15 @@ private func checkLegacy(_ edu: Edu) {
   RemappingUnit.write64(RemappingUnit.Register.rootTableAddress, nowhere)
   RemappingUnit.command(RemappingUnit.Command.setRootTable)
   setup.invalidate()
-  setup.checkRead("LRT.1: a root table without memory is a fault", 0x08)
+  setup.checkRead("LRT.1: a root table at an address without memory is a fault", 0x08)
   RemappingUnit.write64(RemappingUnit.Register.rootTableAddress, sources.root)
   RemappingUnit.command(RemappingUnit.Command.setRootTable)
   setup.invalidate()
 
   checkSuppression(setup, entries: [(place, "FPD of a context entry suppresses the record")], missing: directory)
-  // FPD suppresses only qualified faults. A fault of the root entry, above the entry with FPD, is not qualified.
+  // FPD suppresses only qualified faults. A fault before the unit reads the entry with FPD is not qualified.
   setup.with(place, context | 2) {
-    setup.check("FPD does not suppress a fault above the entry with FPD", sources.root, nowhere | 1, 0x09)
+    setup.check("FPD does not suppress a fault that occurs before its entry is read", sources.root, nowhere | 1, 0x09)
   }
 }
 
@@ -186,7 +186,7 @@ private func checkScalable(_ edu: Edu) {
       (entry, "FPD of a PASID entry suppresses the record"),
     ], missing: (hasSecond ? tables : first).entry(page, level: 2))
   setup.with(place, context | 2) {
-    setup.check("FPD does not suppress a fault above the entry with FPD", sources.root, nowhere | 1, 0x40)
+    setup.check("FPD does not suppress a fault that occurs before its entry is read", sources.root, nowhere | 1, 0x40)
   }
 
   if hasSecond { checkScalableSecondStage(setup, entry: entry) }
@@ -317,7 +317,7 @@ private func checkOverflow(_ edu: Edu, _ other: Edu) {
   let record = RemappingUnit.faultRecord
   let low = RemappingUnit.read64(record)
   let high = RemappingUnit.read64(record + 8)
-  Report.check("a record has the page's address and no lower bit", low == missingPage)
+  Report.check("a record has the page's address, without the low 12 bits", low == missingPage)
   Report.check("a record has F, the reason, the source, a write, and no PASID", high == 1 << 63 | 5 << 32 | edu.source)
   Report.check("PPF is set and FRI points at the record", status() == 2)
   RemappingUnit.write32(Register.faultStatus, 2)
@@ -394,7 +394,7 @@ private func checkEvent(_ edu: Edu, another: UInt32?) {
 
   RemappingUnit.write32(Register.faultEventControl, mask)
   fault()
-  Report.check("an event that is masked again stays pending", control() == mask | pending)
+  Report.check("a fault makes the event pending once the event is masked again", control() == mask | pending)
   take()
   Report.check("clearing the record clears the pending event", control() == mask)
   Report.check("the cleared event does not come", staysSilent { RemappingUnit.write32(Register.faultEventControl, 0) })

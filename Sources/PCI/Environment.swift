@@ -10,7 +10,7 @@ public struct PCIEnvironment: Sendable {
   public let remapper: any DMARemapper
   public private(set) var interrupts: any InterruptRouter
   public let workers: any QueueWorkerSource
-  /// Makes a place where a thread sleeps until nothing of a device is in flight.
+  /// Makes the place where a thread sleeps until the last accesses and requests of a device have ended.
   public let makeParking: @Sendable () -> any Parking
   /// The port above the function; nil on bus 0.
   public private(set) var upstream: RootPort?
@@ -48,6 +48,7 @@ public struct PCIEnvironment: Sendable {
     return copy
   }
 
-  /// The Device/Port Type of a device: integrated into the root complex on bus 0, otherwise an endpoint of a link.
+  /// The Device/Port Type of a device: on bus 0 an endpoint integrated into the root complex, below a port an endpoint
+  /// of a link.
   public var endpointType: ExpressType { upstream == nil ? .rootComplexIntegratedEndpoint : .endpoint }
 }

@@ -85,7 +85,7 @@ struct PeerRequestTests {
     #expect(status(disk.pci.function) & Self.receivedMasterAbort != 0)
   }
 
-  @Test("dma-engine and iommu-testdev have Received Master Abort and their own result codes")
+  @Test("after a refused request, dma-engine and iommu-testdev set Received Master Abort and their result codes")
   func others() {
     let engine = DMAEngine(
       environment: board.environment, address: RequesterID(bus: 0, device: 4, function: 0))

@@ -18,7 +18,8 @@ import Testing
     memory.walkTables(input, from: table, level: level, mustHave: 3, mustNotHave: 0x80 | 1 << 62)
   }
 
-  @Test("a walk ends at level 1 and returns the entry there, whatever its value") func endsAtTheLastTableWhateverItHolds() {
+  @Test("a walk ends at level 1 and returns the entry there, whatever its value")
+  func endsAtTheLastTableWhateverItHolds() {
     #expect(walkTables(input) == PagingPosition(address: places[3], entry: 0x7003, level: 1))
     _ = memory.storeUInt64(0, at: places[3])
     #expect(walkTables(input) == PagingPosition(address: places[3], entry: 0, level: 1))

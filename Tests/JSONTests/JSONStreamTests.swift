@@ -26,7 +26,7 @@ import Testing
     #expect(items(text.map { [$0] }) == wanted)
   }
 
-  /// From QEMU's tests/qtest/qmp-test.c: each text is one error, and the value after it is parsed.
+  /// Texts like those of QEMU's tests/qtest/qmp-test.c, and some more. Each is one error; the value after it is parsed.
   @Test(
     "the stream recovers after an error",
     arguments: [
@@ -71,7 +71,7 @@ import Testing
     #expect(items("17") == [.value(17)])
   }
 
-  /// The receiver passes the unused bytes again; nothing is lost or seen twice.
+  /// After each pause the caller passes the unused bytes again. No item is lost or seen twice.
   @Test("a receiver that pauses after each item loses nothing") func theReceiverCanPause() {
     var stream = JSONStream()
     var rest = Array("[] 1{\"a\": 2}true,'x'\u{1}[3]4\n".utf8)[...]
@@ -91,7 +91,7 @@ import Testing
         == [.value([]), .value(1), .value(["a": 2]), .value(true), .value("x"), .value([3]), .value(4)])
   }
 
-  /// No input traps. After arbitrary bytes, control characters end any open token, and the next value is parsed.
+  /// No input makes the parser trap. After arbitrary bytes, control characters end any open token, and the next value is parsed.
   @Test("after random bytes the next value is parsed") func noise() {
     var random = UInt64(0x1234_5678_9abc_def0)
     for _ in 0..<2000 {

@@ -129,7 +129,7 @@ import Testing
 
   // MARK: BARs
 
-  @Test func `refuse does not wait for a BAR that is being moved, and the BAR does not stay`() throws {
+  @Test func `refuse returns while a BAR is being moved, and afterwards the BAR is not on the bus`() throws {
     let (function, model) = try make()
     model.blocksPlacing.value = 1
     let access = TestThread { function.write32(0x10, 0xd000_0000) }

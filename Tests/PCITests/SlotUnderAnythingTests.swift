@@ -11,7 +11,9 @@ import Testing
   }
 
   @Test(arguments: 1...12 as ClosedRange<UInt64>)
-  func `after any write the registers show the state, and only power and indicator off ejects the device`(seed: UInt64)
+  func `after any write the registers show the state, and only switching power and its indicator off ejects the device`(
+    seed: UInt64
+  )
     throws
   {
     var generator = SeededGenerator(seed: seed)
@@ -27,7 +29,7 @@ import Testing
           offset: slot.express + .random(in: 0x08...0x1c, using: &generator), width: width,
           value: generator.next() & width.allOnes)
       case .writeControl:
-        // A driver writes one field at a time.
+        // A driver changes one field, or a few related ones, at a time.
         let field = ([0x0001, 0x1039, 0x0300, 0x0400, 0x0700] as [UInt16]).randomElement(using: &generator) ?? 0
         slot.control = control & ~field | UInt16(truncatingIfNeeded: generator.next()) & field
       case .writeAnywhere:

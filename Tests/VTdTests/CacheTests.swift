@@ -216,7 +216,7 @@ struct CacheTests {
 
   // MARK: Second stage
 
-  @Test("in legacy mode, invalidation is per device, domain or globally for contexts, and per page, domain or globally for pages")
+  @Test("in legacy mode, contexts are invalidated per device or domain, pages per page or domain, and both globally")
   func legacy() throws {
     let guest = try Guest()
     let table = guest.page()

@@ -146,7 +146,7 @@ struct DeviceInvalidationTests {
     #expect(guest.memory.loadUInt32(at: guest.statusPage) == 1)
   }
 
-  @Test("without a timer, an invalidation that is not completed at once times out at once")
+  @Test("on a unit without a timer, an invalidation that the device does not complete immediately times out")
   func noTimer() throws {
     let (guest, _, _) = try started(timed: false)
     #expect(!guest.submitAndWait(Self.whole))

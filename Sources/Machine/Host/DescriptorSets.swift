@@ -4,9 +4,9 @@ import Synchronization
 
 /// Sets of open files that monitors' clients have passed (`add-fd`). An open of `/dev/fdset/N` duplicates the file in
 /// set N that was opened with the same access mode (monitor/fds.c). All monitors of a machine share the sets. A set is
-/// removed when no client is connected and no duplicate of its files is open.
+/// removed when no duplicate of its files is open, and it is empty or no client is connected.
 ///
-/// Lock order: code that holds its lock takes no other lock; files are closed without it.
+/// Lock order: code that holds its lock takes no other lock, and closes files only after releasing it.
 public final class DescriptorSets: Sendable {
   public struct Member: Sendable {
     public let file: PassedDescriptor
@@ -27,7 +27,8 @@ public final class DescriptorSets: Sendable {
     case notFound(set: Int64, member: Int64?)
     /// The text after `/dev/fdset/` is not a number.
     case notNumber(path: String)
-    /// There is no such set (ENOENT), or it has no file with this access mode (EACCES).
+    /// There is no such set (ENOENT), it has no file with this access mode (EACCES), or the kernel could not duplicate
+    /// the file.
     case notOpened(path: String, readOnly: Bool, SystemError)
   }
 
@@ -79,11 +80,11 @@ public final class DescriptorSets: Sendable {
     _ = gone
   }
 
-  /// Opens a duplicate of the file in a set that was opened with exactly this access mode.
+  /// Duplicates a file of a set: the latest one with exactly this access mode.
   /// - Parameters:
   ///   - path: `/dev/fdset/` and the set's number.
   ///   - readOnly: whether the access mode is reading; otherwise it is reading and writing.
-  /// - Returns: nil for any other path.
+  /// - Returns: nil for a path that does not begin with `/dev/fdset/`.
   public func open(_ path: String, readOnly: Bool) throws(Problem) -> PassedDescriptor? {
     guard path.hasPrefix(Self.folder) else { return nil }
     guard let id = Int64(path.dropFirst(Self.folder.count)), id >= 0 else { throw .notNumber(path: path) }

@@ -44,7 +44,7 @@ import Testing
     for (a, b) in zip(ranges, ranges.dropFirst()) { #expect(a.upperBound <= b.lowerBound) }
   }
 
-  @Test("more RAM than the CPU can address is refused")
+  @Test("RAM that does not fit below the 64-bit window is refused")
   func moreThanTheCPUCanAddress() {
     // 39 bits: 512 GiB, of which the window takes the last quarter.
     #expect(BoardLayout(memorySize: 381 * Self.gib, physicalAddressWidth: 39) != nil)
