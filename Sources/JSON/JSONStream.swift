@@ -1,3 +1,15 @@
+/// The reason why bytes are not a JSON value.
+public enum JSONProblem: Hashable, Sendable {
+  /// The bytes end within a value, or a token begins no value.
+  case expectingValue
+  /// A byte that JSON does not allow.
+  case stray(UInt8)
+  case tooLong, tooDeep
+  case textAfterValue
+  /// The value is malformed. The text is Jansson's.
+  case malformed(String)
+}
+
 /// Splits a stream of bytes, which arrives in pieces, into JSON values. A QMP message ends where its JSON value ends.
 /// The stream inspects each byte once, and stores at most `sizeLimit` bytes of an unfinished value.
 ///
@@ -7,8 +19,7 @@
 public struct JSONStream: Sendable {
   public enum Item: Hashable, Sendable {
     case value(JSONValue)
-    /// The reason why there is no value, in QEMU's words.
-    case error(String)
+    case error(JSONProblem)
   }
 
   private enum State {
@@ -71,7 +82,7 @@ public struct JSONStream: Sendable {
     switch state {
     case .start, .recovery: return nil
     case .word: return parsed()
-    case .inside, .string, .escape: return .error("JSON parse error, expecting value")
+    case .inside, .string, .escape: return .error(.expectingValue)
     }
   }
 
@@ -120,7 +131,7 @@ public struct JSONStream: Sendable {
       return inside(byte)
     case UInt8(ascii: "}"), UInt8(ascii: "]"), UInt8(ascii: ","), UInt8(ascii: ":"):
       // A token that begins no value. The next byte may begin one.
-      return .error("JSON parse error, expecting value")
+      return .error(.expectingValue)
     default:
       guard Self.isWord(byte) else { return stray(byte) }
       state = .word
@@ -142,7 +153,7 @@ public struct JSONStream: Sendable {
         return stray(byte)
       }
     }
-    if braces + brackets > depthLimit { return limit("JSON nesting depth limit exceeded") }
+    if braces + brackets > depthLimit { return limit(.tooDeep) }
     if let error = keep(byte) { return error }
     // All brackets are closed, or there is one closing bracket too many. The parser finds out which.
     if braces < 0 || brackets < 0 || braces == 0 && brackets == 0 { return parsed() }
@@ -168,7 +179,7 @@ public struct JSONStream: Sendable {
   }
 
   private mutating func keep(_ byte: UInt8) -> Item? {
-    guard bytes.count < sizeLimit else { return limit("JSON token size limit exceeded") }
+    guard bytes.count < sizeLimit else { return limit(.tooLong) }
     bytes.append(byte)
     return nil
   }
@@ -181,7 +192,7 @@ public struct JSONStream: Sendable {
     do {
       return .value(try JSONValue(parsing: text))
     } catch {
-      return .error("JSON parse error, \(error.reason)")
+      return .error(error.problem)
     }
   }
 
@@ -190,18 +201,13 @@ public struct JSONStream: Sendable {
     reset()
     // A control character ends both the value and the recovery.
     if byte >= 0x20, byte < 0xfe { state = .recovery }
-    let shown = (0x21..<0x7f).contains(byte) ? String(UnicodeScalar(byte)) : "\\x" + Self.hexadecimal(byte)
-    return .error("JSON parse error, stray '\(shown)'")
+    return .error(.stray(byte))
   }
 
-  private mutating func limit(_ reason: String) -> Item {
+  private mutating func limit(_ problem: JSONProblem) -> Item {
     reset()
     state = .recovery
-    return .error(reason)
-  }
-
-  private static func hexadecimal(_ byte: UInt8) -> String {
-    (byte < 0x10 ? "0" : "") + String(byte, radix: 16)
+    return .error(problem)
   }
 
   private static let quote = UInt8(ascii: "\"")

@@ -4,8 +4,7 @@ import CJansson
 extension JSONValue {
   /// The reason why a text is not a JSON value.
   public struct ParseError: Error, Hashable, Sendable {
-    /// Jansson's description of the error.
-    public let reason: String
+    public let problem: JSONProblem
     /// The position of the error, in bytes.
     public let position: Int
   }
@@ -18,15 +17,13 @@ extension JSONValue {
     var position = 0
     self = try Self.next(in: text, at: &position)
     while position < text.count, [0x20, 0x09, 0x0a, 0x0d].contains(text[position]) { position += 1 }
-    if position < text.count { throw ParseError(reason: "there is text after the value", position: position) }
+    if position < text.count { throw ParseError(problem: .textAfterValue, position: position) }
   }
 
   /// Parses one value and ignores the text after it.
   /// - Parameter position: The start of the value; after the call, its end.
   public static func next(in text: [UInt8], at position: inout Int) throws(ParseError) -> JSONValue {
-    guard position >= 0, position < text.count else {
-      throw ParseError(reason: "there is no value", position: position)
-    }
+    guard position >= 0, position < text.count else { throw ParseError(problem: .expectingValue, position: position) }
     var error = json_error_t()
     var wide = WideIntegers()
     var parsed = unsafe parse(text, position, &error)
@@ -43,12 +40,12 @@ extension JSONValue {
       let reason = unsafe withUnsafeBytes(of: &error.text) { bytes in
         unsafe String(decoding: bytes.prefix { $0 != 0 }, as: UTF8.self)
       }
-      throw ParseError(reason: reason, position: position + max(0, Int(error.position)))
+      throw ParseError(problem: .malformed(reason), position: position + max(0, Int(error.position)))
     }
     // SAFETY: this function owns the reference and releases it once.
     defer { unsafe json_decref(parsed) }
     guard let value = unsafe convert(parsed, depth: 0, &wide) else {
-      throw ParseError(reason: "it is nested too deeply", position: position)
+      throw ParseError(problem: .tooDeep, position: position)
     }
     position += Int(error.position)
     return value

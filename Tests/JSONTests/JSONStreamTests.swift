@@ -53,7 +53,7 @@ import Testing
   @Test("a token longer than the limit is an error, and the next line is parsed") func sizeIsLimited() {
     let text = "\"" + String(repeating: "x", count: 5000) + "\"\n[1]"
     let seen = items([Array(text.utf8)], sizeLimit: 4096)
-    #expect(seen.first == .error("JSON token size limit exceeded"))
+    #expect(seen.first == .error(.tooLong))
     #expect(seen.last == .value([1]))
     let short = "\"" + String(repeating: "x", count: 4094) + "\""
     #expect(items([Array(short.utf8)], sizeLimit: 4096).count == 1)
@@ -61,12 +61,12 @@ import Testing
 
   @Test("nesting deeper than the limit is an error") func depthIsLimited() {
     let seen = items([[UInt8](repeating: UInt8(ascii: "["), count: 1_000_000), Array("\n{}".utf8)])
-    #expect(seen.contains(.error("JSON nesting depth limit exceeded")))
+    #expect(seen.contains(.error(.tooDeep)))
     #expect(seen.count < 1000)
   }
 
   @Test("an incomplete value at the end is an error") func halfAValueIsNone() {
-    #expect(items("{\"a\": ") == [.error("JSON parse error, expecting value")])
+    #expect(items("{\"a\": ") == [.error(.expectingValue)])
     #expect(items("  \n") == [])
     #expect(items("17") == [.value(17)])
   }

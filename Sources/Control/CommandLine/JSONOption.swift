@@ -20,7 +20,7 @@ enum JSONOption {
     }
     switch items.first {
     case .value(.object(let object)) where items.count == 1: return object
-    case .error(let reason): throw .json(reason)
+    case .error(let problem): throw .json(ErrorText.text(for: problem))
     default: throw .json("Expecting at most one JSON value")
     }
   }
@@ -60,6 +60,21 @@ enum JSONOption {
       return options
     } catch {
       throw .json(error.text)
+    }
+  }
+}
+
+extension ErrorText {
+  /// The texts are QEMU's, except that for a malformed value.
+  static func text(for problem: JSONProblem) -> String {
+    switch problem {
+    case .expectingValue: "JSON parse error, expecting value"
+    case .stray(let byte) where (0x21..<0x7f).contains(byte): "JSON parse error, stray '\(UnicodeScalar(byte))'"
+    case .stray(let byte): "JSON parse error, stray '\\x\(byte < 0x10 ? "0" : "")\(String(byte, radix: 16))'"
+    case .tooLong: "JSON token size limit exceeded"
+    case .tooDeep: "JSON nesting depth limit exceeded"
+    case .textAfterValue: "JSON parse error, there is text after the value"
+    case .malformed(let text): "JSON parse error, \(text)"
     }
   }
 }

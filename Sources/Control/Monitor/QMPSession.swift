@@ -36,7 +36,7 @@ package struct QMPSession {
     defer { self.stream = stream }
     return stream.receive(bytes) { item in
       switch item {
-      case .error(let text): act(.send(line(Self.error(.generic(text)))))
+      case .error(let problem): act(.send(line(Self.error(.generic(ErrorText.text(for: problem))))))
       case .value(let value): respond(to: value, on: target, act)
       }
     }
