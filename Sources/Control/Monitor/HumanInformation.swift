@@ -137,8 +137,23 @@ enum ExitText {
     return summaries.enumerated().map { index, summary in
       let mean = summary.count == 0 ? 0 : summary.total / summary.count
       return "CPU #\(index): exits=\(summary.count) mean_ns=\(mean) longest_ns=\(summary.longest.time) "
-        + "(\(summary.longest.cause)) undisturbed_ns=\(summary.longestUndisturbed.time) "
-        + "(\(summary.longestUndisturbed.cause))\n"
+        + "(\(text(summary.longest.cause))) undisturbed_ns=\(summary.longestUndisturbed.time) "
+        + "(\(text(summary.longestUndisturbed.cause)))\n"
     }.joined()
+  }
+
+  private static func text(_ cause: ExitSummary.Cause?) -> String {
+    func hex(_ value: some BinaryInteger) -> String { "0x" + String(value, radix: 16) }
+    return switch cause {
+    case nil: ""
+    case .portRead(let port): "port \(hex(port)) read"
+    case .portWrite(let port, let value): "port \(hex(port)) write \(hex(value))"
+    case .memoryRead(let address): "memory \(hex(address)) read"
+    case .memoryWrite(let address, let value): "memory \(hex(address)) write \(hex(value))"
+    case .endOfInterrupt(let vector): "end of interrupt \(hex(vector))"
+    case .halt: "halt"
+    case .signal: "signal"
+    case .other: "other"
+    }
   }
 }

@@ -1,11 +1,24 @@
 /// The exits of one CPU since measuring began. Times are in nanoseconds.
 public struct ExitSummary: Hashable, Sendable {
+  /// The guest's action that caused an exit.
+  public enum Cause: Hashable, Sendable {
+    case portRead(UInt16)
+    case portWrite(UInt16, value: UInt64)
+    case memoryRead(UInt64)
+    case memoryWrite(UInt64, value: UInt64)
+    case endOfInterrupt(vector: UInt8)
+    case halt
+    /// A signal to the CPU's thread.
+    case signal
+    case other
+  }
+
   public struct Longest: Hashable, Sendable {
     public var time: UInt64 = 0
-    /// The guest's action, for example `port 0xcc8 write 0x1`.
-    public var cause = ""
+    /// Nil if there was no exit.
+    public var cause: Cause?
 
-    public init(time: UInt64 = 0, cause: String = "") {
+    public init(time: UInt64 = 0, cause: Cause? = nil) {
       self.time = time
       self.cause = cause
     }
@@ -20,10 +33,10 @@ public struct ExitSummary: Hashable, Sendable {
 
   public init() {}
 
-  mutating func add(_ time: UInt64, _ cause: @autoclosure () -> String, isUndisturbed: Bool) {
+  mutating func add(_ time: UInt64, _ cause: Cause, isUndisturbed: Bool) {
     count += 1
     total &+= time
-    if time > longest.time { longest = Longest(time: time, cause: cause()) }
-    if isUndisturbed, time > longestUndisturbed.time { longestUndisturbed = Longest(time: time, cause: cause()) }
+    if time > longest.time { longest = Longest(time: time, cause: cause) }
+    if isUndisturbed, time > longestUndisturbed.time { longestUndisturbed = Longest(time: time, cause: cause) }
   }
 }

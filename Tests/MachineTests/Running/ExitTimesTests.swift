@@ -48,7 +48,7 @@ import Testing
     processors.measureExits(true)
     #expect(eventually { (processors.exitSummaries.first?.count ?? 0) >= 6 })
     let summary = try #require(processors.exitSummaries.first)
-    #expect(summary.longest.time >= SlowDevice.nanoseconds && summary.longest.cause == "port 0x300 write 0x0")
+    #expect(summary.longest.time >= SlowDevice.nanoseconds && summary.longest.cause == .portWrite(0x300, value: 0))
     #expect(summary.longestUndisturbed.time <= summary.longest.time)
     #expect(summary.total >= summary.longest.time)
     // A new measurement starts at zero.
@@ -61,10 +61,11 @@ import Testing
   @Test
   func `an exit during a preemption may be the longest, but not the longest undisturbed one`() {
     var summary = ExitSummary()
-    summary.add(5, "a", isUndisturbed: true)
-    summary.add(900, "b", isUndisturbed: false)
-    summary.add(7, "c", isUndisturbed: true)
+    summary.add(5, .halt, isUndisturbed: true)
+    summary.add(900, .signal, isUndisturbed: false)
+    summary.add(7, .other, isUndisturbed: true)
     #expect(summary.count == 3 && summary.total == 912)
-    #expect(summary.longest == .init(time: 900, cause: "b") && summary.longestUndisturbed == .init(time: 7, cause: "c"))
+    #expect(summary.longest == .init(time: 900, cause: .signal))
+    #expect(summary.longestUndisturbed == .init(time: 7, cause: .other))
   }
 }

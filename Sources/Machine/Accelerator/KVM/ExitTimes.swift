@@ -50,17 +50,16 @@ final class ExitTimes: Sendable {
 }
 
 extension VMExit {
-  fileprivate var cause: String {
-    func hex(_ value: some BinaryInteger) -> String { "0x" + String(value, radix: 16) }
-    return switch self {
-    case .portRead(let port, _): "port \(hex(port)) read"
-    case .portWrite(let port, _, let value): "port \(hex(port)) write \(hex(value))"
-    case .memoryRead(let address, _): "memory \(hex(address)) read"
-    case .memoryWrite(let address, _, let value): "memory \(hex(address)) write \(hex(value))"
-    case .endOfInterrupt(let vector): "end of interrupt \(hex(vector))"
-    case .halt: "halt"
-    case .interrupted: "signal"
-    case .shutdown, .systemEvent, .internalError, .entryFailed, .unknown: "other"
+  fileprivate var cause: ExitSummary.Cause {
+    switch self {
+    case .portRead(let port, _): .portRead(port)
+    case .portWrite(let port, _, let value): .portWrite(port, value: value)
+    case .memoryRead(let address, _): .memoryRead(address)
+    case .memoryWrite(let address, _, let value): .memoryWrite(address, value: value)
+    case .endOfInterrupt(let vector): .endOfInterrupt(vector: vector)
+    case .halt: .halt
+    case .interrupted: .signal
+    case .shutdown, .systemEvent, .internalError, .entryFailed, .unknown: .other
     }
   }
 }
