@@ -77,7 +77,7 @@ public enum Control {
     do {
       try StandardStreams.append(text, to: path)
     } catch {
-      StandardStreams.writeError("nestling: -D: \(error)\n")
+      StandardStreams.writeError("nestling: -D: \(ErrorText.text(for: error))\n")
     }
   }
 }

@@ -28,7 +28,7 @@ extension ErrorText {
   private static func duplicate(_ id: String) -> String { "id \(quoted(id)) is already taken" }
 
   /// The texts are QEMU's.
-  private static func text(for problem: ChardevProblem) -> String {
+  static func text(for problem: ChardevProblem) -> String {
     switch problem {
     case .missingID: "chardev: no id specified"
     case .duplicateID(let id): "Duplicate ID '\(id)' for chardev"

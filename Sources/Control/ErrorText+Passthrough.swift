@@ -13,10 +13,10 @@ extension ErrorText {
         + "boot the guest with iommu=pt or intel_iommu=off"
     case .supervisorRequests:
       "its DMA is blocked: the guest asks for supervisor privilege without PASID, which no host supports"
-    case .hostRefused(let error): "its DMA is blocked: the host refused the guest's tables: \(error)"
+    case .hostRefused(let error): "its DMA is blocked: the host refused the guest's tables: \(text(for: error))"
     case .blockedWithSibling(let sibling):
       "its DMA is blocked while that of \(sibling) is: both are in one IOMMU group, which the host blocks as a whole"
-    case .pageRequestsRefused(let error): "the guest gets none of its page requests: \(error)"
+    case .pageRequestsRefused(let error): "the guest gets none of its page requests: \(text(for: error))"
     case .error: "the device reports an unrecoverable error; the guest is stopped"
     case .request:
       "the host wants the device back: the guest is asked to release it, and loses it after x-req-patience milliseconds"
@@ -24,10 +24,10 @@ extension ErrorText {
       "the guest gets the device without a reset, in the state in which its last user left it: only a bus reset would "
         + "work, but that also resets \(others.joined(separator: ", ")), which the guest uses; the next reset of the "
         + "machine resets all of them"
-    case .notReset(let error): "the device could not be reset: \(error)"
-    case .interruptsRefused(let error): "the guest does not get all of its interrupts: \(error)"
+    case .notReset(let error): "the device could not be reset: \(text(for: error))"
+    case .interruptsRefused(let error): "the guest does not get all of its interrupts: \(text(for: error))"
     case .outOfPeersReach(let error):
-      "other devices of the guest cannot reach its BARs (peer-to-peer), which needs Linux 6.19 or later: \(error)"
+      "other devices of the guest cannot reach its BARs (peer-to-peer), which needs Linux 6.19 or later: \(text(for: error))"
     }
   }
 
@@ -42,10 +42,10 @@ extension ErrorText {
         + bindCommand(error.device, driver: driver)
     case .noDeviceFile:
       "it has no /dev/vfio/devices file: the host's kernel needs CONFIG_VFIO_DEVICE_CDEV (Linux 6.6 or later)"
-    case .open(let error): "\(error)"
+    case .open(let error): text(for: error)
     case .iommufd(let error) where error.code == 2 /* ENOENT */:
       "there is no /dev/iommu: the host's kernel needs CONFIG_IOMMUFD"
-    case .iommufd(let error): "\(error)"
+    case .iommufd(let error): text(for: error)
     case .groupHasDriver(let sibling, let driver):
       "the driver \(driver) has \(sibling) of the same IOMMU group; bind that to vfio-pci as well: "
         + bindCommand(sibling, driver: driver)
@@ -62,20 +62,20 @@ extension ErrorText {
       "another process has it open, or the host's IOMMU cannot keep its DMA coherent with the CPUs' caches"
     case .bind(let error) where error.code == 16 /* EBUSY */:
       "its IOMMU group is in use: another device of the group is bound to another driver, or another process has it open"
-    case .bind(let error): "the kernel does not bind it to iommufd: \(error)"
+    case .bind(let error): "the kernel does not bind it to iommufd: \(text(for: error))"
     case .lockedMemory(let limit?, let wanted):
       "the guest's \(wanted >> 20) MiB of RAM cannot be pinned for it: the memory lock limit is \(limit >> 20) MiB; raise "
         + "it (ulimit -l), or run as root"
     case .lockedMemory(nil, let wanted):
       "the guest's \(wanted >> 20) MiB of RAM cannot be pinned for it: the host does not have that much free memory"
     case .acceleratorRegistration(let error):
-      "KVM does not accept it: \(error): the host's kernel needs CONFIG_KVM_VFIO"
-    case .romFile(let path, let error): "romfile=\(path): \(error.reason)"
+      "KVM does not accept it: \(text(for: error)): the host's kernel needs CONFIG_KVM_VFIO"
+    case .romFile(let path, let error): "romfile=\(path): \(reason(of: error))"
     case .romFileSize(let path, let limit): "romfile=\(path): a ROM has 1 to \(limit) bytes"
-    case .map(let error): "RAM cannot be mapped for it: \(error)"
-    case .attach(let error): "the kernel does not attach it to the guest's memory: \(error)"
-    case .registers(let error): "its registers cannot be reached: \(error)"
-    case .interrupts(let error): "its interrupts cannot be set up: \(error)"
+    case .map(let error): "RAM cannot be mapped for it: \(text(for: error))"
+    case .attach(let error): "the kernel does not attach it to the guest's memory: \(text(for: error))"
+    case .registers(let error): "its registers cannot be reached: \(text(for: error))"
+    case .interrupts(let error): "its interrupts cannot be set up: \(text(for: error))"
     case .accelerator: "it needs -accel kvm"
     case .requirement(let requirement): text(for: requirement)
     case .addressInUse(let address): "another function already uses the guest's \(address)"

@@ -9,7 +9,7 @@ extension ErrorText {
   static func text(for ending: RunningMachine.Ending) -> String? {
     switch ending {
     case .shutdown, .quit, .debugExit: nil
-    case .crashed(let text): text
+    case .crashed(let crash): text(for: crash)
     case .failed(let error, let isReset): (isReset ? "reset: " : "") + text(for: error)
     }
   }
@@ -18,18 +18,22 @@ extension ErrorText {
     switch error {
     case .configuration(let error): text(for: error)
     case .refused(let problem): text(for: problem)
-    case .kvm(_, let error): "-accel kvm: \(error)"
-    case .memory(let size, let error): "-m: \(size >> 20) MiB of RAM: \(error.reason)"
+    case .kvm(_, let error): "-accel kvm: \(text(for: error))"
+    case .memory(let size, let error): "-m: \(size >> 20) MiB of RAM: \(reason(of: error))"
     case .addressSpace(let size, let width):
       "-m: \(size >> 20) MiB of RAM do not fit in the \(width) address bits that guests have on this host"
-    case .file(let option, let error): "\(option): \(error)"
+    case .file(let option, let error): "\(option): \(text(for: error))"
     // `Failed to get … lock` is QEMU's text.
     case .imageInUse(let path, .notGranted(let permission)): imageInUse(path, "\"\(permission.name)\"")
     case .imageInUse(let path, .notShared(let permission)): imageInUse(path, "shared \"\(permission.name)\"")
     case .imageInUse(let path, .unavailable), .imageInUse(let path, .system): imageInUse(path, "any")
     case .boot(let error): text(for: error)
     case .unit(let error): "-device intel-iommu: \(text(for: error))"
-    case .device(let typeName, let problem): "-device \(typeName): \(problem)"
+    case .chardev(let problem): text(for: problem)
+    case .tables(let error): text(for: error)
+    case .disk(let problem): "-device virtio-blk-pci: \(problem.rawValue) is out of range"
+    case .addressInUse(let address): "\(address) has a function already"
+    case .ended: "the machine ends"
     case .passthrough(let error): "-device vfio-pci: \(error.device): \(text(for: error))"
     case .placement(let room):
       if let bar = room.bar {
@@ -39,7 +43,36 @@ extension ErrorText {
       }
     case .window(let problem):
       "BAR \(problem.bar) of \(problem.size) bytes does not fit in the windows of the port at \(problem.port)"
-    case .system(let error): "\(error)"
+    case .system(let error): text(for: error)
+    }
+  }
+
+  private static func text(for crash: GuestCrash) -> String {
+    switch crash {
+    case .internalError(let suberror, let processor, let instructionPointer):
+      "CPU \(processor): KVM internal error \(suberror) at 0x"
+        + (instructionPointer.map { String($0, radix: 16) } ?? "?")
+    case .entryFailed(let reason, let processor): "CPU \(processor): KVM could not enter the guest, reason \(reason)"
+    case .unknownExit(let reason, let processor): "CPU \(processor): unknown KVM exit \(reason)"
+    case .kvm(let error): text(for: error)
+    }
+  }
+
+  private static func text(for error: StartError.KVMError) -> String {
+    switch error {
+    case .call(let error): text(for: error)
+    case .version(let version): "KVM's API version is \(version), but must be 12"
+    case .missingCapability(let name): "this kernel's KVM lacks \(name)"
+    case .tooManyProcessors(let asked, let most): "\(asked) CPUs requested, but KVM here supports at most \(most)"
+    }
+  }
+
+  private static func text(for error: ACPIError) -> String {
+    switch error {
+    case .tooLarge(let size, let room):
+      "the ACPI tables need \(size) bytes and have room for \(room): too many CPUs or devices"
+    case .structureTooLong(let length): "an ACPI structure of \(length) bytes is too long for its length field"
+    case .hostAddressWidthInvalid(let width): "a host address width of \(width) bits does not fit in the DMAR table"
     }
   }
 

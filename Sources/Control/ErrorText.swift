@@ -120,6 +120,28 @@ enum ErrorText {
   }
 }
 
+/// Texts for failed system calls.
+extension ErrorText {
+  /// Returns the operand, or the call if it has no operand, and the reason.
+  static func text(for error: StartError.SystemError) -> String {
+    "\(error.operand.isEmpty ? error.call : error.operand): \(reason(of: error))"
+  }
+
+  static func reason(of error: StartError.SystemError) -> String {
+    switch error.cause {
+    case .notAnImage: "neither a regular file nor a block device"
+    case .blockDevice: "a block device"
+    case .noReader: "a FIFO without a reader"
+    case .fileSizeLimit(let limit): "it is a file, and files are limited to \(limit) bytes (RLIMIT_FSIZE, ulimit -f)"
+    case .parentEnded: "the process that started this one has ended already"
+    case .vectors(let available, let requested): "the host has \(available) of \(requested) vectors for it"
+    case .notIPv4Address: "not an IPv4 address"
+    case .notPCIDevice: "not a PCI device"
+    case nil: error.errnoText
+    }
+  }
+}
+
 /// Texts for properties and their values.
 extension ErrorText {
   static func text(for error: PropertyError, owner: String?) -> String {

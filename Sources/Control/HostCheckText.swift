@@ -16,9 +16,9 @@ enum HostCheckText {
     var lines = [("kernel", check.kernelRelease), ("kernel options", text(of: check.kernelOptions))]
     lines.append(
       ("command line", check.commandLine.isEmpty ? "no IOMMU options" : check.commandLine.joined(separator: " ")))
-    lines.append(("/dev/kvm", check.kvmProblem.map { "\($0.reason)" } ?? "ok"))
-    lines.append(
-      ("/dev/iommu", check.iommufdProblem.map { "\($0.reason): the kernel needs CONFIG_IOMMUFD" } ?? "ok"))
+    lines.append(("/dev/kvm", check.kvmProblem.map { ErrorText.reason(of: $0) } ?? "ok"))
+    let iommufd = check.iommufdProblem.map { "\(ErrorText.reason(of: $0)): the kernel needs CONFIG_IOMMUFD" }
+    lines.append(("/dev/iommu", iommufd ?? "ok"))
     lines.append(
       (
         "VFIO's device files",

@@ -7,6 +7,7 @@ public struct TerminalMultiplexer: InputInterpreter {
   public static let escape: UInt8 = 0x01
 
   private var afterEscape = false
+  public var onlyFrontendText: String { "\nnestling: there is no monitor here\n" }
 
   public init() {}
 

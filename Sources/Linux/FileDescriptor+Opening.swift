@@ -29,7 +29,7 @@ extension FileDescriptor {
     let kind = try kind
     guard kind == S_IFREG || kind == S_IFBLK else {
       if kind == S_IFDIR { throw SystemError("open", path, code: EISDIR) }
-      throw SystemError("open", path, code: EINVAL, because: "neither a regular file nor a block device")
+      throw SystemError("open", path, code: EINVAL, cause: .notAnImage)
     }
   }
 
@@ -52,7 +52,7 @@ extension FileDescriptor {
         return
       } catch {
         guard error.code == ENXIO, Self.isFIFO(path) else { throw error }
-        guard let patience else { throw SystemError("open", path, code: ENXIO, because: "a FIFO without a reader") }
+        guard let patience else { throw SystemError("open", path, code: ENXIO, cause: .noReader) }
         try patience.pause("open", path)
       }
     }

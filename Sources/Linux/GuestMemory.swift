@@ -93,9 +93,7 @@ public final class GuestMemory: @unchecked Sendable {
     if ftruncate(descriptor, size) < 0 {
       let code = errno
       let limit = code == EFBIG ? ResourceLimit.fileSize : nil
-      throw SystemError(
-        "ftruncate", "\(size) bytes of RAM", code: code,
-        because: limit.map { "it is a file, and files are limited to \($0) bytes (RLIMIT_FSIZE, ulimit -f)" })
+      throw SystemError("ftruncate", "\(size) bytes of RAM", code: code, cause: limit.map { .fileSizeLimit($0) })
     }
     return file
   }

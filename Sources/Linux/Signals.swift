@@ -17,9 +17,7 @@ public struct TerminationSignals: ~Copyable, Sendable {
   /// - Throws: ESRCH if that process has ended already.
   public func includeEndOfParent(_ parent: Int32) throws(SystemError) {
     let answer = nestling_end_with_parent(parent)
-    if answer == -ESRCH {
-      throw SystemError("prctl", code: ESRCH, because: "the process that started this one has ended already")
-    }
+    if answer == -ESRCH { throw SystemError("prctl", code: ESRCH, cause: .parentEnded) }
     _ = try checked(answer, "prctl")
   }
 

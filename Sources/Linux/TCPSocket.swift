@@ -63,7 +63,7 @@ private enum InternetAddress {
     address.sin_port = port.bigEndian
     // SAFETY: the structure has the size of an IPv4 address.
     let known = unsafe inet_pton(AF_INET, host == "localhost" ? "127.0.0.1" : host, &address.sin_addr)
-    if known != 1 { throw SystemError("inet_pton", "'\(host)' as an IPv4 address", code: EINVAL) }
+    if known != 1 { throw SystemError("inet_pton", host, code: EINVAL, cause: .notIPv4Address) }
     return address
   }
 

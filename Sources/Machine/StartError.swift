@@ -1,11 +1,16 @@
+import Devices
 import Hardware
 import KVM
 import Linux
 import PCI
 import VTd
 
-/// The reason why a machine does not start.
+/// The reason why a machine does not start, cannot be reset, or cannot get a new device.
 public enum StartError: Error, Hashable, Sendable {
+  // These names let `Control` write texts for the errors of modules that it does not import.
+  public typealias SystemError = Linux.SystemError
+  public typealias KVMError = KVM.KVMError
+
   case configuration(ConfigurationError)
   /// A device does not fit the machine.
   case refused(DeviceProblem)
@@ -19,7 +24,15 @@ public enum StartError: Error, Hashable, Sendable {
   case imageInUse(path: String, ImageLockError)
   case boot(BootError)
   case unit(UnitOptionError)
-  case device(kind: String, problem: String)
+  case chardev(ChardevProblem)
+  /// The guest's ACPI tables cannot be built.
+  case tables(ACPIError)
+  /// A disk's parameters are invalid.
+  case disk(VirtioBlockParameters.Problem)
+  /// Another function already has the function's address on its bus.
+  case addressInUse(RequesterID)
+  /// The machine ended before the device was on its bus.
+  case ended
   case passthrough(PassthroughError)
   case placement(ResourcePlacement.NoRoom)
   /// A hotplugged device does not fit the windows of its port.

@@ -37,7 +37,7 @@ public final class VFIODevice: Sendable {
     info.argsz = byteCount(of: vfio_device_info.self)
     try file.request("VFIO_DEVICE_GET_INFO", VFIO_DEVICE_GET_INFO, &info)
     guard info.flags & UInt32(VFIO_DEVICE_FLAGS_PCI) != 0 else {
-      throw SystemError("VFIO_DEVICE_GET_INFO", "\(file.name), which is not a PCI device", code: ENODEV)
+      throw SystemError("VFIO_DEVICE_GET_INFO", file.name, code: ENODEV, cause: .notPCIDevice)
     }
     self.file = file
     self.iommufd = iommufd

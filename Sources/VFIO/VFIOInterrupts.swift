@@ -73,7 +73,7 @@ extension VFIODevice {
     if answer > 0 {
       throw SystemError(
         "VFIO_DEVICE_SET_IRQS", code: ENOSPC,
-        because: "the host has \(answer) of \(first + events.count) vectors for it")
+        cause: .vectors(available: Int(answer), requested: first + events.count))
     }
   }
 }

@@ -158,12 +158,8 @@ struct EventTests {
 
 @Suite struct KVMSystemTests {
   @Test("a file that is not /dev/kvm is refused with its name") func whatIsNoKVMIsRefused() {
-    #expect(throws: KVMError.self) { try KVMSystem(path: "/dev/nosuch") }
+    #expect(throws: KVMError.call(SystemError("open", "/dev/nosuch", code: 2))) { try KVMSystem(path: "/dev/nosuch") }
     #expect(throws: KVMError.self) { try KVMSystem(path: "/dev/null") }
-    let error = #expect(throws: KVMError.self) { try KVMSystem(path: "/dev/nosuch") }
-    #expect(error?.description == "/dev/nosuch: No such file or directory")
-    #expect("\(KVMError.missingCapability("KVM_CAP_IRQFD"))" == "this kernel's KVM lacks KVM_CAP_IRQFD")
-    #expect("\(KVMError.tooManyProcessors(asked: 9, most: 8))" == "9 CPUs requested, but KVM here supports at most 8")
   }
 
   @Test(

@@ -22,8 +22,9 @@ import Testing
   @Test("an image is a regular file or a block device, and a FIFO is refused without waiting") func images() throws {
     let path = fifo()
     for flags in [O_RDONLY, O_RDWR] {
-      let error = #expect(throws: SystemError.self) { _ = try FileDescriptor(openingImage: path, flags) }
-      #expect(error?.code == EINVAL && error?.reason == "neither a regular file nor a block device")
+      #expect(throws: SystemError("open", path, code: EINVAL, cause: .notAnImage)) {
+        _ = try FileDescriptor(openingImage: path, flags)
+      }
     }
     #expect(throws: SystemError.self) { _ = try FileDescriptor(openingImage: "/dev/zero", O_RDONLY) }
     #expect(throws: SystemError("open", folder.path, code: EISDIR)) {
@@ -39,8 +40,9 @@ import Testing
     #expect(throws: SystemError("open", path, code: EINTR)) {
       _ = try FileDescriptor(openingOutput: path, 0, patience: Patience(until: event.rawValue))
     }
-    let error = #expect(throws: SystemError.self) { _ = try FileDescriptor(openingOutput: path, 0) }
-    #expect(error?.code == ENXIO && error?.reason == "a FIFO without a reader")
+    #expect(throws: SystemError("open", path, code: ENXIO, cause: .noReader)) {
+      _ = try FileDescriptor(openingOutput: path, 0)
+    }
     event.take()
     let reader = try Thread(name: "reader") {
       usleep(100_000)

@@ -6,9 +6,7 @@ import Testing
 @Suite(.timeLimit(.minutes(1))) struct ProcessTests {
   @Test("asking for a signal at the parent's end fails if the parent has already ended") func parent() throws {
     let signals = try TerminationSignals()
-    let error = #expect(throws: SystemError.self) { try signals.includeEndOfParent(getpid()) }
-    #expect(error?.code == ESRCH)
-    #expect(error?.description == "prctl: the process that started this one has ended already")
+    #expect(throws: SystemError("prctl", code: ESRCH, cause: .parentEnded)) { try signals.includeEndOfParent(getpid()) }
   }
 
   @Test("join interrupts a thread that is blocked in a write") func patience() throws {

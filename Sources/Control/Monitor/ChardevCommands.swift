@@ -136,16 +136,18 @@ extension MonitorError {
       case .notFound(let name): .generic("Chardev \(ErrorText.quoted(name)) not found")
       case .inUse(let name): .generic("Chardev '\(name)' is busy")
       case .ended: .generic("The machine ends")
-      case .notOpened(let id, let error):
-        switch error.call {
-        case "open": .generic("Failed to add chardev '\(id)': Could not open '\(error.operand)': \(error.reason)")
-        case "connect":
-          .generic("Failed to add chardev '\(id)': Failed to connect to '\(error.operand)': \(error.reason)")
-        case "bind":
-          .generic("Failed to add chardev '\(id)': Failed to bind socket to \(error.operand): \(error.reason)")
-        default: .generic("Failed to add chardev '\(id)': \(error)")
-        }
+      case .notOpened(let id, let error): .generic("Failed to add chardev '\(id)': \(Self.text(error))")
       }
+  }
+
+  private static func text(_ error: StartError.SystemError) -> String {
+    let reason = ErrorText.reason(of: error)
+    return switch error.call {
+    case "open": "Could not open '\(error.operand)': \(reason)"
+    case "connect": "Failed to connect to '\(error.operand)': \(reason)"
+    case "bind": "Failed to bind socket to \(error.operand): \(reason)"
+    default: ErrorText.text(for: error)
+    }
   }
 }
 

@@ -105,7 +105,7 @@ extension MonitorError {
       case .notNumber(let path): .generic("Could not parse fdset \(path)")
       case .notOpened(let path, let readOnly, let error):
         // O_RDONLY and O_RDWR.
-        .generic("Could not dup FD for \(path) flags \(readOnly ? 0 : 2): \(error.reason)")
+        .generic("Could not dup FD for \(path) flags \(readOnly ? 0 : 2): \(ErrorText.reason(of: error))")
       }
   }
 }

@@ -38,7 +38,7 @@ final class Monitor: ChardevFrontend {
   /// Makes a monitor and attaches it to the device.
   init(
     _ options: MonitorOptions, at device: Chardev, of target: any MonitorTarget
-  ) throws(Chardev.InUse) {
+  ) throws(StartError) {
     self.device = device
     self.target = target
     self.options = options

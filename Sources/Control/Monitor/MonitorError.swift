@@ -36,7 +36,7 @@ extension MonitorError {
       case .property(let typeName, let error): .generic(Self.text(error, typeName))
       case .refused(let typeName, let problem): Self(problem, typeName)
       case .failed(.file(_, let error)) where !error.operand.isEmpty:
-        .generic("Could not open \(ErrorText.quoted(error.operand)): \(error.reason)")
+        .generic("Could not open \(ErrorText.quoted(error.operand)): \(ErrorText.reason(of: error))")
       case .failed(let error): .generic(ErrorText.text(for: error))
       case .node(.duplicateID(let id)): .generic("Duplicate nodes with node-name='\(id)'")
       case .node(.unknownUnderlying(let name, _)):
@@ -53,8 +53,8 @@ extension MonitorError {
       case .readOnlyNode: .generic("Image is read-only")
       case .notResized(let error):
         // `resize` fails for block devices (block/file-posix.c, raw_co_truncate).
-        error.call == "resize"
-          ? .generic("Cannot grow device files") : .generic("Failed to resize file: \(error.reason)")
+        error.cause == .blockDevice
+          ? .generic("Cannot grow device files") : .generic("Failed to resize file: \(ErrorText.reason(of: error))")
       case .noDescriptor(let name):
         .generic("File descriptor named \(ErrorText.quoted(name)) has not been found")
       }

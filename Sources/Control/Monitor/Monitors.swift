@@ -13,7 +13,7 @@ final class Monitors: MonitorTarget {
     control = machine.control
     inspection = machine.inspection
     remapping = machine.remapping
-    machineChardevs = machine.characters
+    machineChardevs = machine.chardevs
   }
 
   /// Attaches the monitors of the configuration. Must be called before the machine runs.
@@ -23,13 +23,7 @@ final class Monitors: MonitorTarget {
     var monitors: [Monitor] = []
     for options in options {
       guard let id = options.device else { continue }
-      do {
-        monitors.append(try Monitor(options, at: try machine.chardev(id), of: Monitors(machine, sets)))
-      } catch let error as StartError {
-        throw error
-      } catch {
-        throw .device(kind: "-mon", problem: "\(error)")
-      }
+      monitors.append(try Monitor(options, at: try machine.chardev(id), of: Monitors(machine, sets)))
     }
     let attached = monitors
     machine.control.addListener { notice in

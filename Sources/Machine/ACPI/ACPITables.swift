@@ -75,21 +75,10 @@ public struct ACPITables: Hashable, Sendable {
 }
 
 /// The reason why the tables cannot be built.
-public enum ACPIError: Error, Hashable, Sendable, CustomStringConvertible {
+public enum ACPIError: Error, Hashable, Sendable {
   /// Sizes in bytes.
   case tooLarge(size: UInt64, room: UInt64)
   /// A structure's 8-bit or 16-bit length field cannot hold its size in bytes.
   case structureTooLong(length: Int)
   case hostAddressWidthInvalid(Int)
-
-  public var description: String {
-    switch self {
-    case .tooLarge(let size, let room):
-      "the ACPI tables need \(size) bytes and have room for \(room): too many CPUs or devices"
-    case .structureTooLong(let length):
-      "an ACPI structure of \(length) bytes is too long for its length field"
-    case .hostAddressWidthInvalid(let width):
-      "a host address width of \(width) bits does not fit in the DMAR table"
-    }
-  }
 }

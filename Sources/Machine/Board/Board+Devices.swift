@@ -76,11 +76,11 @@ extension Board {
       try bus(of: function).add(function)
     } catch {
       function.revoke()
-      throw .device(kind: "PCI", problem: "\(error.address) has a function already")
+      throw .addressInUse(error.address)
     }
     if !devices.attach(function, to: identity) {
       function.revoke()
-      throw .device(kind: "PCI", problem: "the machine ends")
+      throw .ended
     }
   }
 

@@ -8,12 +8,6 @@ import Synchronization
 /// Two threads serve the device between `start` and `stop`: one reads and calls the frontends, the other writes. Lock
 /// order: the device's locks are leaves; no frontend is called while one of them is held.
 public final class Chardev: Sendable {
-  /// The device has a frontend already and is not multiplexed.
-  public struct InUse: Error, Hashable, Sendable, CustomStringConvertible {
-    public let id: String
-    public var description: String { "chardev '\(id)' is already in use" }
-  }
-
   public let options: any ChardevOptions
   private let input: ChardevEndpoint.Input
   private let output: ChardevOutputBuffer?
@@ -64,13 +58,13 @@ public final class Chardev: Sendable {
   }
 
   /// Attaches a frontend. Must be called before `start`. The first frontend of a multiplexed device gets the focus.
-  public func attach(_ frontend: any ChardevFrontend) throws(InUse) {
+  public func attach(_ frontend: any ChardevFrontend) throws(StartError) {
     let attached = state.withLock { state in
       guard state.frontends.isEmpty || options.multiplexed else { return false }
       state.frontends.append(frontend)
       return true
     }
-    if !attached { throw InUse(id: options.id?.text ?? type(of: options).typeName) }
+    if !attached { throw .chardev(options.id.map(ChardevProblem.inUse) ?? .missingID) }
   }
 
   /// Whether a frontend is attached.

@@ -59,7 +59,7 @@ struct ChardevFeed {
   }
 
   private mutating func switchFocus() -> InputAction {
-    guard frontends.count > 1 else { return .show("\nnestling: there is no monitor here\n") }
+    guard frontends.count > 1 else { return .show(interpreter?.onlyFrontendText ?? "") }
     // Input from before the switch belongs to the frontend that had the focus.
     deliver()
     frontends[focus].focusChanged(false)
@@ -93,6 +93,8 @@ struct ChardevFeed {
 
 /// Finds the Ctrl-A commands in typed input, before a frontend gets the input.
 public protocol InputInterpreter: Sendable {
+  /// Shown when the focus should change and there is only one frontend.
+  var onlyFrontendText: String { get }
   /// - Parameter guestBytes: gets the bytes for the frontend with the focus, up to the first action.
   /// - Returns: the number of input bytes that are used, and the action to carry out after them; nil for no action.
   mutating func receive(_ bytes: ArraySlice<UInt8>, guestBytes: inout [UInt8]) -> (used: Int, action: InputAction?)

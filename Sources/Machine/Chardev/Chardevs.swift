@@ -52,9 +52,7 @@ public final class Chardevs: Sendable {
   var all: [Chardev] { state.withLock { $0.devices } }
 
   func device(_ id: Identifier) throws(StartError) -> Chardev {
-    guard let device = all.first(where: { $0.options.id == id }) else {
-      throw .device(kind: "chardev", problem: "chardev \"\(id)\" not found")
-    }
+    guard let device = all.first(where: { $0.options.id == id }) else { throw .chardev(.notFound(id)) }
     return device
   }
 

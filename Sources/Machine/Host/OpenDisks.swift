@@ -61,7 +61,7 @@ final class OpenDisks: Sendable {
             throw error
           }
         } else if size > earlier {
-          throw SystemError("resize", node.path, code: EINVAL, because: "a block device")
+          throw SystemError("resize", node.path, code: EINVAL, cause: .blockDevice)
         }
         reached = try file.currentSize
       } catch {

@@ -29,10 +29,14 @@ final class QTestServer: ChardevFrontend {
   /// - Parameter clock: the clock that the client advances; nil if time passes by itself.
   init(
     on device: Chardev, log: QTestLog?, board: Board, clock: SteppedClock?
-  ) throws {
+  ) throws(StartError) {
     self.device = device
     self.log = log
-    changed = try EventDescriptor()
+    do {
+      changed = try EventDescriptor()
+    } catch {
+      throw .system(error)
+    }
     session = QTestSession(board: board, clock: clock)
     session.onNews { [weak self] in self?.sendNews() }
     log?.onRoom { [weak self] in self?.changed.signal() }

@@ -12,8 +12,7 @@ enum MachineEvent: Hashable, Sendable {
   case tripleFault(processor: Int, instructionPointer: UInt64?)
   /// The guest ended Nestling with an exit status (isa-debug-exit).
   case debugExit(status: Int32)
-  /// The guest cannot continue. The text is KVM's report.
-  case crashed(String)
+  case crashed(GuestCrash)
 
   // Requests of the host.
 
@@ -71,6 +70,18 @@ enum MachineEvent: Hashable, Sendable {
     static func == (a: Continuation, b: Continuation) -> Bool { a === b }
     func hash(into hasher: inout Hasher) { hasher.combine(ObjectIdentifier(self)) }
   }
+}
+
+/// The reason why the guest cannot continue, from one of its CPUs.
+public enum GuestCrash: Hashable, Sendable {
+  /// KVM_EXIT_INTERNAL_ERROR
+  case internalError(suberror: UInt32, processor: Int, instructionPointer: UInt64?)
+  /// KVM_EXIT_FAIL_ENTRY: the host's CPU did not enter the guest.
+  case entryFailed(reason: UInt64, processor: Int)
+  /// An exit that Nestling does not know.
+  case unknownExit(reason: UInt32, processor: Int)
+  /// A call of KVM failed.
+  case kvm(StartError.KVMError)
 }
 
 /// The cause of a reset or of the machine's end (QEMU's ShutdownCause).

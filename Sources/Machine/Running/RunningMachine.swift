@@ -20,8 +20,7 @@ public final class RunningMachine {
     case quit
     /// The guest wrote to isa-debug-exit.
     case debugExit(status: Int32)
-    /// The guest could not continue. The text is one line with the reason.
-    case crashed(String)
+    case crashed(GuestCrash)
     /// The machine could not be reset, or could not resume its CPUs.
     case failed(StartError, isReset: Bool)
 
@@ -39,7 +38,7 @@ public final class RunningMachine {
   private var rebootAction: MachineConfiguration.RebootAction
   let board: Board
   private let processors: any Processors
-  public let characters: Chardevs
+  public let chardevs: Chardevs
   private let serial: SerialConnection?
   let events: EventQueue
   private let terminationWatch: TerminationWatch?
@@ -94,7 +93,7 @@ public final class RunningMachine {
     let chardevs = try Chardevs(
       configuration.chardevs, interpreter: interpreter, interruption: signals.rawValue,
       onExit: { requestQuit(.terminal) })
-    characters = chardevs
+    self.chardevs = chardevs
     let patience = Patience(until: signals.rawValue)
     let processors: any Processors
     let qtest: QTestServer?
@@ -156,13 +155,7 @@ public final class RunningMachine {
     _ configuration: MachineConfiguration, _ chardevs: Chardevs
   ) throws(StartError) -> SerialConnection? {
     guard case .character(let id)? = configuration.serials.first else { return nil }
-    do {
-      return try SerialConnection(to: try chardevs.device(id))
-    } catch let error as StartError {
-      throw error
-    } catch {
-      throw .device(kind: "serial", problem: "\(error)")
-    }
+    return try SerialConnection(to: try chardevs.device(id))
   }
 
   private static func makeQTest(
@@ -176,13 +169,7 @@ public final class RunningMachine {
     } catch {
       throw .file(option: "-qtest-log", error)
     }
-    do {
-      return try QTestServer(on: try chardevs.device(options.device), log: log, board: board, clock: clock)
-    } catch let error as StartError {
-      throw error
-    } catch {
-      throw .device(kind: "qtest", problem: "\(error)")
-    }
+    return try QTestServer(on: try chardevs.device(options.device), log: log, board: board, clock: clock)
   }
 
   private static func makeLayout(
@@ -254,14 +241,14 @@ public final class RunningMachine {
   }
 
   /// Returns a chardev of the configuration, to which a frontend can be attached before the machine runs.
-  public func chardev(_ id: Identifier) throws(StartError) -> Chardev { try characters.device(id) }
+  public func chardev(_ id: Identifier) throws(StartError) -> Chardev { try chardevs.device(id) }
 
   /// The devices, in the order of their admission.
   var devices: [Device] { board.devices.all }
 
   /// The state of the machine, for monitors.
   public var inspection: MachineInspection {
-    MachineInspection(configuration, board: board, chardevs: characters, processors: processors)
+    MachineInspection(configuration, board: board, chardevs: chardevs, processors: processors)
   }
 
   /// - Parameter listener: called on any thread, for each notice about passed-through devices for the user.
@@ -311,17 +298,13 @@ public final class RunningMachine {
   }
 
   private func begin() throws(StartError) {
-    do {
-      serial?.connect(board.serial)
-      if !configuration.startsPaused {
-        controller.set(.running)
-        try processors.start()
-      }
-      // Start the chardevs last, so that no client's request arrives before the machine has started.
-      try characters.start()
-    } catch {
-      throw .system(error)
+    serial?.connect(board.serial)
+    if !configuration.startsPaused {
+      controller.set(.running)
+      try host(processors.start)
     }
+    // Start the chardevs last, so that no client's request arrives before the machine has started.
+    try host(chardevs.start)
   }
 
   /// Handles an event.
@@ -330,7 +313,7 @@ public final class RunningMachine {
     switch event {
     case .shutdown: return end(.shutdown, .guestShutdown)
     case .debugExit(let status): return end(.debugExit(status: status), .guestShutdown)
-    case .crashed(let what): return end(.crashed(what), .guestCrash)
+    case .crashed(let crash): return end(.crashed(crash), .guestCrash)
     case .quit(let cause): return end(.quit, cause)
     case .tripleFault(let processor, let instructionPointer):
       controller.notify(.tripleFault(processor: processor, instructionPointer: instructionPointer))
@@ -360,31 +343,41 @@ public final class RunningMachine {
     // The reset discards the guest's other events, but not a request to quit.
     if case .quit(let cause)? = events.forgetGuestEvents() { return end(.quit, cause) }
     controller.notify(.reset(cause))
-    do {
-      board.completeRemovals()
-      board.reset()
-      hotplug.guestWasReset()
+    board.completeRemovals()
+    board.reset()
+    hotplug.guestWasReset()
+    do throws(StartError) {
       // A booted kernel starts with cleared RAM. For a qtest client RAM keeps its content, as in QEMU.
-      if image != nil { try board.memory.clear() }
+      if image != nil { try host { () throws(SystemError) in try board.memory.clear() } }
       try load()
-      if controller.status == .running { try processors.start() }
-      // As in QEMU: the reset clears the error, and the machine waits for `cont`.
-      if controller.status == .internalError { controller.set(.prelaunch) }
-    } catch let error as StartError {
-      return end(.failed(error, isReset: true), .guestCrash)
+      if controller.status == .running { try host(processors.start) }
     } catch {
-      return end(.crashed("reset: \(error)"), .guestCrash)
+      return end(.failed(error, isReset: true), .guestCrash)
     }
+    // As in QEMU: the reset clears the error, and the machine waits for `cont`.
+    if controller.status == .internalError { controller.set(.prelaunch) }
     return nil
+  }
+
+  private func host(_ call: () throws(SystemError) -> Void) throws(StartError) {
+    do {
+      try call()
+    } catch {
+      throw .system(error)
+    }
   }
 
   /// Carries out a request and answers it.
   /// - Returns: nil if the machine continues, even if the request failed.
   private func carryOut(_ pending: PendingRequest) -> Ending? {
-    do {
+    do throws(RequestError) {
       switch pending.request {
       case .pause: pause()
-      case .resume: try resume()
+      case .resume:
+        if let failure = try resume() {
+          pending.answer(.ended)
+          return end(.failed(failure, isReset: false), .guestCrash)
+        }
       case .addDevice(let description):
         hotplug.add(description, answering: pending)
         return nil
@@ -398,14 +391,8 @@ public final class RunningMachine {
       }
       // Answer after the notices: a QMP event comes before the answer to the command that caused it.
       pending.answer()
-    } catch let error as RequestError {
-      pending.answer(error)
-    } catch let error as StartError {
-      pending.answer(.ended)
-      return end(.failed(error, isReset: false), .guestCrash)
     } catch {
-      pending.answer(.ended)
-      return end(.crashed("\(error)"), .guestCrash)
+      pending.answer(error)
     }
     return nil
   }
@@ -417,19 +404,23 @@ public final class RunningMachine {
     controller.notify(.paused)
   }
 
-  private func resume() throws {
-    switch controller.status {
-    case .running: return
-    case .internalError: throw RequestError.needsReset
-    case .prelaunch:
-      // Devices may have been added and removed since the guest was loaded.
-      board.slots.prepare()
-      try placeResources()
-    case .paused, .shutdown: break
+  /// - Returns: the error that ends the machine; nil if the CPUs run.
+  private func resume() throws(RequestError) -> StartError? {
+    if controller.status == .running { return nil }
+    if controller.status == .internalError { throw .needsReset }
+    do throws(StartError) {
+      if controller.status == .prelaunch {
+        // Devices may have been added and removed since the guest was loaded.
+        board.slots.prepare()
+        try placeResources()
+      }
+      controller.set(.running)
+      controller.notify(.resumed)
+      try host(processors.start)
+      return nil
+    } catch {
+      return error
     }
-    controller.set(.running)
-    controller.notify(.resumed)
-    try processors.start()
   }
 
   private func end(_ ending: Ending, _ cause: MachineCause) -> Ending {
@@ -453,7 +444,7 @@ public final class RunningMachine {
     qtest?.stop()
     hotplug.stop()
     board.removeDevices()
-    characters.stop()
+    chardevs.stop()
     serial?.connect(nil)
   }
 }

@@ -37,7 +37,7 @@ struct StartImage {
           lastBus: UInt8(clamping: configuration.lastBus), hotplugWay: configuration.hotplugWay, hotplugSlots: slots,
           remapping: units.isEmpty ? nil : DMARemapping(units)))
     } catch {
-      throw .device(kind: "ACPI", problem: error.description)
+      throw .tables(error)
     }
   }
 

@@ -6,7 +6,7 @@ final class SerialConnection: ChardevFrontend, ChardevOutput {
   private let device: Chardev
   private let port = Mutex<SerialPort?>(nil)
 
-  init(to device: Chardev) throws(Chardev.InUse) {
+  init(to device: Chardev) throws(StartError) {
     self.device = device
     try device.attach(self)
   }

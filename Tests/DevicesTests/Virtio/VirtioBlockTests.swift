@@ -69,19 +69,19 @@ import Testing
       return nil
     }
     #expect(problem { _ in } == nil)
-    #expect(problem { $0.queueCount = 0 } == .queueCount(0))
-    #expect(problem { $0.queueCount = 1025 } == .queueCount(1025))
-    #expect(problem { $0.queueSize = 100 } == .queueSize(100))
-    #expect(problem { $0.queueSize = 2048 } == .queueSize(2048))
-    #expect(problem { $0.logicalBlockSize = 513 } == .blockSize(513))
-    #expect(problem { $0.logicalBlockSize = 4 << 20 } == .blockSize(4 << 20))
+    #expect(problem { $0.queueCount = 0 } == .queueCount)
+    #expect(problem { $0.queueCount = 1025 } == .queueCount)
+    #expect(problem { $0.queueSize = 100 } == .queueSize)
+    #expect(problem { $0.queueSize = 2048 } == .queueSize)
+    #expect(problem { $0.logicalBlockSize = 513 } == .logicalBlockSize)
+    #expect(problem { $0.logicalBlockSize = 4 << 20 } == .logicalBlockSize)
     #expect(
       problem {
         $0.logicalBlockSize = 4096
         $0.physicalBlockSize = 512
-      } == .physicalBlockSize(512))
-    #expect(problem { $0.transport.vectors = 2049 } == .vectors(2049))
-    #expect(problem { $0.serial = "twenty-one characters" } == .serial("twenty-one characters"))
+      } == .physicalBlockSize)
+    #expect(problem { $0.transport.vectors = 2049 } == .vectors)
+    #expect(problem { $0.serial = "twenty-one characters" } == .serial)
   }
 
   // MARK: Data

@@ -121,7 +121,7 @@ private final class RecordingAccelerator: Accelerator {
   let doorbells: any Doorbells = NoDoorbells()
 
   func makeProcessors(board: Board) throws(StartError) -> any Processors {
-    throw .device(kind: "CPU", problem: "there is none")
+    throw .system(SystemError("CPU", code: 38))
   }
 }
 

@@ -273,8 +273,7 @@ import Testing
     #expect(notices.all == [])
     memoryBus.write(address: 0xd000_2010 + 12, width: .doubleword, value: 0)
     #expect(takeInterruptSets() == ["2 from 0 off", "2 from 0 [500]"])
-    let error = SystemError(
-      "VFIO_DEVICE_SET_IRQS", code: ENOSPC, because: "the host has 1 of 2 vectors for it")
+    let error = SystemError("VFIO_DEVICE_SET_IRQS", code: ENOSPC, cause: .vectors(available: 1, requested: 2))
     #expect(notices.all == [.interruptsRefused(error)])
     memoryBus.write(address: 0xd000_2010 + 12, width: .doubleword, value: 1)
     memoryBus.write(address: 0xd000_2010 + 12, width: .doubleword, value: 0)

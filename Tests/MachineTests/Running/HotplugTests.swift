@@ -287,7 +287,7 @@ import Testing
     ) throws(StartError) -> [Function] {
       Self.begun.increment()
       Self.gate.withLock { $0 }?.wait()
-      if fails { throw .device(kind: "slow", problem: "the host fails it") }
+      if fails { throw .system(.init("open", "slow", code: 5)) }
       var options = EduOptions()
       options.function = function
       return options.build(device, on: board, with: configuration)

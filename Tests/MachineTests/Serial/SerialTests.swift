@@ -179,6 +179,8 @@ extension ChardevOutputBuffer {
 
 @Suite(.serialized, .timeLimit(.minutes(5))) struct SerialConnectionTests {
   private struct Passing: InputInterpreter {
+    let onlyFrontendText = "alone"
+
     mutating func receive(
       _ bytes: ArraySlice<UInt8>, guestBytes: inout [UInt8]
     ) -> (used: Int, action: InputAction?) {

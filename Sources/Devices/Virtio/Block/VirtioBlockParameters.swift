@@ -1,19 +1,12 @@
 /// The options of a `virtio-blk-pci` device. Comments give QEMU's property names.
 public struct VirtioBlockParameters: Hashable, Sendable {
-  /// An invalid option, with its value.
-  public enum Problem: Error, Hashable, Sendable {
-    /// num-queues is not 1 to 1024.
-    case queueCount(Int)
-    /// queue-size is not a power of two from 4 to 1024.
-    case queueSize(Int)
-    /// A block size is not a power of two from 512 bytes to 2 MiB.
-    case blockSize(Int)
-    /// The physical block size is smaller than the logical one.
-    case physicalBlockSize(Int)
-    /// vectors is not 0 to 2048.
-    case vectors(Int)
-    /// serial has more than 20 bytes.
-    case serial(String)
+  /// The option whose value is out of range. The raw value is QEMU's property name.
+  public enum Problem: String, Error, Hashable, Sendable {
+    case queueCount = "num-queues"
+    case queueSize = "queue-size"
+    case logicalBlockSize = "logical_block_size"
+    case physicalBlockSize = "physical_block_size"
+    case vectors, serial
   }
 
   /// num-queues
@@ -37,18 +30,17 @@ public struct VirtioBlockParameters: Hashable, Sendable {
 
   /// - Throws: the first value that is out of range.
   public func validate() throws(Problem) {
-    guard (1...1024).contains(queueCount) else { throw .queueCount(queueCount) }
+    guard (1...1024).contains(queueCount) else { throw .queueCount }
     guard (4...Int(VirtQueue.sizeLimit)).contains(queueSize), queueSize.nonzeroBitCount == 1 else {
-      throw .queueSize(queueSize)
+      throw .queueSize
     }
+    func isBlockSize(_ size: Int) -> Bool { (512...2 << 20).contains(size) && size.nonzeroBitCount == 1 }
+    guard isBlockSize(logicalBlockSize) else { throw .logicalBlockSize }
     let physical = physicalBlockSize ?? logicalBlockSize
-    for size in [logicalBlockSize, physical] {
-      guard (512...2 << 20).contains(size), size.nonzeroBitCount == 1 else { throw .blockSize(size) }
-    }
-    guard physical >= logicalBlockSize else { throw .physicalBlockSize(physical) }
+    guard isBlockSize(physical), physical >= logicalBlockSize else { throw .physicalBlockSize }
     if let vectors = transport.vectors {
-      guard VirtioOptions.vectorRange.contains(vectors) else { throw .vectors(vectors) }
+      guard VirtioOptions.vectorRange.contains(vectors) else { throw .vectors }
     }
-    guard serial.utf8.count <= VirtioBlock.serialSize else { throw .serial(serial) }
+    guard serial.utf8.count <= VirtioBlock.serialSize else { throw .serial }
   }
 }

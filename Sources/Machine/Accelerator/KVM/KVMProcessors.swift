@@ -102,18 +102,19 @@ final class KVMProcessors: Processors {
             .tripleFault(processor: vcpu.id, instructionPointer: try? vcpu.instructionPointer()))
         case .systemEvent(let type): board.events.post(type == 2 ? .reset : .shutdown)
         case .internalError(let suberror):
-          let at = (try? vcpu.instructionPointer()).map { String($0, radix: 16) } ?? "?"
-          board.events.post(.crashed("CPU \(vcpu.id): KVM internal error \(suberror) at 0x\(at)"))
-        case .entryFailed(let reason):
-          board.events.post(.crashed("CPU \(vcpu.id): KVM could not enter the guest, reason \(reason)"))
-        case .unknown(let reason):
-          board.events.post(.crashed("CPU \(vcpu.id): unknown KVM exit \(reason)"))
+          crash(
+            .internalError(
+              suberror: suberror, processor: vcpu.id, instructionPointer: try? vcpu.instructionPointer()))
+        case .entryFailed(let reason): crash(.entryFailed(reason: reason, processor: vcpu.id))
+        case .unknown(let reason): crash(.unknownExit(reason: reason, processor: vcpu.id))
         }
       } catch {
-        board.events.post(.crashed("\(error)"))
+        crash(.kvm(error))
       }
     }
   }
+
+  private func crash(_ reason: GuestCrash) { board.events.post(.crashed(reason)) }
 }
 
 extension ProcessorEntry {

@@ -72,7 +72,7 @@ extension VirtioBlockOptions: BoardDevice {
       board.disks.add(node.id, backend, disk)
       return [model.function]
     } catch {
-      throw .device(kind: Self.typeName, problem: "\(error)")
+      throw .disk(error)
     }
   }
 }
