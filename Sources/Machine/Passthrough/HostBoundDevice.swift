@@ -43,12 +43,12 @@ final class HostBoundDevice: HostTranslation {
   /// Attaches the device to the guest's memory.
   init(
     _ device: VFIODevice, memory: PassthroughMemory, nests: Bool, group: HostGroup.Member = HostGroup.alone(),
-    tell: @escaping @Sendable (Notice) -> Void
+    report: @escaping @Sendable (Notice) -> Void
   ) throws(SystemError) {
     self.device = device
     self.memory = memory
     self.group = group
-    report = tell
+    self.report = report
     guard nests else {
       secondStage = memory.space
       state = Mutex(State())

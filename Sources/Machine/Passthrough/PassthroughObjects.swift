@@ -129,7 +129,7 @@ final class PassthroughObjects: Sendable {
 
   // MARK: Notices
 
-  func tell(_ notice: PassthroughNotice) {
+  func notify(_ notice: PassthroughNotice) {
     let listener = state.withLock { state in
       if state.listener == nil { state.notices.append(notice) }
       return state.listener

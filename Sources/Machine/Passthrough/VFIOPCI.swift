@@ -45,7 +45,7 @@ final class VFIOPCI: FunctionModel {
     /// Whether the guest already uses the functions that may share a bus with this function.
     var guestRuns = false
     /// Reports a notice to the user. Called once for each notice.
-    var tell: @Sendable (PassthroughNotice.Kind) -> Void = { _ in }
+    var report: @Sendable (PassthroughNotice.Kind) -> Void = { _ in }
   }
 
   /// The BARs where the guest has placed them, and the device's power state, which is D0 while a BAR is mapped.
@@ -97,7 +97,7 @@ final class VFIOPCI: FunctionModel {
       interrupts = PassthroughInterrupts(
         device, inner: environment.interrupts, msixCount: space.msix?.vectorCount ?? 0,
         intx: space.interruptPin > 0 ? events.interrupt : nil,
-        report: { surroundings.tell(.interruptsRefused($0)) })
+        report: { surroundings.report(.interruptsRefused($0)) })
       function = Function(
         Self.description(space, bars.registers + (romRegister.map { [$0] } ?? [])), at: address,
         environment: environment.routing(by: interrupts))
@@ -178,7 +178,7 @@ final class VFIOPCI: FunctionModel {
   }
 
   func report(_ kind: PassthroughNotice.Kind) {
-    if state.withLock({ $0.reported.insert(kind).inserted }) { surroundings.tell(kind) }
+    if state.withLock({ $0.reported.insert(kind).inserted }) { surroundings.report(kind) }
   }
 
   /// Whether the function waits for a reset of its bus.

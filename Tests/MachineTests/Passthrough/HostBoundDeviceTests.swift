@@ -29,8 +29,8 @@ import VTdOracle
 
   private func bound(
     _ device: VFIODevice, _ memory: PassthroughMemory, nests: Bool = true,
-    tell: @escaping @Sendable (HostBoundDevice.Notice) -> Void = { _ in }
-  ) throws -> HostBoundDevice { try HostBoundDevice(device, memory: memory, nests: nests, tell: tell) }
+    report: @escaping @Sendable (HostBoundDevice.Notice) -> Void = { _ in }
+  ) throws -> HostBoundDevice { try HostBoundDevice(device, memory: memory, nests: nests, report: report) }
 
   private func stage(_ root: UInt64) -> HostBinding {
     .firstStage(GuestFirstStage(root: root, levels: 4, domain: 5, pasid: 0))
@@ -171,11 +171,11 @@ import VTdOracle
 
     init(
       _ test: HostBoundDeviceTests, _ memory: PassthroughMemory,
-      tell: @escaping @Sendable (Int, HostBoundDevice.Notice) -> Void = { _, _ in }
+      report: @escaping @Sendable (Int, HostBoundDevice.Notice) -> Void = { _, _ in }
     ) throws {
       nesting = try NestingGuest()
       bounds = try (0..<2).map { number in
-        try test.bound(try test.device(number, memory), memory) { tell(number, $0) }
+        try test.bound(try test.device(number, memory), memory) { report(number, $0) }
       }
       for (bound, source) in zip(bounds, NestingGuest.sources) {
         nesting.bindings.add(bound, for: Requester(id: source))

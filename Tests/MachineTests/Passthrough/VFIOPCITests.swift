@@ -43,12 +43,12 @@ import Testing
   }
 
   private func make(
-    below port: RootPort? = nil, tell: @escaping @Sendable (PassthroughNotice.Kind) -> Void = { _ in }
+    below port: RootPort? = nil, report: @escaping @Sendable (PassthroughNotice.Kind) -> Void = { _ in }
   ) throws -> VFIOPCI {
     let device = try VFIODevice(
       file: KernelFile(opening: "/dev/vfio/devices/vfio0", calls: kernel), to: IOMMUFD(calls: kernel))
     return try VFIOPCI(
-      device, environment: environment().below(port), surroundings: .init(deviceMemory: memory, tell: tell),
+      device, environment: environment().below(port), surroundings: .init(deviceMemory: memory, report: report),
       address: RequesterID(bus: 0, device: port == nil ? 5 : 0, function: 0))
   }
 
