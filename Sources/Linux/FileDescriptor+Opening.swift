@@ -6,7 +6,7 @@ import Glibc
 
 extension FileDescriptor {
   /// The file's type, one of the values of S_IFMT: S_IFREG for a regular file.
-  var kind: mode_t {
+  var type: mode_t {
     get throws(SystemError) {
       var status = stat()
       // SAFETY: the structure outlives the call.
@@ -26,9 +26,9 @@ extension FileDescriptor {
 
   /// Throws unless the file has random access, as regular files and block devices have.
   func checkImage(_ path: String) throws(SystemError) {
-    let kind = try kind
-    guard kind == S_IFREG || kind == S_IFBLK else {
-      if kind == S_IFDIR { throw SystemError("open", path, code: EISDIR) }
+    let type = try type
+    guard type == S_IFREG || type == S_IFBLK else {
+      if type == S_IFDIR { throw SystemError("open", path, code: EISDIR) }
       throw SystemError("open", path, code: EINVAL, cause: .notAnImage)
     }
   }
@@ -36,7 +36,7 @@ extension FileDescriptor {
   /// Opens any file but a directory for reading. A read returns at once if the file has no bytes now.
   public init(openingSource path: String) throws(SystemError) {
     let file = try FileDescriptor(opening: path, O_RDONLY | O_NONBLOCK | O_NOCTTY)
-    if try file.kind == S_IFDIR { throw SystemError("open", path, code: EISDIR) }
+    if try file.type == S_IFDIR { throw SystemError("open", path, code: EISDIR) }
     self = file
   }
 

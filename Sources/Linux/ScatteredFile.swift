@@ -59,7 +59,7 @@ public final class ScatteredFile: Sendable {
   }
 
   /// Whether the image is a regular file, whose size can change, and not a block device.
-  public var isRegular: Bool { get throws(SystemError) { try file.kind == S_IFREG } }
+  public var isRegular: Bool { get throws(SystemError) { try file.type == S_IFREG } }
 
   /// Changes the size of a regular file; new bytes read as zero.
   public func resize(to size: UInt64) throws(SystemError) {

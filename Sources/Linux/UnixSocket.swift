@@ -91,8 +91,8 @@ extension FileDescriptor {
   /// Connects to a socket in the file system.
   /// - Parameter patience: the limit of the wait for a server whose queue of clients is full.
   public init(connectingTo path: String, patience: Patience = Patience(until: nil)) throws(SystemError) {
-    let kind = Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue) | Int32(SOCK_NONBLOCK.rawValue)
-    let answer = socket(AF_UNIX, kind, 0)
+    let type = Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue) | Int32(SOCK_NONBLOCK.rawValue)
+    let answer = socket(AF_UNIX, type, 0)
     if answer < 0 { throw SystemError("socket", path, code: errno) }
     let file = FileDescriptor(owning: answer)
     var address = try UnixListener.address(path)

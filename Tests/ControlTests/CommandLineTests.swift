@@ -13,7 +13,7 @@ import Testing
     #expect(machine.processors == ProcessorTopology())
     #expect(machine.memory == MemoryConfiguration())
     #expect(machine.memory.size == 128 << 20)
-    #expect(machine.serials == [.character(try Identifier(text: "serial0"))])
+    #expect(machine.serials == [.chardev(try Identifier(text: "serial0"))])
     #expect(machine.monitors.map(\.device) == [try Identifier(text: "serial0")])
     #expect((machine.chardevs.first as? StdioChardevOptions)?.multiplexed == true)
     #expect(machine.rebootAction == .reset)
@@ -164,7 +164,7 @@ import Testing
     let machine = try configuration("-kernel", "k", "-serial", backend.text)
     var wanted = backend.device
     wanted.id = try Identifier(text: "serial0")
-    #expect(machine.serials == [.character(try Identifier(text: "serial0"))])
+    #expect(machine.serials == [.chardev(try Identifier(text: "serial0"))])
     try #require(machine.chardevs.count == 1)
     #expect(String(describing: machine.chardevs[0]) == String(describing: wanted))
     #expect(machine.monitors.count == (backend.text.hasPrefix("mon:") ? 1 : 0))
@@ -184,7 +184,7 @@ import Testing
       machine.monitors.map { $0.device?.text } == ["q", "compat_monitor0", "compat_monitor1", "compat_monitor2", "m"])
     #expect(machine.monitors.map(\.mode) == [.control, .control, .control, .readline, .readline])
     #expect(machine.monitors.map(\.pretty) == [false, false, true, false, false])
-    #expect(machine.serials == [.character(try Identifier(text: "s"))])
+    #expect(machine.serials == [.chardev(try Identifier(text: "s"))])
   }
 
   @Test("the default serial port leaves the terminal to another option, and -monitor none removes the monitor")

@@ -57,19 +57,19 @@ import Testing
   }
 
   @Test("every property of every device type and object type is listed")
-  func everyPropertyOfEveryKindIsListed() throws {
-    for kind in DeviceTypes.all {
-      let help = try #require(printed("-device", "\(kind.typeName),help"))
-      #expect(help.hasPrefix("\(kind.typeName) options:\n"))
-      for property in kind.propertyDescriptions {
+  func everyPropertyOfEveryTypeIsListed() throws {
+    for type in DeviceTypes.all {
+      let help = try #require(printed("-device", "\(type.typeName),help"))
+      #expect(help.hasPrefix("\(type.typeName) options:\n"))
+      for property in type.propertyDescriptions {
         #expect(help.contains("  \(property.name)=<\(property.typeName)>"))
         for alias in property.aliases { #expect(help.contains(alias)) }
       }
     }
-    for kind in ObjectTypes.all {
-      #expect(try #require(printed("-object", "help")).contains(kind.typeName))
-      let help = try #require(printed("-object", "\(kind.typeName),help"))
-      for property in kind.propertyDescriptions { #expect(help.contains("  \(property.name)=<")) }
+    for type in ObjectTypes.all {
+      #expect(try #require(printed("-object", "help")).contains(type.typeName))
+      let help = try #require(printed("-object", "\(type.typeName),help"))
+      for property in type.propertyDescriptions { #expect(help.contains("  \(property.name)=<")) }
     }
   }
 

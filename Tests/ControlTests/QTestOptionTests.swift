@@ -19,7 +19,7 @@ import Testing
     let socket = try #require(device(machine) as? SocketChardevOptions)
     #expect(socket.path == "/tmp/qtest-1.sock" && !socket.server)
     // The default serial port does not take the terminal.
-    #expect(machine.serials == [.character(try Identifier(text: "serial0"))])
+    #expect(machine.serials == [.chardev(try Identifier(text: "serial0"))])
     #expect(machine.chardevs.last is NullChardevOptions)
     #expect(machine.monitors.count == 1)
   }

@@ -9,7 +9,7 @@ import Testing
 
 /// Checks that devices of every type end in the same way, whatever they are doing.
 @Suite struct DeviceRevocationTests {
-  enum Kind: CaseIterable {
+  enum DeviceType: CaseIterable {
     case edu
     case iommuTestDevice
     case dmaEngine
@@ -19,8 +19,8 @@ import Testing
 
   private static let address = RequesterID(bus: 0, device: 4, function: 0)
 
-  private static func make(_ kind: Kind, _ environment: PCIEnvironment) throws -> any FunctionModel & Described {
-    switch kind {
+  private static func make(_ type: DeviceType, _ environment: PCIEnvironment) throws -> any FunctionModel & Described {
+    switch type {
     case .edu: Edu(mask: .max, environment: environment, address: address)
     case .iommuTestDevice: IOMMUTestDevice(environment: environment, address: address)
     case .dmaEngine: DMAEngine(environment: environment, address: address)
@@ -61,19 +61,19 @@ import Testing
     #expect(isRevoked.value == 1)
   }
 
-  @Test("a refused device no longer answers, and a revoked one is released", arguments: Kind.allCases)
-  func gone(kind: Kind) throws {
+  @Test("a refused device no longer answers, and a revoked one is released", arguments: DeviceType.allCases)
+  func gone(type: DeviceType) throws {
     let board = TestBoard()
     let bus = Bus(number: 0)
     weak var released: (any FunctionModel)?
     do {
-      let model = try Self.make(kind, board.environment)
+      let model = try Self.make(type, board.environment)
       released = model
       let function = model.function
       try Self.plug(function, bus)
       let bars = function.description.baseAddressRegisters
       for bar in bars { #expect(board.memoryBus.read(address: Self.base(of: bar), width: .doubleword) != nil) }
-      #expect((kind == .block || kind == .entropy) == board.workers.workers.contains { $0.doorbell != nil })
+      #expect((type == .block || type == .entropy) == board.workers.workers.contains { $0.doorbell != nil })
 
       function.refuse()
       for bar in bars { #expect(board.memoryBus.read(address: Self.base(of: bar), width: .doubleword) == nil) }
@@ -87,29 +87,29 @@ import Testing
     #expect(released == nil)
   }
 
-  @Test("a page in flight delays revoke, but not refuse", arguments: [Kind.edu, .iommuTestDevice, .dmaEngine])
-  func requests(kind: Kind) throws {
+  @Test("a page in flight delays revoke, but not refuse", arguments: [DeviceType.edu, .iommuTestDevice, .dmaEngine])
+  func requests(type: DeviceType) throws {
     let memory = GatedMemory(size: 1 << 20)
     let memoryBus = AddressBus()
     let model = try Self.make(
-      kind,
+      type,
       PCIEnvironment(
         memoryBus: memoryBus, ioBus: AddressBus(), memory: memory, remapper: DirectRemapper(memory: memory),
         interrupts: RecordingRouter(), workers: ThreadedWorkerSource(), makeParking: { SemaphoreParking() }))
     let function = model.function
     try Self.plug(function, Bus(number: 0))
     let registers: [(UInt64, UInt64)] =
-      switch kind {
+      switch type {
       case .edu: [(0x80, 0x40000), (0x88, 0x4000), (0x90, 16), (0x98, 3)]
       case .dmaEngine: [(0x20, 0x4000), (0x28, 0x4000), (0x10, 2)]
       default: [(0x04, 0x4000), (0x08, 0), (0x1c, 0x4000), (0x20, 0), (0x0c, 0x2000), (0x14, 1)]
       }
     for (offset, value) in registers {
-      memoryBus.write(address: 0xc000_0000 + offset, width: kind == .edu ? .quadword : .doubleword, value: value)
+      memoryBus.write(address: 0xc000_0000 + offset, width: type == .edu ? .quadword : .doubleword, value: value)
     }
     // iommu-testdev does its transfer within a read.
     let access = TestThread {
-      if kind == .iommuTestDevice { _ = memoryBus.read(address: 0xc000_0000, width: .doubleword) }
+      if type == .iommuTestDevice { _ = memoryBus.read(address: 0xc000_0000, width: .doubleword) }
     }
     #expect(eventually { memory.waiting == 1 })
     function.refuse()

@@ -99,7 +99,7 @@ enum ChardevArguments {
     draft.serialSources.append(draft.source)
     let serial: SerialBackend
     if let id = try draft.chardev(backend, label: label) {
-      serial = .character(id)
+      serial = .chardev(id)
       if case .described(_, withMonitor: true) = backend { draft.addMonitor(on: id) }
     } else {
       serial = .none

@@ -99,7 +99,7 @@ struct CommandLineDraft {
   /// character device already uses stdio, or with qtest, connects COM1 to a null device.
   private func addDefaultSerial(to result: inout MachineConfiguration) {
     guard let id = try? Identifier(text: "serial0") else { return }
-    result.serials = [.character(id)]
+    result.serials = [.chardev(id)]
     let isDriven = result.qtest != nil || result.accelerator == .qtest
     guard !isDriven, !result.chardevs.contains(where: { $0 is StdioChardevOptions }) else {
       var options = NullChardevOptions()

@@ -28,7 +28,7 @@ enum JSONOption {
   static func device(_ object: JSONObject) throws(OptionProblem) -> any DeviceOptions {
     do throws(MonitorError) {
       guard case .string(let driver)? = object["driver"] else { throw .generic("Parameter 'driver' is missing") }
-      let deviceType = try DeviceArguments.read([PropertyAssignment(name: "driver", value: driver)]).kind
+      let deviceType = try DeviceArguments.read([PropertyAssignment(name: "driver", value: driver)]).type
       var rest = object
       rest["driver"] = nil
       let assignments = try JSONProperties.typed(rest, of: deviceType)

@@ -37,7 +37,7 @@ struct RemovalArguments: CommandArguments {
 /// The arguments of `device_add`, in QMP and HMP.
 enum DeviceArguments {
   static func add(_ description: DeviceDescription, to target: any MonitorTarget) throws(MonitorError) {
-    let names = description.assignments.last { $0.name == "fd" && description.kind is any DescriptorTaking.Type }
+    let names = description.assignments.last { $0.name == "fd" && description.type is any DescriptorTaking.Type }
     try DescriptorArguments.perform(names?.value, on: target) { (file) throws(MonitorError) in
       var description = description
       description.file = file

@@ -102,7 +102,7 @@ public struct DMARemapping: Hashable, Sendable {
   /// A device to which a structure applies (8.3.1).
   public struct DeviceScope: Hashable, Sendable {
     /// The structure's type field.
-    public enum Kind: UInt8, Sendable {
+    public enum ScopeType: UInt8, Sendable {
       case endpoint = 1
       /// A bridge and all functions below it.
       case subHierarchy = 2
@@ -120,15 +120,15 @@ public struct DMARemapping: Hashable, Sendable {
       }
     }
 
-    public var kind: Kind
+    public var type: ScopeType
     /// The I/O APIC's id in the MADT; zero for the other types.
     public var enumerationID: UInt8
     public var startBus: UInt8
     /// 1 to 124 steps.
     public var path: [Step]
 
-    public init(kind: Kind, enumerationID: UInt8 = 0, startBus: UInt8, path: [Step]) {
-      self.kind = kind
+    public init(type: ScopeType, enumerationID: UInt8 = 0, startBus: UInt8, path: [Step]) {
+      self.type = type
       self.enumerationID = enumerationID
       self.startBus = startBus
       self.path = path
@@ -137,7 +137,7 @@ public struct DMARemapping: Hashable, Sendable {
     /// Makes the scope of an I/O APIC that sends its interrupts with this source-id.
     public static func ioAPIC(id: UInt8, sourceID: RequesterID) -> DeviceScope {
       DeviceScope(
-        kind: .ioAPIC, enumerationID: id, startBus: sourceID.bus,
+        type: .ioAPIC, enumerationID: id, startBus: sourceID.bus,
         path: [Step(device: sourceID.device, function: sourceID.function)])
     }
   }

@@ -60,7 +60,7 @@ enum RemappingDescription {
   private static func scope(_ scope: DMARemapping.DeviceScope) throws(ACPIError) -> [UInt8] {
     let size = 6 + 2 * scope.path.count
     guard let length = UInt8(exactly: size) else { throw .structureTooLong(length: size) }
-    var bytes: [UInt8] = [scope.kind.rawValue, length, 0, 0, scope.enumerationID, scope.startBus]
+    var bytes: [UInt8] = [scope.type.rawValue, length, 0, 0, scope.enumerationID, scope.startBus]
     for step in scope.path { bytes += [step.device, step.function] }
     return bytes
   }
@@ -79,7 +79,7 @@ extension DMARemapping {
       units: units.map { unit in
         var scopes = unit.functions.map { place in
           DeviceScope(
-            kind: unit.ports.contains(place) ? .subHierarchy : .endpoint, startBus: 0,
+            type: unit.ports.contains(place) ? .subHierarchy : .endpoint, startBus: 0,
             path: place.path.map { DeviceScope.Step(device: $0.device, function: $0.function) })
         }
         if unit.hasIOAPIC { scopes.append(.ioAPIC(id: 0, sourceID: BoardLayout.ioapicRequester)) }

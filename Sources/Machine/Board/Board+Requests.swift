@@ -3,7 +3,7 @@ import Linux
 /// A device as a monitor describes it. The values of its properties are parsed after the check that the bus accepts a
 /// device now. The table that parses them is that of the command line.
 public struct DeviceDescription: Sendable {
-  public var kind: any DeviceOptions.Type
+  public var type: any DeviceOptions.Type
   /// The value of `bus`; nil for the default bus of the device type.
   public var bus: String?
   /// The properties, without `driver` and `bus`.
@@ -11,8 +11,8 @@ public struct DeviceDescription: Sendable {
   /// The open file that the property `fd` names.
   public var file: PassedDescriptor?
 
-  public init(_ kind: any DeviceOptions.Type, bus: String? = nil, _ assignments: [PropertyAssignment]) {
-    self.kind = kind
+  public init(_ type: any DeviceOptions.Type, bus: String? = nil, _ assignments: [PropertyAssignment]) {
+    self.type = type
     self.bus = bus
     self.assignments = assignments
   }
@@ -20,10 +20,10 @@ public struct DeviceDescription: Sendable {
   func options() throws(PropertyError) -> any DeviceOptions {
     var assignments = assignments
     // Only PCI devices have a property for their bus.
-    if let bus, kind is any PCIDeviceOptions.Type {
+    if let bus, type is any PCIDeviceOptions.Type {
       assignments.append(PropertyAssignment(name: "bus", value: bus))
     }
-    let options = try kind.init(assignments)
+    let options = try type.init(assignments)
     guard let file, var optionsWithFile = options as? any DeviceOptions & DescriptorTaking else { return options }
     optionsWithFile.file?.file = file
     return optionsWithFile
@@ -36,7 +36,7 @@ extension Board {
   /// Admits a device while the machine runs.
   /// - Throws: the reason why the device is refused. After an error, nothing has changed.
   func admit(_ description: DeviceDescription) throws(RequestError) -> Device {
-    let deviceType = description.kind
+    let deviceType = description.type
     if deviceType.bus == .system { throw .notPluggable }
     let bus = try bus(for: description)
     guard bus.isHotpluggable else { throw .noHotplug(bus: bus.name) }
@@ -57,13 +57,13 @@ extension Board {
   }
 
   private func bus(for description: DeviceDescription) throws(RequestError) -> LiveBus {
-    let deviceType = description.kind
+    let deviceType = description.type
     guard let name = description.bus else {
       guard let bus = buses.standard(for: deviceType.bus) else { throw .noSuchBus(deviceType.bus.rawValue) }
       return bus
     }
     guard let bus = buses.named(name) else { throw .noSuchBus(name) }
-    guard bus.kind == deviceType.bus else { throw .wrongBus(typeName: deviceType.typeName, bus.kind) }
+    guard bus.type == deviceType.bus else { throw .wrongBus(typeName: deviceType.typeName, bus.type) }
     return bus
   }
 

@@ -4,7 +4,7 @@ import Synchronization
 struct LiveBus: Hashable, Sendable {
   /// The value of `bus=` that names the bus.
   let name: String
-  let kind: DeviceBus
+  let type: DeviceBus
   /// Whether devices can be added and removed while the machine runs.
   let isHotpluggable: Bool
 }
@@ -15,15 +15,15 @@ struct LiveBus: Hashable, Sendable {
 /// Lock order: code that holds its lock takes no other lock.
 final class LiveBuses: Sendable {
   private let buses = Mutex([
-    LiveBus(name: "main-system-bus", kind: .system, isHotpluggable: false),
-    LiveBus(name: "pcie.0", kind: .pci, isHotpluggable: false),
-    LiveBus(name: "isa.0", kind: .isa, isHotpluggable: false),
+    LiveBus(name: "main-system-bus", type: .system, isHotpluggable: false),
+    LiveBus(name: "pcie.0", type: .pci, isHotpluggable: false),
+    LiveBus(name: "isa.0", type: .isa, isHotpluggable: false),
   ])
 
   func named(_ name: String) -> LiveBus? { buses.withLock { $0.first { $0.name == name } } }
 
   /// Returns the default bus for devices of a bus type.
-  func standard(for kind: DeviceBus) -> LiveBus? { buses.withLock { $0.first { $0.kind == kind } } }
+  func standard(for type: DeviceBus) -> LiveBus? { buses.withLock { $0.first { $0.type == type } } }
 
   /// Adds a bus, or replaces the bus with the same name.
   func set(_ bus: LiveBus) {

@@ -13,7 +13,7 @@ struct BootLoading {
   init(request: BootRequest, memory: any PhysicalMemory) {
     self.request = request
     self.memory = memory
-    let low = request.layout.regions.filter { $0.kind == .memory && $0.range.upperBound <= GuestMemoryLayout.fourGiB }
+    let low = request.layout.regions.filter { $0.type == .memory && $0.range.upperBound <= GuestMemoryLayout.fourGiB }
     plan = MemoryPlan(free: low.map(\.range))
   }
 

@@ -24,14 +24,14 @@ public struct GuestMemoryLayout: Hashable, Sendable {
   }
 
   /// Address range types (ACPI 6.5, section 15.1); hvm_memmap and Multiboot use the same numbers.
-  public enum RegionKind: UInt32, Sendable {
+  public enum RegionType: UInt32, Sendable {
     case memory = 1
     case reserved = 2
   }
 
   public struct Region: Hashable, Sendable {
     public var range: Range<UInt64>
-    public var kind: RegionKind
+    public var type: RegionType
   }
 
   static let fourGiB: UInt64 = 1 << 32
@@ -43,8 +43,8 @@ public struct GuestMemoryLayout: Hashable, Sendable {
   /// The regions in the order of their addresses, without overlaps (the map that INT 15h E820h returns on a PC).
   public var regions: [Region] {
     var regions: [Region] = []
-    func add(_ start: UInt64, _ end: UInt64, _ kind: RegionKind) {
-      if start < end { regions.append(Region(range: start..<end, kind: kind)) }
+    func add(_ start: UInt64, _ end: UInt64, _ type: RegionType) {
+      if start < end { regions.append(Region(range: start..<end, type: type)) }
     }
     add(0, min(lowRAMEnd, Self.conventionalEnd), .memory)
     add(Self.conventionalEnd, Self.videoHole, .reserved)

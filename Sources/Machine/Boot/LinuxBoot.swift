@@ -103,7 +103,7 @@ struct BootParameters {
       let offset = 0x2d0 + 20 * index
       bytes.store(region.range.lowerBound, at: offset)
       bytes.store(region.range.upperBound - region.range.lowerBound, at: offset + 8)
-      bytes.store(region.kind.rawValue, at: offset + 16)
+      bytes.store(region.type.rawValue, at: offset + 16)
     }
   }
 }

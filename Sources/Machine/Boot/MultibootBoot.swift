@@ -67,7 +67,7 @@ extension BootLoading {
       bytes.append(littleEndian: UInt32(20))
       bytes.append(littleEndian: region.range.lowerBound)
       bytes.append(littleEndian: region.range.upperBound - region.range.lowerBound)
-      bytes.append(littleEndian: region.kind.rawValue)
+      bytes.append(littleEndian: region.type.rawValue)
     }
     return bytes
   }

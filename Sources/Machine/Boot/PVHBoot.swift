@@ -50,7 +50,7 @@ extension BootLoading {
     for region in regions {
       mapBytes.append(littleEndian: region.range.lowerBound)
       mapBytes.append(littleEndian: region.range.upperBound - region.range.lowerBound)
-      mapBytes.append(littleEndian: region.kind.rawValue)
+      mapBytes.append(littleEndian: region.type.rawValue)
       mapBytes.append(littleEndian: UInt32(0))
     }
 

@@ -54,7 +54,7 @@ extension MachineConfiguration {
       guard let device = devices[id] else { return .notFound(id) }
       return used.insert(id).inserted || device.multiplexed ? nil : .inUse(id)
     }
-    for case (let index, .character(let id)) in serials.enumerated() {
+    for case (let index, .chardev(let id)) in serials.enumerated() {
       if let problem = use(id) { throw .serial(index: index, problem) }
     }
     for (index, monitor) in monitors.enumerated() {

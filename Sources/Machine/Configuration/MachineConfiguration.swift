@@ -119,7 +119,7 @@ public enum SerialBackend: Hashable, Sendable {
   /// There is no port.
   case none
   /// A character device, by its id.
-  case character(Identifier)
+  case chardev(Identifier)
 }
 
 /// The options `-qtest` and `-qtest-log`.

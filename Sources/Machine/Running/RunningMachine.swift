@@ -154,7 +154,7 @@ public final class RunningMachine {
   private static func makeSerial(
     _ configuration: MachineConfiguration, _ chardevs: Chardevs
   ) throws(StartError) -> SerialConnection? {
-    guard case .character(let id)? = configuration.serials.first else { return nil }
+    guard case .chardev(let id)? = configuration.serials.first else { return nil }
     return try SerialConnection(to: try chardevs.device(id))
   }
 

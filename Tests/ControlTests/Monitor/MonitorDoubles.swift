@@ -34,7 +34,7 @@ final class RecordingMachine: MonitorTarget, MachineControl {
       do {
         try ask("add \(description.options())")
       } catch {
-        return answer(.property(typeName: description.kind.typeName, error))
+        return answer(.property(typeName: description.type.typeName, error))
       }
     case .removeDevice(let name, _):
       if name == "nosuch" { return answer(.noSuchDevice(name)) }

@@ -25,7 +25,7 @@ final class BoardUnderTest {
   /// the functions, and the functions refer to the buses.
   private var attachments: [(bus: AddressBus, attachment: AddressBus.Attachment)] = []
 
-  private static let kinds: [@Sendable (Parts, inout FuzzInput) -> (Function, () -> Void)] = [
+  private static let types: [@Sendable (Parts, inout FuzzInput) -> (Function, () -> Void)] = [
     { parts, input in
       var options = VirtioBlockParameters()
       let form = input.byte()
@@ -86,7 +86,7 @@ final class BoardUnderTest {
     let environment = PCIEnvironment(
       memoryBus: memoryBus, ioBus: ioBus, memory: memory, remapper: unit, interrupts: router, workers: workers,
       makeParking: { FuzzParking() })
-    (function, remove) = Self.kinds[input.choice(Self.kinds.count)](
+    (function, remove) = Self.types[input.choice(Self.types.count)](
       Parts(memory: memory, environment: environment), &input)
     function.connect(interruptLine: RecordingLine())
     try? bus.add(function)

@@ -80,14 +80,14 @@
   private struct FuzzPerson {
     let machine: MachineUnderTest
 
-    private static let kinds: [any DeviceOptions.Type] = [
+    private static let types: [any DeviceOptions.Type] = [
       EduOptions.self, VirtioBlockOptions.self, VirtioRNGOptions.self, DMAEngineOptions.self,
       IOMMUTestDeviceOptions.self, PCIERootPortOptions.self, EduOptions.self, VirtioBlockOptions.self,
     ]
 
     func addDevice(_ input: inout FuzzInput) {
       let form = input.byte()
-      let kind = Self.kinds[Int(form & 7)]
+      let type = Self.types[Int(form & 7)]
       var assignments: [PropertyAssignment] = []
       func set(_ name: String, _ value: String) { assignments.append(PropertyAssignment(name: name, value: value)) }
       let number = form >> 3 & 7
@@ -99,13 +99,13 @@
         set("addr", "\(place & 0xe0 == 0xe0 ? 1 : 0).\(function)")
         if place & 0x20 != 0 { set("multifunction", "on") }
       }
-      if kind is VirtioBlockOptions.Type {
+      if type is VirtioBlockOptions.Type {
         set("drive", "n\(form >> 6)")
         if place & 0x40 != 0 { set("num-queues", "2") }
       }
-      if kind is VirtioRNGOptions.Type, form & 0x40 != 0 { set("rng", "o\(form >> 7)") }
+      if type is VirtioRNGOptions.Type, form & 0x40 != 0 { set("rng", "o\(form >> 7)") }
       let bus = place & 3 == 3 && place & 0x80 != 0 ? "fixed" : MachineUnderTest.ports[Int(place & 3) % 3]
-      machine.ask(.addDevice(DeviceDescription(kind, bus: bus, assignments)))
+      machine.ask(.addDevice(DeviceDescription(type, bus: bus, assignments)))
     }
 
     func removeDevice(_ input: inout FuzzInput) {

@@ -199,16 +199,16 @@ import Testing
       DMARemapping.Unit(
         registerBase: 0xfed9_1000, includesAll: false,
         scopes: [
-          DMARemapping.DeviceScope(kind: .endpoint, startBus: 0, path: [.init(device: 3, function: 1)]),
+          DMARemapping.DeviceScope(type: .endpoint, startBus: 0, path: [.init(device: 3, function: 1)]),
           DMARemapping.DeviceScope(
-            kind: .subHierarchy, startBus: 2,
+            type: .subHierarchy, startBus: 2,
             path: [.init(device: 0x1c, function: 0), .init(device: 4, function: 7)]),
         ]))
     configuration.remapping?.translationServices = [
       DMARemapping.TranslationServices(),
       DMARemapping.TranslationServices(
         allPorts: false,
-        scopes: [DMARemapping.DeviceScope(kind: .subHierarchy, startBus: 0, path: [.init(device: 5, function: 0)])]),
+        scopes: [DMARemapping.DeviceScope(type: .subHierarchy, startBus: 0, path: [.init(device: 5, function: 0)])]),
     ]
     #expect(
       try Array(body("DMAR", configuration)[12...]) == [
@@ -229,10 +229,10 @@ import Testing
     configuration = Self.configuration
     let step = DMARemapping.DeviceScope.Step(device: 0, function: 0)
     let long = DMARemapping.DeviceScope(
-      kind: .endpoint, startBus: 0, path: Array(repeating: step, count: 125))
+      type: .endpoint, startBus: 0, path: Array(repeating: step, count: 125))
     configuration.remapping?.units[0].scopes = [long]
     #expect(throws: ACPIError.structureTooLong(length: 256)) { try ACPITables.build(configuration) }
-    let scope = DMARemapping.DeviceScope(kind: .endpoint, startBus: 0, path: Array(repeating: step, count: 124))
+    let scope = DMARemapping.DeviceScope(type: .endpoint, startBus: 0, path: Array(repeating: step, count: 124))
     configuration.remapping?.units[0].scopes = Array(repeating: scope, count: 259)
     #expect(throws: ACPIError.structureTooLong(length: 16 + 254 * 259)) { try ACPITables.build(configuration) }
     configuration.remapping?.units[0].scopes = Array(repeating: scope, count: 257)
@@ -262,7 +262,7 @@ import Testing
     scope.registerBase += 0x1000
     scope.includesAll = false
     scope.scopes = (2..<5).map {
-      DMARemapping.DeviceScope(kind: .endpoint, startBus: 0, path: [.init(device: $0, function: 0)])
+      DMARemapping.DeviceScope(type: .endpoint, startBus: 0, path: [.init(device: $0, function: 0)])
     }
     several.remapping?.units.append(scope)
     let units = try #require(build(several).table("DMAR"))

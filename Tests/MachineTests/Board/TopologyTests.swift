@@ -101,13 +101,13 @@ import VTd
       return DMARemapping(try wanted.unitPlacement(wanted.devicePlacement())).units[0].scopes
     }
     #expect(
-      try scopes("rp1") == [.init(kind: .subHierarchy, startBus: 0, path: [.init(device: 9, function: 0)])])
+      try scopes("rp1") == [.init(type: .subHierarchy, startBus: 0, path: [.init(device: 9, function: 0)])])
     #expect(
-      try scopes("04.0") == [.init(kind: .subHierarchy, startBus: 0, path: [.init(device: 4, function: 0)])])
+      try scopes("04.0") == [.init(type: .subHierarchy, startBus: 0, path: [.init(device: 4, function: 0)])])
     #expect(
       try scopes("b+c") == [
-        .init(kind: .endpoint, startBus: 0, path: [.init(device: 1, function: 0)]),
-        .init(kind: .endpoint, startBus: 0, path: [.init(device: 9, function: 0), .init(device: 0, function: 0)]),
+        .init(type: .endpoint, startBus: 0, path: [.init(device: 1, function: 0)]),
+        .init(type: .endpoint, startBus: 0, path: [.init(device: 9, function: 0), .init(device: 0, function: 0)]),
       ])
   }
 

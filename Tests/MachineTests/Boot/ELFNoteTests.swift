@@ -27,7 +27,7 @@ import Testing
     for segment in segments {
       elf.segments.append(
         SyntheticELF.Segment(
-          kind: 4, virtualAddress: 0, physicalAddress: 0, content: segment.bytes, alignment: segment.alignment))
+          type: 4, virtualAddress: 0, physicalAddress: 0, content: segment.bytes, alignment: segment.alignment))
     }
     guard case .protectedMode(let entry) = try BootBench(size: 8 << 20).load(elf.bytes) else { return nil }
     return entry.instructionPointer
@@ -62,7 +62,7 @@ import Testing
       var elf = SyntheticELF.pvh
       elf.segments.insert(
         SyntheticELF.Segment(
-          kind: 4, virtualAddress: 0, physicalAddress: 0, content: [], fileSize: size, fileOffset: offset), at: 2)
+          type: 4, virtualAddress: 0, physicalAddress: 0, content: [], fileSize: size, fileOffset: offset), at: 2)
       let bench = BootBench(size: 8 << 20)
       guard case .protectedMode(let entry) = try bench.load(elf.bytes) else { throw BootError.noEntryNote }
       #expect(entry.instructionPointer == 0x10_0040)
@@ -74,12 +74,12 @@ import Testing
     var elf = SyntheticELF.pvh
     elf.segments.removeLast()
     let notes = note("GNU", 3, pattern(0x4_0000), padding: 4)
-    elf.segments.append(SyntheticELF.Segment(kind: 4, virtualAddress: 0, physicalAddress: 0, content: notes))
+    elf.segments.append(SyntheticELF.Segment(type: 4, virtualAddress: 0, physicalAddress: 0, content: notes))
     let offset = UInt64(SyntheticELF.contentOffset + 0x1800 + 0x700)
     for _ in 0..<4 {
       elf.segments.append(
         SyntheticELF.Segment(
-          kind: 4, virtualAddress: 0, physicalAddress: 0, content: [], fileSize: UInt64(notes.count),
+          type: 4, virtualAddress: 0, physicalAddress: 0, content: [], fileSize: UInt64(notes.count),
           fileOffset: offset))
     }
     #expect(BootBench(size: 8 << 20).refusal(elf.bytes) == .notesTooLarge(size: 4 * UInt64(notes.count)))

@@ -3,7 +3,7 @@ import Testing
 
 @Suite struct GuestMemoryLayoutTests {
   private func map(_ layout: GuestMemoryLayout) -> [[UInt64]] {
-    layout.regions.map { [$0.range.lowerBound, $0.range.upperBound, UInt64($0.kind.rawValue)] }
+    layout.regions.map { [$0.range.lowerBound, $0.range.upperBound, UInt64($0.type.rawValue)] }
   }
 
   @Test func `a small machine has its RAM in two pieces`() {
@@ -27,7 +27,7 @@ import Testing
         #expect(one.range.upperBound <= next.range.lowerBound)
       }
       #expect(regions.allSatisfy { !$0.range.isEmpty })
-      let low = regions.filter { $0.kind == .memory && $0.range.lowerBound < 1 << 32 }
+      let low = regions.filter { $0.type == .memory && $0.range.lowerBound < 1 << 32 }
       #expect(low.allSatisfy { $0.range.upperBound <= size })
     }
   }

@@ -50,7 +50,7 @@ struct SyntheticLinux {
 /// An ELF executable of either class.
 struct SyntheticELF {
   struct Segment {
-    var kind: UInt32 = 1
+    var type: UInt32 = 1
     var virtualAddress: UInt64
     var physicalAddress: UInt64
     var content: [UInt8]
@@ -94,7 +94,7 @@ struct SyntheticELF {
 
     var offset = UInt64(Self.contentOffset)
     for segment in segments {
-      bytes.append(littleEndian: segment.kind)
+      bytes.append(littleEndian: segment.type)
       if is64Bit { bytes.append(littleEndian: UInt32(7)) }
       address(segment.fileOffset ?? offset)
       address(segment.virtualAddress)
@@ -133,7 +133,7 @@ struct SyntheticELF {
         Segment(
           virtualAddress: 0xffff_ffff_8020_0000, physicalAddress: 0x20_0000, content: pattern(0x700, seed: 9),
           memorySize: 0x1_2345),
-        Segment(kind: 4, virtualAddress: 0, physicalAddress: 0, content: notes),
+        Segment(type: 4, virtualAddress: 0, physicalAddress: 0, content: notes),
       ])
   }
 }

@@ -79,7 +79,7 @@ import Testing
   func chardevDevicesHaveOneFrontendUnlessMultiplexed() throws {
     let id = try Identifier(text: "c0")
     var wanted = configuration()
-    wanted.serials = [.character(id)]
+    wanted.serials = [.chardev(id)]
     #expect(problem(wanted) == .serial(index: 0, .notFound(id)))
     var device = NullChardevOptions()
     wanted.chardevs = [device]
@@ -176,8 +176,8 @@ import Testing
     let id = try Identifier(text: "rng0")
     device.source = id
     wanted.devices = [device]
-    let kinds = ["rng-builtin", "rng-random"]
-    let use = ObjectUse(property: "rng", id: id, typeNames: kinds)
+    let typeNames = ["rng-builtin", "rng-random"]
+    let use = ObjectUse(property: "rng", id: id, typeNames: typeNames)
     #expect(problem(wanted) == .device(index: 0, .unknownObject(use, known: [])))
     var memory = MemoryBackendMemfdOptions()
     memory.id = id

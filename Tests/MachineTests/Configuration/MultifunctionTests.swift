@@ -78,9 +78,9 @@ import Testing
   }
 
   @Test func `every type of PCI device accepts multifunction`() throws {
-    func names<Kind: PCIDeviceOptions>(_ kind: Kind.Type) -> [String] { kind.properties.map(\.name) }
-    for kind in DeviceTypes.all.compactMap({ $0 as? any PCIDeviceOptions.Type }) {
-      #expect(names(kind).contains("multifunction"), "\(kind.typeName)")
+    func names<Options: PCIDeviceOptions>(_ type: Options.Type) -> [String] { type.properties.map(\.name) }
+    for type in DeviceTypes.all.compactMap({ $0 as? any PCIDeviceOptions.Type }) {
+      #expect(names(type).contains("multifunction"), "\(type.typeName)")
     }
   }
 

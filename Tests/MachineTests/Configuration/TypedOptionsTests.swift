@@ -175,27 +175,27 @@ import Testing
 
   @Test("no type and no property is named twice, and every property has a help text")
   func tablesNameNothingTwice() {
-    let kinds: [any QOMOptions.Type] = DeviceTypes.all + ObjectTypes.all
-    #expect(Set(kinds.map { $0.typeName }).count == kinds.count)
-    for kind in kinds {
-      let names = kind.propertyDescriptions.flatMap { [$0.name] + $0.aliases }
-      #expect(Set(names).count == names.count, "\(kind.typeName)")
-      #expect(kind.propertyDescriptions.allSatisfy { !$0.help.isEmpty })
+    let types: [any QOMOptions.Type] = DeviceTypes.all + ObjectTypes.all
+    #expect(Set(types.map { $0.typeName }).count == types.count)
+    for type in types {
+      let names = type.propertyDescriptions.flatMap { [$0.name] + $0.aliases }
+      #expect(Set(names).count == names.count, "\(type.typeName)")
+      #expect(type.propertyDescriptions.allSatisfy { !$0.help.isEmpty })
     }
   }
 
   @Test("every default is a valid value of its property")
   func everyDefaultIsAValueOfItsProperty() {
-    for kind in DeviceTypes.all {
-      for property in kind.propertyDescriptions {
+    for type in DeviceTypes.all {
+      for property in type.propertyDescriptions {
         guard let text = property.defaultText, !text.isEmpty else { continue }
         do throws(PropertyError) {
-          _ = try kind.init([PropertyAssignment(name: property.name, value: text)])
+          _ = try type.init([PropertyAssignment(name: property.name, value: text)])
         } catch {
           // A default may require other properties, but its type is never wrong.
           switch error {
           case .rule, .unit: continue
-          default: Issue.record("\(kind.typeName).\(property.name)=\(text): \(error)")
+          default: Issue.record("\(type.typeName).\(property.name)=\(text): \(error)")
           }
         }
       }

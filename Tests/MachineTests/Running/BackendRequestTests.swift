@@ -25,7 +25,7 @@ import Testing
     configuration.accelerator = .qtest
     configuration.memory.size = 64 << 20
     let machine = try RunningMachine(configuration, interpreter: PassingInterpreter())
-    machine.board.buses.set(LiveBus(name: "pcie.0", kind: .pci, isHotpluggable: true))
+    machine.board.buses.set(LiveBus(name: "pcie.0", type: .pci, isHotpluggable: true))
     nonisolated(unsafe) let running = machine
     let thread = try Thread(name: "machine") { _ = try? running.run() }
     #expect(eventually { machine.control.status == .running })

@@ -7,7 +7,7 @@ import Testing
 
 /// Adds and removes chardevs while a machine runs.
 @Suite struct ChardevsTests {
-  private let folder = "/tmp/nestling-characters-\(getpid())-\(UInt32.random(in: 0 ... .max))"
+  private let folder = "/tmp/nestling-chardevs-\(getpid())-\(UInt32.random(in: 0 ... .max))"
   private let devices: Chardevs
 
   init() throws {

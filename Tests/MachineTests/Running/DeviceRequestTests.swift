@@ -49,15 +49,15 @@ import Testing
   /// Runs a machine whose root bus accepts devices, like the bus of a root port.
   private func runWithHotplug(_ body: (RunningMachine, Notes<MachineNotice>) throws -> Void) throws {
     try run { machine, log in
-      machine.board.buses.set(LiveBus(name: "pcie.0", kind: .pci, isHotpluggable: true))
+      machine.board.buses.set(LiveBus(name: "pcie.0", type: .pci, isHotpluggable: true))
       try body(machine, log)
     }
   }
 
   private func add(
-    _ kind: any DeviceOptions.Type, bus: String? = nil, _ values: KeyValuePairs<String, String> = [:]
+    _ type: any DeviceOptions.Type, bus: String? = nil, _ values: KeyValuePairs<String, String> = [:]
   ) -> MachineRequest {
-    .addDevice(DeviceDescription(kind, bus: bus, values.map { PropertyAssignment(name: $0.key, value: $0.value) }))
+    .addDevice(DeviceDescription(type, bus: bus, values.map { PropertyAssignment(name: $0.key, value: $0.value) }))
   }
 
   /// Expects a refusal that changes nothing.

@@ -71,8 +71,8 @@ import Testing
   private static let edu: UInt64 = 0x11e8_1234
   private static let nothing: UInt64 = 0xffff_ffff
 
-  private func add(_ id: String, on bus: String, _ kind: any DeviceOptions.Type = EduOptions.self) -> MachineRequest {
-    .addDevice(DeviceDescription(kind, bus: bus, [PropertyAssignment(name: "id", value: id)]))
+  private func add(_ id: String, on bus: String, _ type: any DeviceOptions.Type = EduOptions.self) -> MachineRequest {
+    .addDevice(DeviceDescription(type, bus: bus, [PropertyAssignment(name: "id", value: id)]))
   }
 
   private func deleted(_ id: String) throws -> MachineNotice {

@@ -76,7 +76,7 @@ extension PCIERootPortOptions: BoardDevice {
     if hotplug { board.slots.add(model) }
     let name = id?.text
     // The id of the port is the name of the bus below it.
-    if let name { board.buses.set(LiveBus(name: name, kind: .pci, isHotpluggable: hotplug)) }
+    if let name { board.buses.set(LiveBus(name: name, type: .pci, isHotpluggable: hotplug)) }
     model.function.environment.onRelease { [buses = board.buses, slots = board.slots] in
       if let name { buses.remove(name) }
       slots.remove(model.function.requester.id)
