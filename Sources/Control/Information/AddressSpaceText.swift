@@ -23,11 +23,7 @@ enum AddressSpaceText {
   private static func line(
     _ depth: Int, _ first: UInt64, _ last: UInt64, _ priority: Int, _ name: String, _ type: String = "i/o"
   ) -> String {
-    String(repeating: "  ", count: depth) + "\(digits(first))-\(digits(last)) (prio \(priority), \(type)): \(name)\n"
-  }
-
-  private static func digits(_ address: UInt64) -> String {
-    let text = String(address, radix: 16)
-    return String(repeating: "0", count: 16 - text.count) + text
+    let range = "\(NumberFormat.digits(first, 16))-\(NumberFormat.digits(last, 16))"
+    return String(repeating: "  ", count: depth) + "\(range) (prio \(priority), \(type)): \(name)\n"
   }
 }

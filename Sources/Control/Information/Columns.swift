@@ -40,12 +40,15 @@ struct Columns {
 }
 
 enum NumberFormat {
-  static func hexadecimal(_ value: UInt64) -> String { "0x" + String(value, radix: 16) }
+  static func hexadecimal(_ value: some BinaryInteger) -> String { "0x" + String(value, radix: 16) }
 
   /// Returns a table entry with all 16 hexadecimal digits, as in `0x0000000003099003`.
-  static func entry(_ value: UInt64) -> String {
+  static func entry(_ value: UInt64) -> String { "0x" + digits(value, 16) }
+
+  /// Returns at least `count` hexadecimal digits, without a prefix.
+  static func digits(_ value: some BinaryInteger, _ count: Int) -> String {
     let digits = String(value, radix: 16)
-    return "0x" + String(repeating: "0", count: 16 - digits.utf8.count) + digits
+    return String(repeating: "0", count: max(0, count - digits.utf8.count)) + digits
   }
 
   /// Returns the size of a page or a table: `4K`, `2M`, `1G`.

@@ -53,10 +53,8 @@ extension HumanCommands {
     Subject(name: "status", help: "show the current VM status") { (_, target) in
       switch target.control.status {
       case .running: "VM status: running\n"
-      case .prelaunch: "VM status: paused (prelaunch)\n"
       case .paused: "VM status: paused\n"
-      case .internalError: "VM status: paused (internal-error)\n"
-      case .shutdown: "VM status: paused (shutdown)\n"
+      case let status: "VM status: paused (\(status.text))\n"
       }
     },
     Subject(name: "version", help: "show the version of Nestling") { (_, _) in
@@ -79,13 +77,13 @@ extension HumanCommands {
     let description = function.description
     let address = function.address
     let className =
-      PCIClassName.of(description.classCode) ?? "Class " + hexadecimal(UInt64(description.classCode >> 8), 4)
+      PCIClassName.of(description.classCode) ?? "Class " + NumberFormat.digits(description.classCode >> 8, 4)
     var text = "  Bus \(column(address.bus, 2)), device \(column(address.device, 3)), function \(address.function):\n"
-    text += "    \(className): PCI device \(hexadecimal(UInt64(description.vendorID), 4)):"
-    text += hexadecimal(UInt64(description.deviceID), 4) + "\n"
+    text += "    \(className): PCI device \(NumberFormat.digits(description.vendorID, 4)):"
+    text += NumberFormat.digits(description.deviceID, 4) + "\n"
     if description.subsystemVendorID != 0 {
-      text += "      PCI subsystem \(hexadecimal(UInt64(description.subsystemVendorID), 4)):"
-      text += hexadecimal(UInt64(description.subsystemID), 4) + "\n"
+      text += "      PCI subsystem \(NumberFormat.digits(description.subsystemVendorID, 4)):"
+      text += NumberFormat.digits(description.subsystemID, 4) + "\n"
     }
     if description.interruptPin > 0 {
       let pin = String(UnicodeScalar(UInt8(ascii: "A") &+ (description.interruptPin - 1) & 3))
@@ -94,8 +92,8 @@ extension HumanCommands {
     if let bridge = function.bridge { text += self.text(bridge.header) }
     for region in function.regions {
       let register = region.register
-      let last = "0x" + hexadecimal(region.address &+ (register.size &- 1), register.space == .io ? 4 : 8)
-      let base = "0x" + hexadecimal(region.address, register.space == .io ? 4 : 8)
+      let last = "0x" + NumberFormat.digits(region.address &+ (register.size &- 1), register.space == .io ? 4 : 8)
+      let base = "0x" + NumberFormat.digits(region.address, register.space == .io ? 4 : 8)
       text += "      BAR\(register.index): "
       switch register.space {
       case .io: text += "I/O at \(base) [\(last)].\n"
@@ -110,17 +108,12 @@ extension HumanCommands {
 
   private static func text(_ header: BridgeHeader) -> String {
     func range(_ window: BridgeHeader.Window, _ digits: Int) -> String {
-      "[0x\(hexadecimal(window.base, digits)), 0x\(hexadecimal(window.limit, digits))].\n"
+      "[0x\(NumberFormat.digits(window.base, digits)), 0x\(NumberFormat.digits(window.limit, digits))].\n"
     }
     return "      BUS \(header.primaryBus).\n      secondary bus \(header.secondaryBus).\n"
       + "      subordinate bus \(header.subordinateBus).\n"
       + "      IO range " + range(header.io, 4) + "      memory range " + range(header.memory, 8)
       + "      prefetchable memory range " + range(header.prefetchable, 8)
-  }
-
-  private static func hexadecimal(_ value: UInt64, _ digits: Int) -> String {
-    let text = String(value, radix: 16)
-    return String(repeating: "0", count: max(0, digits - text.count)) + text
   }
 
   private static func column(_ value: UInt8, _ width: Int) -> String {
@@ -143,14 +136,12 @@ enum ExitText {
   }
 
   private static func text(_ cause: ExitSummary.Cause?) -> String {
-    func hex(_ value: some BinaryInteger) -> String { "0x" + String(value, radix: 16) }
+    func action(_ written: UInt64?) -> String { written.map { "write \(NumberFormat.hexadecimal($0))" } ?? "read" }
     return switch cause {
     case nil: ""
-    case .portRead(let port): "port \(hex(port)) read"
-    case .portWrite(let port, let value): "port \(hex(port)) write \(hex(value))"
-    case .memoryRead(let address): "memory \(hex(address)) read"
-    case .memoryWrite(let address, let value): "memory \(hex(address)) write \(hex(value))"
-    case .endOfInterrupt(let vector): "end of interrupt \(hex(vector))"
+    case .port(let port, let written): "port \(NumberFormat.hexadecimal(port)) \(action(written))"
+    case .memory(let address, let written): "memory \(NumberFormat.hexadecimal(address)) \(action(written))"
+    case .endOfInterrupt(let vector): "end of interrupt \(NumberFormat.hexadecimal(vector))"
     case .halt: "halt"
     case .signal: "signal"
     case .other: "other"

@@ -2,10 +2,10 @@
 public struct ExitSummary: Hashable, Sendable {
   /// The guest's action that caused an exit.
   public enum Cause: Hashable, Sendable {
-    case portRead(UInt16)
-    case portWrite(UInt16, value: UInt64)
-    case memoryRead(UInt64)
-    case memoryWrite(UInt64, value: UInt64)
+    /// An access to a port. The value is nil for a read.
+    case port(UInt16, written: UInt64?)
+    /// An access to memory. The value is nil for a read.
+    case memory(UInt64, written: UInt64?)
     case endOfInterrupt(vector: UInt8)
     case halt
     /// A signal to the CPU's thread.

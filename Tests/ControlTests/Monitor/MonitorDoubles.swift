@@ -135,8 +135,8 @@ final class RecordingMachine: MonitorTarget, MachineControl {
     var summary = ExitSummary()
     summary.count = 4
     summary.total = 44_000
-    summary.longest = .init(time: 30_000, cause: .portRead(0x64))
-    summary.longestUndisturbed = .init(time: 9_000, cause: .portWrite(0xcc8, value: 1))
+    summary.longest = .init(time: 30_000, cause: .port(0x64, written: nil))
+    summary.longestUndisturbed = .init(time: 9_000, cause: .port(0xcc8, written: 1))
     measured.withLock { $0 = isOn ? [summary] : [] }
   }
   func remappingText() -> String { "iommu0: as it is\n" }

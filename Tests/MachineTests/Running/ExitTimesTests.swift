@@ -48,7 +48,7 @@ import Testing
     processors.measureExits(true)
     #expect(eventually { (processors.exitSummaries.first?.count ?? 0) >= 6 })
     let summary = try #require(processors.exitSummaries.first)
-    #expect(summary.longest.time >= SlowDevice.nanoseconds && summary.longest.cause == .portWrite(0x300, value: 0))
+    #expect(summary.longest.time >= SlowDevice.nanoseconds && summary.longest.cause == .port(0x300, written: 0))
     #expect(summary.longestUndisturbed.time <= summary.longest.time)
     #expect(summary.total >= summary.longest.time)
     // A new measurement starts at zero.

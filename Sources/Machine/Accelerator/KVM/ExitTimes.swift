@@ -52,10 +52,10 @@ final class ExitTimes: Sendable {
 extension VMExit {
   fileprivate var cause: ExitSummary.Cause {
     switch self {
-    case .portRead(let port, _): .portRead(port)
-    case .portWrite(let port, _, let value): .portWrite(port, value: value)
-    case .memoryRead(let address, _): .memoryRead(address)
-    case .memoryWrite(let address, _, let value): .memoryWrite(address, value: value)
+    case .portRead(let port, _): .port(port, written: nil)
+    case .portWrite(let port, _, let value): .port(port, written: value)
+    case .memoryRead(let address, _): .memory(address, written: nil)
+    case .memoryWrite(let address, _, let value): .memory(address, written: value)
     case .endOfInterrupt(let vector): .endOfInterrupt(vector: vector)
     case .halt: .halt
     case .interrupted: .signal
