@@ -42,6 +42,10 @@ import Testing
       ),
       (.disk(.queueSize), "-device virtio-blk-pci: queue-size is out of range"),
       (.ended, "the machine ends"),
+      (
+        .boot(.readFailed(.kernel, .host(SystemError("read", "vmlinux", code: 5)))),
+        "kernel cannot be read: vmlinux: Input/output error"
+      ),
     ] as [(StartError, String)])
   func starts(_ error: StartError, _ text: String) {
     #expect(ErrorText.text(for: error) == text)

@@ -1,3 +1,5 @@
+import Linux
+
 /// A kernel or initrd file. The loaders read bytes of it, or load them directly into guest memory.
 ///
 /// `size` does not change. If the file shrinks later, reads throw `pastEnd`; they never return fewer bytes.
@@ -18,8 +20,7 @@ public enum ImageSourceError: Error, Hashable, Sendable {
   case pastEnd(fileOffset: UInt64, count: UInt64)
   /// A part of `physicalAddress..<physicalAddress + count` is not in guest memory.
   case notMemory(physicalAddress: UInt64, count: UInt64)
-  /// The host's read failed with this errno.
-  case host(errno: Int32)
+  case host(SystemError)
 }
 
 /// Reads an image. Checks each read against the file's end, and names the file in errors.

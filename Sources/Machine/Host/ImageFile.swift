@@ -11,17 +11,14 @@ struct ImageFile: ImageSource {
   var size: UInt64 { file.size }
 
   func read(at fileOffset: UInt64, count: Int) throws(ImageSourceError) -> [UInt8] {
+    let bytes: [UInt8]
     do {
-      let bytes = try file.bytes(at: fileOffset, count: count)
-      guard bytes.count == count else { throw ImageSourceError.pastEnd(fileOffset: fileOffset, count: UInt64(count)) }
-      return bytes
-    } catch let error as ImageSourceError {
-      throw error
-    } catch let error as SystemError {
-      throw .host(errno: error.code)
+      bytes = try file.bytes(at: fileOffset, count: count)
     } catch {
-      throw .pastEnd(fileOffset: fileOffset, count: UInt64(count))
+      throw .host(error)
     }
+    guard bytes.count == count else { throw .pastEnd(fileOffset: fileOffset, count: UInt64(count)) }
+    return bytes
   }
 
   func load(at fileOffset: UInt64, count: UInt64, to physicalAddress: UInt64) throws(ImageSourceError) {
@@ -35,7 +32,7 @@ struct ImageFile: ImageSource {
     do {
       try file.read(at: fileOffset, into: [ScatteredFile.Segment(address: physicalAddress, count: length)])
     } catch {
-      throw .host(errno: error.code)
+      throw .host(error)
     }
   }
 }

@@ -39,10 +39,12 @@ struct ArrayImage: ImageSource {
 struct BrokenImage: ImageSource {
   var size: UInt64 { 1 << 20 }
 
-  func read(at fileOffset: UInt64, count: Int) throws(ImageSourceError) -> [UInt8] { throw .host(errno: 5) }
+  func read(at fileOffset: UInt64, count: Int) throws(ImageSourceError) -> [UInt8] {
+    throw .host(.init("read", code: 5))
+  }
 
   func load(at fileOffset: UInt64, count: UInt64, to physicalAddress: UInt64) throws(ImageSourceError) {
-    throw .host(errno: 5)
+    throw .host(.init("read", code: 5))
   }
 }
 

@@ -100,6 +100,8 @@ import Testing
   @Test func `if the kernel cannot be read, the error names the kernel as the file`() {
     let request = BootRequest(
       kernel: BootFile(image: BrokenImage(), name: "k"), layout: GuestMemoryLayout(lowRAMEnd: 8 << 20))
-    #expect(throws: BootError.readFailed(.kernel, .host(errno: 5))) { try request.load(into: CountingMemory(size: 0)) }
+    #expect(throws: BootError.readFailed(.kernel, .host(.init("read", code: 5)))) {
+      try request.load(into: CountingMemory(size: 0))
+    }
   }
 }

@@ -43,6 +43,8 @@ import Testing
     let request = BootRequest(
       kernel: BootFile(image: ArrayImage(SyntheticLinux().bytes, memory: bench.memory), name: "k"),
       initialRAMDisk: BootFile(image: BrokenImage(), name: "i"), layout: bench.layout)
-    #expect(throws: BootError.readFailed(.initialRAMDisk, .host(errno: 5))) { try request.load(into: bench.memory) }
+    #expect(throws: BootError.readFailed(.initialRAMDisk, .host(.init("read", code: 5)))) {
+      try request.load(into: bench.memory)
+    }
   }
 }
