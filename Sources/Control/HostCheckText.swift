@@ -4,7 +4,6 @@ import Machine
 enum HostCheckText {
   static let command = "check-host"
 
-  /// Checks the host.
   /// - Parameter names: The devices to check.
   /// - Returns: The lines to print and the exit status, which is 0 if the host is ready.
   static func run(_ names: [String]) -> (text: String, status: Int32) {

@@ -29,8 +29,7 @@ final class RunningNotices: Sendable {
   }
 }
 
-/// Limits the rate of one sort of notice: the first passes, then at most one per interval. Each one that passes carries
-/// the number of notices omitted before it.
+/// Limits the rate of one type of notice: the first passes, then at most one in each `interval`.
 struct NoticeLimit: Sendable {
   /// The minimum time between two notices that pass, in nanoseconds.
   static let interval: UInt64 = 10_000_000_000
@@ -38,7 +37,6 @@ struct NoticeLimit: Sendable {
   private var last: UInt64?
   private var omitted = 0
 
-  /// Decides whether a notice passes.
   /// - Parameter time: In nanoseconds, by a clock that never goes back.
   /// - Returns: The number of notices omitted since the last one that passed; nil if this one must be omitted, too.
   mutating func admit(at time: UInt64) -> Int? {

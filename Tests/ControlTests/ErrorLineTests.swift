@@ -124,8 +124,8 @@ import Testing
     $ -M pc
     -M pc: type must be q35, not 'pc'
     $ -M q35,kernel-irqchip=on
-    -M q35,kernel-irqchip=on: kernel-irqchip cannot be 'on': Nestling emulates the IOAPIC so that its interrupts pass \
-    the remapping unit: only kernel-irqchip=split is possible
+    -M q35,kernel-irqchip=on: kernel-irqchip cannot be 'on': Nestling emulates the IOAPIC so that its interrupts go \
+    through the remapping unit: only kernel-irqchip=split is possible
     $ -M q35,acel=kvm
     -M q35,acel=kvm: unknown property 'acel'; nearest: accel
     $ -accel tcg

@@ -118,7 +118,6 @@ struct BlockdevArguments: TypedOptions {
     },
   ]
 
-  /// Makes the node.
   /// - Parameter earlier: The nodes that `file` may name.
   func node(over earlier: [BlockNode]) -> BlockNode {
     var node = BlockNode(

@@ -9,7 +9,7 @@ struct MachineArguments: TypedOptions {
   var hotplugWay: HotplugWay?
 
   static let splitOnly =
-    "Nestling emulates the IOAPIC so that its interrupts pass the remapping unit: only kernel-irqchip=split is possible"
+    "Nestling emulates the IOAPIC so that its interrupts go through the remapping unit: only kernel-irqchip=split is possible"
 
   static let properties: [Property<Self>] = [
     Property("type", \.type, help: "Machine type"),
@@ -79,7 +79,7 @@ struct MebibyteSize: PropertyValue {
   var text: String { ByteCount(bytes).text }
 }
 
-/// The properties of `-global`, by which QEMU sets a property of all devices of a type. Nestling knows one such
+/// The properties of `-global`, with which QEMU sets a property of all devices of a type. Nestling knows one such
 /// property, because scripts use it to select ACPI or native hotplug.
 struct GlobalArguments: TypedOptions {
   var driver: String?

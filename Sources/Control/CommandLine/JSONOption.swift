@@ -4,7 +4,6 @@ import Machine
 /// Arguments of `-device` and `-object` in JSON: an object with a typed value for each property. The texts of errors are
 /// QEMU's, as in QMP (system/vl.c, qapi/qobject-input-visitor.c).
 enum JSONOption {
-  /// Parses an argument in JSON.
   /// - Returns: Nil if the argument is an option string.
   static func object(_ text: String) throws(OptionProblem) -> JSONObject? {
     guard text.hasPrefix("{") else { return nil }

@@ -2,7 +2,7 @@
 enum NearestNames {
   /// - Returns: At most three of the candidates, the nearest first.
   static func to(_ name: String, among candidates: [String]) -> [String] {
-    // A longer name is no typing error, and the time to find the distance grows with the product of the lengths.
+    // A longer name is not a typing error, and the time for a distance grows with the product of the lengths.
     let wanted = Array(name.utf8.prefix(64))
     var seen = Set<String>()
     let ranked = candidates.filter { seen.insert($0).inserted }.map { candidate in

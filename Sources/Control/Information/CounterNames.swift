@@ -34,12 +34,10 @@ extension TranslationCounter {
 }
 
 extension TranslationCounters {
-  /// Every counter with its name.
   var named: [(name: String, value: UInt64)] { TranslationCounter.allCases.map { ($0.name, self[$0]) } }
 }
 
 extension HostBindings.Counters {
-  /// All counters with their names in `info iommu`.
   var named: [(name: String, value: UInt64)] {
     [
       ("host bindings", bindings),

@@ -2,7 +2,7 @@ import Hardware
 import Machine
 import VTd
 
-/// `info iommu`, `x-query-iommu` and `-d iommu`: the state of the remapping units, for the debugging of drivers.
+/// `info iommu`, `x-query-iommu` and `-d iommu`: the state of the remapping units, for debugging drivers.
 public enum RemappingText {
   /// The most rows that each list of a unit's cached items shows.
   static let listLimit = 48
@@ -20,8 +20,7 @@ public enum RemappingText {
     }.joined()
   }
 
-  /// Returns a unit's counters. If it ever had passed-through functions, the counters of the calls to the host's kernel
-  /// for them follow.
+  /// Returns a unit's counters, and those of its calls to the host's kernel if it has had passed-through functions.
   private static func named(_ counters: TranslationCounters, _ unit: PlacedUnit) -> [(name: String, value: UInt64)] {
     counters.named + (unit.hostCounters?.named ?? [])
   }
@@ -91,7 +90,7 @@ public enum RemappingText {
       "invalidation queue",
       queue.isEnabled
         ? "on, \(NumberFormat.hexadecimal(queue.base)), \(NumberFormat.pageSize(UInt64(clamping: queue.size))) of "
-          + "\(queue.isWide ? 256 : 128)-bit descriptors, head \(NumberFormat.hexadecimal(UInt64(clamping: queue.head))), "
+          + "\(queue.isWide ? 256 : 128)-bit descriptors, head \(NumberFormat.hexadecimal(queue.head)), "
           + "tail \(NumberFormat.hexadecimal(queue.tail))"
         : "off")
     columns.add(
@@ -109,7 +108,7 @@ public enum RemappingText {
     let source = RequesterID(rawValue: UInt16(truncatingIfNeeded: high))
     let pasid = high[bit: 31] ? ", PASID \(high[bits: 40...59])" : ""
     return "\(source)\(pasid) \(high[bit: 62] ? "read" : "write") \(NumberFormat.hexadecimal(low)): "
-      + (FaultReason(rawValue: reason).map(FaultText.line) ?? "fault \(NumberFormat.hexadecimal(UInt64(reason)))")
+      + (FaultReason(rawValue: reason).map(FaultText.line) ?? "fault \(NumberFormat.hexadecimal(reason))")
   }
 
   // MARK: Caches

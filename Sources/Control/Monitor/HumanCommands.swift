@@ -113,7 +113,6 @@ enum HumanCommands {
     },
   ]
 
-  /// Carries out one line.
   static func run(_ line: String, on target: any MonitorTarget) -> Answer {
     let words = line.split { $0 == " " || $0 == "\t" || $0.isNewline }.map(String.init)
     guard let name = words.first else { return Answer() }

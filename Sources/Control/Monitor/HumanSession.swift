@@ -2,7 +2,7 @@
 /// scripts that drive a monitor wait for this text.
 package struct HumanSession {
   static let prompt = "(qemu) "
-  /// The length of the longest line in bytes. A longer line is refused.
+  /// The most bytes in a line. A longer line is refused.
   static let lineLimit = 4096
 
   private let echoes: Bool
@@ -18,7 +18,6 @@ package struct HumanSession {
     Self.bytes("Nestling \(HelpText.versionNumber) monitor - type 'help' for more information\n" + Self.prompt)
   }
 
-  /// Handles input.
   /// - Parameter act: Returns false when the client is slow to read, so further lines must wait.
   /// - Returns: The number of bytes that were used. The caller passes the rest again later.
   @discardableResult

@@ -5,8 +5,8 @@ import Synchronization
 /// A monitor on a character device. Each client gets a new session. A QMP client gets events once it has sent
 /// `qmp_capabilities`.
 ///
-/// A client that reads slowly delays its own commands: the next command waits until at most 64 KiB of the output up to
-/// the last answer are unsent. While 1 MiB of output waits, events for the client are dropped, and one
+/// A client that reads slowly delays its own commands: its next command waits while more than 64 KiB of output, up to
+/// the end of the last answer, are unsent. While 1 MiB is unsent, events for the client are dropped, and one
 /// X_EVENTS_DROPPED reports their number.
 ///
 /// Lock order: `session`, held while a command runs; then the machine's locks, which a command may take; then

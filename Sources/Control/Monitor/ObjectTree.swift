@@ -41,7 +41,6 @@ struct ObjectTree {
     self.nodes = nodes + [objects]
   }
 
-  /// Looks up an object.
   /// - Parameter path: A whole path, or the end of exactly one object's path.
   func node(at path: String) throws(MonitorError) -> Node {
     if path.hasPrefix("/") {

@@ -24,7 +24,6 @@ package struct QMPSession {
   /// Returns a message as bytes: one line, unless `pretty` is set.
   func line(_ value: JSONValue) -> [UInt8] { value.text(pretty: pretty) + Array("\r\n".utf8) }
 
-  /// Handles input.
   /// - Parameter act: Returns false when the client is slow to read, so its further requests must wait.
   /// - Returns: The number of bytes that were used. The caller passes the rest again later.
   @discardableResult

@@ -22,8 +22,8 @@ struct SchemaMember: Hashable, Sendable {
   }
 }
 
-/// Writes the schema of commands and events: each type once. Types refer to each other by number, as QEMU also hides the
-/// names of types.
+/// Writes the schema of commands and events: each type once. Types refer to each other by number: like QEMU, the schema
+/// hides their names.
 struct SchemaWriter {
   private var entities: [JSONValue] = []
   private var names: [SchemaType: String] = [:]

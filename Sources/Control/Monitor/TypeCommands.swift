@@ -87,7 +87,6 @@ extension MonitorCommands {
       })
   }
 
-  /// Returns a property's value in JSON.
   static func value(_ text: String, _ typeName: String) -> JSONValue {
     if typeName == "bool" { return .bool(text == "on") }
     if typeName.hasPrefix("uint"), let number = UInt64(text) { return JSONValue(number) }

@@ -4,7 +4,7 @@ import Devices
 /// type itself.
 public struct VirtioPCIOptions: Hashable, Sendable {
   public var function = PCIFunctionOptions()
-  /// VIRTIO_F_ACCESS_PLATFORM: the device's DMA passes the IOMMU.
+  /// VIRTIO_F_ACCESS_PLATFORM: the device's DMA goes through the IOMMU.
   public var accessPlatform = false
   /// VIRTIO_F_EVENT_IDX.
   public var eventIndex = true
@@ -16,7 +16,7 @@ public struct VirtioPCIOptions: Hashable, Sendable {
   static let properties: [Property<Self>] =
     PCIFunctionOptions.properties.map { $0.within(\.function) } + [
       Property(
-        "iommu_platform", \.accessPlatform, help: "DMA passes the IOMMU (VIRTIO_F_ACCESS_PLATFORM)"),
+        "iommu_platform", \.accessPlatform, help: "DMA goes through the IOMMU (VIRTIO_F_ACCESS_PLATFORM)"),
       Property("event_idx", \.eventIndex, help: "Event index (VIRTIO_F_EVENT_IDX)"),
       Property(
         "disable-legacy", settled: OnOffAuto.on, orAlso: [.auto], because: modernOnly,
