@@ -175,8 +175,8 @@ import Testing
     $ -device vfio-pci,host=01:00.0,fd=3,iommufd=i
     -device vfio-pci,host=01:00.0,fd=3,iommufd=i: give exactly one of host, sysfsdev and fd
     $ -device vfio-pci,host=01:00.0,iommufd=i,x-no-mmap=on
-    -device vfio-pci,host=01:00.0,iommufd=i,x-no-mmap=on: x-no-mmap cannot be 'on': BARs are always mapped where they \
-    can be
+    -device vfio-pci,host=01:00.0,iommufd=i,x-no-mmap=on: x-no-mmap cannot be 'on': BARs are always mapped if that \
+    is possible
     $ -device vfio-pci,host=01:00.0,iommufd=i,x-msix-relocation=bar2
     -device vfio-pci,host=01:00.0,iommufd=i,x-msix-relocation=bar2: x-msix-relocation cannot be 'bar2': the MSI-X table \
     stays where the device has it
