@@ -3,11 +3,11 @@ import Machine
 /// Texts for devices of the host: errors of passthrough, and notices while the guest runs.
 extension ErrorText {
   static func line(for notice: PassthroughNotice) -> String {
-    line([], "\(notice.device): \(text(for: notice.kind))")
+    line([], "\(notice.device): \(text(for: notice.reason))")
   }
 
-  private static func text(for kind: PassthroughNotice.Kind) -> String {
-    switch kind {
+  private static func text(for reason: PassthroughNotice.Reason) -> String {
+    switch reason {
     case .guestSecondStage:
       "its DMA is blocked: the guest translates it by second-stage tables, which the host cannot use; set x-flts=on, or "
         + "boot the guest with iommu=pt or intel_iommu=off"

@@ -24,7 +24,7 @@ public final class VFIODevice: Sendable {
   /// VFIO_DEVICE_FLAGS_RESET: the kernel can reset the device.
   public let hasReset: Bool
   /// The number of interrupt types (VFIO_PCI_*_IRQ_INDEX).
-  public let interruptKinds: UInt32
+  public let interruptTypeCount: UInt32
   private let attachment = Mutex<(any AttachmentTarget)?>(nil)
 
   /// Binds the device (VFIO_DEVICE_BIND_IOMMUFD). Until then the kernel refuses every other request.
@@ -43,7 +43,7 @@ public final class VFIODevice: Sendable {
     self.iommufd = iommufd
     id = bind.out_devid
     hasReset = info.flags & UInt32(VFIO_DEVICE_FLAGS_RESET) != 0
-    interruptKinds = info.num_irqs
+    interruptTypeCount = info.num_irqs
   }
 
   deinit { try? detach() }

@@ -4,7 +4,7 @@ import Linux
 
 /// The interrupt types of a VFIO device (VFIO_DEVICE_GET_IRQ_INFO, VFIO_DEVICE_SET_IRQS). For each interrupt of a type
 /// the kernel signals an eventfd.
-public enum VFIOInterruptKind: UInt32, Hashable, Sendable, CaseIterable {
+public enum VFIOInterruptType: UInt32, Hashable, Sendable, CaseIterable {
   case intx = 0
   case msi = 1
   case msix = 2
@@ -16,16 +16,16 @@ public enum VFIOInterruptKind: UInt32, Hashable, Sendable, CaseIterable {
 
 extension VFIODevice {
   /// Returns the number of interrupts of a type that the device has.
-  public func interruptCount(_ kind: VFIOInterruptKind) throws(SystemError) -> Int {
-    guard kind.rawValue < interruptKinds else { return 0 }
+  public func interruptCount(_ type: VFIOInterruptType) throws(SystemError) -> Int {
+    guard type.rawValue < interruptTypeCount else { return 0 }
     var info = vfio_irq_info()
     info.argsz = byteCount(of: vfio_irq_info.self)
-    info.index = kind.rawValue
+    info.index = type.rawValue
     do {
       try file.request("VFIO_DEVICE_GET_IRQ_INFO", VFIO_DEVICE_GET_IRQ_INFO, &info)
     } catch {
       // A device without PCI Express has no error interrupt.
-      if kind == .error, error.code == EINVAL { return 0 }
+      if type == .error, error.code == EINVAL { return 0 }
       throw error
     }
     return info.flags & UInt32(VFIO_IRQ_INFO_EVENTFD) != 0 ? Int(clamping: info.count) : 0
@@ -36,8 +36,8 @@ extension VFIODevice {
   ///   - first: the number of the first interrupt.
   ///   - events: a descriptor for each; nil to signal nothing.
   /// - Throws: ENOSPC if the host has fewer vectors; then no interrupt signals.
-  public func signal(_ kind: VFIOInterruptKind, from first: Int = 0, to events: [Int32?]) throws(SystemError) {
-    try set(kind, first: first, action: Int(VFIO_IRQ_SET_ACTION_TRIGGER), events: events)
+  public func signal(_ type: VFIOInterruptType, from first: Int = 0, to events: [Int32?]) throws(SystemError) {
+    try set(type, first: first, action: Int(VFIO_IRQ_SET_ACTION_TRIGGER), events: events)
   }
 
   /// Makes an eventfd unmask INTx, which the kernel masks each time it arrives.
@@ -46,26 +46,26 @@ extension VFIODevice {
   }
 
   /// Disables all interrupts of a type.
-  public func disable(_ kind: VFIOInterruptKind) throws(SystemError) {
+  public func disable(_ type: VFIOInterruptType) throws(SystemError) {
     var request = vfio_irq_set()
     request.argsz = byteCount(of: vfio_irq_set.self)
     request.flags = UInt32(VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_TRIGGER)
-    request.index = kind.rawValue
+    request.index = type.rawValue
     try file.request("VFIO_DEVICE_SET_IRQS", VFIO_DEVICE_SET_IRQS, &request)
   }
 
   private func set(
-    _ kind: VFIOInterruptKind, first: Int, action: Int, events: [Int32?]
+    _ type: VFIOInterruptType, first: Int, action: Int, events: [Int32?]
   ) throws(SystemError) {
     guard !events.isEmpty else { return }
     var request = VariableRequest(vfio_irq_set(), room: 4 * events.count)
     request.header.argsz = UInt32(clamping: request.count)
     request.header.flags = UInt32(clamping: Int(VFIO_IRQ_SET_DATA_EVENTFD) | action)
-    request.header.index = kind.rawValue
+    request.header.index = type.rawValue
     request.header.start = UInt32(clamping: first)
     request.header.count = UInt32(clamping: events.count)
     for (index, event) in events.enumerated() {
-      request.store(event ?? -1, at: type(of: request).headerSize + 4 * index)
+      request.store(event ?? -1, at: VariableRequest<vfio_irq_set>.headerSize + 4 * index)
     }
     let answer = try file.request("VFIO_DEVICE_SET_IRQS", VFIO_DEVICE_SET_IRQS, &request)
     // A positive result is the number of available vectors; the kernel has enabled none (vfio_pci_intrs.c,

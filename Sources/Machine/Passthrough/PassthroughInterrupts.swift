@@ -4,27 +4,27 @@ import Linux
 import Synchronization
 import VFIO
 
-/// The interrupts of a passed-through function: the kind that the device signals, and the eventfds. A vector goes from
-/// the device to the guest's local APIC within the kernel: VFIO signals an eventfd, and for each signal KVM sends the
-/// guest's message, after interrupt remapping.
+/// The interrupts of a passed-through function: the mechanism that the device uses (INTx, MSI or MSI-X), and the
+/// eventfds. A vector goes from the device to the guest's local APIC within the kernel: VFIO signals an eventfd, and
+/// for each signal KVM sends the guest's message, after interrupt remapping.
 ///
 /// Host vectors are allocated when the guest first uses them, because they are scarce and many MSI-X tables are long.
 ///
 /// Lock order: the lock of MSI-X or MSI, then a route's; then `state`, which is held across calls of the kernel.
 final class PassthroughInterrupts: InterruptRouter {
-  enum Kind: Hashable, Sendable {
+  enum Mechanism: Hashable, Sendable {
     case none, intx, msi, msix
   }
 
   private struct State {
-    var kind = Kind.none
+    var mechanism = Mechanism.none
     /// Whether the function is gone. If so, the device signals no more interrupts.
     var hasEnded = false
     /// The number of vectors, from 0 on, that the guest has used since the reset.
-    var used: [Kind: Int] = [:]
+    var used: [Mechanism: Int] = [:]
     /// The number of vectors that the device signals now.
     var signalled = 0
-    var routes: [Kind: [any EventRoute]] = [:]
+    var routes: [Mechanism: [any EventRoute]] = [:]
     /// The errors that were reported, by errno: their text contains the number of vectors, which the guest chooses.
     var reported: Set<Int32> = []
   }
@@ -67,10 +67,10 @@ final class PassthroughInterrupts: InterruptRouter {
     let route = inner.makeRoute(for: requester)
     guard let route = route as? any EventRoute else { return route }
     return state.withLock { state in
-      let kind = (state.routes[.msix]?.count ?? 0) < msixCount ? Kind.msix : .msi
-      let number = state.routes[kind]?.count ?? 0
-      state.routes[kind, default: []].append(route)
-      return Route(route, of: self, kind, number)
+      let mechanism = (state.routes[.msix]?.count ?? 0) < msixCount ? Mechanism.msix : .msi
+      let number = state.routes[mechanism]?.count ?? 0
+      state.routes[mechanism, default: []].append(route)
+      return Route(route, of: self, mechanism, number)
     }
   }
 
@@ -78,40 +78,40 @@ final class PassthroughInterrupts: InterruptRouter {
   private final class Route: InterruptRoute {
     private let route: any EventRoute
     private weak let owner: PassthroughInterrupts?
-    private let kind: Kind
+    private let mechanism: Mechanism
     private let number: Int
 
-    init(_ route: any EventRoute, of owner: PassthroughInterrupts, _ kind: Kind, _ number: Int) {
+    init(_ route: any EventRoute, of owner: PassthroughInterrupts, _ mechanism: Mechanism, _ number: Int) {
       self.route = route
       self.owner = owner
-      self.kind = kind
+      self.mechanism = mechanism
       self.number = number
     }
 
     func set(_ message: InterruptMessage?) {
       // The eventfd gets its message before the device can signal it.
       route.set(message)
-      if message != nil { owner?.use(kind, number) }
+      if message != nil { owner?.use(mechanism, number) }
     }
 
     func signal() { route.signal() }
   }
 
-  private func use(_ kind: Kind, _ number: Int) {
+  private func use(_ mechanism: Mechanism, _ number: Int) {
     state.withLock { state in
-      guard number >= state.used[kind] ?? 0 else { return }
-      state.used[kind] = number + 1
-      if state.kind == kind { extend(&state) }
+      guard number >= state.used[mechanism] ?? 0 else { return }
+      state.used[mechanism] = number + 1
+      if state.mechanism == mechanism { extend(&state) }
     }
   }
 
-  /// Switches to the kind that the guest has chosen, or to none.
-  func choose(_ kind: Kind) {
+  /// Switches to the mechanism that the guest has chosen, or to none.
+  func choose(_ mechanism: Mechanism) {
     state.withLock { state in
-      guard kind != state.kind, !state.hasEnded else { return }
+      guard mechanism != state.mechanism, !state.hasEnded else { return }
       stop(&state)
-      state.kind = kind
-      switch kind {
+      state.mechanism = mechanism
+      switch mechanism {
       case .none: break
       case .intx: startINTx(&state)
       case .msi, .msix: extend(&state)
@@ -123,7 +123,7 @@ final class PassthroughInterrupts: InterruptRouter {
   func reset() {
     state.withLock { state in
       stop(&state)
-      state.kind = .none
+      state.mechanism = .none
       state.used = [:]
     }
   }
@@ -135,7 +135,7 @@ final class PassthroughInterrupts: InterruptRouter {
   }
 
   private func stop(_ state: inout State) {
-    switch state.kind {
+    switch state.mechanism {
     case .none: break
     case .intx: if intx != nil { try? device.disable(.intx) }
     case .msi: if state.signalled > 0 { try? device.disable(.msi) }
@@ -161,27 +161,27 @@ final class PassthroughInterrupts: InterruptRouter {
 
   /// Makes the device signal every vector that the guest uses.
   private func extend(_ state: inout State) {
-    let wanted = state.used[state.kind] ?? 0
-    guard wanted > state.signalled, let routes = state.routes[state.kind], wanted <= routes.count else { return }
-    let kind: VFIOInterruptKind = state.kind == .msix ? .msix : .msi
+    let wanted = state.used[state.mechanism] ?? 0
+    guard wanted > state.signalled, let routes = state.routes[state.mechanism], wanted <= routes.count else { return }
+    let type: VFIOInterruptType = state.mechanism == .msix ? .msix : .msi
     let events = routes[..<wanted].map { $0.event() }
     if events.contains(nil) { fail(SystemError("eventfd", code: EMFILE), &state) }
     let former = state.signalled
     if former > 0 {
       // MSI-X can often add vectors while the others stay enabled; no interrupt is lost then.
-      if kind == .msix, (try? device.signal(kind, from: former, to: Array(events[former...]))) != nil {
+      if type == .msix, (try? device.signal(type, from: former, to: Array(events[former...]))) != nil {
         state.signalled = wanted
         return
       }
-      try? device.disable(kind)
+      try? device.disable(type)
     }
     do {
-      try device.signal(kind, to: events)
+      try device.signal(type, to: events)
       state.signalled = wanted
     } catch {
       fail(error, &state)
       // Restore the vectors that the device had.
-      let kept = former > 0 && (try? device.signal(kind, to: Array(events[..<former]))) != nil
+      let kept = former > 0 && (try? device.signal(type, to: Array(events[..<former]))) != nil
       state.signalled = kept ? former : 0
     }
   }

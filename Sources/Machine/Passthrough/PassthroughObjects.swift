@@ -152,7 +152,7 @@ final class PassthroughObjects: Sendable {
 /// A notice to the user about a passed-through device while the guest runs. Each is reported once, but errors and
 /// requests are reported whenever the device's file signals them.
 public struct PassthroughNotice: Hashable, Sendable {
-  public enum Kind: Hashable, Sendable {
+  public enum Reason: Hashable, Sendable {
     /// The guest uses a second stage for the device, which is not supported: the device's requests are refused.
     case guestSecondStage
     /// The guest enables supervisor requests without PASID, which is not supported: the device's requests are refused.
@@ -180,13 +180,13 @@ public struct PassthroughNotice: Hashable, Sendable {
 
   /// The device as the options name it.
   public let device: String
-  public let kind: Kind
+  public let reason: Reason
 }
 
 extension PassthroughNotice {
   init(device: String, _ notice: HostBoundDevice.Notice) {
     self.device = device
-    kind =
+    reason =
       switch notice {
       case .refused(let error): .hostRefused(error)
       case .pageRequestsRefused(let error): .pageRequestsRefused(error)

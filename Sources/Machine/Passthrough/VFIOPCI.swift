@@ -45,7 +45,7 @@ final class VFIOPCI: FunctionModel {
     /// Whether the guest already uses the functions that may share a bus with this function.
     var guestRuns = false
     /// Reports a notice to the user. Called once for each notice.
-    var report: @Sendable (PassthroughNotice.Kind) -> Void = { _ in }
+    var report: @Sendable (PassthroughNotice.Reason) -> Void = { _ in }
   }
 
   /// The BARs where the guest has placed them, and the device's power state, which is D0 while a BAR is mapped.
@@ -64,7 +64,7 @@ final class VFIOPCI: FunctionModel {
     var interruptAsserted = false
     var pageRequests: PageRequestInterface?
     var awaitsBusReset = false
-    var reported: Set<PassthroughNotice.Kind> = []
+    var reported: Set<PassthroughNotice.Reason> = []
   }
 
   private static let decoding: Command = [.memorySpaceEnable, .ioSpaceEnable]
@@ -177,8 +177,8 @@ final class VFIOPCI: FunctionModel {
     settle()
   }
 
-  func report(_ kind: PassthroughNotice.Kind) {
-    if state.withLock({ $0.reported.insert(kind).inserted }) { surroundings.report(kind) }
+  func report(_ reason: PassthroughNotice.Reason) {
+    if state.withLock({ $0.reported.insert(reason).inserted }) { surroundings.report(reason) }
   }
 
   /// Whether the function waits for a reset of its bus.

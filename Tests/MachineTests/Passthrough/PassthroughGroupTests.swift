@@ -56,7 +56,7 @@ import VTd
       first.enable()
       #expect(Self.places(kernel) == [nil, nil])
       #expect(
-        machine.notices.all == [PassthroughNotice(device: "0000:01:00.0", kind: .blockedWithSibling("0000:02:00.0"))])
+        machine.notices.all == [PassthroughNotice(device: "0000:01:00.0", reason: .blockedWithSibling("0000:02:00.0"))])
       first.disable()
       #expect(Self.places(kernel) == [.addressSpace, .addressSpace])
       let both = machine.driver(of: [1, 2])
@@ -70,7 +70,7 @@ import VTd
       // The first function is blocked first, so the notice names the second one.
       #expect(
         machine.notices.all.dropFirst() == [
-          PassthroughNotice(device: "0000:02:00.0", kind: .blockedWithSibling("0000:01:00.0"))
+          PassthroughNotice(device: "0000:02:00.0", reason: .blockedWithSibling("0000:01:00.0"))
         ], "once")
       machine.end()
     }

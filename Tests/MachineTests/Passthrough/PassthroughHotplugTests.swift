@@ -103,7 +103,7 @@ import VTd
       guest.setFirstStage(0x30_0000)
       if guest.invalidateEntry() { done.increment() }
       if board.passthrough.existingBindings(of: unit)?.boundFunctions.count == 1 { done.increment() }
-      board.passthrough.notify(PassthroughNotice(device: "other", kind: .error))
+      board.passthrough.notify(PassthroughNotice(device: "other", reason: .error))
       if let id = try? Identifier(text: "i9") { board.passthrough.remove(id) }
       board.passthrough.resetBuses()
       try? board.memory.clear()
@@ -182,7 +182,7 @@ import VTd
     // The function that the guest uses is unchanged.
     #expect(kernel.state.withLock { $0.devices[0].contents[7]?[4] } == 7)
     #expect(
-      machine.notices.all == [PassthroughNotice(device: "0000:02:00.0", kind: .notResetBeside(["0000:01:00.0"]))])
+      machine.notices.all == [PassthroughNotice(device: "0000:02:00.0", reason: .notResetBeside(["0000:01:00.0"]))])
     machine.board.reset()
     #expect(resets() == [2, 2] && machine.notices.all.count == 1)
     machine.end()
@@ -204,7 +204,7 @@ import VTd
     #expect(machine.notices.all == [])
     try machine.board.add(PassthroughBoard.device(1, "i0"), with: machine.configuration)
     let error = SystemError("VFIO_DEVICE_PCI_HOT_RESET", code: EPERM)
-    #expect(machine.notices.all == [PassthroughNotice(device: "0000:02:00.0", kind: .notReset(error))])
+    #expect(machine.notices.all == [PassthroughNotice(device: "0000:02:00.0", reason: .notReset(error))])
     machine.end()
     #expect(kernel.complaints == [])
   }

@@ -211,7 +211,7 @@ import VFIO
     machine.board.reset()
     try machine.board.placeResources()
     let error = SystemError("VFIO_DEVICE_FEATURE_DMA_BUF", "/dev/vfio/devices/vfio1", code: ENOTTY)
-    #expect(machine.notices.all == [PassthroughNotice(device: "0000:02:00.0", kind: .outOfPeersReach(error))])
+    #expect(machine.notices.all == [PassthroughNotice(device: "0000:02:00.0", reason: .outOfPeersReach(error))])
     machine.end()
     #expect(kernel.complaints == [])
   }
@@ -298,7 +298,7 @@ import VFIO
     #expect(kernel.state.withLock { $0.devices[0].resets } == 0)
     machine.board.reset()
     let error = SystemError("VFIO_DEVICE_PCI_HOT_RESET", code: EPERM)
-    #expect(machine.notices.all == [PassthroughNotice(device: "0000:01:00.0", kind: .notReset(error))], "once")
+    #expect(machine.notices.all == [PassthroughNotice(device: "0000:01:00.0", reason: .notReset(error))], "once")
     // FLR is not offered if the function cannot be reset.
     #expect(machine.readConfiguration(machine.address(0), 0x84) & 1 << 28 == 0)
     kernel.state.withLock { $0.strangers = [] }
@@ -328,8 +328,8 @@ import VFIO
 
   // MARK: Signals of the host
 
-  private func signal(_ kind: UInt32, _ device: Int, _ kernel: FakeKernel) throws {
-    let sets = kernel.state.withLock { $0.interruptSets.filter { $0.index == kind && !$0.events.isEmpty } }
+  private func signal(_ type: UInt32, _ device: Int, _ kernel: FakeKernel) throws {
+    let sets = kernel.state.withLock { $0.interruptSets.filter { $0.index == type && !$0.events.isEmpty } }
     try FileDescriptor(duplicating: try #require(sets[device].events.first)).write([1, 0, 0, 0, 0, 0, 0, 0])
   }
 
@@ -345,7 +345,7 @@ import VFIO
     try signal(3, 0, kernel)
     #expect(next(machine.board) == .deviceError)
     #expect(eventually { !machine.notices.all.isEmpty })
-    #expect(machine.notices.all == [PassthroughNotice(device: "0000:01:00.0", kind: .error)])
+    #expect(machine.notices.all == [PassthroughNotice(device: "0000:01:00.0", reason: .error)])
     machine.end()
     #expect(kernel.complaints == [])
   }

@@ -43,7 +43,7 @@ import Testing
   }
 
   private func make(
-    below port: RootPort? = nil, report: @escaping @Sendable (PassthroughNotice.Kind) -> Void = { _ in }
+    below port: RootPort? = nil, report: @escaping @Sendable (PassthroughNotice.Reason) -> Void = { _ in }
   ) throws -> VFIOPCI {
     let device = try VFIODevice(
       file: KernelFile(opening: "/dev/vfio/devices/vfio0", calls: kernel), to: IOMMUFD(calls: kernel))
@@ -257,7 +257,7 @@ import Testing
 
   @Test("on a host with too few vectors the device keeps those it has, and one notice says so")
   func vectorsOfAHostThatHasTooFew() throws {
-    let notices = Notes<PassthroughNotice.Kind>()
+    let notices = Notes<PassthroughNotice.Reason>()
     let model = try make { notices.add($0) }
     let function = model.function
     let bar = try #require(function.description.baseAddressRegisters.first { $0.index == 2 })
@@ -285,7 +285,7 @@ import Testing
   }
 
   @Test("a notice reports that the host refuses INTx") func aHostThatRefusesTheWire() throws {
-    let notices = Notes<PassthroughNotice.Kind>()
+    let notices = Notes<PassthroughNotice.Reason>()
     kernel.state.withLock { $0.failing[VFIO_DEVICE_SET_IRQS] = EBUSY }
     let model = try make { notices.add($0) }
     #expect(
