@@ -72,7 +72,7 @@ extension FakeKernel.State {
     var done = 0
     while let group = queue.waiting.first {
       guard group.addresses.count * size <= buffer.count - done else {
-        if done == 0, tellsWhatDoesNotFit { return -Int(EINVAL) }
+        if done == 0, reportsOversizedGroups { return -Int(EINVAL) }
         break
       }
       queue.waiting.removeFirst()

@@ -96,7 +96,7 @@ package final class FakeKernel: SystemCalls {
     package var responses: [FakeResponse] = []
     /// Whether a read of a fault queue returns EINVAL if the first group does not fit. Otherwise the read returns no
     /// bytes, as in older kernels.
-    package var tellsWhatDoesNotFit = true
+    package var reportsOversizedGroups = true
     /// Responses to groups that are not outstanding.
     package var refusedResponses = 0
     package var invalidations: [(table: UInt32, entries: [iommu_hwpt_vtd_s1_invalidate])] = []

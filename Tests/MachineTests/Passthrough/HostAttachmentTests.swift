@@ -32,7 +32,7 @@ import VTdOracle
   }
 
   @Test("the reported kernel objects change with the guest's tables")
-  func theKernelsNumbersFollowTheGuest() throws {
+  func kernelObjectsFollowTheGuest() throws {
     let chain = try Chain()
     let objects = { chain.kernel.state.withLock { $0.objects } }
     func id(_ matches: (FakeKernel.Object) -> Bool) -> UInt32? { objects().first { matches($0.value) }?.key }

@@ -57,7 +57,7 @@ import VTdOracle
   }
 
   @Test("without first stage a device is attached to the kernel's own table")
-  func withoutFirstStageTheKernelsOwnTableWillDo() throws {
+  func withoutFirstStageTheKernelsTableIsUsed() throws {
     kernel.state.withLock { $0.devices[0].extendedCapability = 0 }
     do {
       let memory = try memory()
@@ -71,7 +71,7 @@ import VTdOracle
   }
 
   @Test("devices behind one IOMMU share a nested table, which is freed with its last user")
-  func devicesShareANestedTableAndLetGoOfIt() throws {
+  func devicesShareANestedTable() throws {
     do {
       let memory = try memory()
       let devices = try (0..<3).map { try device($0, memory) }
@@ -92,7 +92,7 @@ import VTdOracle
   }
 
   @Test("each notice is sent once, however often its cause recurs")
-  func whatAPersonIsToldIsToldOnce() throws {
+  func eachNoticeIsSentOnce() throws {
     let notices = Notes<HostBoundDevice.Notice>()
     let memory = try memory()
     let device = try device(0, memory)
@@ -208,7 +208,7 @@ import VTdOracle
 
   /// After the refusal, the devices could still reach the pages that the guest unmapped, so both are blocked.
   @Test("a refused invalidation blocks both devices and is reported for each")
-  func anInvalidationThatIsRefusedIsTold() throws {
+  func aRefusedInvalidationIsReported() throws {
     let notices = [Notes<HostBoundDevice.Notice>(), Notes<HostBoundDevice.Notice>()]
     do {
       let memory = try memory()
@@ -228,7 +228,7 @@ import VTdOracle
   }
 
   @Test("a refused table is a fault for the guest, and the machine goes on")
-  func aRefusalIsTheGuestsFaultNotTheMachinesEnd() throws {
+  func aRefusedTableIsAFault() throws {
     do {
       let memory = try memory()
       let chain = try Chain(self, memory)

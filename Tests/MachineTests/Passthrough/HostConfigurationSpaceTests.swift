@@ -70,7 +70,7 @@ import Testing
   }
 
   @Test("the guest sees an emulated port type, function-level reset and link")
-  func thePlaceOnTheFabricIsTheGuests() {
+  func portTypeAndLinkAreEmulated() {
     let space = HostConfigurationSpace(Self.image).given.space
     #expect(space.get(UInt16.self, 0x82) == 0x92, "version 2, an endpoint of the root complex")
     #expect(space.get(UInt8.self, 0x87) & 0x10 != 0, "FLR, which VFIO emulates by any reset that the device has")
@@ -89,7 +89,7 @@ import Testing
   }
 
   @Test("power management is emulated and starts in D0")
-  func powerStatesAreTheGuestsToChoose() {
+  func powerManagementIsEmulated() {
     let space = HostConfigurationSpace(Self.image)
     var own = space.given.space
     #expect(space.given.powerManagementOffset == 0x40 && space.isResetByPowerStates)
@@ -154,7 +154,7 @@ import Testing
   /// The control register of power management may be zero, but it is not a gap. If MSI overlapped it, the guest's
   /// writes to MSI would change power states.
   @Test("MSI never overlaps power management")
-  func msiIsNotPutOverPowerManagement() {
+  func msiDoesNotOverlapPowerManagement() {
     var image = Self.image
     image[0x41] = 0x60
     image.store(UInt32(0), at: 0x44)
@@ -169,7 +169,7 @@ import Testing
   }
 
   @Test("any image yields capability lists that end")
-  func anyImageMakesASpaceThatEnds() {
+  func anyImageYieldsListsThatEnd() {
     let seed = UInt64.random(in: 0 ... .max)
     var random = SeededGenerator(seed: seed)
     for _ in 0..<500 {

@@ -47,7 +47,7 @@ import VTd
   }
 
   @Test("an error names each obstacle, and the remedy where there is one")
-  func whatIsInTheWayIsNamedWithWhatToDo() throws {
+  func eachObstacleIsNamed() throws {
     let sysfs = FakeSysfs()
     sysfs.add("0000:02:00.0", driver: "nvme", group: "3")
     sysfs.add("0000:03:00.0", group: "4")
@@ -70,7 +70,7 @@ import VTd
   }
 
   @Test("a host check reports the state of the host and changes nothing")
-  func aHostIsLookedAtAndLeftAsItWas() throws {
+  func aHostCheckChangesNothing() throws {
     let sysfs = FakeSysfs()
     sysfs.add("0000:01:00.0", driver: "vfio-pci", group: "12", file: "vfio7")
     sysfs.add("0000:02:00.0", driver: "nvme", group: "3")
@@ -115,7 +115,7 @@ import VTd
   /// The advice for EINVAL differs between the calls.
   @Test(
     "a host check names the call that the kernel refused", arguments: [VFIO_DEVICE_BIND_IOMMUFD, IOMMU_GET_HW_INFO])
-  func aHostThatRefusesIsToldByTheCall(_ call: UInt32) throws {
+  func aRefusedCallIsNamed(_ call: UInt32) throws {
     let sysfs = FakeSysfs()
     sysfs.add("0000:01:00.0", driver: "vfio-pci", group: "12", file: "vfio7")
     kernel.state.withLock { $0.failing[call] = EINVAL }
@@ -169,7 +169,7 @@ import VTd
   }
 
   @Test("each capability that the unit needs and the host lacks is named")
-  func whatTheHostMustHave() {
+  func missingCapabilitiesAreNamed() {
     #expect(HostRequirement.missing(for: unit(), on: host()) == nil)
     #expect(HostRequirement.missing(for: unit(), on: HardwareInformation(vtd: nil, capabilities: 0)) == .vtd)
     for (name, bit) in [("SMTS", 43), ("NEST", 26), ("FSTS", 47), ("SSTS", 46)] as [(String, UInt64)] {
@@ -198,7 +198,7 @@ import VTd
   }
 
   @Test("without first stage any IOMMU suffices")
-  func anyIOMMUWillDoWithoutFirstStage() {
+  func anyIOMMUSufficesWithoutFirstStage() {
     let plain = unit { $0.firstStage = false }
     #expect(HostRequirement.missing(for: plain, on: HardwareInformation(vtd: nil, capabilities: 0)) == nil)
     #expect(HostRequirement.missing(for: plain, on: host(width: 39, ecap: 0, capability: 0)) == nil)

@@ -18,7 +18,7 @@ import VTdOracle
   // MARK: Outstanding requests during changes
 
   @Test("replacing a table answers its outstanding requests")
-  func aTableThatIsReplacedTakesItsRequestsWithIt() throws {
+  func replacingATableAnswersItsRequests() throws {
     try PageRequestChain.run(devices: 2) { chain, kernel in
       chain.request(group: 5)
       #expect(chain.setTable(0x30_0000))
@@ -89,7 +89,7 @@ import VTdOracle
   @Test(
     "page requests that the kernel refuses at the start are not offered",
     arguments: [IOMMU_FAULT_QUEUE_ALLOC, IOMMU_HWPT_ALLOC, VFIO_DEVICE_ATTACH_IOMMUFD_PT, 0])
-  func whatIsRefusedAtTheStartIsNotShown(_ call: UInt32) throws {
+  func refusedPageRequestsAreNotOffered(_ call: UInt32) throws {
     let kernel = PageRequestChain.makeKernel()
     do {
       let memory = try kernel.makeMemory()
@@ -111,7 +111,7 @@ import VTdOracle
 
   /// The kernel accepts page requests at the start and refuses them later: the guest's table is used without them.
   @Test("a later refusal is reported once")
-  func aLaterRefusalIsToldOnce() throws {
+  func aLaterRefusalIsReportedOnce() throws {
     try PageRequestChain.run { chain, kernel in
       kernel.state.withLock { $0.devices[0].hasPageRequests = false }
       for root: UInt64 in [0x30_0000, 0x40_0000] {

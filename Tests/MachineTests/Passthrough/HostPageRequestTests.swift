@@ -46,7 +46,7 @@ import VTdOracle
 
   /// Both devices share one queue and one table; their responses may come in either order.
   @Test("equal group indices of two devices are answered separately")
-  func devicesAreToldApart() throws {
+  func equalIndicesOfTwoDevicesAreSeparate() throws {
     try PageRequestChain.run(devices: 2) { chain, kernel in
       #expect(kernel.state.withLock { $0.queueOfTable.count } == 1, "they share the table")
       for device in 0..<2 { chain.request(device, group: 7) }
@@ -60,9 +60,9 @@ import VTdOracle
   }
 
   @Test("a group of a hundred requests reaches the guest in order", arguments: [true, false])
-  func aGroupMayBeLong(_ tellsWhatDoesNotFit: Bool) throws {
+  func aGroupMayBeLong(_ reportsOversizedGroups: Bool) throws {
     try PageRequestChain.run { chain, kernel in
-      kernel.state.withLock { $0.tellsWhatDoesNotFit = tellsWhatDoesNotFit }
+      kernel.state.withLock { $0.reportsOversizedGroups = reportsOversizedGroups }
       kernel.requestPages(of: 0, group: 1, (0..<100).map { 0x10_0000 + $0 << 12 })
       #expect(eventually { chain.count == 100 })
       #expect(chain.take().map { $0[1] >> 12 } == (0x100..<0x164 as Range<UInt64>).map { $0 })
@@ -85,7 +85,7 @@ import VTdOracle
   // MARK: Wrong responses and requests
 
   @Test("a response that matches no request changes nothing")
-  func responsesThatFitNothingChangeNothing() throws {
+  func unmatchedResponsesChangeNothing() throws {
     try PageRequestChain.run(devices: 2) { chain, kernel in
       chain.request(group: 5)
       #expect(chain.respond(group: 6), "another group")

@@ -41,7 +41,7 @@ final class PageRequestChain {
   private let kernel: FakeKernel
   private let queue: UInt64
   private let memory: PassthroughMemory
-  /// The notices for a person.
+  /// The notices to the user.
   let notices = Notes<HostBoundDevice.Notice>()
   private(set) var bounds: [HostBoundDevice] = []
   private(set) var models: [VFIOPCI] = []

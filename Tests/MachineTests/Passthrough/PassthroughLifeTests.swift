@@ -203,7 +203,7 @@ import VFIO
 
   /// If the kernel cannot export BARs as dma-bufs, one notice names an affected device, as soon as there is a peer.
   @Test("BARs that peers cannot reach are reported once")
-  func barsThatPeersDoNotReachAreTold() throws {
+  func unreachableBARsAreReportedOnce() throws {
     let kernel = FakeKernel.full(2) { number, device in if number == 0 { device.regions[2] = nil } }
     let machine = try PassthroughBoard(kernel, [PassthroughBoard.device(1, "i0")])
     #expect(machine.notices.all == [], "there is no peer that could reach them")
@@ -218,7 +218,7 @@ import VFIO
 
   /// The guest itself places a BAR over RAM or over another BAR.
   @Test("a BAR that the guest places over RAM or another BAR is not reported")
-  func barsThatTheGuestPutsOverOthersAreNotTold() throws {
+  func overlappingBARsAreNotReported() throws {
     let kernel = FakeKernel.full(2)
     kernel.state.withLock { $0.hasDMABuffers = true }
     let machine = try PassthroughBoard(kernel, [PassthroughBoard.device(0, "i0"), PassthroughBoard.device(1, "i0")])
@@ -405,7 +405,7 @@ import VFIO
 
   /// CPUs that access the device during its removal read its value or all ones, and are not delayed.
   @Test("accesses during a removal complete")
-  func accessesInFlightWhileItGoes() throws {
+  func accessesDuringARemovalComplete() throws {
     for _ in 0..<20 {
       let kernel = FakeKernel.full(1)
       let machine = try PassthroughBoard(kernel, [PassthroughBoard.device(0, "i0")])

@@ -158,7 +158,7 @@ import VTd
 
   /// These refusals follow from sysfs, before any call.
   @Test("a device that sysfs shows as unusable is refused with the remedy")
-  func whatSysfsTells() throws {
+  func unusableDevicesAreRefused() throws {
     let kernel = Self.makeKernel()
     let sysfs = FakeSysfs()
     sysfs.add("0000:01:00.0", driver: "nvme", group: "1")

@@ -156,7 +156,7 @@ import Testing
   }
 
   @Test("CPUs access BARs as memory, except the page of the MSI-X table")
-  func barsAreMemoryOfTheCPUsButForTheTable() throws {
+  func barsAreMappedExceptTheTable() throws {
     let model = try make()
     let function = model.function
     let bar = try #require(function.description.baseAddressRegisters.first { $0.index == 2 })
@@ -208,7 +208,7 @@ import Testing
   }
 
   @Test("host vectors are allocated on first use")
-  func vectorsAreHadWhenTheyAreUsed() throws {
+  func vectorsAreAllocatedOnFirstUse() throws {
     let model = try make()
     let function = model.function
     let bar = try #require(function.description.baseAddressRegisters.first { $0.index == 2 })
@@ -240,7 +240,7 @@ import Testing
   }
 
   @Test("if the kernel cannot add vectors, all of them are allocated again")
-  func vectorsOfAKernelThatCannotAdd() throws {
+  func allVectorsAreAllocatedAgain() throws {
     let model = try make()
     let function = model.function
     let bar = try #require(function.description.baseAddressRegisters.first { $0.index == 2 })
@@ -256,7 +256,7 @@ import Testing
   }
 
   @Test("on a host with too few vectors the device keeps those it has, and one notice says so")
-  func vectorsOfAHostThatHasTooFew() throws {
+  func theDeviceKeepsItsVectors() throws {
     let notices = Notes<PassthroughNotice.Reason>()
     let model = try make { notices.add($0) }
     let function = model.function
@@ -284,7 +284,7 @@ import Testing
     model.function.revoke()
   }
 
-  @Test("a notice reports that the host refuses INTx") func aHostThatRefusesTheWire() throws {
+  @Test("a notice reports that the host refuses INTx") func refusedINTxCausesANotice() throws {
     let notices = Notes<PassthroughNotice.Reason>()
     kernel.state.withLock { $0.failing[VFIO_DEVICE_SET_IRQS] = EBUSY }
     let model = try make { notices.add($0) }
@@ -296,7 +296,7 @@ import Testing
   }
 
   @Test("INTx is deasserted at the end of interrupt and asserted by the next signal")
-  func theWireFollowsTheEndOfInterrupt() throws {
+  func intxFollowsTheEndOfInterrupt() throws {
     let line = RecordingLine()
     let model = try make()
     model.function.connect(interruptLine: line)
@@ -361,7 +361,7 @@ import Testing
   /// Two CPUs write the power state. When the first CPU's write is processed, the register already holds the second
   /// one's value, and the BARs are still mapped, where a third CPU may access them.
   @Test("the device stays in D0 while its BARs are mapped")
-  func theDeviceStaysAwakeWhileItsBARsAreThere() throws {
+  func theDeviceStaysInD0WhileBARsAreMapped() throws {
     kernel.state.withLock { $0.devices[0].powerOffset = 0x44 }
     let model = try make()
     let function = model.function
@@ -378,7 +378,7 @@ import Testing
   }
 
   @Test("a power state that the device does not have is ignored")
-  func powerStatesThatItDoesNotHaveAreNotTaken() throws {
+  func missingPowerStatesAreIgnored() throws {
     kernel.state.withLock { state in
       state.devices[0].powerOffset = 0x44
       // No D1 and no D2.
@@ -439,7 +439,7 @@ import Testing
   }
 
   @Test("a ROM that cannot be read is not read again")
-  func aROMThatDoesNotAnswerIsNotAskedAgain() throws {
+  func anUnreadableROMIsReadOnce() throws {
     kernel.state.withLock { state in
       state.devices[0].regions[6] = (0x1000, 0b001, [])
       state.devices[0].contents[6] = []
@@ -454,7 +454,7 @@ import Testing
   }
 
   @Test("a file replaces the device's ROM")
-  func aFileInPlaceOfTheROM() throws {
+  func aFileReplacesTheROM() throws {
     kernel.state.withLock { $0.devices[0].regions[6] = (0x3000, 0b001, []) }
     func romRegister(_ source: ExpansionROM.Source) throws -> UInt64 {
       let kernel = FakeKernel.full(1)
