@@ -2,16 +2,17 @@ import Linux
 import Synchronization
 import VFIO
 
+/// An event of a passed-through device, other than its interrupts.
+enum PassthroughEvent: Sendable {
+  /// The device had an error that it cannot recover from.
+  case error
+  /// The host requests the device back.
+  case request
+}
+
 /// The eventfds that a passed-through device signals, and the thread that waits for them: INTx, which goes through the
 /// board's IOAPIC; an error of the device; the host's request to return the device.
 final class PassthroughEvents: Sendable {
-  enum Event: Int, CaseIterable, Sendable {
-    case interrupt
-    case error
-    case request
-    case end
-  }
-
   /// A class, so that the eventfds that were created are released if a later one cannot be created.
   private final class Descriptor: Sendable {
     let event: EventDescriptor
@@ -41,8 +42,11 @@ final class PassthroughEvents: Sendable {
   func unmask() { unmaskEvent.event.signal() }
 
   /// Asks the device to signal errors and requests, if it supports them, and starts the thread that waits for all
-  /// events.
-  func start(of device: VFIODevice, name: String, _ handler: @escaping @Sendable (Event) -> Void) throws(SystemError) {
+  /// events. The thread calls the handlers.
+  func start(
+    of device: VFIODevice, name: String, onInterrupt: @escaping @Sendable () -> Void,
+    onEvent: @escaping @Sendable (PassthroughEvent) -> Void
+  ) throws(SystemError) {
     if try device.interruptCount(.error) > 0 { try device.signal(.error, to: [errorEvent.event.rawValue]) }
     if try device.interruptCount(.request) > 0 { try device.signal(.request, to: [requestEvent.event.rawValue]) }
     let started = try Thread(name: name) { [self] in
@@ -52,9 +56,9 @@ final class PassthroughEvents: Sendable {
           endEvent.event.rawValue,
         ])
         if ready[3] { return }
-        if ready[0], interruptEvent.event.take() { handler(.interrupt) }
-        if ready[1], errorEvent.event.take() { handler(.error) }
-        if ready[2], requestEvent.event.take() { handler(.request) }
+        if ready[0], interruptEvent.event.take() { onInterrupt() }
+        if ready[1], errorEvent.event.take() { onEvent(.error) }
+        if ready[2], requestEvent.event.take() { onEvent(.request) }
       }
     }
     thread.withLock { $0 = started }

@@ -129,7 +129,7 @@ final class PassthroughObjects: Sendable {
 
   // MARK: Notices
 
-  func notify(_ notice: PassthroughNotice) {
+  func report(_ notice: PassthroughNotice) {
     let listener = state.withLock { state in
       if state.listener == nil { state.notices.append(notice) }
       return state.listener

@@ -112,11 +112,12 @@ final class VFIOPCI: FunctionModel {
   // MARK: Start and end
 
   /// Starts to handle the device's interrupts, errors and requests, and includes the function in shared bus resets.
-  func start(_ handler: @escaping @Sendable (PassthroughEvents.Event) -> Void) throws(SystemError) {
+  /// - Parameter handler: called for errors and requests, on the thread that waits for them.
+  func start(_ handler: @escaping @Sendable (PassthroughEvent) -> Void) throws(SystemError) {
     function.environment.onStop { [events] in events.stop() }
-    try events.start(of: device, name: "vfio \(function.requester.id)") { [weak self] event in
-      if event == .interrupt { self?.interruptCame() } else { handler(event) }
-    }
+    try events.start(
+      of: device, name: "vfio \(function.requester.id)", onInterrupt: { [weak self] in self?.interruptCame() },
+      onEvent: handler)
     surroundings.memory?.peers.add(self)
     surroundings.memory?.reportPeerProblem()
   }

@@ -103,7 +103,7 @@ import VTd
       guest.setFirstStage(0x30_0000)
       if guest.invalidateEntry() { done.increment() }
       if board.passthrough.existingBindings(of: unit)?.boundFunctions.count == 1 { done.increment() }
-      board.passthrough.notify(PassthroughNotice(device: "other", reason: .error))
+      board.passthrough.report(PassthroughNotice(device: "other", reason: .error))
       if let id = try? Identifier(text: "i9") { board.passthrough.remove(id) }
       board.passthrough.resetBuses()
       try? board.memory.clear()

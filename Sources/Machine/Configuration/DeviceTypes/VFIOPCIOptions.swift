@@ -149,7 +149,7 @@ extension VFIOPCIOptions: BoardDevice {
         bound = try HostBoundDevice(
           device, memory: memory, nests: unit?.options.firstStage == true, group: group
         ) { notice in
-          shared.notify(PassthroughNotice(device: name, notice))
+          shared.report(PassthroughNotice(device: name, notice))
         }
       } catch {
         throw shared.problem(of: error, ram: board.memory) ?? .attach(error)
@@ -160,7 +160,7 @@ extension VFIOPCIOptions: BoardDevice {
         surroundings: .init(
           deviceMemory: board.deviceMemory, memory: memory, registration: registration,
           group: group, name: name, guestRuns: shared.areBusesReset,
-          report: { shared.notify(PassthroughNotice(device: name, reason: $0)) }),
+          report: { shared.report(PassthroughNotice(device: name, reason: $0)) }),
         rom: rom, address: place.address, services: services.offered)
       let events = board.events
       do {
@@ -168,7 +168,7 @@ extension VFIOPCIOptions: BoardDevice {
           // Only post an event: the machine's thread pauses the machine or removes the device. This handler runs on the
           // device's own thread, which ends when the device is removed.
           events.post(event == .error ? .deviceError : .hostRequest(identity, patience: requestPatience))
-          shared.notify(PassthroughNotice(device: name, reason: event == .error ? .error : .request))
+          shared.report(PassthroughNotice(device: name, reason: event == .error ? .error : .request))
         }
       } catch {
         model.function.revoke()
@@ -178,7 +178,7 @@ extension VFIOPCIOptions: BoardDevice {
       let watch = board.eoiListeners.add(pin: pin) { [weak model] in model?.interruptEnded() }
       let bindings = unit.map { shared.bindings(of: $0) }
       if let refusal = services.refusal, model.hasPageRequests {
-        shared.notify(PassthroughNotice(device: name, reason: .pageRequestsRefused(refusal)))
+        shared.report(PassthroughNotice(device: name, reason: .pageRequestsRefused(refusal)))
       }
       if let bindings, let requests = services.requests {
         model.servePageRequests(requests, of: device.id, bound, bindings)
