@@ -42,8 +42,9 @@ let package = Package(
     library("Devices", uses: ["PCI", "Hardware"]),
 
     // Where the two meet, and what a person types.
-    library("Machine", uses: ["KVM", "VFIO", "Linux", "VTd", "Devices", "PCI", "Hardware"]),
-    library("Control", uses: ["Machine", "JSON", "VTd", "PCI", "Hardware"]),
+    library("Passthrough", uses: ["VFIO", "Linux", "VTd", "PCI", "Hardware"]),
+    library("Machine", uses: ["Passthrough", "KVM", "VFIO", "Linux", "VTd", "Devices", "PCI", "Hardware"]),
+    library("Control", uses: ["Machine", "Passthrough", "JSON", "VTd", "PCI", "Hardware"]),
     .executableTarget(
       name: "nestling", dependencies: ["Control"],
       swiftSettings: strict + [.unsafeFlags(["-static-executable"], .when(configuration: .release))],
@@ -55,9 +56,9 @@ let package = Package(
     .target(
       name: "TestSupport", dependencies: ["Hardware"], path: "Tests/TestSupport",
       swiftSettings: [.swiftLanguageMode(.v6), .treatAllWarnings(as: .error)]),
-    // A kernel's VFIO and iommufd, with its rules.
+    // A kernel's VFIO and iommufd, with its rules, and the sysfs of its devices.
     .target(
-      name: "FakeVFIO", dependencies: ["VFIO", "CLinux"], path: "Tests/FakeVFIO",
+      name: "FakeVFIO", dependencies: ["VFIO", "CLinux", "Hardware"], path: "Tests/FakeVFIO",
       swiftSettings: [.swiftLanguageMode(.v6), .treatAllWarnings(as: .error), .enableUpcomingFeature("ExistentialAny")]),
     // A driver's view of the VT-d unit, and a walker written apart from the unit's.
     .target(
@@ -97,12 +98,17 @@ let package = Package(
     tests(of: "VTd", uses: ["Hardware", "PCI", "TestSupport", "VTdOracle"]),
     tests(of: "Devices", uses: ["Hardware", "PCI", "TestSupport"]),
     tests(
+      of: "Passthrough",
+      uses: ["Hardware", "PCI", "VTd", "VFIO", "FakeVFIO", "CLinux", "Linux", "VTdOracle", "TestSupport"]),
+    tests(
       of: "Machine",
       uses: [
-        "Control", "Hardware", "PCI", "Devices", "VTd", "VFIO", "FakeVFIO", "CLinux", "KVM", "Linux", "VTdOracle",
-        "TestSupport",
+        "Control", "Hardware", "PCI", "Devices", "VTd", "Passthrough", "VFIO", "FakeVFIO", "CLinux", "KVM", "Linux",
+        "VTdOracle", "TestSupport",
       ]),
-    tests(of: "Control", uses: ["Machine", "JSON", "VTd", "PCI", "Hardware", "Linux", "VTdOracle", "TestSupport"]),
+    tests(
+      of: "Control",
+      uses: ["Machine", "Passthrough", "JSON", "VTd", "PCI", "Hardware", "Linux", "VTdOracle", "TestSupport"]),
     tests(of: "JSON"),
   ]
 )

@@ -1,4 +1,4 @@
-import Machine
+import Passthrough
 
 /// Texts for devices of the host: errors of passthrough, and notices while the guest runs.
 extension ErrorText {

@@ -1,4 +1,4 @@
-import Machine
+import Passthrough
 
 /// `nestling check-host [BDF...]`: checks whether this host can pass devices through, and lists the obstacles.
 enum HostCheckText {

@@ -1,4 +1,5 @@
 import Machine
+import Passthrough
 import Synchronization
 
 /// Writes lines about a running machine to standard error. A guest can cause triple faults without end, so their lines

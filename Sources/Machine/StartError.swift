@@ -3,6 +3,7 @@ import Hardware
 import KVM
 import Linux
 import PCI
+import Passthrough
 import VTd
 
 /// The reason why a machine does not start, cannot be reset, or cannot get a new device.

@@ -1,7 +1,7 @@
 import Testing
 
 @testable import Control
-@testable import Machine
+@testable import Passthrough
 
 /// Checks the text of `check-host` for a host without IOMMU and VFIO.
 @Suite struct HostCheckTextTests {

@@ -1,4 +1,5 @@
 import Hardware
+import Passthrough
 import Testing
 import VTd
 import VTdOracle

@@ -1,5 +1,6 @@
 @testable import Control
 import Machine
+import Passthrough
 
 // Control has the text for errors. These tests compare what people read.
 

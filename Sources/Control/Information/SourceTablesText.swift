@@ -1,5 +1,6 @@
 import Hardware
 import Machine
+import Passthrough
 import VTd
 
 /// Describes the entries that lead from the root table to a device's paging tables.

@@ -1,6 +1,7 @@
 import Devices
 import Hardware
 import Linux
+import Passthrough
 
 /// An accelerator runs the guest's CPUs. It also provides their local APICs, the doorbells that they ring without an
 /// exit, and the clock that they see. The board uses an accelerator only by these protocols.
@@ -49,26 +50,6 @@ protocol MessageVector: AnyObject {
 extension MessageVector {
   var event: Int32? { nil }
   func hold() {}
-}
-
-/// Maps memory of devices, such as the BARs of passed-through devices, so that CPUs access it without an exit.
-protocol DeviceMemory: AnyObject, Sendable {
-  /// Maps memory into the guest's address space. All three parameters are multiples of the page size.
-  /// - Parameters:
-  ///   - address: guest physical.
-  ///   - hostAddress: must stay mapped as long as the returned object exists.
-  /// - Returns: an object that unmaps the memory when it is released; nil if the memory cannot be mapped, so that the
-  ///   CPUs' accesses go to the board.
-  func map(_ address: UInt64, size: UInt64, hostAddress: UInt64) -> (any AnyObject & Sendable)?
-}
-
-/// The host devices whose DMA reaches the guest's memory. KVM must know them: how CPUs may cache that memory depends on
-/// whether the DMA is coherent with the caches.
-protocol HostDeviceRegistry: AnyObject, Sendable {
-  /// - Parameter descriptor: VFIO's device file. The device is not bound yet.
-  func add(_ descriptor: Int32) throws(SystemError)
-  /// Removes a device. Must be called before the descriptor is closed.
-  func remove(_ descriptor: Int32)
 }
 
 extension Accelerator {

@@ -124,7 +124,7 @@ extension Board {
     } catch {
       throw .backend(error)
     }
-    passthrough.remove(id)
+    passthrough.remove(id.text)
   }
 }
 

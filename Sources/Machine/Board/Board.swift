@@ -2,12 +2,13 @@ import Devices
 import Hardware
 import Linux
 import PCI
+import Passthrough
 import Synchronization
 import VTd
 
 /// The board: buses, chips, root complex and interrupt paths around the memory of one machine. It does not know the
 /// types of devices that plug in: each type builds itself onto the board (`BoardDevice`).
-final class Board: Sendable {
+final class Board: PassthroughMachine, Sendable {
   let memory: GuestMemory
   let clock: any MachineClock
   let layout: BoardLayout

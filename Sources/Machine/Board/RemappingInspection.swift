@@ -1,4 +1,5 @@
 import Hardware
+import Passthrough
 import VTd
 
 // Inspection of the board's remapping units, for monitors and the log. Any thread may call these functions while the

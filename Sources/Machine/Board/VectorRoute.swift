@@ -1,11 +1,5 @@
 import Hardware
-
-/// A route with an eventfd by which the kernel's VFIO sends the message, for a passed-through device.
-protocol EventRoute: InterruptRoute {
-  /// Returns the eventfd that sends the message. While there is no message, its signals stay pending. Every call
-  /// returns the same eventfd, which stays open as long as the route exists; nil if the host cannot provide one.
-  func event() -> Int32?
-}
+import Passthrough
 
 /// The route of an MSI or MSI-X vector.
 final class VectorRoute: MessageRoute, EventRoute, @unchecked Sendable {

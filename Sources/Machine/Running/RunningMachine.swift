@@ -2,6 +2,7 @@ import Devices
 import Hardware
 import Linux
 import PCI
+import Passthrough
 import VTd
 
 /// A machine from its configuration to its end. One thread, the machine's thread, builds it, runs it and ends it.

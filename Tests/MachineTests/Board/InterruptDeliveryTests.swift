@@ -1,6 +1,7 @@
 import Hardware
 import KVM
 import Linux
+import Passthrough
 import TestSupport
 import Testing
 import VTd

@@ -1,10 +1,14 @@
 import FakeVFIO
 import Hardware
 import Linux
+import Passthrough
 import Synchronization
+import TestSupport
 import Testing
 
 @testable import Machine
+
+extension RecordingDeviceMemory: DeviceMemory {}
 
 /// An accelerator whose CPUs do nothing and whose local APICs accept eventfds. It only records memory slots.
 final class EventAccelerator: Accelerator {

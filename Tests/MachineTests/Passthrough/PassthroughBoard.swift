@@ -1,6 +1,7 @@
 import FakeVFIO
 import Hardware
 import Linux
+import Passthrough
 import TestSupport
 import Testing
 import VFIO

@@ -8,6 +8,7 @@ import VFIO
 import VTd
 
 @testable import Machine
+@testable import Passthrough
 
 /// Tests functions of one IOMMU group on a whole board; the kernel has one page table for the group.
 @Suite struct PassthroughGroupTests {

@@ -9,6 +9,7 @@ import VFIO
 import VTd
 
 @testable import Machine
+@testable import Passthrough
 
 /// Adds and removes devices of the host while the guest runs, on the fake kernel. A failure leaves no trace, a slow
 /// kernel call blocks no other thread, and a removed device leaves nothing mapped.
@@ -104,7 +105,7 @@ import VTd
       if guest.invalidateEntry() { done.increment() }
       if board.passthrough.existingBindings(of: unit)?.boundFunctions.count == 1 { done.increment() }
       board.passthrough.report(PassthroughNotice(device: "other", reason: .error))
-      if let id = try? Identifier(text: "i9") { board.passthrough.remove(id) }
+      board.passthrough.remove("i9")
       board.passthrough.resetBuses()
       try? board.memory.clear()
       done.increment()
@@ -146,20 +147,22 @@ import VTd
     let descriptor = kernel.open("/dev/iommu", flags: 0)
     do {
       let shared = PassthroughObjects(calls: kernel)
-      var object = PassthroughBoard.object("i0")
-      object.file = try DescriptorReference(text: "\(descriptor)")
+      let reference = try DescriptorReference(text: "\(descriptor)")
       let ram = try GuestMemory(size: 16 << 20, lowLimit: 16 << 20)
+      func makeMemory() throws -> PassthroughMemory {
+        try shared.memory(of: "i0", file: { reference.kernelFile(calls: kernel) }, ram: ram)
+      }
       for _ in 0..<3 {
-        let memory = try shared.memory(of: object, ram: ram)
+        let memory = try makeMemory()
         #expect(kernel.state.withLock { $0.mapped.count } == 1)
         _ = consume memory
         #expect(kernel.state.withLock { $0.mapped.isEmpty && $0.files.count == 1 })
       }
       kernel.state.withLock { $0.failing[IOMMU_IOAS_MAP] = ENOMEM }
-      #expect(throws: PassthroughError.Problem.self) { try shared.memory(of: object, ram: ram) }
+      #expect(throws: PassthroughError.Problem.self) { try makeMemory() }
       kernel.state.withLock { $0.failing = [:] }
-      _ = try shared.memory(of: object, ram: ram)
-      shared.remove(try #require(object.id))
+      _ = try makeMemory()
+      shared.remove("i0")
     }
     #expect(kernel.complaints == [])
   }

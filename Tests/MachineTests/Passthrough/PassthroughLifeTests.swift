@@ -10,6 +10,7 @@ import VFIO
 @testable import VTd
 
 @testable import Machine
+@testable import Passthrough
 
 /// Follows passed-through devices on a whole board from start to end, on the fake kernel: several iommufd objects,
 /// emulated devices, resets, errors, the host's requests. No failure leaves anything behind.

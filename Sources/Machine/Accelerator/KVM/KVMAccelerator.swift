@@ -2,6 +2,7 @@ import Devices
 import Hardware
 import KVM
 import Linux
+import Passthrough
 
 /// The accelerator that uses Linux's KVM. The kernel implements the CPUs and the local APICs.
 final class KVMAccelerator: Accelerator {
@@ -81,7 +82,7 @@ extension VirtualMachine: Doorbells {
 }
 
 extension VirtualMachine: DeviceMemory {
-  func map(_ address: UInt64, size: UInt64, hostAddress: UInt64) -> (any AnyObject & Sendable)? {
+  public func map(_ address: UInt64, size: UInt64, hostAddress: UInt64) -> (any AnyObject & Sendable)? {
     try? MemorySlot(of: self, at: address, size: size, hostAddress: hostAddress)
   }
 }

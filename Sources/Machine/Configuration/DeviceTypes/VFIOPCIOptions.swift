@@ -1,9 +1,5 @@
-import Glibc
-import Hardware
-import Linux
 import PCI
-import VFIO
-import VTd
+import Passthrough
 
 /// `vfio-pci`: a PCI function of the host, passed through by the kernel's VFIO and iommufd. Names are QEMU's.
 public struct VFIOPCIOptions: PCIDeviceOptions, DescriptorTaking, Hashable {
@@ -89,172 +85,40 @@ public struct VFIOPCIOptions: PCIDeviceOptions, DescriptorTaking, Hashable {
   ]
 }
 
-/// Makes the function of a host device: finds and opens the device, binds it to its iommufd object, checks what the host
-/// offers, attaches it to the guest's memory, and connects it to its unit.
+/// Makes the function of a host device (`PassthroughObjects.build`), and connects it to the board's events and EOIs.
 extension VFIOPCIOptions: BoardDevice {
   func build(
     _ device: Device, on board: Board, with configuration: MachineConfiguration
   ) throws(StartError) -> [Function] {
     guard let place = device.place else { return [] }
     let objects = board.devices.objects.lazy.compactMap { $0 as? IOMMUFDOptions }
-    guard let object = objects.first(where: { $0.id == iommufd }) else { return [] }
+    guard let iommufd, let object = objects.first(where: { $0.id == iommufd }) else { return [] }
+    let calls = board.passthrough.calls
+    let source: PassthroughSource =
+      if let file = file?.kernelFile(calls: calls) {
+        .file(file, name: hostName)
+      } else {
+        host.map { .address($0) } ?? .folder(sysfsFolder ?? "")
+      }
     do {
-      return [try build(device.identity, on: board, at: place, object)]
+      let (function, interruptEnded) = try board.passthrough.build(
+        source, romFile: romBar == 0 ? "" : romFile, iommufd: iommufd.text,
+        iommufdFile: { object.file?.kernelFile(calls: calls) }, for: board, at: place.address,
+        in: board.environment(at: place), behind: board.unit(at: place)
+      ) { [events = board.events, requestPatience] event in
+        // Only post an event: the machine's thread pauses the machine or removes the device. This handler runs on the
+        // device's own thread, which ends when the device is removed.
+        switch event {
+        case .error: events.post(.deviceError)
+        case .request: events.post(.hostRequest(device.identity, patience: requestPatience))
+        }
+      }
+      let pin = BoardLayout.pin(of: place, interruptPin: max(function.description.interruptPin, 1))
+      let listener = board.eoiListeners.add(pin: pin, interruptEnded)
+      function.environment.onRelease { [eoiListeners = board.eoiListeners] in eoiListeners.remove(listener) }
+      return [function]
     } catch {
       throw .passthrough(error)
-    }
-  }
-
-  private func openHostDevice(
-    _ shared: PassthroughObjects
-  ) throws(PassthroughError) -> (file: KernelFile, found: HostDevice?, name: String) {
-    if let file = file?.kernelFile(calls: shared.calls) {
-      return (file, HostDevice.find(of: file, sysfs: shared.sysfs), hostName)
-    }
-    let found =
-      if let host {
-        try HostDevice.find(address: host, sysfs: shared.sysfs)
-      } else {
-        try HostDevice.find(folder: sysfsFolder ?? "")
-      }
-    return (try found.open(calls: shared.calls), found, found.address)
-  }
-
-  private func build(
-    _ identity: DeviceIdentity, on board: Board, at place: PCIPlace, _ object: IOMMUFDOptions
-  ) throws(PassthroughError) -> Function {
-    let shared = board.passthrough
-    let (file, found, name) = try openHostDevice(shared)
-    do throws(PassthroughError.Problem) {
-      let rom = try romSource()
-      let unit = board.unit(at: place)
-      let group = try shared.groups.join(
-        found?.group, as: found?.address ?? name, iommufd: object.id, nests: unit?.options.firstStage == true)
-      let memory = try shared.memory(of: object, ram: board.memory)
-      let registration = try Self.register(file, with: board.hostDeviceFiles)
-      let device = try Self.bind(file, found, to: memory.iommufd, sysfs: shared.sysfs)
-      var hostOffersPageRequests = false
-      if let unit {
-        let information: HardwareInformation
-        do {
-          information = try memory.iommufd.hardwareInformation(device: device.id)
-        } catch {
-          throw .iommufd(error)
-        }
-        if let missing = HostRequirement.missing(for: unit.options, on: information) { throw .requirement(missing) }
-        hostOffersPageRequests = information.vtd?.offersPageRequests == true
-      }
-      let bound: HostBoundDevice
-      do {
-        bound = try HostBoundDevice(
-          device, memory: memory, nests: unit?.options.firstStage == true, group: group
-        ) { notice in
-          shared.report(PassthroughNotice(device: name, notice))
-        }
-      } catch {
-        throw shared.problem(of: error, ram: board.memory) ?? .attach(error)
-      }
-      let services = Services(of: bound, behind: unit, hostOffersPageRequests: hostOffersPageRequests)
-      let model = try VFIOPCI(
-        device, environment: board.environment(at: place),
-        surroundings: .init(
-          deviceMemory: board.deviceMemory, memory: memory, registration: registration,
-          group: group, name: name, guestRuns: shared.areBusesReset,
-          report: { shared.report(PassthroughNotice(device: name, reason: $0)) }),
-        rom: rom, address: place.address, services: services.offered)
-      let events = board.events
-      do {
-        try model.start { event in
-          // Only post an event: the machine's thread pauses the machine or removes the device. This handler runs on the
-          // device's own thread, which ends when the device is removed.
-          events.post(event == .error ? .deviceError : .hostRequest(identity, patience: requestPatience))
-          shared.report(PassthroughNotice(device: name, reason: event == .error ? .error : .request))
-        }
-      } catch {
-        model.function.revoke()
-        throw .interrupts(error)
-      }
-      let pin = BoardLayout.pin(of: place, interruptPin: max(model.function.description.interruptPin, 1))
-      let watch = board.eoiListeners.add(pin: pin) { [weak model] in model?.interruptEnded() }
-      let bindings = unit.map { shared.bindings(of: $0) }
-      if let refusal = services.refusal, model.hasPageRequests {
-        shared.report(PassthroughNotice(device: name, reason: .pageRequestsRefused(refusal)))
-      }
-      if let bindings, let requests = services.requests {
-        model.servePageRequests(requests, of: device.id, bound, bindings)
-      }
-      bindings?.add(bound, for: model.function.requester)
-      // While the device can reach memory, the guest's invalidations must reach the host. So forwarding stops at the
-      // release, after the device's requests have ended.
-      model.function.environment.onRelease { [eoiListeners = board.eoiListeners, weak model] in
-        bindings?.remove(bound)
-        model?.detach()
-        eoiListeners.remove(watch)
-      }
-      return model.function
-    } catch {
-      throw PassthroughError(name, error)
-    }
-  }
-
-  private func romSource() throws(PassthroughError.Problem) -> ExpansionROM.Source {
-    guard romBar != 0 else { return .nowhere }
-    guard let romFile else { return .device }
-    if romFile.isEmpty { return .nowhere }
-    let content: [UInt8]
-    do {
-      content = try ExpansionROM.content(ofFile: romFile)
-    } catch {
-      throw .romFile(romFile, error)
-    }
-    guard (1...ExpansionROM.limit).contains(content.count) else {
-      throw .romFileSize(romFile, limit: ExpansionROM.limit)
-    }
-    return .file(content)
-  }
-
-  private static func register(
-    _ file: KernelFile, with registry: (any HostDeviceRegistry)?
-  ) throws(PassthroughError.Problem) -> HostDeviceRegistration? {
-    guard let registry else { return nil }
-    do {
-      return try HostDeviceRegistration(file, with: registry)
-    } catch {
-      throw .acceleratorRegistration(error)
-    }
-  }
-
-  private static func bind(
-    _ file: KernelFile, _ found: HostDevice?, to iommufd: IOMMUFD, sysfs: String
-  ) throws(PassthroughError.Problem) -> VFIODevice {
-    do {
-      return try VFIODevice(file: file, to: iommufd)
-    } catch {
-      // The group has another owner (iommu_device_claim_dma_owner): often the kernel, for one of its drivers.
-      if error.code == EPERM || error.code == EBUSY, let sibling = found?.sibling(withDriverIn: sysfs) {
-        throw .groupHasDriver(sibling: sibling.address, driver: sibling.driver)
-      }
-      throw .bind(error)
-    }
-  }
-
-  /// A device's translation services: those that the guest sees, the source of the page requests, and the kernel's
-  /// error if the kernel refused page requests.
-  private struct Services {
-    var offered: TranslationServices = []
-    var requests: HostPageRequests?
-    var refusal: SystemError?
-
-    init(of bound: HostBoundDevice, behind unit: RemappingUnit?, hostOffersPageRequests: Bool) {
-      guard let unit, unit.options.deviceIOTLB else { return }
-      offered.insert(.addressTranslation)
-      guard unit.options.svm, hostOffersPageRequests else { return }
-      do {
-        requests = try bound.offerPageRequests()
-        if requests != nil { offered.insert(.pageRequests) }
-      } catch {
-        refusal = error
-      }
     }
   }
 }

@@ -4,7 +4,7 @@ import TestSupport
 import Testing
 import VTdOracle
 
-@testable import Machine
+@testable import Passthrough
 @testable import VTd
 
 /// Follows page requests from the kernel's fault queue to the guest's page request queue, and the responses back.

@@ -3,7 +3,7 @@ import Linux
 import Testing
 import VTdOracle
 
-@testable import Machine
+@testable import Passthrough
 @testable import VTd
 
 /// A guest's nesting unit with its bindings of the host's devices. The functions 00:03.0 and 00:04.0 share one

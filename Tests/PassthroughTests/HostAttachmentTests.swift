@@ -7,7 +7,7 @@ import Testing
 import VFIO
 import VTdOracle
 
-@testable import Machine
+@testable import Passthrough
 @testable import VTd
 
 /// Checks the host's part of `info iommu` and `-d iommu`.

@@ -9,7 +9,7 @@ import Testing
 import VFIO
 import VTdOracle
 
-@testable import Machine
+@testable import Passthrough
 @testable import VTd
 
 /// Checks that each page request of the host's devices is answered exactly once while tables change and kernel calls

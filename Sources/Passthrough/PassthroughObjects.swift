@@ -9,15 +9,15 @@ import VTd
 ///
 /// Lock order: `building`, which is held while an iommufd is opened and RAM is mapped, so only builds of devices wait
 /// for it; then `state`, which is held across no call of the host.
-final class PassthroughObjects: Sendable {
+public final class PassthroughObjects: Sendable {
   private struct Weak {
     weak var memory: PassthroughMemory?
   }
   private struct State {
-    /// Weak references, because the devices hold the objects.
-    var memories: [Identifier: Weak] = [:]
+    /// By the iommufd object's id. Weak references, because the devices hold the objects.
+    var memories: [String: Weak] = [:]
     /// The iommufd objects whose files were passed to Nestling, which cannot open them again.
-    var inherited: [Identifier: IOMMUFD] = [:]
+    var inherited: [String: IOMMUFD] = [:]
     var areBusesReset = false
     var bindings: [ObjectIdentifier: HostBindings] = [:]
     var notices: [PassthroughNotice] = []
@@ -25,7 +25,7 @@ final class PassthroughObjects: Sendable {
   }
 
   /// The kernel's system calls.
-  let calls: any SystemCalls
+  public let calls: any SystemCalls
   /// The folder where sysfs is mounted.
   let sysfs: String
   /// RLIMIT_MEMLOCK, in bytes; nil for no limit.
@@ -34,7 +34,7 @@ final class PassthroughObjects: Sendable {
   private let building = Mutex(())
   private let state = Mutex(State())
 
-  init(
+  public init(
     calls: any SystemCalls = HostSystemCalls(), sysfs: String = "/sys",
     lockedMemory: @escaping @Sendable () -> UInt64? = { ResourceLimit.lockedMemory }
   ) {
@@ -44,19 +44,23 @@ final class PassthroughObjects: Sendable {
   }
 
   /// Returns the memory of an iommufd object. For the first device that names the object, opens it and maps RAM.
-  func memory(of options: IOMMUFDOptions, ram: GuestMemory) throws(PassthroughError.Problem) -> PassthroughMemory {
+  /// - Parameters:
+  ///   - id: the object's id.
+  ///   - file: returns the open `/dev/iommu` that the object's options name; nil to open `/dev/iommu`.
+  func memory(
+    of id: String, file: () -> KernelFile?, ram: GuestMemory
+  ) throws(PassthroughError.Problem) -> PassthroughMemory {
     try building.withLock { _ throws(PassthroughError.Problem) in
-      let existing = state.withLock { state in options.id.flatMap { state.memories[$0]?.memory } }
-      if let existing { return existing }
+      if let existing = state.withLock({ $0.memories[id]?.memory }) { return existing }
       let iommufd: IOMMUFD
       do throws(SystemError) {
-        iommufd = try self.iommufd(of: options)
+        iommufd = try self.iommufd(of: id, file: file)
       } catch {
         throw .iommufd(error)
       }
       do throws(SystemError) {
-        let memory = try PassthroughMemory(of: iommufd, name: options.id?.text, memory: ram)
-        if let id = options.id { state.withLock { $0.memories[id] = Weak(memory: memory) } }
+        let memory = try PassthroughMemory(of: iommufd, name: id, memory: ram)
+        state.withLock { $0.memories[id] = Weak(memory: memory) }
         return memory
       } catch {
         throw problem(of: error, ram: ram) ?? .map(error)
@@ -64,11 +68,11 @@ final class PassthroughObjects: Sendable {
     }
   }
 
-  private func iommufd(of options: IOMMUFDOptions) throws(SystemError) -> IOMMUFD {
-    if let id = options.id, let iommufd = state.withLock({ $0.inherited[id] }) { return iommufd }
-    guard let file = options.file?.kernelFile(calls: calls) else { return try IOMMUFD(calls: calls) }
+  private func iommufd(of id: String, file: () -> KernelFile?) throws(SystemError) -> IOMMUFD {
+    if let iommufd = state.withLock({ $0.inherited[id] }) { return iommufd }
+    guard let file = file() else { return try IOMMUFD(calls: calls) }
     let iommufd = IOMMUFD(file: file)
-    if let id = options.id { state.withLock { $0.inherited[id] = iommufd } }
+    state.withLock { $0.inherited[id] = iommufd }
     return iommufd
   }
 
@@ -82,7 +86,7 @@ final class PassthroughObjects: Sendable {
   }
 
   /// Carries out the bus resets that functions wait for. No CPU runs.
-  func resetBuses() {
+  public func resetBuses() {
     let memories = state.withLock { state in
       state.areBusesReset = true
       return state.memories.values.compactMap(\.memory)
@@ -103,12 +107,12 @@ final class PassthroughObjects: Sendable {
   }
 
   /// Returns the bindings of a unit that has or had passed-through functions.
-  func existingBindings(of unit: RemappingUnit) -> HostBindings? {
+  public func existingBindings(of unit: RemappingUnit) -> HostBindings? {
     state.withLock { $0.bindings[ObjectIdentifier(unit)] }
   }
 
   /// Releases an iommufd object that no device uses any more.
-  func remove(_ id: Identifier) {
+  public func remove(_ id: String) {
     // Release the object without the lock, because its end makes calls of the host.
     let gone = state.withLock { state in
       state.memories[id] = nil
@@ -118,7 +122,7 @@ final class PassthroughObjects: Sendable {
   }
 
   /// Releases the iommufd objects, after their devices. The bindings stay, as they hold the counters.
-  func removeAll() {
+  public func removeAll() {
     let gone = state.withLock { state in
       defer { state.inherited = [:] }
       state.memories = [:]
@@ -139,7 +143,7 @@ final class PassthroughObjects: Sendable {
 
   /// Sets the listener for notices, and passes it those that came before.
   /// - Parameter listener: must not wait.
-  func listen(_ listener: @escaping @Sendable (PassthroughNotice) -> Void) {
+  public func listen(_ listener: @escaping @Sendable (PassthroughNotice) -> Void) {
     let waiting = state.withLock { state in
       defer { state.notices = [] }
       state.listener = listener
@@ -183,10 +187,9 @@ public struct PassthroughNotice: Hashable, Sendable {
   public let reason: Reason
 }
 
-extension PassthroughNotice {
-  init(device: String, _ notice: HostBoundDevice.Notice) {
-    self.device = device
-    reason =
+extension PassthroughNotice.Reason {
+  init(_ notice: HostBoundDevice.Notice) {
+    self =
       switch notice {
       case .refused(let error): .hostRefused(error)
       case .pageRequestsRefused(let error): .pageRequestsRefused(error)

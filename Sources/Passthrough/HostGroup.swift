@@ -20,7 +20,8 @@ import VFIO
 final class HostGroup: Sendable {
   fileprivate struct Entry {
     let name: String
-    let iommufd: Identifier?
+    /// The id of the iommufd object.
+    let iommufd: String
     /// Whether the function's unit offers first stage.
     let nests: Bool
     weak var device: HostBoundDevice?
@@ -75,7 +76,7 @@ final class HostGroup: Sendable {
   /// Returns the only member of a group that sysfs does not show.
   static func alone() -> Member {
     let group = HostGroup()
-    return Member(of: group, group.state.withLock { $0.add(Entry(name: "", iommufd: nil, nests: false)) })
+    return Member(of: group, group.state.withLock { $0.add(Entry(name: "", iommufd: "", nests: false)) })
   }
 
   fileprivate func join(_ entry: Entry) throws(PassthroughError.Problem) -> Member {
@@ -86,7 +87,7 @@ final class HostGroup: Sendable {
         for other in state.entries.values where other.name != entry.name {
           if other.nests || entry.nests { throw .sharedGroup(sibling: other.name) }
           if other.iommufd != entry.iommufd {
-            throw .groupOfOtherObject(sibling: other.name, object: other.iommufd?.text ?? "")
+            throw .groupOfOtherObject(sibling: other.name, object: other.iommufd)
           }
         }
         return state.add(entry)
@@ -146,11 +147,11 @@ final class HostGroups: Sendable {
   /// - Parameters:
   ///   - group: nil if sysfs does not show one.
   ///   - function: the function's name in messages.
-  ///   - iommufd: the object that the function will be bound to.
+  ///   - iommufd: the id of the object that the function will be bound to.
   ///   - nests: whether its unit offers first stage.
   /// - Throws: the conflict with another function of the group.
   func join(
-    _ group: String?, as function: String, iommufd: Identifier?, nests: Bool
+    _ group: String?, as function: String, iommufd: String, nests: Bool
   ) throws(PassthroughError.Problem) -> HostGroup.Member {
     let entry = HostGroup.Entry(name: function, iommufd: iommufd, nests: nests)
     guard let name = group else { return try HostGroup().join(entry) }

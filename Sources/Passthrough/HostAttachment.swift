@@ -30,7 +30,7 @@ public struct HostAttachment: Hashable, Sendable {
     self.iommufd = iommufd
   }
 
-  init(_ function: HostBindings.BoundFunction) {
+  public init(_ function: HostBindings.BoundFunction) {
     let device = function.host as? HostBoundDevice
     self.init(
       source: function.source, binding: function.binding, target: Target(device?.attached),

@@ -1,36 +1,14 @@
+import FakeVFIO
 import Hardware
 import PCI
 import TestSupport
 import Testing
 
-@testable import Machine
+@testable import Passthrough
 
 /// Checks which parts of a host function's configuration space the guest sees.
 @Suite struct HostConfigurationSpaceTests {
-  /// An endpoint: power management at 0x40, MSI at 0x50, MSI-X at 0x70, PCI Express at 0x80, vendor data at 0xc0; AER
-  /// at 0x100, SR-IOV at 0x140, a serial number at 0x180.
-  static var image: [UInt8] {
-    var bytes = [UInt8](repeating: 0, count: 4096)
-    bytes.store(UInt32(0x1042_1af4), at: 0)
-    bytes.store(UInt16(0x10), at: 6)
-    bytes.store(UInt32(0x0100_0001), at: 8)
-    bytes[0x34] = 0x40
-    bytes[0x3d] = 1
-    bytes.store(UInt32(0xc803_5001), at: 0x40)  // D1, D2 and PME from D3
-    bytes.store(UInt32(0x0000_0003), at: 0x44)
-    bytes.store(UInt32(0x0180_7005), at: 0x50)
-    bytes.store(UInt32(0x0003_8011), at: 0x70)
-    bytes.store(UInt32(0x0000_2002), at: 0x74)
-    bytes.store(UInt32(0x0000_3002), at: 0x78)
-    bytes.store(UInt32(0x0002_c010), at: 0x80)
-    bytes.store(UInt32(0x0000_8fc2), at: 0x84)
-    bytes.store(UInt32(0x0007_6543), at: 0x8c)  // Link Capabilities
-    bytes.store(UInt32(0x0108_0009), at: 0xc0)
-    bytes.store(UInt32(0x1401_0001), at: 0x100)
-    bytes.store(UInt32(0x1801_0010), at: 0x140)
-    bytes.store(UInt32(0x0001_0003), at: 0x180)
-    return bytes
-  }
+  private static let image = FakeKernel.endpointImage
 
   /// Returns the offsets of the capabilities by identifier, or nil for a list without an end.
   private func list(_ space: ConfigurationSpace) -> [UInt8: Int]? {

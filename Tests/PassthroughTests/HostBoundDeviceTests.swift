@@ -8,7 +8,7 @@ import Testing
 import VFIO
 import VTdOracle
 
-@testable import Machine
+@testable import Passthrough
 @testable import VTd
 
 /// Checks that the guest's changes of its tables, and its invalidations, reach the kernel's iommufd.

@@ -9,7 +9,7 @@ import TestSupport
 import Testing
 @testable import VFIO
 
-@testable import Machine
+@testable import Passthrough
 
 /// Checks the effects of a guest's accesses to a passed-through function, on the fake kernel.
 @Suite struct VFIOPCITests {
@@ -22,7 +22,7 @@ import Testing
     kernel.state.withLock { state in
       // A 16 KiB BAR with the MSI-X table in its third page, pending bits in the fourth; a BAR of I/O ports; the
       // configuration space.
-      var image = HostConfigurationSpaceTests.image
+      var image = FakeKernel.endpointImage
       image.store(UInt32(0x4), at: 0x18)
       image.store(UInt32(0x1), at: 0x20)
       // FLR.

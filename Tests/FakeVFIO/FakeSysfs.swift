@@ -1,15 +1,12 @@
-import FakeVFIO
 import Glibc
 
-@testable import Machine
-
 /// A temporary sysfs, with other files of a host that a test needs. It is deleted with the test.
-final class FakeSysfs {
+package final class FakeSysfs {
   /// The folder whose subfolder `sys` is the fake sysfs.
-  let parent: String
-  var root: String { "\(parent)/sys" }
+  package let parent: String
+  package var root: String { "\(parent)/sys" }
 
-  init() {
+  package init() {
     var template = Array("/tmp/nestling-sysfs-XXXXXX".utf8CString)
     parent = template.withUnsafeMutableBufferPointer { String(cString: mkdtemp($0.baseAddress!)) }
     makeFolder("sys/bus/pci/devices")
@@ -27,14 +24,14 @@ final class FakeSysfs {
   }
 
   /// - Parameter path: The path below `parent`.
-  func write(_ text: String, to path: String) {
+  package func write(_ text: String, to path: String) {
     makeFolder(path.split(separator: "/").dropLast().joined(separator: "/"))
     let descriptor = open("\(parent)/\(path)", O_WRONLY | O_CREAT, 0o644)
     _ = text.withCString { Glibc.write(descriptor, $0, text.utf8.count) }
     close(descriptor)
   }
 
-  func add(_ address: String, driver: String? = nil, group: String? = nil, file: String? = nil) {
+  package func add(_ address: String, driver: String? = nil, group: String? = nil, file: String? = nil) {
     let folder = "\(root)/bus/pci/devices/\(address)"
     mkdir(folder, 0o755)
     if let driver { symlink("../../../bus/pci/drivers/\(driver)", "\(folder)/driver") }
@@ -48,7 +45,7 @@ final class FakeSysfs {
       "\(root)/dev/char/\(FakeKernel.deviceMajor):\(minor)")
   }
 
-  func addGroup(_ name: String, type: String, _ members: [String]) {
+  package func addGroup(_ name: String, type: String, _ members: [String]) {
     write(type + "\n", to: "sys/kernel/iommu_groups/\(name)/type")
     makeFolder("sys/kernel/iommu_groups/\(name)/devices")
     for member in members {
@@ -56,11 +53,9 @@ final class FakeSysfs {
     }
   }
 
-  func addUnit(_ name: String, capability: String, extended: String) {
+  package func addUnit(_ name: String, capability: String, extended: String) {
     for (file, text) in [("cap", capability), ("ecap", extended), ("version", "1:0")] {
       write(text + "\n", to: "sys/class/iommu/\(name)/intel-iommu/\(file)")
     }
   }
-
-  func find(_ name: String) throws(PassthroughError) -> HostDevice { try HostDevice.find(address: name, sysfs: root) }
 }

@@ -3,7 +3,7 @@ import Synchronization
 import VFIO
 
 /// An event of a passed-through device, other than its interrupts.
-enum PassthroughEvent: Sendable {
+public enum PassthroughEvent: Sendable {
   /// The device had an error that it cannot recover from.
   case error
   /// The host requests the device back.

@@ -6,7 +6,7 @@ import Testing
 import VFIO
 import VTdOracle
 
-@testable import Machine
+@testable import Passthrough
 @testable import VTd
 
 /// A guest's unit that offers page requests, with devices of the host on a first stage behind it. It connects the
@@ -14,7 +14,7 @@ import VTdOracle
 final class PageRequestChain {
   /// The host's function, with ATS at 0x140 and PRI at 0x1a0.
   static var image: [UInt8] {
-    var image = HostConfigurationSpaceTests.image
+    var image = FakeKernel.endpointImage
     image.store(UInt32(0x4), at: 0x18)
     image.store(UInt32(0x1801_000f), at: 0x140)
     image.store(UInt32(0x8000_0025), at: 0x144)

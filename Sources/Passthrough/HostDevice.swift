@@ -99,8 +99,12 @@ final class HostDeviceRegistration: Sendable {
   private let registry: any HostDeviceRegistry
   private let file: KernelFile
 
-  init(_ file: KernelFile, with registry: any HostDeviceRegistry) throws(SystemError) {
-    try registry.add(file.descriptor)
+  init(_ file: KernelFile, with registry: any HostDeviceRegistry) throws(PassthroughError.Problem) {
+    do {
+      try registry.add(file.descriptor)
+    } catch {
+      throw .acceleratorRegistration(error)
+    }
     self.registry = registry
     self.file = file
   }

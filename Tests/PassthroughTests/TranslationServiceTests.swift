@@ -2,7 +2,7 @@ import Hardware
 import PCI
 import Testing
 
-@testable import Machine
+@testable import Passthrough
 
 /// Checks how a guest sees ATS and PRI of a host's function.
 @Suite struct TranslationServiceTests {
