@@ -13,11 +13,13 @@ public final class RemappingUnit: BusDevice, DMARemapper {
   public let options: UnitOptions
   public let capabilities: Capabilities
 
+  /// The ports and the observers. They share a lock because every invalidation needs both.
   struct Ports {
     var all: [RemappingPort] = []
     var mode = TranslationMode()
-    /// Counters of removed ports.
-    var retired = TranslationCounters()
+    var observers = InvalidationObservers()
+    /// Counters of removed ports and of the invalidation queue.
+    var counters = TranslationCounters()
   }
 
   let memory: any PhysicalMemory
@@ -26,7 +28,6 @@ public final class RemappingUnit: BusDevice, DMARemapper {
   let registers: RegisterBlock
   let interrupts: InterruptRemapper
   let ports = Mutex(Ports())
-  let observers = Mutex(InvalidationObservers())
   let queue = Mutex(PendingInvalidations())
   /// The place where the holder of `queue` waits for requests in flight.
   let parking: any Parking
@@ -93,7 +94,7 @@ public final class RemappingUnit: BusDevice, DMARemapper {
     ports.withLock { ports in
       // A port that only this list references belongs to a removed function.
       for index in ports.all.indices.reversed() where isKnownUniquelyReferenced(&ports.all[index]) {
-        ports.retired += ports.all[index].counters
+        ports.counters += ports.all[index].counters
         ports.all.remove(at: index)
       }
       port.set(ports.mode, forgetting: true)
@@ -125,10 +126,9 @@ public final class RemappingUnit: BusDevice, DMARemapper {
 
   public var counters: TranslationCounters {
     var sum = interrupts.counters
-    sum += observers.withLock { $0.counters }
     sum += devices.withLock { $0.counters }
-    let (ports, retired) = ports.withLock { ($0.all, $0.retired) }
-    sum += retired
+    let (ports, counters) = ports.withLock { ($0.all, $0.counters) }
+    sum += counters
     for port in ports { sum += port.counters }
     return sum
   }
@@ -188,7 +188,7 @@ public final class RemappingUnit: BusDevice, DMARemapper {
         if let command = effects.command { registers.complete(command) }
       }
     }
-    if effects.doorbell { observers.withLock { $0.counters.count(.doorbells) } }
+    if effects.doorbell { ports.withLock { $0.counters.count(.doorbells) } }
     if effects.serviceQueue { serviceQueue() }
   }
 

@@ -37,9 +37,8 @@ struct PendingInvalidations {
   }
 }
 
-/// The observers of a unit's invalidations, and the queue's counters.
+/// The observers of a unit's invalidations.
 struct InvalidationObservers {
-  var counters = TranslationCounters()
   private(set) var all: [(observer: any InvalidationObserver, subjects: InvalidationSubjects)] = []
   /// The subjects that at least one observer wants.
   fileprivate var subjects: InvalidationSubjects = []
@@ -58,30 +57,32 @@ struct InvalidationObservers {
 extension RemappingUnit {
   /// - Parameter subjects: the invalidations that the observer wants.
   public func addObserver(_ observer: any InvalidationObserver, for subjects: InvalidationSubjects = .all) {
-    observers.withLock { $0.add(observer, for: subjects) }
+    ports.withLock { $0.observers.add(observer, for: subjects) }
   }
 
-  public func removeObserver(_ observer: any InvalidationObserver) { observers.withLock { $0.remove(observer) } }
+  public func removeObserver(_ observer: any InvalidationObserver) { ports.withLock { $0.observers.remove(observer) } }
 
   /// Applies an invalidation to the unit's own caches, and queues it for the observers.
   func apply(_ invalidation: Invalidation, _ pending: inout PendingInvalidations) {
     let counter = invalidation.record(in: trace)
+    let concernsPorts: Bool
     switch invalidation {
     case .interruptEntries(let indices):
+      concernsPorts = false
       interrupts.invalidate(indices)
       pending.concernsInterrupts = true
     case .deviceTLB, .deviceTLBOfPASID, .translationChanged, .interruptRemappingChanged:
-      break
+      concernsPorts = false
     default:
-      ports.withLock { ports in
+      concernsPorts = true
+    }
+    ports.withLock { ports in
+      if concernsPorts {
         for port in ports.all where port.invalidate(invalidation) { pending.append(port) }
       }
+      if let counter { ports.counters.count(counter) }
+      if ports.observers.subjects.contains(invalidation.subject) { pending.append(invalidation) }
     }
-    let isObserved = observers.withLock { observers in
-      if let counter { observers.counters.count(counter) }
-      return observers.subjects.contains(invalidation.subject)
-    }
-    if isObserved { pending.append(invalidation) }
   }
 
   /// Completes the pending invalidations: returns when no request in flight uses the old entries and the observers have
@@ -99,7 +100,8 @@ extension RemappingUnit {
 
   func notifyObservers(_ pending: inout PendingInvalidations) {
     guard !pending.observed.isEmpty else { return }
-    for (observer, subjects) in observers.withLock({ $0.all }) where !subjects.isDisjoint(with: pending.subjects) {
+    let observers = ports.withLock { $0.observers.all }
+    for (observer, subjects) in observers where !subjects.isDisjoint(with: pending.subjects) {
       observer.invalidated(
         subjects.isSuperset(of: pending.subjects)
           ? pending.observed : pending.observed.filter { subjects.contains($0.subject) })

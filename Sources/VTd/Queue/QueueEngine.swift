@@ -30,8 +30,19 @@ extension RemappingUnit {
 
   private func service(_ pending: inout PendingInvalidations) {
     guard finishParkedWait() else { return }
-    var remaining = registers.state.withLock { $0.queue.capacity }
-    while remaining > 0, serviceDescriptor(&pending) { remaining -= 1 }
+    var effects = UnitRegisters.Effects()
+    var (next, remaining) = registers.state.withLock { ($0.nextFetch(&effects), $0.queue.capacity) }
+    while let fetch = next {
+      let result = execute(fetch, &pending)
+      remaining -= 1
+      // One lock for both, because this loop is hot: the head moves, and the unit fetches the next descriptor.
+      next = registers.state.withLock { registers in
+        guard result != .stopped else { return nil }
+        registers.advanceQueue(generation: fetch.generation)
+        return result == .executed && remaining > 0 ? registers.nextFetch(&effects) : nil
+      }
+    }
+    registers.send(effects)
     complete(&pending)
   }
 
@@ -52,7 +63,7 @@ extension RemappingUnit {
 
   /// Reports to software that all descriptors before this one are complete.
   private func finish(_ wait: InvalidationWait) {
-    observers.withLock { $0.counters.count(.waits) }
+    ports.withLock { $0.counters.count(.waits) }
     // A status address outside of RAM is software's error; the write is lost.
     if wait.writesStatus {
       let isStored = memory.storeUInt32(wait.statusData, at: wait.statusAddress)
@@ -67,14 +78,16 @@ extension RemappingUnit {
     registers.send(effects)
   }
 
-  /// - Returns: whether to continue with the next descriptor.
-  private func serviceDescriptor(_ pending: inout PendingInvalidations) -> Bool {
-    var effects = UnitRegisters.Effects()
-    let fetch = registers.state.withLock { $0.nextFetch(&effects) }
-    guard let fetch else {
-      registers.send(effects)
-      return false
-    }
+  private enum ExecutionResult {
+    /// The head moves past the descriptor, and the next one follows.
+    case executed
+    /// The head moves past the descriptor, a wait that is parked. The next descriptor must wait for it.
+    case parked
+    /// The head stays at the descriptor.
+    case stopped
+  }
+
+  private func execute(_ fetch: UnitRegisters.Fetch, _ pending: inout PendingInvalidations) -> ExecutionResult {
     let descriptor: Descriptor
     do throws(QueueError) {
       let bits = try load(fetch)
@@ -82,33 +95,28 @@ extension RemappingUnit {
       descriptor = try Descriptor.decode(bits, tableMode: fetch.tableMode, capabilities: capabilities)
     } catch {
       trace?.record(.queueError, [.number("error", error.rawValue), .hex("addr", fetch.address)])
+      var effects = UnitRegisters.Effects()
       registers.state.withLock { $0.stopQueue(error, generation: fetch.generation, &effects) }
       registers.send(effects)
-      return false
+      return .stopped
     }
     switch descriptor {
     case .invalidate(let invalidation):
-      guard send(invalidation) else { return false }
+      guard send(invalidation) else { return .stopped }
       apply(invalidation, &pending)
-      registers.state.withLock { $0.advanceQueue(generation: fetch.generation) }
       if pending.isFull { notifyObservers(&pending) }
     case .wait(let wait):
       // When software reads the status, no request may use the old tables any more.
       complete(&pending)
-      if park(wait, generation: fetch.generation) {
-        registers.state.withLock { $0.advanceQueue(generation: fetch.generation) }
-        return false
-      }
+      if park(wait, generation: fetch.generation) { return .parked }
       // The wait is complete before the head moves past it.
       finish(wait)
-      registers.state.withLock { $0.advanceQueue(generation: fetch.generation) }
     case .respond(let response, let source):
       // The function repeats its request at once. The repetition must not use entries invalidated before the response.
       complete(&pending)
       deliver(response, to: source)
-      registers.state.withLock { $0.advanceQueue(generation: fetch.generation) }
     }
-    return true
+    return .executed
   }
 
   /// Parks a wait descriptor while functions have not answered earlier device-TLB invalidations.
