@@ -35,8 +35,8 @@ struct IOTLB: Sendable {
     var output: UInt64 = 0
   }
 
-  /// Size classes: log2 of the page size.
-  private static let shifts: [UInt64] = [12, 21, 30]
+  /// 4 KiB, 2 MiB and 1 GiB.
+  private static let sizeClasses = 3
   private static let setBits: UInt64 = 8
   private static let ways = 2
 
@@ -52,6 +52,7 @@ struct IOTLB: Sendable {
     return Int(truncatingIfNeeded: (page ^ page &>> setBits) & (1 &<< setBits &- 1)) &* ways
   }
 
+  /// Returns log2 of the page size.
   @inline(__always)
   private static func shift(ofClass sizeClass: Int) -> UInt64 { 12 &+ 9 &* UInt64(truncatingIfNeeded: sizeClass) }
 
@@ -142,21 +143,22 @@ struct IOTLB: Sendable {
 
   /// Removes the entries whose page overlaps `range`.
   mutating func removeAll(in range: PageRange, where matches: (Tag) -> Bool) {
-    for sizeClass in Self.shifts.indices where classesInUse & (1 << UInt8(sizeClass)) != 0 {
-      let shift = Self.shifts[sizeClass]
-      let pages = (range.last >> shift) - (range.first >> shift)
-      if pages < 1 << (Self.setBits - 2) {
+    for sizeClass in 0..<Self.sizeClasses where classesInUse & (1 &<< UInt8(truncatingIfNeeded: sizeClass)) != 0 {
+      let shift = Self.shift(ofClass: sizeClass)
+      let pages = range.first &>> shift...range.last &>> shift
+      let classBits = UInt64(truncatingIfNeeded: sizeClass &+ 1)
+      if pages.upperBound &- pages.lowerBound < 1 &<< (Self.setBits &- 2) {
         // The range is small: check the set of each page instead of every entry.
-        for page in 0...pages {
-          let address = ((range.first >> shift) + page) << shift
+        for page in pages {
+          let address = page &<< shift
           let first = Self.set(address, shift: shift)
-          for way in first..<first + Self.ways
-          where entries[way].page == address | UInt64(sizeClass + 1) && matches(Tag(rawValue: entries[way].tag)) {
+          for way in first..<first &+ Self.ways
+          where entries[way].page == address | classBits && matches(Tag(rawValue: entries[way].tag)) {
             entries[way].page = 0
           }
         }
       } else {
-        for index in entries.indices where entries[index].page & 0xfff == UInt64(sizeClass + 1) {
+        for index in entries.indices where entries[index].page & 0xfff == classBits {
           let first = entries[index].page & ~0xfff
           if range.overlaps(first: first, last: first | UInt64.lowBits(Int(shift))),
             matches(Tag(rawValue: entries[index].tag))
