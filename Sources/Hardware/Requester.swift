@@ -33,9 +33,9 @@ public struct RequesterID: RawRepresentable, Hashable, Comparable, Sendable, Cus
 public final class Requester: Sendable {
   private let identifier: Atomic<UInt16>
   /// Bit 0: the function's own Bus Master Enable. Bit 1: revoked.
-  private let busMaster = Atomic<UInt8>(0)
+  @usableFromInline let busMaster = Atomic<UInt8>(0)
   private let masterAborted = Atomic<Bool>(false)
-  private let upstream: Requester?
+  @usableFromInline let upstream: Requester?
 
   /// - Parameter upstream: the bridge above, which forwards requests while its own Bus Master Enable is set; nil on
   ///   bus 0.
@@ -53,7 +53,8 @@ public final class Requester: Sendable {
   /// Whether the function may make requests: Bus Master Enable (Command register bit 2) of the function and of all
   /// bridges above it.
   public var busMasterEnable: Bool {
-    get { busMaster.load(ordering: .acquiring) == 1 && upstream?.busMasterEnable != false }
+    // Each request reads it, so it is inlinable. A function on bus 0 needs no call.
+    @inlinable get { busMaster.load(ordering: .acquiring) == 1 && (upstream == nil || upstreamForwards) }
     set {
       if newValue {
         busMaster.bitwiseOr(1, ordering: .releasing)
@@ -62,6 +63,8 @@ public final class Requester: Sendable {
       }
     }
   }
+
+  @usableFromInline var upstreamForwards: Bool { upstream?.busMasterEnable != false }
 
   /// Stops the function's requests for good: `busMasterEnable` reads as clear from now on.
   public func revoke() { busMaster.bitwiseOr(2, ordering: .sequentiallyConsistent) }
