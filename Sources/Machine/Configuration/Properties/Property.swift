@@ -82,8 +82,6 @@ public struct Property<Options: Sendable>: Sendable {
       assign: { (options, text) throws(ValueError) in try assign(&options[keyPath: path], text) },
       show: { show($0[keyPath: path]) })
   }
-
-  func answers(to spelling: String) -> Bool { name == spelling || aliases.contains(spelling) }
 }
 
 /// A condition on a value, beyond its type.

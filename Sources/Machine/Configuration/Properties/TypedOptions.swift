@@ -115,32 +115,51 @@ extension TypedOptions {
   /// spellings of one property must agree.
   public mutating func apply(_ assignments: [PropertyAssignment]) throws(PropertyError) {
     let properties = Self.allProperties
-    var given: [String: (spelling: String, text: String)] = [:]
+    var given = GivenProperties(spellings: properties.map { [$0.name] + $0.aliases })
     for assignment in assignments {
-      var name = assignment.name
-      var text = assignment.value ?? "on"
-      var property = properties.first { $0.answers(to: name) }
-      if property == nil, assignment.value == nil, name.hasPrefix("no") {
-        // QEMU's old form of `off`: `nowait`.
-        name = String(name.dropFirst(2))
-        text = "off"
-        property = properties.first { $0.answers(to: name) }
-      }
-      guard let property else {
-        throw .unknown(name: assignment.name, known: properties.flatMap { [$0.name] + $0.aliases })
-      }
+      let (index, name, text) = try given.property(of: assignment)
       do {
-        try property.assign(&self, text)
+        try properties[index].assign(&self, text)
       } catch {
         throw .value(name: name, text: text, error)
       }
       // Compare parsed values: `on` and `yes` are equal.
-      let value = property.show(self) ?? text
-      if let earlier = given[property.name], earlier.spelling != name, earlier.text != value {
-        throw .contradiction(name: earlier.spelling, otherName: name)
-      }
-      given[property.name] = (name, value)
+      try given.record(properties[index].show(self) ?? text, of: index, as: name)
     }
     for rule in Self.rules { try rule.check(self) }
+  }
+}
+
+/// The properties that assignments name. Independent of the options' type, so that its code exists once.
+struct GivenProperties {
+  /// The name and the aliases of each property.
+  let spellings: [[String]]
+  /// The last assignment of each property.
+  private var last: [Int: (spelling: String, text: String)] = [:]
+
+  init(spellings: [[String]]) { self.spellings = spellings }
+
+  /// Returns the index of the assignment's property, the spelling of its name, and the text of the value.
+  func property(
+    of assignment: PropertyAssignment
+  ) throws(PropertyError) -> (index: Int, name: String, text: String) {
+    let name = assignment.name
+    if let index = index(of: name) { return (index, name, assignment.value ?? "on") }
+    // QEMU's old form of `off`: `nowait`.
+    if assignment.value == nil, name.hasPrefix("no") {
+      let name = String(name.dropFirst(2))
+      if let index = index(of: name) { return (index, name, "off") }
+    }
+    throw .unknown(name: name, known: spellings.flatMap(\.self))
+  }
+
+  private func index(of name: String) -> Int? { spellings.firstIndex { $0.contains(name) } }
+
+  /// Records the value of a property. Throws if another spelling of the property had a different value.
+  mutating func record(_ text: String, of index: Int, as name: String) throws(PropertyError) {
+    if let earlier = last[index], earlier.spelling != name, earlier.text != text {
+      throw .contradiction(name: earlier.spelling, otherName: name)
+    }
+    last[index] = (name, text)
   }
 }
