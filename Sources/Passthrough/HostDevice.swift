@@ -52,12 +52,17 @@ struct HostDevice: Hashable, Sendable {
     for member in (try? Folder.names(in: folder)) ?? [] where member != address {
       let link = try? Folder.link("\(folder)/\(member)/driver")
       // The drivers named here do not use the DMA API (`driver_managed_dma`).
-      guard let driver = link?.split(separator: "/").last.map(String.init), !driver.contains("vfio"),
+      guard let driver = link?.split(separator: "/").last.map(String.init), !isVFIO(driver),
         driver != "pci-stub", driver != "pcieport"
       else { continue }
       return (member, driver)
     }
     return nil
+  }
+
+  /// Whether a driver is one of VFIO's, by its name: `vfio-pci`, `mlx5_vfio_pci`.
+  private func isVFIO(_ driver: String) -> Bool {
+    driver.indices.contains { driver[$0...].hasPrefix("vfio") }
   }
 
   /// Returns an address as `DDDD:BB:DD.F`, in lower case; nil if the text is not an address.
@@ -82,7 +87,7 @@ struct HostDevice: Hashable, Sendable {
   func open(calls: any SystemCalls) throws(PassthroughError) -> KernelFile {
     guard let deviceFile else {
       if group == nil { throw PassthroughError(address, .noIOMMUGroup) }
-      guard driver?.contains("vfio") == true else { throw PassthroughError(address, .notBound(driver: driver)) }
+      guard let driver, isVFIO(driver) else { throw PassthroughError(address, .notBound(driver: driver)) }
       throw PassthroughError(address, .noDeviceFile)
     }
     do {

@@ -53,7 +53,7 @@ import VTd
     sysfs.add("0000:02:00.0", driver: "nvme", group: "3")
     sysfs.add("0000:03:00.0", group: "4")
     sysfs.add("0000:04:00.0", driver: "nvme")
-    sysfs.add("0000:05:00.0", driver: "vfio-pci", group: "5")
+    sysfs.add("0000:05:00.0", driver: "mlx5_vfio_pci", group: "5")
     sysfs.add("0000:06:00.0", driver: "vfio-pci", group: "6", file: "vfio9")
     #expect(throws: PassthroughError("0000:09:00.0", .noSuchDevice)) { try sysfs.find("09:00.0") }
     #expect(refusal(try sysfs.find("02:00.0")) == .notBound(driver: "nvme"))
