@@ -193,7 +193,7 @@ public struct ResourcePlacement: Sendable {
   ) -> UInt64 {
     let standard = port.hotplug == nil ? 0 : hotplugRoom[window] ?? 0
     return switch window {
-    case .io: port.reservation.io
+    case .io: port.reservation.io ?? 0
     case .memory: port.reservation.memory ?? standard
     case .prefetchable: port.reservation.prefetchable ?? standard
     }
@@ -203,9 +203,10 @@ public struct ResourcePlacement: Sendable {
   private func number(_ ports: [RootPort]) throws(NoRoom) {
     var last: UInt8 = 0
     for port in ports {
-      let (subordinate, overflow) = last.addingReportingOverflow(1 &+ port.reservation.buses)
-      guard !overflow, port.reservation.buses < .max else {
-        throw NoRoom(address: port.function.requester.id, bar: nil, size: UInt64(port.reservation.buses) + 1)
+      let reserved = port.reservation.buses ?? 0
+      let (subordinate, overflow) = last.addingReportingOverflow(1 &+ reserved)
+      guard !overflow, reserved < .max else {
+        throw NoRoom(address: port.function.requester.id, bar: nil, size: UInt64(reserved) + 1)
       }
       port.number(primary: 0, secondary: last + 1, subordinate: subordinate)
       last = subordinate

@@ -8,13 +8,15 @@ import Synchronization
 /// Lock order: `published`, then its function's lock. The port publishes its new state first, and then calls the
 /// functions below it with neither lock held. If two vCPUs write at once, the later one therefore acts on both writes.
 public final class RootPort: FunctionModel {
-  /// The bytes that firmware reserves for later devices, and the number of buses that it reserves besides the link's.
+  /// What firmware reserves below the port for later devices.
   public struct Reservation: Hashable, Sendable {
-    public var io: UInt64 = 0
-    /// The room for memory BARs; nil for the firmware's default, which is zero for a port without hotplug.
+    /// Bytes of I/O space; nil for none.
+    public var io: UInt64?
+    /// Bytes for memory BARs; nil for the firmware's default, which is zero for a port without hotplug.
     public var memory: UInt64?
     public var prefetchable: UInt64?
-    public var buses: UInt8 = 0
+    /// Bus numbers besides that of the port's own bus; nil for none.
+    public var buses: UInt8?
 
     public init() {}
   }

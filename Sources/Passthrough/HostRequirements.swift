@@ -23,7 +23,7 @@ public enum HostRequirement: Hashable, Sendable {
   /// Returns the first requirement that the host does not meet; nil if it meets all. A unit without first stage
   /// requires only caching mode, because the host then translates only to the guest's memory.
   static func missing(for unit: UnitOptions, on host: HardwareInformation) -> HostRequirement? {
-    guard unit.cachingMode else { return .cachingMode }
+    guard unit.cachingMode == true else { return .cachingMode }
     guard unit.firstStage else { return nil }
     guard let vtd = host.vtd else { return .vtd }
     let missing = missingForNesting(vtd)

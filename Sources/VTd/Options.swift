@@ -11,12 +11,13 @@ public struct UnitOptions: Hashable, Sendable {
   public var nested = false
   /// `aw-bits`: width of input addresses, 39, 48 or 57. It also limits physical addresses (`hostAddressWidth`).
   public var addressWidth = 48
-  /// `intremap`: interrupt remapping (ECAP.IR).
-  public var interruptRemapping = true
-  /// `eim`: 32-bit APIC identifiers (ECAP.EIM). Nil means the value of `interruptRemapping`.
+  /// `intremap`: interrupt remapping (ECAP.IR). Nil means on.
+  public var interruptRemapping: Bool?
+  /// `eim`: 32-bit APIC identifiers (ECAP.EIM). Nil means the value of `intremap`.
   public var extendedInterruptMode: Bool?
-  /// `caching-mode`: the guest must also invalidate after it makes an entry present (CAP.CM).
-  public var cachingMode = false
+  /// `caching-mode`: the guest must also invalidate after it makes an entry present (CAP.CM). Nil is off. The machine
+  /// replaces nil by on if a passed-through device is behind the unit, because the host must follow each such entry.
+  public var cachingMode: Bool?
   /// `snoop-control`: the SNP bit of second-stage leaves and PGSNP of PASID-table entries (ECAP.SC).
   public var snoopControl = false
   /// `device-iotlb`: devices may cache translations (ECAP.DT).
@@ -38,7 +39,8 @@ public struct UnitOptions: Hashable, Sendable {
 
   public init() {}
 
-  public var offersExtendedInterruptMode: Bool { extendedInterruptMode ?? interruptRemapping }
+  public var offersInterruptRemapping: Bool { interruptRemapping ?? true }
+  public var offersExtendedInterruptMode: Bool { extendedInterruptMode ?? offersInterruptRemapping }
 
   public var offersScalableSecondStage: Bool { scalableMode && (!firstStage || nested) }
 
@@ -57,7 +59,7 @@ public struct UnitOptions: Hashable, Sendable {
     try require(
       widths.contains(addressWidth), "aw-bits",
       .addressWidth(offered: widths, isScalable: scalableMode, isFirstStage: firstStage))
-    try require(extendedInterruptMode != true || interruptRemapping, "eim", .needsInterruptRemapping)
+    try require(extendedInterruptMode != true || offersInterruptRemapping, "eim", .needsInterruptRemapping)
     try require(dmaDrain || !scalableMode, "dma-drain", .neededByScalableMode)
     try require(dmaTranslation || !firstStage, "dma-translation", .neededByFirstStage)
     try require((0...20).contains(pasidBits), "pasid-bits", .pasidBits(offered: 0...20))

@@ -42,9 +42,9 @@ import Testing
     #expect(machine.blockNodes == [BlockNode(id: "disk0", path: "disk.img", readOnly: true)])
     try #require(machine.devices.count == 4)
     let unit = try #require(machine.devices[0] as? IntelIOMMUOptions)
-    #expect(unit.scalableMode && unit.firstStage && unit.interruptRemapping == .on)
+    #expect(unit.unit.scalableMode && unit.unit.firstStage && unit.unit.interruptRemapping == true)
     let disk = try #require(machine.devices[1] as? VirtioBlockOptions)
-    #expect(disk.drive == "disk0" && disk.virtio.accessPlatform)
+    #expect(disk.drive == "disk0" && disk.parameters.transport.iommuPlatform)
     #expect(machine.devices[2] is VirtioRNGOptions)
     #expect((machine.devices[3] as? DebugExitOptions)?.base == 0xf4)
   }

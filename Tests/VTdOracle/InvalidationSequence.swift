@@ -78,7 +78,7 @@ package struct InvalidationSequence<Source: Choices> {
 
   private mutating func addPort(_ source: UInt16, _ pasid: UInt32?) {
     let model = CacheModel(
-      source: source, pasid: pasid, isScalable: layout.isScalable, cachingMode: guest.unit.options.cachingMode)
+      source: source, pasid: pasid, isScalable: layout.isScalable, cachingMode: guest.unit.options.cachingMode == true)
     ports.append((guest.port(RequesterID(rawValue: source), pasid: pasid), model))
   }
 

@@ -33,7 +33,7 @@ struct CachingModeTests {
       #expect(port.answer(Self.input, access) == .refused(.translation))
       #expect(guest.takeFault()?.reason == wrong.reason)
       guest.store(wrong.good, at: wrong.address)
-      guard guest.unit.options.cachingMode else {
+      guard guest.unit.options.cachingMode == true else {
         #expect(port.answer(Self.input, access) == .at(0x20_0000, 8))
         continue
       }

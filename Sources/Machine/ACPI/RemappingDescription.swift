@@ -72,10 +72,10 @@ extension DMARemapping {
   init(_ units: [UnitPlacement]) {
     self.init(
       // The table has one width for all units: that of the widest address that any of them translates.
-      hostAddressWidth: units.map { Int($0.options.addressWidth) }.max() ?? 48,
-      interruptRemapping: units.contains { $0.options.offersInterruptRemapping },
+      hostAddressWidth: units.map { $0.options.unit.addressWidth }.max() ?? 48,
+      interruptRemapping: units.contains { $0.options.unit.offersInterruptRemapping },
       // x2APIC mode needs 32-bit destinations for every interrupt, so all units must offer them.
-      x2APICOptOut: !units.allSatisfy { $0.options.offersExtendedInterrupts },
+      x2APICOptOut: !units.allSatisfy { $0.options.unit.offersExtendedInterruptMode },
       units: units.map { unit in
         var scopes = unit.functions.map { place in
           DeviceScope(
@@ -85,6 +85,6 @@ extension DMARemapping {
         if unit.hasIOAPIC { scopes.append(.ioAPIC(id: 0, sourceID: BoardLayout.ioapicRequester)) }
         return Unit(registerBase: unit.registerBase, includesAll: unit.includesAll, scopes: scopes)
       },
-      translationServices: units.contains { $0.options.deviceIOTLB } ? [TranslationServices()] : [])
+      translationServices: units.contains { $0.options.unit.deviceIOTLB } ? [TranslationServices()] : [])
   }
 }

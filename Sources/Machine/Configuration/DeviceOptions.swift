@@ -1,3 +1,4 @@
+import Devices
 import Hardware
 
 /// The bus that a device type plugs into.
@@ -86,4 +87,18 @@ public struct PCIFunctionOptions: Hashable, Sendable {
     addressProperties + [
       Property("bus", \.bus, .notEmpty, help: "Bus that the device is on: pcie.0, or the ID of a root port")
     ]
+}
+
+/// The properties that every virtio device on PCI has, with QEMU's names.
+extension VirtioOptions {
+  private static let modernOnly = "devices are virtio 1.x only"
+
+  static let properties: [Property<Self>] = [
+    Property("iommu_platform", \.iommuPlatform, help: "DMA goes through the IOMMU (VIRTIO_F_ACCESS_PLATFORM)"),
+    Property("event_idx", \.eventIndex, help: "Event index (VIRTIO_F_EVENT_IDX)"),
+    Property(
+      "disable-legacy", settled: OnOffAuto.on, orAlso: [.auto], because: modernOnly,
+      help: "No legacy interface (always on)"),
+    Property("disable-modern", settled: false, because: modernOnly, help: "No virtio 1.x interface (always off)"),
+  ]
 }

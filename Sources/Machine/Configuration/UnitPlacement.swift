@@ -72,7 +72,7 @@ extension MachineConfiguration {
     for (device, place) in zip(devices, placement) where device is VFIOPCIOptions {
       let own = units.firstIndex { unit in place.map(unit.names) ?? false }
       guard let index = own ?? units.firstIndex(where: \.includesAll) else { continue }
-      units[index].options.cachingMode = units[index].options.cachingMode ?? true
+      units[index].options.unit.cachingMode = units[index].options.unit.cachingMode ?? true
     }
     return units
   }

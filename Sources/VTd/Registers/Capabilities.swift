@@ -22,7 +22,7 @@ public struct Capabilities: Hashable, Sendable {
 
     var cap: UInt64 = 0
     cap[bits: 0...2] = 6  // ND: 16 bits of domain identifier
-    cap[bit: 7] = options.cachingMode  // CM
+    cap[bit: 7] = options.cachingMode == true  // CM
     if options.dmaTranslation {  // SAGAW
       cap[bit: 9] = options.addressWidth >= 39
       cap[bit: 10] = options.addressWidth >= 48
@@ -43,12 +43,12 @@ public struct Capabilities: Hashable, Sendable {
     var ecap: UInt64 = 0
     ecap[bit: 1] = true  // QI
     ecap[bit: 2] = options.deviceIOTLB  // DT
-    ecap[bit: 3] = options.interruptRemapping  // IR
+    ecap[bit: 3] = options.offersInterruptRemapping  // IR
     ecap[bit: 4] = options.offersExtendedInterruptMode  // EIM
     ecap[bit: 6] = options.passThrough  // PT
     ecap[bit: 7] = options.snoopControl  // SC
     ecap[bits: 8...17] = UInt64(Self.iotlbOffset / 16)  // IRO
-    if options.interruptRemapping { ecap[bits: 20...23] = 15 }  // MHMV
+    if options.offersInterruptRemapping { ecap[bits: 20...23] = 15 }  // MHMV
     if options.scalableMode {
       ecap[bit: 43] = true  // SMTS
       ecap[bit: 46] = options.offersScalableSecondStage  // SSTS

@@ -28,8 +28,8 @@ import Testing
     var rng = VirtioRNGOptions()
     rng.bytesPerPeriod = 12
     rng.period = 7
-    rng.virtio.accessPlatform = true
-    rng.virtio.eventIndex = false
+    rng.transport.iommuPlatform = true
+    rng.transport.eventIndex = false
     #expect(client.machine.requests == ["add \(edu)", "add \(rng)"])
   }
 

@@ -70,7 +70,7 @@ import Testing
     }
     #expect(problem { _ in } == nil)
     #expect(problem { $0.queueCount = 0 } == .queueCount)
-    #expect(problem { $0.queueCount = 1025 } == .queueCount)
+    #expect(problem { $0.queueCount = 257 } == .queueCount)
     #expect(problem { $0.queueSize = 100 } == .queueSize)
     #expect(problem { $0.queueSize = 2048 } == .queueSize)
     #expect(problem { $0.logicalBlockSize = 513 } == .logicalBlockSize)

@@ -29,7 +29,7 @@ final class BoardUnderTest {
     { parts, input in
       var options = VirtioBlockParameters()
       let form = input.byte()
-      options.queueCount = 1 + Int(form & 3)
+      options.queueCount = 1 + UInt16(form & 3)
       options.queueSize = form & 4 == 0 ? 8 : 256
       options.transport.iommuPlatform = form & 8 != 0
       options.transport.eventIndex = form & 16 == 0

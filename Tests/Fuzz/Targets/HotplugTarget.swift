@@ -16,7 +16,7 @@
       var unit: IntelIOMMUOptions?
       if form & 2 != 0 {
         unit = IntelIOMMUOptions()
-        unit?.scalableMode = form & 4 != 0
+        unit?.unit.scalableMode = form & 4 != 0
       }
       let machine: MachineUnderTest
       do {

@@ -37,7 +37,7 @@ import Testing
       var options = VirtioBlockOptions()
       options.id = try Identifier(text: id)
       options.drive = node
-      options.virtio.function.address = RequesterID(bus: 0, device: device, function: 0)
+      options.function.address = RequesterID(bus: 0, device: device, function: 0)
       return options
     }
     let first = try tree.admit(disk("a", "d", at: 3))

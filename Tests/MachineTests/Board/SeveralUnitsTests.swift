@@ -20,8 +20,8 @@ struct SeveralUnitsTests {
     var second = IntelIOMMUOptions()
     second.id = try Identifier(text: "second")
     second.devices = try DeviceNames(text: "04.0")
-    second.scalableMode = true
-    second.firstStage = true
+    second.unit.scalableMode = true
+    second.unit.firstStage = true
     configuration.devices = [IntelIOMMUOptions(), second]
     self.configuration = configuration
     let size: UInt64 = 64 << 20

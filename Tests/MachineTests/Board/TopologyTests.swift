@@ -32,8 +32,8 @@ import VTd
   private static func unit(_ devices: String?) throws -> IntelIOMMUOptions {
     var options = IntelIOMMUOptions()
     options.devices = try devices.map { try DeviceNames(text: $0) }
-    options.scalableMode = true
-    options.firstStage = true
+    options.unit.scalableMode = true
+    options.unit.firstStage = true
     return options
   }
 
@@ -170,7 +170,7 @@ import VTd
   @Test func `the last bus depends on the configured ports, and a bus above 255 is refused`() throws {
     #expect(configuration.lastBus == 2)
     var wide = try Self.port("rp0", at: 4, slot: 1)
-    wide.busReserve = 254
+    wide.reservation.buses = 254
     var wanted = Self.configuration([wide])
     #expect(wanted.lastBus == 255)
     wanted.devices.append(try Self.port("rp1", at: 5, slot: 2))

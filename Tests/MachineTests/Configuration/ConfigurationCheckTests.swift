@@ -14,7 +14,7 @@ import Testing
     var disk = VirtioBlockOptions()
     disk.drive = drive
     disk.id = try id.map { try Identifier(text: $0) }
-    disk.virtio.function.address = device.map { RequesterID(bus: 0, device: $0, function: 0) }
+    disk.function.address = device.map { RequesterID(bus: 0, device: $0, function: 0) }
     return disk
   }
 

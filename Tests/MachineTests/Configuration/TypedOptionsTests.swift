@@ -11,13 +11,13 @@ import Testing
 
   @Test("defaults are QEMU's")
   func defaultsAreQEMUs() {
-    let unit = IntelIOMMUOptions()
+    let unit = IntelIOMMUOptions().unit
     #expect(!unit.scalableMode && !unit.firstStage && !unit.nested && unit.cachingMode == nil && !unit.deviceIOTLB)
-    #expect(unit.addressWidth == 48 && unit.firstStage1GPages && unit.dmaTranslation)
-    #expect(unit.offersInterruptRemapping && unit.offersExtendedInterrupts)
-    let disk = VirtioBlockOptions()
+    #expect(unit.addressWidth == 48 && unit.fs1gp && unit.dmaTranslation)
+    #expect(unit.offersInterruptRemapping && unit.offersExtendedInterruptMode)
+    let disk = VirtioBlockOptions().parameters
     #expect(disk.queueCount == nil && disk.queueSize == 256 && disk.logicalBlockSize == 512)
-    #expect(disk.discard && disk.writeZeroes && disk.virtio.eventIndex && !disk.virtio.accessPlatform)
+    #expect(disk.discard && disk.writeZeroes && disk.transport.eventIndex && !disk.transport.iommuPlatform)
     #expect(DebugExitOptions().base == 0xf4 && DebugExitOptions().size == 4)
   }
 
@@ -29,20 +29,20 @@ import Testing
       ("snoop-control", "on"), ("pasid-bits", "20"), ("fs1gp", "off"), ("stale-tm", "on"))
     var expected = IntelIOMMUOptions()
     expected.id = try Identifier(text: "iommu0")
-    expected.scalableMode = true
-    expected.firstStage = true
-    expected.nested = true
-    expected.addressWidth = 57
-    expected.interruptRemapping = .off
-    expected.extendedInterrupts = .off
-    expected.cachingMode = true
-    expected.deviceIOTLB = true
-    expected.snoopControl = true
-    expected.pasidBits = 20
-    expected.firstStage1GPages = false
-    expected.staleTransientMapping = true
+    expected.unit.scalableMode = true
+    expected.unit.firstStage = true
+    expected.unit.nested = true
+    expected.unit.addressWidth = 57
+    expected.unit.interruptRemapping = false
+    expected.unit.extendedInterruptMode = false
+    expected.unit.cachingMode = true
+    expected.unit.deviceIOTLB = true
+    expected.unit.snoopControl = true
+    expected.unit.pasidBits = 20
+    expected.unit.fs1gp = false
+    expected.unit.staleTranslationMethod = true
     #expect(unit == expected)
-    #expect(try !options(IntelIOMMUOptions.self, ("dma-translation", "off")).dmaTranslation)
+    #expect(try !options(IntelIOMMUOptions.self, ("dma-translation", "off")).unit.dmaTranslation)
 
     let disk = try options(
       VirtioBlockOptions.self, ("drive", "d0"), ("num-queues", "4"), ("queue-size", "128"), ("serial", "NEST1"),
@@ -50,15 +50,15 @@ import Testing
       ("event_idx", "off"), ("addr", "05.0"))
     var expectedDisk = VirtioBlockOptions()
     expectedDisk.drive = "d0"
-    expectedDisk.queueCount = 4
-    expectedDisk.queueSize = 128
-    expectedDisk.serial = "NEST1"
-    expectedDisk.logicalBlockSize = 4096
-    expectedDisk.discard = false
-    expectedDisk.writeZeroes = false
-    expectedDisk.virtio.accessPlatform = true
-    expectedDisk.virtio.eventIndex = false
-    expectedDisk.virtio.function.address = RequesterID(bus: 0, device: 5, function: 0)
+    expectedDisk.parameters.queueCount = 4
+    expectedDisk.parameters.queueSize = 128
+    expectedDisk.parameters.serial = "NEST1"
+    expectedDisk.parameters.logicalBlockSize = 4096
+    expectedDisk.parameters.discard = false
+    expectedDisk.parameters.writeZeroes = false
+    expectedDisk.parameters.transport.iommuPlatform = true
+    expectedDisk.parameters.transport.eventIndex = false
+    expectedDisk.function.address = RequesterID(bus: 0, device: 5, function: 0)
     #expect(disk == expectedDisk)
 
     let exit = try options(DebugExitOptions.self, ("iobase", "0x501"), ("iosize", "0x02"))
@@ -67,18 +67,18 @@ import Testing
 
   @Test("each word for true turns a property on", arguments: ["on", "yes", "true", "y"])
   func trueWords(_ word: String) throws {
-    #expect(try options(IntelIOMMUOptions.self, ("caching-mode", word)).cachingMode == true)
+    #expect(try options(IntelIOMMUOptions.self, ("caching-mode", word)).unit.cachingMode == true)
   }
 
   @Test("each word for false turns a property off", arguments: ["off", "no", "false", "n"])
   func falseWords(_ word: String) throws {
-    #expect(try !options(IntelIOMMUOptions.self, ("fs1gp", word)).firstStage1GPages)
+    #expect(try !options(IntelIOMMUOptions.self, ("fs1gp", word)).unit.fs1gp)
   }
 
   @Test("a bare name turns a flag on, and a leading no turns it off")
   func bareNamesAreFlags() throws {
-    #expect(try options(IntelIOMMUOptions.self, ("caching-mode", nil)).cachingMode == true)
-    #expect(try !options(IntelIOMMUOptions.self, ("nofs1gp", nil)).firstStage1GPages)
+    #expect(try options(IntelIOMMUOptions.self, ("caching-mode", nil)).unit.cachingMode == true)
+    #expect(try !options(IntelIOMMUOptions.self, ("nofs1gp", nil)).unit.fs1gp)
     #expect(throws: PropertyError.self) { try options(IntelIOMMUOptions.self, ("nofs1gp", "on")) }
   }
 
@@ -97,7 +97,7 @@ import Testing
 
   @Test("of two values for one property the later one wins")
   func theLaterOfTwoEqualNamesWins() throws {
-    #expect(try options(IntelIOMMUOptions.self, ("aw-bits", "39"), ("aw-bits", "48")).addressWidth == 48)
+    #expect(try options(IntelIOMMUOptions.self, ("aw-bits", "39"), ("aw-bits", "48")).unit.addressWidth == 48)
   }
 
   @Test("a value of the wrong type is refused with its reason")
@@ -167,10 +167,10 @@ import Testing
   @Test("automatic extended interrupt mode is on exactly if interrupt remapping is")
   func interruptModesFollowOneAnother() throws {
     let off = try options(IntelIOMMUOptions.self, ("intremap", "off"))
-    #expect(!off.offersInterruptRemapping && !off.offersExtendedInterrupts)
+    #expect(!off.unit.offersInterruptRemapping && !off.unit.offersExtendedInterruptMode)
     let auto = try options(IntelIOMMUOptions.self, ("intremap", "auto"), ("eim", "auto"))
-    #expect(auto.offersInterruptRemapping && auto.offersExtendedInterrupts)
-    #expect(try !options(IntelIOMMUOptions.self, ("eim", "off")).offersExtendedInterrupts)
+    #expect(auto.unit.offersInterruptRemapping && auto.unit.offersExtendedInterruptMode)
+    #expect(try !options(IntelIOMMUOptions.self, ("eim", "off")).unit.offersExtendedInterruptMode)
   }
 
   @Test("no type and no property is named twice, and every property has a help text")

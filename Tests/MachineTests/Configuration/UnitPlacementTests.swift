@@ -18,7 +18,7 @@ struct UnitPlacementTests {
   private func random(_ id: String, at device: UInt8? = nil) throws -> VirtioRNGOptions {
     var options = VirtioRNGOptions()
     options.id = try Identifier(text: id)
-    options.virtio.function.address = device.map { RequesterID(bus: 0, device: $0, function: 0) }
+    options.function.address = device.map { RequesterID(bus: 0, device: $0, function: 0) }
     return options
   }
 
@@ -78,11 +78,11 @@ struct UnitPlacementTests {
   @Test("the DMAR table describes each unit")
   func theDMARTableTellsOfEach() throws {
     let units = try place([
-      unit(nil) { $0.addressWidth = 39 }, random("a", at: 4),
+      unit(nil) { $0.unit.addressWidth = 39 }, random("a", at: 4),
       unit("a+02.0") {
-        $0.scalableMode = true
-        $0.addressWidth = 57
-        $0.snoopControl = true
+        $0.unit.scalableMode = true
+        $0.unit.addressWidth = 57
+        $0.unit.snoopControl = true
       },
     ])
     let tables = try ACPITables.build(ACPIConfiguration(localAPICs: [0], remapping: DMARemapping(units)))
@@ -99,12 +99,12 @@ struct UnitPlacementTests {
   /// The guest is asked to stay out of x2APIC mode if any unit lacks 32-bit destinations.
   @Test("the DMAR flags depend on all units together")
   func unlikeUnitsShareFlags() throws {
-    let some = DMARemapping(try place([unit(nil), unit("04.0") { $0.extendedInterrupts = .off }]))
+    let some = DMARemapping(try place([unit(nil), unit("04.0") { $0.unit.extendedInterruptMode = false }]))
     #expect(some.interruptRemapping && some.x2APICOptOut)
     #expect(some.translationServices.isEmpty)
     let other = DMARemapping(
       try place([
-        unit(nil) { $0.interruptRemapping = .off }, unit("04.0") { $0.deviceIOTLB = true },
+        unit(nil) { $0.unit.interruptRemapping = false }, unit("04.0") { $0.unit.deviceIOTLB = true },
       ]))
     #expect(other.interruptRemapping && other.x2APICOptOut)
     #expect(other.translationServices == [DMARemapping.TranslationServices()])

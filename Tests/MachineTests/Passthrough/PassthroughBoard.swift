@@ -15,10 +15,10 @@ final class PassthroughBoard {
   static let memorySize: UInt64 = 16 << 20
   static let options: IntelIOMMUOptions = {
     var unit = IntelIOMMUOptions()
-    unit.scalableMode = true
-    unit.firstStage = true
+    unit.unit.scalableMode = true
+    unit.unit.firstStage = true
     // The fake host has no 1 GiB pages.
-    unit.firstStage1GPages = false
+    unit.unit.fs1gp = false
     return unit
   }()
 

@@ -22,7 +22,7 @@ import VTd
   /// A unit without first stage: under first stage the second function is refused.
   private static let plainUnit: IntelIOMMUOptions = {
     var unit = PassthroughBoard.options
-    unit.firstStage = false
+    unit.unit.firstStage = false
     return unit
   }()
 

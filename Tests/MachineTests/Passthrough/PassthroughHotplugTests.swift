@@ -124,7 +124,7 @@ import VTd
     let kernel = FakeKernel.full(2)
     do {
       var unit = PassthroughBoard.options
-      unit.cachingMode = true
+      unit.unit.cachingMode = true
       let machine = try PassthroughBoard(kernel, [unit], objects: ["i0", "i1"])
       let before = kernel.standing
       #expect(!machine.board.memory.isPinned)

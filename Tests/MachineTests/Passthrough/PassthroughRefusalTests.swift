@@ -56,10 +56,10 @@ import VTd
     },
     Case(
       "1 GiB pages", "the host's IOMMU has no 1 GiB pages in first stage (CAP.FS1GP): add fs1gp=off",
-      host: { $0.devices[0].capability |= 1 << 56 }, unit: { $0.firstStage1GPages = true }),
+      host: { $0.devices[0].capability |= 1 << 56 }, unit: { $0.unit.fs1gp = true }),
     Case(
       "bits of PASID", "the host's IOMMU has 0 bits of PASID (ECAP.PSS), and pasid-bits=8 asks for more",
-      host: { $0.devices[0].extendedCapability |= 1 << 40 | 19 << 35 }, unit: { $0.pasidBits = 8 }),
+      host: { $0.devices[0].extendedCapability |= 1 << 40 | 19 << 35 }, unit: { $0.unit.pasidBits = 8 }),
     Case(
       "interrupt remapping",
       "the host's interrupts are not isolated: the host needs interrupt remapping (intremap=on, and an IOMMU that "

@@ -32,8 +32,8 @@ import VTd
 
   init() throws {
     var options = IntelIOMMUOptions()
-    options.scalableMode = true
-    options.firstStage = true
+    options.unit.scalableMode = true
+    options.unit.firstStage = true
     client = try QTestBoard(unit: options)
     let edu = Edu(
       mask: .max, environment: client.board.environment(at: RequesterID(bus: 0, device: 3, function: 0)),

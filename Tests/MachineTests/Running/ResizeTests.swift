@@ -25,7 +25,7 @@ import Testing
     ]
     var disk = Machine.VirtioBlockOptions()
     disk.drive = "r"
-    disk.virtio.function.address = RequesterID(bus: 0, device: 3, function: 0)
+    disk.function.address = RequesterID(bus: 0, device: 3, function: 0)
     configuration.devices = [disk]
     let machine = try RunningMachine(configuration, interpreter: PassingInterpreter())
     nonisolated(unsafe) let running = machine

@@ -7,7 +7,7 @@ public final class VirtioBlock: VirtioDevice {
   /// The unit of requests and capacity, in bytes, for any logical block size (5.2.4).
   static let sectorSize: UInt64 = 512
   /// VIRTIO_BLK_ID_BYTES
-  static let serialSize = 20
+  public static let serialSize = 20
   /// The most ranges in one discard or write-zeroes request.
   static let rangeLimit: UInt32 = 32
   /// The most sectors in one range: 1 GiB to discard, but 64 MiB for write zeroes, which a backend may have to write.
@@ -45,13 +45,14 @@ public final class VirtioBlock: VirtioDevice {
   /// Mass storage, SCSI: as in QEMU, for drivers that check it.
   public var classCode: UInt32 { 0x010000 }
   public var name: String { "virtio-blk" }
-  public var queueSizes: [UInt16] { Array(repeating: UInt16(options.queueSize), count: options.queueCount) }
+  public var queueSizes: [UInt16] { Array(repeating: options.queueSize, count: Int(queueCount)) }
+  private var queueCount: UInt16 { options.queueCount ?? 1 }
 
   public var features: VirtioFeatures {
     var features: VirtioFeatures = [.blockSegmentMaximum, .blockSize, .blockFlush]
     if backend.isReadOnly { features.insert(.blockReadOnly) }
     if options.physicalBlockSize != nil { features.insert(.blockTopology) }
-    if options.queueCount > 1 { features.insert(.blockMultipleQueues) }
+    if queueCount > 1 { features.insert(.blockMultipleQueues) }
     if options.discard, !backend.isReadOnly { features.insert(.blockDiscard) }
     if options.writeZeroes, !backend.isReadOnly { features.insert(.blockWriteZeroes) }
     return features
@@ -67,7 +68,7 @@ public final class VirtioBlock: VirtioDevice {
     bytes.store(UInt32(block), at: 0x14)
     // physical_block_exp: log2 of the number of logical blocks per physical block.
     bytes[0x18] = UInt8(((options.physicalBlockSize ?? block) / block).trailingZeroBitCount)
-    bytes.store(UInt16(options.queueCount), at: 0x22)
+    bytes.store(queueCount, at: 0x22)
     let features = features
     if features.contains(.blockDiscard) {
       bytes.store(Self.discardLimit, at: 0x24)

@@ -9,10 +9,13 @@ public struct VirtioBlockParameters: Hashable, Sendable {
     case vectors, serial
   }
 
-  /// num-queues
-  public var queueCount = 1
+  public static let queueCounts: ClosedRange<UInt16> = 1...256
+  public static let queueSizes: ClosedRange<UInt16> = 4...VirtQueue.sizeLimit
+
+  /// num-queues; nil for one queue. The machine replaces nil by the number of its vCPUs.
+  public var queueCount: UInt16?
   /// queue-size: the number of descriptors per queue.
-  public var queueSize = 256
+  public var queueSize: UInt16 = 256
   /// serial: at most 20 bytes.
   public var serial = ""
   /// logical_block_size, in bytes.
@@ -30,8 +33,8 @@ public struct VirtioBlockParameters: Hashable, Sendable {
 
   /// - Throws: the first value that is out of range.
   public func validate() throws(Problem) {
-    guard (1...1024).contains(queueCount) else { throw .queueCount }
-    guard (4...Int(VirtQueue.sizeLimit)).contains(queueSize), queueSize.nonzeroBitCount == 1 else {
+    if let queueCount, !Self.queueCounts.contains(queueCount) { throw .queueCount }
+    guard Self.queueSizes.contains(queueSize), queueSize.nonzeroBitCount == 1 else {
       throw .queueSize
     }
     func isBlockSize(_ size: Int) -> Bool { (512...2 << 20).contains(size) && size.nonzeroBitCount == 1 }

@@ -14,12 +14,7 @@ public struct PCIERootPortOptions: PCIDeviceOptions, Hashable {
   public var port: UInt8 = 0
   /// Whether devices can be plugged and unplugged below the port.
   public var hotplug = true
-  /// Bytes to reserve below the port for later devices. Nil for memory: firmware decides; nil for I/O: none.
-  public var ioReserve: ByteCount?
-  public var memoryReserve: ByteCount?
-  public var prefetchableReserve: ByteCount?
-  /// Bus numbers to reserve, in addition to the number of the port's own bus.
-  public var busReserve: UInt8?
+  public var reservation = RootPort.Reservation()
 
   public init() {}
 
@@ -43,23 +38,16 @@ public struct PCIERootPortOptions: PCIDeviceOptions, Hashable {
   ]
 
   private static let reserves: [Property<Self>] = [
-    Property("io-reserve", \.ioReserve, .atMost(0x1_0000), help: "I/O space to reserve below the port, in bytes"),
-    Property("mem-reserve", \.memoryReserve, .atMost(0x1_0000_0000), help: "32-bit memory to reserve below the port"),
     Property(
-      "pref64-reserve", \.prefetchableReserve, .atMost(0x10_0000_0000_0000),
+      "io-reserve", \.reservation.io.size, .atMost(0x1_0000), help: "I/O space to reserve below the port, in bytes"),
+    Property(
+      "mem-reserve", \.reservation.memory.size, .atMost(0x1_0000_0000), help: "32-bit memory to reserve below the port"),
+    Property(
+      "pref64-reserve", \.reservation.prefetchable.size, .atMost(0x10_0000_0000_0000),
       help: "64-bit prefetchable memory to reserve below the port"),
     Property(
-      "bus-reserve", \.busReserve, .within(0...254), help: "Bus numbers to reserve, besides the port's own bus"),
+      "bus-reserve", \.reservation.buses, .within(0...254), help: "Bus numbers to reserve, besides the port's own bus"),
   ]
-
-  var reservation: RootPort.Reservation {
-    var reservation = RootPort.Reservation()
-    reservation.io = ioReserve?.bytes ?? 0
-    reservation.memory = memoryReserve?.bytes
-    reservation.prefetchable = prefetchableReserve?.bytes
-    reservation.buses = busReserve ?? 0
-    return reservation
-  }
 }
 
 extension PCIERootPortOptions: BoardDevice {
@@ -92,7 +80,7 @@ extension MachineConfiguration {
 
   static func lastBus(of devices: ArraySlice<any DeviceOptions>) -> Int {
     devices.reduce(0) { last, device in
-      (device as? PCIERootPortOptions).map { last + 1 + Int($0.busReserve ?? 0) } ?? last
+      (device as? PCIERootPortOptions).map { last + 1 + Int($0.reservation.buses ?? 0) } ?? last
     }
   }
 }

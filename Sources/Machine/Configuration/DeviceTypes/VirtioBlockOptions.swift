@@ -4,25 +4,13 @@ import PCI
 /// `virtio-blk-pci`: a disk on a block node (virtio 1.2, section 5.2). Names and defaults are QEMU's.
 public struct VirtioBlockOptions: PCIDeviceOptions, Hashable {
   public var id: Identifier?
-  public var virtio = VirtioPCIOptions()
+  public var function = PCIFunctionOptions()
   /// The id of the disk's block node.
   public var drive = ""
-  /// The number of queues; nil for one queue per vCPU.
-  public var queueCount: UInt16?
-  /// Descriptors per queue, a power of two.
-  public var queueSize: UInt16 = 256
-  /// The answer to VIRTIO_BLK_T_GET_ID, at most 20 bytes.
-  public var serial = ""
-  /// In bytes.
-  public var logicalBlockSize: ByteCount = 512
-  /// VIRTIO_BLK_F_DISCARD, if the node is writable.
-  public var discard = true
-  /// VIRTIO_BLK_F_WRITE_ZEROES, if the node is writable.
-  public var writeZeroes = true
+  public var parameters = VirtioBlockParameters()
 
   public init() {}
 
-  public var function: PCIFunctionOptions { virtio.function }
   public var nodes: [NodeUse] { [NodeUse(property: "drive", id: drive)] }
 
   public static let typeName = "virtio-blk-pci"
@@ -31,16 +19,22 @@ public struct VirtioBlockOptions: PCIDeviceOptions, Hashable {
   public static let category = DeviceCategory.storage
 
   public static let properties: [Property<Self>] =
-    VirtioPCIOptions.properties.map { $0.within(\.virtio) } + [
+    PCIFunctionOptions.properties.map { $0.within(\.function) }
+    + VirtioOptions.properties.map { $0.within(\.parameters.transport) } + [
       Property("drive", \.drive, .notEmpty, help: "Node name or ID of a block device to use as a backend"),
-      Property("num-queues", \.queueCount, .within(1...256), help: "Request queues; default: one per CPU"),
-      Property("queue-size", \.queueSize, .powerOfTwo(within: 4...1024), help: "Descriptors per queue, a power of two"),
-      Property("serial", \.serial, .atMost(20), help: "Serial number that the guest sees"),
       Property(
-        "logical_block_size", \.logicalBlockSize, .powerOfTwo(within: 512...2_097_152),
+        "num-queues", \.parameters.queueCount, .within(VirtioBlockParameters.queueCounts),
+        help: "Request queues; default: one per CPU"),
+      Property(
+        "queue-size", \.parameters.queueSize, .powerOfTwo(within: VirtioBlockParameters.queueSizes),
+        help: "Descriptors per queue, a power of two"),
+      Property(
+        "serial", \.parameters.serial, .atMost(VirtioBlock.serialSize), help: "Serial number that the guest sees"),
+      Property(
+        "logical_block_size", \.parameters.logicalBlockSize.size, .powerOfTwo(within: 512...2_097_152),
         help: "A power of two between 512 B and 2 MiB"),
-      Property("discard", \.discard, help: "Offer discard"),
-      Property("write-zeroes", \.writeZeroes, help: "Offer write zeroes"),
+      Property("discard", \.parameters.discard, help: "Offer discard"),
+      Property("write-zeroes", \.parameters.writeZeroes, help: "Offer write zeroes"),
     ]
 
   public static let rules: [PropertyRule<Self>] = [
@@ -55,20 +49,15 @@ extension VirtioBlockOptions: BoardDevice {
     guard let place = device.place, let node = board.devices.blockNodes.first(where: { $0.id == drive }) else {
       return []
     }
-    var options = VirtioBlockParameters()
-    options.queueCount = Int(queueCount ?? UInt16(clamping: min(configuration.processors.count, 256)))
-    options.queueSize = Int(queueSize)
-    options.serial = serial
-    options.logicalBlockSize = Int(clamping: logicalBlockSize.bytes)
-    options.discard = discard
-    options.writeZeroes = writeZeroes
-    options.transport = virtio.transport
+    var parameters = parameters
+    let highest = VirtioBlockParameters.queueCounts.upperBound
+    parameters.queueCount = parameters.queueCount ?? min(UInt16(clamping: configuration.processors.count), highest)
     let file = try node.open(memory: board.memory)
     let backend = FileBackend(file, discardUnmaps: node.discardUnmaps)
     do {
-      let disk = try VirtioBlock(options: options, backend: backend)
+      let disk = try VirtioBlock(options: parameters, backend: backend)
       let model = VirtioPCI(
-        device: disk, options: options.transport, environment: board.environment(at: place), address: place.address)
+        device: disk, options: parameters.transport, environment: board.environment(at: place), address: place.address)
       board.disks.add(node.id, backend, disk)
       return [model.function]
     } catch {

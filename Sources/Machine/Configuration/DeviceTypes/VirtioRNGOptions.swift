@@ -5,7 +5,8 @@ import PCI
 /// `virtio-rng-pci`: entropy for the guest (virtio 1.2, section 5.4). Names and defaults are QEMU's.
 public struct VirtioRNGOptions: PCIDeviceOptions, Hashable {
   public var id: Identifier?
-  public var virtio = VirtioPCIOptions()
+  public var function = PCIFunctionOptions()
+  public var transport = VirtioOptions()
   /// The id of an rng object; nil for the host's getrandom.
   public var source: Identifier?
   /// The most bytes that the guest gets in one period.
@@ -15,7 +16,6 @@ public struct VirtioRNGOptions: PCIDeviceOptions, Hashable {
 
   public init() {}
 
-  public var function: PCIFunctionOptions { virtio.function }
   public var objects: [ObjectUse] {
     guard let source else { return [] }
     return [
@@ -32,7 +32,8 @@ public struct VirtioRNGOptions: PCIDeviceOptions, Hashable {
   public static let unlimited = UInt64(Int64.max)
 
   public static let properties: [Property<Self>] =
-    VirtioPCIOptions.properties.map { $0.within(\.virtio) } + [
+    PCIFunctionOptions.properties.map { $0.within(\.function) }
+    + VirtioOptions.properties.map { $0.within(\.transport) } + [
       Property("rng", \.source, help: "ID of an rng object; default: the host's getrandom"),
       Property("max-bytes", \.bytesPerPeriod, help: "Most bytes in one period"),
       Property("period", \.period, .within(1...UInt32.max), help: "Length of a period in milliseconds"),
@@ -63,7 +64,7 @@ extension VirtioRNGOptions: BoardDevice {
       }
     }
     let model = VirtioPCI(
-      device: VirtioEntropy(source: source, limit: limit), options: virtio.transport,
+      device: VirtioEntropy(source: source, limit: limit), options: transport,
       environment: board.environment(at: place), address: place.address)
     return [model.function]
   }

@@ -15,16 +15,12 @@ public struct Property<Options: Sendable>: Sendable {
     _ name: String, aliases: [String] = [], _ path: any WritableKeyPath<Options, Value> & Sendable,
     _ constraint: PropertyConstraint<Value> = .any, help: String
   ) {
-    self.name = name
-    self.aliases = aliases
-    self.help = help
-    typeName = Value.typeName
-    assign = { (options, text) throws(ValueError) in
-      let value = try Value(text: text)
+    self.init(name, aliases, help: help) { (options, value) throws(ValueError) in
       try constraint.check(value)
       options[keyPath: path] = value
+    } show: {
+      $0[keyPath: path]
     }
-    show = { $0[keyPath: path].text }
   }
 
   /// Creates a property that may stay unset.
@@ -32,16 +28,12 @@ public struct Property<Options: Sendable>: Sendable {
     _ name: String, aliases: [String] = [], _ path: any WritableKeyPath<Options, Value?> & Sendable,
     _ constraint: PropertyConstraint<Value> = .any, help: String
   ) {
-    self.name = name
-    self.aliases = aliases
-    self.help = help
-    typeName = Value.typeName
-    assign = { (options, text) throws(ValueError) in
-      let value = try Value(text: text)
+    self.init(name, aliases, help: help) { (options, value) throws(ValueError) in
       try constraint.check(value)
       options[keyPath: path] = value
+    } show: {
+      $0[keyPath: path]
     }
-    show = { $0[keyPath: path]?.text }
   }
 
   /// Creates a property of QEMU for which Nestling accepts only one value. Other values are refused with the reason.
@@ -49,38 +41,40 @@ public struct Property<Options: Sendable>: Sendable {
     _ name: String, aliases: [String] = [], settled: Value, orAlso others: [Value] = [], because reason: String,
     help: String
   ) {
+    self.init(name, aliases, help: help) { (_, value: Value) throws(ValueError) in
+      guard value == settled || others.contains(value) else { throw .refused(reason: reason) }
+    } show: { _ in
+      settled
+    }
+  }
+
+  private init<Value: PropertyValue>(
+    _ name: String, _ aliases: [String], help: String,
+    assign: @escaping @Sendable (inout Options, Value) throws(ValueError) -> Void,
+    show: @escaping @Sendable (Options) -> Value?
+  ) {
     self.name = name
     self.aliases = aliases
     self.help = help
     typeName = Value.typeName
-    assign = { (_, text) throws(ValueError) in
-      let value = try Value(text: text)
-      guard value == settled || others.contains(value) else { throw .refused(reason: reason) }
-    }
-    show = { _ in settled.text }
+    self.assign = { (options, text) throws(ValueError) in try assign(&options, try Value(text: text)) }
+    self.show = { show($0)?.text }
   }
 
-  private init(
-    name: String, aliases: [String], typeName: String, help: String,
-    assign: @escaping @Sendable (inout Options, String) throws(ValueError) -> Void,
-    show: @escaping @Sendable (Options) -> String?
-  ) {
-    self.name = name
-    self.aliases = aliases
-    self.typeName = typeName
-    self.help = help
-    self.assign = assign
-    self.show = show
+  private init<Inner: Sendable>(_ inner: Property<Inner>, at path: any WritableKeyPath<Options, Inner> & Sendable) {
+    name = inner.name
+    aliases = inner.aliases
+    help = inner.help
+    typeName = inner.typeName
+    let assign = inner.assign
+    let show = inner.show
+    self.assign = { (options, text) throws(ValueError) in try assign(&options[keyPath: path], text) }
+    self.show = { show($0[keyPath: path]) }
   }
 
   /// Returns the same property for options that contain these options as a part.
   func within<Outer: Sendable>(_ path: any WritableKeyPath<Outer, Options> & Sendable) -> Property<Outer> {
-    let assign = assign
-    let show = show
-    return Property<Outer>(
-      name: name, aliases: aliases, typeName: typeName, help: help,
-      assign: { (options, text) throws(ValueError) in try assign(&options[keyPath: path], text) },
-      show: { show($0[keyPath: path]) })
+    Property<Outer>(self, at: path)
   }
 }
 

@@ -60,14 +60,35 @@ public enum OnOffAuto: String, CaseIterable, PropertyValue {
   }
 
   public var text: String { rawValue }
+}
 
-  /// Returns whether the value means on, with the given meaning of `auto`.
-  public func resolved(auto: Bool) -> Bool {
-    switch self {
-    case .on: true
-    case .off: false
-    case .auto: auto
-    }
+extension Bool? {
+  /// The value as a property of the type `OnOffAuto`: nil is `auto`.
+  var onOffAuto: OnOffAuto {
+    get { map { $0 ? .on : .off } ?? .auto }
+    set { self = newValue == .auto ? nil : newValue == .on }
+  }
+}
+
+extension Int {
+  /// The number as a property of the type `uint8`.
+  var uint8: UInt8 {
+    get { UInt8(clamping: self) }
+    set { self = Int(newValue) }
+  }
+
+  /// The number of bytes as a property of the type `size`.
+  var size: ByteCount {
+    get { ByteCount(UInt64(clamping: self)) }
+    set { self = Int(clamping: newValue.bytes) }
+  }
+}
+
+extension UInt64? {
+  /// The number of bytes as a property of the type `size`.
+  var size: ByteCount? {
+    get { map { ByteCount($0) } }
+    set { self = newValue?.bytes }
   }
 }
 

@@ -43,11 +43,10 @@ struct TestDisk {
     driver = TestDriver(pci, on: board)
     self.offset = offset
     try driver.negotiate(features)
-    for index in 0..<options.queueCount {
+    for index in 0..<(options.queueCount ?? 1) {
       queues.append(
         try driver.setUp(
-          queue: UInt16(index), at: Self.rings + UInt64(index) * DriverQueue.footprint, vector: UInt16(index),
-          offset: offset))
+          queue: index, at: Self.rings + UInt64(index) * DriverQueue.footprint, vector: index, offset: offset))
     }
     try driver.start()
   }
