@@ -32,8 +32,8 @@ public struct UnitOptions: Hashable, Sendable {
   public var dmaDrain = true
   /// `dma-translation`: the unit offers second-stage address widths (CAP.SAGAW).
   public var dmaTranslation = true
-  /// `stale-tm`: with `deviceIOTLB`, bit 62 (TM) of second-stage leaves is ignored instead of reserved.
-  public var staleTranslationMethod = false
+  /// `stale-tm`: with `deviceIOTLB`, bit 62 (TM, Transient Mapping) of second-stage leaves is ignored instead of reserved.
+  public var ignoresTransientMapping = false
   /// `pt`: pass-through (ECAP.PT).
   public var passThrough = true
 
@@ -64,7 +64,7 @@ public struct UnitOptions: Hashable, Sendable {
     try require(dmaTranslation || !firstStage, "dma-translation", .neededByFirstStage)
     try require((0...20).contains(pasidBits), "pasid-bits", .pasidBits(offered: 0...20))
     try require(pasidBits == 0 || scalableMode, "pasid-bits", .needsScalableMode)
-    try require(!staleTranslationMethod || deviceIOTLB, "stale-tm", .needsDeviceIOTLB)
+    try require(!ignoresTransientMapping || deviceIOTLB, "stale-tm", .needsDeviceIOTLB)
     if svm {
       try require(deviceIOTLB, "svm", .needsDeviceIOTLB)
       try require(firstStage, "svm", .needsFirstStage)

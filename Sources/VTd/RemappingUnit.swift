@@ -67,7 +67,7 @@ public final class RemappingUnit: BusDevice, DMARemapper {
     self.deviceTimer = deviceTimer
     self.trace = trace
     capabilities = Capabilities(options)
-    rules = WalkRules(capabilities, staleTranslationMethod: options.staleTranslationMethod)
+    rules = WalkRules(capabilities, ignoresTransientMapping: options.ignoresTransientMapping)
     registers = RegisterBlock(
       capabilities, faultEvent: faultEvent, invalidationEvent: invalidationEvent, pageRequestEvent: pageRequestEvent,
       trace: trace)

@@ -235,7 +235,7 @@ struct ReferenceTables {
     walker.extendedAccessed = path.extendedAccessed
     walker.snooped = path.snooped
     walker.snoopBit = options.scalableMode || options.snoopControl
-    walker.ignoresTransient = options.staleTranslationMethod
+    walker.ignoresTransient = options.ignoresTransientMapping
     let verdict = walker.verdict(address, write: write)
     if case .fault = verdict { return (verdict, nil, walker.visited) }
     return (verdict, walker.leaf, walker.visited)

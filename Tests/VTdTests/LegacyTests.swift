@@ -202,10 +202,10 @@ struct LegacyTests {
   }
 
   @Test("TM (bit 62 of a leaf) is reserved except with stale-tm")
-  func staleTranslationMethod() throws {
+  func ignoresTransientMapping() throws {
     let (_, port, table, _, _) = try start(type: 1) {
       $0.deviceIOTLB = true
-      $0.staleTranslationMethod = true
+      $0.ignoresTransientMapping = true
     }
     _ = table
     #expect(port.answer(0x7654_3000) == .at(0x20_0000, 8))
@@ -214,7 +214,7 @@ struct LegacyTests {
     #expect(strict.answer(0x7654_3000) == .refused(.translation))
     let (loose, looser, looseTable, _, _) = try start(type: 1) {
       $0.deviceIOTLB = true
-      $0.staleTranslationMethod = true
+      $0.ignoresTransientMapping = true
     }
     loose.store(0x20_0003 | 1 << 62, at: loose.slot(of: 0x7654_3000, in: looseTable, levels: 4))
     #expect(looser.answer(0x7654_3000) == .at(0x20_0000, 8))

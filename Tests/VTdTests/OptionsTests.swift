@@ -34,7 +34,7 @@ struct OptionsTests {
     #expect(
       error {
         $0.deviceIOTLB = true
-        $0.staleTranslationMethod = true
+        $0.ignoresTransientMapping = true
       } == nil)
   }
 
@@ -76,7 +76,7 @@ struct OptionsTests {
         $0.scalableMode = true
         $0.pasidBits = 21
       }?.option == "pasid-bits")
-    #expect(error { $0.staleTranslationMethod = true }?.option == "stale-tm")
+    #expect(error { $0.ignoresTransientMapping = true }?.option == "stale-tm")
     #expect(
       error {
         $0.scalableMode = true

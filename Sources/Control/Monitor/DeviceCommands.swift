@@ -56,7 +56,7 @@ enum DeviceArguments {
     }
     guard let driver = value("driver"), !driver.isEmpty else { throw .generic("Parameter 'driver' is missing") }
     guard let deviceType = DeviceTypes.named(driver) else {
-      if QOMTypeTree.all.contains(where: { $0.name == driver && $0.isAbstract }) {
+      if QOMType.named(driver)?.isAbstract == true {
         throw .generic("Parameter 'driver' expects a non-abstract device type")
       }
       throw .generic("\(ErrorText.quoted(driver)) is not a valid device model name")

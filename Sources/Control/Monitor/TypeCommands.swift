@@ -35,9 +35,9 @@ extension MonitorCommands {
             SchemaMember("parent", .string, optional: true),
           ]))
     ) { (arguments, _) throws(MonitorError) in
-      let listed = QOMTypeTree.all.filter { type in
+      let listed = QOMType.all.filter { type in
         (arguments.abstract ?? false || !type.isAbstract)
-          && (arguments.implements.map { QOMTypeTree.path(to: type).contains($0) } ?? true)
+          && (arguments.implements.map { type.path.contains($0) } ?? true)
       }
       return .answer(
         .array(
@@ -52,7 +52,7 @@ extension MonitorCommands {
       "device-list-properties", PropertyListArguments.self, answers: .array(propertyType)
     ) { (arguments, _) throws(MonitorError) in
       guard let deviceType = DeviceTypes.named(arguments.typeName) else {
-        if QOMTypeTree.all.contains(where: { $0.name == arguments.typeName }) {
+        if QOMType.named(arguments.typeName) != nil {
           throw .generic("Parameter 'typename' expects a non-abstract device type")
         }
         throw .deviceNotFound("Device '\(arguments.typeName)' not found")
@@ -64,7 +64,7 @@ extension MonitorCommands {
     ) { (arguments, _) throws(MonitorError) in
       if let deviceType = DeviceTypes.named(arguments.typeName) { return .answer(properties(of: deviceType)) }
       if let objectType = ObjectTypes.named(arguments.typeName) { return .answer(properties(of: objectType)) }
-      if QOMTypeTree.all.contains(where: { $0.name == arguments.typeName }) { return .answer([]) }
+      if QOMType.named(arguments.typeName) != nil { return .answer([]) }
       throw .deviceNotFound("Class '\(arguments.typeName)' not found")
     },
   ]
@@ -110,20 +110,20 @@ struct PropertyListArguments: CommandArguments {
 }
 
 /// One type in the part of QEMU's type tree that exists here.
-struct QOMTypeTree {
+struct QOMType {
   let name: String
   let parent: String?
   var isAbstract = false
 
-  static let all: [QOMTypeTree] =
+  static let all: [QOMType] =
     [
-      QOMTypeTree(name: "object", parent: nil, isAbstract: true),
-      QOMTypeTree(name: "machine", parent: "object", isAbstract: true),
-      QOMTypeTree(name: "device", parent: "object", isAbstract: true),
-      QOMTypeTree(name: "pci-device", parent: "device", isAbstract: true),
-      QOMTypeTree(name: "sys-bus-device", parent: "device", isAbstract: true),
-      QOMTypeTree(name: "isa-device", parent: "device", isAbstract: true),
-    ] + MachineConfiguration.MachineType.allCases.map { QOMTypeTree(name: $0.rawValue + "-machine", parent: "machine") }
+      QOMType(name: "object", parent: nil, isAbstract: true),
+      QOMType(name: "machine", parent: "object", isAbstract: true),
+      QOMType(name: "device", parent: "object", isAbstract: true),
+      QOMType(name: "pci-device", parent: "device", isAbstract: true),
+      QOMType(name: "sys-bus-device", parent: "device", isAbstract: true),
+      QOMType(name: "isa-device", parent: "device", isAbstract: true),
+    ] + MachineConfiguration.MachineType.allCases.map { QOMType(name: $0.rawValue + "-machine", parent: "machine") }
     + DeviceTypes.all.map { type in
       let parent =
         switch type.bus {
@@ -131,13 +131,11 @@ struct QOMTypeTree {
         case .isa: "isa-device"
         case .system: "sys-bus-device"
         }
-      return QOMTypeTree(name: type.typeName, parent: parent)
-    } + ObjectTypes.all.map { QOMTypeTree(name: $0.typeName, parent: "object") }
+      return QOMType(name: type.typeName, parent: parent)
+    } + ObjectTypes.all.map { QOMType(name: $0.typeName, parent: "object") }
 
-  /// Returns the names of a type and all its ancestors.
-  static func path(to type: QOMTypeTree) -> [String] {
-    var path = [type.name]
-    while let last = path.last, let parent = all.first(where: { $0.name == last })?.parent { path.append(parent) }
-    return path
-  }
+  static func named(_ name: String) -> QOMType? { all.first { $0.name == name } }
+
+  /// The names of the type and all its ancestors.
+  var path: [String] { [name] + (parent.flatMap(Self.named)?.path ?? []) }
 }

@@ -50,7 +50,7 @@ struct WalkRules: Sendable {
   private let secondStageTable: UInt64
   private let secondStageLeaf: UInt64
 
-  init(_ capabilities: Capabilities, staleTranslationMethod: Bool) {
+  init(_ capabilities: Capabilities, ignoresTransientMapping: Bool) {
     maximumGuestAddressWidth = capabilities.maximumGuestAddressWidth
     hostAddressWidth = capabilities.hostAddressWidth
     pageWalkSnoopMatters = capabilities.scalablePageWalkCoherency
@@ -64,7 +64,7 @@ struct WalkRules: Sendable {
     secondStageTable = beyond | SecondStageEntry.transientMapping | SecondStageEntry.snoop
     secondStageLeaf =
       beyond
-      | (staleTranslationMethod && capabilities.deviceTLB ? 0 : SecondStageEntry.transientMapping)
+      | (ignoresTransientMapping && capabilities.deviceTLB ? 0 : SecondStageEntry.transientMapping)
       | (capabilities.scalableMode || capabilities.snoopControl ? 0 : SecondStageEntry.snoop)
   }
 

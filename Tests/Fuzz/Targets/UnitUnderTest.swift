@@ -17,7 +17,7 @@ extension UnitOptions {
     cachingMode = flags[bit: 7]
     snoopControl = flags[bit: 8]
     deviceIOTLB = flags[bit: 9]
-    staleTranslationMethod = deviceIOTLB && flags[bit: 10]
+    ignoresTransientMapping = deviceIOTLB && flags[bit: 10]
     pasidBits = scalableMode && flags[bit: 11] ? (flags[bit: 12] ? 20 : 8) : 0
     fs1gp = !flags[bit: 13]
     passThrough = !flags[bit: 14]

@@ -51,7 +51,7 @@ public struct IntelIOMMUOptions: DeviceOptions, Hashable {
     Property("fs1gp", \.unit.fs1gp, help: "1 GiB pages in first stage"),
     Property("dma-translation", \.unit.dmaTranslation, help: "DMA remapping; off leaves interrupt remapping only"),
     Property(
-      "stale-tm", \.unit.staleTranslationMethod, help: "Accept the stale TM bit in second-stage entries of old guests"),
+      "stale-tm", \.unit.ignoresTransientMapping, help: "Accept the stale TM bit in second-stage entries of old guests"),
   ]
 
   public static let rules: [PropertyRule<Self>] = [
