@@ -34,7 +34,7 @@ struct TraceOptionTests {
 
   @Test("a star in a pattern matches any text, and a pattern may have 100 000 stars")
   func aPatternsStarTakesAnything() {
-    func count(_ pattern: String) -> Int { TraceConfiguration.events(matching: pattern).count }
+    func count(_ pattern: String) -> Int { TraceEvent.matching(pattern).count }
     #expect(count("vtd_inv_desc") == 1)
     #expect(count("*_desc_*_p*") == 3)  // iotlb_pages, iotlb_pasid, iotlb_pasid_pages
     #expect(count("*fault") == 2)

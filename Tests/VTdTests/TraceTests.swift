@@ -10,8 +10,9 @@ struct TraceTests {
   private final class Recorder: TraceSink {
     private let log = Mutex<[(event: TraceEvent, unit: String?, arguments: [TraceArgument])]>([])
 
-    func record(_ event: TraceEvent, unit: String?, _ arguments: [TraceArgument]) {
-      log.withLock { $0.append((event, unit, arguments)) }
+    func record(_ event: String, unit: String?, _ arguments: [TraceArgument]) {
+      guard let known = TraceEvent(rawValue: event) else { fatalError("no event is named \(event)") }
+      log.withLock { $0.append((known, unit, arguments)) }
     }
 
     func take() -> [(event: TraceEvent, unit: String?, arguments: [TraceArgument])] {

@@ -17,16 +17,18 @@ public struct TraceConfiguration: Hashable, Sendable {
   /// Adds the events whose names match a pattern, in which `*` matches any number of characters.
   /// - Returns: false if no event matches.
   public mutating func add(matching pattern: String) -> Bool {
-    let ofUnits = Self.events(matching: pattern)
-    let ofMachine = MachineTraceEvent.allCases.filter { Self.matches(Array($0.name.utf8), Array(pattern.utf8)) }
+    let ofUnits = TraceEvent.matching(pattern)
+    let ofMachine = MachineTraceEvent.matching(pattern)
     events.formUnion(ofUnits)
     machineEvents.formUnion(ofMachine)
     return !ofUnits.isEmpty || !ofMachine.isEmpty
   }
+}
 
-  /// Returns the units' events whose names match a pattern.
-  public static func events(matching pattern: String) -> [TraceEvent] {
-    TraceEvent.allCases.filter { matches(Array($0.name.utf8), Array(pattern.utf8)) }
+extension NamedTraceEvent {
+  /// Returns the events whose names match a pattern.
+  public static func matching(_ pattern: String) -> [Self] {
+    allCases.filter { matches(Array($0.name.utf8), Array(pattern.utf8)) }
   }
 
   /// Matches a name. It backtracks only to the last `*`, so the time is at most the product of the two lengths.

@@ -7,7 +7,7 @@ import VTd
 ///
 /// Lock order: code that holds its lock takes no other lock. A unit calls it with its locks held, so it does not wait
 /// for a reader: events that do not fit into a pipe are lost, and the next line gives their number.
-final class TraceWriter: TraceSink, MachineTraceSink {
+final class TraceWriter: TraceSink {
   private let file: FileDescriptor
   /// The number of events lost since the last line. The lock also keeps lines whole.
   private let lost = Mutex(0)
@@ -23,16 +23,8 @@ final class TraceWriter: TraceSink, MachineTraceSink {
     }
   }
 
-  func record(_ event: TraceEvent, unit: String?, _ arguments: [TraceArgument]) {
-    write(TraceLine.text(event.name, unit: unit, arguments))
-  }
-
-  func record(_ event: MachineTraceEvent, _ arguments: [TraceArgument]) {
-    write(TraceLine.text(event.name, arguments))
-  }
-
-  private func write(_ line: String) {
-    let bytes = Array(line.utf8)
+  func record(_ event: String, unit: String?, _ arguments: [TraceArgument]) {
+    let bytes = Array(Self.line(event, unit: unit, arguments).utf8)
     lost.withLock { lost in
       let note = lost > 0 ? Array("trace_events_lost count=\(lost)\n".utf8) : []
       // A pipe with room takes both lines whole (pipe(7), PIPE_BUF). A full disk or a closed pipe loses only events.
@@ -43,11 +35,8 @@ final class TraceWriter: TraceSink, MachineTraceSink {
       }
     }
   }
-}
 
-/// An event as text.
-enum TraceLine {
-  static func text(_ event: String, unit: String? = nil, _ arguments: [TraceArgument]) -> String {
+  private static func line(_ event: String, unit: String?, _ arguments: [TraceArgument]) -> String {
     var line = event
     if let unit { line += " unit=" + unit }
     for argument in arguments { line += " " + argument.name + "=" + text(argument.value) }

@@ -4,28 +4,11 @@ import Linux
 import PCI
 import VTd
 
-/// Receives the machine's trace events, on any thread. Must not block, and must not call the machine.
-protocol MachineTraceSink: AnyObject, Sendable {
-  func record(_ event: MachineTraceEvent, _ arguments: [TraceArgument])
-}
+/// The trace of the machine.
+typealias MachineTrace = EventTrace<MachineTraceEvent>
 
-/// Passes the machine's trace events that are on to a sink. An event that is off costs one comparison.
-final class MachineTrace: Sendable {
-  private let events: Set<MachineTraceEvent>
-  private let sink: (any MachineTraceSink)?
-
-  static let off = MachineTrace([], sink: nil)
-
-  init(_ events: Set<MachineTraceEvent>, sink: (any MachineTraceSink)?) {
-    self.events = events
-    self.sink = events.isEmpty ? nil : sink
-  }
-
-  func isOn(_ event: MachineTraceEvent) -> Bool { sink != nil && events.contains(event) }
-
-  func record(_ event: MachineTraceEvent, _ arguments: @autoclosure () -> [TraceArgument]) {
-    if isOn(event) { sink?.record(event, arguments()) }
-  }
+extension MachineTrace {
+  static var off: MachineTrace { MachineTrace([], sink: nil) }
 
   func record(_ event: MachineTraceEvent, _ device: Device, _ more: @autoclosure () -> [TraceArgument] = []) {
     record(event, [.word("device", device.name)] + more())

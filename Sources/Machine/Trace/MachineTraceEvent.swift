@@ -1,7 +1,9 @@
+import VTd
+
 /// The machine's trace events, which are about hotplug. The remapping units have others (`TraceEvent`). If QEMU has an
 /// event of the same meaning (hw/acpi/trace-events, hw/pci/trace-events), the event has its name. Durations (`ns`) are
 /// in nanoseconds of the host's monotonic clock.
-public enum MachineTraceEvent: String, CaseIterable, Sendable {
+public enum MachineTraceEvent: String, NamedTraceEvent {
   // ACPI hotplug. `bsel` is the slot's number in the ACPI tables. The device number below a root port is always 0.
   /// The guest has read whether a device has appeared in a slot, or whether the guest should give up the device.
   case appearanceRead = "acpi_pci_up_read"
@@ -36,6 +38,4 @@ public enum MachineTraceEvent: String, CaseIterable, Sendable {
   /// The device holds no resources of the machine or the host any more.
   case released = "device_released"
   case deleted = "device_deleted"
-
-  public var name: String { rawValue }
 }

@@ -33,56 +33,69 @@ public struct TraceArgument: Hashable, Sendable {
   }
 }
 
-/// Receives the trace events of all units.
-///
-/// The unit calls the sink on any thread, and may hold locks during the call. The sink must not call the unit. While
-/// the sink waits, the guest waits, too.
-public protocol TraceSink: AnyObject, Sendable {
-  /// - Parameter unit: the unit's name; nil if there is only one unit.
-  func record(_ event: TraceEvent, unit: String?, _ arguments: [TraceArgument])
+/// A list of at most 64 trace events. The raw value is the event's name.
+public protocol NamedTraceEvent: CaseIterable, Hashable, Sendable, RawRepresentable where RawValue == String {}
+
+extension NamedTraceEvent {
+  public var name: String { rawValue }
 }
 
-/// The enabled trace events of one unit, and their sink. While all are disabled, an event costs one relaxed load.
-/// Requests that hit a cache have no event.
-public final class Trace: Sendable {
-  private let mask: Atomic<UInt64>
-  private let sink: any TraceSink
+/// Receives the trace events of all units and of the machine.
+///
+/// The source calls the sink on any thread, and may hold locks during the call. The sink must not call the source. While
+/// the sink waits, the guest waits, too.
+public protocol TraceSink: AnyObject, Sendable {
+  /// - Parameters:
+  ///   - event: the event's name.
+  ///   - unit: the unit's name; nil if there is only one unit, and for events of the machine.
+  func record(_ event: String, unit: String?, _ arguments: [TraceArgument])
+}
+
+/// The trace of one unit. Requests that hit a cache have no event.
+public typealias Trace = EventTrace<TraceEvent>
+
+/// The enabled trace events of one source, and their sink. While all are disabled, an event costs one relaxed load.
+public final class EventTrace<Event: NamedTraceEvent>: Sendable {
+  private let mask = Atomic<UInt64>(0)
+  /// The bit of each event in `mask`.
+  private let bits: [Event: UInt64]
+  private let sink: (any TraceSink)?
   private let unit: String?
 
-  /// - Parameter unit: the unit's name, if there are several units.
-  public init(_ events: some Sequence<TraceEvent>, unit: String? = nil, sink: any TraceSink) {
-    mask = Atomic(Self.mask(events))
+  /// - Parameters:
+  ///   - unit: the unit's name, if there are several units.
+  ///   - sink: nil if no event is enabled.
+  public init(_ events: some Sequence<Event>, unit: String? = nil, sink: (any TraceSink)?) {
+    bits = Dictionary(
+      uniqueKeysWithValues: Event.allCases.enumerated().map { ($0.element, 1 << UInt64($0.offset)) })
     self.unit = unit
     self.sink = sink
-  }
-
-  /// The bit of each event in `mask`.
-  private static let bits = [TraceEvent: UInt64](
-    uniqueKeysWithValues: TraceEvent.allCases.enumerated().map { ($0.element, 1 << UInt64($0.offset)) })
-
-  private static func mask(_ events: some Sequence<TraceEvent>) -> UInt64 {
-    events.reduce(0) { $0 | (bits[$1] ?? 0) }
+    set(events)
   }
 
   /// Replaces the set of enabled events.
-  public func set(_ events: some Sequence<TraceEvent>) { mask.store(Self.mask(events), ordering: .relaxed) }
+  public func set(_ events: some Sequence<Event>) {
+    mask.store(events.reduce(0) { $0 | (bits[$1] ?? 0) }, ordering: .relaxed)
+  }
+
+  public func isOn(_ event: Event) -> Bool { isEnabled(event, in: mask.load(ordering: .relaxed)) }
 
   @inline(__always)
-  func record(_ event: TraceEvent, _ arguments: @autoclosure () -> [TraceArgument]) {
+  public func record(_ event: Event, _ arguments: @autoclosure () -> [TraceArgument]) {
     let enabled = mask.load(ordering: .relaxed)
     if enabled != 0, isEnabled(event, in: enabled) { deliver(event, arguments()) }
   }
 
   @inline(never)
-  private func isEnabled(_ event: TraceEvent, in mask: UInt64) -> Bool { mask & (Self.bits[event] ?? 0) != 0 }
+  private func isEnabled(_ event: Event, in mask: UInt64) -> Bool { mask & (bits[event] ?? 0) != 0 }
 
   @inline(never)
-  private func deliver(_ event: TraceEvent, _ arguments: [TraceArgument]) {
-    sink.record(event, unit: unit, arguments)
+  private func deliver(_ event: Event, _ arguments: [TraceArgument]) {
+    sink?.record(event.name, unit: unit, arguments)
   }
 }
 
-extension Trace {
+extension EventTrace<TraceEvent> {
   /// Records the changes that a register write made.
   /// - Parameter before: the state in force before the write.
   func record(_ registers: UnitRegisters, before: GlobalCommand, _ effects: UnitRegisters.Effects) {

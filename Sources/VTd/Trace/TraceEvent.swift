@@ -1,6 +1,6 @@
 /// The trace events of a unit. If QEMU has an event of the same meaning (hw/i386/trace-events), the event has its name;
 /// otherwise it has a name in that style.
-public enum TraceEvent: String, CaseIterable, Sendable {
+public enum TraceEvent: String, NamedTraceEvent {
   // Registers.
   case registerRead = "vtd_reg_read"
   case registerWrite = "vtd_reg_write"
@@ -45,6 +45,4 @@ public enum TraceEvent: String, CaseIterable, Sendable {
   case interruptEntryRead = "vtd_ir_irte_get"
   case interruptRemapped = "vtd_ir_remap_msi"
   case interruptBlocked = "vtd_ir_fault"
-
-  public var name: String { rawValue }
 }

@@ -7,10 +7,10 @@ import VTd
 
 /// Records the names of traced events.
 private final class TraceNames: TraceSink {
-  private let notes = Notes<TraceEvent>()
+  private let notes = Notes<String>()
 
-  var all: [TraceEvent] { notes.all }
-  func record(_ event: TraceEvent, unit: String?, _ arguments: [TraceArgument]) { notes.add(event) }
+  var all: [TraceEvent?] { notes.all.map { TraceEvent(rawValue: $0) } }
+  func record(_ event: String, unit: String?, _ arguments: [TraceArgument]) { notes.add(event) }
 }
 
 /// Follows messages from a route to their destination: a local APIC or memory.

@@ -11,9 +11,11 @@ import VTd
 
 /// Checks the trace of devices that are added and removed.
 @Suite struct HotplugTraceTests {
-  private final class Recorder: MachineTraceSink {
-    let notes = Notes<(event: MachineTraceEvent, arguments: [TraceArgument])>()
-    func record(_ event: MachineTraceEvent, _ arguments: [TraceArgument]) { notes.add((event, arguments)) }
+  private final class Recorder: TraceSink {
+    let notes = Notes<(event: MachineTraceEvent?, arguments: [TraceArgument])>()
+    func record(_ event: String, unit: String?, _ arguments: [TraceArgument]) {
+      notes.add((MachineTraceEvent(rawValue: event), arguments))
+    }
   }
 
   /// Runs a machine without a CPU, with a hotplug slot below `rp0` at 1.0.
