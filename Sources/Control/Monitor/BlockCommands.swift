@@ -7,9 +7,8 @@ extension MonitorCommands {
     MonitorCommand(
       "blockdev-add",
       open: [
-        SchemaMember("driver", .enumeration("BlockdevDriver", ["file", "raw"])), SchemaMember("node-name", .string),
-        SchemaMember("read-only", .boolean, optional: true),
-        SchemaMember("discard", .enumeration("BlockdevDiscardOptions", ["ignore", "unmap"]), optional: true),
+        "driver": .enumeration("BlockdevDriver", ["file", "raw"]), "node-name": .string, "*read-only": .boolean,
+        "*discard": .enumeration("BlockdevDiscardOptions", ["ignore", "unmap"]),
       ]
     ) { (object, target) throws(MonitorError) in
       var node = try node(try JSONProperties.flattened(object))
@@ -20,25 +19,21 @@ extension MonitorCommands {
       }
       try target.perform(.addNode(node))
     },
-    MonitorCommand("blockdev-del", NodeNameArguments.self) { (arguments, target) throws(MonitorError) in
-      try target.perform(.removeNode(arguments.name))
-      return .answer([:])
+    MonitorCommand("blockdev-del", argument: "node-name") { (name, target) throws(MonitorError) in
+      try target.perform(.removeNode(name))
     },
     MonitorCommand("block_resize", ResizeArguments.self) { (arguments, target) throws(MonitorError) in
       try arguments.carryOut(on: target)
-      return .answer([:])
     },
     MonitorCommand(
       "query-block",
-      answers: .array(
-        .object(
-          "BlockInfo",
-          [
-            SchemaMember("device", .string), SchemaMember("qdev", .string, optional: true),
-            SchemaMember("type", .string), SchemaMember("removable", .boolean), SchemaMember("locked", .boolean),
-            SchemaMember("inserted", nodeType, optional: true), SchemaMember("io-status", .string, optional: true),
-          ]))
-    ) { (target) throws(MonitorError) in
+      answers: .list(
+        "BlockInfo",
+        [
+          "device": .string, "*qdev": .string, "type": .string, "removable": .boolean, "locked": .boolean,
+          "*inserted": nodeType, "*io-status": .string,
+        ])
+    ) { target in
       .array(
         target.blockNodes.flatMap { state in
           state.users.map { user -> JSONValue in
@@ -87,25 +82,11 @@ extension MonitorCommands {
   private static let nodeType = SchemaType.object(
     "BlockDeviceInfo",
     [
-      SchemaMember("file", .string), SchemaMember("node-name", .string, optional: true), SchemaMember("ro", .boolean),
-      SchemaMember("drv", .string), SchemaMember("backing_file_depth", .integer), SchemaMember("encrypted", .boolean),
-      SchemaMember("detect_zeroes", .string), SchemaMember("bps", .integer), SchemaMember("bps_rd", .integer),
-      SchemaMember("bps_wr", .integer), SchemaMember("iops", .integer), SchemaMember("iops_rd", .integer),
-      SchemaMember("iops_wr", .integer), SchemaMember("write_threshold", .integer),
-      SchemaMember(
-        "cache",
-        .object(
-          "BlockdevCacheInfo",
-          [
-            SchemaMember("writeback", .boolean), SchemaMember("direct", .boolean), SchemaMember("no-flush", .boolean),
-          ])),
-      SchemaMember(
-        "image",
-        .object(
-          "ImageInfo",
-          [
-            SchemaMember("filename", .string), SchemaMember("format", .string), SchemaMember("virtual-size", .integer),
-          ])),
+      "file": .string, "*node-name": .string, "ro": .boolean, "drv": .string, "backing_file_depth": .integer,
+      "encrypted": .boolean, "detect_zeroes": .string, "bps": .integer, "bps_rd": .integer, "bps_wr": .integer,
+      "iops": .integer, "iops_rd": .integer, "iops_wr": .integer, "write_threshold": .integer,
+      "cache": .object("BlockdevCacheInfo", ["writeback": .boolean, "direct": .boolean, "no-flush": .boolean]),
+      "image": .object("ImageInfo", ["filename": .string, "format": .string, "virtual-size": .integer]),
     ])
 
   /// Returns a node's BlockDeviceInfo. Nestling has no throttling and no backing files.
@@ -122,12 +103,6 @@ extension MonitorCommands {
       "bps_rd": 0, "cache": ["no-flush": false, "direct": false, "writeback": true], "file": .string(node.path),
     ]
   }
-}
-
-struct NodeNameArguments: CommandArguments {
-  var name = ""
-
-  static let fields: [ArgumentField<Self>] = [ArgumentField("node-name", \.name)]
 }
 
 struct ResizeArguments: CommandArguments {

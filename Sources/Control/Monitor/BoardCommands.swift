@@ -5,46 +5,32 @@ import PCI
 /// Queries about the machine's parts (qapi/machine.json, qapi/pci.json, qapi/char.json).
 extension MonitorCommands {
   static let boardCommands: [MonitorCommand] = [
-    MonitorCommand(
-      "query-kvm",
-      answers: .object("KvmInfo", [SchemaMember("enabled", .boolean), SchemaMember("present", .boolean)])
-    ) { (target) throws(MonitorError) in
+    MonitorCommand("query-kvm", answers: .object("KvmInfo", ["enabled": .boolean, "present": .boolean])) { target in
       let isKVM = if case .kvm = target.configuration.accelerator { true } else { false }
       return ["enabled": .bool(isKVM), "present": .bool(isKVM)]
     },
-    MonitorCommand(
-      "query-target", answers: .object("TargetInfo", [SchemaMember("arch", .string)])
-    ) { (_) throws(MonitorError) in ["arch": "x86_64"] },
+    MonitorCommand("query-target", answers: .object("TargetInfo", ["arch": .string])) { _ in ["arch": "x86_64"] },
     MonitorCommand(
       "query-cpus-fast",
-      answers: .array(
-        .object(
-          "CpuInfoFast",
-          [
-            SchemaMember("cpu-index", .integer), SchemaMember("qom-path", .string),
-            SchemaMember("thread-id", .integer), SchemaMember("props", processorPlace), SchemaMember("target", .string),
-          ]))
-    ) { (target) throws(MonitorError) in .array(processors(target)) },
+      answers: .list(
+        "CpuInfoFast",
+        ["cpu-index": .integer, "qom-path": .string, "thread-id": .integer, "props": processorPlace, "target": .string])
+    ) { target in .array(processors(target)) },
     // There are no iothreads: each queue has its own worker.
-    MonitorCommand("query-iothreads", answers: .array(.any)) { (_) throws(MonitorError) in [] },
-    MonitorCommand(
-      "query-memory-size-summary", answers: .object("MemoryInfo", [SchemaMember("base-memory", .integer)])
-    ) { (target) throws(MonitorError) in
+    MonitorCommand("query-iothreads", answers: .array(.any)) { _ in [] },
+    MonitorCommand("query-memory-size-summary", answers: .object("MemoryInfo", ["base-memory": .integer])) { target in
       ["base-memory": JSONValue(target.configuration.memory.size)]
     },
     MonitorCommand(
       "query-memdev",
-      answers: .array(
-        .object(
-          "Memdev",
-          [
-            SchemaMember("id", .string, optional: true), SchemaMember("size", .integer),
-            SchemaMember("merge", .boolean),
-            SchemaMember("dump", .boolean), SchemaMember("prealloc", .boolean), SchemaMember("share", .boolean),
-            SchemaMember("reserve", .boolean, optional: true), SchemaMember("host-nodes", .array(.integer)),
-            SchemaMember("policy", .enumeration("HostMemPolicy", ["default"])),
-          ]))
-    ) { (target) throws(MonitorError) in
+      answers: .list(
+        "Memdev",
+        [
+          "*id": .string, "size": .integer, "merge": .boolean, "dump": .boolean, "prealloc": .boolean,
+          "share": .boolean, "*reserve": .boolean, "host-nodes": .array(.integer),
+          "policy": .enumeration("HostMemPolicy", ["default"]),
+        ])
+    ) { target in
       let backend = MemoryBackend(of: target.configuration)
       return [
         [
@@ -54,18 +40,12 @@ extension MonitorCommands {
       ]
     },
     MonitorCommand(
-      "query-current-machine",
-      answers: .object("CurrentMachineParams", [SchemaMember("wakeup-suspend-support", .boolean)])
-    ) { (_) throws(MonitorError) in ["wakeup-suspend-support": false] },
+      "query-current-machine", answers: .object("CurrentMachineParams", ["wakeup-suspend-support": .boolean])
+    ) { _ in ["wakeup-suspend-support": false] },
     MonitorCommand(
       "query-chardev",
-      answers: .array(
-        .object(
-          "ChardevInfo",
-          [
-            SchemaMember("frontend-open", .boolean), SchemaMember("filename", .string), SchemaMember("label", .string),
-          ]))
-    ) { (target) throws(MonitorError) in
+      answers: .list("ChardevInfo", ["frontend-open": .boolean, "filename": .string, "label": .string])
+    ) { target in
       .array(
         target.chardevs.map { device in
           [
@@ -73,19 +53,16 @@ extension MonitorCommands {
           ]
         })
     },
-    MonitorCommand(
-      "query-pci",
-      answers: .array(
-        .object("PciInfo", [SchemaMember("bus", .integer), SchemaMember("devices", .array(functionType))]))
-    ) { (target) throws(MonitorError) in [["bus": 0, "devices": .array(target.functions.map(function))]] },
-    MonitorCommand(
-      "x-query-iommu", answers: .object("HumanReadableText", [SchemaMember("human-readable-text", .string)])
-    ) { (target) throws(MonitorError) in ["human-readable-text": .string(target.remappingText())] },
+    MonitorCommand("query-pci", answers: .list("PciInfo", ["bus": .integer, "devices": .array(functionType)])) {
+      target in [["bus": 0, "devices": .array(target.functions.map(function))]]
+    },
+    MonitorCommand("x-query-iommu", answers: .object("HumanReadableText", ["human-readable-text": .string])) { target in
+      ["human-readable-text": .string(target.remappingText())]
+    },
   ]
 
   private static let processorPlace = SchemaType.object(
-    "CpuInstanceProperties",
-    [SchemaMember("socket-id", .integer), SchemaMember("core-id", .integer), SchemaMember("thread-id", .integer)])
+    "CpuInstanceProperties", ["socket-id": .integer, "core-id": .integer, "thread-id": .integer])
 
   private static func processors(_ target: any MonitorTarget) -> [JSONValue] {
     let threads = target.processorThreads
@@ -109,51 +86,31 @@ extension MonitorCommands {
   private static let functionType = SchemaType.object(
     "PciDeviceInfo",
     [
-      SchemaMember("pci_bridge", bridgeType, optional: true),
-      SchemaMember("bus", .integer), SchemaMember("slot", .integer), SchemaMember("function", .integer),
-      SchemaMember(
-        "class_info",
-        .object("PciDeviceClass", [SchemaMember("desc", .string, optional: true), SchemaMember("class", .integer)])),
-      SchemaMember(
-        "id",
-        .object(
-          "PciDeviceId",
-          [
-            SchemaMember("device", .integer), SchemaMember("vendor", .integer),
-            SchemaMember("subsystem", .integer, optional: true),
-            SchemaMember("subsystem-vendor", .integer, optional: true),
-          ])),
-      SchemaMember("irq", .integer, optional: true), SchemaMember("irq_pin", .integer),
-      SchemaMember("qdev_id", .string),
-      SchemaMember(
-        "regions",
-        .array(
-          .object(
-            "PciMemoryRegion",
-            [
-              SchemaMember("bar", .integer), SchemaMember("type", .string), SchemaMember("address", .integer),
-              SchemaMember("size", .integer), SchemaMember("prefetch", .boolean, optional: true),
-              SchemaMember("mem_type_64", .boolean, optional: true),
-            ]))),
+      "*pci_bridge": bridgeType, "bus": .integer, "slot": .integer, "function": .integer,
+      "class_info": .object("PciDeviceClass", ["*desc": .string, "class": .integer]),
+      "id": .object(
+        "PciDeviceId", ["device": .integer, "vendor": .integer, "*subsystem": .integer, "*subsystem-vendor": .integer]),
+      "*irq": .integer, "irq_pin": .integer, "qdev_id": .string,
+      "regions": .list(
+        "PciMemoryRegion",
+        [
+          "bar": .integer, "type": .string, "address": .integer, "size": .integer, "*prefetch": .boolean,
+          "*mem_type_64": .boolean,
+        ]),
     ])
 
-  private static let rangeType = SchemaType.object(
-    "PciMemoryRange", [SchemaMember("base", .integer), SchemaMember("limit", .integer)])
+  private static let rangeType = SchemaType.object("PciMemoryRange", ["base": .integer, "limit": .integer])
 
   /// The members of `devices` have the type of those on bus 0, but the schema cannot express a recursive type.
   private static let bridgeType = SchemaType.object(
     "PciBridgeInfo",
     [
-      SchemaMember(
-        "bus",
-        .object(
-          "PciBusInfo",
-          [
-            SchemaMember("number", .integer), SchemaMember("secondary", .integer),
-            SchemaMember("subordinate", .integer), SchemaMember("io_range", rangeType),
-            SchemaMember("memory_range", rangeType), SchemaMember("prefetchable_range", rangeType),
-          ])),
-      SchemaMember("devices", .array(.any), optional: true),
+      "bus": .object(
+        "PciBusInfo",
+        [
+          "number": .integer, "secondary": .integer, "subordinate": .integer, "io_range": rangeType,
+          "memory_range": rangeType, "prefetchable_range": rangeType,
+        ]), "*devices": .array(.any),
     ])
 
   private static func bridge(_ bridge: MachineInspection.Bridge) -> JSONValue {

@@ -8,25 +8,19 @@ extension MonitorCommands {
     MonitorCommand(
       "chardev-add",
       open: [
-        SchemaMember("id", .string),
-        SchemaMember(
-          "backend",
-          .object(
-            "ChardevBackend",
-            [
-              SchemaMember(
-                "type", .enumeration("ChardevBackendKind", ChardevTypeArguments.types.map { $0.typeName })),
-              SchemaMember("data", .any),
-            ])),
+        "id": .string,
+        "backend": .object(
+          "ChardevBackend",
+          [
+            "type": .enumeration("ChardevBackendKind", ChardevTypeArguments.types.map { $0.typeName }),
+            "data": .any,
+          ]),
       ]
     ) { (object, target) throws(MonitorError) in
       let (id, options) = try ChardevTypeArguments.read(object)
       try ChardevTypeArguments.add(options, id, to: target)
     },
-    MonitorCommand("chardev-remove", DeviceNameArguments.self) { (arguments, target) throws(MonitorError) in
-      try ChardevTypeArguments.remove(arguments.id, from: target)
-      return .answer([:])
-    },
+    MonitorCommand("chardev-remove", argument: "id", ChardevTypeArguments.remove),
   ]
 }
 
@@ -48,6 +42,7 @@ enum ChardevTypeArguments {
     }
   }
 
+  @Sendable
   static func remove(_ name: String, from target: any MonitorTarget) throws(MonitorError) {
     do throws(Chardevs.Problem) {
       try target.removeChardev(name)
@@ -170,14 +165,12 @@ struct NestedArguments {
 
   mutating func string(_ name: String) throws(MonitorError) -> String {
     guard let value = take(name) else { throw missing(name) }
-    guard case .string(let text) = value else { throw .invalidType(prefix + name, expected: "string") }
-    return text
+    return try String.read(value, prefix + name)
   }
 
   mutating func optionalBoolean(_ name: String) throws(MonitorError) -> Bool? {
     guard let value = take(name) else { return nil }
-    guard case .bool(let flag) = value else { throw .invalidType(prefix + name, expected: "boolean") }
-    return flag
+    return try Bool.read(value, prefix + name)
   }
 
   mutating func object(_ name: String) throws(MonitorError) -> NestedArguments {

@@ -5,17 +5,11 @@ import Machine
 /// of monitor/fds.c.
 extension MonitorCommands {
   static let descriptorCommands: [MonitorCommand] = [
-    MonitorCommand("getfd", DescriptorNameArguments.self) { (arguments, target) throws(MonitorError) in
-      try DescriptorArguments.name(arguments.name, on: target)
-      return .answer([:])
-    },
-    MonitorCommand("closefd", DescriptorNameArguments.self) { (arguments, target) throws(MonitorError) in
-      try DescriptorArguments.close(arguments.name, on: target)
-      return .answer([:])
-    },
+    MonitorCommand("getfd", argument: "fdname", DescriptorArguments.name),
+    MonitorCommand("closefd", argument: "fdname", DescriptorArguments.close),
     MonitorCommand(
       "add-fd", DescriptorSetArguments.self,
-      answers: .object("AddfdInfo", [SchemaMember("fdset-id", .integer), SchemaMember("fd", .integer)])
+      answers: .object("AddfdInfo", ["fdset-id": .integer, "fd": .integer])
     ) { (arguments, target) throws(MonitorError) in
       let file = try DescriptorArguments.take(from: target)
       do throws(DescriptorSets.Problem) {
@@ -31,22 +25,13 @@ extension MonitorCommands {
       } catch {
         throw MonitorError(error)
       }
-      return .answer([:])
     },
     MonitorCommand(
       "query-fdsets",
-      answers: .array(
-        .object(
-          "FdsetInfo",
-          [
-            SchemaMember("fdset-id", .integer),
-            SchemaMember(
-              "fds",
-              .array(
-                .object(
-                  "FdsetFdInfo", [SchemaMember("fd", .integer), SchemaMember("opaque", .string, optional: true)]))),
-          ]))
-    ) { (target) throws(MonitorError) in
+      answers: .list(
+        "FdsetInfo",
+        ["fdset-id": .integer, "fds": .array(.object("FdsetFdInfo", ["fd": .integer, "*opaque": .string]))])
+    ) { target in
       .array(
         target.descriptors.sets.all.map { set in
           let members = set.members.map { member -> JSONValue in
@@ -69,6 +54,7 @@ enum DescriptorArguments {
     return file
   }
 
+  @Sendable
   static func name(_ name: String, on target: any MonitorTarget) throws(MonitorError) {
     let file = try take(from: target)
     // In place of a name, a number means an inherited descriptor.
@@ -78,6 +64,7 @@ enum DescriptorArguments {
     target.descriptors.name(file, name)
   }
 
+  @Sendable
   static func close(_ name: String, on target: any MonitorTarget) throws(MonitorError) {
     guard target.descriptors.remove(name) else {
       throw .generic("File descriptor named \(ErrorText.quoted(name)) not found")
@@ -108,12 +95,6 @@ extension MonitorError {
         .generic("Could not dup FD for \(path) flags \(readOnly ? 0 : 2): \(ErrorText.reason(of: error))")
       }
   }
-}
-
-struct DescriptorNameArguments: CommandArguments {
-  var name = ""
-
-  static let fields: [ArgumentField<Self>] = [ArgumentField("fdname", \.name)]
 }
 
 struct DescriptorSetArguments: CommandArguments {

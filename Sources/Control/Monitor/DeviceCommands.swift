@@ -6,24 +6,14 @@ extension MonitorCommands {
   static let deviceCommands: [MonitorCommand] = [
     MonitorCommand(
       "device_add",
-      open: [
-        SchemaMember("driver", .string), SchemaMember("bus", .string, optional: true),
-        SchemaMember("id", .string, optional: true),
-      ]
+      open: ["driver": .string, "*bus": .string, "*id": .string]
     ) { (object, target) throws(MonitorError) in
       try DeviceArguments.add(try DeviceArguments.read(try JSONProperties.lenient(object)), to: target)
     },
     MonitorCommand("device_del", RemovalArguments.self) { (arguments, target) throws(MonitorError) in
       try target.perform(.removeDevice(arguments.id, isSurprise: arguments.isSurprise ?? false))
-      return .answer([:])
     },
   ]
-}
-
-struct DeviceNameArguments: CommandArguments {
-  var id = ""
-
-  static let fields: [ArgumentField<Self>] = [ArgumentField("id", \.id)]
 }
 
 struct RemovalArguments: CommandArguments {

@@ -10,24 +10,63 @@ struct MonitorCommand: Sendable {
   }
 
   let name: String
-  let arguments: [SchemaMember]
+  let arguments: SchemaMembers
   let answer: SchemaType
   let run: @Sendable (JSONObject, any MonitorTarget) throws(MonitorError) -> Outcome
 
+  /// A command whose answer has content.
   init<Arguments: CommandArguments>(
-    _ name: String, _: Arguments.Type, answers answer: SchemaType = .empty,
+    _ name: String, _: Arguments.Type, answers answer: SchemaType,
     _ body: @escaping @Sendable (Arguments, any MonitorTarget) throws(MonitorError) -> Outcome
   ) {
     self.name = name
     self.answer = answer
-    arguments = Arguments.fields.map { SchemaMember($0.name, $0.type, optional: $0.isOptional) }
+    arguments = SchemaMembers(
+      Arguments.fields.map { .init(name: $0.name, type: $0.type, isOptional: $0.isOptional) })
     run = { (object, target) throws(MonitorError) in try body(try Arguments(object), target) }
+  }
+
+  /// A command with an empty answer.
+  init<Arguments: CommandArguments>(
+    _ name: String, _: Arguments.Type,
+    _ body: @escaping @Sendable (Arguments, any MonitorTarget) throws(MonitorError) -> Void
+  ) {
+    self.init(name, Arguments.self, answers: .empty) { (arguments, target) throws(MonitorError) in
+      try body(arguments, target)
+      return .answer([:])
+    }
+  }
+
+  /// A command with one argument, a string.
+  init(
+    _ name: String, argument: String, answers answer: SchemaType,
+    _ body: @escaping @Sendable (String, any MonitorTarget) throws(MonitorError) -> JSONValue
+  ) {
+    self.name = name
+    self.answer = answer
+    arguments = [argument: .string]
+    run = { (object, target) throws(MonitorError) in
+      var text = ""
+      try ArgumentField.read([ArgumentField(argument, \.self)], from: object, into: &text)
+      return .answer(try body(text, target))
+    }
+  }
+
+  /// A command with one argument, a string, and an empty answer.
+  init(
+    _ name: String, argument: String,
+    _ body: @escaping @Sendable (String, any MonitorTarget) throws(MonitorError) -> Void
+  ) {
+    self.init(name, argument: argument, answers: .empty) { (text, target) throws(MonitorError) in
+      try body(text, target)
+      return [:]
+    }
   }
 
   /// A command whose arguments are the properties of a device, an object or a node, of which the schema lists only
   /// some.
   init(
-    _ name: String, open members: [SchemaMember],
+    _ name: String, open members: SchemaMembers,
     _ body: @escaping @Sendable (JSONObject, any MonitorTarget) throws(MonitorError) -> Void
   ) {
     self.name = name
@@ -48,6 +87,11 @@ struct MonitorCommand: Sendable {
       .answer(try body(target))
     }
   }
+
+  /// A command without arguments that acts after its empty answer.
+  init(_ name: String, afterwards: @escaping @Sendable (any MonitorTarget) -> Void) {
+    self.init(name, NoArguments.self, answers: .empty) { (_, target) in .answerThen([:]) { afterwards(target) } }
+  }
 }
 
 /// All commands, sorted by name. Each file of commands contributes a list.
@@ -64,14 +108,13 @@ enum MonitorCommands {
   private static let schema = SchemaWriter.schema(of: all, events: MonitorEventName.allCases)
 
   private static let introspectionCommands: [MonitorCommand] = [
-    MonitorCommand(
-      "query-commands", answers: .array(.object("CommandInfo", [SchemaMember("name", .string)]))
-    ) { (_) throws(MonitorError) in .array(all.map { ["name": .string($0.name)] }) },
+    MonitorCommand("query-commands", answers: .list("CommandInfo", ["name": .string])) { _ in
+      .array(all.map { ["name": .string($0.name)] })
+    },
     // The answer's type is QEMU's SchemaInfo without its variants, which would be as long as the schema.
-    MonitorCommand(
-      "query-qmp-schema",
-      answers: .array(.object("SchemaInfo", [SchemaMember("name", .string), SchemaMember("meta-type", .string)]))
-    ) { (_) throws(MonitorError) in schema },
+    MonitorCommand("query-qmp-schema", answers: .list("SchemaInfo", ["name": .string, "meta-type": .string])) { _ in
+      schema
+    },
     MonitorCommand(
       "human-monitor-command", HumanCommandArguments.self, answers: .string
     ) { (arguments, target) throws(MonitorError) in
@@ -103,6 +146,6 @@ struct CapabilityArguments: CommandArguments {
   var enabled: [String] = []
 
   static let fields: [ArgumentField<Self>] = [
-    ArgumentField("enable", \.enabled, of: .enumeration("QMPCapability", ["oob"]))
+    ArgumentField("enable", \.enabled, listOf: "QMPCapability", ["oob"])
   ]
 }

@@ -16,14 +16,14 @@ enum MonitorEventName: String, CaseIterable {
   case stop = "STOP"
 
   /// The members of the event's data.
-  var members: [SchemaMember] {
+  var members: SchemaMembers {
     switch self {
-    case .deviceStatus: [SchemaMember("info", Self.statusType)]
+    case .deviceStatus: ["info": Self.statusType]
     case .deviceDeleted, .unplugRefused:
-      [SchemaMember("device", .string, optional: true), SchemaMember("path", .string)]
-    case .eventsDropped: [SchemaMember("count", .integer)]
-    case .powerDown, .resume, .stop: []
-    case .reset, .shutdown: [SchemaMember("guest", .boolean), SchemaMember("reason", MachineCause.reasons)]
+      ["*device": .string, "path": .string]
+    case .eventsDropped: ["count": .integer]
+    case .powerDown, .resume, .stop: [:]
+    case .reset, .shutdown: ["guest": .boolean, "reason": MachineCause.reasons]
     }
   }
 
@@ -31,9 +31,8 @@ enum MonitorEventName: String, CaseIterable {
   private static let statusType = SchemaType.object(
     "ACPIOSTInfo",
     [
-      SchemaMember("device", .string, optional: true), SchemaMember("slot", .string),
-      SchemaMember("slot-type", .enumeration("ACPISlotType", [pciSlot])), SchemaMember("source", .integer),
-      SchemaMember("status", .integer),
+      "*device": .string, "slot": .string, "slot-type": .enumeration("ACPISlotType", [pciSlot]), "source": .integer,
+      "status": .integer,
     ])
   fileprivate static let pciSlot = "PCI"
 

@@ -7,9 +7,8 @@ extension MonitorCommands {
     MonitorCommand(
       "object-add",
       open: [
-        SchemaMember(
-          "qom-type", .enumeration("ObjectType", ObjectTypes.all.filter { $0.comesAndGoes }.map { $0.typeName })),
-        SchemaMember("id", .string),
+        "qom-type": .enumeration("ObjectType", ObjectTypes.all.filter { $0.comesAndGoes }.map { $0.typeName }),
+        "id": .string,
       ]
     ) { (object, target) throws(MonitorError) in
       let typeName = try JSONProperties.lenient(object["qom-type"], "qom-type")
@@ -19,10 +18,7 @@ extension MonitorCommands {
       try ObjectArguments.add(
         try ObjectArguments.read(objectType, name, try JSONProperties.strict(rest, of: objectType)), to: target)
     },
-    MonitorCommand("object-del", DeviceNameArguments.self) { (arguments, target) throws(MonitorError) in
-      try ObjectArguments.remove(arguments.id, from: target)
-      return .answer([:])
-    },
+    MonitorCommand("object-del", argument: "id", ObjectArguments.remove),
   ]
 }
 
@@ -69,6 +65,7 @@ enum ObjectArguments {
     return options
   }
 
+  @Sendable
   static func remove(_ name: String, from target: any MonitorTarget) throws(MonitorError) {
     guard let id = try? Identifier(text: name) else { throw .generic("object \(ErrorText.quoted(name)) not found") }
     try target.perform(.removeObject(id))

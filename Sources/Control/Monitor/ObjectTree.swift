@@ -82,11 +82,9 @@ extension ObjectTree {
 extension MonitorCommands {
   static let treeCommands: [MonitorCommand] = [
     MonitorCommand(
-      "qom-list", ObjectPathArguments.self,
-      answers: .array(
-        .object("ObjectPropertyName", [SchemaMember("name", .string), SchemaMember("type", .string)]))
-    ) { (arguments, target) throws(MonitorError) in
-      let node = try ObjectTree(target).node(at: arguments.path)
+      "qom-list", argument: "path", answers: .list("ObjectPropertyName", ["name": .string, "type": .string])
+    ) { (path, target) throws(MonitorError) in
+      let node = try ObjectTree(target).node(at: path)
       var list: [JSONValue] = [["name": "type", "type": "string"]]
       for property in node.properties {
         list.append(["name": .string(property.name), "type": .string(property.typeName)])
@@ -94,7 +92,7 @@ extension MonitorCommands {
       for child in node.children {
         list.append(["name": .string(child.name), "type": .string("child<\(child.typeName)>")])
       }
-      return .answer(.array(list))
+      return .array(list)
     },
     MonitorCommand("qom-get", ObjectPropertyArguments.self, answers: .any) {
       (arguments, target) throws(MonitorError) in
@@ -110,12 +108,6 @@ extension MonitorCommands {
       return .answer(value(property.text ?? "", property.typeName))
     },
   ]
-}
-
-struct ObjectPathArguments: CommandArguments {
-  var path = ""
-
-  static let fields: [ArgumentField<Self>] = [ArgumentField("path", \.path)]
 }
 
 struct ObjectPropertyArguments: CommandArguments {

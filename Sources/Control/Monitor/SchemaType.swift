@@ -5,20 +5,30 @@ indirect enum SchemaType: Hashable, Sendable {
   case string, integer, boolean, any
   case enumeration(String, [String])
   case array(SchemaType)
-  case object(String, [SchemaMember])
+  case object(String, SchemaMembers)
 
-  static let empty = SchemaType.object("empty", [])
+  static let empty = SchemaType.object("empty", [:])
+
+  static func list(_ name: String, _ members: SchemaMembers) -> SchemaType { .array(.object(name, members)) }
 }
 
-struct SchemaMember: Hashable, Sendable {
-  let name: String
-  let type: SchemaType
-  let isOptional: Bool
+/// The members of an object, written as in QEMU's schema: a `*` before the name marks an optional member.
+struct SchemaMembers: Hashable, Sendable, ExpressibleByDictionaryLiteral {
+  struct Member: Hashable, Sendable {
+    let name: String
+    let type: SchemaType
+    let isOptional: Bool
+  }
 
-  init(_ name: String, _ type: SchemaType, optional: Bool = false) {
-    self.name = name
-    self.type = type
-    isOptional = optional
+  let all: [Member]
+
+  init(_ members: [Member]) { all = members }
+
+  init(dictionaryLiteral members: (String, SchemaType)...) {
+    all = members.map { name, type in
+      let isOptional = name.hasPrefix("*")
+      return Member(name: isOptional ? String(name.dropFirst()) : name, type: type, isOptional: isOptional)
+    }
   }
 }
 
@@ -50,7 +60,7 @@ struct SchemaWriter {
   /// Returns the name of a type, and writes the type to the schema the first time.
   private mutating func name(_ type: SchemaType) -> String {
     // All objects without members are the same type.
-    let type = if case .object(_, []) = type { SchemaType.empty } else { type }
+    let type = if case .object(_, [:]) = type { SchemaType.empty } else { type }
     if let name = names[type] { return name }
     switch type {
     case .string: return builtin(type, "str", "string")
@@ -73,7 +83,7 @@ struct SchemaWriter {
     case .object(_, let members):
       let name = newName(type)
       var list: [JSONValue] = []
-      for member in members {
+      for member in members.all {
         var entry: JSONObject = ["name": .string(member.name), "type": .string(self.name(member.type))]
         if member.isOptional { entry["default"] = .null }
         list.append(.object(entry))

@@ -9,50 +9,29 @@ extension MonitorCommands {
       answers: .object(
         "VersionInfo",
         [
-          SchemaMember(
-            "qemu",
-            .object(
-              "VersionTriple",
-              [SchemaMember("major", .integer), SchemaMember("minor", .integer), SchemaMember("micro", .integer)])),
-          SchemaMember("package", .string),
+          "qemu": .object("VersionTriple", ["major": .integer, "minor": .integer, "micro": .integer]),
+          "package": .string,
         ])
-    ) { (_) throws(MonitorError) in MonitorVersion.value },
+    ) { _ in MonitorVersion.value },
     MonitorCommand(
       "query-status",
       answers: .object(
-        "StatusInfo",
-        [
-          SchemaMember("status", .enumeration("RunState", MachineStatus.all.map(\.text))),
-          SchemaMember("running", .boolean),
-        ])
-    ) { (target) throws(MonitorError) in
+        "StatusInfo", ["status": .enumeration("RunState", MachineStatus.all.map(\.text)), "running": .boolean])
+    ) { target in
       let status = target.control.status
       return ["status": .string(status.text), "running": .bool(status == .running)]
     },
-    MonitorCommand(
-      "query-name", answers: .object("NameInfo", [SchemaMember("name", .string, optional: true)])
-    ) { (target) throws(MonitorError) in target.configuration.name.map { ["name": .string($0)] } ?? [:] },
-    MonitorCommand("stop", NoArguments.self) { (_, target) throws(MonitorError) in
-      try target.perform(.pause)
-      return .answer([:])
+    MonitorCommand("query-name", answers: .object("NameInfo", ["*name": .string])) { target in
+      target.configuration.name.map { ["name": .string($0)] } ?? [:]
     },
-    MonitorCommand("cont", NoArguments.self) { (_, target) throws(MonitorError) in
-      try target.perform(.resume)
-      return .answer([:])
-    },
+    MonitorCommand("stop", NoArguments.self) { (_, target) throws(MonitorError) in try target.perform(.pause) },
+    MonitorCommand("cont", NoArguments.self) { (_, target) throws(MonitorError) in try target.perform(.resume) },
     MonitorCommand("set-action", ActionChoices.self) { (arguments, target) throws(MonitorError) in
       try arguments.carryOut(on: target)
-      return .answer([:])
     },
-    MonitorCommand("system_reset", NoArguments.self) { (_, target) throws(MonitorError) in
-      .answerThen([:]) { target.control.requestReset() }
-    },
-    MonitorCommand("system_powerdown", NoArguments.self) { (_, target) throws(MonitorError) in
-      .answerThen([:]) { target.control.requestPowerDown() }
-    },
-    MonitorCommand("quit", NoArguments.self) { (_, target) throws(MonitorError) in
-      .answerThen([:]) { target.control.requestQuit(.monitorQuit) }
-    },
+    MonitorCommand("system_reset", afterwards: { $0.control.requestReset() }),
+    MonitorCommand("system_powerdown", afterwards: { $0.control.requestPowerDown() }),
+    MonitorCommand("quit", afterwards: { $0.control.requestQuit(.monitorQuit) }),
   ]
 }
 
@@ -91,13 +70,12 @@ struct ActionChoices: CommandArguments {
   var watchdog: String?
 
   static let fields: [ArgumentField<Self>] = [
-    ArgumentField("reboot", \.reboot, of: .enumeration("RebootAction", ["reset", "shutdown"])),
-    ArgumentField("shutdown", \.shutdown, of: .enumeration("ShutdownAction", ["poweroff", "pause"])),
-    ArgumentField("panic", \.panic, of: .enumeration("PanicAction", ["pause", "shutdown", "exit-failure", "none"])),
+    ArgumentField("reboot", \.reboot, of: "RebootAction", ["reset", "shutdown"]),
+    ArgumentField("shutdown", \.shutdown, of: "ShutdownAction", ["poweroff", "pause"]),
+    ArgumentField("panic", \.panic, of: "PanicAction", ["pause", "shutdown", "exit-failure", "none"]),
     ArgumentField(
-      "watchdog", \.watchdog,
-      of: .enumeration(
-        "WatchdogAction", ["reset", "shutdown", "poweroff", "pause", "debug", "none", "inject-nmi"])),
+      "watchdog", \.watchdog, of: "WatchdogAction",
+      ["reset", "shutdown", "poweroff", "pause", "debug", "none", "inject-nmi"]),
   ]
 
   /// Applies all arguments, or none if one is refused.

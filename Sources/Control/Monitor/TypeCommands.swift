@@ -6,16 +6,13 @@ extension MonitorCommands {
   static let typeCommands: [MonitorCommand] = [
     MonitorCommand(
       "query-machines",
-      answers: .array(
-        .object(
-          "MachineInfo",
-          [
-            SchemaMember("name", .string), SchemaMember("is-default", .boolean, optional: true),
-            SchemaMember("cpu-max", .integer), SchemaMember("hotpluggable-cpus", .boolean),
-            SchemaMember("numa-mem-supported", .boolean), SchemaMember("deprecated", .boolean),
-            SchemaMember("acpi", .boolean),
-          ]))
-    ) { (_) throws(MonitorError) in
+      answers: .list(
+        "MachineInfo",
+        [
+          "name": .string, "*is-default": .boolean, "cpu-max": .integer, "hotpluggable-cpus": .boolean,
+          "numa-mem-supported": .boolean, "deprecated": .boolean, "acpi": .boolean,
+        ])
+    ) { _ in
       .array(
         MachineConfiguration.MachineType.allCases.map { type in
           [
@@ -27,13 +24,7 @@ extension MonitorCommands {
     },
     MonitorCommand(
       "qom-list-types", TypeListArguments.self,
-      answers: .array(
-        .object(
-          "ObjectTypeInfo",
-          [
-            SchemaMember("name", .string), SchemaMember("abstract", .boolean, optional: true),
-            SchemaMember("parent", .string, optional: true),
-          ]))
+      answers: .list("ObjectTypeInfo", ["name": .string, "*abstract": .boolean, "*parent": .string])
     ) { (arguments, _) throws(MonitorError) in
       let listed = QOMType.all.filter { type in
         (arguments.abstract ?? false || !type.isAbstract)
@@ -48,33 +39,23 @@ extension MonitorCommands {
             return .object(object)
           }))
     },
-    MonitorCommand(
-      "device-list-properties", PropertyListArguments.self, answers: .array(propertyType)
-    ) { (arguments, _) throws(MonitorError) in
-      guard let deviceType = DeviceTypes.named(arguments.typeName) else {
-        if QOMType.named(arguments.typeName) != nil {
-          throw .generic("Parameter 'typename' expects a non-abstract device type")
-        }
-        throw .deviceNotFound("Device '\(arguments.typeName)' not found")
-      }
-      return .answer(properties(of: deviceType))
+    MonitorCommand("device-list-properties", argument: "typename", answers: .array(propertyType)) {
+      (name, _) throws(MonitorError) in
+      if let deviceType = DeviceTypes.named(name) { return properties(of: deviceType) }
+      if QOMType.named(name) == nil { throw .deviceNotFound("Device '\(name)' not found") }
+      throw .generic("Parameter 'typename' expects a non-abstract device type")
     },
-    MonitorCommand(
-      "qom-list-properties", PropertyListArguments.self, answers: .array(propertyType)
-    ) { (arguments, _) throws(MonitorError) in
-      if let deviceType = DeviceTypes.named(arguments.typeName) { return .answer(properties(of: deviceType)) }
-      if let objectType = ObjectTypes.named(arguments.typeName) { return .answer(properties(of: objectType)) }
-      if QOMType.named(arguments.typeName) != nil { return .answer([]) }
-      throw .deviceNotFound("Class '\(arguments.typeName)' not found")
+    MonitorCommand("qom-list-properties", argument: "typename", answers: .array(propertyType)) {
+      (name, _) throws(MonitorError) in
+      if let deviceType = DeviceTypes.named(name) { return properties(of: deviceType) }
+      if let objectType = ObjectTypes.named(name) { return properties(of: objectType) }
+      if QOMType.named(name) == nil { throw .deviceNotFound("Class '\(name)' not found") }
+      return []
     },
   ]
 
   private static let propertyType = SchemaType.object(
-    "ObjectPropertyInfo",
-    [
-      SchemaMember("name", .string), SchemaMember("type", .string),
-      SchemaMember("description", .string, optional: true), SchemaMember("default-value", .any, optional: true),
-    ])
+    "ObjectPropertyInfo", ["name": .string, "type": .string, "*description": .string, "*default-value": .any])
 
   private static func properties(of type: any TypedOptions.Type) -> JSONValue {
     .array(
@@ -101,12 +82,6 @@ struct TypeListArguments: CommandArguments {
   static let fields: [ArgumentField<Self>] = [
     ArgumentField("implements", \.implements), ArgumentField("abstract", \.abstract),
   ]
-}
-
-struct PropertyListArguments: CommandArguments {
-  var typeName = ""
-
-  static let fields: [ArgumentField<Self>] = [ArgumentField("typename", \.typeName)]
 }
 
 /// One type in the part of QEMU's type tree that exists here.
