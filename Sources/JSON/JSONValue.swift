@@ -32,8 +32,8 @@ extension JSONValue: ExpressibleByStringLiteral, ExpressibleByBooleanLiteral, Ex
   public init(booleanLiteral value: Bool) { self = .bool(value) }
   public init(integerLiteral value: Int64) { self = .integer(value) }
   public init(arrayLiteral elements: JSONValue...) { self = .array(elements) }
-  /// The last of several members with the same name counts.
-  public init(dictionaryLiteral elements: (String, JSONValue)...) {
+  /// A member whose value is nil is left out. The last of several members with the same name counts.
+  public init(dictionaryLiteral elements: (String, JSONValue?)...) {
     var object = JSONObject()
     for (name, value) in elements { object[name] = value }
     self = .object(object)
@@ -70,7 +70,8 @@ public struct JSONObject: Hashable, Sendable {
 }
 
 extension JSONObject: ExpressibleByDictionaryLiteral {
-  public init(dictionaryLiteral elements: (String, JSONValue)...) {
+  /// A member whose value is nil is left out.
+  public init(dictionaryLiteral elements: (String, JSONValue?)...) {
     for (name, value) in elements { self[name] = value }
   }
 }

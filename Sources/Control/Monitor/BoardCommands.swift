@@ -120,52 +120,48 @@ extension MonitorCommands {
       ]
     }
     let header = bridge.header
-    var object: JSONObject = [
+    return [
       "bus": [
         "number": .integer(Int64(header.primaryBus)), "secondary": .integer(Int64(header.secondaryBus)),
         "subordinate": .integer(Int64(header.subordinateBus)), "io_range": range(header.io),
         "memory_range": range(header.memory), "prefetchable_range": range(header.prefetchable),
-      ]
+      ],
+      // QEMU leaves out `devices` until software has numbered the bus.
+      "devices": header.secondaryBus != 0 ? .array(bridge.functions.map(function)) : nil,
     ]
-    // QEMU leaves out `devices` until software has numbered the bus.
-    if header.secondaryBus != 0 { object["devices"] = .array(bridge.functions.map(function)) }
-    return .object(object)
   }
 
   private static func function(_ function: MachineInspection.Function) -> JSONValue {
     let description = function.description
-    var classInfo: JSONObject = ["class": .integer(Int64(description.classCode >> 8))]
-    classInfo["desc"] = PCIClassName.of(description.classCode).map { .string($0) }
-    var object: JSONObject = [
+    return [
       "bus": .integer(Int64(function.address.bus)), "slot": .integer(Int64(function.address.device)),
-      "function": .integer(Int64(function.address.function)), "class_info": .object(classInfo),
+      "function": .integer(Int64(function.address.function)),
+      "class_info": [
+        "class": .integer(Int64(description.classCode >> 8)),
+        "desc": PCIClassName.of(description.classCode).map { .string($0) },
+      ],
       "id": [
         "device": .integer(Int64(description.deviceID)), "vendor": .integer(Int64(description.vendorID)),
         "subsystem": .integer(Int64(description.subsystemID)),
         "subsystem-vendor": .integer(Int64(description.subsystemVendorID)),
       ],
+      "irq": description.interruptPin > 0 ? .integer(Int64(function.interruptLine)) : nil,
+      "irq_pin": .integer(Int64(description.interruptPin)), "qdev_id": .string(function.id ?? ""),
+      "regions": .array(function.regions.map(region)), "pci_bridge": function.bridge.map(bridge),
     ]
-    if description.interruptPin > 0 { object["irq"] = .integer(Int64(function.interruptLine)) }
-    object["irq_pin"] = .integer(Int64(description.interruptPin))
-    object["qdev_id"] = .string(function.id ?? "")
-    object["regions"] = .array(function.regions.map(region))
-    if let bridge = function.bridge { object["pci_bridge"] = self.bridge(bridge) }
-    return .object(object)
   }
 
   private static func region(_ region: MachineInspection.Function.Region) -> JSONValue {
     let register = region.register
-    var object: JSONObject = [
-      "bar": .integer(Int64(register.index)), "type": register.space == .io ? "io" : "memory",
+    let isMemory = register.space != .io
+    return [
+      "bar": .integer(Int64(register.index)), "type": isMemory ? "memory" : "io",
       // QEMU shows -1 for a BAR without an address.
       "address": region.address == 0 ? -1 : .integer(Int64(bitPattern: region.address)),
       "size": .integer(Int64(clamping: register.size)),
+      "prefetch": isMemory ? .bool(register.prefetchable) : nil,
+      "mem_type_64": isMemory ? .bool(register.space == .memory64) : nil,
     ]
-    if register.space != .io {
-      object["prefetch"] = .bool(register.prefetchable)
-      object["mem_type_64"] = .bool(register.space == .memory64)
-    }
-    return .object(object)
   }
 }
 

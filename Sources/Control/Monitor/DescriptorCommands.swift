@@ -35,9 +35,7 @@ extension MonitorCommands {
       .array(
         target.descriptors.sets.all.map { set in
           let members = set.members.map { member -> JSONValue in
-            var object: JSONObject = ["fd": .integer(Int64(member.file.rawValue))]
-            object["opaque"] = member.note.map { .string($0) }
-            return .object(object)
+            ["fd": .integer(Int64(member.file.rawValue)), "opaque": member.note.map { .string($0) }]
           }
           return ["fds": .array(members), "fdset-id": .integer(set.id)]
         })

@@ -39,15 +39,13 @@ enum MonitorEventName: String, CaseIterable {
   /// Returns the event as a QMP message.
   /// - Parameter time: Nanoseconds since 1970.
   func message(_ data: JSONValue? = nil, at time: UInt64) -> JSONValue {
-    var event: JSONObject = [
+    [
       "timestamp": [
         "seconds": .integer(Int64(clamping: time / 1_000_000_000)),
         "microseconds": .integer(Int64(time / 1000 % 1_000_000)),
       ],
-      "event": .string(rawValue),
+      "event": .string(rawValue), "data": data,
     ]
-    event["data"] = data
-    return .object(event)
   }
 }
 
@@ -68,21 +66,17 @@ extension MachineNotice {
     case .deviceDeleted(let id, let path): (name, data) = (.deviceDeleted, Self.device(id, path))
     case .unplugRefused(let id, let path): (name, data) = (.unplugRefused, Self.device(id, path))
     case .deviceStatus(let id, let slot, let source, let status):
-      var information: JSONObject = [:]
-      information["device"] = id.map { .string($0.text) }
-      information["slot"] = .string(slot)
-      information["slot-type"] = .string(MonitorEventName.pciSlot)
-      information["source"] = .integer(source)
-      information["status"] = .integer(status)
-      (name, data) = (.deviceStatus, ["info": .object(information)])
+      let information: JSONValue = [
+        "device": id.map { .string($0.text) }, "slot": .string(slot), "slot-type": .string(MonitorEventName.pciSlot),
+        "source": .integer(source), "status": .integer(status),
+      ]
+      (name, data) = (.deviceStatus, ["info": information])
     }
     return name.message(data, at: time)
   }
 
   private static func device(_ id: Identifier?, _ path: String) -> JSONValue {
-    var device: JSONObject = ["path": .string(path)]
-    device["device"] = id.map { .string($0.text) }
-    return .object(device)
+    ["path": .string(path), "device": id.map { .string($0.text) }]
   }
 }
 

@@ -82,16 +82,11 @@ package struct QMPSession {
   }
 
   private static func answer(_ value: JSONValue, _ id: JSONValue?) -> JSONValue {
-    var object: JSONObject = ["return": value]
-    object["id"] = id
-    return .object(object)
+    ["return": value, "id": id]
   }
 
   private static func error(_ error: MonitorError, _ id: JSONValue? = nil) -> JSONValue {
-    var object = JSONObject()
-    object["id"] = id
-    object["error"] = ["class": .string(error.errorClass.rawValue), "desc": .string(error.text)]
-    return .object(object)
+    ["id": id, "error": ["class": .string(error.errorClass.rawValue), "desc": .string(error.text)]]
   }
 
   /// A client's request (qapi/qmp-dispatch.c, `qmp_dispatch_check_obj`).

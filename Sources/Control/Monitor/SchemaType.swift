@@ -84,9 +84,10 @@ struct SchemaWriter {
       let name = newName(type)
       var list: [JSONValue] = []
       for member in members.all {
-        var entry: JSONObject = ["name": .string(member.name), "type": .string(self.name(member.type))]
-        if member.isOptional { entry["default"] = .null }
-        list.append(.object(entry))
+        list.append([
+          "name": .string(member.name), "type": .string(self.name(member.type)),
+          "default": member.isOptional ? JSONValue.null : nil,
+        ])
       }
       entities.append(["name": .string(name), "meta-type": "object", "members": .array(list)])
       return name

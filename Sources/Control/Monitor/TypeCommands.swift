@@ -33,10 +33,10 @@ extension MonitorCommands {
       return .answer(
         .array(
           listed.map { type in
-            var object: JSONObject = ["name": .string(type.name)]
-            if type.isAbstract { object["abstract"] = true }
-            object["parent"] = type.parent.map { .string($0) }
-            return .object(object)
+            [
+              "name": .string(type.name), "abstract": type.isAbstract ? true : nil,
+              "parent": type.parent.map { .string($0) },
+            ]
           }))
     },
     MonitorCommand("device-list-properties", argument: "typename", answers: .array(propertyType)) {
@@ -60,11 +60,11 @@ extension MonitorCommands {
   private static func properties(of type: any TypedOptions.Type) -> JSONValue {
     .array(
       type.propertyDescriptions.map { property in
-        var object: JSONObject = [
+        let text = property.defaultText.flatMap { $0.isEmpty ? nil : $0 }
+        return [
           "name": .string(property.name), "type": .string(property.typeName), "description": .string(property.help),
+          "default-value": text.map { value($0, property.typeName) },
         ]
-        if let text = property.defaultText, !text.isEmpty { object["default-value"] = value(text, property.typeName) }
-        return .object(object)
       })
   }
 
