@@ -64,6 +64,7 @@ enum ChardevArguments {
 
   // MARK: The options
 
+  @Sendable
   static func readQTest(_ draft: inout CommandLineDraft, _ text: String) throws(OptionProblem) {
     draft.qtestSource = draft.source
     let backend = try parse(text)
@@ -75,24 +76,18 @@ enum ChardevArguments {
   }
 
   @Sendable
-  static func readDevice(_ draft: inout CommandLineDraft, _ text: String) throws(OptionProblem) -> String? {
-    if CommandOptions.asksHelp(text) { return HelpText.chardevTypes }
+  static func readDevice(_ draft: inout CommandLineDraft, _ text: String) throws(OptionProblem) {
+    if CommandOptions.asksHelp(text) { return draft.print(HelpText.chardevTypes) }
     let (name, assignments) = try QOMArguments.split(text, impliedName: "backend", of: .chardev)
     guard let chardevType = ChardevTypes.named(name) else {
       throw .unknown(.chardev, name: name, known: ChardevTypes.all.map { $0.typeName })
     }
-    if CommandOptions.asksForProperties(text) {
-      return HelpText.properties(of: chardevType, title: chardevType.typeName)
-    }
-    do {
-      draft.configuration.chardevs.append(try chardevType.init(assignments))
-    } catch {
-      throw .property(error, owner: chardevType.typeName)
-    }
+    if CommandOptions.asksForProperties(text) { return draft.printProperties(of: chardevType) }
+    draft.configuration.chardevs.append(try chardevType.checked(assignments))
     draft.chardevSources.append(draft.source)
-    return nil
   }
 
+  @Sendable
   static func readSerial(_ draft: inout CommandLineDraft, _ text: String) throws(OptionProblem) {
     let label = "serial\(draft.serials?.count ?? 0)"
     let backend = try parse(text)
@@ -108,6 +103,7 @@ enum ChardevArguments {
   }
 
   /// `-mon`
+  @Sendable
   static func readMonitor(_ draft: inout CommandLineDraft, _ text: String) throws(OptionProblem) {
     draft.hasDefaultMonitor = false
     draft.configuration.monitors.append(try MonitorOptions.parsing(text, impliedName: "chardev"))

@@ -134,6 +134,7 @@ struct BlockdevArguments: TypedOptions {
 
 /// `-drive` and `-blockdev`.
 enum DriveOption {
+  @Sendable
   static func read(_ draft: inout CommandLineDraft, _ text: String) throws(OptionProblem) {
     let drive = try DriveArguments.parsing(text)
     let id = drive.id?.text ?? name(of: drive.interface, in: &draft)
@@ -150,6 +151,7 @@ enum DriveOption {
     }
   }
 
+  @Sendable
   static func readNode(_ draft: inout CommandLineDraft, _ text: String) throws(OptionProblem) {
     let node = try BlockdevArguments.parsing(text, impliedName: "driver")
     draft.configuration.blockNodes.append(node.node(over: draft.configuration.blockNodes))

@@ -13,6 +13,10 @@ struct CommandLineDraft {
   /// The option that is being parsed.
   var source = Source(option: "", argument: "")
 
+  /// The text to print instead of running a machine.
+  private(set) var printed: String?
+  mutating func print(_ text: String) { printed = text }
+
   var configuration = MachineConfiguration()
   var machine = MachineArguments()
   var accelerator = AcceleratorArguments()

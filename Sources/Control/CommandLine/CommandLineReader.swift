@@ -12,31 +12,21 @@ enum CommandLineReader {
       // Two dashes mean the same as one.
       let name = String(word.dropFirst(word.hasPrefix("--") ? 2 : 1))
       guard let option = CommandOptions.named(name) else { throw .unknownOption(word) }
-      let printed: String?
-      switch option.action {
-      case .flag(let action):
-        draft.source = CommandLineDraft.Source(option: word, argument: "")
-        printed = try blaming(draft.source) { () throws(OptionProblem) in try action(&draft) }
-      case .argument(let action):
+      var argument = ""
+      if option.argument != nil {
         guard position < arguments.count else { throw .missingArgument(option: word) }
-        let argument = arguments[position]
+        argument = arguments[position]
         position += 1
-        draft.source = CommandLineDraft.Source(option: word, argument: argument)
-        printed = try blaming(draft.source) { () throws(OptionProblem) in try action(&draft, argument) }
       }
-      if let printed { return .print(printed) }
+      draft.source = CommandLineDraft.Source(option: word, argument: argument)
+      do throws(OptionProblem) {
+        try option.action(&draft, argument)
+      } catch {
+        throw .option(option: word, argument: argument, error)
+      }
+      if let printed = draft.printed { return .print(printed) }
     }
     return .run(try draft.finish())
-  }
-
-  private static func blaming<Result>(
-    _ source: CommandLineDraft.Source, _ body: () throws(OptionProblem) -> Result
-  ) throws(CommandLineError) -> Result {
-    do {
-      return try body()
-    } catch {
-      throw .option(option: source.option, argument: source.argument, error)
-    }
   }
 }
 
@@ -47,32 +37,27 @@ struct CommandOption: Sendable {
   /// The argument as help shows it; nil for an option that takes none.
   let argument: String?
   let help: [String]
-  let action: Action
-
-  /// An action returns a text to print instead of running a machine, or nil to continue.
-  enum Action: Sendable {
-    case flag(@Sendable (inout CommandLineDraft) throws(OptionProblem) -> String?)
-    case argument(@Sendable (inout CommandLineDraft, String) throws(OptionProblem) -> String?)
-  }
+  /// The text is empty for an option that takes no argument.
+  let action: @Sendable (inout CommandLineDraft, String) throws(OptionProblem) -> Void
 
   init(
     _ names: String..., help: String...,
-    flag action: @escaping @Sendable (inout CommandLineDraft) throws(OptionProblem) -> String?
+    flag action: @escaping @Sendable (inout CommandLineDraft) throws(OptionProblem) -> Void
   ) {
     self.names = names
     argument = nil
     self.help = help
-    self.action = .flag(action)
+    self.action = { (draft, _) throws(OptionProblem) in try action(&draft) }
   }
 
   init(
     _ names: String..., argument: String, help: String...,
-    action: @escaping @Sendable (inout CommandLineDraft, String) throws(OptionProblem) -> String?
+    action: @escaping @Sendable (inout CommandLineDraft, String) throws(OptionProblem) -> Void
   ) {
     self.names = names
     self.argument = argument
     self.help = help
-    self.action = .argument(action)
+    self.action = action
   }
 
   /// An option that accepts one word, which changes nothing.
@@ -80,9 +65,8 @@ struct CommandOption: Sendable {
     self.names = names
     argument = word
     self.help = help
-    action = .argument { (_, text) throws(OptionProblem) in
+    action = { (_, text) throws(OptionProblem) in
       guard text == word else { throw .unknown(wordKind, name: text, known: [word]) }
-      return nil
     }
   }
 }

@@ -28,27 +28,24 @@ enum CommandOptions {
       "x-pci-hotplug=acpi|native selects how devices below root ports are hot-plugged (default: acpi)"
     ) { (draft, text) throws(OptionProblem) in
       draft.machineSource = draft.source
-      if asksHelp(text) { return HelpText.machineTypes }
-      if asksForProperties(text) { return HelpText.properties(of: MachineArguments.self, title: "q35") }
+      if asksHelp(text) { return draft.print(HelpText.machineTypes) }
+      if asksForProperties(text) { return draft.print(HelpText.properties(of: MachineArguments.self, title: "q35")) }
       try draft.machine.apply(text, impliedName: "type")
-      return nil
     },
     CommandOption(
       "accel", argument: "[accel=]kvm|qtest[,device=PATH]",
       help: "accelerator: kvm, with device=PATH (default: /dev/kvm), or qtest, which runs no CPU"
     ) { (draft, text) throws(OptionProblem) in
-      if asksHelp(text) { return HelpText.accelerators }
+      if asksHelp(text) { return draft.print(HelpText.accelerators) }
       draft.acceleratorSource = draft.source
       let earlier = draft.accelerator.accelerator
       try draft.accelerator.apply(text, impliedName: "accel")
       try agree(earlier, draft.accelerator.accelerator)
-      return nil
     },
     CommandOption("enable-kvm", help: "the same as -accel kvm") { (draft) throws(OptionProblem) in
       draft.acceleratorSource = draft.source
       try agree(draft.accelerator.accelerator, .kvm)
       draft.accelerator.accelerator = .kvm
-      return nil
     },
     CommandOption(
       "global", argument: "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=on|off",
@@ -56,18 +53,16 @@ enum CommandOptions {
     ) { (draft, text) throws(OptionProblem) in
       draft.globalSource = draft.source
       draft.globalHotplugWay = try GlobalArguments.reading(text).hotplugWay()
-      return nil
     },
     CommandOption(
       "cpu", argument: "host", help: "CPU model: the host's, as KVM offers it"
-    ) { (_, text) throws(OptionProblem) in
-      if asksHelp(text) { return HelpText.processorModels }
+    ) { (draft, text) throws(OptionProblem) in
+      if asksHelp(text) { return draft.print(HelpText.processorModels) }
       let parts = text.split(separator: ",", maxSplits: 1, omittingEmptySubsequences: false)
       guard parts.first == "host" else {
         throw .unknown(.processorModel, name: parts.first.map(String.init) ?? "", known: ["host"])
       }
       if parts.count == 2 { throw .features(String(parts[1])) }
-      return nil
     },
     CommandOption(
       "smp", argument: "[cpus=]N[,sockets=1][,cores=N][,threads=1]",
@@ -75,7 +70,6 @@ enum CommandOptions {
     ) { (draft, text) throws(OptionProblem) in
       draft.processorSource = draft.source
       try draft.processors.apply(text, impliedName: "cpus")
-      return nil
     },
     CommandOption(
       "m", argument: "[size=]SIZE",
@@ -83,7 +77,6 @@ enum CommandOptions {
     ) { (draft, text) throws(OptionProblem) in
       draft.memorySource = draft.source
       try draft.memory.apply(text, impliedName: "size")
-      return nil
     },
   ]
 
@@ -92,21 +85,18 @@ enum CommandOptions {
       "kernel", argument: "FILE", help: "bzImage, ELF vmlinux (PVH) or Multiboot ELF to boot"
     ) { (draft, text) throws(OptionProblem) in
       draft.kernel = try notEmpty(text)
-      return nil
     },
     CommandOption(
       "initrd", argument: "FILE", help: "initial RAM disk for the kernel"
     ) { (draft, text) throws(OptionProblem) in
       draft.initrdSource = draft.source
       draft.initrd = try notEmpty(text)
-      return nil
     },
     CommandOption(
       "append", argument: "TEXT", help: "the kernel's command line"
     ) { (draft, text) throws(OptionProblem) in
       draft.commandLineSource = draft.source
       draft.commandLine = text
-      return nil
     },
   ]
 
@@ -118,13 +108,9 @@ enum CommandOptions {
       "object", argument: "TYPE,id=ID[,PROP=VALUE...]", help: "add an object (-object help lists the types,",
       "-object TYPE,help the properties of one)", action: ObjectOption.read),
     CommandOption("nodefaults", help: "do not add the default serial port and monitor") {
-      (draft) throws(OptionProblem) in
-      draft.hasDefaultDevices = false
-      return nil
+      $0.hasDefaultDevices = false
     },
-    CommandOption("no-user-config", help: "read no configuration file (accepted: Nestling never reads one)") {
-      (_) throws(OptionProblem) in nil
-    },
+    CommandOption("no-user-config", help: "read no configuration file (accepted: Nestling never reads one)") { _ in },
     CommandOption("net", only: "none", of: .network, help: "no default network card (accepted: Nestling has none)"),
     CommandOption("nic", only: "none", of: .network, help: "the same as -net none"),
   ]
@@ -132,18 +118,12 @@ enum CommandOptions {
   private static let block = [
     CommandOption(
       "drive", argument: "file=FILE,if=none,id=ID[,format=raw][,readonly=on][,discard=unmap]",
-      help: "a raw image for -device ...,drive=ID; if=virtio also adds a virtio-blk-pci for it"
-    ) { (draft, text) throws(OptionProblem) in
-      try DriveOption.read(&draft, text)
-      return nil
-    },
+      help: "a raw image for -device ...,drive=ID; if=virtio also adds a virtio-blk-pci for it",
+      action: DriveOption.read),
     CommandOption(
       "blockdev", argument: "driver=file|raw,node-name=ID,filename=FILE[,read-only=on][,discard=unmap]",
-      help: "a block node: driver file opens FILE; raw reads file=NODE or file.driver=file,file.filename=FILE"
-    ) { (draft, text) throws(OptionProblem) in
-      try DriveOption.readNode(&draft, text)
-      return nil
-    },
+      help: "a block node: driver file opens FILE; raw reads file=NODE or file.driver=file,file.filename=FILE",
+      action: DriveOption.readNode),
   ]
 
   private static let console = [
@@ -154,36 +134,27 @@ enum CommandOptions {
     CommandOption(
       "serial", argument: "BACKEND",
       help: "serial port: none, null, stdio (Ctrl-A h lists its commands), mon:stdio (with a monitor; default),",
-      "file:PATH, unix:PATH[,server=on][,wait=off], tcp:HOST:PORT[,server=on][,wait=off], chardev:ID"
-    ) { (draft, text) throws(OptionProblem) in
-      try ChardevArguments.readSerial(&draft, text)
-      return nil
-    },
+      "file:PATH, unix:PATH[,server=on][,wait=off], tcp:HOST:PORT[,server=on][,wait=off], chardev:ID",
+      action: ChardevArguments.readSerial),
     CommandOption(
       "mon", argument: "[chardev=]ID[,mode=readline|control][,pretty=on]",
-      help: "a monitor on a character device: the human monitor (readline) or QMP (control)"
-    ) { (draft, text) throws(OptionProblem) in
-      try ChardevArguments.readMonitor(&draft, text)
-      return nil
-    },
+      help: "a monitor on a character device: the human monitor (readline) or QMP (control)",
+      action: ChardevArguments.readMonitor),
     CommandOption(
       "monitor", argument: "BACKEND", help: "a human monitor (HMP), on one of the backends of -serial"
     ) { (draft, text) throws(OptionProblem) in
       try ChardevArguments.readMonitor(&draft, on: text, .readline)
-      return nil
     },
     CommandOption("qmp", argument: "BACKEND", help: "a QMP monitor, on one of the backends of -serial") {
       (draft, text) throws(OptionProblem) in
       try ChardevArguments.readMonitor(&draft, on: text, .control)
-      return nil
     },
     CommandOption("qmp-pretty", argument: "BACKEND", help: "the same as -qmp, with answers on several lines") {
       (draft, text) throws(OptionProblem) in
       try ChardevArguments.readMonitor(&draft, on: text, .control, pretty: true)
-      return nil
     },
     CommandOption("nographic", help: "no display; serial port and monitor on stdio (accepted: this is the default)") {
-      (_) throws(OptionProblem) in nil
+      _ in
     },
     CommandOption("display", only: "none", of: .display, help: "no display (accepted: Nestling has none)"),
     CommandOption("vga", only: "none", of: .adapter, help: "no display adapter (accepted: Nestling has none)"),
@@ -192,7 +163,6 @@ enum CommandOptions {
     ) { (_, text) throws(OptionProblem) in
       let driver = try AudioArguments.parsing(text, impliedName: "driver").driver
       guard driver == "none" else { throw .unknown(.audioDriver, name: driver, known: ["none"]) }
-      return nil
     },
     CommandOption(
       "parallel", only: "none", of: .parallelBackend, help: "no parallel port (accepted: Nestling has none)"),
@@ -203,28 +173,23 @@ enum CommandOptions {
       "name", argument: "[guest=]NAME", help: "the guest's name, for query-name and info name"
     ) { (draft, text) throws(OptionProblem) in
       draft.configuration.name = try NameArguments.parsing(text, impliedName: "guest").name
-      return nil
     },
-    CommandOption("S", help: "wait for a monitor's cont before starting the CPUs") { (draft) throws(OptionProblem) in
-      draft.configuration.startsPaused = true
-      return nil
+    CommandOption("S", help: "wait for a monitor's cont before starting the CPUs") {
+      $0.configuration.startsPaused = true
     },
     CommandOption("no-reboot", help: "end when the guest resets, instead of restarting it") {
-      (draft) throws(OptionProblem) in
-      draft.action.reboot = .shutdown
-      return nil
+      $0.action.reboot = .shutdown
     },
     CommandOption(
       "action", argument: "reboot=reset|shutdown",
       help: "the effect of a reset by the guest; shutdown is the same as -no-reboot"
     ) { (draft, text) throws(OptionProblem) in
       try draft.action.apply(text)
-      return nil
     },
     CommandOption(
       "d", argument: "ITEM[,...]", help: "log these items (-d help lists them)"
     ) { (draft, text) throws(OptionProblem) in
-      if asksHelp(text) { return HelpText.logItems }
+      if asksHelp(text) { return draft.print(HelpText.logItems) }
       for word in text.split(separator: ",", omittingEmptySubsequences: false) {
         guard let item = MachineConfiguration.LogItem(rawValue: String(word)) else {
           let known = MachineConfiguration.LogItem.allCases.map(\.rawValue)
@@ -232,20 +197,18 @@ enum CommandOptions {
         }
         draft.configuration.logItems.insert(item)
       }
-      return nil
     },
     CommandOption(
       "D", argument: "FILE", help: "write the log of -d to FILE instead of standard error"
     ) { (draft, text) throws(OptionProblem) in
       draft.configuration.logPath = try notEmpty(text)
-      return nil
     },
     CommandOption(
       "trace", argument: "[enable=]PATTERN[,file=FILE]",
       help: "write the trace events of IOMMUs and hotplug whose names match PATTERN (-trace help lists all)",
       "to standard error or FILE; * stands for any characters"
     ) { (draft, text) throws(OptionProblem) in
-      if asksHelp(text) { return TraceArguments.eventNames }
+      if asksHelp(text) { return draft.print(TraceArguments.eventNames) }
       let arguments = try TraceArguments.parsing(text, impliedName: "enable")
       var trace = draft.configuration.trace ?? TraceConfiguration()
       if let pattern = arguments.enable {
@@ -255,30 +218,24 @@ enum CommandOptions {
       }
       if let path = arguments.file { trace.path = path }
       draft.configuration.trace = trace
-      return nil
     },
     CommandOption(
       "qtest", argument: "BACKEND", help: "a client drives the board by QEMU's qtest protocol, on one of the backends",
-      "of -serial"
-    ) { (draft, text) throws(OptionProblem) in
-      try ChardevArguments.readQTest(&draft, text)
-      return nil
-    },
+      "of -serial",
+      action: ChardevArguments.readQTest),
     CommandOption(
       "qtest-log", argument: "FILE|none", help: "write the qtest conversation to FILE instead of standard error"
     ) { (draft, text) throws(OptionProblem) in
       draft.qtestLogSource = draft.source
       draft.qtestLog = text == "none" ? QTestOptions.Log.none : .file(path: try notEmpty(text))
-      return nil
     },
     CommandOption(
       "run-with", argument: "exit-with-parent=on|off", help: "end when the process that started Nestling ends"
     ) { (draft, text) throws(OptionProblem) in
       try draft.runWith.apply(text)
-      return nil
     },
-    CommandOption("version", help: "print the version and end") { (_) throws(OptionProblem) in HelpText.version },
-    CommandOption("help", "h", help: "print this help and end") { (_) throws(OptionProblem) in HelpText.options },
+    CommandOption("version", help: "print the version and end") { $0.print(HelpText.version) },
+    CommandOption("help", "h", help: "print this help and end") { $0.print(HelpText.options) },
   ]
 
   /// Throws if two options select different accelerators.

@@ -3,58 +3,57 @@ import Machine
 /// `-device TYPE[,PROP=VALUE...]`.
 enum DeviceOption {
   @Sendable
-  static func read(_ draft: inout CommandLineDraft, _ text: String) throws(OptionProblem) -> String? {
-    if CommandOptions.asksHelp(text) { return HelpText.deviceTypes }
+  static func read(_ draft: inout CommandLineDraft, _ text: String) throws(OptionProblem) {
+    if CommandOptions.asksHelp(text) { return draft.print(HelpText.deviceTypes) }
     if let object = try JSONOption.object(text) {
-      let options = try JSONOption.device(object)
-      draft.configuration.devices.append(options)
-      draft.deviceSources.append(draft.source)
-      return nil
-    }
-    let (name, assignments) = try QOMArguments.split(text, impliedName: "driver", of: .device)
-    guard let deviceType = DeviceTypes.named(name) else {
-      throw .unknown(.device, name: name, known: DeviceTypes.all.flatMap { [$0.typeName] + $0.typeAliases })
-    }
-    if CommandOptions.asksForProperties(text) { return HelpText.properties(of: deviceType, title: deviceType.typeName) }
-    do {
-      let options = try deviceType.init(assignments)
-      try QOMArguments.checkDescriptor(of: options)
-      draft.configuration.devices.append(options)
-    } catch {
-      throw .property(error, owner: deviceType.typeName)
+      draft.configuration.devices.append(try JSONOption.device(object))
+    } else {
+      let (name, assignments) = try QOMArguments.split(text, impliedName: "driver", of: .device)
+      guard let deviceType = DeviceTypes.named(name) else {
+        throw .unknown(.device, name: name, known: DeviceTypes.all.flatMap { [$0.typeName] + $0.typeAliases })
+      }
+      if CommandOptions.asksForProperties(text) { return draft.printProperties(of: deviceType) }
+      draft.configuration.devices.append(try deviceType.checked(assignments))
     }
     draft.deviceSources.append(draft.source)
-    return nil
   }
 }
 
 /// `-object TYPE,id=ID[,PROP=VALUE...]`.
 enum ObjectOption {
   @Sendable
-  static func read(_ draft: inout CommandLineDraft, _ text: String) throws(OptionProblem) -> String? {
-    if CommandOptions.asksHelp(text) { return HelpText.objectTypes }
+  static func read(_ draft: inout CommandLineDraft, _ text: String) throws(OptionProblem) {
+    if CommandOptions.asksHelp(text) { return draft.print(HelpText.objectTypes) }
     if let object = try JSONOption.object(text) {
-      let options = try JSONOption.object(object)
-      draft.configuration.objects.append(options)
-      draft.objectSources.append(draft.source)
-      return nil
-    }
-    let (name, assignments) = try QOMArguments.split(text, impliedName: "qom-type", of: .object)
-    guard let objectType = ObjectTypes.named(name) else {
-      throw .unknown(.object, name: name, known: ObjectTypes.all.map { $0.typeName })
-    }
-    if CommandOptions.asksForProperties(text) {
-      return HelpText.properties(of: objectType, title: objectType.typeName)
-    }
-    do {
-      let options = try objectType.init(assignments)
-      try QOMArguments.checkDescriptor(of: options)
-      draft.configuration.objects.append(options)
-    } catch {
-      throw .property(error, owner: objectType.typeName)
+      draft.configuration.objects.append(try JSONOption.object(object))
+    } else {
+      let (name, assignments) = try QOMArguments.split(text, impliedName: "qom-type", of: .object)
+      guard let objectType = ObjectTypes.named(name) else {
+        throw .unknown(.object, name: name, known: ObjectTypes.all.map { $0.typeName })
+      }
+      if CommandOptions.asksForProperties(text) { return draft.printProperties(of: objectType) }
+      draft.configuration.objects.append(try objectType.checked(assignments))
     }
     draft.objectSources.append(draft.source)
-    return nil
+  }
+}
+
+extension CommandLineDraft {
+  mutating func printProperties(of type: any QOMOptions.Type) {
+    print(HelpText.properties(of: type, title: type.typeName))
+  }
+}
+
+extension QOMOptions {
+  /// Creates options from the properties of an option string.
+  static func checked(_ assignments: [PropertyAssignment]) throws(OptionProblem) -> Self {
+    do throws(PropertyError) {
+      let options = try Self(assignments)
+      try QOMArguments.checkDescriptor(of: options)
+      return options
+    } catch {
+      throw .property(error, owner: typeName)
+    }
   }
 }
 
