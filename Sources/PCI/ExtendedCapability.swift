@@ -8,17 +8,9 @@ public struct ExtendedCapability: Hashable, Sendable {
   /// The bytes after the four bytes of the header.
   public var body: [UInt8]
   /// The RW bits of the body; missing bytes are read-only.
-  public var writable: [UInt8]
+  public var writable: [UInt8] = []
   /// The RW1C bits of the body; missing bytes have none.
-  public var writeOneToClear: [UInt8]
-
-  public init(id: UInt16, version: UInt8, body: [UInt8], writable: [UInt8] = [], writeOneToClear: [UInt8] = []) {
-    self.id = id
-    self.version = version
-    self.body = body
-    self.writable = writable
-    self.writeOneToClear = writeOneToClear
-  }
+  public var writeOneToClear: [UInt8] = []
 
   /// Returns Access Control Services (ACS; 7.7.11).
   /// - Parameter offered: bits of the ACS Capability register; the same bits of ACS Control are writable.

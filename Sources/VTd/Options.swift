@@ -86,9 +86,4 @@ public struct UnitOptionError: Error, Hashable, Sendable {
   /// The option's name on the command line, such as `x-flts`.
   public let option: String
   public let problem: Problem
-
-  public init(option: String, problem: Problem) {
-    self.option = option
-    self.problem = problem
-  }
 }

@@ -18,16 +18,9 @@ struct CalendarTime: Hashable {
   private static let daysPerEra: Int64 = 146_097
   /// The days from 0000-03-01 to 1970-01-01. Eras start in March, so that a leap day is the last day of its year.
   private static let daysBeforeEpoch: Int64 = 719_468
+}
 
-  init(year: Int64, month: Int64, day: Int64, hour: Int64, minute: Int64, second: Int64) {
-    self.year = year
-    self.month = month
-    self.day = day
-    self.hour = hour
-    self.minute = minute
-    self.second = second
-  }
-
+extension CalendarTime {
   /// - Parameter seconds: since 1970, clamped to the years 0 to 9999.
   init(secondsSince1970 seconds: Int64) {
     let seconds = min(max(seconds, Self.firstSecond), Self.lastSecond)

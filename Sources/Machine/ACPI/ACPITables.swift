@@ -3,28 +3,28 @@ import Hardware
 /// The ACPI tables of a machine (ACPI 6.5, chapter 5), built once as bytes for guest memory.
 ///
 /// The root pointer (RSDP) points to the 64-bit table of tables (XSDT). There is no 32-bit RSDT of ACPI 1.0.
-public struct ACPITables: Hashable, Sendable {
+struct ACPITables: Hashable, Sendable {
   /// The guest physical address of the bytes.
-  public let address: UInt64
-  public let bytes: [UInt8]
+  let address: UInt64
+  let bytes: [UInt8]
   /// Guest physical address of the root pointer, for boot protocols that pass it to the kernel.
-  public var rootPointer: UInt64 { address }
+  var rootPointer: UInt64 { address }
   /// The tables, in the order of their addresses.
-  public let tables: [Table]
+  let tables: [Table]
 
-  public struct Table: Hashable, Sendable {
-    public let signature: String
+  struct Table: Hashable, Sendable {
+    let signature: String
     /// The table's range within `bytes`.
-    public let range: Range<Int>
+    let range: Range<Int>
   }
 
   /// Returns the bytes of the table with a signature.
-  public func table(_ signature: String) -> [UInt8]? {
+  func table(_ signature: String) -> [UInt8]? {
     tables.first { $0.signature == signature }.map { Array(bytes[$0.range]) }
   }
 
   /// - Throws: if the tables do not fit their range in memory, or a value does not fit its field.
-  public static func build(_ configuration: ACPIConfiguration) throws(ACPIError) -> ACPITables {
+  static func build(_ configuration: ACPIConfiguration) throws(ACPIError) -> ACPITables {
     var layout = Layout(base: ACPIPlatform.tablesRange.lowerBound)
     // The root pointer comes first, where an operating system's search starts. It is filled in at the end.
     let root = layout.place("RSD PTR ", [UInt8](repeating: 0, count: RootPointer.size), alignment: 16)

@@ -2,36 +2,25 @@
 ///
 /// The first MiB is that of a PC: RAM up to the extended BIOS data area, then the VGA hole, then the range of the BIOS
 /// ROM, in which Nestling puts the ACPI tables, because Linux searches it for the root pointer.
-public struct GuestMemoryLayout: Hashable, Sendable {
+struct GuestMemoryLayout: Hashable, Sendable {
   /// The end of the RAM that starts at 0; at most 4 GiB.
-  public var lowRAMEnd: UInt64
+  var lowRAMEnd: UInt64
   /// The end of the RAM that starts at 4 GiB; nil if there is none.
-  public var highRAMEnd: UInt64?
+  var highRAMEnd: UInt64?
   /// The range of the enhanced configuration access mechanism (ECAM, in the MCFG table).
-  public var configurationRange: Range<UInt64>
+  var configurationRange = ACPIPlatform.configurationRange
   /// The range of the ACPI tables.
-  public var tablesRange: Range<UInt64>
-
-  public init(
-    lowRAMEnd: UInt64, highRAMEnd: UInt64? = nil,
-    configurationRange: Range<UInt64> = ACPIPlatform.configurationRange,
-    tablesRange: Range<UInt64> = ACPIPlatform.tablesRange
-  ) {
-    self.lowRAMEnd = lowRAMEnd
-    self.highRAMEnd = highRAMEnd
-    self.configurationRange = configurationRange
-    self.tablesRange = tablesRange
-  }
+  var tablesRange = ACPIPlatform.tablesRange
 
   /// Address range types (ACPI 6.5, section 15.1); hvm_memmap and Multiboot use the same numbers.
-  public enum RegionType: UInt32, Sendable {
+  enum RegionType: UInt32, Sendable {
     case memory = 1
     case reserved = 2
   }
 
-  public struct Region: Hashable, Sendable {
-    public var range: Range<UInt64>
-    public var type: RegionType
+  struct Region: Hashable, Sendable {
+    var range: Range<UInt64>
+    var type: RegionType
   }
 
   static let fourGiB: UInt64 = 1 << 32
@@ -41,7 +30,7 @@ public struct GuestMemoryLayout: Hashable, Sendable {
   static let videoHole: UInt64 = 0xa_0000
 
   /// The regions in the order of their addresses, without overlaps (the map that INT 15h E820h returns on a PC).
-  public var regions: [Region] {
+  var regions: [Region] {
     var regions: [Region] = []
     func add(_ start: UInt64, _ end: UInt64, _ type: RegionType) {
       if start < end { regions.append(Region(range: start..<end, type: type)) }

@@ -3,7 +3,7 @@ import Linux
 /// A kernel or initrd file. The loaders read bytes of it, or load them directly into guest memory.
 ///
 /// `size` does not change. If the file shrinks later, reads throw `pastEnd`; they never return fewer bytes.
-public protocol ImageSource {
+protocol ImageSource {
   /// The size in bytes.
   var size: UInt64 { get }
 

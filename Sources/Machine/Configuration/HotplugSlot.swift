@@ -3,22 +3,17 @@ import PCI
 
 /// A slot below a root port that supports hotplug. Its index among the machine's slots is its number in the ACPI
 /// controller.
-public struct HotplugSlot: Hashable, Sendable {
+struct HotplugSlot: Hashable, Sendable {
   /// The port's address on bus 0.
-  public var port: RequesterID
+  var port: RequesterID
   /// Physical Slot Number, which ACPI shows as _SUN.
-  public var number: UInt16
-
-  public init(port: RequesterID, number: UInt16) {
-    self.port = port
-    self.number = number
-  }
+  var number: UInt16
 }
 
 extension MachineConfiguration {
   /// Returns all slots, in the order of the ports' addresses. Ports cannot be hotplugged, so no slot is added later.
   /// - Parameter placement: the places of `devices`, from `devicePlacement`.
-  public func hotplugSlots(_ placement: [PCIPlace?]) -> [HotplugSlot] {
+  func hotplugSlots(_ placement: [PCIPlace?]) -> [HotplugSlot] {
     let slots = zip(devices, placement).compactMap { device, place -> HotplugSlot? in
       guard let port = device as? PCIERootPortOptions, port.hotplug, let place else { return nil }
       return HotplugSlot(port: place.address, number: port.slot)

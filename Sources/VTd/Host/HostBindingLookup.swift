@@ -57,14 +57,6 @@ public struct HostFault: Hashable, Sendable {
   public var pasid: UInt32?
   public var address: UInt64
   public var isRead: Bool
-
-  public init(reason: FaultReason, source: RequesterID, pasid: UInt32? = nil, address: UInt64, isRead: Bool) {
-    self.reason = reason
-    self.source = source
-    self.pasid = pasid
-    self.address = address
-    self.isRead = isRead
-  }
 }
 
 extension RemappingUnit {

@@ -86,13 +86,9 @@ public struct FirstStageInvalidation: Hashable, Sendable {
   public var pageCount: UInt64
   /// Whether paging-structure entries above the leaves may stay cached (IH).
   public var leafOnly: Bool
+}
 
-  public init(address: UInt64, pageCount: UInt64, leafOnly: Bool) {
-    self.address = address
-    self.pageCount = pageCount
-    self.leafOnly = leafOnly
-  }
-
+extension FirstStageInvalidation {
   public init(_ pages: PageRange, leafOnly: Bool) {
     guard pages.last - pages.first < .max else {
       self = .all

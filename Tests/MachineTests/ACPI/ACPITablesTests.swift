@@ -1,7 +1,8 @@
 import Glibc
 import Hardware
-import Machine
 import Testing
+
+@testable import Machine
 
 /// Compares the generated ACPI tables with the bytes that the specifications prescribe.
 @Suite struct ACPITablesTests {

@@ -1,7 +1,8 @@
 import Devices
 import Hardware
-import Machine
 import Testing
+
+@testable import Machine
 
 /// Checks the compiled DSDT against the board's addresses. Searches for the bytes that encode them in ACPI machine
 /// language (ACPI 6.5, sections 6.4 and 20.2).

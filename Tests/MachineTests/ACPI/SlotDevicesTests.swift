@@ -1,6 +1,7 @@
 import Hardware
-import Machine
 import Testing
+
+@testable import Machine
 
 /// Compares the SSDT's slots with the bytes that iasl compiles from the same text with `-on` (keep names as written).
 @Suite struct SlotDevicesTests {

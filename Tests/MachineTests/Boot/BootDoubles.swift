@@ -1,7 +1,8 @@
 import Hardware
-import Machine
 import Synchronization
 import TestSupport
+
+@testable import Machine
 
 /// An image in an array.
 struct ArrayImage: ImageSource {

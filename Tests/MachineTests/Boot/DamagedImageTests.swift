@@ -1,7 +1,8 @@
 import Hardware
-import Machine
 import TestSupport
 import Testing
+
+@testable import Machine
 
 /// Loads files with arbitrary content: each load ends with an entry point in RAM or with a one-line error.
 @Suite struct DamagedImageTests {

@@ -1,6 +1,7 @@
 import Hardware
-import Machine
 import Testing
+
+@testable import Machine
 
 /// Finds the PVH entry note among other notes, with each padding that linkers use and next to damaged notes.
 @Suite struct ELFNoteTests {

@@ -1,5 +1,6 @@
-import Machine
 import Testing
+
+@testable import Machine
 
 @Suite struct GuestMemoryLayoutTests {
   private func map(_ layout: GuestMemoryLayout) -> [[UInt64]] {

@@ -1,5 +1,6 @@
-import Machine
 import Testing
+
+@testable import Machine
 
 @Suite struct InitialRAMDiskTests {
   private static let archives: [[UInt8]] = [

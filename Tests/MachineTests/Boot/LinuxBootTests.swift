@@ -1,6 +1,7 @@
 import Hardware
-import Machine
 import Testing
+
+@testable import Machine
 
 @Suite struct LinuxBootTests {
   private func enter(_ bench: BootBench, _ linux: SyntheticLinux = SyntheticLinux()) throws -> LongModeEntry {

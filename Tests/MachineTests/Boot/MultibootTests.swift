@@ -1,6 +1,7 @@
 import Hardware
-import Machine
 import Testing
+
+@testable import Machine
 
 @Suite struct MultibootTests {
   private func enter(_ bench: BootBench, _ kernel: [UInt8]) throws -> ProtectedModeEntry {

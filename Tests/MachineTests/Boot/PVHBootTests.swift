@@ -1,6 +1,7 @@
 import Hardware
-import Machine
 import Testing
+
+@testable import Machine
 
 @Suite struct PVHBootTests {
   private func enter(_ bench: BootBench, _ elf: SyntheticELF = .pvh) throws -> ProtectedModeEntry {

@@ -1,7 +1,8 @@
 import Glibc
 import Hardware
-import Machine
 import Testing
+
+@testable import Machine
 
 /// Loads the kernel of Images/kernel, where it has been built.
 @Suite struct RealKernelTests {
