@@ -8,36 +8,18 @@ extension DeviceTree {
   var objects: [any ObjectOptions] { state.withLock { $0.admission.objects } }
 
   func add(_ node: BlockNode) throws(BlockNodeProblem) {
-    let result: Result<Void, BlockNodeProblem> = state.withLock { state in
-      do throws(BlockNodeProblem) {
-        return .success(try state.admission.add(node))
-      } catch {
-        return .failure(error)
-      }
-    }
-    try result.get()
+    try state.withLock { (state) throws(BlockNodeProblem) in try state.admission.add(node) }
   }
 
   func removeNode(_ id: String) throws(BackendProblem) {
-    try change { (admission) throws(BackendProblem) in try admission.removeNode(id) }
+    try state.withLock { (state) throws(BackendProblem) in try state.admission.removeNode(id) }
   }
 
   func add(_ object: any ObjectOptions, id: Identifier) throws(BackendProblem) {
-    try change { (admission) throws(BackendProblem) in try admission.add(object, id: id) }
+    try state.withLock { (state) throws(BackendProblem) in try state.admission.add(object, id: id) }
   }
 
   func removeObject(_ id: Identifier) throws(BackendProblem) {
-    try change { (admission) throws(BackendProblem) in try admission.removeObject(id) }
-  }
-
-  private func change(_ body: (inout DeviceAdmission) throws(BackendProblem) -> Void) throws(BackendProblem) {
-    let result: Result<Void, BackendProblem> = state.withLock { state in
-      do throws(BackendProblem) {
-        return .success(try body(&state.admission))
-      } catch {
-        return .failure(error)
-      }
-    }
-    try result.get()
+    try state.withLock { (state) throws(BackendProblem) in try state.admission.removeObject(id) }
   }
 }

@@ -72,22 +72,17 @@ final class DeviceTree: Sendable {
   /// Adds a device, still without functions, if it fits the machine as it is.
   /// - Parameter isHotplugged: true while the machine runs.
   func admit(_ options: any DeviceOptions, isHotplugged: Bool = false) throws(DeviceProblem) -> Device {
-    let admitted: Result<Device, DeviceProblem> = state.withLock { state in
-      do throws(DeviceProblem) {
-        let place = try state.admission.admit(options, isHotplugged: isHotplugged)
-        state.lastNumber += 1
-        let path =
-          options.id.map { "/machine/peripheral/\($0)" } ?? "/machine/peripheral-anon/device[\(state.anonymousCount)]"
-        if options.id == nil { state.anonymousCount += 1 }
-        let device = Device(
-          identity: DeviceIdentity(number: state.lastNumber), options: options, place: place, path: path)
-        state.entries.append(Entry(device: device))
-        return .success(device)
-      } catch {
-        return .failure(error)
-      }
+    try state.withLock { (state) throws(DeviceProblem) in
+      let place = try state.admission.admit(options, isHotplugged: isHotplugged)
+      state.lastNumber += 1
+      let path =
+        options.id.map { "/machine/peripheral/\($0)" } ?? "/machine/peripheral-anon/device[\(state.anonymousCount)]"
+      if options.id == nil { state.anonymousCount += 1 }
+      let device = Device(
+        identity: DeviceIdentity(number: state.lastNumber), options: options, place: place, path: path)
+      state.entries.append(Entry(device: device))
+      return device
     }
-    return try admitted.get()
   }
 
   /// Records a function that is now on its bus.

@@ -71,15 +71,13 @@ public final class Chardevs: Sendable {
   /// Opens one more device, without a frontend. It may wait for a server, a client or the reader of a FIFO, until the
   /// machine ends.
   public func add(_ options: any ChardevOptions, id: Identifier) throws(Problem) {
-    let problem = state.withLock { state -> Problem? in
-      if state.hasEnded { return .ended }
+    try state.withLock { (state) throws(Problem) in
+      if state.hasEnded { throw .ended }
       if state.reserved.contains(id) || state.devices.contains(where: { $0.options.id == id }) {
-        return .duplicateID(id)
+        throw .duplicateID(id)
       }
       state.reserved.insert(id)
-      return nil
     }
-    if let problem { throw problem }
     var options = options
     options.id = id
     let device: Chardev
@@ -102,13 +100,13 @@ public final class Chardevs: Sendable {
 
   /// Closes a device without a frontend.
   public func remove(_ name: String) throws(Problem) {
-    let found = state.withLock { state -> Result<Chardev, Problem> in
+    let device = try state.withLock { (state) throws(Problem) in
       guard let index = state.devices.firstIndex(where: { $0.options.id?.text == name }) else {
-        return .failure(.notFound(name))
+        throw .notFound(name)
       }
-      if state.devices[index].hasFrontend { return .failure(.inUse(name)) }
-      return .success(state.devices.remove(at: index))
+      if state.devices[index].hasFrontend { throw .inUse(name) }
+      return state.devices.remove(at: index)
     }
-    try found.get().stop()
+    device.stop()
   }
 }

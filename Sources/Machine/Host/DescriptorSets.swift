@@ -88,16 +88,15 @@ public final class DescriptorSets: Sendable {
   public func open(_ path: String, readOnly: Bool) throws(Problem) -> PassedDescriptor? {
     guard path.hasPrefix(Self.folder) else { return nil }
     guard let id = Int64(path.dropFirst(Self.folder.count)), id >= 0 else { throw .notNumber(path: path) }
-    let found = state.withLock { state -> Result<PassedDescriptor, SystemError> in
-      guard let index = state.index(id) else { return .failure(SystemError("dup", path, code: ENOENT)) }
-      let accessMode = readOnly ? O_RDONLY : O_RDWR
-      let member = state.sets[index].members.first { (try? $0.file.accessMode) == accessMode }
-      guard let member else { return .failure(SystemError("dup", path, code: EACCES)) }
-      state.sets[index].duplicateCount += 1
-      return .success(member.file)
-    }
     do throws(SystemError) {
-      let file = try found.get()
+      let file = try state.withLock { (state) throws(SystemError) in
+        guard let index = state.index(id) else { throw SystemError("dup", path, code: ENOENT) }
+        let accessMode = readOnly ? O_RDONLY : O_RDWR
+        let member = state.sets[index].members.first { (try? $0.file.accessMode) == accessMode }
+        guard let member else { throw SystemError("dup", path, code: EACCES) }
+        state.sets[index].duplicateCount += 1
+        return member.file
+      }
       do throws(SystemError) {
         return PassedDescriptor(try FileDescriptor(duplicating: file.rawValue)) { [self] in duplicateClosed(id) }
       } catch {
