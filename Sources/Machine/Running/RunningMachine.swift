@@ -35,21 +35,21 @@ public final class RunningMachine {
     }
   }
 
-  private let configuration: MachineConfiguration
-  private var rebootAction: MachineConfiguration.RebootAction
+  let configuration: MachineConfiguration
+  var rebootAction: MachineConfiguration.RebootAction
   let board: Board
-  private let processors: any Processors
+  let processors: any Processors
   public let chardevs: Chardevs
-  private let serial: SerialConnection?
+  let serial: SerialConnection?
   let events: EventQueue
   private let terminationWatch: TerminationWatch?
-  private let signals: TerminationSignals
-  private let onEnding: @Sendable (_ exitStatus: Int32) -> Void
+  let signals: TerminationSignals
+  let onEnding: @Sendable (_ exitStatus: Int32) -> Void
   /// The initial contents of RAM; nil if no kernel is booted.
-  private let image: StartImage?
-  private let qtest: QTestServer?
-  private let controller: MachineController
-  private let hotplug: Hotplug
+  let image: StartImage?
+  let qtest: QTestServer?
+  let controller: MachineController
+  let hotplug: Hotplug
 
   /// Carries out steps 1 and 2.
   /// - Parameters:
@@ -263,183 +263,10 @@ public final class RunningMachine {
   /// The state of the machine's IOMMUs. May be used on any thread.
   public let remapping: RemappingInspection
 
-  /// Carries out step 3.
-  private func load() throws(StartError) {
-    try placeResources()
-    if let image { try processors.reset(entry: try image.load(into: board.memory, layout: board.layout)) }
-  }
-
-  private func placeResources() throws(StartError) {
-    // A qtest client sets the BARs itself, as it does with QEMU without firmware.
-    guard configuration.accelerator != .qtest else { return }
-    do {
-      try board.placeResources()
-    } catch {
-      throw .placement(error)
-    }
-  }
-
-  /// Carries out steps 3 and 4. Must be called at most once.
-  public func run() throws(StartError) -> Ending {
-    do {
-      try load()
-      try begin()
-    } catch {
-      stop()
-      throw error
-    }
-    qtest?.resume()
-    while true {
-      let ready = Poll.readable([events.rawValue, signals.rawValue])
-      if ready[1], signals.take() != nil { return end(.quit, .signal) }
-      guard ready[0], let event = events.take() else { continue }
-      if let ending = act(on: event) { return ending }
-      qtest?.resume()
-    }
-  }
-
-  private func begin() throws(StartError) {
-    serial?.connect(board.serial)
-    if !configuration.startsPaused {
-      controller.set(.running)
-      try host(processors.start)
-    }
-    // Start the chardevs last, so that no client's request arrives before the machine has started.
-    try host(chardevs.start)
-  }
-
-  /// Handles an event.
-  /// - Returns: nil if the machine continues.
-  private func act(on event: MachineEvent) -> Ending? {
-    switch event {
-    case .shutdown: return end(.shutdown, .guestShutdown)
-    case .debugExit(let status): return end(.debugExit(status: status), .guestShutdown)
-    case .crashed(let crash): return end(.crashed(crash), .guestCrash)
-    case .quit(let cause): return end(.quit, cause)
-    case .tripleFault(let processor, let instructionPointer):
-      controller.notify(.tripleFault(processor: processor, instructionPointer: instructionPointer))
-      return resetByGuest()
-    case .reset: return resetByGuest()
-    case .hostReset: return reset(.monitorReset)
-    case .request(let pending): return carryOut(pending)
-    case .deviceError:
-      pause(as: .internalError)
-      return nil
-    case .hostRequest(let identity, let patience): hotplug.takeBack(identity, patience: patience)
-    case .surpriseRemoval(let identity): hotplug.pull(identity)
-    case .slotReleased(let port): hotplug.slotReleased(port)
-    case .left(let identities): hotplug.takeDown(identities)
-    case .continuation(let continuation): continuation.run()
-    }
-    return nil
-  }
-
-  private func resetByGuest() -> Ending? {
-    rebootAction == .reset ? reset(.guestReset) : end(.shutdown, .guestReset)
-  }
-
-  private func reset(_ cause: MachineCause) -> Ending? {
-    processors.stop()
-    qtest?.pause()
-    // The reset discards the guest's other events, but not a request to quit.
-    if case .quit(let cause)? = events.forgetGuestEvents() { return end(.quit, cause) }
-    controller.notify(.reset(cause))
-    board.completeRemovals()
-    board.reset()
-    hotplug.guestWasReset()
-    do throws(StartError) {
-      // A booted kernel starts with cleared RAM. For a qtest client RAM keeps its content, as in QEMU.
-      if image != nil { try host { () throws(SystemError) in try board.memory.clear() } }
-      try load()
-      if controller.status == .running { try host(processors.start) }
-    } catch {
-      return end(.failed(error, isReset: true), .guestCrash)
-    }
-    // As in QEMU: the reset clears the error, and the machine waits for `cont`.
-    if controller.status == .internalError { controller.set(.prelaunch) }
-    return nil
-  }
-
-  private func host(_ call: () throws(SystemError) -> Void) throws(StartError) {
-    do {
-      try call()
-    } catch {
-      throw .system(error)
-    }
-  }
-
-  /// Carries out a request and answers it.
-  /// - Returns: nil if the machine continues, even if the request failed.
-  private func carryOut(_ pending: PendingRequest) -> Ending? {
-    do throws(RequestError) {
-      switch pending.request {
-      case .pause: pause()
-      case .resume:
-        if let failure = try resume() {
-          pending.answer(.ended)
-          return end(.failed(failure, isReset: false), .guestCrash)
-        }
-      case .addDevice(let description):
-        hotplug.add(description, answering: pending)
-        return nil
-      case .removeDevice(let name, let isSurprise): try hotplug.remove(name, isSurprise: isSurprise)
-      case .addNode(let node): try board.add(node)
-      case .removeNode(let id): try board.removeNode(id)
-      case .addObject(let object): try board.add(object)
-      case .removeObject(let id): try board.removeObject(id)
-      case .resizeNode(let id, let size): try board.resizeNode(id, to: size)
-      case .setRebootAction(let action): rebootAction = action
-      }
-      // Answer after the notices: a QMP event comes before the answer to the command that caused it.
-      pending.answer()
-    } catch {
-      pending.answer(error)
-    }
-    return nil
-  }
-
-  private func pause(as status: MachineStatus = .paused) {
-    processors.stop()
-    guard controller.status == .running else { return }
-    controller.set(status)
-    controller.notify(.paused)
-  }
-
-  /// - Returns: the error that ends the machine; nil if the CPUs run.
-  private func resume() throws(RequestError) -> StartError? {
-    if controller.status == .running { return nil }
-    if controller.status == .internalError { throw .needsReset }
-    do throws(StartError) {
-      if controller.status == .prelaunch {
-        // Devices may have been added and removed since the guest was loaded.
-        board.slots.prepare()
-        try placeResources()
-      }
-      controller.set(.running)
-      controller.notify(.resumed)
-      try host(processors.start)
-      return nil
-    } catch {
-      return error
-    }
-  }
-
-  private func end(_ ending: Ending, _ cause: MachineCause) -> Ending {
-    onEnding(ending.exitStatus)
-    controller.set(.shutdown)
-    // Answer the pending requests before the steps below, some of which may block.
-    events.close()
-    processors.stop()
-    // Notify while the monitors still have their connections.
-    controller.notify(.shutdown(cause))
-    stop()
-    return ending
-  }
-
   /// Takes apart a machine that has not run and will not run, and removes its sockets from the file system.
   public func abandon() { stop() }
 
-  private func stop() {
+  func stop() {
     events.close()
     processors.stop()
     qtest?.stop()
