@@ -49,3 +49,14 @@ public struct WindowProblem: Hashable, Sendable {
   /// The BAR's size in bytes.
   public let size: UInt64
 }
+
+/// Evaluates an expression. If it throws, throws the converted error.
+package func mapError<Value: ~Copyable, Inner: Error, Outer: Error>(
+  _ value: @autoclosure () throws(Inner) -> Value, _ convert: (Inner) -> Outer
+) throws(Outer) -> Value {
+  do {
+    return try value()
+  } catch {
+    throw convert(error)
+  }
+}

@@ -18,11 +18,10 @@ enum ChardevArguments {
   static func parse(_ text: String) throws(OptionProblem) -> Backend {
     if text == "none" { return .none }
     if let rest = text.after("chardev:") {
-      do {
-        return .named(try Identifier(text: rest))
-      } catch {
-        throw .property(.value(name: "chardev", text: rest, error), owner: nil)
+      let id = try mapError(try Identifier(text: rest)) {
+        OptionProblem.property(.value(name: "chardev", text: rest, $0), owner: nil)
       }
+      return .named(id)
     }
     if let rest = text.after("mon:") {
       guard let options = try options(rest) else {

@@ -118,10 +118,8 @@ struct GlobalArguments: TypedOptions {
     let name = "\(driver ?? "").\(property ?? "")"
     guard name == Self.acpiHotplug else { throw .unknown(.globalProperty, name: name, known: [Self.acpiHotplug]) }
     let text = value ?? ""
-    do {
-      return try Bool(text: text) ? .acpi : .native
-    } catch {
-      throw .property(.value(name: name, text: text, error), owner: nil)
+    return try mapError(try Bool(text: text) ? .acpi : .native) {
+      OptionProblem.property(.value(name: name, text: text, $0), owner: nil)
     }
   }
 }

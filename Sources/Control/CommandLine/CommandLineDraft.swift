@@ -69,11 +69,7 @@ struct CommandLineDraft {
     result.hotplugWay = try finishHotplugWay()
     result.rebootAction = action.reboot
     result.exitsWithParent = runWith.exitsWithParent
-    do {
-      result.processors = try processors.topology()
-    } catch {
-      throw blame(processorSource, .topology(error))
-    }
+    result.processors = try mapError(try processors.topology()) { blame(processorSource, .topology($0)) }
     try finishMemory(of: &result)
     if let qtestDevice {
       var options = QTestOptions(device: qtestDevice)
@@ -195,11 +191,7 @@ extension TypedOptions {
   /// - Parameter owner: The type whose properties these are; nil for properties of the option itself.
   mutating func apply(_ text: String, impliedName: String? = nil, owner: String? = nil) throws(OptionProblem) {
     let assignments = try OptionString.assignments(text, impliedName: impliedName)
-    do {
-      try apply(assignments)
-    } catch {
-      throw .property(error, owner: owner)
-    }
+    try mapError(try apply(assignments)) { OptionProblem.property($0, owner: owner) }
   }
 
   static func parsing(_ text: String, impliedName: String? = nil) throws(OptionProblem) -> Self {

@@ -19,10 +19,8 @@ enum CommandLineReader {
         position += 1
       }
       draft.source = CommandLineDraft.Source(option: word, argument: argument)
-      do throws(OptionProblem) {
-        try option.action(&draft, argument)
-      } catch {
-        throw .option(option: word, argument: argument, error)
+      try mapError(try option.action(&draft, argument)) {
+        CommandLineError.option(option: word, argument: argument, $0)
       }
       if let printed = draft.printed { return .print(printed) }
     }

@@ -51,11 +51,7 @@ enum JSONOption {
       rest["qom-type"] = nil
       let options = try ObjectArguments.read(
         objectType, name ?? "", try JSONProperties.strict(rest, of: objectType))
-      do throws(PropertyError) {
-        try QOMArguments.checkDescriptor(of: options)
-      } catch {
-        throw .unexpected(error, objectType.typeName)
-      }
+      try mapError(try QOMArguments.checkDescriptor(of: options)) { MonitorError.unexpected($0, objectType.typeName) }
       return options
     } catch {
       throw .json(error.text)

@@ -12,11 +12,8 @@ extension MonitorCommands {
       ]
     ) { (object, target) throws(MonitorError) in
       var node = try node(try JSONProperties.flattened(object))
-      do throws(DescriptorSets.Problem) {
-        node.file = try target.descriptors.sets.open(node.path, readOnly: node.readOnly)
-      } catch {
-        throw MonitorError(error)
-      }
+      node.file = try mapError(
+        try target.descriptors.sets.open(node.path, readOnly: node.readOnly), MonitorError.init(descriptor:))
       try target.perform(.addNode(node))
     },
     MonitorCommand("blockdev-del", argument: "node-name") { (name, target) throws(MonitorError) in
@@ -71,12 +68,9 @@ extension MonitorCommands {
       }
       if (try? Identifier(text: name)) == nil { throw .generic("Invalid node-name: \(ErrorText.quoted(name))") }
     }
-    do throws(PropertyError) {
-      // The machine looks up the node below when it carries out the request.
-      return try BlockdevArguments(assignments).node(over: [])
-    } catch {
-      throw .unexpected(error, driver)
-    }
+    let arguments = try mapError(try BlockdevArguments(assignments)) { MonitorError.unexpected($0, driver) }
+    // The machine looks up the node below when it carries out the request.
+    return arguments.node(over: [])
   }
 
   private static let nodeType = SchemaType.object(

@@ -35,20 +35,12 @@ enum ChardevTypeArguments {
     _ options: any ChardevOptions, _ name: String, to target: any MonitorTarget
   ) throws(MonitorError) {
     guard let id = try? Identifier(text: name) else { throw .generic("Parameter 'id' expects an identifier") }
-    do throws(Chardevs.Problem) {
-      try target.addChardev(options, id: id)
-    } catch {
-      throw MonitorError(error)
-    }
+    try mapError(try target.addChardev(options, id: id), MonitorError.init(chardev:))
   }
 
   @Sendable
   static func remove(_ name: String, from target: any MonitorTarget) throws(MonitorError) {
-    do throws(Chardevs.Problem) {
-      try target.removeChardev(name)
-    } catch {
-      throw MonitorError(error)
-    }
+    try mapError(try target.removeChardev(name), MonitorError.init(chardev:))
   }
 
   /// Parses an option string, as HMP's `chardev-add` takes it.
@@ -115,16 +107,15 @@ enum ChardevTypeArguments {
   private static func options(
     _ chardevType: any ChardevOptions.Type, _ id: String, _ assignments: [PropertyAssignment]
   ) throws(MonitorError) -> any ChardevOptions {
-    do throws(PropertyError) {
-      return try chardevType.init(assignments)
-    } catch {
-      throw .generic("Failed to add chardev \(ErrorText.quoted(id)): " + MonitorError.text(error, chardevType.typeName))
+    try mapError(try chardevType.init(assignments)) {
+      MonitorError.generic(
+        "Failed to add chardev \(ErrorText.quoted(id)): " + MonitorError.text($0, chardevType.typeName))
     }
   }
 }
 
 extension MonitorError {
-  init(_ problem: Chardevs.Problem) {
+  init(chardev problem: Chardevs.Problem) {
     self =
       switch problem {
       case .duplicateID(let id): .generic("Chardev with id '\(id)' already exists")

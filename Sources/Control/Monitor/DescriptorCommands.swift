@@ -12,19 +12,13 @@ extension MonitorCommands {
       answers: .object("AddfdInfo", ["fdset-id": .integer, "fd": .integer])
     ) { (arguments, target) throws(MonitorError) in
       let file = try DescriptorArguments.take(from: target)
-      do throws(DescriptorSets.Problem) {
-        let set = try target.descriptors.sets.add(file, to: arguments.set, note: arguments.note)
-        return .answer(["fdset-id": .integer(set), "fd": .integer(Int64(file.rawValue))])
-      } catch {
-        throw MonitorError(error)
-      }
+      let set = try mapError(
+        try target.descriptors.sets.add(file, to: arguments.set, note: arguments.note), MonitorError.init(descriptor:))
+      return .answer(["fdset-id": .integer(set), "fd": .integer(Int64(file.rawValue))])
     },
     MonitorCommand("remove-fd", DescriptorRemovalArguments.self) { (arguments, target) throws(MonitorError) in
-      do throws(DescriptorSets.Problem) {
-        try target.descriptors.sets.remove(arguments.set, member: arguments.member)
-      } catch {
-        throw MonitorError(error)
-      }
+      try mapError(
+        try target.descriptors.sets.remove(arguments.set, member: arguments.member), MonitorError.init(descriptor:))
     },
     MonitorCommand(
       "query-fdsets",
@@ -80,7 +74,7 @@ enum DescriptorArguments {
 }
 
 extension MonitorError {
-  init(_ problem: DescriptorSets.Problem) {
+  init(descriptor problem: DescriptorSets.Problem) {
     self =
       switch problem {
       case .negativeID: .generic("Parameter 'fdset-id' expects a non-negative value")

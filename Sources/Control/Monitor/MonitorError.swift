@@ -131,21 +131,15 @@ extension MonitorTarget {
   func perform(_ request: MachineRequest) throws(MonitorError) {
     let files = files(removedBy: request)
     defer { withExtendedLifetime(files) {} }
-    do throws(RequestError) {
-      try control.perform(request)
-    } catch {
-      throw MonitorError(error)
-    }
+    try mapError(try control.perform(request), MonitorError.init(_:))
   }
 }
 
 extension MonitorError {
   /// Parses an option string of an HMP command.
   static func assignments(_ text: String, impliedName: String) throws(Self) -> [PropertyAssignment] {
-    do throws(OptionProblem) {
-      return try OptionString.assignments(text, impliedName: impliedName)
-    } catch {
-      throw .generic(ErrorText.text(for: error))
+    try mapError(try OptionString.assignments(text, impliedName: impliedName)) { (problem: OptionProblem) in
+      MonitorError.generic(ErrorText.text(for: problem))
     }
   }
 }

@@ -55,12 +55,7 @@ enum ObjectArguments {
   static func read(
     _ objectType: any ObjectOptions.Type, _ name: String, _ assignments: [PropertyAssignment]
   ) throws(MonitorError) -> any ObjectOptions {
-    let options: any ObjectOptions
-    do throws(PropertyError) {
-      options = try objectType.init(assignments)
-    } catch {
-      throw .unexpected(error, name)
-    }
+    let options = try mapError(try objectType.init(assignments)) { MonitorError.unexpected($0, name) }
     guard options.id != nil else { throw .generic("Parameter 'id' is missing") }
     return options
   }

@@ -15,12 +15,7 @@ extension Board {
   func add(
     _ options: any DeviceOptions, with configuration: MachineConfiguration
   ) throws(StartError) -> Device {
-    let device: Device
-    do throws(DeviceProblem) {
-      device = try devices.admit(options)
-    } catch {
-      throw .refused(error)
-    }
+    let device = try mapError(try devices.admit(options), StartError.refused)
     trace.recordAdmission(device)
     do throws(StartError) {
       try plug(try build(device, with: configuration), of: device)

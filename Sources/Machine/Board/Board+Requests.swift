@@ -40,20 +40,15 @@ extension Board {
     if deviceType.bus == .system { throw .notPluggable }
     let bus = try bus(for: description)
     guard bus.isHotpluggable else { throw .noHotplug(bus: bus.name) }
-    let options: any DeviceOptions
-    do throws(PropertyError) {
-      options = try description.options()
-    } catch {
-      throw .property(typeName: deviceType.typeName, error)
+    let options = try mapError(try description.options()) {
+      RequestError.property(typeName: deviceType.typeName, $0)
     }
     if let device = options as? VFIOPCIOptions, let descriptor = device.descriptor { throw .noDescriptor(descriptor) }
-    do throws(DeviceProblem) {
-      let device = try devices.admit(options, isHotplugged: true)
-      trace.recordAdmission(device)
-      return device
-    } catch {
-      throw .refused(typeName: deviceType.typeName, error)
+    let device = try mapError(try devices.admit(options, isHotplugged: true)) {
+      RequestError.refused(typeName: deviceType.typeName, $0)
     }
+    trace.recordAdmission(device)
+    return device
   }
 
   private func bus(for description: DeviceDescription) throws(RequestError) -> LiveBus {
@@ -84,19 +79,11 @@ extension Board {
 
   /// Adds a block node. The requester has already checked that its file can be opened (`MachineRequest.checkFile`).
   func add(_ node: BlockNode) throws(RequestError) {
-    do {
-      try devices.add(node)
-    } catch {
-      throw .node(error)
-    }
+    try mapError(try devices.add(node), RequestError.node)
   }
 
   func removeNode(_ id: String) throws(RequestError) {
-    do {
-      try devices.removeNode(id)
-    } catch {
-      throw .backend(error)
-    }
+    try mapError(try devices.removeNode(id), RequestError.backend)
   }
 
   /// Changes the size of a node's file. Called on the requester's thread, because it blocks on the host.
@@ -111,19 +98,11 @@ extension Board {
   func add(_ object: any ObjectOptions) throws(RequestError) {
     guard let id = object.id else { return }
     if let object = object as? IOMMUFDOptions, let descriptor = object.descriptor { throw .noDescriptor(descriptor) }
-    do {
-      try devices.add(object, id: id)
-    } catch {
-      throw .backend(error)
-    }
+    try mapError(try devices.add(object, id: id), RequestError.backend)
   }
 
   func removeObject(_ id: Identifier) throws(RequestError) {
-    do {
-      try devices.removeObject(id)
-    } catch {
-      throw .backend(error)
-    }
+    try mapError(try devices.removeObject(id), RequestError.backend)
     passthrough.remove(id.text)
   }
 }
@@ -136,11 +115,7 @@ extension MachineRequest {
     case .addNode(let node) where node.underlying == nil: _ = try node.openUnlocked(memory: memory)
     case .addObject(let object as any EntropyObjectOptions):
       guard case .file(let path) = object.entropySource else { return }
-      do {
-        _ = try FileDescriptor(openingSource: path)
-      } catch {
-        throw .file(option: "-object", error)
-      }
+      _ = try mapError(try FileDescriptor(openingSource: path)) { StartError.file(option: "-object", $0) }
     case .addNode, .addObject, .pause, .resume, .addDevice, .removeDevice, .removeNode, .removeObject, .resizeNode,
       .setRebootAction:
       break

@@ -31,11 +31,7 @@ public final class Chardevs: Sendable {
     _ options: [any ChardevOptions], interpreter: any InputInterpreter, interruption: Int32,
     onExit: @escaping @Sendable () -> Void
   ) throws(StartError) {
-    do {
-      end = try EventDescriptor()
-    } catch {
-      throw .system(error)
-    }
+    end = try mapError(try EventDescriptor(), StartError.system)
     var devices: [Chardev] = []
     for options in options {
       do {

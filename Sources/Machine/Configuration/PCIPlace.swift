@@ -44,11 +44,7 @@ extension MachineConfiguration {
     var admission = try DeviceAdmission(self)
     var placement: [PCIPlace?] = []
     for (index, device) in devices.enumerated() {
-      do throws(DeviceProblem) {
-        placement.append(try admission.admit(device))
-      } catch {
-        throw .device(index: index, error)
-      }
+      placement.append(try mapError(try admission.admit(device)) { ConfigurationError.device(index: index, $0) })
     }
     return placement
   }

@@ -39,11 +39,7 @@ extension MachineConfiguration {
       guard let id = object.id, !usedObjects.contains(id), case .file(let path) = object.entropySource else {
         continue
       }
-      do {
-        _ = try FileEntropy(opening: path)
-      } catch {
-        throw .file(option: "-object rng-random", error)
-      }
+      _ = try mapError(try FileEntropy(opening: path)) { StartError.file(option: "-object rng-random", $0) }
     }
   }
 }

@@ -29,10 +29,7 @@ struct ImageFile: ImageSource {
       throw .notMemory(physicalAddress: physicalAddress, count: count)
     }
     guard length > 0 else { return }
-    do {
-      try file.read(at: fileOffset, into: [ScatteredFile.Segment(address: physicalAddress, count: length)])
-    } catch {
-      throw .host(error)
-    }
+    let segment = ScatteredFile.Segment(address: physicalAddress, count: length)
+    try mapError(try file.read(at: fileOffset, into: [segment]), ImageSourceError.host)
   }
 }

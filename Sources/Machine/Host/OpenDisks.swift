@@ -42,13 +42,9 @@ final class OpenDisks: Sendable {
     let family = nodes.filter { $0.id == base || $0.underlying == base }.map(\.id)
     try resizing.withLock { _ throws(RequestError) in
       let open = over(family)
-      let file: ScatteredFile
-      do throws(StartError) {
-        // An open disk has locked the file. If no disk is open, lock the file here against other programs.
-        file = try open.isEmpty ? node.open(memory: memory) : node.openUnlocked(memory: memory)
-      } catch {
-        throw .failed(error)
-      }
+      // An open disk has locked the file. If no disk is open, lock the file here against other programs.
+      let file = try mapError(
+        try open.isEmpty ? node.open(memory: memory) : node.openUnlocked(memory: memory), RequestError.failed)
       var reached: UInt64 = 0
       do throws(SystemError) {
         let earlier = try file.currentSize

@@ -11,11 +11,7 @@ extension RunningMachine {
   private func placeResources() throws(StartError) {
     // A qtest client sets the BARs itself, as it does with QEMU without firmware.
     guard configuration.accelerator != .qtest else { return }
-    do {
-      try board.placeResources()
-    } catch {
-      throw .placement(error)
-    }
+    try mapError(try board.placeResources(), StartError.placement)
   }
 
   /// Carries out steps 3 and 4. Must be called at most once.

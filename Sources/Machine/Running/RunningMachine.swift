@@ -133,12 +133,9 @@ public final class RunningMachine {
       case .hostDefault: .hugePages(nil)
       case .bytes(let size): .hugePages(size)
       }
-    do {
-      return try GuestMemory(
-        size: configuration.size, lowLimit: BoardLayout.lowMemoryLimit(memorySize: configuration.size), backing: backing
-      )
-    } catch {
-      throw .memory(size: configuration.size, error)
+    let limit = BoardLayout.lowMemoryLimit(memorySize: configuration.size)
+    return try mapError(try GuestMemory(size: configuration.size, lowLimit: limit, backing: backing)) {
+      StartError.memory(size: configuration.size, $0)
     }
   }
 
@@ -164,11 +161,8 @@ public final class RunningMachine {
     patience: Patience
   ) throws(StartError) -> QTestServer? {
     guard let options = configuration.qtest else { return nil }
-    let log: QTestLog?
-    do {
-      log = try QTestLog(options.log, patience: patience)
-    } catch {
-      throw .file(option: "-qtest-log", error)
+    let log = try mapError(try QTestLog(options.log, patience: patience)) {
+      StartError.file(option: "-qtest-log", $0)
     }
     return try QTestServer(on: try chardevs.device(options.device), log: log, board: board, clock: clock)
   }
@@ -186,49 +180,31 @@ public final class RunningMachine {
 
   /// Determines the register pages and scopes of the remapping units, which do not change during the machine's life.
   private static func placeUnits(_ configuration: MachineConfiguration) throws(StartError) -> [UnitPlacement] {
-    do {
-      return try configuration.unitPlacement(try configuration.devicePlacement())
-    } catch {
-      throw .configuration(error)
-    }
+    try mapError(try configuration.unitPlacement(try configuration.devicePlacement()), StartError.configuration)
   }
 
   private static func makeBoard(
     _ configuration: MachineConfiguration, units: [UnitPlacement], layout: BoardLayout, memory: GuestMemory,
     accelerator: any Accelerator, serialOutput: (any ChardevOutput)?, events: EventQueue, patience: Patience
   ) throws(StartError) -> Board {
-    let devices: DeviceTree
-    let hotplugPorts: [RequesterID]
-    do {
-      devices = DeviceTree(try DeviceAdmission(configuration))
-      hotplugPorts = configuration.hotplugSlots(try configuration.devicePlacement()).map(\.port)
-    } catch {
-      throw .configuration(error)
-    }
+    let devices = DeviceTree(try mapError(try DeviceAdmission(configuration), StartError.configuration))
+    let placement = try mapError(try configuration.devicePlacement(), StartError.configuration)
+    let hotplugPorts = configuration.hotplugSlots(placement).map(\.port)
     try configuration.checkUnusedFiles(memory: memory)
     let tracing = configuration.trace
-    let writer: TraceWriter?
-    do {
-      writer = try tracing.map { (tracing) throws(SystemError) in
-        try TraceWriter(path: tracing.path, patience: patience)
-      }
-    } catch {
-      throw .file(option: "-trace", error)
+    let writer = try tracing.map { (tracing) throws(StartError) in
+      try mapError(try TraceWriter(path: tracing.path, patience: patience)) { StartError.file(option: "-trace", $0) }
     }
     let trace: (String?) -> Trace? = { unit in
       guard let tracing, let writer else { return nil }
       return Trace(tracing.events, unit: unit, sink: writer)
     }
-    let board: Board
-    do {
-      board = try Board(
+    let board = try mapError(
+      try Board(
         memory: memory, accelerator: accelerator, layout: layout, processorCount: configuration.processors.count,
         units: units, trace: trace, machineTrace: MachineTrace(tracing?.machineEvents ?? [], sink: writer),
         serialOutput: serialOutput, events: events, devices: devices,
-        hotplug: configuration.hotplugWay, hotplugPorts: hotplugPorts)
-    } catch {
-      throw .unit(error)
-    }
+        hotplug: configuration.hotplugWay, hotplugPorts: hotplugPorts), StartError.unit)
     do {
       for options in configuration.devices { try board.add(options, with: configuration) }
     } catch {

@@ -14,31 +14,17 @@ struct StartImage {
     layout: BoardLayout, memory: GuestMemory
   ) throws(StartError) {
     self.boot = boot
-    do {
-      kernel = try ImageFile(opening: boot.kernel, memory: memory)
-    } catch {
-      throw .file(option: "-kernel", error)
+    func open(_ path: String, _ option: String) throws(StartError) -> ImageFile {
+      try mapError(try ImageFile(opening: path, memory: memory)) { StartError.file(option: option, $0) }
     }
-    do {
-      initialRAMDisk = try boot.initrd.map { path throws(SystemError) in try ImageFile(opening: path, memory: memory) }
-    } catch {
-      throw .file(option: "-initrd", error)
-    }
-    let slots: [HotplugSlot]
-    do {
-      slots = configuration.hotplugSlots(try configuration.devicePlacement())
-    } catch {
-      throw .configuration(error)
-    }
-    do {
-      tables = try ACPITables.build(
-        ACPIConfiguration(
-          localAPICs: (0..<UInt32(configuration.processors.count)).map { $0 }, highWindow: layout.memory64Window,
-          lastBus: UInt8(clamping: configuration.lastBus), hotplugWay: configuration.hotplugWay, hotplugSlots: slots,
-          remapping: units.isEmpty ? nil : DMARemapping(units)))
-    } catch {
-      throw .tables(error)
-    }
+    kernel = try open(boot.kernel, "-kernel")
+    initialRAMDisk = try boot.initrd.map { (path) throws(StartError) in try open(path, "-initrd") }
+    let placement = try mapError(try configuration.devicePlacement(), StartError.configuration)
+    let content = ACPIConfiguration(
+      localAPICs: (0..<UInt32(configuration.processors.count)).map { $0 }, highWindow: layout.memory64Window,
+      lastBus: UInt8(clamping: configuration.lastBus), hotplugWay: configuration.hotplugWay,
+      hotplugSlots: configuration.hotplugSlots(placement), remapping: units.isEmpty ? nil : DMARemapping(units))
+    tables = try mapError(try ACPITables.build(content), StartError.tables)
   }
 
   /// Writes the contents into RAM.
@@ -51,10 +37,6 @@ struct StartImage {
       kernel: BootFile(image: kernel, name: boot.kernel),
       initialRAMDisk: initialRAMDisk.map { BootFile(image: $0, name: boot.initrd ?? "") },
       commandLine: boot.commandLine, layout: layout.memoryLayout, rootPointer: tables.rootPointer)
-    do {
-      return try request.load(into: memory)
-    } catch {
-      throw .boot(error)
-    }
+    return try mapError(try request.load(into: memory), StartError.boot)
   }
 }

@@ -76,7 +76,7 @@ import Testing
     }
     #expect(
       client.send(#"{"execute": "chardev-remove", "arguments": {"id": "c0"}}"#) == generic("Chardev 'c0' is busy"))
-    #expect(MonitorError(Chardevs.Problem.notFound("nix")) == .generic("Chardev 'nix' not found"))
+    #expect(MonitorError(chardev: .notFound("nix")) == .generic("Chardev 'nix' not found"))
     #expect(client.machine.requests.isEmpty)
   }
 

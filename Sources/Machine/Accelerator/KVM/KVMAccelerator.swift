@@ -38,11 +38,9 @@ final class KVMAccelerator: Accelerator {
   var hostDeviceFiles: (any HostDeviceRegistry)? { files }
 
   func makeProcessors(board: Board) throws(StartError) -> any Processors {
-    do {
-      return try KVMProcessors(machine: machine, count: processorCount, identification: identification, board: board)
-    } catch {
-      throw .kvm(device: device, error)
-    }
+    try mapError(
+      try KVMProcessors(machine: machine, count: processorCount, identification: identification, board: board)
+    ) { StartError.kvm(device: device, $0) }
   }
 }
 

@@ -57,11 +57,7 @@ public struct IntelIOMMUOptions: DeviceOptions, Hashable {
   public static let rules: [PropertyRule<Self>] = [
     // The unit checks its own options.
     PropertyRule { (options) throws(PropertyError) in
-      do throws(UnitOptionError) {
-        try options.unitOptions.validate()
-      } catch {
-        throw .unit(error)
-      }
+      try mapError(try options.unitOptions.validate(), PropertyError.unit)
     }
   ]
 }

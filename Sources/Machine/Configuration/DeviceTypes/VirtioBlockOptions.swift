@@ -54,14 +54,10 @@ extension VirtioBlockOptions: BoardDevice {
     parameters.queueCount = parameters.queueCount ?? min(UInt16(clamping: configuration.processors.count), highest)
     let file = try node.open(memory: board.memory)
     let backend = FileBackend(file, discardUnmaps: node.discardUnmaps)
-    do {
-      let disk = try VirtioBlock(options: parameters, backend: backend)
-      let model = VirtioPCI(
-        device: disk, options: parameters.transport, environment: board.environment(at: place), address: place.address)
-      board.disks.add(node.id, backend, disk)
-      return [model.function]
-    } catch {
-      throw .disk(error)
-    }
+    let disk = try mapError(try VirtioBlock(options: parameters, backend: backend), StartError.disk)
+    let model = VirtioPCI(
+      device: disk, options: parameters.transport, environment: board.environment(at: place), address: place.address)
+    board.disks.add(node.id, backend, disk)
+    return [model.function]
   }
 }

@@ -49,19 +49,12 @@ extension VirtioRNGOptions: BoardDevice {
     switch RNGBackend(of: self, among: board.devices.objects) {
     case .host: source = HostEntropy()
     case .file(let path):
-      do {
-        source = try FileEntropy(opening: path)
-      } catch {
-        throw .file(option: "-object rng-random", error)
-      }
+      source = try mapError(try FileEntropy(opening: path)) { StartError.file(option: "-object rng-random", $0) }
     }
     var limit: EntropyLimit?
     if bytesPerPeriod != Self.unlimited {
-      do {
-        limit = EntropyLimit(bytes: bytesPerPeriod, period: period, timer: try board.clock.makeTimer())
-      } catch {
-        throw .system(error)
-      }
+      let timer = try mapError(try board.clock.makeTimer(), StartError.system)
+      limit = EntropyLimit(bytes: bytesPerPeriod, period: period, timer: timer)
     }
     let model = VirtioPCI(
       device: VirtioEntropy(source: source, limit: limit), options: transport,

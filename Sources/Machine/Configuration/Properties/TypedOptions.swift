@@ -118,11 +118,7 @@ extension TypedOptions {
     var given = GivenProperties(spellings: properties.map { [$0.name] + $0.aliases })
     for assignment in assignments {
       let (index, name, text) = try given.property(of: assignment)
-      do {
-        try properties[index].assign(&self, text)
-      } catch {
-        throw .value(name: name, text: text, error)
-      }
+      try mapError(try properties[index].assign(&self, text)) { PropertyError.value(name: name, text: text, $0) }
       // Compare parsed values: `on` and `yes` are equal.
       try given.record(properties[index].show(self) ?? text, of: index, as: name)
     }
