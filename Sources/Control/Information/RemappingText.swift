@@ -28,7 +28,7 @@ public enum RemappingText {
   private static func unit(_ state: RemappingUnitState, isOnly: Bool) -> String {
     let snapshot = state.snapshot
     var text =
-      "\(state.unit.name): registers at \(NumberFormat.hexadecimal(state.unit.registerBase)), \(scope(state.unit, isOnly: isOnly))\n"
+      "\(state.unit.name): registers at \(NumberFormat.hexadecimal(state.unit.placement.registerBase)), \(scope(state.unit, isOnly: isOnly))\n"
     text += summary(snapshot)
     for source in snapshot.sources {
       let function = state.functions.first { $0.address == source.source }
@@ -57,9 +57,9 @@ public enum RemappingText {
   }
 
   private static func scope(_ unit: PlacedUnit, isOnly: Bool) -> String {
-    var parts = unit.scope.map(\.description)
-    if unit.includesAll { parts.append(isOnly ? "all devices" : "all other devices") }
-    if unit.hasIOAPIC { parts.append("IOAPIC") }
+    var parts = unit.placement.functions.map(\.description)
+    if unit.placement.includesAll { parts.append(isOnly ? "all devices" : "all other devices") }
+    if unit.placement.hasIOAPIC { parts.append("IOAPIC") }
     return parts.isEmpty ? "no device" : parts.joined(separator: ", ")
   }
 

@@ -21,6 +21,4 @@ enum ACPIPlatform {
   /// The reset control register, and the value that resets the machine.
   static let resetPort: UInt16 = 0xcf9
   static let resetValue: UInt8 = 0x06
-  /// SLP_TYP of the soft-off state, S5.
-  static let softOffSleepType: UInt8 = 0
 }

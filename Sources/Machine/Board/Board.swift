@@ -139,7 +139,7 @@ final class Board: PassthroughMachine, Sendable {
       serial = nil
     }
     addBridges()
-    slots.onEject { [weak self] in self?.eject(below: $0) }
+    slots.listen { $0.eject = { [weak self] in self?.eject(below: $0) } }
   }
 
   deinit { remapping.end() }

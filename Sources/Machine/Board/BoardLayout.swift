@@ -5,7 +5,7 @@ import PCI
 public struct BoardLayout: Hashable, Sendable {
   // MARK: Memory
 
-  static let configurationAccess: UInt64 = 0xb000_0000
+  static let configurationAccess = ACPIPlatform.configurationRange.lowerBound
   static let memory32Window: Range<UInt64> = 0xc000_0000..<0xfec0_0000
   static let ioapic: UInt64 = 0xfec0_0000
   /// CPUs access the registers of their local APIC here; for devices it is the interrupt address range.
@@ -13,22 +13,21 @@ public struct BoardLayout: Hashable, Sendable {
   /// The register page of the first remapping unit. The pages of the other units follow it.
   static let remappingUnit: UInt64 = 0xfed9_0000
   static let remappingUnitLimit = 16
-  static let acpiTables: Range<UInt64> = 0xe_0000..<0x10_0000
 
   // MARK: I/O ports
 
   static let clock: UInt64 = 0x70
   static let serialPort: UInt64 = 0x3f8
   static let firmwareConfiguration: UInt64 = 0x510
-  static let powerManagement: UInt64 = 0x600
-  static let hotplugController: UInt64 = 0xcc0
+  static let powerManagement = UInt64(ACPIPlatform.eventPort)
+  static let hotplugController = UInt64(ACPIPlatform.hotplugPort)
   static let configurationPorts: UInt64 = 0xcf8
   static let ioWindow: Range<UInt64> = 0x1000..<0x1_0000
 
   // MARK: Interrupts
 
   static let serialPin = 4
-  static let systemControlPin = 9
+  static let systemControlPin = Int(ACPIPlatform.systemControlInterrupt)
   /// The source-id of the IOAPIC's interrupt requests.
   static let ioapicRequester = RequesterID(bus: 0xff, device: 0, function: 0)
 
@@ -79,8 +78,6 @@ public struct BoardLayout: Hashable, Sendable {
 
   var memoryLayout: GuestMemoryLayout {
     GuestMemoryLayout(
-      lowRAMEnd: lowMemorySize, highRAMEnd: highMemorySize > 0 ? (1 << 32) + highMemorySize : nil,
-      configurationRange: Self.configurationAccess..<Self.configurationAccess + EnhancedConfigurationAccess.size,
-      tablesRange: Self.acpiTables)
+      lowRAMEnd: lowMemorySize, highRAMEnd: highMemorySize > 0 ? (1 << 32) + highMemorySize : nil)
   }
 }

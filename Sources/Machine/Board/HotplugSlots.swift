@@ -17,15 +17,20 @@ final class HotplugSlots: Sendable {
   private let listener: Listener
   private let trace: MachineTrace
 
-  /// The handlers of the guest's answers, in a separate object, so that the controller can hold it without a cycle.
-  private final class Listener: Sendable {
-    struct Handlers {
-      var eject: @Sendable (RequesterID) -> Void = { _ in }
-      var release: @Sendable (RequesterID) -> Void = { _ in }
-      var refusal: @Sendable (RequesterID) -> Void = { _ in }
-      var status: @Sendable (RequesterID, _ source: UInt32, _ status: UInt32) -> Void = { _, _, _ in }
-    }
+  /// The handlers of the guest's answers, by the port of the slot. Called on a vCPU's thread with no lock held.
+  struct Handlers {
+    /// The guest gives up the devices.
+    var eject: @Sendable (RequesterID) -> Void = { _ in }
+    /// The guest has released the devices after their surprise removal.
+    var release: @Sendable (RequesterID) -> Void = { _ in }
+    /// The guest refuses to give up the devices.
+    var refusal: @Sendable (RequesterID) -> Void = { _ in }
+    /// The guest reports, by _OST (ACPI 6.5, section 6.3.5), how it has handled a notification.
+    var status: @Sendable (RequesterID, _ source: UInt32, _ status: UInt32) -> Void = { _, _, _ in }
+  }
 
+  /// Holds the handlers. A separate object, which the controller can hold without a cycle.
+  private final class Listener: Sendable {
     let handlers = Mutex(Handlers())
 
     func eject(_ port: RequesterID) { handlers.withLock { $0.eject }(port) }
@@ -73,29 +78,8 @@ final class HotplugSlots: Sendable {
       }, onAnnouncementRead: onAnnouncementRead)
   }
 
-  /// - Parameter handler: called when the guest gives up the devices below a port, on a vCPU's thread with no lock
-  ///   held.
-  func onEject(_ handler: @escaping @Sendable (RequesterID) -> Void) {
-    listener.handlers.withLock { $0.eject = handler }
-  }
-
-  /// - Parameter handler: called when the guest has released the devices below a port after their surprise removal, on
-  ///   a vCPU's thread with no lock held.
-  func onRelease(_ handler: @escaping @Sendable (RequesterID) -> Void) {
-    listener.handlers.withLock { $0.release = handler }
-  }
-
-  /// - Parameter handler: called when the guest refuses to give up the devices below a port, on a vCPU's thread with no
-  ///   lock held.
-  func onRefusal(_ handler: @escaping @Sendable (RequesterID) -> Void) {
-    listener.handlers.withLock { $0.refusal = handler }
-  }
-
-  /// - Parameter handler: called when the guest reports, by _OST (ACPI 6.5, section 6.3.5), how it has handled a
-  ///   notification, on a vCPU's thread with no lock held.
-  func onStatus(_ handler: @escaping @Sendable (RequesterID, _ source: UInt32, _ status: UInt32) -> Void) {
-    listener.handlers.withLock { $0.status = handler }
-  }
+  /// Sets handlers of the guest's answers.
+  func listen(_ change: (inout Handlers) -> Void) { listener.handlers.withLock { change(&$0) } }
 
   /// Called by a port when the guest gives up or keeps its devices by means of the slot registers (native hotplug).
   func ejected(below port: RequesterID) { listener.eject(port) }
@@ -123,7 +107,7 @@ final class HotplugSlots: Sendable {
     for port in ports.withLock({ Array($0.values) }) { port.function.reset() }
   }
 
-  /// Returns whether the guest may still use a device after its surprise removal. `onRelease`'s handler is called when
+  /// Returns whether the guest may still use a device after its surprise removal. `Handlers.release` is called when
   /// the guest has released it. A guest without hotplug support never releases it.
   func awaitsRelease(below port: RequesterID) -> Bool {
     guard let controller, let number = numbers[port] else { return false }

@@ -7,16 +7,7 @@ import VTd
 
 /// A remapping unit with its name and its scope.
 public struct PlacedUnit: Sendable {
-  /// The unit's id; `iommu0`, `iommu1`, … for units without an id.
-  public let name: String
-  /// Guest physical address of the registers.
-  public let registerBase: UInt64
-  /// INCLUDE_PCI_ALL: the unit translates for every function that no other unit's scope names.
-  public let includesAll: Bool
-  /// Whether the unit remaps the IOAPIC's interrupts.
-  public let hasIOAPIC: Bool
-  /// The functions and ports that the unit's scope names.
-  public let scope: [PCIPlace]
+  public let placement: UnitPlacement
   let unit: RemappingUnit
   private let bindings: @Sendable (RemappingUnit) -> HostBindings?
 
@@ -26,15 +17,12 @@ public struct PlacedUnit: Sendable {
     _ placement: UnitPlacement, unit: RemappingUnit,
     bindings: @escaping @Sendable (RemappingUnit) -> HostBindings? = { _ in nil }
   ) {
-    name = placement.name
-    registerBase = placement.registerBase
-    includesAll = placement.includesAll
-    hasIOAPIC = placement.hasIOAPIC
-    scope = placement.functions
+    self.placement = placement
     self.unit = unit
     self.bindings = bindings
   }
 
+  public var name: String { placement.name }
   public var counters: TranslationCounters { unit.counters }
   /// The counters of the host's side; nil if there never was a passed-through function behind the unit.
   public var hostCounters: HostBindings.Counters? { bindings(unit)?.counters }

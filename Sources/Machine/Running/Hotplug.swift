@@ -47,9 +47,11 @@ final class Hotplug: Sendable {
     self.guestHasStarted = guestHasStarted
     self.notify = notify
     let events = board.events
-    board.slots.onRelease { events.post(.slotReleased($0)) }
-    board.slots.onRefusal { [weak self] in self?.removalRefused(below: $0) }
-    board.slots.onStatus { [weak self] in self?.statusReported(below: $0, source: $1, status: $2) }
+    board.slots.listen { handlers in
+      handlers.release = { events.post(.slotReleased($0)) }
+      handlers.refusal = { [weak self] in self?.removalRefused(below: $0) }
+      handlers.status = { [weak self] in self?.statusReported(below: $0, source: $1, status: $2) }
+    }
   }
 
   // MARK: Adding

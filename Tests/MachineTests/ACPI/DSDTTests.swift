@@ -85,6 +85,6 @@ import Testing
   }
 
   @Test func `_S5 names the board's sleep type for soft-off`() throws {
-    #expect(try contains([0x08] + Array("_S5_".utf8) + [0x12, 6, 4, ACPIPlatform.softOffSleepType, 0, 0, 0]))
+    #expect(try contains([0x08] + Array("_S5_".utf8) + [0x12, 6, 4, PowerManagement.softOffSleepType, 0, 0, 0]))
   }
 }
