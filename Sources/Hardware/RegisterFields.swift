@@ -54,12 +54,16 @@ extension Array where Element == UInt8 {
   }
 
   @inlinable
-  public init(littleEndian value: some FixedWidthInteger & UnsignedInteger) {
-    self = (0..<value.bitWidth / 8).map { value[byte: $0] }
+  public init<each Value: FixedWidthInteger & UnsignedInteger>(littleEndian values: repeat each Value) {
+    self = []
+    append(littleEndian: repeat each values)
   }
 
+  /// Appends values one after the other, each with the number of bytes of its type.
   @inlinable
-  public mutating func append(littleEndian value: some FixedWidthInteger & UnsignedInteger) {
-    for index in 0..<value.bitWidth / 8 { append(value[byte: index]) }
+  public mutating func append<each Value: FixedWidthInteger & UnsignedInteger>(littleEndian values: repeat each Value) {
+    for value in repeat each values {
+      for index in 0..<value.bitWidth / 8 { append(value[byte: index]) }
+    }
   }
 }

@@ -58,16 +58,11 @@ public struct ExtendedCapability: Hashable, Sendable {
   /// Returns the Page Request Interface (PRI; 10.5.2).
   /// - Parameter capacity: Outstanding Page Request Capacity.
   public static func pageRequest(capacity: UInt32) -> ExtendedCapability {
-    var body: [UInt8] = []
-    body.append(littleEndian: UInt16(0))
-    body.append(littleEndian: PageRequestStatus([.stopped, .responsePASIDRequired]).rawValue)
-    body.append(littleEndian: capacity)
-    body.append(littleEndian: UInt32(0))
-    var writable: [UInt8] = []
-    writable.append(littleEndian: PageRequestControl.enable.rawValue)
-    writable += [0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]
-    var clearable: [UInt8] = [0, 0]
-    clearable.append(littleEndian: PageRequestStatus([.responseFailure, .unexpectedGroupIndex]).rawValue)
+    let status = PageRequestStatus([.stopped, .responsePASIDRequired])
+    let body = [UInt8](littleEndian: UInt16(0), status.rawValue, capacity, UInt32(0))
+    let writable = [UInt8](littleEndian: PageRequestControl.enable.rawValue, UInt16(0), UInt32(0), UInt32.max)
+    let failures = PageRequestStatus([.responseFailure, .unexpectedGroupIndex])
+    let clearable = [UInt8](littleEndian: UInt16(0), failures.rawValue)
     return ExtendedCapability(
       id: PageRequestControl.id, version: 1, body: body, writable: writable, writeOneToClear: clearable)
   }

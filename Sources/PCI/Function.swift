@@ -75,10 +75,9 @@ public final class Function: Sendable {
 
     if let layout = description.msix {
       msix = MSIX(layout: layout, requester: requester, router: environment.interrupts)
-      var body: [UInt8] = []
-      body.append(littleEndian: UInt16(layout.vectorCount - 1))
-      body.append(littleEndian: UInt32(layout.tableOffset) | UInt32(layout.bar))
-      body.append(littleEndian: UInt32(layout.pendingOffset) | UInt32(layout.pendingBar))
+      let body = [UInt8](
+        littleEndian: UInt16(layout.vectorCount - 1), UInt32(layout.tableOffset) | UInt32(layout.bar),
+        UInt32(layout.pendingOffset) | UInt32(layout.pendingBar))
       msixOffset = space.putCapability(at: given?.msixOffset, id: 0x11, body: body, writable: [0x00, 0xc0])
     } else {
       msix = nil

@@ -48,12 +48,8 @@ public final class MSI: Sendable {
     let capable = UInt16(vectorCount.trailingZeroBitCount)
     body.append(littleEndian: UInt16(1 << 7 | 1 << 8) | capable << 1)  // 64-bit, per-vector masking
     body += [UInt8](repeating: 0, count: 20)
-    var writable: [UInt8] = []
-    writable.append(littleEndian: UInt16(0x71))
-    writable.append(littleEndian: UInt32(0xffff_fffc))
-    writable.append(littleEndian: UInt32.max)
-    writable.append(littleEndian: UInt32(0xffff))
-    writable.append(littleEndian: UInt32.lowBits(vectorCount))
+    let writable = [UInt8](
+      littleEndian: UInt16(0x71), UInt32(0xffff_fffc), UInt32.max, UInt32(0xffff), UInt32.lowBits(vectorCount))
     return (body, writable)
   }
 

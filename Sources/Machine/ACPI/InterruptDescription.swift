@@ -11,9 +11,8 @@ enum InterruptDescription {
   private static let firstWideID: UInt32 = 255
 
   static func table(_ configuration: ACPIConfiguration) -> [UInt8] {
-    var body: [UInt8] = []
-    body.append(littleEndian: localAPICAddress)
-    body.append(littleEndian: UInt32(0))  // flags
+    let flags: UInt32 = 0
+    var body = [UInt8](littleEndian: localAPICAddress, flags)
 
     for (index, id) in configuration.localAPICs.enumerated() {
       body += processor(UInt32(truncatingIfNeeded: index), id: id)
@@ -21,13 +20,11 @@ enum InterruptDescription {
 
     let ioAPIC = configuration.ioAPIC
     body += [1, 12, ioAPIC.id, 0]
-    body.append(littleEndian: ioAPIC.address)
-    body.append(littleEndian: ioAPIC.interruptBase)
+    body.append(littleEndian: ioAPIC.address, ioAPIC.interruptBase)
 
     // Interrupt source override: the SCI has the number of an ISA interrupt, but is level triggered and active low.
     body += [2, 10, 0, ACPIPlatform.systemControlInterrupt]
-    body.append(littleEndian: UInt32(ACPIPlatform.systemControlInterrupt))
-    body.append(littleEndian: UInt16(0b1111))
+    body.append(littleEndian: UInt32(ACPIPlatform.systemControlInterrupt), UInt16(0b1111))
 
     // The non-maskable interrupt is wired to LINT1 of every CPU, edge triggered and active high.
     body += [4, 6, 0xff]
@@ -35,8 +32,7 @@ enum InterruptDescription {
     body.append(1)
     if configuration.localAPICs.contains(where: { $0 >= firstWideID }) {
       body += [0xa, 12]
-      body.append(littleEndian: UInt16(0))
-      body.append(littleEndian: UInt32.max)
+      body.append(littleEndian: UInt16(0), UInt32.max)
       body += [1, 0, 0, 0]
     }
     return TableHeader.table("APIC", revision: revision, body: body)
@@ -51,9 +47,7 @@ enum InterruptDescription {
       bytes.append(littleEndian: enabled)
     } else {
       bytes = [9, 16, 0, 0]
-      bytes.append(littleEndian: id)
-      bytes.append(littleEndian: enabled)
-      bytes.append(littleEndian: uid)
+      bytes.append(littleEndian: id, enabled, uid)
     }
     return bytes
   }

@@ -32,8 +32,7 @@ enum RemappingDescription {
   private static func structure(_ unit: DMARemapping.Unit) throws(ACPIError) -> [UInt8] {
     // Flags: INCLUDE_PCI_ALL. Size: one page of registers.
     var body: [UInt8] = [unit.includesAll ? 1 : 0, 0]
-    body.append(littleEndian: unit.segment)
-    body.append(littleEndian: unit.registerBase)
+    body.append(littleEndian: unit.segment, unit.registerBase)
     for scope in unit.scopes { body += try self.scope(scope) }
     return try structure(StructureType.unit, body)
   }

@@ -64,10 +64,8 @@ extension BootLoading {
   private static func memoryMap(_ regions: [GuestMemoryLayout.Region]) -> [UInt8] {
     var bytes: [UInt8] = []
     for region in regions {
-      bytes.append(littleEndian: UInt32(20))
-      bytes.append(littleEndian: region.range.lowerBound)
-      bytes.append(littleEndian: region.range.upperBound - region.range.lowerBound)
-      bytes.append(littleEndian: region.type.rawValue)
+      let size = region.range.upperBound - region.range.lowerBound
+      bytes.append(littleEndian: UInt32(20), region.range.lowerBound, size, region.type.rawValue)
     }
     return bytes
   }

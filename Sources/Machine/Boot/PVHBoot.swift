@@ -34,24 +34,16 @@ extension BootLoading {
     let modules = disk == nil ? 0 : try claim(.moduleList, size: 32)
 
     // hvm_start_info, version 1.
-    var information: [UInt8] = []
-    information.append(littleEndian: UInt32(0x336e_c578))
-    information.append(littleEndian: UInt32(1))
-    information.append(littleEndian: UInt32(0))  // flags
-    information.append(littleEndian: UInt32(disk == nil ? 0 : 1))  // nr_modules
-    information.append(littleEndian: modules)
-    information.append(littleEndian: commandLineAddress)
-    information.append(littleEndian: request.rootPointer ?? 0)
-    information.append(littleEndian: map)
-    information.append(littleEndian: UInt32(regions.count))
-    information.append(littleEndian: UInt32(0))
+    let flags: UInt32 = 0
+    let moduleCount: UInt32 = disk == nil ? 0 : 1
+    let information = [UInt8](
+      littleEndian: UInt32(0x336e_c578), UInt32(1), flags, moduleCount, modules, commandLineAddress,
+      request.rootPointer ?? 0, map, UInt32(regions.count), UInt32(0))
 
     var mapBytes: [UInt8] = []
     for region in regions {
-      mapBytes.append(littleEndian: region.range.lowerBound)
-      mapBytes.append(littleEndian: region.range.upperBound - region.range.lowerBound)
-      mapBytes.append(littleEndian: region.type.rawValue)
-      mapBytes.append(littleEndian: UInt32(0))
+      let size = region.range.upperBound - region.range.lowerBound
+      mapBytes.append(littleEndian: region.range.lowerBound, size, region.type.rawValue, UInt32(0))
     }
 
     try load(image.elf.segments)
@@ -61,8 +53,7 @@ extension BootLoading {
     try write(mapBytes, to: map)
     if let disk {
       // hvm_modlist_entry: address, size, command line (none), reserved.
-      var module: [UInt8] = []
-      for field in [disk.lowerBound, UInt64(disk.count), 0, 0] { module.append(littleEndian: field) }
+      let module = [UInt8](littleEndian: disk.lowerBound, UInt64(disk.count), UInt64(0), UInt64(0))
       try write(module, to: modules)
     }
     return .protectedMode(
