@@ -183,8 +183,8 @@ import Testing
     $ -device vfio-pci,host=01:00.0,iommufd=i,rombar=2
     -device vfio-pci,host=01:00.0,iommufd=i,rombar=2: rombar must be between 0 and 1, not '2'
     $ -device vfio-pci,host=01:00.0,iommufd=i,x-pci-device-id=7
-    -device vfio-pci,host=01:00.0,iommufd=i,x-pci-device-id=7: x-pci-device-id cannot be '7': the guest sees the host's \
-    identity
+    -device vfio-pci,host=01:00.0,iommufd=i,x-pci-device-id=7: x-pci-device-id cannot be '7': the guest sees the IDs \
+    that the device has on the host
     $ -device vfio-pci,host=01:00.0,iommufd=i,x-no-kvm-msi=on
     -device vfio-pci,host=01:00.0,iommufd=i,x-no-kvm-msi=on: x-no-kvm-msi cannot be 'on': its interrupts go from VFIO \
     to KVM within the kernel
