@@ -33,6 +33,8 @@ package struct Comparison {
   private var walker: ReferenceWalker
   var tables: RandomTables
   let bits: Int
+  /// The words of the root, context and PASID tables, by address.
+  private let sourceWords: [UInt64: UInt64]
 
   /// Compares the two on the tables of one seed, up to the first difference.
   /// - Parameter accesses: the number of requests.
@@ -49,6 +51,7 @@ package struct Comparison {
     let source = Self.source
     // The tables do not change, so an entry that caching mode keeps stays correct.
     let cachingMode = seed % 2 == 1
+    let sourceTables: UInt64
     switch subject {
     case .firstStage4, .firstStage4WithoutGigabytePages, .firstStage5:
       let isFive = subject == .firstStage5
@@ -60,6 +63,7 @@ package struct Comparison {
       }
       let pages = Self.pages(of: guest)
       tables.fill(pages, of: guest, .first, to: pages)
+      sourceTables = guest.page()
       guest.start(
         source, scalable: Guest.pasidEntry(type: 1, firstStage: pages[0], third: isFive ? 4 : 0))
       walker = Self.walker(guest, .first(root: pages[0], levels: isFive ? 5 : 4))
@@ -74,6 +78,7 @@ package struct Comparison {
       }
       let pages = Self.pages(of: guest)
       tables.fill(pages, of: guest, .second, to: pages)
+      sourceTables = guest.page()
       if scalable {
         guest.start(
           source, scalable: Guest.pasidEntry(type: 2, secondStage: pages[0], addressWidth: UInt64(levels - 2)))
@@ -94,6 +99,7 @@ package struct Comparison {
       tables.fill(second, of: guest, .second, to: second + first + first)
       tables.leadToTables(second, of: guest, levels: levels, first: first)
       let marks = tables.choice(2) == 0
+      sourceTables = guest.page()
       guest.start(
         source,
         scalable: Guest.pasidEntry(
@@ -104,6 +110,8 @@ package struct Comparison {
       bits = 48
     }
     port = guest.port(source)
+    let words = stride(from: sourceTables, to: guest.page(), by: 8)
+    sourceWords = Dictionary(uniqueKeysWithValues: words.map { [guest] in ($0, guest.load($0)) })
   }
 
   private static func pages(of guest: Guest) -> [UInt64] { (0..<6).map { _ in guest.page() } }
@@ -139,6 +147,11 @@ package struct Comparison {
           description:
             "\(request): the entry at 0x\(hex(address)) is 0x\(hex(guest.load(address))), not 0x\(hex(entry))")
       }
+    }
+    // Random tables may lead to the source tables as if these were page tables. The walker knows no source tables, so
+    // undo the marks there.
+    for address in walker.marked.keys {
+      if let word = sourceWords[address] { guest.store(word, at: address) }
     }
   }
 
