@@ -56,7 +56,7 @@ public typealias Trace = EventTrace<TraceEvent>
 
 /// The enabled trace events of one source, and their sink. While all are disabled, an event costs one relaxed load.
 public final class EventTrace<Event: NamedTraceEvent>: Sendable {
-  private let mask = Atomic<UInt64>(0)
+  private let mask: Atomic<UInt64>
   /// The bit of each event in `mask`.
   private let bits: [Event: UInt64]
   private let sink: (any TraceSink)?
@@ -66,16 +66,21 @@ public final class EventTrace<Event: NamedTraceEvent>: Sendable {
   ///   - unit: the unit's name, if there are several units.
   ///   - sink: nil if no event is enabled.
   public init(_ events: some Sequence<Event>, unit: String? = nil, sink: (any TraceSink)?) {
-    bits = Dictionary(
+    let bits = [Event: UInt64](
       uniqueKeysWithValues: Event.allCases.enumerated().map { ($0.element, 1 << UInt64($0.offset)) })
+    mask = Atomic(Self.mask(of: events, bits))
+    self.bits = bits
     self.unit = unit
     self.sink = sink
-    set(events)
+  }
+
+  private static func mask(of events: some Sequence<Event>, _ bits: [Event: UInt64]) -> UInt64 {
+    events.reduce(0) { $0 | (bits[$1] ?? 0) }
   }
 
   /// Replaces the set of enabled events.
   public func set(_ events: some Sequence<Event>) {
-    mask.store(events.reduce(0) { $0 | (bits[$1] ?? 0) }, ordering: .relaxed)
+    mask.store(Self.mask(of: events, bits), ordering: .relaxed)
   }
 
   public func isOn(_ event: Event) -> Bool { isEnabled(event, in: mask.load(ordering: .relaxed)) }
