@@ -14,6 +14,24 @@ private final class QueueOwner: VirtQueueOwner {
   func halt() { state.withLock { $0.running = false } }
 }
 
+/// RAM that records the stores of 16 bits to one address.
+private final class IndexRecorder: WrappedMemory {
+  let memory: HeapMemory
+  let address: UInt64
+  private let stores = Mutex<[UInt16]>([])
+  var values: [UInt16] { stores.withLock { $0 } }
+
+  init(_ memory: HeapMemory, at address: UInt64) {
+    self.memory = memory
+    self.address = address
+  }
+
+  func storeUInt16(_ value: UInt16, at address: UInt64) -> Bool {
+    if address == self.address { stores.withLock { $0.append(value) } }
+    return memory.storeUInt16(value, at: address)
+  }
+}
+
 @Suite struct VirtQueueTests {
   private static let indirect: VirtioFeatures = [.version1, .indirectDescriptors]
   private let memory = HeapMemory(size: 1 << 20)
@@ -288,6 +306,49 @@ private final class QueueOwner: VirtQueueOwner {
     #expect(throws: VirtQueueError.memory(.disabled)) { try queue.next() }
     requester.busMasterEnable = true
     #expect(try queue.next())
+  }
+
+  @Test("several chains become visible with one store of the index and one interrupt")
+  func completesSeveralChainsAtOnce() throws {
+    var driver = DriverQueue(memory: memory, size: 4, at: 0x1_0000)
+    let recorder = IndexRecorder(memory, at: driver.used + 2)
+    let port = DirectDMAPort(
+      memory: recorder, requester: Requester(id: RequesterID(rawValue: 8), busMasterEnable: true))
+    var queue = VirtQueue(
+      layout: driver.layout(), features: [.version1, .eventIndex], port: port, owner: owner)
+    driver.setUsedEvent(1)
+    // The second round wraps around the ring's end.
+    for round: UInt16 in 0..<2 {
+      var chains: [VirtQueue.UsedChain] = []
+      for _ in 0..<3 { driver.submit([.writable(0x100, 16)]) }
+      while try queue.next() { chains.append(.init(head: queue.chain.head, written: UInt32(round) + 7)) }
+      try queue.complete(chains)
+      #expect(driver.takeUsed() == chains.map { .init(id: UInt32($0.head), length: UInt32(round) + 7) })
+    }
+    #expect(recorder.values == [3, 6])
+    // The driver asked for an interrupt at the entry with index 1, which lies within the first three.
+    #expect(owner.signals == 1)
+  }
+
+  @Test("several chains can be put back, and come again in order")
+  func putsSeveralChainsBack() throws {
+    var (driver, queue) = make()
+    for _ in 0..<4 { driver.submit([.writable(0x100, 16)]) }
+    var heads: [UInt16] = []
+    for _ in 0..<3 where try queue.next() { heads.append(queue.chain.head) }
+    queue.putBack(2)
+    while try queue.next() { heads.append(queue.chain.head) }
+    #expect(heads == [0, 1, 2, 1, 2, 3])
+  }
+
+  @Test("the address of a byte follows the buffers")
+  func findsTheAddressOfAByte() throws {
+    var (driver, queue) = make()
+    driver.submit([.writable(0x100, 3), .writable(0x200, 4)])
+    #expect(try queue.next())
+    #expect(try queue.put([1]) == 1)
+    let addresses = (0..<7).map { queue.chain.writable.address(ofByte: $0) }
+    #expect(addresses == [0x101, 0x102, 0x200, 0x201, 0x202, 0x203, nil])
   }
 
   @Test("adjacent segments join, and segments can be taken in pieces")

@@ -47,6 +47,17 @@ public struct DescriptorChain: Sendable {
       if list[next].count == 0 { next += 1 }
     }
 
+    /// Returns the address of a byte that the device has not taken; nil past the end.
+    /// - Parameter offset: counts from the next byte.
+    func address(ofByte offset: UInt64) -> UInt64? {
+      var offset = offset
+      for buffer in list[next...] {
+        if offset < buffer.count { return buffer.address &+ offset }
+        offset &-= buffer.count
+      }
+      return nil
+    }
+
     /// Takes the last byte and returns its address; nil if no bytes are left.
     /// - Throws: if the last buffer wraps past the top of the address space.
     mutating func takeLastByte() throws(DMAError) -> UInt64? {

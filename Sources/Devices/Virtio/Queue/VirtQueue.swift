@@ -80,8 +80,9 @@ public struct VirtQueue: Sendable {
     return true
   }
 
-  /// Returns the chain that `next` took last to the available ring. The following `next` reads it again.
-  public mutating func putBack() { nextAvailable &-= 1 }
+  /// Returns the chains that `next` took last to the available ring. The following `next` reads the first of them again.
+  /// - Parameter count: the number of chains. None of them has been completed.
+  public mutating func putBack(_ count: UInt16 = 1) { nextAvailable &-= count }
 
   /// Calls `body` for each available chain, including those that become available meanwhile. Turns the driver's
   /// notifications off during the calls, and on again afterwards.
@@ -130,23 +131,49 @@ public struct VirtQueue: Sendable {
 
   // MARK: Used ring (2.7.8)
 
-  /// Returns a chain to the driver, and interrupts the driver unless it suppresses the interrupt.
-  /// - Parameters:
-  ///   - head: `chain.head` of the chain.
-  ///   - written: the number of bytes written to its device-writable buffers, without a gap from the first byte on
-  ///     (2.7.8.2).
-  public mutating func complete(head: UInt16, written: UInt32) throws(VirtQueueError) {
-    try addUsed(head: head, written: written)
-    if try driverWantsInterrupt() { owner.signalUsed() }
+  /// A chain that the device has used.
+  public struct UsedChain: Hashable, Sendable {
+    /// `chain.head` of the chain.
+    public var head: UInt16
+    /// The number of bytes written to its device-writable buffers, without a gap from the first byte on (2.7.8.2).
+    public var written: UInt32
+
+    public init(head: UInt16, written: UInt32) {
+      self.head = head
+      self.written = written
+    }
   }
 
-  private mutating func addUsed(head: UInt16, written: UInt32) throws(VirtQueueError) {
-    let entry = 4 + 8 * UInt64(nextUsed & mask)
-    try store32(UInt32(head), layout.deviceArea, entry)
-    try store32(written, layout.deviceArea, entry + 4)
-    // A releasing store: the entry and the data are visible before the index that covers them.
-    try store16(nextUsed &+ 1, layout.deviceArea, 2)
-    nextUsed &+= 1
+  /// Returns a chain to the driver, and interrupts the driver unless it suppresses the interrupt.
+  /// - Parameters: as the fields of `UsedChain`.
+  public mutating func complete(head: UInt16, written: UInt32) throws(VirtQueueError) {
+    try storeUsed(UsedChain(head: head, written: written), at: nextUsed)
+    try publishUsed(1)
+  }
+
+  /// Returns several chains to the driver with one interrupt at most. The driver sees all of them or none.
+  /// - Parameter chains: at least one, and at most as many as the queue has descriptors.
+  public mutating func complete(_ chains: [UsedChain]) throws(VirtQueueError) {
+    var index = nextUsed
+    for chain in chains {
+      try storeUsed(chain, at: index)
+      index &+= 1
+    }
+    try publishUsed(index &- nextUsed)
+  }
+
+  private func storeUsed(_ chain: UsedChain, at index: UInt16) throws(VirtQueueError) {
+    let entry = 4 + 8 * UInt64(index & mask)
+    try store32(UInt32(chain.head), layout.deviceArea, entry)
+    try store32(chain.written, layout.deviceArea, entry + 4)
+  }
+
+  /// Makes stored entries visible to the driver, and interrupts the driver unless it suppresses the interrupt.
+  private mutating func publishUsed(_ count: UInt16) throws(VirtQueueError) {
+    // A releasing store: the entries and the data are visible before the index that covers them.
+    try store16(nextUsed &+ count, layout.deviceArea, 2)
+    nextUsed &+= count
+    if try driverWantsInterrupt() { owner.signalUsed() }
   }
 
   private mutating func driverWantsInterrupt() throws(VirtQueueError) -> Bool {

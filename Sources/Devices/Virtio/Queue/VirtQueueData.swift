@@ -24,15 +24,20 @@ extension VirtQueue {
   /// - Parameter count: the number of bytes, from the front; nil for all.
   /// - Returns: the number of bytes for which there was room.
   public mutating func put(_ bytes: [UInt8], count: Int? = nil) throws(DMAError) -> Int {
-    let count = count ?? bytes.count
-    var offset = 0
-    while offset < count, let buffer = try chain.writable.peek(upTo: UInt64(count - offset)) {
+    try put(bytes, 0..<(count ?? bytes.count))
+  }
+
+  /// Writes a range of bytes into the next device-writable buffers.
+  /// - Returns: the number of bytes for which there was room.
+  mutating func put(_ bytes: [UInt8], _ range: Range<Int>) throws(DMAError) -> Int {
+    var offset = range.lowerBound
+    while offset < range.upperBound, let buffer = try chain.writable.peek(upTo: UInt64(range.upperBound - offset)) {
       let taken = Int(buffer.count)
       try port.write(bytes, offset..<offset + taken, to: buffer.address)
       chain.writable.advance(by: buffer.count)
       offset += taken
     }
-    return offset
+    return offset - range.lowerBound
   }
 
   /// Translates the next buffers to physical segments in `segments`. Joins adjacent ones and checks that all are RAM.
