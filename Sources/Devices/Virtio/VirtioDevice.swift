@@ -6,7 +6,7 @@ import Hardware
 /// `process` runs on the queue's worker: serially for each queue, concurrently for several queues. The other
 /// requirements may be called on any vCPU's thread.
 public protocol VirtioDevice: AnyObject, Sendable {
-  /// The device ID of section 5: 2 block, 3 console, 4 entropy.
+  /// The device ID of section 5: 1 network, 2 block, 4 entropy.
   var type: UInt16 { get }
   /// Base class, sub-class and programming interface on PCI.
   var classCode: UInt32 { get }
@@ -14,6 +14,8 @@ public protocol VirtioDevice: AnyObject, Sendable {
   var name: String { get }
   /// The features that the device offers; the transport adds its own.
   var features: VirtioFeatures { get }
+  /// The device type's features that require others. The transport refuses a driver that breaks one of them.
+  var featureRequirements: [VirtioFeatureRequirement] { get }
   /// The largest size of each queue: powers of two, at most `VirtQueue.sizeLimit`.
   var queueSizes: [UInt16] { get }
   /// The current device configuration (2.5). Its length never changes.
@@ -26,6 +28,10 @@ public protocol VirtioDevice: AnyObject, Sendable {
   /// later must keep a weak reference.
   func connect(to transport: any VirtioTransport)
 
+  /// Receives the negotiated features when the driver sets DRIVER_OK, before a queue is served. The transport calls this
+  /// with its lock held: the device must neither call the transport nor block.
+  func start(with features: VirtioFeatures)
+
   /// Serves the available chains of a queue. Must check for further chains after `VirtQueue.requestNotifications`, as
   /// `VirtQueue.drain` does.
   func process(queue index: Int, _ queue: inout VirtQueue) throws(VirtQueueError)
@@ -35,14 +41,17 @@ public protocol VirtioDevice: AnyObject, Sendable {
 }
 
 extension VirtioDevice {
+  public var featureRequirements: [VirtioFeatureRequirement] { [] }
   public func writeConfiguration(offset: Int, width: AccessWidth, value: UInt64) {}
   public func connect(to transport: any VirtioTransport) {}
+  public func start(with features: VirtioFeatures) {}
   public func reset() {}
 }
 
 /// The services of a transport for its device. The device uses them on any thread that is not processing a queue.
 public protocol VirtioTransport: AnyObject, Sendable {
-  /// Schedules the processing of a queue, as if the driver had notified it.
+  /// Schedules the processing of a queue, as if the driver had notified it. A thread may call this while it processes
+  /// another queue.
   func wake(queue index: Int)
   /// Increments the configuration's generation and interrupts the driver, after a change of the device configuration.
   func configurationChanged()
@@ -104,6 +113,21 @@ public struct VirtioFeatures: OptionSet, Hashable, Sendable {
   public static let accessPlatform = VirtioFeatures(bit: 33)
   /// VIRTIO_F_RING_RESET: the driver can reset a single queue.
   public static let ringReset = VirtioFeatures(bit: 40)
+}
+
+/// A feature that requires at least one of several others: virtio 1.2, section 2.2.1.
+public struct VirtioFeatureRequirement: Hashable, Sendable {
+  public let feature: VirtioFeatures
+  public let anyOf: VirtioFeatures
+
+  public init(_ feature: VirtioFeatures, requiresAnyOf others: VirtioFeatures) {
+    self.feature = feature
+    anyOf = others
+  }
+
+  func isMet(by features: VirtioFeatures) -> Bool {
+    !features.contains(feature) || !features.isDisjoint(with: anyOf)
+  }
 }
 
 /// The device status field: virtio 1.2, section 2.1.

@@ -102,6 +102,32 @@ import Testing
     try driver.negotiate(1 << 32 | 1 << 33)
   }
 
+  @Test("a driver that breaks a feature requirement is refused")
+  func refusesAFeatureWithoutItsRequirement() throws {
+    let device = EchoDevice(
+      features: VirtioFeatures(rawValue: 0b11_1000),
+      requirements: [.init(VirtioFeatures(bit: 5), requiresAnyOf: VirtioFeatures(rawValue: 0b01_1000))])
+    let setup = EchoSetup(device: device)
+    #expect(throws: TestDriver.Failure.self) { try setup.driver.negotiate(1 << 32 | 1 << 5) }
+    try setup.driver.setStatus(0)
+    #expect(throws: TestDriver.Failure.self) { try setup.driver.negotiate(1 << 32 | 1 << 5) }
+    try setup.driver.negotiate(1 << 32 | 1 << 5 | 1 << 3)
+    try setup.driver.negotiate(1 << 32 | 1 << 4)
+  }
+
+  @Test("the device receives the negotiated features once per start, before its queues are served")
+  func deviceReceivesTheNegotiatedFeatures() throws {
+    let setup = EchoSetup()
+    try setup.driver.negotiate(1 << 32 | 1 << 3)
+    #expect(setup.device.started == [])
+    try setup.driver.start()
+    try setup.driver.start()
+    #expect(setup.device.started.map(\.rawValue) == [1 << 32 | 1 << 3])
+    try setup.driver.negotiate(1 << 32)
+    try setup.driver.start()
+    #expect(setup.device.started.map(\.rawValue) == [1 << 32 | 1 << 3, 1 << 32])
+  }
+
   @Test("features cannot change after they are accepted")
   func featuresAreFixedOnceAccepted() throws {
     let driver = EchoSetup().driver

@@ -33,6 +33,7 @@ struct CommonConfiguration: Sendable {
   }
 
   let offered: VirtioFeatures
+  let requirements: [VirtioFeatureRequirement]
   let vectorCount: Int
   private(set) var accepted: VirtioFeatures = []
   private(set) var status: VirtioStatus = []
@@ -46,8 +47,11 @@ struct CommonConfiguration: Sendable {
   private var configurationVector = noVector
   private var queueSelect: UInt16 = 0
 
-  init(offered: VirtioFeatures, queueSizes: [UInt16], vectorCount: Int) {
+  init(
+    offered: VirtioFeatures, requirements: [VirtioFeatureRequirement] = [], queueSizes: [UInt16], vectorCount: Int
+  ) {
     self.offered = offered
+    self.requirements = requirements
     self.vectorCount = vectorCount
     queues = queueSizes.map(Queue.init(maximumSize:))
   }
@@ -70,7 +74,8 @@ struct CommonConfiguration: Sendable {
   mutating func reset() {
     // The generation continues, so that a driver that compares it across a reset sees a change.
     let generation = generation
-    self = CommonConfiguration(offered: offered, queueSizes: queues.map(\.maximumSize), vectorCount: vectorCount)
+    self = CommonConfiguration(
+      offered: offered, requirements: requirements, queueSizes: queues.map(\.maximumSize), vectorCount: vectorCount)
     self.generation = generation
   }
 }
@@ -273,5 +278,6 @@ extension CommonConfiguration {
     // A driver must accept VERSION_1 (6.1). A device behind an IOMMU needs ACCESS_PLATFORM (6.2).
     features.isSubset(of: offered) && features.contains(.version1)
       && (!offered.contains(.accessPlatform) || features.contains(.accessPlatform))
+      && requirements.allSatisfy { $0.isMet(by: features) }
   }
 }

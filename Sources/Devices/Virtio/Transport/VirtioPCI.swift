@@ -43,7 +43,8 @@ public final class VirtioPCI: FunctionModel, VirtioTransport {
     registers = Mutex(
       Registers(
         common: CommonConfiguration(
-          offered: device.features.union(options.features), queueSizes: queueSizes, vectorCount: vectorCount)))
+          offered: device.features.union(options.features), requirements: device.featureRequirements,
+          queueSizes: queueSizes, vectorCount: vectorCount)))
     for slot in slots {
       slot.setWorker(
         function.environment.makeWorker(name: "\(device.name) \(slot.index)") { [weak self, weak slot] in
@@ -227,6 +228,7 @@ public final class VirtioPCI: FunctionModel, VirtioTransport {
         if registers.common.isLive { start(queue, registers) }
       case .resetQueue(let queue): slots[queue].stop()
       case .start:
+        device.start(with: registers.common.accepted)
         for queue in slots.indices where registers.common.queues[queue].enabled { start(queue, registers) }
         return true
       }

@@ -8,17 +8,26 @@ final class EchoDevice: VirtioDevice {
   private let registers = Mutex([UInt8](0..<8))
   private let counts = Mutex((resets: 0, processed: 0))
   private let owner = Mutex(WeakVirtioTransport())
+  private let starts = Mutex<[VirtioFeatures]>([])
+  let features: VirtioFeatures
+  let featureRequirements: [VirtioFeatureRequirement]
+
+  init(features: VirtioFeatures = VirtioFeatures(bit: 3), requirements: [VirtioFeatureRequirement] = []) {
+    self.features = features
+    featureRequirements = requirements
+  }
 
   var type: UInt16 { 42 }
   var classCode: UInt32 { 0x088000 }
   var name: String { "echo" }
-  var features: VirtioFeatures { VirtioFeatures(bit: 3) }
   var queueSizes: [UInt16] { [64, 16] }
   var configuration: [UInt8] { registers.withLock { $0 } }
 
   var resets: Int { counts.withLock { $0.resets } }
   /// The number of calls of `process`.
   var processed: Int { counts.withLock { $0.processed } }
+  /// The features of each start.
+  var started: [VirtioFeatures] { starts.withLock { $0 } }
   var transport: (any VirtioTransport)? { owner.withLock { $0.transport } }
 
   func writeConfiguration(offset: Int, width: AccessWidth, value: UInt64) {
@@ -30,6 +39,8 @@ final class EchoDevice: VirtioDevice {
   }
 
   func connect(to transport: any VirtioTransport) { owner.withLock { $0 = WeakVirtioTransport(transport) } }
+
+  func start(with features: VirtioFeatures) { starts.withLock { $0.append(features) } }
 
   func process(queue index: Int, _ queue: inout VirtQueue) throws(VirtQueueError) {
     counts.withLock { $0.processed += 1 }

@@ -10,12 +10,15 @@ struct EchoSetup {
   static let data: UInt64 = 0x8_0000
 
   let board: TestBoard
-  let device = EchoDevice()
+  let device: EchoDevice
   let pci: VirtioPCI
   let driver: TestDriver
 
-  init(_ options: VirtioOptions = VirtioOptions(), board: TestBoard = TestBoard()) {
+  init(
+    _ options: VirtioOptions = VirtioOptions(), board: TestBoard = TestBoard(), device: EchoDevice = EchoDevice()
+  ) {
     self.board = board
+    self.device = device
     pci = VirtioPCI(
       device: device, options: options, environment: board.environment,
       address: RequesterID(bus: 0, device: 3, function: 0))
