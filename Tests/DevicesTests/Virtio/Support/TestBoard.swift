@@ -41,11 +41,14 @@ final class PageRemapper: DMARemapper {
   let memory: HeapMemory
   private let pages = Mutex<[UInt64: UInt64]>([:])
   private let refusals = Mutex<[UInt64]>([])
+  private let made = Mutex<[any DMAPort]>([])
 
   init(memory: HeapMemory) { self.memory = memory }
 
   /// The refused addresses, in order.
   var refused: [UInt64] { refusals.withLock { $0 } }
+  /// The ports in the order in which they were made.
+  var ports: [any DMAPort] { made.withLock { $0 } }
 
   func map(_ address: UInt64, to physical: UInt64, count: UInt64) {
     pages.withLock { pages in
@@ -57,7 +60,11 @@ final class PageRemapper: DMARemapper {
 
   func unmap(_ address: UInt64) { pages.withLock { $0[address >> 12] = nil } }
 
-  func makePort(for requester: Requester) -> any DMAPort { Port(remapper: self, requester: requester) }
+  func makePort(for requester: Requester) -> any DMAPort {
+    let port = Port(remapper: self, requester: requester)
+    made.withLock { $0.append(port) }
+    return port
+  }
 
   private final class Port: DMAPort {
     let remapper: PageRemapper
