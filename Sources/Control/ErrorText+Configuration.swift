@@ -42,7 +42,7 @@ extension ErrorText {
     switch problem {
     case .duplicateID(let id): duplicate(id)
     case .unknownUnderlying(let name, let known):
-      "file: no node \(quoted(name)) is defined before this one" + list("nearest", NearestNames.to(name, among: known))
+      "file: no node \(quoted(name)) is defined before this one" + nearest(name, known)
     case .underlyingInUse(let name, let user): "file: \(quoted(name)) is in use by \(text(for: user))"
     case .underlyingReadOnly(let name): "file: \(quoted(name)) is read-only: add read-only=on to this node, too"
     }
@@ -52,17 +52,13 @@ extension ErrorText {
     switch problem {
     case .duplicateID(let id): duplicate(id.text)
     case .unknownNode(let use, let known):
-      known.isEmpty
-        ? "\(use.property): no drive \(quoted(use.id)): no -drive or -blockdev is given"
-        : "\(use.property): no drive \(quoted(use.id))"
-          + list("nearest", NearestNames.to(use.id, among: known))
+      "\(use.property): no drive \(quoted(use.id))"
+        + (known.isEmpty ? ": no -drive or -blockdev is given" : nearest(use.id, known))
     case .nodeInUse(let use, let user):
       "\(use.property): \(quoted(use.id)) is in use by \(text(for: user)); only a read-only drive can be shared"
     case .unknownObject(let use, let known):
-      known.isEmpty
-        ? "\(use.property): no object \(quoted(use.id.text)): no -object is given"
-        : "\(use.property): no object \(quoted(use.id.text))"
-          + list("nearest", NearestNames.to(use.id.text, among: known))
+      "\(use.property): no object \(quoted(use.id.text))"
+        + (known.isEmpty ? ": no -object is given" : nearest(use.id.text, known))
     case .wrongObject(let use, let typeName):
       "\(use.property): \(quoted(use.id.text)) is of type \(typeName), but must be of type "
         + use.typeNames.joined(separator: " or ")
@@ -71,7 +67,7 @@ extension ErrorText {
       "\(unit(id)) already covers all devices: add devices= to one of the two"
     case .unknownDevice(let name, let known):
       "devices: \(quoted(name)) is neither the id of a PCI device nor an address on bus 0"
-        + list("nearest", NearestNames.to(name, among: known))
+        + nearest(name, known)
     case .notRemappable(let name): "devices: \(quoted(name)) is not a PCI device: no IOMMU can translate for it"
     case .deviceHasUnit(let name, let id): "devices: \(unit(id)) already covers \(quoted(name)) or a device below it"
     case .addressTaken(let address, let owner):
@@ -86,8 +82,7 @@ extension ErrorText {
     case .functionZeroFound(let address, let owner):
       "function 0 of slot \(address.device) is in use by \(text(for: owner)): "
         + "unplug it, add the other functions, and add function 0 last"
-    case .unknownBus(let name, let known):
-      "Bus \(quoted(name)) not found" + list("nearest", NearestNames.to(name, among: known))
+    case .unknownBus(let name, let known): "Bus \(quoted(name)) not found" + nearest(name, known)
     case .notOnLink(let address):
       "addr: slot \(address.device) is not valid below a root port, which only allows plugging into slot 0"
     case .tooManyBuses(let count, let highest):

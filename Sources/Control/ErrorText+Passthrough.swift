@@ -78,7 +78,6 @@ extension ErrorText {
     case .interrupts(let error): "its interrupts cannot be set up: \(text(for: error))"
     case .accelerator: "it needs -accel kvm"
     case .requirement(let requirement): text(for: requirement)
-    case .addressInUse(let address): "another function already uses the guest's \(address)"
     }
   }
 

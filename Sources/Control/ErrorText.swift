@@ -51,13 +51,16 @@ enum ErrorText {
     names.isEmpty ? "" : "; \(word): " + names.map(shortened).joined(separator: ", ")
   }
 
+  static func nearest(_ name: String, _ known: [String]) -> String {
+    list("nearest", NearestNames.to(name, among: known))
+  }
+
   static func text(for problem: OptionProblem) -> String {
     switch problem {
     case .emptyName: "a name is missing before '='"
-    case .missing(let kind): "the \(noun(kind)) is missing"
+    case .missing(let kind): "the \(kind.rawValue) is missing"
     case .unknown(let kind, let name, let known):
-      "unknown \(noun(kind))"
-        + (known.count == 1 ? list("the only choice", known) : list("nearest", NearestNames.to(name, among: known)))
+      "unknown \(kind.rawValue)" + (known.count == 1 ? list("the only choice", known) : nearest(name, known))
     case .property(let error, let owner): text(for: error, owner: owner)
     case .json(let text): text
     case .empty: "the file name is missing"
@@ -69,24 +72,6 @@ enum ErrorText {
     case .topology(let problem): text(for: problem)
     case .memoryBackend(let problem): text(for: problem)
     case .configuration(let error): text(for: error)
-    }
-  }
-
-  private static func noun(_ kind: OptionProblem.WordKind) -> String {
-    switch kind {
-    case .device: "device"
-    case .object: "object"
-    case .processorModel: "CPU model"
-    case .display: "display"
-    case .network: "network"
-    case .chardev: "character device"
-    case .chardevBackend: "character backend"
-    case .logItem: "log item"
-    case .adapter: "display adapter"
-    case .parallelBackend: "parallel backend"
-    case .traceEvent: "trace event"
-    case .audioDriver: "audio driver"
-    case .globalProperty: "global property"
     }
   }
 
@@ -103,7 +88,7 @@ enum ErrorText {
   private static func text(for problem: OptionProblem.MemoryBackendProblem) -> String {
     switch problem {
     case .unknown(let id, let known):
-      "memory-backend: no object \(quoted(id.text))" + list("nearest", NearestNames.to(id.text, among: known))
+      "memory-backend: no object \(quoted(id.text))" + nearest(id.text, known)
     case .wrongType(let id, let typeName):
       "memory-backend: \(quoted(id.text)) is an \(typeName), not a memory-backend-memfd"
     case .sizeMismatch(let machine, let backend):
@@ -147,8 +132,7 @@ extension ErrorText {
   static func text(for error: PropertyError, owner: String?) -> String {
     switch error {
     case .unknown(let name, let known):
-      "\(owner.map { "\($0) has no property" } ?? "unknown property") \(quoted(name))"
-        + list("nearest", NearestNames.to(name, among: known))
+      "\(owner.map { "\($0) has no property" } ?? "unknown property") \(quoted(name))" + nearest(name, known)
     case .value(let name, let text, let error): "\(name) \(self.text(for: error, value: text))"
     case .contradiction(let name, let otherName):
       "\(name) and \(otherName) are the same property, but have different values"

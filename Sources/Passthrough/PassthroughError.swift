@@ -38,8 +38,6 @@ public struct PassthroughError: Error, Hashable, Sendable {
     /// The accelerator has no eventfds for interrupts.
     case accelerator
     case requirement(HostRequirement)
-    /// Another function already has the device's address on the guest's bus.
-    case addressInUse(RequesterID)
   }
 
   /// The device as the options name it.

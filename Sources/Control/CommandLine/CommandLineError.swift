@@ -40,9 +40,18 @@ enum OptionProblem: Error, Hashable {
   case memoryBackend(MemoryBackendProblem)
   case configuration(ConfigurationError)
 
-  enum WordKind: Hashable {
-    case device, object, processorModel, display, network, chardev, chardevBackend, logItem, adapter
-    case parallelBackend, audioDriver, traceEvent, globalProperty
+  /// The raw values are the words of the error's text.
+  enum WordKind: String {
+    case device, object, display, network
+    case processorModel = "CPU model"
+    case chardev = "character device"
+    case chardevBackend = "character backend"
+    case logItem = "log item"
+    case adapter = "display adapter"
+    case parallelBackend = "parallel backend"
+    case audioDriver = "audio driver"
+    case traceEvent = "trace event"
+    case globalProperty = "global property"
   }
 
   enum TopologyProblem: Error, Hashable {

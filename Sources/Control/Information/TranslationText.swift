@@ -59,7 +59,7 @@ public enum TranslationText {
     switch problem {
     case .noUnit: Mistake("there is no IOMMU")
     case .unknownDevice(let name, let known):
-      Mistake("no device \(ErrorText.quoted(name))" + ErrorText.list("nearest", NearestNames.to(name, among: known)))
+      Mistake("no device \(ErrorText.quoted(name))" + ErrorText.nearest(name, known))
     case .notRemapped(let source): Mistake("no IOMMU translates for \(source)")
     }
   }
