@@ -1,4 +1,3 @@
-import Hardware
 import Linux
 
 /// The reason why a device of the host is not passed through.

@@ -123,6 +123,48 @@ import Testing
     #expect(try net.driver.status == 0xf)
   }
 
+  @Test("a packet or command that loses bus mastering half way is kept")
+  func interruptedPacketsAreKept() throws {
+    let (remapper, started) = try translated()
+    var net = started
+    let requester = net.pci.function.requester
+    func stop(at address: UInt64) {
+      remapper.atNextUse(of: Self.shift + address) { requester.busMasterEnable = false }
+    }
+    // The third of three merged buffers.
+    try net.supply(3, size: 1024)
+    stop(at: TestNetwork.buffers + 2048)
+    let frame = TestNetwork.frame(payload: 2500)
+    net.backend.deliver(frame)
+    #expect(!requester.busMasterEnable)
+    #expect(net.queues[0].takeUsed() == [])
+    net.driver.setBusMaster(true)
+    let buffers = net.takeBuffers()
+    #expect(buffers.map(\.count) == [1024, 1024, 478])
+    #expect(buffers.flatMap { $0 }.dropFirst(12) == frame[...])
+    // The descriptor of the second of three.
+    try net.supply(3, size: 1024)
+    stop(at: net.queues[0].table + 16 * 4)
+    net.backend.deliver(frame)
+    #expect(net.queues[0].takeUsed() == [])
+    net.driver.setBusMaster(true)
+    #expect(net.takeBuffers().map(\.count) == [1024, 1024, 478])
+    // The frame of a packet to send, after its header.
+    stop(at: TestNetwork.output + 12)
+    #expect(try !net.send(TestNetwork.frame()))
+    #expect(net.backend.sent == [])
+    net.driver.setBusMaster(true)
+    #expect(net.backend.sent.map(\.frame) == [TestNetwork.frame()])
+    #expect(net.queues[1].takeUsed().count == 1)
+    // The bytes of a command.
+    stop(at: TestNetwork.output)
+    #expect(try net.control([1, 1, 2, 0, 0, 0, 0, 9]) == nil)
+    net.driver.setBusMaster(true)
+    #expect(net.net.address == MACAddress(rawValue: 0x0200_0000_0009))
+    #expect(net.queues[2].takeUsed().map(\.length) == [1])
+    #expect(try net.driver.status == 0xf)
+  }
+
   @Test("a request stays in flight until the backend has the packet")
   func requestStaysInFlight() throws {
     var (remapper, net) = try translated()

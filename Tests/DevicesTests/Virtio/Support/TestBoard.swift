@@ -42,6 +42,7 @@ final class PageRemapper: DMARemapper {
   private let pages = Mutex<[UInt64: UInt64]>([:])
   private let refusals = Mutex<[UInt64]>([])
   private let made = Mutex<[any DMAPort]>([])
+  private let watched = Mutex<(address: UInt64, body: @Sendable () -> Void)?>(nil)
 
   init(memory: HeapMemory) { self.memory = memory }
 
@@ -56,6 +57,19 @@ final class PageRemapper: DMARemapper {
         pages[(address + offset) >> 12] = (physical + offset) >> 12
       }
     }
+  }
+
+  /// Calls `body` once, at the next translation of an address.
+  func atNextUse(of address: UInt64, _ body: @escaping @Sendable () -> Void) {
+    watched.withLock { $0 = (address, body) }
+  }
+
+  private func report(_ address: UInt64) {
+    watched.withLock { watched -> (@Sendable () -> Void)? in
+      guard let found = watched, found.address == address else { return nil }
+      watched = nil
+      return found.body
+    }?()
   }
 
   func unmap(_ address: UInt64) { pages.withLock { $0[address >> 12] = nil } }
@@ -78,6 +92,7 @@ final class PageRemapper: DMARemapper {
     }
 
     func translate(_ address: UInt64, count: Int, for access: DMAAccess) throws(DMAError) -> PhysicalSegment {
+      remapper.report(address)
       guard requester.busMasterEnable else { throw .disabled }
       guard let page = remapper.pages.withLock({ $0[address >> 12] }) else {
         remapper.refusals.withLock { $0.append(address) }
