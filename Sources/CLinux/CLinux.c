@@ -24,6 +24,21 @@
 
 int nestling_eventfd(void) { return ANSWER(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)); }
 
+// glibc's <sys/epoll.h> would declare the structure of CLinuxEvents.h again, so these are the system calls themselves.
+
+int nestling_epoll_create(void) { return ANSWER((int)syscall(SYS_epoll_create1, O_CLOEXEC)); }
+
+int nestling_epoll_control(int epoll, int operation, int descriptor, uint32_t events, uint64_t data) {
+    struct epoll_event event = {.events = events, .data = data};
+    return ANSWER((int)syscall(SYS_epoll_ctl, epoll, operation, descriptor, &event));
+}
+
+int nestling_epoll_wait(int epoll, struct epoll_event *events, int capacity, int milliseconds) {
+    int count = (int)syscall(SYS_epoll_wait, epoll, events, capacity, milliseconds);
+    if (count >= 0) return count;
+    return errno == EINTR ? 0 : -errno;
+}
+
 int nestling_memfd_create(const char *name, unsigned int page_shift) {
     unsigned int flags = MFD_CLOEXEC;
     if (page_shift > 0) flags |= MFD_HUGETLB;

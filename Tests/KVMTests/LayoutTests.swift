@@ -9,7 +9,8 @@ import Testing
 @Suite struct LayoutTests {
   /// The kernel's headers that each of our headers repeats.
   private static let originals = [
-    "CLinuxIOMMUFD.h": ["linux/iommufd.h"], "CLinuxKVM.h": ["linux/kvm.h"], "CLinuxVFIO.h": ["linux/vfio.h"],
+    "CLinuxEvents.h": ["linux/eventpoll.h"], "CLinuxIOMMUFD.h": ["linux/iommufd.h"],
+    "CLinuxKVM.h": ["linux/kvm.h"], "CLinuxVFIO.h": ["linux/vfio.h"],
   ]
 
   /// Our header for kernels that the lab does not boot.

@@ -15,6 +15,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "CLinuxEvents.h"
 #include "CLinuxIOMMUFD.h"
 #include "CLinuxKVM.h"
 #include "CLinuxLater.h"
@@ -58,6 +59,11 @@ static inline int nestling_open(const char *path, int flags, unsigned int mode) 
 // GNU functions that the Glibc module does not export; see CLinux.c.
 
 int nestling_eventfd(void);
+int nestling_epoll_create(void);
+/// - Parameter operation: one of EPOLL_CTL_ADD, EPOLL_CTL_MOD and EPOLL_CTL_DEL.
+int nestling_epoll_control(int epoll, int operation, int descriptor, uint32_t events, uint64_t data);
+/// Waits up to `milliseconds`, or without limit for -1. Returns the number of events; 0 also if a signal interrupts it.
+int nestling_epoll_wait(int epoll, struct epoll_event *events, int capacity, int milliseconds);
 /// page_shift: 0 for standard pages, 1 for huge pages of the default size, else the logarithm of the page size.
 int nestling_memfd_create(const char *name, unsigned int page_shift);
 int nestling_accept(int listener);
