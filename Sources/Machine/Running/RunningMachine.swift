@@ -44,6 +44,8 @@ public final class RunningMachine {
   let events: EventQueue
   private let terminationWatch: TerminationWatch?
   let signals: TerminationSignals
+  /// Serves timers, signals, and vectors without a route in the kernel's table.
+  private let loop: EventLoop
   let onEnding: @Sendable (_ exitStatus: Int32) -> Void
   /// The initial contents of RAM; nil if no kernel is booted.
   let image: StartImage?
@@ -65,10 +67,12 @@ public final class RunningMachine {
     self.onEnding = onEnding ?? { _ in }
     Thread.installKick()
     do {
+      // Before the loop's thread starts, because that thread must block the signals, too.
       signals = try TerminationSignals()
+      loop = try EventLoop(name: "events")
       // Watch before anything is opened, so that a signal can end a start that hangs.
       if let onEnding {
-        terminationWatch = try TerminationWatch(signals.rawValue) { onEnding(Ending.quit.exitStatus) }
+        terminationWatch = try TerminationWatch(signals.rawValue, on: loop) { onEnding(Ending.quit.exitStatus) }
       } else {
         terminationWatch = nil
       }
@@ -79,7 +83,7 @@ public final class RunningMachine {
     }
 
     let memory = try Self.makeMemory(configuration.memory)
-    let accelerator = try Self.makeAccelerator(configuration, memory: memory)
+    let accelerator = try Self.makeAccelerator(configuration, memory: memory, loop: loop)
     let layout = try Self.makeLayout(configuration, accelerator)
     let units = try Self.placeUnits(configuration)
     image = try configuration.boot.map { boot throws(StartError) in
@@ -140,11 +144,12 @@ public final class RunningMachine {
   }
 
   private static func makeAccelerator(
-    _ configuration: MachineConfiguration, memory: GuestMemory
+    _ configuration: MachineConfiguration, memory: GuestMemory, loop: EventLoop
   ) throws(StartError) -> any Accelerator {
     switch configuration.accelerator {
     case .kvm(let device):
-      try KVMAccelerator(device: device, memory: memory, processorCount: configuration.processors.count)
+      try KVMAccelerator(
+        device: device, memory: memory, processorCount: configuration.processors.count, loop: loop)
     case .qtest: QTestAccelerator()
     }
   }
@@ -250,5 +255,6 @@ public final class RunningMachine {
     board.removeDevices()
     chardevs.stop()
     serial?.connect(nil)
+    loop.stop()
   }
 }

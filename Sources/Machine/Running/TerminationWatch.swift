@@ -1,26 +1,31 @@
 import Linux
+import Synchronization
 
 /// Reports a termination signal even while the machine's thread hangs in a system call, for example when it opens a
 /// file of a server that does not respond. The signal stays pending, so that the machine can take it, too.
 final class TerminationWatch: Sendable {
-  private let end: EventDescriptor
-  private let thread: Thread
+  private let registration = Mutex<EventLoop.Registration?>(nil)
 
   /// - Parameters:
   ///   - signals: a descriptor that has input while a signal is pending. It must stay open as long as this object
-  ///     exists.
-  ///   - handler: called once, on the thread of this object.
-  init(_ signals: Int32, _ handler: @escaping @Sendable () -> Void) throws(SystemError) {
-    let end = try EventDescriptor()
-    let ended = end.rawValue
-    thread = try Thread(name: "signals") {
-      if Poll.readable([signals, ended])[0] { handler() }
+  ///     exists. The loop's thread must block the signals.
+  ///   - handler: called once, on the loop's thread. Must not block.
+  init(_ signals: Int32, on loop: EventLoop, _ handler: @escaping @Sendable () -> Void) throws(SystemError) {
+    let registered = try loop.register(signals, []) { [weak self] _ in
+      guard self?.end() == true else { return }
+      handler()
     }
-    self.end = end
+    registration.withLock { $0 = registered }
+    registered.setInterest(.readable)
   }
 
-  deinit {
-    end.signal()
-    thread.join()
+  deinit { end() }
+
+  /// - Returns: whether the watch had not ended yet.
+  @discardableResult
+  private func end() -> Bool {
+    let ended = registration.withLock { $0.take() }
+    ended?.cancel()
+    return ended != nil
   }
 }

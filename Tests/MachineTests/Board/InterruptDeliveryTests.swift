@@ -141,7 +141,8 @@ final class APICGuest {
     memory = try GuestMemory(size: 1 << 20, lowLimit: 1 << 31)
     let system = try KVMSystem()
     machine = try VirtualMachine(system: system, memory: memory, ioapicPins: 24)
-    delivery = InterruptDelivery(localInterrupts: KVMLocalInterrupts(machine), memory: memory)
+    delivery = InterruptDelivery(
+      localInterrupts: KVMLocalInterrupts(machine, try EventLoop(name: "relay test")), memory: memory)
     vcpu = try VCPU(id: 0, of: machine)
     let identification = try ProcessorIdentification(system: system, processorCount: 1)
     try vcpu.setProcessorIdentification(identification.entries(for: 0))

@@ -34,9 +34,9 @@ import Testing
   private let sent = Notes<UInt32>()
   private let relay: InterruptRelay
 
-  init() {
+  init() throws {
     let sent = sent
-    relay = InterruptRelay { sent.add($0.data) }
+    relay = InterruptRelay(on: try EventLoop(name: "relay test")) { sent.add($0.data) }
   }
 
   private func message(_ data: UInt32) -> InterruptMessage { InterruptMessage(address: 0xfee0_0000, data: data) }
@@ -124,7 +124,7 @@ import Testing
     let guest = try APICGuest()
     // KVM_MAX_IRQ_ROUTES: GSIs from 4096 on have no route.
     while guest.machine.routing.allocate() < 4095 {}
-    let vector = KVMLocalInterrupts(guest.machine).makeVector()
+    let vector = KVMLocalInterrupts(guest.machine, try EventLoop(name: "relay test")).makeVector()
     let event = try #require(vector.event)
     vector.set(message(0x45))
     try signal(event)

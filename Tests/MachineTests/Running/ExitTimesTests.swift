@@ -27,7 +27,8 @@ import Testing
   {
     let size: UInt64 = 64 << 20
     let memory = try GuestMemory(size: size, lowLimit: BoardLayout.lowMemoryLimit(memorySize: size))
-    let accelerator = try KVMAccelerator(device: "/dev/kvm", memory: memory, processorCount: 1)
+    let accelerator = try KVMAccelerator(
+      device: "/dev/kvm", memory: memory, processorCount: 1, loop: try EventLoop(name: "timer test"))
     let board = try Board(
       memory: memory, accelerator: accelerator,
       layout: try #require(BoardLayout(memorySize: size, physicalAddressWidth: accelerator.physicalAddressWidth)),

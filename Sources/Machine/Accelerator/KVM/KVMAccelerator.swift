@@ -6,16 +6,19 @@ import Passthrough
 
 /// The accelerator that uses Linux's KVM. The kernel implements the CPUs and the local APICs.
 final class KVMAccelerator: Accelerator {
-  let clock: any MachineClock = HostClock()
+  let clock: any MachineClock
   private let device: String
   private let machine: VirtualMachine
   private let identification: ProcessorIdentification
   private let processorCount: Int
   private let files: HostDeviceFiles
 
-  /// - Parameter device: the path of KVM's device file, usually /dev/kvm.
-  init(device: String, memory: GuestMemory, processorCount: Int) throws(StartError) {
+  /// - Parameters:
+  ///   - device: the path of KVM's device file, usually /dev/kvm.
+  ///   - loop: serves timers, and vectors without a route in the kernel's table.
+  init(device: String, memory: GuestMemory, processorCount: Int, loop: EventLoop) throws(StartError) {
     self.device = device
+    clock = HostClock(on: loop)
     self.processorCount = processorCount
     do throws(KVMError) {
       let system = try KVMSystem(path: device)
@@ -24,7 +27,7 @@ final class KVMAccelerator: Accelerator {
       }
       machine = try VirtualMachine(system: system, memory: memory, ioapicPins: IOAPIC.pinCount)
       files = HostDeviceFiles(of: machine)
-      localInterrupts = KVMLocalInterrupts(machine)
+      localInterrupts = KVMLocalInterrupts(machine, loop)
       identification = try ProcessorIdentification(system: system, processorCount: processorCount)
     } catch {
       throw .kvm(device: device, error)
@@ -51,9 +54,9 @@ final class KVMLocalInterrupts: LocalInterrupts {
   private let machine: VirtualMachine
   private let relay: InterruptRelay
 
-  init(_ machine: VirtualMachine) {
+  init(_ machine: VirtualMachine, _ loop: EventLoop) {
     self.machine = machine
-    relay = InterruptRelay { [machine] in machine.signal(address: $0.address, data: $0.data) }
+    relay = InterruptRelay(on: loop) { [machine] in machine.signal(address: $0.address, data: $0.data) }
   }
 
   func send(_ message: InterruptMessage) { machine.signal(address: message.address, data: message.data) }
