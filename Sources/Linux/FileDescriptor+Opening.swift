@@ -15,6 +15,16 @@ extension FileDescriptor {
     }
   }
 
+  /// Whether no read or write waits: the file is non-blocking (O_NONBLOCK) and not on a disk.
+  public var isNonBlocking: Bool {
+    guard let kind = try? kind, kind != S_IFREG, kind != S_IFBLK else { return false }
+    return fcntl(rawValue, F_GETFL) & O_NONBLOCK != 0
+  }
+
+  /// Makes reads and writes fail with EAGAIN instead of waiting. This acts on the open file, so other processes that
+  /// share it are affected, too.
+  public func makeNonBlocking() { _ = fcntl(rawValue, F_SETFL, fcntl(rawValue, F_GETFL) | O_NONBLOCK) }
+
   /// Opens a file with random access: a regular file or a block device. Refuses any other file.
   public init(openingImage path: String, _ flags: Int32) throws(SystemError) {
     let file = try FileDescriptor(opening: path, flags | O_NONBLOCK | O_NOCTTY)

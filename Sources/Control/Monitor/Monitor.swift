@@ -53,6 +53,9 @@ final class Monitor: ChardevFrontend {
     }
   }
 
+  /// Commands wait for the machine's answer.
+  var mayBlock: Bool { true }
+
   func connected() {
     target.descriptors.setConnected(true)
     outgoing.withLock { $0 = Outgoing() }

@@ -20,10 +20,11 @@ struct ChardevEndpoint: ~Copyable {
       }
     }
 
-    func accept() throws(SystemError) -> FileDescriptor {
+    /// Accepts a client; throws EAGAIN if there is none.
+    func accept() throws(SystemError) -> ChardevOutputBuffer.Target {
       switch self {
-      case .unix(let listener): try listener.accept()
-      case .tcp(let listener): try listener.accept()
+      case .unix(let listener): ChardevOutputBuffer.Target(connection: try listener.accept())
+      case .tcp(let listener): ChardevOutputBuffer.Target(connection: try listener.accept())
       }
     }
   }
@@ -45,9 +46,10 @@ struct ChardevEndpoint: ~Copyable {
       target = ChardevOutputBuffer.Target(try FileDescriptor(duplicating: STDOUT_FILENO))
       input = .standardInput
     case let options as FileChardevOptions:
-      target = ChardevOutputBuffer.Target(
-        try FileDescriptor(
-          openingOutput: options.path, options.append ? O_APPEND : O_TRUNC, patience: Patience(until: interruption)))
+      let file = try FileDescriptor(
+        openingOutput: options.path, options.append ? O_APPEND : O_TRUNC, patience: Patience(until: interruption))
+      let mayBlock = !file.isNonBlocking
+      target = ChardevOutputBuffer.Target(file, mayBlock: mayBlock)
     case let options as SocketChardevOptions: try open(options, Patience(until: interruption))
     default: break
     }
@@ -59,10 +61,10 @@ struct ChardevEndpoint: ~Copyable {
     let port = options.port ?? 0
     guard options.server else {
       if let path = options.path {
-        target = ChardevOutputBuffer.Target(try FileDescriptor(connectingTo: path, patience: patience))
+        target = ChardevOutputBuffer.Target(connection: try FileDescriptor(connectingTo: path, patience: patience))
       } else {
         target = ChardevOutputBuffer.Target(
-          try FileDescriptor(connectingTo: host, port: port, patience: patience))
+          connection: try FileDescriptor(connectingTo: host, port: port, patience: patience))
       }
       return
     }
@@ -77,7 +79,7 @@ struct ChardevEndpoint: ~Copyable {
       while target == nil {
         try patience.wait(untilReadable: opened.rawValue, "accept", name)
         do {
-          target = ChardevOutputBuffer.Target(try opened.accept())
+          target = try opened.accept()
         } catch {
           // The client is gone, or the host has no free descriptor.
           try patience.pause("accept", name)
@@ -85,5 +87,13 @@ struct ChardevEndpoint: ~Copyable {
       }
     }
     listener = consume opened
+  }
+}
+
+extension ChardevOutputBuffer.Target {
+  /// A connected socket, which no other process shares.
+  fileprivate convenience init(connection: consuming FileDescriptor) {
+    connection.makeNonBlocking()
+    self.init(connection, mayBlock: false)
   }
 }

@@ -2,10 +2,14 @@ import Linux
 
 /// The guest's end of a character device: a serial port, a monitor, the qtest server.
 ///
-/// The device's reader makes one call after the other: `connected`, any number of `receive` and `focusChanged`,
-/// `disconnected`, and then `connected` again. A slow frontend delays only this device. A frontend may call
-/// `Chardev.write` within these calls and on any other thread.
+/// The device's input makes one call after the other, on its loop's thread: `connected`, any number of `receive` and
+/// `focusChanged`, `disconnected`, and then `connected` again. A frontend may call `Chardev.write` within these calls
+/// and on any other thread.
 public protocol ChardevFrontend: AnyObject, Sendable {
+  /// Whether `receive` may wait, for the machine or for a file of the host. If so, the device has a loop of its own, and
+  /// the frontend delays only this device.
+  var mayBlock: Bool { get }
+
   /// Reports that a peer is connected: each client of a socket; other devices have a peer from the start.
   func connected()
 
@@ -18,7 +22,7 @@ public protocol ChardevFrontend: AnyObject, Sendable {
   func receive(_ files: [PassedDescriptor])
 
   /// Reports that the device accepts output again after it has refused some, or that the peer is no longer behind.
-  /// Called on any thread, at any time.
+  /// Called on any thread, at any time. Must not block.
   func outputRoom()
 
   /// Reports that the peer has disconnected. Output that is not written yet is dropped.

@@ -22,21 +22,23 @@ public final class Chardevs: Sendable {
     var hasEnded = false
   }
 
+  private let loop: EventLoop
   private let state: Mutex<State>
   /// Cancels the waits of devices that are being opened.
   private let end: EventDescriptor
 
   /// Opens the devices in the order given.
   init(
-    _ options: [any ChardevOptions], interpreter: any InputInterpreter, interruption: Int32,
+    _ options: [any ChardevOptions], on loop: EventLoop, interpreter: any InputInterpreter, interruption: Int32,
     onExit: @escaping @Sendable () -> Void
   ) throws(StartError) {
+    self.loop = loop
     end = try mapError(try EventDescriptor(), StartError.system)
     var devices: [Chardev] = []
     for options in options {
       do {
         devices.append(
-          try Chardev(options, interpreter: interpreter, interruption: interruption, onExit: onExit))
+          try Chardev(options, on: loop, interpreter: interpreter, interruption: interruption, onExit: onExit))
       } catch {
         for device in devices { device.stop() }
         throw .file(option: "-chardev \(type(of: options).typeName),id=\(options.id?.text ?? "")", error)
@@ -78,7 +80,7 @@ public final class Chardevs: Sendable {
     options.id = id
     let device: Chardev
     do {
-      device = try Chardev(options, interruption: end.rawValue)
+      device = try Chardev(options, on: loop, interruption: end.rawValue)
     } catch {
       state.withLock { _ = $0.reserved.remove(id) }
       throw .notOpened(id, error)

@@ -68,6 +68,9 @@ final class QTestServer: ChardevFrontend {
 
   // MARK: Calls of the chardev
 
+  /// A command waits for `resume`, and its answer waits for a slow client.
+  var mayBlock: Bool { true }
+
   func connected() {
     client.withLock { $0 = Client() }
     session.begin()

@@ -44,7 +44,7 @@ public final class RunningMachine {
   let events: EventQueue
   private let terminationWatch: TerminationWatch?
   let signals: TerminationSignals
-  /// Serves timers, signals, and vectors without a route in the kernel's table.
+  /// Serves timers, signals, chardevs that do not block, and vectors without a route in the kernel's table.
   private let loop: EventLoop
   let onEnding: @Sendable (_ exitStatus: Int32) -> Void
   /// The initial contents of RAM; nil if no kernel is booted.
@@ -96,7 +96,7 @@ public final class RunningMachine {
       events.post(.quit(cause))
     }
     let chardevs = try Chardevs(
-      configuration.chardevs, interpreter: interpreter, interruption: signals.rawValue,
+      configuration.chardevs, on: loop, interpreter: interpreter, interruption: signals.rawValue,
       onExit: { requestQuit(.terminal) })
     self.chardevs = chardevs
     let patience = Patience(until: signals.rawValue)

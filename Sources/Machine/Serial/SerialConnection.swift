@@ -11,6 +11,8 @@ final class SerialConnection: ChardevFrontend, ChardevOutput {
     try device.attach(self)
   }
 
+  var mayBlock: Bool { false }
+
   func write(_ byte: UInt8) -> Bool { device.write(byte) }
 
   /// Passes input to this port from now on. With nil, the chardev keeps its input.

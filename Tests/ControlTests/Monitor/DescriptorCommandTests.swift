@@ -20,7 +20,7 @@ import Testing
     options.path = path
     options.server = true
     options.wait = false
-    device = try Chardev(options)
+    device = try Chardev(options, on: EventLoop(name: "chardev test"))
     var monitorOptions = MonitorOptions()
     monitorOptions.mode = .control
     monitor = try Monitor(monitorOptions, at: device, of: machine)

@@ -76,7 +76,7 @@ private func socketPath(_ name: String = #function) -> String {
     init(log: QTestOptions.Log = .none, _ name: String = #function) throws {
       path = socketPath(name)
       board = try QTestBoard()
-      device = try Chardev(socket(path))
+      device = try Chardev(socket(path), on: EventLoop(name: "chardev test"))
       server = try QTestServer(on: device, log: try QTestLog(log), board: board.board, clock: board.clock)
       try device.start()
     }

@@ -14,7 +14,8 @@ import Testing
     mkdir(folder, 0o700)
     var cold = NullChardevOptions()
     cold.id = try Identifier(text: "cold")
-    devices = try Chardevs([cold], interpreter: PassingInterpreter(), interruption: -1) {}
+    let loop = try EventLoop(name: "chardev test")
+    devices = try Chardevs([cold], on: loop, interpreter: PassingInterpreter(), interruption: -1) {}
   }
 
   private func server(_ path: String, wait: Bool = false) -> SocketChardevOptions {

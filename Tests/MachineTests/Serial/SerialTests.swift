@@ -31,12 +31,28 @@ extension ChardevOutputBuffer {
 }
 
 @Suite(.timeLimit(.minutes(5))) struct ChardevOutputBufferTests {
+  /// The loop that writes: the buffer's own, to a blocking pipe, or a shared one, to a non-blocking pipe.
+  enum Place: CaseIterable {
+    case ownLoop, sharedLoop
+  }
+
+  private func target(_ writer: Int32, _ place: Place) -> ChardevOutputBuffer.Target {
+    let file = FileDescriptor(owning: writer)
+    guard place == .sharedLoop else { return ChardevOutputBuffer.Target(file) }
+    file.makeNonBlocking()
+    return ChardevOutputBuffer.Target(file, mayBlock: false)
+  }
+
+  private func open(_ target: ChardevOutputBuffer.Target?, _ place: Place) throws -> ChardevOutputBuffer {
+    try ChardevOutputBuffer(to: target, on: place == .sharedLoop ? EventLoop(name: "output test") : nil)
+  }
+
   private func pattern(_ count: Int) -> [UInt8] { (0..<count).map { UInt8(truncatingIfNeeded: $0 &* 31 ^ $0 >> 7) } }
 
-  @Test("bytes come out in order")
-  func bytesComeOutInOrder() throws {
+  @Test("bytes come out in order", arguments: Place.allCases)
+  func bytesComeOutInOrder(_ place: Place) throws {
     let pipe = makePipe()
-    let output = try ChardevOutputBuffer(to: ChardevOutputBuffer.Target(FileDescriptor(owning: pipe.writer)))
+    let output = try open(target(pipe.writer, place), place)
     let bytes = pattern(200_000)
     let writer = try Thread(name: "writer") { for byte in bytes { _ = output.write(byte) } }
     #expect(readAll(pipe.reader, bytes.count) == bytes)
@@ -47,14 +63,14 @@ extension ChardevOutputBuffer {
     close(pipe.reader)
   }
 
-  @Test("buffered bytes are written when the output stops")
-  func whatIsLeftIsWrittenAtTheEnd() throws {
+  @Test("buffered bytes are written when the output stops", arguments: Place.allCases)
+  func whatIsLeftIsWrittenAtTheEnd(_ place: Place) throws {
     let pipe = makePipe()
     // A pipe has 16 pages. A write that does not fit into the rest of a page begins a new page. Therefore only 32 KiB
     // are certain to fit.
     let bytes = pattern(30_000)
     do {
-      let output = try ChardevOutputBuffer(to: ChardevOutputBuffer.Target(FileDescriptor(owning: pipe.writer)))
+      let output = try open(target(pipe.writer, place), place)
       for byte in bytes { _ = output.write(byte) }
       output.stop()
     }
@@ -62,12 +78,24 @@ extension ChardevOutputBuffer {
     close(pipe.reader)
   }
 
-  @Test("without a reader writes do not wait, the buffer is bounded and stopping returns")
-  func nobodyReads() throws {
+  @Test("after stop nothing is written", arguments: Place.allCases)
+  func stopped(_ place: Place) throws {
+    let pipe = makePipe()
+    let output = try open(target(pipe.writer, place), place)
+    output.write("before")
+    output.stop()
+    output.write("after")
+    try output.setTarget(nil)
+    #expect(readAll(pipe.reader) == Array("before".utf8))
+    close(pipe.reader)
+  }
+
+  @Test("without a reader writes do not wait, the buffer is bounded and stopping returns", arguments: Place.allCases)
+  func nobodyReads(_ place: Place) throws {
     let pipe = makePipe()
     let bytes = pattern(3 << 20)
     do {
-      let output = try ChardevOutputBuffer(to: ChardevOutputBuffer.Target(FileDescriptor(owning: pipe.writer)))
+      let output = try open(target(pipe.writer, place), place)
       for byte in bytes { _ = output.write(byte) }
       output.stop()
     }
@@ -79,26 +107,26 @@ extension ChardevOutputBuffer {
     close(pipe.reader)
   }
 
-  @Test("a late reader gets the first bytes")
-  func aReaderThatIsLateGetsTheFirstBytes() throws {
+  @Test("a late reader gets the first bytes", arguments: Place.allCases)
+  func aReaderThatIsLateGetsTheFirstBytes(_ place: Place) throws {
     let pipe = makePipe()
     let bytes = pattern(4 << 20)
-    let output = try ChardevOutputBuffer(to: ChardevOutputBuffer.Target(FileDescriptor(owning: pipe.writer)))
+    let output = try open(target(pipe.writer, place), place)
     for byte in bytes { _ = output.write(byte) }
     let seen = readAll(pipe.reader, 1 << 20)
     #expect(seen == Array(bytes.prefix(1 << 20)))
     let drainer = try Thread(name: "drainer") { _ = readAll(pipe.reader) }
     output.stop()
     // The last owner closes the writing end, and the reading thread sees the end of the file.
-    output.setTarget(nil)
+    try output.setTarget(nil)
     drainer.join()
     close(pipe.reader)
   }
 
-  @Test("a refused byte can be written once there is room, and no byte is lost")
-  func roomComes() throws {
+  @Test("a refused byte can be written once there is room, and no byte is lost", arguments: Place.allCases)
+  func roomComes(_ place: Place) throws {
     let pipe = makePipe()
-    let output = try ChardevOutputBuffer(to: ChardevOutputBuffer.Target(FileDescriptor(owning: pipe.writer)))
+    let output = try open(target(pipe.writer, place), place)
     let bytes = pattern(3 << 20)
     let room = try EventDescriptor()
     output.onRoom { room.signal() }
@@ -123,10 +151,12 @@ extension ChardevOutputBuffer {
     close(pipe.reader)
   }
 
-  @Test("an answer is always accepted; its sender waits until most of it is read or the reader leaves")
-  func answers() throws {
+  @Test(
+    "an answer is always accepted; its sender waits until most of it is read or the reader leaves",
+    arguments: Place.allCases)
+  func answers(_ place: Place) throws {
     let pipe = makePipe()
-    let output = try ChardevOutputBuffer(to: ChardevOutputBuffer.Target(FileDescriptor(owning: pipe.writer)))
+    let output = try open(target(pipe.writer, place), place)
     let room = try EventDescriptor()
     output.onRoom { room.signal() }
     let bytes = pattern(1 << 20)
@@ -141,33 +171,33 @@ extension ChardevOutputBuffer {
     while output.isBehind(second) { room.wait() }
     let third = output.send(bytes)
     #expect(output.isBehind(third))
-    output.setTarget(nil)
+    try output.setTarget(nil)
     #expect(room.take() && !output.isBehind(third) && output.write(1))
     output.stop()
     close(pipe.reader)
   }
 
-  @Test("without a target bytes are dropped")
-  func withoutATargetBytesAreDropped() throws {
+  @Test("without a target bytes are dropped", arguments: Place.allCases)
+  func withoutATargetBytesAreDropped(_ place: Place) throws {
     let pipe = makePipe()
-    let output = try ChardevOutputBuffer(to: nil)
+    let output = try open(nil, place)
     output.write("lost")
-    output.setTarget(ChardevOutputBuffer.Target(FileDescriptor(owning: pipe.writer)))
+    try output.setTarget(target(pipe.writer, place))
     output.write("kept")
     #expect(readAll(pipe.reader, 4) == Array("kept".utf8))
     output.stop()
     close(pipe.reader)
   }
 
-  @Test("output goes to a new target after the reader of the old one has left")
-  func aReaderThatGoesIsNoHarm() throws {
+  @Test("output goes to a new target after the reader of the old one has left", arguments: Place.allCases)
+  func aReaderThatGoesIsNoHarm(_ place: Place) throws {
     let first = makePipe()
     let second = makePipe()
-    let output = try ChardevOutputBuffer(to: ChardevOutputBuffer.Target(FileDescriptor(owning: first.writer)))
+    let output = try open(target(first.writer, place), place)
     close(first.reader)
     for _ in 0..<100 { output.write("into the void ") }
     usleep(50_000)
-    output.setTarget(ChardevOutputBuffer.Target(FileDescriptor(owning: second.writer)))
+    try output.setTarget(target(second.writer, place))
     output.write("!")
     var last: UInt8 = 0
     while last != UInt8(ascii: "!"), let byte = readAll(second.reader, 1).first { last = byte }
@@ -209,11 +239,13 @@ extension ChardevOutputBuffer {
   }
 
   private let events: EventQueue
+  private let loop: EventLoop
   private let path: String
 
   init() throws {
     signal(SIGPIPE, SIG_IGN)
     events = try EventQueue()
+    loop = try EventLoop(name: "chardev test")
     path = "/tmp/nestling-serial-\(getpid())"
     unlink(path)
   }
@@ -235,7 +267,7 @@ extension ChardevOutputBuffer {
   private func open(_ options: any ChardevOptions, interruption: Int32? = nil) throws(SystemError) -> Chardev {
     let events = events
     return try Chardev(
-      options, interpreter: Passing(), interruption: interruption, onExit: { events.post(.quit(.terminal)) })
+      options, on: loop, interpreter: Passing(), interruption: interruption, onExit: { events.post(.quit(.terminal)) })
   }
 
   private func connect(_ options: any ChardevOptions) throws -> (Connection, SerialPort) {
