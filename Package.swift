@@ -93,7 +93,7 @@ let package = Package(
     .testTarget(
       name: "FuzzTests", dependencies: ["FuzzTargets"],
       swiftSettings: [.swiftLanguageMode(.v6), .treatAllWarnings(as: .error), .enableUpcomingFeature("ExistentialAny")]),
-    tests(of: "Linux", uses: ["TestSupport"]),
+    tests(of: "Linux", uses: ["CLinux", "TestSupport"]),
     tests(of: "KVM", uses: ["Linux", "CLinux"]),
     tests(of: "VFIO", uses: ["Linux", "CLinux", "FakeVFIO"]),
     tests(of: "Hardware", uses: ["TestSupport"]),

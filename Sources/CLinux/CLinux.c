@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "CLinux.h"
 
+#include <net/if.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -37,6 +38,17 @@ int nestling_epoll_wait(int epoll, struct epoll_event *events, int capacity, int
     int count = (int)syscall(SYS_epoll_wait, epoll, events, capacity, milliseconds);
     if (count >= 0) return count;
     return errno == EINTR ? 0 : -errno;
+}
+
+int nestling_interface_request(int descriptor, unsigned int request, char name[16], unsigned int *flags) {
+    struct ifreq interface = {.ifr_flags = (short)*flags};
+    _Static_assert(sizeof interface.ifr_name == 16, "IFNAMSIZ");
+    memcpy(interface.ifr_name, name, sizeof interface.ifr_name);
+    int result = nestling_ioctl(descriptor, request, &interface);
+    if (result < 0) return result;
+    memcpy(name, interface.ifr_name, sizeof interface.ifr_name);
+    *flags = (unsigned short)interface.ifr_flags;
+    return result;
 }
 
 int nestling_memfd_create(const char *name, unsigned int page_shift) {

@@ -138,21 +138,11 @@ public final class ScatteredFile: Sendable {
       let parts = min(segments.count - next, most)
       let moved: Int
       do throws(SystemError) {
-        // SAFETY: each pointer is checked to cover its segment; the list lives until the call returns.
-        moved = try unsafe withUnsafeTemporaryAllocation(of: iovec.self, capacity: parts) {
-          list throws(SystemError) -> Int in
-          for index in 0..<parts {
-            let segment = segments[next + index]
-            guard let base = unsafe memory.pointer(segment.address, UInt64(segment.count)) else {
-              throw SystemError(name, "guest memory", code: EFAULT)
-            }
-            let skipped = index == 0 ? done : 0
-            unsafe list[index] = unsafe iovec(iov_base: base + skipped, iov_len: segment.count - skipped)
-          }
-          let moved = unsafe call(file.rawValue, list.baseAddress!, Int32(parts), offset)
-          if moved < 0 { throw SystemError(name, path, code: errno) }
-          return moved
+        moved = try unsafe memory.withVectors(of: segments[next..<next + parts], skipping: done, name) {
+          let moved = unsafe call(file.rawValue, $0, $1, offset)
+          return moved < 0 ? -Int(errno) : moved
         }
+        if moved < 0 { throw SystemError(name, path, code: Int32(-moved)) }
       } catch {
         if error.code == EINTR { continue }
         throw error
@@ -165,6 +155,33 @@ public final class ScatteredFile: Sendable {
         done -= segments[next].count
         next += 1
       }
+    }
+  }
+}
+
+extension GuestMemory {
+  /// Calls a function with the host's addresses of segments.
+  /// - Parameters:
+  ///   - segments: at most IOV_MAX. They may come from the guest: EFAULT is thrown unless all of them are RAM.
+  ///   - skipped: the number of bytes of the first segment to leave out; at most its size.
+  ///   - name: the system call, for errors.
+  func withVectors(
+    of segments: ArraySlice<ScatteredFile.Segment>, skipping skipped: Int = 0, _ name: String,
+    _ call: (UnsafePointer<iovec>, Int32) -> Int
+  ) throws(SystemError) -> Int {
+    // SAFETY: each pointer is checked to cover its segment; the list lives until the call returns.
+    try unsafe withUnsafeTemporaryAllocation(of: iovec.self, capacity: segments.count) {
+      list throws(SystemError) -> Int in
+      var skipped = skipped
+      for (index, segment) in segments.enumerated() {
+        guard let base = unsafe pointer(segment.address, UInt64(bitPattern: Int64(segment.count))) else {
+          throw SystemError(name, "guest memory", code: EFAULT)
+        }
+        unsafe list[index] = unsafe iovec(iov_base: base + skipped, iov_len: segment.count - skipped)
+        skipped = 0
+      }
+      guard let first = list.baseAddress else { return 0 }
+      return unsafe call(first, Int32(segments.count))
     }
   }
 }

@@ -10,7 +10,8 @@ import Testing
   /// The kernel's headers that each of our headers repeats.
   private static let originals = [
     "CLinuxEvents.h": ["linux/eventpoll.h"], "CLinuxIOMMUFD.h": ["linux/iommufd.h"],
-    "CLinuxKVM.h": ["linux/kvm.h"], "CLinuxVFIO.h": ["linux/vfio.h"],
+    "CLinuxKVM.h": ["linux/kvm.h"], "CLinuxNetwork.h": ["linux/ioctl.h", "linux/if_tun.h"],
+    "CLinuxVFIO.h": ["linux/vfio.h"],
   ]
 
   /// Our header for kernels that the lab does not boot.

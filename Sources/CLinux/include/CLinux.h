@@ -19,6 +19,7 @@
 #include "CLinuxIOMMUFD.h"
 #include "CLinuxKVM.h"
 #include "CLinuxLater.h"
+#include "CLinuxNetwork.h"
 #include "CLinuxVFIO.h"
 
 // MARK: Calls. Each returns the call's result, or -errno.
@@ -64,6 +65,11 @@ int nestling_epoll_create(void);
 int nestling_epoll_control(int epoll, int operation, int descriptor, uint32_t events, uint64_t data);
 /// Waits up to `milliseconds`, or without limit for -1. Returns the number of events; 0 also if a signal interrupts it.
 int nestling_epoll_wait(int epoll, struct epoll_event *events, int capacity, int milliseconds);
+/// Calls ioctl(2) with a network interface as its argument (struct ifreq).
+/// - Parameters:
+///   - name: the request's name, and afterwards the answer's. IFNAMSIZ bytes, the last of them zero.
+///   - flags: ifr_flags of the request, and afterwards of the answer.
+int nestling_interface_request(int descriptor, unsigned int request, char name[16], unsigned int *flags);
 /// page_shift: 0 for standard pages, 1 for huge pages of the default size, else the logarithm of the page size.
 int nestling_memfd_create(const char *name, unsigned int page_shift);
 int nestling_accept(int listener);
