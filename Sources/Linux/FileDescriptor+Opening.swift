@@ -17,7 +17,7 @@ extension FileDescriptor {
 
   /// Whether no read or write waits: the file is non-blocking (O_NONBLOCK) and not on a disk.
   public var isNonBlocking: Bool {
-    guard let kind = try? kind, kind != S_IFREG, kind != S_IFBLK else { return false }
+    guard let type = try? type, type != S_IFREG, type != S_IFBLK else { return false }
     return fcntl(rawValue, F_GETFL) & O_NONBLOCK != 0
   }
 

@@ -231,7 +231,7 @@ final class ChardevOutputBuffer: Sendable {
   /// - Parameter hasRoom: whether the outlet has reported room. Without that, it does not write to a file that may
   ///   block.
   private func drain(hasRoom: Bool) {
-    // The handlers that `finish` calls must not find the lock taken.
+    // The handler that `change` calls must not find the lock taken.
     var batch = self.batch.withLock { current in
       let batch = current
       current = Batch()

@@ -12,20 +12,11 @@ final class TerminationWatch: Sendable {
   ///   - handler: called once, on the loop's thread. Must not block.
   init(_ signals: Int32, on loop: EventLoop, _ handler: @escaping @Sendable () -> Void) throws(SystemError) {
     let registered = try loop.register(signals, []) { [weak self] _ in
-      guard self?.end() == true else { return }
+      guard let registration = self?.registration.withLock({ $0.take() }) else { return }
+      registration.cancel()
       handler()
     }
     registration.withLock { $0 = registered }
     registered.setInterest(.readable)
-  }
-
-  deinit { end() }
-
-  /// - Returns: whether the watch had not ended yet.
-  @discardableResult
-  private func end() -> Bool {
-    let ended = registration.withLock { $0.take() }
-    ended?.cancel()
-    return ended != nil
   }
 }
