@@ -35,8 +35,8 @@ public final class EventLoop: Sendable {
     public static let edgeTriggered = Events(rawValue: EPOLLET)
   }
 
-  /// A descriptor that the loop waits for, until `remove`, `cancel` or the release of this object. Each must come before
-  /// the descriptor is closed: while the file has another descriptor, epoll reports it for ever.
+  /// A descriptor that the loop waits for, until `remove`, `cancel` or the release of this object. Each must come
+  /// before the descriptor is closed: while the file has another descriptor, epoll reports it for ever.
   public final class Registration: Sendable {
     private let key: UInt64
     private let core: EventLoopCore

@@ -32,8 +32,8 @@ public final class TapInterface: Sendable {
     case busy(name: String)
     /// The kernel's tap interfaces have only one queue.
     case noMultiQueue
-    /// The interface exists already, and it is not a tap interface, or it has several queues where one was asked for, or
-    /// one where several were asked for.
+    /// The interface exists already, and it is not a tap interface, or it has several queues where one was asked for,
+    /// or one where several were asked for.
     case mismatch(name: String)
     /// A name that no interface can have.
     case badName(String)

@@ -32,7 +32,8 @@ public struct UnitOptions: Hashable, Sendable {
   public var dmaDrain = true
   /// `dma-translation`: the unit offers second-stage address widths (CAP.SAGAW).
   public var dmaTranslation = true
-  /// `stale-tm`: with `deviceIOTLB`, bit 62 (TM, Transient Mapping) of second-stage leaves is ignored instead of reserved.
+  /// `stale-tm`: with `deviceIOTLB`, bit 62 (TM, Transient Mapping) of second-stage leaves is ignored instead of
+  /// reserved.
   public var ignoresTransientMapping = false
   /// `pt`: pass-through (ECAP.PT).
   public var passThrough = true

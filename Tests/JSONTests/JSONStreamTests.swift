@@ -91,7 +91,8 @@ import Testing
         == [.value([]), .value(1), .value(["a": 2]), .value(true), .value("x"), .value([3]), .value(4)])
   }
 
-  /// No input makes the parser trap. After arbitrary bytes, control characters end any open token, and the next value is parsed.
+  /// No input makes the parser trap. After arbitrary bytes, control characters end any open token, and the next value
+  /// is parsed.
   @Test("after random bytes the next value is parsed") func noise() {
     var random = UInt64(0x1234_5678_9abc_def0)
     for _ in 0..<2000 {

@@ -271,7 +271,8 @@ private final class Holder: Sendable {
     let (first, second, third) = (Pair(), Pair(), Pair())
     let seen = Notes<String>()
     let (a, b, c) = (Holder(), Holder(), Holder())
-    // Each handler removes the other two, so the kernel's order of the events does not matter.
+    // Each handler removes the other's registration, and registers the third pair, which gets the freed slot. So the
+    // kernel's order of the events does not matter.
     func react(_ name: String, _ others: [Holder]) -> @Sendable (EventLoop.Events) -> Void {
       { [loop] _ in
         seen.add(name)
@@ -413,6 +414,27 @@ private final class Holder: Sendable {
     pair.send()
     #expect(eventually { seen.isSet })
     registration.remove()
+  }
+
+  @Test("stop runs a job that another job scheduled before the end")
+  func stopRunsTheLastJobs() throws {
+    let (loop, pair, seen) = (loop, Pair(), Notes<String>())
+    let (first, last) = (EventLoop.Job(on: loop), EventLoop.Job(on: loop))
+    let (began, goOn) = (Semaphore(), Semaphore())
+    last.onRun { seen.add("last") }
+    first.onRun {
+      last.schedule()
+      began.signal()
+      goOn.wait()
+    }
+    first.schedule()
+    began.wait()
+    let stopper = try Thread(name: "stopper") { loop.stop() }
+    // The loop refuses registrations once its end has begun.
+    #expect(eventually { (try? loop.register(pair.near, []) { _ in }) == nil })
+    goOn.signal()
+    stopper.join()
+    #expect(seen.all == ["last"])
   }
 
   @Test("stop runs the scheduled jobs; afterwards nothing is registered, scheduled or called")

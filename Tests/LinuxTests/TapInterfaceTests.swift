@@ -192,7 +192,14 @@ import Testing
       for seed in 0..<20 as Range<UInt8> { try host.send(Self.frame(100, seed)) }
       for _ in 0..<20 { #expect(try Self.read(first, [.init(address: 0x1000, count: 2000)], memory) == 112) }
       #expect(!Poll.readable([second.rawValue], milliseconds: 0)[0])
+      // The kernel refuses a write to a detached queue.
       try second.setEnabled(true)
+      let frame = Self.frame(100, 77)
+      let packet = [UInt8](repeating: 0, count: 12) + frame
+      let isStored = memory.write(packet.span.bytes, to: 0x1000)
+      #expect(isStored)
+      #expect(try second.write(from: [.init(address: 0x1000, count: packet.count)], of: memory))
+      #expect(try host.frame() == frame)
       _ = single.rawValue
     }
   }

@@ -149,10 +149,14 @@ package struct Comparison {
       }
     }
     // Random tables may lead to the source tables as if these were page tables. The walker knows no source tables, so
-    // undo the marks there.
+    // undo the marks there. The unit's caches would keep the marked entries, so empty them, too.
+    var isRestored = false
     for address in walker.marked.keys {
-      if let word = sourceWords[address] { guest.store(word, at: address) }
+      guard let word = sourceWords[address] else { continue }
+      guest.store(word, at: address)
+      isRestored = true
     }
+    if isRestored { guest.forgetAll() }
   }
 
   func hex(_ value: UInt64) -> String { String(value, radix: 16) }

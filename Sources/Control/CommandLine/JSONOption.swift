@@ -1,8 +1,8 @@
 import JSON
 import Machine
 
-/// Arguments of `-device` and `-object` in JSON: an object with a typed value for each property. The texts of errors are
-/// QEMU's, as in QMP (system/vl.c, qapi/qobject-input-visitor.c).
+/// Arguments of `-device` and `-object` in JSON: an object with a typed value for each property. The texts of errors
+/// are QEMU's, as in QMP (system/vl.c, qapi/qobject-input-visitor.c).
 enum JSONOption {
   /// - Returns: Nil if the argument is an option string.
   static func object(_ text: String) throws(OptionProblem) -> JSONObject? {

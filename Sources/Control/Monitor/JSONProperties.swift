@@ -40,8 +40,8 @@ enum JSONProperties {
     }
   }
 
-  /// Converts the members of a device on the command line: each value must have its property's type. A member that names
-  /// no property passes here and fails when the device type sets it.
+  /// Converts the members of a device on the command line: each value must have its property's type. A member that
+  /// names no property passes here and fails when the device type sets it.
   static func typed(_ object: JSONObject, of type: any TypedOptions.Type) throws(MonitorError) -> [PropertyAssignment] {
     let typeNames = typeNames(of: type)
     return try assignments(object) { (member) throws(MonitorError) in

@@ -61,8 +61,8 @@ enum MonitorVersion {
   ]
 }
 
-/// The arguments of `set-action` (qapi/run-state.json). A guest's power-off always ends Nestling. No device reports guest
-/// panics, and there is no watchdog.
+/// The arguments of `set-action` (qapi/run-state.json). A guest's power-off always ends Nestling. No device reports
+/// guest panics, and there is no watchdog.
 struct ActionChoices: CommandArguments {
   var reboot: String?
   var shutdown: String?

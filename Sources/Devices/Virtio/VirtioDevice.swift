@@ -28,8 +28,8 @@ public protocol VirtioDevice: AnyObject, Sendable {
   /// later must keep a weak reference.
   func connect(to transport: any VirtioTransport)
 
-  /// Receives the negotiated features when the driver sets DRIVER_OK, before a queue is served. The transport calls this
-  /// with its lock held: the device must neither call the transport nor block.
+  /// Receives the negotiated features when the driver sets DRIVER_OK, before a queue is served. The transport calls
+  /// this with its lock held: the device must neither call the transport nor block.
   func start(with features: VirtioFeatures)
 
   /// Serves the available chains of a queue. Must check for further chains after `VirtQueue.requestNotifications`, as

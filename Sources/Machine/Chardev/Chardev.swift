@@ -5,9 +5,9 @@ import Synchronization
 /// A character device: carries bytes between its frontends (a serial port, a monitor, the qtest server) and its peer on
 /// the host (a terminal, a file or a program).
 ///
-/// The machine's loop reads, calls the frontends, and writes. Where one of these may block, the device has a loop of its
-/// own for the input, for the output, or for each. Standard input and output may block: their open files are shared with
-/// other processes, so they cannot be made non-blocking.
+/// The machine's loop reads, calls the frontends, and writes. Where one of these may block, the device has a loop of
+/// its own for the input, for the output, or for each. Standard input and output may block: their open files are shared
+/// with other processes, so they cannot be made non-blocking.
 ///
 /// Lock order: the device's locks are leaves; no frontend is called while one of them is held.
 public final class Chardev: Sendable {

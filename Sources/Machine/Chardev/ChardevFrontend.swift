@@ -6,8 +6,8 @@ import Linux
 /// `focusChanged`, `disconnected`, and then `connected` again. A frontend may call `Chardev.write` within these calls
 /// and on any other thread.
 public protocol ChardevFrontend: AnyObject, Sendable {
-  /// Whether `receive` may wait, for the machine or for a file of the host. If so, the device has a loop of its own, and
-  /// the frontend delays only this device.
+  /// Whether `receive` may wait, for the machine or for a file of the host. If so, the device has a loop of its own,
+  /// and the frontend delays only this device.
   var mayBlock: Bool { get }
 
   /// Reports that a peer is connected: each client of a socket; other devices have a peer from the start.

@@ -2,8 +2,7 @@ import Hardware
 
 // Descriptors of the invalidation queue (VT-d 6.5.2): one type for each, with its bits and its meaning.
 //
-// A new descriptor needs a type here with its line in `Descriptor.decode`, a case of `Invalidation` with its line in
-// `Invalidation.record(in:)`, and a case in `PortTranslation.invalidate`.
+// The article AddingADescriptor of the documentation lists the places that a new descriptor changes.
 
 /// A decoded descriptor.
 enum Descriptor: Hashable, Sendable {

@@ -42,8 +42,8 @@ extension NamedTraceEvent {
 
 /// Receives the trace events of all units and of the machine.
 ///
-/// The source calls the sink on any thread, and may hold locks during the call. The sink must not call the source. While
-/// the sink waits, the guest waits, too.
+/// The source calls the sink on any thread, and may hold locks during the call. The sink must not call the source.
+/// While the sink waits, the guest waits, too.
 public protocol TraceSink: AnyObject, Sendable {
   /// - Parameters:
   ///   - event: the event's name.

@@ -6,8 +6,8 @@ import VTdOracle
 /// As in the machine, the guest's RAM is the unit's physical memory.
 extension GuestMemory: PhysicalMemory {}
 
-/// One unit with two devices, each with its own PASID table and first-stage table, and the C walker with the same memory
-/// contents.
+/// One unit with two devices, each with its own PASID table and first-stage table, and the C walker with the same
+/// memory contents.
 final class Subject: @unchecked Sendable {
   enum Translation {
     /// PGTT 001: four levels.

@@ -24,8 +24,8 @@ import VTd
       + machine.board.devices.all.map { "device \($0.path)" }
   }
 
-  /// In each round a different kernel call fails while a device is added to a running machine. On i1, it is the object's
-  /// first device. On i0, the object already has a device, which is behind another IOMMU of the host.
+  /// In each round a different kernel call fails while a device is added to a running machine. On i1, it is the
+  /// object's first device. On i0, the object already has a device, which is behind another IOMMU of the host.
   @Test(arguments: [EIO, ENOMEM, EINVAL, EPERM], ["i0", "i1"])
   func `a device that cannot be added leaves host and guest unchanged`(_ code: Int32, _ object: String) throws {
     let kernel = FakeKernel.full(2) { number, device in device.iommu = number }
@@ -192,8 +192,8 @@ import VTd
     #expect(kernel.complaints == [])
   }
 
-  /// At the start, the report waits for all devices, because a later device can make the reset of the bus possible. After
-  /// a hotplug there is nothing to wait for.
+  /// At the start, the report waits for all devices, because a later device can make the reset of the bus possible.
+  /// After a hotplug there is nothing to wait for.
   @Test func `a hotplugged device that cannot be reset is reported at once`() throws {
     let kernel = FakeKernel.full(2) { number, device in
       device.hasReset = number == 0

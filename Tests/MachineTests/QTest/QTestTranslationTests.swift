@@ -152,7 +152,7 @@ import VTd
     let high = try client.load(record + 8)
     #expect(high >> 63 == 1)
     #expect(high & 0xffff == UInt64(Self.function))
-    // SFS.2 (7.3): a first-stage entry is not present. The request is a write.
+    // SFS.2 (VT-d 7.1.3): a first-stage entry is not present. The request is a write.
     #expect(high >> 32 & 0xff == 0x71)
     #expect(high >> 62 & 1 == 0)
     client.store(1 << 63, at: record + 8)

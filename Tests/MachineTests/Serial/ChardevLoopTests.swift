@@ -129,7 +129,7 @@ import Testing
     device.stop()
   }
 
-  /// Of the loop's thread, in nanoseconds.
+  /// The CPU time of the loop's thread in nanoseconds.
   private var processorTime: Int {
     let times = Notes<Int>()
     loop.perform {

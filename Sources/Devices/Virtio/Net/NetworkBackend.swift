@@ -2,10 +2,10 @@ import Hardware
 
 /// The host's side of a network device: a tap, a socket, a daemon.
 ///
-/// No call blocks: a backend whose host call may wait makes that call on a thread of its own. The device calls `send` and
-/// `receive` on the worker of the queue, so calls for one queue are serial, and calls for different queues are concurrent.
-/// It makes the other calls one after another, on any thread, while it holds locks. So a backend must not call its
-/// frontend within a call from the device, nor while it holds a lock that these calls take.
+/// No call blocks: a backend whose host call may wait makes that call on a thread of its own. The device calls `send`
+/// and `receive` on the worker of the queue, so calls for one queue are serial, and calls for different queues are
+/// concurrent. It makes the other calls one after another, on any thread, while it holds locks. So a backend must not
+/// call its frontend within a call from the device, nor while it holds a lock that these calls take.
 ///
 /// A backend whose host serves the rings directly (vhost) moves no packets through this protocol.
 public protocol NetworkBackend: AnyObject, Sendable {
@@ -28,7 +28,8 @@ public protocol NetworkBackend: AnyObject, Sendable {
 
   /// Sends one packet, or queues it; the segments may be reused after the call.
   /// - Parameters:
-  ///   - header: requests only offloads in `capabilities.sends`. `bytes` is the form of a tap with a header of 12 bytes.
+  ///   - header: requests only offloads in `capabilities.sends`. `bytes` is the form of a tap with a header of 12
+  ///     bytes.
   ///   - segments: the Ethernet frame, without FCS: 14 to `NetworkHeader.frameLimit` bytes in RAM, in at most
   ///     `NetworkHeader.segmentLimit` segments.
   ///   - pair: the queue pair.

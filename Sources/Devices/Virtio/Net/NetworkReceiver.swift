@@ -1,8 +1,8 @@
 import Hardware
 
-/// The receive queue of one pair: virtio 1.2, section 5.1.6.4. It takes each packet from the backend into a buffer, checks
-/// it there, and copies it to the driver's buffers. So its size is known before buffers are chosen, the guest cannot change
-/// what was checked, and no DMA request is in flight during a call of the host.
+/// The receive queue of one pair: virtio 1.2, section 5.1.6.4. It takes each packet from the backend into a buffer,
+/// checks it there, and copies it to the driver's buffers. So its size is known before buffers are chosen, the guest
+/// cannot change what was checked, and no DMA request is in flight during a call of the host.
 ///
 /// The device holds a lock around each packet. Changes of the settings wait for one packet at most.
 struct NetworkReceiver: Sendable {

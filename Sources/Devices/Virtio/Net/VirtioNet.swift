@@ -6,8 +6,8 @@ import Synchronization
 ///
 /// Queue 2n receives and queue 2n+1 sends for pair n; the last queue is the control queue (5.1.2).
 ///
-/// Lock order: the transport's lock, then `settings`, then a pair's locks, then the backend's. A pair's lock is held for
-/// one packet at a time.
+/// Lock order: the transport's lock, then a queue's session (held while `process` runs), then `settings`, then a pair's
+/// locks, then the backend's. A pair's lock is held for one packet at a time.
 public final class VirtioNet: VirtioDevice, NetworkFrontend {
   /// The state that the driver, the monitor and the backend set.
   struct Settings: Sendable {
@@ -20,9 +20,9 @@ public final class VirtioNet: VirtioDevice, NetworkFrontend {
     var activePairs = 1
     /// VIRTIO_NET_S_ANNOUNCE: the driver has not acknowledged the announcement yet.
     var announces = false
-    /// Whether the monitor lets the link be up (set_link).
+    /// Whether `setLink` lets the link be up.
     var isLinkEnabled = true
-    /// Whether the monitor and the backend let the link be up.
+    /// Whether `setLink` and the backend let the link be up, as last reported to the driver.
     var isLinkUp = true
   }
 
@@ -109,7 +109,8 @@ public final class VirtioNet: VirtioDevice, NetworkFrontend {
   public func reset() {
     update { settings in
       settings = Settings(
-        filter: ReceiveFilter(address: parameters.address), isLinkEnabled: settings.isLinkEnabled)
+        filter: ReceiveFilter(address: parameters.address), isLinkEnabled: settings.isLinkEnabled,
+        isLinkUp: settings.isLinkEnabled && backend.isLinkUp)
       backend.setOffloads([])
       backend.setActivePairs(1)
     }
@@ -172,7 +173,6 @@ public final class VirtioNet: VirtioDevice, NetworkFrontend {
     settings.withLock { settings in
       let wasLinkUp = settings.isLinkUp
       var outcome = Outcome(answer: change(&settings))
-      settings.isLinkUp = settings.isLinkEnabled && backend.isLinkUp
       let mtu = settings.features.contains(.netMTU) ? parameters.mtu : nil
       let sends = NetworkOffloads(sentWith: settings.features)
       for (index, pair) in pairs.enumerated() {
@@ -189,20 +189,25 @@ public final class VirtioNet: VirtioDevice, NetworkFrontend {
     }
   }
 
-  /// Sets whether the link may be up: the monitor's `set_link`. While it is down, packets are dropped both ways.
+  /// Sets whether the link may be up (QEMU: set_link). While it is down, packets are dropped both ways.
   public func setLink(up: Bool) { updateLink { $0.isLinkEnabled = up } }
 
   public func linkChanged() { updateLink { _ in } }
 
   private func updateLink(_ change: (inout Settings) -> Void) {
-    guard update(change).linkChanged else { return }
+    // Only here: a change that another update took over would never be reported to the driver.
+    let outcome = update { settings in
+      change(&settings)
+      settings.isLinkUp = settings.isLinkEnabled && backend.isLinkUp
+    }
+    guard outcome.linkChanged else { return }
     owner.withLock { $0.transport }?.configurationChanged()
     // While the link is down, packets that waited for the backend are dropped.
     wakeQueues(0..<pairs.count)
   }
 
-  /// Requests that the driver announces its addresses to the network, after the network has changed (5.1.6.5.4): the
-  /// monitor's `announce_self`.
+  /// Requests that the driver announces its addresses to the network, after the network has changed (5.1.6.5.4;
+  /// QEMU: announce_self).
   /// - Returns: false if the driver did not negotiate that, or the link is down.
   public func announce() -> Bool {
     let accepted = update { settings in

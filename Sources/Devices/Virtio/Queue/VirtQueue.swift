@@ -80,7 +80,8 @@ public struct VirtQueue: Sendable {
     return true
   }
 
-  /// Returns the chains that `next` took last to the available ring. The following `next` reads the first of them again.
+  /// Returns the chains that `next` took last to the available ring. The following `next` reads the first of them
+  /// again.
   /// - Parameter count: the number of chains. None of them has been completed.
   public mutating func putBack(_ count: UInt16 = 1) { nextAvailable &-= count }
 

@@ -29,10 +29,11 @@ import Testing
     remapper.map(Self.shift + page + 0x1000, to: page, count: 4096)
     let frame = TestNetwork.frame(payload: 9000)
     #expect(try net.send(frame))
-    let bytes = [UInt8](repeating: 0, count: 12) + frame
-    let seen = bytes[12..<4096] + bytes[8192..<9026].prefix(4096)
-    #expect(net.backend.sent[0].frame.prefix(4084) == seen.prefix(4084))
-    #expect(net.backend.sent[0].frame[4084...4085] == [bytes[8192], bytes[8193]])
+    // The device reads the packet's second page from the third page of memory, and its third page from the second.
+    let packet = [UInt8](repeating: 0, count: 12) + frame
+    let stored = packet + [UInt8](repeating: 0, count: 0x3000 - packet.count)
+    let seen = Array(stored[..<0x1000]) + Array(stored[0x2000...]) + Array(stored[0x1000..<0x2000])
+    #expect(net.backend.sent[0].frame == Array(seen[12..<packet.count]))
     try net.supply(8, size: 1536)
     net.backend.deliver(frame)
     #expect(net.takeBuffers().flatMap { $0 }.dropFirst(12) == frame[...])

@@ -64,11 +64,13 @@ final class RecordingNetwork: NetworkBackend {
   func wakeReceiver(pair: Int = 0) { state.withLock { $0.frontend.frontend }?.packetsAvailable(pair: pair) }
 
   func setLink(up: Bool) {
-    state.withLock { state in
-      state.isLinkUp = up
-      return state.frontend.frontend
-    }?.linkChanged()
+    changeLink(up: up)
+    reportLink()
   }
+
+  /// Changes the link without a report.
+  func changeLink(up: Bool) { state.withLock { $0.isLinkUp = up } }
+  func reportLink() { state.withLock { $0.frontend.frontend }?.linkChanged() }
 
   /// Queues a packet without a wake-up.
   func queue(_ frame: [UInt8], _ header: NetworkHeader = NetworkHeader(), pair: Int = 0) {
