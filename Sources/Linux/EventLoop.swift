@@ -128,7 +128,8 @@ public final class EventLoop: Sendable {
   /// Whether the caller is the loop's thread.
   public var isCurrent: Bool { core.isCurrent }
 
-  /// Runs work on the loop's thread and waits for its end. On that thread, or after `stop`, the work runs at once.
+  /// Runs work on the loop's thread and waits for its end. On that thread the work runs at once; after the start of
+  /// `stop` it runs on the caller's thread, even if a handler still runs.
   public func perform(_ work: @escaping @Sendable () -> Void) {
     if isCurrent { return work() }
     let done = Semaphore()

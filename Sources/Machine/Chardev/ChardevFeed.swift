@@ -1,7 +1,7 @@
 import Linux
 
 /// Input that a character device has read and its frontends have not taken yet, and the frontend with the focus. Only
-/// the device's reader uses it.
+/// `ChardevInput` uses it.
 struct ChardevFeed {
   /// The size of one read, in bytes.
   static let piece = 4096
@@ -20,7 +20,6 @@ struct ChardevFeed {
     pending = frontends.map { _ in [] }
   }
 
-  var hasPending: Bool { pending.contains { !$0.isEmpty } }
   var wantsMore: Bool { pending[focus].count < Self.piece && passed == nil }
 
   func connected() {

@@ -61,7 +61,8 @@ final class ChardevInput: Sendable {
   /// Connects the first peer, and delivers input that a frontend did not take before.
   private let job: EventLoop.Job
   private let acceptTimer: EventLoop.Timer
-  /// Only the loop's thread uses it after `start`, so the frontends may be called while it is held.
+  /// Only the loop's thread uses it after `start`, so the frontends may be called while it is held. A frontend must not
+  /// stop its device.
   private let state: Mutex<State>
 
   /// - Parameters:
@@ -212,7 +213,8 @@ final class ChardevInput: Sendable {
         state.feed.connected()
         proceed(&state)
       } catch {
-        // The client is gone; or the host has no free descriptor, and the next wait would report the client again.
+        // The client is gone; or the host has too few free descriptors: then the client has been closed here, or the
+        // next wait would report it again.
         acceptTimer.start(at: Clock.monotonic() + Self.acceptPause) { [weak self] in self?.run() }
       }
     }

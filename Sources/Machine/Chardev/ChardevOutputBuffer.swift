@@ -193,10 +193,8 @@ final class ChardevOutputBuffer: Sendable {
     var former: Outlet?
     change { state in
       former = state.outlet
-      if former?.target !== target {
-        state.bytes = []
-        state.gone = state.accepted
-      }
+      state.bytes = []
+      state.gone = state.accepted
       state.outlet = outlet
     }
     withExtendedLifetime(former) {}

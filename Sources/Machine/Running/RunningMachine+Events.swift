@@ -37,10 +37,10 @@ extension RunningMachine {
     serial?.connect(board.serial)
     if !configuration.startsPaused {
       controller.set(.running)
-      try host(processors.start)
+      try mapError(try processors.start(), StartError.system)
     }
     // Start the chardevs last, so that no client's request arrives before the machine has started.
-    try host(chardevs.start)
+    try mapError(try chardevs.start(), StartError.system)
   }
 
   /// Handles an event.
@@ -84,23 +84,15 @@ extension RunningMachine {
     hotplug.guestWasReset()
     do throws(StartError) {
       // A booted kernel starts with cleared RAM. For a qtest client RAM keeps its content, as in QEMU.
-      if image != nil { try host { () throws(SystemError) in try board.memory.clear() } }
+      if image != nil { try mapError(try board.memory.clear(), StartError.system) }
       try load()
-      if controller.status == .running { try host(processors.start) }
+      if controller.status == .running { try mapError(try processors.start(), StartError.system) }
     } catch {
       return end(.failed(error, isReset: true), .guestCrash)
     }
     // As in QEMU: the reset clears the error, and the machine waits for `cont`.
     if controller.status == .internalError { controller.set(.prelaunch) }
     return nil
-  }
-
-  private func host(_ call: () throws(SystemError) -> Void) throws(StartError) {
-    do {
-      try call()
-    } catch {
-      throw .system(error)
-    }
   }
 
   /// Carries out a request and answers it.
@@ -152,7 +144,7 @@ extension RunningMachine {
       }
       controller.set(.running)
       controller.notify(.resumed)
-      try host(processors.start)
+      try mapError(try processors.start(), StartError.system)
       return nil
     } catch {
       return error

@@ -9,12 +9,21 @@ import Testing
 /// Several character devices on one loop, as in a machine.
 @Suite(.timeLimit(.minutes(2))) struct ChardevLoopTests {
   private let loop: EventLoop
-  private let folder = "/tmp/nestling-chardev-\(getpid())-\(UInt32.random(in: 0 ... .max))"
+  private let folder = Folder()
 
   init() throws {
     signal(SIGPIPE, SIG_IGN)
     loop = try EventLoop(name: "chardev test")
-    mkdir(folder, 0o700)
+  }
+
+  /// A folder for sockets and a FIFO. The sockets' owners remove them.
+  private final class Folder {
+    let path = "/tmp/nestling-chardev-\(getpid())-\(UInt32.random(in: 0 ... .max))"
+    init() { mkdir(path, 0o700) }
+    deinit {
+      unlink(path + "/fifo")
+      rmdir(path)
+    }
   }
 
   /// Takes at most `room` bytes, and notes on which loop it is called.
@@ -53,7 +62,7 @@ import Testing
 
   private func server(_ name: String, _ frontend: Frontend) throws -> Chardev {
     var options = SocketChardevOptions()
-    options.path = folder + "/" + name
+    options.path = folder.path + "/" + name
     options.server = true
     options.wait = false
     let device = try Chardev(options, on: loop)
@@ -62,7 +71,9 @@ import Testing
     return device
   }
 
-  private func client(_ name: String) throws -> FileDescriptor { try FileDescriptor(connectingTo: folder + "/" + name) }
+  private func client(_ name: String) throws -> FileDescriptor {
+    try FileDescriptor(connectingTo: folder.path + "/" + name)
+  }
 
   @Test("a frontend that does not block is served by the shared loop")
   func sharedLoop() throws {
@@ -94,7 +105,7 @@ import Testing
 
   @Test("a full FIFO delays no other device, and takes the rest once it is read")
   func fullFIFO() throws {
-    let path = folder + "/fifo"
+    let path = folder.path + "/fifo"
     #expect(mkfifo(path, 0o600) == 0)
     let reader = try FileDescriptor(opening: path, O_RDONLY | O_NONBLOCK)
     var options = FileChardevOptions()
