@@ -173,13 +173,13 @@ import Testing
   @Test("a command between a change of the backend's link and its report does not hide the change")
   func linkChangeBesideACommand() throws {
     var net = try TestNetwork()
-    net.driver.enableMSIX(vectors: 3)
-    try net.driver.setCommon(0x10, .word, 2)
+    net.driver.enableMSIX(vectors: 4)
+    try net.driver.setCommon(0x10, .word, 3)
     net.backend.changeLink(up: false)
     #expect(try net.control([0, 0, 0]) == 0)
     net.backend.reportLink()
     #expect(try net.driver.read(4, 6, .word) == 0)
-    #expect(net.driver.messages.contains(0x42))
+    #expect(net.driver.messages.contains(0x43))
   }
 
   @Test("the link follows the monitor and the backend, and the driver is interrupted at a change")
