@@ -93,5 +93,5 @@ protocol MachineClock: AnyObject, Sendable {
   /// The time in nanoseconds, which never decreases.
   var now: UInt64 { get }
   /// Makes a timer that uses this clock.
-  func makeTimer() throws(SystemError) -> any OneShotTimer
+  func makeTimer() -> any OneShotTimer
 }

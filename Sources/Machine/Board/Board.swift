@@ -72,7 +72,7 @@ final class Board: PassthroughMachine, Sendable {
           options: placement.options.unitOptions, memory: memory, faultEvent: interrupts.makeUnremappedRoute(),
           invalidationEvent: interrupts.makeUnremappedRoute(), pageRequestEvent: interrupts.makeUnremappedRoute(),
           messages: interrupts, trace: trace(units.count > 1 ? placement.name : nil), parking: ThreadParking(),
-          deviceTimer: try? accelerator.clock.makeTimer())
+          deviceTimer: accelerator.clock.makeTimer())
         interrupts.remap(by: unit)
         _ = memoryBus.attach(unit, at: placement.registerBase, size: 0x1000)
         return PlacedUnit(placement, unit: unit) { [passthrough] in passthrough.existingBindings(of: $0) }

@@ -27,7 +27,7 @@ final class Hotplug: Sendable {
   private struct Waiting {
     /// For each waiting device, the step that plugs it in.
     var insertions: [MachineEvent.Continuation] = []
-    let timer: (any OneShotTimer)?
+    let timer: any OneShotTimer
   }
 
   /// The longest time that a device waits for a slot, in milliseconds. A limit is needed because a guest without
@@ -111,8 +111,8 @@ final class Hotplug: Sendable {
     guard let port, board.slots.awaitsRelease(below: port) else { return insertion.run() }
     waiting.withLock { waiting in
       if waiting[port] == nil {
-        let timer = try? board.clock.makeTimer()
-        timer?.start(afterMilliseconds: Self.slotTimeout) { [events = board.events] in
+        let timer = board.clock.makeTimer()
+        timer.start(afterMilliseconds: Self.slotTimeout) { [events = board.events] in
           events.post(.slotReleased(port))
         }
         waiting[port] = Waiting(timer: timer)
@@ -164,9 +164,8 @@ final class Hotplug: Sendable {
   /// milliseconds.
   func takeBack(_ identity: DeviceIdentity, patience milliseconds: UInt32) {
     guard let device = board.devices.all.first(where: { $0.identity == identity }) else { return }
-    guard device.place?.port != nil, milliseconds > 0, let timer = try? board.clock.makeTimer() else {
-      return board.pull(device)
-    }
+    guard device.place?.port != nil, milliseconds > 0 else { return board.pull(device) }
+    let timer = board.clock.makeTimer()
     do throws(RequestError) {
       try requestRemoval(of: device)
     } catch {

@@ -127,7 +127,11 @@ private final class RecordingAccelerator: Accelerator {
 
 private final class StoppedClock: MachineClock {
   var now: UInt64 { 0 }
-  func makeTimer() throws(SystemError) -> any OneShotTimer { throw SystemError("timer", "stopped", code: 1) }
+  func makeTimer() -> any OneShotTimer { StoppedTimer() }
+}
+
+private final class StoppedTimer: OneShotTimer {
+  func start(afterMilliseconds milliseconds: UInt32, _ handler: @escaping @Sendable () -> Void) {}
 }
 
 private final class NoDoorbells: Doorbells {

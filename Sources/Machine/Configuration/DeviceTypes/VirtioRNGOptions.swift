@@ -53,8 +53,7 @@ extension VirtioRNGOptions: BoardDevice {
     }
     var limit: EntropyLimit?
     if bytesPerPeriod != Self.unlimited {
-      let timer = try mapError(try board.clock.makeTimer(), StartError.system)
-      limit = EntropyLimit(bytes: bytesPerPeriod, period: period, timer: timer)
+      limit = EntropyLimit(bytes: bytesPerPeriod, period: period, timer: board.clock.makeTimer())
     }
     let model = VirtioPCI(
       device: VirtioEntropy(source: source, limit: limit), options: transport,
