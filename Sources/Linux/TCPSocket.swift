@@ -37,21 +37,34 @@ extension FileDescriptor {
     connectingTo host: String, port: UInt16, patience: Patience = Patience(until: nil)
   ) throws(SystemError) {
     let name = "\(host):\(port)"
+    let file = try FileDescriptor(beginningToConnectTo: host, port: port)
+    try patience.wait(untilWritable: file.rawValue, "connect", name)
+    try file.checkConnection(to: name)
+    _ = fcntl(file.rawValue, F_SETFL, 0)
+    self = file
+  }
+
+  /// Begins to connect to a port of an IPv4 address, without waiting. The non-blocking socket becomes writable when the
+  /// attempt ends; `checkConnection` then reports its result.
+  public init(beginningToConnectTo host: String, port: UInt16) throws(SystemError) {
+    let name = "\(host):\(port)"
     var address = try InternetAddress.make(host, port)
     let file = try InternetAddress.socket(name)
     _ = fcntl(file.rawValue, F_SETFL, O_NONBLOCK)
     if unsafe InternetAddress.with(&address, { unsafe connect(file.rawValue, $0, $1) }) < 0 {
       // An interrupted connect continues in the background (connect(2)).
       guard errno == EINPROGRESS || errno == EINTR else { throw SystemError("connect", name, code: errno) }
-      try patience.wait(untilWritable: file.rawValue, "connect", name)
-      var code: Int32 = 0
-      var size = socklen_t(MemoryLayout<Int32>.size)
-      // SAFETY: SO_ERROR returns an int.
-      unsafe getsockopt(file.rawValue, SOL_SOCKET, SO_ERROR, &code, &size)
-      if code != 0 { throw SystemError("connect", name, code: code) }
     }
-    _ = fcntl(file.rawValue, F_SETFL, 0)
     self = file
+  }
+
+  /// Throws the error of a connection attempt that has ended.
+  public func checkConnection(to name: String) throws(SystemError) {
+    var code: Int32 = 0
+    var size = socklen_t(MemoryLayout<Int32>.size)
+    // SAFETY: SO_ERROR returns an int.
+    unsafe getsockopt(rawValue, SOL_SOCKET, SO_ERROR, &code, &size)
+    if code != 0 { throw SystemError("connect", name, code: code) }
   }
 }
 

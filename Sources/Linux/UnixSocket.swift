@@ -104,4 +104,18 @@ extension FileDescriptor {
     _ = fcntl(file.rawValue, F_SETFL, 0)
     self = file
   }
+
+  /// Connects to a socket in the file system, without waiting: EAGAIN is thrown if the server's queue of clients is
+  /// full. The socket is non-blocking.
+  public init(beginningToConnectTo path: String) throws(SystemError) {
+    let kind = Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue) | Int32(SOCK_NONBLOCK.rawValue)
+    let answer = socket(AF_UNIX, kind, 0)
+    if answer < 0 { throw SystemError("socket", path, code: errno) }
+    let file = FileDescriptor(owning: answer)
+    var address = try UnixListener.address(path)
+    while unsafe UnixListener.withSocketAddress(&address, { unsafe connect(file.rawValue, $0, $1) }) < 0 {
+      if errno != EINTR { throw SystemError("connect", path, code: errno) }
+    }
+    self = file
+  }
 }
