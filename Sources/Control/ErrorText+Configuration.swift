@@ -21,6 +21,9 @@ extension ErrorText {
     case .blockNode(_, let problem): text(for: problem)
     case .object(_, .missingID): "id is missing: every object needs one"
     case .object(_, .duplicateID(let id)): duplicate(id.text)
+    // The next two texts are QEMU's.
+    case .netdev(_, .missingID): "Parameter 'id' is missing"
+    case .netdev(_, .duplicateID(let id)): "Duplicate ID '\(id)' for netdev"
     case .device(_, let problem): text(for: problem)
     }
   }
@@ -62,6 +65,10 @@ extension ErrorText {
     case .wrongObject(let use, let typeName):
       "\(use.property): \(quoted(use.id.text)) is of type \(typeName), but must be of type "
         + use.typeNames.joined(separator: " or ")
+    case .unknownNetdev(let use, let known):
+      "\(use.property): no netdev \(quoted(use.id.text))"
+        + (known.isEmpty ? ": no -netdev is given" : nearest(use.id.text, known))
+    case .netdevInUse(let use, let user): "\(use.property): \(quoted(use.id.text)) is in use by \(text(for: user))"
     case .tooManyUnits(let highest): "there can be at most \(highest) intel-iommu devices"
     case .otherUnitIncludesAll(let id):
       "\(unit(id)) already covers all devices: add devices= to one of the two"

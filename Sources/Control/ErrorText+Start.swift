@@ -23,6 +23,7 @@ extension ErrorText {
     case .addressSpace(let size, let width):
       "-m: \(size >> 20) MiB of RAM do not fit in the \(width) address bits that guests have on this host"
     case .file(let option, let error): "\(option): \(text(for: error))"
+    case .netdev(let typeName, let id, let error): "-netdev \(typeName),id=\(id?.text ?? ""): \(text(for: error))"
     // `Failed to get … lock` is QEMU's text.
     case .imageInUse(let path, .notGranted(let permission)): imageInUse(path, "\"\(permission.name)\"")
     case .imageInUse(let path, .notShared(let permission)): imageInUse(path, "shared \"\(permission.name)\"")
@@ -32,6 +33,8 @@ extension ErrorText {
     case .chardev(let problem): text(for: problem)
     case .tables(let error): text(for: error)
     case .disk(let problem): "-device virtio-blk-pci: \(problem.rawValue) is out of range"
+    case .network(let problem): "-device virtio-net-pci: \(problem.rawValue) is out of range"
+    case .netdevGone(let use): "\(use.property): the netdev \(quoted(use.id.text)) is gone"
     case .addressInUse(let address): "\(address) has a function already"
     case .ended: "the machine ends"
     case .passthrough(let error): "-device vfio-pci: \(error.device): \(text(for: error))"
@@ -78,6 +81,12 @@ extension ErrorText {
 
   private static func imageInUse(_ path: String, _ lock: String) -> String {
     "-drive: \(path): Failed to get \(lock) lock: is the image in use, by another process or option?"
+  }
+
+  static func text(for error: NetdevOpenError) -> String {
+    switch error {
+    case .system(let error): text(for: error)
+    }
   }
 
   /// Returns QEMU's text if QEMU has the option.

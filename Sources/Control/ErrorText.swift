@@ -59,6 +59,7 @@ enum ErrorText {
     switch problem {
     case .emptyName: "a name is missing before '='"
     case .missing(let kind): "the \(kind.rawValue) is missing"
+    case .unknown(.netdev, _, let known): "unknown \(OptionProblem.WordKind.netdev.rawValue)" + list("supported", known)
     case .unknown(let kind, let name, let known):
       "unknown \(kind.rawValue)" + (known.count == 1 ? list("the only choice", known) : nearest(name, known))
     case .property(let error, let owner): text(for: error, owner: owner)
@@ -153,6 +154,7 @@ extension ErrorText {
     case .notOneOf(let words): "must be \(alternatives(words)), not \(quoted(value))"
     case .notPCIAddress:
       "must be a device number from 01 to 1e, hexadecimal, with an optional function from .0 to .7, not \(quoted(value))"
+    case .notMACAddress: "must be six bytes, such as 52:54:00:12:34:56, not \(quoted(value))"
     case .notIdentifier: "must be a letter, then letters, digits, '-', '.' or '_', not \(quoted(value))"
     case .tooLong(let bytes): "must be at most \(bytes) bytes long"
     case .empty: "must not be empty"

@@ -128,8 +128,8 @@ public final class FrameStream: Sendable {
   /// Takes the next frame.
   /// - Parameters:
   ///   - target: gets the frame from `offset` on. It must have room for the longest frame.
-  /// - Returns: the number of bytes; nil if no whole frame has arrived yet. At the stream's end ECONNRESET is thrown, for
-  ///   a frame that is too long EMSGSIZE.
+  /// - Returns: the number of bytes; nil if no whole frame has arrived yet. At the stream's end ECONNRESET is thrown,
+  ///   for a frame that is too long EMSGSIZE.
   public func receive(into target: inout MutableRawSpan, at offset: Int) throws(SystemError) -> Int? {
     try input.withLock { input throws(SystemError) -> Int? in
       while true {

@@ -21,6 +21,8 @@ public enum StartError: Error, Hashable, Sendable {
   case addressSpace(memorySize: UInt64, physicalAddressWidth: Int)
   /// An operation on a file that an option names failed.
   case file(option: String, SystemError)
+  /// A `-netdev` cannot be opened.
+  case netdev(typeName: String, id: Identifier?, NetdevOpenError)
   /// Another process or another option holds a lock on the image that excludes this use.
   case imageInUse(path: String, ImageLockError)
   case boot(BootError)
@@ -30,6 +32,10 @@ public enum StartError: Error, Hashable, Sendable {
   case tables(ACPIError)
   /// A disk's parameters are invalid.
   case disk(VirtioBlockParameters.Problem)
+  /// A network device's parameters are invalid.
+  case network(VirtioNetParameters.Problem)
+  /// The netdev of a network device was removed while the device was being added.
+  case netdevGone(NetdevUse)
   /// Another function already has the function's address on its bus.
   case addressInUse(RequesterID)
   /// The machine ended before the device was on its bus.

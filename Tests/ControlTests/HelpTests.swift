@@ -40,6 +40,9 @@ import Testing
         Controller/Bridge/Hub devices:
         name "pcie-root-port", bus PCI, desc "PCI Express Root Port"
 
+        Network devices:
+        name "virtio-net-pci", bus PCI, alias "virtio-net", desc "Network device over a netdev (-netdev)"
+
         Storage devices:
         name "virtio-blk-pci", bus PCI, alias "virtio-blk", desc "Disk over a block node (-drive, -blockdev)"
 

@@ -59,6 +59,7 @@ struct CommandLineDraft {
   var qtestLogSource = Source(option: "-qtest-log", argument: "")
   var blockNodeSources: [Source] = []
   var objectSources: [Source] = []
+  var netdevSources: [Source] = []
   var deviceSources: [Source] = []
 
   /// Returns the whole configuration, checked.
@@ -181,6 +182,7 @@ struct CommandLineDraft {
     case .qtest: qtestSource
     case .blockNode(let index, _): blockNodeSources[index]
     case .object(let index, _): objectSources[index]
+    case .netdev(let index, _): netdevSources[index]
     case .device(let index, _): deviceSources[index]
     }
   }

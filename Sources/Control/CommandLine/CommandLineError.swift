@@ -43,6 +43,7 @@ enum OptionProblem: Error, Hashable {
   /// The raw values are the words of the error's text.
   enum WordKind: String {
     case device, object, display, network
+    case netdev = "netdev type"
     case processorModel = "CPU model"
     case chardev = "character device"
     case chardevBackend = "character backend"

@@ -107,6 +107,10 @@ enum CommandOptions {
     CommandOption(
       "object", argument: "TYPE,id=ID[,PROP=VALUE...]", help: "add an object (-object help lists the types,",
       "-object TYPE,help the properties of one)", action: ObjectOption.read),
+    CommandOption(
+      "netdev", argument: "TYPE,id=ID[,PROP=VALUE...]",
+      help: "the host's end of a network device (-netdev help lists the types,",
+      "-netdev TYPE,help the properties of one)", action: NetdevOption.read),
     CommandOption("nodefaults", help: "do not add the default serial port and monitor") {
       $0.hasDefaultDevices = false
     },

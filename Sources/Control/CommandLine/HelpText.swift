@@ -61,6 +61,10 @@ enum HelpText {
     "Available chardev backend types:\n" + ChardevTypes.all.map { "  \($0.typeName)\n" }.sorted().joined()
   }
 
+  static var netdevTypes: String {
+    "Available netdev backend types:\n" + NetdevTypes.all.map { "\($0.typeName)\n" }.joined()
+  }
+
   /// Returns the answer to `-device TYPE,help`, in QEMU's layout.
   static func properties(of type: any TypedOptions.Type, title: String) -> String {
     var text = "\(title) options:\n"

@@ -62,6 +62,25 @@ enum HumanCommands {
     HumanCommand("object_del", parameters: "id", help: "destroy QOM object") { (words, target) in
       named(words, "object_del") { (name) throws(MonitorError) in try ObjectArguments.remove(name, from: target) }
     },
+    HumanCommand(
+      "netdev_add",
+      parameters: "[" + NetdevTypes.all.map { $0.typeName }.joined(separator: "|") + "],id=str[,prop=value][,...]",
+      help: "add host network device"
+    ) { (words, target) in
+      named(words, "netdev_add") { (text) throws(MonitorError) in
+        try target.perform(.addNetdev(try NetdevArguments.read(option: text)))
+      }
+    },
+    HumanCommand("netdev_del", parameters: "id", help: "remove host network device") { (words, target) in
+      named(words, "netdev_del") { (name) throws(MonitorError) in try target.perform(.removeNetdev(name)) }
+    },
+    HumanCommand("set_link", parameters: "name on|off", help: "change the link status of a network adapter") {
+      (words, target) in
+      guard words.count > 1, words[1] == "on" || words[1] == "off" else {
+        return Answer(text: "Expected 'on' or 'off'\nTry \"help set_link\" for more information\n")
+      }
+      return answer { () throws(MonitorError) in try target.perform(.setLink(words[0], up: words[1] == "on")) }
+    },
     HumanCommand("block_resize", parameters: "device size", help: "resize a block image") { (words, target) in
       // A size without a unit is in MiB.
       guard words.count > 1, let last = words[1].utf8.last,

@@ -45,6 +45,9 @@ extension HumanCommands {
     Subject(name: "name", help: "show the current VM name") { (_, target) in
       target.configuration.name.map { $0 + "\n" } ?? ""
     },
+    Subject(name: "network", help: "show the network state") { (_, target) in
+      NetworkText.text(target.networkCards, free: target.freeNetdevs)
+    },
     Subject(name: "pci", help: "show PCI info") { (_, target) in target.functions.map(text).joined() },
     Subject(name: "qom-tree", parameters: "[path]", help: "show QOM composition tree") { (words, target) in
       ObjectTree(target).text(from: words.first ?? "/machine")

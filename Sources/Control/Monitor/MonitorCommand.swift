@@ -97,8 +97,8 @@ struct MonitorCommand: Sendable {
 /// All commands, sorted by name. Each file of commands contributes a list.
 enum MonitorCommands {
   static let all: [MonitorCommand] =
-    (statusCommands + boardCommands + deviceCommands + objectCommands + blockCommands + typeCommands + treeCommands
-    + descriptorCommands + chardevCommands + introspectionCommands)
+    (statusCommands + boardCommands + deviceCommands + objectCommands + blockCommands + netdevCommands + typeCommands
+    + treeCommands + descriptorCommands + chardevCommands + introspectionCommands)
     .sorted { $0.name < $1.name }
 
   private static let byName: [String: MonitorCommand] = Dictionary(uniqueKeysWithValues: all.map { ($0.name, $0) })

@@ -37,6 +37,7 @@ extension MonitorError {
       case .refused(let typeName, let problem): Self(problem, typeName)
       case .failed(.file(_, let error)) where !error.operand.isEmpty:
         .generic("Could not open \(ErrorText.quoted(error.operand)): \(ErrorText.reason(of: error))")
+      case .failed(.netdev(_, _, let error)): .generic(ErrorText.text(for: error))
       case .failed(let error): .generic(ErrorText.text(for: error))
       case .node(.duplicateID(let id)): .generic("Duplicate nodes with node-name='\(id)'")
       case .node(.unknownUnderlying(let name, _)):
@@ -50,6 +51,8 @@ extension MonitorError {
         .generic("attempt to add duplicate property '\(id)' to object (type 'container')")
       case .backend(.noSuchObject(let id)): .generic("object '\(id)' not found")
       case .backend(.objectInUse(let id)): .generic("object '\(id)' is in use, can not be deleted")
+      case .backend(.duplicateNetdev(let id)): .generic("Duplicate ID '\(id)'")
+      case .backend(.noSuchNetdev(let name)): .deviceNotFound("Device \(ErrorText.quoted(name)) not found")
       case .readOnlyNode: .generic("Image is read-only")
       case .notResized(let error):
         // `resize` fails for block devices (block/file-posix.c, raw_co_truncate).
@@ -69,6 +72,8 @@ extension MonitorError {
       case .notNumber: return "Parameter '\(name)' expects integer"
       case .notSize: return "Parameter '\(name)' expects size"
       case .notIdentifier: return "Parameter '\(name)' expects an identifier"
+      case .notMACAddress:
+        return "Property '\(owner(typeName)).\(name)' doesn't take value \(ErrorText.quoted(text))"
       case .notPCIAddress: return "Property '\(typeName).\(name)' doesn't take value \(ErrorText.quoted(text))"
       case .notOneOf: return "Parameter '\(name)' does not accept value \(ErrorText.quoted(text))"
       case .outOfRange, .notPowerOfTwo, .tooLong, .empty, .refused: break
@@ -91,6 +96,10 @@ extension MonitorError {
         .generic(
           "Invalid parameter type for '\(use.property)', expected: "
             + (use.typeNames.count == 1 ? use.typeNames[0] : use.property + "-backend"))
+      case .unknownNetdev(let use, _):
+        .generic("Property '\(Self.owner(typeName)).\(use.property)' can't find value \(ErrorText.quoted(use.id.text))")
+      case .netdevInUse(let use, _):
+        .generic("Property '\(Self.owner(typeName)).\(use.property)' can't take value '\(use.id)', it's in use")
       case .addressTaken(let address, let owner):
         .generic(
           "PCI: slot \(address.device) function \(address.function) not available for \(typeName), in use by "

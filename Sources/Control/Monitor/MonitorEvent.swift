@@ -1,7 +1,8 @@
 import JSON
 import Machine
 
-/// The events of QMP (qapi/run-state.json, qapi/qdev.json, qapi/acpi.json), and Nestling's X_EVENTS_DROPPED.
+/// The events of QMP (qapi/run-state.json, qapi/qdev.json, qapi/net.json, qapi/acpi.json), and Nestling's
+/// X_EVENTS_DROPPED.
 enum MonitorEventName: String, CaseIterable {
   /// The guest has reported the result of a plug or an unplug (_OST, section 6.3.5 of ACPI 6.5).
   case deviceStatus = "ACPI_DEVICE_OST"
@@ -9,6 +10,8 @@ enum MonitorEventName: String, CaseIterable {
   case unplugRefused = "DEVICE_UNPLUG_GUEST_ERROR"
   /// Events are missing at this place in the output: they were dropped because the client read too slowly.
   case eventsDropped = "X_EVENTS_DROPPED"
+  case streamConnected = "NETDEV_STREAM_CONNECTED"
+  case streamDisconnected = "NETDEV_STREAM_DISCONNECTED"
   case powerDown = "POWERDOWN"
   case reset = "RESET"
   case resume = "RESUME"
@@ -22,6 +25,8 @@ enum MonitorEventName: String, CaseIterable {
     case .deviceDeleted, .unplugRefused:
       ["*device": .string, "path": .string]
     case .eventsDropped: ["count": .integer]
+    case .streamConnected: ["netdev-id": .string, "addr": SocketAddress.schema]
+    case .streamDisconnected: ["netdev-id": .string]
     case .powerDown, .resume, .stop: [:]
     case .reset, .shutdown: ["guest": .boolean, "reason": MachineCause.reasons]
     }
@@ -63,6 +68,9 @@ extension MachineNotice {
     case .powerDown: name = .powerDown
     case .paused: name = .stop
     case .resumed: name = .resume
+    case .streamConnected(let id, let address):
+      (name, data) = (.streamConnected, ["netdev-id": .string(id.text), "addr": address.json])
+    case .streamDisconnected(let id): (name, data) = (.streamDisconnected, ["netdev-id": .string(id.text)])
     case .deviceDeleted(let id, let path): (name, data) = (.deviceDeleted, Self.device(id, path))
     case .unplugRefused(let id, let path): (name, data) = (.unplugRefused, Self.device(id, path))
     case .deviceStatus(let id, let slot, let source, let status):

@@ -9,6 +9,9 @@ package protocol MonitorTarget: AnyObject, Sendable {
   var devices: [Device] { get }
   var objects: [any ObjectOptions] { get }
   var blockNodes: [MachineInspection.BlockState] { get }
+  /// The netdevs that no device uses.
+  var freeNetdevs: [MachineInspection.NetdevState] { get }
+  var networkCards: [MachineInspection.NetworkCard] { get }
   var addressSpaces: [MachineInspection.AddressSpace] { get }
   /// The open files that the monitor's client has passed.
   var descriptors: MonitorDescriptors { get }

@@ -38,6 +38,8 @@ final class Monitors: MonitorTarget {
   var devices: [Device] { inspection.devices }
   var objects: [any ObjectOptions] { inspection.objects }
   var blockNodes: [MachineInspection.BlockState] { inspection.blockNodes }
+  var freeNetdevs: [MachineInspection.NetdevState] { inspection.freeNetdevs }
+  var networkCards: [MachineInspection.NetworkCard] { inspection.networkCards }
   var addressSpaces: [MachineInspection.AddressSpace] { inspection.addressSpaces }
   var processorThreads: [Int] { inspection.processorThreads }
   var exitSummaries: [ExitSummary] { inspection.exitSummaries }

@@ -107,6 +107,50 @@ extension Board {
   }
 }
 
+extension Board {
+  /// Opens and adds a netdev. Called on the requester's thread.
+  func add(_ netdev: any NetdevOptions) throws(RequestError) {
+    guard let id = netdev.id else { return }
+    do throws(NetdevError) {
+      try networks.open(netdev, id: id, memory: memory)
+    } catch {
+      switch error {
+      case .duplicate: throw .backend(.duplicateNetdev(id))
+      case .ended: throw .ended
+      case .host(let error): throw .failed(.netdev(typeName: type(of: netdev).typeName, id: id, error))
+      }
+    }
+    do {
+      try devices.addNetdev(id)
+    } catch {
+      networks.close(id.text)
+      throw .backend(error)
+    }
+  }
+
+  /// Opens a netdev of the configuration, which the admission knows already.
+  func openNetdev(_ netdev: any NetdevOptions) throws(StartError) {
+    guard let id = netdev.id else { return }
+    do throws(NetdevError) {
+      try networks.open(netdev, id: id, memory: memory)
+    } catch {
+      guard case .host(let error) = error else { return }
+      throw .netdev(typeName: type(of: netdev).typeName, id: id, error)
+    }
+  }
+
+  /// Removes and closes a netdev. Called on the requester's thread. A device that uses it stays, and its link goes
+  /// down.
+  func removeNetdev(_ name: String) throws(RequestError) {
+    try mapError(try devices.removeNetdev(name), RequestError.backend)
+    networks.close(name)
+  }
+
+  func setLink(_ name: String, up: Bool) throws(RequestError) {
+    if !networks.setLink(name, up: up) { throw .noSuchDevice(name) }
+  }
+}
+
 extension MachineRequest {
   /// Opens and closes the file that a new backend names, so that a wrong name is reported at once. Called on the
   /// requester's thread: the open may block for long, for example when a file server does not answer.
@@ -117,7 +161,7 @@ extension MachineRequest {
       guard case .file(let path) = object.entropySource else { return }
       _ = try mapError(try FileDescriptor(openingSource: path)) { StartError.file(option: "-object", $0) }
     case .addNode, .addObject, .pause, .resume, .addDevice, .removeDevice, .removeNode, .removeObject, .resizeNode,
-      .setRebootAction:
+      .addNetdev, .removeNetdev, .setLink, .setRebootAction:
       break
     }
   }

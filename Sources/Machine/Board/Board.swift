@@ -29,6 +29,7 @@ final class Board: PassthroughMachine, Sendable {
   let trace: MachineTrace
   let devices: DeviceTree
   let disks = OpenDisks()
+  let networks: Networks
   let buses = LiveBuses()
   let slots: HotplugSlots
   /// The windows of each port, by its address, as `placeResources` last set them. Empty before its first call.
@@ -53,12 +54,14 @@ final class Board: PassthroughMachine, Sendable {
     units: [UnitPlacement], trace: (String?) -> Trace? = { _ in nil }, machineTrace: MachineTrace = .off,
     serialOutput: (any ChardevOutput)?,
     events: EventQueue, devices: DeviceTree = DeviceTree(), passthrough: PassthroughObjects = PassthroughObjects(),
+    networks: Networks = Networks(),
     hotplug: HotplugWay = .acpi, hotplugPorts: [RequesterID] = [], workers: (any QueueWorkerSource)? = nil
   ) throws(UnitOptionError) {
     self.memory = memory
     self.devices = devices
     self.trace = machineTrace
     self.passthrough = passthrough
+    self.networks = networks
     clock = accelerator.clock
     deviceMemory = accelerator.deviceMemory
     hostDeviceFiles = accelerator.hostDeviceFiles
@@ -209,6 +212,7 @@ final class Board: PassthroughMachine, Sendable {
   func removeDevices() {
     // A device below a port was added after the port, so it is removed before the port.
     revoke(devices.releaseAll().reversed())
+    networks.closeAll()
     passthrough.removeAll()
   }
 

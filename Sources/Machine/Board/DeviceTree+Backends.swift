@@ -1,6 +1,7 @@
 import Synchronization
 
-/// The backends of devices: block nodes and objects, which can also be added and removed while the machine runs.
+/// The backends of devices: block nodes, objects and netdevs, which can also be added and removed while the machine
+/// runs.
 extension DeviceTree {
   /// The block nodes, in the order in which they were added.
   var blockNodes: [BlockNode] { state.withLock { $0.admission.blockNodes } }
@@ -21,5 +22,13 @@ extension DeviceTree {
 
   func removeObject(_ id: Identifier) throws(BackendProblem) {
     try state.withLock { (state) throws(BackendProblem) in try state.admission.removeObject(id) }
+  }
+
+  func addNetdev(_ id: Identifier) throws(BackendProblem) {
+    try state.withLock { (state) throws(BackendProblem) in try state.admission.addNetdev(id) }
+  }
+
+  func removeNetdev(_ name: String) throws(BackendProblem) {
+    try state.withLock { (state) throws(BackendProblem) in try state.admission.removeNetdev(name) }
   }
 }

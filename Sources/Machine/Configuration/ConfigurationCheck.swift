@@ -12,6 +12,7 @@ extension MachineConfiguration {
     if serials.count > 1 { throw .tooManySerialPorts(count: serials.count, highest: 1) }
     try checkChardevs()
     try checkObjects()
+    try checkNetdevs()
     _ = try unitPlacement(try devicePlacement())
     try checkBuses()
     if boot == nil, accelerator != .qtest { throw .nothingToBoot }
@@ -68,6 +69,14 @@ extension MachineConfiguration {
     for (index, object) in objects.enumerated() {
       guard let id = object.id else { throw .object(index: index, .missingID) }
       guard seen.insert(id).inserted else { throw .object(index: index, .duplicateID(id)) }
+    }
+  }
+
+  private func checkNetdevs() throws(ConfigurationError) {
+    var seen = Set<Identifier>()
+    for (index, netdev) in netdevs.enumerated() {
+      guard let id = netdev.id else { throw .netdev(index: index, .missingID) }
+      guard seen.insert(id).inserted else { throw .netdev(index: index, .duplicateID(id)) }
     }
   }
 

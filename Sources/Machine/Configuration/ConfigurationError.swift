@@ -22,6 +22,8 @@ public enum ConfigurationError: Error, Hashable, Sendable {
   case blockNode(index: Int, BlockNodeProblem)
   /// - Parameter index: into `objects`.
   case object(index: Int, ObjectProblem)
+  /// - Parameter index: into `netdevs`.
+  case netdev(index: Int, NetdevProblem)
   /// - Parameter index: into `devices`.
   case device(index: Int, DeviceProblem)
 }
@@ -47,12 +49,20 @@ public enum ObjectProblem: Hashable, Sendable {
   case duplicateID(Identifier)
 }
 
+public enum NetdevProblem: Hashable, Sendable {
+  case missingID
+  case duplicateID(Identifier)
+}
+
 public enum DeviceProblem: Error, Hashable, Sendable {
   case duplicateID(Identifier)
   case unknownNode(NodeUse, known: [String])
   case nodeInUse(NodeUse, by: BlockNodeUser)
   case unknownObject(ObjectUse, known: [String])
   case wrongObject(ObjectUse, typeName: String)
+  case unknownNetdev(NetdevUse, known: [String])
+  /// Another device uses the netdev.
+  case netdevInUse(NetdevUse, by: AddressOwner)
   case tooManyUnits(highest: Int)
   /// Two remapping units have no `devices=`. The value is the other unit's id.
   case otherUnitIncludesAll(Identifier?)

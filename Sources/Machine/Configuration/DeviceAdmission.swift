@@ -1,7 +1,7 @@
 import Hardware
 
-/// Checks whether one more device fits into the machine: its id, its block nodes and objects, its place on PCI. A plain
-/// value that records the resources of the admitted devices; it opens nothing.
+/// Checks whether one more device fits into the machine: its id, its block nodes, objects and netdev, its place on
+/// PCI. A plain value that records the resources of the admitted devices; it opens nothing.
 public struct DeviceAdmission: Sendable {
   private(set) var blockNodes: [BlockNode]
   private(set) var objects: [any ObjectOptions]
@@ -10,6 +10,9 @@ public struct DeviceAdmission: Sendable {
   private var nodeUsers: [String: [BlockNodeUser]] = [:]
   /// The number of devices that use each object.
   private var objectUsers: [Identifier: Int] = [:]
+  private(set) var netdevs: [Identifier]
+  /// The place of the device that uses each netdev. A netdev has at most one user.
+  private var netdevUsers: [Identifier: PCIPlace] = [:]
   private var owners: [PCIPlace: AddressOwner] = [
     PCIPlace(MachineConfiguration.hostBridgeAddress): .hostBridge,
     PCIPlace(MachineConfiguration.isaBridgeAddress): .isaBridge,
@@ -22,18 +25,20 @@ public struct DeviceAdmission: Sendable {
   /// Device numbers on bus 0 that the command line gives in `addr=`. Devices without `addr=` do not get these.
   private let reserved: Set<UInt8>
 
-  /// Creates the admission of a machine without block nodes and objects.
+  /// Creates the admission of a machine without backends.
   public init() {
     blockNodes = []
     objects = []
+    netdevs = []
     reserved = []
   }
 
-  /// Creates the admission of a machine with a configuration's block nodes and objects. No device is admitted yet.
+  /// Creates the admission of a machine with a configuration's backends. No device is admitted yet.
   /// - Throws: a mistake in the block nodes.
   public init(_ configuration: MachineConfiguration) throws(ConfigurationError) {
     blockNodes = configuration.blockNodes
     objects = configuration.objects
+    netdevs = configuration.netdevs.compactMap(\.id)
     reserved = Set(
       configuration.devices.compactMap { device in
         guard let function = (device as? any PCIDeviceOptions)?.function else { return nil }
@@ -64,6 +69,7 @@ public struct DeviceAdmission: Sendable {
     if let id = device.id, identifiers.contains(id) { throw .duplicateID(id) }
     for use in device.nodes { try check(use) }
     for use in device.objects { try check(use) }
+    if let use = device.netdev { try check(use) }
     let owner = AddressOwner.device(typeName: type(of: device).typeName, id: device.id)
     let port = device as? PCIERootPortOptions
     if let port, slots.contains(ChassisSlot(port)) {
@@ -86,6 +92,7 @@ public struct DeviceAdmission: Sendable {
     let user = BlockNodeUser.device(typeName: type(of: device).typeName, id: device.id)
     for use in device.nodes { nodeUsers[use.id, default: []].append(user) }
     for use in device.objects { objectUsers[use.id, default: 0] += 1 }
+    if let use = device.netdev, let place { netdevUsers[use.id] = place }
     return place
   }
 
@@ -103,6 +110,8 @@ public struct DeviceAdmission: Sendable {
     let user = BlockNodeUser.device(typeName: type(of: device).typeName, id: device.id)
     for use in device.nodes { remove(user, of: use.id) }
     for use in device.objects { objectUsers[use.id, default: 1] -= 1 }
+    // The device's netdev may be gone, and another device may use a later one of the same id.
+    if let use = device.netdev, netdevUsers[use.id] == place { netdevUsers[use.id] = nil }
   }
 
   private mutating func remove(_ user: BlockNodeUser, of node: String) {
@@ -123,6 +132,11 @@ public struct DeviceAdmission: Sendable {
     }
     let typeName = type(of: object).typeName
     guard use.typeNames.contains(typeName) else { throw .wrongObject(use, typeName: typeName) }
+  }
+
+  private func check(_ use: NetdevUse) throws(DeviceProblem) {
+    guard netdevs.contains(use.id) else { throw .unknownNetdev(use, known: netdevs.map(\.text)) }
+    if let place = netdevUsers[use.id], let user = owners[place] { throw .netdevInUse(use, by: user) }
   }
 
   /// Returns the address that a device asks for, or the first free device number on its bus.
@@ -202,6 +216,17 @@ public struct DeviceAdmission: Sendable {
     if !objectType.comesAndGoes || isNeeded { throw .objectInUse(id) }
     objects.remove(at: index)
   }
+
+  mutating func addNetdev(_ id: Identifier) throws(BackendProblem) {
+    if netdevs.contains(id) { throw .duplicateNetdev(id) }
+    netdevs.append(id)
+  }
+
+  /// Removes a netdev, even if a device uses it. The device keeps its other resources.
+  mutating func removeNetdev(_ name: String) throws(BackendProblem) {
+    guard let index = netdevs.firstIndex(where: { $0.text == name }) else { throw .noSuchNetdev(name) }
+    netdevUsers[netdevs.remove(at: index)] = nil
+  }
 }
 
 /// The reason why a backend cannot be added or removed.
@@ -211,4 +236,6 @@ public enum BackendProblem: Error, Hashable, Sendable {
   case duplicateObject(Identifier)
   case noSuchObject(Identifier)
   case objectInUse(Identifier)
+  case duplicateNetdev(Identifier)
+  case noSuchNetdev(String)
 }

@@ -11,6 +11,7 @@ public enum DeviceBus: String, Sendable {
 /// The heading under which `-device help` lists a device type.
 public enum DeviceCategory: String, CaseIterable, Sendable {
   case bridge = "Controller/Bridge/Hub"
+  case network = "Network"
   case storage = "Storage"
   case misc = "Misc"
 }
@@ -24,11 +25,14 @@ public protocol DeviceOptions: QOMOptions {
   var nodes: [NodeUse] { get }
   /// The objects (`-object`) that the device uses, by property and id.
   var objects: [ObjectUse] { get }
+  /// The netdev (`-netdev`) that the device uses.
+  var netdev: NetdevUse? { get }
 }
 
 extension DeviceOptions {
   public var nodes: [NodeUse] { [] }
   public var objects: [ObjectUse] { [] }
+  public var netdev: NetdevUse? { nil }
 }
 
 /// A device's use of a block node.
@@ -53,6 +57,17 @@ public struct ObjectUse: Hashable, Sendable {
     self.property = property
     self.id = id
     self.typeNames = typeNames
+  }
+}
+
+/// A device's use of a `-netdev`.
+public struct NetdevUse: Hashable, Sendable {
+  public var property: String
+  public var id: Identifier
+
+  public init(property: String, id: Identifier) {
+    self.property = property
+    self.id = id
   }
 }
 

@@ -5,6 +5,7 @@ public enum DeviceTypes {
     PCIERootPortOptions.self,
     VirtioBlockOptions.self,
     VirtioRNGOptions.self,
+    VirtioNetOptions.self,
     VFIOPCIOptions.self,
     EduOptions.self,
     IOMMUTestDeviceOptions.self,

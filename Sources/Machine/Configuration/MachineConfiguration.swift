@@ -20,6 +20,8 @@ public struct MachineConfiguration: Sendable {
   public var blockNodes: [BlockNode] = []
   /// The objects, in the order given.
   public var objects: [any ObjectOptions] = []
+  /// The netdevs, in the order in which they are opened.
+  public var netdevs: [any NetdevOptions] = []
   /// The devices, in the order in which they are built.
   public var devices: [any DeviceOptions] = []
   public var rebootAction = RebootAction.reset

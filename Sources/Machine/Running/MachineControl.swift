@@ -1,8 +1,8 @@
 import Synchronization
 
 /// The requests to a running machine, from monitors, signals and the terminal. Any thread may make a request. The
-/// machine's thread carries out most requests soon afterwards. Resizing a node and pressing the power button happen on
-/// the caller's thread.
+/// machine's thread carries out most requests soon afterwards. Resizing a node, the requests about netdevs and links,
+/// and pressing the power button happen on the caller's thread.
 public protocol MachineControl: AnyObject, Sendable {
   var status: MachineStatus { get }
 
@@ -12,11 +12,12 @@ public protocol MachineControl: AnyObject, Sendable {
   func requestQuit(_ cause: MachineCause)
   /// Presses the power button, which asks the guest to shut down.
   func requestPowerDown()
-  /// Makes a request. A resize is carried out before `ask` returns; any other request goes to the machine's thread. The
-  /// call may block on a file that the request names.
+  /// Makes a request. A request for the caller's thread is carried out before `ask` returns; any other request goes to
+  /// the machine's thread. The call may block on a file that the request names.
   /// - Parameter answer: called once: with nil when the request has been carried out, otherwise with an error. Called
-  ///   on the caller's thread for a resize, and if the request is refused before it is queued; otherwise on the
-  ///   machine's thread, or on a thread that does host work for the request. Must not wait for the machine.
+  ///   on the caller's thread if that thread carries out the request, and if the request is refused before it is
+  ///   queued; otherwise on the machine's thread, or on a thread that does host work for the request. Must not wait for
+  ///   the machine.
   func ask(_ request: MachineRequest, _ answer: @escaping @Sendable (RequestError?) -> Void)
 
   /// - Parameter listener: called for each notice, on the thread that caused it. Must not wait for the machine.
@@ -50,6 +51,10 @@ public enum MachineNotice: Hashable, Sendable {
   case deviceDeleted(Identifier?, path: String)
   /// The guest has refused to give up a device. The values are the device's id, if it has one, and its path.
   case unplugRefused(Identifier?, path: String)
+  /// A `-netdev stream` has a connection now.
+  case streamConnected(Identifier, SocketAddress)
+  /// A `-netdev stream` has lost its connection.
+  case streamDisconnected(Identifier)
   /// The guest has reported by _OST how it handled a notification for a slot (ACPI 6.5, section 6.3.5). The id is nil
   /// if the slot is empty or its device has no id. `source` is the notification: 1 for a device check, 3 for an eject
   /// request. `status` is 0 for success.
@@ -85,14 +90,10 @@ final class MachineController: MachineControl {
   func requestQuit(_ cause: MachineCause) { quit(cause) }
 
   func ask(_ request: MachineRequest, _ answer: @escaping @Sendable (RequestError?) -> Void) {
-    if case .resizeNode(let id, let size) = request {
-      // Resize on the caller's thread: a resize blocks on the host and does not need the machine's thread.
-      do throws(RequestError) {
-        try board.resizeNode(id, to: size)
-      } catch {
-        return answer(error)
-      }
-      return answer(nil)
+    do throws(RequestError) {
+      if try carryOutHere(request) { return answer(nil) }
+    } catch {
+      return answer(error)
     }
     do throws(StartError) {
       try request.checkFile(memory: board.memory)
@@ -100,6 +101,21 @@ final class MachineController: MachineControl {
       return answer(.failed(error))
     }
     events.post(.request(PendingRequest(request, answer)))
+  }
+
+  /// Carries out a request that may block on the host and does not need the machine's thread.
+  /// - Returns: false if the request needs the machine's thread.
+  private func carryOutHere(_ request: MachineRequest) throws(RequestError) -> Bool {
+    switch request {
+    case .resizeNode(let id, let size): try board.resizeNode(id, to: size)
+    case .addNetdev(let options): try board.add(options)
+    case .removeNetdev(let name): try board.removeNetdev(name)
+    case .setLink(let name, let isUp): try board.setLink(name, up: isUp)
+    case .pause, .resume, .addDevice, .removeDevice, .addNode, .removeNode, .addObject, .removeObject,
+      .setRebootAction:
+      return false
+    }
+    return true
   }
 
   func requestPowerDown() {

@@ -47,6 +47,24 @@ public final class MachineInspection: Sendable {
     public let users: [String]
   }
 
+  /// The state of a netdev.
+  public struct NetdevState: Hashable, Sendable {
+    public let id: String
+    public let typeName: String
+    public let status: NetdevStatus
+    public let isLinkUp: Bool
+  }
+
+  /// The state of a network device.
+  public struct NetworkCard: Hashable, Sendable {
+    public let name: String
+    public let typeName: String
+    /// The MAC address, which the driver may have changed: 52:54:00:12:34:56.
+    public let address: String
+    public let isLinkUp: Bool
+    public let netdev: NetdevState?
+  }
+
   public let configuration: MachineConfiguration
   let board: Board
   private let allChardevs: Chardevs
@@ -102,6 +120,11 @@ public final class MachineInspection: Sendable {
   public var devices: [Device] { board.devices.all }
   /// The objects, in the order in which they were added.
   public var objects: [any ObjectOptions] { board.devices.objects }
+
+  /// The netdevs that no device uses.
+  public var freeNetdevs: [NetdevState] { board.networks.inspection.netdevs }
+  /// The network devices with their netdevs.
+  public var networkCards: [NetworkCard] { board.networks.inspection.cards }
 
   /// The block nodes, in the order in which they were added. This opens their files, which may block.
   public var blockNodes: [BlockState] {

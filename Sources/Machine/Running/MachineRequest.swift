@@ -20,6 +20,12 @@ public enum MachineRequest: Sendable {
   /// Changes the size of a block node's file, in bytes. The answer comes when the disks that use the node have
   /// announced the new size to their drivers.
   case resizeNode(String, to: UInt64)
+  /// Opens a netdev. It must have an id. The answer comes before a peer has connected.
+  case addNetdev(any NetdevOptions)
+  /// Closes a netdev, named by its id. A device that uses it loses its link.
+  case removeNetdev(String)
+  /// Sets whether the link of a network device or a netdev may be up.
+  case setLink(String, up: Bool)
   /// Sets the effect of the guest's resets from now on.
   case setRebootAction(MachineConfiguration.RebootAction)
 
@@ -28,7 +34,7 @@ public enum MachineRequest: Sendable {
     switch self {
     case .pause: true
     case .resume, .addDevice, .removeDevice, .addNode, .removeNode, .addObject, .removeObject, .resizeNode,
-      .setRebootAction:
+      .addNetdev, .removeNetdev, .setLink, .setRebootAction:
       false
     }
   }

@@ -106,7 +106,7 @@ public final class RunningMachine {
       serial = try Self.makeSerial(configuration, chardevs)
       board = try Self.makeBoard(
         configuration, units: units, layout: layout, memory: memory, accelerator: accelerator, serialOutput: serial,
-        events: events, patience: patience)
+        events: events, loop: loop, patience: patience)
       processors = try accelerator.makeProcessors(board: board)
       qtest = try Self.makeQTest(
         configuration, chardevs, board: board, clock: (accelerator as? QTestAccelerator)?.steppedClock,
@@ -119,6 +119,7 @@ public final class RunningMachine {
     remapping = board.inspection
     let controller = MachineController(events: events, board: board, requestQuit: requestQuit)
     self.controller = controller
+    board.networks.listen { [weak controller] in controller?.notify($0) }
     hotplug = Hotplug(
       board: board, configuration: configuration, guestHasStarted: { controller.status != .prelaunch },
       notify: { controller.notify($0) })
@@ -190,7 +191,8 @@ public final class RunningMachine {
 
   private static func makeBoard(
     _ configuration: MachineConfiguration, units: [UnitPlacement], layout: BoardLayout, memory: GuestMemory,
-    accelerator: any Accelerator, serialOutput: (any ChardevOutput)?, events: EventQueue, patience: Patience
+    accelerator: any Accelerator, serialOutput: (any ChardevOutput)?, events: EventQueue, loop: EventLoop,
+    patience: Patience
   ) throws(StartError) -> Board {
     let devices = DeviceTree(try mapError(try DeviceAdmission(configuration), StartError.configuration))
     let placement = try mapError(try configuration.devicePlacement(), StartError.configuration)
@@ -208,9 +210,10 @@ public final class RunningMachine {
       try Board(
         memory: memory, accelerator: accelerator, layout: layout, processorCount: configuration.processors.count,
         units: units, trace: trace, machineTrace: MachineTrace(tracing?.machineEvents ?? [], sink: writer),
-        serialOutput: serialOutput, events: events, devices: devices,
+        serialOutput: serialOutput, events: events, devices: devices, networks: Networks(on: loop),
         hotplug: configuration.hotplugWay, hotplugPorts: hotplugPorts), StartError.unit)
     do {
+      for options in configuration.netdevs { try board.openNetdev(options) }
       for options in configuration.devices { try board.add(options, with: configuration) }
     } catch {
       // Return the host devices that were already added.

@@ -1,5 +1,6 @@
 import Hardware
 import JSON
+import Linux
 import PCI
 import Synchronization
 
@@ -46,6 +47,13 @@ final class RecordingMachine: MonitorTarget, MachineControl {
     case .resizeNode(let id, let size):
       if id == "r" { return answer(.readOnlyNode(id)) }
       ask("resize \(id) to \(size)")
+    case .addNetdev(let options): ask("add \(options)")
+    case .removeNetdev(let name):
+      if name == "nix" { return answer(.backend(.noSuchNetdev(name))) }
+      ask("remove netdev \(name)")
+    case .setLink(let name, let isUp):
+      if name == "nix" { return answer(.noSuchDevice(name)) }
+      ask("link \(name) up: \(isUp)")
     case .setRebootAction(let action): ask("reboot is \(action)")
     }
     answer(nil)
@@ -112,6 +120,26 @@ final class RecordingMachine: MonitorTarget, MachineControl {
   func removeChardev(_ name: String) throws(Chardevs.Problem) {
     if name == "c0" { throw .inUse(name) }
     ask("remove chardev \(name)")
+  }
+  var freeNetdevs: [MachineInspection.NetdevState] {
+    [
+      .init(
+        id: "n0", typeName: "stream",
+        status: .failed(SystemError("connect", "/tmp/s", code: 2)),
+        isLinkUp: false),
+      .init(id: "n1", typeName: "stream", status: .listening, isLinkUp: false),
+    ]
+  }
+  var networkCards: [MachineInspection.NetworkCard] {
+    [
+      .init(
+        name: "d0", typeName: "virtio-net-pci", address: "52:54:00:12:34:56", isLinkUp: true,
+        netdev: .init(
+          id: "n2", typeName: "stream", status: .connected(.inet(host: "127.0.0.1", port: 1234)), isLinkUp: true)),
+      .init(
+        name: "virtio-net-pci.0", typeName: "virtio-net-pci", address: "52:54:00:12:34:57", isLinkUp: false,
+        netdev: nil),
+    ]
   }
   var addressSpaces: [MachineInspection.AddressSpace] {
     typealias Region = MachineInspection.AddressSpace.Region

@@ -69,7 +69,8 @@ private final class UnmovedMachine: MonitorTarget, MachineControl {
     switch request {
     case .pause: current.withLock { $0 = .paused }
     case .resume: current.withLock { $0 = .running }
-    case .addDevice, .removeDevice, .addNode, .removeNode, .addObject, .removeObject, .resizeNode, .setRebootAction:
+    case .addDevice, .removeDevice, .addNode, .removeNode, .addObject, .removeObject, .resizeNode, .addNetdev,
+      .removeNetdev, .setLink, .setRebootAction:
       break
     }
     answer(nil)
@@ -84,6 +85,8 @@ private final class UnmovedMachine: MonitorTarget, MachineControl {
   func files(removedBy request: MachineRequest) -> [PassedFile] { [] }
   func addChardev(_ options: any ChardevOptions, id: Identifier) throws(Chardevs.Problem) {}
   func removeChardev(_ name: String) throws(Chardevs.Problem) {}
+  var freeNetdevs: [MachineInspection.NetdevState] { [] }
+  var networkCards: [MachineInspection.NetworkCard] { [] }
   var addressSpaces: [MachineInspection.AddressSpace] { [] }
   var processorThreads: [Int] { [1] }
   var exitSummaries: [ExitSummary] { [] }

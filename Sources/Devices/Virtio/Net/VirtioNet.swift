@@ -50,7 +50,7 @@ public final class VirtioNet: VirtioDevice, NetworkFrontend {
   ) throws(VirtioNetParameters.Problem) {
     try parameters.validate()
     let capabilities = backend.capabilities
-    guard VirtioNetParameters.pairRange.contains(capabilities.pairs) else { throw .queuePairs(capabilities.pairs) }
+    guard VirtioNetParameters.pairCounts.contains(capabilities.pairs) else { throw .queuePairs }
     self.parameters = parameters
     self.backend = backend
     features = Self.offered(parameters, capabilities)
@@ -71,7 +71,7 @@ public final class VirtioNet: VirtioDevice, NetworkFrontend {
 
   public var queueSizes: [UInt16] {
     var sizes: [UInt16] = []
-    for _ in pairs { sizes += [UInt16(parameters.receiveQueueSize), UInt16(parameters.transmitQueueSize)] }
+    for _ in pairs { sizes += [parameters.receiveQueueSize, parameters.transmitQueueSize] }
     // The size of QEMU's control queue.
     return features.contains(.netControlQueue) ? sizes + [64] : sizes
   }
@@ -84,9 +84,9 @@ public final class VirtioNet: VirtioDevice, NetworkFrontend {
     // VIRTIO_NET_S_LINK_UP, VIRTIO_NET_S_ANNOUNCE
     bytes.store(UInt16((settings.isLinkUp ? 1 : 0) | (settings.announces ? 2 : 0)), at: 0x06)
     bytes.store(UInt16(pairs.count), at: 0x08)
-    bytes.store(UInt16(parameters.mtu ?? 0), at: 0x0a)
+    bytes.store(parameters.mtu ?? 0, at: 0x0a)
     bytes.store(parameters.speed ?? .max, at: 0x0c)
-    bytes[0x10] = parameters.duplex?.rawValue ?? 0xff
+    bytes[0x10] = parameters.duplex?.code ?? 0xff
     return bytes
   }
 
@@ -173,7 +173,7 @@ public final class VirtioNet: VirtioDevice, NetworkFrontend {
     settings.withLock { settings in
       let wasLinkUp = settings.isLinkUp
       var outcome = Outcome(answer: change(&settings))
-      let mtu = settings.features.contains(.netMTU) ? parameters.mtu : nil
+      let mtu = settings.features.contains(.netMTU) ? parameters.mtu.map(Int.init) : nil
       let sends = NetworkOffloads(sentWith: settings.features)
       for (index, pair) in pairs.enumerated() {
         let isActive = index < settings.activePairs

@@ -1,27 +1,23 @@
 /// The options of a `virtio-net-pci` device. Comments give QEMU's property names.
 public struct VirtioNetParameters: Hashable, Sendable {
-  /// An invalid option, with its value.
-  public enum Problem: Error, Hashable, Sendable {
-    /// mac is a multicast address.
-    case address(MACAddress)
-    /// rx_queue_size is not a power of two from 256 to 1024.
-    case receiveQueueSize(Int)
-    /// tx_queue_size is not a power of two from 256 to 1024.
-    case transmitQueueSize(Int)
-    /// host_mtu is not 68 to 65535 (5.1.4.1).
-    case mtu(Int)
-    /// speed is more than 2147483647.
-    case speed(UInt32)
-    /// vectors is not 0 to 2048.
-    case vectors(Int)
-    /// The backend does not have 1 to 511 queue pairs.
-    case queuePairs(Int)
+  /// The option whose value is out of range. The raw value is QEMU's property name.
+  public enum Problem: String, Error, Hashable, Sendable {
+    /// The address is a multicast address.
+    case address = "mac"
+    case receiveQueueSize = "rx_queue_size"
+    case transmitQueueSize = "tx_queue_size"
+    case mtu = "host_mtu"
+    case speed, vectors
+    /// The number of the backend's queue pairs.
+    case queuePairs = "queues"
   }
 
-  /// duplex: half or full.
-  public enum Duplex: UInt8, Hashable, Sendable {
-    case half = 0
-    case full = 1
+  /// duplex
+  public enum Duplex: String, CaseIterable, Hashable, Sendable {
+    case half, full
+
+    /// The value of the configuration's field (5.1.4).
+    var code: UInt8 { self == .full ? 1 : 0 }
   }
 
   /// mac
@@ -32,24 +28,26 @@ public struct VirtioNetParameters: Hashable, Sendable {
     if property.isDefault { features.insert(property.feature) }
   }
   /// host_mtu, in bytes; nil for none.
-  public var mtu: Int?
+  public var mtu: UInt16?
   /// speed, in Mbit/s; nil for unknown.
   public var speed: UInt32?
   /// duplex; nil for unknown.
   public var duplex: Duplex?
   /// rx_queue_size: the number of descriptors of each receive queue.
-  public var receiveQueueSize = 256
+  public var receiveQueueSize: UInt16 = 256
   /// tx_queue_size: the number of descriptors of each transmit queue.
-  public var transmitQueueSize = 256
+  public var transmitQueueSize: UInt16 = 256
   /// The options of every virtio device: iommu_platform, event_idx and so on.
   public var transport = VirtioOptions()
 
   /// The possible sizes of receive and transmit queues, as in QEMU.
-  public static let queueSizeRange = 256...1024
-  /// The possible MTUs.
-  public static let mtuRange = 68...65535
+  public static let queueSizes: ClosedRange<UInt16> = 256...VirtQueue.sizeLimit
+  /// The possible MTUs (5.1.4.1).
+  public static let mtus: ClosedRange<UInt16> = 68...65535
+  /// The possible speeds.
+  public static let speeds: ClosedRange<UInt32> = 0...0x7fff_ffff
   /// The possible numbers of queue pairs: all doorbells fit their page.
-  public static let pairRange = 1...511
+  public static let pairCounts = 1...511
 
   /// QEMU's properties that enable one feature each. QEMU's `gso` is not among them: its feature exists only in the
   /// legacy interface (5.1.3.2).
@@ -90,15 +88,15 @@ public struct VirtioNetParameters: Hashable, Sendable {
   /// Checks the options.
   /// - Throws: the first value that is out of range.
   public func validate() throws(Problem) {
-    guard !address.isMulticast else { throw .address(address) }
-    guard Self.isQueueSize(receiveQueueSize) else { throw .receiveQueueSize(receiveQueueSize) }
-    guard Self.isQueueSize(transmitQueueSize) else { throw .transmitQueueSize(transmitQueueSize) }
-    if let mtu, !Self.mtuRange.contains(mtu) { throw .mtu(mtu) }
-    if let speed, speed > UInt32(Int32.max) { throw .speed(speed) }
-    if let vectors = transport.vectors, !VirtioOptions.vectorRange.contains(vectors) { throw .vectors(vectors) }
+    guard !address.isMulticast else { throw .address }
+    guard Self.isQueueSize(receiveQueueSize) else { throw .receiveQueueSize }
+    guard Self.isQueueSize(transmitQueueSize) else { throw .transmitQueueSize }
+    if let mtu, !Self.mtus.contains(mtu) { throw .mtu }
+    if let speed, !Self.speeds.contains(speed) { throw .speed }
+    if let vectors = transport.vectors, !VirtioOptions.vectorRange.contains(vectors) { throw .vectors }
   }
 
-  private static func isQueueSize(_ size: Int) -> Bool {
-    queueSizeRange.contains(size) && size.nonzeroBitCount == 1
+  private static func isQueueSize(_ size: UInt16) -> Bool {
+    queueSizes.contains(size) && size.nonzeroBitCount == 1
   }
 }

@@ -61,9 +61,11 @@ public struct Property<Options: Sendable>: Sendable {
     self.show = { show($0)?.text }
   }
 
-  private init<Inner: Sendable>(_ inner: Property<Inner>, at path: any WritableKeyPath<Options, Inner> & Sendable) {
-    name = inner.name
-    aliases = inner.aliases
+  private init<Inner: Sendable>(
+    _ inner: Property<Inner>, at path: any WritableKeyPath<Options, Inner> & Sendable, prefix: String
+  ) {
+    name = prefix + inner.name
+    aliases = inner.aliases.map { prefix + $0 }
     help = inner.help
     typeName = inner.typeName
     let assign = inner.assign
@@ -73,8 +75,11 @@ public struct Property<Options: Sendable>: Sendable {
   }
 
   /// Returns the same property for options that contain these options as a part.
-  func within<Outer: Sendable>(_ path: any WritableKeyPath<Outer, Options> & Sendable) -> Property<Outer> {
-    Property<Outer>(self, at: path)
+  /// - Parameter prefix: the start of the names within the containing options.
+  func within<Outer: Sendable>(
+    _ path: any WritableKeyPath<Outer, Options> & Sendable, prefix: String = ""
+  ) -> Property<Outer> {
+    Property<Outer>(self, at: path, prefix: prefix)
   }
 }
 

@@ -24,6 +24,8 @@ public enum ValueError: Error, Hashable, Sendable {
   case notPCIAddress
   /// A letter, then letters, digits, `-`, `.`, `_`.
   case notIdentifier
+  /// Six bytes, hexadecimal: 52:54:00:12:34:56.
+  case notMACAddress
   case tooLong(bytes: Int)
   case empty
   /// A known value that is not supported. The reason comes from the table of properties.

@@ -1,0 +1,25 @@
+import JSON
+import Machine
+
+/// `-netdev TYPE,id=ID[,PROP=VALUE...]`, or the same in JSON.
+enum NetdevOption {
+  @Sendable
+  static func read(_ draft: inout CommandLineDraft, _ text: String) throws(OptionProblem) {
+    if CommandOptions.asksHelp(text) { return draft.print(HelpText.netdevTypes) }
+    let options: any NetdevOptions
+    if let object = try JSONOption.object(text) {
+      options = try mapError(try NetdevArguments.read(object)) { (error: MonitorError) in
+        OptionProblem.json(error.text)
+      }
+    } else {
+      let (name, assignments) = try QOMArguments.split(text, impliedName: "type", of: .netdev)
+      guard let netdevType = NetdevTypes.named(name) else {
+        throw .unknown(.netdev, name: name, known: NetdevTypes.all.map { $0.typeName })
+      }
+      if CommandOptions.asksForProperties(text) { return draft.printProperties(of: netdevType) }
+      options = try netdevType.checked(assignments)
+    }
+    draft.configuration.netdevs.append(options)
+    draft.netdevSources.append(draft.source)
+  }
+}

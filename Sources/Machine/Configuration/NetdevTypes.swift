@@ -1,0 +1,16 @@
+/// The options of a `-netdev`: the host's end of a network device. Names and defaults are QEMU's (qapi/net.json).
+public protocol NetdevOptions: QOMOptions {}
+
+/// Every netdev type. A new type is a file in the folder `Netdevs`, its backend, and a line here.
+public enum NetdevTypes {
+  /// The compiler checks that each of them has `open`.
+  static let opening: [any (NetdevOptions & NetdevOpening).Type] = [
+    StreamNetdevOptions.self
+  ]
+
+  public static let all: [any NetdevOptions.Type] = opening.map { $0 }
+
+  public static func named(_ name: String) -> (any NetdevOptions.Type)? {
+    all.first { $0.typeName == name || $0.typeAliases.contains(name) }
+  }
+}

@@ -1,0 +1,60 @@
+import Devices
+import Hardware
+import Linux
+
+/// A netdev's host side, from `netdev_add` or the start until `netdev_del` or the end.
+protocol NetdevBackend: NetworkBackend {
+  var link: NetdevLink { get }
+  var status: NetdevStatus { get }
+
+  /// Ends the connection and releases the host's resources; a device that still uses the netdev sees its link go down.
+  /// Called once, on any thread, by a caller that holds no lock.
+  func close()
+}
+
+extension NetdevBackend {
+  var isLinkUp: Bool { link.isUp }
+  func connect(to frontend: any NetworkFrontend) { link.connect(to: frontend) }
+}
+
+/// The connection of a netdev, as monitors show it.
+public enum NetdevStatus: Hashable, Sendable {
+  case listening
+  case connecting
+  /// - Parameter peer: the other end; for a server, the address at which the client has connected.
+  case connected(SocketAddress)
+  case failed(SystemError)
+  /// There was a connection, and none is being made.
+  case disconnected
+  case closed
+}
+
+/// The machine services that a netdev uses.
+struct NetdevHost {
+  let loop: EventLoop
+  let memory: GuestMemory
+  let notify: @Sendable (MachineNotice) -> Void
+}
+
+/// A netdev type that can be opened: every type in `NetdevTypes`.
+protocol NetdevOpening {
+  /// Opens the backend. Does not wait for a peer.
+  func open(on host: NetdevHost) throws(NetdevOpenError) -> any NetdevBackend
+}
+
+/// The reason why the host's side of a netdev cannot be opened.
+public enum NetdevOpenError: Error, Hashable, Sendable {
+  case system(SystemError)
+}
+
+/// The network of a device without a netdev: no packet arrives, and sent packets are lost.
+final class NoNetwork: NetworkBackend {
+  let capabilities = NetworkCapabilities()
+  let isLinkUp = true
+
+  func connect(to frontend: any NetworkFrontend) {}
+  func setOffloads(_ offloads: NetworkOffloads) {}
+  func setActivePairs(_ count: Int) {}
+  func send(_ header: NetworkHeader, _ segments: [PhysicalSegment], pair: Int) -> NetworkSendResult { .dropped }
+  func receive(into packet: inout MutableRawSpan, pair: Int) -> Int { 0 }
+}
