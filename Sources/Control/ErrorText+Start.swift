@@ -86,6 +86,19 @@ extension ErrorText {
   static func text(for error: NetdevOpenError) -> String {
     switch error {
     case .system(let error): text(for: error)
+    case .differentInterfaces(let one, let other): "fds belong to two interfaces, \(quoted(one)) and \(quoted(other))"
+    case .tap(.noDevice(let error)): "could not open \(error.operand): \(reason(of: error)): load the module tun"
+    case .tap(.notPermitted(let error)):
+      "could not open the interface: \(reason(of: error)): "
+        + "it needs CAP_NET_ADMIN and /dev/net/tun, or an interface of this user"
+    case .tap(.busy(let name)): "the interface \(quoted(name)) is in use"
+    case .tap(.noMultiQueue): "the host's kernel has no tap interfaces with several queues"
+    case .tap(.mismatch(let name)):
+      "the interface \(quoted(name)) exists, and is not a tap interface with as many queues as queues= asks for"
+    case .tap(.badName(let name)): "\(quoted(name)) is not the name of a tap interface"
+    case .tap(.notATap): "fd is not a tap interface"
+    case .tap(.wrongFormat(let name)): "the interface \(quoted(name)) needs the flags IFF_VNET_HDR and IFF_NO_PI"
+    case .tap(.failed(let error)): text(for: error)
     }
   }
 

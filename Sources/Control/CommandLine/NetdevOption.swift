@@ -19,6 +19,10 @@ enum NetdevOption {
       if CommandOptions.asksForProperties(text) { return draft.printProperties(of: netdevType) }
       options = try netdevType.checked(assignments)
     }
+    // Only a monitor's client can name an open file. The command line takes numbers of inherited descriptors.
+    if let named = options.descriptors.first(where: { $0.number == nil }) {
+      throw .property(.value(name: "fd", text: named.text, .notNumber), owner: nil)
+    }
     draft.configuration.netdevs.append(options)
     draft.netdevSources.append(draft.source)
   }

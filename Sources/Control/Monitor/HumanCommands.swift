@@ -68,7 +68,7 @@ enum HumanCommands {
       help: "add host network device"
     ) { (words, target) in
       named(words, "netdev_add") { (text) throws(MonitorError) in
-        try target.perform(.addNetdev(try NetdevArguments.read(option: text)))
+        try NetdevArguments.add(try NetdevArguments.read(option: text), to: target)
       }
     },
     HumanCommand("netdev_del", parameters: "id", help: "remove host network device") { (words, target) in

@@ -8,7 +8,7 @@ extension MonitorCommands {
       "netdev_add",
       open: ["type": .enumeration("NetClientDriver", NetdevTypes.all.map { $0.typeName }), "id": .string]
     ) { (object, target) throws(MonitorError) in
-      try target.perform(.addNetdev(try NetdevArguments.read(object)))
+      try NetdevArguments.add(try NetdevArguments.read(object), to: target)
     },
     MonitorCommand("netdev_del", argument: "id") { (id, target) throws(MonitorError) in
       try target.perform(.removeNetdev(id))
@@ -28,6 +28,15 @@ struct LinkArguments: CommandArguments {
 
 /// The arguments of `netdev_add`, in QMP and HMP, and of `-netdev` in JSON.
 enum NetdevArguments {
+  static func add(_ options: any NetdevOptions, to target: any MonitorTarget) throws(MonitorError) {
+    var options = options
+    var files = options.descriptors
+    for index in files.indices { files[index].file = target.descriptors[files[index].text] }
+    options.descriptors = files
+    try target.perform(.addNetdev(options))
+    for file in files { target.descriptors.remove(file.text) }
+  }
+
   /// Reads the members of a Netdev, some of which are objects: `{"addr": {"type": "unix"}}`.
   static func read(_ object: JSONObject) throws(MonitorError) -> any NetdevOptions {
     var rest = try JSONProperties.flattened(object)
@@ -87,6 +96,7 @@ enum NetworkText {
     case .connected(.unix(let path)): "unix:\(path)"
     case .connected(.inet(let host, let port)): "tcp:\(host):\(port)"
     case .failed(let error): "error: \(ErrorText.text(for: error))"
+    case .interface(let name): "ifname=\(name),script=no,downscript=no"
     case .disconnected: "disconnected"
     case .closed: "removed"
     }

@@ -111,6 +111,7 @@ extension Board {
   /// Opens and adds a netdev. Called on the requester's thread.
   func add(_ netdev: any NetdevOptions) throws(RequestError) {
     guard let id = netdev.id else { return }
+    if let missing = netdev.descriptors.first(where: { $0.file == nil }) { throw .noDescriptor(missing.text) }
     do throws(NetdevError) {
       try networks.open(netdev, id: id, memory: memory)
     } catch {

@@ -1,11 +1,22 @@
 /// The options of a `-netdev`: the host's end of a network device. Names and defaults are QEMU's (qapi/net.json).
-public protocol NetdevOptions: QOMOptions {}
+public protocol NetdevOptions: QOMOptions {
+  /// The open files that the options name.
+  var descriptors: [DescriptorReference] { get set }
+}
+
+extension NetdevOptions {
+  public var descriptors: [DescriptorReference] {
+    get { [] }
+    set {}
+  }
+}
 
 /// Every netdev type. A new type is a file in the folder `Netdevs`, its backend, and a line here.
 public enum NetdevTypes {
   /// The compiler checks that each of them has `open`.
   static let opening: [any (NetdevOptions & NetdevOpening).Type] = [
-    StreamNetdevOptions.self
+    StreamNetdevOptions.self,
+    TapNetdevOptions.self,
   ]
 
   public static let all: [any NetdevOptions.Type] = opening.map { $0 }

@@ -24,6 +24,8 @@ public enum NetdevStatus: Hashable, Sendable {
   /// - Parameter peer: the other end; for a server, the address at which the client has connected.
   case connected(SocketAddress)
   case failed(SystemError)
+  /// An interface of the host, by its name.
+  case interface(String)
   /// There was a connection, and none is being made.
   case disconnected
   case closed
@@ -45,6 +47,9 @@ protocol NetdevOpening {
 /// The reason why the host's side of a netdev cannot be opened.
 public enum NetdevOpenError: Error, Hashable, Sendable {
   case system(SystemError)
+  case tap(TapInterface.Problem)
+  /// The open files belong to different interfaces.
+  case differentInterfaces(String, String)
 }
 
 /// The network of a device without a netdev: no packet arrives, and sent packets are lost.

@@ -1,4 +1,6 @@
+import Glibc
 import JSON
+import Linux
 import Machine
 import Testing
 
@@ -65,6 +67,28 @@ import Testing
         ], "\(arguments)")
     }
     #expect(client.machine.requests.isEmpty)
+  }
+
+  @Test func `a tap takes files that the client has passed, and their names are used up`() throws {
+    var client = QMPClient()
+    let names = client.machine.descriptors
+    for name in ["net0", "net1", "net2"] {
+      names.name(PassedDescriptor(try FileDescriptor(opening: "/dev/null", O_RDWR)), name)
+    }
+    #expect(client.ask("netdev_add", ["type": "tap", "id": "t0", "fd": "net0"]) == [:])
+    #expect(names["net0"] == nil && names["net1"] != nil)
+    #expect(client.ask("netdev_add", ["type": "tap", "id": "t1", "fds": "net1:net2"]) == [:])
+    #expect(names["net1"] == nil && names["net2"] == nil)
+    #expect(client.machine.requests.count == 2)
+    let vhost = #"{"execute": "netdev_add", "arguments": {"type": "tap", "id": "t2", "vhost": true}}"#
+    #expect(
+      client.send(vhost) == [
+        #"{"error": {"class": "GenericError", "desc": "vhost cannot be 'on': vhost-net is not supported yet"}}"#
+      ])
+    // The command line names no open file but by its number.
+    #expect(
+      failure(["-accel", "qtest", "-netdev", "tap,id=t0,fd=net0"])?.contains("fd must be a whole number") == true)
+    #expect(try configuration("-accel", "qtest", "-netdev", "tap,id=t0,fds=7:8").netdevs.first?.descriptors.count == 2)
   }
 
   @Test func `the machine's refusals have QEMU's words`() throws {

@@ -59,6 +59,40 @@ import Testing
     }
   }
 
+  @Test func `a tap takes an interface or open files, and no script, vhost or limit`() throws {
+    let named = try TapNetdevOptions(
+      assign([
+        ("ifname", "tap7"), ("queues", "4"), ("script", "no"), ("downscript", "no"), ("vhost", "off"),
+        ("vnet_hdr", "on"), ("sndbuf", "0"),
+      ]))
+    #expect(named.interface == "tap7" && named.queueCount == 4 && named.descriptors.isEmpty)
+    #expect(try TapNetdevOptions(assign([("fd", "5")])).descriptors.map(\.number) == [5])
+    #expect(try TapNetdevOptions(assign([("fds", "5:net1:7")])).descriptors.map(\.text) == ["5", "net1", "7"])
+    for (name, value) in [
+      ("script", "/etc/qemu-ifup"), ("downscript", "x"), ("vhost", "on"), ("vnet_hdr", "off"), ("sndbuf", "1M"),
+    ] {
+      guard
+        case .value(name: name, text: value, .refused(let reason))? = problem(
+          [(name, value)], of: TapNetdevOptions.self)
+      else {
+        Issue.record("\(name)=\(value) is accepted")
+        continue
+      }
+      #expect(!name.hasSuffix("script") || reason.contains("Nestling runs no scripts"))
+    }
+    #expect(
+      problem([("ifname", "0123456789abcdef")], of: TapNetdevOptions.self)
+        == .value(name: "ifname", text: "0123456789abcdef", .tooLong(bytes: 15)))
+    let invalid = PropertyError.rule("ifname=, queues= and fds= are invalid with fd=")
+    for more in [("ifname", "a"), ("queues", "2"), ("fds", "1:2")] {
+      #expect(problem([("fd", "5"), more], of: TapNetdevOptions.self) == invalid)
+    }
+    #expect(problem([("fds", "5:"), ("queues", "2")], of: TapNetdevOptions.self) != nil)
+    #expect(
+      problem([("fds", "5:6"), ("queues", "2")], of: TapNetdevOptions.self)
+        == .rule("ifname= and queues= are invalid with fds="))
+  }
+
   @Test func `a network device has QEMU's defaults and refuses what no device can have`() throws {
     let defaults = VirtioNetOptions()
     #expect(defaults.parameters.receiveQueueSize == 256 && defaults.parameters.transmitQueueSize == 256)
