@@ -74,7 +74,7 @@ class Machine:
     time.monotonic()."""
 
     def __init__(self, vmm, scratch, way="acpi", ports=1, cpus=2, iommu="none", memory=256, words="", options=(),
-                 kernel=None, initrd=None):
+                 kernel=None, initrd=None, run="hotplug"):
         self.vmm, self.scratch, self.way, self.memory = vmm, scratch, way, memory
         self.lines, self.events, self.answers = [], [], {}
         self.on_line = self.on_event = lambda when, what: None
@@ -91,7 +91,7 @@ class Machine:
         command = [vmm, "-accel", "kvm", "-M", "q35,kernel-irqchip=split", "-cpu", "host", "-m", f"{memory}M",
                    "-smp", str(cpus), "-display", "none", "-nodefaults", "-serial", "stdio",
                    "-kernel", kernel or os.environ["KERNEL"], "-initrd", initrd or os.environ["INITRD"], "-append",
-                   f"console=ttyS0 quiet printk.time=1 nestling.run=hotplug {'intel_iommu=on' * self.has_unit} {words}",
+                   f"console=ttyS0 quiet printk.time=1 nestling.run={run} {'intel_iommu=on' * self.has_unit} {words}",
                    "-qmp", f"unix:{self.path},server=on,wait=off", "-qmp", f"unix:{self.second_path},server=on,wait=off"]
         if way == "native":
             command += ["-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"]
