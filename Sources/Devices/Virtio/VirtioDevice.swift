@@ -32,8 +32,8 @@ public protocol VirtioDevice: AnyObject, Sendable {
   /// this with its lock held: the device must neither call the transport nor block.
   func start(with features: VirtioFeatures)
 
-  /// Serves the available chains of a queue. Must check for further chains after `VirtQueue.requestNotifications`, as
-  /// `VirtQueue.drain` does.
+  /// Serves the available chains of a queue. Must begin with `VirtQueue.suppressNotifications`, and check for further
+  /// chains after `VirtQueue.requestNotifications`, as `VirtQueue.drain` does.
   func process(queue index: Int, _ queue: inout VirtQueue) throws(VirtQueueError)
 
   /// Resets the device, on the driver's request. No queue is being processed.

@@ -46,7 +46,9 @@ extension VirtioBlock {
     }
   }
 
-  /// Serves the chain that `queue.next` took last.
+  /// Serves the chain that `queue.next` took last. If Bus Master Enable is clear before the end, the queue calls this
+  /// again later. A repeated write, discard or flush is harmless: the driver has not seen the request complete, so it
+  /// does not rely on the order of this request and another one.
   func serve(_ queue: inout VirtQueue) throws(VirtQueueError) {
     let head = queue.chain.head
     guard let statusAddress = try queue.takeLastByte() else { throw .request }
@@ -62,6 +64,7 @@ extension VirtioBlock {
     do throws(Failure) {
       try perform(type, sector, &queue, written: &written)
     } catch {
+      if case .memory(.disabled) = error { throw .memory(.disabled) }
       guard let failed = error.status else { return }
       status = failed
     }

@@ -60,7 +60,8 @@ public final class VirtioEntropy: VirtioDevice {
         // The end of the period wakes the queue; a notification before that would have no effect.
         if allowed == 0 { return }
         guard try queue.next() else { break }
-        guard try serve(&queue, limit: allowed) else {
+        let isServed = try queue.serveChain { queue throws(VirtQueueError) in try serve(&queue, limit: allowed) }
+        guard isServed else {
           // `onReady` wakes the queue when the source has bytes.
           queue.putBack()
           return

@@ -18,11 +18,7 @@ extension VirtioNet {
         var isDone = false
         if size <= UInt64(NetworkCommand.sizeLimit) { isDone = perform(try queue.takeBytes(Int(size)), &queue) }
         _ = try queue.put([(isDone ? Answer.ok : .error).rawValue])
-      } catch {
-        // The command waits until the driver sets Bus Master Enable again.
-        if error == .disabled { queue.putBack() }
-        throw .memory(error)
-      }
+      } catch { throw .memory(error) }
       try queue.complete(head: head, written: 1)
     }
   }

@@ -45,9 +45,13 @@ public struct VirtQueue: Sendable {
   /// The index of the next entry in the available ring, and the driver's index at the last read.
   private var nextAvailable: UInt16 = 0
   private var seenAvailable: UInt16 = 0
-  /// The index of the next entry in the used ring, and its value when the driver's used_event was last read.
+  /// The index of the next entry in the used ring, and its value up to which the driver has its interrupt, if it wants
+  /// one.
   private var nextUsed: UInt16 = 0
-  private var checkedUsed: UInt16 = 0
+  private var notifiedUsed: UInt16 = 0
+  /// Chains that are completed, but not yet visible to the driver. Outside `complete` there are some only after Bus
+  /// Master Enable was clear.
+  private var completed: [UsedChain] = []
 
   /// - Parameter layout: its size must be a power of two.
   public init(layout: Layout, features: VirtioFeatures, port: any DMAPort, owner: any VirtQueueOwner) {
@@ -85,21 +89,39 @@ public struct VirtQueue: Sendable {
   /// - Parameter count: the number of chains. None of them has been completed.
   public mutating func putBack(_ count: UInt16 = 1) { nextAvailable &-= count }
 
-  /// Calls `body` for each available chain, including those that become available meanwhile. Turns the driver's
-  /// notifications off during the calls, and on again afterwards.
+  /// Calls `body` for each available chain, including those that become available meanwhile, as `serveChain` does.
+  /// Turns the driver's notifications off during the calls, and on again afterwards.
   public mutating func drain(
     _ body: (inout VirtQueue) throws(VirtQueueError) -> Void
   ) throws(VirtQueueError) {
     repeat {
       guard owner.isRunning else { return }
       try suppressNotifications()
-      while try next() { try body(&self) }
+      while try next() { try serveChain(body) }
     } while try requestNotifications()
   }
 
-  /// Turns the driver's notifications off. With the event index there is nothing to do: the driver notifies only for
-  /// the index that the device requested.
-  public func suppressNotifications() throws(VirtQueueError) {
+  /// Calls `body` for the chain that `next` took last. If Bus Master Enable is clear before `body` has completed the
+  /// chain, the chain is put back: once the bit is set again, `body` is called for it once more. So what `body` does
+  /// before `complete` must be harmless if it is repeated.
+  public mutating func serveChain<Result>(
+    _ body: (inout VirtQueue) throws(VirtQueueError) -> Result
+  ) throws(VirtQueueError) -> Result {
+    let before = completedIndex
+    do {
+      return try body(&self)
+    } catch {
+      if error == .memory(.disabled), completedIndex == before { putBack() }
+      throw error
+    }
+  }
+
+  /// Turns the driver's notifications off: the first step of each service of the queue. With the event index there is
+  /// nothing to turn off: the driver notifies only for the index that the device requested.
+  ///
+  /// Before that, returns the completed chains that are not yet visible to the driver.
+  public mutating func suppressNotifications() throws(VirtQueueError) {
+    try publish()
     guard !features.contains(.eventIndex) else { return }
     // VIRTQ_USED_F_NO_NOTIFY
     try store16(1, layout.deviceArea, 0)
@@ -146,21 +168,41 @@ public struct VirtQueue: Sendable {
   }
 
   /// Returns a chain to the driver, and interrupts the driver unless it suppresses the interrupt.
+  ///
+  /// If Bus Master Enable is clear, this throws, and the next service of the queue returns the chain. So the chain is
+  /// completed in either case and must not be put back.
   /// - Parameters: as the fields of `UsedChain`.
   public mutating func complete(head: UInt16, written: UInt32) throws(VirtQueueError) {
-    try storeUsed(UsedChain(head: head, written: written), at: nextUsed)
-    try publishUsed(1)
+    completed.append(UsedChain(head: head, written: written))
+    try publish()
   }
 
-  /// Returns several chains to the driver with one interrupt at most. The driver sees all of them or none.
+  /// Returns several chains to the driver with one interrupt at most. The driver sees all of them or none. The rest is
+  /// as for one chain.
   /// - Parameter chains: at least one, and at most as many as the queue has descriptors.
   public mutating func complete(_ chains: [UsedChain]) throws(VirtQueueError) {
-    var index = nextUsed
-    for chain in chains {
-      try storeUsed(chain, at: index)
-      index &+= 1
+    completed.append(contentsOf: chains)
+    try publish()
+  }
+
+  /// The index of the next entry in the used ring, with all completed chains counted.
+  private var completedIndex: UInt16 { nextUsed &+ UInt16(truncatingIfNeeded: completed.count) }
+
+  /// Makes completed chains visible to the driver, and interrupts the driver unless it suppresses the interrupt. After
+  /// an error, the next call continues where this one ended.
+  private mutating func publish() throws(VirtQueueError) {
+    if !completed.isEmpty {
+      for position in completed.indices {
+        try storeUsed(completed[position], at: nextUsed &+ UInt16(truncatingIfNeeded: position))
+      }
+      // A releasing store: the entries and the data are visible before the index that covers them.
+      try store16(completedIndex, layout.deviceArea, 2)
+      nextUsed = completedIndex
+      completed.removeAll(keepingCapacity: true)
     }
-    try publishUsed(index &- nextUsed)
+    guard notifiedUsed != nextUsed else { return }
+    if try driverWantsInterrupt() { owner.signalUsed() }
+    notifiedUsed = nextUsed
   }
 
   private func storeUsed(_ chain: UsedChain, at index: UInt16) throws(VirtQueueError) {
@@ -169,23 +211,14 @@ public struct VirtQueue: Sendable {
     try store32(chain.written, layout.deviceArea, entry + 4)
   }
 
-  /// Makes stored entries visible to the driver, and interrupts the driver unless it suppresses the interrupt.
-  private mutating func publishUsed(_ count: UInt16) throws(VirtQueueError) {
-    // A releasing store: the entries and the data are visible before the index that covers them.
-    try store16(nextUsed &+ count, layout.deviceArea, 2)
-    nextUsed &+= count
-    if try driverWantsInterrupt() { owner.signalUsed() }
-  }
-
-  private mutating func driverWantsInterrupt() throws(VirtQueueError) -> Bool {
+  /// Returns whether the driver wants an interrupt for the entries from `notifiedUsed` to `nextUsed`.
+  private func driverWantsInterrupt() throws(VirtQueueError) -> Bool {
     // The index must be visible before the driver's suppression is read. The driver uses the reverse order.
     atomicMemoryFence(ordering: .sequentiallyConsistent)
     if features.contains(.eventIndex) {
       // used_event, after the available ring's entries; 2.7.7.2
       let event = try load16(layout.driverArea, 4 + 2 * UInt64(layout.size))
-      let checked = checkedUsed
-      checkedUsed = nextUsed
-      return nextUsed &- event &- 1 < nextUsed &- checked
+      return nextUsed &- event &- 1 < nextUsed &- notifiedUsed
     }
     // VIRTQ_AVAIL_F_NO_INTERRUPT
     return try load16(layout.driverArea, 0) & 1 == 0
