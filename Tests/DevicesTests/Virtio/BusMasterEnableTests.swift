@@ -201,6 +201,19 @@ import Testing
     #expect(try driver.status == 0xf)
   }
 
+  @Test("entropy that is written in part counts against the limit")
+  func interruptedEntropyCounts() throws {
+    let remapper = Self.translatedMemory()
+    let limit = EntropyLimit(bytes: 100, period: 10, timer: IdleTimer())
+    var (pci, driver, queue) = try Self.entropy(limit, remapper)
+    let requester = pci.function.requester
+    queue.submit([.writable(Self.shift + 0x8_0000, 32), .writable(Self.shift + 0x8_1000, 32)])
+    remapper.atNextUse(of: Self.shift + 0x8_1000) { requester.busMasterEnable = false }
+    try driver.notify(0)
+    driver.setBusMaster(true)
+    #expect(queue.takeUsed() == [.init(id: 0, length: 36)], "64 of the 100 bytes were written before")
+  }
+
   private static func entropy(
     _ limit: EntropyLimit, _ remapper: PageRemapper
   ) throws -> (VirtioPCI, TestDriver, DriverQueue) {

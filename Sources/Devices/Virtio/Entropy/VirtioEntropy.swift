@@ -78,10 +78,12 @@ public final class VirtioEntropy: VirtioDevice {
     let written = try bytes.withLock { bytes throws(VirtQueueError) in
       if bytes.count < wanted { bytes.append(contentsOf: repeatElement(0, count: wanted - bytes.count)) }
       let count = wanted > 0 ? source.take(wanted, into: &bytes) : 0
+      guard count > 0 else { return 0 }
+      // Before the write: a driver must not avoid the limit by a write that fails half way.
+      quota?.take(UInt64(count)) { [weak self] in self?.wake() }
       do throws(DMAError) { return try queue.put(bytes, count: count) } catch { throw .memory(error) }
     }
     if written == 0, wanted > 0 { return false }
-    quota?.take(UInt64(written)) { [weak self] in self?.wake() }
     try queue.complete(head: head, written: UInt32(truncatingIfNeeded: written))
     return true
   }
