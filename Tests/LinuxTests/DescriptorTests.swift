@@ -1,6 +1,7 @@
 import Glibc
 import Linux
 import Synchronization
+import TestSupport
 import Testing
 
 @Suite struct EventDescriptorTests {
@@ -128,6 +129,54 @@ import Testing
     #expect(!Poll.writable(writer.rawValue, milliseconds: 0))
     #expect(try read(reader, 4096)?.count == 4096)
     #expect(Poll.writable(writer.rawValue, milliseconds: 0))
+  }
+
+  @Test("signals do not end a wait for room or for input", arguments: [true, false])
+  func signalsDoNotEndAWait(forRoom: Bool) throws {
+    signal(SIGUSR2) { _ in }
+    var ends: [Int32] = [0, 0]
+    #expect(pipe(&ends) == 0)
+    for end in ends { #expect(fcntl(end, F_SETFL, O_NONBLOCK) == 0) }
+    let reader = FileDescriptor(owning: ends[0])
+    let writer = FileDescriptor(owning: ends[1])
+    let block = [UInt8](repeating: 1, count: 4096)
+    if forRoom { while try writer.writeSome(block, from: 0) > 0 {} }
+    let (input, output) = (reader.rawValue, writer.rawValue)
+    let thread = WaitingThread {
+      forRoom ? Poll.writable(output, milliseconds: -1) : Poll.readable([input])[0]
+    }
+    #expect(eventually { thread.identifier != nil })
+    for _ in 0..<20 {
+      usleep(2000)
+      if thread.answer == nil, let identifier = thread.identifier { pthread_kill(identifier, SIGUSR2) }
+    }
+    #expect(thread.answer == nil)
+    if forRoom { _ = try read(reader, 1 << 20) } else { _ = try some(writer, block, from: 0) }
+    thread.join()
+    #expect(thread.answer == true)
+  }
+
+  /// A thread that waits, known by its identifier.
+  private final class WaitingThread: Sendable {
+    private let state = Mutex((identifier: pthread_t?.none, answer: Bool?.none))
+    private let thread = Mutex<TestThread?>(nil)
+
+    init(_ wait: @escaping @Sendable () -> Bool) {
+      let thread = TestThread { [self] in
+        // The threads on which tests run block signals, and new threads inherit that.
+        var signals = sigset_t()
+        sigaddset(&signals, SIGUSR2)
+        pthread_sigmask(SIG_UNBLOCK, &signals, nil)
+        state.withLock { $0.identifier = pthread_self() }
+        let answer = wait()
+        state.withLock { $0.answer = answer }
+      }
+      self.thread.withLock { $0 = thread }
+    }
+
+    var identifier: pthread_t? { state.withLock { $0.identifier } }
+    var answer: Bool? { state.withLock { $0.answer } }
+    func join() { thread.withLock { $0.take() }?.join() }
   }
 }
 
