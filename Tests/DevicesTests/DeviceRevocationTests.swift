@@ -15,6 +15,7 @@ import Testing
     case dmaEngine
     case block
     case entropy
+    case network
   }
 
   private static let address = RequesterID(bus: 0, device: 4, function: 0)
@@ -34,6 +35,11 @@ import Testing
       VirtioPCI(
         device: VirtioEntropy(source: GatedSource()), options: VirtioOptions(), environment: environment,
         address: address)
+    case .network:
+      VirtioPCI(
+        device: try VirtioNet(
+          parameters: VirtioNetParameters(), backend: RecordingNetwork(memory: HeapMemory(size: 0x1000))),
+        options: VirtioOptions(), environment: environment, address: address)
     }
   }
 
@@ -73,7 +79,8 @@ import Testing
       try Self.plug(function, bus)
       let bars = function.description.baseAddressRegisters
       for bar in bars { #expect(board.memoryBus.read(address: Self.base(of: bar), width: .doubleword) != nil) }
-      #expect((type == .block || type == .entropy) == board.workers.workers.contains { $0.doorbell != nil })
+      let isVirtio = [.block, .entropy, .network].contains(type)
+      #expect(isVirtio == board.workers.workers.contains { $0.doorbell != nil })
 
       function.refuse()
       for bar in bars { #expect(board.memoryBus.read(address: Self.base(of: bar), width: .doubleword) == nil) }
@@ -144,6 +151,29 @@ import Testing
     pci.function.refuse()
     Self.revokeWaits(for: pci.function) { source.mayLeave.signal() }
     #expect(queue.takeUsed().isEmpty)
+  }
+
+  @Test func `a packet in flight delays revoke, but not refuse`() throws {
+    var net = try TestNetwork(workers: ThreadedWorkerSource())
+    let entered = Shared(false)
+    let leave = Shared(false)
+    net.backend.onSend {
+      entered.value = true
+      _ = eventually { leave.value }
+    }
+    net.queue(TestNetwork.frame())
+    net.queue(TestNetwork.frame())
+    try net.driver.notify(1)
+    #expect(eventually { entered.value })
+    net.pci.function.refuse()
+    Self.revokeWaits(for: net.pci.function) { leave.value = true }
+    #expect(net.backend.sent.count == 1, "the second packet was never sent")
+    let receiveCalls = net.backend.receiveCalls
+    net.backend.deliver(TestNetwork.frame())
+    net.backend.wakeSender()
+    // This is enough time for a worker that still runs.
+    usleep(20_000)
+    #expect(net.backend.receiveCalls == receiveCalls && net.backend.sent.count == 1)
   }
 
   @Test func `the rate limit's timer takes no entropy for a refused device`() throws {
