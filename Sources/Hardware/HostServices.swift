@@ -9,8 +9,21 @@ public protocol QueueWorker: AnyObject, Sendable {
   /// accelerator can do that. Nil removes the doorbell. Writes that still reach the device's region call `wake`.
   func setDoorbell(at address: UInt64?)
 
+  /// Lends the queue to another server. From now on a guest write to the doorbell, and `wake`, signal the notifier
+  /// `kick`, and the handler runs only when the server signals `call`, or spuriously.
+  /// - Returns: the same notifiers at every call; nil if the host has no descriptor for them.
+  func lend() -> QueueNotifiers?
+
+  /// Ends `lend`. A notification that the other server has not seen wakes the worker.
+  func reclaim()
+
   /// Stops the worker. On return the handler does not run, and never will again. The handler must not call this.
   func stop()
+}
+
+extension QueueWorker {
+  public func lend() -> QueueNotifiers? { nil }
+  public func reclaim() {}
 }
 
 public protocol QueueWorkerSource: AnyObject, Sendable {

@@ -24,6 +24,19 @@ public protocol InterruptRoute: AnyObject, Sendable {
   func signal()
 }
 
+/// A route whose message others, such as the host's kernel, send by an eventfd.
+public protocol EventRoute: InterruptRoute {
+  /// Returns the eventfd that sends the message. While there is no message, its signals stay pending. Every call
+  /// returns the same eventfd, which stays open as long as the route exists; nil if the host cannot provide one.
+  func event() -> Int32?
+  /// Whether a signal of the eventfd is pending because there is no message.
+  var hasPendingSignal: Bool { get }
+}
+
+extension EventRoute {
+  public var hasPendingSignal: Bool { false }
+}
+
 /// The source of routes: the board, with its interrupt remapper.
 public protocol InterruptRouter: AnyObject, Sendable {
   /// Makes a route for one interrupt source.

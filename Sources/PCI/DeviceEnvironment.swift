@@ -171,6 +171,9 @@ private final class DeviceWorker: QueueWorker {
   /// Removes the doorbell, with the gate closed. If another thread holds the lock, that thread calls this afterwards.
   func withdrawDoorbell() { _ = doorbell.withLockIfAvailable { _ in worker.setDoorbell(at: nil) } }
 
+  func lend() -> QueueNotifiers? { gate.isClosed ? nil : worker.lend() }
+  func reclaim() { worker.reclaim() }
+
   func stop() { worker.stop() }
 }
 

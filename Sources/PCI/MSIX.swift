@@ -72,6 +72,14 @@ public final class MSIX: Sendable {
     }
   }
 
+  /// Returns the eventfd that sends a vector's message while the vector is enabled and not masked. Otherwise its signals
+  /// stay pending, as the pending bit shows, and one message is sent when the vector is unmasked.
+  /// - Returns: nil for a number past the table, or if the host cannot provide an eventfd.
+  public func notifier(of vector: Int) -> Notifier? {
+    guard routes.indices.contains(vector), let route = routes[vector] as? any EventRoute else { return nil }
+    return route.event().map { Notifier(descriptor: $0, owner: route) }
+  }
+
   /// Applies Message Control: bits 15 (MSI-X Enable) and 14 (Function Mask).
   func control(enabled: Bool, functionMasked: Bool) {
     state.withLock { state in
@@ -135,7 +143,7 @@ public final class MSIX: Sendable {
         var value: UInt64 = 0
         for bit in 0..<width.rawValue * 8 {
           let vector = at * 8 + bit
-          if vector < state.entries.count, state.entries[vector].pending { value[bit: bit] = true }
+          if vector < state.entries.count { value[bit: bit] = isPending(vector, state) }
         }
         return value
       }
@@ -164,6 +172,11 @@ public final class MSIX: Sendable {
       refresh(vector, &state)
     }
     return true
+  }
+
+  private func isPending(_ vector: Int, _ state: State) -> Bool {
+    if state.entries[vector].pending { return true }
+    return !state.deliverable(vector) && (routes[vector] as? any EventRoute)?.hasPendingSignal == true
   }
 
   private static func index(_ offset: UInt64, in start: UInt64, _ size: UInt64) -> Int? {

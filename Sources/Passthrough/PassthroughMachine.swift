@@ -30,10 +30,3 @@ public protocol HostDeviceRegistry: AnyObject, Sendable {
   /// Removes a device. Must be called before the descriptor is closed.
   func remove(_ descriptor: Int32)
 }
-
-/// A route with an eventfd by which the kernel's VFIO sends the message, for a passed-through device.
-public protocol EventRoute: InterruptRoute {
-  /// Returns the eventfd that sends the message. While there is no message, its signals stay pending. Every call
-  /// returns the same eventfd, which stays open as long as the route exists; nil if the host cannot provide one.
-  func event() -> Int32?
-}

@@ -1,7 +1,8 @@
 import Hardware
-import PCI
 import TestSupport
 import Testing
+
+@testable import PCI
 
 @Suite struct INTxTests {
   private let board = TestBoard()
@@ -171,6 +172,43 @@ import Testing
     #expect(board.memoryBus.read(address: Self.pending, width: .byte) == 0b100)
     store(2, 12, 0)
     #expect(board.router.messages == [message(0), message(2)])
+  }
+
+  /// Routes of a host whose eventfds are plain numbers. A test decides whether a signal is pending.
+  private final class EventRouter: InterruptRouter {
+    final class Route: EventRoute {
+      let number: Int32
+      let pending = SharedInteger()
+      init(_ number: Int32) { self.number = number }
+      func set(_ message: InterruptMessage?) {}
+      func signal() {}
+      func event() -> Int32? { number }
+      var hasPendingSignal: Bool { pending.value > 0 }
+    }
+
+    let routes = Notes<Route>()
+
+    func makeRoute(for requester: Requester) -> any InterruptRoute {
+      let route = Route(Int32(500 + routes.all.count))
+      routes.add(route)
+      return route
+    }
+  }
+
+  @Test func `the pending bit of a masked vector shows a signal of its eventfd`() throws {
+    let router = EventRouter()
+    let requester = Requester(id: RequesterID(rawValue: 0x10), busMasterEnable: true)
+    let msix = MSIX(
+      layout: .init(vectorCount: 3, bar: 0, pendingOffset: 0x800), requester: requester, router: router)
+    #expect((0..<4).map { msix.notifier(of: $0)?.descriptor } == [500, 501, 502, nil])
+    #expect(msix.notifier(of: -1) == nil)
+    msix.control(enabled: true, functionMasked: false)
+    _ = msix.write(bar: 0, offset: 12, width: .doubleword, value: 0)
+    for route in router.routes.all { route.pending.increment() }
+    // Vector 0 is not masked: its signals do not wait for the driver.
+    #expect(msix.read(bar: 0, offset: 0x800, width: .quadword) == 0b110)
+    _ = msix.write(bar: 0, offset: 12, width: .doubleword, value: 1)
+    #expect(msix.read(bar: 0, offset: 0x800, width: .quadword) == 0b111)
   }
 
   @Test("the pending bits are read-only") func pendingBitsCannotBeWritten() {

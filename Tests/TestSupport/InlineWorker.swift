@@ -18,9 +18,16 @@ public final class InlineWorkerSource: QueueWorkerSource {
 }
 
 public final class InlineWorker: QueueWorker {
+  private struct State {
+    var doorbell: UInt64?
+    var isStopped = false
+    var isLent = false
+    var kicks = 0
+  }
+
   public let name: String
   private let handler: @Sendable () -> Void
-  private let state = Mutex((doorbell: UInt64?.none, stopped: false))
+  private let state = Mutex(State())
 
   init(name: String, handler: @escaping @Sendable () -> Void) {
     self.name = name
@@ -28,9 +35,32 @@ public final class InlineWorker: QueueWorker {
   }
 
   public var doorbell: UInt64? { state.withLock { $0.doorbell } }
-  public var stopped: Bool { state.withLock { $0.stopped } }
+  public var stopped: Bool { state.withLock { $0.isStopped } }
+  /// Whether another server has the queue.
+  public var isLent: Bool { state.withLock { $0.isLent } }
+  /// The number of signals of the lent queue's `kick`.
+  public var kicks: Int { state.withLock { $0.kicks } }
 
-  public func wake() { if !stopped { handler() } }
+  public func wake() {
+    let runs = state.withLock { state in
+      if state.isLent { state.kicks += 1 }
+      return !state.isLent && !state.isStopped
+    }
+    if runs { handler() }
+  }
+
+  /// Acts as a signal of the lent queue's `call`.
+  public func call() { if !stopped { handler() } }
+
   public func setDoorbell(at address: UInt64?) { state.withLock { $0.doorbell = address } }
-  public func stop() { state.withLock { $0.stopped = true } }
+
+  /// The notifiers' descriptors are not open files: 1000 for `kick` and 2000 for `call`.
+  public func lend() -> QueueNotifiers? {
+    state.withLock { $0.isLent = true }
+    return QueueNotifiers(
+      kick: Notifier(descriptor: 1000, owner: self), call: Notifier(descriptor: 2000, owner: self))
+  }
+
+  public func reclaim() { state.withLock { $0.isLent = false } }
+  public func stop() { state.withLock { $0.isStopped = true } }
 }

@@ -45,11 +45,14 @@ protocol MessageVector: AnyObject {
   var event: Int32? { get }
   /// Holds back messages: until the next call of `set`, signals of `event` stay pending.
   func hold()
+  /// Whether a signal of `event` is pending.
+  var hasPendingSignal: Bool { get }
 }
 
 extension MessageVector {
   var event: Int32? { nil }
   func hold() {}
+  var hasPendingSignal: Bool { false }
 }
 
 extension Accelerator {

@@ -1,11 +1,10 @@
 import Hardware
-import Passthrough
 
 /// The route of an MSI or MSI-X vector.
 final class VectorRoute: MessageRoute, EventRoute, @unchecked Sendable {
   /// The accelerator's vector, made on first use because most vectors are never used. Protected by the route's lock.
   private var vector: (any MessageVector)?
-  /// Whether VFIO signals the vector, even while there is no message. Protected by the route's lock.
+  /// Whether others, such as the kernel's VFIO, signal the vector, even while there is no message. Protected by the route's lock.
   private var isSignalledByOthers = false
 
   override func install(_ resolved: InterruptMessage?) {
@@ -29,6 +28,8 @@ final class VectorRoute: MessageRoute, EventRoute, @unchecked Sendable {
       return madeVector.event
     }
   }
+
+  var hasPendingSignal: Bool { state.withLock { _ in vector?.hasPendingSignal == true } }
 
   override func send(_ resolved: InterruptMessage) { vector?.signal() }
 }

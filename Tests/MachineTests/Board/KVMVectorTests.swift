@@ -130,4 +130,17 @@ import Testing
     try signal(event)
     #expect(try eventually { try guest.requests() == [0x45] })
   }
+
+  @Test func `signals that arrive while a vector is held are pending until it has a message again`() throws {
+    let vector = KVMVector(table: table, relay: relay)
+    let event = try #require(vector.event)
+    vector.set(message(1))
+    #expect(!vector.hasPendingSignal)
+    vector.hold()
+    #expect(!vector.hasPendingSignal)
+    try signal(event)
+    #expect(vector.hasPendingSignal)
+    vector.set(message(1))
+    #expect(!vector.hasPendingSignal)
+  }
 }

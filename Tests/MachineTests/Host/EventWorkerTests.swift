@@ -1,3 +1,5 @@
+import Glibc
+import Linux
 import Synchronization
 import TestSupport
 import Testing
@@ -65,5 +67,57 @@ import Testing
     worker.stop()
     // The worker does not detach a doorbell that it never had.
     #expect(doorbells.all == [0x1000])
+  }
+
+  /// A kernel that records which eventfd each doorbell signals.
+  private final class RecordingDoorbells: Doorbells {
+    let attached = Mutex<[UInt64: Int32]>([:])
+
+    func attach(_ event: Int32, toDoorbell address: UInt64) -> Bool {
+      attached.withLock { $0[address] = event }
+      return true
+    }
+
+    func detach(_ event: Int32, fromDoorbell address: UInt64) {
+      attached.withLock { if $0[address] == event { $0[address] = nil } }
+    }
+
+    subscript(_ address: UInt64) -> Int32? { attached.withLock { $0[address] } }
+  }
+
+  private static func signal(_ event: Int32) throws {
+    try FileDescriptor(duplicating: event).write([1, 0, 0, 0, 0, 0, 0, 0])
+  }
+
+  private static func isSignalled(_ event: Int32) -> Bool { Poll.readable([event], milliseconds: 0)[0] }
+
+  @Test func `while a queue is lent, its doorbell signals the other server, whose calls run the handler`() throws {
+    let doorbells = RecordingDoorbells()
+    let served = SharedInteger()
+    let worker = try EventWorker(name: "queue", doorbells: doorbells) { served.increment() }
+    worker.setDoorbell(at: 0x1000)
+    #expect(eventually { doorbells[0x1000] != nil })
+    let own = doorbells[0x1000]
+    let notifiers = try #require(worker.lend())
+    #expect(eventually { doorbells[0x1000] == notifiers.kick.descriptor })
+    #expect(notifiers.call.descriptor == own)
+    worker.wake()
+    #expect(Self.isSignalled(notifiers.kick.descriptor))
+    let before = served.value
+    try Self.signal(notifiers.call.descriptor)
+    #expect(eventually { served.value > before })
+    // The worker leaves the other server's notifications alone.
+    #expect(Self.isSignalled(notifiers.kick.descriptor))
+    worker.setDoorbell(at: 0x2000)
+    #expect(eventually { doorbells[0x2000] == notifiers.kick.descriptor } && doorbells[0x1000] == nil)
+
+    let lent = served.value
+    worker.reclaim()
+    #expect(eventually { doorbells[0x2000] == own && served.value > lent })
+    let reclaimed = served.value
+    worker.wake()
+    #expect(eventually { served.value > reclaimed })
+    worker.stop()
+    #expect(doorbells[0x2000] == nil)
   }
 }

@@ -64,6 +64,11 @@ final class KVMVector: MessageVector {
     disconnect()
   }
 
+  var hasPendingSignal: Bool {
+    guard let outlet, !outlet.isAttached else { return false }
+    return Poll.readable([outlet.descriptor], milliseconds: 0)[0]
+  }
+
   func signal() {
     if let outlet, outlet.isAttached {
       outlet.event.descriptor.signal()
