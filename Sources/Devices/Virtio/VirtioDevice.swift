@@ -32,11 +32,15 @@ public protocol VirtioDevice: AnyObject, Sendable {
   /// this with its lock held: the device must neither call the transport nor block.
   func start(with features: VirtioFeatures)
 
+  /// Returns the server of a queue outside this process; nil if `process` serves the queue. The transport asks whenever
+  /// it starts the queue, after `start`, with its lock held.
+  func datapath(forQueue index: Int) -> (any QueueDatapath)?
+
   /// Serves the available chains of a queue. Must begin with `VirtQueue.suppressNotifications`, and check for further
   /// chains after `VirtQueue.requestNotifications`, as `VirtQueue.drain` does.
   func process(queue index: Int, _ queue: inout VirtQueue) throws(VirtQueueError)
 
-  /// Resets the device, on the driver's request. No queue is being processed.
+  /// Resets the device, on the driver's request. No queue is being processed. The stop of a datapath may be pending.
   func reset()
 }
 
@@ -45,6 +49,7 @@ extension VirtioDevice {
   public func writeConfiguration(offset: Int, width: AccessWidth, value: UInt64) {}
   public func connect(to transport: any VirtioTransport) {}
   public func start(with features: VirtioFeatures) {}
+  public func datapath(forQueue index: Int) -> (any QueueDatapath)? { nil }
   public func reset() {}
 }
 

@@ -25,6 +25,8 @@ struct CommonConfiguration: Sendable {
     var layout: VirtQueue.Layout
     var vector = CommonConfiguration.noVector
     var enabled = false
+    /// Whether a reset of the queue, or of the device, waits for the datapath to stop.
+    var isResetting = false
 
     init(maximumSize: UInt16) {
       self.maximumSize = maximumSize
@@ -37,7 +39,9 @@ struct CommonConfiguration: Sendable {
   let vectorCount: Int
   private(set) var accepted: VirtioFeatures = []
   private(set) var status: VirtioStatus = []
-  private(set) var queues: [Queue]
+  /// The status before the last reset.
+  private var formerStatus: VirtioStatus = []
+  var queues: [Queue]
   /// The configuration generation, which the driver compares before and after it reads the device configuration
   /// (2.5.2).
   private(set) var generation: UInt8 = 0
@@ -73,10 +77,17 @@ struct CommonConfiguration: Sendable {
 
   mutating func reset() {
     // The generation continues, so that a driver that compares it across a reset sees a change.
-    let generation = generation
+    let (generation, former, resetting) = (generation, shownStatus, queues.map(\.isResetting))
     self = CommonConfiguration(
       offered: offered, requirements: requirements, queueSizes: queues.map(\.maximumSize), vectorCount: vectorCount)
     self.generation = generation
+    formerStatus = former
+    for index in queues.indices { queues[index].isResetting = resetting[index] }
+  }
+
+  /// The status that the driver reads: zero after a reset only when the reset is complete (2.4).
+  var shownStatus: VirtioStatus {
+    status.isEmpty && queues.contains { $0.isResetting } ? formerStatus : status
   }
 }
 
@@ -138,7 +149,7 @@ extension CommonConfiguration {
     case Field.driverFeature: return Self.half(of: driverFeatures, driverFeatureSelect)
     case Field.configurationVector: return UInt64(configurationVector)
     case Field.queueCount: return UInt64(queues.count)
-    case Field.deviceStatus: return UInt64(status.rawValue)
+    case Field.deviceStatus: return UInt64(shownStatus.rawValue)
     case Field.configurationGeneration: return UInt64(generation)
     case Field.queueSelect: return UInt64(queueSelect)
     default: break
@@ -151,9 +162,8 @@ extension CommonConfiguration {
     case Field.queueVector: return UInt64(queue.vector)
     case Field.queueEnable: return queue.enabled ? 1 : 0
     case Field.queueNotifyOffset: return UInt64(selected)
-    default:
-      // queue_reset reads zero, because a reset completes within its write.
-      return Self.area(of: field).map { queue.layout[keyPath: $0.area][bits: $0.half] } ?? 0
+    case Field.queueReset: return queue.isResetting ? 1 : 0
+    default: return Self.area(of: field).map { queue.layout[keyPath: $0.area][bits: $0.half] } ?? 0
     }
   }
 
@@ -227,9 +237,10 @@ extension CommonConfiguration {
       return .enableQueue(index)
     case Field.queueReset:
       guard short == 1, accepted.contains(.ringReset), queues[index].enabled else { return .none }
-      let vector = queues[index].vector
-      queues[index] = Queue(maximumSize: queues[index].maximumSize)
-      queues[index].vector = vector
+      let former = queues[index]
+      queues[index] = Queue(maximumSize: former.maximumSize)
+      queues[index].vector = former.vector
+      queues[index].isResetting = former.isResetting
       return .resetQueue(index)
     default:
       // The fields below are read-only while the queue is enabled.

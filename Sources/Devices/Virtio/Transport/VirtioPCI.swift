@@ -6,19 +6,26 @@ import Synchronization
 /// endpoint with Function Level Reset. The structures are in BAR 4, MSI-X is in BAR 1.
 ///
 /// Lock order: the common configuration's lock, then the queues', then the interrupts'. Workers are woken and failures
-/// are reported with none of them held, because a worker may run at once.
+/// are reported with none of them held, because a worker may run at once. Datapaths are called with the common
+/// configuration's lock held.
 public final class VirtioPCI: FunctionModel, VirtioTransport {
-  private struct Registers {
+  struct Registers {
     var common: CommonConfiguration
     /// Counts resets, so that a failure from before a reset does not affect the device after it.
     var session: UInt64 = 0
+    var handovers: [QueueHandover]
+    /// Whether the function is being revoked: no datapath starts any more.
+    var hasEnded = false
+    /// Whether the driver must be notified of a failure when the lock is released.
+    var mustNotify = false
   }
 
   public let function: Function
   public let device: any VirtioDevice
-  private let port: any DMAPort
+  let port: any DMAPort
+  let usesTranslation: Bool
   private let interrupts: VirtioInterrupts
-  private let slots: [VirtioQueueSlot]
+  let slots: [VirtioQueueSlot]
   private let registers: Mutex<Registers>
 
   /// - Parameters:
@@ -33,6 +40,7 @@ public final class VirtioPCI: FunctionModel, VirtioTransport {
     function = Function(
       Self.describe(device, environment.endpointType, queueCount: queueSizes.count, vectorCount: vectorCount),
       at: address, environment: environment)
+    usesTranslation = options.iommuPlatform
     port =
       options.iommuPlatform
       ? function.environment.makePort()
@@ -44,12 +52,13 @@ public final class VirtioPCI: FunctionModel, VirtioTransport {
       Registers(
         common: CommonConfiguration(
           offered: device.features.union(options.features), requirements: device.featureRequirements,
-          queueSizes: queueSizes, vectorCount: vectorCount)))
+          queueSizes: queueSizes, vectorCount: vectorCount),
+        handovers: Array(repeating: .none, count: queueSizes.count)))
     for slot in slots {
       slot.setWorker(
         function.environment.makeWorker(name: "\(device.name) \(slot.index)") { [weak self, weak slot] in
           guard let failure = slot?.serve() else { return }
-          self?.fail(failure)
+          self?.fail(session: failure.session)
         })
     }
     function.install(self)
@@ -101,13 +110,16 @@ public final class VirtioPCI: FunctionModel, VirtioTransport {
     if live { interrupts.signalConfiguration() }
   }
 
-  private func fail(_ failure: VirtioQueueSlot.Failure) {
-    let mustNotify = registers.withLock { registers in
-      guard registers.session == failure.session else { return false }
-      for slot in slots { slot.halt() }
-      return registers.common.fail()
+  /// Calls `body` with the lock held. Afterwards notifies the driver of a failure that occurred within it.
+  @discardableResult
+  func withRegisters<Result: Sendable>(_ body: (inout Registers) -> Result) -> Result {
+    let (result, mustNotify) = registers.withLock { registers in
+      let result = body(&registers)
+      defer { registers.mustNotify = false }
+      return (result, registers.mustNotify)
     }
     if mustNotify { interrupts.signalConfiguration() }
+    return result
   }
 
   // MARK: FunctionModel
@@ -144,9 +156,13 @@ public final class VirtioPCI: FunctionModel, VirtioTransport {
     registers.withLock { reset(&$0) }
   }
 
-  /// Ends each queue after its request in flight.
+  /// Ends each queue after its request in flight, and the datapaths.
   public func endRequests() {
     for slot in slots { slot.halt() }
+    withRegisters { registers in
+      registers.hasEnded = true
+      for index in slots.indices { stopDatapath(index, continues: false, &registers) }
+    }
   }
 
   public func released() { reset() }
@@ -182,9 +198,11 @@ public final class VirtioPCI: FunctionModel, VirtioTransport {
   public func configurationWritten(offset: Int, width: AccessWidth, value: UInt64) {
     if StandardOffset.commandBytes.overlaps(offset..<offset + width.rawValue) {
       // Notifications while Bus Master Enable was clear could not be served.
+      followBusMaster()
       if function.requester.busMasterEnable { for slot in slots where slot.isRunning { slot.wake() } }
       return
     }
+    followMessages()
     guard let window = function.capabilityOffsets.last else { return }
     let data = window + VirtioCapabilities.Window.data
     guard (data..<data + 4).overlaps(offset..<offset + width.rawValue), let (at, length) = windowTarget(window) else {
@@ -218,18 +236,23 @@ public final class VirtioPCI: FunctionModel, VirtioTransport {
   }
 
   private func writeCommon(offset: Int, width: AccessWidth, value: UInt64) {
-    let started = registers.withLock { registers in
+    let started = withRegisters { registers in
       switch registers.common.write(offset: offset, width: width, value: value) {
       case .none: break
       case .reset: reset(&registers)
       case .configurationVector(let vector): interrupts.setConfigurationVector(vector)
-      case .queueVector(let queue, let vector): slots[queue].setVector(vector)
+      case .queueVector(let queue, let vector):
+        slots[queue].setVector(vector)
+        updateCall(queue, &registers)
       case .enableQueue(let queue):
-        if registers.common.isLive { start(queue, registers) }
-      case .resetQueue(let queue): slots[queue].stop()
+        if registers.common.isLive, !registers.hasEnded { start(queue, &registers) }
+      case .resetQueue(let queue): end(queue, &registers)
       case .start:
         device.start(with: registers.common.accepted)
-        for queue in slots.indices where registers.common.queues[queue].enabled { start(queue, registers) }
+        for queue in slots.indices where registers.common.queues[queue].enabled {
+          // The start of an earlier queue may have failed.
+          if registers.common.isLive, !registers.hasEnded { start(queue, &registers) }
+        }
         return true
       }
       return false
@@ -238,18 +261,11 @@ public final class VirtioPCI: FunctionModel, VirtioTransport {
     if started { for slot in slots where slot.isRunning { slot.wake() } }
   }
 
-  private func start(_ index: Int, _ registers: Registers) {
-    let queue = VirtQueue(
-      layout: registers.common.queues[index].layout, features: registers.common.accepted, port: port,
-      owner: slots[index])
-    slots[index].start(queue, session: registers.session)
-  }
-
   private func reset(_ registers: inout Registers) {
     // Halt all queues before the wait for the first one, so that the wait lasts for one request at most.
     for slot in slots { slot.halt() }
     for slot in slots {
-      slot.stop()
+      end(slot.index, &registers)
       slot.setVector(CommonConfiguration.noVector)
     }
     registers.common.reset()

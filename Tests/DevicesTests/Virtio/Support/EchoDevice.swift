@@ -11,8 +11,14 @@ final class EchoDevice: VirtioDevice {
   private let starts = Mutex<[VirtioFeatures]>([])
   let features: VirtioFeatures
   let featureRequirements: [VirtioFeatureRequirement]
+  /// The server of queue 0; nil if the device serves it.
+  private let datapath: (any QueueDatapath)?
 
-  init(features: VirtioFeatures = VirtioFeatures(bit: 3), requirements: [VirtioFeatureRequirement] = []) {
+  init(
+    features: VirtioFeatures = VirtioFeatures(bit: 3), requirements: [VirtioFeatureRequirement] = [],
+    datapath: (any QueueDatapath)? = nil
+  ) {
+    self.datapath = datapath
     self.features = features
     featureRequirements = requirements
   }
@@ -41,6 +47,8 @@ final class EchoDevice: VirtioDevice {
   func connect(to transport: any VirtioTransport) { owner.withLock { $0 = WeakVirtioTransport(transport) } }
 
   func start(with features: VirtioFeatures) { starts.withLock { $0.append(features) } }
+
+  func datapath(forQueue index: Int) -> (any QueueDatapath)? { index == 0 ? datapath : nil }
 
   func process(queue index: Int, _ queue: inout VirtQueue) throws(VirtQueueError) {
     counts.withLock { $0.processed += 1 }

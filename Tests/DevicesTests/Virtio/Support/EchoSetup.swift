@@ -15,12 +15,13 @@ struct EchoSetup {
   let driver: TestDriver
 
   init(
-    _ options: VirtioOptions = VirtioOptions(), board: TestBoard = TestBoard(), device: EchoDevice = EchoDevice()
+    _ options: VirtioOptions = VirtioOptions(), board: TestBoard = TestBoard(), device: EchoDevice = EchoDevice(),
+    router: (any InterruptRouter)? = nil
   ) {
     self.board = board
     self.device = device
     pci = VirtioPCI(
-      device: device, options: options, environment: board.environment,
+      device: device, options: options, environment: router.map(board.environment.routing) ?? board.environment,
       address: RequesterID(bus: 0, device: 3, function: 0))
     board.plug(pci)
     driver = TestDriver(pci, on: board)
