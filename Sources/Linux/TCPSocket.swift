@@ -69,7 +69,7 @@ extension FileDescriptor {
 }
 
 /// Host names are not resolved: that would need the host's name service, which a static executable lacks.
-private enum InternetAddress {
+enum InternetAddress {
   static func make(_ host: String, _ port: UInt16) throws(SystemError) -> sockaddr_in {
     var address = sockaddr_in()
     address.sin_family = sa_family_t(AF_INET)

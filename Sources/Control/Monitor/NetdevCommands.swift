@@ -92,6 +92,8 @@ enum NetworkText {
   private static func text(_ status: NetdevStatus) -> String {
     switch status {
     case .listening: "listening"
+    case .datagrams(.unix(let local), .unix(let remote)): "udp=\(local):\(remote)"
+    case .datagrams(let local, let remote): "udp=\(endpoint(local))/\(endpoint(remote))"
     case .connecting: "connecting"
     case .connected(.unix(let path)): "unix:\(path)"
     case .connected(.inet(let host, let port)): "tcp:\(host):\(port)"
@@ -99,6 +101,13 @@ enum NetworkText {
     case .interface(let name): "ifname=\(name),script=no,downscript=no"
     case .disconnected: "disconnected"
     case .closed: "removed"
+    }
+  }
+
+  private static func endpoint(_ address: SocketAddress) -> String {
+    switch address {
+    case .unix(let path): path
+    case .inet(let host, let port): "\(host):\(port)"
     }
   }
 }

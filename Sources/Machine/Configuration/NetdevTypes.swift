@@ -16,6 +16,7 @@ public enum NetdevTypes {
   /// The compiler checks that each of them has `open`.
   static let opening: [any (NetdevOptions & NetdevOpening).Type] = [
     StreamNetdevOptions.self,
+    DgramNetdevOptions.self,
     TapNetdevOptions.self,
   ]
 

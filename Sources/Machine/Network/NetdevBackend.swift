@@ -24,6 +24,8 @@ public enum NetdevStatus: Hashable, Sendable {
   /// - Parameter peer: the other end; for a server, the address at which the client has connected.
   case connected(SocketAddress)
   case failed(SystemError)
+  /// A datagram socket, which has no connection.
+  case datagrams(local: SocketAddress, remote: SocketAddress)
   /// An interface of the host, by its name.
   case interface(String)
   /// There was a connection, and none is being made.

@@ -46,6 +46,23 @@ import Testing
         == .value(name: "addr.path", text: long, .tooLong(bytes: 107)))
   }
 
+  @Test func `a dgram needs two addresses of one type, and no multicast group`() throws {
+    let local = [("local.type", "unix"), ("local.path", "/a")]
+    let remote = [("remote.type", "unix"), ("remote.path", "/b")]
+    let inet = [("remote.type", "inet"), ("remote.host", "127.0.0.1"), ("remote.port", "1")]
+    let group = [("remote.type", "inet"), ("remote.host", "230.0.0.1"), ("remote.port", "1")]
+    let options = try DgramNetdevOptions(assign(local + remote))
+    #expect(options.local.path == "/a" && options.remote.path == "/b")
+    let cases: [([(String, String)], String)] = [
+      (remote, "dgram requires local= parameter"),
+      (local, "type=inet or type=unix requires remote parameter"),
+      (local + inet, "remote and local types must be the same"),
+      (local + remote.prefix(1), "Parameter 'remote.path' is missing"),
+      (group, "remote.host is a multicast group, which is not supported"),
+    ]
+    for (values, text) in cases { #expect(problem(values, of: DgramNetdevOptions.self) == .rule(text), "\(values)") }
+  }
+
   @Test func `only a client reconnects, and only one unit of time is given`() throws {
     let unix = [("addr.type", "unix"), ("addr.path", "/s")]
     let cases: [([(String, String)], String?)] = [
