@@ -8,6 +8,10 @@ public protocol DMARemapper: AnyObject, Sendable {
 
   /// Makes a port that also takes requests with PASID, translation requests and page requests.
   func makeRequestPort(for requester: Requester) -> any RequestPort
+
+  /// Connects the cache of a remote datapath that acts for a function. The cache must be empty.
+  /// - Returns: nil without an IOMMU.
+  func connect(_ remote: any RemoteIOTLB, for requester: Requester) -> (any RemoteDMAPort)?
 }
 
 /// All requests that one function can send to the root complex.

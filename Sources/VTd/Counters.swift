@@ -34,6 +34,12 @@ public enum TranslationCounter: Int, CaseIterable, Sendable {
   case translatedRequests
   /// Page requests, including those that did not enter the queue.
   case pageRequests
+  /// Misses of remote IOTLBs, those that got no mapping included.
+  case remoteMisses
+  /// Mappings that remote IOTLBs got.
+  case remoteMappings
+  /// Invalidations that remote IOTLBs got. Each may have several ranges.
+  case remoteInvalidations
   case interruptEntryInvalidations
   /// Writes to the invalidation queue's tail register.
   case doorbells

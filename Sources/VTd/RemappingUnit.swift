@@ -4,11 +4,11 @@ import Synchronization
 /// One remapping hardware unit (VT-d 2.2): the register page on the memory bus, the ports of the functions behind the
 /// unit, the interrupt remapper and the invalidation queue.
 ///
-/// Lock order: `queue`, then the observers' own locks; `registers.state`, then `ports`, then a port's lock;
+/// Lock order: `queue`, then the locks of observers and remotes; `registers.state`, then `ports`, then a port's lock;
 /// `registers.state`, then the interrupt remapper's lock. A doorbell holds `queue` for at most one lap of the queue,
 /// and never together with `registers.state` during a call out of the unit. `queue` is the only lock that the unit
-/// holds while it calls an observer, an interrupt route or a message sink, or waits for requests in flight. A request
-/// in flight must therefore never wait for `queue`.
+/// holds while it calls an observer, a remote, an interrupt route or a message sink, or waits for requests in flight. A
+/// request in flight must therefore never wait for `queue`.
 public final class RemappingUnit: BusDevice, DMARemapper {
   public let options: UnitOptions
   public let capabilities: Capabilities
@@ -16,6 +16,8 @@ public final class RemappingUnit: BusDevice, DMARemapper {
   /// The ports and the observers. They share a lock because every invalidation needs both.
   struct Ports {
     var all: [RemappingPort] = []
+    /// Ports of connected remotes.
+    var remotes: [RemappedRemotePort] = []
     var mode = TranslationMode()
     var observers = InvalidationObservers()
     /// Counters of removed ports and of the invalidation queue.
@@ -31,8 +33,10 @@ public final class RemappingUnit: BusDevice, DMARemapper {
   let queue = Mutex(PendingInvalidations())
   /// The place where the holder of `queue` waits for requests in flight.
   let parking: any Parking
-  /// Outstanding device-TLB invalidations. Code that holds this lock takes no other lock.
+  /// Outstanding invalidations of device TLBs and remote IOTLBs. Code that holds this lock takes no other lock.
   let devices = Mutex(DeviceInvalidations())
+  /// Whether a remote IOTLB was ever connected.
+  let hasRemotes = Atomic<Bool>(false)
   let deviceTimer: (any OneShotTimer)?
   /// Interrupt requests that functions make by DMA, from before their remapping until their delivery.
   let interruptsInFlight = RequestsInFlight()
@@ -50,8 +54,8 @@ public final class RemappingUnit: BusDevice, DMARemapper {
   ///   - trace: receives the unit's trace events.
   ///   - parking: the place where a vCPU that invalidates sleeps while requests are in flight. No other unit may use
   ///     it.
-  ///   - deviceTimer: limits the time that functions have to answer device-TLB invalidations. Without it a function
-  ///     that does not answer at once times out.
+  ///   - deviceTimer: limits the time that functions have to answer device-TLB invalidations, and remotes to complete
+  ///     theirs. Without it a receiver that does not answer at once times out.
   /// - Throws: the error of `UnitOptions.validate`.
   public init(
     options: UnitOptions, memory: any PhysicalMemory, faultEvent: any InterruptRoute,
@@ -127,9 +131,10 @@ public final class RemappingUnit: BusDevice, DMARemapper {
   public var counters: TranslationCounters {
     var sum = interrupts.counters
     sum += devices.withLock { $0.counters }
-    let (ports, counters) = ports.withLock { ($0.all, $0.counters) }
+    let (ports, remotes, counters) = ports.withLock { ($0.all, $0.remotes, $0.counters) }
     sum += counters
     for port in ports { sum += port.counters }
+    for port in remotes { sum += port.counters }
     return sum
   }
 
@@ -143,7 +148,7 @@ public final class RemappingUnit: BusDevice, DMARemapper {
       interrupts.set(registers.interruptMode)
     }
     queue.withLock { pending in
-      pending.appendTranslationChange(ports.withLock { $0.all })
+      appendTranslationChange(&pending)
       pending.appendInterruptRemappingChange()
       devices.withLock { $0.reset() }
       complete(&pending)
@@ -176,17 +181,16 @@ public final class RemappingUnit: BusDevice, DMARemapper {
     }
     registers.send(effects)
     if effects.awaitsDrain || effects.command != nil {
-      queue.withLock { pending in
-        if effects.translationChanged { pending.appendTranslationChange(ports.withLock { $0.all }) }
+      let completion = RegisterCompletion(effects)
+      let isParked = queue.withLock { pending in
+        if effects.translationChanged { appendTranslationChange(&pending) }
         if effects.interruptRemappingChanged { pending.appendInterruptRemappingChange() }
         if let invalidation = effects.command?.invalidation { apply(invalidation, &pending) }
         complete(&pending)
+        return park(.registers(completion))
       }
       resumeIfAsked()
-      registers.state.withLock { registers in
-        if effects.awaitsDrain { registers.completeGlobalCommand() }
-        if let command = effects.command { registers.complete(command) }
-      }
+      if !isParked { finish(completion) }
     }
     if effects.doorbell { ports.withLock { $0.counters.count(.doorbells) } }
     if effects.serviceQueue { serviceQueue() }
@@ -196,6 +200,7 @@ public final class RemappingUnit: BusDevice, DMARemapper {
     ports.withLock { ports in
       ports.mode = mode
       for port in ports.all { port.set(mode, forgetting: forgetting) }
+      for port in ports.remotes { port.set(mode) }
     }
   }
 }

@@ -41,6 +41,7 @@ public enum RemappingText {
     text += entries(snapshot.caches)
     text += pages(snapshot.caches)
     text += refusals(snapshot.caches)
+    text += remotes(snapshot.remotes)
     text += interruptEntries(snapshot.interruptRemapping.cached)
     text += "\n  counters\n"
     var columns = Columns(indent: 4, rightAligned: [1])
@@ -177,6 +178,27 @@ public enum RemappingText {
     }
     if count == 0 { return "" }
     return "\n  cached refusals\n" + columns.text + (count > listLimit ? "    and \(count - listLimit) more\n" : "")
+  }
+
+  /// Lists the caches of datapaths outside of this process, such as vhost-net's.
+  private static func remotes(_ remotes: [RemoteCache]) -> String {
+    if remotes.isEmpty { return "" }
+    var columns = Columns(indent: 4, rightAligned: [1, 2, 3])
+    columns.add("source", "misses", "mappings", "invalidations", "may hold")
+    for remote in remotes.prefix(listLimit) {
+      let contents =
+        switch remote.contents {
+        case .empty: "nothing"
+        case .untranslated: "untranslated addresses"
+        case .domain(let domain, let pasid, let isPassThrough):
+          isPassThrough ? "pass-through, domain \(domain)" : "pages of domain \(domain), PASID \(pasid)"
+        case .mixed: "pages of several domains"
+        }
+      columns.add(
+        remote.source.description, "\(remote.misses)", "\(remote.mappings)", "\(remote.invalidations)", contents)
+    }
+    let text = "\n  remote IOTLBs, in another process or the kernel\n" + columns.text
+    return remotes.count > listLimit ? text + "    and \(remotes.count - listLimit) more\n" : text
   }
 
   static func rights(_ readable: Bool, _ writable: Bool) -> String { (readable ? "r" : "-") + (writable ? "w" : "-") }

@@ -2,66 +2,39 @@ import Hardware
 import Synchronization
 
 // Device-TLB invalidations (VT-d 6.5.2.5, 6.5.2.6, 6.5.2.10). The unit sends each as a message with a tag to its
-// function. The invalidation is outstanding until the function answers, or until its time is over. Meanwhile the unit
-// parks a wait descriptor that follows in the queue, so no vCPU has to wait.
+// function. The invalidation is outstanding until the function answers, or until its time is over.
 
-/// Outstanding invalidations between the invalidation queue and the functions with a translation cache.
+/// The functions with a translation cache, and all invalidations that left the unit.
 struct DeviceInvalidations: Sendable {
-  struct Outstanding: Sendable {
-    let tag: UInt8
-    let source: RequesterID
-    /// Whether the function has received the message and did not answer at once.
-    var isAwaited = false
-    /// Expirations of the timer since `isAwaited` was set.
-    var ticks = 0
-  }
-
-  /// A wait descriptor that waits for outstanding invalidations. The queue's head is already past it.
-  struct ParkedWait: Sendable {
-    let wait: InvalidationWait
-    let generation: UInt64
-  }
-
   /// ITag has 5 bits.
   static let tagCount: UInt8 = 32
-  /// In milliseconds. An invalidation times out at the timer's second expiration, after half a second to a second. Real
-  /// functions have a minute to answer (PCI Express Base 10.3.1). Emulated functions answer in microseconds or never,
-  /// and the guest polls meanwhile.
-  static let timerPeriod: UInt32 = 500
 
   /// Ports of functions with a connected cache.
   var ports: [RemappedRequestPort] = []
-  var outstanding: [Outstanding] = []
-  var parkedWait: ParkedWait?
+  var outstanding = OutstandingInvalidations()
   /// Whether an invalidation in the queue waits for a tag, because every tag is outstanding.
-  var lacksTag = false
-  private var timerRuns = false
+  private(set) var lacksTag = false
   private var nextTag: UInt8 = 0
 
   /// Counts the ATS and page requests of functions.
   var counters = TranslationCounters()
 
+  private var tags: [UInt8] {
+    outstanding.all.compactMap { if case .function(_, let tag) = $0.receiver { tag } else { nil } }
+  }
+
   /// Allocates a tag. Returns nil if every tag is outstanding.
-  mutating func begin(for source: RequesterID) -> UInt8? {
-    guard outstanding.count < Int(Self.tagCount) else {
+  mutating func begin(for source: RequesterID) -> (tag: UInt8, number: UInt64)? {
+    let tags = tags
+    guard tags.count < Int(Self.tagCount) else {
       lacksTag = true
       return nil
     }
     var tag = nextTag
-    while outstanding.contains(where: { $0.tag == tag }) { tag = (tag + 1) % Self.tagCount }
+    while tags.contains(tag) { tag = (tag + 1) % Self.tagCount }
     nextTag = (tag + 1) % Self.tagCount
     lacksTag = false
-    outstanding.append(Outstanding(tag: tag, source: source))
-    return tag
-  }
-
-  /// Marks an invalidation that the function did not answer at once.
-  /// - Returns: whether the caller must start the timer.
-  mutating func await(_ tag: UInt8) -> Bool {
-    guard let index = outstanding.firstIndex(where: { $0.tag == tag }) else { return false }
-    outstanding[index].isAwaited = true
-    defer { timerRuns = true }
-    return !timerRuns
+    return (tag, outstanding.begin(.function(source, tag: tag)))
   }
 
   /// Ends the invalidations that a function answered.
@@ -70,8 +43,8 @@ struct DeviceInvalidations: Sendable {
     var rest = tags
     var wasAwaited = false
     outstanding.removeAll { invalidation in
-      guard invalidation.source == source, rest[bit: Int(invalidation.tag)] else { return false }
-      rest[bit: Int(invalidation.tag)] = false
+      guard case .function(source, let tag) = invalidation.receiver, rest[bit: Int(tag)] else { return false }
+      rest[bit: Int(tag)] = false
       if invalidation.isAwaited { wasAwaited = true }
       return true
     }
@@ -81,37 +54,17 @@ struct DeviceInvalidations: Sendable {
   /// Drops the invalidations that a removed function has not answered.
   /// - Returns: whether the queue can resume.
   mutating func abandon(_ source: RequesterID) -> Bool {
-    let count = outstanding.count
-    outstanding.removeAll { $0.source == source && $0.isAwaited }
-    return outstanding.count < count && mayResume
+    let count = outstanding.all.count
+    outstanding.removeAll { if case .function(source, _) = $0.receiver { $0.isAwaited } else { false } }
+    return outstanding.all.count < count && mayResume
   }
 
-  private var mayResume: Bool { lacksTag || parkedWait != nil && outstanding.isEmpty }
+  var mayResume: Bool { lacksTag || outstanding.hasWork }
 
-  /// Handles an expiration of the timer.
-  /// - Returns: the source of an invalidation that timed out, and whether the caller must start the timer again.
-  mutating func tick() -> (expired: RequesterID?, restarts: Bool) {
-    var expired: RequesterID?
-    for index in outstanding.indices where outstanding[index].isAwaited {
-      outstanding[index].ticks += 1
-      if outstanding[index].ticks >= 2, expired == nil { expired = outstanding[index].source }
-    }
-    outstanding.removeAll { $0.ticks >= 2 }
-    // An invalidation timeout aborts the wait descriptors that the unit has fetched (6.5.2.11).
-    if expired != nil { parkedWait = nil }
-    timerRuns = outstanding.contains { $0.isAwaited }
-    return (expired, timerRuns)
-  }
-
-  /// Times out an invalidation at once, on a unit without a timer.
-  mutating func expire(_ tag: UInt8) {
-    outstanding.removeAll { $0.tag == tag }
-    parkedWait = nil
-  }
-
+  /// Drops the invalidations of functions. Those of remotes stay, so that a later wait includes them.
   mutating func reset() {
-    outstanding = []
-    parkedWait = nil
+    outstanding.removeAll { if case .function = $0.receiver { true } else { false } }
+    outstanding.dropParked()
     lacksTag = false
   }
 }
@@ -145,25 +98,24 @@ extension RemappingUnit {
         tag: 0, pasid: pasid, isGlobal: pasid == nil, first: pages.first, last: pages.last)
     default: return true
     }
-    let (target, tag) = devices.withLock { devices -> (RemappedRequestPort?, UInt8?) in
+    let (target, begun) = devices.withLock { devices -> (RemappedRequestPort?, (tag: UInt8, number: UInt64)?) in
       guard let port = devices.ports.first(where: { $0.requester.id == source }) else { return (nil, nil) }
       return (port, devices.begin(for: source))
     }
     guard let target else { return true }
-    guard let tag else { return false }
-    request.tag = tag
+    guard let begun else { return false }
+    request.tag = begun.tag
     guard let cache = target.cache else {
-      devices.withLock { _ = $0.complete(1 << UInt32(tag), from: source) }
+      devices.withLock { _ = $0.outstanding.end(begun.number) }
       return true
     }
     cache.invalidate(request)
-    let (isAnswered, startsTimer) = devices.withLock { devices in
-      guard devices.outstanding.contains(where: { $0.tag == tag }) else { return (true, false) }
-      return (false, devices.await(tag))
-    }
-    if isAnswered { return true }
+    guard let startsTimer = devices.withLock({ $0.outstanding.await(begun.number) }) else { return true }
     guard let deviceTimer else {
-      devices.withLock { $0.expire(tag) }
+      devices.withLock { devices in
+        devices.outstanding.end(begun.number)
+        devices.outstanding.dropWait(except: nil)
+      }
       timedOut(source)
       return true
     }
@@ -171,12 +123,20 @@ extension RemappingUnit {
     return true
   }
 
-  private func startTimer(_ timer: any OneShotTimer) {
-    timer.start(afterMilliseconds: DeviceInvalidations.timerPeriod) { [weak self] in
+  /// Limits the time of all outstanding invalidations.
+  func startTimer(_ timer: any OneShotTimer) {
+    timer.start(afterMilliseconds: OutstandingInvalidations.timerPeriod) { [weak self] in
       guard let self else { return }
-      let (expired, restarts) = devices.withLock { $0.tick() }
+      let (function, remotes, restarts, resumes) = devices.withLock { devices in
+        let expired = devices.outstanding.tick()
+        // An invalidation timeout aborts the wait descriptors that the unit has fetched (6.5.2.11).
+        if expired.function != nil { devices.outstanding.dropWait(except: nil) }
+        return (expired.function, expired.remotes, expired.restarts, devices.outstanding.hasWork)
+      }
       if restarts { startTimer(timer) }
-      if let expired { timedOut(expired) }
+      if let function { timedOut(function) }
+      if resumes { resumeQueue() }
+      for remote in remotes { remote.timedOut() }
     }
   }
 

@@ -55,6 +55,8 @@ public struct UnitSnapshot: Hashable, Sendable {
   public let sources: [SourceTables]
   /// The caches of every port, including empty ones.
   public let caches: [PortCache]
+  /// The connected remote IOTLBs.
+  public let remotes: [RemoteCache]
   public let counters: TranslationCounters
 }
 
@@ -85,7 +87,8 @@ extension RemappingUnit {
         isExtended: interruptMode.extended, table: interruptMode.table, entries: interruptMode.entries,
         cached: interrupts.cachedEntries),
       sources: mode.enabled || mode.rootTable != 0 ? sources.map(reader.tables) : [],
-      caches: portCaches, counters: counters)
+      caches: portCaches, remotes: ports.withLock { $0.remotes }.map(\.inspection).sorted { $0.source < $1.source },
+      counters: counters)
   }
 
   /// Explains the translation that a request would have now, entry by entry, from the tables in memory.
@@ -166,6 +169,39 @@ public struct PortCache: Hashable, Sendable {
   /// Ordered by address.
   public let pages: [CachedPage]
   public let refusals: [CachedRefusal]
+}
+
+/// The IOTLB of a remote datapath that acts for a function. Its mappings are in the remote; the unit knows only their
+/// tags.
+public struct RemoteCache: Hashable, Sendable {
+  public enum Contents: Hashable, Sendable {
+    case empty
+    /// Mappings made while translation was disabled.
+    case untranslated
+    case domain(UInt16, pasid: UInt32, isPassThrough: Bool)
+    /// Mappings of several domains, PASIDs or source IDs.
+    case mixed
+  }
+
+  public let source: RequesterID
+  /// The mappings that the remote may hold.
+  public let contents: Contents
+  public let misses: UInt64
+  public let mappings: UInt64
+  public let invalidations: UInt64
+}
+
+extension RemoteCache.Contents {
+  init(_ contents: RemoteContents) {
+    self =
+      if contents.isMixed {
+        .mixed
+      } else if let tag = contents.tag {
+        tag.domain.map { .domain($0, pasid: tag.pasid, isPassThrough: tag.stages == nil) } ?? .untranslated
+      } else {
+        .empty
+      }
+  }
 }
 
 /// An entry of the interrupt entry cache.

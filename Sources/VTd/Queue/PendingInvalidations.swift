@@ -11,16 +11,13 @@ struct PendingInvalidations {
   fileprivate var subjects: InvalidationSubjects = []
   /// Ports whose requests in flight may use invalidated entries.
   fileprivate var ports: [RemappingPort] = []
+  /// Remotes that have ranges to lose.
+  fileprivate var remotes: [RemappedRemotePort] = []
   /// Whether interrupt requests in flight may use an invalidated entry or table.
   fileprivate var concernsInterrupts = false
 
   /// Whether the observers must receive the invalidations before the batch is complete, to limit memory.
   var isFull: Bool { observed.count >= 4096 }
-
-  mutating func appendTranslationChange(_ ports: [RemappingPort]) {
-    self.ports = ports
-    append(.translationChanged)
-  }
 
   mutating func appendInterruptRemappingChange() {
     concernsInterrupts = true
@@ -34,6 +31,10 @@ struct PendingInvalidations {
 
   fileprivate mutating func append(_ port: RemappingPort) {
     if !ports.contains(where: { $0 === port }) { ports.append(port) }
+  }
+
+  mutating func append(_ remote: RemappedRemotePort) {
+    if !remotes.contains(where: { $0 === remote }) { remotes.append(remote) }
   }
 }
 
@@ -62,7 +63,16 @@ extension RemappingUnit {
 
   public func removeObserver(_ observer: any InvalidationObserver) { ports.withLock { $0.observers.remove(observer) } }
 
-  /// Applies an invalidation to the unit's own caches, and queues it for the observers.
+  func appendTranslationChange(_ pending: inout PendingInvalidations) {
+    let remotes = ports.withLock { ports in
+      pending.ports = ports.all
+      return ports.remotes
+    }
+    for remote in remotes where remote.lose(.translationChanged) { pending.append(remote) }
+    pending.append(.translationChanged)
+  }
+
+  /// Applies an invalidation to the unit's own caches, and queues it for the remotes and the observers.
   func apply(_ invalidation: Invalidation, _ pending: inout PendingInvalidations) {
     let counter = invalidation.record(in: trace)
     let concernsPorts: Bool
@@ -79,23 +89,35 @@ extension RemappingUnit {
     ports.withLock { ports in
       if concernsPorts {
         for port in ports.all where port.invalidate(invalidation) { pending.append(port) }
+        for remote in ports.remotes where remote.lose(invalidation) { pending.append(remote) }
       }
       if let counter { ports.counters.count(counter) }
       if ports.observers.subjects.contains(invalidation.subject) { pending.append(invalidation) }
     }
   }
 
-  /// Completes the pending invalidations: returns when no request in flight uses the old entries and the observers have
-  /// acted. The unit always drains, whether descriptors request it (DR, DW) or not.
+  /// Completes the pending invalidations: returns when no request in flight uses the old entries, the remotes have
+  /// received theirs and the observers have acted. The unit always drains, whether descriptors request it (DR, DW) or
+  /// not.
   func complete(_ pending: inout PendingInvalidations) {
     for port in pending.ports { port.inFlight.drain(parking: parking) }
     pending.ports.removeAll(keepingCapacity: true)
+    if !pending.remotes.isEmpty { sendToRemotes(&pending) }
     if pending.concernsInterrupts { interruptsInFlight.drain(parking: parking) }
     pending.concernsInterrupts = false
     // A page request that was checked before the invalidation, or before a wait with PD, enters its queue before the
     // return.
     if capabilities.pageRequests { pageRequestsInFlight.drain(parking: parking) }
     notifyObservers(&pending)
+  }
+
+  private func sendToRemotes(_ pending: inout PendingInvalidations) {
+    for remote in pending.remotes {
+      // A miss that used an invalidated entry is installed before the remote receives the invalidation.
+      remote.inFlight.drain(parking: parking)
+      send(to: remote)
+    }
+    pending.remotes.removeAll(keepingCapacity: true)
   }
 
   func notifyObservers(_ pending: inout PendingInvalidations) {

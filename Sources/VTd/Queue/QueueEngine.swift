@@ -29,7 +29,7 @@ extension RemappingUnit {
   }
 
   private func service(_ pending: inout PendingInvalidations) {
-    guard finishParkedWait() else { return }
+    guard finishParked() else { return }
     var effects = UnitRegisters.Effects()
     var (next, remaining) = registers.state.withLock { ($0.nextFetch(&effects), $0.queue.capacity) }
     while let fetch = next {
@@ -46,19 +46,32 @@ extension RemappingUnit {
     complete(&pending)
   }
 
-  /// - Returns: false while a parked wait descriptor still waits for functions.
-  private func finishParkedWait() -> Bool {
-    guard capabilities.deviceTLB else { return true }
+  /// Sends the invalidations that waited for their remotes, and finishes the parked completions that are ready.
+  /// - Returns: false while a parked wait descriptor still waits.
+  private func finishParked() -> Bool {
+    guard parksCompletions else { return true }
+    sendQueued()
     let generation = registers.state.withLock { $0.queue.generation }
-    let (canContinue, wait) = devices.withLock { devices -> (Bool, InvalidationWait?) in
-      guard let parked = devices.parkedWait else { return (true, nil) }
-      guard parked.generation != generation || devices.outstanding.isEmpty else { return (false, nil) }
-      devices.parkedWait = nil
-      // If software has disabled the queue in the meantime, it no longer waits.
-      return (true, parked.generation == generation ? parked.wait : nil)
+    let (ready, isBlocked) = devices.withLock { devices in
+      devices.outstanding.dropWait(except: generation)
+      return (devices.outstanding.takeReady(), devices.outstanding.hasParkedWait)
     }
-    if let wait { finish(wait) }
-    return canContinue
+    for completion in ready {
+      switch completion {
+      case .wait(let wait, _): finish(wait)
+      case .registers(let completion): finish(completion)
+      }
+    }
+    return !isBlocked
+  }
+
+  /// Reports to software that register-based commands are complete.
+  func finish(_ completion: RegisterCompletion) {
+    registers.state.withLock { registers in
+      if completion.globalCommands > 0 { registers.completeGlobalCommands(completion.globalCommands) }
+      if let command = completion.context { registers.complete(command) }
+      if let command = completion.iotlb { registers.complete(command) }
+    }
   }
 
   /// Reports to software that all descriptors before this one are complete.
@@ -108,7 +121,7 @@ extension RemappingUnit {
     case .wait(let wait):
       // When software reads the status, no request may use the old tables any more.
       complete(&pending)
-      if park(wait, generation: fetch.generation) { return .parked }
+      if park(.wait(wait, generation: fetch.generation)) { return .parked }
       // The wait is complete before the head moves past it.
       finish(wait)
     case .respond(let response, let source):
@@ -119,15 +132,10 @@ extension RemappingUnit {
     return .executed
   }
 
-  /// Parks a wait descriptor while functions have not answered earlier device-TLB invalidations.
+  /// Parks a completion while functions or remotes have not completed earlier invalidations.
   /// - Returns: whether it is parked.
-  private func park(_ wait: InvalidationWait, generation: UInt64) -> Bool {
-    guard capabilities.deviceTLB else { return false }
-    return devices.withLock { devices in
-      guard !devices.outstanding.isEmpty else { return false }
-      devices.parkedWait = DeviceInvalidations.ParkedWait(wait: wait, generation: generation)
-      return true
-    }
+  func park(_ completion: Completion) -> Bool {
+    parksCompletions && devices.withLock { $0.outstanding.park(completion) }
   }
 
   private func load(_ fetch: UnitRegisters.Fetch) throws(QueueError) -> DescriptorBits {

@@ -22,7 +22,7 @@ struct UnitRegisters: Sendable {
     var translationChanged: Bool { rootTableSet || translationEnableChanged }
     /// Whether software wrote SIRTP or changed IRE or CFI.
     var interruptRemappingChanged = false
-    /// Whether Global Status shows the change only after `completeGlobalCommand`.
+    /// Whether Global Status shows the change only after `completeGlobalCommands`.
     var awaitsDrain: Bool { translationChanged || interruptRemappingChanged }
   }
 
@@ -188,10 +188,10 @@ struct UnitRegisters: Sendable {
     showGlobalStatus()
   }
 
-  /// Ends a command. Called when no request in flight uses the old tables or mode any more.
-  mutating func completeGlobalCommand() {
-    // A reset may have cleared the count since the command began.
-    incompleteCommands = max(incompleteCommands - 1, 0)
+  /// Ends commands. Called when no request in flight uses the old tables or mode any more.
+  mutating func completeGlobalCommands(_ count: Int) {
+    // A reset may have cleared the count since the commands began.
+    incompleteCommands = max(incompleteCommands - count, 0)
     showGlobalStatus()
   }
 

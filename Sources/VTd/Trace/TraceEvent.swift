@@ -41,6 +41,12 @@ public enum TraceEvent: String, NamedTraceEvent {
   case pageRequested = "vtd_page_request"
   case pageAnswered = "vtd_page_response"
 
+  // Remote IOTLBs.
+  case remoteMissed = "vtd_remote_miss"
+  case remoteMapped = "vtd_remote_map"
+  case remoteUnmapped = "vtd_remote_unmap"
+  case remoteCutOff = "vtd_remote_cut_off"
+
   // Interrupt requests.
   case interruptEntryRead = "vtd_ir_irte_get"
   case interruptRemapped = "vtd_ir_remap_msi"
