@@ -14,6 +14,7 @@ public final class DeviceEnvironment: Sendable {
     var workers: [DeviceWorker] = []
     var ports: [RequestsInFlight] = []
     var requestPorts: [any RequestPort] = []
+    var remotes: [any RemoteDMAPort] = []
     var stops: [@Sendable () -> Void] = []
     var releases: [@Sendable () -> Void] = []
   }
@@ -54,6 +55,26 @@ public final class DeviceEnvironment: Sendable {
     let port = surroundings.remapper.makeRequestPort(for: requester)
     records.withLock { $0.requestPorts.append(port) }
     return port
+  }
+
+  /// Connects the cache of a remote datapath that acts for the function. The cache loses all mappings when the function
+  /// is reset, when Bus Master Enable is cleared, here or in a bridge above, and when the requester ID changes. A
+  /// revocation waits for the misses in flight and disconnects the cache. The device stops the datapath itself: see
+  /// `onStop`.
+  /// - Returns: nil if no IOMMU is between the function and memory, so that its addresses are guest physical.
+  public func connect(_ remote: any RemoteIOTLB) -> (any RemoteDMAPort)? {
+    guard let port = surroundings.remapper.connect(remote, for: requester) else { return nil }
+    records.withLock { records in
+      records.remotes.removeAll { !$0.isConnected }
+      records.remotes.append(port)
+    }
+    return port
+  }
+
+  /// Takes all mappings from the remote caches. Called after a change of the function's requester ID or of its right to
+  /// make requests, with no lock held.
+  func forgetRemoteMappings() {
+    for port in records.withLock({ $0.remotes }) { port.forgetAll() }
   }
 
   private func recorded(_ port: any DMAPort) -> any DMAPort {
@@ -109,15 +130,17 @@ public final class DeviceEnvironment: Sendable {
     for stop in records.stops { stop() }
     for port in records.ports { port.drain(parking: parking) }
     for port in records.requestPorts { port.drain(parking: parking) }
+    for port in records.remotes { port.inFlight.drain(parking: parking) }
   }
 
-  /// Calls the recorded `release` closures and drops the records.
+  /// Disconnects the remote caches, calls the recorded `release` closures and drops the records.
   func release() {
-    let releases = records.withLock { records in
+    let records = records.withLock { records in
       defer { records = Records() }
-      return records.releases
+      return records
     }
-    for release in releases.reversed() { release() }
+    for port in records.remotes { port.disconnect() }
+    for release in records.releases.reversed() { release() }
   }
 }
 

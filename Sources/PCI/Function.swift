@@ -200,6 +200,7 @@ public final class Function: Sendable {
   private func writeConfigurationNow(_ offset: Int, _ width: AccessWidth, _ value: UInt64) {
     let touched = offset..<offset + width.rawValue
     var resets = false
+    var losesBusMaster = false
     state.withLock { state in
       if !description.isBridge, let expressOffset, touched.contains(expressOffset + ExpressCapability.deviceControl + 1)
       {
@@ -215,6 +216,7 @@ public final class Function: Sendable {
         let couldSend = requester.busMasterEnable
         requester.busMasterEnable = command.contains(.busMasterEnable)
         if !couldSend, requester.busMasterEnable { sendPending(state) }
+        losesBusMaster = couldSend && !requester.busMasterEnable
         driveInterrupt(state)
       }
       if let msixOffset, touched.overlaps(msixOffset + 2..<msixOffset + 4) {
@@ -231,6 +233,7 @@ public final class Function: Sendable {
       reset()
       return
     }
+    if losesBusMaster { environment.forgetRemoteMappings() }
     if touched.overlaps(StandardOffset.commandBytes)
       || touched.overlaps(StandardOffset.baseAddressRegisters..<0x28)
       || touched.overlaps(StandardOffset.expansionROM..<StandardOffset.expansionROM + 4)
@@ -262,6 +265,7 @@ public final class Function: Sendable {
       if requester.busMasterEnable { sendPending(state) }
       return state.space.get(UInt16.self, StandardOffset.command)
     }
+    if isRenumbered || !requester.busMasterEnable { environment.forgetRemoteMappings() }
     updatePlacement()
     model?.configurationWritten(offset: StandardOffset.command, width: .word, value: UInt64(command))
   }
@@ -281,6 +285,7 @@ public final class Function: Sendable {
   public func reset() {
     access {
       state.withLock { clear(&$0) }
+      environment.forgetRemoteMappings()
       updatePlacement()
       model?.reset()
     }

@@ -18,7 +18,7 @@ import Testing
 
   private func make(
     interrupts: any InterruptRouter = RecordingRouter(), workers other: (any QueueWorkerSource)? = nil,
-    msix: Bool = false
+    msix: Bool = false, remapper: (any DMARemapper)? = nil
   ) throws -> (Function, GatedModel) {
     var description = FunctionDescription.plain
     description.interruptPin = 1
@@ -27,8 +27,9 @@ import Testing
     let function = Function(
       description, at: RequesterID(rawValue: 0x10),
       environment: PCIEnvironment(
-        memoryBus: memoryBus, ioBus: AddressBus(), memory: memory, remapper: DirectRemapper(memory: memory),
-        interrupts: interrupts, workers: other ?? workers, makeParking: { [parking] in parking }))
+        memoryBus: memoryBus, ioBus: AddressBus(), memory: memory,
+        remapper: remapper ?? DirectRemapper(memory: memory), interrupts: interrupts, workers: other ?? workers,
+        makeParking: { [parking] in parking }))
     let model = GatedModel()
     function.install(model)
     function.connect(interruptLine: line)
@@ -299,6 +300,66 @@ import Testing
     firing.join()
   }
 
+  @Test func `revoke waits for a remote's miss in flight, and then disconnects the remote`() throws {
+    let remapper = RemoteRemapper(memory)
+    let (function, _) = try make(remapper: remapper)
+    let first = try #require(function.environment.connect(NoRemote()) as? RecordingRemotePort)
+    first.disconnect()
+    let port = try #require(function.environment.connect(NoRemote()) as? RecordingRemotePort)
+    let phase = port.inFlight.begin()
+    function.refuse()
+    #expect(port.isConnected)
+    revokeWaits(for: function) {
+      #expect(port.isConnected)
+      port.inFlight.end(phase)
+    }
+    #expect(!port.isConnected)
+    #expect(first.disconnections.value == 1, "a port that was disconnected before is no longer recorded")
+  }
+
+  @Test func `a remote loses its mappings with Bus Master Enable, and by a reset`() throws {
+    let remapper = RemoteRemapper(memory)
+    let (function, _) = try make(remapper: remapper)
+    let port = try #require(function.environment.connect(NoRemote()) as? RecordingRemotePort)
+    function.command([.memorySpaceEnable, .busMasterEnable])
+    #expect(port.losses.value == 0)
+    function.command([.memorySpaceEnable])
+    #expect(port.losses.value == 1)
+    function.command([.memorySpaceEnable, .busMasterEnable])
+    #expect(port.losses.value == 1)
+    function.reset()
+    #expect(port.losses.value == 2)
+    function.revoke()
+  }
+
+  @Test func `a remote below a port loses its mappings when the port is renumbered or stops forwarding`() throws {
+    let routes = BusRoutes(root: root)
+    let environment = PCIEnvironment(
+      memoryBus: memoryBus, ioBus: AddressBus(), memory: memory, remapper: RemoteRemapper(memory),
+      interrupts: RecordingRouter(), workers: workers, makeParking: { [parking] in parking })
+    let port = RootPort(
+      ExpressPort(portNumber: 1, slotNumber: 1), environment: environment,
+      address: RequesterID(bus: 0, device: 3, function: 0), routes: routes)
+    try root.add(port.function)
+    let below = Function(.plain, at: RequesterID(rawValue: 0), environment: environment.below(port))
+    below.install(RecordingModel())
+    try port.bus.add(below)
+    let remote = try #require(below.environment.connect(NoRemote()) as? RecordingRemotePort)
+    port.function.command([.busMasterEnable])
+    below.command([.busMasterEnable])
+    let before = remote.losses.value
+    port.function.write32(0x18, 0x0002_0200)
+    #expect(remote.losses.value == before + 1 && below.requester.id.bus == 2)
+    port.function.command([])
+    #expect(remote.losses.value == before + 2)
+  }
+
+  @Test func `without an IOMMU no remote is connected`() throws {
+    let (function, _) = try make()
+    #expect(function.environment.connect(NoRemote()) == nil)
+    function.revoke()
+  }
+
   // MARK: Order
 
   @Test func `revoke ends requests, then workers, then the board's resources, then the model`() throws {
@@ -498,4 +559,35 @@ private final class HandTimer: OneShotTimer {
   }
 
   func fire() { handler.withLock { $0.take() }?() }
+}
+
+/// A remapper that connects remotes, and makes direct ports.
+private final class RemoteRemapper: DMARemapper {
+  private let direct: DirectRemapper
+
+  init(_ memory: HeapMemory) { direct = DirectRemapper(memory: memory) }
+
+  func makePort(for requester: Requester) -> any DMAPort { direct.makePort(for: requester) }
+  func connect(_ remote: any RemoteIOTLB, for requester: Requester) -> (any RemoteDMAPort)? { RecordingRemotePort() }
+}
+
+private final class NoRemote: RemoteIOTLB {
+  var asksAgainToWrite: Bool { true }
+  func invalidate(_ ranges: [DMARange], number: UInt64) -> RemoteInvalidation { .done }
+  func cutOff() {}
+}
+
+private final class RecordingRemotePort: RemoteDMAPort {
+  let inFlight = RequestsInFlight()
+  let losses = SharedInteger()
+  let disconnections = SharedInteger()
+
+  var isConnected: Bool { disconnections.value == 0 }
+  func translate(_ address: UInt64, for access: DMAAccess, _ install: (RemoteMapping) -> Void) throws(DMAError) {
+    throw .disabled
+  }
+  func complete(_ number: UInt64) {}
+  func forgetAll() { losses.increment() }
+  func noteUnclaimed() {}
+  func disconnect() { disconnections.increment() }
 }
