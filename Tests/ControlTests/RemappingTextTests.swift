@@ -93,6 +93,27 @@ struct RemappingTextTests {
     withExtendedLifetime(port) {}
   }
 
+  @Test("remote IOTLBs are listed with what they may hold")
+  func remotes() throws {
+    let guest = try firstStage()
+    let remote = guest.remote(four)
+    _ = try remote.miss(0x3010)
+    let other = guest.remote(RequesterID(bus: 0, device: 5, function: 0))
+    let text = RemappingText.units(inspection(guest).states())
+    #expect(
+      text.contains(
+        """
+
+          remote IOTLBs, in another process or the kernel
+            source   misses  mappings  invalidations  may hold
+            00:04.0       1         1              0  pages of domain 5, PASID 0
+            00:05.0       0         0              0  nothing
+
+        """))
+    #expect(text.contains("    remote IOTLB misses    1\n"))
+    withExtendedLifetime(other) {}
+  }
+
   @Test("a unit is printed with its registers, tables, caches and counters")
   func unitsWithTheirTablesAndCaches() throws {
     let guest = try firstStage()

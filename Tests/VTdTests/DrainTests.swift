@@ -325,7 +325,7 @@ struct DrainTests {
 private struct DrainTestError: Error {}
 
 /// Several threads use the guest, but only one at a time.
-private struct Shared: @unchecked Sendable {
+struct Shared: @unchecked Sendable {
   let guest: Guest
   init(_ guest: Guest) { self.guest = guest }
 }

@@ -46,6 +46,8 @@ struct HostileTests {
       Requester(id: RequesterID(rawValue: UInt16(random.next() % 64)), busMasterEnable: true)
     }
     let ports = requesters.map { guest.unit.makePort(for: $0) } + [guest.unit.makePort(for: requesters[0], pasid: 3)]
+    let remotes = [KeepingRemote(), KeepingRemote(asksAgainToWrite: false)]
+    for (remote, requester) in zip(remotes, requesters) { remote.connect(to: guest.unit, for: requester) }
     let offsets: [UInt64] = [
       0x18, 0x18, 0x18, 0x20, 0x28, 0x2c, 0x34, 0x38, 0x80, 0x88, 0x88, 0x90, 0x9c, 0xa0, 0xb8, 0xf0, 0xf8, 0xfc, 0x220,
       0x228, 0x22c,
@@ -78,11 +80,18 @@ struct HostileTests {
         if case .at(_, let length) = port.answer(input, count: max(count, 1), random.next() % 2 == 0 ? .read : .write) {
           #expect(length > 0 && length <= max(count, 1), "seed \(seed)")
         }
+        let remote = remotes[Int(random.next() % 2)]
+        if let mapping = try? remote.miss(input, random.next() % 2 == 0 ? .read : .write) {
+          #expect(mapping.range.contains(input) && mapping.range.first <= mapping.range.last, "seed \(seed)")
+          #expect(mapping.range.first & 0xfff == 0 && mapping.range.last & 0xfff == 0xfff, "seed \(seed)")
+          #expect(!mapping.range.overlaps(DMARange(first: 0xfee0_0000, last: 0xfeef_ffff)), "seed \(seed)")
+        }
       }
     }
     guest.unit.reset()
     #expect(guest.status == 0)
     #expect(ports[0].answer(0x123) == .at(0x123, 8))
+    #expect(remotes.allSatisfy { $0.held.isEmpty })
   }
 
   @Test("random descriptors are decoded or refused", arguments: [false, true])
