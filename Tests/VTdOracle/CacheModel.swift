@@ -122,7 +122,7 @@ struct CacheModel {
         all.insert(Self.recorded(.fault(refused.code), path))
       }
     }
-    let (verdict, leaf, _) = tables.walk(path, address, write: write)
+    let (verdict, leaf, _, _) = tables.walk(path, address, write: write)
     all.insert(Self.recorded(verdict, path))
     switch verdict {
     case .at(let output): if let leaf { keep(path, address, output, leaf) }

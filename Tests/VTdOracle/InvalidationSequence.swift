@@ -25,6 +25,9 @@ package struct InvalidationSequence<Source: Choices> {
   private var interrupts: SequenceInterrupts
   private var tables: ReferenceTables
   private var ports: [(port: any DMAPort, model: CacheModel)] = []
+  /// Remotes of two of the functions.
+  private var remotes: [SequenceRemote] = []
+  package private(set) var remoteAccesses = 0
   private var choices: Source
   private var addresses: [UInt64] = []
   private var isEnabled = true
@@ -69,6 +72,10 @@ package struct InvalidationSequence<Source: Choices> {
       addPort(0xc0, 65)
       addPort(0xc0, 1)
     }
+    for (source, asksAgain) in [(UInt16(0x18), true), (0xc0, false)] {
+      remotes.append(
+        SequenceRemote(guest, source, asksAgainToWrite: asksAgain, isScalable: layout.isScalable))
+    }
     var random = RandomTables(seed: pagesSeed ^ 0xadd)
     addresses = (0..<24).map { _ in random.address(bits: 48) }
     guest.setRootTable(layout.root, scalable: mode != .legacy)
@@ -103,6 +110,7 @@ package struct InvalidationSequence<Source: Choices> {
     case 12..<15: interrupt()
     case 15..<18: revisit()
     case 11: addresses[Int(choices.choice(UInt64(addresses.count)))] = randomAddress()
+    case 18..<22: remoteAccess()
     default: access()
     }
   }
@@ -187,6 +195,39 @@ package struct InvalidationSequence<Source: Choices> {
     if difference == nil { _ = request(index, address, write) }
   }
 
+  /// Makes an access by a remote, and often changes and invalidates an entry that the access used.
+  private mutating func remoteAccess() {
+    let index = Int(choices.choice(UInt64(remotes.count)))
+    let address = choices.pick(addresses) ^ choices.pick([0, 0, 0, 0x8, 0x1000, 0x1_0000])
+    let write = choices.choice(3) == 0
+    remoteAccesses += 1
+    let wrong = remotes[index].access(address, write: write, tables, isEnabled: isEnabled, guest)
+    let asked = "\(write ? "write" : "read") 0x\(hex(address)) by remote \(index)"
+    note(asked)
+    report(wrong)
+    let source = SequenceTables.sources[index * 2]
+    guard wrong == nil, isEnabled, choices.choice(2) == 0, let context = try? tables.context(of: source),
+      let path = try? tables.path(context, pasid: nil)
+    else { return }
+    let entries = tables.walk(path, address, write: write).entries
+    if !entries.isEmpty {
+      let change = layout.change(entryAt: choices.pick(entries), &choices)
+      note(change)
+    }
+    let aim = SequenceInvalidation.Aim(domain: path.domain, pasid: path.pasid, source: source)
+    invalidate(SequenceInvalidation(&choices, isScalable: layout.isScalable, address: address, at: aim))
+  }
+
+  /// Checks that each mapping that a remote still holds is one that a cache may hold.
+  private mutating func checkRemotes() {
+    for remote in remotes where difference == nil { report(remote.check(tables, isEnabled: isEnabled)) }
+  }
+
+  private mutating func report(_ wrong: String?) {
+    guard let wrong, difference == nil else { return }
+    difference = Comparison.Difference(description: "\(label): \(wrong)\(trail?.joined() ?? "")")
+  }
+
   // MARK: Interrupts
 
   private mutating func interrupt() {
@@ -220,6 +261,8 @@ package struct InvalidationSequence<Source: Choices> {
       return
     }
     for index in ports.indices { ports[index].model.invalidate(request.invalidation) }
+    for index in remotes.indices { remotes[index].invalidate(request.invalidation) }
+    checkRemotes()
   }
 
   /// Invalidates everything as careful software does: contexts, PASIDs, pages, in this order.
@@ -234,6 +277,8 @@ package struct InvalidationSequence<Source: Choices> {
       difference = Comparison.Difference(description: "\(label): a global invalidation is not completed")
     }
     for index in ports.indices { ports[index].model.forgetAll() }
+    for index in remotes.indices { remotes[index].forgetAll() }
+    checkRemotes()
   }
 
   /// Sets the root table and invalidates everything, as software must (VT-d 6.6).
@@ -249,6 +294,9 @@ package struct InvalidationSequence<Source: Choices> {
     let text = isEnabled ? "translation on" : "translation off"
     note(text)
     if isEnabled { guest.command(set: 31) } else { guest.command(clear: 31) }
+    // Each change of the mode takes all mappings of remotes.
+    for index in remotes.indices { remotes[index].forgetAll() }
+    checkRemotes()
     if !isEnabled, guest.unit.options.scalableMode {
       for index in ports.indices { ports[index].model.forgetAll() }
     }

@@ -211,15 +211,16 @@ struct ReferenceTables {
   // MARK: Pages
 
   /// Walks the paging tables.
-  /// - Returns: the verdict before FPD, what a cache may keep, and the addresses of the paging entries used.
+  /// - Returns: the verdict before FPD, what a cache may keep, the addresses of the paging entries used, and whether the
+  ///   walk sets an accessed or dirty bit.
   func walk(
     _ path: Path, _ address: UInt64, write: Bool
-  ) -> (verdict: ReferenceWalker.Verdict, leaf: ReferenceWalker.Leaf?, entries: [UInt64]) {
+  ) -> (verdict: ReferenceWalker.Verdict, leaf: ReferenceWalker.Leaf?, entries: [UInt64], marks: Bool) {
     let tables: ReferenceWalker.Tables
     switch path.kind {
     case .passThrough:
-      if beyond(address) { return (.fault(path.isScalable ? 0x83 : 0x04), nil, []) }
-      return (.at(address), nil, [])
+      if beyond(address) { return (.fault(path.isScalable ? 0x83 : 0x04), nil, [], false) }
+      return (.at(address), nil, [], false)
     case .first: tables = .first(root: path.firstRoot, levels: path.firstLevels)
     case .second: tables = .second(root: path.secondRoot, levels: path.secondLevels)
     case .nested:
@@ -237,7 +238,7 @@ struct ReferenceTables {
     walker.snoopBit = options.scalableMode || options.snoopControl
     walker.ignoresTransient = options.ignoresTransientMapping
     let verdict = walker.verdict(address, write: write)
-    if case .fault = verdict { return (verdict, nil, walker.visited) }
-    return (verdict, walker.leaf, walker.visited)
+    if case .fault = verdict { return (verdict, nil, walker.visited, false) }
+    return (verdict, walker.leaf, walker.visited, !walker.marked.isEmpty)
   }
 }

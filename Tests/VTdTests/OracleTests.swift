@@ -34,15 +34,18 @@ struct OracleTests {
     var passed = 0
     var stale = 0
     var interrupts = (delivered: 0, stale: 0)
+    var remoteAccesses = 0
     for round: UInt64 in 0..<4 {
       let result = try InvalidationSequence<RandomChoices>.run(mode, seed: Self.seed &+ round, accesses: 4000)
       if let difference = result.difference { Issue.record("\(difference)") }
       passed += result.passed
       stale += result.staleAnswers
+      remoteAccesses += result.remoteAccesses
       interrupts.delivered += result.deliveredInterrupts
       interrupts.stale += result.staleInterrupts
     }
     // Some answers must come from the caches, and some from the tables.
+    #expect(remoteAccesses > 0)
     #expect(passed > 0 && stale > 0, "seed \(Self.seed): \(passed) passed, \(stale) stale")
     #expect(interrupts.delivered > 0 && interrupts.stale > 0, "seed \(Self.seed): of interrupts \(interrupts)")
   }
