@@ -33,6 +33,7 @@ let package = Package(
     library("Linux", uses: ["CLinux"]),
     library("KVM", uses: ["Linux", "CLinux"]),
     library("VFIO", uses: ["Linux", "CLinux"]),
+    library("Vhost", uses: ["Linux", "CLinux"]),
 
     // JSON, by Debian's Jansson.
     .systemLibrary(name: "CJansson", pkgConfig: "jansson", providers: [.apt(["libjansson-dev"])]),
@@ -46,7 +47,7 @@ let package = Package(
 
     // Where the two meet, and what a person types.
     library("Passthrough", uses: ["VFIO", "Linux", "VTd", "PCI", "Hardware"]),
-    library("Machine", uses: ["Passthrough", "KVM", "VFIO", "Linux", "VTd", "Devices", "PCI", "Hardware"]),
+    library("Machine", uses: ["Passthrough", "KVM", "VFIO", "Vhost", "Linux", "VTd", "Devices", "PCI", "Hardware"]),
     library("Control", uses: ["Machine", "Passthrough", "JSON", "VTd", "PCI", "Hardware"]),
     .executableTarget(
       name: "nestling", dependencies: ["Control"],
@@ -96,6 +97,7 @@ let package = Package(
     tests(of: "Linux", uses: ["CLinux", "TestSupport"]),
     tests(of: "KVM", uses: ["Linux", "CLinux"]),
     tests(of: "VFIO", uses: ["Linux", "CLinux", "FakeVFIO"]),
+    tests(of: "Vhost", uses: ["Linux", "CLinux", "TestSupport"]),
     tests(of: "Hardware", uses: ["TestSupport"]),
     tests(of: "PCI", uses: ["Hardware", "TestSupport"]),
     tests(of: "VTd", uses: ["Hardware", "TestSupport", "VTdOracle"]),
@@ -106,7 +108,8 @@ let package = Package(
     tests(
       of: "Machine",
       uses: [
-        "Control", "Hardware", "PCI", "Devices", "VTd", "Passthrough", "VFIO", "FakeVFIO", "CLinux", "KVM", "Linux",
+        "Control", "Hardware", "PCI", "Devices", "VTd", "Passthrough", "VFIO", "Vhost", "FakeVFIO", "CLinux", "KVM",
+        "Linux",
         "VTdOracle", "TestSupport",
       ]),
     tests(

@@ -11,7 +11,7 @@ import Testing
   private static let originals = [
     "CLinuxEvents.h": ["linux/eventpoll.h"], "CLinuxIOMMUFD.h": ["linux/iommufd.h"],
     "CLinuxKVM.h": ["linux/kvm.h"], "CLinuxNetwork.h": ["linux/ioctl.h", "linux/if_tun.h"],
-    "CLinuxVFIO.h": ["linux/vfio.h"],
+    "CLinuxVFIO.h": ["linux/vfio.h"], "CLinuxVhost.h": ["linux/vhost.h"],
   ]
 
   /// Our header for kernels that the lab does not boot.

@@ -21,6 +21,7 @@
 #include "CLinuxLater.h"
 #include "CLinuxNetwork.h"
 #include "CLinuxVFIO.h"
+#include "CLinuxVhost.h"
 
 // MARK: Calls. Each returns the call's result, or -errno.
 
