@@ -7,7 +7,8 @@ import Hardware
 /// concurrent. It makes the other calls one after another, on any thread, while it holds locks. So a backend must not
 /// call its frontend within a call from the device, nor while it holds a lock that these calls take.
 ///
-/// A backend whose host serves the rings directly (vhost) moves no packets through this protocol.
+/// A backend whose host serves the rings directly (vhost) has a `datapath`, and moves no packets through this protocol
+/// while it runs.
 public protocol NetworkBackend: AnyObject, Sendable {
   /// Constant for the lifetime of the backend.
   var capabilities: NetworkCapabilities { get }
@@ -26,6 +27,13 @@ public protocol NetworkBackend: AnyObject, Sendable {
   /// Sets the number of queue pairs that carry packets: the pairs from 0 on. 1 before the first call.
   func setActivePairs(_ count: Int)
 
+  /// The server of the receive and transmit queues outside the device model; nil if the device serves them. The device
+  /// hands over only pairs of queues below `capabilities.pairs`.
+  var datapath: (any QueueDatapath)? { get }
+
+  /// Sets whether the device's link lets packets through, for the datapath.
+  func deviceLinkChanged(isUp: Bool)
+
   /// Sends one packet, or queues it; the segments may be reused after the call.
   /// - Parameters:
   ///   - header: requests only offloads in `capabilities.sends`. `bytes` is the form of a tap with a header of 12
@@ -43,6 +51,11 @@ public protocol NetworkBackend: AnyObject, Sendable {
   ///   `NetworkFrontend.packetsAvailable` as soon as there may be one. At any other time it keeps packets: the device
   ///   calls again when the driver has supplied buffers.
   func receive(into packet: inout MutableRawSpan, pair: Int) -> Int
+}
+
+extension NetworkBackend {
+  public var datapath: (any QueueDatapath)? { nil }
+  public func deviceLinkChanged(isUp: Bool) {}
 }
 
 /// The outcome of `NetworkBackend.send`.

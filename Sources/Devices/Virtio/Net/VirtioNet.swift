@@ -93,6 +93,7 @@ public final class VirtioNet: VirtioDevice, NetworkFrontend {
   public func connect(to transport: any VirtioTransport) {
     owner.withLock { $0 = WeakVirtioTransport(transport) }
     backend.connect(to: self)
+    backend.deviceLinkChanged(isUp: isLinkUp)
     reset()
   }
 
@@ -115,6 +116,11 @@ public final class VirtioNet: VirtioDevice, NetworkFrontend {
       backend.setActivePairs(1)
     }
     for pair in pairs { pair.receiver.withLock { $0.discard() } }
+  }
+
+  public func datapath(forQueue index: Int) -> (any QueueDatapath)? {
+    let count = settings.withLock { $0.features.contains(.netMultiqueue) } ? pairs.count : 1
+    return index < 2 * count ? backend.datapath : nil
   }
 
   public func process(queue index: Int, _ queue: inout VirtQueue) throws(VirtQueueError) {
@@ -185,6 +191,7 @@ public final class VirtioNet: VirtioDevice, NetworkFrontend {
         pair.transmitter.withLock { $0.settings = send }
       }
       outcome.linkChanged = settings.isLinkUp != wasLinkUp
+      if outcome.linkChanged { backend.deviceLinkChanged(isUp: settings.isLinkUp) }
       return outcome
     }
   }

@@ -25,6 +25,7 @@ final class RecordingNetwork: NetworkBackend {
     var isLinkUp = true
     var offloads: [NetworkOffloads] = []
     var activePairs: [Int] = []
+    var links: [Bool] = []
     var receiveCalls = 0
     var frontend = WeakFrontend(frontend: nil)
     var onSend: (@Sendable () -> Void)?
@@ -35,10 +36,12 @@ final class RecordingNetwork: NetworkBackend {
     sends: NetworkOffloads(rawValue: 0x7f), receives: NetworkOffloads(rawValue: 0x7f), pairs: 1)
 
   let capabilities: NetworkCapabilities
+  let datapath: (any QueueDatapath)?
   private let memory: HeapMemory
   private let state: Mutex<State>
 
-  init(memory: HeapMemory, capabilities: NetworkCapabilities = everything) {
+  init(memory: HeapMemory, capabilities: NetworkCapabilities = everything, datapath: (any QueueDatapath)? = nil) {
+    self.datapath = datapath
     self.memory = memory
     self.capabilities = capabilities
     state = Mutex(State(waiting: Array(repeating: [], count: max(capabilities.pairs, 1))))
@@ -49,6 +52,8 @@ final class RecordingNetwork: NetworkBackend {
   var sent: [Packet] { state.withLock { $0.sent } }
   var offloads: [NetworkOffloads] { state.withLock { $0.offloads } }
   var activePairs: [Int] { state.withLock { $0.activePairs } }
+  /// The calls of `deviceLinkChanged`.
+  var links: [Bool] { state.withLock { $0.links } }
   /// The number of packets that the device has not taken.
   var waiting: Int { state.withLock { $0.waiting.reduce(0) { $0 + $1.count } } }
   /// How often the device asked for a packet.
@@ -91,6 +96,8 @@ final class RecordingNetwork: NetworkBackend {
   func connect(to frontend: any NetworkFrontend) {
     state.withLock { $0.frontend = WeakFrontend(frontend: frontend) }
   }
+
+  func deviceLinkChanged(isUp: Bool) { state.withLock { $0.links.append(isUp) } }
 
   func setOffloads(_ offloads: NetworkOffloads) { state.withLock { $0.offloads.append(offloads) } }
   func setActivePairs(_ count: Int) { state.withLock { $0.activePairs.append(count) } }

@@ -33,10 +33,10 @@ struct TestNetwork {
     _ parameters: VirtioNetParameters = VirtioNetParameters(),
     capabilities: NetworkCapabilities = RecordingNetwork.everything, features: UInt64? = nil,
     without: VirtioFeatures = [], remapper: PageRemapper? = nil, offset: UInt64 = 0,
-    workers: (any QueueWorkerSource)? = nil
+    workers: (any QueueWorkerSource)? = nil, datapath: (any QueueDatapath)? = nil
   ) throws {
     board = TestBoard(remapper: remapper, workers: workers)
-    backend = RecordingNetwork(memory: board.memory, capabilities: capabilities)
+    backend = RecordingNetwork(memory: board.memory, capabilities: capabilities, datapath: datapath)
     net = try VirtioNet(parameters: parameters, backend: backend)
     pci = VirtioPCI(
       device: net, options: parameters.transport, environment: board.environment,
