@@ -57,13 +57,18 @@ public struct DatapathQueue: Sendable {
   public let kick: Notifier
   /// The server signals it for each used buffer notification. nil if the driver wants no interrupt.
   public let call: Notifier?
+  /// Connects the datapath's cache of translations, if `usesTranslation` is true.
+  /// - Returns: nil if no IOMMU is between the function and memory, so that the addresses are guest physical.
+  public let connect: @Sendable (any RemoteIOTLB) -> (any RemoteDMAPort)?
   /// Sets DEVICE_NEEDS_RESET, unless the driver has reset the device meanwhile. The server may call it on any thread,
   /// without a lock that the functions of `QueueDatapath` take.
   public let fail: @Sendable () -> Void
 
   public init(
     index: Int, features: VirtioFeatures, layout: VirtQueue.Layout, usesTranslation: Bool, startIndex: UInt16,
-    kick: Notifier, call: Notifier?, fail: @escaping @Sendable () -> Void
+    kick: Notifier, call: Notifier?,
+    connect: @escaping @Sendable (any RemoteIOTLB) -> (any RemoteDMAPort)? = { _ in nil },
+    fail: @escaping @Sendable () -> Void
   ) {
     self.index = index
     self.features = features
@@ -72,6 +77,7 @@ public struct DatapathQueue: Sendable {
     self.startIndex = startIndex
     self.kick = kick
     self.call = call
+    self.connect = connect
     self.fail = fail
   }
 }

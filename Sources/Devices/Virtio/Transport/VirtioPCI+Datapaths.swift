@@ -41,7 +41,8 @@ extension VirtioPCI {
     let call = callNotifier(of: slot, notifiers)
     let queue = DatapathQueue(
       index: index, features: registers.common.accepted, layout: registers.common.queues[index].layout,
-      usesTranslation: usesTranslation, startIndex: start, kick: notifiers.kick, call: call
+      usesTranslation: usesTranslation, startIndex: start, kick: notifiers.kick, call: call,
+      connect: { [environment = function.environment] in environment.connect($0) }
     ) { [weak self] in
       self?.fail(session: session)
     }

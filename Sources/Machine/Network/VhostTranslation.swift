@@ -1,0 +1,156 @@
+import Hardware
+import Linux
+import Synchronization
+import Vhost
+
+/// The translations that one vhost device of the kernel holds: answers the kernel's misses from the unit, and takes
+/// translations back when the guest invalidates them. Requests go through the unit as if the function made them.
+///
+/// The loop's thread answers the misses. Lock order: the unit's locks, then `state`, which is a leaf. The kernel's file is
+/// written without it.
+final class VhostTranslation: RemoteIOTLB {
+  private struct State {
+    var port: (any RemoteDMAPort)?
+    var registration: EventLoop.Registration?
+    var cut: @Sendable () -> Void = {}
+    var fail: @Sendable () -> Void = {}
+  }
+
+  /// The most misses that the loop's thread answers before it serves other descriptors.
+  private static let burst = 64
+
+  /// The kernel's device sends no miss for a write to a page that it holds as read-only.
+  let asksAgainToWrite = false
+  private let device: any VhostDevice
+  private let memory: GuestMemory
+  private let loop: EventLoop
+  private let state = Mutex(State())
+
+  init(of device: any VhostDevice, memory: GuestMemory, loop: EventLoop) {
+    self.device = device
+    self.memory = memory
+    self.loop = loop
+  }
+
+  deinit { state.withLock { $0.registration }?.cancel() }
+
+  /// Sets the handlers of failures. Must be called before `connect`.
+  /// - Parameters:
+  ///   - cut: makes the kernel access no more memory. Called by the unit, so it must not call the port.
+  ///   - fail: costs the device a reset. Called on the loop's thread without a lock.
+  func onFailure(cut: @escaping @Sendable () -> Void, fail: @escaping @Sendable () -> Void) {
+    state.withLock { state in
+      state.cut = cut
+      state.fail = fail
+    }
+  }
+
+  /// Connects to the unit, unless that is done.
+  /// - Returns: whether there is a unit between the function and memory.
+  func connect(
+    _ connect: (any RemoteIOTLB) -> (any RemoteDMAPort)?
+  ) throws(SystemError) -> Bool {
+    if state.withLock({ $0.port?.isConnected == true }) { return true }
+    let port = connect(self)
+    state.withLock { $0.port = port }
+    guard port != nil else { return false }
+    if state.withLock({ $0.registration != nil }) { return true }
+    let registration = try loop.register(device.descriptor, .readable) { [weak self] _ in self?.answerMisses() }
+    state.withLock { $0.registration = registration }
+    return true
+  }
+
+  private func fail() { state.withLock { $0.fail }() }
+
+  // MARK: Misses
+
+  /// Gives the kernel the translation of a used ring before the ring starts.
+  /// - Returns: false if the unit refuses it.
+  func prepare(_ address: UInt64) -> Bool {
+    guard let port = state.withLock({ $0.port }) else { return false }
+    var outcome = Outcome.refused
+    let miss = VhostNet.Miss(address: address, reads: true, writes: true)
+    do {
+      try port.translate(address, for: [.read, .write]) { outcome = install($0, for: miss) }
+    } catch {
+      return false
+    }
+    if outcome == .notMemory { port.noteUnclaimed() }
+    return outcome == .installed
+  }
+
+  private func answerMisses() {
+    let port = state.withLock { $0.port }
+    for _ in 0..<Self.burst {
+      let miss: VhostNet.Miss?
+      do {
+        miss = try device.takeMiss()
+      } catch {
+        // Without messages the rings stand still.
+        state.withLock { $0.registration }?.setInterest([])
+        return fail()
+      }
+      guard let miss else { return }
+      if let port, !answer(miss, from: port) { fail() }
+    }
+  }
+
+  /// - Returns: false if the ring cannot continue.
+  private func answer(_ miss: VhostNet.Miss, from port: any RemoteDMAPort) -> Bool {
+    var access: DMAAccess = []
+    if miss.reads { access.insert(.read) }
+    if miss.writes { access.insert(.write) }
+    var outcome = Outcome.installed
+    do {
+      try port.translate(miss.address, for: access) { outcome = install($0, for: miss) }
+    } catch {
+      // Bus Master Enable is clear, so the transport is about to stop the rings.
+      return error == .disabled
+    }
+    if outcome == .notMemory { port.noteUnclaimed() }
+    return outcome == .installed
+  }
+
+  private enum Outcome {
+    case installed, notMemory, refused
+  }
+
+  /// Gives the kernel the part of a mapping that lies in the region of RAM of the missed address.
+  private func install(_ mapping: RemoteMapping, for miss: VhostNet.Miss) -> Outcome {
+    let physical = mapping.physicalAddress &+ (miss.address &- mapping.range.first)
+    guard mapping.range.contains(miss.address),
+      let region = memory.regions.first(where: { $0.address <= physical && physical - $0.address < $0.size })
+    else { return .notMemory }
+    let before = min(miss.address - mapping.range.first, physical - region.address)
+    let after = min(mapping.range.last - miss.address, region.size - 1 - (physical - region.address))
+    let part = VhostNet.Mapping(
+      address: miss.address - before, size: before + after + 1,
+      hostAddress: memory.hostAddress(of: region) + (physical - region.address - before),
+      isReadable: mapping.isReadable, isWritable: mapping.isWritable)
+    do {
+      // The kernel may hold the same pages with fewer rights, and would keep using that entry.
+      if miss.writes { try device.invalidate(part.address, size: part.size) }
+      try device.add(part)
+      return .installed
+    } catch {
+      return .refused
+    }
+  }
+
+  // MARK: RemoteIOTLB
+
+  func invalidate(_ ranges: [DMARange], number: UInt64) -> RemoteInvalidation {
+    do {
+      for range in ranges {
+        // The size of the whole address space does not fit. An entry is at least a page, so one byte less takes all.
+        let (size, overflow) = (range.last &- range.first).addingReportingOverflow(1)
+        try device.invalidate(range.first, size: overflow ? .max : size)
+      }
+    } catch {
+      cutOff()
+    }
+    return .done
+  }
+
+  func cutOff() { state.withLock { $0.cut }() }
+}

@@ -1,0 +1,240 @@
+import Devices
+import Glibc
+import Hardware
+import Linux
+import Synchronization
+import TestSupport
+import Testing
+import Vhost
+
+@testable import Machine
+
+/// Tests how the kernel's vhost gets translations from the unit and loses them.
+@Suite struct VhostTranslationTests {
+  /// A vhost device with misses that the test adds. Its descriptor is readable while one waits.
+  private final class Kernel: VhostDevice {
+    enum Call: Equatable {
+      case features(UInt64)
+      case start(UInt32, descriptors: UInt64)
+      case connect(UInt32, tap: Int32?)
+      case add(VhostNet.Mapping)
+      case invalidate(UInt64, UInt64)
+    }
+
+    private struct State {
+      var calls: [Call] = []
+      var misses: [VhostNet.Miss] = []
+      /// Errors of the next calls of `connect`.
+      var faults = 0
+      var refusesInvalidations = false
+    }
+
+    private let state = Mutex(State())
+    private let readable: EventDescriptor
+    let knownFeatures: UInt64 = .max
+
+    init() throws(SystemError) { readable = try EventDescriptor() }
+
+    var descriptor: Int32 { readable.rawValue }
+    var calls: [Call] { state.withLock { $0.calls } }
+    func clear() { state.withLock { $0.calls = [] } }
+    func fault(_ count: Int) { state.withLock { $0.faults = count } }
+    func refuseInvalidations() { state.withLock { $0.refusesInvalidations = true } }
+    func miss(_ address: UInt64, reads: Bool = false, writes: Bool = false) {
+      state.withLock { $0.misses.append(.init(address: address, reads: reads, writes: writes)) }
+      readable.signal()
+    }
+
+    func setFeatures(_ features: UInt64) throws(SystemError) { state.withLock { $0.calls.append(.features(features)) } }
+    func start(_ ring: VhostNet.Ring) throws(SystemError) {
+      state.withLock { $0.calls.append(.start(ring.number, descriptors: ring.descriptors)) }
+    }
+    func connect(_ ring: UInt32, to tap: Int32?) throws(SystemError) {
+      let fails = state.withLock { state in
+        state.calls.append(.connect(ring, tap: tap))
+        guard tap != nil, state.faults > 0 else { return false }
+        state.faults -= 1
+        return true
+      }
+      if fails { throw SystemError("VHOST_NET_SET_BACKEND", code: EFAULT) }
+    }
+    func setCall(_ call: Int32?, of ring: UInt32) throws(SystemError) {}
+    func stop(_ ring: UInt32) throws(SystemError) -> UInt16 { 0 }
+
+    func takeMiss() throws(SystemError) -> VhostNet.Miss? {
+      state.withLock { state in
+        readable.take()
+        return state.misses.isEmpty ? nil : state.misses.removeFirst()
+      }
+    }
+    func add(_ mapping: VhostNet.Mapping) throws(SystemError) { state.withLock { $0.calls.append(.add(mapping)) } }
+    func invalidate(_ address: UInt64, size: UInt64) throws(SystemError) {
+      let refuses = state.withLock { state in
+        state.calls.append(.invalidate(address, size))
+        return state.refusesInvalidations
+      }
+      if refuses { throw SystemError("write", "vhost-net", code: EIO) }
+    }
+  }
+
+  /// A unit that maps addresses from `base` on to physical addresses from zero on, in one large mapping.
+  private final class Port: RemoteDMAPort {
+    static let base: UInt64 = 0x7_0000_0000
+    let inFlight = RequestsInFlight()
+    let asked = Notes<DMAAccess>()
+    let unclaimed = SharedInteger()
+    let answer = Mutex<DMAError?>(nil)
+
+    var isConnected: Bool { true }
+    func translate(
+      _ address: UInt64, for access: DMAAccess, _ install: (RemoteMapping) -> Void
+    ) throws(DMAError) {
+      asked.add(access)
+      if let error = answer.withLock({ $0 }) { throw error }
+      install(
+        RemoteMapping(
+          range: DMARange(first: Self.base, last: Self.base + 0xffff_ffff), physicalAddress: 0, isReadable: true,
+          isWritable: access.contains(.write)))
+    }
+    func complete(_ number: UInt64) {}
+    func forgetAll() {}
+    func noteUnclaimed() { unclaimed.increment() }
+    func disconnect() {}
+  }
+
+  private final class Owner: Sendable {}
+
+  private let kernel: Kernel
+  private let port = Port()
+  private let remote = Notes<any RemoteIOTLB>()
+  private let memory: GuestMemory
+  private let loop: EventLoop
+  private let failures = SharedInteger()
+  private let datapath: VhostDatapath
+
+  init() throws {
+    kernel = try Kernel()
+    memory = try GuestMemory(size: 4 << 20, lowLimit: 4 << 20)
+    loop = try EventLoop(name: "vhost test")
+    datapath = try VhostDatapath([kernel], taps: [70], memory: memory, loop: loop) { _ in }
+  }
+
+  private func start(_ index: Int = 0, hasUnit: Bool = true, used: UInt64 = Port.base + 0x3_0000) throws {
+    let base = hasUnit ? Port.base : 0
+    let (port, remote, failures) = (port, remote, failures)
+    try datapath.start(
+      DatapathQueue(
+        index: index, features: [.version1, .accessPlatform],
+        layout: .init(
+          size: 256, descriptorArea: base + 0x1_0000, driverArea: base + 0x2_0000,
+          deviceArea: hasUnit ? used : 0x3_0000),
+        usesTranslation: true, startIndex: 0, kick: Notifier(descriptor: 50, owner: Owner()), call: nil,
+        connect: { cache in
+          remote.add(cache)
+          return hasUnit ? port : nil
+        }, fail: { failures.increment() }))
+  }
+
+  /// The whole mapping, as far as it is RAM.
+  private func mapping(isWritable: Bool) -> VhostNet.Mapping {
+    VhostNet.Mapping(
+      address: Port.base, size: 4 << 20, hostAddress: memory.hostAddress(of: memory.regions[0]), isReadable: true,
+      isWritable: isWritable)
+  }
+
+  @Test func `a ring with translation starts with its DMA addresses, after the kernel has its used ring's translation`()
+    throws
+  {
+    try start()
+    let features: UInt64 = 1 << 32 | 1 << 33
+    let descriptors = Port.base + 0x1_0000
+    let size: UInt64 = 4 << 20
+    #expect(
+      kernel.calls == [
+        .features(features), .start(0, descriptors: descriptors), .invalidate(Port.base, size),
+        .add(mapping(isWritable: true)), .connect(0, tap: 70),
+      ])
+    #expect(port.asked.all == [[.read, .write]])
+    try start(1)
+    #expect(remote.all.count == 1, "one cache for both rings")
+  }
+
+  @Test func `without a unit, the addresses are guest physical`() throws {
+    try start(hasUnit: false)
+    let host = memory.hostAddress(of: memory.regions[0]) + 0x1_0000
+    #expect(kernel.calls == [.features(1 << 32), .start(0, descriptors: host), .connect(0, tap: 70)])
+  }
+
+  @Test func `a used ring that the guest has not mapped costs the device a reset`() throws {
+    port.answer.withLock { $0 = .translation }
+    #expect(throws: DatapathRefusal.failed) { try start() }
+    #expect(!kernel.calls.contains(.connect(0, tap: 70)))
+  }
+
+  @Test func `a translation that the guest takes back before the start is sent again`() throws {
+    kernel.fault(2)
+    try start()
+    #expect(kernel.calls.filter { $0 == .connect(0, tap: 70) }.count == 3)
+    #expect(kernel.calls.filter { $0 == .add(mapping(isWritable: true)) }.count == 3)
+    kernel.fault(100)
+    #expect(throws: DatapathRefusal.failed) { try start(1) }
+  }
+
+  @Test func `a miss is answered with all of the mapping that is RAM`() throws {
+    try start()
+    kernel.clear()
+    kernel.miss(Port.base + 0x12_3456, reads: true)
+    #expect(eventually { kernel.calls == [.add(mapping(isWritable: false))] })
+    kernel.clear()
+    // The kernel may hold the pages without the right to write.
+    kernel.miss(Port.base + 0x12_3456, writes: true)
+    #expect(eventually { kernel.calls == [.invalidate(Port.base, 4 << 20), .add(mapping(isWritable: true))] })
+    #expect(port.asked.all.suffix(2) == [.read, .write])
+    #expect(failures.value == 0)
+  }
+
+  @Test func `a miss that the unit refuses, or that is not RAM, costs the device a reset`() throws {
+    try start()
+    port.answer.withLock { $0 = .translation }
+    kernel.miss(0x1000, reads: true)
+    #expect(eventually { failures.value == 1 })
+    port.answer.withLock { $0 = nil }
+    kernel.clear()
+    kernel.miss(Port.base + 0x80_0000, reads: true)
+    #expect(eventually { failures.value == 2 && port.unclaimed.value == 1 })
+    #expect(kernel.calls == [])
+  }
+
+  @Test func `while Bus Master Enable is clear, a miss has no consequence`() throws {
+    try start()
+    kernel.clear()
+    port.answer.withLock { $0 = .disabled }
+    kernel.miss(Port.base, reads: true)
+    #expect(eventually { port.asked.all.count == 2 })
+    loop.perform {}
+    #expect(kernel.calls == [] && failures.value == 0)
+  }
+
+  @Test func `an invalidation reaches the kernel before the unit's call returns`() throws {
+    try start()
+    kernel.clear()
+    let cache = try #require(remote.all.first)
+    let ranges = [DMARange(first: 0x1000, last: 0x2fff), .all, DMARange(first: .max - 0xfff, last: .max)]
+    #expect(cache.invalidate(ranges, number: 1) == .done)
+    #expect(
+      kernel.calls == [
+        .invalidate(0x1000, 0x2000), .invalidate(0, .max), .invalidate(.max - 0xfff, 0x1000),
+      ])
+  }
+
+  @Test func `a kernel that keeps a translation loses the device's tap at once`() throws {
+    try start()
+    try start(1)
+    kernel.clear()
+    kernel.refuseInvalidations()
+    let cache = try #require(remote.all.first)
+    #expect(cache.invalidate([.all], number: 1) == .done)
+    #expect(kernel.calls == [.invalidate(0, .max), .connect(0, tap: nil), .connect(1, tap: nil)])
+    #expect(eventually { failures.value == 2 })
+  }
+}
