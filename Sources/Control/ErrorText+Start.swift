@@ -99,6 +99,14 @@ extension ErrorText {
     case .tap(.notATap): "fd is not a tap interface"
     case .tap(.wrongFormat(let name)): "the interface \(quoted(name)) needs the flags IFF_VNET_HDR and IFF_NO_PI"
     case .tap(.failed(let error)): text(for: error)
+    case .vhost(.noDevice(let error)):
+      "could not open \(error.operand): \(reason(of: error)): load the module vhost_net"
+    case .vhost(.notPermitted(let error)):
+      "could not open \(error.operand): \(reason(of: error)): vhost=on needs that file"
+    case .vhost(.notVhost): "vhostfd is not an open file of /dev/vhost-net"
+    case .vhost(.busy): "vhostfd belongs to another process"
+    case .vhost(.failed(let error)): text(for: error)
+    case .vhostFileCount(let count, let queues): "vhostfds has \(count) files, but the interface has \(queues) queues"
     }
   }
 

@@ -15,6 +15,9 @@ final class RunningNotices: Sendable {
       let place = instructionPointer.map { " at 0x" + String($0, radix: 16) } ?? ""
       let others = omitted > 0 ? " (earlier triple faults not listed: \(omitted))" : ""
       stream.write("nestling: CPU \(processor): triple fault\(place), which counts as a reset by the guest\(others)\n")
+    case .vhostRefused(let error):
+      let reason = ErrorText.text(for: error)
+      stream.write("nestling: vhost-net does not serve a queue (\(reason)): Nestling moves its packets itself\n")
     case .reset, .shutdown, .powerDown, .paused, .resumed, .deviceDeleted, .unplugRefused, .deviceStatus,
       .streamConnected, .streamDisconnected:
       break

@@ -1,6 +1,7 @@
 import Devices
 import Hardware
 import Linux
+import Vhost
 
 /// A netdev's host side, from `netdev_add` or the start until `netdev_del` or the end.
 protocol NetdevBackend: NetworkBackend {
@@ -52,6 +53,9 @@ public enum NetdevOpenError: Error, Hashable, Sendable {
   case tap(TapInterface.Problem)
   /// The open files belong to different interfaces.
   case differentInterfaces(String, String)
+  case vhost(VhostNet.Problem)
+  /// vhostfds has another number of files than the interface has queues.
+  case vhostFileCount(Int, queues: Int)
 }
 
 /// The network of a device without a netdev: no packet arrives, and sent packets are lost.

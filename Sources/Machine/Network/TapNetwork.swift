@@ -3,14 +3,16 @@ import Glibc
 import Hardware
 import Linux
 import Synchronization
+import Vhost
 
 /// `-netdev tap`: one file of a tap interface for each queue pair. The link is up until the interface is gone.
 ///
-/// The device's workers read and write frames in non-blocking calls. While one finds no frame, the loop watches its
+/// With `vhost=on`, the kernel's vhost-net moves the frames. Otherwise, or if the kernel refuses a queue, the device's
+/// workers read and write frames in non-blocking calls. While one finds no frame, the loop watches its
 /// file. Changes of offloads and queues wait for the kernel's network lock, so they run on a thread of the backend.
 ///
-/// Lock order: `queues` and `settings` are leaves, except for a `WatchedDescriptor`'s lock, which is taken last. The
-/// device is called without them.
+/// Lock order: `queues` is a leaf, except for a `WatchedDescriptor`'s lock, which is taken last; `settings`, then those
+/// of the vhost. The device is called without them.
 final class TapNetwork: NetdevBackend {
   private final class Queue: Sendable {
     let tap: TapInterface
@@ -31,6 +33,7 @@ final class TapNetwork: NetdevBackend {
 
   let link = NetdevLink(isConnected: true)
   let capabilities: NetworkCapabilities
+  private let vhost: VhostDatapath?
   private let name: String
   private let host: NetdevHost
   private let queues: Mutex<[Queue]>
@@ -39,8 +42,11 @@ final class TapNetwork: NetdevBackend {
   /// Takes the link down on the loop's thread, after a call of the device has found that the interface is gone.
   private let loss: EventLoop.Job
 
-  /// - Parameter taps: one for each queue pair, all of the same interface.
-  init(_ taps: [TapInterface], on host: NetdevHost) throws(SystemError) {
+  /// - Parameters:
+  ///   - taps: one for each queue pair, all of the same interface.
+  ///   - vhost: on the same taps; nil without vhost-net.
+  init(_ taps: [TapInterface], vhost: VhostDatapath? = nil, on host: NetdevHost) throws(SystemError) {
+    self.vhost = vhost
     let known = NetworkOffloads(taps[0].knownOffloads)
     capabilities = NetworkCapabilities(sends: known, receives: known, pairs: taps.count)
     name = taps[0].name
@@ -61,6 +67,7 @@ final class TapNetwork: NetdevBackend {
   var status: NetdevStatus { queues.withLock { $0.isEmpty } ? .closed : .interface(name) }
 
   func close() {
+    vhost?.close()
     let ended = queues.withLock { queues in
       defer { queues = [] }
       return queues
@@ -88,26 +95,47 @@ final class TapNetwork: NetdevBackend {
 
   // MARK: Calls of the device
 
+  var datapath: (any QueueDatapath)? { vhost }
+  func deviceLinkChanged(isUp: Bool) { vhost?.setLink(up: isUp) }
+
   func setOffloads(_ offloads: NetworkOffloads) { change { $0.offloads = TapInterface.Offloads(offloads) } }
   func setActivePairs(_ count: Int) { change { $0.activePairs = count } }
 
   private func change(_ body: (inout Settings) -> Void) {
     let isFirst = settings.withLock { settings in
+      let earlier = settings.offloads
       body(&settings)
+      // The kernel cannot drop the frames with other offloads.
+      if settings.offloads != earlier { vhost?.setHeld(true) }
       defer { settings.appliesLater = true }
       return !settings.appliesLater
     }
-    if isFirst { work.submit({ [weak self] in self?.apply() }, orElse: {}) }
+    guard isFirst else { return }
+    // Without a thread, the tap keeps its offloads.
+    work.submit(
+      { [weak self] in self?.apply() },
+      orElse: { [weak self] in
+        _ = self?.takeSettings()
+        self?.endHold()
+      })
   }
 
-  private func apply() {
-    let wanted = settings.withLock { settings in
+  private func takeSettings() -> Settings {
+    settings.withLock { settings in
       settings.appliesLater = false
       return settings
     }
+  }
+
+  /// Lets the vhost move frames again, unless the settings have changed since they were taken.
+  private func endHold() { settings.withLock { if !$0.appliesLater { vhost?.setHeld(false) } } }
+
+  private func apply() {
+    let wanted = takeSettings()
     let all = queues.withLock { $0 }
     // The kernel may refuse if the interface is gone; the device drops packets with other offloads.
     try? all.first?.tap.setOffloads(wanted.offloads)
+    endHold()
     guard all.count > 1 else { return }
     for (pair, queue) in all.enumerated() {
       // The kernel refuses to attach an attached queue, and to detach a detached one.
@@ -172,8 +200,39 @@ extension TapNetdevOptions: NetdevOpening {
     if let other = taps.first(where: { $0.name != taps[0].name }) {
       throw .differentInterfaces(taps[0].name, other.name)
     }
+    let vhost = try openVhost(on: taps, host)
     do {
-      return try TapNetwork(taps, on: host)
+      return try TapNetwork(taps, vhost: vhost, on: host)
+    } catch {
+      throw .system(error)
+    }
+  }
+
+  /// Opens the vhost devices, one for each queue pair; nil without vhost-net.
+  private func openVhost(on taps: [TapInterface], _ host: NetdevHost) throws(NetdevOpenError) -> VhostDatapath? {
+    guard usesVhost else { return nil }
+    let files = vhostDescriptors
+    guard files.isEmpty || files.count == taps.count else {
+      throw .vhostFileCount(files.count, queues: taps.count)
+    }
+    var devices: [VhostNet] = []
+    for index in taps.indices {
+      do throws(VhostNet.Problem) {
+        guard !files.isEmpty else {
+          devices.append(try VhostNet())
+          continue
+        }
+        guard let file = files[index].opened else { throw VhostNet.Problem.notVhost }
+        devices.append(try VhostNet(file))
+      } catch {
+        throw .vhost(error)
+      }
+    }
+    do throws(SystemError) {
+      for device in devices { try device.setMemory(host.memory) }
+      return try VhostDatapath(devices, taps: taps.map(\.rawValue), memory: host.memory, loop: host.loop) {
+        host.notify(.vhostRefused($0))
+      }
     } catch {
       throw .system(error)
     }
@@ -182,10 +241,8 @@ extension TapNetdevOptions: NetdevOpening {
   /// Opens the interface's files, one at least.
   private func interfaces() throws(TapInterface.Problem) -> [TapInterface] {
     var taps: [TapInterface] = []
-    for reference in descriptors {
-      guard let file = reference.file ?? reference.number.map({ PassedDescriptor(FileDescriptor(owning: $0)) }) else {
-        throw .notATap
-      }
+    for reference in tapDescriptors {
+      guard let file = reference.opened else { throw .notATap }
       taps.append(try TapInterface(file))
     }
     if !taps.isEmpty { return taps }
@@ -194,4 +251,9 @@ extension TapNetdevOptions: NetdevOpening {
     while taps.count < count { taps.append(try TapInterface(named: taps[0].name, multiQueue: true)) }
     return taps
   }
+}
+
+extension DescriptorReference {
+  /// The open file: one that a monitor's client has passed, or an inherited descriptor; nil if there is none.
+  fileprivate var opened: PassedDescriptor? { file ?? number.map { PassedDescriptor(FileDescriptor(owning: $0)) } }
 }

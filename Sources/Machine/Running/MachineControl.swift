@@ -1,3 +1,4 @@
+import Linux
 import Synchronization
 
 /// The requests to a running machine, from monitors, signals and the terminal. Any thread may make a request. The
@@ -55,6 +56,8 @@ public enum MachineNotice: Hashable, Sendable {
   case streamConnected(Identifier, SocketAddress)
   /// A `-netdev stream` has lost its connection.
   case streamDisconnected(Identifier)
+  /// The kernel's vhost-net has refused a queue of a `-netdev tap`. Nestling moves its packets itself.
+  case vhostRefused(SystemError)
   /// The guest has reported by _OST how it handled a notification for a slot (ACPI 6.5, section 6.3.5). The id is nil
   /// if the slot is empty or its device has no id. `source` is the notification: 1 for a device check, 3 for an eject
   /// request. `status` is 0 for success.

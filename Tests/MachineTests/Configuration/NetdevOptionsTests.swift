@@ -1,6 +1,7 @@
 import Devices
-import Machine
 import Testing
+
+@testable import Machine
 
 /// Reads the options of netdevs and of their devices, and checks that they fit the machine.
 @Suite struct NetdevOptionsTests {
@@ -76,7 +77,32 @@ import Testing
     }
   }
 
-  @Test func `a tap takes an interface or open files, and no script, vhost or limit`() throws {
+  @Test func `vhost is on by itself, by vhostforce or by an open file, and its files belong to it`() throws {
+    func options(_ values: [(String, String)]) throws -> TapNetdevOptions { try TapNetdevOptions(assign(values)) }
+    let choices: [([(String, String)], Bool)] = [
+      ([], false), ([("vhost", "off"), ("vhostforce", "on")], false), ([("vhost", "on")], true),
+      ([("vhostforce", "on")], true),
+    ]
+    for (values, isOn) in choices { #expect(try options(values).usesVhost == isOn, "\(values)") }
+    var both = try options([("fds", "5:net1"), ("vhostfds", "vhost0:8")])
+    #expect(both.usesVhost)
+    #expect(both.descriptors.map(\.text) == ["5", "net1", "vhost0", "8"])
+    both.descriptors = both.descriptors.reversed()
+    #expect(both.tapDescriptors.map(\.text) == ["8", "vhost0"])
+    #expect(both.vhostDescriptors.map(\.text) == ["net1", "5"])
+    let one = try options([("vhostfd", "9")])
+    #expect(one.usesVhost && one.tapDescriptors.isEmpty)
+    #expect(one.vhostDescriptors.map(\.number) == [9])
+    let cases: [([(String, String)], String)] = [
+      ([("vhost", "off"), ("vhostfd", "9")], "vhostfd(s)= is not valid without vhost"),
+      ([("vhostfds", "8:9")], "vhostfds= is invalid if fds= wasn't specified"),
+      ([("fd", "5"), ("vhostfds", "9")], "ifname=, queues=, fds= and vhostfds= are invalid with fd="),
+      ([("fds", "5:6"), ("vhostfd", "9")], "ifname=, queues= and vhostfd= are invalid with fds="),
+    ]
+    for (values, text) in cases { #expect(problem(values, of: TapNetdevOptions.self) == .rule(text), "\(values)") }
+  }
+
+  @Test func `a tap takes an interface or open files, and no script or limit`() throws {
     let named = try TapNetdevOptions(
       assign([
         ("ifname", "tap7"), ("queues", "4"), ("script", "no"), ("downscript", "no"), ("vhost", "off"),
@@ -86,7 +112,7 @@ import Testing
     #expect(try TapNetdevOptions(assign([("fd", "5")])).descriptors.map(\.number) == [5])
     #expect(try TapNetdevOptions(assign([("fds", "5:net1:7")])).descriptors.map(\.text) == ["5", "net1", "7"])
     for (name, value) in [
-      ("script", "/etc/qemu-ifup"), ("downscript", "x"), ("vhost", "on"), ("vnet_hdr", "off"), ("sndbuf", "1M"),
+      ("script", "/etc/qemu-ifup"), ("downscript", "x"), ("vnet_hdr", "off"), ("sndbuf", "1M"),
     ] {
       guard
         case .value(name: name, text: value, .refused(let reason))? = problem(
@@ -100,14 +126,14 @@ import Testing
     #expect(
       problem([("ifname", "0123456789abcdef")], of: TapNetdevOptions.self)
         == .value(name: "ifname", text: "0123456789abcdef", .tooLong(bytes: 15)))
-    let invalid = PropertyError.rule("ifname=, queues= and fds= are invalid with fd=")
+    let invalid = PropertyError.rule("ifname=, queues=, fds= and vhostfds= are invalid with fd=")
     for more in [("ifname", "a"), ("queues", "2"), ("fds", "1:2")] {
       #expect(problem([("fd", "5"), more], of: TapNetdevOptions.self) == invalid)
     }
     #expect(problem([("fds", "5:"), ("queues", "2")], of: TapNetdevOptions.self) != nil)
     #expect(
       problem([("fds", "5:6"), ("queues", "2")], of: TapNetdevOptions.self)
-        == .rule("ifname= and queues= are invalid with fds="))
+        == .rule("ifname=, queues= and vhostfd= are invalid with fds="))
   }
 
   @Test func `a network device has QEMU's defaults and refuses what no device can have`() throws {

@@ -85,7 +85,7 @@ import Testing
   }
 
   /// Runs a machine with a tap in a new namespace.
-  private func run(_ body: @escaping @Sendable (RunningMachine) throws -> Void) throws {
+  private func run(vhost: Bool = false, _ body: @escaping @Sendable (RunningMachine) throws -> Void) throws {
     let failures = Notes<any Error>()
     let thread = try Thread(name: "namespace") {
       do {
@@ -96,6 +96,7 @@ import Testing
         configuration.netdevs = [
           try TapNetdevOptions([
             PropertyAssignment(name: "id", value: "t0"), PropertyAssignment(name: "ifname", value: "nest0"),
+            PropertyAssignment(name: "vhost", value: vhost ? "on" : "off"),
           ])
         ]
         configuration.devices = [
@@ -119,8 +120,12 @@ import Testing
     if let error = failures.all.first { throw error }
   }
 
-  @Test(.enabled(if: isPossible)) func `frames pass both ways between the driver and the host's network`() throws {
-    try run { machine in
+  /// Without vhost-net, and with it where the process may use it.
+  private static let ways = access("/dev/vhost-net", R_OK | W_OK) == 0 ? [false, true] : [false]
+
+  @Test(.enabled(if: isPossible), arguments: ways)
+  func `frames pass both ways between the driver and the host's network`(vhost: Bool) throws {
+    try run(vhost: vhost) { machine in
       let host = try HostEnd("nest0")
       let guest = NetworkGuest(machine)
       #expect(guest.isLinkUp)

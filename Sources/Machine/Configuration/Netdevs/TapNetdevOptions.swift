@@ -12,11 +12,17 @@ public struct TapNetdevOptions: NetdevOptions, Hashable {
   public var files: DescriptorReferences?
   /// The number of queues; nil for one.
   public var queueCount: UInt16?
+  /// Whether the host's kernel moves the packets (vhost-net); nil if `vhostforce` or an open file of vhost-net decides.
+  public var vhost: Bool?
+  public var vhostForce: Bool?
+  /// An open file of vhost-net.
+  public var vhostFile: DescriptorReference?
+  /// Open files of vhost-net, one for each queue.
+  public var vhostFiles: DescriptorReferences?
 
   public init() {}
 
   private static let noScripts = "Nestling runs no scripts: set up the interface before the start, and give no"
-  private static let noVhost = "vhost-net is not supported yet"
 
   public static let typeName = "tap"
   public static let summary = "Tap interface of the host"
@@ -29,25 +35,43 @@ public struct TapNetdevOptions: NetdevOptions, Hashable {
     Property("downscript", settled: "no", because: noScripts, help: "Script that takes it down (always no)"),
     Property(
       "vnet_hdr", settled: true, because: "the interface needs virtio's header", help: "Offloads (always on)"),
-    Property("vhost", settled: false, because: noVhost, help: "Move packets in the host's kernel (always off)"),
+    Property("vhost", \.vhost, help: "Move packets in the host's kernel, by /dev/vhost-net (default off)"),
+    Property("vhostforce", \.vhostForce, help: "As vhost, also for a driver without MSI-X, as vhost does anyway"),
+    Property("vhostfd", \.vhostFile, help: "An open file of vhost-net: an inherited descriptor, or a name (getfd)"),
+    Property("vhostfds", \.vhostFiles, help: "Open files of vhost-net, one for each queue, with ':' between them"),
     Property(
       "sndbuf", settled: ByteCount(0), because: "the interface has no limit", help: "Limit of queued bytes (always 0)"),
   ]
 
   // net_init_tap (net/tap.c).
   public static let rules: [PropertyRule<Self>] = [
-    PropertyRule(otherwise: "ifname=, queues= and fds= are invalid with fd=") {
-      $0.file == nil || $0.interface == nil && $0.queueCount == nil && $0.files == nil
+    PropertyRule(otherwise: "ifname=, queues=, fds= and vhostfds= are invalid with fd=") {
+      $0.file == nil
+        || $0.interface == nil && $0.queueCount == nil && $0.files == nil && $0.vhostFiles == nil
     },
-    PropertyRule(otherwise: "ifname= and queues= are invalid with fds=") {
-      $0.files == nil || $0.interface == nil && $0.queueCount == nil
+    PropertyRule(otherwise: "ifname=, queues= and vhostfd= are invalid with fds=") {
+      $0.files == nil || $0.interface == nil && $0.queueCount == nil && $0.vhostFile == nil
+    },
+    PropertyRule(otherwise: "vhostfds= is invalid if fds= wasn't specified") {
+      $0.vhostFiles == nil || $0.files != nil
+    },
+    PropertyRule(otherwise: "vhostfd(s)= is not valid without vhost") {
+      $0.usesVhost || $0.vhostDescriptors.isEmpty
     },
   ]
 
+  var usesVhost: Bool { vhost ?? (vhostForce == true || !vhostDescriptors.isEmpty) }
+
+  var tapDescriptors: [DescriptorReference] { files?.references ?? file.map { [$0] } ?? [] }
+  var vhostDescriptors: [DescriptorReference] { vhostFiles?.references ?? vhostFile.map { [$0] } ?? [] }
+
   public var descriptors: [DescriptorReference] {
-    get { files?.references ?? file.map { [$0] } ?? [] }
+    get { tapDescriptors + vhostDescriptors }
     set {
-      if files != nil { files?.references = newValue } else { file = newValue.first }
+      let taps = Array(newValue.prefix(tapDescriptors.count))
+      let vhosts = Array(newValue.dropFirst(taps.count))
+      if files != nil { files?.references = taps } else { file = taps.first }
+      if vhostFiles != nil { vhostFiles?.references = vhosts } else { vhostFile = vhosts.first }
     }
   }
 }
