@@ -36,6 +36,8 @@ extension ErrorText {
     case .network(let problem): "-device virtio-net-pci: \(problem.rawValue) is out of range"
     case .netdevGone(let use): "\(use.property): the netdev \(quoted(use.id.text)) is gone"
     case .addressInUse(let address): "\(address) has a function already"
+    case .portsInUse(let first, let count):
+      "-device isa-debug-exit: iobase=0x\(String(first, radix: 16)),iosize=\(count): ports are in use"
     case .ended: "the machine ends"
     case .passthrough(let error): "-device vfio-pci: \(error.device): \(text(for: error))"
     case .placement(let room):

@@ -38,6 +38,8 @@ public enum StartError: Error, Hashable, Sendable {
   case netdevGone(NetdevUse)
   /// Another function already has the function's address on its bus.
   case addressInUse(RequesterID)
+  /// The board or another device has some of the I/O ports of an isa-debug-exit.
+  case portsInUse(first: UInt16, count: UInt16)
   /// The machine ended before the device was on its bus.
   case ended
   case passthrough(PassthroughError)

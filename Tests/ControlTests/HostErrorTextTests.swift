@@ -37,6 +37,10 @@ import Testing
         "-accel kvm: 9 CPUs requested, but KVM here supports at most 8"
       ),
       (
+        .portsInUse(first: 0x3f8, count: 4),
+        "-device isa-debug-exit: iobase=0x3f8,iosize=4: ports are in use"
+      ),
+      (
         .tables(.tooLarge(size: 70_000, room: 65_536)),
         "the ACPI tables need 70000 bytes and have room for 65536: too many CPUs or devices"
       ),

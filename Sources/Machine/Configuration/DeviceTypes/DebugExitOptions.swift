@@ -1,4 +1,5 @@
 import Devices
+import Hardware
 import PCI
 
 /// `isa-debug-exit`: an I/O port. A write of VALUE ends Nestling with the exit status `VALUE << 1 | 1`.
@@ -29,10 +30,17 @@ public struct DebugExitOptions: DeviceOptions, Hashable {
 }
 
 extension DebugExitOptions: BoardDevice {
-  func build(_ device: Device, on board: Board, with configuration: MachineConfiguration) -> [Function] {
+  /// - Throws: `portsInUse`. The bus alone would let the earlier region answer, and the guest could not end Nestling.
+  func build(
+    _ device: Device, on board: Board, with configuration: MachineConfiguration
+  ) throws(StartError) -> [Function] {
     let events = board.events
-    _ = board.ioBus.attach(
+    let attachment = board.ioBus.attach(
       DebugExit { events.post(.debugExit(status: $0)) }, at: UInt64(base), size: UInt64(size))
+    guard board.ioBus.visibleParts(of: attachment) == [0..<UInt64(size)] else {
+      board.ioBus.detach(attachment)
+      throw .portsInUse(first: base, count: size)
+    }
     return []
   }
 }
