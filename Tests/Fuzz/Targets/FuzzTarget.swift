@@ -22,7 +22,7 @@ public struct FuzzTarget: Sendable {
   }
 
   public static let all: [FuzzTarget] =
-    [.registers, .queue, .tables, .configuration, .options, .monitor] + ofTheMachine
+    [.registers, .queue, .tables, .configuration, .net, .options, .monitor] + ofTheMachine
 }
 
 /// A wrong result.
