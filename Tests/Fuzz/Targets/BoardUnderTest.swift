@@ -59,6 +59,29 @@ final class BoardUnderTest {
       let device = DMAEngine(environment: parts.environment, address: parts.address)
       return (device.function, { device.function.revoke() })
     },
+    { parts, input in
+      var parameters = VirtioNetParameters()
+      let form = input.byte()
+      // VIRTIO_NET_F_MQ
+      parameters[VirtioFeatures(bit: 22)] = form & 1 != 0
+      parameters.transport.iommuPlatform = form & 2 != 0
+      parameters.transport.eventIndex = form & 4 == 0
+      let all = NetworkOffloads(rawValue: 0x7f)
+      let network = FuzzNetwork(
+        NetworkCapabilities(sends: all, receives: all, pairs: 1 + Int(form >> 7)), memory: parts.memory)
+      // The options are within their ranges, so this cannot fail.
+      guard let net = try? VirtioNet(parameters: parameters, backend: network) else {
+        preconditionFailure("options in range are refused")
+      }
+      let (function, remove) = parts.virtio(net, parameters.transport)
+      return (
+        function,
+        {
+          remove()
+          precondition(network.finding == nil, network.finding?.text ?? "")
+        }
+      )
+    },
   ]
 
   private struct Parts {
