@@ -11,6 +11,7 @@
 #include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <termios.h>
 #include <time.h>
 
@@ -126,6 +127,91 @@ int nestling_hold_standard_descriptors(void) {
         if (held < 0) return held;
     }
     return 0;
+}
+
+// Numbers of system calls that are newer than Debian 12's oldest headers.
+#ifndef SYS_close_range
+#define SYS_close_range 436
+#endif
+
+/// Runs in the child of vfork(2), which shares the parent's memory: only system calls, and no change of that memory but
+/// for errno. Returns if the program cannot be executed.
+static void become_program(char *const arguments[], const int passed[], unsigned int count, int errors, int parent) {
+    // The kernel's own structure, with SIG_DFL. The C library's function refuses the signals 32 and 33, which may be
+    // ignored. Fails for SIGKILL and SIGSTOP.
+    unsigned long standard[4] = {0};
+    for (int signal = 1; signal < NSIG; signal++) syscall(SYS_rt_sigaction, signal, standard, NULL, sizeof standard[3]);
+    // Away from the terminal, whose signals are for the parent.
+    setsid();
+    if (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0) return;
+    // The parent may have ended before the call.
+    if (getppid() != parent) _exit(1);
+
+    // First move each descriptor out of the way of the numbers that the others get.
+    int first = STDERR_FILENO + 1, past = first + (int)count;
+    int moved[NESTLING_STARTED_LIMIT], null = open("/dev/null", O_RDWR), output = fcntl(errors, F_DUPFD, past);
+    if (null < 0 || output < 0) return;
+    for (unsigned int index = 0; index < count; index++) {
+        moved[index] = fcntl(passed[index], F_DUPFD, past);
+        if (moved[index] < 0) return;
+    }
+    null = fcntl(null, F_DUPFD, past);
+    if (null < 0) return;
+    if (dup2(null, STDIN_FILENO) < 0 || dup2(null, STDOUT_FILENO) < 0 || dup2(output, STDERR_FILENO) < 0) return;
+    for (unsigned int index = 0; index < count; index++) {
+        if (dup2(moved[index], first + (int)index) < 0) return;
+    }
+    if (syscall(SYS_close_range, past, ~0u, 0) < 0) {
+        // Linux before 5.9.
+        struct rlimit limit;
+        if (getrlimit(RLIMIT_NOFILE, &limit) < 0) return;
+        for (rlim_t descriptor = (rlim_t)past; descriptor < limit.rlim_cur; descriptor++) close((int)descriptor);
+    }
+    sigset_t none;
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    execvp(arguments[0], arguments);
+}
+
+int nestling_start_program(
+    char *const arguments[], const int passed[], unsigned int passed_count, int errors, int *pidfd) {
+    if (passed_count > NESTLING_STARTED_LIMIT) return -EINVAL;
+    int parent = getpid();
+    // No handler of this process may run in the child.
+    sigset_t all, earlier;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &earlier);
+    // Set by the child, in the parent's memory.
+    volatile int failure = 0;
+    pid_t child = vfork();
+    if (child == 0) {
+        become_program(arguments, passed, passed_count, errors, parent);
+        failure = errno;
+        _exit(127);
+    }
+    if (child < 0) failure = errno;
+    pthread_sigmask(SIG_SETMASK, &earlier, NULL);
+    if (child < 0) return -failure;
+    if (failure == 0) {
+        *pidfd = (int)syscall(SYS_pidfd_open, child, 0);
+        if (*pidfd >= 0) return child;
+        failure = errno;
+        kill(child, SIGKILL);
+    }
+    while (waitpid(child, NULL, 0) < 0 && errno == EINTR) {}
+    return -failure;
+}
+
+int nestling_signal_program(int pidfd, int signal) {
+    return ANSWER((int)syscall(SYS_pidfd_send_signal, pidfd, signal, NULL, 0));
+}
+
+int nestling_program_end(int process, int *code) {
+    int status = 0;
+    int result = ANSWER(waitpid(process, &status, WNOHANG));
+    if (result <= 0) return result;
+    *code = WIFEXITED(status) ? WEXITSTATUS(status) : WTERMSIG(status);
+    return WIFEXITED(status) ? 1 : 2;
 }
 
 int nestling_join_within(unsigned long thread, unsigned int milliseconds) {

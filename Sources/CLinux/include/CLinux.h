@@ -101,6 +101,19 @@ void nestling_end_within(unsigned int seconds, int status);
 int nestling_join_within(unsigned long thread, unsigned int milliseconds);
 // Asks for SIGTERM when the parent ends (prctl(2), PR_SET_PDEATHSIG); returns -ESRCH if `parent` has ended already.
 int nestling_end_with_parent(int parent);
+/// The most descriptors that nestling_start_program passes.
+#define NESTLING_STARTED_LIMIT 8
+/// Starts the program `arguments[0]`, which is looked up in PATH, and waits for execve(2). Its standard input and output
+/// are /dev/null, its standard error is `errors`, and the passed descriptors are 3, 4 and so on. It has no other
+/// descriptor, the default signal dispositions, an empty signal mask and a session of its own. The kernel kills it when
+/// the calling thread ends (PR_SET_PDEATHSIG), unless it has changed its user.
+/// - Returns: its process id, with a pidfd in `pidfd`. If the program cannot be executed, the errno of execve(2).
+int nestling_start_program(
+    char *const arguments[], const int passed[], unsigned int passed_count, int errors, int *pidfd);
+int nestling_signal_program(int pidfd, int signal);
+/// Asks for the end of a program, and releases its process id at its end.
+/// - Returns: 0 while it runs, 1 after an exit with the status in `code`, 2 after the signal in `code`.
+int nestling_program_end(int process, int *code);
 void nestling_name_thread(const char *name);
 /// Makes input arrive as it is typed. A signal that ends a crashing process restores the terminal first.
 int nestling_make_terminal_raw(void);
