@@ -88,6 +88,9 @@ extension ErrorText {
   static func text(for error: NetdevOpenError) -> String {
     switch error {
     case .system(let error): text(for: error)
+    case .notInstalled(let name): "there is no program \(quoted(name)) in PATH: install the package passt"
+    case .program(let name, let error): "could not start \(quoted(name)): \(reason(of: error))"
+    case .ended(let failure): text(for: failure)
     case .differentInterfaces(let one, let other): "fds belong to two interfaces, \(quoted(one)) and \(quoted(other))"
     case .tap(.noDevice(let error)): "could not open \(error.operand): \(reason(of: error)): load the module tun"
     case .tap(.notPermitted(let error)):
@@ -110,6 +113,15 @@ extension ErrorText {
     case .vhost(.failed(let error)): text(for: error)
     case .vhostFileCount(let count, let queues): "vhostfds has \(count) files, but the interface has \(queues) queues"
     }
+  }
+
+  static func text(for failure: ProgramFailure) -> String {
+    let end =
+      switch failure.end {
+      case .exited(let status): "with status \(status)"
+      case .killed(let signal): "by signal \(signal)"
+      }
+    return "\(failure.program) ended \(end)" + (failure.reason.map { ": " + shortened($0) } ?? "")
   }
 
   /// Returns QEMU's text if QEMU has the option.

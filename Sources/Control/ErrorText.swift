@@ -155,6 +155,11 @@ extension ErrorText {
     case .notPCIAddress:
       "must be a device number from 01 to 1e, hexadecimal, with an optional function from .0 to .7, not \(quoted(value))"
     case .notMACAddress: "must be six bytes, such as 52:54:00:12:34:56, not \(quoted(value))"
+    case .notIPv4Address: "must be an IPv4 address, such as 10.0.2.15, not \(quoted(value))"
+    case .notIPv4Network: "must be an IPv4 network with 4 to 30 prefix bits, such as 10.0.2.0/24, not \(quoted(value))"
+    case .notHostForward:
+      "must be [tcp|udp]:[HOSTADDR]:HOSTPORT-[GUESTADDR]:GUESTPORT with IPv4 addresses, such as tcp::2222-:22, "
+        + "not \(quoted(value))"
     case .notIdentifier: "must be a letter, then letters, digits, '-', '.' or '_', not \(quoted(value))"
     case .tooLong(let bytes): "must be at most \(bytes) bytes long"
     case .empty: "must not be empty"

@@ -18,6 +18,8 @@ final class RunningNotices: Sendable {
     case .vhostRefused(let error):
       let reason = ErrorText.text(for: error)
       stream.write("nestling: vhost-net does not serve a queue (\(reason)): Nestling moves its packets itself\n")
+    case .netdevProgramEnded(let id, let failure):
+      stream.write(ErrorText.line([], "netdev \(ErrorText.quoted(id.text)): \(ErrorText.text(for: failure))"))
     case .reset, .shutdown, .powerDown, .paused, .resumed, .deviceDeleted, .unplugRefused, .deviceStatus,
       .streamConnected, .streamDisconnected:
       break

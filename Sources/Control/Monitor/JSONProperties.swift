@@ -29,13 +29,10 @@ enum JSONProperties {
         switch member.value {
         case .bool: typeName == "bool"
         case .integer, .unsigned: isNumber(typeName)
-        case .string: typeName != "bool" && !isNumber(typeName)
+        case .string: typeName != "bool" && !isNumber(typeName) && typeName != PropertyDescription.listType
         case .null, .array, .object, .real: false
         }
-      guard fits, let text = text(of: member.value) else {
-        throw .invalidType(
-          member.name, expected: typeName == "bool" ? "boolean" : isNumber(typeName) ? "integer" : "string")
-      }
+      guard fits, let text = text(of: member.value) else { throw .invalidType(member.name, expected: kind(typeName)) }
       return text
     }
   }
@@ -60,6 +57,27 @@ enum JSONProperties {
       default: throw .invalidType(member.name, expected: "string")
       }
     }
+  }
+
+  /// Removes the arrays of properties that may be given several times. Their elements are objects with a member `str`
+  /// (String, qapi/common.json).
+  /// - Returns: one assignment for each element.
+  static func takeLists(
+    from object: inout JSONObject, of type: any TypedOptions.Type
+  ) throws(MonitorError) -> [PropertyAssignment] {
+    var assignments: [PropertyAssignment] = []
+    for property in type.propertyDescriptions where property.typeName == PropertyDescription.listType {
+      guard case .array(let elements)? = object[property.name] else { continue }
+      for (index, element) in elements.enumerated() {
+        let name = "\(property.name)[\(index)]"
+        guard case .object(let members) = element else { throw .invalidType(name, expected: "object") }
+        guard let value = members["str"] else { throw .generic("Parameter '\(name).str' is missing") }
+        guard case .string(let text) = value else { throw .invalidType(name + ".str", expected: "string") }
+        assignments.append(PropertyAssignment(name: property.name, value: text))
+      }
+      object[property.name] = nil
+    }
+    return assignments
   }
 
   /// Replaces inner objects by members with dotted names: `{"cache": {"direct": true}}` becomes `cache.direct`.
@@ -104,6 +122,15 @@ enum JSONProperties {
     case .unsigned(let number): String(number)
     case .real(let number): String(number)
     case .null, .array, .object: nil
+    }
+  }
+
+  /// The JSON type of a property, as errors name it.
+  private static func kind(_ typeName: String) -> String {
+    switch typeName {
+    case "bool": "boolean"
+    case PropertyDescription.listType: "array"
+    default: isNumber(typeName) ? "integer" : "string"
     }
   }
 

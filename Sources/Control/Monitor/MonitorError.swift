@@ -76,7 +76,8 @@ extension MonitorError {
         return "Property '\(owner(typeName)).\(name)' doesn't take value \(ErrorText.quoted(text))"
       case .notPCIAddress: return "Property '\(typeName).\(name)' doesn't take value \(ErrorText.quoted(text))"
       case .notOneOf: return "Parameter '\(name)' does not accept value \(ErrorText.quoted(text))"
-      case .outOfRange, .notPowerOfTwo, .tooLong, .empty, .refused: break
+      case .outOfRange, .notPowerOfTwo, .tooLong, .empty, .refused, .notIPv4Address, .notIPv4Network, .notHostForward:
+        break
       }
     case .contradiction, .rule, .unit: break
     }

@@ -62,7 +62,7 @@ extension MachineNotice {
     let name: MonitorEventName
     var data: JSONValue?
     switch self {
-    case .tripleFault, .vhostRefused: return nil
+    case .tripleFault, .vhostRefused, .netdevProgramEnded: return nil
     case .reset(let cause): (name, data) = (.reset, cause.data)
     case .shutdown(let cause): (name, data) = (.shutdown, cause.data)
     case .powerDown: name = .powerDown

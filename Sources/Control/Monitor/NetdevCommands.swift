@@ -45,7 +45,8 @@ enum NetdevArguments {
     let netdevType = try type(named: name)
     rest["type"] = nil
     if rest["id"] == nil { throw .generic("Parameter 'id' is missing") }
-    return try read(netdevType, try JSONProperties.strict(rest, of: netdevType))
+    let lists = try JSONProperties.takeLists(from: &rest, of: netdevType)
+    return try read(netdevType, lists + (try JSONProperties.strict(rest, of: netdevType)))
   }
 
   /// Parses an option string, as HMP's `netdev_add` takes it.
@@ -99,6 +100,8 @@ enum NetworkText {
     case .connected(.inet(let host, let port)): "tcp:\(host):\(port)"
     case .failed(let error): "error: \(ErrorText.text(for: error))"
     case .interface(let name): "ifname=\(name),script=no,downscript=no"
+    case .process(let number): "stream,connected to pid \(number)"
+    case .ended(let failure): "error: \(ErrorText.text(for: failure))"
     case .disconnected: "disconnected"
     case .closed: "removed"
     }

@@ -129,7 +129,7 @@ extension Board {
     }
   }
 
-  /// Opens a netdev of the configuration, which the admission knows already.
+  /// Opens a netdev of the configuration, which the admission knows already, and waits for its start.
   func openNetdev(_ netdev: any NetdevOptions) throws(StartError) {
     guard let id = netdev.id else { return }
     do throws(NetdevError) {
@@ -138,6 +138,7 @@ extension Board {
       guard case .host(let error) = error else { return }
       throw .netdev(typeName: type(of: netdev).typeName, id: id, error)
     }
+    try mapError(try networks.awaitStart(of: id)) { StartError.netdev(typeName: type(of: netdev).typeName, id: id, $0) }
   }
 
   /// Removes and closes a netdev. Called on the requester's thread. A device that uses it stays, and its link goes

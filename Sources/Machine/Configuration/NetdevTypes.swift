@@ -15,9 +15,11 @@ extension NetdevOptions {
 public enum NetdevTypes {
   /// The compiler checks that each of them has `open`.
   static let opening: [any (NetdevOptions & NetdevOpening).Type] = [
+    PasstNetdevOptions.self,
     StreamNetdevOptions.self,
     DgramNetdevOptions.self,
     TapNetdevOptions.self,
+    UserNetdevOptions.self,
   ]
 
   public static let all: [any NetdevOptions.Type] = opening.map { $0 }

@@ -8,6 +8,12 @@ protocol NetdevBackend: NetworkBackend {
   var link: NetdevLink { get }
   var status: NetdevStatus { get }
 
+  /// Waits for the end of the start, if it needs another process. Called before the machine runs, by a caller that
+  /// holds no lock; `netdev_add` does not wait.
+  /// - Parameter nanoseconds: the limit. After it, the start goes on without a waiter.
+  /// - Throws: the reason why the start has failed.
+  func awaitStart(patience nanoseconds: UInt64) throws(NetdevOpenError)
+
   /// Ends the connection and releases the host's resources; a device that still uses the netdev sees its link go down.
   /// Called once, on any thread, by a caller that holds no lock.
   func close()
@@ -16,6 +22,7 @@ protocol NetdevBackend: NetworkBackend {
 extension NetdevBackend {
   var isLinkUp: Bool { link.isUp }
   func connect(to frontend: any NetworkFrontend) { link.connect(to: frontend) }
+  func awaitStart(patience nanoseconds: UInt64) throws(NetdevOpenError) {}
 }
 
 /// The connection of a netdev, as monitors show it.
@@ -29,6 +36,10 @@ public enum NetdevStatus: Hashable, Sendable {
   case datagrams(local: SocketAddress, remote: SocketAddress)
   /// An interface of the host, by its name.
   case interface(String)
+  /// A program that this process has started, by its process id.
+  case process(Int32)
+  /// The program has ended.
+  case ended(ProgramFailure)
   /// There was a connection, and none is being made.
   case disconnected
   case closed
@@ -56,6 +67,12 @@ public enum NetdevOpenError: Error, Hashable, Sendable {
   case vhost(VhostNet.Problem)
   /// vhostfds has another number of files than the interface has queues.
   case vhostFileCount(Int, queues: Int)
+  /// PATH has no such program.
+  case notInstalled(String)
+  /// A program cannot be started.
+  case program(String, SystemError)
+  /// A program ended at its start.
+  case ended(ProgramFailure)
 }
 
 /// The network of a device without a netdev: no packet arrives, and sent packets are lost.

@@ -79,6 +79,15 @@ final class Networks: Sendable {
     }
   }
 
+  /// Waits until a netdev has started.
+  func awaitStart(of id: Identifier) throws(NetdevOpenError) {
+    let netdev = state.withLock { state in state.netdevs.first { $0.id == id } }
+    try netdev?.backend.awaitStart(patience: Self.startTime)
+  }
+
+  /// The limit of `awaitStart`, in nanoseconds. passt starts in 0.3 s.
+  private static let startTime: UInt64 = 5_000_000_000
+
   private func notify(_ notice: MachineNotice) { state.withLock { $0.listener }?(notice) }
 
   /// Closes a netdev. A device that uses it keeps it, with its link down.

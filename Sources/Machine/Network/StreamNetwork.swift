@@ -56,6 +56,8 @@ final class StreamNetwork: NetdevBackend {
 
   private struct State {
     var status: NetdevStatus
+    /// A connected socket that is not in use yet.
+    var connected: Attempt?
     var server: Server?
     /// Waits for clients of `server`, or for the end of an attempt.
     var registration: EventLoop.Registration?
@@ -91,16 +93,33 @@ final class StreamNetwork: NetdevBackend {
     repair = EventLoop.Job(on: host.loop)
     let server = listens ? try Self.listen(at: address) : nil
     state = Mutex(State(status: listens ? .listening : .connecting, server: server))
-    repair.onRun { [weak self] in
-      guard let self, current.withLock({ $0?.isBroken.load(ordering: .acquiring) == true }) else { return }
-      disconnect()
-    }
+    prepareRepair()
     if let server {
       let registration = try host.loop.register(server.listener.rawValue, []) { [weak self] _ in self?.accept() }
       state.withLock { $0.registration = registration }
       registration.setInterest(.readable)
     } else {
       host.loop.perform { [weak self] in self?.attempt() }
+    }
+  }
+
+  /// Creates a netdev for a connected socket, which it uses from `beginConnected` on. It makes no other connection.
+  /// Monitors show the socket as QEMU does, as a Unix socket without a path.
+  init(id: Identifier, connected socket: consuming FileDescriptor, on host: NetdevHost) {
+    self.id = id
+    self.host = host
+    address = .unix(path: "")
+    reconnectTime = nil
+    timer = EventLoop.Timer(on: host.loop)
+    repair = EventLoop.Job(on: host.loop)
+    state = Mutex(State(status: .connecting, connected: Attempt(socket)))
+    prepareRepair()
+  }
+
+  private func prepareRepair() {
+    repair.onRun { [weak self] in
+      guard let self, current.withLock({ $0?.isBroken.load(ordering: .acquiring) == true }) else { return }
+      disconnect()
     }
   }
 
@@ -120,6 +139,7 @@ final class StreamNetwork: NetdevBackend {
           state.isClosed = true
           state.status = .closed
           state.server = nil
+          state.connected = nil
           state.registration = nil
         }
         return (state.server, state.registration)
@@ -132,6 +152,20 @@ final class StreamNetwork: NetdevBackend {
   }
 
   // MARK: The loop's thread
+
+  /// Begins to use the connected socket. Called once.
+  func beginConnected() {
+    let socket = state.withLock { state in
+      defer { state.connected = nil }
+      return state.connected
+    }
+    guard let socket else { return }
+    do {
+      begin(try FileDescriptor(duplicating: socket.file.rawValue))
+    } catch {
+      attemptFailed(error)
+    }
+  }
 
   private func attempt() {
     if state.withLock({ $0.isClosed }) { return }

@@ -58,6 +58,8 @@ public enum MachineNotice: Hashable, Sendable {
   case streamDisconnected(Identifier)
   /// The kernel's vhost-net has refused a queue of a `-netdev tap`. Nestling moves its packets itself.
   case vhostRefused(SystemError)
+  /// The program of a netdev has ended by itself. The link of the netdev is down from now on.
+  case netdevProgramEnded(Identifier, ProgramFailure)
   /// The guest has reported by _OST how it handled a notification for a slot (ACPI 6.5, section 6.3.5). The id is nil
   /// if the slot is empty or its device has no id. `source` is the notification: 1 for a device check, 3 for an eject
   /// request. `status` is 0 for success.

@@ -91,6 +91,45 @@ import Testing
     #expect(try configuration("-accel", "qtest", "-netdev", "tap,id=t0,fds=7:8").netdevs.first?.descriptors.count == 2)
   }
 
+  @Test func `a list is an array of objects in JSON, and a repeated property elsewhere`() throws {
+    var wanted = UserNetdevOptions()
+    wanted.id = try Identifier(text: "u0")
+    wanted.forwards = [try HostForward(text: "tcp::2222-:22"), try HostForward(text: "udp::53-:53")]
+    let json = #"{"type": "user", "id": "u0", "hostfwd": [{"str": "tcp::2222-:22"}, {"str": "udp::53-:53"}]}"#
+    let text = "user,id=u0,hostfwd=tcp::2222-:22,hostfwd=udp::53-:53"
+    for option in [json, text] {
+      let machine = try configuration("-accel", "qtest", "-netdev", option)
+      #expect(machine.netdevs.compactMap { $0 as? UserNetdevOptions } == [wanted])
+    }
+    var client = QMPClient()
+    #expect(client.send(#"{"execute": "netdev_add", "arguments": \#(json)}"#) == [#"{"return": {}}"#])
+    #expect(HumanCommands.run("netdev_add " + text, on: client.machine).text == "")
+    #expect(client.machine.requests == Array(repeating: "add \(wanted)", count: 2))
+    let cases: [(String, String)] = [
+      (#""tcp::2222-:22""#, "Invalid parameter type for 'hostfwd', expected: array"),
+      (#"["tcp::2222-:22"]"#, "Invalid parameter type for 'hostfwd[0]', expected: object"),
+      (#"[{"str": "tcp::1-:1"}, {}]"#, "Parameter 'hostfwd[1].str' is missing"),
+      (#"[{"str": 1}]"#, "Invalid parameter type for 'hostfwd[0].str', expected: string"),
+    ]
+    for (value, text) in cases {
+      #expect(
+        client.send(#"{"execute": "netdev_add", "arguments": {"type": "user", "id": "u1", "hostfwd": \#(value)}}"#)
+          == [#"{"error": {"class": "GenericError", "desc": "\#(text)"}}"#], "\(value)")
+    }
+  }
+
+  @Test func `the failures of passt are one line`() throws {
+    let failure = ProgramFailure(program: "passt", end: .exited(status: 1), reason: "Invalid address: foo")
+    #expect(ErrorText.text(for: failure) == "passt ended with status 1: Invalid address: foo")
+    let killed = ProgramFailure(program: "passt", end: .killed(signal: 9), reason: nil)
+    #expect(ErrorText.text(for: killed) == "passt ended by signal 9")
+    let id = try Identifier(text: "n0")
+    #expect(
+      ErrorText.line(for: StartError.netdev(typeName: "user", id: id, .notInstalled("passt")))
+        == "nestling: -netdev user,id=n0: there is no program 'passt' in PATH: install the package passt\n")
+    #expect(MachineNotice.netdevProgramEnded(id, killed).event(at: 0) == nil)
+  }
+
   @Test func `the machine's refusals have QEMU's words`() throws {
     let use = NetdevUse(property: "netdev", id: try Identifier(text: "n0"))
     let cases: [(RequestError, MonitorError)] = [
@@ -165,7 +204,16 @@ import Testing
   @Test func `the command line names an unknown type, netdev or user`() {
     let stream = "stream,id=n0,addr.type=unix,addr.path=/s"
     let cases: [([String], String)] = [
-      (["-netdev", "user,id=n0"], "-netdev user,id=n0: unknown netdev type; supported: "),
+      (["-netdev", "vde,id=n0"], "-netdev vde,id=n0: unknown netdev type; supported: "),
+      (
+        ["-netdev", "user,id=n0,hostfwd=tcp::22"],
+        "hostfwd must be [tcp|udp]:[HOSTADDR]:HOSTPORT-[GUESTADDR]:GUESTPORT with IPv4 addresses, such as tcp::2222-:22, "
+          + "not 'tcp::22'"
+      ),
+      (["-netdev", "user,id=n0,net=10.0.2.0"], "net must be an IPv4 network with 4 to 30 prefix bits"),
+      (["-netdev", "user,id=n0,dns=host"], "dns must be an IPv4 address, such as 10.0.2.15, not 'host'"),
+      (["-netdev", "user,id=n0,tftp=/srv"], "tftp cannot be '/srv': passt has no such server"),
+      (["-netdev", "passt,id=n0,fqdn=a.b"], "fqdn cannot be 'a.b': Debian 12's passt has no --fqdn"),
       (["-netdev", "stream,id=n0"], "-netdev stream,id=n0: Parameter 'addr' is missing"),
       (["-netdev", #"{"type": "stream"}"#], #"-netdev {"type": "stream"}: Parameter 'id' is missing"#),
       (["-netdev", "stream,addr.type=unix,addr.path=/s"], ": Parameter 'id' is missing"),

@@ -48,6 +48,34 @@ public struct Property<Options: Sendable>: Sendable {
     }
   }
 
+  /// Creates a property that may be given several times: each time adds a value to the list. In JSON it is an array of
+  /// QEMU's type `String` (qapi/common.json): `[{"str": "a"}]`.
+  public init<Value: PropertyValue>(
+    _ name: String, adding path: any WritableKeyPath<Options, [Value]> & Sendable, help: String
+  ) {
+    self.name = name
+    aliases = []
+    self.help = help
+    typeName = PropertyDescription.listType
+    assign = { (options, text) throws(ValueError) in
+      let value = try Value(text: text)
+      options[keyPath: path].append(value)
+    }
+    show = { options in
+      let values = options[keyPath: path]
+      return values.isEmpty ? nil : values.map(\.text).joined(separator: " ")
+    }
+  }
+
+  /// Creates a property of QEMU for which Nestling accepts no value.
+  public init(_ name: String, refusedBecause reason: String) {
+    self.init(name, [], help: "Not supported: " + reason) { (_, _: String) throws(ValueError) in
+      throw .refused(reason: reason)
+    } show: { _ in
+      nil
+    }
+  }
+
   private init<Value: PropertyValue>(
     _ name: String, _ aliases: [String], help: String,
     assign: @escaping @Sendable (inout Options, Value) throws(ValueError) -> Void,

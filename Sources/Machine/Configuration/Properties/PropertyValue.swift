@@ -26,6 +26,12 @@ public enum ValueError: Error, Hashable, Sendable {
   case notIdentifier
   /// Six bytes, hexadecimal: 52:54:00:12:34:56.
   case notMACAddress
+  /// Four numbers up to 255: 10.0.2.15.
+  case notIPv4Address
+  /// An address and the number of its network bits, 4 to 30: 10.0.2.0/24.
+  case notIPv4Network
+  /// [tcp|udp]:[HOSTADDR]:HOSTPORT-[GUESTADDR]:GUESTPORT.
+  case notHostForward
   case tooLong(bytes: Int)
   case empty
   /// A known value that is not supported. The reason comes from the table of properties.
