@@ -19,8 +19,26 @@ final class Networks: Sendable {
     let name: String
     let typeName: String
     let address: MACAddress
-    let netdev: Netdev?
+    /// The netdev, unless it was removed and the device is gone.
+    var netdev: Netdev? {
+      guard let use, let backend = use.backend else { return nil }
+      return Netdev(id: use.id, typeName: use.typeName, backend: backend)
+    }
+    let use: WeakNetdev?
     var model = WeakModel(nil)
+  }
+
+  /// A device holds its netdev's backend itself. Here a weak reference suffices: the entry outlives the device.
+  private struct WeakNetdev: Sendable {
+    let id: Identifier
+    let typeName: String
+    weak let backend: (any NetdevBackend)?
+
+    init(_ netdev: Netdev) {
+      id = netdev.id
+      typeName = netdev.typeName
+      backend = netdev.backend
+    }
   }
 
   private struct WeakModel: Sendable {
@@ -128,7 +146,9 @@ final class Networks: Sendable {
       let chosen = address ?? Self.freeAddress(state.cards)
       // The entry reserves the address while the device is made.
       state.cards.append(
-        Card(device: device.identity, name: name, typeName: device.typeName, address: chosen, netdev: netdev))
+        Card(
+          device: device.identity, name: name, typeName: device.typeName, address: chosen,
+          use: netdev.map { WeakNetdev($0) }))
       return (netdev, chosen)
     }
     do throws(StartError) {

@@ -63,5 +63,5 @@ final class VhostDatapath: QueueDatapath {
   func setHeld(_ isHeld: Bool) { for pair in pairs { pair.change { $0.isHeld = isHeld } } }
 
   /// Stops all packets for good, before the taps are closed.
-  func close() { for pair in pairs { pair.change { $0.isClosed = true } } }
+  func close() { for pair in pairs { pair.close() } }
 }

@@ -175,6 +175,12 @@ final class VhostPair: Sendable {
     }
   }
 
+  /// Stops all packets for good, and releases the kernel's device once the transport has stopped the rings.
+  func close() {
+    change { $0.isClosed = true }
+    translation.end()
+  }
+
   private func disconnect(_ state: State) {
     for (number, ring) in state.rings.enumerated() where ring != nil {
       try? device.connect(UInt32(number), to: nil)

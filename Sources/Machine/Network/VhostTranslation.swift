@@ -60,6 +60,17 @@ final class VhostTranslation: RemoteIOTLB {
     return true
   }
 
+  /// Ends the connection with the unit for good, which refers to this object. Called after the rings have stopped, without
+  /// a lock that an invalidation takes.
+  func end() {
+    let (port, registration) = state.withLock { state in
+      defer { (state.port, state.registration) = (nil, nil) }
+      return (state.port, state.registration)
+    }
+    registration?.cancel()
+    port?.disconnect()
+  }
+
   private func fail() { state.withLock { $0.fail }() }
 
   // MARK: Misses
