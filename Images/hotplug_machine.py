@@ -133,13 +133,24 @@ class Machine:
                 break
             except OSError:
                 if self.process.poll() is not None or time.monotonic() > end:
-                    self.process.kill()
-                    with open(self.errors, encoding="utf-8") as file:
-                        raise Failure(f"{self.name} does not start: {file.read().strip()}") from None
+                    self.fail_to_start()
                 time.sleep(0.02)
         self.sources.append(self.socket)
         self.next_id = 0
-        self.ask("qmp_capabilities")
+        try:
+            self.ask("qmp_capabilities")
+        except ConnectionError:
+            # A VMM with a mistake in its options may listen before it ends.
+            self.fail_to_start()
+
+    def fail_to_start(self):
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        with open(self.errors, encoding="utf-8") as file:
+            raise Failure(f"{self.name} does not start: {file.read().strip()}") from None
 
     # Input.
 
