@@ -68,7 +68,8 @@ public final class ChildProcess: Sendable {
     starting name: String, _ arguments: [String], passing descriptors: [Int32] = [], on loop: EventLoop,
     onEnd: @escaping @Sendable (End, [String]) -> Void
   ) throws(SystemError) {
-    try self.init(starting: name, arguments, passing: descriptors, by: ChildProcess.starter.get(), on: loop, onEnd: onEnd)
+    let starter = try ChildProcess.starter.get()
+    try self.init(starting: name, arguments, passing: descriptors, by: starter, on: loop, onEnd: onEnd)
   }
 
   /// - Parameter starter: its thread starts the program.
