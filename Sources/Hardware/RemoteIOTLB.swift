@@ -62,16 +62,16 @@ public protocol RemoteIOTLB: AnyObject, Sendable {
   func invalidate(_ ranges: [DMARange], number: UInt64) -> RemoteInvalidation
 
   /// Cuts off a remote that has not completed an invalidation in time. On return it reaches no memory through its
-  /// mappings, as far as the host can enforce that, and the guest's wait descriptor completes. A process that has mapped
-  /// the guest's shared RAM keeps that access until it ends.
+  /// mappings, as far as the host can enforce that, and the guest's wait descriptor completes. A process that has
+  /// mapped the guest's shared RAM keeps that access until it ends.
   ///
   /// The port is already disconnected. The calling thread is the timer's and holds no lock; on a root complex without a
   /// timer it is that of `invalidate`.
   func cutOff()
 
-  /// Whether the remote reports a miss when it writes to a page that it holds as read-only. The kernel's vhost does not:
-  /// its ring stops. If false, a read miss may therefore set the dirty bit of a writable page, as an ATS translation
-  /// request without NW does (VT-d 3.6.2).
+  /// Whether the remote reports a miss when it writes to a page that it holds as read-only. The kernel's vhost does
+  /// not: its ring stops. If false, a read miss may therefore set the dirty bit of a writable page, as an ATS
+  /// translation request without NW does (VT-d 3.6.2).
   var asksAgainToWrite: Bool { get }
 }
 
@@ -86,9 +86,9 @@ public protocol RemoteDMAPort: AnyObject, Sendable {
   /// Answers a miss.
   /// - Parameters:
   ///   - access: the rights that the remote needs.
-  ///   - install: gives the mapping to the remote, before the remote can receive any later invalidation. An invalidation
-  ///     first removes the translation and waits for misses in flight, and then goes to the remote. So no mapping is
-  ///     installed after its invalidation. `install` must not block and must not call the port.
+  ///   - install: gives the mapping to the remote, before the remote can receive any later invalidation. An
+  ///     invalidation first removes the translation and waits for misses in flight, and then goes to the remote. So no
+  ///     mapping is installed after its invalidation. `install` must not block and must not call the port.
   /// - Throws: `.disabled` and `.translation` as for a request of the function; `.notMemory` for the interrupt address
   ///   range, because a remote makes no interrupt requests.
   func translate(
@@ -100,8 +100,8 @@ public protocol RemoteDMAPort: AnyObject, Sendable {
   func complete(_ number: UInt64)
 
   /// Takes all mappings from the remote, because the function's right to make requests has changed: for example, Bus
-  /// Master Enable is now clear. The remote does not check that for the mappings that it holds. The caller holds no lock
-  /// that an invalidation takes.
+  /// Master Enable is now clear. The remote does not check that for the mappings that it holds. The caller holds no
+  /// lock that an invalidation takes.
   func forgetAll()
 
   /// Records that no RAM is at the physical address of a mapping.

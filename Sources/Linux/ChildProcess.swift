@@ -5,9 +5,9 @@ import Synchronization
 /// A program that this process has started, and ends.
 ///
 /// A thread that lives as long as this process starts it, because the kernel kills a program when the thread that has
-/// started it ends (PR_SET_PDEATHSIG, prctl(2)). The start waits for execve(2), and so for the file system; no event loop
-/// of others waits for it. The kernel forgets the signal for a program that changes its user, as passt does when root
-/// starts it: such a program must end by itself, when a socket is closed for example.
+/// started it ends (PR_SET_PDEATHSIG, prctl(2)). The start waits for execve(2), and so for the file system; no event
+/// loop of others waits for it. The kernel forgets the signal for a program that changes its user, as passt does when
+/// root starts it: such a program must end by itself, when a socket is closed for example.
 ///
 /// No call waits for the program after its start. The loop keeps this object until the program has ended.
 ///

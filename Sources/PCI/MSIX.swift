@@ -72,8 +72,8 @@ public final class MSIX: Sendable {
     }
   }
 
-  /// Returns the eventfd that sends a vector's message while the vector is enabled and not masked. Otherwise its signals
-  /// stay pending, as the pending bit shows, and one message is sent when the vector is unmasked.
+  /// Returns the eventfd that sends a vector's message while the vector is enabled and not masked. Otherwise its
+  /// signals stay pending, as the pending bit shows, and one message is sent when the vector is unmasked.
   /// - Returns: nil for a number past the table, or if the host cannot provide an eventfd.
   public func notifier(of vector: Int) -> Notifier? {
     guard routes.indices.contains(vector), let route = routes[vector] as? any EventRoute else { return nil }

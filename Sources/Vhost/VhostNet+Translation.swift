@@ -65,8 +65,8 @@ extension VhostNet {
     }
   }
 
-  /// Adds a translation. Rings that wait for an address within it continue. The kernel keeps an earlier translation that
-  /// overlaps it, so a caller that changes one invalidates the range first.
+  /// Adds a translation. Rings that wait for an address within it continue. The kernel keeps an earlier translation
+  /// that overlaps it, so a caller that changes one invalidates the range first.
   public func add(_ mapping: Mapping) throws(SystemError) {
     var rights: UInt8 = 0
     if mapping.isReadable { rights |= UInt8(VHOST_ACCESS_RO) }

@@ -9,8 +9,8 @@ import Linux
 /// Without translation, the kernel finds buffers by a table of the guest's RAM. With translation
 /// (VIRTIO_F_ACCESS_PLATFORM), it asks for each range of DMA addresses by a message; see `VhostNet+Translation`.
 ///
-/// Any thread may make the calls; the kernel serializes them. Each one waits at most for the work that the kernel has in
-/// progress on the rings.
+/// Any thread may make the calls; the kernel serializes them. Each one waits at most for the work that the kernel has
+/// in progress on the rings.
 public final class VhostNet: Sendable {
   public enum Problem: Error, Hashable, Sendable {
     /// The host has no vhost-net: its device file is missing, or the kernel lacks the driver.

@@ -211,8 +211,8 @@ struct ReferenceTables {
   // MARK: Pages
 
   /// Walks the paging tables.
-  /// - Returns: the verdict before FPD, what a cache may keep, the addresses of the paging entries used, and whether the
-  ///   walk sets an accessed or dirty bit.
+  /// - Returns: the verdict before FPD, what a cache may keep, the addresses of the paging entries used, and whether
+  ///   the walk sets an accessed or dirty bit.
   func walk(
     _ path: Path, _ address: UInt64, write: Bool
   ) -> (verdict: ReferenceWalker.Verdict, leaf: ReferenceWalker.Leaf?, entries: [UInt64], marks: Bool) {

@@ -1,8 +1,8 @@
 import Hardware
 import VTd
 
-/// A remote IOTLB in a sequence of steps. The remote answers accesses from the mappings that it keeps. Each mapping must
-/// be exactly what the current tables give, and as long as the remote holds it, one that a cache may hold.
+/// A remote IOTLB in a sequence of steps. The remote answers accesses from the mappings that it keeps. Each mapping
+/// must be exactly what the current tables give, and as long as the remote holds it, one that a cache may hold.
 struct SequenceRemote {
   let remote: KeepingRemote
   private var model: CacheModel

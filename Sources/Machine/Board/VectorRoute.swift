@@ -4,7 +4,8 @@ import Hardware
 final class VectorRoute: MessageRoute, EventRoute, @unchecked Sendable {
   /// The accelerator's vector, made on first use because most vectors are never used. Protected by the route's lock.
   private var vector: (any MessageVector)?
-  /// Whether others, such as the kernel's VFIO, signal the vector, even while there is no message. Protected by the route's lock.
+  /// Whether others, such as the kernel's VFIO, signal the vector, even while there is no message. Protected by the
+  /// route's lock.
   private var isSignalledByOthers = false
 
   override func install(_ resolved: InterruptMessage?) {

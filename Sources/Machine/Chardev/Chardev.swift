@@ -9,8 +9,8 @@ import Synchronization
 /// its own for the input, for the output, or for each. Standard input and output may block: their open files are shared
 /// with other processes, so they cannot be made non-blocking.
 ///
-/// Lock order: the lock of `ChardevInput`, which is held during the frontends' calls except `outputRoom` of the output's
-/// loop; then the frontends' locks; then the other locks of the device, with which no frontend is called.
+/// Lock order: the lock of `ChardevInput`, which is held during the frontends' calls except `outputRoom` of the
+/// output's loop; then the frontends' locks; then the other locks of the device, with which no frontend is called.
 public final class Chardev: Sendable {
   public let options: any ChardevOptions
   private let inputType: ChardevEndpoint.Input

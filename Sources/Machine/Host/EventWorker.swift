@@ -115,8 +115,8 @@ final class EventWorker: QueueWorker {
     if hasChanged { redirectDoorbell() }
   }
 
-  /// Makes the doorbell signal the other eventfd. The worker runs, because it attaches the doorbell, and because a write
-  /// may have signalled the former eventfd meanwhile.
+  /// Makes the doorbell signal the other eventfd. The worker runs, because it attaches the doorbell, and because a
+  /// write may have signalled the former eventfd meanwhile.
   private func redirectDoorbell() {
     doorbell.withLock { detach(&$0) }
     event.descriptor.signal()

@@ -4,12 +4,12 @@ import Hardware
 import Linux
 import Synchronization
 
-/// `-netdev dgram`: frames over a datagram socket. The link is up until the netdev is removed, because a datagram socket
-/// does not know whether it has a peer.
+/// `-netdev dgram`: frames over a datagram socket. The link is up until the netdev is removed, because a datagram
+/// socket does not know whether it has a peer.
 ///
-/// The device's workers move frames in non-blocking calls. While one finds no frame, the loop watches the socket. If the
-/// peer's queue is full, the device tries again after a millisecond, because the kernel does not report when a Unix peer
-/// has room; after `stallLimit` the packets are lost, as on a wire.
+/// The device's workers move frames in non-blocking calls. While one finds no frame, the loop watches the socket. If
+/// the peer's queue is full, the device tries again after a millisecond, because the kernel does not report when a Unix
+/// peer has room; after `stallLimit` the packets are lost, as on a wire.
 ///
 /// Lock order: `current` is a leaf, except for the `WatchedDescriptor`'s lock. The device is called without it.
 final class DatagramNetwork: NetdevBackend {

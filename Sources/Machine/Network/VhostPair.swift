@@ -11,8 +11,8 @@ import Vhost
 /// without the tap, and is connected with it as soon as both are true.
 ///
 /// Lock order: the transport's lock or a lock of the network device, then `state`, which is held across calls of the
-/// kernel, each of which waits for work in progress on the rings at most. Failures are reported, and the unit is called,
-/// without `state`.
+/// kernel, each of which waits for work in progress on the rings at most. Failures are reported, and the unit is
+/// called, without `state`.
 final class VhostPair: Sendable {
   /// A queue that the kernel serves.
   struct Ring {

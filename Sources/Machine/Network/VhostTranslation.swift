@@ -6,8 +6,8 @@ import Vhost
 /// The translations that one vhost device of the kernel holds: answers the kernel's misses from the unit, and takes
 /// translations back when the guest invalidates them. Requests go through the unit as if the function made them.
 ///
-/// The loop's thread answers the misses. Lock order: the unit's locks, then `state`, which is a leaf. The kernel's file is
-/// written without it.
+/// The loop's thread answers the misses. Lock order: the unit's locks, then `state`, which is a leaf. The kernel's file
+/// is written without it.
 final class VhostTranslation: RemoteIOTLB {
   private struct State {
     var port: (any RemoteDMAPort)?
@@ -60,8 +60,8 @@ final class VhostTranslation: RemoteIOTLB {
     return true
   }
 
-  /// Ends the connection with the unit for good, which refers to this object. Called after the rings have stopped, without
-  /// a lock that an invalidation takes.
+  /// Ends the connection with the unit for good, which refers to this object. Called after the rings have stopped,
+  /// without a lock that an invalidation takes.
   func end() {
     let (port, registration) = state.withLock { state in
       defer { (state.port, state.registration) = (nil, nil) }

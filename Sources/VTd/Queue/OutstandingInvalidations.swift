@@ -56,7 +56,8 @@ struct OutstandingInvalidations: Sendable {
   struct Outstanding: Sendable {
     let number: UInt64
     let receiver: Receiver
-    /// False for an invalidation of a remote that has not completed an earlier one. Such an invalidation goes out later.
+    /// False for an invalidation of a remote that has not completed an earlier one. Such an invalidation goes out
+    /// later.
     var isSent = true
     /// Whether the receiver has the message and did not complete it at once.
     var isAwaited = false
@@ -72,7 +73,8 @@ struct OutstandingInvalidations: Sendable {
 
   /// In milliseconds. A device-TLB invalidation times out after half a second to a second. Real functions have a minute
   /// (PCI Express Base 10.3.1). Emulated functions answer in microseconds or never, and the guest polls meanwhile. A
-  /// remote has 4.5 to 5 seconds: its process may have to wait for a processor. Linux reports a lockup after 20 seconds.
+  /// remote has 4.5 to 5 seconds: its process may have to wait for a processor. Linux reports a lockup after 20
+  /// seconds.
   static let timerPeriod: UInt32 = 500
 
   /// Ordered by number.

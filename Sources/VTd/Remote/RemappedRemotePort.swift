@@ -5,8 +5,8 @@ import Synchronization
 /// it the guest's invalidations.
 ///
 /// A miss is a request in flight until its mapping is installed. An invalidation takes `state` first, so each miss has
-/// either recorded its tag already or reads the changed tables. Then it waits for the misses in flight, and then it goes
-/// to the remote.
+/// either recorded its tag already or reads the changed tables. Then it waits for the misses in flight, and then it
+/// goes to the remote.
 ///
 /// Lock order: code that holds `state` reads and updates guest memory, and takes no other lock. The port calls neither
 /// the unit nor the remote while it holds `state`. The unit calls the remote while it holds `queue`.

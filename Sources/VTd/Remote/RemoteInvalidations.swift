@@ -30,8 +30,8 @@ extension RemappingUnit {
   /// Whether completions may have to wait for functions or remotes.
   var parksCompletions: Bool { capabilities.deviceTLB || hasRemotes.load(ordering: .relaxed) }
 
-  /// Sends a remote its queued ranges, unless it has not completed an earlier invalidation. Then the ranges follow after
-  /// its completion.
+  /// Sends a remote its queued ranges, unless it has not completed an earlier invalidation. Then the ranges follow
+  /// after its completion.
   func send(to port: RemappedRemotePort) {
     if let number = devices.withLock({ $0.outstanding.begin(port) }) { send(number, to: port) }
   }

@@ -9,8 +9,8 @@ import Vhost
 
 @testable import Machine
 
-/// Tests the calls of the kernel's vhost by which queues start, stop and change, and the failures that cost the device a
-/// reset. `VhostKernelTests` tests the kernel's part.
+/// Tests the calls of the kernel's vhost by which queues start, stop and change, and the failures that cost the device
+/// a reset. `VhostKernelTests` tests the kernel's part.
 @Suite struct VhostDatapathTests {
   /// A vhost device that records its calls and refuses what the test asks it to.
   private final class Kernel: VhostDevice {

@@ -25,8 +25,8 @@ public protocol QueueDatapath: AnyObject, Sendable {
 
 /// The outcome of `QueueDatapath.stop`.
 public enum DatapathStop: Hashable, Sendable {
-  /// The server has stopped before the available-ring entry with this index. nil if the index is unknown: the queue then
-  /// cannot continue without a reset.
+  /// The server has stopped before the available-ring entry with this index. nil if the index is unknown: the queue
+  /// then cannot continue without a reset.
   case stopped(UInt16?)
   /// The server has not stopped yet. The queue does not start again before the completion. Until then the driver reads
   /// that its reset of the queue or the device is in progress (virtio 1.2, sections 2.4 and 2.6.1).

@@ -114,8 +114,8 @@ extension TypedOptions {
     try apply(assignments)
   }
 
-  /// Sets the named properties and checks the rules. If a name is given twice, the later value counts, as in QEMU, unless the
-  /// property is a list. Two spellings of one property must agree.
+  /// Sets the named properties and checks the rules. If a name is given twice, the later value counts, as in QEMU,
+  /// unless the property is a list. Two spellings of one property must agree.
   public mutating func apply(_ assignments: [PropertyAssignment]) throws(PropertyError) {
     let properties = Self.allProperties
     var given = GivenProperties(spellings: properties.map { [$0.name] + $0.aliases })
