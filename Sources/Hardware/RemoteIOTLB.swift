@@ -86,13 +86,15 @@ public protocol RemoteDMAPort: AnyObject, Sendable {
   /// Answers a miss.
   /// - Parameters:
   ///   - access: the rights that the remote needs.
+  ///   - recordsFault: whether a refusal is a fault of the function's request. False for a miss that may be out of date:
+  ///     then a refusal changes no register.
   ///   - install: gives the mapping to the remote, before the remote can receive any later invalidation. An
   ///     invalidation first removes the translation and waits for misses in flight, and then goes to the remote. So no
   ///     mapping is installed after its invalidation. `install` must not block and must not call the port.
   /// - Throws: `.disabled` and `.translation` as for a request of the function; `.notMemory` for the interrupt address
   ///   range, because a remote makes no interrupt requests.
   func translate(
-    _ address: UInt64, for access: DMAAccess, _ install: (RemoteMapping) -> Void
+    _ address: UInt64, for access: DMAAccess, recordsFault: Bool, _ install: (RemoteMapping) -> Void
   ) throws(DMAError)
 
   /// Completes a call of `RemoteIOTLB.invalidate`. The port ignores an unknown number. The call may resume the

@@ -85,6 +85,14 @@ extension VhostNet {
       vhost_iotlb_msg(iova: address, size: size, uaddr: 0, perm: 0, type: UInt8(VHOST_IOTLB_INVALIDATE)))
   }
 
+  /// Removes all translations, and frees the misses that the kernel keeps until a translation answers them. Both rings
+  /// must be without a socket, so that none of them asks meanwhile.
+  public func forgetMisses() throws(SystemError) {
+    // A translation without rights answers all misses, and gives access to nothing.
+    try add(Mapping(address: 0, size: .max, hostAddress: 0, isReadable: false, isWritable: false))
+    try invalidate(0, size: .max)
+  }
+
   private func write(_ body: vhost_iotlb_msg) throws(SystemError) {
     var message = vhost_msg_v2()
     message.type = UInt32(VHOST_IOTLB_MSG_V2)

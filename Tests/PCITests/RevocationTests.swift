@@ -583,7 +583,9 @@ private final class RecordingRemotePort: RemoteDMAPort {
   let disconnections = SharedInteger()
 
   var isConnected: Bool { disconnections.value == 0 }
-  func translate(_ address: UInt64, for access: DMAAccess, _ install: (RemoteMapping) -> Void) throws(DMAError) {
+  func translate(
+    _ address: UInt64, for access: DMAAccess, recordsFault: Bool, _ install: (RemoteMapping) -> Void
+  ) throws(DMAError) {
     throw .disabled
   }
   func complete(_ number: UInt64) {}

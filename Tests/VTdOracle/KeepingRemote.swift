@@ -81,9 +81,11 @@ package final class KeepingRemote: RemoteIOTLB {
   }
 
   /// Asks for a mapping and keeps it.
-  package func miss(_ address: UInt64, _ access: DMAAccess = .read) throws(DMAError) -> RemoteMapping? {
+  package func miss(
+    _ address: UInt64, _ access: DMAAccess = .read, recordsFault: Bool = true
+  ) throws(DMAError) -> RemoteMapping? {
     var found: RemoteMapping?
-    try port?.translate(address, for: access) { mapping in
+    try port?.translate(address, for: access, recordsFault: recordsFault) { mapping in
       found = mapping
       state.withLock { $0.onInstall }?()
       state.withLock { $0.held.append(mapping) }

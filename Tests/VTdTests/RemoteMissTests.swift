@@ -335,4 +335,13 @@ struct RemoteMissTests {
       #expect(guest.unit.counters[.faults] == 4)
     }
   }
+
+  @Test func `a miss that may be out of date is refused without a fault`() throws {
+    let (guest, remote, table) = try firstStage()
+    map(guest, 0x4000, table, 0x7067)
+    #expect(throws: DMAError.translation) { try remote.miss(0x5000, recordsFault: false) }
+    #expect(throws: DMAError.notMemory) { try remote.miss(0xfee0_0000, recordsFault: false) }
+    #expect(guest.takeFault() == nil && guest.unit.counters[.faults] == 0)
+    #expect(try remote.miss(0x4000, recordsFault: false) == mapping(0x4000...0x4fff, 0x7000))
+  }
 }

@@ -180,4 +180,33 @@ import Testing
     try setup.map(buffer, isWritable: false)
     #expect(try eventually { try setup.hasFrame(9) })
   }
+
+  @Test(.enabled(if: isPossible, "no /dev/vhost-net, or no right to use it"))
+  func `the kernel forgets misses and translations, and asks again`() throws {
+    let offset: UInt64 = 0x7_0000_0000
+    let setup = try Setup(offset: offset)
+    try setup.start()
+    setup.transmit(0, 7)
+    #expect(
+      try eventually {
+        _ = try setup.answer()
+        return try setup.hasFrame(7)
+      })
+    let buffer = setup.send.buffer(1) + offset
+    try setup.device.invalidate(buffer & ~0xfff, size: 4096)
+    setup.transmit(1, 8)
+    #expect(try eventually { try setup.device.takeMiss()?.address == buffer })
+    try setup.device.connect(1, to: nil)
+    try setup.device.forgetMisses()
+    try setup.map(setup.send.usedRing + offset, isWritable: true)
+    try setup.device.connect(1, to: setup.tap.rawValue)
+    EventDescriptor.signal(try setup.send.ring(1).kick)
+    var misses: [UInt64] = []
+    #expect(
+      try eventually {
+        misses += try setup.answer()
+        return try setup.hasFrame(8)
+      })
+    #expect(misses.contains(buffer) && !setup.send.takeError())
+  }
 }

@@ -17,6 +17,7 @@ protocol VhostDevice: AnyObject, Sendable {
   func takeMiss() throws(SystemError) -> VhostNet.Miss?
   func add(_ mapping: VhostNet.Mapping) throws(SystemError)
   func invalidate(_ address: UInt64, size: UInt64) throws(SystemError)
+  func forgetMisses() throws(SystemError)
 }
 
 extension VhostNet: VhostDevice {}

@@ -24,15 +24,17 @@ final class VhostPair: Sendable {
     var rings: [Ring?] = [nil, nil]
     var isLinkUp = true
     var isHeld = false
+    /// Whether the kernel is about to free misses.
+    var isPaused = false
     var isClosed = false
-    /// Whether the kernel could not give up translations. The rings stay off until both start anew.
+    /// Whether a ring met an error of its translation. The rings stay off until both start anew.
     var isCut = false
     /// Whether the kernel has ever translated on this file: it cannot stop that.
     var hasTranslated = false
     /// Rings whose failure the loop's thread reports.
     var failed: [DatapathQueue] = []
 
-    var isConnected: Bool { isLinkUp && !isHeld && !isClosed && !isCut }
+    var isConnected: Bool { isLinkUp && !isHeld && !isPaused && !isClosed && !isCut }
   }
 
   /// An eventfd that the kernel signals when it finds an invalid descriptor.
@@ -65,8 +67,10 @@ final class VhostPair: Sendable {
     translation = VhostTranslation(of: device, memory: memory, loop: loop)
     failure = EventLoop.Job(on: loop)
     failure.onRun { [weak self] in self?.reportFailures() }
-    translation.onFailure(
-      cut: { [weak self] in self?.cut() }, fail: { [weak self] in self?.reportFailure(of: [0, 1]) })
+    translation.setHandlers(
+      VhostTranslation.Handlers(
+        cut: { [weak self] in self?.cut() }, fail: { [weak self] in self?.cut() },
+        kick: { [weak self] in self?.kick(afterFreeingMisses: $0) }))
     for (ring, error) in errors.enumerated() {
       let registration = try loop.register(error.descriptor.rawValue, .readable) { [weak self] _ in
         self?.descriptorFailed(ring)
@@ -84,6 +88,7 @@ final class VhostPair: Sendable {
   ]
 
   func start(_ queue: DatapathQueue) throws(DatapathRefusal) {
+    guard !state.withLock({ $0.isClosed }) else { throw .local }
     let translates: Bool
     do throws(SystemError) {
       translates = queue.usesTranslation ? try translation.connect(queue.connect) : false
@@ -117,10 +122,9 @@ final class VhostPair: Sendable {
       try connect(number)
     } catch {
       _ = stop(number)
-      // With translation, the cause is usually a ring that the guest has not mapped.
-      if translates { throw .failed }
-      report(error)
-      throw .local
+      // With translation, the usual cause is a ring that the guest has not mapped.
+      if !translates || error.code != EFAULT { report(error) }
+      throw translates ? .failed : .local
     }
   }
 
@@ -145,6 +149,8 @@ final class VhostPair: Sendable {
   func stop(_ ring: Int) -> UInt16? {
     state.withLock { state in
       state.rings[ring] = nil
+      // An error of this session is none of the next one.
+      defer { errors[ring].descriptor.take() }
       return try? device.stop(UInt32(ring))
     }
   }
@@ -152,6 +158,18 @@ final class VhostPair: Sendable {
   func setCall(_ call: Notifier?, ring: Int) {
     state.withLock { state in
       if state.rings[ring] != nil { try? device.setCall(call?.descriptor, of: UInt32(ring)) }
+    }
+  }
+
+  /// Makes the kernel continue with both rings, so that it sends the misses that they still wait for.
+  private func kick(afterFreeingMisses frees: Bool) {
+    if frees {
+      change { $0.isPaused = true }
+      try? device.forgetMisses()
+      change { $0.isPaused = false }
+    }
+    for ring in state.withLock({ $0.rings }) {
+      if let ring { EventDescriptor.signal(ring.queue.kick.descriptor) }
     }
   }
 
@@ -234,7 +252,7 @@ final class VhostPair: Sendable {
     ring?.queue.fail()
   }
 
-  /// Takes memory from the kernel at once, and reports the failure soon. Called by the unit.
+  /// Takes memory from the kernel at once, and reports the failure soon. Called by the unit, too.
   private func cut() {
     change { $0.isCut = true }
     reportFailure(of: [0, 1])

@@ -12,8 +12,19 @@ final class VhostTranslation: RemoteIOTLB {
   private struct State {
     var port: (any RemoteDMAPort)?
     var registration: EventLoop.Registration?
-    var cut: @Sendable () -> Void = {}
-    var fail: @Sendable () -> Void = {}
+    var handlers: Handlers?
+    var refused = RefusedMisses()
+  }
+
+  /// What the owner of the rings does for their translations.
+  struct Handlers: Sendable {
+    /// Makes the kernel access no more memory. The unit calls it, so it must not call the port.
+    var cut: @Sendable () -> Void
+    /// Stops packets, and costs the device a reset. Called on the loop's thread without a lock.
+    var fail: @Sendable () -> Void
+    /// Makes the kernel continue with its rings, so that it sends again the misses that they wait for. Before that it
+    /// frees the misses that it keeps, if `frees` is true. Called on the loop's thread without a lock.
+    var kick: @Sendable (_ frees: Bool) -> Void
   }
 
   /// The most misses that the loop's thread answers before it serves other descriptors.
@@ -34,27 +45,28 @@ final class VhostTranslation: RemoteIOTLB {
 
   deinit { state.withLock { $0.registration }?.cancel() }
 
-  /// Sets the handlers of failures. Must be called before `connect`.
-  /// - Parameters:
-  ///   - cut: makes the kernel access no more memory. Called by the unit, so it must not call the port.
-  ///   - fail: costs the device a reset. Called on the loop's thread without a lock.
-  func onFailure(cut: @escaping @Sendable () -> Void, fail: @escaping @Sendable () -> Void) {
-    state.withLock { state in
-      state.cut = cut
-      state.fail = fail
-    }
-  }
+  /// Must be called before `connect`.
+  func setHandlers(_ handlers: Handlers) { state.withLock { $0.handlers = handlers } }
 
-  /// Connects to the unit, unless that is done.
+  /// Connects to the unit, unless that is done. Called before a ring starts.
   /// - Returns: whether there is a unit between the function and memory.
   func connect(
     _ connect: (any RemoteIOTLB) -> (any RemoteDMAPort)?
   ) throws(SystemError) -> Bool {
-    if state.withLock({ $0.port?.isConnected == true }) { return true }
-    let port = connect(self)
-    state.withLock { $0.port = port }
-    guard port != nil else { return false }
-    if state.withLock({ $0.registration != nil }) { return true }
+    let isConnected = state.withLock { state in
+      state.refused.removeAll()
+      return state.port?.isConnected == true
+    }
+    if !isConnected {
+      let port = connect(self)
+      state.withLock { $0.port = port }
+      guard port != nil else { return false }
+    }
+    if let registration = state.withLock({ $0.registration }) {
+      // An error in a session before has switched it off.
+      registration.setInterest(.readable)
+      return true
+    }
     let registration = try loop.register(device.descriptor, .readable) { [weak self] _ in self?.answerMisses() }
     state.withLock { $0.registration = registration }
     return true
@@ -71,7 +83,7 @@ final class VhostTranslation: RemoteIOTLB {
     port?.disconnect()
   }
 
-  private func fail() { state.withLock { $0.fail }() }
+  private func fail() { state.withLock { $0.handlers }?.fail() }
 
   // MARK: Misses
 
@@ -79,10 +91,10 @@ final class VhostTranslation: RemoteIOTLB {
   /// - Returns: false if the unit refuses it.
   func prepare(_ address: UInt64) -> Bool {
     guard let port = state.withLock({ $0.port }) else { return false }
-    var outcome = Outcome.refused
+    var outcome = Outcome.notMapped
     let miss = VhostNet.Miss(address: address, reads: true, writes: true)
     do {
-      try port.translate(address, for: [.read, .write]) { outcome = install($0, for: miss) }
+      try port.translate(address, for: [.read, .write], recordsFault: true) { outcome = install($0, for: miss) }
     } catch {
       return false
     }
@@ -101,29 +113,47 @@ final class VhostTranslation: RemoteIOTLB {
         state.withLock { $0.registration }?.setInterest([])
         return fail()
       }
-      guard let miss else { return }
+      guard let miss else {
+        let (consequence, handlers) = state.withLock { ($0.refused.queueIsEmpty(), $0.handlers) }
+        if consequence != .nothing { handlers?.kick(consequence == .freeAndKick) }
+        return
+      }
       if let port, !answer(miss, from: port) { fail() }
     }
   }
 
   /// - Returns: false if the ring cannot continue.
   private func answer(_ miss: VhostNet.Miss, from port: any RemoteDMAPort) -> Bool {
+    // A buffer that wraps around the end of the address space confuses the kernel: it would ask without end.
+    if miss.address > .max - UInt64(UInt32.max) { return false }
     var access: DMAAccess = []
     if miss.reads { access.insert(.read) }
     if miss.writes { access.insert(.write) }
-    var outcome = Outcome.installed
+    let isCurrent = state.withLock { $0.refused.isRepeated(miss.address) }
+    var outcome = Outcome.notMapped
     do {
-      try port.translate(miss.address, for: access) { outcome = install($0, for: miss) }
+      try port.translate(miss.address, for: access, recordsFault: isCurrent) { outcome = install($0, for: miss) }
     } catch {
       // Bus Master Enable is clear, so the transport is about to stop the rings.
-      return error == .disabled
+      if error == .disabled { return true }
+    }
+    if outcome == .installed { return true }
+    if !isCurrent {
+      state.withLock { $0.refused.add(miss.address) }
+      return true
     }
     if outcome == .notMemory { port.noteUnclaimed() }
-    return outcome == .installed
+    return false
   }
 
   private enum Outcome {
-    case installed, notMemory, refused
+    case installed
+    /// The unit has no translation with the rights.
+    case notMapped
+    /// The translation leads outside of RAM.
+    case notMemory
+    /// The kernel has no memory for the mapping.
+    case refused
   }
 
   /// Gives the kernel the part of a mapping that lies in the region of RAM of the missed address.
@@ -142,6 +172,7 @@ final class VhostTranslation: RemoteIOTLB {
       // The kernel may hold the same pages with fewer rights, and would keep using that entry.
       if miss.writes { try device.invalidate(part.address, size: part.size) }
       try device.add(part)
+      state.withLock { $0.refused.remove(DMARange(first: part.address, last: part.address + (part.size - 1))) }
       return .installed
     } catch {
       return .refused
@@ -163,5 +194,5 @@ final class VhostTranslation: RemoteIOTLB {
     return .done
   }
 
-  func cutOff() { state.withLock { $0.cut }() }
+  func cutOff() { state.withLock { $0.handlers }?.cut() }
 }

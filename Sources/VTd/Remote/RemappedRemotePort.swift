@@ -41,7 +41,7 @@ final class RemappedRemotePort: RemoteDMAPort {
   var isConnected: Bool { state.withLock { $0.isConnected } }
 
   func translate(
-    _ address: UInt64, for access: DMAAccess, _ install: (RemoteMapping) -> Void
+    _ address: UInt64, for access: DMAAccess, recordsFault: Bool, _ install: (RemoteMapping) -> Void
   ) throws(DMAError) {
     let phase = inFlight.begin()
     defer { inFlight.end(phase) }
@@ -60,12 +60,15 @@ final class RemappedRemotePort: RemoteDMAPort {
     } catch {
       switch error {
       case .interruptAddress:
-        noteUnclaimed()
+        if recordsFault { noteUnclaimed() }
         throw .notMemory
       case .fault(let reason):
-        unit.record(
-          reason, lookup, from: source, address: address, isRead: !access.contains(.write), prefix: nil,
-          type: .untranslated)
+        if recordsFault {
+          state.withLock { $0.counters.count(.faults) }
+          unit.record(
+            reason, lookup, from: source, address: address, isRead: !access.contains(.write), prefix: nil,
+            type: .untranslated)
+        }
         throw .translation
       }
     }
@@ -93,7 +96,6 @@ final class RemappedRemotePort: RemoteDMAPort {
       do throws(FaultReason) {
         found = try translated(address, for: access, &lookup, &state.counters)
       } catch {
-        state.counters.count(.faults)
         throw .fault(error)
       }
     } else {

@@ -66,6 +66,7 @@ import Vhost
     func takeMiss() throws(SystemError) -> VhostNet.Miss? { nil }
     func add(_ mapping: VhostNet.Mapping) throws(SystemError) {}
     func invalidate(_ address: UInt64, size: UInt64) throws(SystemError) {}
+    func forgetMisses() throws(SystemError) {}
   }
 
   private final class Owner: Sendable {}
@@ -178,6 +179,12 @@ import Vhost
     kernels[0].refuse(EBADFD)
     datapath.setHeld(false)
     #expect(eventually { failures.value == 1 })
+  }
+
+  @Test func `after the end of the interface, the device serves the queue`() throws {
+    datapath.close()
+    #expect(throws: DatapathRefusal.local) { try datapath.start(queue(0)) }
+    #expect(kernels[0].calls == [])
   }
 
   @Test func `an invalid descriptor costs the device a reset while the ring runs`() throws {

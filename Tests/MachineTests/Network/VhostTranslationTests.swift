@@ -19,6 +19,7 @@ import Vhost
       case connect(UInt32, tap: Int32?)
       case add(VhostNet.Mapping)
       case invalidate(UInt64, UInt64)
+      case forget
     }
 
     private struct State {
@@ -41,8 +42,14 @@ import Vhost
     func fault(_ count: Int) { state.withLock { $0.faults = count } }
     func refuseInvalidations() { state.withLock { $0.refusesInvalidations = true } }
     func miss(_ address: UInt64, reads: Bool = false, writes: Bool = false) {
-      state.withLock { $0.misses.append(.init(address: address, reads: reads, writes: writes)) }
-      readable.signal()
+      send([.init(address: address, reads: reads, writes: writes)])
+    }
+    /// Sends misses, so that the queue has all of them at once.
+    func send(_ misses: [VhostNet.Miss]) {
+      state.withLock { state in
+        state.misses += misses
+        readable.signal()
+      }
     }
 
     func setFeatures(_ features: UInt64) throws(SystemError) { state.withLock { $0.calls.append(.features(features)) } }
@@ -63,11 +70,15 @@ import Vhost
 
     func takeMiss() throws(SystemError) -> VhostNet.Miss? {
       state.withLock { state in
-        readable.take()
-        return state.misses.isEmpty ? nil : state.misses.removeFirst()
+        if state.misses.isEmpty {
+          readable.take()
+          return nil
+        }
+        return state.misses.removeFirst()
       }
     }
     func add(_ mapping: VhostNet.Mapping) throws(SystemError) { state.withLock { $0.calls.append(.add(mapping)) } }
+    func forgetMisses() throws(SystemError) { state.withLock { $0.calls.append(.forget) } }
     func invalidate(_ address: UInt64, size: UInt64) throws(SystemError) {
       let refuses = state.withLock { state in
         state.calls.append(.invalidate(address, size))
@@ -82,15 +93,25 @@ import Vhost
     static let base: UInt64 = 0x7_0000_0000
     let inFlight = RequestsInFlight()
     let asked = Notes<DMAAccess>()
+    let faults = SharedInteger()
     let unclaimed = SharedInteger()
     let answer = Mutex<DMAError?>(nil)
+    /// The only address that the unit refuses.
+    private let refused = Mutex<UInt64?>(nil)
+    func refuse(_ address: UInt64) {
+      answer.withLock { $0 = nil }
+      refused.withLock { $0 = address }
+    }
 
     var isConnected: Bool { true }
     func translate(
-      _ address: UInt64, for access: DMAAccess, _ install: (RemoteMapping) -> Void
+      _ address: UInt64, for access: DMAAccess, recordsFault: Bool, _ install: (RemoteMapping) -> Void
     ) throws(DMAError) {
       asked.add(access)
-      if let error = answer.withLock({ $0 }) { throw error }
+      if let error = answer.withLock({ $0 }) ?? (refused.withLock { $0 } == address ? .translation : nil) {
+        if recordsFault { faults.increment() }
+        throw error
+      }
       install(
         RemoteMapping(
           range: DMARange(first: Self.base, last: Self.base + 0xffff_ffff), physicalAddress: 0, isReadable: true,
@@ -102,7 +123,11 @@ import Vhost
     func disconnect() {}
   }
 
-  private final class Owner: Sendable {}
+  /// The doorbell of a queue.
+  private final class Doorbell: Sendable {
+    let event: EventDescriptor
+    init() throws(SystemError) { event = try EventDescriptor() }
+  }
 
   private let kernel: Kernel
   private let port = Port()
@@ -110,10 +135,12 @@ import Vhost
   private let memory: GuestMemory
   private let loop: EventLoop
   private let failures = SharedInteger()
+  private let doorbell: Doorbell
   private let datapath: VhostDatapath
 
   init() throws {
     kernel = try Kernel()
+    doorbell = try Doorbell()
     memory = try GuestMemory(size: 4 << 20, lowLimit: 4 << 20)
     loop = try EventLoop(name: "vhost test")
     datapath = try VhostDatapath([kernel], taps: [70], memory: memory, loop: loop) { _ in }
@@ -128,7 +155,8 @@ import Vhost
         layout: .init(
           size: 256, descriptorArea: base + 0x1_0000, driverArea: base + 0x2_0000,
           deviceArea: hasUnit ? used : 0x3_0000),
-        usesTranslation: true, startIndex: 0, kick: Notifier(descriptor: 50, owner: Owner()), call: nil,
+        usesTranslation: true, startIndex: 0, kick: Notifier(descriptor: doorbell.event.rawValue, owner: doorbell),
+        call: nil,
         connect: { cache in
           remote.add(cache)
           return hasUnit ? port : nil
@@ -193,16 +221,81 @@ import Vhost
     #expect(failures.value == 0)
   }
 
-  @Test func `a miss that the unit refuses, or that is not RAM, costs the device a reset`() throws {
+  /// Sends misses that the unit refuses, or that are not RAM, until the rings are kicked.
+  private func refuse(_ addresses: UInt64...) {
+    kernel.send(addresses.map { VhostNet.Miss(address: $0, reads: true, writes: false) })
+    #expect(eventually { doorbell.event.take() })
+  }
+
+  @Test func `a miss that is refused again after a kick of its ring costs the device a reset`() throws {
+    try start()
+    kernel.clear()
+    refuse(Port.base + 0x80_0000)
+    kernel.miss(Port.base + 0x80_0000, reads: true)
+    #expect(eventually { failures.value == 1 && port.unclaimed.value == 1 })
+    port.answer.withLock { $0 = .translation }
+    refuse(0x1000)
+    #expect(port.faults.value == 0)
+    kernel.miss(0x1000, writes: true)
+    #expect(eventually { failures.value == 2 && port.faults.value == 1 })
+    #expect(kernel.calls == [.connect(0, tap: nil)], "packets stop")
+  }
+
+  @Test func `misses of pages that the driver has taken back since are without a consequence`() throws {
+    try start()
+    kernel.clear()
+    let address = Port.base + 0x12_3000
+    for _ in 0..<3 {
+      // The ring asks several times. The first answer lets it continue, and the driver unmaps the page.
+      port.answer.withLock { $0 = nil }
+      kernel.miss(address, reads: true)
+      #expect(eventually { kernel.calls == [.add(mapping(isWritable: false))] })
+      port.answer.withLock { $0 = .translation }
+      refuse(address, address, address + 0x1000)
+      kernel.clear()
+    }
+    #expect(failures.value == 0 && port.faults.value == 0)
+  }
+
+  @Test func `a refused miss of before a reset is forgotten`() throws {
     try start()
     port.answer.withLock { $0 = .translation }
-    kernel.miss(0x1000, reads: true)
-    #expect(eventually { failures.value == 1 })
+    refuse(0x1000)
     port.answer.withLock { $0 = nil }
+    _ = datapath.stop(queue: 0) { _ in }
+    try start()
+    port.answer.withLock { $0 = .translation }
+    refuse(0x1000)
+    #expect(failures.value == 0 && port.faults.value == 0)
+  }
+
+  @Test func `more refused misses than are remembered still cost the device a reset in the end`() throws {
+    try start()
+    port.answer.withLock { $0 = .translation }
+    kernel.send((0..<100).map { VhostNet.Miss(address: $0 << 12, reads: true, writes: false) })
+    #expect(eventually { doorbell.event.take() })
+    kernel.miss(99 << 12, reads: true)
+    #expect(eventually { failures.value == 1 && port.faults.value == 1 })
+  }
+
+  @Test func `a miss at the end of the address space costs the device a reset at once`() throws {
+    try start()
+    kernel.miss(.max - 0xfff, reads: true)
+    #expect(eventually { failures.value == 1 })
+  }
+
+  @Test func `the kernel frees refused misses after some hundreds, while no packet moves`() throws {
+    try start()
     kernel.clear()
-    kernel.miss(Port.base + 0x80_0000, reads: true)
-    #expect(eventually { failures.value == 2 && port.unclaimed.value == 1 })
+    port.answer.withLock { $0 = .translation }
+    for number in 0..<255 { refuse(UInt64(number) << 12) }
     #expect(kernel.calls == [])
+    port.refuse(255 << 12)
+    kernel.miss(255 << 12, reads: true)
+    #expect(eventually { doorbell.event.take() })
+    #expect(kernel.calls.prefix(2) == [.connect(0, tap: nil), .forget])
+    #expect(kernel.calls.last == .connect(0, tap: 70))
+    #expect(failures.value == 0 && port.faults.value == 0)
   }
 
   @Test func `while Bus Master Enable is clear, a miss has no consequence`() throws {
