@@ -265,6 +265,23 @@ struct RemoteMissTests {
     #expect(try remote.miss(0x2_1000) == mapping(0x2_1000...0x2_1fff, 0x20_1000, .read))
   }
 
+  @Test func `a clean page is not joined to a read-only one for a remote that never asks again to write`() throws {
+    let (guest, _, table) = try firstStage()
+    let remote = guest.remote(source, asksAgainToWrite: false)
+    // Read-only, read-only, clean, and read-only again.
+    for (page, entry): (UInt64, UInt64) in [
+      (0x10, 0x10_0025), (0x11, 0x10_1025), (0x12, 0x10_2027), (0x13, 0x10_3025),
+    ] {
+      map(guest, page << 12, table, entry)
+    }
+    #expect(try remote.miss(0x1_0000) == mapping(0x1_0000...0x1_1fff, 0x10_0000, .read))
+    #expect(guest.load(guest.slot(of: 0x1_2000, in: table, levels: 4)) == 0x10_2027)
+    #expect(try remote.miss(0x1_2000) == mapping(0x1_2000...0x1_2fff, 0x10_2000))
+    let other = guest.remote(source)
+    guest.store(0x10_2027, at: guest.slot(of: 0x1_2000, in: table, levels: 4))
+    #expect(try other.miss(0x1_0000) == mapping(0x1_0000...0x1_3fff, 0x10_0000, .read))
+  }
+
   @Test("neighbours are joined within an aligned range of 64 pages, also in the second stage")
   func neighboursLimit() throws {
     let guest = try Guest.scalable()

@@ -65,13 +65,23 @@ struct RemoteWalk {
     let window = DMARange(first: address & ~(Self.joinedBytes - 1), last: address | (Self.joinedBytes - 1))
     /// Whether the page at an address has the same rights, and continues the physical range.
     func continues(at neighbour: UInt64) -> Bool {
-      guard page.readable, !WalkRules.isInterruptAddress(neighbour),
+      guard page.readable, !WalkRules.isInterruptAddress(neighbour), page.writable || isReadOnly(neighbour),
         // Frozen memory: the walk must not set the accessed bit of a page that the remote did not ask for.
         let found = try? path.walk(neighbour, for: .read, rules: rules, memory: frozen)
       else { return false }
       let expected = output & ~0xfff &+ (neighbour &- address & ~0xfff)
       return found.address(of: neighbour) == expected && !WalkRules.isInterruptAddress(expected)
         && found.readable && found.writable == page.writable
+    }
+    /// Whether a page is really read-only. A clean page looks like it, but the remote would not ask again to write.
+    func isReadOnly(_ neighbour: UInt64) -> Bool {
+      if asksAgainToWrite { return true }
+      do throws(FaultReason) {
+        _ = try path.walk(neighbour, for: .write, rules: rules, memory: frozen)
+        return false
+      } catch {
+        return error == .writePermission || error == .scalableWritePermission
+      }
     }
     while last < window.last, continues(at: last + 1) { last += 0x1000 }
     while first > window.first, continues(at: first - 0x1000) { first -= 0x1000 }
