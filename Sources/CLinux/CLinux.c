@@ -83,6 +83,29 @@ long nestling_receive(int from, void *into, size_t count, int passed[NESTLING_PA
     return result;
 }
 
+long nestling_send(int to, const void *from, size_t count, const int *passed, unsigned int passed_count) {
+    union {
+        struct cmsghdr header;
+        char bytes[CMSG_SPACE(sizeof(int) * NESTLING_PASSED_LIMIT)];
+    } control;
+    struct iovec part = {.iov_base = (void *)from, .iov_len = count};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
+    if (passed_count > NESTLING_PASSED_LIMIT) return -EINVAL;
+    if (passed_count > 0) {
+        size_t size = sizeof(int) * passed_count;
+        memset(&control, 0, sizeof control);
+        control.header.cmsg_len = CMSG_LEN(size);
+        control.header.cmsg_level = SOL_SOCKET;
+        control.header.cmsg_type = SCM_RIGHTS;
+        memcpy(CMSG_DATA(&control.header), passed, size);
+        message.msg_control = &control;
+        message.msg_controllen = CMSG_SPACE(size);
+    }
+    return ANSWER(sendmsg(to, &message, MSG_DONTWAIT | MSG_NOSIGNAL));
+}
+
+int nestling_socket_pair(int ends[2]) { return ANSWER(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends)); }
+
 long nestling_getrandom(void *into, size_t count) { return ANSWER(getrandom(into, count, 0)); }
 
 int nestling_termination_signals(void) {

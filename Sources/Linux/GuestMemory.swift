@@ -98,6 +98,10 @@ public final class GuestMemory: @unchecked Sendable {
     return file
   }
 
+  /// The memfd of all regions, which another process can map; nil for anonymous memory. Stays open as long as this
+  /// object.
+  public var sharedDescriptor: Int32? { fileDescriptor }
+
   /// Returns the host's address of a region, as the number that KVM needs.
   public func hostAddress(of region: Region) -> UInt64 {
     unsafe UInt64(UInt(bitPattern: mapping.base)) + region.fileOffset

@@ -51,3 +51,41 @@ extension FileDescriptor {
     return (Array(bytes[..<answer]), descriptors)
   }
 }
+
+extension FileDescriptor {
+  /// Sends bytes over a socket, with open descriptors that arrive with the first byte. Never waits.
+  /// - Parameter descriptors: at most `passedLimit`; they stay open here.
+  /// - Returns: the number of bytes sent; nil if the socket has no room now.
+  public func send(_ bytes: ArraySlice<UInt8>, with descriptors: [Int32] = []) throws(SystemError) -> Int? {
+    // SAFETY: the counts are those of the arrays.
+    let answer = unsafe bytes.withUnsafeBytes { buffer in
+      unsafe nestling_send(rawValue, buffer.baseAddress, buffer.count, descriptors, UInt32(descriptors.count))
+    }
+    if answer == -Int(EAGAIN) { return nil }
+    if answer < 0 { throw SystemError("sendmsg", code: Int32(-answer)) }
+    return answer
+  }
+
+  /// Ends both directions of a connection; this and the peer's reads see its end.
+  public func shutDown() { _ = shutdown(rawValue, Int32(SHUT_RDWR)) }
+}
+
+/// The two ends of a connection: stream sockets of this process, of which one can be passed to another process.
+public struct SocketPair: ~Copyable, Sendable {
+  public let first: FileDescriptor
+  public let second: FileDescriptor
+
+  /// Makes two connected sockets, which block.
+  public init() throws(SystemError) {
+    var ends: [Int32] = [-1, -1]
+    // SAFETY: the array has two elements.
+    _ = try checked(unsafe nestling_socket_pair(&ends), "socketpair")
+    first = FileDescriptor(owning: ends[0])
+    second = FileDescriptor(owning: ends[1])
+  }
+
+  /// Gives up the pair for its ends.
+  public consuming func ends() -> (PassedDescriptor, PassedDescriptor) {
+    (PassedDescriptor(first), PassedDescriptor(second))
+  }
+}

@@ -60,4 +60,33 @@ import Testing
       }
     }
   }
+
+  @Test func `a pair of sockets carries descriptors and refuses more than fit`() throws {
+    let (here, there) = try SocketPair().ends()
+    let probes = probes(2)
+    #expect(try here.file.send([1, 2, 3], with: probes.map(\.descriptor)) == 3)
+    #expect(try here.file.send([4]) == 1)
+    for probe in probes { probe.letGo() }
+    do {
+      let (bytes, descriptors) = try #require(try there.file.receive(count: 16))
+      #expect(bytes == [1, 2, 3] && descriptors.count == 2)
+      #expect(!probes.contains { $0.isClosed })
+    }
+    #expect(probes.allSatisfy { $0.isClosed })
+    let many = [Int32](repeating: 0, count: FileDescriptor.passedLimit + 1)
+    #expect(throws: SystemError("sendmsg", code: EINVAL)) { try here.file.send([1], with: many) }
+  }
+
+  @Test func `a send to a full socket returns, and one to a closed socket is an error`() throws {
+    var ends: (PassedDescriptor, PassedDescriptor?) = try SocketPair().ends()
+    let piece = [UInt8](repeating: 7, count: 1 << 16)
+    var sent = 0
+    while let count = try ends.0.file.send(piece[...]) {
+      sent += count
+      try #require(sent < 64 << 20)
+    }
+    #expect(sent > 0)
+    ends.1 = nil
+    #expect(throws: SystemError("sendmsg", code: EPIPE)) { try ends.0.file.send([1]) }
+  }
 }

@@ -78,6 +78,12 @@ int nestling_accept(int listener);
 /// Calls recvmsg(2). Stores the descriptors that come with the bytes (SCM_RIGHTS) as close-on-exec; the kernel closes
 /// those beyond the limit. Returns the number of bytes.
 long nestling_receive(int from, void *into, size_t count, int passed[NESTLING_PASSED_LIMIT], unsigned int *passed_count);
+/// Calls sendmsg(2) with open descriptors (SCM_RIGHTS). Does not wait: -EAGAIN if the socket has no room. A peer that is
+/// gone is -EPIPE, not a signal. Returns the number of bytes sent; the descriptors went with the first of them.
+/// - Parameter passed_count: at most NESTLING_PASSED_LIMIT.
+long nestling_send(int to, const void *from, size_t count, const int *passed, unsigned int passed_count);
+/// Calls socketpair(2) for connected stream sockets in the file system's family, which block.
+int nestling_socket_pair(int ends[2]);
 /// Returns the number of bytes written.
 long nestling_getrandom(void *into, size_t count);
 /// Blocks SIGINT, SIGTERM and SIGHUP for this thread and those it starts later; returns a descriptor that receives
