@@ -34,6 +34,8 @@ let package = Package(
     library("KVM", uses: ["Linux", "CLinux"]),
     library("VFIO", uses: ["Linux", "CLinux"]),
     library("Vhost", uses: ["Linux", "CLinux"]),
+    // Serves a device's virtqueues in another process.
+    library("VhostUser", uses: ["Linux", "Hardware"]),
 
     // JSON, by Debian's Jansson.
     .systemLibrary(name: "CJansson", pkgConfig: "jansson", providers: [.apt(["libjansson-dev"])]),
@@ -98,6 +100,7 @@ let package = Package(
     tests(of: "KVM", uses: ["Linux", "CLinux"]),
     tests(of: "VFIO", uses: ["Linux", "CLinux", "FakeVFIO"]),
     tests(of: "Vhost", uses: ["Linux", "CLinux", "TestSupport"]),
+    tests(of: "VhostUser", uses: ["Linux", "Hardware", "TestSupport"]),
     tests(of: "Hardware", uses: ["TestSupport"]),
     tests(of: "PCI", uses: ["Hardware", "TestSupport"]),
     tests(of: "VTd", uses: ["Hardware", "TestSupport", "VTdOracle"]),
