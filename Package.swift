@@ -66,6 +66,11 @@ let package = Package(
     .target(
       name: "FakeVFIO", dependencies: ["VFIO", "CLinux", "Hardware"], path: "Tests/FakeVFIO",
       swiftSettings: [.swiftLanguageMode(.v6), .treatAllWarnings(as: .error), .enableUpcomingFeature("ExistentialAny")]),
+    // A back end of vhost-user on a thread of the test, which can also break the protocol.
+    .target(
+      name: "FakeVhostUser", dependencies: ["VhostUser", "Linux", "Hardware", "TestSupport"],
+      path: "Tests/FakeVhostUser",
+      swiftSettings: [.swiftLanguageMode(.v6), .treatAllWarnings(as: .error), .enableUpcomingFeature("ExistentialAny")]),
     // A driver's view of the VT-d unit, and a walker written apart from the unit's.
     .target(
       name: "VTdOracle", dependencies: ["VTd", "Hardware", "TestSupport"], path: "Tests/VTdOracle",
@@ -100,7 +105,7 @@ let package = Package(
     tests(of: "KVM", uses: ["Linux", "CLinux"]),
     tests(of: "VFIO", uses: ["Linux", "CLinux", "FakeVFIO"]),
     tests(of: "Vhost", uses: ["Linux", "CLinux", "TestSupport"]),
-    tests(of: "VhostUser", uses: ["Linux", "Hardware", "TestSupport"]),
+    tests(of: "VhostUser", uses: ["Linux", "Hardware", "TestSupport", "FakeVhostUser"]),
     tests(of: "Hardware", uses: ["TestSupport"]),
     tests(of: "PCI", uses: ["Hardware", "TestSupport"]),
     tests(of: "VTd", uses: ["Hardware", "TestSupport", "VTdOracle"]),

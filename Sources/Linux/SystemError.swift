@@ -33,6 +33,9 @@ public struct SystemError: Error, Hashable, Sendable {
     self.cause = cause
   }
 
+  /// Whether the peer of a connection is gone.
+  public var isDisconnection: Bool { code == EPIPE || code == ECONNRESET }
+
   /// The C library's text for the errno: "No such file or directory".
   public var errnoText: String {
     // SAFETY: libc owns the text, and returns one for unknown codes as well.

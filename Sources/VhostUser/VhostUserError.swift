@@ -26,4 +26,7 @@ public enum VhostUserError: Error, Hashable, Sendable {
   case lacksFeatures(UInt64)
   case tooFewQueues(available: UInt64, needed: Int)
   case system(SystemError)
+
+  /// - Parameter error: of an operation on the connection.
+  init(_ error: SystemError) { self = error.isDisconnection ? .closed : .system(error) }
 }

@@ -1,3 +1,4 @@
+import FakeVhostUser
 import Glibc
 import Hardware
 import Linux

@@ -6,56 +6,6 @@ import Testing
 
 @testable import VhostUser
 
-/// QEMU's storage daemon with a disk of 1 MiB, whose sectors begin with their numbers. Debian's package
-/// qemu-system-common has it.
-private final class StorageDaemon {
-  static let program = "/usr/bin/qemu-storage-daemon"
-  static var isInstalled: Bool { access(program, X_OK) == 0 }
-
-  let folder: String
-  private var process = pid_t()
-  var socket: String { folder + "/socket" }
-  var image: String { folder + "/image" }
-
-  init() throws {
-    var template = Array("/tmp/nestling-vhost-user-XXXXXX".utf8CString)
-    folder = template.withUnsafeMutableBufferPointer { String(cString: mkdtemp($0.baseAddress!)) }
-    var bytes = [UInt8](repeating: 0, count: 1 << 20)
-    for sector in 0..<2048 { bytes.store(UInt32(sector), at: sector * 512) }
-    let file = try FileDescriptor(opening: image, O_RDWR | O_CREAT, mode: 0o600)
-    try file.write(bytes)
-    try start()
-  }
-
-  func start() throws {
-    unlink(socket)
-    let words = [
-      Self.program, "--blockdev", "driver=file,node-name=f,filename=\(image)", "--export",
-      "type=vhost-user-blk,id=e,node-name=f,addr.type=unix,addr.path=\(socket),writable=on",
-    ]
-    var arguments: [UnsafeMutablePointer<CChar>?] = words.map { strdup($0) } + [nil]
-    defer { for argument in arguments { free(argument) } }
-    try #require(posix_spawn(&process, words[0], nil, nil, &arguments, environ) == 0)
-    try #require(eventually { (try? FileDescriptor(connectingTo: socket)) != nil })
-  }
-
-  func kill() {
-    if process > 0 {
-      Glibc.kill(process, SIGKILL)
-      var status: Int32 = 0
-      waitpid(process, &status, 0)
-    }
-    process = 0
-  }
-
-  deinit {
-    kill()
-    unlink(socket)
-    unlink(image)
-    rmdir(folder)
-  }
-}
-
 private final class Event: Sendable {
   let event: EventDescriptor
   init() throws { event = try EventDescriptor() }
@@ -124,7 +74,8 @@ struct StorageDaemonTests {
   }
 
   @Test func `a sector is read through the guest's rings, and the queue stops at its index`() throws {
-    let daemon = try StorageDaemon()
+    let daemon = StorageDaemon()
+    try #require(daemon.start())
     let loop = try EventLoop(name: "test")
     defer { loop.stop() }
     let driver = try Driver()
@@ -138,8 +89,8 @@ struct StorageDaemonTests {
     let features: UInt64 = 1 << 32
     #expect(session.start(queue: 0, driver.ring, features: features))
     driver.read(sector: 77)
-    #expect(eventually { driver.call.event.take() })
-    #expect(driver.usedIndex == 1)
+    // The daemon also signals when it gets the descriptor.
+    #expect(eventually { driver.call.event.take() && driver.usedIndex == 1 })
     #expect(driver.memory.loadUInt16(at: 0x4010).map { $0 & 0xff } == 0)
     #expect(driver.memory.loadUInt32(at: 0x5000) == 77)
 
@@ -161,7 +112,8 @@ struct StorageDaemonTests {
   }
 
   @Test func `a daemon that is killed and started again serves the same driver`() throws {
-    let daemon = try StorageDaemon()
+    let daemon = StorageDaemon()
+    try #require(daemon.start())
     let loop = try EventLoop(name: "test")
     defer { loop.stop() }
     let driver = try Driver()
@@ -175,7 +127,7 @@ struct StorageDaemonTests {
     driver.read(sector: 77)
     #expect(eventually { driver.usedIndex == 1 })
     daemon.kill()
-    try daemon.start()
+    try #require(daemon.start())
     #expect(eventually { device.connected.all.count == 2 })
     if !backEnd.protocolFeatures.contains(.inflight) {
       // The driver resets the device and starts anew.
@@ -190,7 +142,8 @@ struct StorageDaemonTests {
   }
 
   @Test func `a device behind an IOMMU is refused: the daemon has no ACCESS_PLATFORM`() throws {
-    let daemon = try StorageDaemon()
+    let daemon = StorageDaemon()
+    try #require(daemon.start())
     let loop = try EventLoop(name: "test")
     defer { loop.stop() }
     let profile = DeviceProfile(queueCount: 1, queueSize: 16, queueCountWithoutReport: 1, usesTranslation: true)

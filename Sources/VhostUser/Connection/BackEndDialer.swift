@@ -56,7 +56,7 @@ public final class ClientDialer: BackEndDialer {
     }
     if let first { return deliver(.success(first)) }
     do throws(SystemError) {
-      deliver(.success(PassedDescriptor(try FileDescriptor(connectingAtOnceTo: path))))
+      deliver(.success(PassedDescriptor(try FileDescriptor(beginningToConnectTo: path))))
     } catch {
       guard let interval, !isFirst else { return deliver(.failure(error)) }
       timer.start(at: Clock.monotonic() &+ interval) { [weak self] in self?.connect(deliver) }

@@ -46,7 +46,7 @@ struct MessageSocket: Sendable {
       do throws(SystemError) {
         read = try endpoint.socket.file.receive(count: assembler.needed)
       } catch {
-        throw .system(error)
+        throw VhostUserError(error)
       }
       guard let (bytes, descriptors) = read else { return nil }
       if bytes.isEmpty { throw .closed }
@@ -67,7 +67,7 @@ struct MessageSocket: Sendable {
         count = try endpoint.socket.file.send(
           message.bytes[sent...], with: sent == 0 ? message.descriptors.map(\.rawValue) : [])
       } catch {
-        throw .system(error)
+        throw VhostUserError(error)
       }
       guard let count else {
         blockedSince = blockedSince ?? now
