@@ -49,7 +49,9 @@ let package = Package(
 
     // Where the two meet, and what a person types.
     library("Passthrough", uses: ["VFIO", "Linux", "VTd", "PCI", "Hardware"]),
-    library("Machine", uses: ["Passthrough", "KVM", "VFIO", "Vhost", "Linux", "VTd", "Devices", "PCI", "Hardware"]),
+    library(
+      "Machine",
+      uses: ["Passthrough", "KVM", "VFIO", "Vhost", "VhostUser", "Linux", "VTd", "Devices", "PCI", "Hardware"]),
     library("Control", uses: ["Machine", "Passthrough", "JSON", "VTd", "PCI", "Hardware"]),
     .executableTarget(
       name: "nestling", dependencies: ["Control"],
@@ -116,9 +118,8 @@ let package = Package(
     tests(
       of: "Machine",
       uses: [
-        "Control", "Hardware", "PCI", "Devices", "VTd", "Passthrough", "VFIO", "Vhost", "FakeVFIO", "CLinux", "KVM",
-        "Linux",
-        "VTdOracle", "TestSupport",
+        "Control", "Hardware", "PCI", "Devices", "VTd", "Passthrough", "VFIO", "Vhost", "VhostUser", "FakeVFIO",
+        "FakeVhostUser", "CLinux", "KVM", "Linux", "VTdOracle", "TestSupport",
       ]),
     tests(
       of: "Control",

@@ -38,6 +38,8 @@ extension ErrorText {
     case .standardInputTaken: "cannot use stdio by multiple character devices"
     case .notFound(let id): "chardev \"\(id)\" not found"
     case .inUse(let id): "chardev '\(id)' is already in use"
+    case .notUnixSocket(let id): "chardev '\(id)' cannot pass descriptors: a vhost-user device needs socket,path=PATH"
+    case .reconnects(let id): "chardev '\(id)': reconnect is only offered for a vhost-user device"
     }
   }
 
@@ -54,6 +56,7 @@ extension ErrorText {
   static func text(for problem: DeviceProblem) -> String {
     switch problem {
     case .duplicateID(let id): duplicate(id.text)
+    case .chardev(let problem): text(for: problem)
     case .unknownNode(let use, let known):
       "\(use.property): no drive \(quoted(use.id))"
         + (known.isEmpty ? ": no -drive or -blockdev is given" : nearest(use.id, known))

@@ -40,6 +40,7 @@ extension ErrorText {
       "-device isa-debug-exit: iobase=0x\(String(first, radix: 16)),iosize=\(count): ports are in use"
     case .ended: "the machine ends"
     case .passthrough(let error): "-device vfio-pci: \(error.device): \(text(for: error))"
+    case .vhostUser(let problem): "-device \(problem.typeName): \(text(for: problem.reason))"
     case .placement(let room):
       if let bar = room.bar {
         "no room is left for BAR \(bar) of \(room.address), which has \(room.size) bytes"

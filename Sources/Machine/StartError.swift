@@ -5,12 +5,14 @@ import Linux
 import PCI
 import Passthrough
 import VTd
+import VhostUser
 
 /// The reason why a machine does not start, cannot be reset, or cannot get a new device.
 public enum StartError: Error, Hashable, Sendable {
   // These names let `Control` write texts for the errors of modules that it does not import.
   public typealias SystemError = Linux.SystemError
   public typealias KVMError = KVM.KVMError
+  public typealias VhostUserError = VhostUser.VhostUserError
 
   case configuration(ConfigurationError)
   /// A device does not fit the machine.
@@ -43,10 +45,26 @@ public enum StartError: Error, Hashable, Sendable {
   /// The machine ended before the device was on its bus.
   case ended
   case passthrough(PassthroughError)
+  case vhostUser(VhostUserProblem)
   case placement(ResourcePlacement.NoRoom)
   /// A hotplugged device does not fit the windows of its port.
   case window(WindowProblem)
   case system(SystemError)
+}
+
+/// The reason why a vhost-user device cannot be built.
+public struct VhostUserProblem: Hashable, Sendable {
+  public enum Reason: Hashable, Sendable {
+    /// No other process can map the guest's RAM.
+    case privateMemory
+    /// Behind the IOMMU, the device needs a back end that translates addresses (VIRTIO_F_ACCESS_PLATFORM).
+    case noTranslation
+    case backEnd(VhostUserError)
+  }
+
+  /// The device type.
+  public let typeName: String
+  public let reason: Reason
 }
 
 /// A BAR that does not fit the windows of a port.

@@ -252,6 +252,22 @@ import Testing
     $ -drive file=f,if=virtio,id=d -device virtio-blk-pci,drive=d
     -device virtio-blk-pci,drive=d: drive: 'd' is in use by another virtio-blk-pci; only a read-only drive can \
     be shared
+    $ -device vhost-user-blk-pci
+    -device vhost-user-blk-pci: chardev is missing: name the -chardev socket of the back end
+    $ -device vhost-user-fs-pci,chardev=c
+    -device vhost-user-fs-pci,chardev=c: tag is missing: the guest mounts the folder by it
+    $ -device vhost-user-blk-pci,chardev=c
+    -device vhost-user-blk-pci,chardev=c: chardev "c" not found
+    $ -chardev null,id=c -device vhost-user-blk-pci,chardev=c
+    -device vhost-user-blk-pci,chardev=c: chardev 'c' cannot pass descriptors: a vhost-user device needs \
+    socket,path=PATH
+    $ -chardev socket,id=c,path=/x -device vhost-user-blk-pci,chardev=c -device vhost-user-fs-pci,chardev=c,tag=t
+    -device vhost-user-fs-pci,chardev=c,tag=t: chardev 'c' is already in use
+    $ -chardev socket,id=c,path=/x,reconnect=1 -serial chardev:c
+    -serial chardev:c: chardev 'c': reconnect is only offered for a vhost-user device
+    $ -chardev socket,id=c,path=/x,server=on,reconnect=1
+    -chardev socket,id=c,path=/x,server=on,reconnect=1: 'reconnect' option is incompatible with socket in server \
+    listen mode
     $ -device virtio-rng-pci,addr=1f
     -device virtio-rng-pci,addr=1f: addr: 1f.0 is taken by the ISA bridge
     $ -device virtio-rng-pci,addr=2,id=r -device virtio-rng-pci,addr=2.0

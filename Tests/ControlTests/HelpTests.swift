@@ -44,6 +44,8 @@ import Testing
         name "virtio-net-pci", bus PCI, alias "virtio-net", desc "Network device over a netdev (-netdev)"
 
         Storage devices:
+        name "vhost-user-blk-pci", bus PCI, alias "vhost-user-blk", desc "Disk that another process serves (vhost-user)"
+        name "vhost-user-fs-pci", bus PCI, alias "vhost-user-fs", desc "Folder of the host that another process serves (vhost-user)"
         name "virtio-blk-pci", bus PCI, alias "virtio-blk", desc "Disk over a block node (-drive, -blockdev)"
 
         Misc devices:

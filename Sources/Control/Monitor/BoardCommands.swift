@@ -179,7 +179,7 @@ struct MemoryBackend {
     id = object?.id?.text ?? "pc.ram"
     size = configuration.memory.size
     isReserved = configuration.memory.hugePages != nil
-    isShared = configuration.memory.isShared || isReserved
+    isShared = configuration.sharesMemory
   }
 
   /// `info memdev`, in QEMU's layout (hw/core/machine-hmp-cmds.c).

@@ -79,6 +79,7 @@ enum ChardevTypeArguments {
       let server = try data.optionalBoolean("server") ?? true
       set("server", server.text)
       set("wait", (try data.optionalBoolean("wait") ?? (server ? false : nil))?.text)
+      set("reconnect", try data.optionalInteger("reconnect").map { String($0) })
       set("telnet", try data.optionalBoolean("telnet")?.text)
     default: break
     }
@@ -162,6 +163,11 @@ struct NestedArguments {
   mutating func optionalBoolean(_ name: String) throws(MonitorError) -> Bool? {
     guard let value = take(name) else { return nil }
     return try Bool.read(value, prefix + name)
+  }
+
+  mutating func optionalInteger(_ name: String) throws(MonitorError) -> Int64? {
+    guard let value = take(name) else { return nil }
+    return try Int64.read(value, prefix + name)
   }
 
   mutating func object(_ name: String) throws(MonitorError) -> NestedArguments {

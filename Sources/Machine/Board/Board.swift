@@ -25,6 +25,8 @@ final class Board: PassthroughMachine, Sendable {
   let hostDeviceFiles: (any HostDeviceRegistry)?
   let eoiListeners = EOIListeners()
   let passthrough: PassthroughObjects
+  /// The character devices that devices can take over; nil if there are none.
+  let chardevs: Chardevs?
 
   let trace: MachineTrace
   let devices: DeviceTree
@@ -52,7 +54,7 @@ final class Board: PassthroughMachine, Sendable {
   init(
     memory: GuestMemory, accelerator: any Accelerator, layout: BoardLayout, processorCount: Int,
     units: [UnitPlacement], trace: (String?) -> Trace? = { _ in nil }, machineTrace: MachineTrace = .off,
-    serialOutput: (any ChardevOutput)?,
+    serialOutput: (any ChardevOutput)?, chardevs: Chardevs? = nil,
     events: EventQueue, devices: DeviceTree = DeviceTree(), passthrough: PassthroughObjects = PassthroughObjects(),
     networks: Networks = Networks(),
     hotplug: HotplugWay = .acpi, hotplugPorts: [RequesterID] = [], workers: (any QueueWorkerSource)? = nil
@@ -62,6 +64,7 @@ final class Board: PassthroughMachine, Sendable {
     self.trace = machineTrace
     self.passthrough = passthrough
     self.networks = networks
+    self.chardevs = chardevs
     clock = accelerator.clock
     deviceMemory = accelerator.deviceMemory
     hostDeviceFiles = accelerator.hostDeviceFiles

@@ -1,6 +1,7 @@
 import Glibc
 import Linux
 import Synchronization
+import VhostUser
 
 /// A character device: carries bytes between its frontends (a serial port, a monitor, the qtest server) and its peer on
 /// the host (a terminal, a file or a program).
@@ -25,6 +26,9 @@ public final class Chardev: Sendable {
     var target: ChardevOutputBuffer.Target?
     var listener: ChardevInput.Listener?
     var input: ChardevInput?
+    /// Whether a device has the host's end, and whether it has a peer there.
+    var isHandedOver = false
+    var hasForeignPeer = false
   }
 
   /// Opens the device. A socket server waits for its first client if the options ask for that.
@@ -57,19 +61,21 @@ public final class Chardev: Sendable {
   /// Attaches a frontend. Must be called before `start`. The first frontend of a multiplexed device gets the focus.
   public func attach(_ frontend: any ChardevFrontend) throws(StartError) {
     let attached = state.withLock { state in
-      guard state.frontends.isEmpty || options.multiplexed else { return false }
+      guard !state.isHandedOver, state.frontends.isEmpty || options.multiplexed else { return false }
       state.frontends.append(frontend)
       return true
     }
     if !attached { throw .chardev(options.id.map(ChardevProblem.inUse) ?? .missingID) }
   }
 
-  /// Whether a frontend is attached.
-  public var hasFrontend: Bool { state.withLock { !$0.frontends.isEmpty } }
+  /// Whether a frontend is attached, or a device has the host's end.
+  public var hasFrontend: Bool { state.withLock { !$0.frontends.isEmpty || $0.isHandedOver } }
 
   /// The name of the host's end, as in QEMU: with the prefix `disconnected:` for a socket without a client.
   var endpointName: String {
-    guard case .connection = inputType, state.withLock({ $0.target == nil }) else { return options.endpointName }
+    guard case .connection = inputType, state.withLock({ $0.target == nil && !$0.hasForeignPeer }) else {
+      return options.endpointName
+    }
     return "disconnected:" + options.endpointName
   }
 
@@ -117,6 +123,45 @@ public final class Chardev: Sendable {
       state.target = nil
     }
     if case .standardInput = inputType { Terminal.restore() }
+  }
+
+  // MARK: The host's end in the hands of a device
+
+  /// Gives the host's end to a device that passes descriptors over it, until `takeBack`.
+  /// - Returns: the source of its connections, and the loop that serves them.
+  func handOver() throws(StartError) -> (dialer: any BackEndDialer, loop: EventLoop) {
+    let id = options.id
+    guard let socket = options as? SocketChardevOptions, let path = socket.path else {
+      throw .chardev(id.map(ChardevProblem.notUnixSocket) ?? .missingID)
+    }
+    let (isFree, target, listener) = state.withLock {
+      state -> (Bool, ChardevOutputBuffer.Target?, ChardevInput.Listener?) in
+      guard state.frontends.isEmpty, !state.isHandedOver else { return (false, nil, nil) }
+      state.isHandedOver = true
+      return (true, state.target.take(), state.listener)
+    }
+    guard isFree else { throw .chardev(id.map(ChardevProblem.inUse) ?? .missingID) }
+    var first: PassedDescriptor?
+    do {
+      if let target { first = PassedDescriptor(try FileDescriptor(duplicating: target.file.rawValue)) }
+      try output?.setTarget(nil)
+    } catch {
+      takeBack()
+      throw .system(error)
+    }
+    if let listener { return (ListenerDialer(listener, first: first, on: loop), loop) }
+    let interval = socket.reconnect > 0 ? UInt64(socket.reconnect) * 1_000_000_000 : nil
+    return (ClientDialer(path: path, first: first, interval: interval, on: loop), loop)
+  }
+
+  /// Reports whether the device has a peer.
+  func setForeignPeer(_ isConnected: Bool) { state.withLock { $0.hasForeignPeer = isConnected } }
+
+  func takeBack() {
+    state.withLock { state in
+      state.isHandedOver = false
+      state.hasForeignPeer = false
+    }
   }
 
   // MARK: Calls of the frontends, from any thread

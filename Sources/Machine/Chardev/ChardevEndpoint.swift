@@ -60,6 +60,8 @@ struct ChardevEndpoint: ~Copyable {
     let host = options.host ?? ""
     let port = options.port ?? 0
     guard options.server else {
+      // The device that takes over the socket connects.
+      if options.reconnect > 0 { return }
       if let path = options.path {
         target = ChardevOutputBuffer.Target(connection: try FileDescriptor(connectingTo: path, patience: patience))
       } else {

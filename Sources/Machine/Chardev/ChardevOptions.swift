@@ -90,6 +90,9 @@ public struct SocketChardevOptions: ChardevOptions, Hashable {
   public var server = false
   /// Whether the guest starts only after a client has connected. Nil for the default: a server waits.
   public var wait: Bool?
+  /// The pause between two tries to connect again, in seconds; 0 not to connect again. Only a device that takes over the
+  /// socket connects again.
+  public var reconnect: UInt32 = 0
 
   public init() {}
 
@@ -104,6 +107,7 @@ public struct SocketChardevOptions: ChardevOptions, Hashable {
     Property("port", \.port, .within(1...65535), help: "Port of a TCP socket"),
     Property("server", \.server, help: "Listen, instead of connecting"),
     Property("wait", \.wait, help: "The guest starts after a client has connected (default on, server only)"),
+    Property("reconnect", \.reconnect, help: "Seconds between tries to connect again (vhost-user devices only)"),
     Property("telnet", settled: false, because: "the telnet protocol is not supported", help: "Speak telnet"),
     multiplexing(\.multiplexed),
   ]
@@ -118,6 +122,9 @@ public struct SocketChardevOptions: ChardevOptions, Hashable {
     PropertyRule(otherwise: "port needs host") { $0.port == nil || $0.host != nil },
     PropertyRule(otherwise: "'wait' option is incompatible with socket in client connect mode") {
       $0.wait == nil || $0.server
+    },
+    PropertyRule(otherwise: "'reconnect' option is incompatible with socket in server listen mode") {
+      $0.reconnect == 0 || !$0.server
     },
   ]
 }

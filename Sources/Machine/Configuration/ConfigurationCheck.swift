@@ -51,8 +51,14 @@ extension MachineConfiguration {
       }
     }
     var used = Set<Identifier>()
-    func use(_ id: Identifier) -> ChardevProblem? {
+    func use(_ id: Identifier, isTakenOver: Bool = false) -> ChardevProblem? {
       guard let device = devices[id] else { return .notFound(id) }
+      let socket = device as? SocketChardevOptions
+      if isTakenOver {
+        guard socket?.path != nil else { return .notUnixSocket(id) }
+        return used.insert(id).inserted ? nil : .inUse(id)
+      }
+      if let socket, socket.reconnect > 0 { return .reconnects(id) }
       return used.insert(id).inserted || device.multiplexed ? nil : .inUse(id)
     }
     for case (let index, .chardev(let id)) in serials.enumerated() {
@@ -62,6 +68,11 @@ extension MachineConfiguration {
       if let id = monitor.device, let problem = use(id) { throw .monitor(index: index, problem) }
     }
     if let qtest, let problem = use(qtest.device) { throw .qtest(problem) }
+    for (index, device) in self.devices.enumerated() {
+      if let id = device.chardev, let problem = use(id, isTakenOver: true) {
+        throw .device(index: index, .chardev(problem))
+      }
+    }
   }
 
   private func checkObjects() throws(ConfigurationError) {

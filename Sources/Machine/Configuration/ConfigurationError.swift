@@ -35,6 +35,10 @@ public enum ChardevProblem: Hashable, Sendable {
   case notFound(Identifier)
   /// Another frontend uses the device, which is not multiplexed.
   case inUse(Identifier)
+  /// The device passes descriptors, which only a socket in the file system can.
+  case notUnixSocket(Identifier)
+  /// Only a device that takes over the socket connects again.
+  case reconnects(Identifier)
 }
 
 public enum BlockNodeProblem: Error, Hashable, Sendable {
@@ -63,6 +67,8 @@ public enum DeviceProblem: Error, Hashable, Sendable {
   case unknownNetdev(NetdevUse, known: [String])
   /// Another device uses the netdev.
   case netdevInUse(NetdevUse, by: AddressOwner)
+  /// The character device that the device takes over.
+  case chardev(ChardevProblem)
   case tooManyUnits(highest: Int)
   /// Two remapping units have no `devices=`. The value is the other unit's id.
   case otherUnitIncludesAll(Identifier?)

@@ -27,12 +27,18 @@ public protocol DeviceOptions: QOMOptions {
   var objects: [ObjectUse] { get }
   /// The netdev (`-netdev`) that the device uses.
   var netdev: NetdevUse? { get }
+  /// The character device whose host's end the device takes over.
+  var chardev: Identifier? { get }
+  /// Whether another process maps the guest's RAM for the device.
+  static var needsSharedMemory: Bool { get }
 }
 
 extension DeviceOptions {
   public var nodes: [NodeUse] { [] }
   public var objects: [ObjectUse] { [] }
   public var netdev: NetdevUse? { nil }
+  public var chardev: Identifier? { nil }
+  public static var needsSharedMemory: Bool { false }
 }
 
 /// A device's use of a block node.

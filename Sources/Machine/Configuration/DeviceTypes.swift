@@ -6,6 +6,8 @@ public enum DeviceTypes {
     VirtioBlockOptions.self,
     VirtioRNGOptions.self,
     VirtioNetOptions.self,
+    VhostUserBlockOptions.self,
+    VhostUserFSOptions.self,
     VFIOPCIOptions.self,
     EduOptions.self,
     IOMMUTestDeviceOptions.self,

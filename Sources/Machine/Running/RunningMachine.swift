@@ -82,7 +82,7 @@ public final class RunningMachine {
       throw .system(error)
     }
 
-    let memory = try Self.makeMemory(configuration.memory)
+    let memory = try Self.makeMemory(configuration)
     let accelerator = try Self.makeAccelerator(configuration, memory: memory, loop: loop)
     let layout = try Self.makeLayout(configuration, accelerator)
     let units = try Self.placeUnits(configuration)
@@ -106,7 +106,7 @@ public final class RunningMachine {
       serial = try Self.makeSerial(configuration, chardevs)
       board = try Self.makeBoard(
         configuration, units: units, layout: layout, memory: memory, accelerator: accelerator, serialOutput: serial,
-        events: events, loop: loop, patience: patience)
+        chardevs: chardevs, events: events, loop: loop, patience: patience)
       processors = try accelerator.makeProcessors(board: board)
       qtest = try Self.makeQTest(
         configuration, chardevs, board: board, clock: (accelerator as? QTestAccelerator)?.steppedClock,
@@ -131,10 +131,11 @@ public final class RunningMachine {
     }
   }
 
-  private static func makeMemory(_ configuration: MemoryConfiguration) throws(StartError) -> GuestMemory {
+  private static func makeMemory(_ machine: MachineConfiguration) throws(StartError) -> GuestMemory {
+    let configuration = machine.memory
     let backing: GuestMemory.Backing =
       switch configuration.hugePages {
-      case nil: configuration.isShared ? .shared : .anonymous
+      case nil: machine.sharesMemory ? .shared : .anonymous
       case .hostDefault: .hugePages(nil)
       case .bytes(let size): .hugePages(size)
       }
@@ -191,8 +192,8 @@ public final class RunningMachine {
 
   private static func makeBoard(
     _ configuration: MachineConfiguration, units: [UnitPlacement], layout: BoardLayout, memory: GuestMemory,
-    accelerator: any Accelerator, serialOutput: (any ChardevOutput)?, events: EventQueue, loop: EventLoop,
-    patience: Patience
+    accelerator: any Accelerator, serialOutput: (any ChardevOutput)?, chardevs: Chardevs, events: EventQueue,
+    loop: EventLoop, patience: Patience
   ) throws(StartError) -> Board {
     let devices = DeviceTree(try mapError(try DeviceAdmission(configuration), StartError.configuration))
     let placement = try mapError(try configuration.devicePlacement(), StartError.configuration)
@@ -210,8 +211,8 @@ public final class RunningMachine {
       try Board(
         memory: memory, accelerator: accelerator, layout: layout, processorCount: configuration.processors.count,
         units: units, trace: trace, machineTrace: MachineTrace(tracing?.machineEvents ?? [], sink: writer),
-        serialOutput: serialOutput, events: events, devices: devices, networks: Networks(on: loop),
-        hotplug: configuration.hotplugWay, hotplugPorts: hotplugPorts), StartError.unit)
+        serialOutput: serialOutput, chardevs: chardevs, events: events, devices: devices,
+        networks: Networks(on: loop), hotplug: configuration.hotplugWay, hotplugPorts: hotplugPorts), StartError.unit)
     do {
       for options in configuration.netdevs { try board.openNetdev(options) }
       for options in configuration.devices { try board.add(options, with: configuration) }

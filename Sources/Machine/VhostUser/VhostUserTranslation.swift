@@ -1,0 +1,95 @@
+import Hardware
+import Linux
+import Synchronization
+import VhostUser
+
+/// The device IOTLB of one connection to a back end, as the IOMMU sees it: invalidations go to the back end, and the
+/// back end's misses go to the IOMMU.
+///
+/// Lock order: `state`, then the unit's locks, then the session's, which is a leaf. `invalidate` and the answer to a miss
+/// take only the session's.
+final class VhostUserTranslation: RemoteIOTLB {
+  private let session: VhostUserSession
+  private let memory: GuestMemory
+  private let state = Mutex(State())
+
+  private struct State {
+    var port: (any RemoteDMAPort)?
+    /// Makes the port of a new connection.
+    var connect: (@Sendable (any RemoteIOTLB) -> (any RemoteDMAPort)?)?
+  }
+
+  init(session: VhostUserSession, memory: GuestMemory) {
+    self.session = session
+    self.memory = memory
+  }
+
+  /// Connects to the unit, unless that is done. Called when a queue starts.
+  func connect(_ connect: @escaping @Sendable (any RemoteIOTLB) -> (any RemoteDMAPort)?) {
+    state.withLock { state in
+      state.connect = connect
+      if state.port?.isConnected != true { state.port = connect(self) }
+    }
+  }
+
+  /// Connects to the unit for a new connection, for queues that wait for it.
+  func reconnect() {
+    state.withLock { state in
+      if state.port?.isConnected != true, let connect = state.connect { state.port = connect(self) }
+    }
+  }
+
+  /// Ends the cache, after the connection has ended.
+  func disconnect() { state.withLock { $0.port.take() }?.disconnect() }
+
+  // MARK: RemoteIOTLB
+
+  let asksAgainToWrite = true
+
+  func invalidate(_ ranges: [DMARange], number: UInt64) -> RemoteInvalidation {
+    let isSent = session.invalidate(ranges.map { $0.first...$0.last }) { [weak self] in
+      self?.state.withLock { $0.port }?.complete(number)
+    }
+    return isSent ? .later : .done
+  }
+
+  func cutOff() { session.cutOff() }
+
+  // MARK: Misses, on the loop's thread
+
+  /// - Parameter permissions: bit 0 for reads, bit 1 for writes.
+  func answerMiss(_ address: UInt64, permissions: UInt8) {
+    guard let port = state.withLock({ $0.port }) else { return }
+    let writes = permissions & 2 != 0
+    let access = DMAAccess(rawValue: permissions & 3)
+    var isMemory = true
+    do throws(DMAError) {
+      try port.translate(address, for: access, recordsFault: true) { mapping in
+        isMemory = install(mapping, at: address, replacing: writes)
+      }
+    } catch {
+      // The port has recorded the fault. Without an answer the back end does not reach the page.
+    }
+    if !isMemory { port.noteUnclaimed() }
+  }
+
+  /// Sends the part of a mapping that is in the same region of RAM as the missed address.
+  /// - Parameter isReplacing: whether the back end may hold the page with fewer rights: it does not replace an entry.
+  /// - Returns: false if the address is not RAM.
+  private func install(_ mapping: RemoteMapping, at address: UInt64, replacing isReplacing: Bool) -> Bool {
+    let before = address &- mapping.range.first
+    let after = mapping.range.last &- address
+    let target = mapping.physicalAddress &+ before
+    guard let region = memory.regions.first(where: { target >= $0.address && target &- $0.address < $0.size }) else {
+      return false
+    }
+    let back = min(before, target &- region.address)
+    let ahead = min(after, region.size &- 1 &- (target &- region.address))
+    let first = address &- back
+    if isReplacing { _ = session.invalidate([first...(address &+ ahead)]) {} }
+    session.update(
+      address: first, count: back &+ ahead &+ 1, target: target &- back,
+      permissions: (mapping.isReadable ? 1 : 0) | (mapping.isWritable ? 2 : 0))
+    return true
+  }
+}
