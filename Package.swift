@@ -93,7 +93,8 @@ let package = Package(
     .target(
       name: "FuzzTargets",
       dependencies: [
-        "Control", "JSON", "Machine", "VTd", "Devices", "PCI", "Linux", "Hardware", "TestSupport", "VTdOracle",
+        "Control", "JSON", "Machine", "VhostUser", "VTd", "Devices", "PCI", "Linux", "Hardware", "TestSupport",
+        "VTdOracle",
       ],
       path: "Tests/Fuzz/Targets",
       swiftSettings: [

@@ -9,7 +9,7 @@
 
   extension FuzzTarget {
     /// Targets that need the machine's internals.
-    static let ofTheMachine = [hotplug]
+    static let ofTheMachine = [hotplug, vhostUser]
 
     static let hotplug = FuzzTarget("hotplug") { input throws(Finding) in
       let form = input.byte()
