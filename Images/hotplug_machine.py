@@ -90,9 +90,12 @@ class Machine:
                 os.unlink(path)
         command = [vmm, "-accel", "kvm", "-M", "q35,kernel-irqchip=split", "-cpu", "host", "-m", f"{memory}M",
                    "-smp", str(cpus), "-display", "none", "-nodefaults", "-serial", "stdio",
-                   "-kernel", kernel or os.environ["KERNEL"], "-initrd", initrd or os.environ["INITRD"], "-append",
+                   "-kernel", kernel or os.environ["KERNEL"], "-append",
                    f"console=ttyS0 quiet printk.time=1 nestling.run={run} {'intel_iommu=on' * self.has_unit} {words}",
                    "-qmp", f"unix:{self.path},server=on,wait=off", "-qmp", f"unix:{self.second_path},server=on,wait=off"]
+        # An empty `initrd`: none.
+        if initrd != "":
+            command += ["-initrd", initrd or os.environ["INITRD"]]
         if way == "native":
             command += ["-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"]
         if self.has_unit:

@@ -80,17 +80,18 @@ class Guest:
     """A machine with one card for each element of `netdevs`."""
     running = []  # the machines that have not ended
 
-    def __init__(self, vmm, scratch, netdevs, addresses, mode="none", words="", ports=0, properties=(), name="guest"):
+    def __init__(self, vmm, scratch, netdevs, addresses, mode="none", words="", ports=0, properties=(), name="guest",
+                 options=(), initrd=None):
         folder = os.path.join(scratch, name)
         os.makedirs(folder, exist_ok=True)
         self.mode = mode
-        more = []
+        more = list(options)
         for number, netdev in enumerate(netdevs):
             more += ["-netdev", f"{netdev},id=n{number}", "-device", f"virtio-net-pci,id=d{number},netdev=n{number},"
                      f"mac={mac(number, name)},disable-legacy=on{',iommu_platform=on' * (mode != 'none')}"
                      f"{properties[number] if properties else ''}"]
         self.machine = Machine(vmm, folder, iommu=mode, ports=ports, run="network",
-                               words=f"nestling.address={','.join(addresses)} {words}", options=more)
+                               words=f"nestling.address={','.join(addresses)} {words}", options=more, initrd=initrd)
         self.running.append(self)
 
     def run(self, command, limit=60, wrong=True):
