@@ -68,6 +68,8 @@ enum ErrorText {
     case .needsQTest: "only allowed with -qtest"
     case .otherAccelerator(let name): "another option selects \(quoted(name)): there can be only one accelerator"
     case .deviceWithoutKVM: "only -accel kvm takes device="
+    case .cardProperty(let name):
+      "-nic cannot set \(quoted(name)): use -netdev with -device virtio-net-pci,netdev=ID,\(name)="
     case .needsKernel: "only allowed with -kernel"
     case .features(let features): "single CPU features cannot be selected yet: leave out \(quoted(features))"
     case .topology(let problem): text(for: problem)

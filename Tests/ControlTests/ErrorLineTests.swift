@@ -300,6 +300,27 @@ import Testing
     -object rng-randon,id=a: unknown object; nearest: rng-random
     $ -object rng-random
     -object rng-random: id is missing: every object needs one
+    # Network cards.
+    $ -nic user,model=e1000e
+    -nic user,model=e1000e: model must be virtio-net-pci or virtio, not 'e1000e'
+    $ -nic user,model=virtio-net
+    -nic user,model=virtio-net: model must be virtio-net-pci or virtio, not 'virtio-net'
+    $ -nic user,modle=virtio
+    -nic user,modle=virtio: user has no property 'modle'; nearest: model
+    $ -nic user,mq=on
+    -nic user,mq=on: -nic cannot set 'mq': use -netdev with -device virtio-net-pci,netdev=ID,mq=
+    $ -nic none,model=virtio
+    -nic none,model=virtio: none has no property 'model'
+    $ -nic user,mac=01:00:5e:00:00:01
+    -nic user,mac=01:00:5e:00:00:01: mac must not be a multicast address
+    $ -nic user,id=#net0
+    -nic user,id=#net0: id must be a letter, then letters, digits, '-', '.' or '_', not '#net0'
+    $ -nic tap,fd=file
+    -nic tap,fd=file: fd must be a whole number (decimal, or hexadecimal with 0x), not 'file'
+    $ -netdev user,id=n -nic user,id=n
+    -nic user,id=n: Duplicate ID 'n' for netdev
+    $ -nic user,addr=2 -nic user,addr=2
+    -nic user,addr=2: addr: 02.0 is taken by another virtio-net-pci
     # Drives.
     $ -drive file=f
     -drive file=f: if=ide, QEMU's default, does not exist here: use if=none or if=virtio

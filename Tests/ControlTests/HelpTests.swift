@@ -89,6 +89,14 @@ import Testing
     #expect(lines.contains { $0.hasPrefix("  x-scalable-mode=<bool> - ") })
   }
 
+  @Test func `-nic help lists netdev types and models, and model=help lists the models`() throws {
+    let models = "Available NIC models for this configuration:\nvirtio-net-pci (aka virtio)\n"
+    #expect(printed("-nic", "model=help") == models && printed("-nic", "tap,model=?") == models)
+    let types = try #require(printed("-netdev", "help"))
+    #expect(printed("-nic", "help") == types + "\n" + models)
+    #expect(printed("-nic", "passt,help") == printed("-netdev", "passt,help"))
+  }
+
   @Test("-machine, -accel, -cpu and -d have a help text")
   func smallHelps() throws {
     #expect(try #require(printed("-machine", "help")).contains("q35"))

@@ -18,16 +18,17 @@ import Testing
 
   private static let options = [
     "-machine", "-M", "-accel", "-cpu", "-smp", "-m", "-name", "-kernel", "-initrd", "-append", "-device", "-object",
-    "-drive", "-blockdev", "-serial", "-action", "-d", "-D", "-net", "-display", "--device", "-x", "", "-", "--",
+    "-drive", "-blockdev", "-serial", "-action", "-d", "-D", "-net", "-nic", "-display", "--device", "-x", "", "-",
+    "--",
   ]
   private static let pieces = [
     "intel-iommu", "virtio-blk-pci", "virtio-rng-pci", "isa-debug-exit", "memory-backend-memfd", "rng-random", "q35",
     "kvm", "host", "x-flts", "fsts", "x-scalable-mode", "aw-bits", "drive", "id", "addr", "size", "cpus", "sockets",
     "cores", "threads", "maxcpus", "file", "if", "none", "virtio", "node-name", "filename", "driver", "raw", "unix:",
     "file:", "server", "nowait", "memory-backend", "hugetlbsize", "hugetlb", "num-queues", "iobase", "iosize",
-    "=", "=", "=", ",", ",", ",", ",,", "on", "off", "auto", "0", "1", "4096", "65535", "4294967296",
-    "18446744073709551615", "18446744073709551616", "-1", "0x", "0xffffffffffffffff", "1.5G", "16E", "15.9E", "1f",
-    "1f.7", "é", "\u{0}", "\n", "\u{202e}", "👩‍👩‍👧‍👦", "help", "?", "no", "nono", " ",
+    "user", "mac", "model", "=", "=", "=", ",", ",", ",", ",,", "on", "off", "auto", "0", "1", "4096", "65535",
+    "4294967296", "18446744073709551615", "18446744073709551616", "-1", "0x", "0xffffffffffffffff", "1.5G", "16E",
+    "15.9E", "1f", "1f.7", "é", "\u{0}", "\n", "\u{202e}", "👩‍👩‍👧‍👦", "help", "?", "no", "nono", " ",
   ]
 
   @Test(

@@ -33,6 +33,8 @@ enum OptionProblem: Error, Hashable {
   case otherAccelerator(String)
   /// `-accel qtest,device=`.
   case deviceWithoutKVM
+  /// A property of the network card that `-nic` does not take.
+  case cardProperty(String)
   /// CPU features that `-cpu` tries to switch on or off.
   case features(String)
   case topology(TopologyProblem)

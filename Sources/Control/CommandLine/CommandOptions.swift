@@ -111,12 +111,16 @@ enum CommandOptions {
       "netdev", argument: "TYPE,id=ID[,PROP=VALUE...]",
       help: "the host's end of a network device (-netdev help lists the types,",
       "-netdev TYPE,help the properties of one)", action: NetdevOption.read),
+    CommandOption(
+      "nic", argument: "[TYPE][,PROP=VALUE...]|none",
+      help: "a -netdev (default: user) and a virtio-net-pci for it, in one option (-nic help lists the types);",
+      "mac, addr, iommu_platform and model are properties of the virtio-net-pci, all others of the -netdev",
+      action: NicOption.read),
     CommandOption("nodefaults", help: "do not add the default serial port and monitor") {
       $0.hasDefaultDevices = false
     },
     CommandOption("no-user-config", help: "read no configuration file (accepted: Nestling never reads one)") { _ in },
     CommandOption("net", only: "none", of: .network, help: "no default network card (accepted: Nestling has none)"),
-    CommandOption("nic", only: "none", of: .network, help: "the same as -net none"),
   ]
 
   private static let block = [

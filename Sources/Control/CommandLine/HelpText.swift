@@ -65,6 +65,13 @@ enum HelpText {
     "Available netdev backend types:\n" + NetdevTypes.all.map { "\($0.typeName)\n" }.joined()
   }
 
+  /// The answer to `-nic model=help`, in QEMU's layout.
+  static var cardModels: String {
+    let names = NicOption.models
+    let aliases = names.dropFirst().joined(separator: ", ")
+    return "Available NIC models for this configuration:\n\(names[0]) (aka \(aliases))\n"
+  }
+
   /// Returns the answer to `-device TYPE,help`, in QEMU's layout.
   static func properties(of type: any TypedOptions.Type, title: String) -> String {
     var text = "\(title) options:\n"

@@ -137,6 +137,12 @@ public struct Identifier: PropertyValue, CustomStringConvertible {
     self.text = text
   }
 
+  private init(generated text: String) { self.text = text }
+
+  /// The id of a netdev to which the user gives none, in QEMU's form (util/id.c, id_generate): `#net0`. No user can give
+  /// the same id.
+  public static func generatedForNetdev(_ number: Int) -> Self { Self(generated: "#net\(number)") }
+
   public var description: String { text }
 }
 
