@@ -13,7 +13,7 @@
  * correct blocks, and the sender's time ends with this answer. Lines on standard output (MB are 10^6 bytes):
  *   serving PORT                                    the server is ready
  *   sent 41.9 MB to ADDRESS in 1.734 s, 24.19 MB/s  from the client only; also "received ... from ..."
- *   ping ADDRESS: 1000 sent, 0 lost, RTT 0.113 min 0.140 median 2.310 max ms
+ *   ping ADDRESS: 1000 sent, 0 lost, RTT 0.113 min 0.140 median 2.310 max ms    it stops after 5 losses
  *   FAIL ...                                        the first error of a connection, from both sides
  * Exit status 0: every stream was complete and every word was correct; or every datagram was answered.
  */
@@ -34,7 +34,10 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { WORDS = 8192, BLOCK = WORDS * 8, PATIENCE = 30 /* s */, ANSWER = 3 /* s */, MOST = 60000 /* bytes */ };
+/* Limits of time in seconds. They are long enough for a process that a busy machine does not run for a while, and for
+ * TCP's retransmission after a card was unplugged for some seconds. */
+enum { PATIENCE = 150, ANSWER = 20, BIND = 20 };
+enum { WORDS = 8192, BLOCK = WORDS * 8, MOST = 60000 /* bytes */, MOST_LOST = 5 };
 static const uint64_t MAGIC = 0x63696666617274ff, STEP = 0x632be59bd9b4e019u;
 
 struct request {
@@ -193,12 +196,20 @@ static void answer(int socket)
 	(request.client_sends ? receive_stream : send_stream)(socket, &request, 0);
 }
 
-static void echo_datagrams(struct sockaddr_in address)
+/* Binds the socket. A killed server's children may still have the port; they end soon. */
+static void bind_to(int socket, struct sockaddr_in address)
+{
+	double end = now() + BIND;
+	while (bind(socket, (struct sockaddr *)&address, sizeof address)) {
+		if (errno != EADDRINUSE || now() > end)
+			fail("bind");
+		usleep(100000);
+	}
+}
+
+static void echo_datagrams(int made)
 {
 	static char data[1 << 16];
-	int made = new_socket(SOCK_DGRAM, 0);
-	if (bind(made, (struct sockaddr *)&address, sizeof address))
-		fail("bind");
 	for (;;) {
 		struct sockaddr_in client;
 		socklen_t length = sizeof client;
@@ -211,15 +222,21 @@ static void echo_datagrams(struct sockaddr_in address)
 static void serve(const char *port)
 {
 	struct sockaddr_in address = address_of("0.0.0.0", port);
-	int made = new_socket(SOCK_STREAM, 0), on = 1;
+	int made = new_socket(SOCK_STREAM, 0), datagrams = new_socket(SOCK_DGRAM, 0), on = 1;
 	set_timeout(made, 0);
 	setsockopt(made, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
-	if (bind(made, (struct sockaddr *)&address, sizeof address) || listen(made, 16))
-		fail("bind");
+	bind_to(made, address);
+	if (listen(made, 16))
+		fail("listen");
+	bind_to(datagrams, address);
+	pid_t parent = getpid();
 	if (fork() == 0) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		echo_datagrams(address);
+		if (getppid() == parent)
+			echo_datagrams(datagrams);
+		_exit(0);
 	}
+	close(datagrams);
 	signal(SIGCHLD, SIG_IGN);
 	print_line("serving %s", port);
 	for (;;) {
@@ -288,11 +305,12 @@ static int by_value(const void *a, const void *b)
 	return (x > y) - (x < y);
 }
 
-/* Sends datagrams one after the other, with ICMP if `icmp` is set, and waits up to ANSWER seconds for each answer. */
+/* Sends datagrams one after the other, with ICMP if `icmp` is set, and waits up to ANSWER seconds for each answer.
+ * Stops when MOST_LOST of them are lost. */
 static int ping(int icmp, struct sockaddr_in address, const char *peer, int count, int size)
 {
 	static char sent[MOST], received[1 << 16];
-	int head = sizeof(struct icmphdr), lost = 0, answered = 0, offset = 0;
+	int head = sizeof(struct icmphdr), number, lost = 0, answered = 0, offset = 0;
 	errno = 0;
 	if (count < 1 || count > 60000 || size < head + 8 || size > MOST)
 		fail("COUNT or SIZE is out of range");
@@ -301,7 +319,7 @@ static int ping(int icmp, struct sockaddr_in address, const char *peer, int coun
 	if (!times || connect(socket, (struct sockaddr *)&address, sizeof address))
 		fail("connect");
 	struct icmphdr *header = (struct icmphdr *)sent;
-	for (int number = 0; number < count; number++) {
+	for (number = 0; number < count && lost < MOST_LOST; number++) {
 		uint64_t value = (number + 1) * STEP;
 		for (int i = head; i < size; i++, value += STEP)
 			sent[i] = value >> 56;
@@ -318,13 +336,19 @@ static int ping(int icmp, struct sockaddr_in address, const char *peer, int coun
 		}
 		for (;;) {
 			rest = begun + ANSWER - now();
-			if (rest <= 0) {
+			int flags = 0;
+			if (rest > 0) {
+				struct timeval limit = {.tv_sec = (int)rest, .tv_usec = (rest - (int)rest) * 1e6 + 1};
+				setsockopt(socket, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+			} else {
+				/* The answer may be in the socket already, if this process did not run for a while. */
+				flags = MSG_DONTWAIT;
+			}
+			ssize_t length = recv(socket, received, sizeof received, flags);
+			if (length < 0 && rest <= 0) {
 				lost++;
 				break;
 			}
-			struct timeval limit = {.tv_sec = (int)rest, .tv_usec = (rest - (int)rest) * 1e6 + 1};
-			setsockopt(socket, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
-			ssize_t length = recv(socket, received, sizeof received, 0);
 			/* A raw socket receives the IP header, too, and other processes' answers. */
 			offset = icmp && length > 0 ? (received[0] & 15) * 4 : 0;
 			if (length == offset + size && !memcmp(received + offset, sent, size)) {
@@ -334,7 +358,7 @@ static int ping(int icmp, struct sockaddr_in address, const char *peer, int coun
 		}
 	}
 	qsort(times, answered, sizeof *times, by_value);
-	print_line("%s %s: %d sent, %d lost, RTT %.3f min %.3f median %.3f max ms", icmp ? "ping" : "echo", peer, count, lost,
+	print_line("%s %s: %d sent, %d lost, RTT %.3f min %.3f median %.3f max ms", icmp ? "ping" : "echo", peer, number, lost,
 		   answered ? times[0] : 0.0, answered ? times[answered / 2] : 0.0, answered ? times[answered - 1] : 0.0);
 	return lost != 0;
 }
