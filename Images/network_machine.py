@@ -58,6 +58,15 @@ class Host:
         with open(self.path, "wb") as output:
             self.server = subprocess.Popen([os.environ["TRAFFIC"], "serve", port], stdout=output)
         self.output = open(self.path, encoding="utf-8")
+        text = ""
+
+        def has_begun():
+            nonlocal text
+            text += self.output.read()
+            return "\n" in text
+        wait_until(has_begun, 120, "the host's server")
+        if text.startswith("FAIL"):
+            raise Failure(f"on the host: {text.strip()}")
 
     def errors(self):
         """Returns the errors of the host's server since the last call."""
@@ -94,7 +103,7 @@ class Guest:
                                words=f"nestling.address={','.join(addresses)} {words}", options=more, initrd=initrd)
         self.running.append(self)
 
-    def run(self, command, limit=60, wrong=True):
+    def run(self, command, limit=120, wrong=True):
         """Runs a shell command in the guest, and returns the lines that it printed."""
         since = len(self.machine.lines)
         self.machine.guest(command)
@@ -105,7 +114,7 @@ class Guest:
             raise Failure(f"in the guest: {command}: {bad[0] if bad else 'status ' + status[1]}")
         return "".join(f"{line}\n" for line in lines)
 
-    def wait_for(self, command, line, limit=20):
+    def wait_for(self, command, line, limit=120):
         """Repeats a shell command in the guest until it prints this line."""
         end = time.monotonic() + limit
         while line not in self.run(command, wrong=False).splitlines():
@@ -117,7 +126,7 @@ class Guest:
         """Starts the server in the guest."""
         since = len(self.machine.lines)
         self.run(f"traffic serve {port} &")
-        self.machine.wait_line(f"^guest: serving {port}", 20, since)
+        self.machine.wait_line(f"^guest: serving {port}", 120, since)
 
     def kill(self):
         self.running.remove(self)
