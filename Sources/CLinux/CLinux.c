@@ -159,7 +159,8 @@ int nestling_hold_standard_descriptors(void) {
 
 /// Runs in the child of vfork(2), which shares the parent's memory: only system calls, and no change of that memory but
 /// for errno. Returns if the program cannot be executed.
-static void become_program(char *const arguments[], const int passed[], unsigned int count, int errors, int parent) {
+static void become_program(
+    char *const arguments[], const int passed[], unsigned int count, int output, int errors, int parent) {
     // The kernel's own structure, with SIG_DFL. The C library's function refuses the signals 32 and 33, which may be
     // ignored. Fails for SIGKILL and SIGSTOP.
     unsigned long standard[4] = {0};
@@ -172,15 +173,17 @@ static void become_program(char *const arguments[], const int passed[], unsigned
 
     // First move each descriptor out of the way of the numbers that the others get.
     int first = STDERR_FILENO + 1, past = first + (int)count;
-    int moved[NESTLING_STARTED_LIMIT], null = open("/dev/null", O_RDWR), output = fcntl(errors, F_DUPFD, past);
-    if (null < 0 || output < 0) return;
+    int moved[NESTLING_STARTED_LIMIT], null = open("/dev/null", O_RDWR), messages = fcntl(errors, F_DUPFD, past);
+    if (null < 0 || messages < 0) return;
+    int results = fcntl(output < 0 ? null : output, F_DUPFD, past);
+    if (results < 0) return;
     for (unsigned int index = 0; index < count; index++) {
         moved[index] = fcntl(passed[index], F_DUPFD, past);
         if (moved[index] < 0) return;
     }
     null = fcntl(null, F_DUPFD, past);
     if (null < 0) return;
-    if (dup2(null, STDIN_FILENO) < 0 || dup2(null, STDOUT_FILENO) < 0 || dup2(output, STDERR_FILENO) < 0) return;
+    if (dup2(null, STDIN_FILENO) < 0 || dup2(results, STDOUT_FILENO) < 0 || dup2(messages, STDERR_FILENO) < 0) return;
     for (unsigned int index = 0; index < count; index++) {
         if (dup2(moved[index], first + (int)index) < 0) return;
     }
@@ -197,7 +200,7 @@ static void become_program(char *const arguments[], const int passed[], unsigned
 }
 
 int nestling_start_program(
-    char *const arguments[], const int passed[], unsigned int passed_count, int errors, int *pidfd) {
+    char *const arguments[], const int passed[], unsigned int passed_count, int output, int errors, int *pidfd) {
     if (passed_count > NESTLING_STARTED_LIMIT) return -EINVAL;
     int parent = getpid();
     // No handler of this process may run in the child.
@@ -208,7 +211,7 @@ int nestling_start_program(
     volatile int failure = 0;
     pid_t child = vfork();
     if (child == 0) {
-        become_program(arguments, passed, passed_count, errors, parent);
+        become_program(arguments, passed, passed_count, output, errors, parent);
         failure = errno;
         _exit(127);
     }

@@ -23,12 +23,12 @@ public final class ChildProcess: Sendable {
     let number: Int32
     let file: FileDescriptor
     /// The reading end of the program's standard error.
-    let output: FileDescriptor
+    let messages: FileDescriptor
 
-    init(_ number: Int32, _ file: consuming FileDescriptor, output: consuming FileDescriptor) {
+    init(_ number: Int32, _ file: consuming FileDescriptor, messages: consuming FileDescriptor) {
       self.number = number
       self.file = file
-      self.output = output
+      self.messages = messages
     }
   }
 
@@ -58,28 +58,32 @@ public final class ChildProcess: Sendable {
   private let onEnd: @Sendable (End, [String]) -> Void
   private let state = Mutex(State())
 
-  /// Starts a program: with /dev/null as standard input and output, and the default signal dispositions.
+  /// Starts a program: with /dev/null as standard input, and the default signal dispositions.
   /// - Parameters:
   ///   - name: the name of a program in PATH, or a path.
   ///   - descriptors: the program gets them as 3, 4 and so on, and no others. At most `passedLimit`.
+  ///   - output: the program's standard output; nil for /dev/null.
   ///   - onEnd: called once on the loop's thread, after the program has ended, with `lastLines`.
   /// - Throws: the error of execve(2), such as ENOENT if there is no such program.
   public convenience init(
-    starting name: String, _ arguments: [String], passing descriptors: [Int32] = [], on loop: EventLoop,
-    onEnd: @escaping @Sendable (End, [String]) -> Void
+    starting name: String, _ arguments: [String], passing descriptors: [Int32] = [], output: Int32? = nil,
+    on loop: EventLoop, onEnd: @escaping @Sendable (End, [String]) -> Void
   ) throws(SystemError) {
     let starter = try ChildProcess.starter.get()
-    try self.init(starting: name, arguments, passing: descriptors, by: starter, on: loop, onEnd: onEnd)
+    try self.init(
+      starting: name, arguments, passing: descriptors, output: output, by: starter, on: loop, onEnd: onEnd)
   }
 
   /// - Parameter starter: its thread starts the program.
   init(
-    starting name: String, _ arguments: [String], passing descriptors: [Int32] = [], by starter: EventLoop,
-    on loop: EventLoop, onEnd: @escaping @Sendable (End, [String]) -> Void
+    starting name: String, _ arguments: [String], passing descriptors: [Int32] = [], output: Int32? = nil,
+    by starter: EventLoop, on loop: EventLoop, onEnd: @escaping @Sendable (End, [String]) -> Void
   ) throws(SystemError) {
     let launch = Launch()
     starter.perform {
-      let outcome = Result { () throws(SystemError) in try ChildProcess.start([name] + arguments, descriptors) }
+      let outcome = Result { () throws(SystemError) in
+        try ChildProcess.start([name] + arguments, descriptors, output: output)
+      }
       launch.outcome.withLock { $0 = outcome }
     }
     guard let outcome = launch.outcome.withLock({ $0 }) else { throw SystemError("vfork", name, code: ECANCELED) }
@@ -88,7 +92,7 @@ public final class ChildProcess: Sendable {
     killTimer = EventLoop.Timer(on: loop)
     self.onEnd = onEnd
     let endWatch = try loop.register(program.file.rawValue, []) { _ in self.takeEnd() }
-    let outputWatch = try loop.register(program.output.rawValue, []) { _ in self.readOutput() }
+    let outputWatch = try loop.register(program.messages.rawValue, []) { _ in self.readOutput() }
     state.withLock { state in
       state.endWatch = endWatch
       state.outputWatch = outputWatch
@@ -114,19 +118,21 @@ public final class ChildProcess: Sendable {
   /// The most descriptors that a program gets.
   public static let passedLimit = Int(NESTLING_STARTED_LIMIT)
 
-  private static func start(_ words: [String], _ descriptors: [Int32]) throws(SystemError) -> Program {
+  private static func start(
+    _ words: [String], _ descriptors: [Int32], output: Int32?
+  ) throws(SystemError) -> Program {
     let (reader, writer) = try FileDescriptor.pipe()
-    let output = FileDescriptor(owning: reader)
+    let messages = FileDescriptor(owning: reader)
     let errors = FileDescriptor(owning: writer)
     // SAFETY: the copies live until they are freed below, after the call; a nil ends the list.
     var arguments: [UnsafeMutablePointer<CChar>?] = unsafe words.map { unsafe strdup($0) } + [nil]
     defer { unsafe arguments.forEach { unsafe free($0) } }
     var file: Int32 = -1
     let answer = unsafe nestling_start_program(
-      &arguments, descriptors, UInt32(descriptors.count), errors.rawValue, &file)
+      &arguments, descriptors, UInt32(descriptors.count), output ?? -1, errors.rawValue, &file)
     withExtendedLifetime(errors) {}
     let number = try checked(answer, "execve", words[0])
-    return Program(number, FileDescriptor(owning: file), output: output)
+    return Program(number, FileDescriptor(owning: file), messages: messages)
   }
 
   /// The program's id.
@@ -178,7 +184,7 @@ public final class ChildProcess: Sendable {
   private func readOutput() -> Bool {
     let bytes: [UInt8]?
     do {
-      bytes = try program.output.read(count: Self.readSize)
+      bytes = try program.messages.read(count: Self.readSize)
     } catch {
       bytes = []
     }

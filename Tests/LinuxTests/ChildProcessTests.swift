@@ -67,6 +67,20 @@ import Testing
     withExtendedLifetime(to) {}
   }
 
+  @Test func `a program writes its standard output to the given descriptor, and has it once`() throws {
+    let (reader, writer) = try FileDescriptor.pipe()
+    let from = FileDescriptor(owning: reader)
+    let to = FileDescriptor(owning: writer)
+    let child = try ChildProcess(
+      starting: "sh", ["-c", "ls /proc/self/fd | tr '\\n' ' '; echo end >&2"], output: to.rawValue, on: loop
+    ) { [ends] end, _ in ends.add(end) }
+    #expect(eventually { ends.all.count == 1 })
+    // `ls` itself opens the folder, as the first free number.
+    #expect(try from.read(count: 100).map { String(decoding: $0, as: UTF8.self) } == "0 1 2 3 ")
+    #expect(child.lastLines == ["end"])
+    withExtendedLifetime(to) {}
+  }
+
   @Test func `a program starts with the default signal dispositions and without blocked signals`() throws {
     Process.ignoreSignalsOfWrites()
     let child = try start("cat", ["/proc/self/status", "/nestling-no-such-file"])

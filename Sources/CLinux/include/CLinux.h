@@ -109,13 +109,14 @@ int nestling_join_within(unsigned long thread, unsigned int milliseconds);
 int nestling_end_with_parent(int parent);
 /// The most descriptors that nestling_start_program passes.
 #define NESTLING_STARTED_LIMIT 8
-/// Starts the program `arguments[0]`, which is looked up in PATH, and waits for execve(2). Its standard input and output
-/// are /dev/null, its standard error is `errors`, and the passed descriptors are 3, 4 and so on. It has no other
-/// descriptor, the default signal dispositions, an empty signal mask and a session of its own. The kernel kills it when
-/// the calling thread ends (PR_SET_PDEATHSIG), unless it has changed its user.
+/// Starts the program `arguments[0]`, which is looked up in PATH, and waits for execve(2). Its standard input is
+/// /dev/null, its standard output is `output` (/dev/null if negative), its standard error is `errors`, and the passed
+/// descriptors are 3, 4 and so on. It has no other descriptor, the default signal dispositions, an empty signal mask and
+/// a session of its own. The kernel kills it when the calling thread ends (PR_SET_PDEATHSIG), unless it has changed its
+/// user.
 /// - Returns: its process id, with a pidfd in `pidfd`. If the program cannot be executed, the errno of execve(2).
 int nestling_start_program(
-    char *const arguments[], const int passed[], unsigned int passed_count, int errors, int *pidfd);
+    char *const arguments[], const int passed[], unsigned int passed_count, int output, int errors, int *pidfd);
 int nestling_signal_program(int pidfd, int signal);
 /// Asks for the end of a program, and releases its process id at its end.
 /// - Returns: 0 while it runs, 1 after an exit with the status in `code`, 2 after the signal in `code`.

@@ -7,7 +7,8 @@ import Synchronization
 /// A netdev whose peer is a passt that this backend starts and ends: `-netdev passt` and `-netdev user`.
 ///
 /// passt gets one end of a pair of sockets, which carry frames as for `-netdev stream`. It writes its process id to a
-/// pipe when it is ready (`--pid`); then the link goes up. passt ends when its socket is closed, so it ends with this
+/// pipe when it is ready (`--pid`); then the link goes up. The pipe is its standard output: of the other descriptors, a
+/// newer passt keeps only `--fd`. passt ends when its socket is closed, so it ends with this
 /// process even if that is killed. When passt ends by itself, the link stays down.
 ///
 /// Lock order: `state` is a leaf.
@@ -54,9 +55,10 @@ final class PasstNetwork: NetdevBackend {
       let reader = Reader(FileDescriptor(owning: pipe.reader))
       let readiness = try host.loop.register(reader.file.rawValue, []) { [weak self] _ in self?.takeReadiness(reader) }
       state.withLock { $0.readiness = readiness }
-      let own = ["--foreground", "--quiet", "--fd", "3", "--pid", "/proc/self/fd/4"]
+      let own = ["--foreground", "--quiet", "--fd", "3", "--pid", "/proc/self/fd/1"]
       let child = try ChildProcess(
-        starting: command.program, own + command.arguments, passing: [far.rawValue, writer.rawValue], on: host.loop
+        starting: command.program, own + command.arguments, passing: [far.rawValue], output: writer.rawValue,
+        on: host.loop
       ) { [weak self] in self?.takeEnd($0, $1) }
       program.withLock { $0 = child }
       readiness.setInterest(.readable)
