@@ -262,12 +262,13 @@ final class StreamNetwork: NetdevBackend {
       link.frontend?.packetsAvailable(pair: 0)
     }
     if events.contains(.writable) {
+      // Before `flush`: if a worker leaves a rest after `flush`, its `add` must not be undone.
+      connection.watch.remove(.writable)
       do {
-        guard try connection.stream.flush() else { return }
+        guard try connection.stream.flush() else { return connection.watch.add(.writable) }
       } catch {
         return disconnect()
       }
-      connection.watch.remove(.writable)
       link.frontend?.roomAvailable(pair: 0)
     }
   }
