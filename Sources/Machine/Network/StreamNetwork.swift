@@ -66,6 +66,8 @@ final class StreamNetwork: NetdevBackend {
 
   /// The time that a peer's last frames have to reach the device after the peer has closed, in nanoseconds.
   private static let lastFramesTime: UInt64 = 100_000_000
+  /// The time from a client that could not be served to the next one, in nanoseconds.
+  private static let acceptPause: UInt64 = 100_000_000
   private static let headerSize = NetworkHeader.size
 
   let link = NetdevLink(isConnected: false)
@@ -222,13 +224,15 @@ final class StreamNetwork: NetdevBackend {
     let (server, registration) = state.withLock { ($0.server, $0.registration) }
     guard let server, let registration else { return }
     // The client may be gone. Without a free descriptor the listener stays readable, so the next try comes later.
-    guard let file = try? server.listener.accept() else {
-      registration.setInterest([])
-      return timer.start(at: Clock.monotonic() + Self.lastFramesTime) { registration.setInterest(.readable) }
-    }
+    guard let file = try? server.listener.accept() else { return acceptLater(registration) }
     // Further clients wait in the listener's queue.
     registration.setInterest([])
     begin(file)
+  }
+
+  private func acceptLater(_ listening: EventLoop.Registration) {
+    listening.setInterest([])
+    timer.start(at: Clock.monotonic() + Self.acceptPause) { listening.setInterest(.readable) }
   }
 
   private func begin(_ file: consuming FileDescriptor) {
@@ -244,7 +248,12 @@ final class StreamNetwork: NetdevBackend {
       link.setConnected(true)
       connection.watch.begin()
     } catch {
-      attemptFailed(error)
+      // The connection is closed. A server takes the next client.
+      if let listening = state.withLock({ $0.server == nil ? nil : $0.registration }) {
+        acceptLater(listening)
+      } else {
+        attemptFailed(error)
+      }
     }
   }
 
