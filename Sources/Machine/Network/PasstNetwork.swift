@@ -38,7 +38,7 @@ final class PasstNetwork: NetdevBackend {
   private let stream: StreamNetwork
   private let host: NetdevHost
   private let state = Mutex(State())
-  /// Set once, at the end of `init`.
+  /// Set at the end of `init`; nil from `close` on.
   private let program = Mutex<ChildProcess?>(nil)
 
   init(id: Identifier, _ command: PasstCommand, on host: NetdevHost) throws(NetdevOpenError) {
@@ -109,7 +109,8 @@ final class PasstNetwork: NetdevBackend {
       return state.readiness
     }
     readiness?.cancel()
-    program.withLock { $0 }?.stop()
+    // From now on only the loop holds the process, so its end kills a passt that ignores SIGTERM.
+    program.withLock { $0.take() }?.stop()
     stream.close()
   }
 

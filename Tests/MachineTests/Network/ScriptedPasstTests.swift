@@ -47,4 +47,13 @@ import Testing
     backend.close()
     loop.stop()
   }
+
+  @Test func `a passt that ignores SIGTERM ends with the loop, even if a device still has its netdev`() throws {
+    let backend = try start("trap '' TERM; \(getReady); exec sleep 1000")
+    let process = try process(backend)
+    backend.close()
+    loop.stop()
+    #expect(eventually { kill(process, 0) < 0 && errno == ESRCH })
+    withExtendedLifetime(backend) {}
+  }
 }
