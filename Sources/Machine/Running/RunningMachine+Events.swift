@@ -114,11 +114,9 @@ extension RunningMachine {
       case .removeNode(let id): try board.removeNode(id)
       case .addObject(let object): try board.add(object)
       case .removeObject(let id): try board.removeObject(id)
-      case .resizeNode(let id, let size): try board.resizeNode(id, to: size)
-      case .addNetdev(let options): try board.add(options)
-      case .removeNetdev(let name): try board.removeNetdev(name)
-      case .setLink(let name, let isUp): try board.setLink(name, up: isUp)
       case .setRebootAction(let action): rebootAction = action
+      // MachineController has carried these out on the caller's thread, and does not post them.
+      case .resizeNode, .addNetdev, .removeNetdev, .setLink: break
       }
       // Answer after the notices: a QMP event comes before the answer to the command that caused it.
       pending.answer()
