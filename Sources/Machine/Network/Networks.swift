@@ -52,6 +52,8 @@ final class Networks: Sendable {
     var reserved: Set<Identifier> = []
     var cards: [Card] = []
     var listener: (@Sendable (MachineNotice) -> Void)?
+    /// The notices from before there was a listener.
+    var early: [MachineNotice] = []
     var hasEnded = false
   }
 
@@ -61,8 +63,19 @@ final class Networks: Sendable {
   /// - Parameter loop: serves the backends; nil for a machine without netdevs.
   init(on loop: EventLoop? = nil) { self.loop = loop }
 
-  /// - Parameter listener: called on any thread for each notice of a netdev. Must not block.
-  func listen(_ listener: @escaping @Sendable (MachineNotice) -> Void) { state.withLock { $0.listener = listener } }
+  /// Sets the listener, and calls it for each earlier notice. Called once.
+  /// - Parameter listener: called on any thread for each notice of a netdev, in their order. Must not block.
+  func listen(_ listener: @escaping @Sendable (MachineNotice) -> Void) {
+    while true {
+      let early = state.withLock { state -> [MachineNotice] in
+        if state.early.isEmpty { state.listener = listener }
+        defer { state.early = [] }
+        return state.early
+      }
+      if early.isEmpty { return }
+      for notice in early { listener(notice) }
+    }
+  }
 
   // MARK: Netdevs
 
@@ -106,7 +119,19 @@ final class Networks: Sendable {
   /// The limit of `awaitStart`, in nanoseconds. passt starts in 0.3 s.
   private static let startTime: UInt64 = 5_000_000_000
 
-  private func notify(_ notice: MachineNotice) { state.withLock { $0.listener }?(notice) }
+  /// The most notices that wait for a listener; the newest stay. A peer may connect and disconnect during a long start.
+  private static let earlyLimit = 256
+
+  private func notify(_ notice: MachineNotice) {
+    let listener = state.withLock { state in
+      if state.listener == nil {
+        if state.early.count == Self.earlyLimit { state.early.removeFirst() }
+        state.early.append(notice)
+      }
+      return state.listener
+    }
+    listener?(notice)
+  }
 
   /// Closes a netdev. A device that uses it keeps it, with its link down.
   func close(_ name: String) {

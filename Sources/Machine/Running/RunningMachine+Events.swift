@@ -34,6 +34,8 @@ extension RunningMachine {
   }
 
   private func begin() throws(StartError) {
+    // The netdevs are open since step 2, but the listeners of the controller were added after it.
+    board.networks.listen { [weak controller] in controller?.notify($0) }
     serial?.connect(board.serial)
     if !configuration.startsPaused {
       controller.set(.running)

@@ -119,7 +119,6 @@ public final class RunningMachine {
     remapping = board.inspection
     let controller = MachineController(events: events, board: board, requestQuit: requestQuit)
     self.controller = controller
-    board.networks.listen { [weak controller] in controller?.notify($0) }
     hotplug = Hotplug(
       board: board, configuration: configuration, guestHasStarted: { controller.status != .prelaunch },
       notify: { controller.notify($0) })

@@ -155,7 +155,7 @@ private let isPasstUsable: Bool = {
       #expect(message[0] == 2 && fields[53] == [2])
       #expect(message[16..<20] == [192, 0, 2, 77])
       #expect(fields[1] == [255, 255, 255, 0] && fields[3] == [192, 0, 2, 1])
-      #expect(notices.all.isEmpty)
+      #expect(notices.all == [.streamConnected(try Identifier(text: "n0"), .unix(path: ""))])
     }
   }
 

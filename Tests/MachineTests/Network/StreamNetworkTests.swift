@@ -61,6 +61,28 @@ import Testing
     }
   }
 
+  @Test func `a listener that is added before the machine runs gets the notices of its start`() throws {
+    let peer = try UnixListener(at: path)
+    defer { unlink(path) }
+    var configuration = MachineConfiguration()
+    configuration.accelerator = .qtest
+    configuration.memory.size = 64 << 20
+    configuration.netdevs = [try netdev("n0")]
+    let machine = try RunningMachine(configuration, interpreter: PassingInterpreter())
+    let address = SocketAddress.unix(path: path)
+    #expect(eventually { machine.inspection.freeNetdevs.first?.status == .connected(address) })
+    do { _ = try peer.accept() }
+    #expect(eventually { machine.inspection.freeNetdevs.first?.status == .disconnected })
+    let notices = Notes<MachineNotice>()
+    machine.control.addListener { notices.add($0) }
+    nonisolated(unsafe) let running = machine
+    let thread = try Thread(name: "machine") { _ = try? running.run() }
+    let id = try Identifier(text: "n0")
+    #expect(eventually { notices.all == [.streamConnected(id, address), .streamDisconnected(id)] })
+    machine.control.requestQuit(.monitorQuit)
+    thread.join()
+  }
+
   @Test func `two machines exchange frames over their sockets`() throws {
     try run([try netdev("n0", [("server", "on")])], [try card("d0", on: "n0")]) { one, _ in
       try run([try netdev("n0")], [try card("d0", on: "n0")]) { two, _ in
