@@ -47,6 +47,23 @@ import Testing
         == .value(name: "addr.path", text: long, .tooLong(bytes: 107)))
   }
 
+  @Test func `the host of a stream is an IPv4 address or localhost, and empty only for a server`() throws {
+    func problem(_ host: String, _ server: String) -> PropertyError? {
+      self.problem(
+        [("addr.type", "inet"), ("addr.host", host), ("addr.port", "99"), ("server", server)],
+        of: StreamNetdevOptions.self)
+    }
+    let refusal = PropertyError.rule(
+      "addr.host must be an IPv4 address or localhost: host names are not resolved")
+    for server in ["on", "off"] {
+      for host in ["127.0.0.1", "localhost", "255.0.10.200"] { #expect(problem(host, server) == nil, "\(host)") }
+      for host in ["host.example", "127.0.0", "127.0.0.256", "127.0.0.01", "1.2.3.4.5", "::1", " 127.0.0.1"] {
+        #expect(problem(host, server) == refusal, "\(host)")
+      }
+    }
+    #expect(problem("", "on") == nil && problem("", "off") == refusal)
+  }
+
   @Test func `a dgram needs two addresses of one type, and no multicast group`() throws {
     let local = [("local.type", "unix"), ("local.path", "/a")]
     let remote = [("remote.type", "unix"), ("remote.path", "/b")]

@@ -46,6 +46,11 @@ public struct SocketAddressOptions: Hashable, Sendable {
     ]
   }
 
+  /// Whether a connection to this host can be made: inet_pton(3) takes an IPv4 address in its canonical form.
+  static func isUsable(_ host: String) -> Bool {
+    host == "localhost" || (try? IPv4Address(text: host))?.text == host
+  }
+
   /// The address; nil if the rules do not hold.
   var address: SocketAddress? {
     switch kind {

@@ -25,6 +25,10 @@ public struct StreamNetdevOptions: NetdevOptions, Hashable {
   // net_init_stream (net/stream.c).
   public static let rules: [PropertyRule<Self>] =
     SocketAddressOptions.rules("addr", \.address) + [
+      PropertyRule(otherwise: "addr.host must be an IPv4 address or localhost: host names are not resolved") {
+        guard $0.address.kind == .inet, let host = $0.address.host else { return true }
+        return SocketAddressOptions.isUsable(host) || $0.server && host.isEmpty
+      },
       PropertyRule(otherwise: "'reconnect' and 'reconnect-ms' are mutually exclusive") {
         $0.reconnectSeconds == nil || $0.reconnectMilliseconds == nil
       },
