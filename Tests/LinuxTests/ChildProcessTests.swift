@@ -99,9 +99,24 @@ import Testing
     #expect(eventually { ends.all == [.killed(signal: SIGTERM)] })
     let stubborn = try shell("trap '' TERM; echo ready >&2; while :; do sleep 1; done")
     #expect(eventually { stubborn.lastLines == ["ready"] })
+    // The loop cannot take the program's end before `stop` has returned.
+    let (blocked, gate) = (Semaphore(), Semaphore())
+    let job = EventLoop.Job(on: loop)
+    job.onRun {
+      blocked.signal()
+      gate.wait()
+    }
+    job.schedule()
+    blocked.wait()
     let begin = Clock.monotonic()
-    stubborn.stop(patience: 200_000_000)
-    #expect(Clock.monotonic() - begin < 100_000_000)
+    let stops = Notes<ChildProcess.End?>()
+    let thread = try Thread(name: "stop test") {
+      stubborn.stop(patience: 200_000_000)
+      stops.add(stubborn.end)
+    }
+    #expect(eventually { stops.all == [nil] })
+    gate.signal()
+    thread.join()
     #expect(eventually { ends.all.count == 2 })
     #expect(ends.all.last == .killed(signal: SIGKILL))
     #expect(Clock.monotonic() - begin >= 200_000_000)
