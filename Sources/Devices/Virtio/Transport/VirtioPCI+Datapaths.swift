@@ -16,21 +16,22 @@ enum QueueHandover: Sendable {
 struct DatapathLoan: Sendable {
   let datapath: any QueueDatapath
   let notifiers: QueueNotifiers
-  /// The descriptor of the call notifier that the datapath received last.
-  var call: Int32?
+  /// The call notifier that the datapath received last. It is kept, so that no other one gets its descriptor.
+  var call: Notifier?
 }
 
 /// The service of queues by datapaths. All functions with `registers` are called with the transport's lock held.
 extension VirtioPCI {
   /// Starts a queue that the driver has enabled, from the beginning of its ring.
   func start(_ index: Int, _ registers: inout Registers) {
-    // If a former stop is pending, its completion starts the queue.
-    if case .none = registers.handovers[index] { begin(index, at: 0, &registers) }
+    // The queue before may have failed. If a former stop is pending, its completion starts the queue.
+    if registers.common.isLive, case .none = registers.handovers[index] { begin(index, at: 0, &registers) }
   }
 
   private func begin(_ index: Int, at start: UInt16, _ registers: inout Registers) {
     let slot = slots[index]
     guard let datapath = device.datapath(forQueue: index), let notifiers = slot.lend() else {
+      if case .suspended = registers.handovers[index] { takeBack(index, &registers) }
       return beginLocally(index, at: start, &registers)
     }
     guard function.requester.busMasterEnable else {
@@ -51,7 +52,7 @@ extension VirtioPCI {
     do {
       try datapath.start(queue)
       registers.handovers[index] = .running(
-        DatapathLoan(datapath: datapath, notifiers: notifiers, call: call?.descriptor))
+        DatapathLoan(datapath: datapath, notifiers: notifiers, call: call))
       // For chains that were available before.
       slot.wake()
     } catch {
@@ -163,8 +164,8 @@ extension VirtioPCI {
   func updateCall(_ index: Int, _ registers: inout Registers) {
     guard case .running(var loan) = registers.handovers[index] else { return }
     let call = callNotifier(of: slots[index], loan.notifiers)
-    guard call?.descriptor != loan.call else { return }
-    loan.call = call?.descriptor
+    guard call?.descriptor != loan.call?.descriptor else { return }
+    loan.call = call
     registers.handovers[index] = .running(loan)
     loan.datapath.setCall(call, queue: index)
   }

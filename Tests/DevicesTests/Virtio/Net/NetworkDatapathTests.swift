@@ -1,5 +1,6 @@
 import Devices
 import Hardware
+import Synchronization
 import TestSupport
 import Testing
 
@@ -8,7 +9,11 @@ import Testing
   /// Records the numbers of the queues that it serves.
   private final class Server: QueueDatapath {
     let started = Notes<Int>()
-    func start(_ queue: DatapathQueue) throws(DatapathRefusal) { started.add(queue.index) }
+    let fails = Mutex(false)
+    func start(_ queue: DatapathQueue) throws(DatapathRefusal) {
+      started.add(queue.index)
+      if fails.withLock({ $0 }) { throw .failed }
+    }
     func stop(queue index: Int, _ completion: @escaping @Sendable (UInt16?) -> Void) -> DatapathStop { .stopped(0) }
     func setCall(_ call: Notifier?, queue index: Int) {}
   }
@@ -27,6 +32,13 @@ import Testing
     let network = try make()
     #expect(server.started.all == [0, 1, 2, 3])
     #expect(network.board.workers.workers.map(\.isLent) == [true, true, true, true, false])
+  }
+
+  @Test func `after a queue has failed, no further queue starts`() throws {
+    server.fails.withLock { $0 = true }
+    let network = try make()
+    #expect(server.started.all == [0])
+    #expect(network.board.workers.workers.map(\.isLent) == [false, false, false, false, false])
   }
 
   @Test func `without multiqueue, queue 2 is the control queue`() throws {
