@@ -93,7 +93,7 @@ final class TestSession {
 
   static let features: UInt64 = 1 << 32 | 1 << 29 | 1 << 9 | 1 << 40
 
-  func start(_ queue: Int, start: UInt16 = 0, used: UInt16? = 3) -> Bool {
-    session.start(queue: queue, ring(start: start, used: used), features: Self.features)
+  func start(_ queue: Int, start: UInt16 = 0, used: UInt16? = 3, features: UInt64 = features) -> Bool {
+    session.start(queue: queue, ring(start: start, used: used), features: features)
   }
 }

@@ -6,6 +6,8 @@ public struct DeviceProfile: Sendable {
   public var queueSize: UInt16
   /// The number of queues of a back end that cannot report it (without the protocol feature MQ).
   public var queueCountWithoutReport: Int
+  /// The number of virtqueues in each unit of the back end's report: a network's back end reports pairs.
+  public var queuesPerReport = 1
   /// The RAM that the back end may use: at most `MemoryRegion.limit` regions.
   public var memory: [MemoryRegion] = []
   /// The number of bytes of the device configuration that come from the back end.
@@ -13,9 +15,11 @@ public struct DeviceProfile: Sendable {
   /// Virtio features that the back end must have. After the first connection, those that the device has offered.
   public var requiredFeatures: UInt64
   public var requiredProtocolFeatures: ProtocolFeatures = []
-  /// Whether a queue may continue on a new connection although the back end did not record the requests in flight. A
-  /// network loses packets then; a disk would lose writes.
+  /// Whether a queue waits for the next connection, if there is one, although no record of the requests in flight
+  /// exists. A network loses packets then; a disk would lose writes.
   public var resumesWithoutInflight = false
+  /// Whether a failure of the first connection is followed by another try.
+  public var outlivesFirstFailure = false
   /// The longest time for an answer, in nanoseconds.
   public var patience: UInt64 = 5_000_000_000
 
@@ -38,6 +42,9 @@ public struct DeviceProfile: Sendable {
   static let understood: ProtocolFeatures = [
     .multiqueue, .replyAcknowledgement, .backEndRequests, .configuration, .inflight, .resetDevice, .status,
   ]
+
+  /// The number of queues, as the back end reports it.
+  var neededReport: Int { (queueCount + queuesPerReport - 1) / queuesPerReport }
 }
 
 /// A back end after the handshake.

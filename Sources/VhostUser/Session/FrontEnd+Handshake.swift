@@ -16,15 +16,16 @@ extension FrontEnd {
     let offered = ProtocolFeatures(rawValue: value)
     let missing = profile.requiredProtocolFeatures.subtracting(offered)
     if !missing.isEmpty { throw .lacksProtocolFeatures(missing) }
-    let accepted = offered.intersection(DeviceProfile.understood)
+    var accepted = offered.intersection(DeviceProfile.understood)
+    if profile.resumesWithoutInflight { accepted.remove(.inflight) }
     // The acknowledgements begin with the next request.
     tell(.setProtocolFeatures, [UInt8](littleEndian: accepted.rawValue))
     backEnd.protocolFeatures = accepted
   }
 
   mutating func acceptQueueCount(_ value: UInt64) throws(VhostUserError) {
-    guard value >= UInt64(profile.queueCount) else {
-      throw .tooFewQueues(available: value, needed: profile.queueCount)
+    guard value >= UInt64(profile.neededReport) else {
+      throw .tooFewQueues(available: value, needed: profile.neededReport)
     }
     backEnd.queueCount = Int(clamping: value)
   }

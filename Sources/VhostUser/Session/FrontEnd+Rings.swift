@@ -48,6 +48,13 @@ extension FrontEnd {
     queues[index].hasStaleCall = true
   }
 
+  /// Sets whether the back end may process a queue: it ignores a disabled one, or drops its buffers.
+  mutating func setEnabled(_ isEnabled: Bool, queue index: Int) {
+    guard queues.indices.contains(index), queues[index].isEnabled != isEnabled else { return }
+    queues[index].isEnabled = isEnabled
+    queues[index].hasStaleEnable = true
+  }
+
   /// Records that the driver has reset the device. The back end gets the reset when its queues have stopped.
   mutating func reset() {
     needsReset = session != .none
@@ -121,6 +128,17 @@ extension FrontEnd {
       queues[index].hasStaleCall = false
       set(.setVringCall, ring.call, of: index)
     }
+    if queues[index].hasStaleEnable, !isAwaiting(.setVringEnable) {
+      queues[index].hasStaleEnable = false
+      enable(index)
+    }
+  }
+
+  private mutating func enable(_ index: Int) {
+    // Without the feature, a ring starts enabled, and stays so.
+    guard backEnd.features & FeatureBits.protocolFeatures != 0 else { return }
+    let state = VringState(index: UInt32(index), number: queues[index].isEnabled ? 1 : 0)
+    tell(.setVringEnable, state.bytes)
   }
 
   private mutating func resetBackEnd() {
@@ -148,6 +166,13 @@ extension FrontEnd {
       ask(.getStatus)
     }
     tell(.setMemTable, MemoryRegion.table(profile.memory), profile.memory.map(\.file))
+    if sessionFeatures & FeatureBits.accessPlatform != 0 {
+      // Between two sessions it received no invalidations.
+      if mayHoldTranslations {
+        tell(.iotlbMessage, IOTLBMessage(.invalidate, address: 0, count: .max).bytes)
+      }
+      mayHoldTranslations = true
+    }
     session = .begun
     guard backEnd.protocolFeatures.contains(.inflight) else { return }
     if let inflight { return tell(.setInflightFD, inflight.description.bytes, [inflight.file]) }
@@ -181,6 +206,7 @@ extension FrontEnd {
     }
     queues[index].phase = .running
     queues[index].hasStaleCall = false
+    queues[index].hasStaleEnable = false
     let number = UInt32(index)
     tell(.setVringNum, VringState(index: number, number: UInt32(ring.size)).bytes)
     tell(.setVringBase, VringState(index: number, number: UInt32(ring.startIndex)).bytes)
@@ -189,10 +215,7 @@ extension FrontEnd {
     tell(.setVringAddr, addresses.bytes)
     set(.setVringCall, ring.call, of: index)
     set(.setVringKick, ring.kick, of: index)
-    // Without the feature, a ring starts enabled.
-    if backEnd.features & FeatureBits.protocolFeatures != 0 {
-      tell(.setVringEnable, VringState(index: number, number: 1).bytes)
-    }
+    enable(index)
   }
 
   private mutating func set(_ request: FrontEndRequest, _ descriptor: SharedDescriptor?, of index: Int) {

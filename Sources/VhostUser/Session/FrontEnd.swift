@@ -47,6 +47,9 @@ struct FrontEnd: Sendable {
     var phase = QueuePhase.stopped
     /// Whether the back end has an older call descriptor.
     var hasStaleCall = false
+    /// Whether the back end may process the queue, and whether it has another setting.
+    var isEnabled = true
+    var hasStaleEnable = false
     /// Whether the connection ended while the back end served the queue. Its index is unknown until it is read from the
     /// guest's memory.
     var wasInterrupted = false
@@ -80,6 +83,8 @@ struct FrontEnd: Sendable {
   /// The driver's features that the back end has.
   var sessionFeatures: UInt64 = 0
   var hasDriverOK = false
+  /// Whether the back end may hold translations of an earlier session.
+  var mayHoldTranslations = false
   var queues: [Queue]
   var inflight: Inflight?
   var needsReset = false
@@ -121,12 +126,19 @@ struct FrontEnd: Sendable {
   /// Fixes the features that a back end must have from now on: those that the device offers its driver.
   mutating func require(_ features: UInt64) { profile.requiredFeatures |= features }
 
+  /// Replaces what a back end must have from now on.
+  mutating func require(only features: UInt64, _ protocolFeatures: ProtocolFeatures) {
+    profile.requiredFeatures = features
+    profile.requiredProtocolFeatures = protocolFeatures
+  }
+
   /// Ends the connection. Stops end without an index. Queues wait for the next connection, or fail.
   mutating func disconnect() {
     guard phase != .disconnected else { return }
     phase = .disconnected
     session = .none
     hasDriverOK = false
+    mayHoldTranslations = false
     channel = nil
     output = []
     for entry in awaited { if let onAnswer = entry.onAnswer { notices.append(.call(onAnswer)) } }
@@ -139,14 +151,14 @@ struct FrontEnd: Sendable {
     let wasServed = queues[index].phase != .stopped
     queues[index].phase = .stopped
     queues[index].hasStaleCall = false
+    queues[index].hasStaleEnable = false
     if let onStop = queues[index].onStop {
       queues[index].onStop = nil
       notices.append(.call { onStop(nil) })
     }
     guard let ring = queues[index].wanted else { return }
     if wasServed { queues[index].wasInterrupted = true }
-    let mayResume = !queues[index].wasInterrupted || inflight != nil || profile.resumesWithoutInflight
-    if reconnects, mayResume { return }
+    if profile.resumesWithoutInflight || reconnects && (!queues[index].wasInterrupted || inflight != nil) { return }
     queues[index] = Queue()
     notices.append(.call(ring.fail))
   }

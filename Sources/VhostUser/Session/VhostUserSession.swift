@@ -55,6 +55,7 @@ public final class VhostUserSession: Sendable {
   private let job: EventLoop.Job
   private let timer: EventLoop.Timer
   private let patience: UInt64
+  private let outlivesFirstFailure: Bool
   private let device = Mutex<WeakDevice>(WeakDevice(device: nil))
   private let state: Mutex<State>
   private let link = Mutex<Link?>(nil)
@@ -67,6 +68,7 @@ public final class VhostUserSession: Sendable {
     self.loop = loop
     self.dialer = dialer
     patience = profile.patience
+    outlivesFirstFailure = profile.outlivesFirstFailure
     state = Mutex(State(frontEnd: FrontEnd(profile, reconnects: dialer.reconnects)))
     job = EventLoop.Job(on: loop)
     timer = EventLoop.Timer(on: loop)
@@ -102,6 +104,11 @@ public final class VhostUserSession: Sendable {
   /// Fixes the features that every later back end must have: those that the device offers its driver.
   public func require(_ features: UInt64) { state.withLock { $0.frontEnd.require(features) } }
 
+  /// Replaces the features that every later back end must have, for a new device on the same connection.
+  public func require(only features: UInt64, _ protocolFeatures: ProtocolFeatures) {
+    state.withLock { $0.frontEnd.require(only: features, protocolFeatures) }
+  }
+
   /// Starts a queue, now or when the next back end is connected.
   /// - Parameter features: those that the driver has accepted.
   /// - Returns: false if there is no back end and none will come.
@@ -124,6 +131,12 @@ public final class VhostUserSession: Sendable {
 
   public func setCall(_ call: SharedDescriptor?, queue index: Int) {
     state.withLock { $0.frontEnd.setCall(call, queue: index) }
+    job.schedule()
+  }
+
+  /// Sets whether the back end may process a queue. A queue is enabled at first, and the setting survives a stop.
+  public func setEnabled(_ isEnabled: Bool, queue index: Int) {
+    state.withLock { $0.frontEnd.setEnabled(isEnabled, queue: index) }
     job.schedule()
   }
 
@@ -315,11 +328,11 @@ public final class VhostUserSession: Sendable {
     let mayReconnect = dialer.reconnects
     let isFirst = state.withLock { state in
       let isFirst = state.first == nil
-      // A device that is being built does not wait for a second back end.
+      // The builder of a device does not wait for a second back end.
       if isFirst { state.first = .failure(error) }
       return isFirst
     }
-    let isFinal = !mayReconnect || isFirst
+    let isFinal = !mayReconnect || isFirst && !outlivesFirstFailure
     closeLink()
     wakeWaiters()
     device.withLock { $0.device }?.backEndLost(error, isFinal: isFinal)
