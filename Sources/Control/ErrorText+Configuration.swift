@@ -24,6 +24,7 @@ extension ErrorText {
     // The next two texts are QEMU's.
     case .netdev(_, .missingID): "Parameter 'id' is missing"
     case .netdev(_, .duplicateID(let id)): "Duplicate ID '\(id)' for netdev"
+    case .netdev(_, .chardev(let problem)): text(for: problem)
     case .device(_, let problem): text(for: problem)
     }
   }

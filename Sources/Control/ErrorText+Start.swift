@@ -112,6 +112,8 @@ extension ErrorText {
     case .vhost(.notVhost): "vhostfd is not an open file of /dev/vhost-net"
     case .vhost(.busy): "vhostfd belongs to another process"
     case .vhost(.failed(let error)): text(for: error)
+    case .chardev(let problem): text(for: problem)
+    case .vhostUser(let reason): text(for: reason)
     case .vhostFileCount(let count, let queues): "vhostfds has \(count) files, but the interface has \(queues) queues"
     }
   }

@@ -21,7 +21,7 @@ final class RunningNotices: Sendable {
     case .netdevProgramEnded(let id, let failure):
       stream.write(ErrorText.line([], "netdev \(ErrorText.quoted(id.text)): \(ErrorText.text(for: failure))"))
     case .reset, .shutdown, .powerDown, .paused, .resumed, .deviceDeleted, .unplugRefused, .deviceStatus,
-      .streamConnected, .streamDisconnected:
+      .streamConnected, .streamDisconnected, .vhostUserConnected, .vhostUserDisconnected:
       break
     }
   }

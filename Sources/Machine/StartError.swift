@@ -54,7 +54,7 @@ public enum StartError: Error, Hashable, Sendable {
 
 /// The reason why a vhost-user device cannot be built.
 public struct VhostUserProblem: Hashable, Sendable {
-  public enum Reason: Hashable, Sendable {
+  public enum Reason: Error, Hashable, Sendable {
     /// No other process can map the guest's RAM.
     case privateMemory
     /// Behind the IOMMU, the device needs a back end that translates addresses (VIRTIO_F_ACCESS_PLATFORM).

@@ -12,6 +12,8 @@ enum MonitorEventName: String, CaseIterable {
   case eventsDropped = "X_EVENTS_DROPPED"
   case streamConnected = "NETDEV_STREAM_CONNECTED"
   case streamDisconnected = "NETDEV_STREAM_DISCONNECTED"
+  case vhostUserConnected = "NETDEV_VHOST_USER_CONNECTED"
+  case vhostUserDisconnected = "NETDEV_VHOST_USER_DISCONNECTED"
   case powerDown = "POWERDOWN"
   case reset = "RESET"
   case resume = "RESUME"
@@ -26,7 +28,8 @@ enum MonitorEventName: String, CaseIterable {
       ["*device": .string, "path": .string]
     case .eventsDropped: ["count": .integer]
     case .streamConnected: ["netdev-id": .string, "addr": SocketAddress.schema]
-    case .streamDisconnected: ["netdev-id": .string]
+    case .streamDisconnected, .vhostUserDisconnected: ["netdev-id": .string]
+    case .vhostUserConnected: ["netdev-id": .string, "chardev-id": .string]
     case .powerDown, .resume, .stop: [:]
     case .reset, .shutdown: ["guest": .boolean, "reason": MachineCause.reasons]
     }
@@ -71,6 +74,9 @@ extension MachineNotice {
     case .streamConnected(let id, let address):
       (name, data) = (.streamConnected, ["netdev-id": .string(id.text), "addr": address.json])
     case .streamDisconnected(let id): (name, data) = (.streamDisconnected, ["netdev-id": .string(id.text)])
+    case .vhostUserConnected(let id, let chardev):
+      (name, data) = (.vhostUserConnected, ["netdev-id": .string(id.text), "chardev-id": .string(chardev.text)])
+    case .vhostUserDisconnected(let id): (name, data) = (.vhostUserDisconnected, ["netdev-id": .string(id.text)])
     case .deviceDeleted(let id, let path): (name, data) = (.deviceDeleted, Self.device(id, path))
     case .unplugRefused(let id, let path): (name, data) = (.unplugRefused, Self.device(id, path))
     case .deviceStatus(let id, let slot, let source, let status):

@@ -100,6 +100,7 @@ enum NetworkText {
     case .connected(.inet(let host, let port)): "tcp:\(host):\(port)"
     case .failed(let error): "error: \(ErrorText.text(for: error))"
     case .interface(let name): "ifname=\(name),script=no,downscript=no"
+    case .vhostUser(let chardev): "vhost-user0 to \(chardev.text)"
     case .process(let number): "stream,connected to pid \(number)"
     case .ended(let failure): "error: \(ErrorText.text(for: failure))"
     case .disconnected: "disconnected"

@@ -113,7 +113,7 @@ extension Board {
     guard let id = netdev.id else { return }
     if let missing = netdev.descriptors.first(where: { $0.file == nil }) { throw .noDescriptor(missing.text) }
     do throws(NetdevError) {
-      try networks.open(netdev, id: id, memory: memory)
+      try networks.open(netdev, id: id, memory: memory, chardevs: chardevs)
     } catch {
       switch error {
       case .duplicate: throw .backend(.duplicateNetdev(id))
@@ -133,7 +133,7 @@ extension Board {
   func openNetdev(_ netdev: any NetdevOptions) throws(StartError) {
     guard let id = netdev.id else { return }
     do throws(NetdevError) {
-      try networks.open(netdev, id: id, memory: memory)
+      try networks.open(netdev, id: id, memory: memory, chardevs: chardevs)
     } catch {
       guard case .host(let error) = error else { return }
       throw .netdev(typeName: type(of: netdev).typeName, id: id, error)

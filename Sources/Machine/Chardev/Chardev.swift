@@ -127,9 +127,15 @@ public final class Chardev: Sendable {
 
   // MARK: The host's end in the hands of a device
 
+  /// The reason why a device does not get the host's end.
+  enum HandOverError: Error {
+    case chardev(ChardevProblem)
+    case system(SystemError)
+  }
+
   /// Gives the host's end to a device that passes descriptors over it, until `takeBack`.
   /// - Returns: the source of its connections, and the loop that serves them.
-  func handOver() throws(StartError) -> (dialer: any BackEndDialer, loop: EventLoop) {
+  func handOver() throws(HandOverError) -> (dialer: any BackEndDialer, loop: EventLoop) {
     let id = options.id
     guard let socket = options as? SocketChardevOptions, let path = socket.path else {
       throw .chardev(id.map(ChardevProblem.notUnixSocket) ?? .missingID)

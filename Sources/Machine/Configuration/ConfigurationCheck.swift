@@ -68,6 +68,11 @@ extension MachineConfiguration {
       if let id = monitor.device, let problem = use(id) { throw .monitor(index: index, problem) }
     }
     if let qtest, let problem = use(qtest.device) { throw .qtest(problem) }
+    for (index, netdev) in netdevs.enumerated() {
+      if let id = netdev.chardev, let problem = use(id, isTakenOver: true) {
+        throw .netdev(index: index, .chardev(problem))
+      }
+    }
     for (index, device) in self.devices.enumerated() {
       if let id = device.chardev, let problem = use(id, isTakenOver: true) {
         throw .device(index: index, .chardev(problem))

@@ -56,6 +56,8 @@ public enum ObjectProblem: Hashable, Sendable {
 public enum NetdevProblem: Hashable, Sendable {
   case missingID
   case duplicateID(Identifier)
+  /// The character device that the netdev takes over.
+  case chardev(ChardevProblem)
 }
 
 public enum DeviceProblem: Error, Hashable, Sendable {

@@ -69,9 +69,11 @@ public struct MachineConfiguration: Sendable {
     }
   }
 
-  /// Whether other processes can map RAM: because of the options for RAM, or because a device needs it from the start.
+  /// Whether other processes can map RAM: because of the options for RAM, or because a device or a netdev needs it
+  /// from the start.
   public var sharesMemory: Bool {
     memory.isShared || memory.hugePages != nil || devices.contains { type(of: $0).needsSharedMemory }
+      || netdevs.contains { type(of: $0).needsSharedMemory }
   }
 
   /// An item of `-d`.

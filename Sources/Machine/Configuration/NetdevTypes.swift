@@ -2,6 +2,10 @@
 public protocol NetdevOptions: QOMOptions {
   /// The open files that the options name.
   var descriptors: [DescriptorReference] { get set }
+  /// The character device whose host's end the netdev takes over.
+  var chardev: Identifier? { get }
+  /// Whether another process maps the guest's RAM for the netdev.
+  static var needsSharedMemory: Bool { get }
 }
 
 extension NetdevOptions {
@@ -9,6 +13,8 @@ extension NetdevOptions {
     get { [] }
     set {}
   }
+  public var chardev: Identifier? { nil }
+  public static var needsSharedMemory: Bool { false }
 }
 
 /// Every netdev type. A new type is a file in the folder `Netdevs`, its backend, and a line here.
@@ -20,6 +26,7 @@ public enum NetdevTypes {
     DgramNetdevOptions.self,
     TapNetdevOptions.self,
     UserNetdevOptions.self,
+    VhostUserNetdevOptions.self,
   ]
 
   public static let all: [any NetdevOptions.Type] = opening.map { $0 }

@@ -14,6 +14,19 @@ protocol NetdevBackend: NetworkBackend {
   /// - Throws: the reason why the start has failed.
   func awaitStart(patience nanoseconds: UInt64) throws(NetdevOpenError)
 
+  /// Prepares for a device. Called when the device is built, by a caller that holds no lock; may wait for a back end
+  /// that is connecting.
+  /// - Parameters:
+  ///   - options: the device's.
+  ///   - usesTranslation: whether an IOMMU translates the device's addresses.
+  /// - Returns: the options, without those that the host's side lacks.
+  func admit(
+    _ options: VirtioOptions, usesTranslation: Bool
+  ) throws(VhostUserProblem.Reason) -> VirtioOptions
+
+  /// Sets the features that the admitted device offers its driver.
+  func setOffered(_ features: VirtioFeatures)
+
   /// Ends the connection and releases the host's resources; a device that still uses the netdev sees its link go down.
   /// Called once, on any thread, by a caller that holds no lock.
   func close()
@@ -23,6 +36,10 @@ extension NetdevBackend {
   var isLinkUp: Bool { link.isUp }
   func connect(to frontend: any NetworkFrontend) { link.connect(to: frontend) }
   func awaitStart(patience nanoseconds: UInt64) throws(NetdevOpenError) {}
+  func admit(
+    _ options: VirtioOptions, usesTranslation: Bool
+  ) throws(VhostUserProblem.Reason) -> VirtioOptions { options }
+  func setOffered(_ features: VirtioFeatures) {}
 }
 
 /// The connection of a netdev, as monitors show it.
@@ -38,6 +55,8 @@ public enum NetdevStatus: Hashable, Sendable {
   case interface(String)
   /// A program that this process has started, by its process id.
   case process(Int32)
+  /// A process that serves the queues, by the chardev over which it connects.
+  case vhostUser(Identifier)
   /// The program has ended.
   case ended(ProgramFailure)
   /// There was a connection, and none is being made.
@@ -49,6 +68,7 @@ public enum NetdevStatus: Hashable, Sendable {
 struct NetdevHost {
   let loop: EventLoop
   let memory: GuestMemory
+  let chardevs: Chardevs?
   let notify: @Sendable (MachineNotice) -> Void
 }
 
@@ -67,6 +87,8 @@ public enum NetdevOpenError: Error, Hashable, Sendable {
   case vhost(VhostNet.Problem)
   /// vhostfds has another number of files than the interface has queues.
   case vhostFileCount(Int, queues: Int)
+  case chardev(ChardevProblem)
+  case vhostUser(VhostUserProblem.Reason)
   /// PATH has no such program.
   case notInstalled(String)
   /// A program cannot be started.

@@ -18,6 +18,7 @@ final class NetdevLink: Sendable {
   init(isConnected: Bool) { state = Mutex(State(isConnected: isConnected)) }
 
   var isUp: Bool { state.withLock { $0.isUp } }
+  var isConnected: Bool { state.withLock { $0.isConnected } }
   /// The device that uses the netdev; nil if there is none.
   var frontend: (any NetworkFrontend)? { state.withLock { $0.frontend } }
 

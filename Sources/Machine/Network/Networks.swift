@@ -81,7 +81,9 @@ final class Networks: Sendable {
 
   /// Opens a netdev.
   /// - Throws: `duplicate` if there is one of that name, or the host's error.
-  func open(_ options: any NetdevOptions, id: Identifier, memory: GuestMemory) throws(NetdevError) {
+  func open(
+    _ options: any NetdevOptions, id: Identifier, memory: GuestMemory, chardevs: Chardevs?
+  ) throws(NetdevError) {
     guard let loop, let options = options as? any NetdevOptions & NetdevOpening else { throw .ended }
     let problem = state.withLock { state -> NetdevError? in
       if state.hasEnded { return .ended }
@@ -92,7 +94,8 @@ final class Networks: Sendable {
     if let problem { throw problem }
     let backend: any NetdevBackend
     do throws(NetdevOpenError) {
-      backend = try options.open(on: NetdevHost(loop: loop, memory: memory) { [weak self] in self?.notify($0) })
+      let host = NetdevHost(loop: loop, memory: memory, chardevs: chardevs) { [weak self] in self?.notify($0) }
+      backend = try options.open(on: host)
     } catch {
       state.withLock { _ = $0.reserved.remove(id) }
       throw .host(error)

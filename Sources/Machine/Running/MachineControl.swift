@@ -56,6 +56,10 @@ public enum MachineNotice: Hashable, Sendable {
   case streamConnected(Identifier, SocketAddress)
   /// A `-netdev stream` has lost its connection.
   case streamDisconnected(Identifier)
+  /// The back end of a `-netdev vhost-user` is connected, over a chardev.
+  case vhostUserConnected(Identifier, chardev: Identifier)
+  /// A `-netdev vhost-user` has lost its back end.
+  case vhostUserDisconnected(Identifier)
   /// The kernel's vhost-net has refused a queue of a `-netdev tap`. Nestling moves its packets itself.
   case vhostRefused(SystemError)
   /// The program of a netdev has ended by itself. The link of the netdev is down from now on.

@@ -23,7 +23,12 @@ extension VhostUserOptions {
     guard let regions = MemoryRegion.regions(of: board.memory) else { throw problem(.privateMemory) }
     guard let chardevs = board.chardevs else { throw .chardev(.notFound(id)) }
     let chardev = try chardevs.device(id)
-    let (dialer, loop) = try chardev.handOver()
+    let (dialer, loop) = try mapError(try chardev.handOver()) { (error: Chardev.HandOverError) -> StartError in
+      switch error {
+      case .chardev(let problem): .chardev(problem)
+      case .system(let error): .system(error)
+      }
+    }
     let count = configuration.processors.count
     let environment = board.environment(at: place)
     // Without a unit above it, the device's addresses are guest physical in any case.
@@ -63,7 +68,7 @@ extension VhostUserOptions {
 
 extension VirtioOptions {
   /// The features of the rings, which the back end must have.
-  fileprivate var ringFeatures: VirtioFeatures {
+  var ringFeatures: VirtioFeatures {
     var features: VirtioFeatures = [.version1]
     if eventIndex { features.insert(.eventIndex) }
     if indirectDescriptors { features.insert(.indirectDescriptors) }
@@ -71,7 +76,7 @@ extension VirtioOptions {
   }
 
   /// Switches off what the back end lacks.
-  fileprivate func limited(to backEnd: BackEnd) -> VirtioOptions {
+  func limited(to backEnd: BackEnd) -> VirtioOptions {
     let offered = VirtioFeatures(rawValue: backEnd.features)
     var options = self
     options.eventIndex = eventIndex && offered.contains(.eventIndex)

@@ -39,6 +39,16 @@ final class VhostUserTranslation: RemoteIOTLB {
     }
   }
 
+  /// Returns the guest physical address that the device reads at an address; nil if it has no translation.
+  func physicalAddress(of address: UInt64) -> UInt64? {
+    guard let port = state.withLock({ $0.port }) else { return nil }
+    var target: UInt64?
+    try? port.translate(address, for: .read, recordsFault: false) { mapping in
+      target = mapping.physicalAddress &+ (address &- mapping.range.first)
+    }
+    return target
+  }
+
   /// Ends the cache, after the connection has ended.
   func disconnect() { state.withLock { $0.port.take() }?.disconnect() }
 

@@ -6,12 +6,15 @@ import Testing
 
 /// Runs a machine without a CPU, with netdevs and devices, while `body` uses it.
 func runNetworkMachine(
-  _ netdevs: [any NetdevOptions], _ devices: [any DeviceOptions],
+  _ netdevs: [any NetdevOptions], _ devices: [any DeviceOptions], chardevs: [any ChardevOptions] = [],
+  sharesMemory: Bool = false,
   _ body: (RunningMachine, Notes<MachineNotice>) throws -> Void
 ) throws {
   var configuration = MachineConfiguration()
   configuration.accelerator = .qtest
   configuration.memory.size = 64 << 20
+  configuration.memory.isShared = sharesMemory
+  configuration.chardevs = chardevs
   configuration.netdevs = netdevs
   configuration.devices = devices
   let machine = try RunningMachine(configuration, interpreter: PassingInterpreter())

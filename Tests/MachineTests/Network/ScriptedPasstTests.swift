@@ -27,7 +27,7 @@ import Testing
     options.id = try Identifier(text: "n0")
     options.path = path
     let backend = try options.open(
-      on: NetdevHost(loop: loop, memory: try GuestMemory(size: 1 << 20, lowLimit: 1 << 20)) { _ in })
+      on: NetdevHost(loop: loop, memory: try GuestMemory(size: 1 << 20, lowLimit: 1 << 20), chardevs: nil) { _ in })
     try backend.awaitStart(patience: 20_000_000_000)
     return backend
   }

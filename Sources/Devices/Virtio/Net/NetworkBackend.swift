@@ -10,7 +10,7 @@ import Hardware
 /// A backend whose host serves the rings directly (vhost) has a `datapath`, and moves no packets through this protocol
 /// while it runs.
 public protocol NetworkBackend: AnyObject, Sendable {
-  /// Constant for the lifetime of the backend.
+  /// Constant while a device uses the backend.
   var capabilities: NetworkCapabilities { get }
 
   /// Whether the link is up. After a change the backend calls `NetworkFrontend.linkChanged`.
@@ -34,6 +34,9 @@ public protocol NetworkBackend: AnyObject, Sendable {
   /// Sets whether the device's link lets packets through, for the datapath.
   func deviceLinkChanged(isUp: Bool)
 
+  /// Reports that the driver has reset the device, after the datapath was asked to stop its queues.
+  func deviceReset()
+
   /// Sends one packet, or queues it; the segments may be reused after the call.
   /// - Parameters:
   ///   - header: requests only offloads in `capabilities.sends`. `bytes` is the form of a tap with a header of 12
@@ -56,6 +59,7 @@ public protocol NetworkBackend: AnyObject, Sendable {
 extension NetworkBackend {
   public var datapath: (any QueueDatapath)? { nil }
   public func deviceLinkChanged(isUp: Bool) {}
+  public func deviceReset() {}
 }
 
 /// The outcome of `NetworkBackend.send`.
@@ -76,11 +80,17 @@ public struct NetworkCapabilities: Hashable, Sendable {
   public var receives: NetworkOffloads
   /// The number of queue pairs.
   public var pairs: Int
+  /// The features of the process that serves the rings; nil if the device can serve them, too. The device offers those
+  /// of `VirtioNet.ringFeatures` that are among them, and no change of the offloads while the driver runs.
+  public var serverFeatures: VirtioFeatures?
 
-  public init(sends: NetworkOffloads = [], receives: NetworkOffloads = [], pairs: Int = 1) {
+  public init(
+    sends: NetworkOffloads = [], receives: NetworkOffloads = [], pairs: Int = 1, serverFeatures: VirtioFeatures? = nil
+  ) {
     self.sends = sends
     self.receives = receives
     self.pairs = pairs
+    self.serverFeatures = serverFeatures
   }
 }
 
@@ -111,4 +121,6 @@ public struct NetworkOffloads: OptionSet, Hashable, Sendable {
   /// UDP segmentation over IPv4 and IPv6.
   public static let uso4 = NetworkOffloads(rawValue: 0x20)
   public static let uso6 = NetworkOffloads(rawValue: 0x40)
+
+  public static let all = NetworkOffloads(rawValue: 0x7f)
 }

@@ -30,6 +30,11 @@ extension VirtioNet {
     .init(.netGuestAnnounce, requiresAnyOf: .netStatus),
   ]
 
+  /// The features that change what the server of the rings does.
+  public static let ringFeatures = (NetworkOffloads.sendFeatures + NetworkOffloads.receiveFeatures).reduce(
+    into: [.netMergeBuffers, .netMultiqueue] as VirtioFeatures
+  ) { $0.insert($1.feature) }
+
   /// The features that a device offers with these options, on a backend with these capabilities.
   static func offered(_ parameters: VirtioNetParameters, _ capabilities: NetworkCapabilities) -> VirtioFeatures {
     var features = parameters.features
@@ -38,6 +43,9 @@ extension VirtioNet {
     }
     for (feature, offloads) in NetworkOffloads.receiveFeatures where !capabilities.receives.isSuperset(of: offloads) {
       features.remove(feature)
+    }
+    if let server = capabilities.serverFeatures {
+      features.subtract(ringFeatures.subtracting(server).union(.netControlGuestOffloads))
     }
     features.insert(.netMAC)
     if parameters.mtu != nil { features.insert(.netMTU) }

@@ -115,6 +115,7 @@ public final class VirtioNet: VirtioDevice, NetworkFrontend {
       backend.setOffloads([])
       backend.setActivePairs(1)
     }
+    backend.deviceReset()
     for pair in pairs { pair.receiver.withLock { $0.discard() } }
   }
 

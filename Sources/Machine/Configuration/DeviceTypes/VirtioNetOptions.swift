@@ -1,4 +1,5 @@
 import Devices
+import Hardware
 import PCI
 
 /// `virtio-net-pci`: a network device (virtio 1.2, section 5.1). Names and defaults are QEMU's.
@@ -75,16 +76,28 @@ extension VirtioNetOptions: BoardDevice {
     _ device: Device, on board: Board, with configuration: MachineConfiguration
   ) throws(StartError) -> [Function] {
     guard let place = device.place else { return [] }
+    let environment = board.environment(at: place)
+    let usesTranslation = parameters.transport.iommuPlatform && !(environment.remapper is DirectRemapper)
     let net = try board.networks.add(
       device, on: netdev, address: address, exists: { board.devices.phase(of: $0) != nil }
     ) { (backend, address) throws(StartError) in
       var parameters = parameters
       parameters.address = address
-      return try mapError(try VirtioNet(parameters: parameters, backend: backend), StartError.network)
+      let netdev = backend as? any NetdevBackend
+      if let netdev {
+        let options = parameters.transport
+        parameters.transport = try mapError(
+          try netdev.admit(options, usesTranslation: usesTranslation)
+        ) { (reason: VhostUserProblem.Reason) -> StartError in
+          .vhostUser(VhostUserProblem(typeName: Self.typeName, reason: reason))
+        }
+      }
+      let net = try mapError(try VirtioNet(parameters: parameters, backend: backend), StartError.network)
+      netdev?.setOffered(net.features.union(net.parameters.transport.ringFeatures))
+      return net
     }
     let model = VirtioPCI(
-      device: net, options: net.parameters.transport, environment: board.environment(at: place),
-      address: place.address)
+      device: net, options: net.parameters.transport, environment: environment, address: place.address)
     return [model.function]
   }
 }
