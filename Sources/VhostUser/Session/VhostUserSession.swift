@@ -324,13 +324,15 @@ public final class VhostUserSession: Sendable {
   }
 
   /// Ends the connection after an error.
-  private func lose(_ error: VhostUserError) {
+  private func lose(_ cause: VhostUserError) {
     let mayReconnect = dialer.reconnects
-    let isFirst = state.withLock { state in
+    let (isFirst, error) = state.withLock { state in
+      // A session that was cut off may find its socket closed before it finds the cause.
+      let error = state.fault.take() ?? cause
       let isFirst = state.first == nil
       // The builder of a device does not wait for a second back end.
       if isFirst { state.first = .failure(error) }
-      return isFirst
+      return (isFirst, error)
     }
     let isFinal = !mayReconnect || isFirst && !outlivesFirstFailure
     closeLink()

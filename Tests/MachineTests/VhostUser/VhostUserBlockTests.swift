@@ -104,7 +104,10 @@ struct VhostUserBlockTests {
         try machine.control.perform(add)
         #expect(throws: Chardevs.Problem.inUse("c0")) { try machine.chardevs.remove("c0") }
         try machine.control.perform(.removeDevice("d0", isSurprise: true))
-        #expect(eventually { machine.chardevs.all.first?.hasFrontend == false })
+        #expect(
+          eventually {
+            machine.chardevs.all.first?.hasFrontend == false && machine.devices.allSatisfy { $0.id?.text != "d0" }
+          })
         // The slot is free when the guest has noticed the removal.
         machine.board.writePort(UInt16(BoardLayout.hotplugController + 0x10), 4, 0)
         machine.board.writePort(UInt16(BoardLayout.hotplugController + 0x08), 4, 1)
