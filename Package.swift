@@ -73,6 +73,10 @@ let package = Package(
       name: "FakeVhostUser", dependencies: ["VhostUser", "Linux", "Hardware", "TestSupport"],
       path: "Tests/FakeVhostUser",
       swiftSettings: [.swiftLanguageMode(.v6), .treatAllWarnings(as: .error), .enableUpcomingFeature("ExistentialAny")]),
+    // A driver's side of a virtqueue, and a tap interface's wire, for tests with the kernel's vhost-net.
+    .target(
+      name: "VhostSupport", dependencies: ["Vhost", "Linux", "CLinux"], path: "Tests/VhostSupport",
+      swiftSettings: [.swiftLanguageMode(.v6), .treatAllWarnings(as: .error), .enableUpcomingFeature("ExistentialAny")]),
     // A driver's view of the VT-d unit, and a walker written apart from the unit's.
     .target(
       name: "VTdOracle", dependencies: ["VTd", "Hardware", "TestSupport"], path: "Tests/VTdOracle",
@@ -107,7 +111,7 @@ let package = Package(
     tests(of: "Linux", uses: ["CLinux", "TestSupport"]),
     tests(of: "KVM", uses: ["Linux", "CLinux"]),
     tests(of: "VFIO", uses: ["Linux", "CLinux", "FakeVFIO"]),
-    tests(of: "Vhost", uses: ["Linux", "CLinux", "TestSupport"]),
+    tests(of: "Vhost", uses: ["Linux", "CLinux", "TestSupport", "VhostSupport"]),
     tests(of: "VhostUser", uses: ["Linux", "Hardware", "TestSupport", "FakeVhostUser"]),
     tests(of: "Hardware", uses: ["TestSupport"]),
     tests(of: "PCI", uses: ["Hardware", "TestSupport"]),
@@ -120,7 +124,7 @@ let package = Package(
       of: "Machine",
       uses: [
         "Control", "Hardware", "PCI", "Devices", "VTd", "Passthrough", "VFIO", "Vhost", "VhostUser", "FakeVFIO",
-        "FakeVhostUser", "CLinux", "KVM", "Linux", "VTdOracle", "TestSupport",
+        "FakeVhostUser", "CLinux", "KVM", "Linux", "VTdOracle", "TestSupport", "VhostSupport",
       ]),
     tests(
       of: "Control",

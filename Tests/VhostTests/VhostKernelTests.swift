@@ -1,63 +1,33 @@
-import CLinux
 import Glibc
 import Linux
 import TestSupport
 import Testing
-
-@testable import Vhost
+import Vhost
+import VhostSupport
 
 /// Moves frames between rings in guest memory and a tap interface, through the kernel's vhost-net. Runs only where the
 /// process may use /dev/vhost-net and create interfaces, as in the lab.
 @Suite(.serialized, .timeLimit(.minutes(2))) struct VhostKernelTests {
-  static let isPossible: Bool = {
-    guard access(VhostNet.devicePath, R_OK | W_OK) == 0, access(TapInterface.devicePath, R_OK | W_OK) == 0 else {
-      return false
-    }
-    return (try? TapInterface(named: "nstl%d")) != nil
-  }()
-
   /// VIRTIO_NET_F_MRG_RXBUF and VIRTIO_F_VERSION_1; VIRTIO_F_ACCESS_PLATFORM
   private static let features: UInt64 = 1 << 15 | 1 << 32
   private static let translation: UInt64 = 1 << 33
 
-  /// A tap interface, a packet socket on its host's end (packet(7)), and a vhost device on its other.
+  /// A tap interface with a vhost device on the guest's end.
   private final class Setup {
     let memory: GuestMemory
-    let tap: TapInterface
+    let wire: TapWire
     let device: VhostNet
     let receive: TestRing
     let send: TestRing
-    private let socket: FileDescriptor
     private let offset: UInt64
 
     init(offset: UInt64 = 0) throws {
       self.offset = offset
       memory = try GuestMemory(size: 4 << 20, lowLimit: 4 << 20)
-      tap = try TapInterface(named: "nstl%d")
+      wire = try TapWire()
       device = try VhostNet()
       receive = try TestRing(memory, at: 0x10_0000, offset: offset)
       send = try TestRing(memory, at: 0x20_0000, offset: offset)
-      let all = UInt16(0x0003).bigEndian
-      // AF_PACKET, ETH_P_ALL
-      socket = FileDescriptor(owning: Glibc.socket(17, Int32(SOCK_RAW.rawValue), Int32(all)))
-      try #require(socket.rawValue >= 0)
-      var name = [CChar](repeating: 0, count: 16)
-      for (index, byte) in tap.name.utf8.enumerated() { name[index] = CChar(bitPattern: byte) }
-      // SIOCSIFFLAGS, IFF_UP
-      var flags: UInt32 = 1
-      try #require(nestling_interface_request(socket.rawValue, 0x8914, &name, &flags) == 0)
-      // struct sockaddr_ll: family, protocol, index, and 12 bytes that bind(2) does not read.
-      var address = [UInt8](repeating: 0, count: 20)
-      address.withUnsafeMutableBytes {
-        $0.storeBytes(of: 17, as: UInt16.self)
-        $0.storeBytes(of: all, toByteOffset: 2, as: UInt16.self)
-        $0.storeBytes(of: Int32(if_nametoindex(tap.name)), toByteOffset: 4, as: Int32.self)
-      }
-      let bound = address.withUnsafeBytes {
-        bind(socket.rawValue, $0.baseAddress!.assumingMemoryBound(to: sockaddr.self), 20)
-      }
-      try #require(bound == 0)
-      socket.makeNonBlocking()
       try device.setMemory(memory)
       try device.setFeatures(VhostKernelTests.features | (offset == 0 ? 0 : VhostKernelTests.translation))
     }
@@ -67,8 +37,8 @@ import Testing
         for ring in [receive, send] { try map(ring.usedRing + offset, isWritable: true) }
       }
       for (number, ring) in [(0, receive), (1, send)] as [(UInt32, TestRing)] {
-        try device.start(try ring.ring(number))
-        try device.connect(number, to: tap.rawValue)
+        try device.start(ring.ring(number))
+        try device.connect(number, to: wire.tap.rawValue)
       }
     }
 
@@ -80,13 +50,13 @@ import Testing
 
     /// Whether a frame with the byte is on the wire before the others of the test.
     func hasFrame(_ byte: UInt8) throws -> Bool {
-      while let frame = try socket.read(count: 4096) {
+      while let frame = try wire.receive() {
         if frame.count == 64, frame[12] == 0x88, frame[13] == 0xb5 { return frame[14] == byte }
       }
       return false
     }
 
-    func inject(_ byte: UInt8) throws { try socket.write(VhostKernelTests.frame(byte)) }
+    func inject(_ byte: UInt8) throws { try wire.send(VhostKernelTests.frame(byte)) }
 
     /// Gives the kernel the translation of one page.
     func map(_ address: UInt64, isWritable: Bool) throws {
@@ -114,7 +84,7 @@ import Testing
     [UInt8](repeating: 0xff, count: 6) + [2, 0, 0, 0, 0, 1, 0x88, 0xb5] + [UInt8](repeating: byte, count: 50)
   }
 
-  @Test(.enabled(if: isPossible, "no /dev/vhost-net, or no right to use it"))
+  @Test(.enabled(if: TapWire.canUseVhost, "no /dev/vhost-net, or no right to use it"))
   func `frames go both ways, and the rings continue where they stopped`() throws {
     let setup = try Setup()
     for index in 0..<TestRing.size { setup.receive.submit(index, count: 2048, isWritable: true) }
@@ -133,14 +103,14 @@ import Testing
     setup.transmit(1, 8)
     usleep(50_000)
     #expect(try !setup.hasFrame(8) && setup.send.used == 1)
-    try setup.device.start(try setup.send.ring(1, start: 1))
-    try setup.device.connect(1, to: setup.tap.rawValue)
+    try setup.device.start(setup.send.ring(1, start: 1))
+    try setup.device.connect(1, to: setup.wire.tap.rawValue)
     #expect(try eventually { try setup.hasFrame(8) })
     #expect(setup.send.used == 2)
     #expect(!setup.send.takeError())
   }
 
-  @Test(.enabled(if: isPossible, "no /dev/vhost-net, or no right to use it"))
+  @Test(.enabled(if: TapWire.canUseVhost, "no /dev/vhost-net, or no right to use it"))
   func `an invalid descriptor signals the error eventfd`() throws {
     let setup = try Setup()
     try setup.start()
@@ -150,7 +120,7 @@ import Testing
     #expect(eventually { setup.send.takeError() })
   }
 
-  @Test(.enabled(if: isPossible, "no /dev/vhost-net, or no right to use it"))
+  @Test(.enabled(if: TapWire.canUseVhost, "no /dev/vhost-net, or no right to use it"))
   func `the kernel asks for each translation, and holds none after its invalidation`() throws {
     let offset: UInt64 = 0x7_0000_0000
     let setup = try Setup(offset: offset)
@@ -181,7 +151,7 @@ import Testing
     #expect(try eventually { try setup.hasFrame(9) })
   }
 
-  @Test(.enabled(if: isPossible, "no /dev/vhost-net, or no right to use it"))
+  @Test(.enabled(if: TapWire.canUseVhost, "no /dev/vhost-net, or no right to use it"))
   func `the kernel forgets misses and translations, and asks again`() throws {
     let offset: UInt64 = 0x7_0000_0000
     let setup = try Setup(offset: offset)
@@ -199,8 +169,8 @@ import Testing
     try setup.device.connect(1, to: nil)
     try setup.device.forgetMisses()
     try setup.map(setup.send.usedRing + offset, isWritable: true)
-    try setup.device.connect(1, to: setup.tap.rawValue)
-    EventDescriptor.signal(try setup.send.ring(1).kick)
+    try setup.device.connect(1, to: setup.wire.tap.rawValue)
+    EventDescriptor.signal(setup.send.ring(1).kick)
     var misses: [UInt64] = []
     #expect(
       try eventually {
