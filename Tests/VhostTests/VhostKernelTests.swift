@@ -170,7 +170,7 @@ import VhostSupport
     try setup.device.forgetMisses()
     try setup.map(setup.send.usedRing + offset, isWritable: true)
     try setup.device.connect(1, to: setup.wire.tap.rawValue)
-    EventDescriptor.signal(setup.send.ring(1).kick)
+    setup.send.kick.signal()
     var misses: [UInt64] = []
     #expect(
       try eventually {

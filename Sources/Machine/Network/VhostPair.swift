@@ -24,7 +24,7 @@ final class VhostPair: Sendable {
     var rings: [Ring?] = [nil, nil]
     var isLinkUp = true
     var isHeld = false
-    /// Whether the kernel is about to free misses.
+    /// Whether the queue of misses is being emptied.
     var isPaused = false
     var isClosed = false
     /// Whether a ring met an error of its translation. The rings stay off until both start anew.
@@ -70,7 +70,7 @@ final class VhostPair: Sendable {
     translation.setHandlers(
       VhostTranslation.Handlers(
         cut: { [weak self] in self?.cut() }, fail: { [weak self] in self?.cut() },
-        kick: { [weak self] in self?.kick(afterFreeingMisses: $0) }))
+        pause: { [weak self] in self?.change { $0.isPaused = true } }, resume: { [weak self] in self?.resume() }))
     for (ring, error) in errors.enumerated() {
       let registration = try loop.register(error.descriptor.rawValue, .readable) { [weak self] _ in
         self?.descriptorFailed(ring)
@@ -161,16 +161,10 @@ final class VhostPair: Sendable {
     }
   }
 
-  /// Makes the kernel continue with both rings, so that it sends the misses that they still wait for.
-  private func kick(afterFreeingMisses frees: Bool) {
-    if frees {
-      change { $0.isPaused = true }
-      try? device.forgetMisses()
-      change { $0.isPaused = false }
-    }
-    for ring in state.withLock({ $0.rings }) {
-      if let ring { EventDescriptor.signal(ring.queue.kick.descriptor) }
-    }
+  /// Continues after the queue of misses was emptied.
+  private func resume() {
+    try? device.forgetMisses()
+    change { $0.isPaused = false }
   }
 
   // MARK: The tap

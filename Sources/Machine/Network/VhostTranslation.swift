@@ -22,9 +22,11 @@ final class VhostTranslation: RemoteIOTLB {
     var cut: @Sendable () -> Void
     /// Stops packets, and costs the device a reset. Called on the loop's thread without a lock.
     var fail: @Sendable () -> Void
-    /// Makes the kernel continue with its rings, so that it sends again the misses that they wait for. Before that it
-    /// frees the misses that it keeps, if `frees` is true. Called on the loop's thread without a lock.
-    var kick: @Sendable (_ frees: Bool) -> Void
+    /// Stops packets, so that the rings send no misses. Called on the loop's thread without a lock.
+    var pause: @Sendable () -> Void
+    /// Makes the kernel free the misses that it keeps, and continue with the rings, which send again the misses that
+    /// they wait for. Called on the loop's thread without a lock.
+    var resume: @Sendable () -> Void
   }
 
   /// The most misses that the loop's thread answers before it serves other descriptors.
@@ -111,21 +113,47 @@ final class VhostTranslation: RemoteIOTLB {
       } catch {
         // Without messages the rings stand still.
         state.withLock { $0.registration }?.setInterest([])
+        endDraining()
         return fail()
       }
-      guard let miss else {
-        let (consequence, handlers) = state.withLock { ($0.refused.queueIsEmpty(), $0.handlers) }
-        if consequence != .nothing { handlers?.kick(consequence == .freeAndKick) }
-        return
+      guard let miss else { return endDraining() }
+      guard let port, !state.withLock({ $0.refused.isDraining }) else { continue }
+      switch answer(miss, from: port) {
+      case .done: break
+      case .doubtful: beginDraining()
+      case .failed:
+        // The queue may have more misses of the address.
+        beginDraining()
+        fail()
       }
-      if let port, !answer(miss, from: port) { fail() }
     }
   }
 
-  /// - Returns: false if the ring cannot continue.
-  private func answer(_ miss: VhostNet.Miss, from port: any RemoteDMAPort) -> Bool {
+  /// Empties the queue of misses while the rings pause.
+  private func beginDraining() {
+    let handlers = state.withLock { state in
+      state.refused.beginDraining()
+      return state.handlers
+    }
+    handlers?.pause()
+  }
+
+  private func endDraining() {
+    let (hasDrained, handlers) = state.withLock { ($0.refused.endDraining(), $0.handlers) }
+    if hasDrained { handlers?.resume() }
+  }
+
+  private enum Answer {
+    case done
+    /// The unit refuses the miss, which may be out of date.
+    case doubtful
+    /// The ring cannot continue.
+    case failed
+  }
+
+  private func answer(_ miss: VhostNet.Miss, from port: any RemoteDMAPort) -> Answer {
     // A buffer that wraps around the end of the address space confuses the kernel: it would ask without end.
-    if miss.address > .max - UInt64(UInt32.max) { return false }
+    if miss.address > .max - UInt64(UInt32.max) { return .failed }
     var access: DMAAccess = []
     if miss.reads { access.insert(.read) }
     if miss.writes { access.insert(.write) }
@@ -135,15 +163,15 @@ final class VhostTranslation: RemoteIOTLB {
       try port.translate(miss.address, for: access, recordsFault: isCurrent) { outcome = install($0, for: miss) }
     } catch {
       // Bus Master Enable is clear, so the transport is about to stop the rings.
-      if error == .disabled { return true }
+      if error == .disabled { return .done }
     }
-    if outcome == .installed { return true }
+    if outcome == .installed { return .done }
     if !isCurrent {
       state.withLock { $0.refused.add(miss.address) }
-      return true
+      return .doubtful
     }
     if outcome == .notMemory { port.noteUnclaimed() }
-    return false
+    return .failed
   }
 
   private enum Outcome {
