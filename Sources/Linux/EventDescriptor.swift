@@ -12,10 +12,13 @@ public struct EventDescriptor: ~Copyable, Sendable {
   public var rawValue: Int32 { file.rawValue }
 
   /// Adds one. If the counter is at its limit, write(2) fails, but the counter is nonzero already and the waiter wakes.
-  public func signal() {
+  public func signal() { Self.signal(file.rawValue) }
+
+  /// Adds one to the counter of an eventfd that another object owns.
+  public static func signal(_ descriptor: Int32) {
     var one: UInt64 = 1
     // SAFETY: eventfd(2) takes eight bytes.
-    _ = unsafe withUnsafeBytes(of: &one) { unsafe Glibc.write(file.rawValue, $0.baseAddress, 8) }
+    _ = unsafe withUnsafeBytes(of: &one) { unsafe Glibc.write(descriptor, $0.baseAddress, 8) }
   }
 
   /// Waits until the counter is nonzero, and resets it to zero.

@@ -70,7 +70,8 @@ final class VhostPair: Sendable {
     translation.setHandlers(
       VhostTranslation.Handlers(
         cut: { [weak self] in self?.cut() }, fail: { [weak self] in self?.cut() },
-        pause: { [weak self] in self?.change { $0.isPaused = true } }, resume: { [weak self] in self?.resume() }))
+        pause: { [weak self] in self?.change { $0.isPaused = true } }, resume: { [weak self] in self?.resume() },
+        kick: { [weak self] in self?.kick() }))
     for (ring, error) in errors.enumerated() {
       let registration = try loop.register(error.descriptor.rawValue, .readable) { [weak self] _ in
         self?.descriptorFailed(ring)
@@ -165,6 +166,14 @@ final class VhostPair: Sendable {
   private func resume() {
     try? device.forgetMisses()
     change { $0.isPaused = false }
+    kick()
+  }
+
+  /// Makes the kernel continue with both rings, so that it sends the misses that they still wait for.
+  private func kick() {
+    for ring in state.withLock({ $0.rings }) {
+      if let ring { EventDescriptor.signal(ring.queue.kick.descriptor) }
+    }
   }
 
   // MARK: The tap

@@ -27,6 +27,8 @@ final class VhostTranslation: RemoteIOTLB {
     /// Makes the kernel free the misses that it keeps, and continue with the rings, which send again the misses that
     /// they wait for. Called on the loop's thread without a lock.
     var resume: @Sendable () -> Void
+    /// Makes the kernel continue with the rings. Called on the loop's thread without a lock.
+    var kick: @Sendable () -> Void
   }
 
   /// The most misses that the loop's thread answers before it serves other descriptors.
@@ -113,14 +115,13 @@ final class VhostTranslation: RemoteIOTLB {
       } catch {
         // Without messages the rings stand still.
         state.withLock { $0.registration }?.setInterest([])
-        endDraining()
+        queueIsEmpty()
         return fail()
       }
-      guard let miss else { return endDraining() }
+      guard let miss else { return queueIsEmpty() }
       guard let port, !state.withLock({ $0.refused.isDraining }) else { continue }
       switch answer(miss, from: port) {
       case .done: break
-      case .doubtful: beginDraining()
       case .failed:
         // The queue may have more misses of the address.
         beginDraining()
@@ -138,15 +139,17 @@ final class VhostTranslation: RemoteIOTLB {
     handlers?.pause()
   }
 
-  private func endDraining() {
-    let (hasDrained, handlers) = state.withLock { ($0.refused.endDraining(), $0.handlers) }
-    if hasDrained { handlers?.resume() }
+  private func queueIsEmpty() {
+    let (consequence, handlers) = state.withLock { ($0.refused.queueIsEmpty(), $0.handlers) }
+    switch consequence {
+    case .nothing: break
+    case .kick: handlers?.kick()
+    case .resume: handlers?.resume()
+    }
   }
 
   private enum Answer {
     case done
-    /// The unit refuses the miss, which may be out of date.
-    case doubtful
     /// The ring cannot continue.
     case failed
   }
@@ -167,8 +170,8 @@ final class VhostTranslation: RemoteIOTLB {
     }
     if outcome == .installed { return .done }
     if !isCurrent {
-      state.withLock { $0.refused.add(miss.address) }
-      return .doubtful
+      if state.withLock({ $0.refused.add(miss.address) }) { beginDraining() }
+      return .done
     }
     if outcome == .notMemory { port.noteUnclaimed() }
     return .failed
