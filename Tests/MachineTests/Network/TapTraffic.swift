@@ -73,7 +73,6 @@ final class TapTraffic: @unchecked Sendable {
   /// The number of correct frames.
   var frames: Int { state.withLock { $0.frames } }
 
-  var debug: String { state.withLock { "\($0.buffers) \($0.used)" } }
   func start() { state.withLock { $0.isRunning = true } }
   func pause() { state.withLock { $0.isRunning = false } }
 

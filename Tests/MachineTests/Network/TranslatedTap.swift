@@ -121,8 +121,8 @@ final class TranslatedTap {
   func invalidate(_ physical: UInt64) -> Bool {
     let address = deviceAddress(of: physical)
     // Page-selective: within PASID 0 of domain 5, or within domain 7, in which `Guest` puts its device.
-    return guest.submitAndWait(
-      tables == .firstStage ? [6 | 3 << 4 | 5 << 16, address] : [2 | 3 << 4 | 7 << 16, address])
+    let descriptor: UInt64 = tables == .firstStage ? 6 | 3 << 4 | 5 << 16 : 2 | 3 << 4 | 7 << 16
+    return guest.submitAndWait([descriptor, address])
   }
 
   func takeFault() -> (reason: UInt8, source: UInt16, address: UInt64, isRead: Bool, pasid: UInt32?)? {
