@@ -39,12 +39,16 @@ final class VhostTranslation: RemoteIOTLB {
   private let device: any VhostDevice
   private let memory: GuestMemory
   private let loop: EventLoop
+  /// Continues after a burst. The burst may have emptied the queue, and then the descriptor is not readable.
+  private let continuation: EventLoop.Job
   private let state = Mutex(State())
 
   init(of device: any VhostDevice, memory: GuestMemory, loop: EventLoop) {
     self.device = device
     self.memory = memory
     self.loop = loop
+    continuation = EventLoop.Job(on: loop)
+    continuation.onRun { [weak self] in self?.answerMisses() }
   }
 
   deinit { state.withLock { $0.registration }?.cancel() }
@@ -128,6 +132,7 @@ final class VhostTranslation: RemoteIOTLB {
         fail()
       }
     }
+    continuation.schedule()
   }
 
   /// Empties the queue of misses while the rings pause.

@@ -70,10 +70,9 @@ import Vhost
 
     func takeMiss() throws(SystemError) -> VhostNet.Miss? {
       state.withLock { state in
-        if state.misses.isEmpty {
-          readable.take()
-          return nil
-        }
+        if state.misses.isEmpty { return nil }
+        // Like the kernel's file, which is not readable while the queue is empty.
+        if state.misses.count == 1 { readable.take() }
         return state.misses.removeFirst()
       }
     }
@@ -240,6 +239,25 @@ import Vhost
     kernel.miss(0x1000, writes: true)
     #expect(eventually { failures.value == 2 && port.faults.value == 1 })
     #expect(eventually { kernel.calls == [.connect(0, tap: nil), .forget, .forget] }, "packets stop")
+  }
+
+  @Test func `the ring is kicked for refused misses, even if a burst of answers ends with the last one`() throws {
+    try start()
+    port.answer.withLock { $0 = .translation }
+    // As many as `VhostTranslation.burst`.
+    kernel.send([VhostNet.Miss](repeating: .init(address: 0x1000, reads: true, writes: false), count: 64))
+    #expect(eventually { doorbell.event.take() })
+  }
+
+  @Test func `a pause ends, even if a burst ends with the last miss`() throws {
+    try start()
+    port.refuse(0x1000)
+    kernel.clear()
+    // As many as the kernel may keep, which is four bursts.
+    kernel.send([VhostNet.Miss](repeating: .init(address: 0x1000, reads: true, writes: false), count: 256))
+    #expect(eventually { doorbell.event.take() })
+    #expect(kernel.calls.prefix(2) == [.connect(0, tap: nil), .forget])
+    #expect(kernel.calls.last == .connect(0, tap: 70))
   }
 
   @Test func `misses of pages that the driver has taken back since are without a consequence`() throws {
