@@ -142,10 +142,11 @@ import VhostSupport
     var next: VhostNet.Miss?
     #expect(
       try eventually {
+        // The queue may have another miss of before the invalidation.
         next = try setup.device.takeMiss()
-        return next != nil
+        return next?.address == buffer
       })
-    #expect(next?.address == buffer && next?.reads == true && next?.writes == false)
+    #expect(next?.reads == true && next?.writes == false)
     #expect(try !setup.hasFrame(9) && setup.send.used == 2)
     try setup.map(buffer, isWritable: false)
     #expect(try eventually { try setup.hasFrame(9) })
