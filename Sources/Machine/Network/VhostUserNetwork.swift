@@ -11,7 +11,7 @@ import VhostUser
 /// Lock order: the transport's lock and those of the device may be held in calls of the device; then `state`; then the
 /// session's, which is a leaf. The session calls this object on its loop's thread without a lock, and only there, and in
 /// `close`, is the device called.
-final class VhostUserNetwork: NetdevBackend, QueueDatapath, VhostUserDevice {
+final class VhostUserNetwork: NetdevBackend, VhostUserDatapath, VhostUserDevice {
   private struct State {
     /// The back end that is connected, or the last one.
     var backEnd: BackEnd?
@@ -27,7 +27,8 @@ final class VhostUserNetwork: NetdevBackend, QueueDatapath, VhostUserDevice {
   private let chardev: Chardev
   private let pairs: Int
   private let host: NetdevHost
-  private let session: VhostUserSession
+  var memory: GuestMemory { host.memory }
+  let session: VhostUserSession
   private let state = Mutex(State())
 
   /// - Parameters:
@@ -55,7 +56,7 @@ final class VhostUserNetwork: NetdevBackend, QueueDatapath, VhostUserDevice {
   /// VIRTIO_F_VERSION_1, and VHOST_USER_F_PROTOCOL_FEATURES, without which a ring cannot be disabled.
   private static let alwaysRequired: UInt64 = VirtioFeatures.version1.rawValue | 1 << 30
 
-  /// The features that the back end is told of: those of the rings and of the packets in them.
+  /// The features that the back end must know: those of the rings and of the packets in them.
   private static let passedOn = VirtioNet.ringFeatures.union(
     [.version1, .accessPlatform, .eventIndex, .indirectDescriptors])
 
@@ -94,7 +95,7 @@ final class VhostUserNetwork: NetdevBackend, QueueDatapath, VhostUserDevice {
       let missing = Self.translationFeatures.subtracting(backEnd.protocolFeatures)
       guard missing.isEmpty else { throw .backEnd(.lacksProtocolFeatures(missing)) }
     }
-    let translation = usesTranslation ? VhostUserTranslation(session: session, memory: host.memory) : nil
+    let translation = usesTranslation ? VhostUserTranslation(session: session, memory: memory) : nil
     let former = state.withLock { state in
       if state.backEnd == nil { state.backEnd = backEnd }
       defer { state.translation = translation }
@@ -150,35 +151,12 @@ final class VhostUserNetwork: NetdevBackend, QueueDatapath, VhostUserDevice {
   // MARK: QueueDatapath
 
   func start(_ queue: DatapathQueue) throws(DatapathRefusal) {
-    let layout = queue.layout
     let translation = state.withLock { $0.translation }
     translation?.connect(queue.connect)
     var features = queue.features.intersection(Self.passedOn)
     if translation == nil { features.remove(.accessPlatform) }
-    let memory = host.memory
-    let ring = Ring(
-      size: layout.size, descriptorArea: layout.descriptorArea, driverArea: layout.driverArea,
-      deviceArea: layout.deviceArea, startIndex: queue.startIndex, kick: SharedDescriptor(queue.kick),
-      call: queue.call.map { SharedDescriptor($0) },
-      usedIndex: {
-        // struct virtq_used: flags, then the index.
-        let address = layout.deviceArea &+ 2
-        guard let translation else { return memory.loadUInt16(at: address) }
-        return translation.physicalAddress(of: address).flatMap { memory.loadUInt16(at: $0) }
-      }, fail: queue.fail)
     // Without a back end the queue waits. After the end of the netdev it does so for good: the link is down.
-    _ = session.start(queue: queue.index, ring, features: features.rawValue)
-  }
-
-  func stop(queue index: Int, _ completion: @escaping @Sendable (UInt16?) -> Void) -> DatapathStop {
-    switch session.stop(queue: index, completion) {
-    case .stopped(let next): .stopped(next)
-    case .pending: .pending
-    }
-  }
-
-  func setCall(_ call: Notifier?, queue index: Int) {
-    session.setCall(call.map { SharedDescriptor($0) }, queue: index)
+    _ = session.start(queue: queue.index, ring(of: queue, translation), features: features.rawValue)
   }
 
   // MARK: VhostUserDevice

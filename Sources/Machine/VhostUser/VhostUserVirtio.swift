@@ -9,7 +9,7 @@ import VhostUser
 ///
 /// Lock order: the transport's lock may be held in the calls of the transport; the session's locks are leaves. The
 /// session calls this object on its loop's thread without a lock, and only there is the transport called.
-final class VhostUserVirtio: VirtioDevice, QueueDatapath, VhostUserDevice {
+final class VhostUserVirtio: VirtioDevice, VhostUserDatapath, VhostUserDevice {
   /// What the device type fixes.
   struct Kind: Sendable {
     /// The device ID: virtio 1.2, section 5.
@@ -24,8 +24,8 @@ final class VhostUserVirtio: VirtioDevice, QueueDatapath, VhostUserDevice {
   }
 
   private let kind: Kind
-  private let session: VhostUserSession
-  private let memory: GuestMemory
+  let session: VhostUserSession
+  let memory: GuestMemory
   /// The back end's cache of translations; nil if the device uses guest physical addresses.
   private let translation: VhostUserTranslation?
   let features: VirtioFeatures
@@ -78,30 +78,11 @@ final class VhostUserVirtio: VirtioDevice, QueueDatapath, VhostUserDevice {
   // MARK: QueueDatapath
 
   func start(_ queue: DatapathQueue) throws(DatapathRefusal) {
-    let layout = queue.layout
     translation?.connect(queue.connect)
     var features = queue.features
     if translation == nil { features.remove(.accessPlatform) }
-    // With translation, the used ring is not at that address of RAM.
-    let memory = translation == nil ? memory : nil
-    let ring = Ring(
-      size: layout.size, descriptorArea: layout.descriptorArea, driverArea: layout.driverArea,
-      deviceArea: layout.deviceArea, startIndex: queue.startIndex, kick: SharedDescriptor(queue.kick),
-      call: queue.call.map { SharedDescriptor($0) },
-      // struct virtq_used: flags, then the index.
-      usedIndex: { memory?.loadUInt16(at: layout.deviceArea &+ 2) }, fail: queue.fail)
+    let ring = ring(of: queue, translation)
     if !session.start(queue: queue.index, ring, features: features.rawValue) { throw .failed }
-  }
-
-  func stop(queue index: Int, _ completion: @escaping @Sendable (UInt16?) -> Void) -> DatapathStop {
-    switch session.stop(queue: index, completion) {
-    case .stopped(let next): .stopped(next)
-    case .pending: .pending
-    }
-  }
-
-  func setCall(_ call: Notifier?, queue index: Int) {
-    session.setCall(call.map { SharedDescriptor($0) }, queue: index)
   }
 
   // MARK: VhostUserDevice
@@ -126,14 +107,5 @@ final class VhostUserVirtio: VirtioDevice, QueueDatapath, VhostUserDevice {
 
   func translationMissed(address: UInt64, permissions: UInt8) {
     translation?.answerMiss(address, permissions: permissions)
-  }
-}
-
-extension SharedDescriptor {
-  init(_ notifier: Notifier) { self.init(notifier.descriptor, owner: NotifierOwner(notifier)) }
-
-  private final class NotifierOwner: Sendable {
-    let notifier: Notifier
-    init(_ notifier: Notifier) { self.notifier = notifier }
   }
 }
