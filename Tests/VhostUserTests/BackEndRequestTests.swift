@@ -82,7 +82,7 @@ import Testing
 
   @Test func `a flood of requests whose answers are not read is bounded`() throws {
     let backEnd = try FakeBackEnd()
-    let test = try TestSession([backEnd], patience: 300_000_000)
+    let test = try TestSession([backEnd])
     _ = try test.session.waitUntilConnected()
     let channel = try #require(backEnd.channel)
     channel.file.makeNonBlocking()
@@ -116,7 +116,7 @@ import Testing
     var abilities = FakeBackEnd.Abilities()
     abilities.features |= Self.platform
     let backEnd = try FakeBackEnd(abilities, script: script)
-    let test = try TestSession([backEnd], patience: 500_000_000)
+    let test = try TestSession([backEnd])
     _ = try test.session.waitUntilConnected()
     #expect(test.session.start(queue: 0, test.ring(), features: TestSession.features | Self.platform))
     #expect(eventually { backEnd.last(.setVringEnable) != nil })
@@ -152,9 +152,9 @@ import Testing
   }
 
   @Test func `an unanswered or refused invalidation ends with the connection`() throws {
-    for reaction in [.silence, .bytes(FakeBackEnd.message(22, [1, 0, 0, 0, 0, 0, 0, 0]), [])]
-      as [FakeBackEnd.Reaction]
-    {
+    for reaction in [
+      .silence, .bytes(FakeBackEnd.message(22, [1, 0, 0, 0, 0, 0, 0, 0]), []), .bytes(FakeBackEnd.message(22, [0]), []),
+    ] as [FakeBackEnd.Reaction] {
       let (_, test) = try session { $0.request == .iotlbMessage ? reaction : .normal }
       let done = SharedInteger()
       #expect(test.session.invalidate([0x1000...0x1fff]) { done.increment() })

@@ -16,9 +16,6 @@ struct MessageAssembler: Sendable {
   /// The number of bytes to read next; not zero.
   var needed: Int { (header.map { Int($0.size) } ?? MessageHeader.size) - bytes.count }
 
-  /// Whether a message has begun and is not complete.
-  var isWithinMessage: Bool { header != nil || !bytes.isEmpty }
-
   /// Takes bytes of one read.
   /// - Parameter new: at most `needed`.
   /// - Returns: the message that they complete.

@@ -83,8 +83,7 @@ extension FrontEnd {
     if let used {
       queues[index].wanted?.startIndex = used
     } else {
-      queues[index] = Queue()
-      notices.append(.call(ring.fail))
+      fail(index, ring)
     }
   }
 

@@ -159,7 +159,12 @@ struct FrontEnd: Sendable {
     guard let ring = queues[index].wanted else { return }
     if wasServed { queues[index].wasInterrupted = true }
     if profile.resumesWithoutInflight || reconnects && (!queues[index].wasInterrupted || inflight != nil) { return }
-    queues[index] = Queue()
+    fail(index, ring)
+  }
+
+  /// Ends a queue that cannot continue. The device's setting stays.
+  mutating func fail(_ index: Int, _ ring: Ring) {
+    queues[index] = Queue(isEnabled: queues[index].isEnabled)
     notices.append(.call(ring.fail))
   }
 
@@ -213,7 +218,6 @@ struct FrontEnd: Sendable {
     guard let entry = awaited.first, entry.request.rawValue == header.request else {
       throw .unexpectedReply(request: header.request, awaited: awaited.first?.request)
     }
-    awaited.removeFirst()
     let expected = entry.request == .getInflightFD ? 1 : 0
     guard message.descriptors.count == expected else {
       throw .descriptors(request: header.request, count: message.descriptors.count)
@@ -228,6 +232,8 @@ struct FrontEnd: Sendable {
     guard message.payload.count == size else {
       throw .messageSize(request: header.request, size: header.size)
     }
+    // Not before: an entry that stays ends with the connection.
+    awaited.removeFirst()
     // After a refusal the owner closes the connection before it handles the notices.
     if let onAnswer = entry.onAnswer { notices.append(.call(onAnswer)) }
     try accept(message, to: entry)
