@@ -1,10 +1,10 @@
 """hotplug_machine: one virtual machine with empty root ports, whose guest reports what appears below them.
   machine = hotplug_machine.Machine(".build/release/nestling", "/tmp/scratch", way="acpi", ports=4); machine.ready()
 
-Images/hotplug-storm, Tests/compare-hotplug and Tests/lab/hotplug use this module. The VMM is Nestling or a QEMU; both
-take the same options. The module has a small QMP client instead of QEMU's own (qemu.qmp). The client records when each
-message and each line of the guest arrives. One thread waits for both with select(), because asyncio would be too slow
-on the lab's emulated processor.
+Images/hotplug-storm, Tests/compare-hotplug, Tests/lab/hotplug and network_machine use this module. The VMM is Nestling
+or a QEMU; both take the same options. The module has a small QMP client instead of QEMU's own (qemu.qmp). The client
+records when each message and each line of the guest arrives. One thread waits for both with select(), because asyncio
+would be too slow on the lab's emulated processor.
 
 Environment:
   KERNEL, INITRD  the guest's images (built with Images/kernel and Images/initramfs)
@@ -93,7 +93,7 @@ class Machine:
                    "-kernel", kernel or os.environ["KERNEL"], "-append",
                    f"console=ttyS0 quiet printk.time=1 nestling.run={run} {'intel_iommu=on' * self.has_unit} {words}",
                    "-qmp", f"unix:{self.path},server=on,wait=off", "-qmp", f"unix:{self.second_path},server=on,wait=off"]
-        # An empty `initrd`: none.
+        # An empty initrd means none.
         if initrd != "":
             command += ["-initrd", initrd or os.environ["INITRD"]]
         if way == "native":

@@ -2,7 +2,7 @@
   host = network_machine.Host("/tmp/scratch")
   guest = network_machine.Guest(vmm, "/tmp/scratch", [tap(0)], [address(0)]); guest.machine.ready()
 
-Tests/lab/network and Tests/compare-network use this module. `enter` brings the script to a place where it may create
+Tests/lab/network, Tests/lab/vhost-user and Tests/compare-network use this module. `enter` brings the script to a place where it may create
 interfaces. The guest runs the scenario `network` of Images/guest/init; both sides run Images/guest/traffic.c.
 
 Environment:

@@ -259,12 +259,12 @@ import Testing
     $ -device vhost-user-blk-pci,chardev=c
     -device vhost-user-blk-pci,chardev=c: chardev "c" not found
     $ -chardev null,id=c -device vhost-user-blk-pci,chardev=c
-    -device vhost-user-blk-pci,chardev=c: chardev 'c' cannot pass descriptors: a vhost-user device needs \
+    -device vhost-user-blk-pci,chardev=c: chardev 'c' cannot pass descriptors: vhost-user needs \
     socket,path=PATH
     $ -chardev socket,id=c,path=/x -device vhost-user-blk-pci,chardev=c -device vhost-user-fs-pci,chardev=c,tag=t
     -device vhost-user-fs-pci,chardev=c,tag=t: chardev 'c' is already in use
     $ -chardev socket,id=c,path=/x,reconnect=1 -serial chardev:c
-    -serial chardev:c: chardev 'c': reconnect is only offered for a vhost-user device
+    -serial chardev:c: chardev 'c': reconnect is only offered for vhost-user
     $ -chardev socket,id=c,path=/x,server=on,reconnect=1
     -chardev socket,id=c,path=/x,server=on,reconnect=1: 'reconnect' option is incompatible with socket in server \
     listen mode

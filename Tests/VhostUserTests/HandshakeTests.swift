@@ -124,12 +124,10 @@ import Testing
   }
 
   @Test func `a silent back end misses its deadline, and half a message is no answer`() throws {
-    let begin = Clock.monotonic()
     #expect(try refusal(patience: 100_000_000) { $0.number == 1 ? .silence : .normal } == .timeout(.getFeatures))
     #expect(
-      try refusal(patience: 100_000_000) { $0.number == 15 ? .bytes([15, 0, 0, 0, 5, 0], []) : .normal }
+      try refusal { $0.number == 15 ? .bytes([15, 0, 0, 0, 5, 0], []) : .normal }
         == .timeout(.getProtocolFeatures))
-    #expect(Clock.monotonic() - begin < 10_000_000_000)
   }
 
   @Test func `a back end that dies amid the handshake is an error`() throws {
