@@ -34,7 +34,7 @@ let package = Package(
     library("KVM", uses: ["Linux", "CLinux"]),
     library("VFIO", uses: ["Linux", "CLinux"]),
     library("Vhost", uses: ["Linux", "CLinux"]),
-    // Serves a device's virtqueues in another process.
+    // Lets another process serve a device's virtqueues.
     library("VhostUser", uses: ["Linux", "Hardware"]),
 
     // JSON, by Debian's Jansson.

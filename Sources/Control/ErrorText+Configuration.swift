@@ -39,8 +39,8 @@ extension ErrorText {
     case .standardInputTaken: "cannot use stdio by multiple character devices"
     case .notFound(let id): "chardev \"\(id)\" not found"
     case .inUse(let id): "chardev '\(id)' is already in use"
-    case .notUnixSocket(let id): "chardev '\(id)' cannot pass descriptors: a vhost-user device needs socket,path=PATH"
-    case .reconnects(let id): "chardev '\(id)': reconnect is only offered for a vhost-user device"
+    case .notUnixSocket(let id): "chardev '\(id)' cannot pass descriptors: vhost-user needs socket,path=PATH"
+    case .reconnects(let id): "chardev '\(id)': reconnect is only offered for vhost-user"
     }
   }
 

@@ -66,7 +66,7 @@ extension FileDescriptor {
     return answer
   }
 
-  /// Ends both directions of a connection; this and the peer's reads see its end.
+  /// Ends both directions of a connection. Reads at both ends then return its end.
   public func shutDown() { _ = shutdown(rawValue, Int32(SHUT_RDWR)) }
 }
 

@@ -82,7 +82,7 @@ long nestling_receive(int from, void *into, size_t count, int passed[NESTLING_PA
 /// gone is -EPIPE, not a signal. Returns the number of bytes sent; the descriptors went with the first of them.
 /// - Parameter passed_count: at most NESTLING_PASSED_LIMIT.
 long nestling_send(int to, const void *from, size_t count, const int *passed, unsigned int passed_count);
-/// Calls socketpair(2) for connected stream sockets in the file system's family, which block.
+/// Calls socketpair(2): two connected Unix stream sockets, which block.
 int nestling_socket_pair(int ends[2]);
 /// Returns the number of bytes written.
 long nestling_getrandom(void *into, size_t count);

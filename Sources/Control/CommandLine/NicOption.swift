@@ -52,7 +52,9 @@ enum NicOption {
       return try netdevType.checked(assignments)
     } catch {
       guard case .property(.unknown(let name, let known), let owner) = error else { throw error }
-      if VirtioNetOptions.propertyDescriptions.contains(where: { $0.name == name || $0.aliases.contains(name) }) {
+      if name != "netdev",
+        VirtioNetOptions.propertyDescriptions.contains(where: { $0.name == name || $0.aliases.contains(name) })
+      {
         throw .cardProperty(name)
       }
       throw .property(.unknown(name: name, known: known + cardProperties + ["model"]), owner: owner)
