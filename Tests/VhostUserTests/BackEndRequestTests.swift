@@ -181,6 +181,22 @@ import Testing
     #expect(test.device.misses.all.isEmpty)
   }
 
+  @Test func `a back end without acknowledgements gets no translation`() throws {
+    let backEnd = try FakeBackEnd { request in
+      guard request.request == .getProtocolFeatures else { return .normal }
+      let features: ProtocolFeatures = [.backEndRequests, .multiqueue]
+      return .bytes(FakeBackEnd.message(15, [UInt8](littleEndian: features.rawValue)), [])
+    }
+    let test = try TestSession([backEnd])
+    _ = try test.session.waitUntilConnected()
+    #expect(test.session.start(queue: 0, test.ring(), features: TestSession.features | Self.platform))
+    #expect(eventually { backEnd.last(.setVringEnable) != nil })
+    test.session.update(address: 0x5000, count: 0x1000, target: 0x9000, permissions: 3)
+    // Its end would never be reported.
+    #expect(!test.session.invalidate([0x5000...0x5fff]) {})
+    #expect(backEnd.last(.iotlbMessage) == nil)
+  }
+
   @Test func `a cut-off back end is gone at once`() throws {
     let (backEnd, test) = try session()
     test.session.cutOff()

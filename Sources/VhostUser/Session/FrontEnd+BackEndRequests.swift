@@ -43,9 +43,10 @@ extension FrontEnd {
 
   // MARK: The device IOTLB
 
-  /// Whether the back end may hold translations.
+  /// Whether the back end may hold translations. One that does not acknowledge an invalidation gets no translation.
   private var holdsTranslations: Bool {
     phase == .ready && session != .none && sessionFeatures & FeatureBits.accessPlatform != 0
+      && backEnd.protocolFeatures.contains(.replyAcknowledgement)
   }
 
   /// Sends a translation. It arrives before every invalidation that is sent later.
