@@ -181,6 +181,19 @@ import Testing
     #expect(test.device.misses.all.isEmpty)
   }
 
+  @Test func `misses wait while the back end acknowledges no translation`() throws {
+    let (backEnd, test) = try session { $0.request == .iotlbMessage ? .silence : .normal }
+    let channel = try #require(backEnd.channel)
+    let miss = IOTLBMessage(.miss, address: 0x5000, count: 0, permissions: 2)
+    for sent in 1...2 * FrontEnd.awaitedLimit {
+      TestSupport.send(FakeBackEnd.message(1, flags: 1, miss.bytes), with: [], over: channel.rawValue)
+      guard eventually({ test.device.misses.all.count == sent || test.failures.value > 0 }) else { break }
+      test.session.update(address: 0x5000, count: 0x1000, target: 0x9000, permissions: 3)
+    }
+    #expect(test.device.misses.all.count <= FrontEnd.awaitedLimit + 1)
+    #expect(eventually { test.failures.value == 1 })
+  }
+
   @Test func `a back end without acknowledgements gets no translation`() throws {
     let backEnd = try FakeBackEnd { request in
       guard request.request == .getProtocolFeatures else { return .normal }

@@ -69,8 +69,8 @@ struct FrontEnd: Sendable {
     let onAnswer: (@Sendable () -> Void)?
   }
 
-  /// The most replies that are awaited at a time, while queues are started.
-  private static let awaitedLimit = 4096
+  /// The number of awaited replies from which on the front end starts no queue and reads no request of the back end.
+  static let awaitedLimit = 512
 
   private(set) var profile: DeviceProfile
   /// Whether a new connection follows a lost one.
@@ -206,7 +206,7 @@ struct FrontEnd: Sendable {
   /// Whether everything that was asked has been answered.
   var isSettled: Bool { awaited.isEmpty }
 
-  /// Whether there is room for the messages of more queues.
+  /// Whether there is room for the messages of another queue, or for those of the answer to a miss.
   var hasRoom: Bool { awaited.count < Self.awaitedLimit }
 
   /// Takes a message of the back end, which must be the reply that is awaited first.

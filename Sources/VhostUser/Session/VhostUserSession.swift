@@ -267,8 +267,8 @@ public final class VhostUserSession: Sendable {
   private func receiveRequests() throws(VhostUserError) {
     for _ in 0..<MessageSocket.batch {
       let message = try link.withLock { (link) throws(VhostUserError) -> ReceivedMessage? in
-        // While the back end does not read, its requests wait: each of them may make a message.
-        guard let isIdle = link?.isIdle, isIdle else { return nil }
+        // While the back end does not read or does not acknowledge, its requests wait: each may make a message.
+        guard let isIdle = link?.isIdle, isIdle, state.withLock({ $0.frontEnd.hasRoom }) else { return nil }
         do throws(VhostUserError) {
           return try link?.backEndRequests?.receive()
         } catch {
@@ -305,13 +305,13 @@ public final class VhostUserSession: Sendable {
   }
 
   private func flush() throws(VhostUserError) {
-    let output = state.withLock { $0.frontEnd.takeOutput() }
+    let (output, hasRoom) = state.withLock { ($0.frontEnd.takeOutput(), $0.frontEnd.hasRoom) }
     let now = Clock.monotonic()
     try link.withLock { (link) throws(VhostUserError) in
       try link?.requests.send(output, now: now)
       try link?.backEndRequests?.send([], now: now)
       let isIdle = link?.isIdle ?? true
-      link?.backEndRequests?.setReading(isIdle)
+      link?.backEndRequests?.setReading(isIdle && hasRoom)
       if let since = link?.blockedSince, now &- since >= patience { throw .notReading }
     }
   }

@@ -23,8 +23,8 @@
 
   private struct FrontEndUnderTest {
     private static let queueCount = 3
-    /// More messages than all queues together need at a time.
-    private static let messageLimit = 256
+    /// The messages of one step come on top of the limit.
+    private static let messageLimit = FrontEnd.awaitedLimit + 64
 
     private final class Owner: Sendable {}
 
@@ -35,6 +35,8 @@
     private var pending: [(request: UInt32, payload: [UInt8])] = []
     private var stops: [SharedInteger] = []
     private var pendingStops: [SharedInteger] = []
+    /// The last invalidation.
+    private var invalidation: SharedInteger?
     private let failures = SharedInteger()
 
     init(_ input: inout FuzzInput) {
@@ -68,9 +70,14 @@
       case 4: frontEnd.reset()
       case 5: frontEnd.writeConfiguration(ConfigurationPayload(offset: 0, bytes: [input.byte()]))
       case 6:
+        // The unit sends the next invalidation after the end of this one.
+        guard invalidation?.value != 0 else { break }
         let done = SharedInteger()
         let message = IOTLBMessage(.invalidate, address: input.value(), count: input.value())
-        if frontEnd.invalidate([message], onAnswer: { done.increment() }) { pendingStops.append(done) }
+        if frontEnd.invalidate([message], onAnswer: { done.increment() }) {
+          invalidation = done
+          pendingStops.append(done)
+        }
       case 7: frontEnd.now &+= input.value() & 0xffff_ffff
       case 8: try request(&input)
       case 9: try raw(&input)
@@ -152,6 +159,8 @@
     }
 
     private mutating func request(_ input: inout FuzzInput) throws(Finding) {
+      // The session does not read it otherwise.
+      guard frontEnd.hasRoom else { return }
       let number = UInt32(input.choice(6))
       let size = input.pick([0, IOTLBMessage.size, 8, 24])
       var payload: [UInt8] = []
@@ -218,6 +227,7 @@
 
     /// Without a connection nothing is pending.
     private mutating func checkStops() throws(Finding) {
+      invalidation = nil
       for stop in pendingStops { try Finding.unless(stop.value == 1, "a stop ended \(stop.value) times") }
       pendingStops = []
     }
