@@ -90,8 +90,10 @@ extension FrontEnd {
   // MARK: The back end's side
 
   /// Makes the messages that bring the back end to the wanted state. Called when all earlier output has been sent.
+  ///
+  /// A driver may reset the device faster than the back end acknowledges it, so nothing is sent without room.
   mutating func proceed() {
-    guard phase == .ready else { return }
+    guard phase == .ready, hasRoom else { return }
     if hasStaleConfiguration, !isAwaiting(.getConfig), backEnd.protocolFeatures.contains(.configuration) {
       hasStaleConfiguration = false
       if profile.configurationSize > 0 { readConfiguration() }

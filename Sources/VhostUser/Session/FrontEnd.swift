@@ -69,7 +69,7 @@ struct FrontEnd: Sendable {
     let onAnswer: (@Sendable () -> Void)?
   }
 
-  /// The number of awaited replies from which on the front end starts no queue and reads no request of the back end.
+  /// The number of awaited replies from which on the front end changes no queue and reads no request of the back end.
   static let awaitedLimit = 512
 
   private(set) var profile: DeviceProfile
@@ -206,7 +206,7 @@ struct FrontEnd: Sendable {
   /// Whether everything that was asked has been answered.
   var isSettled: Bool { awaited.isEmpty }
 
-  /// Whether there is room for the messages of another queue, or for those of the answer to a miss.
+  /// Whether there is room for the messages about another queue, or for those that answer a miss.
   var hasRoom: Bool { awaited.count < Self.awaitedLimit }
 
   /// Takes a message of the back end, which must be the reply that is awaited first.
