@@ -75,7 +75,7 @@ final class VhostUserTranslation: RemoteIOTLB {
     var isMemory = true
     do throws(DMAError) {
       try port.translate(address, for: access, recordsFault: true) { mapping in
-        isMemory = install(mapping, at: address, replacing: writes)
+        isMemory = install(mapping, at: address, writes: writes)
       }
     } catch {
       // The port has recorded the fault. Without an answer the back end does not reach the page.
@@ -84,9 +84,8 @@ final class VhostUserTranslation: RemoteIOTLB {
   }
 
   /// Sends the part of a mapping that is in the same region of RAM as the missed address.
-  /// - Parameter isReplacing: whether the back end may hold the page with fewer rights: it does not replace an entry.
   /// - Returns: false if the address is not RAM.
-  private func install(_ mapping: RemoteMapping, at address: UInt64, replacing isReplacing: Bool) -> Bool {
+  private func install(_ mapping: RemoteMapping, at address: UInt64, writes: Bool) -> Bool {
     let before = address &- mapping.range.first
     let after = mapping.range.last &- address
     let target = mapping.physicalAddress &+ before
@@ -96,7 +95,9 @@ final class VhostUserTranslation: RemoteIOTLB {
     let back = min(before, target &- region.address)
     let ahead = min(after, region.size &- 1 &- (target &- region.address))
     let first = address &- back
-    if isReplacing { _ = session.invalidate([first...(address &+ ahead)]) {} }
+    // The back end may hold the page with fewer rights, or another page of the range. DPDK does not replace an entry,
+    // and ignores an update that begins where an entry begins.
+    if writes || back &+ ahead != 0xfff { _ = session.invalidate([first...(address &+ ahead)]) {} }
     session.update(
       address: first, count: back &+ ahead &+ 1, target: target &- back,
       permissions: (mapping.isReadable ? 1 : 0) | (mapping.isWritable ? 2 : 0))
