@@ -150,9 +150,11 @@ final class VhostUserNetwork: NetdevBackend, VhostUserDatapath, VhostUserDevice 
 
   // MARK: QueueDatapath
 
+  var translation: VhostUserTranslation? { state.withLock { $0.translation } }
+
   func start(_ queue: DatapathQueue) throws(DatapathRefusal) {
-    let translation = state.withLock { $0.translation }
-    translation?.connect(queue.connect)
+    let translation = translation
+    translation?.start(queue)
     var features = queue.features.intersection(Self.passedOn)
     if translation == nil { features.remove(.accessPlatform) }
     // Without a back end the queue waits. After the end of the netdev it does so for good: the link is down.

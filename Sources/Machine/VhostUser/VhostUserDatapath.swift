@@ -8,6 +8,8 @@ import VhostUser
 protocol VhostUserDatapath: QueueDatapath {
   var session: VhostUserSession { get }
   var memory: GuestMemory { get }
+  /// The back end's cache of translations; nil if the device uses guest physical addresses.
+  var translation: VhostUserTranslation? { get }
 }
 
 extension VhostUserDatapath {
@@ -27,7 +29,8 @@ extension VhostUserDatapath {
   }
 
   func stop(queue index: Int, _ completion: @escaping @Sendable (UInt16?) -> Void) -> DatapathStop {
-    switch session.stop(queue: index, completion) {
+    translation?.stop(queue: index)
+    return switch session.stop(queue: index, completion) {
     case .stopped(let next): .stopped(next)
     case .pending: .pending
     }

@@ -1,3 +1,4 @@
+import Devices
 import Hardware
 import Linux
 import Synchronization
@@ -5,6 +6,10 @@ import VhostUser
 
 /// The device IOTLB of one connection to a back end, as the IOMMU sees it: invalidations go to the back end, and the
 /// back end's misses go to the IOMMU.
+///
+/// After an invalidation of a ring, the back end gets the ring's translation without asking. DPDK 22.11 disables a ring
+/// whose translation is gone. Its poll-mode driver does not access a disabled ring, so it does not ask, and an update
+/// enables the ring again.
 ///
 /// Lock order: `state`, then the unit's locks, then the session's, which is a leaf. `invalidate` and the answer to a miss
 /// take only the session's.
@@ -17,6 +22,22 @@ final class VhostUserTranslation: RemoteIOTLB {
     var port: (any RemoteDMAPort)?
     /// Makes the port of a new connection.
     var connect: (@Sendable (any RemoteIOTLB) -> (any RemoteDMAPort)?)?
+    /// The queues that have started.
+    var rings: [StartedRing] = []
+  }
+
+  private struct StartedRing {
+    let index: Int
+    let layout: VirtQueue.Layout
+
+    func overlaps(_ range: DMARange) -> Bool {
+      let size = UInt64(layout.size)
+      // virtio 1.2, section 2.7. The driver chooses the addresses, so an area may wrap around.
+      return [(layout.descriptorArea, 16 * size), (layout.driverArea, 6 + 2 * size), (layout.deviceArea, 6 + 8 * size)]
+        .contains { first, count in
+          range.overlaps(DMARange(first: first, last: max(first, first &+ count &- 1)))
+        }
+    }
   }
 
   init(session: VhostUserSession, memory: GuestMemory) {
@@ -25,12 +46,17 @@ final class VhostUserTranslation: RemoteIOTLB {
   }
 
   /// Connects to the unit, unless that is done. Called when a queue starts.
-  func connect(_ connect: @escaping @Sendable (any RemoteIOTLB) -> (any RemoteDMAPort)?) {
+  func start(_ queue: DatapathQueue) {
     state.withLock { state in
-      state.connect = connect
-      if state.port?.isConnected != true { state.port = connect(self) }
+      state.connect = queue.connect
+      if state.port?.isConnected != true { state.port = queue.connect(self) }
+      state.rings.removeAll { $0.index == queue.index }
+      state.rings.append(StartedRing(index: queue.index, layout: queue.layout))
     }
   }
+
+  /// Called when a queue stops.
+  func stop(queue index: Int) { state.withLock { $0.rings.removeAll { $0.index == index } } }
 
   /// Connects to the unit for a new connection, for queues that wait for it.
   func reconnect() {
@@ -58,7 +84,9 @@ final class VhostUserTranslation: RemoteIOTLB {
 
   func invalidate(_ ranges: [DMARange], number: UInt64) -> RemoteInvalidation {
     let isSent = session.invalidate(ranges.map { $0.first...$0.last }) { [weak self] in
-      self?.state.withLock { $0.port }?.complete(number)
+      guard let self else { return }
+      state.withLock { $0.port }?.complete(number)
+      restoreRings(in: ranges)
     }
     return isSent ? .later : .done
   }
@@ -69,18 +97,28 @@ final class VhostUserTranslation: RemoteIOTLB {
 
   /// - Parameter permissions: bit 0 for reads, bit 1 for writes.
   func answerMiss(_ address: UInt64, permissions: UInt8) {
+    answer(address, for: DMAAccess(rawValue: permissions & 3), recordsFault: true)
+  }
+
+  /// Answers for the rings that the back end has lost. The update makes it look for all areas of the ring, and ask for
+  /// those that the update does not cover.
+  private func restoreRings(in ranges: [DMARange]) {
+    let lost = state.withLock { state in state.rings.filter { ring in ranges.contains { ring.overlaps($0) } } }
+    // The driver may have unmapped the ring before it resets the device: no request is at fault.
+    for ring in lost { answer(ring.layout.descriptorArea, for: [.read, .write], recordsFault: false) }
+  }
+
+  private func answer(_ address: UInt64, for access: DMAAccess, recordsFault: Bool) {
     guard let port = state.withLock({ $0.port }) else { return }
-    let writes = permissions & 2 != 0
-    let access = DMAAccess(rawValue: permissions & 3)
     var isMemory = true
     do throws(DMAError) {
-      try port.translate(address, for: access, recordsFault: true) { mapping in
-        isMemory = install(mapping, at: address, writes: writes)
+      try port.translate(address, for: access, recordsFault: recordsFault) { mapping in
+        isMemory = install(mapping, at: address, writes: access.contains(.write))
       }
     } catch {
-      // The port has recorded the fault. Without an answer the back end does not reach the page.
+      // If it is a fault, the port has recorded it. Without an answer the back end does not reach the page.
     }
-    if !isMemory { port.noteUnclaimed() }
+    if !isMemory, recordsFault { port.noteUnclaimed() }
   }
 
   /// Sends the part of a mapping that is in the same region of RAM as the missed address.

@@ -26,8 +26,7 @@ final class VhostUserVirtio: VirtioDevice, VhostUserDatapath, VhostUserDevice {
   private let kind: Kind
   let session: VhostUserSession
   let memory: GuestMemory
-  /// The back end's cache of translations; nil if the device uses guest physical addresses.
-  private let translation: VhostUserTranslation?
+  let translation: VhostUserTranslation?
   let features: VirtioFeatures
   private let state: Mutex<State>
   /// Reports whether a back end is connected.
@@ -78,7 +77,7 @@ final class VhostUserVirtio: VirtioDevice, VhostUserDatapath, VhostUserDevice {
   // MARK: QueueDatapath
 
   func start(_ queue: DatapathQueue) throws(DatapathRefusal) {
-    translation?.connect(queue.connect)
+    translation?.start(queue)
     var features = queue.features
     if translation == nil { features.remove(.accessPlatform) }
     let ring = ring(of: queue, translation)

@@ -99,6 +99,20 @@ import VhostUser
     }
   }
 
+  @Test func `a ring that an invalidation takes from the back end is translated again`() throws {
+    try run { backEnd, driver in
+      /// Invalidates all translations by the IOTLB Invalidate Register.
+      func invalidateAll() { driver.writeMemory(0xfed9_00fc, 4, 0x9000_0000) }
+      try miss(0x10_1000, permissions: 3, backEnd)
+      #expect(eventually { messages(backEnd, type: 2).count == 1 })
+      invalidateAll()
+      // The update follows the invalidation of everything, and of its own range.
+      #expect(eventually { messages(backEnd, type: 2).count == 2 })
+      let sizes = backEnd.log.filter { $0.request == .iotlbMessage }.map { $0.payload.load(UInt64.self, at: 8) }
+      #expect(sizes == [Self.memorySize, Self.memorySize, .max, Self.memorySize, Self.memorySize])
+    }
+  }
+
   @Test func `without a unit the back end gets guest physical addresses`() throws {
     try run(isBehindUnit: false) { backEnd, driver in
       #expect(backEnd.last(.setFeatures).map { $0.value & 1 << 33 == 0 } == true)

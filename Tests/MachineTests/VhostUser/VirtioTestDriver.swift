@@ -45,6 +45,8 @@ final class VirtioTestDriver {
     board.writePort(0xcfc, 4, value)
   }
 
+  func writeMemory(_ address: UInt64, _ width: Int, _ value: UInt64) { board.writeMemory(address, width, value) }
+
   /// Reads a doubleword of the device configuration.
   func configuration(_ offset: UInt64) -> UInt64 { board.readMemory(Self.bar + 0x2000 + offset, 4) }
 
