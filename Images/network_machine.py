@@ -2,8 +2,9 @@
   host = network_machine.Host("/tmp/scratch")
   guest = network_machine.Guest(vmm, "/tmp/scratch", [tap(0)], [address(0)]); guest.machine.ready()
 
-Tests/lab/network, Tests/lab/vhost-user and Tests/compare-network use this module. `enter` brings the script to a place where it may create
-interfaces. The guest runs the scenario `network` of Images/guest/init; both sides run Images/guest/traffic.c.
+Tests/lab/network, Tests/lab/vhost-user, Tests/lab/testpmd and Tests/compare-network use this module. `enter` brings the
+script to a place where it may create interfaces. The guest runs the scenario `network` of Images/guest/init; both sides
+run Images/guest/traffic.c.
 
 Environment:
   KERNEL, INITRD  the guest's images (built with Images/kernel and Images/initramfs)
