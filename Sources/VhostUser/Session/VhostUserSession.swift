@@ -177,9 +177,11 @@ public final class VhostUserSession: Sendable {
     _ ranges: [ClosedRange<UInt64>], onAnswer: @escaping @Sendable () -> Void
   ) -> Bool {
     let messages = ranges.map { range in
-      // The size of all addresses does not fit: the last byte stays out, and the back end's entries are pages.
+      // The end of the address space does not fit, neither in a size nor, in DPDK, in the sum of address and size: the
+      // last byte stays out. The back end's entries are pages.
       let count = range.upperBound &- range.lowerBound
-      return IOTLBMessage(.invalidate, address: range.lowerBound, count: count == .max ? count : count + 1)
+      return IOTLBMessage(
+        .invalidate, address: range.lowerBound, count: range.upperBound == .max ? count : count + 1)
     }
     let isSent = state.withLock { state in
       state.frontEnd.now = Clock.monotonic()
