@@ -113,6 +113,7 @@ final class VhostPair: Sendable {
         }
         try device.start(ring)
         state.rings[number] = Ring(queue: queue, translates: translates)
+        if translates { translation.setLayout(queue.layout, of: number) }
         return nil
       } catch {
         return error
@@ -150,6 +151,7 @@ final class VhostPair: Sendable {
   func stop(_ ring: Int) -> UInt16? {
     state.withLock { state in
       state.rings[ring] = nil
+      translation.setLayout(nil, of: ring)
       // An error of this session is none of the next one.
       defer { errors[ring].descriptor.take() }
       return try? device.stop(UInt32(ring))

@@ -1,3 +1,4 @@
+import Devices
 import Hardware
 import Linux
 import Synchronization
@@ -5,6 +6,8 @@ import Vhost
 
 /// The translations that one vhost device of the kernel holds: answers the kernel's misses from the unit, and takes
 /// translations back when the guest invalidates them. Requests go through the unit as if the function made them.
+///
+/// A ring stops at each miss until its answer, so an answer brings the translations of the next buffers, too.
 ///
 /// The loop's thread answers the misses. Lock order: the unit's locks, then `state`, which is a leaf. The kernel's file
 /// is written without it.
@@ -14,6 +17,10 @@ final class VhostTranslation: RemoteIOTLB {
     var registration: EventLoop.Registration?
     var handlers: Handlers?
     var refused = RefusedMisses()
+    /// By the number of the ring. Nil while the ring is off, and while the loop's thread uses it.
+    var lookaheads: [RingLookahead?] = [nil, nil]
+    /// The layouts of the rings that run.
+    var layouts: [VirtQueue.Layout?] = [nil, nil]
   }
 
   /// What the owner of the rings does for their translations.
@@ -33,6 +40,8 @@ final class VhostTranslation: RemoteIOTLB {
 
   /// The most misses that the loop's thread answers before it serves other descriptors.
   private static let burst = 64
+  /// The most translations that follow the answer to one miss before the kernel asks for them.
+  private static let aheadLimit = 128
 
   /// The kernel's device sends no miss for a write to a page that it holds as read-only.
   let asksAgainToWrite = false
@@ -42,6 +51,8 @@ final class VhostTranslation: RemoteIOTLB {
   /// Continues after a burst. The burst may have emptied the queue, and then the descriptor is not readable.
   private let continuation: EventLoop.Job
   private let state = Mutex(State())
+  /// Whether the kernel has lost translations that it has not used yet.
+  private let hasLost = Atomic(false)
 
   init(of device: any VhostDevice, memory: GuestMemory, loop: EventLoop) {
     self.device = device
@@ -80,6 +91,14 @@ final class VhostTranslation: RemoteIOTLB {
     return true
   }
 
+  /// Sets the ring whose buffers the translations of misses look ahead for; nil when it stops.
+  func setLayout(_ layout: VirtQueue.Layout?, of ring: Int) {
+    state.withLock { state in
+      state.layouts[ring] = layout
+      state.lookaheads[ring] = layout.map { RingLookahead($0) }
+    }
+  }
+
   /// Ends the connection with the unit for good, which refers to this object. Called after the rings have stopped,
   /// without a lock that an invalidation takes.
   func end() {
@@ -112,7 +131,9 @@ final class VhostTranslation: RemoteIOTLB {
 
   private func answerMisses() {
     let port = state.withLock { $0.port }
-    for _ in 0..<Self.burst {
+    var budget = Self.burst
+    while budget > 0 {
+      budget -= 1
       let miss: VhostNet.Miss?
       do {
         miss = try device.takeMiss()
@@ -126,6 +147,7 @@ final class VhostTranslation: RemoteIOTLB {
       guard let port, !state.withLock({ $0.refused.isDraining }) else { continue }
       switch answer(miss, from: port) {
       case .done: break
+      case .installed: budget -= lookAhead(from: miss, through: port)
       case .failed:
         // The queue may have more misses of the address.
         beginDraining()
@@ -155,6 +177,7 @@ final class VhostTranslation: RemoteIOTLB {
 
   private enum Answer {
     case done
+    case installed
     /// The ring cannot continue.
     case failed
   }
@@ -173,13 +196,56 @@ final class VhostTranslation: RemoteIOTLB {
       // Bus Master Enable is clear, so the transport is about to stop the rings.
       if error == .disabled { return .done }
     }
-    if outcome == .installed { return .done }
+    if outcome == .installed { return .installed }
     if !isCurrent {
       if state.withLock({ $0.refused.add(miss.address) }) { beginDraining() }
       return .done
     }
     if outcome == .notMemory { port.noteUnclaimed() }
     return .failed
+  }
+
+  /// Gives the kernel the translations of the buffers after a missed one.
+  /// - Returns: the number of translations.
+  private func lookAhead(from miss: VhostNet.Miss, through port: any RemoteDMAPort) -> Int {
+    // Ring 0 receives, so the kernel writes to its buffers.
+    let ring = miss.writes ? 0 : 1
+    guard var lookahead = state.withLock({ $0.lookaheads[ring].take() }) else { return 0 }
+    if hasLost.exchange(false, ordering: .acquiringAndReleasing) { lookahead.forget() }
+    lookahead.search(memory, through: port)
+    var known = DMARange(first: miss.address & ~0xfff, last: miss.address | 0xfff)
+    var given = 0
+    for buffer in lookahead.buffers { give(buffer, through: port, &known, &given) }
+    state.withLock { state in
+      if state.layouts[ring] == lookahead.layout { state.lookaheads[ring] = lookahead }
+    }
+    return given
+  }
+
+  /// - Parameters:
+  ///   - known: the range that the kernel got last.
+  ///   - given: the number of translations so far.
+  private func give(
+    _ buffer: RingLookahead.Buffer, through port: any RemoteDMAPort, _ known: inout DMARange, _ given: inout Int
+  ) {
+    let (last, overflow) = buffer.address.addingReportingOverflow(UInt64(max(buffer.count, 1)) - 1)
+    if overflow || last > .max - UInt64(UInt32.max) { return }
+    var address = buffer.address
+    while address <= last, given < Self.aheadLimit {
+      if !known.contains(address) {
+        let miss = VhostNet.Miss(address: address, reads: !buffer.isWritten, writes: buffer.isWritten)
+        var outcome = Outcome.notMapped
+        try? port.translate(address, for: buffer.isWritten ? .write : .read, recordsFault: false) { mapping in
+          outcome = install(mapping, for: miss)
+          known = mapping.range
+        }
+        // The kernel will ask for the page if it needs it.
+        if outcome != .installed { return }
+        given += 1
+      }
+      if known.last >= last { return }
+      address = known.last + 1
+    }
   }
 
   private enum Outcome {
@@ -220,6 +286,8 @@ final class VhostTranslation: RemoteIOTLB {
   func invalidate(_ ranges: [DMARange], number: UInt64) -> RemoteInvalidation {
     do {
       for range in ranges {
+        // A driver unmaps a single page after its use.
+        if range.last &- range.first > 0xfff { hasLost.store(true, ordering: .releasing) }
         // The size of the whole address space does not fit. An entry is at least a page, so one byte less takes all.
         let (size, overflow) = (range.last &- range.first).addingReportingOverflow(1)
         try device.invalidate(range.first, size: overflow ? .max : size)

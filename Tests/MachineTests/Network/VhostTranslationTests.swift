@@ -87,7 +87,7 @@ import Vhost
     }
   }
 
-  /// A unit that maps addresses from `base` on to physical addresses from zero on, in one large mapping.
+  /// A unit that maps addresses from `base` on to physical addresses from zero on, in one large mapping or in pages.
   private final class Port: RemoteDMAPort {
     static let base: UInt64 = 0x7_0000_0000
     let inFlight = RequestsInFlight()
@@ -95,6 +95,7 @@ import Vhost
     let faults = SharedInteger()
     let unclaimed = SharedInteger()
     let answer = Mutex<DMAError?>(nil)
+    let usesPages = Atomic(false)
     /// The only address that the unit refuses.
     private let refused = Mutex<UInt64?>(nil)
     func refuse(_ address: UInt64) {
@@ -111,9 +112,11 @@ import Vhost
         if recordsFault { faults.increment() }
         throw error
       }
+      let page = DMARange(first: address & ~0xfff, last: address | 0xfff)
+      let range = usesPages.load(ordering: .relaxed) ? page : DMARange(first: Self.base, last: Self.base + 0xffff_ffff)
       install(
         RemoteMapping(
-          range: DMARange(first: Self.base, last: Self.base + 0xffff_ffff), physicalAddress: 0, isReadable: true,
+          range: range, physicalAddress: range.first - Self.base, isReadable: true,
           isWritable: access.contains(.write)))
     }
     func complete(_ number: UInt64) {}
@@ -216,8 +219,62 @@ import Vhost
     // The kernel may hold the pages without the right to write.
     kernel.miss(Port.base + 0x12_3456, writes: true)
     #expect(eventually { kernel.calls == [.invalidate(Port.base, 4 << 20), .add(mapping(isWritable: true))] })
-    #expect(port.asked.all.suffix(2) == [.read, .write])
+    #expect(port.asked.all[1...2] == [.read, .write])
     #expect(failures.value == 0)
+  }
+
+  /// Makes receive buffers available that begin in these pages.
+  private func offer(_ pages: [UInt64]) {
+    for (index, page) in pages.enumerated() {
+      let descriptor = 0x1_0000 + 16 * UInt64(index)
+      _ = memory.storeUInt64(Port.base + page, at: descriptor)
+      // 1500 bytes that the device writes.
+      _ = memory.storeUInt64(1500 | 2 << 32, at: descriptor + 8)
+      _ = memory.storeUInt16(UInt16(index), at: 0x2_0004 + 2 * UInt64(index))
+    }
+    _ = memory.storeUInt16(UInt16(pages.count), at: 0x2_0002)
+  }
+
+  private var added: [UInt64] {
+    kernel.calls.compactMap { if case .add(let mapping) = $0 { mapping.address - Port.base } else { nil } }
+  }
+
+  @Test func `the translations of the next buffers follow the answer to a miss`() throws {
+    port.usesPages.store(true, ordering: .relaxed)
+    try start()
+    offer([0xa000, 0xb000, 0xcc00, 0x10_0000])
+    // The driver may make a buffer available that it has not mapped.
+    port.refuse(Port.base + 0x10_0000)
+    kernel.clear()
+    kernel.miss(Port.base + 0xa000, writes: true)
+    // The last buffer has bytes in two pages.
+    #expect(eventually { added == [0xa000, 0xb000, 0xc000, 0xd000] })
+    // The kernel may hold each page without the right to write.
+    #expect(kernel.calls.first == .invalidate(Port.base + 0xa000, 0x1000))
+    #expect(kernel.calls.count == 8)
+    #expect(port.faults.value == 0 && failures.value == 0)
+
+    // They are given once, until the kernel loses them.
+    kernel.clear()
+    kernel.miss(Port.base + 0xa000, writes: true)
+    kernel.miss(Port.base + 0xe000, writes: true)
+    #expect(eventually { added == [0xa000, 0xe000] })
+    let cache = try #require(remote.all.first)
+    #expect(cache.invalidate([.all], number: 1) == .done)
+    kernel.clear()
+    kernel.miss(Port.base + 0xa000, writes: true)
+    #expect(eventually { added == [0xa000, 0xb000, 0xc000, 0xd000] })
+  }
+
+  @Test func `nothing is looked ahead for in a ring that has stopped`() throws {
+    port.usesPages.store(true, ordering: .relaxed)
+    try start()
+    offer([0xa000, 0xb000])
+    _ = datapath.stop(queue: 0) { _ in }
+    kernel.clear()
+    kernel.miss(Port.base + 0xa000, writes: true)
+    kernel.miss(Port.base + 0xf000, writes: true)
+    #expect(eventually { added == [0xa000, 0xf000] })
   }
 
   /// Sends misses that the unit refuses, or that are not RAM, until the rings are kicked.
