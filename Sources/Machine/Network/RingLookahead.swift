@@ -38,6 +38,8 @@ struct RingLookahead {
   private var tables: [Buffer] = []
   /// The index in the available ring after the last chain that a search has found; nil at first.
   private var next: UInt16?
+  /// The losses that the last search knew.
+  private var losses: UInt64 = 0
 
   init(_ layout: VirtQueue.Layout) {
     self.layout = layout
@@ -46,12 +48,14 @@ struct RingLookahead {
     tables.reserveCapacity(Self.tableLimit)
   }
 
-  /// Makes the next search begin with the first chain that the kernel has not used.
-  mutating func forget() { next = nil }
-
   /// Searches for the next chains after those that the searches before have found.
-  /// - Parameter port: translates the addresses of the ring. A refusal is no fault of the device.
-  mutating func search(_ memory: GuestMemory, through port: any RemoteDMAPort) {
+  /// - Parameters:
+  ///   - port: translates the addresses of the ring. A refusal is no fault of the device.
+  ///   - losses: how often the kernel has lost translations. After a loss, the search begins with the first chain that
+  ///     the kernel has not used.
+  mutating func search(_ memory: GuestMemory, through port: any RemoteDMAPort, losses: UInt64) {
+    if losses != self.losses { next = nil }
+    self.losses = losses
     buffers.removeAll(keepingCapacity: true)
     heads.removeAll(keepingCapacity: true)
     tables.removeAll(keepingCapacity: true)

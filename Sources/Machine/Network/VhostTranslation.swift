@@ -51,8 +51,8 @@ final class VhostTranslation: RemoteIOTLB {
   /// Continues after a burst. The burst may have emptied the queue, and then the descriptor is not readable.
   private let continuation: EventLoop.Job
   private let state = Mutex(State())
-  /// Whether the kernel has lost translations that it has not used yet.
-  private let hasLost = Atomic(false)
+  /// The number of invalidations that may have taken translations which the kernel has not used yet.
+  private let losses = Atomic<UInt64>(0)
 
   init(of device: any VhostDevice, memory: GuestMemory, loop: EventLoop) {
     self.device = device
@@ -91,7 +91,7 @@ final class VhostTranslation: RemoteIOTLB {
     return true
   }
 
-  /// Sets the ring whose buffers the translations of misses look ahead for; nil when it stops.
+  /// Sets the layout of a ring that starts, for the search for its next buffers; nil when it stops.
   func setLayout(_ layout: VirtQueue.Layout?, of ring: Int) {
     state.withLock { state in
       state.layouts[ring] = layout
@@ -211,8 +211,7 @@ final class VhostTranslation: RemoteIOTLB {
     // Ring 0 receives, so the kernel writes to its buffers.
     let ring = miss.writes ? 0 : 1
     guard var lookahead = state.withLock({ $0.lookaheads[ring].take() }) else { return 0 }
-    if hasLost.exchange(false, ordering: .acquiringAndReleasing) { lookahead.forget() }
-    lookahead.search(memory, through: port)
+    lookahead.search(memory, through: port, losses: losses.load(ordering: .acquiring))
     var known = DMARange(first: miss.address & ~0xfff, last: miss.address | 0xfff)
     var given = 0
     for buffer in lookahead.buffers { give(buffer, through: port, &known, &given) }
@@ -287,7 +286,7 @@ final class VhostTranslation: RemoteIOTLB {
     do {
       for range in ranges {
         // A driver unmaps a single page after its use.
-        if range.last &- range.first > 0xfff { hasLost.store(true, ordering: .releasing) }
+        if range.last &- range.first > 0xfff { losses.wrappingAdd(1, ordering: .releasing) }
         // The size of the whole address space does not fit. An entry is at least a page, so one byte less takes all.
         let (size, overflow) = (range.last &- range.first).addingReportingOverflow(1)
         try device.invalidate(range.first, size: overflow ? .max : size)

@@ -261,9 +261,13 @@ import Vhost
     #expect(eventually { added == [0xa000, 0xe000] })
     let cache = try #require(remote.all.first)
     #expect(cache.invalidate([.all], number: 1) == .done)
-    kernel.clear()
-    kernel.miss(Port.base + 0xa000, writes: true)
-    #expect(eventually { added == [0xa000, 0xb000, 0xc000, 0xd000] })
+    // A loss concerns both rings, which here are the same one.
+    try start(1)
+    for writes in [false, true] {
+      kernel.clear()
+      kernel.miss(Port.base + 0xa000, reads: !writes, writes: writes)
+      #expect(eventually { added == [0xa000, 0xb000, 0xc000, 0xd000] })
+    }
   }
 
   @Test func `nothing is looked ahead for in a ring that has stopped`() throws {
