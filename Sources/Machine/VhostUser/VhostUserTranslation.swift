@@ -30,13 +30,17 @@ final class VhostUserTranslation: RemoteIOTLB {
     let index: Int
     let layout: VirtQueue.Layout
 
+    /// Whether one of the areas overlaps the range: virtio 1.2, section 2.7.
     func overlaps(_ range: DMARange) -> Bool {
       let size = UInt64(layout.size)
-      // virtio 1.2, section 2.7. The driver chooses the addresses, so an area may wrap around.
-      return [(layout.descriptorArea, 16 * size), (layout.driverArea, 6 + 2 * size), (layout.deviceArea, 6 + 8 * size)]
-        .contains { first, count in
-          range.overlaps(DMARange(first: first, last: max(first, first &+ count &- 1)))
-        }
+      return Self.overlap(range, layout.descriptorArea, 16 * size)
+        || Self.overlap(range, layout.driverArea, 6 + 2 * size)
+        || Self.overlap(range, layout.deviceArea, 6 + 8 * size)
+    }
+
+    /// The driver chooses the address, so an area may wrap around. Then its first byte counts.
+    private static func overlap(_ range: DMARange, _ first: UInt64, _ count: UInt64) -> Bool {
+      range.overlaps(DMARange(first: first, last: max(first, first &+ count &- 1)))
     }
   }
 

@@ -243,11 +243,11 @@ import Vhost
     port.usesPages.store(true, ordering: .relaxed)
     try start()
     offer([0xa000, 0xb000, 0xcc00, 0x10_0000])
-    // The driver may make a buffer available that it has not mapped.
+    // The driver has not mapped the last buffer.
     port.refuse(Port.base + 0x10_0000)
     kernel.clear()
     kernel.miss(Port.base + 0xa000, writes: true)
-    // The last buffer has bytes in two pages.
+    // The buffer before it has bytes in two pages.
     #expect(eventually { added == [0xa000, 0xb000, 0xc000, 0xd000] })
     // The kernel may hold each page without the right to write.
     #expect(kernel.calls.first == .invalidate(Port.base + 0xa000, 0x1000))
