@@ -26,9 +26,20 @@ extension ErrorText {
         + "machine resets all of them"
     case .notReset(let error): "the device could not be reset: \(text(for: error))"
     case .interruptsRefused(let error): "the guest does not get all of its interrupts: \(text(for: error))"
-    case .outOfPeersReach(let error):
-      "other devices of the guest cannot reach its BARs (peer-to-peer), which needs Linux 6.19 or later: \(text(for: error))"
+    case .outOfPeersReach(let error, let release):
+      "other devices of the guest cannot reach its BARs (peer-to-peer): \(text(for: error))"
+        + (error.code == 25 /* ENOTTY */ ? "; " + missingPeerToPeer(release) : "")
     }
+  }
+
+  /// Returns what a kernel lacks that does not know the request to export a BAR: it is too old, or was built without the
+  /// option.
+  private static func missingPeerToPeer(_ release: String) -> String {
+    let numbers = release.split(separator: ".").prefix(2).compactMap { Int($0.prefix { $0.isNumber }) }
+    if numbers.count == 2, numbers.lexicographicallyPrecedes([6, 19]) {
+      return "this needs Linux 6.19 or later, and the host has \(release)"
+    }
+    return "the host's kernel needs CONFIG_VFIO_PCI_DMABUF, which CONFIG_PCI_P2PDMA and CONFIG_DMA_SHARED_BUFFER enable"
   }
 
   /// Returns the problem and its solution, without the names of the device and the option.

@@ -70,7 +70,7 @@ public struct HostCheck: Sendable {
   /// - Parameter root: the folder that contains /sys, /proc and /boot.
   init(devices names: [String], root: String, calls: any SystemCalls = HostSystemCalls()) {
     let sysfs = "\(root)/sys"
-    let release = (try? Folder.text(of: "\(root)/proc/sys/kernel/osrelease")) ?? "unknown"
+    let release = Self.runningKernelRelease(root: root)
     kernelRelease = release
     kernelOptions = ["/boot/config-\(release)", "/lib/modules/\(release)/config"].lazy
       .compactMap { try? Folder.text(of: root + $0, limit: 1 << 20) }.first.map { KernelOption.read($0) }
@@ -105,6 +105,11 @@ public struct HostCheck: Sendable {
     groupCounts = groups.reduce(into: [:]) { counts, name in
       counts[(try? Folder.text(of: "\(sysfs)/kernel/iommu_groups/\(name)/type")) ?? "", default: 0] += 1
     }
+  }
+
+  /// Returns what `uname -r` prints.
+  static func runningKernelRelease(root: String = "") -> String {
+    (try? Folder.text(of: "\(root)/proc/sys/kernel/osrelease")) ?? "unknown"
   }
 
   private static func group(of device: HostDevice, sysfs: String) -> Group? {

@@ -100,7 +100,9 @@ final class PassthroughMemory: Sendable {
       state.hasReportedPeerProblem = true
       return (function, problem.error)
     }
-    if let problem { problem.function.report(.outOfPeersReach(problem.error)) }
+    if let problem {
+      problem.function.report(.outOfPeersReach(problem.error, kernelRelease: HostCheck.runningKernelRelease()))
+    }
   }
 
   /// The number of second stages that the devices use.

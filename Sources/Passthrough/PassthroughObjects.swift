@@ -179,7 +179,8 @@ public struct PassthroughNotice: Hashable, Sendable {
     /// The host refused interrupts that the guest asked for: some or all of them do not arrive.
     case interruptsRefused(SystemError)
     /// Other devices of the guest cannot reach the device's BARs.
-    case outOfPeersReach(SystemError)
+    /// - Parameter kernelRelease: what `uname -r` prints.
+    case outOfPeersReach(SystemError, kernelRelease: String)
   }
 
   /// The device as the options name it.

@@ -1,10 +1,10 @@
 import Glibc
 import Linux
 import Machine
-import Passthrough
 import Testing
 
 @testable import Control
+@testable import Passthrough
 
 /// Compares the text for devices of the host that are not passed through.
 @Suite struct PassthroughTextTests {
@@ -46,5 +46,38 @@ import Testing
   func refusalsNameTheirRemedy(_ problem: PassthroughError.Problem, _ words: String) {
     let line = line(problem)
     #expect(line.hasPrefix("-device vfio-pci: 0000:01:00.0: ") && line.contains(words) && !line.contains("\n"))
+  }
+
+  /// Both kernels answer the request with ENOTTY.
+  @Test(
+    "the notice about BARs out of reach names the kernel's age or the missing option",
+    arguments: [
+      ("6.12.48", "; this needs Linux 6.19 or later, and the host has 6.12.48"),
+      ("6.18.0-rc3", "; this needs Linux 6.19 or later, and the host has 6.18.0-rc3"),
+      (
+        "6.19-rc1",
+        "; the host's kernel needs CONFIG_VFIO_PCI_DMABUF, which CONFIG_PCI_P2PDMA and CONFIG_DMA_SHARED_BUFFER enable"
+      ),
+      (
+        "7.3.4+deb13-amd64",
+        "; the host's kernel needs CONFIG_VFIO_PCI_DMABUF, which CONFIG_PCI_P2PDMA and CONFIG_DMA_SHARED_BUFFER enable"
+      ),
+      (
+        "unknown",
+        "; the host's kernel needs CONFIG_VFIO_PCI_DMABUF, which CONFIG_PCI_P2PDMA and CONFIG_DMA_SHARED_BUFFER enable"
+      ),
+    ])
+  func whyPeersDoNotReachBARs(_ release: String, _ reason: String) {
+    let error = SystemError("VFIO_DEVICE_FEATURE_DMA_BUF", "/dev/vfio/devices/vfio1", code: ENOTTY)
+    let begin = "0000:02:00.0: other devices of the guest cannot reach its BARs (peer-to-peer): "
+    func line(_ error: SystemError) -> String {
+      ErrorText.line(
+        for: PassthroughNotice(device: "0000:02:00.0", reason: .outOfPeersReach(error, kernelRelease: release)))
+    }
+    #expect(line(error).contains(begin + "/dev/vfio/devices/vfio1: "))
+    #expect(line(error).hasSuffix(reason + "\n"))
+    // Another error says nothing about the kernel.
+    #expect(!line(SystemError("IOMMU_IOAS_MAP_FILE", code: ENOMEM)).contains("kernel"))
+    #expect(!line(SystemError("IOMMU_IOAS_MAP_FILE", code: ENOMEM)).contains("Linux"))
   }
 }
