@@ -1,7 +1,8 @@
 import Glibc
 import Testing
 
-/// Compares the kernel's interface as `CLinux` declares it with the headers of the kernel that the lab boots.
+/// Compares the kernel's interface as `CLinux` declares it with the headers of the kernels that the lab boots: 6.12, and
+/// the newer one of levels 2 and 3.
 ///
 /// Two C programs print every size, offset, width and number that our header declares, one compiled with our header and
 /// one with the kernel's; their outputs must be equal. The list of declarations is read from our header's text, so that
@@ -14,7 +15,7 @@ import Testing
     "CLinuxVFIO.h": ["linux/vfio.h"], "CLinuxVhost.h": ["linux/vhost.h"],
   ]
 
-  /// Our header for kernels that the lab does not boot.
+  /// Our header for kernels from 6.19 on. The lab boots one of these only in levels 2 and 3.
   private static let later = "CLinuxLater.h"
 
   /// Our names where they differ from the kernel's.
@@ -33,19 +34,37 @@ import Testing
   ]
   /// Structures of which we declare only the beginning; they are smaller than the kernel's.
   private static let beginnings: Set<String> = ["kvm_run"]
+  /// Structures that have further fields at their end in later kernels (a token's address, a PASID). The kernel learns
+  /// from `argsz` that a caller does not have these.
+  private static let grown: Set<String> = [
+    "vfio_device_bind_iommufd", "vfio_device_attach_iommufd_pt", "vfio_device_detach_iommufd_pt",
+  ]
 
   private static let include: String = {
     let folder = #filePath.split(separator: "/").dropLast(3)
     return "/" + folder.joined(separator: "/") + "/Sources/CLinux/include"
   }()
 
-  static let kernelHeaders: String? = {
-    if let folder = getenv("NESTLING_KERNEL_HEADERS").map({ String(cString: $0) }), !folder.isEmpty { return folder }
-    guard let home = getenv("HOME").map({ String(cString: $0) }) else { return nil }
-    let cache = home + "/.cache/nestling"
-    return names(in: cache).filter { $0.hasPrefix("linux-6.12-") }.map { "\(cache)/\($0)/headers" }
-      .first { access($0 + "/linux/kvm.h", R_OK) == 0 }
+  /// The folders of the kernels' headers: those in the variable, separated by colons, or else all that Images/kernel has
+  /// left in the cache.
+  static let kernelHeaders: [String] = {
+    func variable(_ name: String) -> String? {
+      getenv(name).map { String(cString: $0) }.flatMap { $0.isEmpty ? nil : $0 }
+    }
+    if let folders = variable("NESTLING_KERNEL_HEADERS") { return folders.split(separator: ":").map(String.init) }
+    let base = variable("XDG_CACHE_HOME") ?? variable("HOME").map { $0 + "/.cache" }
+    guard let cache = variable("NESTLING_CACHE") ?? base.map({ $0 + "/nestling" }) else { return [] }
+    // While the recipe stores a kernel, the folder's name ends with .new.
+    return names(in: cache).filter { $0.hasPrefix("linux-") && !$0.hasSuffix(".new") }.map { "\(cache)/\($0)/headers" }
+      .filter { access($0 + "/linux/kvm.h", R_OK) == 0 }
   }()
+
+  /// The headers of kernels from 6.19 on.
+  static let laterKernelHeaders = kernelHeaders.filter { folder in
+    let word = text(of: folder + "/linux/version.h").split(separator: "\n")
+      .first { $0.hasPrefix("#define LINUX_VERSION_CODE ") }?.split(separator: " ").last
+    return word.flatMap { Int($0) }.map { $0 >= 6 << 16 | 19 << 8 } ?? false
+  }
 
   static let hasCompiler = HostProgram.run(["cc", "--version"])?.status == 0
 
@@ -71,7 +90,10 @@ import Testing
   }
 
   /// Returns the program, with our names or the kernel's.
-  private static func program(_ header: HeaderText, includes: [String], ofKernel: Bool) -> String {
+  /// - Parameter partial: the structures whose size the program does not print.
+  private static func program(
+    _ header: HeaderText, includes: [String], ofKernel: Bool, partial: Set<String> = beginnings
+  ) -> String {
     var lines = ["#include <stddef.h>", "#include <stdio.h>"] + includes.map { "#include <\($0)>" }
     lines.append("#define SIZE(s) printf(\"sizeof %s = %zu\\n\", #s, sizeof(struct s))")
     lines.append(
@@ -80,7 +102,7 @@ import Testing
     lines.append("#define VALUE(n, v) printf(\"%s = 0x%llx\\n\", n, (unsigned long long)(v))")
     lines.append("int main(void) {")
     for structure in header.structures {
-      if !beginnings.contains(structure.name) { lines.append("SIZE(\(structure.name));") }
+      if !partial.contains(structure.name) { lines.append("SIZE(\(structure.name));") }
       for field in structure.fields where !ownFields.contains("\(structure.name).\(field)") {
         let member = (ofKernel ? kernelNames["\(structure.name).\(field)"] : nil) ?? field
         lines.append("FIELD(\(structure.name), \"\(field)\", \(member));")
@@ -116,25 +138,43 @@ import Testing
   @Test(
     "every size, offset and number in our headers equals the kernel's",
     .enabled(if: hasCompiler, "no C compiler (cc) here"),
-    .enabled(if: kernelHeaders != nil, "no kernel headers: Images/kernel has not been run"))
-  func everyDeclarationIsTheKernels() throws {
+    .enabled(if: !kernelHeaders.isEmpty, "no kernel headers: Images/kernel has not been run"),
+    arguments: kernelHeaders)
+  func everyDeclarationIsTheKernels(_ kernel: String) throws {
     let headers = Self.names(in: Self.include).filter {
       $0.hasPrefix("CLinux") && $0.hasSuffix(".h") && $0 != "CLinux.h" && $0 != Self.later
     }
     #expect(headers == Self.originals.keys.sorted())
+    let partial = Self.laterKernelHeaders.contains(kernel) ? Self.beginnings.union(Self.grown) : Self.beginnings
     for name in headers {
       let header = HeaderText(Self.text(of: "\(Self.include)/\(name)"))
       let originals = try #require(Self.originals[name], "add the kernel headers that \(name) repeats")
       let ours = try Self.lines(
-        of: Self.program(header, includes: [name], ofKernel: false), includePath: Self.include)
+        of: Self.program(header, includes: [name], ofKernel: false, partial: partial), includePath: Self.include)
       let kernels = try Self.lines(
-        of: Self.program(header, includes: originals, ofKernel: true), includePath: try #require(Self.kernelHeaders))
+        of: Self.program(header, includes: originals, ofKernel: true, partial: partial), includePath: kernel)
       #expect(ours.count == kernels.count)
       for (our, kernels) in zip(ours, kernels) { #expect(our == kernels) }
     }
   }
 
-  /// Compares with <linux/iommufd.h> and <linux/vfio.h> of Linux 6.19, whose values are copied here.
+  @Test(
+    "the declarations of Linux 6.19 equal those of a kernel that has them",
+    .enabled(if: hasCompiler, "no C compiler (cc) here"),
+    .enabled(if: !laterKernelHeaders.isEmpty, "no kernel headers: Images/kernel --series backports has not been run"),
+    arguments: laterKernelHeaders)
+  func laterDeclarationsAreTheKernels(_ kernel: String) throws {
+    let header = HeaderText(Self.text(of: "\(Self.include)/\(Self.later)"))
+    let ours = try Self.lines(
+      of: Self.program(header, includes: [Self.later], ofKernel: false), includePath: Self.include)
+    let kernels = try Self.lines(
+      of: Self.program(header, includes: ["linux/iommufd.h", "linux/vfio.h"], ofKernel: true), includePath: kernel)
+    #expect(!ours.isEmpty)
+    #expect(ours == kernels)
+  }
+
+  /// Compares with <linux/iommufd.h> and <linux/vfio.h> of Linux 6.19, whose values are copied here: a machine may have
+  /// no headers of that kernel.
   @Test(
     "the declarations newer than the lab's kernel have the layout of Linux 6.19",
     .enabled(if: hasCompiler, "no C compiler (cc) here"))
@@ -171,6 +211,8 @@ import Testing
     #expect(header.constants.count == requests + enumerators + 1)
     #expect(header.constants.last == "NESTLING_KVM_RUN_MMIO_DATA")
     let exceptions = Set(Self.kernelNames.keys).union(Self.ownFields)
+    let vfio = HeaderText(Self.text(of: "\(Self.include)/CLinuxVFIO.h")).structures.map(\.name)
+    #expect(Self.grown.isSubset(of: vfio))
     let fields = Set(header.structures.flatMap { structure in structure.fields.map { "\(structure.name).\($0)" } })
     for exception in exceptions { #expect(fields.contains(exception), "\(exception) no longer exists") }
   }

@@ -4,29 +4,32 @@ import Testing
 
 @testable import Machine
 
-/// Loads the kernel of Images/kernel, where it has been built.
+/// Loads the kernels of Images/kernel, where they have been built.
 @Suite struct RealKernelTests {
-  private static let folder: String? = {
+  static let folders: [String] = {
     func variable(_ name: String) -> String? { getenv(name).map { String(cString: $0) } }
     let cache =
       variable("NESTLING_CACHE") ?? variable("XDG_CACHE_HOME").map { $0 + "/nestling" }
       ?? variable("HOME").map { $0 + "/.cache/nestling" }
-    guard let cache, let directory = opendir(cache) else { return nil }
+    guard let cache, let directory = opendir(cache) else { return [] }
     defer { closedir(directory) }
+    var folders: [String] = []
     while let entry = readdir(directory) {
       let name = withUnsafePointer(to: &entry.pointee.d_name) {
         $0.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) }
       }
       let path = cache + "/" + name
-      if name.hasPrefix("linux-6.12-"), access(path + "/bzImage", R_OK) == 0, access(path + "/vmlinux", R_OK) == 0 {
-        return path
+      // While the recipe stores a kernel, the folder's name ends with .new.
+      if name.hasPrefix("linux-"), !name.hasSuffix(".new"), access(path + "/bzImage", R_OK) == 0,
+        access(path + "/vmlinux", R_OK) == 0
+      {
+        folders.append(path)
       }
     }
-    return nil
+    return folders.sorted()
   }()
 
-  private static func read(_ name: String) throws -> [UInt8] {
-    let path = try #require(folder) + "/" + name
+  private static func read(_ path: String) throws -> [UInt8] {
     let file = try #require(fopen(path, "r"))
     defer { fclose(file) }
     fseek(file, 0, SEEK_END)
@@ -37,10 +40,10 @@ import Testing
     }
   }
 
-  @Test(.enabled(if: folder != nil, "no kernel in the cache: run Images/kernel"))
-  func `the bzImage is loaded at or above its preferred address`() throws {
+  @Test(.enabled(if: !folders.isEmpty, "no kernel in the cache: run Images/kernel"), arguments: folders)
+  func `the bzImage is loaded at or above its preferred address`(folder: String) throws {
     let bench = BootBench(size: 64 << 20)
-    let image = try Self.read("bzImage")
+    let image = try Self.read(folder + "/bzImage")
     guard case .longMode(let entry) = try bench.load(image) else {
       Issue.record("not started in long mode")
       return
@@ -54,10 +57,10 @@ import Testing
     #expect(bench.refusal(Array(image.dropLast())) != nil)
   }
 
-  @Test(.enabled(if: folder != nil, "no kernel in the cache: run Images/kernel"))
-  func `the vmlinux starts at its PVH entry`() throws {
+  @Test(.enabled(if: !folders.isEmpty, "no kernel in the cache: run Images/kernel"), arguments: folders)
+  func `the vmlinux starts at its PVH entry`(folder: String) throws {
     let bench = BootBench(size: 64 << 20)
-    let image = try Self.read("vmlinux")
+    let image = try Self.read(folder + "/vmlinux")
     guard case .protectedMode(let entry) = try bench.load(image) else {
       Issue.record("not started in protected mode")
       return
