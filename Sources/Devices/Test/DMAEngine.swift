@@ -3,39 +3,23 @@ import PCI
 import Synchronization
 
 /// `dma-engine`: Nestling's own endpoint for IOMMU features that other test devices do not use. `DMAEngineRegisters`
-/// documents its programming interface. Commands run on the engine's worker, so vCPUs do not wait for them.
+/// and `DMAEngineSlot` document its programming interface. The command of COMMAND and the jobs of the slots run on the
+/// engine's worker, in turns, so vCPUs do not wait for them.
 ///
-/// Lock order: `job`, `cache`, `buffer`, `state`, the function's. A command holds `job` while it runs. An access of at
+/// Lock order: `jobs`, `cache`, `buffer`, `state`, the function's. A job holds `jobs` during its turn. An access of at
 /// most a page holds `cache` from the lookup of its translation to its last byte, so that no access still uses a
 /// translation when its invalidation is answered. Translation requests, page requests and invalidate completions are
-/// sent with none of the locks held but `job`.
+/// sent with none of the locks held but `jobs`.
 public final class DMAEngine: FunctionModel, TranslationCache {
-  struct State {
-    var registers = DMAEngineRegisters()
-    /// Changes with a reset and the end of a command: a command that began in an earlier generation must stop.
-    var generation: UInt64 = 0
-    /// The tags of the unanswered invalidate requests.
-    var heldTags: UInt32 = 0
-    /// The tags among `heldTags` that the worker will answer.
-    var laterTags: UInt32 = 0
-    /// The page group response for which a command waits.
-    var awaited: Awaited?
-  }
-
-  /// A page group response for which a command waits.
-  struct Awaited {
-    var groupIndex: UInt16
-    var pasid: UInt32?
-    /// The response's code; nil until the response arrives.
-    var code: PageGroupResponse.Code?
-  }
+  /// Outstanding Page Request Capacity.
+  static let pageRequestCapacity = 32
 
   public let function: Function
   let port: any RequestPort
   let state = Mutex(State())
   let cache = Mutex(DMAEngineCache())
   let buffer = Mutex([UInt8](repeating: 0, count: DMAEngineRegisters.bufferSize))
-  let job = Mutex<DMAEngineJob?>(nil)
+  let jobs = Mutex(DMAEngineJobs())
   private let worker = Mutex<(any QueueWorker)?>(nil)
 
   /// - Parameter address: device and function on the bus to which the caller adds `function`.
@@ -53,7 +37,8 @@ public final class DMAEngine: FunctionModel, TranslationCache {
     ]
     description.msix = MSIX.Layout(vectorCount: DMAEngineRegisters.vectorCount, bar: 1, pendingOffset: 0x800)
     description.extendedCapabilities = [
-      .addressTranslation(invalidateQueueDepth: 32), .pageRequest(capacity: 32), .processAddressSpace(width: 20),
+      .addressTranslation(invalidateQueueDepth: 32), .pageRequest(capacity: UInt32(Self.pageRequestCapacity)),
+      .processAddressSpace(width: 20),
     ]
     function = Function(description, at: address, environment: environment)
     port = function.environment.makeRequestPort()
@@ -74,7 +59,7 @@ public final class DMAEngine: FunctionModel, TranslationCache {
       return state.withLock { state in
         state.registers.cached = cached
         state.registers.held = UInt32(state.heldTags.nonzeroBitCount)
-        return state.registers.read(offset, width)
+        return state.read(offset, width)
       }
     case 2:
       return buffer.withLock { buffer in
@@ -103,14 +88,13 @@ public final class DMAEngine: FunctionModel, TranslationCache {
 
   private func write(_ offset: UInt64, _ width: AccessWidth, _ value: UInt64) {
     let (effect, released) = state.withLock { state -> (DMAEngineRegisters.Effect, UInt32) in
-      let effect = state.registers.write(offset, width, value)
+      let effect = state.write(offset, width, value)
       var released: UInt32 = 0
-      if effect == .end || effect == .endAndRelease, state.registers.running != nil {
-        state.generation &+= 1
-        state.awaited = nil
-        finish(.ended, &state)
+      if effect.contains(.end), state.registers.running != nil {
+        state.abandon(.command)
+        finish(.init(result: .ended), of: .command, &state)
       }
-      if effect == .release || effect == .endAndRelease {
+      if effect.contains(.release) {
         released = state.heldTags
         state.heldTags = 0
         state.laterTags = 0
@@ -118,19 +102,19 @@ public final class DMAEngine: FunctionModel, TranslationCache {
       return (effect, released)
     }
     if released != 0 { port.completeInvalidations(released) }
-    if effect == .end || effect == .endAndRelease { updateStopped() }
+    if effect.contains(.end) { updateStopped() }
     // Act without the lock, because the worker may run at once.
-    if effect == .start { wake() }
+    if effect.contains(.work) { wake() }
   }
 
   public func reset() {
-    // The command stops before its next page. The reset waits for the page in flight, because software may reuse the
+    // Each job stops before its next page. The reset waits for the page in flight, because software may reuse the
     // memory afterwards.
-    state.withLock { $0.generation &+= 1 }
-    job.withLock { $0 = nil }
+    state.withLock { $0.stop() }
+    jobs.withLock { $0.removeAll() }
     let released = state.withLock { state in
       let released = state.heldTags
-      state = State(generation: state.generation &+ 1)
+      state.reset()
       return released
     }
     // With the cache empty, the held invalidations can be answered.
@@ -141,8 +125,8 @@ public final class DMAEngine: FunctionModel, TranslationCache {
     if released != 0 { port.completeInvalidations(released) }
   }
 
-  /// Stops a command before its next page.
-  public func endRequests() { state.withLock { $0.generation &+= 1 } }
+  /// Stops each job before its next page.
+  public func endRequests() { state.withLock { $0.stop() } }
 
   public func released() { port.connect(nil) }
 
@@ -154,14 +138,14 @@ public final class DMAEngine: FunctionModel, TranslationCache {
     let isReset =
       (offset..<offset + width.rawValue).contains(control)
       && (value >> UInt64(8 * (control - offset)))[bit: PageRequestControl.reset.rawValue.trailingZeroBitCount]
-    if isReset, !enables.pageRequests { fail(.responseFailure) }
+    if isReset, !enables.pageRequests, state.withLock({ $0.failGroups() }) { wake() }
     updateStopped()
   }
 
-  /// Updates PRI's Stopped bit from its enable bit and the outstanding request.
+  /// Updates PRI's Stopped bit from its enable bit and the outstanding groups.
   func updateStopped() {
     guard let at = function.extendedCapability(PageRequestControl.id) else { return }
-    let isWaiting = state.withLock { $0.awaited != nil }
+    let isWaiting = state.withLock { $0.outstandingGroups > 0 }
     function.updateConfiguration { space in
       let status = at + PageRequestStatus.offset
       var value = PageRequestStatus(rawValue: space.get(UInt16.self, status))
@@ -175,6 +159,8 @@ public final class DMAEngine: FunctionModel, TranslationCache {
   struct Enables {
     var translation: Bool
     var pageRequests: Bool
+    /// The number of page requests that may be outstanding at once.
+    var pageRequestLimit: Int
     var pasid: ProcessAddressSpaceControl
   }
 
@@ -189,26 +175,18 @@ public final class DMAEngine: FunctionModel, TranslationCache {
       ).isEnabled,
       pageRequests: PageRequestControl(rawValue: word(PageRequestControl.id, PageRequestControl.offset))
         .contains(.enable),
+      pageRequestLimit: min(
+        max(Int(word(PageRequestControl.id, PageRequestControl.allocationOffset)), 1), Self.pageRequestCapacity),
       pasid: ProcessAddressSpaceControl(
         rawValue: word(ProcessAddressSpaceControl.id, ProcessAddressSpaceControl.offset)))
   }
 
-  /// Ends the command. Called with the state's lock held, so that software that sees the engine idle can rely on the
+  /// Ends a job. Called with the state's lock held, so that software that sees the channel idle can rely on the
   /// interrupt.
-  func finish(_ result: DMAEngineRegisters.Result, _ state: inout State) {
-    guard let command = state.registers.running else { return }
-    state.registers.finish(result)
-    if command.interrupts { function.msix?.signal(state.registers.vector) }
-  }
-
-  /// Ends the wait for a page group response that will not arrive.
-  private func fail(_ code: PageGroupResponse.Code) {
-    let isWaiting = state.withLock { state in
-      guard state.awaited != nil else { return false }
-      state.awaited?.code = code
-      return true
-    }
-    if isWaiting { wake() }
+  func finish(_ outcome: DMAEngineOutcome, of channel: DMAEngineChannel, _ state: inout State) {
+    guard let command = state.running(channel) else { return }
+    let vector = state.finish(outcome, of: channel)
+    if command.interrupts { function.msix?.signal(vector) }
   }
 
   // MARK: TranslationCache
@@ -240,28 +218,19 @@ public final class DMAEngine: FunctionModel, TranslationCache {
   }
 
   /// Records a response.
-  /// - Returns: whether a command waits for it.
+  /// - Returns: whether the worker can continue a job: the response answers an outstanding group.
   func take(_ response: PageGroupResponse) -> Bool {
-    let (isAwaited, isFailure) = state.withLock { state -> (Bool, Bool) in
-      state.registers.responses &+= 1
-      state.registers.responseWord =
-        UInt32(response.groupIndex) | UInt32(response.code.rawValue) << 12 | (response.pasid == nil ? 0 : 1 << 16)
-        | 1 << 31
-      state.registers.responsePASID = response.pasid ?? 0
-      guard let awaited = state.awaited, awaited.code == nil, awaited.groupIndex == response.groupIndex,
-        awaited.pasid == response.pasid
-      else { return (false, response.code == .responseFailure) }
-      state.awaited?.code = response.code
-      return (true, response.code == .responseFailure)
-    }
-    if let at = function.extendedCapability(PageRequestControl.id), isFailure || !isAwaited {
+    let isExpected = state.withLock { $0.take(response) }
+    let isFailure = response.code == .responseFailure
+    if let at = function.extendedCapability(PageRequestControl.id), isFailure || !isExpected {
       function.updateConfiguration { space in
         var status = PageRequestStatus(rawValue: space.get(UInt16.self, at + PageRequestStatus.offset))
         if isFailure { status.insert(.responseFailure) }
-        if !isAwaited { status.insert(.unexpectedGroupIndex) }
+        if !isExpected { status.insert(.unexpectedGroupIndex) }
         space.set(at + PageRequestStatus.offset, status.rawValue)
       }
     }
-    return isAwaited
+    updateStopped()
+    return isExpected
   }
 }

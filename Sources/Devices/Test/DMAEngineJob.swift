@@ -2,36 +2,55 @@ import Hardware
 import PCI
 import Synchronization
 
-/// The state of a running command of `dma-engine`: its progress, and whether it waits for a page.
+/// The state of a running job of `dma-engine`: its progress, and whether it waits for a page.
 struct DMAEngineJob {
+  let channel: DMAEngineChannel
   let command: DMAEngineRegisters.Command
   let generation: UInt64
   /// The number of bytes moved.
   var done: UInt64 = 0
   /// The number of page requests for the current page.
   var requests = 0
-  /// Whether the command waits for a page group response.
+  /// Whether the job waits for a page group response.
   var isWaiting = false
+  /// The address of the current access.
+  var address: UInt64 = 0
 
   static let maximumRequests = 16
   /// The size of the copy buffer, and of the longest access, in bytes.
   static let pageSize: UInt64 = 0x1000
+  /// The number of bytes after which the next job has its turn.
+  static let turnSize: UInt64 = 0x10000
 
   var prefix: PASIDPrefix? {
     command.pasid.map { PASIDPrefix(pasid: $0, isPrivileged: command.isPrivileged, executes: command.executes) }
   }
 }
 
+/// The running jobs by channel, and the bytes that the job in turn is copying.
+struct DMAEngineJobs {
+  private var jobs = [DMAEngineJob?](repeating: nil, count: DMAEngineChannel.all.count)
+  fileprivate var bytes = [UInt8](repeating: 0, count: Int(DMAEngineJob.pageSize))
+
+  subscript(channel: DMAEngineChannel) -> DMAEngineJob? {
+    get { jobs[channel.index] }
+    set { jobs[channel.index] = newValue }
+  }
+
+  mutating func removeAll() { for index in jobs.indices { jobs[index] = nil } }
+}
+
 extension DMAEngine {
-  /// The reason why a command's current run ended.
-  private enum Step: Error {
+  /// The reason why a job's turn ended.
+  enum Step: Error {
     case finished(DMAEngineRegisters.Result)
-    /// The command requested a page; the response wakes the worker.
+    /// The job requested a page, or may not request one yet; a response wakes the worker.
     case waits
+    case turnEnded
   }
 
   /// The next access of a transfer, to its source or to its destination.
-  private struct Access {
+  struct Access {
     var address: UInt64
     var count: Int
     var wanted: DMAAccess
@@ -40,60 +59,111 @@ extension DMAEngine {
   // MARK: The worker
 
   func work() {
-    let later = state.withLock { state in
-      defer {
-        state.heldTags &= ~state.laterTags
-        state.laterTags = 0
+    var continues = true
+    while continues {
+      let (later, running) = state.withLock { state -> (UInt32, UInt32) in
+        defer {
+          state.heldTags &= ~state.laterTags
+          state.laterTags = 0
+        }
+        var running: UInt32 = 0
+        for channel in DMAEngineChannel.all where state.running(channel) != nil {
+          running[bit: channel.index] = true
+        }
+        return (state.laterTags, running)
       }
-      return state.laterTags
+      if later != 0 { port.completeInvalidations(later) }
+      continues = false
+      for channel in DMAEngineChannel.all where running[bit: channel.index] {
+        if jobs.withLock({ advance(channel, &$0) }) { continues = true }
+      }
     }
-    if later != 0 { port.completeInvalidations(later) }
-    // If the root complex itself answers a page request, the command continues at once.
-    while job.withLock({ advance(&$0) }) {}
   }
 
-  /// Runs the command until it ends or waits.
-  /// - Returns: whether the command can already continue.
-  private func advance(_ job: inout DMAEngineJob?) -> Bool {
-    let (command, generation) = state.withLock { ($0.registers.running, $0.generation) }
+  /// Gives a channel's job a turn: it runs until it ends or waits, at most for `turnSize` bytes.
+  /// - Returns: whether the job can already continue.
+  private func advance(_ channel: DMAEngineChannel, _ jobs: inout DMAEngineJobs) -> Bool {
+    let (command, generation) = state.withLock { ($0.running(channel), $0.generation(of: channel)) }
     guard let command else {
-      job = nil
+      jobs[channel] = nil
       return false
     }
     var current: DMAEngineJob
-    if let job, job.generation == generation {
+    if let job = jobs[channel], job.generation == generation {
       current = job
     } else {
-      current = DMAEngineJob(command: command, generation: generation)
+      current = DMAEngineJob(channel: channel, command: command, generation: generation)
     }
     do throws(Step) {
+      try checkContinues(current)
       if current.isWaiting { try takeResponse(&current) }
-      try run(&current)
+      try run(&current, &jobs.bytes)
     } catch {
       switch error {
+      case .turnEnded:
+        jobs[channel] = current
+        return true
       case .waits:
-        current.isWaiting = true
-        job = current
-        return state.withLock { $0.generation == generation && $0.awaited?.code != nil }
+        jobs[channel] = current
+        // If the root complex itself answered the page request, the job continues at once.
+        return state.withLock { $0.hasCode(channel, generation) }
       case .finished(let result):
-        job = nil
-        let done = current.done
-        state.withLock { state in
-          // A reset, or the end bit of CONTROL, came first.
-          guard state.generation == generation else { return }
-          state.registers.done = done
-          // The next command needs a new job.
-          state.generation &+= 1
-          finish(result, &state)
-        }
+        jobs[channel] = nil
+        finish(current, result)
       }
     }
     return false
   }
 
-  private func run(_ job: inout DMAEngineJob) throws(Step) {
+  private func checkContinues(_ job: DMAEngineJob) throws(Step) {
+    guard state.withLock({ $0.continues(job.channel, job.generation) }) else { throw .finished(.ended) }
+  }
+
+  /// Ends a job in the channel's registers and, for a slot, in its completion record.
+  private func finish(_ job: DMAEngineJob, _ result: DMAEngineRegisters.Result) {
+    var outcome = DMAEngineOutcome(result: result, done: job.done)
+    switch result {
+    case .none, .success, .badCommand, .badRange, .ended: break
+    default: outcome.fault = job.address
+    }
+    let (isCurrent, record) = state.withLock { state -> (Bool, UInt64?) in
+      // A reset, or the end bit of CONTROL, came first.
+      guard state.generation(of: job.channel) == job.generation else { return (false, nil) }
+      if case .slot(let number) = job.channel { return (true, state.slots[number].record) }
+      return (true, nil)
+    }
+    guard isCurrent else { return }
+    // A reset waits for the record, because this turn holds `jobs`.
+    if let record, case .slot(let number) = job.channel {
+      outcome.recordFailed = !write(outcome, ofSlot: number, at: record)
+    }
+    state.withLock { state in
+      guard state.generation(of: job.channel) == job.generation else { return }
+      finish(outcome, of: job.channel, &state)
+      // The next command needs a new job.
+      state.abandon(job.channel)
+    }
+  }
+
+  /// Writes a completion record, without PASID.
+  /// - Returns: whether it reached memory.
+  private func write(_ outcome: DMAEngineOutcome, ofSlot number: Int, at address: UInt64) -> Bool {
+    guard address % DMAEngineSlot.recordAlignment == 0 else { return false }
+    let memory = port.dmaPort(for: nil)
+    do throws(DMAError) {
+      try memory.storeUInt64(outcome.done, at: address + 8)
+      try memory.storeUInt64(outcome.fault, at: address + 16)
+      try memory.storeUInt64(UInt64(outcome.result.rawValue) | UInt64(number) << 32, at: address)
+      return true
+    } catch {
+      return false
+    }
+  }
+
+  private func run(_ job: inout DMAEngineJob, _ bytes: inout [UInt8]) throws(Step) {
     let command = job.command
-    guard command.isValid, let operation = command.operation else { throw .finished(.badCommand) }
+    guard isValid(job), let operation = command.operation else { throw .finished(.badCommand) }
+    job.address = 0
     try checkEnables(command)
     switch operation {
     case .read, .write:
@@ -101,10 +171,10 @@ extension DMAEngine {
       guard command.bufferOffset <= size, command.count <= size - command.bufferOffset else {
         throw .finished(.badRange)
       }
-      try transfer(&job, operation)
+      try transfer(&job, operation, &bytes)
     case .copy:
       guard command.count <= DMAEngineRegisters.maximumCopy else { throw .finished(.badRange) }
-      try transfer(&job, operation)
+      try transfer(&job, operation, &bytes)
     case .translate: try translate(job)
     case .request: try request(&job)
     case .stop:
@@ -112,6 +182,13 @@ extension DMAEngine {
       count(\.pageRequests)
       _ = port.requestPage(.stopMarker(pasid: pasid))
       throw .finished(.success)
+    }
+  }
+
+  private func isValid(_ job: DMAEngineJob) -> Bool {
+    switch job.channel {
+    case .command: job.command.isValid
+    case .slot(let number): state.withLock { $0.slots[number].isCommandValid }
     }
   }
 
@@ -130,21 +207,24 @@ extension DMAEngine {
     guard isEnabled else { throw .finished(.notEnabled) }
   }
 
-  private func count(_ counter: WritableKeyPath<DMAEngineRegisters, UInt32>) {
+  func count(_ counter: WritableKeyPath<DMAEngineRegisters, UInt32>) {
     state.withLock { $0.registers[keyPath: counter] &+= 1 }
   }
 
   // MARK: Transfers
 
-  private func transfer(_ job: inout DMAEngineJob, _ operation: DMAEngineRegisters.Operation) throws(Step) {
+  private func transfer(
+    _ job: inout DMAEngineJob, _ operation: DMAEngineRegisters.Operation, _ bytes: inout [UInt8]
+  ) throws(Step) {
     let command = job.command
+    let turnEnd = job.done + DMAEngineJob.turnSize
     try perform { () throws(DMAError) in
       if operation != .write { try checkTransfer(at: command.source, count: command.count) }
       if operation != .read { try checkTransfer(at: command.destination, count: command.count) }
     }
-    var bytes = [UInt8](repeating: 0, count: Int(DMAEngineJob.pageSize))
     while job.done < command.count {
-      guard state.withLock({ $0.generation }) == job.generation else { throw .finished(.ended) }
+      try checkContinues(job)
+      guard job.done < turnEnd else { throw .turnEnded }
       var count = min(command.count - job.done, DMAEngineJob.pageSize)
       // Each access lies within one page on both sides.
       if operation != .write { count = min(count, Self.rest(command.source &+ job.done)) }
@@ -196,13 +276,14 @@ extension DMAEngine {
     _ body: (any DMAPort, UInt64, DMAAccess) throws(DMAError) -> Void
   ) throws(Step) {
     let command = job.command
+    job.address = access.address
     guard command.usesDeviceTLB else {
       let memory = command.isTranslated ? port.translatedPort : port.dmaPort(for: job.prefix)
       try perform { () throws(DMAError) in try body(memory, access.address, access.wanted) }
       return
     }
-    // After an invalidation between the translation request and the access, the engine repeats the request. The limit
-    // ends the command if software never stops invalidating.
+    // After an invalidation between the translation request and the access, the engine repeats the request. If software
+    // never stops invalidating, COMMAND gives up, and a slot's job goes on in its next turn.
     for _ in 0..<DMAEngineJob.maximumRequests {
       let epoch = cache.withLock { $0.epoch }
       var translation = cache.withLock { $0.lookup(access.address, prefix: job.prefix) }
@@ -242,7 +323,7 @@ extension DMAEngine {
       if let error = outcome.error { throw .finished(Self.result(of: error)) }
       if outcome.isDone { return }
     }
-    throw .finished(.completerAbort)
+    throw job.channel == .command ? .finished(.completerAbort) : .turnEnded
   }
 
   private func perform(_ body: () throws(DMAError) -> Void) throws(Step) {
@@ -295,77 +376,10 @@ extension DMAEngine {
     rights[bit: 5] = translation.isNonSnooped
     rights[bits: 8...15] = UInt32(truncatingIfNeeded: translation.shift)
     state.withLock { state in
-      guard state.generation == job.generation else { return }
+      guard state.generation(of: job.channel) == job.generation else { return }
       state.registers.translated = translation.address
       state.registers.rights = rights
     }
     throw .finished(.success)
-  }
-
-  // MARK: Page requests
-
-  private func request(_ job: inout DMAEngineJob) throws(Step) {
-    let command = job.command
-    try send(
-      &job,
-      PageRequest(
-        address: command.source, prefix: job.prefix, reads: command.wantsRead, writes: command.wantsWrite,
-        isLastInGroup: command.isLastInGroup, groupIndex: command.groupIndex))
-    if command.isLastInGroup, command.wantsRead || command.wantsWrite || command.pasid == nil { throw .waits }
-    throw .finished(.success)
-  }
-
-  /// Requests a page that does not grant the wanted access, and waits.
-  private func requestPage(_ job: inout DMAEngineJob, _ access: Access) throws(Step) {
-    guard job.requests < DMAEngineJob.maximumRequests else { throw .finished(.stillNotGranted) }
-    job.requests += 1
-    try send(
-      &job,
-      PageRequest(
-        address: access.address, prefix: job.prefix, reads: access.wanted.contains(.read),
-        writes: access.wanted.contains(.write), isLastInGroup: true, groupIndex: job.command.groupIndex))
-    throw .waits
-  }
-
-  /// Sends a page request. If it is the last of its group, a response follows, possibly before this returns.
-  private func send(_ job: inout DMAEngineJob, _ request: PageRequest) throws(Step) {
-    let awaits = request.isLastInGroup && !request.isStopMarker
-    let generation = job.generation
-    let goesOn = state.withLock { state in
-      guard state.generation == generation else { return false }
-      state.registers.pageRequests &+= 1
-      if awaits {
-        // Record this before the request is sent, because the response may arrive at once.
-        state.awaited = Awaited(groupIndex: request.groupIndex, pasid: request.prefix?.pasid)
-      }
-      return true
-    }
-    guard goesOn else { throw .finished(.ended) }
-    switch port.requestPage(request) {
-    case .queued: break
-    case .discarded: if awaits { answer(.responseFailure, to: request) }
-    case .answered(let code): answer(code, to: request)
-    }
-  }
-
-  private func answer(_ code: PageGroupResponse.Code, to request: PageRequest) {
-    // Handle the answer like a response, but do not wake the worker, which is already running this command.
-    _ = take(PageGroupResponse(code: code, groupIndex: request.groupIndex, pasid: request.prefix?.pasid))
-  }
-
-  private func takeResponse(_ job: inout DMAEngineJob) throws(Step) {
-    let code = state.withLock { state -> PageGroupResponse.Code? in
-      guard let code = state.awaited?.code else { return nil }
-      state.awaited = nil
-      return code
-    }
-    guard let code else { throw .waits }
-    updateStopped()
-    job.isWaiting = false
-    switch code {
-    case .success: if job.command.operation == .request { throw .finished(.success) }
-    case .invalidRequest: throw .finished(.invalidRequest)
-    case .responseFailure: throw .finished(.responseFailure)
-    }
   }
 }

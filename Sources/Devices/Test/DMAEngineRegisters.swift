@@ -6,15 +6,16 @@ import Hardware
 ///
 /// The function is a root complex integrated endpoint with Function Level Reset and MSI-X:
 /// ```
-/// BAR 0   4 KiB  the registers below; aligned accesses of 4 or 8 bytes, others read as zero and have no effect
-/// BAR 1   4 KiB  MSI-X: 4 vectors, table at 0, pending bits at 0x800
+/// BAR 0   4 KiB  the registers below, and from 0x400 on those of the job slots (`DMAEngineSlot`); aligned accesses of
+///                4 or 8 bytes, others read as zero and have no effect
+/// BAR 1   4 KiB  MSI-X: 16 vectors, table at 0, pending bits at 0x800
 /// BAR 2  64 KiB  the buffer: accesses of any width
 /// 0x100          ATS: queue depth 32, page-aligned requests; PRI: 32 outstanding; PASID: 20 bits, execute, privileged
 /// ```
 /// | offset | register | content |
 /// |---|---|---|
 /// | 0x00 | ID | RO 0x414d444e ("NDMA") |
-/// | 0x04 | VERSION | RO 1 |
+/// | 0x04 | VERSION | RO 2 |
 /// | 0x08 | CONTROL | 1:0 when to answer invalidations: 0 at once, 1 later (by the worker), 2 never, 3 with a wrong tag; 8 write 1 to end a waiting command, with result 12; 9 write 1 to answer the held invalidations; 8 and 9 read as zero |
 /// | 0x0c | STATUS | RO 0 busy; 15:8 result of the last command |
 /// | 0x10 | COMMAND | a write while not busy starts a command; see below |
@@ -23,7 +24,7 @@ import Hardware
 /// | 0x20 | DESTINATION | 63:0 address to write |
 /// | 0x28 | COUNT | 63:0 bytes: up to the buffer's size for read and write, up to 1 GiB for copy |
 /// | 0x30 | OFFSET | 31:0 place in the buffer, for read and write |
-/// | 0x34 | VECTOR | 1:0 MSI-X vector of the interrupt at the end of a command |
+/// | 0x34 | VECTOR | 3:0 MSI-X vector of the interrupt at the end of a command |
 /// | 0x38 | DONE | RO bytes moved by the last command |
 /// | 0x40 | TRANSLATED | RO 63:0 first byte of the page in the completion of the last translate command |
 /// | 0x48 | RIGHTS | RO 0 read, 1 write, 2 execute, 3 privileged, 4 untranslated only, 5 non-snooped; 15:8 log2 of the page's size |
@@ -38,12 +39,15 @@ import Hardware
 /// | 0x74 | HELD | RO unanswered invalidate requests |
 /// | 0x78 | CACHED | RO pages in the device TLB |
 /// | 0x7c | TRANSLATIONS | RO translation requests sent |
+/// | 0x80 | SLOTS | RO 7:0 the number of job slots, 16 |
+/// | 0x84 | JOBS DONE | RW1C 15:0 bit n: a job of slot n has ended |
 ///
 /// COMMAND: 3:0 operation; 4 with PASID; 5 privileged; 6 execute (reads request execution); 7 no write (NW; translate
 /// only); 8 use the device TLB: translate pages through ATS, cache them, and access them with translated requests; 9
 /// SOURCE and DESTINATION are translated addresses: use translated requests without ATS; 10 (with 8) if a page does not
 /// grant the access, request the page and continue after the response; 11 interrupt at the end; 12 request read access,
-/// 13 request write access, 14 last in group (request only); 24:16 group index of page requests.
+/// 13 request write access, 14 last in group (request only); 24:16 group index of page requests. Slot n uses the group
+/// indices from 0x100 + 16 n to 0x10f + 16 n, so a command that runs beside jobs uses one below 0x100.
 ///
 /// | operation | effect |
 /// |---|---|
@@ -68,7 +72,7 @@ import Hardware
 /// | 9 | translation: the page does not grant the access |
 /// | 10 | page request: Invalid Request |
 /// | 11 | page request: Response Failure |
-/// | 12 | ended by CONTROL bit 8 |
+/// | 12 | ended by CONTROL bit 8, or by bit 1 of a slot's STATUS |
 /// | 13 | a page was requested 16 times and still does not grant the access |
 struct DMAEngineRegisters: Sendable {
   enum Offset {
@@ -97,6 +101,8 @@ struct DMAEngineRegisters: Sendable {
     static let held: UInt64 = 0x74
     static let cached: UInt64 = 0x78
     static let translations: UInt64 = 0x7c
+    static let slots: UInt64 = 0x80
+    static let jobsDone: UInt64 = 0x84
   }
 
   enum Operation: UInt32, Sendable {
@@ -172,10 +178,11 @@ struct DMAEngineRegisters: Sendable {
   }
 
   static let identification: UInt32 = 0x414d_444e
-  static let version: UInt32 = 1
+  static let version: UInt32 = 2
   static let bufferSize = 0x10000
   static let maximumCopy: UInt64 = 1 << 30
-  static let vectorCount = 4
+  /// A power of two: the VECTOR registers are masked.
+  static let vectorCount = 16
 
   private var control: UInt32 = 0
   private var commandBits: UInt32 = 0
@@ -204,9 +211,11 @@ struct DMAEngineRegisters: Sendable {
   var held: UInt32 = 0
   var cached: UInt32 = 0
   var translations: UInt32 = 0
+  /// The slots whose jobs have ended.
+  var jobsDone: UInt32 = 0
 
   /// Returns the 4 bytes at a multiple of 4.
-  private func word(_ offset: UInt64) -> UInt32 {
+  func word(_ offset: UInt64) -> UInt32 {
     func half(_ value: UInt64) -> UInt32 { UInt32(truncatingIfNeeded: offset & 4 == 0 ? value : value >> 32) }
     return switch offset {
     case Offset.identification: Self.identification
@@ -234,46 +243,37 @@ struct DMAEngineRegisters: Sendable {
     case Offset.held: held
     case Offset.cached: cached
     case Offset.translations: translations
+    case Offset.slots: UInt32(DMAEngineSlot.count)
+    case Offset.jobsDone: jobsDone
     default: 0
     }
   }
 
-  func read(_ offset: UInt64, _ width: AccessWidth) -> UInt64 {
-    guard width.rawValue >= 4, offset % UInt64(width.rawValue) == 0 else { return 0 }
-    let low = UInt64(word(offset))
-    return width == .doubleword ? low : low | UInt64(word(offset &+ 4)) << 32
-  }
+  /// The actions for the device after a write.
+  struct Effect: OptionSet, Sendable {
+    let rawValue: Int
 
-  /// The action for the device after a write.
-  enum Effect: Hashable, Sendable {
-    case none
-    /// Start a command.
-    case start
+    /// The worker has something to do.
+    static let work = Effect(rawValue: 1 << 0)
     /// CONTROL: end the waiting command.
-    case end
+    static let end = Effect(rawValue: 1 << 1)
     /// CONTROL: answer the held invalidations.
-    case release
-    /// CONTROL: both.
-    case endAndRelease
+    static let release = Effect(rawValue: 1 << 2)
   }
 
-  mutating func write(_ offset: UInt64, _ width: AccessWidth, _ value: UInt64) -> Effect {
-    guard width.rawValue >= 4, offset % UInt64(width.rawValue) == 0 else { return .none }
-    let effect = writeWord(offset, UInt32(truncatingIfNeeded: value))
-    guard width == .quadword else { return effect }
-    let second = writeWord(offset &+ 4, UInt32(truncatingIfNeeded: value >> 32))
-    return effect == .none ? second : effect
-  }
-
-  private mutating func writeWord(_ offset: UInt64, _ value: UInt32) -> Effect {
+  /// Writes 4 bytes at a multiple of 4.
+  mutating func write(_ offset: UInt64, _ value: UInt32) -> Effect {
     func store(into register: inout UInt64) {
       if offset & 4 == 0 { register[bits: 0...31] = UInt64(value) } else { register[bits: 32...63] = UInt64(value) }
     }
     switch offset {
     case Offset.control:
       control = value & 3
-      if value[bit: 8] { return value[bit: 9] ? .endAndRelease : .end }
-      return value[bit: 9] ? .release : .none
+      var effect: Effect = []
+      if value[bit: 8] { effect.insert(.end) }
+      if value[bit: 9] { effect.insert(.release) }
+      return effect
+    case Offset.jobsDone: jobsDone &= ~value
     // The parameters of a running command are read-only.
     case _ where isBusy: break
     case Offset.command:
@@ -281,7 +281,7 @@ struct DMAEngineRegisters: Sendable {
       isBusy = true
       done = 0
       responseWord[bit: 31] = false
-      return .start
+      return .work
     case Offset.pasid: pasid = value & 0xf_ffff
     case Offset.source, Offset.source + 4: store(into: &source)
     case Offset.destination, Offset.destination + 4: store(into: &destination)
@@ -290,7 +290,7 @@ struct DMAEngineRegisters: Sendable {
     case Offset.vector: vector = Int(value) & (Self.vectorCount - 1)
     default: break
     }
-    return .none
+    return []
   }
 
   var answering: Answering { Answering(rawValue: control & 3) ?? .atOnce }

@@ -9,9 +9,23 @@ import Synchronization
 final class RemappedRequestPort: RequestPort {
   private struct State {
     var cache: (any TranslationCache)?
-    /// The port of the PASID prefix that the function used last. A function uses one PASID at a time.
-    var withPASID: (prefix: PASIDPrefix, port: any DMAPort)?
+    /// The ports of the PASID prefixes that the function used last. A function makes its requests with PASID one after
+    /// another, so a port that is replaced has no requests in flight.
+    var withPASID: [(prefix: PASIDPrefix, port: any DMAPort)] = []
+    var victim = 0
+
+    mutating func add(_ prefix: PASIDPrefix, _ port: any DMAPort) {
+      if withPASID.count < RemappedRequestPort.portCapacity {
+        withPASID.append((prefix, port))
+      } else {
+        withPASID[victim] = (prefix, port)
+        victim = (victim + 1) % RemappedRequestPort.portCapacity
+      }
+    }
   }
+
+  /// The number of PASID prefixes whose ports are kept.
+  private static let portCapacity = 8
 
   private let unit: RemappingUnit
   let requester: Requester
@@ -31,9 +45,9 @@ final class RemappedRequestPort: RequestPort {
   func dmaPort(for prefix: PASIDPrefix?) -> any DMAPort {
     guard var prefix else { return withoutPASID }
     prefix.executes = false
-    if let port = state.withLock({ $0.withPASID?.prefix == prefix ? $0.withPASID?.port : nil }) { return port }
+    if let port = state.withLock({ state in state.withPASID.first { $0.prefix == prefix }?.port }) { return port }
     let port = unit.makePort(for: requester, pasid: prefix.pasid, isPrivileged: prefix.isPrivileged)
-    state.withLock { $0.withPASID = (prefix, port) }
+    state.withLock { $0.add(prefix, port) }
     return port
   }
 
@@ -57,15 +71,14 @@ final class RemappedRequestPort: RequestPort {
   func connect(_ cache: (any TranslationCache)?) {
     state.withLock { state in
       state.cache = cache
-      if cache == nil { state.withPASID = nil }
+      if cache == nil { state.withPASID = [] }
     }
     unit.setConnected(self, cache != nil)
   }
 
   func drain(parking: any Parking) {
-    // A function uses one PASID at a time, so no other port with a PASID has requests in flight.
-    let withPASID = state.withLock { $0.withPASID?.port }
-    for port in [withoutPASID, translated, withPASID] { port?.inFlight.drain(parking: parking) }
+    let withPASID = state.withLock { $0.withPASID.map(\.port) }
+    for port in [withoutPASID, translated] + withPASID { port.inFlight.drain(parking: parking) }
   }
 }
 

@@ -82,8 +82,8 @@ struct DMAEngineTests {
     }
     #expect(device.function.extendedCapabilityOffsets == [0x100, 0x108, 0x118])
     #expect(read(0) == 0x414d_444e)
-    #expect(read(4) == 1)
-    #expect(read(0, .quadword) == 0x1_414d_444e)
+    #expect(read(4) == 2)
+    #expect(read(0, .quadword) == 0x2_414d_444e)
     #expect(read(0, .byte) == 0)
     #expect(read(2) == 0)
   }

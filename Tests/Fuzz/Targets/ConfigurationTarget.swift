@@ -175,6 +175,15 @@ private struct FuzzDriver {
     board.write(base + 0x30, .doubleword, UInt64(input.byte()))
     board.write(base + 0x08, .doubleword, UInt64(input.byte()) << 6 & 0x300 | UInt64(input.byte() & 3))
     board.write(base + 0x10, .doubleword, UInt64(input.word()) | UInt64(input.byte()) << 16)
+    // A job in a slot: also with page requests and a completion record.
+    let slot = base + 0x400 + 0x40 * UInt64(input.byte() & 15)
+    board.write(slot + 0x08, .quadword, input.address())
+    board.write(slot + 0x10, .quadword, input.address())
+    board.write(slot + 0x18, .quadword, UInt64(input.word()))
+    board.write(slot + 0x20, .doubleword, UInt64(input.byte() & 3))
+    board.write(slot + 0x28, .quadword, input.address() & ~31)
+    board.write(slot, .doubleword, UInt64(input.word()) & 0x8df0 | 3)
+    if input.choice(4) == 0 { board.write(slot + 0x04, .doubleword, 2) }
   }
 
   /// Operates edu or iommu-testdev through their registers.
