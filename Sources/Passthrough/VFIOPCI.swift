@@ -142,7 +142,7 @@ final class VFIOPCI: FunctionModel {
     }
     // Answer the page requests before the kernel answers them itself and reuses their cookies.
     ended?.stop()
-    try? device.detach()
+    try? device.detachAll()
     surroundings.group?.leave()
   }
 

@@ -43,10 +43,14 @@ public struct HardwareInformation: Hashable, Sendable {
   public var vtd: VTd?
   /// IOMMU_HW_CAP_*.
   public var capabilities: UInt64
+  /// Width in bits of the PASIDs that the kernel has enabled for the device; 0 for none. A kernel before 6.15 may report
+  /// a width although it attaches no PASIDs.
+  public var pasidWidth: Int
 
-  public init(vtd: VTd?, capabilities: UInt64) {
+  public init(vtd: VTd?, capabilities: UInt64, pasidWidth: Int = 0) {
     self.vtd = vtd
     self.capabilities = capabilities
+    self.pasidWidth = pasidWidth
   }
 }
 
@@ -70,6 +74,7 @@ extension IOMMUFD {
         capability: data.cap_reg, extendedCapability: data.ecap_reg,
         hasReadOnlyErratum: data.flags & UInt32(IOMMU_HW_INFO_VTD_ERRATA_772415_SPR17) != 0)
     }
-    return HardwareInformation(vtd: vtd, capabilities: request.out_capabilities)
+    return HardwareInformation(
+      vtd: vtd, capabilities: request.out_capabilities, pasidWidth: min(Int(request.out_max_pasid_log2), 20))
   }
 }

@@ -44,14 +44,22 @@ public final class HardwarePageTable: AttachmentTarget {
   public let id: UInt32
   private let base: Base
   private let faults: FaultQueue?
+  /// Whether the table was allocated for use with PASIDs (IOMMU_HWPT_ALLOC_PASID). While a PASID of a device is attached,
+  /// the kernel requires this of each table of the device, also of that for requests without PASID.
+  public let allowsPASIDs: Bool
 
   /// Allocates a second stage over an address space, as a parent of nested tables.
-  /// - Parameter device: the table is made for this device's IOMMU. A device behind a compatible IOMMU may share the
-  ///   table.
-  public init(parentOver space: IOAddressSpace, for device: UInt32) throws(SystemError) {
+  /// - Parameters:
+  ///   - device: the table is made for this device's IOMMU. A device behind a compatible IOMMU may share the table.
+  ///   - allowsPASIDs: whether PASIDs of devices can use the table and the tables nested on it.
+  /// - Throws: EOPNOTSUPP if the table should allow PASIDs, and the kernel or the IOMMU has none.
+  public init(
+    parentOver space: IOAddressSpace, for device: UInt32, allowsPASIDs: Bool = false
+  ) throws(SystemError) {
     var request = iommu_hwpt_alloc()
     request.size = byteCount(of: iommu_hwpt_alloc.self)
     request.flags = UInt32(IOMMU_HWPT_ALLOC_NEST_PARENT)
+    if allowsPASIDs { request.flags |= UInt32(IOMMU_HWPT_ALLOC_PASID) }
     request.dev_id = device
     request.pt_id = space.id
     try space.owner.file.request("IOMMU_HWPT_ALLOC", IOMMU_HWPT_ALLOC, &request)
@@ -59,9 +67,10 @@ public final class HardwarePageTable: AttachmentTarget {
     id = request.out_hwpt_id
     base = .addressSpace(space)
     faults = nil
+    self.allowsPASIDs = allowsPASIDs
   }
 
-  /// Allocates a nested table: the guest's first stage on a parent.
+  /// Allocates a nested table: the guest's first stage on a parent. It allows PASIDs if its parent does.
   /// - Parameter faults: the queue of page requests that the table does not answer; nil to refuse them.
   public init(
     nesting table: FirstStage, on parent: HardwarePageTable, for device: UInt32, faults: FaultQueue? = nil
@@ -74,6 +83,7 @@ public final class HardwarePageTable: AttachmentTarget {
     request.size = byteCount(of: iommu_hwpt_alloc.self)
     request.dev_id = device
     request.pt_id = parent.id
+    if parent.allowsPASIDs { request.flags |= UInt32(IOMMU_HWPT_ALLOC_PASID) }
     request.data_type = UInt32(IOMMU_HWPT_DATA_VTD_S1)
     request.data_len = byteCount(of: iommu_hwpt_vtd_s1.self)
     if let faults {
@@ -89,6 +99,7 @@ public final class HardwarePageTable: AttachmentTarget {
     id = request.out_hwpt_id
     base = .parent(parent)
     self.faults = faults
+    allowsPASIDs = parent.allowsPASIDs
   }
 
   deinit { owner.destroy(id) }

@@ -12,10 +12,10 @@ public protocol AttachmentTarget: AnyObject, Sendable {
 /// A PCI device that this process owns through vfio-pci's device file (<linux/vfio.h>): it is bound to an iommufd and
 /// attached to page tables, and gives access to its regions and interrupts.
 ///
-/// The deinit detaches the device before its page table can be destroyed, even if the device's file stays open
+/// The deinit detaches the device before its page tables can be destroyed, even if the device's file stays open
 /// elsewhere.
 ///
-/// Lock order: code that holds `attachment` takes no other lock.
+/// Lock order: code that holds `attachments` takes no other lock.
 public final class VFIODevice: Sendable {
   public let file: KernelFile
   public let iommufd: IOMMUFD
@@ -25,7 +25,8 @@ public final class VFIODevice: Sendable {
   public let hasReset: Bool
   /// The number of interrupt types (VFIO_PCI_*_IRQ_INDEX).
   public let interruptTypeCount: UInt32
-  private let attachment = Mutex<(any AttachmentTarget)?>(nil)
+  /// The target of requests with each PASID; nil is the key of requests without PASID.
+  private let attachments = Mutex<[UInt32?: any AttachmentTarget]>([:])
 
   /// Binds the device (VFIO_DEVICE_BIND_IOMMUFD). Until then the kernel refuses every other request.
   public init(file: KernelFile, to iommufd: IOMMUFD) throws(SystemError) {
@@ -46,36 +47,59 @@ public final class VFIODevice: Sendable {
     interruptTypeCount = info.num_irqs
   }
 
-  deinit { try? detach() }
+  deinit { try? detachAll() }
 
   // MARK: Page tables
 
-  /// Attaches the device and atomically replaces its former page table (VFIO_DEVICE_ATTACH_IOMMUFD_PT). The device
-  /// keeps a reference to the target, so that the target is not destroyed while it is attached.
-  public func attach(to target: any AttachmentTarget) throws(SystemError) {
+  /// Attaches the device's requests without PASID, or those with one PASID, and replaces their former page table
+  /// (VFIO_DEVICE_ATTACH_IOMMUFD_PT). The device keeps a reference to the target, so that the target is not destroyed
+  /// while it is attached.
+  /// - Parameter pasid: not 0: the kernel uses PASID 0 of the host's tables for requests without PASID.
+  public func attach(to target: any AttachmentTarget, pasid: UInt32? = nil) throws(SystemError) {
     var request = vfio_device_attach_iommufd_pt()
     request.argsz = byteCount(of: vfio_device_attach_iommufd_pt.self)
     request.pt_id = target.id
-    let replaced = try attachment.withLock { (attachment) throws(SystemError) in
+    if let pasid {
+      request.flags = UInt32(VFIO_DEVICE_ATTACH_PASID)
+      request.pasid = pasid
+    }
+    let replaced = try attachments.withLock { (attachments) throws(SystemError) in
       try file.request("VFIO_DEVICE_ATTACH_IOMMUFD_PT", VFIO_DEVICE_ATTACH_IOMMUFD_PT, &request)
-      defer { attachment = target }
-      return attachment
+      return attachments.updateValue(target, forKey: pasid)
     }
     // Release the former table without the lock: its destruction is a system call.
     _ = replaced
   }
 
-  /// Detaches the device, which blocks its DMA (VFIO_DEVICE_DETACH_IOMMUFD_PT).
-  public func detach() throws(SystemError) {
+  /// Detaches the requests without PASID, or those with one PASID: the host's IOMMU refuses them from now on
+  /// (VFIO_DEVICE_DETACH_IOMMUFD_PT).
+  public func detach(pasid: UInt32? = nil) throws(SystemError) {
     var request = vfio_device_detach_iommufd_pt()
     request.argsz = byteCount(of: vfio_device_detach_iommufd_pt.self)
-    let former = try attachment.withLock { (attachment) throws(SystemError) in
-      guard attachment != nil else { return attachment }
+    if let pasid {
+      request.flags = UInt32(VFIO_DEVICE_DETACH_PASID)
+      request.pasid = pasid
+    }
+    let former = try attachments.withLock { (attachments) throws(SystemError) -> (any AttachmentTarget)? in
+      guard attachments[pasid] != nil else { return nil }
       try file.request("VFIO_DEVICE_DETACH_IOMMUFD_PT", VFIO_DEVICE_DETACH_IOMMUFD_PT, &request)
-      defer { attachment = nil }
-      return attachment
+      return attachments.removeValue(forKey: pasid)
     }
     _ = former
+  }
+
+  /// Detaches all of the device's requests, first those with a PASID, then those without.
+  /// - Throws: the first error. The other requests are detached nevertheless.
+  public func detachAll() throws(SystemError) {
+    var problem: SystemError?
+    for pasid in attachments.withLock({ $0.keys.sorted { ($0 ?? .max) < ($1 ?? .max) } }) {
+      do throws(SystemError) {
+        try detach(pasid: pasid)
+      } catch {
+        problem = problem ?? error
+      }
+    }
+    if let problem { throw problem }
   }
 
   // MARK: Reset

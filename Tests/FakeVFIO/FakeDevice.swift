@@ -32,8 +32,13 @@ extension FakeKernel.State {
       pointer.pointee.num_irqs = 5
     case VFIO_DEVICE_ATTACH_IOMMUFD_PT:
       guard let argument else { return -EFAULT }
-      return attach(index, to: argument.load(as: vfio_device_attach_iommufd_pt.self).pt_id)
+      let request = argument.load(as: vfio_device_attach_iommufd_pt.self)
+      guard request.flags == 0 else { return attachPASID(index, request) }
+      return attach(index, to: request.pt_id)
     case VFIO_DEVICE_DETACH_IOMMUFD_PT:
+      guard let argument else { return -EFAULT }
+      let request = argument.load(as: vfio_device_detach_iommufd_pt.self)
+      guard request.flags == 0 else { return detachPASID(index, request) }
       steps.append(.detach(device: index))
       answerFaults(of: index, leaving: devices[index].attachedTo)
       devices[index].attachedTo = nil
@@ -132,17 +137,22 @@ extension FakeKernel.State {
   }
 
   private mutating func attach(_ index: Int, to id: UInt32) -> Int32 {
+    if let code = refusesTarget(id, of: index) ?? refusesWithoutPASIDs(id, of: index) { return code }
+    if let code = refusesPageRequests(of: index, on: id) { return code }
+    return attachGroup(of: index, to: id)
+  }
+
+  /// Returns the error if the device cannot be attached to the object, else nil.
+  func refusesTarget(_ id: UInt32, of index: Int) -> Int32? {
     // An object id is valid only in its own iommufd.
     guard owners[id] == devices[index].boundTo else { return -ENOENT }
     switch objects[id] {
-    case .addressSpace: break
-    case .parent(_, let iommu): if iommu != devices[index].iommu { return -EINVAL }
-    case .nested: break
+    case .addressSpace: return nil
+    case .parent(_, let iommu): return iommu == devices[index].iommu ? nil : -EINVAL
+    case .nested: return nil
     case .faultQueue: return -EINVAL
     case nil: return -ENOENT
     }
-    if let code = refusesPageRequests(of: index, on: id) { return code }
-    return attachGroup(of: index, to: id)
   }
 
   private func regionInformation(_ index: Int, _ argument: UnsafeMutableRawPointer) -> Int32 {

@@ -12,7 +12,7 @@ extension FakeKernel.State {
   }
 
   private func isUsed(_ id: UInt32) -> Bool {
-    devices.contains { $0.attachedTo == id } || queueOfTable.values.contains(id)
+    devices.contains { $0.attachedTo == id || $0.pasids.values.contains(id) } || queueOfTable.values.contains(id)
       || files.values.contains(.faultQueue(id))
       || objects.values.contains { object in
         switch object {
@@ -39,6 +39,7 @@ extension FakeKernel.State {
       mapped[id] = nil
       faultQueues[id] = nil
       queueOfTable[id] = nil
+      pasidTables.remove(id)
     case IOMMU_IOAS_ALLOC:
       let id = add(.addressSpace)
       argument.assumingMemoryBound(to: iommu_ioas_alloc.self).pointee.out_ioas_id = id
@@ -81,6 +82,7 @@ extension FakeKernel.State {
       guard let device = devices.first(where: { $0.boundTo != nil && $0.id == pointer.pointee.dev_id }) else {
         return -ENOENT
       }
+      pointer.pointee.out_max_pasid_log2 = device.pasidWidth
       pointer.pointee.out_data_type = UInt32(device.isVTd ? IOMMU_HW_INFO_TYPE_INTEL_VTD : IOMMU_HW_INFO_TYPE_NONE)
       if device.isVTd, let data = UnsafeMutablePointer<iommu_hw_info_vtd>(bitPattern: UInt(pointer.pointee.data_uptr)) {
         data.pointee.cap_reg = device.capability
@@ -94,6 +96,7 @@ extension FakeKernel.State {
       else { return -EINVAL }
       let all = (0..<Int(invalidate.entry_num)).map { entries[$0] }
       guard all.allSatisfy({ $0.addr % 4096 == 0 && ($0.npages != .max || $0.addr == 0) }) else { return -EINVAL }
+      if let code = failingInvalidations[invalidate.hwpt_id] { return -code }
       invalidations.append((invalidate.hwpt_id, all))
     case IOMMU_FAULT_QUEUE_ALLOC:
       let pointer = argument.assumingMemoryBound(to: iommu_fault_alloc.self)
@@ -110,6 +113,8 @@ extension FakeKernel.State {
 
   private mutating func allocateTable(_ pointer: UnsafeMutablePointer<iommu_hwpt_alloc>) -> Int32 {
     let request = pointer.pointee
+    let allowsPASIDs = request.flags & UInt32(IOMMU_HWPT_ALLOC_PASID) != 0
+    if allowsPASIDs, !attachesPASIDs { return -EOPNOTSUPP }
     guard owners[request.pt_id] == caller else { return -ENOENT }
     guard let device = devices.first(where: { $0.boundTo != nil && $0.id == request.dev_id }) else { return -ENOENT }
     if request.data_type == UInt32(IOMMU_HWPT_DATA_VTD_S1) {
@@ -120,6 +125,7 @@ extension FakeKernel.State {
       guard !takesFaults || objects[request.fault_id] == .faultQueue else { return -ENOENT }
       let id = add(.nested(on: request.pt_id, root: data.pointee.pgtbl_addr))
       if takesFaults { queueOfTable[id] = request.fault_id }
+      if allowsPASIDs { pasidTables.insert(id) }
       pointer.pointee.out_hwpt_id = id
       return 0
     }
@@ -128,7 +134,9 @@ extension FakeKernel.State {
     guard device.extendedCapability >> 26 & 1 != 0 else { return -EOPNOTSUPP }
     let readOnly = mapped[request.pt_id]?.values.contains { $0.flags & UInt32(IOMMU_IOAS_MAP_WRITEABLE) == 0 } == true
     if readOnly { return -EINVAL }
-    pointer.pointee.out_hwpt_id = add(.parent(of: request.pt_id, iommu: device.iommu))
+    let id = add(.parent(of: request.pt_id, iommu: device.iommu))
+    if allowsPASIDs { pasidTables.insert(id) }
+    pointer.pointee.out_hwpt_id = id
     return 0
   }
 }

@@ -21,6 +21,12 @@ package final class FakeKernel: SystemCalls {
     package var boundTo: Int32?
     package var id: UInt32 = 0
     package var attachedTo: UInt32?
+    /// max_pasid_log2: the width of the PASIDs that the kernel has enabled for the device.
+    package var pasidWidth: UInt8 = 0
+    /// The table of each attached PASID.
+    package var pasids: [UInt32: UInt32] = [:]
+    /// The PASIDs whose attachment fails, each with its errno.
+    package var failingPASIDs: [UInt32: Int32] = [:]
     /// By region. A region without contents returns each byte's offset.
     package var contents: [UInt32: [UInt8]] = [:]
     package var writes: [(region: UInt32, offset: UInt64, bytes: [UInt8])] = []
@@ -67,6 +73,7 @@ package final class FakeKernel: SystemCalls {
     /// Bus Master Enable was cleared.
     case busMasterOff(device: Int)
     case detach(device: Int)
+    case detachPASID(UInt32, device: Int)
     /// A range was unmapped from an address space.
     case unmap
     /// A BAR was unmapped from this process.
@@ -114,6 +121,12 @@ package final class FakeKernel: SystemCalls {
     package var iommufdProblem: Int32?
     /// The owner (`devid`) of each further function on the devices' bus.
     package var strangers: [UInt32] = []
+    /// Whether the kernel attaches PASIDs: Linux 6.15 does, 6.12 does not.
+    package var attachesPASIDs = true
+    /// The tables that were allocated for use with PASIDs.
+    package var pasidTables: Set<UInt32> = []
+    /// The tables whose invalidation fails, each with its errno.
+    package var failingInvalidations: [UInt32: Int32] = [:]
     /// Whether BARs can be exported as dma-bufs: Linux 6.19 can do this, 6.12 cannot.
     package var hasDMABuffers = false
     /// The eventfds that interrupts were ever set to signal, by the kernel's number, each with a duplicate descriptor.
@@ -177,6 +190,7 @@ package final class FakeKernel: SystemCalls {
         guard state.devices[index].boundFile == descriptor else { break }
         state.answerFaults(of: index, leaving: state.devices[index].attachedTo)
         state.devices[index].attachedTo = nil
+        state.devices[index].pasids = [:]
         state.devices[index].boundTo = nil
         state.devices[index].boundFile = nil
       case .iommufd:

@@ -72,6 +72,7 @@ extension FakeKernel {
         + state.mapped.flatMap { space, mappings in mappings.map { "IOAS \(space): \($0)" } }.sorted()
         + ["\(state.hostMappings) mmaps"]
         + state.devices.map { "\($0.path): \($0.boundTo ?? 0), \($0.attachedTo ?? 0)" }
+        + state.devices.flatMap { device in device.pasids.sorted { $0 < $1 }.map { "\(device.path): \($0)" } }
     }
   }
 }

@@ -1,5 +1,6 @@
-// Requests of <linux/iommufd.h> and <linux/vfio.h> that Linux 6.12 lacks and answers with ENOTTY: mapping a file into
-// an address space, and exporting a region of a device as such a file, a dma-buf (both together from 6.19 on).
+// Declarations of <linux/iommufd.h> and <linux/vfio.h> that Linux 6.12 lacks. It answers the requests with ENOTTY:
+// mapping a file into an address space, and exporting a region of a device as such a file, a dma-buf (both together from
+// 6.19 on). It refuses the flags for PASIDs (from 6.15 on) with EOPNOTSUPP or EINVAL.
 #pragma once
 
 #include <stdint.h>
@@ -18,6 +19,13 @@ struct iommu_ioas_map_file {
     uint64_t start;
     uint64_t length;
     uint64_t iova;
+};
+
+enum {
+    IOMMU_HWPT_ALLOC_PASID = 1 << 3,
+
+    VFIO_DEVICE_ATTACH_PASID = 1 << 0,
+    VFIO_DEVICE_DETACH_PASID = 1 << 0,
 };
 
 enum {

@@ -1,5 +1,7 @@
 // The part of <linux/vfio.h> of Linux 6.12 that Nestling uses: device files (cdev) and iommufd, no groups and no
-// containers. The structure of each request begins with its size, which includes the list that follows it.
+// containers. The structure of each request begins with its size, which includes the list that follows it. The two
+// fields `pasid` are those of Linux 6.15: an older kernel accepts the longer structures, but not the flags for PASIDs
+// (CLinuxLater.h).
 #pragma once
 
 #include <stdint.h>
@@ -166,9 +168,11 @@ struct vfio_device_attach_iommufd_pt {
     uint32_t argsz;
     uint32_t flags;
     uint32_t pt_id;
+    uint32_t pasid;
 };
 
 struct vfio_device_detach_iommufd_pt {
     uint32_t argsz;
     uint32_t flags;
+    uint32_t pasid;
 };
