@@ -32,6 +32,7 @@ final class HostBoundDevice: HostTranslation {
     var reported: Set<Notice> = []
   }
 
+  let pasidWidth = 0
   private let device: VFIODevice
   private let group: HostGroup.Member
   let memory: PassthroughMemory
@@ -78,7 +79,7 @@ final class HostBoundDevice: HostTranslation {
         let problem = state.withLock { $0.firstStage?.invalidationProblem }
         try attach(nil)
         switch reason {
-        case .guestSecondStage, .supervisorRequests: notice(.blocked(reason))
+        case .guestSecondStage, .supervisorRequests, .tooManyPASIDs: notice(.blocked(reason))
         case .refused: if let problem { notice(.refused(problem)) }
         case .entry: break
         }

@@ -6,6 +6,7 @@ import Synchronization
 final class RecordingHost: Sendable {
   enum Event: Hashable, Sendable {
     case bind(String, HostBinding)
+    case bindPASID(String, UInt32, HostBinding)
     case invalidate(GuestFirstStage, [FirstStageInvalidation])
     /// The table has no reference left.
     case free(GuestFirstStage)
@@ -16,6 +17,9 @@ final class RecordingHost: Sendable {
     var tables: [GuestFirstStage: WeakTable] = [:]
     var refusesBindings = false
     var refusesInvalidations = false
+    var refusedPASIDs: Set<UInt32> = []
+    var undetachablePASIDs: Set<UInt32> = []
+    var refusedInvalidations: Set<GuestFirstStage> = []
   }
   private struct WeakTable { weak var table: Table? }
   private let state = Mutex(State())
@@ -36,23 +40,42 @@ final class RecordingHost: Sendable {
     set { state.withLock { $0.refusesInvalidations = newValue } }
   }
 
+  /// The PASIDs whose binding to a table the host refuses.
+  var refusedPASIDs: Set<UInt32> {
+    get { state.withLock { $0.refusedPASIDs } }
+    set { state.withLock { $0.refusedPASIDs = newValue } }
+  }
+  /// The PASIDs that the host fails to block.
+  var undetachablePASIDs: Set<UInt32> {
+    get { state.withLock { $0.undetachablePASIDs } }
+    set { state.withLock { $0.undetachablePASIDs = newValue } }
+  }
+  /// The tables whose invalidation fails.
+  var refusedInvalidations: Set<GuestFirstStage> {
+    get { state.withLock { $0.refusedInvalidations } }
+    set { state.withLock { $0.refusedInvalidations = newValue } }
+  }
+
   final class Function: HostTranslation {
     let name: String
+    let pasidWidth: Int
     private let host: RecordingHost
 
-    init(_ name: String, _ host: RecordingHost) {
+    init(_ name: String, _ host: RecordingHost, pasidWidth: Int = 0) {
       self.name = name
+      self.pasidWidth = pasidWidth
       self.host = host
     }
 
     func bind(_ pasid: UInt32?, to binding: HostBinding) throws(HostRefusal) -> (any HostFirstStage)? {
       let (table, isRefused) = host.state.withLock { state -> (Table?, Bool) in
-        state.log.append(.bind(name, binding))
+        state.log.append(pasid.map { .bindPASID(name, $0, binding) } ?? .bind(name, binding))
+        let isRefused = state.refusesBindings || pasid.map(state.refusedPASIDs.contains) == true
         switch binding {
-        case .blocked: return (nil, false)
-        case .secondStage: return (nil, state.refusesBindings)
+        case .blocked: return (nil, pasid.map(state.undetachablePASIDs.contains) == true)
+        case .secondStage: return (nil, isRefused)
         case .firstStage(let stage):
-          if state.refusesBindings { return (nil, true) }
+          if isRefused { return (nil, true) }
           let table = state.tables[stage]?.table ?? Table(stage, host)
           state.tables[stage] = WeakTable(table: table)
           return (table, false)
@@ -77,7 +100,7 @@ final class RecordingHost: Sendable {
     func invalidate(_ invalidations: [FirstStageInvalidation]) throws(HostRefusal) {
       let isRefused = host.state.withLock { state in
         state.log.append(.invalidate(stage, invalidations))
-        return state.refusesInvalidations
+        return state.refusesInvalidations || state.refusedInvalidations.contains(stage)
       }
       if isRefused { throw HostRefusal() }
     }

@@ -96,6 +96,7 @@ enum HostAttachmentText {
     case .entry(let fault): return FaultText.line(fault)
     case .guestSecondStage: return "the guest uses second-stage tables"
     case .supervisorRequests: return "the guest asks for supervisor requests"
+    case .tooManyPASIDs: return "the guest uses too many PASIDs"
     case .refused: return "the host refused the guest's tables"
     }
   }

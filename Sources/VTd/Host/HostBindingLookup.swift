@@ -1,13 +1,16 @@
 import Hardware
 
-// The binding of a passed-through function, read from the unit's tables as for a request of an emulated function (VT-d
-// 3.4). A fault that the host reports for a request of the function is recorded like the unit's own faults.
+// The binding of a passed-through function's requests without PASID, or with one PASID, read from the unit's tables as
+// for a request of an emulated function (VT-d 3.4). A fault that the host reports for a request of the function is recorded like the unit's own faults.
 
 /// The binding that the tables define for a function's requests.
 struct HostBindingLookup {
   let binding: HostBinding
   /// DID of the entry, also with pass-through. Nil if no valid entry exists.
   let domain: UInt16?
+  /// The number of the PASID-table entry: that of the request, or RID_PASID. Nil if the context entry is not valid, or
+  /// if the table mode is legacy.
+  let pasid: UInt32?
   /// FPD of the entries read.
   let faultProcessingDisabled: Bool
 
@@ -18,12 +21,17 @@ struct HostBindingLookup {
     memory: any PhysicalMemory
   ) {
     guard mode.enabled else {
-      (binding, domain, faultProcessingDisabled) = (.secondStage, nil, false)
+      // An emulated function's request with a PASID would access its physical address, too. The host has no single table
+      // for all PASIDs, so it blocks such requests.
+      binding = pasid == nil ? .secondStage : .blocked(.entry(.pasidNotEnabled))
+      (domain, self.pasid, faultProcessingDisabled) = (nil, pasid, false)
       return
     }
     var lookup = SourceLookup(mode, source: source, capabilities: capabilities, memory: memory)
+    var number = pasid
     do throws(FaultReason) {
       let context = try lookup.context(for: .untranslated, pasid: pasid)
+      if case .scalable(let entry) = context { number = pasid ?? entry.ridPASID(capabilities) }
       let resolved = try lookup.path(of: pasid, isPrivileged: false, in: context)
       binding = Self.binding(resolved)
       domain = resolved.path.domain
@@ -31,8 +39,12 @@ struct HostBindingLookup {
       binding = .blocked(.entry(error))
       domain = nil
     }
+    self.pasid = number
     faultProcessingDisabled = lookup.faultProcessingDisabled
   }
+
+  /// Whether the entries are present and valid, so that there is something to bind.
+  var isPresent: Bool { if case .blocked(.entry) = binding { false } else { true } }
 
   private static func binding(_ resolved: ResolvedPath) -> HostBinding {
     switch resolved.path {

@@ -7,11 +7,15 @@
 /// `HostBindings` makes one call at a time and waits for it: on the thread of the vCPU that invalidates or resets, or
 /// on the thread that calls `HostBindings.add` or `renew`.
 public protocol HostTranslation: AnyObject, Sendable {
+  /// Width in bits of the PASIDs that the host can bind for the function; 0 if it binds none. Does not change.
+  var pasidWidth: Int { get }
+
   /// Binds the function's requests. After the return, the requests use `binding` and nothing else, and the host may
   /// release the previous binding. The host releases a first stage when the last reference to its object is dropped.
-  /// - Parameter pasid: selects the requests with this PASID; nil selects those without.
+  /// - Parameter pasid: selects the requests with this PASID, which is not 0 and fits `pasidWidth`; nil selects those
+  ///   without. The host refuses requests with a PASID that was never bound.
   /// - Returns: the host's object for a first stage, the same for all functions that share the table; otherwise nil.
-  /// - Throws: the host refused the binding. The previous binding may persist. The host never refuses `.blocked`.
+  /// - Throws: the host refused the binding. The previous binding may persist, also if `.blocked` is refused.
   func bind(_ pasid: UInt32?, to binding: HostBinding) throws(HostRefusal) -> (any HostFirstStage)?
 }
 
@@ -44,13 +48,15 @@ public enum HostBinding: Hashable, Sendable {
     case guestSecondStage
     /// Requests without PASID have supervisor privilege (RID_PRIV), which no host offers.
     case supervisorRequests
+    /// The function already uses as many PASIDs as are bound for one function.
+    case tooManyPASIDs
     /// The host refused the binding from the tables.
     case refused
   }
 }
 
-/// A first-stage table, as a PASID-table entry describes it (VT-d 9.6). Functions with equal values can share one table
-/// on the host, because the same invalidations select it.
+/// A first-stage table, as a PASID-table entry describes it (VT-d 9.6). Functions and PASIDs with equal values can share
+/// one table on the host, because the same invalidations select it.
 public struct GuestFirstStage: Hashable, Sendable {
   /// FSPTPTR: a guest physical address.
   public var root: UInt64
