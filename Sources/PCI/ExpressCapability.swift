@@ -16,6 +16,16 @@ public struct ExpressCapability {
   static let slotControl = 0x18
   static let slotStatus = 0x1a
 
+  /// Device Capabilities 2 of a function whose requests carry a PASID, and of each port above it: Extended Fmt Field
+  /// Supported (bit 20), End-End TLP Prefix Supported (21), Max End-End TLP Prefixes (23:22) 1. A PASID travels in an
+  /// end-end prefix of the request's packet.
+  public static let endToEndPrefixes: UInt32 = 1 << 20 | 1 << 21 | 1 << 22
+  /// Offset of Device Capabilities 2.
+  public static let deviceCapabilities2 = 0x24
+  static let deviceControl2 = 0x28
+  /// Device Control 2 bit 15: End-End TLP Prefix Blocking.
+  static let endToEndPrefixBlocking: UInt16 = 1 << 15
+
   /// Link Control bit 4: Link Disable.
   static let linkDisable: UInt16 = 1 << 4
   /// Link Status bit 13: Data Link Layer Link Active.
@@ -28,7 +38,7 @@ public struct ExpressCapability {
 
   /// The Device/Port Type field.
   let type: ExpressType
-  /// Whether the function's requests may carry an end-end TLP prefix: a PASID.
+  /// Whether the function's requests may carry an end-end TLP prefix: a PASID. A port supports prefixes in any case.
   var endToEndPrefix = false
   var port: ExpressPort?
 
@@ -43,8 +53,7 @@ public struct ExpressCapability {
     bytes.store(UInt16(0x2810), at: 0x08 - 2)
     // Error reporting enables, relaxed ordering, payload and read request sizes, no snoop.
     writable.store(UInt16(0x78ff), at: 0x08 - 2)
-    // Device Capabilities 2: End-End TLP Prefix Supported, Max End-End TLP Prefixes 1.
-    if endToEndPrefix { bytes.store(UInt32(1) << 21 | UInt32(1) << 22, at: 0x24 - 2) }
+    if endToEndPrefix || port != nil { bytes.store(Self.endToEndPrefixes, at: Self.deviceCapabilities2 - 2) }
     if type != .rootComplexIntegratedEndpoint { addLink(&bytes, &writable) }
     if let port { add(port, &bytes, &writable) }
     return (bytes, writable)
@@ -73,6 +82,9 @@ public struct ExpressCapability {
     // Slot Capabilities, Physical Slot Number.
     bytes.store(
       (port.hotplug.map(SlotRegisters.capabilities) ?? 0) | UInt32(port.slotNumber & 0x1fff) << 19, at: 0x14 - 2)
+    // End-End TLP Prefix Blocking is hardwired to 1 in a root port that does not forward requests of other ports to its
+    // link (7.5.3.16). Requests from the link go upstream nevertheless.
+    bytes.store(Self.endToEndPrefixBlocking, at: Self.deviceControl2 - 2)
     // Root Control: the three System Error enables, PME Interrupt Enable.
     writable.store(UInt16(0xf), at: 0x1c - 2)
   }

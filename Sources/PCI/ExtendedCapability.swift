@@ -21,11 +21,11 @@ public struct ExtendedCapability: Hashable, Sendable {
   }
 
   /// Advanced Error Reporting of a root port (AER; 7.8.4): all registers with their defaults. Links of this model have
-  /// no errors.
+  /// no errors. Version 2 has the TLP Prefix Log, which a port with end-end prefixes needs.
   public static var rootPortErrorReporting: ExtendedCapability {
     let uncorrectable: UInt32 = 0x003f_f030
     let correctable: UInt32 = 0x31c1
-    var body = [UInt8](repeating: 0, count: 0x38 - 4)
+    var body = [UInt8](repeating: 0, count: 0x48 - 4)
     var writable = body
     var clearable = body
     clearable.store(uncorrectable, at: 0x04 - 4)

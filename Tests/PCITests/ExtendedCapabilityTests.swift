@@ -70,7 +70,7 @@ struct ExtendedCapabilityTests {
   @Test("a function with the PASID capability supports end-end TLP prefixes")
   func endToEndPrefix() {
     for (capabilities, expected): ([ExtendedCapability], UInt32) in [
-      ([.processAddressSpace(width: 8)], 0x0060_0000), ([.addressTranslation(invalidateQueueDepth: 1)], 0),
+      ([.processAddressSpace(width: 8)], 0x0070_0000), ([.addressTranslation(invalidateQueueDepth: 1)], 0),
     ] {
       let (function, _) = make(capabilities)
       // The PCI Express capability is the only one below 0x100, so it is at 0x40. Device Capabilities 2 is at 0x24 in

@@ -1,5 +1,5 @@
 import Hardware
-import PCI
+@testable import PCI
 import TestSupport
 import Testing
 
@@ -69,6 +69,23 @@ import Testing
     for bus in 1...UInt8.max { #expect(read(bus, 0, 0) == .max) }
     #expect(ports[0].function.read8(0x0e) == 1)
     #expect(ports[0].function.read32(0x08) >> 8 == 0x060400)
+  }
+
+  /// Linux enables PASIDs of a function only if each port above it supports end-end prefixes.
+  @Test func `a port supports end-end TLP prefixes, has a log for them and forwards none of its peers`() throws {
+    let function = ports[0].function
+    let express = try #require(function.expressOffset)
+    #expect(function.read32(express + 0x24) == 0x0070_0000)
+    function.write16(express + 0x28, 0)
+    #expect(function.read16(express + 0x28) == 0x8000)
+    // Advanced Error Reporting version 2 ends with the TLP Prefix Log, at 0x38.
+    #expect(function.read32(0x100) == 0x1482_0001)
+    for offset in stride(from: 0x138, to: 0x148, by: 4) {
+      function.write32(offset, .max)
+      #expect(function.read32(offset) == 0)
+    }
+    #expect(function.read32(0x148) == 0x0001_000d)
+    #expect(function.read16(0x14c) == 0x1d)
   }
 
   @Test func `configuration requests are routed by the bus numbers that software writes`() {
