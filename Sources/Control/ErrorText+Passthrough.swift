@@ -114,6 +114,9 @@ extension ErrorText {
       "the host's IOMMU has \(host) bits of PASID (ECAP.PSS), and pasid-bits=\(wanted) asks for more"
     case .supervisorRequests: "the host's IOMMU has no supervisor requests (ECAP.SRS), which x-nested=on offers"
     case .extendedAccessedFlag: "the host's IOMMU has no extended accessed flags (ECAP.EAFS), which x-nested=on offers"
+    case .coherentWalks:
+      "the host's IOMMU does not snoop the CPUs' caches when it walks tables (ECAP.SMPWC), which svm=on and x-nested=on "
+        + "offer"
     case .executeRequests:
       "iommufd's nested page tables do not support execute requests, which x-nested=on with pasid-bits offers: leave "
         + "one of them out"

@@ -11,6 +11,7 @@ public enum HostRequirement: Hashable, Sendable {
   case pasidBits(host: Int, wanted: Int)
   case supervisorRequests
   case extendedAccessedFlag
+  case coherentWalks
   case executeRequests
   case cachingMode
 
@@ -37,6 +38,8 @@ public enum HostRequirement: Hashable, Sendable {
     let offered = Capabilities(unit).extended
     if offered >> 31 & 1 != 0, !vtd.offersSupervisorRequests { return .supervisorRequests }
     if offered >> 34 & 1 != 0, !vtd.offersExtendedAccessedFlag { return .extendedAccessedFlag }
+    // The guest writes its tables without flushing them from the CPUs' caches.
+    if offered >> 48 & 1 != 0, !vtd.offersCoherentWalks { return .coherentWalks }
     // struct iommu_hwpt_vtd_s1 has no ERE, even if the host's IOMMU supports ERS.
     if offered >> 30 & 1 != 0 { return .executeRequests }
     return nil

@@ -34,6 +34,10 @@ public struct HardwareInformation: Hashable, Sendable {
     public var pasidBits: Int { extendedCapability >> 40 & 1 != 0 ? Int(extendedCapability >> 35 & 0x1f) + 1 : 0 }
     /// ECAP.PRS.
     public var offersPageRequests: Bool { extendedCapability >> 29 & 1 != 0 }
+    /// ECAP.DT: device TLBs, for ATS.
+    public var offersDeviceTLBs: Bool { extendedCapability >> 2 & 1 != 0 }
+    /// ECAP.SMPWC: walks of tables in scalable mode snoop the CPUs' caches.
+    public var offersCoherentWalks: Bool { extendedCapability >> 48 & 1 != 0 }
     /// ECAP.SRS, EAFS.
     public var offersSupervisorRequests: Bool { extendedCapability >> 31 & 1 != 0 }
     public var offersExtendedAccessedFlag: Bool { extendedCapability >> 34 & 1 != 0 }

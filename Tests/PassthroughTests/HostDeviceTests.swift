@@ -169,11 +169,22 @@ extension FakeSysfs {
     #expect(
       HostRequirement.missing(for: unit { $0.nested = true }, on: host(ecap: Self.nesting | 1 << 31))
         == .extendedAccessedFlag)
+    #expect(
+      HostRequirement.missing(for: unit { $0.nested = true }, on: host(ecap: Self.nesting | 1 << 31 | 1 << 34))
+        == .coherentWalks)
+    let shared = unit {
+      $0.deviceIOTLB = true
+      $0.pasidBits = 16
+      $0.svm = true
+    }
+    let pasids: UInt64 = Self.nesting | 1 << 40 | 15 << 35
+    #expect(HostRequirement.missing(for: shared, on: host(ecap: pasids)) == .coherentWalks)
+    #expect(HostRequirement.missing(for: shared, on: host(ecap: pasids | 1 << 48)) == nil)
     let executing = unit {
       $0.nested = true
       $0.pasidBits = 8
     }
-    let able = host(ecap: Self.nesting | 1 << 31 | 1 << 34 | 1 << 40 | 15 << 35)
+    let able = host(ecap: Self.nesting | 1 << 31 | 1 << 34 | 1 << 40 | 15 << 35 | 1 << 48)
     #expect(HostRequirement.missing(for: executing, on: able) == .executeRequests)
     #expect(HostRequirement.missing(for: unit { $0.nested = true }, on: able) == nil)
     #expect(HostRequirement.missing(for: unit { $0.cachingMode = false }, on: host()) == .cachingMode)

@@ -61,6 +61,19 @@ import VTd
       "bits of PASID", "the host's IOMMU has 0 bits of PASID (ECAP.PSS), and pasid-bits=8 asks for more",
       host: { $0.devices[0].extendedCapability |= 1 << 40 | 19 << 35 }, unit: { $0.unit.pasidBits = 8 }),
     Case(
+      "coherent walks",
+      "the host's IOMMU does not snoop the CPUs' caches when it walks tables (ECAP.SMPWC), which svm=on and x-nested=on "
+        + "offer",
+      host: { state in
+        for number in 0..<2 { state.devices[number].extendedCapability |= 1 << 40 | 19 << 35 | 1 << 48 }
+        state.devices[1].extendedCapability &= ~(1 << 48)
+      },
+      unit: {
+        $0.unit.deviceIOTLB = true
+        $0.unit.pasidBits = 8
+        $0.unit.svm = true
+      }),
+    Case(
       "interrupt remapping",
       "the host's interrupts are not isolated: the host needs interrupt remapping (intremap=on, and an IOMMU that "
         + "supports it)"
