@@ -17,6 +17,9 @@ extension ErrorText {
     case .blockedWithSibling(let sibling):
       "its DMA is blocked while that of \(sibling) is: both are in one IOMMU group, which the host blocks as a whole"
     case .pageRequestsRefused(let error): "the guest gets none of its page requests: \(text(for: error))"
+    case .noRoomForPASIDs:
+      "the guest cannot use PASIDs on it: its configuration space has no room for the capability; x-vpasid-cap-offset= "
+        + "chooses a place"
     case .error: "the device reports an unrecoverable error; the guest is stopped"
     case .request:
       "the host wants the device back: the guest is asked to release it, and loses it after x-req-patience milliseconds"
@@ -89,6 +92,11 @@ extension ErrorText {
     case .interrupts(let error): "its interrupts cannot be set up: \(text(for: error))"
     case .accelerator: "it needs -accel kvm"
     case .requirement(let requirement): text(for: requirement)
+    case .addressTranslation(.unit): "ats=on needs an intel-iommu with device-iotlb=on in front of it"
+    case .addressTranslation(.host): "ats=on: the host's kernel or IOMMU has no ATS for it"
+    case .addressTranslation(.device): "ats=on: it has no ATS capability"
+    case .pasidOffset(let offset):
+      "x-vpasid-cap-offset=0x\(String(offset, radix: 16)): another of its capabilities is there"
     }
   }
 

@@ -67,15 +67,21 @@ public struct ExtendedCapability: Hashable, Sendable {
       id: PageRequestControl.id, version: 1, body: body, writable: writable, writeOneToClear: clearable)
   }
 
-  /// Returns Process Address Space ID (PASID; 7.8.9) with execute permission and privileged mode.
-  /// - Parameter width: Max PASID Width, 1 to 20 bits.
-  public static func processAddressSpace(width: Int) -> ExtendedCapability {
+  /// Returns Process Address Space ID (PASID; 7.8.9).
+  /// - Parameters:
+  ///   - width: Max PASID Width, 1 to 20 bits.
+  ///   - features: Execute Permission Supported and Privileged Mode Supported, as the bits of PASID Control that they
+  ///     make writable.
+  public static func processAddressSpace(
+    width: Int, features: ProcessAddressSpaceControl = [.executePermission, .privilegedMode]
+  ) -> ExtendedCapability {
     precondition((1...20).contains(width), "a PASID has 1 to 20 bits")
-    // Execute Permission Supported, Privileged Mode Supported.
-    let capability = UInt16(width) << 8 | 0x6
+    // The two bits have the same places in the capability register and in the control register.
+    let features = features.intersection([.executePermission, .privilegedMode])
     return ExtendedCapability(
-      id: ProcessAddressSpaceControl.id, version: 1, body: [UInt8](littleEndian: capability) + [0, 0],
-      writable: [0, 0] + [UInt8](littleEndian: ProcessAddressSpaceControl.writable.rawValue))
+      id: ProcessAddressSpaceControl.id, version: 1,
+      body: [UInt8](littleEndian: UInt16(width) << 8 | features.rawValue) + [0, 0],
+      writable: [0, 0] + [UInt8](littleEndian: features.union(.enable).rawValue))
   }
 }
 
@@ -154,6 +160,4 @@ public struct ProcessAddressSpaceControl: OptionSet, Hashable, Sendable {
   public static let enable = ProcessAddressSpaceControl(rawValue: 1 << 0)
   public static let executePermission = ProcessAddressSpaceControl(rawValue: 1 << 1)
   public static let privilegedMode = ProcessAddressSpaceControl(rawValue: 1 << 2)
-
-  static let writable: ProcessAddressSpaceControl = [.enable, .executePermission, .privilegedMode]
 }

@@ -31,9 +31,16 @@ struct HostConfigurationSpace: Sendable {
   let header: [UInt8]
   /// The offsets of the capabilities of translation services that the guest sees, by identifier.
   private(set) var translationServices: [UInt16: Int] = [:]
+  /// The offset of the PASID capability; nil if the guest sees none.
+  private(set) var pasidOffset: Int?
+  /// The reason why the guest does not see PASIDs that are offered.
+  private(set) var pasidProblem: PASIDCapabilityProblem?
   /// Whether the device has page requests, even if the guest does not see them.
   private(set) var hasPageRequests = false
   private let services: TranslationServices
+  private let pasids: OfferedPASIDs?
+  /// The offset of Device Capabilities 2; nil if the function does not have it.
+  private var deviceCapabilities2: Int?
   private let type: ExpressType
   /// Whether the device has Function Level Reset, in its PCI Express or Advanced Features capability.
   private(set) var hasFunctionLevelReset = false
@@ -45,15 +52,18 @@ struct HostConfigurationSpace: Sendable {
   ///   - bytes: the host's configuration space, 256 or 4096 bytes.
   ///   - type: the type of the function on the guest's fabric.
   ///   - services: the services that both the guest's unit and the host offer.
+  ///   - pasids: the PASIDs that both offer; nil for none.
   ///   - offersReset: whether VFIO can reset the function alone. If so, the guest sees FLR, even if the device has
   ///     another kind of reset.
   init(
     _ bytes: [UInt8], type: ExpressType = .rootComplexIntegratedEndpoint, services: TranslationServices = [],
-    offersReset: Bool = true
+    pasids: OfferedPASIDs? = nil, offersReset: Bool = true
   ) {
     self.type = type
     self.services = services
+    self.pasids = pasids
     self.offersReset = offersReset
+    let size = bytes.count
     let bytes = bytes + [UInt8](repeating: 0, count: max(0, ConfigurationSpace.size - bytes.count))
     header = Array(bytes[..<0x40])
     interruptPin = min(bytes[StandardOffset.interruptPin], 4)
@@ -61,7 +71,7 @@ struct HostConfigurationSpace: Sendable {
     direct[StandardOffset.status] = 0xe8
     direct[StandardOffset.status + 1] = 0xff
     addCapabilities(bytes)
-    addExtendedCapabilities(bytes)
+    addExtendedCapabilities(bytes, size: size)
   }
 
   // MARK: The list at 0x34
@@ -160,7 +170,10 @@ struct HostConfigurationSpace: Sendable {
     // Device Control and Status. The machine handles Initiate FLR; the bit does not reach the device.
     pass(offset + 8..<offset + 12)
     direct[offset + 9] &= 0x7f
-    if version >= 2, room >= 0x2c { pass(offset + 0x24..<offset + 0x2c) }
+    if version >= 2, room >= 0x2c {
+      pass(offset + 0x24..<offset + 0x2c)
+      deviceCapabilities2 = offset + ExpressCapability.deviceCapabilities2
+    }
   }
 
   /// Adds MSI, which the machine emulates: at the host's offset if there is room for the machine's form, otherwise in a
@@ -193,7 +206,7 @@ struct HostConfigurationSpace: Sendable {
 
   // MARK: The list at 0x100
 
-  private mutating func addExtendedCapabilities(_ bytes: [UInt8]) {
+  private mutating func addExtendedCapabilities(_ bytes: [UInt8], size: Int) {
     var entries: [(offset: Int, header: UInt32)] = []
     var offset = 0x100
     while offset >= 0x100, offset <= ConfigurationSpace.size - 4, entries.count < 64 {
@@ -208,9 +221,15 @@ struct HostConfigurationSpace: Sendable {
       return Identifier.extended.contains(id)
         || services.shows(id) && entry.offset <= ConfigurationSpace.size - TranslationServices.room
     }
-    guard !shown.isEmpty else { return }
+    placePASIDs(
+      ExtendedSpaceRoom(bytes, size: size, entries: entries) { offset in shown.contains { $0.offset == offset } })
     // The list must begin at 0x100. If the capability there is hidden, the unused identifier 0xffff takes its place.
     var list = shown
+    if let pasidOffset {
+      let header = 1 << 16 | UInt32(ProcessAddressSpaceControl.id)
+      list.insert((pasidOffset, header), at: pasidOffset == 0x100 ? 0 : list.count)
+    }
+    guard !list.isEmpty else { return }
     if list[0].offset != 0x100 { list.insert((0x100, 0xffff), at: 0) }
     for (index, entry) in list.enumerated() {
       let next = index + 1 < list.count ? UInt32(list[index + 1].offset) << 20 : 0
@@ -226,5 +245,27 @@ struct HostConfigurationSpace: Sendable {
       let end = entries.map(\.offset).filter { $0 > offset }.min() ?? ConfigurationSpace.size
       pass(offset + 4..<end)
     }
+    definePASIDs(bytes)
+  }
+
+  private mutating func placePASIDs(_ room: ExtendedSpaceRoom) {
+    guard let pasids else { return }
+    guard deviceCapabilities2 != nil, let offset = pasids.offset ?? room.freeOffset(), room.exists else {
+      pasidProblem = .noRoom
+      return
+    }
+    if room.collides(offset) { pasidProblem = .taken(offset) } else { pasidOffset = offset }
+  }
+
+  /// Defines the PASID capability, whose registers are the guest's, and announces the end-end prefixes that carry PASIDs.
+  private mutating func definePASIDs(_ bytes: [UInt8]) {
+    guard let pasids, let pasidOffset, let deviceCapabilities2 else { return }
+    for at in pasidOffset..<pasidOffset + OfferedPASIDs.size { direct[at] = 0 }
+    given.define(pasids.capability, at: pasidOffset + 4)
+    // End-End TLP Prefix Supported.
+    if bytes.load(UInt32.self, at: deviceCapabilities2)[bit: 21] { return }
+    let byte = deviceCapabilities2 + 2
+    direct[byte] &= 0x0f
+    given.space.define(byte, UInt8(truncatingIfNeeded: ExpressCapability.endToEndPrefixes >> 16) & 0xf0)
   }
 }

@@ -20,6 +20,7 @@ extension PassthroughObjects {
   /// host offers, attaches it to the guest's memory, and connects it to its unit. May block on the host.
   /// - Parameters:
   ///   - romFile: the file that the guest sees as the expansion ROM; nil for the device's own ROM, empty for none.
+  ///   - choices: the user's choices about the capabilities that the guest sees.
   ///   - iommufd: the id of the iommufd object.
   ///   - iommufdFile: returns the open `/dev/iommu` that the object's options name; nil to open `/dev/iommu`. Called
   ///     only for the first device of the object.
@@ -30,9 +31,10 @@ extension PassthroughObjects {
   ///   interrupt of the pin that INTx is wired to. The handler does not hold the device.
   /// - Throws: the reason why the device is not passed through. After an error, nothing of the device remains.
   public func build(
-    _ source: PassthroughSource, romFile: String?, iommufd: String, iommufdFile: () -> KernelFile?,
-    for machine: any PassthroughMachine, at address: RequesterID, in environment: PCIEnvironment,
-    behind unit: RemappingUnit?, onEvent: @escaping @Sendable (PassthroughEvent) -> Void
+    _ source: PassthroughSource, romFile: String?, choices: CapabilityChoices, iommufd: String,
+    iommufdFile: () -> KernelFile?, for machine: any PassthroughMachine, at address: RequesterID,
+    in environment: PCIEnvironment, behind unit: RemappingUnit?,
+    onEvent: @escaping @Sendable (PassthroughEvent) -> Void
   ) throws(PassthroughError) -> (function: Function, interruptEnded: @Sendable () -> Void) {
     let (file, found, name) = try open(source)
     let notify: @Sendable (PassthroughNotice.Reason) -> Void = { [self] reason in
@@ -47,7 +49,7 @@ extension PassthroughObjects {
         try HostDeviceRegistration(file, with: registry)
       }
       let device = try bind(file, found, to: memory.iommufd)
-      var hostOffersPageRequests = false
+      var host: HardwareInformation?
       if let unit {
         let information: HardwareInformation
         do {
@@ -56,7 +58,10 @@ extension PassthroughObjects {
           throw .iommufd(error)
         }
         if let missing = HostRequirement.missing(for: unit.options, on: information) { throw .requirement(missing) }
-        hostOffersPageRequests = information.vtd?.offersPageRequests == true
+        host = information
+      }
+      if choices.addressTranslation == true, let problem = OfferedServices.problem(behind: unit, on: host) {
+        throw .addressTranslation(problem)
       }
       let bound: HostBoundDevice
       do {
@@ -64,13 +69,14 @@ extension PassthroughObjects {
       } catch {
         throw problem(of: error, ram: machine.memory) ?? .attach(error)
       }
-      let services = OfferedServices(of: bound, behind: unit, hostOffersPageRequests: hostOffersPageRequests)
+      let services = OfferedServices(of: bound, behind: unit, on: host, choices)
       let model = try VFIOPCI(
         device, environment: environment,
         surroundings: .init(
           deviceMemory: machine.deviceMemory, memory: memory, registration: registration, group: group, name: name,
           guestRuns: areBusesReset, report: notify),
-        rom: rom, address: address, services: services.offered)
+        rom: rom, address: address, services: services.offered, pasids: services.pasids,
+        needsATS: choices.addressTranslation == true)
       do {
         try model.start { event in
           onEvent(event)
@@ -81,6 +87,7 @@ extension PassthroughObjects {
         throw .interrupts(error)
       }
       let bindings = unit.map { self.bindings(of: $0) }
+      if model.space.pasidProblem == .noRoom { notify(.noRoomForPASIDs) }
       if let refusal = services.refusal, model.hasPageRequests { notify(.pageRequestsRefused(refusal)) }
       if let bindings, let requests = services.requests {
         model.servePageRequests(requests, of: device.id, bound, bindings)
@@ -142,18 +149,36 @@ extension PassthroughObjects {
 /// if the kernel refused page requests.
 private struct OfferedServices {
   var offered: TranslationServices = []
+  var pasids: OfferedPASIDs?
   var requests: HostPageRequests?
   var refusal: SystemError?
 
-  init(of bound: HostBoundDevice, behind unit: RemappingUnit?, hostOffersPageRequests: Bool) {
-    guard let unit, unit.options.deviceIOTLB else { return }
+  /// - Parameter host: what the host's IOMMU offers for the device; nil without a unit.
+  init(
+    of bound: HostBoundDevice, behind unit: RemappingUnit?, on host: HardwareInformation?, _ choices: CapabilityChoices
+  ) {
+    guard let unit, let host else { return }
+    if unit.options.firstStage {
+      var features: ProcessAddressSpaceControl = []
+      if host.capabilities.contains(.pasidExecute) { features.insert(.executePermission) }
+      if host.capabilities.contains(.pasidPrivileged) { features.insert(.privilegedMode) }
+      pasids = OfferedPASIDs(
+        width: min(host.pasidWidth, unit.options.pasidBits), features: features, offset: choices.pasidOffset)
+    }
+    guard choices.addressTranslation != false, Self.problem(behind: unit, on: host) == nil else { return }
     offered.insert(.addressTranslation)
-    guard unit.options.svm, hostOffersPageRequests else { return }
+    guard unit.options.svm, host.vtd?.offersPageRequests == true else { return }
     do {
       requests = try bound.offerPageRequests()
       if requests != nil { offered.insert(.pageRequests) }
     } catch {
       refusal = error
     }
+  }
+
+  /// Returns the reason why the unit or the host has no ATS for a device; nil if they have.
+  static func problem(behind unit: RemappingUnit?, on host: HardwareInformation?) -> AddressTranslationProblem? {
+    guard let unit, let host, unit.options.deviceIOTLB else { return .unit }
+    return host.capabilities.contains(.lacksATS) || host.vtd?.offersDeviceTLBs == false ? .host : nil
   }
 }

@@ -37,6 +37,10 @@ public struct PassthroughError: Error, Hashable, Sendable {
     /// The accelerator has no eventfds for interrupts.
     case accelerator
     case requirement(HostRequirement)
+    /// `ats=on` is impossible.
+    case addressTranslation(AddressTranslationProblem)
+    /// Another capability is at the offset that the user chose for the PASID capability.
+    case pasidOffset(Int)
   }
 
   /// The device as the options name it.

@@ -167,6 +167,8 @@ public struct PassthroughNotice: Hashable, Sendable {
     case blockedWithSibling(String)
     /// The host answers the device's page requests itself: the guest sees none.
     case pageRequestsRefused(SystemError)
+    /// The device has PASIDs, but its configuration space has no room for the capability: the guest uses none.
+    case noRoomForPASIDs
     /// The device had an error that it cannot recover from: the guest is stopped.
     case error
     /// The host requests the device back: the guest loses it within `x-req-patience`.

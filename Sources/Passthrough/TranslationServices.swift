@@ -4,9 +4,7 @@ import PCI
 /// Address Translation Services and page requests of a passed-through function (PCI Express Base, section 10.5), as far
 /// as the guest sees them. Only the host's kernel writes the device's own registers. The guest's writes stay in the
 /// function's configuration space in Nestling, where the guest reads them back.
-///
-/// The PASID capability is not among them: the host uses the guest's table only for requests without PASID and with
-/// PASID 0.
+/// `OfferedPASIDs` is the third capability of shared virtual memory. Software enables PASID first, then ATS, then PRI.
 struct TranslationServices: OptionSet, Hashable, Sendable {
   let rawValue: Int
 
@@ -48,6 +46,30 @@ struct TranslationServices: OptionSet, Hashable, Sendable {
     default: return nil
     }
   }
+}
+
+/// The user's choices about the capabilities that the guest sees of a passed-through function.
+public struct CapabilityChoices: Hashable, Sendable {
+  /// `ats`: whether the guest sees ATS, and with it page requests. With true, the device is refused if it cannot. Nil
+  /// shows ATS if that is possible.
+  public var addressTranslation: Bool?
+  /// `x-vpasid-cap-offset`: the offset of the PASID capability; nil to find one.
+  public var pasidOffset: Int?
+
+  public init(addressTranslation: Bool? = nil, pasidOffset: Int? = nil) {
+    self.addressTranslation = addressTranslation
+    self.pasidOffset = pasidOffset
+  }
+}
+
+/// The reason why a guest cannot see ATS of a function.
+public enum AddressTranslationProblem: Hashable, Sendable {
+  /// No unit with device TLBs is in front of the function.
+  case unit
+  /// The host's IOMMU has no device TLBs, or the host's kernel does not use them for the device.
+  case host
+  /// The device has no ATS.
+  case device
 }
 
 extension ConfigurationLayout {

@@ -74,9 +74,12 @@ final class VFIOPCI: FunctionModel {
   ///   - device: already attached to the guest's memory.
   ///   - address: the address on the guest's bus.
   ///   - services: the translation services that the guest sees.
+  ///   - pasids: the PASIDs that the guest sees; nil for none.
+  ///   - needsATS: whether the device is refused without ATS.
   init(
     _ device: VFIODevice, environment: PCIEnvironment, surroundings: Surroundings = Surroundings(),
-    rom source: ExpansionROM.Source = .device, address: RequesterID, services: TranslationServices = []
+    rom source: ExpansionROM.Source = .device, address: RequesterID, services: TranslationServices = [],
+    pasids: OfferedPASIDs? = nil, needsATS: Bool = false
   ) throws(PassthroughError.Problem) {
     self.device = device
     self.surroundings = surroundings
@@ -85,7 +88,7 @@ final class VFIOPCI: FunctionModel {
       self.configuration = configuration
       let bytes = try Self.bytes(of: configuration, device)
       space = HostConfigurationSpace(
-        bytes, type: environment.endpointType, services: services, offersReset: device.hasReset)
+        bytes, type: environment.endpointType, services: services, pasids: pasids, offersReset: device.hasReset)
       let bars = try Self.bars(bytes, device)
       regions = bars.regions
       mappings = Self.mappings(of: bars.regions, space.msix, device)
@@ -105,6 +108,8 @@ final class VFIOPCI: FunctionModel {
       throw .registers(error)
     }
     guard interrupts.isPossible else { throw .accelerator }
+    if needsATS, space.translationServices[AddressTranslationControl.id] == nil { throw .addressTranslation(.device) }
+    if case .taken(let offset) = space.pasidProblem { throw .pasidOffset(offset) }
     function.install(self)
     reset(isFirst: true)
   }

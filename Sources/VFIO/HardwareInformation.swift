@@ -43,15 +43,26 @@ public struct HardwareInformation: Hashable, Sendable {
     public var offersExtendedAccessedFlag: Bool { extendedCapability >> 34 & 1 != 0 }
   }
 
+  /// IOMMU_HW_CAP_*. A kernel leaves bits clear that it does not know.
+  public struct Capabilities: OptionSet, Hashable, Sendable {
+    public let rawValue: UInt64
+    public init(rawValue: UInt64) { self.rawValue = rawValue }
+
+    /// The device may make requests to execute, and privileged requests, with a PASID.
+    public static let pasidExecute = Capabilities(rawValue: UInt64(IOMMU_HW_CAP_PCI_PASID_EXEC))
+    public static let pasidPrivileged = Capabilities(rawValue: UInt64(IOMMU_HW_CAP_PCI_PASID_PRIV))
+    /// The device or its IOMMU has no ATS, or the kernel does not use it.
+    public static let lacksATS = Capabilities(rawValue: UInt64(IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED))
+  }
+
   /// The capabilities of VT-d; nil for another IOMMU.
   public var vtd: VTd?
-  /// IOMMU_HW_CAP_*.
-  public var capabilities: UInt64
+  public var capabilities: Capabilities
   /// Width in bits of the PASIDs that the kernel has enabled for the device; 0 for none. A kernel before 6.15 may report
   /// a width although it attaches no PASIDs.
   public var pasidWidth: Int
 
-  public init(vtd: VTd?, capabilities: UInt64, pasidWidth: Int = 0) {
+  public init(vtd: VTd?, capabilities: Capabilities, pasidWidth: Int = 0) {
     self.vtd = vtd
     self.capabilities = capabilities
     self.pasidWidth = pasidWidth
@@ -79,6 +90,7 @@ extension IOMMUFD {
         hasReadOnlyErratum: data.flags & UInt32(IOMMU_HW_INFO_VTD_ERRATA_772415_SPR17) != 0)
     }
     return HardwareInformation(
-      vtd: vtd, capabilities: request.out_capabilities, pasidWidth: min(Int(request.out_max_pasid_log2), 20))
+      vtd: vtd, capabilities: .init(rawValue: request.out_capabilities),
+      pasidWidth: min(Int(request.out_max_pasid_log2), 20))
   }
 }

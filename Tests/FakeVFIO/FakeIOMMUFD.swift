@@ -83,6 +83,7 @@ extension FakeKernel.State {
         return -ENOENT
       }
       pointer.pointee.out_max_pasid_log2 = device.pasidWidth
+      pointer.pointee.out_capabilities = device.hardwareCapabilities
       pointer.pointee.out_data_type = UInt32(device.isVTd ? IOMMU_HW_INFO_TYPE_INTEL_VTD : IOMMU_HW_INFO_TYPE_NONE)
       if device.isVTd, let data = UnsafeMutablePointer<iommu_hw_info_vtd>(bitPattern: UInt(pointer.pointee.data_uptr)) {
         data.pointee.cap_reg = device.capability

@@ -23,6 +23,8 @@ package final class FakeKernel: SystemCalls {
     package var attachedTo: UInt32?
     /// max_pasid_log2: the width of the PASIDs that the kernel has enabled for the device.
     package var pasidWidth: UInt8 = 0
+    /// IOMMU_HW_CAP_*.
+    package var hardwareCapabilities: UInt64 = 0
     /// The table of each attached PASID.
     package var pasids: [UInt32: UInt32] = [:]
     /// The PASIDs whose attachment fails, each with its errno.

@@ -153,7 +153,9 @@ import Testing
     for _ in 0..<500 {
       let image = (0..<4096).map { _ in UInt8.random(in: 0...255, using: &random) }
       for size in [256, 4096] {
-        let space = HostConfigurationSpace(Array(image[..<size])).given.space
+        let space = HostConfigurationSpace(
+          Array(image[..<size]), services: [.addressTranslation, .pageRequests], pasids: OfferedPASIDs(width: 20)
+        ).given.space
         #expect(list(space) != nil && extendedList(space) != nil, "seed \(seed)")
       }
     }

@@ -138,7 +138,7 @@ extension FakeSysfs {
   ) -> HardwareInformation {
     HardwareInformation(
       vtd: .init(capability: (width - 1) << 16 | capability, extendedCapability: ecap, hasReadOnlyErratum: true),
-      capabilities: 0)
+      capabilities: [])
   }
 
   private func unit(_ change: (inout UnitOptions) -> Void = { _ in }) -> UnitOptions {
@@ -153,7 +153,7 @@ extension FakeSysfs {
   @Test("each capability that the unit needs and the host lacks is named")
   func missingCapabilitiesAreNamed() {
     #expect(HostRequirement.missing(for: unit(), on: host()) == nil)
-    #expect(HostRequirement.missing(for: unit(), on: HardwareInformation(vtd: nil, capabilities: 0)) == .vtd)
+    #expect(HostRequirement.missing(for: unit(), on: HardwareInformation(vtd: nil, capabilities: [])) == .vtd)
     for (name, bit) in [("SMTS", 43), ("NEST", 26), ("FSTS", 47), ("SSTS", 46)] as [(String, UInt64)] {
       #expect(
         HostRequirement.missing(for: unit(), on: host(ecap: Self.nesting & ~(1 << bit))) == .nesting(missing: [name]))
@@ -193,7 +193,7 @@ extension FakeSysfs {
   @Test("without first stage any IOMMU suffices")
   func anyIOMMUSufficesWithoutFirstStage() {
     let plain = unit { $0.firstStage = false }
-    #expect(HostRequirement.missing(for: plain, on: HardwareInformation(vtd: nil, capabilities: 0)) == nil)
+    #expect(HostRequirement.missing(for: plain, on: HardwareInformation(vtd: nil, capabilities: [])) == nil)
     #expect(HostRequirement.missing(for: plain, on: host(width: 39, ecap: 0, capability: 0)) == nil)
   }
 }

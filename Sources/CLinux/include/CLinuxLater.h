@@ -44,3 +44,11 @@ struct vfio_device_feature_dma_buf {
     uint32_t flags;
     uint32_t nr_ranges;
 };
+
+// The bits of iommu_hw_info.out_capabilities for PCI functions: clear on an older kernel. The first two accompany a
+// PASID width.
+enum {
+    IOMMU_HW_CAP_PCI_PASID_EXEC = 1 << 1,
+    IOMMU_HW_CAP_PCI_PASID_PRIV = 1 << 2,
+    IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED = 1 << 3,
+};

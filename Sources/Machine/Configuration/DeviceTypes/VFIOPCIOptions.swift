@@ -17,6 +17,10 @@ public struct VFIOPCIOptions: PCIDeviceOptions, DescriptorTaking, Hashable {
   public var romBar: UInt32 = 1
   /// The file that the guest sees as the expansion ROM; nil for the device's own ROM, empty for none.
   public var romFile: String?
+  /// Whether the guest sees ATS; nil if that is possible.
+  public var ats: Bool?
+  /// The offset of the PASID capability; 0 to find one.
+  public var pasidOffset: UInt16 = 0
   /// The time in milliseconds that the guest has to release the device on the host's request; 0 removes it at once.
   ///
   /// The default is longer than the five seconds that Linux waits after a slot's attention button (pciehp_ctrl.c), and
@@ -50,6 +54,12 @@ public struct VFIOPCIOptions: PCIDeviceOptions, DescriptorTaking, Hashable {
       Property(
         "romfile", \.romFile, help: "File to show as the expansion ROM, empty for none; the device's own if not given"),
       Property(
+        "ats", \.ats.onOffAuto,
+        help: "Show address translation services (ATS), on/off/auto (auto shows them where the host and the unit do)"),
+      Property(
+        "x-vpasid-cap-offset", \.pasidOffset,
+        help: "Offset of the PASID capability in configuration space, which VFIO hides; 0 to find a place"),
+      Property(
         "romsize", settled: UInt32.max, because: "the ROM's BAR is as large as the ROM", help: "Size of the ROM's BAR"),
       Property("x-no-mmap", settled: false, because: "BARs are always mapped if that is possible", help: "Map no BAR"),
       Property(
@@ -79,6 +89,9 @@ public struct VFIOPCIOptions: PCIDeviceOptions, DescriptorTaking, Hashable {
     PropertyRule(otherwise: "give exactly one of host, sysfsdev and fd") {
       [$0.host != nil, $0.sysfsFolder != nil, $0.file != nil].count(where: { $0 }) == 1
     },
+    PropertyRule(otherwise: "x-vpasid-cap-offset is 0, or a multiple of 4 from 0x100 to 0xff8") {
+      $0.pasidOffset == 0 || $0.pasidOffset % 4 == 0 && (0x100...0xff8).contains($0.pasidOffset)
+    },
     PropertyRule(otherwise: "iommufd is missing: name an -object iommufd; VFIO's containers are not offered") {
       $0.iommufd != nil
     },
@@ -102,7 +115,9 @@ extension VFIOPCIOptions: BoardDevice {
       }
     do {
       let (function, interruptEnded) = try board.passthrough.build(
-        source, romFile: romBar == 0 ? "" : romFile, iommufd: iommufd.text,
+        source, romFile: romBar == 0 ? "" : romFile,
+        choices: CapabilityChoices(addressTranslation: ats, pasidOffset: pasidOffset == 0 ? nil : Int(pasidOffset)),
+        iommufd: iommufd.text,
         iommufdFile: { object.file?.kernelFile(calls: calls) }, for: board, at: place.address,
         in: board.environment(at: place), behind: board.unit(at: place)
       ) { [events = board.events, requestPatience] event in
