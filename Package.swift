@@ -128,7 +128,7 @@ let package = Package(
       ]),
     tests(
       of: "Control",
-      uses: ["Machine", "Passthrough", "JSON", "VTd", "PCI", "Hardware", "Linux", "VTdOracle", "TestSupport"]),
+      uses: ["Machine", "Passthrough", "VFIO", "JSON", "VTd", "PCI", "Hardware", "Linux", "VTdOracle", "TestSupport"]),
     tests(of: "JSON"),
   ]
 )

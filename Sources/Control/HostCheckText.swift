@@ -69,6 +69,8 @@ enum HostCheckText {
       capabilities.offersFirstStageGigabytePages ? "1 GiB pages" : "no 1 GiB pages (FS1GP): fs1gp=off",
       capabilities.offersFiveLevels ? "5 levels" : "4 levels",
       capabilities.pasidBits > 0 ? "\(capabilities.pasidBits) bits of PASID" : "no PASID",
+      capabilities.offersPageRequests ? "page requests" : "no page requests (PRS)",
+      capabilities.offersCoherentWalks ? "coherent walks" : "no coherent walks (SMPWC), which svm=on needs",
       capabilities.offersSnoopControl
         ? "snoop control" : "no snoop control (SC): its devices need a separate second stage",
       unit.remapsInterrupts ? "interrupt remapping" : "no interrupt remapping (IR), which VFIO needs",
@@ -82,6 +84,13 @@ enum HostCheckText {
     ].joined(separator: ", ")
     if let problem = device.problem { return "\(place): no: \(ErrorText.text(for: problem))" }
     if let problem = device.nestingProblem { return "\(place): only without x-flts: \(ErrorText.text(for: problem))" }
-    return "\(place): yes"
+    return "\(place): yes" + (device.sharedVirtualMemory.map { " (\(text(of: $0)))" } ?? "")
+  }
+
+  static func text(of shared: HostCheck.SharedVirtualMemory) -> String {
+    [
+      shared.pasidWidth > 0 ? "\(shared.pasidWidth) bits of PASID" : "no PASID",
+      shared.hasAddressTranslation ? "ATS" : "no ATS", shared.hasPageRequests ? "PRI" : "no PRI",
+    ].joined(separator: ", ")
   }
 }

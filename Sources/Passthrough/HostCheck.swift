@@ -1,4 +1,5 @@
 import Linux
+import PCI
 import VFIO
 import VTd
 
@@ -32,6 +33,26 @@ public struct HostCheck: Sendable {
     public let members: [Member]
   }
 
+  /// What the host has for shared virtual memory with a device.
+  public struct SharedVirtualMemory: Hashable, Sendable {
+    /// Width in bits of the PASIDs that the kernel has enabled for the device; 0 for none, as from Linux 6.12.
+    public let pasidWidth: Int
+    /// Whether the device, its IOMMU and the kernel have ATS.
+    public let hasAddressTranslation: Bool
+    /// Whether the device and its IOMMU have page requests (PRI), which need ATS.
+    public let hasPageRequests: Bool
+
+    init(_ host: HardwareInformation, _ device: HostConfigurationSpace) {
+      pasidWidth = host.pasidWidth
+      let services = device.translationServices
+      hasAddressTranslation =
+        services[AddressTranslationControl.id] != nil && !host.capabilities.contains(.lacksATS)
+        && host.vtd?.offersDeviceTLBs != false
+      hasPageRequests =
+        hasAddressTranslation && services[PageRequestControl.id] != nil && host.vtd?.offersPageRequests == true
+    }
+  }
+
   public struct Device: Hashable, Sendable {
     public let address: String
     public let driver: String?
@@ -42,6 +63,8 @@ public struct HostCheck: Sendable {
     public let problem: PassthroughError?
     /// A further reason why the device cannot be passed through with x-flts=on; nil if there is none.
     public let nestingProblem: PassthroughError?
+    /// Nil if the device cannot be bound, or its configuration space cannot be read.
+    public let sharedVirtualMemory: SharedVirtualMemory?
   }
 
   public let kernelRelease: String
@@ -139,28 +162,32 @@ public struct HostCheck: Sendable {
     do {
       found = try HostDevice.find(address: name, sysfs: sysfs)
     } catch {
-      return Device(address: name, driver: nil, group: nil, unit: nil, problem: error, nestingProblem: nil)
+      return Device(
+        address: name, driver: nil, group: nil, unit: nil, problem: error, nestingProblem: nil,
+        sharedVirtualMemory: nil)
     }
     let unit = (try? Folder.link("\(found.folder)/iommu")).flatMap { $0.split(separator: "/").last.map(String.init) }
     var problem: PassthroughError?
     var nestingProblem: PassthroughError?
+    var shared: SharedVirtualMemory?
     do throws(PassthroughError) {
-      if let missing = try attempt(found, calls) {
-        nestingProblem = PassthroughError(found.address, .requirement(missing))
-      }
+      let (missing, services) = try attempt(found, calls)
+      if let missing { nestingProblem = PassthroughError(found.address, .requirement(missing)) }
+      shared = services
     } catch {
       problem = error
     }
     return Device(
       address: found.address, driver: found.driver, group: group(of: found, sysfs: sysfs), unit: unit, problem: problem,
-      nestingProblem: nestingProblem)
+      nestingProblem: nestingProblem, sharedVirtualMemory: shared)
   }
 
   /// Opens and binds a device as a machine does, and closes it.
-  /// - Returns: the first requirement of x-flts=on that its IOMMU does not meet.
+  /// - Returns: the first requirement of x-flts=on that its IOMMU does not meet, and what there is for shared virtual
+  ///   memory.
   private static func attempt(
     _ found: HostDevice, _ calls: any SystemCalls
-  ) throws(PassthroughError) -> HostRequirement? {
+  ) throws(PassthroughError) -> (missing: HostRequirement?, SharedVirtualMemory?) {
     let file = try found.open(calls: calls)
     let iommufd: IOMMUFD
     do {
@@ -178,11 +205,18 @@ public struct HostCheck: Sendable {
     wanted.scalableMode = true
     wanted.firstStage = true
     wanted.cachingMode = true
+    let information: HardwareInformation
     do {
-      return HostRequirement.missing(for: wanted, on: try iommufd.hardwareInformation(device: device.id))
+      information = try iommufd.hardwareInformation(device: device.id)
     } catch {
       throw PassthroughError(found.address, .iommufd(error))
     }
+    let space = (try? device.region(7)).flatMap { try? VFIOPCI.bytes(of: $0, device) }.map {
+      HostConfigurationSpace($0, services: [.addressTranslation, .pageRequests])
+    }
+    return (
+      HostRequirement.missing(for: wanted, on: information), space.map { SharedVirtualMemory(information, $0) }
+    )
   }
 }
 

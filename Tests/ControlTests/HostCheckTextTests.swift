@@ -1,4 +1,5 @@
 import Testing
+import VFIO
 
 @testable import Control
 @testable import Passthrough
@@ -23,5 +24,23 @@ import Testing
         == "no driver, no group, no IOMMU: no: there is no such device on this host; lspci -D lists them")
     #expect(line("nonsense")?.hasSuffix("no: not the address of a PCI function, such as 0000:01:00.0") == true)
     #expect(lines.last?.hasSuffix("  no") == true && !check.isReady)
+  }
+
+  @Test("a usable device is described with its PASIDs, ATS and page requests")
+  func aDevicesServices() {
+    let host = HardwareInformation(
+      vtd: .init(capability: 0, extendedCapability: 1 << 29 | 1 << 2, hasReadOnlyErratum: false), capabilities: [],
+      pasidWidth: 20)
+    let bare = HostConfigurationSpace([UInt8](repeating: 0, count: 4096))
+    #expect(HostCheckText.text(of: .init(host, bare)) == "20 bits of PASID, no ATS, no PRI")
+    var image = [UInt8](repeating: 0, count: 4096)
+    // ATS, then PRI.
+    image[0x100] = 0x0f
+    image[0x103] = 0x11
+    image[0x110] = 0x13
+    let able = HostConfigurationSpace(image, services: [.addressTranslation, .pageRequests])
+    #expect(HostCheckText.text(of: .init(host, able)) == "20 bits of PASID, ATS, PRI")
+    let old = HardwareInformation(vtd: nil, capabilities: .lacksATS)
+    #expect(HostCheckText.text(of: .init(old, able)) == "no PASID, no ATS, no PRI")
   }
 }

@@ -107,6 +107,32 @@ import VTd
       plain.devices[0].nestingProblem?.problem == .requirement(.nesting(missing: ["SMTS", "NEST", "FSTS", "SSTS"])))
   }
 
+  @Test("a host check reports a device's PASID width, ATS and page requests, which need its IOMMU and the kernel")
+  func aHostCheckReportsSharedVirtualMemory() throws {
+    let sysfs = FakeSysfs()
+    sysfs.add("0000:01:00.0", driver: "vfio-pci", group: "12", file: "vfio7")
+    func check(_ change: (inout FakeKernel.Device) -> Void = { _ in }) throws -> [Int] {
+      kernel.state.withLock { state in
+        state.devices[0].regions[7] = (4096, 0b011, [])
+        state.devices[0].contents[7] = PageRequestChain.image
+        state.devices[0].pasidWidth = 16
+        state.devices[0].hardwareCapabilities = 0
+        state.devices[0].extendedCapability |= 1 << 29 | 1 << 2
+        change(&state.devices[0])
+      }
+      let device = HostCheck(devices: ["01:00.0"], root: sysfs.parent, calls: kernel).devices[0]
+      let found = try #require(device.sharedVirtualMemory)
+      return [found.pasidWidth, found.hasAddressTranslation ? 1 : 0, found.hasPageRequests ? 1 : 0]
+    }
+    #expect(try check() == [16, 1, 1])
+    #expect(try check { $0.pasidWidth = 0 } == [0, 1, 1])
+    #expect(try check { $0.extendedCapability &= ~(1 << 29) } == [16, 1, 0])
+    #expect(try check { $0.extendedCapability &= ~(1 << 2) } == [16, 0, 0])
+    #expect(try check { $0.hardwareCapabilities = 1 << 3 } == [16, 0, 0])
+    #expect(try check { $0.contents[7] = FakeKernel.endpointImage } == [16, 0, 0])
+    #expect(kernel.complaints == [])
+  }
+
   /// The advice for EINVAL differs between the calls.
   @Test(
     "a host check names the call that the kernel refused", arguments: [VFIO_DEVICE_BIND_IOMMUFD, IOMMU_GET_HW_INFO])
