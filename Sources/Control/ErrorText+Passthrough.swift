@@ -17,6 +17,14 @@ extension ErrorText {
     case .blockedWithSibling(let sibling):
       "its DMA is blocked while that of \(sibling) is: both are in one IOMMU group, which the host blocks as a whole"
     case .pageRequestsRefused(let error): "the guest gets none of its page requests: \(text(for: error))"
+    case .pasidSecondStage:
+      "its DMA with a PASID is blocked: the guest translates it by second-stage tables, which the host cannot use"
+    case .tooManyPASIDs(let limit):
+      "the guest uses more than \(limit) PASIDs on it; its DMA with the others is blocked"
+    case .pasidRefused(let error):
+      "its DMA with a PASID is blocked: the host refused the guest's tables: \(text(for: error))"
+    case .pasidsRefused(let error):
+      "the guest cannot use PASIDs on it; that takes Linux 6.15 or later on the host: \(text(for: error))"
     case .noRoomForPASIDs:
       "the guest cannot use PASIDs on it: its configuration space has no room for the capability; x-vpasid-cap-offset= "
         + "chooses a place"

@@ -5,7 +5,8 @@ import VTd
 
 /// A passed-through device's translation on the host: uses iommufd to bind the device as the guest's unit requests.
 ///
-/// A blocked device is detached: the host's IOMMU then refuses its requests.
+/// A blocked device is detached: the host's IOMMU then refuses its requests. The requests with a PASID are attached and
+/// detached apart from those without (`HostBoundPASIDs`).
 ///
 /// Lock order: the caller holds the lock of the unit's bindings; then the lock of `PassthroughMemory` or of the page
 /// requests, then that of the group and the device's.
@@ -20,6 +21,10 @@ final class HostBoundDevice: HostTranslation {
     case pageRequestsRefused(SystemError)
     /// The device's requests are refused because those of another function of its IOMMU group are.
     case blockedWithSibling(String)
+    /// The requests with a PASID are refused, for the given reason, those with other PASIDs perhaps not.
+    case pasidBlocked(HostBinding.BlockReason)
+    /// The host refused the translation that the guest's tables define for a PASID.
+    case pasidRefused(SystemError)
   }
 
   private struct State {
@@ -32,41 +37,66 @@ final class HostBoundDevice: HostTranslation {
     var reported: Set<Notice> = []
   }
 
-  let pasidWidth = 0
   private let device: VFIODevice
   private let group: HostGroup.Member
   let memory: PassthroughMemory
   /// The translation to the guest's memory, used alone or as the parent of the guest's first stages.
   private let secondStage: any AttachmentTarget
+  /// Nil if the host attaches no PASIDs of the device.
+  private let pasids: HostBoundPASIDs?
+  /// The reason why the host attaches none of the PASIDs that were asked for.
+  let pasidRefusal: SystemError?
   private let state: Mutex<State>
   private let report: @Sendable (Notice) -> Void
 
   /// Attaches the device to the guest's memory.
+  /// - Parameters:
+  ///   - nests: whether the guest's unit offers first stage.
+  ///   - width: the width of the PASIDs that the guest's unit and the host's kernel offer for the device; 0 for none.
   init(
-    _ device: VFIODevice, memory: PassthroughMemory, nests: Bool, group: HostGroup.Member = HostGroup.alone(),
-    report: @escaping @Sendable (Notice) -> Void
+    _ device: VFIODevice, memory: PassthroughMemory, nests: Bool, pasidWidth width: Int = 0,
+    group: HostGroup.Member = HostGroup.alone(), report: @escaping @Sendable (Notice) -> Void
   ) throws(SystemError) {
     self.device = device
     self.memory = memory
     self.group = group
     self.report = report
     guard nests else {
+      (pasids, pasidRefusal) = (nil, nil)
       secondStage = memory.space
       state = Mutex(State())
       try group.attach(self, to: secondStage)
       return
     }
-    secondStage = try memory.attachToParent(device)
+    let parent = try memory.attachToParent(device, allowingPASIDs: width > 0)
+    secondStage = parent
+    var pasids: HostBoundPASIDs?
+    var refusal: SystemError?
+    if width > 0 {
+      do throws(SystemError) {
+        pasids = try HostBoundPASIDs(of: device, width: width, memory: memory, parent: parent)
+      } catch {
+        refusal = error
+      }
+    }
+    (self.pasids, pasidRefusal) = (pasids, refusal)
     state = Mutex(State(attached: secondStage))
     group.record(self, attachedTo: secondStage)
   }
 
   /// The table by which the host now translates the device's requests; nil while the requests are refused.
   var attached: (any AttachmentTarget)? { state.withLock { $0.attached } }
+  /// The same for the attached PASIDs, in order.
+  var attachedPASIDs: [(pasid: UInt32, target: any AttachmentTarget)] { pasids?.attached ?? [] }
+
+  /// The width of the PASIDs that the host attaches; 0 for none.
+  var pasidWidth: Int { pasids?.width ?? 0 }
 
   func bind(_ pasid: UInt32?, to binding: HostBinding) throws(HostRefusal) -> (any HostFirstStage)? {
-    // Linux supports requests with PASID from 6.15 on, but the unit does not ask for them yet.
-    guard pasid == nil else { throw HostRefusal() }
+    if let pasid {
+      guard let pasids else { throw HostRefusal() }
+      return try pasids.bind(pasid, to: binding, notice: notice)
+    }
     do {
       switch binding {
       case .secondStage:
@@ -110,8 +140,8 @@ final class HostBoundDevice: HostTranslation {
   ) throws(SystemError) -> NestedTable {
     let nested = try memory.nestedTable(stage, on: parent, for: device, queue: requests?.queue)
     // Linux before 6.15 accepts a fault queue for a device only while its ATS is enabled. Attaching the device to a
-    // table of the kernel enables ATS.
-    if requests != nil, state.withLock({ $0.attached == nil }) { try attach(memory.nothing()) }
+    // table of the kernel enables ATS. Such a table allows no PASIDs, but a kernel with PASIDs does not need it.
+    if requests != nil, pasids == nil, state.withLock({ $0.attached == nil }) { try attach(memory.nothing()) }
     try attach(nested.table, as: nested, ridPASID: stage.pasid)
     return nested
   }

@@ -49,6 +49,7 @@ extension PassthroughObjects {
         try HostDeviceRegistration(file, with: registry)
       }
       let device = try bind(file, found, to: memory.iommufd)
+      var pasidWidth = 0
       var host: HardwareInformation?
       if let unit {
         let information: HardwareInformation
@@ -58,6 +59,7 @@ extension PassthroughObjects {
           throw .iommufd(error)
         }
         if let missing = HostRequirement.missing(for: unit.options, on: information) { throw .requirement(missing) }
+        if nests { pasidWidth = min(information.pasidWidth, unit.options.pasidBits) }
         host = information
       }
       if choices.addressTranslation == true, let problem = OfferedServices.problem(behind: unit, on: host) {
@@ -65,7 +67,9 @@ extension PassthroughObjects {
       }
       let bound: HostBoundDevice
       do {
-        bound = try HostBoundDevice(device, memory: memory, nests: nests, group: group) { notify(.init($0)) }
+        bound = try HostBoundDevice(device, memory: memory, nests: nests, pasidWidth: pasidWidth, group: group) {
+          notify(.init($0))
+        }
       } catch {
         throw problem(of: error, ram: machine.memory) ?? .attach(error)
       }
@@ -87,12 +91,19 @@ extension PassthroughObjects {
         throw .interrupts(error)
       }
       let bindings = unit.map { self.bindings(of: $0) }
+      if let refusal = bound.pasidRefusal { notify(.pasidsRefused(refusal)) }
       if model.space.pasidProblem == .noRoom { notify(.noRoomForPASIDs) }
       if let refusal = services.refusal, model.hasPageRequests { notify(.pageRequestsRefused(refusal)) }
       if let bindings, let requests = services.requests {
         model.servePageRequests(requests, of: device.id, bound, bindings)
       }
-      bindings?.add(bound, for: model.function.requester)
+      if let bindings {
+        bindings.add(bound, for: model.function.requester, pasidEnable: model.isPASIDEnabled)
+        model.onPASIDControl = { [weak bindings, weak bound, weak model] in
+          guard let bindings, let bound, let model else { return }
+          bindings.setPASIDEnable(of: bound) { model.isPASIDEnabled }
+        }
+      }
       // While the device can reach memory, the guest's invalidations must reach the host. So forwarding stops at the
       // release, after the device's requests have ended.
       model.function.environment.onRelease { [weak model] in
@@ -163,7 +174,7 @@ private struct OfferedServices {
       if host.capabilities.contains(.pasidExecute) { features.insert(.executePermission) }
       if host.capabilities.contains(.pasidPrivileged) { features.insert(.privilegedMode) }
       pasids = OfferedPASIDs(
-        width: min(host.pasidWidth, unit.options.pasidBits), features: features, offset: choices.pasidOffset)
+        width: bound.pasidWidth, features: features, offset: choices.pasidOffset)
     }
     guard choices.addressTranslation != false, Self.problem(behind: unit, on: host) == nil else { return }
     offered.insert(.addressTranslation)

@@ -58,11 +58,12 @@ final class PassthroughMemory: Sendable {
   }
 
   /// Attaches a device to the guest's memory by a second stage that can be the parent of the guest's first stages.
-  /// - Returns: this second stage.
-  func attachToParent(_ device: VFIODevice) throws(SystemError) -> HardwarePageTable {
+  /// - Parameter allowingPASIDs: whether PASIDs of the device should be attached later.
+  /// - Returns: this second stage. It allows no PASIDs if the kernel refuses such tables.
+  func attachToParent(_ device: VFIODevice, allowingPASIDs: Bool = false) throws(SystemError) -> HardwarePageTable {
     // Devices are built one after the other, so no other parent is made meanwhile. Do not hold the lock while the
     // kernel maps RAM, because that takes long.
-    for parent in state.withLock({ $0.parents.compactMap(\.table) }) {
+    for parent in state.withLock({ $0.parents.compactMap(\.table) }) where parent.allowsPASIDs || !allowingPASIDs {
       do throws(SystemError) {
         try device.attach(to: parent)
         return parent
@@ -71,7 +72,14 @@ final class PassthroughMemory: Sendable {
         guard error.code == EINVAL else { throw error }
       }
     }
-    let parent = try HardwarePageTable(parentOver: space, for: device.id)
+    let parent: HardwarePageTable
+    do throws(SystemError) {
+      parent = try HardwarePageTable(parentOver: space, for: device.id, allowsPASIDs: allowingPASIDs)
+    } catch {
+      // Linux before 6.15, or an IOMMU without PASIDs.
+      guard allowingPASIDs, error.code == EOPNOTSUPP || error.code == EINVAL else { throw error }
+      return try attachToParent(device)
+    }
     try device.attach(to: parent)
     state.withLock { state in
       state.parents.removeAll { $0.table == nil }

@@ -167,6 +167,14 @@ public struct PassthroughNotice: Hashable, Sendable {
     case blockedWithSibling(String)
     /// The host answers the device's page requests itself: the guest sees none.
     case pageRequestsRefused(SystemError)
+    /// The guest uses a second stage for a PASID, which is not supported: the requests with this PASID are refused.
+    case pasidSecondStage
+    /// The guest uses more PASIDs than are bound for one device: the requests with the others are refused.
+    case tooManyPASIDs(limit: Int)
+    /// The host refused the translation that the guest asked for requests with a PASID: they are refused.
+    case pasidRefused(SystemError)
+    /// The host attaches none of the device's PASIDs, though its kernel reports them: the guest can use none.
+    case pasidsRefused(SystemError)
     /// The device has PASIDs, but its configuration space has no room for the capability: the guest uses none.
     case noRoomForPASIDs
     /// The device had an error that it cannot recover from: the guest is stopped.
@@ -188,6 +196,11 @@ public struct PassthroughNotice: Hashable, Sendable {
   /// The device as the options name it.
   public let device: String
   public let reason: Reason
+
+  public init(device: String, reason: Reason) {
+    self.device = device
+    self.reason = reason
+  }
 }
 
 extension PassthroughNotice.Reason {
@@ -197,6 +210,9 @@ extension PassthroughNotice.Reason {
       case .refused(let error): .hostRefused(error)
       case .pageRequestsRefused(let error): .pageRequestsRefused(error)
       case .blockedWithSibling(let sibling): .blockedWithSibling(sibling)
+      case .pasidBlocked(.tooManyPASIDs): .tooManyPASIDs(limit: PASIDLimit.bound)
+      case .pasidBlocked: .pasidSecondStage
+      case .pasidRefused(let error): .pasidRefused(error)
       case .blocked(.supervisorRequests): .supervisorRequests
       case .blocked: .guestSecondStage
       }

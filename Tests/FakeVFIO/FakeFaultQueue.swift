@@ -134,6 +134,7 @@ extension FakeKernel.State {
   func refusesPageRequests(of device: Int, on table: UInt32) -> Int32? {
     guard queueOfTable[table] != nil else { return nil }
     guard devices[device].hasPageRequests else { return -ENODEV }
+    if attachesPASIDs { return nil }
     guard let current = devices[device].attachedTo else { return -ENODEV }
     return queueOfTable[current] == nil && isNested(current) ? -ENODEV : nil
   }

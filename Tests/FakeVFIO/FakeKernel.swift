@@ -123,7 +123,7 @@ package final class FakeKernel: SystemCalls {
     package var iommufdProblem: Int32?
     /// The owner (`devid`) of each further function on the devices' bus.
     package var strangers: [UInt32] = []
-    /// Whether the kernel attaches PASIDs: Linux 6.15 does, 6.12 does not.
+    /// Whether the kernel attaches PASIDs, and tables with fault queues without ATS: Linux 6.15 does, 6.12 does not.
     package var attachesPASIDs = true
     /// The tables that were allocated for use with PASIDs.
     package var pasidTables: Set<UInt32> = []

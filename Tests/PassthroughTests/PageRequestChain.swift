@@ -26,8 +26,9 @@ final class PageRequestChain {
     return image
   }
 
+  /// Linux 6.12 with two devices.
   static func makeKernel() -> FakeKernel {
-    FakeKernel(
+    let kernel = FakeKernel(
       devices: (0..<2).map { number in
         var device = FakeKernel.Device(path: "/dev/vfio/devices/vfio\(number)")
         device.regions[7] = (4096, 0b011, [])
@@ -35,6 +36,8 @@ final class PageRequestChain {
         device.contents[7] = image
         return device
       })
+    kernel.state.withLock { $0.attachesPASIDs = false }
+    return kernel
   }
 
   private let nesting: NestingGuest

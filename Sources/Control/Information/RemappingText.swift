@@ -34,7 +34,7 @@ public enum RemappingText {
       let function = state.functions.first { $0.address == source.source }
       text += "\n" + SourceTablesText.source(source, name: name(of: function))
       for attachment in state.attachments where attachment.source == source.source {
-        text += "    on the host: \(HostAttachmentText.line(attachment))\n"
+        text += HostAttachmentText.lines(attachment).map { "    \($0)\n" }.joined()
       }
     }
     if snapshot.sources.isEmpty { text += "\n  No root table is set.\n" }

@@ -72,18 +72,38 @@ enum SourceTablesText {
   }
 }
 
-/// Describes in one line which host page tables translate for a passed-through function.
+/// Describes which host page tables translate for a passed-through function.
 enum HostAttachmentText {
+  /// The most PASIDs of a function that are listed.
+  private static let mostPASIDs = 64
+
+  /// Returns a line for requests without PASID, and one for each PASID.
+  static func lines(_ attachment: HostAttachment) -> [String] {
+    let shown = attachment.pasids.prefix(mostPASIDs)
+    let rest = attachment.pasids.count - shown.count
+    return ["on the host: \(line(attachment))"]
+      + shown.map { pasid in
+        "on the host, PASID \(pasid.number): \(line(pasid.target, pasid.binding, attachment.iommufd))"
+      } + (rest > 0 ? ["on the host: and \(rest) more PASIDs"] : [])
+  }
+
+  /// Returns the text for requests without PASID.
   static func line(_ attachment: HostAttachment) -> String {
-    let owner = attachment.iommufd.map { ", \($0)" } ?? ""
+    line(attachment.target, attachment.binding, attachment.iommufd)
+  }
+
+  private static func line(
+    _ target: HostAttachment.Target, _ binding: HostBinding?, _ iommufd: String?
+  ) -> String {
+    let owner = iommufd.map { ", \($0)" } ?? ""
     func space(_ id: UInt32?) -> String { (id.map { " over IOAS \($0)" } ?? "") + owner }
-    switch attachment.target {
-    case .none: return "nothing: \(reason(attachment.binding))"
+    switch target {
+    case .none: return "nothing: \(reason(binding))"
     case .addressSpace(let id): return "the page table of IOAS \(id)\(owner)"
     case .parent(let id, let under): return "second stage, HWPT \(id)\(space(under))"
     case .nested(let id, let parent, let under):
       var stage = ""
-      if case .firstStage(let table) = attachment.binding {
+      if case .firstStage(let table) = binding {
         stage = ", \(table.levels) levels at \(NumberFormat.hexadecimal(table.root))"
       }
       return "nested, HWPT \(id)\(stage), on second stage, HWPT \(parent)\(space(under))"

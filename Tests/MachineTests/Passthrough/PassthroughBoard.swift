@@ -122,6 +122,7 @@ final class PassthroughBoard {
     private var tail: UInt64 = 0
     private var waits: UInt64 = 0
     private let status: UInt64
+    private let contexts: [UInt64]
     let root: UInt64
     let entry: UInt64
 
@@ -130,13 +131,13 @@ final class PassthroughBoard {
       self.base = base
       let pages = (0..<6).map { 0x10_0000 + 0x1000 * $0 as UInt64 }
       root = pages[0]
-      let contexts = pages[1]
+      contexts = functions.map { pages[1] + UInt64($0.deviceFunction & 0x7f) * 32 }
       let directory = pages[2]
       entry = pages[3]
       queue = pages[4]
       status = pages[5]
-      store(contexts | 1, at: root)
-      for function in functions { store(directory | 1, at: contexts + UInt64(function.deviceFunction & 0x7f) * 32) }
+      store(pages[1] | 1, at: root)
+      for context in contexts { store(directory | 1, at: context) }
       store(entry | 1, at: directory)
     }
 
@@ -147,12 +148,17 @@ final class PassthroughBoard {
       board.writeMemory(base + 0x18, 4, set ? on | 1 << bit : on & ~(1 << bit))
     }
 
-    /// Sets the first stage of PASID 0. If `table` is 0, the entry becomes not present.
-    func setFirstStage(_ table: UInt64) {
+    /// Sets the first stage of a PASID below 64. If `table` is 0, the entry becomes not present.
+    func setFirstStage(_ table: UInt64, pasid: UInt64 = 0) {
       let words = Guest.pasidEntry(type: 1, firstStage: table)
-      store(words.2, at: entry + 16)
-      store(words.1, at: entry + 8)
-      store(table == 0 ? 0 : words.0, at: entry)
+      store(words.2, at: entry + pasid * 64 + 16)
+      store(words.1, at: entry + pasid * 64 + 8)
+      store(table == 0 ? 0 : words.0, at: entry + pasid * 64)
+    }
+
+    /// Sets PASIDE of each function's context entry.
+    func allowPASIDs() {
+      for context in contexts { store((board.memory.loadUInt64(at: context) ?? 0) | 1 << 3, at: context) }
     }
 
     func setPassThrough() {
@@ -187,12 +193,14 @@ final class PassthroughBoard {
       return board.memory.loadUInt32(at: status) == UInt32(waits)
     }
 
-    /// Invalidates the PASID-cache entry of PASID 0 in domain 5.
+    /// Invalidates the PASID-cache entry of a PASID in domain 5.
     @discardableResult
-    func invalidateEntry() -> Bool { submit([(7 | 1 << 4 | 5 << 16, 0)]) }
+    func invalidateEntry(pasid: UInt64 = 0) -> Bool { submit([(7 | 1 << 4 | 5 << 16 | pasid << 32, 0)]) }
 
     @discardableResult
-    func invalidatePages(_ addresses: [UInt64]) -> Bool { submit(addresses.map { (6 | 3 << 4 | 5 << 16, $0) }) }
+    func invalidatePages(_ addresses: [UInt64], pasid: UInt64 = 0) -> Bool {
+      submit(addresses.map { (6 | 3 << 4 | 5 << 16 | pasid << 32, $0) })
+    }
   }
 
   func driver(of indices: [Int]) -> Driver { Driver(board, indices.map { address($0) }) }
