@@ -286,6 +286,29 @@ struct RemappingTextTests {
     }
   }
 
+  @Test("the table of each PASID is described in a line, of 64 PASIDs at most")
+  func whatTheHostHasForPASIDs() {
+    func attachment(_ pasids: [HostAttachment.PASID]) -> HostAttachment {
+      HostAttachment(
+        source: four, binding: .secondStage, target: .parent(3, addressSpace: 1), pasids: pasids, iommufd: "iommufd0")
+    }
+    let stage = GuestFirstStage(root: 0x12_3000, levels: 4, domain: 5, pasid: 7)
+    let first = "on the host: second stage, HWPT 3 over IOAS 1, iommufd0"
+    #expect(
+      HostAttachmentText.lines(
+        attachment([
+          .init(number: 7, binding: .firstStage(stage), target: .nested(5, parent: 3, addressSpace: 1)),
+          .init(number: 8, binding: .blocked(.refused), target: .none),
+        ])) == [
+          first,
+          "on the host, PASID 7: nested, HWPT 5, 4 levels at 0x123000, on second stage, HWPT 3 over IOAS 1, iommufd0",
+          "on the host, PASID 8: nothing: the host refused the guest's tables",
+        ])
+    let many = (1...70).map { HostAttachment.PASID(number: $0, binding: .secondStage, target: .none) }
+    let lines = HostAttachmentText.lines(attachment(many))
+    #expect(lines.count == 66 && lines.first == first && lines.last == "on the host: and 6 more PASIDs")
+  }
+
   @Test("the log names units if there are several")
   func theLogNamesUnitsWhereThereAreSeveral() throws {
     let guest = try firstStage()
