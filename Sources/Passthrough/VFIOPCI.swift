@@ -63,6 +63,7 @@ final class VFIOPCI: FunctionModel {
     var requestsEnded = false
     var interruptAsserted = false
     var pageRequests: PageRequestInterface?
+    var onPASIDControl: (@Sendable () -> Void)?
     var awaitsBusReset = false
     var reported: Set<PassthroughNotice.Reason> = []
   }
@@ -200,6 +201,7 @@ final class VFIOPCI: FunctionModel {
     placed.withLock { setPower(0, &$0) }
     // No request may leave the device between its reset and the guest's next driver.
     write(command: Self.decoding.rawValue)
+    onPASIDControl?()
   }
 
   /// Brings the function to the state that the guest expects after a reset.
@@ -261,6 +263,22 @@ final class VFIOPCI: FunctionModel {
     set { state.withLock { $0.pageRequests = newValue } }
   }
 
+  // MARK: PASIDs
+
+  /// Whether the guest has set PASID Enable. A reset clears it.
+  var isPASIDEnabled: Bool {
+    guard let offset = space.pasidOffset else { return false }
+    let control = function.register(at: offset + ProcessAddressSpaceControl.offset, width: .word)
+    return ProcessAddressSpaceControl(rawValue: UInt16(truncatingIfNeeded: control)).contains(.enable)
+  }
+
+  /// Called after the guest has written PASID Control, and for a reset after the device's requests have ended and before
+  /// it is reset. Called without a lock. May block on the host.
+  var onPASIDControl: (@Sendable () -> Void)? {
+    get { state.withLock { $0.onPASIDControl } }
+    set { state.withLock { $0.onPASIDControl = newValue } }
+  }
+
   // MARK: Configuration space
 
   func configurationRead(offset: Int, width: AccessWidth, own: UInt64) -> UInt64 {
@@ -291,6 +309,7 @@ final class VFIOPCI: FunctionModel {
         setPower(power, &placed)
       }
     }
+    if let offset = space.pasidOffset, touched.contains(offset + ProcessAddressSpaceControl.offset) { onPASIDControl?() }
     forward(touched, value)
     pageRequests?.configurationWritten(touched, value: value)
     if function.msix?.isEnabled == true {

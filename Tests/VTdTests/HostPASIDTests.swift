@@ -495,6 +495,41 @@ struct HostPASIDTests {
     #expect(setup.host.take() == [Self.bind(7, 0x20_0000), .bind("a", .secondStage)])
   }
 
+  @Test("PASIDs are bound only while the function's PASID Enable is set")
+  func pasidEnable() throws {
+    let setup = try Setup()
+    setup.write(7, 0x20_0000)
+    setup.start()
+    let (guest, host, bindings) = (setup.guest, setup.host, setup.bindings)
+    bindings.setPASIDEnable(of: setup.function) { true }
+    #expect(host.take() == [], "it was set already")
+    bindings.setPASIDEnable(of: setup.function) { false }
+    let off = Event.bindPASID("a", 7, .blocked(.entry(.pasidNotEnabled)))
+    #expect(host.take() == [off, .free(Self.stage(7, 0x20_0000))])
+    #expect(guest.submitAndWait(Setup.selective(7), Cache.pasidCache(3), Cache.contextCache(1)))
+    #expect(host.take() == [] && setup.bound == [])
+    setup.write(8, 0x30_0000)
+    bindings.setPASIDEnable(of: setup.function) { true }
+    #expect(host.take() == [Self.bind(7, 0x20_0000), Self.bind(8, 0x30_0000)])
+
+    // A PASID that cannot be detached is detached by the next invalidation, although its entry is present.
+    host.undetachablePASIDs = [7]
+    bindings.setPASIDEnable(of: setup.function) { false }
+    #expect(setup.bound == [7] && guest.takeFault()?.pasid == 7)
+    host.undetachablePASIDs = []
+    _ = host.take()
+    #expect(guest.submitAndWait(Setup.selective(7)))
+    #expect(host.take() == [off, .free(Self.stage(7, 0x20_0000))])
+
+    bindings.add(setup.other, for: Requester(id: Bindings.neighbour), pasidEnable: false)
+    #expect(host.take() == [.bind("b", .secondStage)])
+    bindings.setPASIDEnable(of: setup.other) { true }
+    #expect(host.take() == [Self.bind(7, 0x20_0000, "b"), Self.bind(8, 0x30_0000, "b")])
+    bindings.remove(setup.other)
+    bindings.setPASIDEnable(of: setup.other) { false }
+    #expect(host.take() == [.free(Self.stage(7, 0x20_0000)), .free(Self.stage(8, 0x30_0000))])
+  }
+
   // MARK: Hostile guests
 
   @Test("a function has at most 512 PASIDs, the guest learns of the others by a fault, and room is used again")

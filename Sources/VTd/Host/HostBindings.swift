@@ -19,7 +19,7 @@ import Synchronization
 /// wait descriptor is: a PASID whose entry software has cleared is off by then.
 ///
 /// Lock order: the unit's queue, then `state`, then the hosts' own locks. `state` is held during the calls of a host,
-/// so invalidations, hotplug, `renew` and inspection wait for these calls. A guest has at most `PASIDLimit.bound` PASIDs
+/// so invalidations, hotplug, PASID Enable, `renew` and inspection wait for these calls. A guest has at most `PASIDLimit.bound` PASIDs
 /// for a function, which bounds the calls that an invalidation makes.
 public final class HostBindings: InvalidationObserver {
   /// The binding of requests without PASID, or of those with one PASID.
@@ -37,10 +37,15 @@ public final class HostBindings: InvalidationObserver {
   private struct Function {
     let requester: Requester
     let host: any HostTranslation
+    /// Whether the function may send requests with PASID.
+    var pasidEnable: Bool
     /// Requests without PASID.
     var requests = Entry()
     /// The PASIDs with a present entry.
     var pasids: [UInt32: Entry] = [:]
+
+    /// Whether PASIDs can be bound.
+    var takesPASIDs: Bool { pasidEnable && host.pasidWidth > 0 }
 
     /// The binding of a PASID, or of requests without PASID.
     subscript(_ pasid: UInt32?) -> Entry? {
@@ -108,9 +113,10 @@ public final class HostBindings: InvalidationObserver {
   // MARK: Functions come and go
 
   /// Binds a function according to the tables, and keeps its bindings up to date.
-  public func add(_ host: any HostTranslation, for requester: Requester) {
+  /// - Parameter pasidEnable: the function's PASID Enable.
+  public func add(_ host: any HostTranslation, for requester: Requester, pasidEnable: Bool = true) {
     let isFirst = state.withLock { state in
-      state.functions.append(Function(requester: requester, host: host))
+      state.functions.append(Function(requester: requester, host: host, pasidEnable: pasidEnable))
       return state.functions.count == 1
     }
     // Observe before the first read of the tables, so that no change is missed.
@@ -145,6 +151,21 @@ public final class HostBindings: InvalidationObserver {
     }
   }
 
+  /// Follows PASID Enable (PCI Express Base 7.8.9.3) of a function, which software writes and a reset clears. While it is
+  /// clear, the function must not send requests with PASID, and none of its PASIDs is bound. The host's kernel leaves
+  /// PASIDs enabled in the device, so a device that sends such requests nevertheless has them refused.
+  /// - Parameter isEnabled: reads the bit. Called with the lock held, so that of several writes the last one counts.
+  public func setPASIDEnable(of host: any HostTranslation, _ isEnabled: () -> Bool) {
+    state.withLock { state in
+      guard let index = state.functions.firstIndex(where: { $0.host === host }) else { return }
+      let isEnabled = isEnabled()
+      guard state.functions[index].pasidEnable != isEnabled else { return }
+      state.functions[index].pasidEnable = isEnabled
+      for pasid in state.functions[index].pasids.keys.sorted() { reread(index, pasid, &state) }
+      findPASIDs(index, &state)
+    }
+  }
+
   // MARK: The guest's side
 
   public func invalidated(_ invalidations: [Invalidation]) {
@@ -171,11 +192,11 @@ public final class HostBindings: InvalidationObserver {
     }
     let requests = state.functions[index].requests
     if part.covers(pasid: requests.pasid, domain: requests.domain) { reread(index, nil, &state) }
-    let width = state.functions[index].host.pasidWidth
-    guard width > 0 else { return }
+    guard state.functions[index].takesPASIDs else { return }
+    let width = UInt32(state.functions[index].host.pasidWidth)
     if part.coversUnnamed { findPASIDs(index, &state) }
     for pasid in scope.named.keys.sorted()
-    where pasid != 0 && pasid >> UInt32(width) == 0 && state.functions[index].pasids[pasid] == nil {
+    where pasid != 0 && pasid >> width == 0 && state.functions[index].pasids[pasid] == nil {
       reread(index, pasid, &state)
     }
   }
@@ -183,7 +204,7 @@ public final class HostBindings: InvalidationObserver {
   /// Binds PASIDs whose entries have become present, as far as a walk finds them.
   private func findPASIDs(_ index: Int, _ state: inout State) {
     let function = state.functions[index]
-    guard function.host.pasidWidth > 0 else { return }
+    guard function.takesPASIDs else { return }
     var lookup = unit.lookup(function.requester.id, in: unit.registers.state.withLock { $0.translationMode })
     // One more than there is room for, so that the guest learns of the limit.
     let found = lookup.presentPASIDs(
@@ -198,8 +219,11 @@ public final class HostBindings: InvalidationObserver {
     let former = state.functions[index][pasid]
     let wanted = unit.hostBinding(for: source, pasid: pasid)
     if let pasid {
-      guard wanted.isPresent else {
-        if former != nil { detach(pasid, to: wanted.binding, index, &state) }
+      let isEnabled = state.functions[index].pasidEnable
+      guard wanted.isPresent, isEnabled else {
+        if former != nil {
+          detach(pasid, to: isEnabled ? wanted.binding : .blocked(.entry(.pasidNotEnabled)), index, &state)
+        }
         return
       }
       guard former != nil || state.functions[index].pasids.count < PASIDLimit.bound else {
