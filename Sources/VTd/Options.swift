@@ -24,7 +24,7 @@ public struct UnitOptions: Hashable, Sendable {
   public var deviceIOTLB = false
   /// `pasid-bits`: width of the PASIDs that requests may carry (ECAP.PASID and PSS), 0 to 20. 0 means no PASIDs.
   public var pasidBits = 0
-  /// `svm`: page requests (ECAP.PRS), with drain (PDS) and the no-write flag (NWFS).
+  /// `svm`: page requests (ECAP.PRS), with drain (PDS) and the no-write flag (NWFS), and coherent walks (SMPWC).
   public var svm = false
   /// `fs1gp`: 1 GiB pages in the first stage (CAP.FS1GP).
   public var fs1gp = true

@@ -1,4 +1,5 @@
 import FakeVFIO
+import Glibc
 import Hardware
 import Testing
 import VTd
@@ -89,6 +90,10 @@ import VTd
   @Test("without PASIDs of the host or of the unit, the guest sees the rest")
   func noPASIDs() throws {
     let rest = Found(ats: 0x140, pri: 0x1a0)
+    // A kernel that reports PASIDs but attaches none.
+    let refused = try Self.find(host: { $0.failingPASIDs = [1: EOPNOTSUPP] })
+    #expect(refused.found == rest && refused.notices.count == 1)
+    #expect(refused.notices[0].hasPrefix("pasidsRefused"))
     // Linux 6.12 reports no width.
     #expect(try Self.find(host: { $0.pasidWidth = 0 }).found == rest)
     let (found, notices) = try Self.find(
