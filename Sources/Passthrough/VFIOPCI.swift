@@ -309,7 +309,9 @@ final class VFIOPCI: FunctionModel {
         setPower(power, &placed)
       }
     }
-    if let offset = space.pasidOffset, touched.contains(offset + ProcessAddressSpaceControl.offset) { onPASIDControl?() }
+    if let offset = space.pasidOffset, touched.contains(offset + ProcessAddressSpaceControl.offset) {
+      onPASIDControl?()
+    }
     forward(touched, value)
     pageRequests?.configurationWritten(touched, value: value)
     if function.msix?.isEnabled == true {

@@ -462,6 +462,8 @@ struct HostBindingTests {
         $0.pasidBits = 20
       }
       setup.add()
+      // The unit and the bindings hold each other.
+      defer { setup.bindings.remove(setup.function) }
       for place in [setup.tables.rootHalf, setup.tables.context, setup.tables.context + 8, setup.tables.directory]
       where Int.random(in: 0..<4, using: &random) == 0 {
         setup.guest.store(

@@ -22,6 +22,7 @@ import VFIO
       var image = FakeKernel.endpointImage
       image.store(UInt32(0x4), at: 0x18)
       image.store(UInt32(0x1), at: 0x20)
+      image[0x87] = 0x10  // FLR
       device.contents[7] = image
     }
     kernel.state.withLock { $0.hasDMABuffers = true }
