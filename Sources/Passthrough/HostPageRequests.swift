@@ -5,7 +5,8 @@ import VFIO
 
 /// Passes a device's page requests on to the guest.
 protocol PageRequestTaker: AnyObject, Sendable {
-  /// Takes one request. Called in the device's order, on the queue's thread.
+  /// Takes one request. Called in the device's order, on the queue's thread. Must not wait, and must not take the locks
+  /// of the unit's invalidation queue and host bindings.
   func take(_ request: PageRequest) -> PageRequestOutcome
 
   /// Handles a failure of the host's queue, which cannot be read any more. The device must be attached to a table
@@ -20,10 +21,15 @@ protocol PageRequestTaker: AnyObject, Sendable {
 /// cookies for other groups. So a change of table (`changingTable`) holds the lock that reading and answering hold: the
 /// change forgets the outstanding groups, and affects no request that is read later.
 ///
+/// A request that was read before a change may not have been passed on yet. It is passed on only while its group is
+/// outstanding, and the change waits for the request that is being passed on: so after the change no request of the
+/// former table enters the guest's queue.
+///
 /// The outstanding groups are bounded: each device has at most one for each group index.
 ///
-/// Lock order: `state` is held across calls of the kernel, but not across calls of the machine: no taker is called with
-/// it held.
+/// Lock order: `passing`, then `state`. `state` is held across calls of the kernel, but not across calls of the machine:
+/// no taker is called with it held. `passing` is held while a taker takes one request. Changes of tables wait for that,
+/// with the locks of the unit's queue and bindings held, so a taker must need neither, and must not wait.
 final class HostPageRequests: Sendable {
   /// The values by which a response names a group.
   fileprivate struct Group: Hashable {
@@ -55,6 +61,7 @@ final class HostPageRequests: Sendable {
 
   let queue: FaultQueue
   private let state = Mutex(State())
+  private let passing = Mutex(())
 
   init(of iommufd: IOMMUFD) throws(SystemError) { queue = try FaultQueue(of: iommufd) }
 
@@ -70,16 +77,21 @@ final class HostPageRequests: Sendable {
     if let problem { taker.queueFailed(problem) }
   }
 
-  /// Answers a device's outstanding groups and forgets the device.
+  /// Answers a device's outstanding groups and forgets the device. On return, no request of it is being passed on.
   func remove(_ device: UInt32) {
     state.withLock { state in
       state.takers[device] = nil
       state.ridPASIDs[device] = nil
       answerAll(of: device, &state)
     }
+    waitForPassing()
   }
 
-  /// Calls `body`, which attaches a device to another table or detaches it, with the lock held.
+  /// Waits until the request that is being passed on has been taken.
+  private func waitForPassing() { passing.withLock { _ in } }
+
+  /// Calls `body`, which attaches a device to another table or detaches it, with the lock held. On return, no request
+  /// that was read before is being passed on, and none will be.
   /// - Parameter ridPASID: the PASID of the entry that holds the table, if it is a first stage.
   func changingTable(of device: UInt32, ridPASID: UInt32?, _ body: () throws(SystemError) -> Void) throws(SystemError) {
     try state.withLock { (state) throws(SystemError) in
@@ -88,6 +100,7 @@ final class HostPageRequests: Sendable {
       state.forget(device)
       state.ridPASIDs[device] = ridPASID
     }
+    waitForPassing()
   }
 
   func hasOutstanding(_ device: UInt32) -> Bool { state.withLock { $0.cookies.keys.contains { $0.device == device } } }
@@ -108,7 +121,8 @@ final class HostPageRequests: Sendable {
       }
     }
     for arrival in arrivals {
-      let outcome = arrival.taker?.take(arrival.request) ?? .discarded
+      // If a change of the table has answered the group meanwhile, nothing is left to do.
+      guard let outcome = pass(arrival) else { continue }
       guard arrival.request.isLastInGroup else { continue }
       switch outcome {
       case .queued: break
@@ -118,6 +132,17 @@ final class HostPageRequests: Sendable {
     }
     if let (takers, error) = failed {
       for taker in takers { taker.queueFailed(error) }
+    }
+  }
+
+  /// Passes a request on, unless its group is no longer outstanding.
+  /// - Returns: nil if the request was not passed on, because its group has been answered.
+  private func pass(_ arrival: Arrival) -> PageRequestOutcome? {
+    // A request without a taker was never recorded: it is refused.
+    guard let taker = arrival.taker else { return .discarded }
+    return passing.withLock { _ in
+      let isOutstanding = state.withLock { $0.groups[arrival.cookie] == arrival.group }
+      return isOutstanding ? taker.take(arrival.request) : nil
     }
   }
 
