@@ -103,19 +103,22 @@ public final class DMAEngine: FunctionModel, TranslationCache {
     }
     if released != 0 { port.completeInvalidations(released) }
     if effect.contains(.end) { updateStopped() }
-    // Act without the lock, because the worker may run at once.
-    if effect.contains(.work) { wake() }
+    // Act without the lock, because the worker may run at once. A slot's job may wait for what a command has freed.
+    if !effect.isDisjoint(with: [.work, .end]) { wake() }
   }
 
   public func reset() {
     // Each job stops before its next page. The reset waits for the page in flight, because software may reuse the
     // memory afterwards.
     state.withLock { $0.stop() }
-    jobs.withLock { $0.removeAll() }
-    let released = state.withLock { state in
-      let released = state.heldTags
-      state.reset()
-      return released
+    // Hold `jobs` until the slots are idle: otherwise the worker could begin their jobs again.
+    let released = jobs.withLock { jobs in
+      jobs.removeAll()
+      return state.withLock { state in
+        let released = state.heldTags
+        state.reset()
+        return released
+      }
     }
     // With the cache empty, the held invalidations can be answered.
     cache.withLock { $0.removeAll() }
@@ -145,13 +148,16 @@ public final class DMAEngine: FunctionModel, TranslationCache {
   /// Updates PRI's Stopped bit from its enable bit and the outstanding groups.
   func updateStopped() {
     guard let at = function.extendedCapability(PageRequestControl.id) else { return }
-    let isWaiting = state.withLock { $0.outstandingGroups > 0 }
-    function.updateConfiguration { space in
-      let status = at + PageRequestStatus.offset
-      var value = PageRequestStatus(rawValue: space.get(UInt16.self, status))
-      let control = PageRequestControl(rawValue: space.get(UInt16.self, at + PageRequestControl.offset))
-      if control.contains(.enable) || isWaiting { value.remove(.stopped) } else { value.insert(.stopped) }
-      space.set(status, value.rawValue)
+    // Hold the lock until the bit is written, so that of several updates the last one counts.
+    state.withLock { state in
+      let isWaiting = state.outstandingGroups > 0
+      function.updateConfiguration { space in
+        let status = at + PageRequestStatus.offset
+        var value = PageRequestStatus(rawValue: space.get(UInt16.self, status))
+        let control = PageRequestControl(rawValue: space.get(UInt16.self, at + PageRequestControl.offset))
+        if control.contains(.enable) || isWaiting { value.remove(.stopped) } else { value.insert(.stopped) }
+        space.set(status, value.rawValue)
+      }
     }
   }
 

@@ -24,8 +24,8 @@ final class RemappedRequestPort: RequestPort {
     }
   }
 
-  /// The number of PASID prefixes whose ports are kept.
-  private static let portCapacity = 8
+  /// The number of PASID prefixes whose ports are kept: those of dma-engine's 16 slots and of its commands.
+  private static let portCapacity = 17
 
   private let unit: RemappingUnit
   let requester: Requester

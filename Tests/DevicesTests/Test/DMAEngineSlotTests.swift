@@ -245,6 +245,17 @@ struct DMAEngineSlotTests {
     #expect(result(1) == 1)
   }
 
+  @Test("a job that waits for an allocation goes on when software ends the command that has it")
+  func endOfCommand() {
+    enable(allocation: 1)
+    // A page request, last in its group: the command waits for the response.
+    write(0x10, 5 | 1 << 12 | 1 << 14)
+    start(0)
+    #expect(requests.count == 1)
+    write(0x08, 1 << 8)
+    #expect(requests.count == 2)
+  }
+
   @Test("software ends a waiting job; the late response is not unexpected, and its group index stays in use until then")
   func ending() {
     start(4, pasid: 9)
