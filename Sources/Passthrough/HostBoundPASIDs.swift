@@ -20,7 +20,7 @@ final class HostBoundPASIDs: Sendable {
     let firstStage: NestedTable?
   }
 
-  /// Width in bits of the PASIDs that can be attached; 0 for none.
+  /// Width in bits of the PASIDs that can be attached: at least 1.
   let width: Int
   private let device: VFIODevice
   private let memory: PassthroughMemory

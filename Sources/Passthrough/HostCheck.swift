@@ -35,7 +35,7 @@ public struct HostCheck: Sendable {
 
   /// What the host has for shared virtual memory with a device.
   public struct SharedVirtualMemory: Hashable, Sendable {
-    /// Width in bits of the PASIDs that the kernel has enabled for the device; 0 for none, as from Linux 6.12.
+    /// Width in bits of the PASIDs that the kernel has enabled for the device; 0 for none. Linux 6.12 reports 0.
     public let pasidWidth: Int
     /// Whether the device, its IOMMU and the kernel have ATS.
     public let hasAddressTranslation: Bool

@@ -28,8 +28,9 @@ protocol PageRequestTaker: AnyObject, Sendable {
 /// The outstanding groups are bounded: each device has at most one for each group index.
 ///
 /// Lock order: `passing`, then `state`. `state` is held across calls of the kernel, but not across calls of the machine:
-/// no taker is called with it held. `passing` is held while a taker takes one request. Changes of tables wait for that,
-/// with the locks of the unit's queue and bindings held, so a taker must need neither, and must not wait.
+/// no taker is called with it held. `passing` is held while a taker takes one request. Changes of tables and
+/// resets wait for that, with the locks of the unit's queue and bindings held, so a taker must need neither, and must
+/// not wait.
 final class HostPageRequests: Sendable {
   /// The values by which a response names a group.
   fileprivate struct Group: Hashable {
@@ -172,9 +173,11 @@ final class HostPageRequests: Sendable {
     }
   }
 
-  /// Answers a device's outstanding groups as invalid, because nothing else will.
+  /// Answers a device's outstanding groups as invalid, because nothing else will. On return, no request that was read
+  /// before is being passed on, and none will be.
   func answerAll(of device: UInt32) {
     state.withLock { answerAll(of: device, &$0) }
+    waitForPassing()
   }
 
   private func answerAll(of device: UInt32, _ state: inout State) {

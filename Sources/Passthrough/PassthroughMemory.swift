@@ -123,7 +123,8 @@ final class PassthroughMemory: Sendable {
   ) throws(SystemError) -> NestedTable {
     try state.withLock { (state) throws(SystemError) in
       let key = NestedKey(parent: parent.id, stage: stage, queue: queue?.descriptor)
-      if let table = state.nested[key]?.table { return table }
+      // After a failed invalidation the host may still have old mappings of the table, so that it is replaced.
+      if let table = state.nested[key]?.table, table.invalidationProblem == nil { return table }
       let table = NestedTable(
         try HardwarePageTable(nesting: .init(stage), on: parent, for: device.id, faults: queue))
       state.nested = state.nested.filter { $0.value.table != nil }

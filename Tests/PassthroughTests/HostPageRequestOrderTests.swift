@@ -25,8 +25,8 @@ import VFIO
   }
 
   @Test(
-    "after a change of the table no request that was read before enters the guest's queue",
-    arguments: ["detached", "replaced", "removed"])
+    "after a change of the table or a reset, no request that was read before enters the guest's queue",
+    arguments: ["detached", "replaced", "reset", "removed"])
   func requestsDoNotFollowAChange(_ change: String) throws {
     let kernel = PageRequestChain.makeKernel()
     do {
@@ -54,6 +54,7 @@ import VFIO
           try? requests.changingTable(of: device.id, ridPASID: nil) { () throws(SystemError) in
             try device.attach(to: parent)
           }
+        case "reset": requests.answerAll(of: device.id)
         default: requests.remove(device.id)
         }
         isChanged.value = 1

@@ -377,6 +377,21 @@ struct HostPASIDTests {
     }
   }
 
+  @Test("many global device-TLB invalidations cost one of all mappings for each table")
+  func globalDeviceTLB() throws {
+    let setup = try Setup { $0.deviceIOTLB = true }
+    setup.write(0, 0x10_0000)
+    setup.start()
+    for pasid: UInt32 in 1...32 { setup.set(pasid, 0x20_0000 + UInt64(pasid) << 16) }
+    _ = setup.host.take()
+    for page: UInt64 in 0..<100 { setup.guest.put([8 | UInt64(Bindings.source.rawValue) << 16, page << 12 | 1]) }
+    #expect(setup.guest.submitAndWait())
+    let calls = setup.host.take()
+    // Those of the 32 PASIDs, and of requests without PASID.
+    #expect(calls.count == 33)
+    for case .invalidate(_, let list) in calls { #expect(list == [.all]) }
+  }
+
   @Test("an invalidation in the doorbell of a teardown reaches the table that another function still uses")
   func teardownWithInvalidation() throws {
     let setup = try Setup()

@@ -81,6 +81,7 @@ struct FirstStageIndex {
     var batches: [Int: Batch] = [:]
     var isAll = false
     var domains: Set<UInt16> = []
+    var globals: [RequesterID: Int] = [:]
     func invalidateAll(_ indices: [Int]) {
       for index in indices { batches[index, default: Batch()].append(.all) }
     }
@@ -102,6 +103,16 @@ struct FirstStageIndex {
           if let index = function.withoutPASID { batches[index, default: Batch()].appendDeviceTLB(pages) }
         }
       case .deviceTLBOfPASID(let source, let pasid, let pages):
+        if pasid == nil {
+          // It concerns every table of the function. From the second one on, all mappings stand for all of them.
+          let count = globals[source, default: 0]
+          guard count < 2 else { continue }
+          globals[source] = count + 1
+          if count == 1 {
+            for (function, own) in zip(functions, sources) where own == source { invalidateAll(function.all) }
+            continue
+          }
+        }
         for (function, own) in zip(functions, sources) where own == source {
           for index in pasid.map({ function.byPASID[$0] ?? [] }) ?? function.all {
             batches[index, default: Batch()].appendDeviceTLB(pages)

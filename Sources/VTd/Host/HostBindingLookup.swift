@@ -1,7 +1,8 @@
 import Hardware
 
 // The binding of a passed-through function's requests without PASID, or with one PASID, read from the unit's tables as
-// for a request of an emulated function (VT-d 3.4). A fault that the host reports for a request of the function is recorded like the unit's own faults.
+// for a request of an emulated function (VT-d 3.4). A fault that the host reports for a request of the function is
+// recorded like the unit's own faults.
 
 /// The binding that the tables define for a function's requests.
 struct HostBindingLookup {

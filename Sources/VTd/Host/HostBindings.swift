@@ -18,9 +18,9 @@ import Synchronization
 /// longer in use needs none, and the host has cached nothing of a new table. Both steps are complete before the guest's
 /// wait descriptor is: a PASID whose entry software has cleared is off by then.
 ///
-/// Lock order: the unit's queue, then `state`, then the hosts' own locks. `state` is held during the calls of a host,
-/// so invalidations, hotplug, PASID Enable, `renew` and inspection wait for these calls. A guest has at most `PASIDLimit.bound` PASIDs
-/// for a function, which bounds the calls that an invalidation makes.
+/// Lock order: the unit's queue, then `state`, then the hosts' own locks, and the function's for PASID Enable. `state`
+/// is held during the calls of a host, so invalidations, hotplug, PASID Enable, resets, `renew` and inspection wait for
+/// these calls. A guest has at most `PASIDLimit.bound` PASIDs for a function, which bounds the calls of an invalidation.
 public final class HostBindings: InvalidationObserver {
   /// The binding of requests without PASID, or of those with one PASID.
   private struct Entry {
@@ -250,7 +250,7 @@ public final class HostBindings: InvalidationObserver {
       case .secondStage, .firstStage, .blocked: break
       }
     } catch {
-      block(pasid, index, &state)
+      block(pasid, index, number: wanted.pasid, &state)
       refuse(pasid, index, &state)
     }
   }
@@ -288,9 +288,10 @@ public final class HostBindings: InvalidationObserver {
 
   /// Blocks requests after a refusal, so that their previous binding ends. The next invalidation of their entries tries
   /// again.
-  private func block(_ pasid: UInt32?, _ index: Int, _ state: inout State) {
+  /// - Parameter number: the number of the PASID-table entry that defines the binding; nil if it is not known.
+  private func block(_ pasid: UInt32?, _ index: Int, number: UInt32?, _ state: inout State) {
     let former = state.functions[index][pasid]
-    var entry = Entry(binding: .blocked(.refused), pasid: pasid ?? former?.pasid)
+    var entry = Entry(binding: .blocked(.refused), pasid: number)
     do {
       _ = try state.functions[index].host.bind(pasid, to: .blocked(.refused))
     } catch {
@@ -336,7 +337,7 @@ public final class HostBindings: InvalidationObserver {
       var users: [UInt32?] = state.functions[index].pasids.filter { $0.value.table?.host === table }.keys.sorted()
       if state.functions[index].requests.table?.host === table { users.insert(nil, at: 0) }
       for pasid in users {
-        block(pasid, index, &state)
+        block(pasid, index, number: state.functions[index][pasid]?.pasid, &state)
         state.counters.refusals &+= 1
         record(.pasidEntryInvalid, pasid, state.functions[index].requester.id)
       }

@@ -12,8 +12,8 @@ import Hardware
 // A guest can make both the directory and the number of PASIDs large, and repeat the invalidation. So a walk reads at
 // most 16,384 directory entries and the PASID tables below 512 of them, about 50,000 words, which takes about a
 // millisecond. It happens once for a function and a batch of invalidations. Beyond that, a PASID is found only if an
-// invalidation names it. No more PASIDs are bound than tables are read, so a guest with up to 512 PASIDs loses none
-// unless it leaves hundreds of empty tables before them.
+// invalidation names it. Both limits are 512, so the walk finds 512 PASIDs even if each has a table of its own. Empty
+// tables, and entries that are present but not valid, use up the limits as well.
 
 /// The bounds of PASIDs of one function.
 public enum PASIDLimit {
