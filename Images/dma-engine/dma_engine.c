@@ -18,6 +18,7 @@
 #include <linux/module.h>
 #include <linux/nospec.h>
 #include <linux/pci.h>
+#include <linux/sched/mm.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 
@@ -34,7 +35,6 @@
 #define SLOT_STATUS		0x04
 #define   STATUS_BUSY		BIT(0)
 #define   STATUS_END		BIT(1)
-#define   STATUS_RESULT(s)	((s) >> 8 & 0xff)
 #define SLOT_SOURCE		0x08
 #define SLOT_DESTINATION	0x10
 #define SLOT_COUNT		0x18
@@ -42,9 +42,7 @@
 #define SLOT_COMPLETION		0x28
 
 #define MAX_SLOTS		16
-
 #define RESULT_ENDED		12
-
 /* The errno of each of the engine's results. */
 static const int errnos[] = { -EIO, 0, -EIO, -EINVAL, -EIO, -EFAULT, -EFAULT, -EFAULT, -EFAULT, -EFAULT, -EFAULT, -EIO,
 			      -ECANCELED, -EFAULT };
@@ -86,13 +84,14 @@ struct engine_file {
 	struct engine *engine;
 	struct list_head list;
 	struct iommu_sva *sva;
-	struct mm_struct *mm;		/* what is bound (the bond holds it); NULL: no job may start */
+	struct mm_struct *mm;		/* what is bound; NULL: no job may start */
 	u32 pasid;
 	int running;			/* the jobs that have a slot */
 	struct engine_job jobs[DMA_ENGINE_JOBS];
 };
 
 #define for_each_slot(slot, engine) for (slot = (engine)->slots; slot < (engine)->slots + (engine)->slot_count; slot++)
+#define for_each_slot_of(slot, file) for_each_slot(slot, (file)->engine) if (slot->job && slot->job->file == (file))
 
 static void engine_put(void *data)
 {
@@ -133,7 +132,7 @@ static irqreturn_t slot_interrupt(int irq, void *data)
 		status = readl(slot->regs + SLOT_STATUS);
 		if (status & STATUS_BUSY)
 			return IRQ_NONE;
-		result = STATUS_RESULT(status);
+		result = status >> 8 & 0xff;
 	}
 	slot_finish(slot, result);
 	return IRQ_HANDLED;
@@ -229,49 +228,50 @@ static long engine_bind(struct engine_file *file, u32 __user *user)
 
 	guard(mutex)(&engine->lock);
 	if (engine->removed || file->sva)
-		return engine->removed ? -ENODEV : -EBUSY;
+		return file->sva ? -EBUSY : -ENODEV;
 	sva = iommu_sva_bind_device(&engine->pdev->dev, current->mm);
 	if (IS_ERR(sva))
 		return PTR_ERR(sva);
-	file->pasid = iommu_sva_get_pasid(sva);
-	if (put_user(file->pasid, user)) {
-		iommu_sva_unbind_device(sva);
-		return -EFAULT;
-	}
 	file->sva = sva;
+	file->pasid = iommu_sva_get_pasid(sva);
+	mmget(current->mm);
 	list_add(&file->list, &engine->files);
-	guard(spinlock_irqsave)(&engine->slot_lock);
-	file->mm = current->mm;
-	return 0;
+	scoped_guard(spinlock_irqsave, &engine->slot_lock)
+		file->mm = current->mm;
+	return put_user(file->pasid, user);
 }
 
 /*
  * Ends the file's jobs, which takes microseconds, and unbinds its process. After the interrupt of each job, the engine
  * makes no more requests with the PASID, as iommu_sva_unbind_device() expects. Called with engine->lock held.
+ *
+ * The file keeps the process's memory until then. If the memory went first, Linux 7.3 would not drain the page requests
+ * that are queued (intel_mm_release() leaves the PASID entry as if unused), and would use the freed bond for them.
  */
 static void engine_unbind(struct engine_file *file)
 {
 	struct engine *engine = file->engine;
 	struct engine_slot *slot;
+	struct mm_struct *mm;
 
 	if (!file->sva)
 		return;
 	scoped_guard(spinlock_irqsave, &engine->slot_lock) {
+		mm = file->mm;
 		file->mm = NULL;
-		for_each_slot(slot, engine)
-			if (slot->job && slot->job->file == file)
-				writel(STATUS_END, slot->regs + SLOT_STATUS);
+		for_each_slot_of(slot, file)
+			writel(STATUS_END, slot->regs + SLOT_STATUS);
 	}
 	if (!wait_event_timeout(engine->wait, !smp_load_acquire(&file->running),
 				pci_device_is_present(engine->pdev) ? HZ : 0)) {
 		guard(spinlock_irqsave)(&engine->slot_lock);
 		pci_warn(engine->pdev, "the engine does not end its jobs, and is not used any more\n");
 		engine->removed = true;
-		for_each_slot(slot, engine)
-			if (slot->job && slot->job->file == file)
-				slot_finish(slot, RESULT_ENDED);
+		for_each_slot_of(slot, file)
+			slot_finish(slot, RESULT_ENDED);
 	}
 	iommu_sva_unbind_device(file->sva);
+	mmput(mm);
 	file->sva = NULL;
 	list_del(&file->list);
 }
@@ -292,12 +292,11 @@ static int engine_open(struct inode *inode, struct file *filp)
 static int engine_release(struct inode *inode, struct file *filp)
 {
 	struct engine_file *file = filp->private_data;
-	struct engine *engine = file->engine;
 
-	scoped_guard(mutex, &engine->lock)
+	scoped_guard(mutex, &file->engine->lock)
 		engine_unbind(file);
+	engine_put(file->engine);
 	kfree(file);
-	engine_put(engine);
 	return 0;
 }
 
@@ -338,7 +337,7 @@ static int engine_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	INIT_LIST_HEAD(&engine->files);
 	engine->pdev = pdev;
 	pci_set_drvdata(pdev, engine);
-	/* The first of the device's resources is released last: the interrupts use the engine. */
+	/* What is registered first is released last: the interrupts use the engine. */
 	ret = devm_add_action_or_reset(&pdev->dev, engine_put, engine) ?: pcim_enable_device(pdev);
 	if (ret)
 		return ret;
@@ -352,11 +351,10 @@ static int engine_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	if (ret || !records)
 		return ret ?: -ENOMEM;
 	pci_set_master(pdev);
-	/* With fewer vectors, only as many slots are used. */
 	n = pci_alloc_irq_vectors(pdev, 1, MAX_SLOTS, PCI_IRQ_MSIX);
 	if (n < 0)
 		return n;
-	engine->slot_count = min_t(u32, n, readl(regs + ENGINE_SLOTS) & 0xff);
+	engine->slot_count = min_t(u32, n, readl(regs + ENGINE_SLOTS) & 0xff); /* no slot without a vector */
 	for (n = 0; n < engine->slot_count; n++) {
 		slot = &engine->slots[n];
 		*slot = (struct engine_slot){ .engine = engine, .regs = regs + SLOT(n), .record = records + n,
@@ -384,11 +382,11 @@ static void engine_remove(struct pci_dev *pdev)
 	list_for_each_entry_safe(file, next, &engine->files, list)
 		engine_unbind(file);
 	wake_up_all(&engine->wait);
-	pci_clear_master(pdev);
 }
 
 static const struct pci_device_id engine_ids[] = { { PCI_DEVICE(0x1234, 0x11e9) }, { } };
 MODULE_DEVICE_TABLE(pci, engine_ids);
+
 static struct pci_driver engine_driver = {
 	.name = KBUILD_MODNAME,
 	.id_table = engine_ids,

@@ -1,7 +1,7 @@
 /* sva: hands pointers into its own memory to dma-engine, and compares what the engine copied.
  *   sva 1000 4
  *
- *   sva [--touched] COPIES PROCESSES
+ *   sva [--touched] [--killed N] COPIES PROCESSES
  *
  * Each process opens the driver of Images/dma-engine and binds its address space. The copies have random offsets and
  * lengths. The kinds take turns:
@@ -16,6 +16,9 @@
  *   gone        the same with an unmapped page, like `unmapped`; the kernel logs a fault
  * With --touched, `touched` replaces the first three, for an engine that cannot request pages: all pages are locked in
  * memory, and translated by ATS if it is there.
+ * With --killed, N more processes, one after the other, start long copies and are killed amid them. Afterwards a new
+ * process gets one of the lowest PASIDs, because those of the killed ones are free again.
+ * Before all that, one process checks the driver's own rules.
  *
  * Prints a line for each kind, and "passed" or "FAILED". Exit status 0: every copy had the right result.
  */
@@ -38,7 +41,7 @@
 
 #include "../dma-engine/dma_engine.h"
 
-enum { PAGE = 4096, PAGES = 6, AREA = PAGES * PAGE, LONGEST = 3 * PAGE };
+enum { PAGE = 4096, PAGES = 6, AREA = PAGES * PAGE, LONGEST = 3 * PAGE, LONG = 2 << 20 };
 
 enum kind { UNTOUCHED, DONTNEED, FORKED, TOUCHED, READ_ONLY, UNMAPPED, KERNEL, PRESENT, GONE, KINDS };
 static const char *const names[KINDS] = {"untouched", "dontneed", "forked", "touched", "read-only", "unmapped", "kernel",
@@ -364,16 +367,111 @@ static void process(const char *path, int number, int copies, int processes)
 	_exit(0);
 }
 
+/* Checks that a request fails with this error, or succeeds if it is 0. Returns the number of failures. */
+static int expect(int error, unsigned long request, void *argument, const char *what)
+{
+	int got = ioctl(engine, request, argument) ? errno : 0;
+	if (got == error)
+		return 0;
+	print_line("FAIL sva: %s: %s, not %s", what, got ? strerror(got) : "no error", error ? strerror(error) : "success");
+	return 1;
+}
+
+/* Checks the driver's own rules. Returns the number of failures. */
+static int rules(const char *path)
+{
+	char *bytes = map(MAP_PRIVATE, -1);
+	struct dma_engine_copy order = {(uintptr_t)bytes, (uintptr_t)bytes + PAGE, 8, 0, 0}, odd = order, huge = order;
+	struct dma_engine_wait outcome = {.job = 0};
+	int failures = 0, status;
+	memset(bytes, 1, AREA);
+	check(mlock(bytes, AREA), "mlock");
+	engine = open(path, O_RDWR | O_CLOEXEC);
+	check(engine, path);
+	failures += expect(EINVAL, DMA_ENGINE_SUBMIT, &order, "a copy before bind");
+	failures += expect(0, DMA_ENGINE_BIND, &pasid, "bind");
+	failures += expect(EBUSY, DMA_ENGINE_BIND, &pasid, "a second bind");
+	failures += expect(EINVAL, DMA_ENGINE_WAIT, &outcome, "a wait for no job");
+	failures += expect(ENOTTY, DMA_ENGINE_BIND + 9, &outcome, "an unknown request");
+	odd.flags = 2;
+	failures += expect(EINVAL, DMA_ENGINE_SUBMIT, &odd, "a copy with an unknown flag");
+	pid_t child = fork();
+	check(child, "fork");
+	if (!child)
+		_exit(expect(EPERM, DMA_ENGINE_SUBMIT, &order, "a child's copy in its parent's memory"));
+	check(waitpid(child, &status, 0), "waitpid");
+	failures += !!status;
+	/* The fork has write-protected the page. */
+	memset(bytes, 1, AREA);
+	huge.length = (1u << 30) + 1;
+	failures += expect(0, DMA_ENGINE_SUBMIT, &huge, "a copy of over 1 GiB");
+	outcome.job = huge.job;
+	failures += expect(EINVAL, DMA_ENGINE_WAIT, &outcome, "the end of a copy of over 1 GiB");
+	for (int job = 0; job < DMA_ENGINE_JOBS; job++)
+		failures += expect(0, DMA_ENGINE_SUBMIT, &order, "one of 16 copies");
+	failures += expect(EBUSY, DMA_ENGINE_SUBMIT, &order, "a 17th copy");
+	for (outcome.job = 0; outcome.job < DMA_ENGINE_JOBS; outcome.job++)
+		failures += expect(0, DMA_ENGINE_WAIT, &outcome, "the end of one of 16 copies");
+	outcome.job = 0;
+	failures += expect(EINVAL, DMA_ENGINE_WAIT, &outcome, "a second wait for a job");
+	outcome.job = DMA_ENGINE_JOBS;
+	failures += expect(EINVAL, DMA_ENGINE_WAIT, &outcome, "a wait for a job that cannot be");
+	failures += memcmp(bytes, bytes + PAGE, 8) != 0;
+	close(engine);
+	munmap(bytes, AREA);
+	return failures;
+}
+
+/* Starts a process with long copies, and kills it amid them. Returns whether it was still copying. */
+static int kill_one(const char *path)
+{
+	int ready[2];
+	char byte;
+	check(pipe(ready), "pipe");
+	pid_t child = fork();
+	check(child, "fork");
+	if (!child) {
+		/* The memory has no pages; with --touched, it has. */
+		char *bytes = mmap(NULL, 2 * LONG, PROT_READ | PROT_WRITE,
+				   MAP_PRIVATE | MAP_ANONYMOUS | (touched ? MAP_POPULATE : 0), -1, 0);
+		struct dma_engine_copy order = {(uintptr_t)bytes, (uintptr_t)bytes + LONG, LONG, 0, 0};
+		engine = open(path, O_RDWR | O_CLOEXEC);
+		check(engine, path);
+		check(ioctl(engine, DMA_ENGINE_BIND, &pasid), "bind");
+		for (int job = 0; job < 4; job++)
+			check(ioctl(engine, DMA_ENGINE_SUBMIT, &order), "submit");
+		if (write(ready[1], "", 1) != 1)
+			_exit(2);
+		struct dma_engine_wait outcome = {.job = order.job};
+		ioctl(engine, DMA_ENGINE_WAIT, &outcome);
+		_exit(0);
+	}
+	close(ready[1]);
+	if (read(ready[0], &byte, 1) == 1)
+		usleep(random_below(2000));
+	kill(child, SIGKILL);
+	close(ready[0]);
+	int status;
+	check(waitpid(child, &status, 0), "waitpid");
+	return WIFSIGNALED(status);
+}
+
 int main(int count, char **words)
 {
+	int killed = 0;
 	if (count > 1 && !strcmp(words[1], "--touched")) {
 		touched = 1;
 		words++;
 		count--;
 	}
+	if (count > 2 && !strcmp(words[1], "--killed")) {
+		killed = atoi(words[2]);
+		words += 2;
+		count -= 2;
+	}
 	int copies = count == 3 ? atoi(words[1]) : 0, processes = count == 3 ? atoi(words[2]) : 0;
 	if (copies < 1 || processes < 1 || processes > 64) {
-		print_line("FAIL usage: sva [--touched] COPIES PROCESSES");
+		print_line("FAIL usage: sva [--touched] [--killed N] COPIES PROCESSES");
 		return 2;
 	}
 	glob_t found;
@@ -384,18 +482,32 @@ int main(int count, char **words)
 	counts = mmap(NULL, KINDS * sizeof *counts, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (counts == MAP_FAILED)
 		fail("mmap");
+	const char *path = found.gl_pathv[0];
+	int failed = rules(path), status;
 	struct timespec begun, ended;
 	clock_gettime(CLOCK_MONOTONIC, &begun);
 	for (int number = 0; number < processes; number++) {
 		pid_t child = fork();
 		check(child, "fork");
 		if (!child)
-			process(found.gl_pathv[0], number, copies, processes);
+			process(path, number, copies, processes);
 	}
-	int failed = 0, status;
+	state = 1;
+	int amid = 0;
+	for (int number = 0; number < killed; number++)
+		amid += kill_one(path);
 	while (wait(&status) > 0)
 		failed |= status;
 	clock_gettime(CLOCK_MONOTONIC, &ended);
+	if (killed) {
+		engine = open(path, O_RDWR | O_CLOEXEC);
+		check(engine, path);
+		check(ioctl(engine, DMA_ENGINE_BIND, &pasid), "bind");
+		/* A process that has ended may keep its PASID a moment longer. */
+		failed |= !amid || pasid > (uint32_t)processes + 2;
+		print_line("killed: %d processes, %d amid their copies; the next PASID is %u", killed, amid, pasid);
+		close(engine);
+	}
 	uint64_t all = 0;
 	for (int kind = 0; kind < KINDS; kind++) {
 		if (!counts[kind].copies)
