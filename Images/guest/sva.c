@@ -16,8 +16,8 @@
  *   gone        the same with an unmapped page, like `unmapped`; the kernel logs a fault
  * With --touched, `touched` replaces the first three, for an engine that cannot request pages: all pages are locked in
  * memory, and translated by ATS if it is there.
- * With --killed, N more processes, one after the other, start long copies and are killed amid them. Afterwards a new
- * process gets one of the lowest PASIDs, because those of the killed ones are free again.
+ * With --killed, N more processes, one after the other, copy without end, and are killed. Afterwards a new process gets
+ * one of the lowest PASIDs, because those of the killed ones are free again.
  * Before all that, one process checks the driver's own rules.
  *
  * Prints a line for each kind, and "passed" or "FAILED". Exit status 0: every copy had the right result.
@@ -49,6 +49,9 @@ static const char *const names[KINDS] = {"untouched", "dontneed", "forked", "tou
 
 /* What all processes count together. */
 static struct { uint64_t copies, served, refused, wrong, bytes; } *counts;
+/* Also common: the PASID of each process, once it is bound. */
+enum { MOST = 64 };
+static uint32_t *pasids;
 static int engine, file, touched;
 static uint32_t pasid;
 static uint64_t state;
@@ -352,11 +355,25 @@ static void process(const char *path, int number, int copies, int processes)
 	state = 0x9e3779b97f4a7c15 * (number + 1);
 	engine = open(path, O_RDWR | O_CLOEXEC);
 	check(engine, path);
-	check(ioctl(engine, DMA_ENGINE_BIND, &pasid), "bind");
+	if (ioctl(engine, DMA_ENGINE_BIND, &pasid)) {
+		/* Ends the others' wait. */
+		memset(pasids, 0xff, MOST * sizeof *pasids);
+		fail("bind");
+	}
 	file = memfd_create("sva", 0);
 	check(file, "memfd_create");
 	check(ftruncate(file, AREA), "ftruncate");
-	print_line("process %d has PASID %u", number, pasid);
+	__atomic_store_n(&pasids[number], pasid, __ATOMIC_RELEASE);
+	/* All processes have their PASIDs at the same time. */
+	for (int other = 0; other < processes; other++)
+		while (!__atomic_load_n(&pasids[other], __ATOMIC_ACQUIRE))
+			usleep(1000);
+	if (!number) {
+		char line[1024] = "";
+		for (int other = 0; other < processes; other++)
+			snprintf(line + strlen(line), sizeof line - strlen(line), " %u", pasids[other]);
+		print_line("%d processes have the PASIDs%.200s", processes, line);
+	}
 	int kind = number % KINDS;
 	for (int copy = number; copy < copies; copy += processes) {
 		do
@@ -422,7 +439,7 @@ static int rules(const char *path)
 	return failures;
 }
 
-/* Starts a process with long copies, and kills it amid them. Returns whether it was still copying. */
+/* Starts a process that copies without end, four copies at once, and kills it. Returns whether it was copying. */
 static int kill_one(const char *path)
 {
 	int ready[2];
@@ -442,13 +459,19 @@ static int kill_one(const char *path)
 			check(ioctl(engine, DMA_ENGINE_SUBMIT, &order), "submit");
 		if (write(ready[1], "", 1) != 1)
 			_exit(2);
-		struct dma_engine_wait outcome = {.job = order.job};
-		ioctl(engine, DMA_ENGINE_WAIT, &outcome);
-		_exit(0);
+		for (int job = 0;; job = (job + 1) % 4) {
+			struct dma_engine_wait outcome = {.job = job};
+			check(ioctl(engine, DMA_ENGINE_WAIT, &outcome), "wait");
+			if (!touched)
+				check(madvise(bytes, 2 * LONG, MADV_DONTNEED), "madvise");
+			check(ioctl(engine, DMA_ENGINE_SUBMIT, &order), "submit");
+			if (order.job != (unsigned)job)
+				_exit(3);
+		}
 	}
 	close(ready[1]);
 	if (read(ready[0], &byte, 1) == 1)
-		usleep(random_below(2000));
+		usleep(random_below(5000));
 	kill(child, SIGKILL);
 	close(ready[0]);
 	int status;
@@ -470,7 +493,7 @@ int main(int count, char **words)
 		count -= 2;
 	}
 	int copies = count == 3 ? atoi(words[1]) : 0, processes = count == 3 ? atoi(words[2]) : 0;
-	if (copies < 1 || processes < 1 || processes > 64) {
+	if (copies < 1 || processes < 1 || processes > MOST) {
 		print_line("FAIL usage: sva [--touched] [--killed N] COPIES PROCESSES");
 		return 2;
 	}
@@ -480,7 +503,8 @@ int main(int count, char **words)
 		return 2;
 	}
 	counts = mmap(NULL, KINDS * sizeof *counts, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	if (counts == MAP_FAILED)
+	pasids = mmap(NULL, MOST * sizeof *pasids, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (counts == MAP_FAILED || pasids == MAP_FAILED)
 		fail("mmap");
 	const char *path = found.gl_pathv[0];
 	int failed = rules(path), status;
@@ -504,7 +528,7 @@ int main(int count, char **words)
 		check(engine, path);
 		check(ioctl(engine, DMA_ENGINE_BIND, &pasid), "bind");
 		/* A process that has ended may keep its PASID a moment longer. */
-		failed |= !amid || pasid > (uint32_t)processes + 2;
+		failed |= amid < killed || pasid > (uint32_t)processes + 2;
 		print_line("killed: %d processes, %d amid their copies; the next PASID is %u", killed, amid, pasid);
 		close(engine);
 	}
