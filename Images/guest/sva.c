@@ -2,6 +2,7 @@
  *   sva 1000 4
  *
  *   sva [--touched] [--killed N] COPIES PROCESSES
+ *   sva [--touched] --until-gone PROCESSES
  *
  * Each process opens the driver of Images/dma-engine and binds its address space. The copies have random offsets and
  * lengths. The kinds take turns:
@@ -19,6 +20,7 @@
  * With --killed, N more processes, one after the other, copy without end, and are killed. Afterwards a new process gets
  * one of the lowest PASIDs, because those of the killed ones are free again.
  * Before all that, one process checks the driver's own rules.
+ * With --until-gone, the processes copy without end, until the driver is unbound from the engine.
  *
  * Prints a line for each kind, and "passed" or "FAILED". Exit status 0: every copy had the right result.
  */
@@ -44,8 +46,8 @@
 enum { PAGE = 4096, PAGES = 6, AREA = PAGES * PAGE, LONGEST = 3 * PAGE, LONG = 2 << 20 };
 
 enum kind { UNTOUCHED, DONTNEED, FORKED, TOUCHED, READ_ONLY, UNMAPPED, KERNEL, PRESENT, GONE, KINDS };
-static const char *const names[KINDS] = {"untouched", "dontneed", "forked", "touched", "read-only", "unmapped", "kernel",
-					 "present", "gone"};
+static const char *const names[KINDS] = {"untouched", "dontneed", "forked",  "touched", "read-only",
+					 "unmapped",  "kernel",   "present", "gone"};
 
 /* What all processes count together. */
 static struct { uint64_t copies, served, refused, wrong, bytes; } *counts;
@@ -139,8 +141,8 @@ static void wrong(struct copy *copy, const char *what)
 	if (__atomic_add_fetch(&counts[copy->kind].wrong, 1, __ATOMIC_RELAXED) > 3)
 		return;
 	print_line("FAIL sva: %s, PASID %u: %s; 0x%zx bytes from %p to %p: %s, result %u, %llu done, fault at 0x%llx",
-		   names[copy->kind], pasid, what, copy->length, copy->source + copy->from, copy->destination + copy->to,
-		   copy->error ? strerror(copy->error) : "no error", copy->outcome.result,
+		   names[copy->kind], pasid, what, copy->length, copy->source + copy->from,
+		   copy->destination + copy->to, copy->error ? strerror(copy->error) : "no error", copy->outcome.result,
 		   (unsigned long long)copy->outcome.done, (unsigned long long)copy->outcome.fault);
 }
 
@@ -321,7 +323,7 @@ static void unmapped(struct copy *copy)
 
 static void kernel(struct copy *copy)
 {
-	/* The direct map of all memory, the end of the kernel's text without KASLR, and an address that is not canonical. */
+	/* The direct map of all memory, the kernel's text without KASLR, and the hole between the halves. */
 	static const uint64_t areas[] = {0xffff888000000000, 0xffffffff80200000, 0x0000900000000000};
 	prepare(copy, touched);
 	char *area = (char *)(uintptr_t)(areas[random_below(3)] + random_below(256) * PAGE), *own;
@@ -340,8 +342,8 @@ static void one(enum kind kind)
 	struct copy copy = {.kind = kind, .from = random_below(AREA - LONGEST), .to = random_below(AREA - LONGEST),
 			    .length = 1 + random_below(random_below(4) ? LONGEST : 64),
 			    .flags = kind == PRESENT || kind == GONE ? DMA_ENGINE_UNTRANSLATED : 0};
-	static void (*const functions[KINDS])(struct copy *) = {untouched, dontneed, forked, touched_memory, read_only, unmapped,
-								kernel, touched_memory, unmapped};
+	static void (*const functions[KINDS])(struct copy *) = {
+		untouched, dontneed, forked, touched_memory, read_only, unmapped, kernel, touched_memory, unmapped};
 	__atomic_add_fetch(&counts[kind].copies, 1, __ATOMIC_RELAXED);
 	functions[kind](&copy);
 	munmap(copy.source, AREA);
@@ -390,7 +392,7 @@ static int expect(int error, unsigned long request, void *argument, const char *
 	int got = ioctl(engine, request, argument) ? errno : 0;
 	if (got == error)
 		return 0;
-	print_line("FAIL sva: %s: %s, not %s", what, got ? strerror(got) : "no error", error ? strerror(error) : "success");
+	print_line("FAIL sva: %s: errno %d, not %d", what, got, error);
 	return 1;
 }
 
@@ -439,37 +441,72 @@ static int rules(const char *path)
 	return failures;
 }
 
-/* Starts a process that copies without end, four copies at once, and kills it. Returns whether it was copying. */
+/* Starts a process that copies without end, four copies at once. When it does, it writes a byte. It ends with status 0
+ * if the engine goes away. */
+static pid_t start_endless(const char *path, int ready[2])
+{
+	check(pipe(ready), "pipe");
+	pid_t child = fork();
+	check(child, "fork");
+	if (child) {
+		close(ready[1]);
+		return child;
+	}
+	/* The memory has no pages; with --touched, it has. */
+	char *bytes = mmap(NULL, 2 * LONG, PROT_READ | PROT_WRITE,
+			   MAP_PRIVATE | MAP_ANONYMOUS | (touched ? MAP_POPULATE : 0), -1, 0);
+	struct dma_engine_copy order = {(uintptr_t)bytes, (uintptr_t)bytes + LONG, LONG, 0, 0};
+	engine = open(path, O_RDWR | O_CLOEXEC);
+	check(engine, path);
+	check(ioctl(engine, DMA_ENGINE_BIND, &pasid), "bind");
+	for (int job = 0; job < 4; job++)
+		check(ioctl(engine, DMA_ENGINE_SUBMIT, &order), "submit");
+	if (write(ready[1], "", 1) != 1)
+		_exit(2);
+	for (int job = 0;; job = (job + 1) % 4) {
+		struct dma_engine_wait outcome = {.job = job};
+		if (ioctl(engine, DMA_ENGINE_WAIT, &outcome)) {
+			if (errno != ECANCELED)
+				fail("the end of an endless copy");
+			/* The driver has ended the job, and starts no other. */
+			check(ioctl(engine, DMA_ENGINE_SUBMIT, &order) ? 0 : -1, "submit after the end");
+			_exit(errno != ENODEV);
+		}
+		if (!touched)
+			check(madvise(bytes, 2 * LONG, MADV_DONTNEED), "madvise");
+		if (ioctl(engine, DMA_ENGINE_SUBMIT, &order)) {
+			if (errno != ENODEV)
+				fail("submit");
+			_exit(0);
+		}
+		if (order.job != (unsigned)job)
+			_exit(3);
+	}
+}
+
+/* Runs endless processes until the engine goes away. */
+static int until_gone(const char *path, int processes)
+{
+	int ready[2], status, failed = 0;
+	char byte;
+	for (int number = 0; number < processes; number++) {
+		start_endless(path, ready);
+		failed |= read(ready[0], &byte, 1) != 1;
+		close(ready[0]);
+	}
+	print_line("%d processes copy until the engine is gone", processes);
+	while (wait(&status) > 0)
+		failed |= status;
+	print_line("%d processes have seen the engine go: %s", processes, failed ? "FAILED" : "passed");
+	return !!failed;
+}
+
+/* Kills an endless process. Returns whether it was copying. */
 static int kill_one(const char *path)
 {
 	int ready[2];
 	char byte;
-	check(pipe(ready), "pipe");
-	pid_t child = fork();
-	check(child, "fork");
-	if (!child) {
-		/* The memory has no pages; with --touched, it has. */
-		char *bytes = mmap(NULL, 2 * LONG, PROT_READ | PROT_WRITE,
-				   MAP_PRIVATE | MAP_ANONYMOUS | (touched ? MAP_POPULATE : 0), -1, 0);
-		struct dma_engine_copy order = {(uintptr_t)bytes, (uintptr_t)bytes + LONG, LONG, 0, 0};
-		engine = open(path, O_RDWR | O_CLOEXEC);
-		check(engine, path);
-		check(ioctl(engine, DMA_ENGINE_BIND, &pasid), "bind");
-		for (int job = 0; job < 4; job++)
-			check(ioctl(engine, DMA_ENGINE_SUBMIT, &order), "submit");
-		if (write(ready[1], "", 1) != 1)
-			_exit(2);
-		for (int job = 0;; job = (job + 1) % 4) {
-			struct dma_engine_wait outcome = {.job = job};
-			check(ioctl(engine, DMA_ENGINE_WAIT, &outcome), "wait");
-			if (!touched)
-				check(madvise(bytes, 2 * LONG, MADV_DONTNEED), "madvise");
-			check(ioctl(engine, DMA_ENGINE_SUBMIT, &order), "submit");
-			if (order.job != (unsigned)job)
-				_exit(3);
-		}
-	}
-	close(ready[1]);
+	pid_t child = start_endless(path, ready);
 	if (read(ready[0], &byte, 1) == 1)
 		usleep(random_below(5000));
 	kill(child, SIGKILL);
@@ -481,7 +518,7 @@ static int kill_one(const char *path)
 
 int main(int count, char **words)
 {
-	int killed = 0;
+	int killed = 0, endless = 0;
 	if (count > 1 && !strcmp(words[1], "--touched")) {
 		touched = 1;
 		words++;
@@ -492,9 +529,14 @@ int main(int count, char **words)
 		words += 2;
 		count -= 2;
 	}
+	if (count > 2 && !strcmp(words[1], "--until-gone")) {
+		endless = 1;
+		words[1] = "1";
+	}
 	int copies = count == 3 ? atoi(words[1]) : 0, processes = count == 3 ? atoi(words[2]) : 0;
 	if (copies < 1 || processes < 1 || processes > MOST) {
-		print_line("FAIL usage: sva [--touched] [--killed N] COPIES PROCESSES");
+		print_line("FAIL usage: sva [--touched] [--killed N] COPIES PROCESSES; "
+			   "sva [--touched] --until-gone PROCESSES");
 		return 2;
 	}
 	glob_t found;
@@ -507,6 +549,8 @@ int main(int count, char **words)
 	if (counts == MAP_FAILED || pasids == MAP_FAILED)
 		fail("mmap");
 	const char *path = found.gl_pathv[0];
+	if (endless)
+		return until_gone(path, processes);
 	int failed = rules(path), status;
 	struct timespec begun, ended;
 	clock_gettime(CLOCK_MONOTONIC, &begun);
