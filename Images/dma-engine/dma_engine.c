@@ -40,7 +40,6 @@
 #define SLOT_COUNT		0x18
 #define SLOT_PASID_VECTOR	0x20
 #define SLOT_COMPLETION		0x28
-
 #define MAX_SLOTS		16
 #define RESULT_ENDED		12
 /* The errno of each of the engine's results. */
@@ -264,10 +263,12 @@ static void engine_unbind(struct engine_file *file)
 	}
 	if (!wait_event_timeout(engine->wait, !smp_load_acquire(&file->running),
 				pci_device_is_present(engine->pdev) ? HZ : 0)) {
-		guard(spinlock_irqsave)(&engine->slot_lock);
 		pci_warn(engine->pdev, "the engine does not end its jobs, and is not used any more\n");
+		/* Without bus mastering the engine makes no more requests and sends no interrupts: end all jobs. */
+		pci_clear_master(engine->pdev);
+		guard(spinlock_irqsave)(&engine->slot_lock);
 		engine->removed = true;
-		for_each_slot_of(slot, file)
+		for_each_slot(slot, engine) if (slot->job)
 			slot_finish(slot, RESULT_ENDED);
 	}
 	iommu_sva_unbind_device(file->sva);
@@ -394,6 +395,5 @@ static struct pci_driver engine_driver = {
 	.remove = engine_remove,
 };
 module_pci_driver(engine_driver);
-
 MODULE_DESCRIPTION("Shared virtual memory with Nestling's dma-engine");
 MODULE_LICENSE("GPL");
