@@ -95,7 +95,8 @@ final class HostBoundDevice: HostTranslation {
   func bind(_ pasid: UInt32?, to binding: HostBinding) throws(HostRefusal) -> (any HostFirstStage)? {
     if let pasid {
       guard let pasids else { throw HostRefusal() }
-      return try pasids.bind(pasid, to: binding, notice: notice)
+      let requests = state.withLock { $0.pageRequests }
+      return try pasids.bind(pasid, to: binding, requests, refuse: refusePageRequests, notice: notice)
     }
     do {
       switch binding {

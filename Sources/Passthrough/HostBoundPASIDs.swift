@@ -11,13 +11,15 @@ import VTd
 /// That concerns no other function of the guest: PASIDs are offered only behind a unit with first stage, where a function
 /// is the machine's only one of its group.
 ///
-/// Lock order: the caller holds the lock of the unit's bindings; then the lock of `PassthroughMemory`; then that of the
-/// device's attachments. `state` is held across no call.
+/// Lock order: the caller holds the lock of the unit's bindings; then the lock of `PassthroughMemory` or of the page
+/// requests; then that of the device's attachments. `state` is held across no call.
 final class HostBoundPASIDs: Sendable {
   private struct Attachment {
     let target: any AttachmentTarget
     /// The first stage whose table the target is.
     let firstStage: NestedTable?
+    /// Passes on the page requests of the table; nil if the host answers them.
+    let requests: HostPageRequests?
   }
 
   /// Width in bits of the PASIDs that can be attached: at least 1.
@@ -48,24 +50,34 @@ final class HostBoundPASIDs: Sendable {
     state.withLock { state in state.sorted { $0.key < $1.key }.map { ($0.key, $0.value.target) } }
   }
 
+  /// - Parameters:
+  ///   - requests: passes on page requests; nil if the host answers them.
+  ///   - refuse: called if the host accepts the binding only without page requests.
   /// - Returns: the table of a first stage.
   func bind(
-    _ pasid: UInt32, to binding: HostBinding, notice: (HostBoundDevice.Notice) -> Void
+    _ pasid: UInt32, to binding: HostBinding, _ requests: HostPageRequests?, refuse: (SystemError) -> Void,
+    notice: (HostBoundDevice.Notice) -> Void
   ) throws(HostRefusal) -> NestedTable? {
     // The kernel uses PASID 0 of the host's tables for requests without PASID.
     guard pasid != 0, pasid >> UInt32(width) == 0 else { throw HostRefusal() }
     do throws(SystemError) {
       switch binding {
       case .secondStage:
-        try attach(pasid, to: parent, as: nil)
+        try attach(pasid, to: parent, as: nil, nil)
         return nil
       case .firstStage(let stage):
-        let nested = try memory.nestedTable(stage, on: parent, for: device)
-        try attach(pasid, to: nested.table, as: nested)
-        return nested
+        guard let requests else { return try attach(pasid, to: stage, nil) }
+        do {
+          return try attach(pasid, to: stage, requests)
+        } catch {
+          // The host may have refused only the page requests: try again without them.
+          let nested = try attach(pasid, to: stage, nil)
+          refuse(error)
+          return nested
+        }
       case .blocked(let reason):
         let problem = state.withLock { $0[pasid]?.firstStage?.invalidationProblem }
-        try device.detach(pasid: pasid)
+        try change(pasid, to: nil) { () throws(SystemError) in try device.detach(pasid: pasid) }
         _ = state.withLock { $0.removeValue(forKey: pasid) }
         switch reason {
         case .guestSecondStage, .supervisorRequests, .tooManyPASIDs: notice(.pasidBlocked(reason))
@@ -80,14 +92,33 @@ final class HostBoundPASIDs: Sendable {
     }
   }
 
+  private func attach(
+    _ pasid: UInt32, to stage: GuestFirstStage, _ requests: HostPageRequests?
+  ) throws(SystemError) -> NestedTable {
+    let nested = try memory.nestedTable(stage, on: parent, for: device, queue: requests?.queue)
+    try attach(pasid, to: nested.table, as: nested, requests)
+    return nested
+  }
+
   /// Attaches a PASID, or replaces its table. The kernel keeps the former table after an error.
   private func attach(
-    _ pasid: UInt32, to target: any AttachmentTarget, as firstStage: NestedTable?
+    _ pasid: UInt32, to target: any AttachmentTarget, as firstStage: NestedTable?, _ requests: HostPageRequests?
   ) throws(SystemError) {
     if state.withLock({ $0[pasid]?.target }) === target { return }
-    try device.attach(to: target, pasid: pasid)
-    let former = state.withLock { $0.updateValue(Attachment(target: target, firstStage: firstStage), forKey: pasid) }
+    let requests = firstStage == nil ? nil : requests
+    try change(pasid, to: requests) { () throws(SystemError) in try device.attach(to: target, pasid: pasid) }
+    let attachment = Attachment(target: target, firstStage: firstStage, requests: requests)
+    let former = state.withLock { $0.updateValue(attachment, forKey: pasid) }
     // Release the former table without the lock: its destruction is a system call.
     _ = former
+  }
+
+  /// Changes the table of a PASID, so that no page request of the former one is passed on afterwards.
+  /// - Parameter requests: passes on the page requests of the new table; nil if the host answers them.
+  private func change(
+    _ pasid: UInt32, to requests: HostPageRequests?, _ body: () throws(SystemError) -> Void
+  ) throws(SystemError) {
+    guard let involved = requests ?? state.withLock({ $0[pasid]?.requests }) else { return try body() }
+    try involved.changingTable(of: device.id, pasid: pasid, passesOn: requests != nil, body)
   }
 }

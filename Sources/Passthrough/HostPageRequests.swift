@@ -17,9 +17,10 @@ protocol PageRequestTaker: AnyObject, Sendable {
 /// Passes page requests from the kernel's fault queue to the guests of its devices, and the responses back. Each group
 /// gets one response: from the guest, from its unit, or from this object if neither will send one.
 ///
-/// When a device's table is replaced, the kernel answers the device's outstanding groups itself, and may reuse their
-/// cookies for other groups. So a change of table (`changingTable`) holds the lock that reading and answering hold: the
-/// change forgets the outstanding groups, and affects no request that is read later.
+/// When the table of a device or of one of its PASIDs is replaced, the kernel answers the outstanding groups of that
+/// table itself, and may reuse their cookies for other groups. So a change of table (`changingTable`) holds the lock
+/// that reading and answering hold: the change forgets the outstanding groups, and affects no request that is read
+/// later.
 ///
 /// A request that was read before a change may not have been passed on yet. It is passed on only while its group is
 /// outstanding, and the change waits for the request that is being passed on: so after the change no request of the
@@ -35,15 +36,20 @@ final class HostPageRequests: Sendable {
   /// The values by which a response names a group.
   fileprivate struct Group: Hashable {
     let device: UInt32
-    let index: UInt16
     /// The group index as the guest sees it.
+    let index: UInt16
     let pasid: UInt32?
+
+    /// The host uses the table of requests without PASID for those with PASID 0, too.
+    var usesTableWithoutPASID: Bool { pasid ?? 0 == 0 }
   }
   fileprivate struct State {
     /// The taker of each device.
     var takers: [UInt32: any PageRequestTaker] = [:]
     /// For each device with a first stage, the PASID of the entry that holds the table (RID_PASID).
     var ridPASIDs: [UInt32: UInt32] = [:]
+    /// The PASIDs of each device that are attached to tables with the queue.
+    var pasids: [UInt32: Set<UInt32>] = [:]
     /// The outstanding groups, indexed both ways.
     var cookies: [Group: UInt32] = [:]
     var groups: [UInt32: Group] = [:]
@@ -83,6 +89,7 @@ final class HostPageRequests: Sendable {
     state.withLock { state in
       state.takers[device] = nil
       state.ridPASIDs[device] = nil
+      state.pasids[device] = nil
       answerAll(of: device, &state)
     }
     waitForPassing()
@@ -91,15 +98,32 @@ final class HostPageRequests: Sendable {
   /// Waits until the request that is being passed on has been taken.
   private func waitForPassing() { passing.withLock { _ in } }
 
-  /// Calls `body`, which attaches a device to another table or detaches it, with the lock held. On return, no request
-  /// that was read before is being passed on, and none will be.
+  /// Calls `body`, which attaches a device's requests without PASID to another table or detaches them, with the lock
+  /// held. On return, no such request that was read before is being passed on, and none will be.
   /// - Parameter ridPASID: the PASID of the entry that holds the table, if it is a first stage.
   func changingTable(of device: UInt32, ridPASID: UInt32?, _ body: () throws(SystemError) -> Void) throws(SystemError) {
     try state.withLock { (state) throws(SystemError) in
       try body()
       // The kernel has answered the outstanding groups.
-      state.forget(device)
+      state.forget { $0.device == device && $0.usesTableWithoutPASID }
       state.ridPASIDs[device] = ridPASID
+    }
+    waitForPassing()
+  }
+
+  /// The same for a device's requests with one PASID other than 0.
+  /// - Parameter passesOn: whether the table that `body` attaches has the queue.
+  func changingTable(
+    of device: UInt32, pasid: UInt32, passesOn: Bool, _ body: () throws(SystemError) -> Void
+  ) throws(SystemError) {
+    try state.withLock { (state) throws(SystemError) in
+      try body()
+      state.forget { $0.device == device && $0.pasid == pasid }
+      if passesOn {
+        state.pasids[device, default: []].insert(pasid)
+      } else {
+        state.pasids[device]?.remove(pasid)
+      }
     }
     waitForPassing()
   }
@@ -181,7 +205,7 @@ final class HostPageRequests: Sendable {
   }
 
   private func answerAll(of device: UInt32, _ state: inout State) {
-    for cookie in state.forget(device) { respond(to: cookie, .invalidRequest) }
+    for cookie in state.forget(where: { $0.device == device }) { respond(to: cookie, .invalidRequest) }
   }
 
   /// Answers a group. The kernel has no Response Failure, which would stop a device that it shares with others: the
@@ -209,8 +233,9 @@ extension HostPageRequests.State {
   private mutating func taker(of group: HostPageRequests.Group, cookie: UInt32) -> (any PageRequestTaker)? {
     guard let taker = takers[group.device] else { return nil }
     // The host uses one table of the device, that of the guest's RID_PASID entry, for requests without PASID and with
-    // PASID 0. A request with a PASID fits only if both this PASID and RID_PASID are 0.
-    if let pasid = group.pasid, pasid != 0 || ridPASIDs[group.device] != 0 { return nil }
+    // PASID 0. A request with PASID 0 fits only if RID_PASID is 0, too.
+    if group.pasid == 0, ridPASIDs[group.device] != 0 { return nil }
+    if let pasid = group.pasid, pasid != 0, pasids[group.device]?.contains(pasid) != true { return nil }
     // An outstanding index must not be used again: the guest could not distinguish the two groups.
     if let former = cookies[group], former != cookie { return nil }
     cookies[group] = cookie
@@ -222,11 +247,11 @@ extension HostPageRequests.State {
     if let group = groups.removeValue(forKey: cookie) { cookies[group] = nil }
   }
 
-  /// Removes a device's outstanding groups.
+  /// Removes outstanding groups.
   /// - Returns: their cookies.
   @discardableResult
-  fileprivate mutating func forget(_ device: UInt32) -> [UInt32] {
-    let gone = groups.filter { $0.value.device == device }.map(\.key)
+  fileprivate mutating func forget(where isConcerned: (HostPageRequests.Group) -> Bool) -> [UInt32] {
+    let gone = groups.filter { isConcerned($0.value) }.map(\.key)
     for cookie in gone { remove(cookie) }
     return gone
   }

@@ -49,7 +49,9 @@ extension FakeKernel {
   /// Makes a device send a group of page requests, one page each.
   package func requestPages(of device: Int, group: UInt32, pasid: UInt32? = 0, _ addresses: [UInt64]) {
     state.withLock { state in
-      guard let table = state.devices[device].attachedTo, let queue = state.queueOfTable[table] else {
+      let target =
+        pasid ?? 0 == 0 ? state.devices[device].attachedTo : pasid.flatMap { state.devices[device].pasids[$0] }
+      guard let table = target, let queue = state.queueOfTable[table] else {
         state.responses.append(FakeResponse(device: device, index: group, isSuccess: false, isAutomatic: true))
         return
       }
@@ -60,6 +62,10 @@ extension FakeKernel {
   }
 
   package var responses: [FakeResponse] { state.withLock { $0.responses } }
+  /// The PASIDs of the groups that were read but not answered, in order; 0 for requests without PASID.
+  package var outstandingPASIDs: [UInt32] {
+    state.withLock { $0.faultQueues.values.flatMap { $0.outstanding.values.map { $0.pasid ?? 0 } }.sorted() }
+  }
   /// How many groups were read but not answered.
   package var outstandingCount: Int { state.withLock { $0.faultQueues.values.reduce(0) { $0 + $1.outstanding.count } } }
 }
@@ -115,13 +121,14 @@ extension FakeKernel.State {
       FakeResponse(device: device, index: group.index, isSuccess: isSuccess, isAutomatic: isAutomatic))
   }
 
-  /// When a device leaves a table, answers its groups as invalid.
-  mutating func answerFaults(of device: Int, leaving table: UInt32?) {
+  /// When requests of a device, those with a PASID or without, leave a table, answers their groups as invalid.
+  mutating func answerFaults(of device: Int, leaving table: UInt32?, pasid: UInt32 = 0) {
     guard let table, let id = queueOfTable[table], var queue = faultQueues[id] else { return }
     let own = devices[device].id
-    for group in queue.waiting where group.device == own { respond(to: group, isSuccess: false, isAutomatic: true) }
-    queue.waiting.removeAll { $0.device == own }
-    for (cookie, group) in queue.outstanding where group.device == own {
+    func leaves(_ group: FakeFaultQueue.Group) -> Bool { group.device == own && group.pasid ?? 0 == pasid }
+    for group in queue.waiting where leaves(group) { respond(to: group, isSuccess: false, isAutomatic: true) }
+    queue.waiting.removeAll(where: leaves)
+    for (cookie, group) in queue.outstanding where leaves(group) {
       queue.outstanding[cookie] = nil
       respond(to: group, isSuccess: false, isAutomatic: true)
     }

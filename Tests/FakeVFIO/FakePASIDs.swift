@@ -21,7 +21,9 @@ extension FakeKernel.State {
       return -EINVAL
     }
     guard request.pasid >> UInt32(devices[index].pasidWidth) == 0 else { return -EINVAL }
-    devices[index].pasids[request.pasid] = request.pt_id
+    if queueOfTable[request.pt_id] != nil, !devices[index].hasPageRequests { return -ENODEV }
+    let former = devices[index].pasids.updateValue(request.pt_id, forKey: request.pasid)
+    if former != request.pt_id { answerFaults(of: index, leaving: former, pasid: request.pasid) }
     return 0
   }
 
@@ -30,7 +32,8 @@ extension FakeKernel.State {
       Int(request.argsz) >= MemoryLayout<vfio_device_detach_iommufd_pt>.size
     else { return -EINVAL }
     steps.append(.detachPASID(request.pasid, device: index))
-    devices[index].pasids[request.pasid] = nil
+    let former = devices[index].pasids.removeValue(forKey: request.pasid)
+    answerFaults(of: index, leaving: former, pasid: request.pasid)
     return 0
   }
 

@@ -26,17 +26,18 @@ final class PageRequestChain {
     return image
   }
 
-  /// Linux 6.12 with two devices.
-  static func makeKernel() -> FakeKernel {
+  /// Linux 6.12 with two devices, or a later one that attaches PASIDs of this width.
+  static func makeKernel(pasidWidth: UInt8 = 0) -> FakeKernel {
     let kernel = FakeKernel(
       devices: (0..<2).map { number in
         var device = FakeKernel.Device(path: "/dev/vfio/devices/vfio\(number)")
         device.regions[7] = (4096, 0b011, [])
         device.regions[2] = (0x4000, 0b011, [])
         device.contents[7] = image
+        device.pasidWidth = pasidWidth
         return device
       })
-    kernel.state.withLock { $0.attachesPASIDs = false }
+    kernel.state.withLock { $0.attachesPASIDs = pasidWidth > 0 }
     return kernel
   }
 
@@ -53,8 +54,11 @@ final class PageRequestChain {
   var tables: Guest.ScalableTables { nesting.tables }
   var bindings: HostBindings { nesting.bindings }
 
-  init(_ kernel: FakeKernel, devices: Int = 1) throws {
+  private let pasidWidth: Int
+
+  init(_ kernel: FakeKernel, devices: Int = 1, pasidWidth: Int = 0) throws {
     self.kernel = kernel
+    self.pasidWidth = pasidWidth
     // PRE, PASIDE, DTE.
     nesting = try NestingGuest(context: 1 << 4 | 1 << 3 | 1 << 2) {
       $0.nested = true  // for RID_PASID
@@ -92,7 +96,9 @@ final class PageRequestChain {
 
   private func add(_ number: Int) throws {
     let device = try kernel.openDevice(number, for: memory)
-    let bound = try HostBoundDevice(device, memory: memory, nests: true) { [notices] in notices.add($0) }
+    let bound = try HostBoundDevice(device, memory: memory, nests: true, pasidWidth: pasidWidth) { [notices] in
+      notices.add($0)
+    }
     let offered = try bound.offerPageRequests()
     let requests = try #require(offered)
     let model = try VFIOPCI(
@@ -149,4 +155,15 @@ final class PageRequestChain {
 
   func invalidateEntry() -> Bool { nesting.invalidateEntry() }
   func setTable(_ root: UInt64) -> Bool { nesting.setTable(root) }
+
+  /// Writes the entry of a PASID below 64 and invalidates it; a root of 0 makes it not present.
+  func set(_ pasid: UInt32, _ root: UInt64, sourceLocation: SourceLocation = #_sourceLocation) {
+    let entry = tables.entry + UInt64(pasid) * 64
+    let words = root == 0 ? (0, 0, 0) : Guest.pasidEntry(type: 1, firstStage: root)
+    guest.store(words.1, at: entry + 8)
+    guest.store(words.2, at: entry + 16)
+    guest.store(words.0, at: entry)
+    #expect(
+      guest.submitAndWait([7 | 1 << 4 | 5 << 16 | UInt64(pasid) << 32, 0]), sourceLocation: sourceLocation)
+  }
 }
