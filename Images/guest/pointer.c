@@ -3,8 +3,8 @@
  *
  * The process maps 16 pages of a file and 16 new pages, and touches none of them. The engine copies from the first to
  * the second, so it must request every page. Then the process waits for SECONDS, in which the tables can be inspected.
- * It unmaps the new pages. The engine copies once more, which must be refused. Prints a line for each step; a line
- * "FAIL ..." names a step that went wrong. Exit status 0: none did.
+ * It unmaps the new pages, and lets the engine copy once more, which must be refused. Prints a line for each step; lines
+ * "FAIL ..." name a step that went wrong. Exit status 0: none did.
  */
 #define _GNU_SOURCE
 #include <errno.h>
