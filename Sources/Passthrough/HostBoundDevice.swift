@@ -33,6 +33,8 @@ final class HostBoundDevice: HostTranslation {
     var firstStage: NestedTable?
     /// The queue that passes on page requests; nil if the host answers the device's page requests.
     var pageRequests: HostPageRequests?
+    /// The queue that the attached table may have, even if `pageRequests` has become nil since.
+    var queueInUse: HostPageRequests?
     /// The notices that were reported: each is reported once.
     var reported: Set<Notice> = []
   }
@@ -154,7 +156,7 @@ final class HostBoundDevice: HostTranslation {
   private func attach(
     _ target: (any AttachmentTarget)?, as firstStage: NestedTable? = nil, ridPASID: UInt32? = nil
   ) throws(SystemError) {
-    let (attached, requests) = state.withLock { ($0.attached, $0.pageRequests) }
+    let (attached, requests) = state.withLock { ($0.attached, $0.queueInUse) }
     if let target, attached === target { return }
     func change() throws(SystemError) { try group.attach(self, to: target) }
     if let requests {
@@ -192,7 +194,7 @@ final class HostBoundDevice: HostTranslation {
     let requests = try memory.pageRequests()
     // The host does not walk this table: the device sends no requests yet.
     let trial = GuestFirstStage(root: 0, levels: 4, domain: 0, pasid: 0)
-    state.withLock { $0.pageRequests = requests }
+    state.withLock { ($0.pageRequests, $0.queueInUse) = (requests, requests) }
     do throws(SystemError) {
       _ = try attach(trial, on: parent, requests)
       try attach(secondStage)

@@ -26,7 +26,8 @@ protocol PageRequestTaker: AnyObject, Sendable {
 /// outstanding, and the change waits for the request that is being passed on: so after the change no request of the
 /// former table enters the guest's queue.
 ///
-/// The outstanding groups are bounded: each device has at most one for each group index.
+/// The outstanding groups are bounded: each device has at most one for each group index and attached PASID, and one
+/// without PASID. The kernel's limit of the device's outstanding requests is far lower.
 ///
 /// Lock order: `passing`, then `state`. `state` is held across calls of the kernel, but not across calls of the machine:
 /// no taker is called with it held. `passing` is held while a taker takes one request. Changes of tables and
@@ -231,6 +232,9 @@ extension HostPageRequests.State {
   /// Finds the taker of a group, and records the group as outstanding.
   /// - Returns: nil if the request is refused.
   private mutating func taker(of group: HostPageRequests.Group, cookie: UInt32) -> (any PageRequestTaker)? {
+    // The kernel collects a group by its index alone, so its requests may have different PASIDs. The last one decides
+    // whose group it is; those with another PASID are not passed on.
+    if let former = groups[cookie], former != group { remove(cookie) }
     guard let taker = takers[group.device] else { return nil }
     // The host uses one table of the device, that of the guest's RID_PASID entry, for requests without PASID and with
     // PASID 0. A request with PASID 0 fits only if RID_PASID is 0, too.

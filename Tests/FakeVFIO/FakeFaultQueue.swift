@@ -9,6 +9,8 @@ package struct FakeFaultQueue {
     package var index: UInt32
     package var pasid: UInt32?
     package var addresses: [UInt64]
+    /// The PASID of the requests before the last one, if it is another one.
+    package var partialPASID: UInt32?
   }
 
   /// Readable while groups wait to be read. A real descriptor of this process, so that poll(2) works.
@@ -47,7 +49,11 @@ package struct FakeResponse: Equatable {
 
 extension FakeKernel {
   /// Makes a device send a group of page requests, one page each.
-  package func requestPages(of device: Int, group: UInt32, pasid: UInt32? = 0, _ addresses: [UInt64]) {
+  /// - Parameter partialPASID: the PASID of all requests but the last, if it is another one. The kernel collects a group
+  ///   by its index alone.
+  package func requestPages(
+    of device: Int, group: UInt32, pasid: UInt32? = 0, partialPASID: UInt32? = nil, _ addresses: [UInt64]
+  ) {
     state.withLock { state in
       let target =
         pasid ?? 0 == 0 ? state.devices[device].attachedTo : pasid.flatMap { state.devices[device].pasids[$0] }
@@ -56,7 +62,9 @@ extension FakeKernel {
         return
       }
       state.faultQueues[queue]?.waiting.append(
-        .init(device: state.devices[device].id, index: group, pasid: pasid, addresses: addresses))
+        .init(
+          device: state.devices[device].id, index: group, pasid: pasid, addresses: addresses, partialPASID: partialPASID
+        ))
       state.faultQueues[queue]?.signal()
     }
   }
@@ -86,10 +94,12 @@ extension FakeKernel.State {
       queue.outstanding[cookie] = group
       for (number, address) in group.addresses.enumerated() {
         var fault = iommu_hwpt_pgfault()
-        if group.pasid != nil { fault.flags |= UInt32(IOMMU_PGFAULT_FLAGS_PASID_VALID) }
-        if number == group.addresses.count - 1 { fault.flags |= UInt32(IOMMU_PGFAULT_FLAGS_LAST_PAGE) }
+        let isLast = number == group.addresses.count - 1
+        let pasid = isLast ? group.pasid : group.partialPASID ?? group.pasid
+        if pasid != nil { fault.flags |= UInt32(IOMMU_PGFAULT_FLAGS_PASID_VALID) }
+        if isLast { fault.flags |= UInt32(IOMMU_PGFAULT_FLAGS_LAST_PAGE) }
         fault.dev_id = group.device
-        fault.pasid = group.pasid ?? 0
+        fault.pasid = pasid ?? 0
         fault.grpid = group.index
         fault.perm = UInt32(IOMMU_PGFAULT_PERM_READ | IOMMU_PGFAULT_PERM_WRITE)
         fault.addr = address

@@ -71,6 +71,24 @@ import VTdOracle
     }
   }
 
+  @Test("a group whose requests have different PASIDs is that of its last request")
+  func mixedGroup() throws {
+    try run { chain, kernel in
+      kernel.requestPages(of: 0, group: 3, pasid: 6, partialPASID: 5, [0x7000, 0x8000])
+      #expect(eventually { chain.count == 1 })
+      #expect(chain.take().map { $0[0] >> 32 & 0xf_ffff } == [6])
+      #expect(chain.respond(group: 3, pasid: 5))
+      #expect(eventually { chain.status() & 2 != 0 })
+      #expect(kernel.outstandingPASIDs == [6])
+      #expect(chain.respond(group: 3, pasid: 6))
+      #expect(eventually { kernel.outstandingPASIDs == [] })
+      // The index is free for PASID 5.
+      request(chain, kernel, group: 3, [5])
+      #expect(chain.respond(group: 3, pasid: 5))
+      #expect(eventually { kernel.outstandingPASIDs == [] })
+    }
+  }
+
   @Test("a change of the table without PASID ends no group of a PASID")
   func changeOfTheOtherTable() throws {
     try run { chain, kernel in
@@ -99,7 +117,13 @@ import VTdOracle
       // The kernel answers these requests itself.
       kernel.requestPages(of: 0, group: 1, pasid: 7, [0x7000])
       #expect(kernel.responses.last == FakeResponse(device: 0, index: 1, isSuccess: false, isAutomatic: true))
-      // PASID 5 has still a table with the queue, and its detachment ends its group.
+      // The table without PASID has still the queue, and its change ends its group.
+      request(chain, kernel, group: 6, [nil])
+      #expect(chain.setTable(0x70_0000) && kernel.outstandingPASIDs == [])
+      #expect(chain.respond(withoutPASID: 6))
+      #expect(eventually { chain.status() & 2 != 0 })
+      chain.clearStatus()
+      // So have those of PASIDs 5 and 6.
       request(chain, kernel, group: 2, [5])
       chain.set(5, 0)
       #expect(kernel.outstandingPASIDs == [])

@@ -148,6 +148,14 @@ final class PageRequestChain {
     ])
   }
 
+  /// Submits the guest's response to a group without PASID.
+  func respond(withoutPASID group: UInt64) -> Bool {
+    guest.submitAndWait([0x9 | UInt64(NestingGuest.sources[0].rawValue) << 16, group << 3])
+  }
+
+  /// Clears the errors of PRI's status.
+  func clearStatus() { models[0].function.writeConfiguration(offset: 0x1a6, width: .word, value: 3) }
+
   /// Returns the status of a function's PRI.
   func status(_ device: Int = 0) -> UInt64 { models[device].function.readConfiguration(offset: 0x1a6, width: .word) }
 
