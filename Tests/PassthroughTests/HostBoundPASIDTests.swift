@@ -295,7 +295,7 @@ import VTdOracle
     }
   }
 
-  @Test("a guest's second stage and too many PASIDs are reported once")
+  @Test("PASIDs beyond the limit are reported once")
   func blocked() throws {
     try run { chain, kernel in
       for pasid: UInt64 in 8..<10 {
